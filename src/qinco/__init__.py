@@ -1,0 +1,61 @@
+"""Vectors in a few bytes: neural residual quantization (QINCo, QINCo2).
+
+    import qinco
+
+    x = qinco.open_vectors("train.fvecs")
+    codec = qinco.Codec.fit(x, preset="qinco2-S", num_steps=8, epochs=10)
+    codes = codec.encode(x[:1000])  # uint8 (1000, 8)
+    x_hat = codec.decode(codes)  # float32 (1000, D)
+    codec.save("codec.safetensors")
+
+Importing this package is quick: what needs torch is imported when it is first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from qinco.errors import ConfigError, DataError, QincoError, ResourceError
+from qinco.version import __version__
+
+if TYPE_CHECKING:
+    from qinco.codec import Codec, ProductCodec
+    from qinco.config import PRESETS, EncodeOptions, ModelConfig
+    from qinco.vectors.source import VectorSource, open_vectors
+
+__all__ = [
+    "PRESETS",
+    "Codec",
+    "ConfigError",
+    "DataError",
+    "EncodeOptions",
+    "ModelConfig",
+    "ProductCodec",
+    "QincoError",
+    "ResourceError",
+    "VectorSource",
+    "__version__",
+    "open_vectors",
+]
+
+_HOMES = {
+    "Codec": "qinco.codec",
+    "ProductCodec": "qinco.codec",
+    "PRESETS": "qinco.config",
+    "EncodeOptions": "qinco.config",
+    "ModelConfig": "qinco.config",
+    "VectorSource": "qinco.vectors.source",
+    "open_vectors": "qinco.vectors.source",
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

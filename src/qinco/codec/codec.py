@@ -1,0 +1,223 @@
+"""`Codec`: a trained quantizer between vectors in data space and codes.
+
+Shape suffixes: N vectors, D dimension, M steps.
+"""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from qinco.codes import check_codes, check_lists, code_dtype
+from qinco.config import EncodeOptions, ModelConfig, require_int
+from qinco.engines.choose import candidate_dtype, choose_device
+from qinco.engines.coarse import CoarseAssigner
+from qinco.engines.reference import Encoder, decode
+from qinco.errors import DataError
+from qinco.files import check_output
+from qinco.model.qinco import Qinco
+from qinco.storage.codec_file import load_models, save_models
+from qinco.vectors.source import VectorSource, as_source
+
+_BLOCK_BYTES = 1 << 24
+
+
+class Codec:
+    """Compresses float vectors to codes of M small integers and back (QINCo, QINCo2).
+
+    config:         ModelConfig, the architecture
+    encode_options: EncodeOptions, the search rule it was trained with, which `encode` uses unless told otherwise
+    provenance:     dict of plain values: how it was trained, and on how many vectors
+
+    Make one with `Codec.fit` or `Codec.load`.
+    """
+
+    def __init__(self, model: Qinco, encode_options: EncodeOptions, provenance: dict | None = None):
+        encode_options.check_model(model.config)
+        self.model = model.eval().requires_grad_(False)
+        self.encode_options = encode_options
+        self.provenance = provenance or {}
+        self._assigner: CoarseAssigner | None = None
+
+    def __repr__(self) -> str:
+        config = self.config
+        lists = f", num_lists={config.num_lists}" if config.starts_from_coarse else ""
+        return (
+            f"Codec(dim={config.dim}, num_steps={config.num_steps}, codebook_size={config.codebook_size}, "
+            f"{self.bytes_per_vector:g} bytes a vector{lists}, device={self.model.device})"
+        )
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    @property
+    def dim(self) -> int:
+        """D, the dimension of the vectors."""
+        return self.config.dim
+
+    @property
+    def code_size(self) -> int:
+        """M, the columns of a code array."""
+        return self.config.num_steps
+
+    @property
+    def bytes_per_vector(self) -> float:
+        """Size of a packed code, the list number of an IVF codec apart."""
+        return self.config.bytes_per_vector
+
+    @property
+    def is_ivf(self) -> bool:
+        """Whether codes come with list numbers."""
+        return self.config.starts_from_coarse
+
+    @classmethod
+    def fit(cls, x, preset: str = "qinco2-S", **settings) -> "Codec":
+        """Train a codec on vectors; see `qinco.codec.fit.fit` for all settings.
+
+        x: (N, D) array, memory map, torch tensor, path or VectorSource of any float or integer type
+        """
+        from qinco.codec.fit import fit
+
+        return fit(x, preset, **settings)
+
+    def to(self, device: str | torch.device) -> "Codec":
+        """Move the codec to a device ("auto", "cpu", "cuda", "cuda:N") and return it."""
+        self.model.to(choose_device(device))
+        return self
+
+    def save(self, path: str | os.PathLike, *, overwrite: bool = True) -> None:
+        """Write one safetensors file, whole or not at all. `overwrite=False` refuses to replace a file."""
+        check_output(path, overwrite=overwrite)
+        save_models(path, [self.model], None, self.encode_options, self.provenance)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> "Codec":
+        """Read what `save` wrote; executes no code. Raises DataError for any other file."""
+        target = choose_device(device)
+        models, _, options, provenance = load_models(path)
+        if len(models) > 1:
+            raise DataError(f"{path} is a PQ-QINCo codec of {len(models)} parts: read it with qinco.load_codec")
+        return cls(models[0], options, provenance).to(target)
+
+    # Encoding
+
+    def encode(
+        self,
+        x,
+        *,
+        num_candidates: int | None = None,
+        num_pairs: int | None = None,
+        beam_width: int | None = None,
+        precision: str | None = None,
+        num_steps: int | None = None,
+    ):
+        """Codes of vectors: uint8 (N, M), uint16 above 256 codewords; with IVF also list numbers, int32 (N,).
+
+        x:              (N, D) array, tensor, path or VectorSource of any float or integer type; finite
+        num_candidates: A, codewords proposed for each hypothesis (0: all are tried)
+        num_pairs:      C, pairs proposed over the whole beam; instead of A
+        beam_width:     B, hypotheses kept
+        precision:      "auto", "float32" or "bf16", of the candidates
+        num_steps:      stop after so many steps: a shorter code, the best of its length
+        Each is as in training where it is not given. Raises DataError for values that are not finite or a dimension
+        that is not the model's, ConfigError for options that exclude each other or that the model cannot serve.
+        """
+        source = as_source(x)
+        rule = self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
+        steps = self._check_steps(num_steps)
+        codes_NM = np.empty((len(source), steps), code_dtype(self.config.codebook_size))
+        lists_N = np.empty(len(source), np.int32) if self.is_ivf else None
+        for start, codes, lists in self.encode_blocks(source, rule, steps):
+            codes_NM[start : start + len(codes)] = codes
+            if lists_N is not None:
+                lists_N[start : start + len(codes)] = lists
+        return codes_NM if lists_N is None else (codes_NM, lists_N)
+
+    def encode_blocks(
+        self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+        """Yield (first row, codes, list numbers or None) for consecutive blocks of a source, in bounded memory."""
+        self.check_dim(source)
+        options = options or self.encode_options
+        encoder = Encoder(self.model, options, candidate_dtype(options.precision, self.model.device))
+        dtype = code_dtype(self.config.codebook_size)
+        for first, block in source.blocks(self.block_rows):
+            x_ND = torch.from_numpy(block).to(self.model.device)
+            lists_N = self.assign_lists(block)
+            start_ND = self.model.start(len(block), None if lists_N is None else self._to_device(lists_N))
+            codes_NM, _ = encoder.encode(self.model.normalize(x_ND), start_ND, num_steps)
+            lists = None if lists_N is None else lists_N.astype(np.int32)
+            yield first, codes_NM.cpu().numpy().astype(dtype), lists
+
+    def assign_lists(self, x_ND: np.ndarray) -> np.ndarray | None:
+        """The nearest coarse centroid of float32 vectors: int64 (N,); None without IVF."""
+        if not self.is_ivf:
+            return None
+        if self._assigner is None:
+            self._assigner = CoarseAssigner(self.model.coarse_centroids.cpu().numpy())
+        x = self.model.normalize(torch.from_numpy(x_ND).to(self.model.device))
+        return self._assigner.assign(x.cpu().numpy())
+
+    # Decoding
+
+    def decode(self, codes, lists=None, *, precision: str = "float32") -> np.ndarray:
+        """Reconstructions of codes, float32 (N, D).
+
+        codes:     (N, m) integers of any type, m ≤ M: the first m columns are a code of their own (dynamic rate)
+        lists:     (N,) integers, for an IVF codec
+        precision: "float32", "bf16", or "auto": bf16 where it is fast
+        Raises DataError for codes or lists out of range.
+        """
+        codes, lists = _as_integers(codes), _as_integers(lists)
+        self.check_codes(codes, lists)
+        decoded_ND = np.empty((len(codes), self.dim), np.float32)
+        for start, block in self.decode_blocks(codes, lists, precision):
+            decoded_ND[start : start + len(block)] = block
+        return decoded_ND
+
+    def decode_blocks(self, codes, lists=None, precision: str = "float32") -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, float32 reconstructions) for consecutive blocks of codes that `check_codes` has passed."""
+        dtype = candidate_dtype(precision, self.model.device)
+        for first in range(0, len(codes), self.block_rows):
+            part = slice(first, first + self.block_rows)
+            codes_NM = self._to_device(codes[part])
+            start_ND = self.model.start(len(codes_NM), None if lists is None else self._to_device(lists[part]))
+            decoded_ND = self.model.denormalize(decode(self.model, codes_NM, start_ND, dtype))
+            yield first, decoded_ND.cpu().numpy()
+
+    def check_codes(self, codes, lists=None) -> None:
+        """Raise DataError unless codes (and lists, for an IVF codec) are ones of this codec."""
+        check_codes(codes, self.config.num_steps, self.config.codebook_size)
+        if self.is_ivf:
+            if lists is None:
+                raise DataError("codes of an IVF codec are decoded with their list numbers: give lists")
+            check_lists(lists, len(codes), self.config.num_lists)
+        elif lists is not None:
+            raise DataError("lists were given, but this codec has none: it was trained without coarse centroids")
+
+    def check_dim(self, source: VectorSource) -> None:
+        """Raise DataError unless the source's vectors have the codec's dimension."""
+        if source.dim != self.dim:
+            raise DataError(f"{source.name}: vectors have {source.dim} dimensions, the codec was trained on {self.dim}")
+
+    @property
+    def block_rows(self) -> int:
+        """Vectors in a block: what memory a call needs beyond its input and output."""
+        widest = max(self.dim, self.config.embed_dim, self.config.hidden_dim)
+        return max(256, _BLOCK_BYTES // (4 * widest))
+
+    def _check_steps(self, num_steps: int | None) -> int:
+        if num_steps is None:
+            return self.config.num_steps
+        require_int("num_steps", num_steps, 1, self.config.num_steps)
+        return num_steps
+
+    def _to_device(self, integers: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(integers, np.int64)).to(self.model.device)
+
+
+def _as_integers(values):
+    """Integers as a numpy array, from arrays, tensors on any device, or lists."""
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else None if values is None else np.asarray(values)

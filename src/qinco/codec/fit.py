@@ -1,0 +1,312 @@
+"""Training a codec from vectors to the saved file: starts, resumes, saves, and stops without losing anything."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qinco.codec.codec import Codec
+from qinco.config import EncodeOptions, ModelConfig, find_preset
+from qinco.engines.choose import choose_device
+from qinco.errors import ConfigError, DataError
+from qinco.files import check_output
+from qinco.model.qinco import Qinco
+from qinco.storage.codec_file import parse_config, save_models
+from qinco.storage.train_state import load_state, save_state, state_path
+from qinco.training.codebooks import start_model
+from qinco.training.estimate import Estimate, estimate
+from qinco.training.options import TrainOptions
+from qinco.training.processes import Processes
+from qinco.training.train import EpochReport, StepReport, Training
+from qinco.vectors.source import VectorSource, as_source
+from qinco.version import __version__
+
+MODEL_FIELDS = ("num_steps", "codebook_size", "num_blocks", "embed_dim", "hidden_dim", "concat_rank")
+ENCODE_FIELDS = ("num_candidates", "num_pairs", "beam_width")
+_SAVE_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that defines a training run, decided before it begins."""
+
+    model: ModelConfig
+    encode: EncodeOptions
+    train: TrainOptions
+    coarse_VD: np.ndarray | None = None
+    initial: Codec | None = None
+
+    def header(self) -> dict:
+        return {"model": self.model.to_dict(), "encode": self.encode.to_dict(), "train": self.train.to_dict()}
+
+
+def fit(
+    x,
+    preset: str | None = "qinco2-S",
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str | torch.device = "auto",
+    coarse_centroids=None,
+    initial: Codec | None = None,
+    recipe: str = "default",
+    on_report: Callable[[Estimate | StepReport | EpochReport], None] | None = None,
+    **settings,
+) -> Codec:
+    """Train a codec on vectors and return its best state on validation vectors.
+
+    x:                (N, D) vectors: array, memory map, torch tensor, path or VectorSource of any float or integer
+                      type; a source is streamed, not held in memory. The last `num_valid` are for validation.
+    preset:           "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults
+    output:           the codec file to write; the run's state and log go beside it (`.last`, `.jsonl`)
+    resume:           continue the run of `output` where it stopped; starts it where there is none
+    overwrite:        replace `output`
+    coarse_centroids: (V, D) vectors: an IVF codec, whose reconstruction starts at the nearest of them
+    initial:          a codec whose architecture, weights and epoch the run goes on from
+    recipe:           "default", or "paper" for the published one
+    on_report:        called with an Estimate, then with a StepReport or EpochReport after each step and epoch
+    settings:         fields of ModelConfig (num_steps, codebook_size, num_blocks, embed_dim, hidden_dim, concat_rank),
+                      of EncodeOptions (num_candidates, num_pairs, beam_width) and of TrainOptions (epochs, lr,
+                      batch_size, seed, ...)
+
+    Raises ConfigError and DataError before any work begins. On Ctrl-C the state is saved, then KeyboardInterrupt
+    raised.
+    """
+    source = as_source(x, "training vectors")
+    run = plan_run(source, preset, coarse_centroids, initial, recipe, settings)
+    train, valid = split_validation(source, run.train.num_valid, run.model.codebook_size)
+    processes = Processes(choose_device(device))
+    if output is not None and processes.is_main:
+        check_output(output, overwrite=overwrite, resume=resume)
+    saved = load_state(output) if output is not None and resume else None
+    if saved is not None:
+        check_same_run(output, saved[0], run, len(source))
+    elif resume and output is not None and Path(output).exists() and not overwrite:
+        raise ConfigError(f"{state_path(output)} does not exist, so {output} cannot be resumed: give overwrite=true")
+    if saved is None:
+        check_values(source)
+    processes.wait()
+    training = start_training(run, train, valid, processes, saved)
+    return _Recorder(run, training, len(source), output, on_report or (lambda report: None), saved).follow()
+
+
+def plan_run(source: VectorSource, preset, coarse_centroids, initial: Codec | None, recipe: str, settings: dict) -> Run:
+    """Sort the settings into the run's parts; raises ConfigError for unknown or contradicting ones."""
+    train_fields = {field.name for field in fields(TrainOptions)}
+    for name in settings:
+        if name not in {*MODEL_FIELDS, *ENCODE_FIELDS, *train_fields}:
+            near = get_close_matches(name, [*MODEL_FIELDS, *ENCODE_FIELDS, *train_fields], 1)
+            raise ConfigError(f"unknown setting {name!r}" + (f": did you mean {near[0]}?" if near else ""))
+    chosen = None if preset is None else find_preset(preset)
+    given = {name: settings[name] for name in MODEL_FIELDS if settings.get(name) is not None}
+    coarse_VD = None if coarse_centroids is None else read_centroids(coarse_centroids, source.dim)
+    if initial is not None:
+        if given or coarse_VD is not None:
+            raise ConfigError(
+                f"the architecture is the initial codec's: leave out {', '.join(given) or 'the centroids'}"
+            )
+        initial.check_dim(source)
+        config = initial.config
+    else:
+        lists = {} if coarse_VD is None else {"starts_from_coarse": True, "num_lists": len(coarse_VD)}
+        config = ModelConfig(dim=source.dim, **({} if chosen is None else chosen.model) | given | lists)
+    if initial is not None:
+        rule = initial.encode_options
+    elif chosen is None:
+        rule = EncodeOptions(num_pairs=64, beam_width=32) if config.has_preselector else EncodeOptions()
+    else:
+        rule = chosen.paper_encode if recipe == "paper" else chosen.encode
+    rule = rule.override(**{name: settings.get(name) for name in ENCODE_FIELDS})
+    rule.check_model(config)
+    train_given = {name: value for name, value in settings.items() if name in train_fields}
+    return Run(config, rule, TrainOptions.from_recipe(recipe, config, **train_given), coarse_VD, initial)
+
+
+def read_centroids(coarse_centroids, dim: int) -> np.ndarray:
+    """Coarse centroids as float32 (V, D); raises DataError for another dimension or values that are not finite."""
+    source = as_source(coarse_centroids, "coarse centroids")
+    if source.dim != dim or len(source) == 0:
+        raise DataError(f"{source.name} have the shape {source.shape}: they must be vectors of {dim} dimensions")
+    return np.concatenate([block for _, block in source.blocks(65536)])
+
+
+def split_validation(source: VectorSource, num_valid: int | None, codebook_size: int):
+    """The training vectors, and the last `num_valid` for validation; raises where too few are left."""
+    if num_valid is not None and num_valid > len(source) // 2:
+        raise ConfigError(
+            f"num_valid (ds.valset) is {num_valid}, more than half of the {len(source)} vectors in {source.name}: "
+            f"give at most {len(source) // 2}"
+        )
+    count = min(10_000, max(1, len(source) // 10)) if num_valid is None else num_valid
+    num_train = len(source) - count
+    if num_train < codebook_size:
+        raise DataError(
+            f"{source.name}: {max(num_train, 0)} training vectors ({len(source)} less {count} for validation) are fewer "
+            f"than the {codebook_size} codewords of a step: give more vectors, or a smaller codebook_size (K)"
+        )
+    return source.window(0, num_train), source.window(num_train, len(source))
+
+
+def check_values(source: VectorSource) -> None:
+    """Raise DataError naming the first row with a value that is not finite; integers need no look."""
+    if "int" not in str(source.dtype):
+        for _ in source.blocks(65536):
+            pass
+
+
+def check_same_run(output, header: dict, run: Run, num_vectors: int) -> None:
+    """Raise ConfigError where the saved run of `output` is another one than this."""
+    path = state_path(output)
+    differences = [
+        f"{name}={header[part].get(name)!r} there, {value!r} here"
+        for part, wanted in run.header().items()
+        for name, value in wanted.items()
+        if header[part].get(name) != value
+    ]
+    if header["num_vectors"] != num_vectors:
+        differences.append(f"{header['num_vectors']} vectors there, {num_vectors} here")
+    if differences:
+        raise ConfigError(
+            f"{path} is the state of another run ({'; '.join(differences)}): resume with the same settings, or give "
+            f"overwrite=true without resume, or go on from its codec with model={output} and another output"
+        )
+    parse_config(path, ModelConfig, header["model"])
+
+
+def start_training(run: Run, train: VectorSource, valid: VectorSource, processes: Processes, saved) -> Training:
+    """The run at its beginning, or where it was saved, on this process's device."""
+    model = Qinco.empty(run.model).to_empty(device=processes.device)
+    if saved is not None:
+        training = Training(model, train, valid, run.train, run.encode, processes)
+        try:
+            training.restore(saved[1], saved[0]["progress"])
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise DataError(f"the saved state of the run is damaged: {error}") from None
+        return training
+    if run.initial is not None:
+        model.load_state_dict(run.initial.model.state_dict())
+    elif processes.is_main:
+        start_model(model, train, run.train, run.coarse_VD)
+    processes.copy_from_main(model)
+    training = Training(model, train, valid, run.train, run.encode, processes)
+    if run.initial is not None:
+        training.at.epoch = run.initial.provenance.get("epoch", 0)
+        if training.at.epoch >= run.train.epochs:
+            raise ConfigError(
+                f"the initial codec has had {training.at.epoch} epochs already: give epochs above that, "
+                f"not {run.train.epochs}"
+            )
+    return training
+
+
+class _Recorder:
+    """Follows a run: keeps its best weights, writes its files, and stops between two steps when asked to."""
+
+    def __init__(self, run: Run, training: Training, num_vectors: int, output, on_report, saved):
+        self.run, self.training, self.num_vectors, self.on_report = run, training, num_vectors, on_report
+        self.output = None if output is None else Path(output)
+        self.writes = self.output is not None and training.processes.is_main
+        self.best: tuple[dict, dict] | None = None
+        if saved is not None and self.output.exists():
+            codec = Codec.load(self.output)
+            self.best = (codec.model.state_dict(), codec.provenance)
+        if self.writes:
+            self._trim_log()
+
+    def follow(self) -> Codec:
+        if self.training.at.epoch < self.run.train.epochs:
+            self.on_report(estimate(self.training))
+        saved_at = time.monotonic()
+        with _interruptible() as interrupted:
+            for report in self.training.run():
+                if isinstance(report, EpochReport):
+                    self._finish_epoch(report)
+                    saved_at = time.monotonic()
+                elif self.writes and time.monotonic() - saved_at > _SAVE_SECONDS:
+                    self._save_state()
+                    saved_at = time.monotonic()
+                self.on_report(report)
+                if interrupted():
+                    self._save_state()
+                    raise KeyboardInterrupt
+        self.training.processes.wait()
+        return self._best_codec()
+
+    def _finish_epoch(self, report: EpochReport) -> None:
+        if report.is_best or self.best is None:
+            state = {name: tensor.cpu().clone() for name, tensor in self.training.model.state_dict().items()}
+            self.best = (state, self._provenance(report))
+            if self.writes:
+                save_models(self.output, [self.training.model], None, self.run.encode, self.best[1])
+        if self.writes:
+            with self._log_path.open("a") as log:
+                log.write(json.dumps(_plain(report)) + "\n")
+        self._save_state()
+
+    def _save_state(self) -> None:
+        if self.writes:
+            header = self.run.header() | {"progress": self.training.progress(), "num_vectors": self.num_vectors}
+            save_state(self.output, header, self.training.tensors())
+
+    def _best_codec(self) -> Codec:
+        state, provenance = self.best
+        model = Qinco.empty(self.run.model)
+        model.load_state_dict(state, assign=True)
+        return Codec(model, self.run.encode, provenance).to(self.training.processes.device)
+
+    def _provenance(self, report: EpochReport) -> dict:
+        return {
+            "qinco": __version__,
+            "epoch": report.epoch,
+            "valid_mse": report.mse,
+            "num_vectors": self.num_vectors,
+            "seconds": round(report.seconds, 1),
+            "train": self.run.train.to_dict(),
+        }
+
+    @property
+    def _log_path(self) -> Path:
+        return Path(f"{self.output}.jsonl")
+
+    def _trim_log(self) -> None:
+        """Begin the log, or drop what it holds beyond the state that the run continues from."""
+        lines = []
+        if self.best is not None and self._log_path.exists():
+            lines = self._log_path.read_text().splitlines()[: self.training.at.epoch + 1]
+        self._log_path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _plain(report: EpochReport) -> dict:
+    """A report as JSON values: numbers that are not finite become null."""
+    values = dict(vars(report))
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C (and SIGTERM) be noticed between two steps, where the state is whole; a second one acts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = threading.Event()
+
+    def ask(signum, frame):
+        asked.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,241 @@
+"""PQ-QINCo: the vector is cut into parts, each with a quantizer of its own (QINCo paper, section 5.3).
+
+Shape suffixes: N vectors, D dimension, M steps of a part, P parts.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+
+from qinco.codec.codec import Codec
+from qinco.codec.fit import check_values, fit
+from qinco.config import EncodeOptions, ModelConfig
+from qinco.engines.choose import choose_device
+from qinco.errors import ConfigError, DataError
+from qinco.files import check_output
+from qinco.storage.codec_file import load_models, save_models
+from qinco.training.codebooks import sample
+from qinco.vectors.source import VectorSource, as_source
+
+_OPQ_ROWS = 65_536
+
+
+class ProductCodec:
+    """A codec of P parts, with an optional rotation before the cut (OPQ).
+
+    Codes are (N, P · M): all codes of the first part, then of the second, and so on. A shorter code takes the first
+    steps of every part (`num_steps`), not the first columns.
+    """
+
+    def __init__(self, parts: list[Codec], rotation_DD: np.ndarray | None = None, provenance: dict | None = None):
+        self.parts = parts
+        self.rotation_DD = rotation_DD
+        self.provenance = provenance or {}
+
+    def __repr__(self) -> str:
+        rotated = ", rotated" if self.rotation_DD is not None else ""
+        return f"ProductCodec({len(self.parts)} parts{rotated} of {self.parts[0]!r})"
+
+    @property
+    def config(self) -> ModelConfig:
+        """The architecture of one part."""
+        return self.parts[0].config
+
+    @property
+    def encode_options(self) -> EncodeOptions:
+        return self.parts[0].encode_options
+
+    @property
+    def dim(self) -> int:
+        """D, the dimension of the whole vectors."""
+        return self.config.dim * len(self.parts)
+
+    @property
+    def code_size(self) -> int:
+        """P · M, the columns of a code array."""
+        return self.config.num_steps * len(self.parts)
+
+    @property
+    def bytes_per_vector(self) -> float:
+        return self.config.bytes_per_vector * len(self.parts)
+
+    @property
+    def is_ivf(self) -> bool:
+        return False
+
+    @property
+    def block_rows(self) -> int:
+        return self.parts[0].block_rows
+
+    @classmethod
+    def fit(
+        cls,
+        x,
+        preset: str | None = "qinco2-S",
+        *,
+        num_parts: int = 2,
+        rotate: bool = False,
+        output: str | Path | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        device: str | torch.device = "auto",
+        on_report: Callable | None = None,
+        **settings,
+    ) -> "ProductCodec":
+        """Train one codec after the other; settings are those of `Codec.fit`, num_steps and the like of each part.
+
+        num_parts: P, which must divide D
+        rotate:    learn a rotation that spreads the variance over the parts (OPQ)
+        output:    the codec file; the parts' runs lie beside it as `output.part_i` until all are done
+        """
+        source = as_source(x, "training vectors")
+        if num_parts < 2 or source.dim % num_parts:
+            raise ConfigError(
+                f"num_parts (pq) must be at least 2 and divide the dimension {source.dim}, not {num_parts}"
+            )
+        for name in ("coarse_centroids", "initial"):
+            if settings.get(name) is not None:
+                raise ConfigError(f"a PQ-QINCo codec cannot be trained with {name}")
+        if output is not None:
+            check_output(output, overwrite=overwrite, resume=resume)
+        check_values(source)
+        rotation_DD = fit_rotation(source, num_parts, settings.get("seed", 0)) if rotate else None
+        parts = []
+        for part in range(num_parts):
+            part_output = None if output is None else Path(f"{output}.part_{part}")
+            parts.append(
+                fit(
+                    VectorSource(_Columns(source, part, num_parts, rotation_DD), f"{source.name}, part {part}"),
+                    preset, output=part_output, resume=resume, overwrite=overwrite, device=device,
+                    on_report=on_report, **settings,
+                )
+            )  # fmt: skip
+        provenance = parts[0].provenance | {"valid_mse": sum(p.provenance["valid_mse"] for p in parts)}
+        codec = cls(parts, rotation_DD, provenance)
+        if output is not None:
+            codec.save(output)
+            for part in range(num_parts):
+                for suffix in ("", ".last", ".jsonl"):
+                    Path(f"{output}.part_{part}{suffix}").unlink(missing_ok=True)
+        return codec
+
+    def to(self, device: str | torch.device) -> "ProductCodec":
+        """Move the codec to a device and return it."""
+        for part in self.parts:
+            part.to(device)
+        return self
+
+    def save(self, path: str | os.PathLike, *, overwrite: bool = True) -> None:
+        """Write one safetensors file, whole or not at all."""
+        check_output(path, overwrite=overwrite)
+        rotation = None if self.rotation_DD is None else torch.from_numpy(self.rotation_DD)
+        save_models(path, [part.model for part in self.parts], rotation, self.encode_options, self.provenance)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> "ProductCodec":
+        """Read what `save` wrote; raises DataError for any other file."""
+        codec = load_codec(path, device)
+        if not isinstance(codec, cls):
+            raise DataError(f"{path} is a codec of one part: read it with qinco.Codec.load")
+        return codec
+
+    def encode(self, x, *, num_steps: int | None = None, **options) -> np.ndarray:
+        """Codes of vectors, uint8 or uint16 (N, P · M); options as in `Codec.encode`."""
+        source = as_source(x)
+        self.check_dim(source)
+        return np.concatenate(
+            [
+                part.encode(VectorSource(self._columns(source, i), source.name), num_steps=num_steps, **options)
+                for i, part in enumerate(self.parts)
+            ],
+            axis=1,
+        )
+
+    def encode_blocks(
+        self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray, None]]:
+        """Yield (first row, codes, None) for consecutive blocks of a source, in bounded memory."""
+        self.check_dim(source)
+        streams = [
+            part.encode_blocks(VectorSource(self._columns(source, i), source.name), options, num_steps)
+            for i, part in enumerate(self.parts)
+        ]
+        for blocks in zip(*streams, strict=True):
+            yield blocks[0][0], np.concatenate([codes for _, codes, _ in blocks], axis=1), None
+
+    def decode(self, codes, lists=None, *, precision: str = "float32") -> np.ndarray:
+        """Reconstructions of codes, float32 (N, D). The columns must be P · m, the first m steps of every part."""
+        self.check_codes(codes, lists)
+        decoded = [part.decode(c, precision=precision) for part, c in zip(self.parts, self._split(codes), strict=True)]
+        return self._unrotate(np.concatenate(decoded, axis=1))
+
+    def decode_blocks(self, codes, lists=None, precision: str = "float32") -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, float32 reconstructions) for consecutive blocks of codes that `check_codes` has passed."""
+        for first in range(0, len(codes), self.block_rows):
+            yield first, self.decode(codes[first : first + self.block_rows], precision=precision)
+
+    def check_codes(self, codes, lists=None) -> None:
+        """Raise DataError unless codes are ones of this codec."""
+        if lists is not None:
+            raise DataError("lists were given, but a PQ-QINCo codec has none")
+        if np.ndim(codes) == 2 and np.shape(codes)[1] % len(self.parts):
+            raise DataError(f"codes have {np.shape(codes)[1]} columns: {len(self.parts)} parts need as many each")
+        for part, columns in zip(self.parts, self._split(codes), strict=True):
+            part.check_codes(columns)
+
+    def check_dim(self, source: VectorSource) -> None:
+        """Raise DataError unless the source's vectors have the codec's dimension."""
+        if source.dim != self.dim:
+            raise DataError(f"{source.name}: vectors have {source.dim} dimensions, the codec was trained on {self.dim}")
+
+    def _split(self, codes) -> list:
+        width = codes.shape[1] // len(self.parts) if np.ndim(codes) == 2 else 0
+        if width == 0:
+            return [codes] * len(self.parts)
+        return [codes[:, i * width : (i + 1) * width] for i in range(len(self.parts))]
+
+    def _columns(self, source: VectorSource, part: int) -> "_Columns":
+        return _Columns(source, part, len(self.parts), self.rotation_DD)
+
+    def _unrotate(self, x_ND: np.ndarray) -> np.ndarray:
+        return x_ND if self.rotation_DD is None else x_ND @ self.rotation_DD
+
+
+class _Columns:
+    """Rows of one part of rotated vectors, computed when they are read."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, source: VectorSource, part: int, num_parts: int, rotation_DD: np.ndarray | None):
+        width = source.dim // num_parts
+        self.source, self.columns = source, slice(part * width, (part + 1) * width)
+        self.rotation_DD, self.shape = rotation_DD, (len(source), width)
+
+    def __getitem__(self, key) -> np.ndarray:
+        x_ND = self.source[key]
+        if self.rotation_DD is None:
+            return x_ND[:, self.columns]
+        return x_ND @ self.rotation_DD[self.columns].T
+
+
+def fit_rotation(source: VectorSource, num_parts: int, seed: int) -> np.ndarray:
+    """The OPQ rotation of a sample of vectors, float32 (D, D): rotated vectors are x @ rotation.T."""
+    x_ND = sample(source, _OPQ_ROWS, seed)
+    rotation = faiss.OPQMatrix(source.dim, num_parts)
+    rotation.niter = 20
+    rotation.train(np.ascontiguousarray(x_ND))
+    return faiss.vector_to_array(rotation.A).reshape(source.dim, source.dim).copy()
+
+
+def load_codec(path: str | os.PathLike, device: str | torch.device = "cpu") -> Codec | ProductCodec:
+    """Read a codec file of either kind; raises DataError for any other file."""
+    target = choose_device(device)
+    models, rotation, options, provenance = load_models(path)
+    parts = [Codec(model, options, provenance).to(target) for model in models]
+    if len(parts) == 1:
+        return parts[0]
+    return ProductCodec(parts, None if rotation is None else rotation.numpy(), provenance)

@@ -1,0 +1,43 @@
+"""The arrays that codes live in: uint8 or uint16 (N, M), and their checks."""
+
+import numpy as np
+
+from qinco.errors import DataError
+
+
+def code_dtype(codebook_size: int) -> np.dtype:
+    """uint8 up to 256 codewords, uint16 up to 65536."""
+    return np.dtype(np.uint8 if codebook_size <= 256 else np.uint16)
+
+
+def check_codes(codes, num_steps: int, codebook_size: int, name: str = "codes") -> np.ndarray:
+    """Codes as an integer array (N, m) with 1 ≤ m ≤ num_steps and every value below codebook_size.
+
+    Raises DataError naming the first wrong value.
+    """
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or codes.dtype.kind not in "iu":
+        raise DataError(f"{name} must be a 2-D integer array (N, M), not {codes.dtype} of shape {codes.shape}")
+    if not 1 <= codes.shape[1] <= num_steps:
+        raise DataError(f"{name} have {codes.shape[1]} columns: the model has {num_steps} steps, a prefix has fewer")
+    if codes.size and (codes.max() >= codebook_size or codes.min() < 0):
+        row, column = np.argwhere((codes >= codebook_size) | (codes < 0))[0]
+        value = codes[row, column]
+        raise DataError(
+            f"{name} are out of range: row {row}, column {column} is {value}, "
+            f"the model's codewords are 0 to {codebook_size - 1}"
+        )
+    return codes
+
+
+def check_lists(lists, num_vectors: int, num_lists: int, name: str = "lists") -> np.ndarray:
+    """List numbers as an integer array (N,) with every value below num_lists; raises DataError."""
+    lists = np.asarray(lists)
+    if lists.shape != (num_vectors,) or lists.dtype.kind not in "iu":
+        raise DataError(
+            f"{name} must be {num_vectors} integers, one for each code, not {lists.dtype} of shape {lists.shape}"
+        )
+    if lists.size and (lists.max() >= num_lists or lists.min() < 0):
+        row = int(np.flatnonzero((lists >= num_lists) | (lists < 0))[0])
+        raise DataError(f"{name} are out of range: row {row} is {lists[row]}, the codec has {num_lists} lists")
+    return lists

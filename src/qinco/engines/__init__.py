@@ -1,0 +1,1 @@
+"""Encoding and decoding on a device; every engine gives what the reference gives."""

@@ -1,0 +1,40 @@
+"""Which device, precision and engine a call runs on."""
+
+import torch
+
+from qinco.errors import ConfigError
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """The device called `device`: "auto" is the first GPU, or the processor where there is none.
+
+    Raises ConfigError for a name that torch does not know or a GPU that is not there.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ConfigError(f"unknown device {device!r}: give auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= count:
+            raise ConfigError(f"device={device} is not there: this machine has {count} GPUs; device=cpu runs anywhere")
+    elif chosen.type != "cpu":
+        raise ConfigError(f"device={device} is not supported: give auto, cpu, cuda or cuda:N")
+    return chosen
+
+
+def multiplies_bf16_fast(device: torch.device) -> bool:
+    """Whether the device has matrix instructions for bf16; emulated, they are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def candidate_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype that candidates are evaluated in: "auto" is bf16 where that is fast."""
+    if precision == "bf16" or (precision == "auto" and multiplies_bf16_fast(device)):
+        return torch.bfloat16
+    return torch.float32

@@ -1,0 +1,1 @@
+"""Thin layers for other people's interfaces."""

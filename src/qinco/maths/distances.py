@@ -1,0 +1,35 @@
+"""Squared Euclidean distances and exact selection of the smallest.
+
+Shape suffixes: N rows, D dimension, K codewords, S selected.
+"""
+
+import torch
+from torch import Tensor
+
+_SELECT_DIRECTLY = 512
+
+
+def squared_distances(x_ND: Tensor, c_KD: Tensor) -> Tensor:
+    """‖x − c‖² of every pair, by the expanded form, never below zero: float (N, K)."""
+    cross_NK = torch.addmm((c_KD * c_KD).sum(1)[None], x_ND, c_KD.T, alpha=-2)
+    return cross_NK.add_((x_ND * x_ND).sum(1)[:, None]).clamp_(min=0)
+
+
+def smallest(values_NK: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` smallest values of each row in ascending order, and their columns (int64): (N, S) each.
+
+    Long rows are first cut into strided groups: the count best groups by their minima hold the count best values, so
+    the sort sees a fraction of the row and the result is still exact.
+    """
+    length = values_NK.shape[1]
+    group = 1
+    while length > _SELECT_DIRECTLY and length % (2 * group) == 0 and length // (2 * group) >= 2 * group * count:
+        group *= 2
+    if group == 1:
+        return torch.topk(values_NK, count, dim=1, largest=False)
+    groups_NGK = values_NK.unflatten(1, (group, length // group))
+    chosen_NS = torch.topk(groups_NGK.amin(1), count, dim=1, largest=False, sorted=False).indices
+    within_G = torch.arange(group, device=values_NK.device) * (length // group)
+    columns_NS = (chosen_NS[:, None] + within_G[:, None]).flatten(1)
+    values_NS, order_NS = torch.topk(values_NK.gather(1, columns_NS), count, dim=1, largest=False)
+    return values_NS, columns_NS.gather(1, order_NS)

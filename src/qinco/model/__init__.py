@@ -1,0 +1,1 @@
+"""The networks, in normalised space: torch only, no files, no prints."""

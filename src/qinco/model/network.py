@@ -1,0 +1,133 @@
+"""The network of one step: codeword and partial reconstruction in, implicit codeword out (QINCo2 paper, section 3.1).
+
+Shape suffixes: N rows, D dimension, E width of the residual stream, H hidden width, K codewords.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qinco.config import ModelConfig
+
+
+class ResidualBlock(nn.Module):
+    """e + down(relu(up e)), without biases."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int):
+        super().__init__()
+        self.up = nn.Linear(embed_dim, hidden_dim, bias=False)
+        self.down = nn.Linear(hidden_dim, embed_dim, bias=False)
+
+    def forward(self, e_NE: Tensor) -> Tensor:
+        return e_NE + self.down(functional.relu(self.up(e_NE)))
+
+
+class Concat(nn.Module):
+    """W [z; x̂] + b, linear in both parts, so that each can be computed alone.
+
+    With `rank`, W is the product of two matrices and b is missing (QINCo-LR).
+    """
+
+    def __init__(self, embed_dim: int, dim: int, rank: int | None):
+        super().__init__()
+        self.embed_dim = embed_dim
+        if rank is None:
+            self.inner = None
+            self.outer = nn.Linear(embed_dim + dim, embed_dim)
+        else:
+            self.inner = nn.Linear(embed_dim + dim, rank, bias=False)
+            self.outer = nn.Linear(rank, embed_dim, bias=False)
+
+    def from_codeword(self, z_NE: Tensor) -> Tensor:
+        """The codeword's part, bias included: (N, E)."""
+        return self._part(z_NE, slice(None, self.embed_dim), self.outer.bias)
+
+    def from_reconstruction(self, x_ND: Tensor) -> Tensor:
+        """The partial reconstruction's part: (N, E)."""
+        return self._part(x_ND, slice(self.embed_dim, None), None)
+
+    def _part(self, rows: Tensor, columns: slice, bias: Tensor | None) -> Tensor:
+        if self.inner is None:
+            return functional.linear(rows, self.outer.weight[:, columns], bias)
+        return functional.linear(functional.linear(rows, self.inner.weight[:, columns]), self.outer.weight, bias)
+
+
+class Step(nn.Module):
+    """One quantization step: its codebooks and, where the step is conditioned, its network."""
+
+    def __init__(self, config: ModelConfig, conditioned: bool):
+        super().__init__()
+        self.codeword_skip = config.codeword_skip
+        self.conditioned = conditioned
+        self.codebook = nn.Embedding(config.codebook_size, config.dim)
+        self.preselector = None
+        if not conditioned:
+            return
+        if config.has_preselector:
+            self.preselector = nn.Embedding(config.codebook_size, config.dim)
+        self.project_in = self.project_out = None
+        if config.projects:
+            self.project_in = nn.Linear(config.dim, config.embed_dim, bias=False)
+            self.project_out = nn.Linear(config.embed_dim, config.dim, bias=False)
+        self.concat = Concat(config.embed_dim, config.dim, config.concat_rank)
+        self.blocks = nn.ModuleList(
+            ResidualBlock(config.embed_dim, config.hidden_dim) for _ in range(config.num_blocks)
+        )
+
+    def embed(self, c_ND: Tensor) -> Tensor:
+        """The stream's beginning before the reconstruction is added, z + W_z z + b with z = P_in c: (N, E)."""
+        z_NE = c_ND if self.project_in is None else self.project_in(c_ND)
+        return z_NE + self.concat.from_codeword(z_NE)
+
+    def refine(self, e_NE: Tensor) -> Tensor:
+        """The residual blocks: (N, E) to (N, E)."""
+        for block in self.blocks:
+            e_NE = block(e_NE)
+        return e_NE
+
+    def finish(self, e_NE: Tensor, c_ND: Tensor) -> Tensor:
+        """From the stream's end to the implicit codeword: (N, D)."""
+        f_ND = e_NE if self.project_out is None else self.project_out(e_NE)
+        return c_ND + f_ND if self.codeword_skip else f_ND
+
+    def forward(self, codes_N: Tensor, x_ND: Tensor | None) -> Tensor:
+        """The implicit codewords f(c, x̂) of `codes_N` (int64, (N,)) given the reconstructions so far: (N, D)."""
+        c_ND = self.codebook(codes_N)
+        if not self.conditioned:
+            return c_ND
+        return self.finish(self.refine(self.embed(c_ND) + self.concat.from_reconstruction(x_ND)), c_ND)
+
+    @torch.no_grad()
+    def start_at(self, codebook_KD: Tensor, exact: bool, generator: torch.Generator) -> None:
+        """Set the weights to a residual quantizer's step. `generator` (on the CPU) draws the others.
+
+        The concatenation and the blocks' ends are zero. With `exact`, f(c, x̂) is row c of `codebook_KD` whatever x̂:
+        P_out is zero where there are projections, and without them, where the codeword is both the stream's beginning
+        and its skip, the codewords are halved. Otherwise f is what the published code starts with: twice the codeword,
+        or the codeword and noise.
+        """
+
+        def draw(linear: nn.Linear) -> None:
+            values = torch.empty(linear.weight.shape)
+            nn.init.kaiming_uniform_(values, a=5**0.5, generator=generator)
+            linear.weight.copy_(values)
+
+        halved = exact and self.conditioned and self.codeword_skip and self.project_in is None
+        self.codebook.weight.copy_(codebook_KD / 2 if halved else codebook_KD)
+        if not self.conditioned:
+            return
+        if self.preselector is not None:
+            self.preselector.weight.copy_(codebook_KD)
+        self.concat.outer.weight.zero_()
+        if self.concat.outer.bias is not None:
+            self.concat.outer.bias.zero_()
+        if self.concat.inner is not None:
+            draw(self.concat.inner)
+        for block in self.blocks:
+            draw(block.up)
+            block.down.weight.zero_()
+        if self.project_in is not None:
+            draw(self.project_in)
+            draw(self.project_out)
+            if exact:
+                self.project_out.weight.zero_()

@@ -1,0 +1,63 @@
+"""The whole quantizer: normalisation, starting points and the chain of steps.
+
+Everything but `normalize` and `denormalize` is in normalised space.
+Shape suffixes: N vectors, D dimension, M steps, V coarse lists.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from qinco.config import ModelConfig
+from qinco.model.network import Step
+
+
+class Qinco(nn.Module):
+    """A residual quantizer with implicit neural codebooks (QINCo, QINCo2), without files or search options."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.zeros(config.dim))
+        self.register_buffer("scale", torch.ones(()))
+        if config.starts_from_coarse:
+            self.register_buffer("coarse_centroids", torch.zeros(config.num_lists, config.dim))
+        self.steps = nn.ModuleList(Step(config, config.is_conditioned(m)) for m in range(config.num_steps))
+
+    @classmethod
+    def empty(cls, config: ModelConfig) -> "Qinco":
+        """A model whose weights take no memory and have no values yet: to be loaded, or `to_empty` and started.
+
+        No random number is drawn for values that would be thrown away.
+        """
+        with torch.device("meta"):
+            return cls(config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def normalize(self, x_ND: Tensor) -> Tensor:
+        return (x_ND - self.mean) / self.scale
+
+    def denormalize(self, x_ND: Tensor) -> Tensor:
+        return x_ND * self.scale + self.mean
+
+    def start(self, num_vectors: int, lists_N: Tensor | None = None) -> Tensor:
+        """The reconstructions before the first step: zeros, or the coarse centroids of `lists_N` (int64): (N, D)."""
+        if self.config.starts_from_coarse:
+            return self.coarse_centroids[lists_N]
+        return self.mean.new_zeros(num_vectors, self.config.dim)
+
+    def reconstructions(self, codes_NM: Tensor, start_ND: Tensor) -> Iterator[Tensor]:
+        """Yield the reconstruction after each step of `codes_NM` (int64; fewer columns than M are a prefix): (N, D)."""
+        x_ND = start_ND
+        for m in range(codes_NM.shape[1]):
+            x_ND = x_ND + self.steps[m](codes_NM[:, m], x_ND)
+            yield x_ND
+
+    def forward(self, codes_NM: Tensor, start_ND: Tensor) -> Tensor:
+        """The reconstruction of `codes_NM` (int64; fewer columns than M are a prefix, one at least): (N, D)."""
+        *_, x_ND = self.reconstructions(codes_NM, start_ND)
+        return x_ND

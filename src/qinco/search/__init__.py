@@ -1,0 +1,1 @@
+"""Finding neighbours among codes."""

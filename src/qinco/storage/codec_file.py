@@ -1,0 +1,100 @@
+"""A codec in one safetensors file: weights, architecture, search rule and where it came from."""
+
+import os
+from dataclasses import fields
+
+from torch import Tensor
+
+from qinco.config import EncodeOptions, ModelConfig
+from qinco.errors import ConfigError, DataError
+from qinco.model.qinco import Qinco
+from qinco.storage.tensor_file import read_tensors, write_tensors
+
+KIND = "codec"
+_ROTATION = "rotation"
+
+
+def save_models(
+    path, models: list[Qinco], rotation_DD: Tensor | None, options: EncodeOptions, provenance: dict
+) -> None:
+    """Write a codec of one model, or of one for each part of the vectors (PQ-QINCo)."""
+    header = {
+        "model": models[0].config.to_dict(),
+        "num_parts": len(models),
+        "encode": options.to_dict(),
+        "provenance": provenance,
+    }
+    tensors = {
+        f"{_prefix(part, len(models))}{name}": tensor
+        for part, model in enumerate(models)
+        for name, tensor in model.state_dict().items()
+    }
+    if rotation_DD is not None:
+        tensors[_ROTATION] = rotation_DD
+    write_tensors(path, KIND, header, tensors)
+
+
+def load_models(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, EncodeOptions, dict]:
+    """What `save_models` wrote, on the CPU: models, rotation or None, search rule, provenance.
+
+    Raises DataError where the file is not a codec, or holds other tensors than its configuration says.
+    """
+    header, tensors = read_tensors(path, KIND)
+    config = parse_config(path, ModelConfig, header.get("model"))
+    options = parse_config(path, EncodeOptions, header.get("encode"))
+    count, provenance = header.get("num_parts", 1), header.get("provenance", {})
+    if not isinstance(count, int) or count < 1 or not isinstance(provenance, dict):
+        raise DataError(f"{path} has a damaged qinco header")
+    # A header that promises more than the file holds is refused before anything is built for it.
+    if count * config.num_steps * max(1, config.num_blocks) > 4 * len(tensors) + 4:
+        raise DataError(f"{path} does not fit its configuration: it holds {len(tensors)} tensors only")
+    rotation_DD = tensors.pop(_ROTATION, None)
+    total = config.dim * count
+    if rotation_DD is not None and rotation_DD.shape != (total, total):
+        raise DataError(f"{path}: the rotation has the shape {tuple(rotation_DD.shape)}, not {(total, total)}")
+    check_state(path, tensors, {f"{_prefix(p, count)}{n}": t for p in range(count) for n, t in _shapes(config).items()})
+    models = []
+    for part in range(count):
+        model = Qinco.empty(config)
+        prefix = _prefix(part, count)
+        model.load_state_dict({name: tensors[prefix + name] for name in model.state_dict()}, assign=True)
+        models.append(model.eval().requires_grad_(False))
+    return models, rotation_DD, options, provenance
+
+
+def check_state(path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise DataError unless names, shapes and dtypes are those of `expected`, and all values are finite."""
+    for name in sorted(set(tensors) ^ set(expected)):
+        raise DataError(f"{path} does not fit its configuration: tensor {name} is {_state(name, tensors)}")
+    for name, tensor in expected.items():
+        if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
+            found, wanted = tensors[name], tensor
+            raise DataError(
+                f"{path} does not fit its configuration: tensor {name} is {found.dtype} {tuple(found.shape)}, "
+                f"not {wanted.dtype} {tuple(wanted.shape)}"
+            )
+        if not tensors[name].isfinite().all():
+            raise DataError(f"{path} is damaged: tensor {name} holds values that are not finite")
+
+
+def parse_config(path, kind: type, values):
+    """A configuration dataclass from a header's object; raises DataError where it does not fit."""
+    try:
+        known = {field.name for field in fields(kind)}
+        if not isinstance(values, dict) or not set(values) <= known:
+            raise DataError(f"{path} has a damaged or unknown {kind.__name__} in its header")
+        return kind(**values)
+    except (ConfigError, TypeError) as error:
+        raise DataError(f"{path} has a damaged {kind.__name__} in its header: {error}") from None
+
+
+def _prefix(part: int, count: int) -> str:
+    return "" if count == 1 else f"parts.{part}."
+
+
+def _shapes(config: ModelConfig) -> dict[str, Tensor]:
+    return Qinco.empty(config).state_dict()
+
+
+def _state(name: str, tensors: dict[str, Tensor]) -> str:
+    return "unexpected" if name in tensors else "missing"

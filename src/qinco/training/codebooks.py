@@ -1,0 +1,120 @@
+"""Where a model starts, and what becomes of codewords that nobody uses.
+
+Shape suffixes: N vectors, D dimension, M steps, K codewords.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qinco.maths.clustering import nearest, residual_kmeans
+from qinco.model.qinco import Qinco
+from qinco.training.options import TrainOptions
+from qinco.vectors.source import VectorSource
+
+STATISTICS_ROWS = 100_000
+_SAMPLE_ROWS = 300_000
+_SAMPLE_BYTES = 1 << 28
+_RUN_ROWS = 256
+
+
+def sample(source: VectorSource, count: int, seed: int) -> np.ndarray:
+    """About `count` rows in random runs of consecutive ones, at most all: float32 (N, D)."""
+    if count >= len(source):
+        return source[:]
+    num_runs = -(-len(source) // _RUN_ROWS)
+    chosen = np.sort(np.random.default_rng(seed).choice(num_runs, -(-count // _RUN_ROWS), replace=False))
+    return np.concatenate([source[int(run) * _RUN_ROWS : (int(run) + 1) * _RUN_ROWS] for run in chosen])
+
+
+def set_normalization(model: Qinco, source: VectorSource, range_scaling: bool) -> None:
+    """Mean per dimension and one scale, from the first vectors.
+
+    QINCo1's recipe scales by the range instead; mean and scale are then what the authors' code computes.
+    """
+    x_ND = source[:STATISTICS_ROWS]
+    if range_scaling:
+        low, high = float(x_ND.min()), float(x_ND.max())
+        mean_D, scale = np.full(x_ND.shape[1], low + 1, np.float32), (high - low) / 2
+    else:
+        mean_D = x_ND.mean(0, dtype=np.float64).astype(np.float32)
+        scale = float(np.sqrt(np.square(x_ND - mean_D, dtype=np.float64).mean()))
+    model.mean.copy_(torch.from_numpy(mean_D))
+    # Constant vectors have no spread, and nothing to scale.
+    model.scale.fill_(scale if scale > 1e-30 else 1.0)
+
+
+@torch.no_grad()
+def start_model(model: Qinco, source: VectorSource, options: TrainOptions, coarse_VD: np.ndarray | None) -> None:
+    """Set every weight: normalisation, then a residual quantizer (QINCo2 paper, section 3.3), then the networks.
+
+    coarse_VD: float32 coarse centroids in data space, for a model that starts from them
+    """
+    config, device = model.config, model.device
+    generator = torch.Generator().manual_seed(options.seed)
+    threads = torch.get_num_threads()
+    set_normalization(model, source, options.range_scaling)
+    rows = min(max(_SAMPLE_ROWS, 64 * config.codebook_size), _SAMPLE_BYTES // (4 * config.dim))
+    x_ND = model.normalize(torch.from_numpy(sample(source, rows, options.seed)).to(device)).cpu().numpy()
+    if coarse_VD is not None:
+        model.coarse_centroids.copy_(model.normalize(torch.from_numpy(coarse_VD).to(device)))
+        coarse_VD = model.coarse_centroids.cpu().numpy()
+        x_ND -= coarse_VD[nearest(x_ND, coarse_VD, threads)]
+    books_MKD = residual_kmeans(x_ND, config.num_steps, config.codebook_size, seed=options.seed, threads=threads)
+    for step, book_KD in zip(model.steps, torch.from_numpy(books_MKD), strict=True):
+        noise_KD = torch.randn(book_KD.shape, generator=generator) * (options.codebook_noise * book_KD.std())
+        step.start_at((book_KD + noise_KD).to(device), options.exact_start, generator)
+
+
+class CodewordUse:
+    """Counts of each step's codewords over an epoch, and the sums that give each step's targets' mean and spread.
+
+    counts_MK, sums_MD and squares_MD are views of `flat` (float64), which can be summed over processes at once.
+    """
+
+    def __init__(self, model: Qinco):
+        steps, size, dim = model.config.num_steps, model.config.codebook_size, model.config.dim
+        self.flat = torch.zeros(steps * (size + 2 * dim), dtype=torch.float64, device=model.device)
+        counts, sums, squares = self.flat.split([steps * size, steps * dim, steps * dim])
+        self.counts_MK = counts.view(steps, size)
+        self.sums_MD, self.squares_MD = sums.view(steps, dim), squares.view(steps, dim)
+
+    def add(self, step: int, codes_N: Tensor, targets_ND: Tensor) -> None:
+        self.counts_MK[step] += torch.bincount(codes_N, minlength=self.counts_MK.shape[1])
+        self.sums_MD[step] += targets_ND.sum(0)
+        self.squares_MD[step] += targets_ND.square().sum(0)
+
+    def entropy(self) -> float:
+        """The mean over steps of the entropy of their codes, in bits: log2 K where all codewords are used alike."""
+        shares_MK = self.counts_MK / self.counts_MK.sum(1, keepdim=True).clamp(min=1)
+        return float(-torch.xlogy(shares_MK, shares_MK).sum(1).mean() / np.log(2))
+
+
+@torch.no_grad()
+def redraw_unused(model: Qinco, use: CodewordUse, redraw: str, generator: torch.Generator) -> int:
+    """Give codewords that an epoch did not use another chance, and return how many there were.
+
+    "split" puts them beside a frequently used one; "targets" draws them around the mean and spread of the step's
+    targets (QINCo2 paper, section 3.3). `generator` (on the CPU) has the same state in every process, so that all
+    processes draw the same codewords.
+    """
+    total = 0
+    for m, step in enumerate(model.steps):
+        counts_K = use.counts_MK[m].cpu()
+        unused = torch.nonzero(counts_K == 0)[:, 0]
+        total += len(unused)
+        if len(unused) == 0 or counts_K.sum() == 0:
+            continue
+        books = [step.codebook.weight] + ([] if step.preselector is None else [step.preselector.weight])
+        noise_ND = torch.randn(len(unused), model.config.dim, generator=generator).to(model.device)
+        if redraw == "split":
+            parents = torch.multinomial(counts_K, len(unused), replacement=True, generator=generator)
+            for book_KD in books:
+                parents_ND = book_KD[parents.to(model.device)]
+                book_KD[unused.to(model.device)] = parents_ND + 0.02 * book_KD.std() * noise_ND
+        else:
+            mean_D = use.sums_MD[m] / counts_K.sum()
+            spread_D = (use.squares_MD[m] / counts_K.sum() - mean_D.square()).clamp(min=0).sqrt()
+            for book_KD in books:
+                book_KD[unused.to(model.device)] = (mean_D + spread_D * noise_ND).float()
+    return total

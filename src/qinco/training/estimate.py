@@ -1,0 +1,81 @@
+"""How long a run will take and how much memory it needs, measured on its first vectors before it starts."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from qinco.engines.reference import Encoder
+from qinco.training.codebooks import CodewordUse
+from qinco.training.train import Training, narrow_options, prefix_losses
+
+_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is expected of a run: seconds from here to its end, bytes beyond the libraries', and what it consists of."""
+
+    seconds: float
+    memory_bytes: int
+    epochs: int
+    steps_per_epoch: int
+    num_train: int
+    num_valid: int
+    num_parameters: int
+    lr: float
+
+
+def estimate(training: Training) -> Estimate:
+    """Time encoding, gradients and validation on a few vectors. The run's state stays as it is."""
+    options, plan = training.options, training.plan
+    narrow, wide = narrow_options(training.encode_options), training.encode_options
+    x_ND = torch.from_numpy(training.train_source[:_ROWS]).to(training.model.device)
+    x_ND = training.model.normalize(x_ND)
+    codes_NM = _encode(training, x_ND, narrow)
+    narrow_seconds = _seconds(lambda: _encode(training, x_ND, narrow), x_ND)
+    wide_seconds = narrow_seconds if wide == narrow else _seconds(lambda: _encode(training, x_ND, wide), x_ND)
+    gradient_seconds = _seconds(lambda: _gradients(training, x_ND, codes_NM), x_ND)
+    left = options.epochs - training.at.epoch
+    wide_share = min(1.0, options.wide_fraction * options.epochs / max(left, 1))
+    per_vector = narrow_seconds * (1 - wide_share) + wide_seconds * wide_share + gradient_seconds
+    per_epoch = (plan.epoch_vectors * per_vector + len(training.valid_source) * wide_seconds) / training.processes.count
+    return Estimate(
+        seconds=left * per_epoch,
+        memory_bytes=_memory(training),
+        epochs=left,
+        steps_per_epoch=plan.steps_per_epoch,
+        num_train=len(training.train_source),
+        num_valid=len(training.valid_source),
+        num_parameters=sum(p.numel() for p in training.parameters),
+        lr=plan.lr,
+    )
+
+
+def _encode(training: Training, x_ND: torch.Tensor, rule) -> torch.Tensor:
+    return Encoder(training.model, rule, training.dtype).encode(x_ND, training.start(x_ND))[0]
+
+
+def _gradients(training: Training, x_ND: torch.Tensor, codes_NM: torch.Tensor) -> None:
+    with torch.autocast(x_ND.device.type, torch.bfloat16, enabled=training.dtype is torch.bfloat16):
+        losses = prefix_losses(training.model, x_ND, training.start(x_ND), codes_NM, CodewordUse(training.model))
+    losses.backward()
+    training.optimizer.zero_grad(set_to_none=True)
+
+
+def _seconds(work, x_ND: torch.Tensor) -> float:
+    """Seconds that `work` takes for each vector."""
+    begun = time.monotonic()
+    work()
+    if x_ND.is_cuda:
+        torch.cuda.synchronize(x_ND.device)
+    return (time.monotonic() - begun) / len(x_ND)
+
+
+def _memory(training: Training) -> int:
+    """Weights, gradients, two moments and the best copy; the shuffle's two buffers; a step's activations."""
+    config, rows = training.model.config, training.options.batch_size
+    weights = sum(tensor.nbytes for tensor in training.model.state_dict().values())
+    buffers = 2 * min(1 << 27, 4 * config.dim * len(training.train_source))
+    widths = 3 * config.dim + 2 * config.embed_dim + config.num_blocks * (config.embed_dim + 2 * config.hidden_dim)
+    return 5 * weights + buffers + 4 * rows * config.num_steps * widths

@@ -1,0 +1,64 @@
+"""The processes of a run: one, or several that torchrun started. Accelerate sets them up; nothing else knows of it.
+
+Every process computes a share of each batch, so a run of several gives what one gives, up to rounding.
+"""
+
+import os
+
+import torch
+from torch import Tensor
+
+
+class Processes:
+    """This process's rank among all, and sums over them."""
+
+    def __init__(self, device: torch.device):
+        self.rank, self.count, self.device = 0, 1, device
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+
+            state = PartialState(cpu=device.type == "cpu")
+            self.rank, self.count, self.device = state.process_index, state.num_processes, state.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This process's part of `count` consecutive rows; the parts differ by one row at most."""
+        return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes of a tensor of the same shape in each."""
+        if self.count > 1:
+            from accelerate.utils import reduce
+
+            tensor = reduce(tensor, "sum")
+        return tensor
+
+    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Replace every gradient by its sum over all processes, in one message."""
+        if self.count == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = self.sum(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad.copy_(part.view_as(parameter))
+
+    def wait(self) -> None:
+        """Return when all processes have arrived here."""
+        if self.count > 1:
+            from accelerate.utils import wait_for_everyone
+
+            wait_for_everyone()
+
+    def copy_from_main(self, module: torch.nn.Module) -> None:
+        """Give every process the main one's weights and buffers."""
+        if self.count == 1:
+            return
+        from accelerate.utils import broadcast
+
+        for tensor in [*module.parameters(), *module.buffers()]:
+            tensor.data.copy_(broadcast(tensor.data))

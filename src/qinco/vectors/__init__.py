@@ -1,0 +1,1 @@
+"""Vectors: their files, the one way the rest of the package reads them, and the public data sets by name."""

@@ -1,0 +1,202 @@
+"""What the process does: help, exit codes, one line for each mistake, and nothing slow imported for any of it."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import types
+from pathlib import Path
+
+import pytest
+
+import qinco
+from qinco.cli import main
+from qinco.cli.keys import KEYS, TASKS
+from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.version import __version__
+
+TRAIN = ["train", "trainset=x", "output=y"]
+SLOW = {"torch", "numpy", "rich", "faiss", "accelerate", "safetensors"}
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Stands for `qinco.cli.commands`; tests set its `run`."""
+    module = types.ModuleType("qinco.cli.commands")
+    module.run = lambda settings, console: None
+    monkeypatch.setitem(sys.modules, "qinco.cli.commands", module)
+    monkeypatch.setattr(qinco.cli, "commands", module, raising=False)
+    return module
+
+
+def raising(error):
+    def run(settings, console):
+        raise error
+
+    return run
+
+
+def run_python(*arguments, **options):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["train", "--help"], ["trian"], [], ["train", "lr=x"], ["info"]]
+)
+def test_nothing_slow_is_imported(arguments):
+    script = f"import sys; from qinco.cli import main; main({arguments!r}); print(*sys.modules, file=sys.stderr)"
+    done = run_python("-c", script)
+    assert done.returncode == 0, done.stderr
+    imported = set(done.stderr.splitlines()[-1].split())
+    assert "qinco.cli" in imported
+    assert not imported & SLOW
+
+
+def test_module_and_version():
+    done = run_python("-m", "qinco", "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"qinco {__version__}\n", "")
+
+
+def test_no_arguments_print_the_help_and_fail(capsys):
+    assert main([]) == 2
+    without = capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == without
+    assert all(task in without for task in TASKS)
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_help_of_a_task_lists_the_keys_that_it_reads(task, capsys):
+    assert main([task, "whatever", "-h", "lr=x"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ("not in this version" in lines[0]) == (not TASKS[task].available)
+    listed = [line.split("=")[0].strip() for line in lines if line.startswith("  ")]
+    assert sorted(listed) == sorted(key.name for key in KEYS.values() if task in key.tasks and key.available)
+
+
+def test_help_shows_defaults(capsys):
+    main(["train", "--help"])
+    shown = capsys.readouterr().out
+    for default in ("lr=null ", "epochs=60 ", "seed=0 ", "wd=0.1 ", "opq=false ", "recipe=default ", "A= ", "output= "):
+        assert f"  {default}" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["trian"], "unknown task 'trian': did you mean train?"),
+        (["trian", "--help"], "unknown task 'trian': did you mean train?"),
+        ([*TRAIN, "epoch=3"], "unknown key 'epoch': did you mean epochs?"),
+        ([*TRAIN, "epochs=x"], "epochs must be an integer of at least 1, not 'x'"),
+        (["convert", "model=x", "output=y"], "task convert is not in this version yet"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, line, capsys):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"qinco: error: {line}")
+    assert err.count("\n") == 1
+
+
+def test_settings_and_console_reach_the_commands(commands):
+    received = []
+    commands.run = lambda settings, console: received.append((settings, console))
+    assert main([*TRAIN, "verbose=false", "lr=1e-3"]) == 0
+    settings, console = received[0]
+    assert (settings.task, settings["lr"], console.verbose) == ("train", 1e-3, False)
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (ConfigError("A and C"), 2, "qinco: error: A and C\n"),
+        (DataError("row 3 is NaN"), 3, "qinco: error: row 3 is NaN\n"),
+        (ResourceError("no room"), 4, "qinco: error: no room\n"),
+        (KeyboardInterrupt(), 130, "qinco: interrupted\n"),
+        (KeyboardInterrupt("resume=true goes on"), 130, "qinco: interrupted: resume=true goes on\n"),
+        (MemoryError(), 4, "qinco: error: memory is exhausted"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 4, "qinco: error: memory is exhausted"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 4, "qinco: error: memory is exhausted"),
+        (OSError(errno.ENOSPC, "full", "a.pt"), 4, "qinco: error: no space is left on the disk for a.pt"),
+        (BrokenPipeError(), 141, ""),
+    ],
+)
+def test_exit_codes(commands, capsys, error, code, line):
+    commands.run = raising(error)
+    assert main(TRAIN) == code
+    err = capsys.readouterr().err
+    assert err.startswith(line)
+    assert err.count("\n") == bool(line)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ours"), OSError(errno.EIO, "disk"), AssertionError()])
+def test_our_own_bugs_keep_their_traceback(commands, error):
+    commands.run = raising(error)
+    with pytest.raises(type(error)):
+        main(TRAIN)
+
+
+def test_termination_is_an_interrupt_and_the_handler_comes_back(commands, capsys):
+    def handler(signal_number, frame):
+        raise AssertionError("the run left its signal to the caller")
+
+    before = signal.signal(signal.SIGTERM, handler)
+    commands.run = lambda settings, console: os.kill(os.getpid(), signal.SIGTERM) or threading.Event().wait(10)
+    try:
+        assert main(TRAIN) == 130
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "qinco: interrupted\n"
+
+
+def test_other_threads_leave_signals_alone(commands):
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(main(TRAIN)))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+def print_help_to(stdout):
+    """The process `qinco --help` with a buffered standard output, as a shell starts it."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "qinco", "--help"]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, env=environment)
+
+
+def test_a_reader_that_leaves_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = print_help_to(writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_to_a_full_disk():
+    with Path("/dev/full").open("w") as full:
+        done = print_help_to(full)
+    assert done.returncode == 4
+    assert done.stderr.startswith("qinco: error: no space is left") and done.stderr.count("\n") == 1
+
+
+def test_the_package_is_lazy():
+    done = run_python("-c", "import sys, qinco; print(*sys.modules)")
+    assert done.returncode == 0
+    assert not set(done.stdout.split()) & SLOW
+
+
+def test_the_package_offers_what_it_lists():
+    assert set(qinco.__all__) <= set(dir(qinco))
+    assert qinco.ConfigError is ConfigError
+    from qinco import PRESETS, ModelConfig
+    from qinco.config import PRESETS as presets
+
+    assert PRESETS is presets
+    assert ModelConfig(dim=4).embed_dim == 4
+    with pytest.raises(AttributeError, match="has no attribute 'Codecs'"):
+        _ = qinco.Codecs

@@ -1,0 +1,218 @@
+"""The grammar: what every form of an argument means, and that every mistake is one clear sentence."""
+
+import pytest
+
+from qinco.cli.keys import ALIASES, KEYS, TASKS
+from qinco.cli.overrides import parse_arguments
+from qinco.errors import ConfigError
+
+TRAIN = ("train", "trainset=x.fvecs", "output=y")
+EVAL = ("eval", "model=m", "db=d")
+SEARCH = ("search", "model=m", "db=d", "queries=q", "queries_gt=g")
+
+
+def test_the_task_may_be_a_word_or_a_key_anywhere():
+    words = ["output=y", "trainset=x", "lr=1e-3"]
+    assert parse_arguments(["train", *words]) == parse_arguments(["task=train", *words])
+    assert parse_arguments(["train", *words]) == parse_arguments([*words, "task=train"])
+    assert parse_arguments(["train", *words]) == parse_arguments([words[0], "train", *words[1:]])
+
+
+@pytest.mark.parametrize(
+    "path", ["a=b.npy", "~/é.npy", "a b", "x,y", "[1]", "null", "true", "100_000", "-x", "==", "ü\n"]
+)
+def test_paths_are_verbatim(path):
+    assert parse_arguments(["train", f"trainset={path}", "output=y"])["trainset"] == path
+
+
+@pytest.mark.parametrize(
+    "argument, key, value",
+    [
+        ("epochs=100_000", "epochs", 100_000),
+        ("ds.loop=1e6", "ds.loop", 1_000_000),
+        ("lr=8e-4", "lr", 8e-4),
+        ("lr=null", "lr", None),
+        ("lr=None", "lr", None),
+        ("wd=0", "wd", 0.0),
+        ("wd=.5", "wd", 0.5),
+        ("grad_clip=null", "grad_clip", None),
+        ("opq=true", "opq", True),
+        ("verbose=False", "verbose", False),
+        ("model_args=qinco2-S", "model_args", "qinco2-S"),
+        ("model_args=null", "model_args", None),
+        ("A=16", "A", 16),
+        ("A=null", "A", 0),
+        ("A=0", "A", 0),
+        ("de=null", "de", None),
+        ("device=cuda:3", "device", "cuda:3"),
+        ("scheduler.ramp_epochs=3", "scheduler.ramp_epochs", 3.0),
+        ("scheduler.name=reduce_lr_plateau", "scheduler.name", "reduce_lr_plateau"),
+    ],
+)
+def test_values(argument, key, value):
+    settings = parse_arguments([*TRAIN, argument])
+    assert settings[key] == value
+    assert type(settings[key]) is type(value)
+    assert settings.given(key)
+
+
+@pytest.mark.parametrize("text, value", [("[4,10]", (4, 10)), ("[ 4 , 10 ]", (4, 10)), ("[4]", (4,)), ("4", (4,))])
+def test_lists(text, value):
+    from qinco.cli.overrides import parse_value
+
+    assert parse_value(KEYS["search.nshort"], text) == value
+
+
+@pytest.mark.parametrize("text", ["4,10", "[]", "[4,]", "[4", "[a]", "[0]", "[[4]]"])
+def test_wrong_lists(text):
+    from qinco.cli.overrides import parse_value
+
+    with pytest.raises(ConfigError, match=r"search\.nshort must be a list, such as \[4,10\]"):
+        parse_value(KEYS["search.nshort"], text)
+
+
+def test_defaults_are_not_given():
+    settings = parse_arguments(TRAIN)
+    assert (settings["lr"], settings["epochs"], settings["batch"], settings["A"]) == (None, 60, 1024, None)
+    assert (settings["ds.valset"], settings["ds.db"], settings["recipe"]) == (10_000, None, "default")
+    assert not settings.given("ds.valset")
+    assert parse_arguments([*TRAIN, "ds.valset=10_000"]).given("ds.valset")
+
+
+@pytest.mark.parametrize(
+    "argument, expected",
+    [
+        ("epochs=many", "epochs must be an integer of at least 1, not 'many'"),
+        ("epochs=0", "epochs must be an integer of at least 1, not '0'"),
+        ("epochs=1.5", "epochs must be an integer"),
+        ("epochs=true", "epochs must be an integer"),
+        ("epochs=1e400", "epochs must be an integer"),
+        ("epochs=" + "9" * 5000, "epochs must be an integer"),
+        ("epochs=٣", "epochs must be an integer"),
+        ("epochs=null", "epochs must be an integer of at least 1, not 'null'"),
+        ("M=x", "M must be an integer of at least 1, or null, not 'x'"),
+        ("lr=0", "lr must be a number above 0, or null, not '0'"),
+        ("lr=nan", "lr must be a number"),
+        ("lr=1__0", "lr must be a number"),
+        ("wd=-1", "wd must be a number of at least 0, not '-1'"),
+        ("verbose=1", "verbose must be true or false, not '1'"),
+        ("recipe=papers", "recipe must be one of default, paper, not 'papers'"),
+        ("engine=native", "engine must be one of auto, torch, not 'native'"),
+        ("device=gpu", "device must be auto, cpu, cuda or cuda:N, not 'gpu'"),
+        ("model_args=qinco2-s", "unknown preset 'qinco2-s': did you mean qinco2-S?"),
+        ("lr=", "lr= has no value: it must be a number above 0, or null"),
+        ("tensorboard=", "tensorboard= has no value: it must be a path"),
+    ],
+)
+def test_wrong_values(argument, expected):
+    with pytest.raises(ConfigError) as caught:
+        parse_arguments([*TRAIN, argument])
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "argument, expected",
+    [
+        ("epoch=3", "unknown key 'epoch': did you mean epochs?"),
+        ("ramp_epochs=3", "did you mean scheduler.ramp_epochs?"),
+        ("ds.val_set=3", "did you mean ds.valset?"),
+        ("zzz=3", "unknown key 'zzz': qinco train --help lists the keys"),
+        ("--lr=3", "write 'lr=3', not '--lr=3'"),
+        ("+lr=3", "write 'lr=3', not '+lr=3'"),
+        ("--multirun", "unknown option '--multirun'"),
+        ("-x", "unknown option '-x'"),
+        ("lr", "unexpected argument 'lr': settings are written key=value"),
+        ("", "unexpected argument ''"),
+        ("=3", "unexpected argument '=3'"),
+        ("trainset=z", "trainset is given twice"),
+        ("queries=q", "task train has no key queries; search has"),
+        ("codes=q", "task train has no key codes; decode has"),
+        ("task=train", "the task is given twice"),
+        ("task=eval", "the task is given twice"),
+        ("index=i", "key index is not in this version yet"),
+    ],
+)
+def test_wrong_arguments(argument, expected):
+    with pytest.raises(ConfigError) as caught:
+        parse_arguments([*TRAIN, argument])
+    assert expected in str(caught.value)
+
+
+def test_a_key_of_another_task_names_every_task_that_reads_it():
+    with pytest.raises(ConfigError, match=r"^task eval has no key lr; train has$"):
+        parse_arguments([*EVAL, "lr=1"])
+    with pytest.raises(ConfigError, match=r"^task decode has no key A; train, eval, .*search and encode have$"):
+        parse_arguments(["decode", "model=m", "codes=c", "output=o", "A=1"])
+
+
+def test_the_index_pipeline_is_refused_before_anything_that_is_missing():
+    for argument in ("index=i.faissindex", "search.nprobe=[4,8]", "nprobe=4", "pairwise_decoder=p.pt"):
+        with pytest.raises(ConfigError, match="is not in this version yet"):
+            parse_arguments(["search", "model=m", argument])
+
+
+def test_search_keys_without_their_prefix():
+    assert ALIASES["nprobe"] == "search.nprobe"
+    assert not set(ALIASES) & set(KEYS)
+
+
+def test_reused_command_lines():
+    """What other tasks' command lines carry along is accepted by every task, and `given` says so."""
+    carried = ["cpu=true", "verbose=false", "seed=3", "mse_scale=2", "ds.loop=5", "ds.db=9", "enc_max_bs=4", "batch=8"]
+    carried += ["K=256", "M=8", "L=2", "de=24", "dh=32", "ivf_K=1024", "model_args=qinco2-L", "qinco1_mode=false"]
+    for command in (TRAIN, EVAL, SEARCH, ("decode", "model=m", "codes=c", "output=o"), ("info", "f")):
+        settings = parse_arguments([*command, *carried])
+        assert (settings["ds.db"], settings["seed"], settings["mse_scale"]) == (9, 3, 2.0)
+
+
+def test_tasks():
+    with pytest.raises(ConfigError, match="unknown task 'trian': did you mean train"):
+        parse_arguments(["trian"])
+    with pytest.raises(ConfigError, match="no task is given"):
+        parse_arguments(["lr=3"])
+    for name in ("ivf_centroids", "build_index", "train_pairwise_decoder", "convert", "download", "doctor", "bench"):
+        with pytest.raises(ConfigError, match=f"task {name} is not in this version yet"):
+            parse_arguments([name])
+
+
+def test_missing_keys_are_named_together():
+    with pytest.raises(ConfigError) as caught:
+        parse_arguments(["encode", "db=x"])
+    assert str(caught.value) == (
+        f"task encode needs model= ({KEYS['model'].summary}) and output= ({KEYS['output'].summary})"
+    )
+    with pytest.raises(ConfigError, match=r"^task train needs output= .* and trainset= .* or db= "):
+        parse_arguments(["train"])
+    for task in TASKS.values():
+        if task.available:
+            with pytest.raises(ConfigError) as caught:
+                parse_arguments([task.name])
+            assert all(f"{name}= (" in str(caught.value) for names in task.required for name in names.split("|"))
+
+
+def test_encoding_the_training_set_needs_no_database():
+    assert parse_arguments(["encode", "model=m", "output=o", "encode_trainset=true", "trainset=t"])["db"] is None
+    with pytest.raises(ConfigError, match="needs trainset="):
+        parse_arguments(["encode", "model=m", "output=o", "encode_trainset=true"])
+    with pytest.raises(ConfigError, match="needs db="):
+        parse_arguments(["encode", "model=m", "output=o", "trainset=t"])
+
+
+def test_files_of_info():
+    assert parse_arguments(["info", "a", "/x=3/b"])["file"] == ("a", "/x=3/b")
+    assert parse_arguments(["task=info", "a"])["file"] == ("a",)
+    assert parse_arguments(["info", "file=a=b"])["file"] == ("a=b",)
+    with pytest.raises(ConfigError, match="both given"):
+        parse_arguments(["info", "a", "file=b"])
+
+
+def test_the_tables_agree():
+    for task in TASKS.values():
+        for name in (name for names in task.required for name in names.split("|")):
+            assert task.name in KEYS[name].tasks, (task.name, name)
+            assert KEYS[name].available or not task.available
+    for key in KEYS.values():
+        assert key.tasks and key.tasks <= set(TASKS), key.name
+        assert key.kind != "choice" or key.default in key.choices
+        assert key.everywhere or any(TASKS[task].available for task in key.tasks) or not key.available, key.name
