@@ -26,7 +26,9 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     try:
         _check_replaceable(path, target)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # the block may have replaced the file by one that only its owner can read
         _write_to_disk(temporary)
         temporary.replace(target)
         with suppress(OSError):  # not every file system can flush a folder, and the file itself is safe

@@ -187,6 +187,10 @@ class Codec:
             decoded_ND = self.model.denormalize(decode(self.model, codes_NM, start_ND, dtype))
             yield first, decoded_ND.cpu().numpy()
 
+    def prefix(self, codes, num_steps: int):
+        """The shorter code that the first `num_steps` steps are: columns of `codes`."""
+        return codes[:, : self._check_steps(num_steps)]
+
     def check_codes(self, codes, lists=None) -> None:
         """Raise DataError unless codes (and lists, for an IVF codec) are ones of this codec."""
         check_codes(codes, self.config.num_steps, self.config.codebook_size)

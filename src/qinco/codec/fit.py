@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from qinco.codec.codec import Codec
-from qinco.config import EncodeOptions, ModelConfig, find_preset
+from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions, ModelConfig, find_preset
 from qinco.engines.choose import choose_device
 from qinco.errors import ConfigError, DataError
 from qinco.files import check_output
@@ -29,7 +29,9 @@ from qinco.training.train import EpochReport, StepReport, Training
 from qinco.vectors.source import VectorSource, as_source
 from qinco.version import __version__
 
-MODEL_FIELDS = ("num_steps", "codebook_size", "num_blocks", "embed_dim", "hidden_dim", "concat_rank")
+MODEL_FIELDS = tuple(
+    field.name for field in fields(ModelConfig) if field.name not in ("dim", "starts_from_coarse", "num_lists")
+)
 ENCODE_FIELDS = ("num_candidates", "num_pairs", "beam_width")
 _SAVE_SECONDS = 300
 
@@ -74,9 +76,9 @@ def fit(
     initial:          a codec whose architecture, weights and epoch the run goes on from
     recipe:           "default", or "paper" for the published one
     on_report:        called with an Estimate, then with a StepReport or EpochReport after each step and epoch
-    settings:         fields of ModelConfig (num_steps, codebook_size, num_blocks, embed_dim, hidden_dim, concat_rank),
-                      of EncodeOptions (num_candidates, num_pairs, beam_width) and of TrainOptions (epochs, lr,
-                      batch_size, seed, ...)
+    settings:         fields of ModelConfig (num_steps, codebook_size, num_blocks, embed_dim, hidden_dim, ...), of
+                      EncodeOptions (num_candidates, where 0 means a model without pre-selector, num_pairs, beam_width)
+                      and of TrainOptions (epochs, lr, batch_size, seed, ...)
 
     Raises ConfigError and DataError before any work begins. On Ctrl-C the state is saved, then KeyboardInterrupt
     raised.
@@ -106,7 +108,9 @@ def plan_run(source: VectorSource, preset, coarse_centroids, initial: Codec | No
         if name not in {*MODEL_FIELDS, *ENCODE_FIELDS, *train_fields}:
             near = get_close_matches(name, [*MODEL_FIELDS, *ENCODE_FIELDS, *train_fields], 1)
             raise ConfigError(f"unknown setting {name!r}" + (f": did you mean {near[0]}?" if near else ""))
-    chosen = None if preset is None else find_preset(preset)
+    sizes = {} if preset is None else find_preset(preset)
+    if settings.get("num_candidates") == 0 and initial is None:
+        settings = {"has_preselector": False, **settings}
     given = {name: settings[name] for name in MODEL_FIELDS if settings.get(name) is not None}
     coarse_VD = None if coarse_centroids is None else read_centroids(coarse_centroids, source.dim)
     if initial is not None:
@@ -118,13 +122,13 @@ def plan_run(source: VectorSource, preset, coarse_centroids, initial: Codec | No
         config = initial.config
     else:
         lists = {} if coarse_VD is None else {"starts_from_coarse": True, "num_lists": len(coarse_VD)}
-        config = ModelConfig(dim=source.dim, **({} if chosen is None else chosen.model) | given | lists)
+        config = ModelConfig(dim=source.dim, **(sizes | given | lists))
     if initial is not None:
         rule = initial.encode_options
-    elif chosen is None:
-        rule = EncodeOptions(num_pairs=64, beam_width=32) if config.has_preselector else EncodeOptions()
+    elif not config.has_preselector:
+        rule = EncodeOptions()
     else:
-        rule = chosen.paper_encode if recipe == "paper" else chosen.encode
+        rule = PAPER_SEARCH if recipe == "paper" else DEFAULT_SEARCH
     rule = rule.override(**{name: settings.get(name) for name in ENCODE_FIELDS})
     rule.check_model(config)
     train_given = {name: value for name, value in settings.items() if name in train_fields}

@@ -178,6 +178,11 @@ class ProductCodec:
         for first in range(0, len(codes), self.block_rows):
             yield first, self.decode(codes[first : first + self.block_rows], precision=precision)
 
+    def prefix(self, codes, num_steps: int) -> np.ndarray:
+        """The shorter code that the first `num_steps` steps of every part are: (N, P · num_steps)."""
+        parts = zip(self.parts, self._split(codes), strict=True)
+        return np.concatenate([part.prefix(columns, num_steps) for part, columns in parts], axis=1)
+
     def check_codes(self, codes, lists=None) -> None:
         """Raise DataError unless codes are ones of this codec."""
         if lists is not None:

@@ -13,8 +13,8 @@ from qinco.training.options import TrainOptions
 from qinco.vectors.source import VectorSource
 
 STATISTICS_ROWS = 100_000
-_SAMPLE_ROWS = 300_000
-_SAMPLE_BYTES = 1 << 28
+_SAMPLE_ROWS = 100_000
+_SAMPLE_BYTES = 1 << 27
 _RUN_ROWS = 256
 
 

@@ -24,6 +24,11 @@ class Processes:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @staticmethod
+    def is_main_by_environment() -> bool:
+        """Whether this is the only process or torchrun's first, known before anything is set up."""
+        return os.environ.get("RANK", "0") == "0"
+
     def share(self, count: int) -> slice:
         """This process's part of `count` consecutive rows; the parts differ by one row at most."""
         return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)

@@ -51,6 +51,7 @@ class EpochReport:
     loss: float | None
     lr: float
     unused_codewords: int
+    unused_share: float
     code_entropy: float
     seconds: float
     is_best: bool
@@ -242,7 +243,10 @@ class Training:
         step = max(0, epoch * self.plan.steps_per_epoch - 1)
         lr = self.plan.rate(self.options, step, at.reductions)
         entropy = self.use.entropy() if loss is not None else float("nan")
-        return EpochReport(epoch, self.options.epochs, mse, per_step, loss, lr, unused, entropy, at.seconds, is_best)
+        share = unused / self.use.counts_MK.numel()
+        return EpochReport(
+            epoch, self.options.epochs, mse, per_step, loss, lr, unused, share, entropy, at.seconds, is_best
+        )
 
     @torch.no_grad()
     def validate(self) -> list[float]:

@@ -1,0 +1,38 @@
+# One virtual environment for everything; `make test` on a fresh clone needs nothing but Python 3.11 and make.
+PYTHON ?= python3
+DIST ?= dist
+RUN = .venv/bin/python -m
+
+.PHONY: venv test test-all demo lint wheel clean
+
+venv: .venv/installed
+
+# The stamp: installs again when what is installed could have changed.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qinco needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(RUN) pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+test: venv
+	$(RUN) pytest
+
+test-all: venv
+	$(RUN) pytest -m 'not gpu'
+
+demo: venv
+	.venv/bin/python examples/demo/demo.py
+
+lint: venv
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+# setuptools packs what an older run left in build/, so that goes first.
+wheel: venv
+	rm -rf build
+	$(RUN) build --wheel --outdir '$(DIST)'
+	rm -rf build
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,100 @@
+"""From keys of the command line to vectors, codecs and options."""
+
+from pathlib import Path
+
+import torch
+
+from qinco.cli.overrides import Settings
+from qinco.codec import Codec, ProductCodec, load_codec
+from qinco.config import EncodeOptions
+from qinco.errors import ConfigError, DataError
+from qinco.vectors.datasets import DATASETS, find_dataset
+from qinco.vectors.formats import read_integers
+from qinco.vectors.source import VectorSource, open_vectors
+
+
+def choose_device(settings: Settings) -> str:
+    """The device that `device=` and `cpu=` name."""
+    if settings["cpu"] and settings.given("device") and settings["device"] != "cpu":
+        raise ConfigError(f"cpu=true contradicts device={settings['device']}: keep one of them")
+    return "cpu" if settings["cpu"] else settings["device"]
+
+
+def open_codec(settings: Settings) -> Codec | ProductCodec:
+    """The codec of `model=`, on the chosen device."""
+    return load_codec(settings["model"], choose_device(settings))
+
+
+def encode_options(settings: Settings, codec: Codec | ProductCodec) -> EncodeOptions:
+    """The codec's own search rule with `A`, `C`, `B`, `precision` and `engine` of the command line in its place."""
+    rule = codec.encode_options.override(
+        settings["A"], settings["C"], settings["B"], settings["precision"], settings["engine"]
+    )
+    rule.check_model(codec.config)
+    return rule
+
+
+def open_database(settings: Settings) -> VectorSource:
+    """The vectors of `db=`, a path or a data set's name, `ds.db` of them at most."""
+    dataset = find_dataset(settings["db"])
+    source = _open(settings["db"] if dataset is None else dataset.database)
+    if dataset is not None and dataset.database_limit is not None:
+        source = source.limit(dataset.database_limit)
+    return source if settings["ds.db"] is None else source.limit(settings["ds.db"])
+
+
+def open_trainset(settings: Settings) -> VectorSource:
+    """The vectors of `trainset=`, or of the data set that `db=` names, `ds.trainset` of them at most."""
+    path = settings["trainset"]
+    if path is None:
+        dataset = find_dataset(settings["db"])
+        if dataset is None:
+            raise ConfigError(
+                f"db={settings['db']} is no data set with training vectors (those are {', '.join(DATASETS)}): "
+                "give trainset=FILE"
+            )
+        path = dataset.trainset
+    source = _open(path)
+    return source if settings["ds.trainset"] is None else source.limit(settings["ds.trainset"])
+
+
+def open_queries(settings: Settings, dim: int, num_vectors: int):
+    """Queries, float32 (Q, D), and the number of each one's true nearest neighbour, int64 (Q,)."""
+    dataset = find_dataset(settings["db"])
+    queries_path = settings["queries"] or (dataset and dataset.queries)
+    truth_path = settings["queries_gt"] or (dataset and dataset.ground_truth)
+    if queries_path is None or truth_path is None:
+        raise ConfigError("task search needs queries= and queries_gt=, or db= with the name of a data set")
+    queries, truth = _open(queries_path), read_integers(truth_path)
+    if queries.dim != dim:
+        raise DataError(f"{queries.name}: queries have {queries.dim} dimensions, the codec was trained on {dim}")
+    if len(queries) != len(truth):
+        raise DataError(f"{truth_path} has {len(truth)} rows, {queries.name} has {len(queries)} queries")
+    if truth[:, 0].max() >= num_vectors or truth[:, 0].min() < 0:
+        raise DataError(
+            f"{truth_path} names vector {truth[:, 0].max()}, the database has {num_vectors}: the ground truth is of "
+            "another database, or ds.db leaves vectors out"
+        )
+    return next(block for _, block in queries.blocks(len(queries))), truth[:, 0]
+
+
+def mse_scale(settings: Settings) -> float:
+    """`mse_scale=`, or that of the data set that `db=` names."""
+    dataset = None if settings.given("mse_scale") else find_dataset(settings["db"] or "")
+    return settings["mse_scale"] if dataset is None else dataset.mse_scale
+
+
+def machine(settings: Settings) -> dict:
+    """What a measurement ran on, for its report."""
+    return {"threads": torch.get_num_threads(), "precision": settings["precision"]}
+
+
+def _open(path: str) -> VectorSource:
+    try:
+        return open_vectors(path)
+    except DataError:
+        if not Path(path).exists() and not Path(path).suffix:
+            raise DataError(
+                f"{path} does not exist, and is no data set's name: those are {', '.join(DATASETS)}"
+            ) from None
+        raise

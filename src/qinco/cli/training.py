@@ -1,0 +1,187 @@
+"""`task=train`: from keys to a run, and what the person at the terminal sees of it."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+from qinco.cli import inputs
+from qinco.cli.console import Console, format_duration, format_value
+from qinco.cli.overrides import Settings
+from qinco.codec.codec import Codec
+from qinco.codec.fit import fit
+from qinco.codec.product import ProductCodec
+from qinco.errors import ConfigError
+from qinco.training.estimate import Estimate
+from qinco.training.processes import Processes
+from qinco.training.train import EpochReport, StepReport
+
+_SIZES = {"M": "num_steps", "K": "codebook_size", "L": "num_blocks", "de": "embed_dim", "dh": "hidden_dim",
+          "concat_rank": "concat_rank", "A": "num_candidates", "C": "num_pairs", "B": "beam_width"}  # fmt: skip
+_TRAINING = {
+    "epochs": "epochs", "batch": "batch_size", "grad_accumulate": "grad_accumulate", "optimizer": "optimizer",
+    "lr": "lr", "wd": "weight_decay", "grad_clip": "grad_clip", "seed": "seed", "precision": "precision",
+    "ds.loop": "epoch_size", "ds.valset": "num_valid", "codebook_noise_init": "codebook_noise",
+    "scheduler.ramp_epochs": "ramp_epochs", "scheduler.lr_min_fact": "lr_min_factor",
+    "scheduler.stop_patience": "stop_patience", "scheduler.reduce_fact": "reduce_factor",
+    "scheduler.patience": "patience", "scheduler.threshold_frac": "threshold",
+}  # fmt: skip
+_WARN_UNUSED = 0.02
+
+
+def train(settings: Settings, console: Console) -> None:
+    """Train a codec and write it, its state and its log."""
+    source = inputs.open_trainset(settings)
+    chosen = run_settings(settings, source.dim)
+    output = Path(settings["output"])
+    if output.suffix != ".safetensors":
+        raise ConfigError(f"output={output}: a codec is written to a .safetensors file in this version")
+    if not Processes.is_main_by_environment():
+        console = Console(verbose=False)
+    try:
+        with _reporter(settings, console, inputs.mse_scale(settings)) as report:
+            codec = _fit(settings, source, chosen, report)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the run is saved; the same command with resume=true continues {output}") from None
+    if not Processes.is_main_by_environment():
+        return
+    scale, provenance = inputs.mse_scale(settings), codec.provenance
+    result = {
+        "output": str(output),
+        "mse": provenance["valid_mse"] * scale,
+        "epoch": provenance["epoch"],
+        "num_vectors": provenance["num_vectors"],
+        "bytes_per_vector": codec.bytes_per_vector,
+        "seconds": provenance["seconds"],
+    }
+    console.print_result(result | inputs.machine(settings), settings["json"])
+
+
+def run_settings(settings: Settings, dim: int) -> dict:
+    """The arguments of `fit` that the command line gives; what it leaves out is for preset and recipe to decide."""
+    chosen = {name: settings[key] for key, name in (_SIZES | _TRAINING).items() if settings.given(key)}
+    if settings.given("de") and settings["de"] is None:
+        chosen["embed_dim"] = dim
+    if settings.given("scheduler.name"):
+        chosen["schedule"] = {"reduce_lr_plateau": "plateau"}.get(settings["scheduler.name"], "cosine")
+    if settings["qinco1_mode"]:
+        chosen |= {"codeword_skip": False, "embed_dim": dim}
+        if settings["A"] is None and settings["C"] is None:
+            chosen["has_preselector"] = False
+    preset = settings["model_args"]
+    if preset is None and not any(settings.given(key) for key in ("L", "de", "dh")) and not settings["qinco1_mode"]:
+        preset = "qinco2-S"
+    return chosen | {"preset": preset, "recipe": settings["recipe"]}
+
+
+def _fit(settings: Settings, source, chosen: dict, report) -> Codec | ProductCodec:
+    common = {
+        "output": settings["output"],
+        "resume": settings["resume"],
+        "overwrite": settings["overwrite"],
+        "device": inputs.choose_device(settings),
+        "on_report": report,
+    }
+    centroids = settings["ivf_centroids"]
+    if settings["pq"] is not None:
+        if centroids is not None or settings["model"] is not None:
+            raise ConfigError("pq= trains a codec of several parts: leave out ivf_centroids= and model=")
+        return ProductCodec.fit(source, num_parts=settings["pq"], rotate=settings["opq"], **common, **chosen)
+    if settings["opq"]:
+        raise ConfigError("opq=true needs pq=, the number of parts that the rotated vectors are cut into")
+    initial = None if settings["model"] is None else Codec.load(settings["model"])
+    if initial is not None and settings["model_args"] is None:
+        chosen["preset"] = None
+    if centroids is not None and settings["ivf_K"] is not None:
+        found = len(inputs.open_vectors(centroids))
+        if found != settings["ivf_K"]:
+            raise ConfigError(f"ivf_K={settings['ivf_K']}, but {centroids} holds {found} centroids")
+    return fit(source, coarse_centroids=centroids, initial=initial, **common, **chosen)
+
+
+@contextmanager
+def _reporter(settings: Settings, console: Console, scale: float):
+    """A function for `fit` to report to: lines, progress, and TensorBoard where it is asked for."""
+    board = _open_tensorboard(settings["tensorboard"])
+    bar, bar_epoch = None, None
+
+    def close_bar() -> None:
+        nonlocal bar, bar_epoch
+        if bar is not None:
+            bar.__exit__(None, None, None)
+        bar = bar_epoch = None
+
+    def report(event: Estimate | StepReport | EpochReport) -> None:
+        nonlocal bar, bar_epoch, progress
+        if isinstance(event, Estimate):
+            console.info(_estimate_line(event))
+        elif isinstance(event, StepReport):
+            if bar_epoch != event.epoch:
+                close_bar()
+                bar, bar_epoch = (
+                    console.progress(event.steps, "step", f"epoch {event.epoch}", event.step - 1),
+                    event.epoch,
+                )
+                progress = bar.__enter__()
+            progress.update(event.step, loss=event.loss, lr=event.lr)
+        else:
+            close_bar()
+            _report_epoch(event, console, scale)
+            if board is not None:
+                _write_board(board, event, scale)
+
+    progress = None
+    try:
+        yield report
+    finally:
+        close_bar()
+        if board is not None:
+            board.close()
+
+
+def _estimate_line(event: Estimate) -> str:
+    return (
+        f"training {event.num_parameters:,} parameters on {event.num_train:,} vectors ({event.num_valid:,} for "
+        f"validation), {event.epochs} epochs of {event.steps_per_epoch:,} steps, learning rate {event.lr:.2g}: about "
+        f"{format_duration(event.seconds)} and {event.memory_bytes / 2**20:,.0f} MiB beyond the libraries"
+    )
+
+
+def _report_epoch(event: EpochReport, console: Console, scale: float) -> None:
+    mse = format_value(event.mse * scale)
+    if event.epoch == 0:
+        console.info(f"start: mse {mse}")
+        return
+    console.info(
+        f"epoch {event.epoch}/{event.epochs}: mse {mse}{' (best)' if event.is_best else ''}, "
+        f"loss {format_value(event.loss)}, lr {event.lr:.2g}, code entropy {event.code_entropy:.2f} bits, "
+        f"{event.unused_codewords:,} codewords unused, {format_duration(event.seconds)}"
+    )
+    if event.unused_share > _WARN_UNUSED:
+        console.warn(
+            f"{event.unused_codewords:,} codewords ({event.unused_share:.0%}) went unused in epoch {event.epoch} and "
+            "were drawn again; if it stays so, train on more vectors, or with a smaller K or lr"
+        )
+
+
+def _open_tensorboard(folder: str | None):
+    if folder is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError("tensorboard= needs the package tensorboard: pip install 'qinco[tensorboard]'") from None
+    return SummaryWriter(folder)
+
+
+def _write_board(board, event: EpochReport, scale: float) -> None:
+    values = {
+        "mse/valid": event.mse * scale,
+        "loss/train": event.loss,
+        "lr": event.lr,
+        "codewords/unused": event.unused_codewords,
+        "codewords/entropy_bits": event.code_entropy,
+    }
+    for name, value in values.items():
+        if value is not None and value == value:  # the start has no entropy
+            board.add_scalar(name, value, event.epoch)
+    for step, mse in enumerate(event.mse_per_step, 1):
+        board.add_scalar(f"mse_per_step/{step}", mse * scale, event.epoch)

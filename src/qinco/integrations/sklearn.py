@@ -1,0 +1,127 @@
+"""`QincoTransformer`: a codec as a scikit-learn transformer, for pipelines, grid searches and cross-validation."""
+
+import warnings
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from qinco.codec.codec import Codec
+from qinco.config import ModelConfig
+
+
+class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Compresses vectors to codes of `num_steps` small integers, and back with `inverse_transform`.
+
+    preset:         "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"
+    num_steps:      M, codes per vector
+    codebook_size:  K, codewords per step, a power of two up to 65536; lowered, with a UserWarning, to the largest one
+                    that does not exceed the training vectors
+    epochs:         passes over the training vectors
+    num_pairs:      C, pairs that the encoder proposes over the whole beam; the preset's where it is None
+    num_candidates: A, codewords proposed for each hypothesis; instead of num_pairs
+    beam_width:     B, hypotheses that the encoder keeps; the preset's where it is None
+    random_state:   int, numpy RandomState or None: the seed of every random choice
+    device:         "auto" (the first GPU, or the processor), "cpu", "cuda" or "cuda:N"
+
+    After `fit`: codec_ (the `Codec`, which also saves itself to a file), codebook_size_ (the K that was used),
+    n_features_in_, and feature_names_in_ where the features had names.
+    """
+
+    def __init__(
+        self,
+        preset="qinco2-S",
+        *,
+        num_steps=8,
+        codebook_size=256,
+        epochs=10,
+        num_pairs=None,
+        num_candidates=None,
+        beam_width=None,
+        random_state=0,
+        device="auto",
+    ):
+        self.preset = preset
+        self.num_steps = num_steps
+        self.codebook_size = codebook_size
+        self.epochs = epochs
+        self.num_pairs = num_pairs
+        self.num_candidates = num_candidates
+        self.beam_width = beam_width
+        self.random_state = random_state
+        self.device = device
+
+    def fit(self, X, y=None):
+        """Train a codec on vectors and return the transformer.
+
+        X: (N, D) integers or floats, all finite, at least 3 rows; the last tenth (10,000 at most) is for validation
+        y: ignored
+        Raises ConfigError for wrong parameters, and ValueError (DataError is one) for other X.
+        """
+        X = validate_data(self, X, dtype="numeric", ensure_min_samples=3)
+        names = ("num_steps", "codebook_size", "epochs", "num_pairs", "num_candidates", "beam_width")
+        settings = {name: _plain_int(getattr(self, name)) for name in names}
+        settings["codebook_size"] = _affordable_codebook_size(settings["codebook_size"], *X.shape)
+        self.codec_ = Codec.fit(X, self.preset, seed=_seed(self.random_state), device=self.device, **settings)
+        self.codebook_size_ = self.codec_.config.codebook_size
+        return self
+
+    def transform(self, X) -> np.ndarray:
+        """Codes of vectors (N, D), finite integers or floats: uint8 (N, M), uint16 above 256 codewords."""
+        return self.codec_.encode(self._check_vectors(X))
+
+    def inverse_transform(self, codes) -> np.ndarray:
+        """Reconstructions of codes, integers (N, m) with m ≤ M: float32 (N, D). Raises DataError for other codes."""
+        check_is_fitted(self)
+        return self.codec_.decode(codes)
+
+    def score(self, X, y=None) -> float:
+        """Minus the mean squared error of compressing vectors (N, D): summed over dimensions, averaged over vectors."""
+        X = self._check_vectors(X)
+        errors_ND = self.codec_.decode(self.codec_.encode(X)) - np.asarray(X, np.float64)
+        return -float(np.square(errors_ND).sum(1).mean())
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.codec_.code_size
+
+    def _check_vectors(self, X) -> np.ndarray:
+        check_is_fitted(self)
+        return validate_data(self, X, dtype="numeric", reset=False)
+
+
+def _affordable_codebook_size(codebook_size: int, num_vectors: int, dim: int) -> int:
+    """`codebook_size`, or the largest power of two for which `num_vectors` leave enough besides those for validation.
+
+    Raises ConfigError where it is no codebook size at all, and warns where it is lowered.
+    """
+    ModelConfig(dim, codebook_size=codebook_size)
+    # What Codec.fit trains on. Its limit of 10,000 validation vectors only applies where any K is affordable.
+    num_train = num_vectors - max(1, num_vectors // 10)
+    if codebook_size <= num_train:
+        return codebook_size
+    lowered = 1 << (num_train.bit_length() - 1)
+    warnings.warn(
+        f"codebook_size={codebook_size} is more than the {num_train} training vectors among {num_vectors}: "
+        f"{lowered} is used instead",
+        UserWarning,
+        stacklevel=3,
+    )
+    return lowered
+
+
+def _seed(random_state) -> int:
+    if isinstance(random_state, int | np.integer):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def _plain_int(value):
+    """numpy's integers, which parameter searches give, as Python's."""
+    return int(value) if isinstance(value, np.integer) else value

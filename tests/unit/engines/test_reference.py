@@ -1,0 +1,153 @@
+import pytest
+import torch
+from small_models import ARCHITECTURES, random_model
+
+from qinco.config import EncodeOptions, ModelConfig
+from qinco.engines import reference
+from qinco.engines.coarse import CoarseAssigner
+from qinco.engines.choose import candidate_dtype, choose_device
+from qinco.engines.reference import Encoder, decode
+from qinco.errors import ConfigError
+
+
+def vectors(count, dim, seed=0):
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def counting(monkeypatch):
+    """How many candidates each call evaluates."""
+    counts = []
+    evaluate = reference.StepTables.evaluate
+
+    def count(self, codes_N, hypotheses_N, parts):
+        counts.append(len(codes_N))
+        return evaluate(self, codes_N, hypotheses_N, parts)
+
+    monkeypatch.setattr(reference.StepTables, "evaluate", count)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [
+        (EncodeOptions(num_candidates=2, beam_width=3), [6, 6]),
+        (EncodeOptions(num_pairs=5, beam_width=3), [5, 5]),
+        (EncodeOptions(beam_width=3), [12, 12]),
+        (EncodeOptions(), [4, 4]),
+        (EncodeOptions(num_candidates=9), [4, 4]),
+        (EncodeOptions(num_pairs=99, beam_width=2), [8, 8]),
+        (EncodeOptions(num_pairs=1, beam_width=3), [1, 1]),
+    ],
+)
+def test_as_many_candidates_are_evaluated_as_the_rule_says(monkeypatch, rule, wanted):
+    counts = counting(monkeypatch)
+    model = random_model(ARCHITECTURES["same width"])
+    Encoder(model, rule).encode(vectors(1, 3), model.start(1))
+    assert counts == wanted
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [
+        (EncodeOptions(num_candidates=2, beam_width=3), [3, 6, 6]),
+        (EncodeOptions(num_candidates=3, beam_width=2), [3, 6, 6]),
+        (EncodeOptions(num_candidates=2, beam_width=16), [4, 8, 16]),
+        (EncodeOptions(num_pairs=2, beam_width=3), [2, 2, 2]),
+    ],
+)
+def test_a_step_from_one_hypothesis_proposes_enough_to_fill_the_beam(monkeypatch, rule, wanted):
+    counts = counting(monkeypatch)
+    model = random_model(ARCHITECTURES["coarse"])
+    Encoder(model, rule).encode(vectors(1, 3), model.start(1, torch.tensor([2])))
+    assert counts == wanted
+
+
+def test_the_preselector_decides_what_is_proposed():
+    """With one candidate the code is the pre-selector's nearest, whatever the network makes of it."""
+    model = random_model(ARCHITECTURES["same width"])
+    x_ND = vectors(20, 3)
+    codes_NM, _ = Encoder(model, EncodeOptions(num_candidates=1)).encode(x_ND, model.start(20))
+    reached_ND = model.start(20)
+    for m, step in enumerate(model.steps):
+        book_KD = step.codebook.weight if m == 0 else step.preselector.weight
+        assert torch.equal(codes_NM[:, m], torch.cdist(x_ND - reached_ND, book_KD).argmin(1))
+        reached_ND = reached_ND + step(codes_NM[:, m], reached_ND)
+
+
+def test_large_codebooks_are_not_tabulated_and_give_the_same(monkeypatch):
+    model = random_model(ModelConfig(dim=4, num_steps=2, codebook_size=2048, embed_dim=6, hidden_dim=5))
+    x_ND, rule = vectors(5, 4), EncodeOptions(num_pairs=8, beam_width=4)
+    with_tables = Encoder(model, rule).encode(x_ND, model.start(5))
+    monkeypatch.setattr(reference, "TABLE_BYTES", 0)
+    without = Encoder(model, rule)
+    assert without.tables[1].table_KE is None
+    codes_NM, reached_ND = without.encode(x_ND, model.start(5))
+    assert torch.equal(codes_NM, with_tables[0])
+    torch.testing.assert_close(reached_ND, with_tables[1])
+
+
+def test_bf16_candidates_lose_little():
+    model = random_model(ARCHITECTURES["projected"])
+    x_ND, rule = vectors(500, 3), EncodeOptions(num_pairs=8, beam_width=4)
+    exact, rough = (
+        (decode(model, Encoder(model, rule, dtype).encode(x_ND, model.start(500))[0], model.start(500)) - x_ND)
+        .square()
+        .sum(1)
+        .mean()
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert rough == pytest.approx(exact, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["same width", "qinco1", "projected, low rank", "coarse"])
+def test_bf16_decoding_is_close_and_returns_float32(name):
+    model = random_model(ARCHITECTURES[name])
+    codes_NM = torch.randint(4, (50, 3), generator=torch.Generator().manual_seed(0))
+    start_ND = model.start(50, torch.zeros(50, dtype=torch.int64))
+    rough_ND = decode(model, codes_NM, start_ND, torch.bfloat16)
+    assert rough_ND.dtype == torch.float32
+    torch.testing.assert_close(rough_ND, decode(model, codes_NM, start_ND), rtol=0.1, atol=0.2)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_vectors_have_no_codes(name):
+    config = ARCHITECTURES[name]
+    model = random_model(config)
+    start_ND = model.start(0, torch.empty(0, dtype=torch.int64))
+    codes_NM, reached_ND = Encoder(model, EncodeOptions(beam_width=3)).encode(torch.empty(0, config.dim), start_ND)
+    assert codes_NM.shape == (0, config.num_steps) and reached_ND.shape == (0, config.dim)
+
+
+def test_an_encoder_does_not_change_the_model():
+    model = random_model(ARCHITECTURES["projected"])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    Encoder(model, EncodeOptions(num_pairs=8, beam_width=4)).encode(vectors(9, 3), model.start(9))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_rule_that_the_model_cannot_serve_is_refused():
+    with pytest.raises(ConfigError, match="pre-selector"):
+        Encoder(random_model(ARCHITECTURES["qinco1"]), EncodeOptions(num_candidates=2))
+
+
+def test_coarse_assignment_is_exact():
+    x_ND, c_VD = vectors(50, 3), vectors(7, 3, 1)
+    assigner = CoarseAssigner(c_VD.numpy())
+    assert torch.equal(assigner.assign_tensor(x_ND), torch.cdist(x_ND, c_VD).argmin(1))
+    assert assigner.assign(x_ND[:0].numpy()).shape == (0,)
+
+
+def test_devices_and_precisions_by_name():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert candidate_dtype("bf16", torch.device("cpu")) is torch.bfloat16
+    assert candidate_dtype("float32", torch.device("cpu")) is torch.float32
+    assert choose_device("auto").type in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("gpu7", "unknown device 'gpu7'"), ("cuda:99", "cuda:99 is not there"), ("meta", "meta is not supported")],
+)
+def test_devices_that_are_not_there_are_refused(device, message):
+    with pytest.raises(ConfigError, match=message):
+        choose_device(device)

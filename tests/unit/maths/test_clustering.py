@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+from small_models import random_vectors
+
+from qinco.maths.clustering import kmeans, nearest, residual_kmeans
+
+
+def error(x_ND, centroids_KD):
+    return float(np.square(x_ND - centroids_KD[nearest(x_ND, centroids_KD)]).sum(1).mean())
+
+
+def test_kmeans_finds_separate_clusters():
+    generator = np.random.default_rng(0)
+    centers = np.array([[0, 0], [50, 0], [0, 50], [50, 50]], np.float32)
+    x_ND = (centers[generator.integers(4, size=400)] + generator.standard_normal((400, 2))).astype(np.float32)
+    found = kmeans(x_ND, 4)
+    assert found.shape == (4, 2) and found.dtype == np.float32
+    assert error(x_ND, found) < 4
+    assert sorted(nearest(centers, found)) == [0, 1, 2, 3]
+
+
+def test_kmeans_is_the_same_for_the_same_seed_alone():
+    x_ND = random_vectors(300, 4)
+    assert np.array_equal(kmeans(x_ND, 8, seed=1), kmeans(x_ND, 8, seed=1))
+    assert not np.array_equal(kmeans(x_ND, 8, seed=1), kmeans(x_ND, 8, seed=2))
+    assert kmeans(x_ND, 8, seed=2**62).shape == (8, 4)
+
+
+@pytest.mark.parametrize(
+    "x_ND",
+    [
+        np.full((50, 3), 7, np.float32),
+        np.repeat(np.eye(3, dtype=np.float32), 20, 0),
+        np.zeros((50, 1), np.float32),
+    ],
+    ids=["constant", "duplicated", "zeros in one dimension"],
+)
+def test_kmeans_of_fewer_distinct_vectors_than_centroids(x_ND):
+    found = kmeans(x_ND, 8)
+    assert np.isfinite(found).all()
+    assert error(x_ND, found) < 1e-4
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_kmeans_of_no_more_vectors_than_centroids_keeps_them(count):
+    x_ND = random_vectors(count, 4)
+    found = kmeans(x_ND, 8)
+    assert found.shape == (8, 4) and np.isfinite(found).all()
+    assert error(x_ND, found) == pytest.approx(0, abs=1e-4)
+
+
+def test_kmeans_changes_neither_its_input_nor_the_number_of_threads():
+    import faiss
+
+    x_ND = random_vectors(100, 4)
+    before, threads = x_ND.copy(), faiss.omp_get_max_threads()
+    kmeans(x_ND, 4)
+    residual_kmeans(x_ND, 2, 4)
+    assert np.array_equal(x_ND, before) and faiss.omp_get_max_threads() == threads
+
+
+def test_nearest_is_the_nearest():
+    x_ND, c_KD = random_vectors(30, 4, 1), random_vectors(9, 4, 2)
+    wanted = np.square(x_ND[:, None] - c_KD[None]).sum(2).argmin(1)
+    assert np.array_equal(nearest(x_ND, c_KD), wanted)
+    assert nearest(x_ND[:0], c_KD).shape == (0,)
+
+
+def test_residual_kmeans_lowers_the_error_with_every_step():
+    x_ND = random_vectors(500, 4)
+    books_MKD = residual_kmeans(x_ND, 4, 8)
+    assert books_MKD.shape == (4, 8, 4) and books_MKD.dtype == np.float32
+    residual_ND, errors = x_ND.copy(), [np.inf]
+    for book_KD in books_MKD:
+        residual_ND -= book_KD[nearest(residual_ND, book_KD)]
+        errors.append(float(np.square(residual_ND).sum()))
+    assert errors == sorted(errors, reverse=True) and len(set(errors)) == 5
