@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from qinco.errors import ConfigError
 
 MAX_CODEBOOK_SIZE = 65536
+MAX_WIDTH = 1 << 24
+MAX_LISTS = (1 << 31) - 1
 PRECISIONS = ("auto", "float32", "bf16")
 ENGINES = ("auto", "torch")
 
@@ -21,6 +23,12 @@ def require_int(name: str, value, minimum: int = 1, maximum: int | None = None) 
     if value < minimum or (maximum is not None and value > maximum):
         bound = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
         raise ConfigError(f"{name} must be {bound}, not {value}")
+
+
+def require_bool(name: str, value) -> None:
+    """Raise ConfigError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -55,15 +63,18 @@ class ModelConfig:
     def __post_init__(self):
         if self.embed_dim is None:
             object.__setattr__(self, "embed_dim", self.dim)
-        for name in ("dim", "num_steps", "embed_dim", "hidden_dim"):
-            require_int(name, getattr(self, name))
+        for name in ("dim", "embed_dim", "hidden_dim"):
+            require_int(name, getattr(self, name), 1, MAX_WIDTH)
+        for name in ("has_preselector", "codeword_skip", "starts_from_coarse"):
+            require_bool(name, getattr(self, name))
+        require_int("num_steps", self.num_steps)
         require_int("num_blocks", self.num_blocks, 0)
-        require_int("num_lists", self.num_lists, 0)
+        require_int("num_lists", self.num_lists, 0, MAX_LISTS)
         require_int("codebook_size", self.codebook_size, 2, MAX_CODEBOOK_SIZE)
         if self.codebook_size & (self.codebook_size - 1):
             raise ConfigError(f"codebook_size (K) must be a power of two, not {self.codebook_size}")
         if self.concat_rank is not None:
-            require_int("concat_rank", self.concat_rank)
+            require_int("concat_rank", self.concat_rank, 1, MAX_WIDTH)
         if self.starts_from_coarse != (self.num_lists > 0):
             raise ConfigError(f"starts_from_coarse={self.starts_from_coarse} contradicts num_lists={self.num_lists}")
         if not self.codeword_skip and self.embed_dim != self.dim:

@@ -1,8 +1,6 @@
-import dataclasses
-
 import pytest
 
-from qinco.config import PRESETS, EncodeOptions, ModelConfig, find_preset
+from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig, find_preset
 from qinco.errors import ConfigError
 
 
@@ -17,7 +15,9 @@ def test_a_config_survives_its_dict():
     assert ModelConfig(**config.to_dict()) == config
 
 
-@pytest.mark.parametrize(("size", "bits", "size_in_bytes"), [(2, 1, 1.0), (256, 8, 8.0), (1024, 10, 10.0), (65536, 16, 16.0)])
+@pytest.mark.parametrize(
+    ("size", "bits", "size_in_bytes"), [(2, 1, 1.0), (256, 8, 8.0), (1024, 10, 10.0), (65536, 16, 16.0)]
+)
 def test_sizes_of_codes(size, bits, size_in_bytes):
     config = ModelConfig(dim=7, codebook_size=size)
     assert (config.bits_per_step, config.bytes_per_vector) == (bits, size_in_bytes)
@@ -31,7 +31,9 @@ def test_only_the_first_step_without_a_coarse_start_is_unconditioned():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dim": 0}, "dim must be at least 1, not 0"),
+        ({"dim": 0}, "dim must be between 1 and 16777216, not 0"),
+        ({"hidden_dim": 2**62}, "hidden_dim must be between"),
+        ({"has_preselector": "yes"}, "has_preselector must be true or false, not 'yes'"),
         ({"dim": 2.0}, "dim must be an integer, not 2.0"),
         ({"dim": True}, "dim must be an integer"),
         ({"num_steps": 0}, "num_steps must be at least 1"),
@@ -39,7 +41,7 @@ def test_only_the_first_step_without_a_coarse_start_is_unconditioned():
         ({"codebook_size": 1}, "codebook_size must be between 2 and 65536, not 1"),
         ({"codebook_size": 131072}, "between 2 and 65536"),
         ({"codebook_size": 100}, "must be a power of two, not 100"),
-        ({"concat_rank": 0}, "concat_rank must be at least 1"),
+        ({"concat_rank": 0}, "concat_rank must be between 1 and"),
         ({"starts_from_coarse": True}, "contradicts num_lists=0"),
         ({"num_lists": 3}, "contradicts num_lists=3"),
         ({"codeword_skip": False, "embed_dim": 3}, "needs embed_dim = dim, not 3 and 7"),
@@ -96,19 +98,17 @@ def test_what_is_stored_is_the_rule_not_the_machine():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_make_models_that_their_encoders_suit(name):
-    preset = find_preset(name)
-    config = ModelConfig(dim=96, **preset.model)
-    preset.encode.check_model(config)
-    preset.paper_encode.check_model(config)
-    known = {field.name for field in dataclasses.fields(ModelConfig)}
-    assert set(preset.model) < known
+def test_presets_make_models_that_the_default_searches_suit(name):
+    config = ModelConfig(dim=96, **find_preset(name))
+    assert config.has_preselector == (name != "qinco1")
+    if config.has_preselector:
+        DEFAULT_SEARCH.check_model(config)
+        PAPER_SEARCH.check_model(config)
 
 
 def test_presets_are_the_published_sizes():
     sizes = {
-        name: (preset.model["num_blocks"], preset.model.get("embed_dim"), preset.model["hidden_dim"])
-        for name, preset in PRESETS.items()
+        name: (preset["num_blocks"], preset.get("embed_dim"), preset["hidden_dim"]) for name, preset in PRESETS.items()
     }
     assert sizes == {
         "qinco1": (16, None, 256),
@@ -116,7 +116,8 @@ def test_presets_are_the_published_sizes():
         "qinco2-M": (4, 384, 384),
         "qinco2-L": (16, 384, 384),
     }
-    assert PRESETS["qinco2-S"].paper_encode == EncodeOptions(num_candidates=16, beam_width=32)
+    assert PAPER_SEARCH == EncodeOptions(num_candidates=16, beam_width=32)
+    assert DEFAULT_SEARCH == EncodeOptions(num_pairs=64, beam_width=32)
 
 
 def test_an_unknown_preset_names_the_nearest():

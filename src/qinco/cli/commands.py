@@ -94,7 +94,7 @@ def search(settings: Settings, console: Console) -> None:
                 yield first, codec.decode(codes, lists, precision=_decode_precision(settings))
                 progress.update(first + len(codes))
 
-        _, ids_QR = exhaustive.search(queries_QD, decoded(), 100, inputs.choose_device(settings))
+        _, ids_QR = exhaustive.search(queries_QD, decoded(), 100, inputs.device_of(settings))
     result = {
         "recall": {str(rank): share for rank, share in recall(ids_QR, nearest_Q).items()},
         "num_vectors": len(source),

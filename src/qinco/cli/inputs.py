@@ -7,22 +7,23 @@ import torch
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec, ProductCodec, load_codec
 from qinco.config import EncodeOptions
+from qinco.engines.choose import choose_device
 from qinco.errors import ConfigError, DataError
 from qinco.vectors.datasets import DATASETS, find_dataset
 from qinco.vectors.formats import read_integers
 from qinco.vectors.source import VectorSource, open_vectors
 
 
-def choose_device(settings: Settings) -> str:
+def device_of(settings: Settings) -> torch.device:
     """The device that `device=` and `cpu=` name."""
     if settings["cpu"] and settings.given("device") and settings["device"] != "cpu":
         raise ConfigError(f"cpu=true contradicts device={settings['device']}: keep one of them")
-    return "cpu" if settings["cpu"] else settings["device"]
+    return choose_device("cpu" if settings["cpu"] else settings["device"])
 
 
 def open_codec(settings: Settings) -> Codec | ProductCodec:
     """The codec of `model=`, on the chosen device."""
-    return load_codec(settings["model"], choose_device(settings))
+    return load_codec(settings["model"], device_of(settings))
 
 
 def encode_options(settings: Settings, codec: Codec | ProductCodec) -> EncodeOptions:

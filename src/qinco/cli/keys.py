@@ -183,7 +183,14 @@ KEYS = {
         # Training
         Key("recipe", "choice", "default", "paper: the published recipe", _TRAIN, choices=("default", "paper")),
         Key("epochs", "integer", 60, "epochs, ramp included", _TRAIN),
-        Key("batch", "integer", 1024, "vectors of a step, all processes together", _TRAIN, everywhere=True),
+        Key(
+            "batch",
+            "integer",
+            None,
+            "vectors of a step; null fits it to the run: 1024 or less",
+            _TRAIN,
+            everywhere=True,
+        ),
         Key("lr", "positive", None, "learning rate; null fits it to the number of steps", _TRAIN),
         Key("wd", "number", 0.1, "weight decay", _TRAIN),
         Key("optimizer", "choice", "adamw", "optimiser", _TRAIN, choices=("adamw", "adam")),

@@ -77,7 +77,7 @@ def _fit(settings: Settings, source, chosen: dict, report) -> Codec | ProductCod
         "output": settings["output"],
         "resume": settings["resume"],
         "overwrite": settings["overwrite"],
-        "device": inputs.choose_device(settings),
+        "device": inputs.device_of(settings),
         "on_report": report,
     }
     centroids = settings["ivf_centroids"]
@@ -140,14 +140,15 @@ def _reporter(settings: Settings, console: Console, scale: float):
 def _estimate_line(event: Estimate) -> str:
     return (
         f"training {event.num_parameters:,} parameters on {event.num_train:,} vectors ({event.num_valid:,} for "
-        f"validation), {event.epochs} epochs of {event.steps_per_epoch:,} steps, learning rate {event.lr:.2g}: about "
+        f"validation), {event.epochs} epochs of {event.steps_per_epoch:,} steps (batch {event.batch_size:,}, learning rate "
+        f"{event.lr:.2g}): about "
         f"{format_duration(event.seconds)} and {event.memory_bytes / 2**20:,.0f} MiB beyond the libraries"
     )
 
 
 def _report_epoch(event: EpochReport, console: Console, scale: float) -> None:
     mse = format_value(event.mse * scale)
-    if event.epoch == 0:
+    if event.loss is None:
         console.info(f"start: mse {mse}")
         return
     console.info(

@@ -170,7 +170,7 @@ class Codec:
         precision: "float32", "bf16", or "auto": bf16 where it is fast
         Raises DataError for codes or lists out of range.
         """
-        codes, lists = _as_integers(codes), _as_integers(lists)
+        codes, lists = as_integers(codes), as_integers(lists)
         self.check_codes(codes, lists)
         decoded_ND = np.empty((len(codes), self.dim), np.float32)
         for start, block in self.decode_blocks(codes, lists, precision):
@@ -222,6 +222,6 @@ class Codec:
         return torch.from_numpy(np.ascontiguousarray(integers, np.int64)).to(self.model.device)
 
 
-def _as_integers(values):
+def as_integers(values):
     """Integers as a numpy array, from arrays, tensors on any device, or lists."""
     return values.cpu().numpy() if isinstance(values, torch.Tensor) else None if values is None else np.asarray(values)

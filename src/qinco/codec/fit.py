@@ -17,7 +17,7 @@ from qinco.codec.codec import Codec
 from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions, ModelConfig, find_preset
 from qinco.engines.choose import choose_device
 from qinco.errors import ConfigError, DataError
-from qinco.files import check_output
+from qinco.files import check_output, write_atomically
 from qinco.model.qinco import Qinco
 from qinco.storage.codec_file import parse_config, save_models
 from qinco.storage.train_state import load_state, save_state, state_path
@@ -92,6 +92,11 @@ def fit(
     saved = load_state(output) if output is not None and resume else None
     if saved is not None:
         check_same_run(output, saved[0], run, len(source))
+        if not Path(output).exists():
+            raise ConfigError(
+                f"{output} does not exist beside {state_path(output)}, so its run cannot be resumed: "
+                "give overwrite=true without resume"
+            )
     elif resume and output is not None and Path(output).exists() and not overwrite:
         raise ConfigError(f"{state_path(output)} does not exist, so {output} cannot be resumed: give overwrite=true")
     if saved is None:
@@ -220,7 +225,7 @@ class _Recorder:
         self.output = None if output is None else Path(output)
         self.writes = self.output is not None and training.processes.is_main
         self.best: tuple[dict, dict] | None = None
-        if saved is not None and self.output.exists():
+        if saved is not None:
             codec = Codec.load(self.output)
             self.best = (codec.model.state_dict(), codec.provenance)
         if self.writes:
@@ -285,8 +290,18 @@ class _Recorder:
         """Begin the log, or drop what it holds beyond the state that the run continues from."""
         lines = []
         if self.best is not None and self._log_path.exists():
-            lines = self._log_path.read_text().splitlines()[: self.training.at.epoch + 1]
-        self._log_path.write_text("".join(f"{line}\n" for line in lines))
+            written = self._log_path.read_text().splitlines()
+            lines = [line for line in written if _epoch_of(line) <= self.training.at.epoch]
+        with write_atomically(self._log_path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _epoch_of(line: str) -> float:
+    """The epoch that a line of the log is about; infinity for one that was not written to its end."""
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def _plain(report: EpochReport) -> dict:

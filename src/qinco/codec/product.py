@@ -11,13 +11,14 @@ import faiss
 import numpy as np
 import torch
 
-from qinco.codec.codec import Codec
-from qinco.codec.fit import check_values, fit
-from qinco.config import EncodeOptions, ModelConfig
+from qinco.codec.codec import Codec, as_integers
+from qinco.codec.fit import check_values, fit, plan_run, split_validation
+from qinco.config import EncodeOptions, ModelConfig, require_int
 from qinco.engines.choose import choose_device
 from qinco.errors import ConfigError, DataError
 from qinco.files import check_output
 from qinco.storage.codec_file import load_models, save_models
+from qinco.storage.train_state import state_path
 from qinco.training.codebooks import sample
 from qinco.vectors.source import VectorSource, as_source
 
@@ -93,15 +94,12 @@ class ProductCodec:
         output:    the codec file; the parts' runs lie beside it as `output.part_i` until all are done
         """
         source = as_source(x, "training vectors")
-        if num_parts < 2 or source.dim % num_parts:
-            raise ConfigError(
-                f"num_parts (pq) must be at least 2 and divide the dimension {source.dim}, not {num_parts}"
-            )
-        for name in ("coarse_centroids", "initial"):
-            if settings.get(name) is not None:
-                raise ConfigError(f"a PQ-QINCo codec cannot be trained with {name}")
+        check_parts(source, num_parts, preset, **settings)
         if output is not None:
             check_output(output, overwrite=overwrite, resume=resume)
+            unfinished = state_path(f"{output}.part_0").exists()
+            if resume and Path(output).exists() and not (unfinished or overwrite):
+                raise ConfigError(f"{output} is a finished codec, so it cannot be resumed: give overwrite=true")
         check_values(source)
         rotation_DD = fit_rotation(source, num_parts, settings.get("seed", 0)) if rotate else None
         parts = []
@@ -169,6 +167,7 @@ class ProductCodec:
 
     def decode(self, codes, lists=None, *, precision: str = "float32") -> np.ndarray:
         """Reconstructions of codes, float32 (N, D). The columns must be P · m, the first m steps of every part."""
+        codes = as_integers(codes)
         self.check_codes(codes, lists)
         decoded = [part.decode(c, precision=precision) for part, c in zip(self.parts, self._split(codes), strict=True)]
         return self._unrotate(np.concatenate(decoded, axis=1))
@@ -225,6 +224,21 @@ class _Columns:
         if self.rotation_DD is None:
             return x_ND[:, self.columns]
         return x_ND @ self.rotation_DD[self.columns].T
+
+
+def check_parts(
+    source: VectorSource, num_parts: int, preset, *, recipe="default", coarse_centroids=None, initial=None, **settings
+) -> None:
+    """Raise, before any work, what the runs of the parts would."""
+    require_int("num_parts (pq)", num_parts, 2)
+    if source.dim % num_parts:
+        raise ConfigError(f"num_parts (pq) must divide the dimension {source.dim}, not {num_parts}")
+    for name, value in (("coarse_centroids", coarse_centroids), ("initial", initial)):
+        if value is not None:
+            raise ConfigError(f"a PQ-QINCo codec cannot be trained with {name}")
+    part = VectorSource(_Columns(source, 0, num_parts, None), source.name)
+    run = plan_run(part, preset, None, None, recipe, settings)
+    split_validation(part, run.train.num_valid, run.model.codebook_size)
 
 
 def fit_rotation(source: VectorSource, num_parts: int, seed: int) -> np.ndarray:

@@ -94,6 +94,8 @@ class Encoder:
         """
         tile = self._tile_size()
         tables = self.tables[:num_steps]
+        if len(x_ND) == 0:
+            return torch.empty(0, len(tables), dtype=torch.int64, device=x_ND.device), start_ND
         done = [self._encode_tile(x, s, tables) for x, s in zip(x_ND.split(tile), start_ND.split(tile), strict=True)]
         codes, reconstructions = zip(*done, strict=True)
         return torch.cat(codes), torch.cat(reconstructions)

@@ -3,6 +3,7 @@
 import os
 from dataclasses import fields
 
+import torch
 from torch import Tensor
 
 from qinco.config import EncodeOptions, ModelConfig
@@ -48,18 +49,17 @@ def load_models(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, En
     # A header that promises more than the file holds is refused before anything is built for it.
     if count * config.num_steps * max(1, config.num_blocks) > 4 * len(tensors) + 4:
         raise DataError(f"{path} does not fit its configuration: it holds {len(tensors)} tensors only")
-    rotation_DD = tensors.pop(_ROTATION, None)
-    total = config.dim * count
-    if rotation_DD is not None and rotation_DD.shape != (total, total):
-        raise DataError(f"{path}: the rotation has the shape {tuple(rotation_DD.shape)}, not {(total, total)}")
-    check_state(path, tensors, {f"{_prefix(p, count)}{n}": t for p in range(count) for n, t in _shapes(config).items()})
+    expected = {f"{_prefix(p, count)}{n}": t for p in range(count) for n, t in _shapes(config).items()}
+    if count > 1 and _ROTATION in tensors:
+        expected[_ROTATION] = torch.empty(config.dim * count, config.dim * count, device="meta")
+    check_state(path, tensors, expected)
     models = []
     for part in range(count):
         model = Qinco.empty(config)
         prefix = _prefix(part, count)
         model.load_state_dict({name: tensors[prefix + name] for name in model.state_dict()}, assign=True)
         models.append(model.eval().requires_grad_(False))
-    return models, rotation_DD, options, provenance
+    return models, tensors.get(_ROTATION), options, provenance
 
 
 def check_state(path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

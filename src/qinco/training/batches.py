@@ -41,7 +41,7 @@ def batches(source: VectorSource, epoch: int, bounds: np.ndarray, first_step: in
     position = epoch * int(bounds[-1]) + int(bounds[first_step])
     number, offset = divmod(position, len(source))
     sizes = iter(np.diff(bounds)[first_step:])
-    size = int(next(sizes))
+    size = next(sizes)
     held = np.empty((0, source.dim), np.float32)
     while True:
         for block in _shuffled(source, (seed, number), offset):
@@ -49,7 +49,7 @@ def batches(source: VectorSource, epoch: int, bounds: np.ndarray, first_step: in
             while len(held) >= size:
                 yield held[:size]
                 held = held[size:]
-                size = int(next(sizes, 0))
-                if size == 0:
+                size = next(sizes, None)
+                if size is None:
                     return
         number, offset = number + 1, 0

@@ -23,6 +23,7 @@ class Estimate:
     num_train: int
     num_valid: int
     num_parameters: int
+    batch_size: int
     lr: float
 
 
@@ -48,6 +49,7 @@ def estimate(training: Training) -> Estimate:
         num_train=len(training.train_source),
         num_valid=len(training.valid_source),
         num_parameters=sum(p.numel() for p in training.parameters),
+        batch_size=plan.batch_size,
         lr=plan.lr,
     )
 
@@ -74,7 +76,7 @@ def _seconds(work, x_ND: torch.Tensor) -> float:
 
 def _memory(training: Training) -> int:
     """Weights, gradients, two moments and the best copy; the shuffle's two buffers; a step's activations."""
-    config, rows = training.model.config, training.options.batch_size
+    config, rows = training.model.config, training.plan.batch_size
     weights = sum(tensor.nbytes for tensor in training.model.state_dict().values())
     buffers = 2 * min(1 << 27, 4 * config.dim * len(training.train_source))
     widths = 3 * config.dim + 2 * config.embed_dim + config.num_blocks * (config.embed_dim + 2 * config.hidden_dim)

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from qinco.config import PRECISIONS, ModelConfig, require_int
+from qinco.config import PRECISIONS, ModelConfig, require_bool, require_int
 from qinco.errors import ConfigError
 
 OPTIMIZERS = ("adamw", "adam")
@@ -17,7 +17,7 @@ class TrainOptions:
 
     epochs:           N, exactly as many are run (a plateau schedule may stop before)
     epoch_size:       vectors in an epoch at most (`ds.loop`); a longer training set is walked through in turns
-    batch_size:       vectors in a step, all processes together
+    batch_size:       vectors in a step, all processes together; fitted to the length of the run if None
     grad_accumulate:  batches in an optimizer step
     num_valid:        vectors at the end of the training set that are kept for validation; min(10,000, a tenth) if None
     optimizer:        "adamw" or "adam"
@@ -41,7 +41,7 @@ class TrainOptions:
 
     epochs: int = 60
     epoch_size: int = 10_000_000
-    batch_size: int = 1024
+    batch_size: int | None = None
     grad_accumulate: int = 1
     num_valid: int | None = None
     optimizer: str = "adamw"
@@ -65,25 +65,33 @@ class TrainOptions:
 
     def __post_init__(self):
         require_int("epochs", self.epochs, 0)
-        for name in ("epoch_size", "batch_size", "grad_accumulate", "stop_patience", "patience"):
+        for name in ("epoch_size", "grad_accumulate", "stop_patience", "patience"):
             require_int(name, getattr(self, name))
         require_int("seed", self.seed, 0, 2**63 - 1)
-        if self.num_valid is not None:
-            require_int("num_valid (ds.valset)", self.num_valid)
+        for name, label in (("num_valid", "num_valid (ds.valset)"), ("batch_size", "batch_size (batch)")):
+            if getattr(self, name) is not None:
+                require_int(label, getattr(self, name))
         for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS),
                               ("redraw", ("split", "targets"))):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        for name in ("exact_start", "range_scaling"):
+            require_bool(name, getattr(self, name))
         for name in ("lr", "grad_clip"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{name} must be above 0, not {value}")
+            if getattr(self, name) is not None and not 0 < self._number(name) < float("inf"):
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         for name in ("weight_decay", "ramp_epochs", "codebook_noise", "threshold"):
-            if not 0 <= getattr(self, name) < float("inf"):
+            if not 0 <= self._number(name) < float("inf"):
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("lr_min_factor", "reduce_factor", "wide_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= self._number(name) <= 1:
                 raise ConfigError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+
+    def _number(self, name: str) -> float:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{name} must be a number, not {value!r}")
+        return value
 
     @staticmethod
     def from_recipe(recipe: str, model: ModelConfig, **given) -> "TrainOptions":

@@ -18,11 +18,23 @@ def fitted_lr(num_steps: int) -> float:
     return min(high, max(low, high * (max(num_steps, 1) / short) ** slope))
 
 
+# Below so many steps a run gains more from smaller batches than it loses (measured on 500,000 vectors in all: batches
+# of 1,024, 512 and 256 end at errors of 16,550, 16,095 and 16,224).
+_ENOUGH_STEPS = 900
+_BATCH_SIZES = (1024, 512, 256, 128)
+
+
+def fitted_batch_size(num_vectors: int) -> int:
+    """The largest usual batch size that cuts all vectors of a run, epochs together, into enough optimizer steps."""
+    return next((size for size in _BATCH_SIZES if num_vectors / size >= _ENOUGH_STEPS), _BATCH_SIZES[-1])
+
+
 @dataclass(frozen=True)
 class Plan:
     """What an epoch of `num_train` vectors amounts to."""
 
     epoch_vectors: int
+    batch_size: int
     steps_per_epoch: int
     total_steps: int
     ramp_steps: int
@@ -31,10 +43,11 @@ class Plan:
     @classmethod
     def of(cls, options: TrainOptions, num_train: int) -> "Plan":
         vectors = min(options.epoch_size, num_train)
-        per_epoch = max(1, round(vectors / (options.batch_size * options.grad_accumulate)))
+        batch_size = options.batch_size or fitted_batch_size(vectors * options.epochs // options.grad_accumulate)
+        per_epoch = max(1, round(vectors / (batch_size * options.grad_accumulate)))
         total = per_epoch * options.epochs
         ramp = min(round(options.ramp_epochs * per_epoch), total // 10)
-        return cls(vectors, per_epoch, total, ramp, options.lr or fitted_lr(total))
+        return cls(vectors, batch_size, per_epoch, total, ramp, options.lr or fitted_lr(total))
 
     def rate(self, options: TrainOptions, step: int, reductions: int = 0) -> float:
         """The learning rate of optimizer step `step` (from 0), after so many reductions of a plateau schedule."""

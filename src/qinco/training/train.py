@@ -102,6 +102,10 @@ def prefix_losses(model: Qinco, x_ND: Tensor, start_ND: Tensor, codes_NM: Tensor
     return total / x_ND.shape[1]
 
 
+def _coarse_assigner(model: Qinco) -> CoarseAssigner | None:
+    return CoarseAssigner(model.coarse_centroids.cpu().numpy()) if model.config.starts_from_coarse else None
+
+
 class Training:
     """One run on a model that has been started (`start_model`) or restored."""
 
@@ -127,9 +131,7 @@ class Training:
         self.optimizer = kinds[options.optimizer](self.parameters, fused=True, **settings)
         self.use = CodewordUse(model)
         self.at = Progress()
-        self.assigner = None
-        if model.config.starts_from_coarse:
-            self.assigner = CoarseAssigner(model.coarse_centroids.cpu().numpy())
+        self.assigner = _coarse_assigner(model)
 
     # State
 
@@ -147,6 +149,7 @@ class Training:
         """Continue where another run's `tensors` and `progress` were taken."""
         self.at = Progress(**progress)
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        self.assigner = _coarse_assigner(self.model)
         state = self.optimizer.state_dict()
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
@@ -158,10 +161,10 @@ class Training:
     # The loop
 
     def run(self) -> Iterator[StepReport | EpochReport]:
-        """Train to the end, with a report after every step and every epoch; epoch 0 is the start's evaluation."""
+        """Train to the end, with a report of the start, and one after every step and every epoch."""
         begun = time.monotonic() - self.at.seconds
-        if self.at.epoch == self.at.step == 0 and self.at.best_mse == float("inf"):
-            yield self._report(0, None, 0, begun)
+        if self.at.step == 0 and self.at.best_mse == float("inf"):
+            yield self._report(0, None, self.at.epoch, begun)
         while self.at.epoch < self.options.epochs and not self._has_stalled():
             for report in self._epoch():
                 self.at.seconds = time.monotonic() - begun
@@ -234,7 +237,7 @@ class Training:
         per_step = self.validate()
         mse, at = per_step[-1], self.at
         is_best = mse < at.best_mse
-        if epoch == 0 or mse < at.best_mse * (1 - self.options.threshold):
+        if loss is None or mse < at.best_mse * (1 - self.options.threshold):
             at.best_epoch = epoch
         elif epoch - max(at.best_epoch, at.reduced_at) > self.options.patience:
             at.reductions, at.reduced_at = at.reductions + 1, epoch

@@ -17,7 +17,7 @@ def test_options_survive_their_dict():
     [
         ({"epochs": -1}, "epochs must be at least 0"),
         ({"epochs": 2.5}, "epochs must be an integer"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, r"batch_size \(batch\) must be at least 1"),
         ({"grad_accumulate": 0}, "grad_accumulate"),
         ({"epoch_size": 0}, "epoch_size"),
         ({"num_valid": 0}, r"num_valid \(ds.valset\) must be at least 1"),

@@ -1,0 +1,98 @@
+"""Rooms import only rooms below them, and what is heavy or optional is imported only where it is needed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qinco
+
+ROOT = Path(qinco.__file__).parent
+# A room may import rooms of lower levels, and itself; rooms of one level do not know each other.
+LEVELS = [
+    ["errors", "version"],
+    ["config", "files"],
+    ["codes"],
+    ["vectors"],
+    ["maths"],
+    ["model"],
+    ["engines"],
+    ["decoders"],
+    ["training", "storage"],
+    ["codec"],
+    ["search"],
+    ["cli", "integrations"],
+    ["__main__"],
+]
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+FAISS = {"engines/coarse.py", "maths/clustering.py", "search/faiss_file.py", "codec/product.py"}
+ACCELERATE = {"training/processes.py"}
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
+
+
+def imports(path: str, top_level_only: bool = False) -> set[str]:
+    """Full names of the modules that a file imports, anywhere in it or when it is itself imported."""
+    tree = ast.parse((ROOT / path).read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where a name lives"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(path: str) -> str:
+    return path.split("/")[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path != "__init__.py"])
+def test_a_room_imports_only_rooms_below_it(path):
+    home = room(path)
+    assert home in LEVEL, f"{home} is a new room: say where it stands"
+    for name in imports(path):
+        if not name.startswith("qinco."):
+            continue
+        other = name.split(".")[1]
+        if other.startswith("__"):
+            other = "version"
+        assert other == home or LEVEL[other] < LEVEL[home], f"{path} imports {name}, which does not stand below it"
+
+
+def test_the_walk_sees_imports():
+    assert {"qinco.training.options", "qinco.errors"} <= imports("codec/fit.py")
+    assert "accelerate" in imports("training/processes.py") - imports("training/processes.py", top_level_only=True)
+
+
+@pytest.mark.parametrize(("library", "homes"), [("faiss", FAISS), ("accelerate", ACCELERATE)])
+def test_libraries_have_their_places(library, homes):
+    users = {path for path in FILES if any(name.split(".")[0] == library for name in imports(path))}
+    assert users and users <= homes
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) in ("model", "maths", "engines", "training")])
+def test_what_computes_does_not_print(path):
+    calls = [node.func for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Call)]
+    assert not [call for call in calls if isinstance(call, ast.Name) and call.id in ("print", "open", "input")]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import qinco", "import qinco; qinco.open_vectors, qinco.ModelConfig, qinco.PRESETS", "import qinco.cli"],
+)
+def test_importing_the_package_loads_nothing_heavy(statement):
+    code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "qinco" in loaded
+    assert not {"torch", "faiss", "accelerate", "safetensors", "sklearn", "scipy"} & set(loaded)
+
+
+def test_every_public_name_is_there():
+    for name in qinco.__all__:
+        assert getattr(qinco, name) is not None and name in dir(qinco)
+    with pytest.raises(AttributeError, match="has no attribute 'Codek'"):
+        qinco.Codek  # noqa: B018

@@ -1,0 +1,114 @@
+"""An interrupted run that is resumed equals the uninterrupted one, bit for bit."""
+
+import json
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_models import random_vectors
+
+from qinco.codec import Codec, ProductCodec
+from qinco.training.train import EpochReport, StepReport
+
+SMALL = {
+    "num_steps": 2, "codebook_size": 8, "num_blocks": 1, "embed_dim": 6, "hidden_dim": 8, "num_pairs": 12,
+    "beam_width": 4, "epochs": 4, "batch_size": 32, "precision": "float32", "device": "cpu",
+}  # fmt: skip
+RUNS = {
+    "adamw, cosine": {},
+    "plateau": {"schedule": "plateau", "patience": 1, "stop_patience": 3, "threshold": 0.01},
+    "short epochs": {"epoch_size": 140},
+    "adam, accumulated, targets": {"optimizer": "adam", "grad_accumulate": 2, "redraw": "targets"},
+    "coarse": {"coarse_centroids": random_vectors(5, 4, 3)},
+    "bf16": {"precision": "bf16"},
+    "qinco1": {"preset": "qinco1", "embed_dim": None, "num_pairs": None},
+}
+
+
+def interrupter(kind, epoch, step=None):
+    """Ctrl-C at one step of one epoch, or at the end of it."""
+
+    def on_report(report):
+        if isinstance(report, kind) and report.epoch == epoch and (step is None or report.step == step):
+            signal.raise_signal(signal.SIGINT)
+
+    return on_report
+
+
+def losses(path):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def same_tensors(a, b):
+    a, b = load_file(a), load_file(b)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, name):
+    x, settings = random_vectors(300, 4), SMALL | RUNS[name]
+    whole = Codec.fit(x, output=tmp_path / "whole", **settings)
+    path = tmp_path / "cut"
+    for interruption in (
+        interrupter(EpochReport, 0),
+        interrupter(StepReport, 1, 1),
+        interrupter(StepReport, 2, 3),
+        interrupter(EpochReport, 2),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            Codec.fit(x, output=path, resume=True, on_report=interruption, **settings)
+    resumed = Codec.fit(x, output=path, resume=True, **settings)
+    assert same_tensors(tmp_path / "whole", path)
+    assert same_tensors(tmp_path / "whole.last", tmp_path / "cut.last")
+    assert losses(tmp_path / "whole.jsonl") == losses(tmp_path / "cut.jsonl")
+    assert resumed.provenance | {"seconds": 0} == whole.provenance | {"seconds": 0}
+
+
+def test_the_handlers_of_signals_are_given_back(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        Codec.fit(random_vectors(300, 4), on_report=interrupter(StepReport, 1, 2), **SMALL)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_continued_codec_resumes_too(tmp_path):
+    x = random_vectors(300, 4)
+    first = Codec.fit(x, **SMALL | {"epochs": 1})
+    settings = {name: SMALL[name] for name in ("epochs", "batch_size", "precision", "device")} | {"initial": first}
+    Codec.fit(x, output=tmp_path / "whole", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        Codec.fit(x, output=tmp_path / "cut", on_report=interrupter(StepReport, 2, 2), **settings)
+    Codec.fit(x, output=tmp_path / "cut", resume=True, **settings)
+    assert same_tensors(tmp_path / "whole", tmp_path / "cut")
+    assert losses(tmp_path / "whole.jsonl") == losses(tmp_path / "cut.jsonl")
+
+
+def test_a_log_beyond_the_saved_state_is_cut(tmp_path):
+    """A crash after the log's line and before the state's file."""
+    x, path = random_vectors(300, 4), tmp_path / "x"
+    with pytest.raises(KeyboardInterrupt):
+        Codec.fit(x, output=path, on_report=interrupter(EpochReport, 1), **SMALL)
+    log = tmp_path / "x.jsonl"
+    log.write_text(log.read_text() + json.dumps({"epoch": 2}) + '\n{"epo')
+    Codec.fit(x, output=path, resume=True, **SMALL)
+    assert [line["epoch"] for line in losses(log)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("part", [1, 2], ids=["first part", "second part"])
+def test_a_product_codec_resumes(tmp_path, part):
+    x, settings = random_vectors(300, 4), SMALL | {"num_parts": 2, "rotate": True}
+    ProductCodec.fit(x, output=tmp_path / "whole", **settings)
+    seen = []
+
+    def on_report(report):
+        seen.append(isinstance(report, StepReport) and (report.epoch, report.step) == (2, 3))
+        if seen[-1] and sum(seen) == part:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        ProductCodec.fit(x, output=tmp_path / "cut", on_report=on_report, **settings)
+    ProductCodec.fit(x, output=tmp_path / "cut", resume=True, **settings)
+    assert same_tensors(tmp_path / "whole", tmp_path / "cut")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]

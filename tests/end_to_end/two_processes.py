@@ -1,0 +1,17 @@
+"""What each process of test_two_processes runs: train, and keep this rank's weights."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import save_file
+
+from qinco.codec import Codec
+
+folder = Path(sys.argv[1])
+codec = Codec.fit(
+    np.load(folder / "x.npy"), output=folder / "codec", num_steps=3, codebook_size=32, num_blocks=1, embed_dim=6,
+    hidden_dim=8, num_pairs=8, beam_width=2, epochs=4, batch_size=61, precision="float32", device="cpu",
+)  # fmt: skip
+save_file(codec.model.state_dict(), folder / f"rank{os.environ.get('RANK', 'alone')}")

@@ -1,0 +1,277 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from small_models import random_vectors
+
+from qinco.codec import Codec
+from qinco.config import EncodeOptions
+from qinco.errors import ConfigError, DataError
+from qinco.training.estimate import Estimate
+from qinco.training.train import EpochReport, StepReport
+from qinco.vectors.source import as_source
+
+SMALL = {
+    "num_steps": 3, "codebook_size": 8, "num_blocks": 1, "embed_dim": 6, "hidden_dim": 8, "num_pairs": 12,
+    "beam_width": 4, "epochs": 2, "batch_size": 64, "precision": "float32", "device": "cpu",
+}  # fmt: skip
+
+
+def fit(x=None, **settings):
+    return Codec.fit(random_vectors(400, 4) if x is None else x, **SMALL | settings)
+
+
+def mse(codec, x):
+    parts = codec.encode(x)
+    return float(np.square(codec.decode(*(parts if codec.is_ivf else (parts,))) - x).sum(1).mean())
+
+
+def test_the_same_seed_gives_the_same_codec():
+    one, two, other = fit(seed=1), fit(seed=1), fit(seed=2)
+    states = [codec.model.state_dict() for codec in (one, two, other)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["steps.0.codebook.weight"], states[2]["steps.0.codebook.weight"])
+
+
+def test_global_generators_are_neither_read_nor_changed():
+    torch.manual_seed(1), np.random.seed(1)
+    one = fit()
+    draws = torch.rand(1), np.random.rand()
+    torch.manual_seed(1), np.random.seed(1)
+    assert draws == (torch.rand(1), np.random.rand())
+    torch.manual_seed(2), np.random.seed(2)
+    assert torch.equal(one.model.steps[1].codebook.weight, fit().model.steps[1].codebook.weight)
+
+
+def test_more_steps_have_a_lower_error_and_training_a_lower_one_than_its_start():
+    x = random_vectors(600, 4)
+    codec = fit(x, epochs=8)
+    assert mse(codec, x) < mse(fit(x, epochs=0), x)
+    codes = codec.encode(x)
+    errors = [np.square(codec.decode(codes[:, :m]) - x).sum(1).mean() for m in (1, 2, 3)]
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("preset", ["qinco1", "qinco2-S", "qinco2-M", None])
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_every_preset_and_recipe_trains(preset, recipe):
+    rule = {"num_pairs": None, "beam_width": 2}
+    size = {"num_blocks": 1, "embed_dim": None if preset == "qinco1" else 5}
+    codec = fit(preset=preset, recipe=recipe, **rule | size)
+    assert np.isfinite(codec.provenance["valid_mse"])
+    assert codec.config.codeword_skip == (preset != "qinco1")
+    if codec.config.has_preselector:
+        wanted = EncodeOptions(num_pairs=64) if recipe == "default" else EncodeOptions(num_candidates=16)
+        assert (codec.encode_options.num_pairs, codec.encode_options.num_candidates) == (
+            wanted.num_pairs,
+            wanted.num_candidates,
+        )
+
+
+def test_arrays_tensors_lists_paths_and_sources_train_alike(tmp_path):
+    x = np.round(random_vectors(300, 4))
+    np.save(tmp_path / "x.npy", x)
+    wanted = fit(x).model.steps[1].codebook.weight
+    for same in (
+        x.astype(np.float64), x.astype(np.int16), torch.from_numpy(x), torch.from_numpy(x).bfloat16(), x.tolist(),
+        tmp_path / "x.npy", str(tmp_path / "x.npy"), as_source(x), np.load(tmp_path / "x.npy", mmap_mode="r"),
+    ):  # fmt: skip
+        assert torch.equal(fit(same).model.steps[1].codebook.weight, wanted)
+
+
+def test_an_ivf_codec_starts_from_its_centroids():
+    x, centroids = random_vectors(400, 4), random_vectors(6, 4, 5)
+    codec = fit(x, coarse_centroids=centroids)
+    codes, lists = codec.encode(x)
+    assert codec.is_ivf and codec.config.num_lists == 6
+    assert np.array_equal(lists, np.square(x[:, None] - centroids).sum(2).argmin(1))
+    assert np.square(codec.decode(codes, lists) - x).sum(1).mean() < np.square(centroids[lists] - x).sum(1).mean()
+
+
+def test_reports_begin_with_an_estimate():
+    reports = []
+    fit(on_report=reports.append)
+    assert isinstance(reports[0], Estimate) and isinstance(reports[1], EpochReport)
+    assert isinstance(reports[2], StepReport) and isinstance(reports[-1], EpochReport)
+
+
+def test_the_best_epoch_is_returned_and_saved(tmp_path):
+    reports = []
+    codec = fit(output=tmp_path / "x", epochs=4, lr=0.5, on_report=reports.append)
+    errors = [report.mse for report in reports if isinstance(report, EpochReport)]
+    best = codec.provenance["epoch"]
+    assert errors[best] == min(errors) == codec.provenance["valid_mse"]
+    saved = Codec.load(tmp_path / "x")
+    assert saved.provenance == codec.provenance
+    assert all(torch.equal(t, saved.model.state_dict()[n]) for n, t in codec.model.state_dict().items())
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [line["mse"] for line in lines] == errors and [line["epoch"] for line in lines] == [0, 1, 2, 3, 4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "x.jsonl", "x.last"]
+
+
+def test_no_epochs_give_the_residual_quantizer():
+    codec = fit(epochs=0)
+    assert codec.provenance["epoch"] == 0
+    book_KD = codec.model.steps[1].codebook.weight
+    torch.testing.assert_close(codec.model.steps[1](torch.arange(8), torch.randn(8, 4)), book_KD)
+
+
+def test_a_trained_codec_goes_on(tmp_path):
+    x = random_vectors(400, 4)
+    reports = []
+    first = fit(x, epochs=2)
+    kept = {name: SMALL[name] for name in ("batch_size", "precision", "device")}
+    second = Codec.fit(x, initial=first, epochs=5, on_report=reports.append, output=tmp_path / "y", **kept)
+    epochs = [report.epoch for report in reports if isinstance(report, EpochReport)]
+    begun = first.provenance["epoch"]
+    assert epochs == list(range(begun, 6))
+    assert second.config == first.config and second.provenance["valid_mse"] <= first.provenance["valid_mse"]
+    with pytest.raises(ConfigError, match=r"has had \d epochs already: give epochs above that"):
+        Codec.fit(x, initial=second, epochs=second.provenance["epoch"], **kept)
+    with pytest.raises(ConfigError, match="leave out num_steps"):
+        Codec.fit(x, initial=second, epochs=9, num_steps=4)
+    with pytest.raises(DataError, match="2 dimensions"):
+        Codec.fit(random_vectors(400, 2), initial=second, epochs=9)
+
+
+def test_a_trained_codec_goes_on_with_a_plateau_schedule():
+    x = random_vectors(300, 4)
+    first = fit(x, epochs=0)
+    first.provenance["epoch"] = 4
+    kept = {name: SMALL[name] for name in ("batch_size", "precision", "device")}
+    reports = []
+    Codec.fit(x, initial=first, epochs=6, schedule="plateau", stop_patience=2, on_report=reports.append, **kept)
+    assert [report.epoch for report in reports if isinstance(report, EpochReport)] == [4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.full((80, 4), 7.5, np.float32),
+        np.zeros((80, 4), np.uint8),
+        np.repeat(np.eye(4, dtype=np.float32), 20, 0),
+        np.full((80, 1), -1e20, np.float32),
+    ],
+    ids=["constant", "zeros", "duplicated", "huge"],
+)
+def test_constant_and_duplicated_vectors_are_kept(x):
+    codec = fit(x, precision="auto")
+    np.testing.assert_allclose(codec.decode(codec.encode(x)), x, rtol=0.05, atol=0.1)
+
+
+def test_one_dimension():
+    x = random_vectors(300, 1)
+    assert mse(fit(x, epochs=5), x) < 0.05 * x.var()
+
+
+def test_the_fewest_vectors_that_train():
+    assert fit(random_vectors(9, 4)).code_size == 3
+    with pytest.raises(
+        DataError, match=r"7 training vectors \(8 less 1 for validation\) are fewer than the 8 codewords"
+    ):
+        fit(random_vectors(8, 4))
+
+
+def test_a_small_set_does_not_collapse():
+    x = random_vectors(320, 6)
+    codec = fit(x, codebook_size=16, num_steps=4, epochs=12, num_pairs=16)
+    codes = codec.encode(x)
+    assert [len(set(column)) for column in codes.T] == [16] * 4
+    assert mse(codec, x) < mse(fit(x, codebook_size=16, num_steps=4, epochs=0, num_pairs=16), x)
+
+
+BAD_ROW = random_vectors(400, 4)
+BAD_ROW[390, 2] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("x", "settings", "error", "message"),
+    [
+        (BAD_ROW, {}, DataError, "row 390 of training vectors holds NaN in column 2"),
+        (np.zeros((0, 4), np.float32), {}, DataError, "fewer than the 8 codewords"),
+        (np.zeros(4, np.float32), {}, DataError, "training vectors"),
+        ("nowhere.fvecs", {}, DataError, "nowhere.fvecs"),
+        (None, {"num_valid": 201}, ConfigError, r"num_valid \(ds.valset\) is 201, more than half of the 400"),
+        (None, {"num_valid": 0}, ConfigError, r"num_valid \(ds.valset\) must be at least 1"),
+        (None, {"codebok_size": 4}, ConfigError, "unknown setting 'codebok_size': did you mean codebook_size"),
+        (None, {"batchsize": 4}, ConfigError, "unknown setting 'batchsize': did you mean batch_size"),
+        (None, {"preset": "qinco2-XL"}, ConfigError, "unknown preset 'qinco2-XL': did you mean"),
+        (None, {"recipe": "papers"}, ConfigError, "recipe must be one of default, paper"),
+        (None, {"num_candidates": 4}, ConfigError, r"A=4\) and num_pairs \(C=12\) exclude each other"),
+        (None, {"preset": "qinco1", "embed_dim": None}, ConfigError, r"C \(num_pairs\) needs a pre-selector"),
+        (None, {"codebook_size": 12}, ConfigError, r"codebook_size \(K\) must be a power of two, not 12"),
+        (None, {"codebook_size": 512}, DataError, "fewer than the 512 codewords"),
+        (None, {"epochs": -1}, ConfigError, "epochs must be at least 0"),
+        (None, {"epochs": None}, ConfigError, "epochs must be an integer"),
+        (None, {"lr": "fast"}, ConfigError, "lr must be a number"),
+        (None, {"device": "gpu"}, ConfigError, "unknown device 'gpu'"),
+        (None, {"coarse_centroids": np.zeros((3, 5))}, DataError, r"shape \(3, 5\): they must be vectors of 4"),
+        (None, {"coarse_centroids": np.zeros((0, 4))}, DataError, "coarse centroids"),
+        (None, {"coarse_centroids": np.full((3, 4), np.nan)}, DataError, "row 0 of coarse centroids holds NaN"),
+        (None, {"output": "/nowhere/x"}, ConfigError, "/nowhere"),
+    ],
+)
+def test_bad_input_is_refused_before_training(tmp_path, monkeypatch, x, settings, error, message):
+    monkeypatch.chdir(tmp_path)
+
+    def never(*args, **kwargs):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr("qinco.codec.fit.start_training", never)
+    with pytest.raises(error, match=message):
+        fit(x, **{"output": "x.safetensors"} | settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_exists_is_kept(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("precious")
+    with pytest.raises(ConfigError, match="exists: give overwrite=true"):
+        fit(output=path)
+    with pytest.raises(ConfigError, match="cannot be resumed"):
+        fit(output=path, resume=True)
+    assert path.read_text() == "precious"
+    assert Codec.load(fit_to(path)).code_size == 3
+
+
+def fit_to(path):
+    fit(output=path, overwrite=True)
+    return path
+
+
+def test_only_the_same_run_is_resumed(tmp_path):
+    fit(output=tmp_path / "x")
+    for different in ({"epochs": 9}, {"lr": 0.1}, {"num_pairs": 3}, {"hidden_dim": 9}, {"seed": 5}):
+        with pytest.raises(ConfigError, match="is the state of another run"):
+            fit(output=tmp_path / "x", resume=True, **different)
+    with pytest.raises(ConfigError, match="400 vectors there, 399 here"):
+        fit(random_vectors(399, 4), output=tmp_path / "x", resume=True)
+
+
+def test_a_finished_run_that_is_resumed_is_its_codec(tmp_path):
+    one = fit(output=tmp_path / "x")
+    two = fit(output=tmp_path / "x", resume=True)
+    assert two.provenance == one.provenance
+    assert torch.equal(one.model.steps[2].codebook.weight, two.model.steps[2].codebook.weight)
+    (tmp_path / "x").unlink()
+    with pytest.raises(ConfigError, match="does not exist beside"):
+        fit(output=tmp_path / "x", resume=True)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign"])
+def test_a_damaged_state_is_refused(tmp_path, damage):
+    fit(output=tmp_path / "x")
+    state = tmp_path / "x.last"
+    state.write_bytes(state.read_bytes()[:-50] if damage == "truncated" else (tmp_path / "x").read_bytes())
+    before = (tmp_path / "x").read_bytes()
+    with pytest.raises(DataError, match=r"x\.last"):
+        fit(output=tmp_path / "x", resume=True)
+    assert (tmp_path / "x").read_bytes() == before
+
+
+def test_a_run_in_another_thread_trains():
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(fit).result().code_size == 3

@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+import torch
+from small_models import ARCHITECTURES, random_model, random_vectors
+
+from qinco.codec import Codec, ProductCodec
+from qinco.codec.product import fit_rotation
+from qinco.config import EncodeOptions
+from qinco.errors import ConfigError, DataError
+from qinco.vectors.source import as_source
+
+RULE = EncodeOptions(num_pairs=6, beam_width=3, precision="float32")
+SMALL = {
+    "num_steps": 2, "codebook_size": 8, "num_blocks": 1, "embed_dim": 4, "hidden_dim": 6, "num_pairs": 8,
+    "beam_width": 2, "epochs": 2, "batch_size": 64, "precision": "float32", "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "rotated"])
+def codec(request):
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0].astype(np.float32)
+    parts = [Codec(random_model(ARCHITECTURES["projected"], seed), RULE) for seed in range(2)]
+    return ProductCodec(parts, rotation if request.param else None)
+
+
+def rotated(codec, x):
+    return x if codec.rotation_DD is None else x @ codec.rotation_DD.T
+
+
+def test_each_part_encodes_its_columns(codec):
+    x = random_vectors(40, 6)
+    codes = codec.encode(x)
+    assert (codes.dtype, codes.shape) == (np.uint8, (40, 6))
+    assert (codec.dim, codec.code_size, codec.bytes_per_vector) == (6, 6, 1.5)
+    y = rotated(codec, x)
+    for i, part in enumerate(codec.parts):
+        assert np.array_equal(codes[:, 3 * i : 3 * i + 3], part.encode(y[:, 3 * i : 3 * i + 3]))
+    decoded = np.concatenate([codec.parts[i].decode(codes[:, 3 * i : 3 * i + 3]) for i in (0, 1)], 1)
+    np.testing.assert_allclose(rotated(codec, codec.decode(codes)), decoded, rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_are_the_whole(codec, monkeypatch):
+    x = random_vectors(40, 6)
+    codes, decoded = codec.encode(x), codec.decode(codec.encode(x))
+    monkeypatch.setattr(Codec, "block_rows", 7)
+    blocks = list(codec.encode_blocks(as_source(x)))
+    assert [first for first, _, _ in blocks] == list(range(0, 40, 7))
+    assert np.array_equal(np.concatenate([block for _, block, _ in blocks]), codes)
+    np.testing.assert_allclose(
+        np.concatenate([b for _, b in codec.decode_blocks(codes)]), decoded, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_shorter_codes_take_the_first_steps_of_every_part(codec):
+    codes = codec.encode(random_vectors(40, 6))
+    short = codec.prefix(codes, 2)
+    assert np.array_equal(short, codes[:, [0, 1, 3, 4]])
+    assert codec.decode(short).shape == (40, 6)
+    assert codec.encode(random_vectors(40, 6), num_steps=1).shape == (40, 2)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_zero_and_one_vector(codec, count):
+    codes = codec.encode(random_vectors(count, 6))
+    assert codes.shape == (count, 6) and codec.decode(codes).shape == (count, 6)
+
+
+def test_codes_may_be_lists_and_tensors(codec):
+    codes = codec.encode(random_vectors(5, 6))
+    assert np.array_equal(codec.decode(codes.tolist()), codec.decode(codes))
+    assert np.array_equal(codec.decode(torch.from_numpy(codes)), codec.decode(codes))
+
+
+def test_saved_codecs_are_the_same(codec, tmp_path):
+    x = random_vectors(30, 6)
+    codec.save(tmp_path / "x")
+    loaded = ProductCodec.load(tmp_path / "x")
+    codes = codec.encode(x)
+    assert np.array_equal(loaded.encode(x, precision="float32"), codes)
+    assert np.array_equal(loaded.decode(codes), codec.decode(codes))
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ([[0] * 5], "have 5 columns: 2 parts need as many each"),
+        ([[0] * 8], "4 columns"),
+        (np.empty((3, 0), np.uint8), "0 columns"),
+        ([[0, 0, 0, 0, 0, 9]], "9"),
+        ([0] * 6, "2-D integer array"),
+        ([[0.5] * 6], "integer array"),
+    ],
+)
+def test_wrong_codes_are_refused(codec, codes, message):
+    with pytest.raises(DataError, match=message):
+        codec.decode(codes)
+
+
+def test_lists_and_wrong_vectors_are_refused(codec):
+    with pytest.raises(DataError, match="lists were given"):
+        codec.decode([[0] * 6], [0])
+    with pytest.raises(DataError, match="have 3 dimensions, the codec was trained on 6"):
+        codec.encode(random_vectors(4, 3))
+    x = random_vectors(400, 6)
+    x[300, 5] = np.nan
+    with pytest.raises(DataError, match="row 300 of vectors holds NaN"):
+        codec.encode(x)
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_fit_trains_every_part(tmp_path, rotate):
+    x = random_vectors(400, 6)
+    codec = ProductCodec.fit(x, num_parts=3, rotate=rotate, output=tmp_path / "x", **SMALL)
+    assert (len(codec.parts), codec.dim, codec.code_size) == (3, 6, 6)
+    error = np.square(codec.decode(codec.encode(x)) - x).sum(1).mean()
+    assert error < 0.3 * x.var(0).sum()
+    loaded = ProductCodec.load(tmp_path / "x")
+    np.testing.assert_allclose(loaded.decode(codec.encode(x)), codec.decode(codec.encode(x)))
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (codec.rotation_DD is not None) == rotate
+
+
+def test_the_rotation_is_one():
+    rotation = fit_rotation(as_source(random_vectors(400, 6)), 2, 0)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(6), atol=1e-5)
+
+
+def test_a_finished_codec_is_not_trained_again_by_resume(tmp_path):
+    x = random_vectors(200, 6)
+    ProductCodec.fit(x, output=tmp_path / "x", **SMALL)
+    before = (tmp_path / "x").read_bytes()
+    with pytest.raises(ConfigError, match="cannot be resumed"):
+        ProductCodec.fit(x, output=tmp_path / "x", resume=True, **SMALL)
+    assert (tmp_path / "x").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_parts": 4}, "must divide the dimension 6, not 4"),
+        ({"num_parts": 1}, "must be at least 2"),
+        ({"num_parts": 2.0}, "must be an integer, not 2.0"),
+        ({"recipe": "best"}, "recipe must be one of"),
+        ({"coarse_centroids": np.zeros((2, 6))}, "cannot be trained with coarse_centroids"),
+        ({"epoch": 3}, "unknown setting 'epoch': did you mean epochs"),
+        ({"codebook_size": 3}, "power of two"),
+        ({"num_valid": 150}, "more than half"),
+        ({"seed": None}, "seed must be an integer"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(tmp_path, monkeypatch, settings, message):
+    def never(*args):
+        raise AssertionError("work began")
+
+    monkeypatch.setattr("qinco.codec.product.fit_rotation", never)
+    with pytest.raises(ConfigError, match=message):
+        ProductCodec.fit(random_vectors(200, 6), output=tmp_path / "x", **SMALL | {"rotate": True} | settings)
+    assert list(tmp_path.iterdir()) == []
