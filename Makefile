@@ -3,6 +3,9 @@ PYTHON ?= python3
 DIST ?= dist
 RUN = .venv/bin/python -m
 
+# Threads that spin while they wait slow tests down many times where other programs use the same cores.
+export GOMP_SPINCOUNT ?= 1000
+
 .PHONY: venv test test-all demo lint wheel clean
 
 venv: .venv/installed

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Threads that wait for each other by spinning are up to 30 times slower where other programs use the same cores. It is
-# read when torch and faiss are imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that wait for each other by spinning slow a computation down several times where other programs use the same
+# cores. It is read when torch and faiss are imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import faiss
 import numpy as np
@@ -54,30 +54,30 @@ def main() -> None:
     for name, index in (("PQ", product), ("RQ", residual)):
         say(f"{name}: training on {len(train):,} vectors")
         index.train(train[:])
-        codes, encode_us = report.timed(lambda index=index: index.sa_encode(report.base))
-        decoded, decode_us = report.timed(lambda index=index, codes=codes: index.sa_decode(codes))
+        codes, encode_us = report.timed(index.sa_encode, report.base)
+        decoded, decode_us = report.timed(index.sa_decode, codes)
         rows.append(report.row(name, NUM_BYTES, decoded, encode_us, decode_us))
 
     # QINCo2: 8 steps of one byte. A network adapts the codebook of each step to what the steps before have left.
     codec = qinco.Codec.fit(
         train, preset="qinco2-S", num_steps=NUM_BYTES, epochs=EPOCHS, batch_size=BATCH_SIZE, num_valid=1000,
-        wide_fraction=0.05, device="cpu", on_report=say_epoch,
+        device="cpu", on_report=say_epoch,
     )  # fmt: skip
     say(f"QINCo2: encoding {len(base):,} vectors")
-    codes, encode_us = report.timed(lambda: codec.encode(base))
+    codes, encode_us = report.timed(codec.encode, base)
     for count in (NUM_BYTES, *PREFIXES):
         # The first columns of a code are a code of their own, shorter and coarser.
-        decoded, decode_us = report.timed(lambda count=count: codec.decode(codes[:, :count]))
+        decoded, decode_us = report.timed(codec.decode, codes[:, :count])
         name = "QINCo2" if count == NUM_BYTES else f"QINCo2, first {count} of the {NUM_BYTES}"
         rows.append(report.row(name, count, decoded, encode_us, decode_us))
 
     print_table(rows)
     print(
         f"\n{len(train):,} training vectors, {len(base):,} base vectors, {len(queries):,} queries of {base.dim} "
-        f"dimensions. RQ and PQ: faiss {faiss.__version__}; RQ encodes with a beam of 5, QINCo2 with "
-        f"B={codec.encode_options.beam_width} C={codec.encode_options.num_pairs}.\n"
-        f"µs per vector, {threads} threads for all of them, median of repetitions. torch {torch.__version__}, "
-        f"{processor_name()}. {time.monotonic() - begun:.0f} s in all."
+        f"dimensions.\nPQ and RQ are those of faiss {faiss.__version__}; RQ encodes with a beam of 5, QINCo2 with "
+        f"B={codec.encode_options.beam_width} C={codec.encode_options.num_pairs} after {EPOCHS} epochs.\n"
+        f"µs per vector: median of 3 runs, {threads} threads for every method; {processor_name()}, "
+        f"torch {torch.__version__}.\n{time.monotonic() - begun:.0f} s in all."
     )
 
 
@@ -94,15 +94,15 @@ class Report:
         mse = np.square(decoded - self.base).sum(1).mean()
         _, found = exhaustive.search(self.queries, [(0, decoded)], max(RANKS))
         shares = [f"{share:.3f}" for share in recall(found, self.nearest).values()]
-        times = ["" if us is None else f"{us:,.1f}" for us in (encode_us, decode_us)]
+        times = ["" if us is None else f"{us:,.{1 if us >= 1 else 2}f}" for us in (encode_us, decode_us)]
         return [name, f"{num_bytes}", f"{mse:,.0f}", *shares, *times]
 
-    def timed(self, work: Callable[[], np.ndarray], repetitions: int = 3) -> tuple[np.ndarray, float]:
-        """What `work` returns, and its median time in µs per base vector."""
+    def timed(self, work: Callable, argument) -> tuple[np.ndarray, float]:
+        """What `work(argument)` returns, and its median time of three, in µs per base vector."""
         seconds = []
-        for _ in range(repetitions):
+        for _ in range(3):
             begun = time.perf_counter()
-            result = work()
+            result = work(argument)
             seconds.append(time.perf_counter() - begun)
         return result, statistics.median(seconds) / len(self.base) * 1e6
 

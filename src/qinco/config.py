@@ -6,6 +6,7 @@ Settings live apart on purpose: `ModelConfig` is stored in every checkpoint, `En
 
 import dataclasses
 from dataclasses import dataclass
+from numbers import Integral
 
 from qinco.errors import ConfigError
 
@@ -18,7 +19,7 @@ ENGINES = ("auto", "torch")
 
 def require_int(name: str, value, minimum: int = 1, maximum: int | None = None) -> None:
     """Raise ConfigError unless `value` is an integer between `minimum` and `maximum`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise ConfigError(f"{name} must be an integer, not {value!r}")
     if value < minimum or (maximum is not None and value > maximum):
         bound = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
@@ -129,10 +130,10 @@ class EncodeOptions:
                 f"num_candidates (A={self.num_candidates}) and num_pairs (C={self.num_pairs}) exclude each other: "
                 "give one of them"
             )
-        for name in ("num_candidates", "num_pairs"):
-            if getattr(self, name) is not None:
+        for name in ("num_candidates", "num_pairs", "beam_width"):
+            if getattr(self, name) is not None or name == "beam_width":
                 require_int(name, getattr(self, name))
-        require_int("beam_width", self.beam_width)
+                object.__setattr__(self, name, int(getattr(self, name)))
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         if self.engine not in ENGINES:

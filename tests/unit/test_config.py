@@ -116,8 +116,8 @@ def test_presets_are_the_published_sizes():
         "qinco2-M": (4, 384, 384),
         "qinco2-L": (16, 384, 384),
     }
-    assert PAPER_SEARCH == EncodeOptions(num_candidates=16, beam_width=32)
-    assert DEFAULT_SEARCH == EncodeOptions(num_pairs=64, beam_width=32)
+    assert EncodeOptions(num_candidates=16, beam_width=32) == PAPER_SEARCH
+    assert EncodeOptions(num_pairs=64, beam_width=32) == DEFAULT_SEARCH
 
 
 def test_an_unknown_preset_names_the_nearest():

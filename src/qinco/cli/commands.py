@@ -107,7 +107,7 @@ def search(settings: Settings, console: Console) -> None:
 def encode(settings: Settings, console: Console) -> None:
     """Vectors to a file of codes, and of list numbers for an IVF codec."""
     codec = inputs.open_codec(settings)
-    source = inputs.open_trainset(settings) if settings["encode_trainset"] else _required_database(settings)
+    source = inputs.open_trainset(settings) if settings["encode_trainset"] else inputs.open_database(settings)
     codec.check_dim(source)
     rule = inputs.encode_options(settings, codec)
     output = Path(settings["output"])
@@ -196,12 +196,6 @@ def _prefix(settings: Settings, codec: Codec | ProductCodec) -> int | None:
 def _decode_precision(settings: Settings) -> str:
     """What is returned is float32 unless bf16 is asked for by name."""
     return "bf16" if settings["precision"] == "bf16" else "float32"
-
-
-def _required_database(settings: Settings) -> VectorSource:
-    if settings["db"] is None:
-        raise ConfigError("task encode needs db=, the vectors to encode, or encode_trainset=true")
-    return inputs.open_database(settings)
 
 
 def _require_suffix(path: Path, suffixes: tuple[str, ...], content: str) -> None:

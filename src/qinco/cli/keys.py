@@ -67,7 +67,7 @@ TASKS = {
         Task("eval_valset", "mean squared error over the last training vectors", ("model", "trainset|db")),
         Task("eval_time", "microseconds a vector, encoding and decoding", ("model", "db")),
         Task("search", "recall@1/10/100 over the decoded database", ("model", "db")),
-        Task("encode", "vectors to codes", ("model", "output", "db|trainset")),
+        Task("encode", "vectors to codes", ("model", "db", "output")),
         Task("decode", "codes to vectors", ("model", "codes", "output")),
         Task("info", "what a file holds: qinco info FILE ...", ("file",)),
         Task("ivf_centroids", "coarse centroids by k-means", ("ivf_K", "output", "trainset|db"), available=False),

@@ -140,9 +140,9 @@ def _reporter(settings: Settings, console: Console, scale: float):
 def _estimate_line(event: Estimate) -> str:
     return (
         f"training {event.num_parameters:,} parameters on {event.num_train:,} vectors ({event.num_valid:,} for "
-        f"validation), {event.epochs} epochs of {event.steps_per_epoch:,} steps (batch {event.batch_size:,}, learning rate "
-        f"{event.lr:.2g}): about "
-        f"{format_duration(event.seconds)} and {event.memory_bytes / 2**20:,.0f} MiB beyond the libraries"
+        f"validation), {event.epochs} epochs of {event.steps_per_epoch:,} steps, batch {event.batch_size:,}, "
+        f"learning rate {event.lr:.2g}: about {format_duration(event.seconds)} and "
+        f"{event.memory_bytes / 2**20:,.0f} MiB beyond the libraries"
     )
 
 

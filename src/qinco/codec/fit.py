@@ -89,6 +89,8 @@ def fit(
     processes = Processes(choose_device(device))
     if output is not None and processes.is_main:
         check_output(output, overwrite=overwrite, resume=resume)
+        for beside in (state_path(output), log_path(output)):
+            check_output(beside, overwrite=True)
     saved = load_state(output) if output is not None and resume else None
     if saved is not None:
         check_same_run(output, saved[0], run, len(source))
@@ -113,12 +115,16 @@ def plan_run(source: VectorSource, preset, coarse_centroids, initial: Codec | No
         if name not in {*MODEL_FIELDS, *ENCODE_FIELDS, *train_fields}:
             near = get_close_matches(name, [*MODEL_FIELDS, *ENCODE_FIELDS, *train_fields], 1)
             raise ConfigError(f"unknown setting {name!r}" + (f": did you mean {near[0]}?" if near else ""))
+    # Numbers that come out of numpy arrays are as good as Python's, but JSON does not know them.
+    settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     sizes = {} if preset is None else find_preset(preset)
     if settings.get("num_candidates") == 0 and initial is None:
         settings = {"has_preselector": False, **settings}
     given = {name: settings[name] for name in MODEL_FIELDS if settings.get(name) is not None}
     coarse_VD = None if coarse_centroids is None else read_centroids(coarse_centroids, source.dim)
     if initial is not None:
+        if not isinstance(initial, Codec):
+            raise ConfigError(f"initial must be a Codec of one part, not {type(initial).__name__}: see Codec.load")
         if given or coarse_VD is not None:
             raise ConfigError(
                 f"the architecture is the initial codec's: leave out {', '.join(given) or 'the centroids'}"
@@ -159,8 +165,8 @@ def split_validation(source: VectorSource, num_valid: int | None, codebook_size:
     num_train = len(source) - count
     if num_train < codebook_size:
         raise DataError(
-            f"{source.name}: {max(num_train, 0)} training vectors ({len(source)} less {count} for validation) are fewer "
-            f"than the {codebook_size} codewords of a step: give more vectors, or a smaller codebook_size (K)"
+            f"{source.name}: {max(num_train, 0)} training vectors ({len(source)} less {count} for validation) are "
+            f"fewer than the {codebook_size} codewords of a step: give more vectors, or a smaller codebook_size (K)"
         )
     return source.window(0, num_train), source.window(num_train, len(source))
 
@@ -284,7 +290,7 @@ class _Recorder:
 
     @property
     def _log_path(self) -> Path:
-        return Path(f"{self.output}.jsonl")
+        return log_path(self.output)
 
     def _trim_log(self) -> None:
         """Begin the log, or drop what it holds beyond the state that the run continues from."""
@@ -294,6 +300,11 @@ class _Recorder:
             lines = [line for line in written if _epoch_of(line) <= self.training.at.epoch]
         with write_atomically(self._log_path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines))
+
+
+def log_path(output) -> Path:
+    """Where the log of the run that writes `output` lies."""
+    return Path(f"{output}.jsonl")
 
 
 def _epoch_of(line: str) -> float:

@@ -20,6 +20,7 @@ from qinco.files import check_output
 from qinco.storage.codec_file import load_models, save_models
 from qinco.storage.train_state import state_path
 from qinco.training.codebooks import sample
+from qinco.training.processes import Processes
 from qinco.vectors.source import VectorSource, as_source
 
 _OPQ_ROWS = 65_536
@@ -92,6 +93,7 @@ class ProductCodec:
         num_parts: P, which must divide D
         rotate:    learn a rotation that spreads the variance over the parts (OPQ)
         output:    the codec file; the parts' runs lie beside it as `output.part_i` until all are done
+        resume:    continue where a run of `output` stopped; a finished one is loaded
         """
         source = as_source(x, "training vectors")
         check_parts(source, num_parts, preset, **settings)
@@ -99,7 +101,7 @@ class ProductCodec:
             check_output(output, overwrite=overwrite, resume=resume)
             unfinished = state_path(f"{output}.part_0").exists()
             if resume and Path(output).exists() and not (unfinished or overwrite):
-                raise ConfigError(f"{output} is a finished codec, so it cannot be resumed: give overwrite=true")
+                return cls.load(output, device)
         check_values(source)
         rotation_DD = fit_rotation(source, num_parts, settings.get("seed", 0)) if rotate else None
         parts = []
@@ -114,7 +116,7 @@ class ProductCodec:
             )  # fmt: skip
         provenance = parts[0].provenance | {"valid_mse": sum(p.provenance["valid_mse"] for p in parts)}
         codec = cls(parts, rotation_DD, provenance)
-        if output is not None:
+        if output is not None and Processes.is_main_by_environment():
             codec.save(output)
             for part in range(num_parts):
                 for suffix in ("", ".last", ".jsonl"):
@@ -246,6 +248,11 @@ def fit_rotation(source: VectorSource, num_parts: int, seed: int) -> np.ndarray:
     x_ND = sample(source, _OPQ_ROWS, seed)
     rotation = faiss.OPQMatrix(source.dim, num_parts)
     rotation.niter = 20
+    # Faiss rotates for 256 centroids a part and fails on fewer vectors: small samples get as many as they can fill.
+    bits = min(8, max(1, (len(x_ND) // 32).bit_length() - 1))
+    quantizer = faiss.ProductQuantizer(source.dim, num_parts, bits)
+    quantizer.cp.min_points_per_centroid = 1
+    rotation.pq = quantizer
     rotation.train(np.ascontiguousarray(x_ND))
     return faiss.vector_to_array(rotation.A).reshape(source.dim, source.dim).copy()
 

@@ -143,7 +143,7 @@ class Encoder:
 
     def _propose(self, table: StepTables, residual_NBD: Tensor) -> tuple[Tensor, Tensor]:
         """The candidates of each vector as (hypothesis, codeword), int64 (N, C) each."""
-        num_vectors, beam, dim = residual_NBD.shape
+        num_vectors, beam, _ = residual_NBD.shape
         size, options = self.model.config.codebook_size, self.options
         if not options.preselects:
             pairs_C = torch.arange(beam * size, device=residual_NBD.device)

@@ -7,7 +7,7 @@ import torch
 
 from qinco.engines.reference import Encoder
 from qinco.training.codebooks import CodewordUse
-from qinco.training.train import Training, narrow_options, prefix_losses
+from qinco.training.train import Training, prefix_losses
 
 _ROWS = 256
 
@@ -30,17 +30,15 @@ class Estimate:
 def estimate(training: Training) -> Estimate:
     """Time encoding, gradients and validation on a few vectors. The run's state stays as it is."""
     options, plan = training.options, training.plan
-    narrow, wide = narrow_options(training.encode_options), training.encode_options
     x_ND = torch.from_numpy(training.train_source[:_ROWS]).to(training.model.device)
     x_ND = training.model.normalize(x_ND)
-    codes_NM = _encode(training, x_ND, narrow)
-    narrow_seconds = _seconds(lambda: _encode(training, x_ND, narrow), x_ND)
-    wide_seconds = narrow_seconds if wide == narrow else _seconds(lambda: _encode(training, x_ND, wide), x_ND)
+    codes_NM = _encode(training, x_ND, training.training_rule)
+    train_seconds = _seconds(lambda: _encode(training, x_ND, training.training_rule), x_ND)
+    valid_seconds = _seconds(lambda: _encode(training, x_ND, training.encode_options), x_ND)
     gradient_seconds = _seconds(lambda: _gradients(training, x_ND, codes_NM), x_ND)
     left = options.epochs - training.at.epoch
-    wide_share = min(1.0, options.wide_fraction * options.epochs / max(left, 1))
-    per_vector = narrow_seconds * (1 - wide_share) + wide_seconds * wide_share + gradient_seconds
-    per_epoch = (plan.epoch_vectors * per_vector + len(training.valid_source) * wide_seconds) / training.processes.count
+    per_epoch = plan.epoch_vectors * (train_seconds + gradient_seconds) + len(training.valid_source) * valid_seconds
+    per_epoch /= training.processes.count
     return Estimate(
         seconds=left * per_epoch,
         memory_bytes=_memory(training),

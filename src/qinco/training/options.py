@@ -34,7 +34,7 @@ class TrainOptions:
     redraw:           what becomes of codewords that an epoch did not use: "split" puts them beside a frequent codeword,
                       "targets" draws them around the step's targets
     range_scaling:    normalise by the training set's range (QINCo1) instead of its standard deviation
-    wide_fraction:    the last part of the steps that encodes as evaluation does; before it a narrow beam is enough
+    narrow_beam:      encode training batches with a beam of C=16 B=4 at most instead of evaluation's
     precision:        "float32", "bf16", or "auto": bf16 products where the processor multiplies it fast
     seed:             of every random choice
     """
@@ -51,7 +51,7 @@ class TrainOptions:
     schedule: str = "cosine"
     ramp_epochs: float = 3
     lr_min_factor: float = 1e-3
-    stop_patience: int = 20
+    stop_patience: int = 10
     reduce_factor: float = 0.1
     patience: int = 10
     threshold: float = 1e-4
@@ -59,7 +59,7 @@ class TrainOptions:
     codebook_noise: float = 0.0
     redraw: str = "split"
     range_scaling: bool = False
-    wide_fraction: float = 0.2
+    narrow_beam: bool = True
     precision: str = "auto"
     seed: int = 0
 
@@ -75,7 +75,7 @@ class TrainOptions:
                               ("redraw", ("split", "targets"))):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        for name in ("exact_start", "range_scaling"):
+        for name in ("exact_start", "range_scaling", "narrow_beam"):
             require_bool(name, getattr(self, name))
         for name in ("lr", "grad_clip"):
             if getattr(self, name) is not None and not 0 < self._number(name) < float("inf"):
@@ -83,7 +83,7 @@ class TrainOptions:
         for name in ("weight_decay", "ramp_epochs", "codebook_noise", "threshold"):
             if not 0 <= self._number(name) < float("inf"):
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("lr_min_factor", "reduce_factor", "wide_fraction"):
+        for name in ("lr_min_factor", "reduce_factor"):
             if not 0 <= self._number(name) <= 1:
                 raise ConfigError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
 
@@ -107,12 +107,12 @@ class TrainOptions:
                 "exact_start": False,
                 "codebook_noise": 0.1,
                 "redraw": "targets",
-                "wide_fraction": 1.0,
+                "narrow_beam": False,
                 "lr": 8e-4,
             }
             if not model.codeword_skip:
                 fields |= {"optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0, "grad_clip": None,
-                           "schedule": "plateau", "range_scaling": True}  # fmt: skip
+                           "schedule": "plateau", "range_scaling": True, "stop_patience": 20}  # fmt: skip
         return TrainOptions(**(fields | given))
 
     def to_dict(self) -> dict:

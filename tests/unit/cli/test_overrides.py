@@ -73,7 +73,7 @@ def test_wrong_lists(text):
 
 def test_defaults_are_not_given():
     settings = parse_arguments(TRAIN)
-    assert (settings["lr"], settings["epochs"], settings["batch"], settings["A"]) == (None, 60, 1024, None)
+    assert (settings["lr"], settings["epochs"], settings["batch"], settings["A"]) == (None, 60, None, None)
     assert (settings["ds.valset"], settings["ds.db"], settings["recipe"]) == (10_000, None, "default")
     assert not settings.given("ds.valset")
     assert parse_arguments([*TRAIN, "ds.valset=10_000"]).given("ds.valset")

@@ -167,7 +167,7 @@ def test_its_text_says_what_it_is(codec, ivf):
 def test_the_row_that_is_not_finite_is_named(codec, value):
     x = random_vectors(3000, 3)
     x[2345, 1] = value
-    with pytest.raises(DataError, match="row 2345 of vectors holds .* in column 1"):
+    with pytest.raises(DataError, match=r"row 2345 of vectors holds .* in column 1"):
         codec.encode(x)
 
 

@@ -224,6 +224,24 @@ def test_bad_input_is_refused_before_training(tmp_path, monkeypatch, x, settings
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("suffix", [".last", ".jsonl"])
+def test_what_lies_beside_the_output_must_be_writable_too(tmp_path, suffix):
+    (tmp_path / f"x{suffix}").mkdir()
+    with pytest.raises(ConfigError, match=f"x{suffix} is a folder"):
+        fit(output=tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == [f"x{suffix}"]
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    numbers = {"num_steps": np.int64(2), "lr": np.float32(1e-3), "exact_start": np.bool_(True)}
+    assert fit(output=tmp_path / "x", **numbers).code_size == 2
+
+
+def test_only_a_codec_can_go_on():
+    with pytest.raises(ConfigError, match="initial must be a Codec of one part, not str"):
+        Codec.fit(random_vectors(400, 4), initial="x.safetensors", epochs=2)
+
+
 def test_an_output_that_exists_is_kept(tmp_path):
     path = tmp_path / "x"
     path.write_text("precious")

@@ -4,8 +4,8 @@ from small_models import ARCHITECTURES, random_model
 
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import reference
-from qinco.engines.coarse import CoarseAssigner
 from qinco.engines.choose import candidate_dtype, choose_device
+from qinco.engines.coarse import CoarseAssigner
 from qinco.engines.reference import Encoder, decode
 from qinco.errors import ConfigError
 

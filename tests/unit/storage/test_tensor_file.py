@@ -1,5 +1,4 @@
 import json
-import os
 
 import pytest
 import torch
@@ -39,7 +38,7 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
     monkeypatch.setattr("qinco.storage.tensor_file.save_file", fail)
     with pytest.raises(QincoError, match="No space left"):
         write_tensors(path, "test", {}, {})
-    assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
 def test_truncated_anywhere_it_is_refused(path, tmp_path):

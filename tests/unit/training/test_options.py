@@ -36,7 +36,6 @@ def test_options_survive_their_dict():
         ({"ramp_epochs": "3"}, "ramp_epochs must be a number"),
         ({"threshold": float("nan")}, "threshold"),
         ({"lr_min_factor": 2}, "lr_min_factor must be between 0 and 1"),
-        ({"wide_fraction": -0.1}, "wide_fraction must be between 0 and 1"),
         ({"exact_start": "false"}, "exact_start must be true or false, not 'false'"),
         ({"range_scaling": 1}, "range_scaling must be true or false"),
     ],

@@ -5,7 +5,7 @@ from qinco.training.schedule import Plan, fitted_lr
 
 
 def test_the_rate_fits_the_length_of_the_run():
-    rates = [fitted_lr(steps) for steps in (0, 1, 500, 2_000, 20_000, 586_000, 10**9)]
+    rates = [fitted_lr(steps, 1024) for steps in (0, 1, 500, 2_000, 20_000, 586_000, 10**9)]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] == rates[3] == pytest.approx(4e-3)
     assert rates[-2] == pytest.approx(8e-4) and rates[-1] == pytest.approx(8e-4)

@@ -87,8 +87,8 @@ def test_accumulated_batches_are_one_large_batch():
     runs = training(batch_size=40), training(batch_size=20, grad_accumulate=2)
     x_ND = random_vectors(40, 3, 7)
     losses = [
-        runs[0].optimizer_step([x_ND], 1e-3, EncodeOptions()),
-        runs[1].optimizer_step([x_ND[:20], x_ND[20:]], 1e-3, EncodeOptions()),
+        runs[0].optimizer_step([x_ND], 1e-3),
+        runs[1].optimizer_step([x_ND[:20], x_ND[20:]], 1e-3),
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert torch.equal(runs[0].use.counts_MK, runs[1].use.counts_MK)
@@ -136,13 +136,10 @@ def test_validation_is_the_error_of_encoding_in_data_space():
     assert run.validate() == pytest.approx(errors, rel=1e-4)
 
 
-def test_most_of_training_encodes_narrowly(monkeypatch):
-    run = training(encode=EncodeOptions(num_pairs=64, beam_width=32), epochs=2, batch_size=50, wide_fraction=0.3)
-    rules = []
-    step = run.optimizer_step
-    monkeypatch.setattr(run, "optimizer_step", lambda parts, lr, rule: rules.append(rule) or step(parts, lr, rule))
-    list(run.run())
-    assert rules == [EncodeOptions(num_pairs=16, beam_width=4)] * 7 + [run.encode_options] * 3
+def test_training_encodes_narrowly_and_the_paper_as_evaluation_does():
+    wide = EncodeOptions(num_pairs=64, beam_width=32)
+    assert training(encode=wide).training_rule == EncodeOptions(num_pairs=16, beam_width=4)
+    assert training(encode=wide, narrow_beam=False).training_rule == wide
 
 
 @pytest.mark.parametrize(
@@ -185,7 +182,7 @@ def test_cosine_runs_all_its_epochs_without_gain():
 
 def test_unused_codewords_are_redrawn_but_after_the_last_epoch():
     config = ModelConfig(dim=3, num_steps=2, codebook_size=16, hidden_dim=4)
-    run = training(config, count=170, epochs=2)
+    run = training(config, count=400, epochs=2)
     with torch.no_grad():
         run.model.steps[0].codebook.weight[5] = 30  # nobody's nearest
     reports = epochs_of(run)
