@@ -10,6 +10,7 @@ from qinco.codec.codec import Codec
 from qinco.codec.fit import fit
 from qinco.codec.product import ProductCodec
 from qinco.errors import ConfigError
+from qinco.storage.train_state import state_path
 from qinco.training.estimate import Estimate
 from qinco.training.processes import Processes
 from qinco.training.train import EpochReport, StepReport
@@ -40,7 +41,11 @@ def train(settings: Settings, console: Console) -> None:
         with _reporter(settings, console, inputs.mse_scale(settings)) as report:
             codec = _fit(settings, source, chosen, report)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the run is saved; the same command with resume=true continues {output}") from None
+        saved = state_path(output).exists() or state_path(f"{output}.part_0").exists()
+        message = (
+            "the run is saved; the same command with resume=true continues it" if saved else "nothing was done yet"
+        )
+        raise KeyboardInterrupt(message) from None
     if not Processes.is_main_by_environment():
         return
     scale, provenance = inputs.mse_scale(settings), codec.provenance

@@ -19,9 +19,9 @@ from qinco.engines.choose import choose_device
 from qinco.errors import ConfigError, DataError
 from qinco.files import check_output, write_atomically
 from qinco.model.qinco import Qinco
-from qinco.storage.codec_file import parse_config, save_models
+from qinco.storage.codec_file import save_models
 from qinco.storage.train_state import load_state, save_state, state_path
-from qinco.training.codebooks import start_model
+from qinco.training.codebooks import set_scales, set_steps, start_model
 from qinco.training.estimate import Estimate, estimate
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
@@ -104,8 +104,9 @@ def fit(
     if saved is None:
         check_values(source)
     processes.wait()
-    training = start_training(run, train, valid, processes, saved)
-    return _Recorder(run, training, len(source), output, on_report or (lambda report: None), saved).follow()
+    on_report = on_report or (lambda report: None)
+    training = start_training(run, train, valid, processes, saved, on_report)
+    return _Recorder(run, training, len(source), output, on_report, saved).follow()
 
 
 def plan_run(source: VectorSource, preset, coarse_centroids, initial: Codec | None, recipe: str, settings: dict) -> Run:
@@ -194,32 +195,38 @@ def check_same_run(output, header: dict, run: Run, num_vectors: int) -> None:
             f"{path} is the state of another run ({'; '.join(differences)}): resume with the same settings, or give "
             f"overwrite=true without resume, or go on from its codec with model={output} and another output"
         )
-    parse_config(path, ModelConfig, header["model"])
 
 
-def start_training(run: Run, train: VectorSource, valid: VectorSource, processes: Processes, saved) -> Training:
-    """The run at its beginning, or where it was saved, on this process's device."""
+def start_training(
+    run: Run, train: VectorSource, valid: VectorSource, processes: Processes, saved, on_report
+) -> Training:
+    """The run at its beginning, or where it was saved, on this process's device; reports an Estimate first."""
     model = Qinco.empty(run.model).to_empty(device=processes.device)
+    if saved is None and run.initial is None:
+        # Weights of any value take the same time: an estimate need not wait for the codebooks.
+        set_scales(model, train, run.train, run.coarse_VD)
+        set_steps(model, torch.zeros(run.model.num_steps, run.model.codebook_size, run.model.dim), run.train)
+        on_report(estimate(Training(model, train, valid, run.train, run.encode, processes)))
+        if processes.is_main:
+            start_model(model, train, run.train, run.coarse_VD)
+    elif run.initial is not None:
+        model.load_state_dict(run.initial.model.state_dict())
+    processes.copy_from_main(model)
+    training = Training(model, train, valid, run.train, run.encode, processes)
     if saved is not None:
-        training = Training(model, train, valid, run.train, run.encode, processes)
         try:
             training.restore(saved[1], saved[0]["progress"])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise DataError(f"the saved state of the run is damaged: {error}") from None
-        return training
-    if run.initial is not None:
-        model.load_state_dict(run.initial.model.state_dict())
-    elif processes.is_main:
-        start_model(model, train, run.train, run.coarse_VD)
-    processes.copy_from_main(model)
-    training = Training(model, train, valid, run.train, run.encode, processes)
-    if run.initial is not None:
+    elif run.initial is not None:
         training.at.epoch = run.initial.provenance.get("epoch", 0)
         if training.at.epoch >= run.train.epochs:
             raise ConfigError(
                 f"the initial codec has had {training.at.epoch} epochs already: give epochs above that, "
                 f"not {run.train.epochs}"
             )
+    if (saved is not None or run.initial is not None) and training.at.epoch < run.train.epochs:
+        on_report(estimate(training))
     return training
 
 
@@ -238,8 +245,6 @@ class _Recorder:
             self._trim_log()
 
     def follow(self) -> Codec:
-        if self.training.at.epoch < self.run.train.epochs:
-            self.on_report(estimate(self.training))
         saved_at = time.monotonic()
         with _interruptible() as interrupted:
             for report in self.training.run():

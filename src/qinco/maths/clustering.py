@@ -9,7 +9,8 @@ import torch
 
 from qinco.maths.distances import smallest, squared_distances
 
-_KMEANS_ROWS = 200_000
+BEAM_WIDTH = 4
+KMEANS_ROWS = 200_000
 _TILE_DISTANCES = 1 << 21
 
 
@@ -60,7 +61,7 @@ def residual_kmeans(
     num_steps: int,
     num_centroids: int,
     *,
-    beam_width: int = 4,
+    beam_width: int = BEAM_WIDTH,
     iterations: int = 10,
     seed: int = 0,
     threads: int = 1,
@@ -70,32 +71,37 @@ def residual_kmeans(
     Each codebook is fitted to what all hypotheses of a beam leave, not the greedy one alone, because that is what it
     will meet.
     """
-    residual_NBD = torch.from_numpy(x_ND)[:, None]
-    codebooks = []
+    # One buffer for all hypotheses, of which the first `beam` are alive.
+    residual_NBD = torch.empty(len(x_ND), beam_width, x_ND.shape[1])
+    residual_NBD[:, 0] = torch.from_numpy(x_ND)
+    beam, codebooks = 1, []
     for step in range(num_steps):
-        points_ND = _some_rows(residual_NBD.flatten(0, 1).numpy(), _KMEANS_ROWS, seed + step)
+        points_ND = _some_residuals(residual_NBD[:, :beam], seed + step)
         codebook_KD = kmeans(points_ND, num_centroids, iterations=iterations, seed=seed + step, threads=threads)
         codebooks.append(codebook_KD)
         if step + 1 < num_steps:
-            residual_NBD = _extend_beam(residual_NBD, torch.from_numpy(codebook_KD), beam_width)
+            beam = _extend_beam(residual_NBD, beam, torch.from_numpy(codebook_KD))
     return np.stack(codebooks)
 
 
-def _some_rows(x_ND: np.ndarray, count: int, seed: int) -> np.ndarray:
-    if len(x_ND) <= count:
-        return x_ND
-    return x_ND[np.sort(np.random.default_rng(seed).choice(len(x_ND), count, replace=False))]
+def _some_residuals(residual_NBD: torch.Tensor, seed: int) -> np.ndarray:
+    """At most KMEANS_ROWS of all hypotheses' residuals, drawn at random: (n, D)."""
+    num_vectors, beam, _ = residual_NBD.shape
+    if num_vectors * beam <= KMEANS_ROWS:
+        return residual_NBD.flatten(0, 1).numpy()
+    chosen = np.random.default_rng(seed).choice(num_vectors * beam, KMEANS_ROWS, replace=False)
+    rows, hypotheses = np.divmod(np.sort(chosen), beam)
+    return residual_NBD[torch.from_numpy(rows), torch.from_numpy(hypotheses)].numpy()
 
 
-def _extend_beam(residual_NBD: torch.Tensor, codebook_KD: torch.Tensor, beam_width: int) -> torch.Tensor:
-    """What the best `beam_width` continuations of each vector's hypotheses leave: (N, B, D)."""
-    _, beam, dim = residual_NBD.shape
-    size = len(codebook_KD)
-    kept = min(beam_width, beam * size)
-    extended = []
+def _extend_beam(residual_NBD: torch.Tensor, beam: int, codebook_KD: torch.Tensor) -> int:
+    """Replace the first `beam` residuals of each vector by those of their best continuations; returns how many."""
+    size, dim = codebook_KD.shape
+    kept = min(residual_NBD.shape[1], beam * size)
     for part_NBD in residual_NBD.split(max(1, _TILE_DISTANCES // (beam * size))):
-        distances = squared_distances(part_NBD.flatten(0, 1), codebook_KD).view(len(part_NBD), -1)
+        alive_NBD = part_NBD[:, :beam]
+        distances = squared_distances(alive_NBD.flatten(0, 1), codebook_KD).view(len(part_NBD), -1)
         pairs_NB = smallest(distances, kept)[1]
-        parents_NBD = part_NBD.gather(1, (pairs_NB // size)[..., None].expand(-1, -1, dim))
-        extended.append(parents_NBD - codebook_KD[pairs_NB % size])
-    return torch.cat(extended)
+        parents_NBD = alive_NBD.gather(1, (pairs_NB // size)[..., None].expand(-1, -1, dim))
+        part_NBD[:, :kept] = parents_NBD - codebook_KD[pairs_NB % size]
+    return kept

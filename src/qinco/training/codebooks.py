@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qinco.config import ModelConfig
 from qinco.maths.clustering import nearest, residual_kmeans
 from qinco.model.qinco import Qinco
 from qinco.training.options import TrainOptions
@@ -44,26 +45,44 @@ def set_normalization(model: Qinco, source: VectorSource, range_scaling: bool) -
     model.scale.fill_(scale if scale > 1e-30 else 1.0)
 
 
+def sample_rows(config: ModelConfig, num_vectors: int) -> int:
+    """How many training vectors the first codebooks are fitted to."""
+    rows = min(max(_SAMPLE_ROWS, 64 * config.codebook_size), _SAMPLE_BYTES // (4 * config.dim))
+    return min(rows, num_vectors)
+
+
+@torch.no_grad()
+def set_scales(model: Qinco, source: VectorSource, options: TrainOptions, coarse_VD: np.ndarray | None) -> None:
+    """Set what a model has before its steps: normalisation, and coarse centroids (float32 (V, D) in data space)."""
+    set_normalization(model, source, options.range_scaling)
+    if coarse_VD is not None:
+        model.coarse_centroids.copy_(model.normalize(torch.from_numpy(coarse_VD).to(model.device)))
+
+
+@torch.no_grad()
+def set_steps(model: Qinco, codebooks_MKD: Tensor, options: TrainOptions) -> None:
+    """Set the steps to a residual quantizer of these codebooks, and draw what it leaves open."""
+    generator = torch.Generator().manual_seed(options.seed)
+    for step, book_KD in zip(model.steps, codebooks_MKD, strict=True):
+        noise_KD = torch.randn(book_KD.shape, generator=generator) * (options.codebook_noise * book_KD.std())
+        step.start_at((book_KD + noise_KD).to(model.device), options.exact_start, generator)
+
+
 @torch.no_grad()
 def start_model(model: Qinco, source: VectorSource, options: TrainOptions, coarse_VD: np.ndarray | None) -> None:
-    """Set every weight: normalisation, then a residual quantizer (QINCo2 paper, section 3.3), then the networks.
+    """Set every weight: scales, then the steps to a residual quantizer of the source (QINCo2 paper, section 3.3).
 
     coarse_VD: float32 coarse centroids in data space, for a model that starts from them
     """
-    config, device = model.config, model.device
-    generator = torch.Generator().manual_seed(options.seed)
-    threads = torch.get_num_threads()
-    set_normalization(model, source, options.range_scaling)
-    rows = min(max(_SAMPLE_ROWS, 64 * config.codebook_size), _SAMPLE_BYTES // (4 * config.dim))
-    x_ND = model.normalize(torch.from_numpy(sample(source, rows, options.seed)).to(device)).cpu().numpy()
+    config, threads = model.config, torch.get_num_threads()
+    set_scales(model, source, options, coarse_VD)
+    x_ND = sample(source, sample_rows(config, len(source)), options.seed)
+    x_ND = model.normalize(torch.from_numpy(x_ND).to(model.device)).cpu().numpy()
     if coarse_VD is not None:
-        model.coarse_centroids.copy_(model.normalize(torch.from_numpy(coarse_VD).to(device)))
-        coarse_VD = model.coarse_centroids.cpu().numpy()
-        x_ND -= coarse_VD[nearest(x_ND, coarse_VD, threads)]
+        normalized_VD = model.coarse_centroids.cpu().numpy()
+        x_ND -= normalized_VD[nearest(x_ND, normalized_VD, threads)]
     books_MKD = residual_kmeans(x_ND, config.num_steps, config.codebook_size, seed=options.seed, threads=threads)
-    for step, book_KD in zip(model.steps, torch.from_numpy(books_MKD), strict=True):
-        noise_KD = torch.randn(book_KD.shape, generator=generator) * (options.codebook_noise * book_KD.std())
-        step.start_at((book_KD + noise_KD).to(device), options.exact_start, generator)
+    set_steps(model, torch.from_numpy(books_MKD), options)
 
 
 class CodewordUse:

@@ -1,4 +1,7 @@
-"""How long a run will take and how much memory it needs, measured on its first vectors before it starts."""
+"""How long a run will take and how much memory it needs, measured on its first vectors before it starts.
+
+The time of the start itself, a fit of residual codebooks of less than a minute or two, is not included.
+"""
 
 import time
 from dataclasses import dataclass
@@ -6,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from qinco.engines.reference import Encoder
-from qinco.training.codebooks import CodewordUse
+from qinco.maths.clustering import BEAM_WIDTH, KMEANS_ROWS
+from qinco.training.codebooks import CodewordUse, sample_rows
 from qinco.training.train import Training, prefix_losses
 
 _ROWS = 256
@@ -73,9 +77,13 @@ def _seconds(work, x_ND: torch.Tensor) -> float:
 
 
 def _memory(training: Training) -> int:
-    """Weights, gradients, two moments and the best copy; the shuffle's two buffers; a step's activations."""
-    config, rows = training.model.config, training.plan.batch_size
+    """Bytes of the start: sample, residuals of the beam and k-means' share of them; of weights, gradients, two moments
+    and the best copy; of the shuffle's two buffers; and of a step's activations."""
+    config, num_train = training.model.config, len(training.train_source)
+    vector = 4 * config.dim
+    rows = sample_rows(config, num_train)
+    start = (rows * (1 + BEAM_WIDTH) + min(KMEANS_ROWS, rows * BEAM_WIDTH)) * vector
     weights = sum(tensor.nbytes for tensor in training.model.state_dict().values())
-    buffers = 2 * min(1 << 27, 4 * config.dim * len(training.train_source))
+    buffers = 2 * min(1 << 27, vector * num_train)
     widths = 3 * config.dim + 2 * config.embed_dim + config.num_blocks * (config.embed_dim + 2 * config.hidden_dim)
-    return 5 * weights + buffers + 4 * rows * config.num_steps * widths
+    return start + 5 * weights + buffers + 4 * training.plan.batch_size * config.num_steps * widths
