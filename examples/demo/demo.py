@@ -30,7 +30,7 @@ from qinco.search import exhaustive
 FOLDER = Path(__file__).resolve().parent
 NUM_BYTES = 8
 PREFIXES = (2, 4, 6)
-EPOCHS, BATCH_SIZE = 20, 512
+EPOCHS = 20
 HEADINGS = ("method", "bytes", "MSE", *(f"recall@{rank}" for rank in RANKS), "encode µs", "decode µs")
 
 
@@ -60,7 +60,7 @@ def main() -> None:
 
     # QINCo2: 8 steps of one byte. A network adapts the codebook of each step to what the steps before have left.
     codec = qinco.Codec.fit(
-        train, preset="qinco2-S", num_steps=NUM_BYTES, epochs=EPOCHS, batch_size=BATCH_SIZE, num_valid=1000,
+        train, preset="qinco2-S", num_steps=NUM_BYTES, epochs=EPOCHS, num_valid=1000,
         device="cpu", on_report=say_epoch,
     )  # fmt: skip
     say(f"QINCo2: encoding {len(base):,} vectors")

@@ -1,5 +1,6 @@
 """`task=train`: from keys to a run, and what the person at the terminal sees of it."""
 
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def train(settings: Settings, console: Console) -> None:
         raise ConfigError(f"output={output}: a codec is written to a .safetensors file in this version")
     if not Processes.is_main_by_environment():
         console = Console(verbose=False)
+    begun = time.monotonic()
     try:
         with _reporter(settings, console, inputs.mse_scale(settings)) as report:
             codec = _fit(settings, source, chosen, report)
@@ -55,7 +57,7 @@ def train(settings: Settings, console: Console) -> None:
         "epoch": provenance["epoch"],
         "num_vectors": provenance["num_vectors"],
         "bytes_per_vector": codec.bytes_per_vector,
-        "seconds": provenance["seconds"],
+        "seconds": time.monotonic() - begun,
     }
     console.print_result(result | inputs.machine(settings), settings["json"])
 
@@ -105,7 +107,7 @@ def _fit(settings: Settings, source, chosen: dict, report) -> Codec | ProductCod
 @contextmanager
 def _reporter(settings: Settings, console: Console, scale: float):
     """A function for `fit` to report to: lines, progress, and TensorBoard where it is asked for."""
-    board = _open_tensorboard(settings["tensorboard"])
+    board = _open_tensorboard(settings["tensorboard"] if Processes.is_main_by_environment() else None)
     bar, bar_epoch = None, None
 
     def close_bar() -> None:
