@@ -179,8 +179,9 @@ PRESETS = {
     "qinco2-M": {"num_blocks": 4, "embed_dim": 384, "hidden_dim": 384},
     "qinco2-L": {"num_blocks": 16, "embed_dim": 384, "hidden_dim": 384},
 }
-# Models with a pre-selector are searched so unless told otherwise: the whole-beam rule reaches the error of the
-# paper's with an eighth of the network's evaluations.
+# Models with a pre-selector are searched so unless told otherwise. The whole-beam rule does an eighth of the paper's
+# network evaluations; the error is the same after short trainings and 2 % higher after long ones, where C=128 B=64
+# closes the gap.
 DEFAULT_SEARCH = EncodeOptions(num_pairs=64, beam_width=32)
 PAPER_SEARCH = EncodeOptions(num_candidates=16, beam_width=32)
 
