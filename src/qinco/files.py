@@ -3,7 +3,7 @@
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -41,20 +41,26 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def check_output(path: str | os.PathLike, *, overwrite: bool = False, resume: bool = False) -> Path:
+def check_output(
+    path: str | os.PathLike, *, overwrite: bool = False, resume: bool | None = None, inputs: Iterable = ()
+) -> Path:
     """Return `path` as a Path if a file can be written there; to be called before long work.
 
     Creates missing folders below the current directory, and leaves nothing else behind. Raises ConfigError where
-    the file exists (unless `overwrite` or `resume` is given), where `path` is a folder or a device, where its folder
-    is missing outside the current directory, and where nothing can be written in it.
+    the file exists (unless `overwrite` or `resume` is given; `resume` is None for work that cannot be continued),
+    where it is one of the files `inputs` (None among them is no file), where `path` is a folder or a device, where
+    its folder is missing outside the current directory, and where nothing can be written in it.
     """
     try:
         target = Path(os.path.realpath(path))
         if os.fspath(path).endswith(os.sep):
             raise ConfigError(f"{path} names a folder: give the name of a file in it")
         _check_replaceable(path, target)
+        if any(name is not None and Path(os.path.realpath(name)) == target for name in inputs):
+            raise ConfigError(f"{path} is read and would be replaced: give output another name")
         if target.exists() and not (overwrite or resume):
-            raise ConfigError(f"{path} exists: give overwrite=true to replace it or resume=true to continue it")
+            hint = "" if resume is None else " or resume=true to continue it"
+            raise ConfigError(f"{path} exists: give overwrite=true to replace it{hint}")
         _require_folder(path, target.parent)
         with tempfile.TemporaryFile(dir=target.parent):
             pass

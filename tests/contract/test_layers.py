@@ -64,7 +64,7 @@ def test_a_room_imports_only_rooms_below_it(path):
 
 
 def test_the_walk_sees_imports():
-    assert {"qinco.training.options", "qinco.errors"} <= imports("codec/fit.py")
+    assert {"qinco.training.options", "qinco.errors"} <= imports("codec/run.py")
     assert "accelerate" in imports("training/processes.py") - imports("training/processes.py", top_level_only=True)
 
 

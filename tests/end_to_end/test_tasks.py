@@ -150,6 +150,14 @@ WRONG = {
     "folder": ("train trainset={base} output=/nowhere/x.safetensors", 2, "/nowhere"),
     "exists": ("train trainset={base} output={codec} K=16", 2, "overwrite=true"),
     "suffix": ("train trainset={base} output={new}.xyz K=16", 2, ".safetensors"),
+    "output is input": ("encode model={codec} db={base} output={base} overwrite=true", 2, "is read"),
+    "output is codes": ("decode model={codec} codes={codes} output={codes} overwrite=true", 2, "is read"),
+    "output is model": ("train trainset={base} model={codec} output={codec} overwrite=true", 2, "is read"),
+    "lists are codes": ("encode model={ivf} db={base} output={new}.npy lists={new}.npy", 2, "is read"),
+    "encode resumes": ("encode model={codec} db={base} output={codes} resume=true", 2, "exists"),
+    "decode prefix": ("decode model={codec} codes={codes} output={new}.npy prefix=9", 2, "prefix=9"),
+    "model and preset": ("train trainset={base} model={codec} model_args=qinco2-L output={new} K=16", 2, "model_args"),
+    "two modes": ("train trainset={base} qinco1_mode=true model_args=qinco2-S output={new} K=16", 2, "contradicts"),
     "ground truth": ("search model={codec} db={base} queries={query} queries_gt={gt} ds.db=50", 3, "ds.db"),
 }
 
@@ -161,7 +169,7 @@ def files(folder) -> dict[str, str]:
     paths = {name: folder / file for name, file in {
         "codec": "codec.safetensors", "base": "base.npy", "query": "query.fvecs", "gt": "gt.ivecs",
         "truncated": "truncated.fvecs", "broken": "broken.safetensors", "nan": "nan.npy", "newer": "newer.safetensors",
-        "wrong_codes": "wrong.npy", "new": "new.safetensors",
+        "wrong_codes": "wrong.npy", "new": "new.safetensors", "codes": "right.npy", "ivf": "ivf.safetensors",
     }.items()}  # fmt: skip
     paths["truncated"].write_bytes((folder / "train.fvecs").read_bytes()[:-5])
     paths["broken"].write_bytes(paths["codec"].read_bytes()[:-100])
@@ -171,6 +179,9 @@ def files(folder) -> dict[str, str]:
     header = {"qinco": json.dumps({"kind": "codec", "format_version": 2})}
     save_file({"x": np.zeros(1)}, paths["newer"], metadata=header)
     np.save(paths["wrong_codes"], np.array([[0, 0, 0], [1, 15, 2], [0, 16, 0]], np.uint8))
+    np.save(paths["codes"], np.zeros((4, 3), np.uint8))
+    options = {"num_steps": 2, "codebook_size": 4, "hidden_dim": 4, "epochs": 0}
+    qinco.Codec.fit(folder / "train.fvecs", coarse_centroids=folder / "coarse.npy", output=paths["ivf"], **options)
     return {name: str(path) for name, path in paths.items()}
 
 
@@ -185,6 +196,15 @@ def test_wrong_input_is_one_clear_line(name, files, folder, capsys):
     assert output.err.startswith("qinco: error: ")
     assert words in output.err
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_run_is_not_resumed_on_other_vectors(folder, tmp_path, capsys):
+    common = ["train", f"output={tmp_path}/x.safetensors", "epochs=1", *SMALL]
+    np.save(tmp_path / "other.npy", qinco.open_vectors(folder / "train.fvecs")[:] + 1)
+    assert main([*common, f"trainset={folder}/train.fvecs"]) == 0
+    assert main([*common, f"trainset={tmp_path}/other.npy", "resume=true"]) == 2
+    assert "other training vectors" in capsys.readouterr().err
+    assert main([*common, f"trainset={folder}/train.fvecs", "resume=true"]) == 0
 
 
 def test_interrupted_training_resumes_to_the_same_codec(folder, tmp_path):

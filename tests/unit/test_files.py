@@ -134,10 +134,21 @@ def test_check_output_leaves_no_trace():
     assert listing() == []
 
 
+def test_an_output_that_is_an_input_is_refused_whatever_its_name():
+    Path("in").write_bytes(b"old")
+    Path("link").symlink_to("in")
+    for name in ("in", "./in", "link"):
+        with pytest.raises(ConfigError, match="is read and would be replaced"):
+            check_output(name, overwrite=True, inputs=[None, Path("in")])
+    check_output("out", inputs=[None, "in"])
+
+
 def test_an_existing_output_is_refused_without_overwrite_or_resume():
     Path("out").write_bytes(b"old")
-    with pytest.raises(ConfigError, match="out exists: give overwrite=true to replace it or resume=true to continue"):
+    with pytest.raises(ConfigError, match=r"out exists: give overwrite=true to replace it$"):
         check_output("out")
+    with pytest.raises(ConfigError, match="out exists: give overwrite=true to replace it or resume=true to continue"):
+        check_output("out", resume=False)
     check_output("out", overwrite=True)
     check_output("out", resume=True)
     assert Path("out").read_bytes() == b"old" and listing() == ["out"]

@@ -15,6 +15,7 @@ from qinco.cli.training import train
 from qinco.codec.codec import Codec
 from qinco.codec.evaluate import evaluate, measure_time
 from qinco.codec.product import ProductCodec
+from qinco.codec.run import split_validation
 from qinco.codes import code_dtype
 from qinco.errors import ConfigError
 from qinco.files import check_output
@@ -39,8 +40,6 @@ def evaluate_database(settings: Settings, console: Console) -> None:
 
 def evaluate_validation(settings: Settings, console: Console) -> None:
     """Mean squared error over the last training vectors."""
-    from qinco.codec.fit import split_validation
-
     codec = inputs.open_codec(settings)
     wanted = settings["ds.valset"] if settings.given("ds.valset") else None
     _, valid = split_validation(inputs.open_trainset(settings), wanted, 1)
@@ -112,14 +111,12 @@ def encode(settings: Settings, console: Console) -> None:
     rule = inputs.encode_options(settings, codec)
     output = Path(settings["output"])
     _require_suffix(output, (".npy", ".ivecs"), "codes")
-    if settings["resume"] and output.exists():
-        console.info(f"{output} is complete already")
-        return
-    check_output(output, overwrite=settings["overwrite"])
+    check_output(output, overwrite=settings["overwrite"], inputs=inputs.files_read(settings))
     dtype = np.dtype(np.int32) if output.suffix == ".ivecs" else code_dtype(codec.config.codebook_size)
     lists_path = Path(settings["lists"] or f"{output.with_suffix('')}.lists.npy")
     if codec.is_ivf:
-        check_output(lists_path, overwrite=settings["overwrite"])
+        read = [*inputs.files_read(settings, "lists"), output]
+        check_output(lists_path, overwrite=settings["overwrite"], inputs=read)
     begun = time.monotonic()
     with VectorWriter(output, codec.code_size, dtype, len(source)) as writer:
         _encode_into(writer, lists_path, codec, source, rule, console)
@@ -155,8 +152,8 @@ def decode(settings: Settings, console: Console) -> None:
     lists = None if settings["lists"] is None else np.asarray(open_array(settings["lists"]))[:, 0]
     codec.check_codes(codes, lists)
     if settings["prefix"] is not None:
-        codes = codec.prefix(codes, settings["prefix"])
-    output = check_output(settings["output"], overwrite=settings["overwrite"] or settings["resume"])
+        codes = codec.prefix(codes, _prefix(settings, codec))
+    output = check_output(settings["output"], overwrite=settings["overwrite"], inputs=inputs.files_read(settings))
     _require_suffix(output, (".npy", ".fvecs"), "vectors")
     begun = time.monotonic()
     with (

@@ -85,6 +85,12 @@ def mse_scale(settings: Settings) -> float:
     return settings["mse_scale"] if dataset is None else dataset.mse_scale
 
 
+def files_read(settings: Settings, written: str = "output") -> list[str]:
+    """The files that the command line names besides the one that is `written`, which must not replace them."""
+    names = ("model", "db", "trainset", "codes", "lists", "ivf_centroids")
+    return [settings[name] for name in names if name != written and settings[name] is not None]
+
+
 def machine(settings: Settings) -> dict:
     """What a measurement ran on, for its report."""
     return {"threads": torch.get_num_threads(), "precision": settings["precision"]}

@@ -119,7 +119,7 @@ KEYS = {
         Key("db", "path", None, "vectors of the database, or a data set's name", _READING_DATABASE | _READING_TRAINSET),
         Key("queries", "path", None, "query vectors", frozenset({"search"})),
         Key("queries_gt", "path", None, "true neighbours of the queries", frozenset({"search"})),
-        Key("ds.trainset", "integer", None, "use so many training vectors", _READING_TRAINSET, everywhere=True),
+        Key("ds.trainset", "integer", None, "use so many training vectors at most", _READING_TRAINSET, everywhere=True),
         Key(
             "ds.valset",
             "integer",
@@ -128,7 +128,7 @@ KEYS = {
             frozenset({"train", "eval_valset"}),
             everywhere=True,
         ),
-        Key("ds.db", "integer", None, "use so many database vectors", _READING_DATABASE, everywhere=True),
+        Key("ds.db", "integer", None, "use so many database vectors at most", _READING_DATABASE, everywhere=True),
         Key("ds.loop", "integer", 10_000_000, "training vectors of an epoch, at most", _TRAIN, everywhere=True),
         Key("encode_trainset", "switch", False, "encode the training set instead of db", frozenset({"encode"})),
         # Model

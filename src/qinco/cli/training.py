@@ -11,6 +11,7 @@ from qinco.codec.codec import Codec
 from qinco.codec.fit import fit
 from qinco.codec.product import ProductCodec
 from qinco.errors import ConfigError
+from qinco.files import check_output
 from qinco.storage.train_state import state_path
 from qinco.training.estimate import Estimate
 from qinco.training.processes import Processes
@@ -36,6 +37,7 @@ def train(settings: Settings, console: Console) -> None:
     output = Path(settings["output"])
     if output.suffix != ".safetensors":
         raise ConfigError(f"output={output}: a codec is written to a .safetensors file in this version")
+    check_output(output, overwrite=True, inputs=inputs.files_read(settings))
     if not Processes.is_main_by_environment():
         console = Console(verbose=False)
     begun = time.monotonic()
@@ -70,6 +72,8 @@ def run_settings(settings: Settings, dim: int) -> dict:
     if settings.given("scheduler.name"):
         chosen["schedule"] = {"reduce_lr_plateau": "plateau"}.get(settings["scheduler.name"], "cosine")
     if settings["qinco1_mode"]:
+        if settings["model_args"] not in (None, "qinco1"):
+            raise ConfigError(f"qinco1_mode=true contradicts model_args={settings['model_args']}: keep one of them")
         chosen |= {"codeword_skip": False, "embed_dim": dim}
         if settings["A"] is None and settings["C"] is None:
             chosen["has_preselector"] = False
@@ -95,7 +99,9 @@ def _fit(settings: Settings, source, chosen: dict, report) -> Codec | ProductCod
     if settings["opq"]:
         raise ConfigError("opq=true needs pq=, the number of parts that the rotated vectors are cut into")
     initial = None if settings["model"] is None else Codec.load(settings["model"])
-    if initial is not None and settings["model_args"] is None:
+    if initial is not None:
+        if settings["model_args"] is not None:
+            raise ConfigError(f"the architecture is that of model={settings['model']}: leave out model_args")
         chosen["preset"] = None
     if centroids is not None and settings["ivf_K"] is not None:
         found = len(inputs.open_vectors(centroids))

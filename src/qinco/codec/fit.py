@@ -6,15 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from qinco.codec.codec import Codec
-from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions, ModelConfig, find_preset
+from qinco.codec.run import Run, check_same_run, check_values, plan_run, split_validation
 from qinco.engines.choose import choose_device
 from qinco.errors import ConfigError, DataError
 from qinco.files import check_output, write_atomically
@@ -23,31 +21,12 @@ from qinco.storage.codec_file import save_models
 from qinco.storage.train_state import load_state, save_state, state_path
 from qinco.training.codebooks import set_scales, set_steps, start_model
 from qinco.training.estimate import Estimate, estimate
-from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
 from qinco.training.train import EpochReport, StepReport, Training
 from qinco.vectors.source import VectorSource, as_source
 from qinco.version import __version__
 
-MODEL_FIELDS = tuple(
-    field.name for field in fields(ModelConfig) if field.name not in ("dim", "starts_from_coarse", "num_lists")
-)
-ENCODE_FIELDS = ("num_candidates", "num_pairs", "beam_width")
 _SAVE_SECONDS = 300
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything that defines a training run, decided before it begins."""
-
-    model: ModelConfig
-    encode: EncodeOptions
-    train: TrainOptions
-    coarse_VD: np.ndarray | None = None
-    initial: Codec | None = None
-
-    def header(self) -> dict:
-        return {"model": self.model.to_dict(), "encode": self.encode.to_dict(), "train": self.train.to_dict()}
 
 
 def fit(
@@ -93,7 +72,7 @@ def fit(
             check_output(beside, overwrite=True)
     saved = load_state(output) if output is not None and resume else None
     if saved is not None:
-        check_same_run(output, saved[0], run, len(source))
+        check_same_run(output, saved[0], run, len(source), run.fingerprint(source))
         if not Path(output).exists():
             raise ConfigError(
                 f"{output} does not exist beside {state_path(output)}, so its run cannot be resumed: "
@@ -106,95 +85,7 @@ def fit(
     processes.wait()
     on_report = on_report or (lambda report: None)
     training = start_training(run, train, valid, processes, saved, on_report)
-    return _Recorder(run, training, len(source), output, on_report, saved).follow()
-
-
-def plan_run(source: VectorSource, preset, coarse_centroids, initial: Codec | None, recipe: str, settings: dict) -> Run:
-    """Sort the settings into the run's parts; raises ConfigError for unknown or contradicting ones."""
-    train_fields = {field.name for field in fields(TrainOptions)}
-    for name in settings:
-        if name not in {*MODEL_FIELDS, *ENCODE_FIELDS, *train_fields}:
-            near = get_close_matches(name, [*MODEL_FIELDS, *ENCODE_FIELDS, *train_fields], 1)
-            raise ConfigError(f"unknown setting {name!r}" + (f": did you mean {near[0]}?" if near else ""))
-    # Numbers that come out of numpy arrays are as good as Python's, but JSON does not know them.
-    settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
-    sizes = {} if preset is None else find_preset(preset)
-    if settings.get("num_candidates") == 0 and initial is None:
-        settings = {"has_preselector": False, **settings}
-    given = {name: settings[name] for name in MODEL_FIELDS if settings.get(name) is not None}
-    coarse_VD = None if coarse_centroids is None else read_centroids(coarse_centroids, source.dim)
-    if initial is not None:
-        if not isinstance(initial, Codec):
-            raise ConfigError(f"initial must be a Codec of one part, not {type(initial).__name__}: see Codec.load")
-        if given or coarse_VD is not None:
-            raise ConfigError(
-                f"the architecture is the initial codec's: leave out {', '.join(given) or 'the centroids'}"
-            )
-        initial.check_dim(source)
-        config = initial.config
-    else:
-        lists = {} if coarse_VD is None else {"starts_from_coarse": True, "num_lists": len(coarse_VD)}
-        config = ModelConfig(dim=source.dim, **(sizes | given | lists))
-    if initial is not None:
-        rule = initial.encode_options
-    elif not config.has_preselector:
-        rule = EncodeOptions()
-    else:
-        rule = PAPER_SEARCH if recipe == "paper" else DEFAULT_SEARCH
-    rule = rule.override(**{name: settings.get(name) for name in ENCODE_FIELDS})
-    rule.check_model(config)
-    train_given = {name: value for name, value in settings.items() if name in train_fields}
-    return Run(config, rule, TrainOptions.from_recipe(recipe, config, **train_given), coarse_VD, initial)
-
-
-def read_centroids(coarse_centroids, dim: int) -> np.ndarray:
-    """Coarse centroids as float32 (V, D); raises DataError for another dimension or values that are not finite."""
-    source = as_source(coarse_centroids, "coarse centroids")
-    if source.dim != dim or len(source) == 0:
-        raise DataError(f"{source.name} have the shape {source.shape}: they must be vectors of {dim} dimensions")
-    return np.concatenate([block for _, block in source.blocks(65536)])
-
-
-def split_validation(source: VectorSource, num_valid: int | None, codebook_size: int):
-    """The training vectors, and the last `num_valid` for validation; raises where too few are left."""
-    if num_valid is not None and num_valid > len(source) // 2:
-        raise ConfigError(
-            f"num_valid (ds.valset) is {num_valid}, more than half of the {len(source)} vectors in {source.name}: "
-            f"give at most {len(source) // 2}"
-        )
-    count = min(10_000, max(1, len(source) // 10)) if num_valid is None else num_valid
-    num_train = len(source) - count
-    if num_train < codebook_size:
-        raise DataError(
-            f"{source.name}: {max(num_train, 0)} training vectors ({len(source)} less {count} for validation) are "
-            f"fewer than the {codebook_size} codewords of a step: give more vectors, or a smaller codebook_size (K)"
-        )
-    return source.window(0, num_train), source.window(num_train, len(source))
-
-
-def check_values(source: VectorSource) -> None:
-    """Raise DataError naming the first row with a value that is not finite; integers need no look."""
-    if "int" not in str(source.dtype):
-        for _ in source.blocks(65536):
-            pass
-
-
-def check_same_run(output, header: dict, run: Run, num_vectors: int) -> None:
-    """Raise ConfigError where the saved run of `output` is another one than this."""
-    path = state_path(output)
-    differences = [
-        f"{name}={header[part].get(name)!r} there, {value!r} here"
-        for part, wanted in run.header().items()
-        for name, value in wanted.items()
-        if header[part].get(name) != value
-    ]
-    if header["num_vectors"] != num_vectors:
-        differences.append(f"{header['num_vectors']} vectors there, {num_vectors} here")
-    if differences:
-        raise ConfigError(
-            f"{path} is the state of another run ({'; '.join(differences)}): resume with the same settings, or give "
-            f"overwrite=true without resume, or go on from its codec with model={output} and another output"
-        )
+    return _Recorder(run, training, source, output, on_report, saved).follow()
 
 
 def start_training(
@@ -233,8 +124,9 @@ def start_training(
 class _Recorder:
     """Follows a run: keeps its best weights, writes its files, and stops between two steps when asked to."""
 
-    def __init__(self, run: Run, training: Training, num_vectors: int, output, on_report, saved):
-        self.run, self.training, self.num_vectors, self.on_report = run, training, num_vectors, on_report
+    def __init__(self, run: Run, training: Training, source: VectorSource, output, on_report, saved):
+        self.run, self.training, self.on_report = run, training, on_report
+        self.data = {"num_vectors": len(source), "fingerprint": run.fingerprint(source)}
         self.output = None if output is None else Path(output)
         self.writes = self.output is not None and training.processes.is_main
         self.best: tuple[dict, dict] | None = None
@@ -274,7 +166,7 @@ class _Recorder:
 
     def _save_state(self) -> None:
         if self.writes:
-            header = self.run.header() | {"progress": self.training.progress(), "num_vectors": self.num_vectors}
+            header = self.run.header() | {"progress": self.training.progress()} | self.data
             save_state(self.output, header, self.training.tensors())
 
     def _best_codec(self) -> Codec:
@@ -288,7 +180,7 @@ class _Recorder:
             "qinco": __version__,
             "epoch": report.epoch,
             "valid_mse": report.mse,
-            "num_vectors": self.num_vectors,
+            "num_vectors": self.data["num_vectors"],
             "seconds": round(report.seconds, 1),
             "train": self.run.train.to_dict(),
         }

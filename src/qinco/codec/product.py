@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from qinco.codec.codec import Codec, as_integers
-from qinco.codec.fit import check_values, fit, plan_run, split_validation
+from qinco.codec.fit import fit
+from qinco.codec.run import check_values, plan_run, split_validation
 from qinco.config import EncodeOptions, ModelConfig, require_int
 from qinco.engines.choose import choose_device
 from qinco.errors import ConfigError, DataError

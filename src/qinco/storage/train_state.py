@@ -9,7 +9,7 @@ from qinco.errors import DataError
 from qinco.storage.tensor_file import read_tensors, write_tensors
 
 KIND = "training state"
-_PARTS = {"model": dict, "encode": dict, "train": dict, "progress": dict, "num_vectors": int}
+_PARTS = {"model": dict, "encode": dict, "train": dict, "progress": dict, "num_vectors": int, "fingerprint": str}
 
 
 def state_path(output: str | os.PathLike) -> Path:
@@ -18,7 +18,7 @@ def state_path(output: str | os.PathLike) -> Path:
 
 
 def save_state(output, header: dict, tensors: dict[str, Tensor]) -> None:
-    """Write the state of the run of `output`: `header` holds model, encode, train, progress (objects), num_vectors."""
+    """Write the state of the run of `output`, with a header of the fields that docs/formats.md names."""
     assert set(header) == set(_PARTS)
     write_tensors(state_path(output), KIND, header, tensors)
 

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from qinco.codec.codec import Codec
-from qinco.codec.fit import split_validation
+from qinco.codec.run import split_validation
 from qinco.errors import ConfigError, DataError
 from qinco.integrations.sklearn import QincoTransformer
 from qinco.vectors.source import as_source

@@ -110,7 +110,7 @@ def test_headers_that_do_not_fit_are_refused(path, change):
 
 
 def test_a_training_state_is_not_a_codec(tmp_path):
-    header = {"model": {}, "encode": {}, "train": {}, "progress": {}, "num_vectors": 1}
+    header = {"model": {}, "encode": {}, "train": {}, "progress": {}, "num_vectors": 1, "fingerprint": "a"}
     save_state(tmp_path / "x", header, {"a": torch.zeros(1)})
     with pytest.raises(DataError, match="holds a training state, not a codec"):
         load_models(tmp_path / "x.last")

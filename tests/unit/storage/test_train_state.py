@@ -7,7 +7,14 @@ from safetensors.torch import save_file
 from qinco.errors import DataError
 from qinco.storage.train_state import load_state, save_state, state_path
 
-HEADER = {"model": {"dim": 2}, "encode": {}, "train": {"lr": 0.1}, "progress": {"epoch": 1}, "num_vectors": 9}
+HEADER = {
+    "model": {"dim": 2},
+    "encode": {},
+    "train": {"lr": 0.1},
+    "progress": {"epoch": 1},
+    "num_vectors": 9,
+    "fingerprint": "a",
+}
 
 
 def test_a_state_survives(tmp_path):
