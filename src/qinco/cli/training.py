@@ -53,6 +53,11 @@ def train(settings: Settings, console: Console) -> None:
     if not Processes.is_main_by_environment():
         return
     scale, provenance = inputs.mse_scale(settings), codec.provenance
+    if provenance["epoch"] == 0 and settings["epochs"] > 0:
+        console.warn(
+            "no epoch was better than the start, so the codec is the residual quantizer that training began with: "
+            "give more epochs or vectors, or a lower lr"
+        )
     result = {
         "output": str(output),
         "mse": provenance["valid_mse"] * scale,
