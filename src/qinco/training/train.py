@@ -79,7 +79,8 @@ class Progress:
 def narrow_options(options: EncodeOptions) -> EncodeOptions:
     """The rule that training encodes with: no wider than `options`, and at most C=16 B=4.
 
-    Wide beams would end at an error that is lower by half a percent, for five times the time.
+    Measured in one short run: encoding the last fifth of the steps with B=32 C=64 instead lowers the error by 0.8 %,
+    and encodes five times slower there. A run that is wide throughout was not tried.
     """
     beam = min(options.beam_width, NARROW.beam_width)
     if options.num_pairs is not None:
