@@ -1,4 +1,4 @@
-"""The arrays that codes live in: uint8 or uint16 (N, M), and their checks."""
+"""The arrays that codes live in: uint8 or uint16 (N, M), their checks, and their packing into bits."""
 
 import numpy as np
 
@@ -41,3 +41,26 @@ def check_lists(lists, num_vectors: int, num_lists: int, name: str = "lists") ->
         row = int(np.flatnonzero((lists >= num_lists) | (lists < 0))[0])
         raise DataError(f"{name} are out of range: row {row} is {lists[row]}, the codec has {num_lists} lists")
     return lists
+
+
+def packed_size(num_steps: int, bits: int) -> int:
+    """Bytes of a vector's packed code: `num_steps` times `bits` bits, rounded up."""
+    return (num_steps * bits + 7) // 8
+
+
+def pack_codes(codes_NM: np.ndarray, bits: int) -> np.ndarray:
+    """Codes of `bits` bits each as bytes, uint8 (N, packed_size), the first code in the lowest bits (faiss's order)."""
+    if bits in (8, 16):
+        return np.ascontiguousarray(codes_NM, f"<u{bits // 8}").view(np.uint8)
+    digits_NMb = (codes_NM[..., None].astype(np.uint16) >> np.arange(bits, dtype=np.uint16)) & 1
+    return np.packbits(digits_NMb.astype(np.uint8).reshape(len(codes_NM), -1), axis=1, bitorder="little")
+
+
+def unpack_codes(packed_NS: np.ndarray, num_steps: int, bits: int) -> np.ndarray:
+    """What `pack_codes` packed: uint8 (N, num_steps), uint16 above 8 bits."""
+    dtype = code_dtype(1 << bits)
+    if bits in (8, 16):
+        return np.ascontiguousarray(packed_NS).view(f"<u{bits // 8}").astype(dtype, copy=False)
+    digits_Nb = np.unpackbits(np.ascontiguousarray(packed_NS), axis=1, count=num_steps * bits, bitorder="little")
+    digits_NMb = digits_Nb.reshape(-1, num_steps, bits).astype(dtype)
+    return (digits_NMb << np.arange(bits, dtype=dtype)).sum(2, dtype=dtype)

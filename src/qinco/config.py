@@ -113,8 +113,8 @@ class EncodeOptions:
     num_pairs:      C, (hypothesis, codeword) pairs that it proposes over the whole beam; instead of num_candidates.
                     With neither, every codeword is tried.
     beam_width:     B, hypotheses kept (fewer where fewer candidates exist)
-    precision:      "float32"; "bf16"; "auto": candidates in bf16 where the processor multiplies it fast, and
-                    everything that is returned in float32
+    precision:      "float32"; "bf16"; "auto": candidates in bf16 where the processor multiplies it fast and the
+                    model's layers are not too small to gain, and everything that is returned in float32
     engine:         "torch" or "auto"
     """
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qinco.codec import ProductCodec, load_codec
-from qinco.storage.tensor_file import read_header
+from qinco.storage.header import read_header
 
 DATA = Path(__file__).parents[1] / "data"
 NAMES = ["golden-codec-v1", "golden-ivf-codec-v1", "golden-product-codec-v1"]

@@ -97,8 +97,10 @@ def test_ivf_codec_through_files(folder, tmp_path, capsys):
     mse = run_json(capsys, "eval", model, f"db={folder}/base.npy")["mse"]
     run_json(capsys, "encode", model, f"db={folder}/base.npy", f"output={tmp_path}/codes.npy")
     assert np.load(tmp_path / "codes.lists.npy").shape == (300, 1)
+    (tmp_path / "codes.lists.npy").rename(tmp_path / "other.npy")
     assert main(["decode", model, f"codes={tmp_path}/codes.npy", f"output={tmp_path}/decoded.npy"]) == 3
-    lists = f"lists={tmp_path}/codes.lists.npy"
+    assert "lists=FILE" in capsys.readouterr().err
+    lists = f"lists={tmp_path}/other.npy"
     run_json(capsys, "decode", model, f"codes={tmp_path}/codes.npy", lists, f"output={tmp_path}/decoded.npy")
     error = np.load(tmp_path / "decoded.npy") - qinco.open_vectors(folder / "base.npy")[:]
     assert (error**2).sum(1).mean() == pytest.approx(mse, rel=1e-5)
@@ -153,8 +155,14 @@ WRONG = {
     "output is input": ("encode model={codec} db={base} output={base} overwrite=true", 2, "is read"),
     "output is codes": ("decode model={codec} codes={codes} output={codes} overwrite=true", 2, "is read"),
     "output is model": ("train trainset={base} model={codec} output={codec} overwrite=true", 2, "is read"),
-    "lists are codes": ("encode model={ivf} db={base} output={new}.npy lists={new}.npy", 2, "is read"),
-    "encode resumes": ("encode model={codec} db={base} output={codes} resume=true", 2, "exists"),
+    "codes of others": ("encode model={codec} db={base} output={codes} resume=true", 2, "holds codes of shape (4, 3)"),
+    "codes exist": ("encode model={codec} db={base} output={codes}", 2, "overwrite=true"),
+    "codes elsewhere": ("encode model={codec} db={base} output={new}.xyz", 2, ".npz"),
+    "folder of others": ("encode model={codec} db={base} output={folder}", 2, "other things"),
+    "checkpoint with parts": ("train trainset={base} output={new}.pt pq=2 K=16", 2, ".safetensors"),
+    "checkpoint with C": ("train trainset={base} output={new}.pt K=16 C=8", 2, "knows no C"),
+    "checkpoint with rank": ("train trainset={base} output={new}.pt K=16 concat_rank=2", 2, "QINCo-LR"),
+    "converted rule": ("convert model={codec} output={new}.pt C=4", 2, "knows no C"),
     "decode prefix": ("decode model={codec} codes={codes} output={new}.npy prefix=9", 2, "prefix=9"),
     "model and preset": ("train trainset={base} model={codec} model_args=qinco2-L output={new} K=16", 2, "model_args"),
     "two modes": ("train trainset={base} qinco1_mode=true model_args=qinco2-S output={new} K=16", 2, "contradicts"),
@@ -182,7 +190,7 @@ def files(folder) -> dict[str, str]:
     np.save(paths["codes"], np.zeros((4, 3), np.uint8))
     options = {"num_steps": 2, "codebook_size": 4, "hidden_dim": 4, "epochs": 0}
     qinco.Codec.fit(folder / "train.fvecs", coarse_centroids=folder / "coarse.npy", output=paths["ivf"], **options)
-    return {name: str(path) for name, path in paths.items()}
+    return {name: str(path) for name, path in paths.items()} | {"folder": str(folder)}
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -7,10 +7,14 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 
-from qinco.cli.console import Console, write_line
+from qinco.cli.completion import candidates, script_for
+from qinco.cli.console import Console, log_record, write_line
 from qinco.cli.keys import KEYS, TASKS, Key, Task
-from qinco.cli.overrides import find_task, parse_arguments, split_task
+from qinco.cli.overrides import OPTIONS, Settings, find_task, parse_arguments, split_task
+from qinco.cli.resolved import keys_of, resolve
+from qinco.cli.values import to_text
 from qinco.errors import QincoError, ResourceError
 from qinco.version import __version__
 
@@ -18,7 +22,9 @@ _USAGE = """\
 qinco {version}: neural residual quantization (QINCo, QINCo2), vectors in a few bytes
 
   qinco TASK key=value ...    (the same as: qinco task=TASK key=value ...)
-  qinco TASK --help           the keys of a task
+  qinco TASK --help           the keys of a task (the same as: qinco help TASK)
+  qinco TASK ... --cfg        what every key comes to and why; runs nothing
+  qinco TASK ... --json-logs  log lines, on standard error, as JSON objects
   qinco --version
 """
 _EXAMPLE = """\
@@ -36,44 +42,88 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done, 1: our bug (with a traceback), 2: a wrong setting, 3: wrong data, 4: no memory or disk space, 130: Ctrl-C
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:2] == ["completion", "words"]:  # what a shell asks while the user types: nothing there is a mistake
+        for candidate in candidates(arguments[2:]):
+            write_line(candidate, sys.stdout)
+        return 0
+    options, words = _split_options(arguments)
+    fail = partial(_fail, as_json="--json-logs" in options)
     try:
         with _termination_as_interrupt():
-            return _run(arguments)
+            return _run(words, options)
     except QincoError as error:
-        return _fail(f"error: {error}", error.exit_code)
+        return fail("error: ", str(error), error.exit_code)
     except KeyboardInterrupt as interrupt:
-        return _fail(": ".join(filter(None, ("interrupted", str(interrupt)))), _EXIT_INTERRUPTED)
+        return fail("", ": ".join(filter(None, ("interrupted", str(interrupt)))), _EXIT_INTERRUPTED)
     except BrokenPipeError:
         _abandon_stdout()
         return _EXIT_BROKEN_PIPE
     except Exception as error:
         shortage = _shortage(error)
+        if shortage is None and "--json-logs" in options:
+            from traceback import format_exc
+
+            return fail("", f"internal error: {error!r}", 1, traceback=format_exc())
         if shortage is None:
             raise
         _abandon_stdout()
-        return _fail(f"error: {shortage}", ResourceError.exit_code)
+        return fail("error: ", shortage, ResourceError.exit_code)
 
 
-def _run(arguments: list[str]) -> int:
-    if not arguments:
+def _split_options(arguments: list[str]) -> tuple[set[str], list[str]]:
+    """The options among `arguments`, wherever they stand, and the rest; Hydra's `--cfg job` is `--cfg`."""
+    options, words = set(), []
+    for word in arguments:
+        if word == "job" and words and words[-1] == "--cfg":
+            continue
+        words.append({"-h": "--help", "--cfg=job": "--cfg"}.get(word, word))
+    options.update(word for word in words if word in OPTIONS)
+    return options, [word for word in words if word not in OPTIONS]
+
+
+def _run(words: list[str], options: set[str]) -> int:
+    if not words and not options & {"--help", "--version"}:
         write_line(_overview(), sys.stdout)
         return 2
-    if "--help" in arguments or "-h" in arguments:
-        task_name, _ = split_task(arguments)
-        write_line(_overview() if task_name is None else _task_help(find_task(task_name)), sys.stdout)
-        return 0
-    if "--version" in arguments:
+    if "--version" in options and "--help" not in options:
         write_line(f"qinco {__version__}", sys.stdout)
         return 0
-    settings = parse_arguments(arguments)
+    task_name, rest = split_task(words)
+    if task_name == "help":
+        options, task_name = options | {"--help"}, split_task(rest)[0]
+    if "--help" in options:
+        write_line(_overview() if task_name is None else _task_help(find_task(task_name)), sys.stdout)
+        return 0
+    settings = parse_arguments(words, complete="--cfg" not in options)
+    if "--cfg" in options:
+        _print_configuration(settings)
+        return 0
+    if settings.task == "completion":
+        write_line(script_for(settings["shell"]), sys.stdout)
+        return 0
     # OpenMP threads that spin while they wait take the cores from whoever they wait for where other programs run too.
     # Two threads, measured: beside one busy program a training step takes 314 us a vector with this and 473 without; on
     # idle cores it costs 11 % of a training step and 21 % of wide encoding. Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from qinco.cli import commands
 
-    commands.run(settings, Console(verbose=settings["verbose"]))
+    commands.run(settings, Console(verbose=settings["verbose"], json_logs="--json-logs" in options))
     return 0
+
+
+def _print_configuration(settings: Settings) -> None:
+    """What every key that the task reads comes to, and where that comes from."""
+    resolved = resolve(settings.task, settings.given_values)
+    if settings["json"]:
+        Console().print_result({name: vars(found) for name, found in resolved.items()}, json=True)
+        return
+    texts = {
+        name: f"{name}=" + ("" if found.source.startswith("missing") else to_text(KEYS[name], found.value))
+        for name, found in resolved.items()
+    }
+    width = max(map(len, texts.values()))
+    for name, text in texts.items():
+        write_line(f"{text:<{width}}  {resolved[name].source}", sys.stdout)
 
 
 def _overview() -> str:
@@ -87,9 +137,7 @@ def _overview() -> str:
 def _task_help(task: Task) -> str:
     from textwrap import wrap
 
-    keys = [key for key in KEYS.values() if task.name in key.tasks and key.available]
-    required = [name for names in task.required for name in names.split("|")]
-    keys.sort(key=lambda key: required.index(key.name) if key.name in required else len(required))
+    keys = keys_of(task)
     width = max(len(key.name) + 1 + len(_default_text(key)) for key in keys)
     lines = [f"qinco {task.name}: {task.summary}" + ("" if task.available else " (not in this version yet)"), ""]
     if task.required:
@@ -102,10 +150,8 @@ def _task_help(task: Task) -> str:
 
 def _default_text(key: Key) -> str:
     if key.default is None:
-        return "" if key.kind in ("path", "paths", "text") or key.null_value is not None else "null"
-    if isinstance(key.default, bool):
-        return str(key.default).lower()
-    return f"{key.default:g}" if isinstance(key.default, float) else str(key.default)
+        return "null" if key.accepts_null and key.null_value is None else ""
+    return to_text(key, key.default)
 
 
 @contextmanager
@@ -125,9 +171,11 @@ def _termination_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
-def _fail(line: str, exit_code: int) -> int:
+def _fail(kind: str, message: str, exit_code: int, as_json: bool, **fields) -> int:
+    """Write the last line of standard error, with `fields` where it is JSON, and return the exit code."""
+    line = log_record("error", message, exit_code=exit_code, **fields) if as_json else f"qinco: {kind}{message}"
     with suppress(OSError):  # nobody reads standard error any more; the exit code still says it
-        write_line(f"qinco: {line}", sys.stderr)
+        write_line(line, sys.stderr)
     return exit_code
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -15,6 +16,16 @@ def write_line(line: str, stream) -> None:
     """Write a line; what the stream cannot encode (a stray byte of a file name) is escaped instead of refused."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def log_record(level: str, message: str, **fields) -> str:
+    """One line of a log in JSON: `time` (ISO 8601, UTC), `level`, `message`, and the fields.
+
+    level: "info", "warning", "error" or "progress"
+    """
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    record = {"time": now, "level": level, "message": message} | _plain(fields, finite=True)
+    return json_format.dumps(record, allow_nan=False)
 
 
 class Progress:
@@ -40,36 +51,53 @@ class Progress:
 
     def state(self) -> str:
         """How far, how fast, how long still, and the fields, in one line."""
-        parts = [f"{self.done:,}/{self.total:,} {self.unit}s"]
-        seconds = time.monotonic() - self._started_at
-        if self.done > self.start and seconds > 0:
-            rate = (self.done - self.start) / seconds
+        parts, rate = [f"{self.done:,}/{self.total:,} {self.unit}s"], self._rate()
+        if rate is not None:
             parts.append(f"{format_value(rate)} {self.unit}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit}")
             parts.append(f"{format_duration((self.total - self.done) / rate)} left")
         parts += [f"{name} {format_value(value)}" for name, value in self._fields.items()]
         return ", ".join(parts)
 
+    def record(self) -> dict:
+        """The same as JSON values: `rate` in units a second, it and `seconds_left` None as long as they are unknown."""
+        rate = self._rate()
+        return {
+            "description": self.description,
+            "done": self.done,
+            "total": self.total,
+            "unit": self.unit,
+            "rate": rate,
+            "seconds_left": None if rate is None else (self.total - self.done) / rate,
+            "fields": dict(self._fields),
+        }
+
+    def _rate(self) -> float | None:
+        seconds = time.monotonic() - self._started_at
+        return (self.done - self.start) / seconds if self.done > self.start and seconds > 0 else None
+
 
 class Console:
     """Reports to a person, or to a script.
 
-    verbose: False silences `info` and `progress`; warnings and results are always written
+    verbose:   False silences `info` and `progress`; warnings and results are always written
+    json_logs: what goes to standard error is one JSON object a line, as `log_record` makes them
 
     The streams are the ones that `sys` holds at the time of writing, so that a progress bar stays below the text.
     """
 
-    def __init__(self, verbose: bool = True):
+    def __init__(self, verbose: bool = True, json_logs: bool = False):
         self.verbose = verbose
+        self.json_logs = json_logs
         self._bars = None
 
     def info(self, line: str) -> None:
         """Write a line to standard error unless the console is silenced."""
         if self.verbose:
-            write_line(line, sys.stderr)
+            write_line(log_record("info", line) if self.json_logs else line, sys.stderr)
 
     def warn(self, line: str) -> None:
         """Write a warning to standard error."""
-        write_line(f"qinco: warning: {line}", sys.stderr)
+        write_line(log_record("warning", line) if self.json_logs else f"qinco: warning: {line}", sys.stderr)
 
     def print_table(self, rows: Sequence[Sequence], headers: Sequence[str]) -> None:
         """Write a table to standard output: numbers to the right with sensible digits, text to the left."""
@@ -99,12 +127,12 @@ class Console:
     def progress(self, total: int, unit: str, description: str, start: int = 0) -> Iterator[Progress]:
         """A `Progress` over `total` units, `start` of which an earlier run has done.
 
-        On a terminal it is a bar, below which others may open; elsewhere a line every half minute at most.
+        On a terminal it is a bar, below which others may open; elsewhere and in JSON a line every half minute at most.
         """
         progress = Progress(total, unit, description, start)
         if not self.verbose:
             yield progress
-        elif not _is_live_terminal():
+        elif self.json_logs or not _is_live_terminal():
             progress.report = self._line_writer(progress)
             yield progress
         else:
@@ -121,9 +149,11 @@ class Console:
 
         def write() -> None:
             nonlocal last_line_at
-            if time.monotonic() - last_line_at >= SECONDS_BETWEEN_LINES:
-                last_line_at = time.monotonic()
-                self.info(f"{progress.description}: {progress.state()}")
+            if time.monotonic() - last_line_at < SECONDS_BETWEEN_LINES:
+                return
+            last_line_at = time.monotonic()
+            line = f"{progress.description}: {progress.state()}"
+            write_line(log_record("progress", line, **progress.record()) if self.json_logs else line, sys.stderr)
 
         return write
 

@@ -1,27 +1,74 @@
 """`qinco info`: what a file is and holds, without reading more of it than that takes."""
 
+import json
+import math
+import struct
+from dataclasses import asdict
 from pathlib import Path
 
+from qinco.cli.console import Console
+from qinco.cli.overrides import Settings
+from qinco.config import ModelConfig
 from qinco.errors import DataError
-from qinco.storage.tensor_file import read_header
-from qinco.vectors.formats import open_array
 
-_VECTORS = (".fvecs", ".bvecs", ".ivecs", ".npy")
+_MOST_TEXT_BYTES = 1 << 28
+_FAISS_HEADER = struct.Struct("<4siqqqBi")
+
+
+def info(settings: Settings, console: Console) -> None:
+    """What each file or folder holds."""
+    results = [describe(path) for path in settings["file"]]
+    if settings["json"] and len(results) > 1:
+        console.print_result({result["file"]: result for result in results}, True)
+        return
+    for result in results:
+        console.print_result(result, settings["json"])
 
 
 def describe(path: str) -> dict:
-    """Kind, size and content of a file of ours or of vectors, as JSON values; raises DataError for anything else."""
+    """Kind, size and content of a file of ours, of the authors' code or of vectors, as JSON values; raises DataError.
+
+    The suffix says what a file should be; what it is not is refused.
+    """
     file = Path(path)
-    if not file.is_file():
-        raise DataError(f"{path} does not exist" if not file.exists() else f"{path} is a folder, not a file")
-    common = {"file": str(path), "bytes": file.stat().st_size}
-    if file.suffix.lower() in _VECTORS:
-        rows = open_array(path)
-        kind = {"kind": "vectors", "num_vectors": rows.shape[0], "dim": rows.shape[1], "dtype": str(rows.dtype)}
-        return common | kind | {"bytes_per_vector": rows.shape[1] * rows.dtype.itemsize}
-    header = read_header(path)
+    if file.is_dir():
+        return {"file": str(path)} | _describe_codes(file)
+    if not file.is_file() and not _names_table(path):
+        raise DataError(f"{path} does not exist" if not file.exists() else f"{path} is not a regular file")
+    describer = _DESCRIBERS.get(file.suffix.lower(), _describe_tensors)
+    if file.name.endswith((".safetensors.last", ".pt.last")):
+        describer = _describe_tensors
+    size = {"bytes": file.stat().st_size} if file.is_file() else {}
+    return {"file": str(path)} | size | describer(file)
+
+
+def _names_table(path: str) -> bool:
+    """Whether a path names a matrix inside a file: FILE.hdf5:NAME, FILE.parquet:COLUMN."""
+    file, colon, _ = str(path).rpartition(":")
+    return bool(colon) and Path(file).is_file()
+
+
+def _describe_vectors(file: Path) -> dict:
+    from qinco.vectors.formats import open_array
+
+    rows = open_array(file)
+    num_vectors, dim = rows.shape
+    return {
+        "kind": "vectors",
+        "num_vectors": num_vectors,
+        "dim": dim,
+        "dtype": str(rows.dtype),
+        "bytes_per_vector": dim * rows.dtype.itemsize,
+    }
+
+
+def _describe_tensors(file: Path) -> dict:
+    """A codec or training state of ours, whose header alone is read."""
+    from qinco.storage.header import read_header
+
+    header = read_header(file)
     fields = {"kind": header["kind"], "format_version": header["format_version"]}
-    for name in ("model", "encode", "provenance", "progress", "train"):
+    for name in ("model", "encode", "provenance", "progress", "best", "train"):
         if isinstance(header.get(name), dict):
             fields[name] = header[name]
     model, parts = header.get("model"), header.get("num_parts", 1)
@@ -30,5 +77,150 @@ def describe(path: str) -> dict:
         fields |= {"num_parts": parts, "dim": model["dim"] * parts}
         fields["bytes_per_vector"] = model["num_steps"] * parts * bits / 8
     except (TypeError, KeyError, ValueError):
-        raise DataError(f"{path} has a damaged qinco header: its model is not described") from None
-    return common | fields
+        raise DataError(f"{file} has a damaged qinco header: its model is not described") from None
+    return fields
+
+
+def _describe_checkpoint(file: Path) -> dict:
+    """A checkpoint of the authors' code, or its pairwise decoder; the values of its tensors are not read."""
+    from qinco.storage.torch_file import StoredTensor, read_torch_file
+    from qinco.storage.upstream_format import describe_checkpoint
+
+    content = read_torch_file(file)
+    if isinstance(content, dict) and {"ivf_code_map", "codebook_MKD"} <= set(content):
+        shapes = {name: list(t.shape) for name, t in content.items() if isinstance(t, StoredTensor)}
+        return {"kind": "pairwise decoder of QINCo2"} | shapes
+    described = describe_checkpoint(file, content)
+    models: list[ModelConfig] = described["models"]
+    return {
+        "kind": described["kind"],
+        "model": models[0].to_dict(),
+        "encode": described["options"].to_dict(),
+        "provenance": described["provenance"],
+        "num_parts": len(models),
+        "dim": sum(model.dim for model in models),
+        "bytes_per_vector": sum(model.bytes_per_vector for model in models),
+    }
+
+
+def _describe_codes(folder: Path) -> dict:
+    from qinco.storage.code_store import CodeStore, read_manifest
+
+    manifest = read_manifest(folder)
+    bits = manifest.codebook_size.bit_length() - 1
+    return {
+        "kind": "codes",
+        **asdict(manifest),
+        "num_shards": manifest.num_shards,
+        "shards_there": manifest.num_shards - len(CodeStore(folder, manifest).missing()),
+        "bytes_per_vector": manifest.code_size * bits / 8,
+        "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+    }
+
+
+def _describe_encoded_set(file: Path) -> dict:
+    from qinco.storage.npz import npz_part, npz_rows, read_npz_sizes
+
+    name = file.name.removesuffix(file.suffix)
+    if name.rpartition(".")[2].startswith("part_") and name.rpartition("part_")[2].isdecimal():
+        rows, columns = npz_rows(file)
+        return {"kind": "part of an encoded set of QINCo2", "num_vectors": rows, "columns": columns}
+    sizes = read_npz_sizes(file)
+    shapes = [npz_rows(npz_part(file, number)) for number in range(sizes["n_parts"])]
+    bits = sizes["K"].bit_length() - 1
+    return {
+        "kind": "encoded set of QINCo2",
+        "num_vectors": sum(rows for rows, _ in shapes),
+        "num_parts": sizes["n_parts"],
+        "dim": sizes["D"],
+        "codebook_size": sizes["K"],
+        "code_size": sizes["M"],
+        "has_lists": any(columns == sizes["M"] + 1 for _, columns in shapes),
+        "bytes_per_vector": sizes["M"] * bits / 8,
+    }
+
+
+def _describe_raw(file: Path) -> dict:
+    return {"kind": "packed codes", "note": "without a header: the codec says how many bytes a vector has"}
+
+
+def _describe_log(file: Path) -> dict:
+    """A training log: a line of JSON for each epoch."""
+    epochs = [line for line in map(_parse_line, _read_text(file).splitlines()) if isinstance(line, dict)]
+    try:
+        best = min((epoch for epoch in epochs if _is_number(epoch["mse"])), key=lambda epoch: epoch["mse"])
+        last = epochs[-1]
+        return {
+            "kind": "training log",
+            "epoch": last["epoch"],
+            "epochs": last["epochs"],
+            "best_epoch": best["epoch"],
+            "best_mse": best["mse"],
+            "seconds": last["seconds"],
+        }
+    except (KeyError, ValueError, IndexError):
+        raise DataError(f"{file} is no training log: its lines are not what training writes for an epoch") from None
+
+
+def _describe_results(file: Path) -> dict:
+    """Results of a search sweep, of the authors' code or ours."""
+    content = _parse_line(_read_text(file))
+    results = content.get("ivf_real_res") if isinstance(content, dict) else None
+    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
+        raise DataError(f"{file} holds no search results: it has no list 'ivf_real_res'")
+    recalls = [result.get("recalls", {}).get("1") for result in results if isinstance(result.get("recalls"), dict)]
+    return {
+        "kind": "search results",
+        "num_settings": len(results),
+        "best_recall_at_1": max(filter(_is_number, recalls), default=None),
+    }
+
+
+def _describe_faiss(file: Path) -> dict:
+    """A faiss index, of which the common header is read."""
+    start = file.open("rb").read(_FAISS_HEADER.size)
+    if len(start) < _FAISS_HEADER.size:
+        raise DataError(f"{file} is no faiss index: it has {len(start)} bytes only")
+    code, dim, num_vectors, _, _, is_trained, metric = _FAISS_HEADER.unpack(start)
+    if not code.isalnum() or not 0 < dim < 1 << 24 or not 0 <= num_vectors < 1 << 48 or is_trained > 1:
+        raise DataError(f"{file} is no faiss index, or a damaged one: its header makes no sense")
+    return {
+        "kind": "faiss index",
+        "type": code.decode(),
+        "num_vectors": num_vectors,
+        "dim": dim,
+        "metric": {0: "inner_product", 1: "l2"}.get(metric, str(metric)),
+        "is_trained": bool(is_trained),
+        "bytes_per_vector": round(file.stat().st_size / num_vectors, 2) if num_vectors else None,
+    }
+
+
+def _read_text(file: Path) -> str:
+    if file.stat().st_size > _MOST_TEXT_BYTES:
+        raise DataError(f"{file} has {file.stat().st_size} bytes, too many for a log")
+    return file.read_text(errors="replace")
+
+
+def _parse_line(line: str):
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_VECTOR_SUFFIXES = (
+    ".fvecs", ".bvecs", ".ivecs", ".npy", ".fbin", ".u8bin", ".i8bin", ".ibin", ".hdf5", ".h5", ".parquet",
+)  # fmt: skip
+_DESCRIBERS = {
+    **dict.fromkeys(_VECTOR_SUFFIXES, _describe_vectors),
+    ".pt": _describe_checkpoint,
+    ".npz": _describe_encoded_set,
+    ".raw": _describe_raw,
+    ".jsonl": _describe_log,
+    ".json": _describe_results,
+    ".faissindex": _describe_faiss,
+}

@@ -1,5 +1,6 @@
 """From keys of the command line to vectors, codecs and options."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -18,12 +19,18 @@ def device_of(settings: Settings) -> torch.device:
     """The device that `device=` and `cpu=` name."""
     if settings["cpu"] and settings.given("device") and settings["device"] != "cpu":
         raise ConfigError(f"cpu=true contradicts device={settings['device']}: keep one of them")
-    return choose_device("cpu" if settings["cpu"] else settings["device"])
+    device = choose_device("cpu" if settings["cpu"] else settings["device"])
+    if device.type == "cuda" and device.index is None:  # torchrun gives each process a GPU of its own
+        device = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return device
 
 
 def open_codec(settings: Settings) -> Codec | ProductCodec:
-    """The codec of `model=`, on the chosen device."""
-    return load_codec(settings["model"], device_of(settings))
+    """The codec of `model=`, on the chosen device, in blocks of `enc_max_bs` vectors at most."""
+    codec = load_codec(settings["model"], device_of(settings))
+    for part in codec.parts if isinstance(codec, ProductCodec) else [codec]:
+        part.block_rows = min(part.block_rows, settings["enc_max_bs"])
+    return codec
 
 
 def encode_options(settings: Settings, codec: Codec | ProductCodec) -> EncodeOptions:
@@ -33,6 +40,19 @@ def encode_options(settings: Settings, codec: Codec | ProductCodec) -> EncodeOpt
     )
     rule.check_model(codec.config)
     return rule
+
+
+def prefix(settings: Settings, codec: Codec | ProductCodec) -> int | None:
+    """`prefix=`, the number of steps to use; None for all."""
+    steps, wanted = codec.config.num_steps, settings["prefix"]
+    if wanted is not None and wanted > steps:
+        raise ConfigError(f"prefix={wanted} is above the model's {steps} steps")
+    return wanted
+
+
+def decode_precision(settings: Settings) -> str:
+    """What is returned is float32 unless bf16 is asked for by name."""
+    return "bf16" if settings["precision"] == "bf16" else "float32"
 
 
 def open_database(settings: Settings) -> VectorSource:

@@ -9,15 +9,17 @@ from qinco.config import ENGINES, PRECISIONS, PRESETS
 class Task:
     """One thing that `qinco` does.
 
-    name:      what the user types
-    summary:   one line of help
-    required:  keys that must be given; "a|b" is satisfied by either
-    available: whether this version does it
+    name:       what the user types
+    summary:    one line of help
+    required:   keys that must be given; "a|b" is satisfied by either
+    positional: the key whose values are the words without a key; all of them where its kind is "paths" or "texts"
+    available:  whether this version does it
     """
 
     name: str
     summary: str
     required: tuple[str, ...]
+    positional: str | None = None
     available: bool = True
 
 
@@ -26,16 +28,17 @@ class Key:
     """One setting, written `name=value`.
 
     name:       what the user types, with a dot where it is nested
-    kind:       "path", "paths" and "text" (taken verbatim), "integer", "integers" (a list), "number" (at least 0),
-                "positive" (a number above 0), "switch", "choice", "device" or "preset"
+    kind:       "path", "paths", "text" and "texts" (taken verbatim), "integer", "integers" (a list), "number" (at
+                least 0), "positive" (a number above 0), "switch", "choice", "device", "preset" or "share" (i/n)
     default:    the value where the key is not given
     summary:    one line of help
     tasks:      names of the tasks that read it
     everywhere: every other task accepts it without effect, because command lines are reused from task to task
     choices:    the values of a "choice"
+    later:      values of a "choice" that this version does not have yet
     minimum:    the least value of an "integer" and of the elements of "integers"
-    nullable:   whether `null` is a value; always so where the default is None
-    null_value: what `null` means
+    nullable:   whether `null` is a value; so too where the default is None, for what is neither text nor a choice
+    null_value: what `null` means, and 0 where `zero_is_null`
     available:  whether this version has it
     """
 
@@ -46,18 +49,32 @@ class Key:
     tasks: frozenset[str]
     everywhere: bool = False
     choices: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()
     minimum: int = 1
     nullable: bool = False
     null_value: object = None
+    zero_is_null: bool = False
     available: bool = True
 
     @property
     def accepts_null(self) -> bool:
-        return self.nullable or self.default is None
+        return self.nullable or (self.default is None and not self.is_verbatim and self.kind != "choice")
+
+    @property
+    def is_verbatim(self) -> bool:
+        """Whether the value is the text that was typed, whatever it holds."""
+        return self.kind in ("path", "paths", "text", "texts")
+
+    @property
+    def is_plural(self) -> bool:
+        """Whether several words make one value."""
+        return self.kind in ("paths", "texts")
 
     def is_accepted_by(self, task: str) -> bool:
         return self.everywhere or task in self.tasks
 
+
+SHELLS = ("bash", "zsh", "fish")
 
 TASKS = {
     task.name: task
@@ -69,8 +86,8 @@ TASKS = {
         Task("search", "recall@1/10/100 over the decoded database", ("model", "db")),
         Task("encode", "vectors to codes", ("model", "db", "output")),
         Task("decode", "codes to vectors", ("model", "codes", "output")),
-        Task("info", "what a file holds: qinco info FILE ...", ("file",)),
-        Task("ivf_centroids", "coarse centroids by k-means", ("ivf_K", "output", "trainset|db"), available=False),
+        Task("info", "what a file holds: qinco info FILE ...", ("file",), "file"),
+        Task("ivf_centroids", "coarse centroids by k-means", ("ivf_K", "output", "trainset|db")),
         Task(
             "build_index",
             "look-up tables and an index of encoded vectors",
@@ -83,33 +100,50 @@ TASKS = {
             ("ivf_centroids", "encoded_trainset", "trainset|db", "output"),
             available=False,
         ),
-        Task("convert", "checkpoints of the authors' code to ours and back", ("model", "output"), available=False),
-        Task("download", "public data sets and models", (), available=False),
-        Task("doctor", "check the installation", (), available=False),
-        Task("bench", "measure this machine", (), available=False),
+        Task("convert", "checkpoints of the authors' code to ours and back", ("model", "output")),
+        Task("download", "public data sets and models: qinco download NAME ...", ("name",), "name"),
+        Task("doctor", "check the installation", ()),
+        Task("bench", "encoding and decoding speed of this machine", ()),
+        Task(
+            "completion", f"completion of this command line: qinco completion {'|'.join(SHELLS)}", ("shell",), "shell"
+        ),
     )
 }
 
 _TRAIN = frozenset({"train"})
+_BUILDING = frozenset({"train", "bench"})  # they may make a model of given sizes
 _INDEXING = frozenset({"build_index", "train_pairwise_decoder"})
 _ENCODING = frozenset({"train", "eval", "eval_valset", "eval_time", "search", "encode"})
+_RULING = _ENCODING | {"convert", "bench"}  # they take a search rule
 _MEASURING = frozenset({"train", "eval", "eval_valset"})
-_COMPUTING = _ENCODING | _INDEXING | {"decode", "ivf_centroids"}
+_NETWORK = _ENCODING | _INDEXING | {"decode", "bench"}  # they run a model
 _WRITING = frozenset({"train", "encode", "decode", "ivf_centroids", "convert"}) | _INDEXING
-_REPORTING = frozenset({"train", "eval", "eval_valset", "eval_time", "search", "encode", "decode", "info"})
+_ALL = frozenset(TASKS) - {"completion"}
+_REPORTING = _ALL - _INDEXING
 _READING_TRAINSET = frozenset({"train", "eval_valset", "encode", "ivf_centroids"}) | _INDEXING
 _READING_DATABASE = frozenset({"eval", "eval_time", "search", "encode"})
-_ALL = frozenset(TASKS)
 
 KEYS = {
     key.name: key
     for key in (
         # Files
-        Key("model", "path", None, "codec file; for train: the one to go on from", _ENCODING | {"decode", "convert"}),
+        Key("model", "path", None, "codec file; for train: the one to go on from", _RULING | {"decode"}),
         Key("output", "path", None, "file to write", _WRITING),
-        Key("overwrite", "switch", False, "replace an existing output", _WRITING, everywhere=True),
-        Key("resume", "switch", False, "continue the interrupted run of output", _TRAIN, everywhere=True),
+        Key("overwrite", "switch", False, "replace an existing output", _WRITING | {"download"}, everywhere=True),
+        Key(
+            "resume",
+            "switch",
+            False,
+            "continue what was interrupted",
+            frozenset({"train", "encode", "download"}),
+            everywhere=True,
+        ),
         Key("file", "paths", None, "files to describe", frozenset({"info"})),
+        Key("name", "texts", None, "data sets and models to download", frozenset({"download"})),
+        Key("small", "switch", False, "the first million vectors of a data set only", frozenset({"download"})),
+        Key("mirror", "text", None, "address that serves the published files instead", frozenset({"download"})),
+        Key("shard", "share", None, "encode share i of n only, written i/n", frozenset({"encode"})),
+        Key("shell", "choice", None, "the shell to complete in", frozenset({"completion"}), choices=SHELLS),
         Key("codes", "path", None, "codes to decode", frozenset({"decode"})),
         Key("lists", "path", None, "list numbers of the codes (IVF codecs)", frozenset({"encode", "decode"})),
         Key("tensorboard", "path", None, "folder for TensorBoard", _TRAIN, everywhere=True),
@@ -137,18 +171,26 @@ KEYS = {
             "preset",
             None,
             f"size of the model: {', '.join(PRESETS)}",
-            _TRAIN,
+            _BUILDING,
             everywhere=True,
             choices=tuple(PRESETS),
         ),
-        Key("M", "integer", None, "codes of a vector", _TRAIN, everywhere=True),
-        Key("K", "integer", None, "codewords of a step: a power of two", _TRAIN, everywhere=True, minimum=2),
-        Key("L", "integer", None, "residual blocks of a step", _TRAIN, everywhere=True, minimum=0),
-        Key("de", "integer", None, "width of the embedding; null: the vectors' dimension", _TRAIN, everywhere=True),
-        Key("dh", "integer", None, "width inside a residual block", _TRAIN, everywhere=True),
+        Key("M", "integer", None, "codes of a vector", _BUILDING, everywhere=True),
+        Key("K", "integer", None, "codewords of a step: a power of two", _BUILDING, everywhere=True, minimum=2),
+        Key("L", "integer", None, "residual blocks of a step", _BUILDING, everywhere=True, minimum=0),
+        Key(
+            "de",
+            "integer",
+            None,
+            "width of the embedding; 0 or null: the vectors' dimension",
+            _BUILDING,
+            everywhere=True,
+            zero_is_null=True,
+        ),
+        Key("dh", "integer", None, "width inside a residual block", _BUILDING, everywhere=True),
         Key("concat_rank", "integer", None, "rank of the concatenation layer (QINCo-LR)", _TRAIN),
-        Key("ivf_K", "integer", None, "number of coarse centroids", frozenset({"ivf_centroids"}), everywhere=True),
-        Key("qinco1_mode", "switch", None, "train a QINCo1 model", _TRAIN, everywhere=True),
+        Key("ivf_K", "integer", None, "number of coarse centroids", _TRAIN | {"ivf_centroids"}, everywhere=True),
+        Key("qinco1_mode", "switch", None, "a QINCo1 model", _BUILDING, everywhere=True),
         Key("pq", "integer", None, "cut the vectors into so many parts, a codec for each (PQ-QINCo)", _TRAIN),
         Key("opq", "switch", False, "rotate the vectors before they are cut", _TRAIN),
         # Encoder
@@ -157,7 +199,7 @@ KEYS = {
             "integer",
             None,
             "codewords proposed for each hypothesis (0 or null: all are tried); as in training unless given",
-            _ENCODING,
+            _RULING,
             minimum=0,
             null_value=0,
         ),
@@ -166,20 +208,33 @@ KEYS = {
             "integer",
             None,
             "codewords proposed over the whole beam, instead of A; as in training unless given",
-            _ENCODING,
+            _RULING,
         ),
-        Key("B", "integer", None, "hypotheses kept (1: no beam); as in training unless given", _ENCODING),
-        Key("prefix", "integer", None, "use the first codes only", _REPORTING - {"train", "encode", "info"}),
+        Key(
+            "B",
+            "integer",
+            None,
+            "hypotheses kept (1, 0 or null: no beam); as in training unless given",
+            _RULING,
+            null_value=1,
+            zero_is_null=True,
+        ),
+        Key(
+            "prefix",
+            "integer",
+            None,
+            "use the first codes only",
+            frozenset({"eval", "eval_valset", "search", "decode"}),
+        ),
         Key(
             "decoder",
             "choice",
             "neural",
             "what decodes",
             frozenset({"eval", "search"}),
-            choices=("neural", "lookup", "pairwise"),
-            available=False,
+            choices=("neural",),
+            later=("lookup", "pairwise"),
         ),
-        Key("shard", "text", None, "encode part i/n only", frozenset({"encode"}), available=False),
         # Training
         Key("recipe", "choice", "default", "paper: the published recipe", _TRAIN, choices=("default", "paper")),
         Key("epochs", "integer", 60, "epochs, ramp included", _TRAIN),
@@ -196,7 +251,7 @@ KEYS = {
         Key("optimizer", "choice", "adamw", "optimiser", _TRAIN, choices=("adamw", "adam")),
         Key("grad_clip", "positive", 0.1, "gradients are clipped to this value; null: never", _TRAIN, nullable=True),
         Key("grad_accumulate", "integer", 1, "batches of a step", _TRAIN),
-        Key("codebook_noise_init", "number", 0.1, "noise on the first codebooks, in standard deviations", _TRAIN),
+        Key("codebook_noise_init", "number", 0.0, "noise on the first codebooks, in standard deviations", _TRAIN),
         Key(
             "scheduler.name",
             "choice",
@@ -212,23 +267,36 @@ KEYS = {
         Key("scheduler.patience", "integer", 10, "plateau: epochs without gain until then", _TRAIN, minimum=0),
         Key("scheduler.threshold_frac", "number", 1e-4, "plateau: least relative gain that counts", _TRAIN),
         # Machine and report
-        Key("device", "device", "auto", "auto, cpu, cuda or cuda:N", _COMPUTING, everywhere=True),
-        Key("cpu", "switch", False, "the same as device=cpu", _COMPUTING, everywhere=True),
-        Key("threads", "integer", None, "processor threads; null: all", _COMPUTING, everywhere=True),
+        Key("device", "device", "auto", "auto, cpu, cuda or cuda:N", _NETWORK, everywhere=True),
+        Key("cpu", "switch", False, "the same as device=cpu", _NETWORK, everywhere=True),
+        Key("threads", "integer", None, "processor threads; null: all", _NETWORK | {"ivf_centroids"}, everywhere=True),
         Key(
             "precision",
             "choice",
             "auto",
             f"arithmetic: {', '.join(PRECISIONS)}",
-            _COMPUTING,
+            _NETWORK,
             everywhere=True,
             choices=PRECISIONS,
         ),
-        Key("engine", "choice", "auto", f"{' or '.join(ENGINES)}", _COMPUTING, everywhere=True, choices=ENGINES),
+        Key("engine", "choice", "auto", f"{' or '.join(ENGINES)}", _NETWORK, everywhere=True, choices=ENGINES),
         Key(
-            "enc_max_bs", "integer", 65536, "vectors encoded or decoded at a time, at most", _COMPUTING, everywhere=True
+            "enc_max_bs",
+            "integer",
+            65536,
+            "vectors encoded or decoded at a time, at most",
+            _NETWORK - {"bench"},
+            everywhere=True,
         ),
-        Key("seed", "integer", 0, "seed of everything random", _TRAIN | _INDEXING, everywhere=True, minimum=0),
+        Key(
+            "seed",
+            "integer",
+            0,
+            "seed of everything random",
+            _TRAIN | _INDEXING | {"ivf_centroids"},
+            everywhere=True,
+            minimum=0,
+        ),
         Key("mse_scale", "positive", 1.0, "factor on reported squared errors", _MEASURING, everywhere=True),
         Key("verbose", "switch", True, "say what is being done", _ALL, everywhere=True),
         Key("json", "switch", False, "the last line of the output is a JSON object", _REPORTING, everywhere=True),

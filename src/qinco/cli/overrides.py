@@ -1,23 +1,30 @@
 """The grammar of the command line: `qinco TASK key=value ...`, the same as `qinco task=TASK key=value ...`.
 
-An argument is cut at its first `=`. Paths and texts are taken verbatim, whatever they hold; everything else is parsed
-and checked here, so that a mistake is reported before any work. Nothing heavier than the standard library is imported.
+An argument is cut at its first `=`. Paths and texts are taken verbatim, whatever they hold but `${...}`; everything
+else is parsed and checked, so that a mistake is reported before any work. Nothing heavier than the standard library is
+imported.
 """
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from qinco.cli.interpolation import interpolate
 from qinco.cli.keys import ALIASES, KEYS, TASKS, Key, Task
-from qinco.config import find_preset
+from qinco.cli.resolved import effective, required_keys
+from qinco.cli.values import parse_value, to_text
 from qinco.errors import ConfigError
 
 _ASSIGNMENT = re.compile(r"([^\W\d][\w.-]*)=(.*)", re.DOTALL)
-_INTEGER = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")
-_NUMBER = re.compile(r"[+-]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(e[+-]?[0-9]+)?", re.IGNORECASE)
-_DEVICE = re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,4}")
-_LARGEST_INTEGER = 2**63 - 1
+OPTIONS = ("--help", "--version", "--cfg", "--json-logs")
+# What command lines of the authors' code may hold that has no meaning here, by the first part of its name.
+_FOREIGN = {
+    "hydra": "there is no Hydra here, hence no run folder and no logging of its own",
+    "env": "the environment is set outside, as in NAME=value qinco ...",
+    "inference": "models that are not trained always run in their fast form",
+    "ivf_in_use": "it is known from the model; ivf_centroids= trains an IVF codec",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,8 @@ class Settings:
     """What one command line asks for.
 
     `settings["ds.db"]` is the value of a key, by its full name: the given one or its default. Integers, floats, bools
-    and strings are Python's; lists and the paths of `file` are tuples. `A=null` is given as 0, any other null as None.
+    and strings are Python's; lists, the words of `file` and `name`, and `shard`, (i, n), are tuples. `A=null` is given
+    as 0, `B=null` and `B=0` as 1, any other null as None.
     """
 
     task: str
@@ -39,35 +47,106 @@ class Settings:
         """Whether the command line names `key`, with whatever value."""
         return key in self.given_keys
 
+    @property
+    def given_values(self) -> dict[str, object]:
+        """The values of the keys that the command line names."""
+        return {name: self.values[name] for name in self.values if name in self.given_keys}
 
-def parse_arguments(arguments: Sequence[str]) -> Settings:
-    """Settings of a command line without its program name; raises ConfigError at the first mistake in it."""
+
+def parse_arguments(arguments: Sequence[str], complete: bool = True) -> Settings:
+    """Settings of a command line without its program name and options; raises ConfigError at the first mistake in it.
+
+    complete: whether a required key that is missing is a mistake
+    """
     task_name, rest = split_task(arguments)
     if task_name is None:
         raise ConfigError(f"no task is given: write qinco TASK key=value ..., with one of {_available_tasks()}")
     task = find_task(task_name)
     if not task.available:
         raise ConfigError(f"task {task.name} is not in this version yet; there are {_available_tasks()}")
-    given: dict[str, object] = {}
-    files = []
-    for argument in rest:
-        assignment = _ASSIGNMENT.fullmatch(argument)
+    given = _Given(task, _sort_words(task, rest))
+    values = {name: key.default for name, key in KEYS.items()} | dict(given)
+    if values["A"] is not None and values["C"] is not None:
+        raise ConfigError(f"A={values['A']} and C={values['C']} exclude each other: give one of them")
+    if complete:
+        _require_keys(task, values)
+    return Settings(task.name, values, frozenset(given))
+
+
+def _sort_words(task: Task, words: Iterable[str]) -> dict[str, list[str]]:
+    """The texts that `words` give to each key: several where words without a key are its values."""
+    texts: dict[str, list[str]] = {}
+    bare = []
+    for word in words:
+        assignment = _ASSIGNMENT.fullmatch(word)
         if assignment is None:
-            files.append(_positional_file(argument, task))
+            bare.append(_positional(word, task))
             continue
         key = _find_key(assignment[1], task)
-        if key.name in given:
+        if key.name in texts:
             raise ConfigError(f"{key.name} is given twice: keep one of them")
-        given[key.name] = parse_value(key, assignment[2])
-    if files:
-        if "file" in given:
-            raise ConfigError(
-                f"file={given['file'][0]!r} and {files[0]!r} are both given: keep one way of naming files"
-            )
-        given["file"] = tuple(files)
-    values = {name: key.default for name, key in KEYS.items()} | given
-    _require_keys(task, values)
-    return Settings(task.name, values, frozenset(given))
+        texts[key.name] = [assignment[2]]
+    if not bare:
+        return texts
+    if task.positional in texts:
+        first = f"{task.positional}={texts[task.positional][0]}"
+        raise ConfigError(f"{first!r} and {bare[0]!r} are both given: keep one way of saying it")
+    if len(bare) > 1 and not KEYS[task.positional].is_plural:
+        raise ConfigError(f"unexpected argument {bare[1]!r}: {task.positional} is {bare[0]!r} already")
+    return texts | {task.positional: bare}
+
+
+class _Given(Mapping):
+    """The values of the given keys, each parsed, with what it interpolates in place, when it is first asked for."""
+
+    def __init__(self, task: Task, texts: Mapping[str, Sequence[str]]):
+        self._task, self._texts = task, texts
+        self._values: dict[str, object] = {}
+        self._under_way: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __contains__(self, name) -> bool:
+        return name in self._texts
+
+    def __getitem__(self, name: str):
+        texts = self._texts[name]
+        if name not in self._values:
+            if name in self._under_way:
+                circle = [*self._under_way[self._under_way.index(name) :], name]
+                raise ConfigError(f"{name} refers to itself: {' -> '.join(circle)}")
+            self._under_way.append(name)
+            parsed = [parse_value(KEYS[name], self._interpolated(name, text)) for text in texts]
+            self._values[name] = tuple(parsed) if KEYS[name].is_plural else parsed[0]
+            self._under_way.pop()
+        return self._values[name]
+
+    def _interpolated(self, name: str, text: str) -> str:
+        if "${" not in text:
+            return text
+        return interpolate(text, self._look_up, name, null=None if KEYS[name].is_verbatim else "null")
+
+    def _look_up(self, name: str) -> str | None:
+        """What `${name}` stands for."""
+        if name == "task":
+            return self._task.name
+        key = KEYS.get(ALIASES.get(name, name))
+        if key is None:
+            suggestion = _did_you_mean(name, KEYS) or "give the name of a key, or write a plain ${ as \\${"
+            raise ConfigError(f"{self._under_way[-1]}: ${{{name}}} names no key: {suggestion}".rstrip())
+        if key.name in self:
+            value = self[key.name]
+        else:
+            # A rule's default depends on the form of output, which may itself be named after the rule.
+            looked_at = ChainMap({"output": self._texts["output"][0]} if "output" in self else {}, self)
+            value = effective(key.name, self._task.name, looked_at).value
+            if isinstance(value, str):
+                value = self._interpolated(key.name, value)
+        return None if value is None else to_text(key, value)
 
 
 def split_task(arguments: Iterable[str]) -> tuple[str | None, list[str]]:
@@ -92,103 +171,11 @@ def find_task(name: str) -> Task:
     raise ConfigError(f"unknown task {name!r}: {_did_you_mean(name, TASKS)}there are {_available_tasks()}")
 
 
-def parse_value(key: Key, text: str):
-    """The value that `text` means for `key`; raises ConfigError naming the key, the text and what is expected."""
-    if not text:
-        raise ConfigError(f"{key.name}= has no value: it must be {_expectation(key)}")
-    if key.kind in ("path", "text"):
-        return text
-    if key.kind == "paths":
-        return (text,)
-    if key.accepts_null and text in ("null", "None"):
-        return key.null_value
-    if key.kind == "preset":
-        find_preset(text)
-        return text
-    try:
-        return _PARSERS[key.kind](key, text)
-    except ValueError:
-        raise ConfigError(f"{key.name} must be {_expectation(key)}, not {text!r}") from None
-
-
-def _integer(key: Key, text: str) -> int:
-    if _INTEGER.fullmatch(text):
-        value = int(text)
-    else:  # 1e6 is an integer too
-        number = _number(key, text)
-        value = int(number)
-        if value != number:
-            raise ValueError
-    if not key.minimum <= value <= _LARGEST_INTEGER:
-        raise ValueError
-    return value
-
-
-def _integers(key: Key, text: str) -> tuple[int, ...]:
-    inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    if inside is text and "," in text:
-        raise ValueError
-    return tuple(_integer(key, element.strip()) for element in inside.split(","))
-
-
-def _number(key: Key, text: str) -> float:
-    if not _NUMBER.fullmatch(text):
-        raise ValueError
-    value = float(text)
-    if not math.isfinite(value) or value < 0 or (key.kind == "positive" and value == 0):
-        raise ValueError
-    return value
-
-
-def _switch(key: Key, text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError
-    return text.lower() == "true"
-
-
-def _choice(key: Key, text: str) -> str:
-    if text not in key.choices:
-        raise ValueError
-    return text
-
-
-def _device(key: Key, text: str) -> str:
-    if not _DEVICE.fullmatch(text):
-        raise ValueError
-    return text
-
-
-_PARSERS: dict[str, Callable[[Key, str], object]] = {
-    "integer": _integer,
-    "integers": _integers,
-    "number": _number,
-    "positive": _number,
-    "switch": _switch,
-    "choice": _choice,
-    "device": _device,
-}
-
-
-def _expectation(key: Key) -> str:
-    phrase = {
-        "path": "a path",
-        "paths": "a path",
-        "text": "text",
-        "integer": f"an integer of at least {key.minimum}",
-        "integers": f"a list, such as [4,10], of integers of at least {key.minimum}",
-        "number": "a number of at least 0",
-        "positive": "a number above 0",
-        "switch": "true or false",
-        "choice": f"one of {', '.join(key.choices)}",
-        "preset": f"one of {', '.join(key.choices)}",
-        "device": "auto, cpu, cuda or cuda:N",
-    }[key.kind]
-    return f"{phrase}, or null" if key.accepts_null and key.kind not in ("path", "paths", "text") else phrase
-
-
 def _find_key(name: str, task: Task) -> Key:
     """The key that the user calls `name`, if `task` accepts it."""
     key = KEYS.get(ALIASES.get(name, name))
+    if key is None and (reason := _FOREIGN.get(name.partition(".")[0])):
+        raise ConfigError(f"{name} cannot be set, {reason}: leave it out")
     if key is None:
         suggestion = _did_you_mean(name, KEYS)
         raise ConfigError(f"unknown key {name!r}: {suggestion}qinco {task.name} --help lists the keys")
@@ -200,25 +187,25 @@ def _find_key(name: str, task: Task) -> Key:
     return key
 
 
-def _positional_file(argument: str, task: Task) -> str:
-    """`argument`, which has no key, as a file of `info`; anywhere else a ConfigError that says how to mend it."""
-    bare = argument.lstrip("-+")
-    if argument.startswith(("-", "+")) and _ASSIGNMENT.fullmatch(bare):
-        raise ConfigError(f"write {bare!r}, not {argument!r}: settings are written key=value")
-    if argument.startswith("-"):
+def _positional(word: str, task: Task) -> str:
+    """`word`, which has no key, where `task` takes such; anywhere else a ConfigError that says how to mend it."""
+    bare = word.lstrip("-+")
+    if word.startswith(("-", "+")) and _ASSIGNMENT.fullmatch(bare):
+        raise ConfigError(f"write {bare!r}, not {word!r}: settings are written key=value")
+    if word.startswith("-"):
         raise ConfigError(
-            f"unknown option {argument!r}: there are --help and --version, and settings are written key=value"
+            f"unknown option {word!r}: there are {', '.join(OPTIONS)}, and settings are written key=value"
         )
-    if task.name != "info" or not argument:
-        raise ConfigError(f"unexpected argument {argument!r}: settings are written key=value")
-    return argument
+    if word.startswith("hydra/"):
+        raise ConfigError(f"{word.partition('=')[0]} cannot be set, {_FOREIGN['hydra']}: leave it out")
+    if task.positional is None or not word:
+        raise ConfigError(f"unexpected argument {word!r}: settings are written key=value")
+    return word
 
 
 def _require_keys(task: Task, values: Mapping[str, object]) -> None:
     """Raise ConfigError naming every required key that has no value, with what it is for."""
-    required = task.required
-    if task.name == "encode" and values["encode_trainset"]:
-        required = ("model", "trainset|db", "output")
+    required = required_keys(task, values)
     missing = [names for names in required if all(values[name] is None for name in names.split("|"))]
     if missing:
         wishes = [" or ".join(f"{name}= ({KEYS[name].summary})" for name in names.split("|")) for names in missing]

@@ -12,6 +12,7 @@ from qinco.codec.fit import fit
 from qinco.codec.product import ProductCodec
 from qinco.errors import ConfigError
 from qinco.files import check_output
+from qinco.storage.codec_file import CHECKPOINT_SUFFIX
 from qinco.storage.train_state import state_path
 from qinco.training.estimate import Estimate
 from qinco.training.processes import Processes
@@ -35,8 +36,8 @@ def train(settings: Settings, console: Console) -> None:
     source = inputs.open_trainset(settings)
     chosen = run_settings(settings, source.dim)
     output = Path(settings["output"])
-    if output.suffix != ".safetensors":
-        raise ConfigError(f"output={output}: a codec is written to a .safetensors file in this version")
+    if output.suffix.lower() not in (".safetensors", CHECKPOINT_SUFFIX):
+        raise ConfigError(f"output={output}: a codec is written to a .safetensors (ours) or .pt (the authors') file")
     check_output(output, overwrite=True, inputs=inputs.files_read(settings))
     if not Processes.is_main_by_environment():
         console = Console(verbose=False)

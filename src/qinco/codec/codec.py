@@ -5,6 +5,7 @@ Shape suffixes: N vectors, D dimension, M steps.
 
 import os
 from collections.abc import Iterator
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class Codec:
     config:         ModelConfig, the architecture
     encode_options: EncodeOptions, the search rule it was trained with, which `encode` uses unless told otherwise
     provenance:     dict of plain values: how it was trained, and on how many vectors
+    block_rows:     vectors of a block: what memory a call needs beyond its input and output
 
     Make one with `Codec.fit` or `Codec.load`.
     """
@@ -38,6 +40,7 @@ class Codec:
         self.model = model.eval().requires_grad_(False)
         self.encode_options = encode_options
         self.provenance = provenance or {}
+        self.block_rows = max(256, _BLOCK_BYTES // (4 * max(self.dim, self.config.embed_dim, self.config.hidden_dim)))
         self._assigner: CoarseAssigner | None = None
 
     def __repr__(self) -> str:
@@ -81,6 +84,17 @@ class Codec:
         from qinco.codec.fit import fit
 
         return fit(x, preset, **settings)
+
+    def with_options(self, options: EncodeOptions) -> "Codec":
+        """The same codec with another search rule; raises ConfigError where the model cannot serve it."""
+        return Codec(self.model, options, self.provenance)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the architecture and all weights: codes belong to the codec of the same fingerprint."""
+        digest = sha256(repr(sorted(self.config.to_dict().items())).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def to(self, device: str | torch.device) -> "Codec":
         """Move the codec to a device ("auto", "cpu", "cuda", "cuda:N") and return it."""
@@ -141,7 +155,7 @@ class Codec:
         """Yield (first row, codes, list numbers or None) for consecutive blocks of a source, in bounded memory."""
         self.check_dim(source)
         options = options or self.encode_options
-        encoder = Encoder(self.model, options, candidate_dtype(options.precision, self.model.device))
+        encoder = Encoder(self.model, options, candidate_dtype(options.precision, self.model.device, self.config))
         dtype = code_dtype(self.config.codebook_size)
         for first, block in source.blocks(self.block_rows):
             x_ND = torch.from_numpy(block).to(self.model.device)
@@ -179,7 +193,7 @@ class Codec:
 
     def decode_blocks(self, codes, lists=None, precision: str = "float32") -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, float32 reconstructions) for consecutive blocks of codes that `check_codes` has passed."""
-        dtype = candidate_dtype(precision, self.model.device)
+        dtype = candidate_dtype(precision, self.model.device, self.config)
         for first in range(0, len(codes), self.block_rows):
             part = slice(first, first + self.block_rows)
             codes_NM = self._to_device(codes[part])
@@ -205,12 +219,6 @@ class Codec:
         """Raise DataError unless the source's vectors have the codec's dimension."""
         if source.dim != self.dim:
             raise DataError(f"{source.name}: vectors have {source.dim} dimensions, the codec was trained on {self.dim}")
-
-    @property
-    def block_rows(self) -> int:
-        """Vectors in a block: what memory a call needs beyond its input and output."""
-        widest = max(self.dim, self.config.embed_dim, self.config.hidden_dim)
-        return max(256, _BLOCK_BYTES // (4 * widest))
 
     def _check_steps(self, num_steps: int | None) -> int:
         if num_steps is None:

@@ -73,12 +73,12 @@ def measure_time(
     encode(some.limit(256))
     codes, lists = encode(some)
     codec.decode(codes[:256], None if lists is None else lists[:256], precision=precision)
-    encode_us = _median_us(lambda: encode(some), len(some))
-    decode_us = _median_us(lambda: codec.decode(codes, lists, precision=precision), len(some))
+    encode_us = median_us(lambda: encode(some), len(some))
+    decode_us = median_us(lambda: codec.decode(codes, lists, precision=precision), len(some))
     return encode_us, decode_us
 
 
-def _median_us(work: Callable, num_vectors: int) -> float:
+def median_us(work: Callable, num_vectors: int) -> float:
     seconds = []
     for _ in range(_REPEATS):
         if torch.cuda.is_available():

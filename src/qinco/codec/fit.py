@@ -48,7 +48,8 @@ def fit(
     x:                (N, D) vectors: array, memory map, torch tensor, path or VectorSource of any float or integer
                       type; a source is streamed, not held in memory. The last `num_valid` are for validation.
     preset:           "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults
-    output:           the codec file to write; the run's state and log go beside it (`.last`, `.jsonl`)
+    output:           the codec file to write (.pt: a checkpoint of the authors' code); the run's state and log go
+                      beside it (`.last`, `.jsonl`)
     resume:           continue the run of `output` where it stopped; starts it where there is none
     overwrite:        replace `output`
     coarse_centroids: (V, D) vectors: an IVF codec, whose reconstruction starts at the nearest of them
@@ -63,7 +64,7 @@ def fit(
     raised.
     """
     source = as_source(x, "training vectors")
-    run = plan_run(source, preset, coarse_centroids, initial, recipe, settings)
+    run = plan_run(source, preset, coarse_centroids, initial, recipe, settings, output)
     train, valid = split_validation(source, run.train.num_valid, run.model.codebook_size)
     processes = Processes(choose_device(device))
     if output is not None and processes.is_main:
@@ -131,8 +132,7 @@ class _Recorder:
         self.writes = self.output is not None and training.processes.is_main
         self.best: tuple[dict, dict] | None = None
         if saved is not None:
-            codec = Codec.load(self.output)
-            self.best = (codec.model.state_dict(), codec.provenance)
+            self.best = (Codec.load(self.output).model.state_dict(), saved[0]["best"])
         if self.writes:
             self._trim_log()
 
@@ -166,7 +166,8 @@ class _Recorder:
 
     def _save_state(self) -> None:
         if self.writes:
-            header = self.run.header() | {"progress": self.training.progress()} | self.data
+            best = self.best[1] if self.best else {}
+            header = self.run.header() | {"progress": self.training.progress(), "best": best} | self.data
             save_state(self.output, header, self.training.tensors())
 
     def _best_codec(self) -> Codec:

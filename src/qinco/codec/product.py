@@ -5,6 +5,7 @@ Shape suffixes: N vectors, D dimension, M steps of a part, P parts.
 
 import os
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import faiss
@@ -18,7 +19,7 @@ from qinco.config import EncodeOptions, ModelConfig, require_int
 from qinco.engines.choose import choose_device
 from qinco.errors import ConfigError, DataError
 from qinco.files import check_output
-from qinco.storage.codec_file import load_models, save_models
+from qinco.storage.codec_file import CHECKPOINT_SUFFIX, load_models, save_models
 from qinco.storage.train_state import state_path
 from qinco.training.codebooks import sample
 from qinco.training.processes import Processes
@@ -98,6 +99,8 @@ class ProductCodec:
         """
         source = as_source(x, "training vectors")
         check_parts(source, num_parts, preset, **settings)
+        if output is not None and Path(output).suffix.lower() == CHECKPOINT_SUFFIX:
+            raise ConfigError(f"output={output}: a PQ-QINCo codec is written to a .safetensors file")
         if output is not None:
             check_output(output, overwrite=overwrite, resume=resume)
             unfinished = state_path(f"{output}.part_0").exists()
@@ -123,6 +126,15 @@ class ProductCodec:
                 for suffix in ("", ".last", ".jsonl"):
                     Path(f"{output}.part_{part}{suffix}").unlink(missing_ok=True)
         return codec
+
+    def with_options(self, options: EncodeOptions) -> "ProductCodec":
+        """The same codec with another search rule."""
+        return ProductCodec([part.with_options(options) for part in self.parts], self.rotation_DD, self.provenance)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the parts and the rotation."""
+        rotation = b"" if self.rotation_DD is None else self.rotation_DD.tobytes()
+        return sha256("".join(part.fingerprint() for part in self.parts).encode() + rotation).hexdigest()
 
     def to(self, device: str | torch.device) -> "ProductCodec":
         """Move the codec to a device and return it."""

@@ -3,13 +3,16 @@
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 
 from qinco.codec.codec import Codec
 from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions, ModelConfig, find_preset
 from qinco.errors import ConfigError, DataError
+from qinco.storage.codec_file import CHECKPOINT_SUFFIX
 from qinco.storage.train_state import state_path
+from qinco.storage.upstream import check_expressible, default_rule
 from qinco.training.options import TrainOptions
 from qinco.vectors.source import VectorSource, as_source
 
@@ -32,16 +35,25 @@ class Run:
 
     def fingerprint(self, source: VectorSource) -> str:
         """Of some of the training vectors and the coarse centroids: a run is not resumed on others."""
-        rows = np.unique(np.linspace(0, len(source) - 1, _FINGERPRINT_ROWS).astype(np.int64))
-        centroids = b"" if self.coarse_VD is None else self.coarse_VD.tobytes()
-        return sha256(source[rows].tobytes() + centroids).hexdigest()
+        return fingerprint(source, b"" if self.coarse_VD is None else self.coarse_VD.tobytes())
 
     def header(self) -> dict:
         return {"model": self.model.to_dict(), "encode": self.encode.to_dict(), "train": self.train.to_dict()}
 
 
-def plan_run(source: VectorSource, preset, coarse_centroids, initial: Codec | None, recipe: str, settings: dict) -> Run:
-    """Sort the settings into the run's parts; raises ConfigError for unknown or contradicting ones."""
+def fingerprint(source: VectorSource, more: bytes = b"") -> str:
+    """Of some vectors, spread over the whole source, and of whatever else."""
+    rows = np.unique(np.linspace(0, max(0, len(source) - 1), min(_FINGERPRINT_ROWS, len(source))).astype(np.int64))
+    return sha256(source[rows].tobytes() + more).hexdigest()
+
+
+def plan_run(
+    source: VectorSource, preset, coarse_centroids, initial: Codec | None, recipe: str, settings: dict, output=None
+) -> Run:
+    """Sort the settings into the run's parts; raises ConfigError for unknown or contradicting ones.
+
+    An output that the authors' code is to read is trained for a search that it can do.
+    """
     train_fields = {field.name for field in fields(TrainOptions)}
     for name in settings:
         if name not in {*MODEL_FIELDS, *ENCODE_FIELDS, *train_fields}:
@@ -66,14 +78,19 @@ def plan_run(source: VectorSource, preset, coarse_centroids, initial: Codec | No
     else:
         lists = {} if coarse_VD is None else {"starts_from_coarse": True, "num_lists": len(coarse_VD)}
         config = ModelConfig(dim=source.dim, **(sizes | given | lists))
-    if initial is not None:
+    is_checkpoint = output is not None and Path(output).suffix.lower() == CHECKPOINT_SUFFIX
+    if initial is not None and not (is_checkpoint and initial.encode_options.num_pairs is not None):
         rule = initial.encode_options
+    elif is_checkpoint:
+        rule = default_rule(config)
     elif not config.has_preselector:
         rule = EncodeOptions()
     else:
         rule = PAPER_SEARCH if recipe == "paper" else DEFAULT_SEARCH
     rule = rule.override(**{name: settings.get(name) for name in ENCODE_FIELDS})
     rule.check_model(config)
+    if is_checkpoint:
+        check_expressible(config, rule)
     train_given = {name: value for name, value in settings.items() if name in train_fields}
     return Run(config, rule, TrainOptions.from_recipe(recipe, config, **train_given), coarse_VD, initial)
 

@@ -2,7 +2,12 @@
 
 import torch
 
+from qinco.config import ModelConfig
 from qinco.errors import ConfigError
+
+# Where layers have fewer weights, bf16 gains little (one core, measured: 24 x 48, 25 us a vector for float32's 27;
+# 32 x 64, 131 for 151; 64 x 64, 161 for 358).
+_SMALL_MATRIX = 4096
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
@@ -33,8 +38,9 @@ def multiplies_bf16_fast(device: torch.device) -> bool:
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
-def candidate_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype that candidates are evaluated in: "auto" is bf16 where that is fast."""
-    if precision == "bf16" or (precision == "auto" and multiplies_bf16_fast(device)):
+def candidate_dtype(precision: str, device: torch.device, config: ModelConfig) -> torch.dtype:
+    """The dtype that a model's candidates are evaluated in: "auto" is bf16 where that is fast."""
+    is_small = config.embed_dim * config.hidden_dim < _SMALL_MATRIX
+    if precision == "bf16" or (precision == "auto" and not is_small and multiplies_bf16_fast(device)):
         return torch.bfloat16
     return torch.float32

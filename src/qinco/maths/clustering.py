@@ -3,6 +3,8 @@
 Shape suffixes: N vectors, D dimension, K centroids, M steps, B hypotheses of a beam.
 """
 
+from collections.abc import Callable
+
 import faiss
 import numpy as np
 import torch
@@ -42,6 +44,32 @@ def kmeans(
     unusable = ~np.isfinite(centroids_KD).all(1)
     centroids_KD[unusable] = start_KD[unusable]
     return centroids_KD
+
+
+def coarse_kmeans(
+    x_ND: np.ndarray,
+    num_centroids: int,
+    *,
+    iterations: int = 20,
+    seed: int = 0,
+    on_iteration: Callable[[int, float], None] = lambda iteration, mse: None,
+) -> np.ndarray:
+    """Coarse centroids of float32 vectors, at least as many as centroids: float32 (V, D), with faiss's threads.
+
+    They start at data points, which keeps inverted lists balanced. `on_iteration` hears the number of iterations done
+    and the mean squared distance, summed over dimensions, before the last of them.
+    """
+    x_ND = np.ascontiguousarray(x_ND, np.float32)
+    centroids_VD = x_ND[np.random.default_rng(seed).choice(len(x_ND), num_centroids, replace=False)]
+    for iteration in range(iterations):
+        clustering = faiss.Kmeans(
+            x_ND.shape[1], num_centroids, niter=1, seed=(seed + iteration) % 2**31,
+            min_points_per_centroid=1, max_points_per_centroid=len(x_ND),
+        )  # fmt: skip
+        clustering.train(x_ND, init_centroids=centroids_VD)
+        centroids_VD = clustering.centroids
+        on_iteration(iteration + 1, float(clustering.obj[-1]) / len(x_ND))
+    return centroids_VD
 
 
 def nearest(x_ND: np.ndarray, centroids_KD: np.ndarray, threads: int = 1) -> np.ndarray:

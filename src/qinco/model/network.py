@@ -52,6 +52,11 @@ class Concat(nn.Module):
         return functional.linear(functional.linear(rows, self.inner.weight[:, columns]), self.outer.weight, bias)
 
 
+def _codebook(config: ModelConfig) -> nn.Embedding:
+    """Codewords without values: drawing some that are never used costs a second on the meta device."""
+    return nn.Embedding.from_pretrained(torch.empty(config.codebook_size, config.dim), freeze=False)
+
+
 class Step(nn.Module):
     """One quantization step: its codebooks and, where the step is conditioned, its network."""
 
@@ -59,12 +64,12 @@ class Step(nn.Module):
         super().__init__()
         self.codeword_skip = config.codeword_skip
         self.conditioned = conditioned
-        self.codebook = nn.Embedding(config.codebook_size, config.dim)
+        self.codebook = _codebook(config)
         self.preselector = None
         if not conditioned:
             return
         if config.has_preselector:
-            self.preselector = nn.Embedding(config.codebook_size, config.dim)
+            self.preselector = _codebook(config)
         self.project_in = self.project_out = None
         if config.projects:
             self.project_in = nn.Linear(config.dim, config.embed_dim, bias=False)

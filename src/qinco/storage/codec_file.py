@@ -1,7 +1,11 @@
-"""A codec in one safetensors file: weights, architecture, search rule and where it came from."""
+"""A codec in one file: weights, architecture, search rule and where it came from.
+
+Our own is a safetensors file; the authors' checkpoints (.pt) are read and written in its place.
+"""
 
 import os
 from dataclasses import fields
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,16 +13,25 @@ from torch import Tensor
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.model.qinco import Qinco
-from qinco.storage.tensor_file import read_tensors, write_tensors
+from qinco.storage.tensor_file import check_shapes, check_values, read_tensors, write_tensors
+from qinco.storage.torch_file import is_torch_file
+from qinco.storage.upstream import read_checkpoint, write_checkpoint
 
 KIND = "codec"
+CHECKPOINT_SUFFIX = ".pt"
 _ROTATION = "rotation"
 
 
 def save_models(
     path, models: list[Qinco], rotation_DD: Tensor | None, options: EncodeOptions, provenance: dict
 ) -> None:
-    """Write a codec of one model, or of one for each part of the vectors (PQ-QINCo)."""
+    """Write a codec of one model, or of one for each part of the vectors (PQ-QINCo).
+
+    A path that ends in .pt is written as a checkpoint of the authors' code; raises ConfigError for what it cannot hold.
+    """
+    if Path(path).suffix.lower() == CHECKPOINT_SUFFIX:
+        write_checkpoint(path, models, options, provenance)
+        return
     header = {
         "model": models[0].config.to_dict(),
         "num_parts": len(models),
@@ -36,10 +49,12 @@ def save_models(
 
 
 def load_models(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, EncodeOptions, dict]:
-    """What `save_models` wrote, on the CPU: models, rotation or None, search rule, provenance.
+    """What `save_models` or the authors' code wrote, on the CPU: models, rotation or None, search rule, provenance.
 
     Raises DataError where the file is not a codec, or holds other tensors than its configuration says.
     """
+    if is_torch_file(path) or Path(path).suffix.lower() == CHECKPOINT_SUFFIX:
+        return read_checkpoint(path)
     header, tensors = read_tensors(path, KIND)
     config = parse_config(path, ModelConfig, header.get("model"))
     options = parse_config(path, EncodeOptions, header.get("encode"))
@@ -52,7 +67,8 @@ def load_models(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, En
     expected = {f"{_prefix(p, count)}{n}": t for p in range(count) for n, t in _shapes(config).items()}
     if count > 1 and _ROTATION in tensors:
         expected[_ROTATION] = torch.empty(config.dim * count, config.dim * count, device="meta")
-    check_state(path, tensors, expected)
+    check_shapes(path, tensors, expected)
+    check_values(path, tensors)
     models = []
     for part in range(count):
         model = Qinco.empty(config)
@@ -60,21 +76,6 @@ def load_models(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, En
         model.load_state_dict({name: tensors[prefix + name] for name in model.state_dict()}, assign=True)
         models.append(model.eval().requires_grad_(False))
     return models, tensors.get(_ROTATION), options, provenance
-
-
-def check_state(path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raise DataError unless names, shapes and dtypes are those of `expected`, and all values are finite."""
-    for name in sorted(set(tensors) ^ set(expected)):
-        raise DataError(f"{path} does not fit its configuration: tensor {name} is {_state(name, tensors)}")
-    for name, tensor in expected.items():
-        if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
-            found, wanted = tensors[name], tensor
-            raise DataError(
-                f"{path} does not fit its configuration: tensor {name} is {found.dtype} {tuple(found.shape)}, "
-                f"not {wanted.dtype} {tuple(wanted.shape)}"
-            )
-        if not tensors[name].isfinite().all():
-            raise DataError(f"{path} is damaged: tensor {name} holds values that are not finite")
 
 
 def parse_config(path, kind: type, values):
@@ -94,7 +95,3 @@ def _prefix(part: int, count: int) -> str:
 
 def _shapes(config: ModelConfig) -> dict[str, Tensor]:
     return Qinco.empty(config).state_dict()
-
-
-def _state(name: str, tensors: dict[str, Tensor]) -> str:
-    return "unexpected" if name in tensors else "missing"

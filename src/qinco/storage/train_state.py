@@ -9,7 +9,9 @@ from qinco.errors import DataError
 from qinco.storage.tensor_file import read_tensors, write_tensors
 
 KIND = "training state"
-_PARTS = {"model": dict, "encode": dict, "train": dict, "progress": dict, "num_vectors": int, "fingerprint": str}
+_PARTS = {
+    "model": dict, "encode": dict, "train": dict, "progress": dict, "best": dict, "num_vectors": int, "fingerprint": str
+}  # fmt: skip
 
 
 def state_path(output: str | os.PathLike) -> Path:

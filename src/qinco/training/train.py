@@ -129,7 +129,7 @@ class Training:
         self.train_source, self.valid_source = train, valid
         self.training_rule = narrow_options(encode_options) if options.narrow_beam else encode_options
         self.plan = Plan.of(options, len(train))
-        self.dtype = candidate_dtype(options.precision, model.device)
+        self.dtype = candidate_dtype(options.precision, model.device, model.config)
         self.parameters = list(model.parameters())
         settings = {"lr": self.plan.lr, "weight_decay": options.weight_decay}
         kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}

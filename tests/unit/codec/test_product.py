@@ -39,10 +39,11 @@ def test_each_part_encodes_its_columns(codec):
     np.testing.assert_allclose(rotated(codec, codec.decode(codes)), decoded, rtol=1e-4, atol=1e-4)
 
 
-def test_blocks_are_the_whole(codec, monkeypatch):
+def test_blocks_are_the_whole(codec):
     x = random_vectors(40, 6)
     codes, decoded = codec.encode(x), codec.decode(codec.encode(x))
-    monkeypatch.setattr(Codec, "block_rows", 7)
+    for part in codec.parts:
+        part.block_rows = 7
     blocks = list(codec.encode_blocks(as_source(x)))
     assert [first for first, _, _ in blocks] == list(range(0, 40, 7))
     assert np.array_equal(np.concatenate([block for _, block, _ in blocks]), codes)

@@ -4,7 +4,7 @@ from small_models import ARCHITECTURES, random_model
 
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import reference
-from qinco.engines.choose import candidate_dtype, choose_device
+from qinco.engines.choose import candidate_dtype, choose_device, multiplies_bf16_fast
 from qinco.engines.coarse import CoarseAssigner
 from qinco.engines.reference import Encoder, decode
 from qinco.errors import ConfigError
@@ -137,8 +137,11 @@ def test_coarse_assignment_is_exact():
 
 def test_devices_and_precisions_by_name():
     assert choose_device("cpu") == torch.device("cpu")
-    assert candidate_dtype("bf16", torch.device("cpu")) is torch.bfloat16
-    assert candidate_dtype("float32", torch.device("cpu")) is torch.float32
+    cpu, small, large = torch.device("cpu"), ARCHITECTURES["projected"], ModelConfig(dim=128, hidden_dim=256)
+    assert candidate_dtype("bf16", cpu, small) is torch.bfloat16
+    assert candidate_dtype("float32", cpu, large) is torch.float32
+    assert candidate_dtype("auto", cpu, small) is torch.float32  # nothing to gain
+    assert candidate_dtype("auto", cpu, large) is (torch.bfloat16 if multiplies_bf16_fast(cpu) else torch.float32)
     assert choose_device("auto").type in ("cpu", "cuda")
 
 

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import save_file
 
 from qinco.errors import DataError, QincoError
-from qinco.storage.tensor_file import FORMAT_VERSION, read_header, read_tensors, write_tensors
+from qinco.storage.header import FORMAT_VERSION, read_header
+from qinco.storage.tensor_file import read_tensors, write_tensors
 
 
 @pytest.fixture

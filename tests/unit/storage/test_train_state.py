@@ -12,6 +12,7 @@ HEADER = {
     "encode": {},
     "train": {"lr": 0.1},
     "progress": {"epoch": 1},
+    "best": {"epoch": 1},
     "num_vectors": 9,
     "fingerprint": "a",
 }

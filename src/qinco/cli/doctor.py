@@ -1,0 +1,305 @@
+"""`qinco doctor`: what this machine and this installation have, and whether they compute what they should.
+
+Facts are JSON values under names that the table on the terminal shows too; a name that ends in `_bytes` is a size.
+"""
+
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from qinco.cli.bench import cpuinfo, group_limits, processor_name, random_model, usable_cores
+from qinco.cli.console import Console, format_value
+from qinco.cli.overrides import Settings
+from qinco.codec.codec import Codec
+from qinco.config import ENGINES, PRESETS, EncodeOptions, ModelConfig
+from qinco.engines.choose import candidate_dtype, choose_device, multiplies_bf16_fast
+from qinco.engines.coarse import faiss
+from qinco.engines.reference import Encoder
+from qinco.errors import QincoError
+from qinco.vectors.datasets import DATASETS
+from qinco.vectors.source import as_source
+from qinco.version import __version__
+
+# What the kernel calls the instructions that decide how fast vectors are encoded.
+_FEATURES = {
+    "x86_64": {"avx2": "avx2", "fma": "fma", "avx512f": "avx512f", "avx512_bf16": "avx512_bf16",
+               "avx512_vbmi": "avx512vbmi", "amx_bf16": "amx_bf16"},
+    "aarch64": {"neon": "asimd", "bf16": "bf16"},
+}  # fmt: skip
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT")
+_MODULES = {"faiss-cpu": "faiss", "scikit-learn": "sklearn"}
+_MSE_TOLERANCE = 1.02
+
+
+def doctor(settings: Settings, console: Console) -> None:
+    """Print what there is and what is wrong with it; raises QincoError if the self-check fails."""
+    facts, problems = inspect()
+    failure = _failure()
+    if failure is not None:
+        problems.append(f"the self-check failed: {failure}")
+    facts |= {"problems": problems, "self_check": "ok" if failure is None else "failed"}
+    if settings["json"]:
+        console.print_result(facts, True)
+    else:
+        console.print_table(list(_rows(facts)), ("about", "what", "value"))
+    if failure is not None:
+        raise QincoError(f"the self-check failed: {failure}; do not trust codes that are made here")
+
+
+def inspect(root: Path = Path("/")) -> tuple[dict, list[str]]:
+    """Facts by section, and the problems that they show, each a sentence. `root` is where /proc, /sys and /dev lie."""
+    requirements = list(_requirements())
+    versions = {found.name: version(found.name) for found in requirements}
+    processor, cores = _processor(root), _cores(root)
+    facts = {
+        "versions": {"qinco": __version__, "python": platform.python_version()}
+        | {name: number for name, number in versions.items() if number is not None},
+        "not_installed": {
+            found.name: f"pip install 'qinco[{found.extra}]'" if found.extra else "pip install --upgrade qinco"
+            for found in requirements
+            if versions[found.name] is None
+        },
+        "processor": processor,
+        "cores": cores,
+        "threads": {"torch": torch.get_num_threads(), "faiss": faiss.omp_get_max_threads()}
+        | {variable: os.environ.get(variable) for variable in _THREAD_VARIABLES},
+        "memory": _memory(root),
+        "libraries": _libraries(),
+        "devices": _devices(),
+        "automatic": _automatic_choice(),
+        "folders": {"current": _folder(Path.cwd), "temporary": _folder(tempfile.gettempdir)}
+        | {"caches": "none, nothing is kept outside the files that you name"},
+        "data_sets": _data_sets(),
+    }
+    problems = [*_version_problems(requirements, versions), *_machine_problems(root, processor, cores)]
+    return facts, problems
+
+
+# Versions
+
+
+class _Requirement(NamedTuple):
+    """A package that qinco's own metadata names: its least version, and the extra that asks for it, if any."""
+
+    name: str
+    least: str | None
+    extra: str | None
+
+
+def _requirements() -> Iterator[_Requirement]:
+    seen = {"qinco"}
+    with suppress(metadata.PackageNotFoundError):
+        for line in metadata.requires("qinco") or []:
+            name = re.match(r"[\w.-]+", line)[0]
+            least, extra = re.search(r">=\s*([\w.]+)", line), re.search(r"extra == \W([\w-]+)", line)
+            if name not in seen and (extra is None or extra[1] != "dev"):
+                seen.add(name)
+                yield _Requirement(name, least and least[1], extra and extra[1])
+
+
+def version(package: str) -> str | None:
+    """The version in use, the installed one where the package is not imported, or None where it is missing."""
+    loaded = getattr(sys.modules.get(_MODULES.get(package, package)), "__version__", None)
+    if loaded is not None:
+        return str(loaded)
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _version_problems(requirements: list[_Requirement], versions: dict) -> Iterator[str]:
+    if not requirements:
+        yield "qinco runs from a folder without being installed, so no version was checked: pip install -e ."
+    for wanted in requirements:
+        found = versions[wanted.name]
+        if found is None and wanted.extra is None:
+            yield f"{wanted.name} is missing: pip install '{wanted.name}>={wanted.least}'"
+        elif found is not None and wanted.least is not None and _numbers(found) < _numbers(wanted.least):
+            yield f"{wanted.name} {found} is too old: pip install --upgrade '{wanted.name}>={wanted.least}'"
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text.split("+")[0])]
+
+
+# The machine
+
+
+def _processor(root: Path) -> dict:
+    info = cpuinfo(root)
+    flags = (info.get("flags") or info.get("Features") or "").split()
+    features = _FEATURES.get(platform.machine(), {}) if flags else {}
+    return {"name": processor_name(root), "platform": platform.platform()} | {
+        name: flag in flags for name, flag in features.items()
+    }
+
+
+def _cores(root: Path) -> dict:
+    places = set()
+    for topology in root.glob("sys/devices/system/cpu/cpu[0-9]*/topology"):
+        with suppress(OSError):
+            places.add(tuple((topology / name).read_text() for name in ("physical_package_id", "core_id")))
+    allowed = len(os.sched_getaffinity(0))
+    quota, _ = group_limits(root)
+    return {"physical": len(places) or None, "logical": os.cpu_count(), "allowed": allowed, "quota": quota}
+
+
+def _memory(root: Path) -> dict:
+    sizes = {"total_bytes": None, "available_bytes": None, "limit_bytes": group_limits(root)[1]}
+    with suppress(OSError):
+        for line in (root / "proc/meminfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name in ("MemTotal", "MemAvailable"):
+                sizes[f"{name[3:].lower()}_bytes"] = int(value.split()[0]) * 1024
+    return sizes
+
+
+def _folder(find) -> dict:
+    try:
+        folder = find()
+        facts = {"path": str(folder), "free_bytes": shutil.disk_usage(folder).free, "writable": False}
+    except OSError as error:  # the current folder has been removed, or there is no temporary one
+        return {"path": None, "free_bytes": None, "writable": False, "reason": str(error)}
+    with suppress(OSError), tempfile.TemporaryFile(dir=folder):
+        facts["writable"] = True
+    return facts
+
+
+def _data_sets() -> dict:
+    """The data sets that have a file where it is expected, with the files that they lack."""
+    found = {}
+    for dataset in DATASETS.values():
+        files = (dataset.database, dataset.trainset, dataset.queries, dataset.ground_truth)
+        missing = [path for path in files if not Path(path).is_file()]
+        if len(missing) < len(files):
+            found[dataset.name] = {"files": len(files) - len(missing), "missing": missing}
+    return found
+
+
+# What computes
+
+
+def _libraries() -> dict:
+    return {
+        "torch_kernels": torch.backends.cpu.get_cpu_capability(),
+        "torch_onednn": torch.backends.mkldnn.is_available(),
+        "torch_mkl": torch.backends.mkl.is_available(),
+        "torch_cuda": torch.version.cuda,
+        "faiss": faiss.get_compile_options().strip(),
+    }
+
+
+def _devices() -> dict:
+    devices = {"cpu": {"fast_bf16": multiplies_bf16_fast(torch.device("cpu"))}}
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        device = torch.device("cuda", index)
+        properties = torch.cuda.get_device_properties(device)
+        devices[str(device)] = {
+            "name": properties.name,
+            "memory_bytes": properties.total_memory,
+            "fast_bf16": multiplies_bf16_fast(device),
+        }
+    return devices
+
+
+def _engines() -> list[str]:
+    return [engine for engine in ENGINES if engine != "auto"]
+
+
+def _automatic_choice() -> dict:
+    device = choose_device("auto")
+    # of the published sizes; models with very small layers are computed in float32
+    candidates = candidate_dtype("auto", device, ModelConfig(128, **PRESETS["qinco2-S"]))
+    return {
+        "device": str(device),
+        "candidates": "bf16" if candidates is torch.bfloat16 else "float32",
+        "reconstructions": "float32",
+        "engine": _engines()[0],
+        "native_kernels": "native" in ENGINES,
+    }
+
+
+def _machine_problems(root: Path, processor: dict, cores: dict) -> Iterator[str]:
+    cpu, number = torch.device("cpu"), torch.__version__
+    is_fast = processor.get("avx512_bf16") or processor.get("amx_bf16")
+    if is_fast and not multiplies_bf16_fast(cpu):
+        yield f"the processor multiplies bf16 fast, but torch {number} does not see it: upgrade torch"
+    if multiplies_bf16_fast(cpu) and not torch.backends.mkldnn.is_available():
+        yield f"torch {number} is built without oneDNN, so that bf16 is slow: give precision=float32"
+    if (root / "dev/nvidiactl").exists() and not torch.cuda.is_available():
+        yield f"torch {number} cannot use the NVIDIA GPU: install a CUDA build of torch that fits the driver"
+    usable = usable_cores(root)
+    if torch.get_num_threads() > usable:
+        yield (
+            f"torch uses {torch.get_num_threads()} threads, more than the cores that this process has ({usable}): give "
+            f"threads={usable}, or set OMP_NUM_THREADS={usable}"
+        )
+
+
+def _failure() -> str | None:
+    """Why the self-check fails on the device that is chosen automatically, or None."""
+    try:
+        return self_check(choose_device("auto"))
+    except Exception as error:  # whatever it is, finding it is what this is for
+        return f"{type(error).__name__}: {error}"
+
+
+@torch.no_grad()
+def self_check(device: torch.device) -> str | None:
+    """Encode with a tiny model in every engine and compare with the plain network; what differs, or None."""
+    config = ModelConfig(8, 3, 16, 2, 6, 12, starts_from_coarse=True, num_lists=4)
+    codec = Codec(random_model(config), EncodeOptions(num_pairs=16, beam_width=4)).to(device)
+    model = codec.model
+    x = np.random.default_rng(0).standard_normal((256, config.dim), np.float32)
+    x_ND = torch.from_numpy(x).to(device)
+    lists_N = torch.cdist(model.normalize(x_ND), model.coarse_centroids).argmin(1)
+    if not np.array_equal(codec.assign_lists(x), lists_N.cpu().numpy()):
+        return "faiss does not find the nearest coarse centroids"
+    codes_NM, reached_ND = Encoder(model, codec.encode_options).encode(model.normalize(x_ND), model.start(256, lists_N))
+    decoded_ND = codec.decode(codes_NM, lists_N)
+    expected_ND = model.denormalize(reached_ND).cpu().numpy()
+    if not np.allclose(decoded_ND, expected_ND, rtol=1e-4, atol=1e-4):
+        return f"decoded vectors differ from the search's by {np.abs(decoded_ND - expected_ND).max():.2g}"
+    error = np.square(decoded_ND - x).sum()
+    for engine in _engines():
+        for precision in ("float32", "bf16") if multiplies_bf16_fast(device) else ("float32",):
+            rule = codec.encode_options.override(engine=engine, precision=precision)
+            _, codes, lists = next(codec.encode_blocks(as_source(x), rule))
+            ratio = np.square(codec.decode(codes, lists) - x).sum() / error
+            if not ratio < _MSE_TOLERANCE:
+                return f"engine={engine} precision={precision} has {ratio:.3f} times the reference's error"
+    return None
+
+
+# The table
+
+
+def _rows(facts: dict) -> Iterator[tuple[str, str, str]]:
+    for section, content in facts.items():
+        parts = content if isinstance(content, list) else [content]
+        entries = content.items() if isinstance(content, dict) else [("", part) for part in parts]
+        for i, (name, value) in enumerate(entries or [("", "none")]):
+            yield "" if i else section.replace("_", " "), name.removesuffix("_bytes"), _text(name, value)
+
+
+def _text(name: str, value) -> str:
+    if isinstance(value, dict):
+        shown = {inner: part for inner, part in value.items() if part not in (None, [])}
+        return ", ".join(f"{inner.removesuffix('_bytes')} {_text(inner, part)}" for inner, part in shown.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name.endswith("_bytes") and value is not None:
+        return f"{value / 2**30:,.1f} GiB"
+    return format_value(value)

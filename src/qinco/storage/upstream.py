@@ -1,0 +1,308 @@
+"""Checkpoints of the authors' code: both of its formats are read, the second is written.
+
+v2 (QINCo2) is a dictionary of weights and parameters; v1 (QINCo) is a pickled module, of which only the attributes and
+tensors are taken. Names on the left are ours, on the right theirs.
+"""
+
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from qinco.config import PAPER_SEARCH, EncodeOptions, ModelConfig
+from qinco.errors import ConfigError, DataError
+from qinco.files import write_atomically
+from qinco.model.qinco import Qinco
+from qinco.storage.tensor_file import check_shapes, check_values
+from qinco.storage.torch_file import Module, StoredTensor, read_torch_file
+
+V1, V2 = "QINCo checkpoint (v1)", "QINCo2 checkpoint (v2)"
+_V1_MODELS = ("QINCo", "IVFQINCo", "QINCoLR")
+_MAX_DEPTH = 8
+_MAX_CANDIDATES = 65536
+
+
+def read_checkpoint(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, EncodeOptions, dict]:
+    """Models, rotation or None, search rule and provenance of a checkpoint of the authors' code, on the CPU.
+
+    Executes nothing. Raises DataError where the file is something else or damaged.
+    """
+    content = read_torch_file(path)
+    try:
+        if isinstance(content, Module):
+            return _read_v1(path, content)
+        if isinstance(content, dict) and isinstance(content.get("model"), dict):
+            return _read_v2(path, content)
+    except (ConfigError, TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is a damaged checkpoint: {error}") from None
+    raise DataError(f"{path} is a PyTorch file, but no checkpoint of QINCo: it holds no model")
+
+
+def check_expressible(config: ModelConfig, options: EncodeOptions, num_parts: int = 1) -> None:
+    """Raise ConfigError, with the reason, where the authors' code cannot hold a model or search with its rule."""
+    if num_parts > 1:
+        raise ConfigError(f"a PQ-QINCo codec of {num_parts} parts has no place in a .pt checkpoint: use .safetensors")
+    if config.concat_rank is not None:
+        raise ConfigError("a QINCo-LR model (concat_rank) has no place in a .pt checkpoint: use .safetensors")
+    if options.num_pairs is not None:
+        raise ConfigError(
+            f"a .pt checkpoint knows no C (num_pairs={options.num_pairs}), only A and B: give A= and B=, or use "
+            ".safetensors"
+        )
+    size, beam = config.codebook_size, options.beam_width
+    if not config.has_preselector:
+        if beam > 1:
+            raise ConfigError(
+                f"the authors' code cannot search with B={beam} where no candidates are pre-selected: give B=1, or "
+                "use .safetensors"
+            )
+        return
+    count = _num_candidates(config, options)
+    # The first conditioned step proposes for the whole beam: from one hypothesis with IVF, else from the first codes.
+    most = size if config.starts_from_coarse else min(beam, size) * count
+    if beam > most:
+        raise ConfigError(
+            f"the authors' code cannot keep B={beam} of {most} candidates: give a smaller B or a larger A"
+        )
+    if beam * count > _MAX_CANDIDATES:
+        raise ConfigError(f"the authors' code fails above A · B = {_MAX_CANDIDATES}, here {beam * count}: give less")
+
+
+def default_rule(config: ModelConfig) -> EncodeOptions:
+    """The paper's search, as far as the authors' code can do it with a model of this architecture."""
+    if not config.has_preselector:
+        return EncodeOptions()
+    count = min(PAPER_SEARCH.num_candidates, config.codebook_size)
+    most = config.codebook_size * (1 if config.starts_from_coarse else count)
+    return EncodeOptions(num_candidates=count, beam_width=min(PAPER_SEARCH.beam_width, most))
+
+
+def write_checkpoint(path, models: list[Qinco], options: EncodeOptions, provenance: dict) -> None:
+    """Write a v2 checkpoint, which the authors' `run.py` loads; raises ConfigError for what it cannot express."""
+    config = models[0].config
+    check_expressible(config, options, len(models))
+    own = models[0].state_dict()
+    state = {theirs: own[ours].detach().cpu().clone() for ours, theirs in _v2_names(config)}
+    first = 1 if config.starts_from_coarse else 0
+    for step in range(first, config.num_steps + first):  # statistics that training updates before it reads them
+        state[f"steps.{step}.xtarget_mean"] = torch.zeros(config.dim)
+        state[f"steps.{step}.xtarget_var"] = torch.ones(config.dim)
+    parameters = {
+        "K": config.codebook_size,
+        "M": config.num_steps,
+        "de": config.embed_dim if config.projects else None,
+        "dh": config.hidden_dim,
+        "L": config.num_blocks,
+        "A": _num_candidates(config, options) if config.has_preselector else 0,
+        "B": options.beam_width,
+        "ivf_in_use": config.starts_from_coarse or None,
+        "ivf_K": config.num_lists or None,
+        "qinco1_mode": None if config.codeword_skip else True,
+    }
+    content = {
+        "epoch": provenance.get("epoch"),
+        "model": state,
+        "optimizer": None,
+        "scheduler": None,
+        "logger": None,
+        "parameters": {name: value for name, value in parameters.items() if value is not None},
+        "data_dim": config.dim,
+    }
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+
+
+def describe_checkpoint(path: str | os.PathLike) -> dict:
+    """Kind, architecture, search rule and provenance of a checkpoint, as JSON values, without its tensors' values."""
+    content = read_torch_file(path)
+    try:
+        if isinstance(content, Module):
+            parts = _v1_parts(path, content)
+            configs = [_v1_config(path, part)[0] for part in parts]
+            return {"kind": V1, "models": configs, "options": EncodeOptions(), "provenance": {}}
+        config, options, provenance = _v2_parameters(path, content)
+        return {"kind": V2, "models": [config], "options": options, "provenance": provenance}
+    except (ConfigError, TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is a damaged checkpoint: {error}") from None
+
+
+def _num_candidates(config: ModelConfig, options: EncodeOptions) -> int:
+    return min(options.num_candidates or config.codebook_size, config.codebook_size)
+
+
+# v2
+
+
+def _read_v2(path, content: dict) -> tuple[list[Qinco], None, EncodeOptions, dict]:
+    config, options, provenance = _v2_parameters(path, content)
+    state = {name.removeprefix("module."): tensor for name, tensor in content["model"].items()}
+    needless = {name for name in state if name.endswith((".xtarget_mean", ".xtarget_var"))}
+    model = _fill(path, config, state, dict(_v2_names(config)), needless)
+    return [model], None, options, provenance
+
+
+def _v2_parameters(path, content: dict) -> tuple[ModelConfig, EncodeOptions, dict]:
+    parameters = content.get("parameters")
+    if not isinstance(parameters, dict) or "data_dim" not in content:
+        raise DataError(f"{path} is a checkpoint without parameters, from a conversion of the authors' own: convert it")
+    get = parameters.get
+    names = content["model"]
+    config = ModelConfig(
+        dim=content["data_dim"],
+        num_steps=get("M"),
+        codebook_size=get("K"),
+        num_blocks=get("L"),
+        embed_dim=get("de") or None,
+        hidden_dim=get("dh"),
+        has_preselector=bool(get("A")),
+        codeword_skip=not get("qinco1_mode"),
+        starts_from_coarse=bool(get("ivf_in_use")),
+        num_lists=get("ivf_K") if get("ivf_in_use") else 0,
+    )
+    _check_promise(path, config, len(names))
+    options = EncodeOptions(num_candidates=get("A") or None, beam_width=get("B") or 1)
+    provenance = {"source": V2}
+    if type(content.get("epoch")) is int and content["epoch"] >= 0:
+        provenance["epoch"] = content["epoch"]
+    return config, options, provenance
+
+
+def _v2_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    yield "mean", "data_mean"
+    yield "scale", "data_std"
+    if config.starts_from_coarse:
+        yield "coarse_centroids", "steps.0.ivf_centroids.weight"
+    for m in range(config.num_steps):
+        ours, theirs = f"steps.{m}.", f"steps.{m + config.starts_from_coarse}."
+        yield ours + "codebook.weight", theirs + "codebook.weight"
+        if not config.is_conditioned(m):
+            continue
+        if config.has_preselector:
+            yield ours + "preselector.weight", theirs + "substep.codebook.weight"
+        if config.projects:
+            yield ours + "project_in.weight", theirs + "in_proj.weight"
+            yield ours + "project_out.weight", theirs + "out_proj.weight"
+        yield ours + "concat.outer.weight", theirs + "concat.mlp.weight"
+        yield ours + "concat.outer.bias", theirs + "concat.mlp.bias"
+        for j in range(config.num_blocks):
+            yield ours + f"blocks.{j}.up.weight", theirs + f"residual_blocks.{j}.up_proj.weight"
+            yield ours + f"blocks.{j}.down.weight", theirs + f"residual_blocks.{j}.down_proj.weight"
+
+
+# v1
+
+
+def _read_v1(path, content: Module) -> tuple[list[Qinco], Tensor | None, EncodeOptions, dict]:
+    models = []
+    for part in _v1_parts(path, content):
+        config, scale = _v1_config(path, part)
+        model = _fill(path, config, _v1_state(part), dict(_v1_names(config)), set(), ("mean", "scale"))
+        model.mean, model.scale = torch.zeros(config.dim), torch.tensor(scale)
+        models.append(model)
+    if any(model.config != models[0].config for model in models):
+        raise DataError(f"{path} is a PQ-QINCo model whose parts differ in architecture: that is not supported")
+    rotation = content.state["_parameters"].get("opq_matrix") if content.name == "PQ_QINCo" else None
+    if rotation is None:
+        return models, None, EncodeOptions(), {"source": V1}
+    dim = len(models) * models[0].config.dim
+    if rotation.shape != (dim, dim):
+        raise DataError(
+            f"{path} rotates to another dimension ({rotation.shape[1]} to {rotation.shape[0]}): that is not supported"
+        )
+    return models, torch.from_numpy(rotation.read()).float(), EncodeOptions(), {"source": V1}
+
+
+def _v1_parts(path, content: Module) -> list[Module]:
+    modules = content.state["_modules"]
+    parts = [content]
+    if content.name == "PQ_QINCo":
+        parts = [modules[f"sub_quantizer_{m}"] for m in range(len(modules))]
+    for part in parts:
+        if not isinstance(part, Module) or part.name not in _V1_MODELS:
+            raise DataError(
+                f"{path} is no checkpoint of QINCo: it holds a {getattr(part, 'name', type(part).__name__)}"
+            )
+    if not parts:
+        raise DataError(f"{path} is a PQ-QINCo model without parts")
+    return parts
+
+
+def _v1_config(path, module: Module) -> tuple[ModelConfig, float]:
+    get = module.state.__getitem__
+    is_ivf = module.name == "IVFQINCo"
+    config = ModelConfig(
+        dim=get("d"),
+        num_steps=get("M"),
+        codebook_size=get("K"),
+        num_blocks=get("L"),
+        hidden_dim=get("h"),
+        has_preselector=False,
+        codeword_skip=False,
+        concat_rank=get("h") if module.name == "QINCoLR" else None,
+        starts_from_coarse=is_ivf,
+        num_lists=get("K_IVF") if is_ivf else 0,
+    )
+    scale = module.state.get("db_scale", 1.0)
+    scale = float(scale.read()) if isinstance(scale, StoredTensor) else float(scale)
+    if not 0 < scale < float("inf"):
+        raise DataError(f"{path} is a damaged checkpoint: its db_scale is {scale}")
+    _check_promise(path, config, len(_v1_state(module)))
+    return config, scale
+
+
+def _v1_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    yield "coarse_centroids" if config.starts_from_coarse else "steps.0.codebook.weight", "codebook0.weight"
+    concat = ("MLPconcat",) if config.concat_rank is None else ("MLPconcat.1", "MLPconcat.0")
+    for m in range(config.num_steps):
+        if not config.is_conditioned(m):
+            continue
+        ours, theirs = f"steps.{m}.", f"step{m}."
+        yield ours + "codebook.weight", theirs + "codebook.weight"
+        yield ours + "concat.outer.weight", f"{theirs}{concat[0]}.weight"
+        if config.concat_rank is None:
+            yield ours + "concat.outer.bias", theirs + "MLPconcat.bias"
+        else:
+            yield ours + "concat.inner.weight", f"{theirs}{concat[1]}.weight"
+        for j in range(config.num_blocks):
+            yield ours + f"blocks.{j}.up.weight", theirs + f"residual_block{j}.0.weight"
+            yield ours + f"blocks.{j}.down.weight", theirs + f"residual_block{j}.2.weight"
+
+
+def _v1_state(module: Module, prefix: str = "", depth: int = 0) -> dict[str, StoredTensor]:
+    """Parameters and buffers by their full names."""
+    if depth > _MAX_DEPTH:
+        raise ValueError("modules nested too deeply")
+    state = {}
+    for kind in ("_parameters", "_buffers"):
+        state |= {prefix + name: tensor for name, tensor in module.state[kind].items() if tensor is not None}
+    for name, child in module.state["_modules"].items():
+        state |= _v1_state(child, f"{prefix}{name}.", depth + 1)
+    return state
+
+
+# Both
+
+
+def _check_promise(path, config: ModelConfig, num_tensors: int) -> None:
+    """Refuse parameters that promise more than the file holds, before anything is built for them."""
+    if config.num_steps * max(1, config.num_blocks) > num_tensors + 1:
+        raise DataError(f"{path} does not fit its parameters: it holds {num_tensors} tensors only")
+
+
+def _fill(path, config: ModelConfig, state: dict, names: dict, needless: set, own: tuple = ()) -> Qinco:
+    """A model with the tensors of `state`, whose names `names` translates; it sets those of `own` itself."""
+    for name, tensor in state.items():
+        if not isinstance(tensor, StoredTensor):
+            raise DataError(f"{path} is a damaged checkpoint: {name} is no tensor")
+    model = Qinco.empty(config)
+    expected = {names[ours]: tensor for ours, tensor in model.state_dict().items() if ours not in own}
+    check_shapes(path, {name: tensor for name, tensor in state.items() if name not in needless}, expected)
+    tensors = {ours: torch.from_numpy(state[theirs].read()).float() for ours, theirs in names.items()}
+    check_values(path, {names[ours]: tensor for ours, tensor in tensors.items()})
+    model.load_state_dict(tensors, assign=True, strict=not own)
+    return model.eval().requires_grad_(False)
