@@ -1,10 +1,14 @@
-"""Whatever is typed gives settings or one clear error."""
+"""Whatever is typed gives settings or one clear error, and never more than is known of completion."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qinco.cli.completion import FILES, candidates
+from qinco.cli.interpolation import interpolate
 from qinco.cli.keys import KEYS, TASKS
 from qinco.cli.overrides import Settings, parse_arguments
+from qinco.cli.resolved import keys_of, resolve
+from qinco.cli.values import parse_value, to_text
 from qinco.errors import QincoError
 
 PATH_KEYS = ("model", "trainset", "output", "tensorboard")
@@ -14,7 +18,11 @@ values = st.one_of(
     st.integers().map(str),
     st.floats().map(str),
     st.lists(st.integers()).map(str),
-    st.sampled_from(["null", "true", "[4,10]", "1e9999", "1_000", "-0", "1e", "paper", "cuda:0"]),
+    st.sampled_from(
+        ["null", "true", "[4,10]", "1e9999", "1_000", "-0", "1e", "paper", "cuda:0", "1/4", "'8'", "bigann1M"]
+    ),
+    st.sampled_from(sorted(KEYS)).map("${{{}}}".format),
+    st.text("${}:,\\\\ MK.output", max_size=20),
 )
 assignments = st.builds("{}={}".format, st.one_of(st.sampled_from(sorted(KEYS)), anything), values)
 arguments = st.lists(
@@ -24,7 +32,7 @@ arguments = st.lists(
 
 @given(st.sampled_from(PATH_KEYS), st.text(min_size=1))
 def test_any_path_comes_back_as_it_was_typed(key, path):
-    command = {"trainset": "x", "output": "y", key: path}
+    command = {"trainset": "x", "output": "y", key: path.replace("${", "\\${")}
     settings = parse_arguments(["train", *(f"{name}={value}" for name, value in command.items())])
     assert settings[key] == path
 
@@ -50,6 +58,42 @@ def test_random_arguments_give_settings_or_a_clear_error(task, words):
         else:
             assert isinstance(settings, Settings)
             assert settings.values.keys() == KEYS.keys()
+            assert settings.given_values.keys() == settings.given_keys
+
+
+@given(st.sampled_from(sorted(TASKS)), arguments)
+def test_the_configuration_names_every_key_of_the_task(task, words):
+    try:
+        settings = parse_arguments([task, *words], complete=False)
+        resolved = resolve(settings.task, settings.given_values)
+    except QincoError as error:
+        assert str(error)
+        return
+    assert list(resolved) == [key.name for key in keys_of(TASKS[task])]
+    for name, found in resolved.items():
+        assert found.source
+        assert found.source != "command line" or name in settings.given_keys
+        if found.value is not None and not KEYS[name].is_plural:
+            assert parse_value(KEYS[name], to_text(KEYS[name], found.value)) == found.value
+
+
+@given(arguments, anything)
+def test_completion_goes_on_with_what_is_typed(words, current):
+    for typed in ([*words, current], ["train", *words, current], ["info", current]):
+        for word in candidates(typed):
+            assert word == FILES or word.startswith(typed[-1])
+
+
+@given(st.text("${}:,\\M oc.env", max_size=40), st.text() | st.text("${}\\"))
+def test_interpolation_is_text_or_a_clear_error(text, value):
+    try:
+        done = interpolate(text, lambda name: value, "output", null=None)
+    except QincoError as error:
+        assert str(error).startswith("output")
+    else:
+        assert done == text or "${" in text
+        escaped = value.replace("${", "\\${")
+        assert interpolate(escaped, lambda name: None, "output", null=None) == value
 
 
 @given(st.sampled_from(sorted(KEYS)), values)
@@ -57,6 +101,6 @@ def test_any_value_gives_settings_or_an_error_that_names_the_key(key, value):
     try:
         settings = parse_arguments(["train", "trainset=x", "output=y", f"{key}={value}"])
     except QincoError as error:
-        assert key in str(error) or (key == "model_args" and "preset" in str(error))
+        assert key in str(error) or (key == "model_args" and "preset" in str(error)) or "${" in value
     else:
         assert settings.given(key)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from qinco.cli.interpolation import interpolate
 from qinco.cli.keys import ALIASES, KEYS, TASKS, Key, Task
-from qinco.cli.resolved import effective, required_keys
 from qinco.cli.values import parse_value, to_text
 from qinco.errors import ConfigError
 
@@ -141,6 +140,8 @@ class _Given(Mapping):
         if key.name in self:
             value = self[key.name]
         else:
+            from qinco.cli.resolved import effective
+
             # A rule's default depends on the form of output, which may itself be named after the rule.
             looked_at = ChainMap({"output": self._texts["output"][0]} if "output" in self else {}, self)
             value = effective(key.name, self._task.name, looked_at).value
@@ -169,6 +170,13 @@ def find_task(name: str) -> Task:
     if name in TASKS:
         return TASKS[name]
     raise ConfigError(f"unknown task {name!r}: {_did_you_mean(name, TASKS)}there are {_available_tasks()}")
+
+
+def required_keys(task: Task, given: Mapping[str, object]) -> tuple[str, ...]:
+    """The keys that `task` cannot do without; "a|b" is satisfied by either."""
+    if task.name == "encode" and given.get("encode_trainset"):
+        return ("model", "trainset|db", "output")
+    return task.required
 
 
 def _find_key(name: str, task: Task) -> Key:

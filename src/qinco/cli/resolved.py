@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qinco.cli.keys import KEYS, TASKS, Key, Task
+from qinco.cli.overrides import required_keys
 from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig
 from qinco.training.options import TrainOptions
 from qinco.vectors.datasets import find_dataset
@@ -99,13 +100,6 @@ def keys_of(task: Task) -> list[Key]:
     required = [name for names in task.required for name in names.split("|")]
     keys = [key for key in KEYS.values() if task.name in key.tasks and key.available]
     return sorted(keys, key=lambda key: required.index(key.name) if key.name in required else len(required))
-
-
-def required_keys(task: Task, given: Mapping[str, object]) -> tuple[str, ...]:
-    """The keys that `task` cannot do without; "a|b" is satisfied by either."""
-    if task.name == "encode" and given.get("encode_trainset"):
-        return ("model", "trainset|db", "output")
-    return task.required
 
 
 def _resolve(name: str, task: str, given: Mapping[str, object]) -> Resolved:

@@ -201,6 +201,12 @@ class Codec:
             decoded_ND = self.model.denormalize(decode(self.model, codes_NM, start_ND, dtype))
             yield first, decoded_ND.cpu().numpy()
 
+    def decode_prefixes(self, codes_NM: np.ndarray, lists_N: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """Yield the reconstructions after each step, float32 (N, D), of a block of codes of this codec."""
+        start_ND = self.model.start(len(codes_NM), None if lists_N is None else self._to_device(lists_N))
+        for x_ND in self.model.reconstructions(self._to_device(codes_NM), start_ND):
+            yield self.model.denormalize(x_ND).cpu().numpy()
+
     def prefix(self, codes, num_steps: int):
         """The shorter code that the first `num_steps` steps are: columns of `codes`."""
         return codes[:, : self._check_steps(num_steps)]

@@ -49,8 +49,7 @@ def evaluate(
     errors_M = np.zeros(steps)
     for first, codes, lists in codec.encode_blocks(source, options, num_steps):
         x_ND = source[first : first + len(codes)]
-        for m in range(steps):
-            decoded_ND = codec.decode(codec.prefix(codes, m + 1), lists)
+        for m, decoded_ND in enumerate(codec.decode_prefixes(codes, lists)):
             errors_M[m] += np.square(decoded_ND - x_ND, dtype=np.float64).sum()
         on_progress(first + len(codes))
     return Evaluation((errors_M / len(source)).tolist(), len(source), time.monotonic() - begun)

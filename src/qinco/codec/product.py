@@ -192,6 +192,12 @@ class ProductCodec:
         for first in range(0, len(codes), self.block_rows):
             yield first, self.decode(codes[first : first + self.block_rows], precision=precision)
 
+    def decode_prefixes(self, codes_NM: np.ndarray, lists_N: None = None) -> Iterator[np.ndarray]:
+        """Yield the reconstructions after each step of every part, float32 (N, D), of a block of codes."""
+        streams = [part.decode_prefixes(c) for part, c in zip(self.parts, self._split(codes_NM), strict=True)]
+        for decoded in zip(*streams, strict=True):
+            yield self._unrotate(np.concatenate(decoded, axis=1))
+
     def prefix(self, codes, num_steps: int) -> np.ndarray:
         """The shorter code that the first `num_steps` steps of every part are: (N, P · num_steps)."""
         parts = zip(self.parts, self._split(codes), strict=True)

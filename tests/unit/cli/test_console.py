@@ -3,12 +3,13 @@
 import io
 import json
 import sys
+from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
 
 from qinco.cli import console as console_module
-from qinco.cli.console import Console, format_duration, format_value, write_line
+from qinco.cli.console import Console, format_duration, format_value, log_record, write_line
 
 
 @pytest.fixture
@@ -170,3 +171,61 @@ def test_an_error_under_a_bar_closes_it(monkeypatch):
     assert console._bars is None
     with console.progress(2, "step", "training") as progress:
         progress.update(2)
+
+
+def test_json_lines(capsys):
+    console = Console(json_logs=True)
+    console.info("reading é\n")
+    console.warn("13 codewords are dead")
+    console.print_result({"mse": 1.5}, json=False)
+    out, err = capsys.readouterr()
+    assert out == "mse: 1.500\n"
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [(line["level"], line["message"]) for line in lines] == [
+        ("info", "reading é\n"),
+        ("warning", "13 codewords are dead"),
+    ]
+    for line in lines:
+        assert list(line) == ["time", "level", "message"]
+        assert datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0)
+    silenced = Console(verbose=False, json_logs=True)
+    silenced.info("reading")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_in_json(monkeypatch, clock):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with Console(json_logs=True).progress(1000, "step", "training", start=100) as progress:
+        assert progress.record()["rate"] is None
+        for done in range(200, 501, 100):
+            clock.now += 10
+            progress.update(done, mse=np.float32(20000.5), lr=float("nan"))
+    (line,) = terminal.getvalue().splitlines()
+    record = json.loads(line)
+    assert record.pop("time")
+    assert record == {
+        "level": "progress",
+        "message": "training: 400/1,000 steps, 10.00 steps/s, 1:00 left, mse 20,000, lr nan",
+        "description": "training",
+        "done": 400,
+        "total": 1000,
+        "unit": "step",
+        "rate": 10.0,
+        "seconds_left": 60.0,
+        "fields": {"mse": 20000.5, "lr": None},
+    }
+
+
+def test_a_silenced_console_shows_no_progress_in_json(capsys, clock):
+    with Console(verbose=False, json_logs=True).progress(10, "step", "training") as progress:
+        clock.now += 100
+        progress.update(1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_records_are_one_line_of_ascii():
+    line = log_record("error", "a\nb \udcff é", exit_code=3)
+    assert line.isascii() and "\n" not in line
+    assert json.loads(line)["message"] == "a\nb \udcff é"

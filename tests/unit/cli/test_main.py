@@ -1,12 +1,14 @@
 """What the process does: help, exit codes, one line for each mistake, and nothing slow imported for any of it."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import types
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,23 @@ def run_python(*arguments, **options):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["train", "--help"], ["trian"], [], ["train", "lr=x"], ["info"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["help", "download"],
+        ["trian"],
+        [],
+        ["train", "lr=x"],
+        ["info"],
+        ["info", "--json-logs"],
+        ["train", "--cfg", "db=bigann1M", "recipe=paper", "output=${M}.pt"],
+        ["completion", "bash"],
+        ["completion", "words", "download", ""],
+        ["completion", "words", "train", "model_args=q"],
+    ],
+    ids=" ".join,
 )
 def test_nothing_slow_is_imported(arguments):
     script = f"import sys; from qinco.cli import main; main({arguments!r}); print(*sys.modules, file=sys.stderr)"
@@ -65,6 +83,8 @@ def test_no_arguments_print_the_help_and_fail(capsys):
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == without
     assert all(task in without for task in TASKS)
+    assert main(["help"]) == 0
+    assert capsys.readouterr().out == without
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
@@ -74,6 +94,15 @@ def test_help_of_a_task_lists_the_keys_that_it_reads(task, capsys):
     assert ("not in this version" in lines[0]) == (not TASKS[task].available)
     listed = [line.split("=")[0].strip() for line in lines if line.startswith("  ")]
     assert sorted(listed) == sorted(key.name for key in KEYS.values() if task in key.tasks and key.available)
+
+
+def test_help_is_a_word_too(capsys):
+    main(["encode", "--help"])
+    shown = capsys.readouterr().out
+    assert main(["help", "encode"]) == 0
+    assert capsys.readouterr().out == shown
+    assert main(["help", "encod"]) == 2
+    assert "unknown task 'encod': did you mean encode?" in capsys.readouterr().err
 
 
 def test_help_shows_defaults(capsys):
@@ -90,7 +119,8 @@ def test_help_shows_defaults(capsys):
         (["trian", "--help"], "unknown task 'trian': did you mean train?"),
         ([*TRAIN, "epoch=3"], "unknown key 'epoch': did you mean epochs?"),
         ([*TRAIN, "epochs=x"], "epochs must be an integer of at least 1, not 'x'"),
-        (["convert", "model=x", "output=y"], "task convert is not in this version yet"),
+        (["build_index", "output=y"], "task build_index is not in this version yet"),
+        ([*TRAIN, "--cgf"], "unknown option '--cgf': there are --help, --version, --cfg, --json-logs"),
     ],
 )
 def test_mistakes_are_one_line(arguments, line, capsys):
@@ -107,6 +137,42 @@ def test_settings_and_console_reach_the_commands(commands):
     assert main([*TRAIN, "verbose=false", "lr=1e-3"]) == 0
     settings, console = received[0]
     assert (settings.task, settings["lr"], console.verbose) == ("train", 1e-3, False)
+    assert not console.json_logs
+
+
+@pytest.mark.parametrize("arguments", [["--json-logs", *TRAIN], [*TRAIN, "--json-logs"], ["info", "--json-logs", "f"]])
+def test_json_logs_may_stand_anywhere(commands, arguments):
+    received = []
+    commands.run = lambda settings, console: received.append(console.json_logs)
+    assert main(arguments) == 0
+    assert received == [True]
+
+
+@pytest.mark.parametrize(
+    "error, code, message",
+    [
+        (ConfigError("A and C"), 2, "A and C"),
+        (DataError("row \udcff is\nNaN"), 3, "row \udcff is\nNaN"),
+        (KeyboardInterrupt("resume=true goes on"), 130, "interrupted: resume=true goes on"),
+        (MemoryError(), 4, "memory is exhausted: use smaller blocks"),
+        (ValueError("ours"), 1, "internal error: ValueError('ours')"),
+    ],
+)
+def test_errors_as_json(commands, capsys, error, code, message):
+    commands.run = raising(error)
+    assert main([*TRAIN, "--json-logs"]) == code
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["exit_code"]) == ("error", code)
+    assert line["message"].startswith(message)
+    assert datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0)
+    assert ("in run\n" in line.get("traceback", "")) == (code == 1)
+
+
+def test_mistakes_as_json(capsys):
+    assert main(["--json-logs", "trian"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert json.loads(err)["message"].startswith("unknown task 'trian': did you mean train?")
 
 
 @pytest.mark.parametrize(
