@@ -186,6 +186,20 @@ DEFAULT_SEARCH = EncodeOptions(num_pairs=64, beam_width=32)
 PAPER_SEARCH = EncodeOptions(num_candidates=16, beam_width=32)
 
 
+def checkpoint_search(
+    codebook_size: int, has_preselector: bool = True, starts_from_coarse: bool = False
+) -> EncodeOptions:
+    """The paper's search, as far as the authors' code can do it.
+
+    It can neither propose more codewords than there are nor keep more hypotheses than it proposes.
+    """
+    if not has_preselector:
+        return EncodeOptions()
+    count = min(PAPER_SEARCH.num_candidates, codebook_size)
+    most = codebook_size * (1 if starts_from_coarse else count)
+    return EncodeOptions(num_candidates=count, beam_width=min(PAPER_SEARCH.beam_width, most))
+
+
 def find_preset(name: str) -> dict:
     """The ModelConfig fields of the preset called `name`; raises ConfigError with the nearest name."""
     if name in PRESETS:

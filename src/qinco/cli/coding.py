@@ -12,12 +12,12 @@ from qinco.cli.console import Console
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec, ProductCodec
 from qinco.codec.encode_file import Share, encode_file
+from qinco.config import checkpoint_search
 from qinco.errors import ConfigError, DataError
 from qinco.files import check_output
 from qinco.maths.clustering import coarse_kmeans
 from qinco.storage.codec_file import CHECKPOINT_SUFFIX
 from qinco.storage.encoded_set import EncodedSet, lists_beside, open_encoded_set
-from qinco.storage.upstream import default_rule
 from qinco.training.codebooks import sample
 from qinco.vectors.formats import VectorWriter, write_vectors
 
@@ -127,7 +127,8 @@ def convert(settings: Settings, console: Console) -> None:
     check_output(output, overwrite=settings["overwrite"], inputs=inputs.files_read(settings))
     rule = inputs.encode_options(settings, codec)
     if output.suffix.lower() == CHECKPOINT_SUFFIX and rule.num_pairs is not None and settings["C"] is None:
-        known = default_rule(codec.config)
+        config = codec.config
+        known = checkpoint_search(config.codebook_size, config.has_preselector, config.starts_from_coarse)
         console.warn(
             f"the authors' code does not know C={rule.num_pairs} B={rule.beam_width}: A={known.num_candidates} "
             f"B={known.beam_width} are stored; give A= and B= for others"

@@ -145,7 +145,7 @@ KEYS = {
         Key("shard", "share", None, "encode share i of n only, written i/n", frozenset({"encode"})),
         Key("shell", "choice", None, "the shell to complete in", frozenset({"completion"}), choices=SHELLS),
         Key("codes", "path", None, "codes to decode", frozenset({"decode"})),
-        Key("lists", "path", None, "list numbers of the codes (IVF codecs)", frozenset({"encode", "decode"})),
+        Key("lists", "path", None, "list numbers of the codes, where they are not beside them", frozenset({"decode"})),
         Key("tensorboard", "path", None, "folder for TensorBoard", _TRAIN, everywhere=True),
         Key("ivf_centroids", "path", None, "coarse centroids: train an IVF codec", _TRAIN | _INDEXING),
         # Vectors

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from qinco.cli.keys import KEYS, TASKS, Key, Task
 from qinco.cli.overrides import required_keys
-from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig
+from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig, checkpoint_search
 from qinco.training.options import TrainOptions
 from qinco.vectors.datasets import find_dataset
 
@@ -84,12 +84,8 @@ def default_rule(task: str, given: Mapping[str, object]) -> tuple[EncodeOptions,
     if not PRESETS.get(preset, {}).get("has_preselector", True):
         return EncodeOptions(), f"preset {preset}"
     if _is_checkpoint(given):
-        # The authors' code can neither propose more codewords than there are nor keep more hypotheses than it proposes.
-        codewords = given.get("K") or ModelConfig.codebook_size
-        count = min(PAPER_SEARCH.num_candidates, codewords)
-        most = codewords * (1 if "ivf_centroids" in given else count)
-        beam_width = min(PAPER_SEARCH.beam_width, most)
-        return EncodeOptions(num_candidates=count, beam_width=beam_width), "default of .pt files"
+        size = given.get("K") or ModelConfig.codebook_size
+        return checkpoint_search(size, starts_from_coarse="ivf_centroids" in given), "default of .pt files"
     if given.get("recipe") == "paper":
         return PAPER_SEARCH, "recipe paper"
     return DEFAULT_SEARCH, "default"

@@ -7,6 +7,7 @@ from pathlib import Path
 from qinco.cli import inputs
 from qinco.cli.console import Console, format_duration, format_value
 from qinco.cli.overrides import Settings
+from qinco.cli.resolved import RULE, SCHEDULES, SIZES, TRAINING, chosen_preset
 from qinco.codec.codec import Codec
 from qinco.codec.fit import fit
 from qinco.codec.product import ProductCodec
@@ -18,16 +19,6 @@ from qinco.training.estimate import Estimate
 from qinco.training.processes import Processes
 from qinco.training.train import EpochReport, StepReport
 
-_SIZES = {"M": "num_steps", "K": "codebook_size", "L": "num_blocks", "de": "embed_dim", "dh": "hidden_dim",
-          "concat_rank": "concat_rank", "A": "num_candidates", "C": "num_pairs", "B": "beam_width"}  # fmt: skip
-_TRAINING = {
-    "epochs": "epochs", "batch": "batch_size", "grad_accumulate": "grad_accumulate", "optimizer": "optimizer",
-    "lr": "lr", "wd": "weight_decay", "grad_clip": "grad_clip", "seed": "seed", "precision": "precision",
-    "ds.loop": "epoch_size", "ds.valset": "num_valid", "codebook_noise_init": "codebook_noise",
-    "scheduler.ramp_epochs": "ramp_epochs", "scheduler.lr_min_fact": "lr_min_factor",
-    "scheduler.stop_patience": "stop_patience", "scheduler.reduce_fact": "reduce_factor",
-    "scheduler.patience": "patience", "scheduler.threshold_frac": "threshold",
-}  # fmt: skip
 _WARN_UNUSED = 0.02
 
 
@@ -40,7 +31,7 @@ def train(settings: Settings, console: Console) -> None:
         raise ConfigError(f"output={output}: a codec is written to a .safetensors (ours) or .pt (the authors') file")
     check_output(output, overwrite=True, inputs=inputs.files_read(settings))
     if not Processes.is_main_by_environment():
-        console = Console(verbose=False)
+        console = Console(verbose=False, json_logs=console.json_logs)
     begun = time.monotonic()
     try:
         with _reporter(settings, console, inputs.mse_scale(settings)) as report:
@@ -72,20 +63,18 @@ def train(settings: Settings, console: Console) -> None:
 
 def run_settings(settings: Settings, dim: int) -> dict:
     """The arguments of `fit` that the command line gives; what it leaves out is for preset and recipe to decide."""
-    chosen = {name: settings[key] for key, name in (_SIZES | _TRAINING).items() if settings.given(key)}
+    chosen = {name: settings[key] for key, name in (SIZES | RULE | TRAINING).items() if settings.given(key)}
     if settings.given("de") and settings["de"] is None:
         chosen["embed_dim"] = dim
-    if settings.given("scheduler.name"):
-        chosen["schedule"] = {"reduce_lr_plateau": "plateau"}.get(settings["scheduler.name"], "cosine")
+    if "schedule" in chosen:
+        chosen["schedule"] = {theirs: ours for ours, theirs in SCHEDULES.items()}[chosen["schedule"]]
     if settings["qinco1_mode"]:
         if settings["model_args"] not in (None, "qinco1"):
             raise ConfigError(f"qinco1_mode=true contradicts model_args={settings['model_args']}: keep one of them")
         chosen |= {"codeword_skip": False, "embed_dim": dim}
         if settings["A"] is None and settings["C"] is None:
             chosen["has_preselector"] = False
-    preset = settings["model_args"]
-    if preset is None and not any(settings.given(key) for key in ("L", "de", "dh")) and not settings["qinco1_mode"]:
-        preset = "qinco2-S"
+    preset = chosen_preset(settings.task, settings.given_values)
     return chosen | {"preset": preset, "recipe": settings["recipe"]}
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from qinco.codec.codec import Codec
-from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions, ModelConfig, find_preset
+from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions, ModelConfig, checkpoint_search, find_preset
 from qinco.errors import ConfigError, DataError
 from qinco.storage.codec_file import CHECKPOINT_SUFFIX
 from qinco.storage.train_state import state_path
-from qinco.storage.upstream import check_expressible, default_rule
+from qinco.storage.upstream import check_expressible
 from qinco.training.options import TrainOptions
 from qinco.vectors.source import VectorSource, as_source
 
@@ -82,7 +82,7 @@ def plan_run(
     if initial is not None and not (is_checkpoint and initial.encode_options.num_pairs is not None):
         rule = initial.encode_options
     elif is_checkpoint:
-        rule = default_rule(config)
+        rule = checkpoint_search(config.codebook_size, config.has_preselector, config.starts_from_coarse)
     elif not config.has_preselector:
         rule = EncodeOptions()
     else:

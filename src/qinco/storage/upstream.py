@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from qinco.config import PAPER_SEARCH, EncodeOptions, ModelConfig
+from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.files import write_atomically
 from qinco.model.qinco import Qinco
@@ -69,15 +69,6 @@ def check_expressible(config: ModelConfig, options: EncodeOptions, num_parts: in
         )
     if beam * count > _MAX_CANDIDATES:
         raise ConfigError(f"the authors' code fails above A · B = {_MAX_CANDIDATES}, here {beam * count}: give less")
-
-
-def default_rule(config: ModelConfig) -> EncodeOptions:
-    """The paper's search, as far as the authors' code can do it with a model of this architecture."""
-    if not config.has_preselector:
-        return EncodeOptions()
-    count = min(PAPER_SEARCH.num_candidates, config.codebook_size)
-    most = config.codebook_size * (1 if config.starts_from_coarse else count)
-    return EncodeOptions(num_candidates=count, beam_width=min(PAPER_SEARCH.beam_width, most))
 
 
 def write_checkpoint(path, models: list[Qinco], options: EncodeOptions, provenance: dict) -> None:
