@@ -117,7 +117,9 @@ def _values(key: Key) -> list[str]:
     if key.name == "db":
         return [FILES, *DATASETS]
     if key.name == "name":
-        return _published_names()
+        from qinco.vectors.catalogue import names
+
+        return names()
     if key.kind in ("path", "paths"):
         return [FILES]
     known = {
@@ -127,11 +129,3 @@ def _values(key: Key) -> list[str]:
         "preset": key.choices,
     }
     return [*known.get(key.kind, ()), *(["null"] if key.accepts_null else [])]
-
-
-def _published_names() -> list[str]:
-    try:
-        from qinco.vectors.catalogue import names
-    except ImportError:
-        return list(DATASETS)
-    return list(names())

@@ -1,0 +1,256 @@
+"""Which cases `bench` measures and how it reports them; never how long anything takes."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import random_model
+
+from qinco.cli import bench
+from qinco.cli.console import Console
+from qinco.cli.overrides import parse_arguments
+from qinco.codec import Codec, ProductCodec
+from qinco.config import PRESETS, EncodeOptions, ModelConfig
+from qinco.errors import ConfigError
+
+TINY = ("M=2", "K=16", "L=1", "dh=16", "de=16")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Measurements of a few vectors, and as many threads afterwards as before."""
+    monkeypatch.setattr(bench, "_PASS_US", 1)
+    monkeypatch.setattr(bench, "_MOST_VECTORS", 64)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def bf16(monkeypatch):
+    """Sets what `precision=auto` is on this machine."""
+
+    def choose(is_bf16):
+        chosen = torch.bfloat16 if is_bf16 else torch.float32
+        monkeypatch.setattr(bench, "candidate_dtype", lambda precision, device, config: chosen)
+
+    return choose
+
+
+def run(*arguments):
+    settings = parse_arguments(["bench", "cpu=true", *arguments])
+    bench.bench(settings, Console(settings["verbose"]))
+
+
+def results(capsys, *arguments):
+    run("json=true", *arguments)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def cases(report, *names):
+    return [tuple(row[name] for name in names) for row in report["results"]]
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_every_case_is_measured(capsys, bf16):
+    bf16(True)
+    torch.set_num_threads(2)
+    report = results(capsys, *TINY)
+    rules = ("A=16 B=32", "C=64 B=32", "C=16 B=4")
+    expected = [(threads, precision, rule) for threads in (1, 2) for precision in ("float32", "auto") for rule in rules]
+    assert cases(report, "threads", "precision", "rule") == expected
+    assert torch.get_num_threads() == 2
+
+
+def test_what_a_case_holds(capsys, bf16):
+    bf16(False)
+    report = results(capsys, *TINY, "threads=1")
+    for row in report["results"]:
+        assert row["model"] == "M=2 K=16 L=1 de=16 dh=16"
+        assert row["encode_us"] > 0 and row["decode_us"] > 0
+        assert row["encode_vectors_per_second"] == pytest.approx(1e6 / row["encode_us"])
+    assert len({row["decode_us"] for row in report["results"]}) == 1
+    assert report["torch"] == torch.__version__
+    assert report["processor"] == bench.processor_name()
+    assert report["cores"] == bench.usable_cores()
+    assert report["device"] == "cpu"
+    assert report["weights"].startswith("random")
+
+
+def test_auto_is_left_out_where_it_is_float32(capsys, bf16):
+    bf16(False)
+    assert cases(results(capsys, *TINY, "threads=1", "B=4", "C=8"), "precision", "rule") == [("float32", "C=8 B=4")]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "auto"])
+def test_the_case_that_is_asked_for(capsys, precision):
+    report = results(capsys, *TINY, "A=2", "B=3", "threads=1", f"precision={precision}")
+    assert cases(report, "rule", "precision", "threads") == [("A=2 B=3", precision, 1)]
+
+
+def test_models_without_preselector(capsys, bf16):
+    bf16(False)
+    report = results(capsys, "model_args=qinco1", "M=2", "K=4", "L=1", "dh=8", "threads=1")
+    assert cases(report, "model", "rule") == [("qinco1 M=2 K=4 L=1 dh=8", "B=1")]
+
+
+def test_table(capsys):
+    run(*TINY, "threads=1", "A=2", "B=3", "precision=float32")
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].split("  ")[0] == "model"
+    for column in ("rule", "precision", "threads", "encode us", "encode vectors/s", "decode us"):
+        assert column in lines[0]
+    assert lines[2].startswith("M=2 K=16 L=1 de=16 dh=16  A=2 B=3  float32")
+    assert lines[-1] == "weights: random, which take the same time as trained ones"
+    assert err.startswith("measuring M=2 K=16 L=1 de=16 dh=16 on vectors of 128 dimensions, 1 times")
+    run(*TINY, "threads=1", "A=2", "B=3", "precision=float32", "verbose=false")
+    assert capsys.readouterr().err == ""
+
+
+def save(path, **fields) -> str:
+    config = ModelConfig(dim=4, num_steps=2, codebook_size=4, num_blocks=1, hidden_dim=8, **fields)
+    Codec(random_model(config), EncodeOptions(num_pairs=3, beam_width=2)).save(path)
+    return f"model={path}"
+
+
+@pytest.mark.parametrize("fields", [{}, {"starts_from_coarse": True, "num_lists": 5}])
+def test_a_codec_file(capsys, tmp_path, bf16, fields):
+    bf16(False)
+    model = save(tmp_path / "c.safetensors", **fields)
+    report = results(capsys, model, "threads=1")
+    assert cases(report, "rule") == [("A=16 B=32",), ("C=64 B=32",), ("C=16 B=4",), ("C=3 B=2",)]
+    assert {row["model"] for row in report["results"]} == {model.removeprefix("model=")}
+    assert report["weights"] == "trained"
+
+
+def test_a_codec_of_several_parts(capsys, tmp_path, bf16):
+    bf16(False)
+    config = ModelConfig(dim=4, num_steps=2, codebook_size=4, num_blocks=1, hidden_dim=8)
+    parts = [Codec(random_model(config, seed), EncodeOptions(num_pairs=3, beam_width=2)) for seed in (0, 1)]
+    ProductCodec(parts).save(tmp_path / "c.safetensors")
+    report = results(capsys, f"model={tmp_path / 'c.safetensors'}", "threads=1", "B=2", "C=3")
+    assert cases(report, "rule") == [("C=3 B=2",)]
+
+
+@pytest.mark.parametrize("size", ["M=3", "K=8", "model_args=qinco2-S", "dh=4"])
+def test_a_codec_file_has_its_own_sizes(tmp_path, size):
+    with pytest.raises(ConfigError, match=f"leave out {size.split('=')[0]}"):
+        run(save(tmp_path / "c.safetensors"), size)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["model_args=qinco1", "A=4"], "needs a pre-selector"),
+        (["A=4", "C=4"], "exclude each other"),
+        (["K=10"], "power of two"),
+        (["qinco1_mode=true", "model_args=qinco2-S"], "contradicts"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_measured(arguments, message, monkeypatch):
+    monkeypatch.setattr(bench, "_microseconds", None)
+    with pytest.raises(ConfigError, match=message):
+        run(*arguments)
+
+
+def test_threads_come_back_after_an_interrupt(monkeypatch):
+    def interrupt(work, most):
+        assert torch.get_num_threads() == 1
+        raise KeyboardInterrupt
+
+    torch.set_num_threads(2)
+    monkeypatch.setattr(bench, "_microseconds", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(*TINY)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("us_per_vector, last", [(1, 1000), (1000, 200), (1e6, 1)])
+def test_passes_grow_until_they_take_a_while(monkeypatch, us_per_vector, last):
+    counts = []
+
+    def median_us(work, count):
+        work()
+        assert counts[-1] == count
+        return us_per_vector
+
+    monkeypatch.setattr(bench, "_PASS_US", 200_000)
+    monkeypatch.setattr(bench, "median_us", median_us)
+    assert bench._microseconds(counts.append, 1000) == us_per_vector
+    assert counts[0] == 1 and counts[-1] == last
+    assert len(counts) <= 3
+
+
+def test_vectors_of_many_dimensions_are_fewer():
+    assert bench._most_vectors(128) == 64
+    assert bench._most_vectors(1 << 22) * (1 << 24) <= bench._MOST_BYTES
+    assert bench._most_vectors(1 << 30) == 1
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_values_neither_grow_nor_vanish(preset):
+    config = ModelConfig(dim=32, num_steps=16, codebook_size=4, **PRESETS[preset] | {"hidden_dim": 64})
+    codec = Codec(bench.random_model(config), EncodeOptions())
+    decoded = codec.decode(torch.randint(4, (50, 16), generator=torch.Generator().manual_seed(0)))
+    assert 0.1 < decoded.std() < 100
+
+
+def test_random_models_are_repeatable():
+    config = ModelConfig(dim=3, num_steps=2, codebook_size=4, hidden_dim=5)
+    first, second, other = (bench.random_model(config, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["steps.0.codebook.weight"], other["steps.0.codebook.weight"])
+
+
+# Control groups
+
+
+def test_groups_of_version_2(tmp_path):
+    write(tmp_path / "proc/self/cgroup", "0::/outer/inner\n")
+    groups = tmp_path / "sys/fs/cgroup"
+    write(groups / "outer/inner/cpu.max", "max 100000\n")
+    write(groups / "outer/inner/memory.max", "max\n")
+    assert bench.group_limits(tmp_path) == (None, None)
+    write(groups / "outer/cpu.max", "250000 100000\n")
+    write(groups / "outer/memory.max", "5000\n")
+    assert bench.group_limits(tmp_path) == (2.5, 5000)
+    write(groups / "outer/inner/cpu.max", "50000 100000\n")
+    write(groups / "memory.max", "4000\n")
+    assert bench.group_limits(tmp_path) == (0.5, 4000)
+    assert bench.usable_cores(tmp_path) == 1
+
+
+def test_groups_of_version_1(tmp_path):
+    write(tmp_path / "proc/self/cgroup", "5:memory:/box\n4:cpu,cpuacct:/box\n1:name=systemd:/\n0::/\n")
+    groups = tmp_path / "sys/fs/cgroup"
+    write(groups / "cpu/cpu.cfs_quota_us", "-1\n")
+    write(groups / "cpu/cpu.cfs_period_us", "100000\n")
+    write(groups / "memory/memory.limit_in_bytes", "9223372036854771712\n")
+    assert bench.group_limits(tmp_path) == (None, None)
+    write(groups / "cpu/cpu.cfs_quota_us", "300000\n")
+    write(groups / "memory/box/memory.limit_in_bytes", "7000\n")
+    assert bench.group_limits(tmp_path) == (3.0, 7000)
+
+
+@pytest.mark.parametrize("text", ["", "0::/\n", "nonsense\n"])
+def test_groups_that_say_nothing(tmp_path, text):
+    write(tmp_path / "proc/self/cgroup", text)
+    write(tmp_path / "sys/fs/cgroup/cpu.max", "what\n")
+    assert bench.group_limits(tmp_path) == (None, None)
+    assert bench.usable_cores(tmp_path) == bench.usable_cores(tmp_path / "nothing") >= 1
+
+
+def test_a_quota_of_many_cores_gives_none_that_are_not_there(tmp_path):
+    write(tmp_path / "proc/self/cgroup", "0::/\n")
+    write(tmp_path / "sys/fs/cgroup/cpu.max", "100000000 100000\n")
+    assert math.isclose(bench.group_limits(tmp_path)[0], 1000)
+    assert bench.usable_cores(tmp_path) == bench.usable_cores(tmp_path / "nothing")

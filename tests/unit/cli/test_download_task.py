@@ -1,0 +1,159 @@
+"""`qinco download`: what a user types, sees and finds on the disk."""
+
+import gzip
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from published_server import Misbehaviour, http_server
+
+from qinco.cli import download as download_module
+from qinco.cli import main
+from qinco.vectors.download import fetch
+from qinco.vectors.formats import open_array, write_vectors
+
+ROWS = np.random.default_rng(5).integers(0, 256, (50, 128), np.uint8)
+NEAREST = np.arange(100, dtype=np.int32).reshape(10, 10)
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def encoded(name: str, rows: np.ndarray) -> bytes:
+    write_vectors(f"../{name}", rows)
+    return Path(f"../{name}").read_bytes()
+
+
+@pytest.fixture
+def server():
+    with http_server() as server:
+        server.files |= {
+            "/QINCo/datasets/bigann/bigann1M.bvecs": encoded("base.bvecs", ROWS),
+            "/QINCo/datasets/bigann/bigann_learn_10M10k.bvecs": encoded("learn.bvecs", ROWS[:20]),
+            "/QINCo/datasets/bigann/gnd/idx_1M.ivecs": encoded("nearest.ivecs", NEAREST),
+            "/local/texmex/corpus/bigann_query.bvecs.gz": gzip.compress(encoded("query.bvecs", ROWS[:10])),
+            "/QINCo/qinco2-models/qinco2_L-bigann1M-8x8.pt": b"weights",
+        }
+        yield server
+
+
+SIZES = {
+    "data/bigann/bigann_query.bvecs": 10 * 132,
+    "data/bigann/gnd/idx_1M.ivecs": 10 * 44,
+    "data/bigann/bigann_base.bvecs": 50 * 132,
+    "data/bigann/bigann_learn.bvecs": 20 * 132,
+}
+
+
+def listing() -> set[str]:
+    return {path.relative_to(".").as_posix() for path in Path().rglob("*") if path.is_file()}
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(["download", *arguments])
+    return code, *capsys.readouterr()
+
+
+def test_a_data_set_and_a_model(server, capsys):
+    code, out, err = run(capsys, "bigann1M", "qinco2_L-bigann1M-8x8", f"mirror={server.address}", "json=true")
+    assert code == 0, err
+    result = json.loads(out)
+    expected = SIZES | {"models/qinco2_L-bigann1M-8x8.pt": 7}
+    assert {file["path"]: file["bytes"] for file in result["files"]} == expected
+    assert all(file["state"] == "downloaded" and file["seconds"] >= 0 for file in result["files"])
+    assert (result["downloaded"], result["skipped"]) == (5, 0)
+    assert listing() == set(expected)
+    np.testing.assert_array_equal(open_array("data/bigann/bigann_base.bvecs")[:], ROWS)
+    np.testing.assert_array_equal(open_array("data/bigann/bigann_query.bvecs")[:], ROWS[:10])
+    assert Path("models/qinco2_L-bigann1M-8x8.pt").read_bytes() == b"weights"
+    assert f"data/bigann/bigann_base.bvecs from {server.address}/QINCo/datasets/bigann/bigann1M.bvecs" in err
+
+
+@pytest.mark.parametrize("again", [[], ["resume=true"], ["overwrite=true"]])
+def test_what_is_there_is_skipped(server, capsys, again):
+    run(capsys, "bigann1M", f"mirror={server.address}")
+    Path("data/bigann/bigann_learn.bvecs").unlink()
+    code, out, err = run(capsys, "bigann1B", "small=true", f"mirror={server.address}", "json=true", *again)
+    result = json.loads(out)
+    assert code == 0 and (result["downloaded"], result["skipped"]) == (1, 3)
+    assert {file["path"]: file["bytes"] for file in result["files"]} == SIZES
+    assert err.count("is there already: skipped") == 3
+
+
+def test_people_get_a_table(server, capsys):
+    code, out, _ = run(capsys, "qinco2_L-bigann1M-8x8.pt", f"mirror={server.address}", "verbose=false")
+    assert code == 0 and out.splitlines()[0].split() == ["path", "bytes", "seconds", "state"]
+    assert out.splitlines()[2].split()[::3] == ["models/qinco2_L-bigann1M-8x8.pt", "downloaded"]
+
+
+def test_another_file_in_the_way_is_found_before_anything_is_fetched(server, capsys):
+    Path("data/bigann").mkdir(parents=True)
+    Path("data/bigann/bigann_learn.bvecs").write_bytes(b"mine")
+    code, out, err = run(capsys, "bigann1M", f"mirror={server.address}")
+    assert (code, out) == (2, "") and "bigann_learn.bvecs exists with 4 bytes, which is not the length of http" in err
+    assert listing() == {"data/bigann/bigann_learn.bvecs"}
+    code, _, err = run(capsys, "bigann1M", f"mirror={server.address}", "overwrite=true")
+    assert code == 0 and listing() == set(SIZES), err
+
+
+def test_deep_queries_are_converted(server, capsys):
+    rows = np.random.default_rng(6).standard_normal((10, 96), np.float32)
+    query = struct.pack("<II", 10, 96) + rows.tobytes()
+    server.files["/yandex-research/ann-datasets/DEEP/query.public.10K.fbin"] = query
+    server.files["/QINCo/datasets/deep1b/deep1M_groundtruth.ivecs"] = encoded("nearest.ivecs", NEAREST)
+    for name in ("base1M", "learn10M10k"):
+        server.files[f"/QINCo/datasets/deep1b/{name}.fvecs"] = encoded("rows.fvecs", rows)
+    code, _, err = run(capsys, "deep1M", f"mirror={server.address}")
+    assert code == 0, err
+    np.testing.assert_array_equal(open_array("data/deep1b/deep1B_queries.fvecs")[:], rows)
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["bigan1M"], 2, "nothing is published as 'bigan1M': did you mean bigann1M?"),
+        (["bigann1M", "mirror=x"], 2, "mirror=x: it must be an address"),
+        (["bigann1M", "bigann1B"], 2, "both have a file for"),
+        ([], 2, "name"),
+    ],
+)
+def test_mistakes_are_one_line_and_fetch_nothing(capsys, arguments, code, message):
+    result, out, err = run(capsys, *arguments)
+    assert (result, out) == (code, "") and message in err and err.count("\n") == 1
+    assert listing() == set()
+
+
+def test_a_file_that_is_missing_on_the_server(server, capsys):
+    code, out, err = run(capsys, "bigann_8x8_L2", f"mirror={server.address}")
+    address = f"{server.address}/QINCo/models/bigann_8x8_L2.pt"
+    assert (code, out) == (3, "") and f"cannot fetch {address}: the server answers 404" in err.splitlines()[-1]
+
+
+def test_ctrl_c_says_what_is_kept(server, capsys, monkeypatch):
+    def interrupt(event):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(download_module, "fetch", lambda file, report: fetch(file, interrupt))
+    server.plans.append(Misbehaviour(send=5))
+    code, _, err = run(capsys, "qinco2_L-bigann1M-8x8", f"mirror={server.address}")
+    assert code == 130
+    assert "interrupted: what has arrived is kept in " in err and "qinco2_L-bigann1M-8x8.pt.part" in err
+    assert "and the same command continues it" in err
+
+
+def test_attempts_are_told_and_progress_is_shown(server, capsys, monkeypatch):
+    monkeypatch.setattr(download_module, "fetch", lambda file, report: fetch(file, report, pauses=(0, 0)))
+    monkeypatch.setattr("qinco.cli.console.SECONDS_BETWEEN_LINES", 0)
+    server.plans.append(Misbehaviour(send=5))
+    code, _, err = run(capsys, "qinco2_L-bigann1M-8x8", f"mirror={server.address}")
+    assert code == 0 and "the connection ended after 5 of 7 bytes; the next attempt is in 0 s" in err
+    assert "fetching models/qinco2_L-bigann1M-8x8.pt: 7/7 bytes" in err
