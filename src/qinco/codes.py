@@ -53,7 +53,9 @@ def pack_codes(codes_NM: np.ndarray, bits: int) -> np.ndarray:
     if bits in (8, 16):
         return np.ascontiguousarray(codes_NM, f"<u{bits // 8}").view(np.uint8)
     digits_NMb = (codes_NM[..., None].astype(np.uint16) >> np.arange(bits, dtype=np.uint16)) & 1
-    return np.packbits(digits_NMb.astype(np.uint8).reshape(len(codes_NM), -1), axis=1, bitorder="little")
+    return np.packbits(
+        digits_NMb.astype(np.uint8).reshape(len(codes_NM), codes_NM.shape[1] * bits), axis=1, bitorder="little"
+    )
 
 
 def unpack_codes(packed_NS: np.ndarray, num_steps: int, bits: int) -> np.ndarray:

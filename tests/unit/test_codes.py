@@ -1,7 +1,8 @@
+import faiss
 import numpy as np
 import pytest
 
-from qinco.codes import check_codes, check_lists, code_dtype
+from qinco.codes import check_codes, check_lists, code_dtype, pack_codes, packed_size, unpack_codes
 from qinco.errors import DataError
 
 
@@ -56,3 +57,35 @@ def test_lists_pass():
 def test_wrong_lists_are_named(lists, message):
     with pytest.raises(DataError, match=message):
         check_lists(lists, 2, 5)
+
+
+@pytest.mark.parametrize("bits", range(1, 17))
+@pytest.mark.parametrize("num_steps", [1, 3, 8])
+@pytest.mark.parametrize("num_vectors", [0, 1, 37])
+def test_packed_codes_are_unpacked_to_themselves(bits, num_steps, num_vectors):
+    codes = np.random.default_rng(bits).integers(0, 1 << bits, (num_vectors, num_steps)).astype(code_dtype(1 << bits))
+    packed = pack_codes(codes, bits)
+    assert (packed.dtype, packed.shape) == (np.uint8, (num_vectors, packed_size(num_steps, bits)))
+    unpacked = unpack_codes(packed, num_steps, bits)
+    assert unpacked.dtype == codes.dtype
+    assert np.array_equal(unpacked, codes)
+    if num_vectors:
+        assert np.array_equal(packed, faiss.pack_bitstrings(codes.astype(np.int32), bits))
+        assert np.array_equal(unpacked, faiss.unpack_bitstrings(packed, num_steps, bits))
+
+
+@pytest.mark.parametrize("bits", [1, 5, 8, 10, 16])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64, ">u2"])
+def test_codes_of_any_type_and_order_are_packed_alike(bits, dtype):
+    codes = np.random.default_rng(0).integers(0, 1 << bits, (9, 5))
+    expected = pack_codes(codes.astype(np.uint16), bits)
+    assert np.array_equal(pack_codes(codes.astype(dtype), bits), expected)
+    assert np.array_equal(pack_codes(np.asfortranarray(codes.astype(dtype)), bits), expected)
+    assert np.array_equal(pack_codes(codes.astype(dtype)[::-1], bits), expected[::-1])
+
+
+def test_the_first_code_lies_in_the_lowest_bits():
+    assert pack_codes(np.array([[1, 0, 3]]), 5).tolist() == [[1, 3 << 2]]
+    assert pack_codes(np.array([[0x0102, 0xFF00]]), 16).tolist() == [[2, 1, 0, 255]]
+    # the bits beyond the last code are nobody's
+    assert unpack_codes(np.array([[1, 0x80 | 3 << 2]], np.uint8), 3, 5).tolist() == [[1, 0, 3]]

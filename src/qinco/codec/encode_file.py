@@ -16,10 +16,21 @@ from qinco.codec.codec import Codec
 from qinco.codec.product import ProductCodec
 from qinco.codec.run import fingerprint
 from qinco.codes import code_dtype
-from qinco.config import EncodeOptions
+from qinco.config import EncodeOptions, require_int
 from qinco.errors import ConfigError
 from qinco.files import check_output
-from qinco.storage.code_store import MANIFEST, CodeStore, Manifest, check_same_codes, read_manifest, shard_rows
+from qinco.storage.code_store import (
+    LOCK,
+    MANIFEST,
+    CodeStore,
+    Manifest,
+    check_same_codes,
+    exclusive,
+    is_foreign,
+    read_manifest,
+    remove_temporaries,
+    shard_rows,
+)
 from qinco.storage.encoded_set import (
     FILE_SUFFIXES,
     EncodedSet,
@@ -31,19 +42,33 @@ from qinco.storage.encoded_set import (
 from qinco.storage.npz import npz_part
 from qinco.vectors.source import VectorSource
 
+_CHECK_ROWS = 64
+
 
 @dataclass(frozen=True)
 class Share:
-    """This process's part of the shards: number `index` of `count`."""
+    """This process's part of the shards: number `index`, from 0, of `count`."""
 
     index: int = 0
     count: int = 1
 
+    def __post_init__(self):
+        require_int("shares", self.count)
+        require_int("share", self.index, 0, self.count - 1)
+
     @classmethod
     def of_process(cls, index: int = 0, count: int = 1) -> "Share":
-        """Share `index` of `count`, cut again among the processes that torchrun started."""
-        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        """Share `index` of `count` (`count` itself is 0), cut again among the processes that torchrun started."""
+        found = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if not all(map(str.isdecimal, found)) or int(found[0]) >= int(found[1]):
+            raise ConfigError(
+                f"RANK={found[0]} WORLD_SIZE={found[1]} in the environment: torchrun sets them, or no one"
+            )
+        rank, world = map(int, found)
         return cls(index % count * world + rank, count * world)
+
+    def shards(self, num_shards: int) -> range:
+        return range(self.index, num_shards, self.count)
 
 
 def encode_file(
@@ -73,28 +98,31 @@ def encode_file(
     share = share or Share.of_process()
     options = options or codec.encode_options
     codec.check_dim(source)
+    options.check_model(codec.config)
     output = _check_name(output)
+    manifest = plan(codec, source, options)
     folder = output if is_folder(output) else output.with_name(f"{output.name}.shards")
-    finished = folder.with_name(f".{folder.name}.finished")
-    shutil.rmtree(finished, ignore_errors=True)  # left by a kill after the output was made
-    if folder is not output:
-        if resume and output.exists() and not folder.exists():
-            _check_made(output, codec, source)
-            return True
-        _check_file(output, codec, overwrite or resume or share.count > 1, inputs)
-    store = _open_store(folder, plan(codec, source, options), share, resume, overwrite)
-    _encode_shards(store, codec, source, options, share, on_progress)
-    with store.lock() as is_there:
-        if not is_there:  # another process, whose shard was the last, has made the file
-            return True
-        if not store.finish():
-            return False
+    _check_folder(folder, inputs)
+    if folder is output:
+        folder.mkdir(exist_ok=True)
+    lock = folder / LOCK if folder is output else folder.with_name(f".{folder.name}{LOCK}")
+    with exclusive(lock):
         if folder is not output:
-            codes = EncodedSet(store.codes, store.lists)
-            write_encoded_set(output, codes, codec.config.codebook_size, codec.dim)
-            folder.rename(finished)
-            shutil.rmtree(finished, ignore_errors=True)
-        return True
+            shutil.rmtree(_finished(folder), ignore_errors=True)  # left by a kill after the output was made
+            has_work = share.index < max(1, manifest.num_shards)
+            if output.exists() and not folder.exists() and (resume or not has_work):
+                _check_made(output, codec, source, options)
+                return True
+            _check_file(output, codec, overwrite or resume, inputs)
+        store = _open_store(folder, manifest, share, resume, overwrite)
+    _encode_shards(store, codec, source, options, share, on_progress)
+    with exclusive(lock):
+        if not store.exists():  # another process has made the file
+            return True
+        is_complete = store.finish()
+        if is_complete and folder is not output:
+            _make_file(output, store, codec)
+        return is_complete
 
 
 def plan(codec: Codec | ProductCodec, source: VectorSource, options: EncodeOptions) -> Manifest:
@@ -114,6 +142,8 @@ def plan(codec: Codec | ProductCodec, source: VectorSource, options: EncodeOptio
 
 def _check_name(output: str | os.PathLike) -> Path:
     path = Path(output)
+    if path.name in ("", ".."):
+        raise ConfigError(f"output={output}: give the name of a new folder or file")
     if not is_folder(output) and path.suffix.lower() not in FILE_SUFFIXES:
         raise ConfigError(
             f"output={output}: codes are written to {', '.join(FILE_SUFFIXES)} files, or to a folder of shards "
@@ -122,12 +152,36 @@ def _check_name(output: str | os.PathLike) -> Path:
     return path
 
 
-def _check_made(output: Path, codec, source: VectorSource) -> None:
-    """Raise where an output that is to be resumed, and seems to be whole, is of other vectors."""
+def _make_file(output: Path, store: CodeStore, codec) -> None:
+    codes = EncodedSet(store.codes, store.lists)
+    for file in write_encoded_set(output, codes, codec.config.codebook_size, codec.dim):
+        remove_temporaries(file)
+    finished = _finished(store.path)
+    store.path.rename(finished)  # at once, for a folder that is partly removed would be resumed
+    shutil.rmtree(finished, ignore_errors=True)
+
+
+def _finished(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.finished")
+
+
+def _check_made(output: Path, codec, source: VectorSource, options: EncodeOptions) -> None:
+    """Raise where an output that is to be resumed, and seems to be whole, is of other vectors or of another codec.
+
+    The file does not say of which, so some vectors are encoded again; a few codes differ between machines.
+    """
     there = open_encoded_set(output, codec.code_size, codec.config.codebook_size, codec.is_ivf)
     if there.codes.shape != (len(source), codec.code_size):
         raise ConfigError(
             f"{output} holds codes of shape {there.codes.shape}, not {(len(source), codec.code_size)}: "
+            "give overwrite=true without resume to replace it"
+        )
+    count, same = min(_CHECK_ROWS, len(source)), 0
+    for first, codes, _ in codec.encode_blocks(source.window(0, count), options):
+        same += int((codes == there.codes[first : first + len(codes)]).all(1).sum())
+    if 2 * same < count:
+        raise ConfigError(
+            f"{output} holds other codes than this model and search rule give {source.name}: "
             "give overwrite=true without resume to replace it"
         )
 
@@ -140,35 +194,42 @@ def _check_file(output: Path, codec, overwrite: bool, inputs) -> None:
         check_output(lists_beside(output), overwrite=overwrite, inputs=[*inputs, output])
 
 
-def _open_store(folder: Path, manifest: Manifest, share: Share, resume: bool, overwrite: bool) -> CodeStore:
-    """The folder of shards, new or with what an earlier call left; raises ConfigError where that is not asked for."""
+def _check_folder(folder: Path, inputs) -> None:
+    """Raise ConfigError where shards cannot be written to a folder, or must not."""
     if folder.is_file():
         raise ConfigError(f"{folder} is a file: give the name of a folder, or a file name that ends in .npy")
     check_output(folder / MANIFEST if folder.exists() else folder, overwrite=True)
-    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+    real = folder.resolve()
+    for name in inputs:
+        if name is not None and Path(name).resolve().is_relative_to(real):
+            raise ConfigError(f"{name} is read and lies in {folder}, which would be replaced: give output another name")
+    if folder.exists() and is_foreign(folder):
         raise ConfigError(f"{folder} is a folder with other things in it: give the name of a new one")
+
+
+def _open_store(folder: Path, manifest: Manifest, share: Share, resume: bool, overwrite: bool) -> CodeStore:
+    """The folder of shards, new or with what an earlier call left; raises ConfigError where that is not asked for."""
     store = CodeStore(folder, manifest)
-    if (folder / MANIFEST).exists():
-        if overwrite and not resume:
-            if share.count > 1:
-                raise ConfigError(f"{folder} exists, and shares cannot overwrite it under each other: remove it first")
-            read_manifest(folder)  # only what is a folder of codes is cleared
+    if store.exists():
+        there = read_manifest(folder)
+        if overwrite and not resume and share.count == 1:
             store.clear()
         else:
-            check_same_codes(folder, read_manifest(folder), manifest)
-            mine = range(share.index, manifest.num_shards, share.count)
+            check_same_codes(folder, there, manifest)
+            mine = share.shards(manifest.num_shards)
             if not resume and (share.count == 1 or any(store.has(shard) for shard in mine)):
-                there = manifest.num_shards - len(store.missing())
+                count = manifest.num_shards - len(store.missing())
+                remedy = "give overwrite=true" if share.count == 1 else "remove it (shares cannot overwrite each other)"
                 raise ConfigError(
-                    f"{folder} holds {there} of {manifest.num_shards} shards: give resume=true to continue it or "
-                    "overwrite=true to begin anew"
+                    f"{folder} holds {count} of {manifest.num_shards} shards: give resume=true to continue it or "
+                    f"{remedy} to begin anew"
                 )
     return CodeStore.create(folder, manifest)
 
 
 def _encode_shards(store: CodeStore, codec, source, options, share: Share, on_progress) -> None:
     manifest = store.manifest
-    mine = range(share.index, manifest.num_shards, share.count)
+    mine = share.shards(manifest.num_shards)
     done = sum(len(manifest.rows(shard)) for shard in mine if store.has(shard))
     on_progress(done)
     for shard in mine:
@@ -182,5 +243,7 @@ def _encode_shards(store: CodeStore, codec, source, options, share: Share, on_pr
             if lists_N is not None:
                 lists_N[first : first + len(codes)] = lists
             on_progress(done + first + len(codes))
+        if not store.exists():  # processes that were given the same shards have made the file
+            return
         store.write(shard, codes_NM, lists_N)
         done += len(rows)

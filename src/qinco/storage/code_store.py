@@ -8,23 +8,27 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from qinco.codes import code_dtype
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.files import write_atomically
 from qinco.storage.joined import JoinedRows
 from qinco.vectors.formats import open_array, write_vectors
 
 KIND = "codes"
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST, LOCK = "manifest.json", ".lock"
 _MOST_SHARDS, _LEAST_ROWS, _MOST_ROWS = 1024, 1 << 12, 1 << 20
+_MOST_MANIFEST_BYTES, _MOST_SHARDS_READ = 1 << 20, 1 << 17
+_SHARD_NAME = r"(codes|lists)-\d{5,}"
 
 
 @dataclass(frozen=True)
@@ -94,16 +98,19 @@ class CodeStore:
         path = Path(path)
         path.mkdir(exist_ok=True)
         store = cls(path, manifest)
-        if not (path / MANIFEST).exists():
+        if not store.exists():
             store._write_manifest()
         return store
 
+    def exists(self) -> bool:
+        return (self.path / MANIFEST).exists()
+
     def clear(self) -> None:
-        """Remove what this class has written to the folder, the manifest first."""
+        """Remove what this class has written to the folder; the manifest last, by which a killed call is taken up."""
+        for file in _find(self.path, rf"{_SHARD_NAME}\.npy"):
+            file.unlink(missing_ok=True)
+        self._remove_temporaries()
         (self.path / MANIFEST).unlink(missing_ok=True)
-        for pattern in ("codes-*.npy", "lists-*.npy", ".codes-*.npy", ".lists-*.npy", f".{Path(MANIFEST).stem}.*"):
-            for file in self.path.glob(pattern):
-                file.unlink(missing_ok=True)
 
     def codes_path(self, shard: int) -> Path:
         return self.path / f"codes-{shard:05}.npy"
@@ -116,40 +123,26 @@ class CodeStore:
         return self.codes_path(shard).exists()
 
     def missing(self) -> list[int]:
-        return [shard for shard in range(self.manifest.num_shards) if not self.has(shard)]
+        there = {file.name for file in self.path.iterdir()}
+        return [shard for shard in range(self.manifest.num_shards) if self.codes_path(shard).name not in there]
 
     def write(self, shard: int, codes_NM: np.ndarray, lists_N: np.ndarray | None) -> None:
-        """Write a shard, and remove what an earlier attempt at it that was killed has left."""
-        for leftover in self.path.glob(f".*-{shard:05}.*"):
-            leftover.unlink(missing_ok=True)
         if lists_N is not None:
             write_vectors(self.lists_path(shard), lists_N.astype(np.int32)[:, None])
         write_vectors(self.codes_path(shard), codes_NM)
 
     def finish(self) -> bool:
-        """Mark the store complete if all shards are there; whether they are."""
+        """Mark the store complete and remove what killed processes left, if all shards are there; whether they are."""
         if self.missing():
             return False
+        self._remove_temporaries()
         self.manifest = dataclasses.replace(self.manifest, complete=True)
         self._write_manifest()
         return True
 
-    @contextmanager
-    def lock(self) -> Iterator[bool]:
-        """Wait until no other process holds the store; yields whether it is still there then.
-
-        The system gives the lock back when a process dies.
-        """
-        try:
-            folder = os.open(self.path, os.O_RDONLY)
-        except FileNotFoundError:
-            yield False
-            return
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            yield (self.path / MANIFEST).exists()
-        finally:
-            os.close(folder)
+    def _remove_temporaries(self) -> None:
+        for file in _find(self.path, _temporary_names(rf"({_SHARD_NAME}|manifest)", r"\.(npy|json)")):
+            file.unlink(missing_ok=True)
 
     @property
     def codes(self) -> JoinedRows:
@@ -184,45 +177,109 @@ class CodeStore:
             temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder has other things in it than a store, be it one whose manifest is still being written."""
+    begun = {folder / LOCK, *_find(folder, _temporary_names("manifest", r"\.json"))}
+    return any(file not in begun for file in folder.iterdir()) and not (folder / MANIFEST).exists()
+
+
+@contextmanager
+def exclusive(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block with the file `lock`, which is removed at its end.
+
+    The system gives a lock back when a process dies. It is of a file, as NFS locks no folders; on a file system that
+    locks nothing, nobody waits.
+    """
+    file = _acquire(lock)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _acquire(lock: Path) -> int:
+    while True:
+        try:
+            file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise ResourceError(f"cannot write {lock}: {error.strerror}") from None
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), lock.stat()):  # and not what the last process has just removed
+                return file
+        os.close(file)
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove what processes that were killed while they wrote the file `path` have left beside it."""
+    target = Path(os.path.realpath(path))
+    for file in _find(target.parent, _temporary_names(re.escape(target.stem), re.escape(target.suffix))):
+        file.unlink(missing_ok=True)
+
+
+def _temporary_names(stem: str, suffix: str) -> str:
+    """A pattern for the names that `write_atomically` gives to temporary files."""
+    return rf"\.{stem}\.\d+-[0-9a-f]{{8}}{suffix}"
+
+
+def _find(folder: Path, pattern: str) -> list[Path]:
+    return [file for file in folder.iterdir() if re.fullmatch(pattern, file.name)]
+
+
 def read_manifest(path: str | os.PathLike) -> Manifest:
     """The manifest of a folder of codes; raises DataError for any other folder."""
-    file = Path(path) / MANIFEST
     try:
-        if file.stat().st_size > 1 << 20:
-            raise DataError(f"{file} is damaged: it has {file.stat().st_size} bytes")
-        content = json.loads(file.read_text())
-        if content.pop("kind") != KIND:
-            raise DataError(f"{path} holds no codes")
-        version = content.pop("format_version")
-        if type(version) is int and version > FORMAT_VERSION:
-            raise DataError(
-                f"{file} is of format version {version}, this qinco reads up to {FORMAT_VERSION}: update it"
-            )
-        manifest = Manifest(**content)
+        manifest = _parse_manifest(Path(path) / MANIFEST)
         for field in dataclasses.fields(Manifest):
             value = getattr(manifest, field.name)
             if type(value) is not field.type or (field.type is int and not 0 <= value < 1 << 48):
-                raise ValueError(f"{field.name} is {value!r}")
-        if min(manifest.code_size, manifest.shard_rows, manifest.dim) < 1 or manifest.num_shards > 1 << 20:
-            raise ValueError("impossible sizes")
+                raise ValueError(f"{field.name} is {value!r:.100}")
+        if min(manifest.code_size, manifest.codebook_size - 1, manifest.shard_rows, manifest.dim) < 1:
+            raise ValueError("it has a size of zero")
+        if manifest.num_shards > _MOST_SHARDS_READ:
+            raise ValueError(f"it claims {manifest.num_shards} shards")
         return manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        reason = f"it has no {MANIFEST}" if missing else f"its {MANIFEST} is damaged: {error}"
-        raise DataError(f"{path} is no folder of codes: {reason}") from None
+    except DataError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path} is no folder of codes: it has no {MANIFEST}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} is no folder of codes: its {MANIFEST} is damaged: {reason}") from None
+
+
+def _parse_manifest(file: Path) -> Manifest:
+    if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe or a device might never end
+        raise ValueError("it is no file")
+    with file.open("rb") as stream:
+        text = stream.read(_MOST_MANIFEST_BYTES + 1)
+    if len(text) > _MOST_MANIFEST_BYTES:
+        raise ValueError(f"it has more than {_MOST_MANIFEST_BYTES} bytes")
+    content = json.loads(text)
+    if not isinstance(content, dict) or content.pop("kind", None) != KIND:
+        raise DataError(f"{file.parent} holds no codes")
+    version = content.pop("format_version", None)
+    if type(version) is not int or version < 1:
+        raise ValueError(f"format_version is {version!r:.100}")
+    if version > FORMAT_VERSION:
+        raise DataError(f"{file} is of format version {version}, this qinco reads up to {FORMAT_VERSION}: update it")
+    names = {field.name for field in dataclasses.fields(Manifest)}
+    if wrong := sorted(names ^ set(content)):
+        raise ValueError(f"{wrong!s:.100} are missing or unknown")
+    return Manifest(**content)
 
 
 def check_same_codes(path, there: Manifest, here: Manifest) -> None:
     """Raise ConfigError where a folder holds other codes than those about to be made."""
     differences = [
-        f"{field.name} {getattr(there, field.name)!r} there, {getattr(here, field.name)!r} here"
+        f"{field.name} {getattr(there, field.name)!r:.200} there, {getattr(here, field.name)!r:.200} here"
         for field in dataclasses.fields(Manifest)
         if field.name != "complete" and getattr(there, field.name) != getattr(here, field.name)
     ]
     if differences:
         raise ConfigError(
             f"{path} holds codes of another run ({'; '.join(differences)}): repeat it with the same model, vectors and "
-            "search rule, or give overwrite=true without resume"
+            "search rule, or remove it (overwrite=true without resume, in one process)"
         )

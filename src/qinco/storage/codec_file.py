@@ -13,7 +13,15 @@ from torch import Tensor
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.model.qinco import Qinco
-from qinco.storage.tensor_file import check_shapes, check_values, read_tensors, write_tensors
+from qinco.storage.tensor_file import (
+    check_promise,
+    check_scale,
+    check_shapes,
+    check_values,
+    read_tensors,
+    state_shapes,
+    write_tensors,
+)
 from qinco.storage.torch_file import is_torch_file
 from qinco.storage.upstream import read_checkpoint, write_checkpoint
 
@@ -61,10 +69,8 @@ def load_models(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, En
     count, provenance = header.get("num_parts", 1), header.get("provenance", {})
     if not isinstance(count, int) or count < 1 or not isinstance(provenance, dict):
         raise DataError(f"{path} has a damaged qinco header")
-    # A header that promises more than the file holds is refused before anything is built for it.
-    if count * config.num_steps * max(1, config.num_blocks) > 4 * len(tensors) + 4:
-        raise DataError(f"{path} does not fit its configuration: it holds {len(tensors)} tensors only")
-    expected = {f"{_prefix(p, count)}{n}": t for p in range(count) for n, t in _shapes(config).items()}
+    check_promise(path, config, len(tensors) // count)
+    expected = {f"{_prefix(p, count)}{n}": t for p in range(count) for n, t in state_shapes(config).items()}
     if count > 1 and _ROTATION in tensors:
         expected[_ROTATION] = torch.empty(config.dim * count, config.dim * count, device="meta")
     check_shapes(path, tensors, expected)
@@ -74,6 +80,7 @@ def load_models(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, En
         model = Qinco.empty(config)
         prefix = _prefix(part, count)
         model.load_state_dict({name: tensors[prefix + name] for name in model.state_dict()}, assign=True)
+        check_scale(path, model)
         models.append(model.eval().requires_grad_(False))
     return models, tensors.get(_ROTATION), options, provenance
 
@@ -86,12 +93,8 @@ def parse_config(path, kind: type, values):
             raise DataError(f"{path} has a damaged or unknown {kind.__name__} in its header")
         return kind(**values)
     except (ConfigError, TypeError) as error:
-        raise DataError(f"{path} has a damaged {kind.__name__} in its header: {error}") from None
+        raise DataError(f"{path} has a damaged {kind.__name__} in its header: {str(error)[:200]}") from None
 
 
 def _prefix(part: int, count: int) -> str:
     return "" if count == 1 else f"parts.{part}."
-
-
-def _shapes(config: ModelConfig) -> dict[str, Tensor]:
-    return Qinco.empty(config).state_dict()

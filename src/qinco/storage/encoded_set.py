@@ -45,7 +45,14 @@ class EncodedSet:
 
 def is_folder(path: str | os.PathLike) -> bool:
     """Whether an output of this name is a folder of shards: it has no suffix, ends in a slash or exists as one."""
-    return os.fspath(path).endswith(os.sep) or not Path(path).suffix or Path(path).is_dir()
+    return os.fspath(path).endswith(os.sep) or not Path(path).suffix or _is_directory(path)
+
+
+def _is_directory(path) -> bool:
+    try:
+        return Path(path).is_dir()
+    except OSError:  # the name is too long; who opens it says so
+        return False
 
 
 def lists_beside(path: str | os.PathLike) -> Path:
@@ -63,7 +70,7 @@ def open_encoded_set(path, code_size: int, codebook_size: int, is_ivf: bool, lis
     """
     path = Path(path)
     within = None
-    if path.is_dir():
+    if _is_directory(path):
         store = CodeStore.open(path)
         codes, within = store.codes, store.lists
         for name, wanted in (("codebook_size", codebook_size), ("code_size", code_size)):
@@ -95,6 +102,7 @@ def write_encoded_set(path, codes: EncodedSet, codebook_size: int, dim: int) -> 
         return write_npz(path, codes.codes, codes.lists, codebook_size, dim)
     written = []
     if codes.lists is not None:
+        Path(os.path.realpath(path)).unlink(missing_ok=True)  # a kill must not leave old codes beside new lists
         written.append(lists_beside(path))
         with VectorWriter(written[0], 1, np.dtype(np.int32), len(codes)) as writer:
             for _, lists_N in codes.blocks():
@@ -113,7 +121,7 @@ def write_encoded_set(path, codes: EncodedSet, codebook_size: int, dim: int) -> 
 
 
 def _open_lists(path, num_vectors: int):
-    if not Path(path).exists():
+    if not os.access(path, os.F_OK):
         raise DataError(f"{path} does not exist: codes of an IVF codec need their list numbers, give lists=FILE")
     lists = open_array(path)
     if lists.shape != (num_vectors, 1) or lists.dtype.kind not in "iu":
@@ -121,13 +129,21 @@ def _open_lists(path, num_vectors: int):
     return lists
 
 
+def _file_size(path: Path) -> int:
+    try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is not a file")
+        with path.open("rb") as file:
+            return file.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+
+
 class _RawRows:
     """Packed codes without a header, unpacked when they are read."""
 
     def __init__(self, path: Path, code_size: int, bits: int):
-        if not path.is_file():
-            raise DataError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
-        size, row = path.stat().st_size, packed_size(code_size, bits)
+        size, row = _file_size(path), packed_size(code_size, bits)
         if size % row:
             raise DataError(
                 f"{path} has {size} bytes, which are no whole number of codes of {row} bytes ({code_size} codes of "

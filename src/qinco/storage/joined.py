@@ -13,7 +13,7 @@ class JoinedRows:
     starts: the first row of each array, and the number of rows at the end
     shape:  (N, columns)     dtype: of all arrays     name: what messages call them
 
-    Slices without a step and arrays of integers choose rows and give arrays (n, columns).
+    Slices and arrays of integers from 0 choose rows and give arrays (n, columns).
     """
 
     def __init__(self, load: Callable[[int], np.ndarray], starts: list[int], columns: int, dtype, name: str):
@@ -47,6 +47,10 @@ class JoinedRows:
         return rows if dtype is None else rows.astype(dtype, copy=False)
 
     def _gather(self, rows_N: np.ndarray) -> np.ndarray:
+        if rows_N.ndim != 1 or (rows_N.size and rows_N.dtype.kind not in "iu"):
+            raise IndexError(f"rows of {self.name} are chosen by a slice or an array of integers")
+        if rows_N.size and not 0 <= rows_N.min() <= rows_N.max() < len(self):
+            raise IndexError(f"rows {rows_N.min()} to {rows_N.max()} of {self.name} were asked for: it has {len(self)}")
         gathered = np.empty((len(rows_N), self.shape[1]), self.dtype)
         numbers_N = np.searchsorted(self._starts, rows_N, side="right") - 1
         for number in np.unique(numbers_N):
@@ -55,6 +59,7 @@ class JoinedRows:
         return gathered
 
     def _array(self, number: int) -> np.ndarray:
-        if self._last is None or self._last[0] != number:
-            self._last = (number, self._load(number))
-        return self._last[1]
+        last = self._last
+        if last is None or last[0] != number:
+            self._last = last = (number, self._load(number))
+        return last[1]

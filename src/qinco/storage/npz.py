@@ -7,6 +7,7 @@ Shape suffixes: N vectors, M codes of a vector.
 import io
 import math
 import os
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,9 +21,9 @@ from qinco.files import write_atomically
 from qinco.storage.joined import JoinedRows
 
 _BLOCK_ROWS = 1 << 16
-_PART_ROWS = 1 << 24
+_PART_ROWS = 1 << 22
 _HEADER_BYTES = 1 << 16
-_MOST_EXPANSION = 200
+_SMALL_BYTES, _MOST_EXPANSION = 1 << 26, 200
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
 
@@ -39,7 +40,7 @@ def read_npz_sizes(path: str | os.PathLike) -> dict[str, int]:
         for name in ("n_parts", "K", "M", "D"):
             shape, dtype, _, stream = _open_member(path, archive, f"{name}.npy")
             if shape != () or dtype.kind not in "iu":
-                raise DataError(f"{path} is no encoded set: its {name} is {dtype} of shape {shape}")
+                raise DataError(f"{path} is no encoded set: its {name} is {dtype} of shape {shape!s:.60}")
             sizes[name] = int(np.frombuffer(stream.read(dtype.itemsize), dtype, 1)[0])
     if not (0 <= sizes["n_parts"] <= 1 << 20 and all(0 < sizes[name] < 1 << 31 for name in ("K", "M", "D"))):
         raise DataError(f"{path} is damaged: it claims {sizes}")
@@ -51,7 +52,7 @@ def npz_rows(part: Path) -> tuple[int, int]:
     with _OpenZip(part) as archive:
         shape = _open_member(part, archive, "codes.npy")[0]
     if len(shape) != 2:
-        raise DataError(f"{part} holds codes of shape {shape}: they are a matrix")
+        raise DataError(f"{part} holds codes of shape {shape!s:.60}: they are a matrix")
     return shape
 
 
@@ -126,6 +127,10 @@ def _read_part(path: Path, first: int, codebook_size: int) -> tuple[np.ndarray, 
         return codes_NM, lists_N1
 
 
+# What Python's zip files raise where they are damaged; RuntimeError: where they are encrypted.
+_DAMAGE = (OSError, ValueError, RuntimeError, EOFError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error)
+
+
 class _OpenZip:
     """A zip file whose damage, found when it is opened or read, is a DataError."""
 
@@ -133,18 +138,19 @@ class _OpenZip:
         self._path = path
 
     def __enter__(self) -> zipfile.ZipFile:
-        if not self._path.is_file():
-            raise DataError(f"{self._path} does not exist" if not self._path.exists() else f"{self._path} is no file")
         try:
+            if not self._path.is_file():
+                raise DataError(f"{self._path} is no file" if self._path.exists() else f"{self._path} does not exist")
             self._archive = zipfile.ZipFile(self._path)
-        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        except DataError:
+            raise
+        except _DAMAGE as error:
             raise DataError(f"{self._path} is not an npz file, or a damaged one: {error}") from None
         return self._archive
 
     def __exit__(self, kind, error, traceback) -> None:
         self._archive.close()
-        damage = (OSError, ValueError, NotImplementedError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
-        if isinstance(error, damage) and not isinstance(error, DataError):
+        if isinstance(error, _DAMAGE) and not isinstance(error, DataError):
             raise DataError(f"{self._path} is a damaged npz file: {error}") from None
 
 
@@ -165,11 +171,14 @@ def _open_member(path: Path, archive: zipfile.ZipFile, name: str):
     except Exception as error:  # it parses a Python literal: damage can raise nearly anything
         raise DataError(f"{path} is damaged: the header of {name} cannot be read") from error
     if dtype.kind not in "iu":
-        raise DataError(f"{path} holds {dtype} in {name}: codes are integers, and nothing else is loaded")
+        raise DataError(f"{path} holds {dtype!s:.60} in {name}: codes are integers, and nothing else is loaded")
     if any(size < 0 for size in shape) or entry.file_size != start.tell() + math.prod(shape) * dtype.itemsize:
-        raise DataError(f"{path} is damaged: the header of {name} claims {dtype} {shape}, of {entry.file_size} bytes")
-    if entry.file_size > 1 << 26 and entry.file_size > _MOST_EXPANSION * max(1, entry.compress_size):
-        raise DataError(f"{path} would unfold {entry.compress_size} bytes to {entry.file_size}: it is refused")
+        raise DataError(
+            f"{path} is damaged: the header of {name} claims {dtype} {shape!s:.60}, of {entry.file_size} bytes"
+        )
+    there = min(entry.compress_size, path.stat().st_size)  # what the entry claims of itself may be a lie
+    if entry.file_size > max(_SMALL_BYTES, _MOST_EXPANSION * there):
+        raise DataError(f"{path} would unfold {there} bytes to {entry.file_size}: it is refused")
     stream = archive.open(entry)
     stream.read(start.tell())
     return shape, dtype, is_fortran, stream
@@ -178,8 +187,9 @@ def _open_member(path: Path, archive: zipfile.ZipFile, name: str):
 def write_npz(path: Path, codes, lists, codebook_size: int, dim: int) -> list[Path]:
     """Write rows of codes (N, M) and of list numbers (N, 1) or None; the files that were written.
 
-    The index file appears last, when all parts are there.
+    The index file is there only while all parts are its own.
     """
+    Path(os.path.realpath(path)).unlink(missing_ok=True)
     num_vectors = codes.shape[0]
     starts = range(0, max(1, num_vectors), _PART_ROWS)
     first = 0 if lists is None else 1

@@ -2,13 +2,16 @@
 
 import json
 import os
+from dataclasses import replace
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qinco.config import ModelConfig
 from qinco.errors import DataError
 from qinco.files import write_atomically
+from qinco.model.qinco import Qinco
 from qinco.storage.header import FORMAT_VERSION, KEY, open_tensors
 
 
@@ -29,6 +32,22 @@ def read_tensors(path: str | os.PathLike, kind: str) -> tuple[dict, dict[str, Te
         if header["kind"] != kind:
             raise DataError(f"{path} holds a {header['kind']}, not a {kind}")
         return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def state_shapes(config: ModelConfig) -> dict[str, Tensor]:
+    """Names of a model's tensors, and tensors without values that have their shapes; no model of M steps is built."""
+    shapes = Qinco.empty(replace(config, num_steps=min(2, config.num_steps))).state_dict()
+    second = {name.removeprefix("steps.1."): t for name, t in shapes.items() if name.startswith("steps.1.")}
+    for step in range(2, config.num_steps):  # all alike
+        shapes.update({f"steps.{step}.{name}": tensor for name, tensor in second.items()})
+    return shapes
+
+
+def check_promise(path, config: ModelConfig, num_tensors: int) -> None:
+    """Raise DataError where a configuration promises more tensors than a file holds, before more is done for it."""
+    conditioned = config.num_steps - (not config.starts_from_coarse)
+    if config.num_steps + 2 * conditioned * config.num_blocks > num_tensors:
+        raise DataError(f"{path} does not fit its configuration: it holds {num_tensors} tensors only")
 
 
 def check_shapes(path, tensors: dict, expected: dict[str, Tensor]) -> None:
@@ -53,3 +72,9 @@ def check_values(path, tensors: dict[str, Tensor]) -> None:
             )
         if not tensor.isfinite().all():
             raise DataError(f"{path} is damaged: tensor {name} holds values that are not finite")
+
+
+def check_scale(path, model: Qinco) -> None:
+    """Raise DataError unless the scale that vectors are divided by is positive and finite."""
+    if not 0 < model.scale < torch.inf:
+        raise DataError(f"{path} is damaged: its scale is {model.scale.item()}")

@@ -6,6 +6,8 @@ tensors are taken. Names on the left are ours, on the right theirs.
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,12 +16,14 @@ from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.files import write_atomically
 from qinco.model.qinco import Qinco
-from qinco.storage.tensor_file import check_shapes, check_values
+from qinco.storage.tensor_file import check_promise, check_scale, check_shapes, check_values, state_shapes
 from qinco.storage.torch_file import Module, StoredTensor, read_torch_file
 
 V1, V2 = "QINCo checkpoint (v1)", "QINCo2 checkpoint (v2)"
-_V1_MODELS = ("QINCo", "IVFQINCo", "QINCoLR")
-_MAX_DEPTH = 8
+_V1_MODELS, _V1_PARTS = ("QINCo", "IVFQINCo", "QINCoLR"), ("QINCo", "QINCoLR")
+_V1_ATTRIBUTES = ("d", "K", "L", "M", "h", "K_IVF")
+_V2_PARAMETERS = ("K", "M", "de", "dh", "L", "A", "B", "ivf_in_use", "ivf_K", "qinco1_mode")
+_MAX_DEPTH = 4
 _MAX_CANDIDATES = 65536
 
 
@@ -29,16 +33,10 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None
     Executes nothing. Raises DataError where the file is something else or damaged.
     """
     content = read_torch_file(path)
-    try:
+    with _told_as_damage(path):
         if isinstance(content, Module):
             return _read_v1(path, content)
-        if isinstance(content, dict) and isinstance(content.get("model"), dict):
-            return _read_v2(path, content)
-    except (ConfigError, TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is a damaged checkpoint: {error}") from None
-    raise DataError(f"{path} is a PyTorch file, but no checkpoint of QINCo: it holds no model")
+        return _read_v2(path, content)
 
 
 def check_expressible(config: ModelConfig, options: EncodeOptions, num_parts: int = 1) -> None:
@@ -52,7 +50,7 @@ def check_expressible(config: ModelConfig, options: EncodeOptions, num_parts: in
             f"a .pt checkpoint knows no C (num_pairs={options.num_pairs}), only A and B: give A= and B=, or use "
             ".safetensors"
         )
-    size, beam = config.codebook_size, options.beam_width
+    size, beam = config.codebook_size, _beam_width(config, options)
     if not config.has_preselector:
         if beam > 1:
             raise ConfigError(
@@ -88,13 +86,14 @@ def write_checkpoint(path, models: list[Qinco], options: EncodeOptions, provenan
         "dh": config.hidden_dim,
         "L": config.num_blocks,
         "A": _num_candidates(config, options) if config.has_preselector else 0,
-        "B": options.beam_width,
+        "B": _beam_width(config, options),
         "ivf_in_use": config.starts_from_coarse or None,
         "ivf_K": config.num_lists or None,
         "qinco1_mode": None if config.codeword_skip else True,
     }
+    epoch = provenance.get("epoch")
     content = {
-        "epoch": provenance.get("epoch"),
+        "epoch": epoch if type(epoch) is int else None,
         "model": state,
         "optimizer": None,
         "scheduler": None,
@@ -106,24 +105,40 @@ def write_checkpoint(path, models: list[Qinco], options: EncodeOptions, provenan
         torch.save(content, file)
 
 
-def describe_checkpoint(path: str | os.PathLike) -> dict:
-    """Kind, architecture, search rule and provenance of a checkpoint, as JSON values, without its tensors' values."""
-    content = read_torch_file(path)
-    try:
+def describe_checkpoint(path: str | os.PathLike, content) -> dict:
+    """Kind, models' configurations, search rule and provenance of what `read_torch_file` found at `path`.
+
+    The values of the tensors are not read. Raises DataError where it is no checkpoint or damaged.
+    """
+    with _told_as_damage(path):
         if isinstance(content, Module):
-            parts = _v1_parts(path, content)
-            configs = [_v1_config(path, part)[0] for part in parts]
-            return {"kind": V1, "models": configs, "options": EncodeOptions(), "provenance": {}}
+            seen = set()
+            configs = [_v1_config(path, part, len(_v1_state(part, seen))) for part in _v1_parts(path, content)]
+            return {"kind": V1, "models": configs, "options": EncodeOptions(), "provenance": {"source": V1}}
         config, options, provenance = _v2_parameters(path, content)
         return {"kind": V2, "models": [config], "options": options, "provenance": provenance}
-    except (ConfigError, TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is a damaged checkpoint: {error}") from None
 
 
 def _num_candidates(config: ModelConfig, options: EncodeOptions) -> int:
     return min(options.num_candidates or config.codebook_size, config.codebook_size)
+
+
+def _beam_width(config: ModelConfig, options: EncodeOptions) -> int:
+    """B; 1 where it changes nothing, for a bare codebook, which the authors' code cannot search with more."""
+    return options.beam_width if any(map(config.is_conditioned, range(config.num_steps))) else 1
+
+
+@contextmanager
+def _told_as_damage(path) -> Iterator[None]:
+    """Turn what a foreign structure makes us raise into DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except KeyError as error:
+        raise DataError(f"{path} is a damaged checkpoint: {error} is missing") from None
+    except (ConfigError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DataError(f"{path} is a damaged checkpoint: {error}") from None
 
 
 # v2
@@ -131,20 +146,22 @@ def _num_candidates(config: ModelConfig, options: EncodeOptions) -> int:
 
 def _read_v2(path, content: dict) -> tuple[list[Qinco], None, EncodeOptions, dict]:
     config, options, provenance = _v2_parameters(path, content)
-    state = {name.removeprefix("module."): tensor for name, tensor in content["model"].items()}
-    needless = {name for name in state if name.endswith((".xtarget_mean", ".xtarget_var"))}
-    model = _fill(path, config, state, dict(_v2_names(config)), needless)
+    state = {str(name).removeprefix("module."): tensor for name, tensor in content["model"].items()}
+    needed = {name: tensor for name, tensor in state.items() if not name.endswith((".xtarget_mean", ".xtarget_var"))}
+    model = _fill(path, config, needed, dict(_v2_names(config)))
+    check_scale(path, model)
     return [model], None, options, provenance
 
 
-def _v2_parameters(path, content: dict) -> tuple[ModelConfig, EncodeOptions, dict]:
+def _v2_parameters(path, content) -> tuple[ModelConfig, EncodeOptions, dict]:
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise DataError(f"{path} is a PyTorch file, but no checkpoint of QINCo: it holds no model")
     parameters = content.get("parameters")
     if not isinstance(parameters, dict) or "data_dim" not in content:
         raise DataError(f"{path} is a checkpoint without parameters, from a conversion of the authors' own: convert it")
-    get = parameters.get
-    names = content["model"]
+    get = _numbers(path, parameters, _V2_PARAMETERS).get
     config = ModelConfig(
-        dim=content["data_dim"],
+        dim=_numbers(path, content, ("data_dim",))["data_dim"],
         num_steps=get("M"),
         codebook_size=get("K"),
         num_blocks=get("L"),
@@ -155,8 +172,10 @@ def _v2_parameters(path, content: dict) -> tuple[ModelConfig, EncodeOptions, dic
         starts_from_coarse=bool(get("ivf_in_use")),
         num_lists=get("ivf_K") if get("ivf_in_use") else 0,
     )
-    _check_promise(path, config, len(names))
+    check_promise(path, config, len(content["model"]))
     options = EncodeOptions(num_candidates=get("A") or None, beam_width=get("B") or 1)
+    if options.beam_width * (options.num_candidates or 1) > _MAX_CANDIDATES:
+        raise DataError(f"{path} is a damaged checkpoint: A={get('A')} and B={get('B')} are more than can be searched")
     provenance = {"source": V2}
     if type(content.get("epoch")) is int and content["epoch"] >= 0:
         provenance["epoch"] = content["epoch"]
@@ -189,43 +208,50 @@ def _v2_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
 
 
 def _read_v1(path, content: Module) -> tuple[list[Qinco], Tensor | None, EncodeOptions, dict]:
-    models = []
+    models, seen = [], set()
     for part in _v1_parts(path, content):
-        config, scale = _v1_config(path, part)
-        model = _fill(path, config, _v1_state(part), dict(_v1_names(config)), set(), ("mean", "scale"))
-        model.mean, model.scale = torch.zeros(config.dim), torch.tensor(scale)
+        state = _v1_state(part, seen)
+        config = _v1_config(path, part, len(state))
+        model = _fill(path, config, state, dict(_v1_names(config)))
+        model.mean, model.scale = torch.zeros(config.dim), _v1_scale(path, part)
+        check_scale(path, model)
         models.append(model)
     if any(model.config != models[0].config for model in models):
         raise DataError(f"{path} is a PQ-QINCo model whose parts differ in architecture: that is not supported")
+    rotation_DD = _v1_rotation(path, content, len(models) * models[0].config.dim)
+    if rotation_DD is not None and len(models) == 1:
+        raise DataError(f"{path} is a PQ-QINCo model of one part with a rotation: that is not supported")
+    return models, rotation_DD, EncodeOptions(), {"source": V1}
+
+
+def _v1_rotation(path, content: Module, dim: int) -> Tensor | None:
     rotation = content.state["_parameters"].get("opq_matrix") if content.name == "PQ_QINCo" else None
     if rotation is None:
-        return models, None, EncodeOptions(), {"source": V1}
-    dim = len(models) * models[0].config.dim
-    if rotation.shape != (dim, dim):
-        raise DataError(
-            f"{path} rotates to another dimension ({rotation.shape[1]} to {rotation.shape[0]}): that is not supported"
-        )
-    return models, torch.from_numpy(rotation.read()).float(), EncodeOptions(), {"source": V1}
+        return None
+    if not isinstance(rotation, StoredTensor) or rotation.shape != (dim, dim):
+        shape = getattr(rotation, "shape", None)
+        raise DataError(f"{path} rotates to another dimension ({shape}, not {(dim, dim)}): that is not supported")
+    rotation_DD = torch.from_numpy(rotation.read()).float()
+    check_values(path, {"opq_matrix": rotation_DD})
+    return rotation_DD
 
 
 def _v1_parts(path, content: Module) -> list[Module]:
+    is_product = content.name == "PQ_QINCo"
     modules = content.state["_modules"]
-    parts = [content]
-    if content.name == "PQ_QINCo":
-        parts = [modules[f"sub_quantizer_{m}"] for m in range(len(modules))]
+    parts = [modules[f"sub_quantizer_{m}"] for m in range(len(modules))] if is_product else [content]
     for part in parts:
-        if not isinstance(part, Module) or part.name not in _V1_MODELS:
-            raise DataError(
-                f"{path} is no checkpoint of QINCo: it holds a {getattr(part, 'name', type(part).__name__)}"
-            )
+        if not isinstance(part, Module) or part.name not in (_V1_PARTS if is_product else _V1_MODELS):
+            kind = part.name if isinstance(part, Module) else type(part).__name__
+            raise DataError(f"{path} is no checkpoint of QINCo: it holds a {kind}")
     if not parts:
         raise DataError(f"{path} is a PQ-QINCo model without parts")
     return parts
 
 
-def _v1_config(path, module: Module) -> tuple[ModelConfig, float]:
-    get = module.state.__getitem__
+def _v1_config(path, module: Module, num_tensors: int) -> ModelConfig:
     is_ivf = module.name == "IVFQINCo"
+    get = _numbers(path, module.state, _V1_ATTRIBUTES).get
     config = ModelConfig(
         dim=get("d"),
         num_steps=get("M"),
@@ -238,12 +264,17 @@ def _v1_config(path, module: Module) -> tuple[ModelConfig, float]:
         starts_from_coarse=is_ivf,
         num_lists=get("K_IVF") if is_ivf else 0,
     )
+    check_promise(path, config, num_tensors + 2)  # mean and scale are not among them
+    return config
+
+
+def _v1_scale(path, module: Module) -> Tensor:
     scale = module.state.get("db_scale", 1.0)
-    scale = float(scale.read()) if isinstance(scale, StoredTensor) else float(scale)
-    if not 0 < scale < float("inf"):
-        raise DataError(f"{path} is a damaged checkpoint: its db_scale is {scale}")
-    _check_promise(path, config, len(_v1_state(module)))
-    return config, scale
+    if isinstance(scale, StoredTensor) and scale.shape in ((), (1,)):
+        scale = scale.read().item()
+    if type(scale) not in (int, float):
+        raise DataError(f"{path} is a damaged checkpoint: its db_scale is no number")
+    return torch.tensor(float(scale), dtype=torch.float32)
 
 
 def _v1_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
@@ -264,36 +295,42 @@ def _v1_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
             yield ours + f"blocks.{j}.down.weight", theirs + f"residual_block{j}.2.weight"
 
 
-def _v1_state(module: Module, prefix: str = "", depth: int = 0) -> dict[str, StoredTensor]:
-    """Parameters and buffers by their full names."""
-    if depth > _MAX_DEPTH:
-        raise ValueError("modules nested too deeply")
+def _v1_state(module: Module, seen: set[int], prefix: str = "", depth: int = 0) -> dict[str, StoredTensor]:
+    """Parameters and buffers by their full names. `seen` are the modules that other names have."""
+    if depth > _MAX_DEPTH or id(module) in seen:
+        raise ValueError("its modules are nested too deeply or repeat")
+    seen.add(id(module))
     state = {}
     for kind in ("_parameters", "_buffers"):
-        state |= {prefix + name: tensor for name, tensor in module.state[kind].items() if tensor is not None}
+        state |= {f"{prefix}{name}": tensor for name, tensor in module.state[kind].items() if tensor is not None}
     for name, child in module.state["_modules"].items():
-        state |= _v1_state(child, f"{prefix}{name}.", depth + 1)
+        state |= _v1_state(child, seen, f"{prefix}{name}.", depth + 1)
     return state
 
 
 # Both
 
 
-def _check_promise(path, config: ModelConfig, num_tensors: int) -> None:
-    """Refuse parameters that promise more than the file holds, before anything is built for them."""
-    if config.num_steps * max(1, config.num_blocks) > num_tensors + 1:
-        raise DataError(f"{path} does not fit its parameters: it holds {num_tensors} tensors only")
+def _numbers(path, values: dict, names: tuple[str, ...]) -> dict[str, int | bool]:
+    """The integers and switches among `values` that are called so; raises DataError where one is something else."""
+    found = {name: values[name] for name in names if values.get(name) is not None}
+    for name, value in found.items():
+        if type(value) not in (int, bool) or abs(value) >> 63:
+            raise DataError(f"{path} is a damaged checkpoint: its {name} is no number, or an impossible one")
+    return found
 
 
-def _fill(path, config: ModelConfig, state: dict, names: dict, needless: set, own: tuple = ()) -> Qinco:
-    """A model with the tensors of `state`, whose names `names` translates; it sets those of `own` itself."""
+def _fill(path, config: ModelConfig, state: dict, names: dict[str, str]) -> Qinco:
+    """A model with the tensors of `state`; `names` says what ours are called there. Others keep no values yet."""
     for name, tensor in state.items():
         if not isinstance(tensor, StoredTensor):
             raise DataError(f"{path} is a damaged checkpoint: {name} is no tensor")
-    model = Qinco.empty(config)
-    expected = {names[ours]: tensor for ours, tensor in model.state_dict().items() if ours not in own}
-    check_shapes(path, {name: tensor for name, tensor in state.items() if name not in needless}, expected)
+    check_shapes(path, state, {names[ours]: shape for ours, shape in state_shapes(config).items() if ours in names})
+    # Half precision doubles in memory; a file whose tensors share their values could grow to any size.
+    if sum(tensor.nbytes for tensor in state.values()) > 2 * Path(path).stat().st_size:
+        raise DataError(f"{path} is a damaged checkpoint: its tensors share their values")
     tensors = {ours: torch.from_numpy(state[theirs].read()).float() for ours, theirs in names.items()}
     check_values(path, {names[ours]: tensor for ours, tensor in tensors.items()})
-    model.load_state_dict(tensors, assign=True, strict=not own)
+    model = Qinco.empty(config)
+    model.load_state_dict(tensors, assign=True, strict=False)
     return model.eval().requires_grad_(False)

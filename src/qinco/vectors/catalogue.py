@@ -35,6 +35,14 @@ class PublishedFile:
         """What is undone on the way: "gzip", "tar" (gzipped), "fbin" (made fvecs), or None: it is kept as it is."""
         return next((packing for suffix, packing in _PACKINGS.items() if self.address.endswith(suffix)), None)
 
+    @property
+    def is_start(self) -> bool:
+        """Whether the file is the first part of a published longer one of the same target."""
+        return self.address.endswith(_STARTS)
+
+
+# The first vectors of another file: that one serves too, where it is there already.
+_STARTS = ("/bigann1M.bvecs", "/base1M.fvecs")
 
 # Of each data set: queries, ground truth, database, training vectors. What is quick to get comes first, so that a
 # server out of reach shows before hours of work.

@@ -122,13 +122,17 @@ class _TensorRows:
         return self._tensor[key].to("cpu", torch.float32).numpy()
 
 
-def open_vectors(path: str | os.PathLike) -> VectorSource:
-    """Open a file of vectors, memory-mapped, in the format of its suffix (.fvecs, .bvecs, .ivecs, .npy).
+def open_vectors(path: str | os.PathLike, part: str = "train") -> VectorSource:
+    """Open a file of vectors without reading it, in the format of its suffix.
+
+    path: .fvecs, .bvecs, .ivecs, .npy, .fbin, .u8bin, .i8bin, .ibin, .hdf5, .h5 or .parquet; the latter three may name
+          a data set or column, as in `glove.hdf5:test`
+    part: the data set or column where the path names none, unless the file's only matrix is called otherwise
 
     Raises DataError where the file is missing, truncated, damaged, no matrix of integers or floats, or without rows,
-    and ConfigError where its suffix is unknown.
+    and ConfigError where its suffix is unknown or the package that reads it is missing.
     """
-    rows = open_array(path)
+    rows = open_array(path, part)
     if rows.shape[0] == 0:
         raise DataError(f"{path} holds no vectors: its shape is {rows.shape}")
     return VectorSource(rows, str(path))

@@ -105,6 +105,15 @@ def test_another_file_in_the_way_is_found_before_anything_is_fetched(server, cap
     assert code == 0 and listing() == set(SIZES), err
 
 
+def test_a_set_of_a_billion_serves_for_its_first_million(server, capsys):
+    Path("data/bigann").mkdir(parents=True)
+    write_vectors("data/bigann/bigann_base.bvecs", np.concatenate([ROWS, ROWS]))
+    code, out, _ = run(capsys, "bigann1M", f"mirror={server.address}", "json=true")
+    states = {file["path"]: file["state"] for file in json.loads(out)["files"]}
+    assert (code, states.pop("data/bigann/bigann_base.bvecs")) == (0, "skipped")
+    assert set(states.values()) == {"downloaded"}
+
+
 def test_deep_queries_are_converted(server, capsys):
     rows = np.random.default_rng(6).standard_normal((10, 96), np.float32)
     query = struct.pack("<II", 10, 96) + rows.tobytes()
