@@ -19,6 +19,7 @@ from qinco.maths.clustering import coarse_kmeans
 from qinco.storage.codec_file import CHECKPOINT_SUFFIX
 from qinco.storage.encoded_set import EncodedSet, lists_beside, open_encoded_set
 from qinco.training.codebooks import sample
+from qinco.training.processes import Processes
 from qinco.vectors.formats import VectorWriter, write_vectors
 
 _VECTOR_SUFFIXES = (".npy", ".fvecs", ".fbin")
@@ -64,6 +65,8 @@ def encode(settings: Settings, console: Console) -> None:
     seconds = time.monotonic() - begun
     if not complete:
         console.info(f"share {share.index} of {share.count} is done; the set is complete when the others are")
+        if Processes.count_by_environment() > 1:  # the process that completes the set reports for all
+            return
     result = {"output": settings["output"], "complete": complete}
     beside = lists_beside(settings["output"])
     if codec.is_ivf and complete and beside.exists() and not Path(settings["output"]).is_dir():

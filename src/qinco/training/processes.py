@@ -14,7 +14,7 @@ class Processes:
 
     def __init__(self, device: torch.device):
         self.rank, self.count, self.device = 0, 1, device
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if self.count_by_environment() > 1:
             from accelerate import PartialState
 
             state = PartialState(cpu=device.type == "cpu")
@@ -23,6 +23,11 @@ class Processes:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @staticmethod
+    def count_by_environment() -> int:
+        """How many processes torchrun started, known before anything is set up; 1 without it."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
 
     @staticmethod
     def is_main_by_environment() -> bool:
