@@ -12,6 +12,7 @@ from qinco.errors import ConfigError
 
 MAX_CODEBOOK_SIZE = 65536
 MAX_WIDTH = 1 << 24
+MAX_DEPTH = 1024
 MAX_LISTS = (1 << 31) - 1
 PRECISIONS = ("auto", "float32", "bf16")
 ENGINES = ("auto", "torch")
@@ -68,8 +69,8 @@ class ModelConfig:
             require_int(name, getattr(self, name), 1, MAX_WIDTH)
         for name in ("has_preselector", "codeword_skip", "starts_from_coarse"):
             require_bool(name, getattr(self, name))
-        require_int("num_steps", self.num_steps)
-        require_int("num_blocks", self.num_blocks, 0)
+        require_int("num_steps", self.num_steps, 1, MAX_DEPTH)
+        require_int("num_blocks", self.num_blocks, 0, MAX_DEPTH)
         require_int("num_lists", self.num_lists, 0, MAX_LISTS)
         require_int("codebook_size", self.codebook_size, 2, MAX_CODEBOOK_SIZE)
         if self.codebook_size & (self.codebook_size - 1):

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_models import random_model, random_vectors
 
 import qinco
 from qinco.cli import main
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.vectors.datasets import DATASETS
 from qinco.vectors.formats import write_vectors
-from small_models import random_model, random_vectors
 
 TRAIN, BASE, QUERIES = 600, 120, 10
 DIMS = {"bigann": 128, "deep1b": 96, "contriever": 24, "fb_ssnpp": 16}
@@ -31,7 +31,8 @@ QUICK = {
     "evaluation on one's own data": """./run.sh task=eval model=my_model.pt db=my_dataset-db.fvecs
         ds.db=100_000""",
     "retrieval accuracy": "python run.py task=search model=models/qinco2_L-bigann1M-8x8.pt db=bigann1M A=32 B=64",
-    "validation set": "./run.sh task=eval_valset model=models/qinco2_L-bigann1M-8x8.pt db=bigann1M A=4 B=8 ds.valset=100",
+    "validation set": """./run.sh task=eval_valset model=models/qinco2_L-bigann1M-8x8.pt db=bigann1M A=4 B=8
+        ds.valset=100""",
     "time": "python run.py cpu=true task=eval_time model=models/qinco2_L-bigann1M-8x8.pt db=bigann1M",
     "centroids": """python run.py task=ivf_centroids ivf_K=16 db=deep1M
         output=runs/ivf_centroids/ivf_centroids-deep1M-1048576.npy""",

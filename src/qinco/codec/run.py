@@ -12,7 +12,7 @@ from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions, ModelConfi
 from qinco.errors import ConfigError, DataError
 from qinco.storage.codec_file import CHECKPOINT_SUFFIX
 from qinco.storage.train_state import state_path
-from qinco.storage.upstream import check_expressible
+from qinco.storage.upstream_format import check_expressible
 from qinco.training.options import TrainOptions
 from qinco.vectors.source import VectorSource, as_source
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.model.qinco import Qinco
+from qinco.storage.header import check_promise
 from qinco.storage.tensor_file import (
-    check_promise,
     check_scale,
     check_shapes,
     check_values,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from qinco.config import ModelConfig
 from qinco.errors import DataError
 
 FORMAT_VERSION = 1
@@ -59,3 +60,10 @@ def _parse(path: Path, metadata: dict | None) -> dict:
             f"{path} is of format version {version}, this qinco reads up to {FORMAT_VERSION}: install a newer qinco"
         )
     return header
+
+
+def check_promise(path, config: ModelConfig, num_tensors: int) -> None:
+    """Raise DataError where a configuration promises more tensors than a file holds, before more is done for it."""
+    conditioned = config.num_steps - (not config.starts_from_coarse)
+    if config.num_steps + 2 * conditioned * config.num_blocks > num_tensors:
+        raise DataError(f"{path} does not fit its configuration: it holds {num_tensors} tensors only")

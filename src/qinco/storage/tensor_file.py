@@ -43,13 +43,6 @@ def state_shapes(config: ModelConfig) -> dict[str, Tensor]:
     return shapes
 
 
-def check_promise(path, config: ModelConfig, num_tensors: int) -> None:
-    """Raise DataError where a configuration promises more tensors than a file holds, before more is done for it."""
-    conditioned = config.num_steps - (not config.starts_from_coarse)
-    if config.num_steps + 2 * conditioned * config.num_blocks > num_tensors:
-        raise DataError(f"{path} does not fit its configuration: it holds {num_tensors} tensors only")
-
-
 def check_shapes(path, tensors: dict, expected: dict[str, Tensor]) -> None:
     """Raise DataError unless `tensors` (whatever has a shape) has the names and shapes of `expected`."""
     for name in sorted(set(tensors) ^ set(expected)):

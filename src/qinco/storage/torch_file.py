@@ -36,7 +36,7 @@ _MODULES = {
 # Twenty thousand tensors and more; what a hostile file may cost grows with these.
 _MAX_DIRECTORY_BYTES = 1 << 22
 _MAX_PICKLE_BYTES = 1 << 22
-_MAX_OPCODES = 1 << 19
+_MAX_OPCODES = 400_000
 _MAX_AXES = 8
 _MAX_KEY_LENGTH = 256
 
@@ -146,6 +146,7 @@ class _Archive:
             entries = archive.infolist()
         self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._entries = {entry.filename: entry for entry in entries}
+        self._storages: dict[tuple[str, str, int], _Storage] = {}
         # Entries are stored as they are: a compressed or overlapping one could unfold to any size.
         if any(e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size for e in entries):
             raise _Damage("it has compressed entries, which torch.save does not write")
@@ -171,10 +172,13 @@ class _Archive:
         dtype = _STORAGES.get(_only(type_name, str))
         if kind != "storage" or dtype is None or not _is_size(count):
             raise _Damage("it has an unknown kind of storage")
-        stored = self._entry(self._root + "data/" + _only(key, str))
-        if count * dtype.itemsize != len(stored):
-            raise _Damage(f"it promises {count} values of {dtype} in {len(stored)} bytes")
-        return _Storage(np.frombuffer(stored, dtype), type_name == "torch BFloat16Storage")
+        known = (type_name, _only(key, str), count)
+        if known not in self._storages:
+            stored = self._entry(f"{self._root}data/{key}")
+            if count * dtype.itemsize != len(stored):
+                raise _Damage(f"it promises {count} values of {dtype} in {len(stored)} bytes")
+            self._storages[known] = _Storage(np.frombuffer(stored, dtype), type_name == "torch BFloat16Storage")
+        return self._storages[known]
 
     def _entry(self, name: str) -> memoryview:
         entry = self._entries.get(name)

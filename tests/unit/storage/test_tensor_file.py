@@ -1,12 +1,15 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_models import ARCHITECTURES
 
 from qinco.errors import DataError, QincoError
-from qinco.storage.header import FORMAT_VERSION, read_header
-from qinco.storage.tensor_file import read_tensors, write_tensors
+from qinco.model.qinco import Qinco
+from qinco.storage.header import FORMAT_VERSION, check_promise, read_header
+from qinco.storage.tensor_file import read_tensors, state_shapes, write_tensors
 
 
 @pytest.fixture
@@ -94,3 +97,15 @@ def test_foreign_damaged_and_newer_headers_are_refused(tmp_path, metadata, messa
     for read in (lambda: read_header(tmp_path / "x"), lambda: read_tensors(tmp_path / "x", "test")):
         with pytest.raises(DataError, match=message):
             read()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_shapes_are_known_without_building_every_step(name):
+    for num_steps in (1, 2, 5):
+        config = replace(ARCHITECTURES[name], num_steps=num_steps)
+        expected = {key: tensor.shape for key, tensor in Qinco.empty(config).state_dict().items()}
+        assert {key: tensor.shape for key, tensor in state_shapes(config).items()} == expected
+        check_promise("x", config, len(expected))
+        blocks = sum(".blocks." in key for key in expected)
+        with pytest.raises(DataError, match="x does not fit its configuration: it holds"):
+            check_promise("x", config, num_steps + blocks - 1)
