@@ -19,7 +19,8 @@ NUMBER_TYPES = st.one_of(
     npst.floating_dtypes(endianness="?"), npst.integer_dtypes(endianness="?"), npst.unsigned_integer_dtypes()
 )
 FRAMED = {".fvecs": np.float32, ".bvecs": np.uint8, ".ivecs": np.int32}
-SUFFIXES = [*FRAMED, ".npy"]
+TYPED = {**FRAMED, ".fbin": np.float32, ".u8bin": np.uint8, ".i8bin": np.int8, ".ibin": np.int32}
+SUFFIXES = [*TYPED, ".npy"]
 
 
 @contextmanager
@@ -32,11 +33,11 @@ def same(a, b) -> bool:
     return a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
-@pytest.mark.parametrize("suffix", FRAMED)
+@pytest.mark.parametrize("suffix", TYPED)
 @given(data=st.data())
 @settings(deadline=None, max_examples=30)
-def test_framed_files_round_trip(suffix, data):
-    array = data.draw(npst.arrays(FRAMED[suffix], SHAPES))
+def test_files_of_one_type_round_trip(suffix, data):
+    array = data.draw(npst.arrays(TYPED[suffix], SHAPES))
     with new_path(suffix) as path:
         write_vectors(path, array)
         assert same(open_array(path)[:], array)
@@ -60,7 +61,7 @@ def test_npy_files_of_any_type_and_order_round_trip(array, is_fortran):
 @given(cuts=st.lists(st.integers(0, 12), max_size=4), data=st.data())
 @settings(deadline=None, max_examples=20)
 def test_a_stream_writes_what_one_piece_writes(suffix, cuts, data):
-    array = data.draw(npst.arrays(FRAMED.get(suffix, np.float32), (12, 3)))
+    array = data.draw(npst.arrays(TYPED.get(suffix, np.float32), (12, 3)))
     with new_path(suffix) as path:
         write_vectors(path, array)
         expected = path.read_bytes()
@@ -76,8 +77,10 @@ def headed_bytes(suffix):
     if suffix == ".npy":
         header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }"
         starts += [b"\x93NUMPY\x01\x00", b"\x93NUMPY\x02\x00", b"\x93NUMPY\x01\x00\x3c\x00" + header + b"\n"]
-    else:
+    elif suffix in FRAMED:
         starts += [bytes([dim, 0, 0, 0]) for dim in range(4)]
+    else:
+        starts += [bytes([rows, 0, 0, 0, dim, 0, 0, 0]) for rows in range(3) for dim in range(3)]
     return st.builds(lambda start, rest: start + rest, st.sampled_from(starts), st.binary(max_size=64))
 
 
@@ -113,11 +116,11 @@ def test_a_damaged_npy_header_opens_or_is_refused(data):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_cut_anywhere_is_refused_or_is_whole_rows(suffix):
-    array = np.arange(12).reshape(4, 3).astype(FRAMED.get(suffix, np.float32))
+    array = np.arange(12).reshape(4, 3).astype(TYPED.get(suffix, np.float32))
     with new_path(suffix) as path:
         write_vectors(path, array)
         content = path.read_bytes()
-        row = 0 if suffix == ".npy" else len(content) // 4
+        row = len(content) // 4 if suffix in FRAMED else 0
         for length in range(len(content)):
             path.write_bytes(content[:length])
             if row and length and length % row == 0:
@@ -125,6 +128,47 @@ def test_a_file_cut_anywhere_is_refused_or_is_whole_rows(suffix):
             else:
                 with pytest.raises(DataError):
                     open_array(path)
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=40)
+def test_hdf5_files_read_as_numpy_does(data):
+    h5py = pytest.importorskip("h5py")
+    array = data.draw(NUMBER_TYPES.flatmap(lambda dtype: npst.arrays(dtype, SHAPES)))
+    chunks = data.draw(st.none() | st.tuples(*(st.integers(1, size) for size in array.shape)))
+    packed = {"compression": data.draw(st.sampled_from([None, "gzip"])), "shuffle": data.draw(st.booleans())}
+    with new_path(".h5") as path:
+        with h5py.File(path, "w", libver=data.draw(st.sampled_from(["earliest", "latest"]))) as file:
+            file.create_dataset("x", data=array, chunks=chunks, **packed if chunks else {})
+        assert_reads_alike(open_array(path), array, data)
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=40)
+def test_parquet_files_read_as_numpy_does(data):
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    types = st.one_of(
+        npst.floating_dtypes(endianness="<", sizes=(16, 32, 64)), npst.integer_dtypes(endianness="<"),
+        npst.unsigned_integer_dtypes(endianness="<"),
+    )  # fmt: skip
+    array = data.draw(types.flatmap(lambda dtype: npst.arrays(dtype, SHAPES)))
+    kind = pyarrow.list_(pyarrow.from_numpy_dtype(array.dtype), data.draw(st.sampled_from([-1, array.shape[1]])))
+    with new_path(".parquet") as path:
+        parquet.write_table(
+            pyarrow.table({"x": pyarrow.array(list(array), kind)}),
+            path,
+            row_group_size=data.draw(st.integers(1, 9)),
+            compression=data.draw(st.sampled_from(["none", "snappy", "zstd"])),
+            data_page_version=data.draw(st.sampled_from(["1.0", "2.0"])),
+        )
+        assert_reads_alike(open_array(path), array, data)
+
+
+def assert_reads_alike(stored, array, data):
+    assert stored.shape == array.shape and stored.dtype == array.dtype
+    for _ in range(3):
+        rows = data.draw(st.slices(len(array)) | npst.arrays(np.int64, 5, elements=st.integers(0, len(array) - 1)))
+        assert same(np.ascontiguousarray(stored[rows]), np.ascontiguousarray(array[rows]))
 
 
 @given(array=npst.arrays(np.float32, (7, 2), elements=st.integers(0, 9)), data=st.data())

@@ -10,6 +10,8 @@ from qinco.cli.console import Console
 from qinco.cli.overrides import Settings
 from qinco.config import ModelConfig
 from qinco.errors import DataError
+from qinco.vectors.formats import SUFFIXES, open_array
+from qinco.vectors.tables import split_table
 
 _MOST_TEXT_BYTES = 1 << 28
 _FAISS_HEADER = struct.Struct("<4siqqqBi")
@@ -33,25 +35,18 @@ def describe(path: str) -> dict:
     file = Path(path)
     if file.is_dir():
         return {"file": str(path)} | _describe_codes(file)
-    if not file.is_file() and not _names_table(path):
+    file, _ = split_table(path)
+    if not file.is_file():
         raise DataError(f"{path} does not exist" if not file.exists() else f"{path} is not a regular file")
-    describer = _DESCRIBERS.get(file.suffix.lower(), _describe_tensors)
-    if file.name.endswith((".safetensors.last", ".pt.last")):
-        describer = _describe_tensors
-    size = {"bytes": file.stat().st_size} if file.is_file() else {}
-    return {"file": str(path)} | size | describer(file)
+    common = {"file": str(path), "bytes": file.stat().st_size}
+    suffix = file.suffix.lower()
+    if suffix in SUFFIXES:
+        return common | _describe_vectors(path)
+    return common | _DESCRIBERS.get(suffix, _describe_tensors)(file)
 
 
-def _names_table(path: str) -> bool:
-    """Whether a path names a matrix inside a file: FILE.hdf5:NAME, FILE.parquet:COLUMN."""
-    file, colon, _ = str(path).rpartition(":")
-    return bool(colon) and Path(file).is_file()
-
-
-def _describe_vectors(file: Path) -> dict:
-    from qinco.vectors.formats import open_array
-
-    rows = open_array(file)
+def _describe_vectors(path: str) -> dict:
+    rows = open_array(path)
     num_vectors, dim = rows.shape
     return {
         "kind": "vectors",
@@ -212,11 +207,7 @@ def _is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-_VECTOR_SUFFIXES = (
-    ".fvecs", ".bvecs", ".ivecs", ".npy", ".fbin", ".u8bin", ".i8bin", ".ibin", ".hdf5", ".h5", ".parquet",
-)  # fmt: skip
 _DESCRIBERS = {
-    **dict.fromkeys(_VECTOR_SUFFIXES, _describe_vectors),
     ".pt": _describe_checkpoint,
     ".npz": _describe_encoded_set,
     ".raw": _describe_raw,

@@ -13,6 +13,7 @@ from qinco.errors import ConfigError, DataError
 from qinco.vectors.datasets import DATASETS, find_dataset
 from qinco.vectors.formats import read_integers
 from qinco.vectors.source import VectorSource, open_vectors
+from qinco.vectors.tables import split_table
 
 
 def device_of(settings: Settings) -> torch.device:
@@ -86,7 +87,7 @@ def open_queries(settings: Settings, dim: int, num_vectors: int):
     truth_path = settings["queries_gt"] or (dataset and dataset.ground_truth)
     if queries_path is None or truth_path is None:
         raise ConfigError("task search needs queries= and queries_gt=, or db= with the name of a data set")
-    queries, truth = _open(queries_path), read_integers(truth_path)
+    queries, truth = _open(queries_path, "test"), read_integers(truth_path)
     if queries.dim != dim:
         raise DataError(f"{queries.name}: queries have {queries.dim} dimensions, the codec was trained on {dim}")
     if len(queries) != len(truth):
@@ -108,7 +109,7 @@ def mse_scale(settings: Settings) -> float:
 def files_read(settings: Settings, written: str = "output") -> list[str]:
     """The files that the command line names besides the one that is `written`, which must not replace them."""
     names = ("model", "db", "trainset", "codes", "lists", "ivf_centroids")
-    return [settings[name] for name in names if name != written and settings[name] is not None]
+    return [split_table(settings[name])[0] for name in names if name != written and settings[name] is not None]
 
 
 def machine(settings: Settings) -> dict:
@@ -116,9 +117,9 @@ def machine(settings: Settings) -> dict:
     return {"threads": torch.get_num_threads(), "precision": settings["precision"]}
 
 
-def _open(path: str) -> VectorSource:
+def _open(path: str, part: str = "train") -> VectorSource:
     try:
-        return open_vectors(path)
+        return open_vectors(path, part)
     except DataError:
         if not Path(path).exists() and not Path(path).suffix:
             raise DataError(

@@ -8,7 +8,11 @@ import numpy as np
 
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
-from qinco.vectors.formats import check_matrix, check_shape, open_array
+from qinco.vectors.formats import open_array
+from qinco.vectors.stored import check_matrix, check_shape, release_pages
+from qinco.vectors.tables import BlockRows
+
+_RELEASED_BYTES = 1 << 16
 
 
 class VectorSource:
@@ -103,7 +107,10 @@ class VectorSource:
             return np.empty((0, self.dim), np.float32)
         forward = wanted if wanted.step > 0 else wanted[::-1]
         rows = self._rows[self._start + forward.start : self._start + forward.stop : forward.step]
-        return _to_float32(rows if wanted.step > 0 else rows[::-1], copy=True)
+        vectors = _to_float32(rows if wanted.step > 0 else rows[::-1], copy=not isinstance(self._rows, BlockRows))
+        if vectors.nbytes >= _RELEASED_BYTES and isinstance(rows, np.ndarray):
+            release_pages(rows)  # else a file that is read once counts as memory as large as itself
+        return vectors
 
 
 class _TensorRows:

@@ -8,12 +8,16 @@ import pytest
 import torch
 
 from qinco.errors import ConfigError, DataError, QincoError, ResourceError
-from qinco.vectors.formats import FramedRows, VectorWriter, open_array, read_integers, write_vectors
+from qinco.vectors.formats import SUFFIXES, FramedRows, VectorWriter, open_array, read_integers, write_vectors
 
 FLOATS = np.array([[1.5, -2, 3], [4, 5e30, 6]], np.float32)
 BYTES = np.array([[0, 255], [7, 8], [9, 10]], np.uint8)
 INTEGERS = np.array([[-(2**31), 2**31 - 1]], np.int32)
-SAMPLES = [(".fvecs", FLOATS), (".bvecs", BYTES), (".ivecs", INTEGERS), (".npy", FLOATS)]
+SMALL = np.array([[-128, 127, 0]], np.int8)
+SAMPLES = [
+    (".fvecs", FLOATS), (".bvecs", BYTES), (".ivecs", INTEGERS), (".npy", FLOATS),
+    (".fbin", FLOATS), (".u8bin", BYTES), (".i8bin", SMALL), (".ibin", INTEGERS),
+]  # fmt: skip
 
 
 def save(folder, suffix, array) -> Path:
@@ -74,10 +78,12 @@ def test_npy_header_versions(tmp_path, version):
     np.testing.assert_array_equal(open_array(path), FLOATS)
 
 
-def test_a_codes_array_may_have_no_rows(tmp_path):
+def test_an_array_may_have_no_rows(tmp_path):
     path = save(tmp_path, ".npy", np.empty((0, 8), np.uint16))
     assert open_array(path).shape == (0, 8) and open_array(path).dtype == np.uint16
     assert np.load(path).shape == (0, 8)
+    path = save(tmp_path, ".i8bin", np.empty((0, 8), np.int8))
+    assert open_array(path).shape == (0, 8) and open_array(path).dtype == np.int8
 
 
 def test_opening_maps_and_does_not_read(tmp_path):
@@ -114,7 +120,7 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, array):
         open_array(path)
 
 
-@pytest.mark.parametrize("suffix", [".fvecs", ".bvecs", ".ivecs", ".npy"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_an_empty_file_holds_no_vectors(tmp_path, suffix):
     path = tmp_path / f"x{suffix}"
     path.touch()
@@ -151,6 +157,9 @@ def test_an_unknown_suffix_lists_the_known_ones(tmp_path):
         with pytest.raises(ConfigError, match=r"x\.vecs has the suffix '\.vecs', .* \.fvecs, \.bvecs, \.ivecs, \.npy"):
             act(path)
     assert path.read_bytes() == b"1234"
+    for suffix in (".hdf5", ".h5", ".parquet"):
+        with pytest.raises(ConfigError, match=rf"the suffix '\{suffix}', which is only read: use one of \.fvecs"):
+            write_vectors(tmp_path / f"x{suffix}", FLOATS)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +216,9 @@ def test_integers_of_any_type_are_read_as_int64(tmp_path, array):
     read = read_integers(save(tmp_path, ".npy", array))
     assert read.dtype == np.int64 and read.flags.c_contiguous and read.flags.writeable
     np.testing.assert_array_equal(read, array)
-    np.testing.assert_array_equal(read_integers(save(tmp_path, ".ivecs", INTEGERS)), INTEGERS)
+    for suffix in (".ivecs", ".ibin"):
+        np.testing.assert_array_equal(read_integers(save(tmp_path, suffix, INTEGERS)), INTEGERS)
+    np.testing.assert_array_equal(read_integers(save(tmp_path, ".u8bin", BYTES)), BYTES)
 
 
 def test_ground_truths_that_are_none(tmp_path):
@@ -229,6 +240,9 @@ def test_ground_truths_that_are_none(tmp_path):
         (".ivecs", 2**31, "an integer between -2147483648 and 2147483647"),
         (".ivecs", np.float32(2**31), "an integer between"),
         (".fvecs", 1e39, "a number in the range of float32"),
+        (".fbin", 1e39, "a number in the range of float32"),
+        (".i8bin", 128, "cannot hold 128 in row 3: it must be an integer between -128 and 127"),
+        (".u8bin", -1, "an integer between 0 and 255"),
     ],
 )
 def test_values_that_the_format_cannot_hold(tmp_path, suffix, value, message):
@@ -259,11 +273,11 @@ def test_what_is_no_matrix_of_numbers_is_not_written(tmp_path, array):
 def test_many_rows_are_written_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr("qinco.vectors.formats.WRITE_ROWS", 2)
     array = np.arange(14).reshape(7, 2)
-    for suffix in (".fvecs", ".npy"):
+    for suffix in (".fvecs", ".npy", ".fbin"):
         np.testing.assert_array_equal(open_array(save(tmp_path, suffix, array)), array)
 
 
-@pytest.mark.parametrize("suffix", [".fvecs", ".npy"])
+@pytest.mark.parametrize("suffix", [".fvecs", ".npy", ".fbin"])
 @pytest.mark.parametrize("num_rows", [None, 12])
 def test_streaming(tmp_path, suffix, num_rows):
     path = tmp_path / f"x{suffix}"
@@ -304,6 +318,8 @@ def test_a_writer_that_cannot_be(tmp_path):
         VectorWriter(tmp_path / "x.npy", 3, "nonsense")
     with pytest.raises(ConfigError, match=r"x\.bvecs stores uint8, not float32: choose \.npy"):
         VectorWriter(tmp_path / "x.bvecs", 3, np.float32)
+    with pytest.raises(ConfigError, match=r"x\.ibin stores int32, not int64: choose \.npy"):
+        VectorWriter(tmp_path / "x.ibin", 3, np.int64)
     with pytest.raises(ConfigError, match="is not open"):
         VectorWriter(tmp_path / "x.npy", 3).append(FLOATS)
     with pytest.raises(ResourceError, match="cannot write"), VectorWriter(tmp_path / "missing" / "x.npy", 3):
@@ -324,6 +340,6 @@ def test_framed_rows_as_arrays(tmp_path):
 
 def test_a_file_that_shrinks_while_it_is_opened(tmp_path, monkeypatch):
     path = save(tmp_path, ".fvecs", FLOATS)
-    monkeypatch.setattr("qinco.vectors.formats._file_size", lambda path: 16 * 10**6)
+    monkeypatch.setattr("qinco.vectors.formats.file_size", lambda path: 16 * 10**6)
     with pytest.raises(QincoError, match="cannot map"):
         open_array(path)

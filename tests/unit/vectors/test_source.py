@@ -1,3 +1,4 @@
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +22,25 @@ def sources(folder) -> dict[str, VectorSource]:
         ("i.ivecs", DATA.astype(np.int32)),
         ("n.npy", DATA),
         ("half.npy", DATA.astype(">f2")),
+        ("x.fbin", DATA),
+        ("x.u8bin", DATA.astype(np.uint8)),
     ):
         write_vectors(folder / name, array)
         made[name] = open_vectors(folder / name)
     np.save(folder / "fortran.npy", np.asfortranarray(DATA, np.float64))
     made["fortran.npy"] = open_vectors(folder / "fortran.npy")
+    if importlib.util.find_spec("h5py"):
+        import h5py
+
+        with h5py.File(folder / "x.hdf5", "w") as file:
+            file["train"] = DATA
+            file.create_dataset("packed", data=DATA.astype(">f8"), chunks=(4, 2), compression="gzip")
+        made["x.hdf5"], made["packed"] = open_vectors(folder / "x.hdf5"), open_vectors(f"{folder}/x.hdf5:packed")
+    if importlib.util.find_spec("pyarrow"):
+        from pyarrow import array, parquet, table
+
+        parquet.write_table(table({"x": array(DATA.tolist())}), folder / "x.parquet", row_group_size=4)
+        made["x.parquet"] = as_source(folder / "x.parquet")
     made["array"] = as_source(DATA)
     made["strided"] = as_source(np.repeat(DATA.astype(np.uint16), 2, 1)[:, ::2])
     made["lists"] = as_source(DATA.tolist())
@@ -243,7 +258,7 @@ def test_reading_vectors_does_not_import_torch():
         "import sys\n"
         "from qinco.vectors import datasets, formats, source\n"
         "assert source.as_source([[1.0]])[0] == 1\n"
-        "assert 'torch' not in sys.modules\n"
+        "assert not {'torch', 'h5py', 'pyarrow'} & set(sys.modules)\n"
     )
     root = Path(sys.modules["qinco.vectors"].__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(root)})
