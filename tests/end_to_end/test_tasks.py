@@ -158,7 +158,7 @@ WRONG = {
     "codes of others": ("encode model={codec} db={base} output={codes} resume=true", 2, "holds codes of shape (4, 3)"),
     "codes exist": ("encode model={codec} db={base} output={codes}", 2, "overwrite=true"),
     "codes elsewhere": ("encode model={codec} db={base} output={new}.xyz", 2, ".npz"),
-    "folder of others": ("encode model={codec} db={base} output={folder}", 2, "other things"),
+    "folder of inputs": ("encode model={codec} db={base} output={folder}", 2, "lies in"),
     "checkpoint with parts": ("train trainset={base} output={new}.pt pq=2 K=16", 2, ".safetensors"),
     "checkpoint with C": ("train trainset={base} output={new}.pt K=16 C=8", 2, "knows no C"),
     "checkpoint with rank": ("train trainset={base} output={new}.pt K=16 concat_rank=2", 2, "QINCo-LR"),

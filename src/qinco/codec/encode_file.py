@@ -21,7 +21,6 @@ from qinco.errors import ConfigError
 from qinco.files import check_output
 from qinco.storage.code_store import (
     LOCK,
-    MANIFEST,
     CodeStore,
     Manifest,
     check_same_codes,
@@ -34,6 +33,7 @@ from qinco.storage.code_store import (
 from qinco.storage.encoded_set import (
     FILE_SUFFIXES,
     EncodedSet,
+    is_directory,
     is_folder,
     lists_beside,
     open_encoded_set,
@@ -99,28 +99,29 @@ def encode_file(
     options = options or codec.encode_options
     codec.check_dim(source)
     options.check_model(codec.config)
-    output = _check_name(output)
+    output, is_file = _check_name(output), not is_folder(output)
     manifest = plan(codec, source, options)
-    folder = output if is_folder(output) else output.with_name(f"{output.name}.shards")
-    _check_folder(folder, inputs)
-    if folder is output:
-        folder.mkdir(exist_ok=True)
-    lock = folder / LOCK if folder is output else folder.with_name(f".{folder.name}{LOCK}")
+    if share.index >= max(1, manifest.num_shards) and not resume:
+        return False  # nothing is left for it, and how far the others are it cannot know
+    folder = output.with_name(f"{output.name}.shards") if is_file else output
+    lock = folder.with_name(f".{folder.name}{LOCK}") if is_file else folder / LOCK
+    _check_places(output, folder, inputs)
     with exclusive(lock):
-        if folder is not output:
+        if is_foreign(folder):
+            raise ConfigError(f"{folder} has other things in it than codes: give the name of a new folder")
+        if is_file:
             shutil.rmtree(_finished(folder), ignore_errors=True)  # left by a kill after the output was made
-            has_work = share.index < max(1, manifest.num_shards)
-            if output.exists() and not folder.exists() and (resume or not has_work):
+            if resume and output.exists() and not folder.exists():
                 _check_made(output, codec, source, options)
                 return True
-            _check_file(output, codec, overwrite or resume, inputs)
+            _check_file(output, codec, overwrite or (resume and folder.exists()), inputs)
         store = _open_store(folder, manifest, share, resume, overwrite)
-    _encode_shards(store, codec, source, options, share, on_progress)
+    _encode_shards(store, lock, codec, source, options, share, on_progress)
     with exclusive(lock):
-        if not store.exists():  # another process has made the file
+        if not _is_there(store):
             return True
         is_complete = store.finish()
-        if is_complete and folder is not output:
+        if is_complete and is_file:
             _make_file(output, store, codec)
         return is_complete
 
@@ -162,7 +163,7 @@ def _make_file(output: Path, store: CodeStore, codec) -> None:
 
 
 def _finished(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.finished")
+    return folder.with_name(f".{folder.name}.done")
 
 
 def _check_made(output: Path, codec, source: VectorSource, options: EncodeOptions) -> None:
@@ -177,9 +178,13 @@ def _check_made(output: Path, codec, source: VectorSource, options: EncodeOption
             "give overwrite=true without resume to replace it"
         )
     count, same = min(_CHECK_ROWS, len(source)), 0
-    for first, codes, _ in codec.encode_blocks(source.window(0, count), options):
-        same += int((codes == there.codes[first : first + len(codes)]).all(1).sum())
-    if 2 * same < count:
+    for first, codes, lists in codec.encode_blocks(source.window(0, count), options):
+        part = slice(first, first + len(codes))
+        equal_N = (codes == there.codes[part]).all(1)
+        if lists is not None:
+            equal_N &= lists == np.asarray(there.lists[part])[:, 0]
+        same += int(equal_N.sum())
+    if 4 * same < 3 * count:
         raise ConfigError(
             f"{output} holds other codes than this model and search rule give {source.name}: "
             "give overwrite=true without resume to replace it"
@@ -194,17 +199,21 @@ def _check_file(output: Path, codec, overwrite: bool, inputs) -> None:
         check_output(lists_beside(output), overwrite=overwrite, inputs=[*inputs, output])
 
 
-def _check_folder(folder: Path, inputs) -> None:
-    """Raise ConfigError where shards cannot be written to a folder, or must not."""
-    if folder.is_file():
-        raise ConfigError(f"{folder} is a file: give the name of a folder, or a file name that ends in .npy")
-    check_output(folder / MANIFEST if folder.exists() else folder, overwrite=True)
-    real = folder.resolve()
+def _check_places(output: Path, folder: Path, inputs) -> None:
+    """Raise ConfigError where the output cannot be written, or its shards would replace what is read."""
+    try:
+        check_output(output, overwrite=True)
+    except ConfigError:
+        if folder is not output or not is_directory(folder):
+            raise
+    if folder is output:
+        if folder.is_file():
+            raise ConfigError(f"{folder} is a file: give the name of a folder, or a file name that ends in .npy")
+        folder.mkdir(exist_ok=True)
+    real = os.path.realpath(folder)
     for name in inputs:
-        if name is not None and Path(name).resolve().is_relative_to(real):
+        if name is not None and Path(os.path.realpath(name)).is_relative_to(real):
             raise ConfigError(f"{name} is read and lies in {folder}, which would be replaced: give output another name")
-    if folder.exists() and is_foreign(folder):
-        raise ConfigError(f"{folder} is a folder with other things in it: give the name of a new one")
 
 
 def _open_store(folder: Path, manifest: Manifest, share: Share, resume: bool, overwrite: bool) -> CodeStore:
@@ -227,7 +236,18 @@ def _open_store(folder: Path, manifest: Manifest, share: Share, resume: bool, ov
     return CodeStore.create(folder, manifest)
 
 
-def _encode_shards(store: CodeStore, codec, source, options, share: Share, on_progress) -> None:
+def _is_there(store: CodeStore) -> bool:
+    """Whether a store is still there, and not the file that another process has made of it.
+
+    Raises ConfigError where another run has replaced it.
+    """
+    if not store.exists():
+        return False
+    check_same_codes(store.path, read_manifest(store.path), store.manifest)
+    return True
+
+
+def _encode_shards(store: CodeStore, lock: Path, codec, source, options, share: Share, on_progress) -> None:
     manifest = store.manifest
     mine = share.shards(manifest.num_shards)
     done = sum(len(manifest.rows(shard)) for shard in mine if store.has(shard))
@@ -243,7 +263,9 @@ def _encode_shards(store: CodeStore, codec, source, options, share: Share, on_pr
             if lists_N is not None:
                 lists_N[first : first + len(codes)] = lists
             on_progress(done + first + len(codes))
-        if not store.exists():  # processes that were given the same shards have made the file
-            return
-        store.write(shard, codes_NM, lists_N)
+        with exclusive(lock):
+            if not _is_there(store):
+                return
+            if not store.has(shard):  # a process may have been given the same share
+                store.write(shard, codes_NM, lists_N)
         done += len(rows)

@@ -177,10 +177,16 @@ class CodeStore:
             temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def is_foreign(folder: Path) -> bool:
-    """Whether a folder has other things in it than a store, be it one whose manifest is still being written."""
-    begun = {folder / LOCK, *_find(folder, _temporary_names("manifest", r"\.json"))}
-    return any(file not in begun for file in folder.iterdir()) and not (folder / MANIFEST).exists()
+def is_foreign(path: Path) -> bool:
+    """Whether something else than a store is there; one whose manifest is still being written is a store."""
+    begun = rf"{re.escape(LOCK)}|{_temporary_names('manifest', '.json')}"
+    try:
+        others = [file for file in path.iterdir() if not re.fullmatch(begun, file.name)]
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        return True
+    return bool(others) and not (path / MANIFEST).exists()
 
 
 @contextmanager

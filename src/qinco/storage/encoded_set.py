@@ -17,6 +17,7 @@ from qinco.storage.code_store import CodeStore
 from qinco.storage.joined import JoinedRows
 from qinco.storage.npz import open_npz, write_npz
 from qinco.vectors.formats import VectorWriter, open_array
+from qinco.vectors.stored import file_size, map_file
 
 FILE_SUFFIXES = (".npy", ".ivecs", ".npz", ".raw")
 BLOCK_ROWS = 1 << 16
@@ -45,13 +46,14 @@ class EncodedSet:
 
 def is_folder(path: str | os.PathLike) -> bool:
     """Whether an output of this name is a folder of shards: it has no suffix, ends in a slash or exists as one."""
-    return os.fspath(path).endswith(os.sep) or not Path(path).suffix or _is_directory(path)
+    return os.fspath(path).endswith(os.sep) or not Path(path).suffix or is_directory(path)
 
 
-def _is_directory(path) -> bool:
+def is_directory(path) -> bool:
+    """Whether a path is an existing folder; a name that is too long for one is none."""
     try:
         return Path(path).is_dir()
-    except OSError:  # the name is too long; who opens it says so
+    except OSError:
         return False
 
 
@@ -70,7 +72,7 @@ def open_encoded_set(path, code_size: int, codebook_size: int, is_ivf: bool, lis
     """
     path = Path(path)
     within = None
-    if _is_directory(path):
+    if is_directory(path):
         store = CodeStore.open(path)
         codes, within = store.codes, store.lists
         for name, wanted in (("codebook_size", codebook_size), ("code_size", code_size)):
@@ -129,21 +131,11 @@ def _open_lists(path, num_vectors: int):
     return lists
 
 
-def _file_size(path: Path) -> int:
-    try:
-        if path.exists() and not path.is_file():
-            raise DataError(f"{path} is not a file")
-        with path.open("rb") as file:
-            return file.seek(0, os.SEEK_END)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-
-
 class _RawRows:
     """Packed codes without a header, unpacked when they are read."""
 
     def __init__(self, path: Path, code_size: int, bits: int):
-        size, row = _file_size(path), packed_size(code_size, bits)
+        size, row = file_size(path), packed_size(code_size, bits)
         if size % row:
             raise DataError(
                 f"{path} has {size} bytes, which are no whole number of codes of {row} bytes ({code_size} codes of "
@@ -151,7 +143,7 @@ class _RawRows:
             )
         self.shape, self.dtype = (size // row, code_size), code_dtype(1 << bits)
         self._bits = bits
-        self._packed = np.memmap(path, np.uint8, "r", 0, (size // row, row)) if size else np.empty((0, row), np.uint8)
+        self._packed = map_file(path, np.dtype(np.uint8), (size // row, row)) if size else np.empty((0, row), np.uint8)
 
     def __getitem__(self, key) -> np.ndarray:
         return unpack_codes(self._packed[key], self.shape[1], self._bits)

@@ -75,7 +75,7 @@ def open_npz(path: Path, code_size: int, codebook_size: int) -> tuple[JoinedRows
     first = columns.pop() - code_size
 
     def load(number: int) -> tuple[np.ndarray, np.ndarray | None]:
-        return _read_part(npz_part(path, number), first, codebook_size)
+        return _read_part(npz_part(path, number), shapes[number], first, codebook_size)
 
     cached = _LastCall(load)
     codes = JoinedRows(lambda i: cached(i)[0], starts, code_size, code_dtype(codebook_size), str(path))
@@ -95,10 +95,15 @@ class _LastCall:
         return self._result
 
 
-def _read_part(path: Path, first: int, codebook_size: int) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_part(
+    path: Path, shape: tuple[int, int], first: int, codebook_size: int
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Codes in their own dtype and lists, int32 (n, 1), if the first column holds them."""
     with _OpenZip(path) as archive:
-        (rows, columns), dtype, is_fortran, stream = _open_member(path, archive, "codes.npy")
+        found, dtype, is_fortran, stream = _open_member(path, archive, "codes.npy")
+        if found != shape:
+            raise DataError(f"{path} has changed since it was opened: read the set again")
+        rows, columns = shape
         codes_NM = np.empty((rows, columns - first), code_dtype(codebook_size))
         lists_N1 = np.empty((rows, 1), np.int32) if first else None
 
@@ -145,13 +150,13 @@ class _OpenZip:
         except DataError:
             raise
         except _DAMAGE as error:
-            raise DataError(f"{self._path} is not an npz file, or a damaged one: {error}") from None
+            raise DataError(f"{self._path} is not an npz file, or a damaged one: {error!s:.200}") from None
         return self._archive
 
     def __exit__(self, kind, error, traceback) -> None:
         self._archive.close()
         if isinstance(error, _DAMAGE) and not isinstance(error, DataError):
-            raise DataError(f"{self._path} is a damaged npz file: {error}") from None
+            raise DataError(f"{self._path} is a damaged npz file: {error!s:.200}") from None
 
 
 def _open_member(path: Path, archive: zipfile.ZipFile, name: str):
