@@ -16,6 +16,7 @@ from qinco.config import checkpoint_search
 from qinco.errors import ConfigError, DataError
 from qinco.files import check_output
 from qinco.maths.clustering import coarse_kmeans
+from qinco.storage.code_store import read_manifest
 from qinco.storage.codec_file import CHECKPOINT_SUFFIX
 from qinco.storage.encoded_set import EncodedSet, lists_beside, open_encoded_set
 from qinco.training.codebooks import sample
@@ -69,7 +70,7 @@ def encode(settings: Settings, console: Console) -> None:
             return
     result = {"output": settings["output"], "complete": complete}
     beside = lists_beside(settings["output"])
-    if codec.is_ivf and complete and beside.exists() and not Path(settings["output"]).is_dir():
+    if codec.is_ivf and complete and Path(settings["output"]).suffix.lower() in (".npy", ".ivecs", ".raw"):
         result["lists"] = str(beside)
     result |= {
         "num_vectors": len(source),
@@ -86,7 +87,10 @@ def decode(settings: Settings, console: Console) -> None:
     codec = inputs.open_codec(settings)
     codes = _open_codes(settings, codec)
     prefix = inputs.prefix(settings, codec)
-    output = check_output(settings["output"], overwrite=settings["overwrite"], inputs=inputs.files_read(settings))
+    read = [*inputs.files_read(settings), lists_beside(settings["codes"])]
+    output = check_output(settings["output"], overwrite=settings["overwrite"], inputs=read)
+    if output.resolve().is_relative_to(Path(settings["codes"]).resolve()):
+        raise ConfigError(f"output={output} lies in the folder of codes that is read: give it another place")
     if output.suffix.lower() not in _VECTOR_SUFFIXES:
         raise ConfigError(f"output={output}: vectors are written to {', '.join(_VECTOR_SUFFIXES)} files")
     begun = time.monotonic()
@@ -112,6 +116,8 @@ def decode(settings: Settings, console: Console) -> None:
 def _open_codes(settings: Settings, codec: Codec | ProductCodec) -> EncodedSet:
     """The codes of `codes=`, all of them checked: the first pass is quick, and nothing is written before it."""
     path = settings["codes"]
+    if Path(path).is_dir() and read_manifest(path).codec != codec.fingerprint():
+        raise DataError(f"{path} holds codes of another codec than {settings['model']}: give their own")
     codes = open_encoded_set(path, codec.code_size, codec.config.codebook_size, codec.is_ivf, settings["lists"])
     try:
         for codes_NM, lists_N in codes.blocks(_CHECK_ROWS):

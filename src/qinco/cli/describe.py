@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,12 +33,14 @@ def describe(path: str) -> dict:
 
     The suffix says what a file should be; what it is not is refused.
     """
-    file = Path(path)
-    if file.is_dir():
-        return {"file": str(path)} | _describe_codes(file)
     file, _ = split_table(path)
-    if not file.is_file():
-        raise DataError(f"{path} does not exist" if not file.exists() else f"{path} is not a regular file")
+    try:
+        if file.is_dir():
+            return {"file": str(path)} | _describe_codes(file)
+        if not file.is_file():
+            raise DataError(f"{path} does not exist" if not file.exists() else f"{path} is not a regular file")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
     common = {"file": str(path), "bytes": file.stat().st_size}
     suffix = file.suffix.lower()
     if suffix in SUFFIXES:
@@ -109,8 +112,16 @@ def _describe_codes(folder: Path) -> dict:
         "num_shards": manifest.num_shards,
         "shards_there": manifest.num_shards - len(CodeStore(folder, manifest).missing()),
         "bytes_per_vector": manifest.code_size * bits / 8,
-        "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+        "bytes": _folder_size(folder),
     }
+
+
+def _folder_size(folder: Path) -> int:
+    size = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # a temporary file of a run that goes on
+            size += file.lstat().st_size
+    return size
 
 
 def _describe_encoded_set(file: Path) -> dict:

@@ -125,10 +125,24 @@ def write_encoded_set(path, codes: EncodedSet, codebook_size: int, dim: int) -> 
 def _open_lists(path, num_vectors: int):
     if not os.access(path, os.F_OK):
         raise DataError(f"{path} does not exist: codes of an IVF codec need their list numbers, give lists=FILE")
-    lists = open_array(path)
+    try:
+        lists = open_array(path)
+    except DataError as error:
+        lists = _open_column(path, error)
     if lists.shape != (num_vectors, 1) or lists.dtype.kind not in "iu":
         raise DataError(f"{path} is {lists.dtype} {lists.shape}: list numbers are integers ({num_vectors}, 1)")
     return lists
+
+
+def _open_column(path, refusal: DataError) -> np.ndarray:
+    """An array of one axis, as `encode` returns list numbers and numpy saves them, as (N, 1)."""
+    try:
+        lists = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # the file has been refused with a reason already
+        raise refusal from None
+    if not isinstance(lists, np.ndarray) or lists.ndim != 1:
+        raise refusal
+    return lists[:, None]
 
 
 class _RawRows:

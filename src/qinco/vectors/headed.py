@@ -79,6 +79,8 @@ def _parse_npy_header(path: Path) -> tuple[tuple, bool, np.dtype, int]:
         # Version 3 differs from 2 in the encoding of field names, and arrays with fields are refused.
         read = npy_format.read_array_header_1_0 if major == 1 else npy_format.read_array_header_2_0
         shape, is_fortran, dtype = read(start)
+        if len(shape) > 32 or any(length.bit_length() > 128 for length in shape):
+            raise ValueError("no array has such a shape")
     except Exception as error:  # it parses a Python literal: damage can raise nearly anything
         raise DataError(f"{path} is not a npy file, or a damaged one: its header cannot be read") from error
     return tuple(map(int, shape)), is_fortran, dtype, start.tell()

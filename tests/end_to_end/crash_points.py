@@ -1,0 +1,138 @@
+"""Ends an encoding at every single operation on files, as `kill -9` does, and resumes it.
+
+A process is forked for each operation; an audit hook ends it without a word when it reaches its number. What is found
+then must be nothing, the old set or the new one, and resuming must give the files of an uninterrupted run.
+
+Usage: crash_points.py FOLDER OUTPUT fresh|overwrite; prints the number of points, or a traceback.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from qinco.codec import encode_file as module
+from qinco.codec.encode_file import encode_file
+from qinco.config import EncodeOptions
+from qinco.errors import ConfigError, DataError
+from qinco.storage import npz
+from qinco.storage.encoded_set import open_encoded_set
+from qinco.vectors.source import as_source
+
+OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "fcntl.flock", "shutil.rmtree")
+ROWS, SHARD_ROWS, PART_ROWS = 50, 20, 30
+RESUMED_TWICE = 7  # each so many-th resumption is ended, too
+
+
+class RoundingCodec:
+    """An IVF codec without a network, for the files are what matters here: the codes are the vectors' values."""
+
+    dim, code_size, is_ivf = 3, 3, True
+    config = SimpleNamespace(codebook_size=1024, num_lists=100, has_preselector=True)
+    encode_options = SimpleNamespace(check_model=lambda config: None)
+
+    def check_dim(self, source):
+        assert source.dim == self.dim
+
+    def fingerprint(self):
+        return "rounding"
+
+    def encode_blocks(self, source, options):
+        for first, block in source.blocks(16):
+            yield first, block.astype(np.uint16), block[:, 0].astype(np.int32) % 100
+
+
+def vectors(seed):
+    return as_source(np.random.default_rng(seed).integers(0, 1024, (ROWS, 3)).astype(np.float32))
+
+
+def encode(output, seed, **options):
+    return encode_file(RoundingCodec(), vectors(seed), output, EncodeOptions(num_pairs=4), **options)
+
+
+def ends_at(point, folder, output, seed, **options) -> bool:
+    """Encode in a process that ends before its operation number `point`; whether it came so far."""
+    child = os.fork()
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, 9), f"the process failed at operation {point}"
+        return status == 9
+    seen = 0
+
+    def hook(event, arguments):
+        nonlocal seen
+        if event in OPERATIONS and (event == "fcntl.flock" or str(arguments[0]).startswith(str(folder))):
+            seen += 1
+            if seen > point:
+                os._exit(9)
+
+    try:
+        sys.addaudithook(hook)
+        encode(output, seed, **options)
+    except ConfigError:  # resuming what another run has left
+        os._exit(0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+    os._exit(0)
+
+
+def content(folder):
+    return {str(path.relative_to(folder)): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def found(output):
+    """The seed of the vectors whose codes are there; None where nothing can be read."""
+    try:
+        there = open_encoded_set(output, 3, 1024, True)
+        blocks = list(there.blocks(16))
+    except DataError:
+        return None
+    codes, lists = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    assert np.array_equal(lists, codes[:, 0].astype(np.int32) % 100), "codes and lists of different sets"
+    seed = next((seed for seed in (0, 1) if np.array_equal(codes, vectors(seed)[:])), None)
+    assert seed is not None, "codes of no set, or of several"
+    return seed
+
+
+def resume(output):
+    try:
+        assert encode(output, 0, resume=True)
+    except ConfigError as error:
+        assert "overwrite=true" in str(error)
+        assert encode(output, 0, overwrite=True)
+
+
+def main(folder: Path, name: str, scenario: str) -> int:
+    module.shard_rows = lambda num_vectors: SHARD_ROWS
+    npz._PART_ROWS = PART_ROWS
+    reference, work = folder / "reference", folder / "work"
+    reference.mkdir()
+    assert encode(reference / name, 0)
+    expected, output = content(reference), work / name
+    states = set()
+    for point in range(10_000):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        if scenario == "overwrite":
+            encode(output, 1)
+        if not ends_at(point, work, output, 0, overwrite=scenario == "overwrite"):
+            break
+        states.add(found(output))
+        if point % RESUMED_TWICE == 0:
+            ends_at(point, work, output, 0, resume=True)
+            found(output)
+        resume(output)
+        assert found(output) == 0
+        wrong = {name for name, _ in content(work).items() ^ expected.items()}
+        assert not wrong, f"after the end at operation {point} these differ: {sorted(wrong)}"
+    assert content(work) == expected
+    assert states == ({None, 0} if scenario == "fresh" else {None, 0, 1}), states
+    return point
+
+
+if __name__ == "__main__":
+    print(main(Path(sys.argv[1]), *sys.argv[2:]))
