@@ -15,7 +15,16 @@ MAX_WIDTH = 1 << 24
 MAX_DEPTH = 1024
 MAX_LISTS = (1 << 31) - 1
 PRECISIONS = ("auto", "float32", "bf16")
-ENGINES = ("auto", "torch")
+ENGINES = ("auto", "native", "torch")
+
+
+LETTERS = {"num_steps": "M", "codebook_size": "K", "num_blocks": "L", "embed_dim": "de", "hidden_dim": "dh",
+           "num_candidates": "A", "num_pairs": "C", "beam_width": "B"}  # fmt: skip
+
+
+def named(name: str) -> str:
+    """A field as both of its users know it: `num_steps (M)`."""
+    return f"{name} ({LETTERS[name]})" if name in LETTERS else name
 
 
 def require_int(name: str, value, minimum: int = 1, maximum: int | None = None) -> None:
@@ -66,13 +75,13 @@ class ModelConfig:
         if self.embed_dim is None:
             object.__setattr__(self, "embed_dim", self.dim)
         for name in ("dim", "embed_dim", "hidden_dim"):
-            require_int(name, getattr(self, name), 1, MAX_WIDTH)
+            require_int(named(name), getattr(self, name), 1, MAX_WIDTH)
         for name in ("has_preselector", "codeword_skip", "starts_from_coarse"):
             require_bool(name, getattr(self, name))
-        require_int("num_steps", self.num_steps, 1, MAX_DEPTH)
-        require_int("num_blocks", self.num_blocks, 0, MAX_DEPTH)
+        require_int(named("num_steps"), self.num_steps, 1, MAX_DEPTH)
+        require_int(named("num_blocks"), self.num_blocks, 0, MAX_DEPTH)
         require_int("num_lists", self.num_lists, 0, MAX_LISTS)
-        require_int("codebook_size", self.codebook_size, 2, MAX_CODEBOOK_SIZE)
+        require_int(named("codebook_size"), self.codebook_size, 2, MAX_CODEBOOK_SIZE)
         if self.codebook_size & (self.codebook_size - 1):
             raise ConfigError(f"codebook_size (K) must be a power of two, not {self.codebook_size}")
         if self.concat_rank is not None:
@@ -116,7 +125,7 @@ class EncodeOptions:
     beam_width:     B, hypotheses kept (fewer where fewer candidates exist)
     precision:      "float32"; "bf16"; "auto": candidates in bf16 where the processor multiplies it fast and the
                     model's layers are not too small to gain, and everything that is returned in float32
-    engine:         "torch" or "auto"
+    engine:         "native" (compiled kernels for processors), "torch", or "auto": native where it is there
     """
 
     num_candidates: int | None = None
@@ -133,7 +142,7 @@ class EncodeOptions:
             )
         for name in ("num_candidates", "num_pairs", "beam_width"):
             if getattr(self, name) is not None or name == "beam_width":
-                require_int(name, getattr(self, name))
+                require_int(named(name), getattr(self, name))
                 object.__setattr__(self, name, int(getattr(self, name)))
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")

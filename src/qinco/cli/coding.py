@@ -12,6 +12,7 @@ from qinco.cli.console import Console
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec, ProductCodec
 from qinco.codec.encode_file import Share, encode_file
+from qinco.codec.run import check_values
 from qinco.config import checkpoint_search
 from qinco.errors import ConfigError, DataError
 from qinco.files import check_output
@@ -119,6 +120,8 @@ def _open_codes(settings: Settings, codec: Codec | ProductCodec) -> EncodedSet:
     if Path(path).is_dir() and read_manifest(path).codec != codec.fingerprint():
         raise DataError(f"{path} holds codes of another codec than {settings['model']}: give their own")
     codes = open_encoded_set(path, codec.code_size, codec.config.codebook_size, codec.is_ivf, settings["lists"])
+    if len(codes) == 0:
+        raise DataError(f"{path} holds no codes")
     try:
         for codes_NM, lists_N in codes.blocks(_CHECK_ROWS):
             codec.check_codes(codes_NM, lists_N)
@@ -164,6 +167,7 @@ def ivf_centroids(settings: Settings, console: Console) -> None:
         raise DataError(
             f"{source.name} has {len(source)} vectors, fewer than ivf_K={count} centroids: give more vectors"
         )
+    check_values(source)
     if len(source) < _FEWEST_POINTS * count:
         console.warn(
             f"{len(source):,} training vectors for {count:,} centroids: {_FEWEST_POINTS * count:,} or more give better "
@@ -171,8 +175,6 @@ def ivf_centroids(settings: Settings, console: Console) -> None:
         )
     begun = time.monotonic()
     x_ND = sample(source, _sample_rows(source, count, console), settings["seed"])
-    if not np.isfinite(x_ND).all():
-        raise DataError(f"{source.name} holds values that are not finite: remove or repair them")
     with console.progress(_ITERATIONS, "iteration", "k-means") as progress:
         centroids_VD = coarse_kmeans(
             x_ND,

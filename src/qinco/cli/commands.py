@@ -1,9 +1,15 @@
 """Which function does each task. Its module is imported when the task runs: few of them need torch."""
 
+import os
 from importlib import import_module
 
 from qinco.cli.console import Console
+from qinco.cli.keys import KEYS
 from qinco.cli.overrides import Settings
+from qinco.errors import ConfigError
+
+_SHARED = ("train", "encode")  # several processes share the work of these
+_MOST_THREADS = 256
 
 _TASKS = {
     "train": "training.train",
@@ -24,7 +30,12 @@ _TASKS = {
 
 def run(settings: Settings, console: Console) -> None:
     """Do what the command line asks for; results go to standard output, everything else to standard error."""
-    if settings["threads"] is not None:
+    if settings.task not in _SHARED and os.environ.get("RANK", "0") != "0":
+        return  # torchrun started several processes for what one does
+    if settings["threads"] is not None and settings.task in KEYS["threads"].tasks:
+        most = max(_MOST_THREADS, 4 * (os.cpu_count() or 1))
+        if settings["threads"] > most:
+            raise ConfigError(f"threads={settings['threads']} is more than can be started: give at most {most}")
         import torch
 
         torch.set_num_threads(settings["threads"])

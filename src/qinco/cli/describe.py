@@ -20,12 +20,21 @@ _FAISS_HEADER = struct.Struct("<4siqqqBi")
 
 def info(settings: Settings, console: Console) -> None:
     """What each file or folder holds."""
-    results = [describe(path) for path in settings["file"]]
-    if settings["json"] and len(results) > 1:
+    results, errors = [], []
+    for path in settings["file"]:
+        try:
+            results.append(describe(path))
+        except DataError as error:
+            errors.append(error)
+    if settings["json"] and len(settings["file"]) > 1:
         console.print_result({result["file"]: result for result in results}, True)
-        return
-    for result in results:
-        console.print_result(result, settings["json"])
+    else:
+        for result in results:
+            console.print_result(result, settings["json"])
+    for error in errors[:-1]:
+        console.warn(str(error))
+    if errors:
+        raise errors[-1]
 
 
 def describe(path: str) -> dict:
@@ -106,11 +115,13 @@ def _describe_codes(folder: Path) -> dict:
 
     manifest = read_manifest(folder)
     bits = manifest.codebook_size.bit_length() - 1
+    missing = len(CodeStore(folder, manifest).missing())
     return {
         "kind": "codes",
         **asdict(manifest),
+        "complete": manifest.complete and not missing,
         "num_shards": manifest.num_shards,
-        "shards_there": manifest.num_shards - len(CodeStore(folder, manifest).missing()),
+        "shards_there": manifest.num_shards - missing,
         "bytes_per_vector": manifest.code_size * bits / 8,
         "bytes": _folder_size(folder),
     }

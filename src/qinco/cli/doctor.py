@@ -22,11 +22,13 @@ from qinco.cli.bench import cpuinfo, group_limits, processor_name, random_model,
 from qinco.cli.console import Console, format_value
 from qinco.cli.overrides import Settings
 from qinco.codec.codec import Codec
-from qinco.config import ENGINES, PRESETS, EncodeOptions, ModelConfig
-from qinco.engines.choose import candidate_dtype, choose_device, multiplies_bf16_fast
+from qinco.config import PRESETS, EncodeOptions, ModelConfig
+from qinco.engines import cpu
+from qinco.engines.choose import candidate_dtype, choose_device, choose_engine, multiplies_bf16_fast
 from qinco.engines.coarse import faiss
 from qinco.engines.reference import Encoder
 from qinco.errors import QincoError
+from qinco.native import library
 from qinco.vectors.datasets import DATASETS
 from qinco.vectors.source import as_source
 from qinco.version import __version__
@@ -214,30 +216,29 @@ def _devices() -> dict:
     return devices
 
 
-def _engines() -> list[str]:
-    return [engine for engine in ENGINES if engine != "auto"]
-
-
 def _automatic_choice() -> dict:
     device = choose_device("auto")
     # of the published sizes; models with very small layers are computed in float32
-    candidates = candidate_dtype("auto", device, ModelConfig(128, **PRESETS["qinco2-S"]))
+    config = ModelConfig(128, **PRESETS["qinco2-S"])
+    candidates = candidate_dtype("auto", device, config)
     return {
         "device": str(device),
         "candidates": "bf16" if candidates is torch.bfloat16 else "float32",
         "reconstructions": "float32",
-        "engine": _engines()[0],
-        "native_kernels": "native" in ENGINES,
+        "engine": choose_engine("auto", config, device),
+        "native_kernels": library.level() if library.is_available() else "none, torch is used",
     }
 
 
 def _machine_problems(root: Path, processor: dict, cores: dict) -> Iterator[str]:
-    cpu, number = torch.device("cpu"), torch.__version__
+    processor_device, number = torch.device("cpu"), torch.__version__
     is_fast = processor.get("avx512_bf16") or processor.get("amx_bf16")
-    if is_fast and not multiplies_bf16_fast(cpu):
+    if is_fast and not multiplies_bf16_fast(processor_device):
         yield f"the processor multiplies bf16 fast, but torch {number} does not see it: upgrade torch"
-    if multiplies_bf16_fast(cpu) and not torch.backends.mkldnn.is_available():
+    if multiplies_bf16_fast(processor_device) and not torch.backends.mkldnn.is_available():
         yield f"torch {number} is built without oneDNN, so that bf16 is slow: give precision=float32"
+    if not library.is_available():
+        yield "there are no compiled kernels, so that encoding is slow: install a C++ compiler, then qinco again"
     if (root / "dev/nvidiactl").exists() and not torch.cuda.is_available():
         yield f"torch {number} cannot use the NVIDIA GPU: install a CUDA build of torch that fits the driver"
     usable = usable_cores(root)
@@ -273,7 +274,7 @@ def self_check(device: torch.device) -> str | None:
     if not np.allclose(decoded_ND, expected_ND, rtol=1e-4, atol=1e-4):
         return f"decoded vectors differ from the search's by {np.abs(decoded_ND - expected_ND).max():.2g}"
     error = np.square(decoded_ND - x).sum()
-    for engine in _engines():
+    for engine in ["torch", *(["native"] if cpu.can_run(config, device) else [])]:
         for precision in ("float32", "bf16") if multiplies_bf16_fast(device) else ("float32",):
             rule = codec.encode_options.override(engine=engine, precision=precision)
             _, codes, lists = next(codec.encode_blocks(as_source(x), rule))

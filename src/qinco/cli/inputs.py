@@ -1,6 +1,8 @@
 """From keys of the command line to vectors, codecs and options."""
 
+import dataclasses
 import os
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ def device_of(settings: Settings) -> torch.device:
 def open_codec(settings: Settings) -> Codec | ProductCodec:
     """The codec of `model=`, on the chosen device, in blocks of `enc_max_bs` vectors at most."""
     codec = load_codec(settings["model"], device_of(settings))
+    codec = codec.with_options(codec.encode_options.override(engine=settings["engine"]))
     for part in codec.parts if isinstance(codec, ProductCodec) else [codec]:
         part.block_rows = min(part.block_rows, settings["enc_max_bs"])
     return codec
@@ -121,8 +124,16 @@ def _open(path: str, part: str = "train") -> VectorSource:
     try:
         return open_vectors(path, part)
     except DataError:
-        if not Path(path).exists() and not Path(path).suffix:
-            raise DataError(
-                f"{path} does not exist, and is no data set's name: those are {', '.join(DATASETS)}"
-            ) from None
-        raise
+        if os.access(path, os.F_OK):
+            raise
+        of_dataset = [name for name, dataset in DATASETS.items() if path in dataclasses.astuple(dataset)]
+        if of_dataset:
+            raise DataError(f"{path} does not exist: qinco download {of_dataset[0]} fetches it") from None
+        if Path(path).suffix:
+            raise
+        near = get_close_matches(path.lower(), {name.lower(): name for name in DATASETS}, 1, 0.8)
+        known = {name.lower(): name for name in DATASETS}
+        hint = f"did you mean {known[near[0]]}? " if near else ""
+        raise DataError(
+            f"{path} does not exist, and is no data set's name: {hint}Those are {', '.join(DATASETS)}"
+        ) from None

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from qinco.cli import inputs
@@ -32,15 +33,14 @@ def train(settings: Settings, console: Console) -> None:
     check_output(output, overwrite=True, inputs=inputs.files_read(settings))
     if not Processes.is_main_by_environment():
         console = Console(verbose=False, json_logs=console.json_logs)
-    begun = time.monotonic()
+    begun, before = time.monotonic(), _states(output)
     try:
         with _reporter(settings, console, inputs.mse_scale(settings)) as report:
             codec = _fit(settings, source, chosen, report)
     except KeyboardInterrupt:
-        saved = state_path(output).exists() or state_path(f"{output}.part_0").exists()
-        message = (
-            "the run is saved; the same command with resume=true continues it" if saved else "nothing was done yet"
-        )
+        message = "nothing was done yet" + (", and what was there is as it was" if before else "")
+        if _states(output) != before:
+            message = "the run is saved; the same command with resume=true continues it"
         raise KeyboardInterrupt(message) from None
     if not Processes.is_main_by_environment():
         return
@@ -59,6 +59,12 @@ def train(settings: Settings, console: Console) -> None:
         "seconds": time.monotonic() - begun,
     }
     console.print_result(result | inputs.machine(settings), settings["json"])
+
+
+def _states(output: Path) -> list[int]:
+    """When the saved states of the run of `output` were written."""
+    states = [state_path(output), *map(state_path, output.parent.glob(f"{escape(output.name)}.part_*[0-9]"))]
+    return [state.stat().st_mtime_ns for state in states if state.exists()]
 
 
 def run_settings(settings: Settings, dim: int) -> dict:
@@ -178,7 +184,10 @@ def _open_tensorboard(folder: str | None):
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError("tensorboard= needs the package tensorboard: pip install 'qinco[tensorboard]'") from None
-    return SummaryWriter(folder)
+    try:
+        return SummaryWriter(folder)
+    except OSError as error:
+        raise ConfigError(f"tensorboard={folder} is no folder to write to: {error.strerror or error}") from error
 
 
 def _write_board(board, event: EpochReport, scale: float) -> None:

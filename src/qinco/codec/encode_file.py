@@ -14,7 +14,7 @@ import numpy as np
 
 from qinco.codec.codec import Codec
 from qinco.codec.product import ProductCodec
-from qinco.codec.run import fingerprint
+from qinco.codec.run import check_values, fingerprint
 from qinco.codes import code_dtype
 from qinco.config import EncodeOptions, require_int
 from qinco.errors import ConfigError
@@ -115,6 +115,8 @@ def encode_file(
                 _check_made(output, codec, source, options)
                 return True
             _check_file(output, codec, overwrite or (resume and folder.exists()), inputs)
+        if overwrite and not resume and share.count == 1 and CodeStore(folder, manifest).exists():
+            check_values(source)  # what is there is not given up for vectors that cannot be encoded
         store = _open_store(folder, manifest, share, resume, overwrite)
     _encode_shards(store, lock, codec, source, options, share, on_progress)
     with exclusive(lock):
@@ -221,7 +223,8 @@ def _open_store(folder: Path, manifest: Manifest, share: Share, resume: bool, ov
     store = CodeStore(folder, manifest)
     if store.exists():
         there = read_manifest(folder)
-        if overwrite and not resume and share.count == 1:
+        untouched = not there.complete and not any(map(CodeStore(folder, there).has, range(there.num_shards)))
+        if share.count == 1 and (untouched or (overwrite and not resume)):
             store.clear()
         else:
             check_same_codes(folder, there, manifest)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from qinco.codec.codec import Codec
-from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions, ModelConfig, checkpoint_search, find_preset
+from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions, ModelConfig, checkpoint_search, find_preset, named
 from qinco.errors import ConfigError, DataError
 from qinco.storage.codec_file import CHECKPOINT_SUFFIX
 from qinco.storage.train_state import state_path
@@ -71,7 +71,7 @@ def plan_run(
             raise ConfigError(f"initial must be a Codec of one part, not {type(initial).__name__}: see Codec.load")
         if given or coarse_VD is not None:
             raise ConfigError(
-                f"the architecture is the initial codec's: leave out {', '.join(given) or 'the centroids'}"
+                f"the architecture is the initial codec's: leave out {', '.join(map(named, given)) or 'the centroids'}"
             )
         initial.check_dim(source)
         config = initial.config
@@ -132,7 +132,7 @@ def check_same_run(output, header: dict, run: Run, num_vectors: int, fingerprint
     """Raise ConfigError where the saved run of `output` is another one than this."""
     path = state_path(output)
     differences = [
-        f"{name}={header[part].get(name)!r} there, {value!r} here"
+        f"{named(name)}={header[part].get(name)!r} there, {value!r} here"
         for part, wanted in run.header().items()
         for name, value in wanted.items()
         if header[part].get(name) != value

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from qinco.codes import code_dtype
+from qinco.config import LETTERS
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.files import write_atomically
 from qinco.storage.joined import JoinedRows
@@ -253,7 +254,9 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
         raise DataError(f"{path} is no folder of codes: it has no {MANIFEST}") from None
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path} is no folder of codes: its {MANIFEST} is damaged: {reason}") from None
+        raise DataError(
+            f"{path} is no folder of codes: its {MANIFEST} is damaged ({reason}); remove it to begin anew"
+        ) from None
 
 
 def _parse_manifest(file: Path) -> Manifest:
@@ -277,13 +280,25 @@ def _parse_manifest(file: Path) -> Manifest:
     return Manifest(**content)
 
 
+_DIFFERENCES = {"codec": "another codec", "source": "other vectors", "search": "searched with {old} there, {new} here"}
+
+
+def _rule(value) -> str:
+    """A search rule as it is typed, `C=64 B=32`; anything else as it is."""
+    if not isinstance(value, dict):
+        return str(value)
+    settings = {LETTERS.get(name, name): setting for name, setting in value.items() if setting is not None}
+    return " ".join(f"{name}={setting}" for name, setting in settings.items() if setting != "auto")
+
+
 def check_same_codes(path, there: Manifest, here: Manifest) -> None:
     """Raise ConfigError where a folder holds other codes than those about to be made."""
-    differences = [
-        f"{field.name} {getattr(there, field.name)!r:.200} there, {getattr(here, field.name)!r:.200} here"
-        for field in dataclasses.fields(Manifest)
-        if field.name != "complete" and getattr(there, field.name) != getattr(here, field.name)
-    ]
+    differences = []
+    for field in dataclasses.fields(Manifest):
+        old, new = getattr(there, field.name), getattr(here, field.name)
+        if old != new and field.name != "complete":
+            shown = _DIFFERENCES.get(field.name, "{name} {old} there, {new} here")
+            differences.append(shown.format(name=field.name, old=_rule(old), new=_rule(new)))
     if differences:
         raise ConfigError(
             f"{path} holds codes of another run ({'; '.join(differences)}): repeat it with the same model, vectors and "

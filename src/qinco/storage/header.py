@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from qinco.config import ModelConfig
 from qinco.errors import DataError
+from qinco.vectors.stored import file_size
 
 FORMAT_VERSION = 1
 KEY = "qinco"
@@ -33,16 +34,14 @@ def open_tensors(path: str | os.PathLike, framework: str) -> Iterator[tuple[dict
     Raises DataError where the file is missing, damaged, foreign or of a newer format.
     """
     path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path} does not exist")
-    if not path.is_file():
-        raise DataError(f"{path} is not a file")
+    if file_size(path) == 0:
+        raise DataError(f"{path} is empty")
     try:
         with safe_open(path, framework=framework) as file:
             yield _parse(path, file.metadata()), file
     except (SafetensorError, OSError) as error:
         reason = re.sub(r"\s+", " ", str(error))
-        raise DataError(f"{path} is not a readable safetensors file: {reason}") from None
+        raise DataError(f"{path} is not a readable safetensors file, as codecs are: {reason}") from None
 
 
 def _parse(path: Path, metadata: dict | None) -> dict:

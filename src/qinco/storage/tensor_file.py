@@ -5,11 +5,12 @@ import os
 from dataclasses import replace
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from qinco.config import ModelConfig
-from qinco.errors import DataError
+from qinco.errors import DataError, ResourceError
 from qinco.files import write_atomically
 from qinco.model.qinco import Qinco
 from qinco.storage.header import FORMAT_VERSION, KEY, open_tensors
@@ -20,7 +21,10 @@ def write_tensors(path: str | os.PathLike, kind: str, header: dict, tensors: dic
     text = json.dumps({"kind": kind, "format_version": FORMAT_VERSION, **header}, sort_keys=True)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with write_atomically(path) as temporary:
-        save_file(plain, temporary, metadata={KEY: text})
+        try:
+            save_file(plain, temporary, metadata={KEY: text})
+        except SafetensorError as error:  # of a full disk, say, it has the text only
+            raise ResourceError(f"cannot write {path}: {error}") from error
 
 
 def read_tensors(path: str | os.PathLike, kind: str) -> tuple[dict, dict[str, Tensor]]:

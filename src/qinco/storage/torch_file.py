@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from qinco.errors import DataError
+from qinco.vectors.stored import file_size
 
 _STORAGE_TYPES = {
     "FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "BFloat16Storage": "<u2",
@@ -91,8 +92,8 @@ def read_torch_file(path: str | os.PathLike):
     or function; nothing that a file names is ever imported or called.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+    if file_size(path) == 0:
+        raise DataError(f"{path} is empty")
     try:
         with _CarefulFile(path) as file:
             archive = _Archive(file)
@@ -106,7 +107,7 @@ def read_torch_file(path: str | os.PathLike):
     except zipfile.BadZipFile:
         raise DataError(
             f"{path} is not a checkpoint in PyTorch's zip format: it is damaged, of another kind, or was written by "
-            "PyTorch before 1.6 (load and save it once with a newer one)"
+            "PyTorch before 1.6 (a newer one can read it with weights_only=True and save it again)"
         ) from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.errors import DataError
+from qinco.errors import DataError, ResourceError
 from qinco.files import write_atomically
 from qinco.model.qinco import Qinco
 from qinco.storage.tensor_file import check_scale, check_shapes, check_values, state_shapes
@@ -72,7 +72,10 @@ def write_checkpoint(path, models: list[Qinco], options: EncodeOptions, provenan
         "data_dim": config.dim,
     }
     with write_atomically(path) as temporary, temporary.open("wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise ResourceError(f"cannot write {path}: {error.__context__ or error}") from error
 
 
 # v2

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qinco.engines.reference import Encoder
+from qinco.engines.choose import make_encoder
 from qinco.maths.clustering import BEAM_WIDTH, KMEANS_ROWS
 from qinco.training.codebooks import CodewordUse, sample_rows
 from qinco.training.train import Training, prefix_losses
@@ -57,7 +57,7 @@ def estimate(training: Training) -> Estimate:
 
 
 def _encode(training: Training, x_ND: torch.Tensor, rule) -> torch.Tensor:
-    return Encoder(training.model, rule, training.dtype).encode(x_ND, training.start(x_ND))[0]
+    return make_encoder(training.model, rule, training.dtype).encode(x_ND, training.start(x_ND))[0]
 
 
 def _gradients(training: Training, x_ND: torch.Tensor, codes_NM: torch.Tensor) -> None:

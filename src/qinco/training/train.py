@@ -5,6 +5,7 @@ It prints and saves nothing: `Training.run` yields reports, and between two of t
 Shape suffixes: N vectors, D dimension, M steps.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor
 
 from qinco.config import EncodeOptions
-from qinco.engines.choose import candidate_dtype
+from qinco.engines.choose import candidate_dtype, make_encoder
 from qinco.engines.coarse import CoarseAssigner
-from qinco.engines.reference import Encoder
+from qinco.errors import ConfigError
 from qinco.model.qinco import Qinco
 from qinco.training.batches import batches
 from qinco.training.codebooks import CodewordUse, redraw_unused
@@ -211,6 +212,11 @@ class Training:
             lr = plan.rate(options, step, self.at.reductions)
             parts = [next(stream) for _ in range(accumulate)]
             loss = self.optimizer_step(parts, lr)
+            if not math.isfinite(loss):
+                raise ConfigError(
+                    f"the loss is no number any more (epoch {self.at.epoch + 1}, step {self.at.step + 1}): give a "
+                    f"learning rate (lr) below {lr:.2g}; the best codec so far is kept"
+                )
             self.at.step += 1
             self.at.loss_sum += loss * sum(map(len, parts))
             yield StepReport(self.at.epoch + 1, self.at.step, plan.steps_per_epoch, lr, loss)
@@ -218,7 +224,7 @@ class Training:
     def optimizer_step(self, parts: list[np.ndarray], lr: float) -> float:
         """One step on batches of float32 vectors (all processes' together); returns the loss per vector."""
         total = torch.zeros((), device=self.model.device)
-        encoder = Encoder(self.model, self.training_rule, self.dtype)
+        encoder = make_encoder(self.model, self.training_rule, self.dtype)
         use = CodewordUse(self.model)
         num_vectors = sum(map(len, parts))
         self.optimizer.zero_grad(set_to_none=True)
@@ -268,7 +274,7 @@ class Training:
     @torch.no_grad()
     def validate(self) -> list[float]:
         """Mean squared error of every prefix on the validation vectors, data space, summed over dimensions."""
-        encoder = Encoder(self.model, self.encode_options, self.dtype)
+        encoder = make_encoder(self.model, self.encode_options, self.dtype)
         errors_M = torch.zeros(self.model.config.num_steps, dtype=torch.float64, device=self.model.device)
         mine = self.processes.share(len(self.valid_source))
         for _, block in self.valid_source.window(mine.start, mine.stop).blocks(_VALID_ROWS):

@@ -63,13 +63,13 @@ def is_present(
     pauses: Sequence[float] = PAUSES,
     timeout: float = TIMEOUT,
 ) -> bool:
-    """Whether the target is there already, of the length that the server's file gives, and can be opened.
+    """Whether the target is there already, as long as the published file, and opens; never so with `overwrite`.
 
-    Raises ConfigError for a target that is there but different, unless `overwrite` is given, and for one that cannot
-    be written; DataError where the server cannot be asked.
+    Raises ConfigError for a target that is there but different, and for one that cannot be written; DataError where
+    the server cannot be asked.
     """
     target = check_output(file.target, overwrite=True)
-    if not target.exists():
+    if overwrite or not target.exists():
         return False
     size = target.stat().st_size
     fits = _patiently(lambda: _fits(file, size, timeout), file, report, pauses)
@@ -81,11 +81,11 @@ def is_present(
             _check_opens(target)
         except DataError as error:
             difference = f"what cannot be read ({error})"
-    if difference is not None and not overwrite:
+    if difference is not None:
         raise ConfigError(f"{target} exists with {difference}: give overwrite=true to replace it, or move it away")
-    if difference is None and fits is None and not overwrite:
+    if fits is None:
         report(Notice(f"{target} is there; its length cannot be compared with {file.address}"))
-    return difference is None and not (fits is None and overwrite)
+    return True
 
 
 def fetch(file: PublishedFile, report: Report, *, pauses: Sequence[float] = PAUSES, timeout: float = TIMEOUT) -> None:

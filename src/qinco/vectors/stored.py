@@ -73,9 +73,9 @@ def file_size(path: Path) -> int:
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if stat.S_ISDIR(status.st_mode):
-        raise DataError(f"{path} is a folder: give a file of vectors")
+        raise DataError(f"{path} is a folder: give a file")
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path} is not a regular file: vectors are memory-mapped, so save them to one first")
+        raise DataError(f"{path} is not a regular file: files are memory-mapped, so save it to one first")
     return status.st_size
 
 

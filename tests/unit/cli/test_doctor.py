@@ -16,6 +16,7 @@ from qinco.config import ENGINES
 from qinco.engines.coarse import CoarseAssigner
 from qinco.engines.reference import Encoder
 from qinco.errors import QincoError
+from qinco.native import library
 from qinco.version import __version__
 
 REQUIRES = [
@@ -57,7 +58,7 @@ def test_json_is_one_object(capsys):
     assert facts["threads"]["torch"] == torch.get_num_threads()
     assert facts["devices"]["cpu"]["fast_bf16"] in (True, False)
     assert facts["automatic"]["engine"] in ENGINES
-    assert facts["automatic"]["native_kernels"] == ("native" in ENGINES)
+    assert (facts["automatic"]["native_kernels"] in library.LEVELS) == library.is_available()
     assert facts["folders"]["current"] | {"free_bytes": 0} == {
         "path": str(Path.cwd()),
         "free_bytes": 0,
@@ -304,6 +305,13 @@ def test_self_check_reports_what_is_raised(monkeypatch, capsys):
     fails("RuntimeError: illegal instruction", capsys)
 
 
-def test_self_check_tries_every_engine(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "ENGINES", (*ENGINES, "nosuchengine"))
-    fails("engine must be one of", capsys)
+@pytest.mark.skipif(not library.is_available(), reason="this installation has no compiled kernels")
+def test_self_check_tries_the_native_engine(monkeypatch, capsys):
+    encode = library.NativeModel.encode
+
+    def wrong(self, *arguments, **settings):
+        codes_NM, reached_ND = encode(self, *arguments, **settings)
+        return np.roll(codes_NM, 1, axis=0), reached_ND
+
+    monkeypatch.setattr(library.NativeModel, "encode", wrong)
+    fails("engine=native precision=float32 has", capsys)

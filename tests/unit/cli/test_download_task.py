@@ -78,7 +78,7 @@ def test_a_data_set_and_a_model(server, capsys):
     assert f"data/bigann/bigann_base.bvecs from {server.address}/QINCo/datasets/bigann/bigann1M.bvecs" in err
 
 
-@pytest.mark.parametrize("again", [[], ["resume=true"], ["overwrite=true"]])
+@pytest.mark.parametrize("again", [[], ["resume=true"]])
 def test_what_is_there_is_skipped(server, capsys, again):
     run(capsys, "bigann1M", f"mirror={server.address}")
     Path("data/bigann/bigann_learn.bvecs").unlink()
@@ -87,6 +87,13 @@ def test_what_is_there_is_skipped(server, capsys, again):
     assert code == 0 and (result["downloaded"], result["skipped"]) == (1, 3)
     assert {file["path"]: file["bytes"] for file in result["files"]} == SIZES
     assert err.count("is there already: skipped") == 3
+
+
+def test_what_is_there_is_replaced_on_demand(server, capsys):
+    run(capsys, "qinco2_L-bigann1M-8x8.pt", f"mirror={server.address}")
+    Path("models/qinco2_L-bigann1M-8x8.pt").write_bytes(b"damaged")
+    run(capsys, "qinco2_L-bigann1M-8x8.pt", f"mirror={server.address}", "overwrite=true")
+    assert Path("models/qinco2_L-bigann1M-8x8.pt").read_bytes() == b"weights"
 
 
 def test_people_get_a_table(server, capsys):

@@ -171,8 +171,9 @@ def test_ctrl_c_keeps_the_finished_shards(tmp_path, coarse, form, row):
     shards = {path.name: path.read_bytes() for path in folder.glob("codes-*.npy")}
     assert len(shards) == kept // SHARD_ROWS
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
-    with pytest.raises(ConfigError, match=rf"holds {len(shards)} of 5 shards: give resume=true"):
-        encode_file(coarse, source, tmp_path / form)
+    if shards:
+        with pytest.raises(ConfigError, match=rf"holds {len(shards)} of 5 shards: give resume=true"):
+            encode_file(coarse, source, tmp_path / form)
     with pytest.raises(DataError, match="is not complete|is missing" if form == "codes" else "does not exist|No such"):
         open_encoded_set(tmp_path / form, coarse.code_size, 4, coarse.is_ivf)
     assert encode_file(coarse, source, tmp_path / form, resume=True, on_progress=seen.append)
@@ -376,7 +377,7 @@ def test_values_that_are_not_finite_are_named_and_can_be_repaired(tmp_path, plai
     try:
         encode_file(plain, open_vectors(tmp_path / "x.npy"), tmp_path / "codes.npy", resume=True)
     except ConfigError as error:  # the vector was among those that the fingerprint is of
-        assert "source" in str(error)
+        assert "other vectors" in str(error)
         encode_file(plain, open_vectors(tmp_path / "x.npy"), tmp_path / "codes.npy", overwrite=True)
     check(tmp_path / "codes.npy", plain, as_source(x))
 

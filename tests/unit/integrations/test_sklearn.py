@@ -167,7 +167,7 @@ def test_wrong_use_is_told():
         ({"codebook_size": 300}, "power of two, not 300"),
         ({"codebook_size": "256"}, "must be an integer, not '256'"),
         ({"preset": "qinco2-XL"}, "unknown preset"),
-        ({"num_steps": 0}, "num_steps must be between 1 and 1024"),
+        ({"num_steps": 0}, r"num_steps \(M\) must be between 1 and 1024"),
         ({"num_pairs": 4, "num_candidates": 2}, "exclude each other"),
     ]:
         with pytest.raises(ConfigError, match=message):

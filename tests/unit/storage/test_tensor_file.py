@@ -50,7 +50,7 @@ def test_truncated_anywhere_it_is_refused(path, tmp_path):
     cut = tmp_path / "cut"
     for length in [0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 4, len(whole) - 1]:
         cut.write_bytes(whole[:length])
-        with pytest.raises(DataError, match="cut is not a readable safetensors file"):
+        with pytest.raises(DataError, match=r"cut is not a readable safetensors file|cut is empty"):
             read_tensors(cut, "test")
 
 
@@ -66,7 +66,7 @@ def test_other_files_are_refused(tmp_path, content):
 def test_missing_files_and_folders_are_refused(tmp_path):
     with pytest.raises(DataError, match="nowhere does not exist"):
         read_tensors(tmp_path / "nowhere", "test")
-    with pytest.raises(DataError, match="is not a file"):
+    with pytest.raises(DataError, match="is a folder"):
         read_tensors(tmp_path, "test")
 
 

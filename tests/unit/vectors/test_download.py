@@ -404,7 +404,7 @@ def test_the_right_length_is_present(server, content, packing):
     Path("data").mkdir()
     Path(file.target).write_bytes(content)
     events = []
-    assert is_present(file, events.append) and is_present(file, events.append, overwrite=True)
+    assert is_present(file, events.append) and not is_present(file, events.append, overwrite=True)
     assert events == []
 
 
