@@ -15,7 +15,7 @@ LEVELS = [
     ["errors", "version"],
     ["config", "files"],
     ["codes"],
-    ["vectors"],
+    ["vectors", "native"],
     ["maths"],
     ["model"],
     ["engines"],

@@ -12,12 +12,14 @@ import torch
 
 from qinco.codes import check_codes, check_lists, code_dtype
 from qinco.config import EncodeOptions, ModelConfig, require_int
-from qinco.engines.choose import candidate_dtype, choose_device
+from qinco.engines import cpu
+from qinco.engines.choose import candidate_dtype, choose_device, choose_engine, make_encoder
 from qinco.engines.coarse import CoarseAssigner
-from qinco.engines.reference import Encoder, decode
+from qinco.engines.reference import decode
 from qinco.errors import DataError
 from qinco.files import check_output
 from qinco.model.qinco import Qinco
+from qinco.native.library import NativeModel
 from qinco.storage.codec_file import load_models, save_models
 from qinco.vectors.source import VectorSource, as_source
 
@@ -42,6 +44,7 @@ class Codec:
         self.provenance = provenance or {}
         self.block_rows = max(256, _BLOCK_BYTES // (4 * max(self.dim, self.config.embed_dim, self.config.hidden_dim)))
         self._assigner: CoarseAssigner | None = None
+        self._packings: dict[torch.dtype, NativeModel] = {}
 
     def __repr__(self) -> str:
         config = self.config
@@ -99,6 +102,7 @@ class Codec:
     def to(self, device: str | torch.device) -> "Codec":
         """Move the codec to a device ("auto", "cpu", "cuda", "cuda:N") and return it."""
         self.model.to(choose_device(device))
+        self._packings.clear()
         return self
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = True) -> None:
@@ -155,7 +159,8 @@ class Codec:
         """Yield (first row, codes, list numbers or None) for consecutive blocks of a source, in bounded memory."""
         self.check_dim(source)
         options = options or self.encode_options
-        encoder = Encoder(self.model, options, candidate_dtype(options.precision, self.model.device, self.config))
+        arithmetic = candidate_dtype(options.precision, self.model.device, self.config)
+        encoder = make_encoder(self.model, options, arithmetic, self._packed(arithmetic, options.engine))
         dtype = code_dtype(self.config.codebook_size)
         for first, block in source.blocks(self.block_rows):
             x_ND = torch.from_numpy(block).to(self.model.device)
@@ -194,11 +199,16 @@ class Codec:
     def decode_blocks(self, codes, lists=None, precision: str = "float32") -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, float32 reconstructions) for consecutive blocks of codes that `check_codes` has passed."""
         dtype = candidate_dtype(precision, self.model.device, self.config)
+        packed = self._packed(dtype, self.encode_options.engine)
         for first in range(0, len(codes), self.block_rows):
             part = slice(first, first + self.block_rows)
             codes_NM = self._to_device(codes[part])
             start_ND = self.model.start(len(codes_NM), None if lists is None else self._to_device(lists[part]))
-            decoded_ND = self.model.denormalize(decode(self.model, codes_NM, start_ND, dtype))
+            if packed is None:
+                reached_ND = decode(self.model, codes_NM, start_ND, dtype)
+            else:
+                reached_ND = cpu.decode(packed, codes_NM, start_ND)
+            decoded_ND = self.model.denormalize(reached_ND)
             yield first, decoded_ND.cpu().numpy()
 
     def decode_prefixes(self, codes_NM: np.ndarray, lists_N: np.ndarray | None = None) -> Iterator[np.ndarray]:
@@ -225,6 +235,14 @@ class Codec:
         """Raise DataError unless the source's vectors have the codec's dimension."""
         if source.dim != self.dim:
             raise DataError(f"{source.name}: vectors have {source.dim} dimensions, the codec was trained on {self.dim}")
+
+    def _packed(self, dtype: torch.dtype, engine: str) -> NativeModel | None:
+        """The model packed for the native engine, once for each arithmetic; None where torch computes."""
+        if choose_engine(engine, self.config, self.model.device) == "torch":
+            return None
+        if dtype not in self._packings:
+            self._packings[dtype] = cpu.pack(self.model, dtype)
+        return self._packings[dtype]
 
     def _check_steps(self, num_steps: int | None) -> int:
         if num_steps is None:

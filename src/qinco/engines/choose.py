@@ -2,8 +2,12 @@
 
 import torch
 
-from qinco.config import ModelConfig
+from qinco.config import EncodeOptions, ModelConfig
+from qinco.engines import cpu
+from qinco.engines.reference import Encoder
 from qinco.errors import ConfigError
+from qinco.model.qinco import Qinco
+from qinco.native.library import NativeModel, is_available
 
 # Where layers have fewer weights, bf16 gains little (one core, measured: 24 x 48, 25 us a vector for float32's 27;
 # 32 x 64, 131 for 151; 64 x 64, 161 for 358).
@@ -44,3 +48,29 @@ def candidate_dtype(precision: str, device: torch.device, config: ModelConfig) -
     if precision == "bf16" or (precision == "auto" and not is_small and multiplies_bf16_fast(device)):
         return torch.bfloat16
     return torch.float32
+
+
+def choose_engine(engine: str, config: ModelConfig, device: torch.device) -> str:
+    """ "native" or "torch": what `engine`, which may be "auto", comes to for a model on a device.
+
+    Raises ConfigError where the native engine is asked for and cannot run.
+    """
+    if engine == "torch" or (engine == "auto" and not cpu.can_run(config, device)):
+        return "torch"
+    if not cpu.can_run(config, device):
+        reason = (
+            "this installation has no compiled kernels" if not is_available() else "the model's tables are too large"
+        )
+        reason = f"it runs on the processor, not on {device}" if device.type != "cpu" else reason
+        raise ConfigError(f"engine=native cannot be used: {reason}; engine=auto takes what can")
+    return "native"
+
+
+def make_encoder(
+    model: Qinco, options: EncodeOptions, dtype: torch.dtype, packed: NativeModel | None = None
+) -> Encoder | cpu.NativeEncoder:
+    """What searches codes for a model as it is now, with candidates in `dtype`; `packed` is the model packed before."""
+    if choose_engine(options.engine, model.config, model.device) == "torch":
+        return Encoder(model, options, dtype)
+    options.check_model(model.config)
+    return cpu.NativeEncoder(cpu.pack(model, dtype) if packed is None else packed, options)

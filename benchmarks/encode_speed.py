@@ -1,0 +1,252 @@
+"""What encoding and decoding cost on this machine, and what the fast ways lose: one run, a Markdown report on stdout.
+
+    python benchmarks/encode_speed.py [model=PATH db=PATH] [count=N] [quick]
+
+Models have random weights; a trained `model` is measured beside them, and its error on the first `count` (10,000)
+vectors of `db`. Less than eight minutes on two cores; `quick` only tries everything out. Torch's threads spin while
+they wait, and so disturb the case that follows: set GOMP_SPINCOUNT=1000.
+
+Shape suffixes: N vectors, D dimension, M steps, A candidates of a hypothesis, C of a vector, B hypotheses, E stream.
+"""
+
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qinco.cli.bench import processor_name, random_model, usable_cores
+from qinco.codec import Codec, load_codec
+from qinco.codec.evaluate import evaluate
+from qinco.config import PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig
+from qinco.engines import cpu, reference
+from qinco.engines.choose import candidate_dtype
+from qinco.errors import ConfigError
+from qinco.model.qinco import Qinco
+from qinco.native import library
+from qinco.vectors.source import as_source
+
+PAPER, MORE, PAIRS = "A=16 B=32", "A=32 B=32", ((64, 32), (64, 40), (16, 4))
+PRESELECTED = {PAPER: PAPER_SEARCH} | {f"C={C} B={B}": EncodeOptions(num_pairs=C, beam_width=B) for C, B in PAIRS}
+RULES = {True: PRESELECTED, False: {"all B=1": EncodeOptions()}}  # of models with a pre-selector and without
+SMALL = PRESETS["qinco2-S"]
+CONFIGS = {f"QINCo2-S D={D} M={M}": ModelConfig(D, M, **SMALL) for D in (128, 768) for M in (8, 16)}
+FIRST, *_ = CONFIGS
+CONFIGS["QINCo1 L=2 D=128 M=8"] = ModelConfig(128, **PRESETS["qinco1"] | {"num_blocks": 2})
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+FAST = candidate_dtype("auto", torch.device("cpu"), CONFIGS[FIRST])
+ROWS, TRIAL_ROWS, REFERENCE_ROWS = 16_384, 16, 2000
+PLAIN_CANDIDATES = 65_536  # of a batch, as in the published code
+PASS_US, MOST_US = 2e5, 8e6  # of a pass; of the passes after which a case has had enough
+
+
+@torch.no_grad()
+def encode_plainly(model: Qinco, options: EncodeOptions, batch: int, x_ND: Tensor) -> Tensor:
+    """Codes, int64 (N, M), by the papers' algorithm as it stands: the whole network for every candidate, in float32."""
+    if len(x_ND) > batch:
+        return torch.cat([encode_plainly(model, options, batch, part) for part in x_ND.split(batch)])
+    reached_NBD, codes_NBM = torch.zeros_like(x_ND)[:, None], torch.empty(len(x_ND), 1, 0, dtype=torch.int64)
+    for step in model.steps:
+        proposals = step.preselector if step.conditioned else step.codebook
+        if proposals is None:
+            codes_NBA = torch.arange(model.config.codebook_size).expand(*reached_NBD.shape[:2], -1)
+        else:
+            count = options.num_candidates if step.conditioned else options.beam_width
+            codes_NBA = torch.cdist(x_ND[:, None] - reached_NBD, proposals.weight).topk(count, largest=False).indices
+        reached_NCD = reached_NBD.repeat_interleave(codes_NBA.shape[2], 1)
+        f_NCD = c_NCD = step.codebook(codes_NBA.flatten(1))
+        if step.conditioned:
+            z_NCE = c_NCD if step.project_in is None else step.project_in(c_NCD)
+            e_NCE = z_NCE + step.concat.outer(torch.cat([z_NCE, reached_NCD], 2))
+            f_NCD = step.finish(step.refine(e_NCE), c_NCD)
+        distances_NC = (x_ND[:, None] - reached_NCD - f_NCD).square().sum(2)
+        winners_NB = distances_NC.topk(min(options.beam_width, distances_NC.shape[1]), largest=False).indices
+        reached_NBD = (reached_NCD + f_NCD).take_along_dim(winners_NB[..., None], 1)
+        kept_NBM = codes_NBM.take_along_dim(winners_NB[..., None] // codes_NBA.shape[2], 1)
+        codes_NBM = torch.cat([kept_NBM, codes_NBA.flatten(1).gather(1, winners_NB)[..., None]], 2)
+    return codes_NBM[:, 0]
+
+
+class Case(NamedTuple):
+    key: tuple
+    threads: int
+    least: int  # vectors that it takes at once, or a few times so many
+    work: Callable[[int], object]
+
+    def time(self, count: int) -> float:
+        """Microseconds of one pass of `count` vectors."""
+        torch.set_num_threads(self.threads)
+        time.sleep(0.01)  # until the threads of another case have stopped spinning
+        begun = time.perf_counter()
+        self.work(count)
+        return (time.perf_counter() - begun) * 1e6
+
+    def count(self) -> int:
+        """Vectors of a pass that takes long enough. Warms up as well."""
+        groups = PASS_US * TRIAL_ROWS / min(self.time(TRIAL_ROWS), self.time(TRIAL_ROWS)) / self.least
+        return min(ROWS, max(1, round(groups)) * self.least)
+
+
+def on_both(key: tuple, least: int, work: Callable, *arrays: Tensor) -> list[Case]:
+    return [Case(key, threads, least, lambda n: work(*(array[:n] for array in arrays))) for threads in (1, 2)]
+
+
+def native(key: tuple, model: Qinco, x_ND: Tensor, dtype: torch.dtype, rules: dict) -> Iterator[Case]:
+    packed, start_ND = cpu.pack(model, dtype), torch.zeros_like(x_ND)
+    # The second step is tabulated once some thousands of vectors have been encoded; two steps of them will do.
+    cpu.NativeEncoder(packed, next(iter(rules.values()))).encode(x_ND[:4096], start_ND[:4096], 2)
+    for rule, options in rules.items():
+        # So many groups of vectors that one thread does not wait long for the other's last.
+        yield from on_both((*key, rule), 128, cpu.NativeEncoder(packed, options).encode, x_ND, start_ND)
+
+
+def encoding(name: str, model: Qinco, x_ND: Tensor) -> Iterator[Case]:
+    rules, start_ND = RULES[model.config.has_preselector], torch.zeros_like(x_ND)
+    for number, (rule, options) in enumerate(rules.items()):
+        each = options.num_pairs or options.beam_width * (options.num_candidates or model.config.codebook_size)
+        tile, encoder = reference.TILE_CANDIDATES // each, reference.Encoder(model, options, FAST)
+        for engine, rows in {"plain": PLAIN_CANDIDATES // each, "plain in cache": tile}.items() if number == 0 else ():
+            yield from on_both((name, engine, rule), rows, partial(encode_plainly, model, options, rows), x_ND)
+        yield from on_both((name, "torch", rule), tile, encoder.encode, x_ND, start_ND)
+    more = {MORE: EncodeOptions(num_candidates=32, beam_width=32)} if model.config.has_preselector else {}
+    yield from native((name, "native"), model, x_ND, FAST, rules | more)
+    for level in library.LEVELS if name == FIRST else ():
+        # A level that the processor lacks is a ConfigError. Only the best multiplies bf16, so all get float32.
+        with suppress(ConfigError), mock.patch.dict(os.environ, QINCO_NATIVE_LEVEL=level):
+            yield from native((name, f"native float32 {level}"), model, x_ND, torch.float32, {PAPER: PAPER_SEARCH})
+
+
+def decoding(name: str, model: Qinco, start_ND: Tensor) -> Iterator[Case]:
+    codes_NM = torch.randint(model.config.codebook_size, (len(start_ND), model.config.num_steps))
+    for precision, dtype in PRECISIONS.items():
+        torch_, packed = partial(reference.decode, model, dtype=dtype), cpu.pack(model, dtype)
+        for engine, decode in {"torch": torch_, "native": partial(cpu.decode, packed)}.items():
+            yield from on_both((name, engine, precision), 256, decode, codes_NM, start_ND)
+
+
+def products() -> Iterator[Case]:
+    """Torch's products of the network's sizes: with so many rows that they fit into caches, or do not."""
+    for rows, (inner, outer) in product((256, 1024, 4096, 16_384), ((128, 256), (256, 128))):
+        a, b = (torch.randn(shape).to(FAST) for shape in ((rows, inner), (outer, inner)))
+        multiply = partial(torch.mm, a, b.T, out=torch.empty(rows, outer, dtype=FAST))
+        yield Case((rows, inner, outer), 1, 1, lambda n, multiply=multiply: [multiply() for _ in range(n)])
+
+
+def measure(cases: list[Case], quick: bool) -> dict[tuple, float]:
+    """Median microseconds a vector of each case, {(*key, threads): us}; the cases take turns."""
+    counts, passes = [2 if quick else case.count() for case in cases], [[] for _ in cases]
+    for number in range(1 if quick else 5):
+        print(f"round {number + 1}: {len(cases)} cases", file=sys.stderr)
+        for case, count, taken in zip(cases, counts, passes, strict=True):
+            if sum(taken) < MOST_US:
+                taken.append(case.time(count))
+    rows = zip(cases, counts, passes, strict=True)
+    return {(*case.key, case.threads): statistics.median(taken) / count for case, count, taken in rows}
+
+
+def table(columns: str, rows: list[tuple]) -> None:
+    cells = [columns.split(", "), ["---"] * (columns.count(", ") + 1), *rows]
+    print("\n" + "\n".join(f"| {' | '.join(map(str, row))} |" for row in cells) + "\n")
+
+
+def report_times(us: dict[tuple, float], title: str, cases: list[Case], theirs: str) -> None:
+    """A table of cases, each beside the first that the engine called `theirs` has with the same model."""
+    rows = []
+    for key in dict.fromkeys(case.key for case in cases):
+        first = next(case.key for case in cases if case.key[:2] == (key[0], theirs))
+        one, two, slow, slow_two = (us[*k, threads] for k in (key, first) for threads in (1, 2))
+        ratios = f"{one / two:.2f}", f"{slow / one:.1f}", f"{slow_two / two:.1f}"
+        rows.append((*key, f"{one:,.1f}", f"{two:,.1f}", *ratios))
+    print(f"## {title}, us a vector")
+    table(
+        f"model, engine, what, 1 thread, 2 threads, 1 / 2, {theirs} / this: 1 thread, {theirs} / this: 2 threads", rows
+    )
+
+
+def report_network(us: dict[tuple, float], products: list[Case]) -> None:
+    # A candidate takes 2L - 1 products of E x H: its first layer is tabulated. More of them run the network in all
+    # steps but the bare first and the tabulated second.
+    rates = {case.key: 2e-3 * prod(case.key) / us[*case.key, 1] for case in products}
+    rows, best = [], max(rates, key=rates.get)
+    for name, config in CONFIGS.items():
+        if config.has_preselector:
+            operations = 2 * (2 * config.num_blocks - 1) * config.embed_dim * config.hidden_dim
+            more_us = us[name, "native", MORE, 1] - us[name, "native", PAPER, 1]
+            rate = 512 * (config.num_steps - 2) * operations / more_us / 1e3
+            cells = f"{more_us:,.0f}", f"{rate:.0f}", f"{rates[best]:.0f}", f"{100 * rate / rates[best]:.0f} %"
+            rows.append((name, *cells))
+    print(f"## The network alone beside torch's matrix rate: {FAST}, one thread\n")
+    print("From what 512 more candidates a step cost, their selection and distances included: a lower bound.")
+    print(f"Torch: its best product of the network's sizes, ({best[0]}, {best[1]}) x ({best[1]}, {best[2]}).")
+    table("model, 512 more us, network GFLOP/s, torch GFLOP/s, network / torch", rows)
+
+
+def report_errors(codec: Codec, x_ND: np.ndarray) -> None:
+    torch.set_num_threads(usable_cores())
+    few, rows = min(len(x_ND), REFERENCE_ROWS), []
+    for rule, options in RULES[codec.config.has_preselector].items():
+        exact = evaluate(codec, as_source(x_ND[:few]), options.override(precision="float32", engine="torch")).mse
+        for precision in PRECISIONS:
+            ours = options.override(precision=precision, engine="native")
+            whole, same = (evaluate(codec, as_source(part), ours).mse for part in (x_ND, x_ND[:few]))
+            change = f"{100 * (same / exact - 1):+.4f} %"
+            rows.append((rule, precision, f"{whole:.6g}", f"{same:.6g}", f"{exact:.6g}", change))
+    table(f"rule, precision, MSE of {len(x_ND):,}, of the first {few:,}, by torch in float32, difference", rows)
+
+
+def report_machine(words: list[str]) -> None:
+    def git(*command: str) -> str:
+        return subprocess.check_output(["git", *command], cwd=Path(__file__).parent, text=True).strip()
+
+    commit = git("rev-parse", "--short", "HEAD") + (" and changes since" if git("status", "--porcelain") else "")
+    settings = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT") if name in os.environ]
+    shown = [f"{key}{equals}{Path(value).name}" for key, equals, value in (word.partition("=") for word in words)]
+    print(f"""# What encoding and decoding cost
+
+Machine: {usable_cores()} cores of {processor_name()}, native level {library.level()}; torch {torch.__version__}.
+Commit: {commit}. Command: `{shlex.join([*settings, "python", "benchmarks/encode_speed.py", *shown])}`.
+Medians of up to five passes; the cases take turns. Weights are random, but for a trained model's, and take nearly the
+same time. Plain: the papers' algorithm as it stands, in float32 torch, {PLAIN_CANDIDATES:,} candidates in a batch (in
+cache: {reference.TILE_CANDIDATES:,}). Native and torch search with candidates in {FAST}.
+""")
+
+
+def main(words: list[str]) -> None:
+    given = dict(word.partition("=")[::2] for word in words)
+    if set(given) - {"model", "db", "count", "quick"} or ("model" in given) != ("db" in given):
+        sys.exit("usage: python benchmarks/encode_speed.py [model=PATH db=PATH] [count=N] [quick]")
+    if not library.is_available():
+        sys.exit("this installation has no compiled kernels: install it where there is a C++ compiler")
+    report_machine(words)
+    codec, random, quick = None, torch.Generator().manual_seed(0), "quick" in given
+    rows = 256 if quick else ROWS
+    subjects = [(name, random_model(c), torch.randn(rows, c.dim, generator=random)) for name, c in CONFIGS.items()]
+    if "model" in given:
+        codec = load_codec(given["model"])
+        vectors_ND = as_source(given["db"]).limit(int(given.get("count", 100 if quick else 10_000)))[:]
+        x_ND = codec.model.normalize(torch.from_numpy(np.resize(vectors_ND, (rows, codec.dim))))
+        subjects.append((Path(given["model"]).name, codec.model, x_ND))
+    encodings, decodings = ([c for s in subjects for c in cases(*s)] for cases in (encoding, decoding))
+    us = measure([*encodings, *decodings, *(multiplications := list(products()))], quick)
+    report_times(us, "Encoding", encodings, "plain")
+    report_times(us, "Decoding", decodings, "torch")
+    report_network(us, multiplications)
+    print("## Error of the native engine")
+    report_errors(codec, vectors_ND) if codec else print("\nLeft out: it needs model= and db=.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

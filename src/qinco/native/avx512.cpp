@@ -1,0 +1,6 @@
+#define ISA avx512
+#define VECTOR 16
+#define PANELS 4
+#define TILE 6
+#define BF16 0
+#include "kernels.h"

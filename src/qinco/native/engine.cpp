@@ -1,0 +1,58 @@
+// The C interface: chooses the instruction set and keeps exceptions from crossing into the caller.
+#include "engine.h"
+
+#include <new>
+
+extern "C" {
+
+// The best level that this processor has: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16.
+int qinco_level() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd"))
+    return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) return 1;
+#endif
+  return 0;
+}
+
+// An engine for a model, or null where memory is exhausted. `level` is at most qinco_level().
+void* qinco_create(const qinco_sizes* sizes, const qinco_step* steps, int level) {
+  try {
+#if defined(__x86_64__)
+    switch (level) {
+      case 3: return avx512_bf16::make(*sizes, steps);
+      case 2: return avx512::make(*sizes, steps);
+      case 1: return avx2::make(*sizes, steps);
+    }
+#endif
+    return portable::make(*sizes, steps);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
+void qinco_destroy(void* engine) { delete (AnyEngine*)engine; }
+
+// Both return 0, or 1 where memory is exhausted.
+int qinco_encode(const void* engine, const qinco_search* search, const float* x, const float* start, int64_t count,
+                 int threads, uint16_t* codes, float* reached) {
+  try {
+    ((const AnyEngine*)engine)->encode(*search, x, start, count, threads, codes, reached);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+int qinco_decode(const void* engine, const uint16_t* codes, const float* start, int steps, int64_t count, int threads,
+                 float* out) {
+  try {
+    ((const AnyEngine*)engine)->decode(codes, start, steps, count, threads, out);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+}

@@ -1,0 +1,53 @@
+// What a caller hands over: sizes and plain float32 arrays, row-major, which are packed once and not kept.
+#pragma once
+#include <cstdint>
+
+extern "C" {
+
+// One conditioned step. The stream's basis is the caller's choice: with projections it is the one in which the output
+// projection's Gram matrix is diagonal, so that a candidate's distance needs no product of its own.
+//   K codewords, D dimension, E stream, H hidden, L residual blocks
+struct qinco_step {
+  const float* codebook;      // (K, D)
+  const float* preselector;   // (K, D), or null: every codeword is a candidate
+  const float* stream_table;  // (K, E): the stream's beginning that comes from the codeword
+  const float* hidden_table;  // (K, H): the same for the first hidden layer; null where L is 0
+  const float* stream_x;      // (E, D): the stream's part that comes from the partial reconstruction
+  const float* hidden_x;      // (H, D): the same for the first hidden layer; null where L is 0
+  const float* const* up;     // L pointers to (H, E); the first is not read, hidden_table and hidden_x replace it
+  const float* const* down;   // L pointers to (E, H)
+  const float* project_out;   // (D, E), or null where E = D
+  const float* gram;          // (E): the squared lengths of project_out's columns, which are orthogonal; or null
+  const float* codeword_back; // (K, E): codebook times project_out; or null
+  const float* first_cross;   // (K, K): products of the first step's codewords with this step's preselector; only for
+                              // the second step after a bare first one, and null where K is large
+};
+
+struct qinco_sizes {
+  int32_t dim, stream, hidden, blocks, codewords, steps;
+  int32_t skip;          // whether the codeword is added to the network's output
+  int32_t first_is_bare; // whether the first step is a codebook without network; its qinco_step has a codebook only
+  int32_t bf16;          // whether candidates are evaluated in bf16
+};
+
+struct qinco_search {
+  int32_t candidates;  // A, codewords for each hypothesis; 0: not used
+  int32_t pairs;       // C, pairs of the whole beam; 0: not used
+  int32_t beam;        // B
+  int32_t steps;       // how many of the model's steps
+};
+}
+
+// One model, packed for one instruction set.
+struct AnyEngine {
+  virtual ~AnyEngine() = default;
+  virtual void encode(const qinco_search& search, const float* x, const float* start, int64_t count, int threads,
+                      uint16_t* codes, float* reached) const = 0;
+  virtual void decode(const uint16_t* codes, const float* start, int steps, int64_t count, int threads,
+                      float* out) const = 0;
+};
+
+namespace avx512_bf16 { AnyEngine* make(const qinco_sizes&, const qinco_step*); }
+namespace avx512 { AnyEngine* make(const qinco_sizes&, const qinco_step*); }
+namespace avx2 { AnyEngine* make(const qinco_sizes&, const qinco_step*); }
+namespace portable { AnyEngine* make(const qinco_sizes&, const qinco_step*); }

@@ -1,0 +1,198 @@
+"""The compiled engine behind ctypes: packed models that encode and decode plain arrays, on several threads.
+
+It works in normalised space and knows nothing of torch. `QINCO_NATIVE_LEVEL` in the environment forces a lower
+instruction set than the processor's best, `QINCO_NATIVE_LIBRARY` another build.
+Shape suffixes: N vectors, D dimension, M steps, K codewords, E stream width, H hidden width.
+"""
+
+import ctypes
+import os
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from qinco.errors import ConfigError, ResourceError
+
+LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
+_FLOATS = POINTER(c_float)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model: D, E, H, L, K and M, whether a codeword is added to its network's output, whether the first step is
+    a bare codebook, and whether candidates are evaluated in bf16 where the processor has it."""
+
+    dim: int
+    stream: int
+    hidden: int
+    blocks: int
+    codewords: int
+    steps: int
+    skip: bool
+    first_is_bare: bool
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class StepArrays:
+    """What the engine needs of one step, float32; engine.h says what each array is. A bare first step has a codebook
+    only."""
+
+    codebook: np.ndarray  # (K, D)
+    preselector: np.ndarray | None = None  # (K, D)
+    stream_table: np.ndarray | None = None  # (K, E)
+    hidden_table: np.ndarray | None = None  # (K, H)
+    stream_x: np.ndarray | None = None  # (E, D)
+    hidden_x: np.ndarray | None = None  # (H, D)
+    up: tuple[np.ndarray, ...] = ()  # (H, E) each
+    down: tuple[np.ndarray, ...] = ()  # (E, H) each
+    project_out: np.ndarray | None = None  # (D, E)
+    gram: np.ndarray | None = None  # (E,)
+    codeword_back: np.ndarray | None = None  # (K, E)
+    first_cross: np.ndarray | None = None  # (K, K)
+
+
+class _Sizes(Structure):
+    _fields_ = [(field.name, c_int32) for field in fields(Sizes)]
+
+
+class _Step(Structure):
+    _fields_ = [
+        (field.name, POINTER(_FLOATS) if field.name in ("up", "down") else _FLOATS) for field in fields(StepArrays)
+    ]
+
+
+class _Search(Structure):
+    _fields_ = [(name, c_int32) for name in ("candidates", "pairs", "beam", "steps")]
+
+
+def is_available() -> bool:
+    """Whether this installation has the compiled engine."""
+    return _library() is not None
+
+
+def level() -> str:
+    """The instruction set in use: the processor's best of LEVELS, or a lower one that QINCO_NATIVE_LEVEL names."""
+    best = _library().qinco_level()
+    wanted = os.environ.get("QINCO_NATIVE_LEVEL")
+    if wanted is None:
+        return LEVELS[best]
+    if wanted not in LEVELS[: best + 1]:
+        raise ConfigError(f"QINCO_NATIVE_LEVEL={wanted}: this processor has {', '.join(LEVELS[: best + 1])}")
+    return wanted
+
+
+class NativeModel:
+    """A model packed for the processor; later changes of the arrays do not change it."""
+
+    def __init__(self, sizes: Sizes, steps: list[StepArrays]):
+        self.sizes = sizes
+        self._engine = None
+        kept, given = [], (_Step * len(steps))()
+        for target, arrays in zip(given, steps, strict=True):
+            for name, shape in _shapes(sizes).items():
+                value = getattr(arrays, name)
+                if value is None or (isinstance(value, tuple) and not value):
+                    continue
+                pointers = [_pointer(array, shape, kept) for array in (value if isinstance(value, tuple) else [value])]
+                if isinstance(value, tuple):
+                    assert len(value) == sizes.blocks
+                    pointers = [(_FLOATS * len(pointers))(*pointers)]
+                    kept.append(pointers[0])
+                setattr(target, name, pointers[0])
+        counts = _Sizes(*(int(getattr(sizes, field.name)) for field in fields(Sizes)))
+        self._engine = _library().qinco_create(byref(counts), given, LEVELS.index(level()))
+        if not self._engine:
+            raise ResourceError("memory is exhausted: the model cannot be packed for the processor")
+
+    def __del__(self):
+        if self._engine:
+            _library().qinco_destroy(self._engine)
+
+    def encode(
+        self,
+        x_ND: np.ndarray,
+        start_ND: np.ndarray | None,
+        *,
+        num_candidates: int | None,
+        num_pairs: int | None,
+        beam_width: int,
+        num_steps: int,
+        threads: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Codes, uint16 (N, num_steps), and the reconstructions that the search arrived at, float32 (N, D).
+
+        x_ND, start_ND: float32 (N, D); the start is zero where it is None
+        """
+        x_ND, start_ND = self._rows(x_ND), self._rows(start_ND)
+        codes_NM, reached_ND = np.empty((len(x_ND), num_steps), np.uint16), np.empty_like(x_ND)
+        search = _Search(num_candidates or 0, num_pairs or 0, beam_width, num_steps)
+        failed = _library().qinco_encode(
+            self._engine, byref(search), x_ND.ctypes.data, _address(start_ND), len(x_ND), threads,
+            codes_NM.ctypes.data, reached_ND.ctypes.data,
+        )  # fmt: skip
+        self._check(failed)
+        return codes_NM, reached_ND
+
+    def decode(self, codes_NM: np.ndarray, start_ND: np.ndarray | None, *, threads: int) -> np.ndarray:
+        """Reconstructions, float32 (N, D), of codes of any integer type; a prefix of the columns is a shorter code."""
+        codes_NM, start_ND = np.ascontiguousarray(codes_NM, np.uint16), self._rows(start_ND)
+        decoded_ND = np.empty((len(codes_NM), self.sizes.dim), np.float32)
+        failed = _library().qinco_decode(
+            self._engine, codes_NM.ctypes.data, _address(start_ND), codes_NM.shape[1], len(codes_NM), threads,
+            decoded_ND.ctypes.data,
+        )  # fmt: skip
+        self._check(failed)
+        return decoded_ND
+
+    def _rows(self, rows: np.ndarray | None) -> np.ndarray | None:
+        if rows is None:
+            return None
+        assert rows.ndim == 2 and rows.shape[1] == self.sizes.dim
+        return np.ascontiguousarray(rows, np.float32)
+
+    @staticmethod
+    def _check(failed: int) -> None:
+        if failed:
+            raise ResourceError("memory is exhausted: use a smaller beam (B=), fewer candidates or fewer threads")
+
+
+def _shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    dim, stream, hidden, size = sizes.dim, sizes.stream, sizes.hidden, sizes.codewords
+    return {
+        "codebook": (size, dim), "preselector": (size, dim), "stream_table": (size, stream),
+        "hidden_table": (size, hidden), "stream_x": (stream, dim), "hidden_x": (hidden, dim), "up": (hidden, stream),
+        "down": (stream, hidden), "project_out": (dim, stream), "gram": (stream,), "codeword_back": (size, stream),
+        "first_cross": (size, size),
+    }  # fmt: skip
+
+
+def _pointer(array: np.ndarray, shape: tuple[int, ...], kept: list):
+    assert array.shape == shape, (array.shape, shape)
+    kept.append(np.ascontiguousarray(array, np.float32))
+    return kept[-1].ctypes.data_as(_FLOATS)
+
+
+def _address(array: np.ndarray | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    path = os.environ.get("QINCO_NATIVE_LIBRARY") or Path(__file__).with_name("engine.so")
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    library.qinco_create.restype = c_void_p
+    library.qinco_create.argtypes = [POINTER(_Sizes), POINTER(_Step), c_int]
+    library.qinco_destroy.restype = None
+    library.qinco_destroy.argtypes = [c_void_p]
+    library.qinco_encode.argtypes = [
+        c_void_p, POINTER(_Search), c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p
+    ]  # fmt: skip
+    library.qinco_decode.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int, c_void_p]
+    return library

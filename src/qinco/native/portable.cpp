@@ -1,0 +1,6 @@
+#define ISA portable
+#define VECTOR 4
+#define PANELS 2
+#define TILE 6
+#define BF16 0
+#include "kernels.h"

@@ -1,0 +1,20 @@
+"""The instruction sets that the native engine can be tested on here, and packing a model for one of them."""
+
+import os
+from unittest import mock
+
+import pytest
+import torch
+
+from qinco.engines import cpu
+from qinco.model.qinco import Qinco
+from qinco.native import library
+
+LEVELS = library.LEVELS[: library.LEVELS.index(library.level()) + 1] if library.is_available() else ()
+needs_native = pytest.mark.skipif(not LEVELS, reason="the native engine is not compiled in this installation")
+needs_bf16 = pytest.mark.skipif("avx512_bf16" not in LEVELS, reason="this processor does not multiply bf16")
+
+
+def pack_at(level: str, model: Qinco, dtype: torch.dtype = torch.float32) -> library.NativeModel:
+    with mock.patch.dict(os.environ, QINCO_NATIVE_LEVEL=level):
+        return cpu.pack(model, dtype)

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Runs the native engine's tests on a build that stops at the first invalid access or undefined operation.
+# Arguments go to pytest. PYTHON and CXX name other programs than .venv/bin/python and c++.
+set -eu
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+compiler=${CXX:-c++}
+built=$(mktemp -d)
+trap 'rm -rf "$built"' EXIT
+
+QINCO_NATIVE_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1 -D_GLIBCXX_ASSERTIONS" \
+    "$python" setup.py -q build_ext --build-lib "$built" --build-temp "$built/objects"
+
+export QINCO_NATIVE_LIBRARY="$built/qinco/native/engine.so"
+# Python and torch were built without the sanitizers, which must be there first, and leave memory to the system at exit.
+export LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-file-name=libubsan.so)"
+export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+# Without this the tests would be skipped where the build failed or cannot be loaded.
+"$python" -c 'from qinco.native.library import is_available; assert is_available(), "the sanitized build is not there"'
+"$python" -m pytest -q tests/unit/native tests/unit/engines/test_cpu.py tests/property/test_native.py "$@"
