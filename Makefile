@@ -6,12 +6,12 @@ RUN = .venv/bin/python -m
 # Threads that spin while they wait slow tests down many times where other programs use the same cores.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: venv test test-all demo lint wheel clean
+.PHONY: venv test test-all test-sanitized demo lint wheel clean
 
 venv: .venv/installed
 
 # The stamp: installs again when what is installed could have changed.
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt setup.py $(wildcard src/qinco/native/*.cpp src/qinco/native/*.h)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qinco needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(RUN) pip install -c constraints.txt -e '.[dev]'
@@ -22,6 +22,10 @@ test: venv
 
 test-all: venv
 	$(RUN) pytest -m 'not gpu'
+
+# The native engine built with the address and undefined-behaviour sanitizers.
+test-sanitized: venv
+	tests/native_sanitized.sh
 
 demo: venv
 	.venv/bin/python examples/demo/demo.py
@@ -37,5 +41,5 @@ wheel: venv
 	rm -rf build
 
 clean:
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist src/*.egg-info src/qinco/native/*.so .pytest_cache .ruff_cache .hypothesis
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

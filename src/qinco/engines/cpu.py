@@ -36,11 +36,16 @@ def pack(model: Qinco, dtype: torch.dtype) -> NativeModel:
         config.dim, config.embed_dim, config.hidden_dim, config.num_blocks, config.codebook_size, config.num_steps,
         config.codeword_skip, not config.starts_from_coarse, dtype is torch.bfloat16,
     )  # fmt: skip
-    steps = [_arrays(step) for step in model.steps]
-    if not model.steps[0].conditioned and config.has_preselector and config.codebook_size <= _MOST_CROSSED:
-        for second in steps[1:2]:
-            cross_KK = steps[0].codebook.astype("float64") @ second.preselector.astype("float64").T
-            steps[1] = replace(second, first_cross=cross_KK.astype("float32"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # products and eigenvectors would depend on how many there are
+    try:
+        steps = [_arrays(step) for step in model.steps]
+        if not model.steps[0].conditioned and config.has_preselector and config.codebook_size <= _MOST_CROSSED:
+            for first, second in zip(model.steps[:1], model.steps[1:2], strict=False):
+                cross_KK = first.codebook.weight.double() @ second.preselector.weight.double().T
+                steps[1] = replace(steps[1], first_cross=_numpy(cross_KK))
+    finally:
+        torch.set_num_threads(threads)
     return NativeModel(sizes, steps)
 
 
@@ -107,7 +112,11 @@ def _arrays(step: Step) -> StepArrays:
 
 def _orthogonal_outputs(out_DE: Tensor) -> tuple[Tensor, Tensor]:
     """The output projection in a basis of the stream in which its columns are orthogonal, and that basis (E, E)."""
-    basis_EE = torch.linalg.eigh(out_DE.T @ out_DE)[1]
+    # Rounded: what is left of the order of a sum must not turn the basis.
+    gram_EE = (out_DE.T @ out_DE).float().double()
+    if not gram_EE.isfinite().all():  # a training that has diverged: whoever asked will see it in what comes out
+        return out_DE, torch.eye(len(gram_EE), dtype=torch.float64)
+    basis_EE = torch.linalg.eigh(gram_EE)[1]
     return out_DE @ basis_EE, basis_EE
 
 

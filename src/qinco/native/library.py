@@ -18,6 +18,7 @@ from qinco.errors import ConfigError, ResourceError
 
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 _FLOATS = POINTER(c_float)
+_MOST = (1 << 31) - 1  # no rule means more than there is
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ class NativeModel:
         """
         x_ND, start_ND = self._rows(x_ND), self._rows(start_ND)
         codes_NM, reached_ND = np.empty((len(x_ND), num_steps), np.uint16), np.empty_like(x_ND)
-        search = _Search(num_candidates or 0, num_pairs or 0, beam_width, num_steps)
+        limits = (min(value or 0, _MOST) for value in (num_candidates, num_pairs, beam_width))
+        search = _Search(*limits, num_steps)
         failed = _library().qinco_encode(
             self._engine, byref(search), x_ND.ctypes.data, _address(start_ND), len(x_ND), threads,
             codes_NM.ctypes.data, reached_ND.ctypes.data,

@@ -25,6 +25,7 @@ RULES = {
     "greedy": EncodeOptions(),
     "candidates": EncodeOptions(num_candidates=2, beam_width=3),
     "pairs": EncodeOptions(num_pairs=6, beam_width=4),
+    "fewer pairs than hypotheses": EncodeOptions(num_pairs=1, beam_width=33),
     "more than there are": EncodeOptions(num_pairs=99, beam_width=70),
 }
 
