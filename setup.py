@@ -17,10 +17,11 @@ from setuptools.errors import CompileError
 FOLDER = Path("src/qinco/native")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized", "-fno-math-errno"]
 X86 = {
-    "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16"],
-    "avx512": ["-march=x86-64-v4"],
     "avx2": ["-march=x86-64-v3"],
+    "avx512": ["-march=x86-64-v4"],
+    "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16"],
 }
+# Linked in this order: of code that several objects share, the copy that every processor can run is taken.
 LEVELS = {"engine": [], "portable": []} | (X86 if platform.machine() in ("x86_64", "AMD64") else {})
 SOURCES = [FOLDER / f"{name}.cpp" for name in LEVELS]
 

@@ -15,6 +15,7 @@ export QINCO_NATIVE_LIBRARY="$built/qinco/native/engine.so"
 # Python and torch were built without the sanitizers, which must be there first, and leave memory to the system at exit.
 export LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-file-name=libubsan.so)"
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+export OMP_NUM_THREADS=1  # of torch; the engine makes its own
 # Without this the tests would be skipped where the build failed or cannot be loaded.
 "$python" -c 'from qinco.native.library import is_available; assert is_available(), "the sanitized build is not there"'
 # Searches with trained models are left out: they take longest, and what they look at is how good the codes are.

@@ -14,17 +14,20 @@ import torch
 from torch import Tensor
 
 from qinco.config import EncodeOptions, ModelConfig
+from qinco.errors import ConfigError
 from qinco.model.network import Step
 from qinco.model.qinco import Qinco
 from qinco.native.library import NativeModel, Sizes, StepArrays, is_available
 
 _TABLE_BYTES = 1 << 30
+_MOST_PAIRS = 1 << 31  # hypotheses times codewords
 _MOST_CROSSED = 1024  # codewords, up to which products of all pairs of two codebooks are kept
 
 
 def can_run(config: ModelConfig, device: torch.device) -> bool:
     """Whether the native engine is there and serves a model: its tables over codewords must fit in a gigabyte."""
-    tables = 4 * config.num_steps * config.codebook_size * (config.embed_dim + config.hidden_dim)
+    dim, stream, hidden = (-(-width // 64) * 64 for width in (config.dim, config.embed_dim, config.hidden_dim))
+    tables = 4 * config.num_steps * config.codebook_size * (2 * dim + 2 * stream + hidden)
     return device.type == "cpu" and tables <= _TABLE_BYTES and is_available()
 
 
@@ -53,6 +56,11 @@ class NativeEncoder:
     """Searches codes with a packed model, as `engines.reference.Encoder` does; uses torch's number of threads."""
 
     def __init__(self, packed: NativeModel, options: EncodeOptions):
+        size = packed.sizes.codewords
+        if options.beam_width * size >= _MOST_PAIRS:
+            raise ConfigError(
+                f"a beam of {options.beam_width} (B) over {size} codewords is too wide: the limit is {_MOST_PAIRS // size}"
+            )
         self.packed, self.options = packed, options
 
     def encode(self, x_ND: Tensor, start_ND: Tensor, num_steps: int | None = None) -> tuple[Tensor, Tensor]:

@@ -571,7 +571,7 @@ class Encoder {
   static void keep_distances(float* to, const float* norms, float own, const vector* sums) {
     for (int j = 0; j < PANELS; j++) {
       const vector distance = own + load(norms + VECTOR * j) - 2 * sums[j];
-      store(to + VECTOR * j, distance > 0 ? distance : vector{});
+      store(to + VECTOR * j, distance < 0 ? vector{} : distance);  // what is no number stays so, and is never near
     }
   }
 
@@ -773,7 +773,7 @@ class Encoder {
       const vector value = load(e + i);
       rest += value * (load(step.gram.data() + i) * value - 2 * (load(q + i) - load(w + i)));
     }
-    return std::max(0.f, sum(total) + sum(rest));
+    return std::max(sum(total) + sum(rest), 0.f);  // in this order, for what is no number
   }
 
   // The `kept` nearest of the `now` candidates just evaluated and of those kept before.
@@ -921,7 +921,12 @@ struct Engine : AnyEngine {
     if ((model.evaluations += count * each) < PAYING * K * K || K * K * Ep > MOST_PAIR_VALUES) return;
     const std::lock_guard<std::mutex> lock(model.building);
     if (model.pair_streams.load()) return;
-    auto values = allocate<typename A::element>(K * K * Ep);
+    array<typename A::element> values;
+    try {
+      values = allocate<typename A::element>(K * K * Ep);
+    } catch (const std::bad_alloc&) {
+      return;  // it goes without
+    }
     over_threads(
         K, threads, [&] { return std::make_unique<PairTabulator<A>>(model); },
         [&](PairTabulator<A>& tabulator, int64_t code, int) { tabulator.run(code, values.get() + code * K * Ep); });

@@ -128,6 +128,7 @@ class NativeModel:
 
         x_ND, start_ND: float32 (N, D); the start is zero where it is None
         """
+        assert 1 <= num_steps <= self.sizes.steps
         x_ND, start_ND = self._rows(x_ND), self._rows(start_ND)
         codes_NM, reached_ND = np.empty((len(x_ND), num_steps), np.uint16), np.empty_like(x_ND)
         limits = (min(value or 0, _MOST) for value in (num_candidates, num_pairs, beam_width))
@@ -142,6 +143,7 @@ class NativeModel:
     def decode(self, codes_NM: np.ndarray, start_ND: np.ndarray | None, *, threads: int) -> np.ndarray:
         """Reconstructions, float32 (N, D), of codes of any integer type; a prefix of the columns is a shorter code."""
         codes_NM, start_ND = np.ascontiguousarray(codes_NM, np.uint16), self._rows(start_ND)
+        assert 1 <= codes_NM.shape[1] <= self.sizes.steps
         decoded_ND = np.empty((len(codes_NM), self.sizes.dim), np.float32)
         failed = _library().qinco_decode(
             self._engine, codes_NM.ctypes.data, _address(start_ND), codes_NM.shape[1], len(codes_NM), threads,

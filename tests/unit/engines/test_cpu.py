@@ -134,14 +134,14 @@ TRAINED = {
 
 @cache
 def trained_problem(name: str) -> Problem:
-    """A codec trained for a moment, and vectors that it has not seen."""
-    x_ND = random_vectors(6000, 32)
+    """A codec trained for a moment, from networks that are not zero, and vectors that it has not seen."""
+    x_ND = random_vectors(5000, 32)
     search = {} if name == "qinco1" else {"num_candidates": 4, "beam_width": 4}
     codec = Codec.fit(
-        x_ND[:4000], None, num_steps=4, codebook_size=64, hidden_dim=64, epochs=2, batch_size=256,
-        **search | TRAINED[name],
+        x_ND[:3000], None, recipe="paper", lr=4e-3, epochs=2, batch_size=256, num_steps=4, codebook_size=64,
+        hidden_dim=64, **search | TRAINED[name],
     )  # fmt: skip
-    return Problem(codec.model.eval().requires_grad_(False), codec.model.normalize(torch.from_numpy(x_ND[4000:])))
+    return Problem(codec.model.eval().requires_grad_(False), codec.model.normalize(torch.from_numpy(x_ND[3000:])))
 
 
 TRAINED_RULES = [
@@ -256,6 +256,20 @@ def test_weights_that_are_no_numbers_are_packed(embed_dim, value):
             torch.ones(3, 30), model.start(3)
         )
         assert int(codes_NM.min()) >= 0 and int(codes_NM.max()) < 4
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["same width", "projected"])
+def test_codewords_that_are_no_numbers_are_never_chosen(name, level):
+    model, x_ND = random_model(ARCHITECTURES[name]), random_problem(name).x_ND
+    for step in model.steps:
+        step.codebook.weight[2] = float("nan")
+        if step.preselector is not None:
+            step.preselector.weight[2] = float("nan")
+    problem, rule = Problem(model, x_ND), EncodeOptions(num_candidates=3, beam_width=3)
+    codes_NM, _ = problem.encode(pack_at(level, model), rule)
+    assert (codes_NM != 2).all()
+    assert (codes_NM == problem.searched(rule)[0]).all(1).float().mean() >= 0.99
 
 
 def test_what_the_engine_cannot_serve(monkeypatch):
