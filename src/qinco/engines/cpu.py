@@ -56,11 +56,9 @@ class NativeEncoder:
     """Searches codes with a packed model, as `engines.reference.Encoder` does; uses torch's number of threads."""
 
     def __init__(self, packed: NativeModel, options: EncodeOptions):
-        size = packed.sizes.codewords
-        if options.beam_width * size >= _MOST_PAIRS:
-            raise ConfigError(
-                f"a beam of {options.beam_width} (B) over {size} codewords is too wide: the limit is {_MOST_PAIRS // size}"
-            )
+        size, beam = packed.sizes.codewords, options.beam_width
+        if beam * size >= _MOST_PAIRS:
+            raise ConfigError(f"B={beam} (beam_width) is too wide for K={size}: give less than {_MOST_PAIRS // size}")
         self.packed, self.options = packed, options
 
     def encode(self, x_ND: Tensor, start_ND: Tensor, num_steps: int | None = None) -> tuple[Tensor, Tensor]:
