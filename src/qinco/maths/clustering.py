@@ -59,7 +59,8 @@ def coarse_kmeans(
     They start at data points, which keeps inverted lists balanced. `on_iteration` hears the number of iterations done
     and the mean squared distance, summed over dimensions, before the last of them.
     """
-    x_ND = np.ascontiguousarray(x_ND, np.float32)
+    scale = float(np.abs(x_ND).max()) or 1.0  # squares of very large or small values leave float32's range
+    x_ND = np.ascontiguousarray(x_ND / np.float32(scale), np.float32)
     centroids_VD = x_ND[np.random.default_rng(seed).choice(len(x_ND), num_centroids, replace=False)]
     for iteration in range(iterations):
         clustering = faiss.Kmeans(
@@ -68,8 +69,8 @@ def coarse_kmeans(
         )  # fmt: skip
         clustering.train(x_ND, init_centroids=centroids_VD)
         centroids_VD = clustering.centroids
-        on_iteration(iteration + 1, float(clustering.obj[-1]) / len(x_ND))
-    return centroids_VD
+        on_iteration(iteration + 1, float(clustering.obj[-1]) / len(x_ND) * scale**2)
+    return centroids_VD * np.float32(scale)
 
 
 def nearest(x_ND: np.ndarray, centroids_KD: np.ndarray, threads: int = 1) -> np.ndarray:

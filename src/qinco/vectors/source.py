@@ -14,8 +14,6 @@ from qinco.vectors.tables import BlockRows
 
 _RELEASED_BYTES = 1 << 16
 
-_LARGEST = 1e17
-
 
 class VectorSource:
     """Vectors (N, D) that are read when they are asked for, and then come as float32 whatever their stored type.
@@ -175,22 +173,15 @@ def as_source(x, name: str = "vectors") -> VectorSource:
 
 
 def check_finite(block: np.ndarray, start: int = 0, name: str = "vectors") -> None:
-    """Raise DataError, naming the row, if a vector of `block`, float (n, D), holds NaN, an infinite value, or one so
-    large that squared distances leave float32's range.
+    """Raise DataError, naming the row, if a vector of `block`, float (n, D), holds NaN or an infinite value.
 
     start: the row of `name` at which the block begins
     """
-    is_usable = np.abs(block) <= _LARGEST  # NaN is not
-    if is_usable.all():
+    is_finite = np.isfinite(block)
+    if is_finite.all():
         return
-    row, column = np.unravel_index(np.argmin(is_usable), is_usable.shape)
-    value = block[row, column]
-    if np.isfinite(value):
-        raise DataError(
-            f"row {start + row} of {name} holds {value:g} in column {column}: beyond {_LARGEST:g}, squared distances "
-            "leave float32's range; scale the vectors"
-        )
-    value = "NaN" if np.isnan(value) else "an infinite value (infinite, or beyond float32's ±3.4e38)"
+    row, column = np.unravel_index(np.argmin(is_finite), is_finite.shape)
+    value = "NaN" if np.isnan(block[row, column]) else "an infinite value (infinite, or beyond float32's ±3.4e38)"
     raise DataError(f"row {start + row} of {name} holds {value} in column {column}: remove or repair it")
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from small_models import random_vectors
 
-from qinco.maths.clustering import kmeans, nearest, residual_kmeans
+from qinco.maths.clustering import coarse_kmeans, kmeans, nearest, residual_kmeans
 
 
 def error(x_ND, centroids_KD):
@@ -75,3 +75,13 @@ def test_residual_kmeans_lowers_the_error_with_every_step():
         residual_ND -= book_KD[nearest(residual_ND, book_KD)]
         errors.append(float(np.square(residual_ND).sum()))
     assert errors == sorted(errors, reverse=True) and len(set(errors)) == 5
+
+
+@pytest.mark.parametrize("scale", [2.0**-90, 2.0**66])
+def test_coarse_centroids_are_found_at_any_scale(scale):
+    x, told = random_vectors(400, 3), []
+    plain = coarse_kmeans(x, 8)
+    scaled = coarse_kmeans(x * np.float32(scale), 8, on_iteration=lambda done, mse: told.append((done, mse)))
+    np.testing.assert_allclose(scaled / scale, plain, rtol=1e-4, atol=1e-4)
+    assert [done for done, _ in told] == list(range(1, 21))
+    assert 0 < told[-1][1] <= told[0][1]

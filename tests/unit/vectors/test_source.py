@@ -147,13 +147,8 @@ def test_the_first_row_that_is_not_finite_is_named_absolutely(dtype, value, word
 
 def test_what_float32_cannot_express_is_infinite():
     with pytest.raises(DataError, match=r"row 1 of big holds an infinite value \(infinite, or beyond float32's"):
-        list(as_source(np.array([[1e16], [1e39]]), "big").blocks(5))
+        list(as_source(np.array([[1e38], [1e39]]), "big").blocks(5))
     assert as_source(np.array([[-1e39]]))[0][0] == -np.inf
-
-
-def test_values_whose_squares_are_too_large_are_refused():
-    with pytest.raises(DataError, match=r"row 1 of big holds 3e\+20 in column 0.*scale the vectors"):
-        list(as_source(np.array([[1.0], [3e20]], np.float32), "big").blocks(5))
 
 
 def test_check_finite_counts_from_its_start():
