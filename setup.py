@@ -59,7 +59,9 @@ class BuildEngine(build_ext):
 engine = Extension(
     "qinco.native.engine",
     sources=[str(source) for source in SOURCES],
-    depends=[str(FOLDER / name) for name in ("engine.h", "kernels.h")],
+    depends=[
+        str(FOLDER / name) for name in ("engine.h", "lists.h", "arithmetic.h", "selection.h", "kernels.h", "scan.h")
+    ],
     optional=True,
 )
 setup(ext_modules=[engine], cmdclass={"build_ext": BuildEngine})

@@ -8,6 +8,9 @@
     x_hat = codec.decode(codes)  # float32 (1000, D)
     codec.save("codec.safetensors")
 
+    index = qinco.Index.build(codec, x)
+    distances, ids = index.search(queries, k=10)
+
 Importing this package is quick: what needs torch is imported when it is first used.
 """
 
@@ -19,6 +22,8 @@ from qinco.version import __version__
 if TYPE_CHECKING:
     from qinco.codec import Codec, ProductCodec
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
+    from qinco.search.index import Index
+    from qinco.search.options import SearchOptions
     from qinco.vectors.source import VectorSource, open_vectors
 
 __all__ = [
@@ -27,10 +32,12 @@ __all__ = [
     "ConfigError",
     "DataError",
     "EncodeOptions",
+    "Index",
     "ModelConfig",
     "ProductCodec",
     "QincoError",
     "ResourceError",
+    "SearchOptions",
     "VectorSource",
     "__version__",
     "open_vectors",
@@ -42,6 +49,8 @@ _HOMES = {
     "PRESETS": "qinco.config",
     "EncodeOptions": "qinco.config",
     "ModelConfig": "qinco.config",
+    "Index": "qinco.search.index",
+    "SearchOptions": "qinco.search.options",
     "VectorSource": "qinco.vectors.source",
     "open_vectors": "qinco.vectors.source",
 }

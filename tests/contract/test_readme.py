@@ -25,9 +25,10 @@ def vectors(tmp_path, monkeypatch) -> Path:
 
 
 def test_shell_commands_run(vectors, capsys):
-    block = re.search(r"## Shell\n.*?```sh\n(.*?)```", README, re.DOTALL)[1]
-    commands = [shlex.split(line)[1:] for line in block.splitlines()]
-    assert len(commands) >= 8
+    section = re.search(r"## Shell\n(.*?)\n##", README, re.DOTALL)[1]
+    blocks = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    commands = [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
+    assert len(blocks) == 2 and len(commands) >= 16
     for command in commands:
         smaller = SMALLER.get(command[0], [])
         kept = [word for word in command if not any(word.startswith(f"{s.split('=')[0]}=") for s in smaller)]
@@ -35,13 +36,15 @@ def test_shell_commands_run(vectors, capsys):
 
 
 def test_python_example_runs(vectors):
-    block = re.search(r"## Python\n```python\n(.*?)```", README, re.DOTALL)[1]
+    section = re.search(r"## Python\n(.*?)\n## ", README, re.DOTALL)[1]
+    block = "".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
     smaller = block.replace("epochs=10", "epochs=1, codebook_size=4, hidden_dim=8")
     assert smaller != block
     names = {}
     exec(compile(smaller, "README.md", "exec"), names)
     assert names["codes"].shape == (50, 8)
     assert names["y_4"].shape == names["y_hat"].shape == (50, 8)
+    assert len(names["index"]) == 60 and names["ids"].shape == (5,) and names["vector"].shape == (8,)
 
 
 def test_file_tree_names_what_exists():

@@ -142,7 +142,11 @@ WRONG = {
     "key": ("train trainset={base} output={new} epoch=3", 2, "did you mean epochs"),
     "preset": ("train trainset={base} output={new} model_args=qinco2-s", 2, "did you mean qinco2-S"),
     "task": ("evla model={codec}", 2, "did you mean eval"),
-    "later task": ("build_index output=x", 2, "not in this version yet"),
+    "keys of an index": (
+        "search model={codec} db={base} nprobe=4 queries={query} queries_gt={gt}",
+        2,
+        "search.nprobe=",
+    ),
     "A and C": ("eval model={codec} db={base} A=4 C=4", 2, "exclude"),
     "A without pre-selector": ("train trainset={base} output={new} model_args=qinco1 K=16 A=4", 2, "pre-selector"),
     "K": ("train trainset={base} output={new} K=100", 2, "power of two"),

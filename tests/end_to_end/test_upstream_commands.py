@@ -49,6 +49,24 @@ QUICK = {
     "encoding one's own database": """./run.sh task=encode db=my_dataset-db.fvecs model=my-custom-IVF-model.pt
         output=my_encoded_db.npz""",
 }
+# Each needs the files of those before it. The encoded sets are named after deep1M, as the authors' are.
+INDEX = {
+    "pairwise decoder": """python run.py task=train_pairwise_decoder db=deep1B
+        ivf_centroids=models/ivf_centroids-deep1M-1048576.npy
+        output=runs/weights/qinco2s-ivf-deep1B-8x8_pairwise_decoder.pt
+        encoded_trainset=runs/encoded_db/IVF-qinco2_S-deep1M-8x8_trainset.npz""",
+    "index": """python run.py task=build_index db=deep1B
+        ivf_centroids=models/ivf_centroids-deep1M-1048576.npy
+        output=runs/index/index-IVF-qinco2_S-deep1B-8x8.faissindex
+        encoded_trainset=runs/encoded_db/IVF-qinco2_S-deep1M-8x8_trainset.npz
+        encoded_db=runs/encoded_db/IVF-qinco2_S-deep1M-8x8_db.npz
+        ds.db=300_000 ds.trainset=100_000 ds.valset=10_000""",
+    "search of the index": """python run.py cpu=true task=search db=deep1B
+        model=models/IVF-qinco2_S-deep1B-8x8.pt
+        index=runs/index/index-IVF-qinco2_S-deep1B-8x8.faissindex
+        output=runs/logs/search_results-IVF-qinco2_S-deep1B-8x8_v2.json resume=true
+        pairwise_decoder=runs/weights/qinco2s-ivf-deep1B-8x8_pairwise_decoder.pt""",
+}
 LONG = {
     "preset": """./run.sh task=train model_args=qinco2-S db=deep1M M=16
         output=runs/weights/qinco2_S-deep1M-16x8.pt resume=true epochs=1""",
@@ -80,10 +98,11 @@ def home(tmp_path_factory) -> Path:
     write_vectors(home / "my_dataset-db.fvecs", random_vectors(BASE, 6))
     (home / "models").mkdir()
     (home / "runs" / "weights").mkdir(parents=True)
-    write_vectors(home / "models/ivf_centroids-deep1M-1048576.npy", random_vectors(20, 96))
     lists = {"starts_from_coarse": True, "num_lists": 20}
     _save(home / "models/qinco2_L-bigann1M-8x8.pt", ModelConfig(128, **SMALL))
     _save(home / "models/IVF-qinco2_S-deep1B-8x8.pt", ModelConfig(96, **SMALL, **lists))
+    centroids = qinco.Codec.load(home / "models/IVF-qinco2_S-deep1B-8x8.pt").coarse_centroids
+    write_vectors(home / "models/ivf_centroids-deep1M-1048576.npy", centroids)
     _save(home / "my-custom-IVF-model.pt", ModelConfig(6, **SMALL, **lists))
     _save(home / "my_model.pt", ModelConfig(6, **SMALL))
     _save(home / "runs/weights/qinco2_S-deep1M-8x8.pt", ModelConfig(96, **SMALL))
@@ -108,6 +127,21 @@ def _run(command: str, home: Path, monkeypatch, capsys) -> tuple[dict, dict]:
 def test_command_of_the_readme(name, home, monkeypatch, capsys):
     result, settings = _run(QUICK[name], home, monkeypatch, capsys)
     _check(result, settings, home)
+
+
+def test_index_commands_of_the_readme(home, monkeypatch, capsys):
+    monkeypatch.setattr("qinco.search.pareto.MIN_SECONDS", 0)
+    model = "model=models/IVF-qinco2_S-deep1B-8x8.pt"
+    for part, more in (("db", ""), ("trainset", " encode_trainset=true")):
+        output = f"output=runs/encoded_db/IVF-qinco2_S-deep1M-8x8_{part}.npz"
+        _run(f"./run.sh task=encode db=deep1B {model} {output}{more}", home, monkeypatch, capsys)
+    results = {name: _run(command, home, monkeypatch, capsys)[0] for name, command in INDEX.items()}
+    assert results["pairwise decoder"]["mse_pairwise"] <= results["pairwise decoder"]["mse_lookup"]
+    assert (results["index"]["num_vectors"], results["index"]["num_lists"]) == (BASE, 20)
+    found = results["search of the index"]["settings"]
+    assert {setting["parameters"]["nshort"] for setting in found} == {4, 10}
+    logs = json.loads((home / "runs/logs/search_results-IVF-qinco2_S-deep1B-8x8_v2.json").read_text())
+    assert [result["recalls"] for result in logs["ivf_real_res"]] == [setting["recall"] for setting in found]
 
 
 @pytest.mark.slow

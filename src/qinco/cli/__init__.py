@@ -11,9 +11,10 @@ from functools import partial
 
 from qinco.cli.completion import candidates, script_for
 from qinco.cli.console import Console, log_record, write_line
-from qinco.cli.keys import KEYS, TASKS, Key, Task
+from qinco.cli.keys import KEYS, Key
 from qinco.cli.overrides import OPTIONS, Settings, find_task, parse_arguments, split_task
 from qinco.cli.resolved import keys_of, resolve
+from qinco.cli.tasks import TASKS, Task
 from qinco.cli.values import to_text
 from qinco.errors import QincoError, ResourceError
 from qinco.version import __version__
@@ -129,9 +130,8 @@ def _print_configuration(settings: Settings) -> None:
 def _overview() -> str:
     width = max(map(len, TASKS))
     lines = [_USAGE.format(version=__version__), "Tasks:"]
-    lines += [f"  {task.name:<{width}}  {task.summary}" for task in TASKS.values() if task.available]
-    later = ", ".join(task.name for task in TASKS.values() if not task.available)
-    return "\n".join([*lines, f"  Not in this version yet: {later}", "", _EXAMPLE])
+    lines += [f"  {task.name:<{width}}  {task.summary}" for task in TASKS.values()]
+    return "\n".join([*lines, "", _EXAMPLE])
 
 
 def _task_help(task: Task) -> str:
@@ -139,7 +139,7 @@ def _task_help(task: Task) -> str:
 
     keys = keys_of(task)
     width = max(len(key.name) + 1 + len(_default_text(key)) for key in keys)
-    lines = [f"qinco {task.name}: {task.summary}" + ("" if task.available else " (not in this version yet)"), ""]
+    lines = [f"qinco {task.name}: {task.summary}", ""]
     if task.required:
         lines += [f"Needs {', '.join(names.replace('|', '= or ') + '=' for names in task.required)}", ""]
     lines += ["Keys and their defaults:"]

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from qinco.cli.keys import ALIASES, KEYS, TASKS, Key
+from qinco.cli.keys import ALIASES, KEYS, Key
 from qinco.cli.overrides import OPTIONS, find_task, split_task
 from qinco.cli.resolved import keys_of
+from qinco.cli.tasks import TASKS
 from qinco.errors import ConfigError
 from qinco.vectors.datasets import DATASETS
 
@@ -80,7 +81,7 @@ def candidates(words: Sequence[str]) -> list[str]:
         if current.startswith("-"):
             found = list(OPTIONS)
         elif task_name is None or task_name == "help":
-            found = [task.name for task in TASKS.values() if task.available]
+            found = list(TASKS)
             if task_name is None:
                 found = [f"task={name}" for name in found] if current.startswith("task=") else [*found, "help"]
         elif "=" in current:
@@ -108,7 +109,7 @@ def _words(task_name: str, before: Sequence[str], current: str) -> list[str]:
 
 def _assignments(task_name: str, name: str) -> list[str]:
     key = KEYS.get(ALIASES.get(name, name))
-    if key is None or not (key.available and key.is_accepted_by(task_name)):
+    if key is None or not key.is_accepted_by(task_name):
         return []
     return [value if value == FILES else f"{name}={value}" for value in _values(key)]
 

@@ -11,7 +11,10 @@ from qinco.cli.console import Console
 from qinco.cli.overrides import Settings
 from qinco.config import ModelConfig
 from qinco.errors import DataError
+from qinco.search.faiss_layout import KINDS, read_layout
+from qinco.storage.index_folder import is_index, read_index
 from qinco.vectors.formats import SUFFIXES, open_array
+from qinco.vectors.stored import read_start
 from qinco.vectors.tables import split_table
 
 _MOST_TEXT_BYTES = 1 << 28
@@ -45,7 +48,7 @@ def describe(path: str) -> dict:
     file, _ = split_table(path)
     try:
         if file.is_dir():
-            return {"file": str(path)} | _describe_codes(file)
+            return {"file": str(path)} | (_describe_index(file) if is_index(file) else _describe_codes(file))
         if not file.is_file():
             raise DataError(f"{path} does not exist" if not file.exists() else f"{path} is not a regular file")
     except OSError as error:
@@ -70,10 +73,12 @@ def _describe_vectors(path: str) -> dict:
 
 
 def _describe_tensors(file: Path) -> dict:
-    """A codec or training state of ours, whose header alone is read."""
-    from qinco.storage.header import read_header
+    """A codec, pairwise decoder or training state of ours, whose header alone is read."""
+    from qinco.storage.header import open_tensors
 
-    header = read_header(file)
+    with open_tensors(file, "numpy") as (header, tensors):
+        if header["kind"] == "pairwise":
+            return _describe_pairwise(file, tensors)
     fields = {"kind": header["kind"], "format_version": header["format_version"]}
     for name in ("model", "encode", "provenance", "progress", "best", "train"):
         if isinstance(header.get(name), dict):
@@ -86,6 +91,61 @@ def _describe_tensors(file: Path) -> dict:
     except (TypeError, KeyError, ValueError):
         raise DataError(f"{file} has a damaged qinco header: its model is not described") from None
     return fields
+
+
+def _describe_pairwise(file: Path, tensors) -> dict:
+    """A pairwise decoder of ours: the shapes of its tensors."""
+    try:
+        slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+        pairs, rows, dim = slices["pair_tables"].get_shape()
+        code_size, codebook_size, _ = slices["tables"].get_shape()
+        num_lists = slices["list_codes"].get_shape()[0] if "list_codes" in slices else 0
+        dtype = slices["pair_tables"].get_dtype()
+    except (KeyError, ValueError):
+        raise DataError(
+            f"{file} is damaged: it lacks tensors of a pairwise decoder, or they have other shapes"
+        ) from None
+    return {
+        "kind": "pairwise decoder",
+        "code_size": code_size,
+        "codebook_size": codebook_size,
+        "dim": dim,
+        "num_lists": num_lists,
+        "num_pairs": pairs,
+        "tables": {"F32": "float32", "F16": "float16"}.get(dtype, dtype),
+        "table_bytes": pairs * rows * dim * (2 if dtype == "F16" else 4),
+    }
+
+
+def _describe_index(folder: Path) -> dict:
+    """An index of ours: what lies in it, and the bytes of a vector, with ids and without centroids and tables."""
+    opened = read_index(folder)
+    settings, arrays = opened.settings, opened.arrays
+    try:
+        num_vectors = len(arrays["ids"])
+        of_vectors = sum(arrays[name].nbytes for name in ("starts", "codes", "ids"))
+        fields = {
+            "kind": "index",
+            "num_vectors": num_vectors,
+            "num_lists": settings["num_lists"],
+            "dim": settings["dim"],
+            "metric": settings["metric"],
+            "code_size": settings["code_size"],
+            "codebook_size": settings["codebook_size"],
+            "bytes_per_vector": of_vectors / max(1, num_vectors),
+            "id_bytes": arrays["ids"].dtype.itemsize,
+            "table_bytes": sum(arrays[name].nbytes for name in ("centroids", "tables", "levels")),
+            "codec": settings["codec"],
+            "options": settings["options"],
+        }
+    except (KeyError, TypeError):
+        raise DataError(f"{folder} is damaged: its manifest does not describe an index") from None
+    fields["holds_codec"] = "codec.safetensors" in opened.files
+    fields["pairwise"] = None
+    if "pairwise.safetensors" in opened.files:
+        fields["pairwise"] = _describe_tensors(opened.files["pairwise.safetensors"])
+        del fields["pairwise"]["kind"]
+    return fields | {"bytes": _folder_size(folder)}
 
 
 def _describe_checkpoint(file: Path) -> dict:
@@ -186,22 +246,26 @@ def _describe_results(file: Path) -> dict:
     if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
         raise DataError(f"{file} holds no search results: it has no list 'ivf_real_res'")
     recalls = [result.get("recalls", {}).get("1") for result in results if isinstance(result.get("recalls"), dict)]
-    return {
+    fields = {
         "kind": "search results",
         "num_settings": len(results),
         "best_recall_at_1": max(filter(_is_number, recalls), default=None),
     }
+    settings = content.get("settings")
+    if isinstance(settings, list):  # those of ours
+        fields["pareto"] = sum(isinstance(setting, dict) and setting.get("pareto") is True for setting in settings)
+    return fields | {name: content[name] for name in ("num_queries", "threads", "machine") if name in content}
 
 
 def _describe_faiss(file: Path) -> dict:
-    """A faiss index, of which the common header is read."""
-    start = file.open("rb").read(_FAISS_HEADER.size)
+    """A faiss index: one that can be searched here, or else what the common header says."""
+    start = read_start(file, _FAISS_HEADER.size)
     if len(start) < _FAISS_HEADER.size:
         raise DataError(f"{file} is no faiss index: it has {len(start)} bytes only")
     code, dim, num_vectors, _, _, is_trained, metric = _FAISS_HEADER.unpack(start)
     if not code.isalnum() or not 0 < dim < 1 << 24 or not 0 <= num_vectors < 1 << 48 or is_trained > 1:
         raise DataError(f"{file} is no faiss index, or a damaged one: its header makes no sense")
-    return {
+    fields = {
         "kind": "faiss index",
         "type": code.decode(),
         "num_vectors": num_vectors,
@@ -210,6 +274,13 @@ def _describe_faiss(file: Path) -> dict:
         "is_trained": bool(is_trained),
         "bytes_per_vector": round(file.stat().st_size / num_vectors, 2) if num_vectors else None,
     }
+    if fields["type"] in KINDS and is_trained:
+        layout = read_layout(file)
+        sizes = layout.tables_MKD.shape
+        fields |= {"num_lists": len(layout.centroids_VD), "code_size": sizes[0], "codebook_size": sizes[1]}
+        fields["bytes_per_vector"] = layout.code_bytes + 8
+        fields["table_bytes"] = layout.centroids_VD.nbytes + layout.tables_MKD.nbytes
+    return fields
 
 
 def _read_text(file: Path) -> str:

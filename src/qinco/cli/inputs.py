@@ -30,7 +30,11 @@ def device_of(settings: Settings) -> torch.device:
 
 def open_codec(settings: Settings) -> Codec | ProductCodec:
     """The codec of `model=`, on the chosen device, in blocks of `enc_max_bs` vectors at most."""
-    codec = load_codec(settings["model"], device_of(settings))
+    return adapted(settings, load_codec(settings["model"], device_of(settings)))
+
+
+def adapted(settings: Settings, codec: Codec | ProductCodec) -> Codec | ProductCodec:
+    """A codec with `engine=`, in blocks of `enc_max_bs` vectors at most."""
     codec = codec.with_options(codec.encode_options.override(engine=settings["engine"]))
     for part in codec.parts if isinstance(codec, ProductCodec) else [codec]:
         part.block_rows = min(part.block_rows, settings["enc_max_bs"])
@@ -83,8 +87,11 @@ def open_trainset(settings: Settings) -> VectorSource:
     return source if settings["ds.trainset"] is None else source.limit(settings["ds.trainset"])
 
 
-def open_queries(settings: Settings, dim: int, num_vectors: int):
-    """Queries, float32 (Q, D), and the number of each one's true nearest neighbour, int64 (Q,)."""
+def open_queries(settings: Settings, dim: int, num_vectors: int | None):
+    """Queries, float32 (Q, D), and the number of each one's true nearest neighbour, int64 (Q,).
+
+    num_vectors: that the numbers must be below; None for ids, which need not be
+    """
     dataset = find_dataset(settings["db"])
     queries_path = settings["queries"] or (dataset and dataset.queries)
     truth_path = settings["queries_gt"] or (dataset and dataset.ground_truth)
@@ -92,10 +99,10 @@ def open_queries(settings: Settings, dim: int, num_vectors: int):
         raise ConfigError("task search needs queries= and queries_gt=, or db= with the name of a data set")
     queries, truth = _open(queries_path, "test"), read_integers(truth_path)
     if queries.dim != dim:
-        raise DataError(f"{queries.name}: queries have {queries.dim} dimensions, the codec was trained on {dim}")
+        raise DataError(f"{queries.name}: queries have {queries.dim} dimensions, the vectors that are searched {dim}")
     if len(queries) != len(truth):
         raise DataError(f"{truth_path} has {len(truth)} rows, {queries.name} has {len(queries)} queries")
-    if truth[:, 0].max() >= num_vectors or truth[:, 0].min() < 0:
+    if num_vectors is not None and (truth[:, 0].max() >= num_vectors or truth[:, 0].min() < 0):
         raise DataError(
             f"{truth_path} names vector {truth[:, 0].max()}, the database has {num_vectors}: the ground truth is of "
             "another database, or ds.db leaves vectors out"
@@ -111,7 +118,8 @@ def mse_scale(settings: Settings) -> float:
 
 def files_read(settings: Settings, written: str = "output") -> list[str]:
     """The files that the command line names besides the one that is `written`, which must not replace them."""
-    names = ("model", "db", "trainset", "codes", "lists", "ivf_centroids")
+    names = ("model", "db", "trainset", "codes", "lists", "ivf_centroids", "encoded_trainset", "encoded_db", "index")
+    names += ("pairwise_decoder", "queries", "queries_gt")
     return [split_table(settings[name])[0] for name in names if name != written and settings[name] is not None]
 
 

@@ -1,26 +1,9 @@
-"""Every task and every key of the command line, once: the parser and the help both read these two tables."""
+"""Every key of the command line, once: the parser and the help both read this table."""
 
 from dataclasses import dataclass
 
+from qinco.cli.tasks import SHELLS, TASKS
 from qinco.config import ENGINES, PRECISIONS, PRESETS
-
-
-@dataclass(frozen=True)
-class Task:
-    """One thing that `qinco` does.
-
-    name:       what the user types
-    summary:    one line of help
-    required:   keys that must be given; "a|b" is satisfied by either
-    positional: the key whose values are the words without a key; all of them where its kind is "paths" or "texts"
-    available:  whether this version does it
-    """
-
-    name: str
-    summary: str
-    required: tuple[str, ...]
-    positional: str | None = None
-    available: bool = True
 
 
 @dataclass(frozen=True)
@@ -35,11 +18,10 @@ class Key:
     tasks:      names of the tasks that read it
     everywhere: every other task accepts it without effect, because command lines are reused from task to task
     choices:    the values of a "choice"
-    later:      values of a "choice" that this version does not have yet
     minimum:    the least value of an "integer" and of the elements of "integers"
     nullable:   whether `null` is a value; so too where the default is None, for what is neither text nor a choice
     null_value: what `null` means, and 0 where `zero_is_null`
-    available:  whether this version has it
+    left_open:  keys whose `${key}` stays as it is where they are not given: the task knows what it stands for
     """
 
     name: str
@@ -49,12 +31,11 @@ class Key:
     tasks: frozenset[str]
     everywhere: bool = False
     choices: tuple[str, ...] = ()
-    later: tuple[str, ...] = ()
     minimum: int = 1
     nullable: bool = False
     null_value: object = None
     zero_is_null: bool = False
-    available: bool = True
+    left_open: tuple[str, ...] = ()
 
     @property
     def accepts_null(self) -> bool:
@@ -74,60 +55,24 @@ class Key:
         return self.everywhere or task in self.tasks
 
 
-SHELLS = ("bash", "zsh", "fish")
-
-TASKS = {
-    task.name: task
-    for task in (
-        Task("train", "train a codec", ("output", "trainset|db")),
-        Task("eval", "mean squared error over the database", ("model", "db")),
-        Task("eval_valset", "mean squared error over the last training vectors", ("model", "trainset|db")),
-        Task("eval_time", "microseconds a vector, encoding and decoding", ("model", "db")),
-        Task("search", "recall@1/10/100 over the decoded database", ("model", "db")),
-        Task("encode", "vectors to codes", ("model", "db", "output")),
-        Task("decode", "codes to vectors", ("model", "codes", "output")),
-        Task("info", "what a file holds: qinco info FILE ...", ("file",), "file"),
-        Task("ivf_centroids", "coarse centroids by k-means", ("ivf_K", "output", "trainset|db")),
-        Task(
-            "build_index",
-            "look-up tables and an index of encoded vectors",
-            ("ivf_centroids", "encoded_trainset", "encoded_db", "trainset|db", "output"),
-            available=False,
-        ),
-        Task(
-            "train_pairwise_decoder",
-            "pairwise additive decoder",
-            ("ivf_centroids", "encoded_trainset", "trainset|db", "output"),
-            available=False,
-        ),
-        Task("convert", "checkpoints of the authors' code to ours and back", ("model", "output")),
-        Task("download", "public data sets and models: qinco download NAME ...", ("name",), "name"),
-        Task("doctor", "check the installation", ()),
-        Task("bench", "encoding and decoding speed of this machine", ()),
-        Task(
-            "completion", f"completion of this command line: qinco completion {'|'.join(SHELLS)}", ("shell",), "shell"
-        ),
-    )
-}
-
 _TRAIN = frozenset({"train"})
 _BUILDING = frozenset({"train", "bench"})  # they may make a model of given sizes
 _INDEXING = frozenset({"build_index", "train_pairwise_decoder"})
 _ENCODING = frozenset({"train", "eval", "eval_valset", "eval_time", "search", "encode"})
 _RULING = _ENCODING | {"convert", "bench"}  # they take a search rule
-_MEASURING = frozenset({"train", "eval", "eval_valset"})
+_MEASURING = frozenset({"train", "eval", "eval_valset"}) | _INDEXING
 _NETWORK = _ENCODING | _INDEXING | {"decode", "bench"}  # they run a model
-_WRITING = frozenset({"train", "encode", "decode", "ivf_centroids", "convert"}) | _INDEXING
+_DECODING = frozenset({"eval", "search"})  # with any decoder
+_WRITING = frozenset({"train", "encode", "decode", "ivf_centroids", "convert", "search"}) | _INDEXING
 _ALL = frozenset(TASKS) - {"completion"}
-_REPORTING = _ALL - _INDEXING
-_READING_TRAINSET = frozenset({"train", "eval_valset", "encode", "ivf_centroids"}) | _INDEXING
+_READING_TRAINSET = frozenset({"train", "eval_valset", "encode", "ivf_centroids"}) | _INDEXING | _DECODING
 _READING_DATABASE = frozenset({"eval", "eval_time", "search", "encode"})
 
 KEYS = {
     key.name: key
     for key in (
         # Files
-        Key("model", "path", None, "codec file; for train: the one to go on from", _RULING | {"decode"}),
+        Key("model", "path", None, "codec file; for train: the one to go on from", _NETWORK | {"convert"}),
         Key("output", "path", None, "file to write", _WRITING),
         Key("overwrite", "switch", False, "replace an existing output", _WRITING | {"download"}, everywhere=True),
         Key(
@@ -135,7 +80,7 @@ KEYS = {
             "switch",
             False,
             "continue what was interrupted",
-            frozenset({"train", "encode", "download"}),
+            frozenset({"train", "encode", "download", "search"}),
             everywhere=True,
         ),
         Key("file", "paths", None, "files to describe", frozenset({"info"})),
@@ -147,7 +92,13 @@ KEYS = {
         Key("codes", "path", None, "codes to decode", frozenset({"decode"})),
         Key("lists", "path", None, "list numbers of the codes, where they are not beside them", frozenset({"decode"})),
         Key("tensorboard", "path", None, "folder for TensorBoard", _TRAIN, everywhere=True),
-        Key("ivf_centroids", "path", None, "coarse centroids: train an IVF codec", _TRAIN | _INDEXING),
+        Key(
+            "ivf_centroids",
+            "path",
+            None,
+            "coarse centroids: train an IVF codec; those of the lists",
+            _TRAIN | _INDEXING,
+        ),
         # Vectors
         Key("trainset", "path", None, "training vectors", _READING_TRAINSET),
         Key("db", "path", None, "vectors of the database, or a data set's name", _READING_DATABASE | _READING_TRAINSET),
@@ -162,7 +113,14 @@ KEYS = {
             frozenset({"train", "eval_valset"}),
             everywhere=True,
         ),
-        Key("ds.db", "integer", None, "use so many database vectors at most", _READING_DATABASE, everywhere=True),
+        Key(
+            "ds.db",
+            "integer",
+            None,
+            "use so many database vectors at most",
+            _READING_DATABASE | {"build_index"},
+            everywhere=True,
+        ),
         Key("ds.loop", "integer", 10_000_000, "training vectors of an epoch, at most", _TRAIN, everywhere=True),
         Key("encode_trainset", "switch", False, "encode the training set instead of db", frozenset({"encode"})),
         # Model
@@ -175,8 +133,16 @@ KEYS = {
             everywhere=True,
             choices=tuple(PRESETS),
         ),
-        Key("M", "integer", None, "codes of a vector", _BUILDING, everywhere=True),
-        Key("K", "integer", None, "codewords of a step: a power of two", _BUILDING, everywhere=True, minimum=2),
+        Key("M", "integer", None, "codes of a vector", _BUILDING | _INDEXING, everywhere=True),
+        Key(
+            "K",
+            "integer",
+            None,
+            "codewords of a step: a power of two",
+            _BUILDING | _INDEXING,
+            everywhere=True,
+            minimum=2,
+        ),
         Key("L", "integer", None, "residual blocks of a step", _BUILDING, everywhere=True, minimum=0),
         Key(
             "de",
@@ -189,7 +155,14 @@ KEYS = {
         ),
         Key("dh", "integer", None, "width inside a residual block", _BUILDING, everywhere=True),
         Key("concat_rank", "integer", None, "rank of the concatenation layer (QINCo-LR)", _TRAIN),
-        Key("ivf_K", "integer", None, "number of coarse centroids", _TRAIN | {"ivf_centroids"}, everywhere=True),
+        Key(
+            "ivf_K",
+            "integer",
+            None,
+            "number of coarse centroids",
+            _TRAIN | {"ivf_centroids", "build_index"},
+            everywhere=True,
+        ),
         Key("qinco1_mode", "switch", None, "a QINCo1 model", _BUILDING, everywhere=True),
         Key("pq", "integer", None, "cut the vectors into so many parts, a codec for each (PQ-QINCo)", _TRAIN),
         Key("opq", "switch", False, "rotate the vectors before they are cut", _TRAIN),
@@ -230,10 +203,9 @@ KEYS = {
             "decoder",
             "choice",
             "neural",
-            "what decodes",
-            frozenset({"eval", "search"}),
-            choices=("neural",),
-            later=("lookup", "pairwise"),
+            "what decodes; with index=: the last stage",
+            _DECODING,
+            choices=("neural", "lookup", "pairwise"),
         ),
         # Training
         Key("recipe", "choice", "default", "paper: the published recipe", _TRAIN, choices=("default", "paper")),
@@ -293,31 +265,75 @@ KEYS = {
             "integer",
             0,
             "seed of everything random",
-            _TRAIN | _INDEXING | {"ivf_centroids"},
+            _TRAIN | _INDEXING | _DECODING | {"ivf_centroids"},
             everywhere=True,
             minimum=0,
         ),
         Key("mse_scale", "positive", 1.0, "factor on reported squared errors", _MEASURING, everywhere=True),
         Key("verbose", "switch", True, "say what is being done", _ALL, everywhere=True),
-        Key("json", "switch", False, "the last line of the output is a JSON object", _REPORTING, everywhere=True),
+        Key("json", "switch", False, "the last line of the output is a JSON object", _ALL, everywhere=True),
         # The index
-        *(
-            Key(name, kind, default, summary, frozenset(tasks), available=False)
-            for name, kind, default, summary, *tasks in (
-                ("index", "path", None, "index to search", "search"),
-                ("pairwise_decoder", "path", None, "pairwise decoder to re-rank with", "search"),
-                ("encoded_db", "path", None, "codes of the database", "build_index"),
-                ("encoded_trainset", "path", None, "codes of the training set", *_INDEXING),
-                ("n_pairwise_codebooks", "positive", 2.0, "pair codebooks, times M", "train_pairwise_decoder"),
-                ("search.index_key", "text", "IVF${ivf_K}_HNSW32,RQ${M}x8_Nqint8", "kind of index", "build_index"),
-                ("search.aq_training_samples", "integer", 1_000_000, "vectors the tables are fitted to", "build_index"),
-                ("search.nthreads", "integer", 32, "threads that search", "search"),
-                ("search.batch_size", "integer", 12288, "queries at a time", "search"),
-                ("search.nshort", "integers", (4, 10), "vectors decoded by the network", "search"),
-                ("search.nprobe", "integers", (4,), "lists visited", "search"),
-                ("search.quantizer_efSearch", "integers", (4,), "effort of the search for lists", "search"),
-                ("search.nmid_short", "integers", (1, 4), "shortlist's length, in nshorts", "search"),
-            )
+        Key("index", "path", None, "index to search: a folder or a .faissindex file", _DECODING),
+        Key("pairwise_decoder", "path", None, "pairwise decoder to re-rank with", _DECODING | {"build_index"}),
+        Key("encoded_db", "path", None, "codes of the database", frozenset({"build_index"})),
+        Key("encoded_trainset", "path", None, "codes of the training set", _INDEXING),
+        Key(
+            "metric",
+            "choice",
+            "l2",
+            "what near means",
+            frozenset({"build_index"}),
+            choices=("l2", "inner_product", "cosine"),
+        ),
+        Key(
+            "n_pairwise_codebooks",
+            "positive",
+            2.0,
+            "pairs of codes, times M, at most",
+            frozenset({"train_pairwise_decoder"}),
+        ),
+        Key(
+            "tables",
+            "choice",
+            "float32",
+            "how the tables of pairs are held",
+            frozenset({"train_pairwise_decoder"}),
+            choices=("float32", "float16"),
+        ),
+        Key("plot", "path", None, "draw the front to a .png or .svg file", frozenset({"search"})),
+        Key(
+            "search.index_key",
+            "text",
+            "IVF${ivf_K}_HNSW32,RQ${M}x8_Nqint8",
+            "kind of a .faissindex file",
+            frozenset({"build_index"}),
+            left_open=("ivf_K", "M", "K"),
+        ),
+        Key(
+            "search.aq_training_samples",
+            "integer",
+            1_000_000,
+            "vectors that look-up and pair tables are fitted to, at most",
+            _INDEXING | _DECODING,
+        ),
+        Key("search.nthreads", "integer", 32, "threads that search an index, at most", frozenset({"search"})),
+        Key("search.batch_size", "integer", 12288, "queries at a time, at most", frozenset({"search"})),
+        Key("search.nshort", "integers", (4, 10), "vectors decoded by the network", frozenset({"search"})),
+        Key("search.nprobe", "integers", (4,), "lists visited", frozenset({"search"})),
+        Key(
+            "search.quantizer_efSearch",
+            "integers",
+            (4,),
+            "effort of the search for lists, where they are many",
+            frozenset({"search"}),
+        ),
+        Key(
+            "search.nmid_short",
+            "integers",
+            (1, 4),
+            "vectors decoded by the pairwise decoder, in nshorts; 0 or 1: none",
+            frozenset({"search"}),
+            minimum=0,
         ),
     )
 }

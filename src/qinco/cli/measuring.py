@@ -2,12 +2,16 @@
 
 import time
 
+import numpy as np
+
 from qinco.cli import inputs
 from qinco.cli.console import Console
+from qinco.cli.decoding import open_decoder
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec, ProductCodec
 from qinco.codec.evaluate import evaluate, measure_time
 from qinco.codec.run import split_validation
+from qinco.errors import DataError
 from qinco.maths.metrics import recall
 from qinco.search import exhaustive
 from qinco.vectors.source import VectorSource
@@ -16,7 +20,11 @@ from qinco.vectors.source import VectorSource
 def eval_database(settings: Settings, console: Console) -> None:
     """Mean squared error over the database."""
     codec = inputs.open_codec(settings)
-    _report_evaluation(settings, console, codec, inputs.open_database(settings))
+    source = inputs.open_database(settings)
+    if settings["decoder"] == "neural" and settings["index"] is None and settings["pairwise_decoder"] is None:
+        _report_evaluation(settings, console, codec, source)
+    else:
+        _report_decoder(settings, console, codec, source)
 
 
 def eval_validation(settings: Settings, console: Console) -> None:
@@ -37,6 +45,27 @@ def _report_evaluation(settings: Settings, console: Console, codec: Codec | Prod
         "mse_per_step": [mse * scale for mse in done.mse_per_step],
         "num_vectors": done.num_vectors,
         "seconds": done.seconds,
+    }
+    console.print_result(result | inputs.machine(settings), settings["json"])
+
+
+def _report_decoder(settings: Settings, console: Console, codec: Codec | ProductCodec, source: VectorSource) -> None:
+    """The error of another decoder than the codec itself."""
+    codec.check_dim(source)
+    if not len(source):
+        raise DataError(f"{source.name} holds no vectors to evaluate on")
+    rule, decode = inputs.encode_options(settings, codec), open_decoder(settings, console, codec)
+    begun, error = time.monotonic(), 0.0
+    with console.progress(len(source), "vector", "evaluating") as progress:
+        for first, codes, lists in codec.encode_blocks(source, rule):
+            x_ND = source[first : first + len(codes)]
+            error += np.square(decode(codes, lists) - x_ND, dtype=np.float64).sum()
+            progress.update(first + len(codes))
+    result = {
+        "decoder": settings["decoder"],
+        "mse": error / len(source) * inputs.mse_scale(settings),
+        "num_vectors": len(source),
+        "seconds": time.monotonic() - begun,
     }
     console.print_result(result | inputs.machine(settings), settings["json"])
 
@@ -66,16 +95,18 @@ def search(settings: Settings, console: Console) -> None:
     codec.check_dim(source)
     queries_QD, nearest_Q = inputs.open_queries(settings, codec.dim, len(source))
     rule, steps = inputs.encode_options(settings, codec), inputs.prefix(settings, codec)
+    decode = open_decoder(settings, console, codec)
     begun = time.monotonic()
     with console.progress(len(source), "vector", "encoding and searching") as progress:
 
         def decoded():
             for first, codes, lists in codec.encode_blocks(source, rule, steps):
-                yield first, codec.decode(codes, lists, precision=inputs.decode_precision(settings))
+                yield first, decode(codes, lists)
                 progress.update(first + len(codes))
 
         _, ids_QR = exhaustive.search(queries_QD, decoded(), 100, inputs.device_of(settings))
     result = {
+        "decoder": settings["decoder"],
         "recall": {str(rank): share for rank, share in recall(ids_QR, nearest_Q).items()},
         "num_vectors": len(source),
         "num_queries": len(queries_QD),

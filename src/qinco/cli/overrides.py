@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from qinco.cli.interpolation import interpolate
-from qinco.cli.keys import ALIASES, KEYS, TASKS, Key, Task
+from qinco.cli.keys import ALIASES, KEYS, Key
+from qinco.cli.tasks import TASKS, Task
 from qinco.cli.values import parse_value, to_text
 from qinco.errors import ConfigError
 
@@ -59,10 +60,8 @@ def parse_arguments(arguments: Sequence[str], complete: bool = True) -> Settings
     """
     task_name, rest = split_task(arguments)
     if task_name is None:
-        raise ConfigError(f"no task is given: write qinco TASK key=value ..., with one of {_available_tasks()}")
+        raise ConfigError(f"no task is given: write qinco TASK key=value ..., with one of {', '.join(TASKS)}")
     task = find_task(task_name)
-    if not task.available:
-        raise ConfigError(f"task {task.name} is not in this version yet; there are {_available_tasks()}")
     given = _Given(task, _sort_words(task, rest))
     values = {name: key.default for name, key in KEYS.items()} | dict(given)
     if values["A"] is not None and values["C"] is not None:
@@ -139,6 +138,8 @@ class _Given(Mapping):
             raise ConfigError(f"{self._under_way[-1]}: ${{{name}}} names no key: {suggestion}".rstrip())
         if key.name in self:
             value = self[key.name]
+        elif key.name in KEYS[self._under_way[-1]].left_open:
+            return f"${{{name}}}"
         else:
             from qinco.cli.resolved import effective
 
@@ -169,7 +170,7 @@ def find_task(name: str) -> Task:
     """The task called `name`; raises ConfigError with the nearest name."""
     if name in TASKS:
         return TASKS[name]
-    raise ConfigError(f"unknown task {name!r}: {_did_you_mean(name, TASKS)}there are {_available_tasks()}")
+    raise ConfigError(f"unknown task {name!r}: {_did_you_mean(name, TASKS)}there are {', '.join(TASKS)}")
 
 
 def required_keys(task: Task, given: Mapping[str, object]) -> tuple[str, ...]:
@@ -187,8 +188,6 @@ def _find_key(name: str, task: Task) -> Key:
     if key is None:
         suggestion = _did_you_mean(name, KEYS)
         raise ConfigError(f"unknown key {name!r}: {suggestion}qinco {task.name} --help lists the keys")
-    if not key.available:
-        raise ConfigError(f"key {key.name} is not in this version yet: leave it out")
     if not key.is_accepted_by(task.name):
         readers = [reader for reader in TASKS if reader in key.tasks]
         raise ConfigError(f"task {task.name} has no key {name}; {_join(readers)} {'have' if readers[1:] else 'has'}")
@@ -229,10 +228,6 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
         by_spelling[full.lower()] = full
     near = get_close_matches(name.lower(), by_spelling, 1, 0.6)
     return f"did you mean {by_spelling[near[0]]}? " if near else ""
-
-
-def _available_tasks() -> str:
-    return ", ".join(task.name for task in TASKS.values() if task.available)
 
 
 def _join(words: Sequence[str]) -> str:

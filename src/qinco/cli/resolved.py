@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qinco.cli.keys import KEYS, TASKS, Key, Task
+from qinco.cli.keys import KEYS, Key
 from qinco.cli.overrides import required_keys
+from qinco.cli.tasks import TASKS, Task
 from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig, checkpoint_search
 from qinco.training.options import TrainOptions
 from qinco.vectors.datasets import find_dataset
@@ -22,6 +23,7 @@ TRAINING = {
 }  # fmt: skip
 SCHEDULES = {"cosine": "cosine", "plateau": "reduce_lr_plateau"}  # by the library's names
 _OF_THE_MODEL = "the model's"
+_READING_DATABASE = ("eval", "eval_time", "search", "encode")
 _NOTES = {
     "lr": ", fitted to the run",
     "batch": ", fitted to the run",
@@ -42,10 +44,10 @@ def resolve(task: str, given: Mapping[str, object]) -> dict[str, Resolved]:
     """Every key that `task` reads, in the order of its help; `given` are the values of the command line."""
     values = {key.name: _resolve(key.name, task, given) for key in keys_of(TASKS[task])}
     for names in required_keys(TASKS[task], given):
-        first = names.split("|")[0]
-        values[first] = _or_missing(values[first], names)
-    for name in ("queries", "queries_gt") if task == "search" else ():
-        values[name] = _or_missing(values[name], f"{name}|db")
+        first, *others = names.split("|")
+        # A data set that db names has been looked up already; a path of vectors stands for nothing else.
+        if not any(given.get(name) is not None for name in others if name != "db"):
+            values[first] = _or_missing(values[first], names)
     return values
 
 
@@ -94,7 +96,7 @@ def default_rule(task: str, given: Mapping[str, object]) -> tuple[EncodeOptions,
 def keys_of(task: Task) -> list[Key]:
     """The keys that `task` reads in this version, required ones first."""
     required = [name for names in task.required for name in names.split("|")]
-    keys = [key for key in KEYS.values() if task.name in key.tasks and key.available]
+    keys = [key for key in KEYS.values() if task.name in key.tasks]
     return sorted(keys, key=lambda key: required.index(key.name) if key.name in required else len(required))
 
 
@@ -120,7 +122,7 @@ def _of_dataset(name: str, task: str, given: Mapping[str, object]) -> Resolved |
     dataset = find_dataset(given.get("db") or "")
     if dataset is None:
         return None
-    reads_database = task in KEYS["ds.db"].tasks and not given.get("encode_trainset")
+    reads_database = task in _READING_DATABASE and not given.get("encode_trainset")
     values = {"mse_scale": dataset.mse_scale}
     if task in KEYS["ds.trainset"].tasks and (task != "encode" or given.get("encode_trainset")):
         values["trainset"] = dataset.trainset

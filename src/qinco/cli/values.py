@@ -29,8 +29,6 @@ def parse_value(key: Key, text: str):
         return text
     if key.accepts_null and (text in ("null", "None") or (text == "0" and key.zero_is_null)):
         return key.null_value
-    if text in key.later:
-        raise ConfigError(f"{key.name}={text} is not in this version yet; there is {', '.join(key.choices)}")
     if key.kind == "preset":
         find_preset(text)
         return text

@@ -78,6 +78,11 @@ class Codec:
         """Whether codes come with list numbers."""
         return self.config.starts_from_coarse
 
+    @property
+    def coarse_centroids(self) -> np.ndarray | None:
+        """The centroids of an IVF codec's lists in data space, float32 (V, D); None without lists."""
+        return self.model.denormalize(self.model.coarse_centroids).cpu().numpy() if self.is_ivf else None
+
     @classmethod
     def fit(cls, x, preset: str = "qinco2-S", **settings) -> "Codec":
         """Train a codec on vectors; see `qinco.codec.fit.fit` for all settings.

@@ -113,6 +113,24 @@ def residual_kmeans(
     return np.stack(codebooks)
 
 
+def quantize_residually(x_ND: np.ndarray, num_steps: int, num_centroids: int, threads: int = 1) -> np.ndarray:
+    """What a residual quantizer fitted to float32 vectors makes of them, float32 (N, D): the yardstick for others.
+
+    num_centroids: K, a power of two
+    """
+    books_MKD = residual_kmeans(x_ND[:KMEANS_ROWS], num_steps, num_centroids, threads=threads)
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads)
+    try:
+        quantizer = faiss.ResidualQuantizer(x_ND.shape[1], num_steps, num_centroids.bit_length() - 1)
+        faiss.copy_array_to_vector(books_MKD.ravel(), quantizer.codebooks)
+        quantizer.max_beam_size = BEAM_WIDTH
+        quantizer.is_trained = True
+        return quantizer.decode(quantizer.compute_codes(np.ascontiguousarray(x_ND, np.float32)))
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
 def _some_residuals(residual_NBD: torch.Tensor, seed: int) -> np.ndarray:
     """At most KMEANS_ROWS of all hypotheses' residuals, drawn at random: (n, D)."""
     num_vectors, beam, _ = residual_NBD.shape

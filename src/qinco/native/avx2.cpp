@@ -4,3 +4,4 @@
 #define TILE 6
 #define BF16 0
 #include "kernels.h"
+#include "scan.h"

@@ -3,6 +3,8 @@
 
 #include <new>
 
+#include "lists.h"
+
 extern "C" {
 
 // The best level that this processor has: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16.
@@ -50,6 +52,51 @@ int qinco_decode(const void* engine, const uint16_t* codes, const float* start, 
                  float* out) {
   try {
     ((const AnyEngine*)engine)->decode(codes, start, steps, count, threads, out);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+// Tables and centroids for searching inverted lists, or null where memory is exhausted.
+void* qinco_create_scanner(const qinco_scanner_sizes* sizes, const float* centroids, const float* tables,
+                           const float* levels, int level) {
+  try {
+#if defined(__x86_64__)
+    if (level >= 2) return avx512::make_scanner(*sizes, centroids, tables, levels);
+    if (level == 1) return avx2::make_scanner(*sizes, centroids, tables, levels);
+#endif
+    return portable::make_scanner(*sizes, centroids, tables, levels);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
+void qinco_destroy_scanner(void* scanner) { delete (AnyScanner*)scanner; }
+
+// These return 0, or 1 where memory is exhausted.
+int qinco_probe(const void* scanner, const float* queries, int64_t count, int nprobe, int threads, int32_t* probes,
+                float* bases) {
+  try {
+    ((const AnyScanner*)scanner)->probe(queries, count, nprobe, threads, probes, bases);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+int qinco_scan_lists(const void* scanner, const qinco_scan* request, int threads) {
+  try {
+    ((const AnyScanner*)scanner)->scan(*request, threads);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+int qinco_scalars(const void* scanner, const uint8_t* codes, const int32_t* lists, int64_t count, int threads, float* out) {
+  try {
+    ((const AnyScanner*)scanner)->scalars(codes, lists, count, threads, out);
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;

@@ -72,12 +72,12 @@ class _Search(Structure):
 
 def is_available() -> bool:
     """Whether this installation has the compiled engine."""
-    return _library() is not None
+    return compiled() is not None
 
 
 def level() -> str:
     """The instruction set in use: the processor's best of LEVELS, or a lower one that QINCO_NATIVE_LEVEL names."""
-    best = _library().qinco_level()
+    best = compiled().qinco_level()
     wanted = os.environ.get("QINCO_NATIVE_LEVEL")
     if wanted is None:
         return LEVELS[best]
@@ -105,13 +105,13 @@ class NativeModel:
                     kept.append(pointers[0])
                 setattr(target, name, pointers[0])
         counts = _Sizes(*(int(getattr(sizes, field.name)) for field in fields(Sizes)))
-        self._engine = _library().qinco_create(byref(counts), given, LEVELS.index(level()))
+        self._engine = compiled().qinco_create(byref(counts), given, LEVELS.index(level()))
         if not self._engine:
             raise ResourceError("memory is exhausted: the model cannot be packed for the processor")
 
     def __del__(self):
         if self._engine:
-            _library().qinco_destroy(self._engine)
+            compiled().qinco_destroy(self._engine)
 
     def encode(
         self,
@@ -133,7 +133,7 @@ class NativeModel:
         codes_NM, reached_ND = np.empty((len(x_ND), num_steps), np.uint16), np.empty_like(x_ND)
         limits = (min(value or 0, _MOST) for value in (num_candidates, num_pairs, beam_width))
         search = _Search(*limits, num_steps)
-        failed = _library().qinco_encode(
+        failed = compiled().qinco_encode(
             self._engine, byref(search), x_ND.ctypes.data, _address(start_ND), len(x_ND), threads,
             codes_NM.ctypes.data, reached_ND.ctypes.data,
         )  # fmt: skip
@@ -145,7 +145,7 @@ class NativeModel:
         codes_NM, start_ND = np.ascontiguousarray(codes_NM, np.uint16), self._rows(start_ND)
         assert 1 <= codes_NM.shape[1] <= self.sizes.steps
         decoded_ND = np.empty((len(codes_NM), self.sizes.dim), np.float32)
-        failed = _library().qinco_decode(
+        failed = compiled().qinco_decode(
             self._engine, codes_NM.ctypes.data, _address(start_ND), codes_NM.shape[1], len(codes_NM), threads,
             decoded_ND.ctypes.data,
         )  # fmt: skip
@@ -185,7 +185,8 @@ def _address(array: np.ndarray | None) -> int | None:
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def compiled() -> ctypes.CDLL | None:
+    """The loaded library, with its functions' types; None where there is none."""
     path = os.environ.get("QINCO_NATIVE_LIBRARY") or Path(__file__).with_name("engine.so")
     try:
         library = ctypes.CDLL(str(path))
@@ -199,4 +200,11 @@ def _library() -> ctypes.CDLL | None:
         c_void_p, POINTER(_Search), c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p
     ]  # fmt: skip
     library.qinco_decode.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int, c_void_p]
+    library.qinco_create_scanner.restype = c_void_p
+    library.qinco_create_scanner.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_int]
+    library.qinco_destroy_scanner.restype = None
+    library.qinco_destroy_scanner.argtypes = [c_void_p]
+    library.qinco_probe.argtypes = [c_void_p, c_void_p, c_int64, c_int, c_int, c_void_p, c_void_p]
+    library.qinco_scan_lists.argtypes = [c_void_p, c_void_p, c_int]
+    library.qinco_scalars.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_void_p]
     return library

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from qinco.cli import main
-from qinco.cli.keys import TASKS
 from qinco.cli.overrides import parse_arguments
 from qinco.cli.resolved import RULE, SIZES, TRAINING, keys_of, resolve
+from qinco.cli.tasks import TASKS
 from qinco.cli.training import run_settings
 from qinco.codec.run import plan_run
 from qinco.vectors.datasets import DATASETS
@@ -55,13 +55,30 @@ def test_mistakes_are_still_mistakes(capsys):
     assert capsys.readouterr().err.count("\n") == 3
 
 
-@pytest.mark.parametrize("task", [task.name for task in TASKS.values() if task.available])
+@pytest.mark.parametrize("task", TASKS)
 def test_every_task_says_what_is_missing(task):
     found = resolved(task)
     assert list(found) == [key.name for key in keys_of(TASKS[task])]
     missing = [name for name, (_, source) in found.items() if source.startswith("missing")]
-    extra = ["queries", "queries_gt"] if task == "search" else []
-    assert missing == [names.split("|")[0] for names in TASKS[task].required] + extra
+    assert missing == [names.split("|")[0] for names in TASKS[task].required]
+
+
+def test_an_index_is_searched_without_a_database():
+    found = resolved("search", "index=i")
+    missing = [name for name, (_, source) in found.items() if source.startswith("missing")]
+    assert missing == ["queries", "queries_gt"]
+    assert found["queries"] == (None, "missing, unless db names a data set")
+    found = resolved("search", "index=i", "db=deep1M", "nprobe=[4,8]")
+    assert not [name for name, (_, source) in found.items() if source.startswith("missing")]
+    assert found["queries"] == ("data/deep1b/deep1B_queries.fvecs", "data set deep1M")
+    assert found["search.nprobe"] == ((4, 8), "command line")
+
+
+def test_of_a_data_set_an_index_is_built_with_the_training_vectors():
+    found = resolved("build_index", "db=deep1M", "encoded_db=d", "encoded_trainset=t", "output=o")
+    assert found["trainset"] == ("data/deep1b/learn.fvecs", "data set deep1M")
+    assert (found["db"], found["ds.db"]) == (("deep1M", "command line"), (None, "default"))
+    assert found["search.index_key"] == ("IVF${ivf_K}_HNSW32,RQ${M}x8_Nqint8", "default")
 
 
 def test_a_training_set_may_come_from_a_data_set():

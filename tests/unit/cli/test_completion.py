@@ -10,17 +10,16 @@ import pytest
 
 from qinco.cli import main
 from qinco.cli.completion import FILES, candidates, script_for
-from qinco.cli.keys import KEYS, SHELLS, TASKS
+from qinco.cli.keys import KEYS
+from qinco.cli.tasks import SHELLS, TASKS
 from qinco.vectors.datasets import DATASETS
-
-AVAILABLE = [task.name for task in TASKS.values() if task.available]
 
 
 @pytest.mark.parametrize(
     "typed, expected",
     [
-        ([""], [*AVAILABLE, "help"]),
-        (["tr"], ["train"]),
+        ([""], [*TASKS, "help"]),
+        (["tr"], ["train", "train_pairwise_decoder"]),
         (["--ver"], ["--version"]),
         (["train", "--c"], ["--cfg"]),
         (["task=d"], ["task=decode", "task=download", "task=doctor"]),
@@ -29,12 +28,16 @@ AVAILABLE = [task.name for task in TASKS.values() if task.available]
         (["task=train", "--json-logs", "ep"], ["epochs="]),
         (["train", "epochs=3", "ep"], []),
         (["train", "search.np"], []),
+        (["search", "search.np"], ["search.nprobe="]),
+        (["build_index", "metric=i"], ["metric=inner_product"]),
+        (["train_pairwise_decoder", "tables="], ["tables=float32", "tables=float16"]),
+        (["search", "index="], [FILES]),
         (["eval", "epo"], []),
         (["train", "model_args=qinco2"], ["model_args=qinco2-S", "model_args=qinco2-M", "model_args=qinco2-L"]),
         (["eval", "model_args=n"], ["model_args=null"]),
         (["train", "opq="], ["opq=true", "opq=false"]),
         (["train", "scheduler.name="], ["scheduler.name=cosine", "scheduler.name=reduce_lr_plateau"]),
-        (["eval", "decoder="], ["decoder=neural"]),
+        (["eval", "decoder="], ["decoder=neural", "decoder=lookup", "decoder=pairwise"]),
         (["eval", "device=c"], ["device=cpu", "device=cuda"]),
         (["eval", "lr="], []),
         (["eval", "qqq="], []),
@@ -48,7 +51,7 @@ AVAILABLE = [task.name for task in TASKS.values() if task.available]
         (["download", "small=t"], ["small=true"]),
         (["trian", "ep"], []),
         (["task=a", "task=b", ""], []),
-        ([], [*AVAILABLE, "help"]),
+        ([], [*TASKS, "help"]),
     ],
 )
 def test_candidates(typed, expected):
@@ -56,9 +59,7 @@ def test_candidates(typed, expected):
 
 
 def test_every_key_of_a_task_is_offered():
-    assert set(candidates(["encode", ""])) == {
-        f"{key.name}=" for key in KEYS.values() if "encode" in key.tasks and key.available
-    }
+    assert set(candidates(["encode", ""])) == {f"{key.name}=" for key in KEYS.values() if "encode" in key.tasks}
     assert "name=" not in candidates(["download", ""])
     assert {"bigann1M", "small=", "mirror="} <= set(candidates(["download", "deep1M", ""]))
     assert "deep1M" not in candidates(["download", "deep1M", ""])
@@ -111,8 +112,8 @@ def complete(folder: Path, words: list[str], line: str | None = None, breaks: st
 
 @bash_only
 def test_bash_completes_tasks_keys_and_values(tmp_path):
-    assert complete(tmp_path, ["tr"]) == ["train"]
-    assert complete(tmp_path, [""]) == [*AVAILABLE, "help"]
+    assert complete(tmp_path, ["tr"]) == ["train", "train_pairwise_decoder"]
+    assert complete(tmp_path, [""]) == [*TASKS, "help"]
     assert complete(tmp_path, ["train", "ep"], "train  ep") == ["epochs="]
     assert complete(tmp_path, ["train", "qqq"]) == []
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from qinco.cli.keys import ALIASES, KEYS, TASKS
+from qinco.cli.keys import ALIASES, KEYS
 from qinco.cli.overrides import parse_arguments
+from qinco.cli.tasks import TASKS
 from qinco.errors import ConfigError
 
 TRAIN = ("train", "trainset=x.fvecs", "output=y")
@@ -150,7 +151,7 @@ def test_wrong_values(argument, expected):
         ("codes=q", "task train has no key codes; decode has"),
         ("task=train", "the task is given twice"),
         ("task=eval", "the task is given twice"),
-        ("index=i", "key index is not in this version yet"),
+        ("index=i", "task train has no key index; eval and search have"),
     ],
 )
 def test_wrong_arguments(argument, expected):
@@ -166,10 +167,27 @@ def test_a_key_of_another_task_names_every_task_that_reads_it():
         parse_arguments(["decode", "model=m", "codes=c", "output=o", "A=1"])
 
 
-def test_the_index_pipeline_is_refused_before_anything_that_is_missing():
-    for argument in ("index=i.faissindex", "search.nprobe=[4,8]", "nprobe=4", "pairwise_decoder=p.pt"):
-        with pytest.raises(ConfigError, match="is not in this version yet"):
-            parse_arguments(["search", "model=m", argument])
+def test_an_index_takes_the_place_of_the_database_and_of_the_model():
+    settings = parse_arguments(["search", "index=i", "queries=q", "queries_gt=g", "nprobe=[4,8]", "search.nshort=7"])
+    assert (settings["search.nprobe"], settings["search.nshort"]) == ((4, 8), (7,))
+    assert parse_arguments(["search", "index=i", "db=deep1M"])["queries"] is None
+    with pytest.raises(ConfigError, match=r"^task search needs queries= .* or db= .* and queries_gt= "):
+        parse_arguments(["search", "index=i", "model=m"])
+    with pytest.raises(ConfigError, match=r"^task search needs model= .* or index= .*, queries= .* and queries_gt= "):
+        parse_arguments(["search"])
+
+
+def test_what_the_codes_say_is_left_open_in_the_kind_of_an_index():
+    build = ["build_index", "encoded_db=d", "encoded_trainset=t", "trainset=x", "output=o"]
+    for words, expected in (
+        ([], "IVF${ivf_K}_HNSW32,RQ${M}x8_Nqint8"),
+        (["search.index_key=IVF${ivf_K},LSQ${M}x4"], "IVF${ivf_K},LSQ${M}x4"),
+        (["index_key=IVF${ivf_K},RQ${M}x8", "M=8"], "IVF${ivf_K},RQ8x8"),
+        (["index_key=IVF${seed},RQ${M}x8"], "IVF0,RQ${M}x8"),
+    ):
+        assert parse_arguments([*build, *words])["search.index_key"] == expected
+    with pytest.raises(ConfigError, match="M has no value"):
+        parse_arguments([*build[:-1], "output=${M}"])
 
 
 def test_search_keys_without_their_prefix():
@@ -193,9 +211,6 @@ def test_tasks():
         parse_arguments(["trian"])
     with pytest.raises(ConfigError, match="no task is given"):
         parse_arguments(["lr=3"])
-    for name in ("build_index", "train_pairwise_decoder"):
-        with pytest.raises(ConfigError, match=f"task {name} is not in this version yet"):
-            parse_arguments([name])
 
 
 def test_only_one_rule_of_preselection_counts():
@@ -213,7 +228,7 @@ def test_missing_keys_are_named_together():
     with pytest.raises(ConfigError, match=r"^task train needs output= .* and trainset= .* or db= "):
         parse_arguments(["train"])
     for task in TASKS.values():
-        if task.available and task.required:
+        if task.required:
             with pytest.raises(ConfigError) as caught:
                 parse_arguments([task.name])
             assert all(f"{name}= (" in str(caught.value) for names in task.required for name in names.split("|"))
@@ -254,13 +269,12 @@ def test_shares():
             parse_arguments([*command, f"shard={text}"])
 
 
-def test_decoders_that_come_later():
+def test_decoders():
     for command in (EVAL, SEARCH):
-        assert parse_arguments([*command, "decoder=neural"])["decoder"] == "neural"
-        for name in ("lookup", "pairwise"):
-            with pytest.raises(ConfigError, match=f"^decoder={name} is not in this version yet; there is neural$"):
-                parse_arguments([*command, f"decoder={name}"])
-    with pytest.raises(ConfigError, match="decoder must be one of neural, not 'x'"):
+        assert parse_arguments(command)["decoder"] == "neural"
+        for name in ("neural", "lookup", "pairwise"):
+            assert parse_arguments([*command, f"decoder={name}"])["decoder"] == name
+    with pytest.raises(ConfigError, match="decoder must be one of neural, lookup, pairwise, not 'x'"):
         parse_arguments([*EVAL, "decoder=x"])
 
 
@@ -338,9 +352,7 @@ def test_the_tables_agree():
         assert task.positional is None or task.positional in task.required
         for name in (name for names in task.required for name in names.split("|")):
             assert task.name in KEYS[name].tasks, (task.name, name)
-            assert KEYS[name].available or not task.available
     for key in KEYS.values():
         assert key.tasks and key.tasks <= set(TASKS), key.name
         assert key.kind != "choice" or key.default in (*key.choices, None)
-        assert not set(key.choices) & set(key.later)
-        assert key.everywhere or any(TASKS[task].available for task in key.tasks) or not key.available, key.name
+        assert set(key.left_open) <= set(KEYS), key.name

@@ -200,7 +200,7 @@ def test_rules_beyond_all_bounds_are_not_wrapped_around(monkeypatch):
     model, seen = NativeModel(*bare()), []
     spy = SimpleNamespace(qinco_encode=lambda engine, search, *_: seen.append(search._obj) or 0)
     with monkeypatch.context() as patch:
-        patch.setattr(library, "_library", lambda: spy)
+        patch.setattr(library, "compiled", lambda: spy)
         encode(model, normal(3, 5), beam=2**32 + 1, pairs=2**31)
         encode(model, normal(3, 5), beam=2**31, candidates=2**32)
     assert all(search.beam >= 1 << 30 for search in seen)
@@ -216,7 +216,7 @@ def test_exhausted_memory_is_a_resource_error(monkeypatch):
         qinco_decode=lambda *_: 1,
     )
     with monkeypatch.context() as patch:
-        patch.setattr(library, "_library", lambda: exhausted)
+        patch.setattr(library, "compiled", lambda: exhausted)
         patch.delenv("QINCO_NATIVE_LEVEL", raising=False)
         with pytest.raises(ResourceError, match="packed"):
             NativeModel(*bare())

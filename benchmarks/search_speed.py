@@ -1,0 +1,216 @@
+"""What searching an index costs and finds on one thread, beside faiss's indexes of equal bytes: one run, a Markdown
+report on stdout.
+
+    python benchmarks/search_speed.py model=PATH trainset=PATH db=PATH queries=PATH queries_gt=PATH
+        [encoded_trainset=PATH] [encoded_db=PATH] [pairwise_decoder=PATH] [lsq=N] [faiss=FOLDER] [plot=PATH] [quick]
+
+`model` is an IVF codec. Its codes are made where they are not given; the look-up tables are fitted to those of the
+training set. faiss's indexes are trained on the training set too, LSQ on its first N vectors (20,000), because it is
+slow; `lsq=0` leaves it out. Filled indexes are kept in the folder `faiss` for another run. The plot shows all fronts.
+
+Shape suffixes: N vectors, Q queries, D dimension, R results.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from qinco.storage.decoder_file import load_pairwise
+
+from qinco.cli.bench import processor_name
+from qinco.codec import Codec
+from qinco.engines.scan import Scanner
+from qinco.maths.metrics import recall
+from qinco.search import build as building
+from qinco.search import exhaustive
+from qinco.search.build import silent
+from qinco.search.front_plot import plot_fronts
+from qinco.search.index import Index
+from qinco.search.judge import measure
+from qinco.search.options import SearchOptions
+from qinco.search.pareto import measure_stages, pareto_front
+from qinco.storage.encoded_set import open_encoded_set
+from qinco.vectors.formats import read_integers
+from qinco.vectors.source import VectorSource, open_vectors
+
+NPROBES = (1, 2, 4, 8, 16, 32, 64, 128)
+LENGTHS = (0, 3, 5, 10, 20, 50, 100, 200, 500)
+MULTIPLES = (4, 10)  # of a length: the shortlist before the pairwise stage
+LIMITS = (50, 100, 200, 400, 1000, 2000, 5000, 10_000)  # microseconds a query
+SETTINGS = (SearchOptions(16, 50, 0), SearchOptions(64, 200, 0))
+FAISS = {"IVF-PQ": "IVF{V},PQ{M}x8", "IVF-RQ": "IVF{V},RQ{M}x8_Nqint8", "IVF-LSQ": "IVF{V},LSQ{M}x8_Nqint8"}
+BATCH = 4096
+
+
+def encoded(codec: Codec, source: VectorSource, path: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (N, M) and lists (N,) of a source, or those of a file of its first vectors."""
+    if path is None:
+        return building.encode_all(codec, source, silent)
+    found = open_encoded_set(path, codec.code_size, codec.config.codebook_size, True)
+    return np.asarray(found.codes[:]), np.asarray(found.lists[:])[:, 0]
+
+
+def faiss_index(key: str, train_ND, base_ND, folder: str | None) -> faiss.Index:
+    """A faiss index of the base, trained on some vectors; or the one that an earlier run has left in the folder."""
+    path = None if folder is None else Path(folder) / f"{key}-{len(train_ND)}-{len(base_ND)}.faissindex"
+    if path is not None and path.exists():
+        return faiss.read_index(str(path))
+    index = faiss.index_factory(base_ND.shape[1], key)
+    index.train(train_ND)
+    index.add(base_ND)
+    if path is not None:
+        faiss.write_index(index, str(path))
+    return index
+
+
+def faiss_points(index: faiss.Index, queries_QD, nearest_Q) -> list[tuple[float, float]]:
+    """(microseconds, recall@1) of a faiss index at every nprobe."""
+    points = []
+    for nprobe in NPROBES:
+        index.nprobe = nprobe
+        us = microseconds(partial(index.search, queries_QD, 10), len(queries_QD))
+        points.append((us, recall(index.search(queries_QD, 10)[1], nearest_Q)[1]))
+    return points
+
+
+def microseconds(work: Callable[[], object], count: int) -> float:
+    """Of `work` for each of `count` queries."""
+
+    def run() -> dict[str, float]:
+        begun = time.perf_counter()
+        work()
+        return {"total": time.perf_counter() - begun}
+
+    return measure_stages(run)["total"] / count * 1e6
+
+
+def shortlists(scanner: Scanner, index: Index, queries_QD: np.ndarray, options: SearchOptions) -> None:
+    probes_QP, bases_QP = scanner.probe(queries_QD, options.nprobe)
+    scanner.scan(queries_QD, probes_QP, bases_QP, index.segments, options.num_short)
+
+
+def our_points(index: Index, queries_QD, nearest_Q, mids: tuple[int, ...]) -> dict[SearchOptions, tuple[float, float]]:
+    """(microseconds, recall@1) of an index for every setting."""
+    points, stages = {}, index.stages()
+    for nprobe, length, times in product(NPROBES, LENGTHS, mids):
+        options = SearchOptions(nprobe, length, times * length if times > 1 else 0)
+        if (times > 1 and not length) or nprobe * len(index) < 8 * length * index.num_lists:
+            continue
+        found = measure(stages, queries_QD, nearest_Q, options, BATCH)
+        points[options] = (found.microseconds, found.recall[1])
+    return points
+
+
+def best_within(points: list[tuple[float, float]], limit: float) -> float | None:
+    return max((share for us, share in points if us <= limit), default=None)
+
+
+def table(columns: str, rows: list[tuple]) -> None:
+    print(f"\n| {columns} |\n|{'---|' * (columns.count('|') + 1)}")
+    for row in rows:
+        cells = ["–" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def report_machine(words: list[str]) -> None:
+    root = Path(__file__).parent.parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+    print("# Searching\n")
+    print(f"- {processor_name()}, one thread, torch {torch.__version__}, faiss {faiss.__version__}")
+    print(f"- commit {commit.stdout.strip()}, load average at the start {os.getloadavg()[0]:.2f}")
+    print(f"- `python benchmarks/search_speed.py {shlex.join(words)}`", flush=True)
+
+
+def report_pipeline(index: Index, decoded_ND, queries_QD, nearest_Q) -> None:
+    """The pipeline beside an exhaustive search, and the seconds of its stages."""
+    _, ids_QR = exhaustive.search(queries_QD, [(0, decoded_ND)], 100)
+    best = recall(ids_QR, nearest_Q)
+    rows = [("exhaustive, decoded vectors", best[1], best[10], best[100], 1.0, None, None, None)]
+    stages = index.stages()
+    for options in SETTINGS:
+        found = measure(stages, queries_QD, nearest_Q, options, BATCH)
+        us = {name: seconds / found.num_queries * 1e6 for name, seconds in found.seconds_by_stage.items()}
+        shares = [found.recall[rank] for rank in (1, 10, 100)]
+        name = f"nprobe={options.nprobe} nshort={options.num_short}"
+        rows.append((name, *shares, shares[0] / best[1], us["search"], us["decode"] + us["rerank"], us["total"]))
+    table("search | R@1 | R@10 | R@100 | R@1 / exhaustive | look-up us | neural us | total us", rows)
+
+
+def report_scan(index: Index, queries_QD) -> None:
+    """The native scan beside the plain one of numpy, which computes the same."""
+    tables = index.tables
+    plain = Scanner(tables.centroids_VD, tables.lookup.tables_MKD, tables.levels, native=False)
+    rows = []
+    for options in SETTINGS:
+        fast = microseconds(partial(shortlists, tables.scanner, index, queries_QD, options), len(queries_QD))
+        slow = microseconds(partial(shortlists, plain, index, queries_QD[:100], options), 100)
+        rows.append((f"nprobe={options.nprobe} nshort={options.num_short}", fast, slow, slow / fast))
+    table("coarse search, tables, scan, shortlist | native us | numpy us | ratio", rows)
+
+
+def main(words: list[str]) -> None:
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    quick = "quick" in words
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    report_machine(words)
+    codec = Codec.load(given["model"])
+    train, base = open_vectors(given["trainset"]), open_vectors(given["db"])
+    queries_QD = open_vectors(given["queries"])[:]
+    nearest_Q = read_integers(given["queries_gt"])[:, 0]
+    train_codes, train_lists = encoded(codec, train, given.get("encoded_trainset"))
+    codes, lists = encoded(codec, base, given.get("encoded_db"))
+    rows = np.arange(len(train_codes))
+    metric = building.metric_of("l2", codec)
+    size = codec.config.codebook_size
+    tables = building.fit_tables(train, train_codes, train_lists, codec.coarse_centroids, size, metric, rows)
+    filled = building.fill_lists(tables, lambda: building.in_blocks(codes, lists), range(len(codes)), silent)
+    pairwise = load_pairwise(given["pairwise_decoder"]) if "pairwise_decoder" in given else None
+    index = Index(codec, tables, [filled], pairwise=pairwise)
+    print(f"- {index!r}; {len(queries_QD):,} queries; tables fitted to {len(rows):,} training vectors")
+
+    base_ND = base[:]
+    decoded_ND = codec.decode(codes, lists, precision="auto")
+    report_pipeline(index, decoded_ND, queries_QD, nearest_Q)
+    report_scan(index, queries_QD)
+
+    mids = (1,) if pairwise is None else (1, *MULTIPLES)
+    ours = our_points(index, queries_QD, nearest_Q, mids)
+    fronts = {f"QINCo2, {codec.bytes_per_vector:g} bytes": [p for o, p in ours.items() if not o.num_mid]}
+    if pairwise is not None:
+        fronts["QINCo2 with the pairwise stage"] = list(ours.values())
+    sizes = [("QINCo2", index.bytes_per_vector)]
+    for name, key in FAISS.items():
+        count = int(given.get("lsq", 20_000)) if name == "IVF-LSQ" else len(train)
+        if not count or (quick and name != "IVF-PQ"):
+            continue
+        key = key.format(V=index.num_lists, M=codec.code_size)
+        theirs = faiss_index(key, train[:count], base_ND, given.get("faiss"))
+        fronts[f"faiss {key}, {count:,} training vectors"] = faiss_points(theirs, queries_QD, nearest_Q)
+        sizes.append((f"faiss {key}", theirs.code_size + 8.0))
+    table(
+        f"recall@1 within | {' | '.join(f'{limit:,} us' for limit in LIMITS)}",
+        [(name, *(best_within(points, limit) for limit in LIMITS)) for name, points in fronts.items()],
+    )
+    table("index | bytes a vector, ids included", sizes)
+    settings = list(ours)
+    front = [settings[i] for i in pareto_front(list(ours.values()))]
+    table(
+        "our front: nprobe | nshort | shortlist before the pairwise stage | R@1 | us a query",
+        [(o.nprobe, o.num_short, o.num_mid or None, ours[o][1], ours[o][0]) for o in front],
+    )
+    if "plot" in given:
+        plot_fronts(given["plot"], fronts, title="recall@1 on one thread")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Cheap decoders, fitted to codes and vectors: arrays alone."""

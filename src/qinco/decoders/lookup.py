@@ -1,0 +1,130 @@
+"""The look-up decoder: a vector is the sum of one table row for each code, added to its list's centroid.
+
+It is what inverted lists are scanned with (arXiv 2501.03078, section 3.3). Shape suffixes: N vectors, n vectors of a
+block, D dimension, M codes of a vector, K codewords, V lists.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from qinco.codes import check_codes, check_lists
+from qinco.errors import DataError
+from qinco.maths.leastsquares import fit_additive_tables
+
+BLOCK_ROWS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class LookupDecoder:
+    """Additive tables, in data space.
+
+    tables_MKD:   float32 (M, K, D)
+    centroids_VD: float32 (V, D), what the tables are added to; None where there are no lists
+    """
+
+    tables_MKD: np.ndarray
+    centroids_VD: np.ndarray | None = None
+
+    @classmethod
+    def fit(
+        cls,
+        blocks: Iterable[tuple[np.ndarray, np.ndarray | None, np.ndarray]],
+        code_size: int,
+        codebook_size: int,
+        centroids_VD: np.ndarray | None = None,
+        *,
+        ridge: float = 1.0,
+    ) -> "LookupDecoder":
+        """The decoder with the least squared error on the vectors of `blocks`, which are read once.
+
+        blocks: codes (n, code_size) of integers below codebook_size, list numbers (n,) (None where there are no
+        centroids) and vectors float32 (n, D). Any number of vectors will do; codewords that none uses hold their
+        table's share of the mean. ridge: see `fit_additive_tables`.
+
+        Raises DataError where codes and vectors do not belong together, where there are none, and where they are not
+        finite.
+        """
+        targets = _targets(blocks, code_size, codebook_size, centroids_VD)
+        tables_MKD = fit_additive_tables(targets, code_size, codebook_size, ridge=ridge)
+        if not np.isfinite(tables_MKD).all():
+            raise DataError("the vectors to fit the look-up tables to hold values that are not finite or too large")
+        return cls(tables_MKD, centroids_VD)
+
+    @property
+    def code_size(self) -> int:
+        return self.tables_MKD.shape[0]
+
+    @property
+    def codebook_size(self) -> int:
+        return self.tables_MKD.shape[1]
+
+    @property
+    def dim(self) -> int:
+        return self.tables_MKD.shape[2]
+
+    @property
+    def num_lists(self) -> int:
+        return 0 if self.centroids_VD is None else len(self.centroids_VD)
+
+    def with_centroids(self, centroids_VD: np.ndarray | None) -> "LookupDecoder":
+        """The same tables, added to these centroids; to None: `decode` yields what is to be added to them."""
+        return replace(self, centroids_VD=centroids_VD)
+
+    def decode(self, codes: np.ndarray, lists: np.ndarray | None = None) -> np.ndarray:
+        """Vectors, float32 (N, D), of codes (N, M) and, where there are centroids, list numbers (N,).
+
+        Raises DataError for codes or lists out of range.
+        """
+        codes, lists = checked_codes(codes, lists, self.code_size, self.codebook_size, self.num_lists)
+        decoded_ND = np.empty((len(codes), self.dim), np.float32)
+        for first in range(0, len(codes), BLOCK_ROWS):
+            rows = slice(first, first + BLOCK_ROWS)
+            decoded_ND[rows] = embedding_bag(self._rows(codes[rows]), self._tables_TD, mode="sum").numpy()
+            if self.centroids_VD is not None:
+                decoded_ND[rows] += self.centroids_VD[lists[rows]]
+        return decoded_ND
+
+    def _rows(self, codes_nM: np.ndarray) -> Tensor:
+        return torch.from_numpy(codes_nM.astype(np.int32) + self._first_rows_M)
+
+    @cached_property
+    def _first_rows_M(self) -> np.ndarray:
+        return np.arange(self.code_size, dtype=np.int32) * self.codebook_size
+
+    @cached_property
+    def _tables_TD(self) -> Tensor:
+        return torch.from_numpy(np.require(self.tables_MKD, np.float32, "CW")).flatten(0, 1)
+
+
+def checked_codes(
+    codes, lists, code_size: int, codebook_size: int, num_lists: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Codes (N, code_size) and, where there are lists, list numbers (N,); raises DataError for any others."""
+    codes = check_codes(codes, code_size, codebook_size)
+    if codes.shape[1] != code_size:
+        raise DataError(f"codes have {codes.shape[1]} columns, the decoder was fitted to {code_size}: give whole codes")
+    if not num_lists:
+        return codes, None
+    if lists is None:
+        raise DataError(f"lists are missing: the decoder adds to the centroids of {num_lists} lists, give lists=")
+    return codes, check_lists(lists, len(codes), num_lists)
+
+
+def _targets(blocks, code_size: int, codebook_size: int, centroids_VD) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Checked codes, and what the tables must add up to; raises DataError after the last block if none had vectors."""
+    num_lists = 0 if centroids_VD is None else len(centroids_VD)
+    num_vectors = 0
+    for codes, lists, x_nD in blocks:
+        codes, lists = checked_codes(codes, lists, code_size, codebook_size, num_lists)
+        if x_nD.shape[0] != len(codes):
+            raise DataError(f"there are {len(codes)} codes for {x_nD.shape[0]} vectors")
+        num_vectors += len(codes)
+        yield codes, x_nD if lists is None else x_nD - centroids_VD[lists]
+    if not num_vectors:
+        raise DataError("there are no vectors to fit the look-up tables to")

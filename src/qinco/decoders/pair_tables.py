@@ -1,0 +1,224 @@
+"""Tables of pairs of codes, fitted to what another decoder leaves: which pairs, and what their rows hold.
+
+A row cannot be the plain mean of its vectors: with K² rows there are few for each, and their noise outweighs what they
+have in common. It is the mean of its vectors and, with less weight, of those of similar codewords, pulled to zero as
+held-out vectors say is best.
+
+Shape suffixes: N vectors, D dimension, d dimension of a sketch, K codewords, S streams of codes, P pairs, J = K² joint
+codes, H vectors held out, R vectors of a part.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qinco.errors import DataError
+
+Pair = tuple[int, int]
+_MOST_HELD_OUT, _LEAST_HELD_OUT = 50_000, 1_000
+_LARGEST = 256  # of a normalised residual: float16 holds the sum of 255 such rows
+_PULLS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
+_NEIGHBOURS = (2, 3, 5, 12)
+_SKETCH_NEIGHBOURS = (3,)
+_SKETCH_DIM = 32
+_STANDARD_ERRORS = 2
+_HALVINGS = 30
+_LEAST_WEIGHT = 1e-3  # products of less would be subnormal, with which processors are slow
+_BLOCK_ROWS = 4096
+
+
+def fit_pair_tables(
+    streams_NS: np.ndarray,
+    words_SKD: np.ndarray,
+    residual_ND: np.ndarray,
+    *,
+    num_pairs: int,
+    dtype: torch.dtype,
+    seed: int,
+    on_round: Callable[[int, int, float], None],
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Pairs of streams int64 (P, 2), their tables (P, K², D) of `dtype`, and the scale to multiply the tables by.
+
+    streams_NS:  integers below K
+    words_SKD:   float32, what the words of each stream stand for; near ones are taken to interact alike
+    residual_ND: float32, what the tables should add up to; it is overwritten
+
+    P is at most num_pairs, and less where no other pair surely lowers the error of vectors that are held out.
+    Raises DataError where the residual is not finite.
+    """
+    scale = _normalize(residual_ND)
+    fit = _Fit(streams_NS, words_SKD, residual_ND, np.random.default_rng(seed))
+    num_pairs = min(num_pairs, len(fit.gains))
+    tables_PJD = torch.empty(num_pairs, fit.size**2, residual_ND.shape[1], dtype=dtype)
+    pairs: list[Pair] = []
+    while len(pairs) < num_pairs and (pair := fit.most_promising()) is not None:
+        rows = fit.best_rows(pair)
+        if rows.gain <= 0:
+            break
+        tables_PJD[len(pairs)] = rows.table()
+        fit.subtract(pair, rows)
+        pairs.append(pair)
+        on_round(len(pairs), num_pairs, fit.mse() * scale**2)
+    return np.array(pairs, np.int64).reshape(-1, 2), tables_PJD[: len(pairs)].numpy(), scale
+
+
+@dataclass
+class _Part:
+    """Some of the vectors: their streams int32 (R, S), and what is left of them, float32 (R, D)."""
+
+    streams_RS: Tensor
+    left_RD: Tensor
+
+    def joint(self, pair: Pair, size: int) -> Tensor:
+        return self.streams_RS[:, pair[0]] * size + self.streams_RS[:, pair[1]]
+
+
+@dataclass
+class _Rows:
+    """A pair's table: a row is its sum / (its weight + pull). `gain`: how much that surely lowers the error."""
+
+    sums_JD: Tensor
+    weights_J: Tensor
+    pull: float = 1.0
+    gain: float = -np.inf
+
+    def table(self) -> Tensor:
+        return self.sums_JD / (self.weights_J + self.pull)[:, None]
+
+    def spread(self, first_KK: Tensor, second_KK: Tensor) -> "_Rows":
+        """To each row those of similar codewords in both places are added, weighted."""
+        return _Rows(_spread(self.sums_JD, first_KK, second_KK), _spread(self.weights_J, first_KK, second_KK).view(-1))
+
+    def judge(self, joint_H: Tensor, left_HD: Tensor) -> "_Rows":
+        """Find the pull that lowers the error of held-out vectors most, less some standard errors of that gain."""
+        sums_HD, weights_H = self.sums_JD[joint_H], self.weights_J[joint_H].double()
+        cross_H, square_H = (left_HD * sums_HD).sum(1).double(), (sums_HD * sums_HD).sum(1).double()
+        for pull in _PULLS:
+            gains_H = (2 * cross_H - square_H / (weights_H + pull)) / (weights_H + pull)
+            gain = float(gains_H.sum() - _STANDARD_ERRORS * gains_H.square().sum().sqrt())
+            if gain > self.gain:
+                self.pull, self.gain = pull, gain
+        return self
+
+
+class _Fit:
+    """The state of a fit: what is left of the vectors to fit and of those held out, and what each pair promises."""
+
+    def __init__(self, streams_NS, words_SKD, residual_ND, generator: np.random.Generator):
+        self.size = words_SKD.shape[1]
+        order_N = generator.permutation(len(residual_ND))
+        num_held = _num_held_out(len(residual_ND))
+        self.held = _part(streams_NS, residual_ND, order_N[:num_held])
+        self.fitted = _part(streams_NS, residual_ND, order_N[num_held:])
+        self.kernels = [
+            {count: _kernel(torch.from_numpy(words_KD), count) for count in {*_NEIGHBOURS, *_SKETCH_NEIGHBOURS}}
+            for words_KD in words_SKD
+        ]
+        self.sketch_Dd = _sketch(residual_ND.shape[1], generator)
+        self.gains = dict.fromkeys(combinations(range(len(words_SKD)), 2), np.inf)
+
+    def mse(self) -> float:
+        """Of the vectors held out, summed over dimensions."""
+        return float(self.held.left_RD.square().sum(1).double().mean())
+
+    def most_promising(self) -> Pair | None:
+        """The pair that lowers the error most, by a sketch of what is left; None where none does. It is told once.
+
+        Other tables rarely raise a pair's gain, so the last known gains tell which are worth another look.
+        """
+        fitted_Rd, held_Hd = (part.left_RD @ self.sketch_Dd for part in (self.fitted, self.held))
+        seen = set()
+        while self.gains:
+            pair = max(self.gains, key=self.gains.get)
+            if self.gains[pair] <= 0:
+                return None
+            if pair in seen:
+                del self.gains[pair]
+                return pair
+            seen.add(pair)
+            self.gains[pair] = max(rows.gain for rows in self._rows(pair, fitted_Rd, held_Hd, _SKETCH_NEIGHBOURS))
+        return None
+
+    def best_rows(self, pair: Pair) -> _Rows:
+        """The table of a pair with the neighbourhood and the pull that lower the error of held-out vectors most."""
+        best = _Rows(torch.empty(0), torch.empty(0))
+        for rows in self._rows(pair, self.fitted.left_RD, self.held.left_RD, _NEIGHBOURS):
+            if rows.gain < best.gain:  # larger neighbourhoods lose more
+                break
+            best = rows
+        return best
+
+    def subtract(self, pair: Pair, rows: _Rows) -> None:
+        """Take a table off what is left: of a fitted vector, what its row would be without it.
+
+        Otherwise the fitted vectors would keep less than unseen ones do, and the next tables would be too timid.
+        """
+        table_JD, joint_H = rows.table(), self.held.joint(pair, self.size)
+        for joint_r, left_rD in zip(joint_H.split(_BLOCK_ROWS), self.held.left_RD.split(_BLOCK_ROWS), strict=True):
+            left_rD -= table_JD[joint_r]
+        joint_R = self.fitted.joint(pair, self.size)
+        for joint_r, left_rD in zip(joint_R.split(_BLOCK_ROWS), self.fitted.left_RD.split(_BLOCK_ROWS), strict=True):
+            weights_r = (rows.weights_J[joint_r] - 1).clamp_(min=0) + rows.pull
+            left_rD -= (rows.sums_JD[joint_r] - left_rD) / weights_r[:, None]
+
+    def _rows(self, pair: Pair, fitted_RD: Tensor, held_HD: Tensor, neighbours) -> Iterator[_Rows]:
+        """A pair's tables of what is left: without neighbours, then with more and more of them."""
+        joint_R, joint_H = self.fitted.joint(pair, self.size), self.held.joint(pair, self.size)
+        sums_JD = torch.zeros(self.size**2, fitted_RD.shape[1]).index_add_(0, joint_R, fitted_RD)
+        alone = _Rows(sums_JD, torch.bincount(joint_R, minlength=self.size**2).float())
+        yield alone.judge(joint_H, held_HD)
+        for count in neighbours:
+            yield alone.spread(*(self.kernels[stream][count] for stream in pair)).judge(joint_H, held_HD)
+
+
+def _normalize(residual_ND: np.ndarray) -> float:
+    """Divide by a power of two, which is returned, so that the largest value is between half of _LARGEST and that."""
+    largest = float(np.abs(residual_ND).max(initial=0))
+    if not np.isfinite(largest):
+        raise DataError("the vectors to fit the pairwise decoder to hold values that are not finite")
+    if largest < np.finfo(np.float32).tiny:
+        residual_ND[:] = 0
+        return 1.0
+    scale = float(2.0 ** np.ceil(np.log2(largest / _LARGEST)))
+    residual_ND /= np.float32(scale)
+    return scale
+
+
+def _num_held_out(num_vectors: int) -> int:
+    """A tenth, but enough to judge by where there are."""
+    return min(max(num_vectors // 10, min(num_vectors // 2, _LEAST_HELD_OUT)), _MOST_HELD_OUT)
+
+
+def _part(streams_NS: np.ndarray, residual_ND: np.ndarray, rows: np.ndarray) -> _Part:
+    rows = np.sort(rows)
+    return _Part(torch.from_numpy(streams_NS[rows].astype(np.int32)), torch.from_numpy(residual_ND[rows]))
+
+
+def _sketch(dim: int, generator: np.random.Generator) -> Tensor:
+    """Orthonormal directions, drawn at random: (D, d). A pair's gain along them is in proportion to its whole gain."""
+    directions_Dd = np.linalg.qr(generator.standard_normal((dim, min(dim, _SKETCH_DIM))))[0]
+    return torch.from_numpy(directions_Dd.astype(np.float32))
+
+
+def _kernel(words_KD: Tensor, neighbours: float) -> Tensor:
+    """Weights of all words for each, (K, K): exp(−distance² / width), the width such that they sum to `neighbours`."""
+    words_KD = words_KD.double()
+    distances_KK = torch.cdist(words_KD, words_KD).square_().fill_diagonal_(0)
+    distances_KK = (distances_KK / distances_KK.mean().clamp(min=torch.finfo(torch.float64).tiny)).float()
+    low_K1, high_K1 = (torch.full((len(words_KD), 1), bound) for bound in (1e-6, 1e3))
+    for _ in range(_HALVINGS):
+        width_K1 = (low_K1 * high_K1).sqrt()
+        is_wide = torch.exp(-distances_KK / width_K1).sum(1, keepdim=True) > neighbours
+        low_K1, high_K1 = torch.where(is_wide, low_K1, width_K1), torch.where(is_wide, width_K1, high_K1)
+    weights_KK = torch.exp(-distances_KK / width_K1)
+    return weights_KK.masked_fill_(weights_KK < _LEAST_WEIGHT, 0)
+
+
+def _spread(values_JD: Tensor, first_KK: Tensor, second_KK: Tensor) -> Tensor:
+    size = len(first_KK)
+    values_KKD = (first_KK @ values_JD.view(size, -1)).view(size, size, -1)
+    return torch.matmul(second_KK, values_KKD).view(size**2, -1)

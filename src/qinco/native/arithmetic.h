@@ -1,0 +1,210 @@
+// Arithmetic for one instruction set: registers, float32 and bf16 products, packed matrices, and work over threads.
+// Included by the files of an instruction set, which define VECTOR (floats of a register), PANELS (registers of outputs in
+// a tile), TILE (rows of a tile), BF16 (whether vdpbf16ps exists) and the namespace ISA.
+//
+// Rows are always computed by the same sequence of operations, wherever in a tile they are: results do not depend on
+// threads, on blocks or on the order of vectors.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <system_error>
+#include <thread>
+#include <vector>
+#if BF16
+#include <immintrin.h>
+#endif
+
+namespace ISA {
+
+typedef float vector __attribute__((vector_size(VECTOR * 4)));
+typedef float loose_vector __attribute__((vector_size(VECTOR * 4), aligned(4)));
+typedef int32_t ivector __attribute__((vector_size(VECTOR * 4)));
+
+constexpr int PANEL = VECTOR * PANELS;  // outputs of a tile
+
+static inline vector load(const float* from) { return *(const loose_vector*)from; }
+static inline void store(float* to, vector v) { *(loose_vector*)to = v; }
+static inline vector relu(vector v) { return v > 0 ? v : vector{}; }
+static inline float sum(vector v) {
+  float total = 0;
+  for (int i = 0; i < VECTOR; i++) total += v[i];
+  return total;
+}
+static inline int padded(int n) { return (n + PANEL - 1) / PANEL * PANEL; }
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+template <class T>
+using array = std::unique_ptr<T[], Free>;
+
+template <class T>
+static array<T> allocate(size_t count) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 64, std::max<size_t>(64, count * sizeof(T)))) throw std::bad_alloc();
+  memset(memory, 0, count * sizeof(T));
+  return array<T>((T*)memory);
+}
+
+// Arithmetic of candidates: float32, or bf16 products with float32 sums.
+
+struct Float {
+  using element = float;
+  static constexpr int PAIR = 1;  // inputs that one instruction takes
+  static element convert(float x) { return x; }
+  static void store_panel(element* to, const vector* values) {
+    for (int j = 0; j < PANELS; j++) store(to + VECTOR * j, values[j]);
+  }
+  static vector load_wide(const element* from) { return load(from); }
+  static vector rounded(vector v) { return v; }
+  template <int N>
+  static inline __attribute__((always_inline)) void multiply(const element* rows, int stride, int in, const element* panel,
+                                                             vector (*sums)[PANELS]) {
+    for (int k = 0; k < in; k++) {
+      vector b[PANELS];
+      for (int j = 0; j < PANELS; j++) b[j] = *(const vector*)(panel + k * PANEL + VECTOR * j);
+#pragma GCC unroll 8
+      for (int i = 0; i < N; i++) {
+        const float a = rows[i * stride + k];
+        for (int j = 0; j < PANELS; j++) sums[i][j] += a * b[j];
+      }
+    }
+  }
+};
+
+#if BF16
+struct Bfloat {
+  using element = uint16_t;
+  static constexpr int PAIR = 2;
+  static element convert(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  }
+  static void store_panel(element* to, const vector* v) {
+    for (int j = 0; j < PANELS; j += 2)
+      *(__m512i*)(to + VECTOR * j) = (__m512i)_mm512_cvtne2ps_pbh((__m512)v[j + 1], (__m512)v[j]);
+  }
+  static vector rounded(vector v) {
+    const __m512i narrow = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
+    return (vector)_mm512_castsi512_ps(_mm512_slli_epi32(narrow, 16));
+  }
+  static vector load_wide(const element* from) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
+    return (vector)_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  }
+  template <int N>
+  static inline __attribute__((always_inline)) void multiply(const element* rows, int stride, int in, const element* panel,
+                                                             vector (*sums)[PANELS]) {
+    for (int k = 0; k < in / 2; k++) {
+      __m512bh b[PANELS];
+      for (int j = 0; j < PANELS; j++) b[j] = (__m512bh)_mm512_load_si512(panel + k * 2 * PANEL + 32 * j);
+#pragma GCC unroll 8
+      for (int i = 0; i < N; i++) {
+        int32_t two;
+        memcpy(&two, rows + i * stride + 2 * k, 4);
+        const __m512bh a = (__m512bh)_mm512_set1_epi32(two);
+        for (int j = 0; j < PANELS; j++) sums[i][j] = (vector)_mm512_dpbf16_ps((__m512)sums[i][j], a, b[j]);
+      }
+    }
+  }
+};
+#endif
+
+// A matrix (out, in) in panels of PANEL outputs, in the order in which tiles read it; padded with zeros.
+template <class A>
+struct Matrix {
+  using T = typename A::element;
+  int out = 0, in = 0;  // padded
+  array<T> values;
+
+  void pack(const float* W, int rows, int columns) {
+    out = padded(rows), in = padded(columns);
+    values = allocate<T>(size_t(out) * in);
+    for (int r = 0; r < rows; r++) {
+      T* panel = values.get() + size_t(r / PANEL) * PANEL * in + r % PANEL * A::PAIR;
+      for (int c = 0; c < columns; c++)
+        panel[size_t(c / A::PAIR) * PANEL * A::PAIR + c % A::PAIR] = A::convert(W[size_t(r) * columns + c]);
+    }
+  }
+
+  // rows (count, in) times the matrix: finish(row, first output, PANELS sums) for each row and panel.
+  template <class Finish>
+  inline __attribute__((always_inline)) void apply(const T* rows, int count, Finish finish) const {
+    for (int p = 0; p < out; p += PANEL) {
+      const T* panel = values.get() + size_t(p) * in;
+      int i = 0;
+      for (; i + TILE <= count; i += TILE) tile<TILE>(rows, i, p, panel, finish);
+      switch (count - i) {
+        case 5: tile<5>(rows, i, p, panel, finish); break;
+        case 4: tile<4>(rows, i, p, panel, finish); break;
+        case 3: tile<3>(rows, i, p, panel, finish); break;
+        case 2: tile<2>(rows, i, p, panel, finish); break;
+        case 1: tile<1>(rows, i, p, panel, finish);
+      }
+    }
+  }
+
+ private:
+  template <int N, class Finish>
+  inline __attribute__((always_inline)) void tile(const T* rows, int i, int p, const T* panel, Finish finish) const {
+    vector sums[N][PANELS] = {};
+    A::template multiply<N>(rows + size_t(i) * in, in, in, panel, sums);
+    for (int r = 0; r < N; r++) finish(i + r, p, sums[r]);
+  }
+};
+
+// Rows of float32, padded with zeros.
+struct Table {
+  int width = 0;
+  array<float> values;
+  void pack(const float* from, int rows, int columns) {
+    width = padded(columns);
+    values = allocate<float>(size_t(rows) * width);
+    for (int r = 0; r < rows; r++) memcpy(values.get() + size_t(r) * width, from + size_t(r) * columns, columns * 4);
+  }
+  const float* operator[](size_t row) const { return values.get() + row * width; }
+};
+
+// The same in the arithmetic of candidates, which halves what a candidate gathers in bf16.
+template <class A>
+struct NarrowTable {
+  int width = 0;
+  array<typename A::element> values;
+  void pack(const float* from, int rows, int columns) {
+    width = padded(columns);
+    values = allocate<typename A::element>(size_t(rows) * width);
+    for (int r = 0; r < rows; r++)
+      for (int c = 0; c < columns; c++) values[size_t(r) * width + c] = A::convert(from[size_t(r) * columns + c]);
+  }
+  const typename A::element* operator[](size_t row) const { return values.get() + row * width; }
+};
+
+// Vectors over threads, of which each has `fewest` at least: each takes the next group until none is left.
+template <class Make, class Run>
+static void over_threads(int64_t count, int fewest, int threads, Make make, Run run) {
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  const auto work = [&] {
+    try {
+      auto worker = make();
+      const int64_t size = worker->vectors();
+      for (int64_t from; (from = next.fetch_add(size)) < count;) run(*worker, from, (int)std::min(size, count - from));
+    } catch (const std::bad_alloc&) {
+      failed = true;
+    }
+  };
+  std::vector<std::thread> others;
+  try {
+    for (int t = 1; t < threads && t * int64_t(fewest) < count; t++) others.emplace_back(work);
+  } catch (const std::system_error&) {  // the system gives no more threads: those there are do the work
+  }
+  work();
+  for (auto& other : others) other.join();
+  if (failed) throw std::bad_alloc();
+}
+}  // namespace ISA

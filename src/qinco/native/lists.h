@@ -1,0 +1,65 @@
+// What a caller hands over for a search in inverted lists. Arrays are row-major.
+//   V lists, D dimension, M codes of a vector, Q queries, P lists visited, S vectors of a shortlist
+#pragma once
+#include <cstdint>
+
+extern "C" {
+
+struct qinco_scanner_sizes {
+  int32_t dim, lists, steps;
+  int32_t inner_product;  // whether near means a large inner product, not a small squared distance
+};
+
+// Some vectors in inverted lists. List v holds rows starts[v] to starts[v + 1]; its bytes begin at starts[v] * (M + 1), in
+// blocks of 64 vectors, each (M + 1, 64): M rows of codes and one of scalars; its last block is as wide as it has vectors.
+struct qinco_segment {
+  const int64_t* starts;  // (V + 1)
+  const uint8_t* codes;
+  const void* ids;        // (N): uint32, or int64 where ids_are_wide
+  int32_t ids_are_wide;
+};
+
+// Which ids are admitted: those whose bit is set among `length` from `first` on, or those in an ascending array.
+struct qinco_filter {
+  const uint8_t* bits;    // or null
+  int64_t first, length;
+  const int64_t* sorted;  // (length), where bits is null
+};
+
+struct qinco_scan {
+  const float* queries;   // (Q, D)
+  const int32_t* probes;  // (Q, P): lists in the order of their visit; -1: none further
+  const float* bases;     // (Q, P): what the values of a list's vectors begin with; +inf: none is near
+  const qinco_segment* segments;
+  const qinco_filter* filter;  // or null
+  int64_t count;          // Q
+  int32_t num_segments, num_probes, num_short;
+  int32_t nprobe;         // lists visited at least; further ones until a shortlist is full
+  // Results, nearest first, of equal ones the first visited; values that have overflowed are not found. Where a shortlist
+  // is not full the rest is +inf, -1, -1 and zeros.
+  float* values;          // (Q, S)
+  int64_t* ids;           // (Q, S)
+  int32_t* lists;         // (Q, S)
+  uint8_t* codes;         // (Q, S, M)
+  int64_t* scanned;       // (Q): vectors looked at
+};
+}
+
+// Tables and centroids packed for one instruction set.
+struct AnyScanner {
+  virtual ~AnyScanner() = default;
+  // The `nprobe` nearest centroids of queries (count, D) in order, and the bases of their lists.
+  virtual void probe(const float* queries, int64_t count, int nprobe, int threads, int32_t* probes, float* bases) const = 0;
+  virtual void scan(const qinco_scan& request, int threads) const = 0;
+  // 2 <centroid, r> + |r|^2 of codes (count, M) in their lists, r being the sum of their rows of the tables.
+  virtual void scalars(const uint8_t* codes, const int32_t* lists, int64_t count, int threads, float* out) const = 0;
+};
+
+// centroids (V, D), tables (M, 256, D), levels (256): what a scalar byte stands for.
+#define QINCO_SCANNER(isa)                                                                                          \
+  namespace isa {                                                                                                   \
+  AnyScanner* make_scanner(const qinco_scanner_sizes&, const float* centroids, const float* tables, const float* levels); \
+  }
+QINCO_SCANNER(avx512)
+QINCO_SCANNER(avx2)
+QINCO_SCANNER(portable)

@@ -1,0 +1,411 @@
+// Search in inverted lists for one instruction set: nearest centroids, look-up tables, scan and shortlist.
+//
+// The value of a vector is the base of its list plus one table entry for each code and for the scalar. Where the processor
+// permutes bytes (AVX512-VBMI) the tables are rounded down to bytes of a common step, 64 codes are looked up at once, and
+// only vectors whose sum could be among the nearest are summed in float32: the shortlist is that of the float tables.
+#pragma once
+#include <cmath>
+#include <utility>
+#if VECTOR == 16
+#include <immintrin.h>
+#endif
+
+#include "arithmetic.h"
+#include "lists.h"
+#include "selection.h"
+
+namespace ISA {
+
+constexpr int BLOCK = 64;       // vectors of a block
+constexpr int ENTRIES = 256;    // of a table
+constexpr int MANY = 8 * BLOCK; // vectors left in a list that are worth tables of bytes
+constexpr int MOST_QUERIES = 2 * TILE;  // of a group: they share what a product loads into the cache
+constexpr int MOST_BYTE_TABLES = 257;   // whose sums fit in 16 bits
+
+struct Found {
+  float value;
+  int32_t list, segment;
+  int64_t row;
+};
+
+// The smallest values so far, of equal ones the first: collected until there are more than enough, then cut.
+class Shortlist {
+  std::vector<Found> found;   // in the order in which they came
+  std::vector<int32_t> keys;  // their values as integers of the same order
+  std::vector<uint64_t> order;
+  size_t wanted = 0;
+
+ public:
+  float limit = INFINITY;  // values from it on are too large
+
+  void clear(int count) {
+    found.clear();
+    keys.clear();
+    wanted = count;
+    limit = INFINITY;
+  }
+  bool is_full() const { return found.size() >= wanted; }
+
+  void add(const Found& one) {
+    found.push_back(one);
+    keys.push_back(key_of(one.value));
+    // The first limit comes as soon as there is one, because without it everything is a candidate.
+    if (found.size() >= (limit == INFINITY ? wanted : wanted + std::max<size_t>(wanted / 2, 32))) cut();
+  }
+
+  const Found& operator[](size_t place) const { return found[uint32_t(order[place])]; }
+
+  // Puts them in order; how many there are.
+  size_t sort() {
+    if (is_full()) cut();
+    order.clear();
+    for (size_t i = 0; i < keys.size(); i++) order.push_back(uint64_t(uint32_t(keys[i]) ^ 1u << 31) << 32 | i);
+    std::sort(order.begin(), order.end());
+    return order.size();
+  }
+
+ private:
+  static int32_t key_of(float value) {
+    int32_t bits;
+    value += 0.f;  // there is one zero
+    memcpy(&bits, &value, 4);
+    return bits < 0 ? bits ^ INT32_MAX : bits;
+  }
+
+  static float value_of(int32_t key) {
+    float value;
+    key = key < 0 ? key ^ INT32_MAX : key;
+    memcpy(&value, &key, 4);
+    return value;
+  }
+
+  size_t up_to(int32_t bound) const {
+    int32_t total = 0;
+    for (int32_t key : keys) total += key <= bound;
+    return total;
+  }
+
+  // Bisection for the bound that leaves as many as are wanted, or for the last value where several have it.
+  void cut() {
+    int32_t low = INT32_MAX, high = INT32_MIN;
+    for (int32_t key : keys) low = std::min(low, key), high = std::max(high, key);
+    while (low < high) {
+      const int32_t middle = (int64_t(low) + high) >> 1;
+      const size_t number = up_to(middle);
+      if (number < wanted)
+        low = middle + 1;
+      else
+        high = middle;
+      if (number == wanted) break;
+    }
+    int64_t equal = int64_t(wanted) - int64_t(up_to(high - 1));
+    size_t kept = 0;
+    for (size_t i = 0; i < keys.size(); i++) {
+      const bool stays = keys[i] < high || (keys[i] == high && equal-- > 0);
+      found[kept] = found[i];
+      keys[kept] = keys[i];
+      kept += stays;
+    }
+    found.resize(kept);
+    keys.resize(kept);
+    limit = value_of(high);
+  }
+};
+
+static bool admits(const qinco_filter& filter, int64_t id) {
+  if (!filter.bits) return std::binary_search(filter.sorted, filter.sorted + filter.length, id);
+  const uint64_t place = uint64_t(id) - uint64_t(filter.first);
+  return place < uint64_t(filter.length) && (filter.bits[place / 8] >> place % 8 & 1);
+}
+
+static int64_t id_of(const qinco_segment& segment, int64_t row) {
+  return segment.ids_are_wide ? ((const int64_t*)segment.ids)[row] : ((const uint32_t*)segment.ids)[row];
+}
+
+struct ScannerTables {
+  qinco_scanner_sizes size;
+  Matrix<Float> centroids, tables;  // (V, D), (M * 256, D)
+  Table centroid_rows, table_rows;
+  std::vector<float> norms;         // of the centroids
+  std::vector<float> levels;
+  float longest = 0;                // centroid
+  bool permutes_bytes = false;
+
+  ScannerTables(const qinco_scanner_sizes& sizes, const float* centroids_VD, const float* tables_MKD, const float* given)
+      : size(sizes), norms(sizes.lists), levels(given, given + ENTRIES) {
+    centroids.pack(centroids_VD, size.lists, size.dim);
+    centroid_rows.pack(centroids_VD, size.lists, size.dim);
+    tables.pack(tables_MKD, size.steps * ENTRIES, size.dim);
+    table_rows.pack(tables_MKD, size.steps * ENTRIES, size.dim);
+    for (int v = 0; v < size.lists; v++) {
+      double total = 0;
+      for (int d = 0; d < size.dim; d++) total += double(centroid_rows[v][d]) * centroid_rows[v][d];
+      norms[v] = total;
+      longest = std::max(longest, std::sqrt(norms[v]));
+    }
+#if VECTOR == 16
+    permutes_bytes = __builtin_cpu_supports("avx512vbmi") && size.steps + 1 <= MOST_BYTE_TABLES;
+#endif
+  }
+};
+
+// What one thread needs to walk a group of queries through a scanner.
+class ListWorker {
+  const ScannerTables& scanner;
+  const int M, D, Dp, entries;
+  array<float> rows, values, exact;  // (MOST_QUERIES, Dp), (MOST_QUERIES, Vp), (MOST_QUERIES, entries)
+  array<uint8_t> coarse;             // tables of bytes
+  float step = 1, lowest = 0;        // of the tables of bytes: their unit, and what zero stands for
+  float largest = 0;                 // what the tables' entries may add up to
+  Selection selection;
+  Shortlist shortlist;
+  std::vector<std::pair<float, int32_t>> near;
+
+ public:
+  explicit ListWorker(const ScannerTables& s, bool probes)
+      : scanner(s), M(s.size.steps), D(s.size.dim), Dp(s.tables.in), entries((M + 1) * ENTRIES),
+        rows(allocate<float>(size_t(MOST_QUERIES) * Dp)),
+        values(allocate<float>(probes ? size_t(MOST_QUERIES) * s.centroids.out : 1)),
+        exact(allocate<float>(size_t(MOST_QUERIES) * entries)), coarse(allocate<uint8_t>(entries)) {}
+
+  int vectors() const { return MOST_QUERIES; }
+
+  void probe(const float* queries, int count, int nprobe, int32_t* probes, float* bases) {
+    const qinco_scanner_sizes& size = scanner.size;
+    take(queries, count);
+    const int stride = scanner.centroids.out;
+    scanner.centroids.apply(rows.get(), count, [&](int i, int p, vector* sums) {
+      for (int j = 0; j < PANELS; j++) store(values.get() + size_t(i) * stride + p + VECTOR * j, sums[j]);
+    });
+    for (int i = 0; i < count; i++) {
+      float* products = values.get() + size_t(i) * stride;
+      const float* query = rows.get() + size_t(i) * Dp;
+      const float own = product(query, query), lift = std::sqrt(own) * scanner.longest;
+      if (size.inner_product) {
+        for (int v = 0; v < size.lists; v++) products[v] = from_zero(lift - products[v]);
+      } else {
+        for (int v = 0; v < size.lists; v++) products[v] = from_zero(own + scanner.norms[v] - 2 * products[v]);
+      }
+      selection.smallest(products, size.lists, nprobe);
+      near.clear();
+      for (int32_t v : selection.places) {
+        // What the lift has rounded off is what tells lists apart where one centroid is far longer than others.
+        const float value = size.inner_product ? -product(query, scanner.centroid_rows[v]) : products[v];
+        near.push_back({value == value ? value : INFINITY, v});
+      }
+      std::sort(near.begin(), near.end());
+      for (int j = 0; j < nprobe; j++) {
+        probes[size_t(i) * nprobe + j] = near[j].second;
+        bases[size_t(i) * nprobe + j] = near[j].first;
+      }
+    }
+  }
+
+  void scan(const qinco_scan& request, int64_t from, int count) {
+    take(request.queries + from * D, count);
+    const float factor = scanner.size.inner_product ? -1 : -2;
+    scanner.tables.apply(rows.get(), count, [&](int i, int p, vector* sums) {
+      for (int j = 0; j < PANELS; j++) store(exact.get() + size_t(i) * entries + p + VECTOR * j, factor * sums[j]);
+    });
+    for (int i = 0; i < count; i++) {
+      memcpy(exact.get() + size_t(i) * entries + M * ENTRIES, scanner.levels.data(), ENTRIES * 4);
+      one(request, from + i, exact.get() + size_t(i) * entries);
+    }
+  }
+
+  void scalars(const uint8_t* codes, const int32_t* lists, int count, float* out) {
+    for (int i = 0; i < count; i++) {
+      vector product = {}, square = {};
+      const float* centroid = scanner.centroid_rows[lists[i]];
+      for (int d = 0; d < Dp; d += VECTOR) {
+        vector r = {};
+        for (int m = 0; m < M; m++) r += load(scanner.table_rows[size_t(m) * ENTRIES + codes[size_t(i) * M + m]] + d);
+        product += r * load(centroid + d);
+        square += r * r;
+      }
+      out[i] = 2 * sum(product) + sum(square);
+    }
+  }
+
+ private:
+  void take(const float* queries, int count) {
+    for (int i = 0; i < count; i++) memcpy(rows.get() + size_t(i) * Dp, queries + size_t(i) * D, D * 4);
+  }
+
+  // What selection takes: nothing below zero, and what is no number last.
+  static float from_zero(float value) { return value > 0 ? value : value <= 0 ? 0 : INFINITY; }
+
+  float product(const float* a, const float* b) const {
+    vector total = {};
+    for (int d = 0; d < Dp; d += VECTOR) total += load(a + d) * load(b + d);
+    return sum(total);
+  }
+
+  void one(const qinco_scan& request, int64_t query, const float* table) {
+    const int32_t* probes = request.probes + query * request.num_probes;
+    const float* bases = request.bases + query * request.num_probes;
+    shortlist.clear(request.num_short);
+    bool has_bytes = false;
+    int64_t scanned = 0;
+    for (int j = 0; j < request.num_probes && probes[j] >= 0 && (j < request.nprobe || !shortlist.is_full()); j++) {
+      const int32_t list = probes[j];
+      for (int s = 0; s < request.num_segments; s++) {
+        const qinco_segment& segment = request.segments[s];
+        const int64_t begin = segment.starts[list], end = segment.starts[list + 1];
+        const uint8_t* codes = segment.codes + begin * (M + 1);
+        for (int64_t row = begin; row < end; row += BLOCK) {
+          const int width = std::min<int64_t>(BLOCK, end - row);
+          const Found where = {bases[j], list, s, row};
+          const bool is_worth_it = row == begin || end - row >= MANY;
+          if (scanner.permutes_bytes && !has_bytes && is_worth_it && shortlist.limit < INFINITY) {
+            round_down(table, *std::min_element(bases + j, bases + request.num_probes));
+            has_bytes = true;
+          }
+          if (has_bytes)
+            by_bytes(request, where, codes, width, table);
+          else
+            by_floats(request, where, codes, width, table);
+          codes += size_t(width) * (M + 1);
+        }
+        scanned += end - begin;
+      }
+    }
+    request.scanned[query] = scanned;
+    write(request, query);
+  }
+
+  // The tables as bytes: each entry rounded down, those that are too large for any near vector at 255.
+  void round_down(const float* table, float base) {
+    float least[MOST_BYTE_TABLES], range = 0;
+    lowest = largest = 0;
+    for (int m = 0; m <= M; m++) {
+      vector low = load(table + m * ENTRIES), high = low;
+      for (int k = VECTOR; k < ENTRIES; k += VECTOR) {
+        const vector v = load(table + m * ENTRIES + k);
+        low = v < low ? v : low;
+        high = v > high ? v : high;
+      }
+      float top = high[0];
+      least[m] = low[0];
+      for (int j = 1; j < VECTOR; j++) least[m] = std::min(least[m], low[j]), top = std::max(top, high[j]);
+      lowest += least[m];
+      largest += std::max(std::fabs(least[m]), std::fabs(top));
+      range = std::max(range, top - least[m]);
+    }
+    // No entry of a near vector is further above its table's least than the limit is above the sum of all.
+    range = std::min(range, shortlist.limit - base - lowest);
+    step = std::max(range / 255, 1e-30f);
+    for (int m = 0; m <= M; m++)
+      for (int k = 0; k < ENTRIES; k++)
+        coarse[m * ENTRIES + k] = std::min(255.f, (table[m * ENTRIES + k] - least[m]) / step);
+  }
+
+  float value_of(const uint8_t* codes, int width, int lane, float base, const float* table) const {
+    for (int m = 0; m <= M; m++) base += table[m * ENTRIES + codes[m * width + lane]];
+    return base;
+  }
+
+  void keep(const qinco_scan& request, Found found, int lane, float value) {
+    if (!(value < shortlist.limit && value > -INFINITY)) return;  // nor what has overflowed
+    found.value = value;
+    found.row += lane;
+    if (request.filter && !admits(*request.filter, id_of(request.segments[found.segment], found.row))) return;
+    shortlist.add(found);
+  }
+
+  void by_floats(const qinco_scan& request, const Found& where, const uint8_t* codes, int width, const float* table) {
+    float sums[BLOCK];
+    for (int i = 0; i < width; i++) sums[i] = where.value;
+    for (int m = 0; m <= M; m++)
+      for (int i = 0; i < width; i++) sums[i] += table[m * ENTRIES + codes[m * width + i]];
+    for (int i = 0; i < width; i++) keep(request, where, i, sums[i]);
+  }
+
+#if VECTOR == 16
+  __attribute__((target("avx512vbmi"))) void by_bytes(const qinco_scan& request, const Found& where, const uint8_t* codes,
+                                                      int width, const float* table) {
+    // Sums of floats are rounded, that of the candidate like those here: what could be within the limit is looked at.
+    const float rounding = (M + 4) * 1.2e-7f * (std::fabs(where.value) + largest);
+    const float units = (shortlist.limit - where.value - lowest + rounding) / step * 1.0001f + 1;
+    if (units < 0) return;
+    const __m512i most = _mm512_set1_epi16((short)(uint16_t)std::min(65535.f, units));  // all where it is no number
+    const __mmask64 there = width == BLOCK ? ~__mmask64(0) : (__mmask64(1) << width) - 1;
+    const __m512i low_byte = _mm512_set1_epi16(255);
+    __m512i even = _mm512_setzero_si512(), odd = even;
+    for (int m = 0; m <= M; m++) {
+      const uint8_t* bytes = coarse.get() + m * ENTRIES;
+      // A masked load is slower where it waits for memory.
+      const uint8_t* row = codes + m * width;
+      const __m512i code = width == BLOCK ? _mm512_loadu_si512(row) : _mm512_maskz_loadu_epi8(there, row);
+      // A permute takes the low seven bits of a code; the highest chooses between two of them.
+      const __m512i below = _mm512_permutex2var_epi8(_mm512_load_si512(bytes), code, _mm512_load_si512(bytes + 64));
+      const __m512i above = _mm512_permutex2var_epi8(_mm512_load_si512(bytes + 128), code, _mm512_load_si512(bytes + 192));
+      const __m512i value = _mm512_mask_blend_epi8(_mm512_movepi8_mask(code), below, above);
+      even = _mm512_add_epi16(even, _mm512_and_si512(value, low_byte));
+      odd = _mm512_add_epi16(odd, _mm512_srli_epi16(value, 8));
+    }
+    uint64_t lanes = _pdep_u64(_mm512_cmple_epu16_mask(even, most), 0x5555555555555555) |
+                     _pdep_u64(_mm512_cmple_epu16_mask(odd, most), 0xaaaaaaaaaaaaaaaa);
+    for (lanes &= there; lanes; lanes &= lanes - 1) {
+      const int lane = __builtin_ctzll(lanes);
+      keep(request, where, lane, value_of(codes, width, lane, where.value, table));
+    }
+  }
+#else
+  void by_bytes(const qinco_scan& request, const Found& where, const uint8_t* codes, int width, const float* table) {
+    by_floats(request, where, codes, width, table);
+  }
+#endif
+
+  void write(const qinco_scan& request, int64_t query) {
+    const int64_t S = request.num_short, from = query * S, filled = shortlist.sort();
+    std::fill_n(request.values + from, S, INFINITY);
+    std::fill_n(request.ids + from, S, -1);
+    std::fill_n(request.lists + from, S, -1);
+    memset(request.codes + from * M, 0, S * M);
+    // Ids come from far apart: a loop that does nothing else waits for many at a time.
+    for (int64_t i = 0; i < filled; i++) request.ids[from + i] = id_of(request.segments[shortlist[i].segment], shortlist[i].row);
+    for (int64_t i = 0; i < filled; i++) {
+      const Found& found = shortlist[i];
+      const qinco_segment& segment = request.segments[found.segment];
+      request.values[from + i] = found.value;
+      request.lists[from + i] = found.list;
+      const int64_t begin = segment.starts[found.list], block = (found.row - begin) / BLOCK * BLOCK;
+      const int64_t width = std::min<int64_t>(BLOCK, segment.starts[found.list + 1] - begin - block);
+      const uint8_t* codes = segment.codes + (begin + block) * (M + 1) + (found.row - begin - block);
+      for (int m = 0; m < M; m++) request.codes[(from + i) * M + m] = codes[m * width];
+    }
+  }
+};
+
+struct Scanner : AnyScanner {
+  ScannerTables tables;
+  Scanner(const qinco_scanner_sizes& sizes, const float* centroids, const float* given, const float* levels)
+      : tables(sizes, centroids, given, levels) {}
+
+  template <class Run>
+  void over(int64_t count, int threads, bool probes, Run run) const {
+    over_threads(count, MOST_QUERIES, threads, [&] { return std::make_unique<ListWorker>(tables, probes); }, run);
+  }
+
+  void probe(const float* queries, int64_t count, int nprobe, int threads, int32_t* probes, float* bases) const override {
+    over(count, threads, true, [&](ListWorker& worker, int64_t from, int now) {
+      worker.probe(queries + from * tables.size.dim, now, nprobe, probes + from * nprobe, bases + from * nprobe);
+    });
+  }
+
+  void scan(const qinco_scan& request, int threads) const override {
+    over(request.count, threads, false, [&](ListWorker& worker, int64_t from, int now) { worker.scan(request, from, now); });
+  }
+
+  void scalars(const uint8_t* codes, const int32_t* lists, int64_t count, int threads, float* out) const override {
+    over(count, threads, false, [&](ListWorker& worker, int64_t from, int now) {
+      worker.scalars(codes + from * tables.size.steps, lists + from, now, out + from);
+    });
+  }
+};
+
+AnyScanner* make_scanner(const qinco_scanner_sizes& sizes, const float* centroids, const float* tables, const float* levels) {
+  return new Scanner(sizes, centroids, tables, levels);
+}
+}  // namespace ISA

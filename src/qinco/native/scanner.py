@@ -1,0 +1,154 @@
+"""Searching inverted lists with the compiled engine, behind ctypes.
+
+Shape suffixes: V lists, D dimension, M codes of a vector, Q queries, P lists visited, S vectors of a shortlist.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import Structure, byref, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+
+import numpy as np
+
+from qinco.errors import ResourceError
+from qinco.native.library import LEVELS, compiled, level
+
+ENTRIES = 256
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Admitted ids: bits of the ids from `first` on (uint8, the lowest bit first), or an ascending int64 array."""
+
+    bits: np.ndarray | None
+    first: int
+    sorted: np.ndarray | None
+
+    def __len__(self) -> int:
+        return 8 * len(self.bits) if self.bits is not None else len(self.sorted)
+
+
+class _Sizes(Structure):
+    _fields_ = [(name, c_int32) for name in ("dim", "lists", "steps", "inner_product")]
+
+
+class _Segment(Structure):
+    _fields_ = [("starts", c_void_p), ("codes", c_void_p), ("ids", c_void_p), ("ids_are_wide", c_int32)]
+
+
+class _Filter(Structure):
+    _fields_ = [("bits", c_void_p), ("first", c_int64), ("length", c_int64), ("sorted", c_void_p)]
+
+
+class _Scan(Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("queries", "probes", "bases", "segments", "filter")),
+        ("count", c_int64),
+        *((name, c_int32) for name in ("num_segments", "num_probes", "num_short", "nprobe")),
+        *((name, c_void_p) for name in ("values", "ids", "lists", "codes", "scanned")),
+    ]
+
+
+class NativeScanner:
+    """Centroids (V, D), tables (M, 256, D) and levels (256,), float32, packed for the processor.
+
+    All values are such that near vectors have small ones: squared L2 distances, or negative inner products.
+    """
+
+    def __init__(self, centroids_VD: np.ndarray, tables_MKD: np.ndarray, levels: np.ndarray, inner_product: bool):
+        self._scanner = None
+        (self.num_lists, self.dim), self.steps = centroids_VD.shape, len(tables_MKD)
+        assert tables_MKD.shape == (self.steps, ENTRIES, self.dim) and levels.shape == (ENTRIES,)
+        given = [np.ascontiguousarray(array, np.float32) for array in (centroids_VD, tables_MKD, levels)]
+        sizes = _Sizes(self.dim, self.num_lists, self.steps, inner_product)
+        self._scanner = compiled().qinco_create_scanner(
+            byref(sizes), *(array.ctypes.data for array in given), LEVELS.index(level())
+        )
+        if not self._scanner:
+            raise ResourceError("memory is exhausted: the look-up tables cannot be packed for the processor")
+
+    def __del__(self):
+        if self._scanner:
+            compiled().qinco_destroy_scanner(self._scanner)
+
+    def probe(self, queries_QD: np.ndarray, nprobe: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest centroids in order, int32 (Q, nprobe), and the values of their lists, float32 (Q, nprobe)."""
+        queries_QD = self._rows(queries_QD)
+        assert 1 <= nprobe <= self.num_lists
+        shape = (len(queries_QD), nprobe)
+        probes_QP, bases_QP = np.empty(shape, np.int32), np.empty(shape, np.float32)
+        failed = compiled().qinco_probe(
+            self._scanner, queries_QD.ctypes.data, len(queries_QD), nprobe, threads, probes_QP.ctypes.data,
+            bases_QP.ctypes.data,
+        )  # fmt: skip
+        _check(failed)
+        return probes_QP, bases_QP
+
+    def scan(
+        self,
+        queries_QD: np.ndarray,
+        probes_QP: np.ndarray,
+        bases_QP: np.ndarray,
+        segments: Sequence,
+        num_short: int,
+        *,
+        nprobe: int,
+        admitted: Filter | None,
+        threads: int,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Values (Q, S) float32, ids (Q, S) int64, lists (Q, S) int32, codes (Q, S, M) uint8, and the number of
+        vectors looked at, int64 (Q,). Places that are not filled have +inf, -1, -1 and zeros. Of equal values the
+        first visited comes first; a vector whose value overflows is not found.
+
+        segments: what has `starts` int64 (V + 1,), `codes` uint8 and `ids` uint32 or int64 (N,), as lists.h says
+        """
+        queries_QD = self._rows(queries_QD)
+        probes_QP = np.ascontiguousarray(probes_QP, np.int32)
+        bases_QP = np.ascontiguousarray(bases_QP, np.float32)
+        assert probes_QP.shape == bases_QP.shape and len(probes_QP) == len(queries_QD)
+        assert num_short >= 1 and (probes_QP < self.num_lists).all()
+        shape = (len(queries_QD), num_short)
+        results = (
+            np.empty(shape, np.float32), np.empty(shape, np.int64), np.empty(shape, np.int32),
+            np.empty((*shape, self.steps), np.uint8), np.empty(len(queries_QD), np.int64),
+        )  # fmt: skip
+        given = (_Segment * len(segments))(*(self._segment(segment) for segment in segments))
+        chosen = None
+        if admitted is not None:
+            bits, places = (None if a is None else a.ctypes.data for a in (admitted.bits, admitted.sorted))
+            chosen = ctypes.pointer(_Filter(bits, admitted.first, len(admitted), places))
+        request = _Scan(
+            queries_QD.ctypes.data, probes_QP.ctypes.data, bases_QP.ctypes.data, ctypes.addressof(given),
+            None if chosen is None else ctypes.addressof(chosen.contents), len(queries_QD), len(segments),
+            probes_QP.shape[1], num_short, nprobe, *(array.ctypes.data for array in results),
+        )  # fmt: skip
+        _check(compiled().qinco_scan_lists(self._scanner, byref(request), threads))
+        return results
+
+    def scalars(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int) -> np.ndarray:
+        """2 <c, r> + |r|^2 of codes and their lists' centroids c, r being the sum of a code's rows: float32 (N,)."""
+        codes_NM, lists_N = np.ascontiguousarray(codes_NM, np.uint8), np.ascontiguousarray(lists_N, np.int32)
+        assert codes_NM.shape == (len(lists_N), self.steps) and ((lists_N >= 0) & (lists_N < self.num_lists)).all()
+        scalars_N = np.empty(len(lists_N), np.float32)
+        failed = compiled().qinco_scalars(
+            self._scanner, codes_NM.ctypes.data, lists_N.ctypes.data, len(lists_N), threads, scalars_N.ctypes.data
+        )
+        _check(failed)
+        return scalars_N
+
+    def _rows(self, queries_QD: np.ndarray) -> np.ndarray:
+        assert queries_QD.ndim == 2 and queries_QD.shape[1] == self.dim
+        return np.ascontiguousarray(queries_QD, np.float32)
+
+    def _segment(self, segment) -> _Segment:
+        assert segment.starts.dtype == np.int64 and len(segment.starts) == self.num_lists + 1
+        assert segment.codes.dtype == np.uint8 and len(segment.codes) == (self.steps + 1) * len(segment.ids)
+        assert segment.ids.dtype in (np.uint32, np.int64) and segment.starts[-1] == len(segment.ids)
+        assert all(array.flags.c_contiguous for array in (segment.starts, segment.codes, segment.ids))
+        wide = segment.ids.dtype == np.int64
+        return _Segment(segment.starts.ctypes.data, segment.codes.ctypes.data, segment.ids.ctypes.data, wide)
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise ResourceError("memory is exhausted: search fewer queries at a time (batch_size) or with fewer threads")

@@ -1,0 +1,136 @@
+"""Indexes in folders: which arrays and files an index consists of, and the settings that tie them together."""
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from qinco.codec.codec import Codec
+from qinco.codec.product import ProductCodec, load_codec
+from qinco.config import require_bool, require_int
+from qinco.decoders.lookup import LookupDecoder
+from qinco.engines.coarse import CoarseAssigner
+from qinco.engines.lists import InvertedLists
+from qinco.errors import ConfigError, DataError
+from qinco.search.index import Index
+from qinco.search.metric import Metric
+from qinco.search.options import SearchOptions
+from qinco.search.tables import SearchTables
+from qinco.storage.decoder_file import load_pairwise, save_pairwise
+from qinco.storage.index_folder import IndexFolder, IndexWriter, read_index, write_index
+
+CODEC, PAIRWISE, GRAPH = "codec.safetensors", "pairwise.safetensors", "graph.faissindex"
+
+
+def save_index(index: Index, folder: str | os.PathLike) -> None:
+    """Write an index to a folder, whole or not at all."""
+    settings = settings_of(index.tables, index.options, index.next_id, index.codec_fingerprint)
+    with write_index(folder, settings) as writer:
+        put_tables(writer, index.tables)
+        if index.codec is not None:
+            index.codec.save(writer.file(CODEC))
+        if index.pairwise is not None:
+            save_pairwise(writer.file(PAIRWISE), index.pairwise)
+        lists = index.segments[0] if len(index.segments) == 1 else InvertedLists.merged(index.segments)
+        for name in ("starts", "codes", "ids"):
+            writer.put(name, getattr(lists, name))
+
+
+def settings_of(tables: SearchTables, options: SearchOptions, next_id: int, fingerprint: str | None) -> dict:
+    """What the manifest says of an index."""
+    return {
+        "metric": tables.metric.name,
+        "radius": tables.metric.radius,
+        "num_lists": tables.num_lists,
+        "adds_centroids": tables.partition_VD is None,
+        "dim": tables.lookup.dim,
+        "code_size": tables.lookup.code_size,
+        "codebook_size": tables.lookup.codebook_size,
+        "next_id": next_id,
+        "codec": fingerprint,
+        "options": asdict(options),
+    }
+
+
+def put_tables(writer: IndexWriter, tables: SearchTables) -> None:
+    """Write the fitted part of an index."""
+    writer.put("centroids", tables.centroids_VD)
+    writer.put("tables", tables.lookup.tables_MKD)
+    writer.put("levels", tables.levels)
+    if tables.coarse is not None:
+        writer.file(GRAPH).write_bytes(tables.coarse.serialize())
+
+
+def load_index(
+    folder: str | os.PathLike, *, mmap: bool = True, codec: Codec | ProductCodec | None = None, device: str = "cpu"
+) -> Index:
+    """Read an index from a folder; see `Index.load`."""
+    return read_index(folder, lambda opened: _load(opened, codec, device), mmap=mmap)
+
+
+def _load(opened: IndexFolder, codec: Codec | ProductCodec | None, device: str) -> Index:
+    path, settings, arrays = opened.path, opened.settings, opened.arrays
+    try:
+        metric = Metric(settings["metric"], float(settings["radius"]))
+        options, next_id, fingerprint = SearchOptions(**settings["options"]), settings["next_id"], settings["codec"]
+        sizes = [settings[name] for name in ("num_lists", "code_size", "codebook_size", "dim")]
+        for name, size in zip(("num_lists", "code_size", "codebook_size", "dim"), sizes, strict=True):
+            require_int(name, size, 1)
+        require_int("next_id", next_id, 0, 1 << 63)
+        require_bool("adds_centroids", adds_centroids := settings["adds_centroids"])
+        num_lists, code_size, codebook_size, dim = sizes
+        if codebook_size > 256 or not (fingerprint is None or isinstance(fingerprint, str)):
+            raise ValueError(f"codebook_size is {codebook_size}, codec is {fingerprint!r:.100}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is damaged: its manifest does not describe an index ({error})") from None
+    shapes = {"centroids": (num_lists, dim), "tables": (code_size, codebook_size, dim), "levels": (256,)}
+    for name, shape in shapes.items():
+        _check_array(path, name, arrays.get(name), shape)
+    missing = {"starts", "codes", "ids"} - set(arrays)
+    if missing:
+        raise DataError(f"{path} is damaged: its {', '.join(sorted(missing))} are missing")
+    lists = InvertedLists.from_stored(*(arrays[n] for n in ("starts", "codes", "ids")), num_lists, code_size, str(path))
+    centroids_VD = np.array(arrays["centroids"])
+    lookup = LookupDecoder(np.array(arrays["tables"]), centroids_VD if adds_centroids else None)
+    graph = None
+    if GRAPH in opened.files:
+        inner_product = metric.scans_inner_products
+        graph = CoarseAssigner.deserialize(opened.files[GRAPH], centroids_VD, inner_product=inner_product)
+    tables = SearchTables(lookup, np.array(arrays["levels"]), metric, graph, None if adds_centroids else centroids_VD)
+    codec = _codec_of(opened, codec, fingerprint, device)
+    pairwise = load_pairwise(opened.files[PAIRWISE]) if PAIRWISE in opened.files else None
+    if pairwise is not None and pairwise.num_lists:
+        pairwise = replace(pairwise, centroids_VD=lookup.centroids_VD)
+    return Index(
+        codec, tables, [lists], pairwise=pairwise, options=options, next_id=next_id, codec_fingerprint=fingerprint
+    )
+
+
+def _codec_of(opened: IndexFolder, given, fingerprint: str | None, device: str) -> Codec | ProductCodec | None:
+    """The codec that the folder holds, or the one that was given; raises DataError for another one."""
+    if given is None:
+        return load_codec(opened.files[CODEC], device) if CODEC in opened.files else None
+    if not isinstance(given, Codec | ProductCodec):
+        raise ConfigError(f"codec must be a Codec, not {type(given).__name__}: see qinco.load_codec")
+    if fingerprint is not None and given.fingerprint() != fingerprint:
+        raise DataError(f"{opened.path} holds codes of another codec than {given!r}: give the one that made them")
+    settings = opened.settings
+    for name in ("dim", "code_size"):
+        if getattr(given, name) != settings[name]:
+            raise DataError(
+                f"{opened.path} has {name}={settings[name]}, the codec {getattr(given, name)}: give its own"
+            )
+    if given.is_ivf and given.config.num_lists != settings["num_lists"]:
+        raise DataError(
+            f"{opened.path} has {settings['num_lists']} lists, the codec {given.config.num_lists}: give its own"
+        )
+    return given
+
+
+def _check_array(path: Path, name: str, array, shape: tuple[int, ...]) -> None:
+    if array is None or array.shape != shape or array.dtype != np.float32:
+        found = "missing" if array is None else f"{array.dtype} {array.shape}"
+        raise DataError(f"{path} is damaged: its {name} are {found}, not float32 {shape}")
+    if not np.isfinite(array).all():
+        raise DataError(f"{path} is damaged: its {name} hold values that are not finite")

@@ -1,0 +1,64 @@
+"""What "near" means to an index: squared L2 distance, inner product or cosine similarity.
+
+Inside, small values are near. Shape suffixes: N vectors or pairs, D dimension.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qinco.errors import ConfigError
+
+METRICS = ("l2", "inner_product", "cosine")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One of METRICS.
+
+    radius: for "cosine", the length that vectors are given before they are encoded: that of the vectors which the
+            codec was trained on, so that it meets what it knows
+    """
+
+    name: str
+    radius: float = 1.0
+
+    def __post_init__(self):
+        if self.name not in METRICS:
+            raise ConfigError(f"metric={self.name!r} is unknown: give {', '.join(METRICS)}")
+
+    @property
+    def scans_inner_products(self) -> bool:
+        """Whether shortlists are ordered by inner products; by distances otherwise, on the sphere too."""
+        return self.name == "inner_product"
+
+    def prepare(self, x_ND: np.ndarray) -> np.ndarray:
+        """Vectors or queries as they are encoded and compared, float32 (N, D); a zero vector stays one."""
+        if self.name != "cosine":
+            return x_ND
+        lengths_N1 = np.linalg.norm(x_ND.astype(np.float64), axis=1, keepdims=True)
+        has_length = (lengths_N1 > 0) & np.isfinite(lengths_N1)  # what is not finite stays so, to be told
+        return (x_ND * (self.radius / np.where(has_length, lengths_N1, 1))).astype(np.float32)
+
+    def values(self, queries_ND: np.ndarray, x_ND: np.ndarray) -> np.ndarray:
+        """The value of each pair of a prepared query and a reconstruction, float32 (N,): the smaller the nearer."""
+        if self.name == "l2":
+            difference_ND = x_ND - queries_ND
+            return np.einsum("nd,nd->n", difference_ND, difference_ND)
+        products_N = np.einsum("nd,nd->n", queries_ND, x_ND)
+        if self.name == "inner_product":
+            return -products_N
+        squares_N = np.einsum("nd,nd->n", queries_ND, queries_ND) * np.einsum("nd,nd->n", x_ND, x_ND)
+        # As the squared distance between two vectors of length `radius`, so that values of all stages are alike.
+        return 2 * self.radius**2 * (1 - products_N / np.sqrt(np.where(squares_N > 0, squares_N, np.inf)))
+
+    def distances(self, values: np.ndarray) -> np.ndarray:
+        """Values as users know them: squared distances ascending, or similarities descending; ±inf where nothing is."""
+        if self.name == "l2":
+            return values
+        if self.name == "inner_product":
+            return -values
+        return np.where(np.isinf(values), -np.inf, 1 - values / (2 * self.radius**2)).astype(np.float32)
+
+
+L2 = Metric("l2")

@@ -1,0 +1,112 @@
+"""The search pipeline: shortlist by look-up tables, pairwise stage, neural re-rank (QINCo2, section 4).
+
+Shape suffixes: Q queries, D dimension, M codes of a vector, S vectors of a shortlist, R results.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qinco.engines.scan import Shortlist
+from qinco.search.metric import L2, Metric
+from qinco.search.options import SearchOptions
+from qinco.vectors.source import VectorSource, as_source
+
+_BLOCK_VALUES = 1 << 19  # of reconstructions that are compared at a time: they stay in the cache
+STAGES = ("search", "pairwise", "decode", "rerank")
+
+Decode = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass
+class Stages:
+    """What a search is made of.
+
+    shortlist: gives the vectors of least value by the look-up tables: (queries (Q, D), S, options) → Shortlist
+    neural:    decodes codes (n, M) and lists (n,) to float32 (n, D); None: nothing decodes better than the tables
+    pairwise:  the same, by pairs of codes; None: no such stage
+    seconds:   spent so far in each of STAGES
+    """
+
+    shortlist: Callable[[np.ndarray, int, SearchOptions], Shortlist]
+    neural: Decode | None
+    pairwise: Decode | None = None
+    metric: Metric = L2
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    def run(self, queries_QD: np.ndarray, k: int, options: SearchOptions) -> tuple[Shortlist, Shortlist]:
+        """The k nearest of prepared float32 queries, and the shortlist that they were chosen from.
+
+        As many vectors are decoded by the network as `num_short` says, and k at least.
+        """
+        decoded = max(options.num_short, k) if options.num_short and self.neural else 0
+        wanted = max(decoded, k)
+        has_middle = self.pairwise is not None and options.num_mid != 0
+        begun = time.perf_counter()
+        length = max(options.num_mid or 4 * wanted, wanted) if has_middle else wanted
+        first = self.shortlist(queries_QD, length, options)
+        self.seconds["search"] += time.perf_counter() - begun
+        best = first
+        if has_middle:
+            best = self._decode_and_rank(self.pairwise, queries_QD, first, wanted, "pairwise", "pairwise")
+        if decoded:
+            best = self._decode_and_rank(self.neural, queries_QD, best, k, "decode", "rerank")
+        return take(best, k), first
+
+    def _decode_and_rank(
+        self, decode: Decode, queries_QD: np.ndarray, shortlist: Shortlist, keep: int, decoding: str, ranking: str
+    ) -> Shortlist:
+        """The `keep` nearest of a shortlist by the values of what `decode` makes of their codes."""
+        places_N = np.flatnonzero(shortlist.lists.ravel() >= 0)
+        width = shortlist.lists.shape[1]
+        codes_NM, lists_N = shortlist.codes.reshape(-1, shortlist.codes.shape[2]), shortlist.lists.ravel()
+        values_N = np.full(lists_N.shape, np.inf, np.float32)
+        size = max(1, _BLOCK_VALUES // queries_QD.shape[1])
+        for start in range(0, len(places_N), size):
+            part = places_N[start : start + size]
+            before = time.perf_counter()
+            decoded_ND = decode(codes_NM[part], lists_N[part])
+            between = time.perf_counter()
+            values_N[part] = self.metric.values(queries_QD[part // width], decoded_ND)
+            self.seconds[decoding] += between - before
+            self.seconds[ranking] += time.perf_counter() - between
+        before = time.perf_counter()
+        ranked = _ranked(shortlist, values_N.reshape(shortlist.values.shape), keep)
+        self.seconds[ranking] += time.perf_counter() - before
+        return ranked
+
+
+def as_queries(queries) -> tuple[VectorSource, bool]:
+    """Queries as `as_source` takes them or one query (D,) as a source, and whether they are one."""
+    is_list = isinstance(queries, list | tuple)
+    shape = np.shape(queries[:1]) if is_list else getattr(queries, "shape", ())
+    if len(shape) != 1:
+        return as_source(queries, "queries"), False
+    return as_source([queries] if is_list else queries[None], "queries"), True
+
+
+def take(shortlist: Shortlist, count: int) -> Shortlist:
+    """The first `count` vectors of each query, with empty places where there are fewer."""
+    missing = count - shortlist.values.shape[1]
+    if missing <= 0:
+        return Shortlist(*(array[:, :count] for array in _columns(shortlist)), shortlist.scanned)
+    fillings = (np.inf, -1, -1, 0)
+    padded = (
+        np.pad(array, ((0, 0), (0, missing), *[(0, 0)] * (array.ndim - 2)), constant_values=value)
+        for array, value in zip(_columns(shortlist), fillings, strict=True)
+    )
+    return Shortlist(*padded, shortlist.scanned)
+
+
+def _ranked(shortlist: Shortlist, values_QS: np.ndarray, keep: int) -> Shortlist:
+    """The shortlist in the order of other values, cut; of equal ones the first stays first."""
+    order_QS = np.argsort(values_QS, axis=1, kind="stable")[:, :keep]
+    rows_Q1 = np.arange(len(values_QS))[:, None]
+    _, *others = _columns(shortlist)
+    return Shortlist(values_QS[rows_Q1, order_QS], *(array[rows_Q1, order_QS] for array in others), shortlist.scanned)
+
+
+def _columns(shortlist: Shortlist) -> tuple[np.ndarray, ...]:
+    return shortlist.values, shortlist.ids, shortlist.lists, shortlist.codes

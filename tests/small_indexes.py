@@ -1,0 +1,51 @@
+"""Small trained codecs and indexes of their vectors, for tests; each is made once."""
+
+from functools import cache
+
+import numpy as np
+from small_models import random_vectors
+
+from qinco.codec import Codec, ProductCodec
+from qinco.search.index import Index
+
+DIM, NUM_VECTORS, NUM_LISTS = 6, 1500, 12
+_SETTINGS = {
+    "num_steps": 4, "codebook_size": 16, "num_blocks": 1, "hidden_dim": 16, "num_pairs": 16, "beam_width": 4,
+    "epochs": 2, "batch_size": 128, "precision": "float32", "device": "cpu", "seed": 1,
+}  # fmt: skip
+KINDS = ("plain", "ivf", "product")
+
+
+@cache
+def vectors(count: int = NUM_VECTORS, seed: int = 0) -> np.ndarray:
+    """float32 (count, DIM), of one kind whatever the seed."""
+    x_ND = random_vectors(20_000, DIM)[np.random.default_rng(seed).permutation(20_000)[:count]]
+    x_ND.flags.writeable = False
+    return x_ND
+
+
+@cache
+def trained(kind: str) -> Codec | ProductCodec:
+    """One of KINDS."""
+    if kind == "product":
+        return ProductCodec.fit(vectors(), num_parts=2, rotate=True, **_SETTINGS | {"codebook_size": 8})
+    return Codec.fit(vectors(), coarse_centroids=vectors(NUM_LISTS, 5) if kind == "ivf" else None, **_SETTINGS)
+
+
+@cache
+def decoded(kind: str) -> np.ndarray:
+    """What the codec makes of `vectors()`."""
+    codes = trained(kind).encode(vectors())
+    return trained(kind).decode(*(codes if kind == "ivf" else (codes,)))
+
+
+@cache
+def built(kind: str = "plain", metric: str = "l2", pairwise: bool = False) -> Index:
+    """An index of `vectors()`. Tests that change one make it with `copied`."""
+    num_lists = None if kind == "ivf" else NUM_LISTS
+    return Index.build(trained(kind), vectors(), num_lists, metric=metric, pairwise=pairwise)
+
+
+def copied(index: Index) -> Index:
+    """Another index of the same vectors, which may be changed."""
+    return Index(index.codec, index.tables, index.segments, pairwise=index.pairwise, options=index.options)

@@ -1,0 +1,104 @@
+import faiss
+import numpy as np
+import pytest
+import torch
+
+from qinco.errors import ConfigError, DataError
+from qinco.search.ids import admitted_ids, as_ids, check_new, next_ids
+
+LAST = 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [3, 0, LAST], (3, 0, LAST), np.array([3, 0, LAST]), np.array([3, 0, LAST], np.uint64),
+        torch.tensor([3, 0, LAST]),
+    ],
+)  # fmt: skip
+def test_integers_of_any_kind_are_ids(ids):
+    found = as_ids(ids, 3)
+    assert found.dtype == np.int64 and found.tolist() == [3, 0, LAST]
+
+
+def test_small_types_and_nothing_at_all():
+    assert as_ids(np.array([1, 255], np.uint8), 2).tolist() == [1, 255]
+    assert as_ids(range(4, 7), 3).tolist() == [4, 5, 6]
+    assert as_ids([], 0).tolist() == [] and as_ids([], 0).dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([1.0, 2.0], "must be integers"), ([True, False], "must be integers"), (["a", "b"], "must be integers"),
+        ([[1, 2], [3, 4]], "must be integers"), (5, "must be integers"), ({1, 2}, "must be integers"),
+        ([[1], [2, 3]], "must be integers"), ([2**64, 1], "must be integers"), (None, "must be integers"),
+        (np.zeros((2, 0), int), "must be integers"), ([1, -1], r"from 0 to 2\^63 - 1, not -1"),
+        (np.array([1, 2**63], np.uint64), "not 9223372036854775808"), ([1], "1 ids for 2 vectors"),
+        ([7, 7], "id 7 is given twice"),
+    ],
+)  # fmt: skip
+def test_what_is_no_ids_is_refused(ids, message):
+    with pytest.raises(DataError, match=message):
+        as_ids(ids, 2)
+
+
+def test_ids_that_are_asked_for_may_be_repeated():
+    assert as_ids([7, 7], None).tolist() == as_ids([7, 7], 2, unique=False).tolist() == [7, 7]
+
+
+def test_ids_follow_one_another_up_to_the_last():
+    assert next_ids(5, 3).tolist() == [5, 6, 7] and next_ids(5, 0).tolist() == []
+    assert next_ids(LAST - 1, 2).tolist() == [LAST - 1, LAST]
+    assert next_ids(LAST + 1, 0).dtype == np.int64
+    for first, count in ((LAST + 1, 1), (LAST, 2)):
+        with pytest.raises(DataError, match="no further ones are left"):
+            next_ids(first, count)
+
+
+def test_ids_that_are_there_are_told():
+    known = [np.array([1, 2], np.uint32), np.array([2**40])]
+    check_new(np.array([3, 2**40 + 1]), known, 2**40 + 2)
+    check_new(np.array([], np.int64), known, 2**40 + 1)
+    for ids, name in (([0, 2], "2"), ([2**40], "1099511627776")):
+        with pytest.raises(DataError, match=f"id {name} is in the index already"):
+            check_new(np.array(ids), known, 2**40 + 1)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [[LAST, 0, 3, 3], np.array([3, LAST, 0]), {0, 3, LAST}, frozenset({0, 3, LAST}), torch.tensor([3, LAST, 0])],
+)
+def test_chosen_ids_ascend_and_differ(chosen):
+    assert admitted_ids(chosen, []).tolist() == [0, 3, LAST]
+
+
+def test_nothing_may_be_chosen():
+    for chosen in ([], set(), np.array([]), range(0)):
+        found = admitted_ids(chosen, [np.arange(3)])
+        assert found.dtype == np.int64 and len(found) == 0
+
+
+def test_selectors_are_asked_about_all_that_is_known():
+    known = [np.array([2, 9], np.uint32), np.array([5, LAST])]
+    for selector, expected in [
+        (faiss.IDSelectorRange(3, 10), [5, 9]), (faiss.IDSelectorBatch([5, LAST, 77]), [5, LAST]),
+        (faiss.IDSelectorNot(faiss.IDSelectorRange(3, 10)), [2, LAST]), (faiss.IDSelectorAll(), [2, 5, 9, LAST]),
+    ]:  # fmt: skip
+        assert admitted_ids(selector, known).tolist() == expected
+    assert admitted_ids(faiss.IDSelectorAll(), []).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "error", "message"),
+    [
+        (np.ones(5, bool), ConfigError, "not by a mask: give numpy.flatnonzero"),
+        (torch.ones(5, dtype=torch.bool), ConfigError, "not by a mask"), (lambda i: True, ConfigError, "by a function"),
+        ("abc", ConfigError, "by a str"), ({"a": 1}, ConfigError, "by a dict"), ([1.5], DataError, "must be integers"),
+        ([-1], DataError, "not -1"), (5, DataError, "must be integers"), (None, DataError, "must be integers"),
+        (faiss.IndexFlatL2(3), DataError, "IndexFlatL2"),
+    ],
+)  # fmt: skip
+def test_what_chooses_no_ids_is_refused(chosen, error, message):
+    with pytest.raises(error, match=message):
+        admitted_ids(chosen, [np.arange(10)])

@@ -1,0 +1,272 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, built, copied, trained, vectors
+
+from qinco.errors import ConfigError, DataError
+from qinco.search import tables as tables_module
+from qinco.search.index import Index
+from qinco.search.index_file import CODEC, GRAPH, PAIRWISE
+from qinco.search.options import SearchOptions
+from qinco.storage.code_store import MANIFEST
+from qinco.storage.index_folder import read_index, read_index_manifest, write_index
+
+QUERIES_QD = vectors(20, 1)
+
+
+def same(one: Index, other: Index, **options) -> bool:
+    found = zip(one.search(QUERIES_QD, **options), other.search(QUERIES_QD, **options), strict=True)
+    return all(np.array_equal(*pair) for pair in found)
+
+
+def files_of(folder) -> set[str]:
+    return set(read_index_manifest(folder).files)
+
+
+def is_mapped(array: np.ndarray) -> bool:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return isinstance(array, np.memmap)
+
+
+ARRAYS = {f"{name}.npy" for name in ("centroids", "tables", "levels", "starts", "codes", "ids")}
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("metric", ["l2", "inner_product", "cosine"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_is_loaded(tmp_path, kind, metric, mmap):
+    index = built(kind, metric, pairwise=metric == "l2")
+    index.save(tmp_path / "index")
+    assert files_of(tmp_path / "index") == ARRAYS | {CODEC} | ({PAIRWISE} if metric == "l2" else set())
+    loaded = Index.load(tmp_path / "index", mmap)
+    for options in ({}, {"num_short": 0}, {"nprobe": 1, "num_short": 20}, {"filter": range(0, NUM_VECTORS, 50)}):
+        assert same(loaded, index, **options)
+    assert repr(loaded) == repr(index) and loaded.options == index.options and len(loaded) == NUM_VECTORS
+    assert loaded.tables.metric == index.tables.metric and loaded.codec_fingerprint == index.codec.fingerprint()
+    np.testing.assert_array_equal(loaded.reconstruct([3, 5]), index.reconstruct([3, 5]))
+    assert is_mapped(loaded.segments[0].codes) == is_mapped(loaded.segments[0].ids) == mmap
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_loaded_index_is_changed_and_saved_over_itself(tmp_path, mmap):
+    built("ivf", pairwise=True).save(tmp_path)
+    index = Index.load(tmp_path, mmap)
+    assert index.add(vectors(300, 3), ids=np.arange(300) + 2**33).tolist()[-1] == 2**33 + 299
+    assert index.remove(range(100)) == 100
+    before = index.search(QUERIES_QD)
+    for _ in range(2):
+        index.save(tmp_path)
+        assert all(np.array_equal(*pair) for pair in zip(index.search(QUERIES_QD), before, strict=True))
+        again = Index.load(tmp_path, mmap)
+        assert len(again) == NUM_VECTORS + 200 and np.array_equal(again.search(QUERIES_QD)[0], before[0])
+        assert len(again.segments) == 1 and again.next_id == 2**33 + 300
+    assert again.add(vectors(1)).tolist() == [2**33 + 300]
+    assert np.array_equal(Index.load(tmp_path).search(QUERIES_QD)[0], before[0]), "only a save changes the disk"
+
+
+def test_ids_are_not_used_again_after_a_load(tmp_path):
+    index = copied(built())
+    index.remove(np.arange(5, NUM_VECTORS))
+    index.save(tmp_path)
+    assert Index.load(tmp_path).add(vectors(1)).tolist() == [NUM_VECTORS]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_index_is_saved(tmp_path, kind):
+    index = copied(built(kind))
+    index.remove(np.arange(NUM_VECTORS))
+    index.save(tmp_path / "emptied")
+    Index(index.codec, index.tables, []).save(tmp_path / "new")
+    for name, next_id in (("emptied", NUM_VECTORS), ("new", 0)):
+        loaded = Index.load(tmp_path / name)
+        assert len(loaded) == 0 and (loaded.search(QUERIES_QD)[1] == -1).all()
+        assert loaded.add(vectors(3)).tolist() == list(range(next_id, next_id + 3))
+
+
+def test_options_are_saved(tmp_path):
+    index = copied(built())
+    index.options = SearchOptions(3, 20, 40, 50)
+    index.save(tmp_path)
+    assert Index.load(tmp_path).options == index.options and same(Index.load(tmp_path), index)
+
+
+def test_many_lists_are_saved_with_their_graph(tmp_path, monkeypatch):
+    index = Index.build(trained("plain"), vectors(9000, 2), 4500)
+    if index.num_lists < tables_module.GRAPH_LISTS:
+        pytest.fail(f"{index.num_lists} lists need no graph")
+    assert index.tables.coarse.has_graph
+    index.save(tmp_path)
+    assert GRAPH in files_of(tmp_path)
+    loaded = Index.load(tmp_path)
+    monkeypatch.setattr(
+        tables_module, "CoarseAssigner", lambda *arguments, **named: pytest.fail("the graph is made anew")
+    )
+    for options in ({}, {"ef_search": 1, "nprobe": 1}, {"ef_search": 64, "nprobe": 8}, {"filter": [3, 4, 5]}):
+        assert same(loaded, index, **options)
+    everything = index.search(QUERIES_QD, nprobe=5000, num_short=500)[0]
+    shares = [
+        (loaded.search(QUERIES_QD, nprobe=64, num_short=500, ef_search=effort)[0] == everything).mean()
+        for effort in (1, 256)
+    ]
+    assert shares[0] <= shares[1] and shares[1] > 0.95
+
+
+# Codecs
+
+
+def test_an_index_without_its_codec_takes_one(tmp_path):
+    index = built("ivf")
+    Index(None, index.tables, index.segments, codec_fingerprint=index.codec_fingerprint).save(tmp_path)
+    assert files_of(tmp_path) == ARRAYS
+    bare = Index.load(tmp_path)
+    assert bare.codec is None and same(bare, index, num_short=0)
+    assert same(Index.load(tmp_path, codec=trained("ivf")), index)
+    bare.save(tmp_path)
+    assert Index.load(tmp_path).codec_fingerprint == index.codec_fingerprint
+    for wrong in (trained("plain"), trained("product")):
+        with pytest.raises(DataError, match=r"holds codes of another codec than .*: give the one that made them"):
+            Index.load(tmp_path, codec=wrong)
+    with pytest.raises(ConfigError, match="codec must be a Codec, not str"):
+        Index.load(tmp_path, codec="codec.safetensors")
+
+
+def test_a_codec_is_asked_for_its_shape_where_nothing_else_is_known(tmp_path):
+    index = built("ivf")
+    Index(None, index.tables, index.segments).save(tmp_path)
+    assert same(Index.load(tmp_path, codec=trained("ivf")), index)
+    with pytest.raises(DataError, match="has code_size=4, the codec 8"):
+        Index.load(tmp_path, codec=trained("product"))
+    index = Index.build(trained("plain"), vectors(), 5)
+    Index(None, index.tables, index.segments).save(tmp_path)
+    with pytest.raises(DataError, match="has 5 lists, the codec 12"):
+        Index.load(tmp_path, codec=trained("ivf"))
+
+
+def test_a_codec_of_ones_own_is_taken_instead_of_the_saved_one(tmp_path):
+    built("plain").save(tmp_path)
+    assert Index.load(tmp_path, codec=trained("plain")).codec is trained("plain")
+    with pytest.raises(DataError, match="another codec"):
+        Index.load(tmp_path, codec=trained("ivf"))
+
+
+# Damage
+
+
+@pytest.fixture
+def saved(tmp_path):
+    built("ivf", pairwise=True).save(tmp_path / "index")
+    return tmp_path / "index"
+
+
+def paths(folder) -> list:
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_every_damaged_file_is_refused_by_its_name(saved, tmp_path, mmap):
+    for file in paths(saved):
+        content = file.read_bytes()
+        for damaged in (content[:-2], content[: len(content) // 2], b"", content + b"\0", None, flipped(content)):
+            broken = tmp_path / "broken"
+            shutil.rmtree(broken, ignore_errors=True)
+            shutil.copytree(saved, broken)
+            (broken / file.name).unlink()
+            if damaged is not None:
+                (broken / file.name).write_bytes(damaged)
+            with pytest.raises(DataError, match=MANIFEST if file.name == MANIFEST else file.name):
+                Index.load(broken, mmap)
+
+
+def flipped(content: bytes) -> bytes:
+    place = content.index(b'"radius": 1') + 10 if b'"radius": 1' in content else len(content) * 2 // 3  # no blank
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def test_foreign_folders_are_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"is no index: it has no manifest\.json"):
+        Index.load(tmp_path)
+    with pytest.raises(DataError, match="is no index"):
+        Index.load(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="other files than an index"):
+        built().save(tmp_path)
+    with pytest.raises(ConfigError, match="create it first"):
+        built().save(tmp_path / "nowhere" / "index")
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def rewritten(folder, target, change) -> None:
+    """A sound folder whose content another writer has changed: change(settings, arrays, files)."""
+    opened = read_index(folder)
+    settings, arrays, files = dict(opened.settings), dict(opened.arrays), dict(opened.files)
+    change(settings, arrays, files)
+    with write_index(target, settings) as writer:
+        for name, array in arrays.items():
+            writer.put(name, array)
+        for name, file in files.items():
+            shutil.copy(file, writer.file(name))
+
+
+def setting(name, value):
+    return lambda settings, arrays, files: settings.update({name: value})
+
+
+def array(name, change):
+    return lambda settings, arrays, files: arrays.update({name: change(arrays[name])})
+
+
+def missing(*names):
+    return lambda settings, arrays, files: [arrays.pop(name, None) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (setting("metric", "hamming"), "metric='hamming' is unknown"),
+        (setting("metric", None), "metric=None is unknown"),
+        (setting("radius", "wide"), "its manifest does not"), (setting("num_lists", 13), "centroids are float32"),
+        (setting("num_lists", 0), "its manifest does not"), (setting("num_lists", "12"), "its manifest does not"),
+        (setting("dim", 7), "centroids are float32"), (setting("code_size", 5), "tables are float32"),
+        (setting("codebook_size", 8), "tables are float32"), (setting("codebook_size", 512), "codebook_size is 512"),
+        (setting("next_id", -1), "its manifest does not"), (setting("next_id", 2**64), "its manifest does not"),
+        (setting("next_id", 0.5), "its manifest does not"), (setting("codec", 5), "its manifest does not"),
+        (setting("options", {"nprobe": 0}), "nprobe"), (setting("options", {"speed": 1}), "speed"),
+        (setting("options", None), "its manifest does not"), (setting("adds_centroids", 1), "its manifest does not"),
+        (lambda settings, arrays, files: settings.clear(), "its manifest does not describe an index"),
+        (missing("centroids"), "centroids are missing"), (missing("tables"), "tables are missing"),
+        (missing("levels"), "levels are missing"), (missing("codes", "ids"), "codes, ids are missing"),
+        (array("centroids", lambda old: old.astype(np.float64)), "centroids are float64"),
+        (array("levels", lambda old: old[:-1]), r"levels are float32 \(255,\)"),
+        (array("tables", lambda old: np.full_like(old, np.nan)), "tables hold values that are not finite"),
+        (array("starts", lambda old: old[:-1]), "starts are int64"), (array("starts", lambda old: old[::-1]), "starts"),
+        (array("starts", lambda old: old.astype(np.int32)), "starts are int32"),
+        (array("codes", lambda old: old[:-1]), "codes are uint8"),
+        (array("ids", lambda old: old[:-1]), "is damaged"),
+        (array("ids", lambda old: old.astype(np.int32)), "ids are int32"),
+    ],
+)  # fmt: skip
+def test_folders_whose_parts_do_not_fit_together_are_refused(saved, tmp_path, change, message):
+    rewritten(saved, tmp_path / "wrong", change)
+    for mmap in (True, False):
+        with pytest.raises(DataError, match=message) as told:
+            Index.load(tmp_path / "wrong", mmap)
+        assert str(tmp_path / "wrong") in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_folder_that_is_written_anew_is_equal(saved, tmp_path):
+    rewritten(saved, tmp_path / "again", lambda settings, arrays, files: None)
+    assert same(Index.load(tmp_path / "again"), built("ivf", pairwise=True))
+
+
+def test_the_manifest_says_what_it_is(saved):
+    index = built("ivf", pairwise=True)
+    settings = read_index_manifest(saved).settings
+    assert settings == {
+        "metric": "l2", "radius": 1.0, "num_lists": NUM_LISTS, "adds_centroids": True, "dim": DIM, "code_size": 4,
+        "codebook_size": 16, "next_id": NUM_VECTORS, "codec": index.codec.fingerprint(),
+        "options": {"nprobe": 16, "num_short": 100, "num_mid": None, "ef_search": None},
+    }  # fmt: skip
+    assert json.loads((saved / MANIFEST).read_text())["kind"] == "index"

@@ -1,0 +1,136 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small_indexes import DIM, NUM_VECTORS, built, trained, vectors
+
+from qinco.decoders.lookup import LookupDecoder
+from qinco.engines import coarse
+from qinco.engines.scan import make_filter
+from qinco.search import tables as module
+from qinco.search.metric import METRICS
+from qinco.search.options import SearchOptions
+from qinco.search.tables import SearchTables
+
+QUERIES_QD = vectors(30, 1)
+
+
+def shortlist(index, num_short, options, admitted=None):
+    queries_QD = index.tables.metric.prepare(QUERIES_QD)
+    return index.tables.shortlist(queries_QD, num_short, options, index.segments, admitted, 1)
+
+
+def looked_up(index):
+    """All vectors by the look-up decoder, in the order of their ids."""
+    parts = [index.tables.lookup.decode(codes_NM, lists_N) for codes_NM, _, lists_N, _ in index.segments[0].blocks()]
+    return np.concatenate(parts)[index.segments[0].ids.argsort()]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", ["plain", "ivf"])
+def test_values_are_those_of_the_look_up_decoder(kind, metric):
+    """But for what a scalar's level differs from it."""
+    index = built(kind, metric)
+    found = shortlist(index, NUM_VECTORS, SearchOptions(nprobe=index.num_lists))
+    queries_QD, x_ND = index.tables.metric.prepare(QUERIES_QD).astype(np.float64), looked_up(index).astype(np.float64)
+    exact_QN = np.square(queries_QD[:, None] - x_ND).sum(2) if metric != "inner_product" else -queries_QD @ x_ND.T
+    codes_NM, bytes_N, lists_N, ids_N = next(index.segments[0].blocks())
+    rounded_N = np.empty(NUM_VECTORS)
+    rounded_N[ids_N] = index.tables.levels[bytes_N] - index.tables.scanner.scalars(codes_NM, lists_N)
+    expected_QS = np.take_along_axis(exact_QN + rounded_N, found.ids, 1)
+    assert (np.sort(found.ids) == np.arange(NUM_VECTORS)).all() and (found.scanned == NUM_VECTORS).all()
+    np.testing.assert_allclose(found.values, expected_QS, rtol=1e-5, atol=1e-3)
+    assert (np.diff(found.values) >= 0).all() and rounded_N.std() < 0.02 * exact_QN.std()
+
+
+def test_whole_vectors_are_looked_up_where_lists_say_nothing_more():
+    """Codes of a codec without lists: tables that were added to centroids would have to unlearn them."""
+    index = built("plain")
+    lists_N = index.segments[0].lists_of(index.segments[0].ids.argsort())
+    codes_NM = trained("plain").encode(vectors())
+    added = LookupDecoder.fit([(codes_NM, lists_N, vectors())], 4, 16, index.tables.centroids_VD)
+    errors = [np.square(x - vectors()).sum(1).mean() for x in (looked_up(index), added.decode(codes_NM, lists_N))]
+    assert index.tables.lookup.centroids_VD is None and index.tables.partition_VD.shape == (index.num_lists, DIM)
+    assert 2 * errors[0] < errors[1]
+
+
+def test_lists_are_visited_nearest_first():
+    for kind in ("plain", "ivf"):
+        index = built(kind)
+        distances_QV = np.square(QUERIES_QD[:, None] - index.tables.centroids_VD).sum(2)
+        for nprobe in (1, 3, 10_000):
+            found = shortlist(index, NUM_VECTORS, SearchOptions(nprobe=nprobe))
+            visited_QV = distances_QV.argsort(1)[:, :nprobe]
+            sizes_V = np.diff(index.segments[0].starts)
+            assert np.array_equal(found.scanned, sizes_V[visited_QV].sum(1)) and np.array_equal(
+                found.found, found.scanned
+            )
+            for lists_S, visited_V in zip(found.lists, visited_QV, strict=True):
+                assert set(lists_S[lists_S >= 0]) <= set(visited_V)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_filter_finds_its_vectors_wherever_they_are(metric, monkeypatch):
+    index = built("plain", metric)
+    whole = shortlist(index, NUM_VECTORS, SearchOptions(nprobe=index.num_lists))
+    for rows in (1 << 22, 8):  # the second: one query at a time
+        monkeypatch.setattr(module, "_MOST_PROBES", rows)
+        for ids in (
+            np.arange(0, NUM_VECTORS, 300),
+            np.array([7]),
+            np.array([3, 10**6, 10**15]),
+            np.arange(NUM_VECTORS),
+        ):
+            found = shortlist(index, 5, SearchOptions(nprobe=1), make_filter(ids))
+            there = ids[ids < NUM_VECTORS]
+            assert (found.found == min(5, len(there))).all()
+            if len(there) > 5:
+                assert np.isin(found.ids, ids).all()
+                continue
+            expected_QS = np.stack([row[np.isin(row, there)] for row in whole.ids])
+            assert np.array_equal(found.ids[:, : len(there)], expected_QS)
+
+
+def test_an_empty_filter_finds_nothing():
+    found = shortlist(built(), 5, SearchOptions(nprobe=2), make_filter(np.array([], np.int64)))
+    assert (found.ids == -1).all() and np.isposinf(found.values).all() and (found.lists == -1).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_graph_leads_to_many_lists(metric, monkeypatch):
+    index = built("plain", metric)
+    expected = shortlist(index, 20, SearchOptions(nprobe=4))
+    monkeypatch.setattr(module, "GRAPH_LISTS", 5)
+    monkeypatch.setattr(coarse, "GRAPH_LISTS", 5)
+    tables = replace(index.tables)
+    assert index.tables.coarse is None and tables.coarse.has_graph
+    prepared_QD = index.tables.metric.prepare(QUERIES_QD)
+    efforts = []
+    probe = coarse.CoarseAssigner.probe
+    monkeypatch.setattr(
+        coarse.CoarseAssigner,
+        "probe",
+        lambda self, x, n, effort: (efforts.append(effort), probe(self, x, n, effort))[1],
+    )
+    for effort in (None, 7):  # a dozen centroids are all linked to one another: the graph finds what comparing does
+        found = tables.shortlist(prepared_QD, 20, SearchOptions(nprobe=4, ef_search=effort), index.segments, None, 1)
+        assert np.array_equal(found.ids, expected.ids)
+        np.testing.assert_allclose(found.values, expected.values, rtol=1e-4, atol=1e-3)
+    assert efforts == [None, 7]
+    tables.shortlist(prepared_QD, 20, SearchOptions(nprobe=99), index.segments, None, 1)
+    assert efforts == [None, 7], "all lists are visited: nothing is to be found"
+
+
+def test_inner_products_have_no_levels():
+    assert not built("ivf", "inner_product").tables.levels.any()
+    levels = built("ivf").tables.levels
+    assert (np.diff(levels) >= 0).all() and levels[0] < levels[-1]
+
+
+def test_levels_are_fitted_to_a_sample(monkeypatch):
+    monkeypatch.setattr(module, "_LEVEL_ROWS", 500)
+    index = built("ivf")
+    codes_NM, _, lists_N, _ = next(index.segments[0].blocks())
+    sampled = SearchTables.fit(index.tables.lookup, codes_NM, lists_N, index.tables.metric)
+    again = SearchTables.fit(index.tables.lookup, codes_NM[::3], lists_N[::3], index.tables.metric)
+    assert np.array_equal(sampled.levels, again.levels)
