@@ -1,15 +1,21 @@
-"""Codecs that earlier versions wrote load forever, and decode to the same vectors."""
+"""Codecs and indexes that earlier versions wrote load forever, and decode and find the same vectors."""
 
+import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qinco.codec import ProductCodec, load_codec
+from qinco.search import tables
+from qinco.search.index import Index
 from qinco.storage.header import read_header
+from qinco.storage.index_folder import read_index_manifest
 
 DATA = Path(__file__).parents[1] / "data"
 NAMES = ["golden-codec-v1", "golden-ivf-codec-v1", "golden-product-codec-v1"]
+INDEXES = ["golden-graph-index-v1", "golden-index-v1"]
 
 
 @pytest.fixture(params=NAMES)
@@ -21,6 +27,7 @@ def golden(request):
 
 def test_all_golden_files_are_tested():
     assert sorted(path.stem for path in DATA.glob("golden-*.safetensors")) == sorted(NAMES)
+    assert sorted(path.parent.name for path in DATA.glob("golden-*/manifest.json")) == INDEXES
 
 
 def test_they_decode_to_the_same_vectors(golden):
@@ -50,3 +57,74 @@ def test_their_header_is_of_version_one(name):
     header = read_header(DATA / f"{name}.safetensors")
     assert set(header) == {"kind", "format_version", "model", "num_parts", "encode", "provenance"}
     assert (header["kind"], header["format_version"]) == ("codec", 1)
+
+
+# Indexes
+
+
+@pytest.fixture(params=INDEXES)
+def golden_index(request, monkeypatch):
+    spec = importlib.util.spec_from_file_location("make_golden", DATA / "make_golden.py")
+    make_golden = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_golden)
+    monkeypatch.setattr(tables, "GRAPH_LISTS", make_golden.GRAPH_LISTS)  # few centroids are searched through a graph
+    return DATA / request.param, np.load(DATA / f"{request.param}.npz"), make_golden.SEARCHES
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_indexes_find_the_same_vectors(golden_index, mmap):
+    folder, arrays, searches = golden_index
+    index = Index.load(folder, mmap)
+    decoded_ND, ids_N = arrays["decoded"], arrays["ids"]
+    for number, options in enumerate(searches):
+        distances_QR, ids_QR = index.search(arrays["queries"], k=5, **options)
+        np.testing.assert_allclose(distances_QR, arrays[f"distances_{number}"], rtol=1e-4, atol=1e-4)
+        assert np.isin(ids_QR, ids_N).all()
+    np.testing.assert_allclose(index.reconstruct(ids_N), decoded_ND, rtol=0, atol=1e-6 * np.ptp(decoded_ND))
+    assert len(index) == len(ids_N) == 250 and len(np.unique(decoded_ND, axis=0)) > 20
+
+
+def test_indexes_are_what_they_were(golden_index):
+    folder, arrays, _ = golden_index
+    index = Index.load(folder)
+    assert index.next_id == arrays["ids"].max() + 1
+    assert index.codec.fingerprint() == index.codec_fingerprint
+    if folder.name == "golden-index-v1":
+        assert (index.metric, index.num_lists, index.codec.is_ivf) == ("l2", 6, True)
+        assert index.pairwise.num_pairs > 0 and index.tables.graph is None
+        assert index.tables.partition_VD is None and index.segments[0].ids.dtype == np.uint32
+        assert index.options == tables.SearchOptions()
+    else:
+        assert (index.metric, index.num_lists, index.codec.is_ivf) == ("cosine", 20, False)
+        assert index.pairwise is None and index.tables.graph is index.tables.coarse is not None
+        assert index.tables.partition_VD is not None and index.segments[0].ids.dtype == np.int64
+        assert index.options == tables.SearchOptions(4, 30, None, 8)
+
+
+def test_indexes_are_changed_and_saved(golden_index, tmp_path):
+    folder, arrays, _ = golden_index
+    shutil.copytree(folder, tmp_path / "index")
+    index = Index.load(tmp_path / "index")
+    before = index.search(arrays["queries"], num_short=250, nprobe=40)[0]
+    assert index.add(arrays["queries"]).tolist()[0] == arrays["ids"].max() + 1
+    assert index.remove(arrays["ids"][:9]) == 9
+    index.save(tmp_path / "index")
+    again = Index.load(tmp_path / "index")
+    found = again.search(arrays["queries"], num_short=291, nprobe=40)
+    assert len(again) == 291 and all(
+        np.array_equal(*pair)
+        for pair in zip(found, index.search(arrays["queries"], num_short=291, nprobe=40), strict=True)
+    )
+    assert before.shape == found[0].shape and not np.array_equal(before, found[0])
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_their_manifest_is_of_version_one(name):
+    manifest = read_index_manifest(DATA / name)
+    arrays = {f"{name}.npy" for name in ("centroids", "tables", "levels", "starts", "codes", "ids")}
+    extra = {"golden-index-v1": "pairwise.safetensors", "golden-graph-index-v1": "graph.faissindex"}[name]
+    assert set(manifest.files) == arrays | {"codec.safetensors", extra}
+    assert set(manifest.settings) == {
+        "metric", "radius", "num_lists", "adds_centroids", "dim", "code_size", "codebook_size", "next_id", "codec",
+        "options",
+    }  # fmt: skip

@@ -13,7 +13,7 @@ ROOT = Path(qinco.__file__).parent
 # A room may import rooms of lower levels, and itself; rooms of one level do not know each other.
 LEVELS = [
     ["errors", "version"],
-    ["config", "files"],
+    ["config", "files", "memory"],
     ["codes"],
     ["vectors", "native"],
     ["maths"],
@@ -27,8 +27,11 @@ LEVELS = [
     ["__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-FAISS = {"engines/coarse.py", "maths/clustering.py", "search/faiss_file.py", "codec/product.py"}
-ACCELERATE = {"training/processes.py"}
+HOMES = {
+    "faiss": {"engines/coarse.py", "maths/clustering.py", "search/faiss_file.py", "codec/product.py"},
+    "accelerate": {"training/processes.py"},
+    "matplotlib": {"search/front_plot.py"},
+}
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 
@@ -68,10 +71,10 @@ def test_the_walk_sees_imports():
     assert "accelerate" in imports("training/processes.py") - imports("training/processes.py", top_level_only=True)
 
 
-@pytest.mark.parametrize(("library", "homes"), [("faiss", FAISS), ("accelerate", ACCELERATE)])
-def test_libraries_have_their_places(library, homes):
+@pytest.mark.parametrize("library", HOMES)
+def test_libraries_have_their_places(library):
     users = {path for path in FILES if any(name.split(".")[0] == library for name in imports(path))}
-    assert users and users <= homes
+    assert users and users <= HOMES[library]
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if room(p) in ("model", "maths", "engines", "training")])
@@ -88,7 +91,7 @@ def test_importing_the_package_loads_nothing_heavy(statement):
     code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "qinco" in loaded
-    assert not {"torch", "faiss", "accelerate", "safetensors", "sklearn", "scipy"} & set(loaded)
+    assert not {"torch", "faiss", "accelerate", "safetensors", "sklearn", "scipy", "matplotlib"} & set(loaded)
 
 
 def test_every_public_name_is_there():

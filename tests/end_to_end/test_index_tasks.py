@@ -9,6 +9,7 @@ import pytest
 import qinco
 from qinco.cli import main
 from qinco.engines.coarse import GRAPH_LISTS
+from qinco.search.judge import measure
 from qinco.storage.index_folder import read_index
 from qinco.vectors.formats import write_vectors
 
@@ -282,6 +283,23 @@ def test_results_are_written_resumed_and_drawn(tmp_path, capsys):
     assert run_json(capsys, "info", f"{tmp_path}/s.json")["num_settings"] == len(more)
 
 
+def test_an_interrupted_sweep_says_where_its_results_are(tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def interrupt(*arguments):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(measure(*arguments))
+        return measured[0]
+
+    monkeypatch.setattr("qinco.cli.searching.measure", interrupt)
+    assert main(command("index=ix", f"output={tmp_path}/s.json")) == 130
+    assert "resume=true" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "s.json").read_text())["settings"]) == 1
+    assert main(command("index=ix")) == 130
+    assert "resume=true" not in capsys.readouterr().err
+
+
 def test_the_front_is_a_table(capsys):
     capsys.readouterr()
     run(*command("index=ix", "threads=1"))
@@ -312,6 +330,23 @@ def test_info(capsys):
     assert pairs["table_bytes"] <= Path("pairs.safetensors").stat().st_size
     theirs = run_json(capsys, "info", "ix.faissindex")
     assert (theirs["num_lists"], theirs["code_size"], theirs["codebook_size"]) == (LISTS, 3, 16)
+
+
+def test_a_damaged_index_is_refused_by_the_name_of_the_file(tmp_path, capsys):
+    codes = ["encoded_trainset=ivf_train", "encoded_db=ivf_base", "trainset=train.npy", "model=ivf.safetensors"]
+    run("build_index", *codes, f"output={tmp_path}/ix")
+    (damaged,) = (tmp_path / "ix").glob("codes-*.npy")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
+    for arguments in (["info", f"{tmp_path}/ix"], command(f"index={tmp_path}/ix")):
+        capsys.readouterr()
+        assert main(arguments) == 3
+        assert str(damaged) in capsys.readouterr().err
+    content = Path("ix.faissindex").read_bytes()
+    (tmp_path / "ix.faissindex").write_bytes(content[:-1])
+    for arguments in (["info", f"{tmp_path}/ix.faissindex"], command(f"index={tmp_path}/ix.faissindex")):
+        capsys.readouterr()
+        assert main(arguments) == 3
+        assert "ix.faissindex" in capsys.readouterr().err
 
 
 def test_an_index_replaces_another_only_if_it_is_told_to(tmp_path, capsys):
@@ -506,7 +541,7 @@ def test_wrong_input_is_one_clear_line(name, folder, wrong_files, capsys):
 
 
 def test_pairs_that_need_more_memory_than_is_free_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("qinco.cli.indexing._free_memory", lambda: 1 << 16)
+    monkeypatch.setattr("qinco.cli.indexing.free_memory", lambda: 1 << 16)
     assert main([*PAIRS.split(), f"output={tmp_path}/pairs.pt"]) == 4
     assert "n_pairwise_codebooks=" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,5 @@
 """The tasks between vectors and codes, and between codec files: encode, decode, convert, ivf_centroids."""
 
-import os
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from qinco.config import checkpoint_search
 from qinco.errors import ConfigError, DataError
 from qinco.files import check_output
 from qinco.maths.clustering import coarse_kmeans
+from qinco.memory import free_memory
 from qinco.storage.code_store import read_manifest
 from qinco.storage.codec_file import CHECKPOINT_SUFFIX
 from qinco.storage.encoded_set import EncodedSet, lists_beside, open_encoded_set
@@ -197,8 +197,7 @@ def ivf_centroids(settings: Settings, console: Console) -> None:
 def _sample_rows(source, count: int, console: Console) -> int:
     """How many vectors k-means takes: enough for each centroid, and no more than half of the memory holds."""
     wanted = min(len(source), _POINTS_PER_CENTROID * count)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    held = max(count, free // 2 // (4 * source.dim))
+    held = max(count, free_memory() // 2 // (4 * source.dim))
     if wanted > held:
         console.warn(f"k-means takes {held:,} of {wanted:,} vectors, as many as half of the free memory holds")
     return min(wanted, held)

@@ -3,10 +3,8 @@
 Shape suffixes: N vectors, S of them drawn at random, D dimension, M codes of a vector, V lists.
 """
 
-import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -33,6 +31,7 @@ from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codeboo
 from qinco.engines.scan import ENTRIES
 from qinco.errors import ConfigError, ResourceError
 from qinco.files import check_output
+from qinco.memory import free_memory
 from qinco.search import build as building
 from qinco.search.faiss_file import check_index_key, write_faiss
 from qinco.search.faiss_layout import read_layout
@@ -64,6 +63,8 @@ def build_index(settings: Settings, console: Console) -> None:
     source, train = open_encoded_vectors(settings, train)
     database = database.limit(settings["ds.db"])
     centroids_VD = read_list_centroids(settings, codec, database, source.dim)
+    key = _index_key(settings, 1 if centroids_VD is None else len(centroids_VD), database) if is_faiss else None
+    pairwise = open_pairwise(settings, *database.sizes, source.dim, centroids_VD)
     begun = time.monotonic()
     with TemporaryFile(dir=Path(settings["output"]).absolute().parent) as scratch:
         sample = draw(settings, console, codec, source, train, centroids_VD)
@@ -71,8 +72,6 @@ def build_index(settings: Settings, console: Console) -> None:
         if centroids_VD is None:
             centroids_VD = sample.mean()
             sample = replace(sample, lists_S=np.zeros(len(sample.rows_S), np.int32))
-        key = _index_key(settings, len(centroids_VD), database) if is_faiss else None
-        pairwise = open_pairwise(settings, *database.sizes, source.dim, centroids_VD)
         database = _in_lists(database, codec, centroids_VD, console, scratch)
         with console.progress(len(database), "vector", "checking codes") as progress:
             for number, _ in enumerate(database.blocks(len(centroids_VD))):
@@ -117,7 +116,6 @@ def train_pairwise_decoder(settings: Settings, console: Console) -> None:
     sample = draw(settings, console, codec, source, train, centroids_VD)
     count = int((~sample.is_held_S).sum())
     _announce_pairs(console, num_pairs, train, source.dim, count, dtype)
-
     lookup, lookup_mse = fit_lookup(settings, console, sample, train.sizes, centroids_VD)
     target = sample
     if codec is not None:
@@ -160,20 +158,13 @@ def _announce_pairs(console: Console, num_pairs: int, train: Encoded, dim: int, 
     tables = table_bytes(num_pairs, train.codebook_size, dim, dtype)
     needed = fit_bytes(count, num_pairs, train.codebook_size, dim, dtype) + 4 * dim * count
     size = f"tables of {tables / 2**20:,.0f} MiB, and {(needed - tables) / 2**20:,.0f} MiB while they are fitted"
-    free = _free_memory()
+    free = free_memory()
     if needed > free:
         raise ResourceError(
             f"{num_pairs} pairs at {count:,} vectors take {size}, and {free / 2**20:,.0f} MiB are free: give fewer "
             "pairs (n_pairwise_codebooks=), tables=float16, or fewer vectors (search.aq_training_samples=)"
         )
     console.info(f"fitting {num_pairs} pairs of codes at most to {count:,} vectors: {size}")
-
-
-def _free_memory() -> int:
-    """Bytes that can be had without swapping: what the kernel says, or else what nothing uses at all."""
-    with suppress(OSError, StopIteration), Path("/proc/meminfo").open() as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 # Checks
@@ -262,7 +253,7 @@ def _write_folder(
         if codec is not None:
             codec.save(writer.file(CODEC))
         if pairwise is not None:
-            save_pairwise(writer.file(PAIRWISE), pairwise)
+            save_pairwise(writer.file(PAIRWISE), replace(pairwise, centroids_VD=None))
         lists = building.fill_lists(
             tables, lambda: encoded.blocks(tables.num_lists), range(len(encoded)),
             lambda _, done, __: progress.update(done), writer.array,

@@ -119,10 +119,8 @@ def _report(settings: Settings, console: Console, result: SweepResult, report: d
         count = report["threads"]
         title = f"{report['num_queries']:,} queries, {count} thread{'s' if count > 1 else ''}"
         plot_fronts(settings["plot"], {Path(settings["index"]).name: result.points()}, title)
-    console.info(
-        f"measured {len(result.measured)} of {len(result.measured) + len(result.skipped)} settings, the others cannot be "
-        f"the best for any time; those that are:"
-    )
+    total = len(result.measured) + len(result.skipped)
+    console.info(f"measured {len(result.measured)} of {total} settings, the others cannot be the best for any time:")
     if settings["json"]:
         console.print_result(report, True)
     else:

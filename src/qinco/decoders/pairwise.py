@@ -7,11 +7,9 @@ Shape suffixes: N vectors, n vectors of a block, D dimension, M codes of a vecto
 list, S = M + I streams, P pairs, J = K² joint codes.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from qinco.decoders.lookup import LookupDecoder, checked_codes
 from qinco.decoders.pair_tables import fit_pair_tables
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.maths.clustering import kmeans, nearest
+from qinco.memory import free_memory
 
 LIST_STREAMS = 5
 MOST_CODEWORDS = 256
@@ -189,18 +188,9 @@ def quantize_lists(centroids_VD: np.ndarray, codebook_size: int, seed: int = 0) 
 
 
 def _check_memory(needed: int) -> None:
-    free = _free_bytes()
+    free = free_memory()
     if needed > free:
         raise ResourceError(
             f"fitting the pairwise decoder takes {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free: "
             "fit fewer pairs (n_pairwise_codebooks=), tables in float16, or to fewer vectors"
         )
-
-
-def _free_bytes() -> int:
-    """Memory that can be had without swapping: what the kernel says, or else what nothing uses at all."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

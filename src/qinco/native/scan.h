@@ -18,7 +18,7 @@ namespace ISA {
 
 constexpr int BLOCK = 64;       // vectors of a block
 constexpr int ENTRIES = 256;    // of a table
-constexpr int MANY = 8 * BLOCK; // vectors left in a list that are worth tables of bytes
+constexpr int MANY = 8 * BLOCK;         // vectors left in a list that are worth tables of bytes
 constexpr int MOST_QUERIES = 2 * TILE;  // of a group: they share what a product loads into the cache
 constexpr int MOST_BYTE_TABLES = 257;   // whose sums fit in 16 bits
 
@@ -279,8 +279,8 @@ class ListWorker {
     float least[MOST_BYTE_TABLES], range = 0;
     lowest = largest = 0;
     for (int m = 0; m <= M; m++) {
-      vector low = load(table + m * ENTRIES), high = low;
-      for (int k = VECTOR; k < ENTRIES; k += VECTOR) {
+      vector low = vector{} + INFINITY, high = -low;  // what is no number passes by them
+      for (int k = 0; k < ENTRIES; k += VECTOR) {
         const vector v = load(table + m * ENTRIES + k);
         low = v < low ? v : low;
         high = v > high ? v : high;

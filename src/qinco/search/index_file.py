@@ -31,7 +31,7 @@ def save_index(index: Index, folder: str | os.PathLike) -> None:
         if index.codec is not None:
             index.codec.save(writer.file(CODEC))
         if index.pairwise is not None:
-            save_pairwise(writer.file(PAIRWISE), index.pairwise)
+            save_pairwise(writer.file(PAIRWISE), replace(index.pairwise, centroids_VD=None))
         lists = index.segments[0] if len(index.segments) == 1 else InvertedLists.merged(index.segments)
         for name in ("starts", "codes", "ids"):
             writer.put(name, getattr(lists, name))
@@ -100,8 +100,8 @@ def _load(opened: IndexFolder, codec: Codec | ProductCodec | None, device: str) 
     tables = SearchTables(lookup, np.array(arrays["levels"]), metric, graph, None if adds_centroids else centroids_VD)
     codec = _codec_of(opened, codec, fingerprint, device)
     pairwise = load_pairwise(opened.files[PAIRWISE]) if PAIRWISE in opened.files else None
-    if pairwise is not None and pairwise.num_lists:
-        pairwise = replace(pairwise, centroids_VD=lookup.centroids_VD)
+    if pairwise is not None and np.array_equal(pairwise.centroids_VD, centroids_VD):
+        pairwise = replace(pairwise, centroids_VD=centroids_VD)  # once in memory
     return Index(
         codec, tables, [lists], pairwise=pairwise, options=options, next_id=next_id, codec_fingerprint=fingerprint
     )

@@ -126,7 +126,7 @@ def test_sums_that_are_rounded_a_lot_lose_no_vector(base, size, lift, seed):
     """Where a list is far away or entries are large, vectors differ by as little as the rounding of their sums."""
     random = np.random.default_rng(seed)
     tables_MKD = random.integers(-size, size, (8, 256, 1)).astype(np.float32)
-    tables_MKD[:2] += np.array([[[lift]], [[-lift]]], np.float32)
+    tables_MKD[[0, -1]] += np.array([[[lift]], [[-lift]]], np.float32)
     codes_NM = random.integers(0, 256, (5000, 8), np.uint8)
     scanner = NativeScanner(np.zeros((1, 1), np.float32), tables_MKD, NO_LEVELS, False)
     values, ids, *_ = scanner.scan(
@@ -140,15 +140,16 @@ def test_sums_that_are_rounded_a_lot_lose_no_vector(base, size, lift, seed):
     assert np.array_equal(values[0], np.sort(wanted_N)[:20])
 
 
-@pytest.mark.parametrize("entry", [1e38, -1e38])
+@pytest.mark.parametrize("entry", [(1e38, 1e38, 1e38), (-1e38, -1e38, -1e38), (1e38, -1e38, 0)], ids=str)
 def test_an_entry_that_overflows_hides_no_other(entry):
-    """A table that holds an infinity cannot be rounded to bytes; vectors whose codes are other ones do not feel it."""
-    codes_NM = np.random.default_rng(0).integers(1, 256, (3000, 4))
+    """A table may hold what cannot be rounded to bytes: vectors whose codes are other ones do not feel it."""
+    codes_NM = np.random.default_rng(0).integers(4, 256, (3000, 4))
     tables_MKD, queries_QD = normal(4, 256, 3), 100 * np.abs(normal(5, 3, seed=1))
+    tables_MKD[2, 19] = 5  # the least in the register that the entry is looked at in
     wanted = search(
         NativeScanner(np.zeros((1, 3), np.float32), tables_MKD, NO_LEVELS, False), queries_QD, [one_list(codes_NM)]
     )
-    tables_MKD[2, 0] = entry
+    tables_MKD[2, 3] = entry
     found = search(
         NativeScanner(np.zeros((1, 3), np.float32), tables_MKD, NO_LEVELS, False), queries_QD, [one_list(codes_NM)]
     )

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,21 @@ def test_a_loaded_index_is_changed_and_saved_over_itself(tmp_path, mmap):
         assert len(again.segments) == 1 and again.next_id == 2**33 + 300
     assert again.add(vectors(1)).tolist() == [2**33 + 300]
     assert np.array_equal(Index.load(tmp_path).search(QUERIES_QD)[0], before[0]), "only a save changes the disk"
+
+
+def test_a_pairwise_decoder_keeps_its_own_centroids(tmp_path):
+    """It may have been fitted elsewhere, to centroids that the index's tables have moved."""
+    index = copied(built("ivf", pairwise=True))
+    index.pairwise = replace(index.pairwise, centroids_VD=index.codec.coarse_centroids)
+    index.save(tmp_path)
+    loaded = Index.load(tmp_path)
+    assert not np.array_equal(index.codec.coarse_centroids, index.tables.centroids_VD)
+    assert np.array_equal(loaded.pairwise.centroids_VD, index.codec.coarse_centroids) and same(
+        loaded, index, num_short=0
+    )
+    built("ivf", pairwise=True).save(tmp_path)
+    loaded = Index.load(tmp_path)
+    assert loaded.pairwise.centroids_VD is loaded.tables.centroids_VD
 
 
 def test_ids_are_not_used_again_after_a_load(tmp_path):
