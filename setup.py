@@ -59,9 +59,7 @@ class BuildEngine(build_ext):
 engine = Extension(
     "qinco.native.engine",
     sources=[str(source) for source in SOURCES],
-    depends=[
-        str(FOLDER / name) for name in ("engine.h", "lists.h", "arithmetic.h", "selection.h", "kernels.h", "scan.h")
-    ],
+    depends=sorted(map(str, FOLDER.glob("*.h"))),
     optional=True,
 )
 setup(ext_modules=[engine], cmdclass={"build_ext": BuildEngine})

@@ -10,6 +10,7 @@ from qinco.codec.codec import Codec
 from qinco.codec.product import ProductCodec, load_codec
 from qinco.config import require_bool, require_int
 from qinco.decoders.lookup import LookupDecoder
+from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.engines.coarse import CoarseAssigner
 from qinco.engines.lists import InvertedLists
 from qinco.errors import ConfigError, DataError
@@ -31,7 +32,7 @@ def save_index(index: Index, folder: str | os.PathLike) -> None:
         if index.codec is not None:
             index.codec.save(writer.file(CODEC))
         if index.pairwise is not None:
-            save_pairwise(writer.file(PAIRWISE), replace(index.pairwise, centroids_VD=None))
+            put_pairwise(writer, index.pairwise, index.tables)
         lists = index.segments[0] if len(index.segments) == 1 else InvertedLists.merged(index.segments)
         for name in ("starts", "codes", "ids"):
             writer.put(name, getattr(lists, name))
@@ -60,6 +61,12 @@ def put_tables(writer: IndexWriter, tables: SearchTables) -> None:
     writer.put("levels", tables.levels)
     if tables.coarse is not None:
         writer.file(GRAPH).write_bytes(tables.coarse.serialize())
+
+
+def put_pairwise(writer: IndexWriter, pairwise: PairwiseDecoder, tables: SearchTables) -> None:
+    """Write a pairwise decoder, with its centroids where they are not those of the index: it was fitted elsewhere."""
+    is_shared = np.array_equal(pairwise.centroids_VD, tables.lookup.centroids_VD)
+    save_pairwise(writer.file(PAIRWISE), replace(pairwise, centroids_VD=None) if is_shared else pairwise)
 
 
 def load_index(
@@ -100,8 +107,8 @@ def _load(opened: IndexFolder, codec: Codec | ProductCodec | None, device: str) 
     tables = SearchTables(lookup, np.array(arrays["levels"]), metric, graph, None if adds_centroids else centroids_VD)
     codec = _codec_of(opened, codec, fingerprint, device)
     pairwise = load_pairwise(opened.files[PAIRWISE]) if PAIRWISE in opened.files else None
-    if pairwise is not None and np.array_equal(pairwise.centroids_VD, centroids_VD):
-        pairwise = replace(pairwise, centroids_VD=centroids_VD)  # once in memory
+    if pairwise is not None and pairwise.num_lists and pairwise.centroids_VD is None:
+        pairwise = replace(pairwise, centroids_VD=centroids_VD)
     return Index(
         codec, tables, [lists], pairwise=pairwise, options=options, next_id=next_id, codec_fingerprint=fingerprint
     )

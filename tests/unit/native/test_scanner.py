@@ -140,7 +140,7 @@ def test_sums_that_are_rounded_a_lot_lose_no_vector(base, size, lift, seed):
     assert np.array_equal(values[0], np.sort(wanted_N)[:20])
 
 
-@pytest.mark.parametrize("entry", [(1e38, 1e38, 1e38), (-1e38, -1e38, -1e38), (1e38, -1e38, 0)], ids=str)
+@pytest.mark.parametrize("entry", [1e38, -1e38, np.nan])
 def test_an_entry_that_overflows_hides_no_other(entry):
     """A table may hold what cannot be rounded to bytes: vectors whose codes are other ones do not feel it."""
     codes_NM = np.random.default_rng(0).integers(4, 256, (3000, 4))
