@@ -1,0 +1,85 @@
+// Decoding: reconstructions of a tile of codes, and the second step's streams of all pairs of codes.
+#pragma once
+#include "worker.h"
+
+namespace ISA {
+
+template <class A>
+class Decoder {
+  const Model<A>& model;
+  Worker<A> worker;
+  const int D, Dp;
+  array<float> reached, next, stream_x, hidden_x, stream;
+  array<typename A::element> narrow_rows, narrow_outputs;
+  std::vector<int32_t> column, own;
+
+ public:
+  explicit Decoder(const Model<A>& m) : model(m), worker(m), D(m.size.dim), Dp(padded(m.size.dim)), column(ROWS), own(ROWS) {
+    const int Ep = padded(m.size.stream), Hp = padded(m.size.hidden);
+    reached = allocate<float>(size_t(ROWS) * Dp), stream = allocate<float>(size_t(ROWS) * Ep);
+    stream_x = allocate<float>(size_t(ROWS) * Ep), hidden_x = allocate<float>(size_t(ROWS) * Hp);
+    narrow_rows = allocate<typename A::element>(size_t(ROWS) * Dp);
+    narrow_outputs = allocate<typename A::element>(size_t(ROWS) * Ep);
+    for (int i = 0; i < ROWS; i++) own[i] = i;
+  }
+
+  int vectors() const { return ROWS; }
+
+  // codes (count, steps) -> out (count, D), from `start` (count, D) or zeros
+  void run(const uint16_t* codes, const float* start, int steps, int count, float* out) {
+    for (int i = 0; i < count; i++) {
+      memset(reached.get() + size_t(i) * Dp, 0, Dp * 4);
+      if (start) memcpy(reached.get() + size_t(i) * Dp, start + size_t(i) * D, D * 4);
+    }
+    for (int m = 0; m < steps; m++) {
+      for (int i = 0; i < count; i++) column[i] = codes[size_t(i) * steps + m];
+      const Step<A>& step = model.steps[m];
+      if (m == 0 && model.size.first_is_bare) {
+        for (int i = 0; i < count; i++)
+          for (int d = 0; d < Dp; d += VECTOR) {
+            float* to = reached.get() + size_t(i) * Dp + d;
+            store(to, load(to) + load(step.codebook[column[i]] + d));
+          }
+        continue;
+      }
+      Worker<A>::narrowed(reached.get(), narrow_rows.get(), count, Dp);
+      worker.project(step, count, narrow_rows.get(), stream_x.get(), hidden_x.get());
+      worker.network(step, count, column.data(), own.data(), stream_x.get(), hidden_x.get(), stream.get());
+      worker.add_outputs(step, count, column.data(), stream.get(), reached.get(), narrow_outputs.get());
+    }
+    for (int i = 0; i < count; i++) memcpy(out + size_t(i) * D, reached.get() + size_t(i) * Dp, D * 4);
+  }
+};
+
+// Streams of the second step for one code of a bare first step and all codes of its own.
+template <class A>
+class PairTabulator {
+  using T = typename A::element;
+  const Model<A>& model;
+  const int Dp, Ep, K;
+  Worker<A> worker;
+  array<T> row;
+  array<float> stream_x, hidden_x, stream;
+  std::vector<int32_t> codes, parents;
+
+ public:
+  explicit PairTabulator(const Model<A>& m)
+      : model(m), Dp(padded(m.size.dim)), Ep(padded(m.size.stream)), K(m.size.codewords), worker(m),
+        row(allocate<T>(Dp)), stream_x(allocate<float>(Ep)), hidden_x(allocate<float>(padded(m.size.hidden))),
+        stream(allocate<float>(size_t(ROWS) * Ep)), codes(ROWS), parents(ROWS) {}
+
+  int vectors() const { return 1; }
+
+  void run(int first_code, T* out) {
+    const Step<A>& step = model.steps[1];
+    Worker<A>::narrowed(model.steps[0].codebook[first_code], row.get(), 1, Dp);
+    worker.project(step, 1, row.get(), stream_x.get(), hidden_x.get());
+    for (int from = 0; from < K; from += ROWS) {
+      const int rows = std::min(ROWS, K - from);
+      for (int i = 0; i < rows; i++) codes[i] = from + i;
+      worker.network(step, rows, codes.data(), parents.data(), stream_x.get(), hidden_x.get(), stream.get());
+      Worker<A>::narrowed(stream.get(), out + size_t(from) * Ep, rows, Ep);
+    }
+  }
+};
+}  // namespace ISA
