@@ -1,12 +1,12 @@
 // Search in inverted lists for one instruction set: nearest centroids, look-up tables, scan and shortlist.
 //
-// The value of a vector is the base of its list plus one table entry for each code and for the scalar. Where the processor
-// permutes bytes (AVX512-VBMI) the tables are rounded down to bytes of a common step, 64 codes are looked up at once, and
-// only vectors whose sum could be among the nearest are summed in float32: the shortlist is that of the float tables.
+// The value of a vector is the base of its list plus one table entry for each code and for the scalar. The tables are
+// rounded down to bytes of a common step, 64 (AVX512-VBMI) or 32 (AVX2) codes are looked up at once, and only vectors whose
+// sum could be among the nearest are summed in float32: the shortlist is that of the float tables.
 #pragma once
 #include <cmath>
 #include <utility>
-#if VECTOR == 16
+#if VECTOR >= 8
 #include <immintrin.h>
 #endif
 
@@ -40,10 +40,11 @@ struct ScannerTables {
   std::vector<float> norms;         // of the centroids
   std::vector<float> levels;
   float longest = 0;                // centroid
-  bool permutes_bytes = false;
+  bool permutes_bytes = false;      // whether the processor has AVX512-VBMI
+  const bool fits_bytes;            // whether sums of bytes fit in 16 bits
 
   ScannerTables(const qinco_scanner_sizes& sizes, const float* centroids_VD, const float* tables_MKD, const float* given)
-      : size(sizes), norms(sizes.lists), levels(given, given + ENTRIES) {
+      : size(sizes), norms(sizes.lists), levels(given, given + ENTRIES), fits_bytes(sizes.steps + 1 <= MOST_BYTE_TABLES) {
     centroids.pack(centroids_VD, size.lists, size.dim);
     centroid_rows.pack(centroids_VD, size.lists, size.dim);
     tables.pack(tables_MKD, size.steps * ENTRIES, size.dim);
@@ -55,7 +56,7 @@ struct ScannerTables {
       longest = std::max(longest, std::sqrt(norms[v]));
     }
 #if VECTOR == 16
-    permutes_bytes = __builtin_cpu_supports("avx512vbmi") && size.steps + 1 <= MOST_BYTE_TABLES;
+    permutes_bytes = __builtin_cpu_supports("avx512vbmi");
 #endif
   }
 };
@@ -168,7 +169,7 @@ class ListWorker {
           const int width = std::min<int64_t>(BLOCK, end - row);
           const Found where = {bases[j], list, s, row};
           const bool is_worth_it = row == begin || end - row >= MANY;
-          if (scanner.permutes_bytes && !has_bytes && is_worth_it && shortlist.limit < INFINITY) {
+          if (scanner.fits_bytes && !has_bytes && is_worth_it && shortlist.limit < INFINITY) {
             round_down(table, *std::min_element(bases + j, bases + request.num_probes));
             has_bytes = true;
           }
@@ -232,16 +233,29 @@ class ListWorker {
     for (int i = 0; i < width; i++) keep(request, where, i, sums[i]);
   }
 
-#if VECTOR == 16
-  __attribute__((target("avx512vbmi"))) void by_bytes(const qinco_scan& request, const Found& where, const uint8_t* codes,
-                                                      int width, const float* table) {
+  void by_bytes(const qinco_scan& request, const Found& where, const uint8_t* codes, int width, const float* table) {
     // Sums of floats are rounded, that of the candidate like those here: what could be within the limit is looked at.
     const float rounding = (M + 4) * 1.2e-7f * (std::fabs(where.value) + largest);
     const float units = (shortlist.limit - where.value - lowest + rounding) / step * 1.0001f + 1;
     if (units < 0) return;
-    const __m512i most = _mm512_set1_epi16((short)(uint16_t)std::min(65535.f, units));  // all where it is no number
-    const __mmask64 there = width == BLOCK ? ~__mmask64(0) : (__mmask64(1) << width) - 1;
-    const __m512i low_byte = _mm512_set1_epi16(255);
+    const uint16_t most = std::min(65535.f, units);  // all where it is no number
+    const uint64_t there = width == BLOCK ? ~uint64_t(0) : (uint64_t(1) << width) - 1;
+#if VECTOR == 16
+    uint64_t lanes = scanner.permutes_bytes ? by_permutes(codes, width, there, most) : by_shuffles(codes, width, most);
+#else
+    uint64_t lanes = by_shuffles(codes, width, most);
+#endif
+    for (lanes &= there; lanes; lanes &= lanes - 1) {
+      const int lane = __builtin_ctzll(lanes);
+      keep(request, where, lane, value_of(codes, width, lane, where.value, table));
+    }
+  }
+
+  // The lanes of a block whose sums of bytes are at most `most`.
+#if VECTOR == 16
+  __attribute__((target("avx512vbmi"))) uint64_t by_permutes(const uint8_t* codes, int width, uint64_t there,
+                                                             uint16_t most) const {
+    const __m512i low_byte = _mm512_set1_epi16(255), limit = _mm512_set1_epi16((short)most);
     __m512i even = _mm512_setzero_si512(), odd = even;
     for (int m = 0; m <= M; m++) {
       const uint8_t* bytes = coarse.get() + m * ENTRIES;
@@ -255,16 +269,52 @@ class ListWorker {
       even = _mm512_add_epi16(even, _mm512_and_si512(value, low_byte));
       odd = _mm512_add_epi16(odd, _mm512_srli_epi16(value, 8));
     }
-    uint64_t lanes = _pdep_u64(_mm512_cmple_epu16_mask(even, most), 0x5555555555555555) |
-                     _pdep_u64(_mm512_cmple_epu16_mask(odd, most), 0xaaaaaaaaaaaaaaaa);
-    for (lanes &= there; lanes; lanes &= lanes - 1) {
-      const int lane = __builtin_ctzll(lanes);
-      keep(request, where, lane, value_of(codes, width, lane, where.value, table));
+    return _pdep_u64(_mm512_cmple_epu16_mask(even, limit), 0x5555555555555555) |
+           _pdep_u64(_mm512_cmple_epu16_mask(odd, limit), 0xaaaaaaaaaaaaaaaa);
+  }
+#endif
+
+#if VECTOR >= 8
+  // A shuffle takes the low four bits of a code; the others choose among sixteen shuffles, two by two.
+  uint64_t by_shuffles(const uint8_t* codes, int width, uint16_t most) const {
+    const __m256i low_bits = _mm256_set1_epi8(15), low_byte = _mm256_set1_epi16(255);
+    const __m256i limit = _mm256_set1_epi16((short)most);
+    __m256i even[2] = {}, odd[2] = {};
+    uint8_t padded[BLOCK] = {};
+    for (int m = 0; m <= M; m++) {
+      const uint8_t* row = codes + m * width;
+      if (width < BLOCK) row = (const uint8_t*)memcpy(padded, row, width);
+      const __m128i* entries = (const __m128i*)(coarse.get() + m * ENTRIES);
+      for (int half = 0; half < 2; half++) {
+        const __m256i code = _mm256_loadu_si256((const __m256i*)row + half), place = _mm256_and_si256(code, low_bits);
+        __m256i value[16];
+        for (int j = 0; j < 16; j++)
+          value[j] = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128(entries + j)), place);
+        for (int bit = 4, left = 8; left; bit++, left /= 2) {
+          const __m256i chosen = _mm256_slli_epi16(code, 7 - bit);  // the bit comes to the top of its byte
+          for (int j = 0; j < left; j++) value[j] = _mm256_blendv_epi8(value[2 * j], value[2 * j + 1], chosen);
+        }
+        even[half] = _mm256_add_epi16(even[half], _mm256_and_si256(value[0], low_byte));
+        odd[half] = _mm256_add_epi16(odd[half], _mm256_srli_epi16(value[0], 8));
+      }
     }
+    uint64_t lanes = 0;
+    for (int half = 0; half < 2; half++) {
+      const __m256i near_even = _mm256_cmpeq_epi16(_mm256_min_epu16(even[half], limit), even[half]);
+      const __m256i near_odd = _mm256_cmpeq_epi16(_mm256_min_epu16(odd[half], limit), odd[half]);
+      const __m256i near = _mm256_blendv_epi8(near_even, near_odd, _mm256_set1_epi16((short)0xff00));
+      lanes |= uint64_t(uint32_t(_mm256_movemask_epi8(near))) << 32 * half;
+    }
+    return lanes;
   }
 #else
-  void by_bytes(const qinco_scan& request, const Found& where, const uint8_t* codes, int width, const float* table) {
-    by_floats(request, where, codes, width, table);
+  uint64_t by_shuffles(const uint8_t* codes, int width, uint16_t most) const {
+    uint16_t sums[BLOCK] = {};
+    for (int m = 0; m <= M; m++)
+      for (int i = 0; i < width; i++) sums[i] += coarse[m * ENTRIES + codes[m * width + i]];
+    uint64_t lanes = 0;
+    for (int i = 0; i < width; i++) lanes |= uint64_t(sums[i] <= most) << i;
+    return lanes;
   }
 #endif
 
