@@ -27,6 +27,7 @@ from qinco.vectors.source import VectorSource
 
 _HELD_OUT = 20  # of so many training vectors one tells how well the tables decode vectors that they were not fitted to
 _FEWEST_HELD_OUT = 50
+_MOVED = 0.25  # of the centroids' variance: by more none are moved that are fitted to the same lists
 _ENCODED_ROWS = 100_000  # that are encoded to fit tables to, unless more are asked for
 
 Decode = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
@@ -102,12 +103,26 @@ def _held_out(count: int) -> np.ndarray:
 
 
 def fit_lookup(
-    settings: Settings, console: Console, sample: Sample, sizes: tuple[int, int], centroids_VD: np.ndarray | None
+    settings: Settings,
+    console: Console,
+    sample: Sample,
+    sizes: tuple[int, int],
+    centroids_VD: np.ndarray | None,
+    *,
+    moves_centroids: bool,
 ) -> tuple[LookupDecoder, float]:
-    """Look-up tables, and their mean squared error on vectors that were held out."""
+    """Look-up tables, added to centroids where there are some, and their mean squared error on vectors held out.
+
+    moves_centroids: whether the centroids may be fitted, too
+    """
     chosen_S = ~sample.is_held_S
     with console.progress(int(chosen_S.sum()), "vector", "fitting look-up tables") as progress:
-        lookup = LookupDecoder.fit(sample.blocks(chosen_S, progress.update), *sizes, centroids_VD)
+
+        def blocks() -> Iterator[tuple]:
+            return sample.blocks(chosen_S, progress.update)
+
+        fit = building.fit_lookup if moves_centroids else _fit_to_centroids
+        lookup = fit(blocks, *sizes, centroids_VD)
     mse, variance = sample.mse(lookup.decode)
     if mse >= variance > 0:
         console.warn(
@@ -117,15 +132,25 @@ def fit_lookup(
     return lookup, mse * inputs.mse_scale(settings)
 
 
+def _fit_to_centroids(blocks: Callable, code_size: int, codebook_size: int, centroids_VD) -> LookupDecoder:
+    return LookupDecoder.fit(blocks(), code_size, codebook_size, centroids_VD)
+
+
 def joined(blocks: Iterator[tuple]) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     codes, lists, vectors = zip(*blocks, strict=True)
     return np.concatenate(codes), None if lists[0] is None else np.concatenate(lists), np.concatenate(vectors)
 
 
 def open_pairwise(
-    settings: Settings, code_size: int, codebook_size: int, dim: int, centroids_VD: np.ndarray | None
+    settings: Settings,
+    code_size: int,
+    codebook_size: int,
+    dim: int,
+    centroids_VD: np.ndarray | None,
 ) -> PairwiseDecoder | None:
     """The decoder of `pairwise_decoder=`, None where that is not given.
+
+    centroids_VD: of the lists; a file of the authors' form has none, one of ours has its own, fitted to vectors
 
     Raises DataError where it is not one of such codes in lists of such centroids.
     """
@@ -139,8 +164,10 @@ def open_pairwise(
     for name, found, wanted in pairs:
         if found != wanted:
             raise DataError(f"{path} decodes other codes: its {name} is {found}, not {wanted}: give this codec's own")
-    if decoder.centroids_VD is not None and not same_centroids(decoder.centroids_VD, centroids_VD):
-        raise DataError(f"{path} decodes other codes: its lists have other centroids: give this codec's own")
+    if decoder.centroids_VD is not None:
+        if np.square(decoder.centroids_VD - centroids_VD).mean() > _MOVED * centroids_VD.var(0).mean():
+            raise DataError(f"{path} decodes other codes: its lists have other centroids: give this codec's own")
+        return decoder
     return replace(decoder, centroids_VD=centroids_VD) if decoder.num_lists else decoder
 
 
@@ -202,9 +229,19 @@ def lookup_of(index: Index | FaissIndex) -> LookupDecoder:
     return index.tables.lookup if isinstance(index, Index) else LookupDecoder(index.tables, index.centroids)
 
 
+def open_pairwise_of_index(
+    settings: Settings, sizes: tuple[int, int, int], codec, index: Index | FaissIndex | None
+) -> PairwiseDecoder | None:
+    """The decoder of `pairwise_decoder=` for the codes (M, K, D) of an index; the codec knows the centroids best."""
+    if codec is not None and codec.is_ivf:
+        return open_pairwise(settings, *sizes, codec.coarse_centroids)
+    centroids_VD = None if index is None else index.tables.centroids_VD if isinstance(index, Index) else index.centroids
+    return open_pairwise(settings, *sizes, centroids_VD)
+
+
 def _pairwise_of(settings: Settings, codec, index: Index | FaissIndex | None) -> PairwiseDecoder:
-    centroids_VD = codec.coarse_centroids if index is None else lookup_of(index).centroids_VD
-    decoder = open_pairwise(settings, codec.code_size, codec.config.codebook_size, codec.dim, centroids_VD)
+    sizes = codec.code_size, codec.config.codebook_size, codec.dim
+    decoder = open_pairwise_of_index(settings, sizes, codec, index)
     if decoder is None and isinstance(index, Index):
         decoder = index.pairwise
     if decoder is None:
@@ -228,7 +265,7 @@ def _fit_to_trainset(settings: Settings, console: Console, codec) -> LookupDecod
         codes_SM, lists_S = building.encode_all(codec, drawn, lambda _, done, __: progress.update(done))
     sample = Sample(source, rows_S, codes_SM, lists_S, _held_out(len(rows_S)))
     sizes = codec.code_size, codec.config.codebook_size
-    return fit_lookup(settings, console, sample, sizes, codec.coarse_centroids if codec.is_ivf else None)[0]
+    return fit_lookup(settings, console, sample, sizes, codec.coarse_centroids, moves_centroids=True)[0]
 
 
 class _DecodedRows:

@@ -35,7 +35,7 @@ from qinco.memory import free_memory
 from qinco.search import build as building
 from qinco.search.faiss_file import check_index_key, write_faiss
 from qinco.search.faiss_layout import read_layout
-from qinco.search.index_file import CODEC, PAIRWISE, put_tables, settings_of
+from qinco.search.index_file import CODEC, put_pairwise, put_tables, settings_of
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
 from qinco.search.tables import SearchTables
@@ -76,12 +76,15 @@ def build_index(settings: Settings, console: Console) -> None:
         with console.progress(len(database), "vector", "checking codes") as progress:
             for number, _ in enumerate(database.blocks(len(centroids_VD))):
                 progress.update(min(len(database), (number + 1) * building.BLOCK_ROWS))
-        lookup, mse = fit_lookup(settings, console, sample, database.sizes, centroids_VD)
+        # Codes without lists describe whole vectors, and centroids only where to look for them; faiss adds them to all.
+        partition_VD = None if train.has_lists or is_faiss else centroids_VD
+        added_VD = centroids_VD if partition_VD is None else None
+        lookup, mse = fit_lookup(settings, console, sample, database.sizes, added_VD, moves_centroids=not is_faiss)
         fitted = time.monotonic()
         if is_faiss:
             bytes_per_vector = _write_faiss(settings, console, key, lookup, database, metric)
         else:
-            tables = SearchTables.fit(lookup, sample.codes_SM, sample.lists_S, metric)
+            tables = SearchTables.fit(lookup, sample.codes_SM, sample.lists_S, metric, partition_VD)
             bytes_per_vector = _write_folder(settings, console, tables, database, codec, pairwise)
     ended = time.monotonic()
     result = {
@@ -116,12 +119,13 @@ def train_pairwise_decoder(settings: Settings, console: Console) -> None:
     sample = draw(settings, console, codec, source, train, centroids_VD)
     count = int((~sample.is_held_S).sum())
     _announce_pairs(console, num_pairs, train, source.dim, count, dtype)
-    lookup, lookup_mse = fit_lookup(settings, console, sample, train.sizes, centroids_VD)
+    moves = output.suffix.lower() == ".safetensors"  # the authors' form adds to the codec's centroids
+    lookup, lookup_mse = fit_lookup(settings, console, sample, train.sizes, centroids_VD, moves_centroids=moves)
     target = sample
     if codec is not None:
         # What a good codec decodes is all that codes can tell, without the noise of what they cannot.
         decoded = sample.decoded(codec)
-        other = LookupDecoder.fit(decoded.blocks(~sample.is_held_S), *train.sizes, centroids_VD)
+        other, _ = fit_lookup(settings, console, decoded, train.sizes, centroids_VD, moves_centroids=moves)
         if sample.mse(other.decode)[0] * inputs.mse_scale(settings) <= lookup_mse:
             lookup, target = other, decoded
             console.info(f"the pairs are fitted to what {settings['model']} decodes")
@@ -253,7 +257,7 @@ def _write_folder(
         if codec is not None:
             codec.save(writer.file(CODEC))
         if pairwise is not None:
-            save_pairwise(writer.file(PAIRWISE), replace(pairwise, centroids_VD=None))
+            put_pairwise(writer, pairwise, tables)
         lists = building.fill_lists(
             tables, lambda: encoded.blocks(tables.num_lists), range(len(encoded)),
             lambda _, done, __: progress.update(done), writer.array,

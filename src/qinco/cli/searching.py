@@ -17,7 +17,7 @@ import torch
 from qinco.cli import inputs, measuring
 from qinco.cli.bench import processor_name, usable_cores
 from qinco.cli.console import Console
-from qinco.cli.decoding import lookup_of, open_index, open_pairwise
+from qinco.cli.decoding import lookup_of, open_index, open_pairwise_of_index
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec, ProductCodec
 from qinco.decoders.pairwise import PairwiseDecoder
@@ -172,7 +172,8 @@ def _open(settings: Settings) -> _Searched:
     if not len(index):
         raise DataError(f"{path} holds no vectors")
     lookup = lookup_of(index)
-    pairwise = open_pairwise(settings, lookup.code_size, lookup.codebook_size, lookup.dim, lookup.centroids_VD)
+    sizes = lookup.code_size, lookup.codebook_size, lookup.dim
+    pairwise = open_pairwise_of_index(settings, sizes, codec, index)
     if pairwise is None and isinstance(index, Index):
         pairwise = index.pairwise
     if last == "lookup":
