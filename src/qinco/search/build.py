@@ -12,6 +12,7 @@ from qinco.codec.codec import Codec
 from qinco.codec.product import ProductCodec
 from qinco.config import MAX_LISTS, require_int
 from qinco.decoders.lookup import LookupDecoder
+from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.engines.lists import InvertedLists, ListsBuilder, id_dtype
 from qinco.engines.scan import ENTRIES
 from qinco.errors import ConfigError, DataError
@@ -188,6 +189,20 @@ def _moved_centroids(lookup: LookupDecoder, blocks: Iterable[tuple[np.ndarray, n
         sums_VD.index_add_(0, torch.from_numpy(lists_N.astype(np.int64)), torch.from_numpy(left_ND))
         counts_V += np.bincount(lists_N, minlength=len(counts_V))
     return lookup.centroids_VD + sums_VD.numpy() / (counts_V + _OFFSET_PULL)[:, None]
+
+
+def fit_pairs(codec, codes_NM, lists_N, tables: SearchTables, seed: int, progress: Progress) -> PairwiseDecoder:
+    """A pairwise decoder of an index's codes (N, M) and lists (N,), its tables in float16.
+
+    It is fitted to what the codec decodes, which is all that codes can tell of vectors.
+    """
+    rows_S = sample_rows(len(codes_NM), PAIRWISE_ROWS, seed)
+    codes_SM, lists_S = codes_NM[rows_S], lists_N[rows_S]
+    decoded_SD = codec.decode(codes_SM, lists_S if codec.is_ivf else None, precision="auto")
+    return PairwiseDecoder.fit(
+        codes_SM, lists_S, decoded_SD, tables.lookup, dtype=np.float16, seed=seed,
+        on_round=lambda done, rounds, _: progress("fitting pairs", done, rounds),
+    )  # fmt: skip
 
 
 def fill_lists(

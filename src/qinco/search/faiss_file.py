@@ -141,24 +141,9 @@ class FaissIndex:
 
 
 def admitted_ids(selector, ids_N: np.ndarray) -> np.ndarray:
-    """Those of `ids_N` (integers) that a faiss.IDSelector admits or that an array or list of ids holds.
-
-    Returns them in ascending order and once each, int64. Raises DataError for anything else than integers.
-    """
-    if isinstance(selector, faiss.IDSelector):
-        parts = (ids_N[first : first + _SELECTED_AT_ONCE] for first in range(0, len(ids_N), _SELECTED_AT_ONCE))
-        return _sorted_once(np.concatenate([np.empty(0, np.int64), *(_select(selector, part) for part in parts)]))
-    try:
-        wanted = np.asarray(selector)
-    except ValueError as error:
-        raise DataError(f"a filter is an array of ids, not {selector!r}: {error}") from error
-    if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
-        raise DataError(
-            f"a filter is an array of ids (integers, one axis) or a faiss.IDSelector, not {type(selector).__name__} of "
-            f"{wanted.dtype} values and shape {wanted.shape}"
-        )
-    wanted = _sorted_once(wanted[wanted <= np.iinfo(np.int64).max].astype(np.int64))
-    return wanted[np.isin(wanted, np.asarray(ids_N, np.int64))]
+    """Those of `ids_N` (integers) that a faiss.IDSelector admits, int64, in ascending order and once each."""
+    parts = (ids_N[first : first + _SELECTED_AT_ONCE] for first in range(0, len(ids_N), _SELECTED_AT_ONCE))
+    return _sorted_once(np.concatenate([np.empty(0, np.int64), *(_select(selector, part) for part in parts)]))
 
 
 def _sorted_once(ids_N: np.ndarray) -> np.ndarray:

@@ -114,11 +114,15 @@ class Index:
         num_lists:   V, the lists that the decoded vectors are partitioned into, those apart that would be empty; fitted
                      to N without it. An IVF codec brings its own.
         ids:         (N,) different integers, which are kept; 0 to N − 1 without them
-        pairwise:    fit a PairwiseDecoder, too: its tables take 2 · M · K² · D numbers
+        pairwise:    fit a PairwiseDecoder, too: its tables take 2 · M · K² · D numbers of 2 bytes
         metric:      "l2", "inner_product" or "cosine"
         on_progress: hears (stage, done, total)
 
-        Raises ConfigError for settings, DataError for vectors or ids that do not fit.
+        The tables are fitted here and not by `add`: begin with vectors enough to tell what others will be like, a
+        hundred thousand or more.
+
+        Raises ConfigError for settings, DataError for vectors or ids that do not fit, ResourceError where tables of
+        pairs are larger than the free memory.
         """
         building.check_codec(codec)
         source = as_source(vectors)
@@ -141,11 +145,7 @@ class Index:
         tables = building.fit_tables(*fitted, is_ivf=codec.is_ivf)
         decoder = None
         if pairwise:
-            some_S = building.sample_rows(len(source), building.PAIRWISE_ROWS, seed)
-            decoder = PairwiseDecoder.fit(
-                codes_NM[some_S], lists_N[some_S], source[some_S], tables.lookup, seed=seed,
-                on_round=lambda done, rounds, _: on_progress("fitting pairs", done, rounds),
-            )  # fmt: skip
+            decoder = building.fit_pairs(codec, codes_NM, lists_N, tables, seed, on_progress)
         lists = building.fill_lists(tables, lambda: building.in_blocks(codes_NM, lists_N), ids, on_progress)
         return cls(codec, tables, [lists], pairwise=decoder)
 

@@ -270,25 +270,3 @@ def test_selectors_are_asked_in_pieces(monkeypatch):
     monkeypatch.setattr(faiss_file, "_SELECTED_AT_ONCE", 7)
     ids = np.arange(40)[::-1]
     assert admitted_ids(faiss.IDSelectorRange(5, 30), ids).tolist() == list(range(5, 30))
-
-
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint32, np.int64, np.uint64])
-def test_arrays_of_ids_admit_those_that_are_there(dtype):
-    ids = np.array([90, 5, 2**40, 7, 7, 0])
-    assert admitted_ids(np.array([7, 8, 5, 7], dtype), ids).tolist() == [5, 7]
-    assert admitted_ids(np.array([], dtype), ids).tolist() == []
-
-
-def test_lists_of_ids_and_large_ones():
-    ids = np.array([90, -5, 2**40, 2**63 - 1])
-    assert admitted_ids([2**40, 90, 91, -5], ids).tolist() == [-5, 90, 2**40]
-    assert admitted_ids([], ids).tolist() == []
-    assert admitted_ids(np.array([2**63 - 1, 2**63, 2**64 - 5], np.uint64), ids).tolist() == [2**63 - 1]
-
-
-@pytest.mark.parametrize(
-    "wrong", ["3", 3, None, [1.5], [[1, 2]], [[1], [2, 3]], {1, 2}, np.ones(4, bool), ["a"], [2**70], object()]
-)
-def test_what_is_no_filter_is_refused(wrong):
-    with pytest.raises(DataError, match="a filter is an array of ids"):
-        admitted_ids(wrong, np.arange(4))
