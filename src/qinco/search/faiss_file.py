@@ -141,7 +141,12 @@ class FaissIndex:
 
 
 def admitted_ids(selector, ids_N: np.ndarray) -> np.ndarray:
-    """Those of `ids_N` (integers) that a faiss.IDSelector admits, int64, in ascending order and once each."""
+    """Those of `ids_N` (integers) that a faiss.IDSelector admits, int64, in ascending order and once each.
+
+    Raises DataError for another object of faiss.
+    """
+    if not isinstance(selector, faiss.IDSelector):
+        raise DataError(f"a filter is an array of ids or a faiss.IDSelector, not a faiss.{type(selector).__name__}")
     parts = (ids_N[first : first + _SELECTED_AT_ONCE] for first in range(0, len(ids_N), _SELECTED_AT_ONCE))
     return _sorted_once(np.concatenate([np.empty(0, np.int64), *(_select(selector, part) for part in parts)]))
 
