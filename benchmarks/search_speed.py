@@ -18,13 +18,11 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import faiss
 import numpy as np
 import torch
-from qinco.storage.decoder_file import load_pairwise
 
 from qinco.cli.bench import processor_name
 from qinco.codec import Codec
@@ -37,13 +35,14 @@ from qinco.search.front_plot import plot_fronts
 from qinco.search.index import Index
 from qinco.search.judge import measure
 from qinco.search.options import SearchOptions
-from qinco.search.pareto import measure_stages, pareto_front
+from qinco.search.pareto import Conditions, SweepResult, measure_stages, sweep
+from qinco.storage.decoder_file import load_pairwise
 from qinco.storage.encoded_set import open_encoded_set
 from qinco.vectors.formats import read_integers
 from qinco.vectors.source import VectorSource, open_vectors
 
 NPROBES = (1, 2, 4, 8, 16, 32, 64, 128)
-LENGTHS = (0, 3, 5, 10, 20, 50, 100, 200, 500)
+LENGTHS = (0, 3, 5, 10, 20, 50, 100, 200)
 MULTIPLES = (4, 10)  # of a length: the shortlist before the pairwise stage
 LIMITS = (50, 100, 200, 400, 1000, 2000, 5000, 10_000)  # microseconds a query
 SETTINGS = (SearchOptions(16, 50, 0), SearchOptions(64, 200, 0))
@@ -98,16 +97,12 @@ def shortlists(scanner: Scanner, index: Index, queries_QD: np.ndarray, options: 
     scanner.scan(queries_QD, probes_QP, bases_QP, index.segments, options.num_short)
 
 
-def our_points(index: Index, queries_QD, nearest_Q, mids: tuple[int, ...]) -> dict[SearchOptions, tuple[float, float]]:
-    """(microseconds, recall@1) of an index for every setting."""
-    points, stages = {}, index.stages()
-    for nprobe, length, times in product(NPROBES, LENGTHS, mids):
-        options = SearchOptions(nprobe, length, times * length if times > 1 else 0)
-        if (times > 1 and not length) or nprobe * len(index) < 8 * length * index.num_lists:
-            continue
-        found = measure(stages, queries_QD, nearest_Q, options, BATCH)
-        points[options] = (found.microseconds, found.recall[1])
-    return points
+def our_points(index: Index, queries_QD, nearest_Q, multiples: tuple[int, ...]) -> SweepResult:
+    """Recall and time of an index for the settings that can be worth it."""
+    stages = index.stages()
+    values = {"nprobe": NPROBES, "quantizer_efSearch": [16], "nshort": LENGTHS, "nmid_short": multiples}
+    conditions = Conditions({}, 1, "")
+    return sweep(values, lambda options: measure(stages, queries_QD, nearest_Q, options, BATCH), conditions)
 
 
 def best_within(points: list[tuple[float, float]], limit: float) -> float | None:
@@ -183,11 +178,11 @@ def main(words: list[str]) -> None:
     report_pipeline(index, decoded_ND, queries_QD, nearest_Q)
     report_scan(index, queries_QD)
 
-    mids = (1,) if pairwise is None else (1, *MULTIPLES)
-    ours = our_points(index, queries_QD, nearest_Q, mids)
-    fronts = {f"QINCo2, {codec.bytes_per_vector:g} bytes": [p for o, p in ours.items() if not o.num_mid]}
+    ours = our_points(index, queries_QD, nearest_Q, (0,))
+    fronts = {f"QINCo2, {codec.bytes_per_vector:g} bytes": ours.points()}
     if pairwise is not None:
-        fronts["QINCo2 with the pairwise stage"] = list(ours.values())
+        ours = our_points(index, queries_QD, nearest_Q, (0, *MULTIPLES))
+        fronts["QINCo2 with the pairwise stage"] = ours.points()
     sizes = [("QINCo2", index.bytes_per_vector)]
     for name, key in FAISS.items():
         count = int(given.get("lsq", 20_000)) if name == "IVF-LSQ" else len(train)
@@ -202,12 +197,8 @@ def main(words: list[str]) -> None:
         [(name, *(best_within(points, limit) for limit in LIMITS)) for name, points in fronts.items()],
     )
     table("index | bytes a vector, ids included", sizes)
-    settings = list(ours)
-    front = [settings[i] for i in pareto_front(list(ours.values()))]
-    table(
-        "our front: nprobe | nshort | shortlist before the pairwise stage | R@1 | us a query",
-        [(o.nprobe, o.num_short, o.num_mid or None, ours[o][1], ours[o][0]) for o in front],
-    )
+    rows, columns = ours.front_table()
+    table(" | ".join(columns), rows)
     if "plot" in given:
         plot_fronts(given["plot"], fronts, title="recall@1 on one thread")
 

@@ -61,8 +61,8 @@ class Sample:
 
     def decoded(self, codec: Codec | ProductCodec) -> "Sample":
         """The same codes, for what their codec decodes in the place of the vectors."""
-        rows = _DecodedRows(codec, self.codes_SM, self.lists_S if codec.is_ivf else None)
-        return replace(self, source=VectorSource(rows, self.source.name), rows_S=np.arange(len(self.rows_S)))
+        source = building.decoded_source(codec, self.codes_SM, self.lists_S, self.source.name)
+        return replace(self, source=source, rows_S=np.arange(len(self.rows_S)))
 
     def mse(self, decode: Decode) -> tuple[float, float]:
         """The mean squared error of `decode`, and of the mean, on vectors held out; on all where they are few."""
@@ -266,17 +266,6 @@ def _fit_to_trainset(settings: Settings, console: Console, codec) -> LookupDecod
     sample = Sample(source, rows_S, codes_SM, lists_S, _held_out(len(rows_S)))
     sizes = codec.code_size, codec.config.codebook_size
     return fit_lookup(settings, console, sample, sizes, codec.coarse_centroids, moves_centroids=True)[0]
-
-
-class _DecodedRows:
-    """What a codec decodes, for a VectorSource."""
-
-    def __init__(self, codec: Codec | ProductCodec, codes_NM: np.ndarray, lists_N: np.ndarray | None):
-        self._codec, self._codes_NM, self._lists_N = codec, codes_NM, lists_N
-        self.shape, self.dtype = (len(codes_NM), codec.dim), np.dtype(np.float32)
-
-    def __getitem__(self, key) -> np.ndarray:
-        return self._codec.decode(self._codes_NM[key], None if self._lists_N is None else self._lists_N[key])
 
 
 class _ChosenRows:

@@ -144,6 +144,9 @@ def train_pairwise_decoder(settings: Settings, console: Console) -> None:
             on_round=report,
         )
     mse = sample.mse(decoder.decode)[0] * inputs.mse_scale(settings)
+    console.info(
+        "mse_lookup and mse_pairwise are of training vectors that no table, but perhaps the codec, was fitted to"
+    )
     save_pairwise(output, decoder)
     result = {
         "output": str(output),

@@ -73,7 +73,7 @@ KEYS = {
     for key in (
         # Files
         Key("model", "path", None, "codec file; for train: the one to go on from", _NETWORK | {"convert"}),
-        Key("output", "path", None, "file to write", _WRITING),
+        Key("output", "path", None, "file or folder to write", _WRITING),
         Key("overwrite", "switch", False, "replace an existing output", _WRITING | {"download"}, everywhere=True),
         Key(
             "resume",

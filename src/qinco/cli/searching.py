@@ -120,7 +120,8 @@ def _report(settings: Settings, console: Console, result: SweepResult, report: d
         title = f"{report['num_queries']:,} queries, {count} thread{'s' if count > 1 else ''}"
         plot_fronts(settings["plot"], {Path(settings["index"]).name: result.points()}, title)
     total = len(result.measured) + len(result.skipped)
-    console.info(f"measured {len(result.measured)} of {total} settings, the others cannot be the best for any time:")
+    others = ", the others cannot be the best for any time" if result.skipped else ""
+    console.info(f"measured {len(result.measured)} of {total} settings{others}; the best:")
     if settings["json"]:
         console.print_result(report, True)
     else:
@@ -134,6 +135,9 @@ def _check_places(settings: Settings) -> None:
     """Raise ConfigError where a result cannot be written."""
     output, plot, read = settings["output"], settings["plot"], inputs.files_read(settings)
     overwrite, resume = settings["overwrite"], settings["resume"]
+    for name in (output, plot):
+        if name is not None and Path(name).resolve().is_relative_to(Path(settings["index"]).resolve()):
+            raise ConfigError(f"{name} lies in the index {settings['index']} that is searched: give it another place")
     if output is not None:
         if Path(output).suffix.lower() != ".json":
             raise ConfigError(f"output={output}: what a search measures is written to a .json file")
@@ -144,12 +148,13 @@ def _check_places(settings: Settings) -> None:
 
 @contextmanager
 def _threads(settings: Settings) -> Iterator[int]:
-    """Search with `threads=` threads, or with `search.nthreads=`, as many as there are processors at most."""
-    count, wanted, cores = settings["threads"], settings["search.nthreads"], usable_cores()
+    """Search with `threads=` threads, or with `search.nthreads=`, as many as torch would use at most."""
+    count, wanted = settings["threads"], settings["search.nthreads"]
     if count is not None and settings.given("search.nthreads") and count != wanted:
         raise ConfigError(f"threads={count} and search.nthreads={wanted} mean the same: keep one of them")
     if count is None:
-        count = min(wanted, cores)
+        count = wanted if settings.given("search.nthreads") else min(wanted, torch.get_num_threads())
+        count = min(count, usable_cores())
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -113,12 +113,9 @@ def residual_kmeans(
     return np.stack(codebooks)
 
 
-def quantize_residually(x_ND: np.ndarray, num_steps: int, num_centroids: int, threads: int = 1) -> np.ndarray:
-    """What a residual quantizer fitted to float32 vectors makes of them, float32 (N, D): the yardstick for others.
-
-    num_centroids: K, a power of two
-    """
-    books_MKD = residual_kmeans(x_ND[:KMEANS_ROWS], num_steps, num_centroids, threads=threads)
+def quantize_residually(x_ND: np.ndarray, books_MKD: np.ndarray, threads: int = 1) -> np.ndarray:
+    """What a residual quantizer with codebooks (M, K, D), K a power of two, makes of float32 vectors: (N, D)."""
+    num_steps, num_centroids, _ = books_MKD.shape
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:

@@ -70,6 +70,26 @@ def prepared(source: VectorSource, metric: Metric) -> VectorSource:
     return VectorSource(PreparedRows(source, metric), source.name) if metric.name == "cosine" else source
 
 
+class DecodedRows:
+    """What a codec decodes of codes (N, M) and lists (N,), for a VectorSource."""
+
+    def __init__(self, codec, codes_NM: np.ndarray, lists_N: np.ndarray | None):
+        self._codec, self._codes_NM, self._lists_N = codec, codes_NM, lists_N if codec.is_ivf else None
+        self.shape, self.dtype = (len(codes_NM), codec.dim), np.dtype(np.float32)
+
+    def __getitem__(self, key) -> np.ndarray:
+        lists = None if self._lists_N is None else self._lists_N[key]
+        return self._codec.decode(self._codes_NM[key], lists, precision="auto")
+
+
+def decoded_source(codec, codes_NM: np.ndarray, lists_N: np.ndarray | None, name: str) -> VectorSource:
+    """What codes decode to, in the place of the vectors `name`: all that codes can tell, without what they cannot.
+
+    Tables that are fitted to it know vectors to come as well as those there are, however few these are.
+    """
+    return VectorSource(DecodedRows(codec, codes_NM, lists_N), name)
+
+
 def encode_all(codec, source: VectorSource, progress: Progress) -> tuple[np.ndarray, np.ndarray | None]:
     """Codes, uint8 (N, M), and list numbers, int32 (N,), or None for a codec without lists."""
     codes_NM = np.empty((len(source), codec.code_size), np.uint8)
@@ -192,15 +212,11 @@ def _moved_centroids(lookup: LookupDecoder, blocks: Iterable[tuple[np.ndarray, n
 
 
 def fit_pairs(codec, codes_NM, lists_N, tables: SearchTables, seed: int, progress: Progress) -> PairwiseDecoder:
-    """A pairwise decoder of an index's codes (N, M) and lists (N,), its tables in float16.
-
-    It is fitted to what the codec decodes, which is all that codes can tell of vectors.
-    """
+    """A pairwise decoder of an index's codes (N, M) and lists (N,), its tables in float16."""
     rows_S = sample_rows(len(codes_NM), PAIRWISE_ROWS, seed)
-    codes_SM, lists_S = codes_NM[rows_S], lists_N[rows_S]
-    decoded_SD = codec.decode(codes_SM, lists_S if codec.is_ivf else None, precision="auto")
+    decoded = decoded_source(codec, codes_NM, lists_N, "vectors")
     return PairwiseDecoder.fit(
-        codes_SM, lists_S, decoded_SD, tables.lookup, dtype=np.float16, seed=seed,
+        codes_NM[rows_S], lists_N[rows_S], decoded[rows_S], tables.lookup, dtype=np.float16, seed=seed,
         on_round=lambda done, rounds, _: progress("fitting pairs", done, rounds),
     )  # fmt: skip
 

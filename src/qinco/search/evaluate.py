@@ -8,8 +8,9 @@ import torch
 
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
-from qinco.maths.clustering import quantize_residually
+from qinco.maths.clustering import quantize_residually, residual_kmeans
 from qinco.maths.metrics import RANKS, recall
+from qinco.search import build as building
 from qinco.search import exhaustive
 from qinco.search.index import Index
 from qinco.search.metric import Metric
@@ -17,6 +18,7 @@ from qinco.vectors.source import as_source
 
 _MOST_QUERIES = 1000
 _MOST_VECTORS = 200_000
+_RQ_ROWS = 50_000  # that the residual quantizer is fitted to
 
 
 def evaluate(index: Index, vectors, num_queries: int | None = None) -> dict:
@@ -29,12 +31,18 @@ def evaluate(index: Index, vectors, num_queries: int | None = None) -> dict:
 
     Returns a dict of "num_vectors", "num_queries", and of "recall" of the search with the index's options, of
     "recall_exhaustive" over all decoded vectors, and of "recall_rq" over those of a residual quantizer of as many
-    bytes, in the same lists where the codec has lists, and fitted to these very vectors: {1: share, 10: share, 100:
-    share} each; and "mse" and "mse_rq" of the reconstructions. Recall falls where there are more vectors to find.
+    bytes, in the same lists where the codec has lists: {1: share, 10: share, 100: share} each; and "mse" and "mse_rq"
+    of the reconstructions. The residual quantizer has not seen these vectors either: it is fitted to the decoded
+    vectors of this index, to which errors of reconstruction are added that were drawn from all.
+
+    Recall falls where there are more vectors to find; and where there are few, a list holds few of them, so that the
+    options of a large index find less than "recall_exhaustive" here.
     """
     codec = index.codec
     if codec is None:
         raise ConfigError("the index has no codec to encode with: load it with codec=")
+    if not len(index):
+        raise ConfigError("the index is empty: what is compared with it is fitted to its vectors")
     source = as_source(vectors)
     codec.check_dim(source)
     source = source.limit(_MOST_VECTORS)
@@ -53,7 +61,8 @@ def evaluate(index: Index, vectors, num_queries: int | None = None) -> dict:
     decoded_ND = unseen.reconstruct(np.arange(len(x_ND)))
     base_ND = codec.coarse_centroids[codec.assign_lists(x_ND)] if codec.is_ivf else np.zeros_like(x_ND)
     steps, size = codec.code_size, codec.config.codebook_size
-    plain_ND = base_ND + quantize_residually(x_ND - base_ND, steps, size, torch.get_num_threads())
+    books_MKD = residual_kmeans(_alike(index, x_ND - decoded_ND), steps, size, threads=torch.get_num_threads())
+    plain_ND = base_ND + quantize_residually(x_ND - base_ND, books_MKD, torch.get_num_threads())
     return {
         "num_vectors": len(x_ND),
         "num_queries": count,
@@ -63,6 +72,18 @@ def evaluate(index: Index, vectors, num_queries: int | None = None) -> dict:
         "mse": _mse(x_ND, decoded_ND),
         "mse_rq": _mse(x_ND, plain_ND),
     }
+
+
+def _alike(index: Index, errors_ND: np.ndarray) -> np.ndarray:
+    """Vectors like those of an index, less their lists' centroids where its codec has lists: float32 (n, D)."""
+    generator = np.random.default_rng(0)
+    lists = max(index.segments, key=len)
+    rows = building.sample_rows(len(lists), _RQ_ROWS, 0)
+    codes_NM, lists_N = lists.rows(rows)[0], lists.lists_of(rows)
+    x_ND = building.decoded_source(index.codec, codes_NM, lists_N, "vectors")[:]
+    if index.codec.is_ivf:
+        x_ND -= index.codec.coarse_centroids[lists_N]
+    return x_ND + errors_ND[generator.integers(0, len(errors_ND), len(x_ND))]
 
 
 def _nearest(queries_QD: np.ndarray, x_ND: np.ndarray, k: int, metric: Metric) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 
 from qinco.codec.codec import Codec
 from qinco.codec.product import ProductCodec
-from qinco.config import require_int
+from qinco.config import EncodeOptions, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.engines.lists import InvertedLists
 from qinco.engines.scan import make_filter
@@ -113,7 +113,7 @@ class Index:
         vectors:     (N, D) array, tensor, path or VectorSource, N at least 1
         num_lists:   V, the lists that the decoded vectors are partitioned into, those apart that would be empty; fitted
                      to N without it. An IVF codec brings its own.
-        ids:         (N,) different integers, which are kept; 0 to N − 1 without them
+        ids:         (N,) different integers from 0 on, which are kept; 0 to N − 1 without them
         pairwise:    fit a PairwiseDecoder, too: its tables take 2 · M · K² · D numbers of 2 bytes
         metric:      "l2", "inner_product" or "cosine"
         on_progress: hears (stage, done, total)
@@ -125,6 +125,7 @@ class Index:
         pairs are larger than the free memory.
         """
         building.check_codec(codec)
+        require_int("seed", seed, 0)
         source = as_source(vectors)
         codec.check_dim(source)
         if not len(source):
@@ -141,7 +142,8 @@ class Index:
         else:
             centroids_VD, lists_N = building.partition(codec, codes_NM, count, seed, on_progress)
         size, rows_S = codec.config.codebook_size, building.sample_rows(len(source), FIT_ROWS, seed)
-        fitted = (source, codes_NM, lists_N, centroids_VD, size, measure, rows_S)
+        decoded = building.decoded_source(codec, codes_NM, lists_N, source.name)
+        fitted = (decoded, codes_NM, lists_N, centroids_VD, size, measure, rows_S)
         tables = building.fit_tables(*fitted, is_ivf=codec.is_ivf)
         decoder = None
         if pairwise:
@@ -161,6 +163,7 @@ class Index:
         *,
         num_mid: int | None = None,
         ef_search: int | None = None,
+        precision: str = "auto",
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest vectors of each query: distances float32 (Q, k) and ids int64 (Q, k), nearest first.
 
@@ -172,18 +175,21 @@ class Index:
                    `num_short` such vectors are found or all lists are exhausted.
         num_mid:   vectors of the look-up shortlist that the pairwise decoder decodes, where there is one; 0: none
         ef_search: effort of the search for lists where there are many
-        Each is as in `self.options` where it is not given.
+        precision: arithmetic of the network, as in `Codec.decode`: "auto" is bf16 where that is fast, with distances to
+                   within a per mille or so; "float32" gives those of `reconstruct`
+        The first five are as in `self.options` where they are not given.
 
         Distances are squared L2 distances, or inner products or cosine similarities. Where fewer than k vectors are
         found, the rest is +inf (−inf for similarities) with the id −1. Raises ConfigError and DataError for what
         cannot be searched.
         """
         require_int("k", k, 1, _MOST_RESULTS)
+        EncodeOptions(precision=precision)  # refuses an unknown one
         options = self._options(nprobe, num_short, num_mid, ef_search)
         source, is_single = as_queries(queries)
         segments = self.segments
         allowed = None if filter is None else admitted_ids(filter, [segment.ids for segment in segments])
-        stages = self.stages(segments=segments, allowed=allowed)
+        stages = self.stages(segments=segments, allowed=allowed, precision=precision)
         distances_QR, ids_QR = self.run(stages, source, k, options)
         return (distances_QR[0], ids_QR[0]) if is_single else (distances_QR, ids_QR)
 
@@ -320,7 +326,7 @@ class Index:
 
     @classmethod
     def load(cls, folder: str | os.PathLike, mmap: bool = True, *, codec=None, device: str = "cpu") -> "Index":
-        """Read what `save` or the task build_index wrote; executes no code.
+        """Read what `save` or the task build_index wrote, faiss files among it; executes no code.
 
         mmap:   leave the vectors on disk until they are searched
         codec:  for an index that was written without its codec, the codec that made its codes

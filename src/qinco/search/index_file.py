@@ -13,7 +13,10 @@ from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.engines.coarse import CoarseAssigner
 from qinco.engines.lists import InvertedLists
+from qinco.engines.scan import ENTRIES
 from qinco.errors import ConfigError, DataError
+from qinco.search.build import fill_lists, silent
+from qinco.search.faiss_file import FaissIndex
 from qinco.search.index import Index
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
@@ -21,11 +24,15 @@ from qinco.search.tables import SearchTables
 from qinco.storage.decoder_file import load_pairwise, save_pairwise
 from qinco.storage.index_folder import IndexFolder, IndexWriter, read_index, write_index
 
+_FILE_SUFFIXES = (".faissindex", ".safetensors", ".pt", ".npy", ".npz", ".json")
+_LEVEL_ROWS = 200_000
 CODEC, PAIRWISE, GRAPH = "codec.safetensors", "pairwise.safetensors", "graph.faissindex"
 
 
 def save_index(index: Index, folder: str | os.PathLike) -> None:
     """Write an index to a folder, whole or not at all."""
+    if (path := _as_path(folder)).suffix.lower() in _FILE_SUFFIXES and not path.is_dir():
+        raise ConfigError(f"{path}: an index is saved to a folder, give a name without {path.suffix}")
     settings = settings_of(index.tables, index.options, index.next_id, index.codec_fingerprint)
     with write_index(folder, settings) as writer:
         put_tables(writer, index.tables)
@@ -72,8 +79,35 @@ def put_pairwise(writer: IndexWriter, pairwise: PairwiseDecoder, tables: SearchT
 def load_index(
     folder: str | os.PathLike, *, mmap: bool = True, codec: Codec | ProductCodec | None = None, device: str = "cpu"
 ) -> Index:
-    """Read an index from a folder; see `Index.load`."""
+    """Read an index from a folder or a faiss file; see `Index.load`."""
+    path = _as_path(folder)
+    if path.suffix.lower() == ".faissindex" and not path.is_dir():
+        return _from_faiss(path, codec)
     return read_index(folder, lambda opened: _load(opened, codec, device), mmap=mmap)
+
+
+def _as_path(folder) -> Path:
+    try:
+        return Path(folder)
+    except TypeError:
+        raise ConfigError(f"an index is named by its folder, not by {folder!r:.100}") from None
+
+
+def _from_faiss(path: Path, codec: Codec | ProductCodec | None) -> Index:
+    """An index in memory of the codes, tables and ids of a faiss file; scalars are computed anew."""
+    found = FaissIndex.open(path)
+    if found.codebook_size > ENTRIES:
+        raise DataError(f"{path} holds codes of K={found.codebook_size}, and an index those of one byte: use faiss")
+    sizes = {"dim": found.dim, "code_size": found.code_size, "num_lists": found.num_lists}
+    _check_codec(path, codec, sizes)
+    lookup = LookupDecoder(found.tables, found.centroids)
+    nothing = np.empty((0, found.code_size), np.uint8), np.empty(0, np.int32), np.empty(0, np.int64)
+    codes, lists, _ = next(found.blocks(_LEVEL_ROWS), nothing)
+    metric = Metric("inner_product" if found.inner_product else "l2")
+    tables = SearchTables.fit(lookup, codes, lists, metric)
+    ids = np.concatenate([np.empty(0, np.int64), *(ids for _, _, ids in found.blocks())])
+    filled = fill_lists(tables, lambda: ((codes, lists) for codes, lists, _ in found.blocks()), ids, silent)
+    return Index(codec, tables, [filled])
 
 
 def _load(opened: IndexFolder, codec: Codec | ProductCodec | None, device: str) -> Index:
@@ -118,21 +152,24 @@ def _codec_of(opened: IndexFolder, given, fingerprint: str | None, device: str) 
     """The codec that the folder holds, or the one that was given; raises DataError for another one."""
     if given is None:
         return load_codec(opened.files[CODEC], device) if CODEC in opened.files else None
+    is_codec = isinstance(given, Codec | ProductCodec)
+    if is_codec and fingerprint is not None and given.fingerprint() != fingerprint:
+        raise DataError(f"{opened.path} holds codes of another codec than {given!r}: give the one that made them")
+    _check_codec(opened.path, given, opened.settings)
+    return given
+
+
+def _check_codec(path: Path, given, settings: dict) -> None:
+    """Raise unless codes of these sizes may be those of the codec that was given, if one was."""
+    if given is None:
+        return
     if not isinstance(given, Codec | ProductCodec):
         raise ConfigError(f"codec must be a Codec, not {type(given).__name__}: see qinco.load_codec")
-    if fingerprint is not None and given.fingerprint() != fingerprint:
-        raise DataError(f"{opened.path} holds codes of another codec than {given!r}: give the one that made them")
-    settings = opened.settings
     for name in ("dim", "code_size"):
         if getattr(given, name) != settings[name]:
-            raise DataError(
-                f"{opened.path} has {name}={settings[name]}, the codec {getattr(given, name)}: give its own"
-            )
+            raise DataError(f"{path} has {name}={settings[name]}, the codec {getattr(given, name)}: give its own")
     if given.is_ivf and given.config.num_lists != settings["num_lists"]:
-        raise DataError(
-            f"{opened.path} has {settings['num_lists']} lists, the codec {given.config.num_lists}: give its own"
-        )
-    return given
+        raise DataError(f"{path} has {settings['num_lists']} lists, the codec {given.config.num_lists}: give its own")
 
 
 def _check_array(path: Path, name: str, array, shape: tuple[int, ...]) -> None:

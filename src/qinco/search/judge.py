@@ -62,7 +62,7 @@ def tune(index: Index, queries, ground_truth, target_recall: float = 0.9, k: int
     """
     if not isinstance(target_recall, Real) or not 0 < target_recall <= 1:
         raise ConfigError(f"target_recall must be above 0 and at most 1, not {target_recall!r}")
-    require_int("k", k, 1)
+    require_int("k", k, 1, 1 << 20)
     source = as_source(queries, "queries")
     truth = np.asarray(ground_truth.cpu() if hasattr(ground_truth, "cpu") else ground_truth)
     nearest_Q = as_ids(truth[:, 0] if truth.ndim == 2 and truth.shape[1] else truth, len(source), unique=False)

@@ -1,8 +1,8 @@
 """Which settings of a search are worth it: a sweep over lists of values that measures only what can be.
 
-A setting is worth it (Pareto-optimal) if no other finds more in less time. The sweep assumes that neither recall nor
-time falls where a value rises, so that every measured setting bounds those above and below it, and leaves out what
-cannot gain within these bounds.
+A setting is worth it (Pareto-optimal) if no other finds more in less time. The sweep assumes that time does not fall
+where a value rises, nor recall where nprobe, efSearch or nshort do: so every measured setting bounds those above and
+below it, and what cannot gain within these bounds is left out.
 """
 
 import json
@@ -279,8 +279,10 @@ class _Exploration:
         """Draw the bounds that follow from a measurement, of the settings' own or another."""
         values, recall, time = np.array(_stage_sizes(setting)), found.recall[1], found.microseconds
         below, above = (self._values <= values).all(1), (self._values >= values).all(1)
-        self._most[below] = np.minimum(self._most[below], recall)
-        self._least[above] = np.maximum(self._least[above], recall)
+        # A pairwise decoder may be one that loses recall: settings with it and without it do not bound each other's.
+        alike = (self._values[:, 3] > 0) == (values[3] > 0)
+        self._most[below & alike] = np.minimum(self._most[below & alike], recall)
+        self._least[above & alike] = np.maximum(self._least[above & alike], recall)
         self._time[above] = np.maximum(self._time[above], time)
         self._distance = np.minimum(self._distance, np.abs(self._places - self._places_of(values)).sum(1))
         self._points = sorted([*self._points, (time, recall)])

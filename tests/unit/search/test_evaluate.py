@@ -3,7 +3,7 @@ import pytest
 from small_indexes import KINDS, NUM_VECTORS, built, copied, trained, vectors
 
 from qinco.errors import ConfigError, DataError
-from qinco.maths.clustering import quantize_residually
+from qinco.maths.clustering import quantize_residually, residual_kmeans
 from qinco.search import evaluate as module
 from qinco.search.evaluate import evaluate
 from qinco.search.index import Index
@@ -43,9 +43,13 @@ def test_figures_are_what_they_say(kind, metric):
     ):
         assert found[name] == pytest.approx(shares(expected_QR, nearest_Q), abs=0.02)
     base_ND = codec.coarse_centroids[codes[1]] if kind == "ivf" else 0
-    plain_ND = base_ND + quantize_residually(prepared_ND - base_ND, codec.code_size, codec.config.codebook_size)
-    assert found["mse_rq"] == pytest.approx(np.square(plain_ND - prepared_ND).sum(1).mean(), rel=0.01)
-    assert found["recall_rq"] == pytest.approx(shares(nearest(queries_QD, plain_ND, metric, 100), nearest_Q), abs=0.03)
+    # A residual quantizer of that size that was fitted to these very vectors is no worse, but not out of reach.
+    books_MKD = residual_kmeans(prepared_ND - base_ND, codec.code_size, codec.config.codebook_size)
+    plain_ND = base_ND + quantize_residually(prepared_ND - base_ND, books_MKD)
+    seen = np.square(plain_ND - prepared_ND).sum(1).mean()
+    assert 0.99 * seen <= found["mse_rq"] < 1.5 * seen
+    shares_of_seen = shares(nearest(queries_QD, plain_ND, metric, 100), nearest_Q)
+    assert all(0 <= found["recall_rq"][rank] <= shares_of_seen[rank] + 0.1 for rank in shares_of_seen)
     assert 0 < found["recall"][1] <= found["recall"][10] <= found["recall"][100] <= 1
 
 

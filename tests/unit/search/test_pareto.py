@@ -141,9 +141,19 @@ def test_the_cheapest_and_the_dearest_setting_come_first():
 
 def test_where_nothing_is_gained_the_two_extremes_are_enough():
     recorder = Recorder(lambda options: make_measurement(0.5, measure(options).seconds))
-    result = sweep(VALUES, recorder, CONDITIONS)
+    values = VALUES | {"nmid_short": [0]}
+    result = sweep(values, recorder, CONDITIONS)
     assert len(recorder.asked) == 2 and result.front == [Setting(1, 4, 4, 0)]
-    assert len(result.skipped) == len(combinations(VALUES)) - 2
+    assert len(result.skipped) == len(combinations(values)) - 2
+
+
+def test_a_pairwise_decoder_that_loses_recall_hides_no_setting_without_it():
+    def measured(options: SearchOptions) -> Measurement:
+        return make_measurement(0.2 if options.num_mid else 0.1 + options.num_short / 1000, measure(options).seconds)
+
+    values = {"nprobe": [4, 16], "quantizer_efSearch": [16], "nshort": [10, 50], "nmid_short": [0, 4]}
+    result = sweep(values, measured, CONDITIONS)
+    assert {Setting(4, 16, 50, 0)} <= set(result.measured)
 
 
 def test_where_every_setting_is_worth_it_none_is_skipped():
