@@ -118,11 +118,15 @@ def table(columns: str, rows: list[tuple]) -> None:
 
 def report_machine(words: list[str]) -> None:
     root = Path(__file__).parent.parent
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=root, text=True).strip()
+    changed = subprocess.check_output(["git", "status", "--porcelain"], cwd=root, text=True).strip()
+    shown = [f"{key}{equals}{Path(value).name}" for key, equals, value in (word.partition("=") for word in words)]
     print("# Searching\n")
     print(f"- {processor_name()}, one thread, torch {torch.__version__}, faiss {faiss.__version__}")
-    print(f"- commit {commit.stdout.strip()}, load average at the start {os.getloadavg()[0]:.2f}")
-    print(f"- `python benchmarks/search_speed.py {shlex.join(words)}`", flush=True)
+    print(
+        f"- commit {commit}{' and changes since' if changed else ''}, load average {os.getloadavg()[0]:.2f} at the start"
+    )
+    print(f"- `python benchmarks/search_speed.py {shlex.join(shown)}`", flush=True)
 
 
 def report_pipeline(index: Index, decoded_ND, queries_QD, nearest_Q) -> None:
