@@ -109,10 +109,16 @@ def best_within(points: list[tuple[float, float]], limit: float) -> float | None
     return max((share for us, share in points if us <= limit), default=None)
 
 
+def shown(cell) -> str:
+    if not isinstance(cell, float):
+        return "–" if cell is None else str(cell)
+    return f"{cell:,.0f}" if cell >= 1000 else f"{cell:.4g}"
+
+
 def table(columns: str, rows: list[tuple]) -> None:
     print(f"\n| {columns} |\n|{'---|' * (columns.count('|') + 1)}")
     for row in rows:
-        cells = ["–" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row]
+        cells = [shown(cell) for cell in row]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -120,13 +126,11 @@ def report_machine(words: list[str]) -> None:
     root = Path(__file__).parent.parent
     commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=root, text=True).strip()
     changed = subprocess.check_output(["git", "status", "--porcelain"], cwd=root, text=True).strip()
-    shown = [f"{key}{equals}{Path(value).name}" for key, equals, value in (word.partition("=") for word in words)]
+    named = [f"{key}{equals}{Path(value).name}" for key, equals, value in (word.partition("=") for word in words)]
     print("# Searching\n")
     print(f"- {processor_name()}, one thread, torch {torch.__version__}, faiss {faiss.__version__}")
-    print(
-        f"- commit {commit}{' and changes since' if changed else ''}, load average {os.getloadavg()[0]:.2f} at the start"
-    )
-    print(f"- `python benchmarks/search_speed.py {shlex.join(shown)}`", flush=True)
+    print(f"- commit {commit}{' and changes since' if changed else ''}, load {os.getloadavg()[0]:.2f} at the start")
+    print(f"- `python benchmarks/search_speed.py {shlex.join(named)}`", flush=True)
 
 
 def report_pipeline(index: Index, decoded_ND, queries_QD, nearest_Q) -> None:
