@@ -29,10 +29,10 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # the block may have replaced the file by one that only its owner can read
-        _write_to_disk(temporary)
+        write_to_disk(temporary)
         temporary.replace(target)
         with suppress(OSError):  # not every file system can flush a folder, and the file itself is safe
-            _write_to_disk(target.parent)
+            write_to_disk(target.parent)
     except OSError as error:
         is_ours = error.filename in (None, str(temporary), temporary)
         raise ResourceError(f"cannot write {path}: {(error.strerror if is_ours else None) or error}") from error
@@ -88,7 +88,8 @@ def _require_folder(path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _write_to_disk(path: Path) -> None:
+def write_to_disk(path: Path) -> None:
+    """Wait until a file or a folder's entries are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -109,7 +109,7 @@ class SweepResult:
 
     asked:    all combinations of the sweep's values
     measured: of them or, in resumed results, of other values too
-    skipped:  those left out because they cannot be Pareto-optimal
+    skipped:  those left out
     """
 
     asked: list[Setting]

@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.files import write_atomically
+from qinco.files import write_atomically, write_to_disk
 from qinco.storage.code_store import LOCK, MANIFEST, exclusive, remove_temporaries
 from qinco.vectors.headed import npy_header
 from qinco.vectors.stored import file_size, map_file, read_start, release_pages
@@ -127,9 +127,9 @@ class IndexWriter:
         for name, fields in self._parts.items():
             path = _path_of(self._folder, name, self._token)
             fields |= {"bytes": path.stat().st_size, "crc32": _checksum(path)}
-            _write_to_disk(path)  # what was written through maps included
+            write_to_disk(path)  # what was written through maps included
         with suppress(OSError):  # not every file system can flush a folder
-            _write_to_disk(self._folder)
+            write_to_disk(self._folder)
         content = {"kind": KIND, "format_version": FORMAT_VERSION, "token": self._token}
         content |= {"settings": self.settings, "files": self._parts}
         content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: keys are strings
@@ -340,11 +340,3 @@ def _checksum(path: Path) -> int:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     return crc32
-
-
-def _write_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
