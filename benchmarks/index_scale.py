@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from qinco.cli.bench import processor_name
+from qinco.search.index import Index
 from qinco.storage.code_store import CodeStore, Manifest, shard_rows
 
 CODE_SIZE, CODEWORDS, TRAINING, QUERIES = 8, 256, 100_000, 1000
@@ -103,6 +104,9 @@ def main(words: list[str]) -> None:
                 cells = [f"{size:g}", task, f"{seconds:.1f}", f"{(resident - base) / 2**20:,.0f}"]
                 cells += [f"{(anonymous - base_anonymous) / 2**20:,.0f}", f"{rate:.2f}" if rate else "–"]
                 print(f"| {' | '.join([*cells, f'{us:.0f}' if us else '–'])} |", flush=True)
+            begun = time.monotonic()
+            Index.load(index)
+            print(f"| {size:g} | `Index.load`, warm | {time.monotonic() - begun:.2f} | – | – | – | – |", flush=True)
 
 
 if __name__ == "__main__":
