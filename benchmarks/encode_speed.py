@@ -55,24 +55,30 @@ PASS_US, MOST_US = 1.5e5, 8e6  # of a pass; of the passes after which a case has
 
 @torch.no_grad()
 def encode_plainly(model: Qinco, options: EncodeOptions, batch: int, x_ND: Tensor) -> Tensor:
-    """Codes, int64 (N, M), by the papers' algorithm as it stands: the whole network for every candidate, in float32."""
+    """Codes, int64 (N, M), by the papers' algorithm as it stands: the whole network for every candidate.
+
+    In the dtype of model and vectors, on their device; distances are float32.
+    """
     if len(x_ND) > batch:
         return torch.cat([encode_plainly(model, options, batch, part) for part in x_ND.split(batch)])
-    reached_NBD, codes_NBM = torch.zeros_like(x_ND)[:, None], torch.empty(len(x_ND), 1, 0, dtype=torch.int64)
+    reached_NBD = torch.zeros_like(x_ND)[:, None]
+    codes_NBM = torch.empty(len(x_ND), 1, 0, dtype=torch.int64, device=x_ND.device)
     for step in model.steps:
         proposals = step.preselector if step.conditioned else step.codebook
         if proposals is None:
-            codes_NBA = torch.arange(model.config.codebook_size).expand(*reached_NBD.shape[:2], -1)
+            every_K = torch.arange(model.config.codebook_size, device=x_ND.device)
+            codes_NBA = every_K.expand(*reached_NBD.shape[:2], -1)
         else:
             count = options.num_candidates if step.conditioned else options.beam_width
-            codes_NBA = torch.cdist(x_ND[:, None] - reached_NBD, proposals.weight).topk(count, largest=False).indices
+            residual_NBD = (x_ND[:, None] - reached_NBD).float()
+            codes_NBA = torch.cdist(residual_NBD, proposals.weight.float()).topk(count, largest=False).indices
         reached_NCD = reached_NBD.repeat_interleave(codes_NBA.shape[2], 1)
         f_NCD = c_NCD = step.codebook(codes_NBA.flatten(1))
         if step.conditioned:
             z_NCE = c_NCD if step.project_in is None else step.project_in(c_NCD)
             e_NCE = z_NCE + step.concat.outer(torch.cat([z_NCE, reached_NCD], 2))
             f_NCD = step.finish(step.refine(e_NCE), c_NCD)
-        distances_NC = (x_ND[:, None] - reached_NCD - f_NCD).square().sum(2)
+        distances_NC = (x_ND[:, None] - reached_NCD - f_NCD).square().sum(2, dtype=torch.float32)
         winners_NB = distances_NC.topk(min(options.beam_width, distances_NC.shape[1]), largest=False).indices
         reached_NBD = (reached_NCD + f_NCD).take_along_dim(winners_NB[..., None], 1)
         kept_NBM = codes_NBM.take_along_dim(winners_NB[..., None] // codes_NBA.shape[2], 1)

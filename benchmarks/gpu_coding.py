@@ -1,0 +1,249 @@
+"""Encoding and decoding on a card: how fast, how near to what the card can do, and how near to the processor's result.
+
+Shape suffixes: N vectors, D dimension, M steps, B hypotheses, C candidates.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from gpu_device import brief, copy_rate, matrix_rate, pass_size, rates
+from gpu_plain import half_encoder
+from gpu_setting import Setting, report_kernels, table
+from torch import Tensor
+
+from qinco.cli.bench import random_model
+from qinco.codec import Codec
+from qinco.config import DEFAULT_SEARCH, ENGINES, PAPER_SEARCH, EncodeOptions, ModelConfig
+from qinco.engines.choose import choose_engine, make_encoder
+from qinco.engines.reference import decode as decode_by_torch
+from qinco.errors import ConfigError
+from qinco.model.qinco import Qinco
+
+PAPER = "A=16 B=32"
+RULES = {PAPER: PAPER_SEARCH} | {
+    f"C={C} B={B}": EncodeOptions(num_pairs=C, beam_width=B) for C, B in ((64, 32), (64, 40), (128, 64))
+}
+PLAIN = ("plain float16", PAPER)
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+ERROR_ROWS, REFERENCE_ROWS, SAME_ERROR = 10_000, 4000, 1e-3
+WANTED = {"qinco2-S": (800_000, 10), "qinco2-L": (None, 5)}  # vectors a second, times plain
+WANTED_DECODED = {"on the device": 1e8, "to host memory": 2e7}
+_BLOCK = 4096
+
+
+class Subject(NamedTuple):
+    """A model on the device, vectors to encode, normalised, float32 (N, D), and whether its weights are trained."""
+
+    preset: str
+    model: Qinco
+    x_ND: Tensor
+    is_trained: bool
+
+
+def most_vectors(setting: Setting, on_card: int) -> int:
+    """Vectors of the largest pass."""
+    return 256 if setting.quick else on_card if setting.device.type == "cuda" else 4096
+
+
+def subjects(setting: Setting) -> Iterator[Subject]:
+    rows = most_vectors(setting, 1 << 18)
+    codec = setting.codec()
+    if codec is not None:
+        x_ND = torch.from_numpy(np.resize(setting.vectors("base").limit(rows)[:], (rows, codec.dim)))
+        yield Subject("qinco2-S", codec.model, codec.model.normalize(x_ND.to(setting.device)), True)
+    for preset in ("qinco2-L",) if codec is not None else WANTED:
+        config = setting.config(preset)
+        x_ND = torch.randn(rows, config.dim, generator=torch.Generator().manual_seed(0))
+        yield Subject(
+            preset, random_model(config).to(setting.device).requires_grad_(False), x_ND.to(setting.device), False
+        )
+
+
+def operations(config: ModelConfig, options: EncodeOptions) -> float:
+    """FLOP of encoding a vector with the first layer factored: products alone, as all bf16 engines need them."""
+    D, K, E, H = config.dim, config.codebook_size, config.embed_dim, config.hidden_dim
+    B = min(options.beam_width, K)
+    C = options.num_pairs or B * options.num_candidates
+    project = E * D if config.projects else 0
+    candidate = (2 * config.num_blocks - 1) * E * H + project
+    hypothesis = K * D + D * E + E * H  # the pre-selector's distances, and what a reconstruction adds
+    return 2 * ((config.num_steps - 1) * (C * candidate + B * hypothesis) + K * D)
+
+
+# Encoding
+
+
+def encode(setting: Setting) -> None:
+    """Figure 1: vectors a second beside the plain float16 module, in parts of what the card can do."""
+    size, num_bytes = (256, 1 << 20) if setting.device.type != "cuda" else (8192, 1 << 32)
+    best = matrix_rate(setting.device, size)
+    copied = copy_rate(setting.device, num_bytes)
+    print(f"The card: a {size:,}^3 bf16 product at {best / 1e12:,.1f} TFLOP/s, copies at {copied / 1e12:,.2f} TB/s.\n")
+    failures = []
+    for number, subject in enumerate(subjects(setting)):
+        try:
+            _encode(setting, subject, best, setting.at(0.5 if number == 0 else 0.8))
+        except Exception as error:  # the other model's figures are wanted all the same
+            print(f"**{subject.preset} failed: {brief(error)}**\n", flush=True)
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def _encode(setting: Setting, subject: Subject, best: float, until: float) -> None:
+    preset, model, x_ND, is_trained = subject
+    weights = "trained" if is_trained else "random"
+    print(f"### {preset}, D={model.config.dim}, M={model.config.num_steps}, {weights} weights\n")
+    plain, encoders = half_encoder(model), engines(model)
+    x_half_ND = x_ND.half()
+    cases = {PLAIN: lambda n: plain(x_half_ND[:n])}
+    cases |= {key: partial(_first, encoder, x_ND) for key, encoder in encoders.items()}
+    found = rates(cases, len(x_ND), setting.device, until)
+    errors = {}
+    if is_trained:
+        few_ND = x_ND[: min(len(setting.vectors("base")), ERROR_ROWS)]
+        ran = {key: run for key, run in _codings(plain, encoders).items() if isinstance(found[key], float)}
+        errors = {key: mse(model, few_ND, run) for key, run in ran.items()}
+    rows = []
+    for key, rate in found.items():
+        if isinstance(rate, str):
+            rows.append((*key, rate, *[None] * 6))
+            continue
+        flop = operations(model.config, RULES[key[1]])
+        ratio = rate / found[PLAIN] if isinstance(found[PLAIN], float) else None
+        error, speed = errors.get(key), rate * flop
+        flops = (None, None, None) if key == PLAIN else (flop / 1e9, speed / 1e12, f"{speed / best:.1%}")
+        relative = None if error is None else error / errors.get(("torch", PAPER), error)
+        rows.append((*key, rate, ratio, error, relative, *flops))
+    columns = "engine|rule|vectors/s|/ plain|MSE|/ MSE of A=16 B=32"
+    table(f"{columns}|GFLOP a vector|TFLOP/s|of the matrix rate", rows)
+    _verdict(setting, subject, cases, found, errors)
+
+
+def _first(encoder, x_ND: Tensor, count: int):
+    return encoder.encode(x_ND[:count], torch.zeros_like(x_ND[:count]))
+
+
+def _codings(plain: Callable, encoders: dict) -> dict[tuple, Callable[[Tensor], Tensor]]:
+    codings = {key: lambda x, e=encoder: e.encode(x, torch.zeros_like(x))[0] for key, encoder in encoders.items()}
+    return {PLAIN: lambda x: plain(x.half())} | codings
+
+
+def engines(model: Qinco) -> dict[tuple[str, str], object]:
+    """Encoders by engine and rule, candidates in bf16; says which engines cannot run here, and why."""
+    print(f"engine=auto is {choose_engine('auto', model.config, model.device)} here.")
+    found, reasons = {}, {}
+    for engine, (rule, options) in product(ENGINES[1:], RULES.items()):
+        try:
+            found[engine, rule] = make_encoder(model, options.override(engine=engine), torch.bfloat16)
+        except ConfigError as error:
+            reasons.setdefault(str(error), []).append(rule)
+    for reason, rules in reasons.items():
+        print(f"Left out: {', '.join(rules)}: {reason}.")
+    return found
+
+
+@torch.no_grad()
+def mse(model: Qinco, x_ND: Tensor, code: Callable[[Tensor], Tensor]) -> float:
+    """Mean squared error in data space of codes, decoded in float32."""
+    total = torch.zeros((), dtype=torch.float64, device=x_ND.device)
+    for part_ND in x_ND.split(_BLOCK):
+        total += (model(code(part_ND), model.start(len(part_ND))) - part_ND).square().sum()
+    return float(total * model.scale.double() ** 2) / len(x_ND)
+
+
+def _verdict(setting: Setting, subject: Subject, cases: dict, found: dict, errors: dict) -> None:
+    """The fastest case at the error of A=16 B=32, or with C=128 B=64 where there are no errors, and its kernels."""
+    exact = errors.get(("torch", PAPER))
+    ours = {key: rate for key, rate in found.items() if key != PLAIN and isinstance(rate, float)}
+    if exact is None:
+        equal = {key: rate for key, rate in ours.items() if key[1] == "C=128 B=64"}
+    else:
+        equal = {key: rate for key, rate in ours.items() if errors[key] <= exact * (1 + SAME_ERROR)}
+    if not equal:
+        print("No case of ours ran.")
+        return
+    key = max(equal, key=equal.get)
+    rate, plain = equal[key], found[PLAIN]
+    wanted, times = WANTED[subject.preset]
+    goal = f"at least {times} x plain" + (f" and {wanted:,} vectors a second" if wanted else "")
+    ratio = f"{rate / plain:.1f} x plain" if isinstance(plain, float) else "plain failed"
+    judged = "within 0.1 % of the error of A=16 B=32" if exact else "errors unknown: C=128 B=64 taken as equal"
+    print(f"**Figure 1, {subject.preset}: {' '.join(key)}, {rate:,.0f} vectors a second, {ratio}** ({judged}; ", end="")
+    print(f"wanted: {goal}).\n")
+    if time.monotonic() < setting.until:
+        count = pass_size(cases[key], len(subject.x_ND), setting.device)
+        report_kernels(f"{count:,} vectors", partial(cases[key], count), setting.device)
+
+
+# Decoding
+
+
+def decode(setting: Setting) -> None:
+    """Figure 2: vectors a second on the device and to host memory."""
+    codec = setting.codec()
+    if codec is None:
+        codec = Codec(random_model(setting.config("qinco2-S")).to(setting.device), DEFAULT_SEARCH)
+    model, most = codec.model, most_vectors(setting, 1 << 20)
+    shape = (most, codec.code_size)
+    codes_NM = torch.randint(codec.config.codebook_size, shape, generator=torch.Generator().manual_seed(0))
+    host_codes, codes_NM = codes_NM.numpy().astype(np.uint8), codes_NM.to(setting.device)
+    cases = {}
+    for name, dtype in PRECISIONS.items():
+
+        def on_device(count: int, dtype=dtype) -> Tensor:
+            return model.denormalize(decode_by_torch(model, codes_NM[:count], model.start(count), dtype))
+
+        cases["on the device", name] = on_device
+        cases["to host memory", name] = lambda count, name=name: codec.decode(host_codes[:count], precision=name)
+    found = rates(cases, most, setting.device, setting.at(0.7))
+    table("decoded|precision|vectors/s|wanted", [(*key, rate, WANTED_DECODED[key[0]]) for key, rate in found.items()])
+    report_kernels(f"{most:,} vectors in bf16", partial(cases["on the device", "bf16"], most), setting.device)
+
+
+# Errors
+
+
+@torch.no_grad()
+def error(setting: Setting) -> None:
+    """Figure 4: the device's error beside that of float32 on the processor, on the same vectors."""
+    codec = setting.codec()
+    if codec is None:
+        print("Left out: it needs a trained codec (parts=train, or model=).")
+        return
+    model, here = codec.model, setting.codec("cpu").model
+    x_ND = here.normalize(torch.from_numpy(setting.vectors("base").limit(REFERENCE_ROWS)[:]))
+    there_ND, rows = x_ND.to(setting.device), []
+    for rule, options in RULES.items():
+        if setting.left < 0:
+            print(f"Not reached in time: {rule}.")
+            continue
+        exact = make_encoder(here, options.override(engine="torch"), torch.float32)
+        codes_NM = exact.encode(x_ND, torch.zeros_like(x_ND))[0]
+        reference = _data_mse(here, x_ND, here(codes_NM, here.start(len(x_ND))))
+        sent_NM = codes_NM.to(setting.device)
+        for precision, dtype in PRECISIONS.items():
+            engine = make_encoder(model, options.override(engine="auto"), dtype)
+            own_NM = engine.encode(there_ND, torch.zeros_like(there_ND))[0]
+            decoded = {
+                "encoded there": here(own_NM.cpu(), here.start(len(x_ND))),
+                "decoded there": decode_by_torch(model, sent_NM, model.start(len(x_ND)), dtype).cpu(),
+                "both": decode_by_torch(model, own_NM, model.start(len(x_ND)), dtype).cpu(),
+            }
+            for what, reached_ND in decoded.items():
+                found = _data_mse(here, x_ND, reached_ND)
+                change = found / reference - 1
+                flag = "**above 0.1 %**" if abs(change) > SAME_ERROR else ""
+                rows.append((rule, what, precision, reference, found, f"{change:+.4%}", flag))
+    print(f"The first {len(x_ND):,} base vectors; MSE by float32 torch on the processor, and by the device.")
+    table("rule|what the device did|in|MSE, processor|MSE|difference|", rows)
+
+
+def _data_mse(model: Qinco, x_ND: Tensor, reached_ND: Tensor) -> float:
+    squares = (reached_ND - x_ND).double().square().sum(1).mean()
+    return float(squares * model.scale.double() ** 2)

@@ -1,0 +1,243 @@
+"""Training on a card: how long until the paper's error, how busy the card is, and what codecs it gives."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from gpu_device import BusyShare, seconds_of
+from gpu_plain import train_plainly
+from gpu_setting import Setting, report_kernels, table
+
+from qinco.codec import Codec
+from qinco.codec.fit import fit
+from qinco.codec.run import Run, plan_run, split_validation
+from qinco.maths.metrics import recall
+from qinco.model.qinco import Qinco
+from qinco.search import exhaustive
+from qinco.storage.train_state import load_state, state_path
+from qinco.training.codebooks import start_model
+from qinco.training.processes import Processes
+from qinco.training.schedule import Plan
+from qinco.training.train import EpochReport, StepReport, Training
+from qinco.vectors.formats import read_integers
+from qinco.vectors.source import VectorSource
+
+PAPER = {"recipe": "paper", "epochs": 10, "batch_size": 1024}
+TRIALS = (2, 4, 10)  # epochs of our own recipe: the fewest that reach the paper's error count
+WANTED_TIMES = 4
+PLAIN_SHARE, PAPER_SHARE = 0.5, 0.6
+WARM_STEPS, TIMED_STEPS = 5, 20
+MOST_EPOCHS = 100
+TABLE = {f"{size}{steps}": (f"qinco2-{size.upper()}", steps) for size in "sm" for steps in (8, 16)}
+FAISS_ROWS = 50_000
+
+
+def fit_until(until: float, source: VectorSource, preset: str, output: Path, device, **settings):
+    """Train with `fit` until its end or the monotonic clock `until`, where its state is saved.
+
+    Returns the best codec so far, the reports of the epochs, and whether the run came to its end.
+    """
+    epochs, late = [], []
+
+    def follow(report) -> None:
+        if isinstance(report, EpochReport):
+            epochs.append(report)
+            print(f"{time.strftime('%X')} {output.name}: epoch {report.epoch}, MSE {report.mse:,.0f}", file=sys.stderr)
+        if isinstance(report, EpochReport | StepReport) and time.monotonic() > until and not late:
+            late.append(True)
+            signal.raise_signal(signal.SIGINT)  # `fit` saves and stops between two steps, as for Ctrl-C
+
+    try:
+        return fit(source, preset, output=output, device=device, on_report=follow, **settings), epochs, True
+    except KeyboardInterrupt:
+        if not late:
+            raise
+        return Codec.load(output, device), epochs, False
+
+
+def first_steps(run: Run, train: VectorSource, valid: VectorSource, device) -> tuple[Training, Callable[[int], None]]:
+    """A run that has been started and warmed up, and `go(count)`, which takes so many further steps of it."""
+    model = Qinco.empty(run.model).to_empty(device=device)
+    start_model(model, train, run.train, None)
+    training = Training(model, train, valid, run.train, run.encode, Processes(device))
+    reports = (report for report in training.run() if isinstance(report, StepReport))
+
+    def go(count: int) -> None:
+        for _ in range(count):
+            next(reports)
+
+    go(WARM_STEPS)
+    return training, go
+
+
+# Figure 3
+
+
+def train(setting: Setting) -> None:
+    """Figure 3: seconds until the error of the paper's recipe after ten epochs, by plain torch and by ours."""
+    source = setting.vectors("train")
+    settings = setting.sizes(8) | PAPER
+    if setting.quick:
+        settings |= {"epochs": 2, "batch_size": 256}
+    run = plan_run(source, "qinco2-S", None, None, settings.pop("recipe"), settings)
+    parts = split_validation(source, None, run.model.codebook_size)
+    print(
+        f"{len(parts[0]):,} training and {len(parts[1]):,} validation vectors, batches of {run.train.batch_size:,}.\n"
+    )
+    rows = [plain := _train_plainly(setting, run, *parts)]
+    if plain[3] is None:
+        output = setting.output / "paper.safetensors"
+        until = setting.at(PAPER_SHARE)
+        _, epochs, ended = fit_until(
+            until, source, "qinco2-S", output, setting.device, recipe="paper", overwrite=True, **settings
+        )
+        name = "paper's recipe, our engine" + ("" if ended else " (not to its end)")
+        rows.append((name, epochs[-1].epoch, epochs[-1].seconds, epochs[-1].mse, None))
+    target = rows[-1][3]
+    for epochs in (1, 2) if setting.quick else TRIALS:
+        rows.append(_train_ours(setting, source, epochs, target))
+        if rows[-1][4] is not None or setting.left < 0:
+            break
+    table("version|epochs|s|validation MSE|s to the paper's error", rows)
+    reached = rows[-1][4]
+    ratio = "not reached" if reached is None else f"{plain[2] / reached:.1f} x faster"
+    print(f"**Figure 3: {ratio}** (wanted: at least {WANTED_TIMES} x). Seconds include validation, not the start.\n")
+    if setting.left > 0:
+        _profile(setting, source, *parts)
+
+
+def _train_plainly(setting: Setting, run: Run, train: VectorSource, valid: VectorSource) -> tuple:
+    """A row of the table; without an error where the whole run would take too long and its time is extrapolated."""
+    until = setting.at(PLAIN_SHARE)
+    model = Qinco.empty(run.model).to_empty(device=setting.device)
+    start_model(model, train, run.train, None)
+    steps, epochs, warm = Plan.of(run.train, len(train)).total_steps, 0, None
+    for report in train_plainly(model, train, valid, run.train):
+        if report.mse is not None:
+            epochs, mse = epochs + 1, report.mse
+            print(f"- plain torch: epoch {epochs}, {report.seconds:,.1f} s, MSE {mse:,.0f}", flush=True)
+            continue
+        if report.step in (1, WARM_STEPS):
+            warm = report
+        late = time.monotonic() > until
+        if report.step > warm.step and (late or report.step >= WARM_STEPS + TIMED_STEPS):
+            total = (report.seconds - warm.seconds) / (report.step - warm.step) * steps
+            if late or time.monotonic() - report.seconds + total > until:
+                name = f"plain torch, paper's recipe, extrapolated from {report.step} of {steps} steps"
+                return name, run.train.epochs, total, None, None
+    return "plain torch, paper's recipe", epochs, report.seconds, mse, report.seconds
+
+
+def _train_ours(setting: Setting, source: VectorSource, epochs: int, target: float) -> tuple:
+    output = setting.output / "trained.safetensors"
+    with BusyShare(setting.device) as busy:
+        _, reports, ended = fit_until(
+            setting.until, source, "qinco2-S", output, setting.device, overwrite=True, epochs=epochs, **setting.sizes(8)
+        )
+    print(f"\nThe card ran kernels {busy}, during {epochs} epochs from the memory-mapped file, the start included.\n")
+    reached = next((report.seconds for report in reports if report.epoch and report.mse <= target), None)
+    name = "ours" if ended else "ours (not to its end)"
+    return name, reports[-1].epoch, reports[-1].seconds, min(report.mse for report in reports), reached
+
+
+def _profile(setting: Setting, source: VectorSource, train: VectorSource, valid: VectorSource) -> None:
+    run = plan_run(source, "qinco2-S", None, None, "default", setting.sizes(8) | {"epochs": TRIALS[-1]})
+    training, go = first_steps(run, train, valid, setting.device)
+    count = min(TIMED_STEPS, (training.plan.steps_per_epoch - WARM_STEPS) // 3)
+    if count < 1:
+        return
+    report_kernels(f"{count} steps of {training.plan.batch_size:,} vectors", lambda: go(count), setting.device)
+
+
+# Figure 5
+
+
+def table_of_codecs(setting: Setting) -> None:
+    """Figure 5: trained codecs beside faiss's quantizers of equal bytes; a later call continues where one ends."""
+    rows = []
+    base_ND, queries_QD = setting.vectors("base")[:], setting.vectors("query")[:]
+    nearest_Q = read_integers(setting.data / "gt.ivecs")[: len(queries_QD), 0]
+    if setting.quick:
+        nearest_Q = exhaustive.search(queries_QD, [(0, base_ND)], 1)[1][:, 0]
+    for number, (name, (preset, num_steps)) in enumerate(TABLE.items()):
+        if setting.left < 10 and not setting.quick:
+            print(f"Not reached in time: {name}.")
+            continue
+        until = setting.at(0.9 / (len(TABLE) - number))
+        codec, epochs, seconds, ended = _train_further(setting, name, preset, num_steps, until)
+        rows.append((f"{preset}, {num_steps} bytes", epochs, seconds, *_judge(codec, base_ND, queries_QD, nearest_Q)))
+        if not ended:
+            print(f"{name}: its time is over before its end; a call with the same output continues it.")
+    rows += _faiss_rows(setting, base_ND, queries_QD, nearest_Q)
+    print(f"\nMSE and recall on {len(base_ND):,} base vectors, exhaustive search of {len(queries_QD):,} queries.")
+    table("codec|epochs|training s|MSE|R@1|R@10", rows)
+
+
+def _train_further(setting: Setting, name: str, preset: str, num_steps: int, until: float):
+    """Go on with a codec's run, or begin one of as many epochs as there is time for: codec, epochs, seconds, ended."""
+    source, output = setting.vectors("train"), setting.output / f"{name}.safetensors"
+    settings = setting.sizes(num_steps)
+    if state_path(output).exists():
+        settings["epochs"] = load_state(output)[0]["train"]["epochs"]
+    else:
+        settings["epochs"] = setting.epochs or _epochs_until(setting, source, preset, settings, until)
+    codec, _, ended = fit_until(until, source, preset, output, setting.device, resume=True, **settings)
+    progress = load_state(output)[0]["progress"]
+    done = f"{progress['epoch']} of {settings['epochs']}, best {codec.provenance['epoch']}"
+    return codec, done, progress["seconds"], ended
+
+
+def _epochs_until(setting: Setting, source: VectorSource, preset: str, settings: dict, until: float) -> int:
+    """So many epochs that the schedule comes to its end in time: the rate must have fallen for the error to."""
+    if setting.quick:
+        return 1
+    run = plan_run(source, preset, None, None, "default", settings)
+    parts = split_validation(source, None, run.model.codebook_size)
+    begun = time.monotonic()
+    training, go = first_steps(run, *parts, setting.device)
+    start = time.monotonic() - begun
+    step = seconds_of(lambda: go(TIMED_STEPS), setting.device) / TIMED_STEPS
+    valid = seconds_of(training.validate, setting.device)
+
+    def fits(epochs: int) -> bool:
+        steps = Plan.of(replace(run.train, epochs=epochs), len(parts[0])).total_steps
+        return time.monotonic() + start + 1.1 * (steps * step + epochs * valid) <= until
+
+    return next((epochs for epochs in range(MOST_EPOCHS, 1, -1) if fits(epochs)), 1)
+
+
+def _judge(codec: Codec, base_ND: np.ndarray, queries_QD: np.ndarray, nearest_Q: np.ndarray) -> tuple:
+    decoded_ND = codec.decode(codec.encode(base_ND))
+    return _errors(base_ND, decoded_ND, queries_QD, nearest_Q, codec.model.device)
+
+
+def _errors(base_ND, decoded_ND, queries_QD, nearest_Q, device: torch.device) -> tuple[float, float, float]:
+    """MSE, R@1 and R@10 of decoded vectors."""
+    found = recall(exhaustive.search(queries_QD, [(0, decoded_ND)], 10, device)[1], nearest_Q)
+    return float(np.square(decoded_ND - base_ND, dtype=np.float64).sum(1).mean()), found[1], found[10]
+
+
+def _faiss_rows(setting: Setting, base_ND: np.ndarray, queries_QD: np.ndarray, nearest_Q: np.ndarray) -> list[tuple]:
+    """PQ and RQ of faiss on the processor, as far as there is time."""
+    rows = []
+    with suppress(ImportError):
+        import faiss
+
+        train_ND = setting.vectors("train").limit(FAISS_ROWS)[:]
+        for key in ("PQ8", "PQ16", "RQ8x8", "RQ16x8") if not setting.quick else ("PQ8x4",):
+            if setting.left < 10 and not setting.quick:
+                break
+            index, begun = faiss.index_factory(base_ND.shape[1], key), time.monotonic()
+            index.train(train_ND)
+            seconds = time.monotonic() - begun
+            index.add(base_ND)
+            decoded_ND = index.reconstruct_n(0, len(base_ND))
+            name = f"faiss {key}, {len(train_ND):,} training vectors, processor"
+            rows.append((name, None, seconds, *_errors(base_ND, decoded_ND, queries_QD, nearest_Q, setting.device)))
+    return rows
