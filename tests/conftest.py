@@ -1,1 +1,49 @@
-"""Makes `small_models` importable from every folder of tests."""
+"""Makes `small_models` importable from every folder of tests, and gives them devices.
+
+What a processor computes is compared exactly where it can be. A GPU adds in another order: its float32 (without TF32,
+as torch comes) is compared within rounding, and of searched codes a few may be others that are as good.
+"""
+
+import pytest
+import torch
+import twin_device
+
+ELSEWHERE = [twin_device.NAME, pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def pytest_collection_finish(session):
+    """Register the twin before any test needs it: the devices of a process's first gradients are all it ever has."""
+    callspecs = [item.callspec for item in session.items if hasattr(item, "callspec")]
+    if any(twin_device.NAME in (spec.params.get("device"), spec.params.get("elsewhere")) for spec in callspecs):
+        twin_device.register()
+
+
+def find(name: str) -> torch.device:
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device, and torch sees none")
+        # Torch would take the twin for the device that memory is page-locked for.
+        alone = torch._C._get_privateuse1_backend_name() != twin_device.NAME
+        assert alone, "the tests of a GPU need a process without the twin: run pytest -m gpu"
+    return torch.device(name)
+
+
+@pytest.fixture(scope="session", params=["cpu", *ELSEWHERE])
+def device(request) -> torch.device:
+    """The processor, a device in disguise (see twin_device), and with `pytest -m gpu` the first GPU."""
+    return find(request.param)
+
+
+@pytest.fixture(scope="session", params=ELSEWHERE)
+def elsewhere(request) -> torch.device:
+    """Each device but the processor, for what is compared with the processor's."""
+    return find(request.param)
+
+
+@pytest.fixture
+def named_device(device, monkeypatch) -> str:
+    """The device by its name, for calls that take one; outside of these tests they refuse the twin's."""
+    if device.type == twin_device.NAME:
+        for module in ("codec", "fit", "product"):
+            monkeypatch.setattr(f"qinco.codec.{module}.choose_device", torch.device)
+    return str(device)

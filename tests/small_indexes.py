@@ -1,8 +1,10 @@
 """Small trained codecs and indexes of their vectors, for tests; each is made once."""
 
+from copy import deepcopy
 from functools import cache
 
 import numpy as np
+import torch
 from small_models import random_vectors
 
 from qinco.codec import Codec, ProductCodec
@@ -30,6 +32,13 @@ def trained(kind: str) -> Codec | ProductCodec:
     if kind == "product":
         return ProductCodec.fit(vectors(), num_parts=2, rotate=True, **_SETTINGS | {"codebook_size": 8})
     return Codec.fit(vectors(), coarse_centroids=vectors(NUM_LISTS, 5) if kind == "ivf" else None, **_SETTINGS)
+
+
+def trained_on(device: torch.device, kind: str) -> Codec | ProductCodec:
+    """`trained(kind)`, computing on a device."""
+    codec = deepcopy(trained(kind))
+    parts = [Codec(part.model.to(device), part.encode_options) for part in getattr(codec, "parts", [codec])]
+    return ProductCodec(parts, codec.rotation_DD) if kind == "product" else parts[0]
 
 
 @cache

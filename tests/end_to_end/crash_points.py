@@ -41,8 +41,12 @@ class RoundingCodec:
         return "rounding"
 
     def encode_blocks(self, source, options):
-        for first, block in source.blocks(16):
-            yield first, block.astype(np.uint16), block[:, 0].astype(np.int32) % 100
+        return self.encode_ranges(source, [range(len(source))], options)
+
+    def encode_ranges(self, source, ranges, options):
+        for rows in ranges:
+            for first, block in source.window(rows.start, rows.stop).blocks(16):
+                yield rows.start + first, block.astype(np.uint16), block[:, 0].astype(np.int32) % 100
 
 
 def vectors(seed):

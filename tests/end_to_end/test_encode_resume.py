@@ -171,9 +171,10 @@ def test_ctrl_c_and_termination_say_how_to_go_on(folder, tmp_path, number, name)
     assert done.returncode == 130, done.stderr
     assert done.stdout == ""
     assert "the shards that are done are kept; the same command with resume=true continues" in done.stderr
-    assert count_shards(tmp_path / (name if name == "codes" else f"{name}.shards")) == 3
+    kept = count_shards(tmp_path / (name if name == "codes" else f"{name}.shards"))
+    assert kept in (3, 4), "three were written, and the next one may have been encoded meanwhile"
     resumed = encode(folder, "plain", tmp_path / name, "resume=true")
-    assert resumed["encoded"] == NUM_VECTORS - 3 * 4096
+    assert resumed["encoded"] == NUM_VECTORS - kept * 4096
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

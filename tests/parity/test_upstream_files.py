@@ -1,4 +1,4 @@
-"""Files that the authors' code wrote: decoding gives its vectors, encoding its codes and its error.
+"""Files that the authors' code wrote: decoding gives its vectors, encoding its codes and its error, on every device.
 
 Small ones lie in tests/data/upstream. All that a folder named by QINCO_PARITY holds are tested too: `X.pt`, `base.npy`
 and, for its first rows, `X.expect.npz` with codes, decoded vectors and, except for the small ones, the prefixes' error;
@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from qinco.codec import Codec, ProductCodec, load_codec
+from qinco.codec.evaluate import evaluate
+from qinco.vectors.source import as_source
 
 SMALL = Path(__file__).parents[1] / "data" / "upstream"
 FOLDERS = [SMALL, *([Path(os.environ["QINCO_PARITY"])] if "QINCO_PARITY" in os.environ else [])]
@@ -20,7 +23,7 @@ EXPECTED = [path for folder in FOLDERS for path in sorted(folder.glob("v[12]_*.e
 
 
 class Case:
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, device: torch.device):
         name = path.name.removesuffix(".expect.npz")
         searched = re.fullmatch(r"(.*)_A(\d+)_B(\d+)", name)
         self.options = {"precision": "float32"}
@@ -28,6 +31,8 @@ class Case:
             name = searched[1]
             self.options |= {"num_candidates": int(searched[2]), "beam_width": int(searched[3])}
         self.codec = load_codec(path.with_name(f"{name}.pt"))
+        for part in getattr(self.codec, "parts", [self.codec]):
+            part.model.to(device)
         with np.load(path) as arrays:
             self.codes, self.decoded = arrays["codes"], arrays["decoded"]
             self.prefix_mse = arrays.get("prefix_mse")
@@ -41,8 +46,8 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=EXPECTED, ids=lambda path: f"{path.parent.name}/{path.name.split('.')[0]}")
-def case(request):
-    return Case(request.param)
+def case(request, device):
+    return Case(request.param, device)
 
 
 def test_a_folder_of_all_files_is_given():
@@ -77,6 +82,12 @@ def test_encoding_finds_the_same_codes_and_error(case):
     assert case.mse(case.codec.decode(codes, lists)) == pytest.approx(case.mse(case.decoded), rel=1e-3)
 
 
+def test_evaluation_finds_the_same_error(case):
+    options = case.codec.encode_options.override(**case.options)
+    found = evaluate(case.codec, as_source(case.base), options)
+    assert found.mse == pytest.approx(case.mse(case.decoded), rel=1e-3)
+
+
 def test_prefixes_have_the_same_error(case):
     if case.prefix_mse is None:
         pytest.skip("the error of the prefixes is not given")
@@ -85,8 +96,7 @@ def test_prefixes_have_the_same_error(case):
         for m in range(case.codec.config.num_steps)
     ]
     if case.codec.is_ivf:
-        model = case.codec.model
-        errors.insert(0, case.mse(model.denormalize(model.coarse_centroids)[case.lists].numpy()))
+        errors.insert(0, case.mse(case.codec.coarse_centroids[case.lists]))
     np.testing.assert_allclose(errors, case.prefix_mse, rtol=1e-3)
 
 

@@ -39,13 +39,13 @@ def configs(draw, preselector=None, max_steps=3, sizes=(2, 4)):
     )
 
 
-def problem(config: ModelConfig, seed: int, count: int = 6):
-    """A model far from any residual quantizer, vectors, and their starting points."""
-    model = random_model(config, seed)
+def problem(config: ModelConfig, seed: int, device: torch.device, count: int = 6):
+    """A model far from any residual quantizer, vectors, and their starting points, on a device."""
+    model = random_model(config, seed).to(device)
     generator = torch.Generator().manual_seed(seed + 1)
     x_ND = torch.randn(count, config.dim, generator=generator) * 2
     lists_N = torch.randint(3, (count,), generator=generator)
-    return model, x_ND, model.start(count, lists_N)
+    return model, x_ND.to(device), model.start(count, lists_N.to(device))
 
 
 def errors(model, x_ND, start_ND, codes_NM):
@@ -62,11 +62,12 @@ def same_result(model, x_ND, start_ND, codes_NM, others_NM):
 
 @quick
 @given(config=configs(), seed=SEEDS)
-def test_a_full_beam_is_an_exhaustive_search(config, seed):
-    model, x_ND, start_ND = problem(config, seed)
+def test_a_full_beam_is_an_exhaustive_search(device, config, seed):
+    model, x_ND, start_ND = problem(config, seed, device)
     full = config.codebook_size ** (config.num_steps - 1)  # all that the last step can start from
     found_NM, _ = Encoder(model, EncodeOptions(beam_width=full)).encode(x_ND, start_ND)
     everything = torch.tensor(list(itertools.product(range(config.codebook_size), repeat=config.num_steps)))
+    everything = everything.to(device)
     all_errors = torch.stack([errors(model, x_ND, start_ND, code.expand(len(x_ND), -1)) for code in everything])
     best_N, winners_N = all_errors.min(0)
     torch.testing.assert_close(errors(model, x_ND, start_ND, found_NM), best_N, rtol=1e-5, atol=1e-5)
@@ -75,26 +76,26 @@ def test_a_full_beam_is_an_exhaustive_search(config, seed):
 
 @quick
 @given(config=configs(preselector=True), seed=SEEDS)
-def test_all_candidates_and_no_beam_is_the_greedy_search(config, seed):
-    model, x_ND, start_ND = problem(config, seed)
+def test_all_candidates_and_no_beam_is_the_greedy_search(device, config, seed):
+    model, x_ND, start_ND = problem(config, seed, device)
     rule = EncodeOptions(num_candidates=config.codebook_size)
     found_NM, reached_ND = Encoder(model, rule).encode(x_ND, start_ND)
-    greedy_ND, codes = start_ND, []
+    greedy_ND, codes, rows_N = start_ND, [], torch.arange(len(x_ND), device=device)
     for step in model.steps:
         options_KND = torch.stack(
-            [greedy_ND + step(torch.full((len(x_ND),), k), greedy_ND) for k in range(config.codebook_size)]
+            [greedy_ND + step(torch.full_like(rows_N, k), greedy_ND) for k in range(config.codebook_size)]
         )
         codes.append((options_KND - x_ND).square().sum(2).argmin(0))
-        greedy_ND = options_KND[codes[-1], torch.arange(len(x_ND))]
+        greedy_ND = options_KND[codes[-1], rows_N]
     same_result(model, x_ND, start_ND, found_NM, torch.stack(codes, 1))
     torch.testing.assert_close(reached_ND, decode(model, found_NM, start_ND), rtol=1e-4, atol=1e-4)
 
 
 @quick
 @given(config=configs(preselector=True), seed=SEEDS, beam=st.integers(1, 6), more=st.integers(0, 9))
-def test_rules_that_propose_everything_are_alike(config, seed, beam, more):
+def test_rules_that_propose_everything_are_alike(device, config, seed, beam, more):
     """No pre-selection, A = K or more, and C = B · K or more."""
-    model, x_ND, start_ND = problem(config, seed)
+    model, x_ND, start_ND = problem(config, seed, device)
     size = config.codebook_size
     rules = [
         EncodeOptions(beam_width=beam),
@@ -115,13 +116,13 @@ rules = st.one_of(
 
 @quick
 @given(config=configs(preselector=True), seed=SEEDS, rule=rules, tile=st.sampled_from([1, 7, 40, 10**6]))
-def test_results_do_not_depend_on_the_tile_or_the_order_of_rows(config, seed, rule, tile):
-    model, x_ND, start_ND = problem(config, seed, 12)
+def test_results_do_not_depend_on_the_tile_or_the_order_of_rows(device, config, seed, rule, tile):
+    model, x_ND, start_ND = problem(config, seed, device, 12)
     whole_NM, _ = Encoder(model, rule).encode(x_ND, start_ND)
-    with mock.patch.object(reference, "TILE_CANDIDATES", tile):
+    with mock.patch.multiple(reference, TILE_CANDIDATES=tile, DEVICE_TILE_BYTES=1000 * tile):
         tiled_NM, _ = Encoder(model, rule).encode(x_ND, start_ND)
     same_result(model, x_ND, start_ND, whole_NM, tiled_NM)
-    order_N = torch.randperm(12, generator=torch.Generator().manual_seed(seed))
+    order_N = torch.randperm(12, generator=torch.Generator().manual_seed(seed)).to(device)
     moved_NM, _ = Encoder(model, rule).encode(x_ND[order_N], start_ND[order_N])
     same_result(model, x_ND, start_ND, whole_NM[order_N], moved_NM)
 
@@ -144,8 +145,8 @@ def test_results_do_not_depend_on_the_block(config, seed, rule, rows):
 
 @quick
 @given(config=configs(preselector=True, max_steps=4), seed=SEEDS, rule=rules)
-def test_a_prefix_of_the_codes_decodes_as_the_shorter_code(config, seed, rule):
-    model, x_ND, start_ND = problem(config, seed)
+def test_a_prefix_of_the_codes_decodes_as_the_shorter_code(device, config, seed, rule):
+    model, x_ND, start_ND = problem(config, seed, device)
     codes_NM, _ = Encoder(model, rule).encode(x_ND, start_ND)
     prefixes = list(model.reconstructions(codes_NM, start_ND))
     for steps in range(1, config.num_steps + 1):
@@ -159,11 +160,11 @@ def test_a_prefix_of_the_codes_decodes_as_the_shorter_code(config, seed, rule):
 
 @quick
 @given(config=configs(), seed=SEEDS)
-def test_tables_change_nothing(config, seed):
-    model, x_ND, _ = problem(config, seed, 5)
+def test_tables_change_nothing(device, config, seed):
+    model, x_ND, _ = problem(config, seed, device, 5)
     generator = torch.Generator().manual_seed(seed)
-    codes_N = torch.randint(config.codebook_size, (20,), generator=generator)
-    hypotheses_N = torch.randint(5, (20,), generator=generator)
+    codes_N = torch.randint(config.codebook_size, (20,), generator=generator).to(device)
+    hypotheses_N = torch.randint(5, (20,), generator=generator).to(device)
     for step in filter(lambda step: step.conditioned, model.steps):
         wanted_ND = step(codes_N, x_ND[hypotheses_N])
         for tabulate in (True, False):
@@ -175,8 +176,8 @@ def test_tables_change_nothing(config, seed):
 
 @quick
 @given(config=configs(preselector=True, max_steps=4), seed=SEEDS, data=st.data())
-def test_a_search_of_everything_beats_every_cheaper_one(config, seed, data):
-    model, x_ND, start_ND = problem(config, seed)
+def test_a_search_of_everything_beats_every_cheaper_one(device, config, seed, data):
+    model, x_ND, start_ND = problem(config, seed, device)
     full = EncodeOptions(beam_width=config.codebook_size**config.num_steps)
     best_N = errors(model, x_ND, start_ND, Encoder(model, full).encode(x_ND, start_ND)[0])
     rule = data.draw(rules)

@@ -181,6 +181,7 @@ def ivf_centroids(settings: Settings, console: Console) -> None:
             count,
             iterations=_ITERATIONS,
             seed=settings["seed"],
+            device=inputs.device_of(settings),
             on_iteration=lambda done, mse: progress.update(done, mse=mse),
         )
     write_vectors(output, centroids_VD)

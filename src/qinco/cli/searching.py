@@ -31,7 +31,7 @@ from qinco.search.judge import measure
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
 from qinco.search.pareto import Conditions, Setting, SweepResult, combinations, sweep
-from qinco.search.pipeline import Stages
+from qinco.search.pipeline import Stages, network_decoder
 from qinco.storage.encoded_set import is_directory
 from qinco.storage.index_folder import read_index_manifest
 from qinco.vectors.datasets import find_dataset
@@ -191,8 +191,9 @@ def _open(settings: Settings) -> _Searched:
         stages = index.stages(precision=settings["precision"], decoder=last)
         return _Searched(index, codec, pairwise, index.tables.metric, index.tables.coarse is not None, ids, stages)
     metric = Metric("inner_product" if index.inner_product else "l2")
-    neural = _neural(codec, settings["precision"]) if last == "neural" else None
-    stages = Stages(_shortlist_of(index), neural, None if pairwise is None else pairwise.decode, metric)
+    neural, on_device = network_decoder(codec, settings["precision"]) if last == "neural" else (None, False)
+    pairs = None if pairwise is None else pairwise.decode
+    stages = Stages(_shortlist_of(index), neural, pairs, metric, on_device)
     return _Searched(
         index, codec, pairwise, metric, index.has_graph, lambda: (ids for _, _, ids in index.blocks()), stages
     )
@@ -203,14 +204,6 @@ def _shortlist_of(index: FaissIndex):
         return index.shortlist(queries_QD, min(num_short, len(index)), options.nprobe, options.ef_search)
 
     return shortlist
-
-
-def _neural(codec: Codec | ProductCodec, precision: str):
-    def decode(codes_NM: np.ndarray, lists_N: np.ndarray) -> np.ndarray:
-        blocks = [block for _, block in codec.decode_blocks(codes_NM, lists_N if codec.is_ivf else None, precision)]
-        return np.concatenate(blocks) if blocks else np.empty((0, codec.dim), np.float32)
-
-    return decode
 
 
 def _check_ground_truth(settings: Settings, searched: _Searched, nearest_Q: np.ndarray) -> None:

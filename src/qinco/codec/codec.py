@@ -4,7 +4,7 @@ Shape suffixes: N vectors, D dimension, M steps.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 
 import numpy as np
@@ -14,16 +14,18 @@ from qinco.codes import check_codes, check_lists, code_dtype
 from qinco.config import EncodeOptions, ModelConfig, require_int
 from qinco.engines import cpu
 from qinco.engines.choose import candidate_dtype, choose_device, choose_engine, make_encoder
-from qinco.engines.coarse import CoarseAssigner
+from qinco.engines.coarse import assigner_of
 from qinco.engines.reference import decode
 from qinco.errors import DataError
 from qinco.files import check_output
+from qinco.maths.devices import to_device
 from qinco.model.qinco import Qinco
 from qinco.native.library import NativeModel
 from qinco.storage.codec_file import load_models, save_models
+from qinco.vectors.ahead import read_ahead
 from qinco.vectors.source import VectorSource, as_source
 
-_BLOCK_BYTES = 1 << 24
+_BLOCK_BYTES, _DEVICE_BLOCK_BYTES = 1 << 24, 1 << 28  # a device needs more vectors to be busy
 
 
 class Codec:
@@ -42,21 +44,36 @@ class Codec:
         self.model = model.eval().requires_grad_(False)
         self.encode_options = encode_options
         self.provenance = provenance or {}
-        self.block_rows = max(256, _BLOCK_BYTES // (4 * max(self.dim, self.config.embed_dim, self.config.hidden_dim)))
-        self._assigner: CoarseAssigner | None = None
+        self._settle()
+
+    def _settle(self) -> None:
+        """What depends on the device that the model is on."""
+        block_bytes = _BLOCK_BYTES if self.device.type == "cpu" else _DEVICE_BLOCK_BYTES
+        widest = max(self.dim, self.config.embed_dim, self.config.hidden_dim)
+        self.block_rows = max(256, block_bytes // (4 * widest))
+        self._assigner: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._packings: dict[torch.dtype, NativeModel] = {}
+
+    def __getstate__(self) -> dict:
+        """What is copied and pickled: not what is made again when it is needed."""
+        return self.__dict__ | {"_assigner": None, "_packings": {}}
 
     def __repr__(self) -> str:
         config = self.config
         lists = f", num_lists={config.num_lists}" if config.starts_from_coarse else ""
         return (
             f"Codec(dim={config.dim}, num_steps={config.num_steps}, codebook_size={config.codebook_size}, "
-            f"{self.bytes_per_vector:g} bytes a vector{lists}, device={self.model.device})"
+            f"{self.bytes_per_vector:g} bytes a vector{lists}, device={self.device})"
         )
 
     @property
     def config(self) -> ModelConfig:
         return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the codec computes: see `to`."""
+        return self.model.device
 
     @property
     def dim(self) -> int:
@@ -107,7 +124,7 @@ class Codec:
     def to(self, device: str | torch.device) -> "Codec":
         """Move the codec to a device ("auto", "cpu", "cuda", "cuda:N") and return it."""
         self.model.to(choose_device(device))
-        self._packings.clear()
+        self._settle()
         return self
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = True) -> None:
@@ -162,27 +179,46 @@ class Codec:
         self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
         """Yield (first row, codes, list numbers or None) for consecutive blocks of a source, in bounded memory."""
+        return self.encode_ranges(source, [range(len(source))], options, num_steps)
+
+    def encode_ranges(
+        self,
+        source: VectorSource,
+        ranges: Sequence[range],
+        options: EncodeOptions | None = None,
+        num_steps: int | None = None,
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+        """`encode_blocks` of some ranges of rows, one after the other: no block reaches from one into the next."""
         self.check_dim(source)
         options = options or self.encode_options
-        arithmetic = candidate_dtype(options.precision, self.model.device, self.config)
+        arithmetic = candidate_dtype(options.precision, self.device, self.config)
         encoder = make_encoder(self.model, options, arithmetic, self._packed(arithmetic, options.engine))
         dtype = code_dtype(self.config.codebook_size)
-        for first, block in source.blocks(self.block_rows):
-            x_ND = torch.from_numpy(block).to(self.model.device)
-            lists_N = self.assign_lists(block)
-            start_ND = self.model.start(len(block), None if lists_N is None else self._to_device(lists_N))
-            codes_NM, _ = encoder.encode(self.model.normalize(x_ND), start_ND, num_steps)
-            lists = None if lists_N is None else lists_N.astype(np.int32)
+        # The next block is read, checked and sent while this one is encoded.
+        blocks = (
+            (rows.start + first, to_device(block, self.device))
+            for rows in ranges
+            for first, block in source.window(rows.start, rows.stop).blocks(self.block_rows)
+        )
+        for first, block_ND in read_ahead(blocks) if len(source) > self.block_rows else blocks:
+            x_ND = self.model.normalize(block_ND)
+            lists_N = self._assign(x_ND)
+            codes_NM, _ = encoder.encode(x_ND, self.model.start(len(x_ND), lists_N), num_steps)
+            lists = None if lists_N is None else lists_N.cpu().numpy().astype(np.int32)
             yield first, codes_NM.cpu().numpy().astype(dtype), lists
 
     def assign_lists(self, x_ND: np.ndarray) -> np.ndarray | None:
         """The nearest coarse centroid of float32 vectors: int64 (N,); None without IVF."""
+        lists_N = self._assign(self.model.normalize(to_device(x_ND, self.device)))
+        return None if lists_N is None else lists_N.cpu().numpy()
+
+    def _assign(self, x_ND: torch.Tensor) -> torch.Tensor | None:
+        """Lists, int64 (N,), of normalised vectors on the model's device; None without IVF."""
         if not self.is_ivf:
             return None
         if self._assigner is None:
-            self._assigner = CoarseAssigner(self.model.coarse_centroids.cpu().numpy())
-        x = self.model.normalize(torch.from_numpy(x_ND).to(self.model.device))
-        return self._assigner.assign(x.cpu().numpy())
+            self._assigner = assigner_of(self.model.coarse_centroids)
+        return self._assigner(x_ND)
 
     # Decoding
 
@@ -203,7 +239,12 @@ class Codec:
 
     def decode_blocks(self, codes, lists=None, precision: str = "float32") -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, float32 reconstructions) for consecutive blocks of codes that `check_codes` has passed."""
-        dtype = candidate_dtype(precision, self.model.device, self.config)
+        for first, decoded_ND in self.decode_tensors(codes, lists, precision):
+            yield first, decoded_ND.cpu().numpy()
+
+    def decode_tensors(self, codes, lists=None, precision: str = "float32") -> Iterator[tuple[int, torch.Tensor]]:
+        """`decode_blocks` with tensors on the codec's device."""
+        dtype = candidate_dtype(precision, self.device, self.config)
         packed = self._packed(dtype, self.encode_options.engine)
         for first in range(0, len(codes), self.block_rows):
             part = slice(first, first + self.block_rows)
@@ -213,8 +254,7 @@ class Codec:
                 reached_ND = decode(self.model, codes_NM, start_ND, dtype)
             else:
                 reached_ND = cpu.decode(packed, codes_NM, start_ND)
-            decoded_ND = self.model.denormalize(reached_ND)
-            yield first, decoded_ND.cpu().numpy()
+            yield first, self.model.denormalize(reached_ND)
 
     def decode_prefixes(self, codes_NM: np.ndarray, lists_N: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """Yield the reconstructions after each step, float32 (N, D), of a block of codes of this codec."""
@@ -243,7 +283,7 @@ class Codec:
 
     def _packed(self, dtype: torch.dtype, engine: str) -> NativeModel | None:
         """The model packed for the native engine, once for each arithmetic; None where torch computes."""
-        if choose_engine(engine, self.config, self.model.device) == "torch":
+        if choose_engine(engine, self.config, self.device) == "torch":
             return None
         if dtype not in self._packings:
             self._packings[dtype] = cpu.pack(self.model, dtype)
@@ -256,7 +296,8 @@ class Codec:
         return num_steps
 
     def _to_device(self, integers: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(integers, np.int64)).to(self.model.device)
+        sent = integers if integers.dtype == np.uint8 else np.asarray(integers, np.int64)
+        return to_device(sent, self.device).long()
 
 
 def as_integers(values):

@@ -7,6 +7,8 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,8 +94,9 @@ def encode_file(
     share:     encode this share of the shards only; whoever encodes the last shard makes the output
     inputs:    files that are read and must not be replaced
 
-    Memory is bounded by a block of vectors and the codes of a shard. Raises ConfigError and DataError before any work,
-    ConfigError too where `resume` finds codes of another model, source or search rule.
+    Memory is bounded by a block of vectors and the codes of two shards: one is written while the next is encoded.
+    Raises ConfigError and DataError before any work, ConfigError too where `resume` finds codes of another model,
+    source or search rule, and ResourceError where a shard cannot be written.
     """
     share = share or Share.of_process()
     options = options or codec.encode_options
@@ -251,24 +254,45 @@ def _is_there(store: CodeStore) -> bool:
 
 
 def _encode_shards(store: CodeStore, lock: Path, codec, source, options, share: Share, on_progress) -> None:
+    """Encode the shards that are missing; each is written by a thread while the next one is encoded.
+
+    A shard that the thread has been given is written even where an exception, or Ctrl-C, ends the work meanwhile.
+    """
     manifest = store.manifest
     mine = share.shards(manifest.num_shards)
-    done = sum(len(manifest.rows(shard)) for shard in mine if store.has(shard))
+    missing = [shard for shard in mine if not store.has(shard)]
+    done = sum(map(len, map(manifest.rows, mine))) - sum(map(len, map(manifest.rows, missing)))
     on_progress(done)
-    for shard in mine:
-        if store.has(shard):
-            continue
-        rows = manifest.rows(shard)
-        codes_NM = np.empty((len(rows), manifest.code_size), code_dtype(manifest.codebook_size))
-        lists_N = np.empty(len(rows), np.int32) if manifest.num_lists else None
-        for first, codes, lists in codec.encode_blocks(source.window(rows.start, rows.stop), options):
-            codes_NM[first : first + len(codes)] = codes
-            if lists_N is not None:
-                lists_N[first : first + len(codes)] = lists
-            on_progress(done + first + len(codes))
-        with exclusive(lock):
-            if not _is_there(store):
+    writing: Future | None = None
+    blocks = codec.encode_ranges(source, list(map(manifest.rows, missing)), options)
+    with ThreadPoolExecutor(1, "write shards") as writer, closing(blocks):
+        for shard in missing:
+            rows = manifest.rows(shard)
+            codes_NM = np.empty((len(rows), manifest.code_size), code_dtype(manifest.codebook_size))
+            lists_N = np.empty(len(rows), np.int32) if manifest.num_lists else None
+            stop = rows.start
+            while stop < rows.stop:
+                first, codes, lists = next(blocks)
+                stop = first + len(codes)
+                codes_NM[first - rows.start : stop - rows.start] = codes
+                if lists_N is not None:
+                    lists_N[first - rows.start : stop - rows.start] = lists
+                on_progress(done + stop - rows.start)
+                if writing is not None and writing.done() and not writing.result():
+                    return
+            done += len(rows)
+            last, writing = writing, writer.submit(_write, store, lock, shard, codes_NM, lists_N)
+            if last is not None and not last.result():  # one shard may wait while another is written, and no more
                 return
-            if not store.has(shard):  # a process may have been given the same share
-                store.write(shard, codes_NM, lists_N)
-        done += len(rows)
+        if writing is not None:
+            writing.result()
+
+
+def _write(store: CodeStore, lock: Path, shard: int, codes_NM: np.ndarray, lists_N: np.ndarray | None) -> bool:
+    """Write a shard to a store that is still there; whether it is."""
+    with exclusive(lock):
+        if not _is_there(store):
+            return False
+        if not store.has(shard):  # a process may have been given the same share
+            store.write(shard, codes_NM, lists_N)
+        return True

@@ -4,7 +4,7 @@ Shape suffixes: N vectors, D dimension, M steps of a part, P parts.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -70,6 +70,11 @@ class ProductCodec:
     @property
     def is_ivf(self) -> bool:
         return False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the codec computes: see `to`."""
+        return self.parts[0].device
 
     @property
     def block_rows(self) -> int:
@@ -172,9 +177,19 @@ class ProductCodec:
         self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None
     ) -> Iterator[tuple[int, np.ndarray, None]]:
         """Yield (first row, codes, None) for consecutive blocks of a source, in bounded memory."""
+        return self.encode_ranges(source, [range(len(source))], options, num_steps)
+
+    def encode_ranges(
+        self,
+        source: VectorSource,
+        ranges: Sequence[range],
+        options: EncodeOptions | None = None,
+        num_steps: int | None = None,
+    ) -> Iterator[tuple[int, np.ndarray, None]]:
+        """`encode_blocks` of some ranges of rows, one after the other: no block reaches from one into the next."""
         self.check_dim(source)
         streams = [
-            part.encode_blocks(VectorSource(self._columns(source, i), source.name), options, num_steps)
+            part.encode_ranges(VectorSource(self._columns(source, i), source.name), ranges, options, num_steps)
             for i, part in enumerate(self.parts)
         ]
         for blocks in zip(*streams, strict=True):

@@ -4,7 +4,7 @@ Shape suffixes: N vectors, Q queries, D dimension, V centroids, P lists that are
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qinco.engines.faiss_bytes import FaissBytes
 from qinco.errors import DataError
+from qinco.maths.distances import closest
 
 GRAPH_LISTS = 4096  # so many centroids are probed through a graph
 _EXACT_LISTS = 65_536  # up to so many, comparing with all costs less than a graph's search that hardly ever errs
@@ -44,10 +45,6 @@ class CoarseAssigner:
         if self.num_lists <= _EXACT_LISTS:
             return self._search(x_ND, 1, inner_product=False)[1][:, 0]
         return self._search(x_ND, 1, inner_product=False, effort=_ASSIGN_EFFORT)[1][:, 0]
-
-    def assign_tensor(self, x_ND: Tensor) -> Tensor:
-        """List numbers, int64 (N,), of float32 vectors (N, D), on their device."""
-        return torch.from_numpy(self.assign(x_ND.cpu().numpy())).to(x_ND.device)
 
     def probe(self, queries_QD: np.ndarray, nprobe: int, ef_search: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The nearest `nprobe` centroids of float32 queries, nearest first, or all V where there are fewer.
@@ -123,6 +120,17 @@ class CoarseAssigner:
                     index.add(self._centroids_VD)
                 self._indexes[inner_product, is_graph] = index
             return index
+
+
+def assigner_of(centroids_VD: Tensor) -> Callable[[Tensor], Tensor]:
+    """What gives the number of the nearest centroid, int64 (N,), of float32 vectors (N, D) on the centroids' device.
+
+    Exact on GPUs, which compare with all centroids; on the processor as `CoarseAssigner` is.
+    """
+    if centroids_VD.device.type != "cpu":
+        return lambda x_ND: closest(x_ND, centroids_VD)[0]
+    assigner = CoarseAssigner(centroids_VD.numpy())
+    return lambda x_ND: torch.from_numpy(assigner.assign(x_ND.numpy()))
 
 
 def search_effort(nprobe: int, ef_search: int | None) -> int:

@@ -2,7 +2,8 @@
 
 It works in normalised space. Two exact rearrangements keep the work per candidate small: the concatenation and the
 first block's up-projection are linear in (codeword, x̂), so they become one table over codewords and one product per
-hypothesis; and vectors walk through all steps in tiles small enough that a tile's candidates stay in the cache.
+hypothesis; and vectors walk through all steps in tiles, on the processor small enough that a tile's candidates stay in
+the cache, on other devices large enough that starting an operation takes less than doing it.
 
 Shape suffixes: N vectors of a tile, D dimension, M steps, K codewords, B hypotheses, C candidates (pairs of a
 hypothesis and a codeword), E stream width, H hidden width.
@@ -19,6 +20,7 @@ from qinco.model.qinco import Qinco
 
 TILE_CANDIDATES = 4096
 TILE_DISTANCES = 1 << 21
+DEVICE_TILE_BYTES = 1 << 30
 TABLE_BYTES = 1 << 28
 
 
@@ -82,6 +84,7 @@ class Encoder:
         options.check_model(config)
         self.model = model
         self.options = options
+        self.dtype = dtype
         row_bytes = (config.embed_dim + config.hidden_dim) * dtype.itemsize
         tabulate = config.num_steps * config.codebook_size * row_bytes <= TABLE_BYTES
         self.tables = [StepTables(step, dtype, tabulate) for step in model.steps]
@@ -101,11 +104,18 @@ class Encoder:
         return torch.cat(codes), torch.cat(reconstructions)
 
     def _tile_size(self) -> int:
+        """Vectors of a tile."""
         config, options = self.model.config, self.options
         beam = min(options.beam_width, config.codebook_size**config.num_steps)
-        per_vector = options.num_pairs or beam * (options.num_candidates or config.codebook_size)
+        candidates = options.num_pairs or beam * (options.num_candidates or config.codebook_size)
+        if self.model.device.type != "cpu":
+            # The stream, a hidden layer and what becomes of each, the codeword, the residual and two of their sums;
+            # the cheap distances, their groups' least and what is gathered of them.
+            row_bytes = 2 * self.dtype.itemsize * (config.embed_dim + config.hidden_dim) + 16 * config.dim
+            tile_bytes = candidates * row_bytes + 12 * beam * config.codebook_size
+            return max(1, DEVICE_TILE_BYTES // tile_bytes)
         by_distances = TILE_DISTANCES // (beam * config.codebook_size)
-        return max(1, min(TILE_CANDIDATES // per_vector, by_distances))
+        return max(1, min(TILE_CANDIDATES // candidates, by_distances))
 
     def _encode_tile(self, x_ND: Tensor, start_ND: Tensor, tables: list[StepTables]) -> tuple[Tensor, Tensor]:
         reached_NBD = start_ND[:, None]

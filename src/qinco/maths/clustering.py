@@ -1,35 +1,45 @@
-"""k-means, plain and residual.
+"""k-means, plain and residual: by faiss on the processor, by torch on other devices.
 
 Shape suffixes: N vectors, D dimension, K centroids, M steps, B hypotheses of a beam.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import faiss
 import numpy as np
 import torch
+from torch import Tensor
 
-from qinco.maths.distances import smallest, squared_distances
+from qinco.maths.devices import CPU, holds, to_device
+from qinco.maths.distances import closest, smallest, squared_distances
 
 BEAM_WIDTH = 4
 KMEANS_ROWS = 200_000
 _TILE_DISTANCES = 1 << 21
+_PART_BYTES = 1 << 28
+_NUDGE = 1 / 1024  # as faiss moves apart the two centroids that one becomes
 
 
 def kmeans(
-    x_ND: np.ndarray, num_centroids: int, *, iterations: int = 10, seed: int = 0, threads: int = 1
+    x_ND: np.ndarray | Tensor, num_centroids: int, *, iterations: int = 10, seed: int = 0, threads: int = 1
 ) -> np.ndarray:
     """Centroids of float32 vectors: float32 (K, D). Works with duplicated vectors, and with fewer vectors than K.
+
+    x_ND: float32 (N, D); a tensor is clustered on its device
 
     They start as noise around the mean rather than at data points: more of them end up in use, which later decides
     how much of a code carries information.
     """
-    generator = np.random.default_rng(seed)
-    spread = x_ND.std(0)
-    start_KD = (x_ND.mean(0) + spread * generator.standard_normal((num_centroids, x_ND.shape[1]))).astype(np.float32)
+    on_device = isinstance(x_ND, Tensor) and x_ND.device.type != "cpu"
+    x_ND = x_ND if on_device else np.asarray(x_ND)
+    spread_D = x_ND.std(0, correction=0) if on_device else x_ND.std(0)
+    drawn_KD = np.random.default_rng(seed).standard_normal((num_centroids, x_ND.shape[1]))
+    start_KD = (_array(x_ND.mean(0)) + _array(spread_D) * drawn_KD).astype(np.float32)
     if len(x_ND) <= num_centroids:
-        start_KD[: len(x_ND)] = x_ND
+        start_KD[: len(x_ND)] = _array(x_ND)
         return start_KD
+    if on_device:
+        return _array(_lloyd([x_ND], to_device(start_KD, x_ND.device), iterations, seed))
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:
@@ -52,16 +62,26 @@ def coarse_kmeans(
     *,
     iterations: int = 20,
     seed: int = 0,
+    device: torch.device = CPU,
     on_iteration: Callable[[int, float], None] = lambda iteration, mse: None,
 ) -> np.ndarray:
     """Coarse centroids of float32 vectors, at least as many as centroids: float32 (V, D), with faiss's threads.
 
     They start at data points, which keeps inverted lists balanced. `on_iteration` hears the number of iterations done
-    and the mean squared distance, summed over dimensions, before the last of them.
+    and the mean squared distance, summed over dimensions, before the last of them. On another device than the
+    processor, vectors that do not fit there are sent in parts, once for each iteration.
     """
     scale = float(np.abs(x_ND).max()) or 1.0  # squares of very large or small values leave float32's range
     x_ND = np.ascontiguousarray(x_ND / np.float32(scale), np.float32)
     centroids_VD = x_ND[np.random.default_rng(seed).choice(len(x_ND), num_centroids, replace=False)]
+    if device.type != "cpu":
+        rows = max(1, _PART_BYTES // (4 * x_ND.shape[1]))
+        parts = [x_ND[start : start + rows] for start in range(0, len(x_ND), rows)]
+        if holds(device, x_ND.nbytes):
+            parts = [to_device(part, device) for part in parts]
+        start_VD = to_device(centroids_VD, device)
+        found = _lloyd(parts, start_VD, iterations, seed, lambda done, mse: on_iteration(done, mse * scale**2))
+        return _array(found) * np.float32(scale)
     for iteration in range(iterations):
         clustering = faiss.Kmeans(
             x_ND.shape[1], num_centroids, niter=1, seed=(seed + iteration) % 2**31,
@@ -73,20 +93,71 @@ def coarse_kmeans(
     return centroids_VD * np.float32(scale)
 
 
-def nearest(x_ND: np.ndarray, centroids_KD: np.ndarray, threads: int = 1) -> np.ndarray:
-    """The number of the nearest centroid of each float32 vector: int64 (N,)."""
+def _lloyd(
+    parts: Sequence[np.ndarray | Tensor],
+    centroids_KD: Tensor,
+    iterations: int,
+    seed: int,
+    on_iteration: Callable[[int, float], None] = lambda iteration, mse: None,
+) -> Tensor:
+    """k-means' iterations on the device of the first centroids: float32 (K, D).
+
+    parts: the vectors, float32 (n, D) each, on that device or sent there when they are met
+    """
+    size, device = len(centroids_KD), centroids_KD.device
+    for iteration in range(iterations):
+        # In float64 the order in which a device adds up does not show in float32.
+        sums_KD = torch.zeros(centroids_KD.shape, dtype=torch.float64, device=device)
+        counts_K = torch.zeros(size, dtype=torch.int64, device=device)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for part in parts:
+            x_ND = part if isinstance(part, Tensor) else to_device(part, device)
+            numbers_N, distances_N = closest(x_ND, centroids_KD)
+            sums_KD.index_add_(0, numbers_N, x_ND.double())
+            counts_K += torch.bincount(numbers_N, minlength=size)
+            total += distances_N.sum(dtype=torch.float64)
+        means_KD = (sums_KD / counts_K.clamp(min=1)[:, None]).float()
+        centroids_KD = torch.where(counts_K[:, None] > 0, means_KD, centroids_KD)
+        if iteration + 1 < iterations:
+            centroids_KD = _split(centroids_KD, counts_K, np.random.default_rng((seed, iteration)))
+        on_iteration(iteration + 1, float(total) / sum(map(len, parts)))
+    return centroids_KD
+
+
+def _split(centroids_KD: Tensor, counts_K: Tensor, generator: np.random.Generator) -> Tensor:
+    """Centroids whose vectors are none are put beside ones that have many, which move a little the other way."""
+    counts = _array(counts_K)
+    empty = np.flatnonzero(counts == 0)
+    if not empty.size:
+        return centroids_KD
+    shares = np.maximum(counts - 1, 0) / max(1, np.maximum(counts - 1, 0).sum())
+    count = min(len(empty), np.count_nonzero(shares))
+    donors = to_device(generator.choice(len(counts), count, replace=False, p=shares), centroids_KD.device)
+    others = to_device(empty[:count], centroids_KD.device)
+    nudge_D = 1 + _NUDGE * (1 - 2 * (torch.arange(centroids_KD.shape[1], device=centroids_KD.device) % 2))
+    split_KD = centroids_KD.clone()
+    split_KD[others] = centroids_KD[donors] * nudge_D
+    split_KD[donors] = centroids_KD[donors] * (2 - nudge_D)
+    return split_KD
+
+
+def nearest(x_ND: np.ndarray | Tensor, centroids_KD: np.ndarray | Tensor, threads: int = 1) -> np.ndarray | Tensor:
+    """The number of the nearest centroid of each float32 vector: int64 (N,). Tensors are compared on their device."""
+    if isinstance(x_ND, Tensor) and x_ND.device.type != "cpu":
+        return closest(x_ND, centroids_KD)[0]
     index = faiss.IndexFlatL2(centroids_KD.shape[1])
     index.add(np.ascontiguousarray(centroids_KD, np.float32))
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:
-        return index.search(np.ascontiguousarray(x_ND, np.float32), 1)[1][:, 0]
+        numbers_N = index.search(np.ascontiguousarray(x_ND, np.float32), 1)[1][:, 0]
     finally:
         faiss.omp_set_num_threads(before)
+    return torch.from_numpy(numbers_N) if isinstance(x_ND, Tensor) else numbers_N
 
 
 def residual_kmeans(
-    x_ND: np.ndarray,
+    x_ND: np.ndarray | Tensor,
     num_steps: int,
     num_centroids: int,
     *,
@@ -97,19 +168,22 @@ def residual_kmeans(
 ) -> np.ndarray:
     """The codebooks of a residual quantizer that is searched with a beam: float32 (M, K, D).
 
+    x_ND: float32 (N, D); a tensor is worked on on its device
+
     Each codebook is fitted to what all hypotheses of a beam leave, not the greedy one alone, because that is what it
     will meet.
     """
     # One buffer for all hypotheses, of which the first `beam` are alive.
-    residual_NBD = torch.empty(len(x_ND), beam_width, x_ND.shape[1])
-    residual_NBD[:, 0] = torch.from_numpy(x_ND)
+    x_ND = torch.as_tensor(x_ND)
+    residual_NBD = torch.empty(len(x_ND), beam_width, x_ND.shape[1], device=x_ND.device)
+    residual_NBD[:, 0] = x_ND
     beam, codebooks = 1, []
     for step in range(num_steps):
         points_ND = _some_residuals(residual_NBD[:, :beam], seed + step)
         codebook_KD = kmeans(points_ND, num_centroids, iterations=iterations, seed=seed + step, threads=threads)
         codebooks.append(codebook_KD)
         if step + 1 < num_steps:
-            beam = _extend_beam(residual_NBD, beam, torch.from_numpy(codebook_KD))
+            beam = _extend_beam(residual_NBD, beam, to_device(codebook_KD, x_ND.device))
     return np.stack(codebooks)
 
 
@@ -128,17 +202,17 @@ def quantize_residually(x_ND: np.ndarray, books_MKD: np.ndarray, threads: int = 
         faiss.omp_set_num_threads(before)
 
 
-def _some_residuals(residual_NBD: torch.Tensor, seed: int) -> np.ndarray:
+def _some_residuals(residual_NBD: Tensor, seed: int) -> Tensor:
     """At most KMEANS_ROWS of all hypotheses' residuals, drawn at random: (n, D)."""
     num_vectors, beam, _ = residual_NBD.shape
     if num_vectors * beam <= KMEANS_ROWS:
-        return residual_NBD.flatten(0, 1).numpy()
+        return residual_NBD.flatten(0, 1)
     chosen = np.random.default_rng(seed).choice(num_vectors * beam, KMEANS_ROWS, replace=False)
-    rows, hypotheses = np.divmod(np.sort(chosen), beam)
-    return residual_NBD[torch.from_numpy(rows), torch.from_numpy(hypotheses)].numpy()
+    rows, hypotheses = (to_device(part, residual_NBD.device) for part in np.divmod(np.sort(chosen), beam))
+    return residual_NBD[rows, hypotheses]
 
 
-def _extend_beam(residual_NBD: torch.Tensor, beam: int, codebook_KD: torch.Tensor) -> int:
+def _extend_beam(residual_NBD: Tensor, beam: int, codebook_KD: Tensor) -> int:
     """Replace the first `beam` residuals of each vector by those of their best continuations; returns how many."""
     size, dim = codebook_KD.shape
     kept = min(residual_NBD.shape[1], beam * size)
@@ -149,3 +223,7 @@ def _extend_beam(residual_NBD: torch.Tensor, beam: int, codebook_KD: torch.Tenso
         parents_NBD = alive_NBD.gather(1, (pairs_NB // size)[..., None].expand(-1, -1, dim))
         part_NBD[:, :kept] = parents_NBD - codebook_KD[pairs_NB % size]
     return kept
+
+
+def _array(values: np.ndarray | Tensor) -> np.ndarray:
+    return values.cpu().numpy() if isinstance(values, Tensor) else values

@@ -7,12 +7,34 @@ import torch
 from torch import Tensor
 
 _SELECT_DIRECTLY = 512
+_TILE_DISTANCES, _TILE_COLUMNS = 1 << 26, 16_384
 
 
 def squared_distances(x_ND: Tensor, c_KD: Tensor) -> Tensor:
     """‖x − c‖² of every pair, by the expanded form, never below zero: float (N, K)."""
     cross_NK = torch.addmm((c_KD * c_KD).sum(1)[None], x_ND, c_KD.T, alpha=-2)
     return cross_NK.add_((x_ND * x_ND).sum(1)[:, None]).clamp_(min=0)
+
+
+def closest(x_ND: Tensor, c_KD: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest codeword of each row, its number (int64) and its squared distance (float): (N,) each.
+
+    All are compared, in tiles; float32 is not shortened. Of equally near ones, any.
+    """
+    squares_K = (c_KD * c_KD).sum(1)
+    numbers_N = torch.zeros(len(x_ND), dtype=torch.int64, device=x_ND.device)
+    distances_N = torch.full((len(x_ND),), torch.inf, dtype=x_ND.dtype, device=x_ND.device)
+    rows = _TILE_DISTANCES // min(max(1, len(c_KD)), _TILE_COLUMNS)
+    for row in range(0, len(x_ND), rows):
+        part = slice(row, row + rows)
+        for column in range(0, len(c_KD), _TILE_COLUMNS):
+            tile = slice(column, column + _TILE_COLUMNS)
+            values_NK = torch.addmm(squares_K[None, tile], x_ND[part], c_KD[tile].T, alpha=-2)
+            values_N, columns_N = values_NK.min(1)
+            is_nearer_N = values_N < distances_N[part]
+            numbers_N[part] = torch.where(is_nearer_N, columns_N + column, numbers_N[part])
+            distances_N[part] = torch.minimum(values_N, distances_N[part])
+    return numbers_N, distances_N.add_((x_ND * x_ND).sum(1)).clamp_(min=0)
 
 
 def smallest(values_NK: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -109,6 +109,9 @@ class NativeModel:
         if not self._engine:
             raise ResourceError("memory is exhausted: the model cannot be packed for the processor")
 
+    def __reduce__(self):
+        raise TypeError("a packed model belongs to its process and cannot be copied: make another")  # nor freed twice
+
     def __del__(self):
         if self._engine:
             compiled().qinco_destroy(self._engine)

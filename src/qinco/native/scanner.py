@@ -67,6 +67,9 @@ class NativeScanner:
         if not self._scanner:
             raise ResourceError("memory is exhausted: the look-up tables cannot be packed for the processor")
 
+    def __reduce__(self):
+        raise TypeError("a packed scanner belongs to its process and cannot be copied: make another")  # nor freed twice
+
     def __del__(self):
         if self._scanner:
             compiled().qinco_destroy_scanner(self._scanner)

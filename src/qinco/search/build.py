@@ -17,6 +17,7 @@ from qinco.engines.lists import InvertedLists, ListsBuilder, id_dtype
 from qinco.engines.scan import ENTRIES
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import coarse_kmeans, nearest
+from qinco.maths.devices import to_device
 from qinco.search.metric import Metric
 from qinco.search.tables import SearchTables
 from qinco.vectors.source import VectorSource
@@ -128,7 +129,7 @@ def partition(
     if num_lists == 1:
         centroids_VD = decoded_ND.mean(0, keepdims=True)
     else:
-        centroids_VD = coarse_kmeans(decoded_ND, num_lists, seed=seed)
+        centroids_VD = coarse_kmeans(decoded_ND, num_lists, seed=seed, device=codec.device)
     used_V, lists_N = np.unique(lists_of_decoded(codec, codes_NM, centroids_VD, progress), return_inverse=True)
     return centroids_VD[used_V], lists_N.astype(np.int32)
 
@@ -138,8 +139,10 @@ def lists_of_decoded(codec, codes_NM: np.ndarray, centroids_VD: np.ndarray, prog
     lists_N = np.zeros(len(codes_NM), np.int32)
     if len(centroids_VD) == 1:
         return lists_N
+    on_device = to_device(centroids_VD, codec.device)
     for start, block in codec.decode_blocks(codes_NM, None, "auto"):
-        lists_N[start : start + len(block)] = nearest(block, centroids_VD, torch.get_num_threads())
+        found_N = nearest(to_device(block, codec.device), on_device, torch.get_num_threads())
+        lists_N[start : start + len(block)] = found_N.cpu().numpy()
         progress("assigning", start + len(block), len(codes_NM))
     return lists_N
 

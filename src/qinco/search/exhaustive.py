@@ -8,9 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from qinco.maths.devices import to_device
 from qinco.maths.distances import smallest, squared_distances
 
-_DISTANCES = 1 << 23
+_DISTANCES, _PIECE_ROWS = 1 << 23, 1 << 15
+_DEVICE_DISTANCES = 1 << 27  # a device needs more of them to be busy
 
 
 def search(
@@ -24,11 +26,12 @@ def search(
     Returns distances, float32 (Q, k), and numbers, int64 (Q, k). Where there are fewer than k vectors the rest is +inf
     and -1. Memory is bounded by a block's and the results'.
     """
-    queries = torch.from_numpy(np.ascontiguousarray(queries_QD, np.float32)).to(device)
+    device = torch.device(device)
+    queries = to_device(np.asarray(queries_QD, np.float32), device)
     best_QR = torch.full((len(queries), k), torch.inf, device=device)
     ids_QR = torch.full((len(queries), k), -1, dtype=torch.int64, device=device)
     for first, block in blocks:
-        for piece in torch.from_numpy(np.ascontiguousarray(block, np.float32)).to(device).split(_DISTANCES // 256):
+        for piece in to_device(np.asarray(block, np.float32), device).split(_PIECE_ROWS):
             _merge(queries, piece, first, best_QR, ids_QR)
             first += len(piece)
     return best_QR.cpu().numpy(), ids_QR.cpu().numpy()
@@ -37,7 +40,8 @@ def search(
 def _merge(queries_QD: torch.Tensor, x_ND: torch.Tensor, first: int, best_QR: torch.Tensor, ids_QR: torch.Tensor):
     """Let the vectors compete with the best so far, which are changed in place."""
     count = min(best_QR.shape[1], len(x_ND))
-    rows = max(1, _DISTANCES // max(1, len(x_ND)))
+    most = _DISTANCES if x_ND.device.type == "cpu" else _DEVICE_DISTANCES
+    rows = max(1, most // max(1, len(x_ND)))
     for begin in range(0, len(queries_QD) if count else 0, rows):
         part = slice(begin, begin + rows)
         distances, columns = smallest(squared_distances(queries_QD[part], x_ND), count)

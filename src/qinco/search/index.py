@@ -23,7 +23,7 @@ from qinco.search import build as building
 from qinco.search.build import FIT_ROWS, Progress, silent
 from qinco.search.ids import admitted_ids, as_ids, check_new, next_ids
 from qinco.search.options import SearchOptions
-from qinco.search.pipeline import Stages, as_queries
+from qinco.search.pipeline import Stages, as_queries, network_decoder
 from qinco.search.tables import SearchTables
 from qinco.vectors.source import VectorSource, as_source
 
@@ -207,12 +207,10 @@ class Index:
             threads = torch.get_num_threads()
             return self.tables.shortlist(queries_QD, min(num_short, count), options, segments, admitted, threads)
 
-        def neural(codes_NM, lists_N):
-            return self._decode(codes_NM, lists_N, precision)
-
         has_network = decoder == "neural" and self.codec is not None
+        neural, on_device = network_decoder(self.codec, precision) if has_network else (None, False)
         pairwise = None if self.pairwise is None or decoder == "lookup" else self.pairwise.decode
-        return Stages(shortlist, neural if has_network else None, pairwise, self.tables.metric)
+        return Stages(shortlist, neural, pairwise, self.tables.metric, on_device)
 
     def run(self, stages: Stages, source: VectorSource, k: int, options: SearchOptions, batch_size: int = 1 << 20):
         """Search a source of queries through stages, in batches: distances (Q, k) and ids (Q, k)."""
@@ -240,18 +238,6 @@ class Index:
         if num_short is not None and num_mid is None:
             given["num_mid"] = None  # what was fitted to another length says nothing
         return replace(self.options, **given)
-
-    def _decode(self, codes_NM, lists_N, precision: str) -> np.ndarray:
-        if self.codec is None:
-            return self.tables.lookup.decode(codes_NM, lists_N)
-        size = self.codec.config.codebook_size
-        if codes_NM.max(initial=0) >= size:  # codes that are mapped are believed until they are met
-            raise DataError(f"the index is damaged: it holds the code {codes_NM.max()}, the codec's are below {size}")
-        decoded_ND = np.empty((len(codes_NM), self.dim), np.float32)
-        lists_N = lists_N if self.codec.is_ivf else None
-        for start, block in self.codec.decode_blocks(codes_NM, lists_N, precision):
-            decoded_ND[start : start + len(block)] = block
-        return decoded_ND
 
     # Changing
 
@@ -300,6 +286,7 @@ class Index:
         """
         wanted = as_ids(np.atleast_1d(np.asarray(id)), None, unique=False)
         segments = self.segments
+        decode = self.tables.lookup.decode if self.codec is None else network_decoder(self.codec, "float32")[0]
         decoded_ND = np.full((len(wanted), self.dim), np.nan, np.float32)
         found = np.zeros(len(wanted), bool)
         for segment in segments:
@@ -309,7 +296,8 @@ class Index:
             here = np.isin(wanted, segment.ids[positions])
             rows = positions[np.searchsorted(segment.ids[positions].astype(np.int64), wanted[here])]
             codes_NM, _ = segment.rows(rows)
-            decoded_ND[here] = self._decode(codes_NM, segment.lists_of(rows), "float32")
+            block = decode(codes_NM, segment.lists_of(rows))
+            decoded_ND[here] = block.cpu().numpy() if isinstance(block, torch.Tensor) else block
             found |= here
         if not found.all():
             raise DataError(f"id {wanted[~found][0]} is not in the index: it holds {len(self)} vectors")

@@ -6,6 +6,7 @@ Inside, small values are near. Shape suffixes: N vectors or pairs, D dimension.
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from qinco.errors import ConfigError
 
@@ -40,15 +41,18 @@ class Metric:
         has_length = (lengths_N1 > 0) & np.isfinite(lengths_N1)  # what is not finite stays so, to be told
         return (x_ND * (self.radius / np.where(has_length, lengths_N1, 1))).astype(np.float32)
 
-    def values(self, queries_ND: np.ndarray, x_ND: np.ndarray) -> np.ndarray:
-        """The value of each pair of a prepared query and a reconstruction, float32 (N,): the smaller the nearer."""
+    def values(self, queries_ND: np.ndarray | Tensor, x_ND: np.ndarray | Tensor) -> np.ndarray:
+        """The value of each pair of a prepared query and a reconstruction, float32 (N,): the smaller the nearer.
+
+        Tensors of both are compared on their device.
+        """
         if self.name == "l2":
             difference_ND = x_ND - queries_ND
-            return np.einsum("nd,nd->n", difference_ND, difference_ND)
-        products_N = np.einsum("nd,nd->n", queries_ND, x_ND)
+            return _products(difference_ND, difference_ND)
+        products_N = _products(queries_ND, x_ND)
         if self.name == "inner_product":
             return -products_N
-        squares_N = np.einsum("nd,nd->n", queries_ND, queries_ND) * np.einsum("nd,nd->n", x_ND, x_ND)
+        squares_N = _products(queries_ND, queries_ND) * _products(x_ND, x_ND)
         # As the squared distance between two vectors of length `radius`, so that values of all stages are alike.
         return 2 * self.radius**2 * (1 - products_N / np.sqrt(np.where(squares_N > 0, squares_N, np.inf)))
 
@@ -59,6 +63,13 @@ class Metric:
         if self.name == "inner_product":
             return -values
         return np.where(np.isinf(values), -np.inf, 1 - values / (2 * self.radius**2)).astype(np.float32)
+
+
+def _products(a_ND: np.ndarray | Tensor, b_ND: np.ndarray | Tensor) -> np.ndarray:
+    """The inner product of each pair, (N,)."""
+    if isinstance(a_ND, Tensor):
+        return (a_ND * b_ND).sum(1).cpu().numpy()
+    return np.einsum("nd,nd->n", a_ND, b_ND)
 
 
 L2 = Metric("l2")

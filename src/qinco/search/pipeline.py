@@ -8,16 +8,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from qinco.codec.codec import Codec
+from qinco.codec.product import ProductCodec
 from qinco.engines.scan import Shortlist
+from qinco.errors import DataError
+from qinco.maths.devices import to_device
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
 from qinco.vectors.source import VectorSource, as_source
 
 _BLOCK_VALUES = 1 << 19  # of reconstructions that are compared at a time: they stay in the cache
+_DEVICE_BLOCK_VALUES = 1 << 25  # a device needs more of them to be busy
 STAGES = ("search", "pairwise", "decode", "rerank")
 
-Decode = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Decode = Callable[[np.ndarray, np.ndarray], np.ndarray | Tensor]
 
 
 @dataclass
@@ -27,6 +34,7 @@ class Stages:
     shortlist: gives the vectors of least value by the look-up tables: (queries (Q, D), S, options) → Shortlist
     neural:    decodes codes (n, M) and lists (n,) to float32 (n, D); None: nothing decodes better than the tables
     pairwise:  the same, by pairs of codes; None: no such stage
+    on_device: whether the network decodes on another device than the processor, and so to tensors, compared there
     seconds:   spent so far in each of STAGES
     """
 
@@ -34,6 +42,7 @@ class Stages:
     neural: Decode | None
     pairwise: Decode | None = None
     metric: Metric = L2
+    on_device: bool = False
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     def run(self, queries_QD: np.ndarray, k: int, options: SearchOptions) -> tuple[Shortlist, Shortlist]:
@@ -63,19 +72,36 @@ class Stages:
         width = shortlist.lists.shape[1]
         codes_NM, lists_N = shortlist.codes.reshape(-1, shortlist.codes.shape[2]), shortlist.lists.ravel()
         values_N = np.full(lists_N.shape, np.inf, np.float32)
-        size = max(1, _BLOCK_VALUES // queries_QD.shape[1])
+        size = max(1, (_DEVICE_BLOCK_VALUES if self.on_device else _BLOCK_VALUES) // queries_QD.shape[1])
         for start in range(0, len(places_N), size):
             part = places_N[start : start + size]
             before = time.perf_counter()
             decoded_ND = decode(codes_NM[part], lists_N[part])
             between = time.perf_counter()
-            values_N[part] = self.metric.values(queries_QD[part // width], decoded_ND)
+            values_N[part] = self.metric.values(_beside(decoded_ND, queries_QD, part // width), decoded_ND)
             self.seconds[decoding] += between - before
             self.seconds[ranking] += time.perf_counter() - between
         before = time.perf_counter()
         ranked = _ranked(shortlist, values_N.reshape(shortlist.values.shape), keep)
         self.seconds[ranking] += time.perf_counter() - before
         return ranked
+
+
+def network_decoder(codec: Codec | ProductCodec, precision: str) -> tuple[Decode, bool]:
+    """What decodes by a codec's network, for `Stages`, and whether it does so on another device than the processor."""
+    size = codec.config.codebook_size
+    on_device = isinstance(codec, Codec) and codec.device.type != "cpu"
+    blocks = codec.decode_tensors if on_device else codec.decode_blocks
+
+    def decode(codes_NM: np.ndarray, lists_N: np.ndarray) -> np.ndarray | Tensor:
+        if codes_NM.max(initial=0) >= size:  # codes that are mapped are believed until they are met
+            raise DataError(f"the index is damaged: it holds the code {codes_NM.max()}, the codec's are below {size}")
+        decoded = [block for _, block in blocks(codes_NM, lists_N if codec.is_ivf else None, precision)]
+        if not decoded:
+            return np.empty((0, codec.dim), np.float32)
+        return torch.cat(decoded) if on_device else np.concatenate(decoded)
+
+    return decode, on_device
 
 
 def as_queries(queries) -> tuple[VectorSource, bool]:
@@ -98,6 +124,13 @@ def take(shortlist: Shortlist, count: int) -> Shortlist:
         for array, value in zip(_columns(shortlist), fillings, strict=True)
     )
     return Shortlist(*padded, shortlist.scanned)
+
+
+def _beside(decoded_ND: np.ndarray | Tensor, queries_QD: np.ndarray, rows_N: np.ndarray) -> np.ndarray | Tensor:
+    """The query of each decoded vector, on its device."""
+    if isinstance(decoded_ND, np.ndarray):
+        return queries_QD[rows_N]
+    return to_device(queries_QD, decoded_ND.device)[to_device(rows_N, decoded_ND.device)]
 
 
 def _ranked(shortlist: Shortlist, values_QS: np.ndarray, keep: int) -> Shortlist:

@@ -1,20 +1,22 @@
 """Training vectors in shuffled batches, streamed from a source that need not fit in memory."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 
+from qinco.vectors.ahead import read_ahead
 from qinco.vectors.source import VectorSource
 
 _RUN_ROWS = 1024
 _BUFFER_BYTES = 1 << 27
 
 
-def _shuffled(source: VectorSource, seed: int, first_row: int) -> Iterator[np.ndarray]:
+def _shuffled(source: VectorSource, seed, first_row: int) -> Iterator[np.ndarray]:
     """All rows of a source in an order that depends on `seed` alone, from the `first_row`-th of that order on.
 
-    Runs of consecutive rows are drawn in random order into a buffer, which is shuffled: reads stay sequential, and
-    memory is bounded. Buffers before the first row wanted are not read.
+    Runs of consecutive rows are drawn in random order and scattered over a buffer: reads stay sequential, and memory
+    is bounded by that buffer and a run. Buffers before the first row wanted are not read.
     """
     generator = np.random.default_rng(seed)
     num_runs = -(-len(source) // _RUN_ROWS)
@@ -24,32 +26,50 @@ def _shuffled(source: VectorSource, seed: int, first_row: int) -> Iterator[np.nd
         starts = runs[begin : begin + runs_per_buffer] * _RUN_ROWS
         rows = sum(min(_RUN_ROWS, len(source) - start) for start in starts)
         order = generator.permutation(rows)
-        if first_row >= rows:
-            first_row -= rows
-            continue
-        parts = [source[int(start) : int(start) + _RUN_ROWS] for start in starts]
-        yield np.concatenate(parts)[order[first_row:]]
-        first_row = 0
+        if first_row < rows:
+            yield _gather(source, starts, order)[first_row:]
+        first_row = max(0, first_row - rows)
+
+
+def _gather(source: VectorSource, starts: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Runs of rows, one after the other, put in `order`."""
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    buffer = np.empty((len(order), source.dim), np.float32)
+    done = 0
+    for start in starts:
+        run = source[int(start) : int(start) + _RUN_ROWS]
+        buffer[places[done : done + len(run)]] = run
+        done += len(run)
+    return buffer
+
+
+def _passes(source: VectorSource, seed: int, position: int, count: int) -> Iterator[np.ndarray]:
+    """Blocks of the endless sequence of passes, from its row `position` on, until they hold `count` rows."""
+    number, offset = divmod(position, len(source))
+    while True:
+        for block in _shuffled(source, (seed, number), offset):
+            yield block
+            count -= len(block)
+            if count <= 0:  # the next block would be read in vain
+                return
+        number, offset = number + 1, 0
 
 
 def batches(source: VectorSource, epoch: int, bounds: np.ndarray, first_step: int, seed: int) -> Iterator[np.ndarray]:
     """Batches of one epoch: batch i holds rows bounds[i] to bounds[i + 1] of it, float32 (N, D), from `first_step` on.
 
     Epochs continue in one endless sequence of passes over the source, each pass in an order of its own, so that
-    epochs shorter than the source reach all of it.
+    epochs shorter than the source reach all of it. While a buffer of rows is handed out, the next one is read.
     """
     position = epoch * int(bounds[-1]) + int(bounds[first_step])
-    number, offset = divmod(position, len(source))
-    sizes = iter(np.diff(bounds)[first_step:])
-    size = next(sizes)
-    held = np.empty((0, source.dim), np.float32)
-    while True:
-        for block in _shuffled(source, (seed, number), offset):
-            held = np.concatenate([held, block])
-            while len(held) >= size:
-                yield held[:size]
-                held = held[size:]
-                size = next(sizes, None)
-                if size is None:
-                    return
-        number, offset = number + 1, 0
+    count = int(bounds[-1] - bounds[first_step])
+    rest = np.empty((0, source.dim), np.float32)
+    with closing(read_ahead(_passes(source, seed, position, count))) as blocks:
+        for size in np.diff(bounds)[first_step:]:
+            batch, rest = rest[:size], rest[size:]
+            while len(batch) < size:
+                block = next(blocks)
+                missing = size - len(batch)
+                batch, rest = np.concatenate([batch, block[:missing]]), block[missing:]
+            yield batch

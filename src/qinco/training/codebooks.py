@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qinco.config import ModelConfig
 from qinco.maths.clustering import nearest, residual_kmeans
+from qinco.maths.devices import to_device
 from qinco.model.qinco import Qinco
 from qinco.training.options import TrainOptions
 from qinco.vectors.source import VectorSource
@@ -56,7 +57,7 @@ def set_scales(model: Qinco, source: VectorSource, options: TrainOptions, coarse
     """Set what a model has before its steps: normalisation, and coarse centroids (float32 (V, D) in data space)."""
     set_normalization(model, source, options.range_scaling)
     if coarse_VD is not None:
-        model.coarse_centroids.copy_(model.normalize(torch.from_numpy(coarse_VD).to(model.device)))
+        model.coarse_centroids.copy_(model.normalize(to_device(coarse_VD, model.device)))
 
 
 @torch.no_grad()
@@ -77,10 +78,9 @@ def start_model(model: Qinco, source: VectorSource, options: TrainOptions, coars
     config, threads = model.config, torch.get_num_threads()
     set_scales(model, source, options, coarse_VD)
     x_ND = sample(source, sample_rows(config, len(source)), options.seed)
-    x_ND = model.normalize(torch.from_numpy(x_ND).to(model.device)).cpu().numpy()
+    x_ND = model.normalize(to_device(x_ND, model.device))
     if coarse_VD is not None:
-        normalized_VD = model.coarse_centroids.cpu().numpy()
-        x_ND -= normalized_VD[nearest(x_ND, normalized_VD, threads)]
+        x_ND -= model.coarse_centroids[nearest(x_ND, model.coarse_centroids, threads)]
     books_MKD = residual_kmeans(x_ND, config.num_steps, config.codebook_size, seed=options.seed, threads=threads)
     set_steps(model, torch.from_numpy(books_MKD), options)
 
@@ -99,7 +99,8 @@ class CodewordUse:
         self.sums_MD, self.squares_MD = sums.view(steps, dim), squares.view(steps, dim)
 
     def add(self, step: int, codes_N: Tensor, targets_ND: Tensor) -> None:
-        self.counts_MK[step] += torch.bincount(codes_N, minlength=self.counts_MK.shape[1])
+        # bincount would wait for the device, to see which is the largest.
+        self.counts_MK[step].index_add_(0, codes_N, torch.ones_like(codes_N, dtype=torch.float64))
         self.sums_MD[step] += targets_ND.sum(0)
         self.squares_MD[step] += targets_ND.square().sum(0)
 

@@ -10,6 +10,7 @@ import torch
 
 from qinco.engines.choose import make_encoder
 from qinco.maths.clustering import BEAM_WIDTH, KMEANS_ROWS
+from qinco.maths.devices import to_device
 from qinco.training.codebooks import CodewordUse, sample_rows
 from qinco.training.train import Training, prefix_losses
 
@@ -34,7 +35,7 @@ class Estimate:
 def estimate(training: Training) -> Estimate:
     """Time encoding, gradients and validation on a few vectors. The run's state stays as it is."""
     options, plan = training.options, training.plan
-    x_ND = torch.from_numpy(training.train_source[:_ROWS]).to(training.model.device)
+    x_ND = to_device(training.train_source[:_ROWS], training.model.device)
     x_ND = training.model.normalize(x_ND)
     codes_NM = _encode(training, x_ND, training.training_rule)
     train_seconds = _seconds(lambda: _encode(training, x_ND, training.training_rule), x_ND)

@@ -7,7 +7,8 @@ Shape suffixes: N vectors, D dimension, M steps.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from qinco.config import EncodeOptions
 from qinco.engines.choose import candidate_dtype, make_encoder
-from qinco.engines.coarse import CoarseAssigner
+from qinco.engines.coarse import assigner_of
 from qinco.errors import ConfigError
+from qinco.maths.devices import to_device
 from qinco.model.qinco import Qinco
 from qinco.training.batches import batches
 from qinco.training.codebooks import CodewordUse, redraw_unused
@@ -109,8 +111,8 @@ def prefix_losses(model: Qinco, x_ND: Tensor, start_ND: Tensor, codes_NM: Tensor
     return total / x_ND.shape[1]
 
 
-def _coarse_assigner(model: Qinco) -> CoarseAssigner | None:
-    return CoarseAssigner(model.coarse_centroids.cpu().numpy()) if model.config.starts_from_coarse else None
+def _coarse_assigner(model: Qinco) -> Callable[[Tensor], Tensor] | None:
+    return assigner_of(model.coarse_centroids) if model.config.starts_from_coarse else None
 
 
 class Training:
@@ -207,19 +209,20 @@ class Training:
         count = plan.steps_per_epoch * accumulate
         bounds = np.arange(count + 1) * plan.epoch_vectors // count
         stream = batches(self.train_source, self.at.epoch, bounds, self.at.step * accumulate, options.seed)
-        while self.at.step < plan.steps_per_epoch:
-            step = self.at.epoch * plan.steps_per_epoch + self.at.step
-            lr = plan.rate(options, step, self.at.reductions)
-            parts = [next(stream) for _ in range(accumulate)]
-            loss = self.optimizer_step(parts, lr)
-            if not math.isfinite(loss):
-                raise ConfigError(
-                    f"the loss is no number any more (epoch {self.at.epoch + 1}, step {self.at.step + 1}): give a "
-                    f"learning rate (lr) below {lr:.2g}; the best codec so far is kept"
-                )
-            self.at.step += 1
-            self.at.loss_sum += loss * sum(map(len, parts))
-            yield StepReport(self.at.epoch + 1, self.at.step, plan.steps_per_epoch, lr, loss)
+        with closing(stream):
+            while self.at.step < plan.steps_per_epoch:
+                step = self.at.epoch * plan.steps_per_epoch + self.at.step
+                lr = plan.rate(options, step, self.at.reductions)
+                parts = [next(stream) for _ in range(accumulate)]
+                loss = self.optimizer_step(parts, lr)
+                if not math.isfinite(loss):
+                    raise ConfigError(
+                        f"the loss is no number any more (epoch {self.at.epoch + 1}, step {self.at.step + 1}): give a "
+                        f"learning rate (lr) below {lr:.2g}; the best codec so far is kept"
+                    )
+                self.at.step += 1
+                self.at.loss_sum += loss * sum(map(len, parts))
+                yield StepReport(self.at.epoch + 1, self.at.step, plan.steps_per_epoch, lr, loss)
 
     def optimizer_step(self, parts: list[np.ndarray], lr: float) -> float:
         """One step on batches of float32 vectors (all processes' together); returns the loss per vector."""
@@ -229,7 +232,7 @@ class Training:
         num_vectors = sum(map(len, parts))
         self.optimizer.zero_grad(set_to_none=True)
         for part in parts:
-            x_ND = torch.from_numpy(part[self.processes.share(len(part))]).to(self.model.device)
+            x_ND = to_device(part[self.processes.share(len(part))], self.model.device)
             x_ND = self.model.normalize(x_ND)
             start_ND = self.start(x_ND)
             codes_NM, _ = encoder.encode(x_ND, start_ND)
@@ -248,7 +251,7 @@ class Training:
 
     def start(self, x_ND: Tensor) -> Tensor:
         """The normalised starting points of normalised vectors: zeros, or their coarse centroids: (N, D)."""
-        lists_N = None if self.assigner is None else self.assigner.assign_tensor(x_ND)
+        lists_N = None if self.assigner is None else self.assigner(x_ND)
         return self.model.start(len(x_ND), lists_N)
 
     # Validation
@@ -278,7 +281,7 @@ class Training:
         errors_M = torch.zeros(self.model.config.num_steps, dtype=torch.float64, device=self.model.device)
         mine = self.processes.share(len(self.valid_source))
         for _, block in self.valid_source.window(mine.start, mine.stop).blocks(_VALID_ROWS):
-            x_ND = self.model.normalize(torch.from_numpy(block).to(self.model.device))
+            x_ND = self.model.normalize(to_device(block, self.model.device))
             start_ND = self.start(x_ND)
             codes_NM, _ = encoder.encode(x_ND, start_ND)
             for m, reached_ND in enumerate(self.model.reconstructions(codes_NM, start_ND)):

@@ -4,8 +4,10 @@ import torch
 from small_models import ARCHITECTURES, random_model, random_vectors
 
 from qinco.codec import Codec, ProductCodec, load_codec
+from qinco.codec.evaluate import evaluate, measure_time
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
+from qinco.vectors.source import as_source
 
 RULE = EncodeOptions(num_pairs=6, beam_width=3, precision="float32")
 
@@ -20,7 +22,25 @@ def ivf():
     return Codec(random_model(ARCHITECTURES["coarse"]), RULE)
 
 
-def test_codes_are_small_integers_and_decode_to_float32(codec):
+@pytest.fixture
+def placed(device):
+    """`codec` on each device."""
+    return Codec(random_model(ARCHITECTURES["projected"]).to(device), RULE)
+
+
+@pytest.fixture
+def placed_ivf(device):
+    return Codec(random_model(ARCHITECTURES["coarse"]).to(device), RULE)
+
+
+@pytest.fixture(params=["projected", "coarse"])
+def either(request, device):
+    """Codecs without and with lists, on each device."""
+    return Codec(random_model(ARCHITECTURES[request.param]).to(device), RULE)
+
+
+def test_codes_are_small_integers_and_decode_to_float32(placed):
+    codec = placed
     codes = codec.encode(random_vectors(20, 3))
     assert (codes.dtype, codes.shape) == (np.uint8, (20, 3)) and codes.max() < 4
     decoded = codec.decode(codes)
@@ -28,15 +48,16 @@ def test_codes_are_small_integers_and_decode_to_float32(codec):
     assert (codec.dim, codec.code_size, codec.bytes_per_vector, codec.is_ivf) == (3, 3, 0.75, False)
 
 
-def test_decoding_is_the_models_chain_in_data_space(codec):
+def test_decoding_is_the_models_chain_in_data_space(placed, codec):
     codes = torch.tensor([[0, 1, 2], [3, 3, 3]])
     model = codec.model
     wanted = model(codes, torch.zeros(2, 3)) * model.scale + model.mean
-    np.testing.assert_allclose(codec.decode(codes), wanted.numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(placed.decode(codes), wanted.numpy(), rtol=1e-5, atol=1e-5)
 
 
-def test_large_codebooks_have_two_byte_codes():
-    codec = Codec(random_model(ModelConfig(dim=3, num_steps=2, codebook_size=1024, hidden_dim=4)), RULE)
+def test_large_codebooks_have_two_byte_codes(device):
+    model = random_model(ModelConfig(dim=3, num_steps=2, codebook_size=1024, hidden_dim=4)).to(device)
+    codec = Codec(model, RULE)
     codes = codec.encode(random_vectors(30, 3))
     assert codes.dtype == np.uint16 and codes.max() > 255
 
@@ -48,6 +69,14 @@ def test_vectors_of_any_type_encode_alike(codec, dtype):
     assert np.array_equal(codec.encode(x.astype(dtype)), wanted)
     assert np.array_equal(codec.encode(torch.from_numpy(x.astype(dtype))), wanted)
     assert np.array_equal(codec.encode(x.astype(dtype).tolist()), wanted)
+
+
+def test_tensors_on_a_device_are_as_good_as_arrays(placed, device):
+    x = random_vectors(40, 3)
+    codes = placed.encode(x)
+    assert np.array_equal(placed.encode(torch.from_numpy(x).to(device)), codes)
+    there = torch.from_numpy(codes.astype(np.int64)).to(device)
+    np.testing.assert_array_equal(placed.decode(there), placed.decode(codes))
 
 
 def test_bfloat16_tensors_strided_arrays_and_files_encode_alike(codec, tmp_path):
@@ -73,9 +102,9 @@ def test_codes_of_any_type_decode_alike(codec, dtype):
 
 @pytest.mark.parametrize("count", [0, 1])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_zero_and_one_vector(name, count):
+def test_zero_and_one_vector(name, count, device):
     config = ARCHITECTURES[name]
-    codec = Codec(random_model(config), EncodeOptions(beam_width=3))
+    codec = Codec(random_model(config).to(device), EncodeOptions(beam_width=3))
     codes = codec.encode(random_vectors(count, config.dim))
     parts = codes if codec.is_ivf else (codes,)
     assert parts[0].shape == (count, config.num_steps)
@@ -91,7 +120,8 @@ def test_inputs_are_not_changed(codec):
     assert np.array_equal(x, before) and np.array_equal(codes, copied)
 
 
-def test_a_shorter_code_is_searched_for_itself(codec):
+def test_a_shorter_code_is_searched_for_itself(placed):
+    codec = placed
     x = random_vectors(200, 3)
     short = codec.encode(x, num_steps=2)
     assert short.shape == (200, 2)
@@ -103,18 +133,37 @@ def test_a_shorter_code_is_searched_for_itself(codec):
     assert np.array_equal(codec.prefix(short, 1), short[:, :1])
 
 
-def test_ivf_codes_come_with_the_nearest_lists(ivf):
+def test_ivf_codes_come_with_the_nearest_lists(placed_ivf, ivf):
     x = random_vectors(50, 3)
-    codes, lists = ivf.encode(x)
+    codes, lists = placed_ivf.encode(x)
     assert (lists.dtype, lists.shape) == (np.int32, (50,))
     normalised = (x - ivf.model.mean.numpy()) / ivf.model.scale.numpy()
     distances = np.square(normalised[:, None] - ivf.model.coarse_centroids.numpy()).sum(2)
     assert np.array_equal(lists, distances.argmin(1))
+    assert np.array_equal(placed_ivf.assign_lists(x), lists)
+    np.testing.assert_allclose(placed_ivf.coarse_centroids, ivf.coarse_centroids, rtol=1e-6)
     wanted = ivf.model(torch.from_numpy(codes).long(), ivf.model.coarse_centroids[lists.astype(np.int64)])
-    np.testing.assert_allclose(ivf.decode(codes, lists), ivf.model.denormalize(wanted).numpy(), rtol=1e-5, atol=1e-5)
+    wanted = ivf.model.denormalize(wanted).numpy()
+    np.testing.assert_allclose(placed_ivf.decode(codes, lists), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_options_of_a_call_replace_the_codecs(codec):
+def test_evaluation_is_the_error_of_every_prefix(either):
+    codec, x = either, random_vectors(200, 3)
+    codec.block_rows = 64
+    parts = codec.encode(x) if codec.is_ivf else (codec.encode(x),)
+    errors = [
+        np.square(codec.decode(codec.prefix(parts[0], m), *parts[1:]) - x, dtype=np.float64).sum(1).mean()
+        for m in (1, 2, 3)
+    ]
+    heard = []
+    found = evaluate(codec, as_source(x), on_progress=heard.append)
+    assert found.mse_per_step == pytest.approx(errors, rel=1e-4) and found.num_vectors == 200
+    assert heard == [64, 128, 192, 200]
+    assert min(measure_time(codec, as_source(x))) > 0
+
+
+def test_options_of_a_call_replace_the_codecs(placed):
+    codec = placed
     x = random_vectors(300, 3)
 
     def error(**options):
@@ -124,16 +173,25 @@ def test_options_of_a_call_replace_the_codecs(codec):
     assert error() == error(num_pairs=6) == error(beam_width=3)
 
 
-def test_saved_codecs_are_the_same(tmp_path, codec, ivf):
-    x = random_vectors(30, 3)
-    for one in (codec, ivf):
-        one.save(tmp_path / "x.safetensors")
-        loaded = Codec.load(tmp_path / "x.safetensors")
-        for a, b in zip(one.encode(x, precision="float32"), loaded.encode(x, precision="float32"), strict=True):
-            assert np.array_equal(a, b)
-        assert loaded.config == one.config and loaded.encode_options.num_pairs == 6
+def test_saved_codecs_are_the_same(tmp_path, either, named_device):
+    one, x = either, random_vectors(30, 3)
+    one.save(tmp_path / "x.safetensors")
+    loaded = Codec.load(tmp_path / "x.safetensors", named_device)
+    for a, b in zip(one.encode(x, precision="float32"), loaded.encode(x, precision="float32"), strict=True):
+        assert np.array_equal(a, b)
+    assert loaded.config == one.config and loaded.encode_options.num_pairs == 6
     with pytest.raises(ConfigError, match="exists"):
-        codec.save(tmp_path / "x.safetensors", overwrite=False)
+        one.save(tmp_path / "x.safetensors", overwrite=False)
+
+
+def test_a_file_does_not_know_the_device(tmp_path, placed, placed_ivf, codec, ivf, named_device):
+    for there, here in ((placed, codec), (placed_ivf, ivf)):
+        there.save(tmp_path / "there"), here.save(tmp_path / "here")
+        assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
+        assert there.fingerprint() == here.fingerprint() == Codec.load(tmp_path / "there").fingerprint()
+        assert Codec.load(tmp_path / "there").model.device.type == "cpu"
+    assert codec.to(named_device).model.device.type == placed.model.device.type
+    assert np.array_equal(codec.encode(random_vectors(30, 3)), placed.encode(random_vectors(30, 3)))
 
 
 def test_each_kind_of_file_names_the_other(tmp_path, codec):

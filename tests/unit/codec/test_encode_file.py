@@ -1,7 +1,9 @@
 """Encoding to files and folders gives what `encode` gives, however the work was cut, shared and interrupted."""
 
+import errno
 import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +11,23 @@ import pytest
 import torch
 from small_models import ARCHITECTURES, random_model, random_vectors
 
+from qinco import files
 from qinco.codec import Codec, ProductCodec
 from qinco.codec import encode_file as module
 from qinco.codec.encode_file import Share, encode_file
 from qinco.config import EncodeOptions
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.storage import npz
+from qinco.storage.code_store import CodeStore
 from qinco.storage.encoded_set import open_encoded_set
 from qinco.vectors.formats import write_vectors
-from qinco.vectors.source import as_source, open_vectors
+from qinco.vectors.source import VectorSource, as_source, open_vectors
 
 RULE = EncodeOptions(num_pairs=8, beam_width=4, precision="float32")
 FILES = ["codes.npy", "codes.ivecs", "codes.raw", "codes.npz"]
 FORMS = ["codes", *FILES]
 COUNT, SHARD_ROWS = 300, 64
+PATIENCE = 60  # seconds, before a test that would wait for ever fails
 
 
 def make_codec(name, seed=0):
@@ -54,6 +59,29 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(npz, "_PART_ROWS", 128)
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    before = threading.enumerate()
+    yield
+    assert threading.enumerate() == before
+
+
+@pytest.fixture
+def hold_writing(monkeypatch):
+    """A function `hold(shard, event, fails)`: writing that shard waits for an event, and then fails if it is to."""
+    held, write = {}, CodeStore.write
+
+    def write_held(store, shard, *codes):
+        event, error = held.get(shard, (None, None))
+        assert event is None or event.wait(PATIENCE), "the next shard is not encoded meanwhile"
+        if error is not None:
+            raise error
+        write(store, shard, *codes)
+
+    monkeypatch.setattr(CodeStore, "write", write_held)
+    return lambda shard, event, error=None: held.update({shard: (event, error)})
 
 
 def vectors(codec, count=COUNT, seed=0):
@@ -542,3 +570,125 @@ def test_files_that_would_lie_beside_are_not_replaced_by_resuming_nothing(tmp_pa
         with pytest.raises(ConfigError, match=f"{name} exists"):
             encode_file(codec, vectors(codec), tmp_path / form, resume=resume)
     assert content(tmp_path) == {name: b"mine"}
+
+
+# Writing while the next shard is encoded
+
+
+def test_a_shard_is_written_while_the_next_is_encoded_and_no_third_one_waits(tmp_path, plain, hold_writing):
+    encoded = [threading.Event() for _ in range(5)]
+    for shard in range(4):
+        hold_writing(shard, encoded[shard + 1])
+    threads, behind = set(), []
+
+    def on_progress(done):
+        threads.add(threading.current_thread())
+        if done:
+            shard = (done - 1) // SHARD_ROWS
+            behind.extend(k for k in range(shard - 1) if not (tmp_path / "codes" / f"codes-{k:05}.npy").exists())
+            encoded[shard].set()
+
+    assert encode_file(plain, vectors(plain), tmp_path / "codes", on_progress=on_progress)
+    check(tmp_path / "codes", plain, vectors(plain))
+    assert threads == {threading.current_thread()}
+    assert behind == []
+
+
+def test_a_shard_is_read_while_the_last_is_encoded(tmp_path, codec):
+    """In shards of one block, too."""
+    read = [threading.Event() for _ in range(5)]
+    x = random_vectors(COUNT, codec.dim)
+
+    class Rows:
+        shape, dtype = x.shape, x.dtype
+
+        def __getitem__(self, key):
+            if isinstance(key, slice) and key.stop - key.start > 1:
+                read[key.start // SHARD_ROWS].set()
+            return x[key]
+
+    def on_progress(done):
+        if done == 0:  # the fingerprint has been taken
+            [event.clear() for event in read]
+        elif done < COUNT:
+            assert read[done // SHARD_ROWS].wait(PATIENCE), "the next shard is not read meanwhile"
+
+    for part in codec.parts if isinstance(codec, ProductCodec) else [codec]:
+        part.block_rows = SHARD_ROWS
+    assert encode_file(codec, VectorSource(Rows()), tmp_path / "codes", on_progress=on_progress)
+    check(tmp_path / "codes", codec, as_source(x))
+
+
+@pytest.mark.parametrize("form", ["codes", "codes.npy"])
+def test_ctrl_c_keeps_a_shard_that_is_being_written(tmp_path, coarse, hold_writing, form):
+    interrupted, seen = threading.Event(), []
+    hold_writing(1, interrupted)
+
+    def on_progress(done):
+        if done > 2 * SHARD_ROWS:
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_file(coarse, vectors(coarse), tmp_path / form, on_progress=on_progress)
+    folder = tmp_path / (form if form == "codes" else f"{form}.shards")
+    assert sorted(path.name for path in folder.glob("codes-*")) == ["codes-00000.npy", "codes-00001.npy"]
+    assert encode_file(coarse, vectors(coarse), tmp_path / form, resume=True, on_progress=seen.append)
+    assert seen == [2 * SHARD_ROWS, 3 * SHARD_ROWS, 4 * SHARD_ROWS, COUNT]
+    check(tmp_path / form, coarse, vectors(coarse))
+
+
+def test_a_shard_that_cannot_be_written_ends_the_encoding_of_the_next(tmp_path, plain, hold_writing, monkeypatch):
+    """At its next block, and without a shard of its own."""
+    plain.block_rows, seen, writings, third = 16, [], [], threading.Event()
+
+    class Recorded(ThreadPoolExecutor):
+        def submit(self, *call):
+            writings.append(super().submit(*call))
+            return writings[-1]
+
+    def on_progress(done):
+        seen.append(done)
+        if done > 2 * SHARD_ROWS:
+            third.set()
+            wait(writings, PATIENCE)
+
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Recorded)
+    hold_writing(1, third, ResourceError("no space left"))
+    with pytest.raises(ResourceError, match="no space left"):
+        encode_file(plain, vectors(plain), tmp_path / "codes.npy", on_progress=on_progress)
+    assert seen[-1] == 2 * SHARD_ROWS + 16
+    assert [path.name for path in (tmp_path / "codes.npy.shards").glob("codes-*")] == ["codes-00000.npy"]
+
+
+@pytest.mark.parametrize("shard", range(5))
+def test_a_full_disk_is_reported_for_every_shard_and_the_rest_can_be_resumed(tmp_path, plain, monkeypatch, shard):
+    def full(path):
+        if path.name.startswith(f".codes-{shard:05}."):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_to_disk", full)
+        with pytest.raises(ResourceError, match=rf"cannot write .*codes-{shard:05}\.npy: No space left on device"):
+            encode_file(plain, vectors(plain), tmp_path / "codes")
+    there = {int(path.stem[-5:]) for path in (tmp_path / "codes").glob("codes-*.npy")}
+    assert set(range(shard)) <= there <= set(range(shard + 2)) - {shard}
+    assert not list((tmp_path / "codes").glob(".codes-*"))
+    assert encode_file(plain, vectors(plain), tmp_path / "codes", resume=True)
+    check(tmp_path / "codes", plain, vectors(plain))
+
+
+def test_a_run_whose_file_another_has_made_stops_at_its_next_block(tmp_path, plain, hold_writing, monkeypatch):
+    plain.block_rows, seen, others = 16, [], []
+    source = vectors(plain)
+
+    def on_progress(done):
+        seen.append(done)
+        if done > 2 * SHARD_ROWS and not others:
+            others.append(True)
+            assert encode_file(plain, source, tmp_path / "codes.npy", resume=True)
+
+    assert encode_file(plain, source, tmp_path / "codes.npy", on_progress=on_progress)
+    assert seen[-1] <= 4 * SHARD_ROWS, "the store is missed where the third shard is written"
+    assert [path.name for path in tmp_path.iterdir()] == ["codes.npy"]
+    check(tmp_path / "codes.npy", plain, source)

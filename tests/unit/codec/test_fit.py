@@ -1,4 +1,5 @@
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -32,6 +33,29 @@ def test_the_same_seed_gives_the_same_codec():
     states = [codec.model.state_dict() for codec in (one, two, other)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["steps.0.codebook.weight"], states[2]["steps.0.codebook.weight"])
+
+
+def test_a_run_on_a_device_is_saved_resumed_and_loaded_anywhere(tmp_path, named_device, device):
+    x, centroids = random_vectors(400, 4), random_vectors(6, 4, 5)
+    settings = {"device": named_device, "coarse_centroids": centroids, "epochs": 4}
+    codec = fit(x, output=tmp_path / "x", **settings)
+    assert codec.model.device.type == device.type
+    assert mse(codec, x) < mse(fit(x, coarse_centroids=centroids, epochs=0), x)
+    here = Codec.load(tmp_path / "x")
+    assert here.model.device.type == "cpu" and here.fingerprint() == codec.fingerprint()
+    assert mse(here, x) == pytest.approx(mse(codec, x), rel=1e-4)
+
+    def stop(report):
+        if isinstance(report, EpochReport) and report.epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(x, output=tmp_path / "y", on_report=stop, **settings)
+    resumed = fit(x, output=tmp_path / "y", resume=True, **settings)
+    assert resumed.provenance["epoch"] == codec.provenance["epoch"]
+    assert resumed.fingerprint() == codec.fingerprint()
+    again = fit(x, output=tmp_path / "y", resume=True, **settings | {"device": "cpu"})
+    assert again.model.device.type == "cpu" and again.fingerprint() == codec.fingerprint()
 
 
 def test_global_generators_are_neither_read_nor_changed():

@@ -39,6 +39,16 @@ def test_each_part_encodes_its_columns(codec):
     np.testing.assert_allclose(rotated(codec, codec.decode(codes)), decoded, rtol=1e-4, atol=1e-4)
 
 
+def test_every_device_gives_the_same(tmp_path, codec, named_device, device):
+    x = random_vectors(100, 6)
+    codes, decoded = codec.encode(x), codec.decode(codec.encode(x))
+    codec.save(tmp_path / "x")
+    for placed in (ProductCodec.load(tmp_path / "x", named_device), codec.to(named_device)):
+        assert {part.model.device.type for part in placed.parts} == {device.type}
+        assert (placed.encode(x) == codes).all(1).mean() >= 0.99  # ties within rounding
+        np.testing.assert_allclose(placed.decode(codes), decoded, rtol=1e-4, atol=1e-4)
+
+
 def test_blocks_are_the_whole(codec):
     x = random_vectors(40, 6)
     codes, decoded = codec.encode(x), codec.decode(codec.encode(x))

@@ -44,16 +44,16 @@ def test_models_with_huge_tables_are_left_to_torch(monkeypatch):
 
 @native
 @pytest.mark.parametrize("name", ["projected", "coarse", "qinco1"])
-def test_a_codec_gives_the_same_with_each_engine(name):
-    codec, x = Codec(random_model(ARCHITECTURES[name]), EncodeOptions(beam_width=3)), random_vectors(300, 3)
-    results = []
-    for engine in ("native", "torch"):
-        there = codec.with_options(codec.encode_options.override(engine=engine, precision="float32"))
-        encoded = there.encode(x)
-        codes, lists = encoded if there.is_ivf else (encoded, None)
-        results.append((codes, there.decode(codes, lists)))
-    assert (results[0][0] == results[1][0]).all(1).mean() > 0.99  # ties within rounding
+def test_a_codec_gives_the_same_with_each_engine_and_on_each_device(name, device):
+    x, results = random_vectors(300, 3), []
+    for engine, place in (("native", CPU), ("torch", device)):
+        rule = EncodeOptions(beam_width=3, engine=engine, precision="float32")
+        codec = Codec(random_model(ARCHITECTURES[name]).to(place), rule)
+        encoded = codec.encode(x)
+        codes, lists = encoded if codec.is_ivf else (encoded, None)
+        results.append((codes, codec.decode(codes, lists)))
     same = (results[0][0] == results[1][0]).all(1)
+    assert same.mean() > 0.99  # ties within rounding
     np.testing.assert_allclose(results[0][1][same], results[1][1][same], rtol=1e-4, atol=1e-3)
 
 

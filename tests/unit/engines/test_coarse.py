@@ -7,7 +7,7 @@ import torch
 from small_models import random_vectors
 
 from qinco.engines import coarse
-from qinco.engines.coarse import GRAPH_LISTS, CoarseAssigner, faiss_threads, search_effort
+from qinco.engines.coarse import GRAPH_LISTS, CoarseAssigner, assigner_of, faiss_threads, search_effort
 from qinco.errors import DataError
 
 CENTROIDS = random_vectors(500, 6, seed=1)
@@ -31,9 +31,15 @@ def test_assignment_is_exact():
     lists = CoarseAssigner(CENTROIDS).assign(QUERIES[::2])
     assert lists.dtype == np.int64
     np.testing.assert_array_equal(lists, exact(QUERIES[::2], CENTROIDS)[1][:, 0])
-    tensor = CoarseAssigner(CENTROIDS).assign_tensor(torch.from_numpy(QUERIES[::2]))
-    np.testing.assert_array_equal(tensor.numpy(), lists)
     assert CoarseAssigner(CENTROIDS[:1]).assign(QUERIES).tolist() == [0] * len(QUERIES)
+
+
+def test_tensors_are_assigned_on_their_device(device):
+    assign = assigner_of(torch.from_numpy(CENTROIDS).to(device))
+    lists_N = assign(torch.from_numpy(QUERIES[::2]).to(device))
+    assert lists_N.dtype == torch.int64 and lists_N.device.type == device.type
+    np.testing.assert_array_equal(lists_N.cpu().numpy(), exact(QUERIES[::2], CENTROIDS)[1][:, 0])
+    assert assign(torch.empty(0, 6, device=device)).shape == (0,)
 
 
 def test_inner_products_do_not_change_the_assignment():

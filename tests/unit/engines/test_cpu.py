@@ -1,92 +1,45 @@
 """The native engine against the readable one, at every instruction set that the processor has."""
 
 import os
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from native_levels import LEVELS, needs_bf16, needs_native, pack_at
-from small_models import ARCHITECTURES, random_model, random_vectors
+from search_problems import (
+    COUNT,
+    PUBLISHED,
+    RULES,
+    TRAINED,
+    TRAINED_RULES,
+    Problem,
+    applies,
+    published_problem,
+    random_problem,
+    trained_problem,
+)
+from small_models import ARCHITECTURES, random_model
 
-from qinco.codec import Codec, load_codec
+from qinco.codec import load_codec
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import cpu
-from qinco.engines.reference import Encoder, decode
-from qinco.model.qinco import Qinco
+from qinco.engines.reference import Encoder
 
 pytestmark = needs_native
 
-UPSTREAM = Path(__file__).parents[2] / "data" / "upstream"
-COUNT = 300
-RULES = {
-    "everything": EncodeOptions(beam_width=3),
-    "greedy": EncodeOptions(),
-    "candidates": EncodeOptions(num_candidates=2, beam_width=3),
-    "pairs": EncodeOptions(num_pairs=6, beam_width=4),
-    "fewer pairs than hypotheses": EncodeOptions(num_pairs=1, beam_width=33),
-    "more than there are": EncodeOptions(num_pairs=99, beam_width=70),
-}
+
+def check_float32(problem: Problem, packed, rule: EncodeOptions) -> None:
+    problem.check_float32(rule, cpu.NativeEncoder(packed, rule).encode, partial(cpu.decode, packed))
 
 
-class Problem:
-    """A model, normalised vectors, their starts, and what the reference makes of them."""
-
-    def __init__(self, model: Qinco, x_ND: torch.Tensor, lists_N: torch.Tensor | None = None):
-        self.model, self.x_ND = model, x_ND
-        self.start_ND = model.start(len(x_ND), lists_N)
-        self.searched = cache(self._searched)
-
-    def _searched(self, rule: EncodeOptions):
-        """The reference's codes, what it decodes them to, and each vector's squared error."""
-        codes_NM, _ = Encoder(self.model, rule).encode(self.x_ND, self.start_ND)
-        decoded_ND = decode(self.model, codes_NM, self.start_ND)
-        return codes_NM, decoded_ND, self.errors(decoded_ND)
-
-    def errors(self, decoded_ND) -> torch.Tensor:
-        return (decoded_ND - self.x_ND).square().sum(1)
-
-    def encode(self, packed, rule: EncodeOptions):
-        return cpu.NativeEncoder(packed, rule).encode(self.x_ND, self.start_ND)
-
-    def check_float32(self, packed, rule: EncodeOptions) -> None:
-        """The same codes but for ties, the same error, and the same vectors from the same codes."""
-        wanted_NM, wanted_ND, errors_N = self.searched(rule)
-        codes_NM, reached_ND = self.encode(packed, rule)
-        assert codes_NM.dtype == torch.int64 and codes_NM.shape == wanted_NM.shape
-        assert (codes_NM == wanted_NM).all(1).float().mean() >= 0.99
-        decoded_ND = decode(self.model, codes_NM, self.start_ND)
-        assert float(self.errors(decoded_ND).mean()) == pytest.approx(float(errors_N.mean()), rel=1e-6)
-        scale = float(errors_N.mean().sqrt())
-        assert distance(reached_ND, decoded_ND) <= 1e-5 * scale
-        assert distance(cpu.decode(packed, wanted_NM, self.start_ND), wanted_ND) <= 1e-5 * scale
-
-    def check_bf16(self, packed, rule: EncodeOptions) -> None:
-        """Within a thousandth of the error, and a hundredth of its scale between the decoded vectors."""
-        wanted_NM, wanted_ND, errors_N = self.searched(rule)
-        codes_NM, _ = self.encode(packed, rule)
-        error = self.errors(decode(self.model, codes_NM, self.start_ND)).mean()
-        assert float(error) == pytest.approx(float(errors_N.mean()), rel=1e-3)
-        decoded_ND = cpu.decode(packed, wanted_NM, self.start_ND)
-        assert 0 < distance(decoded_ND, wanted_ND) <= 1e-2 * float(errors_N.mean().sqrt())
+def check_bf16(problem: Problem, packed, rule: EncodeOptions) -> None:
+    problem.check_bf16(rule, cpu.NativeEncoder(packed, rule).encode, partial(cpu.decode, packed))
 
 
-def distance(ours_ND, theirs_ND) -> float:
-    """The root of the mean squared distance of vectors."""
-    return float((ours_ND - theirs_ND).double().square().sum(1).mean().sqrt())
-
-
-@cache
-def random_problem(name: str) -> Problem:
-    config = ARCHITECTURES[name]
-    model = random_model(config, 1)
-    x_ND = model.normalize(torch.from_numpy(random_vectors(COUNT, config.dim)))
-    return Problem(model, x_ND, torch.arange(COUNT) % 5 if config.starts_from_coarse else None)
-
-
-def applies(rule: EncodeOptions, config: ModelConfig) -> bool:
-    return config.has_preselector or not rule.preselects
+def encode(problem: Problem, packed, rule: EncodeOptions):
+    return cpu.NativeEncoder(packed, rule).encode(problem.x_ND, problem.start_ND)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -96,7 +49,7 @@ def test_every_architecture_is_searched_and_decoded_as_by_the_reference(name, le
     packed = pack_at(level, problem.model)
     for rule in RULES.values():
         if applies(rule, problem.model.config):
-            problem.check_float32(packed, rule)
+            check_float32(problem, packed, rule)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -104,10 +57,10 @@ def test_bf16_without_its_instructions_is_float32(name):
     problem = random_problem(name)
     rule = RULES["everything"]
     for level in set(LEVELS) - {"avx512_bf16"}:
-        codes_NM, reached_ND = problem.encode(pack_at(level, problem.model), rule)
+        codes_NM, reached_ND = encode(problem, pack_at(level, problem.model), rule)
         packed = pack_at(level, problem.model, torch.bfloat16)
-        assert all(map(torch.equal, problem.encode(packed, rule), (codes_NM, reached_ND)))
-        problem.check_float32(packed, rule)
+        assert all(map(torch.equal, encode(problem, packed, rule), (codes_NM, reached_ND)))
+        check_float32(problem, packed, rule)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -124,33 +77,6 @@ def test_the_first_steps_of_a_search_are_a_shorter_search(name):
         torch.testing.assert_close(cpu.decode(packed, codes_NM, problem.start_ND), reached_ND, rtol=1e-4, atol=1e-4)
 
 
-TRAINED = {
-    "same width": {"embed_dim": 32, "num_blocks": 2},
-    "projected": {"embed_dim": 16, "num_blocks": 1},
-    "wider": {"embed_dim": 40, "num_blocks": 1},
-    "qinco1": {"embed_dim": 32, "num_blocks": 2, "num_candidates": 0, "codeword_skip": False},
-}
-
-
-@cache
-def trained_problem(name: str) -> Problem:
-    """A codec trained for a moment, from networks that are not zero, and vectors that it has not seen."""
-    x_ND = random_vectors(5000, 32)
-    search = {} if name == "qinco1" else {"num_candidates": 4, "beam_width": 4}
-    codec = Codec.fit(
-        x_ND[:3000], None, recipe="paper", lr=4e-3, epochs=2, batch_size=256, num_steps=4, codebook_size=64,
-        hidden_dim=64, **search | TRAINED[name],
-    )  # fmt: skip
-    return Problem(codec.model.eval().requires_grad_(False), codec.model.normalize(torch.from_numpy(x_ND[3000:])))
-
-
-TRAINED_RULES = [
-    EncodeOptions(num_candidates=8, beam_width=8),
-    EncodeOptions(num_pairs=24, beam_width=12),
-    EncodeOptions(beam_width=2),
-]
-
-
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("level", LEVELS)
 def test_trained_models_in_float32(name, level):
@@ -158,7 +84,7 @@ def test_trained_models_in_float32(name, level):
     packed = pack_at(level, problem.model)
     for rule in TRAINED_RULES:
         if applies(rule, problem.model.config):
-            problem.check_float32(packed, rule)
+            check_float32(problem, packed, rule)
 
 
 @needs_bf16
@@ -168,16 +94,14 @@ def test_trained_models_in_bf16(name):
     packed = pack_at("avx512_bf16", problem.model, torch.bfloat16)
     for rule in TRAINED_RULES:
         if applies(rule, problem.model.config):
-            problem.check_bf16(packed, rule)
+            check_bf16(problem, packed, rule)
 
 
-@pytest.mark.parametrize("name", ["v2_proj", "v1_qinco", "v1_qinco_lr"])
+@pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("level", LEVELS)
 def test_published_forms_of_a_model(name, level):
-    codec = load_codec(UPSTREAM / f"{name}.pt")
-    base_ND = torch.from_numpy(np.load(UPSTREAM / "base.npy"))
-    problem = Problem(codec.model, codec.model.normalize(base_ND))
-    problem.check_float32(pack_at(level, codec.model), codec.encode_options)
+    problem, rule = published_problem(name)
+    check_float32(problem, pack_at(level, problem.model), rule)
 
 
 @cache
@@ -200,7 +124,7 @@ SIFT_RULES = [EncodeOptions(num_candidates=4, beam_width=4), EncodeOptions(num_p
 @pytest.mark.parametrize("rule", SIFT_RULES, ids=["candidates", "pairs"])
 def test_sift_in_float32(rule, level):
     problem = sift_problem()
-    problem.check_float32(pack_at(level, problem.model), rule)
+    check_float32(problem, pack_at(level, problem.model), rule)
 
 
 @pytest.mark.slow
@@ -208,7 +132,7 @@ def test_sift_in_float32(rule, level):
 @pytest.mark.parametrize("rule", SIFT_RULES, ids=["candidates", "pairs"])
 def test_sift_in_bf16(rule):
     problem = sift_problem()
-    problem.check_bf16(pack_at("avx512_bf16", problem.model, torch.bfloat16), rule)
+    check_bf16(problem, pack_at("avx512_bf16", problem.model, torch.bfloat16), rule)
 
 
 def test_packing_does_not_change_or_follow_the_model():
@@ -217,12 +141,12 @@ def test_packing_does_not_change_or_follow_the_model():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     packed = cpu.pack(model, torch.float32)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    wanted = problem.encode(packed, RULES["pairs"])
+    wanted = encode(problem, packed, RULES["pairs"])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    assert all(map(torch.equal, problem.encode(packed, RULES["pairs"]), wanted))
-    codes_NM, _ = problem.encode(cpu.pack(model, torch.float32), RULES["pairs"])
+    assert all(map(torch.equal, encode(problem, packed, RULES["pairs"]), wanted))
+    codes_NM, _ = encode(problem, cpu.pack(model, torch.float32), RULES["pairs"])
     assert not codes_NM.any()
 
 
@@ -267,7 +191,7 @@ def test_codewords_that_are_no_numbers_are_never_chosen(name, level):
         if step.preselector is not None:
             step.preselector.weight[2] = float("nan")
     problem, rule = Problem(model, x_ND), EncodeOptions(num_candidates=3, beam_width=3)
-    codes_NM, _ = problem.encode(pack_at(level, model), rule)
+    codes_NM, _ = encode(problem, pack_at(level, model), rule)
     assert (codes_NM != 2).all()
     assert (codes_NM == problem.searched(rule)[0]).all(1).float().mean() >= 0.99
 

@@ -1,17 +1,47 @@
+from copy import deepcopy
+
 import pytest
 import torch
+from search_problems import (
+    PUBLISHED,
+    RULES,
+    TRAINED,
+    TRAINED_RULES,
+    Problem,
+    applies,
+    published_problem,
+    random_problem,
+    trained_problem,
+)
 from small_models import ARCHITECTURES, random_model
 
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import reference
 from qinco.engines.choose import candidate_dtype, choose_device, multiplies_bf16_fast
-from qinco.engines.coarse import CoarseAssigner
 from qinco.engines.reference import Encoder, decode
 from qinco.errors import ConfigError
 
 
 def vectors(count, dim, seed=0):
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def on_device(problem: Problem, device, rule: EncodeOptions, dtype=torch.float32):
+    """Encoding and decoding of a problem's model on a device, from and to the processor."""
+    model = deepcopy(problem.model).to(device)
+    encoder = Encoder(model, rule, dtype)
+
+    def encode(x_ND, start_ND):
+        codes_NM, reached_ND = encoder.encode(x_ND.to(device), start_ND.to(device))
+        assert codes_NM.device.type == reached_ND.device.type == device.type
+        return codes_NM.cpu(), reached_ND.cpu()
+
+    return encode, lambda codes_NM, start_ND: decode(model, codes_NM.to(device), start_ND.to(device), dtype).cpu()
+
+
+def check_float32(problem: Problem, device, rule: EncodeOptions) -> None:
+    """Sums in another order: a code in a hundred may tie, and the error hardly changes."""
+    problem.check_float32(rule, *on_device(problem, device, rule), rel=1e-4)
 
 
 def counting(monkeypatch):
@@ -74,9 +104,9 @@ def test_the_preselector_decides_what_is_proposed():
         reached_ND = reached_ND + step(codes_NM[:, m], reached_ND)
 
 
-def test_large_codebooks_are_not_tabulated_and_give_the_same(monkeypatch):
-    model = random_model(ModelConfig(dim=4, num_steps=2, codebook_size=2048, embed_dim=6, hidden_dim=5))
-    x_ND, rule = vectors(5, 4), EncodeOptions(num_pairs=8, beam_width=4)
+def test_large_codebooks_are_not_tabulated_and_give_the_same(monkeypatch, device):
+    model = random_model(ModelConfig(dim=4, num_steps=2, codebook_size=2048, embed_dim=6, hidden_dim=5)).to(device)
+    x_ND, rule = vectors(5, 4).to(device), EncodeOptions(num_pairs=8, beam_width=4)
     with_tables = Encoder(model, rule).encode(x_ND, model.start(5))
     monkeypatch.setattr(reference, "TABLE_BYTES", 0)
     without = Encoder(model, rule)
@@ -108,31 +138,55 @@ def test_bf16_decoding_is_close_and_returns_float32(name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_no_vectors_have_no_codes(name):
+def test_no_vectors_have_no_codes(name, device):
     config = ARCHITECTURES[name]
-    model = random_model(config)
-    start_ND = model.start(0, torch.empty(0, dtype=torch.int64))
-    codes_NM, reached_ND = Encoder(model, EncodeOptions(beam_width=3)).encode(torch.empty(0, config.dim), start_ND)
+    model = random_model(config).to(device)
+    x_ND, lists_N = torch.empty(0, config.dim, device=device), torch.empty(0, dtype=torch.int64, device=device)
+    codes_NM, reached_ND = Encoder(model, EncodeOptions(beam_width=3)).encode(x_ND, model.start(0, lists_N))
+    assert codes_NM.device.type == reached_ND.device.type == device.type
     assert codes_NM.shape == (0, config.num_steps) and reached_ND.shape == (0, config.dim)
 
 
-def test_an_encoder_does_not_change_the_model():
-    model = random_model(ARCHITECTURES["projected"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_searched_and_decoded_elsewhere(name, elsewhere):
+    problem = random_problem(name)
+    for rule in RULES.values():
+        if applies(rule, problem.model.config):
+            check_float32(problem, elsewhere, rule)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_trained_models_elsewhere(name, elsewhere):
+    problem = trained_problem(name)
+    for rule in TRAINED_RULES:
+        if applies(rule, problem.model.config):
+            check_float32(problem, elsewhere, rule)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_trained_models_elsewhere_in_bf16(name, elsewhere):
+    problem = trained_problem(name)
+    for rule in TRAINED_RULES:
+        if applies(rule, problem.model.config):
+            problem.check_bf16(rule, *on_device(problem, elsewhere, rule, torch.bfloat16))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_elsewhere(name, elsewhere):
+    problem, rule = published_problem(name)
+    check_float32(problem, elsewhere, rule)
+
+
+def test_an_encoder_does_not_change_the_model(device):
+    model = random_model(ARCHITECTURES["projected"]).to(device)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    Encoder(model, EncodeOptions(num_pairs=8, beam_width=4)).encode(vectors(9, 3), model.start(9))
+    Encoder(model, EncodeOptions(num_pairs=8, beam_width=4)).encode(vectors(9, 3).to(device), model.start(9))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_rule_that_the_model_cannot_serve_is_refused():
     with pytest.raises(ConfigError, match="pre-selector"):
         Encoder(random_model(ARCHITECTURES["qinco1"]), EncodeOptions(num_candidates=2))
-
-
-def test_coarse_assignment_is_exact():
-    x_ND, c_VD = vectors(50, 3), vectors(7, 3, 1)
-    assigner = CoarseAssigner(c_VD.numpy())
-    assert torch.equal(assigner.assign_tensor(x_ND), torch.cdist(x_ND, c_VD).argmin(1))
-    assert assigner.assign(x_ND[:0].numpy()).shape == (0,)
 
 
 def test_devices_and_precisions_by_name():

@@ -2,25 +2,27 @@ import numpy as np
 import pytest
 from small_models import random_vectors
 
+from qinco.maths import clustering
 from qinco.maths.clustering import coarse_kmeans, kmeans, nearest, residual_kmeans
+from qinco.maths.devices import to_device
 
 
 def error(x_ND, centroids_KD):
     return float(np.square(x_ND - centroids_KD[nearest(x_ND, centroids_KD)]).sum(1).mean())
 
 
-def test_kmeans_finds_separate_clusters():
+def test_kmeans_finds_separate_clusters(device):
     generator = np.random.default_rng(0)
     centers = np.array([[0, 0], [50, 0], [0, 50], [50, 50]], np.float32)
     x_ND = (centers[generator.integers(4, size=400)] + generator.standard_normal((400, 2))).astype(np.float32)
-    found = kmeans(x_ND, 4)
+    found = kmeans(to_device(x_ND, device), 4)
     assert found.shape == (4, 2) and found.dtype == np.float32
     assert error(x_ND, found) < 4
     assert sorted(nearest(centers, found)) == [0, 1, 2, 3]
 
 
-def test_kmeans_is_the_same_for_the_same_seed_alone():
-    x_ND = random_vectors(300, 4)
+def test_kmeans_is_the_same_for_the_same_seed_alone(device):
+    x_ND = to_device(random_vectors(300, 4), device)
     assert np.array_equal(kmeans(x_ND, 8, seed=1), kmeans(x_ND, 8, seed=1))
     assert not np.array_equal(kmeans(x_ND, 8, seed=1), kmeans(x_ND, 8, seed=2))
     assert kmeans(x_ND, 8, seed=2**62).shape == (8, 4)
@@ -35,16 +37,16 @@ def test_kmeans_is_the_same_for_the_same_seed_alone():
     ],
     ids=["constant", "duplicated", "zeros in one dimension"],
 )
-def test_kmeans_of_fewer_distinct_vectors_than_centroids(x_ND):
-    found = kmeans(x_ND, 8)
+def test_kmeans_of_fewer_distinct_vectors_than_centroids(x_ND, device):
+    found = kmeans(to_device(x_ND, device), 8)
     assert np.isfinite(found).all()
     assert error(x_ND, found) < 1e-4
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_kmeans_of_no_more_vectors_than_centroids_keeps_them(count):
+def test_kmeans_of_no_more_vectors_than_centroids_keeps_them(count, device):
     x_ND = random_vectors(count, 4)
-    found = kmeans(x_ND, 8)
+    found = kmeans(to_device(x_ND, device), 8)
     assert found.shape == (8, 4) and np.isfinite(found).all()
     assert error(x_ND, found) == pytest.approx(0, abs=1e-4)
 
@@ -59,16 +61,19 @@ def test_kmeans_changes_neither_its_input_nor_the_number_of_threads():
     assert np.array_equal(x_ND, before) and faiss.omp_get_max_threads() == threads
 
 
-def test_nearest_is_the_nearest():
+def test_nearest_is_the_nearest(device):
     x_ND, c_KD = random_vectors(30, 4, 1), random_vectors(9, 4, 2)
     wanted = np.square(x_ND[:, None] - c_KD[None]).sum(2).argmin(1)
     assert np.array_equal(nearest(x_ND, c_KD), wanted)
     assert nearest(x_ND[:0], c_KD).shape == (0,)
+    found_N = nearest(to_device(x_ND, device), to_device(c_KD, device))
+    assert found_N.device.type == device.type and np.array_equal(found_N.cpu().numpy(), wanted)
 
 
-def test_residual_kmeans_lowers_the_error_with_every_step():
+def test_residual_kmeans_lowers_the_error_with_every_step(device, monkeypatch):
+    monkeypatch.setattr(clustering, "KMEANS_ROWS", 1500)  # fewer than the hypotheses, so that some are drawn
     x_ND = random_vectors(500, 4)
-    books_MKD = residual_kmeans(x_ND, 4, 8)
+    books_MKD = residual_kmeans(to_device(x_ND, device), 4, 8)
     assert books_MKD.shape == (4, 8, 4) and books_MKD.dtype == np.float32
     residual_ND, errors = x_ND.copy(), [np.inf]
     for book_KD in books_MKD:
@@ -78,10 +83,36 @@ def test_residual_kmeans_lowers_the_error_with_every_step():
 
 
 @pytest.mark.parametrize("scale", [2.0**-90, 2.0**66])
-def test_coarse_centroids_are_found_at_any_scale(scale):
+def test_coarse_centroids_are_found_at_any_scale(scale, device):
     x, told = random_vectors(400, 3), []
-    plain = coarse_kmeans(x, 8)
-    scaled = coarse_kmeans(x * np.float32(scale), 8, on_iteration=lambda done, mse: told.append((done, mse)))
+    plain = coarse_kmeans(x, 8, device=device)
+    scaled = coarse_kmeans(
+        x * np.float32(scale), 8, device=device, on_iteration=lambda done, mse: told.append((done, mse))
+    )
     np.testing.assert_allclose(scaled / scale, plain, rtol=1e-4, atol=1e-4)
     assert [done for done, _ in told] == list(range(1, 21))
     assert 0 < told[-1][1] <= told[0][1]
+
+
+def test_coarse_centroids_are_as_good_on_every_device(device):
+    x_ND = random_vectors(2000, 4)
+    errors = [error(x_ND, coarse_kmeans(x_ND, 50, device=where)) for where in (device, clustering.CPU)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.02)
+    assert error(x_ND, x_ND[:50]) > 1.1 * errors[1]  # or the start were as good
+
+
+def test_vectors_that_a_device_cannot_hold_are_sent_in_parts(device, monkeypatch):
+    x_ND = random_vectors(500, 4)
+    whole = coarse_kmeans(x_ND, 8, device=device)
+    monkeypatch.setattr(clustering, "holds", lambda *_: False)
+    monkeypatch.setattr(clustering, "_PART_BYTES", 16 * 77)
+    np.testing.assert_allclose(coarse_kmeans(x_ND, 8, device=device), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_centroids_of_no_vectors_are_put_beside_others(device):
+    """Half of the centroids start where no vector is nearest to them."""
+    x_ND = random_vectors(600, 4)
+    start_KD = np.concatenate([x_ND[:10], np.full((10, 4), 1e6, np.float32)])
+    found_KD = clustering._lloyd([to_device(x_ND, device)], to_device(start_KD, device), 10, 0).cpu().numpy()
+    assert len(np.unique(nearest(x_ND, found_KD))) == 20
+    assert error(x_ND, found_KD) < 0.9 * error(x_ND, kmeans(x_ND, 10))

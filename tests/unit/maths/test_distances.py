@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from qinco.maths.distances import smallest, squared_distances
+from qinco.maths import distances
+from qinco.maths.distances import closest, smallest, squared_distances
 
 
 def test_squared_distances_of_all_pairs():
@@ -17,6 +18,19 @@ def test_squared_distances_in_one_dimension():
 def test_squared_distances_are_never_negative_where_rounding_would_make_them():
     x_ND = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * 1e-3 + 1e3
     assert squared_distances(x_ND, x_ND).min() >= 0
+
+
+@pytest.mark.parametrize("tile", [(7, 3), (1 << 26, 1 << 14)])
+def test_the_closest_codeword_of_all(tile, device, monkeypatch):
+    monkeypatch.setattr(distances, "_TILE_DISTANCES", tile[0])
+    monkeypatch.setattr(distances, "_TILE_COLUMNS", tile[1])
+    generator = torch.Generator().manual_seed(0)
+    x_ND, c_KD = torch.randn(13, 5, generator=generator), torch.randn(10, 5, generator=generator)
+    least_N, wanted_N = (x_ND[:, None] - c_KD[None]).square().sum(2).min(1)
+    numbers_N, distances_N = closest(x_ND.to(device), c_KD.to(device))
+    assert torch.equal(numbers_N.cpu(), wanted_N)
+    torch.testing.assert_close(distances_N.cpu(), least_N, rtol=1e-4, atol=1e-5)
+    assert closest(x_ND[:0].to(device), c_KD.to(device))[0].shape == (0,)
 
 
 @pytest.mark.parametrize("length", [1, 7, 512, 513, 514, 1024, 1025, 2048, 4096, 5000, 8191, 8192])

@@ -7,7 +7,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, built, copied, decoded, trained, vectors
+from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, built, copied, decoded, trained, trained_on, vectors
 from small_models import random_model
 
 import qinco
@@ -56,6 +56,31 @@ def test_searching_everything_is_comparing_everything(kind, metric):
     np.testing.assert_allclose(distances_QR, best_QR if metric == "l2" else -best_QR, rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(distances_QR, np.take_along_axis(values_QN, ids_QR, 1), rtol=1e-5, atol=1e-4)
     assert all(len(set(row)) == 10 for row in ids_QR.tolist())
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_device_ranks_as_the_processor_does(kind, metric, device):
+    index = built(kind, metric)
+    moved = Index(trained_on(device, kind), index.tables, index.segments)
+    distances_QR, ids_QR = index.search(QUERIES_QD, k=20, nprobe=4, num_short=60)
+    found_QR, found_ids_QR = moved.search(QUERIES_QD, k=20, nprobe=4, num_short=60)
+    np.testing.assert_allclose(found_QR, distances_QR, rtol=1e-4, atol=1e-3)
+    assert (found_ids_QR == ids_QR).mean() > 0.98  # others are as near, but for rounding
+    np.testing.assert_allclose(moved.reconstruct([3, 1, 4]), index.reconstruct([3, 1, 4]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_is_built_on_a_device(kind, device):
+    num_lists = None if kind == "ivf" else NUM_LISTS
+    index = Index.build(trained_on(device, kind), vectors(), num_lists, pairwise=True)
+    index.add(vectors(50, 1))
+    assert len(index) == NUM_VECTORS + 50
+    nearest_QR, _ = Index.build(trained(kind), vectors(), num_lists).search(QUERIES_QD, **ALL)
+    found_QR, _ = index.search(QUERIES_QD, **ALL)
+    assert (found_QR[:, 0] <= nearest_QR[:, 0] * 1.0001 + 1e-3).mean() > 0.9  # there are more, few codes are others
+    judged, wanted = index.evaluate(vectors(300, 9)), built(kind).evaluate(vectors(300, 9))
+    assert judged["mse"] == pytest.approx(wanted["mse"], rel=0.01)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,11 +1,56 @@
 import itertools
+import threading
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from qinco.training import batches as module
 from qinco.training.batches import batches
-from qinco.vectors.source import as_source
+from qinco.vectors.source import VectorSource, as_source
+
+PATIENCE = 60  # seconds, before a test that would wait for ever fails
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    before = threading.enumerate()
+    yield
+    assert threading.enumerate() == before
+
+
+class Runs:
+    """Numbered rows that say how often they were read."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, count, dim=2):
+        self.shape, self.read, self.times = (count, dim), threading.Semaphore(0), 0
+
+    def __getitem__(self, key):
+        self.times += 1
+        self.read.release()
+        return np.repeat(np.arange(*key.indices(self.shape[0]), dtype=np.float32)[:, None], self.shape[1], 1)
+
+    def wait_for(self, number):
+        for _ in range(number):
+            assert self.read.acquire(timeout=PATIENCE)
+
+
+def plain_order(count, seed, rows_per_buffer, length):
+    """The first rows of the passes as a few lines say them, which runs that were saved rely on."""
+    rows = []
+    for number in itertools.count():
+        generator = np.random.default_rng((seed, number))
+        runs = [
+            np.arange(run * 1024, min(count, run * 1024 + 1024)) for run in generator.permutation(-(-count // 1024))
+        ]
+        step = max(1, rows_per_buffer // 1024)
+        for begin in range(0, len(runs), step):
+            together = np.concatenate(runs[begin : begin + step])
+            rows.extend(together[generator.permutation(len(together))])
+        if len(rows) >= length:
+            return np.array(rows[:length])
 
 
 def numbered(count, dim=2):
@@ -67,3 +112,68 @@ def test_batches_without_vectors_end_nothing():
     parts = list(batches(numbered(3), 0, bounds, 0, 1))
     assert [len(part) for part in parts] == np.diff(bounds).tolist()
     assert sorted(rows_of(parts)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("rows_per_buffer", [1024, 3072, 1 << 20])
+@pytest.mark.parametrize(("count", "epoch", "seed"), [(1, 2, 0), (3000, 0, 1), (5000, 1, 2), (4097, 2, 3)])
+def test_the_order_stays_as_it_is(count, epoch, seed, rows_per_buffer, monkeypatch):
+    monkeypatch.setattr(module, "_BUFFER_BYTES", rows_per_buffer * 4 * 2)
+    length = count * 5 // 4
+    bounds = np.arange(8) * length // 7
+    expected = plain_order(count, seed, rows_per_buffer, (epoch + 1) * length)[epoch * length :]
+    for first_step in (0, 3, 6):
+        parts = list(batches(numbered(count), epoch, bounds, first_step, seed))
+        assert all(part.dtype == np.float32 for part in parts)
+        assert [len(part) for part in parts] == np.diff(bounds)[first_step:].tolist()
+        assert rows_of(parts).tolist() == expected[bounds[first_step] :].tolist()
+
+
+def test_a_buffer_is_read_while_another_is_handed_out(monkeypatch):
+    monkeypatch.setattr(module, "_BUFFER_BYTES", 2 * 1024 * 4 * 2)
+    runs = Runs(10 * 1024)
+    stream = batches(VectorSource(runs), 0, np.arange(11) * 1024, 0, 1)
+    for taken in range(4):
+        next(stream)
+        if taken % 2 == 0:
+            runs.wait_for(4 if taken == 0 else 2)  # the next buffer's, before a batch of it is asked for
+    stream.close()
+    assert runs.times == 6
+
+
+@pytest.mark.parametrize("first_step", [0, 1])
+def test_nothing_is_read_beyond_an_epoch(first_step, monkeypatch):
+    monkeypatch.setattr(module, "_BUFFER_BYTES", 1024 * 4 * 2)
+    runs = Runs(10 * 1024)
+    parts = list(batches(VectorSource(runs), 0, np.array([0, 1024, 3000]), first_step, 1))
+    assert len(parts) == 2 - first_step
+    assert runs.times == 3 - first_step
+
+
+def test_what_cannot_be_read_is_said_where_its_batch_would_come(monkeypatch):
+    monkeypatch.setattr(module, "_BUFFER_BYTES", 1024 * 4 * 2)
+
+    class Damaged(Runs):
+        def __getitem__(self, key):
+            if self.times == 2:
+                raise OSError("cannot be read")
+            return super().__getitem__(key)
+
+    stream = batches(VectorSource(Damaged(5 * 1024)), 0, np.arange(6) * 1024, 0, 1)
+    assert [len(next(stream)) for _ in range(2)] == [1024, 1024]
+    with pytest.raises(OSError, match="cannot be read"):
+        next(stream)
+
+
+def test_memory_is_that_of_two_buffers(monkeypatch):
+    """And, for the moment in which one is exchanged, a third."""
+    size = 1 << 22
+    monkeypatch.setattr(module, "_BUFFER_BYTES", size)
+    source = VectorSource(Runs(5 * size // 256, 64))
+    bounds = np.arange(101) * len(source) // 100
+    tracemalloc.start()
+    try:
+        for _ in batches(source, 0, bounds, 0, 1):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 3.5 * size
+    finally:
+        tracemalloc.stop()

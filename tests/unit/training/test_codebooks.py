@@ -21,19 +21,19 @@ def test_a_sample_is_of_distinct_rows():
     assert len(sample(source, 10**6, 0)) == 10_000
 
 
-def test_normalised_vectors_have_mean_zero_and_one_scale():
-    model, x_ND = random_model(ARCHITECTURES["same width"]), random_vectors(500, 3)
+def test_normalised_vectors_have_mean_zero_and_one_scale(device):
+    model, x_ND = random_model(ARCHITECTURES["same width"]).to(device), random_vectors(500, 3)
     set_normalization(model, as_source(x_ND), range_scaling=False)
-    y_ND = model.normalize(torch.from_numpy(x_ND))
+    y_ND = model.normalize(torch.from_numpy(x_ND).to(device)).cpu()
     assert model.scale.shape == ()
     torch.testing.assert_close(y_ND.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
     assert float(y_ND.square().mean()) == pytest.approx(1, abs=1e-5)
 
 
-def test_range_scaling_is_the_authors():
-    model, x_ND = random_model(ARCHITECTURES["same width"]), random_vectors(500, 3)
+def test_range_scaling_is_the_authors(device):
+    model, x_ND = random_model(ARCHITECTURES["same width"]).to(device), random_vectors(500, 3)
     set_normalization(model, as_source(x_ND), range_scaling=True)
-    assert torch.equal(model.mean, torch.full((3,), float(x_ND.min()) + 1))
+    assert torch.equal(model.mean.cpu(), torch.full((3,), float(x_ND.min()) + 1))
     assert float(model.scale) == pytest.approx((x_ND.max() - x_ND.min()) / 2)
 
 
@@ -45,10 +45,12 @@ def test_constant_vectors_are_not_scaled(range_scaling, value):
     assert float(model.scale) == 1 and torch.isfinite(model.mean).all()
 
 
-def first_error(config, x_ND, options, coarse_VD=None):
-    """MSE in normalised space at the start, encoded greedily, and with a beam; and the model."""
-    model = Qinco.empty(config).to_empty(device="cpu")
+def first_error(config, x_ND, options, coarse_VD=None, device="cpu"):
+    """MSE in normalised space at the start, encoded greedily, and with a beam; and the model, on the processor then."""
+    model = Qinco.empty(config).to_empty(device=device)
     start_model(model, as_source(x_ND), options, coarse_VD)
+    assert all(tensor.device.type == torch.device(device).type for tensor in model.state_dict().values())
+    model.to("cpu")
     y_ND = model.normalize(torch.from_numpy(x_ND))
     lists_N = None if coarse_VD is None else torch.cdist(y_ND, model.coarse_centroids).argmin(1)
     start_ND = model.start(len(x_ND), lists_N)
@@ -60,11 +62,11 @@ def first_error(config, x_ND, options, coarse_VD=None):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_start_is_a_residual_quantizer(name):
+def test_the_start_is_a_residual_quantizer(name, device):
     config = ARCHITECTURES[name]
     x_ND = random_vectors(400, config.dim)
     coarse_VD = random_vectors(config.num_lists, config.dim, 9) if config.starts_from_coarse else None
-    greedy, beam, model = first_error(config, x_ND, TrainOptions(), coarse_VD)
+    greedy, beam, model = first_error(config, x_ND, TrainOptions(), coarse_VD, device)
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
     y_ND = model.normalize(torch.from_numpy(x_ND)).numpy()
     if coarse_VD is not None:
@@ -85,44 +87,46 @@ def test_noise_moves_the_codebooks():
     assert float((noisy_KD - plain_KD).std()) == pytest.approx(0.1 * float(plain_KD.std()), rel=0.5)
 
 
-def test_use_counts_codes_and_knows_their_targets():
-    model = random_model(ARCHITECTURES["same width"])
+def test_use_counts_codes_and_knows_their_targets(device):
+    model = random_model(ARCHITECTURES["same width"]).to(device)
     use = CodewordUse(model)
     targets_ND = torch.randn(6, 3)
-    use.add(1, torch.tensor([0, 0, 1, 1, 1, 3]), targets_ND)
+    use.add(1, torch.tensor([0, 0, 1, 1, 1, 3]).to(device), targets_ND.to(device))
     assert use.counts_MK.tolist() == [[0] * 4, [2, 3, 0, 1], [0] * 4]
-    torch.testing.assert_close(use.sums_MD[1].float(), targets_ND.sum(0))
-    torch.testing.assert_close(use.squares_MD[1].float(), targets_ND.square().sum(0))
+    torch.testing.assert_close(use.sums_MD[1].float().cpu(), targets_ND.sum(0))
+    torch.testing.assert_close(use.squares_MD[1].float().cpu(), targets_ND.square().sum(0))
     assert use.flat.sum() != 0  # the three are views of what processes sum
 
 
-def test_entropy_is_in_bits():
-    model = random_model(ARCHITECTURES["one step"])
+def test_entropy_is_in_bits(device):
+    model = random_model(ARCHITECTURES["one step"]).to(device)
     for codes, bits in (([0, 1, 2, 3], 2.0), ([0, 0, 1, 1], 1.0), ([2, 2], 0.0)):
         use = CodewordUse(model)
-        use.add(0, torch.tensor(codes), torch.zeros(len(codes), 3))
+        use.add(0, torch.tensor(codes).to(device), torch.zeros(len(codes), 3, device=device))
         assert use.entropy() == pytest.approx(bits)
 
 
 def used(model, codes, targets_ND):
     use = CodewordUse(model)
     for m in range(model.config.num_steps):
-        use.add(m, codes, targets_ND)
+        use.add(m, codes.to(model.device), targets_ND.to(model.device))
     return use
 
 
 @pytest.mark.parametrize("redraw", ["split", "targets"])
-def test_only_unused_codewords_are_redrawn(redraw):
-    model, twin = (random_model(ARCHITECTURES["same width"]) for _ in range(2))
+def test_only_unused_codewords_are_redrawn(redraw, device):
+    """The same ones, whatever the device, as the processor draws."""
+    model = random_model(ARCHITECTURES["same width"]).to(device)
+    other = random_model(ARCHITECTURES["same width"])
     codes, targets_ND = torch.tensor([0, 0, 2]), torch.randn(3, 3) + 20
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]
-    before = [step.codebook.weight.clone() for step in model.steps]
+    before = [step.codebook.weight.clone() for step in other.steps]
     assert redraw_unused(model, used(model, codes, targets_ND), redraw, generators[0]) == 6
-    redraw_unused(twin, used(twin, codes, targets_ND), redraw, generators[1])
-    for m, step in enumerate(model.steps):
+    redraw_unused(other, used(other, codes, targets_ND), redraw, generators[1])
+    for m, step in enumerate(model.to("cpu").steps):
         changed = (step.codebook.weight != before[m]).any(1)
         assert changed.tolist() == [False, True, False, True]
-        assert torch.equal(step.codebook.weight, twin.steps[m].codebook.weight)
+        torch.testing.assert_close(step.codebook.weight, other.steps[m].codebook.weight)
         new_ND = step.codebook.weight[changed]
         if redraw == "split":
             assert torch.cdist(new_ND, before[m][[0, 2]]).min(1).values.max() < 0.2

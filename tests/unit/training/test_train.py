@@ -16,17 +16,20 @@ from qinco.training.processes import Processes
 from qinco.training.train import EpochReport, StepReport, Training, narrow_options, prefix_losses
 from qinco.vectors.source import as_source
 
+CPU = torch.device("cpu")
 WIDE = EncodeOptions(num_pairs=6, beam_width=4)
 
 
-def training(config=ARCHITECTURES["projected"], count=300, encode=None, coarse_VD=None, **options) -> Training:
+def training(
+    config=ARCHITECTURES["projected"], count=300, encode=None, coarse_VD=None, device=CPU, **options
+) -> Training:
     options = TrainOptions(**{"epochs": 2, "batch_size": 32, "precision": "float32"} | options)
     source = as_source(random_vectors(count, config.dim))
-    model = Qinco.empty(config).to_empty(device="cpu")
+    model = Qinco.empty(config).to_empty(device=device)
     train, valid = source.window(0, count - 50), source.window(count - 50, count)
     start_model(model, train, options, coarse_VD)
     encode = encode or (WIDE if config.has_preselector else EncodeOptions(beam_width=2))
-    return Training(model, train, valid, options, encode, Processes(torch.device("cpu")))
+    return Training(model, train, valid, options, encode, Processes(device))
 
 
 def centroids(config):
@@ -55,22 +58,21 @@ def test_training_lowers_the_error_of_every_architecture(name):
     assert len(reports[-1].mse_per_step) == config.num_steps and reports[-1].mse == reports[-1].mse_per_step[-1]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"optimizer": "adam", "lr": 1e-3},
-        {"schedule": "plateau"},
-        {"grad_accumulate": 3},
-        {"precision": "bf16"},
-        {"grad_clip": None},
-        {"redraw": "targets"},
-        {"range_scaling": True},
-        {"exact_start": False, "codebook_noise": 0.1},
-        {"epoch_size": 70},
-        {"batch_size": 1, "epoch_size": 20, "grad_accumulate": 7},
-    ],
-    ids=str,
-)
+OPTIONS = [
+    {"optimizer": "adam", "lr": 1e-3},
+    {"schedule": "plateau"},
+    {"grad_accumulate": 3},
+    {"precision": "bf16"},
+    {"grad_clip": None},
+    {"redraw": "targets"},
+    {"range_scaling": True},
+    {"exact_start": False, "codebook_noise": 0.1},
+    {"epoch_size": 70},
+    {"batch_size": 1, "epoch_size": 20, "grad_accumulate": 7},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_option_trains(options):
     reports = epochs_of(training(epochs=10, **options))
     assert len(reports) == 11 and math.isfinite(reports[-1].mse)
@@ -78,13 +80,41 @@ def test_every_option_trains(options):
         assert reports[-1].loss < reports[1].loss
 
 
+def test_training_lowers_the_error_on_every_device(device):
+    config = ARCHITECTURES["coarse, projected"]
+    reports = epochs_of(training(config, coarse_VD=centroids(config), epochs=10, batch_size=64, device=device))
+    assert reports[-1].loss < reports[1].loss and math.isfinite(reports[-1].mse)
+
+
+def check_elsewhere(elsewhere, config=ARCHITECTURES["projected"], rel=1e-3, **options):
+    """From the same start, two epochs of a few steps are the processor's, but for rounding and what it grows to."""
+    runs = [
+        training(config, count=150, coarse_VD=centroids(config), device=place, **options) for place in (CPU, elsewhere)
+    ]
+    runs[1].restore({name: tensor.clone() for name, tensor in runs[0].tensors().items()}, runs[0].progress())
+    for wanted, found in zip(*map(epochs_of, runs), strict=True):
+        assert found.mse_per_step == pytest.approx(wanted.mse_per_step, rel=rel)
+        assert (found.loss or 0) == pytest.approx(wanted.loss or 0, rel=rel)
+    assert all(parameter.device.type == elsewhere.type for parameter in runs[1].parameters)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_trains_elsewhere_as_on_the_processor(name, elsewhere):
+    check_elsewhere(elsewhere, ARCHITECTURES[name])
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_trains_elsewhere_as_on_the_processor(options, elsewhere):
+    check_elsewhere(elsewhere, **options)
+
+
 def test_more_accumulated_batches_than_vectors():
     run = training(count=54, batch_size=1, grad_accumulate=9)
     assert math.isfinite(epochs_of(run)[-1].mse)
 
 
-def test_accumulated_batches_are_one_large_batch():
-    runs = training(batch_size=40), training(batch_size=20, grad_accumulate=2)
+def test_accumulated_batches_are_one_large_batch(device):
+    runs = training(batch_size=40, device=device), training(batch_size=20, grad_accumulate=2, device=device)
     x_ND = random_vectors(40, 3, 7)
     losses = [
         runs[0].optimizer_step([x_ND], 1e-3),
@@ -96,11 +126,11 @@ def test_accumulated_batches_are_one_large_batch():
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
 
 
-def test_the_loss_is_the_papers():
+def test_the_loss_is_the_papers(device):
     """Mean squared errors of all prefixes, and of the pre-selectors on what the prefix before leaves."""
-    model = random_model(ARCHITECTURES["projected"])
-    x_ND, codes_NM = torch.randn(5, 3), torch.randint(4, (5, 3))
-    wanted, reached_ND = 0.0, torch.zeros(5, 3)
+    model = random_model(ARCHITECTURES["projected"]).to(device)
+    x_ND, codes_NM = torch.randn(5, 3).to(device), torch.randint(4, (5, 3)).to(device)
+    wanted, reached_ND = 0.0, model.start(5)
     for m, step in enumerate(model.steps):
         if step.preselector is not None:
             wanted += float((reached_ND + step.preselector.weight[codes_NM[:, m]] - x_ND).square().mean(1).sum())
@@ -123,10 +153,10 @@ def test_the_preselector_does_not_pull_at_the_network():
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
-def test_validation_is_the_error_of_encoding_in_data_space():
-    run = training()
+def test_validation_is_the_error_of_encoding_in_data_space(device):
+    run = training(device=device)
     run.model.requires_grad_(False)
-    x_ND = torch.from_numpy(run.valid_source[:])
+    x_ND = torch.from_numpy(run.valid_source[:]).to(device)
     y_ND = run.model.normalize(x_ND)
     codes_NM, _ = Encoder(run.model, WIDE).encode(y_ND, run.model.start(50))
     errors = [
@@ -180,9 +210,9 @@ def test_cosine_runs_all_its_epochs_without_gain():
     assert len(epochs_of(scripted(training(count=90, epochs=30), [1.0] * 31))) == 31
 
 
-def test_unused_codewords_are_redrawn_but_after_the_last_epoch():
+def test_unused_codewords_are_redrawn_but_after_the_last_epoch(device):
     config = ModelConfig(dim=3, num_steps=2, codebook_size=16, hidden_dim=4)
-    run = training(config, count=400, epochs=2)
+    run = training(config, count=400, epochs=2, device=device)
     with torch.no_grad():
         run.model.steps[0].codebook.weight[5] = 30  # nobody's nearest
     reports = epochs_of(run)
@@ -191,13 +221,13 @@ def test_unused_codewords_are_redrawn_but_after_the_last_epoch():
     assert 0 < reports[2].code_entropy <= 4
 
 
-def test_a_restored_run_is_the_same_run():
-    run = training(epochs=3)
+def test_a_restored_run_is_the_same_run(device):
+    run = training(epochs=3, device=device)
     stream = run.run()
     for _ in range(12):
         next(stream)
-    tensors = {name: tensor.clone() for name, tensor in run.tensors().items()}
-    other = training(epochs=3)
+    tensors = {name: tensor.cpu().clone() for name, tensor in run.tensors().items()}  # as they lie in a file
+    other = training(epochs=3, device=device)
     other.restore(tensors, run.progress())
     assert other.at == run.at
     rest = [list(stream), list(other.run())]
@@ -207,8 +237,8 @@ def test_a_restored_run_is_the_same_run():
         ]
 
 
-def test_an_estimate_changes_nothing():
-    run = training()
+def test_an_estimate_changes_nothing(device):
+    run = training(device=device)
     before = {name: tensor.clone() for name, tensor in run.tensors().items()}
     found = estimate(run)
     assert all(torch.equal(tensor, before[name]) for name, tensor in run.tensors().items())
@@ -219,14 +249,14 @@ def test_an_estimate_changes_nothing():
 
 
 def test_one_process_has_everything():
-    processes = Processes(torch.device("cpu"))
+    processes = Processes(CPU)
     assert processes.is_main and processes.share(7) == slice(0, 7)
     assert processes.sum(torch.tensor(3.0)) == 3
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8])
 def test_shares_are_disjoint_and_complete(count):
-    processes, rows = Processes(torch.device("cpu")), []
+    processes, rows = Processes(CPU), []
     for rank in range(3):
         processes.rank, processes.count = rank, 3
         rows.append(np.arange(count)[processes.share(count)])

@@ -246,9 +246,8 @@ def test_a_source_is_an_array_only_by_copying():
         source.__array__(copy=False)
 
 
-@pytest.mark.gpu
-def test_a_tensor_on_a_device_is_read_by_slices():
-    source = as_source(torch.from_numpy(DATA).cuda())
+def test_a_tensor_on_a_device_is_read_by_slices(device):
+    source = as_source(torch.from_numpy(DATA).to(device))
     np.testing.assert_array_equal(source, DATA)
     np.testing.assert_array_equal(source[[3, -1]], DATA[[3, -1]])
 

@@ -1,0 +1,26 @@
+import numpy as np
+import torch
+
+from qinco.maths.devices import holds, to_device
+
+
+def test_arrays_arrive_whole(device):
+    for array in (np.arange(12.0).reshape(3, 4), np.arange(12).reshape(3, 4).T, np.arange(12)[::2], np.zeros((0, 3))):
+        read_only = array.copy()
+        read_only.flags.writeable = False
+        for given in (array, read_only):
+            sent = to_device(given, device)
+            assert sent.device.type == device.type
+            np.testing.assert_array_equal(sent.cpu().numpy(), array)
+
+
+def test_the_processor_shares_memory():
+    array = np.zeros((2, 3), np.float32)
+    to_device(array, torch.device("cpu"))[1, 2] = 5
+    assert array[1, 2] == 5
+
+
+def test_a_device_holds_what_fits(device, monkeypatch):
+    assert holds(device, 1000)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    assert holds(torch.device("cuda"), 500) and not holds(torch.device("cuda"), 501)
