@@ -256,11 +256,11 @@ class Codec:
                 reached_ND = cpu.decode(packed, codes_NM, start_ND)
             yield first, self.model.denormalize(reached_ND)
 
-    def decode_prefixes(self, codes_NM: np.ndarray, lists_N: np.ndarray | None = None) -> Iterator[np.ndarray]:
-        """Yield the reconstructions after each step, float32 (N, D), of a block of codes of this codec."""
+    def decode_prefixes(self, codes_NM: np.ndarray, lists_N: np.ndarray | None = None) -> Iterator[torch.Tensor]:
+        """Yield the reconstructions after each step, float32 (N, D) on the codec's device, of a block of its codes."""
         start_ND = self.model.start(len(codes_NM), None if lists_N is None else self._to_device(lists_N))
         for x_ND in self.model.reconstructions(self._to_device(codes_NM), start_ND):
-            yield self.model.denormalize(x_ND).cpu().numpy()
+            yield self.model.denormalize(x_ND)
 
     def prefix(self, codes, num_steps: int):
         """The shorter code that the first `num_steps` steps are: columns of `codes`."""

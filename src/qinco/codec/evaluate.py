@@ -12,6 +12,7 @@ from qinco.codec.codec import Codec
 from qinco.codec.product import ProductCodec
 from qinco.config import EncodeOptions
 from qinco.errors import DataError
+from qinco.maths.devices import to_device
 from qinco.vectors.source import VectorSource
 
 _TIMED_VECTORS = 10_000
@@ -46,13 +47,13 @@ def evaluate(
         raise DataError(f"{source.name} holds no vectors to evaluate on")
     begun = time.monotonic()
     steps = num_steps or codec.config.num_steps
-    errors_M = np.zeros(steps)
+    errors_M = torch.zeros(steps, dtype=torch.float64, device=codec.device)
     for first, codes, lists in codec.encode_blocks(source, options, num_steps):
-        x_ND = source[first : first + len(codes)]
+        x_ND = to_device(source[first : first + len(codes)], codec.device)
         for m, decoded_ND in enumerate(codec.decode_prefixes(codes, lists)):
-            errors_M[m] += np.square(decoded_ND - x_ND, dtype=np.float64).sum()
+            errors_M[m] += (decoded_ND - x_ND).double().square().sum()
         on_progress(first + len(codes))
-    return Evaluation((errors_M / len(source)).tolist(), len(source), time.monotonic() - begun)
+    return Evaluation((errors_M.cpu() / len(source)).tolist(), len(source), time.monotonic() - begun)
 
 
 def measure_time(

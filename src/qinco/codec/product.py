@@ -19,6 +19,7 @@ from qinco.config import EncodeOptions, ModelConfig, require_int
 from qinco.engines.choose import choose_device
 from qinco.errors import ConfigError, DataError
 from qinco.files import check_output
+from qinco.maths.devices import to_device
 from qinco.storage.codec_file import CHECKPOINT_SUFFIX, load_models, save_models
 from qinco.storage.train_state import state_path
 from qinco.training.codebooks import sample
@@ -207,11 +208,13 @@ class ProductCodec:
         for first in range(0, len(codes), self.block_rows):
             yield first, self.decode(codes[first : first + self.block_rows], precision=precision)
 
-    def decode_prefixes(self, codes_NM: np.ndarray, lists_N: None = None) -> Iterator[np.ndarray]:
-        """Yield the reconstructions after each step of every part, float32 (N, D), of a block of codes."""
+    def decode_prefixes(self, codes_NM: np.ndarray, lists_N: None = None) -> Iterator[torch.Tensor]:
+        """Yield what the first steps of every part decode to, float32 (N, D) on the codec's device, step by step."""
+        rotation_DD = None if self.rotation_DD is None else to_device(self.rotation_DD, self.device)
         streams = [part.decode_prefixes(c) for part, c in zip(self.parts, self._split(codes_NM), strict=True)]
         for decoded in zip(*streams, strict=True):
-            yield self._unrotate(np.concatenate(decoded, axis=1))
+            x_ND = torch.cat(decoded, 1)
+            yield x_ND if rotation_DD is None else x_ND @ rotation_DD
 
     def prefix(self, codes, num_steps: int) -> np.ndarray:
         """The shorter code that the first `num_steps` steps of every part are: (N, P · num_steps)."""
