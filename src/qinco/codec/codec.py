@@ -233,8 +233,8 @@ class Codec:
         codes, lists = as_integers(codes), as_integers(lists)
         self.check_codes(codes, lists)
         decoded_ND = np.empty((len(codes), self.dim), np.float32)
-        for start, block in self.decode_blocks(codes, lists, precision):
-            decoded_ND[start : start + len(block)] = block
+        for start, block_ND in self.decode_tensors(codes, lists, precision):
+            torch.from_numpy(decoded_ND[start : start + len(block_ND)]).copy_(block_ND)
         return decoded_ND
 
     def decode_blocks(self, codes, lists=None, precision: str = "float32") -> Iterator[tuple[int, np.ndarray]]:

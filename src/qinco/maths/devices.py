@@ -14,7 +14,8 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """
     tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
+        with torch.cuda.device(device):  # a thread begins at the first GPU, and would take memory there
+            return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
