@@ -1,9 +1,12 @@
 """Ends an encoding at every single operation on files, as `kill -9` does, and resumes it.
 
 A process is forked for each operation; an audit hook ends it without a word when it reaches its number. What is found
-then must be nothing, the old set or the new one, and resuming must give the files of an uninterrupted run.
+then must be nothing, the old set or the new one, and resuming must give the files of an uninterrupted run. Where a
+folder is overwritten it must be one of the two sets at every instant, and whatever else is in it must stay.
 
-Usage: crash_points.py FOLDER OUTPUT fresh|overwrite; prints the number of points, or a traceback.
+Usage: crash_points.py FOLDER OUTPUT fresh|overwrite|both|renames; prints the number of points, or a traceback.
+  both:    overwrite=true resume=true at each try
+  renames: on a file system that cannot exchange names; the old and the new set must be there then, under any name
 """
 
 import os
@@ -15,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from qinco.codec import encode_file as module
+from qinco.codec import encode_place
 from qinco.codec.encode_file import encode_file
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError
@@ -88,6 +92,12 @@ def content(folder):
     return {str(path.relative_to(folder)): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
+def found_beside(output):
+    """The seed of the complete codes of a folder, under any of the names that it has in its life."""
+    names = (output.name, f"{output.name}.shards", f".{output.name}.shards.done")
+    return {found(output.with_name(name)) for name in names} - {None}
+
+
 def found(output):
     """The seed of the vectors whose codes are there; None where nothing can be read."""
     try:
@@ -102,10 +112,11 @@ def found(output):
     return seed
 
 
-def resume(output):
+def resume(output, **options):
     try:
-        assert encode(output, 0, resume=True)
+        assert encode(output, 0, resume=True, **options)
     except ConfigError as error:
+        assert not options, "both settings at once are never refused"
         assert "overwrite=true" in str(error)
         assert encode(output, 0, overwrite=True)
 
@@ -113,28 +124,40 @@ def resume(output):
 def main(folder: Path, name: str, scenario: str) -> int:
     module.shard_rows = lambda num_vectors: SHARD_ROWS
     npz._PART_ROWS = PART_ROWS
+    if scenario == "renames":
+        encode_place._exchange = lambda one, other: False
     reference, work = folder / "reference", folder / "work"
     reference.mkdir()
     assert encode(reference / name, 0)
-    expected, output = content(reference), work / name
+    output, is_folder, is_fresh = work / name, name == "codes", scenario == "fresh"
+    if is_folder and not is_fresh:
+        (reference / name / "notes").write_text("mine")
+    expected = content(reference)
+    first = {"overwrite": not is_fresh, "resume": scenario == "both"}
+    again = {"overwrite": True} if scenario == "both" else {}
     states = set()
     for point in range(10_000):
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-        if scenario == "overwrite":
+        if not is_fresh:
             encode(output, 1)
-        if not ends_at(point, work, output, 0, overwrite=scenario == "overwrite"):
+            if is_folder:
+                (output / "notes").write_text("mine")
+        if not ends_at(point, work, output, 0, **first):
             break
         states.add(found(output))
+        if is_folder and not is_fresh:
+            assert found_beside(output), "neither the old codes nor the new ones are there"
         if point % RESUMED_TWICE == 0:
-            ends_at(point, work, output, 0, resume=True)
+            ends_at(point // 2, work, output, 0, resume=True, **again)
             found(output)
-        resume(output)
+        resume(output, **again)
         assert found(output) == 0
         wrong = {name for name, _ in content(work).items() ^ expected.items()}
         assert not wrong, f"after the end at operation {point} these differ: {sorted(wrong)}"
     assert content(work) == expected
-    assert states == ({None, 0} if scenario == "fresh" else {None, 0, 1}), states
+    kept = is_folder and scenario in ("overwrite", "both")
+    assert states == ({None, 0} if is_fresh else {0, 1} if kept else {None, 0, 1}), states
     return point
 
 

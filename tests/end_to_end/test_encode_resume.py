@@ -75,6 +75,9 @@ def kill_at(arguments, shards: Path, count: int, delay: float) -> bool:
     [
         pytest.param("codes", "fresh", marks=pytest.mark.slow),
         ("codes", "overwrite"),
+        pytest.param("codes", "renames", marks=pytest.mark.slow),
+        pytest.param("codes", "both", marks=pytest.mark.slow),
+        pytest.param("codes.npy", "both", marks=pytest.mark.slow),
         ("codes.npz", "overwrite"),
         pytest.param("codes.npz", "fresh", marks=pytest.mark.slow),
         pytest.param("codes.npy", "fresh", marks=pytest.mark.slow),

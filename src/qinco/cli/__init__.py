@@ -2,11 +2,12 @@
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 
 from qinco.cli.completion import candidates, script_for
@@ -35,6 +36,7 @@ Example:
   qinco decode model=codec.safetensors codes=codes.npy output=decoded.fvecs"""
 _EXIT_INTERRUPTED = 130
 _EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, what the shell reports for `qinco ... | head`
+_MOST_NAMES = 10_000  # of a folder, that are compared with a name which is not there
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,11 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     options, words = _split_options(arguments)
     fail = partial(_fail, as_json="--json-logs" in options)
+    # Where `main` is called by other Python code, that is not ours to end.
+    importing = _ending_at_once(fail) if argv is None else nullcontext()
     try:
-        with _termination_as_interrupt():
-            return _run(words, options)
+        with _handling(_interrupt, signal.SIGTERM):
+            return _run(words, options, importing)
     except QincoError as error:
-        return fail("error: ", str(error), error.exit_code)
+        return fail("error: ", str(error) + _nearest_file(str(error)), error.exit_code)
     except KeyboardInterrupt as interrupt:
         return fail("", ": ".join(filter(None, ("interrupted", str(interrupt)))), _EXIT_INTERRUPTED)
     except BrokenPipeError:
@@ -82,7 +86,8 @@ def _split_options(arguments: list[str]) -> tuple[set[str], list[str]]:
     return options, [word for word in words if word not in OPTIONS]
 
 
-def _run(words: list[str], options: set[str]) -> int:
+def _run(words: list[str], options: set[str], importing: AbstractContextManager) -> int:
+    """Do what the command line says; slow modules are imported within `importing`."""
     if not words and not options & {"--help", "--version"}:
         write_line(_overview(), sys.stdout)
         return 2
@@ -106,9 +111,11 @@ def _run(words: list[str], options: set[str]) -> int:
     # Two threads, measured: beside one busy program a training step takes 314 us a vector with this and 473 without; on
     # idle cores it costs 11 % of a training step and 21 % of wide encoding. Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from qinco.cli import commands
+    with importing:
+        from qinco.cli import commands
 
-    commands.run(settings, Console(verbose=settings["verbose"], json_logs="--json-logs" in options))
+        do = commands.load(settings)
+    do(settings, Console(verbose=settings["verbose"], json_logs="--json-logs" in options))
     return 0
 
 
@@ -155,20 +162,54 @@ def _default_text(key: Key) -> str:
 
 
 @contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does, so that a training is saved; only the main thread can arrange that."""
+def _handling(handler: Callable, *signals: signal.Signals) -> Iterator[None]:
+    """Signals go to `handler` unless this process was started to ignore them; only the main thread can arrange that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def interrupt(signal_number, frame):
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    heeded = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handler) for number in heeded}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
+        for number, earlier in previous.items():
+            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
+
+
+def _interrupt(signal_number, frame):
+    """SIGTERM ends a run as Ctrl-C does, so that a training is saved."""
+    raise KeyboardInterrupt
+
+
+def _ending_at_once(fail: Callable) -> AbstractContextManager:
+    """Ctrl-C and SIGTERM end the process where they come: while nothing has begun that needs another end.
+
+    An exception within an import may be swallowed there, or come out as another one, which looks like a bug.
+    """
+
+    def end(signal_number, frame):
+        os._exit(fail("", "interrupted", _EXIT_INTERRUPTED))
+
+    return _handling(end, signal.SIGINT, signal.SIGTERM)
+
+
+def _nearest_file(message: str) -> str:
+    """The end of a message which says that a file does not exist: what it may be called in truth."""
+    missing = re.fullmatch(r"(.+) does not exist", message, re.DOTALL)
+    if missing is None:
+        return ""
+    from difflib import get_close_matches
+    from itertools import islice
+    from pathlib import Path
+
+    folder, name = os.path.split(missing[1])
+    try:
+        with os.scandir(folder or os.curdir) as entries:
+            names = [entry.name for entry in islice(entries, _MOST_NAMES)]
+    except OSError:
+        return ""
+    near = get_close_matches(name, names, 1, 0.85)
+    return f": did you mean {Path(folder, near[0])}?" if near else ""
 
 
 def _fail(kind: str, message: str, exit_code: int, as_json: bool, **fields) -> int:

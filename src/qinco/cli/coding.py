@@ -1,15 +1,15 @@
 """The tasks between vectors and codes, and between codec files: encode, decode, convert, ivf_centroids."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from qinco.cli import inputs
-from qinco.cli.console import Console
+from qinco.cli.console import Console, Progress
 from qinco.cli.overrides import Settings
-from qinco.codec import Codec, ProductCodec
+from qinco.codec.decode_file import decode_file, open_codes
 from qinco.codec.encode_file import Share, encode_file
 from qinco.codec.run import check_values
 from qinco.config import checkpoint_search
@@ -17,15 +17,12 @@ from qinco.errors import ConfigError, DataError
 from qinco.files import check_output
 from qinco.maths.clustering import coarse_kmeans
 from qinco.memory import free_memory
-from qinco.storage.code_store import read_manifest
 from qinco.storage.codec_file import CHECKPOINT_SUFFIX
-from qinco.storage.encoded_set import EncodedSet, lists_beside, open_encoded_set
+from qinco.storage.encoded_set import lists_beside
 from qinco.training.codebooks import sample
 from qinco.training.processes import Processes
-from qinco.vectors.formats import VectorWriter, write_vectors
+from qinco.vectors.formats import write_vectors
 
-_VECTOR_SUFFIXES = (".npy", ".fvecs", ".fbin")
-_CHECK_ROWS = 1 << 20
 _ITERATIONS = 20
 _POINTS_PER_CENTROID, _FEWEST_POINTS = 256, 39  # what faiss trains on, and below which it warns
 
@@ -38,15 +35,7 @@ def encode(settings: Settings, console: Console) -> None:
     rule = inputs.encode_options(settings, codec)
     share = Share.of_process(*(settings["shard"] or (0, 1)))
     begun = time.monotonic()
-    first: list[int] = []  # what an earlier call had done
     with console.progress(len(source) // share.count, "vector", "encoding") as progress:
-
-        def report(done: int) -> None:
-            if not first:
-                first.append(done)
-                progress.start = done
-            progress.update(done)
-
         try:
             complete = encode_file(
                 codec,
@@ -57,13 +46,13 @@ def encode(settings: Settings, console: Console) -> None:
                 overwrite=settings["overwrite"],
                 share=share,
                 inputs=inputs.files_read(settings),
-                on_progress=report,
+                on_progress=_report(progress),
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 "the shards that are done are kept; the same command with resume=true continues"
             ) from None
-    encoded = progress.done - (first or [0])[0]
+    encoded = progress.done - progress.start
     seconds = time.monotonic() - begun
     if not complete:
         console.info(f"share {share.index} of {share.count} is done; the set is complete when the others are")
@@ -86,48 +75,48 @@ def encode(settings: Settings, console: Console) -> None:
 def decode(settings: Settings, console: Console) -> None:
     """Codes of any form to a file of vectors."""
     codec = inputs.open_codec(settings)
-    codes = _open_codes(settings, codec)
+    codes = open_codes(codec, settings["codes"], settings["lists"])
     prefix = inputs.prefix(settings, codec)
-    read = [*inputs.files_read(settings), lists_beside(settings["codes"])]
-    output = check_output(settings["output"], overwrite=settings["overwrite"], inputs=read)
-    if output.resolve().is_relative_to(Path(settings["codes"]).resolve()):
-        raise ConfigError(f"output={output} lies in the folder of codes that is read: give it another place")
-    if output.suffix.lower() not in _VECTOR_SUFFIXES:
-        raise ConfigError(f"output={output}: vectors are written to {', '.join(_VECTOR_SUFFIXES)} files")
     begun = time.monotonic()
-    with (
-        VectorWriter(output, codec.dim, np.dtype(np.float32), len(codes)) as writer,
-        console.progress(len(codes), "vector", "decoding") as progress,
-    ):
-        for codes_NM, lists_N in codes.blocks(codec.block_rows):
-            columns = codes_NM if prefix is None else codec.prefix(codes_NM, prefix)
-            for _, block in codec.decode_blocks(columns, lists_N, inputs.decode_precision(settings)):
-                writer.append(block)
-            progress.update(writer.rows_written)
+    with console.progress(len(codes), "vector", "decoding") as progress:
+        try:
+            decode_file(
+                codec,
+                codes,
+                settings["output"],
+                prefix=prefix,
+                precision=inputs.decode_precision(settings),
+                resume=settings["resume"],
+                overwrite=settings["overwrite"],
+                inputs=[*inputs.files_read(settings), lists_beside(settings["codes"])],
+                on_progress=_report(progress),
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "the vectors that are decoded are kept; the same command with resume=true continues"
+            ) from None
+    decoded = progress.done - progress.start
     seconds = time.monotonic() - begun
     result = {
-        "output": str(output),
+        "output": settings["output"],
         "num_vectors": len(codes),
+        "decoded": decoded,
         "seconds": seconds,
-        "decode_us": seconds / len(codes) * 1e6 if len(codes) else None,
+        "decode_us": seconds / decoded * 1e6 if decoded else None,
     }
     console.print_result(result | inputs.machine(settings), settings["json"])
 
 
-def _open_codes(settings: Settings, codec: Codec | ProductCodec) -> EncodedSet:
-    """The codes of `codes=`, all of them checked: the first pass is quick, and nothing is written before it."""
-    path = settings["codes"]
-    if Path(path).is_dir() and read_manifest(path).codec != codec.fingerprint():
-        raise DataError(f"{path} holds codes of another codec than {settings['model']}: give their own")
-    codes = open_encoded_set(path, codec.code_size, codec.config.codebook_size, codec.is_ivf, settings["lists"])
-    if len(codes) == 0:
-        raise DataError(f"{path} holds no codes")
-    try:
-        for codes_NM, lists_N in codes.blocks(_CHECK_ROWS):
-            codec.check_codes(codes_NM, lists_N)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-    return codes
+def _report(progress: Progress) -> Callable[[int], None]:
+    """Reports to a progress of which the first call says what an earlier run has done."""
+
+    def begin(done: int) -> None:
+        nonlocal report
+        progress.start, report = done, progress.update
+        progress.update(done)
+
+    report = begin
+    return lambda done: report(done)
 
 
 def convert(settings: Settings, console: Console) -> None:

@@ -1,6 +1,7 @@
 """Which function does each task. Its module is imported when the task runs: few of them need torch."""
 
 import os
+from collections.abc import Callable
 from importlib import import_module
 
 from qinco.cli.console import Console
@@ -30,10 +31,13 @@ _TASKS = {
 }
 
 
-def run(settings: Settings, console: Console) -> None:
-    """Do what the command line asks for; results go to standard output, everything else to standard error."""
+def load(settings: Settings) -> Callable[[Settings, Console], None]:
+    """The function that does what the command line asks for, with all that is slow to import.
+
+    Its results go to standard output, everything else to standard error.
+    """
     if settings.task not in _SHARED and os.environ.get("RANK", "0") != "0":
-        return  # torchrun started several processes for what one does
+        return lambda settings, console: None  # torchrun started several processes for what one does
     if settings["threads"] is not None and settings.task in KEYS["threads"].tasks:
         most = max(_MOST_THREADS, 4 * (os.cpu_count() or 1))
         if settings["threads"] > most:
@@ -42,4 +46,4 @@ def run(settings: Settings, console: Console) -> None:
 
         torch.set_num_threads(settings["threads"])
     module, function = _TASKS[settings.task].split(".")
-    getattr(import_module(f"qinco.cli.{module}"), function)(settings, console)
+    return getattr(import_module(f"qinco.cli.{module}"), function)

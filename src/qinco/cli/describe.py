@@ -18,6 +18,7 @@ from qinco.vectors.stored import read_start
 from qinco.vectors.tables import split_table
 
 _MOST_TEXT_BYTES = 1 << 28
+_HOLDING_CODES = (".npy", ".ivecs")  # and vectors, and anything else
 _FAISS_HEADER = struct.Struct("<4siqqqBi")
 
 
@@ -56,15 +57,17 @@ def describe(path: str) -> dict:
     common = {"file": str(path), "bytes": file.stat().st_size}
     suffix = file.suffix.lower()
     if suffix in SUFFIXES:
-        return common | _describe_vectors(path)
+        return common | _describe_vectors(path, suffix)
     return common | _DESCRIBERS.get(suffix, _describe_tensors)(file)
 
 
-def _describe_vectors(path: str) -> dict:
+def _describe_vectors(path: str, suffix: str) -> dict:
     rows = open_array(path)
     num_vectors, dim = rows.shape
-    return {
-        "kind": "vectors",
+    kind = {"kind": "vectors"}
+    if suffix in _HOLDING_CODES and rows.dtype.kind in "iu":
+        kind = {"kind": "integers", "note": "vectors, codes, list numbers or neighbours: the file does not say which"}
+    return kind | {
         "num_vectors": num_vectors,
         "dim": dim,
         "dtype": str(rows.dtype),

@@ -11,8 +11,9 @@ class Key:
     """One setting, written `name=value`.
 
     name:       what the user types, with a dot where it is nested
-    kind:       "path", "paths", "text" and "texts" (taken verbatim), "integer", "integers" (a list), "number" (at
-                least 0), "positive" (a number above 0), "switch", "choice", "device", "preset" or "share" (i/n)
+    kind:       "path", "paths", "text" and "texts" (taken verbatim, but for the ~/ that a path begins with), "integer",
+                "integers" (a list), "number" (at least 0), "positive" (a number above 0), "switch", "choice", "device",
+                "preset" or "share" (i/n)
     default:    the value where the key is not given
     summary:    one line of help
     tasks:      names of the tasks that read it
@@ -43,7 +44,7 @@ class Key:
 
     @property
     def is_verbatim(self) -> bool:
-        """Whether the value is the text that was typed, whatever it holds."""
+        """Whether the value is the text that was typed, whatever it holds, but for a path's `~/`."""
         return self.kind in ("path", "paths", "text", "texts")
 
     @property
@@ -80,7 +81,7 @@ KEYS = {
             "switch",
             False,
             "continue what was interrupted",
-            frozenset({"train", "encode", "download", "search"}),
+            frozenset({"train", "encode", "decode", "download", "search"}),
             everywhere=True,
         ),
         Key("file", "paths", None, "files to describe", frozenset({"info"})),

@@ -1,8 +1,8 @@
 """The grammar of the command line: `qinco TASK key=value ...`, the same as `qinco task=TASK key=value ...`.
 
-An argument is cut at its first `=`. Paths and texts are taken verbatim, whatever they hold but `${...}`; everything
-else is parsed and checked, so that a mistake is reported before any work. Nothing heavier than the standard library is
-imported.
+An argument is cut at its first `=`. Paths and texts are taken verbatim, whatever they hold but `${...}` and the `~/`
+that a path begins with; everything else is parsed and checked, so that a mistake is reported before any work. Nothing
+heavier than the standard library is imported.
 """
 
 import re

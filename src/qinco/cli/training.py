@@ -33,6 +33,11 @@ def train(settings: Settings, console: Console) -> None:
     check_output(output, overwrite=True, inputs=inputs.files_read(settings))
     if not Processes.is_main_by_environment():
         console = Console(verbose=False, json_logs=console.json_logs)
+    elif settings["ivf_K"] is not None and settings["ivf_centroids"] is None and settings["model"] is None:
+        console.warn(
+            f"ivf_K={settings['ivf_K']} has no effect without ivf_centroids=FILE, which task ivf_centroids writes: "
+            "this codec will have no lists"
+        )
     begun, before = time.monotonic(), _states(output)
     try:
         with _reporter(settings, console, inputs.mse_scale(settings)) as report:

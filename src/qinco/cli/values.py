@@ -1,6 +1,7 @@
 """A single value of the command line: from its text, and back."""
 
 import math
+import os
 import re
 from collections.abc import Callable
 
@@ -26,7 +27,9 @@ def parse_value(key: Key, text: str):
     if not text:
         raise ConfigError(f"{key.name}= has no value: it must be {_expectation(key)}")
     if key.is_verbatim:
-        return text
+        # Shells expand a ~ where a word begins, but not behind the `=` of key=~/x.
+        begins_at_home = key.kind in ("path", "paths") and text.startswith("~/")
+        return os.path.expanduser(text) if begins_at_home else text  # noqa: PTH111 (a Path forgets a last slash)
     if key.accepts_null and (text in ("null", "None") or (text == "0" and key.zero_is_null)):
         return key.null_value
     if key.kind == "preset":
@@ -36,6 +39,8 @@ def parse_value(key: Key, text: str):
         return _PARSERS[key.kind](key, text)
     except ValueError:
         raise ConfigError(f"{key.name} must be {_expectation(key)}, not {text!r}") from None
+    except OverflowError:
+        raise ConfigError(f"{key.name} must be at most {_LARGEST_INTEGER}, not {text!r}") from None
 
 
 def to_text(key: Key, value) -> str:
@@ -58,8 +63,10 @@ def _integer(key: Key, text: str) -> int:
         value = int(number)
         if value != number:
             raise ValueError
-    if not key.minimum <= value <= _LARGEST_INTEGER:
+    if value < key.minimum:
         raise ValueError
+    if value > _LARGEST_INTEGER:
+        raise OverflowError
     return value
 
 

@@ -1,11 +1,10 @@
 """Encoding a source of any size to a file or folder: in shards, by one process or many, resumed after any end.
 
-Every output goes through a folder of shards. It is the result itself, or lies beside the file that it becomes.
+Every output goes through a folder of shards: see `encode_place`.
 """
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -15,14 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from qinco.codec.codec import Codec
+from qinco.codec.encode_place import Place
 from qinco.codec.product import ProductCodec
-from qinco.codec.run import check_values, fingerprint
+from qinco.codec.run import fingerprint
 from qinco.codes import code_dtype
 from qinco.config import EncodeOptions, require_int
 from qinco.errors import ConfigError
 from qinco.files import check_output
 from qinco.storage.code_store import (
-    LOCK,
     CodeStore,
     Manifest,
     check_same_codes,
@@ -32,15 +31,7 @@ from qinco.storage.code_store import (
     remove_temporaries,
     shard_rows,
 )
-from qinco.storage.encoded_set import (
-    FILE_SUFFIXES,
-    EncodedSet,
-    is_directory,
-    is_folder,
-    lists_beside,
-    open_encoded_set,
-    write_encoded_set,
-)
+from qinco.storage.encoded_set import EncodedSet, lists_beside, open_encoded_set, write_encoded_set
 from qinco.storage.npz import npz_part
 from qinco.vectors.source import VectorSource
 
@@ -90,7 +81,8 @@ def encode_file(
     output:    a folder (a name without suffix), .npy, .ivecs, .raw (packed bits) or .npz (the authors' form); list
                numbers are within a folder or .npz, and beside the others as NAME.lists.npy
     resume:    go on where an earlier call was ended, at whatever instant
-    overwrite: replace what is there
+    overwrite: begin anew, and replace what is there when the new codes are complete; what is complete stays until then
+    both:      go on with this very work where it has been begun, or is done; replace other complete codes
     share:     encode this share of the shards only; whoever encodes the last shard makes the output
     inputs:    files that are read and must not be replaced
 
@@ -102,33 +94,38 @@ def encode_file(
     options = options or codec.encode_options
     codec.check_dim(source)
     options.check_model(codec.config)
-    output, is_file = _check_name(output), not is_folder(output)
+    place = Place.of(output)
     manifest = plan(codec, source, options)
     if share.index >= max(1, manifest.num_shards) and not resume:
         return False  # nothing is left for it, and how far the others are it cannot know
-    folder = output.with_name(f"{output.name}.shards") if is_file else output
-    lock = folder.with_name(f".{folder.name}{LOCK}") if is_file else folder / LOCK
-    _check_places(output, folder, inputs)
-    with exclusive(lock):
-        if is_foreign(folder):
-            raise ConfigError(f"{folder} has other things in it than codes: give the name of a new folder")
-        if is_file:
-            shutil.rmtree(_finished(folder), ignore_errors=True)  # left by a kill after the output was made
-            if resume and output.exists() and not folder.exists():
-                _check_made(output, codec, source, options)
-                return True
-            _check_file(output, codec, overwrite or (resume and folder.exists()), inputs)
-        if overwrite and not resume and share.count == 1 and CodeStore(folder, manifest).exists():
-            check_values(source)  # what is there is not given up for vectors that cannot be encoded
-        store = _open_store(folder, manifest, share, resume, overwrite)
-    _encode_shards(store, lock, codec, source, options, share, on_progress)
-    with exclusive(lock):
-        if not _is_there(store):
+    place.prepare(inputs)
+    with exclusive(place.lock):
+        place.settle()
+        folder = place.folder(manifest, resume=resume, overwrite=overwrite and share.count == 1)
+        for there in {folder} if place.is_file else {folder, place.output}:
+            if is_foreign(there):
+                raise ConfigError(f"{there} has other things in it than codes: give the name of a new folder")
+        if place.is_file:
+            if resume and place.output.exists() and not folder.exists():
+                try:
+                    _check_made(place.output, codec, source, options)
+                    return True
+                except ConfigError:
+                    if not overwrite:
+                        raise
+            _check_file(place.output, codec, overwrite or (resume and folder.exists()), inputs)
+        store = _open_store(place, CodeStore(folder, manifest), share, resume, overwrite)
+    _encode_shards(store, place, codec, source, options, share, on_progress)
+    with exclusive(place.lock):
+        if not _is_there(store, place):
             return True
-        is_complete = store.finish()
-        if is_complete and is_file:
-            _make_file(output, store, codec)
-        return is_complete
+        if not store.finish():
+            return False
+        if place.is_file:
+            _make_file(place, store, codec)
+        elif store.path != place.output:
+            place.replace()
+        return True
 
 
 def plan(codec: Codec | ProductCodec, source: VectorSource, options: EncodeOptions) -> Manifest:
@@ -146,29 +143,11 @@ def plan(codec: Codec | ProductCodec, source: VectorSource, options: EncodeOptio
     )
 
 
-def _check_name(output: str | os.PathLike) -> Path:
-    path = Path(output)
-    if path.name in ("", ".."):
-        raise ConfigError(f"output={output}: give the name of a new folder or file")
-    if not is_folder(output) and path.suffix.lower() not in FILE_SUFFIXES:
-        raise ConfigError(
-            f"output={output}: codes are written to {', '.join(FILE_SUFFIXES)} files, or to a folder of shards "
-            "(a name without suffix)"
-        )
-    return path
-
-
-def _make_file(output: Path, store: CodeStore, codec) -> None:
+def _make_file(place: Place, store: CodeStore, codec) -> None:
     codes = EncodedSet(store.codes, store.lists)
-    for file in write_encoded_set(output, codes, codec.config.codebook_size, codec.dim):
+    for file in write_encoded_set(place.output, codes, codec.config.codebook_size, codec.dim):
         remove_temporaries(file)
-    finished = _finished(store.path)
-    store.path.rename(finished)  # at once, for a folder that is partly removed would be resumed
-    shutil.rmtree(finished, ignore_errors=True)
-
-
-def _finished(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.done")
+    place.retire_shards()
 
 
 def _check_made(output: Path, codec, source: VectorSource, options: EncodeOptions) -> None:
@@ -204,35 +183,19 @@ def _check_file(output: Path, codec, overwrite: bool, inputs) -> None:
         check_output(lists_beside(output), overwrite=overwrite, inputs=[*inputs, output])
 
 
-def _check_places(output: Path, folder: Path, inputs) -> None:
-    """Raise ConfigError where the output cannot be written, or its shards would replace what is read."""
-    try:
-        check_output(output, overwrite=True)
-    except ConfigError:
-        if folder is not output or not is_directory(folder):
-            raise
-    if folder is output:
-        if folder.is_file():
-            raise ConfigError(f"{folder} is a file: give the name of a folder, or a file name that ends in .npy")
-        folder.mkdir(exist_ok=True)
-    real = os.path.realpath(folder)
-    for name in inputs:
-        if name is not None and Path(os.path.realpath(name)).is_relative_to(real):
-            raise ConfigError(f"{name} is read and lies in {folder}, which would be replaced: give output another name")
-
-
-def _open_store(folder: Path, manifest: Manifest, share: Share, resume: bool, overwrite: bool) -> CodeStore:
+def _open_store(place: Place, store: CodeStore, share: Share, resume: bool, overwrite: bool) -> CodeStore:
     """The folder of shards, new or with what an earlier call left; raises ConfigError where that is not asked for."""
-    store = CodeStore(folder, manifest)
+    folder, manifest = store.path, store.manifest
     if store.exists():
         there = read_manifest(folder)
         untouched = not there.complete and not any(map(CodeStore(folder, there).has, range(there.num_shards)))
-        if share.count == 1 and (untouched or (overwrite and not resume)):
+        waits = there.complete and not place.is_file and folder != place.output  # to take the place of the output
+        if share.count == 1 and (untouched or (overwrite and not resume and not waits)):
             store.clear()
         else:
             check_same_codes(folder, there, manifest)
             mine = share.shards(manifest.num_shards)
-            if not resume and (share.count == 1 or any(store.has(shard) for shard in mine)):
+            if not (resume or waits) and (share.count == 1 or any(store.has(shard) for shard in mine)):
                 count = manifest.num_shards - len(store.missing())
                 remedy = "give overwrite=true" if share.count == 1 else "remove it (shares cannot overwrite each other)"
                 raise ConfigError(
@@ -242,18 +205,19 @@ def _open_store(folder: Path, manifest: Manifest, share: Share, resume: bool, ov
     return CodeStore.create(folder, manifest)
 
 
-def _is_there(store: CodeStore) -> bool:
-    """Whether a store is still there, and not the file that another process has made of it.
+def _is_there(store: CodeStore, place: Place) -> bool:
+    """Whether a store is still there, and not what another process has made of it.
 
     Raises ConfigError where another run has replaced it.
     """
+    place.settle()
     if not store.exists():
         return False
     check_same_codes(store.path, read_manifest(store.path), store.manifest)
     return True
 
 
-def _encode_shards(store: CodeStore, lock: Path, codec, source, options, share: Share, on_progress) -> None:
+def _encode_shards(store: CodeStore, place: Place, codec, source, options, share: Share, on_progress) -> None:
     """Encode the shards that are missing; each is written by a thread while the next one is encoded.
 
     A shard that the thread has been given is written even where an exception, or Ctrl-C, ends the work meanwhile.
@@ -281,17 +245,17 @@ def _encode_shards(store: CodeStore, lock: Path, codec, source, options, share: 
                 if writing is not None and writing.done() and not writing.result():
                     return
             done += len(rows)
-            last, writing = writing, writer.submit(_write, store, lock, shard, codes_NM, lists_N)
+            last, writing = writing, writer.submit(_write, store, place, shard, codes_NM, lists_N)
             if last is not None and not last.result():  # one shard may wait while another is written, and no more
                 return
         if writing is not None:
             writing.result()
 
 
-def _write(store: CodeStore, lock: Path, shard: int, codes_NM: np.ndarray, lists_N: np.ndarray | None) -> bool:
+def _write(store: CodeStore, place: Place, shard: int, codes_NM: np.ndarray, lists_N: np.ndarray | None) -> bool:
     """Write a shard to a store that is still there; whether it is."""
-    with exclusive(lock):
-        if not _is_there(store):
+    with exclusive(place.lock):
+        if not _is_there(store, place):
             return False
         if not store.has(shard):  # a process may have been given the same share
             store.write(shard, codes_NM, lists_N)

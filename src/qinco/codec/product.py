@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 
 import faiss
 import numpy as np
@@ -189,8 +190,9 @@ class ProductCodec:
     ) -> Iterator[tuple[int, np.ndarray, None]]:
         """`encode_blocks` of some ranges of rows, one after the other: no block reaches from one into the next."""
         self.check_dim(source)
+        blocks = _SharedBlocks([self._columns(source, i) for i in range(len(self.parts))])
         streams = [
-            part.encode_ranges(VectorSource(self._columns(source, i), source.name), ranges, options, num_steps)
+            part.encode_ranges(VectorSource(_PartOfBlocks(blocks, i), source.name), ranges, options, num_steps)
             for i, part in enumerate(self.parts)
         ]
         for blocks in zip(*streams, strict=True):
@@ -259,10 +261,49 @@ class _Columns:
         self.rotation_DD, self.shape = rotation_DD, (len(source), width)
 
     def __getitem__(self, key) -> np.ndarray:
-        x_ND = self.source[key]
+        return self.of(self.source[key])
+
+    def of(self, x_ND: np.ndarray) -> np.ndarray:
+        """This part of vectors that have been read."""
         if self.rotation_DD is None:
             return x_ND[:, self.columns]
         return x_ND @ self.rotation_DD[self.columns].T
+
+
+class _SharedBlocks:
+    """Blocks that all parts ask for, each in its own thread: read once, cut, and kept until every part has taken its.
+
+    The parts go on together, so no more than the block in work and the one read ahead are kept.
+    """
+
+    def __init__(self, parts: list[_Columns]):
+        self.parts = parts
+        self._lock = Lock()
+        self._waiting: dict[tuple[int, int], dict[int, np.ndarray]] = {}
+
+    def take(self, part: int, rows: slice) -> np.ndarray:
+        key = (rows.start, rows.stop)
+        with self._lock:
+            if key not in self._waiting:
+                x_ND = self.parts[part].source[rows]
+                self._waiting[key] = {i: columns.of(x_ND) for i, columns in enumerate(self.parts)}
+            pieces = self._waiting[key]
+            piece = pieces.pop(part)
+            if not pieces:
+                del self._waiting[key]
+            return piece
+
+
+class _PartOfBlocks:
+    """The rows of one part, to be read in blocks, each of them once."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, blocks: _SharedBlocks, part: int):
+        self.blocks, self.part, self.shape = blocks, part, blocks.parts[part].shape
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.blocks.take(self.part, rows)
 
 
 def check_parts(

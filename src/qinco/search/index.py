@@ -327,11 +327,13 @@ class Index:
 
     # Judging
 
-    def tune(self, queries, ground_truth, target_recall: float = 0.9, k: int = 10) -> SearchOptions:
+    def tune(
+        self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, on_progress: Progress = silent
+    ) -> SearchOptions:
         """Fit `options` to a recall: see `qinco.search.judge.tune`."""
         from qinco.search.judge import tune
 
-        return tune(self, queries, ground_truth, target_recall, k)
+        return tune(self, queries, ground_truth, target_recall, k, on_progress)
 
     def evaluate(self, vectors, num_queries: int | None = None) -> dict:
         """What the index finds again among vectors that it has not seen: see `qinco.search.evaluate.evaluate`."""

@@ -13,10 +13,11 @@ import torch
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
 from qinco.maths.metrics import RANKS, recall
+from qinco.search.build import Progress, silent
 from qinco.search.ids import as_ids
 from qinco.search.index import Index
 from qinco.search.options import SearchOptions
-from qinco.search.pareto import Conditions, Measurement, measure_stages, sweep
+from qinco.search.pareto import Conditions, Measurement, combinations, measure_stages, sweep
 from qinco.search.pipeline import Stages
 from qinco.vectors.source import as_source
 
@@ -50,12 +51,20 @@ def measure(stages: Stages, queries_QD: np.ndarray, nearest_Q, options: SearchOp
     return Measurement(recall(final_QR, nearest_Q), recall(first_QR, nearest_Q), seconds, len(queries_QD))
 
 
-def tune(index: Index, queries, ground_truth, target_recall: float = 0.9, k: int = 10) -> SearchOptions:
+def tune(
+    index: Index,
+    queries,
+    ground_truth,
+    target_recall: float = 0.9,
+    k: int = 10,
+    on_progress: Progress = silent,
+) -> SearchOptions:
     """The fastest options with which a query's true nearest neighbour is among the first k results often enough.
 
     queries:       (Q, D), as `search` takes them; a thousand give a sound figure
     ground_truth:  (Q,) or (Q, any): ids of the true neighbours, the nearest first
     target_recall: the share of queries, above 0 and at most 1
+    on_progress:   hears (stage, done, total): how many settings are measured or need not be
 
     The index keeps them as its `options`, which `save` saves; they are returned, too. Raises ConfigError where no
     options reach the target: it says how far they come, and leaves the index as it was.
@@ -91,7 +100,13 @@ def tune(index: Index, queries, ground_truth, target_recall: float = 0.9, k: int
         )
         return Measurement({1: recall(best, nearest_Q, (k,))[k]}, {}, found.seconds_by_stage, found.num_queries)
 
-    result = sweep(values, judged, Conditions({}, torch.get_num_threads(), ""))
+    total = len(combinations(values))
+    result = sweep(
+        values,
+        judged,
+        Conditions({}, torch.get_num_threads(), ""),
+        on_progress=lambda done: on_progress("measuring settings", done, total),
+    )
     front = [(setting, result.measured[setting].recall[1]) for setting in result.front]
     reaching = [setting for setting, share in front if share >= target_recall]
     if not reaching:

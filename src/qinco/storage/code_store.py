@@ -30,6 +30,9 @@ MANIFEST, LOCK = "manifest.json", ".lock"
 _MOST_SHARDS, _LEAST_ROWS, _MOST_ROWS = 1024, 1 << 12, 1 << 20
 _MOST_MANIFEST_BYTES, _MOST_SHARDS_READ = 1 << 20, 1 << 17
 _SHARD_NAME = r"(codes|lists)-\d{5,}"
+_WRITER = r"\.\d+-[0-9a-f]{8}"  # in the hidden names under which `write_atomically` writes
+_SHARD = rf"{_SHARD_NAME}\.npy"
+_TEMPORARY = rf"\.({_SHARD_NAME}|manifest){_WRITER}\.(npy|json)"
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class CodeStore:
 
     def clear(self) -> None:
         """Remove what this class has written to the folder; the manifest last, by which a killed call is taken up."""
-        for file in _find(self.path, rf"{_SHARD_NAME}\.npy"):
+        for file in _find(self.path, _SHARD):
             file.unlink(missing_ok=True)
         self._remove_temporaries()
         (self.path / MANIFEST).unlink(missing_ok=True)
@@ -142,7 +145,7 @@ class CodeStore:
         return True
 
     def _remove_temporaries(self) -> None:
-        for file in _find(self.path, _temporary_names(rf"({_SHARD_NAME}|manifest)", r"\.(npy|json)")):
+        for file in _find(self.path, _TEMPORARY):
             file.unlink(missing_ok=True)
 
     @property
@@ -161,7 +164,10 @@ class CodeStore:
     def _join(self, name_of, shape: tuple[int, int], dtype: np.dtype) -> JoinedRows:
         def load(shard: int) -> np.ndarray:
             rows, path = len(self.manifest.rows(shard)), name_of(shard)
-            array = open_array(path)
+            try:
+                array = open_array(path)
+            finally:
+                self._check_not_replaced()
             if array.shape != (rows, shape[1]) or array.dtype != dtype:
                 raise DataError(
                     f"{path} is {array.dtype} {array.shape}, the manifest says {dtype} {(rows, shape[1])}: "
@@ -171,6 +177,15 @@ class CodeStore:
 
         starts = [self.manifest.rows(shard).start for shard in range(self.manifest.num_shards)]
         return JoinedRows(load, [*starts, shape[0]], shape[1], dtype, str(self.path))
+
+    def _check_not_replaced(self) -> None:
+        """Raise DataError where a shard that has just been opened may be one of other codes than the manifest's."""
+        try:
+            there = read_manifest(self.path)
+        except DataError:  # nothing is there, so it was not replaced either
+            return
+        if dataclasses.replace(there, complete=self.manifest.complete) != self.manifest:
+            raise DataError(f"{self.path} was replaced by other codes while it was read: read it again")
 
     def _write_manifest(self) -> None:
         content = {"kind": KIND, "format_version": FORMAT_VERSION, **dataclasses.asdict(self.manifest)}
@@ -190,18 +205,25 @@ def is_foreign(path: Path) -> bool:
     return bool(others) and not (path / MANIFEST).exists()
 
 
+def other_files(path: Path) -> list[Path]:
+    """What lies in a folder of codes and is nothing that a store, or a lock on it, has written there."""
+    own = set(_find(path, rf"{_SHARD}|{_TEMPORARY}|{re.escape(MANIFEST)}|{re.escape(LOCK)}"))
+    return [file for file in path.iterdir() if file not in own]
+
+
 @contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
     """Wait until no other process is in such a block with the file `lock`, which is removed at its end.
 
     The system gives a lock back when a process dies. It is of a file, as NFS locks no folders; on a file system that
-    locks nothing, nobody waits.
+    locks nothing, nobody waits. A lock in a folder that is renamed in the block goes with it.
     """
     file = _acquire(lock)
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        if _is_at(lock, file):
+            lock.unlink(missing_ok=True)
         os.close(file)
 
 
@@ -213,22 +235,27 @@ def _acquire(lock: Path) -> int:
             raise ResourceError(f"cannot write {lock}: {error.strerror}") from None
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file), lock.stat()):  # and not what the last process has just removed
-                return file
+        if _is_at(lock, file):  # and not what the last process has just removed
+            return file
         os.close(file)
+
+
+def _is_at(path: Path, file: int) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file), path.stat())
+    return False
 
 
 def remove_temporaries(path: Path) -> None:
     """Remove what processes that were killed while they wrote the file `path` have left beside it."""
     target = Path(os.path.realpath(path))
-    for file in _find(target.parent, _temporary_names(re.escape(target.stem), re.escape(target.suffix))):
+    for file in _find(target.parent, _temporary_names(re.escape(target.stem[:40]), re.escape(target.suffix))):
         file.unlink(missing_ok=True)
 
 
 def _temporary_names(stem: str, suffix: str) -> str:
     """A pattern for the names that `write_atomically` gives to temporary files."""
-    return rf"\.{stem}\.\d+-[0-9a-f]{{8}}{suffix}"
+    return rf"\.{stem}{_WRITER}{suffix}"
 
 
 def _find(folder: Path, pattern: str) -> list[Path]:

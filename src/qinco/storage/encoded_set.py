@@ -29,17 +29,19 @@ class EncodedSet:
 
     codes: rows (N, M) of integers: `shape`, `dtype`, and `[slice]`
     lists: rows (N, 1) of integers, or None
+    name:  what messages call them: the path, where they have one
     """
 
     codes: np.ndarray | JoinedRows
     lists: np.ndarray | JoinedRows | None = None
+    name: str = "codes"
 
     def __len__(self) -> int:
         return self.codes.shape[0]
 
-    def blocks(self, size: int = BLOCK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Yield (codes (n, M), lists (n,) or None) of consecutive vectors."""
-        for start in range(0, len(self), size):
+    def blocks(self, size: int = BLOCK_ROWS, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Yield (codes (n, M), lists (n,) or None) of consecutive vectors, from the vector `first` on."""
+        for start in range(first, len(self), size):
             part = slice(start, start + size)
             yield np.asarray(self.codes[part]), None if self.lists is None else np.asarray(self.lists[part])[:, 0]
 
@@ -91,7 +93,7 @@ def open_encoded_set(path, code_size: int, codebook_size: int, is_ivf: bool, lis
         within = _open_lists(lists_beside(path) if lists is None else lists, codes.shape[0])
     elif lists is not None:
         raise DataError(f"lists={lists} was given, but the codec has none: it was trained without coarse centroids")
-    return EncodedSet(codes, within)
+    return EncodedSet(codes, within, str(path))
 
 
 def write_encoded_set(path, codes: EncodedSet, codebook_size: int, dim: int) -> list[Path]:

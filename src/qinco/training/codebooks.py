@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qinco.config import ModelConfig
+from qinco.errors import DataError
 from qinco.maths.clustering import nearest, residual_kmeans
 from qinco.maths.devices import to_device
 from qinco.model.qinco import Qinco
@@ -18,6 +19,7 @@ STATISTICS_ROWS = 100_000
 _SAMPLE_ROWS = 100_000
 _SAMPLE_BYTES = 1 << 27
 _RUN_ROWS = 256
+_MOST_TIMES_LONGER = 1e6
 
 
 def sample(source: VectorSource, count: int, seed: int) -> np.ndarray:
@@ -35,6 +37,7 @@ def set_normalization(model: Qinco, source: VectorSource, range_scaling: bool) -
     QINCo1's recipe scales by the range instead; mean and scale are then what the authors' code computes.
     """
     x_ND = source[:STATISTICS_ROWS]
+    _check_lengths(x_ND, source.name)
     if range_scaling:
         low, high = float(x_ND.min()), float(x_ND.max())
         mean_D, scale = np.full(x_ND.shape[1], low + 1, np.float32), (high - low) / 2
@@ -44,6 +47,17 @@ def set_normalization(model: Qinco, source: VectorSource, range_scaling: bool) -
     model.mean.copy_(torch.from_numpy(mean_D))
     # Constant vectors have no spread, and nothing to scale.
     model.scale.fill_(scale if scale > 1e-30 else 1.0)
+
+
+def _check_lengths(x_ND: np.ndarray, name: str) -> None:
+    """Raise DataError where one vector is so long that all others would be zero beside it."""
+    squares_N = np.einsum("nd,nd->n", x_ND, x_ND, dtype=np.float64)
+    longest, median = int(squares_N.argmax()), float(np.median(squares_N))
+    if median > 0 and squares_N[longest] > _MOST_TIMES_LONGER**2 * median:
+        raise DataError(
+            f"{name}: the vector in row {longest} is {np.sqrt(squares_N[longest] / median):.1g} times as long as most "
+            "others, so that a codec would tell no others apart: remove or repair it"
+        )
 
 
 def sample_rows(config: ModelConfig, num_vectors: int) -> int:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -124,17 +125,33 @@ class VectorWriter:
         self._file.write(frame(stored) if self._suffix in FRAMED_TYPES else stored)
         self.rows_written += len(matrix)
 
+    def size(self, num_rows: int) -> int:
+        """Bytes of a file of so many rows."""
+        framing = 4 if self._suffix in FRAMED_TYPES else 0
+        return len(self._header(0)) + num_rows * (framing + self.dim * self.dtype.itemsize)
+
+    def attach(self, file: BinaryIO, rows: int = 0) -> None:
+        """Append after the first `rows` rows of an open file, and cut off what follows them, instead of with `with`.
+
+        The header is written where there are no rows yet, and says `num_rows`. The file is the caller's: this class
+        neither closes it nor gives it its name.
+        """
+        if rows == 0:
+            file.seek(0)
+            file.write(self._header(self.num_rows or 0))
+        file.seek(self.size(rows))
+        file.truncate()
+        self._file, self.rows_written = file, rows
+
     @contextmanager
     def _open(self) -> Iterator["VectorWriter"]:
-        self.rows_written = 0
-        with write_atomically(self.path) as temporary, temporary.open("wb") as self._file:
-            header = self._header(self.num_rows or 0)
-            self._file.write(header)
+        with write_atomically(self.path) as temporary, temporary.open("wb") as file:
+            self.attach(file)
             yield self
             final_header = self._header(self.rows_written)
-            assert len(final_header) == len(header)  # numpy pads for 21 digits of rows
-            self._file.seek(0)
-            self._file.write(final_header)
+            assert len(final_header) == self.size(0)  # numpy pads for 21 digits of rows
+            file.seek(0)
+            file.write(final_header)
             if self.num_rows not in (None, self.rows_written):
                 raise DataError(f"{self.path} was to have {self.num_rows} rows and was given {self.rows_written}")
 

@@ -26,9 +26,10 @@ SLOW = {"torch", "numpy", "rich", "faiss", "accelerate", "safetensors"}
 
 @pytest.fixture
 def commands(monkeypatch):
-    """Stands for `qinco.cli.commands`; tests set its `run`."""
+    """Stands for `qinco.cli.commands`; tests set its `run`, which does every task."""
     module = types.ModuleType("qinco.cli.commands")
     module.run = lambda settings, console: None
+    module.load = lambda settings: module.run
     monkeypatch.setitem(sys.modules, "qinco.cli.commands", module)
     monkeypatch.setattr(qinco.cli, "commands", module, raising=False)
     return module
@@ -198,6 +199,31 @@ def test_exit_codes(commands, capsys, error, code, line):
     assert err.count("\n") == bool(line)
 
 
+@pytest.mark.parametrize(
+    "missing, suggestion",
+    [
+        ("sft.safetensors", "sift.safetensors"),
+        ("./sft.safetensors", "sift.safetensors"),
+        ("sub/cods.npy", "sub/codes.npy"),
+        ("sift.safetensor", "sift.safetensors"),
+        ("new\nline.npy", None),
+        ("q.npy", None),
+        ("codes.npy", None),
+        ("nowhere/sift.safetensors", None),
+        ("sub/", None),
+    ],
+)
+def test_a_file_that_is_not_there_has_its_nearest_name(missing, suggestion, commands, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for name in ("sift.safetensors", "x.npy", "sub/codes.npy"):
+        (tmp_path / name).touch()
+    commands.run = raising(DataError(f"{missing} does not exist"))
+    assert main(TRAIN) == 3
+    hint = "" if suggestion is None else f": did you mean {suggestion}?"
+    assert capsys.readouterr().err == f"qinco: error: {missing} does not exist{hint}\n"
+
+
 @pytest.mark.parametrize("error", [RuntimeError("ours"), OSError(errno.EIO, "disk"), AssertionError()])
 def test_our_own_bugs_keep_their_traceback(commands, error):
     commands.run = raising(error)
@@ -217,6 +243,35 @@ def test_termination_is_an_interrupt_and_the_handler_comes_back(commands, capsys
     finally:
         signal.signal(signal.SIGTERM, before)
     assert capsys.readouterr().err == "qinco: interrupted\n"
+
+
+def test_a_termination_that_is_ignored_stays_ignored(commands):
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    commands.run = lambda settings, console: os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        assert main(TRAIN) == 0
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("swallowed", ["pass", "raise ImportError('cannot load module more than once per process')"])
+def test_interrupted_imports_end_with_a_line(name, swallowed, tmp_path):
+    """Whatever the imported module does with the exception that Python makes of the signal."""
+    torch = f"""
+import os, signal
+try:
+    os.kill(os.getpid(), signal.{name})
+except KeyboardInterrupt:
+    {swallowed}
+"""
+    (tmp_path / "torch.py").write_text(torch)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = run_python("-m", "qinco", "bench", env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "qinco: interrupted\n")
+    done = run_python("-m", "qinco", "bench", "--json-logs", env=environment)
+    assert (done.returncode, json.loads(done.stderr)["message"]) == (130, "interrupted")
 
 
 def test_other_threads_leave_signals_alone(commands):

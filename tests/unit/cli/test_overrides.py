@@ -21,10 +21,38 @@ def test_the_task_may_be_a_word_or_a_key_anywhere():
 
 @pytest.mark.parametrize(
     "path",
-    ["a=b.npy", "~/é.npy", "a b", "x,y", "[1]", "null", "true", "100_000", "-x", "==", "ü\n", "'a b'", '"', "$M", "\\"],
+    [
+        "a=b.npy",
+        "~é.npy",
+        "./~/é.npy",
+        "a~/b",
+        "a b",
+        "x,y",
+        "[1]",
+        "null",
+        "true",
+        "100_000",
+        "-x",
+        "==",
+        "ü\n",
+        "'a b'",
+        '"',
+        "$M",
+        "\\",
+    ],
 )
 def test_paths_are_verbatim(path):
     assert parse_arguments(["train", f"trainset={path}", "output=y"])["trainset"] == path
+
+
+def test_paths_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/h o")
+    settings = parse_arguments(["encode", "model=~/é.pt", "db=~/x.hdf5:train", "output=~/codes/"])
+    assert (settings["model"], settings["db"]) == ("/h o/é.pt", "/h o/x.hdf5:train")
+    assert settings["output"] == "/h o/codes/", "a folder stays one"
+    assert parse_arguments(["info", "file=~/a"])["file"] == ("/h o/a",)
+    assert parse_arguments(["download", "deep1M", "mirror=~/x"])["mirror"] == "~/x", "a text is no path"
+    assert parse_arguments([*TRAIN[:-1], "output=${oc.env:QINCO_NONE,~/x}/${M}"])["output"] == "/h o/x/8"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +125,8 @@ def test_defaults_are_not_given():
         ("epochs=many", "epochs must be an integer of at least 1, not 'many'"),
         ("epochs=0", "epochs must be an integer of at least 1, not '0'"),
         ("epochs=1.5", "epochs must be an integer"),
+        ("B=99999999999999999999", "B must be at most 9223372036854775807, not '99999999999999999999'"),
+        ("ds.db=1e30", "ds.db must be at most 9223372036854775807, not '1e30'"),
         ("epochs=true", "epochs must be an integer"),
         ("epochs=1e400", "epochs must be an integer"),
         ("epochs=" + "9" * 5000, "epochs must be an integer"),

@@ -12,7 +12,7 @@ import torch
 from small_models import ARCHITECTURES, random_model, random_vectors
 
 from qinco import files
-from qinco.codec import Codec, ProductCodec
+from qinco.codec import Codec, ProductCodec, encode_place
 from qinco.codec import encode_file as module
 from qinco.codec.encode_file import Share, encode_file
 from qinco.config import EncodeOptions
@@ -316,6 +316,213 @@ def test_what_a_killed_process_left_does_not_stand_in_the_way(tmp_path, plain):
         assert encode_file(plain, vectors(plain), tmp_path / form)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["codes", "codes.npy"]
     assert sorted(content(tmp_path / "codes")) == [*(f"codes-0000{shard}.npy" for shard in range(5)), "manifest.json"]
+
+
+# Replacing a folder
+
+
+@pytest.fixture(params=["exchanged", "renamed"])
+def replacing(request, monkeypatch):
+    """On a file system that can exchange names, and on one that cannot."""
+    if request.param == "renamed":
+        monkeypatch.setattr(encode_place, "_exchange", lambda one, other: False)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def begin_to_replace(codec, output, seed=1):
+    """Complete codes of the vectors of seed 0, and three shards of those that are to replace them."""
+    assert encode_file(codec, vectors(codec), output)
+    with pytest.raises(KeyboardInterrupt):
+        encode_file(codec, vectors(codec, seed=seed), output, overwrite=True, on_progress=interrupt_at(3 * SHARD_ROWS))
+
+
+def test_complete_codes_stay_until_the_new_ones_are_complete(tmp_path, coarse, replacing):
+    source, other, seen = vectors(coarse), vectors(coarse, seed=1), []
+    output = tmp_path / "many" / "codes"
+    for name in ("one", "many"):
+        (tmp_path / name).mkdir()
+    assert encode_file(coarse, other, tmp_path / "one" / "codes")
+    begin_to_replace(coarse, output)
+    check(output, coarse, source)
+    assert names(tmp_path / "many") == ["codes", "codes.shards"]
+    before = content(tmp_path)
+    with pytest.raises(ConfigError, match=r"codes holds codes of another run"):
+        encode_file(coarse, other, output)
+    with pytest.raises(ConfigError, match=r"codes\.shards holds codes of another run"):
+        encode_file(coarse, source, output, resume=True)
+    assert content(tmp_path) == before
+    assert encode_file(coarse, other, output, resume=True, on_progress=seen.append)
+    assert (seen[0], seen[-1]) == (3 * SHARD_ROWS, COUNT)
+    assert content(tmp_path / "many") == content(tmp_path / "one")
+    assert names(tmp_path / "many") == ["codes"]
+
+
+def test_replacing_begins_anew_without_resume(tmp_path, plain, replacing):
+    begin_to_replace(plain, tmp_path / "codes")
+    third, seen = vectors(plain, seed=2), []
+    assert encode_file(plain, third, tmp_path / "codes", overwrite=True, on_progress=seen.append)
+    assert (seen[0], seen[-1]) == (0, COUNT)
+    check(tmp_path / "codes", plain, third)
+    assert names(tmp_path) == ["codes"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_both_settings_replace_others_and_resume_the_same(tmp_path, coarse, form):
+    """One command that can be repeated until it has succeeded."""
+    source, other, seen = vectors(coarse), vectors(coarse, seed=1), []
+    both = {"resume": True, "overwrite": True}
+    assert encode_file(coarse, source, tmp_path / form)
+    with pytest.raises(KeyboardInterrupt):
+        encode_file(coarse, other, tmp_path / form, **both, on_progress=interrupt_at(3 * SHARD_ROWS))
+    check(tmp_path / form, coarse, source)
+    with pytest.raises(ConfigError, match=r"\.shards holds codes of another run"):
+        encode_file(coarse, vectors(coarse, seed=2), tmp_path / form, **both)
+    assert encode_file(coarse, other, tmp_path / form, **both, on_progress=seen.append)
+    assert seen[0] == 3 * SHARD_ROWS
+    check(tmp_path / form, coarse, other)
+    done = content(tmp_path)
+    assert encode_file(coarse, other, tmp_path / form, **both)
+    assert content(tmp_path) == done
+    assert not [name for name in names(tmp_path) if "shards" in name]
+
+
+def test_the_same_codes_are_made_again_where_that_is_asked_for(tmp_path, plain, replacing):
+    """As where a shard has been damaged: it is not taken for the new one."""
+    assert encode_file(plain, vectors(plain), tmp_path / "codes")
+    good = content(tmp_path)
+    (tmp_path / "codes" / "codes-00001.npy").write_bytes(b"damaged")
+    with pytest.raises(KeyboardInterrupt):
+        encode_file(plain, vectors(plain), tmp_path / "codes", overwrite=True, on_progress=interrupt_at(100))
+    assert encode_file(plain, vectors(plain), tmp_path / "codes", resume=True)
+    assert content(tmp_path) == good
+
+
+def test_values_that_are_not_finite_leave_the_old_codes(tmp_path, plain):
+    assert encode_file(plain, vectors(plain), tmp_path / "codes")
+    x = random_vectors(COUNT, 3, 1)
+    x[201, 1] = np.nan
+    with pytest.raises(DataError, match=r"row 201 of .*NaN"):
+        encode_file(plain, as_source(x), tmp_path / "codes", overwrite=True)
+    check(tmp_path / "codes", plain, vectors(plain))
+
+
+def test_a_reader_of_the_old_codes_keeps_them_or_is_told(tmp_path, plain, replacing):
+    assert encode_file(plain, vectors(plain), tmp_path / "codes")
+    expected = plain.encode(vectors(plain))
+    reader = CodeStore.open(tmp_path / "codes").codes
+    mapped = reader[:SHARD_ROWS]
+    assert encode_file(plain, vectors(plain, 200, 1), tmp_path / "codes", overwrite=True)
+    assert np.array_equal(mapped, expected[:SHARD_ROWS])
+    assert np.array_equal(reader[5:9], expected[5:9])
+    for start in (SHARD_ROWS, 4 * SHARD_ROWS):
+        with pytest.raises(DataError, match="codes was replaced by other codes while it was read: read it again"):
+            reader[start : start + 3]
+
+
+def test_other_things_stay_in_the_folder_that_is_replaced(tmp_path, plain, replacing):
+    begin_to_replace(plain, tmp_path / "codes")
+    (tmp_path / "codes" / "notes").write_text("mine")
+    (tmp_path / "codes.shards" / "notes").write_text("new")
+    (tmp_path / "codes" / "more").mkdir()
+    (tmp_path / "codes" / "more" / "x").write_text("mine")
+    assert encode_file(plain, vectors(plain, seed=1), tmp_path / "codes", resume=True)
+    there = content(tmp_path / "codes")
+    assert (there["notes"], there["notes.old"], there["more/x"]) == (b"new", b"mine", b"mine")
+    assert names(tmp_path) == ["codes"]
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path, plain, replacing):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "codes").symlink_to(tmp_path / "disk" / "set")
+    assert encode_file(plain, vectors(plain), tmp_path / "codes")
+    assert encode_file(plain, vectors(plain, seed=1), tmp_path / "codes", overwrite=True)
+    check(tmp_path / "codes", plain, vectors(plain, seed=1))
+    assert (tmp_path / "codes").is_symlink()
+    assert names(tmp_path / "disk") == ["set"]
+
+
+def test_shares_go_on_with_a_replacement(tmp_path, plain):
+    begin_to_replace(plain, tmp_path / "codes")
+    results = [
+        encode_file(plain, vectors(plain, seed=1), tmp_path / "codes", share=Share(i, 2), resume=True) for i in range(2)
+    ]
+    assert results == [False, True]
+    check(tmp_path / "codes", plain, vectors(plain, seed=1))
+    assert names(tmp_path) == ["codes"]
+
+
+def test_a_replacement_goes_on_where_the_old_codes_were_removed(tmp_path, plain):
+    begin_to_replace(plain, tmp_path / "codes")
+    CodeStore(tmp_path / "codes", None).clear()
+    (tmp_path / "codes").rmdir()
+    seen = []
+    assert encode_file(plain, vectors(plain, seed=1), tmp_path / "codes", resume=True, on_progress=seen.append)
+    assert seen[0] == 3 * SHARD_ROWS
+    check(tmp_path / "codes", plain, vectors(plain, seed=1))
+    assert names(tmp_path) == ["codes"]
+
+
+@pytest.mark.parametrize("options", [{"resume": True}, {"overwrite": True}, {"resume": True, "overwrite": True}])
+def test_a_folder_that_lost_its_name_between_two_renames_gets_it_again(tmp_path, plain, options):
+    for name, seed in ((".codes.shards.done", 0), ("codes.shards", 1)):
+        assert encode_file(plain, vectors(plain, seed=seed), tmp_path / "made")
+        (tmp_path / "made").rename(tmp_path / name)
+    with pytest.raises(ConfigError, match="codes holds codes of another run"):
+        encode_file(plain, vectors(plain, seed=1), tmp_path / "codes")
+    check(tmp_path / "codes", plain, vectors(plain))
+    assert encode_file(plain, vectors(plain, seed=1), tmp_path / "codes", **options)
+    check(tmp_path / "codes", plain, vectors(plain, seed=1))
+    assert names(tmp_path) == ["codes"]
+
+
+def test_a_folder_beside_that_is_of_somebody_else_is_not_touched(tmp_path, plain):
+    for name in ("codes", "others"):
+        assert encode_file(plain, vectors(plain, seed=len(name)), tmp_path / name)
+    (tmp_path / "others").rename(tmp_path / "codes.shards")
+    before = content(tmp_path)
+    assert encode_file(plain, vectors(plain, seed=5), tmp_path / "codes", resume=True)
+    for options in ({"overwrite": True}, {"overwrite": True, "resume": True}):
+        with pytest.raises(ConfigError, match=r"codes\.shards holds codes of another run"):
+            encode_file(plain, vectors(plain, seed=1), tmp_path / "codes", **options)
+    assert content(tmp_path) == before
+    CodeStore(tmp_path / "codes.shards", None).clear()
+    (tmp_path / "codes.shards" / "photo.jpg").write_text("mine")
+    assert encode_file(plain, vectors(plain, seed=5), tmp_path / "codes", resume=True)
+    with pytest.raises(ConfigError, match=r"codes\.shards has other things in it than codes"):
+        encode_file(plain, vectors(plain, seed=1), tmp_path / "codes", overwrite=True)
+    check(tmp_path / "codes", plain, vectors(plain, seed=5))
+    assert (tmp_path / "codes.shards" / "photo.jpg").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(tmp_path, plain, monkeypatch):
+    assert encode_file(plain, vectors(plain), tmp_path / "codes")
+    monkeypatch.setattr(module, "_encode_shards", fails)
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "codes")
+    with pytest.raises(ConfigError, match="codes is the root of a file system and cannot be replaced at once"):
+        encode_file(plain, vectors(plain, seed=1), tmp_path / "codes", overwrite=True)
+    check(tmp_path / "codes", plain, vectors(plain))
+
+
+def test_a_replacement_that_the_system_refuses_can_be_tried_again(tmp_path, plain, monkeypatch):
+    assert encode_file(plain, vectors(plain), tmp_path / "codes")
+
+    def busy(path, target):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(encode_place, "_exchange", lambda one, other: False)
+        patched.setattr(Path, "rename", busy)
+        with pytest.raises(ResourceError, match=r"shards is complete, but cannot take .*resource busy\): resume=true"):
+            encode_file(plain, vectors(plain, seed=1), tmp_path / "codes", overwrite=True)
+    check(tmp_path / "codes", plain, vectors(plain))
+    seen = []
+    assert encode_file(plain, vectors(plain, seed=1), tmp_path / "codes", resume=True, on_progress=seen.append)
+    assert seen == [COUNT]
+    check(tmp_path / "codes", plain, vectors(plain, seed=1))
+    assert names(tmp_path) == ["codes"]
 
 
 # Wrong settings

@@ -4,10 +4,10 @@ import torch
 from small_models import ARCHITECTURES, random_model, random_vectors
 
 from qinco.codec import Codec, ProductCodec
-from qinco.codec.product import fit_rotation
+from qinco.codec.product import _Columns, _SharedBlocks, fit_rotation
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError
-from qinco.vectors.source import as_source
+from qinco.vectors.source import VectorSource, as_source
 
 RULE = EncodeOptions(num_pairs=6, beam_width=3, precision="float32")
 SMALL = {
@@ -60,6 +60,50 @@ def test_blocks_are_the_whole(codec):
     np.testing.assert_allclose(
         np.concatenate([b for _, b in codec.decode_blocks(codes)]), decoded, rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("block_rows", [7, 40, 100])
+def test_every_block_is_read_once_for_all_parts(codec, block_rows):
+    """However far one part is ahead of the others, and no block is kept when all have had it."""
+    x, reads = random_vectors(100, 6), []
+    ranges = [range(0, 30), range(30, 31), range(50, 100)]
+    expected = np.concatenate([codec.encode(x[rows]) for rows in ranges])
+
+    class Rows:
+        shape, dtype = x.shape, x.dtype
+
+        def __getitem__(self, key):
+            reads.extend(range(*key.indices(len(x))))
+            return x[key]
+
+    for part in codec.parts:
+        part.block_rows = block_rows
+    blocks = list(codec.encode_ranges(VectorSource(Rows()), ranges))
+    assert reads == [row for rows in ranges for row in rows]
+    assert [row for first, codes, _ in blocks for row in range(first, first + len(codes))] == reads
+    assert np.array_equal(np.concatenate([codes for _, codes, _ in blocks]), expected)
+
+
+def test_a_block_is_kept_until_the_last_part_has_taken_it():
+    x = random_vectors(20, 6)
+    blocks = _SharedBlocks([_Columns(as_source(x), part, 3, None) for part in range(3)])
+    for start in (0, 5):  # the first part is a block ahead
+        assert np.array_equal(blocks.take(0, slice(start, start + 5)), x[start : start + 5, :2])
+    for start in (0, 5):
+        for part in (1, 2):
+            taken = blocks.take(part, slice(start, start + 5))
+            assert np.array_equal(taken, x[start : start + 5, 2 * part : 2 * part + 2])
+    assert blocks._waiting == {}
+
+
+def test_values_that_are_not_finite_are_found_in_every_part(codec):
+    for column in range(6):
+        x = random_vectors(40, 6)
+        x[33, column] = np.nan
+        for part in codec.parts:
+            part.block_rows = 7
+        with pytest.raises(DataError, match="row 33 of vectors holds NaN"):
+            list(codec.encode_blocks(as_source(x)))
 
 
 def test_shorter_codes_take_the_first_steps_of_every_part(codec):

@@ -77,6 +77,15 @@ def test_the_fastest_options_are_taken(monkeypatch):
             assert share(index, 10) < target
 
 
+def test_tuning_tells_how_far_it_is():
+    heard = []
+    judge.tune(copied(built("ivf")), QUERIES_QD, nearest(1), 0.5, on_progress=lambda *told: heard.append(told))
+    stages, done, totals = zip(*heard, strict=True)
+    assert len(set(stages)) == len(set(totals)) == 1
+    assert list(done) == sorted(done) and len(set(done)) > 2
+    assert (done[0], done[-1]) == (0, totals[0])
+
+
 def test_what_is_tuned_is_saved(tmp_path):
     index = copied(built("ivf", pairwise=True))
     index.tune(QUERIES_QD, nearest(1)[:, 0].tolist(), 0.8)

@@ -16,6 +16,7 @@ from qinco.storage.code_store import (
     check_same_codes,
     exclusive,
     is_foreign,
+    other_files,
     read_manifest,
     remove_temporaries,
     shard_rows,
@@ -221,6 +222,44 @@ def test_an_exclusive_block_gives_its_lock_back_on_errors(tmp_path):
     with exclusive(tmp_path / "lock"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_has_moved_away_does_not_take_the_next_one_along(tmp_path):
+    """As where the folder that it lies in is replaced."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    with exclusive(tmp_path / "old" / LOCK):
+        (tmp_path / "old").rename(tmp_path / "gone")
+        (tmp_path / "new").rename(tmp_path / "old")
+        with exclusive(tmp_path / "old" / LOCK):
+            pass
+        (tmp_path / "old" / LOCK).write_text("of the next process")
+    assert (tmp_path / "old" / LOCK).read_text() == "of the next process"
+    assert (tmp_path / "gone" / LOCK).exists()
+
+
+def test_other_files_are_those_that_no_store_writes(tmp_path):
+    store = CodeStore.create(tmp_path / "codes", SMALL)
+    assert fill(store).finish()
+    for name in (LOCK, ".codes-00001.12-0123abcd.npy", ".manifest.77-00000000.json"):
+        (store.path / name).touch()
+    assert other_files(store.path) == []
+    for name in ("notes", "codes-1.npy", ".manifest.json"):
+        (store.path / name).touch()
+    assert sorted(file.name for file in other_files(store.path)) == [".manifest.json", "codes-1.npy", "notes"]
+
+
+def test_shards_of_other_codes_are_not_read_for_those_that_were_opened(tmp_path):
+    fill(CodeStore.create(tmp_path / "codes", SMALL)).finish()
+    read = CodeStore.open(tmp_path / "codes")
+    codes, lists = read.codes, read.lists
+    assert np.array_equal(codes[:4], CODES[:4])
+    CodeStore(tmp_path / "codes", SMALL).clear()
+    fill(CodeStore.create(tmp_path / "codes", dataclasses.replace(SMALL, source="other")))
+    assert np.array_equal(codes[1:3], CODES[1:3])
+    for rows in (codes, lists):
+        with pytest.raises(DataError, match="was replaced by other codes while it was read"):
+            rows[4:]
 
 
 def test_no_lock_where_nothing_can_be_written(tmp_path):

@@ -5,6 +5,7 @@ from small_models import ARCHITECTURES, random_model, random_vectors
 
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines.reference import Encoder
+from qinco.errors import DataError
 from qinco.maths.clustering import residual_kmeans
 from qinco.model.qinco import Qinco
 from qinco.training.codebooks import CodewordUse, redraw_unused, sample, set_normalization, start_model
@@ -35,6 +36,20 @@ def test_range_scaling_is_the_authors(device):
     set_normalization(model, as_source(x_ND), range_scaling=True)
     assert torch.equal(model.mean.cpu(), torch.full((3,), float(x_ND.min()) + 1))
     assert float(model.scale) == pytest.approx((x_ND.max() - x_ND.min()) / 2)
+
+
+@pytest.mark.parametrize("range_scaling", [True, False])
+@pytest.mark.parametrize("length", [1e8, 3e38])
+def test_a_vector_beside_which_all_others_are_zero_is_refused(length, range_scaling):
+    x_ND = random_vectors(500, 3)
+    x_ND[123, 1] = length
+    model = random_model(ARCHITECTURES["same width"])
+    with pytest.raises(DataError, match=r"the vector in row 123 is \d(e\+\d+) times as long as most others"):
+        set_normalization(model, as_source(x_ND), range_scaling)
+    x_ND[123, 1] = 1e4
+    set_normalization(model, as_source(x_ND), range_scaling)
+    x_ND[:300], x_ND[123, 1] = 0, length  # most are zero, so that nobody knows what is usual
+    set_normalization(model, as_source(x_ND), range_scaling)
 
 
 @pytest.mark.parametrize("range_scaling", [True, False])

@@ -343,3 +343,23 @@ def test_a_file_that_shrinks_while_it_is_opened(tmp_path, monkeypatch):
     monkeypatch.setattr("qinco.vectors.formats.file_size", lambda path: 16 * 10**6)
     with pytest.raises(QincoError, match="cannot map"):
         open_array(path)
+
+
+@pytest.mark.parametrize("suffix", [".fvecs", ".npy", ".fbin"])
+def test_going_on_in_an_open_file(tmp_path, suffix):
+    array = np.arange(30, dtype=np.float32).reshape(10, 3)
+    whole, path = save(tmp_path, suffix, array), tmp_path / f"part{suffix}"
+    for rows in (0, 4):
+        with path.open("ab") as file:
+            file.write(b"what is cut off")
+        with path.open("r+b") as file:
+            writer = VectorWriter(path, 3, num_rows=10)
+            writer.attach(file, rows)
+            writer.append(array[rows:7])
+            assert writer.rows_written == 7
+        assert path.stat().st_size == writer.size(7)
+    with path.open("r+b") as file:
+        writer.attach(file, 7)
+        writer.append(array[7:])
+    assert path.read_bytes() == whole.read_bytes()
+    assert path.stat().st_size == writer.size(10)
