@@ -198,13 +198,26 @@ def subset(source: Path, target: Path) -> None:
     write_vectors(target / "gt.ivecs", nearest)
 
 
+def is_number(text) -> bool:
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False
+
+
 def main(words: list[str]) -> int:
     if words[:1] == ["subset"] and len(words) == 3:
+        if missing := [name for name in ("train", "base", "query") if not (Path(words[1]) / f"{name}.bvecs").exists()]:
+            print(f"{words[1]} has no {missing[0]}.bvecs: give a folder of SIFT vectors", file=sys.stderr)
+            return 2
         subset(Path(words[1]), Path(words[2]))
         return 0
     given = dict(word.partition("=")[::2] for word in words)
-    if set(given) - KEYS - OWN_KEYS or not {"data", "output"} <= set(given):
-        print(__doc__.partition("\n\n")[2].partition("\n\n")[0], file=sys.stderr)
+    wrong = [f"unknown: {name}" for name in given if name not in KEYS | OWN_KEYS]
+    wrong += [f"missing: {name}=" for name in ("data", "output") if name not in given]
+    wrong += [f"no number: {name}={given[name]}" for name in ("minutes", "epochs") if not is_number(given.get(name, 1))]
+    if wrong:
+        print("\n".join([*wrong, __doc__.partition("\n\n")[2].partition("\n\n")[0]]), file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part's process is stopped as well
     return work(given, words) if "part" in given else measure(given, words)

@@ -23,7 +23,8 @@ from qinco.vectors.formats import VectorWriter, open_array
 
 SUFFIXES = (".npy", ".fvecs", ".fbin")
 _CHECK_ROWS, _SAMPLED_ROWS = 1 << 20, 256
-_SAME = 1e-2  # bf16 of two machines differs by less than this part of a vector, what another code decodes to by more
+# What two machines decode differs by less than this part of a vector; in bf16 it differs by more from float32's.
+_SAME, _SAME_BF16 = 1e-5, 1e-2
 
 
 def open_codes(codec: Codec | ProductCodec, path: str | os.PathLike, lists=None) -> EncodedSet:
@@ -134,10 +135,11 @@ def _check_made(output, codec, codes: EncodedSet, prefix: int | None, precision:
             "give overwrite=true without resume to replace it"
         )
     rows_S, codes_SM, lists_S = _sample(codec, codes)
-    same = 0
+    same, tolerance = 0, _SAME if precision == "float32" else _SAME_BF16
     for first, decoded_ND in codec.decode_blocks(_columns(codec, codes_SM, prefix), lists_S, precision):
         there_ND = there[rows_S[first : first + len(decoded_ND)]]
-        same += int((np.linalg.norm(there_ND - decoded_ND, axis=1) <= _SAME * np.linalg.norm(decoded_ND, axis=1)).sum())
+        bounds_N = tolerance * np.linalg.norm(decoded_ND, axis=1)
+        same += int((np.linalg.norm(there_ND - decoded_ND, axis=1) <= bounds_N).sum())
     if 4 * same < 3 * len(rows_S):
         raise ConfigError(
             f"{output} holds other vectors than this model and these settings decode {codes.name} to: "

@@ -65,6 +65,9 @@ class Index:
         self.codec_fingerprint = codec_fingerprint
         self._changing = threading.Lock()
 
+    def __getstate__(self):
+        raise TypeError("an Index is not copied or pickled: save it, and load it where it is needed")
+
     def __len__(self) -> int:
         return sum(map(len, self.segments))
 

@@ -147,6 +147,14 @@ def test_the_record_is_written_while_it_works(tmp_path, plain, monkeypatch):
     assert len(seen) == 1 + -(-COUNT // BLOCK_ROWS)
 
 
+def test_what_was_decoded_in_bf16_is_not_float32(tmp_path, plain):
+    codes, output = some_codes(plain), tmp_path / "x.fvecs"
+    decode_file(plain, codes, output, precision="bf16")
+    decode_file(plain, codes, output, precision="bf16", resume=True)
+    with pytest.raises(ConfigError, match="holds other vectors than"):
+        decode_file(plain, codes, output, precision="float32", resume=True)
+
+
 def test_resuming_what_is_complete_checks_it(tmp_path, codec, monkeypatch):
     codes, seen = some_codes(codec), []
     output = tmp_path / "x.fvecs"

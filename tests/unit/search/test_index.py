@@ -1,5 +1,7 @@
 """The index as its users meet it: searching, filtering, adding, removing, from several threads."""
 
+import copy
+import pickle
 import threading
 from itertools import pairwise
 
@@ -81,6 +83,12 @@ def test_an_index_is_built_on_a_device(kind, device):
     assert (found_QR[:, 0] <= nearest_QR[:, 0] * 1.0001 + 1e-3).mean() > 0.9  # there are more, few codes are others
     judged, wanted = index.evaluate(vectors(300, 9)), built(kind).evaluate(vectors(300, 9))
     assert judged["mse"] == pytest.approx(wanted["mse"], rel=0.01)
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_index_is_copied_by_saving_it(make):
+    with pytest.raises(TypeError, match="not copied or pickled: save it, and load it"):
+        make(built())
 
 
 @pytest.mark.parametrize("kind", KINDS)
