@@ -125,8 +125,8 @@ def open_part(
                         path.unlink()
     except OSError as error:
         raise ResourceError(
-            f"cannot write {path}: {error.strerror or error}; what is safe on disk is kept: make room, or mend what else "
-            "hinders, and resume=true continues"
+            f"cannot write {path}: {error.strerror or error}; what is safe on disk is kept: make room, or mend "
+            "what else hinders, and resume=true continues"
         ) from error
 
 
