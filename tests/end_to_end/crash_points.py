@@ -9,13 +9,17 @@ Usage: crash_points.py FOLDER OUTPUT fresh|overwrite|both|renames; prints the nu
   renames: on a file system that cannot exchange names; the old and the new set must be there then, under any name
 """
 
-import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from endings import OPERATIONS, content, ends_at
 
 from qinco.codec import encode_file as module
 from qinco.codec import encode_place
@@ -26,7 +30,7 @@ from qinco.storage import npz
 from qinco.storage.encoded_set import open_encoded_set
 from qinco.vectors.source import as_source
 
-OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "fcntl.flock", "shutil.rmtree")
+OPERATIONS = (*OPERATIONS, "shutil.rmtree")
 ROWS, SHARD_ROWS, PART_ROWS = 50, 20, 30
 RESUMED_TWICE = 7  # each so many-th resumption is ended, too
 
@@ -44,11 +48,8 @@ class RoundingCodec:
     def fingerprint(self):
         return "rounding"
 
-    def encode_blocks(self, source, options):
-        return self.encode_ranges(source, [range(len(source))], options)
-
-    def encode_ranges(self, source, ranges, options):
-        for rows in ranges:
+    def encode_blocks(self, source, options, ranges=None):
+        for rows in ranges or [range(len(source))]:
             for first, block in source.window(rows.start, rows.stop).blocks(16):
                 yield rows.start + first, block.astype(np.uint16), block[:, 0].astype(np.int32) % 100
 
@@ -61,35 +62,14 @@ def encode(output, seed, **options):
     return encode_file(RoundingCodec(), vectors(seed), output, EncodeOptions(num_pairs=4), **options)
 
 
-def ends_at(point, folder, output, seed, **options) -> bool:
+def ends_encoding(point, folder, output, seed, **options) -> bool:
     """Encode in a process that ends before its operation number `point`; whether it came so far."""
-    child = os.fork()
-    if child:
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert status in (0, 9), f"the process failed at operation {point}"
-        return status == 9
-    seen = 0
 
-    def hook(event, arguments):
-        nonlocal seen
-        if event in OPERATIONS and (event == "fcntl.flock" or str(arguments[0]).startswith(str(folder))):
-            seen += 1
-            if seen > point:
-                os._exit(9)
+    def work():
+        with suppress(ConfigError):  # resuming what another run has left
+            encode(output, seed, **options)
 
-    try:
-        sys.addaudithook(hook)
-        encode(output, seed, **options)
-    except ConfigError:  # resuming what another run has left
-        os._exit(0)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        os._exit(1)
-    os._exit(0)
-
-
-def content(folder):
-    return {str(path.relative_to(folder)): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+    return ends_at(point, folder, work, OPERATIONS)
 
 
 def found_beside(output):
@@ -143,13 +123,13 @@ def main(folder: Path, name: str, scenario: str) -> int:
             encode(output, 1)
             if is_folder:
                 (output / "notes").write_text("mine")
-        if not ends_at(point, work, output, 0, **first):
+        if not ends_encoding(point, work, output, 0, **first):
             break
         states.add(found(output))
         if is_folder and not is_fresh:
             assert found_beside(output), "neither the old codes nor the new ones are there"
         if point % RESUMED_TWICE == 0:
-            ends_at(point // 2, work, output, 0, resume=True, **again)
+            ends_encoding(point // 2, work, output, 0, resume=True, **again)
             found(output)
         resume(output, **again)
         assert found(output) == 0

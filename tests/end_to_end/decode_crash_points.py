@@ -8,13 +8,17 @@ Usage: decode_crash_points.py FOLDER OUTPUT fresh|overwrite; prints the number o
 """
 
 import mmap
-import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from endings import OPERATIONS, content, ends_at
 
 from qinco.codec.decode_file import decode_file
 from qinco.errors import ConfigError
@@ -22,7 +26,7 @@ from qinco.storage import decoded_part
 from qinco.storage.encoded_set import EncodedSet
 from qinco.vectors.formats import VectorWriter, open_array
 
-OPERATIONS = ("open", "os.rename", "os.remove", "os.truncate", "os.chmod", "fcntl.flock", "test.write", "test.sync")
+OPERATIONS = (*OPERATIONS, "os.truncate", "test.write")
 ROWS, BLOCK_ROWS = 50, 8
 RESUMED_TWICE = 5  # each so many-th resumption is ended, too
 appended = mmap.mmap(-1, 1)  # rows that the last process had appended
@@ -69,42 +73,16 @@ def append_in_pieces(writer, block, append=VectorWriter.append):
     appended[0] = writer.rows_written
 
 
-def sync(descriptor, fsync=os.fsync):
-    sys.audit("test.sync", "")
-    fsync(descriptor)
-
-
-def ends_at(point, folder, output, **options) -> bool:
+def ends_decoding(point, folder, output, **options) -> bool:
     """Decode in a process that ends before its operation number `point`; whether it came so far."""
     appended[0] = 0
-    child = os.fork()
-    if child:
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert status in (0, 9), f"the process failed at operation {point}"
-        return status == 9
-    seen = 0
 
-    def hook(event, arguments):
-        nonlocal seen
-        if event in OPERATIONS and (event != "open" or str(arguments[0]).startswith(str(folder))):
-            seen += 1
-            if seen > point:
-                os._exit(9)
+    def work():
+        VectorWriter.append = append_in_pieces
+        with suppress(ConfigError):  # resuming what another run has left
+            decode(output, 0, **options)
 
-    try:
-        VectorWriter.append, os.fsync = append_in_pieces, sync
-        sys.addaudithook(hook)
-        decode(output, 0, **options)
-    except ConfigError:  # resuming what another run has left
-        os._exit(0)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        os._exit(1)
-    os._exit(0)
-
-
-def content(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")}
+    return ends_at(point, folder, work, OPERATIONS, ["fsync"])
 
 
 def found(output):
@@ -139,11 +117,11 @@ def main(folder: Path, name: str, scenario: str) -> int:
         work.mkdir()
         if scenario == "overwrite":
             decode(output, 1)
-        if not ends_at(point, work, output, overwrite=scenario == "overwrite"):
+        if not ends_decoding(point, work, output, overwrite=scenario == "overwrite"):
             break
         states.add(found(output))
         if point % RESUMED_TWICE == 0:
-            ends_at(max(3, point // 2), work, output, resume=True)
+            ends_decoding(max(3, point // 2), work, output, resume=True)
             found(output)
         resume(output, scenario)
         wrong = {name for name, _ in content(work).items() ^ expected.items()}

@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from endings import content, count_points, kill_when
 from small_models import random_model
 
 from qinco.codec import Codec
@@ -74,28 +74,11 @@ def decode(*given) -> dict:
     return json.loads(done.stdout)
 
 
-def content(folder) -> dict:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def size(part: Path) -> int:
     try:
         return part.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def kill_at(given, part: Path, reached: int, delay: float) -> bool:
-    """Run a decoding and kill it some time after its part has so many bytes; whether it was still at work."""
-    command = [sys.executable, "-c", COMMAND, *arguments(*given)]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while process.poll() is None and size(part) < reached:
-            time.sleep(0.0005)
-        time.sleep(delay)
-        process.kill()
-        message = process.stderr.read().decode()
-    assert process.returncode in (0, -signal.SIGKILL), message
-    return process.returncode != 0
 
 
 @pytest.mark.parametrize(
@@ -110,10 +93,8 @@ def kill_at(given, part: Path, reached: int, delay: float) -> bool:
     ],
 )
 def test_an_end_at_any_operation_on_files_loses_nothing(tmp_path, output, scenario):
-    script = [sys.executable, Path(__file__).with_name("decode_crash_points.py"), tmp_path, output, scenario]
-    done = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 50
+    script = Path(__file__).with_name("decode_crash_points.py")
+    assert count_points(script, tmp_path, output, scenario, environment=ENVIRONMENT) > 50
 
 
 @pytest.mark.slow
@@ -139,7 +120,8 @@ def test_decodings_that_are_killed_and_resumed_equal_the_uninterrupted_one(
         reached, delay = before + int(generator.integers(1, NUM_VECTORS * ROW_BYTES // 4)), generator.uniform(0, 0.05)
         if generator.random() < 0.2:  # wherever it is then: importing, opening, or at the first blocks
             reached, delay = 0, generator.uniform(0, 3)
-        if kill_at((folder, model, path, "resume=true", *more), part, reached, delay):
+        command = [sys.executable, "-c", COMMAND, *arguments(folder, model, path, "resume=true", *more)]
+        if kill_when(lambda wanted=reached: size(part) >= wanted, delay, command, ENVIRONMENT):
             killed += 1
             at_work += 0 < before < size(part)
         else:

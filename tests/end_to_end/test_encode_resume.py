@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from endings import content, count_points, kill_when
 from small_models import random_model, random_vectors
 
 from qinco.codec import Codec
@@ -48,26 +48,8 @@ def encode(*arguments) -> dict:
     return json.loads(done.stdout)
 
 
-def content(folder) -> dict:
-    return {str(path.relative_to(folder)): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
-
-
 def count_shards(shards: Path) -> int:
     return sum(1 for _ in shards.glob("codes-*.npy"))
-
-
-def kill_at(arguments, shards: Path, count: int, delay: float) -> bool:
-    """Run an encoding and kill it some time after it has so many shards; whether it was still at work."""
-    with subprocess.Popen(
-        command(*arguments), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
-        while process.poll() is None and count_shards(shards) < count:
-            time.sleep(0.001)
-        time.sleep(delay)
-        process.kill()
-        message = process.stderr.read().decode()
-    assert process.returncode in (0, -signal.SIGKILL), message
-    return process.returncode != 0
 
 
 @pytest.mark.parametrize(
@@ -87,10 +69,8 @@ def kill_at(arguments, shards: Path, count: int, delay: float) -> bool:
     ],
 )
 def test_an_end_at_any_operation_on_files_loses_nothing(tmp_path, output, scenario):
-    script = [sys.executable, Path(__file__).with_name("crash_points.py"), tmp_path, output, scenario]
-    done = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 50
+    script = Path(__file__).with_name("crash_points.py")
+    assert count_points(script, tmp_path, output, scenario, environment=ENVIRONMENT) > 50
 
 
 @pytest.mark.slow
@@ -113,7 +93,8 @@ def test_encodings_that_are_killed_and_resumed_equal_the_uninterrupted_one(folde
             target, delay = 0, generator.uniform(0, 3)
         else:
             target = min(total + 1, before + int(generator.integers(1, 4)))
-        if kill_at((folder, model, path, "resume=true"), shards, target, delay):
+        resuming = command(folder, model, path, "resume=true")
+        if kill_when(lambda wanted=target: count_shards(shards) >= wanted, delay, resuming, ENVIRONMENT):
             killed += 1
             at_work += 0 < before < count_shards(shards)
         else:

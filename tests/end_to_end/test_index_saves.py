@@ -5,15 +5,16 @@ Run as a script with a folder, it ends a save at every single operation on files
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
 if __name__ == "__main__":
-    sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "unit" / "storage")]
+    sys.path.append(str(Path(__file__).parents[1]))
 
+from endings import OF_INDEXES as OPERATIONS
+from endings import UNTOLD, count_points, ends_at
 from small_models import random_model, random_vectors
 
 from qinco.codec import Codec
@@ -46,8 +47,6 @@ def found(folder: Path) -> list[int]:
 
 
 def main(folder: Path) -> int:
-    from test_index_folder import ends_at
-
     original, path = folder / "original", folder / "index"
     made().save(original)
     states = []
@@ -55,7 +54,7 @@ def main(folder: Path) -> int:
         shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(original, path)
         index = changed(path)
-        if not ends_at(point, path, lambda index=index: index.save(path)):
+        if not ends_at(point, path, lambda index=index: index.save(path), OPERATIONS, UNTOLD):
             break
         ids = found(path)
         assert ids in (OLD.tolist(), NEW.tolist()), f"after an end at operation {point} there are {len(ids)} vectors"
@@ -68,9 +67,7 @@ def main(folder: Path) -> int:
 
 def test_an_end_at_any_operation_on_files_leaves_the_old_index_or_the_new_one(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, __file__, tmp_path], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 50
+    assert count_points(Path(__file__), tmp_path, environment=environment) > 50
 
 
 if __name__ == "__main__":

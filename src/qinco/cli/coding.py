@@ -1,7 +1,8 @@
 """The tasks between vectors and codes, and between codec files: encode, decode, convert, ivf_centroids."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -35,23 +36,19 @@ def encode(settings: Settings, console: Console) -> None:
     rule = inputs.encode_options(settings, codec)
     share = Share.of_process(*(settings["shard"] or (0, 1)))
     begun = time.monotonic()
-    with console.progress(len(source) // share.count, "vector", "encoding") as progress:
-        try:
-            complete = encode_file(
-                codec,
-                source,
-                settings["output"],
-                rule,
-                resume=settings["resume"],
-                overwrite=settings["overwrite"],
-                share=share,
-                inputs=inputs.files_read(settings),
-                on_progress=_report(progress),
-            )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                "the shards that are done are kept; the same command with resume=true continues"
-            ) from None
+    kept = _keeping("the shards that are done")
+    with kept, console.progress(len(source) // share.count, "vector", "encoding") as progress:
+        complete = encode_file(
+            codec,
+            source,
+            settings["output"],
+            rule,
+            resume=settings["resume"],
+            overwrite=settings["overwrite"],
+            share=share,
+            inputs=inputs.files_read(settings),
+            on_progress=_report(progress),
+        )
     encoded = progress.done - progress.start
     seconds = time.monotonic() - begun
     if not complete:
@@ -78,23 +75,19 @@ def decode(settings: Settings, console: Console) -> None:
     codes = open_codes(codec, settings["codes"], settings["lists"])
     prefix = inputs.prefix(settings, codec)
     begun = time.monotonic()
-    with console.progress(len(codes), "vector", "decoding") as progress:
-        try:
-            decode_file(
-                codec,
-                codes,
-                settings["output"],
-                prefix=prefix,
-                precision=inputs.decode_precision(settings),
-                resume=settings["resume"],
-                overwrite=settings["overwrite"],
-                inputs=[*inputs.files_read(settings), lists_beside(settings["codes"])],
-                on_progress=_report(progress),
-            )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                "the vectors that are decoded are kept; the same command with resume=true continues"
-            ) from None
+    kept = _keeping("the vectors that are decoded")
+    with kept, console.progress(len(codes), "vector", "decoding") as progress:
+        decode_file(
+            codec,
+            codes,
+            settings["output"],
+            prefix=prefix,
+            precision=inputs.decode_precision(settings),
+            resume=settings["resume"],
+            overwrite=settings["overwrite"],
+            inputs=[*inputs.files_read(settings), lists_beside(settings["codes"])],
+            on_progress=_report(progress),
+        )
     decoded = progress.done - progress.start
     seconds = time.monotonic() - begun
     result = {
@@ -105,6 +98,15 @@ def decode(settings: Settings, console: Console) -> None:
         "decode_us": seconds / decoded * 1e6 if decoded else None,
     }
     console.print_result(result | inputs.machine(settings), settings["json"])
+
+
+@contextmanager
+def _keeping(what: str) -> Iterator[None]:
+    """Let Ctrl-C say what is kept, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{what} are kept; the same command with resume=true continues") from None
 
 
 def _report(progress: Progress) -> Callable[[int], None]:

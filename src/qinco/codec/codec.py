@@ -176,20 +176,18 @@ class Codec:
         return codes_NM if lists_N is None else (codes_NM, lists_N)
 
     def encode_blocks(
-        self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-        """Yield (first row, codes, list numbers or None) for consecutive blocks of a source, in bounded memory."""
-        return self.encode_ranges(source, [range(len(source))], options, num_steps)
-
-    def encode_ranges(
         self,
         source: VectorSource,
-        ranges: Sequence[range],
         options: EncodeOptions | None = None,
         num_steps: int | None = None,
+        ranges: Sequence[range] | None = None,
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-        """`encode_blocks` of some ranges of rows, one after the other: no block reaches from one into the next."""
+        """Yield (first row, codes, list numbers or None) for consecutive blocks of a source, in bounded memory.
+
+        ranges: of rows, one after the other, of which no block reaches from one into the next; all rows if None
+        """
         self.check_dim(source)
+        ranges = [range(len(source))] if ranges is None else ranges
         options = options or self.encode_options
         arithmetic = candidate_dtype(options.precision, self.device, self.config)
         encoder = make_encoder(self.model, options, arithmetic, self._packed(arithmetic, options.engine))

@@ -228,7 +228,7 @@ def _encode_shards(store: CodeStore, place: Place, codec, source, options, share
     done = sum(map(len, map(manifest.rows, mine))) - sum(map(len, map(manifest.rows, missing)))
     on_progress(done)
     writing: Future | None = None
-    blocks = codec.encode_ranges(source, list(map(manifest.rows, missing)), options)
+    blocks = codec.encode_blocks(source, options, ranges=list(map(manifest.rows, missing)))
     with ThreadPoolExecutor(1, "write shards") as writer, closing(blocks):
         for shard in missing:
             rows = manifest.rows(shard)

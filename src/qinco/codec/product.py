@@ -176,23 +176,17 @@ class ProductCodec:
         )
 
     def encode_blocks(
-        self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None
-    ) -> Iterator[tuple[int, np.ndarray, None]]:
-        """Yield (first row, codes, None) for consecutive blocks of a source, in bounded memory."""
-        return self.encode_ranges(source, [range(len(source))], options, num_steps)
-
-    def encode_ranges(
         self,
         source: VectorSource,
-        ranges: Sequence[range],
         options: EncodeOptions | None = None,
         num_steps: int | None = None,
+        ranges: Sequence[range] | None = None,
     ) -> Iterator[tuple[int, np.ndarray, None]]:
-        """`encode_blocks` of some ranges of rows, one after the other: no block reaches from one into the next."""
+        """`Codec.encode_blocks` without list numbers."""
         self.check_dim(source)
         blocks = _SharedBlocks([self._columns(source, i) for i in range(len(self.parts))])
         streams = [
-            part.encode_ranges(VectorSource(_PartOfBlocks(blocks, i), source.name), ranges, options, num_steps)
+            part.encode_blocks(VectorSource(_PartOfBlocks(blocks, i), source.name), options, num_steps, ranges)
             for i, part in enumerate(self.parts)
         ]
         for blocks in zip(*streams, strict=True):

@@ -57,7 +57,7 @@ def evaluate(index: Index, vectors, num_queries: int | None = None) -> dict:
     unseen.add(x_ND)
     _, found_QR = unseen.search(queries_QD, max(RANKS))
     x_ND, queries_QD = metric.prepare(x_ND), metric.prepare(queries_QD)
-    nearest_Q = _nearest(queries_QD, x_ND, 1, metric)[:, 0]
+    nearest_Q = _nearest(queries_QD, x_ND, 1, metric, codec.device)[:, 0]
     decoded_ND = unseen.reconstruct(np.arange(len(x_ND)))
     base_ND = codec.coarse_centroids[codec.assign_lists(x_ND)] if codec.is_ivf else np.zeros_like(x_ND)
     steps, size = codec.code_size, codec.config.codebook_size
@@ -67,8 +67,8 @@ def evaluate(index: Index, vectors, num_queries: int | None = None) -> dict:
         "num_vectors": len(x_ND),
         "num_queries": count,
         "recall": recall(found_QR, nearest_Q),
-        "recall_exhaustive": recall(_nearest(queries_QD, decoded_ND, max(RANKS), metric), nearest_Q),
-        "recall_rq": recall(_nearest(queries_QD, plain_ND, max(RANKS), metric), nearest_Q),
+        "recall_exhaustive": recall(_nearest(queries_QD, decoded_ND, max(RANKS), metric, codec.device), nearest_Q),
+        "recall_rq": recall(_nearest(queries_QD, plain_ND, max(RANKS), metric, codec.device), nearest_Q),
         "mse": _mse(x_ND, decoded_ND),
         "mse_rq": _mse(x_ND, plain_ND),
     }
@@ -86,8 +86,8 @@ def _alike(index: Index, errors_ND: np.ndarray) -> np.ndarray:
     return x_ND + errors_ND[generator.integers(0, len(errors_ND), len(x_ND))]
 
 
-def _nearest(queries_QD: np.ndarray, x_ND: np.ndarray, k: int, metric: Metric) -> np.ndarray:
-    """The numbers of the k vectors nearest to each query, int64 (Q, k), all compared."""
+def _nearest(queries_QD: np.ndarray, x_ND: np.ndarray, k: int, metric: Metric, device: torch.device) -> np.ndarray:
+    """The numbers of the k vectors nearest to each query, int64 (Q, k), all compared on a device."""
     if metric.name == "cosine":
         x_ND = Metric("cosine").prepare(x_ND)  # on the unit sphere, where the order is that of distances
         queries_QD = Metric("cosine").prepare(queries_QD)
@@ -96,7 +96,7 @@ def _nearest(queries_QD: np.ndarray, x_ND: np.ndarray, k: int, metric: Metric) -
         lift_N = np.sqrt(squares_N.max() - squares_N).astype(np.float32)
         x_ND = np.column_stack([x_ND, lift_N])
         queries_QD = np.column_stack([queries_QD, np.zeros(len(queries_QD), np.float32)])
-    return exhaustive.search(queries_QD, [(0, x_ND)], k)[1]
+    return exhaustive.search(queries_QD, [(0, x_ND)], k, device)[1]
 
 
 def _mse(x_ND: np.ndarray, decoded_ND: np.ndarray) -> float:

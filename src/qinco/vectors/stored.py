@@ -2,6 +2,7 @@
 
 import mmap
 import stat
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from qinco.errors import DataError
 MAX_DIM = 1_000_000
 
 
-class StoredRows:
+class StoredRows(ABC):
     """Rows that lie in a file and are read when they are asked for, in a form that numpy cannot map.
 
     shape: (N, D)     dtype: the stored type
@@ -27,8 +28,9 @@ class StoredRows:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @abstractmethod
     def __getitem__(self, key) -> np.ndarray:
-        raise NotImplementedError
+        """The rows of a slice or of an integer array: (n, D) of the stored type."""
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         rows = self[:]

@@ -6,6 +6,7 @@ A path may name the matrix after a colon, as in `glove.hdf5:train` or `wiki.parq
 import os
 import re
 import threading
+from abc import abstractmethod
 from collections.abc import Collection
 from pathlib import Path
 
@@ -56,9 +57,9 @@ class BlockRows(StoredRows):
             self._block = self._block[:0].copy()  # its memory is free before the next block takes as much
             self._start, self._block = self._read_block(row)
 
+    @abstractmethod
     def _read_block(self, row: int) -> tuple[int, np.ndarray]:
         """The number of the first row of the block that holds `row`, and the block, an array (n, D)."""
-        raise NotImplementedError
 
 
 def split_table(path: str | os.PathLike) -> tuple[Path, str | None]:

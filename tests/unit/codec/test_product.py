@@ -78,7 +78,7 @@ def test_every_block_is_read_once_for_all_parts(codec, block_rows):
 
     for part in codec.parts:
         part.block_rows = block_rows
-    blocks = list(codec.encode_ranges(VectorSource(Rows()), ranges))
+    blocks = list(codec.encode_blocks(VectorSource(Rows()), ranges=ranges))
     assert reads == [row for rows in ranges for row in rows]
     assert [row for first, codes, _ in blocks for row in range(first, first + len(codes))] == reads
     assert np.array_equal(np.concatenate([codes for _, codes, _ in blocks]), expected)

@@ -13,6 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[2]))
+
+from endings import OF_INDEXES as OPERATIONS
+from endings import UNTOLD, count_points, ends_at
+
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.files import write_atomically
 from qinco.storage import index_folder as module
@@ -320,45 +326,7 @@ def test_it_needs_no_torch():
 
 
 def test_an_end_at_any_operation_on_files_leaves_the_old_index_or_the_new_one(tmp_path):
-    done = subprocess.run([sys.executable, __file__, tmp_path], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 100
-
-
-OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.listdir", "fcntl.flock")
-
-
-def ends_at(point: int, folder: Path, work) -> bool:
-    """Work in a process that ends, as by `kill -9`, before its operation number `point`; whether it came so far."""
-    child = os.fork()
-    if child:
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert status in (0, 9), f"the process failed at operation {point}"
-        return status == 9
-    left = point
-
-    def count(*_):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            os._exit(9)
-
-    def hook(event, arguments):
-        if event in OPERATIONS and (event == "fcntl.flock" or str(arguments[0]).startswith(str(folder))):
-            count()
-
-    def counted(function):
-        return lambda *arguments: (count(), function(*arguments), count())[1]
-
-    try:
-        for name in ("fsync", "posix_fallocate"):  # of which nobody tells the hook
-            setattr(os, name, counted(getattr(os, name)))
-        sys.addaudithook(hook)
-        work()
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        os._exit(1)
-    os._exit(0)
+    assert count_points(Path(__file__), tmp_path) > 100
 
 
 def state(path) -> int | None:
@@ -376,11 +344,11 @@ def end_everywhere(folder: Path, old: int | None) -> int:
         shutil.rmtree(path, ignore_errors=True)
         if old is not None:
             save(path, old)
-        if not ends_at(point, folder, lambda: save(path, 2)):
+        if not ends_at(point, folder, lambda: save(path, 2), OPERATIONS, UNTOLD):
             break
         states.append(state(path))
         if point % 5 == 0:  # the next one is ended, too
-            ends_at(point // 2, folder, lambda: save(path, 2))
+            ends_at(point // 2, folder, lambda: save(path, 2), OPERATIONS, UNTOLD)
             assert state(path) in (old, 2)
         save(path, 3)
         assert found(path) == 3
