@@ -28,16 +28,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qinco.cli.bench import processor_name, random_model, usable_cores
+from qinco.cli.bench import random_model
 from qinco.codec import Codec, load_codec
 from qinco.codec.evaluate import evaluate
 from qinco.config import PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig
-from qinco.engines import cpu, reference
-from qinco.engines.choose import candidate_dtype
+from qinco.engines import native_engine, torch_engine
+from qinco.engines.engine import candidate_dtype
 from qinco.errors import ConfigError
+from qinco.machine import processor_name, usable_cores
 from qinco.model.qinco import Qinco
 from qinco.native import library
-from qinco.vectors.source import as_source
+from qinco.vectors.rows import as_source
 
 PAPER, MORE, PAIRS = "A=16 B=32", "A=32 B=32", ((64, 32), (64, 40), (16, 4))
 PRESELECTED = {PAPER: PAPER_SEARCH} | {f"C={C} B={B}": EncodeOptions(num_pairs=C, beam_width=B) for C, B in PAIRS}
@@ -111,19 +112,19 @@ def on_both(key: tuple, least: int, work: Callable, *arrays: Tensor) -> list[Cas
 
 
 def native(key: tuple, model: Qinco, x_ND: Tensor, dtype: torch.dtype, rules: dict) -> Iterator[Case]:
-    packed, start_ND = cpu.pack(model, dtype), torch.zeros_like(x_ND)
+    packed, start_ND = native_engine.pack(model, dtype), torch.zeros_like(x_ND)
     # The second step is tabulated once some thousands of vectors have been encoded; two steps of them will do.
-    cpu.NativeEncoder(packed, next(iter(rules.values()))).encode(x_ND[:4096], start_ND[:4096], 2)
+    native_engine.NativeEncoder(packed, next(iter(rules.values()))).encode(x_ND[:4096], start_ND[:4096], 2)
     for rule, options in rules.items():
         # So many groups of vectors that one thread does not wait long for the other's last.
-        yield from on_both((*key, rule), 128, cpu.NativeEncoder(packed, options).encode, x_ND, start_ND)
+        yield from on_both((*key, rule), 128, native_engine.NativeEncoder(packed, options).encode, x_ND, start_ND)
 
 
 def encoding(name: str, model: Qinco, x_ND: Tensor) -> Iterator[Case]:
     rules, start_ND = RULES[model.config.has_preselector], torch.zeros_like(x_ND)
     for number, (rule, options) in enumerate(rules.items()):
         each = options.num_pairs or options.beam_width * (options.num_candidates or model.config.codebook_size)
-        tile, encoder = reference.TILE_CANDIDATES // each, reference.Encoder(model, options, FAST)
+        tile, encoder = torch_engine.TILE_CANDIDATES // each, torch_engine.Encoder(model, options, FAST)
         for engine, rows in {"plain": PLAIN_CANDIDATES // each, "plain in cache": tile}.items() if number == 0 else ():
             yield from on_both((name, engine, rule), rows, partial(encode_plainly, model, options, rows), x_ND)
         yield from on_both((name, "torch", rule), tile, encoder.encode, x_ND, start_ND)
@@ -138,8 +139,8 @@ def encoding(name: str, model: Qinco, x_ND: Tensor) -> Iterator[Case]:
 def decoding(name: str, model: Qinco, start_ND: Tensor) -> Iterator[Case]:
     codes_NM = torch.randint(model.config.codebook_size, (len(start_ND), model.config.num_steps))
     for precision, dtype in PRECISIONS.items():
-        torch_, packed = partial(reference.decode, model, dtype=dtype), cpu.pack(model, dtype)
-        for engine, decode in {"torch": torch_, "native": partial(cpu.decode, packed)}.items():
+        torch_, packed = partial(torch_engine.decode, model, dtype=dtype), native_engine.pack(model, dtype)
+        for engine, decode in {"torch": torch_, "native": partial(native_engine.decode, packed)}.items():
             yield from on_both((name, engine, precision), 256, decode, codes_NM, start_ND)
 
 
@@ -223,7 +224,7 @@ Machine: {usable_cores()} cores of {processor_name()}, native level {library.lev
 Commit: {commit}. Command: `{shlex.join([*settings, "python", "benchmarks/encode_speed.py", *shown])}`.
 Medians of up to five passes; the cases take turns. Weights are random, but for a trained model's. Native and torch
 search with candidates in {FAST}; plain: the papers' algorithm as it stands, in float32 torch, {PLAIN_CANDIDATES:,}
-candidates in a batch (in cache: {reference.TILE_CANDIDATES:,}).
+candidates in a batch (in cache: {torch_engine.TILE_CANDIDATES:,}).
 """)
 
 

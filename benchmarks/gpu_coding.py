@@ -19,8 +19,8 @@ from torch import Tensor
 from qinco.cli.bench import random_model
 from qinco.codec import Codec
 from qinco.config import DEFAULT_SEARCH, ENGINES, PAPER_SEARCH, EncodeOptions, ModelConfig
-from qinco.engines.choose import choose_engine, make_encoder
-from qinco.engines.reference import decode as decode_by_torch
+from qinco.engines.engine import choose_engine, make_encoder
+from qinco.engines.torch_engine import decode as decode_by_torch
 from qinco.errors import ConfigError
 from qinco.model.qinco import Qinco
 

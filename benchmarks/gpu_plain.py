@@ -19,10 +19,10 @@ from torch import Tensor
 from qinco.config import PAPER_SEARCH
 from qinco.model.qinco import Qinco
 from qinco.training.codebooks import CodewordUse, redraw_unused
+from qinco.training.loop import prefix_losses
 from qinco.training.options import TrainOptions
 from qinco.training.schedule import Plan
-from qinco.training.train import prefix_losses
-from qinco.vectors.source import VectorSource
+from qinco.vectors.rows import VectorSource
 
 _BATCH = PLAIN_CANDIDATES // (PAPER_SEARCH.num_candidates * PAPER_SEARCH.beam_width)
 _VALID_ROWS = 4096

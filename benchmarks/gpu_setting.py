@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from gpu_device import brief, card, kernels, seconds_of
 
-from qinco.cli.bench import processor_name, usable_cores
 from qinco.codec import Codec
 from qinco.config import PRESETS, ModelConfig
+from qinco.machine import processor_name, usable_cores
 from qinco.native import library
-from qinco.vectors.source import VectorSource, open_vectors
+from qinco.vectors.rows import VectorSource, open_vectors
 
 ROOT = Path(__file__).parent.parent
 TRAINED = ("s8", "trained")  # codecs that earlier parts leave behind, the best first

@@ -187,7 +187,7 @@ def subset(source: Path, target: Path) -> None:
     sys.path.insert(0, str(ROOT / "src"))
     from qinco.search import exhaustive
     from qinco.vectors.formats import write_vectors
-    from qinco.vectors.source import open_vectors
+    from qinco.vectors.rows import open_vectors
 
     target.mkdir(parents=True, exist_ok=True)
     rows = {"train": TRAINING_ROWS, "base": BASE_ROWS, "query": BASE_ROWS}

@@ -16,17 +16,17 @@ from gpu_setting import Setting, report_kernels, table
 
 from qinco.codec import Codec
 from qinco.codec.fit import fit
-from qinco.codec.run import Run, plan_run, split_validation
+from qinco.codec.plan import Run, plan_run, split_validation
 from qinco.maths.metrics import recall
 from qinco.model.qinco import Qinco
 from qinco.search import exhaustive
-from qinco.storage.train_state import load_state, state_path
+from qinco.store.run_state import load_state, state_path
 from qinco.training.codebooks import start_model
+from qinco.training.loop import EpochReport, StepReport, Training
 from qinco.training.processes import Processes
 from qinco.training.schedule import Plan
-from qinco.training.train import EpochReport, StepReport, Training
 from qinco.vectors.formats import read_integers
-from qinco.vectors.source import VectorSource
+from qinco.vectors.rows import VectorSource
 
 PAPER = {"recipe": "paper", "epochs": 10, "batch_size": 1024}
 TRIALS = (2, 4, 10)  # epochs of our own recipe: the fewest that reach the paper's error count

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from qinco.cli.bench import processor_name
+from qinco.machine import processor_name
 from qinco.search.index import Index
-from qinco.storage.code_store import CodeStore, Manifest, shard_rows
+from qinco.store.code_store import CodeStore, Manifest, shard_rows
 
 CODE_SIZE, CODEWORDS, TRAINING, QUERIES = 8, 256, 100_000, 1000
 IMPORTS = "import faiss, torch; import qinco.cli.indexing, qinco.cli.searching"

@@ -24,22 +24,22 @@ import faiss
 import numpy as np
 import torch
 
-from qinco.cli.bench import processor_name
 from qinco.codec import Codec
-from qinco.engines.scan import Scanner
+from qinco.machine import processor_name
 from qinco.maths.metrics import recall
 from qinco.search import build as building
 from qinco.search import exhaustive
 from qinco.search.build import silent
-from qinco.search.front_plot import plot_fronts
 from qinco.search.index import Index
-from qinco.search.judge import measure
+from qinco.search.measure.plot import plot_fronts
+from qinco.search.measure.sweep import Conditions, SweepResult, measure_stages, sweep
+from qinco.search.measure.tune import measure
 from qinco.search.options import SearchOptions
-from qinco.search.pareto import Conditions, SweepResult, measure_stages, sweep
-from qinco.storage.decoder_file import load_pairwise
-from qinco.storage.encoded_set import open_encoded_set
+from qinco.search.scan import Scanner
+from qinco.store.codes import open_encoded_set
+from qinco.store.decoder import load_pairwise
 from qinco.vectors.formats import read_integers
-from qinco.vectors.source import VectorSource, open_vectors
+from qinco.vectors.rows import VectorSource, open_vectors
 
 NPROBES = (1, 2, 4, 8, 16, 32, 64, 128)
 LENGTHS = (0, 3, 5, 10, 20, 50, 100, 200)

@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 import torch
 
-from qinco.engines import cpu
+from qinco.engines import native_engine
 from qinco.model.qinco import Qinco
 from qinco.native import library
 
@@ -17,4 +17,4 @@ needs_bf16 = pytest.mark.skipif("avx512_bf16" not in LEVELS, reason="this proces
 
 def pack_at(level: str, model: Qinco, dtype: torch.dtype = torch.float32) -> library.NativeModel:
     with mock.patch.dict(os.environ, QINCO_NATIVE_LEVEL=level):
-        return cpu.pack(model, dtype)
+        return native_engine.pack(model, dtype)

@@ -10,7 +10,7 @@ from small_models import ARCHITECTURES, random_model, random_vectors
 
 from qinco.codec import Codec, load_codec
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines.reference import Encoder, decode
+from qinco.engines.torch_engine import Encoder, decode
 from qinco.model.qinco import Qinco
 
 UPSTREAM = Path(__file__).parent / "data" / "upstream"

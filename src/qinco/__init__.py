@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
     from qinco.search.index import Index
     from qinco.search.options import SearchOptions
-    from qinco.vectors.source import VectorSource, open_vectors
+    from qinco.vectors.rows import VectorSource, open_vectors
 
 __all__ = [
     "PRESETS",
@@ -51,8 +51,8 @@ _HOMES = {
     "ModelConfig": "qinco.config",
     "Index": "qinco.search.index",
     "SearchOptions": "qinco.search.options",
-    "VectorSource": "qinco.vectors.source",
-    "open_vectors": "qinco.vectors.source",
+    "VectorSource": "qinco.vectors.rows",
+    "open_vectors": "qinco.vectors.rows",
 }
 
 

@@ -10,8 +10,8 @@ import pytest
 from qinco.codec import ProductCodec, load_codec
 from qinco.search import tables
 from qinco.search.index import Index
-from qinco.storage.header import read_header
-from qinco.storage.index_folder import read_index_manifest
+from qinco.store.folder import read_index_manifest
+from qinco.store.header import read_header
 
 DATA = Path(__file__).parents[1] / "data"
 NAMES = ["golden-codec-v1", "golden-ivf-codec-v1", "golden-product-codec-v1"]

@@ -24,11 +24,11 @@ from endings import OPERATIONS, content, ends_at
 from qinco.codec import encode_file as module
 from qinco.codec import encode_place
 from qinco.codec.encode_file import encode_file
+from qinco.compat import encoded_sets as npz
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError
-from qinco.storage import npz
-from qinco.storage.encoded_set import open_encoded_set
-from qinco.vectors.source import as_source
+from qinco.store.codes import open_encoded_set
+from qinco.vectors.rows import as_source
 
 OPERATIONS = (*OPERATIONS, "shutil.rmtree")
 ROWS, SHARD_ROWS, PART_ROWS = 50, 20, 30

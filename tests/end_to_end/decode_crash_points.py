@@ -22,8 +22,8 @@ from endings import OPERATIONS, content, ends_at
 
 from qinco.codec.decode_file import decode_file
 from qinco.errors import ConfigError
-from qinco.storage import decoded_part
-from qinco.storage.encoded_set import EncodedSet
+from qinco.store import decoded_part
+from qinco.store.codes import EncodedSet
 from qinco.vectors.formats import VectorWriter, open_array
 
 OPERATIONS = (*OPERATIONS, "os.truncate", "test.write")

@@ -22,7 +22,7 @@ ROW_BYTES = 16
 
 COMMAND = """
 import sys
-from qinco.storage import decoded_part
+from qinco.store import decoded_part
 from qinco.cli import main
 
 decoded_part._SECONDS_BETWEEN_RECORDS = 0.02
@@ -31,7 +31,7 @@ sys.exit(main(sys.argv[1:]))
 SIGNALLED = """
 import os, sys
 from qinco.cli import main
-from qinco.storage.decoded_part import DecodedPart
+from qinco.store.decoded_part import DecodedPart
 
 append, number, last = DecodedPart.append, int(sys.argv.pop(1)), int(sys.argv.pop(1))
 

@@ -133,7 +133,7 @@ def test_processes_share_the_work(folder, tmp_path, output):
 SIGNALLED = """
 import os, sys
 from qinco.cli import main
-from qinco.storage.code_store import CodeStore
+from qinco.store.code_store import CodeStore
 
 write, number = CodeStore.write, int(sys.argv.pop(1))
 

@@ -9,8 +9,8 @@ import pytest
 import qinco
 from qinco.cli import main
 from qinco.engines.coarse import GRAPH_LISTS
-from qinco.search.judge import measure
-from qinco.storage.index_folder import read_index
+from qinco.search.measure.tune import measure
+from qinco.store.folder import read_index
 from qinco.vectors.formats import write_vectors
 
 SMALL = {"num_steps": 3, "codebook_size": 16, "num_blocks": 1, "embed_dim": 12, "hidden_dim": 16, "epochs": 0}
@@ -55,7 +55,7 @@ def folder(tmp_path_factory) -> Path:
 def here(folder, monkeypatch):
     """In the folder, and measured in haste."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("qinco.search.pareto.MIN_SECONDS", 0)
+    monkeypatch.setattr("qinco.search.measure.sweep.MIN_SECONDS", 0)
 
 
 def run(*arguments: str) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from small_models import random_vectors
 
 from qinco.codec import Codec, ProductCodec
-from qinco.training.train import EpochReport, StepReport
+from qinco.training.loop import EpochReport, StepReport
 
 SMALL = {
     "num_steps": 2, "codebook_size": 8, "num_blocks": 1, "embed_dim": 6, "hidden_dim": 8, "num_pairs": 12,

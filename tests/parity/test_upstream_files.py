@@ -15,7 +15,7 @@ import torch
 
 from qinco.codec import Codec, ProductCodec, load_codec
 from qinco.codec.evaluate import evaluate
-from qinco.vectors.source import as_source
+from qinco.vectors.rows import as_source
 
 SMALL = Path(__file__).parents[1] / "data" / "upstream"
 FOLDERS = [SMALL, *([Path(os.environ["QINCO_PARITY"])] if "QINCO_PARITY" in os.environ else [])]

@@ -13,8 +13,8 @@ import torch
 
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.storage.decoder_file import load_pairwise, save_pairwise
-from qinco.storage.encoded_set import open_encoded_set
+from qinco.store.codes import open_encoded_set
+from qinco.store.decoder import load_pairwise, save_pairwise
 
 CODE_SIZE, CODEBOOK_SIZE = 4, 256
 

@@ -11,8 +11,8 @@ from small_models import random_model
 
 from qinco.codec import Codec
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines import reference
-from qinco.engines.reference import Encoder, StepTables, decode
+from qinco.engines import torch_engine
+from qinco.engines.torch_engine import Encoder, StepTables, decode
 
 SEEDS = st.integers(0, 2**31)
 # Inputs are drawn anew only when this file changes: two float32 sums that tie by chance are no failure.
@@ -119,7 +119,7 @@ rules = st.one_of(
 def test_results_do_not_depend_on_the_tile_or_the_order_of_rows(device, config, seed, rule, tile):
     model, x_ND, start_ND = problem(config, seed, device, 12)
     whole_NM, _ = Encoder(model, rule).encode(x_ND, start_ND)
-    with mock.patch.multiple(reference, TILE_CANDIDATES=tile, DEVICE_TILE_BYTES=1000 * tile):
+    with mock.patch.multiple(torch_engine, TILE_CANDIDATES=tile, DEVICE_TILE_BYTES=1000 * tile):
         tiled_NM, _ = Encoder(model, rule).encode(x_ND, start_ND)
     same_result(model, x_ND, start_ND, whole_NM, tiled_NM)
     order_N = torch.randperm(12, generator=torch.Generator().manual_seed(seed)).to(device)

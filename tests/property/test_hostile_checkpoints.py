@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from small_models import ARCHITECTURES, random_model
 from torch_files import get, integer, items, mapping, module, name, pickled, put, save_first_code, tensor, text, zipped
 
+from qinco.compat.torch_file import is_torch_file, read_torch_file
 from qinco.config import EncodeOptions
 from qinco.errors import DataError, QincoError
-from qinco.storage.codec_file import load_models, save_models
-from qinco.storage.torch_file import is_torch_file, read_torch_file
+from qinco.store.codec import load_models, save_models
 
 MOST_BYTES = 200 << 20
 QUICK = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -111,7 +111,7 @@ def test_a_call_beside_a_good_model_is_refused(tmp_path, good):
         "torch.storage _load_from_bytes", "torch._utils _rebuild_tensor", "torch.nn.modules.linear os",
         "torch.FloatStorage __class__", "numpy ndarray", "numpy.core.multiarray _reconstruct", "builtins getattr",
         "copyreg _reconstructor", "collections deque", "collections OrderedDict.fromkeys", "model_qinco QINCo.__init__",
-        "model_qinco __builtins__", "qinco.storage.torch_file read_torch_file",
+        "model_qinco __builtins__", "qinco.compat.torch_file read_torch_file",
     ],
 )  # fmt: skip
 def test_no_other_name_is_admitted(tmp_path, good, attribute):
@@ -336,4 +336,4 @@ def test_random_pickles_are_refused_or_inert(tmp_path, good, opcodes):
         content = read_torch_file(path)
     except DataError:
         return
-    assert type(content).__module__ in ("builtins", "numpy", "numpy.dtypes", "qinco.storage.torch_file")
+    assert type(content).__module__ in ("builtins", "numpy", "numpy.dtypes", "qinco.compat.torch_file")

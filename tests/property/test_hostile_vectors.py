@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from qinco.errors import DataError, QincoError
 from qinco.vectors.formats import SUFFIXES, open_array, read_integers, write_vectors
-from qinco.vectors.source import open_vectors
+from qinco.vectors.rows import open_vectors
 
 TABLES = {".hdf5": "h5py", ".h5": "h5py", ".parquet": "pyarrow"}
 MISSING = {suffix for suffix, package in TABLES.items() if importlib.util.find_spec(package) is None}
@@ -235,7 +235,7 @@ READER = """
 import resource, sys
 from pathlib import Path
 from qinco.errors import QincoError
-from qinco.vectors.source import open_vectors
+from qinco.vectors.rows import open_vectors
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qinco.engines.lists import InvertedLists, ListsBuilder, id_dtype
 from qinco.errors import DataError
-from qinco.storage.code_store import MANIFEST
-from qinco.storage.index_folder import read_index, read_index_manifest, write_index
+from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
+from qinco.store.code_store import MANIFEST
+from qinco.store.folder import read_index, read_index_manifest, write_index
 
 checked = settings(deadline=None, max_examples=100)
 

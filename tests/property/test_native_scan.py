@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_levels import LEVELS, needs_native
 
-from qinco.engines.lists import InvertedLists
-from qinco.engines.scan import Scanner, Shortlist, make_filter
+from qinco.search.lists import InvertedLists
+from qinco.search.scan import Scanner, Shortlist, make_filter
 
 pytestmark = needs_native
 LIST_SIZES = (0, 0, 1, 2, 63, 64, 65, 128, 200)

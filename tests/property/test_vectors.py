@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as npst
 
 from qinco.errors import DataError, QincoError
 from qinco.vectors.formats import VectorWriter, open_array, write_vectors
-from qinco.vectors.source import as_source, open_vectors
+from qinco.vectors.rows import as_source, open_vectors
 
 SHAPES = npst.array_shapes(min_dims=2, max_dims=2, max_side=9)
 NUMBER_TYPES = st.one_of(

@@ -1,13 +1,9 @@
 """`qinco bench`: how fast this machine encodes and decodes, and which machine it is."""
 
 import math
-import os
-import platform
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,13 +14,14 @@ from qinco.cli.overrides import Settings
 from qinco.cli.training import run_settings
 from qinco.codec.codec import Codec
 from qinco.codec.evaluate import median_us
+from qinco.codec.plan import plan_run
 from qinco.codec.product import ProductCodec
-from qinco.codec.run import plan_run
 from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions, ModelConfig
-from qinco.engines.choose import candidate_dtype
+from qinco.engines.engine import candidate_dtype
 from qinco.errors import ConfigError
+from qinco.machine import processor_name, usable_cores
 from qinco.model.qinco import Qinco
-from qinco.vectors.source import as_source
+from qinco.vectors.rows import as_source
 
 _DIM = 128
 _RULES = (PAPER_SEARCH, DEFAULT_SEARCH, EncodeOptions(num_pairs=16, beam_width=4))
@@ -165,58 +162,3 @@ def _report(settings: Settings, console: Console, rows: list[tuple]) -> None:
         return
     console.print_table(rows, ("model", "rule", "precision", "threads", "encode us", "encode vectors/s", "decode us"))
     console.print_result(machine, False)
-
-
-# Which machine it is: `root` is where /proc and /sys lie
-
-
-def processor_name(root: Path = Path("/")) -> str:
-    """What the processor calls itself, or its architecture where it says nothing."""
-    return cpuinfo(root).get("model name") or platform.processor() or platform.machine()
-
-
-def cpuinfo(root: Path = Path("/")) -> dict[str, str]:
-    """What the kernel says of the first processor; nothing where there is no such file."""
-    with suppress(OSError):
-        first, _, _ = (root / "proc/cpuinfo").read_text().partition("\n\n")
-        pairs = (line.partition(":") for line in first.splitlines())
-        return {name.strip(): value.strip() for name, _, value in pairs}
-    return {}
-
-
-def usable_cores(root: Path = Path("/")) -> int:
-    """Cores that this process can keep busy: those it may run on, within its control group's quota."""
-    quota, _ = group_limits(root)
-    allowed = len(os.sched_getaffinity(0))
-    return allowed if quota is None else min(allowed, max(1, math.ceil(quota)))
-
-
-def group_limits(root: Path = Path("/")) -> tuple[float | None, int | None]:
-    """Cores and bytes of memory that the control groups of this process (of either version) leave it; None: all."""
-    quotas, sizes = [], []
-    for folder in _group_folders(root):
-        quota = _integers(folder / "cpu.max")
-        quota = quota or _integers(folder / "cpu.cfs_quota_us") + _integers(folder / "cpu.cfs_period_us")
-        if len(quota) == 2 and quota[0] > 0:
-            quotas.append(quota[0] / quota[1])
-        sizes += _integers(folder / "memory.max") or _integers(folder / "memory.limit_in_bytes")
-    limits = [size for size in sizes if size < 1 << 60]  # version 1 writes no limit as a huge number
-    return min(quotas, default=None), min(limits, default=None)
-
-
-def _group_folders(root: Path) -> Iterator[Path]:
-    """The group of each controller and those around it; in a container some of them cannot be seen."""
-    with suppress(OSError, ValueError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            for controller in controllers.split(","):  # version 2 has one that is called ""
-                mount = root / "sys/fs/cgroup" / controller
-                group = mount / path.lstrip("/")
-                yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mount))
-
-
-def _integers(path: Path) -> list[int]:
-    try:
-        return [int(word) for word in path.read_text().split() if word != "max"]
-    except (OSError, ValueError):
-        return []

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import torch
 
+from qinco.atomic import check_output
 from qinco.cli import inputs
 from qinco.cli.console import Console, Progress
 from qinco.cli.overrides import Settings
 from qinco.codec.decode_file import decode_file, open_codes
 from qinco.codec.encode_file import Share, encode_file
-from qinco.codec.run import check_values
+from qinco.codec.plan import check_values
 from qinco.config import checkpoint_search
 from qinco.errors import ConfigError, DataError
-from qinco.files import check_output
+from qinco.machine import free_memory
 from qinco.maths.clustering import coarse_kmeans
-from qinco.memory import free_memory
-from qinco.storage.codec_file import CHECKPOINT_SUFFIX
-from qinco.storage.encoded_set import lists_beside
+from qinco.store.codec import CHECKPOINT_SUFFIX
+from qinco.store.codes import lists_beside
 from qinco.training.codebooks import sample
 from qinco.training.processes import Processes
 from qinco.vectors.formats import write_vectors

@@ -6,8 +6,8 @@ from qinco.cli.keys import ALIASES, KEYS, Key
 from qinco.cli.overrides import OPTIONS, find_task, split_task
 from qinco.cli.resolved import keys_of
 from qinco.cli.tasks import TASKS
+from qinco.datasets.named import DATASETS
 from qinco.errors import ConfigError
-from qinco.vectors.datasets import DATASETS
 
 FILES = "<file>"  # the candidate that stands for what the shell knows better: names of files
 
@@ -118,7 +118,7 @@ def _values(key: Key) -> list[str]:
     if key.name == "db":
         return [FILES, *DATASETS]
     if key.name == "name":
-        from qinco.vectors.catalogue import names
+        from qinco.datasets.catalogue import names
 
         return names()
     if key.kind in ("path", "paths"):

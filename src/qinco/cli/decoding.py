@@ -13,17 +13,17 @@ from qinco.cli.console import Console
 from qinco.cli.encoded import Encoded, same_centroids
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec, ProductCodec
-from qinco.codec.run import check_values
+from qinco.codec.plan import check_values
+from qinco.datasets.named import find_dataset
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.search import build as building
 from qinco.search.faiss_file import FaissIndex
 from qinco.search.index import Index
-from qinco.storage.decoder_file import load_pairwise
-from qinco.storage.encoded_set import is_directory
-from qinco.vectors.datasets import find_dataset
-from qinco.vectors.source import VectorSource
+from qinco.store.codes import is_directory
+from qinco.store.decoder import load_pairwise
+from qinco.vectors.rows import VectorSource
 
 _HELD_OUT = 20  # of so many training vectors one tells how well the tables decode vectors that they were not fitted to
 _FEWEST_HELD_OUT = 50

@@ -12,10 +12,10 @@ from qinco.cli.overrides import Settings
 from qinco.config import ModelConfig
 from qinco.errors import DataError
 from qinco.search.faiss_layout import KINDS, read_layout
-from qinco.storage.index_folder import is_index, read_index
+from qinco.store.folder import is_index, read_index
+from qinco.vectors.block_rows import split_table
 from qinco.vectors.formats import SUFFIXES, open_array
-from qinco.vectors.stored import read_start
-from qinco.vectors.tables import split_table
+from qinco.vectors.mapped import read_start
 
 _MOST_TEXT_BYTES = 1 << 28
 _HOLDING_CODES = (".npy", ".ivecs")  # and vectors, and anything else
@@ -77,7 +77,7 @@ def _describe_vectors(path: str, suffix: str) -> dict:
 
 def _describe_tensors(file: Path) -> dict:
     """A codec, pairwise decoder or training state of ours, whose header alone is read."""
-    from qinco.storage.header import open_tensors
+    from qinco.store.header import open_tensors
 
     with open_tensors(file, "numpy") as (header, tensors):
         if header["kind"] == "pairwise":
@@ -153,8 +153,8 @@ def _describe_index(folder: Path) -> dict:
 
 def _describe_checkpoint(file: Path) -> dict:
     """A checkpoint of the authors' code, or its pairwise decoder; the values of its tensors are not read."""
-    from qinco.storage.torch_file import StoredTensor, read_torch_file
-    from qinco.storage.upstream_format import describe_checkpoint
+    from qinco.compat.checkpoint_format import describe_checkpoint
+    from qinco.compat.torch_file import StoredTensor, read_torch_file
 
     content = read_torch_file(file)
     if isinstance(content, dict) and {"ivf_code_map", "codebook_MKD"} <= set(content):
@@ -174,7 +174,7 @@ def _describe_checkpoint(file: Path) -> dict:
 
 
 def _describe_codes(folder: Path) -> dict:
-    from qinco.storage.code_store import CodeStore, read_manifest
+    from qinco.store.code_store import CodeStore, read_manifest
 
     manifest = read_manifest(folder)
     bits = manifest.codebook_size.bit_length() - 1
@@ -199,7 +199,7 @@ def _folder_size(folder: Path) -> int:
 
 
 def _describe_encoded_set(file: Path) -> dict:
-    from qinco.storage.npz import npz_part, npz_rows, read_npz_sizes
+    from qinco.compat.encoded_sets import npz_part, npz_rows, read_npz_sizes
 
     name = file.name.removesuffix(file.suffix)
     if name.rpartition(".")[2].startswith("part_") and name.rpartition("part_")[2].isdecimal():

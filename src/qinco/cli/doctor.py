@@ -18,19 +18,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from qinco.cli.bench import cpuinfo, group_limits, processor_name, random_model, usable_cores
+from qinco.cli.bench import random_model
 from qinco.cli.console import Console, format_value
 from qinco.cli.overrides import Settings
 from qinco.codec.codec import Codec
 from qinco.config import PRESETS, EncodeOptions, ModelConfig
-from qinco.engines import cpu
-from qinco.engines.choose import candidate_dtype, choose_device, choose_engine, multiplies_bf16_fast
+from qinco.datasets.named import DATASETS
+from qinco.engines import native_engine
 from qinco.engines.coarse import faiss
-from qinco.engines.reference import Encoder
+from qinco.engines.engine import candidate_dtype, choose_device, choose_engine, multiplies_bf16_fast
+from qinco.engines.torch_engine import Encoder
 from qinco.errors import QincoError
+from qinco.machine import cpuinfo, group_limits, processor_name, usable_cores
 from qinco.native import library
-from qinco.vectors.datasets import DATASETS
-from qinco.vectors.source import as_source
+from qinco.vectors.rows import as_source
 from qinco.version import __version__
 
 # What the kernel calls the instructions that decide how fast vectors are encoded.
@@ -154,12 +155,12 @@ def _cores(root: Path) -> dict:
         with suppress(OSError):
             places.add(tuple((topology / name).read_text() for name in ("physical_package_id", "core_id")))
     allowed = len(os.sched_getaffinity(0))
-    quota, _ = group_limits(root)
+    quota = group_limits(root).cores
     return {"physical": len(places) or None, "logical": os.cpu_count(), "allowed": allowed, "quota": quota}
 
 
 def _memory(root: Path) -> dict:
-    sizes = {"total_bytes": None, "available_bytes": None, "limit_bytes": group_limits(root)[1]}
+    sizes = {"total_bytes": None, "available_bytes": None, "limit_bytes": group_limits(root).memory}
     with suppress(OSError):
         for line in (root / "proc/meminfo").read_text().splitlines():
             name, _, value = line.partition(":")
@@ -274,7 +275,7 @@ def self_check(device: torch.device) -> str | None:
     if not np.allclose(decoded_ND, expected_ND, rtol=1e-4, atol=1e-4):
         return f"decoded vectors differ from the search's by {np.abs(decoded_ND - expected_ND).max():.2g}"
     error = np.square(decoded_ND - x).sum()
-    for engine in ["torch", *(["native"] if cpu.can_run(config, device) else [])]:
+    for engine in ["torch", *(["native"] if native_engine.can_run(config, device) else [])]:
         for precision in ("float32", "bf16") if multiplies_bf16_fast(device) else ("float32",):
             rule = codec.encode_options.override(engine=engine, precision=precision)
             _, codes, lists = next(codec.encode_blocks(as_source(x), rule))

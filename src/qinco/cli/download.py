@@ -7,8 +7,8 @@ from pathlib import Path
 
 from qinco.cli.console import Console
 from qinco.cli.overrides import Settings
-from qinco.vectors.catalogue import PublishedFile, find_files
-from qinco.vectors.download import Notice, Progress, Report, fetch, is_present, part_path
+from qinco.datasets.catalogue import PublishedFile, find_files
+from qinco.datasets.fetch import Notice, Progress, Report, fetch, is_present, part_path
 
 
 def download(settings: Settings, console: Console) -> None:

@@ -14,15 +14,15 @@ import numpy as np
 from qinco.cli import inputs
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec, ProductCodec
-from qinco.codec.run import fingerprint, read_centroids
-from qinco.codes import check_codes, check_lists
+from qinco.codec.plan import fingerprint, read_centroids
+from qinco.compat.encoded_sets import npz_part, npz_rows, read_npz_sizes
 from qinco.errors import ConfigError, DataError
+from qinco.packing import check_codes, check_lists
 from qinco.search import build as building
-from qinco.storage.code_store import read_manifest
-from qinco.storage.encoded_set import EncodedSet, is_directory, lists_beside, open_encoded_set
-from qinco.storage.npz import npz_part, npz_rows, read_npz_sizes
-from qinco.vectors.source import VectorSource
-from qinco.vectors.stored import release_pages
+from qinco.store.code_store import read_manifest
+from qinco.store.codes import EncodedSet, is_directory, lists_beside, open_encoded_set
+from qinco.vectors.mapped import release_pages
+from qinco.vectors.rows import VectorSource
 
 _SAME_CENTROIDS = 1e-3  # of their spread: what normalising and back costs in float32
 

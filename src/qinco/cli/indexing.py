@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from qinco.atomic import check_output
 from qinco.cli import inputs
 from qinco.cli.console import Console
 from qinco.cli.decoding import Sample, draw, fit_lookup, joined, open_pairwise
@@ -28,21 +29,20 @@ from qinco.cli.interpolation import interpolate
 from qinco.cli.overrides import Settings
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codebook_size, fit_bytes, table_bytes
-from qinco.engines.scan import ENTRIES
 from qinco.errors import ConfigError, ResourceError
-from qinco.files import check_output
-from qinco.memory import free_memory
+from qinco.machine import free_memory
 from qinco.search import build as building
 from qinco.search.faiss_file import check_index_key, write_faiss
 from qinco.search.faiss_layout import read_layout
 from qinco.search.index_file import CODEC, put_pairwise, put_tables, settings_of
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
+from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
-from qinco.storage.code_store import MANIFEST
-from qinco.storage.decoder_file import save_pairwise
-from qinco.storage.encoded_set import is_directory, is_folder
-from qinco.storage.index_folder import check_index_output, is_index, write_index
+from qinco.store.code_store import MANIFEST
+from qinco.store.codes import is_directory, is_folder
+from qinco.store.decoder import save_pairwise
+from qinco.store.folder import check_index_output, is_index, write_index
 
 FAISS_SUFFIX = ".faissindex"
 _DECODER_SUFFIXES = (".safetensors", ".pt")

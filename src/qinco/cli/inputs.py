@@ -10,12 +10,12 @@ import torch
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec, ProductCodec, load_codec
 from qinco.config import EncodeOptions
-from qinco.engines.choose import choose_device
+from qinco.datasets.named import DATASETS, find_dataset
+from qinco.engines.engine import choose_device
 from qinco.errors import ConfigError, DataError
-from qinco.vectors.datasets import DATASETS, find_dataset
+from qinco.vectors.block_rows import split_table
 from qinco.vectors.formats import read_integers
-from qinco.vectors.source import VectorSource, open_vectors
-from qinco.vectors.tables import split_table
+from qinco.vectors.rows import VectorSource, open_vectors
 
 
 def device_of(settings: Settings) -> torch.device:

@@ -10,11 +10,11 @@ from qinco.cli.decoding import open_decoder
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec, ProductCodec
 from qinco.codec.evaluate import evaluate, measure_time
-from qinco.codec.run import split_validation
+from qinco.codec.plan import split_validation
 from qinco.errors import DataError
 from qinco.maths.metrics import recall
 from qinco.search import exhaustive
-from qinco.vectors.source import VectorSource
+from qinco.vectors.rows import VectorSource
 
 
 def eval_database(settings: Settings, console: Console) -> None:

@@ -14,27 +14,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qinco.atomic import check_output
 from qinco.cli import inputs, measuring
-from qinco.cli.bench import processor_name, usable_cores
 from qinco.cli.console import Console
 from qinco.cli.decoding import lookup_of, open_index, open_pairwise_of_index
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec, ProductCodec
+from qinco.datasets.named import find_dataset
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.engines.coarse import faiss_threads
 from qinco.errors import ConfigError, DataError
-from qinco.files import check_output
+from qinco.machine import processor_name, usable_cores
 from qinco.search.faiss_file import FaissIndex
-from qinco.search.front_plot import check_plot_path, plot_fronts
 from qinco.search.index import Index
-from qinco.search.judge import measure
+from qinco.search.measure.plot import check_plot_path, plot_fronts
+from qinco.search.measure.sweep import Conditions, Setting, SweepResult, combinations, sweep
+from qinco.search.measure.tune import measure
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
-from qinco.search.pareto import Conditions, Setting, SweepResult, combinations, sweep
 from qinco.search.pipeline import Stages, network_decoder
-from qinco.storage.encoded_set import is_directory
-from qinco.storage.index_folder import read_index_manifest
-from qinco.vectors.datasets import find_dataset
+from qinco.store.codes import is_directory
+from qinco.store.folder import read_index_manifest
 
 _OF_VECTORS = ("A", "B", "C", "prefix", "trainset")
 _OF_AN_INDEX = ("output", "plot", *(f"search.{name}" for name in ("nthreads", "batch_size", *Setting._fields)))

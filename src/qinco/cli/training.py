@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 
+from qinco.atomic import check_output
 from qinco.cli import inputs
 from qinco.cli.console import Console, format_duration, format_value
 from qinco.cli.overrides import Settings
@@ -13,12 +14,11 @@ from qinco.codec.codec import Codec
 from qinco.codec.fit import fit
 from qinco.codec.product import ProductCodec
 from qinco.errors import ConfigError
-from qinco.files import check_output
-from qinco.storage.codec_file import CHECKPOINT_SUFFIX
-from qinco.storage.train_state import state_path
+from qinco.store.codec import CHECKPOINT_SUFFIX
+from qinco.store.run_state import state_path
 from qinco.training.estimate import Estimate
+from qinco.training.loop import EpochReport, StepReport
 from qinco.training.processes import Processes
-from qinco.training.train import EpochReport, StepReport
 
 _WARN_UNUSED = 0.02
 

@@ -10,20 +10,20 @@ from hashlib import sha256
 import numpy as np
 import torch
 
-from qinco.codes import check_codes, check_lists, code_dtype
+from qinco.atomic import check_output
 from qinco.config import EncodeOptions, ModelConfig, require_int
-from qinco.engines import cpu
-from qinco.engines.choose import candidate_dtype, choose_device, choose_engine, make_encoder
+from qinco.engines import native_engine
 from qinco.engines.coarse import assigner_of
-from qinco.engines.reference import decode
+from qinco.engines.engine import candidate_dtype, choose_device, choose_engine, make_encoder
+from qinco.engines.torch_engine import decode
 from qinco.errors import DataError
-from qinco.files import check_output
 from qinco.maths.devices import to_device
 from qinco.model.qinco import Qinco
 from qinco.native.library import NativeModel
-from qinco.storage.codec_file import load_models, save_models
-from qinco.vectors.ahead import read_ahead
-from qinco.vectors.source import VectorSource, as_source
+from qinco.packing import check_codes, check_lists, code_dtype
+from qinco.store.codec import load_models, save_models
+from qinco.vectors.prefetch import read_ahead
+from qinco.vectors.rows import VectorSource, as_source
 
 _BLOCK_BYTES, _DEVICE_BLOCK_BYTES = 1 << 24, 1 << 28  # a device needs more vectors to be busy
 
@@ -251,7 +251,7 @@ class Codec:
             if packed is None:
                 reached_ND = decode(self.model, codes_NM, start_ND, dtype)
             else:
-                reached_ND = cpu.decode(packed, codes_NM, start_ND)
+                reached_ND = native_engine.decode(packed, codes_NM, start_ND)
             yield first, self.model.denormalize(reached_ND)
 
     def decode_prefixes(self, codes_NM: np.ndarray, lists_N: np.ndarray | None = None) -> Iterator[torch.Tensor]:
@@ -284,7 +284,7 @@ class Codec:
         if choose_engine(engine, self.config, self.device) == "torch":
             return None
         if dtype not in self._packings:
-            self._packings[dtype] = cpu.pack(self.model, dtype)
+            self._packings[dtype] = native_engine.pack(self.model, dtype)
         return self._packings[dtype]
 
     def _check_steps(self, num_steps: int | None) -> int:

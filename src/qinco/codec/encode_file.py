@@ -13,15 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
+from qinco.atomic import check_output
 from qinco.codec.codec import Codec
 from qinco.codec.encode_place import Place
+from qinco.codec.plan import fingerprint
 from qinco.codec.product import ProductCodec
-from qinco.codec.run import fingerprint
-from qinco.codes import code_dtype
+from qinco.compat.encoded_sets import npz_part
 from qinco.config import EncodeOptions, require_int
 from qinco.errors import ConfigError
-from qinco.files import check_output
-from qinco.storage.code_store import (
+from qinco.packing import code_dtype
+from qinco.store.code_store import (
     CodeStore,
     Manifest,
     check_same_codes,
@@ -31,9 +32,8 @@ from qinco.storage.code_store import (
     remove_temporaries,
     shard_rows,
 )
-from qinco.storage.encoded_set import EncodedSet, lists_beside, open_encoded_set, write_encoded_set
-from qinco.storage.npz import npz_part
-from qinco.vectors.source import VectorSource
+from qinco.store.codes import EncodedSet, lists_beside, open_encoded_set, write_encoded_set
+from qinco.vectors.rows import VectorSource
 
 _CHECK_ROWS = 64
 

@@ -13,7 +13,7 @@ from qinco.codec.product import ProductCodec
 from qinco.config import EncodeOptions
 from qinco.errors import DataError
 from qinco.maths.devices import to_device
-from qinco.vectors.source import VectorSource
+from qinco.vectors.rows import VectorSource
 
 _TIMED_VECTORS = 10_000
 _REPEATS = 3

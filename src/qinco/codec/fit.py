@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qinco.atomic import check_output, write_atomically
 from qinco.codec.codec import Codec
-from qinco.codec.run import Run, check_same_run, check_values, plan_run, split_validation
-from qinco.engines.choose import choose_device
+from qinco.codec.plan import Run, check_same_run, check_values, plan_run, split_validation
+from qinco.engines.engine import choose_device
 from qinco.errors import ConfigError, DataError
-from qinco.files import check_output, write_atomically
 from qinco.model.qinco import Qinco
-from qinco.storage.codec_file import save_models
-from qinco.storage.train_state import load_state, save_state, state_path
+from qinco.store.codec import save_models
+from qinco.store.run_state import load_state, save_state, state_path
 from qinco.training.codebooks import set_scales, set_steps, start_model
 from qinco.training.estimate import Estimate, estimate
+from qinco.training.loop import EpochReport, StepReport, Training
 from qinco.training.processes import Processes
-from qinco.training.train import EpochReport, StepReport, Training
-from qinco.vectors.source import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source
 from qinco.version import __version__
 
 _SAVE_SECONDS = 300

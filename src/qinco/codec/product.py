@@ -13,19 +13,19 @@ import faiss
 import numpy as np
 import torch
 
+from qinco.atomic import check_output
 from qinco.codec.codec import Codec, as_integers
 from qinco.codec.fit import fit
-from qinco.codec.run import check_values, plan_run, split_validation
+from qinco.codec.plan import check_values, plan_run, split_validation
 from qinco.config import EncodeOptions, ModelConfig, require_int
-from qinco.engines.choose import choose_device
+from qinco.engines.engine import choose_device
 from qinco.errors import ConfigError, DataError
-from qinco.files import check_output
 from qinco.maths.devices import to_device
-from qinco.storage.codec_file import CHECKPOINT_SUFFIX, load_models, save_models
-from qinco.storage.train_state import state_path
+from qinco.store.codec import CHECKPOINT_SUFFIX, load_models, save_models
+from qinco.store.run_state import state_path
 from qinco.training.codebooks import sample
 from qinco.training.processes import Processes
-from qinco.vectors.source import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source
 
 _OPQ_ROWS = 65_536
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from qinco.codes import check_codes, check_lists
 from qinco.errors import DataError
 from qinco.maths.leastsquares import fit_additive_tables
+from qinco.packing import check_codes, check_lists
 
 BLOCK_ROWS = 4096
 

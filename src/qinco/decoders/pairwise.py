@@ -19,8 +19,8 @@ from torch.nn.functional import embedding_bag
 from qinco.decoders.lookup import LookupDecoder, checked_codes
 from qinco.decoders.pair_tables import fit_pair_tables
 from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.machine import free_memory
 from qinco.maths.clustering import kmeans, nearest
-from qinco.memory import free_memory
 
 LIST_STREAMS = 5
 MOST_CODEWORDS = 256

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qinco.config import ModelConfig
-from qinco.model.network import Step
+from qinco.model.step import Step
 
 
 class Qinco(nn.Module):

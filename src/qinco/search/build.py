@@ -13,14 +13,14 @@ from qinco.codec.product import ProductCodec
 from qinco.config import MAX_LISTS, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.engines.lists import InvertedLists, ListsBuilder, id_dtype
-from qinco.engines.scan import ENTRIES
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import coarse_kmeans, nearest
 from qinco.maths.devices import to_device
+from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
 from qinco.search.metric import Metric
+from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
-from qinco.vectors.source import VectorSource
+from qinco.vectors.rows import VectorSource
 
 FIT_ROWS = 1_000_000  # that look-up tables are fitted to, at most
 PAIRWISE_ROWS = 300_000

@@ -12,13 +12,13 @@ from threading import Lock
 import faiss
 import numpy as np
 
-from qinco.codes import check_codes, check_lists
+from qinco.atomic import write_atomically
 from qinco.engines.coarse import faiss_reason, search_effort
-from qinco.engines.scan import Shortlist
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.files import write_atomically
+from qinco.packing import check_codes, check_lists
 from qinco.search.faiss_layout import MAX_BITS, MAX_STEPS, FaissLayout, read_layout
-from qinco.vectors.stored import release_pages
+from qinco.search.scan import Shortlist
+from qinco.vectors.mapped import release_pages
 
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qinco.codes import packed_size, unpack_codes
 from qinco.engines.faiss_bytes import FaissBytes
 from qinco.errors import DataError
-from qinco.vectors.stored import file_size, map_file, read_start
+from qinco.packing import packed_size, unpack_codes
+from qinco.vectors.mapped import file_size, map_file, read_start
 
 MAX_STEPS, MAX_BITS = 256, 16
 KINDS = {"IwRQ": "residual quantizer", "IwLS": "local search quantizer"}

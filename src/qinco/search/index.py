@@ -16,16 +16,16 @@ from qinco.codec.codec import Codec
 from qinco.codec.product import ProductCodec
 from qinco.config import EncodeOptions, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.engines.lists import InvertedLists
-from qinco.engines.scan import make_filter
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.search import build as building
 from qinco.search.build import FIT_ROWS, Progress, silent
 from qinco.search.ids import admitted_ids, as_ids, check_new, next_ids
+from qinco.search.lists import InvertedLists
 from qinco.search.options import SearchOptions
 from qinco.search.pipeline import Stages, as_queries, network_decoder
+from qinco.search.scan import make_filter
 from qinco.search.tables import SearchTables
-from qinco.vectors.source import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source
 
 _BATCH_BYTES = 1 << 25  # of a batch's shortlists
 _MOST_RESULTS = (1 << 31) - 1
@@ -333,13 +333,13 @@ class Index:
     def tune(
         self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, on_progress: Progress = silent
     ) -> SearchOptions:
-        """Fit `options` to a recall: see `qinco.search.judge.tune`."""
-        from qinco.search.judge import tune
+        """Fit `options` to a recall: see `qinco.search.measure.tune.tune`."""
+        from qinco.search.measure.tune import tune
 
         return tune(self, queries, ground_truth, target_recall, k, on_progress)
 
     def evaluate(self, vectors, num_queries: int | None = None) -> dict:
-        """What the index finds again among vectors that it has not seen: see `qinco.search.evaluate.evaluate`."""
-        from qinco.search.evaluate import evaluate
+        """Estimate recall on held-out vectors: see `qinco.search.measure.evaluate`."""
+        from qinco.search.measure.evaluate import evaluate
 
         return evaluate(self, vectors, num_queries)

@@ -12,17 +12,17 @@ from qinco.config import require_bool, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.engines.coarse import CoarseAssigner
-from qinco.engines.lists import InvertedLists
-from qinco.engines.scan import ENTRIES
 from qinco.errors import ConfigError, DataError
 from qinco.search.build import fill_lists, silent
 from qinco.search.faiss_file import FaissIndex
 from qinco.search.index import Index
+from qinco.search.lists import InvertedLists
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
+from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
-from qinco.storage.decoder_file import load_pairwise, save_pairwise
-from qinco.storage.index_folder import IndexFolder, IndexWriter, read_index, write_index
+from qinco.store.decoder import load_pairwise, save_pairwise
+from qinco.store.folder import IndexFolder, IndexWriter, read_index, write_index
 
 _FILE_SUFFIXES = (".faissindex", ".safetensors", ".pt", ".npy", ".npz", ".json")
 _LEVEL_ROWS = 200_000

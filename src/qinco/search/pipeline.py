@@ -13,12 +13,12 @@ from torch import Tensor
 
 from qinco.codec.codec import Codec
 from qinco.codec.product import ProductCodec
-from qinco.engines.scan import Shortlist
 from qinco.errors import DataError
 from qinco.maths.devices import to_device
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
-from qinco.vectors.source import VectorSource, as_source
+from qinco.search.scan import Shortlist
+from qinco.vectors.rows import VectorSource, as_source
 
 _BLOCK_VALUES = 1 << 19  # of reconstructions that are compared at a time: they stay in the cache
 _DEVICE_BLOCK_VALUES = 1 << 25  # a device needs more of them to be busy

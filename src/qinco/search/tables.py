@@ -11,12 +11,12 @@ import numpy as np
 
 from qinco.decoders.lookup import LookupDecoder
 from qinco.engines.coarse import GRAPH_LISTS, CoarseAssigner, faiss_threads
-from qinco.engines.lists import InvertedLists
-from qinco.engines.scan import Scanner, Shortlist
 from qinco.maths.levels import fit_levels, nearest_level
 from qinco.native.scanner import Filter
+from qinco.search.lists import InvertedLists
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
+from qinco.search.scan import Scanner, Shortlist
 
 _LEVEL_ROWS = 200_000
 _MOST_PROBES = 1 << 22

@@ -5,8 +5,8 @@ from contextlib import closing
 
 import numpy as np
 
-from qinco.vectors.ahead import read_ahead
-from qinco.vectors.source import VectorSource
+from qinco.vectors.prefetch import read_ahead
+from qinco.vectors.rows import VectorSource
 
 _RUN_ROWS = 1024
 _BUFFER_BYTES = 1 << 27

@@ -13,7 +13,7 @@ from qinco.maths.clustering import nearest, residual_kmeans
 from qinco.maths.devices import to_device
 from qinco.model.qinco import Qinco
 from qinco.training.options import TrainOptions
-from qinco.vectors.source import VectorSource
+from qinco.vectors.rows import VectorSource
 
 STATISTICS_ROWS = 100_000
 _SAMPLE_ROWS = 100_000

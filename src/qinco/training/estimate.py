@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from qinco.engines.choose import make_encoder
+from qinco.engines.engine import make_encoder
 from qinco.maths.clustering import BEAM_WIDTH, KMEANS_ROWS
 from qinco.maths.devices import to_device
 from qinco.training.codebooks import CodewordUse, sample_rows
-from qinco.training.train import Training, prefix_losses
+from qinco.training.loop import Training, prefix_losses
 
 _ROWS = 256
 

@@ -12,15 +12,15 @@ from typing import BinaryIO
 
 import numpy as np
 
+from qinco.atomic import write_atomically
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
-from qinco.files import write_atomically
-from qinco.vectors.framed import FRAMED_TYPES, FramedRows, frame, open_framed
+from qinco.vectors.block_rows import split_table
+from qinco.vectors.fvecs import FRAMED_TYPES, FramedRows, frame, open_framed
 from qinco.vectors.hdf5 import open_hdf5
-from qinco.vectors.headed import BIN_TYPES, MAX_BIN_ROWS, bin_header, npy_header, open_bin, open_npy
+from qinco.vectors.mapped import MAX_DIM, StoredRows, check_matrix, check_shape, file_size
+from qinco.vectors.npy_bin import BIN_TYPES, MAX_BIN_ROWS, bin_header, npy_header, open_bin, open_npy
 from qinco.vectors.parquet import open_parquet
-from qinco.vectors.stored import MAX_DIM, StoredRows, check_matrix, check_shape, file_size
-from qinco.vectors.tables import split_table
 
 __all__ = [
     "MAX_DIM", "SUFFIXES", "WRITE_ROWS", "FramedRows", "StoredRows", "VectorWriter", "check_matrix", "check_shape",

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from qinco.errors import ConfigError, DataError, QincoError
-from qinco.vectors.stored import MAX_DIM, check_matrix, map_file, release_pages
-from qinco.vectors.tables import BLOCK_BYTES, BlockRows, choose_table, list_names, reason
+from qinco.vectors.block_rows import BLOCK_BYTES, BlockRows, choose_table, list_names, reason
+from qinco.vectors.mapped import MAX_DIM, check_matrix, map_file, release_pages
 
 _DEFLATE, _SHUFFLE = 1, 2  # numbers of HDF5's filters
 _MAX_CHUNKS = 1 << 22  # their addresses are read one by one, and kept

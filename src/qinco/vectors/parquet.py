@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from qinco.errors import ConfigError, DataError
+from qinco.vectors.block_rows import BlockRows, choose_table, list_names, reason
+from qinco.vectors.mapped import MAX_DIM
 from qinco.vectors.parquet_layout import ColumnChunk, check_chunks, check_pages, read_layout
-from qinco.vectors.stored import MAX_DIM
-from qinco.vectors.tables import BlockRows, choose_table, list_names, reason
 
 _BATCH_BYTES = 1 << 24  # unpacking takes several times as much
 

@@ -1,7 +1,6 @@
 """Which cases `bench` measures and how it reports them; never how long anything takes."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from qinco.cli.overrides import parse_arguments
 from qinco.codec import Codec, ProductCodec
 from qinco.config import PRESETS, EncodeOptions, ModelConfig
 from qinco.errors import ConfigError
+from qinco.machine import processor_name, usable_cores
 
 TINY = ("M=2", "K=16", "L=1", "dh=16", "de=16")
 
@@ -79,8 +79,8 @@ def test_what_a_case_holds(capsys, bf16):
         assert row["encode_vectors_per_second"] == pytest.approx(1e6 / row["encode_us"])
     assert len({row["decode_us"] for row in report["results"]}) == 1
     assert report["torch"] == torch.__version__
-    assert report["processor"] == bench.processor_name()
-    assert report["cores"] == bench.usable_cores()
+    assert report["processor"] == processor_name()
+    assert report["cores"] == usable_cores()
     assert report["device"] == "cpu"
     assert report["weights"].startswith("random")
 
@@ -209,48 +209,3 @@ def test_random_models_are_repeatable():
     first, second, other = (bench.random_model(config, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["steps.0.codebook.weight"], other["steps.0.codebook.weight"])
-
-
-# Control groups
-
-
-def test_groups_of_version_2(tmp_path):
-    write(tmp_path / "proc/self/cgroup", "0::/outer/inner\n")
-    groups = tmp_path / "sys/fs/cgroup"
-    write(groups / "outer/inner/cpu.max", "max 100000\n")
-    write(groups / "outer/inner/memory.max", "max\n")
-    assert bench.group_limits(tmp_path) == (None, None)
-    write(groups / "outer/cpu.max", "250000 100000\n")
-    write(groups / "outer/memory.max", "5000\n")
-    assert bench.group_limits(tmp_path) == (2.5, 5000)
-    write(groups / "outer/inner/cpu.max", "50000 100000\n")
-    write(groups / "memory.max", "4000\n")
-    assert bench.group_limits(tmp_path) == (0.5, 4000)
-    assert bench.usable_cores(tmp_path) == 1
-
-
-def test_groups_of_version_1(tmp_path):
-    write(tmp_path / "proc/self/cgroup", "5:memory:/box\n4:cpu,cpuacct:/box\n1:name=systemd:/\n0::/\n")
-    groups = tmp_path / "sys/fs/cgroup"
-    write(groups / "cpu/cpu.cfs_quota_us", "-1\n")
-    write(groups / "cpu/cpu.cfs_period_us", "100000\n")
-    write(groups / "memory/memory.limit_in_bytes", "9223372036854771712\n")
-    assert bench.group_limits(tmp_path) == (None, None)
-    write(groups / "cpu/cpu.cfs_quota_us", "300000\n")
-    write(groups / "memory/box/memory.limit_in_bytes", "7000\n")
-    assert bench.group_limits(tmp_path) == (3.0, 7000)
-
-
-@pytest.mark.parametrize("text", ["", "0::/\n", "nonsense\n"])
-def test_groups_that_say_nothing(tmp_path, text):
-    write(tmp_path / "proc/self/cgroup", text)
-    write(tmp_path / "sys/fs/cgroup/cpu.max", "what\n")
-    assert bench.group_limits(tmp_path) == (None, None)
-    assert bench.usable_cores(tmp_path) == bench.usable_cores(tmp_path / "nothing") >= 1
-
-
-def test_a_quota_of_many_cores_gives_none_that_are_not_there(tmp_path):
-    write(tmp_path / "proc/self/cgroup", "0::/\n")
-    write(tmp_path / "sys/fs/cgroup/cpu.max", "100000000 100000\n")
-    assert math.isclose(bench.group_limits(tmp_path)[0], 1000)
-    assert bench.usable_cores(tmp_path) == bench.usable_cores(tmp_path / "nothing")

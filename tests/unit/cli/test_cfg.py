@@ -10,9 +10,9 @@ from qinco.cli.overrides import parse_arguments
 from qinco.cli.resolved import RULE, SIZES, TRAINING, keys_of, resolve
 from qinco.cli.tasks import TASKS
 from qinco.cli.training import run_settings
-from qinco.codec.run import plan_run
-from qinco.vectors.datasets import DATASETS
-from qinco.vectors.source import as_source
+from qinco.codec.plan import plan_run
+from qinco.datasets.named import DATASETS
+from qinco.vectors.rows import as_source
 
 TRAIN = ("train", "trainset=x", "output=y")
 DIM = 12

@@ -14,7 +14,7 @@ from qinco.cli.console import Console
 from qinco.cli.overrides import parse_arguments
 from qinco.config import ENGINES
 from qinco.engines.coarse import CoarseAssigner
-from qinco.engines.reference import Encoder
+from qinco.engines.torch_engine import Encoder
 from qinco.errors import QincoError
 from qinco.native import library
 from qinco.version import __version__

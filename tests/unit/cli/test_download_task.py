@@ -11,7 +11,7 @@ from published_server import Misbehaviour, http_server
 
 from qinco.cli import download as download_module
 from qinco.cli import main
-from qinco.vectors.download import fetch
+from qinco.datasets.fetch import fetch
 from qinco.vectors.formats import open_array, write_vectors
 
 ROWS = np.random.default_rng(5).integers(0, 256, (50, 128), np.uint8)

@@ -7,7 +7,7 @@ from qinco.codec import Codec, ProductCodec, load_codec
 from qinco.codec.evaluate import evaluate, measure_time
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
-from qinco.vectors.source import as_source
+from qinco.vectors.rows import as_source
 
 RULE = EncodeOptions(num_pairs=6, beam_width=3, precision="float32")
 

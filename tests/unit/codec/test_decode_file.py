@@ -12,9 +12,9 @@ from qinco.codec import Codec, ProductCodec
 from qinco.codec.decode_file import SUFFIXES, decode_file, open_codes
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.storage import decoded_part
-from qinco.storage.decoded_part import DecodedPart
-from qinco.storage.encoded_set import EncodedSet, write_encoded_set
+from qinco.store import decoded_part
+from qinco.store.codes import EncodedSet, write_encoded_set
+from qinco.store.decoded_part import DecodedPart
 from qinco.vectors.formats import VectorWriter, open_array, write_vectors
 
 RULE = EncodeOptions(num_pairs=8, beam_width=4, precision="float32")

@@ -11,17 +11,17 @@ import pytest
 import torch
 from small_models import ARCHITECTURES, random_model, random_vectors
 
-from qinco import files
+from qinco import atomic as files
 from qinco.codec import Codec, ProductCodec, encode_place
 from qinco.codec import encode_file as module
 from qinco.codec.encode_file import Share, encode_file
+from qinco.compat import encoded_sets as npz
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.storage import npz
-from qinco.storage.code_store import CodeStore
-from qinco.storage.encoded_set import open_encoded_set
+from qinco.store.code_store import CodeStore
+from qinco.store.codes import open_encoded_set
 from qinco.vectors.formats import write_vectors
-from qinco.vectors.source import VectorSource, as_source, open_vectors
+from qinco.vectors.rows import VectorSource, as_source, open_vectors
 
 RULE = EncodeOptions(num_pairs=8, beam_width=4, precision="float32")
 FILES = ["codes.npy", "codes.ivecs", "codes.raw", "codes.npz"]

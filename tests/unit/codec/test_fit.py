@@ -10,8 +10,8 @@ from qinco.codec import Codec
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError
 from qinco.training.estimate import Estimate
-from qinco.training.train import EpochReport, StepReport
-from qinco.vectors.source import as_source
+from qinco.training.loop import EpochReport, StepReport
+from qinco.vectors.rows import as_source
 
 SMALL = {
     "num_steps": 3, "codebook_size": 8, "num_blocks": 1, "embed_dim": 6, "hidden_dim": 8, "num_pairs": 12,

@@ -7,7 +7,7 @@ from qinco.codec import Codec, ProductCodec
 from qinco.codec.product import _Columns, _SharedBlocks, fit_rotation
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError
-from qinco.vectors.source import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source
 
 RULE = EncodeOptions(num_pairs=6, beam_width=3, precision="float32")
 SMALL = {

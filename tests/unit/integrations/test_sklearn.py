@@ -11,10 +11,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from qinco.codec.codec import Codec
-from qinco.codec.run import split_validation
+from qinco.codec.plan import split_validation
 from qinco.errors import ConfigError, DataError
 from qinco.integrations.sklearn import QincoTransformer
-from qinco.vectors.source import as_source
+from qinco.vectors.rows import as_source
 
 QUICK = {"num_steps": 2, "codebook_size": 4, "epochs": 1, "device": "cpu"}
 LOWERED = "ignore:codebook_size=256 is more than:UserWarning"

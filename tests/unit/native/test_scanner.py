@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from native_levels import LEVELS, needs_native
 
-from qinco.engines.lists import InvertedLists
 from qinco.errors import ResourceError
 from qinco.native import scanner as module
 from qinco.native.scanner import Filter, NativeScanner
+from qinco.search.lists import InvertedLists
 
 pytestmark = needs_native
 NO_LEVELS = np.zeros(256, np.float32)

@@ -6,12 +6,12 @@ from small_models import random_model
 from qinco.codec import Codec
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.decoders.lookup import LookupDecoder
-from qinco.engines.lists import InvertedLists
 from qinco.errors import ConfigError, DataError
 from qinco.search import build
 from qinco.search.build import silent
+from qinco.search.lists import InvertedLists
 from qinco.search.metric import Metric
-from qinco.vectors.source import as_source
+from qinco.vectors.rows import as_source
 
 
 def test_codes_of_a_byte_are_needed():

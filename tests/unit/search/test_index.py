@@ -22,7 +22,7 @@ from qinco.search.index import Index
 from qinco.search.metric import METRICS
 from qinco.search.options import SearchOptions
 from qinco.vectors.formats import write_vectors
-from qinco.vectors.source import as_source
+from qinco.vectors.rows import as_source
 
 QUERIES_QD = vectors(40, 1)
 LAST = 2**63 - 1

@@ -11,8 +11,8 @@ from qinco.search import tables as tables_module
 from qinco.search.index import Index
 from qinco.search.index_file import CODEC, GRAPH, PAIRWISE
 from qinco.search.options import SearchOptions
-from qinco.storage.code_store import MANIFEST
-from qinco.storage.index_folder import read_index, read_index_manifest, write_index
+from qinco.store.code_store import MANIFEST
+from qinco.store.folder import read_index, read_index_manifest, write_index
 
 QUERIES_QD = vectors(20, 1)
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from qinco.engines.scan import Shortlist
 from qinco.errors import DataError
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
 from qinco.search.pipeline import STAGES, Stages, as_queries, take
+from qinco.search.scan import Shortlist
 
 Q, N, D = 5, 40, 3
 GENERATOR = np.random.default_rng(0)

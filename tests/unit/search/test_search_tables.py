@@ -6,10 +6,10 @@ from small_indexes import DIM, NUM_VECTORS, built, trained, vectors
 
 from qinco.decoders.lookup import LookupDecoder
 from qinco.engines import coarse
-from qinco.engines.scan import make_filter
 from qinco.search import tables as module
 from qinco.search.metric import METRICS
 from qinco.search.options import SearchOptions
+from qinco.search.scan import make_filter
 from qinco.search.tables import SearchTables
 
 QUERIES_QD = vectors(30, 1)

@@ -7,7 +7,7 @@ import pytest
 
 from qinco.training import batches as module
 from qinco.training.batches import batches
-from qinco.vectors.source import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source
 
 PATIENCE = 60  # seconds, before a test that would wait for ever fails
 

@@ -4,13 +4,13 @@ import torch
 from small_models import ARCHITECTURES, random_model, random_vectors
 
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines.reference import Encoder
+from qinco.engines.torch_engine import Encoder
 from qinco.errors import DataError
 from qinco.maths.clustering import residual_kmeans
 from qinco.model.qinco import Qinco
 from qinco.training.codebooks import CodewordUse, redraw_unused, sample, set_normalization, start_model
 from qinco.training.options import TrainOptions
-from qinco.vectors.source import as_source
+from qinco.vectors.rows import as_source
 
 
 def test_a_sample_is_of_distinct_rows():

@@ -6,7 +6,7 @@ import pytest
 
 from qinco.errors import ConfigError, DataError
 from qinco.vectors.formats import open_array, read_integers, write_vectors
-from qinco.vectors.source import open_vectors
+from qinco.vectors.rows import open_vectors
 
 h5py = pytest.importorskip("h5py")
 DATA = np.random.default_rng(0).standard_normal((57, 10)).astype(np.float32)

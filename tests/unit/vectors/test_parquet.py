@@ -5,7 +5,7 @@ import pytest
 
 from qinco.errors import ConfigError, DataError
 from qinco.vectors.formats import open_array, read_integers
-from qinco.vectors.source import open_vectors
+from qinco.vectors.rows import open_vectors
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

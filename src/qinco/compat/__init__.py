@@ -1,0 +1,1 @@
+"""Files of other programs: the authors' checkpoints and encoded sets."""

@@ -1,0 +1,1 @@
+"""Public data sets and published models: names, addresses, downloads."""

@@ -1,0 +1,130 @@
+"""The native engine: a model's weights rearranged for the compiled kernels, and the search that runs them.
+
+Exact rearrangements, besides the tables of the torch engine: the first hidden layer's part of a reconstruction is one
+product (up · W_x), and where the stream has a width of its own its basis is turned so that the output projection's
+columns are orthogonal, which makes a candidate's distance a sum over the stream instead of a product.
+
+Shape suffixes: N vectors, D dimension, M steps, K codewords, E stream width, H hidden width.
+"""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from qinco.config import EncodeOptions, ModelConfig
+from qinco.errors import ConfigError
+from qinco.model.qinco import Qinco
+from qinco.model.step import Step
+from qinco.native.library import NativeModel, Sizes, StepArrays, is_available
+
+_TABLE_BYTES = 1 << 30
+_MOST_PAIRS = 1 << 31  # hypotheses times codewords
+_MOST_CROSSED = 1024  # codewords, up to which products of all pairs of two codebooks are kept
+
+
+def can_run(config: ModelConfig, device: torch.device) -> bool:
+    """Whether the native engine is there and serves a model: its tables over codewords must fit in a gigabyte."""
+    dim, stream, hidden = (-(-width // 64) * 64 for width in (config.dim, config.embed_dim, config.hidden_dim))
+    tables = 4 * config.num_steps * config.codebook_size * (2 * dim + 2 * stream + hidden)
+    return device.type == "cpu" and tables <= _TABLE_BYTES and is_available()
+
+
+@torch.no_grad()
+def pack(model: Qinco, dtype: torch.dtype) -> NativeModel:
+    """The model as it is now, with candidates evaluated in `dtype` (float32 or bfloat16)."""
+    config = model.config
+    sizes = Sizes(
+        config.dim, config.embed_dim, config.hidden_dim, config.num_blocks, config.codebook_size, config.num_steps,
+        config.codeword_skip, not config.starts_from_coarse, dtype is torch.bfloat16,
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # products and eigenvectors would depend on how many there are
+    try:
+        steps = [_arrays(step) for step in model.steps]
+        if not model.steps[0].conditioned and config.has_preselector and config.codebook_size <= _MOST_CROSSED:
+            for first, second in zip(model.steps[:1], model.steps[1:2], strict=False):
+                cross_KK = first.codebook.weight.double() @ second.preselector.weight.double().T
+                steps[1] = replace(steps[1], first_cross=_numpy(cross_KK))
+    finally:
+        torch.set_num_threads(threads)
+    return NativeModel(sizes, steps)
+
+
+class NativeEncoder:
+    """Searches codes with a packed model, as `engines.reference.Encoder` does; uses torch's number of threads."""
+
+    def __init__(self, packed: NativeModel, options: EncodeOptions):
+        size, beam = packed.sizes.codewords, options.beam_width
+        if beam * size >= _MOST_PAIRS:
+            raise ConfigError(f"B={beam} (beam_width) is too wide for K={size}: give less than {_MOST_PAIRS // size}")
+        self.packed, self.options = packed, options
+
+    def encode(self, x_ND: Tensor, start_ND: Tensor, num_steps: int | None = None) -> tuple[Tensor, Tensor]:
+        """Codes of normalised vectors, int64 (N, num_steps), and the reconstructions that the search arrived at."""
+        codes_NM, reached_ND = self.packed.encode(
+            x_ND.numpy(),
+            start_ND.numpy(),
+            num_candidates=self.options.num_candidates,
+            num_pairs=self.options.num_pairs,
+            beam_width=self.options.beam_width,
+            num_steps=num_steps or self.packed.sizes.steps,
+            threads=torch.get_num_threads(),
+        )
+        return torch.from_numpy(codes_NM.astype("int64")), torch.from_numpy(reached_ND)
+
+
+def decode(packed: NativeModel, codes_NM: Tensor, start_ND: Tensor) -> Tensor:
+    """Normalised reconstructions, float32 (N, D), of codes (int64)."""
+    decoded_ND = packed.decode(codes_NM.numpy(), start_ND.numpy(), threads=torch.get_num_threads())
+    return torch.from_numpy(decoded_ND)
+
+
+def _arrays(step: Step) -> StepArrays:
+    # In double precision, because float32 products depend on where in memory their factors lie: equal models must be
+    # packed equally.
+    step = deepcopy(step).double()
+    codebook_KD = step.codebook.weight
+    if not step.conditioned:
+        return StepArrays(_numpy(codebook_KD))
+    stream_KE = step.embed(codebook_KD)
+    stream_x_ED = step.concat.from_reconstruction(torch.eye(codebook_KD.shape[1], dtype=torch.float64)).T
+    arrays = {}
+    if step.preselector is not None:
+        arrays["preselector"] = _numpy(step.preselector.weight)
+    if step.blocks:
+        up_HE = step.blocks[0].up.weight
+        arrays |= {"hidden_table": _numpy(stream_KE @ up_HE.T), "hidden_x": _numpy(up_HE @ stream_x_ED)}
+    up, down = [block.up.weight for block in step.blocks], [block.down.weight for block in step.blocks]
+    if step.project_out is not None:
+        out_DE, basis_EE = _orthogonal_outputs(step.project_out.weight)
+        stream_KE, stream_x_ED = stream_KE @ basis_EE, basis_EE.T @ stream_x_ED
+        up, down = [weight @ basis_EE for weight in up], [basis_EE.T @ weight for weight in down]
+        arrays |= {
+            "project_out": _numpy(out_DE),
+            "gram": _numpy(out_DE.square().sum(0)),
+            "codeword_back": _numpy(codebook_KD @ out_DE),
+        }
+    return StepArrays(
+        _numpy(codebook_KD),
+        stream_table=_numpy(stream_KE),
+        stream_x=_numpy(stream_x_ED),
+        up=tuple(map(_numpy, up)),
+        down=tuple(map(_numpy, down)),
+        **arrays,
+    )
+
+
+def _orthogonal_outputs(out_DE: Tensor) -> tuple[Tensor, Tensor]:
+    """The output projection in a basis of the stream in which its columns are orthogonal, and that basis (E, E)."""
+    # Rounded: what is left of the order of a sum must not turn the basis.
+    gram_EE = (out_DE.T @ out_DE).float().double()
+    if not gram_EE.isfinite().all():  # a training that has diverged: whoever asked will see it in what comes out
+        return out_DE, torch.eye(len(gram_EE), dtype=torch.float64)
+    basis_EE = torch.linalg.eigh(gram_EE)[1]
+    return out_DE @ basis_EE, basis_EE
+
+
+def _numpy(tensor: Tensor):
+    return tensor.detach().float().numpy()

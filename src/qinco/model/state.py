@@ -1,0 +1,56 @@
+"""Checks of a model's tensors as a file holds them, before a model is made of them."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from qinco.config import ModelConfig
+from qinco.errors import DataError
+from qinco.model.qinco import Qinco
+
+
+def check_promise(path, config: ModelConfig, num_tensors: int) -> None:
+    """Raise DataError where a configuration promises more tensors than a file holds, before more is done for it."""
+    conditioned = config.num_steps - (not config.starts_from_coarse)
+    if config.num_steps + 2 * conditioned * config.num_blocks > num_tensors:
+        raise DataError(f"{path} does not fit its configuration: it holds {num_tensors} tensors only")
+
+
+def state_shapes(config: ModelConfig) -> dict[str, Tensor]:
+    """Names of a model's tensors, and tensors without values that have their shapes; no model of M steps is built."""
+    shapes = Qinco.empty(replace(config, num_steps=min(2, config.num_steps))).state_dict()
+    second = {name.removeprefix("steps.1."): t for name, t in shapes.items() if name.startswith("steps.1.")}
+    for step in range(2, config.num_steps):  # all alike
+        shapes.update({f"steps.{step}.{name}": tensor for name, tensor in second.items()})
+    return shapes
+
+
+def check_shapes(path, tensors: dict, expected: dict[str, Tensor]) -> None:
+    """Raise DataError unless `tensors` (whatever has a shape) has the names and shapes of `expected`."""
+    for name in sorted(set(tensors) ^ set(expected)):
+        state = "unexpected" if name in tensors else "missing"
+        raise DataError(f"{path} does not fit its configuration: tensor {name} is {state}")
+    for name, tensor in expected.items():
+        found = tuple(tensors[name].shape)
+        if found != tensor.shape:
+            raise DataError(
+                f"{path} does not fit its configuration: tensor {name} is {found}, not {tuple(tensor.shape)}"
+            )
+
+
+def check_values(path, tensors: dict[str, Tensor]) -> None:
+    """Raise DataError unless all tensors are float32 and finite."""
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise DataError(
+                f"{path} does not fit its configuration: tensor {name} is {tensor.dtype}, not torch.float32"
+            )
+        if not tensor.isfinite().all():
+            raise DataError(f"{path} is damaged: tensor {name} holds values that are not finite")
+
+
+def check_scale(path, model: Qinco) -> None:
+    """Raise DataError unless the scale that vectors are divided by is positive and finite."""
+    if not 0 < model.scale < torch.inf:
+        raise DataError(f"{path} is damaged: its scale is {model.scale.item()}")

@@ -1,0 +1,1 @@
+"""Measuring an index: recall and time, sweeps, fitted options."""

@@ -1,0 +1,197 @@
+"""Shortlists from inverted lists by look-up tables: with the native kernels, or plainly in numpy without them.
+
+The value of a vector is the base of its list plus a table entry for each of its codes and for its scalar. With
+x̂ = c + r, c its list's centroid and r the sum of its codes' rows of the tables (QINCo2, section 4):
+    ‖q − x̂‖² = ‖q − c‖² − 2⟨q, r⟩ + s,  s = 2⟨c, r⟩ + ‖r‖²;   −⟨q, x̂⟩ = −⟨q, c⟩ − ⟨q, r⟩
+The tables ⟨q, ·⟩ depend on the query alone, not on the list; s is stored in a byte.
+
+Shape suffixes: V lists, D dimension, M codes of a vector, K codewords, Q queries, P lists visited, S vectors of a
+shortlist, N vectors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qinco.native.library import is_available
+from qinco.native.scanner import ENTRIES, Filter, NativeScanner
+from qinco.search.lists import InvertedLists
+
+_DENSE = 256  # bits of a filter that are no more than this for each admitted id are worth their memory
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """Vectors near each query, nearest first, of equal ones the first visited.
+
+    Places that are not filled hold +inf, -1, -1 and zeros: where there are no more vectors, or only such whose values
+    float32 cannot hold.
+
+    values:  float32 (Q, S), squared L2 distances or negative inner products
+    ids:     int64 (Q, S)      lists: int32 (Q, S)     codes: uint8 (Q, S, M)
+    scanned: int64 (Q,), the vectors that were looked at
+    """
+
+    values: np.ndarray
+    ids: np.ndarray
+    lists: np.ndarray
+    codes: np.ndarray
+    scanned: np.ndarray
+
+    @property
+    def found(self) -> np.ndarray:
+        """Vectors of each query's shortlist, int64 (Q,)."""
+        return (self.lists >= 0).sum(1)
+
+
+class Scanner:
+    """Look-up tables and centroids, ready to search any inverted lists that were made with them.
+
+    centroids_VD: float32 (V, D)     tables_MKD: float32 (M, K, D), K ≤ 256
+    levels:       float32 (256,), what a scalar byte stands for
+    is_native:    whether the native kernels are used; `native=False` leaves them out
+    """
+
+    def __init__(
+        self,
+        centroids_VD: np.ndarray,
+        tables_MKD: np.ndarray,
+        levels: np.ndarray,
+        *,
+        inner_product: bool = False,
+        native: bool | None = None,
+    ):
+        assert tables_MKD.shape[1] <= ENTRIES
+        # Distances do not change with the origin, and a near one keeps what is summed small and exact.
+        shift_D = np.zeros(centroids_VD.shape[1]) if inner_product else centroids_VD.mean(0, np.float64)
+        self._shift_D = shift_D.astype(np.float32)
+        centroids_VD = np.asarray(centroids_VD, np.float32) - self._shift_D
+        missing = ENTRIES - tables_MKD.shape[1]
+        tables_MKD = np.pad(np.asarray(tables_MKD, np.float32), ((0, 0), (0, missing), (0, 0)), "edge")
+        self.num_lists, self.inner_product = len(centroids_VD), inner_product
+        self.is_native = is_available() if native is None else native
+        kind = NativeScanner if self.is_native else _PlainScanner
+        self._scanner = kind(centroids_VD, tables_MKD, np.asarray(levels, np.float32), inner_product)
+
+    def probe(self, queries_QD: np.ndarray, nprobe: int, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest centroids of float32 queries (Q, D), all compared: lists int32 and bases float32, (Q, nprobe)."""
+        return self._scanner.probe(self._shifted(queries_QD), min(nprobe, self.num_lists), threads)
+
+    def scan(
+        self,
+        queries_QD: np.ndarray,
+        probes_QP: np.ndarray,
+        bases_QP: np.ndarray,
+        segments: Sequence[InvertedLists],
+        num_short: int,
+        *,
+        nprobe: int | None = None,
+        admitted: Filter | None = None,
+        threads: int = 1,
+    ) -> Shortlist:
+        """The `num_short` vectors of least value in the lists that `probe` gave (−1: none further).
+
+        nprobe:   lists that are visited; further ones while a shortlist is not full. All of them without it.
+        admitted: which ids may be found
+        """
+        return Shortlist(
+            *self._scanner.scan(
+                self._shifted(queries_QD), probes_QP, bases_QP, segments, num_short,
+                nprobe=probes_QP.shape[1] if nprobe is None else nprobe, admitted=admitted, threads=threads,
+            )
+        )  # fmt: skip
+
+    def scalars(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int = 1) -> np.ndarray:
+        """s of codes uint8 (N, M) in their lists: float32 (N,); all zero for inner products, which have none."""
+        if self.inner_product:
+            return np.zeros(len(codes_NM), np.float32)
+        return self._scanner.scalars(codes_NM, lists_N, threads)
+
+    def _shifted(self, queries_QD: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(queries_QD - self._shift_D, np.float32)
+
+
+def make_filter(admitted_N: np.ndarray) -> Filter:
+    """What `Scanner.scan` looks ids up in: bits where they are dense, otherwise the ids (int64, ascending, unique)."""
+    first = int(admitted_N[0]) if len(admitted_N) else 0
+    length = int(admitted_N[-1]) - first + 1 if len(admitted_N) else 0
+    if length > _DENSE * max(len(admitted_N), 1):
+        return Filter(None, 0, np.ascontiguousarray(admitted_N, np.int64))
+    bits = np.zeros(-(-length // 8), np.uint8)
+    places_N = admitted_N - first
+    np.bitwise_or.at(bits, places_N // 8, (1 << (places_N % 8)).astype(np.uint8))
+    return Filter(bits, first, None)
+
+
+class _PlainScanner:
+    """What `NativeScanner` computes, in numpy: slow, and what it is tested against."""
+
+    def __init__(self, centroids_VD, tables_MKD, levels, inner_product):
+        self.centroids_VD, self.tables_MKD, self.levels = centroids_VD, tables_MKD, levels
+        self.inner_product = inner_product
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def probe(self, queries_QD, nprobe, threads):
+        products_QV = queries_QD @ self.centroids_VD.T
+        if self.inner_product:
+            values_QV = -products_QV
+        else:
+            squares_V, squares_Q = (self.centroids_VD**2).sum(1), (queries_QD**2).sum(1)
+            values_QV = np.maximum(squares_Q[:, None] + squares_V - 2 * products_QV, 0)
+        values_QV[np.isnan(values_QV)] = np.inf
+        probes_QP = np.argsort(values_QV, axis=1, kind="stable")[:, :nprobe]
+        return probes_QP.astype(np.int32), np.take_along_axis(values_QV, probes_QP, 1)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def scan(self, queries_QD, probes_QP, bases_QP, segments, num_short, *, nprobe, admitted, threads):
+        num_queries, steps = len(queries_QD), len(self.tables_MKD)
+        values_QS = np.full((num_queries, num_short), np.inf, np.float32)
+        ids_QS = np.full((num_queries, num_short), -1, np.int64)
+        lists_QS = np.full((num_queries, num_short), -1, np.int32)
+        codes_QSM = np.zeros((num_queries, num_short, steps), np.uint8)
+        scanned_Q = np.zeros(num_queries, np.int64)
+        factor = -1 if self.inner_product else -2
+        for query in range(num_queries):
+            table_MK = factor * (self.tables_MKD @ queries_QD[query])
+            found = []
+            for place, (probe, base) in enumerate(zip(probes_QP[query], bases_QP[query], strict=True)):
+                if probe < 0 or (place >= nprobe and sum(len(part[0]) for part in found) >= num_short):
+                    break
+                for segment in segments:
+                    rows = np.arange(segment.starts[probe], segment.starts[probe + 1])
+                    scanned_Q[query] += len(rows)
+                    rows = rows if admitted is None else rows[_admits(admitted, segment.ids[rows])]
+                    codes_NM, scalars_N = segment.rows(rows)
+                    values_N = np.full(len(rows), base, np.float32)
+                    for entries_K, codes_N in zip(table_MK, codes_NM.T, strict=True):  # in this order they are rounded
+                        values_N += entries_K[codes_N]
+                    values_N += self.levels[scalars_N]
+                    columns = (values_N, segment.ids[rows].astype(np.int64), np.full(len(rows), probe), codes_NM)
+                    found.append([column[np.isfinite(values_N)] for column in columns])
+            if not found:
+                continue
+            values_N, ids_N, lists_N, codes_NM = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            best = np.argsort(values_N, kind="stable")[:num_short]
+            for target, source in (
+                (values_QS, values_N), (ids_QS, ids_N), (lists_QS, lists_N), (codes_QSM, codes_NM)
+            ):  # fmt: skip
+                target[query, : len(best)] = source[best]
+        return values_QS, ids_QS, lists_QS, codes_QSM, scanned_Q
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def scalars(self, codes_NM, lists_N, threads):
+        r_ND = np.zeros((len(codes_NM), self.centroids_VD.shape[1]), np.float32)
+        for table_KD, codes_N in zip(self.tables_MKD, codes_NM.T, strict=True):
+            r_ND += table_KD[codes_N]
+        return np.einsum("nd,nd->n", 2 * self.centroids_VD[lists_N] + r_ND, r_ND)
+
+
+def _admits(admitted: Filter, ids_N: np.ndarray) -> np.ndarray:
+    if admitted.bits is None:
+        return np.isin(ids_N, admitted.sorted)
+    places_N = ids_N.astype(np.int64) - admitted.first
+    inside = (places_N >= 0) & (places_N < len(admitted))
+    places_N = places_N[inside]
+    inside[inside] = admitted.bits[places_N // 8] >> (places_N % 8) & 1
+    return inside

@@ -1,0 +1,93 @@
+"""A codec in one file: weights, architecture, search rule and where it came from.
+
+Our own is a safetensors file; the authors' checkpoints (.pt) are read and written in its place.
+"""
+
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qinco.compat.checkpoints import read_checkpoint, write_checkpoint
+from qinco.compat.torch_file import is_torch_file
+from qinco.config import EncodeOptions, ModelConfig
+from qinco.errors import ConfigError, DataError
+from qinco.model.qinco import Qinco
+from qinco.model.state import check_promise, check_scale, check_shapes, check_values, state_shapes
+from qinco.store.tensors import read_tensors, write_tensors
+
+KIND = "codec"
+CHECKPOINT_SUFFIX = ".pt"
+_ROTATION = "rotation"
+
+
+def save_models(
+    path, models: list[Qinco], rotation_DD: Tensor | None, options: EncodeOptions, provenance: dict
+) -> None:
+    """Write a codec of one model, or of one for each part of the vectors (PQ-QINCo).
+
+    A path that ends in .pt is written as a checkpoint of the authors' code; raises ConfigError for what it cannot hold.
+    """
+    if Path(path).suffix.lower() == CHECKPOINT_SUFFIX:
+        write_checkpoint(path, models, options, provenance)
+        return
+    header = {
+        "model": models[0].config.to_dict(),
+        "num_parts": len(models),
+        "encode": options.to_dict(),
+        "provenance": provenance,
+    }
+    tensors = {
+        f"{_prefix(part, len(models))}{name}": tensor
+        for part, model in enumerate(models)
+        for name, tensor in model.state_dict().items()
+    }
+    if rotation_DD is not None:
+        tensors[_ROTATION] = rotation_DD
+    write_tensors(path, KIND, header, tensors)
+
+
+def load_models(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, EncodeOptions, dict]:
+    """What `save_models` or the authors' code wrote, on the CPU: models, rotation or None, search rule, provenance.
+
+    Raises DataError where the file is not a codec, or holds other tensors than its configuration says.
+    """
+    if is_torch_file(path) or Path(path).suffix.lower() == CHECKPOINT_SUFFIX:
+        return read_checkpoint(path)
+    header, tensors = read_tensors(path, KIND)
+    config = parse_config(path, ModelConfig, header.get("model"))
+    options = parse_config(path, EncodeOptions, header.get("encode"))
+    count, provenance = header.get("num_parts", 1), header.get("provenance", {})
+    if not isinstance(count, int) or count < 1 or not isinstance(provenance, dict):
+        raise DataError(f"{path} has a damaged qinco header")
+    check_promise(path, config, len(tensors) // count)
+    expected = {f"{_prefix(p, count)}{n}": t for p in range(count) for n, t in state_shapes(config).items()}
+    if count > 1 and _ROTATION in tensors:
+        expected[_ROTATION] = torch.empty(config.dim * count, config.dim * count, device="meta")
+    check_shapes(path, tensors, expected)
+    check_values(path, tensors)
+    models = []
+    for part in range(count):
+        model = Qinco.empty(config)
+        prefix = _prefix(part, count)
+        model.load_state_dict({name: tensors[prefix + name] for name in model.state_dict()}, assign=True)
+        check_scale(path, model)
+        models.append(model.eval().requires_grad_(False))
+    return models, tensors.get(_ROTATION), options, provenance
+
+
+def parse_config(path, kind: type, values):
+    """A configuration dataclass from a header's object; raises DataError where it does not fit."""
+    try:
+        known = {field.name for field in fields(kind)}
+        if not isinstance(values, dict) or not set(values) <= known:
+            raise DataError(f"{path} has a damaged or unknown {kind.__name__} in its header")
+        return kind(**values)
+    except (ConfigError, TypeError) as error:
+        raise DataError(f"{path} has a damaged {kind.__name__} in its header: {str(error)[:200]}") from None
+
+
+def _prefix(part: int, count: int) -> str:
+    return "" if count == 1 else f"parts.{part}."

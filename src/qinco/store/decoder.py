@@ -1,0 +1,192 @@
+"""Pairwise decoders in files: `.safetensors` is ours, `.pt` the authors' form, either way.
+
+Shape suffixes: M codes of a vector, K codewords, V lists, I streams of a list, S = M + I streams, P pairs, J = K² joint
+codes, D dimension.
+"""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qinco.atomic import write_atomically
+from qinco.compat.torch_file import StoredTensor, is_torch_file, read_torch_file
+from qinco.decoders.pairwise import MOST_CODEWORDS, PairwiseDecoder
+from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.store.tensors import read_tensors, write_tensors
+
+KIND = "pairwise"
+_UPSTREAM_KEYS = ("ivf_code_map", "combine_mvals_m", "codebook_MKD")
+
+
+def save_pairwise(path: str | os.PathLike, decoder: PairwiseDecoder) -> None:
+    """Write a decoder, whole or not at all: in the authors' form to `.pt`, in ours to `.safetensors`.
+
+    Their form has no tables of single codes, which are added to those of pairs, and no centroids. Raises ConfigError
+    for another suffix, and for a decoder without lists, which their form cannot express.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".pt":
+        _write_upstream(path, decoder)
+    elif suffix == ".safetensors":
+        _write_ours(path, decoder)
+    else:
+        raise ConfigError(f"{path} does not end in .safetensors, nor in .pt as QINCo's pairwise decoders do: rename it")
+
+
+def load_pairwise(
+    path: str | os.PathLike, code_size: int | None = None, centroids_VD: np.ndarray | None = None
+) -> PairwiseDecoder:
+    """Read a decoder of either form; executes nothing.
+
+    code_size: M, the codes of a vector; needed for the authors' form, which does not tell it
+    centroids_VD: float32 (V, D), in the place of what the file has; the authors' form has none
+
+    Raises ConfigError where code_size is needed, DataError where the file is missing, damaged, foreign, or made for
+    other codes or centroids.
+    """
+    is_upstream = is_torch_file(path) or Path(path).suffix.lower() == ".pt"
+    read = _read_upstream if is_upstream else _read_ours
+    decoder = read(path, code_size, centroids_VD)
+    if code_size is not None and decoder.code_size != code_size:
+        raise DataError(f"{path} decodes codes of M={decoder.code_size}, not M={code_size}")
+    return decoder
+
+
+# ours
+
+
+def _write_ours(path, decoder: PairwiseDecoder) -> None:
+    arrays = {
+        "tables": decoder.tables_MKD,
+        "pairs": decoder.pairs_P2,
+        "pair_tables": decoder.tables_PJD,
+        "list_codes": decoder.list_codes_VI,
+        "centroids": decoder.centroids_VD,
+    }
+    present = {name: np.require(array, requirements="CW") for name, array in arrays.items() if array is not None}
+    tensors = {name: torch.from_numpy(array) for name, array in present.items()}
+    write_tensors(path, KIND, {"scale": decoder.scale}, tensors)
+
+
+def _read_ours(path, code_size: int | None, centroids_VD: np.ndarray | None) -> PairwiseDecoder:
+    header, tensors = read_tensors(path, KIND)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items() if tensor.dtype != torch.bfloat16}
+    required = {"tables", "pairs", "pair_tables"}
+    if not required <= set(arrays) <= required | {"list_codes", "centroids"}:
+        raise DataError(f"{path} is damaged: it has the tensors {', '.join(sorted(tensors))}")
+    scale = header.get("scale")
+    if not isinstance(scale, float) or not 0 < scale < math.inf:
+        raise DataError(f"{path} is damaged: its scale is {str(scale)[:50]}")
+    if centroids_VD is None:
+        centroids_VD = arrays.get("centroids")
+    return _checked(
+        path, arrays["tables"], arrays["pairs"], arrays["pair_tables"], scale, arrays.get("list_codes"), centroids_VD
+    )
+
+
+# the authors'
+
+
+def _read_upstream(path, code_size: int | None, centroids_VD: np.ndarray | None) -> PairwiseDecoder:
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or set(content) != set(_UPSTREAM_KEYS):
+        raise DataError(f"{path} is no pairwise decoder: one has {', '.join(_UPSTREAM_KEYS)}")
+    stored = [content[name] for name in _UPSTREAM_KEYS]
+    if not all(isinstance(tensor, StoredTensor) for tensor in stored):
+        raise DataError(f"{path} is damaged: it holds something else than tensors")
+    if sum(tensor.nbytes for tensor in stored) > 2 * Path(path).stat().st_size:
+        raise DataError(f"{path} is damaged: its tensors share their values")
+    if code_size is None:
+        raise ConfigError(f"{path} does not tell how many codes a vector has: give the codec (model=) it was made for")
+    list_codes_VI, pairs_2P, tables_PJD = (tensor.read() for tensor in stored)
+    if tables_PJD.ndim != 3 or list_codes_VI.ndim != 2 or not _lie_below(list_codes_VI, MOST_CODEWORDS):
+        raise DataError(f"{path} is damaged: it has tensors of impossible shape or list codes out of range")
+    size = math.isqrt(tables_PJD.shape[1])
+    tables_MKD = np.zeros((code_size, size, tables_PJD.shape[2]), np.float32)
+    pairs_P2, list_codes_VI = np.ascontiguousarray(pairs_2P.T), list_codes_VI.astype(np.uint8)
+    return _checked(path, tables_MKD, pairs_P2, tables_PJD, 1.0, list_codes_VI, centroids_VD)
+
+
+def _write_upstream(path, decoder: PairwiseDecoder) -> None:
+    if decoder.list_codes_VI is None:
+        raise ConfigError(f"{path}: QINCo's form of a pairwise decoder needs lists (IVF), save *.safetensors instead")
+    pairs_P2, tables_PJD = _folded(decoder)
+    content = {
+        "ivf_code_map": torch.from_numpy(decoder.list_codes_VI).long(),
+        "combine_mvals_m": torch.from_numpy(np.ascontiguousarray(pairs_P2.T)),
+        "codebook_MKD": torch.from_numpy(tables_PJD),
+    }
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise ResourceError(f"cannot write {path}: {error.__context__ or error}") from error
+
+
+def _folded(decoder: PairwiseDecoder) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (P, 2) and tables float32 (P, K², D) that hold the tables of single codes, too.
+
+    Each is added to the first pair with its code; codes in no pair get pairs of their own.
+    """
+    size, dim = decoder.codebook_size, decoder.dim
+    alone = [m for m in range(decoder.code_size) if m not in decoder.pairs_P2]
+    if len(alone) % 2:
+        alone.append(decoder.code_size)  # the first of the list's streams, to make a pair
+    pairs_P2 = np.concatenate([decoder.pairs_P2, np.array(alone, np.int64).reshape(-1, 2)])
+    tables_PKKD = np.zeros((len(pairs_P2), size, size, dim), np.float32)
+    tables_PKKD[: decoder.num_pairs] = decoder.tables_PJD.reshape(-1, size, size, dim)
+    tables_PKKD *= np.float32(decoder.scale)
+    for m, table_KD in enumerate(decoder.tables_MKD):
+        pair = int(np.flatnonzero((pairs_P2 == m).any(1))[0])
+        tables_PKKD[pair] += table_KD[:, None] if pairs_P2[pair, 0] == m else table_KD[None]
+    return pairs_P2, tables_PKKD.reshape(len(pairs_P2), size**2, dim)
+
+
+# both
+
+
+def _checked(path, tables_MKD, pairs_P2, tables_PJD, scale, list_codes_VI, centroids_VD) -> PairwiseDecoder:
+    """A decoder of arrays that fit each other and hold what they should; raises DataError for any others."""
+    if tables_MKD.dtype != np.float32 or tables_MKD.ndim != 3 or 0 in tables_MKD.shape:
+        raise DataError(f"{path} is damaged: its tables are {tables_MKD.dtype} of shape {tables_MKD.shape}")
+    num_steps, size, dim = tables_MKD.shape
+    if size > MOST_CODEWORDS:
+        raise DataError(f"{path} is damaged: it is for K={size}, pairwise decoders are for up to {MOST_CODEWORDS}")
+    if tables_PJD.dtype not in (np.float32, np.float16) or tables_PJD.shape != (len(pairs_P2), size**2, dim):
+        raise DataError(
+            f"{path} is damaged: its tables of pairs are {tables_PJD.dtype} of shape {tables_PJD.shape}, "
+            f"not {(len(pairs_P2), size**2, dim)}"
+        )
+    num_streams = num_steps
+    if list_codes_VI is not None:
+        if list_codes_VI.dtype != np.uint8 or list_codes_VI.ndim != 2 or not _lie_below(list_codes_VI, size):
+            raise DataError(f"{path} is damaged: its list codes are no numbers below K={size}")
+        num_streams += list_codes_VI.shape[1]
+    if pairs_P2.dtype != np.int64 or pairs_P2.shape[1:] != (2,) or not _lie_below(pairs_P2, num_streams):
+        raise DataError(
+            f"{path} pairs other codes than there are: numbers below {num_streams} were expected for M={num_steps}"
+        )
+    if not all(np.isfinite(table).all() for tables in (tables_MKD, tables_PJD) for table in tables):
+        raise DataError(f"{path} is damaged: its tables hold values that are not finite")
+    _check_centroids(path, list_codes_VI, centroids_VD, dim)
+    return PairwiseDecoder(tables_MKD, pairs_P2, tables_PJD, scale, list_codes_VI, centroids_VD)
+
+
+def _check_centroids(path, list_codes_VI, centroids_VD, dim: int) -> None:
+    if centroids_VD is None:
+        return
+    num_lists = 0 if list_codes_VI is None else len(list_codes_VI)
+    if centroids_VD.dtype != np.float32 or centroids_VD.shape != (num_lists, dim):
+        raise DataError(
+            f"{path} is for {num_lists} lists in {dim} dimensions: "
+            f"the centroids are {centroids_VD.dtype} of shape {centroids_VD.shape}"
+        )
+    if not np.isfinite(centroids_VD).all():
+        raise DataError(f"{path}: the centroids hold values that are not finite")
+
+
+def _lie_below(numbers: np.ndarray, bound: int) -> bool:
+    return numbers.dtype.kind in "iu" and (not numbers.size or (numbers.min() >= 0 and numbers.max() < bound))

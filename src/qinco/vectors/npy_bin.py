@@ -1,0 +1,86 @@
+"""npy, and fbin, u8bin, i8bin and ibin: one header, then all values as one matrix that is mapped as it lies.
+
+The header of the `bin` formats of the big-ann benchmarks is two little-endian uint32, the numbers of rows and columns.
+"""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from qinco.errors import DataError
+from qinco.vectors.mapped import MAX_DIM, check_matrix, check_size, map_file, read_start
+
+BIN_TYPES = {".fbin": np.dtype("<f4"), ".u8bin": np.dtype("u1"), ".i8bin": np.dtype("i1"), ".ibin": np.dtype("<i4")}
+MAX_BIN_ROWS = 2**32 - 1
+_NPY_HEADER_BYTES = 65536
+_BIN_HEADER = struct.Struct("<II")
+
+
+def open_npy(path: Path, size: int) -> np.ndarray:
+    """Map an npy file of `size` bytes; raises DataError unless it holds exactly a matrix of numbers."""
+    shape, is_fortran, dtype, offset = _parse_npy_header(path)
+    if dtype.hasobject:
+        raise DataError(f"{path} holds pickled Python objects, which are never loaded: save an array of numbers")
+    check_matrix(shape, dtype, str(path))
+    num_rows, dim = shape
+    if num_rows < 0 or dim > MAX_DIM:
+        raise DataError(f"{path} is damaged: its header claims the shape {shape}")
+    check_size(path, size, offset + num_rows * dim * dtype.itemsize, f"{shape}, {dtype}")
+    if num_rows == 0:  # nothing that could be mapped
+        return np.empty(shape, dtype)
+    return map_file(path, dtype, shape, offset, "F" if is_fortran else "C")
+
+
+def npy_header(shape: tuple[int, int], dtype: np.dtype) -> bytes:
+    """The bytes before the values of an npy file; as many for any number of rows."""
+    header = io.BytesIO()
+    description = {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    npy_format.write_array_header_1_0(header, description)
+    return header.getvalue()
+
+
+def open_bin(path: Path, size: int) -> np.ndarray:
+    """Map an fbin, u8bin, i8bin or ibin file of `size` bytes; raises DataError unless they are those of its header."""
+    suffix = path.suffix.lower()
+    start = read_start(path, _BIN_HEADER.size)
+    if len(start) < _BIN_HEADER.size:
+        raise DataError(f"{path} is truncated: its {size} bytes are less than the header of a {suffix} file")
+    dtype, offset = BIN_TYPES[suffix], _BIN_HEADER.size
+    num_rows, dim = _BIN_HEADER.unpack(start)
+    if not 1 <= dim <= MAX_DIM:
+        raise DataError(f"{path} is not a {suffix} file: its header claims {num_rows} rows of dimension {dim}")
+    expected, there = offset + num_rows * dim * dtype.itemsize, (size - offset) // (dim * dtype.itemsize)
+    if size < expected:
+        raise DataError(
+            f"{path} is truncated: its header promises {num_rows} rows of dimension {dim}, {expected} bytes, and "
+            f"{size} bytes ({there} rows) are there: fetch the rest, or, where it was cropped on purpose, write "
+            "the number of its rows into its first 4 bytes"
+        )
+    check_size(path, size, expected, f"{num_rows} rows of {dim} {dtype}")
+    if num_rows == 0:
+        return np.empty((0, dim), dtype)
+    return map_file(path, dtype, (num_rows, dim), offset)
+
+
+def bin_header(shape: tuple[int, int]) -> bytes:
+    """The bytes before the values of a `bin` file of at most MAX_BIN_ROWS rows."""
+    return _BIN_HEADER.pack(*shape)
+
+
+def _parse_npy_header(path: Path) -> tuple[tuple, bool, np.dtype, int]:
+    """Shape, Fortran order, dtype and the offset of the values."""
+    # From a bounded piece of the file: a damaged length field would have numpy read gigabytes.
+    start = io.BytesIO(read_start(path, _NPY_HEADER_BYTES))
+    try:
+        major, _ = npy_format.read_magic(start)
+        # Version 3 differs from 2 in the encoding of field names, and arrays with fields are refused.
+        read = npy_format.read_array_header_1_0 if major == 1 else npy_format.read_array_header_2_0
+        shape, is_fortran, dtype = read(start)
+        if len(shape) > 32 or any(length.bit_length() > 128 for length in shape):
+            raise ValueError("no array has such a shape")
+    except Exception as error:  # it parses a Python literal: damage can raise nearly anything
+        raise DataError(f"{path} is not a npy file, or a damaged one: its header cannot be read") from error
+    return tuple(map(int, shape)), is_fortran, dtype, start.tell()

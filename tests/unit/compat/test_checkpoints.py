@@ -1,0 +1,414 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_models import ARCHITECTURES, random_model
+from torch_files import save_first_code
+
+from qinco.codec import Codec, ProductCodec, load_codec
+from qinco.compat.checkpoint_format import check_expressible, describe_checkpoint
+from qinco.compat.checkpoints import read_checkpoint, write_checkpoint
+from qinco.compat.torch_file import read_torch_file
+from qinco.config import EncodeOptions, ModelConfig
+from qinco.errors import ConfigError, DataError
+from qinco.store.codec import load_models, save_models
+
+DATA = Path(__file__).parents[2] / "data" / "upstream"
+RULE = EncodeOptions(num_candidates=3, beam_width=2)
+EXPRESSIBLE = {name: config for name, config in ARCHITECTURES.items() if config.concat_rank is None}
+QINCO1 = ARCHITECTURES["qinco1"]
+PROJECTED = random_model(ARCHITECTURES["projected"])
+
+
+def rule_of(config: ModelConfig) -> EncodeOptions:
+    return RULE if config.has_preselector else EncodeOptions()
+
+
+def same_state(a, b) -> bool:
+    return a.state_dict().keys() == b.state_dict().keys() and all(
+        torch.equal(tensor, b.state_dict()[name]) for name, tensor in a.state_dict().items()
+    )
+
+
+# The second code's checkpoints
+
+
+@pytest.mark.parametrize("name", EXPRESSIBLE)
+def test_every_architecture_survives(tmp_path, name):
+    model = random_model(EXPRESSIBLE[name])
+    rule = rule_of(model.config)
+    save_models(tmp_path / "x.pt", [model], None, rule, {"epoch": 3, "valid_mse": 1.5})
+    (loaded,), rotation, options, provenance = load_models(tmp_path / "x.pt")
+    assert (loaded.config, rotation) == (model.config, None)
+    assert options == (rule if name != "one step" else replace(rule, beam_width=1))  # a bare codebook needs no beam
+    assert provenance == {"source": "QINCo2 checkpoint (v2)", "epoch": 3}
+    assert same_state(model, loaded)
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+@pytest.mark.parametrize("name", EXPRESSIBLE)
+def test_descriptions_say_what_is_loaded(tmp_path, name):
+    config = EXPRESSIBLE[name]
+    write_checkpoint(tmp_path / "x.pt", [random_model(config)], rule_of(config), {"epoch": 0})
+    (model,), _, options, provenance = read_checkpoint(tmp_path / "x.pt")
+    described = describe_checkpoint(tmp_path / "x.pt", read_torch_file(tmp_path / "x.pt"))
+    expected = {"kind": "QINCo2 checkpoint (v2)", "models": [model.config]}
+    assert described == expected | {"options": options, "provenance": provenance}
+
+
+def test_deep_models_of_one_step_survive(tmp_path):
+    for coarse in ({}, {"starts_from_coarse": True, "num_lists": 3}):
+        model = random_model(ModelConfig(dim=2, num_steps=1, codebook_size=4, num_blocks=40, hidden_dim=2, **coarse))
+        for path in (tmp_path / "x.pt", tmp_path / "x.safetensors"):
+            save_models(path, [model], None, RULE, {})
+            assert same_state(load_models(path)[0][0], model)
+
+
+def test_a_rule_that_tries_every_codeword_proposes_all(tmp_path):
+    write_checkpoint(tmp_path / "x.pt", [PROJECTED], EncodeOptions(beam_width=4), {})
+    assert read_checkpoint(tmp_path / "x.pt")[2] == EncodeOptions(num_candidates=4, beam_width=4)
+    write_checkpoint(tmp_path / "x.pt", [PROJECTED], EncodeOptions(num_candidates=99, beam_width=4), {})
+    assert read_checkpoint(tmp_path / "x.pt")[2] == EncodeOptions(num_candidates=4, beam_width=4)
+
+
+@pytest.mark.parametrize("epoch", [None, "3", True, [1]])
+def test_epochs_that_are_none_are_not_written(tmp_path, epoch):
+    write_checkpoint(tmp_path / "x.pt", [PROJECTED], RULE, {"epoch": epoch})
+    assert read_checkpoint(tmp_path / "x.pt")[3] == {"source": "QINCo2 checkpoint (v2)"}
+
+
+def test_what_is_written_is_what_the_authors_code_writes(tmp_path):
+    models, _, options, provenance = load_models(DATA / "v2_proj.pt")
+    save_models(tmp_path / "x.pt", models, None, options, provenance)
+    theirs, ours = (torch.load(path, weights_only=True) for path in (DATA / "v2_proj.pt", tmp_path / "x.pt"))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[key] == theirs[key] for key in ("parameters", "data_dim", "epoch"))
+    assert {name: (t.shape, t.dtype) for name, t in ours["model"].items()} == {
+        name: (t.shape, t.dtype) for name, t in theirs["model"].items()
+    }
+    for name, tensor in ours["model"].items():
+        if ".xtarget_" not in name:
+            assert torch.equal(tensor, theirs["model"][name]), name
+    assert all(ours[key] is None for key in ("optimizer", "scheduler", "logger"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("same width", {"A": 3, "B": 2}),
+        ("projected", {"A": 3, "B": 2, "de": 6}),
+        ("qinco1", {"A": 0, "B": 1, "qinco1_mode": True}),
+        ("coarse", {"A": 3, "B": 2, "ivf_in_use": True, "ivf_K": 5}),
+        ("no blocks", {"A": 3, "B": 2, "L": 0}),
+    ],
+)
+def test_parameters_are_the_authors(tmp_path, name, expected):
+    config = EXPRESSIBLE[name]
+    write_checkpoint(tmp_path / "x.pt", [random_model(config)], rule_of(config), {})
+    content = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert content["parameters"] == {"K": 4, "M": 3, "dh": 5, "L": 2} | expected
+    assert content["data_dim"] == 3
+    steps = {key.split(".")[1] for key in content["model"] if key.endswith("xtarget_var")}
+    assert steps == ({"1", "2", "3"} if config.starts_from_coarse else {"0", "1", "2"})
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "num_parts", "message"),
+    [
+        ("projected", RULE, 2, "a PQ-QINCo codec of 2 parts has no place"),
+        ("low rank", EncodeOptions(), 1, r"a QINCo-LR model \(concat_rank\) has no place"),
+        (
+            "projected",
+            EncodeOptions(num_pairs=4, beam_width=2),
+            1,
+            r"knows no C \(num_pairs=4\), only A and B: give A=",
+        ),
+        ("qinco1", EncodeOptions(beam_width=2), 1, "cannot search with B=2 where no candidates are pre-selected"),
+        ("projected", EncodeOptions(num_candidates=2, beam_width=9), 1, "cannot keep B=9 of 8 candidates"),
+        ("coarse", EncodeOptions(num_candidates=2, beam_width=5), 1, "cannot keep B=5 of 4 candidates"),
+    ],
+)
+def test_what_the_authors_code_cannot_do_is_refused(tmp_path, name, rule, num_parts, message):
+    config = ARCHITECTURES[name]
+    with pytest.raises(ConfigError, match=message):
+        check_expressible(config, rule, num_parts)
+    with pytest.raises(ConfigError, match=message):
+        save_models(tmp_path / "x.pt", [random_model(config)] * num_parts, None, rule, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_many_candidates_are_refused():
+    config = replace(ARCHITECTURES["projected"], codebook_size=1024)
+    check_expressible(config, EncodeOptions(num_candidates=256, beam_width=256))
+    with pytest.raises(ConfigError, match="fails above A · B = 65536, here 65792"):
+        check_expressible(config, EncodeOptions(num_candidates=256, beam_width=257))
+
+
+def test_the_beam_may_be_all_there_is():
+    check_expressible(ARCHITECTURES["projected"], EncodeOptions(num_candidates=2, beam_width=8))
+    check_expressible(ARCHITECTURES["coarse"], EncodeOptions(num_candidates=2, beam_width=4))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.pt"
+    write_checkpoint(path, [PROJECTED], RULE, {})
+    before = path.read_bytes()
+    with pytest.raises(ConfigError):
+        write_checkpoint(path, [PROJECTED], EncodeOptions(num_pairs=2), {})
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_codecs_are_saved_and_loaded_by_their_suffix(tmp_path):
+    codec = Codec(PROJECTED, RULE, {"epoch": 5})
+    codec.save(tmp_path / "x.PT")
+    torch.load(tmp_path / "x.PT", weights_only=True)
+    x_ND = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
+    loaded = Codec.load(tmp_path / "x.PT")
+    np.testing.assert_array_equal(loaded.encode(x_ND), codec.encode(x_ND))
+    assert loaded.provenance["epoch"] == 5
+    (tmp_path / "x.PT").rename(tmp_path / "model")  # its content says what it is
+    assert Codec.load(tmp_path / "model").config == codec.config
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.PT"])
+def test_our_own_files_are_no_checkpoints(tmp_path, name):
+    save_models(tmp_path / "x.safetensors", [PROJECTED], None, RULE, {})
+    (tmp_path / "x.safetensors").rename(tmp_path / name)
+    with pytest.raises(DataError, match="is not a checkpoint in PyTorch's zip format"):
+        load_models(tmp_path / name)
+
+
+def rewrite(path, change) -> None:
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+@pytest.fixture
+def path(tmp_path):
+    write_checkpoint(tmp_path / "x.pt", [PROJECTED], RULE, {"epoch": 2})
+    return tmp_path / "x.pt"
+
+
+def test_states_of_several_processes_and_half_precision_are_read(path):
+    def change(content):
+        content["model"] = {f"module.{name}": tensor.half() for name, tensor in content["model"].items()}
+
+    rewrite(path, change)
+    (model,), _, _, _ = read_checkpoint(path)
+    torch.testing.assert_close(model.steps[1].codebook.weight, PROJECTED.steps[1].codebook.weight, atol=1e-3, rtol=1e-3)
+    assert model.mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("model"), "is a PyTorch file, but no checkpoint of QINCo: it holds no model"),
+        (lambda c: c.update(model=[]), "it holds no model"),
+        (lambda c: c.pop("parameters"), "is a checkpoint without parameters, from a conversion"),
+        (lambda c: c.pop("data_dim"), "is a checkpoint without parameters"),
+        (lambda c: c["model"].pop("data_mean"), "tensor data_mean is missing"),
+        (lambda c: c["model"].update(more=torch.zeros(1)), "tensor more is unexpected"),
+        (lambda c: c["model"].update(data_mean=torch.zeros(4)), r"tensor data_mean is \(4,\), not \(3,\)"),
+        (lambda c: c["model"].update(data_mean=1.0), "data_mean is no tensor"),
+        (lambda c: c["model"].update(data_mean=torch.full((3,), torch.nan)), "data_mean holds values that are not"),
+        (
+            lambda c: c["model"].update(data_mean=torch.full((3,), 1e300, dtype=torch.float64)),
+            "data_mean holds values that are not",
+        ),
+        (lambda c: c["model"].update(data_std=torch.tensor(0.0)), "its scale is 0"),
+        (lambda c: c["model"].update(data_std=torch.tensor(-1.0)), "its scale is -1"),
+        (lambda c: c["model"].update({3: torch.zeros(1)}), "tensor 3 is unexpected"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_refused(path, change, message):
+    rewrite(path, change)
+    with pytest.raises(DataError, match=f"x.pt .*{message}"):
+        read_checkpoint(path)
+
+
+HOSTILE = [2**60, 2**70, -1, "3", 2.0, float("nan"), True, [3], {"a": 1}, torch.zeros(1), "x" * 10**6]
+
+
+@pytest.mark.parametrize("name", ["K", "M", "de", "dh", "L", "A", "B", "data_dim"])
+def test_hostile_parameters_are_refused(path, name):
+    good = path.read_bytes()
+    for value in HOSTILE:
+        rewrite(path, lambda c, value=value: (c if name == "data_dim" else c["parameters"]).update({name: value}))
+        with pytest.raises(DataError, match=r"x\.pt .{1,200}$"):
+            read_checkpoint(path)
+        with pytest.raises(DataError, match=r"x\.pt .{1,200}$"):
+            describe_checkpoint(path, read_torch_file(path))
+        path.write_bytes(good)
+    assert same_state(read_checkpoint(path)[0][0], PROJECTED)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"K": None}, {"K": 3}, {"K": 0}, {"M": 0}, {"M": 2}, {"M": 4}, {"L": 3}, {"dh": 0}, {"de": None}, {"A": None},
+        {"ivf_in_use": True}, {"ivf_in_use": True, "ivf_K": 5}, {"ivf_in_use": "yes"}, {"qinco1_mode": True},
+        {"qinco1_mode": {}}, {"A": 4, "B": 16385}, {"A": 65537}, {"A": 0, "B": 65537}, {"dh": 2**24, "de": 2**24},
+    ],
+)  # fmt: skip
+def test_parameters_that_do_not_fit_are_refused(path, change):
+    rewrite(path, lambda c: c["parameters"].update(change))
+    with pytest.raises(DataError, match=r"x\.pt (is a damaged checkpoint|does not fit its configuration)"):
+        read_checkpoint(path)
+
+
+def test_promises_cost_nothing(path, monkeypatch):
+    """A file that promises many steps is refused before they are built."""
+    rewrite(path, lambda c: c.update(model={str(n): torch.zeros(0) for n in range(3000)}))
+    rewrite(path, lambda c: c["parameters"].update(M=1000, L=0))
+    monkeypatch.setattr("qinco.model.step.Step.__init__", _count_of(8))
+    with pytest.raises(DataError, match="does not fit its configuration"):
+        read_checkpoint(path)
+
+
+def _count_of(most: int):
+    from qinco.model.step import Step
+
+    begin, made = Step.__init__, []
+
+    def init(self, *arguments):
+        made.append(self)
+        assert len(made) < most
+        begin(self, *arguments)
+
+    return init
+
+
+def test_tensors_that_share_their_values_are_refused(path):
+    """Tied tensors could make a small file grow to any size."""
+
+    def change(content):
+        ones = torch.ones(60, 200)
+        config = {"K": 4, "M": 60, "de": None, "dh": 200, "L": 1, "A": 0, "B": 1}
+        state = {"data_mean": torch.zeros(60), "data_std": torch.ones(())}
+        for m in range(60):
+            state[f"steps.{m}.codebook.weight"] = ones[:4, :60]
+            if m:
+                state[f"steps.{m}.concat.mlp.weight"] = ones[:, :120]
+                state[f"steps.{m}.concat.mlp.bias"] = ones[0, :60]
+                state[f"steps.{m}.residual_blocks.0.up_proj.weight"] = ones.view(200, 60)
+                state[f"steps.{m}.residual_blocks.0.down_proj.weight"] = ones
+        content.update(model=state, data_dim=60, parameters=config)
+
+    rewrite(path, change)
+    with pytest.raises(DataError, match="its tensors share their values"):
+        read_checkpoint(path)
+
+
+# The first code's pickles
+
+
+@pytest.mark.parametrize("name", ["qinco1", "low rank", "coarse, qinco1"])
+@pytest.mark.parametrize("scale", [2.5, 3, np.float32(2.5), torch.tensor(2.5), torch.tensor([2.5])])
+def test_models_of_the_first_code_are_read(tmp_path, name, scale):
+    config = ARCHITECTURES[name]
+    rank = None if config.concat_rank is None else config.hidden_dim
+    model = random_model(replace(config, concat_rank=rank))
+    save_first_code(tmp_path / "x", [model], scale)
+    (loaded,), rotation, options, provenance = load_models(tmp_path / "x")
+    model.mean.zero_()
+    model.scale.fill_(float(scale))
+    assert same_state(loaded, model) and loaded.config == model.config
+    assert (rotation, options, provenance) == (None, EncodeOptions(), {"source": "QINCo checkpoint (v1)"})
+    described = describe_checkpoint(tmp_path / "x", read_torch_file(tmp_path / "x"))
+    expected = {"kind": "QINCo checkpoint (v1)", "models": [model.config]}
+    assert described == expected | {"options": options, "provenance": provenance}
+
+
+@pytest.mark.parametrize("rotates", [True, False])
+def test_product_models_of_the_first_code_are_read(tmp_path, rotates):
+    models = [random_model(QINCO1, seed) for seed in range(3)]
+    rotation_DD = torch.linalg.qr(torch.randn(9, 9, generator=torch.Generator().manual_seed(0))).Q if rotates else None
+    save_first_code(tmp_path / "x.pt", models, 2.0, rotation_DD, product=True)
+    codec = load_codec(tmp_path / "x.pt")
+    assert isinstance(codec, ProductCodec) and len(codec.parts) == 3 and (codec.rotation_DD is not None) == rotates
+    for model, part in zip(models, codec.parts, strict=True):
+        model.mean.zero_()
+        model.scale.fill_(2.0)
+        assert same_state(part.model, model)
+    if rotates:
+        np.testing.assert_array_equal(codec.rotation_DD, rotation_DD.numpy())
+    described = describe_checkpoint(tmp_path / "x.pt", read_torch_file(tmp_path / "x.pt"))
+    assert described["models"] == [QINCO1] * 3
+    with pytest.raises(DataError, match=r"is a PQ-QINCo codec of 3 parts: read it with qinco\.load_codec"):
+        Codec.load(tmp_path / "x.pt")
+
+
+def test_a_product_of_one_part_is_a_codec(tmp_path):
+    model = random_model(QINCO1)
+    save_first_code(tmp_path / "x.pt", [model], 2.0, None, product=True)
+    assert isinstance(load_codec(tmp_path / "x.pt"), Codec)
+    save_first_code(tmp_path / "x.pt", [model], 2.0, torch.eye(3), product=True)
+    with pytest.raises(DataError, match="of one part with a rotation: that is not supported"):
+        load_models(tmp_path / "x.pt")
+
+
+def test_the_first_code_becomes_the_second(tmp_path):
+    codec = load_codec(DATA / "v1_qinco.pt")
+    codec.save(tmp_path / "x.pt")
+    converted = load_codec(tmp_path / "x.pt")
+    assert same_state(converted.model, codec.model) and converted.config == codec.config
+    for name in ("v1_qinco_lr", "v1_pq_opq"):
+        with pytest.raises(ConfigError, match=r"has no place in a \.pt checkpoint: use \.safetensors"):
+            load_codec(DATA / f"{name}.pt").save(tmp_path / "y.pt")
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), 1e-60, 1e60])
+def test_impossible_scales_are_refused(tmp_path, scale):
+    save_first_code(tmp_path / "x.pt", [random_model(QINCO1)], scale)
+    with pytest.raises(DataError, match=r"x\.pt is damaged: its scale is"):
+        read_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("scale", ["1", None, True, [1.0], torch.zeros(2), 10**400])
+def test_scales_that_are_no_numbers_are_refused(tmp_path, scale):
+    save_first_code(tmp_path / "x.pt", [random_model(QINCO1)], scale)
+    with pytest.raises(DataError, match=r"x\.pt is a damaged checkpoint"):
+        read_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("rotation_DD", "message"),
+    [
+        (torch.eye(5), r"rotates to another dimension \(\(5, 5\), not \(6, 6\)\)"),
+        (torch.zeros(6), r"rotates to another dimension \(\(6,\), not \(6, 6\)\)"),
+        (torch.full((6, 6), torch.nan), "opq_matrix holds values that are not finite"),
+    ],
+)
+def test_impossible_rotations_are_refused(tmp_path, rotation_DD, message):
+    save_first_code(tmp_path / "x.pt", [random_model(QINCO1)] * 2, 1.0, rotation_DD, product=True)
+    with pytest.raises(DataError, match=message):
+        read_checkpoint(tmp_path / "x.pt")
+
+
+def test_products_that_are_not_ours_are_refused(tmp_path):
+    coarse = random_model(ARCHITECTURES["coarse, qinco1"])
+    save_first_code(tmp_path / "x.pt", [coarse, coarse], 1.0, product=True)
+    with pytest.raises(DataError, match="is no checkpoint of QINCo: it holds a IVFQINCo"):
+        read_checkpoint(tmp_path / "x.pt")
+    models = [random_model(QINCO1), random_model(replace(QINCO1, num_steps=2))]
+    save_first_code(tmp_path / "x.pt", models, 1.0, product=True)
+    with pytest.raises(DataError, match="whose parts differ in architecture"):
+        read_checkpoint(tmp_path / "x.pt")
+
+
+def test_other_modules_are_named(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "x.pt")
+    for read in (read_checkpoint, lambda path: describe_checkpoint(path, read_torch_file(path))):
+        with pytest.raises(DataError, match=r"x\.pt is no checkpoint of QINCo: it holds a Linear"):
+            read(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("content", [[], {}, torch.zeros(2), {"model": 3}, "text", 1, None, {"a": torch.zeros(2)}])
+def test_other_objects_are_named(tmp_path, content):
+    torch.save(content, tmp_path / "x.pt")
+    for read in (read_checkpoint, lambda path: describe_checkpoint(path, read_torch_file(path))):
+        with pytest.raises(DataError, match="is a PyTorch file, but no checkpoint of QINCo: it holds no model"):
+            read(tmp_path / "x.pt")

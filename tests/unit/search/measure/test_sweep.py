@@ -1,0 +1,438 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.search.measure.sweep import (
+    MAX_REPEATS,
+    MIN_REPEATS,
+    TIMING,
+    Conditions,
+    Measurement,
+    Setting,
+    SweepResult,
+    combinations,
+    measure_stages,
+    pareto_front,
+    sweep,
+)
+from qinco.search.options import SearchOptions
+
+CONDITIONS = Conditions({"index": "aa", "model": "bb", "queries": "cc"}, threads=2, machine="a processor")
+VALUES = {
+    "nprobe": [1, 4, 16, 64],
+    "quantizer_efSearch": [4, 16, 64],
+    "nshort": [4, 10, 50, 200],
+    "nmid_short": [0, 2, 8],
+}
+SMALL = {"nprobe": [4, 16], "quantizer_efSearch": [4], "nshort": [4, 10], "nmid_short": [0]}
+NUM_QUERIES = 500
+
+
+def make_measurement(recall: float, seconds: float) -> Measurement:
+    stages = {"search": seconds / 2, "decode": seconds / 4, "total": seconds}
+    shortlist_recall = {1: recall / 2, 10: recall, 100: recall}
+    return Measurement({1: recall, 10: recall, 100: recall}, shortlist_recall, stages, NUM_QUERIES)
+
+
+def measure(options: SearchOptions) -> Measurement:
+    """A search whose recall and time never fall where a value rises, and saturate."""
+    found = 1 - np.exp(-(options.nprobe**0.6) / 3)
+    found *= 1 - 0.3 * np.exp(-options.ef_search / 8)
+    found *= 1 - np.exp(-(options.num_short**0.5) / 3)
+    found *= 1 - 0.2 * np.exp(-max(options.num_mid, options.num_short) / 60)
+    microseconds = 20 + options.nprobe + options.ef_search / 4 + 4 * options.num_short + options.num_mid / 3
+    return make_measurement(round(found * NUM_QUERIES) / NUM_QUERIES, microseconds * NUM_QUERIES / 1e6)
+
+
+class Recorder:
+    """Measures as `measure` does and remembers what it was asked for; interrupted after so many."""
+
+    def __init__(self, function=measure, interrupt_after=None):
+        self.function, self.interrupt_after, self.asked = function, interrupt_after, []
+
+    def __call__(self, options):
+        if len(self.asked) == self.interrupt_after:
+            raise KeyboardInterrupt
+        self.asked.append(options)
+        return self.function(options)
+
+
+def full_front(values, function=measure) -> set[tuple[float, float]]:
+    measured = {setting: function(setting.options) for setting in combinations(values)}
+    return front_points(SweepResult(list(measured), measured, [], CONDITIONS))
+
+
+def front_points(result: SweepResult) -> set[tuple[float, float]]:
+    return {(result.measured[s].microseconds, result.measured[s].recall[1]) for s in result.front}
+
+
+# Options
+
+
+def test_options_are_what_the_command_lines_values_mean():
+    assert SearchOptions.from_multiples(16, 64, 10, 4) == SearchOptions(16, 10, 40, 64)
+    # A pairwise decoder that keeps all of its shortlist does nothing.
+    assert SearchOptions.from_multiples(16, 64, 10, 1) == SearchOptions(16, 10, 0, 64)
+    assert SearchOptions.from_multiples(16, 64, 10, 0) == SearchOptions(16, 10, 0, 64)
+    assert SearchOptions.from_multiples(16, 64, 0, 4) == SearchOptions(16, 0, 0, 64)
+
+
+def test_options_become_plain_integers():
+    options = SearchOptions(np.int64(4), np.uint8(0), np.int32(8), np.int64(2))
+    assert json.dumps(dataclasses.asdict(options)) == '{"nprobe": 4, "num_short": 0, "num_mid": 8, "ef_search": 2}'
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"nprobe": 0}, "nprobe must be between 1 and 2147483647, not 0"),
+        ({"nprobe": 4.0}, "nprobe must be an integer, not 4.0"),
+        ({"num_short": -1}, r"num_short \(nshort\) must be between 0 and"),
+        ({"num_short": None}, r"num_short \(nshort\) must be an integer, not None"),
+        ({"num_mid": True}, r"num_mid \(nmid_short\) must be an integer, not True"),
+        ({"num_mid": 99}, r"num_mid \(nmid_short\) must be 0 or at least num_short \(nshort\), which is 100, not 99"),
+        ({"ef_search": 0}, r"ef_search \(quantizer_efSearch\) must be between 1 and"),
+    ],
+)
+def test_wrong_options_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        SearchOptions(**fields)
+
+
+# The front
+
+
+def test_the_front_is_what_nothing_beats():
+    points = [(5, 0.5), (1, 0.2), (2, 0.1), (3, 0.5), (9, 0.9), (3, 0.4), (8, 0.9), (1, 0.2)]
+    assert pareto_front(points) == [1, 3, 6]
+    assert pareto_front([]) == []
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20)), max_size=30))
+def test_the_front_is_the_points_that_no_other_beats(points):
+    unbeaten = {
+        p for p in points if not any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in points)
+    }  # fmt: skip
+    front = [points[i] for i in pareto_front(points)]
+    assert front == sorted(unbeaten) and len(front) == len(set(front))
+
+
+# The sweep
+
+
+def test_the_front_of_a_sweep_is_that_of_all_combinations_and_much_is_skipped():
+    recorder = Recorder()
+    result = sweep(VALUES, recorder, CONDITIONS)
+    assert front_points(result) == full_front(VALUES)
+    assert len(recorder.asked) == len(result.measured) < 0.7 * len(result.asked)
+    assert sorted([*result.measured, *result.skipped]) == combinations(VALUES)
+
+
+def test_the_cheapest_and_the_dearest_setting_come_first():
+    recorder = Recorder()
+    sweep(VALUES, recorder, CONDITIONS)
+    assert recorder.asked[:2] == [SearchOptions(1, 4, 0, 4), SearchOptions(64, 200, 1600, 64)]
+
+
+def test_where_nothing_is_gained_the_two_extremes_are_enough():
+    recorder = Recorder(lambda options: make_measurement(0.5, measure(options).seconds))
+    values = VALUES | {"nmid_short": [0]}
+    result = sweep(values, recorder, CONDITIONS)
+    assert len(recorder.asked) == 2 and result.front == [Setting(1, 4, 4, 0)]
+    assert len(result.skipped) == len(combinations(values)) - 2
+
+
+def test_a_pairwise_decoder_that_loses_recall_hides_no_setting_without_it():
+    def measured(options: SearchOptions) -> Measurement:
+        return make_measurement(0.2 if options.num_mid else 0.1 + options.num_short / 1000, measure(options).seconds)
+
+    values = {"nprobe": [4, 16], "quantizer_efSearch": [16], "nshort": [10, 50], "nmid_short": [0, 4]}
+    result = sweep(values, measured, CONDITIONS)
+    assert {Setting(4, 16, 50, 0)} <= set(result.measured)
+
+
+def test_where_every_setting_is_worth_it_none_is_skipped():
+    values = VALUES | {"quantizer_efSearch": [4], "nshort": [10], "nmid_short": [0], "nprobe": list(range(1, 30))}
+    result = sweep(values, lambda options: make_measurement(options.nprobe / 100, options.nprobe), CONDITIONS)
+    assert result.skipped == [] and result.front == combinations(values)
+
+
+def test_settings_that_come_to_the_same_search_are_measured_once():
+    recorder = Recorder()
+    result = sweep(VALUES | {"nmid_short": [0, 1, 4], "nshort": [0, 10]}, recorder, CONDITIONS)
+    assert len(set(recorder.asked)) == len(recorder.asked)
+    assert Setting(64, 64, 10, 1) in result.skipped or Setting(64, 64, 10, 0) in result.skipped
+
+
+lists_of_values = st.fixed_dictionaries(
+    {
+        "nprobe": st.lists(st.integers(1, 100), min_size=1, max_size=4),
+        "quantizer_efSearch": st.lists(st.integers(1, 100), min_size=1, max_size=3),
+        "nshort": st.lists(st.integers(0, 100), min_size=1, max_size=4),
+        "nmid_short": st.lists(st.integers(0, 8), min_size=1, max_size=3),
+    }
+)
+
+
+def monotone(weights: list[int], levels: int):
+    """A search of which neither recall nor time falls where a size of a stage rises; few levels make for many ties."""
+
+    def function(options: SearchOptions) -> Measurement:
+        sizes = np.array([options.nprobe, options.ef_search, options.num_short, options.num_mid])
+        gain, cost = np.log2(1 + sizes) @ weights[:4], sizes @ weights[4:]
+        return make_measurement(np.floor(gain / 300 * levels) / levels, 1 + float(cost))
+
+    return function
+
+
+@settings(max_examples=60, deadline=None)
+@given(lists_of_values, st.lists(st.integers(0, 9), min_size=8, max_size=8), st.sampled_from([3, 20, 10_000]))
+def test_skipping_loses_nothing_where_recall_and_time_are_monotone(values, weights, levels):
+    result = sweep(values, monotone(weights, levels), CONDITIONS)
+    assert front_points(result) == full_front(values, monotone(weights, levels))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000))
+def test_noise_of_the_clock_within_the_tolerance_loses_nothing(seed):
+    generator = np.random.default_rng(seed)
+
+    def noisy(options):
+        exact = measure(options)
+        return make_measurement(exact.recall[1], exact.seconds * generator.uniform(0.96, 1.04))
+
+    result = sweep(VALUES, noisy, CONDITIONS)
+    for setting in result.skipped:
+        exact = measure(setting.options)
+        assert any(
+            measure(other.options).seconds <= exact.seconds and found.recall[1] >= exact.recall[1]
+            for other, found in result.measured.items()
+        )
+
+
+def test_progress_reaches_all_combinations():
+    done = []
+    sweep(VALUES, measure, CONDITIONS, on_progress=done.append)
+    assert done == sorted(done) and done[0] == 0 and done[-1] == len(combinations(VALUES))
+
+
+def test_values_are_sorted_and_counted_once():
+    asked = combinations({"nprobe": [4, 1, 4], "quantizer_efSearch": (8,), "nshort": [10], "nmid_short": [4, 0]})
+    assert asked == [Setting(1, 8, 10, 0), Setting(1, 8, 10, 4), Setting(4, 8, 10, 0), Setting(4, 8, 10, 4)]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"nprobe": []}, r"search\.nprobe is an empty list: give at least one value"),
+        ({"nprobe": [4, 0]}, r"search\.nprobe must be at least 1, not 0"),
+        ({"quantizer_efSearch": [0]}, r"search\.quantizer_efSearch must be at least 1, not 0"),
+        ({"nshort": [1.5]}, r"search\.nshort must be an integer, not 1\.5"),
+        ({"nmid_short": [-1]}, r"search\.nmid_short must be at least 0, not -1"),
+        ({"nprobe": range(1, 500), "nshort": range(500)}, "give 2245500 combinations: give at most 10000"),
+        ({"nprobe": [1 << 40]}, "nprobe must be between 1 and 2147483647"),
+    ],
+)
+def test_wrong_values_are_refused_before_anything_is_measured(values, message):
+    recorder = Recorder()
+    with pytest.raises(ConfigError, match=message):
+        sweep(VALUES | values, recorder, CONDITIONS)
+    assert recorder.asked == []
+
+
+# The results file
+
+
+def test_the_file_has_the_keys_of_the_authors_code_and_ours(tmp_path):
+    result = sweep(VALUES, measure, CONDITIONS, tmp_path / "results.json")
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert set(content) == {"ivf_real_res", "settings", "skipped", "threads", "machine", "num_queries", "timing",
+                            "fingerprint"}  # fmt: skip
+    assert content["threads"] == 2 and content["machine"] == "a processor" and content["num_queries"] == NUM_QUERIES
+    assert content["fingerprint"] == CONDITIONS.fingerprint and content["timing"] == TIMING
+    for theirs, ours in zip(content["ivf_real_res"], content["settings"], strict=True):
+        assert list(theirs) == ["parameters", "cno", "t_search", "t_mid_rerank", "t_decode", "t_rerank", "t_total",
+                                "recalls", "recalls_orig", "key"]  # fmt: skip
+        setting = Setting(**theirs["parameters"])
+        found = result.measured[setting]
+        assert combinations(VALUES)[theirs["cno"]] == setting
+        assert [values[i] for values, i in zip(VALUES.values(), theirs["key"], strict=True)] == list(setting)
+        assert theirs["t_search"] == found.seconds / 2 and theirs["t_mid_rerank"] == 0
+        assert theirs["t_decode"] == found.seconds / 4 and theirs["t_total"] == found.seconds
+        assert theirs["recalls"] == ours["recall"] == {str(rank): share for rank, share in found.recall.items()}
+        assert theirs["recalls_orig"] == ours["shortlist_recall"] != ours["recall"]
+        assert ours["parameters"] == theirs["parameters"] and ours["pareto"] == (setting in result.front)
+        assert ours["queries_per_second"] == pytest.approx(NUM_QUERIES / ours["seconds_by_stage"]["total"])
+    assert [Setting(**setting) for setting in content["skipped"]] == result.skipped
+
+
+def test_what_is_measured_is_in_the_file_when_the_sweep_is_interrupted(tmp_path):
+    output = tmp_path / "results.json"
+    with pytest.raises(KeyboardInterrupt):
+        sweep(VALUES, Recorder(interrupt_after=3), CONDITIONS, output)
+    assert len(json.loads(output.read_text())["settings"]) == 3
+    recorder = Recorder()
+    resumed = sweep(VALUES, recorder, CONDITIONS, output, resume=True)
+    assert resumed == sweep(VALUES, measure, CONDITIONS)
+    assert len(recorder.asked) == len(resumed.measured) - 3
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_file_is_kept_until_there_is_something_to_replace_it_by(tmp_path):
+    output = tmp_path / "results.json"
+    output.write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        sweep(VALUES, Recorder(interrupt_after=0), CONDITIONS, output)
+    assert output.read_text() == "old"
+
+
+def test_a_finished_sweep_is_resumed_without_measuring_anything(tmp_path):
+    output = tmp_path / "results.json"
+    assert sweep(VALUES, measure, CONDITIONS, output, resume=True).measured
+    before = output.read_text()
+    recorder = Recorder()
+    sweep(VALUES, recorder, CONDITIONS, output, resume=True)
+    assert recorder.asked == [] and output.read_text() == before
+
+
+def test_lists_may_have_grown_when_a_sweep_is_resumed(tmp_path):
+    output = tmp_path / "results.json"
+    first = sweep(VALUES, measure, CONDITIONS, output)
+    grown = VALUES | {"nprobe": [1, 2, 4, 8, 16, 64, 256]}
+    recorder = Recorder()
+    second = sweep(grown, recorder, CONDITIONS, output, resume=True)
+    assert front_points(second) == full_front(grown)
+    assert {options.nprobe for options in recorder.asked} <= {2, 4, 8, 16, 64, 256}
+    assert not set(recorder.asked) & {setting.options for setting in first.measured}
+    results = json.loads(output.read_text())["ivf_real_res"]
+    assert all(combinations(grown)[result["cno"]] == Setting(**result["parameters"]) for result in results)
+
+
+def test_results_of_other_values_are_kept(tmp_path):
+    output = tmp_path / "results.json"
+    first = sweep(VALUES, measure, CONDITIONS, output)
+    other = sweep(VALUES | {"nprobe": [256]}, measure, CONDITIONS, output, resume=True)
+    assert first.measured.items() < other.measured.items()
+    results = json.loads(output.read_text())["ivf_real_res"]
+    both = combinations(VALUES | {"nprobe": [*VALUES["nprobe"], 256]})
+    assert len(results) == len(other.measured)
+    assert all(both[result["cno"]] == Setting(**result["parameters"]) for result in results)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fingerprint": {"index": "other", "model": "bb", "queries": "cc"}}, r"\(another index\)"),
+        (
+            {"fingerprint": {"index": "aa", "model": "bb", "queries": "dd", "decoder": "ee"}},
+            r"\(another decoder; another queries\)",
+        ),
+        ({"threads": 1, "machine": "b"}, r"\(threads=2 there, 1 here; machine=a processor there, b here\)"),
+    ],
+)
+def test_results_of_other_conditions_are_not_resumed(tmp_path, change, message):
+    output = tmp_path / "results.json"
+    sweep(SMALL, measure, CONDITIONS, output)
+    before, recorder = output.read_text(), Recorder()
+    with pytest.raises(ConfigError, match=message):
+        sweep(SMALL, recorder, dataclasses.replace(CONDITIONS, **change), output, resume=True)
+    assert recorder.asked == [] and output.read_text() == before
+
+
+UPSTREAM = '{"ivf_real_res": [{"parameters": {"nprobe": 4}, "cno": 0, "recalls": {"1": 0.5}, "key": [0, 0, 0, 0]}]}'
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "\xff\xfe", "{}", "[" * 100_000, UPSTREAM])
+def test_a_damaged_or_foreign_file_is_not_resumed(tmp_path, content):
+    output = tmp_path / "results.json"
+    output.write_text(content, encoding="latin-1")
+    with pytest.raises(DataError, match=r"holds no results .* or is damaged: give another output, or overwrite=true"):
+        sweep(SMALL, measure, CONDITIONS, output, resume=True)
+    assert output.read_text(encoding="latin-1") == content
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("parameters", {"nprobe": 4}),
+        ("parameters", {"nprobe": "4", "quantizer_efSearch": 4, "nshort": 4, "nmid_short": 0}),
+        ("parameters", {"nprobe": 4, "quantizer_efSearch": 4, "nshort": 4, "nmid_short": "0"}),
+        ("recall", {"1": 2.0}),
+        ("recall", {"10": 0.5}),
+        ("recall", {"1": "0.5"}),
+        ("recall", {"1": float("nan")}),
+        ("shortlist_recall", {"1": -0.5}),
+        ("shortlist_recall", None),
+        ("seconds_by_stage", {"total": 0}),
+        ("seconds_by_stage", {"total": 1.0, "decode": float("inf")}),
+        ("seconds_by_stage", {"total": "1"}),
+        ("seconds_by_stage", {"decode": 1.0}),
+    ],
+)
+def test_a_damaged_setting_is_refused(tmp_path, part, value):
+    output = tmp_path / "results.json"
+    sweep(SMALL, measure, CONDITIONS, output)
+    content = json.loads(output.read_text())
+    content["settings"][0][part] = value
+    output.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="damaged"):
+        sweep(SMALL, measure, CONDITIONS, output, resume=True)
+
+
+def test_a_file_that_cannot_be_written_ends_the_sweep(tmp_path):
+    with pytest.raises(ResourceError, match="cannot write"):
+        sweep(SMALL, measure, CONDITIONS, tmp_path / "missing" / "results.json")
+
+
+# The table and the clock
+
+
+def test_the_table_has_a_row_for_each_setting_of_the_front():
+    result = sweep(VALUES, measure, CONDITIONS)
+    rows, headers = result.front_table()
+    assert headers == ["recall@1", "recall@10", "recall@100", "us/query", "queries/s", *Setting._fields]
+    assert [Setting(*row[5:]) for row in rows] == result.front
+    assert [row[3] for row in rows] == sorted(row[3] for row in rows)
+    assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+    cheapest = result.measured[result.front[0]]
+    assert rows[0][:5] == [
+        *cheapest.recall.values(),
+        cheapest.seconds / NUM_QUERIES * 1e6,
+        NUM_QUERIES / cheapest.seconds,
+    ]
+
+
+def run_with(seconds):
+    """A run that takes the given times, one after the other, and then the last for ever."""
+    left = list(seconds)
+    made = []
+
+    def run():
+        total = left.pop(0) if len(left) > 1 else left[0]
+        made.append(total)
+        return {"search": total / 2, "total": total}
+
+    return run, made
+
+
+def test_the_warm_up_is_not_counted_and_the_median_run_is_reported():
+    run, made = run_with([100.0, 9.0, 1.0, 4.0])
+    assert measure_stages(run) == {"search": 2.0, "total": 4.0}
+    assert len(made) == 1 + MIN_REPEATS
+
+
+def test_short_runs_are_repeated_for_a_second():
+    run, made = run_with([5.0, 0.125])
+    assert measure_stages(run)["total"] == 0.125
+    assert made == [5.0] + 8 * [0.125]
+
+
+def test_the_repeats_end_where_a_run_takes_no_time():
+    run, made = run_with([0.0])
+    assert measure_stages(run)["total"] == 0
+    assert len(made) == 1 + MAX_REPEATS

@@ -1,0 +1,149 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_indexes import NUM_LISTS, NUM_VECTORS, built, copied, vectors
+
+from qinco.errors import ConfigError, DataError
+from qinco.maths.metrics import recall
+from qinco.search.measure import sweep as pareto
+from qinco.search.measure import tune as judge
+from qinco.search.measure.sweep import Measurement
+from qinco.search.measure.tune import measure
+from qinco.search.options import SearchOptions
+
+QUERIES_QD = vectors(60, 1)
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    monkeypatch.setattr(pareto, "MIN_SECONDS", 0)
+    monkeypatch.setattr(pareto, "MIN_REPEATS", 1)
+
+
+def nearest(count: int, metric: str = "l2") -> np.ndarray:
+    """Numbers of the true neighbours of QUERIES_QD, int64 (Q, count)."""
+    if metric == "l2":
+        return np.square(QUERIES_QD[:, None] - vectors()).sum(2).argsort(1)[:, :count]
+    return (-(QUERIES_QD / np.linalg.norm(QUERIES_QD, axis=1)[:, None]) @ (
+        vectors() / np.linalg.norm(vectors(), axis=1)[:, None]
+    ).T).argsort(1)[:, :count]  # fmt: skip
+
+
+def share(index, k: int, truth_Q=None) -> float:
+    truth_Q = nearest(1)[:, 0] if truth_Q is None else truth_Q
+    return recall(index.search(QUERIES_QD, k)[1], truth_Q, (k,))[k]
+
+
+@pytest.mark.parametrize("pairwise", [False, True])
+def test_measurements_are_those_of_the_search(pairwise):
+    index, nearest_Q = built("ivf", pairwise=pairwise), nearest(1)[:, 0]
+    for options, length in ((SearchOptions(2, 20), 20), (SearchOptions(2, 0), 100), (SearchOptions(4, 5, 10), 5)):
+        found = measure(index.stages(), QUERIES_QD, nearest_Q, options, 17)
+        index_ = copied(index)
+        index_.options = options
+        assert found.recall == recall(index_.search(QUERIES_QD, length)[1], nearest_Q)
+        assert found.num_queries == 60 and found.seconds_by_stage["total"] > 0
+        assert found.seconds_by_stage.keys() == {"search", "pairwise", "decode", "rerank", "total"}
+        assert sum(found.seconds_by_stage.values()) <= 2.001 * found.seconds_by_stage["total"]
+        mid = length if not pairwise else options.num_mid or 4 * length
+        looked_up = index.search(QUERIES_QD, mid, options.nprobe, 0, num_mid=0)[1]
+        assert found.shortlist_recall == recall(looked_up, nearest_Q)
+
+
+@pytest.mark.parametrize(("k", "target"), [(1, 0.15), (10, 0.5), (10, 0.9), (100, 0.99)])
+def test_tuned_options_reach_the_target(k, target):
+    index = copied(built("ivf"))
+    options = index.tune(QUERIES_QD, nearest(5), target, k)
+    assert options is index.options and share(index, k) >= target
+    assert options.ef_search is None, "there is no graph whose effort could be fitted"
+
+
+def test_the_fastest_options_are_taken(monkeypatch):
+    """Of all that reach the target, on a clock that ticks once for each list and each vector."""
+    index, clock = copied(built("ivf")), {}
+
+    def timed(stages, queries_QD, nearest_Q, options, batch_size):
+        found = measure(stages, queries_QD, nearest_Q, options, batch_size)
+        clock[options] = options.nprobe + options.num_short / 10
+        return Measurement(found.recall, found.shortlist_recall, {"total": clock[options]}, found.num_queries)
+
+    monkeypatch.setattr(judge, "measure", timed)
+    for target in (0.3, 0.9, 0.97):
+        chosen = replace(index.tune(QUERIES_QD, nearest(1), target), ef_search=16)
+        assert share(index, 10) >= target
+        for options in [options for options in clock if clock[options] < 0.9 * clock[chosen]]:
+            index.options = options
+            assert share(index, 10) < target
+
+
+def test_tuning_tells_how_far_it_is():
+    heard = []
+    judge.tune(copied(built("ivf")), QUERIES_QD, nearest(1), 0.5, on_progress=lambda *told: heard.append(told))
+    stages, done, totals = zip(*heard, strict=True)
+    assert len(set(stages)) == len(set(totals)) == 1
+    assert list(done) == sorted(done) and len(set(done)) > 2
+    assert (done[0], done[-1]) == (0, totals[0])
+
+
+def test_what_is_tuned_is_saved(tmp_path):
+    index = copied(built("ivf", pairwise=True))
+    index.tune(QUERIES_QD, nearest(1)[:, 0].tolist(), 0.8)
+    index.save(tmp_path)
+    loaded = type(index).load(tmp_path)
+    assert loaded.options == index.options and share(loaded, 10) >= 0.8
+
+
+def test_any_metric_is_tuned():
+    index = copied(built("plain", "cosine"))
+    truth_Q = nearest(1, "cosine")[:, 0]
+    index.tune(QUERIES_QD * 7, torch.from_numpy(truth_Q), 0.7)
+    assert share(index, 10, truth_Q) >= 0.7
+
+
+def test_a_target_out_of_reach_says_how_far_it_is():
+    index = copied(built("ivf"))
+    before = index.options
+    most = share_of_everything(index)
+    with pytest.raises(
+        ConfigError, match=f"target_recall=1.0 is out of reach: recall@1 comes to {most:.4f}; give a lower"
+    ):
+        index.tune(QUERIES_QD, nearest(1), 1.0, k=1)
+    assert index.options is before
+
+
+def share_of_everything(index) -> float:
+    lengths = [length for length in judge._TUNED_LENGTHS if length <= NUM_VECTORS]
+    return max(
+        recall(index.search(QUERIES_QD, 1, NUM_LISTS, length)[1], nearest(1)[:, 0], (1,))[1] for length in lengths
+    )
+
+
+def test_an_empty_index_reaches_nothing():
+    index = copied(built())
+    index.remove(range(NUM_VECTORS))
+    with pytest.raises(ConfigError, match=r"recall@10 comes to 0\.0000"):
+        index.tune(QUERIES_QD, nearest(1), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"target_recall": 0}, ConfigError, "above 0 and at most 1, not 0"),
+        ({"target_recall": 1.01}, ConfigError, "not 1.01"), ({"target_recall": float("nan")}, ConfigError, "not nan"),
+        ({"target_recall": "high"}, ConfigError, "not 'high'"), ({"k": 0}, ConfigError, "k must be"),
+        ({"k": 1.5}, ConfigError, "k must be"), ({"queries": QUERIES_QD[:, :5]}, DataError, "5 dimensions"),
+        ({"queries": QUERIES_QD[:9]}, DataError, "there are 60 ids for 9 vectors"),
+        ({"queries": QUERIES_QD[:0], "ground_truth": []}, DataError, "no queries"),
+        ({"queries": QUERIES_QD * np.nan}, DataError, "NaN"),
+        ({"queries": QUERIES_QD[0]}, DataError, r"give x\[None\]"),
+        ({"ground_truth": nearest(1) * 1.0}, DataError, "ids must be integers"),
+        ({"ground_truth": nearest(1)[:, :0]}, DataError, "ids must be integers"),
+        ({"ground_truth": nearest(1) - 10**6}, DataError, "from 0 to"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_tuned_is_refused(change, error, message):
+    settings = {"queries": QUERIES_QD, "ground_truth": nearest(1), "target_recall": 0.5, "k": 10} | change
+    with pytest.raises(error, match=message):
+        built().tune(**settings)

@@ -1,0 +1,225 @@
+import numpy as np
+import pytest
+
+from qinco.errors import DataError
+from qinco.search import lists as module
+from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
+
+M = 3
+
+
+def vectors(count, num_lists, seed=0):
+    """Codes, scalars, lists and ids of vectors at random."""
+    generator = np.random.default_rng(seed)
+    codes = generator.integers(0, 256, (count, M), dtype=np.uint8)
+    return codes, codes[:, 0] ^ 255, generator.integers(0, num_lists, count, dtype=np.int32), np.arange(count) * 10
+
+
+def make(count, num_lists, seed=0):
+    return InvertedLists.from_arrays(*vectors(count, num_lists, seed), num_lists)
+
+
+def same(one: InvertedLists, other: InvertedLists) -> bool:
+    arrays = [(getattr(one, name), getattr(other, name)) for name in ("starts", "codes", "ids")]
+    return all(np.array_equal(*pair) and pair[0].dtype == pair[1].dtype for pair in arrays)
+
+
+def test_the_bytes_of_a_few_vectors():
+    codes = np.array([[1, 2], [3, 4], [5, 6]], np.uint8)
+    lists = InvertedLists.from_arrays(
+        codes, np.array([7, 8, 9], np.uint8), np.array([2, 0, 2]), np.array([70, 80, 90]), 3
+    )
+    assert lists.starts.tolist() == [0, 1, 1, 3]
+    assert lists.codes.tolist() == [3, 4, 8, *(1, 5), *(2, 6), *(7, 9)]
+    assert lists.ids.tolist() == [80, 70, 90]
+    assert (len(lists), lists.num_lists, lists.code_size, lists.nbytes) == (3, 3, 2, 9 + 3 * 4 + 4 * 8)
+
+
+def test_a_list_is_cut_into_blocks_of_64():
+    codes, scalars, _, ids = vectors(150, 1)
+    lists = InvertedLists.from_arrays(codes, scalars, np.zeros(150, int), ids, 1)
+    begin = 0
+    for rows in (slice(0, 64), slice(64, 128), slice(128, 150)):
+        width = rows.stop - rows.start
+        block = lists.codes[begin : begin + (M + 1) * width].reshape(M + 1, width)
+        assert np.array_equal(block[:M].T, codes[rows]) and np.array_equal(block[M], scalars[rows])
+        begin += block.size
+    assert begin == len(lists.codes)
+
+
+@pytest.mark.parametrize(("count", "num_lists"), [(1000, 7), (1000, 3000), (70, 1), (1, 1), (0, 4)])
+def test_every_vector_is_found_where_it_belongs(count, num_lists):
+    codes, scalars, numbers, ids = vectors(count, num_lists)
+    lists = InvertedLists.from_arrays(codes, scalars, numbers, ids, num_lists)
+    rows = np.argsort(numbers, kind="stable")
+    assert np.array_equal(lists.ids, ids[rows]) and np.array_equal(
+        np.diff(lists.starts), np.bincount(numbers, minlength=num_lists)
+    )
+    positions = np.random.default_rng(1).permutation(np.repeat(np.arange(count), 2))
+    found_codes, found_scalars = lists.rows(positions)
+    assert np.array_equal(found_codes, codes[rows][positions]) and found_codes.flags.c_contiguous
+    assert np.array_equal(found_scalars, scalars[rows][positions])
+    assert np.array_equal(lists.lists_of(positions), numbers[rows][positions])
+    assert (found_codes.dtype, found_scalars.dtype, lists.lists_of(positions).dtype) == (np.uint8, np.uint8, np.int32)
+
+
+def test_more_lists_than_16_bits_count():
+    numbers = np.array([1 << 17, 1, 65536, 65537, 1 << 17, 65536], np.int32)
+    codes, scalars, _, ids = vectors(6, 1)
+    lists = InvertedLists.from_arrays(codes, scalars, numbers, ids, (1 << 17) + 1)
+    assert lists.ids.tolist() == [10, 20, 50, 30, 0, 40]
+    assert lists.lists_of(np.arange(6)).tolist() == sorted(numbers)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
+def test_list_numbers_of_any_type(dtype):
+    codes, scalars, numbers, ids = vectors(500, 100)
+    numbers[0] = 255  # one more would not be a uint8
+    expected = InvertedLists.from_arrays(codes, scalars, numbers, ids, 256)
+    assert same(InvertedLists.from_arrays(codes, scalars, numbers.astype(dtype), ids, 256), expected)
+
+
+@pytest.mark.parametrize(
+    ("ids", "dtype"),
+    [([], np.uint32), ([0, (1 << 32) - 1], np.uint32), ([0, 1 << 32], np.int64), ([-1, 5], np.int64)],
+)
+def test_ids_take_no_more_bytes_than_they_need(ids, dtype):
+    ids = np.array(ids, np.int64)
+    assert id_dtype(ids) == dtype
+    codes, scalars, numbers, _ = vectors(len(ids), 1)
+    lists = InvertedLists.from_arrays(codes, scalars, numbers, ids, 1)
+    assert lists.ids.dtype == dtype and np.array_equal(lists.ids, ids)
+
+
+def test_nothing_can_be_changed():
+    lists = make(10, 2)
+    for array in (lists.starts, lists.codes, lists.ids, next(lists.blocks())[3]):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+    with pytest.raises(AttributeError):
+        lists.ids = None
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 100, 1000])
+def test_blocks_give_all_vectors_in_order(size):
+    lists = make(300, 5)
+    blocks = list(lists.blocks(size))
+    assert [len(block[0]) for block in blocks[:-1]] == [size] * (len(blocks) - 1)
+    codes, scalars, numbers, ids = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    assert np.array_equal(codes, lists.rows(np.arange(300))[0]) and np.array_equal(scalars, codes[:, 0] ^ 255)
+    assert np.array_equal(numbers, np.sort(numbers)) and np.array_equal(ids, lists.ids)
+    assert list(make(0, 5).blocks(size)) == []
+
+
+def test_merged_lists_hold_the_first_ones_first():
+    parts = [make(100, 5, seed) for seed in range(3)]
+    merged = InvertedLists.merged(parts)
+    columns = [np.concatenate(column) for column in zip(*(vectors(100, 5, seed) for seed in range(3)), strict=True)]
+    assert same(merged, InvertedLists.from_arrays(*columns, 5))
+    assert same(InvertedLists.merged(parts[:1]), parts[0])
+    assert same(InvertedLists.merged([make(0, 5), parts[0]]), parts[0])
+
+
+def test_one_large_id_among_merged_lists_makes_all_of_them_wide():
+    codes, scalars, numbers, ids = vectors(10, 5)
+    wide = InvertedLists.from_arrays(codes, scalars, numbers, ids - (1 << 40), 5)
+    assert InvertedLists.merged([make(10, 5), wide]).ids.dtype == np.int64
+    merged = InvertedLists.merged([make(10, 5), wide])
+    assert same(merged.without(np.flatnonzero(merged.ids < 0)), make(10, 5))
+
+
+def test_vectors_are_left_out_by_position_or_mask():
+    codes, scalars, numbers, ids = vectors(200, 5)
+    lists = make(200, 5)
+    mask = lists.ids % 30 == 0
+    expected = InvertedLists.from_arrays(*(array[ids % 30 != 0] for array in (codes, scalars, numbers, ids)), 5)
+    assert same(lists.without(mask), expected)
+    assert same(lists.without(np.flatnonzero(mask)), expected)
+    assert same(lists.without(np.zeros(0, int)), lists)
+    assert len(lists.without(np.ones(200, bool))) == 0
+    assert len(lists) == 200
+
+
+def test_a_builder_fills_memory_maps_block_by_block(tmp_path):
+    codes, scalars, numbers, ids = vectors(1000, 9)
+    builder = ListsBuilder(9, M)
+    for rows in (slice(300, 1000), slice(0, 300)):
+        builder.add_counts(numbers[rows])
+
+    def create(name, dtype, shape):
+        return np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", dtype, shape)
+
+    builder.allocate(id_dtype(ids), create)
+    for start in range(0, 1000, 170):
+        rows = slice(start, start + 170)
+        builder.fill(codes[rows], scalars[rows], numbers[rows], ids[rows])
+    lists = builder.finish()
+    assert same(lists, make(1000, 9))
+    assert np.array_equal(np.load(tmp_path / "codes.npy"), lists.codes)
+    assert np.array_equal(np.load(tmp_path / "ids.npy"), lists.ids)
+
+
+def test_blocks_of_the_work_do_not_show(monkeypatch):
+    expected = make(1000, 9)
+    for rows, tile in ((1, 1), (64, 7), (333, 100)):
+        monkeypatch.setattr(module, "_ROWS", rows)
+        monkeypatch.setattr(module, "_TILE", tile)
+        assert same(make(1000, 9), expected)
+        assert same(expected.without(np.zeros(0, int)), expected)
+
+
+def test_a_builder_notices_other_vectors_than_were_counted():
+    codes, scalars, numbers, ids = vectors(50, 4)
+    builder = ListsBuilder(4, M)
+    builder.add_counts(numbers)
+    builder.allocate(np.uint32)
+    builder.fill(codes[:40], scalars[:40], numbers[:40], ids[:40])
+    with pytest.raises(AssertionError, match="fewer vectors"):
+        builder.finish()
+    with pytest.raises(AssertionError, match="more vectors"):
+        builder.fill(codes, scalars, numbers, ids)
+    with pytest.raises(AssertionError, match="does not fit"):
+        builder.fill(codes[40:], scalars[40:], numbers[40:], ids[40:] - (1 << 40))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("starts", [0, 3, 2, 5, 10], "do not rise from 0 to its 10"),
+        ("starts", [1, 3, 4, 5, 10], "do not rise from 0 to its 10"),
+        ("starts", [0, 3, 4, 5, 11], "do not rise from 0 to its 10"),
+        ("starts", [0, 3, 4, 10], "its starts are int64"),
+        ("starts", [0.0, 3, 4, 5, 10], "its starts are float64"),
+        ("codes", np.zeros(41, np.uint8), "its codes are uint8"),
+        ("codes", np.zeros((10, 4), np.uint8), "its codes are uint8"),
+        ("codes", np.zeros(40, np.int8), "its codes are int8"),
+        ("ids", np.zeros(10, np.uint64), "its ids are uint64"),
+        ("ids", np.zeros(9, np.uint32), "need uint8"),
+    ],
+)
+def test_arrays_of_a_file_are_not_trusted(name, wrong, message):
+    lists = make(10, 4)
+    arrays = {name: getattr(lists, name) for name in ("starts", "codes", "ids")}
+    assert same(InvertedLists.from_stored(**arrays, num_lists=4, code_size=M, name="x"), lists)
+    arrays[name] = np.asarray(wrong)
+    with pytest.raises(DataError, match=f"x is damaged: .*{message}"):
+        InvertedLists.from_stored(**arrays, num_lists=4, code_size=M, name="x")
+
+
+def test_addresses_of_more_than_32_bits(tmp_path):
+    """In files that are holes but for a few vectors."""
+    count = 600_000_000
+    codes, scalars, _, ids = vectors(200, 1)
+    builder = ListsBuilder(2, M)
+    builder.counts[:] = 2 * count, 200
+
+    def create(name, dtype, shape):
+        return np.memmap(tmp_path / name, dtype, "w+", shape=shape)
+
+    builder.allocate(np.dtype(np.uint32), create)
+    builder.fill(codes, scalars, np.ones(200, np.int32), ids)
+    lists = InvertedLists(builder.starts, builder.codes, builder.ids, M)
+    positions = np.arange(2 * count, 2 * count + 200)
+    assert np.array_equal(lists.rows(positions)[0], codes) and np.array_equal(lists.rows(positions)[1], scalars)
+    assert lists.lists_of([0, 2 * count - 1, 2 * count]).tolist() == [0, 0, 1]
+    assert not lists.codes[: 1 << 20].any()

@@ -1,0 +1,229 @@
+"""Shortlists of vectors whose reconstructions are known, by the native kernels and plainly."""
+
+import numpy as np
+import pytest
+from native_levels import needs_native
+
+from qinco.native.scanner import Filter
+from qinco.search import scan as module
+from qinco.search.lists import InvertedLists
+from qinco.search.scan import Scanner, make_filter
+
+ENGINES = pytest.mark.parametrize(
+    "native", [False, pytest.param(True, marks=needs_native)], ids=["plain", "native"]
+)  # fmt: skip
+M, D, V, COUNT = 4, 6, 5, 900
+
+
+class World:
+    """Vectors in lists with exact scalars: 256 different codes in each list at most, so that a level is one's own."""
+
+    def __init__(self, native: bool, *, scale=1.0, offset=0.0, inner_product=False, entries=16, copies=1, seed=0):
+        random = np.random.default_rng(seed)
+        self.centroids_VD = (random.normal(0, scale, (V, D)) + offset).astype(np.float32)
+        self.tables_MKD = random.normal(0, scale / 3, (M, entries, D)).astype(np.float32)
+        kinds_KM = random.integers(0, entries, (256, M), np.uint8)
+        lists_K, self.kinds_N = np.arange(256) % V, np.repeat(random.integers(0, 256, COUNT // copies), copies)
+        codes_NM, lists_N = kinds_KM[self.kinds_N], lists_K[self.kinds_N]
+        self.ids_N = random.permutation(COUNT) + 1000
+        parts = self.centroids_VD, self.tables_MKD
+        first = Scanner(*parts, np.zeros(256, np.float32), inner_product=inner_product, native=native)
+        levels = first.scalars(kinds_KM, lists_K)
+        self.scanner = Scanner(*parts, levels, inner_product=inner_product, native=native)
+        scalars_N = self.kinds_N.astype(np.uint8)
+        self.lists = InvertedLists.from_arrays(codes_NM, scalars_N, lists_N, self.ids_N, V)
+        self.queries_QD = (random.normal(0, scale, (20, D)) + offset).astype(np.float32)
+        self.x_ND = self.centroids_VD[lists_N].astype(np.float64)
+        for table_KD, codes_N in zip(self.tables_MKD, codes_NM.T, strict=True):
+            self.x_ND += table_KD[codes_N]
+        self.lists_N, self.codes_NM = lists_N, codes_NM
+
+    def search(self, num_short, probes=V, segments=None, **rules):
+        visited = self.scanner.probe(self.queries_QD, probes)
+        return self.scanner.scan(self.queries_QD, *visited, segments or [self.lists], num_short, **rules)
+
+    def distances(self) -> np.ndarray:
+        return np.square(self.queries_QD[:, None] - self.x_ND).sum(2)
+
+    def rows(self, ids) -> np.ndarray:
+        return np.argsort(self.ids_N)[ids - 1000]
+
+
+@ENGINES
+@pytest.mark.parametrize("num_short", [1, 10, 300, COUNT + 5])
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1, 1e4), (1e-15, 0), (1e18, 0), (1e15, 3e17)])
+def test_values_are_squared_distances_to_the_reconstructions(native, num_short, scale, offset):
+    """An offset of all vectors costs no more than the rounding of the vectors themselves."""
+    world = World(native, scale=scale, offset=offset)
+    found, wanted_QN = world.search(num_short), world.distances()
+    filled, limit = min(num_short, COUNT), 1e-5 * wanted_QN.max() + 10 * (6e-8 * offset) * np.sqrt(wanted_QN.max())
+    rows_QS = world.rows(found.ids[:, :filled])
+    assert (found.found == filled).all() and (found.scanned == COUNT).all()
+    assert all(len(set(rows)) == filled for rows in rows_QS.tolist())
+    for values_QS in (found.values[:, :filled], np.take_along_axis(wanted_QN, rows_QS, 1)):
+        np.testing.assert_allclose(values_QS, np.sort(wanted_QN)[:, :filled], rtol=0, atol=limit)
+    assert np.array_equal(found.lists[:, :filled], world.lists_N[rows_QS])
+    assert np.array_equal(found.codes[:, :filled], world.codes_NM[rows_QS])
+    for array, filling in zip((found.values, found.ids, found.lists, found.codes), (np.inf, -1, -1, 0), strict=True):
+        assert (array[:, filled:] == filling).all()
+    assert found.values.dtype == np.float32 and found.ids.dtype == np.int64
+    assert found.lists.dtype == np.int32 and found.codes.dtype == np.uint8
+
+
+@ENGINES
+def test_values_are_negative_inner_products(native):
+    world = World(native, inner_product=True)
+    found, wanted_QN = world.search(30), -(World(native).queries_QD @ world.x_ND.T)
+    for values_QS in (found.values, np.take_along_axis(wanted_QN, world.rows(found.ids), 1)):
+        np.testing.assert_allclose(values_QS, np.sort(wanted_QN)[:, :30], rtol=1e-5, atol=1e-5)
+    assert not world.scanner.scalars(world.codes_NM, world.lists_N).any()
+
+
+@ENGINES
+def test_only_what_the_lists_hold_is_found(native):
+    world = World(native)
+    probes_Q2, _ = world.scanner.probe(world.queries_QD, 2)
+    found, sizes_V = world.search(COUNT, probes=2), np.bincount(world.lists_N, minlength=V)
+    for query, probes in enumerate(probes_Q2):
+        wanted = np.flatnonzero(np.isin(world.lists_N, probes))
+        count = int(found.found[query])
+        assert set(world.rows(found.ids[query, :count])) == set(wanted)
+        assert found.scanned[query] == sizes_V[probes].sum() == count
+    first = world.search(5, nprobe=1)
+    assert np.array_equal(first.scanned, sizes_V[probes_Q2[:, 0]])
+    assert np.array_equal(first.lists, np.repeat(probes_Q2[:, :1], 5, 1))
+
+
+@ENGINES
+def test_further_lists_are_visited_where_a_filter_admits_few(native):
+    world = World(native)
+    admitted_N = np.sort(world.ids_N)[::60]
+    found = world.search(12, nprobe=1, admitted=make_filter(admitted_N))
+    probes_QV, _ = world.scanner.probe(world.queries_QD, V)
+    sizes_V = np.bincount(world.lists_N, minlength=V)
+    admitted_V = np.bincount(world.lists_N[world.rows(admitted_N)], minlength=V)
+    for query, probes in enumerate(probes_QV):
+        visited = 1 + np.searchsorted(np.cumsum(admitted_V[probes]), 12)
+        assert found.scanned[query] == sizes_V[probes[:visited]].sum()
+        assert found.found[query] == min(12, admitted_V[probes[:visited]].sum())
+    assert np.isin(found.ids[found.lists >= 0], admitted_N).all()
+
+
+@ENGINES
+def test_several_segments_are_as_their_union(native):
+    world = World(native)
+    parts = [world.lists.without(np.arange(COUNT) % 3 != part) for part in range(3)]
+    whole, empty = world.search(40), world.lists.without(np.arange(COUNT))
+    one, several = (world.search(40, segments=some) for some in ([InvertedLists.merged(parts)], [*parts, empty]))
+    for name, array in vars(several).items():
+        assert np.array_equal(getattr(one, name), array)
+    assert np.array_equal(whole.values, several.values)
+
+
+@ENGINES
+def test_of_equal_vectors_the_first_are_found(native):
+    world = World(native, copies=COUNT)
+    found = world.search(100)
+    assert np.array_equal(found.ids, np.tile(world.ids_N[:100], (20, 1))) and len(np.unique(found.values[0])) == 1
+
+
+@ENGINES
+def test_zero_vectors_have_no_distance(native):
+    world = World(native, scale=0)
+    found = world.search(50, probes=1)
+    assert not found.values[np.isfinite(found.values)].any() and (found.found == 50).all()
+
+
+@ENGINES
+@pytest.mark.parametrize("inner_product", [False, True])
+def test_what_no_float_holds_is_not_found(native, inner_product):
+    """A query whose distances overflow finds nothing, rather than anything; others do not feel it."""
+    world = World(native, inner_product=inner_product)
+    calm = world.search(10)
+    world.queries_QD[[3, 7, 11]] = np.array([[1e38], [np.inf], [np.nan]])
+    found, others = world.search(10), np.delete(np.arange(20), [3, 7, 11])
+    for name, array in vars(found).items():
+        assert np.array_equal(array[others], getattr(calm, name)[others])
+    missed = [7, 11] if inner_product else [3, 7, 11]
+    assert (found.ids[missed] == -1).all() and np.isposinf(found.values[missed]).all()
+    if inner_product:  # of which those are that are not too large
+        products_N = -(world.queries_QD[3].astype(np.float64) @ world.x_ND.T)
+        wanted_N = products_N[world.rows(found.ids[3, : found.found[3]])]
+        np.testing.assert_allclose(found.values[3, : found.found[3]], wanted_N, rtol=1e-3)
+
+
+@ENGINES
+def test_a_query_at_the_end_of_the_range_still_finds(native):
+    """At 1e18 squares are 1e36 and fit."""
+    world = World(native)
+    world.queries_QD[:] = 1e18
+    found = world.search(10)
+    assert (found.found == 10).all() and (np.abs(found.values / (D * 1e36) - 1) < 1e-5).all()
+
+
+@ENGINES
+def test_queries_of_any_float_type_and_layout(native):
+    world = World(native)
+    wanted = world.search(10)
+    for change in (
+        np.asfortranarray,
+        lambda array: array.astype(np.float64),
+        lambda array: np.repeat(array, 2, 0)[::2],
+    ):
+        world.queries_QD = change(world.queries_QD)
+        assert all(map(np.array_equal, vars(world.search(10)).values(), vars(wanted).values()))
+
+
+def test_without_the_native_engine_the_scan_is_plain(monkeypatch):
+    monkeypatch.setattr(module, "is_available", lambda: False)
+    assert not World(None).scanner.is_native
+
+
+@needs_native
+def test_the_native_engine_is_used_where_it_is():
+    assert World(None).scanner.is_native and not World(False).scanner.is_native
+
+
+def admits(admitted: Filter, ids) -> list[bool]:
+    """By definition."""
+    if admitted.bits is None:
+        return [number in set(admitted.sorted.tolist()) for number in ids]
+    bits = np.unpackbits(admitted.bits, bitorder="little")
+    return [0 <= number - admitted.first < len(bits) and bool(bits[number - admitted.first]) for number in ids]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[], [0], [5], [2**62], [0, 1, 2], [7, 8, 9, 15, 16, 17], [3, 2**40], [0, 2**63 - 1], list(range(0, 90_000, 255))],
+    ids=str,
+)
+def test_a_filter_admits_what_it_is_made_of(ids):
+    admitted = make_filter(np.array(ids, np.int64))
+    asked = sorted({near for number in ids[:50] for near in (number - 1, number, number + 1)} | {0, 1, 2**40})
+    assert admits(admitted, asked) == [number in set(ids) for number in asked]
+
+
+def test_a_filter_takes_bits_where_they_are_dense_and_little_memory_anywhere():
+    dense, sparse = make_filter(np.arange(10**9, 10**9 + 8000)), make_filter(np.array([0, 10**12]))
+    assert dense.bits.nbytes == 1000 and dense.first == 10**9 and dense.sorted is None and len(dense) == 8000
+    assert sparse.bits is None and sparse.sorted.dtype == np.int64 and len(sparse) == 2
+    for step in (1, 2, 100, 256, 257, 1000):
+        admitted = make_filter(np.arange(0, 1000 * step, step))
+        assert (admitted.sorted if admitted.bits is None else admitted.bits).nbytes <= 32 * 1000
+
+
+@ENGINES
+@pytest.mark.parametrize("kind", ["bits", "sorted"])
+@pytest.mark.parametrize("width", [np.uint32, np.int64])
+def test_only_admitted_ids_are_found(native, kind, width):
+    world = World(native)
+    shift = 2**40 if width == np.int64 else 0
+    lists = InvertedLists(world.lists.starts, world.lists.codes, world.lists.ids.astype(width) + width(shift), M)
+    for admitted_N in (np.arange(1100, 1900, 7), np.arange(0, 1000), np.empty(0, np.int64), np.arange(2000)):
+        admitted_N = admitted_N + shift
+        admitted = make_filter(admitted_N) if kind == "bits" else Filter(None, 0, admitted_N)
+        assert (admitted.bits is None) == (kind == "sorted")
+        found = world.search(COUNT, segments=[lists], admitted=admitted)
+        wanted = set((world.ids_N + shift).tolist()) & set(admitted_N.tolist())
+        assert (found.found == len(wanted)).all() and (found.scanned == COUNT).all()
+        assert all(set(ids[: len(wanted)]) == wanted for ids in found.ids.tolist())

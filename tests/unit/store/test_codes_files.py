@@ -1,0 +1,245 @@
+"""Codes written in each form are read back, by us and by numpy and faiss."""
+
+import os
+
+import faiss
+import numpy as np
+import pytest
+
+from qinco.compat import encoded_sets as npz
+from qinco.errors import ConfigError, DataError
+from qinco.packing import code_dtype
+from qinco.store.code_store import CodeStore, Manifest
+from qinco.store.codes import (
+    BLOCK_ROWS,
+    EncodedSet,
+    is_folder,
+    lists_beside,
+    open_encoded_set,
+    write_encoded_set,
+)
+from qinco.vectors.formats import write_vectors
+
+FILES = [".npy", ".ivecs", ".raw", ".npz"]
+FORMS = ["", *FILES]
+NUM_LISTS = 1000
+
+
+def random_codes(num_vectors, code_size, codebook_size, seed=0):
+    codes = np.random.default_rng(seed).integers(0, codebook_size, (num_vectors, code_size))
+    if codes.size:
+        codes.flat[0], codes.flat[-1] = codebook_size - 1, 0
+    return codes.astype(code_dtype(codebook_size))
+
+
+def random_lists(num_vectors):
+    return np.random.default_rng(1).integers(0, NUM_LISTS, num_vectors, dtype=np.int32)
+
+
+def write(path, codes, lists, codebook_size, shard_rows=16):
+    """The same codes in any form."""
+    if path.suffix:
+        with_column = None if lists is None else lists[:, None]
+        return write_encoded_set(path, EncodedSet(codes, with_column), codebook_size, 12)
+    sizes = (*codes.shape, codebook_size, 0 if lists is None else NUM_LISTS, 12, shard_rows)
+    store = CodeStore.create(path, Manifest(*sizes, "codec", "source", {}))
+    for shard in range(store.manifest.num_shards):
+        rows = store.manifest.rows(shard)
+        store.write(shard, codes[rows], None if lists is None else lists[rows])
+    assert store.finish()
+    return None
+
+
+def read(path, codes, codebook_size, is_ivf, size=7):
+    found = open_encoded_set(path, codes.shape[1], codebook_size, is_ivf)
+    blocks = list(found.blocks(size))
+    assert [len(block) for block, _ in blocks[:-1]] == [size] * (len(blocks) - 1)
+    assert len(found) == sum(len(block) for block, _ in blocks) == found.codes.shape[0]
+    read_codes = np.concatenate([codes[:0], *(block for block, _ in blocks)])
+    if not is_ivf:
+        assert found.lists is None
+        return read_codes, None
+    assert all(lists_N.shape == (len(block),) for block, lists_N in blocks)
+    return read_codes, np.concatenate([np.empty(0, np.int32), *(lists_N for _, lists_N in blocks)])
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(npz, "_BLOCK_ROWS", 4)
+    monkeypatch.setattr(npz, "_PART_ROWS", 11)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("codebook_size", [2, 32, 256, 1024, 65536])
+@pytest.mark.parametrize("num_vectors", [0, 1, 11, 37])
+@pytest.mark.parametrize("is_ivf", [False, True])
+@pytest.mark.usefixtures("small_blocks")
+def test_what_is_written_is_read(tmp_path, form, codebook_size, num_vectors, is_ivf):
+    codes, lists = random_codes(num_vectors, 3, codebook_size), random_lists(num_vectors) if is_ivf else None
+    path = tmp_path / f"set{form}"
+    written = write(path, codes, lists, codebook_size)
+    if written is not None:
+        assert sorted(written) == sorted(tmp_path.iterdir())
+    if form == ".ivecs" and not num_vectors:
+        with pytest.raises(DataError, match="holds no vectors"):
+            read(path, codes, codebook_size, is_ivf)
+        return
+    read_codes, read_lists = read(path, codes, codebook_size, is_ivf)
+    assert np.array_equal(read_codes, codes)
+    assert lists is None or np.array_equal(read_lists, lists)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_sets_of_more_than_a_block(tmp_path, form):
+    count = BLOCK_ROWS + 5000
+    codes, lists, path = random_codes(count, 3, 32), random_lists(count), tmp_path / f"set{form}"
+    write(path, codes, lists, 32, shard_rows=30_000)
+    for size in (BLOCK_ROWS, 9999):
+        read_codes, read_lists = read(path, codes, 32, True, size)
+        assert np.array_equal(read_codes, codes)
+        assert np.array_equal(read_lists, lists)
+
+
+@pytest.mark.parametrize("codebook_size", [2, 32, 256, 1024, 65536])
+def test_others_read_what_is_written(tmp_path, codebook_size):
+    codes, lists = random_codes(50, 5, codebook_size), random_lists(50)
+    for form in FORMS:
+        write(tmp_path / f"set{form}", codes, lists, codebook_size)
+    assert np.load(tmp_path / "set.npy").dtype == codes.dtype
+    assert np.array_equal(np.load(tmp_path / "set.npy"), codes)
+    assert np.array_equal(np.load(tmp_path / "set.lists.npy"), lists[:, None])
+    shards = [np.load(tmp_path / "set" / f"codes-0000{shard}.npy") for shard in range(4)]
+    assert [len(shard) for shard in shards] == [16, 16, 16, 2]
+    assert np.array_equal(np.concatenate(shards), codes)
+    assert np.load(tmp_path / "set" / "lists-00003.npy").dtype == np.int32
+    ivecs = np.fromfile(tmp_path / "set.ivecs", np.int32).reshape(50, 6)
+    assert (ivecs[:, 0] == 5).all()
+    assert np.array_equal(ivecs[:, 1:], codes)
+    with np.load(tmp_path / "set.part_0.npz") as part:
+        assert np.array_equal(part["codes"], np.concatenate([lists[:, None], codes], 1))
+        assert part["codes"].dtype == np.int64
+    packed = faiss.pack_bitstrings(codes.astype(np.int32), codebook_size.bit_length() - 1)
+    assert (tmp_path / "set.raw").read_bytes() == packed.tobytes()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_are_read_at_random(tmp_path, form):
+    codes, rows = random_codes(40, 3, 1024), np.array([39, 0, 17, 17, 3])
+    write(tmp_path / f"set{form}", codes, None, 1024)
+    found = open_encoded_set(tmp_path / f"set{form}", 3, 1024, False)
+    assert np.array_equal(found.codes[rows], codes[rows])
+    assert np.array_equal(found.codes[5:9], codes[5:9])
+
+
+def test_lists_may_lie_anywhere(tmp_path):
+    codes, lists = random_codes(20, 3, 16), random_lists(20)
+    write(tmp_path / "set.npy", codes, None, 16)
+    with pytest.raises(DataError, match=r"set\.lists\.npy does not exist.*give lists=FILE"):
+        open_encoded_set(tmp_path / "set.npy", 3, 16, True)
+    for name in ("other.npy", "other.ivecs"):
+        write_vectors(tmp_path / name, lists[:, None])
+        found = open_encoded_set(tmp_path / "set.npy", 3, 16, True, tmp_path / name)
+        assert np.array_equal(next(found.blocks())[1], lists)
+    with pytest.raises(DataError, match="the codec has none"):
+        open_encoded_set(tmp_path / "set.npy", 3, 16, False, tmp_path / "other.npy")
+    for wrong in (lists[:19, None], lists[:, None].astype(np.float32), np.stack([lists, lists], 1)):
+        np.save(tmp_path / "wrong.npy", wrong)
+        with pytest.raises(DataError, match=r"list numbers are integers \(20, 1\)"):
+            open_encoded_set(tmp_path / "set.npy", 3, 16, True, tmp_path / "wrong.npy")
+
+
+@pytest.mark.parametrize("form", ["", ".npz"])
+def test_lists_within_are_not_given_again(tmp_path, form):
+    write(tmp_path / f"set{form}", random_codes(20, 3, 16), random_lists(20), 16)
+    with pytest.raises(ConfigError, match="holds its list numbers"):
+        open_encoded_set(tmp_path / f"set{form}", 3, 16, True, tmp_path / "any.npy")
+
+
+@pytest.mark.parametrize("form", ["", ".npz"])
+@pytest.mark.parametrize(("sizes", "word"), [((4, 16), "code_size|M"), ((3, 32), "codebook_size|K")])
+def test_sets_of_other_sizes_are_refused(tmp_path, form, sizes, word):
+    write(tmp_path / f"set{form}", random_codes(20, 3, 16), None, 16)
+    with pytest.raises(DataError, match=f"of another codec: ({word}) is"):
+        open_encoded_set(tmp_path / f"set{form}", *sizes, False)
+
+
+def test_raw_codes_of_another_codec_or_truncated_are_refused(tmp_path):
+    write(tmp_path / "set.raw", random_codes(20, 3, 32), None, 32)
+    assert (tmp_path / "set.raw").stat().st_size == 40
+    for sizes in ((4, 32), (3, 1 << 16)):
+        with pytest.raises(DataError, match="no whole number of codes"):
+            open_encoded_set(tmp_path / "set.raw", *sizes, False)
+    (tmp_path / "set.raw").write_bytes(bytes(39))
+    with pytest.raises(DataError, match="39 bytes, which are no whole number of codes of 2 bytes"):
+        open_encoded_set(tmp_path / "set.raw", 3, 32, False)
+
+
+@pytest.mark.parametrize("name", ["nowhere.npy", "nowhere.raw", "nowhere.npz", "nowhere.ivecs", "n" * 300 + ".npz"])
+@pytest.mark.parametrize("is_ivf", [False, True])
+def test_missing_files_are_named(tmp_path, name, is_ivf):
+    with pytest.raises(DataError, match=r"nowhere.*(does not exist|No such file)|File name too long"):
+        open_encoded_set(tmp_path / name, 3, 16, is_ivf)
+    with pytest.raises(DataError, match="does not exist"):
+        open_encoded_set(tmp_path / "nowhere.npy", 3, 16, is_ivf, tmp_path / name)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    for name in ("x.raw", "x.npz", "x.npy"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(DataError, match=r"no.* file"):
+            open_encoded_set(tmp_path / name, 3, 16, False)
+
+
+def test_names_of_folders_and_lists(tmp_path):
+    (tmp_path / "there.npy").mkdir()
+    names = ("codes", "codes/", "codes.npy/", tmp_path / "there.npy")
+    assert [is_folder(name) for name in names] == [True] * 4
+    assert [is_folder(name) for name in ("codes.npy", "codes.v2", tmp_path / "codes.raw", "n" * 300 + ".npy")] == [
+        False
+    ] * 4
+    assert str(lists_beside("a.b/codes.v2.npy")) == "a.b/codes.v2.lists.npy"
+
+
+class Killed(BaseException):
+    pass
+
+
+class EndsEarly:
+    """Codes that kill whoever reads them beyond row 15."""
+
+    def __init__(self, codes):
+        self._codes, self.shape, self.dtype = codes, codes.shape, codes.dtype
+
+    def __getitem__(self, key):
+        if key.stop > 15:
+            raise Killed
+        return self._codes[key]
+
+
+@pytest.mark.parametrize("form", FILES)
+@pytest.mark.usefixtures("small_blocks")
+def test_a_kill_between_the_files_of_a_set_leaves_no_mixed_one(tmp_path, form):
+    """New lists or parts beside old codes would be read as a set without a word."""
+    old, new, lists = random_codes(30, 3, 16), random_codes(30, 3, 16, 5), random_lists(30)
+    path = tmp_path / f"set{form}"
+    write(path, old, lists, 16)
+    with pytest.raises(Killed):
+        write_encoded_set(path, EncodedSet(EndsEarly(new), lists[::-1, None]), 16, 12)
+    with pytest.raises(DataError, match=r"does not exist|No such file"):
+        open_encoded_set(path, 3, 16, True)
+    write(path, new, lists[::-1], 16)
+    read_codes, read_lists = read(path, new, 16, True)
+    assert np.array_equal(read_codes, new)
+    assert np.array_equal(read_lists, lists[::-1])
+
+
+@pytest.mark.parametrize("form", [".npy", ".raw", ".ivecs"])
+@pytest.mark.usefixtures("small_blocks")
+def test_a_single_file_is_replaced_at_once(tmp_path, form):
+    old = random_codes(30, 3, 16)
+    path = tmp_path / f"set{form}"
+    write(path, old, None, 16)
+    with pytest.raises(Killed):
+        write_encoded_set(path, EncodedSet(EndsEarly(old)), 16, 12)
+    assert np.array_equal(read(path, old, 16, False)[0], old)
+    assert list(tmp_path.iterdir()) == [path]

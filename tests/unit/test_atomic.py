@@ -1,0 +1,197 @@
+import errno
+import os
+import resource
+import threading
+from pathlib import Path
+
+import pytest
+
+from qinco.atomic import check_output, write_atomically
+from qinco.errors import ConfigError, ResourceError
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def listing(folder=".") -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def test_the_file_appears_complete_and_alone():
+    with write_atomically("out.npy") as temporary:
+        assert temporary.parent == Path.cwd() and temporary.name.startswith(".") and temporary.suffix == ".npy"
+        temporary.write_bytes(b"new")
+        assert not Path("out.npy").exists()
+    assert Path("out.npy").read_bytes() == b"new"
+    assert listing() == ["out.npy"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_exception_leaves_the_old_file_and_no_temporary_one(error):
+    Path("out").write_bytes(b"old")
+    with pytest.raises(error), write_atomically("out") as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+    assert Path("out").read_bytes() == b"old"
+    assert listing() == ["out"]
+
+
+def test_it_is_flushed_before_it_takes_its_name(monkeypatch):
+    events = []
+    flush, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (events.append("flush"), flush(descriptor)))
+    monkeypatch.setattr(Path, "replace", lambda path, target: (events.append("replace"), replace(path, target)))
+    with write_atomically("out"):
+        pass
+    assert events == ["flush", "replace", "flush"]
+
+
+def test_two_writers_of_one_path_do_not_meet():
+    names = []
+    barrier = threading.Barrier(2)
+
+    def write(text):
+        with write_atomically("out") as temporary:
+            names.append(temporary.name)
+            barrier.wait(10)
+            temporary.write_text(text * 1000)
+
+    threads = [threading.Thread(target=write, args=(letter,)) for letter in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(names)) == 2
+    assert Path("out").read_text() in ("a" * 1000, "b" * 1000)
+
+
+def test_a_full_disk_is_a_resource_error(monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(ResourceError, match=r"cannot write out\.npy: No space left on device"),
+        write_atomically("out.npy"),
+    ):
+        pass
+    assert listing() == []
+
+
+def test_a_file_size_limit_is_a_resource_error():
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(ResourceError, match="cannot write out: File too large"), write_atomically("out") as path:
+            path.write_bytes(bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert listing() == []
+
+
+def test_a_missing_input_in_the_block_names_itself():
+    with pytest.raises(ResourceError, match=r"cannot write out: .*No such file.*input"), write_atomically("out"):
+        Path("input").read_bytes()
+
+
+def test_writing_into_a_missing_folder_is_a_resource_error():
+    with pytest.raises(ResourceError, match="cannot write missing/out: No such file"), write_atomically("missing/out"):
+        pass
+
+
+@pytest.mark.parametrize("path", ["folder", "/dev/null", "/"])
+def test_folders_and_devices_are_never_replaced(path):
+    Path("folder").mkdir()
+    with pytest.raises(ConfigError), write_atomically(path):
+        pass
+    with pytest.raises(ConfigError):
+        check_output(path, overwrite=True)
+    assert listing() == ["folder"] and not Path(path).is_file()
+
+
+def test_a_symbolic_link_stays_and_its_target_is_written():
+    Path("disk").mkdir()
+    Path("link").symlink_to("disk/target")
+    check_output("link")
+    with write_atomically("link") as temporary:
+        assert temporary.parent.name == "disk"
+        temporary.write_bytes(b"new")
+    assert Path("link").is_symlink() and Path("disk/target").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("name", ["é" * 120, "n" * 250, "a=b,~ c"])
+def test_any_name_that_the_file_system_takes_can_be_written(name):
+    assert check_output(name) == Path(name)
+    with write_atomically(name) as temporary:
+        temporary.write_bytes(b"x")
+    assert listing() == [name]
+
+
+def test_check_output_leaves_no_trace():
+    assert check_output("out") == Path("out")
+    assert listing() == []
+
+
+def test_an_output_that_is_an_input_is_refused_whatever_its_name():
+    Path("in").write_bytes(b"old")
+    Path("link").symlink_to("in")
+    for name in ("in", "./in", "link"):
+        with pytest.raises(ConfigError, match="is read and would be replaced"):
+            check_output(name, overwrite=True, inputs=[None, Path("in")])
+    check_output("out", inputs=[None, "in"])
+
+
+def test_an_existing_output_is_refused_without_overwrite_or_resume():
+    Path("out").write_bytes(b"old")
+    with pytest.raises(ConfigError, match=r"out exists: give overwrite=true to replace it$"):
+        check_output("out")
+    with pytest.raises(ConfigError, match="out exists: give overwrite=true to replace it or resume=true to continue"):
+        check_output("out", resume=False)
+    check_output("out", overwrite=True)
+    check_output("out", resume=True)
+    assert Path("out").read_bytes() == b"old" and listing() == ["out"]
+
+
+def test_missing_folders_are_created_below_the_current_one():
+    check_output("a/b/out")
+    assert Path("a/b").is_dir() and listing("a/b") == []
+    check_output(Path.cwd() / "c" / "out")
+    assert Path("c").is_dir()
+
+
+def test_missing_folders_elsewhere_are_an_error(tmp_path, monkeypatch):
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    for path in (tmp_path / "there" / "out", "../there/out"):
+        with pytest.raises(ConfigError, match=r"folder .*there of .*out does not exist"):
+            check_output(path)
+    assert listing(tmp_path) == ["here"]
+
+
+def test_a_file_where_a_folder_should_be():
+    Path("file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="is a file, not a folder"):
+        check_output("file/out")
+    with pytest.raises(ConfigError, match="cannot write file/sub/out"):
+        check_output("file/sub/out")
+
+
+@pytest.mark.parametrize("path", ["folder/", "", ".", "bad\0name", b"bytes", None, 3, "n" * 300])
+def test_names_that_no_file_can_have(path):
+    with pytest.raises(ConfigError):
+        check_output(path)
+    assert listing() == []
+
+
+def test_a_folder_that_takes_no_files_is_found_out_beforehand():
+    with pytest.raises(ConfigError, match="cannot write /proc/out: "):  # not even root can
+        check_output("/proc/out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission():
+    Path("locked").mkdir(mode=0o500)
+    with pytest.raises(ConfigError, match="cannot write locked/out: Permission denied"):
+        check_output("locked/out")

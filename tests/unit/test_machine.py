@@ -1,0 +1,104 @@
+"""Cores, memory and processor, on a machine and within the limits of containers."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from qinco.machine import free_memory, group_limits, processor_name, usable_cores
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def cores_and_memory(root: Path) -> tuple:
+    limits = group_limits(root)
+    return limits.cores, limits.memory
+
+
+def test_free_memory_is_what_the_machine_can_have():
+    assert 1 << 20 < free_memory() < 1 << 60
+
+
+def test_free_memory_is_what_the_kernel_says(tmp_path):
+    write(tmp_path / "proc/meminfo", "MemTotal: 9 kB\nMemAvailable: 7 kB\n")
+    assert free_memory(tmp_path) == 7 << 10
+
+
+def test_free_memory_where_the_kernel_does_not_tell(tmp_path):
+    write(tmp_path / "proc/meminfo", "MemTotal: 1 kB\n")
+    assert 1 << 20 < free_memory(tmp_path) < 1 << 60
+
+
+def test_a_container_of_version_2_leaves_what_its_group_has_not_used(tmp_path):
+    write(tmp_path / "proc/meminfo", "MemAvailable: 1000000 kB\n")
+    write(tmp_path / "proc/self/cgroup", "0::/\n")
+    groups = tmp_path / "sys/fs/cgroup"
+    write(groups / "memory.max", "50000\n")
+    assert free_memory(tmp_path) == 50000
+    write(groups / "memory.current", "30000\n")
+    assert free_memory(tmp_path) == 20000
+    write(groups / "memory.stat", "anon 9\ninactive_file 10000\n")
+    assert free_memory(tmp_path) == 30000
+    write(groups / "memory.current", "70000\n")
+    assert free_memory(tmp_path) == 0
+
+
+def test_a_container_of_version_1_leaves_what_its_group_has_not_used(tmp_path):
+    write(tmp_path / "proc/meminfo", "MemAvailable: 1000000 kB\n")
+    write(tmp_path / "proc/self/cgroup", "5:memory:/docker/abc\n")  # a path that only the host can see
+    groups = tmp_path / "sys/fs/cgroup/memory"
+    write(groups / "memory.limit_in_bytes", "50000\n")
+    write(groups / "memory.usage_in_bytes", "40000\n")
+    write(groups / "memory.stat", "inactive_file 1000\ntotal_inactive_file 5000\n")
+    assert free_memory(tmp_path) == 15000
+
+
+def test_the_processor_has_a_name(tmp_path):
+    write(tmp_path / "proc/cpuinfo", "processor\t: 0\nmodel name\t: Fast 9000\n\nprocessor\t: 1\n")
+    assert processor_name(tmp_path) == "Fast 9000"
+    assert processor_name(tmp_path / "nothing")
+
+
+def test_groups_of_version_2(tmp_path):
+    write(tmp_path / "proc/self/cgroup", "0::/outer/inner\n")
+    groups = tmp_path / "sys/fs/cgroup"
+    write(groups / "outer/inner/cpu.max", "max 100000\n")
+    write(groups / "outer/inner/memory.max", "max\n")
+    assert cores_and_memory(tmp_path) == (None, None)
+    write(groups / "outer/cpu.max", "250000 100000\n")
+    write(groups / "outer/memory.max", "5000\n")
+    assert cores_and_memory(tmp_path) == (2.5, 5000)
+    write(groups / "outer/inner/cpu.max", "50000 100000\n")
+    write(groups / "memory.max", "4000\n")
+    assert cores_and_memory(tmp_path) == (0.5, 4000)
+    assert usable_cores(tmp_path) == 1
+
+
+def test_groups_of_version_1(tmp_path):
+    write(tmp_path / "proc/self/cgroup", "5:memory:/box\n4:cpu,cpuacct:/box\n1:name=systemd:/\n0::/\n")
+    groups = tmp_path / "sys/fs/cgroup"
+    write(groups / "cpu/cpu.cfs_quota_us", "-1\n")
+    write(groups / "cpu/cpu.cfs_period_us", "100000\n")
+    write(groups / "memory/memory.limit_in_bytes", "9223372036854771712\n")
+    assert cores_and_memory(tmp_path) == (None, None)
+    write(groups / "cpu/cpu.cfs_quota_us", "300000\n")
+    write(groups / "memory/box/memory.limit_in_bytes", "7000\n")
+    assert cores_and_memory(tmp_path) == (3.0, 7000)
+
+
+@pytest.mark.parametrize("text", ["", "0::/\n", "nonsense\n"])
+def test_groups_that_say_nothing(tmp_path, text):
+    write(tmp_path / "proc/self/cgroup", text)
+    write(tmp_path / "sys/fs/cgroup/cpu.max", "what\n")
+    assert cores_and_memory(tmp_path) == (None, None)
+    assert usable_cores(tmp_path) == usable_cores(tmp_path / "nothing") >= 1
+
+
+def test_a_quota_of_many_cores_gives_none_that_are_not_there(tmp_path):
+    write(tmp_path / "proc/self/cgroup", "0::/\n")
+    write(tmp_path / "sys/fs/cgroup/cpu.max", "100000000 100000\n")
+    assert math.isclose(group_limits(tmp_path).cores, 1000)
+    assert usable_cores(tmp_path) == usable_cores(tmp_path / "nothing")

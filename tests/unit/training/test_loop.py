@@ -1,0 +1,264 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from small_models import ARCHITECTURES, random_model, random_vectors
+
+from qinco.config import EncodeOptions, ModelConfig
+from qinco.engines.torch_engine import Encoder
+from qinco.model.qinco import Qinco
+from qinco.training.codebooks import CodewordUse, start_model
+from qinco.training.estimate import estimate
+from qinco.training.loop import EpochReport, StepReport, Training, narrow_options, prefix_losses
+from qinco.training.options import TrainOptions
+from qinco.training.processes import Processes
+from qinco.vectors.rows import as_source
+
+CPU = torch.device("cpu")
+WIDE = EncodeOptions(num_pairs=6, beam_width=4)
+
+
+def training(
+    config=ARCHITECTURES["projected"], count=300, encode=None, coarse_VD=None, device=CPU, **options
+) -> Training:
+    options = TrainOptions(**{"epochs": 2, "batch_size": 32, "precision": "float32"} | options)
+    source = as_source(random_vectors(count, config.dim))
+    model = Qinco.empty(config).to_empty(device=device)
+    train, valid = source.window(0, count - 50), source.window(count - 50, count)
+    start_model(model, train, options, coarse_VD)
+    encode = encode or (WIDE if config.has_preselector else EncodeOptions(beam_width=2))
+    return Training(model, train, valid, options, encode, Processes(device))
+
+
+def centroids(config):
+    return random_vectors(config.num_lists, config.dim, 9) if config.starts_from_coarse else None
+
+
+def epochs_of(run: Training) -> list[EpochReport]:
+    return [report for report in run.run() if isinstance(report, EpochReport)]
+
+
+def test_reports_come_after_every_step_and_every_epoch():
+    run = training(batch_size=50)
+    reports = list(run.run())
+    assert [type(report) for report in reports] == [EpochReport, *([StepReport] * 5 + [EpochReport]) * 2]
+    assert [(r.epoch, r.step, r.steps) for r in reports if isinstance(r, StepReport)][4:6] == [(1, 5, 5), (2, 1, 5)]
+    assert [report.epoch for report in reports if isinstance(report, EpochReport)] == [0, 1, 2]
+    assert [r.lr for r in reports if isinstance(r, StepReport)] == [run.plan.rate(run.options, i) for i in range(10)]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_training_lowers_the_error_of_every_architecture(name):
+    config = ARCHITECTURES[name]
+    reports = epochs_of(training(config, coarse_VD=centroids(config), epochs=10))
+    assert reports[-1].loss < reports[1].loss
+    assert math.isfinite(reports[-1].mse)
+    assert len(reports[-1].mse_per_step) == config.num_steps and reports[-1].mse == reports[-1].mse_per_step[-1]
+
+
+OPTIONS = [
+    {"optimizer": "adam", "lr": 1e-3},
+    {"schedule": "plateau"},
+    {"grad_accumulate": 3},
+    {"precision": "bf16"},
+    {"grad_clip": None},
+    {"redraw": "targets"},
+    {"range_scaling": True},
+    {"exact_start": False, "codebook_noise": 0.1},
+    {"epoch_size": 70},
+    {"batch_size": 1, "epoch_size": 20, "grad_accumulate": 7},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_trains(options):
+    reports = epochs_of(training(epochs=10, **options))
+    assert len(reports) == 11 and math.isfinite(reports[-1].mse)
+    if "epoch_size" not in options:  # an epoch of a few vectors says little about the next
+        assert reports[-1].loss < reports[1].loss
+
+
+def test_training_lowers_the_error_on_every_device(device):
+    config = ARCHITECTURES["coarse, projected"]
+    reports = epochs_of(training(config, coarse_VD=centroids(config), epochs=10, batch_size=64, device=device))
+    assert reports[-1].loss < reports[1].loss and math.isfinite(reports[-1].mse)
+
+
+def check_elsewhere(elsewhere, config=ARCHITECTURES["projected"], rel=1e-3, **options):
+    """From the same start, two epochs of a few steps are the processor's, but for rounding and what it grows to."""
+    runs = [
+        training(config, count=150, coarse_VD=centroids(config), device=place, **options) for place in (CPU, elsewhere)
+    ]
+    runs[1].restore({name: tensor.clone() for name, tensor in runs[0].tensors().items()}, runs[0].progress())
+    for wanted, found in zip(*map(epochs_of, runs), strict=True):
+        assert found.mse_per_step == pytest.approx(wanted.mse_per_step, rel=rel)
+        assert (found.loss or 0) == pytest.approx(wanted.loss or 0, rel=rel)
+    assert all(parameter.device.type == elsewhere.type for parameter in runs[1].parameters)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_trains_elsewhere_as_on_the_processor(name, elsewhere):
+    check_elsewhere(elsewhere, ARCHITECTURES[name])
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_trains_elsewhere_as_on_the_processor(options, elsewhere):
+    check_elsewhere(elsewhere, **options)
+
+
+def test_more_accumulated_batches_than_vectors():
+    run = training(count=54, batch_size=1, grad_accumulate=9)
+    assert math.isfinite(epochs_of(run)[-1].mse)
+
+
+def test_accumulated_batches_are_one_large_batch(device):
+    runs = training(batch_size=40, device=device), training(batch_size=20, grad_accumulate=2, device=device)
+    x_ND = random_vectors(40, 3, 7)
+    losses = [
+        runs[0].optimizer_step([x_ND], 1e-3),
+        runs[1].optimizer_step([x_ND[:20], x_ND[20:]], 1e-3),
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert torch.equal(runs[0].use.counts_MK, runs[1].use.counts_MK)
+    for a, b in zip(runs[0].parameters, runs[1].parameters, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_the_loss_is_the_papers(device):
+    """Mean squared errors of all prefixes, and of the pre-selectors on what the prefix before leaves."""
+    model = random_model(ARCHITECTURES["projected"]).to(device)
+    x_ND, codes_NM = torch.randn(5, 3).to(device), torch.randint(4, (5, 3)).to(device)
+    wanted, reached_ND = 0.0, model.start(5)
+    for m, step in enumerate(model.steps):
+        if step.preselector is not None:
+            wanted += float((reached_ND + step.preselector.weight[codes_NM[:, m]] - x_ND).square().mean(1).sum())
+        reached_ND = reached_ND + step(codes_NM[:, m], reached_ND)
+        wanted += float((reached_ND - x_ND).square().mean(1).sum())
+    use = CodewordUse(model)
+    assert float(prefix_losses(model, x_ND, model.start(5), codes_NM, use)) == pytest.approx(wanted, rel=1e-5)
+    assert use.counts_MK.sum(1).tolist() == [5, 5, 5]
+
+
+def test_the_preselector_does_not_pull_at_the_network():
+    config = ARCHITECTURES["same width"]
+    x_ND, codes_NM, gradients = torch.randn(4, 3), torch.zeros(4, 3, dtype=torch.int64), []
+    for shift in (0.0, 5.0):
+        model = random_model(config).requires_grad_(True)
+        for step in model.steps[1:]:
+            step.preselector.weight.data += shift
+        prefix_losses(model, x_ND, model.start(4), codes_NM, CodewordUse(model)).backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if "preselector" not in n})
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+def test_validation_is_the_error_of_encoding_in_data_space(device):
+    run = training(device=device)
+    run.model.requires_grad_(False)
+    x_ND = torch.from_numpy(run.valid_source[:]).to(device)
+    y_ND = run.model.normalize(x_ND)
+    codes_NM, _ = Encoder(run.model, WIDE).encode(y_ND, run.model.start(50))
+    errors = [
+        float((run.model.denormalize(reached_ND) - x_ND).square().sum(1).mean())
+        for reached_ND in run.model.reconstructions(codes_NM, run.model.start(50))
+    ]
+    assert run.validate() == pytest.approx(errors, rel=1e-4)
+
+
+def test_training_encodes_narrowly_and_the_paper_as_evaluation_does():
+    wide = EncodeOptions(num_pairs=64, beam_width=32)
+    assert training(encode=wide).training_rule == EncodeOptions(num_pairs=16, beam_width=4)
+    assert training(encode=wide, narrow_beam=False).training_rule == wide
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow"),
+    [
+        (EncodeOptions(num_candidates=16, beam_width=32), EncodeOptions(num_candidates=4, beam_width=4)),
+        (EncodeOptions(num_candidates=2, beam_width=2), EncodeOptions(num_candidates=2, beam_width=2)),
+        (EncodeOptions(num_pairs=8, beam_width=32), EncodeOptions(num_pairs=8, beam_width=4)),
+        (EncodeOptions(beam_width=8), EncodeOptions(beam_width=8)),
+    ],
+)
+def test_narrow_is_never_wider(wide, narrow):
+    assert narrow_options(wide) == narrow
+
+
+def scripted(run: Training, errors):
+    values = iter(errors)
+    run.validate = lambda: [0.0] * (run.model.config.num_steps - 1) + [next(values)]
+    return run
+
+
+def test_a_plateau_lowers_the_rate_and_ends():
+    options = {"epochs": 20, "schedule": "plateau", "patience": 2, "stop_patience": 7, "lr": 1e-3, "ramp_epochs": 0}
+    run = scripted(training(count=90, **options), [9.0, 8.0] + [8.0] * 20)
+    reports = epochs_of(run)
+    assert reports[-1].epoch == 8  # the best was epoch 1
+    assert [round(math.log10(report.lr)) for report in reports] == [-3] * 4 + [-4] * 3 + [-5] * 2
+    assert [report.is_best for report in reports] == [True, True] + [False] * 7
+
+
+def test_a_gain_below_the_threshold_is_still_kept_as_the_best():
+    run = scripted(training(count=90, epochs=2, schedule="plateau", threshold=0.1), [9.0, 8.9, 8.8])
+    assert [report.is_best for report in epochs_of(run)] == [True, True, True]
+    assert run.at.best_epoch == 0 and run.at.best_mse == 8.8
+
+
+def test_cosine_runs_all_its_epochs_without_gain():
+    assert len(epochs_of(scripted(training(count=90, epochs=30), [1.0] * 31))) == 31
+
+
+def test_unused_codewords_are_redrawn_but_after_the_last_epoch(device):
+    config = ModelConfig(dim=3, num_steps=2, codebook_size=16, hidden_dim=4)
+    run = training(config, count=400, epochs=2, device=device)
+    with torch.no_grad():
+        run.model.steps[0].codebook.weight[5] = 30  # nobody's nearest
+    reports = epochs_of(run)
+    assert reports[1].unused_codewords >= 1
+    assert run.model.steps[0].codebook.weight[5].detach().abs().max() < 10
+    assert 0 < reports[2].code_entropy <= 4
+
+
+def test_a_restored_run_is_the_same_run(device):
+    run = training(epochs=3, device=device)
+    stream = run.run()
+    for _ in range(12):
+        next(stream)
+    tensors = {name: tensor.cpu().clone() for name, tensor in run.tensors().items()}  # as they lie in a file
+    other = training(epochs=3, device=device)
+    other.restore(tensors, run.progress())
+    assert other.at == run.at
+    rest = [list(stream), list(other.run())]
+    for a, b in zip(*rest, strict=True):
+        assert [v for k, v in dataclasses.asdict(a).items() if k != "seconds"] == [
+            v for k, v in dataclasses.asdict(b).items() if k != "seconds"
+        ]
+
+
+def test_an_estimate_changes_nothing(device):
+    run = training(device=device)
+    before = {name: tensor.clone() for name, tensor in run.tensors().items()}
+    found = estimate(run)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.tensors().items())
+    assert all(p.grad is None for p in run.parameters)
+    assert (found.epochs, found.steps_per_epoch, found.num_train, found.num_valid) == (2, 8, 250, 50)
+    assert found.seconds > 0 and found.num_parameters == sum(p.numel() for p in run.model.parameters())
+    assert found.memory_bytes > 4 * found.num_parameters
+
+
+def test_one_process_has_everything():
+    processes = Processes(CPU)
+    assert processes.is_main and processes.share(7) == slice(0, 7)
+    assert processes.sum(torch.tensor(3.0)) == 3
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8])
+def test_shares_are_disjoint_and_complete(count):
+    processes, rows = Processes(CPU), []
+    for rank in range(3):
+        processes.rank, processes.count = rank, 3
+        rows.append(np.arange(count)[processes.share(count)])
+    assert np.concatenate(rows).tolist() == list(range(count))
+    assert max(map(len, rows)) - min(map(len, rows)) <= 1

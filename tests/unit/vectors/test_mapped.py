@@ -1,0 +1,57 @@
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qinco.vectors.formats import open_array, write_vectors
+from qinco.vectors.mapped import release_pages
+from qinco.vectors.rows import open_vectors
+
+DATA = np.arange(1 << 20, dtype=np.float32).reshape(-1, 64)  # 4 MiB
+
+
+def resident_bytes(path: Path) -> int:
+    """How much of a file is mapped and counted as memory of this process."""
+    sizes, inside = [], False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            inside = line.endswith(path.name)
+        elif inside and line.startswith("Rss:"):
+            sizes.append(int(line.split()[1]) * 1024)
+    return sum(sizes)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".fbin", ".fvecs"])
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not say what is resident")
+def test_files_that_are_read_in_blocks_do_not_fill_memory(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    write_vectors(path, DATA)
+    source = open_vectors(path)
+    for start, block in source.blocks(2048):
+        np.testing.assert_array_equal(block, DATA[start : start + 2048])
+        assert resident_bytes(path) < 1 << 20
+    kept = open_array(path)[:]
+    assert kept.sum() > 0 and resident_bytes(path) >= DATA.nbytes  # the test sees what is mapped
+    np.testing.assert_array_equal(source[100:9000], DATA[100:9000])
+
+
+def test_only_maps_that_cannot_be_written_are_released(tmp_path):
+    np.save(tmp_path / "x.npy", DATA)
+    changed = np.load(tmp_path / "x.npy", mmap_mode="c")
+    changed[:] = 7
+    for rows in (DATA[:9], changed, np.asarray(changed)[5:], DATA[:0], open_array(tmp_path / "x.npy")[:0]):
+        release_pages(rows)
+    assert (changed == 7).all() and DATA[0, 1] == 1
+
+
+@pytest.mark.parametrize("rows", [slice(3, 9), slice(0, None), slice(-1, None), slice(1, None, 5)])
+def test_released_rows_can_be_read_again(tmp_path, rows):
+    for array in (DATA, np.asfortranarray(DATA)):
+        np.save(tmp_path / "x.npy", array)
+        stored = open_array(tmp_path / "x.npy")
+        release_pages(stored[rows])
+        np.testing.assert_array_equal(stored[rows], DATA[rows])
+        parent = np.load(tmp_path / "x.npy", mmap_mode="r")
+        release_pages(np.asarray(parent[mmap.PAGESIZE // 8 :])[rows])
+        np.testing.assert_array_equal(parent, DATA)
