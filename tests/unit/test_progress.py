@@ -1,5 +1,6 @@
 """One protocol of progress: who hears it, what a stage knows of itself, and what is shown where."""
 
+import io
 import sys
 from types import SimpleNamespace
 
@@ -17,10 +18,13 @@ def clock(monkeypatch):
     return now
 
 
-@pytest.fixture
-def terminal(monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+def on_terminal(monkeypatch) -> io.StringIO:
+    """Make standard error a terminal that keeps what is written to it. (A fixture cannot: pytest sets it anew.)"""
+    stream = io.StringIO()
+    stream.isatty = lambda: True
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stream)
+    return stream
 
 
 def test_a_function_is_passed_through():
@@ -43,21 +47,22 @@ def test_nothing_is_shown_where_nobody_watches(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_false_is_silent_on_a_terminal(terminal, capsys):
+def test_false_is_silent_on_a_terminal(monkeypatch):
+    terminal = on_terminal(monkeypatch)
     with reporting(False) as report:
         report("encoding", 1, 2)
-    assert capsys.readouterr() == ("", "")
+    assert terminal.getvalue() == ""
 
 
-def test_a_terminal_is_watched(terminal, monkeypatch, capsys):
+def test_a_terminal_is_watched(monkeypatch):
+    terminal = on_terminal(monkeypatch)
     assert is_watched()
     with reporting() as report:
         report("encoding", 0, 20)
         report("encoding", 10, 20)
         report("encoding", 20, 20)
         report("filling lists", 5, 20)
-    out, err = capsys.readouterr()
-    assert not out and "filling lists" in err
+    assert "filling lists" in terminal.getvalue()
     monkeypatch.setenv("TERM", "dumb")
     assert not is_watched()
 
