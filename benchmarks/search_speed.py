@@ -36,7 +36,7 @@ from qinco.search.measure.sweep import Conditions, SweepResult, measure_stages, 
 from qinco.search.measure.tune import measure
 from qinco.search.options import SearchOptions
 from qinco.search.scan import Scanner
-from qinco.store.codes import open_encoded_set
+from qinco.store.code_files import open_encoded_set
 from qinco.store.decoder import load_pairwise
 from qinco.vectors.formats import read_integers
 from qinco.vectors.rows import VectorSource, open_vectors

@@ -27,7 +27,7 @@ from qinco.codec.encode_file import encode_file
 from qinco.compat import encoded_sets as npz
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError
-from qinco.store.codes import open_encoded_set
+from qinco.store.code_files import open_encoded_set
 from qinco.vectors.rows import as_source
 
 OPERATIONS = (*OPERATIONS, "shutil.rmtree")

@@ -23,7 +23,7 @@ from endings import OPERATIONS, content, ends_at
 from qinco.codec.decode_file import decode_file
 from qinco.errors import ConfigError
 from qinco.store import decoded_part
-from qinco.store.codes import EncodedSet
+from qinco.store.code_files import EncodedSet
 from qinco.vectors.formats import VectorWriter, open_array
 
 OPERATIONS = (*OPERATIONS, "os.truncate", "test.write")

@@ -13,7 +13,7 @@ import torch
 
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.store.codes import open_encoded_set
+from qinco.store.code_files import open_encoded_set
 from qinco.store.decoder import load_pairwise, save_pairwise
 
 CODE_SIZE, CODEBOOK_SIZE = 4, 256

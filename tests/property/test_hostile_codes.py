@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from qinco.cli.describe import describe
 from qinco.compat.encoded_sets import npz_part
 from qinco.errors import QincoError
+from qinco.store.code_files import EncodedSet, open_encoded_set, write_encoded_set
 from qinco.store.code_store import MANIFEST, CodeStore, Manifest
-from qinco.store.codes import EncodedSet, open_encoded_set, write_encoded_set
 
 K, M, NUM_LISTS, COUNT, SHARD_ROWS = 16, 3, 40, 20, 12
 CODES = np.random.default_rng(0).integers(0, K, (COUNT, M), dtype=np.uint8)

@@ -18,8 +18,8 @@ from qinco.config import checkpoint_search
 from qinco.errors import ConfigError, DataError
 from qinco.machine import free_memory
 from qinco.maths.clustering import coarse_kmeans
+from qinco.store.code_files import lists_beside
 from qinco.store.codec import CHECKPOINT_SUFFIX
-from qinco.store.codes import lists_beside
 from qinco.training.codebooks import sample
 from qinco.training.processes import Processes
 from qinco.vectors.formats import write_vectors

@@ -21,7 +21,7 @@ from qinco.errors import ConfigError, DataError
 from qinco.search import build as building
 from qinco.search.faiss_file import FaissIndex
 from qinco.search.index import Index
-from qinco.store.codes import is_directory
+from qinco.store.code_files import is_directory
 from qinco.store.decoder import load_pairwise
 from qinco.vectors.rows import VectorSource
 

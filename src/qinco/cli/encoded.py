@@ -19,8 +19,8 @@ from qinco.compat.encoded_sets import npz_part, npz_rows, read_npz_sizes
 from qinco.errors import ConfigError, DataError
 from qinco.packing import check_codes, check_lists
 from qinco.search import build as building
+from qinco.store.code_files import EncodedSet, is_directory, lists_beside, open_encoded_set
 from qinco.store.code_store import read_manifest
-from qinco.store.codes import EncodedSet, is_directory, lists_beside, open_encoded_set
 from qinco.vectors.mapped import release_pages
 from qinco.vectors.rows import VectorSource
 

@@ -39,8 +39,8 @@ from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
+from qinco.store.code_files import is_directory, is_folder
 from qinco.store.code_store import MANIFEST
-from qinco.store.codes import is_directory, is_folder
 from qinco.store.decoder import save_pairwise
 from qinco.store.folder import check_index_output, is_index, write_index
 

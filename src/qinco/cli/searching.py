@@ -33,7 +33,7 @@ from qinco.search.measure.tune import measure
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
 from qinco.search.pipeline import Stages, network_decoder
-from qinco.store.codes import is_directory
+from qinco.store.code_files import is_directory
 from qinco.store.folder import read_index_manifest
 
 _OF_VECTORS = ("A", "B", "C", "prefix", "trainset")

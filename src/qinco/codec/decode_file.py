@@ -16,8 +16,8 @@ from qinco.atomic import check_output
 from qinco.codec.codec import Codec
 from qinco.codec.product import ProductCodec
 from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.store.code_files import EncodedSet, is_directory, open_encoded_set
 from qinco.store.code_store import read_manifest
-from qinco.store.codes import EncodedSet, is_directory, open_encoded_set
 from qinco.store.decoded_part import DecodedPart, Record, open_part, remove_record
 from qinco.vectors.formats import VectorWriter, open_array
 

@@ -22,6 +22,7 @@ from qinco.compat.encoded_sets import npz_part
 from qinco.config import EncodeOptions, require_int
 from qinco.errors import ConfigError
 from qinco.packing import code_dtype
+from qinco.store.code_files import EncodedSet, lists_beside, open_encoded_set, write_encoded_set
 from qinco.store.code_store import (
     CodeStore,
     Manifest,
@@ -32,7 +33,6 @@ from qinco.store.code_store import (
     remove_temporaries,
     shard_rows,
 )
-from qinco.store.codes import EncodedSet, lists_beside, open_encoded_set, write_encoded_set
 from qinco.vectors.rows import VectorSource
 
 _CHECK_ROWS = 64

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from qinco.atomic import check_output, write_to_disk
 from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.store.code_files import FILE_SUFFIXES, is_directory, is_folder
 from qinco.store.code_store import LOCK, MANIFEST, Manifest, is_foreign, other_files, read_manifest
-from qinco.store.codes import FILE_SUFFIXES, is_directory, is_folder
 
 _RENAME_EXCHANGE, _FROM_CURRENT_FOLDER = 2, -100  # Linux's flag of renameat2, and AT_FDCWD
 

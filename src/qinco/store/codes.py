@@ -1,165 +1,160 @@
-"""Codes of many vectors in every form that is read and written: folders, .npy, .ivecs, .raw and the authors' .npz.
+"""`Codes`: the codes of many vectors, with their list numbers where an IVF codec made them.
 
 Shape suffixes: N vectors, M codes of a vector.
 """
 
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from qinco.atomic import write_atomically
-from qinco.compat.encoded_sets import open_npz, write_npz
-from qinco.errors import ConfigError, DataError
-from qinco.packing import code_dtype, pack_codes, packed_size, unpack_codes
-from qinco.store.code_store import CodeStore
-from qinco.vectors.concat_rows import JoinedRows
-from qinco.vectors.formats import VectorWriter, open_array
-from qinco.vectors.mapped import file_size, map_file
+from qinco.errors import DataError
+from qinco.packing import pack_codes, unpack_codes
 
-FILE_SUFFIXES = (".npy", ".ivecs", ".npz", ".raw")
 BLOCK_ROWS = 1 << 16
 
 
-@dataclass(frozen=True)
-class EncodedSet:
-    """Codes in a file or folder, read when they are asked for.
+class Codes:
+    """Codes of N vectors: uint8 or uint16 (N, M), and int32 list numbers (N,) for an IVF codec.
 
-    codes: rows (N, M) of integers: `shape`, `dtype`, and `[slice]`
-    lists: rows (N, 1) of integers, or None
-    name:  what messages call them: the path, where they have one
+    They lie in memory, or in a file or folder that is read when rows are asked for. `numpy.asarray(codes)` is the
+    array (N, M); `codes, lists = codec.encode(x)` unpacks the codes of an IVF codec.
+
+    Args:
+        codes: (N, M) integers: an array, or rows on disk that have `shape`, `dtype` and `[slice or int array]`.
+        lists: (N,) or (N, 1) integers, or None.
+        name: what error messages call them, such as the path.
+
+    Example:
+        >>> codes = Codes(np.zeros((3, 8), np.uint8))
+        >>> codes[:2].shape
+        (2, 8)
     """
 
-    codes: np.ndarray | JoinedRows
-    lists: np.ndarray | JoinedRows | None = None
-    name: str = "codes"
+    __hash__ = None
+
+    def __init__(self, codes, lists=None, name: str = "codes"):
+        self._codes = codes if hasattr(codes, "shape") and hasattr(codes, "dtype") else np.asarray(codes)
+        self._lists = lists if lists is None or hasattr(lists, "shape") else np.asarray(lists)
+        self.name = name
+        if self._lists is not None and self._lists.shape[0] != self._codes.shape[0]:
+            raise DataError(f"{name}: {self._lists.shape[0]} list numbers for {self._codes.shape[0]} codes")
+
+    @property
+    def codes(self) -> np.ndarray:
+        """All codes in memory, uint8 or uint16 (N, M)."""
+        return np.asarray(self._codes if isinstance(self._codes, np.ndarray) else self._codes[:])
+
+    @property
+    def lists(self) -> np.ndarray | None:
+        """All list numbers in memory, (N,); None without lists."""
+        return self._lists_at(slice(None))
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether there is a list number for each code."""
+        return self._lists is not None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, M)."""
+        return tuple(self._codes.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._codes.dtype
+
+    @property
+    def ndim(self) -> int:
+        return 2
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes and of the list numbers as arrays."""
+        lists = 0 if self._lists is None else self._lists.dtype.itemsize
+        return len(self) * (self.shape[1] * self.dtype.itemsize + lists)
 
     def __len__(self) -> int:
-        return self.codes.shape[0]
+        return self._codes.shape[0]
 
-    def blocks(self, size: int = BLOCK_ROWS, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Yield (codes (n, M), lists (n,) or None) of consecutive vectors, from the vector `first` on."""
+    def __repr__(self) -> str:
+        return f"Codes({self.name}, shape={self.shape}, dtype={self.dtype}{', with lists' if self.has_lists else ''})"
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self.codes, dtype=dtype, copy=copy)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The array of codes and that of list numbers where there are some, else the rows, as an array gives them."""
+        return iter(self.codes) if self._lists is None else iter((self.codes, self.lists))
+
+    def __eq__(self, other):
+        """Elementwise, as arrays are compared."""
+        return self.codes == np.asarray(other)
+
+    def __getitem__(self, key):
+        """Rows, as Codes in memory, by a slice or an array of row numbers or truth values; `codes[:, :m]` cuts columns.
+
+        One row, by an integer, is an array (M,).
+        """
+        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
+        if np.ndim(rows) == 0 and not isinstance(rows, slice):
+            return self.codes[rows, columns]
+        if isinstance(rows, slice):
+            picked = np.asarray(self._codes[rows])
+        else:
+            rows = np.asarray(rows)
+            rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+            picked = np.asarray(self._codes[rows])
+        picked = picked[:, columns]
+        return Codes(picked, self._lists_at(rows), self.name) if picked.ndim == 2 else picked
+
+    def blocks(self, size: int = BLOCK_ROWS, first: int = 0) -> Iterator[tuple[int, "Codes"]]:
+        """Yield (first row, Codes in memory) for consecutive blocks of `size` vectors, from row `first` on."""
         for start in range(first, len(self), size):
-            part = slice(start, start + size)
-            yield np.asarray(self.codes[part]), None if self.lists is None else np.asarray(self.lists[part])[:, 0]
+            yield start, self[start : start + size]
+
+    def limit(self, count: int) -> "Codes":
+        """The first `count` codes, not read yet; all where there are fewer."""
+        return (
+            self if count >= len(self) else Codes(_First(self._codes, count), _First.of(self._lists, count), self.name)
+        )
+
+    def with_lists(self, lists) -> "Codes":
+        """The same codes with other list numbers, (N,) or (N, 1), or None."""
+        return Codes(self._codes, lists, self.name)
+
+    def pack(self, bits: int) -> np.ndarray:
+        """The codes in `bits` bits each: uint8 (N, bytes), the first code in the lowest bits, as faiss packs them."""
+        return pack_codes(self.codes, bits)
+
+    @classmethod
+    def unpack(cls, packed: np.ndarray, num_codes: int, bits: int, lists=None) -> "Codes":
+        """What `pack` made: uint8 (N, bytes) back to codes (N, num_codes)."""
+        return cls(unpack_codes(packed, num_codes, bits), lists)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Codes"]) -> "Codes":
+        """The codes of all parts in memory, one after the other; all of them have lists, or none has."""
+        if len({part.has_lists for part in parts}) > 1:
+            raise DataError("some of the codes have list numbers and others have none: they are of different codecs")
+        lists = np.concatenate([part.lists for part in parts]) if parts[0].has_lists else None
+        return cls(np.concatenate([part.codes for part in parts]), lists, parts[0].name)
+
+    def _lists_at(self, rows) -> np.ndarray | None:
+        return None if self._lists is None else np.asarray(self._lists[rows]).reshape(-1)
 
 
-def is_folder(path: str | os.PathLike) -> bool:
-    """Whether an output of this name is a folder of shards: it has no suffix, ends in a slash or exists as one."""
-    return os.fspath(path).endswith(os.sep) or not Path(path).suffix or is_directory(path)
+class _First:
+    """The first rows of rows on disk, read when they are asked for."""
 
+    def __init__(self, rows, count: int):
+        self._rows, self.shape, self.dtype = rows, (count, *rows.shape[1:]), rows.dtype
 
-def is_directory(path) -> bool:
-    """Whether a path is an existing folder; a name that is too long for one is none."""
-    try:
-        return Path(path).is_dir()
-    except OSError:
-        return False
-
-
-def lists_beside(path: str | os.PathLike) -> Path:
-    """Where the list numbers of a file of codes lie: NAME.lists.npy."""
-    return Path(f"{Path(path).with_suffix('')}.lists.npy")
-
-
-def open_encoded_set(path, code_size: int, codebook_size: int, is_ivf: bool, lists=None) -> EncodedSet:
-    """The codes in a file or folder, with the list numbers that belong to them.
-
-    code_size, codebook_size, is_ivf: what the codec makes; a .raw file cannot be read without them
-    lists: path of the list numbers; beside the codes, where the codec has lists and they are not within
-
-    Raises DataError where the file is missing, damaged, or of a codec of other sizes.
-    """
-    path = Path(path)
-    within = None
-    if is_directory(path):
-        store = CodeStore.open(path)
-        codes, within = store.codes, store.lists
-        for name, wanted in (("codebook_size", codebook_size), ("code_size", code_size)):
-            found = getattr(store.manifest, name)
-            if found != wanted:
-                raise DataError(f"{path} holds codes of another codec: {name} is {found} there, {wanted} in the model")
-    elif path.suffix.lower() == ".npz":
-        codes, within = open_npz(path, code_size, codebook_size)
-    elif path.suffix.lower() == ".raw":
-        codes = _RawRows(path, code_size, codebook_size.bit_length() - 1)
-    else:
-        codes = open_array(path)
-    if within is not None and lists is not None:
-        raise ConfigError(f"{path} holds its list numbers: leave out lists={lists}")
-    if within is None and is_ivf:
-        within = _open_lists(lists_beside(path) if lists is None else lists, codes.shape[0])
-    elif lists is not None:
-        raise DataError(f"lists={lists} was given, but the codec has none: it was trained without coarse centroids")
-    return EncodedSet(codes, within, str(path))
-
-
-def write_encoded_set(path, codes: EncodedSet, codebook_size: int, dim: int) -> list[Path]:
-    """Write codes to a file in the form of its suffix, in bounded memory; the files that were written.
-
-    Lists go beside the codes as `lists_beside` says, but into the first column of .npz.
-    """
-    path = Path(path)
-    if path.suffix.lower() == ".npz":
-        return write_npz(path, codes.codes, codes.lists, codebook_size, dim)
-    written = []
-    if codes.lists is not None:
-        Path(os.path.realpath(path)).unlink(missing_ok=True)  # a kill must not leave old codes beside new lists
-        written.append(lists_beside(path))
-        with VectorWriter(written[0], 1, np.dtype(np.int32), len(codes)) as writer:
-            for _, lists_N in codes.blocks():
-                writer.append(lists_N[:, None])
-    written.append(path)
-    if path.suffix.lower() == ".raw":
-        with write_atomically(path) as temporary, temporary.open("wb") as file:
-            for codes_NM, _ in codes.blocks():
-                file.write(pack_codes(codes_NM, codebook_size.bit_length() - 1).tobytes())
-        return written
-    dtype = np.dtype("<i4") if path.suffix.lower() == ".ivecs" else code_dtype(codebook_size)
-    with VectorWriter(path, codes.codes.shape[1], dtype, len(codes)) as writer:
-        for codes_NM, _ in codes.blocks():
-            writer.append(codes_NM.astype(dtype))
-    return written
-
-
-def _open_lists(path, num_vectors: int):
-    if not os.access(path, os.F_OK):
-        raise DataError(f"{path} does not exist: codes of an IVF codec need their list numbers, give lists=FILE")
-    try:
-        lists = open_array(path)
-    except DataError as error:
-        lists = _open_column(path, error)
-    if lists.shape != (num_vectors, 1) or lists.dtype.kind not in "iu":
-        raise DataError(f"{path} is {lists.dtype} {lists.shape}: list numbers are integers ({num_vectors}, 1)")
-    return lists
-
-
-def _open_column(path, refusal: DataError) -> np.ndarray:
-    """An array of one axis, as `encode` returns list numbers and numpy saves them, as (N, 1)."""
-    try:
-        lists = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception:  # the file has been refused with a reason already
-        raise refusal from None
-    if not isinstance(lists, np.ndarray) or lists.ndim != 1:
-        raise refusal
-    return lists[:, None]
-
-
-class _RawRows:
-    """Packed codes without a header, unpacked when they are read."""
-
-    def __init__(self, path: Path, code_size: int, bits: int):
-        size, row = file_size(path), packed_size(code_size, bits)
-        if size % row:
-            raise DataError(
-                f"{path} has {size} bytes, which are no whole number of codes of {row} bytes ({code_size} codes of "
-                f"{bits} bits): it is truncated or of another codec"
-            )
-        self.shape, self.dtype = (size // row, code_size), code_dtype(1 << bits)
-        self._bits = bits
-        self._packed = map_file(path, np.dtype(np.uint8), (size // row, row)) if size else np.empty((0, row), np.uint8)
+    @classmethod
+    def of(cls, rows, count: int) -> "_First | None":
+        return None if rows is None else cls(rows, count)
 
     def __getitem__(self, key) -> np.ndarray:
-        return unpack_codes(self._packed[key], self.shape[1], self._bits)
+        if not isinstance(key, slice):
+            return self._rows[key]
+        start, stop, step = key.indices(self.shape[0])
+        return self._rows[start:stop:step]

@@ -13,7 +13,7 @@ from qinco.codec.decode_file import SUFFIXES, decode_file, open_codes
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.store import decoded_part
-from qinco.store.codes import EncodedSet, write_encoded_set
+from qinco.store.code_files import EncodedSet, write_encoded_set
 from qinco.store.decoded_part import DecodedPart
 from qinco.vectors.formats import VectorWriter, open_array, write_vectors
 

@@ -18,8 +18,8 @@ from qinco.codec.encode_file import Share, encode_file
 from qinco.compat import encoded_sets as npz
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.store.code_files import open_encoded_set
 from qinco.store.code_store import CodeStore
-from qinco.store.codes import open_encoded_set
 from qinco.vectors.formats import write_vectors
 from qinco.vectors.rows import VectorSource, as_source, open_vectors
 

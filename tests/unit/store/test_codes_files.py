@@ -9,8 +9,7 @@ import pytest
 from qinco.compat import encoded_sets as npz
 from qinco.errors import ConfigError, DataError
 from qinco.packing import code_dtype
-from qinco.store.code_store import CodeStore, Manifest
-from qinco.store.codes import (
+from qinco.store.code_files import (
     BLOCK_ROWS,
     EncodedSet,
     is_folder,
@@ -18,6 +17,7 @@ from qinco.store.codes import (
     open_encoded_set,
     write_encoded_set,
 )
+from qinco.store.code_store import CodeStore, Manifest
 from qinco.vectors.formats import write_vectors
 
 FILES = [".npy", ".ivecs", ".raw", ".npz"]

@@ -1,0 +1,85 @@
+"""One value for codes: what arrays can do, and list numbers that go along."""
+
+import numpy as np
+import pytest
+
+from qinco.errors import DataError
+from qinco.store.codes import Codes
+
+ARRAY = np.arange(24, dtype=np.uint8).reshape(6, 4)
+LISTS = np.arange(6, dtype=np.int32)
+
+
+class OnDisk:
+    """Rows that are read when they are asked for."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype, self.read = array, array.shape, array.dtype, []
+
+    def __getitem__(self, key):
+        self.read.append(key)
+        return self.array[key]
+
+
+@pytest.fixture(params=["memory", "disk"])
+def codes(request):
+    if request.param == "memory":
+        return Codes(ARRAY, LISTS)
+    return Codes(OnDisk(ARRAY), OnDisk(LISTS[:, None]))
+
+
+def test_they_are_an_array(codes):
+    assert np.array_equal(np.asarray(codes), ARRAY) and np.asarray(codes, np.int64).dtype == np.int64
+    assert (codes.shape, codes.dtype, codes.ndim, len(codes)) == ((6, 4), np.uint8, 2, 6)
+    assert (codes == ARRAY).all() and not (codes == ARRAY + 1).any()
+    assert codes.nbytes == 6 * (4 + 4)
+    assert np.array_equal(codes[2], ARRAY[2]) and np.array_equal(codes[-1, :2], ARRAY[-1, :2])
+
+
+def test_unpacking():
+    codes, lists = Codes(ARRAY, LISTS)
+    assert np.array_equal(codes, ARRAY) and np.array_equal(lists, LISTS)
+    assert [row.tolist() for row in Codes(ARRAY)] == ARRAY.tolist()
+
+
+@pytest.mark.parametrize("key", [slice(1, 4), slice(None, None, 2), [4, 0], np.array([True, False] * 3)])
+def test_rows_take_their_lists_along(codes, key):
+    some = codes[key]
+    assert np.array_equal(some.codes, ARRAY[key]) and np.array_equal(some.lists, LISTS[key])
+
+
+def test_columns(codes):
+    prefix = codes[:, :2]
+    assert np.array_equal(prefix.codes, ARRAY[:, :2]) and np.array_equal(prefix.lists, LISTS)
+    assert np.array_equal(codes[1:3, 0], ARRAY[1:3, 0])
+
+
+def test_blocks(codes):
+    blocks = list(codes.blocks(4, 1))
+    assert [first for first, _ in blocks] == [1, 5]
+    assert np.array_equal(Codes.concatenate([block for _, block in blocks]).codes, ARRAY[1:])
+    assert np.array_equal(Codes.concatenate([block for _, block in blocks]).lists, LISTS[1:])
+
+
+def test_limits_read_nothing():
+    rows = OnDisk(ARRAY)
+    first = Codes(rows).limit(4)
+    assert first.shape == (4, 4) and not rows.read and len(Codes(rows).limit(9)) == 6
+    assert np.array_equal(first.codes, ARRAY[:4]) and np.array_equal(first[2:9].codes, ARRAY[2:4])
+    assert rows.read == [slice(0, 4, 1), slice(2, 4, 1)]
+
+
+@pytest.mark.parametrize("bits", [4, 5, 8])
+def test_packing(bits):
+    codes = Codes(ARRAY & ((1 << bits) - 1), LISTS)
+    packed = codes.pack(bits)
+    assert packed.shape == (6, (4 * bits + 7) // 8)
+    again = Codes.unpack(packed, 4, bits, LISTS)
+    assert (again == codes).all() and np.array_equal(again.lists, LISTS)
+
+
+def test_what_does_not_belong_together():
+    with pytest.raises(DataError, match="5 list numbers for 6"):
+        Codes(ARRAY, LISTS[:5])
+    with pytest.raises(DataError, match="list numbers"):
+        Codes.concatenate([Codes(ARRAY), Codes(ARRAY, LISTS)])
