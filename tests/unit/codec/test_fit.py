@@ -151,9 +151,9 @@ def test_a_trained_codec_goes_on(tmp_path):
     begun = first.provenance["epoch"]
     assert epochs == list(range(begun, 6))
     assert second.config == first.config and second.provenance["valid_mse"] <= first.provenance["valid_mse"]
-    with pytest.raises(ConfigError, match=r"has had \d epochs already: give epochs above that"):
+    with pytest.raises(ConfigError, match=f"not {second.provenance['epoch']}"):
         Codec.fit(x, initial=second, epochs=second.provenance["epoch"], **kept)
-    with pytest.raises(ConfigError, match="leave out num_steps"):
+    with pytest.raises(ConfigError, match="num_steps"):
         Codec.fit(x, initial=second, epochs=9, num_steps=4)
     with pytest.raises(DataError, match="2 dimensions"):
         Codec.fit(random_vectors(400, 2), initial=second, epochs=9)
@@ -238,14 +238,10 @@ BAD_ROW[390, 2] = np.nan
 )
 def test_bad_input_is_refused_before_training(tmp_path, monkeypatch, x, settings, error, message):
     monkeypatch.chdir(tmp_path)
-
-    def never(*args, **kwargs):
-        raise AssertionError("training began")
-
-    monkeypatch.setattr("qinco.codec.fit.start_training", never)
+    reports = []
     with pytest.raises(error, match=message):
-        fit(x, **{"output": "x.safetensors"} | settings)
-    assert list(tmp_path.iterdir()) == []
+        fit(x, **{"output": "x.safetensors", "on_report": reports.append} | settings)
+    assert reports == [] and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("suffix", [".last", ".jsonl"])
@@ -262,7 +258,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
 
 
 def test_only_a_codec_can_go_on():
-    with pytest.raises(ConfigError, match="initial must be a Codec of one part, not str"):
+    with pytest.raises(ConfigError, match=r"initial.*x\.safetensors"):
         Codec.fit(random_vectors(400, 4), initial="x.safetensors", epochs=2)
 
 
@@ -297,7 +293,7 @@ def test_a_finished_run_that_is_resumed_is_its_codec(tmp_path):
     assert two.provenance == one.provenance
     assert torch.equal(one.model.steps[2].codebook.weight, two.model.steps[2].codebook.weight)
     (tmp_path / "x").unlink()
-    with pytest.raises(ConfigError, match="does not exist beside"):
+    with pytest.raises(ConfigError, match=r"x\.last"):
         fit(output=tmp_path / "x", resume=True)
 
 
