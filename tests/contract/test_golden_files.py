@@ -11,7 +11,7 @@ from qinco.codec import ProductCodec, load_codec
 from qinco.search import tables
 from qinco.search.index import Index
 from qinco.store.folder import read_index_manifest
-from qinco.store.header import read_header
+from qinco.store.tensors import read_header
 
 DATA = Path(__file__).parents[1] / "data"
 NAMES = ["golden-codec-v1", "golden-ivf-codec-v1", "golden-product-codec-v1"]

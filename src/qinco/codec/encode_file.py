@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, exclusive, remove_temporaries
 from qinco.codec.codec import Codec
 from qinco.codec.encode_place import Place
 from qinco.codec.plan import fingerprint
@@ -27,10 +27,8 @@ from qinco.store.code_store import (
     CodeStore,
     Manifest,
     check_same_codes,
-    exclusive,
     is_foreign,
     read_manifest,
-    remove_temporaries,
     shard_rows,
 )
 from qinco.vectors.rows import VectorSource

@@ -9,8 +9,7 @@ from small_models import ARCHITECTURES
 from qinco.errors import DataError, QincoError
 from qinco.model.qinco import Qinco
 from qinco.model.state import check_promise, state_shapes
-from qinco.store.header import FORMAT_VERSION, read_header
-from qinco.store.tensors import read_tensors, write_tensors
+from qinco.store.tensors import FORMAT_VERSION, read_header, read_tensors, write_tensors
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("qinco.store.tensors.save_file", fail)
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(QincoError, match="No space left"):
         write_tensors(path, "test", {}, {})
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
