@@ -88,9 +88,9 @@ class SearchTables:
     @cached_property
     def coarse(self) -> CoarseGraph | None:
         """The graph over the centroids; None where they are so few that all are compared."""
-        if self.num_lists < self.min_graph_lists:
-            return None
-        return self.graph or CoarseGraph(self.centroids_VD, inner_product=self.metric.scans_inner_products)
+        if self.graph is not None or self.num_lists < self.min_graph_lists:
+            return self.graph
+        return CoarseGraph(self.centroids_VD, inner_product=self.metric.scans_inner_products)
 
     def scalar_bytes(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int) -> np.ndarray:
         """The scalar of each vector as the number of its level: uint8 (N,)."""
