@@ -135,7 +135,7 @@ def _load(opened: IndexFolder, codec: Codec | ProductCodec | None, device: str) 
     centroids_VD = np.array(arrays["centroids"])
     lookup = LookupDecoder(np.array(arrays["tables"]), centroids_VD if adds_centroids else None)
     graph = None
-    if GRAPH in opened.files:
+    if GRAPH in opened.files and opened.files[GRAPH].stat().st_size:  # version 1 has empty ones, too
         inner_product = metric.scans_inner_products
         graph = CoarseGraph.read(opened.files[GRAPH], centroids_VD, inner_product=inner_product)
     tables = SearchTables(lookup, np.array(arrays["levels"]), metric, graph, None if adds_centroids else centroids_VD)
