@@ -8,7 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
-from qinco.progress import SECONDS_BETWEEN_LINES, Progress, format_duration, format_number, is_watched, lines, reporting, silent
+from qinco.progress import (
+    SECONDS_BETWEEN_LINES,
+    Progress,
+    format_duration,
+    format_number,
+    is_watched,
+    lines,
+    reporting,
+    silent,
+)
 
 __all__ = ["Console", "format_duration", "format_value", "log_record", "write_line"]
 
