@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +15,7 @@ from qinco.progress import Progress, silent
 from qinco.store.codec import CHECKPOINT_SUFFIX
 from qinco.store.run_state import state_path
 from qinco.training.options import TrainOptions
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source, fingerprint
 
 MODEL_FIELDS = tuple(
     field.name for field in fields(ModelConfig) if field.name not in ("dim", "starts_from_coarse", "num_lists")
@@ -24,7 +23,6 @@ MODEL_FIELDS = tuple(
 ENCODE_FIELDS = ("num_candidates", "num_pairs", "beam_width")
 TRAIN_FIELDS = tuple(field.name for field in fields(TrainOptions))
 _BLOCK_ROWS = 65_536
-_FINGERPRINT_ROWS = 256
 
 
 class TrainedCodec(Protocol):
@@ -53,12 +51,6 @@ class TrainingPlan:
         """The plan as plain values, by the names of the state file."""
         parts = {"model": self.model_config, "encode": self.encode_options, "train": self.train_options}
         return {name: part.to_dict() for name, part in parts.items()}
-
-
-def fingerprint(source: VectorSource, more: bytes = b"") -> str:
-    """SHA-256 of up to 256 vectors spread over the whole source, and of `more`."""
-    rows = np.unique(np.linspace(0, max(0, len(source) - 1), min(_FINGERPRINT_ROWS, len(source))).astype(np.int64))
-    return sha256(source[rows].tobytes() + more).hexdigest()
 
 
 def plan_training(
