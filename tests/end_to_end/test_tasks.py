@@ -139,9 +139,9 @@ WRONG = {
     "dimension": ("eval model={codec} db={gt}", 3, "dimensions"),
     "too few": ("train trainset={base} output={new} K=1024", 3, "1024"),
     "validation": ("train trainset={base} output={new} ds.valset=200", 2, "200"),
-    "key": ("train trainset={base} output={new} epoch=3", 2, "did you mean epochs"),
-    "preset": ("train trainset={base} output={new} model_args=qinco2-s", 2, "did you mean qinco2-S"),
-    "task": ("evla model={codec}", 2, "did you mean eval"),
+    "key": ("train trainset={base} output={new} epoch=3", 2, "id you mean epochs?"),
+    "preset": ("train trainset={base} output={new} model_args=qinco2-s", 2, "id you mean qinco2-S?"),
+    "task": ("evla model={codec}", 2, "id you mean eval?"),
     "keys of an index": (
         "search model={codec} db={base} nprobe=4 queries={query} queries_gt={gt}",
         2,
