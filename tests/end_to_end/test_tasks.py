@@ -219,6 +219,7 @@ def test_a_run_is_not_resumed_on_other_vectors(folder, tmp_path, capsys):
     assert main([*common, f"trainset={folder}/train.fvecs", "resume=true"]) == 0
 
 
+@pytest.mark.slow
 def test_interrupted_training_resumes_to_the_same_codec(folder, tmp_path):
     """Ctrl-C in the middle of training, then the same command with resume=true."""
     common = [f"trainset={folder}/train.fvecs", "epochs=40", "batch=32", "threads=1", *SMALL]
