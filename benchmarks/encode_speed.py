@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qinco.cli.bench import random_model
 from qinco.codec import Codec, load_codec
 from qinco.codec.evaluate import evaluate
 from qinco.config import PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig
@@ -37,6 +36,7 @@ from qinco.engines.engine import candidate_dtype
 from qinco.errors import ConfigError
 from qinco.machine import processor_name, usable_cores
 from qinco.model.qinco import Qinco
+from qinco.model.random import random_model
 from qinco.native import library
 from qinco.vectors.rows import as_source
 

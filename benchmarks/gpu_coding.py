@@ -16,13 +16,13 @@ from gpu_plain import half_encoder
 from gpu_setting import Setting, report_kernels, table
 from torch import Tensor
 
-from qinco.cli.bench import random_model
 from qinco.codec import Codec
 from qinco.config import DEFAULT_SEARCH, ENGINES, PAPER_SEARCH, EncodeOptions, ModelConfig
 from qinco.engines.engine import choose_engine, make_encoder
 from qinco.engines.torch_engine import decode as decode_by_torch
 from qinco.errors import ConfigError
 from qinco.model.qinco import Qinco
+from qinco.model.random import random_model
 
 PAPER = "A=16 B=32"
 RULES = {PAPER: PAPER_SEARCH} | {

@@ -1,6 +1,5 @@
 """`qinco bench`: how fast this machine encodes and decodes, and which machine it is."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -16,11 +15,11 @@ from qinco.codec.codec import Codec
 from qinco.codec.evaluate import median_us
 from qinco.codec.plan import plan_run
 from qinco.codec.product import ProductCodec
-from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions, ModelConfig
+from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions
 from qinco.engines.engine import candidate_dtype
 from qinco.errors import ConfigError
 from qinco.machine import processor_name, usable_cores
-from qinco.model.qinco import Qinco
+from qinco.model.random import random_model
 from qinco.vectors.rows import as_source
 
 _DIM = 128
@@ -56,18 +55,6 @@ def bench(settings: Settings, console: Console) -> None:
     finally:
         torch.set_num_threads(threads_before)
     _report(settings, console, rows)
-
-
-def random_model(config: ModelConfig, seed: int = 0) -> Qinco:
-    """A model on the CPU whose weights are drawn so that values neither grow nor vanish, however deep it is."""
-    generator = torch.Generator().manual_seed(seed)
-    model = Qinco.empty(config).to_empty(device="cpu")
-    with torch.no_grad():
-        for tensor in [*model.parameters(), *model.buffers()]:
-            width = tensor.shape[-1] if tensor.ndim else 1
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * (0.5 / math.sqrt(width)))
-        model.scale.fill_(1.0)
-    return model
 
 
 # What is measured

@@ -18,18 +18,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from qinco.cli.bench import random_model
 from qinco.cli.console import Console, format_value
 from qinco.cli.overrides import Settings
 from qinco.codec.codec import Codec
 from qinco.config import PRESETS, EncodeOptions, ModelConfig
 from qinco.datasets.named import DATASETS
 from qinco.engines import native_engine
-from qinco.engines.coarse import faiss
 from qinco.engines.engine import candidate_dtype, choose_device, choose_engine, multiplies_bf16_fast
 from qinco.engines.torch_engine import Encoder
 from qinco.errors import QincoError
 from qinco.machine import cpuinfo, group_limits, processor_name, usable_cores
+from qinco.maths.assignment import faiss
+from qinco.model.random import random_model
 from qinco.native import library
 from qinco.vectors.rows import as_source
 from qinco.version import __version__

@@ -13,10 +13,10 @@ import torch
 from qinco.atomic import check_output
 from qinco.config import EncodeOptions, ModelConfig, require_int
 from qinco.engines import native_engine
-from qinco.engines.coarse import assigner_of
 from qinco.engines.engine import candidate_dtype, choose_device, choose_engine, make_encoder
 from qinco.engines.torch_engine import decode
 from qinco.errors import DataError
+from qinco.maths.assignment import assigner
 from qinco.maths.devices import to_device
 from qinco.model.qinco import Qinco
 from qinco.native.library import NativeModel
@@ -215,7 +215,7 @@ class Codec:
         if not self.is_ivf:
             return None
         if self._assigner is None:
-            self._assigner = assigner_of(self.model.coarse_centroids)
+            self._assigner = assigner(self.model.coarse_centroids)
         return self._assigner(x_ND)
 
     # Decoding
