@@ -129,7 +129,7 @@ def test_goes_on_from_a_model_at_its_epoch(folder, tmp_path, capsys):
 
 
 WRONG = {
-    "missing file": ("eval model={codec} db=nowhere.fvecs", 3, "does not exist"),
+    "missing file": ("eval model={codec} db=nowhere.fvecs", 3, "No such file"),
     "not a data set": ("eval model={codec} db=bigann9M", 3, "bigann1M"),
     "truncated vectors": ("eval model={codec} db={truncated}", 3, "truncated.fvecs"),
     "vectors as a codec": ("eval model={base} db={base}", 3, "base.npy"),
