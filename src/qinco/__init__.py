@@ -21,9 +21,11 @@ from qinco.version import __version__
 
 if TYPE_CHECKING:
     from qinco.codec import Codec, ProductCodec
+    from qinco.codec.centroids import kmeans
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
     from qinco.search.index import Index
     from qinco.search.options import SearchOptions
+    from qinco.training.options import TrainOptions
     from qinco.vectors.formats import write_vectors
     from qinco.vectors.rows import VectorSource, open_vectors
 
@@ -39,8 +41,10 @@ __all__ = [
     "QincoError",
     "ResourceError",
     "SearchOptions",
+    "TrainOptions",
     "VectorSource",
     "__version__",
+    "kmeans",
     "open_vectors",
     "write_vectors",
 ]
@@ -53,6 +57,8 @@ _HOMES = {
     "ModelConfig": "qinco.config",
     "Index": "qinco.search.index",
     "SearchOptions": "qinco.search.options",
+    "TrainOptions": "qinco.training.options",
+    "kmeans": "qinco.codec.centroids",
     "VectorSource": "qinco.vectors.rows",
     "open_vectors": "qinco.vectors.rows",
     "write_vectors": "qinco.vectors.formats",
