@@ -33,7 +33,7 @@ HOMES = {
         "maths/assignment.py",
         "search/coarse.py",
         "maths/clustering.py",
-        "search/faiss_file.py",
+        "compat/faiss_files.py",
         "codec/product.py",
     },
     "accelerate": {"training/processes.py"},
