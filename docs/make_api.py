@@ -29,8 +29,8 @@ examples of each.
 - Long calls take `progress=`: `None` shows a bar on a terminal or in Jupyter, `False` nothing, `True` also lines where
   there is no terminal, and a function `report(stage, done, total, unit, **fields)` is called.
 - Messages go to the standard `logging` module, under `qinco`.
-- A mistake raises a `QincoError`: `ConfigError` (a setting), `DataError` (a file or array) or `ResourceError` (memory or
-  disk). The first two are also `ValueError`s.
+- A mistake raises a `QincoError`: `ConfigError` (a setting), `DataError` (a file or array) or `ResourceError` (memory
+  or disk). The first two are also `ValueError`s.
 """
 
 
