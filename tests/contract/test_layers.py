@@ -34,7 +34,7 @@ HOMES = {
         "search/coarse.py",
         "maths/clustering.py",
         "compat/faiss_files.py",
-        "codec/product.py",
+        "maths/rotation.py",
     },
     "accelerate": {"training/processes.py"},
     "matplotlib": {"search/measure/plot.py"},

@@ -10,8 +10,8 @@ from qinco.cli.console import Console
 from qinco.cli.overrides import Settings
 from qinco.errors import DataError
 from qinco.store.folder import is_index, read_index
-from qinco.vectors.block_rows import split_table
-from qinco.vectors.formats import SUFFIXES, open_array
+from qinco.vectors.formats import SUFFIXES, open_array, split_part
+from qinco.vectors.mapped import missing_file
 
 _MOST_TEXT_BYTES = 1 << 28
 _HOLDING_CODES = (".npy", ".ivecs")  # and vectors, and anything else
@@ -41,12 +41,12 @@ def describe(path: str) -> dict:
 
     The suffix says what a file should be; what it is not is refused.
     """
-    file, _ = split_table(path)
+    file, _ = split_part(path)
     try:
         if file.is_dir():
             return {"file": str(path)} | (_describe_index(file) if is_index(file) else _describe_codes(file))
         if not file.is_file():
-            raise DataError(f"{path} does not exist" if not file.exists() else f"{path} is not a regular file")
+            raise DataError(f"{path} is not a regular file") if file.exists() else missing_file(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     common = {"file": str(path), "bytes": file.stat().st_size}

@@ -10,7 +10,7 @@ from qinco.cli.overrides import parse_arguments
 from qinco.cli.resolved import RULE, SIZES, TRAINING, keys_of, resolve
 from qinco.cli.tasks import TASKS
 from qinco.cli.training import run_settings
-from qinco.codec.plan import plan_run
+from qinco.codec.plan import plan_training
 from qinco.datasets.named import DATASETS
 from qinco.vectors.rows import as_source
 
@@ -173,18 +173,18 @@ def test_it_is_what_training_does(words):
     coarse = np.zeros((5, DIM), np.float32) if settings["ivf_centroids"] else None
     source = as_source(np.zeros((100, DIM), np.float32))
     preset, recipe = chosen.pop("preset"), chosen.pop("recipe")
-    run = plan_run(source, preset, coarse, None, recipe, chosen, settings["output"])
+    run = plan_training(source, preset, chosen, coarse_centroids=coarse, recipe=recipe, output=settings["output"])
     found = resolve("train", settings.given_values)
-    done = {key: getattr(run.model, name) for key, name in SIZES.items()}
-    done |= {key: getattr(run.encode, name) for key, name in RULE.items()}
-    done |= {key: getattr(run.train, name) for key, name in TRAINING.items()}
-    done["scheduler.name"] = {"plateau": "reduce_lr_plateau"}.get(run.train.schedule, "cosine")
+    done = {key: getattr(run.model_config, name) for key, name in SIZES.items()}
+    done |= {key: getattr(run.encode_options, name) for key, name in RULE.items()}
+    done |= {key: getattr(run.train_options, name) for key, name in TRAINING.items()}
+    done["scheduler.name"] = {"plateau": "reduce_lr_plateau"}.get(run.train_options.schedule, "cosine")
     shown = {key: found[key].value for key in done}
     assert shown["de"] in (done["de"], None)
-    assert shown["de"] or run.model.embed_dim == DIM
+    assert shown["de"] or run.model_config.embed_dim == DIM
     shown["de"] = done["de"]
-    if run.train.num_valid is None:
+    if run.train_options.num_valid is None:
         assert shown.pop("ds.valset") == 10_000 and found["ds.valset"].source.startswith("default, a tenth")
         del done["ds.valset"]
-    done["A"] = 0 if not run.encode.preselects else done["A"]
+    done["A"] = 0 if not run.encode_options.preselects else done["A"]
     assert shown == done
