@@ -1,4 +1,4 @@
-"""`qinco info`: what a file is and holds, without reading more of it than that takes."""
+"""What a file of ours, of the authors' code, of faiss or of vectors holds, without reading more than that takes."""
 
 import json
 import math
@@ -7,8 +7,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from qinco.cli.console import Console
-from qinco.cli.overrides import Settings
 from qinco.config import ModelConfig
 from qinco.errors import DataError
 from qinco.search.faiss_layout import KINDS, read_layout
@@ -20,25 +18,6 @@ from qinco.vectors.mapped import read_start
 _MOST_TEXT_BYTES = 1 << 28
 _HOLDING_CODES = (".npy", ".ivecs")  # and vectors, and anything else
 _FAISS_HEADER = struct.Struct("<4siqqqBi")
-
-
-def info(settings: Settings, console: Console) -> None:
-    """What each file or folder holds."""
-    results, errors = [], []
-    for path in settings["file"]:
-        try:
-            results.append(describe(path))
-        except DataError as error:
-            errors.append(error)
-    if settings["json"] and len(settings["file"]) > 1:
-        console.print_result({result["file"]: result for result in results}, True)
-    else:
-        for result in results:
-            console.print_result(result, settings["json"])
-    for error in errors[:-1]:
-        console.warn(str(error))
-    if errors:
-        raise errors[-1]
 
 
 def describe(path: str) -> dict:
