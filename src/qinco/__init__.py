@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qinco.installation import check_installation
     from qinco.search.index import Index
     from qinco.search.options import SearchOptions
+    from qinco.vectors.formats import write_vectors
     from qinco.vectors.rows import VectorSource, open_vectors
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "check_installation",
     "describe",
     "open_vectors",
+    "write_vectors",
 ]
 
 _HOMES = {
@@ -59,6 +61,7 @@ _HOMES = {
     "check_installation": "qinco.installation",
     "describe": "qinco.description",
     "open_vectors": "qinco.vectors.rows",
+    "write_vectors": "qinco.vectors.formats",
 }
 
 

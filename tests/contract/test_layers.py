@@ -35,7 +35,7 @@ HOMES = {
         "search/coarse.py",
         "maths/clustering.py",
         "search/faiss_file.py",
-        "codec/product.py",
+        "maths/rotation.py",
     },
     "accelerate": {"training/processes.py"},
     "matplotlib": {"search/measure/plot.py"},

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import signal
 import sys
 import threading
@@ -10,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from textwrap import wrap
 
 from qinco.cli.completion import candidates
@@ -19,7 +17,6 @@ from qinco.cli.defaults import resolve
 from qinco.cli.grammar import OPTIONS, find_task, parse_arguments, split_task, to_text
 from qinco.cli.keys import EVERYWHERE, Key, Settings, Task
 from qinco.cli.tasks import KEYS, TASKS
-from qinco.config import suggest
 from qinco.errors import ConfigError, QincoError, ResourceError
 from qinco.version import __version__
 
@@ -39,7 +36,6 @@ Example:
   qinco decode model=codec.safetensors codes=codes.npy output=decoded.fvecs"""
 _EXIT_INTERRUPTED = 130
 _EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, what the shell reports for `qinco ... | head`
-_MAX_NAMES = 10_000  # names of a folder that a missing file's name is compared with
 _MAX_THREADS = 256
 
 
@@ -66,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _handling(_interrupt, signal.SIGTERM):
             return _run(words, options, importing)
     except QincoError as error:
-        return fail("error: ", str(error) + _similar_file(str(error)), error.exit_code)
+        return fail("error: ", str(error), error.exit_code)
     except KeyboardInterrupt as interrupt:
         return fail("", ": ".join(filter(None, ("interrupted", str(interrupt)))), _EXIT_INTERRUPTED)
     except BrokenPipeError:
@@ -212,23 +208,6 @@ def _ending_at_once(fail: Callable) -> AbstractContextManager:
         os._exit(fail("", "interrupted", _EXIT_INTERRUPTED))
 
     return _handling(end, signal.SIGINT, signal.SIGTERM)
-
-
-def _similar_file(message: str) -> str:
-    """Suggest a similarly named file if a message says that a file does not exist."""
-    missing = re.fullmatch(r"No such file: (.+?)\.?|(.+) does not exist", message, re.DOTALL)
-    if missing is None:
-        return ""
-    from itertools import islice
-
-    folder, name = os.path.split(missing[1] or missing[2])
-    try:
-        with os.scandir(folder or os.curdir) as entries:
-            names = [entry.name for entry in islice(entries, _MAX_NAMES)]
-    except OSError:
-        return ""
-    hint = suggest(name, {found: str(Path(folder, found)) for found in names}, 0.85)
-    return f". {hint}".rstrip() if hint else ""
 
 
 def _fail(kind: str, message: str, exit_code: int, as_json: bool, **fields) -> int:

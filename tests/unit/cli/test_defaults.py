@@ -10,7 +10,7 @@ from qinco.cli.defaults import resolve
 from qinco.cli.grammar import parse_arguments
 from qinco.cli.tasks import TASKS
 from qinco.cli.training import run_settings
-from qinco.codec.plan import plan_run
+from qinco.codec.plan import plan_training
 from qinco.config import EncodeOptions, ModelConfig, field_keys
 from qinco.datasets.named import DATASETS
 from qinco.training.options import TrainOptions
@@ -178,17 +178,17 @@ def test_it_is_what_training_does(words):
     coarse = np.zeros((5, DIM), np.float32) if settings["ivf_centroids"] else None
     source = as_source(np.zeros((100, DIM), np.float32))
     preset, recipe = chosen.pop("preset"), chosen.pop("recipe")
-    run = plan_run(source, preset, coarse, None, recipe, chosen, settings["output"])
+    run = plan_training(source, preset, chosen, coarse_centroids=coarse, recipe=recipe, output=settings["output"])
     found = resolve(TASKS["train"], settings.given_values)
-    parts = ((ModelConfig, run.model), (EncodeOptions, run.encode), (TrainOptions, run.train))
+    parts = ((ModelConfig, run.model_config), (EncodeOptions, run.encode_options), (TrainOptions, run.train_options))
     done = {key: getattr(part, name) for options, part in parts for name, key in field_keys(options).items()}
     del done["engine"]
     shown = {key: found[key].value for key in done}
     assert shown["de"] in (done["de"], None)
-    assert shown["de"] or run.model.embed_dim == DIM
+    assert shown["de"] or run.model_config.embed_dim == DIM
     shown["de"] = done["de"]
-    if run.train.num_valid is None:
+    if run.train_options.num_valid is None:
         assert shown.pop("ds.valset") == 10_000 and found["ds.valset"].source.startswith("default, ")
         del done["ds.valset"]
-    done["A"] = 0 if not run.encode.preselects else done["A"]
+    done["A"] = 0 if not run.encode_options.preselects else done["A"]
     assert shown == done
