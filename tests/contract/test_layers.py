@@ -24,7 +24,8 @@ LEVELS = [
     ["training", "store"],
     ["codec"],
     ["search"],
-    ["cli", "integrations"],
+    ["description", "installation", "integrations"],
+    ["cli"],
     ["__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -1,4 +1,4 @@
-"""`qinco info`: what a file is and holds, without reading more of it than that takes."""
+"""What a file of ours, of the authors' code, of faiss or of vectors holds, without reading more than that takes."""
 
 import json
 import math
@@ -6,8 +6,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from qinco.cli.console import Console
-from qinco.cli.overrides import Settings
 from qinco.errors import DataError
 from qinco.store.folder import is_index, read_index
 from qinco.vectors.formats import SUFFIXES, open_array, split_part
@@ -15,25 +13,6 @@ from qinco.vectors.mapped import missing_file
 
 _MOST_TEXT_BYTES = 1 << 28
 _HOLDING_CODES = (".npy", ".ivecs")  # and vectors, and anything else
-
-
-def info(settings: Settings, console: Console) -> None:
-    """What each file or folder holds."""
-    results, errors = [], []
-    for path in settings["file"]:
-        try:
-            results.append(describe(path))
-        except DataError as error:
-            errors.append(error)
-    if settings["json"] and len(settings["file"]) > 1:
-        console.print_result({result["file"]: result for result in results}, True)
-    else:
-        for result in results:
-            console.print_result(result, settings["json"])
-    for error in errors[:-1]:
-        console.warn(str(error))
-    if errors:
-        raise errors[-1]
 
 
 def describe(path: str) -> dict:
