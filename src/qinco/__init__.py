@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from qinco.codec import Codec, ProductCodec
     from qinco.codec.centroids import kmeans
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
+    from qinco.description import describe
+    from qinco.installation import check_installation
     from qinco.search.index import Index
     from qinco.search.options import SearchOptions
     from qinco.training.options import TrainOptions
@@ -44,6 +46,8 @@ __all__ = [
     "TrainOptions",
     "VectorSource",
     "__version__",
+    "check_installation",
+    "describe",
     "kmeans",
     "open_vectors",
     "write_vectors",
@@ -58,8 +62,10 @@ _HOMES = {
     "Index": "qinco.search.index",
     "SearchOptions": "qinco.search.options",
     "TrainOptions": "qinco.training.options",
-    "kmeans": "qinco.codec.centroids",
     "VectorSource": "qinco.vectors.rows",
+    "check_installation": "qinco.installation",
+    "describe": "qinco.description",
+    "kmeans": "qinco.codec.centroids",
     "open_vectors": "qinco.vectors.rows",
     "write_vectors": "qinco.vectors.formats",
 }
