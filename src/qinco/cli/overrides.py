@@ -9,6 +9,7 @@ import re
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qinco.cli.interpolation import interpolate
 from qinco.cli.keys import ALIASES, KEYS, Key
@@ -37,10 +38,10 @@ class Settings:
     """
 
     task: str
-    values: Mapping[str, object]
+    values: Mapping[str, Any]
     given_keys: frozenset[str]
 
-    def __getitem__(self, key: str):
+    def __getitem__(self, key: str) -> Any:
         return self.values[key]
 
     def given(self, key: str) -> bool:
@@ -48,7 +49,7 @@ class Settings:
         return key in self.given_keys
 
     @property
-    def given_values(self) -> dict[str, object]:
+    def given_values(self) -> dict[str, Any]:
         """The values of the keys that the command line names."""
         return {name: self.values[name] for name in self.values if name in self.given_keys}
 
