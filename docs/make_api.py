@@ -17,7 +17,7 @@ SECTIONS = {
     "Codecs": ("codec", "store", "training"),
     "Search": ("search", "decoders", "maths"),
     "Options": ("config",),
-    "Machine": ("machine", "progress", "engines", "doctor"),
+    "Files and machine": ("description", "installation", "machine", "progress", "engines"),
     "Errors": ("errors",),
 }
 HEAD = """# Python API

@@ -22,6 +22,8 @@ from qinco.version import __version__
 if TYPE_CHECKING:
     from qinco.codec import Codec, ProductCodec
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
+    from qinco.description import describe
+    from qinco.installation import check_installation
     from qinco.search.index import Index
     from qinco.search.options import SearchOptions
     from qinco.vectors.formats import write_vectors
@@ -41,6 +43,8 @@ __all__ = [
     "SearchOptions",
     "VectorSource",
     "__version__",
+    "check_installation",
+    "describe",
     "open_vectors",
     "write_vectors",
 ]
@@ -54,6 +58,8 @@ _HOMES = {
     "Index": "qinco.search.index",
     "SearchOptions": "qinco.search.options",
     "VectorSource": "qinco.vectors.rows",
+    "check_installation": "qinco.installation",
+    "describe": "qinco.description",
     "open_vectors": "qinco.vectors.rows",
     "write_vectors": "qinco.vectors.formats",
 }
