@@ -22,6 +22,7 @@ from qinco.version import __version__
 if TYPE_CHECKING:
     from qinco.codec import Codec, ProductCodec
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
+    from qinco.datasets.fetch import download
     from qinco.search.index import Index
     from qinco.search.options import SearchOptions
     from qinco.vectors.formats import write_vectors
@@ -41,6 +42,7 @@ __all__ = [
     "SearchOptions",
     "VectorSource",
     "__version__",
+    "download",
     "open_vectors",
     "write_vectors",
 ]
@@ -54,6 +56,7 @@ _HOMES = {
     "Index": "qinco.search.index",
     "SearchOptions": "qinco.search.options",
     "VectorSource": "qinco.vectors.rows",
+    "download": "qinco.datasets.fetch",
     "open_vectors": "qinco.vectors.rows",
     "write_vectors": "qinco.vectors.formats",
 }

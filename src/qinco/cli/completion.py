@@ -6,7 +6,7 @@ from qinco.cli.keys import ALIASES, KEYS, Key
 from qinco.cli.overrides import OPTIONS, find_task, split_task
 from qinco.cli.resolved import keys_of
 from qinco.cli.tasks import TASKS
-from qinco.datasets.named import DATASETS
+from qinco.datasets.catalogue import DATASETS
 from qinco.errors import ConfigError
 
 FILES = "<file>"  # the candidate that stands for what the shell knows better: names of files

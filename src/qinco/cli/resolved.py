@@ -7,7 +7,7 @@ from qinco.cli.keys import KEYS, Key
 from qinco.cli.overrides import required_keys
 from qinco.cli.tasks import TASKS, Task
 from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig, checkpoint_search
-from qinco.datasets.named import find_dataset
+from qinco.datasets.catalogue import find_dataset
 from qinco.training.options import TrainOptions
 
 SIZES = {"M": "num_steps", "K": "codebook_size", "L": "num_blocks", "de": "embed_dim", "dh": "hidden_dim",

@@ -11,7 +11,7 @@ from qinco.cli.resolved import RULE, SIZES, TRAINING, keys_of, resolve
 from qinco.cli.tasks import TASKS
 from qinco.cli.training import run_settings
 from qinco.codec.plan import plan_run
-from qinco.datasets.named import DATASETS
+from qinco.datasets.catalogue import DATASETS
 from qinco.vectors.rows import as_source
 
 TRAIN = ("train", "trainset=x", "output=y")

@@ -12,7 +12,7 @@ from qinco.cli import main
 from qinco.cli.completion import FILES, candidates, script_for
 from qinco.cli.keys import KEYS
 from qinco.cli.tasks import SHELLS, TASKS
-from qinco.datasets.named import DATASETS
+from qinco.datasets.catalogue import DATASETS
 
 
 @pytest.mark.parametrize(
