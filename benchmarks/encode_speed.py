@@ -222,9 +222,9 @@ def report_machine(words: list[str]) -> None:
 
 Machine: {usable_cores()} cores of {processor_name()}, native level {library.level()}; torch {torch.__version__}.
 Commit: {commit}. Command: `{shlex.join([*settings, "python", "benchmarks/encode_speed.py", *shown])}`.
-Medians of up to five passes; the cases take turns. Weights are random, but for a trained model's. Native and torch
-search with candidates in {FAST}; plain: the papers' algorithm as it stands, in float32 torch, {PLAIN_CANDIDATES:,}
-candidates in a batch (in cache: {torch_engine.TILE_CANDIDATES:,}).
+Medians of up to five passes, cases interleaved. Weights are random except for a trained model. Native and torch
+evaluate candidates in {FAST}; plain is the papers' algorithm as written, in float32 torch, with {PLAIN_CANDIDATES:,}
+candidates per batch (in cache: {torch_engine.TILE_CANDIDATES:,}).
 """)
 
 

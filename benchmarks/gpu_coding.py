@@ -71,9 +71,7 @@ def operations(config: ModelConfig, options: EncodeOptions) -> float:
     C = options.num_pairs or B * options.num_candidates
     project = E * D if config.projects else 0
     candidate = (2 * config.num_blocks - 1) * E * H + project
-    hypothesis = (
-        K * D + D * E + E * H
-    )  # the pre-selector's distances and the part of the first layer per reconstruction
+    hypothesis = K * D + D * E + E * H  # pre-selection, and the first layer's part per reconstruction
     return 2 * ((config.num_steps - 1) * (C * candidate + B * hypothesis) + K * D)
 
 
@@ -123,7 +121,7 @@ def _encode(setting: Setting, subject: Subject, best: float, until: float) -> No
         relative = None if error is None else error / errors.get(("torch", PAPER), error)
         rows.append((*key, rate, ratio, error, relative, *flops))
     columns = "engine|rule|vectors/s|/ plain|MSE|/ MSE of A=16 B=32"
-    table(f"{columns}|GFLOP a vector|TFLOP/s|of the matrix rate", rows)
+    table(f"{columns}|GFLOP per vector|TFLOP/s|of the matrix rate", rows)
     _verdict(setting, subject, cases, found, errors)
 
 
@@ -168,18 +166,16 @@ def _verdict(setting: Setting, subject: Subject, cases: dict, found: dict, error
     else:
         equal = {key: rate for key, rate in ours.items() if errors[key] <= exact * (1 + SAME_ERROR)}
     if not equal:
-        print("No case of ours ran.")
+        print("No case ran.")
         return
     key = max(equal, key=equal.get)
     rate, plain = equal[key], found[PLAIN]
     wanted, times = WANTED[subject.preset]
-    goal = f"at least {times} x plain" + (f" and {wanted:,} vectors a second" if wanted else "")
+    goal = f"at least {times} x plain" + (f" and {wanted:,} vectors per second" if wanted else "")
     ratio = f"{rate / plain:.1f} x plain" if isinstance(plain, float) else "plain failed"
     judged = "within 0.1 % of the error of A=16 B=32" if exact else "errors unknown: C=128 B=64 taken as equal"
-    print(
-        f"**Figure 1, {subject.preset}: {' '.join(key)}, {rate:,.0f} vectors per second, {ratio}** ({judged}; ", end=""
-    )
-    print(f"wanted: {goal}).\n")
+    print(f"**Figure 1, {subject.preset}: {' '.join(key)}, {rate:,.0f} vectors per second, {ratio}** ", end="")
+    print(f"({judged}; wanted: {goal}).\n")
     if time.monotonic() < setting.until:
         count = pass_size(cases[key], len(subject.x_ND), setting.device)
         report_kernels(f"{count:,} vectors", partial(cases[key], count), setting.device)

@@ -8,9 +8,9 @@
 
 The parts are build, check, train, encode, decode, error and table, in this order; all of them by default. Each runs in
 its own process, which is stopped when its share of the minutes is over. The report is written as it grows, so no result
-is lost. Codecs stay in the output folder: `encode`, `decode` and `error` use the trained QINCo2-S from there (or `model`,
-or random weights), and `table` continues its runs for `epochs` epochs, or as many as time allows. Each call replaces the
-report of the previous one. `quick device=cpu` only checks that everything runs.
+is lost. Codecs stay in the output folder: `encode`, `decode` and `error` use the trained QINCo2-S from there (or
+`model`, or random weights), and `table` continues its runs for `epochs` epochs, or as many as time allows. Each call
+replaces the report of the previous one. `quick device=cpu` only checks that everything runs.
 
 If a call is limited to ten minutes, three calls measure more than one: `parts=train`, then all parts but `train` and
 `table` with `model=trained.safetensors`, then `parts=table`.

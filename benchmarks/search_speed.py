@@ -1,12 +1,12 @@
-"""What searching an index costs and finds on one thread, beside faiss's indexes of equal bytes: one run, a Markdown
-report on stdout.
+"""Measure recall and time of searching an index on one thread, and of faiss's indexes of equal bytes: a Markdown report
+on stdout.
 
     python benchmarks/search_speed.py model=PATH trainset=PATH db=PATH queries=PATH queries_gt=PATH
         [encoded_trainset=PATH] [encoded_db=PATH] [pairwise_decoder=PATH] [lsq=N] [faiss=FOLDER] [plot=PATH] [quick]
 
-`model` is an IVF codec. Its codes are made where they are not given; the look-up tables are fitted to those of the
-training set. faiss's indexes are trained on the training set too, LSQ on its first N vectors (20,000), because it is
-slow; `lsq=0` leaves it out. Filled indexes are kept in the folder `faiss` for another run. The plot shows all fronts.
+`model` is an IVF codec. Vectors are encoded unless their codes are given. Look-up tables and faiss's indexes are fitted
+to the training set, LSQ to its first N vectors (20,000) because it is slow; `lsq=0` skips it. Filled indexes are kept
+in the folder `faiss` for the next run. The plot shows all fronts.
 
 Shape suffixes: N vectors, Q queries, D dimension, R results.
 """
@@ -204,7 +204,7 @@ def main(words: list[str]) -> None:
         f"recall@1 within | {' | '.join(f'{limit:,} us' for limit in LIMITS)}",
         [(name, *(best_within(points, limit) for limit in LIMITS)) for name, points in fronts.items()],
     )
-    table("index | bytes a vector, ids included", sizes)
+    table("index | bytes per vector, ids included", sizes)
     rows, columns = ours.front_table()
     table(" | ".join(columns), rows)
     if "plot" in given:
