@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,15 +145,8 @@ class _Runs:
         plan, processes = self.plan, self.processes
         train, valid = split_validation(source, plan.train_options.num_valid, plan.model_config.codebook_size)
         saved = self._open(source, output)
-        listeners = [] if self.on_report is None else [self.on_report]
-        with ExitStack() as stack:
-            if processes.is_main:
-                listeners.insert(0, stack.enter_context(monitor(self.progress, self.mse_scale, tensorboard)))
-
-            def listen(report: Report) -> None:
-                for listener in listeners:
-                    listener(report)
-
+        shown = monitor(self.progress, self.mse_scale, tensorboard, self.on_report)
+        with shown if processes.is_main else nullcontext(self.on_report or (lambda report: None)) as listen:
             if saved is None:
                 check_values(source, self.progress)
             processes.wait()

@@ -7,19 +7,16 @@ from dataclasses import replace
 import pytest
 
 from qinco.errors import ConfigError
+from qinco.progress import silent
 from qinco.training.loop import EpochReport, StepReport
 from qinco.training.monitor import monitor
 
 EPOCH = EpochReport(3, 10, 2.5, [4.0, 2.5], 1.25, 1e-3, 7, 0.01, 2.75, 5.0, True)
 
 
-def ignore(*_, **__):
-    pass
-
-
 def test_an_epoch_is_a_line_with_scaled_errors(caplog):
     caplog.set_level(logging.INFO, "qinco")
-    with monitor(ignore, mse_scale=1000) as show:
+    with monitor(mse_scale=1000) as show:
         show(replace(EPOCH, epoch=0, loss=None, code_entropy=float("nan")))
         show(EPOCH)
     messages = caplog.messages
@@ -30,7 +27,7 @@ def test_an_epoch_is_a_line_with_scaled_errors(caplog):
 
 @pytest.mark.parametrize(("share", "is_warned"), [(0.01, False), (0.03, True)])
 def test_many_unused_codewords_are_a_warning(share, is_warned, caplog):
-    with monitor(ignore) as show:
+    with monitor() as show:
         show(replace(EPOCH, unused_share=share))
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == is_warned and all("3%" in warning for warning in warnings)
@@ -45,7 +42,7 @@ def test_every_step_is_progress():
 
 def test_curves_are_written(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with monitor(ignore, 1000, tmp_path) as show:
+    with monitor(silent, 1000, tmp_path) as show:
         show(replace(EPOCH, epoch=0, loss=None, code_entropy=float("nan")))
         show(EPOCH)
     events = reader.EventAccumulator(str(tmp_path)).Reload()
@@ -57,8 +54,8 @@ def test_curves_are_written(tmp_path):
 def test_curves_need_their_package_and_a_folder(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     pytest.importorskip("tensorboard")
-    with pytest.raises(ConfigError, match="file"), monitor(ignore, 1, tmp_path / "file"):
+    with pytest.raises(ConfigError, match="file"), monitor(silent, 1, tmp_path / "file"):
         pass
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match="pip install"), monitor(ignore, 1, tmp_path):
+    with pytest.raises(ConfigError, match="pip install"), monitor(silent, 1, tmp_path):
         pass
