@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -75,7 +76,7 @@ def open_npz(path: Path, code_size: int, codebook_size: int) -> tuple[JoinedRows
     starts = np.cumsum([0, *(shape[0] for shape in shapes)]).tolist()
     first = columns.pop() - code_size
 
-    def load(number: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def load(number: int) -> tuple[np.ndarray, np.ndarray]:
         return _read_part(npz_part(path, number), shapes[number], first, codebook_size)
 
     cached = _LastCall(load)
@@ -90,23 +91,21 @@ class _LastCall:
     def __init__(self, function):
         self._function, self._argument, self._result = function, None, None
 
-    def __call__(self, argument):
+    def __call__(self, argument) -> Any:
         if self._argument != argument:
             self._argument, self._result = argument, self._function(argument)
         return self._result
 
 
-def _read_part(
-    path: Path, shape: tuple[int, int], first: int, codebook_size: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Codes in their own dtype and lists, int32 (n, 1), if the first column holds them."""
+def _read_part(path: Path, shape: tuple[int, int], first: int, codebook_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes in their own dtype, and the lists that are in the first column if `first` is 1: int32 (n, first)."""
     with _OpenZip(path) as archive:
         found, dtype, is_fortran, stream = _open_member(path, archive, "codes.npy")
         if found != shape:
             raise DataError(f"{path} has changed since it was opened: read the set again")
         rows, columns = shape
         codes_NM = np.empty((rows, columns - first), code_dtype(codebook_size))
-        lists_N1 = np.empty((rows, 1), np.int32) if first else None
+        lists_N1 = np.empty((rows, first), np.int32)
 
         def read(shape: tuple[int, int]) -> np.ndarray:
             data = stream.read(shape[0] * shape[1] * dtype.itemsize)
