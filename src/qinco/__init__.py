@@ -21,11 +21,13 @@ from qinco.version import __version__
 
 if TYPE_CHECKING:
     from qinco.codec import Codec, ProductCodec
+    from qinco.codec.centroids import kmeans
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
     from qinco.description import describe
     from qinco.installation import check_installation
     from qinco.search.index import Index
     from qinco.search.options import SearchOptions
+    from qinco.training.options import TrainOptions
     from qinco.vectors.formats import write_vectors
     from qinco.vectors.rows import VectorSource, open_vectors
 
@@ -41,10 +43,12 @@ __all__ = [
     "QincoError",
     "ResourceError",
     "SearchOptions",
+    "TrainOptions",
     "VectorSource",
     "__version__",
     "check_installation",
     "describe",
+    "kmeans",
     "open_vectors",
     "write_vectors",
 ]
@@ -57,9 +61,11 @@ _HOMES = {
     "ModelConfig": "qinco.config",
     "Index": "qinco.search.index",
     "SearchOptions": "qinco.search.options",
+    "TrainOptions": "qinco.training.options",
     "VectorSource": "qinco.vectors.rows",
     "check_installation": "qinco.installation",
     "describe": "qinco.description",
+    "kmeans": "qinco.codec.centroids",
     "open_vectors": "qinco.vectors.rows",
     "write_vectors": "qinco.vectors.formats",
 }
