@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import product
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
+from qinco.config import suggest
 from qinco.datasets.named import DATASETS
 from qinco.errors import ConfigError
 
@@ -150,14 +150,12 @@ def _find(name: str) -> list[PublishedFile]:
     file = single.get(name) or by_stem.get(name)
     if file is not None:
         return [file]
-    spellings = {known.lower(): known for known in (*single, *by_stem, *_DATASET_ADDRESSES)}
-    near = get_close_matches(name.lower(), spellings, 1, 0.6)
-    suggestion = f"did you mean {spellings[near[0]]}? " if near else ""
+    suggestion = suggest(name, (*single, *by_stem, *_DATASET_ADDRESSES))
     groups = {"data sets": list(_DATASET_ADDRESSES)} | {
         group: [pattern for _, _, pattern in patterns] for group, patterns in _GROUPS.items()
     }
     listing = "; ".join(f"the {group} {', '.join(members)}" for group, members in groups.items())
-    raise ConfigError(f"nothing is published as {name!r}: {suggestion}There are {listing}")
+    raise ConfigError(f"nothing is published as {name!r}. {suggestion}There are {listing}")
 
 
 def _expand(pattern: str) -> list[str]:

@@ -121,7 +121,7 @@ def test_an_unknown_name_is_told_the_nearest_and_what_there_is(name, near):
         find_files([name])
     message = str(raised.value)
     assert message.startswith(
-        f"nothing is published as '{name}': did you mean {near}? There are the data sets bigann1M,"
+        f"nothing is published as '{name}'. Did you mean {near}? There are the data sets bigann1M,"
     )
     for group in ("the models qinco1-{", "the centroids ivf_centroids_{", "the indexes "):
         assert group in message
