@@ -9,7 +9,7 @@ import torch
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec, ProductCodec, load_codec
 from qinco.config import EncodeOptions, suggest
-from qinco.datasets.named import DATASETS, find_dataset
+from qinco.datasets.catalogue import DATASETS, find_dataset
 from qinco.engines.engine import choose_device
 from qinco.errors import ConfigError, DataError
 from qinco.vectors.formats import read_integers, split_part

@@ -116,9 +116,8 @@ def check_names(settings: dict) -> None:
     for name in settings:
         if name not in known:
             keys = field_keys(ModelConfig, EncodeOptions, TrainOptions)  # those of the command line are known, too
-            spellings = {key: field for field, key in keys.items() if field in known} | {
-                field: field for field in known
-            }
+            spellings = {key: field for field, key in keys.items() if field in known}
+            spellings |= {field: field for field in known}
             raise ConfigError(f"unknown setting {name!r}. {suggest(name, spellings)}See qinco.Codec.fit")
 
 
