@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qinco.codec import Codec, ProductCodec
     from qinco.codec.centroids import kmeans
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
+    from qinco.datasets.fetch import download
     from qinco.description import describe
     from qinco.installation import check_installation
     from qinco.search.index import Index
@@ -48,6 +49,7 @@ __all__ = [
     "__version__",
     "check_installation",
     "describe",
+    "download",
     "kmeans",
     "open_vectors",
     "write_vectors",
@@ -65,6 +67,7 @@ _HOMES = {
     "VectorSource": "qinco.vectors.rows",
     "check_installation": "qinco.installation",
     "describe": "qinco.description",
+    "download": "qinco.datasets.fetch",
     "kmeans": "qinco.codec.centroids",
     "open_vectors": "qinco.vectors.rows",
     "write_vectors": "qinco.vectors.formats",

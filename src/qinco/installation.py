@@ -16,7 +16,7 @@ import torch
 
 from qinco.codec.codec import Codec
 from qinco.config import PRESETS, EncodeOptions, ModelConfig
-from qinco.datasets.named import DATASETS
+from qinco.datasets.catalogue import DATASETS
 from qinco.engines import native_engine
 from qinco.engines.engine import candidate_dtype, choose_device, choose_engine, multiplies_bf16_fast
 from qinco.engines.torch_engine import Encoder
