@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from qinco.cli.bench import random_model
-from qinco.codec import Codec, load_codec
+from qinco.codec import Codec
 from qinco.codec.evaluate import evaluate
 from qinco.config import PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig
 from qinco.engines import native_engine, torch_engine
@@ -239,7 +239,7 @@ def main(words: list[str]) -> None:
     rows = 256 if quick else ROWS
     subjects = [(name, random_model(c), torch.randn(rows, c.dim, generator=random)) for name, c in CONFIGS.items()]
     if "model" in given:
-        codec = load_codec(given["model"])
+        codec = Codec.load(given["model"])
         vectors_ND = as_source(given["db"]).limit(int(given.get("count", 100 if quick else 10_000)))[:]
         x_ND = codec.model.normalize(torch.from_numpy(np.resize(vectors_ND, (rows, codec.dim))))
         subjects.append((Path(given["model"]).name, codec.model, x_ND))

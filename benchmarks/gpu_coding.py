@@ -190,7 +190,7 @@ def decode(setting: Setting) -> None:
     if codec is None:
         codec = Codec(random_model(setting.config("qinco2-S")).to(setting.device), DEFAULT_SEARCH)
     model, most = codec.model, most_vectors(setting, 1 << 20)
-    shape = (most, codec.code_size)
+    shape = (most, codec.num_codes)
     codes_NM = torch.randint(codec.config.codebook_size, shape, generator=torch.Generator().manual_seed(0))
     host_codes, codes_NM = codes_NM.numpy().astype(np.uint8), codes_NM.to(setting.device)
     cases = {}

@@ -49,7 +49,7 @@ def reranked(shortlist, queries_QD, decoded_QSD):
 
 def decode(codec, shortlist):
     """float32 (Q, S, D); empty places decode like any others, as they do in the authors' search."""
-    codes, lists = shortlist.codes.reshape(-1, codec.code_size), np.maximum(shortlist.lists.ravel(), 0)
+    codes, lists = shortlist.codes.reshape(-1, codec.num_codes), np.maximum(shortlist.lists.ravel(), 0)
     return codec.decode(codes, lists).reshape(*shortlist.ids.shape, codec.dim)
 
 

@@ -15,7 +15,6 @@ from qinco.cli.training import run_settings
 from qinco.codec.codec import Codec
 from qinco.codec.evaluate import median_us
 from qinco.codec.plan import plan_run
-from qinco.codec.product import ProductCodec
 from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions, ModelConfig
 from qinco.engines.engine import candidate_dtype
 from qinco.errors import ConfigError
@@ -73,7 +72,7 @@ def random_model(config: ModelConfig, seed: int = 0) -> Qinco:
 # What is measured
 
 
-def _codec(settings: Settings) -> tuple[str, Codec | ProductCodec]:
+def _codec(settings: Settings) -> tuple[str, Codec]:
     """The codec of `model=`, or one with random weights as `train` would make it of these settings; and its name."""
     given = [key for key in _ARCHITECTURE if settings.given(key)]
     if settings["model"] is not None:
@@ -88,7 +87,7 @@ def _codec(settings: Settings) -> tuple[str, Codec | ProductCodec]:
     return " ".join([*filter(None, [preset]), *sizes]), codec
 
 
-def _rules(settings: Settings, codec: Codec | ProductCodec) -> list[EncodeOptions]:
+def _rules(settings: Settings, codec: Codec) -> list[EncodeOptions]:
     """The rule that the command line asks for, or the usual ones and the codec's own."""
     own = inputs.encode_options(settings, codec).override(precision="auto", engine="auto")
     if any(settings.given(key) for key in ("A", "C", "B")):
@@ -103,19 +102,19 @@ def _thread_counts(settings: Settings) -> list[int]:
     return sorted({1, every}) if inputs.device_of(settings).type == "cpu" else [every]
 
 
-def _precisions(settings: Settings, codec: Codec | ProductCodec) -> list[str]:
+def _precisions(settings: Settings, codec: Codec) -> list[str]:
     if settings.given("precision"):
         return [settings["precision"]]
     is_bf16 = candidate_dtype("auto", inputs.device_of(settings), codec.config) is torch.bfloat16
     return ["float32", "auto"] if is_bf16 else ["float32"]
 
 
-def _workloads(codec: Codec | ProductCodec) -> tuple[Callable, Callable]:
+def _workloads(codec: Codec) -> tuple[Callable, Callable]:
     """`encode(options, n)` and `decode(precision, n)`: work on the first n of the same random vectors and codes."""
     count, config = _most_vectors(codec.dim), codec.config
     random = np.random.default_rng(0)
     vectors = as_source(random.standard_normal((count, codec.dim), np.float32))
-    codes = random.integers(config.codebook_size, size=(count, codec.code_size))
+    codes = random.integers(config.codebook_size, size=(count, codec.num_codes))
     lists = random.integers(config.num_lists, size=count) if codec.is_ivf else None
 
     def encode(options: EncodeOptions, n: int) -> None:

@@ -19,7 +19,7 @@ from qinco.cli import inputs, measuring
 from qinco.cli.console import Console
 from qinco.cli.decoding import lookup_of, open_index, open_pairwise_of_index
 from qinco.cli.overrides import Settings
-from qinco.codec import Codec, ProductCodec
+from qinco.codec import Codec
 from qinco.datasets.named import find_dataset
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.engines.coarse import faiss_threads
@@ -68,7 +68,7 @@ class _Searched:
     """
 
     index: Index | FaissIndex
-    codec: Codec | ProductCodec | None
+    codec: Codec | None
     pairwise: PairwiseDecoder | None
     metric: Metric
     has_graph: bool

@@ -12,7 +12,6 @@ from qinco.cli.overrides import Settings
 from qinco.cli.resolved import RULE, SCHEDULES, SIZES, TRAINING, chosen_preset
 from qinco.codec.codec import Codec
 from qinco.codec.fit import fit
-from qinco.codec.product import ProductCodec
 from qinco.errors import ConfigError
 from qinco.store.codec import CHECKPOINT_SUFFIX
 from qinco.store.run_state import state_path
@@ -89,7 +88,7 @@ def run_settings(settings: Settings, dim: int) -> dict:
     return chosen | {"preset": preset, "recipe": settings["recipe"]}
 
 
-def _fit(settings: Settings, source, chosen: dict, report) -> Codec | ProductCodec:
+def _fit(settings: Settings, source, chosen: dict, report) -> Codec:
     common = {
         "output": settings["output"],
         "resume": settings["resume"],
@@ -101,7 +100,7 @@ def _fit(settings: Settings, source, chosen: dict, report) -> Codec | ProductCod
     if settings["pq"] is not None:
         if centroids is not None or settings["model"] is not None:
             raise ConfigError("pq= trains a codec of several parts: leave out ivf_centroids= and model=")
-        return ProductCodec.fit(source, num_parts=settings["pq"], rotate=settings["opq"], **common, **chosen)
+        return Codec.fit(source, num_parts=settings["pq"], rotate=settings["opq"], **common, **chosen)
     if settings["opq"]:
         raise ConfigError("opq=true needs pq=, the number of parts that the rotated vectors are cut into")
     initial = None if settings["model"] is None else Codec.load(settings["model"])

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from qinco.codec.codec import Codec
-from qinco.codec.product import ProductCodec
 from qinco.config import EncodeOptions
 from qinco.errors import DataError
 from qinco.maths.devices import to_device
@@ -33,7 +32,7 @@ class Evaluation:
 
 
 def evaluate(
-    codec: Codec | ProductCodec,
+    codec: Codec,
     source: VectorSource,
     options: EncodeOptions | None = None,
     num_steps: int | None = None,
@@ -57,7 +56,7 @@ def evaluate(
 
 
 def measure_time(
-    codec: Codec | ProductCodec, source: VectorSource, options: EncodeOptions | None = None, precision: str = "float32"
+    codec: Codec, source: VectorSource, options: EncodeOptions | None = None, precision: str = "float32"
 ) -> tuple[float, float]:
     """Microseconds a vector for encoding and for decoding: the median of three passes after a short one."""
     if len(source) == 0:

@@ -14,8 +14,8 @@ import torch
 from qinco.atomic import check_output, write_atomically
 from qinco.codec.codec import Codec
 from qinco.codec.plan import Run, check_same_run, check_values, plan_run, split_validation
-from qinco.engines.engine import choose_device
 from qinco.errors import ConfigError, DataError
+from qinco.maths.devices import choose_device
 from qinco.model.qinco import Qinco
 from qinco.store.codec import save_models
 from qinco.store.run_state import load_state, save_state, state_path

@@ -67,8 +67,8 @@ def plan_run(
     given = {name: settings[name] for name in MODEL_FIELDS if settings.get(name) is not None}
     coarse_VD = None if coarse_centroids is None else read_centroids(coarse_centroids, source.dim)
     if initial is not None:
-        if not isinstance(initial, Codec):
-            raise ConfigError(f"initial must be a Codec of one part, not {type(initial).__name__}: see Codec.load")
+        if not isinstance(initial, Codec) or len(initial.models) > 1:
+            raise ConfigError(f"initial must be a Codec of one model, not {initial!r}: see Codec.load")
         if given or coarse_VD is not None:
             raise ConfigError(
                 f"the architecture is the initial codec's: leave out {', '.join(map(named, given)) or 'the centroids'}"

@@ -45,7 +45,7 @@ def test_codes_are_small_integers_and_decode_to_float32(placed):
     assert (codes.dtype, codes.shape) == (np.uint8, (20, 3)) and codes.max() < 4
     decoded = codec.decode(codes)
     assert (decoded.dtype, decoded.shape) == (np.float32, (20, 3))
-    assert (codec.dim, codec.code_size, codec.bytes_per_vector, codec.is_ivf) == (3, 3, 0.75, False)
+    assert (codec.dim, codec.num_codes, codec.bytes_per_vector, codec.is_ivf) == (3, 3, 0.75, False)
 
 
 def test_decoding_is_the_models_chain_in_data_space(placed, codec):

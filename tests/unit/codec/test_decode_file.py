@@ -53,7 +53,7 @@ def no_thread_is_left():
 
 def some_codes(codec, seed=0, count=COUNT):
     generator = np.random.default_rng(seed)
-    codes_NM = generator.integers(0, codec.config.codebook_size, (count, codec.code_size), dtype=np.uint8)
+    codes_NM = generator.integers(0, codec.config.codebook_size, (count, codec.num_codes), dtype=np.uint8)
     lists_N1 = generator.integers(0, codec.config.num_lists, (count, 1)) if codec.is_ivf else None
     return EncodedSet(codes_NM, lists_N1, "the codes")
 

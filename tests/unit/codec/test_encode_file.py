@@ -97,7 +97,7 @@ def check(path, codec, source):
     """The output holds what `encode` gives."""
     encoded = codec.encode(source)
     codes, lists = encoded if codec.is_ivf else (encoded, None)
-    found = open_encoded_set(path, codec.code_size, codec.config.codebook_size, codec.is_ivf)
+    found = open_encoded_set(path, codec.num_codes, codec.config.codebook_size, codec.is_ivf)
     for start, (codes_NM, lists_N) in zip(range(0, len(source), 50), found.blocks(50), strict=True):
         assert np.array_equal(codes_NM, codes[start : start + 50])
         assert lists is None or np.array_equal(lists_N, lists[start : start + 50])

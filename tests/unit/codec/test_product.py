@@ -31,7 +31,7 @@ def test_each_part_encodes_its_columns(codec):
     x = random_vectors(40, 6)
     codes = codec.encode(x)
     assert (codes.dtype, codes.shape) == (np.uint8, (40, 6))
-    assert (codec.dim, codec.code_size, codec.bytes_per_vector) == (6, 6, 1.5)
+    assert (codec.dim, codec.num_codes, codec.bytes_per_vector) == (6, 6, 1.5)
     y = rotated(codec, x)
     for i, part in enumerate(codec.parts):
         assert np.array_equal(codes[:, 3 * i : 3 * i + 3], part.encode(y[:, 3 * i : 3 * i + 3]))
@@ -166,7 +166,7 @@ def test_lists_and_wrong_vectors_are_refused(codec):
 def test_fit_trains_every_part(tmp_path, rotate):
     x = random_vectors(400, 6)
     codec = ProductCodec.fit(x, num_parts=3, rotate=rotate, output=tmp_path / "x", **SMALL)
-    assert (len(codec.parts), codec.dim, codec.code_size) == (3, 6, 6)
+    assert (len(codec.parts), codec.dim, codec.num_codes) == (3, 6, 6)
     error = np.square(codec.decode(codec.encode(x)) - x).sum(1).mean()
     assert error < 0.3 * x.var(0).sum()
     loaded = ProductCodec.load(tmp_path / "x")

@@ -44,7 +44,7 @@ def test_figures_are_what_they_say(kind, metric):
         assert found[name] == pytest.approx(shares(expected_QR, nearest_Q), abs=0.02)
     base_ND = codec.coarse_centroids[codes[1]] if kind == "ivf" else 0
     # A residual quantizer of that size that was fitted to these very vectors is no worse, but not out of reach.
-    books_MKD = residual_kmeans(prepared_ND - base_ND, codec.code_size, codec.config.codebook_size)
+    books_MKD = residual_kmeans(prepared_ND - base_ND, codec.num_codes, codec.config.codebook_size)
     plain_ND = base_ND + quantize_residually(prepared_ND - base_ND, books_MKD)
     seen = np.square(plain_ND - prepared_ND).sum(1).mean()
     assert 0.99 * seen <= found["mse_rq"] < 1.5 * seen
