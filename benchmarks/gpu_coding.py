@@ -16,13 +16,13 @@ from gpu_plain import half_encoder
 from gpu_setting import Setting, report_kernels, table
 from torch import Tensor
 
-from qinco.cli.bench import random_model
 from qinco.codec import Codec
 from qinco.config import DEFAULT_SEARCH, ENGINES, PAPER_SEARCH, EncodeOptions, ModelConfig
+from qinco.engines import torch_engine
 from qinco.engines.engine import choose_engine, make_encoder
-from qinco.engines.torch_engine import decode as decode_by_torch
 from qinco.errors import ConfigError
 from qinco.model.qinco import Qinco
+from qinco.model.random import random_model
 
 PAPER = "A=16 B=32"
 RULES = {PAPER: PAPER_SEARCH} | {
@@ -43,6 +43,10 @@ class Subject(NamedTuple):
     model: Qinco
     x_ND: Tensor
     is_trained: bool
+
+
+def decode_by_torch(model: Qinco, codes_NM: Tensor, start_ND: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch_engine.pack(model, dtype).decode_tensors(codes_NM, start_ND)
 
 
 def most_vectors(setting: Setting, on_card: int) -> int:
@@ -136,7 +140,7 @@ def _codings(plain: Callable, encoders: dict) -> dict[tuple, Callable[[Tensor], 
 
 def engines(model: Qinco) -> dict[tuple[str, str], object]:
     """Encoders by engine and rule, candidates in bf16; says which engines cannot run here, and why."""
-    print(f"engine=auto is {choose_engine('auto', model.config, model.device)} here.")
+    print(f"engine=auto is {choose_engine('auto', model.config, model.device).name} here.")
     found, reasons = {}, {}
     for engine, (rule, options) in product(ENGINES[1:], RULES.items()):
         try:

@@ -24,7 +24,7 @@ from qinco.search.index import Index
 from qinco.store.code_store import CodeStore, Manifest, shard_rows
 
 CODE_SIZE, CODEWORDS, TRAINING, QUERIES = 8, 256, 100_000, 1000
-IMPORTS = "import faiss, torch; import qinco.cli.indexing, qinco.cli.searching"
+IMPORTS = "import faiss, torch, qinco; qinco.Codec, qinco.Index"
 
 
 def write_codes(folder: Path, count: int, num_lists: int, dim: int, seed: int) -> None:

@@ -48,7 +48,8 @@ def check_lists(lists, num_vectors: int, num_lists: int, name: str = "lists", fi
         )
     if lists.size and (lists.max() >= num_lists or lists.min() < 0):
         row = int(np.flatnonzero((lists >= num_lists) | (lists < 0))[0])
-        raise DataError(f"{name} are out of range: row {first_row + row} is {lists[row]}, the codec has {num_lists} lists")
+        value = f"row {first_row + row} is {lists[row]}"
+        raise DataError(f"{name} are out of range: {value}, the codec has {num_lists} lists")
     return lists
 
 

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from qinco.codec import ProductCodec, load_codec
-from qinco.search import tables
 from qinco.search.index import Index
+from qinco.search.options import SearchOptions
 from qinco.store.folder import read_index_manifest
-from qinco.store.header import read_header
+from qinco.store.tensors import read_header
 
 DATA = Path(__file__).parents[1] / "data"
 NAMES = ["golden-codec-v1", "golden-ivf-codec-v1", "golden-product-codec-v1"]
 INDEXES = ["golden-graph-index-v1", "golden-index-v1"]
+CODES = ["golden-begun-codes-v1", "golden-codes-v1"]
 
 
 @pytest.fixture(params=NAMES)
@@ -27,7 +28,7 @@ def golden(request):
 
 def test_all_golden_files_are_tested():
     assert sorted(path.stem for path in DATA.glob("golden-*.safetensors")) == sorted(NAMES)
-    assert sorted(path.parent.name for path in DATA.glob("golden-*/manifest.json")) == INDEXES
+    assert sorted(path.parent.name for path in DATA.glob("golden-*/manifest.json")) == sorted(INDEXES + CODES)
 
 
 def test_they_decode_to_the_same_vectors(golden):
@@ -63,11 +64,10 @@ def test_their_header_is_of_version_one(name):
 
 
 @pytest.fixture(params=INDEXES)
-def golden_index(request, monkeypatch):
+def golden_index(request):
     spec = importlib.util.spec_from_file_location("make_golden", DATA / "make_golden.py")
     make_golden = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_golden)
-    monkeypatch.setattr(tables, "GRAPH_LISTS", make_golden.GRAPH_LISTS)  # few centroids are searched through a graph
     return DATA / request.param, np.load(DATA / f"{request.param}.npz"), make_golden.SEARCHES
 
 
@@ -93,12 +93,12 @@ def test_indexes_are_what_they_were(golden_index):
         assert (index.metric, index.num_lists, index.codec.is_ivf) == ("l2", 6, True)
         assert index.pairwise.num_pairs > 0 and index.tables.graph is None
         assert index.tables.partition_VD is None and index.segments[0].ids.dtype == np.uint32
-        assert index.options == tables.SearchOptions()
+        assert index.options == SearchOptions()
     else:
         assert (index.metric, index.num_lists, index.codec.is_ivf) == ("cosine", 20, False)
-        assert index.pairwise is None and index.tables.graph is index.tables.coarse is not None
+        assert index.pairwise is None and index.tables.graph is None  # its file is empty
         assert index.tables.partition_VD is not None and index.segments[0].ids.dtype == np.int64
-        assert index.options == tables.SearchOptions(4, 30, None, 8)
+        assert index.options == SearchOptions(4, 30, None, 8)
 
 
 def test_indexes_are_changed_and_saved(golden_index, tmp_path):

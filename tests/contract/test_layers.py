@@ -29,7 +29,13 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HOMES = {
-    "faiss": {"engines/coarse.py", "maths/clustering.py", "search/faiss_file.py", "codec/product.py"},
+    "faiss": {
+        "maths/assignment.py",
+        "search/coarse.py",
+        "maths/clustering.py",
+        "search/faiss_file.py",
+        "codec/product.py",
+    },
     "accelerate": {"training/processes.py"},
     "matplotlib": {"search/measure/plot.py"},
 }

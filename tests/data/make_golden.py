@@ -5,12 +5,12 @@
 It makes what is not there, and replaces nothing: a new version of a format gets new files beside these.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from qinco.codec import Codec, ProductCodec, load_codec
-from qinco.search import tables
 from qinco.search.index import Index
 from qinco.search.options import SearchOptions
 
@@ -50,7 +50,6 @@ def make_codecs(x_ND: np.ndarray) -> None:
 
 def make_indexes(x_ND: np.ndarray) -> None:
     """One of an IVF codec, with a pairwise decoder; one of a codec without lists, with a graph and wide ids."""
-    tables.GRAPH_LISTS = GRAPH_LISTS
     generator = np.random.default_rng(2)  # tables of pairs are worth fitting to many vectors only
     many_ND = np.tile(x_ND[:250], (20, 1)) + generator.standard_normal((5000, 4)).astype(np.float32) / 4
     made = {
@@ -65,6 +64,7 @@ def make_indexes(x_ND: np.ndarray) -> None:
         if (HERE / name).exists():
             continue
         index = Index.build(load_codec(HERE / f"{codec}.safetensors"), many_ND, **settings)
+        index.tables = replace(index.tables, min_graph_lists=GRAPH_LISTS)
         index.remove(np.sort(index.segments[0].ids)[:-250])
         index.options = options
         index.save(HERE / name)

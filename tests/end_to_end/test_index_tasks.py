@@ -8,7 +8,7 @@ import pytest
 
 import qinco
 from qinco.cli import main
-from qinco.engines.coarse import GRAPH_LISTS
+from qinco.search.coarse import MIN_GRAPH_LISTS
 from qinco.search.measure.tune import measure
 from qinco.store.folder import read_index
 from qinco.vectors.formats import write_vectors
@@ -161,8 +161,8 @@ def test_codes_without_lists_are_in_one_or_in_those_of_given_centroids(tmp_path,
 
 def test_many_lists_are_found_through_a_graph(tmp_path, capsys):
     generator = np.random.default_rng(1)
-    centroids = generator.standard_normal((GRAPH_LISTS, 4)).astype(np.float32)
-    lists = generator.integers(GRAPH_LISTS, size=(900, 1))
+    centroids = generator.standard_normal((MIN_GRAPH_LISTS, 4)).astype(np.float32)
+    lists = generator.integers(MIN_GRAPH_LISTS, size=(900, 1))
     write_vectors(tmp_path / "c.npy", centroids)
     write_vectors(tmp_path / "codes.npy", generator.integers(16, size=(900, 2)).astype(np.uint8))
     np.save(tmp_path / "codes.lists.npy", lists.astype(np.int32))

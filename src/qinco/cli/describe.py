@@ -77,7 +77,7 @@ def _describe_vectors(path: str, suffix: str) -> dict:
 
 def _describe_tensors(file: Path) -> dict:
     """A codec, pairwise decoder or training state of ours, whose header alone is read."""
-    from qinco.store.header import open_tensors
+    from qinco.store.tensors import open_tensors
 
     with open_tensors(file, "numpy") as (header, tensors):
         if header["kind"] == "pairwise":

@@ -39,7 +39,10 @@ def _report_evaluation(settings: Settings, console: Console, codec: Codec, sourc
     codec.check_dim(source)
     rule, scale = inputs.encode_options(settings, codec), inputs.mse_scale(settings)
     with console.progress(len(source), "vector", "evaluating") as progress:
-        done = evaluate(codec, source, rule, inputs.prefix(settings, codec), progress.update)
+        done = evaluate(
+            codec, source, rule, inputs.prefix(settings, codec),
+            progress=lambda stage, done, total, unit="vector": progress.update(done),
+        )  # fmt: skip
     result = {
         "mse": done.mse * scale,
         "mse_per_step": [mse * scale for mse in done.mse_per_step],

@@ -22,9 +22,9 @@ from qinco.cli.overrides import Settings
 from qinco.codec import Codec
 from qinco.datasets.named import find_dataset
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.engines.coarse import faiss_threads
 from qinco.errors import ConfigError, DataError
 from qinco.machine import processor_name, usable_cores
+from qinco.maths.clustering import faiss_threads
 from qinco.search.faiss_file import FaissIndex
 from qinco.search.index import Index
 from qinco.search.measure.plot import check_plot_path, plot_fronts

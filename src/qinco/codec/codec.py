@@ -12,9 +12,9 @@ import torch
 
 from qinco.atomic import check_output
 from qinco.config import EncodeOptions, ModelConfig, require_int
-from qinco.engines.coarse import assigner_of
 from qinco.engines.engine import Packed, candidate_dtype, choose_engine
 from qinco.errors import DataError
+from qinco.maths.assignment import assigner
 from qinco.maths.devices import choose_device, to_device
 from qinco.model.qinco import Qinco
 from qinco.packing import check_codes, check_lists, code_dtype
@@ -267,7 +267,7 @@ class Codec:
     def _assign(self, x_ND: torch.Tensor) -> np.ndarray:
         """List numbers, int32 (N,), of vectors on the codec's device."""
         if self._assigner is None:
-            self._assigner = assigner_of(self.model.coarse_centroids)
+            self._assigner = assigner(self.model.coarse_centroids)
         return self._assigner(self.model.normalize(x_ND)).cpu().numpy().astype(np.int32)
 
     # Decoding

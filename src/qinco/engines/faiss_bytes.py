@@ -115,3 +115,8 @@ class FaissBytes:
     def _require(self, is_sound: bool) -> None:
         if not is_sound:
             self.fail("the graph of its coarse quantizer is damaged")
+
+
+def faiss_reason(error: Exception) -> str:
+    """The message of an exception of faiss without the source location that precedes it."""
+    return str(error).rsplit("Error: ", 1)[-1].strip() or type(error).__name__

@@ -3,7 +3,8 @@
 Shape suffixes: N vectors, D dimension, K centroids, M steps, B hypotheses of a beam.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import faiss
 import numpy as np
@@ -198,6 +199,17 @@ def quantize_residually(x_ND: np.ndarray, books_MKD: np.ndarray, threads: int = 
         quantizer.max_beam_size = BEAM_WIDTH
         quantizer.is_trained = True
         return quantizer.decode(quantizer.compute_codes(np.ascontiguousarray(x_ND, np.float32)))
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+@contextmanager
+def faiss_threads(count: int | None) -> Iterator[None]:
+    """Let faiss use `count` threads for calls of this thread inside the block; None leaves the number alone."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count or before)
+    try:
+        yield
     finally:
         faiss.omp_set_num_threads(before)
 

@@ -13,8 +13,9 @@ import faiss
 import numpy as np
 
 from qinco.atomic import write_atomically
-from qinco.engines.coarse import faiss_reason, search_effort
+from qinco.engines.faiss_bytes import faiss_reason
 from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.maths.assignment import search_effort
 from qinco.packing import check_codes, check_lists
 from qinco.search.faiss_layout import MAX_BITS, MAX_STEPS, FaissLayout, read_layout
 from qinco.search.scan import Shortlist

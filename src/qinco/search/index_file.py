@@ -10,9 +10,9 @@ from qinco.codec.codec import Codec
 from qinco.config import require_bool, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.engines.coarse import CoarseAssigner
 from qinco.errors import ConfigError, DataError
 from qinco.search.build import fill_lists, silent
+from qinco.search.coarse import CoarseGraph
 from qinco.search.faiss_file import FaissIndex
 from qinco.search.index import Index
 from qinco.search.lists import InvertedLists
@@ -134,9 +134,9 @@ def _load(opened: IndexFolder, codec: Codec | None, device: str) -> Index:
     centroids_VD = np.array(arrays["centroids"])
     lookup = LookupDecoder(np.array(arrays["tables"]), centroids_VD if adds_centroids else None)
     graph = None
-    if GRAPH in opened.files:
+    if GRAPH in opened.files and opened.files[GRAPH].stat().st_size:  # version 1 has empty ones, too
         inner_product = metric.scans_inner_products
-        graph = CoarseAssigner.deserialize(opened.files[GRAPH], centroids_VD, inner_product=inner_product)
+        graph = CoarseGraph.read(opened.files[GRAPH], centroids_VD, inner_product=inner_product)
     tables = SearchTables(lookup, np.array(arrays["levels"]), metric, graph, None if adds_centroids else centroids_VD)
     codec = _codec_of(opened, codec, fingerprint, device)
     pairwise = load_pairwise(opened.files[PAIRWISE]) if PAIRWISE in opened.files else None

@@ -10,9 +10,10 @@ from functools import cached_property
 import numpy as np
 
 from qinco.decoders.lookup import LookupDecoder
-from qinco.engines.coarse import GRAPH_LISTS, CoarseAssigner, faiss_threads
+from qinco.maths.clustering import faiss_threads
 from qinco.maths.levels import fit_levels, nearest_level
 from qinco.native.scanner import Filter
+from qinco.search.coarse import MIN_GRAPH_LISTS, CoarseGraph
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
@@ -31,13 +32,15 @@ class SearchTables:
     metric: what "near" means
     graph:  finds the nearest of many centroids (HNSW); made when it is needed where it is None
     partition_VD: float32, the centroids of lists that the look-up decoder does not know; None where it has some
+    min_graph_lists: lists from which on the graph is used
     """
 
     lookup: LookupDecoder
     levels: np.ndarray
     metric: Metric = L2
-    graph: CoarseAssigner | None = None
+    graph: CoarseGraph | None = None
     partition_VD: np.ndarray | None = None
+    min_graph_lists: int = MIN_GRAPH_LISTS
 
     @classmethod
     def fit(
@@ -83,11 +86,11 @@ class SearchTables:
         return np.zeros_like(mean_D) if self.metric.scans_inner_products else mean_D
 
     @cached_property
-    def coarse(self) -> CoarseAssigner | None:
+    def coarse(self) -> CoarseGraph | None:
         """The graph over the centroids; None where they are so few that all are compared."""
-        if self.num_lists < GRAPH_LISTS:
-            return None
-        return self.graph or CoarseAssigner(self.centroids_VD, inner_product=self.metric.scans_inner_products)
+        if self.graph is not None or self.num_lists < self.min_graph_lists:
+            return self.graph
+        return CoarseGraph(self.centroids_VD, inner_product=self.metric.scans_inner_products)
 
     def scalar_bytes(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int) -> np.ndarray:
         """The scalar of each vector as the number of its level: uint8 (N,)."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from qinco.config import EncodeOptions
-from qinco.engines.coarse import assigner_of
 from qinco.engines.engine import candidate_dtype, make_encoder
 from qinco.errors import ConfigError
+from qinco.maths.assignment import assigner
 from qinco.maths.devices import to_device
 from qinco.model.qinco import Qinco
 from qinco.training.batches import batches
@@ -112,7 +112,7 @@ def prefix_losses(model: Qinco, x_ND: Tensor, start_ND: Tensor, codes_NM: Tensor
 
 
 def _coarse_assigner(model: Qinco) -> Callable[[Tensor], Tensor] | None:
-    return assigner_of(model.coarse_centroids) if model.config.starts_from_coarse else None
+    return assigner(model.coarse_centroids) if model.config.starts_from_coarse else None
 
 
 class Training:

@@ -13,9 +13,9 @@ from qinco.cli import doctor
 from qinco.cli.console import Console
 from qinco.cli.overrides import parse_arguments
 from qinco.config import ENGINES
-from qinco.engines.coarse import CoarseAssigner
 from qinco.engines.torch_engine import Encoder
 from qinco.errors import QincoError
+from qinco.maths.assignment import NearestCentroids
 from qinco.native import library
 from qinco.version import __version__
 
@@ -293,7 +293,8 @@ def test_self_check_sees_bad_codes(monkeypatch, capsys):
 
 
 def test_self_check_sees_wrong_lists(monkeypatch, capsys):
-    monkeypatch.setattr(CoarseAssigner, "assign", lambda self, x_ND: np.zeros(len(x_ND), np.int64))
+    zeros = lambda self, x_ND, *_: (None, np.zeros((len(x_ND), 1), np.int64))  # noqa: E731
+    monkeypatch.setattr(NearestCentroids, "search", zeros)
     fails("faiss does not find the nearest coarse centroids", capsys)
 
 

@@ -8,6 +8,7 @@ from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, built, copied, tra
 
 from qinco.errors import ConfigError, DataError
 from qinco.search import tables as tables_module
+from qinco.search.coarse import MIN_GRAPH_LISTS
 from qinco.search.index import Index
 from qinco.search.index_file import CODEC, GRAPH, PAIRWISE
 from qinco.search.options import SearchOptions
@@ -111,15 +112,13 @@ def test_options_are_saved(tmp_path):
 
 def test_many_lists_are_saved_with_their_graph(tmp_path, monkeypatch):
     index = Index.build(trained("plain"), vectors(9000, 2), 4500)
-    if index.num_lists < tables_module.GRAPH_LISTS:
+    if index.num_lists < MIN_GRAPH_LISTS:
         pytest.fail(f"{index.num_lists} lists need no graph")
-    assert index.tables.coarse.has_graph
+    assert index.tables.coarse is not None
     index.save(tmp_path)
     assert GRAPH in files_of(tmp_path)
     loaded = Index.load(tmp_path)
-    monkeypatch.setattr(
-        tables_module, "CoarseAssigner", lambda *arguments, **named: pytest.fail("the graph is made anew")
-    )
+    monkeypatch.setattr(tables_module, "CoarseGraph", lambda *arguments, **named: pytest.fail("the graph is made anew"))
     for options in ({}, {"ef_search": 1, "nprobe": 1}, {"ef_search": 64, "nprobe": 8}, {"filter": [3, 4, 5]}):
         assert same(loaded, index, **options)
     everything = index.search(QUERIES_QD, nprobe=5000, num_short=500)[0]

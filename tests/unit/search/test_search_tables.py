@@ -5,8 +5,8 @@ import pytest
 from small_indexes import DIM, NUM_VECTORS, built, trained, vectors
 
 from qinco.decoders.lookup import LookupDecoder
-from qinco.engines import coarse
 from qinco.search import tables as module
+from qinco.search.coarse import CoarseGraph
 from qinco.search.metric import METRICS
 from qinco.search.options import SearchOptions
 from qinco.search.scan import make_filter
@@ -100,17 +100,13 @@ def test_an_empty_filter_finds_nothing():
 def test_a_graph_leads_to_many_lists(metric, monkeypatch):
     index = built("plain", metric)
     expected = shortlist(index, 20, SearchOptions(nprobe=4))
-    monkeypatch.setattr(module, "GRAPH_LISTS", 5)
-    monkeypatch.setattr(coarse, "GRAPH_LISTS", 5)
-    tables = replace(index.tables)
-    assert index.tables.coarse is None and tables.coarse.has_graph
+    tables = replace(index.tables, min_graph_lists=5)
+    assert index.tables.coarse is None and tables.coarse is not None
     prepared_QD = index.tables.metric.prepare(QUERIES_QD)
     efforts = []
-    probe = coarse.CoarseAssigner.probe
+    probe = CoarseGraph.probe
     monkeypatch.setattr(
-        coarse.CoarseAssigner,
-        "probe",
-        lambda self, x, n, effort: (efforts.append(effort), probe(self, x, n, effort))[1],
+        CoarseGraph, "probe", lambda self, x, n, effort: (efforts.append(effort), probe(self, x, n, effort))[1]
     )
     for effort in (None, 7):  # a dozen centroids are all linked to one another: the graph finds what comparing does
         found = tables.shortlist(prepared_QD, 20, SearchOptions(nprobe=4, ef_search=effort), index.segments, None, 1)

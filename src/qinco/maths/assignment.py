@@ -1,0 +1,103 @@
+"""Assignment of vectors to their nearest coarse centroids (IVF).
+
+Shape suffixes: N vectors, D dimension, V centroids, R results.
+"""
+
+from collections.abc import Callable
+from threading import Lock
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from qinco.maths.clustering import faiss_threads
+from qinco.maths.distances import closest
+
+MAX_EXACT_LISTS = 65_536  # up to so many, comparing with all costs less than a graph search that hardly ever errs
+ASSIGN_EFFORT = 128
+_LINKS = 32
+
+
+class NearestCentroids:
+    """Finds the nearest of V centroids, exactly or through an HNSW graph. Threads may share it.
+
+    Args:
+        centroids_VD: float32 (V, D).
+        inner_product: find the largest inner products instead of the smallest distances.
+    """
+
+    def __init__(self, centroids_VD: np.ndarray, *, inner_product: bool = False):
+        self.num_lists, self.dim = centroids_VD.shape
+        self.inner_product = inner_product
+        self._centroids_VD = np.ascontiguousarray(centroids_VD, np.float32)
+        self._flat: faiss.IndexFlat | None = None
+        self._graph: faiss.IndexHNSWFlat | None = None
+        self._lock = Lock()
+
+    def search(self, x_ND: np.ndarray, count: int, effort: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The `count` nearest centroids of float32 (N, D), nearest first.
+
+        Args:
+            effort: HNSW's efSearch; None compares all centroids.
+
+        Returns:
+            Squared distances or negative inner products, float32 (N, R), and list numbers, int64 (N, R).
+        """
+        x_ND = np.ascontiguousarray(x_ND, np.float32)
+        if effort is None:
+            values, lists = self.flat().search(x_ND, count)
+        else:
+            values, lists = self.graph().search(x_ND, count, params=faiss.SearchParametersHNSW(efSearch=effort))
+            # A graph over duplicate centroids may not reach all of them.
+            missed = np.flatnonzero((lists < 0).any(1))
+            if missed.size:
+                values[missed], lists[missed] = self.flat().search(x_ND[missed], count)
+        return (-values if self.inner_product else values), lists
+
+    def flat(self) -> faiss.IndexFlat:
+        """The faiss index that compares all centroids, built on first use."""
+        with self._lock:
+            if self._flat is None:
+                self._flat = faiss.IndexFlat(self.dim, self._metric)
+                self._flat.add(self._centroids_VD)
+            return self._flat
+
+    def graph(self) -> faiss.IndexHNSWFlat:
+        """The HNSW graph, built on first use."""
+        with self._lock:
+            if self._graph is None:
+                graph = faiss.IndexHNSWFlat(self.dim, _LINKS, self._metric)
+                with faiss_threads(1):  # not every release of faiss builds the same graph with several threads
+                    graph.add(self._centroids_VD)
+                self._graph = graph
+            return self._graph
+
+    def use_graph(self, graph: faiss.IndexHNSWFlat) -> None:
+        """Take a graph that was read from a file; its vectors are these centroids."""
+        graph.storage = self.flat()  # which lives as long as self
+        graph.own_fields = False
+        self._graph = graph
+
+    @property
+    def _metric(self) -> int:
+        return faiss.METRIC_INNER_PRODUCT if self.inner_product else faiss.METRIC_L2
+
+
+def assigner(
+    centroids_VD: Tensor, max_exact: int = MAX_EXACT_LISTS, effort: int = ASSIGN_EFFORT
+) -> Callable[[Tensor], Tensor]:
+    """A function from float32 vectors (N, D) to the numbers of their nearest centroids, int64 (N,), on one device.
+
+    GPUs compare all centroids. The processor does so up to `max_exact` of them, and searches an HNSW graph above.
+    """
+    if centroids_VD.device.type != "cpu":
+        return lambda x_ND: closest(x_ND, centroids_VD)[0]
+    centroids = NearestCentroids(centroids_VD.numpy())
+    graph_effort = None if centroids.num_lists <= max_exact else effort
+    return lambda x_ND: torch.from_numpy(centroids.search(x_ND.numpy(), 1, graph_effort)[1][:, 0])
+
+
+def search_effort(nprobe: int, ef_search: int | None) -> int:
+    """HNSW's efSearch: the value given, or enough to miss about one list in a thousand; at least nprobe."""
+    return max(2 * nprobe, 64) if ef_search is None else max(ef_search, nprobe)
