@@ -34,7 +34,7 @@ HOMES = {
         "search/coarse.py",
         "maths/clustering.py",
         "search/faiss_file.py",
-        "codec/product.py",
+        "codec/fit_parts.py",
     },
     "accelerate": {"training/processes.py"},
     "matplotlib": {"search/measure/plot.py"},

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qinco.codec import load_codec
+from qinco.codec import Codec
 from qinco.search.faiss_file import FaissIndex
 
 if "QINCO_PARITY" not in os.environ or not (Path(os.environ["QINCO_PARITY"]) / "ix.faissindex").exists():
@@ -66,7 +66,7 @@ def test_shortlists_are_the_authors(experiment, shortlist):
 
 
 def test_neural_reranking_gains(experiment, shortlist):
-    codec = load_codec(FOLDER / "v2_ivf.pt")
+    codec = Codec.load(FOLDER / "v2_ivf.pt")
     decoded_QSD = decode(codec, shortlist)
     decoded_QSD[shortlist.lists < 0] = np.inf
     final = recalls(reranked(shortlist, QUERIES, decoded_QSD))
@@ -75,6 +75,6 @@ def test_neural_reranking_gains(experiment, shortlist):
 
 
 def test_the_authors_compare_queries_with_normalised_reconstructions(experiment, shortlist):
-    codec = load_codec(FOLDER / "v2_ivf.pt")
+    codec = Codec.load(FOLDER / "v2_ivf.pt")
     normalised_QSD = (decode(codec, shortlist) - codec.model.mean.numpy()) / codec.model.scale.numpy()
     assert recalls(reranked(shortlist, QUERIES, normalised_QSD)) == experiment["recalls"]

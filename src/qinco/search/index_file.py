@@ -164,9 +164,9 @@ def _check_codec(path: Path, given, settings: dict) -> None:
         return
     if not isinstance(given, Codec):
         raise ConfigError(f"codec must be a Codec, not {type(given).__name__}: see qinco.Codec.load")
-    for name in ("dim", "code_size"):
-        if getattr(given, name) != settings[name]:
-            raise DataError(f"{path} has {name}={settings[name]}, the codec {getattr(given, name)}: give its own")
+    for name, found in (("dim", given.dim), ("code_size", given.num_codes)):
+        if found != settings[name]:
+            raise DataError(f"{path} has {name}={settings[name]}, the codec {found}: give its own")
     if given.is_ivf and given.config.num_lists != settings["num_lists"]:
         raise DataError(f"{path} has {settings['num_lists']} lists, the codec {given.config.num_lists}: give its own")
 
