@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from qinco.atomic import WRITER, write_atomically
-from qinco.config import LETTERS
+from qinco.config import EncodeOptions, field_keys
 from qinco.errors import ConfigError, DataError
 from qinco.packing import code_dtype
 from qinco.vectors.concat_rows import JoinedRows
@@ -263,7 +263,9 @@ def _rule(value) -> str:
     """A search rule as it is typed, `C=64 B=32`; anything else as it is."""
     if not isinstance(value, dict):
         return str(value)
-    settings = {LETTERS.get(name, name): setting for name, setting in value.items() if setting is not None}
+    settings = {
+        field_keys(EncodeOptions).get(name, name): setting for name, setting in value.items() if setting is not None
+    }
     return " ".join(f"{name}={setting}" for name, setting in settings.items() if setting != "auto")
 
 
