@@ -152,7 +152,7 @@ class Codec:
 
     def fingerprint(self) -> str:
         """SHA-256 of the architecture and all weights: codes belong to the codec of the same fingerprint."""
-        digests = [_fingerprint(model) for model in self.models]
+        digests = [model.fingerprint() for model in self.models]
         if len(digests) == 1:
             return digests[0]
         rotation = b"" if self.rotation_DD is None else self.rotation_DD.tobytes()
@@ -395,21 +395,3 @@ class Codec:
             return self.config.num_steps
         require_int("num_steps", num_steps, 1, self.config.num_steps)
         return num_steps
-
-
-class ProductCodec:
-    """PQ-QINCo: `Codec.fit` with two parts, and `Codec.load`."""
-
-    load = Codec.load
-
-    @staticmethod
-    def fit(x, preset: str | None = "qinco2-S", *, num_parts: int = 2, **settings) -> Codec:
-        """`Codec.fit(x, preset, num_parts=num_parts, ...)`."""
-        return Codec.fit(x, preset, num_parts=num_parts, **settings)
-
-
-def _fingerprint(model: Qinco) -> str:
-    digest = sha256(repr(sorted(model.config.to_dict().items())).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
