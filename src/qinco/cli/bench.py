@@ -9,7 +9,7 @@ from qinco.cli.overrides import Settings
 from qinco.cli.training import run_settings
 from qinco.codec.codec import Codec
 from qinco.codec.evaluate import benchmark, default_options, default_precisions, default_threads
-from qinco.codec.plan import plan_run
+from qinco.codec.plan import plan_training
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError
 from qinco.machine import processor_name, usable_cores
@@ -29,11 +29,10 @@ def bench(settings: Settings, console: Console) -> None:
     precisions = [settings["precision"]] if settings.given("precision") else default_precisions(codec)
     count = len(options) * len(threads) * len(precisions)
     console.info(f"measuring {name} on vectors of {codec.dim} dimensions, {count} times for about two seconds")
-    with console.progress(count, "measurement", "measuring") as progress:
-        found = benchmark(
-            codec, threads=threads, precisions=precisions, options=options, engine=settings["engine"],
-            progress=lambda stage, done, total, unit: progress.update(done),
-        )  # fmt: skip
+    found = benchmark(
+        codec, threads=threads, precisions=precisions, options=options, engine=settings["engine"],
+        progress=console.progress,
+    )  # fmt: skip
     rows = [
         (name, _options_text(row.options), row.precision, row.threads, row.encode_us, 1e6 / row.encode_us,
          row.decode_us)
@@ -51,9 +50,9 @@ def _codec(settings: Settings) -> tuple[str, Codec]:
         return settings["model"], inputs.open_codec(settings)
     chosen = run_settings(settings, _DIM)
     preset, recipe = chosen.pop("preset"), chosen.pop("recipe")
-    run = plan_run(as_source(np.empty((1, _DIM), np.float32)), preset, None, None, recipe, chosen)
+    run = plan_training(as_source(np.empty((1, _DIM), np.float32)), preset, chosen, recipe=recipe)
     sizes = [f"{key}={settings[key]}" for key in given if key != "model_args"]
-    codec = Codec(random_model(run.model), run.encode).to(inputs.device_of(settings))
+    codec = Codec(random_model(run.model_config), run.encode_options).to(inputs.device_of(settings))
     return " ".join([*filter(None, [preset]), *sizes]), codec
 
 

@@ -14,12 +14,12 @@ from qinco.cli.encoded import Encoded, same_centroids
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec
 from qinco.codec.plan import check_values
+from qinco.compat.faiss_files import FaissIndex
 from qinco.datasets.named import find_dataset
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.search import build as building
-from qinco.search.faiss_file import FaissIndex
 from qinco.search.index import Index
 from qinco.store.code_files import is_directory
 from qinco.store.decoder import load_pairwise
@@ -183,7 +183,7 @@ def open_index(path: str, codec: Codec | None, device="cpu") -> Index | FaissInd
         return index
     for name, found, wanted in (
         ("D", index.dim, codec.dim),
-        ("M", index.code_size, codec.num_codes),
+        ("M", index.num_codes, codec.num_codes),
         ("K", index.codebook_size, codec.config.codebook_size),
     ):
         if found != wanted:

@@ -38,11 +38,7 @@ def eval_validation(settings: Settings, console: Console) -> None:
 def _report_evaluation(settings: Settings, console: Console, codec: Codec, source: VectorSource) -> None:
     codec.check_dim(source)
     rule, scale = inputs.encode_options(settings, codec), inputs.mse_scale(settings)
-    with console.progress(len(source), "vector", "evaluating") as progress:
-        done = evaluate(
-            codec, source, rule, inputs.prefix(settings, codec),
-            progress=lambda stage, done, total, unit="vector": progress.update(done),
-        )  # fmt: skip
+    done = evaluate(codec, source, rule, inputs.prefix(settings, codec), progress=console.progress)
     result = {
         "mse": done.mse * scale,
         "mse_per_step": [mse * scale for mse in done.mse_per_step],

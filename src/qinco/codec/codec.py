@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from qinco.atomic import check_output
+from qinco.codec.fit import fit
 from qinco.config import EncodeOptions, ModelConfig, require_int
 from qinco.engines.engine import Packed, candidate_dtype, choose_engine
 from qinco.errors import DataError
@@ -86,10 +87,6 @@ class Codec:
         )
 
     @property
-    def model(self) -> Qinco:
-        """The model; the first where there are several."""
-        return self.models[0]
-
     @property
     def config(self) -> ModelConfig:
         """The architecture of each model."""
@@ -139,12 +136,8 @@ class Codec:
         Raises:
             ConfigError, DataError: before any work begins.
         """
-        from qinco.codec.fit import fit
-        from qinco.codec.fit_parts import fit_parts
-
-        if num_parts == 1 and not rotate:
-            return fit(x, preset, **settings)
-        return fit_parts(x, preset, num_parts=num_parts, rotate=rotate, **settings)
+        fitted = fit(x, preset, num_parts=num_parts, rotate=rotate, **settings)
+        return cls(fitted.models, fitted.encode_options, fitted.provenance, fitted.rotation_DD)
 
     def with_options(self, options: EncodeOptions) -> "Codec":
         """The same codec with other options for encoding; raises ConfigError if the models cannot serve them."""

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from qinco.codec.codec import Codec
+from qinco.compat.faiss_files import FaissIndex
 from qinco.config import require_bool, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.search.build import fill_lists, silent
 from qinco.search.coarse import CoarseGraph
-from qinco.search.faiss_file import FaissIndex
 from qinco.search.index import Index
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import Metric
@@ -97,10 +97,10 @@ def _from_faiss(path: Path, codec: Codec | None) -> Index:
     found = FaissIndex.open(path)
     if found.codebook_size > ENTRIES:
         raise DataError(f"{path} holds codes of K={found.codebook_size}, and an index those of one byte: use faiss")
-    sizes = {"dim": found.dim, "code_size": found.code_size, "num_lists": found.num_lists}
+    sizes = {"dim": found.dim, "code_size": found.num_codes, "num_lists": found.num_lists}
     _check_codec(path, codec, sizes)
     lookup = LookupDecoder(found.tables, found.centroids)
-    nothing = np.empty((0, found.code_size), np.uint8), np.empty(0, np.int32), np.empty(0, np.int64)
+    nothing = np.empty((0, found.num_codes), np.uint8), np.empty(0, np.int32), np.empty(0, np.int64)
     codes, lists, _ = next(found.blocks(_LEVEL_ROWS), nothing)
     metric = Metric("inner_product" if found.inner_product else "l2")
     tables = SearchTables.fit(lookup, codes, lists, metric)
