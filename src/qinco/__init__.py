@@ -21,6 +21,7 @@ from qinco.version import __version__
 
 if TYPE_CHECKING:
     from qinco.codec import Codec, ProductCodec
+    from qinco.codec.centroids import kmeans
     from qinco.codec.evaluate import benchmark, evaluate, measure_time
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
     from qinco.description import describe
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from qinco.search.index import Index
     from qinco.search.options import SearchOptions
     from qinco.store.codes import Codes
+    from qinco.training.options import TrainOptions
     from qinco.vectors.formats import write_vectors
     from qinco.vectors.rows import VectorSource, open_vectors
 
@@ -44,12 +46,14 @@ __all__ = [
     "QincoError",
     "ResourceError",
     "SearchOptions",
+    "TrainOptions",
     "VectorSource",
     "__version__",
     "benchmark",
     "check_installation",
     "describe",
     "evaluate",
+    "kmeans",
     "measure_time",
     "open_vectors",
     "write_vectors",
@@ -67,9 +71,11 @@ _HOMES = {
     "ModelConfig": "qinco.config",
     "Index": "qinco.search.index",
     "SearchOptions": "qinco.search.options",
+    "TrainOptions": "qinco.training.options",
     "VectorSource": "qinco.vectors.rows",
     "check_installation": "qinco.installation",
     "describe": "qinco.description",
+    "kmeans": "qinco.codec.centroids",
     "open_vectors": "qinco.vectors.rows",
     "write_vectors": "qinco.vectors.formats",
 }
