@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qinco.codec.centroids import kmeans
     from qinco.codec.evaluate import benchmark, evaluate, measure_time
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
+    from qinco.datasets.fetch import download
     from qinco.description import describe
     from qinco.installation import check_installation
     from qinco.search.index import Index
@@ -52,6 +53,7 @@ __all__ = [
     "benchmark",
     "check_installation",
     "describe",
+    "download",
     "evaluate",
     "kmeans",
     "measure_time",
@@ -75,6 +77,7 @@ _HOMES = {
     "VectorSource": "qinco.vectors.rows",
     "check_installation": "qinco.installation",
     "describe": "qinco.description",
+    "download": "qinco.datasets.fetch",
     "kmeans": "qinco.codec.centroids",
     "open_vectors": "qinco.vectors.rows",
     "write_vectors": "qinco.vectors.formats",

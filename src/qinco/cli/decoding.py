@@ -15,7 +15,7 @@ from qinco.cli.overrides import Settings
 from qinco.codec import Codec
 from qinco.codec.plan import check_values
 from qinco.compat.faiss_files import FaissIndex
-from qinco.datasets.named import find_dataset
+from qinco.datasets.catalogue import find_dataset
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError

@@ -21,7 +21,7 @@ from qinco.cli.decoding import lookup_of, open_index, open_pairwise_of_index
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec
 from qinco.compat.faiss_files import FaissIndex
-from qinco.datasets.named import find_dataset
+from qinco.datasets.catalogue import find_dataset
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.machine import processor_name, usable_cores
