@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from qinco.atomic import check_output
-from qinco.codec.parts import PartRows
 from qinco.codec.plan import (
     TrainedCodec,
     TrainingPlan,
@@ -119,7 +118,7 @@ def fit(
     split_validation(source, plan.train_options.num_valid, plan.model_config.codebook_size)
     processes = Processes(choose_device(device))
     if tensorboard is not None:
-        summary_writer()  # the curves of parts are opened late
+        summary_writer()  # must not be missed after a part has been trained
     with explained_interrupts(output), reporting(progress if processes.is_main else False) as report:
         runs = _Runs(plan, processes, resume, overwrite, mse_scale, report, on_report)
         if num_parts > 1:
@@ -271,5 +270,20 @@ def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_cent
         raise ConfigError(f"output={output}: a codec of several parts (PQ-QINCo) is written to a .safetensors file")
 
 
+class _PartRows:
+    """Rows of one part of the vectors, rotated and cut when they are read: float32 (N, D / num_parts)."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, source: VectorSource, part: int, num_parts: int, rotation_DD: np.ndarray | None):
+        width = source.dim // num_parts
+        self.source, self.columns = source, slice(part * width, (part + 1) * width)
+        self.rotation_DD, self.shape = rotation_DD, (len(source), width)
+
+    def __getitem__(self, key) -> np.ndarray:
+        x_ND = self.source[key]
+        return x_ND[:, self.columns] if self.rotation_DD is None else x_ND @ self.rotation_DD[self.columns].T
+
+
 def _part(source: VectorSource, part: int, num_parts: int, rotation_DD: np.ndarray | None) -> VectorSource:
-    return VectorSource(PartRows(source, part, num_parts, rotation_DD), f"{source.name}, part {part}")
+    return VectorSource(_PartRows(source, part, num_parts, rotation_DD), f"{source.name}, part {part}")
