@@ -1,7 +1,6 @@
 """Until the tasks have moved to `qinco.cli.tasks`."""
 
-from qinco.cli import defaults
-from qinco.cli.tasks import TASKS
+from qinco.cli import keys
 from qinco.config import EncodeOptions, ModelConfig, field_keys
 from qinco.training.options import TrainOptions
 
@@ -12,4 +11,4 @@ SCHEDULES = {"cosine": "cosine", "plateau": "plateau"}
 
 
 def chosen_preset(task, given):
-    return defaults.chosen_preset(TASKS[task], given)
+    return keys.chosen_preset(given)
