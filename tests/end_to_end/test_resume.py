@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from small_models import random_vectors
 
-from qinco.codec import Codec, ProductCodec
+from qinco.codec import Codec
+from qinco.store.run_state import load_state
 from qinco.training.estimate import Estimate
 from qinco.training.loop import EpochReport, StepReport
 
@@ -81,6 +82,18 @@ def test_an_interrupt_says_whether_something_was_saved(tmp_path):
         assert ("resume=true" in str(caught.value)) == saved
 
 
+def test_a_second_interrupt_acts_at_once(tmp_path):
+    def interrupt_twice(report):
+        if isinstance(report, StepReport) and (report.epoch, report.step) == (2, 3):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        Codec.fit(random_vectors(300, 4), output=tmp_path / "x", on_report=interrupt_twice, **SMALL)
+    progress = load_state(tmp_path / "x")[0]["progress"]
+    assert (progress["epoch"], progress["step"]) == (1, 0)  # saved at the end of the epoch, not at the first interrupt
+
+
 def test_the_handlers_of_signals_are_given_back(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -114,7 +127,7 @@ def test_a_log_beyond_the_saved_state_is_cut(tmp_path):
 @pytest.mark.parametrize("part", [1, 2], ids=["first part", "second part"])
 def test_a_product_codec_resumes(tmp_path, part):
     x, settings = random_vectors(300, 4), SMALL | {"num_parts": 2, "rotate": True}
-    ProductCodec.fit(x, output=tmp_path / "whole", **settings)
+    Codec.fit(x, num_parts=2, output=tmp_path / "whole", **settings)
     seen = []
 
     def on_report(report):
@@ -123,7 +136,7 @@ def test_a_product_codec_resumes(tmp_path, part):
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        ProductCodec.fit(x, output=tmp_path / "cut", on_report=on_report, **settings)
-    ProductCodec.fit(x, output=tmp_path / "cut", resume=True, **settings)
+        Codec.fit(x, num_parts=2, output=tmp_path / "cut", on_report=on_report, **settings)
+    Codec.fit(x, num_parts=2, output=tmp_path / "cut", resume=True, **settings)
     assert same_tensors(tmp_path / "whole", tmp_path / "cut")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
