@@ -103,7 +103,7 @@ def open_queries(settings: Settings, dim: int, num_vectors: int | None) -> "tupl
         raise DataError(f"{truth_path} has {len(truth)} rows, but {queries.name} has {len(queries)} queries")
     if num_vectors is not None and (truth[:, 0].max() >= num_vectors or truth[:, 0].min() < 0):
         raise DataError(
-            f"{truth_path} names vector {truth[:, 0].max()}, but the database has {num_vectors}: it is the ground truth "
+            f"{truth_path} names vector {truth[:, 0].max()}, but the database has {num_vectors}: it is the truth "
             "of another database, or ds.db leaves vectors out"
         )
     return next(block for _, block in queries.blocks(len(queries))), truth[:, 0]
