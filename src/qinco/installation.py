@@ -17,11 +17,10 @@ import torch
 from qinco.codec.codec import Codec
 from qinco.config import PRESETS, EncodeOptions, ModelConfig
 from qinco.datasets.catalogue import DATASETS
-from qinco.engines import native_engine
-from qinco.engines.engine import candidate_dtype, choose_device, choose_engine, multiplies_bf16_fast
-from qinco.engines.torch_engine import Encoder
+from qinco.engines.engine import candidate_dtype, choose_engine, engines, make_encoder
 from qinco.machine import cpuinfo, free_memory, group_limits, processor_name, usable_cores
 from qinco.maths.assignment import faiss
+from qinco.maths.devices import choose_device, multiplies_bf16_fast
 from qinco.model.random import random_model
 from qinco.native import library
 from qinco.vectors.rows import as_source
@@ -188,7 +187,7 @@ def _automatic_choice() -> dict:
         "device": str(device),
         "candidates": "bf16" if candidate_dtype("auto", device, config) is torch.bfloat16 else "float32",
         "reconstructions": "float32",
-        "engine": choose_engine("auto", config, device),
+        "engine": choose_engine("auto", config, device).name,
         "native_kernels": library.level() if library.is_available() else "none, torch is used",
     }
 
@@ -219,17 +218,18 @@ def self_check(device: torch.device) -> str | None:
     lists_N = torch.cdist(model.normalize(x_ND), model.coarse_centroids).argmin(1)
     if not np.array_equal(codec.assign_lists(x), lists_N.cpu().numpy()):
         return "faiss does not find the nearest coarse centroids"
-    codes_NM, reached_ND = Encoder(model, codec.encode_options).encode(model.normalize(x_ND), model.start(256, lists_N))
+    encoder = make_encoder(model, codec.encode_options.override(engine="torch"), torch.float32)
+    codes_NM, reached_ND = encoder.encode(model.normalize(x_ND), model.start(256, lists_N))
     decoded_ND = codec.decode(codes_NM, lists_N)
     expected_ND = model.denormalize(reached_ND).cpu().numpy()
     if not np.allclose(decoded_ND, expected_ND, rtol=1e-4, atol=1e-4):
         return f"decoded vectors differ from the search's by {np.abs(decoded_ND - expected_ND).max():.2g}"
     error = np.square(decoded_ND - x).sum()
-    for engine in ["torch", *(["native"] if native_engine.can_run(config, device) else [])]:
+    for engine in [name for name, engine in engines().items() if engine.supports(config, device) is None]:
         for precision in ("float32", "bf16") if multiplies_bf16_fast(device) else ("float32",):
             rule = codec.encode_options.override(engine=engine, precision=precision)
-            _, codes, lists = next(codec.encode_blocks(as_source(x), rule))
-            ratio = np.square(codec.decode(codes, lists) - x).sum() / error
+            _, codes = next(codec.encode_blocks(as_source(x), rule))
+            ratio = np.square(codec.decode(codes) - x).sum() / error
             if not ratio < _MSE_TOLERANCE:
                 return f"engine={engine} precision={precision} has {ratio:.3f} times the reference's error"
     return None

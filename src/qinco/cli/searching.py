@@ -19,7 +19,7 @@ from qinco.cli import inputs, measuring
 from qinco.cli.console import Console
 from qinco.cli.decoding import lookup_of, open_index, open_pairwise_of_index
 from qinco.cli.overrides import Settings
-from qinco.codec import Codec, ProductCodec
+from qinco.codec import Codec
 from qinco.compat.faiss_files import FaissIndex
 from qinco.datasets.catalogue import find_dataset
 from qinco.decoders.pairwise import PairwiseDecoder
@@ -69,7 +69,7 @@ class _Searched:
     """
 
     index: Index | FaissIndex
-    codec: Codec | ProductCodec | None
+    codec: Codec | None
     pairwise: PairwiseDecoder | None
     metric: Metric
     has_graph: bool

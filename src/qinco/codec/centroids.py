@@ -12,10 +12,10 @@ import torch
 from qinco.atomic import check_output
 from qinco.codec.plan import check_values
 from qinco.config import require_int
-from qinco.engines.engine import choose_device
 from qinco.errors import ConfigError, DataError
 from qinco.machine import free_memory
 from qinco.maths.clustering import COARSE_ITERATIONS, coarse_kmeans
+from qinco.maths.devices import choose_device
 from qinco.progress import ProgressOption, reporting
 from qinco.training.codebooks import SAMPLE_RUN_ROWS, sample
 from qinco.vectors.formats import write_vectors

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from qinco.config import suggest
 from qinco.errors import DataError
 
 MAX_DIM = 1_000_000
@@ -111,15 +112,14 @@ def missing_file(path: str | os.PathLike) -> DataError:
         Traceback (most recent call last):
         qinco.errors.DataError: No such file: basse.npy. Did you mean base.npy?
     """
-    from difflib import get_close_matches
     from itertools import islice
 
     folder, name = os.path.split(path)
     names = []
     with suppress(OSError, ValueError), os.scandir(folder or os.curdir) as entries:
         names = [entry.name for entry in islice(entries, _MAX_NAMES)]
-    near = get_close_matches(name, names, 1, 0.85)
-    return DataError(f"No such file: {path}" + (f". Did you mean {Path(folder, near[0])}?" if near else ""))
+    hint = suggest(name, {name: str(Path(folder, name)) for name in names}, 0.85)
+    return DataError(f"No such file: {path}" + (f". {hint.strip()}" if hint else ""))
 
 
 def file_size(path: Path) -> int:
@@ -146,7 +146,7 @@ def read_start(path: Path, size: int) -> bytes:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def map_file(path: Path, dtype: np.dtype, shape: tuple, offset: int = 0, order: str = "C") -> np.ndarray:
+def map_file(path: Path, dtype: np.dtype, shape: tuple, offset: int = 0, order: Literal["C", "F"] = "C") -> np.ndarray:
     """A read-only memory map of an array in a file."""
     try:
         return np.asarray(np.memmap(path, dtype, "r", offset, shape, order))
@@ -163,8 +163,9 @@ def release_pages(rows: np.ndarray) -> None:
     mapped = rows
     while isinstance(mapped.base, np.ndarray):
         mapped = mapped.base
-    is_map = isinstance(mapped, np.memmap) and isinstance(mapped.base, mmap.mmap) and mapped.mode == "r"
-    if not is_map or rows.size == 0 or rows.strides[0] < rows[0].nbytes:
+    if not isinstance(mapped, np.memmap) or not isinstance(mapped.base, mmap.mmap) or mapped.mode != "r":
+        return
+    if rows.size == 0 or rows.strides[0] < rows[0].nbytes:
         return
     begin = rows.__array_interface__["data"][0] - mapped.__array_interface__["data"][0]
     begin += mapped.offset % mmap.ALLOCATIONGRANULARITY
