@@ -18,7 +18,7 @@ ENTRIES = 256
 
 @dataclass(frozen=True)
 class Filter:
-    """Ids that a search may return: a bit mask from id `first` on (uint8, lowest bit first), or a sorted int64 array."""
+    """Ids that a search may return: a bit mask from id `first` on (uint8, lowest bit first), or sorted int64."""
 
     bits: np.ndarray | None
     first: int
@@ -166,4 +166,4 @@ class NativeScanner:
 
 def _check(failed: int) -> None:
     if failed:
-        raise ResourceError("memory is exhausted: search fewer queries at a time (batch_size) or with fewer threads")
+        raise ResourceError("out of memory: search fewer queries at a time (batch_size) or with fewer threads")
