@@ -51,7 +51,7 @@ class SearchTables:
         if metric.scans_inner_products:
             return tables
         step = max(1, len(codes_NM) // _LEVEL_ROWS)
-        return replace(tables, levels=fit_levels(tables.scanner.scalars(codes_NM[::step], lists_N[::step])))
+        return replace(tables, levels=fit_levels(tables.scanner.norms(codes_NM[::step], lists_N[::step])))
 
     @property
     def centroids_VD(self) -> np.ndarray:
@@ -92,9 +92,9 @@ class SearchTables:
             return self.graph
         return CoarseGraph(self.centroids_VD, inner_product=self.metric.scans_inner_products)
 
-    def scalar_bytes(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int) -> np.ndarray:
-        """The scalar of each vector as the number of its level: uint8 (N,)."""
-        return nearest_level(self.scanner.scalars(codes_NM, lists_N, threads), self.levels)
+    def norm_codes(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int) -> np.ndarray:
+        """The norm code of each vector, the number of its level: uint8 (N,)."""
+        return nearest_level(self.scanner.norms(codes_NM, lists_N, threads), self.levels)
 
     def shortlist(
         self,
