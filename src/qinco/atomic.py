@@ -1,6 +1,8 @@
-"""Outputs that are never left half written, and that are refused before the work begins rather than after."""
+"""Files that are never left half written: atomic replacement, checks of output paths, locks and temporary names."""
 
+import fcntl
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -9,17 +11,30 @@ from pathlib import Path
 
 from qinco.errors import ConfigError, ResourceError
 
+WRITER = r"\.\d+-[0-9a-f]{8}"  # pattern of what `write_atomically` puts between the stem and the suffix
+
 
 @contextmanager
 def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary file's path whose content becomes `path` when the block ends without an exception.
+    """Yield a temporary file whose content becomes `path` when the block ends without an exception.
 
-    The temporary file lies in the folder of `path` (of its target, where `path` is a symbolic link), exists already
-    and is empty, is hidden, keeps the suffix, and belongs to this call alone. It is written to disk before it takes
-    its final name, and removed on any exception, Ctrl-C included; `path` is then as it was.
+    The temporary file lies beside `path` (beside its target if `path` is a symbolic link), exists already and is
+    empty, is hidden, keeps the suffix and is used by this call alone. It is flushed to disk before it is renamed, and
+    removed on any exception, including Ctrl-C; `path` is then unchanged.
 
-    Raises ResourceError for an OSError of the block or of our own (no space, no permission), and ConfigError where
-    `path` is a folder or a device.
+    Args:
+        path: the file to create or replace.
+
+    Yields:
+        The path of the temporary file.
+
+    Raises:
+        ResourceError: an OSError occurred, in the block or here (disk full, no permission).
+        ConfigError: `path` is a folder or a device.
+
+    Example:
+        >>> with write_atomically("settings.json") as temporary:
+        ...     temporary.write_text("{}")
     """
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".{target.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}{target.suffix}"
@@ -31,8 +46,7 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
         temporary.chmod(mode)  # the block may have replaced the file by one that only its owner can read
         write_to_disk(temporary)
         temporary.replace(target)
-        with suppress(OSError):  # not every file system can flush a folder, and the file itself is safe
-            write_to_disk(target.parent)
+        flush_folder(target.parent)
     except OSError as error:
         is_ours = error.filename in (None, str(temporary), temporary)
         raise ResourceError(f"cannot write {path}: {(error.strerror if is_ours else None) or error}") from error
@@ -41,15 +55,34 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(path: str | os.PathLike) -> None:
+    """Remove the temporary files that killed processes left when they wrote the file `path`."""
+    target = Path(os.path.realpath(path))
+    pattern = re.compile(rf"\.{re.escape(target.stem[:40])}{WRITER}{re.escape(target.suffix)}")
+    for file in list(target.parent.iterdir()):
+        if pattern.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+
+
 def check_output(
     path: str | os.PathLike, *, overwrite: bool = False, resume: bool | None = None, inputs: Iterable = ()
 ) -> Path:
-    """Return `path` as a Path if a file can be written there; to be called before long work.
+    """Check that a file can be written, before long work begins.
 
-    Creates missing folders below the current directory, and leaves nothing else behind. Raises ConfigError where
-    the file exists (unless `overwrite` or `resume` is given; `resume` is None for work that cannot be continued),
-    where it is one of the files `inputs` (None among them is no file), where `path` is a folder or a device, where
-    its folder is missing outside the current directory, and where nothing can be written in it.
+    Missing folders below the current directory are created; nothing else is left behind.
+
+    Args:
+        path: the file to be written.
+        overwrite: whether an existing file may be replaced.
+        resume: whether existing work is continued; None if the work cannot be resumed.
+        inputs: files that are read and must not be replaced; None entries are ignored.
+
+    Returns:
+        `path` as a Path.
+
+    Raises:
+        ConfigError: the file exists, is an input, a folder or a device, its folder is missing outside the current
+            directory, or nothing can be written there.
     """
     try:
         target = Path(os.path.realpath(path))
@@ -61,7 +94,7 @@ def check_output(
         if target.exists() and not (overwrite or resume):
             hint = "" if resume is None else " or resume=true to continue it"
             raise ConfigError(f"{path} exists: give overwrite=true to replace it{hint}")
-        _require_folder(path, target.parent)
+        require_folder(path, target.parent)
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except (OSError, ValueError, TypeError) as error:
@@ -78,7 +111,8 @@ def _check_replaceable(path, target: Path) -> None:
         raise ConfigError(f"{path} is not a regular file and would be replaced: give another name")
 
 
-def _require_folder(path, folder: Path) -> None:
+def require_folder(path, folder: Path) -> None:
+    """Create the folder of `path` if it is missing below the current directory; elsewhere raise ConfigError."""
     if folder.is_dir():
         return
     if folder.exists():
@@ -89,9 +123,70 @@ def _require_folder(path, folder: Path) -> None:
 
 
 def write_to_disk(path: Path) -> None:
-    """Wait until a file or a folder's entries are on disk."""
+    """Wait until a file, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_folder(path: Path) -> None:
+    """Wait until the entries of a folder are on disk, on file systems that can do it."""
+    with suppress(OSError):
+        write_to_disk(path)
+
+
+@contextmanager
+def exclusive(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block with the file `lock`, which is removed at the end.
+
+    The lock is a file, because NFS does not lock folders. The system releases it when the process dies. On file systems
+    without locks nobody waits.
+
+    Raises:
+        ResourceError: the lock file cannot be created.
+    """
+    try:
+        file = lock_file(lock)
+    except OSError as error:
+        raise ResourceError(f"cannot write {lock}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        if _is_at(lock, file):
+            lock.unlink(missing_ok=True)
+        os.close(file)
+
+
+def lock_file(path: Path, *, wait: bool = True) -> int:
+    """Open a file for reading and writing, creating it if needed, and lock it until the descriptor is closed.
+
+    Args:
+        path: the file; a symbolic link is not followed.
+        wait: wait for another process that holds the lock; otherwise raise BlockingIOError.
+
+    Returns:
+        A descriptor of the file that is at `path` now, and not of one that has been removed or renamed meanwhile.
+    """
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise
+            except OSError:  # a file system without locks
+                pass
+            if _is_at(path, file):
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _is_at(path: Path, file: int) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file), path.stat())
+    return False

@@ -1,4 +1,6 @@
-"""What a user can do wrong, and what the machine can refuse: one class for each exit code."""
+"""Exceptions, one class for each exit code, and wording that several messages share."""
+
+from collections.abc import Mapping
 
 
 class QincoError(Exception):
@@ -21,3 +23,26 @@ class ResourceError(QincoError):
     """Memory or disk is exhausted, or cannot be written."""
 
     exit_code = 4
+
+
+def differences(there: Mapping, here: Mapping, labels: Mapping[str, str] | None = None) -> list[str]:
+    """What differs between saved work and the work asked for, in words.
+
+    Args:
+        there: values by name, of what was saved.
+        here: the same of what is asked for.
+        labels: text for names whose values mean nothing to people, such as fingerprints.
+
+    Returns:
+        A phrase for each name whose values differ, in the order of `here`.
+
+    Example:
+        >>> differences({"dim": 3, "codec": "ab"}, {"dim": 4, "codec": "cd"}, {"codec": "another codec"})
+        ['dim=3 there, 4 here', 'another codec']
+    """
+    names = [*here, *(name for name in there if name not in here)]
+    return [
+        (labels or {}).get(name, f"{name}={there.get(name)} there, {here.get(name)} here")
+        for name in names
+        if there.get(name) != here.get(name)
+    ]

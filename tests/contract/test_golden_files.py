@@ -11,11 +11,12 @@ from qinco.codec import ProductCodec, load_codec
 from qinco.search.index import Index
 from qinco.search.options import SearchOptions
 from qinco.store.folder import read_index_manifest
-from qinco.store.header import read_header
+from qinco.store.tensors import read_header
 
 DATA = Path(__file__).parents[1] / "data"
 NAMES = ["golden-codec-v1", "golden-ivf-codec-v1", "golden-product-codec-v1"]
 INDEXES = ["golden-graph-index-v1", "golden-index-v1"]
+CODES = ["golden-begun-codes-v1", "golden-codes-v1"]
 
 
 @pytest.fixture(params=NAMES)
@@ -27,7 +28,7 @@ def golden(request):
 
 def test_all_golden_files_are_tested():
     assert sorted(path.stem for path in DATA.glob("golden-*.safetensors")) == sorted(NAMES)
-    assert sorted(path.parent.name for path in DATA.glob("golden-*/manifest.json")) == INDEXES
+    assert sorted(path.parent.name for path in DATA.glob("golden-*/manifest.json")) == sorted(INDEXES + CODES)
 
 
 def test_they_decode_to_the_same_vectors(golden):

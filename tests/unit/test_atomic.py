@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qinco.atomic import check_output, write_atomically
+from qinco.atomic import check_output, exclusive, lock_file, remove_temporaries, write_atomically
 from qinco.errors import ConfigError, ResourceError
 
 
@@ -195,3 +195,61 @@ def test_a_folder_without_permission():
     Path("locked").mkdir(mode=0o500)
     with pytest.raises(ConfigError, match="cannot write locked/out: Permission denied"):
         check_output("locked/out")
+
+
+def test_what_a_killed_process_left_beside_a_file_is_removed(tmp_path):
+    left = [".codes.v1.12-0123abcd.npy", ".codes.v1.7-ffffffff.npy"]
+    others = ["codes.v1.npy", ".codes.v1.1.12-0123abcd.npy", ".codes.v1.12-0123abcd.npz", ".codesxv1.12-0123abcd.npy"]
+    for name in [*left, *others]:
+        (tmp_path / name).touch()
+    remove_temporaries(tmp_path / "codes.v1.npy")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+def test_only_one_at_a_time_is_in_an_exclusive_block(tmp_path):
+    inside, most, entered = 0, 0, 0
+
+    def work():
+        nonlocal inside, most, entered
+        for _ in range(50):
+            with exclusive(tmp_path / "lock"):
+                inside += 1
+                most = max(most, inside)
+                entered += 1
+                (tmp_path / "work").write_text(str(entered))  # gives the other threads a chance
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, entered) == (1, 200)
+    assert not (tmp_path / "lock").exists()
+
+
+def test_an_exclusive_block_gives_its_lock_back_on_errors(tmp_path):
+    with pytest.raises(ZeroDivisionError), exclusive(tmp_path / "lock"):
+        assert (tmp_path / "lock").exists()
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "lock").touch()  # of a process that was killed
+    with exclusive(tmp_path / "lock"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_lock_where_nothing_can_be_written(tmp_path):
+    with (
+        pytest.raises(ResourceError, match=r"cannot write .*nowhere/lock: No such file"),
+        exclusive(tmp_path / "nowhere" / "lock"),
+    ):
+        pass
+
+
+def test_a_lock_that_another_process_holds_is_waited_for_or_refused(tmp_path):
+    file = lock_file(tmp_path / "part")
+    with pytest.raises(BlockingIOError):
+        lock_file(tmp_path / "part", wait=False)
+    os.close(file)
+    os.close(lock_file(tmp_path / "part", wait=False))

@@ -115,7 +115,9 @@ def _run(words: list[str], options: set[str], importing: AbstractContextManager)
         from qinco.cli import commands
 
         do = commands.load(settings)
-    do(settings, Console(verbose=settings["verbose"], json_logs="--json-logs" in options))
+    console = Console(verbose=settings["verbose"], json_logs="--json-logs" in options)
+    with console.logging():
+        do(settings, console)
     return 0
 
 

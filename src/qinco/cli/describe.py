@@ -9,7 +9,6 @@ from pathlib import Path
 
 from qinco.cli.console import Console
 from qinco.cli.overrides import Settings
-from qinco.config import ModelConfig
 from qinco.errors import DataError
 from qinco.search.faiss_layout import KINDS, read_layout
 from qinco.store.folder import is_index, read_index
@@ -77,7 +76,7 @@ def _describe_vectors(path: str, suffix: str) -> dict:
 
 def _describe_tensors(file: Path) -> dict:
     """A codec, pairwise decoder or training state of ours, whose header alone is read."""
-    from qinco.store.header import open_tensors
+    from qinco.store.tensors import open_tensors
 
     with open_tensors(file, "numpy") as (header, tensors):
         if header["kind"] == "pairwise":
@@ -153,24 +152,9 @@ def _describe_index(folder: Path) -> dict:
 
 def _describe_checkpoint(file: Path) -> dict:
     """A checkpoint of the authors' code, or its pairwise decoder; the values of its tensors are not read."""
-    from qinco.compat.checkpoint_format import describe_checkpoint
-    from qinco.compat.torch_file import StoredTensor, read_torch_file
+    from qinco.compat.checkpoints import describe_checkpoint
 
-    content = read_torch_file(file)
-    if isinstance(content, dict) and {"ivf_code_map", "codebook_MKD"} <= set(content):
-        shapes = {name: list(t.shape) for name, t in content.items() if isinstance(t, StoredTensor)}
-        return {"kind": "pairwise decoder of QINCo2"} | shapes
-    described = describe_checkpoint(file, content)
-    models: list[ModelConfig] = described["models"]
-    return {
-        "kind": described["kind"],
-        "model": models[0].to_dict(),
-        "encode": described["options"].to_dict(),
-        "provenance": described["provenance"],
-        "num_parts": len(models),
-        "dim": sum(model.dim for model in models),
-        "bytes_per_vector": sum(model.bytes_per_vector for model in models),
-    }
+    return describe_checkpoint(file)
 
 
 def _describe_codes(folder: Path) -> dict:

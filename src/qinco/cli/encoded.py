@@ -14,7 +14,7 @@ import numpy as np
 from qinco.cli import inputs
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec, ProductCodec
-from qinco.codec.plan import fingerprint, read_centroids
+from qinco.codec.plan import read_centroids
 from qinco.compat.encoded_sets import npz_part, npz_rows, read_npz_sizes
 from qinco.errors import ConfigError, DataError
 from qinco.packing import check_codes, check_lists
@@ -22,7 +22,7 @@ from qinco.search import build as building
 from qinco.store.code_files import EncodedSet, is_directory, lists_beside, open_encoded_set
 from qinco.store.code_store import read_manifest
 from qinco.vectors.mapped import release_pages
-from qinco.vectors.rows import VectorSource
+from qinco.vectors.rows import VectorSource, fingerprint
 
 _SAME_CENTROIDS = 1e-3  # of their spread: what normalising and back costs in float32
 

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, exclusive, remove_temporaries
 from qinco.codec.codec import Codec
 from qinco.codec.encode_place import Place
-from qinco.codec.plan import fingerprint
 from qinco.codec.product import ProductCodec
 from qinco.compat.encoded_sets import npz_part
 from qinco.config import EncodeOptions, require_int
@@ -27,13 +26,11 @@ from qinco.store.code_store import (
     CodeStore,
     Manifest,
     check_same_codes,
-    exclusive,
     is_foreign,
     read_manifest,
-    remove_temporaries,
     shard_rows,
 )
-from qinco.vectors.rows import VectorSource
+from qinco.vectors.rows import VectorSource, fingerprint
 
 _CHECK_ROWS = 64
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,12 @@ from qinco.errors import ConfigError, DataError
 from qinco.store.codec import CHECKPOINT_SUFFIX
 from qinco.store.run_state import state_path
 from qinco.training.options import TrainOptions
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source, fingerprint
 
 MODEL_FIELDS = tuple(
     field.name for field in fields(ModelConfig) if field.name not in ("dim", "starts_from_coarse", "num_lists")
 )
 ENCODE_FIELDS = ("num_candidates", "num_pairs", "beam_width")
-_FINGERPRINT_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,6 @@ class Run:
 
     def header(self) -> dict:
         return {"model": self.model.to_dict(), "encode": self.encode.to_dict(), "train": self.train.to_dict()}
-
-
-def fingerprint(source: VectorSource, more: bytes = b"") -> str:
-    """Of some vectors, spread over the whole source, and of whatever else."""
-    rows = np.unique(np.linspace(0, max(0, len(source) - 1), min(_FINGERPRINT_ROWS, len(source))).astype(np.int64))
-    return sha256(source[rows].tobytes() + more).hexdigest()
 
 
 def plan_run(

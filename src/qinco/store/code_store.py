@@ -5,21 +5,18 @@ Shape suffixes: N vectors, M codes of a vector.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import re
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from qinco.atomic import write_atomically
-from qinco.config import LETTERS
-from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.atomic import WRITER, write_atomically
+from qinco.config import EncodeOptions, field_keys
+from qinco.errors import ConfigError, DataError
 from qinco.packing import code_dtype
 from qinco.vectors.concat_rows import JoinedRows
 from qinco.vectors.formats import open_array, write_vectors
@@ -30,9 +27,8 @@ MANIFEST, LOCK = "manifest.json", ".lock"
 _MOST_SHARDS, _LEAST_ROWS, _MOST_ROWS = 1024, 1 << 12, 1 << 20
 _MOST_MANIFEST_BYTES, _MOST_SHARDS_READ = 1 << 20, 1 << 17
 _SHARD_NAME = r"(codes|lists)-\d{5,}"
-_WRITER = r"\.\d+-[0-9a-f]{8}"  # in the hidden names under which `write_atomically` writes
 _SHARD = rf"{_SHARD_NAME}\.npy"
-_TEMPORARY = rf"\.({_SHARD_NAME}|manifest){_WRITER}\.(npy|json)"
+_TEMPORARY = rf"\.({_SHARD_NAME}|manifest){WRITER}\.(npy|json)"
 
 
 @dataclass(frozen=True)
@@ -195,7 +191,7 @@ class CodeStore:
 
 def is_foreign(path: Path) -> bool:
     """Whether something else than a store is there; one whose manifest is still being written is a store."""
-    begun = rf"{re.escape(LOCK)}|{_temporary_names('manifest', '.json')}"
+    begun = rf"{re.escape(LOCK)}|\.manifest{WRITER}\.json"
     try:
         others = [file for file in path.iterdir() if not re.fullmatch(begun, file.name)]
     except FileNotFoundError:
@@ -209,53 +205,6 @@ def other_files(path: Path) -> list[Path]:
     """What lies in a folder of codes and is nothing that a store, or a lock on it, has written there."""
     own = set(_find(path, rf"{_SHARD}|{_TEMPORARY}|{re.escape(MANIFEST)}|{re.escape(LOCK)}"))
     return [file for file in path.iterdir() if file not in own]
-
-
-@contextmanager
-def exclusive(lock: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block with the file `lock`, which is removed at its end.
-
-    The system gives a lock back when a process dies. It is of a file, as NFS locks no folders; on a file system that
-    locks nothing, nobody waits. A lock in a folder that is renamed in the block goes with it.
-    """
-    file = _acquire(lock)
-    try:
-        yield
-    finally:
-        if _is_at(lock, file):
-            lock.unlink(missing_ok=True)
-        os.close(file)
-
-
-def _acquire(lock: Path) -> int:
-    while True:
-        try:
-            file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise ResourceError(f"cannot write {lock}: {error.strerror}") from None
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if _is_at(lock, file):  # and not what the last process has just removed
-            return file
-        os.close(file)
-
-
-def _is_at(path: Path, file: int) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file), path.stat())
-    return False
-
-
-def remove_temporaries(path: Path) -> None:
-    """Remove what processes that were killed while they wrote the file `path` have left beside it."""
-    target = Path(os.path.realpath(path))
-    for file in _find(target.parent, _temporary_names(re.escape(target.stem[:40]), re.escape(target.suffix))):
-        file.unlink(missing_ok=True)
-
-
-def _temporary_names(stem: str, suffix: str) -> str:
-    """A pattern for the names that `write_atomically` gives to temporary files."""
-    return rf"\.{stem}{_WRITER}{suffix}"
 
 
 def _find(folder: Path, pattern: str) -> list[Path]:
@@ -314,7 +263,9 @@ def _rule(value) -> str:
     """A search rule as it is typed, `C=64 B=32`; anything else as it is."""
     if not isinstance(value, dict):
         return str(value)
-    settings = {LETTERS.get(name, name): setting for name, setting in value.items() if setting is not None}
+    settings = {
+        field_keys(EncodeOptions).get(name, name): setting for name, setting in value.items() if setting is not None
+    }
     return " ".join(f"{name}={setting}" for name, setting in settings.items() if setting != "auto")
 
 

@@ -4,7 +4,6 @@ The vectors lie in `NAME.part`, and `NAME.part.json` says what they are and how 
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import time
@@ -16,9 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from qinco.atomic import write_atomically, write_to_disk
+from qinco.atomic import flush_folder, lock_file, remove_temporaries, write_atomically
 from qinco.errors import ConfigError, ResourceError
-from qinco.store.code_store import remove_temporaries
 from qinco.vectors.formats import VectorWriter
 
 KIND = "decoding"
@@ -88,8 +86,7 @@ class DecodedPart:
         """Give the file, which has all vectors, its name; the record is removed after that."""
         self._sync()
         self.path.replace(target)
-        with suppress(OSError):  # not every file system can flush a folder, and the file itself is safe
-            write_to_disk(target.parent)
+        flush_folder(target.parent)
         remove_record(self.path)
 
     def _sync(self) -> None:
@@ -114,7 +111,7 @@ def open_part(
     or another process is at it, and ResourceError for an OSError of the block or of our own.
     """
     try:
-        with os.fdopen(_acquire(path), "wb") as file:
+        with os.fdopen(lock_file(path, wait=False), "wb") as file:
             try:
                 rows = _rows_there(path, file, writer, record, resume, overwrite)
                 yield DecodedPart(path, file, writer, dataclasses.replace(record, rows=rows))
@@ -123,38 +120,13 @@ def open_part(
                 with suppress(OSError):
                     if found.st_size == 0 and os.path.samestat(found, path.stat()):
                         path.unlink()
+    except BlockingIOError:
+        raise ConfigError(f"another process is decoding to {path}: wait until it ends") from None
     except OSError as error:
         raise ResourceError(
             f"cannot write {path}: {error.strerror or error}; what is safe on disk is kept: make room, or mend "
             "what else hinders, and resume=true continues"
         ) from error
-
-
-def _acquire(path: Path) -> int:
-    """A descriptor of the file, which no other process gets before it is closed; where nothing locks, each does.
-
-    The system gives the lock back when a process dies.
-    """
-    while True:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        try:
-            _lock(file, path)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file), path.stat()):  # and not what has just been given its final name
-                    return file
-        except BaseException:
-            os.close(file)
-            raise
-        os.close(file)
-
-
-def _lock(file: int, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(f"another process is decoding to {path}: wait until it ends") from None
-    except OSError:  # a file system that locks nothing
-        pass
 
 
 def _rows_there(part: Path, file: BinaryIO, writer: VectorWriter, record: Record, resume: bool, overwrite: bool) -> int:

@@ -20,9 +20,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from qinco.atomic import write_atomically, write_to_disk
+from qinco.atomic import WRITER, exclusive, flush_folder, remove_temporaries, write_atomically, write_to_disk
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.store.code_store import LOCK, MANIFEST, exclusive, remove_temporaries
+from qinco.store.code_store import LOCK, MANIFEST
 from qinco.vectors.mapped import file_size, map_file, read_start, release_pages
 from qinco.vectors.npy_bin import npy_header
 
@@ -35,9 +35,8 @@ _PIECE = 1 << 24
 
 _TOKEN = r"s[0-9a-f]{12}"
 _NAME = r"([a-z][a-z0-9_]{0,19})(\.[a-z0-9]{1,12})"
-_WRITER = r"\.\d+-[0-9a-f]{8}"  # in the hidden names under which `write_atomically` writes
-_OURS = rf"\.?[a-z][a-z0-9_]{{0,19}}-({_TOKEN})({_WRITER})?\.[a-z0-9]{{1,12}}"
-_BEGUN = rf"{re.escape(LOCK)}|\.manifest{_WRITER}\.json|{_OURS}"
+_OURS = rf"\.?[a-z][a-z0-9_]{{0,19}}-({_TOKEN})({WRITER})?\.[a-z0-9]{{1,12}}"
+_BEGUN = rf"{re.escape(LOCK)}|\.manifest{WRITER}\.json|{_OURS}"
 _DTYPE = r"\|[biu]1|<[iuf][248]"
 
 
@@ -128,8 +127,7 @@ class IndexWriter:
             path = _path_of(self._folder, name, self._token)
             fields |= {"bytes": path.stat().st_size, "crc32": _checksum(path)}
             write_to_disk(path)  # what was written through maps included
-        with suppress(OSError):  # not every file system can flush a folder
-            write_to_disk(self._folder)
+        flush_folder(self._folder)
         content = {"kind": KIND, "format_version": FORMAT_VERSION, "token": self._token}
         content |= {"settings": self.settings, "files": self._parts}
         content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: keys are strings

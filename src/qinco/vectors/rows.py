@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from qinco.vectors.formats import open_array
 from qinco.vectors.mapped import check_matrix, check_shape, release_pages
 
 _RELEASED_BYTES = 1 << 16
+SAMPLED_ROWS = 256  # by which fingerprints tell sets of vectors or codes apart
 
 
 class VectorSource:
@@ -170,6 +172,16 @@ def as_source(x, name: str = "vectors") -> VectorSource:
         raise DataError(f"{name} is not a matrix of numbers: {error}") from error
     check_matrix(array.shape, array.dtype, name)
     return VectorSource(array, name)
+
+
+def spread_rows(count: int, most: int = SAMPLED_ROWS) -> np.ndarray:
+    """Row numbers, int64, spread evenly over `count` rows: `most` of them, or all where there are fewer."""
+    return np.unique(np.linspace(0, max(0, count - 1), min(most, count)).astype(np.int64))
+
+
+def fingerprint(source: VectorSource, more: bytes = b"") -> str:
+    """SHA-256 of 256 vectors spread over a source, and of `more`: work is not resumed on other vectors."""
+    return sha256(source[spread_rows(len(source))].tobytes() + more).hexdigest()
 
 
 def check_finite(block: np.ndarray, start: int = 0, name: str = "vectors") -> None:

@@ -1,24 +1,21 @@
 import dataclasses
 import json
 import os
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.errors import ConfigError, DataError
 from qinco.store.code_store import (
     LOCK,
     MANIFEST,
     CodeStore,
     Manifest,
     check_same_codes,
-    exclusive,
     is_foreign,
     other_files,
     read_manifest,
-    remove_temporaries,
     shard_rows,
 )
 
@@ -172,15 +169,6 @@ def test_folders_with_other_things_are_foreign(tmp_path):
     assert not is_foreign(tmp_path)
 
 
-def test_what_a_killed_process_left_beside_a_file_is_removed(tmp_path):
-    left = [".codes.v1.12-0123abcd.npy", ".codes.v1.7-ffffffff.npy"]
-    others = ["codes.v1.npy", ".codes.v1.1.12-0123abcd.npy", ".codes.v1.12-0123abcd.npz", ".codesxv1.12-0123abcd.npy"]
-    for name in [*left, *others]:
-        (tmp_path / name).touch()
-    remove_temporaries(tmp_path / "codes.v1.npy")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
-
-
 def test_codes_of_another_run_are_named(tmp_path):
     check_same_codes("x", dataclasses.replace(SMALL, complete=True), SMALL)
     other = dataclasses.replace(SMALL, codec="other", search={"num_pairs": 9})
@@ -189,53 +177,6 @@ def test_codes_of_another_run_are_named(tmp_path):
     with pytest.raises(ConfigError) as caught:
         check_same_codes("x", dataclasses.replace(SMALL, codec="z" * 100_000), SMALL)
     assert len(str(caught.value)) < 1000
-
-
-def test_only_one_at_a_time_is_in_an_exclusive_block(tmp_path):
-    inside, most, entered = 0, 0, 0
-
-    def work():
-        nonlocal inside, most, entered
-        for _ in range(50):
-            with exclusive(tmp_path / "lock"):
-                inside += 1
-                most = max(most, inside)
-                entered += 1
-                (tmp_path / "work").write_text(str(entered))  # gives the other threads a chance
-                inside -= 1
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (most, entered) == (1, 200)
-    assert not (tmp_path / "lock").exists()
-
-
-def test_an_exclusive_block_gives_its_lock_back_on_errors(tmp_path):
-    with pytest.raises(ZeroDivisionError), exclusive(tmp_path / "lock"):
-        assert (tmp_path / "lock").exists()
-        raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "lock").touch()  # of a process that was killed
-    with exclusive(tmp_path / "lock"):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_lock_that_has_moved_away_does_not_take_the_next_one_along(tmp_path):
-    """As where the folder that it lies in is replaced."""
-    for name in ("old", "new"):
-        (tmp_path / name).mkdir()
-    with exclusive(tmp_path / "old" / LOCK):
-        (tmp_path / "old").rename(tmp_path / "gone")
-        (tmp_path / "new").rename(tmp_path / "old")
-        with exclusive(tmp_path / "old" / LOCK):
-            pass
-        (tmp_path / "old" / LOCK).write_text("of the next process")
-    assert (tmp_path / "old" / LOCK).read_text() == "of the next process"
-    assert (tmp_path / "gone" / LOCK).exists()
 
 
 def test_other_files_are_those_that_no_store_writes(tmp_path):
@@ -260,14 +201,6 @@ def test_shards_of_other_codes_are_not_read_for_those_that_were_opened(tmp_path)
     for rows in (codes, lists):
         with pytest.raises(DataError, match="was replaced by other codes while it was read"):
             rows[4:]
-
-
-def test_no_lock_where_nothing_can_be_written(tmp_path):
-    with (
-        pytest.raises(ResourceError, match=r"cannot write .*nowhere/lock: No such file"),
-        exclusive(tmp_path / "nowhere" / "lock"),
-    ):
-        pass
 
 
 WRONG_MANIFESTS = {

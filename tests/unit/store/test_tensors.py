@@ -9,8 +9,7 @@ from small_models import ARCHITECTURES
 from qinco.errors import DataError, QincoError
 from qinco.model.qinco import Qinco
 from qinco.model.state import check_promise, state_shapes
-from qinco.store.header import FORMAT_VERSION, read_header
-from qinco.store.tensors import read_tensors, write_tensors
+from qinco.store.tensors import FORMAT_VERSION, read_header, read_tensors, write_tensors
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("qinco.store.tensors.save_file", fail)
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(QincoError, match="No space left"):
         write_tensors(path, "test", {}, {})
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
@@ -79,8 +78,8 @@ def test_another_kind_is_named(path):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (None, "but not one of qinco's"),
-        ({"format": "pt"}, "but not one of qinco's"),
+        (None, "no qinco header"),
+        ({"format": "pt"}, "no qinco header"),
         ({"qinco": "{"}, "damaged qinco header"),
         ({"qinco": "[" * 100_000}, "damaged qinco header"),
         ({"qinco": "[1]"}, "damaged qinco header"),
@@ -89,7 +88,7 @@ def test_another_kind_is_named(path):
         ({"qinco": json.dumps({"kind": "test", "format_version": "1"})}, "damaged qinco header"),
         (
             {"qinco": json.dumps({"kind": "test", "format_version": FORMAT_VERSION + 1})},
-            f"format version {FORMAT_VERSION + 1}, this qinco reads up to {FORMAT_VERSION}: install a newer",
+            f"format version {FORMAT_VERSION + 1}",
         ),
     ],
 )
