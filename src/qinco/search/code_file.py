@@ -60,9 +60,13 @@ class CodeFile:
         """The first `count` vectors, or all for None or where there are fewer."""
         return self if count is None else replace(self, codes=self.codes.limit(count), source=None)
 
-    def blocks(self, num_lists: int = 0) -> Iterator[tuple[int, Codes]]:
+    def with_lists(self, lists) -> "CodeFile":
+        """The same codes in other lists."""
+        return replace(self, codes=self.codes.with_lists(lists))
+
+    def blocks(self, rows: int = BLOCK_ROWS, num_lists: int = 0) -> Iterator[tuple[int, Codes]]:
         """Yield (first row, Codes) for consecutive blocks; raises DataError for codes or lists out of range."""
-        for first, block in self.codes.blocks(BLOCK_ROWS):
+        for first, block in self.codes.blocks(rows):
             yield first, self._checked(block, num_lists)
             release_pages(block.codes)
 

@@ -42,12 +42,14 @@ class FitSample:
         codes: Codes in memory.
         read: gives the vectors, float32 (n, D), of n positions in `codes`.
         name: what error messages call the vectors.
+        dim: D.
         is_held_T: bool, those that nothing is fitted to.
     """
 
     codes: Codes
     read: Callable[[np.ndarray], np.ndarray]
     name: str
+    dim: int
     is_held_T: np.ndarray
 
     @classmethod
@@ -60,15 +62,17 @@ class FitSample:
                 check_values(source)  # names the row
             return x_nD
 
-        return cls(codes, read, source.name, held_out(len(codes)))
+        return cls(codes, read, source.name, source.dim, held_out(len(codes)))
 
-    def decoded(self, codec: Codec) -> "FitSample":
-        """The same codes with their reconstructions in place of the vectors.
+    @classmethod
+    def decoded(cls, codec: Codec, codes: Codes, name: str, is_held_T: np.ndarray | None = None) -> "FitSample":
+        """Codes with their reconstructions in place of the vectors.
 
         Fitting to them avoids fitting what the codec has lost, which codes cannot tell.
         """
-        own = codes_of_codec(codec, self.codes)
-        return replace(self, read=lambda positions_n: codec.decode(own[positions_n], precision="auto"))
+        own = codes_of_codec(codec, codes)
+        held = np.zeros(len(codes), bool) if is_held_T is None else is_held_T
+        return cls(codes, lambda positions_n: codec.decode(own[positions_n], precision="auto"), name, codec.dim, held)
 
     def blocks(self, report: Progress = silent, held: bool = False) -> Iterator[tuple]:
         """Codes (n, M), lists (n,) or None, and vectors float32 (n, D): those to fit to, or those held out."""
@@ -78,6 +82,10 @@ class FitSample:
             block = self.codes[part]
             yield block.codes, block.lists, self.read(part)
             report("fitting look-up tables", start + len(part), len(positions))
+
+    def in_one_list(self) -> "FitSample":
+        """The same vectors in list 0."""
+        return replace(self, codes=self.codes.with_lists(np.zeros(len(self.codes), np.int32)))
 
     def everything(self) -> "FitSample":
         """The same vectors with none held out."""
@@ -215,7 +223,7 @@ def fit_pairwise_decoder(
         sample, centroids_VD = draw_sample(file, vectors, codec, centroids, num_training, seed, report)
         streams = file.num_codes + (0 if centroids_VD is None else LIST_STREAMS)
         num_pairs = min(max(1, round(pairs_per_code * file.num_codes)), streams * (streams - 1) // 2)
-        count, dim = int((~sample.is_held_T).sum()), sample.read(np.arange(1)).shape[1]
+        count, dim = int((~sample.is_held_T).sum()), sample.dim
         size = check_memory(count, num_pairs, file.codebook_size, dim, np.dtype(dtype).type)
         log.info("fitting at most %d pairs of codes to %s vectors: %s", num_pairs, f"{count:,}", size)
         fit = (file.codebook_size, centroids_VD)
@@ -223,7 +231,7 @@ def fit_pairwise_decoder(
         mse_lookup = validated_mse(sample, lookup)
         target = sample
         if codec is not None:
-            decoded = sample.decoded(codec)
+            decoded = FitSample.decoded(codec, sample.codes, sample.name, sample.is_held_T)
             other = fit_lookup(decoded, *fit, moves_centroids=moves_centroids, report=report)
             if sample.mse(other.decode)[0] <= mse_lookup:
                 lookup, target = other, decoded
@@ -253,7 +261,7 @@ def draw_sample(
     if not codes.has_lists and centroids_VD is not None:
         codes = codes.with_lists(assign_decoded(codec, codes, centroids_VD, report))
     if source is None:
-        return FitSample(codes, None, file.name, held_out(len(codes))).decoded(codec), centroids_VD
+        return FitSample.decoded(codec, codes, file.name, held_out(len(codes))), centroids_VD
     return FitSample.of_vectors(codes, source, rows_T), centroids_VD
 
 

@@ -13,12 +13,15 @@ import torch
 
 from qinco.codec.codec import Codec
 from qinco.config import require_int
+from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption, reporting
-from qinco.search.build import assign_decoded, build_parts, encode_all, fill_lists
+from qinco.search.build import build_parts, fill_lists, prepared
+from qinco.search.faiss_index import from_faiss
+from qinco.search.fit import assign_decoded, encode_all
 from qinco.search.ids import admitted_ids, as_ids, check_new, next_ids
-from qinco.search.index_file import load_parts, save_parts
-from qinco.search.measure.evaluate import evaluate
+from qinco.search.index_file import as_path, load_parts, save_parts
+from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.tune import tune
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
 from qinco.search.parts import IndexParts
@@ -282,7 +285,7 @@ class Index:
         self.codec.check_dim(source)
         given = None if ids is None else as_ids(ids, len(source))
         with reporting(progress) as report:
-            codes = encode_all(self.codec, source.map(tables.metric.prepare), report)
+            codes = encode_all(self.codec, prepared(source, tables.metric), report)
             if not codes.has_lists:
                 codes = codes.with_lists(assign_decoded(self.codec, codes, tables.centroids_VD, report))
             with self._changing:
@@ -360,6 +363,8 @@ class Index:
         Raises:
             DataError: a file is missing, damaged or foreign, or the codec is another one.
         """
+        if (path := as_path(folder)).suffix.lower() == ".faissindex" and not path.is_dir():
+            return cls(codec, from_faiss(path, codec))
         return cls(*load_parts(folder, mmap=mmap, codec=codec, device=device))
 
     # Measuring
@@ -386,5 +391,26 @@ class Index:
         return self.options
 
     def evaluate(self, vectors, num_queries: int | None = None, *, progress: ProgressOption = None) -> dict:
-        """Estimate recall on held-out vectors: see `qinco.search.measure.evaluate.evaluate`."""
-        return evaluate(Index(self.codec, self.parts.emptied()), self.parts, vectors, num_queries, progress)
+        """Estimate recall on held-out vectors: see `qinco.search.measure.evaluate.evaluate_index`."""
+        return evaluate_index(self, vectors, num_queries, progress)
+
+    def emptied(self) -> "Index":
+        """An index with the same codec, tables and options, and no vectors."""
+        return Index(self.codec, self.parts.emptied())
+
+    # For sweeps
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether lists are found through an HNSW graph."""
+        return self.tables.coarse is not None
+
+    def with_pairwise(self, pairwise: PairwiseDecoder) -> "Index":
+        """The same vectors with another decoder for the pairwise stage."""
+        return Index(self.codec, replace(self.parts, pairwise=pairwise))
+
+    def missing_ids(self, ids_N: np.ndarray) -> np.ndarray:
+        """Those of some ids that no vector has."""
+        for ids in self.parts.ids:
+            ids_N = ids_N[~np.isin(ids_N, ids)]
+        return ids_N

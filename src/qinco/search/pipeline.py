@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from qinco.codec.codec import Codec
-from qinco.errors import DataError, ResourceError
+from qinco.config import PRECISIONS
+from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.maths.devices import to_device
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
@@ -123,6 +124,7 @@ class NeuralDecoder:
     """
 
     def __init__(self, codec: Codec, precision: str = "auto"):
+        check_precision(precision)
         self.codec, self.precision = codec, precision
         self.on_device = codec.device.type != "cpu"
 
@@ -136,6 +138,12 @@ class NeuralDecoder:
         if not decoded:
             return np.empty((0, self.codec.dim), np.float32)
         return torch.cat(decoded) if self.on_device else np.concatenate(decoded)
+
+
+def check_precision(precision: str) -> None:
+    """Raise ConfigError for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
 
 
 def search_queries(
