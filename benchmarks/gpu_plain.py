@@ -21,7 +21,7 @@ from qinco.model.qinco import Qinco
 from qinco.training.codebooks import CodewordUse, redraw_unused
 from qinco.training.loop import prefix_losses
 from qinco.training.options import TrainOptions
-from qinco.training.schedule import Plan
+from qinco.training.schedule import StepPlan, make_schedule
 from qinco.vectors.rows import VectorSource
 
 _BATCH = PLAIN_CANDIDATES // (PAPER_SEARCH.num_candidates * PAPER_SEARCH.beam_width)
@@ -45,7 +45,8 @@ def train_plainly(
     model: Qinco, train: VectorSource, valid: VectorSource, options: TrainOptions
 ) -> Iterator[PlainReport]:
     """Train a model that has been started, under bf16 autocast; a report after each step and each epoch."""
-    device, plan = model.device, Plan.of(options, len(train))
+    device, plan = model.device, StepPlan.from_options(options, len(train))
+    schedule = make_schedule(options, plan)
     x_ND, random = torch.from_numpy(train[:]), torch.Generator().manual_seed(options.seed)
     optimizer = torch.optim.AdamW(model.parameters(), plan.lr, weight_decay=options.weight_decay)
     use, step, begun = CodewordUse(model), 0, time.monotonic()
@@ -62,7 +63,7 @@ def train_plainly(
             loss.backward()
             torch.nn.utils.clip_grad_value_(model.parameters(), options.grad_clip)
             for group in optimizer.param_groups:
-                group["lr"] = plan.rate(options, step)
+                group["lr"] = schedule.rate(step)
             optimizer.step()
             step += 1
             float(loss.detach())  # a loop shows its loss, and waits for it

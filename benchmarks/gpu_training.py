@@ -15,16 +15,15 @@ from gpu_plain import train_plainly
 from gpu_setting import Setting, report_kernels, table
 
 from qinco.codec import Codec
-from qinco.codec.fit import fit
-from qinco.codec.plan import Run, plan_run, split_validation
+from qinco.codec.plan import TrainingPlan, plan_training, split_validation
 from qinco.maths.metrics import recall
 from qinco.model.qinco import Qinco
 from qinco.search import exhaustive
 from qinco.store.run_state import load_state, state_path
-from qinco.training.codebooks import start_model
+from qinco.training.codebooks import initialize_model
 from qinco.training.loop import EpochReport, StepReport, Training
 from qinco.training.processes import Processes
-from qinco.training.schedule import Plan
+from qinco.training.schedule import StepPlan
 from qinco.vectors.formats import read_integers
 from qinco.vectors.rows import VectorSource
 
@@ -39,7 +38,7 @@ FAISS_ROWS = 50_000
 
 
 def fit_until(until: float, source: VectorSource, preset: str, output: Path, device, **settings):
-    """Train with `fit` until its end or the monotonic clock `until`, where its state is saved.
+    """Train until its end or the monotonic clock `until`, where its state is saved.
 
     Returns the best codec so far, the reports of the epochs, and whether the run came to its end.
     """
@@ -51,21 +50,23 @@ def fit_until(until: float, source: VectorSource, preset: str, output: Path, dev
             print(f"{time.strftime('%X')} {output.name}: epoch {report.epoch}, MSE {report.mse:,.0f}", file=sys.stderr)
         if isinstance(report, EpochReport | StepReport) and time.monotonic() > until and not late:
             late.append(True)
-            signal.raise_signal(signal.SIGINT)  # `fit` saves and stops between two steps, as for Ctrl-C
+            signal.raise_signal(signal.SIGINT)  # `Codec.fit` saves and stops between two steps, as for Ctrl-C
 
     try:
-        return fit(source, preset, output=output, device=device, on_report=follow, **settings), epochs, True
+        return Codec.fit(source, preset, output=output, device=device, on_report=follow, **settings), epochs, True
     except KeyboardInterrupt:
         if not late:
             raise
         return Codec.load(output, device), epochs, False
 
 
-def first_steps(run: Run, train: VectorSource, valid: VectorSource, device) -> tuple[Training, Callable[[int], None]]:
+def first_steps(
+    run: TrainingPlan, train: VectorSource, valid: VectorSource, device
+) -> tuple[Training, Callable[[int], None]]:
     """A run that has been started and warmed up, and `go(count)`, which takes so many further steps of it."""
-    model = Qinco.empty(run.model).to_empty(device=device)
-    start_model(model, train, run.train, None)
-    training = Training(model, train, valid, run.train, run.encode, Processes(device))
+    model = Qinco.empty(run.model_config).to_empty(device=device)
+    initialize_model(model, train, run.train_options, None)
+    training = Training(model, train, valid, run.train_options, run.encode_options, Processes(device))
     reports = (report for report in training.run() if isinstance(report, StepReport))
 
     def go(count: int) -> None:
@@ -85,10 +86,11 @@ def train(setting: Setting) -> None:
     settings = setting.sizes(8) | PAPER
     if setting.quick:
         settings |= {"epochs": 2, "batch_size": 256}
-    run = plan_run(source, "qinco2-S", None, None, settings.pop("recipe"), settings)
-    parts = split_validation(source, None, run.model.codebook_size)
+    run = plan_training(source, "qinco2-S", settings, recipe=settings.pop("recipe"))
+    parts = split_validation(source, None, run.model_config.codebook_size)
     print(
-        f"{len(parts[0]):,} training and {len(parts[1]):,} validation vectors, batches of {run.train.batch_size:,}.\n"
+        f"{len(parts[0]):,} training and {len(parts[1]):,} validation vectors, "
+        f"batches of {run.train_options.batch_size:,}.\n"
     )
     rows = [plain := _train_plainly(setting, run, *parts)]
     if plain[3] is None:
@@ -112,13 +114,13 @@ def train(setting: Setting) -> None:
         _profile(setting, source, *parts)
 
 
-def _train_plainly(setting: Setting, run: Run, train: VectorSource, valid: VectorSource) -> tuple:
+def _train_plainly(setting: Setting, run: TrainingPlan, train: VectorSource, valid: VectorSource) -> tuple:
     """A row of the table; without an error where the whole run would take too long and its time is extrapolated."""
     until = setting.at(PLAIN_SHARE)
-    model = Qinco.empty(run.model).to_empty(device=setting.device)
-    start_model(model, train, run.train, None)
-    steps, epochs, warm = Plan.of(run.train, len(train)).total_steps, 0, None
-    for report in train_plainly(model, train, valid, run.train):
+    model = Qinco.empty(run.model_config).to_empty(device=setting.device)
+    initialize_model(model, train, run.train_options, None)
+    steps, epochs, warm = StepPlan.from_options(run.train_options, len(train)).total_steps, 0, None
+    for report in train_plainly(model, train, valid, run.train_options):
         if report.mse is not None:
             epochs, mse = epochs + 1, report.mse
             print(f"- plain torch: epoch {epochs}, {report.seconds:,.1f} s, MSE {mse:,.0f}", flush=True)
@@ -130,7 +132,7 @@ def _train_plainly(setting: Setting, run: Run, train: VectorSource, valid: Vecto
             total = (report.seconds - warm.seconds) / (report.step - warm.step) * steps
             if late or time.monotonic() - report.seconds + total > until:
                 name = f"plain torch, paper's recipe, extrapolated from {report.step} of {steps} steps"
-                return name, run.train.epochs, total, None, None
+                return name, run.train_options.epochs, total, None, None
     return "plain torch, paper's recipe", epochs, report.seconds, mse, report.seconds
 
 
@@ -147,7 +149,7 @@ def _train_ours(setting: Setting, source: VectorSource, epochs: int, target: flo
 
 
 def _profile(setting: Setting, source: VectorSource, train: VectorSource, valid: VectorSource) -> None:
-    run = plan_run(source, "qinco2-S", None, None, "default", setting.sizes(8) | {"epochs": TRIALS[-1]})
+    run = plan_training(source, "qinco2-S", setting.sizes(8) | {"epochs": TRIALS[-1]})
     training, go = first_steps(run, train, valid, setting.device)
     count = min(TIMED_STEPS, (training.plan.steps_per_epoch - WARM_STEPS) // 3)
     if count < 1:
@@ -197,8 +199,8 @@ def _epochs_until(setting: Setting, source: VectorSource, preset: str, settings:
     """So many epochs that the schedule comes to its end in time: the rate must have fallen for the error to."""
     if setting.quick:
         return 1
-    run = plan_run(source, preset, None, None, "default", settings)
-    parts = split_validation(source, None, run.model.codebook_size)
+    run = plan_training(source, preset, settings)
+    parts = split_validation(source, None, run.model_config.codebook_size)
     begun = time.monotonic()
     training, go = first_steps(run, *parts, setting.device)
     start = time.monotonic() - begun
@@ -206,7 +208,7 @@ def _epochs_until(setting: Setting, source: VectorSource, preset: str, settings:
     valid = seconds_of(training.validate, setting.device)
 
     def fits(epochs: int) -> bool:
-        steps = Plan.of(replace(run.train, epochs=epochs), len(parts[0])).total_steps
+        steps = StepPlan.from_options(replace(run.train_options, epochs=epochs), len(parts[0])).total_steps
         return time.monotonic() + start + 1.1 * (steps * step + epochs * valid) <= until
 
     return next((epochs for epochs in range(MOST_EPOCHS, 1, -1) if fits(epochs)), 1)

@@ -22,8 +22,11 @@ from qinco.version import __version__
 if TYPE_CHECKING:
     from qinco.codec import Codec, ProductCodec
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
+    from qinco.description import describe
+    from qinco.installation import check_installation
     from qinco.search.index import Index
     from qinco.search.options import SearchOptions
+    from qinco.vectors.formats import write_vectors
     from qinco.vectors.rows import VectorSource, open_vectors
 
 __all__ = [
@@ -40,7 +43,10 @@ __all__ = [
     "SearchOptions",
     "VectorSource",
     "__version__",
+    "check_installation",
+    "describe",
     "open_vectors",
+    "write_vectors",
 ]
 
 _HOMES = {
@@ -52,7 +58,10 @@ _HOMES = {
     "Index": "qinco.search.index",
     "SearchOptions": "qinco.search.options",
     "VectorSource": "qinco.vectors.rows",
+    "check_installation": "qinco.installation",
+    "describe": "qinco.description",
     "open_vectors": "qinco.vectors.rows",
+    "write_vectors": "qinco.vectors.formats",
 }
 
 

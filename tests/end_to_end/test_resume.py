@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from small_models import random_vectors
 
 from qinco.codec import Codec, ProductCodec
+from qinco.training.estimate import Estimate
 from qinco.training.loop import EpochReport, StepReport
 
 SMALL = {
@@ -64,6 +65,20 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, name):
     assert same_tensors(tmp_path / "whole.last", tmp_path / "cut.last")
     assert losses(tmp_path / "whole.jsonl") == losses(tmp_path / "cut.jsonl")
     assert resumed.provenance | {"seconds": 0} == whole.provenance | {"seconds": 0}
+
+
+def test_an_interrupt_says_whether_something_was_saved(tmp_path):
+    """At the estimate nothing has been done; later the state is there, and a run that is resumed has one before."""
+    x, path = random_vectors(300, 4), tmp_path / "x"
+    for moment, saved in ((Estimate, False), (StepReport, True), (Estimate, False)):
+
+        def interrupt(report, moment=moment):
+            if isinstance(report, moment):
+                signal.raise_signal(signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt) as caught:
+            Codec.fit(x, output=path, resume=True, on_report=interrupt, **SMALL)
+        assert ("resume=true" in str(caught.value)) == saved
 
 
 def test_the_handlers_of_signals_are_given_back(tmp_path):

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qinco.cli.describe import describe
 from qinco.compat.encoded_sets import npz_part
+from qinco.description import describe
 from qinco.errors import QincoError
 from qinco.store.code_files import EncodedSet, open_encoded_set, write_encoded_set
 from qinco.store.code_store import MANIFEST, CodeStore, Manifest

@@ -13,7 +13,7 @@ from qinco.cli.overrides import Settings
 from qinco.cli.training import run_settings
 from qinco.codec.codec import Codec
 from qinco.codec.evaluate import median_us
-from qinco.codec.plan import plan_run
+from qinco.codec.plan import plan_training
 from qinco.codec.product import ProductCodec
 from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions
 from qinco.engines.engine import candidate_dtype
@@ -69,9 +69,9 @@ def _codec(settings: Settings) -> tuple[str, Codec | ProductCodec]:
         return settings["model"], inputs.open_codec(settings)
     chosen = run_settings(settings, _DIM)
     preset, recipe = chosen.pop("preset"), chosen.pop("recipe")
-    run = plan_run(as_source(np.empty((1, _DIM), np.float32)), preset, None, None, recipe, chosen)
+    run = plan_training(as_source(np.empty((1, _DIM), np.float32)), preset, chosen, recipe=recipe)
     sizes = [f"{key}={settings[key]}" for key in given if key != "model_args"]
-    codec = Codec(random_model(run.model), run.encode).to(inputs.device_of(settings))
+    codec = Codec(random_model(run.model_config), run.encode_options).to(inputs.device_of(settings))
     return " ".join([*filter(None, [preset]), *sizes]), codec
 
 

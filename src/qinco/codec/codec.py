@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from qinco.atomic import check_output
+from qinco.codec.fit import fit
 from qinco.config import EncodeOptions, ModelConfig, require_int
 from qinco.engines import native_engine
 from qinco.engines.engine import candidate_dtype, choose_device, choose_engine, make_encoder
@@ -67,6 +68,10 @@ class Codec:
         )
 
     @property
+    def models(self) -> list[Qinco]:
+        return [self.model]
+
+    @property
     def config(self) -> ModelConfig:
         return self.model.config
 
@@ -106,9 +111,8 @@ class Codec:
 
         x: (N, D) array, memory map, torch tensor, path or VectorSource of any float or integer type
         """
-        from qinco.codec.fit import fit
-
-        return fit(x, preset, **settings)
+        fitted = fit(x, preset, **settings)
+        return cls(fitted.models[0], fitted.encode_options, fitted.provenance)
 
     def with_options(self, options: EncodeOptions) -> "Codec":
         """The same codec with another search rule; raises ConfigError where the model cannot serve it."""

@@ -9,25 +9,19 @@ from hashlib import sha256
 from pathlib import Path
 from threading import Lock
 
-import faiss
 import numpy as np
 import torch
 
 from qinco.atomic import check_output
 from qinco.codec.codec import Codec, as_integers
 from qinco.codec.fit import fit
-from qinco.codec.plan import check_values, plan_run, split_validation
-from qinco.config import EncodeOptions, ModelConfig, require_int
+from qinco.codec.parts import PartRows
+from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines.engine import choose_device
-from qinco.errors import ConfigError, DataError
+from qinco.errors import DataError
 from qinco.maths.devices import to_device
-from qinco.store.codec import CHECKPOINT_SUFFIX, load_models, save_models
-from qinco.store.run_state import state_path
-from qinco.training.codebooks import sample
-from qinco.training.processes import Processes
+from qinco.store.codec import load_models, save_models
 from qinco.vectors.rows import VectorSource, as_source
-
-_OPQ_ROWS = 65_536
 
 
 class ProductCodec:
@@ -104,35 +98,12 @@ class ProductCodec:
         output:    the codec file; the parts' runs lie beside it as `output.part_i` until all are done
         resume:    continue where a run of `output` stopped; a finished one is loaded
         """
-        source = as_source(x, "training vectors")
-        check_parts(source, num_parts, preset, **settings)
-        if output is not None and Path(output).suffix.lower() == CHECKPOINT_SUFFIX:
-            raise ConfigError(f"output={output}: a PQ-QINCo codec is written to a .safetensors file")
-        if output is not None:
-            check_output(output, overwrite=overwrite, resume=resume)
-            unfinished = state_path(f"{output}.part_0").exists()
-            if resume and Path(output).exists() and not (unfinished or overwrite):
-                return cls.load(output, device)
-        check_values(source)
-        rotation_DD = fit_rotation(source, num_parts, settings.get("seed", 0)) if rotate else None
-        parts = []
-        for part in range(num_parts):
-            part_output = None if output is None else Path(f"{output}.part_{part}")
-            parts.append(
-                fit(
-                    VectorSource(_Columns(source, part, num_parts, rotation_DD), f"{source.name}, part {part}"),
-                    preset, output=part_output, resume=resume, overwrite=overwrite, device=device,
-                    on_report=on_report, **settings,
-                )
-            )  # fmt: skip
-        provenance = parts[0].provenance | {"valid_mse": sum(p.provenance["valid_mse"] for p in parts)}
-        codec = cls(parts, rotation_DD, provenance)
-        if output is not None and Processes.is_main_by_environment():
-            codec.save(output)
-            for part in range(num_parts):
-                for suffix in ("", ".last", ".jsonl"):
-                    Path(f"{output}.part_{part}{suffix}").unlink(missing_ok=True)
-        return codec
+        fitted = fit(
+            x, preset, num_parts=num_parts, rotate=rotate, output=output, resume=resume, overwrite=overwrite,
+            device=device, on_report=on_report, **settings,
+        )  # fmt: skip
+        parts = [Codec(model, fitted.encode_options, fitted.provenance) for model in fitted.models]
+        return cls(parts, fitted.rotation_DD, fitted.provenance)
 
     def with_options(self, options: EncodeOptions) -> "ProductCodec":
         """The same codec with another search rule."""
@@ -237,31 +208,11 @@ class ProductCodec:
             return [codes] * len(self.parts)
         return [codes[:, i * width : (i + 1) * width] for i in range(len(self.parts))]
 
-    def _columns(self, source: VectorSource, part: int) -> "_Columns":
-        return _Columns(source, part, len(self.parts), self.rotation_DD)
+    def _columns(self, source: VectorSource, part: int) -> "PartRows":
+        return PartRows(source, part, len(self.parts), self.rotation_DD)
 
     def _unrotate(self, x_ND: np.ndarray) -> np.ndarray:
         return x_ND if self.rotation_DD is None else x_ND @ self.rotation_DD
-
-
-class _Columns:
-    """Rows of one part of rotated vectors, computed when they are read."""
-
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, source: VectorSource, part: int, num_parts: int, rotation_DD: np.ndarray | None):
-        width = source.dim // num_parts
-        self.source, self.columns = source, slice(part * width, (part + 1) * width)
-        self.rotation_DD, self.shape = rotation_DD, (len(source), width)
-
-    def __getitem__(self, key) -> np.ndarray:
-        return self.of(self.source[key])
-
-    def of(self, x_ND: np.ndarray) -> np.ndarray:
-        """This part of vectors that have been read."""
-        if self.rotation_DD is None:
-            return x_ND[:, self.columns]
-        return x_ND @ self.rotation_DD[self.columns].T
 
 
 class _SharedBlocks:
@@ -270,7 +221,7 @@ class _SharedBlocks:
     The parts go on together, so no more than the block in work and the one read ahead are kept.
     """
 
-    def __init__(self, parts: list[_Columns]):
+    def __init__(self, parts: list[PartRows]):
         self.parts = parts
         self._lock = Lock()
         self._waiting: dict[tuple[int, int], dict[int, np.ndarray]] = {}
@@ -280,7 +231,7 @@ class _SharedBlocks:
         with self._lock:
             if key not in self._waiting:
                 x_ND = self.parts[part].source[rows]
-                self._waiting[key] = {i: columns.of(x_ND) for i, columns in enumerate(self.parts)}
+                self._waiting[key] = {i: columns.cut(x_ND) for i, columns in enumerate(self.parts)}
             pieces = self._waiting[key]
             piece = pieces.pop(part)
             if not pieces:
@@ -298,35 +249,6 @@ class _PartOfBlocks:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         return self.blocks.take(self.part, rows)
-
-
-def check_parts(
-    source: VectorSource, num_parts: int, preset, *, recipe="default", coarse_centroids=None, initial=None, **settings
-) -> None:
-    """Raise, before any work, what the runs of the parts would."""
-    require_int("num_parts (pq)", num_parts, 2)
-    if source.dim % num_parts:
-        raise ConfigError(f"num_parts (pq) must divide the dimension {source.dim}, not {num_parts}")
-    for name, value in (("coarse_centroids", coarse_centroids), ("initial", initial)):
-        if value is not None:
-            raise ConfigError(f"a PQ-QINCo codec cannot be trained with {name}")
-    part = VectorSource(_Columns(source, 0, num_parts, None), source.name)
-    run = plan_run(part, preset, None, None, recipe, settings)
-    split_validation(part, run.train.num_valid, run.model.codebook_size)
-
-
-def fit_rotation(source: VectorSource, num_parts: int, seed: int) -> np.ndarray:
-    """The OPQ rotation of a sample of vectors, float32 (D, D): rotated vectors are x @ rotation.T."""
-    x_ND = sample(source, _OPQ_ROWS, seed)
-    rotation = faiss.OPQMatrix(source.dim, num_parts)
-    rotation.niter = 20
-    # Faiss rotates for 256 centroids a part and fails on fewer vectors: small samples get as many as they can fill.
-    bits = min(8, max(1, (len(x_ND) // 32).bit_length() - 1))
-    quantizer = faiss.ProductQuantizer(source.dim, num_parts, bits)
-    quantizer.cp.min_points_per_centroid = 1
-    rotation.pq = quantizer
-    rotation.train(np.ascontiguousarray(x_ND))
-    return faiss.vector_to_array(rotation.A).reshape(source.dim, source.dim).copy()
 
 
 def load_codec(path: str | os.PathLike, device: str | torch.device = "cpu") -> Codec | ProductCodec:

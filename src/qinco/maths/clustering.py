@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qinco.maths.devices import CPU, holds, to_device
 from qinco.maths.distances import closest, smallest, squared_distances
+from qinco.progress import Progress, silent
 
 BEAM_WIDTH = 4
 KMEANS_ROWS = 200_000
@@ -166,6 +167,7 @@ def residual_kmeans(
     iterations: int = 10,
     seed: int = 0,
     threads: int = 1,
+    progress: Progress = silent,
 ) -> np.ndarray:
     """The codebooks of a residual quantizer that is searched with a beam: float32 (M, K, D).
 
@@ -183,6 +185,7 @@ def residual_kmeans(
         points_ND = _some_residuals(residual_NBD[:, :beam], seed + step)
         codebook_KD = kmeans(points_ND, num_centroids, iterations=iterations, seed=seed + step, threads=threads)
         codebooks.append(codebook_KD)
+        progress("fitting the first codebooks", step + 1, num_steps, "codebook")
         if step + 1 < num_steps:
             beam = _extend_beam(residual_NBD, beam, to_device(codebook_KD, x_ND.device))
     return np.stack(codebooks)

@@ -9,7 +9,7 @@ from small_models import random_model
 
 from qinco.cli import bench
 from qinco.cli.console import Console
-from qinco.cli.overrides import parse_arguments
+from qinco.cli.grammar import parse_arguments
 from qinco.codec import Codec, ProductCodec
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError

@@ -4,9 +4,10 @@ import torch
 from small_models import ARCHITECTURES, random_model, random_vectors
 
 from qinco.codec import Codec, ProductCodec
-from qinco.codec.product import _Columns, _SharedBlocks, fit_rotation
+from qinco.codec.parts import PartRows
+from qinco.codec.product import _SharedBlocks
 from qinco.config import EncodeOptions
-from qinco.errors import ConfigError, DataError
+from qinco.errors import DataError
 from qinco.vectors.rows import VectorSource, as_source
 
 RULE = EncodeOptions(num_pairs=6, beam_width=3, precision="float32")
@@ -86,7 +87,7 @@ def test_every_block_is_read_once_for_all_parts(codec, block_rows):
 
 def test_a_block_is_kept_until_the_last_part_has_taken_it():
     x = random_vectors(20, 6)
-    blocks = _SharedBlocks([_Columns(as_source(x), part, 3, None) for part in range(3)])
+    blocks = _SharedBlocks([PartRows(as_source(x), part, 3, None) for part in range(3)])
     for start in (0, 5):  # the first part is a block ahead
         assert np.array_equal(blocks.take(0, slice(start, start + 5)), x[start : start + 5, :2])
     for start in (0, 5):
@@ -160,66 +161,3 @@ def test_lists_and_wrong_vectors_are_refused(codec):
     x[300, 5] = np.nan
     with pytest.raises(DataError, match="row 300 of vectors holds NaN"):
         codec.encode(x)
-
-
-@pytest.mark.parametrize("rotate", [False, True])
-def test_fit_trains_every_part(tmp_path, rotate):
-    x = random_vectors(400, 6)
-    codec = ProductCodec.fit(x, num_parts=3, rotate=rotate, output=tmp_path / "x", **SMALL)
-    assert (len(codec.parts), codec.dim, codec.code_size) == (3, 6, 6)
-    error = np.square(codec.decode(codec.encode(x)) - x).sum(1).mean()
-    assert error < 0.3 * x.var(0).sum()
-    loaded = ProductCodec.load(tmp_path / "x")
-    np.testing.assert_allclose(loaded.decode(codec.encode(x)), codec.decode(codec.encode(x)))
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
-    assert (codec.rotation_DD is not None) == rotate
-
-
-@pytest.mark.parametrize("count", [9, 100, 400])
-def test_the_rotation_is_one(capfd, count):
-    rotation = fit_rotation(as_source(random_vectors(count, 6)), 2, 0)
-    np.testing.assert_allclose(rotation @ rotation.T, np.eye(6), atol=1e-5)
-    assert capfd.readouterr().err == ""  # faiss warns there about few vectors
-
-
-def test_the_rotation_helps_where_the_parts_depend_on_each_other():
-    """All variance lies in the first part: rotated, both parts share it."""
-    x = random_vectors(400, 6) * np.array([9, 9, 9, 0.01, 0.01, 0.01], np.float32)
-    errors = []
-    for rotate in (False, True):
-        codec = ProductCodec.fit(x, rotate=rotate, **SMALL)
-        errors.append(np.square(codec.decode(codec.encode(x)) - x).sum(1).mean())
-    assert errors[1] < errors[0]
-
-
-def test_a_finished_codec_is_not_trained_again_by_resume(tmp_path):
-    x = random_vectors(200, 6)
-    ProductCodec.fit(x, output=tmp_path / "x", **SMALL)
-    before = (tmp_path / "x").read_bytes()
-    resumed = ProductCodec.fit(x, output=tmp_path / "x", resume=True, **SMALL)
-    assert (resumed.encode(x) == ProductCodec.load(tmp_path / "x").encode(x)).all()
-    assert (tmp_path / "x").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_parts": 4}, "must divide the dimension 6, not 4"),
-        ({"num_parts": 1}, "must be at least 2"),
-        ({"num_parts": 2.0}, "must be an integer, not 2.0"),
-        ({"recipe": "best"}, "recipe must be one of"),
-        ({"coarse_centroids": np.zeros((2, 6))}, "cannot be trained with coarse_centroids"),
-        ({"epoch": 3}, "unknown setting 'epoch': did you mean epochs"),
-        ({"codebook_size": 3}, "power of two"),
-        ({"num_valid": 150}, "more than half"),
-        ({"seed": None}, "seed must be an integer"),
-    ],
-)
-def test_bad_settings_are_refused_before_any_work(tmp_path, monkeypatch, settings, message):
-    def never(*args):
-        raise AssertionError("work began")
-
-    monkeypatch.setattr("qinco.codec.product.fit_rotation", never)
-    with pytest.raises(ConfigError, match=message):
-        ProductCodec.fit(random_vectors(200, 6), output=tmp_path / "x", **SMALL | {"rotate": True} | settings)
-    assert list(tmp_path.iterdir()) == []

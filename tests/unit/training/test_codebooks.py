@@ -8,7 +8,7 @@ from qinco.engines.torch_engine import Encoder
 from qinco.errors import DataError
 from qinco.maths.clustering import residual_kmeans
 from qinco.model.qinco import Qinco
-from qinco.training.codebooks import CodewordUse, redraw_unused, sample, set_normalization, start_model
+from qinco.training.codebooks import CodewordUse, initialize_model, redraw_unused, sample, set_normalization
 from qinco.training.options import TrainOptions
 from qinco.vectors.rows import as_source
 
@@ -63,7 +63,7 @@ def test_constant_vectors_are_not_scaled(range_scaling, value):
 def first_error(config, x_ND, options, coarse_VD=None, device="cpu"):
     """MSE in normalised space at the start, encoded greedily, and with a beam; and the model, on the processor then."""
     model = Qinco.empty(config).to_empty(device=device)
-    start_model(model, as_source(x_ND), options, coarse_VD)
+    initialize_model(model, as_source(x_ND), options, coarse_VD)
     assert all(tensor.device.type == torch.device(device).type for tensor in model.state_dict().values())
     model.to("cpu")
     y_ND = model.normalize(torch.from_numpy(x_ND))

@@ -1,4 +1,4 @@
-"""What `doctor` reports of real and made-up machines, which problems it names, and that its self-check can fail."""
+"""What `check_installation` reports of real and made-up machines, and that its self-check can fail."""
 
 import json
 import platform
@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from qinco.cli import doctor
-from qinco.cli.console import Console
-from qinco.cli.overrides import parse_arguments
+from qinco import installation
+from qinco.cli import main
 from qinco.config import ENGINES
 from qinco.engines.torch_engine import Encoder
-from qinco.errors import QincoError
+from qinco.installation import inspect, installed_version
 from qinco.maths.assignment import NearestCentroids
 from qinco.native import library
 from qinco.version import __version__
@@ -28,10 +27,6 @@ REQUIRES = [
 ]
 
 
-def run(*arguments):
-    doctor.doctor(parse_arguments(["doctor", *arguments]), Console())
-
-
 def write(path: Path, text: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -41,12 +36,12 @@ def write(path: Path, text: str = "") -> None:
 def requires(monkeypatch):
     """The lines of a made-up package's metadata, to be changed by the test."""
     lines = list(REQUIRES)
-    monkeypatch.setattr(doctor.metadata, "requires", lambda package: lines)
+    monkeypatch.setattr(metadata, "requires", lambda package: lines)
     return lines
 
 
 def test_json_is_one_object(capsys):
-    run("json=true")
+    assert main(["doctor", "json=true"]) == 0
     out, err = capsys.readouterr()
     facts = json.loads(out)
     assert err == "" and out.count("\n") == 1
@@ -68,7 +63,7 @@ def test_json_is_one_object(capsys):
 
 
 def test_table(capsys, requires):
-    run()
+    assert main(["doctor"]) == 0
     out, err = capsys.readouterr()
     rows = [line.split(None, 2) for line in out.splitlines()]
     assert err == ""
@@ -84,7 +79,7 @@ def test_table(capsys, requires):
 
 
 def test_optional_packages_are_no_problem(requires):
-    facts, problems = doctor.inspect()
+    facts, problems = inspect()
     assert facts["not_installed"] == {"nosuchpackage": "pip install 'qinco[hdf5]'"}
     assert set(facts["versions"]) == {"qinco", "python", "torch", "numpy"}
     assert not any("nosuchpackage" in problem or "pytest" in problem for problem in problems)
@@ -92,7 +87,7 @@ def test_optional_packages_are_no_problem(requires):
 
 def test_a_required_package_is_missing(requires):
     requires.append("othermissing>=2.0")
-    facts, problems = doctor.inspect()
+    facts, problems = inspect()
     assert "othermissing" in facts["not_installed"]
     assert "othermissing is missing: pip install 'othermissing>=2.0'" in problems
 
@@ -100,14 +95,14 @@ def test_a_required_package_is_missing(requires):
 @pytest.mark.parametrize("least, is_old", [("99", True), ("1.0", False), (np.__version__, False)])
 def test_old_versions(requires, least, is_old):
     requires[1] = f"numpy>={least}"
-    _, problems = doctor.inspect()
+    _, problems = inspect()
     expected = f"numpy {np.__version__} is too old: pip install --upgrade 'numpy>={least}'"
     assert (expected in problems) == is_old
 
 
 def test_versions_are_compared_as_numbers(requires, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
-    _, problems = doctor.inspect()
+    _, problems = inspect()
     assert "torch 2.9.1+cpu is too old: pip install --upgrade 'torch>=2.10'" in problems
 
 
@@ -115,15 +110,15 @@ def test_a_package_that_is_not_installed_itself(monkeypatch):
     def missing(package):
         raise metadata.PackageNotFoundError(package)
 
-    monkeypatch.setattr(doctor.metadata, "requires", missing)
-    facts, problems = doctor.inspect()
+    monkeypatch.setattr(metadata, "requires", missing)
+    facts, problems = inspect()
     assert facts["versions"]["qinco"] == __version__
     assert any("without being installed" in problem for problem in problems)
 
 
 def test_a_missing_package_has_no_version():
-    assert doctor.version("nosuchpackage") is None
-    assert doctor.version("scikit-learn") == metadata.version("scikit-learn")
+    assert installed_version("nosuchpackage") is None
+    assert installed_version("scikit-learn") == metadata.version("scikit-learn")
 
 
 # Machines
@@ -135,7 +130,7 @@ def test_processor_features(tmp_path, monkeypatch):
         "processor\t: 0\nmodel name\t: Quick: 9000\nflags\t\t: fpu avx2 fma\n\nflags: amx_bf16\n",
     )
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    processor = doctor.inspect(tmp_path)[0]["processor"]
+    processor = inspect(tmp_path)[0]["processor"]
     assert processor["name"] == "Quick: 9000"
     assert (processor["avx2"], processor["fma"], processor["avx512f"], processor["amx_bf16"]) == (
         True,
@@ -148,12 +143,12 @@ def test_processor_features(tmp_path, monkeypatch):
 def test_arm_features(tmp_path, monkeypatch):
     write(tmp_path / "proc/cpuinfo", "processor : 0\nFeatures : fp asimd i8mm\n")
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    processor = doctor.inspect(tmp_path)[0]["processor"]
+    processor = inspect(tmp_path)[0]["processor"]
     assert (processor["neon"], processor["bf16"]) == (True, False)
 
 
 def test_a_system_that_says_nothing(tmp_path):
-    facts, _ = doctor.inspect(tmp_path)
+    facts, _ = inspect(tmp_path)
     assert set(facts["processor"]) == {"name", "platform"} and facts["processor"]["name"]
     assert facts["memory"] == {"total_bytes": None, "available_bytes": None, "limit_bytes": None}
     assert facts["cores"]["physical"] is None and facts["cores"]["quota"] is None
@@ -169,7 +164,7 @@ def test_cores_and_memory(tmp_path):
     write(tmp_path / "proc/self/cgroup", "0::/\n")
     write(tmp_path / "sys/fs/cgroup/cpu.max", "150000 100000\n")
     write(tmp_path / "sys/fs/cgroup/memory.max", "1000000\n")
-    facts, _ = doctor.inspect(tmp_path)
+    facts, _ = inspect(tmp_path)
     assert (facts["cores"]["physical"], facts["cores"]["quota"]) == (2, 1.5)
     assert facts["memory"] == {"total_bytes": 1 << 21, "available_bytes": 1 << 20, "limit_bytes": 1_000_000}
 
@@ -179,7 +174,7 @@ def test_more_threads_than_cores(tmp_path, monkeypatch):
     write(tmp_path / "sys/fs/cgroup/cpu.max", "50000 100000\n")
     for threads, is_problem in ((64, True), (1, False)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        _, problems = doctor.inspect(tmp_path)
+        _, problems = inspect(tmp_path)
         expected = f"torch uses {threads} threads, more than the cores that this process has (1): give threads=1"
         assert any(problem.startswith(expected) for problem in problems) == is_problem
 
@@ -189,8 +184,8 @@ def test_a_gpu_that_torch_cannot_use(tmp_path, monkeypatch, is_seen):
     write(tmp_path / "dev/nvidiactl")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: is_seen)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(doctor, "choose_device", lambda name: torch.device("cpu"))
-    _, problems = doctor.inspect(tmp_path)
+    monkeypatch.setattr(installation, "choose_device", lambda name: torch.device("cpu"))
+    _, problems = inspect(tmp_path)
     assert any("cannot use the NVIDIA GPU" in problem for problem in problems) != is_seen
 
 
@@ -198,16 +193,16 @@ def test_torch_that_does_not_see_bf16(tmp_path, monkeypatch):
     write(tmp_path / "proc/cpuinfo", "flags : avx512f avx512_bf16\n")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     for is_seen in (True, False):
-        monkeypatch.setattr(doctor, "multiplies_bf16_fast", lambda device, is_seen=is_seen: is_seen)
-        _, problems = doctor.inspect(tmp_path)
+        monkeypatch.setattr(installation, "multiplies_bf16_fast", lambda device, is_seen=is_seen: is_seen)
+        _, problems = inspect(tmp_path)
         assert any("does not see it" in problem for problem in problems) != is_seen
 
 
 def test_torch_without_onednn(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "multiplies_bf16_fast", lambda device: True)
+    monkeypatch.setattr(installation, "multiplies_bf16_fast", lambda device: True)
     for is_there in (True, False):
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda is_there=is_there: is_there)
-        _, problems = doctor.inspect(tmp_path)
+        _, problems = inspect(tmp_path)
         assert any("without oneDNN" in problem for problem in problems) != is_there
 
 
@@ -220,7 +215,7 @@ def test_gpus_are_listed(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    facts, _ = doctor.inspect()
+    facts, _ = inspect()
     assert list(facts["devices"]) == ["cpu", "cuda:0", "cuda:1"]
     assert facts["devices"]["cuda:1"] == {"name": "Graphics 7", "memory_bytes": 3 << 30, "fast_bf16": True}
     assert facts["automatic"]["device"] == "cuda" and facts["automatic"]["candidates"] == "bf16"
@@ -229,33 +224,30 @@ def test_gpus_are_listed(monkeypatch):
 # Folders and data sets
 
 
-def test_data_sets_below_the_current_folder(tmp_path, monkeypatch, capsys):
+def test_data_sets_below_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("database1M", "training_set", "queries"):
         write(tmp_path / f"data/contriever/{name}.npy")
-    facts, _ = doctor.inspect()
+    facts, _ = inspect()
     missing = ["data/contriever/ground_truth1M.npy"]
     assert facts["data_sets"] == {"contriever1M": {"files": 3, "missing": missing}}
-    run()
-    assert "contriever1M" in capsys.readouterr().out
     write(tmp_path / missing[0])
-    assert doctor.inspect()[0]["data_sets"] == {"contriever1M": {"files": 4, "missing": []}}
+    assert inspect()[0]["data_sets"] == {"contriever1M": {"files": 4, "missing": []}}
 
 
-def test_a_current_folder_that_is_gone(tmp_path, monkeypatch, capsys):
+def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    run("json=true")
-    folder = json.loads(capsys.readouterr().out)["folders"]["current"]
+    folder = inspect()[0]["folders"]["current"]
     assert (folder["path"], folder["writable"]) == (None, False)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that nobody can write in")
 def test_a_folder_that_cannot_be_written(monkeypatch):
     monkeypatch.chdir("/proc")
-    assert doctor.inspect()[0]["folders"]["current"]["writable"] is False
+    assert inspect()[0]["folders"]["current"]["writable"] is False
 
 
 # The self-check
@@ -268,11 +260,11 @@ def encoder_with(change):
 
 
 def fails(reason, capsys):
-    with pytest.raises(QincoError, match=reason):
-        run("json=true")
-    facts = json.loads(capsys.readouterr().out)
+    assert main(["doctor", "json=true"]) == 2
+    out, err = capsys.readouterr()
+    facts = json.loads(out)
     assert facts["self_check"] == "failed"
-    assert reason in facts["problems"][-1]
+    assert reason in facts["problems"][-1] and reason in err
 
 
 def test_self_check_sees_wrong_arithmetic(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""`--cfg` tells what a run would do, and where each setting comes from, without doing it."""
+"""`--cfg` shows the value of every key and its source, without running the task."""
 
 import json
 
@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from qinco.cli import main
-from qinco.cli.overrides import parse_arguments
-from qinco.cli.resolved import RULE, SIZES, TRAINING, keys_of, resolve
+from qinco.cli.defaults import resolve
+from qinco.cli.grammar import parse_arguments
 from qinco.cli.tasks import TASKS
 from qinco.cli.training import run_settings
-from qinco.codec.plan import plan_run
+from qinco.codec.plan import plan_training
+from qinco.config import EncodeOptions, ModelConfig, field_keys
 from qinco.datasets.named import DATASETS
+from qinco.training.options import TrainOptions
 from qinco.vectors.rows import as_source
 
 TRAIN = ("train", "trainset=x", "output=y")
@@ -20,7 +22,10 @@ DIM = 12
 
 def resolved(*words: str) -> dict[str, tuple]:
     settings = parse_arguments(words, complete=False)
-    return {name: (found.value, found.source) for name, found in resolve(settings.task, settings.given_values).items()}
+    return {
+        name: (found.value, found.source)
+        for name, found in resolve(TASKS[settings.task], settings.given_values).items()
+    }
 
 
 def test_text(capsys):
@@ -28,12 +33,12 @@ def test_text(capsys):
     out, err = capsys.readouterr()
     assert err == ""
     lines = {line.partition("=")[0]: line.partition("=")[2].split(maxsplit=1) for line in out.splitlines()}
-    assert list(lines) == [key.name for key in keys_of(TASKS["eval"])]
+    assert list(lines) == [key.name for key in TASKS["eval"].keys]
     assert lines["model"] == ["missing"]
     assert lines["db"] == ["data/deep1b/base.fvecs", "data set deep1M"]
     assert lines["ds.db"] == ["5", "command line"]
     assert lines["A"] == ["0", "command line"]
-    assert lines["C"] == ["null", "A counts instead"]
+    assert lines["C"] == ["null", "A is used instead"]
     assert lines["threads"] == ["null", "default"]
     assert len({line.index(line.split(maxsplit=1)[-1]) for line in out.splitlines() if "  " in line}) == 1
 
@@ -42,7 +47,7 @@ def test_text(capsys):
 def test_json_and_the_spellings_of_hydra(words, capsys):
     assert main([*words, "train", "json=true", "trainset=x", "output=${M}.pt", "M=16"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found) == [key.name for key in keys_of(TASKS["train"])]
+    assert list(found) == [key.name for key in TASKS["train"].keys]
     assert found["output"] == {"value": "16.pt", "source": "command line"}
     assert found["lr"] == {"value": None, "source": "default, fitted to the run"}
     assert found["de"] == {"value": 128, "source": "preset qinco2-S"}
@@ -58,7 +63,7 @@ def test_mistakes_are_still_mistakes(capsys):
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_says_what_is_missing(task):
     found = resolved(task)
-    assert list(found) == [key.name for key in keys_of(TASKS[task])]
+    assert list(found) == [key.name for key in TASKS[task].keys]
     missing = [name for name, (_, source) in found.items() if source.startswith("missing")]
     assert missing == [names.split("|")[0] for names in TASKS[task].required]
 
@@ -116,27 +121,27 @@ def test_the_limit_of_a_data_set_stands_above_a_higher_one():
 def test_what_only_the_model_knows():
     found = resolved("eval", "model=m", "B=4")
     assert (found["A"], found["B"]) == ((None, "the model's"), (4, "command line"))
-    assert resolved("eval", "model=m", "C=4")["A"] == (None, "C counts instead")
+    assert resolved("eval", "model=m", "C=4")["A"] == (None, "C is used instead")
     found = resolved(*TRAIN, "model=m", "recipe=paper")
     assert found["M"] == found["de"] == found["A"] == (None, "the model's")
     assert found["lr"] == (None, "recipe paper of this kind of model")
     assert found["codebook_noise_init"] == (0.1, "recipe paper")
-    assert resolved("train", "model=m", "output=a.pt")["A"][1] == "the model's, or A=16 B=32 where that has C"
-    assert resolved("bench")["B"] == (None, "default, the usual rules in turn")
+    assert resolved("train", "model=m", "output=a.pt")["A"][1] == "the model's, or A=16 B=32 if that has C"
+    assert resolved("bench")["B"] == (None, "default, the usual options in turn")
     assert resolved("bench", "B=4")["C"] == (64, "default")
 
 
 def test_sources():
     found = resolved(*TRAIN)
     assert found["model_args"] == ("qinco2-S", "default")
-    assert (found["C"], found["A"]) == ((64, "default"), (None, "C counts instead"))
+    assert (found["C"], found["A"]) == ((64, "default"), (None, "C is used instead"))
     assert resolved("train", "output=x.PT")["A"] == (16, "default of .pt files")
     assert resolved(*TRAIN, "recipe=paper")["A"] == (16, "recipe paper")
     assert resolved(*TRAIN, "model_args=qinco1")["A"] == (0, "preset qinco1")
-    assert resolved(*TRAIN, "model_args=qinco1")["de"] == (None, "default, the vectors' dimension")
-    assert resolved(*TRAIN, "qinco1_mode=true", "de=24")["de"] == (None, "qinco1_mode, the vectors' dimension")
+    assert resolved(*TRAIN, "model_args=qinco1")["de"] == (None, "default, the dimension of the vectors")
+    assert resolved(*TRAIN, "qinco1_mode=true", "de=24")["de"] == (None, "qinco1_mode, the dimension of the vectors")
     assert resolved(*TRAIN, "cpu=true")["device"] == ("cpu", "cpu=true")
-    assert resolved(*TRAIN)["ds.valset"] == (10_000, "default, a tenth of the training vectors at most")
+    assert resolved(*TRAIN)["ds.valset"] == (10_000, "default, at most a tenth of the training vectors")
 
 
 @pytest.mark.parametrize(
@@ -173,18 +178,17 @@ def test_it_is_what_training_does(words):
     coarse = np.zeros((5, DIM), np.float32) if settings["ivf_centroids"] else None
     source = as_source(np.zeros((100, DIM), np.float32))
     preset, recipe = chosen.pop("preset"), chosen.pop("recipe")
-    run = plan_run(source, preset, coarse, None, recipe, chosen, settings["output"])
-    found = resolve("train", settings.given_values)
-    done = {key: getattr(run.model, name) for key, name in SIZES.items()}
-    done |= {key: getattr(run.encode, name) for key, name in RULE.items()}
-    done |= {key: getattr(run.train, name) for key, name in TRAINING.items()}
-    done["scheduler.name"] = {"plateau": "reduce_lr_plateau"}.get(run.train.schedule, "cosine")
+    run = plan_training(source, preset, chosen, coarse_centroids=coarse, recipe=recipe, output=settings["output"])
+    found = resolve(TASKS["train"], settings.given_values)
+    parts = ((ModelConfig, run.model_config), (EncodeOptions, run.encode_options), (TrainOptions, run.train_options))
+    done = {key: getattr(part, name) for options, part in parts for name, key in field_keys(options).items()}
+    del done["engine"]
     shown = {key: found[key].value for key in done}
     assert shown["de"] in (done["de"], None)
-    assert shown["de"] or run.model.embed_dim == DIM
+    assert shown["de"] or run.model_config.embed_dim == DIM
     shown["de"] = done["de"]
-    if run.train.num_valid is None:
-        assert shown.pop("ds.valset") == 10_000 and found["ds.valset"].source.startswith("default, a tenth")
+    if run.train_options.num_valid is None:
+        assert shown.pop("ds.valset") == 10_000 and found["ds.valset"].source.startswith("default, ")
         del done["ds.valset"]
-    done["A"] = 0 if not run.encode.preselects else done["A"]
+    done["A"] = 0 if not run.encode_options.preselects else done["A"]
     assert shown == done

@@ -1,4 +1,4 @@
-"""`qinco info`: what a file is and holds, without reading more of it than that takes."""
+"""What a file of ours, of the authors' code, of faiss or of vectors holds, without reading more than that takes."""
 
 import json
 import math
@@ -7,37 +7,15 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from qinco.cli.console import Console
-from qinco.cli.overrides import Settings
 from qinco.errors import DataError
 from qinco.search.faiss_layout import KINDS, read_layout
 from qinco.store.folder import is_index, read_index
-from qinco.vectors.block_rows import split_table
-from qinco.vectors.formats import SUFFIXES, open_array
-from qinco.vectors.mapped import read_start
+from qinco.vectors.formats import SUFFIXES, open_array, split_part
+from qinco.vectors.mapped import missing_file, read_start
 
 _MOST_TEXT_BYTES = 1 << 28
 _HOLDING_CODES = (".npy", ".ivecs")  # and vectors, and anything else
 _FAISS_HEADER = struct.Struct("<4siqqqBi")
-
-
-def info(settings: Settings, console: Console) -> None:
-    """What each file or folder holds."""
-    results, errors = [], []
-    for path in settings["file"]:
-        try:
-            results.append(describe(path))
-        except DataError as error:
-            errors.append(error)
-    if settings["json"] and len(settings["file"]) > 1:
-        console.print_result({result["file"]: result for result in results}, True)
-    else:
-        for result in results:
-            console.print_result(result, settings["json"])
-    for error in errors[:-1]:
-        console.warn(str(error))
-    if errors:
-        raise errors[-1]
 
 
 def describe(path: str) -> dict:
@@ -45,12 +23,12 @@ def describe(path: str) -> dict:
 
     The suffix says what a file should be; what it is not is refused.
     """
-    file, _ = split_table(path)
+    file, _ = split_part(path)
     try:
         if file.is_dir():
             return {"file": str(path)} | (_describe_index(file) if is_index(file) else _describe_codes(file))
         if not file.is_file():
-            raise DataError(f"{path} does not exist" if not file.exists() else f"{path} is not a regular file")
+            raise DataError(f"{path} is not a regular file") if file.exists() else missing_file(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     common = {"file": str(path), "bytes": file.stat().st_size}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qinco.cli.describe import describe
+from qinco import describe
 from qinco.vectors.formats import write_vectors
 
 
@@ -24,6 +24,6 @@ def test_integers_may_be_codes_where_codes_are_written(name, dtype, kind, tmp_pa
     path = tmp_path / name
     rows = np.ones((3, 5), dtype)
     write_vectors(path, rows)
-    found = describe(str(path))
+    found = describe(path)
     assert (found["kind"], found["num_vectors"], found["dim"], found["dtype"]) == (kind, 3, 5, np.dtype(dtype).name)
     assert ("codes" in found.get("note", "")) == (kind == "integers")

@@ -18,15 +18,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from qinco.cli.console import Console, format_value
-from qinco.cli.overrides import Settings
 from qinco.codec.codec import Codec
 from qinco.config import PRESETS, EncodeOptions, ModelConfig
 from qinco.datasets.named import DATASETS
 from qinco.engines import native_engine
 from qinco.engines.engine import candidate_dtype, choose_device, choose_engine, multiplies_bf16_fast
 from qinco.engines.torch_engine import Encoder
-from qinco.errors import QincoError
 from qinco.machine import cpuinfo, group_limits, processor_name, usable_cores
 from qinco.maths.assignment import faiss
 from qinco.model.random import random_model
@@ -45,25 +42,29 @@ _MODULES = {"faiss-cpu": "faiss", "scikit-learn": "sklearn"}
 _MSE_TOLERANCE = 1.02
 
 
-def doctor(settings: Settings, console: Console) -> None:
-    """Print what there is and what is wrong with it; raises QincoError if the self-check fails."""
+def check_installation() -> dict:
+    """Inspect this machine and this installation, and check that they compute what they should.
+
+    Returns:
+        Facts as JSON values, by section: versions, processor, cores, threads, memory, libraries, devices, folders, data
+        sets; names that end in `_bytes` are sizes. "problems" is a list of sentences, "self_check" is "ok" or "failed",
+        with the reason as the last problem.
+
+    Example:
+        >>> qinco.check_installation()["problems"]
+        []
+    """
     facts, problems = inspect()
     failure = _failure()
     if failure is not None:
         problems.append(f"the self-check failed: {failure}")
-    facts |= {"problems": problems, "self_check": "ok" if failure is None else "failed"}
-    if settings["json"]:
-        console.print_result(facts, True)
-    else:
-        console.print_table(list(_rows(facts)), ("about", "what", "value"))
-    if failure is not None:
-        raise QincoError(f"the self-check failed: {failure}; do not trust codes that are made here")
+    return facts | {"problems": problems, "self_check": "ok" if failure is None else "failed"}
 
 
 def inspect(root: Path = Path("/")) -> tuple[dict, list[str]]:
     """Facts by section, and the problems that they show, each a sentence. `root` is where /proc, /sys and /dev lie."""
     requirements = list(_requirements())
-    versions = {found.name: version(found.name) for found in requirements}
+    versions = {found.name: installed_version(found.name) for found in requirements}
     processor, cores = _processor(root), _cores(root)
     facts = {
         "versions": {"qinco": __version__, "python": platform.python_version()}
@@ -111,7 +112,7 @@ def _requirements() -> Iterator[_Requirement]:
                 yield _Requirement(name, least and least[1], extra and extra[1])
 
 
-def version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
     """The version in use, the installed one where the package is not imported, or None where it is missing."""
     loaded = getattr(sys.modules.get(_MODULES.get(package, package)), "__version__", None)
     if loaded is not None:
@@ -283,25 +284,3 @@ def self_check(device: torch.device) -> str | None:
             if not ratio < _MSE_TOLERANCE:
                 return f"engine={engine} precision={precision} has {ratio:.3f} times the reference's error"
     return None
-
-
-# The table
-
-
-def _rows(facts: dict) -> Iterator[tuple[str, str, str]]:
-    for section, content in facts.items():
-        parts = content if isinstance(content, list) else [content]
-        entries = content.items() if isinstance(content, dict) else [("", part) for part in parts]
-        for i, (name, value) in enumerate(entries or [("", "none")]):
-            yield "" if i else section.replace("_", " "), name.removesuffix("_bytes"), _text(name, value)
-
-
-def _text(name: str, value) -> str:
-    if isinstance(value, dict):
-        shown = {inner: part for inner, part in value.items() if part not in (None, [])}
-        return ", ".join(f"{inner.removesuffix('_bytes')} {_text(inner, part)}" for inner, part in shown.items())
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if name.endswith("_bytes") and value is not None:
-        return f"{value / 2**30:,.1f} GiB"
-    return format_value(value)
