@@ -2,20 +2,17 @@
 
 import json
 import math
-import struct
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from qinco.errors import DataError
-from qinco.search.faiss_layout import KINDS, read_layout
 from qinco.store.folder import is_index, read_index
 from qinco.vectors.formats import SUFFIXES, open_array, split_part
-from qinco.vectors.mapped import missing_file, read_start
+from qinco.vectors.mapped import missing_file
 
 _MOST_TEXT_BYTES = 1 << 28
 _HOLDING_CODES = (".npy", ".ivecs")  # and vectors, and anything else
-_FAISS_HEADER = struct.Struct("<4siqqqBi")
 
 
 def describe(path: str) -> dict:
@@ -223,29 +220,9 @@ def _describe_results(file: Path) -> dict:
 
 
 def _describe_faiss(file: Path) -> dict:
-    """A faiss index: one that can be searched here, or else what the common header says."""
-    start = read_start(file, _FAISS_HEADER.size)
-    if len(start) < _FAISS_HEADER.size:
-        raise DataError(f"{file} is no faiss index: it has {len(start)} bytes only")
-    code, dim, num_vectors, _, _, is_trained, metric = _FAISS_HEADER.unpack(start)
-    if not code.isalnum() or not 0 < dim < 1 << 24 or not 0 <= num_vectors < 1 << 48 or is_trained > 1:
-        raise DataError(f"{file} is no faiss index, or a damaged one: its header makes no sense")
-    fields = {
-        "kind": "faiss index",
-        "type": code.decode(),
-        "num_vectors": num_vectors,
-        "dim": dim,
-        "metric": {0: "inner_product", 1: "l2"}.get(metric, str(metric)),
-        "is_trained": bool(is_trained),
-        "bytes_per_vector": round(file.stat().st_size / num_vectors, 2) if num_vectors else None,
-    }
-    if fields["type"] in KINDS and is_trained:
-        layout = read_layout(file)
-        sizes = layout.tables_MKD.shape
-        fields |= {"num_lists": len(layout.centroids_VD), "code_size": sizes[0], "codebook_size": sizes[1]}
-        fields["bytes_per_vector"] = layout.code_bytes + 8
-        fields["table_bytes"] = layout.centroids_VD.nbytes + layout.tables_MKD.nbytes
-    return fields
+    from qinco.compat.faiss_files import describe_faiss_file
+
+    return describe_faiss_file(file)
 
 
 def _read_text(file: Path) -> str:

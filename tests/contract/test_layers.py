@@ -34,7 +34,7 @@ HOMES = {
         "maths/assignment.py",
         "search/coarse.py",
         "maths/clustering.py",
-        "search/faiss_file.py",
+        "compat/faiss_files.py",
         "maths/rotation.py",
     },
     "accelerate": {"training/processes.py"},

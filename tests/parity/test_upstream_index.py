@@ -11,7 +11,8 @@ import pytest
 from parity_files import EXISTS, MISSING, PARITY
 
 from qinco.codec import load_codec
-from qinco.search.faiss_file import FaissIndex
+from qinco.compat.faiss_files import FaissIndex
+from qinco.search.scan import Shortlist
 
 if not EXISTS:
     pytest.skip(MISSING, allow_module_level=True)
@@ -38,7 +39,7 @@ def experiment(request):
 @pytest.fixture
 def shortlist(index, experiment):
     given = experiment["parameters"]
-    return index.shortlist(QUERIES, given["nshort"], given["nprobe"], given["quantizer_efSearch"])
+    return Shortlist(*index.shortlist(QUERIES, given["nshort"], given["nprobe"], given["quantizer_efSearch"]))
 
 
 def reranked(shortlist, queries_QD, decoded_QSD):
