@@ -68,7 +68,9 @@ def _sweep(settings: Settings, console: Console) -> None:
     except KeyboardInterrupt:
         if output is None or not Path(output).exists():
             raise
-        raise KeyboardInterrupt(f"what is measured is in {output}; the same command with resume=true continues") from None
+        raise KeyboardInterrupt(
+            f"what is measured is in {output}; the same command with resume=true continues"
+        ) from None
     if settings["plot"] is not None:
         count = torch.get_num_threads()
         title = f"{len(queries):,} queries, {count} thread{'s' if count > 1 else ''}"

@@ -189,4 +189,3 @@ def quantize_lists(centroids_VD: np.ndarray, codebook_size: int, seed: int = 0) 
         codes.append(codes_V.astype(np.uint8))
         books.append(book_KD * unit)
     return np.stack(codes, 1), np.stack(books)
-

@@ -31,16 +31,15 @@ from qinco.search.fit import (
     draw_sample,
     encode_all,
     fit_lookup,
-    held_out,
     open_pairwise,
     partition,
     sample_rows,
     validated_mse,
 )
-from qinco.search.index_file import put_parts
 from qinco.search.ids import as_ids
+from qinco.search.index_file import put_parts
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
-from qinco.search.metric import L2, Metric
+from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
 from qinco.search.parts import IndexParts
 from qinco.search.scan import ENTRIES
@@ -266,7 +265,9 @@ def build_index(
     with reporting(progress) as report, TemporaryFile(dir=output.absolute().parent) as scratch:
         sample, centroids_VD = draw_sample(train, train_vectors, codec, centroids, num_training, seed, report)
         pairs = open_pairwise(pairwise, database.num_codes, database.codebook_size, sample.dim, centroids_VD)
-        key = None if not is_faiss else _index_key(index_key, 1 if centroids_VD is None else len(centroids_VD), database)
+        key = (
+            None if not is_faiss else _index_key(index_key, 1 if centroids_VD is None else len(centroids_VD), database)
+        )
         measure = Metric("cosine", _one_length(sample)) if metric == "cosine" else Metric(metric)
         # Codes without lists describe whole vectors, and centroids only where to find them; faiss adds them to all.
         adds_centroids = train.codes.has_lists or is_faiss

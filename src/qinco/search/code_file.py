@@ -159,7 +159,9 @@ def _open_file(path: Path, codec: Codec | None, num_codes: int | None, codebook_
     has_lists = facts["num_lists"] != 0 if codec is None else codec.is_ivf
     if codec is not None and codec.is_ivf and facts["num_lists"] == 0 and not is_directory(path):
         if not lists_beside(path).exists():
-            raise DataError(f"{path} holds codes without lists, and {lists_beside(path)} is missing: the codec has lists")
+            raise DataError(
+                f"{path} holds codes without lists, and {lists_beside(path)} is missing: the codec has lists"
+            )
     stored = open_encoded_set(path, num_codes, codebook_size, has_lists)
     return CodeFile(Codes(stored.codes, stored.lists, str(path)), codebook_size, **facts)
 

@@ -75,9 +75,7 @@ class FaissSearcher:
         DataError: the file is no IVF index with an additive quantizer, or not of this codec.
     """
 
-    def __init__(
-        self, path: str | os.PathLike, codec: Codec | None = None, pairwise: PairwiseDecoder | None = None
-    ):
+    def __init__(self, path: str | os.PathLike, codec: Codec | None = None, pairwise: PairwiseDecoder | None = None):
         self.path, self.codec, self.pairwise = Path(path), codec, pairwise
         self.index = FaissIndex.open(path)
         self.lookup = LookupDecoder(self.index.tables, self.index.centroids)
@@ -108,9 +106,7 @@ class FaissSearcher:
             ids_N = ids_N[~np.isin(ids_N, block)]
         return ids_N
 
-    def pipeline(
-        self, options: SearchOptions, k: int, *, precision: str = "auto", decoder: str = "neural"
-    ) -> Pipeline:
+    def pipeline(self, options: SearchOptions, k: int, *, precision: str = "auto", decoder: str = "neural") -> Pipeline:
         """As `Index.pipeline`."""
         neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
         length, stages = plan_stages(options, k, None if decoder == "lookup" else self.pairwise, neural)

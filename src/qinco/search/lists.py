@@ -74,7 +74,9 @@ class InvertedLists:
                     f"{num_codes} codes in {num_lists} lists need {np.dtype(dtypes[-1])} {shape}"
                 )
         if starts[0] != 0 or starts[-1] != num_vectors or (starts[1:] < starts[:-1]).any():
-            raise DataError(f"{name} is damaged: its starts of lists are not ascending from 0 to its {num_vectors} vectors")
+            raise DataError(
+                f"{name} is damaged: its starts of lists are not ascending from 0 to its {num_vectors} vectors"
+            )
         return cls(starts, codes, ids, num_codes)
 
     @classmethod

@@ -119,9 +119,7 @@ def sweep(
     known = read_measurements(path, found) if resume and path is not None and path.exists() else {}
 
     def measured(options: SearchOptions):
-        return measure(
-            searcher, prepared_QD, nearest_Q, options, batch_size, precision=precision, decoder=decoder
-        )
+        return measure(searcher, prepared_QD, nearest_Q, options, batch_size, precision=precision, decoder=decoder)
 
     with reporting(progress) as report:
 

@@ -66,7 +66,9 @@ def measure(
 
     seconds = measure_stages(run, min_seconds)
     final_QR, first_QR = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return Measurement(recall(final_QR, nearest_Q, ranks), recall(first_QR, nearest_Q, ranks), seconds, len(prepared_QD))
+    return Measurement(
+        recall(final_QR, nearest_Q, ranks), recall(first_QR, nearest_Q, ranks), seconds, len(prepared_QD)
+    )
 
 
 def measure_stages(run: Callable[[], Mapping[str, float]], min_seconds: float | None = None) -> dict[str, float]:
