@@ -36,7 +36,6 @@ def build_index(settings: Settings, console: Console) -> None:
         index_key=settings["search.index_key"] if settings.given("search.index_key") else None,
         overwrite=settings["overwrite"],
         seed=settings["seed"],
-        inputs=inputs.files_read(settings),
         progress=console.progress,
     )
     result = asdict(done) | {"mse_lookup": done.mse_lookup * inputs.mse_scale(settings)}

@@ -107,7 +107,7 @@ class _Rows:
 
 
 class _Fit:
-    """The state of a fit: what is left of the vectors to fit and of those held out, and the gain to expect of each pair."""
+    """The state of a fit: what is left of all vectors, and the gain to expect of each pair."""
 
     def __init__(self, streams_NW, words_WKD, residual_ND, generator: np.random.Generator):
         self.size = words_WKD.shape[1]
@@ -127,7 +127,7 @@ class _Fit:
         return float(self.held.left_TD.square().sum(1).double().mean())
 
     def next_pair(self) -> Pair | None:
-        """The pair that lowers the error most, by a sketch of what is left; None where none does. Each pair is returned at most once.
+        """The pair that lowers the error most, by a sketch of what is left; None if none does. None is returned twice.
 
         Other tables rarely raise a pair's gain, so the last known gains tell which to look at again.
         """

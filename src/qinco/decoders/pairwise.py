@@ -167,8 +167,8 @@ def check_codebook_size(codebook_size: int) -> None:
     """Raise ConfigError for codes with too many codewords."""
     if codebook_size > MAX_CODEWORDS:
         raise ConfigError(
-            f"a pairwise decoder needs {codebook_size**2:,} table rows for each pair of codes of K={codebook_size}, and "
-            f"is for K up to {MAX_CODEWORDS}: use the look-up decoder"
+            f"a pairwise decoder needs {codebook_size**2:,} table rows a pair for K={codebook_size}, and is for K up to "
+            f"{MAX_CODEWORDS}: use the look-up decoder"
         )
 
 

@@ -48,6 +48,7 @@ from qinco.store.code_files import is_directory, is_folder
 from qinco.store.code_store import MANIFEST
 from qinco.store.codes import Codes
 from qinco.store.folder import check_index_output, is_index, write_index
+from qinco.vectors.formats import split_part
 from qinco.vectors.rows import VectorSource, as_source
 
 FAISS_SUFFIX = ".faissindex"
@@ -242,12 +243,12 @@ def build_index(
 
     Example:
         >>> qinco.encode_file(codec, "base.fvecs", "base_codes")
-        >>> qinco.build_index("base_codes", "index", codec=codec, train_codes="train_codes", train_vectors="train.fvecs")
+        >>> qinco.build_index("base_codes", "index", codec=codec, train_codes="codes", train_vectors="train.fvecs")
         >>> index = qinco.Index.load("index")
     """
     output = Path(output)
-    read = [name for name in (codes, train_codes, train_vectors, centroids, pairwise) if isinstance(name, str | Path)]
-    is_faiss = _check_place(output, metric, pairwise, index_key, overwrite, read)
+    given = (codes, train_codes, train_vectors, centroids, pairwise)
+    is_faiss = _check_place(output, metric, pairwise, index_key, overwrite, [*filter(None, map(_file_of, given))])
     database = open_codes(codes, codec, num_codes, codebook_size)
     train = database if train_codes is None else open_codes(train_codes, codec, num_codes, codebook_size)
     check_same_codec(database, train)
@@ -265,9 +266,8 @@ def build_index(
     with reporting(progress) as report, TemporaryFile(dir=output.absolute().parent) as scratch:
         sample, centroids_VD = draw_sample(train, train_vectors, codec, centroids, num_training, seed, report)
         pairs = open_pairwise(pairwise, database.num_codes, database.codebook_size, sample.dim, centroids_VD)
-        key = (
-            None if not is_faiss else _index_key(index_key, 1 if centroids_VD is None else len(centroids_VD), database)
-        )
+        if is_faiss:
+            key = _index_key(index_key, 1 if centroids_VD is None else len(centroids_VD), database)
         measure = Metric("cosine", _one_length(sample)) if metric == "cosine" else Metric(metric)
         # Codes without lists describe whole vectors, and centroids only where to find them; faiss adds them to all.
         adds_centroids = train.codes.has_lists or is_faiss
@@ -341,6 +341,13 @@ def _index_key(index_key: str | None, num_lists: int, file: CodeFile) -> str:
         key = key.replace(f"${{{name}}}", str(value))
     check_index_key(key, num_lists, file.num_codes, file.codebook_size)
     return key
+
+
+def _file_of(argument) -> str | None:
+    """The file that an argument is read from; None for what lies in memory."""
+    name = argument if isinstance(argument, str | os.PathLike) else getattr(argument, "name", None)
+    path = None if name is None else split_part(name)[0]
+    return path if path is not None and os.path.exists(path) else None
 
 
 def _check_place(output: Path, metric: str, pairwise, index_key: str | None, overwrite: bool, read: list) -> bool:

@@ -157,11 +157,9 @@ def _open_file(path: Path, codec: Codec | None, num_codes: int | None, codebook_
                 raise ConfigError(f"{key}={given}, but {path} holds codes of {key}={found}: leave it out")
         num_codes, codebook_size = sizes
     has_lists = facts["num_lists"] != 0 if codec is None else codec.is_ivf
-    if codec is not None and codec.is_ivf and facts["num_lists"] == 0 and not is_directory(path):
-        if not lists_beside(path).exists():
-            raise DataError(
-                f"{path} holds codes without lists, and {lists_beside(path)} is missing: the codec has lists"
-            )
+    beside = lists_beside(path)
+    if has_lists and facts["num_lists"] == 0 and not is_directory(path) and not beside.exists():
+        raise DataError(f"{path} holds codes without lists, and {beside} is missing: the codec has lists")
     stored = open_encoded_set(path, num_codes, codebook_size, has_lists)
     return CodeFile(Codes(stored.codes, stored.lists, str(path)), codebook_size, **facts)
 
@@ -204,8 +202,8 @@ def list_centroids(file: CodeFile, codec: Codec | None, centroids, dim: int) -> 
     if not file.codes.has_lists:
         if given_VD is not None and codec is None and len(given_VD) > 1:
             raise ConfigError(
-                f"{file.name} holds codes without lists: give the codec (model=), whose reconstructions are assigned to "
-                "the centroids; without ivf_centroids= all are in one list"
+                f"{file.name} holds codes without lists: give the codec (model=), to assign its reconstructions to the "
+                "centroids; without ivf_centroids= all are in one list"
             )
         return given_VD
     if codec is None:

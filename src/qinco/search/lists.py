@@ -2,8 +2,8 @@
 
 List v holds the positions starts[v] to starts[v + 1], and its bytes begin at starts[v] · (M + 1). They are blocks of 64
 vectors. A block is a matrix (M + 1, 64) of bytes, row-major: a row for each code, then the row of norm codes, which
-quantize what the scan adds to a vector's distance. The last block of a list has as many columns as there are vectors left, so
-that nothing is padded: a vector takes M + 1 bytes and its id.
+quantize what the scan adds to a vector's distance. The last block of a list has as many columns as there are vectors
+left, so that nothing is padded: a vector takes M + 1 bytes and its id.
 
 Shape suffixes: N vectors, M codes of a vector, V lists.
 """
@@ -52,7 +52,7 @@ class InvertedLists:
     def from_arrays(cls, codes_NM, norm_codes_N, lists_N, ids_N, num_lists: int) -> "InvertedLists":
         """Sort vectors into lists; within a list they keep their order.
 
-        codes_NM: uint8     norm_codes_N: uint8     lists_N: integers below num_lists     ids_N: integers that int64 holds
+        Codes and norm codes are uint8, lists integers below num_lists, ids integers that int64 holds.
         """
         builder = ListsBuilder(num_lists, codes_NM.shape[1])
         builder.add_counts(lists_N)
@@ -74,9 +74,7 @@ class InvertedLists:
                     f"{num_codes} codes in {num_lists} lists need {np.dtype(dtypes[-1])} {shape}"
                 )
         if starts[0] != 0 or starts[-1] != num_vectors or (starts[1:] < starts[:-1]).any():
-            raise DataError(
-                f"{name} is damaged: its starts of lists are not ascending from 0 to its {num_vectors} vectors"
-            )
+            raise DataError(f"{name} is damaged: its list starts do not ascend from 0 to its {num_vectors} vectors")
         return cls(starts, codes, ids, num_codes)
 
     @classmethod
@@ -126,7 +124,7 @@ class InvertedLists:
         return self._gather(positions, self.lists_of(positions))
 
     def blocks(self, size: int = _ROWS) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-        """All vectors in the order of positions, `size` at a time: codes (n, M), norm_codes (n,), lists (n,), ids (n,)."""
+        """All vectors in order, `size` at a time: codes (n, M), norm codes (n,), lists (n,), ids (n,)."""
         for span in _spans(len(self), size):
             positions = np.arange(span.start, span.stop)
             lists = self.lists_of(positions)

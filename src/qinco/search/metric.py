@@ -59,7 +59,7 @@ class Metric:
         return 2 * self.unit_length**2 * (1 - products_N / np.sqrt(np.where(squares_N > 0, squares_N, np.inf)))
 
     def distances(self, values: np.ndarray) -> np.ndarray:
-        """What `search` returns for values: squared distances ascending, or similarities descending; ±inf if missing."""
+        """What `search` returns for values: squared distances, or similarities; ±inf where nothing was found."""
         if self.name == "l2":
             return values
         if self.name == "inner_product":

@@ -55,6 +55,6 @@ def tune(
             options = setting.options
             return options if index.has_graph else replace(options, ef_search=None)
     raise ConfigError(
-        f"target_recall={target_recall} is out of reach: recall@{k} is at most {max(map(recall_at_k, measured.values())):.4f}; "
-        "give a lower target, a larger k, or longer codes"
+        f"target_recall={target_recall} is out of reach: recall@{k} is {max(map(recall_at_k, measured.values())):.4f} at "
+        "most; give a lower target, a larger k, or longer codes"
     )
