@@ -167,7 +167,7 @@ def check_codebook_size(codebook_size: int) -> None:
     """Raise ConfigError for codes with too many codewords."""
     if codebook_size > MAX_CODEWORDS:
         raise ConfigError(
-            f"a pairwise decoder needs {codebook_size**2:,} table rows a pair for K={codebook_size}, and is for K up to "
+            f"a pairwise decoder needs {codebook_size**2:,} table rows a pair for K={codebook_size}, and is for K to "
             f"{MAX_CODEWORDS}: use the look-up decoder"
         )
 

@@ -347,7 +347,7 @@ def _file_of(argument) -> str | None:
     """The file that an argument is read from; None for what lies in memory."""
     name = argument if isinstance(argument, str | os.PathLike) else getattr(argument, "name", None)
     path = None if name is None else split_part(name)[0]
-    return path if path is not None and os.path.exists(path) else None
+    return path if path is not None and Path(path).exists() else None
 
 
 def _check_place(output: Path, metric: str, pairwise, index_key: str | None, overwrite: bool, read: list) -> bool:
