@@ -9,7 +9,7 @@ import pytest
 import qinco
 from qinco.cli import main
 from qinco.search.coarse import MIN_GRAPH_LISTS
-from qinco.search.measure.tune import measure
+from qinco.search.measure.timing import measure
 from qinco.store.folder import read_index
 from qinco.vectors.formats import write_vectors
 
@@ -55,7 +55,7 @@ def folder(tmp_path_factory) -> Path:
 def here(folder, monkeypatch):
     """In the folder, and measured in haste."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("qinco.search.measure.sweep.MIN_SECONDS", 0)
+    monkeypatch.setattr("qinco.search.measure.timing.MIN_SECONDS", 0)
 
 
 def run(*arguments: str) -> None:
@@ -294,7 +294,7 @@ def test_an_interrupted_sweep_says_where_its_results_are(tmp_path, monkeypatch, 
         measured.append(measure(*arguments))
         return measured[0]
 
-    monkeypatch.setattr("qinco.cli.searching.measure", interrupt)
+    monkeypatch.setattr("qinco.search.measure.sweep.measure", interrupt)
     assert main(command("index=ix", f"output={tmp_path}/s.json")) == 130
     assert "resume=true" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "s.json").read_text())["settings"]) == 1
@@ -385,7 +385,7 @@ def test_a_kill_leaves_the_old_index(tmp_path, monkeypatch, capsys):
     codes = ["encoded_trainset=ivf_train", "encoded_db=ivf_base", "trainset=train.npy", "model=ivf.safetensors"]
     run("build_index", *codes, f"output={tmp_path}/ix")
     before = sorted(path.name for path in (tmp_path / "ix").iterdir())
-    from qinco.search.build import ListsBuilder
+    from qinco.search.lists import ListsBuilder
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
@@ -543,7 +543,7 @@ def test_wrong_input_is_one_clear_line(name, folder, wrong_files, capsys):
 
 
 def test_pairs_that_need_more_memory_than_is_free_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("qinco.cli.indexing.free_memory", lambda: 1 << 16)
+    monkeypatch.setattr("qinco.decoders.pairwise.free_memory", lambda: 1 << 16)
     assert main([*PAIRS.split(), f"output={tmp_path}/pairs.pt"]) == 4
     assert "n_pairwise_codebooks=" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

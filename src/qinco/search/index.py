@@ -21,6 +21,7 @@ from qinco.search.faiss_index import from_faiss
 from qinco.search.fit import assign_decoded, encode_all
 from qinco.search.ids import admitted_ids, as_ids, check_new, next_ids
 from qinco.search.index_file import as_path, load_parts, save_parts
+from qinco.search.lists import InvertedLists
 from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.tune import tune
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
@@ -125,6 +126,11 @@ class Index:
     def tables(self) -> SearchTables:
         """Centroids, look-up tables and metric."""
         return self.parts.tables
+
+    @property
+    def segments(self) -> tuple[InvertedLists, ...]:
+        """The inverted lists; recently added vectors are in segments of their own."""
+        return self.parts.segments
 
     @property
     def pairwise(self):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import numpy as np
 from qinco.atomic import write_atomically
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError, differences
-from qinco.search.measure.explore import STAGES, Measurement, Setting, pareto_front
+from qinco.progress import Progress, silent
+from qinco.search.measure.explore import STAGES, Measurement, Setting, combinations, explore, pareto_front
 from qinco.search.measure.timing import TIMING
+from qinco.search.options import SearchOptions
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,39 @@ class SweepResult:
                 }
             )
         return results
+
+
+def record_sweep(
+    values: Mapping[str, Sequence[int]],
+    measure: Callable[[SearchOptions], Measurement],
+    conditions: Conditions,
+    output: str | os.PathLike | None = None,
+    resume: bool = False,
+    report: Progress = silent,
+) -> SweepResult:
+    """Measure the combinations of values that may be Pareto-optimal, and write the results after each of them.
+
+    Args:
+        values: for each field of `Setting` a list.
+        measure: searches with some options.
+        conditions: of the measurements.
+        output, resume: as for `sweep`; results of other values are kept.
+        report: of progress.
+    """
+    settings, path = combinations(values), None if output is None else Path(output)
+    known = read_measurements(path, conditions) if resume and path is not None and path.exists() else {}
+    result = SweepResult(settings, known, [], conditions)
+
+    def record(measured: dict[Setting, Measurement], skipped: list[Setting]) -> None:
+        nonlocal result
+        result = SweepResult(settings, dict(measured), skipped, conditions)
+        if path is not None and measured:
+            result.save(path)
+        done = len(skipped) + sum(setting in measured for setting in settings)
+        report("measuring", done, len(settings), "setting")
+
+    explore(settings, measure, known=known, on_measured=record)
+    return result
 
 
 def read_measurements(path: Path, conditions: Conditions) -> dict[Setting, Measurement]:

@@ -22,10 +22,8 @@ from qinco.search.code_file import is_directory
 from qinco.search.faiss_index import FaissSearcher
 from qinco.search.fit import open_pairwise
 from qinco.search.index import Index
-from qinco.search.measure.explore import combinations, explore
-from qinco.search.measure.results import Conditions, SweepResult, read_measurements
+from qinco.search.measure.results import Conditions, SweepResult, record_sweep
 from qinco.search.measure.timing import measure, prepared_queries
-from qinco.search.options import SearchOptions
 from qinco.store.folder import read_index_manifest
 
 log = logging.getLogger(__name__)
@@ -98,14 +96,12 @@ def sweep(
         )
     if not searcher.has_graph and len(set(ef_search)) > 1:
         log.info("all %s centroids are compared: ef_search has no effect", f"{searcher.num_lists:,}")
-    settings = combinations(
-        {
-            "nprobe": [min(value, searcher.num_lists) for value in nprobe],
-            "quantizer_efSearch": ef_search if searcher.has_graph else sorted(ef_search)[:1],
-            "nshort": [0] if decoder == "lookup" else num_short,  # the tables' order is final, whatever its length
-            "nmid_short": [0] if decoder == "lookup" or searcher.pairwise is None else mid_factors,
-        }
-    )
+    values = {
+        "nprobe": [min(value, searcher.num_lists) for value in nprobe],
+        "quantizer_efSearch": ef_search if searcher.has_graph else sorted(ef_search)[:1],
+        "nshort": [0] if decoder == "lookup" else num_short,  # the tables' order is final, whatever its length
+        "nmid_short": [0] if decoder == "lookup" or searcher.pairwise is None else mid_factors,
+    }
     facts = {"decoder": decoder, "batch size": str(batch_size)} | (conditions or {})
     facts["queries"] = sha256(prepared_QD.tobytes() + nearest_Q.tobytes()).hexdigest()
     facts.setdefault("index", _fingerprint_of(searcher))
@@ -115,24 +111,12 @@ def sweep(
             f"{precision} {searcher.codec.encode_options.engine} {searcher.codec.device.type}"
         )
     found = Conditions(facts, torch.get_num_threads(), processor_name())
-    path = None if output is None else Path(output)
-    known = read_measurements(path, found) if resume and path is not None and path.exists() else {}
-
-    def measured(options: SearchOptions):
-        return measure(searcher, prepared_QD, nearest_Q, options, batch_size, precision=precision, decoder=decoder)
-
     with reporting(progress) as report:
-
-        def save(measurements, skipped) -> None:
-            if path is not None and measurements:
-                SweepResult(settings, dict(measurements), skipped, found).save(path)
-            inside = sum(setting in measurements for setting in settings)
-            report("measuring", inside + len(skipped), len(settings), "setting")
-            state[:] = [dict(measurements), skipped]
-
-        state: list = []
-        explore(settings, measured, known=known, on_measured=save)
-    return SweepResult(settings, *state, found)
+        return record_sweep(
+            values, lambda options: measure(
+                searcher, prepared_QD, nearest_Q, options, batch_size, precision=precision, decoder=decoder
+            ), found, output, resume, report,
+        )  # fmt: skip
 
 
 def open_searcher(path, codec: Codec | None = None, pairwise=None, device: str = "cpu") -> Index | FaissSearcher:

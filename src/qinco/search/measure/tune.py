@@ -56,6 +56,6 @@ def tune(
             return options if index.has_graph else replace(options, ef_search=None)
     best = max(map(recall_at_k, measured.values()))
     raise ConfigError(
-        f"target_recall={target_recall} is out of reach: recall@{k} is {best:.4f} at most; give a lower target, a larger "
-        "k, or longer codes"
+        f"target_recall={target_recall} is out of reach: recall@{k} is {best:.4f} at most; give a lower target, "
+        "a larger k, or longer codes"
     )

@@ -54,7 +54,7 @@ def test_figures_are_what_they_say(kind, metric):
 
 
 def unseen(index, x_ND) -> Index:
-    other = Index(index.codec, index.tables, [], options=index.options)
+    other = index.emptied()
     other.add(x_ND)
     return other
 
