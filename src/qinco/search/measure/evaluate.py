@@ -17,11 +17,12 @@ from qinco.store.codes import Codes
 from qinco.vectors.rows import as_source
 
 _MAX_QUERIES = 1000
-_MAX_VECTORS = 200_000
 _RQ_ROWS = 50_000  # vectors that the residual quantizer is fitted to
 
 
-def evaluate_index(index, vectors, num_queries: int | None = None, progress: ProgressOption = None) -> dict:
+def evaluate_index(
+    index, vectors, num_queries: int | None = None, progress: ProgressOption = None, max_vectors: int = 200_000
+) -> dict:
     """Estimate recall over vectors that an index has not seen; no ground truth is needed.
 
     The last `num_queries` vectors are queries; the others are encoded into an index of their own with this one's codec,
@@ -30,9 +31,10 @@ def evaluate_index(index, vectors, num_queries: int | None = None, progress: Pro
 
     Args:
         index: Index with a codec.
-        vectors: (N, D), a few thousand or more (at most 200,000 are used) that were neither trained on nor added.
+        vectors: (N, D), a few thousand or more that were neither trained on nor added.
         num_queries: a tenth of the vectors, at most 1,000, if None.
         progress: see `qinco.progress`.
+        max_vectors: use so many at most.
 
     Returns:
         dict of "num_vectors", "num_queries", "recall" of the search, "recall_exhaustive" over all reconstructions and
@@ -51,7 +53,7 @@ def evaluate_index(index, vectors, num_queries: int | None = None, progress: Pro
         raise ConfigError("the index is empty: the residual quantizer is fitted to its vectors")
     source = as_source(vectors)
     codec.check_dim(source)
-    source = source.limit(_MAX_VECTORS)
+    source = source.limit(max_vectors)
     count = min(_MAX_QUERIES, -(-len(source) // 10)) if num_queries is None else num_queries
     require_int("num_queries", count, 0 if num_queries is None else 1)
     if count >= len(source):
