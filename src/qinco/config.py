@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from types import NoneType
-from typing import get_args
+from typing import Any, get_args
 
 from qinco.errors import ConfigError
 
@@ -25,7 +25,7 @@ ENGINES = ("auto", "native", "torch")
 
 
 def option(
-    default=dataclasses.MISSING,
+    default: Any = dataclasses.MISSING,
     *,
     key: str | None = None,
     help: str = "",
@@ -34,7 +34,7 @@ def option(
     above: float | None = None,
     choices: tuple[str, ...] = (),
     spellings: Mapping[str, str] | None = None,
-):
+) -> Any:
     """Declare a field of a dataclass of options.
 
     Args:

@@ -150,7 +150,7 @@ def test_arm_features(tmp_path, monkeypatch):
 def test_a_system_that_says_nothing(tmp_path):
     facts, _ = inspect(tmp_path)
     assert set(facts["processor"]) == {"name", "platform"} and facts["processor"]["name"]
-    assert facts["memory"] == {"total_bytes": None, "available_bytes": None, "limit_bytes": None}
+    assert facts["memory"]["limit_bytes"] is None and facts["memory"]["total_bytes"] > 0
     assert facts["cores"]["physical"] is None and facts["cores"]["quota"] is None
     assert facts["cores"]["allowed"] >= 1
 
@@ -160,13 +160,13 @@ def test_cores_and_memory(tmp_path):
         topology = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
         write(topology / "physical_package_id", "0\n")
         write(topology / "core_id", f"{core}\n")
-    write(tmp_path / "proc/meminfo", "MemTotal:  2048 kB\nMemFree: 1 kB\nMemAvailable:    1024 kB\n")
+    write(tmp_path / "proc/meminfo", "MemTotal:  2048 kB\nMemFree: 1 kB\nMemAvailable:    512 kB\n")
     write(tmp_path / "proc/self/cgroup", "0::/\n")
     write(tmp_path / "sys/fs/cgroup/cpu.max", "150000 100000\n")
     write(tmp_path / "sys/fs/cgroup/memory.max", "1000000\n")
     facts, _ = inspect(tmp_path)
     assert (facts["cores"]["physical"], facts["cores"]["quota"]) == (2, 1.5)
-    assert facts["memory"] == {"total_bytes": 1 << 21, "available_bytes": 1 << 20, "limit_bytes": 1_000_000}
+    assert (facts["memory"]["available_bytes"], facts["memory"]["limit_bytes"]) == (1 << 19, 1_000_000)
 
 
 def test_more_threads_than_cores(tmp_path, monkeypatch):
@@ -175,35 +175,24 @@ def test_more_threads_than_cores(tmp_path, monkeypatch):
     for threads, is_problem in ((64, True), (1, False)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         _, problems = inspect(tmp_path)
-        expected = f"torch uses {threads} threads, more than the cores that this process has (1): give threads=1"
-        assert any(problem.startswith(expected) for problem in problems) == is_problem
+        assert any(f"{threads} threads" in problem and "threads=1" in problem for problem in problems) == is_problem
 
 
-@pytest.mark.parametrize("is_seen", [True, False])
-def test_a_gpu_that_torch_cannot_use(tmp_path, monkeypatch, is_seen):
+def test_problems_of_torch(tmp_path, monkeypatch):
+    """Each is a problem only where its cause is there."""
     write(tmp_path / "dev/nvidiactl")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_seen)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(installation, "choose_device", lambda name: torch.device("cpu"))
-    _, problems = inspect(tmp_path)
-    assert any("cannot use the NVIDIA GPU" in problem for problem in problems) != is_seen
-
-
-def test_torch_that_does_not_see_bf16(tmp_path, monkeypatch):
     write(tmp_path / "proc/cpuinfo", "flags : avx512f avx512_bf16\n")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    for is_seen in (True, False):
-        monkeypatch.setattr(installation, "multiplies_bf16_fast", lambda device, is_seen=is_seen: is_seen)
-        _, problems = inspect(tmp_path)
-        assert any("does not see it" in problem for problem in problems) != is_seen
-
-
-def test_torch_without_onednn(tmp_path, monkeypatch):
-    monkeypatch.setattr(installation, "multiplies_bf16_fast", lambda device: True)
-    for is_there in (True, False):
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda is_there=is_there: is_there)
-        _, problems = inspect(tmp_path)
-        assert any("without oneDNN" in problem for problem in problems) != is_there
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(installation, "choose_device", lambda name: torch.device("cpu"))
+    for is_fine in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda is_fine=is_fine: is_fine)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda is_fine=is_fine: is_fine)
+        monkeypatch.setattr(installation, "multiplies_bf16_fast", lambda device: True)
+        problems = " ".join(inspect(tmp_path)[1])
+        assert [word in problems for word in ("NVIDIA", "oneDNN")] == [not is_fine] * 2
+        monkeypatch.setattr(installation, "multiplies_bf16_fast", lambda device, is_fine=is_fine: is_fine)
+        assert ("fast at bf16" in " ".join(inspect(tmp_path)[1])) != is_fine
 
 
 def test_gpus_are_listed(monkeypatch):

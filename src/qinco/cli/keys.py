@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import NoneType
-from typing import get_args
+from typing import Any, get_args
 
 from qinco.config import PRESETS, EncodeOptions, ModelConfig, field_keys
 from qinco.search.options import SearchOptions
@@ -73,10 +73,10 @@ class Settings:
     """
 
     task: str
-    values: Mapping[str, object]
+    values: Mapping[str, Any]
     given_keys: frozenset[str]
 
-    def __getitem__(self, key: str):
+    def __getitem__(self, key: str) -> Any:
         return self.values[key]
 
     def given(self, key: str) -> bool:
@@ -84,11 +84,11 @@ class Settings:
         return key in self.given_keys
 
     @property
-    def given_values(self) -> dict[str, object]:
+    def given_values(self) -> dict[str, Any]:
         """The values of the keys that the command line names."""
         return {name: self.values[name] for name in self.values if name in self.given_keys}
 
-    def fields(self, *options: type) -> dict[str, object]:
+    def fields(self, *options: type) -> dict[str, Any]:
         """The given values of dataclasses of options, by field: `{"num_steps": 8}` for `M=8`."""
         return {field: self[key] for field, key in field_keys(*options).items() if self.given(key)}
 
