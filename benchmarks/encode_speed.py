@@ -28,11 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qinco.codec import Codec, load_codec
+from qinco.codec import Codec
 from qinco.codec.evaluate import evaluate
 from qinco.config import PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig
 from qinco.engines import native_engine, torch_engine
 from qinco.engines.engine import candidate_dtype
+from qinco.engines.packed import Encoder
 from qinco.errors import ConfigError
 from qinco.machine import processor_name, usable_cores
 from qinco.model.qinco import Qinco
@@ -114,17 +115,17 @@ def on_both(key: tuple, least: int, work: Callable, *arrays: Tensor) -> list[Cas
 def native(key: tuple, model: Qinco, x_ND: Tensor, dtype: torch.dtype, rules: dict) -> Iterator[Case]:
     packed, start_ND = native_engine.pack(model, dtype), torch.zeros_like(x_ND)
     # The second step is tabulated once some thousands of vectors have been encoded; two steps of them will do.
-    native_engine.NativeEncoder(packed, next(iter(rules.values()))).encode(x_ND[:4096], start_ND[:4096], 2)
+    packed.encode_tensors(x_ND[:4096], start_ND[:4096], next(iter(rules.values())), 2)
     for rule, options in rules.items():
         # So many groups of vectors that one thread does not wait long for the other's last.
-        yield from on_both((*key, rule), 128, native_engine.NativeEncoder(packed, options).encode, x_ND, start_ND)
+        yield from on_both((*key, rule), 128, Encoder(packed, options).encode, x_ND, start_ND)
 
 
 def encoding(name: str, model: Qinco, x_ND: Tensor) -> Iterator[Case]:
     rules, start_ND = RULES[model.config.has_preselector], torch.zeros_like(x_ND)
     for number, (rule, options) in enumerate(rules.items()):
         each = options.num_pairs or options.beam_width * (options.num_candidates or model.config.codebook_size)
-        tile, encoder = torch_engine.TILE_CANDIDATES // each, torch_engine.Encoder(model, options, FAST)
+        tile, encoder = torch_engine.TILE_CANDIDATES // each, Encoder(torch_engine.pack(model, FAST), options)
         for engine, rows in {"plain": PLAIN_CANDIDATES // each, "plain in cache": tile}.items() if number == 0 else ():
             yield from on_both((name, engine, rule), rows, partial(encode_plainly, model, options, rows), x_ND)
         yield from on_both((name, "torch", rule), tile, encoder.encode, x_ND, start_ND)
@@ -139,9 +140,9 @@ def encoding(name: str, model: Qinco, x_ND: Tensor) -> Iterator[Case]:
 def decoding(name: str, model: Qinco, start_ND: Tensor) -> Iterator[Case]:
     codes_NM = torch.randint(model.config.codebook_size, (len(start_ND), model.config.num_steps))
     for precision, dtype in PRECISIONS.items():
-        torch_, packed = partial(torch_engine.decode, model, dtype=dtype), native_engine.pack(model, dtype)
-        for engine, decode in {"torch": torch_, "native": partial(native_engine.decode, packed)}.items():
-            yield from on_both((name, engine, precision), 256, decode, codes_NM, start_ND)
+        for engine in (torch_engine, native_engine):
+            decode = engine.pack(model, dtype).decode_tensors
+            yield from on_both((name, engine.name, precision), 256, decode, codes_NM, start_ND)
 
 
 def products() -> Iterator[Case]:
@@ -239,7 +240,7 @@ def main(words: list[str]) -> None:
     rows = 256 if quick else ROWS
     subjects = [(name, random_model(c), torch.randn(rows, c.dim, generator=random)) for name, c in CONFIGS.items()]
     if "model" in given:
-        codec = load_codec(given["model"])
+        codec = Codec.load(given["model"])
         vectors_ND = as_source(given["db"]).limit(int(given.get("count", 100 if quick else 10_000)))[:]
         x_ND = codec.model.normalize(torch.from_numpy(np.resize(vectors_ND, (rows, codec.dim))))
         subjects.append((Path(given["model"]).name, codec.model, x_ND))

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from qinco.codec import Codec
 from qinco.config import DEFAULT_SEARCH, ENGINES, PAPER_SEARCH, EncodeOptions, ModelConfig
+from qinco.engines import torch_engine
 from qinco.engines.engine import choose_engine, make_encoder
-from qinco.engines.torch_engine import decode as decode_by_torch
 from qinco.errors import ConfigError
 from qinco.model.qinco import Qinco
 from qinco.model.random import random_model
@@ -43,6 +43,10 @@ class Subject(NamedTuple):
     model: Qinco
     x_ND: Tensor
     is_trained: bool
+
+
+def decode_by_torch(model: Qinco, codes_NM: Tensor, start_ND: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch_engine.pack(model, dtype).decode_tensors(codes_NM, start_ND)
 
 
 def most_vectors(setting: Setting, on_card: int) -> int:
@@ -136,7 +140,7 @@ def _codings(plain: Callable, encoders: dict) -> dict[tuple, Callable[[Tensor], 
 
 def engines(model: Qinco) -> dict[tuple[str, str], object]:
     """Encoders by engine and rule, candidates in bf16; says which engines cannot run here, and why."""
-    print(f"engine=auto is {choose_engine('auto', model.config, model.device)} here.")
+    print(f"engine=auto is {choose_engine('auto', model.config, model.device).name} here.")
     found, reasons = {}, {}
     for engine, (rule, options) in product(ENGINES[1:], RULES.items()):
         try:
@@ -190,7 +194,7 @@ def decode(setting: Setting) -> None:
     if codec is None:
         codec = Codec(random_model(setting.config("qinco2-S")).to(setting.device), DEFAULT_SEARCH)
     model, most = codec.model, most_vectors(setting, 1 << 20)
-    shape = (most, codec.code_size)
+    shape = (most, codec.num_codes)
     codes_NM = torch.randint(codec.config.codebook_size, shape, generator=torch.Generator().manual_seed(0))
     host_codes, codes_NM = codes_NM.numpy().astype(np.uint8), codes_NM.to(setting.device)
     cases = {}

@@ -54,7 +54,7 @@ def encoded(codec: Codec, source: VectorSource, path: str | None) -> tuple[np.nd
     """Codes (N, M) and lists (N,) of a source, or those of a file of its first vectors."""
     if path is None:
         return building.encode_all(codec, source, silent)
-    found = open_encoded_set(path, codec.code_size, codec.config.codebook_size, True)
+    found = open_encoded_set(path, codec.num_codes, codec.config.codebook_size, True)
     return np.asarray(found.codes[:]), np.asarray(found.lists[:])[:, 0]
 
 
@@ -196,7 +196,7 @@ def main(words: list[str]) -> None:
         count = int(given.get("lsq", 20_000)) if name == "IVF-LSQ" else len(train)
         if not count or (quick and name != "IVF-PQ"):
             continue
-        key = key.format(V=index.num_lists, M=codec.code_size)
+        key = key.format(V=index.num_lists, M=codec.num_codes)
         theirs = faiss_index(key, train[:count], base_ND, given.get("faiss"))
         fronts[f"faiss {key}, {count:,} training vectors"] = faiss_points(theirs, queries_QD, nearest_Q)
         sizes.append((f"faiss {key}", theirs.code_size + 8.0))

@@ -21,17 +21,20 @@ from qinco.version import __version__
 
 if TYPE_CHECKING:
     from qinco.codec import Codec, ProductCodec
+    from qinco.codec.evaluate import benchmark, evaluate, measure_time
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
     from qinco.description import describe
     from qinco.installation import check_installation
     from qinco.search.index import Index
     from qinco.search.options import SearchOptions
+    from qinco.store.codes import Codes
     from qinco.vectors.formats import write_vectors
     from qinco.vectors.rows import VectorSource, open_vectors
 
 __all__ = [
     "PRESETS",
     "Codec",
+    "Codes",
     "ConfigError",
     "DataError",
     "EncodeOptions",
@@ -43,8 +46,11 @@ __all__ = [
     "SearchOptions",
     "VectorSource",
     "__version__",
+    "benchmark",
     "check_installation",
     "describe",
+    "evaluate",
+    "measure_time",
     "open_vectors",
     "write_vectors",
 ]
@@ -52,6 +58,10 @@ __all__ = [
 _HOMES = {
     "Codec": "qinco.codec",
     "ProductCodec": "qinco.codec",
+    "Codes": "qinco.store.codes",
+    "benchmark": "qinco.codec.evaluate",
+    "evaluate": "qinco.codec.evaluate",
+    "measure_time": "qinco.codec.evaluate",
     "PRESETS": "qinco.config",
     "EncodeOptions": "qinco.config",
     "ModelConfig": "qinco.config",

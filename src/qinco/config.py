@@ -21,7 +21,8 @@ MAX_WIDTH = 1 << 24
 MAX_DEPTH = 1024
 MAX_LISTS = (1 << 31) - 1
 PRECISIONS = ("auto", "float32", "bf16")
-ENGINES = ("auto", "native", "torch")
+ENGINE_MODULES = {"native": "qinco.engines.native_engine", "torch": "qinco.engines.torch_engine"}  # best first
+ENGINES = ("auto", *ENGINE_MODULES)
 
 
 def option(

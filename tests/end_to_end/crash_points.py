@@ -28,6 +28,7 @@ from qinco.compat import encoded_sets as npz
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError
 from qinco.store.code_files import open_encoded_set
+from qinco.store.codes import Codes
 from qinco.vectors.rows import as_source
 
 OPERATIONS = (*OPERATIONS, "shutil.rmtree")
@@ -38,7 +39,7 @@ RESUMED_TWICE = 7  # each so many-th resumption is ended, too
 class RoundingCodec:
     """An IVF codec without a network, for the files are what matters here: the codes are the vectors' values."""
 
-    dim, code_size, is_ivf = 3, 3, True
+    dim, num_codes, is_ivf = 3, 3, True
     config = SimpleNamespace(codebook_size=1024, num_lists=100, has_preselector=True)
     encode_options = SimpleNamespace(check_model=lambda config: None)
 
@@ -51,7 +52,7 @@ class RoundingCodec:
     def encode_blocks(self, source, options, ranges=None):
         for rows in ranges or [range(len(source))]:
             for first, block in source.window(rows.start, rows.stop).blocks(16):
-                yield rows.start + first, block.astype(np.uint16), block[:, 0].astype(np.int32) % 100
+                yield rows.start + first, Codes(block.astype(np.uint16), block[:, 0].astype(np.int32) % 100)
 
 
 def vectors(seed):

@@ -35,7 +35,7 @@ appended = mmap.mmap(-1, 1)  # rows that the last process had appended
 class PlainCodec:
     """A codec without a network, for the files are what matters here: the vectors are the codes' values."""
 
-    dim, code_size, block_rows = 3, 3, BLOCK_ROWS
+    dim, num_codes, block_rows = 3, 3, BLOCK_ROWS
     config = SimpleNamespace(num_steps=3)
     encode_options = SimpleNamespace(engine="auto")
 
@@ -45,9 +45,9 @@ class PlainCodec:
     def check_codes(self, codes, lists):
         assert codes.shape[1] == 3 and lists is None
 
-    def decode_blocks(self, codes, lists, precision):
-        for first in range(0, len(codes), self.block_rows):
-            yield first, codes[first : first + self.block_rows].astype(np.float32)
+    def decode_blocks(self, codes, precision):
+        for first, block in codes.blocks(self.block_rows):
+            yield first, block.codes.astype(np.float32)
 
 
 def codes(seed):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from small_models import random_vectors
 
-from qinco.codec import Codec, ProductCodec
+from qinco.codec import Codec
 from qinco.training.estimate import Estimate
 from qinco.training.loop import EpochReport, StepReport
 
@@ -114,7 +114,7 @@ def test_a_log_beyond_the_saved_state_is_cut(tmp_path):
 @pytest.mark.parametrize("part", [1, 2], ids=["first part", "second part"])
 def test_a_product_codec_resumes(tmp_path, part):
     x, settings = random_vectors(300, 4), SMALL | {"num_parts": 2, "rotate": True}
-    ProductCodec.fit(x, output=tmp_path / "whole", **settings)
+    Codec.fit(x, num_parts=2, output=tmp_path / "whole", **settings)
     seen = []
 
     def on_report(report):
@@ -123,7 +123,7 @@ def test_a_product_codec_resumes(tmp_path, part):
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        ProductCodec.fit(x, output=tmp_path / "cut", on_report=on_report, **settings)
-    ProductCodec.fit(x, output=tmp_path / "cut", resume=True, **settings)
+        Codec.fit(x, num_parts=2, output=tmp_path / "cut", on_report=on_report, **settings)
+    Codec.fit(x, num_parts=2, output=tmp_path / "cut", resume=True, **settings)
     assert same_tensors(tmp_path / "whole", tmp_path / "cut")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]

@@ -12,7 +12,7 @@ import torch
 from qinco import installation
 from qinco.cli import main
 from qinco.config import ENGINES
-from qinco.engines.torch_engine import Encoder
+from qinco.engines.torch_engine import TorchTensors
 from qinco.installation import inspect, installed_version
 from qinco.maths.assignment import NearestCentroids
 from qinco.native import library
@@ -243,8 +243,8 @@ def test_a_folder_that_cannot_be_written(monkeypatch):
 
 
 def encoder_with(change):
-    """`Encoder.encode` with its results changed."""
-    encode = Encoder.encode
+    """`TorchTensors.encode_tensors` with its results changed."""
+    encode = TorchTensors.encode_tensors
     return lambda self, *arguments: change(*encode(self, *arguments))
 
 
@@ -257,19 +257,19 @@ def fails(reason, capsys):
 
 
 def test_self_check_sees_wrong_arithmetic(monkeypatch, capsys):
-    monkeypatch.setattr(Encoder, "encode", encoder_with(lambda codes, reached: (codes, reached + 1e-2)))
+    monkeypatch.setattr(TorchTensors, "encode_tensors", encoder_with(lambda codes, reached: (codes, reached + 1e-2)))
     fails("decoded vectors differ from the search's by 0.01", capsys)
 
 
 def test_self_check_sees_bad_codes(monkeypatch, capsys):
-    honest, calls = Encoder.encode, []
+    honest, calls = TorchTensors.encode_tensors, []
 
     def encode(self, *arguments):
         codes, reached = honest(self, *arguments)
         calls.append(self)
         return (codes if len(calls) == 1 else codes.roll(1, 0)), reached
 
-    monkeypatch.setattr(Encoder, "encode", encode)
+    monkeypatch.setattr(TorchTensors, "encode_tensors", encode)
     fails("times the reference's error", capsys)
 
 
@@ -283,7 +283,7 @@ def test_self_check_reports_what_is_raised(monkeypatch, capsys):
     def broken(self, *arguments):
         raise RuntimeError("illegal instruction")
 
-    monkeypatch.setattr(Encoder, "encode", broken)
+    monkeypatch.setattr(TorchTensors, "encode_tensors", broken)
     fails("RuntimeError: illegal instruction", capsys)
 
 

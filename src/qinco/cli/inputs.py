@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from qinco.cli.overrides import Settings
-from qinco.codec import Codec, ProductCodec, load_codec
+from qinco.codec import Codec
 from qinco.config import EncodeOptions
 from qinco.datasets.named import DATASETS, find_dataset
-from qinco.engines.engine import choose_device
 from qinco.errors import ConfigError, DataError
+from qinco.maths.devices import choose_device
 from qinco.vectors.formats import read_integers, split_part
 from qinco.vectors.rows import VectorSource, open_vectors
 
@@ -27,20 +27,19 @@ def device_of(settings: Settings) -> torch.device:
     return device
 
 
-def open_codec(settings: Settings) -> Codec | ProductCodec:
+def open_codec(settings: Settings) -> Codec:
     """The codec of `model=`, on the chosen device, in blocks of `enc_max_bs` vectors at most."""
-    return adapted(settings, load_codec(settings["model"], device_of(settings)))
+    return adapted(settings, Codec.load(settings["model"], device_of(settings)))
 
 
-def adapted(settings: Settings, codec: Codec | ProductCodec) -> Codec | ProductCodec:
+def adapted(settings: Settings, codec: Codec) -> Codec:
     """A codec with `engine=`, in blocks of `enc_max_bs` vectors at most."""
     codec = codec.with_options(codec.encode_options.override(engine=settings["engine"]))
-    for part in codec.parts if isinstance(codec, ProductCodec) else [codec]:
-        part.block_rows = min(part.block_rows, settings["enc_max_bs"])
+    codec.block_rows = min(codec.block_rows, settings["enc_max_bs"])
     return codec
 
 
-def encode_options(settings: Settings, codec: Codec | ProductCodec) -> EncodeOptions:
+def encode_options(settings: Settings, codec: Codec) -> EncodeOptions:
     """The codec's own search rule with `A`, `C`, `B`, `precision` and `engine` of the command line in its place."""
     rule = codec.encode_options.override(
         settings["A"], settings["C"], settings["B"], settings["precision"], settings["engine"]
@@ -49,7 +48,7 @@ def encode_options(settings: Settings, codec: Codec | ProductCodec) -> EncodeOpt
     return rule
 
 
-def prefix(settings: Settings, codec: Codec | ProductCodec) -> int | None:
+def prefix(settings: Settings, codec: Codec) -> int | None:
     """`prefix=`, the number of steps to use; None for all."""
     steps, wanted = codec.config.num_steps, settings["prefix"]
     if wanted is not None and wanted > steps:

@@ -8,7 +8,7 @@ from qinco.cli import inputs
 from qinco.cli.console import Console
 from qinco.cli.overrides import Settings
 from qinco.cli.resolved import RULE, SCHEDULES, SIZES, TRAINING, chosen_preset
-from qinco.codec import Codec, ProductCodec
+from qinco.codec import Codec
 from qinco.errors import ConfigError
 from qinco.store.codec import CHECKPOINT_SUFFIX
 from qinco.training.processes import Processes
@@ -28,8 +28,7 @@ def train(settings: Settings, console: Console) -> None:
             f"ivf_K={settings['ivf_K']} has no effect without ivf_centroids=FILE, which task ivf_centroids writes: "
             "this codec will have no lists"
         )
-    kind = Codec if settings["pq"] in (None, 1) else ProductCodec
-    codec = kind.fit(
+    codec = Codec.fit(
         source,
         output=output,
         resume=settings["resume"],

@@ -14,10 +14,10 @@ import numpy as np
 
 from qinco.atomic import check_output
 from qinco.codec.codec import Codec
-from qinco.codec.product import ProductCodec
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.store.code_files import EncodedSet, is_directory, open_encoded_set
 from qinco.store.code_store import read_manifest
+from qinco.store.codes import Codes
 from qinco.store.decoded_part import DecodedPart, Record, open_part, remove_record
 from qinco.vectors.formats import VectorWriter, open_array
 
@@ -27,21 +27,21 @@ _CHECK_ROWS, _SAMPLED_ROWS = 1 << 20, 256
 _SAME, _SAME_BF16 = 1e-5, 1e-2
 
 
-def open_codes(codec: Codec | ProductCodec, path: str | os.PathLike, lists=None) -> EncodedSet:
+def open_codes(codec: Codec, path: str | os.PathLike, lists=None) -> EncodedSet:
     """The codes of a codec in a file or folder, one at least; raises DataError for those of another one.
 
     lists: path of the list numbers, where they are neither within nor beside the codes
     """
     if is_directory(path) and read_manifest(path).codec != codec.fingerprint():
         raise DataError(f"{path} holds codes of another codec: give the model that they were encoded with")
-    codes = open_encoded_set(path, codec.code_size, codec.config.codebook_size, codec.is_ivf, lists)
+    codes = open_encoded_set(path, codec.num_codes, codec.config.codebook_size, codec.is_ivf, lists)
     if len(codes) == 0:
         raise DataError(f"{path} holds no codes")
     return codes
 
 
 def decode_file(
-    codec: Codec | ProductCodec,
+    codec: Codec,
     codes: EncodedSet,
     output: str | os.PathLike,
     *,
@@ -83,7 +83,7 @@ def decode_file(
         part.finish(target)
 
 
-def plan(codec: Codec | ProductCodec, codes: EncodedSet, form: str, prefix: int | None, precision: str) -> Record:
+def plan(codec: Codec, codes: EncodedSet, form: str, prefix: int | None, precision: str) -> Record:
     """What the file of vectors is to hold."""
     digest = sha256(repr(codes.codes.shape).encode())
     for sampled in _sample(codec, codes)[1:]:
@@ -111,7 +111,7 @@ def _decode_rows(part: DecodedPart, codec, codes: EncodedSet, prefix, precision:
     try:
         with ThreadPoolExecutor(1, "write vectors") as pool:
             for codes_NM, lists_N in codes.blocks(codec.block_rows, part.record.rows):
-                for _, block_ND in codec.decode_blocks(_columns(codec, codes_NM, prefix), lists_N, precision):
+                for _, block_ND in codec.decode_blocks(Codes(_columns(codec, codes_NM, prefix), lists_N), precision):
                     if writing is not None:
                         on_progress(writing.result())
                     writing = pool.submit(part.append, block_ND)
@@ -136,7 +136,7 @@ def _check_made(output, codec, codes: EncodedSet, prefix: int | None, precision:
         )
     rows_S, codes_SM, lists_S = _sample(codec, codes)
     same, tolerance = 0, _SAME if precision == "float32" else _SAME_BF16
-    for first, decoded_ND in codec.decode_blocks(_columns(codec, codes_SM, prefix), lists_S, precision):
+    for first, decoded_ND in codec.decode_blocks(Codes(_columns(codec, codes_SM, prefix), lists_S), precision):
         there_ND = there[rows_S[first : first + len(decoded_ND)]]
         bounds_N = tolerance * np.linalg.norm(decoded_ND, axis=1)
         same += int((np.linalg.norm(there_ND - decoded_ND, axis=1) <= bounds_N).sum())

@@ -16,7 +16,6 @@ import numpy as np
 from qinco.atomic import check_output, exclusive, remove_temporaries
 from qinco.codec.codec import Codec
 from qinco.codec.encode_place import Place
-from qinco.codec.product import ProductCodec
 from qinco.compat.encoded_sets import npz_part
 from qinco.config import EncodeOptions, require_int
 from qinco.errors import ConfigError
@@ -62,7 +61,7 @@ class Share:
 
 
 def encode_file(
-    codec: Codec | ProductCodec,
+    codec: Codec,
     source: VectorSource,
     output: str | os.PathLike,
     options: EncodeOptions | None = None,
@@ -125,11 +124,11 @@ def encode_file(
         return True
 
 
-def plan(codec: Codec | ProductCodec, source: VectorSource, options: EncodeOptions) -> Manifest:
+def plan(codec: Codec, source: VectorSource, options: EncodeOptions) -> Manifest:
     """What the folder of shards is to hold."""
     return Manifest(
         num_vectors=len(source),
-        code_size=codec.code_size,
+        code_size=codec.num_codes,
         codebook_size=codec.config.codebook_size,
         num_lists=codec.config.num_lists,
         dim=codec.dim,
@@ -152,18 +151,18 @@ def _check_made(output: Path, codec, source: VectorSource, options: EncodeOption
 
     The file does not say of which, so some vectors are encoded again; a few codes differ between machines.
     """
-    there = open_encoded_set(output, codec.code_size, codec.config.codebook_size, codec.is_ivf)
-    if there.codes.shape != (len(source), codec.code_size):
+    there = open_encoded_set(output, codec.num_codes, codec.config.codebook_size, codec.is_ivf)
+    if there.codes.shape != (len(source), codec.num_codes):
         raise ConfigError(
-            f"{output} holds codes of shape {there.codes.shape}, not {(len(source), codec.code_size)}: "
+            f"{output} holds codes of shape {there.codes.shape}, not {(len(source), codec.num_codes)}: "
             "give overwrite=true without resume to replace it"
         )
     count, same = min(_CHECK_ROWS, len(source)), 0
-    for first, codes, lists in codec.encode_blocks(source.window(0, count), options):
+    for first, codes in codec.encode_blocks(source.window(0, count), options):
         part = slice(first, first + len(codes))
-        equal_N = (codes == there.codes[part]).all(1)
-        if lists is not None:
-            equal_N &= lists == np.asarray(there.lists[part])[:, 0]
+        equal_N = (codes.codes == there.codes[part]).all(1)
+        if codes.has_lists:
+            equal_N &= codes.lists == np.asarray(there.lists[part])[:, 0]
         same += int(equal_N.sum())
     if 4 * same < 3 * count:
         raise ConfigError(
@@ -233,11 +232,11 @@ def _encode_shards(store: CodeStore, place: Place, codec, source, options, share
             lists_N = np.empty(len(rows), np.int32) if manifest.num_lists else None
             stop = rows.start
             while stop < rows.stop:
-                first, codes, lists = next(blocks)
+                first, codes = next(blocks)
                 stop = first + len(codes)
-                codes_NM[first - rows.start : stop - rows.start] = codes
+                codes_NM[first - rows.start : stop - rows.start] = codes.codes
                 if lists_N is not None:
-                    lists_N[first - rows.start : stop - rows.start] = lists
+                    lists_N[first - rows.start : stop - rows.start] = codes.lists
                 on_progress(done + stop - rows.start)
                 if writing is not None and writing.done() and not writing.result():
                     return

@@ -21,8 +21,8 @@ from qinco.codec.plan import (
 )
 from qinco.codec.recorder import Recorder, explained_interrupts, log_path
 from qinco.config import EncodeOptions, require_int
-from qinco.engines.engine import choose_device
 from qinco.errors import ConfigError, DataError
+from qinco.maths.devices import choose_device
 from qinco.maths.rotation import fit_rotation
 from qinco.model.qinco import Qinco
 from qinco.progress import Progress, ProgressOption, reporting

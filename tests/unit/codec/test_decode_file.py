@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_models import ARCHITECTURES, random_model
 
-from qinco.codec import Codec, ProductCodec
+from qinco.codec import Codec
 from qinco.codec.decode_file import SUFFIXES, decode_file, open_codes
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError, ResourceError
@@ -25,12 +25,11 @@ PATIENCE = 60  # seconds, before a test that would wait for ever fails
 def make_codec(name, seed=0):
     if name == "product":
         rotation_DD = np.linalg.qr(np.random.default_rng(seed).standard_normal((6, 6)))[0].astype(np.float32)
-        codec = ProductCodec([Codec(random_model(ARCHITECTURES["projected"], part), RULE) for part in (0, 1)])
-        codec.rotation_DD = rotation_DD
+        models = [random_model(ARCHITECTURES["projected"], part) for part in (0, 1)]
+        codec = Codec(models, RULE, None, rotation_DD)
     else:
         codec = Codec(random_model(ARCHITECTURES[name], seed), RULE)
-    for part in codec.parts if name == "product" else [codec]:
-        part.block_rows = BLOCK_ROWS
+    codec.block_rows = BLOCK_ROWS
     return codec
 
 
@@ -53,7 +52,7 @@ def no_thread_is_left():
 
 def some_codes(codec, seed=0, count=COUNT):
     generator = np.random.default_rng(seed)
-    codes_NM = generator.integers(0, codec.config.codebook_size, (count, codec.code_size), dtype=np.uint8)
+    codes_NM = generator.integers(0, codec.config.codebook_size, (count, codec.num_codes), dtype=np.uint8)
     lists_N1 = generator.integers(0, codec.config.num_lists, (count, 1)) if codec.is_ivf else None
     return EncodedSet(codes_NM, lists_N1, "the codes")
 
@@ -113,8 +112,7 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, codec, suffix, engine, ro
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
     codec, codes, seen = codec.with_options(codec.encode_options.override(engine=engine)), some_codes(codec), []
-    for part in codec.parts if isinstance(codec, ProductCodec) else [codec]:
-        part.block_rows = BLOCK_ROWS
+    codec.block_rows = BLOCK_ROWS
     decode_file(codec, codes, tmp_path / "whole" / f"x{suffix}")
     interrupted(codec, codes, tmp_path / "parts" / f"x{suffix}", row)
     assert names(tmp_path / "parts") == [f"x{suffix}.part", f"x{suffix}.part.json"]
@@ -205,7 +203,7 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path, plain):
 def test_a_shorter_code_is_the_same_work_as_all_its_steps(tmp_path, plain):
     codes = some_codes(plain)
     interrupted(plain, codes, tmp_path / "x.npy")
-    decode_file(plain, codes, tmp_path / "x.npy", prefix=plain.code_size, resume=True)
+    decode_file(plain, codes, tmp_path / "x.npy", prefix=plain.num_codes, resume=True)
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected(plain, codes))
 
 

@@ -12,7 +12,7 @@ import torch
 from small_models import ARCHITECTURES, random_model, random_vectors
 
 from qinco import atomic as files
-from qinco.codec import Codec, ProductCodec, encode_place
+from qinco.codec import Codec, encode_place
 from qinco.codec import encode_file as module
 from qinco.codec.encode_file import Share, encode_file
 from qinco.compat import encoded_sets as npz
@@ -34,8 +34,7 @@ def make_codec(name, seed=0):
     if name != "product":
         return Codec(random_model(ARCHITECTURES[name], seed), RULE)
     rotation_DD = np.linalg.qr(np.random.default_rng(seed).standard_normal((6, 6)))[0].astype(np.float32)
-    parts = [Codec(random_model(ARCHITECTURES["projected"], seed + part), RULE) for part in range(2)]
-    return ProductCodec(parts, rotation_DD)
+    return Codec([random_model(ARCHITECTURES["projected"], seed + part) for part in range(2)], RULE, None, rotation_DD)
 
 
 @pytest.fixture(params=["same width", "coarse", "product"])
@@ -96,8 +95,8 @@ def content(folder):
 def check(path, codec, source):
     """The output holds what `encode` gives."""
     encoded = codec.encode(source)
-    codes, lists = encoded if codec.is_ivf else (encoded, None)
-    found = open_encoded_set(path, codec.code_size, codec.config.codebook_size, codec.is_ivf)
+    codes, lists = encoded.codes, encoded.lists
+    found = open_encoded_set(path, codec.num_codes, codec.config.codebook_size, codec.is_ivf)
     for start, (codes_NM, lists_N) in zip(range(0, len(source), 50), found.blocks(50), strict=True):
         assert np.array_equal(codes_NM, codes[start : start + 50])
         assert lists is None or np.array_equal(lists_N, lists[start : start + 50])
@@ -119,8 +118,7 @@ def fails(*args, **kwargs):
 @pytest.mark.parametrize("count", [1, SHARD_ROWS, COUNT])
 def test_it_is_what_encode_gives(tmp_path, codec, form, count):
     source, seen = vectors(codec, count), []
-    for part in codec.parts if isinstance(codec, ProductCodec) else [codec]:
-        part.block_rows = 50
+    codec.block_rows = 50
     assert encode_file(codec, source, tmp_path / form, on_progress=seen.append)
     check(tmp_path / form, codec, source)
     assert seen[0] == 0
@@ -203,7 +201,7 @@ def test_ctrl_c_keeps_the_finished_shards(tmp_path, coarse, form, row):
         with pytest.raises(ConfigError, match=rf"holds {len(shards)} of 5 shards: give resume=true"):
             encode_file(coarse, source, tmp_path / form)
     with pytest.raises(DataError, match="is not complete|is missing" if form == "codes" else "does not exist|No such"):
-        open_encoded_set(tmp_path / form, coarse.code_size, 4, coarse.is_ivf)
+        open_encoded_set(tmp_path / form, coarse.num_codes, 4, coarse.is_ivf)
     assert encode_file(coarse, source, tmp_path / form, resume=True, on_progress=seen.append)
     assert (seen[0], seen[-1]) == (kept, COUNT)
     check(tmp_path / form, coarse, source)
@@ -219,7 +217,7 @@ def test_the_work_of_another_run_is_not_resumed(tmp_path, codec, form):
     with pytest.raises(KeyboardInterrupt):
         encode_file(codec, source, tmp_path / form, on_progress=interrupt_at(100))
     before = content(tmp_path)
-    name = "product" if isinstance(codec, ProductCodec) else "coarse" if codec.is_ivf else "same width"
+    name = "product" if len(codec.models) > 1 else "coarse" if codec.is_ivf else "same width"
     changed = source[:]
     changed[-1, -1] += 1
     for arguments in (
@@ -244,7 +242,7 @@ def test_a_finished_file_of_another_run_is_not_taken_for_this_one(tmp_path, code
     source = vectors(codec)
     assert encode_file(codec, source, tmp_path / form)
     before = content(tmp_path)
-    name = "product" if isinstance(codec, ProductCodec) else "coarse" if codec.is_ivf else "same width"
+    name = "product" if len(codec.models) > 1 else "coarse" if codec.is_ivf else "same width"
     for codec_here, here, message in (
         (make_codec(name, 7), source, "other codes than this model"),
         (codec, vectors(codec, seed=1), "other codes than this model"),
@@ -820,8 +818,7 @@ def test_a_shard_is_read_while_the_last_is_encoded(tmp_path, codec):
         elif done < COUNT:
             assert read[done // SHARD_ROWS].wait(PATIENCE), "the next shard is not read meanwhile"
 
-    for part in codec.parts if isinstance(codec, ProductCodec) else [codec]:
-        part.block_rows = SHARD_ROWS
+    codec.block_rows = SHARD_ROWS
     assert encode_file(codec, VectorSource(Rows()), tmp_path / "codes", on_progress=on_progress)
     check(tmp_path / "codes", codec, as_source(x))
 

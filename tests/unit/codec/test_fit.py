@@ -190,7 +190,7 @@ def test_one_dimension():
 
 
 def test_the_fewest_vectors_that_train():
-    assert fit(random_vectors(9, 4)).code_size == 3
+    assert fit(random_vectors(9, 4)).num_codes == 3
     with pytest.raises(DataError, match=r"7 training vectors \(8 less 1 .* 8 codewords"):
         fit(random_vectors(8, 4))
 
@@ -252,7 +252,7 @@ def test_what_lies_beside_the_output_must_be_writable_too(tmp_path, suffix):
 
 def test_numbers_of_numpy_are_numbers(tmp_path):
     numbers = {"num_steps": np.int64(2), "lr": np.float32(1e-3), "exact_start": np.bool_(True)}
-    assert fit(output=tmp_path / "x", **numbers).code_size == 2
+    assert fit(output=tmp_path / "x", **numbers).num_codes == 2
 
 
 def test_only_a_codec_can_go_on():
@@ -268,7 +268,7 @@ def test_an_output_that_exists_is_kept(tmp_path):
     with pytest.raises(ConfigError, match=r"x\.last"):
         fit(output=path, resume=True)
     assert path.read_text() == "precious"
-    assert Codec.load(fit_to(path)).code_size == 3
+    assert Codec.load(fit_to(path)).num_codes == 3
 
 
 def fit_to(path):
@@ -310,4 +310,4 @@ def test_a_run_in_another_thread_trains():
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(fit).result().code_size == 3
+        assert pool.submit(fit).result().num_codes == 3

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from small_models import ARCHITECTURES, random_model, random_vectors
+from small_models import ARCHITECTURES, random_model, random_vectors, torch_encoder
 
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines.torch_engine import Encoder
 from qinco.errors import DataError
 from qinco.maths.clustering import residual_kmeans
 from qinco.model.qinco import Qinco
@@ -70,7 +69,7 @@ def first_error(config, x_ND, options, coarse_VD=None, device="cpu"):
     lists_N = None if coarse_VD is None else torch.cdist(y_ND, model.coarse_centroids).argmin(1)
     start_ND = model.start(len(x_ND), lists_N)
     found = [
-        float((Encoder(model, rule).encode(y_ND, start_ND)[1] - y_ND).square().sum(1).mean())
+        float((torch_encoder(model, rule).encode(y_ND, start_ND)[1] - y_ND).square().sum(1).mean())
         for rule in (EncodeOptions(), EncodeOptions(beam_width=8))
     ]
     return *found, model

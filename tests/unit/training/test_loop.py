@@ -4,10 +4,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_models import ARCHITECTURES, random_model, random_vectors
+from small_models import ARCHITECTURES, random_model, random_vectors, torch_encoder
 
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines.torch_engine import Encoder
 from qinco.model.qinco import Qinco
 from qinco.training.codebooks import CodewordUse, initialize_model
 from qinco.training.estimate import estimate
@@ -159,7 +158,7 @@ def test_validation_is_the_error_of_encoding_in_data_space(device):
     run.model.requires_grad_(False)
     x_ND = torch.from_numpy(run.valid_source[:]).to(device)
     y_ND = run.model.normalize(x_ND)
-    codes_NM, _ = Encoder(run.model, WIDE).encode(y_ND, run.model.start(50))
+    codes_NM, _ = torch_encoder(run.model, WIDE).encode(y_ND, run.model.start(50))
     errors = [
         float((run.model.denormalize(reached_ND) - x_ND).square().sum(1).mean())
         for reached_ND in run.model.reconstructions(codes_NM, run.model.start(50))
