@@ -21,7 +21,6 @@ from qinco.search.faiss_index import from_faiss
 from qinco.search.fit import assign_decoded, encode_all
 from qinco.search.ids import admitted_ids, as_ids, check_new, next_ids
 from qinco.search.index_file import as_path, load_parts, save_parts
-from qinco.search.lists import InvertedLists
 from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.tune import tune
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
@@ -36,8 +35,17 @@ from qinco.search.pipeline import (
     search_queries,
 )
 from qinco.search.scan import make_filter
-from qinco.search.tables import SearchTables
 from qinco.vectors.rows import as_source
+
+
+def _part(name: str, doc: str) -> property:
+    """A field of `Index.parts` as an attribute of the index."""
+
+    def change(self, value) -> None:
+        with self._changing:
+            self.parts = replace(self.parts, **{name: value})
+
+    return property(lambda self: getattr(self.parts, name), change, doc=doc)
 
 
 class Index:
@@ -51,7 +59,6 @@ class Index:
         parts: everything else.
 
     Attributes:
-        options: SearchOptions that `search` uses unless it is given others; `tune` fits them.
         batch_bytes: memory for the shortlists of the queries that are searched at a time.
 
     Example:
@@ -122,29 +129,12 @@ class Index:
         parts = self.parts
         return sum(segment.nbytes for segment in parts.segments) / max(1, len(parts))
 
-    @property
-    def tables(self) -> SearchTables:
-        """Centroids, look-up tables and metric."""
-        return self.parts.tables
-
-    @property
-    def segments(self) -> tuple[InvertedLists, ...]:
-        """The inverted lists; recently added vectors are in segments of their own."""
-        return self.parts.segments
-
-    @property
-    def pairwise(self):
-        """The PairwiseDecoder of the pairwise stage, or None."""
-        return self.parts.pairwise
-
-    @property
-    def options(self) -> SearchOptions:
-        return self.parts.options
-
-    @options.setter
-    def options(self, options: SearchOptions) -> None:
-        with self._changing:
-            self.parts = replace(self.parts, options=options)
+    tables = _part("tables", "SearchTables: centroids, look-up tables and metric.")
+    segments = _part("segments", "The inverted lists; recently added vectors are in segments of their own.")
+    pairwise = _part("pairwise", "The PairwiseDecoder of the pairwise stage, or None.")
+    options = _part("options", "SearchOptions that a search uses unless it is given others.")
+    next_id = _part("next_id", "The id of the next vector added without one.")
+    codec_fingerprint = _part("codec_fingerprint", "Of the codec that made the codes, or None if unknown.")
 
     @classmethod
     def build(

@@ -87,7 +87,7 @@ def test_an_index_is_built_on_a_device(kind, device):
 
 @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_an_index_is_copied_by_saving_it(make):
-    with pytest.raises(TypeError, match="cannot be copied or pickled, and load it"):
+    with pytest.raises(TypeError, match="cannot be copied or pickled"):
         make(built())
 
 
@@ -434,7 +434,7 @@ def test_ids_that_are_given_are_kept():
     np.testing.assert_array_equal(index.reconstruct(more), built().reconstruct(np.arange(4)))
     _, found = index.search(vectors()[2], k=2, filter=more, nprobe=1)
     assert set(found) <= set(more.tolist())
-    with pytest.raises(DataError, match="no further ones are left: give ids"):
+    with pytest.raises(DataError, match="9223372036854775808"):
         index.add(vectors()[:1])
     assert index.remove(LAST) == 1 and index.add(vectors()[:1], ids=[LAST]).tolist() == [LAST]
 
