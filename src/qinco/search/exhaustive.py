@@ -14,7 +14,7 @@ from qinco.errors import DataError
 from qinco.maths.devices import to_device
 from qinco.maths.distances import smallest, squared_distances
 from qinco.progress import Progress, ProgressOption, reporting
-from qinco.search.metric import Metric
+from qinco.search.metric import L2, Metric
 from qinco.store.codes import Codes
 from qinco.vectors.rows import as_source
 
@@ -69,17 +69,26 @@ def nearest_in_blocks(
     blocks: Iterable[tuple[int, np.ndarray]],
     k: int,
     device: str | torch.device = "cpu",
-    metric: Metric = Metric("l2"),  # noqa: B008 (frozen)
+    metric: Metric = L2,
+    *,
+    piece_rows: int = _PIECE_ROWS,
+    max_distances: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`exhaustive_search` of float32 queries among (number of the first vector, float32 (n, D)) blocks."""
+    """`exhaustive_search` of float32 queries among (number of the first vector, float32 (n, D)) blocks.
+
+    Args:
+        piece_rows: vectors compared at a time.
+        max_distances: distances computed at a time; fitted to the device if None.
+    """
     device, unit = torch.device(device), Metric(metric.name)
     queries = to_device(unit.prepare(np.asarray(queries_QD, np.float32)), device)
     best_QR = torch.full((len(queries), k), torch.inf, device=device)
     ids_QR = torch.full((len(queries), k), -1, dtype=torch.int64, device=device)
+    most = max_distances or (_DISTANCES if device.type == "cpu" else _DEVICE_DISTANCES)
     for first, block in blocks:
         x_ND = to_device(unit.prepare(np.asarray(block, np.float32)), device)
-        for piece in x_ND.split(_PIECE_ROWS):
-            _merge(queries, piece, first, best_QR, ids_QR, metric.name == "l2")
+        for piece in x_ND.split(piece_rows):
+            _merge(queries, piece, first, best_QR, ids_QR, metric.name == "l2", rows=max(1, most // max(1, len(piece))))
             first += len(piece)
     best_QR = best_QR if metric.name == "l2" else -best_QR
     return best_QR.cpu().numpy(), ids_QR.cpu().numpy()
@@ -97,11 +106,9 @@ def _reported(source, report: Progress) -> Iterator[tuple[int, np.ndarray]]:
         report("searching", first + len(x_ND), len(source))
 
 
-def _merge(queries_QD: Tensor, x_ND: Tensor, first: int, best_QR: Tensor, ids_QR: Tensor, is_l2: bool) -> None:
+def _merge(queries_QD, x_ND: Tensor, first: int, best_QR: Tensor, ids_QR: Tensor, is_l2: bool, rows: int) -> None:
     """Merge vectors into the best so far, which are changed in place."""
     count = min(best_QR.shape[1], len(x_ND))
-    most = _DISTANCES if x_ND.device.type == "cpu" else _DEVICE_DISTANCES
-    rows = max(1, most // max(1, len(x_ND)))
     for begin in range(0, len(queries_QD) if count else 0, rows):
         part = slice(begin, begin + rows)
         values = squared_distances(queries_QD[part], x_ND) if is_l2 else -(queries_QD[part] @ x_ND.T)

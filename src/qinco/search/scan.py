@@ -136,7 +136,7 @@ class Scanner:
         """s of codes uint8 (N, M) in their lists: float32 (N,); all zero for inner products, which need none."""
         if self.inner_product:
             return np.zeros(len(codes_NM), np.float32)
-        return self._scanner.scalars(codes_NM, lists_N, threads)
+        return self._scanner.norms(codes_NM, lists_N, threads)
 
     def _shifted(self, queries_QD: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(queries_QD - self._shift_D, np.float32)
