@@ -20,9 +20,9 @@ FIRST_US, LAST_US, MAX_RECALL = 40, 12_000, 0.6
 class Line(NamedTuple):
     row: str  # first cell of its row of the table
     label: str
-    colour: str  # of Okabe and Ito, told apart in colour-blindness
+    colour: str  # from Okabe and Ito's palette for colour-blind readers
     dash: str
-    below: float  # how far the label is moved down to be apart from its neighbours
+    below: float  # shift of the label, to keep labels apart
 
 
 LINES = (
@@ -34,7 +34,7 @@ LINES = (
 
 
 def measured(text: str) -> dict[str, list[tuple[float, float]]]:
-    """For each index of the table `recall@1 within`, its (microseconds, recall@1)."""
+    """(microseconds, recall@1) of each index in the table `recall@1 within`."""
     lines = iter(text.splitlines())
     head = next(line for line in lines if line.startswith("| recall@1 within |"))
     times = [float(cell.strip().removesuffix(" us").replace(",", "")) for cell in head.split("|")[2:-1]]
@@ -58,7 +58,7 @@ def y_of(recall: float) -> float:
 
 
 def draw(text: str) -> str:
-    """The picture as SVG, of the report's text."""
+    """The picture as SVG, from the text of the report."""
     table, parts = measured(text), []
     for recall in (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
         y = y_of(recall)

@@ -1,4 +1,4 @@
-"""The plain version that the GPU benchmark compares with: QINCo2 in straightforward torch, as one writes it at first.
+"""The baseline of the GPU benchmark: QINCo2 in straightforward torch.
 
 Its encoder is `encode_speed.encode_plainly`. Training encodes every batch with it and then walks through the steps; it
 starts, shuffles, counts, redraws and schedules as ours does, so that only the way of computing differs.
@@ -34,7 +34,7 @@ def half_encoder(model: Qinco) -> Callable[[Tensor], Tensor]:
 
 
 class PlainReport(NamedTuple):
-    """Steps done since the beginning, seconds that they took, and the error in data space at the end of an epoch."""
+    """Steps so far, their seconds, and the error in data space at the end of an epoch."""
 
     step: int
     seconds: float
@@ -44,7 +44,7 @@ class PlainReport(NamedTuple):
 def train_plainly(
     model: Qinco, train: VectorSource, valid: VectorSource, options: TrainOptions
 ) -> Iterator[PlainReport]:
-    """Train a model that has been started, under bf16 autocast; a report after each step and each epoch."""
+    """Train an initialized model under bf16 autocast; yields a report after each step and each epoch."""
     device, plan = model.device, StepPlan.from_options(options, len(train))
     schedule = make_schedule(options, plan)
     x_ND, random = torch.from_numpy(train[:]), torch.Generator().manual_seed(options.seed)
@@ -56,7 +56,7 @@ def train_plainly(
             start_ND = model.start(len(rows_N))
             with torch.autocast(device.type, torch.bfloat16):
                 codes_NM = encode_plainly(model, PAPER_SEARCH, _BATCH, batch_ND)
-            # A context of its own: autocast would reuse weights that were cast without gradients.
+            # A separate context: autocast would otherwise reuse weights that were cast without gradients.
             with torch.autocast(device.type, torch.bfloat16):
                 loss = prefix_losses(model, batch_ND, start_ND, codes_NM, use) / len(rows_N)
             optimizer.zero_grad()
@@ -66,7 +66,7 @@ def train_plainly(
                 group["lr"] = schedule.rate(step)
             optimizer.step()
             step += 1
-            float(loss.detach())  # a loop shows its loss, and waits for it
+            float(loss.detach())  # as a training loop that prints its loss, and so waits for it
             yield PlainReport(step, time.monotonic() - begun, None)
         if epoch + 1 < options.epochs:
             redraw_unused(model, use, options.redraw, random)

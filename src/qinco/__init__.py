@@ -21,8 +21,10 @@ from qinco.version import __version__
 
 if TYPE_CHECKING:
     from qinco.codec import Codec, ProductCodec
+    from qinco.codec.centroids import kmeans
     from qinco.codec.evaluate import benchmark, evaluate, measure_time
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
+    from qinco.datasets.fetch import download
     from qinco.decoders.lookup import LookupDecoder
     from qinco.decoders.pairwise import PairwiseDecoder
     from qinco.description import describe
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from qinco.search.measure.sweep import sweep
     from qinco.search.options import SearchOptions
     from qinco.store.codes import Codes
+    from qinco.training.options import TrainOptions
     from qinco.vectors.formats import write_vectors
     from qinco.vectors.rows import VectorSource, open_vectors
 
@@ -53,18 +56,21 @@ __all__ = [
     "QincoError",
     "ResourceError",
     "SearchOptions",
+    "TrainOptions",
     "VectorSource",
     "__version__",
     "benchmark",
     "build_index",
     "check_installation",
     "describe",
+    "download",
     "evaluate",
     "evaluate_decoder",
     "exhaustive_recall",
     "exhaustive_search",
     "fit_lookup_decoder",
     "fit_pairwise_decoder",
+    "kmeans",
     "measure_time",
     "open_vectors",
     "sweep",
@@ -83,9 +89,12 @@ _HOMES = {
     "ModelConfig": "qinco.config",
     "Index": "qinco.search.index",
     "SearchOptions": "qinco.search.options",
+    "TrainOptions": "qinco.training.options",
     "VectorSource": "qinco.vectors.rows",
     "check_installation": "qinco.installation",
     "describe": "qinco.description",
+    "download": "qinco.datasets.fetch",
+    "kmeans": "qinco.codec.centroids",
     "open_vectors": "qinco.vectors.rows",
     "write_vectors": "qinco.vectors.formats",
     "LookupDecoder": "qinco.decoders.lookup",

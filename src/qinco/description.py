@@ -158,25 +158,9 @@ def _folder_size(folder: Path) -> int:
 
 
 def _describe_encoded_set(file: Path) -> dict:
-    from qinco.compat.encoded_sets import npz_part, npz_rows, read_npz_sizes
+    from qinco.compat.encoded_sets import describe_encoded_set
 
-    name = file.name.removesuffix(file.suffix)
-    if name.rpartition(".")[2].startswith("part_") and name.rpartition("part_")[2].isdecimal():
-        rows, columns = npz_rows(file)
-        return {"kind": "part of an encoded set of QINCo2", "num_vectors": rows, "columns": columns}
-    sizes = read_npz_sizes(file)
-    shapes = [npz_rows(npz_part(file, number)) for number in range(sizes["n_parts"])]
-    bits = sizes["K"].bit_length() - 1
-    return {
-        "kind": "encoded set of QINCo2",
-        "num_vectors": sum(rows for rows, _ in shapes),
-        "num_parts": sizes["n_parts"],
-        "dim": sizes["D"],
-        "codebook_size": sizes["K"],
-        "code_size": sizes["M"],
-        "has_lists": any(columns == sizes["M"] + 1 for _, columns in shapes),
-        "bytes_per_vector": sizes["M"] * bits / 8,
-    }
+    return describe_encoded_set(file)
 
 
 def _describe_raw(file: Path) -> dict:

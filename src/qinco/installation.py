@@ -20,7 +20,7 @@ import torch
 
 from qinco.codec.codec import Codec
 from qinco.config import PRESETS, EncodeOptions, ModelConfig
-from qinco.datasets.named import DATASETS
+from qinco.datasets.catalogue import DATASETS
 from qinco.engines.engine import candidate_dtype, choose_engine, engines, make_encoder
 from qinco.machine import cpuinfo, group_limits, processor_name, usable_cores
 from qinco.maths.assignment import faiss

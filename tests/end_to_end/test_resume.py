@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from small_models import random_vectors
 
 from qinco.codec import Codec
+from qinco.store.run_state import load_state
 from qinco.training.estimate import Estimate
 from qinco.training.loop import EpochReport, StepReport
 
@@ -79,6 +80,18 @@ def test_an_interrupt_says_whether_something_was_saved(tmp_path):
         with pytest.raises(KeyboardInterrupt) as caught:
             Codec.fit(x, output=path, resume=True, on_report=interrupt, **SMALL)
         assert ("resume=true" in str(caught.value)) == saved
+
+
+def test_a_second_interrupt_acts_at_once(tmp_path):
+    def interrupt_twice(report):
+        if isinstance(report, StepReport) and (report.epoch, report.step) == (2, 3):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        Codec.fit(random_vectors(300, 4), output=tmp_path / "x", on_report=interrupt_twice, **SMALL)
+    progress = load_state(tmp_path / "x")[0]["progress"]
+    assert (progress["epoch"], progress["step"]) == (1, 0)  # saved at the end of the epoch, not at the first interrupt
 
 
 def test_the_handlers_of_signals_are_given_back(tmp_path):

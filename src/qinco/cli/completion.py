@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from qinco.cli.grammar import OPTIONS, find_task, split_task
 from qinco.cli.keys import Key, Task
 from qinco.cli.tasks import KEYS, TASKS, find_key
-from qinco.datasets.named import DATASETS
+from qinco.datasets.catalogue import DATASETS
 from qinco.errors import ConfigError
 
 FILES = "<file>"  # stands for the names of files, which the shell completes itself

@@ -14,7 +14,7 @@ from qinco.config import (
     checkpoint_search,
     field_keys,
 )  # fmt: skip
-from qinco.datasets.named import find_dataset
+from qinco.datasets.catalogue import find_dataset
 from qinco.training.options import TrainOptions
 
 _SIZES = {key: field for field, key in field_keys(ModelConfig).items()}

@@ -10,7 +10,7 @@ import torch
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec
 from qinco.config import EncodeOptions
-from qinco.datasets.named import DATASETS, find_dataset
+from qinco.datasets.catalogue import DATASETS, find_dataset
 from qinco.errors import ConfigError, DataError
 from qinco.maths.devices import choose_device
 from qinco.vectors.formats import read_integers, split_part

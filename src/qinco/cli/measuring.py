@@ -8,7 +8,7 @@ from qinco.cli.overrides import Settings
 from qinco.codec.codec import Codec
 from qinco.codec.evaluate import evaluate, measure_time
 from qinco.codec.plan import split_validation
-from qinco.datasets.named import find_dataset
+from qinco.datasets.catalogue import find_dataset
 from qinco.errors import ConfigError, DataError
 from qinco.search.faiss_index import FaissSearcher
 from qinco.search.fit import fit_lookup_decoder, open_pairwise

@@ -11,7 +11,7 @@ from qinco.atomic import check_output
 from qinco.cli import inputs, measuring
 from qinco.cli.console import Console
 from qinco.cli.overrides import Settings
-from qinco.datasets.named import find_dataset
+from qinco.datasets.catalogue import find_dataset
 from qinco.errors import ConfigError
 from qinco.machine import usable_cores
 from qinco.maths.clustering import faiss_threads

@@ -87,6 +87,10 @@ class Codec:
         )
 
     @property
+    def model(self) -> Qinco:
+        """The model; the first where there are several."""
+        return self.models[0]
+
     @property
     def config(self) -> ModelConfig:
         """The architecture of each model."""

@@ -29,9 +29,9 @@ from qinco.progress import Progress, ProgressOption, reporting
 from qinco.store.codec import CHECKPOINT_SUFFIX, load_models, save_models
 from qinco.store.run_state import load_state, state_path
 from qinco.training.codebooks import initialize_model, sample, set_scales, set_steps
-from qinco.training.estimate import Estimate, estimate
-from qinco.training.loop import EpochReport, StepReport, Training
-from qinco.training.monitor import Monitor
+from qinco.training.estimate import estimate
+from qinco.training.loop import Training
+from qinco.training.monitor import Report, monitor, summary_writer
 from qinco.training.processes import Processes
 from qinco.vectors.rows import VectorSource, as_source
 
@@ -72,7 +72,7 @@ def fit(
     tensorboard: str | Path | None = None,
     mse_scale: float = 1.0,
     progress: ProgressOption = None,
-    on_report: Callable[[Estimate | StepReport | EpochReport], None] | None = None,
+    on_report: Callable[[Report], None] | None = None,
     **settings,
 ) -> FittedModels:
     """Train on vectors, and return the best state on validation vectors. `Codec.fit` makes a codec of it.
@@ -118,6 +118,8 @@ def fit(
     )  # fmt: skip
     split_validation(source, plan.train_options.num_valid, plan.model_config.codebook_size)
     processes = Processes(choose_device(device))
+    if tensorboard is not None:
+        summary_writer()  # the curves of parts are opened late
     with explained_interrupts(output), reporting(progress if processes.is_main else False) as report:
         runs = _Runs(plan, processes, resume, overwrite, mse_scale, report, on_report)
         if num_parts > 1:
@@ -146,9 +148,9 @@ class _Runs:
         listeners = [] if self.on_report is None else [self.on_report]
         with ExitStack() as stack:
             if processes.is_main:
-                listeners.insert(0, stack.enter_context(Monitor(self.progress, self.mse_scale, tensorboard)))
+                listeners.insert(0, stack.enter_context(monitor(self.progress, self.mse_scale, tensorboard)))
 
-            def listen(report: Estimate | StepReport | EpochReport) -> None:
+            def listen(report: Report) -> None:
                 for listener in listeners:
                     listener(report)
 
@@ -209,13 +211,13 @@ def _start(
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise DataError(f"the saved state of the run is damaged: {error}") from None
     elif initial is not None:
-        training.at.epoch = initial.provenance.get("epoch", 0)
-        if training.at.epoch >= options.epochs:
+        training.position.epoch = initial.provenance.get("epoch", 0)
+        if training.position.epoch >= options.epochs:
             raise ConfigError(
-                f"the initial codec was trained for {training.at.epoch} epochs: give more epochs than that, "
+                f"the initial codec was trained for {training.position.epoch} epochs: give more epochs than that, "
                 f"not {options.epochs}"
             )
-    if (saved is not None or initial is not None) and training.at.epoch < options.epochs:
+    if (saved is not None or initial is not None) and training.position.epoch < options.epochs:
         listen(estimate(training))
     return training
 

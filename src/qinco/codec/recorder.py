@@ -101,7 +101,7 @@ class Recorder:
         """Begin the log, or drop what it holds beyond the state that the run continues from."""
         lines, path = [], log_path(self.output)
         if self.best is not None and path.exists():
-            lines = [line for line in path.read_text().splitlines() if _epoch_of(line) <= self.training.at.epoch]
+            lines = [line for line in path.read_text().splitlines() if _epoch_of(line) <= self.training.position.epoch]
         with write_atomically(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines))
 

@@ -19,7 +19,7 @@ from qinco.vectors.rows import VectorSource
 STATISTICS_ROWS = 100_000
 _SAMPLE_ROWS = 100_000
 _SAMPLE_BYTES = 1 << 27
-_RUN_ROWS = 256
+SAMPLE_RUN_ROWS = 256
 _MAX_LENGTH_RATIO = 1e6
 
 
@@ -27,9 +27,9 @@ def sample(source: VectorSource, count: int, seed: int) -> np.ndarray:
     """About `count` rows, or all where there are fewer, in random runs of 256 consecutive ones: float32 (N, D)."""
     if count >= len(source):
         return source[:]
-    num_runs = -(-len(source) // _RUN_ROWS)
-    chosen = np.sort(np.random.default_rng(seed).choice(num_runs, -(-count // _RUN_ROWS), replace=False))
-    return np.concatenate([source[int(run) * _RUN_ROWS : (int(run) + 1) * _RUN_ROWS] for run in chosen])
+    num_runs = -(-len(source) // SAMPLE_RUN_ROWS)
+    chosen = np.sort(np.random.default_rng(seed).choice(num_runs, -(-count // SAMPLE_RUN_ROWS), replace=False))
+    return np.concatenate([source[int(run) * SAMPLE_RUN_ROWS : (int(run) + 1) * SAMPLE_RUN_ROWS] for run in chosen])
 
 
 def set_normalization(model: Qinco, source: VectorSource, range_scaling: bool) -> None:

@@ -51,7 +51,7 @@ def estimate(training: Training) -> Estimate:
     train_seconds = _seconds(lambda: _encode(training, x_ND, training.batch_encode_options), x_ND)
     valid_seconds = _seconds(lambda: _encode(training, x_ND, training.encode_options), x_ND)
     gradient_seconds = _seconds(lambda: _gradients(training, x_ND, codes_NM), x_ND)
-    left = options.epochs - training.at.epoch
+    left = options.epochs - training.position.epoch
     per_epoch = plan.epoch_vectors * (train_seconds + gradient_seconds) + len(training.valid_source) * valid_seconds
     per_epoch /= training.processes.count
     return Estimate(

@@ -143,7 +143,7 @@ class Training:
             settings["weight_decay"] = 0.0
         self.optimizer = kinds[options.optimizer](self.parameters, fused=True, **settings)
         self.use = CodewordUse(model)
-        self.at = RunPosition()
+        self.position = RunPosition()
         self.assigner = _coarse_assigner(model)
 
     # State
@@ -157,11 +157,11 @@ class Training:
 
     def progress(self) -> dict:
         """Position and schedule of the run, as plain values."""
-        return asdict(self.at) | self.schedule.state()
+        return asdict(self.position) | self.schedule.state()
 
     def restore(self, tensors: dict[str, Tensor], progress: dict) -> None:
         """Continue where a run's `tensors` and `progress` were taken."""
-        self.at = RunPosition(**{field.name: progress[field.name] for field in fields(RunPosition)})
+        self.position = RunPosition(**{field.name: progress[field.name] for field in fields(RunPosition)})
         self.schedule.restore(progress)
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
         self.assigner = _coarse_assigner(self.model)
@@ -177,53 +177,54 @@ class Training:
 
     def run(self) -> Iterator[StepReport | EpochReport]:
         """Train to the end; yields a report of the start, and one after every step and every epoch."""
-        begun = time.monotonic() - self.at.seconds
-        if self.at.step == 0 and self.at.best_mse == float("inf"):
-            yield self._report(0, None, self.at.epoch, begun)
-        while self.at.epoch < self.options.epochs and not self.schedule.is_over:
-            for report in self._epoch():
-                self.at.seconds = time.monotonic() - begun
+        position, begun = self.position, time.monotonic() - self.position.seconds
+        if position.step == 0 and position.best_mse == float("inf"):
+            yield self._report(0, None, position.epoch, begun)
+        while position.epoch < self.options.epochs and not self.schedule.is_over:
+            for report in self._epoch(position):
+                position.seconds = time.monotonic() - begun
                 yield report
             unused = self._redraw()
-            loss = self.at.loss_sum / self.plan.epoch_vectors
-            self.at.epoch, self.at.step, self.at.loss_sum = self.at.epoch + 1, 0, 0.0
-            report = self._report(unused, loss, self.at.epoch, begun)
-            if self._has_counted_enough():
+            loss = position.loss_sum / self.plan.epoch_vectors
+            position.epoch, position.step, position.loss_sum = position.epoch + 1, 0, 0.0
+            report = self._report(unused, loss, position.epoch, begun)
+            if self._has_enough_counts():
                 self.use = CodewordUse(self.model)
             yield report
 
-    def _has_counted_enough(self) -> bool:
+    def _has_enough_counts(self) -> bool:
         """Whether so many codes were counted that a codeword without any is rare, and not just missed by chance."""
         return self.use.counts_MK[0].sum() >= _VECTORS_PER_CODEWORD * self.model.config.codebook_size
 
     def _redraw(self) -> int:
         """Redraw unused codewords while there is training left for them; returns how many there were."""
-        if not self._has_counted_enough():
+        if not self._has_enough_counts():
             return 0
-        if self.at.epoch + 1 == self.options.epochs:
+        if self.position.epoch + 1 == self.options.epochs:
             return int((self.use.counts_MK == 0).sum())
-        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.at.epoch)
+        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.position.epoch)
         return redraw_unused(self.model, self.use, self.options.redraw, generator)
 
-    def _epoch(self) -> Iterator[StepReport]:
-        plan, accumulate = self.plan, self.options.grad_accumulate
-        count = plan.steps_per_epoch * accumulate
+    def _epoch(self, position: RunPosition) -> Iterator[StepReport]:
+        plan, options = self.plan, self.options
+        count = plan.steps_per_epoch * options.grad_accumulate
         bounds = np.arange(count + 1) * plan.epoch_vectors // count
-        stream = batches(self.train_source, self.at.epoch, bounds, self.at.step * accumulate, self.options.seed)
+        first = position.step * options.grad_accumulate
+        stream = batches(self.train_source, position.epoch, bounds, first, options.seed)
         with closing(stream):
-            while self.at.step < plan.steps_per_epoch:
-                step = self.at.epoch * plan.steps_per_epoch + self.at.step
-                lr = self.schedule.rate(step)
-                parts = [next(stream) for _ in range(accumulate)]
+            while position.step < plan.steps_per_epoch:
+                lr = self.schedule.rate(position.epoch * plan.steps_per_epoch + position.step)
+                parts = [next(stream) for _ in range(options.grad_accumulate)]
                 loss = self.optimizer_step(parts, lr)
+                epoch, step = position.epoch + 1, position.step + 1
                 if not math.isfinite(loss):
                     raise ConfigError(
-                        f"training diverged: the loss is {loss} at epoch {self.at.epoch + 1}, step {self.at.step + 1}. "
+                        f"training diverged: the loss is {loss} at epoch {epoch}, step {step}. "
                         f"Give a learning rate (lr) below {lr:.2g}; the best codec so far is kept"
                     )
-                self.at.step += 1
-                self.at.loss_sum += loss * sum(map(len, parts))
-                yield StepReport(self.at.epoch + 1, self.options.epochs, self.at.step, plan.steps_per_epoch, lr, loss)
+                position.step = step
+                position.loss_sum += loss * sum(map(len, parts))
+                yield StepReport(epoch, options.epochs, step, plan.steps_per_epoch, lr, loss)
 
     def optimizer_step(self, parts: list[np.ndarray], lr: float) -> float:
         """One step on accumulated batches, float32 (n, D) of all processes together; returns the loss per vector."""
@@ -259,16 +260,16 @@ class Training:
 
     def _report(self, unused: int, loss: float | None, epoch: int, begun: float) -> EpochReport:
         per_step = self.validate()
-        mse, at = per_step[-1], self.at
-        is_best = mse < at.best_mse
+        mse, position = per_step[-1], self.position
+        is_best = mse < position.best_mse
         self.schedule.observe(epoch, mse)
-        at.best_mse = min(at.best_mse, mse)
-        at.seconds = time.monotonic() - begun
+        position.best_mse = min(position.best_mse, mse)
+        position.seconds = time.monotonic() - begun
         lr = self.schedule.rate(max(0, epoch * self.plan.steps_per_epoch - 1))
         entropy = self.use.entropy() if loss is not None else float("nan")
         share = unused / self.use.counts_MK.numel()
         return EpochReport(
-            epoch, self.options.epochs, mse, per_step, loss, lr, unused, share, entropy, at.seconds, is_best
+            epoch, self.options.epochs, mse, per_step, loss, lr, unused, share, entropy, position.seconds, is_best
         )
 
     @torch.no_grad()

@@ -1,6 +1,8 @@
 """What a person sees of a run: log lines, progress and TensorBoard curves."""
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import isnan
 
 from qinco.errors import ConfigError
@@ -8,43 +10,41 @@ from qinco.progress import Progress, format_duration, format_number
 from qinco.training.estimate import Estimate
 from qinco.training.loop import EpochReport, StepReport
 
+Report = Estimate | StepReport | EpochReport
 _LOG = logging.getLogger(__name__)
 _WARN_UNUSED_SHARE = 0.02
 
 
-class Monitor:
-    """Shows the reports of a run; a context manager that closes the TensorBoard file.
+@contextmanager
+def monitor(progress: Progress, mse_scale: float = 1.0, tensorboard=None) -> Iterator[Callable[[Report], None]]:
+    """Yield a function that shows the reports of a run.
 
     Args:
-        progress: hears every step.
+        progress: hears of every step.
         mse_scale: factor on the errors that are logged.
         tensorboard: folder for TensorBoard; None for none.
 
     Raises:
         ConfigError: where `tensorboard` is no folder to write to, or its package is missing.
     """
+    board = None if tensorboard is None else _open_board(tensorboard)
 
-    def __init__(self, progress: Progress, mse_scale: float = 1.0, tensorboard=None):
-        self._progress, self._scale = progress, mse_scale
-        self._board = None if tensorboard is None else _open_board(tensorboard)
-
-    def __enter__(self) -> "Monitor":
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._board is not None:
-            self._board.close()
-
-    def __call__(self, report: Estimate | StepReport | EpochReport) -> None:
+    def show(report: Report) -> None:
         if isinstance(report, Estimate):
             _log_estimate(report)
         elif isinstance(report, StepReport):
             stage = f"epoch {report.epoch}/{report.epochs}"
-            self._progress(stage, report.step, report.steps, "step", loss=report.loss, lr=report.lr)
+            progress(stage, report.step, report.steps, "step", loss=report.loss, lr=report.lr)
         else:
-            _log_epoch(report, self._scale)
-            if self._board is not None:
-                _draw(self._board, report, self._scale)
+            _log_epoch(report, mse_scale)
+            if board is not None:
+                _draw(board, report, mse_scale)
+
+    try:
+        yield show
+    finally:
+        if board is not None:
+            board.close()
 
 
 def _log_estimate(found: Estimate) -> None:
@@ -73,13 +73,18 @@ def _log_epoch(report: EpochReport, scale: float) -> None:
         )
 
 
-def _open_board(folder):
+def summary_writer() -> type:
+    """TensorBoard's writer; raises ConfigError where the package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError("tensorboard needs the package tensorboard: pip install 'qinco[tensorboard]'") from None
+    return SummaryWriter
+
+
+def _open_board(folder):
     try:
-        return SummaryWriter(folder)
+        return summary_writer()(folder)
     except OSError as error:
         raise ConfigError(f"tensorboard={folder}: cannot write there: {error.strerror or error}") from error
 

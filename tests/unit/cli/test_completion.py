@@ -12,7 +12,7 @@ from qinco.cli import main
 from qinco.cli.completion import FILES, candidates
 from qinco.cli.tasks import TASKS
 from qinco.cli.tasks.completion import SCRIPTS
-from qinco.datasets.named import DATASETS
+from qinco.datasets.catalogue import DATASETS
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from qinco.cli.tasks import TASKS
 from qinco.cli.training import run_settings
 from qinco.codec.plan import plan_training
 from qinco.config import EncodeOptions, ModelConfig, field_keys
-from qinco.datasets.named import DATASETS
+from qinco.datasets.catalogue import DATASETS
 from qinco.training.options import TrainOptions
 from qinco.vectors.rows import as_source
 

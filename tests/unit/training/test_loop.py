@@ -203,7 +203,7 @@ def test_a_plateau_lowers_the_rate_and_ends():
 def test_a_gain_below_the_threshold_is_still_kept_as_the_best():
     run = scripted(training(count=90, epochs=2, schedule="plateau", threshold=0.1), [9.0, 8.9, 8.8])
     assert [report.is_best for report in epochs_of(run)] == [True, True, True]
-    assert run.schedule.best_epoch == 0 and run.at.best_mse == 8.8
+    assert run.schedule.best_epoch == 0 and run.position.best_mse == 8.8
 
 
 def test_cosine_runs_all_its_epochs_without_gain():
@@ -230,7 +230,7 @@ def test_a_restored_run_is_the_same_run(device, schedule):
     tensors = {name: tensor.cpu().clone() for name, tensor in run.tensors().items()}  # as they lie in a file
     other = training(epochs=3, schedule=schedule, patience=1, device=device)
     other.restore(tensors, run.progress())
-    assert other.at == run.at and other.progress() == run.progress()
+    assert other.position == run.position and other.progress() == run.progress()
     rest = [list(stream), list(other.run())]
     for a, b in zip(*rest, strict=True):
         assert [v for k, v in dataclasses.asdict(a).items() if k != "seconds"] == [

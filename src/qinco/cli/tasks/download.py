@@ -16,6 +16,20 @@ from qinco.cli.keys import Key, task
     positional="name",
 )
 def download(settings, console) -> None:
-    from qinco.cli import download as fetching
+    from dataclasses import asdict
 
-    fetching.download(settings, console)
+    from qinco.datasets.fetch import download as download_files
+
+    results = download_files(
+        settings["name"],
+        small=settings["small"],
+        mirror=settings["mirror"],
+        overwrite=settings["overwrite"],
+        progress=console.progress,
+    )
+    files = [asdict(result) for result in results]
+    if not settings["json"]:
+        console.print_table([list(file.values()) for file in files], ["path", "bytes", "seconds", "state"])
+        return
+    counts = {state: sum(file["state"] == state for file in files) for state in ("downloaded", "skipped")}
+    console.print_result({"files": files} | counts, True)
