@@ -45,65 +45,38 @@ def test_json_is_one_object(capsys):
     out, err = capsys.readouterr()
     facts = json.loads(out)
     assert err == "" and out.count("\n") == 1
-    assert facts["self_check"] == "ok"
-    assert facts["versions"]["qinco"] == __version__
-    assert facts["versions"]["torch"] == torch.__version__
-    assert facts["versions"]["numpy"] == np.__version__
-    assert facts["versions"]["faiss-cpu"]
+    assert facts["self_check"] == "ok" and isinstance(facts["problems"], list)
+    versions = {name: facts["versions"][name] for name in ("qinco", "torch", "numpy")}
+    assert versions == {"qinco": __version__, "torch": torch.__version__, "numpy": np.__version__}
     assert facts["threads"]["torch"] == torch.get_num_threads()
-    assert facts["devices"]["cpu"]["fast_bf16"] in (True, False)
     assert facts["automatic"]["engine"] in ENGINES
     assert (facts["automatic"]["native_kernels"] in library.LEVELS) == library.is_available()
-    assert facts["folders"]["current"] | {"free_bytes": 0} == {
-        "path": str(Path.cwd()),
-        "free_bytes": 0,
-        "writable": True,
-    }
-    assert isinstance(facts["problems"], list)
+    here = facts["folders"]["current"]
+    assert (here["path"], here["writable"]) == (str(Path.cwd()), True) and here["free_bytes"] > 0
 
 
 def test_table(capsys, requires):
     assert main(["doctor"]) == 0
     out, err = capsys.readouterr()
     rows = [line.split(None, 2) for line in out.splitlines()]
-    assert err == ""
-    assert rows[0] == ["about", "what", "value"]
+    assert err == "" and rows[0] == ["about", "what", "value"] and rows[-1] == ["self", "check", "ok"]
     assert ["versions", "qinco", __version__] in rows
-    assert ["torch", torch.__version__] in rows
     assert "not installed  nosuchpackage" in out and out.count("pip install 'qinco[hdf5]'") == 1
-    assert rows[-1] == ["self", "check", "ok"]
-    assert all(line == line.rstrip() for line in out.splitlines())
 
 
-# Versions
-
-
-def test_optional_packages_are_no_problem(requires):
-    facts, problems = inspect()
-    assert facts["not_installed"] == {"nosuchpackage": "pip install 'qinco[hdf5]'"}
-    assert set(facts["versions"]) == {"qinco", "python", "torch", "numpy"}
-    assert not any("nosuchpackage" in problem or "pytest" in problem for problem in problems)
-
-
-def test_a_required_package_is_missing(requires):
-    requires.append("othermissing>=2.0")
-    facts, problems = inspect()
-    assert "othermissing" in facts["not_installed"]
-    assert "othermissing is missing: pip install 'othermissing>=2.0'" in problems
-
-
-@pytest.mark.parametrize("least, is_old", [("99", True), ("1.0", False), (np.__version__, False)])
-def test_old_versions(requires, least, is_old):
-    requires[1] = f"numpy>={least}"
-    _, problems = inspect()
-    expected = f"numpy {np.__version__} is too old: pip install --upgrade 'numpy>={least}'"
-    assert (expected in problems) == is_old
-
-
-def test_versions_are_compared_as_numbers(requires, monkeypatch):
+def test_packages(requires, monkeypatch):
+    """Optional ones may be missing, required ones not, nor too old."""
+    requires += ["othermissing>=2.0", f"scipy>={metadata.version('scipy')}"]
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
-    _, problems = inspect()
-    assert "torch 2.9.1+cpu is too old: pip install --upgrade 'torch>=2.10'" in problems
+    facts, problems = inspect()
+    assert facts["not_installed"]["nosuchpackage"] == "pip install 'qinco[hdf5]'"
+    assert set(facts["versions"]) == {"qinco", "python", "torch", "numpy", "scipy"}
+    assert [next(word for word in ("torch", "othermissing") if word in problem) for problem in problems[:2]] == [
+        "torch", "othermissing",
+    ]  # fmt: skip
+    assert "2.9.1+cpu" in problems[0] and "torch>=2.10" in problems[0], "versions are compared as numbers"
+    assert not any(word in " ".join(problems) for word in ("nosuchpackage", "pytest", "numpy", "scipy"))
+    assert installed_version("scikit-learn") == metadata.version("scikit-learn")
 
 
 def test_a_package_that_is_not_installed_itself(monkeypatch):
@@ -113,69 +86,44 @@ def test_a_package_that_is_not_installed_itself(monkeypatch):
     monkeypatch.setattr(metadata, "requires", missing)
     facts, problems = inspect()
     assert facts["versions"]["qinco"] == __version__
-    assert any("without being installed" in problem for problem in problems)
+    assert "pip install -e ." in problems[0]
 
 
-def test_a_missing_package_has_no_version():
-    assert installed_version("nosuchpackage") is None
-    assert installed_version("scikit-learn") == metadata.version("scikit-learn")
-
-
-# Machines
-
-
-def test_processor_features(tmp_path, monkeypatch):
-    write(
-        tmp_path / "proc/cpuinfo",
-        "processor\t: 0\nmodel name\t: Quick: 9000\nflags\t\t: fpu avx2 fma\n\nflags: amx_bf16\n",
-    )
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+@pytest.mark.parametrize(
+    "machine, info, features",
+    [
+        ("x86_64", "model name\t: Quick: 9\nflags\t\t: fpu avx2\n\nflags: fma\n", {"avx2": True, "fma": False}),
+        ("aarch64", "processor : 0\nFeatures : fp asimd i8mm\n", {"neon": True, "bf16": False}),
+        ("x86_64", "", {}),
+    ],
+)
+def test_processors(machine, info, features, tmp_path, monkeypatch):
+    write(tmp_path / "proc/cpuinfo", info)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     processor = inspect(tmp_path)[0]["processor"]
-    assert processor["name"] == "Quick: 9000"
-    assert (processor["avx2"], processor["fma"], processor["avx512f"], processor["amx_bf16"]) == (
-        True,
-        True,
-        False,
-        False,
-    )
+    assert processor["name"] == "Quick: 9" or "Quick" not in info
+    assert {name: processor[name] for name in features} == features
+    assert features or set(processor) == {"name", "platform"}
 
 
-def test_arm_features(tmp_path, monkeypatch):
-    write(tmp_path / "proc/cpuinfo", "processor : 0\nFeatures : fp asimd i8mm\n")
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    processor = inspect(tmp_path)[0]["processor"]
-    assert (processor["neon"], processor["bf16"]) == (True, False)
-
-
-def test_a_system_that_says_nothing(tmp_path):
+def test_cores_and_memory(tmp_path, monkeypatch):
     facts, _ = inspect(tmp_path)
-    assert set(facts["processor"]) == {"name", "platform"} and facts["processor"]["name"]
     assert facts["memory"]["limit_bytes"] is None and facts["memory"]["total_bytes"] > 0
     assert facts["cores"]["physical"] is None and facts["cores"]["quota"] is None
-    assert facts["cores"]["allowed"] >= 1
-
-
-def test_cores_and_memory(tmp_path):
     for cpu, core in enumerate((0, 0, 1, 1)):
         topology = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
         write(topology / "physical_package_id", "0\n")
         write(topology / "core_id", f"{core}\n")
     write(tmp_path / "proc/meminfo", "MemTotal:  2048 kB\nMemFree: 1 kB\nMemAvailable:    512 kB\n")
     write(tmp_path / "proc/self/cgroup", "0::/\n")
-    write(tmp_path / "sys/fs/cgroup/cpu.max", "150000 100000\n")
-    write(tmp_path / "sys/fs/cgroup/memory.max", "1000000\n")
-    facts, _ = inspect(tmp_path)
-    assert (facts["cores"]["physical"], facts["cores"]["quota"]) == (2, 1.5)
-    assert (facts["memory"]["available_bytes"], facts["memory"]["limit_bytes"]) == (1 << 19, 1_000_000)
-
-
-def test_more_threads_than_cores(tmp_path, monkeypatch):
-    write(tmp_path / "proc/self/cgroup", "0::/\n")
     write(tmp_path / "sys/fs/cgroup/cpu.max", "50000 100000\n")
+    write(tmp_path / "sys/fs/cgroup/memory.max", "1000000\n")
     for threads, is_problem in ((64, True), (1, False)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        _, problems = inspect(tmp_path)
+        facts, problems = inspect(tmp_path)
         assert any(f"{threads} threads" in problem and "threads=1" in problem for problem in problems) == is_problem
+    assert (facts["cores"]["physical"], facts["cores"]["quota"]) == (2, 0.5)
+    assert (facts["memory"]["available_bytes"], facts["memory"]["limit_bytes"]) == (1 << 19, 1_000_000)
 
 
 def test_problems_of_torch(tmp_path, monkeypatch):
@@ -210,18 +158,12 @@ def test_gpus_are_listed(monkeypatch):
     assert facts["automatic"]["device"] == "cuda" and facts["automatic"]["candidates"] == "bf16"
 
 
-# Folders and data sets
-
-
 def test_data_sets_below_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("database1M", "training_set", "queries"):
         write(tmp_path / f"data/contriever/{name}.npy")
-    facts, _ = inspect()
     missing = ["data/contriever/ground_truth1M.npy"]
-    assert facts["data_sets"] == {"contriever1M": {"files": 3, "missing": missing}}
-    write(tmp_path / missing[0])
-    assert inspect()[0]["data_sets"] == {"contriever1M": {"files": 4, "missing": []}}
+    assert inspect()[0]["data_sets"] == {"contriever1M": {"files": 3, "missing": missing}}
 
 
 def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):
@@ -231,12 +173,6 @@ def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):
     gone.rmdir()
     folder = inspect()[0]["folders"]["current"]
     assert (folder["path"], folder["writable"]) == (None, False)
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that nobody can write in")
-def test_a_folder_that_cannot_be_written(monkeypatch):
-    monkeypatch.chdir("/proc")
-    assert inspect()[0]["folders"]["current"]["writable"] is False
 
 
 # The self-check

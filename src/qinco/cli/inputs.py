@@ -2,14 +2,13 @@
 
 import dataclasses
 import os
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 
 from qinco.cli.overrides import Settings
 from qinco.codec import Codec
-from qinco.config import EncodeOptions
+from qinco.config import EncodeOptions, suggest
 from qinco.datasets.catalogue import DATASETS, find_dataset
 from qinco.errors import ConfigError, DataError
 from qinco.maths.devices import choose_device
@@ -137,7 +136,5 @@ def _open(path: str, part: str = "train") -> VectorSource:
             raise DataError(f"No such file: {path}. Download it with: qinco download {of_dataset[0]}") from None
         if Path(path).suffix:
             raise
-        near = get_close_matches(path.lower(), {name.lower(): name for name in DATASETS}, 1, 0.8)
-        known = {name.lower(): name for name in DATASETS}
-        hint = f"Did you mean {known[near[0]]}? " if near else ""
+        hint = suggest(path, list(DATASETS), 0.8)
         raise DataError(f"No such file or data set: {path}. {hint}Data sets: {', '.join(DATASETS)}") from None

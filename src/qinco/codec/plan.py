@@ -1,14 +1,23 @@
 """What a training run consists of, put together and checked before any work."""
 
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from qinco.compat.checkpoint_format import check_expressible
-from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions, ModelConfig, checkpoint_search, find_preset, named
+from qinco.config import (
+    DEFAULT_SEARCH,
+    PAPER_SEARCH,
+    EncodeOptions,
+    ModelConfig,
+    checkpoint_search,
+    field_keys,
+    find_preset,
+    named,
+    suggest,
+)  # fmt: skip
 from qinco.errors import ConfigError, DataError
 from qinco.model.qinco import Qinco
 from qinco.progress import Progress, silent
@@ -106,8 +115,10 @@ def check_names(settings: dict) -> None:
     known = (*MODEL_FIELDS, *ENCODE_FIELDS, *TRAIN_FIELDS)
     for name in settings:
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            raise ConfigError(f"unknown setting {name!r}" + (f": did you mean {near[0]}?" if near else ""))
+            keys = field_keys(ModelConfig, EncodeOptions, TrainOptions)  # those of the command line are known, too
+            spellings = {key: field for field, key in keys.items() if field in known}
+            spellings |= {field: field for field in known}
+            raise ConfigError(f"unknown setting {name!r}. {suggest(name, spellings)}See qinco.Codec.fit")
 
 
 def _initial_config(source: VectorSource, initial, given: dict, coarse_VD) -> ModelConfig:

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import product
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
+from qinco.config import suggest
 from qinco.errors import ConfigError
 
 _QINCO = "https://dl.fbaipublicfiles.com/QINCo"
@@ -205,9 +205,7 @@ def _find(name: str) -> list[PublishedFile]:
     file = single.get(name) or by_stem.get(name)
     if file is not None:
         return [file]
-    spellings = {known.lower(): known for known in (*single, *by_stem, *_DATASET_ADDRESSES)}
-    near = get_close_matches(name.lower(), spellings, 1, 0.6)
-    hint = f"Did you mean {spellings[near[0]]}? " if near else ""
+    hint = suggest(name, (*single, *by_stem, *_DATASET_ADDRESSES))
     groups = {"data sets": list(_DATASET_ADDRESSES)} | {
         group: [pattern for _, _, pattern in patterns] for group, patterns in _GROUPS.items()
     }

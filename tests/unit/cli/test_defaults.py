@@ -147,33 +147,17 @@ def test_sources():
 @pytest.mark.parametrize(
     "words",
     [
-        [],
-        ["model_args=null"],
-        ["model_args=qinco2-L", "M=16", "K=16"],
-        ["model_args=qinco1"],
-        ["model_args=qinco1", "recipe=paper"],
-        ["recipe=paper"],
-        ["recipe=paper", "lr=1e-3", "A=4", "scheduler.name=reduce_lr_plateau"],
-        ["qinco1_mode=true", "recipe=paper", "B=3"],
-        ["output=y.pt"],
-        ["output=y.pt", "model_args=qinco1", "recipe=paper"],
-        ["output=y.pt", "K=4", "B=2"],
-        ["output=y.pt", "K=4", "ivf_centroids=c"],
-        ["output=y.pt", "A=4", "recipe=paper"],
-        ["output=y.pt", "A=0", "B=0"],
-        ["qinco1_mode=true", "A=4"],
-        ["L=1", "B=0"],
-        ["dh=32", "de=0", "B=7"],
-        ["de=24", "A=null", "epochs=3", "ds.valset=7"],
-        ["C=16", "batch=8", "grad_clip=null"],
-        ["ivf_centroids=c", "K=4", "concat_rank=3"],
-        ["K=2", "A=2", "seed=3", "precision=float32"],
+        "", "model_args=null", "model_args=qinco2-L M=16 K=16", "model_args=qinco1", "model_args=qinco1 recipe=paper",
+        "recipe=paper", "recipe=paper lr=1e-3 A=4 scheduler.name=reduce_lr_plateau", "qinco1_mode=true A=4",
+        "qinco1_mode=true recipe=paper B=3", "output=y.pt", "output=y.pt model_args=qinco1 recipe=paper",
+        "output=y.pt K=4 B=2", "output=y.pt K=4 ivf_centroids=c", "output=y.pt A=4 recipe=paper",
+        "output=y.pt A=0 B=0", "L=1 B=0", "dh=32 de=0 B=7", "de=24 A=null epochs=3 ds.valset=7",
+        "C=16 batch=8 grad_clip=null", "ivf_centroids=c K=4 concat_rank=3", "K=2 A=2 seed=3 precision=float32",
     ],
-    ids=" ".join,
-)
+)  # fmt: skip
 def test_it_is_what_training_does(words):
     output = [] if "output=y.pt" in words else ["output=y.safetensors"]
-    settings = parse_arguments(["train", "trainset=x", *output, *words])
+    settings = parse_arguments(["train", "trainset=x", *output, *words.split()])
     chosen = run_settings(settings, DIM)
     coarse = np.zeros((5, DIM), np.float32) if settings["ivf_centroids"] else None
     source = as_source(np.zeros((100, DIM), np.float32))
