@@ -23,24 +23,13 @@ from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, check_same_codec, open_codes
-from qinco.search.fit import (
-    FitSample,
-    assign_decoded,
-    choose_num_lists,
-    codes_of_codec,
-    draw_sample,
-    encode_all,
-    fit_lookup,
-    open_pairwise,
-    partition,
-    sample_rows,
-    validated_mse,
-)
+from qinco.search.fit import FitSample, draw_sample, fit_lookup, open_pairwise, validated_mse
 from qinco.search.ids import as_ids
 from qinco.search.index_file import put_parts
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
+from qinco.search.partition import assign_decoded, choose_num_lists, codes_of_codec, encode_all, partition, sample_rows
 from qinco.search.parts import IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables

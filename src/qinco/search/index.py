@@ -18,22 +18,14 @@ from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption, reporting
 from qinco.search.build import build_parts, fill_lists, prepared
 from qinco.search.faiss_index import from_faiss
-from qinco.search.fit import assign_decoded, encode_all
 from qinco.search.ids import admitted_ids, as_ids, check_new, next_ids
 from qinco.search.index_file import as_path, load_parts, save_parts
 from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.tune import tune
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
+from qinco.search.partition import assign_decoded, encode_all
 from qinco.search.parts import IndexParts
-from qinco.search.pipeline import (
-    BATCH_BYTES,
-    NeuralDecoder,
-    Pipeline,
-    as_queries,
-    check_precision,
-    plan_stages,
-    search_queries,
-)
+from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, plan_stages, search_queries
 from qinco.search.scan import make_filter
 from qinco.vectors.rows import as_source
 
@@ -99,19 +91,12 @@ class Index:
         )
 
     @property
-    def ntotal(self) -> int:
-        """Number of vectors."""
-        return len(self)
-
-    @property
-    def d(self) -> int:
-        """Dimension of the vectors; the same as `dim`."""
-        return self.dim
-
-    @property
     def dim(self) -> int:
         """Dimension of the vectors."""
         return self.tables.lookup.dim
+
+    ntotal = property(__len__, doc="Number of vectors.")
+    d = property(lambda self: self.dim, doc="Dimension of the vectors, as faiss calls it.")
 
     @property
     def num_lists(self) -> int:
@@ -211,7 +196,6 @@ class Index:
             ConfigError, DataError: options or queries that cannot be searched.
         """
         require_int("k", k, 1, MAX_SHORTLIST)
-        check_precision(precision)
         options = self._options(nprobe, num_short, num_mid, ef_search)
         source, is_single = as_queries(queries)
         if source.dim != self.dim:

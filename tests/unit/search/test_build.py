@@ -11,19 +11,11 @@ from qinco.config import EncodeOptions, ModelConfig
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.search.build import check_codec, fill_lists, fit_tables, metric_of_codec, prepared
-from qinco.search.fit import (
-    FitSample,
-    assign_decoded,
-    choose_num_lists,
-    encode_all,
-    fit_lookup,
-    fit_lookup_decoder,
-    partition,
-    sample_rows,
-)
+from qinco.search.fit import FitSample, fit_lookup, fit_lookup_decoder
 from qinco.search.index import Index
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import L2, Metric
+from qinco.search.partition import assign_decoded, choose_num_lists, encode_all, partition, sample_rows
 from qinco.search.parts import merge_small
 from qinco.vectors.rows import as_source
 
