@@ -4,8 +4,9 @@ v2 (QINCo2) is a dictionary of weights and parameters; v1 (QINCo) is a pickled m
 tensors are read. In pairs of names ours comes first, the authors' second.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
@@ -96,9 +97,9 @@ def v2_parameters(path, content) -> tuple[ModelConfig, EncodeOptions, dict]:
     parameters = content.get("parameters")
     if not isinstance(parameters, dict) or "data_dim" not in content:
         raise DataError(f"{path} has no 'parameters' or no 'data_dim', so its architecture is unknown")
-    get = _numbers(path, parameters, _V2_PARAMETERS).get
+    get = _numbers(path, parameters, _V2_PARAMETERS)
     config = ModelConfig(
-        dim=_numbers(path, content, ("data_dim",))["data_dim"],
+        dim=_numbers(path, content, ("data_dim",))("data_dim"),
         num_steps=get("M"),
         codebook_size=get("K"),
         num_blocks=get("L"),
@@ -162,7 +163,7 @@ def v1_parts(path, content: Module) -> list[Module]:
 def v1_config(path, module: Module, num_tensors: int) -> ModelConfig:
     """Configuration, from the attributes of the module."""
     is_ivf = module.name == "IVFQINCo"
-    get = _numbers(path, module.state, _V1_ATTRIBUTES).get
+    get = _numbers(path, module.state, _V1_ATTRIBUTES)
     config = ModelConfig(
         dim=get("d"),
         num_steps=get("M"),
@@ -182,17 +183,17 @@ def v1_config(path, module: Module, num_tensors: int) -> ModelConfig:
 def v1_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """Pairs of tensor names, ours and the authors'."""
     yield "coarse_centroids" if config.starts_from_coarse else "steps.0.codebook.weight", "codebook0.weight"
-    concat = ("MLPconcat",) if config.concat_rank is None else ("MLPconcat.1", "MLPconcat.0")
+    outer, inner = ("MLPconcat", None) if config.concat_rank is None else ("MLPconcat.1", "MLPconcat.0")
     for m in range(config.num_steps):
         if not config.is_conditioned(m):
             continue
         ours, theirs = f"steps.{m}.", f"step{m}."
         yield ours + "codebook.weight", theirs + "codebook.weight"
-        yield ours + "concat.outer.weight", f"{theirs}{concat[0]}.weight"
+        yield ours + "concat.outer.weight", f"{theirs}{outer}.weight"
         if config.concat_rank is None:
             yield ours + "concat.outer.bias", theirs + "MLPconcat.bias"
         else:
-            yield ours + "concat.inner.weight", f"{theirs}{concat[1]}.weight"
+            yield ours + "concat.inner.weight", f"{theirs}{inner}.weight"
         for j in range(config.num_blocks):
             yield ours + f"blocks.{j}.up.weight", theirs + f"residual_block{j}.0.weight"
             yield ours + f"blocks.{j}.down.weight", theirs + f"residual_block{j}.2.weight"
@@ -214,10 +215,10 @@ def v1_state(module: Module, seen: set[int], prefix: str = "", depth: int = 0) -
 # Both
 
 
-def _numbers(path, values: dict, names: tuple[str, ...]) -> dict[str, int | bool]:
-    """The integers and booleans with these names; None is left out."""
+def _numbers(path, values: dict, names: tuple[str, ...]) -> Callable[[str], Any]:
+    """A function that gives the integer or boolean of a name; None if it has no value."""
     found = {name: values[name] for name in names if values.get(name) is not None}
     for name, value in found.items():
         if type(value) not in (int, bool) or abs(value) >> 63:
             raise DataError(f"{path} is damaged: {name} is not an integer of 63 bits")
-    return found
+    return found.get

@@ -209,7 +209,7 @@ def _scalar(dtype: _DType, content: bytes) -> int | float:
 
 
 @cache
-def _safe_globals() -> list[tuple]:
+def _safe_globals() -> list:
     modules = [(type(name, (Module,), {}), f"{home}.{name}") for home, names in V1_MODULES.items() for name in names]
     scalars = [(_scalar, f"numpy.{home}.multiarray.scalar") for home in ("core", "_core")]
     return [*modules, *scalars, (_DType, "numpy.dtype")]
