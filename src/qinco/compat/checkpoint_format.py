@@ -59,10 +59,9 @@ def errors_as_damage(path) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except KeyError as error:
-        raise DataError(f"{path} is damaged: {error} is missing") from None
-    except (ConfigError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DataError(f"{path} is damaged: {error}") from None
+    except (ConfigError, LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"{error} is missing" if isinstance(error, LookupError) else str(error)
+        raise DataError(f"{path} is damaged: {reason:.200}") from None
 
 
 def check_expressible(config: ModelConfig, options: EncodeOptions, num_parts: int = 1) -> None:
@@ -98,18 +97,12 @@ def v2_parameters(path, content) -> tuple[ModelConfig, EncodeOptions, dict]:
     if not isinstance(parameters, dict) or "data_dim" not in content:
         raise DataError(f"{path} has no 'parameters' or no 'data_dim', so its architecture is unknown")
     get = _numbers(path, parameters, _V2_PARAMETERS)
+    is_ivf = bool(get("ivf_in_use"))
     config = ModelConfig(
-        dim=_numbers(path, content, ("data_dim",))("data_dim"),
-        num_steps=get("M"),
-        codebook_size=get("K"),
-        num_blocks=get("L"),
-        embed_dim=get("de") or None,
-        hidden_dim=get("dh"),
-        has_preselector=bool(get("A")),
-        codeword_skip=not get("qinco1_mode"),
-        starts_from_coarse=bool(get("ivf_in_use")),
-        num_lists=get("ivf_K") if get("ivf_in_use") else 0,
-    )
+        dim=_numbers(path, content, ("data_dim",))("data_dim"), num_steps=get("M"), codebook_size=get("K"),
+        num_blocks=get("L"), embed_dim=get("de") or None, hidden_dim=get("dh"), has_preselector=bool(get("A")),
+        codeword_skip=not get("qinco1_mode"), starts_from_coarse=is_ivf, num_lists=get("ivf_K") if is_ivf else 0,
+    )  # fmt: skip
     check_promise(path, config, len(content["model"]))
     options = EncodeOptions(num_candidates=get("A") or None, beam_width=get("B") or 1)
     if options.beam_width * (options.num_candidates or 1) > _MAX_CANDIDATES:
@@ -165,17 +158,10 @@ def v1_config(path, module: Module, num_tensors: int) -> ModelConfig:
     is_ivf = module.name == "IVFQINCo"
     get = _numbers(path, module.state, _V1_ATTRIBUTES)
     config = ModelConfig(
-        dim=get("d"),
-        num_steps=get("M"),
-        codebook_size=get("K"),
-        num_blocks=get("L"),
-        hidden_dim=get("h"),
-        has_preselector=False,
-        codeword_skip=False,
-        concat_rank=get("h") if module.name == "QINCoLR" else None,
-        starts_from_coarse=is_ivf,
-        num_lists=get("K_IVF") if is_ivf else 0,
-    )
+        dim=get("d"), num_steps=get("M"), codebook_size=get("K"), num_blocks=get("L"), hidden_dim=get("h"),
+        has_preselector=False, codeword_skip=False, concat_rank=get("h") if module.name == "QINCoLR" else None,
+        starts_from_coarse=is_ivf, num_lists=get("K_IVF") if is_ivf else 0,
+    )  # fmt: skip
     check_promise(path, config, num_tensors + 2)  # mean and scale are not among them
     return config
 
