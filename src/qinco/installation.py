@@ -1,7 +1,4 @@
-"""`qinco doctor`: what this machine and this installation have, and whether they compute what they should.
-
-Facts are JSON values under names that the table on the terminal shows too; a name that ends in `_bytes` is a size.
-"""
+"""What this machine and this installation have, and whether they compute what they should."""
 
 import os
 import platform
@@ -13,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +18,7 @@ from qinco.codec.codec import Codec
 from qinco.config import PRESETS, EncodeOptions, ModelConfig
 from qinco.datasets.catalogue import DATASETS
 from qinco.engines.engine import candidate_dtype, choose_engine, engines, make_encoder
-from qinco.machine import cpuinfo, group_limits, processor_name, usable_cores
+from qinco.machine import cpuinfo, free_memory, group_limits, processor_name, usable_cores
 from qinco.maths.assignment import faiss
 from qinco.maths.devices import choose_device, multiplies_bf16_fast
 from qinco.model.random import random_model
@@ -30,7 +26,7 @@ from qinco.native import library
 from qinco.vectors.rows import as_source
 from qinco.version import __version__
 
-# What the kernel calls the instructions that decide how fast vectors are encoded.
+# Names of instruction sets in /proc/cpuinfo that decide how fast vectors are encoded.
 _FEATURES = {
     "x86_64": {"avx2": "avx2", "fma": "fma", "avx512f": "avx512f", "avx512_bf16": "avx512_bf16",
                "avx512_vbmi": "avx512vbmi", "amx_bf16": "amx_bf16"},
@@ -54,65 +50,53 @@ def check_installation() -> dict:
         []
     """
     facts, problems = inspect()
-    failure = _failure()
+    try:
+        failure = self_check(choose_device("auto"))
+    except Exception as error:  # any error is a finding
+        failure = f"{type(error).__name__}: {error}"
     if failure is not None:
         problems.append(f"the self-check failed: {failure}")
     return facts | {"problems": problems, "self_check": "ok" if failure is None else "failed"}
 
 
 def inspect(root: Path = Path("/")) -> tuple[dict, list[str]]:
-    """Facts by section, and the problems that they show, each a sentence. `root` is where /proc, /sys and /dev lie."""
-    requirements = list(_requirements())
-    versions = {found.name: installed_version(found.name) for found in requirements}
-    processor, cores = _processor(root), _cores(root)
+    """Facts by section, and the problems that they show, each a sentence. `root` holds /proc, /sys and /dev."""
+    extras = _required_packages()
+    versions = {name: installed_version(name) for name in extras}
+    problems = list(_version_problems(extras, versions))
+    processor, limits = _processor(root), group_limits(root)
     facts = {
         "versions": {"qinco": __version__, "python": platform.python_version()}
         | {name: number for name, number in versions.items() if number is not None},
         "not_installed": {
-            found.name: f"pip install 'qinco[{found.extra}]'" if found.extra else "pip install --upgrade qinco"
-            for found in requirements
-            if versions[found.name] is None
+            name: f"pip install 'qinco[{extra}]'" if extra else "pip install --upgrade qinco"
+            for name, (_, extra) in extras.items()
+            if versions[name] is None
         },
         "processor": processor,
-        "cores": cores,
+        "cores": {"physical": _physical_cores(root), "logical": os.cpu_count(),
+                  "allowed": len(os.sched_getaffinity(0)), "quota": limits.cores},
         "threads": {"torch": torch.get_num_threads(), "faiss": faiss.omp_get_max_threads()}
         | {variable: os.environ.get(variable) for variable in _THREAD_VARIABLES},
-        "memory": _memory(root),
-        "libraries": _libraries(),
+        "memory": {"total_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+                   "available_bytes": free_memory(root), "limit_bytes": limits.memory},
+        "libraries": {
+            "torch_kernels": torch.backends.cpu.get_cpu_capability(),
+            "torch_onednn": torch.backends.mkldnn.is_available(),
+            "torch_mkl": torch.backends.mkl.is_available(),
+            "torch_cuda": torch.version.cuda,
+            "faiss": faiss.get_compile_options().strip(),
+        },
         "devices": _devices(),
         "automatic": _automatic_choice(),
-        "folders": {"current": _folder(Path.cwd), "temporary": _folder(tempfile.gettempdir)}
-        | {"caches": "none, nothing is kept outside the files that you name"},
+        "folders": {"current": _folder(Path.cwd), "temporary": _folder(tempfile.gettempdir)},
         "data_sets": _data_sets(),
-    }
-    problems = [*_version_problems(requirements, versions), *_machine_problems(root, processor, cores)]
-    return facts, problems
-
-
-# Versions
-
-
-class _Requirement(NamedTuple):
-    """A package that qinco's own metadata names: its least version, and the extra that asks for it, if any."""
-
-    name: str
-    least: str | None
-    extra: str | None
-
-
-def _requirements() -> Iterator[_Requirement]:
-    seen = {"qinco"}
-    with suppress(metadata.PackageNotFoundError):
-        for line in metadata.requires("qinco") or []:
-            name = re.match(r"[\w.-]+", line)[0]
-            least, extra = re.search(r">=\s*([\w.]+)", line), re.search(r"extra == \W([\w-]+)", line)
-            if name not in seen and (extra is None or extra[1] != "dev"):
-                seen.add(name)
-                yield _Requirement(name, least and least[1], extra and extra[1])
+    }  # fmt: skip
+    return facts, problems + list(_machine_problems(root, processor))
 
 
 def installed_version(package: str) -> str | None:
-    """The version in use, the installed one where the package is not imported, or None where it is missing."""
+    """Version of a package: the imported one, or else the installed one; None if it is missing."""
     loaded = getattr(sys.modules.get(_MODULES.get(package, package)), "__version__", None)
     if loaded is not None:
         return str(loaded)
@@ -122,22 +106,29 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def _version_problems(requirements: list[_Requirement], versions: dict) -> Iterator[str]:
-    if not requirements:
+def _required_packages() -> dict[str, tuple[str | None, str | None]]:
+    """The packages that qinco's metadata names: the minimum version, and the extra that asks for it, if any."""
+    found = {}
+    with suppress(metadata.PackageNotFoundError):
+        for line in metadata.requires("qinco") or []:
+            name = re.match(r"[\w.-]+", line)[0]
+            minimum, extra = re.search(r">=\s*([\w.]+)", line), re.search(r"extra == \W([\w-]+)", line)
+            if name != "qinco" and (extra is None or extra[1] != "dev"):
+                found.setdefault(name, (minimum and minimum[1], extra and extra[1]))
+    return found
+
+
+def _version_problems(packages: dict, versions: dict) -> Iterator[str]:
+    def numbers(text: str) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", text.split("+")[0])]
+
+    if not packages:
         yield "qinco runs from a folder without being installed, so no version was checked: pip install -e ."
-    for wanted in requirements:
-        found = versions[wanted.name]
-        if found is None and wanted.extra is None:
-            yield f"{wanted.name} is missing: pip install '{wanted.name}>={wanted.least}'"
-        elif found is not None and wanted.least is not None and _numbers(found) < _numbers(wanted.least):
-            yield f"{wanted.name} {found} is too old: pip install --upgrade '{wanted.name}>={wanted.least}'"
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", text.split("+")[0])]
-
-
-# The machine
+    for name, (minimum, extra) in packages.items():
+        if versions[name] is None and extra is None:
+            yield f"{name} is missing: pip install '{name}>={minimum}'"
+        elif versions[name] is not None and minimum is not None and numbers(versions[name]) < numbers(minimum):
+            yield f"{name} {versions[name]} is too old: pip install --upgrade '{name}>={minimum}'"
 
 
 def _processor(root: Path) -> dict:
@@ -149,24 +140,12 @@ def _processor(root: Path) -> dict:
     }
 
 
-def _cores(root: Path) -> dict:
-    places = set()
+def _physical_cores(root: Path) -> int | None:
+    cores = set()
     for topology in root.glob("sys/devices/system/cpu/cpu[0-9]*/topology"):
         with suppress(OSError):
-            places.add(tuple((topology / name).read_text() for name in ("physical_package_id", "core_id")))
-    allowed = len(os.sched_getaffinity(0))
-    quota = group_limits(root).cores
-    return {"physical": len(places) or None, "logical": os.cpu_count(), "allowed": allowed, "quota": quota}
-
-
-def _memory(root: Path) -> dict:
-    sizes = {"total_bytes": None, "available_bytes": None, "limit_bytes": group_limits(root).memory}
-    with suppress(OSError):
-        for line in (root / "proc/meminfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name in ("MemTotal", "MemAvailable"):
-                sizes[f"{name[3:].lower()}_bytes"] = int(value.split()[0]) * 1024
-    return sizes
+            cores.add(tuple((topology / name).read_text() for name in ("physical_package_id", "core_id")))
+    return len(cores) or None
 
 
 def _folder(find) -> dict:
@@ -181,7 +160,7 @@ def _folder(find) -> dict:
 
 
 def _data_sets() -> dict:
-    """The data sets that have a file where it is expected, with the files that they lack."""
+    """The data sets of which files are there, with the files that are missing."""
     found = {}
     for dataset in DATASETS.values():
         files = (dataset.database, dataset.trainset, dataset.queries, dataset.ground_truth)
@@ -191,71 +170,41 @@ def _data_sets() -> dict:
     return found
 
 
-# What computes
-
-
-def _libraries() -> dict:
-    return {
-        "torch_kernels": torch.backends.cpu.get_cpu_capability(),
-        "torch_onednn": torch.backends.mkldnn.is_available(),
-        "torch_mkl": torch.backends.mkl.is_available(),
-        "torch_cuda": torch.version.cuda,
-        "faiss": faiss.get_compile_options().strip(),
-    }
-
-
 def _devices() -> dict:
     devices = {"cpu": {"fast_bf16": multiplies_bf16_fast(torch.device("cpu"))}}
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         device = torch.device("cuda", index)
         properties = torch.cuda.get_device_properties(device)
-        devices[str(device)] = {
-            "name": properties.name,
-            "memory_bytes": properties.total_memory,
-            "fast_bf16": multiplies_bf16_fast(device),
-        }
+        devices[str(device)] = {"name": properties.name, "memory_bytes": properties.total_memory,
+                                "fast_bf16": multiplies_bf16_fast(device)}  # fmt: skip
     return devices
 
 
 def _automatic_choice() -> dict:
-    device = choose_device("auto")
-    # of the published sizes; models with very small layers are computed in float32
-    config = ModelConfig(128, **PRESETS["qinco2-S"])
-    candidates = candidate_dtype("auto", device, config)
+    """What "auto" means here for a model of a published size; very small layers are computed in float32."""
+    device, config = choose_device("auto"), ModelConfig(128, **PRESETS["qinco2-S"])
     return {
         "device": str(device),
-        "candidates": "bf16" if candidates is torch.bfloat16 else "float32",
+        "candidates": "bf16" if candidate_dtype("auto", device, config) is torch.bfloat16 else "float32",
         "reconstructions": "float32",
         "engine": choose_engine("auto", config, device).name,
         "native_kernels": library.level() if library.is_available() else "none, torch is used",
     }
 
 
-def _machine_problems(root: Path, processor: dict, cores: dict) -> Iterator[str]:
-    processor_device, number = torch.device("cpu"), torch.__version__
-    is_fast = processor.get("avx512_bf16") or processor.get("amx_bf16")
-    if is_fast and not multiplies_bf16_fast(processor_device):
-        yield f"the processor multiplies bf16 fast, but torch {number} does not see it: upgrade torch"
-    if multiplies_bf16_fast(processor_device) and not torch.backends.mkldnn.is_available():
-        yield f"torch {number} is built without oneDNN, so that bf16 is slow: give precision=float32"
+def _machine_problems(root: Path, processor: dict) -> Iterator[str]:
+    is_fast, number = multiplies_bf16_fast(torch.device("cpu")), torch.__version__
+    if (processor.get("avx512_bf16") or processor.get("amx_bf16")) and not is_fast:
+        yield f"the processor is fast at bf16, but torch {number} does not detect it: upgrade torch"
+    if is_fast and not torch.backends.mkldnn.is_available():
+        yield f"torch {number} is built without oneDNN, so bf16 is slow: give precision=float32"
     if not library.is_available():
-        yield "there are no compiled kernels, so that encoding is slow: install a C++ compiler, then qinco again"
+        yield "the compiled kernels are missing, so encoding is slow: install a C++ compiler, then reinstall qinco"
     if (root / "dev/nvidiactl").exists() and not torch.cuda.is_available():
         yield f"torch {number} cannot use the NVIDIA GPU: install a CUDA build of torch that fits the driver"
-    usable = usable_cores(root)
-    if torch.get_num_threads() > usable:
-        yield (
-            f"torch uses {torch.get_num_threads()} threads, more than the cores that this process has ({usable}): give "
-            f"threads={usable}, or set OMP_NUM_THREADS={usable}"
-        )
-
-
-def _failure() -> str | None:
-    """Why the self-check fails on the device that is chosen automatically, or None."""
-    try:
-        return self_check(choose_device("auto"))
-    except Exception as error:  # whatever it is, finding it is what this is for
-        return f"{type(error).__name__}: {error}"
+    threads, cores = torch.get_num_threads(), usable_cores(root)
+    if threads > cores:
+        yield f"torch uses {threads} threads on {cores} cores: give threads={cores} or set OMP_NUM_THREADS={cores}"
 
 
 @torch.no_grad()

@@ -19,9 +19,8 @@ from qinco.store.code_files import EncodedSet, is_directory, open_encoded_set
 from qinco.store.code_store import read_manifest
 from qinco.store.codes import Codes
 from qinco.store.decoded_part import DecodedPart, Record, open_part, remove_record
-from qinco.vectors.formats import VectorWriter, open_array
+from qinco.vectors.formats import FLOAT_SUFFIXES, VectorWriter, open_array
 
-SUFFIXES = (".npy", ".fvecs", ".fbin")
 _CHECK_ROWS, _SAMPLED_ROWS = 1 << 20, 256
 # What two machines decode differs by less than this part of a vector; in bf16 it differs by more from float32's.
 _SAME, _SAME_BF16 = 1e-5, 1e-2
@@ -162,8 +161,8 @@ def _check_name(output: str | os.PathLike, inputs) -> Path:
     for name in inputs:
         if name is not None and target.is_relative_to(os.path.realpath(name)):
             raise ConfigError(f"output={output} lies in {name}, which is read: give it another place")
-    if Path(output).suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"output={output}: vectors are written to {', '.join(SUFFIXES)} files")
+    if Path(output).suffix.lower() not in FLOAT_SUFFIXES:
+        raise ConfigError(f"output={output}: vectors are written to {', '.join(FLOAT_SUFFIXES)} files")
     return target
 
 
