@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from qinco.atomic import check_output
+from qinco.codec.parts import PartRows
 from qinco.codec.plan import (
     TrainedCodec,
     TrainingPlan,
@@ -270,20 +271,5 @@ def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_cent
         raise ConfigError(f"output={output}: a codec of several parts (PQ-QINCo) is written to a .safetensors file")
 
 
-class _PartRows:
-    """Rows of one part of the vectors, rotated and cut when they are read: float32 (N, D / num_parts)."""
-
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, source: VectorSource, part: int, num_parts: int, rotation_DD: np.ndarray | None):
-        width = source.dim // num_parts
-        self.source, self.columns = source, slice(part * width, (part + 1) * width)
-        self.rotation_DD, self.shape = rotation_DD, (len(source), width)
-
-    def __getitem__(self, key) -> np.ndarray:
-        x_ND = self.source[key]
-        return x_ND[:, self.columns] if self.rotation_DD is None else x_ND @ self.rotation_DD[self.columns].T
-
-
 def _part(source: VectorSource, part: int, num_parts: int, rotation_DD: np.ndarray | None) -> VectorSource:
-    return VectorSource(_PartRows(source, part, num_parts, rotation_DD), f"{source.name}, part {part}")
+    return VectorSource(PartRows(source, part, num_parts, rotation_DD), f"{source.name}, part {part}")
