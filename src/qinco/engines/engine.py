@@ -27,7 +27,7 @@ class Packed(Protocol):
     """A model packed by an engine. Vectors are float32 in data space."""
 
     def send(self, x_ND: np.ndarray) -> Any:
-        """Start the transfer of vectors (N, D) to the engine's device, as an array or tensor. Called when reading ahead."""
+        """Vectors (N, D), as an array or tensor, on their way to the engine's device. Called when reading ahead."""
 
     def encode(
         self, x_ND: Any, lists_N: np.ndarray | None, options: EncodeOptions, num_steps: int | None = None

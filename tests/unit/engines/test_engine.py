@@ -8,8 +8,8 @@ import pytest
 import torch
 from small_models import ARCHITECTURES, random_model, random_vectors
 
-from qinco import Codec, ConfigError, EncodeOptions, config
-from qinco.config import ENGINES
+from qinco import Codec, ConfigError, EncodeOptions
+from qinco.config import ENGINE_MODULES, ENGINES
 from qinco.engines import native_engine
 from qinco.engines.engine import choose_engine, engines, make_encoder
 from qinco.engines.torch_engine import TorchTensors
@@ -108,25 +108,24 @@ class PlainPacked:
 
 
 @pytest.mark.parametrize("name", ["projected", "coarse", "product"])
-def test_a_third_engine_is_a_module_and_a_line(monkeypatch, name):
+def test_an_engine_is_a_module_and_a_line(monkeypatch, name):
+    """What packs plain arrays takes the place of the torch engine."""
+    seeds, architecture = ((0, 1), "projected") if name == "product" else ((0,), name)
+    models = [random_model(ARCHITECTURES[architecture], seed) for seed in seeds]
+    options = EncodeOptions(precision="float32", engine="torch")
+    x_ND = random_vectors(50, 3 * len(models))
+    expected = Codec(models, options).encode(x_ND)
+    expected_ND = Codec(models, options).decode(expected)
     plain = SimpleNamespace(
         name="plain", supports=lambda config, device: None, pack=lambda model, dtype: PlainPacked(model)
     )
     monkeypatch.setitem(sys.modules, "plain_engine", plain)
-    monkeypatch.setattr(config, "ENGINE_MODULES", config.ENGINE_MODULES | {"plain": "plain_engine"})
-    monkeypatch.setattr(config, "ENGINES", (*config.ENGINES, "plain"))
-    monkeypatch.setattr("qinco.engines.engine.ENGINE_MODULES", config.ENGINE_MODULES)
+    monkeypatch.setitem(ENGINE_MODULES, "torch", "plain_engine")
     engines.cache_clear()
     try:
-        models = [random_model(ARCHITECTURES["projected" if name == "product" else name], seed) for seed in (0, 1)]
-        own, reference = (
-            Codec(models[: 1 + (name == "product")], EncodeOptions(precision="float32", engine=engine))
-            for engine in ("plain", "torch")
-        )
-        x_ND = random_vectors(50, own.dim)
-        codes = own.encode(x_ND)
-        assert (codes == reference.encode(x_ND)).all(1).mean() > 0.97  # ties within rounding
-        np.testing.assert_allclose(own.decode(codes), reference.decode(codes), rtol=1e-4, atol=1e-4)
+        codes = Codec(models, options).encode(x_ND)
+        assert (codes == expected).all(1).mean() > 0.97  # ties within rounding
+        np.testing.assert_allclose(Codec(models, options).decode(expected), expected_ND, rtol=1e-4, atol=1e-4)
     finally:
         engines.cache_clear()
 
