@@ -2,8 +2,8 @@
 
     python examples/demo/demo.py [--threads 2]
 
-The vectors are SIFT descriptors of photographs (see README.md in this folder). Nothing is written to disk; progress goes
-to stderr, the table to stdout. It takes 93 s on two Zen 5 cores and about 15 minutes on two AVX2 cores, most of it
+The vectors are SIFT descriptors of photographs (see README.md in this folder). Nothing is written to disk; progress
+goes to stderr, the table to stdout. It takes 93 s on two Zen 5 cores and about 15 minutes on two AVX2 cores, most of it
 training.
 """
 
@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Threads that spin while they wait slow a computation down several times if other programs use the same cores. torch and
-# faiss read this variable when they are imported.
+# Threads that spin while they wait slow a computation down several times if other programs use the same cores. torch
+# and faiss read this variable when they are imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import faiss
