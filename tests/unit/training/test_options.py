@@ -16,10 +16,10 @@ def test_options_survive_their_dict():
     ("name", "value"),
     [
         ("epochs", -1), ("epochs", 2.5), ("batch_size", 0), ("grad_accumulate", 0), ("epoch_size", 0),
-        ("num_valid", 0), ("seed", -1), ("optimizer", "sgd"), ("schedule", "linear"), ("precision", "fp8"), ("redraw", "never"),
-        ("lr", 0), ("lr", float("nan")), ("lr", float("inf")), ("lr", "fast"), ("grad_clip", -0.1), ("weight_decay", -1),
-        ("weight_decay", None), ("ramp_epochs", "3"), ("threshold", float("nan")), ("lr_min_factor", 2),
-        ("exact_start", "false"), ("range_scaling", 1),
+        ("num_valid", 0), ("seed", -1), ("optimizer", "sgd"), ("schedule", "linear"), ("precision", "fp8"),
+        ("redraw", "never"), ("lr", 0), ("lr", float("nan")), ("lr", float("inf")), ("lr", "fast"),
+        ("grad_clip", -0.1), ("weight_decay", -1), ("weight_decay", None), ("ramp_epochs", "3"),
+        ("threshold", float("nan")), ("lr_min_factor", 2), ("exact_start", "false"), ("range_scaling", 1),
     ],
 )  # fmt: skip
 def test_wrong_values_are_refused(name, value):
