@@ -1,4 +1,11 @@
 # One virtual environment for everything; `make test` on a fresh clone needs nothing but Python 3.11 and make.
+#
+#   make test            the quick tests, and the 20 slowest of them (about three minutes of one core)
+#   make lint            style; `make format` mends it
+#   make test-all        the slow tests too
+#   make test-levels     engines, codecs and search forced to each instruction set of this processor
+#   make test-sanitized  the native engine under the address and undefined-behaviour sanitizers
+#   make demo            train a small codec and compare it with PQ and RQ
 PYTHON ?= python3
 DIST ?= dist
 RUN = .venv/bin/python -m
@@ -6,7 +13,7 @@ RUN = .venv/bin/python -m
 # Threads that spin while they wait slow tests down many times where other programs use the same cores.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: venv test test-all test-sanitized demo lint wheel clean
+.PHONY: venv test test-slow test-all test-levels test-sanitized demo lint format types wheel clean
 
 venv: .venv/installed
 
@@ -20,10 +27,15 @@ venv: .venv/installed
 test: venv
 	$(RUN) pytest
 
+test-slow: venv
+	$(RUN) pytest -m 'slow and not gpu'
+
 test-all: venv
 	$(RUN) pytest -m 'not gpu'
 
-# The native engine built with the address and undefined-behaviour sanitizers.
+test-levels: venv
+	tests/native_levels.sh
+
 test-sanitized: venv
 	tests/native_sanitized.sh
 
@@ -33,6 +45,13 @@ demo: venv
 lint: venv
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+
+format: venv
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+types: venv
+	$(RUN) pyright
 
 # setuptools packs what an older run left in build/, so that goes first.
 wheel: venv

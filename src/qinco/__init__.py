@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
     from qinco.search.index import Index
     from qinco.search.options import SearchOptions
+    from qinco.vectors.formats import write_vectors
     from qinco.vectors.rows import VectorSource, open_vectors
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "VectorSource",
     "__version__",
     "open_vectors",
+    "write_vectors",
 ]
 
 _HOMES = {
@@ -53,6 +55,7 @@ _HOMES = {
     "SearchOptions": "qinco.search.options",
     "VectorSource": "qinco.vectors.rows",
     "open_vectors": "qinco.vectors.rows",
+    "write_vectors": "qinco.vectors.formats",
 }
 
 

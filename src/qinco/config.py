@@ -1,12 +1,18 @@
-"""The model's and the encoder's settings, and the presets that combine them.
+"""Options of models and of encoding, and the presets that combine them.
 
-Settings live apart on purpose: `ModelConfig` is stored in every checkpoint, `EncodeOptions` belong to a call,
-`TrainOptions` (in `qinco.training.options`) to a run.
+Options live apart on purpose: `ModelConfig` is stored in every checkpoint, `EncodeOptions` belong to a call,
+`TrainOptions` (in `qinco.training.options`) to a run, `SearchOptions` (in `qinco.search.options`) to a search.
+
+A field is declared once, with `option`: its default, its range, its name on the command line and its line of help. The
+command line derives its keys from these declarations.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
+from types import NoneType
+from typing import get_args
 
 from qinco.errors import ConfigError
 
@@ -18,13 +24,60 @@ PRECISIONS = ("auto", "float32", "bf16")
 ENGINES = ("auto", "native", "torch")
 
 
-LETTERS = {"num_steps": "M", "codebook_size": "K", "num_blocks": "L", "embed_dim": "de", "hidden_dim": "dh",
-           "num_candidates": "A", "num_pairs": "C", "beam_width": "B"}  # fmt: skip
+def option(
+    default=dataclasses.MISSING,
+    *,
+    key: str | None = None,
+    help: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] = (),
+    spellings: Mapping[str, str] | None = None,
+):
+    """Declare a field of a dataclass of options.
+
+    Args:
+        default: Value of the field where none is given.
+        key: Name on the command line; None where it has none.
+        help: One line for `qinco TASK --help`.
+        minimum, maximum: Range of a number, inclusive. Integers must be at least 1 unless `minimum` says otherwise.
+        above: Exclusive minimum of a number.
+        choices: Allowed values of a text.
+        spellings: Other names of choices on the command line: name there -> value here.
+    """
+    metadata = {
+        "key": key, "help": help, "minimum": minimum, "maximum": maximum, "above": above, "choices": tuple(choices),
+        "spellings": dict(spellings or {}),
+    }  # fmt: skip
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def named(name: str) -> str:
-    """A field as both of its users know it: `num_steps (M)`."""
-    return f"{name} ({LETTERS[name]})" if name in LETTERS else name
+def label(field: dataclasses.Field) -> str:
+    """A field's name in messages, for users of Python and of the command line: `num_steps (M)`."""
+    key = field.metadata.get("key")
+    return field.name if key in (None, field.name) else f"{field.name} ({key})"
+
+
+def check_fields(options) -> None:
+    """Check all fields of a dataclass against their declarations.
+
+    Raises:
+        ConfigError: A value has another type than declared, is out of its range, or is not one of the choices.
+    """
+    for field in dataclasses.fields(options):
+        value, limits, types = getattr(options, field.name), field.metadata, get_args(field.type) or (field.type,)
+        if value is None and NoneType in types:
+            continue
+        if bool in types:
+            require_bool(label(field), value)
+        elif int in types:
+            require_int(label(field), value, 1 if limits["minimum"] is None else limits["minimum"], limits["maximum"])
+            object.__setattr__(options, field.name, int(value))
+        elif float in types:
+            _require_number(label(field), value, limits)
+        elif limits["choices"] and value not in limits["choices"]:
+            raise ConfigError(f"{label(field)} must be one of {', '.join(limits['choices'])}, not {value!r}")
 
 
 def require_int(name: str, value, minimum: int = 1, maximum: int | None = None) -> None:
@@ -42,50 +95,64 @@ def require_bool(name: str, value) -> None:
         raise ConfigError(f"{name} must be true or false, not {value!r}")
 
 
+def _require_number(name: str, value, limits: Mapping) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} must be a number, not {value!r}")
+    minimum, maximum, above = limits["minimum"], limits["maximum"], limits["above"]
+    is_high_enough = value > above if above is not None else minimum is None or value >= minimum
+    if not (is_high_enough and value < float("inf") and (maximum is None or value <= maximum)):
+        bound = f"above {above}" if above is not None else f"at least {minimum}"
+        raise ConfigError(
+            f"{name} must be {bound if maximum is None else f'between {minimum} and {maximum}'}, not {value}"
+        )
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture of one residual quantizer with implicit neural codebooks.
+    """Architecture of one residual quantizer with implicit neural codebooks.
 
-    dim:                D, dimension of the vectors
-    num_steps:          M, codes per vector
-    codebook_size:      K, codewords per step, a power of two up to 65536
-    num_blocks:         L, residual blocks of a step's network
-    embed_dim:          d_e, width of the residual stream; D where it is None
-    hidden_dim:         d_h, width inside a residual block
-    has_preselector:    a second codebook per step proposes candidates cheaply (QINCo2)
-    codeword_skip:      the codeword is added to the network's output (QINCo2); QINCo1 starts the stream at it instead
-    concat_rank:        rank of the concatenation layer's product form (QINCo-LR); full and with a bias where it is None
-    starts_from_coarse: the reconstruction starts at the nearest coarse centroid (IVF) instead of zero
-    num_lists:          V, the number of coarse centroids; 0 without them
+    Attributes:
+        dim: D, dimension of the vectors.
+        num_steps: M, codes per vector.
+        codebook_size: K, codewords per step; a power of two, at most 65536.
+        num_blocks: L, residual blocks in the network of a step.
+        embed_dim: d_e, width of the residual stream; D if None.
+        hidden_dim: d_h, width inside a residual block.
+        has_preselector: A second codebook per step proposes candidates cheaply (QINCo2).
+        codeword_skip: The codeword is added to the network's output (QINCo2); in QINCo1 the stream starts with it.
+        concat_rank: Rank of the concatenation layer (QINCo-LR); full rank with a bias if None.
+        starts_from_coarse: The reconstruction starts from the nearest coarse centroid (IVF) instead of zero.
+        num_lists: V, number of coarse centroids; 0 without them.
+
+    Raises:
+        ConfigError: A value is out of range, or two contradict each other.
+
+    Example:
+        >>> ModelConfig(dim=128, num_steps=8, num_blocks=2).bytes_per_vector
+        8.0
     """
 
-    dim: int
-    num_steps: int = 8
-    codebook_size: int = 256
-    num_blocks: int = 2
-    embed_dim: int | None = None
-    hidden_dim: int = 256
-    has_preselector: bool = True
-    codeword_skip: bool = True
-    concat_rank: int | None = None
-    starts_from_coarse: bool = False
-    num_lists: int = 0
+    dim: int = option(maximum=MAX_WIDTH)
+    num_steps: int = option(8, key="M", help="codes per vector", maximum=MAX_DEPTH)
+    codebook_size: int = option(256, key="K", help="codewords per step, a power of two", minimum=2,
+                                maximum=MAX_CODEBOOK_SIZE)  # fmt: skip
+    num_blocks: int = option(2, key="L", help="residual blocks per step", minimum=0, maximum=MAX_DEPTH)
+    embed_dim: int | None = option(None, key="de", help="width of the residual stream; 0 or null: the dimension of the "
+                                   "vectors", maximum=MAX_WIDTH)  # fmt: skip
+    hidden_dim: int = option(256, key="dh", help="width inside a residual block", maximum=MAX_WIDTH)
+    has_preselector: bool = option(True)
+    codeword_skip: bool = option(True)
+    concat_rank: int | None = option(None, key="concat_rank", help="rank of the concatenation layer (QINCo-LR)",
+                                     maximum=MAX_WIDTH)  # fmt: skip
+    starts_from_coarse: bool = option(False)
+    num_lists: int = option(0, minimum=0, maximum=MAX_LISTS)
 
     def __post_init__(self):
         if self.embed_dim is None:
             object.__setattr__(self, "embed_dim", self.dim)
-        for name in ("dim", "embed_dim", "hidden_dim"):
-            require_int(named(name), getattr(self, name), 1, MAX_WIDTH)
-        for name in ("has_preselector", "codeword_skip", "starts_from_coarse"):
-            require_bool(name, getattr(self, name))
-        require_int(named("num_steps"), self.num_steps, 1, MAX_DEPTH)
-        require_int(named("num_blocks"), self.num_blocks, 0, MAX_DEPTH)
-        require_int("num_lists", self.num_lists, 0, MAX_LISTS)
-        require_int(named("codebook_size"), self.codebook_size, 2, MAX_CODEBOOK_SIZE)
+        check_fields(self)
         if self.codebook_size & (self.codebook_size - 1):
             raise ConfigError(f"codebook_size (K) must be a power of two, not {self.codebook_size}")
-        if self.concat_rank is not None:
-            require_int("concat_rank", self.concat_rank, 1, MAX_WIDTH)
         if self.starts_from_coarse != (self.num_lists > 0):
             raise ConfigError(f"starts_from_coarse={self.starts_from_coarse} contradicts num_lists={self.num_lists}")
         if not self.codeword_skip and self.embed_dim != self.dim:
@@ -117,46 +184,44 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How codes are searched for.
+    """How codes are searched for (QINCo2 paper, section 3.2) and what computes it.
 
-    num_candidates: A, codewords that the pre-selector proposes for each hypothesis (QINCo2 paper, section 3.2)
-    num_pairs:      C, (hypothesis, codeword) pairs that it proposes over the whole beam; instead of num_candidates.
-                    With neither, every codeword is tried.
-    beam_width:     B, hypotheses kept (fewer where fewer candidates exist)
-    precision:      "float32"; "bf16"; "auto": candidates in bf16 where the processor multiplies it fast and the
-                    model's layers are not too small to gain, and everything that is returned in float32
-    engine:         "native" (compiled kernels for processors), "torch", or "auto": native where it is there
+    With neither `num_candidates` nor `num_pairs`, every codeword is tried.
+
+    Attributes:
+        num_candidates: A, codewords that the pre-selector proposes for each hypothesis of the beam.
+        num_pairs: C, (hypothesis, codeword) pairs that it proposes over the whole beam, instead of num_candidates.
+        beam_width: B, hypotheses kept (fewer where there are fewer candidates).
+        precision: "float32", "bf16", or "auto": candidates in bf16 where the processor is fast at it and the layers
+            are large enough to gain; results are always float32.
+        engine: "native" (compiled kernels), "torch", or "auto": native where it is available.
+
+    Raises:
+        ConfigError: A value is out of range, or both num_candidates and num_pairs are given.
     """
 
-    num_candidates: int | None = None
-    num_pairs: int | None = None
-    beam_width: int = 1
-    precision: str = "auto"
-    engine: str = "auto"
+    num_candidates: int | None = option(None, key="A", help="candidates per hypothesis; 0 or null: all codewords")
+    num_pairs: int | None = option(None, key="C", help="candidates over the whole beam, instead of A")
+    beam_width: int = option(1, key="B", help="beam width; 1, 0 or null: no beam")
+    precision: str = option("auto", key="precision", help=f"arithmetic: {', '.join(PRECISIONS)}", choices=PRECISIONS)
+    engine: str = option("auto", key="engine", help=f"engine: {', '.join(ENGINES)}", choices=ENGINES)
 
     def __post_init__(self):
+        check_fields(self)
         if self.num_candidates is not None and self.num_pairs is not None:
             raise ConfigError(
                 f"num_candidates (A={self.num_candidates}) and num_pairs (C={self.num_pairs}) exclude each other: "
                 "give one of them"
             )
-        for name in ("num_candidates", "num_pairs", "beam_width"):
-            if getattr(self, name) is not None or name == "beam_width":
-                require_int(named(name), getattr(self, name))
-                object.__setattr__(self, name, int(getattr(self, name)))
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
-        if self.engine not in ENGINES:
-            raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, not {self.engine!r}")
 
     @property
     def preselects(self) -> bool:
         return self.num_candidates is not None or self.num_pairs is not None
 
     def override(self, num_candidates=None, num_pairs=None, beam_width=None, precision=None, engine=None):
-        """These options with the given fields replaced; one pre-selection rule replaces the other.
+        """Return these options with the given fields replaced.
 
-        num_candidates=0 means no pre-selection.
+        num_candidates replaces num_pairs and the reverse; num_candidates=0 means no pre-selection.
         """
         fields = dataclasses.asdict(self)
         if num_candidates is not None and num_pairs is not None:
@@ -170,16 +235,26 @@ class EncodeOptions:
         return EncodeOptions(**fields)
 
     def check_model(self, config: ModelConfig) -> None:
-        """Raise ConfigError where these options ask for what the model does not have."""
+        """Raise ConfigError if these options need a pre-selector and the model has none."""
         if self.preselects and not config.has_preselector:
-            rule = "A (num_candidates)" if self.num_candidates is not None else "C (num_pairs)"
-            raise ConfigError(
-                f"{rule} needs a pre-selector, which this model has not: leave it out, every codeword is tried"
-            )
+            name = "num_candidates (A)" if self.num_candidates is not None else "num_pairs (C)"
+            raise ConfigError(f"{name} needs a pre-selector, and this model has none: omit it to try all codewords")
 
     def to_dict(self) -> dict:
-        """What a codec file stores: the search rule, not the machine's engine and precision."""
+        """What a codec file stores: the search parameters without engine and precision."""
         return {name: getattr(self, name) for name in ("num_candidates", "num_pairs", "beam_width")}
+
+
+def field_keys(*classes: type) -> dict[str, str]:
+    """Names of fields on the command line: `{"num_steps": "M", ...}`."""
+    declared = (field for options in classes for field in dataclasses.fields(options))
+    return {field.name: field.metadata["key"] for field in declared if field.metadata.get("key")}
+
+
+def named(name: str) -> str:
+    """A field of models or of encoding as both kinds of users know it: `num_steps (M)`."""
+    key = field_keys(ModelConfig, EncodeOptions).get(name, name)
+    return name if key == name else f"{name} ({key})"
 
 
 # The published sizes: fields of ModelConfig.
@@ -189,9 +264,9 @@ PRESETS = {
     "qinco2-M": {"num_blocks": 4, "embed_dim": 384, "hidden_dim": 384},
     "qinco2-L": {"num_blocks": 16, "embed_dim": 384, "hidden_dim": 384},
 }
-# Models with a pre-selector are searched so unless told otherwise. The whole-beam rule does an eighth of the paper's
-# network evaluations; the error is the same after short trainings and 2 % higher after long ones, where C=128 B=64
-# closes the gap.
+# For models with a pre-selector unless other options are given. Pre-selecting over the whole beam does an eighth of the
+# paper's network evaluations; the error is the same after short trainings and 2 % higher after long ones, where
+# C=128 B=64 closes the gap.
 DEFAULT_SEARCH = EncodeOptions(num_pairs=64, beam_width=32)
 PAPER_SEARCH = EncodeOptions(num_candidates=16, beam_width=32)
 
@@ -199,7 +274,7 @@ PAPER_SEARCH = EncodeOptions(num_candidates=16, beam_width=32)
 def checkpoint_search(
     codebook_size: int, has_preselector: bool = True, starts_from_coarse: bool = False
 ) -> EncodeOptions:
-    """The paper's search, as far as the authors' code can do it.
+    """The paper's options, as far as the authors' code can run them.
 
     It can neither propose more codewords than there are nor keep more hypotheses than it proposes.
     """
@@ -217,5 +292,5 @@ def find_preset(name: str) -> dict:
     from difflib import get_close_matches
 
     near = get_close_matches(str(name), PRESETS, 1, 0.4)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError(f"unknown preset {name!r}: {hint}There are {', '.join(PRESETS)}")
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise ConfigError(f"unknown preset {name!r}. {hint}There are {', '.join(PRESETS)}")

@@ -182,6 +182,7 @@ def _bars() -> Iterator[Progress]:
 
 def format_number(value) -> str:
     """A number for people: four significant digits, thousands apart; other values as they are."""
+    value = value.item() if hasattr(value, "item") else value  # numpy's
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):

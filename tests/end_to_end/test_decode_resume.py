@@ -85,7 +85,7 @@ def size(part: Path) -> int:
     ("output", "scenario"),
     [
         ("x.npy", "fresh"),
-        ("x.fvecs", "overwrite"),
+        pytest.param("x.fvecs", "overwrite", marks=pytest.mark.slow),
         pytest.param("x.fbin", "fresh", marks=pytest.mark.slow),
         pytest.param("x.fvecs", "fresh", marks=pytest.mark.slow),
         pytest.param("x.npy", "overwrite", marks=pytest.mark.slow),
@@ -132,6 +132,7 @@ def test_decodings_that_are_killed_and_resumed_equal_the_uninterrupted_one(
     assert at_work > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "x.fvecs"), (signal.SIGTERM, "x.npy")])
 def test_ctrl_c_and_termination_say_how_to_go_on(folder, tmp_path, number, name):
     for place in ("whole", "parts"):

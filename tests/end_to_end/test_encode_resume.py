@@ -60,7 +60,7 @@ def count_shards(shards: Path) -> int:
         pytest.param("codes", "renames", marks=pytest.mark.slow),
         pytest.param("codes", "both", marks=pytest.mark.slow),
         pytest.param("codes.npy", "both", marks=pytest.mark.slow),
-        ("codes.npz", "overwrite"),
+        pytest.param("codes.npz", "overwrite", marks=pytest.mark.slow),
         pytest.param("codes.npz", "fresh", marks=pytest.mark.slow),
         pytest.param("codes.npy", "fresh", marks=pytest.mark.slow),
         pytest.param("codes.npy", "overwrite", marks=pytest.mark.slow),
@@ -108,7 +108,8 @@ def test_encodings_that_are_killed_and_resumed_equal_the_uninterrupted_one(folde
     assert at_work > 0
 
 
-@pytest.mark.parametrize("output", ["codes.npz", pytest.param("codes", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["codes.npz", "codes"])
 def test_processes_share_the_work(folder, tmp_path, output):
     """One share each, the first of them cut again by torchrun's variables, all at the same time."""
     for name in ("whole", "parts"):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[1]))
@@ -65,6 +66,7 @@ def main(folder: Path) -> int:
     return point
 
 
+@pytest.mark.slow
 def test_an_end_at_any_operation_on_files_leaves_the_old_index_or_the_new_one(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     assert count_points(Path(__file__), tmp_path, environment=environment) > 50

@@ -129,7 +129,7 @@ def test_goes_on_from_a_model_at_its_epoch(folder, tmp_path, capsys):
 
 
 WRONG = {
-    "missing file": ("eval model={codec} db=nowhere.fvecs", 3, "does not exist"),
+    "missing file": ("eval model={codec} db=nowhere.fvecs", 3, "No such file"),
     "not a data set": ("eval model={codec} db=bigann9M", 3, "bigann1M"),
     "truncated vectors": ("eval model={codec} db={truncated}", 3, "truncated.fvecs"),
     "vectors as a codec": ("eval model={base} db={base}", 3, "base.npy"),
@@ -139,9 +139,9 @@ WRONG = {
     "dimension": ("eval model={codec} db={gt}", 3, "dimensions"),
     "too few": ("train trainset={base} output={new} K=1024", 3, "1024"),
     "validation": ("train trainset={base} output={new} ds.valset=200", 2, "200"),
-    "key": ("train trainset={base} output={new} epoch=3", 2, "did you mean epochs"),
-    "preset": ("train trainset={base} output={new} model_args=qinco2-s", 2, "did you mean qinco2-S"),
-    "task": ("evla model={codec}", 2, "did you mean eval"),
+    "key": ("train trainset={base} output={new} epoch=3", 2, "id you mean epochs?"),
+    "preset": ("train trainset={base} output={new} model_args=qinco2-s", 2, "id you mean qinco2-S?"),
+    "task": ("evla model={codec}", 2, "id you mean eval?"),
     "keys of an index": (
         "search model={codec} db={base} nprobe=4 queries={query} queries_gt={gt}",
         2,
@@ -219,6 +219,7 @@ def test_a_run_is_not_resumed_on_other_vectors(folder, tmp_path, capsys):
     assert main([*common, f"trainset={folder}/train.fvecs", "resume=true"]) == 0
 
 
+@pytest.mark.slow
 def test_interrupted_training_resumes_to_the_same_codec(folder, tmp_path):
     """Ctrl-C in the middle of training, then the same command with resume=true."""
     common = [f"trainset={folder}/train.fvecs", "epochs=40", "batch=32", "threads=1", *SMALL]

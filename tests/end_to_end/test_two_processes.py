@@ -30,6 +30,7 @@ def train(folder, *launcher):
     return [json.loads(line) for line in (folder / "codec.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path):
     if not torch.distributed.is_gloo_available():
         pytest.skip("torch without gloo")

@@ -1,24 +1,24 @@
 """Files that the authors' code wrote: decoding gives its vectors, encoding its codes and its error, on every device.
 
-Small ones lie in tests/data/upstream. All that a folder named by QINCO_PARITY holds are tested too: `X.pt`, `base.npy`
+Small ones lie in tests/data/upstream. Those in the parity folder (see parity_files) are tested too: `X.pt`, `base.npy`
 and, for its first rows, `X.expect.npz` with codes, decoded vectors and, except for the small ones, the prefixes' error;
 `X_A2_B5.expect.npz` was searched with A=2 and B=5.
 """
 
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from parity_files import EXISTS, MISSING, PARITY
 
 from qinco.codec import Codec, ProductCodec, load_codec
 from qinco.codec.evaluate import evaluate
 from qinco.vectors.rows import as_source
 
 SMALL = Path(__file__).parents[1] / "data" / "upstream"
-FOLDERS = [SMALL, *([Path(os.environ["QINCO_PARITY"])] if "QINCO_PARITY" in os.environ else [])]
+FOLDERS = [SMALL, PARITY] if EXISTS else [SMALL]
 EXPECTED = [path for folder in FOLDERS for path in sorted(folder.glob("v[12]_*.expect.npz"))]
 
 
@@ -51,8 +51,8 @@ def case(request, device):
 
 
 def test_a_folder_of_all_files_is_given():
-    if len(FOLDERS) == 1:
-        pytest.skip("QINCO_PARITY names no folder of files that the authors' code wrote: the copies alone are tested")
+    if not EXISTS:
+        pytest.skip(f"{MISSING}; the small copies alone are tested")
     assert any(path.parent != SMALL for path in EXPECTED)
 
 

@@ -1,23 +1,22 @@
 """An index that the authors' code wrote: the same shortlists, and a final order above them, which theirs is not.
 
-The folder that QINCO_PARITY names holds `ix.faissindex`, `query.npy`, `gt.npy`, `v2_ivf.pt`, the codes of the database
+The parity folder holds `ix.faissindex`, `query.npy`, `gt.npy`, `v2_ivf.pt`, the codes of the database
 and, in `search.json`, the recalls of the authors' search.
 """
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from parity_files import EXISTS, MISSING, PARITY
 
 from qinco.codec import load_codec
 from qinco.search.faiss_file import FaissIndex
 
-if "QINCO_PARITY" not in os.environ or not (Path(os.environ["QINCO_PARITY"]) / "ix.faissindex").exists():
-    pytest.skip("QINCO_PARITY names no folder with an index that the authors' code wrote", allow_module_level=True)
+if not EXISTS:
+    pytest.skip(MISSING, allow_module_level=True)
 
-FOLDER = Path(os.environ["QINCO_PARITY"])
+FOLDER = PARITY
 EXPERIMENTS = json.loads((FOLDER / "search.json").read_text())["ivf_real_res"]
 QUERIES, TRUTH = np.load(FOLDER / "query.npy").astype(np.float32), np.load(FOLDER / "gt.npy")
 

@@ -1,15 +1,13 @@
 """A pairwise decoder that the authors' code wrote decodes to its vectors, and ours is better on the same codes.
 
-The folder that QINCO_PARITY names holds `pairwise.pt`, encoded sets with their centroids, and `pairwise.expect.npz`:
+The parity folder holds `pairwise.pt`, encoded sets with their centroids, and `pairwise.expect.npz`:
 what its tables add to the centroids for the first rows of `enc_db`.
 """
-
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from parity_files import EXISTS, MISSING, PARITY
 
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
@@ -21,10 +19,9 @@ CODE_SIZE, CODEBOOK_SIZE = 4, 256
 
 @pytest.fixture(scope="module")
 def folder():
-    path = Path(os.environ.get("QINCO_PARITY", "")) / "pairwise.pt"
-    if not path.is_file():
-        pytest.skip("QINCO_PARITY names no folder with a pairwise decoder of the authors' code")
-    return path.parent
+    if not EXISTS:
+        pytest.skip(MISSING)
+    return PARITY
 
 
 def codes_and_lists(path):

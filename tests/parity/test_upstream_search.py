@@ -1,20 +1,19 @@
 """The command line on the files of the authors' search: their index, codes, centroids and pairwise decoder.
 
-The folder that QINCO_PARITY names holds them, and what their search reported of them (`search.json`).
+The parity folder holds them, and what their search reported of them (`search.json`).
 """
 
 import json
-import os
-from pathlib import Path
 
 import pytest
+from parity_files import EXISTS, MISSING, PARITY
 
 from qinco.cli import main
 
-if "QINCO_PARITY" not in os.environ or not (Path(os.environ["QINCO_PARITY"]) / "ix.faissindex").exists():
-    pytest.skip("QINCO_PARITY names no folder with an index that the authors' code wrote", allow_module_level=True)
+if not EXISTS:
+    pytest.skip(MISSING, allow_module_level=True)
 
-FOLDER = Path(os.environ["QINCO_PARITY"])
+FOLDER = PARITY
 EXPERIMENTS = json.loads((FOLDER / "search.json").read_text())["ivf_real_res"]
 CODES = [f"encoded_trainset={FOLDER}/enc_train.npz", f"encoded_db={FOLDER}/enc_db.npz", f"trainset={FOLDER}/train.npy"]
 CENTROIDS = f"ivf_centroids={FOLDER}/ivf1024.npy"

@@ -83,7 +83,7 @@ def test_one_rule_replaces_the_other():
 @pytest.mark.parametrize(("fields", "letter"), [({"num_candidates": 4}, "A"), ({"num_pairs": 4}, "C")])
 def test_a_model_without_preselector_cannot_propose(fields, letter):
     model = ModelConfig(dim=3, has_preselector=False)
-    with pytest.raises(ConfigError, match=f"{letter} .* needs a pre-selector"):
+    with pytest.raises(ConfigError, match=rf"\({letter}\) needs a pre-selector"):
         EncodeOptions(**fields).check_model(model)
     EncodeOptions(beam_width=4).check_model(model)
     EncodeOptions(**fields).check_model(ModelConfig(dim=3))
@@ -121,7 +121,7 @@ def test_presets_are_the_published_sizes():
 
 
 def test_an_unknown_preset_names_the_nearest():
-    with pytest.raises(ConfigError, match="unknown preset 'qinco2-s': did you mean qinco2-S"):
+    with pytest.raises(ConfigError, match="Did you mean qinco2-S"):
         find_preset("qinco2-s")
     with pytest.raises(ConfigError, match="There are qinco1, qinco2-S"):
         find_preset("zzz")

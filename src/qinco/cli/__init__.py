@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import signal
 import sys
 import threading
@@ -36,7 +35,6 @@ Example:
   qinco decode model=codec.safetensors codes=codes.npy output=decoded.fvecs"""
 _EXIT_INTERRUPTED = 130
 _EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, what the shell reports for `qinco ... | head`
-_MOST_NAMES = 10_000  # of a folder, that are compared with a name which is not there
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _handling(_interrupt, signal.SIGTERM):
             return _run(words, options, importing)
     except QincoError as error:
-        return fail("error: ", str(error) + _nearest_file(str(error)), error.exit_code)
+        return fail("error: ", str(error), error.exit_code)
     except KeyboardInterrupt as interrupt:
         return fail("", ": ".join(filter(None, ("interrupted", str(interrupt)))), _EXIT_INTERRUPTED)
     except BrokenPipeError:
@@ -115,7 +113,9 @@ def _run(words: list[str], options: set[str], importing: AbstractContextManager)
         from qinco.cli import commands
 
         do = commands.load(settings)
-    do(settings, Console(verbose=settings["verbose"], json_logs="--json-logs" in options))
+    console = Console(verbose=settings["verbose"], json_logs="--json-logs" in options)
+    with console.logging():
+        do(settings, console)
     return 0
 
 
@@ -191,25 +191,6 @@ def _ending_at_once(fail: Callable) -> AbstractContextManager:
         os._exit(fail("", "interrupted", _EXIT_INTERRUPTED))
 
     return _handling(end, signal.SIGINT, signal.SIGTERM)
-
-
-def _nearest_file(message: str) -> str:
-    """The end of a message which says that a file does not exist: what it may be called in truth."""
-    missing = re.fullmatch(r"(.+) does not exist", message, re.DOTALL)
-    if missing is None:
-        return ""
-    from difflib import get_close_matches
-    from itertools import islice
-    from pathlib import Path
-
-    folder, name = os.path.split(missing[1])
-    try:
-        with os.scandir(folder or os.curdir) as entries:
-            names = [entry.name for entry in islice(entries, _MOST_NAMES)]
-    except OSError:
-        return ""
-    near = get_close_matches(name, names, 1, 0.85)
-    return f": did you mean {Path(folder, near[0])}?" if near else ""
 
 
 def _fail(kind: str, message: str, exit_code: int, as_json: bool, **fields) -> int:

@@ -1,19 +1,29 @@
 """What the command line says: results on standard output, everything else on standard error."""
 
 import json as json_format
+import logging
 import math
-import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
-SECONDS_BETWEEN_LINES = 30.0
+from qinco.progress import (
+    SECONDS_BETWEEN_LINES,
+    Progress,
+    format_duration,
+    format_number,
+    is_watched,
+    lines,
+    reporting,
+    silent,
+)
+
+__all__ = ["Console", "format_duration", "format_value", "log_record", "write_line"]
 
 
 def write_line(line: str, stream) -> None:
-    """Write a line; what the stream cannot encode (a stray byte of a file name) is escaped instead of refused."""
+    """Write a line; characters that the stream cannot encode (stray bytes of a file name) are escaped."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
@@ -28,70 +38,24 @@ def log_record(level: str, message: str, **fields) -> str:
     return json_format.dumps(record, allow_nan=False)
 
 
-class Progress:
-    """How far a loop has come; made by `Console.progress`.
-
-    total, start: units in all, and those that were done before this run
-    unit:         in the singular: "step", "epoch", "vector"
-    """
-
-    def __init__(self, total: int, unit: str, description: str, start: int):
-        self.total, self.start, self.unit, self.description = total, start, unit, description
-        self.done = start
-        self.report: Callable[[], None] | None = None
-        self._fields = {}
-        self._started_at = time.monotonic()
-
-    def update(self, done: int, **fields) -> None:
-        """`done` units are done, the earlier ones included; `fields` (mse=..., ...) are shown until they change."""
-        self.done = done
-        self._fields.update(fields)
-        if self.report is not None:
-            self.report()
-
-    def state(self) -> str:
-        """How far, how fast, how long still, and the fields, in one line."""
-        parts, rate = [f"{self.done:,}/{self.total:,} {self.unit}s"], self._rate()
-        if rate is not None:
-            parts.append(f"{format_value(rate)} {self.unit}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit}")
-            parts.append(f"{format_duration((self.total - self.done) / rate)} left")
-        parts += [f"{name} {format_value(value)}" for name, value in self._fields.items()]
-        return ", ".join(parts)
-
-    def record(self) -> dict:
-        """The same as JSON values: `rate` in units a second, it and `seconds_left` None as long as they are unknown."""
-        rate = self._rate()
-        return {
-            "description": self.description,
-            "done": self.done,
-            "total": self.total,
-            "unit": self.unit,
-            "rate": rate,
-            "seconds_left": None if rate is None else (self.total - self.done) / rate,
-            "fields": dict(self._fields),
-        }
-
-    def _rate(self) -> float | None:
-        seconds = time.monotonic() - self._started_at
-        return (self.done - self.start) / seconds if self.done > self.start and seconds > 0 else None
-
-
 class Console:
     """Reports to a person, or to a script.
 
-    verbose:   False silences `info` and `progress`; warnings and results are always written
-    json_logs: what goes to standard error is one JSON object a line, as `log_record` makes them
+    Args:
+        verbose: Show messages and progress; warnings and results are always written.
+        json_logs: Write one JSON object a line to standard error, as `log_record` makes them.
 
-    The streams are the ones that `sys` holds at the time of writing, so that a progress bar stays below the text.
+    The streams are looked up in `sys` at the time of writing, so that lines appear above a progress bar.
     """
 
     def __init__(self, verbose: bool = True, json_logs: bool = False):
         self.verbose = verbose
         self.json_logs = json_logs
-        self._bars = None
+        self._open = ExitStack()
+        self._report: Progress | None = None
 
     def info(self, line: str) -> None:
-        """Write a line to standard error unless the console is silenced."""
+        """Write a line to standard error if verbose."""
         if self.verbose:
             write_line(log_record("info", line) if self.json_logs else line, sys.stderr)
 
@@ -99,8 +63,53 @@ class Console:
         """Write a warning to standard error."""
         write_line(log_record("warning", line) if self.json_logs else f"qinco: warning: {line}", sys.stderr)
 
+    def progress(self, stage, done, total, *arguments, **fields):
+        """A `qinco.progress.Progress`: bars on a terminal, lines every 30 seconds elsewhere, JSON with json_logs."""
+        if not isinstance(stage, str):
+            return self._old_progress(stage, done, total, *arguments, **fields)
+        if self._report is None:
+            self._report = self._reporter()
+        self._report(stage, done, total, *arguments, **fields)
+
+    @contextmanager
+    def _old_progress(self, total: int, unit: str, description: str, start: int = 0) -> Iterator["_OldProgress"]:
+        """Until all tasks report through `progress` directly."""
+        yield _OldProgress(self, total, unit, description, start)
+
+    def _reporter(self) -> Progress:
+        if not self.verbose:
+            return silent
+        if self.json_logs or not is_watched():
+            return lines(self._write_progress, SECONDS_BETWEEN_LINES)
+        return self._open.enter_context(reporting(True))
+
+    def _write_progress(self, line: str, meter) -> None:
+        write_line(log_record("progress", line, **meter.record()) if self.json_logs else line, sys.stderr)
+
+    def close(self) -> None:
+        """Remove progress bars. Printing a result does so, too."""
+        self._report = None
+        self._open.close()
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Write what the library logs: `info` as it is, from `warning` on as a warning."""
+        logger, handler = logging.getLogger("qinco"), _Handler(self)
+        level, propagates = logger.level, logger.propagate
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagates
+            self.close()
+
     def print_table(self, rows: Sequence[Sequence], headers: Sequence[str]) -> None:
         """Write a table to standard output: numbers to the right with sensible digits, text to the left."""
+        self.close()
         columns = [[_plain(value) for value in column] for column in zip(*rows, strict=True)]
         aligned = []
         for header, values in zip(headers, columns or [[] for _ in headers], strict=True):
@@ -115,65 +124,35 @@ class Console:
     def print_result(self, result: Mapping, json: bool) -> None:
         """Write a result to standard output: one `name: value` a line, or one line of JSON in full precision.
 
-        The values are Python's or numpy's; NaN and infinity, which JSON has not, become null in it.
+        The values are Python's or numpy's; NaN and infinity become null in JSON.
         """
+        self.close()
         if json:
             write_line(json_format.dumps(_plain(result, finite=True), allow_nan=False), sys.stdout)
             return
         for name, value in result.items():
             write_line(f"{name}: {format_value(value)}", sys.stdout)
 
-    @contextmanager
-    def progress(self, total: int, unit: str, description: str, start: int = 0) -> Iterator[Progress]:
-        """A `Progress` over `total` units, `start` of which an earlier run has done.
 
-        On a terminal it is a bar, below which others may open; elsewhere and in JSON a line every half minute at most.
-        """
-        progress = Progress(total, unit, description, start)
-        if not self.verbose:
-            yield progress
-        elif self.json_logs or not _is_live_terminal():
-            progress.report = self._line_writer(progress)
-            yield progress
-        else:
-            with self._open_bars() as bars:
-                bar = bars.add_task(description, total=total, completed=start, state="")
-                progress.report = lambda: bars.update(bar, completed=progress.done, state=progress.state())
-                try:
-                    yield progress
-                finally:
-                    bars.remove_task(bar)
+class _OldProgress:
+    def __init__(self, console: Console, total: int, unit: str, description: str, start: int):
+        self.console, self.total, self.unit, self.description = console, total, unit, description
+        self.done = self.start = start
+        console.progress(description, start, total, unit)
 
-    def _line_writer(self, progress: Progress) -> Callable[[], None]:
-        last_line_at = time.monotonic()
+    def update(self, done: int, **fields) -> None:
+        self.done = done
+        self.console.progress(self.description, done, self.total, self.unit, **fields)
 
-        def write() -> None:
-            nonlocal last_line_at
-            if time.monotonic() - last_line_at < SECONDS_BETWEEN_LINES:
-                return
-            last_line_at = time.monotonic()
-            line = f"{progress.description}: {progress.state()}"
-            write_line(log_record("progress", line, **progress.record()) if self.json_logs else line, sys.stderr)
 
-        return write
+class _Handler(logging.Handler):
+    def __init__(self, console: Console):
+        super().__init__()
+        self._console = console
 
-    @contextmanager
-    def _open_bars(self):
-        """The bars of the terminal, opened by the outermost progress and closed with it."""
-        if self._bars is not None:
-            yield self._bars
-            return
-        from rich.console import Console as Terminal
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as Bars
-
-        columns = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[state]}")]
-        with Bars(columns[0], BarColumn(), columns[1], console=Terminal(stderr=True), transient=True) as bars:
-            self._bars = bars
-            try:
-                yield bars
-            finally:
-                self._bars = None
+    def emit(self, record: logging.LogRecord) -> None:
+        write = self._console.warn if record.levelno >= logging.WARNING else self._console.info
+        write(record.getMessage())
 
 
 def format_value(value) -> str:
@@ -183,28 +162,11 @@ def format_value(value) -> str:
         return "-"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return _format_float(value)
     if isinstance(value, dict):
         return ", ".join(f"{name} {format_value(element)}" for name, element in value.items())
     if isinstance(value, list):
         return ", ".join(map(format_value, value))
-    return value
-
-
-def format_duration(seconds: float) -> str:
-    """`seconds` as `1:05:09` or `5:09`."""
-    minutes, seconds = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def _format_float(value: float) -> str:
-    if not 1e-3 <= abs(value) < 1e15:  # NaN, infinity and zero are here too
-        return f"{value:.4g}"
-    return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+    return format_number(value)
 
 
 def _plain(value, finite: bool = False):
@@ -218,7 +180,3 @@ def _plain(value, finite: bool = False):
     if isinstance(value, list | tuple):
         return [_plain(element, finite) for element in value]
     return value if value is None or isinstance(value, int | str) else str(value)
-
-
-def _is_live_terminal() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")

@@ -9,13 +9,11 @@ from pathlib import Path
 
 from qinco.cli.console import Console
 from qinco.cli.overrides import Settings
-from qinco.config import ModelConfig
 from qinco.errors import DataError
 from qinco.search.faiss_layout import KINDS, read_layout
 from qinco.store.folder import is_index, read_index
-from qinco.vectors.block_rows import split_table
-from qinco.vectors.formats import SUFFIXES, open_array
-from qinco.vectors.mapped import read_start
+from qinco.vectors.formats import SUFFIXES, open_array, split_part
+from qinco.vectors.mapped import missing_file, read_start
 
 _MOST_TEXT_BYTES = 1 << 28
 _HOLDING_CODES = (".npy", ".ivecs")  # and vectors, and anything else
@@ -46,12 +44,12 @@ def describe(path: str) -> dict:
 
     The suffix says what a file should be; what it is not is refused.
     """
-    file, _ = split_table(path)
+    file, _ = split_part(path)
     try:
         if file.is_dir():
             return {"file": str(path)} | (_describe_index(file) if is_index(file) else _describe_codes(file))
         if not file.is_file():
-            raise DataError(f"{path} does not exist" if not file.exists() else f"{path} is not a regular file")
+            raise DataError(f"{path} is not a regular file") if file.exists() else missing_file(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     common = {"file": str(path), "bytes": file.stat().st_size}
@@ -153,24 +151,9 @@ def _describe_index(folder: Path) -> dict:
 
 def _describe_checkpoint(file: Path) -> dict:
     """A checkpoint of the authors' code, or its pairwise decoder; the values of its tensors are not read."""
-    from qinco.compat.checkpoint_format import describe_checkpoint
-    from qinco.compat.torch_file import StoredTensor, read_torch_file
+    from qinco.compat.checkpoints import describe_checkpoint
 
-    content = read_torch_file(file)
-    if isinstance(content, dict) and {"ivf_code_map", "codebook_MKD"} <= set(content):
-        shapes = {name: list(t.shape) for name, t in content.items() if isinstance(t, StoredTensor)}
-        return {"kind": "pairwise decoder of QINCo2"} | shapes
-    described = describe_checkpoint(file, content)
-    models: list[ModelConfig] = described["models"]
-    return {
-        "kind": described["kind"],
-        "model": models[0].to_dict(),
-        "encode": described["options"].to_dict(),
-        "provenance": described["provenance"],
-        "num_parts": len(models),
-        "dim": sum(model.dim for model in models),
-        "bytes_per_vector": sum(model.bytes_per_vector for model in models),
-    }
+    return describe_checkpoint(file)
 
 
 def _describe_codes(folder: Path) -> dict:

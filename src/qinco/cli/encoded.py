@@ -21,7 +21,7 @@ from qinco.packing import check_codes, check_lists
 from qinco.search import build as building
 from qinco.store.code_files import EncodedSet, is_directory, lists_beside, open_encoded_set
 from qinco.store.code_store import read_manifest
-from qinco.vectors.mapped import release_pages
+from qinco.vectors.mapped import missing_file, release_pages
 from qinco.vectors.rows import VectorSource, fingerprint
 
 _SAME_CENTROIDS = 1e-3  # of their spread: what normalising and back costs in float32
@@ -146,7 +146,7 @@ def _known(settings: Settings, name: str, codec: Codec | ProductCodec | None) ->
         columns = npz_rows(npz_part(Path(path), 0))[1] if sizes["n_parts"] else sizes["M"]
         return Encoded(path, nothing, sizes["M"], sizes["K"], sizes["D"], None if columns > sizes["M"] else 0)
     if not os.access(path, os.F_OK):
-        raise DataError(f"{path} does not exist")
+        raise missing_file(path)
     if codec is None and (settings["M"] is None or settings["K"] is None):
         raise ConfigError(f"{name}={path} does not say of what codec its codes are: give model=, or M= and K=")
     size = (settings["M"], settings["K"]) if codec is None else (codec.code_size, codec.config.codebook_size)

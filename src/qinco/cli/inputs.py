@@ -13,8 +13,7 @@ from qinco.config import EncodeOptions
 from qinco.datasets.named import DATASETS, find_dataset
 from qinco.engines.engine import choose_device
 from qinco.errors import ConfigError, DataError
-from qinco.vectors.block_rows import split_table
-from qinco.vectors.formats import read_integers
+from qinco.vectors.formats import read_integers, split_part
 from qinco.vectors.rows import VectorSource, open_vectors
 
 
@@ -120,7 +119,7 @@ def files_read(settings: Settings, written: str = "output") -> list[str]:
     """The files that the command line names besides the one that is `written`, which must not replace them."""
     names = ("model", "db", "trainset", "codes", "lists", "ivf_centroids", "encoded_trainset", "encoded_db", "index")
     names += ("pairwise_decoder", "queries", "queries_gt")
-    return [split_table(settings[name])[0] for name in names if name != written and settings[name] is not None]
+    return [split_part(settings[name])[0] for name in names if name != written and settings[name] is not None]
 
 
 def machine(settings: Settings) -> dict:
@@ -136,12 +135,10 @@ def _open(path: str, part: str = "train") -> VectorSource:
             raise
         of_dataset = [name for name, dataset in DATASETS.items() if path in dataclasses.astuple(dataset)]
         if of_dataset:
-            raise DataError(f"{path} does not exist: qinco download {of_dataset[0]} fetches it") from None
+            raise DataError(f"No such file: {path}. Download it with: qinco download {of_dataset[0]}") from None
         if Path(path).suffix:
             raise
         near = get_close_matches(path.lower(), {name.lower(): name for name in DATASETS}, 1, 0.8)
         known = {name.lower(): name for name in DATASETS}
-        hint = f"did you mean {known[near[0]]}? " if near else ""
-        raise DataError(
-            f"{path} does not exist, and is no data set's name: {hint}Those are {', '.join(DATASETS)}"
-        ) from None
+        hint = f"Did you mean {known[near[0]]}? " if near else ""
+        raise DataError(f"No such file or data set: {path}. {hint}Data sets: {', '.join(DATASETS)}") from None

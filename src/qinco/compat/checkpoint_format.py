@@ -1,19 +1,24 @@
-"""What checkpoints of the authors' code say of themselves, and what they can hold; read without torch.
+"""What the authors' checkpoints contain: configurations and names of tensors.
 
 v2 (QINCo2) is a dictionary of weights and parameters; v1 (QINCo) is a pickled module, of which only the attributes and
-tensors are taken. Names on the left are ours, on the right theirs.
+tensors are read. In pairs of names ours comes first, the authors' second.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from qinco.compat.torch_file import Module, StoredTensor
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.model.state import check_promise
 
 V1, V2 = "QINCo checkpoint (v1)", "QINCo2 checkpoint (v2)"
+V1_MODULES = {  # the only classes that a checkpoint may name
+    "model_qinco": ("QINCo", "IVFQINCo", "QINCoLR", "PQ_QINCo", "QINCoStep"),
+    "torch.nn.modules.linear": ("Linear",),
+    "torch.nn.modules.sparse": ("Embedding",),
+    "torch.nn.modules.container": ("Sequential", "ModuleList"),
+    "torch.nn.modules.activation": ("ReLU",),
+}
 _V1_MODELS, _V1_PARTS = ("QINCo", "IVFQINCo", "QINCoLR"), ("QINCo", "QINCoLR")
 _V1_ATTRIBUTES = ("d", "K", "L", "M", "h", "K_IVF")
 _V2_PARAMETERS = ("K", "M", "de", "dh", "L", "A", "B", "ivf_in_use", "ivf_K", "qinco1_mode")
@@ -21,81 +26,76 @@ _MAX_DEPTH = 4
 _MAX_CANDIDATES = 65536
 
 
-def describe_checkpoint(path: str | os.PathLike, content) -> dict:
-    """Kind, models' configurations, search rule and provenance of what `read_torch_file` found at `path`.
+class Module:
+    """A module of a v1 checkpoint: `state` holds its attributes, its subclass has the name of the original class."""
 
-    The values of the tensors are not read. Raises DataError where it is no checkpoint or damaged.
-    """
-    with told_as_damage(path):
-        if isinstance(content, Module):
-            seen = set()
-            configs = [v1_config(path, part, len(v1_state(part, seen))) for part in v1_parts(path, content)]
-            return {"kind": V1, "models": configs, "options": EncodeOptions(), "provenance": {"source": V1}}
-        config, options, provenance = v2_parameters(path, content)
-        return {"kind": V2, "models": [config], "options": options, "provenance": provenance}
+    state: dict
+
+    def __setstate__(self, state):
+        if type(state) is not dict:
+            raise ValueError(f"a module has a {type(state).__name__} for its attributes")
+        self.state = state
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
 
 
 def num_candidates(config: ModelConfig, options: EncodeOptions) -> int:
+    """A, at most K."""
     return min(options.num_candidates or config.codebook_size, config.codebook_size)
 
 
 def beam_width(config: ModelConfig, options: EncodeOptions) -> int:
-    """B; 1 where it changes nothing, for a bare codebook, which the authors' code cannot search with more."""
+    """B; 1 for a single codebook, where a beam changes nothing and the authors' code refuses more."""
     return options.beam_width if any(map(config.is_conditioned, range(config.num_steps))) else 1
 
 
 @contextmanager
-def told_as_damage(path) -> Iterator[None]:
-    """Turn what a foreign structure makes us raise into DataError."""
+def errors_as_damage(path) -> Iterator[None]:
+    """Raise DataError for any exception that unexpected content causes."""
     try:
         yield
     except DataError:
         raise
     except KeyError as error:
-        raise DataError(f"{path} is a damaged checkpoint: {error} is missing") from None
+        raise DataError(f"{path} is damaged: {error} is missing") from None
     except (ConfigError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DataError(f"{path} is a damaged checkpoint: {error}") from None
+        raise DataError(f"{path} is damaged: {error}") from None
 
 
 def check_expressible(config: ModelConfig, options: EncodeOptions, num_parts: int = 1) -> None:
-    """Raise ConfigError, with the reason, where the authors' code cannot hold a model or search with its rule."""
+    """Raise ConfigError where the authors' code cannot hold a model or encode with its options."""
+    reason = None
+    size, beam, count = config.codebook_size, beam_width(config, options), num_candidates(config, options)
+    # The first conditioned step expands one hypothesis with IVF, else those of the first codebook.
+    max_beam = size if config.starts_from_coarse else min(beam, size) * count
     if num_parts > 1:
-        raise ConfigError(f"a PQ-QINCo codec of {num_parts} parts has no place in a .pt checkpoint: use .safetensors")
-    if config.concat_rank is not None:
-        raise ConfigError("a QINCo-LR model (concat_rank) has no place in a .pt checkpoint: use .safetensors")
-    if options.num_pairs is not None:
-        raise ConfigError(
-            f"a .pt checkpoint knows no C (num_pairs={options.num_pairs}), only A and B: give A= and B=, or use "
-            ".safetensors"
-        )
-    size, beam = config.codebook_size, beam_width(config, options)
-    if not config.has_preselector:
-        if beam > 1:
-            raise ConfigError(
-                f"the authors' code cannot search with B={beam} where no candidates are pre-selected: give B=1, or "
-                "use .safetensors"
-            )
-        return
-    count = num_candidates(config, options)
-    # The first conditioned step proposes for the whole beam: from one hypothesis with IVF, else from the first codes.
-    most = size if config.starts_from_coarse else min(beam, size) * count
-    if beam > most:
-        raise ConfigError(
-            f"the authors' code cannot keep B={beam} of {most} candidates: give a smaller B or a larger A"
-        )
-    if beam * count > _MAX_CANDIDATES:
-        raise ConfigError(f"the authors' code fails above A · B = {_MAX_CANDIDATES}, here {beam * count}: give less")
+        reason = f"it holds one part, not the {num_parts} of a PQ-QINCo codec"
+    elif config.concat_rank is not None:
+        reason = f"it has no low-rank layers (concat_rank={config.concat_rank})"
+    elif options.num_pairs is not None:
+        reason = f"it has no C (num_pairs={options.num_pairs}): use A= and B="
+    elif beam > 1 and not config.has_preselector:
+        reason = f"without pre-selection the authors' code needs B=1, not {beam}"
+    elif config.has_preselector and beam > max_beam:
+        reason = f"B={beam} exceeds the {max_beam} candidates of the first step: use a smaller B or a larger A"
+    elif config.has_preselector and beam * count > _MAX_CANDIDATES:
+        reason = f"the authors' code fails above A · B = {_MAX_CANDIDATES}, here {beam * count}: use a smaller A or B"
+    if reason:
+        raise ConfigError(f"a .pt checkpoint cannot store this codec: {reason}, or save it as .safetensors")
 
 
 # v2
 
 
 def v2_parameters(path, content) -> tuple[ModelConfig, EncodeOptions, dict]:
+    """Configuration, encode options and provenance."""
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise DataError(f"{path} is a PyTorch file, but no checkpoint of QINCo: it holds no model")
+        raise DataError(f"{path} is a PyTorch file but not a QINCo checkpoint: it has no 'model'")
     parameters = content.get("parameters")
     if not isinstance(parameters, dict) or "data_dim" not in content:
-        raise DataError(f"{path} is a checkpoint without parameters, from a conversion of the authors' own: convert it")
+        raise DataError(f"{path} has no 'parameters' or no 'data_dim', so its architecture is unknown")
     get = _numbers(path, parameters, _V2_PARAMETERS).get
     config = ModelConfig(
         dim=_numbers(path, content, ("data_dim",))["data_dim"],
@@ -112,7 +112,7 @@ def v2_parameters(path, content) -> tuple[ModelConfig, EncodeOptions, dict]:
     check_promise(path, config, len(content["model"]))
     options = EncodeOptions(num_candidates=get("A") or None, beam_width=get("B") or 1)
     if options.beam_width * (options.num_candidates or 1) > _MAX_CANDIDATES:
-        raise DataError(f"{path} is a damaged checkpoint: A={get('A')} and B={get('B')} are more than can be searched")
+        raise DataError(f"{path} is damaged: A · B of A={get('A')} and B={get('B')} exceeds {_MAX_CANDIDATES}")
     provenance = {"source": V2}
     if type(content.get("epoch")) is int and content["epoch"] >= 0:
         provenance["epoch"] = content["epoch"]
@@ -120,6 +120,7 @@ def v2_parameters(path, content) -> tuple[ModelConfig, EncodeOptions, dict]:
 
 
 def v2_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Pairs of tensor names, ours and the authors'."""
     yield "mean", "data_mean"
     yield "scale", "data_std"
     if config.starts_from_coarse:
@@ -145,19 +146,21 @@ def v2_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
 
 
 def v1_parts(path, content: Module) -> list[Module]:
+    """The models of a PQ-QINCo module, or the one model."""
     is_product = content.name == "PQ_QINCo"
     modules = content.state["_modules"]
     parts = [modules[f"sub_quantizer_{m}"] for m in range(len(modules))] if is_product else [content]
     for part in parts:
         if not isinstance(part, Module) or part.name not in (_V1_PARTS if is_product else _V1_MODELS):
             kind = part.name if isinstance(part, Module) else type(part).__name__
-            raise DataError(f"{path} is no checkpoint of QINCo: it holds a {kind}")
+            raise DataError(f"{path} is not a QINCo checkpoint: it holds a {kind}")
     if not parts:
-        raise DataError(f"{path} is a PQ-QINCo model without parts")
+        raise DataError(f"{path} is damaged: its PQ-QINCo model has no parts")
     return parts
 
 
 def v1_config(path, module: Module, num_tensors: int) -> ModelConfig:
+    """Configuration, from the attributes of the module."""
     is_ivf = module.name == "IVFQINCo"
     get = _numbers(path, module.state, _V1_ATTRIBUTES).get
     config = ModelConfig(
@@ -177,6 +180,7 @@ def v1_config(path, module: Module, num_tensors: int) -> ModelConfig:
 
 
 def v1_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Pairs of tensor names, ours and the authors'."""
     yield "coarse_centroids" if config.starts_from_coarse else "steps.0.codebook.weight", "codebook0.weight"
     concat = ("MLPconcat",) if config.concat_rank is None else ("MLPconcat.1", "MLPconcat.0")
     for m in range(config.num_steps):
@@ -194,10 +198,10 @@ def v1_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
             yield ours + f"blocks.{j}.down.weight", theirs + f"residual_block{j}.2.weight"
 
 
-def v1_state(module: Module, seen: set[int], prefix: str = "", depth: int = 0) -> dict[str, StoredTensor]:
-    """Parameters and buffers by their full names. `seen` are the modules that other names have."""
+def v1_state(module: Module, seen: set[int], prefix: str = "", depth: int = 0) -> dict:
+    """Parameters and buffers by full name; `seen` collects the modules visited."""
     if depth > _MAX_DEPTH or id(module) in seen:
-        raise ValueError("its modules are nested too deeply or repeat")
+        raise ValueError("its modules are nested too deeply or shared")
     seen.add(id(module))
     state = {}
     for kind in ("_parameters", "_buffers"):
@@ -211,9 +215,9 @@ def v1_state(module: Module, seen: set[int], prefix: str = "", depth: int = 0) -
 
 
 def _numbers(path, values: dict, names: tuple[str, ...]) -> dict[str, int | bool]:
-    """The integers and switches among `values` that are called so; raises DataError where one is something else."""
+    """The integers and booleans with these names; None is left out."""
     found = {name: values[name] for name in names if values.get(name) is not None}
     for name, value in found.items():
         if type(value) not in (int, bool) or abs(value) >> 63:
-            raise DataError(f"{path} is a damaged checkpoint: its {name} is no number, or an impossible one")
+            raise DataError(f"{path} is damaged: {name} is not an integer of 63 bits")
     return found

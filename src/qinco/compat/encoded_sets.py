@@ -19,6 +19,7 @@ from qinco.atomic import write_atomically
 from qinco.errors import DataError
 from qinco.packing import code_dtype
 from qinco.vectors.concat_rows import JoinedRows
+from qinco.vectors.mapped import missing_file
 
 _BLOCK_ROWS = 1 << 16
 _PART_ROWS = 1 << 22
@@ -145,7 +146,7 @@ class _OpenZip:
     def __enter__(self) -> zipfile.ZipFile:
         try:
             if not self._path.is_file():
-                raise DataError(f"{self._path} is no file" if self._path.exists() else f"{self._path} does not exist")
+                raise DataError(f"{self._path} is not a file") if self._path.exists() else missing_file(self._path)
             self._archive = zipfile.ZipFile(self._path)
         except DataError:
             raise

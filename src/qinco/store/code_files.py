@@ -137,7 +137,7 @@ def write_codes_file(path: str | os.PathLike, codes, lists, codebook_size: int |
 
 def _open_lists(path, num_vectors: int):
     if not os.access(path, os.F_OK):
-        raise DataError(f"{path} does not exist: codes of an IVF codec need their list numbers, give lists=FILE")
+        raise DataError(f"No such file: {path}. Codes of an IVF codec need their list numbers: give lists=FILE")
     try:
         lists = open_array(path)
     except DataError as error:

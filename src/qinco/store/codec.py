@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qinco.compat.checkpoints import read_checkpoint, write_checkpoint
-from qinco.compat.torch_file import is_torch_file
+from qinco.compat.checkpoints import is_torch_file, read_checkpoint, write_checkpoint
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.model.qinco import Qinco

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qinco.atomic import write_atomically
-from qinco.compat.torch_file import StoredTensor, is_torch_file, read_torch_file
+from qinco.compat.checkpoint_format import errors_as_damage
+from qinco.compat.checkpoints import check_tensors, is_torch_file, read_torch_file, write_torch_file
 from qinco.decoders.pairwise import MOST_CODEWORDS, PairwiseDecoder
-from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.errors import ConfigError, DataError
 from qinco.store.tensors import read_tensors, write_tensors
 
 KIND = "pairwise"
@@ -94,14 +94,11 @@ def _read_upstream(path, code_size: int | None, centroids_VD: np.ndarray | None)
     content = read_torch_file(path)
     if not isinstance(content, dict) or set(content) != set(_UPSTREAM_KEYS):
         raise DataError(f"{path} is no pairwise decoder: one has {', '.join(_UPSTREAM_KEYS)}")
-    stored = [content[name] for name in _UPSTREAM_KEYS]
-    if not all(isinstance(tensor, StoredTensor) for tensor in stored):
-        raise DataError(f"{path} is damaged: it holds something else than tensors")
-    if sum(tensor.nbytes for tensor in stored) > 2 * Path(path).stat().st_size:
-        raise DataError(f"{path} is damaged: its tensors share their values")
+    check_tensors(path, content)
     if code_size is None:
         raise ConfigError(f"{path} does not tell how many codes a vector has: give the codec (model=) it was made for")
-    list_codes_VI, pairs_2P, tables_PJD = (tensor.read() for tensor in stored)
+    with errors_as_damage(path):  # numpy has no bfloat16
+        list_codes_VI, pairs_2P, tables_PJD = (content[name].detach().numpy().copy("C") for name in _UPSTREAM_KEYS)
     if tables_PJD.ndim != 3 or list_codes_VI.ndim != 2 or not _lie_below(list_codes_VI, MOST_CODEWORDS):
         raise DataError(f"{path} is damaged: it has tensors of impossible shape or list codes out of range")
     size = math.isqrt(tables_PJD.shape[1])
@@ -119,11 +116,7 @@ def _write_upstream(path, decoder: PairwiseDecoder) -> None:
         "combine_mvals_m": torch.from_numpy(np.ascontiguousarray(pairs_P2.T)),
         "codebook_MKD": torch.from_numpy(tables_PJD),
     }
-    with write_atomically(path) as temporary, temporary.open("wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise ResourceError(f"cannot write {path}: {error.__context__ or error}") from error
+    write_torch_file(path, content)
 
 
 def _folded(decoder: PairwiseDecoder) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,9 @@
-"""The settings of one training run, and the recipes that fill in what a run does not give."""
+"""Options of a training run, and the recipes that fill in what is not given."""
 
 import dataclasses
 from dataclasses import dataclass
 
-from qinco.config import PRECISIONS, ModelConfig, require_bool, require_int
+from qinco.config import PRECISIONS, ModelConfig, check_fields, option
 from qinco.errors import ConfigError
 
 OPTIMIZERS = ("adamw", "adam")
@@ -15,89 +15,79 @@ RECIPES = ("default", "paper")
 class TrainOptions:
     """How a model is trained.
 
-    epochs:           N, exactly as many are run (a plateau schedule may stop before)
-    epoch_size:       vectors in an epoch at most (`ds.loop`); a longer training set is walked through in turns
-    batch_size:       vectors in a step, all processes together; fitted to the length of the run if None
-    grad_accumulate:  batches in an optimizer step
-    num_valid:        vectors at the end of the training set that are kept for validation; min(10,000, a tenth) if None
-    optimizer:        "adamw" or "adam"
-    lr:               the highest learning rate; fitted to the number of steps if None
-    weight_decay:     of AdamW, on everything
-    grad_clip:        largest absolute value of a gradient's element; None for none
-    schedule:         "cosine": a linear ramp, then a quarter cosine down to lr · lr_min_factor;
-                      "plateau": lr · reduce_factor after `patience` epochs without gain
-    ramp_epochs:      length of the ramp, a tenth of all steps at most
-    stop_patience:    plateau: epochs without gain after which training ends
-    threshold:        plateau: the relative gain that counts
-    exact_start:      start at the residual quantizer exactly; otherwise as the paper's code does
-    codebook_noise:   Gaussian noise added to the first codebooks, in units of their standard deviation
-    redraw:           what becomes of codewords that an epoch did not use: "split" puts them beside a frequent codeword,
-                      "targets" draws them around the step's targets
-    range_scaling:    normalise by the training set's range (QINCo1) instead of its standard deviation
-    narrow_beam:      encode training batches with a beam of C=16 B=4 at most instead of evaluation's
-    precision:        "float32", "bf16", or "auto": bf16 products where the processor multiplies it fast
-    seed:             of every random choice
+    Attributes:
+        epochs: Number of epochs, ramp included; a plateau schedule may stop before.
+        epoch_size: Vectors per epoch at most; a longer training set is walked through in turns.
+        batch_size: Vectors per step, all processes together; fitted to the length of the run if None.
+        grad_accumulate: Batches per optimizer step.
+        num_valid: Vectors at the end of the training set kept for validation; min(10,000, a tenth) if None.
+        optimizer: "adamw" or "adam".
+        lr: Highest learning rate; fitted to the number of steps if None.
+        weight_decay: Of AdamW, on all parameters.
+        grad_clip: Largest absolute value of a gradient's element; None for no clipping.
+        schedule: "cosine" (a linear ramp, then a quarter cosine down to lr * lr_min_factor) or "plateau"
+            (lr * reduce_factor after `patience` epochs without gain).
+        ramp_epochs: Length of the ramp, at most a tenth of all steps.
+        lr_min_factor: Final learning rate of "cosine" as a fraction of lr.
+        stop_patience: "plateau": epochs without gain after which training ends.
+        reduce_factor: "plateau": factor on the learning rate.
+        patience: "plateau": epochs without gain before the rate is reduced.
+        threshold: "plateau": relative gain that counts.
+        exact_start: Start exactly at the residual quantizer; otherwise as in the paper's code.
+        codebook_noise: Gaussian noise on the first codebooks, in units of their standard deviation.
+        redraw: Where codewords go that an epoch did not use: "split" puts them beside a frequent codeword,
+            "targets" draws them around the step's targets.
+        range_scaling: Normalize by the range of the training set (QINCo1) instead of its standard deviation.
+        narrow_beam: Encode training batches with at most C=16 B=4 instead of the options of evaluation.
+        precision: "float32", "bf16", or "auto": bf16 products where the processor is fast at them.
+        seed: Of every random choice.
+
+    Raises:
+        ConfigError: A value has another type, is out of range, or is not one of the choices.
     """
 
-    epochs: int = 60
-    epoch_size: int = 10_000_000
-    batch_size: int | None = None
-    grad_accumulate: int = 1
-    num_valid: int | None = None
-    optimizer: str = "adamw"
-    lr: float | None = None
-    weight_decay: float = 0.1
-    grad_clip: float | None = 0.1
-    schedule: str = "cosine"
-    ramp_epochs: float = 3
-    lr_min_factor: float = 1e-3
-    stop_patience: int = 10
-    reduce_factor: float = 0.1
-    patience: int = 10
-    threshold: float = 1e-4
-    exact_start: bool = True
-    codebook_noise: float = 0.0
-    redraw: str = "split"
-    range_scaling: bool = False
-    narrow_beam: bool = True
-    precision: str = "auto"
-    seed: int = 0
+    epochs: int = option(60, key="epochs", help="epochs, ramp included", minimum=0)
+    epoch_size: int = option(10_000_000, key="ds.loop", help="training vectors per epoch, at most")
+    batch_size: int | None = option(None, key="batch", help="vectors per step; null: fitted to the run, 1024 or less")
+    grad_accumulate: int = option(1, key="grad_accumulate", help="batches per optimizer step")
+    num_valid: int | None = option(None, key="ds.valset", help="validation vectors, the last of the training set; at "
+                                   "most a tenth of it unless given")  # fmt: skip
+    optimizer: str = option("adamw", key="optimizer", help="optimizer", choices=OPTIMIZERS)
+    lr: float | None = option(None, key="lr", help="learning rate; null: fitted to the number of steps", above=0)
+    weight_decay: float = option(0.1, key="wd", help="weight decay", minimum=0)
+    grad_clip: float | None = option(0.1, key="grad_clip", help="clip gradients to this value; null: never", above=0)
+    schedule: str = option("cosine", key="scheduler.name", help="learning rate schedule", choices=SCHEDULES,
+                           spellings={"reduce_lr_plateau": "plateau"})  # fmt: skip
+    ramp_epochs: float = option(3, key="scheduler.ramp_epochs", help="epochs of ramp, at most a tenth of the run",
+                                minimum=0)  # fmt: skip
+    lr_min_factor: float = option(1e-3, key="scheduler.lr_min_fact", help="final learning rate as a fraction of lr",
+                                  minimum=0, maximum=1)  # fmt: skip
+    stop_patience: int = option(10, key="scheduler.stop_patience", help="plateau: epochs without gain before the end")
+    reduce_factor: float = option(0.1, key="scheduler.reduce_fact", help="plateau: factor on the learning rate",
+                                  minimum=0, maximum=1)  # fmt: skip
+    patience: int = option(10, key="scheduler.patience", help="plateau: epochs without gain before a reduction")
+    threshold: float = option(1e-4, key="scheduler.threshold_frac", help="plateau: relative gain that counts",
+                              minimum=0)  # fmt: skip
+    exact_start: bool = option(True)
+    codebook_noise: float = option(0.0, key="codebook_noise_init", help="noise on the first codebooks, in standard "
+                                   "deviations", minimum=0)  # fmt: skip
+    redraw: str = option("split", choices=("split", "targets"))
+    range_scaling: bool = option(False)
+    narrow_beam: bool = option(True)
+    precision: str = option("auto", key="precision", help=f"arithmetic: {', '.join(PRECISIONS)}", choices=PRECISIONS)
+    seed: int = option(0, key="seed", help="seed of all random choices", minimum=0, maximum=2**63 - 1)
 
     def __post_init__(self):
-        require_int("epochs", self.epochs, 0)
-        for name in ("epoch_size", "grad_accumulate", "stop_patience", "patience"):
-            require_int(name, getattr(self, name))
-        require_int("seed", self.seed, 0, 2**63 - 1)
-        for name, label in (("num_valid", "num_valid (ds.valset)"), ("batch_size", "batch_size (batch)")):
-            if getattr(self, name) is not None:
-                require_int(label, getattr(self, name))
-        for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS),
-                              ("redraw", ("split", "targets"))):  # fmt: skip
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        for name in ("exact_start", "range_scaling", "narrow_beam"):
-            require_bool(name, getattr(self, name))
-        for name in ("lr", "grad_clip"):
-            if getattr(self, name) is not None and not 0 < self._number(name) < float("inf"):
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("weight_decay", "ramp_epochs", "codebook_noise", "threshold"):
-            if not 0 <= self._number(name) < float("inf"):
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("lr_min_factor", "reduce_factor"):
-            if not 0 <= self._number(name) <= 1:
-                raise ConfigError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
-
-    def _number(self, name: str) -> float:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{name} must be a number, not {value!r}")
-        return value
+        check_fields(self)
 
     @staticmethod
     def from_recipe(recipe: str, model: ModelConfig, **given) -> "TrainOptions":
-        """The options of `recipe` ("default" or "paper") for a model, with the fields that are given instead.
+        """Options of a recipe for a model.
 
-        The paper's recipe of a model without codeword skip is QINCo's, of others QINCo2's.
+        Args:
+            recipe: "default" or "paper": QINCo's for a model without codeword skip, QINCo2's for others.
+            model: The model to train.
+            **given: Fields that replace the recipe's.
         """
         if recipe not in RECIPES:
             raise ConfigError(f"recipe must be one of {', '.join(RECIPES)}, not {recipe!r}")

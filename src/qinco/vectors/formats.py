@@ -1,11 +1,13 @@
-"""Files of vectors: opened without reading them, and written in one piece or block by block.
+"""Files of vectors: opened without reading them, and written at once or block by block.
 
-fvecs, bvecs, ivecs, npy, fbin, u8bin, i8bin and ibin are memory maps, and what HDF5 and Parquet files hold is read when
-rows are asked for. Opening a file reads its header and compares sizes, whatever the number of rows.
+fvecs, bvecs, ivecs, npy, fbin, u8bin, i8bin and ibin are memory-mapped; HDF5 and Parquet are read when rows are asked
+for. Opening a file reads its header and compares sizes, whatever the number of rows. A new format is a file with
+`FORMATS` beside those below, and its name in the list of `FORMATS` here.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -15,91 +17,122 @@ import numpy as np
 from qinco.atomic import write_atomically
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
-from qinco.vectors.block_rows import split_table
-from qinco.vectors.fvecs import FRAMED_TYPES, FramedRows, frame, open_framed
-from qinco.vectors.hdf5 import open_hdf5
-from qinco.vectors.mapped import MAX_DIM, StoredRows, check_matrix, check_shape, file_size
-from qinco.vectors.npy_bin import BIN_TYPES, MAX_BIN_ROWS, bin_header, npy_header, open_bin, open_npy
-from qinco.vectors.parquet import open_parquet
+from qinco.vectors import fvecs, hdf5, npy_bin, parquet
+from qinco.vectors.mapped import MAX_DIM, Format, Rows, check_matrix, file_size
 
-__all__ = [
-    "MAX_DIM", "SUFFIXES", "WRITE_ROWS", "FramedRows", "StoredRows", "VectorWriter", "check_matrix", "check_shape",
-    "open_array", "read_integers", "write_vectors",
-]  # fmt: skip
-
+FORMATS = {
+    suffix: format
+    for format in (*fvecs.FORMATS, *npy_bin.FORMATS, *hdf5.FORMATS, *parquet.FORMATS)
+    for suffix in format.suffixes
+}
+SUFFIXES = tuple(FORMATS)
+WRITTEN_SUFFIXES = tuple(suffix for suffix, format in FORMATS.items() if format.header is not None)
 WRITE_ROWS = 65536
+_WITH_PARTS = "|".join(re.escape(suffix) for suffix, format in FORMATS.items() if format.has_parts)
+_NAMED_PART = re.compile(rf"(.*?(?:{_WITH_PARTS})):(.+)", re.IGNORECASE | re.DOTALL)
 
 
-def open_array(path: str | os.PathLike, part: str = "train") -> np.ndarray | StoredRows:
-    """Open a file as what is stored in it: an (N, D) memory map that cannot be written, or StoredRows.
+def open_array(path: str | os.PathLike, part: str = "train") -> Rows:
+    """Open a file of vectors as what is stored in it.
 
-    path: its suffix is the format, one of SUFFIXES. `FILE.hdf5:NAME` is a data set of an HDF5 file, `FILE.parquet:NAME`
-          a column of a Parquet file, unless a file is called that
-    part: the data set or column where the path names none; where the file has no such one, it is its only matrix
+    Args:
+        path: its suffix is the format, one of SUFFIXES. `FILE.hdf5:NAME` is a data set of an HDF5 file,
+            `FILE.parquet:NAME` a column of a Parquet file, unless a file has that name.
+        part: the data set or column where the path names none; where the file has none of that name, its only matrix.
 
-    There may be zero rows in a npy, `bin` or HDF5 file. Raises DataError where the file is missing, truncated, damaged
-    or no matrix of integers or floats, and ConfigError where its suffix is none of those known or the package that
-    reads it is missing.
+    Returns:
+        Rows (N, D) of the stored type: a read-only memory map, or an object that reads rows when they are asked for.
+        N may be 0 in npy, `bin` and HDF5 files.
+
+    Raises:
+        DataError: the file is missing, truncated, damaged, or not a matrix of integers or floats.
+        ConfigError: the suffix is unknown, or the package that reads it is not installed.
+
+    Example:
+        >>> open_array("base.bvecs").shape
+        (1000000, 128)
     """
-    path, name = split_table(path)
+    path, name = split_part(path)
     size = file_size(path)
-    reader = _find_suffix(path, _READERS)
+    format = _find_format(path)
     if size == 0:
         raise DataError(f"{path} holds no vectors: the file is empty")
-    return reader(path, size, name, part) if path.suffix.lower() in _TABLE_READERS else reader(path, size)
+    return format.open(path, size, name, part) if format.has_parts else format.open(path, size)
+
+
+def split_part(path: str | os.PathLike) -> tuple[Path, str | None]:
+    """The file of a path, and the name after the colon or None; the name of an existing file is never split."""
+    text = os.fspath(path)
+    named = None if os.path.lexists(text) else _NAMED_PART.fullmatch(text)
+    return (Path(text), None) if named is None else (Path(named[1]), named[2])
 
 
 def read_integers(path: str | os.PathLike, part: str = "neighbors") -> np.ndarray:
-    """Read a whole file of integers, such as a ground truth, as int64 (N, d).
+    """Read a whole file of integers, such as a ground truth, as int64 (N, k).
 
-    path, part: as for `open_array`
+    Args:
+        path: as for `open_array`.
+        part: as for `open_array`.
 
-    Raises DataError where it does not hold integers that int64 can express, or holds no rows.
+    Raises:
+        DataError: the file holds other numbers, integers that int64 cannot hold, or no rows.
     """
     array = open_array(path, part)
     if array.dtype.kind not in "iu":
-        raise DataError(f"{path} holds {array.dtype}: integers are expected here")
-    if len(array) == 0:
-        raise DataError(f"{path} holds no rows")
+        raise DataError(f"{path} holds {array.dtype} values: integers are expected")
     stored = array[:]
+    if len(stored) == 0:
+        raise DataError(f"{path} holds no rows")
     if stored.dtype.kind == "u" and int(stored.max()) > np.iinfo(np.int64).max:
-        raise DataError(f"{path} holds {stored.max()}, which int64 cannot express")
+        raise DataError(f"{path} holds {stored.max()}, which int64 cannot hold")
     return stored.astype(np.int64, order="C")
 
 
-def write_vectors(path: str | os.PathLike, array) -> None:
-    """Write an (N, D) array in the format of the path's suffix; npy keeps the type of `array`.
+def write_vectors(path: str | os.PathLike, array, block_rows: int = WRITE_ROWS) -> None:
+    """Write an array (N, D) of integers or floats in the format of the path's suffix.
 
-    Raises DataError where the format cannot hold the values (fractions in a bvecs file), ConfigError where the suffix
-    is unknown, and ResourceError where the disk refuses; the file is then as it was before.
+    Args:
+        path: ends in .fvecs, .bvecs, .ivecs, .npy, .fbin, .u8bin, .i8bin or .ibin; npy keeps the type of `array`, the
+            others store their own.
+        array: anything that numpy takes for a matrix.
+        block_rows: rows that are converted at once.
+
+    Raises:
+        DataError: the format cannot hold the values (fractions in a bvecs file).
+        ConfigError: the suffix is unknown.
+        ResourceError: the disk is full or cannot be written. An existing file is then as it was.
+
+    Example:
+        >>> write_vectors("x.fvecs", numpy.zeros((10, 128)))
     """
     matrix = _as_matrix(array, "the array to write")
     dtype = matrix.dtype if Path(path).suffix.lower() == ".npy" else None
     with VectorWriter(path, matrix.shape[1], dtype, len(matrix)) as writer:
-        for start in range(0, len(matrix), WRITE_ROWS):
-            writer.append(matrix[start : start + WRITE_ROWS])
+        for start in range(0, len(matrix), block_rows):
+            writer.append(matrix[start : start + block_rows])
 
 
 class VectorWriter:
     """Writes a file of vectors block by block; the file appears when the `with` block ends without an exception.
 
-    path:     its suffix is the format: .fvecs, .bvecs, .ivecs, .npy, .fbin, .u8bin, .i8bin or .ibin
-    dim:      D, at least 1
-    dtype:    the stored type: any integer or float type for npy (float32 by default), the format's own for the others
-    num_rows: how many rows will come, where that is known: any other number is then an error
+    Args:
+        path: its suffix is the format, one of WRITTEN_SUFFIXES.
+        dim: D, at least 1.
+        dtype: the stored type: any integer or float type for npy (float32 by default), the format's own for the others.
+        num_rows: how many rows will come, if known: any other number is then an error.
 
-    Raises ConfigError for a wrong setting, before anything is written.
+    Raises:
+        ConfigError: a setting is wrong; nothing is written.
     """
 
     def __init__(self, path: str | os.PathLike, dim: int, dtype=None, num_rows: int | None = None):
         self.path = Path(path)
         require_int("dim", dim, 1, MAX_DIM)
         self.dim = dim
-        self.dtype = _stored_type(self.path, dtype)
-        self._suffix = self.path.suffix.lower()
-        self._max_rows = MAX_BIN_ROWS if self._suffix in BIN_TYPES else None
+        self._format = _find_format(self.path, is_written=True)
+        self.dtype = _stored_type(self.path, self._format.dtype, dtype)
         if num_rows is not None:
-            require_int(f"the number of rows of {self.path}", num_rows, 0, self._max_rows)
+            require_int(f"the number of rows of {self.path}", num_rows, 0, self._format.max_rows)
         self.num_rows = num_rows
         self.rows_written = 0
         self._context = None
@@ -119,22 +152,20 @@ class VectorWriter:
         matrix = _as_matrix(block, f"the block for {self.path}")
         if matrix.shape[1] != self.dim:
             raise DataError(f"the block for {self.path} has dimension {matrix.shape[1]}, the file {self.dim}")
-        stored = self._convert(matrix)
-        if self._max_rows is not None and self.rows_written + len(matrix) > self._max_rows:
-            raise DataError(f"{self.path} cannot hold more than {self._max_rows} rows: choose .npy")
-        self._file.write(frame(stored) if self._suffix in FRAMED_TYPES else stored)
+        stored, max_rows = self._convert(matrix), self._format.max_rows
+        if max_rows is not None and self.rows_written + len(matrix) > max_rows:
+            raise DataError(f"{self.path} cannot hold more than {max_rows} rows: use .npy")
+        self._file.write(stored if self._format.frame is None else self._format.frame(stored))
         self.rows_written += len(matrix)
 
     def size(self, num_rows: int) -> int:
-        """Bytes of a file of so many rows."""
-        framing = 4 if self._suffix in FRAMED_TYPES else 0
-        return len(self._header(0)) + num_rows * (framing + self.dim * self.dtype.itemsize)
+        """Bytes of a file of `num_rows` rows."""
+        return len(self._header(0)) + num_rows * (self._format.frame_bytes + self.dim * self.dtype.itemsize)
 
     def attach(self, file: BinaryIO, rows: int = 0) -> None:
-        """Append after the first `rows` rows of an open file, and cut off what follows them, instead of with `with`.
+        """Append to an open file after its first `rows` rows, instead of `with`; anything after them is cut off.
 
-        The header is written where there are no rows yet, and says `num_rows`. The file is the caller's: this class
-        neither closes it nor gives it its name.
+        With rows=0 the header is written; it states `num_rows`. The caller closes the file and gives it its name.
         """
         if rows == 0:
             file.seek(0)
@@ -153,13 +184,10 @@ class VectorWriter:
             file.seek(0)
             file.write(final_header)
             if self.num_rows not in (None, self.rows_written):
-                raise DataError(f"{self.path} was to have {self.num_rows} rows and was given {self.rows_written}")
+                raise DataError(f"{self.path} needs {self.num_rows} rows, but {self.rows_written} were written")
 
     def _header(self, num_rows: int) -> bytes:
-        if self._suffix in FRAMED_TYPES:
-            return b""
-        shape = (num_rows, self.dim)
-        return npy_header(shape, self.dtype) if self._suffix == ".npy" else bin_header(shape)
+        return self._format.header((num_rows, self.dim), self.dtype)
 
     def _convert(self, matrix: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -189,38 +217,23 @@ def _as_matrix(array, name: str) -> np.ndarray:
     return matrix
 
 
-def _find_suffix(path: Path, table: Mapping):
-    suffix = path.suffix.lower()
-    if suffix not in table:
-        state = "is only read" if suffix in _READERS else "names no known format"
-        raise ConfigError(f"{path} has the suffix {path.suffix!r}, which {state}: use one of {', '.join(table)}")
-    return table[suffix]
+def _find_format(path: Path, is_written: bool = False) -> Format:
+    suffix, known = path.suffix.lower(), WRITTEN_SUFFIXES if is_written else SUFFIXES
+    if suffix not in known:
+        state = "cannot be written" if suffix in SUFFIXES else "is not a known format"
+        raise ConfigError(f"{path} has the suffix {path.suffix!r}, which {state}: use one of {', '.join(known)}")
+    return FORMATS[suffix]
 
 
-def _stored_type(path: Path, dtype) -> np.dtype:
-    own = _find_suffix(path, _WRITTEN_TYPES)
+def _stored_type(path: Path, own: np.dtype | None, dtype) -> np.dtype:
     if dtype is None:
         return np.dtype(np.float32) if own is None else own
     try:
         stored = np.dtype(dtype)
     except TypeError as error:
-        raise ConfigError(f"{path} cannot store {dtype!r}, which is no numpy type") from error
+        raise ConfigError(f"{path} cannot store {dtype!r}, which is not a numpy type") from error
     if stored.kind not in "fiu":
         raise ConfigError(f"{path} cannot store {stored}: vectors are integers or floats")
     if own is not None and stored != own:
-        raise ConfigError(f"{path} stores {own}, not {stored}: choose .npy for other types")
+        raise ConfigError(f"{path} stores {own}, not {stored}: use .npy for other types")
     return stored
-
-
-# A reader takes the path and the size in bytes, a table's reader the name of the matrix and the part too. They give
-# rows: `shape` (N, D), `dtype`, and `[key]` for a slice or an array of integers.
-_TABLE_READERS = {".hdf5": open_hdf5, ".h5": open_hdf5, ".parquet": open_parquet}
-_READERS = {
-    **dict.fromkeys(FRAMED_TYPES, open_framed),
-    ".npy": open_npy,
-    **dict.fromkeys(BIN_TYPES, open_bin),
-    **_TABLE_READERS,
-}
-SUFFIXES = tuple(_READERS)
-# The type that a format stores, None for any.
-_WRITTEN_TYPES = {**FRAMED_TYPES, ".npy": None, **BIN_TYPES}

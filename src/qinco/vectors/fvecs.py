@@ -1,19 +1,20 @@
-"""fvecs, bvecs and ivecs: a row is its dimension (little-endian int32) and as many float32, uint8 or int32."""
+"""fvecs, bvecs and ivecs: each row is its dimension (little-endian int32), then that many float32, uint8 or int32."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from qinco.errors import DataError
-from qinco.vectors.mapped import MAX_DIM, StoredRows, map_file, read_start
+from qinco.vectors.mapped import MAX_DIM, Format, StoredRows, map_file, read_start
 
-FRAMED_TYPES = {".fvecs": np.dtype("<f4"), ".bvecs": np.dtype("u1"), ".ivecs": np.dtype("<i4")}
+_TYPES = {".fvecs": np.dtype("<f4"), ".bvecs": np.dtype("u1"), ".ivecs": np.dtype("<i4")}
 
 
 class FramedRows(StoredRows):
     """The rows of an fvecs, bvecs or ivecs file; each row's dimension field is verified when the row is read.
 
-    What is read are views of the file where that is possible, which cannot be written.
+    Slices are read-only views of the memory map.
     """
 
     def __init__(self, path: Path, dim: int, dtype: np.dtype, num_rows: int):
@@ -28,8 +29,7 @@ class FramedRows(StoredRows):
             rows = range(len(self))[key] if isinstance(key, slice) else np.atleast_1d(key) % len(self)
             found = np.atleast_1d(records["dim"])[wrong[0]]
             raise DataError(
-                f"{self.path} is damaged at row {rows[wrong[0]]}: the row claims dimension {found}, "
-                f"the first one {self.shape[1]}"
+                f"{self.path} is damaged at row {rows[wrong[0]]}: its dimension field is {found}, not {self.shape[1]}"
             )
         return records["values"]
 
@@ -42,21 +42,28 @@ def frame(rows: np.ndarray) -> np.ndarray:
     return records
 
 
-def open_framed(path: Path, size: int) -> FramedRows:
-    """Open a file of `size` bytes in the format of its suffix; raises DataError unless it can be whole rows."""
-    suffix = path.suffix.lower()
-    start = read_start(path, 4)
+def open_framed(path: Path, size: int, dtype: np.dtype) -> FramedRows:
+    """Open a file of `size` bytes; raises DataError unless it consists of whole rows of the first row's dimension."""
+    suffix, start = path.suffix.lower(), read_start(path, 4)
+    if len(start) < 4:
+        raise DataError(f"{path} is truncated: {size} bytes are shorter than one row")
     dim = int.from_bytes(start, "little", signed=True)
-    if len(start) == 4 and not 1 <= dim <= MAX_DIM:
-        raise DataError(f"{path} is not a {suffix} file: its first row claims dimension {dim}")
-    row_size = 4 + dim * FRAMED_TYPES[suffix].itemsize
-    if len(start) < 4 or size % row_size:
+    if not 1 <= dim <= MAX_DIM:
+        raise DataError(f"{path} is not a {suffix} file: the dimension field of its first row is {dim}")
+    row_size = 4 + dim * dtype.itemsize
+    if size % row_size:
         raise DataError(
-            f"{path} is truncated or no {suffix} file: its {size} bytes are not a whole number of rows"
-            + (f" of {row_size} bytes (dimension {dim})" if len(start) == 4 else "")
+            f"{path} is truncated or not a {suffix} file: {size} bytes are not a multiple of a row's {row_size} "
+            f"(dimension {dim})"
         )
-    return FramedRows(path, dim, FRAMED_TYPES[suffix], size // row_size)
+    return FramedRows(path, dim, dtype, size // row_size)
 
 
 def _record_type(dim: int, dtype: np.dtype) -> np.dtype:
     return np.dtype([("dim", "<i4"), ("values", dtype, (dim,))])
+
+
+FORMATS = tuple(
+    Format((suffix,), partial(open_framed, dtype=dtype), False, dtype, lambda shape, dtype: b"", frame, 4)
+    for suffix, dtype in _TYPES.items()
+)

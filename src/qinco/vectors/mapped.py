@@ -1,29 +1,49 @@
-"""What the readers of every format share: what counts as a matrix of vectors, and files as memory maps."""
+"""What the readers of all formats share: the form of rows, checks of a matrix, and files as memory maps."""
 
 import mmap
+import os
 import stat
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from qinco.errors import DataError
 
 MAX_DIM = 1_000_000
+_MAX_NAMES = 10_000  # entries of a folder that are searched for a similar name
+
+
+class Rows(Protocol):
+    """Rows (N, D) in memory, in a file or computed: what a `VectorSource` reads.
+
+    A slice or an int64 array of row numbers gives an array (n, D) of the stored type. Numpy arrays are Rows.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def __getitem__(self, key: Any, /) -> np.ndarray: ...
 
 
 class StoredRows(ABC):
-    """Rows that lie in a file and are read when they are asked for, in a form that numpy cannot map.
+    """Rows that are stored in a form that numpy cannot map; reading them raises DataError where the file is damaged.
 
-    shape: (N, D)     dtype: the stored type
-
-    Slices and integer arrays choose rows and give arrays (n, D) of the stored type. Reading raises DataError where
-    the file is damaged.
+    Args:
+        shape: (N, D).
+        dtype: the stored type.
     """
 
-    def __init__(self, shape: tuple[int, int], dtype: np.dtype):
+    def __init__(self, shape: tuple[int, int], dtype):
         self.shape = shape
-        self.dtype = dtype
+        self.dtype = np.dtype(dtype)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -39,6 +59,33 @@ class StoredRows(ABC):
         return rows
 
 
+@dataclass(frozen=True)
+class Format:
+    """A file format of vectors: one entry of `formats.FORMATS`.
+
+    Attributes:
+        suffixes: the file names' suffixes, in lower case.
+        open: opens a file without reading its rows. Takes the path and the size in bytes; with `has_parts` also the
+            name of the matrix (or None) and the name to look for where there is none.
+        has_parts: a file may hold several matrices; `FILE:NAME` chooses one.
+        dtype: the type that the format stores; None for any type.
+        header: bytes before the first row, given the shape and dtype: as many for any number of rows. None where the
+            format is only read.
+        frame: turns rows (n, D) of the stored type into an array whose bytes are written; None: as they are.
+        frame_bytes: bytes that `frame` adds to each row.
+        max_rows: as many rows as a file can hold; None for any number.
+    """
+
+    suffixes: tuple[str, ...]
+    open: Callable[..., Rows]
+    has_parts: bool = False
+    dtype: np.dtype | None = None
+    header: Callable[[tuple[int, int], np.dtype], bytes] | None = None
+    frame: Callable[[np.ndarray], np.ndarray] | None = None
+    frame_bytes: int = 0
+    max_rows: int | None = None
+
+
 def check_matrix(shape: tuple, dtype, name: str) -> None:
     """Raise DataError, about `name`, unless a numpy array of this shape and dtype is a matrix (N, D) of numbers."""
     check_shape(shape, name)
@@ -48,36 +95,51 @@ def check_matrix(shape: tuple, dtype, name: str) -> None:
 
 def check_shape(shape: tuple, name: str) -> None:
     """Raise DataError, about `name`, unless `shape` is (N, D) with D at least 1."""
-    if len(shape) == 1:
-        raise DataError(
-            f"{name} has 1 axis, shape {tuple(shape)}, where vectors are the rows of a matrix (N, D): "
-            "for a single vector give x[None]"
-        )
     if len(shape) != 2:
-        raise DataError(f"{name} has {len(shape)} axes, shape {tuple(shape)}: vectors are the rows of a matrix (N, D)")
+        hint = ": for a single vector give x[None]" if len(shape) == 1 else ""
+        raise DataError(f"{name} must be a matrix (N, D), not an array of shape {tuple(shape)}{hint}")
     if shape[1] < 1:
-        raise DataError(f"{name} has zero columns: a vector needs at least one dimension")
+        raise DataError(f"{name} has zero columns: vectors need at least one dimension")
 
 
 def check_size(path: Path, size: int, expected: int, promise: str) -> None:
-    """Raise DataError unless a file of `size` bytes has the `expected` ones; `promise` is what its header says."""
+    """Raise DataError unless a file's `size` in bytes is the `expected` one; `promise` is what its header says."""
     if size != expected:
         state = "truncated" if size < expected else "damaged"
         raise DataError(f"{path} is {state}: it has {size} bytes, its header ({promise}) needs {expected}")
 
 
+def missing_file(path: str | os.PathLike) -> DataError:
+    """The error for a file that does not exist; suggests a file of a similar name in the same folder.
+
+    Example:
+        >>> raise missing_file("basse.npy")
+        Traceback (most recent call last):
+        qinco.errors.DataError: No such file: basse.npy. Did you mean base.npy?
+    """
+    from difflib import get_close_matches
+    from itertools import islice
+
+    folder, name = os.path.split(path)
+    names = []
+    with suppress(OSError, ValueError), os.scandir(folder or os.curdir) as entries:
+        names = [entry.name for entry in islice(entries, _MAX_NAMES)]
+    near = get_close_matches(name, names, 1, 0.85)
+    return DataError(f"No such file: {path}" + (f". Did you mean {Path(folder, near[0])}?" if near else ""))
+
+
 def file_size(path: Path) -> int:
-    """Size in bytes of a regular file; DataError for anything else (opening a pipe would wait for ever)."""
+    """Size in bytes of a regular file; DataError for anything else (opening a pipe would block)."""
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
+        raise missing_file(path) from None
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if stat.S_ISDIR(status.st_mode):
         raise DataError(f"{path} is a folder: give a file")
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path} is not a regular file: files are memory-mapped, so save it to one first")
+        raise DataError(f"{path} is not a regular file: it must be memory-mapped, so save it to a file first")
     return status.st_size
 
 
@@ -91,7 +153,7 @@ def read_start(path: Path, size: int) -> bytes:
 
 
 def map_file(path: Path, dtype: np.dtype, shape: tuple, offset: int = 0, order: str = "C") -> np.ndarray:
-    """An array in a file, as a memory map that cannot be written."""
+    """A read-only memory map of an array in a file."""
     try:
         return np.asarray(np.memmap(path, dtype, "r", offset, shape, order))
     except (OSError, ValueError) as error:  # ValueError: the file shrank since its size was taken
@@ -99,9 +161,10 @@ def map_file(path: Path, dtype: np.dtype, shape: tuple, offset: int = 0, order: 
 
 
 def release_pages(rows: np.ndarray) -> None:
-    """Stop counting consecutive rows of a memory map as memory of this process, after they have been copied.
+    """Release the memory of consecutive rows of a memory map after they have been copied.
 
-    They can be read again, from the system's cache of the file where they still are. Other arrays are left alone.
+    Otherwise a file that is read once counts as resident memory. The rows can be read again, from the page cache as
+    long as they are in it. Does nothing for other arrays.
     """
     mapped = rows
     while isinstance(mapped.base, np.ndarray):

@@ -1,20 +1,20 @@
-"""npy, and fbin, u8bin, i8bin and ibin: one header, then all values as one matrix that is mapped as it lies.
+"""npy, and fbin, u8bin, i8bin and ibin: one header, then all values as one matrix, which is memory-mapped.
 
 The header of the `bin` formats of the big-ann benchmarks is two little-endian uint32, the numbers of rows and columns.
 """
 
 import io
 import struct
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy_format
 
 from qinco.errors import DataError
-from qinco.vectors.mapped import MAX_DIM, check_matrix, check_size, map_file, read_start
+from qinco.vectors.mapped import MAX_DIM, Format, check_matrix, check_size, map_file, read_start
 
-BIN_TYPES = {".fbin": np.dtype("<f4"), ".u8bin": np.dtype("u1"), ".i8bin": np.dtype("i1"), ".ibin": np.dtype("<i4")}
-MAX_BIN_ROWS = 2**32 - 1
+_BIN_TYPES = {".fbin": np.dtype("<f4"), ".u8bin": np.dtype("u1"), ".i8bin": np.dtype("i1"), ".ibin": np.dtype("<i4")}
 _NPY_HEADER_BYTES = 65536
 _BIN_HEADER = struct.Struct("<II")
 
@@ -27,9 +27,9 @@ def open_npy(path: Path, size: int) -> np.ndarray:
     check_matrix(shape, dtype, str(path))
     num_rows, dim = shape
     if num_rows < 0 or dim > MAX_DIM:
-        raise DataError(f"{path} is damaged: its header claims the shape {shape}")
+        raise DataError(f"{path} is damaged: its header gives the shape {shape}")
     check_size(path, size, offset + num_rows * dim * dtype.itemsize, f"{shape}, {dtype}")
-    if num_rows == 0:  # nothing that could be mapped
+    if num_rows == 0:  # nothing to map
         return np.empty(shape, dtype)
     return map_file(path, dtype, shape, offset, "F" if is_fortran else "C")
 
@@ -42,22 +42,21 @@ def npy_header(shape: tuple[int, int], dtype: np.dtype) -> bytes:
     return header.getvalue()
 
 
-def open_bin(path: Path, size: int) -> np.ndarray:
-    """Map an fbin, u8bin, i8bin or ibin file of `size` bytes; raises DataError unless they are those of its header."""
-    suffix = path.suffix.lower()
-    start = read_start(path, _BIN_HEADER.size)
-    if len(start) < _BIN_HEADER.size:
-        raise DataError(f"{path} is truncated: its {size} bytes are less than the header of a {suffix} file")
-    dtype, offset = BIN_TYPES[suffix], _BIN_HEADER.size
+def open_bin(path: Path, size: int, dtype: np.dtype) -> np.ndarray:
+    """Map a `bin` file of `size` bytes and one type; raises DataError unless its header fits its size."""
+    suffix, start, offset = path.suffix.lower(), read_start(path, _BIN_HEADER.size), _BIN_HEADER.size
+    if len(start) < offset:
+        raise DataError(f"{path} is truncated: {size} bytes are less than the header of a {suffix} file")
     num_rows, dim = _BIN_HEADER.unpack(start)
     if not 1 <= dim <= MAX_DIM:
-        raise DataError(f"{path} is not a {suffix} file: its header claims {num_rows} rows of dimension {dim}")
-    expected, there = offset + num_rows * dim * dtype.itemsize, (size - offset) // (dim * dtype.itemsize)
+        raise DataError(f"{path} is not a {suffix} file: its header gives {num_rows} rows of dimension {dim}")
+    expected = offset + num_rows * dim * dtype.itemsize
     if size < expected:
+        present = (size - offset) // (dim * dtype.itemsize)
         raise DataError(
-            f"{path} is truncated: its header promises {num_rows} rows of dimension {dim}, {expected} bytes, and "
-            f"{size} bytes ({there} rows) are there: fetch the rest, or, where it was cropped on purpose, write "
-            "the number of its rows into its first 4 bytes"
+            f"{path} is truncated: its header gives {num_rows} rows of dimension {dim} ({expected} bytes), but it has "
+            f"{size} bytes ({present} rows). Download the rest, or, if it was cropped on purpose, write the number of "
+            "rows into its first 4 bytes"
         )
     check_size(path, size, expected, f"{num_rows} rows of {dim} {dtype}")
     if num_rows == 0:
@@ -65,8 +64,8 @@ def open_bin(path: Path, size: int) -> np.ndarray:
     return map_file(path, dtype, (num_rows, dim), offset)
 
 
-def bin_header(shape: tuple[int, int]) -> bytes:
-    """The bytes before the values of a `bin` file of at most MAX_BIN_ROWS rows."""
+def bin_header(shape: tuple[int, int], dtype: np.dtype) -> bytes:
+    """The bytes before the values of a `bin` file."""
     return _BIN_HEADER.pack(*shape)
 
 
@@ -82,5 +81,14 @@ def _parse_npy_header(path: Path) -> tuple[tuple, bool, np.dtype, int]:
         if len(shape) > 32 or any(length.bit_length() > 128 for length in shape):
             raise ValueError("no array has such a shape")
     except Exception as error:  # it parses a Python literal: damage can raise nearly anything
-        raise DataError(f"{path} is not a npy file, or a damaged one: its header cannot be read") from error
+        raise DataError(f"{path} is not an npy file, or its header is damaged") from error
     return tuple(map(int, shape)), is_fortran, dtype, start.tell()
+
+
+FORMATS = (
+    Format((".npy",), open_npy, header=npy_header),
+    *(
+        Format((suffix,), partial(open_bin, dtype=dtype), False, dtype, bin_header, max_rows=2**32 - 1)
+        for suffix, dtype in _BIN_TYPES.items()
+    ),
+)

@@ -1,36 +1,43 @@
-"""The one way in which the rest of the package reads vectors, whether they lie in a file, an array or a tensor."""
+"""How the rest of the package reads vectors, whether they lie in a file, an array, a tensor, or are computed."""
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 
 import numpy as np
 
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
-from qinco.vectors.block_rows import BlockRows
 from qinco.vectors.formats import open_array
-from qinco.vectors.mapped import check_matrix, check_shape, release_pages
+from qinco.vectors.mapped import Rows, check_matrix, check_shape, release_pages
+
+__all__ = ["Rows", "VectorSource", "as_source", "check_finite", "fingerprint", "open_vectors"]
 
 _RELEASED_BYTES = 1 << 16
 SAMPLED_ROWS = 256  # by which fingerprints tell sets of vectors or codes apart
 
 
 class VectorSource:
-    """Vectors (N, D) that are read when they are asked for, and then come as float32 whatever their stored type.
+    """Vectors (N, D) that are read when they are asked for, as float32 whatever their stored type.
 
-    rows:  what holds them: it has `shape`, `dtype`, and `[key]` for a slice or an int64 array
-    name:  what messages call them: the path, or the name of an argument
-    start, stop: the rows of `rows` that this source shows; all by default
+    `source[i]` is float32 (D,); `source[a:b]`, `source[a:b:c]` and `source[int_array]` are float32 (n, D). Each is a
+    fresh C-contiguous array. Values are not checked here: see `blocks` and `check_finite`. A row that does not exist
+    and a key of another kind are an IndexError; a damaged file is a DataError when the damaged row is read.
 
-    `source[i]` is float32 (D,); `source[a:b]`, `source[a:b:c]` and `source[int_array]` are float32 (n, D). All are
-    fresh arrays, C-contiguous, which may be changed without changing the source, and take no more memory than
-    themselves. Values are not checked here: see `blocks` and `check_finite`. A row that is not there, or a key of
-    another kind, is an IndexError; a damaged file is a DataError when the damaged row is read.
+    Args:
+        rows: what holds the vectors.
+        name: what messages call them: a path, or the name of an argument.
+        start: first row of `rows` that belongs to the source.
+        stop: the row after the last one; None for all.
+
+    Example:
+        >>> source = qinco.open_vectors("base.fvecs")
+        >>> source.limit(1000)[:10].shape
+        (10, 128)
     """
 
-    def __init__(self, rows, name: str = "vectors", start: int = 0, stop: int | None = None):
+    def __init__(self, rows: Rows, name: str = "vectors", start: int = 0, stop: int | None = None):
         self._rows = rows
         self._start = start
         self._stop = rows.shape[0] if stop is None else stop
@@ -46,7 +53,7 @@ class VectorSource:
 
     @property
     def dtype(self):
-        """The stored type: a numpy dtype, or torch's where numpy has none (bfloat16) or the tensor is on a device."""
+        """The stored type: a numpy dtype, or torch's for tensors on a device and types that numpy lacks (bfloat16)."""
         return self._rows.dtype
 
     def __len__(self) -> int:
@@ -60,16 +67,18 @@ class VectorSource:
             return self._read_range(range(len(self))[key])
         indices = np.asarray(key)
         if isinstance(key, tuple) or indices.ndim > 1 or (indices.size and indices.dtype.kind not in "iu"):
-            raise IndexError(f"rows of {self.name} are chosen by an integer, a slice or an array of integers")
+            raise IndexError(
+                f"rows of {self.name} are chosen by an integer, a slice or an array of integers, not {key!r}"
+            )
         if indices.size:
             for index in (int(indices.min()), int(indices.max())):
                 if not -len(self) <= index < len(self):
-                    raise IndexError(f"row {index} of {self.name} does not exist: it has {len(self)}")
+                    raise IndexError(f"row {index} of {self.name} does not exist: there are {len(self)} rows")
         if indices.ndim == 0:
             position = int(indices) % len(self)
             return self._read_range(range(position, position + 1))[0]
         indices = indices.astype(np.int64)
-        return _to_float32(self._rows[np.where(indices < 0, indices + len(self), indices) + self._start], copy=False)
+        return _to_float32(self._rows[np.where(indices < 0, indices + len(self), indices) + self._start])
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         """All vectors at once, in memory."""
@@ -84,17 +93,36 @@ class VectorSource:
         return self.window(0, min(count, len(self)))
 
     def window(self, start: int, stop: int) -> "VectorSource":
-        """The vectors from `start` to before `stop`, not read yet. Raises ConfigError where they are not there."""
+        """The vectors from `start` to before `stop`, not read yet. Raises ConfigError where there are fewer."""
         require_int("window start", start, 0)
         require_int("window stop", stop, start)
         if stop > len(self):
-            raise ConfigError(f"rows {start} to {stop} of {self.name} were asked for: it has {len(self)}")
+            raise ConfigError(f"rows {start} to {stop} of {self.name} do not exist: there are {len(self)} rows")
         return VectorSource(self._rows, self.name, self._start + start, self._start + stop)
 
-    def blocks(self, size: int, check: bool = True) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (start, float32 (n, D)) for each `size` vectors, n = size but for the last, start from 0.
+    def map(self, function: Callable[[np.ndarray], np.ndarray], dim: int | None = None) -> "VectorSource":
+        """A source of what `function` makes of the vectors when they are read.
 
-        With `check`, raises DataError at the first vector that is not finite, and names its row in the file.
+        Args:
+            function: takes float32 (n, D) and returns float32 (n, dim), each row computed from its row alone.
+            dim: dimension of the result; None where it stays D.
+
+        Example:
+            >>> halves = source.map(lambda x_ND: x_ND[:, :64], dim=64)
+        """
+        whole = VectorSource(self._rows, self.name)  # so that messages name the row in the file
+        rows = _ComputedRows((len(whole), dim or self.dim), lambda key: function(whole[key]))
+        return VectorSource(rows, self.name, self._start, self._stop)
+
+    def take(self, rows_S) -> "VectorSource":
+        """The vectors of the row numbers `rows_S`, int (S,), in that order, not read yet."""
+        rows_S = np.asarray(rows_S, np.int64)
+        return VectorSource(_ComputedRows((len(rows_S), self.dim), lambda key: self[rows_S[key]]), self.name)
+
+    def blocks(self, size: int, check: bool = True) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (start, float32 (n, D)) for each `size` vectors; n is smaller in the last block.
+
+        With `check`, raises DataError at the first vector that is not finite; it names its row in the file.
         """
         require_int("block size", size)
         check = check and not _holds_integers(self.dtype)
@@ -109,14 +137,27 @@ class VectorSource:
             return np.empty((0, self.dim), np.float32)
         forward = wanted if wanted.step > 0 else wanted[::-1]
         rows = self._rows[self._start + forward.start : self._start + forward.stop : forward.step]
-        vectors = _to_float32(rows if wanted.step > 0 else rows[::-1], copy=not isinstance(self._rows, BlockRows))
+        vectors = _to_float32(rows if wanted.step > 0 else rows[::-1])
         if vectors.nbytes >= _RELEASED_BYTES and isinstance(rows, np.ndarray):
-            release_pages(rows)  # else a file that is read once counts as memory as large as itself
+            release_pages(rows)  # otherwise a file that is read once counts as resident memory
         return vectors
 
 
+class _ComputedRows:
+    """Rows that are computed when they are read: `read` takes a slice or an int64 array."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, shape: tuple[int, int], read: Callable[..., np.ndarray]):
+        self.shape = shape
+        self._read = read
+
+    def __getitem__(self, key) -> np.ndarray:
+        return self._read(key)
+
+
 class _TensorRows:
-    """Rows of a torch tensor that numpy cannot see: on a device, or of a type that it has not."""
+    """Rows of a torch tensor that numpy cannot map: on a device, or of a type that it lacks."""
 
     def __init__(self, tensor):
         self._tensor = tensor.detach()
@@ -134,12 +175,18 @@ class _TensorRows:
 def open_vectors(path: str | os.PathLike, part: str = "train") -> VectorSource:
     """Open a file of vectors without reading it, in the format of its suffix.
 
-    path: .fvecs, .bvecs, .ivecs, .npy, .fbin, .u8bin, .i8bin, .ibin, .hdf5, .h5 or .parquet; the latter three may name
-          a data set or column, as in `glove.hdf5:test`
-    part: the data set or column where the path names none, unless the file's only matrix is called otherwise
+    Args:
+        path: .fvecs, .bvecs, .ivecs, .npy, .fbin, .u8bin, .i8bin, .ibin, .hdf5, .h5 or .parquet; the latter three may
+            name a data set or column, as in `glove.hdf5:test`.
+        part: the data set or column where the path names none; where the file has none of that name, its only matrix.
 
-    Raises DataError where the file is missing, truncated, damaged, no matrix of integers or floats, or without rows,
-    and ConfigError where its suffix is unknown or the package that reads it is missing.
+    Raises:
+        DataError: the file is missing, truncated, damaged, not a matrix of integers or floats, or has no rows.
+        ConfigError: the suffix is unknown, or the package that reads it is not installed.
+
+    Example:
+        >>> qinco.open_vectors("base.bvecs")[:100].dtype
+        dtype('float32')
     """
     rows = open_array(path, part)
     if rows.shape[0] == 0:
@@ -148,17 +195,21 @@ def open_vectors(path: str | os.PathLike, part: str = "train") -> VectorSource:
 
 
 def as_source(x, name: str = "vectors") -> VectorSource:
-    """Vectors (N, D) from a source, a path, a numpy array or memory map, a torch tensor, lists, or an array's like.
+    """Vectors (N, D) as a source; nothing is copied as a whole.
 
-    Any integer or float type is accepted, torch's bfloat16 too, and zero rows; tensors on a device are copied slice
-    by slice. Arrays and tensors are not copied as a whole. Raises DataError, about `name`, for what is no matrix of
-    numbers, and what `open_vectors` raises for a path.
+    Args:
+        x: a source, a path, a numpy array or memory map, a torch tensor on any device, lists, or anything that numpy
+            converts, of any integer or float type (torch's bfloat16 too); N may be 0.
+        name: what messages call them.
+
+    Raises:
+        DataError: `x` is not a matrix of numbers, and what `open_vectors` raises for a path.
     """
     if isinstance(x, VectorSource):
         return x
     if isinstance(x, str | os.PathLike):
         return open_vectors(x)
-    # Whoever has a tensor has imported torch: looking for it there never imports it.
+    # A tensor's owner has imported torch: looking it up in sys.modules never imports it.
     tensor_type = getattr(sys.modules.get("torch"), "Tensor", None)
     if tensor_type is not None and isinstance(x, tensor_type):
         return VectorSource(_tensor_rows(x, name), name)
@@ -187,7 +238,7 @@ def fingerprint(source: VectorSource, more: bytes = b"") -> str:
 def check_finite(block: np.ndarray, start: int = 0, name: str = "vectors") -> None:
     """Raise DataError, naming the row, if a vector of `block`, float (n, D), holds NaN or an infinite value.
 
-    start: the row of `name` at which the block begins
+    `start` is the row of `name` at which the block begins.
     """
     is_finite = np.isfinite(block)
     if is_finite.all():
@@ -218,6 +269,7 @@ def _holds_integers(dtype) -> bool:
     return dtype.kind in "iu" if isinstance(dtype, np.dtype) else not dtype.is_floating_point
 
 
-def _to_float32(rows: np.ndarray, copy: bool) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot express becomes infinite, and is found
-        return rows.astype(np.float32, order="C", copy=copy)
+def _to_float32(rows: np.ndarray) -> np.ndarray:
+    """A fresh float32 array; values that float32 cannot hold become infinite, which `check_finite` finds."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return rows.astype(np.float32, order="C", copy=not rows.flags.owndata)

@@ -2,28 +2,23 @@
 
 import io
 import json
+import logging
 import sys
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from qinco.cli import console as console_module
-from qinco.cli.console import Console, format_duration, format_value, log_record, write_line
+from qinco import progress
+from qinco.cli.console import Console, format_value, log_record, write_line
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that tests advance: `clock.now += seconds`."""
-
-    class Clock:
-        now = 0.0
-
-        def monotonic(self):
-            return self.now
-
-    clock = Clock()
-    monkeypatch.setattr(console_module, "time", clock)
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
     return clock
 
 
@@ -52,10 +47,6 @@ def clock(monkeypatch):
 )
 def test_values_for_people(value, text):
     assert format_value(value) == text
-
-
-def test_durations():
-    assert [format_duration(seconds) for seconds in (-1, 0.4, 309, 3909)] == ["0:00", "0:00", "5:09", "1:05:09"]
 
 
 def test_streams(capsys):
@@ -110,10 +101,11 @@ def test_what_the_stream_cannot_encode_is_escaped():
 
 
 def test_progress_off_a_terminal_is_a_line_every_half_minute(capsys, clock):
-    with Console().progress(1000, "step", "training", start=100) as progress:
-        for done in range(200, 1001, 100):
-            clock.now += 10
-            progress.update(done, mse=20000.0 + done)
+    report = Console().progress
+    report("training", 100, 1000, "step")
+    for done in range(200, 1001, 100):
+        clock.now += 10
+        report("training", done, 1000, "step", mse=20000.0 + done)
     assert capsys.readouterr() == (
         "",
         "training: 400/1,000 steps, 10.00 steps/s, 1:00 left, mse 20,400\n"
@@ -122,18 +114,12 @@ def test_progress_off_a_terminal_is_a_line_every_half_minute(capsys, clock):
     )
 
 
-def test_slow_units_are_counted_in_seconds(clock):
-    with Console(verbose=False).progress(60, "epoch", "training") as progress:
-        assert progress.state() == "0/60 epochs"
-        clock.now += 156
-        progress.update(2)
-    assert progress.state() == "2/60 epochs, 78.0 s/epoch, 1:15:24 left"
-
-
-def test_a_silenced_console_shows_no_progress(capsys, clock):
-    with Console(verbose=False).progress(10, "step", "training") as progress:
-        clock.now += 100
-        progress.update(1)
+@pytest.mark.parametrize("json_logs", [False, True])
+def test_a_silenced_console_shows_no_progress(json_logs, capsys, clock):
+    report = Console(verbose=False, json_logs=json_logs).progress
+    report("training", 0, 10, "step")
+    clock.now += 100
+    report("training", 1, 10, "step")
     assert capsys.readouterr() == ("", "")
 
 
@@ -142,35 +128,46 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_on_a_terminal_is_a_bar_that_text_does_not_break(monkeypatch):
-    terminal = Terminal()
+def test_progress_on_a_terminal_is_a_bar_that_ends_before_a_result(monkeypatch):
+    terminal, stdout = Terminal(), Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", stdout)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
     console = Console()
-    with (
-        console.progress(60, "epoch", "training [red]") as epochs,
-        console.progress(10, "step", "epoch 1") as steps,
-    ):
-        steps.update(5, mse=20396.0)
-        epochs.update(1)
-        console.info("saved [red]x")
-        console._bars.refresh()
-    shown = terminal.getvalue()
-    for text in ("training [red]", "1/60 epochs", "5/10 steps", "mse 20,396", "saved [red]x\n"):
-        assert text in shown
-    assert console._bars is None
+    console.progress("training [red]", 0, 60, "epoch")
+    console.progress("epoch 1", 0, 10, "step")
+    console.progress("epoch 1", 5, 10, "step", mse=20396.0)
+    console.info("saved [red]x")
+    assert "saved [red]x\n" in terminal.getvalue()
+    console.print_result({"mse": 1.5}, json=False)
+    assert (sys.stdout, stdout.getvalue()) == (stdout, "mse: 1.500\n")
+    for text in ("training [red]", "0/60 epochs", "5/10 steps", "mse 20,396"):
+        assert text in terminal.getvalue()
 
 
 def test_an_error_under_a_bar_closes_it(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     console = Console()
-    with pytest.raises(KeyError), console.progress(2, "step", "training"):
+    with pytest.raises(KeyError), console.logging():
+        console.progress("training", 1, 2, "step")
         raise KeyError
-    assert console._bars is None
-    with console.progress(2, "step", "training") as progress:
-        progress.update(2)
+    assert sys.stderr is terminal
+
+
+def test_messages_of_the_library(capsys):
+    logger = logging.getLogger("qinco.codec")
+    with Console().logging():
+        logger.info("%d vectors", 3)
+        logger.debug("nothing")
+        logger.warning("few vectors")
+    with Console(verbose=False).logging():
+        logger.info("%d vectors", 3)
+        logger.error("no vectors")
+    logger.info("to nobody")
+    assert capsys.readouterr() == ("", "3 vectors\nqinco: warning: few vectors\nqinco: warning: no vectors\n")
 
 
 def test_json_lines(capsys):
@@ -197,11 +194,11 @@ def test_progress_in_json(monkeypatch, clock):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with Console(json_logs=True).progress(1000, "step", "training", start=100) as progress:
-        assert progress.record()["rate"] is None
-        for done in range(200, 501, 100):
-            clock.now += 10
-            progress.update(done, mse=np.float32(20000.5), lr=float("nan"))
+    report = Console(json_logs=True).progress
+    report("training", 100, 1000, "step")
+    for done in range(200, 501, 100):
+        clock.now += 10
+        report("training", done, 1000, "step", mse=np.float32(20000.5), lr=float("nan"))
     (line,) = terminal.getvalue().splitlines()
     record = json.loads(line)
     assert record.pop("time")
@@ -216,13 +213,6 @@ def test_progress_in_json(monkeypatch, clock):
         "seconds_left": 60.0,
         "fields": {"mse": 20000.5, "lr": None},
     }
-
-
-def test_a_silenced_console_shows_no_progress_in_json(capsys, clock):
-    with Console(verbose=False, json_logs=True).progress(10, "step", "training") as progress:
-        clock.now += 100
-        progress.update(1)
-    assert capsys.readouterr() == ("", "")
 
 
 def test_records_are_one_line_of_ascii():

@@ -199,31 +199,6 @@ def test_exit_codes(commands, capsys, error, code, line):
     assert err.count("\n") == bool(line)
 
 
-@pytest.mark.parametrize(
-    "missing, suggestion",
-    [
-        ("sft.safetensors", "sift.safetensors"),
-        ("./sft.safetensors", "sift.safetensors"),
-        ("sub/cods.npy", "sub/codes.npy"),
-        ("sift.safetensor", "sift.safetensors"),
-        ("new\nline.npy", None),
-        ("q.npy", None),
-        ("codes.npy", None),
-        ("nowhere/sift.safetensors", None),
-        ("sub/", None),
-    ],
-)
-def test_a_file_that_is_not_there_has_its_nearest_name(missing, suggestion, commands, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "sub").mkdir()
-    for name in ("sift.safetensors", "x.npy", "sub/codes.npy"):
-        (tmp_path / name).touch()
-    commands.run = raising(DataError(f"{missing} does not exist"))
-    assert main(TRAIN) == 3
-    hint = "" if suggestion is None else f": did you mean {suggestion}?"
-    assert capsys.readouterr().err == f"qinco: error: {missing} does not exist{hint}\n"
-
-
 @pytest.mark.parametrize("error", [RuntimeError("ours"), OSError(errno.EIO, "disk"), AssertionError()])
 def test_our_own_bugs_keep_their_traceback(commands, error):
     commands.run = raising(error)

@@ -143,7 +143,7 @@ def test_defaults_are_not_given():
         ("M='", 'M must be an integer of at least 1, or null, not "\'"'),
         ("M=''", "M= has no value: it must be an integer"),
         ("device=gpu", "device must be auto, cpu, cuda or cuda:N, not 'gpu'"),
-        ("model_args=qinco2-s", "unknown preset 'qinco2-s': did you mean qinco2-S?"),
+        ("model_args=qinco2-s", "Did you mean qinco2-S?"),
         ("lr=", "lr= has no value: it must be a number above 0, or null"),
         ("tensorboard=", "tensorboard= has no value: it must be a path"),
     ],

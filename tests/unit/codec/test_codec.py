@@ -211,7 +211,7 @@ def test_reading_executes_nothing(tmp_path):
             return (open, (str(tmp_path / "sprung"), "w"))
 
     torch.save({"model": Trap()}, tmp_path / "x.safetensors")
-    with pytest.raises(DataError, match="refused and nothing was executed"):
+    with pytest.raises(DataError, match="nothing was executed"):
         Codec.load(tmp_path / "x.safetensors")
     assert not (tmp_path / "sprung").exists()
 

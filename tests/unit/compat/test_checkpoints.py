@@ -4,13 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from first_code import save_first_code
 from small_models import ARCHITECTURES, random_model
-from torch_files import save_first_code
 
 from qinco.codec import Codec, ProductCodec, load_codec
-from qinco.compat.checkpoint_format import check_expressible, describe_checkpoint
-from qinco.compat.checkpoints import read_checkpoint, write_checkpoint
-from qinco.compat.torch_file import read_torch_file
+from qinco.compat.checkpoint_format import check_expressible
+from qinco.compat.checkpoints import describe_checkpoint, read_checkpoint, write_checkpoint
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.store.codec import load_models, save_models
@@ -19,6 +18,7 @@ DATA = Path(__file__).parents[2] / "data" / "upstream"
 RULE = EncodeOptions(num_candidates=3, beam_width=2)
 EXPRESSIBLE = {name: config for name, config in ARCHITECTURES.items() if config.concat_rank is None}
 QINCO1 = ARCHITECTURES["qinco1"]
+LARGE = replace(ARCHITECTURES["projected"], codebook_size=1024)
 PROJECTED = random_model(ARCHITECTURES["projected"])
 
 
@@ -53,9 +53,10 @@ def test_descriptions_say_what_is_loaded(tmp_path, name):
     config = EXPRESSIBLE[name]
     write_checkpoint(tmp_path / "x.pt", [random_model(config)], rule_of(config), {"epoch": 0})
     (model,), _, options, provenance = read_checkpoint(tmp_path / "x.pt")
-    described = describe_checkpoint(tmp_path / "x.pt", read_torch_file(tmp_path / "x.pt"))
-    expected = {"kind": "QINCo2 checkpoint (v2)", "models": [model.config]}
-    assert described == expected | {"options": options, "provenance": provenance}
+    assert describe_checkpoint(tmp_path / "x.pt") == {
+        "kind": "QINCo2 checkpoint (v2)", "model": model.config.to_dict(), "encode": options.to_dict(),
+        "provenance": provenance, "num_parts": 1, "dim": config.dim, "bytes_per_vector": config.bytes_per_vector,
+    }  # fmt: skip
 
 
 def test_deep_models_of_one_step_survive(tmp_path):
@@ -115,40 +116,30 @@ def test_parameters_are_the_authors(tmp_path, name, expected):
 
 
 @pytest.mark.parametrize(
-    ("name", "rule", "num_parts", "message"),
+    ("name", "rule", "num_parts", "value"),
     [
-        ("projected", RULE, 2, "a PQ-QINCo codec of 2 parts has no place"),
-        ("low rank", EncodeOptions(), 1, r"a QINCo-LR model \(concat_rank\) has no place"),
-        (
-            "projected",
-            EncodeOptions(num_pairs=4, beam_width=2),
-            1,
-            r"knows no C \(num_pairs=4\), only A and B: give A=",
-        ),
-        ("qinco1", EncodeOptions(beam_width=2), 1, "cannot search with B=2 where no candidates are pre-selected"),
-        ("projected", EncodeOptions(num_candidates=2, beam_width=9), 1, "cannot keep B=9 of 8 candidates"),
-        ("coarse", EncodeOptions(num_candidates=2, beam_width=5), 1, "cannot keep B=5 of 4 candidates"),
+        ("projected", RULE, 2, "2"),
+        ("low rank", EncodeOptions(), 1, "concat_rank"),
+        ("projected", EncodeOptions(num_pairs=4, beam_width=2), 1, "num_pairs=4"),
+        ("qinco1", EncodeOptions(beam_width=2), 1, "B=1, not 2"),
+        ("projected", EncodeOptions(num_candidates=2, beam_width=9), 1, "B=9 exceeds the 8"),
+        ("coarse", EncodeOptions(num_candidates=2, beam_width=5), 1, "B=5 exceeds the 4"),
+        ("1024 codewords", EncodeOptions(num_candidates=256, beam_width=257), 1, "65792"),
     ],
 )
-def test_what_the_authors_code_cannot_do_is_refused(tmp_path, name, rule, num_parts, message):
-    config = ARCHITECTURES[name]
-    with pytest.raises(ConfigError, match=message):
+def test_what_the_authors_code_cannot_do_is_refused(tmp_path, name, rule, num_parts, value):
+    config = LARGE if name == "1024 codewords" else ARCHITECTURES[name]
+    with pytest.raises(ConfigError, match=value):
         check_expressible(config, rule, num_parts)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=r"\.safetensors"):
         save_models(tmp_path / "x.pt", [random_model(config)] * num_parts, None, rule, {})
     assert not list(tmp_path.iterdir())
-
-
-def test_too_many_candidates_are_refused():
-    config = replace(ARCHITECTURES["projected"], codebook_size=1024)
-    check_expressible(config, EncodeOptions(num_candidates=256, beam_width=256))
-    with pytest.raises(ConfigError, match="fails above A · B = 65536, here 65792"):
-        check_expressible(config, EncodeOptions(num_candidates=256, beam_width=257))
 
 
 def test_the_beam_may_be_all_there_is():
     check_expressible(ARCHITECTURES["projected"], EncodeOptions(num_candidates=2, beam_width=8))
     check_expressible(ARCHITECTURES["coarse"], EncodeOptions(num_candidates=2, beam_width=4))
+    check_expressible(LARGE, EncodeOptions(num_candidates=256, beam_width=256))
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -176,7 +167,7 @@ def test_codecs_are_saved_and_loaded_by_their_suffix(tmp_path):
 def test_our_own_files_are_no_checkpoints(tmp_path, name):
     save_models(tmp_path / "x.safetensors", [PROJECTED], None, RULE, {})
     (tmp_path / "x.safetensors").rename(tmp_path / name)
-    with pytest.raises(DataError, match="is not a checkpoint in PyTorch's zip format"):
+    with pytest.raises(DataError, match=name):
         load_models(tmp_path / name)
 
 
@@ -203,29 +194,30 @@ def test_states_of_several_processes_and_half_precision_are_read(path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "name"),
     [
-        (lambda c: c.pop("model"), "is a PyTorch file, but no checkpoint of QINCo: it holds no model"),
-        (lambda c: c.update(model=[]), "it holds no model"),
-        (lambda c: c.pop("parameters"), "is a checkpoint without parameters, from a conversion"),
-        (lambda c: c.pop("data_dim"), "is a checkpoint without parameters"),
-        (lambda c: c["model"].pop("data_mean"), "tensor data_mean is missing"),
-        (lambda c: c["model"].update(more=torch.zeros(1)), "tensor more is unexpected"),
-        (lambda c: c["model"].update(data_mean=torch.zeros(4)), r"tensor data_mean is \(4,\), not \(3,\)"),
-        (lambda c: c["model"].update(data_mean=1.0), "data_mean is no tensor"),
-        (lambda c: c["model"].update(data_mean=torch.full((3,), torch.nan)), "data_mean holds values that are not"),
-        (
-            lambda c: c["model"].update(data_mean=torch.full((3,), 1e300, dtype=torch.float64)),
-            "data_mean holds values that are not",
-        ),
-        (lambda c: c["model"].update(data_std=torch.tensor(0.0)), "its scale is 0"),
-        (lambda c: c["model"].update(data_std=torch.tensor(-1.0)), "its scale is -1"),
-        (lambda c: c["model"].update({3: torch.zeros(1)}), "tensor 3 is unexpected"),
+        (lambda c: c.pop("model"), "'model'"),
+        (lambda c: c.update(model=[]), "'model'"),
+        (lambda c: c.pop("parameters"), "'parameters'"),
+        (lambda c: c.pop("data_dim"), "'data_dim'"),
+        (lambda c: c["model"].pop("data_mean"), "data_mean"),
+        (lambda c: c["model"].update(more=torch.zeros(1)), "more"),
+        (lambda c: c["model"].update(data_mean=torch.zeros(4)), r"data_mean is \(4,\), not \(3,\)"),
+        (lambda c: c["model"].update(data_mean=1.0), "data_mean"),
+        (lambda c: c["model"].update(data_mean=torch.zeros(3, device="meta")), "data_mean"),
+        (lambda c: c["model"].update(data_mean=torch.zeros(3).to_sparse()), "data_mean"),
+        (lambda c: c["model"].update(data_mean=torch.zeros(3, dtype=torch.complex64)), "data_mean"),
+        (lambda c: c["model"].update(data_mean=torch.full((3,), torch.nan)), "data_mean"),
+        (lambda c: c["model"].update(data_mean=torch.full((3,), 1e300, dtype=torch.float64)), "data_mean"),
+        (lambda c: c["model"].update(data_std=torch.tensor(0.0)), "0"),
+        (lambda c: c["model"].update(data_std=torch.tensor(-1.0)), "-1"),
+        (lambda c: c["model"].update({3: torch.zeros(1)}), "3"),
+        (lambda c: c["model"].update({"a\x1b[2J": torch.zeros(1)}), "name"),
     ],
 )
-def test_checkpoints_that_do_not_fit_are_refused(path, change, message):
+def test_checkpoints_that_do_not_fit_are_refused(path, change, name):
     rewrite(path, change)
-    with pytest.raises(DataError, match=f"x.pt .*{message}"):
+    with pytest.raises(DataError, match=f"x.pt .*{name}"):
         read_checkpoint(path)
 
 
@@ -240,7 +232,7 @@ def test_hostile_parameters_are_refused(path, name):
         with pytest.raises(DataError, match=r"x\.pt .{1,200}$"):
             read_checkpoint(path)
         with pytest.raises(DataError, match=r"x\.pt .{1,200}$"):
-            describe_checkpoint(path, read_torch_file(path))
+            describe_checkpoint(path)
         path.write_bytes(good)
     assert same_state(read_checkpoint(path)[0][0], PROJECTED)
 
@@ -255,7 +247,7 @@ def test_hostile_parameters_are_refused(path, name):
 )  # fmt: skip
 def test_parameters_that_do_not_fit_are_refused(path, change):
     rewrite(path, lambda c: c["parameters"].update(change))
-    with pytest.raises(DataError, match=r"x\.pt (is a damaged checkpoint|does not fit its configuration)"):
+    with pytest.raises(DataError, match=r"x\.pt (is damaged|does not fit its configuration)"):
         read_checkpoint(path)
 
 
@@ -264,7 +256,7 @@ def test_promises_cost_nothing(path, monkeypatch):
     rewrite(path, lambda c: c.update(model={str(n): torch.zeros(0) for n in range(3000)}))
     rewrite(path, lambda c: c["parameters"].update(M=1000, L=0))
     monkeypatch.setattr("qinco.model.step.Step.__init__", _count_of(8))
-    with pytest.raises(DataError, match="does not fit its configuration"):
+    with pytest.raises(DataError, match=r"x\.pt"):
         read_checkpoint(path)
 
 
@@ -298,7 +290,7 @@ def test_tensors_that_share_their_values_are_refused(path):
         content.update(model=state, data_dim=60, parameters=config)
 
     rewrite(path, change)
-    with pytest.raises(DataError, match="its tensors share their values"):
+    with pytest.raises(DataError, match=r"x\.pt"):
         read_checkpoint(path)
 
 
@@ -317,9 +309,8 @@ def test_models_of_the_first_code_are_read(tmp_path, name, scale):
     model.scale.fill_(float(scale))
     assert same_state(loaded, model) and loaded.config == model.config
     assert (rotation, options, provenance) == (None, EncodeOptions(), {"source": "QINCo checkpoint (v1)"})
-    described = describe_checkpoint(tmp_path / "x", read_torch_file(tmp_path / "x"))
-    expected = {"kind": "QINCo checkpoint (v1)", "models": [model.config]}
-    assert described == expected | {"options": options, "provenance": provenance}
+    described = describe_checkpoint(tmp_path / "x")
+    assert (described["kind"], described["model"]) == ("QINCo checkpoint (v1)", model.config.to_dict())
 
 
 @pytest.mark.parametrize("rotates", [True, False])
@@ -335,8 +326,8 @@ def test_product_models_of_the_first_code_are_read(tmp_path, rotates):
         assert same_state(part.model, model)
     if rotates:
         np.testing.assert_array_equal(codec.rotation_DD, rotation_DD.numpy())
-    described = describe_checkpoint(tmp_path / "x.pt", read_torch_file(tmp_path / "x.pt"))
-    assert described["models"] == [QINCO1] * 3
+    described = describe_checkpoint(tmp_path / "x.pt")
+    assert (described["num_parts"], described["dim"], described["model"]) == (3, 9, QINCO1.to_dict())
     with pytest.raises(DataError, match=r"is a PQ-QINCo codec of 3 parts: read it with qinco\.load_codec"):
         Codec.load(tmp_path / "x.pt")
 
@@ -346,7 +337,7 @@ def test_a_product_of_one_part_is_a_codec(tmp_path):
     save_first_code(tmp_path / "x.pt", [model], 2.0, None, product=True)
     assert isinstance(load_codec(tmp_path / "x.pt"), Codec)
     save_first_code(tmp_path / "x.pt", [model], 2.0, torch.eye(3), product=True)
-    with pytest.raises(DataError, match="of one part with a rotation: that is not supported"):
+    with pytest.raises(DataError, match="one part"):
         load_models(tmp_path / "x.pt")
 
 
@@ -356,30 +347,30 @@ def test_the_first_code_becomes_the_second(tmp_path):
     converted = load_codec(tmp_path / "x.pt")
     assert same_state(converted.model, codec.model) and converted.config == codec.config
     for name in ("v1_qinco_lr", "v1_pq_opq"):
-        with pytest.raises(ConfigError, match=r"has no place in a \.pt checkpoint: use \.safetensors"):
+        with pytest.raises(ConfigError, match=r"\.safetensors"):
             load_codec(DATA / f"{name}.pt").save(tmp_path / "y.pt")
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), 1e-60, 1e60])
 def test_impossible_scales_are_refused(tmp_path, scale):
     save_first_code(tmp_path / "x.pt", [random_model(QINCO1)], scale)
-    with pytest.raises(DataError, match=r"x\.pt is damaged: its scale is"):
+    with pytest.raises(DataError, match=r"x\.pt"):
         read_checkpoint(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("scale", ["1", None, True, [1.0], torch.zeros(2), 10**400])
 def test_scales_that_are_no_numbers_are_refused(tmp_path, scale):
     save_first_code(tmp_path / "x.pt", [random_model(QINCO1)], scale)
-    with pytest.raises(DataError, match=r"x\.pt is a damaged checkpoint"):
+    with pytest.raises(DataError, match=r"x\.pt"):
         read_checkpoint(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize(
     ("rotation_DD", "message"),
     [
-        (torch.eye(5), r"rotates to another dimension \(\(5, 5\), not \(6, 6\)\)"),
-        (torch.zeros(6), r"rotates to another dimension \(\(6,\), not \(6, 6\)\)"),
-        (torch.full((6, 6), torch.nan), "opq_matrix holds values that are not finite"),
+        (torch.eye(5), r"\(5, 5\)"),
+        (torch.zeros(6), r"\(6,\)"),
+        (torch.full((6, 6), torch.nan), "opq_matrix"),
     ],
 )
 def test_impossible_rotations_are_refused(tmp_path, rotation_DD, message):
@@ -391,24 +382,24 @@ def test_impossible_rotations_are_refused(tmp_path, rotation_DD, message):
 def test_products_that_are_not_ours_are_refused(tmp_path):
     coarse = random_model(ARCHITECTURES["coarse, qinco1"])
     save_first_code(tmp_path / "x.pt", [coarse, coarse], 1.0, product=True)
-    with pytest.raises(DataError, match="is no checkpoint of QINCo: it holds a IVFQINCo"):
+    with pytest.raises(DataError, match="IVFQINCo"):
         read_checkpoint(tmp_path / "x.pt")
     models = [random_model(QINCO1), random_model(replace(QINCO1, num_steps=2))]
     save_first_code(tmp_path / "x.pt", models, 1.0, product=True)
-    with pytest.raises(DataError, match="whose parts differ in architecture"):
+    with pytest.raises(DataError, match="architecture"):
         read_checkpoint(tmp_path / "x.pt")
 
 
 def test_other_modules_are_named(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "x.pt")
-    for read in (read_checkpoint, lambda path: describe_checkpoint(path, read_torch_file(path))):
-        with pytest.raises(DataError, match=r"x\.pt is no checkpoint of QINCo: it holds a Linear"):
+    for read in (read_checkpoint, describe_checkpoint):
+        with pytest.raises(DataError, match="Linear"):
             read(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("content", [[], {}, torch.zeros(2), {"model": 3}, "text", 1, None, {"a": torch.zeros(2)}])
 def test_other_objects_are_named(tmp_path, content):
     torch.save(content, tmp_path / "x.pt")
-    for read in (read_checkpoint, lambda path: describe_checkpoint(path, read_torch_file(path))):
-        with pytest.raises(DataError, match="is a PyTorch file, but no checkpoint of QINCo: it holds no model"):
+    for read in (read_checkpoint, describe_checkpoint):
+        with pytest.raises(DataError, match="'model'"):
             read(tmp_path / "x.pt")

@@ -129,7 +129,7 @@ def index_with(**changes):
 
 
 WRONG_INDEX = {
-    "more parts than there are": (index_with(n_parts=2), r"x\.part_1\.npz does not exist"),
+    "more parts than there are": (index_with(n_parts=2), r"No such file: .*x\.part_1\.npz"),
     "parts beyond reason": (index_with(n_parts=1 << 60), "claims"),
     "negative parts": (index_with(n_parts=-1), "claims"),
     "parts in fractions": (index_with(n_parts=1.5), "holds float64 in n_parts"),
@@ -218,5 +218,5 @@ def test_parts_that_change_after_opening_are_found_damaged(tmp_path):
     with pytest.raises(DataError, match="changed"):
         codes[:]
     npz_part(tmp_path / "x.npz", 0).unlink()
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="No such file"):
         codes[:]

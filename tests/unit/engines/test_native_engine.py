@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from native_levels import LEVELS, needs_bf16, needs_native, pack_at
+from parity_files import PARITY
 from search_problems import (
     COUNT,
     PUBLISHED,
@@ -108,11 +109,10 @@ def test_published_forms_of_a_model(name, level):
 
 @cache
 def sift_problem() -> Problem:
-    """The first SIFT vectors and a model of eight bytes: in the folders that QINCO_PARITY names."""
-    folder = Path(os.environ.get("QINCO_PARITY", "missing"))
-    model, base = folder / "v2_sift_8x8.pt", folder.parent / "data" / "sift" / "base.bvecs"
+    """The first SIFT vectors and a model of eight bytes."""
+    model, base = PARITY / "v2_sift_8x8.pt", PARITY.parent / "data" / "sift" / "base.bvecs"
     if not (model.exists() and base.exists()):
-        pytest.skip("QINCO_PARITY names no folder with v2_sift_8x8.pt and, beside it, data/sift/base.bvecs")
+        pytest.skip(f"{model} or {base} is missing")
     codec = load_codec(model)
     x_ND = np.fromfile(base, np.uint8, 132 * 3000).reshape(-1, 132)[:, 4:].astype(np.float32)
     return Problem(codec.model, codec.model.normalize(torch.from_numpy(x_ND)))

@@ -102,7 +102,7 @@ def test_other_files_are_refused_by_name(tmp_path):
             read_layout(path)
     with pytest.raises(DataError, match="is a folder"):
         read_layout(tmp_path)
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="No such file"):
         read_layout(tmp_path / "nothing")
 
 

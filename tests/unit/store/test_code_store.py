@@ -89,7 +89,7 @@ def test_a_missing_shard_of_a_complete_store_is_damage(tmp_path):
     store.lists_path(1).unlink()
     lists = CodeStore.open(tmp_path / "codes").lists
     assert len(lists[:4]) == 4
-    with pytest.raises(DataError, match=r"lists-00001\.npy does not exist"):
+    with pytest.raises(DataError, match=r"No such file: .*lists-00001\.npy"):
         lists[:]
     store.codes_path(1).unlink()
     with pytest.raises(DataError, match=r"codes-00001\.npy is missing: the set is damaged"):

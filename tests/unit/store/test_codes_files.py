@@ -134,7 +134,7 @@ def test_rows_are_read_at_random(tmp_path, form):
 def test_lists_may_lie_anywhere(tmp_path):
     codes, lists = random_codes(20, 3, 16), random_lists(20)
     write(tmp_path / "set.npy", codes, None, 16)
-    with pytest.raises(DataError, match=r"set\.lists\.npy does not exist.*give lists=FILE"):
+    with pytest.raises(DataError, match=r"No such file: .*set\.lists\.npy.*give lists=FILE"):
         open_encoded_set(tmp_path / "set.npy", 3, 16, True)
     for name in ("other.npy", "other.ivecs"):
         write_vectors(tmp_path / name, lists[:, None])
@@ -177,9 +177,9 @@ def test_raw_codes_of_another_codec_or_truncated_are_refused(tmp_path):
 @pytest.mark.parametrize("name", ["nowhere.npy", "nowhere.raw", "nowhere.npz", "nowhere.ivecs", "n" * 300 + ".npz"])
 @pytest.mark.parametrize("is_ivf", [False, True])
 def test_missing_files_are_named(tmp_path, name, is_ivf):
-    with pytest.raises(DataError, match=r"nowhere.*(does not exist|No such file)|File name too long"):
+    with pytest.raises(DataError, match=r"nowhere|File name too long"):
         open_encoded_set(tmp_path / name, 3, 16, is_ivf)
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="No such file"):
         open_encoded_set(tmp_path / "nowhere.npy", 3, 16, is_ivf, tmp_path / name)
 
 
@@ -225,7 +225,7 @@ def test_a_kill_between_the_files_of_a_set_leaves_no_mixed_one(tmp_path, form):
     write(path, old, lists, 16)
     with pytest.raises(Killed):
         write_encoded_set(path, EncodedSet(EndsEarly(new), lists[::-1, None]), 16, 12)
-    with pytest.raises(DataError, match=r"does not exist|No such file"):
+    with pytest.raises(DataError, match=r"No such file"):
         open_encoded_set(path, 3, 16, True)
     write(path, new, lists[::-1], 16)
     read_codes, read_lists = read(path, new, 16, True)

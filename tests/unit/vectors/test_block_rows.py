@@ -1,10 +1,65 @@
+"""Rows that are read a block at a time, and the names of matrices in files that hold several."""
+
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qinco.errors import ConfigError, DataError
-from qinco.vectors.block_rows import choose_table, list_names, reason, split_table
-from qinco.vectors.formats import open_array
+from qinco.vectors.block_rows import choose_part, list_names, reason
+from qinco.vectors.concat_rows import JoinedRows
+from qinco.vectors.formats import open_array, split_part
+
+PIECES = [np.arange(6), np.empty(0, int), np.arange(6, 8), np.arange(8, 18)]
+WHOLE = np.arange(18, dtype=np.uint8).reshape(9, 2)
+
+
+@pytest.fixture
+def joined():
+    loads = []
+
+    def load(number):
+        loads.append(number)
+        return PIECES[number].astype(np.uint8).reshape(-1, 2)
+
+    rows = JoinedRows(load, [0, 3, 3, 4, 9], 2, np.uint8, "the rows")
+    rows.loads = loads
+    return rows
+
+
+def test_nothing_is_loaded_before_it_is_read(joined):
+    assert (joined.shape, joined.dtype, len(joined), joined.loads) == ((9, 2), np.uint8, 9, [])
+
+
+@pytest.mark.parametrize("start", [None, *range(-10, 11)])
+def test_slices_are_those_of_the_whole(joined, start):
+    for stop in (None, *range(-10, 11)):
+        for step in (None, 1, 2, -1, -3):
+            assert np.array_equal(joined[start:stop:step], WHOLE[start:stop:step])
+            assert joined[start:stop:step].dtype == np.uint8
+
+
+@pytest.mark.parametrize("rows", [[], [0], [8, 0, 3, 3, 4, -8], list(range(9))])
+def test_rows_are_chosen_in_any_order(joined, rows):
+    assert np.array_equal(joined[rows], WHOLE[np.array(rows, int)])
+
+
+@pytest.mark.parametrize("rows", [[-10], [9], [0, 1 << 40], [0.5], [True, False], 3, [[1]]])
+def test_other_keys_are_refused(joined, rows):
+    with pytest.raises(IndexError):
+        joined[rows]
+
+
+def test_sequential_reads_load_each_block_once(joined):
+    for start in range(9):
+        joined[start : start + 1]
+    assert joined.loads == [0, 2, 3]
+    assert np.array_equal(np.asarray(joined), WHOLE) and np.asarray(joined, np.int64).dtype == np.int64
+
+
+def test_no_arrays_are_no_rows():
+    rows = JoinedRows(lambda number: pytest.fail("there is nothing to load"), [0], 3, np.uint16, "nothing")
+    assert (rows.shape, rows[:].shape, rows[[]].shape, rows[:].dtype) == ((0, 3), (0, 3), (0, 3), np.uint16)
 
 
 @pytest.mark.parametrize(
@@ -14,48 +69,35 @@ from qinco.vectors.formats import open_array
         ("a:b/x.h5:group/train", "a:b/x.h5", "group/train"),
         ("X.HDF5:a:b", "X.HDF5", "a:b"),
         ("x.parquet:a column, ö", "x.parquet", "a column, ö"),
-        ("x.parquet:x.parquet:y", "x.parquet", "x.parquet:y"),
-        ("x.parquet", "x.parquet", None),
         ("x.parquet:", "x.parquet:", None),
         ("x.npy:train", "x.npy:train", None),
-        ("x.h5.npy", "x.h5.npy", None),
         ("nul\0.h5:x", "nul\0.h5", "x"),
         (Path("x.h5:train"), "x.h5", "train"),
     ],
 )
 def test_a_path_may_name_a_matrix(path, file, name):
-    assert split_table(path) == (Path(file), name)
+    assert split_part(path) == (Path(file), name)
 
 
-def test_the_whole_name_of_a_file_is_never_split(tmp_path, monkeypatch):
+def test_the_name_of_an_existing_file_is_never_split(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("x.h5:train").touch()
-    assert split_table("x.h5:train") == (Path("x.h5:train"), None)
-    assert split_table("x.h5:test") == (Path("x.h5"), "test")
-    Path("x.h5:y.npy").write_bytes(b"")
-    with pytest.raises(DataError, match=r"x\.h5:y\.npy holds no vectors: the file is empty"):
-        open_array("x.h5:y.npy")
-    with pytest.raises(ConfigError, match=r"the suffix '\.h5:train', which names no known format"):
+    assert split_part("x.h5:train") == (Path("x.h5:train"), None)
+    assert split_part("x.h5:test") == (Path("x.h5"), "test")
+    with pytest.raises(ConfigError, match=r"\.h5:train"):
         open_array("x.h5:train")
-    with pytest.raises(DataError, match=r"y\.h5 does not exist"):
-        open_array("y.h5:train")
 
 
 def test_the_part_or_the_only_matrix_is_chosen():
-    assert choose_table(Path("x.h5"), ["test", "train"], "train", "matrix") == "train"
-    assert choose_table(Path("x.h5"), {"vectors": 1}, "train", "matrix") == "vectors"
-    with pytest.raises(DataError, match=r"x\.h5 holds no matrix"):
-        choose_table(Path("x.h5"), [], "train", "matrix")
-    with pytest.raises(DataError, match=r"more than one matrix: name one of 'a', 'b', as in x\.h5:NAME"):
-        choose_table(Path("x.h5"), ["a", "b"], "train", "matrix")
+    assert choose_part(Path("x.h5"), ["test", "train"], "train", "matrix") == "train"
+    assert choose_part(Path("x.h5"), {"vectors": 1}, "train", "matrix") == "vectors"
+    for names in ([], ["a", "b"]):
+        with pytest.raises(DataError, match=r"x\.h5"):
+            choose_part(Path("x.h5"), names, "train", "matrix")
 
 
-def test_names_out_of_a_file_are_quoted_and_cut():
-    assert list_names(["a\x1b[31m", "b" * 1000]) == f"'a\\x1b[31m', '{'b' * 40}'"
-    assert list_names([str(number) for number in range(1000)]).endswith(", '11', ...")
-    assert list_names([]) == "nothing"
-
-
-def test_what_a_library_says_is_one_line():
+def test_words_of_a_file_are_quoted_and_cut():
+    assert list_names(["a\x1b[31m", "b" * 1000]) == f"'a\\x1b[31m' or '{'b' * 40}'"
+    assert list_names([str(number) for number in range(1000)]).endswith("'11', ...") and list_names([]) == ""
     assert reason(OSError("Invalid data\nat \x1b[31mbyte 7 \n")) == "Invalid data at [31mbyte 7"
     assert reason(KeyError()) == "KeyError" and len(reason(OSError("x" * 10_000))) == 200

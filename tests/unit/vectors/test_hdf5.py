@@ -1,11 +1,13 @@
+"""HDF5 files as h5py writes them; damage is a DataError that names the file."""
+
 import sys
-import zlib
 
 import numpy as np
 import pytest
 
 from qinco.errors import ConfigError, DataError
 from qinco.vectors.formats import open_array, read_integers, write_vectors
+from qinco.vectors.hdf5 import open_hdf5
 from qinco.vectors.rows import open_vectors
 
 h5py = pytest.importorskip("h5py")
@@ -19,37 +21,34 @@ def path(tmp_path):
     return tmp_path / "x.hdf5"
 
 
-def save(path, array=DATA, name="train", libver="earliest", userblock=0, **settings):
-    with h5py.File(path, "w", libver=libver, userblock_size=userblock) as file:
+def save(path, array=DATA, name="train", libver="earliest", **settings):
+    with h5py.File(path, "w", libver=libver) as file:
         file.create_dataset(name, data=array, **settings)
     return path
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-@pytest.mark.parametrize("userblock", [0, 512])
 @pytest.mark.parametrize(
     "settings",
     [
         {},
-        {"chunks": (8, 10)},
         {"chunks": (100, 100), "maxshape": (None, None)},
         {"chunks": (8, 3)},
-        {"chunks": (8, 4), "compression": "gzip"},
         PACKED,
-        {"chunks": (7, 10), "shuffle": True},
-        {"chunks": (1, 10), "compression": "gzip", "maxshape": (None, 10)},
-        {"compression": "gzip", "compression_opts": 0},
+        {"chunks": (1, 10), "compression": "lzf", "maxshape": (None, 10), "fletcher32": True},
     ],
 )
-def test_what_h5py_writes_is_read(path, libver, userblock, settings):
-    stored = open_array(save(path, libver=libver, userblock=userblock, **settings))
+def test_what_h5py_writes_is_read(path, libver, settings):
+    stored = open_array(save(path, libver=libver, **settings))
     assert stored.shape == DATA.shape and stored.dtype == np.float32 and len(stored) == 57
     for rows in ROWS:
         np.testing.assert_array_equal(stored[rows], DATA[rows], str(rows))
     np.testing.assert_array_equal(np.asarray(stored), DATA)
+    with pytest.raises(IndexError):
+        stored[np.array([0, 57])]
 
 
-@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8", "i1", "<u2", ">i4", "<i8", "<u8"])
+@pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8", "i1", ">i4", "<u8"])
 @pytest.mark.parametrize("settings", [{}, PACKED])
 def test_any_number_type(path, dtype, settings):
     array = (DATA * 10).astype("i1").astype(dtype)
@@ -61,9 +60,25 @@ def test_any_number_type(path, dtype, settings):
 
 def test_an_uncompressed_matrix_is_mapped(path):
     stored = open_array(save(path))
-    assert isinstance(stored, np.ndarray) and isinstance(stored.base, np.memmap)
-    with pytest.raises(ValueError, match="read-only"):
-        stored[0, 0] = 1
+    assert isinstance(stored, np.ndarray) and isinstance(stored.base, np.memmap) and not stored.flags.writeable
+
+
+def test_a_matrix_in_the_header_of_its_data_set_is_read(path):
+    with h5py.File(path, "w") as file:
+        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        settings.set_layout(h5py.h5d.COMPACT)
+        space = h5py.h5s.create_simple(DATA.shape)
+        h5py.h5d.create(file.id, b"train", h5py.h5t.IEEE_F32LE, space, settings).write(h5py.h5s.ALL, h5py.h5s.ALL, DATA)
+    np.testing.assert_array_equal(open_array(path)[:], DATA)
+
+
+@pytest.mark.parametrize("block_bytes", [1, 7 * 40 + 3, 20 * 40, 1 << 20])
+def test_blocks_bound_what_is_read_at_once(path, block_bytes):
+    save(path, chunks=(8, 2), compression="gzip")
+    stored = open_hdf5(path, path.stat().st_size, None, "train", block_bytes)
+    for rows in ROWS:
+        np.testing.assert_array_equal(stored[rows], DATA[rows], str(rows))
+        assert stored._block.nbytes <= max(block_bytes, 40)
 
 
 def test_the_data_sets_of_an_ann_benchmark(path):
@@ -71,24 +86,18 @@ def test_the_data_sets_of_an_ann_benchmark(path):
     with h5py.File(path, "w") as file:
         file["train"], file["test"] = DATA, DATA[:4] + 1
         file["neighbors"], file["distances"] = truth, truth.astype(np.float32)
-        file["group/inner"] = DATA[:2]
-        file["flat"] = DATA[0]
-        file.attrs["distance"] = "euclidean"
+        file["group/inner"], file["flat"] = DATA[:2], DATA[0]
     np.testing.assert_array_equal(open_vectors(path), DATA)
     np.testing.assert_array_equal(open_vectors(path, "test"), DATA[:4] + 1)
     np.testing.assert_array_equal(open_vectors(f"{path}:test"), DATA[:4] + 1)
     np.testing.assert_array_equal(open_vectors(f"{path}:/group/inner", "test"), DATA[:2])
     np.testing.assert_array_equal(read_integers(path), truth)
-    np.testing.assert_array_equal(read_integers(f"{path}:neighbors"), truth)
-    with pytest.raises(DataError, match=r"x\.hdf5:distances holds float32: integers are expected"):
+    with pytest.raises(DataError, match=r"x\.hdf5:distances.* float32"):
         read_integers(f"{path}:distances")
     for name in ("tree", "group", "group/none", "train/x"):
-        message = f"holds no data set '{name}': it holds 'distances', 'flat', 'neighbors'"
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError, match=f"'{name}', but 'distances', 'flat', 'neighbors'"):
             open_array(f"{path}:{name}")
-    with pytest.raises(DataError, match=r"x\.hdf5:flat has 1 axis"):
-        open_array(f"{path}:flat")
-    with pytest.raises(DataError, match="more than one matrix: name one of 'distances', 'neighbors', 'test', 'train'"):
+    with pytest.raises(DataError, match="'distances', 'neighbors', 'test' or 'train'"):
         open_array(path, "learn")
 
 
@@ -96,43 +105,32 @@ def test_the_only_matrix_needs_no_name(path):
     with h5py.File(path, "w") as file:
         file["vectors"], file["ids"], file["names"] = DATA, np.arange(57), [["a"]]
     assert open_array(path).shape == DATA.shape
-    with h5py.File(path, "w") as file:
-        file["ids"] = np.arange(57)
-    with pytest.raises(DataError, match="holds no matrix"):
+    save(path, np.arange(57), "ids")
+    with pytest.raises(DataError, match=r"x\.hdf5"):
         open_array(path)
 
 
 @pytest.mark.parametrize(
-    "settings, message",
+    "settings, value",
     [
-        ({"data": np.zeros((2, 2), complex)}, "complex128 values"),
-        ({"data": np.zeros((2, 2), bool)}, "bool values"),
-        ({"data": np.zeros((2, 2), [("a", "f4")])}, "values: vectors are"),
-        ({"data": [["a"]]}, "object values"),
-        ({"data": h5py.Empty("f4")}, "is empty"),
-        ({"data": np.float32(3)}, "has 0 axes"),
+        ({"data": np.zeros((2, 2), complex)}, "complex128"),
+        ({"data": np.zeros((2, 2), bool)}, "bool"),
+        ({"data": [["a"]]}, "object"),
+        ({"data": h5py.Empty("f4")}, "empty"),
+        ({"data": np.float32(3)}, r"\(\)"),
         ({"data": np.zeros((2, 0))}, "zero columns"),
-        ({"shape": (2, 2), "dtype": h5py.vlen_dtype(np.float32)}, "object values"),
-        ({"shape": (2, 2), "dtype": h5py.enum_dtype({"a": 1})}, "a type that numpy has not"),
-        ({"data": DATA, "compression": "lzf"}, "the HDF5 filter 32000: only gzip and shuffle are read"),
-        ({"data": DATA, "chunks": (8, 8), "fletcher32": True}, "the HDF5 filter 3"),
-        (
-            {"shape": (20_000_000, 2), "dtype": "f8", "chunks": (10_000_000, 1), "compression": "gzip"},
-            "chunks of 10000000 x 1 values",
-        ),
-        ({"shape": (3, 1_000_001), "dtype": "u1"}, "is damaged: it claims the shape"),
+        ({"shape": (3, 1_000_001), "dtype": "u1"}, "1000001"),
     ],
 )
-def test_what_is_not_read(path, settings, message):
+def test_what_is_not_a_matrix_of_numbers(path, settings, value):
     with h5py.File(path, "w") as file:
         file.create_dataset("train", **settings)
-    with pytest.raises(DataError, match=rf"x\.hdf5:train .*{message}"):
+    with pytest.raises(DataError, match=rf"x\.hdf5:train .*{value}"):
         open_array(path)
 
 
 def test_other_files_are_never_opened(path, tmp_path):
-    other = tmp_path / "other.h5"
-    save(other)
+    other = save(tmp_path / "other.h5")
     DATA.tofile(tmp_path / "raw")
     layout = h5py.VirtualLayout(DATA.shape, np.float32)
     layout[:] = h5py.VirtualSource(other, "train", DATA.shape)
@@ -142,90 +140,42 @@ def test_other_files_are_never_opened(path, tmp_path):
         file["soft"] = h5py.SoftLink("/linked")
         file.create_virtual_dataset("virtual", layout)
         file.create_dataset("raw", DATA.shape, np.float32, external=[(str(tmp_path / "raw"), 0, h5py.h5f.UNLIMITED)])
-    for name in ("linked", "folder/train", "soft"):
-        with pytest.raises(DataError, match="holds no data set"):
-            open_array(f"{path}:{name}")
-    for name in ("virtual", "raw"):
-        with pytest.raises(DataError, match=f":{name} refers to other files, which are never opened"):
+    for name in ("linked", "folder/train", "soft", "virtual", "raw"):
+        with pytest.raises(DataError, match=name):
             open_array(f"{path}:{name}")
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 @pytest.mark.parametrize("settings", [{}, {"chunks": (1000, 128)}, {"chunks": (1000, 128), "compression": "gzip"}])
-@pytest.mark.parametrize("maxshape", [None, (None, 128)])
-def test_rows_that_were_never_written(path, libver, settings, maxshape):
-    if maxshape is not None and not settings:
-        pytest.skip("a matrix that grows has chunks")
+def test_rows_that_were_never_written_are_refused_whatever_the_header_promises(path, libver, settings):
     for num_rows in (5000, 10**8, 2**40):
         with h5py.File(path, "w", libver=libver) as file:
-            data = file.create_dataset("train", (num_rows, 128), np.float32, maxshape=maxshape, **settings)
+            data = file.create_dataset("train", (num_rows, 128), np.float32, **settings)
             if settings:
                 data[:1500] = 1
-        with pytest.raises(DataError, match=r"x\.hdf5:train is (truncated|damaged, or stored in \d+ chunks)"):
+        with pytest.raises(DataError, match=r"x\.hdf5:train is"):
             open_array(path)
     assert open_array(save(path, DATA[:0])).shape == (0, 10)
-    with pytest.raises(DataError, match="holds no vectors"):
-        open_vectors(path)
 
 
-@pytest.mark.parametrize(
-    "packed, message",
-    [
-        (zlib.compress(b"abc"), "a chunk has 3 bytes where 64 belong"),
-        (zlib.compress(bytes(1 << 26)), "a chunk does not end where it should"),
-        (zlib.compress(bytes(64))[:-1], "a chunk does not end where it should"),
-        (zlib.compress(bytes(65)), "a chunk has 65 bytes where 64 belong"),
-        (b"nonsense", "incorrect header check"),
-    ],
-)
-def test_chunks_that_unpack_to_something_else(path, packed, message):
+def test_damage_names_the_file(path):
     with h5py.File(path, "w") as file:
-        data = file.create_dataset("train", (12, 4), np.float32, chunks=(4, 4), compression="gzip", shuffle=True)
+        data = file.create_dataset("train", (12, 4), np.float32, chunks=(4, 4), compression="gzip")
         data[:] = 5
-        data.id.write_direct_chunk((4, 0), packed)
-    stored = open_array(path)
-    assert (stored[:4] == 5).all() and (stored[8:] == 5).all()
-    with pytest.raises(DataError, match=rf"x\.hdf5:train is damaged at row 4: .*{message}"):
-        stored[3:9]
-
-
-def test_chunks_may_be_left_unpacked(path):
-    with h5py.File(path, "w") as file:
-        data = file.create_dataset("train", (8, 4), np.float32, chunks=(4, 4), compression="gzip", shuffle=True)
-        data[:] = 5
-        data.id.write_direct_chunk((4, 0), np.full((4, 4), 6, "<f4").tobytes(), filter_mask=3)
-    np.testing.assert_array_equal(open_array(path)[:], np.repeat([[5.0], [6.0]], 4, 0) * np.ones(4))
-
-
-def test_bands_of_chunks_beyond_a_block_are_read_in_pieces(path, monkeypatch):
-    save(path, chunks=(50, 2), compression="gzip")
-    monkeypatch.setattr("qinco.vectors.hdf5.BLOCK_BYTES", 7 * 40 + 3)  # seven rows, no whole chunk
-    with pytest.raises(DataError, match="chunks of at most 283 bytes"):
-        open_array(path)
-    save(path, chunks=(30, 2), compression="gzip")
-    stored = open_array(path)
-    for rows in ROWS:
-        np.testing.assert_array_equal(stored[rows], DATA[rows], str(rows))
-
-
-def test_rows_that_do_not_exist(path):
-    stored = open_array(save(path, **PACKED))
-    for row in (57, -58):
-        with pytest.raises(IndexError):
-            stored[np.array([0, row])]
-
-
-def test_files_that_are_no_hdf5(path):
-    for content in (b"x", b"\x89HDF\r\n\x1a\n", bytes(5000), save(path).read_bytes()[:-1]):
+        data.id.write_direct_chunk((4, 0), b"nonsense")
+    with pytest.raises(DataError, match=r"x\.hdf5:train is damaged"):
+        open_array(path)[:]
+    whole = save(path).read_bytes()
+    for content in (b"x", b"\x89HDF\r\n\x1a\n", bytes(5000), whole[:-1], whole[:1000]):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"x\.hdf5 is not an HDF5 file, or a damaged one"):
+        with pytest.raises(DataError, match=r"x\.hdf5"):
             open_array(path)
 
 
 def test_without_h5py(path, monkeypatch):
     save(path)
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ConfigError, match=r"x\.hdf5 needs the package h5py: pip install 'qinco\[hdf5\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'qinco\[hdf5\]'"):
         open_array(path)
     write_vectors(path.with_suffix(".npy"), DATA)
     assert open_array(path.with_suffix(".npy")).shape == DATA.shape

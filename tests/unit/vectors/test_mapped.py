@@ -1,11 +1,14 @@
+"""Memory maps that leave memory again, and the error for a file that does not exist."""
+
 import mmap
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qinco.errors import DataError
 from qinco.vectors.formats import open_array, write_vectors
-from qinco.vectors.mapped import release_pages
+from qinco.vectors.mapped import missing_file, release_pages
 from qinco.vectors.rows import open_vectors
 
 DATA = np.arange(1 << 20, dtype=np.float32).reshape(-1, 64)  # 4 MiB
@@ -55,3 +58,28 @@ def test_released_rows_can_be_read_again(tmp_path, rows):
         parent = np.load(tmp_path / "x.npy", mmap_mode="r")
         release_pages(np.asarray(parent[mmap.PAGESIZE // 8 :])[rows])
         np.testing.assert_array_equal(parent, DATA)
+
+
+@pytest.mark.parametrize(
+    "missing, suggestion",
+    [
+        ("sft.safetensors", "sift.safetensors"),
+        ("./sft.safetensors", "sift.safetensors"),
+        ("sub/cods.npy", "sub/codes.npy"),
+        ("sift.safetensor", "sift.safetensors"),
+        ("q.npy", None),
+        ("codes.npy", None),
+        ("nowhere/sift.safetensors", None),
+        ("nul\0.npy", None),
+        ("sub/", None),
+    ],
+)
+def test_a_missing_file_has_its_nearest_name(missing, suggestion, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for name in ("sift.safetensors", "x.npy", "sub/codes.npy"):
+        (tmp_path / name).touch()
+    hint = "" if suggestion is None else f". Did you mean {suggestion}?"
+    assert str(missing_file(missing)) == f"No such file: {missing}{hint}"
+    with pytest.raises(DataError, match=r"Did you mean .*x\.npy"):
+        open_array(tmp_path / "xx.npy")

@@ -90,7 +90,7 @@ def test_files_are_not_changed_through_a_source(tmp_path):
 
 @pytest.mark.parametrize("key", [11, -12, [0, 11], [-12], np.array([2**63], np.uint64)])
 def test_rows_that_do_not_exist(key):
-    with pytest.raises(IndexError, match=r"row -?\d+ of vectors does not exist: it has 11"):
+    with pytest.raises(IndexError, match=r"row -?\d+ of vectors .*11"):
         as_source(DATA)[key]
 
 
@@ -151,6 +151,26 @@ def test_what_float32_cannot_express_is_infinite():
     assert as_source(np.array([[-1e39]]))[0][0] == -np.inf
 
 
+def test_mapped_vectors_are_computed_when_they_are_read():
+    source = as_source(DATA).window(2, 9)
+    doubled = source.map(lambda x_ND: 2 * x_ND[:, :2], dim=2)
+    assert doubled.shape == (7, 2) and doubled.dtype == np.float32 and doubled.name == source.name
+    np.testing.assert_array_equal(doubled, 2 * DATA[2:9, :2])
+    np.testing.assert_array_equal(doubled[[6, -7]], 2 * DATA[[8, 2], :2])
+    bad = DATA.copy()
+    bad[5, 1] = np.nan
+    with pytest.raises(DataError, match="row 5 of vectors holds NaN in column 1"):
+        list(as_source(bad).window(2, 9).map(np.negative).blocks(3))
+
+
+def test_taken_vectors_come_in_the_order_of_their_rows():
+    taken = as_source(DATA).window(1, 11).take([8, 0, 0, 3])
+    assert taken.shape == (4, 3)
+    np.testing.assert_array_equal(taken, DATA[[9, 1, 1, 4]])
+    np.testing.assert_array_equal(taken[1:3], DATA[[1, 1]])
+    np.testing.assert_array_equal(taken[[-1, 0]], DATA[[4, 9]])
+
+
 def test_check_finite_counts_from_its_start():
     check_finite(DATA)
     with pytest.raises(DataError, match="row 105 of queries holds NaN in column 0"):
@@ -209,13 +229,12 @@ class Sparse:
 @pytest.mark.parametrize(
     "x, message",
     [
-        (DATA[0], r"queries has 1 axis, shape \(3,\).* give x\[None\]"),
-        (torch.zeros(3), r"queries has 1 axis, shape \(3,\).* give x\[None\]"),
-        ([1, 2], "1 axis"),
-        (DATA[None], "3 axes"),
-        (torch.zeros(1, 2, 3), "3 axes"),
-        (None, "0 axes"),
-        (5, "0 axes"),
+        (DATA[0], r"\(3,\).* x\[None\]"),
+        (torch.zeros(3), r"\(3,\).* x\[None\]"),
+        ([1, 2], r"\(2,\)"),
+        (DATA[None], r"\(1, 11, 3\)"),
+        (torch.zeros(1, 2, 3), r"\(1, 2, 3\)"),
+        (None, r"\(\)"),
         (DATA[:, :0], "zero columns"),
         (torch.zeros(3, 0), "zero columns"),
         (DATA.astype(object), "holds object"),
@@ -235,7 +254,7 @@ class Sparse:
     ],
 )
 def test_what_cannot_be_a_source(x, message):
-    with pytest.raises(DataError, match=f"queries.*{message}|{message}"):
+    with pytest.raises(DataError, match=f"queries.*{message}"):
         as_source(x, "queries")
 
 
@@ -255,8 +274,8 @@ def test_a_tensor_on_a_device_is_read_by_slices(device):
 def test_reading_vectors_does_not_import_torch():
     code = (
         "import sys\n"
-        "from qinco.vectors import datasets, formats, source\n"
-        "assert source.as_source([[1.0]])[0] == 1\n"
+        "from qinco.vectors import formats, rows\n"
+        "assert rows.as_source([[1.0]])[0] == 1\n"
         "assert not {'torch', 'h5py', 'pyarrow'} & set(sys.modules)\n"
     )
     root = Path(sys.modules["qinco.vectors"].__file__).parents[2]

@@ -1,10 +1,6 @@
-"""PyTorch files for tests: pickles put together by opcodes, and modules named as in the authors' first code."""
+"""Checkpoints as the authors' first code pickles them, for tests."""
 
-import io
-import pickle
-import struct
 import sys
-import zipfile
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -12,65 +8,6 @@ import torch
 from torch import nn
 
 from qinco.model.qinco import Qinco
-
-PROTOCOL = b"\x80\x02"
-STOP = b"."
-
-
-def zipped(data: bytes, entries: dict[str, bytes] | None = None, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A zip file as `torch.save` lays it out, with `data` as its pickle."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as archive:
-        for name, content in {"data.pkl": data, "byteorder": b"little", **(entries or {})}.items():
-            archive.writestr(f"archive/{name}", content)
-    return buffer.getvalue()
-
-
-def pickled(*opcodes: bytes) -> bytes:
-    return PROTOCOL + b"".join(opcodes) + STOP
-
-
-def text(value: str) -> bytes:
-    content = value.encode()
-    return b"X" + struct.pack("<I", len(content)) + content
-
-
-def integer(value: int) -> bytes:
-    content = pickle.encode_long(value)
-    return b"\x8a" + bytes([len(content)]) + content
-
-
-def name(module: str, attribute: str) -> bytes:
-    return f"c{module}\n{attribute}\n".encode()
-
-
-def put(number: int) -> bytes:
-    return b"r" + struct.pack("<I", number)
-
-
-def get(number: int) -> bytes:
-    return b"j" + struct.pack("<I", number)
-
-
-def items(*values: bytes) -> bytes:
-    return b"(" + b"".join(values) + b"t"
-
-
-def mapping(**values: bytes) -> bytes:
-    return b"}(" + b"".join(text(key) + value for key, value in values.items()) + b"u"
-
-
-def tensor(key="0", count=4, shape=(4,), strides=(1,), offset=0, kind="FloatStorage") -> bytes:
-    storage = items(text("storage"), name("torch", kind), text(key), text("cpu"), integer(count)) + b"Q"
-    sizes = [items(*map(integer, shape)), items(*map(integer, strides))]
-    hooks = name("collections", "OrderedDict") + b")R"
-    return name("torch._utils", "_rebuild_tensor_v2") + items(storage, integer(offset), *sizes, b"\x89", hooks) + b"R"
-
-
-def module(kind: str, **attributes: bytes) -> bytes:
-    """A module of the first code, without parameters and children unless they are given."""
-    filled = {"_parameters": b"}", "_buffers": b"}", "_modules": b"}"} | attributes
-    return name("model_qinco", kind) + b")\x81" + mapping(**filled) + b"b"
 
 
 @contextmanager

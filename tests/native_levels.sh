@@ -1,0 +1,13 @@
+#!/bin/sh
+# Runs the tests of engines, codecs and search once for each instruction set that the processor has, forced to it.
+# Arguments go to pytest. PYTHON names another program than .venv/bin/python.
+set -eu
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+levels=$("$python" -c 'from qinco.native.library import LEVELS, level; print(*LEVELS[: LEVELS.index(level()) + 1])')
+
+for level in $levels; do
+    echo "QINCO_NATIVE_LEVEL=$level"
+    QINCO_NATIVE_LEVEL=$level "$python" -m pytest -q --durations=0 --durations-min=5 tests/unit/engines \
+        tests/unit/native tests/unit/codec tests/unit/search tests/property/test_encoding.py "$@"
+done
