@@ -36,7 +36,7 @@ from qinco.search.measure.sweep import Conditions, SweepResult, measure_stages, 
 from qinco.search.measure.tune import measure
 from qinco.search.options import SearchOptions
 from qinco.search.scan import Scanner
-from qinco.store.code_files import open_encoded_set
+from qinco.store.codes import Codes
 from qinco.store.decoder import load_pairwise
 from qinco.vectors.formats import read_integers
 from qinco.vectors.rows import VectorSource, open_vectors
@@ -54,8 +54,8 @@ def encoded(codec: Codec, source: VectorSource, path: str | None) -> tuple[np.nd
     """Codes (N, M) and lists (N,) of a source, or those of a file of its first vectors."""
     if path is None:
         return building.encode_all(codec, source, silent)
-    found = open_encoded_set(path, codec.code_size, codec.config.codebook_size, True)
-    return np.asarray(found.codes[:]), np.asarray(found.lists[:])[:, 0]
+    found = Codes.load(path, codec)
+    return found.codes, found.lists
 
 
 def faiss_index(key: str, train_ND, base_ND, folder: str | None) -> faiss.Index:

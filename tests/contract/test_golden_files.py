@@ -10,7 +10,7 @@ import pytest
 from qinco.codec import ProductCodec, load_codec
 from qinco.search.index import Index
 from qinco.search.options import SearchOptions
-from qinco.store.folder import read_index_manifest
+from qinco.store.manifest import read_manifest
 from qinco.store.tensors import read_header
 
 DATA = Path(__file__).parents[1] / "data"
@@ -120,7 +120,7 @@ def test_indexes_are_changed_and_saved(golden_index, tmp_path):
 
 @pytest.mark.parametrize("name", INDEXES)
 def test_their_manifest_is_of_version_one(name):
-    manifest = read_index_manifest(DATA / name)
+    manifest = read_manifest(DATA / name, "index")
     arrays = {f"{name}.npy" for name in ("centroids", "tables", "levels", "starts", "codes", "ids")}
     extra = {"golden-index-v1": "pairwise.safetensors", "golden-graph-index-v1": "graph.faissindex"}[name]
     assert set(manifest.files) == arrays | {"codec.safetensors", extra}

@@ -10,7 +10,7 @@ import qinco
 from qinco.cli import main
 from qinco.search.coarse import MIN_GRAPH_LISTS
 from qinco.search.measure.tune import measure
-from qinco.store.folder import read_index
+from qinco.store.folder import read_folder
 from qinco.vectors.formats import write_vectors
 
 SMALL = {"num_steps": 3, "codebook_size": 16, "num_blocks": 1, "embed_dim": 12, "hidden_dim": 16, "epochs": 0}
@@ -123,9 +123,9 @@ def test_codes_of_every_form_give_the_same_index(form, tmp_path, capsys):
     told = ["ivf_centroids=coarse.npy"] + ([] if form == "npz" else ["M=3", "K=16"])
     run_json(capsys, "build_index", *codes, *told, f"output={tmp_path}/told")
     run_json(capsys, "build_index", *codes, model, f"output={tmp_path}/known")
-    expected = read_index("ix").arrays
+    expected = read_folder("ix", "index").arrays
     for built in ("told", "known"):
-        found = read_index(tmp_path / built).arrays
+        found = read_folder(tmp_path / built, "index").arrays
         for name in ("starts", "codes", "ids"):
             np.testing.assert_array_equal(found[name], expected[name])
 

@@ -19,8 +19,9 @@ from qinco.compat.encoded_sets import npz_part, npz_rows, read_npz_sizes
 from qinco.errors import ConfigError, DataError
 from qinco.packing import check_codes, check_lists
 from qinco.search import build as building
-from qinco.store.code_files import EncodedSet, is_directory, lists_beside, open_encoded_set
-from qinco.store.code_store import read_manifest
+from qinco.store.code_files import is_directory, lists_beside, open_codes_file
+from qinco.store.code_folder import CodeFolder
+from qinco.store.codes import Codes
 from qinco.vectors.mapped import missing_file, release_pages
 from qinco.vectors.rows import VectorSource, fingerprint
 
@@ -36,7 +37,7 @@ class Encoded:
     """
 
     path: str
-    stored: EncodedSet
+    stored: Codes
     code_size: int
     codebook_size: int
     dim: int | None = None
@@ -54,31 +55,28 @@ class Encoded:
 
     @property
     def has_lists(self) -> bool:
-        return self.stored.lists is not None
+        return self.stored.has_lists
 
     def limit(self, count: int | None) -> "Encoded":
         """The first `count` vectors, or all where there are fewer."""
         if count is None or count >= len(self):
             return self
-        lists = self.stored.lists
-        first = EncodedSet(_FirstRows(self.stored.codes, count), None if lists is None else _FirstRows(lists, count))
-        return replace(self, stored=first)
+        return replace(self, stored=self.stored.limit(count))
 
     def with_lists(self, lists_N1) -> "Encoded":
         """The same codes in other lists, rows (N, 1)."""
-        return replace(self, stored=EncodedSet(self.stored.codes, lists_N1))
+        return replace(self, stored=self.stored.with_lists(lists_N1))
 
     def blocks(self, num_lists: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Codes (n, M) and lists (n,) of consecutive vectors; raises DataError where one is out of range."""
-        for codes_NM, lists_N in self.stored.blocks(building.BLOCK_ROWS):
-            yield self._checked(codes_NM, lists_N, num_lists)
-            release_pages(codes_NM)
+        for _, block in self.stored.blocks(building.BLOCK_ROWS):
+            yield self._checked(block.codes, block.lists, num_lists)
+            release_pages(block.codes)
 
     def rows(self, rows_S: np.ndarray, num_lists: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
         """Codes (S, M) and lists (S,) of chosen vectors; raises DataError as `blocks` does."""
-        lists = self.stored.lists
-        lists_S = None if lists is None else np.asarray(lists[rows_S])[:, 0]
-        return self._checked(np.asarray(self.stored.codes[rows_S]), lists_S, num_lists)
+        block = self.stored[rows_S]
+        return self._checked(block.codes, block.lists, num_lists)
 
     def _checked(self, codes_NM, lists_N, num_lists: int) -> tuple[np.ndarray, np.ndarray | None]:
         try:
@@ -88,19 +86,6 @@ class Encoded:
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from None
         return codes_NM, lists_N
-
-
-class _FirstRows:
-    """The first rows of something that has rows."""
-
-    def __init__(self, rows, count: int):
-        self._rows, self.shape, self.dtype = rows, (count, rows.shape[1]), rows.dtype
-
-    def __getitem__(self, key):
-        if not isinstance(key, slice):
-            return self._rows[key]
-        start, stop, step = key.indices(self.shape[0])
-        return self._rows[start:stop:step]
 
 
 def open_encoded(settings: Settings, name: str, codec: Codec | ProductCodec | None) -> Encoded:
@@ -117,11 +102,10 @@ def open_encoded(settings: Settings, name: str, codec: Codec | ProductCodec | No
         raise DataError(
             f"{path} holds codes without lists, and {lists_beside(path)} is missing: {settings['model']} has lists"
         )
-    stored = open_encoded_set(path, *size, has_lists)
-    if stored.codes.dtype.kind not in "iu" or stored.codes.shape[1] != size[0]:
+    stored = Codes(*open_codes_file(path, *size, has_lists), name=str(path))
+    if stored.dtype.kind not in "iu" or stored.shape[1] != size[0]:
         raise DataError(
-            f"{path} holds {stored.codes.dtype} of {stored.codes.shape[1]} columns: codes are integers, {size[0]} for "
-            "each vector"
+            f"{path} holds {stored.dtype} of {stored.shape[1]} columns: codes are integers, {size[0]} for each vector"
         )
     for key, found in (("M", size[0]), ("K", size[1])):
         if settings[key] not in (None, found):
@@ -134,12 +118,11 @@ def open_encoded(settings: Settings, name: str, codec: Codec | ProductCodec | No
 def _known(settings: Settings, name: str, codec: Codec | ProductCodec | None) -> Encoded:
     """What a file or folder says of its codes, which are not opened yet."""
     path = settings[name]
-    nothing = EncodedSet(np.empty((0, 0), np.uint8))
+    nothing = Codes(np.empty((0, 0), np.uint8))
     if is_directory(path):
-        manifest = read_manifest(path)
+        plan = CodeFolder.read(path).plan
         return Encoded(
-            path, nothing, manifest.code_size, manifest.codebook_size, manifest.dim, manifest.num_lists,
-            manifest.codec, manifest.source,
+            path, nothing, plan.num_codes, plan.codebook_size, plan.dim, plan.num_lists, plan.codec, plan.source,
         )  # fmt: skip
     if Path(path).suffix.lower() == ".npz":
         sizes = read_npz_sizes(path)

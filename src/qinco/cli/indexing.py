@@ -40,9 +40,9 @@ from qinco.search.options import SearchOptions
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
 from qinco.store.code_files import is_directory, is_folder
-from qinco.store.code_store import MANIFEST
 from qinco.store.decoder import save_pairwise
-from qinco.store.folder import check_index_output, is_index, write_index
+from qinco.store.folder import check_folder_output, write_folder
+from qinco.store.manifest import MANIFEST, is_kind
 
 FAISS_SUFFIX = ".faissindex"
 _DECODER_SUFFIXES = (".safetensors", ".pt")
@@ -187,15 +187,15 @@ def _check_index_place(settings: Settings) -> bool:
             raise ConfigError("pairwise_decoder= has no place in a faiss file: write a folder, or give it to search")
         check_output(output, overwrite=settings["overwrite"], inputs=read)
         return True
-    if not is_folder(output) and not is_index(output):
+    if not is_folder(output) and not is_kind(output, "index"):
         raise ConfigError(
             f"output={output}: an index is written to a folder (a name without suffix) or a {FAISS_SUFFIX} file"
         )
     if settings.given("search.index_key"):
         raise ConfigError(f"search.index_key= is the kind of a {FAISS_SUFFIX} file, and output={output} is a folder")
     check_output(output / MANIFEST if is_directory(output) else output, overwrite=True, inputs=read)
-    check_index_output(output)
-    if is_index(output) and not settings["overwrite"]:
+    check_folder_output(output, "index")
+    if is_kind(output, "index") and not settings["overwrite"]:
         raise ConfigError(f"{output} holds an index: give overwrite=true to replace it")
     if inside := [name for name in read if Path(name).resolve().is_relative_to(output.resolve())]:
         raise ConfigError(
@@ -253,7 +253,7 @@ def _write_folder(
     fingerprint = encoded.fingerprint if codec is None else codec.fingerprint()
     about = settings_of(tables, SearchOptions(), len(encoded), fingerprint)
     with (
-        write_index(settings["output"], about) as writer,
+        write_folder(settings["output"], "index", about) as writer,
         console.progress(len(encoded), "vector", "filling lists") as progress,
     ):
         put_tables(writer, tables)

@@ -34,7 +34,7 @@ from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
 from qinco.search.pipeline import Stages, network_decoder
 from qinco.store.code_files import is_directory
-from qinco.store.folder import read_index_manifest
+from qinco.store.manifest import read_manifest
 
 _OF_VECTORS = ("A", "B", "C", "prefix", "trainset")
 _OF_AN_INDEX = ("output", "plot", *(f"search.{name}" for name in ("nthreads", "batch_size", *Setting._fields)))
@@ -265,7 +265,7 @@ def _conditions(
 
 def _fingerprint_of_index(folder: str) -> str:
     """Of the content of an index, from the checksums of its manifest."""
-    files = {name: stored.crc32 for name, stored in read_index_manifest(folder).files.items()}
+    files = {name: stored.crc32 for name, stored in read_manifest(folder, "index").files.items()}
     return sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 

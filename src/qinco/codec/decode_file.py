@@ -78,6 +78,8 @@ def decode_file(
         stored = Codes.load(codes, codec, lists=lists)
     else:
         stored = codes if isinstance(codes, Codes) else Codes(codes, lists)
+    if len(stored.shape) != 2 or stored.dtype.kind not in "iu":
+        raise DataError(f"{stored.name}: codes are integers (N, M), not {stored.dtype} of shape {stored.shape}")
     if len(stored) == 0:
         raise DataError(f"{stored.name} holds no codes")
     target = _check_vector_output(output, inputs)

@@ -1,14 +1,13 @@
-"""Encoding files of any size, resumed after an interruption, and converting codec files.
+"""Encoding vectors of any number to a file or folder, resumed after an interruption.
 
 Shape suffixes: N vectors, D dimension, M codes of a vector.
 """
 
-import logging
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,19 +15,17 @@ import numpy as np
 
 from qinco.atomic import check_output, exclusive, remove_temporaries, require_folder
 from qinco.codec.codec import Codec
-from qinco.config import EncodeOptions, checkpoint_search, require_int
+from qinco.config import EncodeOptions, require_int
 from qinco.errors import ConfigError
 from qinco.packing import code_dtype
 from qinco.progress import ProgressOption, reporting
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_folder, lists_beside, write_codes_file
-from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows
-from qinco.store.codec import CHECKPOINT_SUFFIX
+from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, remove_codes
 from qinco.store.codes import Codes
 from qinco.store.folder import LOCK, check_folder_output
 from qinco.vectors.rows import VectorSource, as_source, fingerprint
 
 _ENCODED_AGAIN = 64  # vectors by which a finished file is recognised
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -192,6 +189,7 @@ class _Encoding:
                 is_started = any(CodeFolder.find(target.folder))
                 if resume and not is_started and target.path.exists() and self._is_made(overwrite):
                     report("encoding", len(self.source), len(self.source), "vector")
+                    self._remove_leftovers()
                     return 0, True
                 for path in files_of(target.path, self.codec.is_ivf):
                     check_output(path, overwrite=overwrite or (resume and is_started), inputs=inputs)
@@ -214,8 +212,15 @@ class _Encoding:
                     target.path, whole.codes, whole.lists, self.plan.codebook_size, self.codec.dim
                 ):
                     remove_temporaries(path)
-                whole.remove()
+                remove_codes(target.folder)
         return num_done, True
+
+    def _remove_leftovers(self) -> None:
+        """Remove what is left of the shards of a finished file, if a kill came while they were removed."""
+        if self.target.folder.is_dir():
+            with suppress(ConfigError):  # it is a folder of somebody else
+                check_folder_output(self.target.folder, "codes")
+                remove_codes(self.target.folder)
 
     def _prepare(self, inputs) -> None:
         """Make an output folder; raises ConfigError where nothing can be written, or an input would be replaced."""
@@ -288,7 +293,7 @@ class _Encoding:
         return reason is None
 
     def _is_current(self, folder: CodeFolder) -> bool:
-        """Whether codes are still being written to their folder; raises ConfigError if another run has replaced them."""
+        """Whether these codes are still being written; raises ConfigError if another run has taken their folder."""
         if folder.is_current():
             return True
         complete, pending = CodeFolder.find(folder.path)
@@ -343,59 +348,6 @@ class _Encoding:
             if not folder.has(shard):  # another process may have been given the same share
                 folder.write(shard, codes_NM, lists_N)
             return True
-
-
-def convert_codec(
-    codec: Codec | str | os.PathLike,
-    output: str | os.PathLike,
-    options: EncodeOptions | None = None,
-    *,
-    overwrite: bool = False,
-    inputs=(),
-) -> Codec:
-    """Write a codec in another form: .safetensors is ours, .pt the authors' checkpoint.
-
-    The authors' code cannot search over the whole beam (num_pairs): unless `options` say otherwise, a checkpoint gets
-    the paper's num_candidates and beam_width instead, with a warning.
-
-    Args:
-        codec: a codec, or the path of one in either form.
-        output: a .safetensors or .pt file.
-        options: encoding options to store; the codec's own by default.
-        overwrite: replace an existing file.
-        inputs: further files that must not be replaced.
-
-    Returns:
-        The codec with the options that were stored.
-
-    Raises:
-        ConfigError: the output cannot be written, or its form cannot hold the codec or the options.
-
-    Example:
-        >>> convert_codec("codec.safetensors", "codec.pt")
-    """
-    if not isinstance(codec, Codec):
-        inputs, codec = [*inputs, codec], Codec.load(codec)
-    output = Path(output)
-    if output.suffix.lower() not in (CHECKPOINT_SUFFIX, ".safetensors"):
-        raise ConfigError(f"output={output}: codecs are written to .safetensors (ours) or .pt (the authors') files")
-    check_output(output, overwrite=overwrite, inputs=inputs)
-    stored = options or codec.encode_options
-    stored.check_model(codec.config)
-    if output.suffix.lower() == CHECKPOINT_SUFFIX and stored.num_pairs is not None and options is None:
-        config = codec.config
-        known = checkpoint_search(config.codebook_size, config.has_preselector, config.starts_from_coarse)
-        _LOG.warning(
-            "the authors' code does not know num_pairs (C=%s B=%s): A=%s B=%s are stored; give others with A= and B=",
-            stored.num_pairs,
-            stored.beam_width,
-            known.num_candidates,
-            known.beam_width,
-        )
-        stored = known
-    converted = codec.with_options(stored)
-    converted.save(output)
-    return converted
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from qinco.search.options import SearchOptions
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
 from qinco.store.decoder import load_pairwise, save_pairwise
-from qinco.store.folder import IndexFolder, IndexWriter, read_index, write_index
+from qinco.store.folder import FolderWriter, OpenFolder, read_folder, write_folder
 
 _FILE_SUFFIXES = (".faissindex", ".safetensors", ".pt", ".npy", ".npz", ".json")
 _LEVEL_ROWS = 200_000
@@ -34,7 +34,7 @@ def save_index(index: Index, folder: str | os.PathLike) -> None:
     if (path := _as_path(folder)).suffix.lower() in _FILE_SUFFIXES and not path.is_dir():
         raise ConfigError(f"{path}: an index is saved to a folder, give a name without {path.suffix}")
     settings = settings_of(index.tables, index.options, index.next_id, index.codec_fingerprint)
-    with write_index(folder, settings) as writer:
+    with write_folder(folder, "index", settings) as writer:
         put_tables(writer, index.tables)
         if index.codec is not None:
             index.codec.save(writer.file(CODEC))
@@ -61,7 +61,7 @@ def settings_of(tables: SearchTables, options: SearchOptions, next_id: int, fing
     }
 
 
-def put_tables(writer: IndexWriter, tables: SearchTables) -> None:
+def put_tables(writer: FolderWriter, tables: SearchTables) -> None:
     """Write the fitted part of an index."""
     writer.put("centroids", tables.centroids_VD)
     writer.put("tables", tables.lookup.tables_MKD)
@@ -70,7 +70,7 @@ def put_tables(writer: IndexWriter, tables: SearchTables) -> None:
         writer.file(GRAPH).write_bytes(tables.coarse.serialize())
 
 
-def put_pairwise(writer: IndexWriter, pairwise: PairwiseDecoder, tables: SearchTables) -> None:
+def put_pairwise(writer: FolderWriter, pairwise: PairwiseDecoder, tables: SearchTables) -> None:
     """Write a pairwise decoder, with its centroids where they are not those of the index: it was fitted elsewhere."""
     is_shared = np.array_equal(pairwise.centroids_VD, tables.lookup.centroids_VD)
     save_pairwise(writer.file(PAIRWISE), replace(pairwise, centroids_VD=None) if is_shared else pairwise)
@@ -83,7 +83,7 @@ def load_index(
     path = _as_path(folder)
     if path.suffix.lower() == ".faissindex" and not path.is_dir():
         return _from_faiss(path, codec)
-    return read_index(folder, lambda opened: _load(opened, codec, device), mmap=mmap)
+    return read_folder(folder, "index", lambda opened: _load(opened, codec, device), mmap=mmap)
 
 
 def _as_path(folder) -> Path:
@@ -110,7 +110,7 @@ def _from_faiss(path: Path, codec: Codec | ProductCodec | None) -> Index:
     return Index(codec, tables, [filled])
 
 
-def _load(opened: IndexFolder, codec: Codec | ProductCodec | None, device: str) -> Index:
+def _load(opened: OpenFolder, codec: Codec | ProductCodec | None, device: str) -> Index:
     path, settings, arrays = opened.path, opened.settings, opened.arrays
     try:
         metric = Metric(settings["metric"], float(settings["radius"]))
@@ -148,7 +148,7 @@ def _load(opened: IndexFolder, codec: Codec | ProductCodec | None, device: str) 
     )
 
 
-def _codec_of(opened: IndexFolder, given, fingerprint: str | None, device: str) -> Codec | ProductCodec | None:
+def _codec_of(opened: OpenFolder, given, fingerprint: str | None, device: str) -> Codec | ProductCodec | None:
     """The codec that the folder holds, or the one that was given; raises DataError for another one."""
     if given is None:
         return load_codec(opened.files[CODEC], device) if CODEC in opened.files else None

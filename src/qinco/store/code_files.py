@@ -17,7 +17,6 @@ from qinco.vectors.formats import VectorWriter, open_array
 from qinco.vectors.mapped import file_size, map_file
 
 FILE_SUFFIXES = (".npy", ".ivecs", ".npz", ".raw")
-_BLOCK_ROWS = 1 << 16
 
 
 def is_folder(path: str | os.PathLike) -> bool:
@@ -96,7 +95,9 @@ def open_codes_file(
     return codes, None if lists is None else _open_lists(lists, codes.shape[0])
 
 
-def write_codes_file(path: str | os.PathLike, codes, lists, codebook_size: int | None, dim: int) -> list[Path]:
+def write_codes_file(
+    path: str | os.PathLike, codes, lists, codebook_size: int | None, dim: int | None, *, block_rows: int = 1 << 16
+) -> list[Path]:
     """Write codes to a file in the form of its suffix, in bounded memory.
 
     Args:
@@ -105,6 +106,7 @@ def write_codes_file(path: str | os.PathLike, codes, lists, codebook_size: int |
         lists: rows (N, 1), an array (N,), or None.
         codebook_size: K; None keeps the dtype in .npy.
         dim: D of the vectors, which .npz records.
+        block_rows: vectors that are written at once.
 
     Returns:
         The files that were written.
@@ -115,7 +117,7 @@ def write_codes_file(path: str | os.PathLike, codes, lists, codebook_size: int |
         lists = np.asarray(lists)[:, None]
     if suffix == ".npz":
         return write_npz(path, codes, lists, codebook_size, dim)
-    blocks = [slice(start, start + _BLOCK_ROWS) for start in range(0, count, _BLOCK_ROWS)]
+    blocks = [slice(start, start + block_rows) for start in range(0, count, block_rows)]
     if lists is not None:
         Path(os.path.realpath(path)).unlink(missing_ok=True)  # a kill must not leave old codes beside new lists
         written.append(lists_beside(path))

@@ -18,20 +18,23 @@ from qinco.errors import ConfigError, DataError, differences
 from qinco.packing import code_dtype
 from qinco.store.folder import (
     LOCK,
-    MANIFEST,
-    PENDING,
     FolderWriter,
-    Manifest,
     begin,
     check_files,
     check_folder_output,
+    read_current,
+    read_pending,
+    remove_stale,
+)
+from qinco.store.manifest import (
+    HEADER,
+    MANIFEST,
+    PENDING,
+    Manifest,
     parse_fields,
     path_of,
     read_content,
-    read_current,
     read_manifest,
-    read_pending,
-    remove_stale,
 )
 from qinco.vectors.concat_rows import JoinedRows
 from qinco.vectors.formats import open_array
@@ -40,7 +43,6 @@ KIND = "codes"
 MAX_SHARDS = 1 << 17
 _WANTED_SHARDS, _MIN_ROWS, _MAX_ROWS = 1024, 1 << 12, 1 << 20
 _V1_SHARD = rf"\.?(codes|lists)-\d{{5,}}({WRITER})?\.npy"
-_V1_HEADER = ("kind", "format_version")
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class CodeFolder:
         if type(is_complete) is not bool:
             raise DataError(f"{file} is damaged: complete is {is_complete!r:.50}")
         names = {"code_size": "num_codes", "search": "encode"}
-        plan = {names.get(name, name): value for name, value in content.items() if name not in _V1_HEADER}
+        plan = {names.get(name, name): value for name, value in content.items() if name not in HEADER}
         return cls(path, _plan(file, plan), None, not is_complete)
 
     @classmethod
@@ -211,14 +213,6 @@ class CodeFolder:
         if self.manifest is not None:
             _remove_stale(self.path)
 
-    def remove(self) -> None:
-        """Remove all codes and the folder, unless it holds something else; with the lock held."""
-        for name in (MANIFEST, PENDING):
-            (self.path / name).unlink(missing_ok=True)
-        _remove_stale(self.path)
-        with suppress(OSError):  # something else is there
-            self.path.rmdir()
-
     @property
     def codes(self) -> JoinedRows:
         """All codes, uint8 or uint16 (N, M), mapped from their shards."""
@@ -277,6 +271,15 @@ class CodeFolder:
             raise DataError(f"{self.path} was replaced by other codes while it was read: read it again")
 
 
+def remove_codes(path: Path) -> None:
+    """Remove all codes in a folder, and the folder unless it holds something else; with the lock held."""
+    for name in (MANIFEST, PENDING):
+        (path / name).unlink(missing_ok=True)
+    _remove_stale(path)
+    with suppress(OSError):  # something else is there
+        path.rmdir()
+
+
 def save_codes(path: Path, plan: CodePlan, codes, lists, overwrite: bool = False) -> None:
     """Write rows of codes (N, M) and of list numbers (N,), (N, 1) or None to a folder, whole or not at all."""
     check_folder_output(path, KIND)
@@ -294,8 +297,10 @@ def save_codes(path: Path, plan: CodePlan, codes, lists, overwrite: bool = False
 def _plan(file: Path, values: dict) -> CodePlan:
     try:
         plan = parse_fields(CodePlan, values)
-        if min(plan.num_codes, plan.codebook_size - 1, plan.shard_rows, plan.dim) < 1 or plan.num_shards > MAX_SHARDS:
-            raise ValueError(f"it claims impossible sizes, or {plan.num_shards} shards")
+        if min(plan.num_codes, plan.codebook_size - 1, plan.shard_rows, plan.dim) < 1:
+            raise ValueError("it claims a size of zero")
+        if plan.num_shards > MAX_SHARDS:
+            raise ValueError(f"it claims {plan.num_shards} shards")
         return plan
     except ValueError as error:
         raise DataError(f"{file} is damaged: {error!s:.200}") from None

@@ -16,7 +16,7 @@ import numpy as np
 
 from qinco.atomic import flush_folder, lock_file, remove_temporaries, write_atomically
 from qinco.errors import ConfigError, DataError, ResourceError, differences
-from qinco.store.folder import VERSIONS, parse_fields, read_content
+from qinco.store.manifest import HEADER, VERSIONS, parse_fields, read_content
 from qinco.vectors.formats import VectorWriter
 
 KIND = "decoding"
@@ -149,8 +149,8 @@ def _kept_rows(part: Path, file: BinaryIO, writer: VectorWriter, record: Record,
     labels = {"codec": "another codec", "codes": "other codes"}
     if found := differences(asdict(replace(there, rows=0)), asdict(record), labels):
         raise ConfigError(
-            f"{part} holds vectors of another run ({'; '.join(found)}): use the same model, codes and settings, or give "
-            "overwrite=true without resume to begin anew"
+            f"{part} holds vectors of another run ({'; '.join(found)}): use the same model, codes and settings, or "
+            "give overwrite=true without resume to begin anew"
         )
     if not resume:
         raise ConfigError(
@@ -171,7 +171,7 @@ def _read_record(path: Path) -> Record | None:
         return None
     try:
         content = read_content(path, KIND)
-        record = parse_fields(Record, {name: content[name] for name in content if name not in ("kind", "format_version")})
+        record = parse_fields(Record, {name: content[name] for name in content if name not in HEADER})
         if record.rows > record.num_vectors:
             raise ValueError(f"rows is {record.rows}")
         return record

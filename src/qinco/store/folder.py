@@ -14,10 +14,9 @@ import math
 import os
 import re
 import secrets
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -26,49 +25,32 @@ import numpy as np
 
 from qinco.atomic import WRITER, exclusive, flush_folder, remove_temporaries, write_atomically, write_to_disk
 from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.store.manifest import (
+    MANIFEST,
+    NAME,
+    NOUNS,
+    PENDING,
+    TOKEN,
+    Manifest,
+    StoredFile,
+    array_fields,
+    checksum,
+    path_of,
+    read_content,
+    read_manifest,
+    write_manifest,
+)
 from qinco.vectors.mapped import file_size, map_file, read_start, release_pages
 from qinco.vectors.npy_bin import npy_header
 
-MANIFEST, PENDING, LOCK = "manifest.json", "pending.json", ".lock"
-VERSIONS = {"index": 1, "codes": 2, "decoding": 1}  # the newest format version of each kind
+LOCK = ".lock"
 VERIFIED_BYTES = 256 << 20  # checksums are computed on opening, smallest files first: a tenth of a second
-MAX_MANIFEST_BYTES = 1 << 24
-_MAX_AXES = 8
 _PIECE = 1 << 24
-_NOUNS = {"index": "an index", "codes": "a folder of codes", "decoding": "a decoding"}
 
-_TOKEN = r"s[0-9a-f]{12}"
-_NAME = r"([a-z][a-z0-9_]{0,19})(\.[a-z0-9]{1,12})"
-_OURS = rf"(\.?)[a-z][a-z0-9_]{{0,19}}-({_TOKEN})({WRITER})?\.[a-z0-9]{{1,12}}"
+_OURS = rf"(\.?)[a-z][a-z0-9_]{{0,19}}-({TOKEN})({WRITER})?\.[a-z0-9]{{1,12}}"
 _STARTED = rf"{re.escape(LOCK)}|{re.escape(PENDING)}|\.(manifest|pending){WRITER}\.json|{_OURS}"
-_DTYPE = r"\|[biu]1|<[iuf][248]"
 _Manifest = TypeVar("_Manifest")
 _Loaded = TypeVar("_Loaded")
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """What a manifest says of a file: size, CRC-32 (zlib's) and, for an array, dtype and shape."""
-
-    bytes: int
-    crc32: int
-    dtype: str | None = None
-    shape: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a generation holds.
-
-    Attributes:
-        token: which files of the folder belong to it.
-        settings: JSON object of whoever wrote it.
-        files: by name without the token; `.npy` files are arrays. Empty if the generation is pending.
-    """
-
-    token: str
-    settings: dict
-    files: dict[str, StoredFile]
 
 
 @dataclass(frozen=True)
@@ -92,13 +74,14 @@ class FolderWriter:
     """Collects the files of a new generation. Each name is given once.
 
     Names are up to 20 lower-case letters, digits and underscores; those of files have a suffix, too. All methods but
-    `has` are called with the folder's lock held. 
+    `has` are called with the folder's lock held.
     """
 
     def __init__(self, folder: Path, kind: str, settings: dict, token: str | None = None):
         self.folder, self.kind, self.settings = folder, kind, settings
         self.token = token or f"s{secrets.token_hex(6)}"
         self._parts: dict[str, dict] = {}
+        self._on_disk: set[str] = set()
 
     def array(self, name: str, dtype, shape: tuple) -> np.memmap:
         """A new array on disk, to be filled before the block ends. Its space is allocated at once."""
@@ -118,7 +101,7 @@ class FolderWriter:
 
     def file(self, name: str) -> Path:
         """The path at which the caller writes the file `name` before the block ends."""
-        assert re.fullmatch(_NAME, name) and name not in self._parts
+        assert re.fullmatch(NAME, name) and name not in self._parts
         self._parts[name] = {}
         return self.path_of(name)
 
@@ -130,7 +113,8 @@ class FolderWriter:
 
     def expect(self, name: str, dtype, shape: tuple) -> None:
         """Declare an array that `add` has written, in this process or another."""
-        self._parts[f"{name}.npy"] = _array_fields(dtype, shape)
+        self._parts[f"{name}.npy"] = array_fields(dtype, shape)
+        self._on_disk.add(f"{name}.npy")
 
     def path_of(self, name: str) -> Path:
         """The path of a file, by its name with suffix."""
@@ -141,13 +125,14 @@ class FolderWriter:
         for name, entry in self._parts.items():
             path = self.path_of(name)
             entry |= {"bytes": path.stat().st_size, "crc32": checksum(path)}
-            write_to_disk(path)  # including what was written through maps
+            if name not in self._on_disk:
+                write_to_disk(path)  # including what was written through maps
         flush_folder(self.folder)
-        _write_manifest(self.folder / MANIFEST, self.kind, self.token, self.settings, self._parts)
+        write_manifest(self.folder / MANIFEST, self.kind, self.token, self.settings, self._parts)
 
     def _create(self, name: str, dtype, shape: tuple) -> BinaryIO:
         """The file of an array, with its header."""
-        entry = _array_fields(dtype, shape)
+        entry = array_fields(dtype, shape)
         file = self.file(f"{name}.npy").open("xb")
         self._parts[f"{name}.npy"] = entry
         file.write(npy_header(entry["shape"], np.dtype(dtype)))
@@ -219,7 +204,7 @@ def begin(folder: Path, kind: str, settings: dict) -> Manifest:
     text = json.dumps(settings, sort_keys=True)
     tokens = (f"s{sha256(f'{text}{number}'.encode()).hexdigest()[:12]}" for number in range(2))
     token = next(token for token in tokens if token != current)
-    _write_manifest(folder / PENDING, kind, token, settings, {})
+    write_manifest(folder / PENDING, kind, token, settings, {})
     return Manifest(token, settings, {})
 
 
@@ -289,70 +274,6 @@ def read_current(read: Callable[[], _Manifest], load: Callable[[_Manifest], _Loa
                 raise
 
 
-def read_manifest(path: str | os.PathLike, kind: str, name: str = MANIFEST) -> Manifest:
-    """What the generation in a folder consists of; raises DataError for any other folder."""
-    file = Path(path) / name
-    if not os.path.lexists(file):
-        raise DataError(f"{path} is not {_NOUNS[kind]}: it has no {name}")
-    content = read_content(file, kind)
-    try:
-        return _parse(content, VERSIONS[kind])
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is damaged: {error}") from None
-
-
-def read_content(file: Path, kind: str) -> dict:
-    """The JSON object in a file, whose `kind` and `format_version` are as expected or older.
-
-    Raises:
-        DataError: the file is missing, damaged, of another kind or of a newer version.
-    """
-    try:
-        content = _read_object(file)
-        found = content.get("format_version")
-        if content.get("kind") != kind:
-            raise DataError(f"{file} is not that of {_NOUNS[kind]}: its kind is {content.get('kind')!r:.50}")
-        if type(found) is not int or found < 1:
-            raise ValueError(f"format_version is {found!r:.50}")
-    except DataError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is damaged: {error!s:.200}") from None
-    if found > VERSIONS[kind]:
-        raise DataError(f"{file} has format version {found!r:.20}, newer than {VERSIONS[kind]}: update qinco")
-    return content
-
-
-def _read_object(file: Path) -> dict:
-    if file_size(file) > MAX_MANIFEST_BYTES:
-        raise ValueError(f"it has more than {MAX_MANIFEST_BYTES} bytes")
-    content = json.loads(read_start(file, MAX_MANIFEST_BYTES))
-    if not isinstance(content, dict):
-        raise ValueError("it is not a JSON object")
-    return content
-
-
-def parse_fields(kind: type, values: dict):
-    """A dataclass of strings, dictionaries and integers from 0 to 2⁴⁸; raises ValueError where `values` do not fit."""
-    names = {field.name for field in fields(kind)}
-    if wrong := sorted(names ^ set(values)):
-        raise ValueError(f"{wrong!s:.100} are missing or unknown")
-    for field in fields(kind):
-        value = values[field.name]
-        if type(value) is not field.type or (field.type is int and not 0 <= value < 1 << 48):
-            raise ValueError(f"{field.name} is {value!r:.100}")
-    return kind(**values)
-
-
-def is_kind(path: str | os.PathLike, kind: str) -> bool:
-    """Whether a folder's manifest, or that of its pending generation, is of a kind, in whatever version or state."""
-    for name in (MANIFEST, PENDING):
-        with suppress(OSError, ValueError, RecursionError):
-            if _read_object(Path(path) / name).get("kind") == kind:
-                return True
-    return False
-
-
 def check_folder_output(path: str | os.PathLike, kind: str) -> None:
     """Raise ConfigError unless a folder can be written: a new or empty one, or one that holds the same kind."""
     path = Path(path)
@@ -372,13 +293,7 @@ def check_folder_output(path: str | os.PathLike, kind: str) -> None:
         except DataError as error:
             raise ConfigError(f"{path} would be replaced, but {error}: remove it, or give another name") from None
     elif MANIFEST not in there and any(not re.fullmatch(_STARTED, name) for name in there):
-        raise ConfigError(f"{path} holds other files than {_NOUNS[kind]}: give the name of a new folder")
-
-
-def path_of(folder: Path, name: str, token: str) -> Path:
-    """The path of a file of a generation."""
-    stem, suffix = re.fullmatch(_NAME, name).groups()
-    return folder / f"{stem}-{token}{suffix}"
+        raise ConfigError(f"{path} holds other files than {NOUNS[kind]}: give the name of a new folder")
 
 
 def check_files(path: Path, manifest: Manifest, mmap: bool = True) -> dict[str, int | None]:
@@ -400,18 +315,6 @@ def check_files(path: Path, manifest: Manifest, mmap: bool = True) -> dict[str, 
         if (left >= 0 or not mmap) and checksum(file) != stored.crc32:
             raise DataError(f"{file} is damaged: its checksum differs from that in {MANIFEST}")
     return offsets
-
-
-def checksum(path: Path) -> int:
-    """CRC-32 of a file; raises DataError if it cannot be read."""
-    crc32 = 0
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                crc32 = zlib.crc32(piece, crc32)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    return crc32
 
 
 def _token_of(folder: Path, kind: str, name: str) -> str | None:
@@ -451,51 +354,3 @@ def _check_file(path: Path, stored: StoredFile) -> int | None:
     if read_start(path, offset) != expected:
         raise DataError(f"{path} is damaged: {MANIFEST} says {stored.dtype} {stored.shape}, its header does not")
     return offset
-
-
-def _array_fields(dtype, shape: tuple) -> dict:
-    dtype, shape = np.dtype(dtype), tuple(map(int, shape))
-    assert re.fullmatch(_DTYPE, dtype.str) and 1 <= len(shape) <= _MAX_AXES, f"{dtype} {shape} cannot be stored"
-    return {"dtype": dtype.str, "shape": shape}
-
-
-def _write_manifest(file: Path, kind: str, token: str, settings: dict, parts: dict) -> None:
-    content = {"kind": kind, "format_version": VERSIONS[kind], "token": token, "settings": settings, "files": parts}
-    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: keys are strings
-    content["crc32"] = _checksum_of_content(content)
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    assert len(text) <= MAX_MANIFEST_BYTES, "settings are not the place for data"
-    with write_atomically(file) as temporary:
-        temporary.write_text(text)
-
-
-def _parse(content: dict, version: int) -> Manifest:
-    found = content.pop("crc32", None)
-    if found != _checksum_of_content(content) or content.get("format_version") != version:
-        raise ValueError("its checksum or its version is wrong")
-    token, settings, files = (content.get(field) for field in ("token", "settings", "files"))
-    if not isinstance(token, str) or not re.fullmatch(_TOKEN, token):
-        raise ValueError(f"token is {token!r:.100}")
-    if not isinstance(settings, dict) or not isinstance(files, dict):
-        raise ValueError("settings and files are no objects")
-    return Manifest(token, settings, {name: _parse_file(name, entry) for name, entry in files.items()})
-
-
-def _parse_file(name: str, entry) -> StoredFile:
-    entry = entry if isinstance(entry, dict) else {}
-    size, crc32, dtype, shape = map(entry.get, ("bytes", "crc32", "dtype", "shape"))
-    is_array = name.endswith(".npy")
-    shape = shape if is_array and isinstance(shape, list) else []
-    is_sound = all(type(count) is int and 0 <= count < 1 << 48 for count in (size, crc32, *shape))
-    if is_sound and is_array:
-        is_sound = isinstance(dtype, str) and re.fullmatch(_DTYPE, dtype) and 1 <= len(shape) <= _MAX_AXES
-        is_sound = is_sound and 10 < size - math.prod(shape) * np.dtype(dtype).itemsize < 1 << 16
-    if not is_sound or not re.fullmatch(_NAME, name):
-        raise ValueError(f"its entry of {name!r:.100} is not possible")
-    return StoredFile(size, crc32, dtype, tuple(shape)) if is_array else StoredFile(size, crc32)
-
-
-def _checksum_of_content(content: dict) -> int:
-    """CRC-32 of the manifest without this number, as compact JSON with sorted keys in ASCII."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return zlib.crc32(text.encode("ascii"))
