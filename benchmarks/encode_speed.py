@@ -1,10 +1,10 @@
-"""What encoding and decoding cost on this machine, and what the fast ways lose: one run, a Markdown report on stdout.
+"""Measure encoding and decoding on this machine, and the error that speed costs: a Markdown report on stdout.
 
     python benchmarks/encode_speed.py [model=PATH db=PATH] [count=N] [quick]
 
 Models have random weights; a trained `model` is measured beside them, and its error on the first `count` (10,000)
-vectors of `db`. Less than eight minutes on two cores; `quick` only tries everything out. Torch's threads spin while
-they wait, and so disturb the case that follows: set GOMP_SPINCOUNT=1000.
+vectors of `db`. Takes less than eight minutes on two cores; `quick` only checks that everything runs. Set
+GOMP_SPINCOUNT=1000: torch's threads spin while they wait, which disturbs the case that follows.
 
 Shape suffixes: N vectors, D dimension, M steps, A candidates of a hypothesis, C of a vector, B hypotheses, E stream.
 """
@@ -28,11 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qinco.codec import Codec, load_codec
+from qinco.codec import Codec
 from qinco.codec.evaluate import evaluate
 from qinco.config import PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig
 from qinco.engines import native_engine, torch_engine
 from qinco.engines.engine import candidate_dtype
+from qinco.engines.packed import Encoder
 from qinco.errors import ConfigError
 from qinco.machine import processor_name, usable_cores
 from qinco.model.qinco import Qinco
@@ -42,7 +43,7 @@ from qinco.vectors.rows import as_source
 
 PAPER, MORE, PAIRS = "A=16 B=32", "A=32 B=32", ((64, 32), (64, 40), (16, 4))
 PRESELECTED = {PAPER: PAPER_SEARCH} | {f"C={C} B={B}": EncodeOptions(num_pairs=C, beam_width=B) for C, B in PAIRS}
-RULES = {True: PRESELECTED, False: {"all B=1": EncodeOptions()}}  # of models with a pre-selector and without
+RULES = {True: PRESELECTED, False: {"all B=1": EncodeOptions()}}  # by has_preselector
 SMALL = PRESETS["qinco2-S"]
 CONFIGS = {f"QINCo2-S D={D} M={M}": ModelConfig(D, M, **SMALL) for D in (128, 768) for M in (8, 16)}
 FIRST, *_ = CONFIGS
@@ -50,13 +51,13 @@ CONFIGS["QINCo1 L=2 D=128 M=8"] = ModelConfig(128, **PRESETS["qinco1"] | {"num_b
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 FAST = candidate_dtype("auto", torch.device("cpu"), CONFIGS[FIRST])
 ROWS, TRIAL_ROWS, REFERENCE_ROWS = 16_384, 16, 2000
-PLAIN_CANDIDATES = 65_536  # of a batch, as in the published code
-PASS_US, MOST_US = 1.5e5, 8e6  # of a pass; of the passes after which a case has had enough
+PLAIN_CANDIDATES = 65_536  # per batch, as in the published code
+PASS_US, MOST_US = 1.5e5, 8e6  # at least, per pass; at most, per case
 
 
 @torch.no_grad()
 def encode_plainly(model: Qinco, options: EncodeOptions, batch: int, x_ND: Tensor) -> Tensor:
-    """Codes, int64 (N, M), by the papers' algorithm as it stands: the whole network for every candidate.
+    """Codes, int64 (N, M), by the papers' algorithm as written: the whole network for every candidate.
 
     In the dtype of model and vectors, on their device; distances are float32.
     """
@@ -90,7 +91,7 @@ def encode_plainly(model: Qinco, options: EncodeOptions, batch: int, x_ND: Tenso
 class Case(NamedTuple):
     key: tuple
     threads: int
-    least: int  # vectors that it takes at once, or a few times so many
+    least: int  # vectors per pass, or a small multiple
     work: Callable[[int], object]
 
     def time(self, count: int) -> float:
@@ -102,7 +103,7 @@ class Case(NamedTuple):
         return (time.perf_counter() - begun) * 1e6
 
     def count(self) -> int:
-        """Vectors of a pass that takes long enough. Warms up as well."""
+        """Number of vectors for a pass that takes long enough to time. Also warms up."""
         groups = PASS_US * TRIAL_ROWS / min(self.time(TRIAL_ROWS), self.time(TRIAL_ROWS)) / self.least
         return min(ROWS, max(1, round(groups)) * self.least)
 
@@ -113,25 +114,25 @@ def on_both(key: tuple, least: int, work: Callable, *arrays: Tensor) -> list[Cas
 
 def native(key: tuple, model: Qinco, x_ND: Tensor, dtype: torch.dtype, rules: dict) -> Iterator[Case]:
     packed, start_ND = native_engine.pack(model, dtype), torch.zeros_like(x_ND)
-    # The second step is tabulated once some thousands of vectors have been encoded; two steps of them will do.
-    native_engine.NativeEncoder(packed, next(iter(rules.values()))).encode(x_ND[:4096], start_ND[:4096], 2)
+    # The engine tabulates the second step after some thousands of vectors; two steps are enough to trigger it.
+    packed.encode_tensors(x_ND[:4096], start_ND[:4096], next(iter(rules.values())), 2)
     for rule, options in rules.items():
-        # So many groups of vectors that one thread does not wait long for the other's last.
-        yield from on_both((*key, rule), 128, native_engine.NativeEncoder(packed, options).encode, x_ND, start_ND)
+        # Enough groups of vectors that no thread waits long for the last one.
+        yield from on_both((*key, rule), 128, Encoder(packed, options).encode, x_ND, start_ND)
 
 
 def encoding(name: str, model: Qinco, x_ND: Tensor) -> Iterator[Case]:
     rules, start_ND = RULES[model.config.has_preselector], torch.zeros_like(x_ND)
     for number, (rule, options) in enumerate(rules.items()):
         each = options.num_pairs or options.beam_width * (options.num_candidates or model.config.codebook_size)
-        tile, encoder = torch_engine.TILE_CANDIDATES // each, torch_engine.Encoder(model, options, FAST)
+        tile, encoder = torch_engine.TILE_CANDIDATES // each, Encoder(torch_engine.pack(model, FAST), options)
         for engine, rows in {"plain": PLAIN_CANDIDATES // each, "plain in cache": tile}.items() if number == 0 else ():
             yield from on_both((name, engine, rule), rows, partial(encode_plainly, model, options, rows), x_ND)
         yield from on_both((name, "torch", rule), tile, encoder.encode, x_ND, start_ND)
     more = {MORE: EncodeOptions(num_candidates=32, beam_width=32)} if model.config.has_preselector else {}
     yield from native((name, "native"), model, x_ND, FAST, rules | more)
     for level in library.LEVELS if name == FIRST else ():
-        # A level that the processor lacks is a ConfigError. Only the best multiplies bf16, so all get float32.
+        # A level that the processor lacks raises ConfigError. Only the best one has bf16, so all use float32.
         with suppress(ConfigError), mock.patch.dict(os.environ, QINCO_NATIVE_LEVEL=level):
             yield from native((name, f"native float32 {level}"), model, x_ND, torch.float32, {PAPER: PAPER_SEARCH})
 
@@ -139,13 +140,13 @@ def encoding(name: str, model: Qinco, x_ND: Tensor) -> Iterator[Case]:
 def decoding(name: str, model: Qinco, start_ND: Tensor) -> Iterator[Case]:
     codes_NM = torch.randint(model.config.codebook_size, (len(start_ND), model.config.num_steps))
     for precision, dtype in PRECISIONS.items():
-        torch_, packed = partial(torch_engine.decode, model, dtype=dtype), native_engine.pack(model, dtype)
-        for engine, decode in {"torch": torch_, "native": partial(native_engine.decode, packed)}.items():
-            yield from on_both((name, engine, precision), 256, decode, codes_NM, start_ND)
+        for engine in (torch_engine, native_engine):
+            decode = engine.pack(model, dtype).decode_tensors
+            yield from on_both((name, engine.name, precision), 256, decode, codes_NM, start_ND)
 
 
 def products() -> Iterator[Case]:
-    """Torch's products of the network's sizes: with so many rows that they fit into caches, or do not."""
+    """Torch's matrix products at the sizes of the network, with few rows (in cache) and with many."""
     for rows, (inner, outer) in product((256, 1024, 4096, 16_384), ((128, 256), (256, 128))):
         a, b = (torch.randn(shape).to(FAST) for shape in ((rows, inner), (outer, inner)))
         multiply = partial(torch.mm, a, b.T, out=torch.empty(rows, outer, dtype=FAST))
@@ -153,7 +154,7 @@ def products() -> Iterator[Case]:
 
 
 def measure(cases: list[Case], quick: bool) -> dict[tuple, float]:
-    """Median microseconds a vector of each case, {(*key, threads): us}; the cases take turns."""
+    """Median microseconds per vector of each case, {(*key, threads): us}; cases are interleaved."""
     counts, passes = [2 if quick else case.count() for case in cases], [[] for _ in cases]
     for number in range(1 if quick else 5):
         print(f"round {number + 1}: {len(cases)} cases", file=sys.stderr)
@@ -170,20 +171,20 @@ def table(columns: str, rows: list[tuple]) -> None:
 
 
 def report_times(us: dict[tuple, float], title: str, cases: list[Case], theirs: str) -> None:
-    """A table of cases, each beside the first that the engine called `theirs` has with the same model."""
+    """A table of cases, each compared with the first case of the engine `theirs` for the same model."""
     rows = []
     for key in dict.fromkeys(case.key for case in cases):
         first = next(case.key for case in cases if case.key[:2] == (key[0], theirs))
         one, two, slow, slow_two = (us[*k, threads] for k in (key, first) for threads in (1, 2))
         ratios = f"{one / two:.2f}", f"{slow / one:.1f}", f"{slow_two / two:.1f}"
         rows.append((*key, f"{one:,.1f}", f"{two:,.1f}", *ratios))
-    print(f"## {title}, us a vector")
+    print(f"## {title}, us per vector")
     table(f"model, engine, what, 1 thread, 2 threads, 1 / 2, {theirs} / this: 1, {theirs} / this: 2 threads", rows)
 
 
 def report_network(us: dict[tuple, float], products: list[Case]) -> None:
-    # A candidate takes 2L - 1 products of E x H: its first layer is tabulated. More of them run the network in all
-    # steps but the bare first and the tabulated second.
+    # A candidate takes 2L - 1 products of E x H, since its first layer is tabulated. Additional candidates run the
+    # network in every step except the first (no network) and the second (tabulated).
     rates = {case.key: 2e-3 * prod(case.key) / us[*case.key, 1] for case in products}
     rows, best = [], max(rates, key=rates.get)
     for name, config in CONFIGS.items():
@@ -192,8 +193,8 @@ def report_network(us: dict[tuple, float], products: list[Case]) -> None:
             more_us = us[name, "native", MORE, 1] - us[name, "native", PAPER, 1]
             rate = 512 * (config.num_steps - 2) * operations / more_us / 1e3
             rows.append((name, f"{more_us:,.0f}", f"{rate:.0f}", f"{rates[best]:.0f}", f"{rate / rates[best]:.0%}"))
-    print(f"## The network alone beside torch's matrix rate: {FAST}, one thread\n")
-    print("From what 512 more candidates a step cost, their selection and distances included: a lower bound.")
+    print(f"## The network alone, compared with torch's matrix rate: {FAST}, one thread\n")
+    print("Computed from the cost of 512 additional candidates per step, with selection and distances: a lower bound.")
     print(f"Torch: its best product of the network's sizes, ({best[0]}, {best[1]}) x ({best[1]}, {best[2]}).")
     table("model, 512 more us, network GFLOP/s, torch GFLOP/s, network / torch", rows)
 
@@ -218,13 +219,13 @@ def report_machine(words: list[str]) -> None:
     commit = git("rev-parse", "--short", "HEAD") + (" and changes since" if git("status", "--porcelain") else "")
     settings = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT") if name in os.environ]
     shown = [f"{key}{equals}{Path(value).name}" for key, equals, value in (word.partition("=") for word in words)]
-    print(f"""# What encoding and decoding cost
+    print(f"""# Speed of encoding and decoding
 
 Machine: {usable_cores()} cores of {processor_name()}, native level {library.level()}; torch {torch.__version__}.
 Commit: {commit}. Command: `{shlex.join([*settings, "python", "benchmarks/encode_speed.py", *shown])}`.
-Medians of up to five passes; the cases take turns. Weights are random, but for a trained model's. Native and torch
-search with candidates in {FAST}; plain: the papers' algorithm as it stands, in float32 torch, {PLAIN_CANDIDATES:,}
-candidates in a batch (in cache: {torch_engine.TILE_CANDIDATES:,}).
+Medians of up to five passes, cases interleaved. Weights are random except for a trained model. Native and torch
+evaluate candidates in {FAST}; plain is the papers' algorithm as written, in float32 torch, with {PLAIN_CANDIDATES:,}
+candidates per batch (in cache: {torch_engine.TILE_CANDIDATES:,}).
 """)
 
 
@@ -239,7 +240,7 @@ def main(words: list[str]) -> None:
     rows = 256 if quick else ROWS
     subjects = [(name, random_model(c), torch.randn(rows, c.dim, generator=random)) for name, c in CONFIGS.items()]
     if "model" in given:
-        codec = load_codec(given["model"])
+        codec = Codec.load(given["model"])
         vectors_ND = as_source(given["db"]).limit(int(given.get("count", 100 if quick else 10_000)))[:]
         x_ND = codec.model.normalize(torch.from_numpy(np.resize(vectors_ND, (rows, codec.dim))))
         subjects.append((Path(given["model"]).name, codec.model, x_ND))

@@ -1,4 +1,4 @@
-"""Encoding and decoding on a card: how fast, how near to what the card can do, and how near to the processor's result.
+"""Encoding and decoding on a GPU: speed, share of the GPU's peak, and error compared with the CPU.
 
 Shape suffixes: N vectors, D dimension, M steps, B hypotheses, C candidates.
 """
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from qinco.codec import Codec
 from qinco.config import DEFAULT_SEARCH, ENGINES, PAPER_SEARCH, EncodeOptions, ModelConfig
+from qinco.engines import torch_engine
 from qinco.engines.engine import choose_engine, make_encoder
-from qinco.engines.torch_engine import decode as decode_by_torch
 from qinco.errors import ConfigError
 from qinco.model.qinco import Qinco
 from qinco.model.random import random_model
@@ -31,13 +31,13 @@ RULES = {PAPER: PAPER_SEARCH} | {
 PLAIN = ("plain float16", PAPER)
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 ERROR_ROWS, REFERENCE_ROWS, SAME_ERROR = 10_000, 4000, 1e-3
-WANTED = {"qinco2-S": (800_000, 10), "qinco2-L": (None, 5)}  # vectors a second, times plain
+WANTED = {"qinco2-S": (800_000, 10), "qinco2-L": (None, 5)}  # vectors per second, speedup over plain torch
 WANTED_DECODED = {"on the device": 1e8, "to host memory": 2e7}
 _BLOCK = 4096
 
 
 class Subject(NamedTuple):
-    """A model on the device, vectors to encode, normalised, float32 (N, D), and whether its weights are trained."""
+    """A model on the device, normalized vectors, float32 (N, D), and whether its weights are trained."""
 
     preset: str
     model: Qinco
@@ -45,8 +45,12 @@ class Subject(NamedTuple):
     is_trained: bool
 
 
+def decode_by_torch(model: Qinco, codes_NM: Tensor, start_ND: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch_engine.pack(model, dtype).decode_tensors(codes_NM, start_ND)
+
+
 def most_vectors(setting: Setting, on_card: int) -> int:
-    """Vectors of the largest pass."""
+    """Number of vectors of the largest pass."""
     return 256 if setting.quick else on_card if setting.device.type == "cuda" else 4096
 
 
@@ -65,13 +69,13 @@ def subjects(setting: Setting) -> Iterator[Subject]:
 
 
 def operations(config: ModelConfig, options: EncodeOptions) -> float:
-    """FLOP of encoding a vector with the first layer factored: products alone, as all bf16 engines need them."""
+    """FLOP per encoded vector with a factored first layer; matrix products only."""
     D, K, E, H = config.dim, config.codebook_size, config.embed_dim, config.hidden_dim
     B = min(options.beam_width, K)
     C = options.num_pairs or B * options.num_candidates
     project = E * D if config.projects else 0
     candidate = (2 * config.num_blocks - 1) * E * H + project
-    hypothesis = K * D + D * E + E * H  # the pre-selector's distances, and what a reconstruction adds
+    hypothesis = K * D + D * E + E * H  # pre-selection, and the first layer's part per reconstruction
     return 2 * ((config.num_steps - 1) * (C * candidate + B * hypothesis) + K * D)
 
 
@@ -79,7 +83,7 @@ def operations(config: ModelConfig, options: EncodeOptions) -> float:
 
 
 def encode(setting: Setting) -> None:
-    """Figure 1: vectors a second beside the plain float16 module, in parts of what the card can do."""
+    """Figure 1: vectors per second, compared with the plain float16 module and with the GPU's peak."""
     size, num_bytes = (256, 1 << 20) if setting.device.type != "cuda" else (8192, 1 << 32)
     best = matrix_rate(setting.device, size)
     copied = copy_rate(setting.device, num_bytes)
@@ -88,7 +92,7 @@ def encode(setting: Setting) -> None:
     for number, subject in enumerate(subjects(setting)):
         try:
             _encode(setting, subject, best, setting.at(0.5 if number == 0 else 0.8))
-        except Exception as error:  # the other model's figures are wanted all the same
+        except Exception as error:  # still measure the other model
             print(f"**{subject.preset} failed: {brief(error)}**\n", flush=True)
             failures.append(error)
     if failures:
@@ -121,7 +125,7 @@ def _encode(setting: Setting, subject: Subject, best: float, until: float) -> No
         relative = None if error is None else error / errors.get(("torch", PAPER), error)
         rows.append((*key, rate, ratio, error, relative, *flops))
     columns = "engine|rule|vectors/s|/ plain|MSE|/ MSE of A=16 B=32"
-    table(f"{columns}|GFLOP a vector|TFLOP/s|of the matrix rate", rows)
+    table(f"{columns}|GFLOP per vector|TFLOP/s|of the matrix rate", rows)
     _verdict(setting, subject, cases, found, errors)
 
 
@@ -135,8 +139,8 @@ def _codings(plain: Callable, encoders: dict) -> dict[tuple, Callable[[Tensor], 
 
 
 def engines(model: Qinco) -> dict[tuple[str, str], object]:
-    """Encoders by engine and rule, candidates in bf16; says which engines cannot run here, and why."""
-    print(f"engine=auto is {choose_engine('auto', model.config, model.device)} here.")
+    """Encoders by engine and options, with bf16 candidates. Prints which engines cannot run here, and why."""
+    print(f"engine=auto is {choose_engine('auto', model.config, model.device).name} here.")
     found, reasons = {}, {}
     for engine, (rule, options) in product(ENGINES[1:], RULES.items()):
         try:
@@ -158,7 +162,7 @@ def mse(model: Qinco, x_ND: Tensor, code: Callable[[Tensor], Tensor]) -> float:
 
 
 def _verdict(setting: Setting, subject: Subject, cases: dict, found: dict, errors: dict) -> None:
-    """The fastest case at the error of A=16 B=32, or with C=128 B=64 where there are no errors, and its kernels."""
+    """The fastest case with at most the error of A=16 B=32 (C=128 B=64 if errors are unknown), and its kernels."""
     exact = errors.get(("torch", PAPER))
     ours = {key: rate for key, rate in found.items() if key != PLAIN and isinstance(rate, float)}
     if exact is None:
@@ -166,16 +170,16 @@ def _verdict(setting: Setting, subject: Subject, cases: dict, found: dict, error
     else:
         equal = {key: rate for key, rate in ours.items() if errors[key] <= exact * (1 + SAME_ERROR)}
     if not equal:
-        print("No case of ours ran.")
+        print("No case ran.")
         return
     key = max(equal, key=equal.get)
     rate, plain = equal[key], found[PLAIN]
     wanted, times = WANTED[subject.preset]
-    goal = f"at least {times} x plain" + (f" and {wanted:,} vectors a second" if wanted else "")
+    goal = f"at least {times} x plain" + (f" and {wanted:,} vectors per second" if wanted else "")
     ratio = f"{rate / plain:.1f} x plain" if isinstance(plain, float) else "plain failed"
     judged = "within 0.1 % of the error of A=16 B=32" if exact else "errors unknown: C=128 B=64 taken as equal"
-    print(f"**Figure 1, {subject.preset}: {' '.join(key)}, {rate:,.0f} vectors a second, {ratio}** ({judged}; ", end="")
-    print(f"wanted: {goal}).\n")
+    print(f"**Figure 1, {subject.preset}: {' '.join(key)}, {rate:,.0f} vectors per second, {ratio}** ", end="")
+    print(f"({judged}; wanted: {goal}).\n")
     if time.monotonic() < setting.until:
         count = pass_size(cases[key], len(subject.x_ND), setting.device)
         report_kernels(f"{count:,} vectors", partial(cases[key], count), setting.device)
@@ -185,12 +189,12 @@ def _verdict(setting: Setting, subject: Subject, cases: dict, found: dict, error
 
 
 def decode(setting: Setting) -> None:
-    """Figure 2: vectors a second on the device and to host memory."""
+    """Figure 2: vectors per second, kept on the device and copied to host memory."""
     codec = setting.codec()
     if codec is None:
         codec = Codec(random_model(setting.config("qinco2-S")).to(setting.device), DEFAULT_SEARCH)
     model, most = codec.model, most_vectors(setting, 1 << 20)
-    shape = (most, codec.code_size)
+    shape = (most, codec.num_codes)
     codes_NM = torch.randint(codec.config.codebook_size, shape, generator=torch.Generator().manual_seed(0))
     host_codes, codes_NM = codes_NM.numpy().astype(np.uint8), codes_NM.to(setting.device)
     cases = {}
@@ -211,7 +215,7 @@ def decode(setting: Setting) -> None:
 
 @torch.no_grad()
 def error(setting: Setting) -> None:
-    """Figure 4: the device's error beside that of float32 on the processor, on the same vectors."""
+    """Figure 4: the device's error compared with float32 on the CPU, for the same vectors."""
     codec = setting.codec()
     if codec is None:
         print("Left out: it needs a trained codec (parts=train, or model=).")

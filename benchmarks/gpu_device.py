@@ -1,4 +1,4 @@
-"""What the GPU benchmark measures with: times, kernels, how busy a card is, and what it can do at best.
+"""Measurements of a GPU: times, kernels, utilization, peak rates.
 
 Every function takes the device; on the processor the same calls use its clock, so that they can be tried without a
 card. Counts are of vectors, times in seconds.
@@ -23,13 +23,13 @@ _SMI = ("nvidia-smi", "--format=csv,noheader,nounits")
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait for the device to finish its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """From an idle device until it has done the work: by its own events, which the host's part delays as well."""
+    """Seconds from an idle device to the end of the work, by device events; includes delays by the host."""
     synchronize(device)
     if device.type != "cuda":
         begun = time.perf_counter()
@@ -44,7 +44,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def pass_size(work: Callable[[int], object], most: int, device: torch.device) -> int:
-    """Vectors, `most` at most, of which a pass takes long enough to be timed. Warms up as well."""
+    """Number of vectors, at most `most`, for a pass that takes long enough to time. Also warms up."""
     count = min(most, 128)
     while True:
         work(count)
@@ -57,7 +57,7 @@ def pass_size(work: Callable[[int], object], most: int, device: torch.device) ->
 def rates(
     cases: dict[Hashable, Callable[[int], object]], most: int, device: torch.device, until: float
 ) -> dict[Hashable, float | str]:
-    """Vectors a second of each case, the median of several passes, in which the cases take turns.
+    """Vectors per second of each case: the median of several passes, with cases interleaved.
 
     cases: `work(count)` on the first `count` vectors
     until: the monotonic clock after which no further round begins; each case that runs has one pass at least
@@ -70,7 +70,7 @@ def rates(
         try:
             counts[key] = pass_size(work, most, device)
             passes[key] = []
-        except Exception as error:  # whatever one engine does wrong must not cost the others' figures
+        except Exception as error:  # a failing engine must not stop the others
             failed[key] = brief(error)
     for number in range(ROUNDS):
         for key, taken in passes.items():
@@ -80,16 +80,16 @@ def rates(
 
 
 def brief(error: BaseException) -> str:
-    """An error in one line that does not break a table."""
+    """An error as one line that fits in a table."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}".replace("|", "/")
 
 
 def kernels(work: Callable[[], object], device: torch.device) -> list[tuple[str, int, float]]:
-    """(name, calls, seconds on the device) of every kernel of `work`, longest first; operators on the processor."""
+    """(name, calls, seconds on the device) of every kernel of `work`, longest first; operators for a CPU."""
     on_card = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_card else [])
-    with profile(activities=activities):  # the first use of the profiler takes long
+    with profile(activities=activities):  # the first use of the profiler is slow
         torch.zeros(1, device=device).add_(1)
         synchronize(device)
     with profile(activities=activities) as found:
@@ -105,7 +105,7 @@ def kernels(work: Callable[[], object], device: torch.device) -> list[tuple[str,
 
 
 class BusyShare:
-    """Inside its `with`, nvidia-smi samples the share of time in which any kernel runs on the card."""
+    """A context in which nvidia-smi samples the share of time with a running kernel."""
 
     def __init__(self, device: torch.device):
         self._command = [*_SMI, "--query-gpu=utilization.gpu", f"--id={device.index or 0}"]
@@ -114,7 +114,7 @@ class BusyShare:
         self.samples: list[int] = []
 
     def _sample(self) -> None:
-        # The card's figure is about the last sixth of a second to a second. No nvidia-smi: no samples.
+        # Each sample covers the last 1/6 to 1 s. Without nvidia-smi there are no samples.
         with suppress(OSError, subprocess.SubprocessError, ValueError):
             while not self._ended.wait(0.5):
                 self.samples.append(int(subprocess.check_output(self._command, text=True, timeout=20)))
@@ -134,7 +134,7 @@ class BusyShare:
 
 
 def card(device: torch.device) -> str:
-    """The device in words, with its driver."""
+    """Name of the device and its driver."""
     if device.type != "cuda":
         return "no card: this run only tries the script out, on the processor"
     found = torch.cuda.get_device_properties(device)
@@ -149,7 +149,7 @@ def card(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> str:
-    """Memory that torch has held on the card at most."""
+    """Peak memory that torch has held on the device."""
     return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB" if device.type == "cuda" else "not measured"
 
 
@@ -161,7 +161,7 @@ def matrix_rate(device: torch.device, size: int) -> float:
 
 
 def copy_rate(device: torch.device, num_bytes: int) -> float:
-    """Bytes read and written a second by a copy on the device."""
+    """Bytes read and written per second by a copy on the device."""
     source = torch.empty(num_bytes, dtype=torch.uint8, device=device).random_(0, 256)
     target = torch.empty_like(source)
     return 2 * num_bytes / _median_seconds(lambda: target.copy_(source), device)

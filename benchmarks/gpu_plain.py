@@ -1,4 +1,4 @@
-"""The plain version that the GPU benchmark compares with: QINCo2 in straightforward torch, as one writes it at first.
+"""The baseline of the GPU benchmark: QINCo2 in straightforward torch.
 
 Its encoder is `encode_speed.encode_plainly`. Training encodes every batch with it and then walks through the steps; it
 starts, shuffles, counts, redraws and schedules as ours does, so that only the way of computing differs.
@@ -21,7 +21,7 @@ from qinco.model.qinco import Qinco
 from qinco.training.codebooks import CodewordUse, redraw_unused
 from qinco.training.loop import prefix_losses
 from qinco.training.options import TrainOptions
-from qinco.training.schedule import Plan
+from qinco.training.schedule import StepPlan, make_schedule
 from qinco.vectors.rows import VectorSource
 
 _BATCH = PLAIN_CANDIDATES // (PAPER_SEARCH.num_candidates * PAPER_SEARCH.beam_width)
@@ -34,7 +34,7 @@ def half_encoder(model: Qinco) -> Callable[[Tensor], Tensor]:
 
 
 class PlainReport(NamedTuple):
-    """Steps done since the beginning, seconds that they took, and the error in data space at the end of an epoch."""
+    """Steps so far, their seconds, and the error in data space at the end of an epoch."""
 
     step: int
     seconds: float
@@ -44,8 +44,9 @@ class PlainReport(NamedTuple):
 def train_plainly(
     model: Qinco, train: VectorSource, valid: VectorSource, options: TrainOptions
 ) -> Iterator[PlainReport]:
-    """Train a model that has been started, under bf16 autocast; a report after each step and each epoch."""
-    device, plan = model.device, Plan.of(options, len(train))
+    """Train an initialized model under bf16 autocast; yields a report after each step and each epoch."""
+    device, plan = model.device, StepPlan.from_options(options, len(train))
+    schedule = make_schedule(options, plan)
     x_ND, random = torch.from_numpy(train[:]), torch.Generator().manual_seed(options.seed)
     optimizer = torch.optim.AdamW(model.parameters(), plan.lr, weight_decay=options.weight_decay)
     use, step, begun = CodewordUse(model), 0, time.monotonic()
@@ -55,17 +56,17 @@ def train_plainly(
             start_ND = model.start(len(rows_N))
             with torch.autocast(device.type, torch.bfloat16):
                 codes_NM = encode_plainly(model, PAPER_SEARCH, _BATCH, batch_ND)
-            # A context of its own: autocast would reuse weights that were cast without gradients.
+            # A separate context: autocast would otherwise reuse weights that were cast without gradients.
             with torch.autocast(device.type, torch.bfloat16):
                 loss = prefix_losses(model, batch_ND, start_ND, codes_NM, use) / len(rows_N)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_value_(model.parameters(), options.grad_clip)
             for group in optimizer.param_groups:
-                group["lr"] = plan.rate(options, step)
+                group["lr"] = schedule.rate(step)
             optimizer.step()
             step += 1
-            float(loss.detach())  # a loop shows its loss, and waits for it
+            float(loss.detach())  # as a training loop that prints its loss, and so waits for it
             yield PlainReport(step, time.monotonic() - begun, None)
         if epoch + 1 < options.epochs:
             redraw_unused(model, use, options.redraw, random)

@@ -1,4 +1,4 @@
-"""What the parts of the GPU benchmark share: their data, their codec, their time, and how a report looks."""
+"""Shared by the parts of the GPU benchmark: data, codec, time limit, and report."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ from qinco.native import library
 from qinco.vectors.rows import VectorSource, open_vectors
 
 ROOT = Path(__file__).parent.parent
-TRAINED = ("s8", "trained")  # codecs that earlier parts leave behind, the best first
+TRAINED = ("s8", "trained")  # codecs written by earlier parts, the best first
 _TINY = {"codebook_size": 64, "num_blocks": 1, "embed_dim": 32, "hidden_dim": 32}
 _TINY_STEPS = {8: 3, 16: 4}
 _TINY_ROWS = {"train": 1500, "base": 500, "query": 50}
@@ -28,7 +28,7 @@ _TINY_ROWS = {"train": 1500, "base": 500, "query": 50}
 
 @dataclass(frozen=True)
 class Setting:
-    """`until`: the monotonic clock at which the part is to have ended; `epochs`: of the table's runs, if given."""
+    """Arguments of a part; `until` is the monotonic time at which it must end."""
 
     data: Path
     output: Path
@@ -40,11 +40,11 @@ class Setting:
 
     @property
     def left(self) -> float:
-        """Seconds until the part is to end; negative after that."""
+        """Seconds until the part must end; negative after that."""
         return self.until - time.monotonic()
 
     def at(self, share: float) -> float:
-        """The monotonic clock when so much of the time that is left now will have passed."""
+        """The monotonic time after a share of the remaining time."""
         return time.monotonic() + share * self.left
 
     def vectors(self, name: str) -> VectorSource:
@@ -53,7 +53,7 @@ class Setting:
         return source.limit(_TINY_ROWS[name]) if self.quick else source
 
     def sizes(self, num_steps: int) -> dict:
-        """Fields of ModelConfig besides a preset's."""
+        """Fields of ModelConfig in addition to a preset's."""
         return {"num_steps": _TINY_STEPS[num_steps], **_TINY} if self.quick else {"num_steps": num_steps}
 
     def config(self, preset: str) -> ModelConfig:
@@ -61,48 +61,48 @@ class Setting:
         return ModelConfig(self.vectors("base").dim, **PRESETS[preset] | self.sizes(8))
 
     def codec(self, device: torch.device | str | None = None) -> Codec | None:
-        """The trained QINCo2-S: the one given, or what an earlier part has left; on the setting's device or another."""
+        """The trained QINCo2-S: `model`, or the one written by an earlier part; None if there is none."""
         paths = [self.output / f"{name}.safetensors" for name in TRAINED]
         path = self.model or next((path for path in paths if path.exists()), None)
         return None if path is None else Codec.load(path, device or self.device)
 
 
 def table(columns: str, rows: list[tuple]) -> None:
-    """Print a Markdown table; `columns` are separated by bars."""
+    """Print a Markdown table; `columns` are separated by `|`."""
     lines = [columns, "|".join(["---"] * (columns.count("|") + 1)), *("|".join(map(shown, row)) for row in rows)]
     print("\n" + "\n".join(f"| {line.replace('|', ' | ')} |" for line in lines) + "\n")
 
 
 def shown(cell) -> str:
-    """A cell of a table: large numbers without, small ones with decimals."""
+    """A cell of a table: large numbers without decimals."""
     if not isinstance(cell, float):
         return "–" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell)
     return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.4g}"
 
 
 def report_kernels(what: str, work: Callable[[], object], device: torch.device) -> None:
-    """The kernels of some work that take longest, and their share of the time that the work takes unobserved."""
+    """Print the slowest kernels of `work` and their share of its time without the profiler."""
     try:
         work()
         seconds, found = seconds_of(work, device), kernels(work, device)
-    except Exception as error:  # a profiler that does not run here must not cost the figures that follow
-        print(f"Where the time of {what} goes is not known: {brief(error)}")
+    except Exception as error:  # continue without a profiler
+        print(f"The profiler failed for {what}: {brief(error)}")
         return
     busy, rest = sum(row[2] for row in found), found[12:]
-    print(f"Where the time goes: {what} take {seconds * 1e3:.4g} ms; ", end="")
-    print(f"their kernels run for {busy * 1e3:.4g} ms, {busy / seconds:.0%} of it.")
+    print(f"Kernels: {what} take {seconds * 1e3:.4g} ms, of which kernels run for {busy * 1e3:.4g} ms ", end="")
+    print(f"({busy / seconds:.0%}).")
     rows = [(name[:90].replace("|", "/"), calls, took * 1e3, f"{took / busy:.1%}") for name, calls, took in found[:12]]
     rows.append((f"{len(rest)} others", sum(row[1] for row in rest), sum(row[2] for row in rest) * 1e3, ""))
     table("kernel|calls|ms|share of all kernels", rows)
 
 
 def report_machine(setting: Setting, words: list[str], commit: str | None) -> None:
-    """The beginning of the report: the card, what it runs, and what was run."""
+    """Print the head of the report: device, versions, commit and command."""
     versions = [f"{name} {version(name)}" for name in ("torch", "numpy", "triton", "faiss")]
     settings = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS",) if name in os.environ]
     shown_words = [f"{key}{equals}{Path(value).name}" for key, equals, value in (word.partition("=") for word in words)]
     native = library.level() if library.is_available() else "not built"
-    print(f"""# One card at its limit: training, encoding, decoding
+    print(f"""# Training, encoding and decoding on one GPU
 
 - {card(setting.device)}
 - {usable_cores()} cores of {processor_name()}, native level: {native}
@@ -111,11 +111,11 @@ def report_machine(setting: Setting, words: list[str], commit: str | None) -> No
 - `{shlex.join([*settings, "python", "benchmarks/gpu_speed.py", *shown_words])}`
 """)
     if setting.quick:
-        print("**`quick`: tiny models on few vectors. Nothing below is a result.**\n")
+        print("**`quick`: tiny models on few vectors. The figures below mean nothing.**\n")
 
 
 def version(module: str) -> str:
-    """The version of a package, or that it is not there."""
+    """The version of a package, or "not installed"."""
     try:
         return import_module(module).__version__
     except ImportError:

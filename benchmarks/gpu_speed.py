@@ -1,21 +1,21 @@
-"""Builds, checks and measures everything on one GPU in one call: a Markdown report on stdout and in the output folder.
+"""Build, check and measure everything on one GPU: a Markdown report on stdout and in the output folder.
 
     python benchmarks/gpu_speed.py subset SIFT_FOLDER OUTPUT_FOLDER
     python benchmarks/gpu_speed.py data=FOLDER output=FOLDER [parts=PART,...] [device=cuda] [minutes=9] [model=PATH]
         [epochs=N] [commit=TEXT] [quick]
 
-`subset` cuts what fits where little can be taken: 150,000 training and 50,000 base vectors, all queries, and their
-exact neighbours. The parts, run in this order, all unless told otherwise: build, check, train, encode, decode, error,
-table. Each runs in a process of its own and is stopped when its share of the minutes is over, and the report is written
-as it grows, so that nothing that was measured gets lost. Codecs stay in the output folder: `encode`, `decode` and
-`error` take the trained QINCo2-S from there (or `model`; random weights where there is none), and `table` continues its
-runs, which have `epochs` or as many as their time allows. A call replaces the report of the one before. `quick
-device=cpu` only tries everything out.
+`subset` copies a small data set: 150,000 training and 50,000 base vectors, all queries, and their exact neighbours.
 
-Where a call may take ten minutes and three can be had, `parts=train`, then all but `train` and `table` with
-`model=trained.safetensors`, then `parts=table` measure more than one call of everything.
+The parts are build, check, train, encode, decode, error and table, in this order; all of them by default. Each runs in
+its own process, which is stopped when its share of the minutes is over. The report is written as it grows, so no result
+is lost. Codecs stay in the output folder: `encode`, `decode` and `error` use the trained QINCo2-S from there (or
+`model`, or random weights), and `table` continues its runs for `epochs` epochs, or as many as time allows. Each call
+replaces the report of the previous one. `quick device=cpu` only checks that everything runs.
 
-Needs nothing but torch, numpy and the package's own requirements, and no installation: it runs the code beside it.
+If a call is limited to ten minutes, three calls measure more than one: `parts=train`, then all parts but `train` and
+`table` with `model=trained.safetensors`, then `parts=table`.
+
+Needs only the package's own requirements and no installation: it runs the code of this checkout.
 """
 
 import os
@@ -28,24 +28,24 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# Each part's share of the time, as a weight among those still to come, and its heading.
+# Weight of each part's share of the remaining time, and its heading.
 PARTS = {
     "build": (4, "Native kernels"),
     "check": (3, "Tests on the device"),
-    "train": (7, "Training QINCo2-S beside plain torch"),
+    "train": (7, "Training QINCo2-S, compared with plain torch"),
     "encode": (4, "Encoding"),
     "decode": (1, "Decoding"),
-    "error": (1, "Error beside float32 on the processor"),
+    "error": (1, "Error compared with float32 on the CPU"),
     "table": (6, "Codecs of the SIFT subset"),
 }
 KEYS = {"data", "output", "parts", "device", "minutes", "model", "epochs", "commit", "quick"}
-OWN_KEYS = {"part", "seconds"}  # what a part's process is told besides
+OWN_KEYS = {"part", "seconds"}  # added for a part's process
 GRACE = 15
 TRAINING_ROWS, BASE_ROWS, NEIGHBOURS = 150_000, 50_000, 100
 
 
 class Report:
-    """Lines on stdout and in a file, both at once."""
+    """Writes to stdout and to a file."""
 
     def __init__(self, path: Path):
         self._file = path.open("w")
@@ -57,7 +57,7 @@ class Report:
 
 
 def run_part(part: str, words: list[str], seconds: float, report: Report) -> int:
-    """Run a part in a process of its own, its output into the report; kills it when it takes too long."""
+    """Run a part in its own process and add its output to the report; kill it when its time is over."""
     command = [sys.executable, __file__, *words, f"part={part}", f"seconds={seconds:.0f}"]
     path = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
@@ -77,7 +77,7 @@ def run_part(part: str, words: list[str], seconds: float, report: Report) -> int
 
 
 def measure(given: dict[str, str], words: list[str]) -> int:
-    """All parts in order; 0, or 1 where one of them failed, or 2 where nothing can be run."""
+    """Run all parts in order; returns 0, 1 if one failed, or 2 if none can run."""
     parts = given.get("parts", ",".join(PARTS)).split(",")
     if unknown := set(parts) - set(PARTS):
         print(f"unknown part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}", file=sys.stderr)
@@ -99,18 +99,18 @@ def measure(given: dict[str, str], words: list[str]) -> int:
     return int(failed)
 
 
-# Within a part's process
+# In a part's process
 
 
 def work(given: dict[str, str], words: list[str]) -> int:
-    """Run one part and print its section; 1 where it fails, 2 without the device."""
+    """Run one part and print its section; returns 2 without the device."""
     import torch
     from gpu_device import brief, peak_memory
     from gpu_setting import Setting, report_machine
 
     begun, device = time.monotonic(), torch.device(given.get("device", "cuda"))
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("this machine has no GPU that torch can use: device=cpu quick tries the script out without one")
+        print("torch sees no GPU on this machine. To try the script without one, add device=cpu quick")
         return 2
     setting = Setting(
         data=Path(given["data"]), output=Path(given["output"]), device=device, quick="quick" in given,
@@ -131,7 +131,7 @@ def work(given: dict[str, str], words: list[str]) -> int:
 
 
 def part_of(name: str):
-    """The function of a part; its modules are imported by no other part."""
+    """The function of a part; imports the modules that only this part needs."""
     if name in ("train", "table"):
         import gpu_training
 
@@ -144,7 +144,7 @@ def part_of(name: str):
 
 
 def build(setting) -> None:
-    """Compile the native engine in place; without a compiler torch does what the processor has to do."""
+    """Compile the native engine in place; without a compiler, torch is used on the CPU."""
     compiler = os.environ.get("CXX", "c++").split()[0]
     if shutil.which(compiler) is None:
         print(f"There is no C++ compiler ({compiler}): torch is used on the processor.")
@@ -159,13 +159,13 @@ def build(setting) -> None:
 
 
 def check(setting) -> None:
-    """The marked tests; warnings of libraries that are newer than those pinned do not fail them."""
+    """Run the GPU tests, without turning warnings into errors: libraries may be newer than the pinned ones."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "tests"]
     log = setting.output / "check.log"
     code = ended(command, log, setting.left)
     lines = log.read_text(errors="replace").splitlines() or [""]
     counted = f"`pytest -m gpu`: {lines[-1].strip(' =')}"
-    print(counted if code is not None else f"`pytest -m gpu`: **not ended in time**; the last line: {lines[-1]}")
+    print(counted if code is not None else f"`pytest -m gpu`: **not finished in time**; last line: {lines[-1]}")
     failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     print("\n".join(f"- {line[:200]}" for line in failures[:20]))
     print({0: "All passed.", 5: "No test is marked."}.get(code, "**Not all passed: see check.log.**"))
@@ -174,7 +174,7 @@ def check(setting) -> None:
 
 
 def ended(command: list[str], log: Path, seconds: float) -> int | None:
-    """The exit code of a command that is run in the checkout, its output in a file; None where it takes too long."""
+    """Run a command in the checkout, with its output in a file; returns its exit code, None if it took too long."""
     with log.open("w") as file:
         try:
             return subprocess.run(command, cwd=ROOT, stdout=file, stderr=file, timeout=seconds).returncode
@@ -183,7 +183,7 @@ def ended(command: list[str], log: Path, seconds: float) -> int | None:
 
 
 def subset(source: Path, target: Path) -> None:
-    """Cut the first vectors of a SIFT folder, with the exact neighbours among them."""
+    """Copy the first vectors of a SIFT folder and compute the exact neighbours among them."""
     sys.path.insert(0, str(ROOT / "src"))
     from qinco.search import exhaustive
     from qinco.vectors.formats import write_vectors
@@ -219,7 +219,7 @@ def main(words: list[str]) -> int:
     if wrong:
         print("\n".join([*wrong, __doc__.partition("\n\n")[2].partition("\n\n")[0]]), file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part's process is stopped as well
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # also stops the part's process
     return work(given, words) if "part" in given else measure(given, words)
 
 

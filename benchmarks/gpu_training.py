@@ -1,4 +1,4 @@
-"""Training on a card: how long until the paper's error, how busy the card is, and what codecs it gives."""
+"""Training on a GPU: time to the error of the paper's recipe, utilization, and quality of the codecs."""
 
 import signal
 import sys
@@ -15,21 +15,20 @@ from gpu_plain import train_plainly
 from gpu_setting import Setting, report_kernels, table
 
 from qinco.codec import Codec
-from qinco.codec.fit import fit
-from qinco.codec.plan import Run, plan_run, split_validation
+from qinco.codec.plan import TrainingPlan, plan_training, split_validation
 from qinco.maths.metrics import recall
 from qinco.model.qinco import Qinco
 from qinco.search import exhaustive
 from qinco.store.run_state import load_state, state_path
-from qinco.training.codebooks import start_model
+from qinco.training.codebooks import initialize_model
 from qinco.training.loop import EpochReport, StepReport, Training
 from qinco.training.processes import Processes
-from qinco.training.schedule import Plan
+from qinco.training.schedule import StepPlan
 from qinco.vectors.formats import read_integers
 from qinco.vectors.rows import VectorSource
 
 PAPER = {"recipe": "paper", "epochs": 10, "batch_size": 1024}
-TRIALS = (2, 4, 10)  # epochs of our own recipe: the fewest that reach the paper's error count
+TRIALS = (2, 4, 10)  # epochs of the default recipe; the fewest that reach the paper's error count
 WANTED_TIMES = 4
 PLAIN_SHARE, PAPER_SHARE = 0.5, 0.6
 WARM_STEPS, TIMED_STEPS = 5, 20
@@ -39,7 +38,7 @@ FAISS_ROWS = 50_000
 
 
 def fit_until(until: float, source: VectorSource, preset: str, output: Path, device, **settings):
-    """Train with `fit` until its end or the monotonic clock `until`, where its state is saved.
+    """Train to the end, or to the monotonic time `until`, when the state is saved.
 
     Returns the best codec so far, the reports of the epochs, and whether the run came to its end.
     """
@@ -51,21 +50,23 @@ def fit_until(until: float, source: VectorSource, preset: str, output: Path, dev
             print(f"{time.strftime('%X')} {output.name}: epoch {report.epoch}, MSE {report.mse:,.0f}", file=sys.stderr)
         if isinstance(report, EpochReport | StepReport) and time.monotonic() > until and not late:
             late.append(True)
-            signal.raise_signal(signal.SIGINT)  # `fit` saves and stops between two steps, as for Ctrl-C
+            signal.raise_signal(signal.SIGINT)  # training saves its state and stops, as for Ctrl-C
 
     try:
-        return fit(source, preset, output=output, device=device, on_report=follow, **settings), epochs, True
+        return Codec.fit(source, preset, output=output, device=device, on_report=follow, **settings), epochs, True
     except KeyboardInterrupt:
         if not late:
             raise
         return Codec.load(output, device), epochs, False
 
 
-def first_steps(run: Run, train: VectorSource, valid: VectorSource, device) -> tuple[Training, Callable[[int], None]]:
-    """A run that has been started and warmed up, and `go(count)`, which takes so many further steps of it."""
-    model = Qinco.empty(run.model).to_empty(device=device)
-    start_model(model, train, run.train, None)
-    training = Training(model, train, valid, run.train, run.encode, Processes(device))
+def first_steps(
+    run: TrainingPlan, train: VectorSource, valid: VectorSource, device
+) -> tuple[Training, Callable[[int], None]]:
+    """A training run after warm-up, and `go(count)`, which runs `count` more steps."""
+    model = Qinco.empty(run.model_config).to_empty(device=device)
+    initialize_model(model, train, run.train_options, None)
+    training = Training(model, train, valid, run.train_options, run.encode_options, Processes(device))
     reports = (report for report in training.run() if isinstance(report, StepReport))
 
     def go(count: int) -> None:
@@ -80,15 +81,16 @@ def first_steps(run: Run, train: VectorSource, valid: VectorSource, device) -> t
 
 
 def train(setting: Setting) -> None:
-    """Figure 3: seconds until the error of the paper's recipe after ten epochs, by plain torch and by ours."""
+    """Figure 3: seconds to the error of ten epochs of the paper's recipe, for plain torch and for qinco."""
     source = setting.vectors("train")
     settings = setting.sizes(8) | PAPER
     if setting.quick:
         settings |= {"epochs": 2, "batch_size": 256}
-    run = plan_run(source, "qinco2-S", None, None, settings.pop("recipe"), settings)
-    parts = split_validation(source, None, run.model.codebook_size)
+    run = plan_training(source, "qinco2-S", settings, recipe=settings.pop("recipe"))
+    parts = split_validation(source, None, run.model_config.codebook_size)
     print(
-        f"{len(parts[0]):,} training and {len(parts[1]):,} validation vectors, batches of {run.train.batch_size:,}.\n"
+        f"{len(parts[0]):,} training and {len(parts[1]):,} validation vectors, "
+        f"batches of {run.train_options.batch_size:,}.\n"
     )
     rows = [plain := _train_plainly(setting, run, *parts)]
     if plain[3] is None:
@@ -112,13 +114,13 @@ def train(setting: Setting) -> None:
         _profile(setting, source, *parts)
 
 
-def _train_plainly(setting: Setting, run: Run, train: VectorSource, valid: VectorSource) -> tuple:
-    """A row of the table; without an error where the whole run would take too long and its time is extrapolated."""
+def _train_plainly(setting: Setting, run: TrainingPlan, train: VectorSource, valid: VectorSource) -> tuple:
+    """A row of the table; without an error if the run was too long and its time is extrapolated."""
     until = setting.at(PLAIN_SHARE)
-    model = Qinco.empty(run.model).to_empty(device=setting.device)
-    start_model(model, train, run.train, None)
-    steps, epochs, warm = Plan.of(run.train, len(train)).total_steps, 0, None
-    for report in train_plainly(model, train, valid, run.train):
+    model = Qinco.empty(run.model_config).to_empty(device=setting.device)
+    initialize_model(model, train, run.train_options, None)
+    steps, epochs, warm = StepPlan.from_options(run.train_options, len(train)).total_steps, 0, None
+    for report in train_plainly(model, train, valid, run.train_options):
         if report.mse is not None:
             epochs, mse = epochs + 1, report.mse
             print(f"- plain torch: epoch {epochs}, {report.seconds:,.1f} s, MSE {mse:,.0f}", flush=True)
@@ -130,7 +132,7 @@ def _train_plainly(setting: Setting, run: Run, train: VectorSource, valid: Vecto
             total = (report.seconds - warm.seconds) / (report.step - warm.step) * steps
             if late or time.monotonic() - report.seconds + total > until:
                 name = f"plain torch, paper's recipe, extrapolated from {report.step} of {steps} steps"
-                return name, run.train.epochs, total, None, None
+                return name, run.train_options.epochs, total, None, None
     return "plain torch, paper's recipe", epochs, report.seconds, mse, report.seconds
 
 
@@ -147,7 +149,7 @@ def _train_ours(setting: Setting, source: VectorSource, epochs: int, target: flo
 
 
 def _profile(setting: Setting, source: VectorSource, train: VectorSource, valid: VectorSource) -> None:
-    run = plan_run(source, "qinco2-S", None, None, "default", setting.sizes(8) | {"epochs": TRIALS[-1]})
+    run = plan_training(source, "qinco2-S", setting.sizes(8) | {"epochs": TRIALS[-1]})
     training, go = first_steps(run, train, valid, setting.device)
     count = min(TIMED_STEPS, (training.plan.steps_per_epoch - WARM_STEPS) // 3)
     if count < 1:
@@ -159,7 +161,7 @@ def _profile(setting: Setting, source: VectorSource, train: VectorSource, valid:
 
 
 def table_of_codecs(setting: Setting) -> None:
-    """Figure 5: trained codecs beside faiss's quantizers of equal bytes; a later call continues where one ends."""
+    """Figure 5: trained codecs and faiss's quantizers at equal bytes; a later call continues the runs."""
     rows = []
     base_ND, queries_QD = setting.vectors("base")[:], setting.vectors("query")[:]
     nearest_Q = read_integers(setting.data / "gt.ivecs")[: len(queries_QD), 0]
@@ -173,14 +175,14 @@ def table_of_codecs(setting: Setting) -> None:
         codec, epochs, seconds, ended = _train_further(setting, name, preset, num_steps, until)
         rows.append((f"{preset}, {num_steps} bytes", epochs, seconds, *_judge(codec, base_ND, queries_QD, nearest_Q)))
         if not ended:
-            print(f"{name}: its time is over before its end; a call with the same output continues it.")
+            print(f"{name}: not finished in time; a call with the same output continues it.")
     rows += _faiss_rows(setting, base_ND, queries_QD, nearest_Q)
     print(f"\nMSE and recall on {len(base_ND):,} base vectors, exhaustive search of {len(queries_QD):,} queries.")
     table("codec|epochs|training s|MSE|R@1|R@10", rows)
 
 
 def _train_further(setting: Setting, name: str, preset: str, num_steps: int, until: float):
-    """Go on with a codec's run, or begin one of as many epochs as there is time for: codec, epochs, seconds, ended."""
+    """Continue a codec's run or start one that fits the time; returns codec, epochs, seconds, whether it finished."""
     source, output = setting.vectors("train"), setting.output / f"{name}.safetensors"
     settings = setting.sizes(num_steps)
     if state_path(output).exists():
@@ -194,11 +196,11 @@ def _train_further(setting: Setting, name: str, preset: str, num_steps: int, unt
 
 
 def _epochs_until(setting: Setting, source: VectorSource, preset: str, settings: dict, until: float) -> int:
-    """So many epochs that the schedule comes to its end in time: the rate must have fallen for the error to."""
+    """Number of epochs that fit the time, so that the learning rate reaches the end of its schedule."""
     if setting.quick:
         return 1
-    run = plan_run(source, preset, None, None, "default", settings)
-    parts = split_validation(source, None, run.model.codebook_size)
+    run = plan_training(source, preset, settings)
+    parts = split_validation(source, None, run.model_config.codebook_size)
     begun = time.monotonic()
     training, go = first_steps(run, *parts, setting.device)
     start = time.monotonic() - begun
@@ -206,7 +208,7 @@ def _epochs_until(setting: Setting, source: VectorSource, preset: str, settings:
     valid = seconds_of(training.validate, setting.device)
 
     def fits(epochs: int) -> bool:
-        steps = Plan.of(replace(run.train, epochs=epochs), len(parts[0])).total_steps
+        steps = StepPlan.from_options(replace(run.train_options, epochs=epochs), len(parts[0])).total_steps
         return time.monotonic() + start + 1.1 * (steps * step + epochs * valid) <= until
 
     return next((epochs for epochs in range(MOST_EPOCHS, 1, -1) if fits(epochs)), 1)
@@ -224,7 +226,7 @@ def _errors(base_ND, decoded_ND, queries_QD, nearest_Q, device: torch.device) ->
 
 
 def _faiss_rows(setting: Setting, base_ND: np.ndarray, queries_QD: np.ndarray, nearest_Q: np.ndarray) -> list[tuple]:
-    """PQ and RQ of faiss on the processor, as far as there is time."""
+    """PQ and RQ of faiss on the CPU, as far as time allows."""
     rows = []
     with suppress(ImportError):
         import faiss

@@ -1,11 +1,11 @@
-"""Time and memory of building and searching an index of codes drawn at random: one run, a Markdown report on stdout.
+"""Time and memory of building and searching an index of random codes: a Markdown report on stdout.
 
     python benchmarks/index_scale.py [sizes=5,10,20] [dim=128] [lists=65536] [folder=/var/tmp]
 
-`sizes` are in millions of vectors, 8 codes each. Codes, training vectors and queries are random, so recall means
-nothing; what is measured is the tasks build_index and search as users run them, each in a process of its own. Memory is
-the peak of the resident set, and of its part that belongs to no file, above that of a process which has imported the
-same libraries. The folder takes 45 bytes for each vector of the largest size.
+`sizes` are in millions of vectors of 8 codes. Codes, training vectors and queries are random, so recall means nothing.
+The tasks build_index and search run as users run them, each in its own process. Memory is the peak resident set, and
+its anonymous part, above those of a process that has only imported the libraries. The folder takes 45 bytes per vector
+of the largest size.
 """
 
 import json
@@ -21,7 +21,7 @@ import numpy as np
 
 from qinco.machine import processor_name
 from qinco.search.index import Index
-from qinco.store.code_store import CodeStore, Manifest, shard_rows
+from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows
 
 CODE_SIZE, CODEWORDS, TRAINING, QUERIES = 8, 256, 100_000, 1000
 IMPORTS = "import faiss, torch, qinco; qinco.Codec, qinco.Index"
@@ -29,18 +29,19 @@ IMPORTS = "import faiss, torch, qinco; qinco.Codec, qinco.Index"
 
 def write_codes(folder: Path, count: int, num_lists: int, dim: int, seed: int) -> None:
     """A folder of random codes as `encode` writes it."""
-    sizes = {"num_vectors": count, "code_size": CODE_SIZE, "codebook_size": CODEWORDS, "num_lists": num_lists}
-    manifest = Manifest(**sizes, dim=dim, shard_rows=shard_rows(count), codec="random", source=f"{seed}", search={})
-    store, generator = CodeStore.create(folder, manifest), np.random.default_rng(seed)
-    for shard in range(manifest.num_shards):
-        rows = len(manifest.rows(shard))
-        codes = generator.integers(0, CODEWORDS, (rows, CODE_SIZE), np.uint8)
-        store.write(shard, codes, generator.integers(0, num_lists, rows, np.int32))
-    store.finish()
+    rows = default_shard_rows(count)
+    plan = CodePlan(count, CODE_SIZE, CODEWORDS, num_lists, dim, rows, codec="random", source=f"{seed}", encode={})
+    folder.mkdir()
+    codes, generator = CodeFolder.create(folder, plan), np.random.default_rng(seed)
+    for shard in range(plan.num_shards):
+        rows = len(plan.rows(shard))
+        codes_NM = generator.integers(0, CODEWORDS, (rows, CODE_SIZE), np.uint8)
+        codes.write(shard, codes_NM, generator.integers(0, num_lists, rows, np.int32))
+    codes.commit()
 
 
 def peak_of(command: list[str]) -> tuple[float, int, int, str]:
-    """Seconds, peak bytes of the resident set, peak bytes of its anonymous part, and the output of a command."""
+    """Seconds, peak resident bytes, peak anonymous bytes, and output of a command."""
     begun, resident, anonymous = time.monotonic(), 0, 0
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
@@ -72,7 +73,7 @@ def main(words: list[str]) -> None:
     print(f"- `python benchmarks/index_scale.py {shlex.join(words)}`\n", flush=True)
     _, base, base_anonymous, _ = peak_of([sys.executable, "-c", IMPORTS])
     print(f"Libraries alone: {base / 2**20:,.0f} MiB resident, {base_anonymous / 2**20:,.0f} MiB of it anonymous.\n")
-    print("| million vectors | task | seconds | MiB above libraries | anonymous | bytes a vector | us a query |")
+    print("| million vectors | task | seconds | MiB above libraries | anonymous | bytes per vector | us per query |")
     print("|---|---|---|---|---|---|---|", flush=True)
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(dir=given.get("folder")) as name:

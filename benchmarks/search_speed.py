@@ -1,12 +1,12 @@
-"""What searching an index costs and finds on one thread, beside faiss's indexes of equal bytes: one run, a Markdown
-report on stdout.
+"""Measure recall and time of searching an index on one thread, and of faiss's indexes of equal bytes: a Markdown report
+on stdout.
 
     python benchmarks/search_speed.py model=PATH trainset=PATH db=PATH queries=PATH queries_gt=PATH
         [encoded_trainset=PATH] [encoded_db=PATH] [pairwise_decoder=PATH] [lsq=N] [faiss=FOLDER] [plot=PATH] [quick]
 
-`model` is an IVF codec. Its codes are made where they are not given; the look-up tables are fitted to those of the
-training set. faiss's indexes are trained on the training set too, LSQ on its first N vectors (20,000), because it is
-slow; `lsq=0` leaves it out. Filled indexes are kept in the folder `faiss` for another run. The plot shows all fronts.
+`model` is an IVF codec. Vectors are encoded unless their codes are given. Look-up tables and faiss's indexes are fitted
+to the training set, LSQ to its first N vectors (20,000) because it is slow; `lsq=0` skips it. Filled indexes are kept
+in the folder `faiss` for the next run. The plot shows all fronts.
 
 Shape suffixes: N vectors, Q queries, D dimension, R results.
 """
@@ -43,15 +43,15 @@ from qinco.vectors.rows import VectorSource, open_vectors
 
 NPROBES = (1, 2, 4, 8, 16, 32, 64, 128)
 LENGTHS = (0, 3, 5, 10, 20, 50, 100, 200)
-MULTIPLES = (4, 10)  # of a length: the shortlist before the pairwise stage
-LIMITS = (50, 100, 200, 400, 1000, 2000, 5000, 10_000)  # microseconds a query
+MULTIPLES = (4, 10)  # of num_short: length of the shortlist before the pairwise stage
+LIMITS = (50, 100, 200, 400, 1000, 2000, 5000, 10_000)  # microseconds per query
 SETTINGS = (SearchOptions(16, 50, 0), SearchOptions(64, 200, 0))
 FAISS = {"IVF-PQ": "IVF{V},PQ{M}x8", "IVF-RQ": "IVF{V},RQ{M}x8_Nqint8", "IVF-LSQ": "IVF{V},LSQ{M}x8_Nqint8"}
 BATCH = 4096
 
 
 def encoded(codec: Codec, source: VectorSource, path: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (N, M) and lists (N,) of a source, or those of a file of its first vectors."""
+    """Codes (N, M) and lists (N,) of a source; read from a file of codes if one is given."""
     if path is None:
         return building.encode_all(codec, source, silent)
     found = Codes.load(path, codec)
@@ -59,7 +59,7 @@ def encoded(codec: Codec, source: VectorSource, path: str | None) -> tuple[np.nd
 
 
 def faiss_index(key: str, train_ND, base_ND, folder: str | None) -> faiss.Index:
-    """A faiss index of the base, trained on some vectors; or the one that an earlier run has left in the folder."""
+    """A faiss index of the base vectors; read from the folder if an earlier run wrote it there."""
     path = None if folder is None else Path(folder) / f"{key}-{len(train_ND)}-{len(base_ND)}.faissindex"
     if path is not None and path.exists():
         return faiss.read_index(str(path))
@@ -98,7 +98,7 @@ def shortlists(scanner: Scanner, index: Index, queries_QD: np.ndarray, options: 
 
 
 def our_points(index: Index, queries_QD, nearest_Q, multiples: tuple[int, ...]) -> SweepResult:
-    """Recall and time of an index for the settings that can be worth it."""
+    """Recall and time of an index for settings that can lie on the front."""
     stages = index.stages()
     values = {"nprobe": NPROBES, "quantizer_efSearch": [16], "nshort": LENGTHS, "nmid_short": multiples}
     conditions = Conditions({}, 1, "")
@@ -196,7 +196,7 @@ def main(words: list[str]) -> None:
         count = int(given.get("lsq", 20_000)) if name == "IVF-LSQ" else len(train)
         if not count or (quick and name != "IVF-PQ"):
             continue
-        key = key.format(V=index.num_lists, M=codec.code_size)
+        key = key.format(V=index.num_lists, M=codec.num_codes)
         theirs = faiss_index(key, train[:count], base_ND, given.get("faiss"))
         fronts[f"faiss {key}, {count:,} training vectors"] = faiss_points(theirs, queries_QD, nearest_Q)
         sizes.append((f"faiss {key}", theirs.code_size + 8.0))
@@ -204,7 +204,7 @@ def main(words: list[str]) -> None:
         f"recall@1 within | {' | '.join(f'{limit:,} us' for limit in LIMITS)}",
         [(name, *(best_within(points, limit) for limit in LIMITS)) for name, points in fronts.items()],
     )
-    table("index | bytes a vector, ids included", sizes)
+    table("index | bytes per vector, ids included", sizes)
     rows, columns = ours.front_table()
     table(" | ".join(columns), rows)
     if "plot" in given:

@@ -8,6 +8,8 @@ import pytest
 import torch
 import twin_device
 
+from qinco.maths import devices
+
 ELSEWHERE = [twin_device.NAME, pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -43,7 +45,5 @@ def elsewhere(request) -> torch.device:
 @pytest.fixture
 def named_device(device, monkeypatch) -> str:
     """The device by its name, for calls that take one; outside of these tests they refuse the twin's."""
-    if device.type == twin_device.NAME:
-        for module in ("codec", "fit", "product"):
-            monkeypatch.setattr(f"qinco.codec.{module}.choose_device", torch.device)
+    monkeypatch.setattr(devices, "DEVICE_TYPES", {*devices.DEVICE_TYPES, twin_device.NAME})
     return str(device)

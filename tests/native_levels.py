@@ -15,6 +15,6 @@ needs_native = pytest.mark.skipif(not LEVELS, reason="the native engine is not c
 needs_bf16 = pytest.mark.skipif("avx512_bf16" not in LEVELS, reason="this processor does not multiply bf16")
 
 
-def pack_at(level: str, model: Qinco, dtype: torch.dtype = torch.float32) -> library.NativeModel:
+def pack_at(level: str, model: Qinco, dtype: torch.dtype = torch.float32) -> native_engine.NativeTensors:
     with mock.patch.dict(os.environ, QINCO_NATIVE_LEVEL=level):
         return native_engine.pack(model, dtype)

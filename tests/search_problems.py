@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_models import ARCHITECTURES, random_model, random_vectors
+from small_models import ARCHITECTURES, random_model, random_vectors, torch_decode, torch_encoder
 
-from qinco.codec import Codec, load_codec
+from qinco.codec import Codec
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines.torch_engine import Encoder, decode
 from qinco.model.qinco import Qinco
 
 UPSTREAM = Path(__file__).parent / "data" / "upstream"
@@ -51,8 +50,8 @@ class Problem:
 
     def _searched(self, rule: EncodeOptions):
         """The reference's codes, what it decodes them to, and each vector's squared error."""
-        codes_NM, _ = Encoder(self.model, rule).encode(self.x_ND, self.start_ND)
-        decoded_ND = decode(self.model, codes_NM, self.start_ND)
+        codes_NM, _ = torch_encoder(self.model, rule).encode(self.x_ND, self.start_ND)
+        decoded_ND = torch_decode(self.model, codes_NM, self.start_ND)
         return codes_NM, decoded_ND, self.errors(decoded_ND)
 
     def errors(self, decoded_ND) -> torch.Tensor:
@@ -64,7 +63,7 @@ class Problem:
         codes_NM, reached_ND = encode(self.x_ND, self.start_ND)
         assert codes_NM.dtype == torch.int64 and codes_NM.shape == wanted_NM.shape
         assert (codes_NM == wanted_NM).all(1).float().mean() >= 0.99
-        decoded_ND = decode(self.model, codes_NM, self.start_ND)
+        decoded_ND = torch_decode(self.model, codes_NM, self.start_ND)
         assert float(self.errors(decoded_ND).mean()) == pytest.approx(float(errors_N.mean()), rel=rel)
         scale = float(errors_N.mean().sqrt())
         assert distance(reached_ND, decoded_ND) <= 1e-5 * scale
@@ -74,7 +73,7 @@ class Problem:
         """Within a thousandth of the error, and a hundredth of its scale between the decoded vectors."""
         wanted_NM, wanted_ND, errors_N = self.searched(rule)
         codes_NM, _ = encode(self.x_ND, self.start_ND)
-        error = self.errors(decode(self.model, codes_NM, self.start_ND)).mean()
+        error = self.errors(torch_decode(self.model, codes_NM, self.start_ND)).mean()
         assert float(error) == pytest.approx(float(errors_N.mean()), rel=1e-3)
         decoded_ND = decode_with(wanted_NM, self.start_ND)
         assert 0 < distance(decoded_ND, wanted_ND) <= 1e-2 * float(errors_N.mean().sqrt())
@@ -113,6 +112,6 @@ def trained_problem(name: str) -> Problem:
 @cache
 def published_problem(name: str) -> tuple[Problem, EncodeOptions]:
     """A model that the authors' code wrote, some of its vectors, and its search rule."""
-    codec = load_codec(UPSTREAM / f"{name}.pt")
+    codec = Codec.load(UPSTREAM / f"{name}.pt")
     base_ND = torch.from_numpy(np.load(UPSTREAM / "base.npy"))
     return Problem(codec.model, codec.model.normalize(base_ND)), codec.encode_options

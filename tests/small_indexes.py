@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from small_models import random_vectors
 
-from qinco.codec import Codec, ProductCodec
+from qinco.codec import Codec
 from qinco.search.index import Index
 
 DIM, NUM_VECTORS, NUM_LISTS = 6, 1500, 12
@@ -27,25 +27,24 @@ def vectors(count: int = NUM_VECTORS, seed: int = 0) -> np.ndarray:
 
 
 @cache
-def trained(kind: str) -> Codec | ProductCodec:
+def trained(kind: str) -> Codec:
     """One of KINDS."""
     if kind == "product":
-        return ProductCodec.fit(vectors(), num_parts=2, rotate=True, **_SETTINGS | {"codebook_size": 8})
+        return Codec.fit(vectors(), num_parts=2, rotate=True, **_SETTINGS | {"codebook_size": 8})
     return Codec.fit(vectors(), coarse_centroids=vectors(NUM_LISTS, 5) if kind == "ivf" else None, **_SETTINGS)
 
 
-def trained_on(device: torch.device, kind: str) -> Codec | ProductCodec:
+def trained_on(device: torch.device, kind: str) -> Codec:
     """`trained(kind)`, computing on a device."""
     codec = deepcopy(trained(kind))
-    parts = [Codec(part.model.to(device), part.encode_options) for part in getattr(codec, "parts", [codec])]
-    return ProductCodec(parts, codec.rotation_DD) if kind == "product" else parts[0]
+    models = [model.to(device) for model in codec.models]
+    return Codec(models, codec.encode_options, None, codec.rotation_DD)
 
 
 @cache
 def decoded(kind: str) -> np.ndarray:
     """What the codec makes of `vectors()`."""
-    codes = trained(kind).encode(vectors())
-    return trained(kind).decode(*(codes if kind == "ivf" else (codes,)))
+    return trained(kind).decode(trained(kind).encode(vectors()))
 
 
 @cache

@@ -3,7 +3,9 @@
 import numpy as np
 import torch
 
-from qinco.config import ModelConfig
+from qinco.config import EncodeOptions, ModelConfig
+from qinco.engines import torch_engine
+from qinco.engines.packed import Encoder
 from qinco.model.qinco import Qinco
 
 _TINY = {"dim": 3, "num_steps": 3, "codebook_size": 4, "num_blocks": 2, "hidden_dim": 5}
@@ -34,6 +36,16 @@ def random_model(config: ModelConfig, seed: int = 0) -> Qinco:
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.6)
         model.scale.fill_(1.7)
     return model.eval().requires_grad_(False)
+
+
+def torch_encoder(model: Qinco, options: EncodeOptions, dtype: torch.dtype = torch.float32) -> Encoder:
+    """What encodes with the torch engine, which the others are compared with."""
+    return Encoder(torch_engine.pack(model, dtype), options)
+
+
+def torch_decode(model: Qinco, codes_NM, start_ND, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """What the torch engine decodes normalised tensors to."""
+    return torch_engine.pack(model, dtype).decode_tensors(codes_NM, start_ND)
 
 
 def random_vectors(count: int, dim: int, seed: int = 0) -> np.ndarray:

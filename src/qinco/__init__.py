@@ -21,15 +21,23 @@ from qinco.version import __version__
 
 if TYPE_CHECKING:
     from qinco.codec import Codec, ProductCodec
+    from qinco.codec.centroids import kmeans
+    from qinco.codec.evaluate import benchmark, evaluate, measure_time
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
+    from qinco.datasets.fetch import download
+    from qinco.description import describe
+    from qinco.installation import check_installation
     from qinco.search.index import Index
     from qinco.search.options import SearchOptions
+    from qinco.store.codes import Codes
+    from qinco.training.options import TrainOptions
     from qinco.vectors.formats import write_vectors
     from qinco.vectors.rows import VectorSource, open_vectors
 
 __all__ = [
     "PRESETS",
     "Codec",
+    "Codes",
     "ConfigError",
     "DataError",
     "EncodeOptions",
@@ -39,8 +47,16 @@ __all__ = [
     "QincoError",
     "ResourceError",
     "SearchOptions",
+    "TrainOptions",
     "VectorSource",
     "__version__",
+    "benchmark",
+    "check_installation",
+    "describe",
+    "download",
+    "evaluate",
+    "kmeans",
+    "measure_time",
     "open_vectors",
     "write_vectors",
 ]
@@ -48,12 +64,21 @@ __all__ = [
 _HOMES = {
     "Codec": "qinco.codec",
     "ProductCodec": "qinco.codec",
+    "Codes": "qinco.store.codes",
+    "benchmark": "qinco.codec.evaluate",
+    "evaluate": "qinco.codec.evaluate",
+    "measure_time": "qinco.codec.evaluate",
     "PRESETS": "qinco.config",
     "EncodeOptions": "qinco.config",
     "ModelConfig": "qinco.config",
     "Index": "qinco.search.index",
     "SearchOptions": "qinco.search.options",
+    "TrainOptions": "qinco.training.options",
     "VectorSource": "qinco.vectors.rows",
+    "check_installation": "qinco.installation",
+    "describe": "qinco.description",
+    "download": "qinco.datasets.fetch",
+    "kmeans": "qinco.codec.centroids",
     "open_vectors": "qinco.vectors.rows",
     "write_vectors": "qinco.vectors.formats",
 }

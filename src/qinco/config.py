@@ -8,11 +8,11 @@ command line derives its keys from these declarations.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from types import NoneType
-from typing import get_args
+from typing import Any, get_args
 
 from qinco.errors import ConfigError
 
@@ -21,11 +21,12 @@ MAX_WIDTH = 1 << 24
 MAX_DEPTH = 1024
 MAX_LISTS = (1 << 31) - 1
 PRECISIONS = ("auto", "float32", "bf16")
-ENGINES = ("auto", "native", "torch")
+ENGINE_MODULES = {"native": "qinco.engines.native_engine", "torch": "qinco.engines.torch_engine"}  # best first
+ENGINES = ("auto", *ENGINE_MODULES)
 
 
 def option(
-    default=dataclasses.MISSING,
+    default: Any = dataclasses.MISSING,
     *,
     key: str | None = None,
     help: str = "",
@@ -34,7 +35,7 @@ def option(
     above: float | None = None,
     choices: tuple[str, ...] = (),
     spellings: Mapping[str, str] | None = None,
-):
+) -> Any:
     """Declare a field of a dataclass of options.
 
     Args:
@@ -289,8 +290,19 @@ def find_preset(name: str) -> dict:
     """The ModelConfig fields of the preset called `name`; raises ConfigError with the nearest name."""
     if name in PRESETS:
         return PRESETS[name]
+    raise ConfigError(f"unknown preset {name!r}. {suggest(name, list(PRESETS), 0.4)}There are {', '.join(PRESETS)}")
+
+
+def suggest(name: str, known: Iterable[str] | Mapping[str, str], likeness: float = 0.6) -> str:
+    """ "Did you mean X? " for the known name that is spelled most like `name`, or nothing.
+
+    Args:
+        name: What was typed.
+        known: Names, or a mapping from spellings to names; upper and lower case make no difference.
+        likeness: How alike two spellings must be, between 0 and 1.
+    """
     from difflib import get_close_matches
 
-    near = get_close_matches(str(name), PRESETS, 1, 0.4)
-    hint = f"Did you mean {near[0]}? " if near else ""
-    raise ConfigError(f"unknown preset {name!r}. {hint}There are {', '.join(PRESETS)}")
+    names = {spelling.lower(): known[spelling] if isinstance(known, Mapping) else spelling for spelling in known}
+    near = get_close_matches(str(name).lower(), names, 1, likeness)
+    return f"Did you mean {names[near[0]]}? " if near else ""

@@ -10,28 +10,37 @@ def code_dtype(codebook_size: int) -> np.dtype:
     return np.dtype(np.uint8 if codebook_size <= 256 else np.uint16)
 
 
-def check_codes(codes, num_steps: int, codebook_size: int, name: str = "codes") -> np.ndarray:
-    """Codes as an integer array (N, m) with 1 ≤ m ≤ num_steps and every value below codebook_size.
+def check_codes(codes, num_codes: int, codebook_size: int, name: str = "codes", first_row: int = 0) -> np.ndarray:
+    """Codes as an integer array (N, m) with 1 ≤ m ≤ num_codes and every value below codebook_size.
 
-    Raises DataError naming the first wrong value.
+    Args:
+        codes: the array.
+        num_codes: M, columns of a whole code.
+        codebook_size: K.
+        name: what messages call the codes.
+        first_row: number of the first row in what `name` is, for messages.
+
+    Raises:
+        DataError: naming the first wrong value.
     """
     codes = np.asarray(codes)
     if codes.ndim != 2 or codes.dtype.kind not in "iu":
         raise DataError(f"{name} must be a 2-D integer array (N, M), not {codes.dtype} of shape {codes.shape}")
-    if not 1 <= codes.shape[1] <= num_steps:
-        raise DataError(f"{name} have {codes.shape[1]} columns: the model has {num_steps} steps, a prefix has fewer")
-    if codes.size and (codes.max() >= codebook_size or codes.min() < 0):
+    if not 1 <= codes.shape[1] <= num_codes:
+        raise DataError(f"{name} have {codes.shape[1]} columns: a code has {num_codes}, a prefix of it fewer")
+    cannot_exceed = codes.dtype.kind == "u" and np.iinfo(codes.dtype).max < codebook_size
+    if codes.size and not cannot_exceed and (codes.max() >= codebook_size or codes.min() < 0):
         row, column = np.argwhere((codes >= codebook_size) | (codes < 0))[0]
         value = codes[row, column]
         raise DataError(
-            f"{name} are out of range: row {row}, column {column} is {value}, "
-            f"the model's codewords are 0 to {codebook_size - 1}"
+            f"{name} are out of range: row {first_row + row}, column {column} is {value}, "
+            f"codewords are numbered 0 to {codebook_size - 1}"
         )
     return codes
 
 
-def check_lists(lists, num_vectors: int, num_lists: int, name: str = "lists") -> np.ndarray:
-    """List numbers as an integer array (N,) with every value below num_lists; raises DataError."""
+def check_lists(lists, num_vectors: int, num_lists: int, name: str = "lists", first_row: int = 0) -> np.ndarray:
+    """List numbers as an integer array (N,) with every value below num_lists; see `check_codes`."""
     lists = np.asarray(lists)
     if lists.shape != (num_vectors,) or lists.dtype.kind not in "iu":
         raise DataError(
@@ -39,7 +48,8 @@ def check_lists(lists, num_vectors: int, num_lists: int, name: str = "lists") ->
         )
     if lists.size and (lists.max() >= num_lists or lists.min() < 0):
         row = int(np.flatnonzero((lists >= num_lists) | (lists < 0))[0])
-        raise DataError(f"{name} are out of range: row {row} is {lists[row]}, the codec has {num_lists} lists")
+        value = f"row {first_row + row} is {lists[row]}"
+        raise DataError(f"{name} are out of range: {value}, the codec has {num_lists} lists")
     return lists
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from qinco import Codec, EncodeOptions, ModelConfig, ProductCodec
+from qinco import Codec, EncodeOptions, ModelConfig
 from qinco.model.qinco import Qinco
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "formats.md"
@@ -61,7 +61,7 @@ def test_printed_decoder_gives_what_the_codec_gives(printed, tmp_path, name):
 @pytest.mark.parametrize("rotated", [False, True])
 def test_printed_decoder_joins_parts(printed, tmp_path, rotated):
     rotation = np.linalg.qr(np.random.default_rng(2).standard_normal((12, 12)))[0].astype(np.float32)
-    codec = ProductCodec([random_codec(0), random_codec(1)], rotation if rotated else None)
+    codec = Codec([random_codec(0).model, random_codec(1).model], EncodeOptions(), None, rotation if rotated else None)
     codec.save(tmp_path / "codec.safetensors")
     header, tensors = printed["read_codec"](tmp_path / "codec.safetensors")
     for m in (1, 3):

@@ -24,7 +24,8 @@ LEVELS = [
     ["training", "store"],
     ["codec"],
     ["search"],
-    ["cli", "integrations"],
+    ["description", "installation", "integrations"],
+    ["cli"],
     ["__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -33,8 +34,8 @@ HOMES = {
         "maths/assignment.py",
         "search/coarse.py",
         "maths/clustering.py",
-        "search/faiss_file.py",
-        "codec/product.py",
+        "compat/faiss_files.py",
+        "maths/rotation.py",
     },
     "accelerate": {"training/processes.py"},
     "matplotlib": {"search/measure/plot.py"},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qinco.codec import Codec, ProductCodec, load_codec
+from qinco.codec import Codec
 from qinco.search.index import Index
 from qinco.search.options import SearchOptions
 
@@ -35,7 +35,7 @@ def make_codecs(x_ND: np.ndarray) -> None:
     codecs = {
         "golden-codec-v1": lambda: Codec.fit(x_ND, **SMALL),
         "golden-ivf-codec-v1": lambda: Codec.fit(x_ND, coarse_centroids=x_ND[:6], **SMALL),
-        "golden-product-codec-v1": lambda: ProductCodec.fit(x_ND, num_parts=2, rotate=True, **SMALL),
+        "golden-product-codec-v1": lambda: Codec.fit(x_ND, num_parts=2, rotate=True, **SMALL),
     }
     for name, fit in codecs.items():
         if (HERE / f"{name}.safetensors").exists():
@@ -43,8 +43,8 @@ def make_codecs(x_ND: np.ndarray) -> None:
         codec = fit()
         codec.save(HERE / f"{name}.safetensors", overwrite=False)
         codes = codec.encode(x_ND[:40])
-        arrays = dict(zip(("codes", "lists"), codes if codec.is_ivf else (codes,), strict=False))
-        decoded = codec.decode(*arrays.values())
+        arrays = {"codes": codes.codes} | ({"lists": codes.lists} if codes.has_lists else {})
+        decoded = codec.decode(codes)
         np.savez(HERE / f"{name}.npz", vectors=x_ND[:40], decoded=decoded, **arrays)
 
 
@@ -63,7 +63,7 @@ def make_indexes(x_ND: np.ndarray) -> None:
     for name, (codec, settings, options) in made.items():
         if (HERE / name).exists():
             continue
-        index = Index.build(load_codec(HERE / f"{codec}.safetensors"), many_ND, **settings)
+        index = Index.build(Codec.load(HERE / f"{codec}.safetensors"), many_ND, **settings)
         index.tables = replace(index.tables, min_graph_lists=GRAPH_LISTS)
         index.remove(np.sort(index.segments[0].ids)[:-250])
         index.options = options

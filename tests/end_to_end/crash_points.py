@@ -38,7 +38,7 @@ appended = mmap.mmap(-1, 1)  # rows that the last decoding had appended
 class RoundingCodec:
     """An IVF codec without a network, for the files are what matters here: the codes are the vectors' values."""
 
-    dim, code_size, is_ivf, block_rows = 3, 3, True, BLOCK_ROWS
+    dim, num_codes, is_ivf, block_rows = 3, 3, True, BLOCK_ROWS
     config = SimpleNamespace(codebook_size=1024, num_lists=100, num_steps=3, has_preselector=True)
     encode_options = EncodeOptions(num_pairs=4)
 
@@ -48,17 +48,17 @@ class RoundingCodec:
     def fingerprint(self):
         return "rounding"
 
-    def encode_blocks(self, source, options, ranges=None):
+    def encode_blocks(self, source, options, num_steps=None, ranges=None):
         for rows in ranges or [range(len(source))]:
             for first, block in source.window(rows.start, rows.stop).blocks(16):
-                yield rows.start + first, block.astype(np.uint16), block[:, 0].astype(np.int32) % 100
+                yield rows.start + first, Codes(block.astype(np.uint16), block[:, 0].astype(np.int32) % 100)
 
-    def check_codes(self, codes, lists):
-        assert np.array_equal(lists, codes[:, 0].astype(np.int32) % 100), "codes and lists of different sets"
+    def check_codes(self, codes):
+        assert np.array_equal(codes.lists, codes.codes[:, 0].astype(np.int32) % 100), "codes and lists of several sets"
 
-    def decode_blocks(self, codes, lists, precision):
-        for first in range(0, len(codes), self.block_rows):
-            yield first, codes[first : first + self.block_rows].astype(np.float32)
+    def decode_blocks(self, codes, precision):
+        for first, block in codes.blocks(self.block_rows):
+            yield first, block.codes.astype(np.float32)
 
 
 def vectors(seed) -> np.ndarray:
@@ -70,7 +70,6 @@ class Encoding:
 
     functions = ()
     operations = OPERATIONS
-    notes = "mine"
 
     def __init__(self, output: Path):
         self.has_notes = output.suffix == ""
@@ -79,13 +78,10 @@ class Encoding:
         done = encode_file(RoundingCodec(), vectors(seed), output, shard_rows=SHARD_ROWS, progress=False, **settings)
         assert done.complete and done.num_vectors == ROWS
 
-    def check_resumed(self, done):
-        pass
-
     def found(self, output) -> np.ndarray | None:
         with suppress(DataError):
             codes = Codes.load(output, RoundingCodec())
-            RoundingCodec().check_codes(codes.codes, codes.lists)
+            RoundingCodec().check_codes(codes)
             return codes.codes
         return None
 

@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file
 from small_models import random_vectors
 
-from qinco.codec import Codec, ProductCodec
+from qinco.codec import Codec
+from qinco.store.run_state import load_state
+from qinco.training.estimate import Estimate
 from qinco.training.loop import EpochReport, StepReport
 
 SMALL = {
@@ -66,6 +68,32 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, name):
     assert resumed.provenance | {"seconds": 0} == whole.provenance | {"seconds": 0}
 
 
+def test_an_interrupt_says_whether_something_was_saved(tmp_path):
+    """At the estimate nothing has been done; later the state is there, and a run that is resumed has one before."""
+    x, path = random_vectors(300, 4), tmp_path / "x"
+    for moment, saved in ((Estimate, False), (StepReport, True), (Estimate, False)):
+
+        def interrupt(report, moment=moment):
+            if isinstance(report, moment):
+                signal.raise_signal(signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt) as caught:
+            Codec.fit(x, output=path, resume=True, on_report=interrupt, **SMALL)
+        assert ("resume=true" in str(caught.value)) == saved
+
+
+def test_a_second_interrupt_acts_at_once(tmp_path):
+    def interrupt_twice(report):
+        if isinstance(report, StepReport) and (report.epoch, report.step) == (2, 3):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        Codec.fit(random_vectors(300, 4), output=tmp_path / "x", on_report=interrupt_twice, **SMALL)
+    progress = load_state(tmp_path / "x")[0]["progress"]
+    assert (progress["epoch"], progress["step"]) == (1, 0)  # saved at the end of the epoch, not at the first interrupt
+
+
 def test_the_handlers_of_signals_are_given_back(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -99,7 +127,7 @@ def test_a_log_beyond_the_saved_state_is_cut(tmp_path):
 @pytest.mark.parametrize("part", [1, 2], ids=["first part", "second part"])
 def test_a_product_codec_resumes(tmp_path, part):
     x, settings = random_vectors(300, 4), SMALL | {"num_parts": 2, "rotate": True}
-    ProductCodec.fit(x, output=tmp_path / "whole", **settings)
+    Codec.fit(x, num_parts=2, output=tmp_path / "whole", **settings)
     seen = []
 
     def on_report(report):
@@ -108,7 +136,7 @@ def test_a_product_codec_resumes(tmp_path, part):
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        ProductCodec.fit(x, output=tmp_path / "cut", on_report=on_report, **settings)
-    ProductCodec.fit(x, output=tmp_path / "cut", resume=True, **settings)
+        Codec.fit(x, num_parts=2, output=tmp_path / "cut", on_report=on_report, **settings)
+    Codec.fit(x, num_parts=2, output=tmp_path / "cut", resume=True, **settings)
     assert same_tensors(tmp_path / "whole", tmp_path / "cut")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]

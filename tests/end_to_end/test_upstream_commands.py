@@ -15,7 +15,7 @@ from small_models import random_model, random_vectors
 import qinco
 from qinco.cli import main
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.datasets.named import DATASETS
+from qinco.datasets.catalogue import DATASETS
 from qinco.vectors.formats import write_vectors
 
 TRAIN, BASE, QUERIES = 600, 120, 10

@@ -13,7 +13,7 @@ import pytest
 import torch
 from parity_files import EXISTS, MISSING, PARITY
 
-from qinco.codec import Codec, ProductCodec, load_codec
+from qinco.codec import Codec
 from qinco.codec.evaluate import evaluate
 from qinco.vectors.rows import as_source
 
@@ -30,9 +30,9 @@ class Case:
         if searched:
             name = searched[1]
             self.options |= {"num_candidates": int(searched[2]), "beam_width": int(searched[3])}
-        self.codec = load_codec(path.with_name(f"{name}.pt"))
-        for part in getattr(self.codec, "parts", [self.codec]):
-            part.model.to(device)
+        self.codec = Codec.load(path.with_name(f"{name}.pt"))
+        for model in self.codec.models:
+            model.to(device)
         with np.load(path) as arrays:
             self.codes, self.decoded = arrays["codes"], arrays["decoded"]
             self.prefix_mse = arrays.get("prefix_mse")
@@ -60,8 +60,8 @@ def test_the_copies_cover_the_kinds():
     assert {path.name.split(".")[0] for path in EXPECTED if path.parent == SMALL} == {
         "v1_pq_opq", "v1_qinco", "v1_qinco_lr", "v2_proj", "v2_proj_A2_B5"
     }  # fmt: skip
-    assert isinstance(load_codec(SMALL / "v1_pq_opq.pt"), ProductCodec)
-    assert load_codec(SMALL / "v1_qinco_lr.pt").config.concat_rank == 24
+    assert len(Codec.load(SMALL / "v1_pq_opq.pt").models) > 1
+    assert Codec.load(SMALL / "v1_qinco_lr.pt").config.concat_rank == 24
     assert Codec.load(SMALL / "v2_proj.pt").config.projects
 
 
@@ -74,12 +74,11 @@ def test_given_codes_decode_to_the_same_vectors(case):
 
 def test_encoding_finds_the_same_codes_and_error(case):
     found = case.codec.encode(case.base, **case.options)
-    codes, lists = found if case.codec.is_ivf else (found, None)
-    same = (codes == case.codes).all(1)
-    if lists is not None:
-        same &= lists == case.lists
+    same = (found == case.codes).all(1)
+    if found.has_lists:
+        same &= found.lists == case.lists
     assert same.mean() >= 0.99
-    assert case.mse(case.codec.decode(codes, lists)) == pytest.approx(case.mse(case.decoded), rel=1e-3)
+    assert case.mse(case.codec.decode(found)) == pytest.approx(case.mse(case.decoded), rel=1e-3)
 
 
 def test_evaluation_finds_the_same_error(case):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from parity_files import EXISTS, MISSING, PARITY
 
-from qinco.codec import load_codec
-from qinco.search.faiss_file import FaissIndex
+from qinco.codec import Codec
+from qinco.compat.faiss_files import FaissIndex
+from qinco.search.scan import Shortlist
 
 if not EXISTS:
     pytest.skip(MISSING, allow_module_level=True)
@@ -38,7 +39,7 @@ def experiment(request):
 @pytest.fixture
 def shortlist(index, experiment):
     given = experiment["parameters"]
-    return index.shortlist(QUERIES, given["nshort"], given["nprobe"], given["quantizer_efSearch"])
+    return Shortlist(*index.shortlist(QUERIES, given["nshort"], given["nprobe"], given["quantizer_efSearch"]))
 
 
 def reranked(shortlist, queries_QD, decoded_QSD):
@@ -48,7 +49,7 @@ def reranked(shortlist, queries_QD, decoded_QSD):
 
 def decode(codec, shortlist):
     """float32 (Q, S, D); empty places decode like any others, as they do in the authors' search."""
-    codes, lists = shortlist.codes.reshape(-1, codec.code_size), np.maximum(shortlist.lists.ravel(), 0)
+    codes, lists = shortlist.codes.reshape(-1, codec.num_codes), np.maximum(shortlist.lists.ravel(), 0)
     return codec.decode(codes, lists).reshape(*shortlist.ids.shape, codec.dim)
 
 
@@ -65,7 +66,7 @@ def test_shortlists_are_the_authors(experiment, shortlist):
 
 
 def test_neural_reranking_gains(experiment, shortlist):
-    codec = load_codec(FOLDER / "v2_ivf.pt")
+    codec = Codec.load(FOLDER / "v2_ivf.pt")
     decoded_QSD = decode(codec, shortlist)
     decoded_QSD[shortlist.lists < 0] = np.inf
     final = recalls(reranked(shortlist, QUERIES, decoded_QSD))
@@ -74,6 +75,6 @@ def test_neural_reranking_gains(experiment, shortlist):
 
 
 def test_the_authors_compare_queries_with_normalised_reconstructions(experiment, shortlist):
-    codec = load_codec(FOLDER / "v2_ivf.pt")
+    codec = Codec.load(FOLDER / "v2_ivf.pt")
     normalised_QSD = (decode(codec, shortlist) - codec.model.mean.numpy()) / codec.model.scale.numpy()
     assert recalls(reranked(shortlist, QUERIES, normalised_QSD)) == experiment["recalls"]

@@ -4,11 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qinco.cli.completion import FILES, candidates
-from qinco.cli.interpolation import interpolate
-from qinco.cli.keys import KEYS, TASKS
-from qinco.cli.overrides import Settings, parse_arguments
-from qinco.cli.resolved import keys_of, resolve
-from qinco.cli.values import parse_value, to_text
+from qinco.cli.defaults import resolve
+from qinco.cli.grammar import interpolate, parse_arguments, parse_value, to_text
+from qinco.cli.keys import Settings
+from qinco.cli.tasks import KEYS, TASKS
 from qinco.errors import QincoError
 
 PATH_KEYS = ("model", "trainset", "output", "tensorboard")
@@ -65,11 +64,11 @@ def test_random_arguments_give_settings_or_a_clear_error(task, words):
 def test_the_configuration_names_every_key_of_the_task(task, words):
     try:
         settings = parse_arguments([task, *words], complete=False)
-        resolved = resolve(settings.task, settings.given_values)
+        resolved = resolve(TASKS[settings.task], settings.given_values)
     except QincoError as error:
         assert str(error)
         return
-    assert list(resolved) == [key.name for key in keys_of(TASKS[task])]
+    assert list(resolved) == [key.name for key in TASKS[task].keys]
     for name, found in resolved.items():
         assert found.source
         assert found.source != "command line" or name in settings.given_keys

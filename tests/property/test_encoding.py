@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import random_model
+from small_models import random_model, torch_decode, torch_encoder
 
 from qinco.codec import Codec
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import torch_engine
-from qinco.engines.torch_engine import Encoder, StepTables, decode
+from qinco.model.step import StepTables
 
 SEEDS = st.integers(0, 2**31)
 # Inputs are drawn anew only when this file changes: two float32 sums that tie by chance are no failure.
@@ -49,7 +49,7 @@ def problem(config: ModelConfig, seed: int, device: torch.device, count: int = 6
 
 
 def errors(model, x_ND, start_ND, codes_NM):
-    return (decode(model, codes_NM, start_ND) - x_ND).square().sum(1)
+    return (torch_decode(model, codes_NM, start_ND) - x_ND).square().sum(1)
 
 
 def same_result(model, x_ND, start_ND, codes_NM, others_NM):
@@ -65,7 +65,7 @@ def same_result(model, x_ND, start_ND, codes_NM, others_NM):
 def test_a_full_beam_is_an_exhaustive_search(device, config, seed):
     model, x_ND, start_ND = problem(config, seed, device)
     full = config.codebook_size ** (config.num_steps - 1)  # all that the last step can start from
-    found_NM, _ = Encoder(model, EncodeOptions(beam_width=full)).encode(x_ND, start_ND)
+    found_NM, _ = torch_encoder(model, EncodeOptions(beam_width=full)).encode(x_ND, start_ND)
     everything = torch.tensor(list(itertools.product(range(config.codebook_size), repeat=config.num_steps)))
     everything = everything.to(device)
     all_errors = torch.stack([errors(model, x_ND, start_ND, code.expand(len(x_ND), -1)) for code in everything])
@@ -79,7 +79,7 @@ def test_a_full_beam_is_an_exhaustive_search(device, config, seed):
 def test_all_candidates_and_no_beam_is_the_greedy_search(device, config, seed):
     model, x_ND, start_ND = problem(config, seed, device)
     rule = EncodeOptions(num_candidates=config.codebook_size)
-    found_NM, reached_ND = Encoder(model, rule).encode(x_ND, start_ND)
+    found_NM, reached_ND = torch_encoder(model, rule).encode(x_ND, start_ND)
     greedy_ND, codes, rows_N = start_ND, [], torch.arange(len(x_ND), device=device)
     for step in model.steps:
         options_KND = torch.stack(
@@ -88,7 +88,7 @@ def test_all_candidates_and_no_beam_is_the_greedy_search(device, config, seed):
         codes.append((options_KND - x_ND).square().sum(2).argmin(0))
         greedy_ND = options_KND[codes[-1], rows_N]
     same_result(model, x_ND, start_ND, found_NM, torch.stack(codes, 1))
-    torch.testing.assert_close(reached_ND, decode(model, found_NM, start_ND), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(reached_ND, torch_decode(model, found_NM, start_ND), rtol=1e-4, atol=1e-4)
 
 
 @quick
@@ -102,7 +102,7 @@ def test_rules_that_propose_everything_are_alike(device, config, seed, beam, mor
         EncodeOptions(num_candidates=size + more, beam_width=beam),
         EncodeOptions(num_pairs=beam * size + more, beam_width=beam),
     ]
-    first, *others = [Encoder(model, rule).encode(x_ND, start_ND)[0] for rule in rules]
+    first, *others = [torch_encoder(model, rule).encode(x_ND, start_ND)[0] for rule in rules]
     for codes_NM in others:
         same_result(model, x_ND, start_ND, first, codes_NM)
 
@@ -118,12 +118,12 @@ rules = st.one_of(
 @given(config=configs(preselector=True), seed=SEEDS, rule=rules, tile=st.sampled_from([1, 7, 40, 10**6]))
 def test_results_do_not_depend_on_the_tile_or_the_order_of_rows(device, config, seed, rule, tile):
     model, x_ND, start_ND = problem(config, seed, device, 12)
-    whole_NM, _ = Encoder(model, rule).encode(x_ND, start_ND)
+    whole_NM, _ = torch_encoder(model, rule).encode(x_ND, start_ND)
     with mock.patch.multiple(torch_engine, TILE_CANDIDATES=tile, DEVICE_TILE_BYTES=1000 * tile):
-        tiled_NM, _ = Encoder(model, rule).encode(x_ND, start_ND)
+        tiled_NM, _ = torch_encoder(model, rule).encode(x_ND, start_ND)
     same_result(model, x_ND, start_ND, whole_NM, tiled_NM)
     order_N = torch.randperm(12, generator=torch.Generator().manual_seed(seed)).to(device)
-    moved_NM, _ = Encoder(model, rule).encode(x_ND[order_N], start_ND[order_N])
+    moved_NM, _ = torch_encoder(model, rule).encode(x_ND[order_N], start_ND[order_N])
     same_result(model, x_ND, start_ND, whole_NM[order_N], moved_NM)
 
 
@@ -133,27 +133,24 @@ def test_results_do_not_depend_on_the_block(config, seed, rule, rows):
     codec = Codec(random_model(config, seed), rule)
     x_ND = np.random.default_rng(seed).standard_normal((13, config.dim)).astype(np.float32) * 3
     whole = codec.encode(x_ND, precision="float32")
-    parts = whole if config.starts_from_coarse else (whole,)
-    decoded_ND = codec.decode(*parts)
+    decoded_ND = codec.decode(whole)
     codec.block_rows = rows
     split = codec.encode(x_ND, precision="float32")
-    assert all(
-        np.array_equal(a, b) for a, b in zip(parts, split if config.starts_from_coarse else (split,), strict=True)
-    )
-    np.testing.assert_allclose(codec.decode(*parts), decoded_ND, rtol=1e-5, atol=1e-5)
+    assert np.array_equal(split, whole) and (whole.lists is None or np.array_equal(split.lists, whole.lists))
+    np.testing.assert_allclose(codec.decode(whole), decoded_ND, rtol=1e-5, atol=1e-5)
 
 
 @quick
 @given(config=configs(preselector=True, max_steps=4), seed=SEEDS, rule=rules)
 def test_a_prefix_of_the_codes_decodes_as_the_shorter_code(device, config, seed, rule):
     model, x_ND, start_ND = problem(config, seed, device)
-    codes_NM, _ = Encoder(model, rule).encode(x_ND, start_ND)
+    codes_NM, _ = torch_encoder(model, rule).encode(x_ND, start_ND)
     prefixes = list(model.reconstructions(codes_NM, start_ND))
     for steps in range(1, config.num_steps + 1):
-        assert torch.equal(decode(model, codes_NM[:, :steps], start_ND), prefixes[steps - 1])
-        short_NM, reached_ND = Encoder(model, rule).encode(x_ND, start_ND, steps)
+        assert torch.equal(torch_decode(model, codes_NM[:, :steps], start_ND), prefixes[steps - 1])
+        short_NM, reached_ND = torch_encoder(model, rule).encode(x_ND, start_ND, steps)
         assert short_NM.shape == (len(x_ND), steps)
-        torch.testing.assert_close(decode(model, short_NM, start_ND), reached_ND, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch_decode(model, short_NM, start_ND), reached_ND, rtol=1e-4, atol=1e-4)
         if rule.beam_width == 1:
             assert torch.equal(short_NM, codes_NM[:, :steps])
 
@@ -179,7 +176,7 @@ def test_tables_change_nothing(device, config, seed):
 def test_a_search_of_everything_beats_every_cheaper_one(device, config, seed, data):
     model, x_ND, start_ND = problem(config, seed, device)
     full = EncodeOptions(beam_width=config.codebook_size**config.num_steps)
-    best_N = errors(model, x_ND, start_ND, Encoder(model, full).encode(x_ND, start_ND)[0])
+    best_N = errors(model, x_ND, start_ND, torch_encoder(model, full).encode(x_ND, start_ND)[0])
     rule = data.draw(rules)
-    codes_NM, _ = Encoder(model, rule).encode(x_ND, start_ND)
+    codes_NM, _ = torch_encoder(model, rule).encode(x_ND, start_ND)
     assert (best_N <= errors(model, x_ND, start_ND, codes_NM) * (1 + 1e-5) + 1e-5).all()

@@ -8,11 +8,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_levels import LEVELS, needs_native, pack_at
-from small_models import ARCHITECTURES, random_model
+from small_models import ARCHITECTURES, random_model, torch_decode, torch_encoder
 
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines import native_engine
-from qinco.engines.torch_engine import Encoder, decode
+from qinco.engines.packed import Encoder
 
 pytestmark = needs_native
 SEEDS = st.integers(0, 2**31)
@@ -83,23 +82,23 @@ def problem(config: ModelConfig, seed: int, count: int):
 
 
 def errors(model, x_ND, start_ND, codes_NM):
-    return (decode(model, codes_NM, start_ND) - x_ND).square().sum(1)
+    return (torch_decode(model, codes_NM, start_ND) - x_ND).square().sum(1)
 
 
 def check_search(model, x_ND, start_ND, rule, level, steps=None):
     """The reference's codes, but for vectors whose two codes are equally good, and the vectors that they decode to."""
     packed = pack_at(level, model)
-    ours_NM, reached_ND = native_engine.NativeEncoder(packed, rule).encode(x_ND, start_ND, steps)
-    theirs_NM, _ = Encoder(model, rule).encode(x_ND, start_ND, steps)
+    ours_NM, reached_ND = Encoder(packed, rule).encode(x_ND, start_ND, steps)
+    theirs_NM, _ = torch_encoder(model, rule).encode(x_ND, start_ND, steps)
     assert ours_NM.shape == theirs_NM.shape and ours_NM.dtype == torch.int64
     if not len(x_ND):
         return
     ours_N, theirs_N = (errors(model, x_ND, start_ND, codes_NM) for codes_NM in (ours_NM, theirs_NM))
     torch.testing.assert_close(ours_N, theirs_N, rtol=1e-5, atol=1e-5)
     for codes_NM in (ours_NM, theirs_NM):
-        decoded_ND = decode(model, codes_NM, start_ND)
-        check_close(native_engine.decode(packed, codes_NM, start_ND), decoded_ND, theirs_N)
-    check_close(reached_ND, decode(model, ours_NM, start_ND), theirs_N)
+        decoded_ND = torch_decode(model, codes_NM, start_ND)
+        check_close(packed.decode_tensors(codes_NM, start_ND), decoded_ND, theirs_N)
+    check_close(reached_ND, torch_decode(model, ours_NM, start_ND), theirs_N)
 
 
 def check_close(ours_ND, theirs_ND, errors_N):
@@ -150,22 +149,22 @@ def test_threads_blocks_and_the_order_of_rows_change_no_bit(search, level, dtype
     (model, x_ND, start_ND), rule = search
     count = len(x_ND)
     packed = pack_at(level, model, dtype)
-    encoder = native_engine.NativeEncoder(packed, rule)
+    encoder = Encoder(packed, rule)
     whole_NM, reached_ND = encoder.encode(x_ND, start_ND)
-    decoded_ND = native_engine.decode(packed, whole_NM, start_ND)
+    decoded_ND = packed.decode_tensors(whole_NM, start_ND)
     for threads in (2, 3, 7):
         with mock.patch.object(torch, "get_num_threads", lambda threads=threads: threads):
             assert bits(*encoder.encode(x_ND, start_ND)) == bits(whole_NM, reached_ND)
-            assert bits(native_engine.decode(packed, whole_NM, start_ND)) == bits(decoded_ND)
+            assert bits(packed.decode_tensors(whole_NM, start_ND)) == bits(decoded_ND)
     rows = data.draw(st.integers(1, max(1, count)))
     for from_ in range(0, count, rows):
         part = slice(from_, from_ + rows)
         assert bits(*encoder.encode(x_ND[part], start_ND[part])) == bits(whole_NM[part], reached_ND[part])
-        assert bits(native_engine.decode(packed, whole_NM[part], start_ND[part])) == bits(decoded_ND[part])
+        assert bits(packed.decode_tensors(whole_NM[part], start_ND[part])) == bits(decoded_ND[part])
     order_N = torch.randperm(count, generator=torch.Generator().manual_seed(count))
     moved = encoder.encode(x_ND[order_N], start_ND[order_N])
     assert bits(*moved) == bits(whole_NM[order_N], reached_ND[order_N])
-    assert bits(native_engine.decode(packed, whole_NM[order_N], start_ND[order_N])) == bits(decoded_ND[order_N])
+    assert bits(packed.decode_tensors(whole_NM[order_N], start_ND[order_N])) == bits(decoded_ND[order_N])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
@@ -178,7 +177,7 @@ def test_what_was_encoded_before_changes_no_bit(name, level, dtype):
     if model.config.has_preselector:
         rules += [EncodeOptions(num_candidates=2, beam_width=3), EncodeOptions(num_pairs=7, beam_width=4)]
     for rule in rules:
-        encoders = [native_engine.NativeEncoder(pack_at(level, model, dtype), rule) for _ in range(2)]
+        encoders = [Encoder(pack_at(level, model, dtype), rule) for _ in range(2)]
         fresh = [encoders[0].encode(x_ND[n : n + 1], start_ND[n : n + 1]) for n in range(3)]
         encoders[1].encode(x_ND.repeat(40, 1), start_ND.repeat(40, 1))
         used = encoders[1].encode(x_ND[:3], start_ND[:3])
@@ -198,7 +197,7 @@ def check_codes(codes_NM, config: ModelConfig) -> None:
 def test_extreme_vectors_get_codes_in_range_and_do_not_reach_their_neighbours(search, level, dtype, data):
     (model, x_ND, start_ND), rule = search
     packed = pack_at(level, model, dtype)
-    encoder = native_engine.NativeEncoder(packed, rule)
+    encoder = Encoder(packed, rule)
     calm_NM, calm_ND = encoder.encode(x_ND, start_ND)
     wild = data.draw(st.lists(st.integers(0, max(0, len(x_ND) - 1)), max_size=4)) if len(x_ND) else []
     x_ND, start_ND = x_ND.clone(), start_ND.clone()
@@ -209,7 +208,7 @@ def test_extreme_vectors_get_codes_in_range_and_do_not_reach_their_neighbours(se
     codes_NM, reached_ND = encoder.encode(x_ND, start_ND)
     if len(x_ND):
         check_codes(codes_NM, model.config)
-    native_engine.decode(packed, codes_NM, start_ND)
+    packed.decode_tensors(codes_NM, start_ND)
     others = sorted(set(range(len(x_ND))) - set(wild))
     assert bits(codes_NM[others], reached_ND[others]) == bits(calm_NM[others], calm_ND[others])
 
@@ -224,10 +223,10 @@ def test_extreme_weights_give_codes_in_range(search, level, dtype, data):
             weight = data.draw(st.sampled_from(weights)).flatten()
             weight[data.draw(st.integers(0, len(weight) - 1)) :: data.draw(st.integers(1, 5))] = data.draw(NUMBERS)
     packed = pack_at(level, model, dtype)
-    codes_NM, _ = native_engine.NativeEncoder(packed, rule).encode(x_ND, start_ND)
+    codes_NM, _ = Encoder(packed, rule).encode(x_ND, start_ND)
     if len(x_ND):
         check_codes(codes_NM, model.config)
-    native_engine.decode(packed, codes_NM, start_ND)
+    packed.decode_tensors(codes_NM, start_ND)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -242,7 +241,7 @@ def test_zero_and_equal_vectors(level):
     for name in ("same width", "projected", "qinco1", "coarse"):
         model, x_ND, start_ND = problem(ARCHITECTURES[name], 7, 50)
         check_search(model, 0 * x_ND, start_ND, EncodeOptions(beam_width=3), level)
-        codes_NM, _ = native_engine.NativeEncoder(pack_at(level, model), EncodeOptions(beam_width=3)).encode(
+        codes_NM, _ = Encoder(pack_at(level, model), EncodeOptions(beam_width=3)).encode(
             x_ND[:1].repeat(50, 1), start_ND[:1].repeat(50, 1)
         )
         assert (codes_NM == codes_NM[0]).all()

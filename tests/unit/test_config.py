@@ -1,6 +1,6 @@
 import pytest
 
-from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig, find_preset
+from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig, find_preset, suggest
 from qinco.errors import ConfigError
 
 
@@ -125,3 +125,8 @@ def test_an_unknown_preset_names_the_nearest():
         find_preset("qinco2-s")
     with pytest.raises(ConfigError, match="There are qinco1, qinco2-S"):
         find_preset("zzz")
+
+
+def test_the_nearest_name_is_suggested():
+    assert suggest("num_step", {"num_steps": "M"}) == suggest("NUM_STEPS", {"num_steps": "M"}) == "Did you mean M? "
+    assert suggest("zzz", ["num_steps"]) == ""

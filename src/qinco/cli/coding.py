@@ -9,19 +9,11 @@ from qinco.atomic import check_output
 from qinco.cli import inputs
 from qinco.cli.console import Console
 from qinco.cli.overrides import Settings
+from qinco.codec.centroids import MAX_POINTS_PER_CENTROID, kmeans
 from qinco.codec.convert import convert_codec
 from qinco.codec.decode_file import decode_file
 from qinco.codec.files import FileResult, encode_file
-from qinco.codec.plan import check_values
-from qinco.errors import ConfigError, DataError
-from qinco.machine import free_memory
-from qinco.maths.clustering import coarse_kmeans
-from qinco.training.codebooks import sample
 from qinco.training.processes import Processes
-from qinco.vectors.formats import write_vectors
-
-_ITERATIONS = 20
-_POINTS_PER_CENTROID, _FEWEST_POINTS = 256, 39  # what faiss trains on, and below which it warns
 
 
 def encode(settings: Settings, console: Console) -> None:
@@ -95,47 +87,23 @@ def _times(done: FileResult, name: str) -> dict:
 
 def ivf_centroids(settings: Settings, console: Console) -> None:
     """Coarse centroids by k-means, in data space: float32 (V, D)."""
-    source = inputs.open_trainset(settings)
-    count, output = settings["ivf_K"], Path(settings["output"])
-    if output.suffix.lower() != ".npy":
-        raise ConfigError(f"output={output}: centroids are written to a .npy file")
-    check_output(output, overwrite=settings["overwrite"], inputs=inputs.files_read(settings))
-    if len(source) < count:
-        raise DataError(
-            f"{source.name} has {len(source)} vectors, fewer than ivf_K={count} centroids: give more vectors"
-        )
-    check_values(source)
-    if len(source) < _FEWEST_POINTS * count:
-        console.warn(
-            f"{len(source):,} training vectors for {count:,} centroids: {_FEWEST_POINTS * count:,} or more give better "
-            "centroids"
-        )
+    source, count = inputs.open_trainset(settings), settings["ivf_K"]
+    check_output(settings["output"], overwrite=settings["overwrite"], inputs=inputs.files_read(settings))
     begun = time.monotonic()
-    x_ND = sample(source, _sample_rows(source, count, console), settings["seed"])
-    with console.progress(_ITERATIONS, "iteration", "k-means") as progress:
-        centroids_VD = coarse_kmeans(
-            x_ND,
-            count,
-            iterations=_ITERATIONS,
-            seed=settings["seed"],
-            device=inputs.device_of(settings),
-            on_iteration=lambda done, mse: progress.update(done, mse=mse),
-        )
-    write_vectors(output, centroids_VD)
+    kmeans(
+        source,
+        count,
+        seed=settings["seed"],
+        device=inputs.device_of(settings),
+        output=settings["output"],
+        overwrite=settings["overwrite"],
+        progress=console.progress,
+    )
     result = {
-        "output": str(output),
+        "output": settings["output"],
         "num_lists": count,
         "dim": source.dim,
-        "num_vectors": len(x_ND),
+        "num_vectors": min(len(source), MAX_POINTS_PER_CENTROID * count),
         "seconds": time.monotonic() - begun,
     }
     console.print_result(result | {"threads": torch.get_num_threads()}, settings["json"])
-
-
-def _sample_rows(source, count: int, console: Console) -> int:
-    """How many vectors k-means takes: enough for each centroid, and no more than half of the memory holds."""
-    wanted = min(len(source), _POINTS_PER_CENTROID * count)
-    held = max(count, free_memory() // 2 // (4 * source.dim))
-    if wanted > held:
-        console.warn(f"k-means takes {held:,} of {wanted:,} vectors, as many as half of the free memory holds")
-    return min(wanted, held)

@@ -12,14 +12,14 @@ from qinco.cli import inputs
 from qinco.cli.console import Console
 from qinco.cli.encoded import Encoded, same_centroids
 from qinco.cli.overrides import Settings
-from qinco.codec import Codec, ProductCodec
+from qinco.codec import Codec
 from qinco.codec.plan import check_values
-from qinco.datasets.named import find_dataset
+from qinco.compat.faiss_files import FaissIndex
+from qinco.datasets.catalogue import find_dataset
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.search import build as building
-from qinco.search.faiss_file import FaissIndex
 from qinco.search.index import Index
 from qinco.store.code_files import is_directory
 from qinco.store.decoder import load_pairwise
@@ -59,7 +59,7 @@ class Sample:
             yield self.codes_SM[part], lists, x_nD
             progress(start + len(part))
 
-    def decoded(self, codec: Codec | ProductCodec) -> "Sample":
+    def decoded(self, codec: Codec) -> "Sample":
         """The same codes, for what their codec decodes in the place of the vectors."""
         source = building.decoded_source(codec, self.codes_SM, self.lists_S, self.source.name)
         return replace(self, source=source, rows_S=np.arange(len(self.rows_S)))
@@ -174,7 +174,7 @@ def open_pairwise(
 # Decoders of the tasks that measure
 
 
-def open_index(path: str, codec: Codec | ProductCodec | None, device="cpu") -> Index | FaissIndex:
+def open_index(path: str, codec: Codec | None, device="cpu") -> Index | FaissIndex:
     """An index of ours or a faiss file; raises DataError where it is not of the codec that is given."""
     if is_directory(path):
         return Index.load(path, codec=codec, device=device)
@@ -183,7 +183,7 @@ def open_index(path: str, codec: Codec | ProductCodec | None, device="cpu") -> I
         return index
     for name, found, wanted in (
         ("D", index.dim, codec.dim),
-        ("M", index.code_size, codec.code_size),
+        ("M", index.num_codes, codec.num_codes),
         ("K", index.codebook_size, codec.config.codebook_size),
     ):
         if found != wanted:
@@ -193,7 +193,7 @@ def open_index(path: str, codec: Codec | ProductCodec | None, device="cpu") -> I
     return index
 
 
-def open_decoder(settings: Settings, console: Console, codec: Codec | ProductCodec) -> Decode:
+def open_decoder(settings: Settings, console: Console, codec: Codec) -> Decode:
     """What `decoder=` names, as a function of codes (n, M) and the codec's lists (n,) or None.
 
     Look-up tables are those of `index=`, or are fitted to training vectors; pairs come from `pairwise_decoder=` or from
@@ -240,7 +240,7 @@ def open_pairwise_of_index(
 
 
 def _pairwise_of(settings: Settings, codec, index: Index | FaissIndex | None) -> PairwiseDecoder:
-    sizes = codec.code_size, codec.config.codebook_size, codec.dim
+    sizes = codec.num_codes, codec.config.codebook_size, codec.dim
     decoder = open_pairwise_of_index(settings, sizes, codec, index)
     if decoder is None and isinstance(index, Index):
         decoder = index.pairwise
@@ -264,7 +264,7 @@ def _fit_to_trainset(settings: Settings, console: Console, codec) -> LookupDecod
     with console.progress(len(rows_S), "vector", "encoding training vectors") as progress:
         codes_SM, lists_S = building.encode_all(codec, drawn, lambda _, done, __: progress.update(done))
     sample = Sample(source, rows_S, codes_SM, lists_S, _held_out(len(rows_S)))
-    sizes = codec.code_size, codec.config.codebook_size
+    sizes = codec.num_codes, codec.config.codebook_size
     return fit_lookup(settings, console, sample, sizes, codec.coarse_centroids, moves_centroids=True)[0]
 
 

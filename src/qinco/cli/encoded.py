@@ -13,7 +13,7 @@ import numpy as np
 
 from qinco.cli import inputs
 from qinco.cli.overrides import Settings
-from qinco.codec import Codec, ProductCodec
+from qinco.codec import Codec
 from qinco.codec.plan import read_centroids
 from qinco.compat.encoded_sets import npz_part, npz_rows, read_npz_sizes
 from qinco.errors import ConfigError, DataError
@@ -88,7 +88,7 @@ class Encoded:
         return codes_NM, lists_N
 
 
-def open_encoded(settings: Settings, name: str, codec: Codec | ProductCodec | None) -> Encoded:
+def open_encoded(settings: Settings, name: str, codec: Codec | None) -> Encoded:
     """The codes that the key `name` names. Where neither they nor a codec say how many there are, `M` and `K` do."""
     path = settings[name]
     encoded = _known(settings, name, codec)
@@ -96,7 +96,7 @@ def open_encoded(settings: Settings, name: str, codec: Codec | ProductCodec | No
     if codec is not None and encoded.fingerprint not in (None, codec.fingerprint()):
         raise DataError(f"{path} holds codes of another codec than {settings['model']}: give their own")
     size = (
-        (encoded.code_size, encoded.codebook_size) if codec is None else (codec.code_size, codec.config.codebook_size)
+        (encoded.code_size, encoded.codebook_size) if codec is None else (codec.num_codes, codec.config.codebook_size)
     )
     if has_lists and encoded.num_lists == 0 and not is_directory(path) and not lists_beside(path).exists():
         raise DataError(
@@ -115,7 +115,7 @@ def open_encoded(settings: Settings, name: str, codec: Codec | ProductCodec | No
     return replace(encoded, stored=stored, code_size=size[0], codebook_size=size[1])
 
 
-def _known(settings: Settings, name: str, codec: Codec | ProductCodec | None) -> Encoded:
+def _known(settings: Settings, name: str, codec: Codec | None) -> Encoded:
     """What a file or folder says of its codes, which are not opened yet."""
     path = settings[name]
     nothing = Codes(np.empty((0, 0), np.uint8))
@@ -132,7 +132,7 @@ def _known(settings: Settings, name: str, codec: Codec | ProductCodec | None) ->
         raise missing_file(path)
     if codec is None and (settings["M"] is None or settings["K"] is None):
         raise ConfigError(f"{name}={path} does not say of what codec its codes are: give model=, or M= and K=")
-    size = (settings["M"], settings["K"]) if codec is None else (codec.code_size, codec.config.codebook_size)
+    size = (settings["M"], settings["K"]) if codec is None else (codec.num_codes, codec.config.codebook_size)
     return Encoded(path, nothing, *size, None, None if lists_beside(path).exists() else 0)
 
 
@@ -161,9 +161,7 @@ def open_encoded_vectors(settings: Settings, train: Encoded) -> tuple[VectorSour
     return source.limit(len(train)), train
 
 
-def read_list_centroids(
-    settings: Settings, codec: Codec | ProductCodec | None, encoded: Encoded, dim: int
-) -> np.ndarray | None:
+def read_list_centroids(settings: Settings, codec: Codec | None, encoded: Encoded, dim: int) -> np.ndarray | None:
     """The centroids of the lists, float32 (V, D); None for codes without lists where no centroids are given."""
     path = settings["ivf_centroids"]
     given_VD = None if path is None else read_centroids(path, dim)
@@ -200,7 +198,7 @@ def single_list(count: int) -> np.ndarray:
 
 
 def write_lists_of_decoded(
-    encoded: Encoded, codec: Codec | ProductCodec, centroids_VD: np.ndarray, file: BinaryIO, on_progress: Callable
+    encoded: Encoded, codec: Codec, centroids_VD: np.ndarray, file: BinaryIO, on_progress: Callable
 ) -> np.ndarray:
     """Write the nearest centroids of the decoded vectors to an empty file, and map it: lists (N, 1)."""
     done = 0

@@ -27,13 +27,12 @@ from qinco.cli.encoded import (
 )
 from qinco.cli.interpolation import interpolate
 from qinco.cli.overrides import Settings
+from qinco.compat.faiss_files import FaissIndex, check_index_key, write_faiss
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codebook_size, fit_bytes, table_bytes
 from qinco.errors import ConfigError, ResourceError
 from qinco.machine import free_memory
 from qinco.search import build as building
-from qinco.search.faiss_file import check_index_key, write_faiss
-from qinco.search.faiss_layout import read_layout
 from qinco.search.index_file import CODEC, put_pairwise, put_tables, settings_of
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
@@ -280,9 +279,8 @@ def _write_faiss(
             yield codes_NM, lists_N, np.arange(start, start + len(codes_NM))
             start += len(codes_NM)
 
-    with console.progress(len(encoded), "vector", "filling lists") as progress:
-        write_faiss(
-            settings["output"], key, lookup.centroids_VD, lookup.tables_MKD, blocks, len(encoded),
-            inner_product=metric.scans_inner_products, on_progress=progress.update,
-        )  # fmt: skip
-    return read_layout(settings["output"]).code_bytes + 8  # of the id
+    write_faiss(
+        settings["output"], key, lookup.centroids_VD, lookup.tables_MKD, blocks, len(encoded),
+        inner_product=metric.scans_inner_products, progress=console.progress,
+    )  # fmt: skip
+    return FaissIndex.open(settings["output"]).bytes_per_vector

@@ -2,17 +2,16 @@
 
 import dataclasses
 import os
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 
 from qinco.cli.overrides import Settings
-from qinco.codec import Codec, ProductCodec, load_codec
-from qinco.config import EncodeOptions
-from qinco.datasets.named import DATASETS, find_dataset
-from qinco.engines.engine import choose_device
+from qinco.codec import Codec
+from qinco.config import EncodeOptions, suggest
+from qinco.datasets.catalogue import DATASETS, find_dataset
 from qinco.errors import ConfigError, DataError
+from qinco.maths.devices import choose_device
 from qinco.vectors.formats import read_integers, split_part
 from qinco.vectors.rows import VectorSource, open_vectors
 
@@ -27,20 +26,19 @@ def device_of(settings: Settings) -> torch.device:
     return device
 
 
-def open_codec(settings: Settings) -> Codec | ProductCodec:
+def open_codec(settings: Settings) -> Codec:
     """The codec of `model=`, on the chosen device, in blocks of `enc_max_bs` vectors at most."""
-    return adapted(settings, load_codec(settings["model"], device_of(settings)))
+    return adapted(settings, Codec.load(settings["model"], device_of(settings)))
 
 
-def adapted(settings: Settings, codec: Codec | ProductCodec) -> Codec | ProductCodec:
+def adapted(settings: Settings, codec: Codec) -> Codec:
     """A codec with `engine=`, in blocks of `enc_max_bs` vectors at most."""
     codec = codec.with_options(codec.encode_options.override(engine=settings["engine"]))
-    for part in codec.parts if isinstance(codec, ProductCodec) else [codec]:
-        part.block_rows = min(part.block_rows, settings["enc_max_bs"])
+    codec.block_rows = min(codec.block_rows, settings["enc_max_bs"])
     return codec
 
 
-def encode_options(settings: Settings, codec: Codec | ProductCodec) -> EncodeOptions:
+def encode_options(settings: Settings, codec: Codec) -> EncodeOptions:
     """The codec's own search rule with `A`, `C`, `B`, `precision` and `engine` of the command line in its place."""
     rule = codec.encode_options.override(
         settings["A"], settings["C"], settings["B"], settings["precision"], settings["engine"]
@@ -49,7 +47,7 @@ def encode_options(settings: Settings, codec: Codec | ProductCodec) -> EncodeOpt
     return rule
 
 
-def prefix(settings: Settings, codec: Codec | ProductCodec) -> int | None:
+def prefix(settings: Settings, codec: Codec) -> int | None:
     """`prefix=`, the number of steps to use; None for all."""
     steps, wanted = codec.config.num_steps, settings["prefix"]
     if wanted is not None and wanted > steps:
@@ -138,7 +136,5 @@ def _open(path: str, part: str = "train") -> VectorSource:
             raise DataError(f"No such file: {path}. Download it with: qinco download {of_dataset[0]}") from None
         if Path(path).suffix:
             raise
-        near = get_close_matches(path.lower(), {name.lower(): name for name in DATASETS}, 1, 0.8)
-        known = {name.lower(): name for name in DATASETS}
-        hint = f"Did you mean {known[near[0]]}? " if near else ""
+        hint = suggest(path, list(DATASETS), 0.8)
         raise DataError(f"No such file or data set: {path}. {hint}Data sets: {', '.join(DATASETS)}") from None

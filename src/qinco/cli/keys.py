@@ -1,42 +1,52 @@
-"""Every key of the command line, once: the parser and the help both read this table."""
+"""What tasks of the command line are declared with: keys, tasks, and the settings that a command line gives them.
 
+Keys that stand for fields of the library's options take their name, default, help and range from there. Nothing slow is
+imported: the parser, the help, `--cfg` and completion read these declarations.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import NoneType
+from typing import Any, get_args
 
-from qinco.cli.tasks import SHELLS, TASKS
-from qinco.config import ENGINES, PRECISIONS, PRESETS
+from qinco.config import PRESETS, EncodeOptions, ModelConfig, field_keys
+from qinco.search.options import SearchOptions
+from qinco.training.options import RECIPES, TrainOptions
+
+OPTIONS = (ModelConfig, EncodeOptions, TrainOptions, SearchOptions)  # whose fields are keys
 
 
 @dataclass(frozen=True)
 class Key:
     """One setting, written `name=value`.
 
-    name:       what the user types, with a dot where it is nested
-    kind:       "path", "paths", "text" and "texts" (taken verbatim, but for the ~/ that a path begins with), "integer",
-                "integers" (a list), "number" (at least 0), "positive" (a number above 0), "switch", "choice", "device",
-                "preset" or "share" (i/n)
-    default:    the value where the key is not given
-    summary:    one line of help
-    tasks:      names of the tasks that read it
-    everywhere: every other task accepts it without effect, because command lines are reused from task to task
-    choices:    the values of a "choice"
-    minimum:    the least value of an "integer" and of the elements of "integers"
-    nullable:   whether `null` is a value; so too where the default is None, for what is neither text nor a choice
-    null_value: what `null` means, and 0 where `zero_is_null`
-    left_open:  keys whose `${key}` stays as it is where they are not given: the task knows what it stands for
+    Attributes:
+        name: As typed, with a dot if it is nested.
+        kind: "path", "paths", "text", "texts" (taken verbatim, except for a leading ~/ of a path), "integer",
+            "integers" (a list), "number" (at least 0), "positive" (above 0), "switch", "choice", "device", "preset"
+            or "share" (i/n).
+        default: Value if the key is not given.
+        help: One line.
+        choices: Values of a "choice".
+        spellings: Other names of choices: what is typed -> value.
+        minimum: Of an "integer" and of the elements of "integers".
+        nullable: Whether `null` is a value.
+        null_value: What `null` means, and 0 if `zero_is_null`.
+        open_references: Keys whose `${key}` is left in place if they are not given: the task fills them in.
     """
 
     name: str
     kind: str
     default: object
-    summary: str
-    tasks: frozenset[str]
-    everywhere: bool = False
+    help: str
     choices: tuple[str, ...] = ()
+    spellings: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     minimum: int = 1
     nullable: bool = False
     null_value: object = None
     zero_is_null: bool = False
-    left_open: tuple[str, ...] = ()
+    open_references: tuple[str, ...] = ()
 
     @property
     def accepts_null(self) -> bool:
@@ -44,7 +54,7 @@ class Key:
 
     @property
     def is_verbatim(self) -> bool:
-        """Whether the value is the text that was typed, whatever it holds, but for a path's `~/`."""
+        """Whether the value is the text as it was typed, except for the leading ~/ of a path."""
         return self.kind in ("path", "paths", "text", "texts")
 
     @property
@@ -52,291 +62,174 @@ class Key:
         """Whether several words make one value."""
         return self.kind in ("paths", "texts")
 
-    def is_accepted_by(self, task: str) -> bool:
-        return self.everywhere or task in self.tasks
+
+@dataclass(frozen=True)
+class Settings:
+    """What one command line asks for.
+
+    `settings["ds.db"]` is the given value of a key or else its default: Python's integers, floats, bools and strings;
+    tuples for lists, for the words of `file` and `name`, and for `shard`, (i, n). `A=null` is 0, `B=null` and `B=0` are
+    1, any other null is None.
+    """
+
+    task: str
+    values: Mapping[str, Any]
+    given_keys: frozenset[str]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    def given(self, key: str) -> bool:
+        """Whether the command line names `key`, with whatever value."""
+        return key in self.given_keys
+
+    @property
+    def given_values(self) -> dict[str, Any]:
+        """The values of the keys that the command line names."""
+        return {name: self.values[name] for name in self.values if name in self.given_keys}
+
+    def fields(self, *options: type) -> dict[str, Any]:
+        """The given values of dataclasses of options, by field: `{"num_steps": 8}` for `M=8`."""
+        return {field: self[key] for field, key in field_keys(*options).items() if self.given(key)}
 
 
-_TRAIN = frozenset({"train"})
-_BUILDING = frozenset({"train", "bench"})  # they may make a model of given sizes
-_INDEXING = frozenset({"build_index", "train_pairwise_decoder"})
-_ENCODING = frozenset({"train", "eval", "eval_valset", "eval_time", "search", "encode"})
-_RULING = _ENCODING | {"convert", "bench"}  # they take a search rule
-_MEASURING = frozenset({"train", "eval", "eval_valset"}) | _INDEXING
-_NETWORK = _ENCODING | _INDEXING | {"decode", "bench"}  # they run a model
-_DECODING = frozenset({"eval", "search"})  # with any decoder
-_WRITING = frozenset({"train", "encode", "decode", "ivf_centroids", "convert", "search"}) | _INDEXING
-_ALL = frozenset(TASKS) - {"completion"}
-_READING_TRAINSET = frozenset({"train", "eval_valset", "encode", "ivf_centroids"}) | _INDEXING | _DECODING
-_READING_DATABASE = frozenset({"eval", "eval_time", "search", "encode"})
+@dataclass(frozen=True)
+class Task:
+    """One thing that `qinco` does; made by the decorator `task`.
 
-KEYS = {
+    Attributes:
+        name: As typed.
+        help: One line.
+        run: Does it: `run(settings, console)`.
+        keys: Keys that it reads.
+        required: Keys that must be given; "a|b" is satisfied by either.
+        required_with: What is required instead if a switch is on: switch -> keys.
+        positional: Key whose values are the words without a key; all of them if its kind is "paths" or "texts".
+        imports: Slow modules to import before it runs, while Ctrl-C may still end the process at once.
+        is_distributed: Whether the processes of `torchrun` share its work; otherwise the first does it alone.
+    """
+
+    name: str
+    help: str
+    run: Callable
+    keys: tuple[Key, ...]
+    required: tuple[str, ...] = ()
+    required_with: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, hash=False)
+    positional: str | None = None
+    imports: tuple[str, ...] = ()
+    is_distributed: bool = False
+
+    def reads(self, key: str) -> bool:
+        return any(known.name == key for known in self.keys)
+
+    def accepts(self, key: str) -> bool:
+        """Whether the key may be given, with or without effect."""
+        return key in EVERYWHERE or self.reads(key)
+
+    def required_by(self, given: Mapping[str, object]) -> tuple[str, ...]:
+        """The required keys, given the values of others."""
+        return next((names for switch, names in self.required_with.items() if given.get(switch)), self.required)
+
+
+def task(name: str, help: str, *, keys: Iterable[str | Key], reports: bool = True, **others) -> Callable[..., Task]:
+    """Declare the decorated function as a task.
+
+    Args:
+        name, help, **others: As in `Task`.
+        keys: Names of shared keys, several in a string, and keys of its own, in the order of the help.
+        reports: Whether it reads `verbose` and `json`.
+
+    Example:
+        >>> @task("describe", "what a file holds", keys=["file"], required=("file",))
+        ... def describe(settings, console): ...
+    """
+    keys = [*keys, "verbose json"] if reports else keys
+    found = []
+    for key in keys:
+        found += [SHARED[word] for word in key.split()] if isinstance(key, str) else [key]
+    first = [word for names in others.get("required", ()) for word in names.split("|")]
+    found.sort(key=lambda key: first.index(key.name) if key.name in first else len(first))
+    return lambda run: Task(name, help, run, tuple(dict.fromkeys(found)), **others)
+
+
+def key_of_field(options: type, name: str, **changes) -> Key:
+    """The key of a field of a dataclass of options; `changes` are what differs on the command line."""
+    field = options.__dataclass_fields__[name]
+    declared, types = field.metadata, get_args(field.type) or (field.type,)
+    kinds = {bool: "switch", int: "integer", float: "number" if declared["above"] is None else "positive"}
+    kind = next((kinds[kind] for kind in types if kind in kinds), "choice")
+    texts = {value: text for text, value in declared["spellings"].items()}
+    key = Key(
+        declared["key"], kind, field.default, declared["help"],
+        choices=tuple(texts.get(choice, choice) for choice in declared["choices"]),
+        spellings=declared["spellings"],
+        minimum=1 if declared["minimum"] is None else declared["minimum"],
+        nullable=NoneType in types,
+    )  # fmt: skip
+    return dataclasses.replace(key, **changes)
+
+
+def _of_fields(options: type, **changes) -> list[Key]:
+    return [key_of_field(options, name, **changes) for name in field_keys(options)]
+
+
+# The preset, the recipe or the model decides about sizes and about A, C and B unless they are given.
+_DIFFERENT = (
+    key_of_field(ModelConfig, "embed_dim", zero_is_null=True),
+    key_of_field(EncodeOptions, "num_candidates", minimum=0, null_value=0),
+    key_of_field(EncodeOptions, "beam_width", default=None, null_value=1, zero_is_null=True),
+    key_of_field(TrainOptions, "num_valid", default=10_000, nullable=False),
+)
+
+# Keys that several tasks read.
+SHARED = {
     key.name: key
     for key in (
         # Files
-        Key("model", "path", None, "codec file; for train: the one to go on from", _NETWORK | {"convert"}),
-        Key("output", "path", None, "file or folder to write", _WRITING),
-        Key("overwrite", "switch", False, "replace an existing output", _WRITING | {"download"}, everywhere=True),
-        Key(
-            "resume",
-            "switch",
-            False,
-            "continue what was interrupted",
-            frozenset({"train", "encode", "decode", "download", "search"}),
-            everywhere=True,
-        ),
-        Key("file", "paths", None, "files to describe", frozenset({"info"})),
-        Key("name", "texts", None, "data sets and models to download", frozenset({"download"})),
-        Key("small", "switch", False, "the first million vectors of a data set only", frozenset({"download"})),
-        Key("mirror", "text", None, "address that serves the published files instead", frozenset({"download"})),
-        Key("shard", "share", None, "encode share i of n only, written i/n", frozenset({"encode"})),
-        Key("shell", "choice", None, "the shell to complete in", frozenset({"completion"}), choices=SHELLS),
-        Key("codes", "path", None, "codes to decode", frozenset({"decode"})),
-        Key("lists", "path", None, "list numbers of the codes, where they are not beside them", frozenset({"decode"})),
-        Key("tensorboard", "path", None, "folder for TensorBoard", _TRAIN, everywhere=True),
-        Key(
-            "ivf_centroids",
-            "path",
-            None,
-            "coarse centroids: train an IVF codec; those of the lists",
-            _TRAIN | _INDEXING,
-        ),
+        Key("model", "path", None, "codec file"),
+        Key("output", "path", None, "file or folder to write"),
+        Key("overwrite", "switch", False, "replace an existing output"),
+        Key("resume", "switch", False, "continue an interrupted run"),
+        Key("ivf_centroids", "path", None, "coarse centroids, of an IVF codec or of the lists of an index"),
+        Key("index", "path", None, "index: a folder or a .faissindex file"),
+        Key("pairwise_decoder", "path", None, "pairwise decoder to re-rank with"),
+        Key("encoded_trainset", "path", None, "codes of the training set"),
         # Vectors
-        Key("trainset", "path", None, "training vectors", _READING_TRAINSET),
-        Key("db", "path", None, "vectors of the database, or a data set's name", _READING_DATABASE | _READING_TRAINSET),
-        Key("queries", "path", None, "query vectors", frozenset({"search"})),
-        Key("queries_gt", "path", None, "true neighbours of the queries", frozenset({"search"})),
-        Key("ds.trainset", "integer", None, "use so many training vectors at most", _READING_TRAINSET, everywhere=True),
-        Key(
-            "ds.valset",
-            "integer",
-            10_000,
-            "validate on so many of the last training vectors (at most a tenth unless given)",
-            frozenset({"train", "eval_valset"}),
-            everywhere=True,
-        ),
-        Key(
-            "ds.db",
-            "integer",
-            None,
-            "use so many database vectors at most",
-            _READING_DATABASE | {"build_index"},
-            everywhere=True,
-        ),
-        Key("ds.loop", "integer", 10_000_000, "training vectors of an epoch, at most", _TRAIN, everywhere=True),
-        Key("encode_trainset", "switch", False, "encode the training set instead of db", frozenset({"encode"})),
-        # Model
-        Key(
-            "model_args",
-            "preset",
-            None,
-            f"size of the model: {', '.join(PRESETS)}",
-            _BUILDING,
-            everywhere=True,
-            choices=tuple(PRESETS),
-        ),
-        Key("M", "integer", None, "codes of a vector", _BUILDING | _INDEXING, everywhere=True),
-        Key(
-            "K",
-            "integer",
-            None,
-            "codewords of a step: a power of two",
-            _BUILDING | _INDEXING,
-            everywhere=True,
-            minimum=2,
-        ),
-        Key("L", "integer", None, "residual blocks of a step", _BUILDING, everywhere=True, minimum=0),
-        Key(
-            "de",
-            "integer",
-            None,
-            "width of the embedding; 0 or null: the vectors' dimension",
-            _BUILDING,
-            everywhere=True,
-            zero_is_null=True,
-        ),
-        Key("dh", "integer", None, "width inside a residual block", _BUILDING, everywhere=True),
-        Key("concat_rank", "integer", None, "rank of the concatenation layer (QINCo-LR)", _TRAIN),
-        Key(
-            "ivf_K",
-            "integer",
-            None,
-            "number of coarse centroids",
-            _TRAIN | {"ivf_centroids", "build_index"},
-            everywhere=True,
-        ),
-        Key("qinco1_mode", "switch", None, "a QINCo1 model", _BUILDING, everywhere=True),
-        Key("pq", "integer", None, "cut the vectors into so many parts, a codec for each (PQ-QINCo)", _TRAIN),
-        Key("opq", "switch", False, "rotate the vectors before they are cut", _TRAIN),
-        # Encoder
-        Key(
-            "A",
-            "integer",
-            None,
-            "codewords proposed for each hypothesis (0 or null: all are tried); as in training unless given",
-            _RULING,
-            minimum=0,
-            null_value=0,
-        ),
-        Key(
-            "C",
-            "integer",
-            None,
-            "codewords proposed over the whole beam, instead of A; as in training unless given",
-            _RULING,
-        ),
-        Key(
-            "B",
-            "integer",
-            None,
-            "hypotheses kept (1, 0 or null: no beam); as in training unless given",
-            _RULING,
-            null_value=1,
-            zero_is_null=True,
-        ),
-        Key(
-            "prefix",
-            "integer",
-            None,
-            "use the first codes only",
-            frozenset({"eval", "eval_valset", "search", "decode"}),
-        ),
-        Key(
-            "decoder",
-            "choice",
-            "neural",
-            "what decodes; with index=: the last stage",
-            _DECODING,
-            choices=("neural", "lookup", "pairwise"),
-        ),
-        # Training
-        Key("recipe", "choice", "default", "paper: the published recipe", _TRAIN, choices=("default", "paper")),
-        Key("epochs", "integer", 60, "epochs, ramp included", _TRAIN),
-        Key(
-            "batch",
-            "integer",
-            None,
-            "vectors of a step; null fits it to the run: 1024 or less",
-            _TRAIN,
-            everywhere=True,
-        ),
-        Key("lr", "positive", None, "learning rate; null fits it to the number of steps", _TRAIN),
-        Key("wd", "number", 0.1, "weight decay", _TRAIN),
-        Key("optimizer", "choice", "adamw", "optimiser", _TRAIN, choices=("adamw", "adam")),
-        Key("grad_clip", "positive", 0.1, "gradients are clipped to this value; null: never", _TRAIN, nullable=True),
-        Key("grad_accumulate", "integer", 1, "batches of a step", _TRAIN),
-        Key("codebook_noise_init", "number", 0.0, "noise on the first codebooks, in standard deviations", _TRAIN),
-        Key(
-            "scheduler.name",
-            "choice",
-            "cosine",
-            "learning rate schedule",
-            _TRAIN,
-            choices=("cosine", "reduce_lr_plateau"),
-        ),
-        Key("scheduler.ramp_epochs", "number", 3.0, "epochs of ramp, at most a tenth of the run", _TRAIN),
-        Key("scheduler.lr_min_fact", "number", 1e-3, "the last learning rate is lr times this", _TRAIN),
-        Key("scheduler.stop_patience", "integer", 10, "plateau: epochs without gain until the end", _TRAIN, minimum=0),
-        Key("scheduler.reduce_fact", "positive", 0.1, "plateau: factor on the learning rate", _TRAIN),
-        Key("scheduler.patience", "integer", 10, "plateau: epochs without gain until then", _TRAIN, minimum=0),
-        Key("scheduler.threshold_frac", "number", 1e-4, "plateau: least relative gain that counts", _TRAIN),
+        Key("trainset", "path", None, "training vectors"),
+        Key("db", "path", None, "vectors of the database, or the name of a data set"),
+        Key("ds.trainset", "integer", None, "use at most so many training vectors"),
+        Key("ds.db", "integer", None, "use at most so many database vectors"),
+        Key("mse_scale", "positive", 1.0, "factor on reported squared errors"),
+        # Models, codes and training
+        Key("model_args", "preset", None, f"preset: {', '.join(PRESETS)}", choices=tuple(PRESETS)),
+        Key("qinco1_mode", "switch", None, "a QINCo1 model"),
+        Key("ivf_K", "integer", None, "number of coarse centroids"),
+        Key("recipe", "choice", "default", "paper: the published recipe", choices=RECIPES),
+        Key("decoder", "choice", "neural", "what decodes; with index=: the last stage",
+            choices=("neural", "lookup", "pairwise")),
+        Key("prefix", "integer", None, "use only so many codes of each vector"),
+        Key("search.aq_training_samples", "integer", 1_000_000, "vectors to fit look-up and pair tables to, at most"),
+        *_of_fields(ModelConfig, default=None),
+        *_of_fields(TrainOptions),
+        *_of_fields(EncodeOptions),
+        *_DIFFERENT,
         # Machine and report
-        Key("device", "device", "auto", "auto, cpu, cuda or cuda:N", _NETWORK, everywhere=True),
-        Key("cpu", "switch", False, "the same as device=cpu", _NETWORK, everywhere=True),
-        Key("threads", "integer", None, "processor threads; null: all", _NETWORK | {"ivf_centroids"}, everywhere=True),
-        Key(
-            "precision",
-            "choice",
-            "auto",
-            f"arithmetic: {', '.join(PRECISIONS)}",
-            _NETWORK,
-            everywhere=True,
-            choices=PRECISIONS,
-        ),
-        Key("engine", "choice", "auto", f"{' or '.join(ENGINES)}", _NETWORK, everywhere=True, choices=ENGINES),
-        Key(
-            "enc_max_bs",
-            "integer",
-            65536,
-            "vectors encoded or decoded at a time, at most",
-            _NETWORK - {"bench"},
-            everywhere=True,
-        ),
-        Key(
-            "seed",
-            "integer",
-            0,
-            "seed of everything random",
-            _TRAIN | _INDEXING | _DECODING | {"ivf_centroids"},
-            everywhere=True,
-            minimum=0,
-        ),
-        Key("mse_scale", "positive", 1.0, "factor on reported squared errors", _MEASURING, everywhere=True),
-        Key("verbose", "switch", True, "say what is being done", _ALL, everywhere=True),
-        Key("json", "switch", False, "the last line of the output is a JSON object", _ALL, everywhere=True),
-        # The index
-        Key("index", "path", None, "index to search: a folder or a .faissindex file", _DECODING),
-        Key("pairwise_decoder", "path", None, "pairwise decoder to re-rank with", _DECODING | {"build_index"}),
-        Key("encoded_db", "path", None, "codes of the database", frozenset({"build_index"})),
-        Key("encoded_trainset", "path", None, "codes of the training set", _INDEXING),
-        Key(
-            "metric",
-            "choice",
-            "l2",
-            "what near means",
-            frozenset({"build_index"}),
-            choices=("l2", "inner_product", "cosine"),
-        ),
-        Key(
-            "n_pairwise_codebooks",
-            "positive",
-            2.0,
-            "pairs of codes, times M, at most",
-            frozenset({"train_pairwise_decoder"}),
-        ),
-        Key(
-            "tables",
-            "choice",
-            "float32",
-            "how the tables of pairs are held",
-            frozenset({"train_pairwise_decoder"}),
-            choices=("float32", "float16"),
-        ),
-        Key("plot", "path", None, "draw the front to a .png or .svg file", frozenset({"search"})),
-        Key(
-            "search.index_key",
-            "text",
-            "IVF${ivf_K}_HNSW32,RQ${M}x8_Nqint8",
-            "kind of a .faissindex file",
-            frozenset({"build_index"}),
-            left_open=("ivf_K", "M", "K"),
-        ),
-        Key(
-            "search.aq_training_samples",
-            "integer",
-            1_000_000,
-            "vectors that look-up and pair tables are fitted to, at most",
-            _INDEXING | _DECODING,
-        ),
-        Key("search.nthreads", "integer", 32, "threads that search an index, at most", frozenset({"search"})),
-        Key("search.batch_size", "integer", 12288, "queries at a time, at most", frozenset({"search"})),
-        Key("search.nshort", "integers", (4, 10), "vectors decoded by the network", frozenset({"search"})),
-        Key("search.nprobe", "integers", (4,), "lists visited", frozenset({"search"})),
-        Key(
-            "search.quantizer_efSearch",
-            "integers",
-            (4,),
-            "effort of the search for lists, where they are many",
-            frozenset({"search"}),
-        ),
-        Key(
-            "search.nmid_short",
-            "integers",
-            (1, 4),
-            "vectors decoded by the pairwise decoder, in nshorts; 0 or 1: none",
-            frozenset({"search"}),
-            minimum=0,
-        ),
+        Key("device", "device", "auto", "auto, cpu, cuda or cuda:N"),
+        Key("cpu", "switch", False, "the same as device=cpu"),
+        Key("threads", "integer", None, "processor threads; null: all"),
+        Key("enc_max_bs", "integer", 65536, "vectors encoded or decoded at a time, at most"),
+        Key("verbose", "switch", True, "say what is being done"),
+        Key("json", "switch", False, "print the result as one line of JSON"),
     )
-}
+}  # fmt: skip
 
-ALIASES = {name.removeprefix("search."): name for name in KEYS if name.startswith("search.")}
+ENCODING = "A C B"
+MACHINE = "device cpu threads precision engine"
+TRAINSET = "trainset db ds.trainset"
+TRAINING = " ".join(field_keys(TrainOptions).values())
+
+# Accepted by all tasks, because command lines are reused from task to task.
+EVERYWHERE = tuple(
+    f"overwrite resume tensorboard ds.trainset ds.valset ds.db ds.loop model_args M K L de dh ivf_K qinco1_mode batch "
+    f"{MACHINE} enc_max_bs seed mse_scale verbose json".split()
+)

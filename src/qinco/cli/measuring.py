@@ -8,7 +8,7 @@ from qinco.cli import inputs
 from qinco.cli.console import Console
 from qinco.cli.decoding import open_decoder
 from qinco.cli.overrides import Settings
-from qinco.codec import Codec, ProductCodec
+from qinco.codec import Codec
 from qinco.codec.evaluate import evaluate, measure_time
 from qinco.codec.plan import split_validation
 from qinco.errors import DataError
@@ -35,11 +35,10 @@ def eval_validation(settings: Settings, console: Console) -> None:
     _report_evaluation(settings, console, codec, valid)
 
 
-def _report_evaluation(settings: Settings, console: Console, codec: Codec | ProductCodec, source: VectorSource) -> None:
+def _report_evaluation(settings: Settings, console: Console, codec: Codec, source: VectorSource) -> None:
     codec.check_dim(source)
     rule, scale = inputs.encode_options(settings, codec), inputs.mse_scale(settings)
-    with console.progress(len(source), "vector", "evaluating") as progress:
-        done = evaluate(codec, source, rule, inputs.prefix(settings, codec), progress.update)
+    done = evaluate(codec, source, rule, inputs.prefix(settings, codec), progress=console.progress)
     result = {
         "mse": done.mse * scale,
         "mse_per_step": [mse * scale for mse in done.mse_per_step],
@@ -49,7 +48,7 @@ def _report_evaluation(settings: Settings, console: Console, codec: Codec | Prod
     console.print_result(result | inputs.machine(settings), settings["json"])
 
 
-def _report_decoder(settings: Settings, console: Console, codec: Codec | ProductCodec, source: VectorSource) -> None:
+def _report_decoder(settings: Settings, console: Console, codec: Codec, source: VectorSource) -> None:
     """The error of another decoder than the codec itself."""
     codec.check_dim(source)
     if not len(source):
@@ -57,9 +56,9 @@ def _report_decoder(settings: Settings, console: Console, codec: Codec | Product
     rule, decode = inputs.encode_options(settings, codec), open_decoder(settings, console, codec)
     begun, error = time.monotonic(), 0.0
     with console.progress(len(source), "vector", "evaluating") as progress:
-        for first, codes, lists in codec.encode_blocks(source, rule):
+        for first, codes in codec.encode_blocks(source, rule):
             x_ND = source[first : first + len(codes)]
-            error += np.square(decode(codes, lists) - x_ND, dtype=np.float64).sum()
+            error += np.square(decode(codes.codes, codes.lists) - x_ND, dtype=np.float64).sum()
             progress.update(first + len(codes))
     result = {
         "decoder": settings["decoder"],
@@ -100,8 +99,8 @@ def search(settings: Settings, console: Console) -> None:
     with console.progress(len(source), "vector", "encoding and searching") as progress:
 
         def decoded():
-            for first, codes, lists in codec.encode_blocks(source, rule, steps):
-                yield first, decode(codes, lists)
+            for first, codes in codec.encode_blocks(source, rule, steps):
+                yield first, decode(codes.codes, codes.lists)
                 progress.update(first + len(codes))
 
         _, ids_QR = exhaustive.search(queries_QD, decoded(), 100, inputs.device_of(settings))

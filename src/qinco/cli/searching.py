@@ -19,13 +19,13 @@ from qinco.cli import inputs, measuring
 from qinco.cli.console import Console
 from qinco.cli.decoding import lookup_of, open_index, open_pairwise_of_index
 from qinco.cli.overrides import Settings
-from qinco.codec import Codec, ProductCodec
-from qinco.datasets.named import find_dataset
+from qinco.codec import Codec
+from qinco.compat.faiss_files import FaissIndex
+from qinco.datasets.catalogue import find_dataset
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.machine import processor_name, usable_cores
 from qinco.maths.clustering import faiss_threads
-from qinco.search.faiss_file import FaissIndex
 from qinco.search.index import Index
 from qinco.search.measure.plot import check_plot_path, plot_fronts
 from qinco.search.measure.sweep import Conditions, Setting, SweepResult, combinations, sweep
@@ -33,6 +33,7 @@ from qinco.search.measure.tune import measure
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
 from qinco.search.pipeline import Stages, network_decoder
+from qinco.search.scan import Shortlist
 from qinco.store.code_files import is_directory
 from qinco.store.manifest import read_manifest
 
@@ -68,7 +69,7 @@ class _Searched:
     """
 
     index: Index | FaissIndex
-    codec: Codec | ProductCodec | None
+    codec: Codec | None
     pairwise: PairwiseDecoder | None
     metric: Metric
     has_graph: bool
@@ -201,7 +202,7 @@ def _open(settings: Settings) -> _Searched:
 
 def _shortlist_of(index: FaissIndex):
     def shortlist(queries_QD: np.ndarray, num_short: int, options: SearchOptions):
-        return index.shortlist(queries_QD, min(num_short, len(index)), options.nprobe, options.ef_search)
+        return Shortlist(*index.shortlist(queries_QD, min(num_short, len(index)), options.nprobe, options.ef_search))
 
     return shortlist
 

@@ -1,6 +1,16 @@
 """Codecs: what users train, save, and encode and decode with."""
 
 from qinco.codec.codec import Codec
-from qinco.codec.product import ProductCodec, load_codec
 
-__all__ = ["Codec", "ProductCodec", "load_codec"]
+__all__ = ["Codec", "ProductCodec"]
+
+
+class ProductCodec:
+    """PQ-QINCo: `Codec.fit` with several parts, and `Codec.load`."""
+
+    load = Codec.load
+
+    @staticmethod
+    def fit(x, preset: str | None = "qinco2-S", *, num_parts: int = 2, **settings) -> Codec:
+        """`Codec.fit(x, preset, num_parts=num_parts, ...)`."""
+        return Codec.fit(x, preset, num_parts=num_parts, **settings)

@@ -1,6 +1,6 @@
 """`Codec`: a trained quantizer between vectors in data space and codes.
 
-Shape suffixes: N vectors, D dimension, M steps.
+Shape suffixes: N vectors, D dimension, M codes of a vector.
 """
 
 import os
@@ -11,84 +11,110 @@ import numpy as np
 import torch
 
 from qinco.atomic import check_output
+from qinco.codec.fit import fit
 from qinco.config import EncodeOptions, ModelConfig, require_int
-from qinco.engines import native_engine
-from qinco.engines.engine import candidate_dtype, choose_device, choose_engine, make_encoder
-from qinco.engines.torch_engine import decode
+from qinco.engines.engine import Packed, candidate_dtype, choose_engine
 from qinco.errors import DataError
 from qinco.maths.assignment import assigner
-from qinco.maths.devices import to_device
+from qinco.maths.devices import choose_device, to_device
 from qinco.model.qinco import Qinco
-from qinco.native.library import NativeModel
 from qinco.packing import check_codes, check_lists, code_dtype
 from qinco.store.codec import load_models, save_models
+from qinco.store.codes import Codes
 from qinco.vectors.prefetch import read_ahead
 from qinco.vectors.rows import VectorSource, as_source
 
 _BLOCK_BYTES, _DEVICE_BLOCK_BYTES = 1 << 24, 1 << 28  # a device needs more vectors to be busy
+_CHECK_ROWS = 1 << 20
 
 
 class Codec:
     """Compresses float vectors to codes of M small integers and back (QINCo, QINCo2).
 
-    config:         ModelConfig, the architecture
-    encode_options: EncodeOptions, the search rule it was trained with, which `encode` uses unless told otherwise
-    provenance:     dict of plain values: how it was trained, and on how many vectors
-    block_rows:     vectors of a block: what memory a call needs beyond its input and output
+    Make one with `Codec.fit` or `Codec.load`. It consists of one model, or of several of one architecture, each for a
+    part of the columns (PQ-QINCo; QINCo paper, section 5.3). Codes of several have all codes of the first part, then
+    those of the second, and so on.
 
-    Make one with `Codec.fit` or `Codec.load`.
+    Attributes:
+        models: the networks.
+        rotation_DD: float32 (D, D), by which vectors are rotated before the columns are split (OPQ); None: they are
+            not.
+        encode_options: EncodeOptions that the models were trained with and `encode` uses unless told otherwise.
+        provenance: plain values: how the codec was trained, and on how many vectors.
+        block_rows: vectors that are encoded or decoded at a time, which bounds the memory of a call.
+
+    Example:
+        >>> codec = Codec.fit(x, num_steps=8, epochs=10)
+        >>> codes = codec.encode(x)
+        >>> x_hat = codec.decode(codes)
     """
 
-    def __init__(self, model: Qinco, encode_options: EncodeOptions, provenance: dict | None = None):
-        encode_options.check_model(model.config)
-        self.model = model.eval().requires_grad_(False)
+    def __init__(
+        self,
+        models: Qinco | Sequence[Qinco],
+        encode_options: EncodeOptions,
+        provenance: dict | None = None,
+        rotation_DD: np.ndarray | None = None,
+    ):
+        models = [models] if isinstance(models, Qinco) else list(models)
+        encode_options.check_model(models[0].config)
+        self.models = [model.eval().requires_grad_(False) for model in models]
+        self.rotation_DD = rotation_DD
         self.encode_options = encode_options
         self.provenance = provenance or {}
-        self._settle()
+        self._reset()
 
-    def _settle(self) -> None:
-        """What depends on the device that the model is on."""
+    def _reset(self) -> None:
+        """Set what depends on the device that the models are on."""
+        config = self.config
         block_bytes = _BLOCK_BYTES if self.device.type == "cpu" else _DEVICE_BLOCK_BYTES
-        widest = max(self.dim, self.config.embed_dim, self.config.hidden_dim)
-        self.block_rows = max(256, block_bytes // (4 * widest))
+        self.block_rows = max(256, block_bytes // (4 * max(config.dim, config.embed_dim, config.hidden_dim)))
         self._assigner: Callable[[torch.Tensor], torch.Tensor] | None = None
-        self._packings: dict[torch.dtype, NativeModel] = {}
+        self._packings: dict[tuple[str, torch.dtype], list[Packed]] = {}
 
     def __getstate__(self) -> dict:
         """What is copied and pickled: not what is made again when it is needed."""
         return self.__dict__ | {"_assigner": None, "_packings": {}}
 
     def __repr__(self) -> str:
-        config = self.config
-        lists = f", num_lists={config.num_lists}" if config.starts_from_coarse else ""
+        config, count = self.config, len(self.models)
+        lists = f", num_lists={config.num_lists}" if self.is_ivf else ""
+        parts = f", num_parts={count}" if count > 1 else ""
+        rotated = "" if self.rotation_DD is None else ", rotated"
         return (
-            f"Codec(dim={config.dim}, num_steps={config.num_steps}, codebook_size={config.codebook_size}, "
-            f"{self.bytes_per_vector:g} bytes a vector{lists}, device={self.device})"
+            f"Codec(dim={self.dim}, num_steps={config.num_steps}, codebook_size={config.codebook_size}{parts}"
+            f"{rotated}, {self.bytes_per_vector:g} bytes a vector{lists}, device={self.device})"
         )
 
     @property
+    def model(self) -> Qinco:
+        """The model; the first where there are several."""
+        return self.models[0]
+
+    @property
     def config(self) -> ModelConfig:
-        return self.model.config
+        """The architecture of each model."""
+        return self.models[0].config
 
     @property
     def device(self) -> torch.device:
         """Where the codec computes: see `to`."""
-        return self.model.device
+        return self.models[0].device
 
     @property
     def dim(self) -> int:
         """D, the dimension of the vectors."""
-        return self.config.dim
+        return self.config.dim * len(self.models)
 
     @property
-    def code_size(self) -> int:
+    def num_codes(self) -> int:
         """M, the columns of a code array."""
-        return self.config.num_steps
+        return self.config.num_steps * len(self.models)
 
     @property
     def bytes_per_vector(self) -> float:
         """Size of a packed code, the list number of an IVF codec apart."""
-        return self.config.bytes_per_vector
+        return self.config.bytes_per_vector * len(self.models)
 
     @property
     def is_ivf(self) -> bool:
@@ -101,45 +127,62 @@ class Codec:
         return self.model.denormalize(self.model.coarse_centroids).cpu().numpy() if self.is_ivf else None
 
     @classmethod
-    def fit(cls, x, preset: str = "qinco2-S", **settings) -> "Codec":
-        """Train a codec on vectors; see `qinco.codec.fit.fit` for all settings.
+    def fit(cls, x, preset: str | None = "qinco2-S", *, num_parts: int = 1, rotate: bool = False, **settings):
+        """Train a codec on vectors.
 
-        x: (N, D) array, memory map, torch tensor, path or VectorSource of any float or integer type
+        Args:
+            x: (N, D) array, memory map, torch tensor, path or VectorSource of any float or integer type.
+            preset: "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
+            num_parts: models, one for each part of the columns; must divide D.
+            rotate: learn a rotation that spreads the variance over the parts (OPQ).
+            **settings: see `qinco.codec.fit.fit`.
+
+        Raises:
+            ConfigError, DataError: before any work begins.
         """
-        from qinco.codec.fit import fit
-
-        return fit(x, preset, **settings)
+        fitted = fit(x, preset, num_parts=num_parts, rotate=rotate, **settings)
+        return cls(fitted.models, fitted.encode_options, fitted.provenance, fitted.rotation_DD)
 
     def with_options(self, options: EncodeOptions) -> "Codec":
-        """The same codec with another search rule; raises ConfigError where the model cannot serve it."""
-        return Codec(self.model, options, self.provenance)
+        """The same codec with other options for encoding; raises ConfigError if the models cannot serve them."""
+        return Codec(self.models, options, self.provenance, self.rotation_DD)
 
     def fingerprint(self) -> str:
         """SHA-256 of the architecture and all weights: codes belong to the codec of the same fingerprint."""
-        digest = sha256(repr(sorted(self.config.to_dict().items())).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        digests = [model.fingerprint() for model in self.models]
+        if len(digests) == 1:
+            return digests[0]
+        rotation = b"" if self.rotation_DD is None else self.rotation_DD.tobytes()
+        return sha256("".join(digests).encode() + rotation).hexdigest()
 
     def to(self, device: str | torch.device) -> "Codec":
         """Move the codec to a device ("auto", "cpu", "cuda", "cuda:N") and return it."""
-        self.model.to(choose_device(device))
-        self._settle()
+        target = choose_device(device)
+        for model in self.models:
+            model.to(target)
+        self._reset()
         return self
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = True) -> None:
-        """Write one safetensors file, whole or not at all. `overwrite=False` refuses to replace a file."""
+        """Write one safetensors file, whole or not at all; a .pt file is a checkpoint of the authors' code.
+
+        Raises:
+            ConfigError: the file exists and `overwrite` is False, or the authors' code has no such codec.
+        """
         check_output(path, overwrite=overwrite)
-        save_models(path, [self.model], None, self.encode_options, self.provenance)
+        rotation_DD = None if self.rotation_DD is None else torch.from_numpy(self.rotation_DD)
+        save_models(path, self.models, rotation_DD, self.encode_options, self.provenance)
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> "Codec":
-        """Read what `save` wrote; executes no code. Raises DataError for any other file."""
+        """Read a codec that `save`, or the authors' code, wrote; executes no code.
+
+        Raises:
+            DataError: the file is no codec, or damaged.
+        """
         target = choose_device(device)
-        models, _, options, provenance = load_models(path)
-        if len(models) > 1:
-            raise DataError(f"{path} is a PQ-QINCo codec of {len(models)} parts: read it with qinco.load_codec")
-        return cls(models[0], options, provenance).to(target)
+        models, rotation_DD, options, provenance = load_models(path)
+        return cls(models, options, provenance, None if rotation_DD is None else rotation_DD.numpy()).to(target)
 
     # Encoding
 
@@ -152,28 +195,34 @@ class Codec:
         beam_width: int | None = None,
         precision: str | None = None,
         num_steps: int | None = None,
-    ):
-        """Codes of vectors: uint8 (N, M), uint16 above 256 codewords; with IVF also list numbers, int32 (N,).
+    ) -> Codes:
+        """Search the codes of vectors (QINCo2 paper, section 3.2). Options that are not given are as in training.
 
-        x:              (N, D) array, tensor, path or VectorSource of any float or integer type; finite
-        num_candidates: A, codewords proposed for each hypothesis (0: all are tried)
-        num_pairs:      C, pairs proposed over the whole beam; instead of A
-        beam_width:     B, hypotheses kept
-        precision:      "auto", "float32" or "bf16", of the candidates
-        num_steps:      stop after so many steps: a shorter code, the best of its length
-        Each is as in training where it is not given. Raises DataError for values that are not finite or a dimension
-        that is not the model's, ConfigError for options that exclude each other or that the model cannot serve.
+        Args:
+            x: (N, D) array, tensor, path or VectorSource of any float or integer type, all values finite.
+            num_candidates: A, codewords proposed for each hypothesis; 0: all are tried.
+            num_pairs: C, (hypothesis, codeword) pairs proposed over the whole beam; instead of A.
+            beam_width: B, hypotheses kept.
+            precision: "auto", "float32" or "bf16", of the candidates.
+            num_steps: encode so many steps only: the best code of that length.
+
+        Returns:
+            Codes, uint8 (N, M), uint16 above 256 codewords; with int32 list numbers (N,) for an IVF codec.
+
+        Raises:
+            DataError: values that are not finite, or another dimension than the codec's.
+            ConfigError: options that exclude each other or that the models cannot serve.
         """
         source = as_source(x)
-        rule = self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
-        steps = self._check_steps(num_steps)
-        codes_NM = np.empty((len(source), steps), code_dtype(self.config.codebook_size))
+        options = self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
+        shape = (len(source), self._check_steps(num_steps) * len(self.models))
+        codes_NM = np.empty(shape, code_dtype(self.config.codebook_size))
         lists_N = np.empty(len(source), np.int32) if self.is_ivf else None
-        for start, codes, lists in self.encode_blocks(source, rule, steps):
-            codes_NM[start : start + len(codes)] = codes
+        for first, found in self.encode_blocks(source, options, num_steps):
+            codes_NM[first : first + len(found)] = found.codes
             if lists_N is not None:
-                lists_N[start : start + len(codes)] = lists
-        return codes_NM if lists_N is None else (codes_NM, lists_N)
+                lists_N[first : first + len(found)] = found.lists
+        return Codes(codes_NM, lists_N)
 
     def encode_blocks(
         self,
@@ -181,123 +230,165 @@ class Codec:
         options: EncodeOptions | None = None,
         num_steps: int | None = None,
         ranges: Sequence[range] | None = None,
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-        """Yield (first row, codes, list numbers or None) for consecutive blocks of a source, in bounded memory.
+    ) -> Iterator[tuple[int, Codes]]:
+        """Encode consecutive blocks of a source, in bounded memory.
 
-        ranges: of rows, one after the other, of which no block reaches from one into the next; all rows if None
+        Args:
+            source: (N, D) vectors.
+            options: the codec's own if None.
+            num_steps: as for `encode`.
+            ranges: of rows, one after the other; no block reaches from one into the next. All rows if None.
+
+        Yields:
+            The first row of a block, and its Codes.
         """
         self.check_dim(source)
-        ranges = [range(len(source))] if ranges is None else ranges
         options = options or self.encode_options
-        arithmetic = candidate_dtype(options.precision, self.device, self.config)
-        encoder = make_encoder(self.model, options, arithmetic, self._packed(arithmetic, options.engine))
-        dtype = code_dtype(self.config.codebook_size)
+        options.check_model(self.config)
+        packings = self._pack(options.precision, options.engine)
         # The next block is read, checked and sent while this one is encoded.
         blocks = (
-            (rows.start + first, to_device(block, self.device))
-            for rows in ranges
-            for first, block in source.window(rows.start, rows.stop).blocks(self.block_rows)
+            (rows.start + first, [packed.send(x) for packed, x in zip(packings, self._columns(block_ND), strict=True)])
+            for rows in ([range(len(source))] if ranges is None else ranges)
+            for first, block_ND in source.window(rows.start, rows.stop).blocks(self.block_rows)
         )
-        for first, block_ND in read_ahead(blocks) if len(source) > self.block_rows else blocks:
-            x_ND = self.model.normalize(block_ND)
-            lists_N = self._assign(x_ND)
-            codes_NM, _ = encoder.encode(x_ND, self.model.start(len(x_ND), lists_N), num_steps)
-            lists = None if lists_N is None else lists_N.cpu().numpy().astype(np.int32)
-            yield first, codes_NM.cpu().numpy().astype(dtype), lists
+        for first, sent in read_ahead(blocks) if len(source) > self.block_rows else blocks:
+            lists_N = self._assign(sent[0]) if self.is_ivf else None
+            found = [p.encode(x, lists_N, options, num_steps) for p, x in zip(packings, sent, strict=True)]
+            yield first, Codes(found[0] if len(found) == 1 else np.concatenate(found, 1), lists_N)
 
     def assign_lists(self, x_ND: np.ndarray) -> np.ndarray | None:
-        """The nearest coarse centroid of float32 vectors: int64 (N,); None without IVF."""
-        lists_N = self._assign(self.model.normalize(to_device(x_ND, self.device)))
-        return None if lists_N is None else lists_N.cpu().numpy()
+        """The nearest coarse centroid of float32 vectors (N, D): int32 (N,); None without IVF."""
+        return self._assign(to_device(x_ND, self.device)) if self.is_ivf else None
 
-    def _assign(self, x_ND: torch.Tensor) -> torch.Tensor | None:
-        """Lists, int64 (N,), of normalised vectors on the model's device; None without IVF."""
-        if not self.is_ivf:
-            return None
+    def _assign(self, x_ND: torch.Tensor) -> np.ndarray:
+        """List numbers, int32 (N,), of vectors on the codec's device."""
         if self._assigner is None:
             self._assigner = assigner(self.model.coarse_centroids)
-        return self._assigner(x_ND)
+        return self._assigner(self.model.normalize(x_ND)).cpu().numpy().astype(np.int32)
 
     # Decoding
 
     def decode(self, codes, lists=None, *, precision: str = "float32") -> np.ndarray:
-        """Reconstructions of codes, float32 (N, D).
+        """Reconstruct vectors from codes.
 
-        codes:     (N, m) integers of any type, m ≤ M: the first m columns are a code of their own (dynamic rate)
-        lists:     (N,) integers, for an IVF codec
-        precision: "float32", "bf16", or "auto": bf16 where it is fast
-        Raises DataError for codes or lists out of range.
+        Args:
+            codes: (N, m) Codes, array, tensor or lists of integers, m ≤ M: the first steps are a code of their own (see
+                `prefix`); or a pair of codes and lists.
+            lists: (N,) integers, for an IVF codec whose codes are given without them.
+            precision: "float32", "bf16", or "auto": bf16 where it is fast.
+
+        Returns:
+            float32 (N, D).
+
+        Raises:
+            DataError: codes or lists out of range.
         """
-        codes, lists = as_integers(codes), as_integers(lists)
-        self.check_codes(codes, lists)
+        codes = self.check_codes(codes, lists)
+        packings = self._pack(precision, self.encode_options.engine)
         decoded_ND = np.empty((len(codes), self.dim), np.float32)
-        for start, block_ND in self.decode_tensors(codes, lists, precision):
-            torch.from_numpy(decoded_ND[start : start + len(block_ND)]).copy_(block_ND)
+        for first, block in codes.blocks(self.block_rows):
+            self._decode(packings, block, decoded_ND[first : first + len(block)])
         return decoded_ND
 
-    def decode_blocks(self, codes, lists=None, precision: str = "float32") -> Iterator[tuple[int, np.ndarray]]:
+    def decode_blocks(self, codes, precision: str = "float32") -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, float32 reconstructions) for consecutive blocks of codes that `check_codes` has passed."""
-        for first, decoded_ND in self.decode_tensors(codes, lists, precision):
-            yield first, decoded_ND.cpu().numpy()
+        packings = self._pack(precision, self.encode_options.engine)
+        for first, block in Codes.of(codes).blocks(self.block_rows):
+            yield first, self._decode(packings, block)
 
-    def decode_tensors(self, codes, lists=None, precision: str = "float32") -> Iterator[tuple[int, torch.Tensor]]:
+    def decode_tensors(self, codes, precision: str = "float32") -> Iterator[tuple[int, torch.Tensor]]:
         """`decode_blocks` with tensors on the codec's device."""
-        dtype = candidate_dtype(precision, self.device, self.config)
-        packed = self._packed(dtype, self.encode_options.engine)
-        for first in range(0, len(codes), self.block_rows):
-            part = slice(first, first + self.block_rows)
-            codes_NM = self._to_device(codes[part])
-            start_ND = self.model.start(len(codes_NM), None if lists is None else self._to_device(lists[part]))
-            if packed is None:
-                reached_ND = decode(self.model, codes_NM, start_ND, dtype)
-            else:
-                reached_ND = native_engine.decode(packed, codes_NM, start_ND)
-            yield first, self.model.denormalize(reached_ND)
+        packings = self._pack(precision, self.encode_options.engine)
+        for first, block in Codes.of(codes).blocks(self.block_rows):
+            parts = zip(packings, self._split(block.codes), strict=True)
+            yield first, self._join([packed.reconstruct(codes_NM, block.lists) for packed, codes_NM in parts])
 
-    def decode_prefixes(self, codes_NM: np.ndarray, lists_N: np.ndarray | None = None) -> Iterator[torch.Tensor]:
-        """Yield the reconstructions after each step, float32 (N, D) on the codec's device, of a block of its codes."""
-        start_ND = self.model.start(len(codes_NM), None if lists_N is None else self._to_device(lists_N))
-        for x_ND in self.model.reconstructions(self._to_device(codes_NM), start_ND):
-            yield self.model.denormalize(x_ND)
+    def decode_prefixes(self, codes) -> Iterator[torch.Tensor]:
+        """Yield what the first 1, 2, ... steps of codes (N, M) decode to, float32 (N, D) on the codec's device."""
+        codes = Codes.of(codes)
+        lists_N = to_device(codes.lists.astype(np.int64), self.device) if self.is_ivf else None
+        streams = [
+            model.reconstructions(to_device(codes_NM.astype(np.int64), self.device), model.start(len(codes), lists_N))
+            for model, codes_NM in zip(self.models, self._split(codes.codes), strict=True)
+        ]
+        for reached in zip(*streams, strict=True):
+            yield self._join([model.denormalize(x_ND) for model, x_ND in zip(self.models, reached, strict=True)])
+
+    def _decode(self, packings: list[Packed], codes: Codes, out_ND: np.ndarray | None = None) -> np.ndarray:
+        if len(packings) == 1:
+            return packings[0].decode(codes.codes, codes.lists, out_ND)
+        parts = zip(packings, self._split(codes.codes), strict=True)
+        x_ND = np.concatenate([packed.decode(codes_NM) for packed, codes_NM in parts], 1, out=out_ND)
+        if self.rotation_DD is None:
+            return x_ND
+        rotated_ND = x_ND @ self.rotation_DD
+        if out_ND is None:
+            return rotated_ND
+        out_ND[:] = rotated_ND
+        return out_ND
+
+    # Several models
+
+    def _columns(self, x_ND: np.ndarray) -> list[np.ndarray]:
+        """The rotated vectors' columns, for each model."""
+        if len(self.models) == 1:
+            return [x_ND]
+        width = self.config.dim
+        columns = [slice(start, start + width) for start in range(0, self.dim, width)]
+        if self.rotation_DD is None:
+            return [x_ND[:, part] for part in columns]
+        return [x_ND @ self.rotation_DD[part].T for part in columns]
+
+    def _join(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """The vectors, not rotated any more, of which each model has decoded its columns."""
+        x_ND = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return x_ND if self.rotation_DD is None else x_ND @ to_device(self.rotation_DD, x_ND.device)
+
+    def _split(self, codes_NM: np.ndarray) -> list[np.ndarray]:
+        """The codes of each model."""
+        return [codes_NM] if len(self.models) == 1 else np.split(codes_NM, len(self.models), 1)
+
+    # Checks
 
     def prefix(self, codes, num_steps: int):
-        """The shorter code that the first `num_steps` steps are: columns of `codes`."""
-        return codes[:, : self._check_steps(num_steps)]
+        """The shorter code that the first `num_steps` steps are: columns of `codes`, an array, tensor or Codes."""
+        self._check_steps(num_steps)
+        if len(self.models) == 1:
+            return codes[:, :num_steps]
+        width = codes.shape[1] // len(self.models)
+        return codes[:, [part * width + step for part in range(len(self.models)) for step in range(num_steps)]]
 
-    def check_codes(self, codes, lists=None) -> None:
-        """Raise DataError unless codes (and lists, for an IVF codec) are ones of this codec."""
-        check_codes(codes, self.config.num_steps, self.config.codebook_size)
-        if self.is_ivf:
-            if lists is None:
-                raise DataError("codes of an IVF codec are decoded with their list numbers: give lists")
-            check_lists(lists, len(codes), self.config.num_lists)
-        elif lists is not None:
+    def check_codes(self, codes, lists=None) -> Codes:
+        """Codes of any kind that `decode` takes, as Codes; raises DataError unless they are ones of this codec."""
+        codes, count = Codes.of(codes, lists), len(self.models)
+        if self.is_ivf and not codes.has_lists:
+            raise DataError("codes of an IVF codec are decoded with their list numbers: give lists")
+        if codes.has_lists and not self.is_ivf:
             raise DataError("lists were given, but this codec has none: it was trained without coarse centroids")
+        if codes.shape[1] % count:
+            raise DataError(f"codes have {codes.shape[1]} columns: {count} parts need equally many each")
+        for first, block in codes.blocks(_CHECK_ROWS) if len(codes) else [(0, codes)]:
+            check_codes(block.codes, self.num_codes, self.config.codebook_size, codes.name, first)
+            if codes.has_lists:
+                check_lists(block.lists, len(block), self.config.num_lists, first_row=first)
+        return codes
 
     def check_dim(self, source: VectorSource) -> None:
         """Raise DataError unless the source's vectors have the codec's dimension."""
         if source.dim != self.dim:
             raise DataError(f"{source.name}: vectors have {source.dim} dimensions, the codec was trained on {self.dim}")
 
-    def _packed(self, dtype: torch.dtype, engine: str) -> NativeModel | None:
-        """The model packed for the native engine, once for each arithmetic; None where torch computes."""
-        if choose_engine(engine, self.config, self.device) == "torch":
-            return None
-        if dtype not in self._packings:
-            self._packings[dtype] = native_engine.pack(self.model, dtype)
-        return self._packings[dtype]
+    def _pack(self, precision: str, engine: str) -> list[Packed]:
+        """The models packed by an engine, once for each precision."""
+        dtype = candidate_dtype(precision, self.device, self.config)
+        chosen = choose_engine(engine, self.config, self.device)
+        if (chosen.name, dtype) not in self._packings:
+            self._packings[chosen.name, dtype] = [chosen.pack(model, dtype) for model in self.models]
+        return self._packings[chosen.name, dtype]
 
     def _check_steps(self, num_steps: int | None) -> int:
         if num_steps is None:
             return self.config.num_steps
         require_int("num_steps", num_steps, 1, self.config.num_steps)
         return num_steps
-
-    def _to_device(self, integers: np.ndarray) -> torch.Tensor:
-        sent = integers if integers.dtype == np.uint8 else np.asarray(integers, np.int64)
-        return to_device(sent, self.device).long()
-
-
-def as_integers(values):
-    """Integers as a numpy array, from arrays, tensors on any device, or lists."""
-    return values.cpu().numpy() if isinstance(values, torch.Tensor) else None if values is None else np.asarray(values)

@@ -24,7 +24,6 @@ from qinco.vectors.formats import VectorWriter, open_array
 from qinco.vectors.rows import spread_rows
 
 VECTOR_SUFFIXES = (".npy", ".fvecs", ".fbin")
-_CHECK_ROWS = 1 << 20  # codes that are checked at once
 # Two machines decode a vector alike up to this part of its length; bf16 differs more from float32.
 _TOLERANCES = {"float32": 1e-5, "bf16": 1e-2}
 
@@ -77,9 +76,7 @@ def decode_file(
         inputs = [*inputs, codes, lists_beside(codes), lists if isinstance(lists, str | os.PathLike) else None]
         stored = Codes.load(codes, codec, lists=lists)
     else:
-        stored = codes if isinstance(codes, Codes) else Codes(codes, lists)
-    if len(stored.shape) != 2 or stored.dtype.kind not in "iu":
-        raise DataError(f"{stored.name}: codes are integers (N, M), not {stored.dtype} of shape {stored.shape}")
+        stored = Codes.of(codes, lists)
     if len(stored) == 0:
         raise DataError(f"{stored.name} holds no codes")
     target = _check_vector_output(output, inputs)
@@ -143,8 +140,8 @@ def _decode_rows(part: DecodedPart, codec: Codec, codes: Codes, num_steps, preci
 
 
 def _decode_blocks(codec: Codec, codes: Codes, num_steps: int | None, precision: str):
-    columns_NM = codes.codes if num_steps is None else codec.prefix(codes.codes, num_steps)
-    return codec.decode_blocks(columns_NM, codes.lists, precision)
+    """Yield (first row, float32 vectors) of codes, of which the first steps are used."""
+    return codec.decode_blocks(codes if num_steps is None else codec.prefix(codes, num_steps), precision)
 
 
 def _check_decoded(output, codec: Codec, codes: Codes, num_steps: int | None, precision: str) -> None:
@@ -174,7 +171,7 @@ def _sample(codec: Codec, codes: Codes) -> tuple[np.ndarray, Codes]:
     # A code with its list number: the parts of an .npz file are unpacked once for both.
     sample = Codes.concatenate([codes[row : row + 1] for row in rows_S.tolist()])
     try:
-        codec.check_codes(sample.codes, sample.lists)
+        codec.check_codes(sample)
     except DataError:
         _check_all(codec, codes)  # which says the row
         raise
@@ -184,10 +181,9 @@ def _sample(codec: Codec, codes: Codes) -> tuple[np.ndarray, Codes]:
 def _check_all(codec: Codec, codes: Codes) -> None:
     """Raise DataError for codes that are not those of the codec."""
     try:
-        for _, block in codes.blocks(_CHECK_ROWS):
-            codec.check_codes(block.codes, block.lists)
+        codec.check_codes(codes)
     except DataError as error:
-        raise DataError(f"{codes.name}: {error}") from None
+        raise error if codes.name in str(error) else DataError(f"{codes.name}: {error}") from None
 
 
 def _check_vector_output(output: str | os.PathLike, inputs) -> Path:

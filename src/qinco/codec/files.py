@@ -111,7 +111,7 @@ def encode_file(
     index, count = share_of_process(shard)
     plan = CodePlan(
         num_vectors=len(x),
-        num_codes=codec.code_size,
+        num_codes=codec.num_codes,
         codebook_size=codec.config.codebook_size,
         num_lists=codec.config.num_lists,
         dim=codec.dim,
@@ -280,7 +280,7 @@ class _Encoding:
         else:
             sample = self.source.window(0, min(_ENCODED_AGAIN, len(self.source)))
             same, total = 0, len(sample)
-            for first, block in self._blocks(sample, [range(total)]):
+            for first, block in self.codec.encode_blocks(sample, self.options):
                 found = there[first : first + len(block)]
                 equal_N = (block.codes == found.codes).all(1)
                 if block.has_lists:
@@ -301,10 +301,6 @@ class _Encoding:
             self.plan.check_same(folder.path, there.plan)
         return False
 
-    def _blocks(self, source: VectorSource, ranges) -> Iterator[tuple[int, Codes]]:
-        for first, codes, lists in self.codec.encode_blocks(source, self.options, ranges=ranges):
-            yield first, Codes(codes, lists)
-
     def _encode(self, folder: CodeFolder, report) -> int:
         """Encode the shards that are missing; a thread writes each while the next one is encoded.
 
@@ -316,7 +312,7 @@ class _Encoding:
         begun = done = total - sum(len(plan.rows(shard)) for shard in missing)
         report("encoding", done, total, "vector")
         writing: Future | None = None
-        blocks = self._blocks(self.source, [plan.rows(shard) for shard in missing])
+        blocks = self.codec.encode_blocks(self.source, self.options, ranges=[plan.rows(shard) for shard in missing])
         with ThreadPoolExecutor(1, "write shards") as writer, closing(blocks):
             for shard in missing:
                 rows = plan.rows(shard)

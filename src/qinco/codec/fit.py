@@ -1,32 +1,59 @@
-"""Training a codec from vectors to the saved file: starts, resumes, saves, and stops without losing anything."""
+"""Training a codec: from vectors to the saved file."""
 
-import json
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from qinco.atomic import check_output, write_atomically
-from qinco.codec.codec import Codec
-from qinco.codec.plan import Run, check_same_run, check_values, plan_run, split_validation
-from qinco.engines.engine import choose_device
+from qinco.atomic import check_output
+from qinco.codec.parts import PartRows
+from qinco.codec.plan import (
+    TrainedCodec,
+    TrainingPlan,
+    check_same_run,
+    check_values,
+    plan_training,
+    split_validation,
+)
+from qinco.codec.recorder import Recorder, explained_interrupts, log_path
+from qinco.config import EncodeOptions, require_int
 from qinco.errors import ConfigError, DataError
+from qinco.maths.devices import choose_device
+from qinco.maths.rotation import fit_rotation
 from qinco.model.qinco import Qinco
-from qinco.store.codec import save_models
-from qinco.store.run_state import load_state, save_state, state_path
-from qinco.training.codebooks import set_scales, set_steps, start_model
-from qinco.training.estimate import Estimate, estimate
-from qinco.training.loop import EpochReport, StepReport, Training
+from qinco.progress import Progress, ProgressOption, reporting
+from qinco.store.codec import CHECKPOINT_SUFFIX, load_models, save_models
+from qinco.store.run_state import load_state, state_path
+from qinco.training.codebooks import initialize_model, sample, set_scales, set_steps
+from qinco.training.estimate import estimate
+from qinco.training.loop import Training
+from qinco.training.monitor import Report, monitor, summary_writer
 from qinco.training.processes import Processes
 from qinco.vectors.rows import VectorSource, as_source
-from qinco.version import __version__
 
-_SAVE_SECONDS = 300
+_LOG = logging.getLogger(__name__)
+_ROTATION_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class FittedModels:
+    """What training gives.
+
+    Attributes:
+        models: one model, or one for each part of the vectors.
+        rotation_DD: float32 rotation before the vectors are cut into parts; None for none.
+        encode_options: how the models encode, unless told otherwise.
+        provenance: plain values: how they were trained, and on how many vectors.
+    """
+
+    models: list[Qinco]
+    rotation_DD: np.ndarray | None
+    encode_options: EncodeOptions
+    provenance: dict
 
 
 def fit(
@@ -38,203 +65,218 @@ def fit(
     overwrite: bool = False,
     device: str | torch.device = "auto",
     coarse_centroids=None,
-    initial: Codec | None = None,
+    initial: TrainedCodec | None = None,
     recipe: str = "default",
-    on_report: Callable[[Estimate | StepReport | EpochReport], None] | None = None,
+    num_parts: int = 1,
+    rotate: bool = False,
+    tensorboard: str | Path | None = None,
+    mse_scale: float = 1.0,
+    progress: ProgressOption = None,
+    on_report: Callable[[Report], None] | None = None,
     **settings,
-) -> Codec:
-    """Train a codec on vectors and return its best state on validation vectors.
+) -> FittedModels:
+    """Train on vectors, and return the best state on validation vectors. `Codec.fit` makes a codec of it.
 
-    x:                (N, D) vectors: array, memory map, torch tensor, path or VectorSource of any float or integer
-                      type; a source is streamed, not held in memory. The last `num_valid` are for validation.
-    preset:           "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults
-    output:           the codec file to write (.pt: a checkpoint of the authors' code); the run's state and log go
-                      beside it (`.last`, `.jsonl`)
-    resume:           continue the run of `output` where it stopped; starts it where there is none
-    overwrite:        replace `output`
-    coarse_centroids: (V, D) vectors: an IVF codec, whose reconstruction starts at the nearest of them
-    initial:          a codec whose architecture, weights and epoch the run goes on from
-    recipe:           "default", or "paper" for the published one
-    on_report:        called with an Estimate, then with a StepReport or EpochReport after each step and epoch
-    settings:         fields of ModelConfig (num_steps, codebook_size, num_blocks, embed_dim, hidden_dim, ...), of
-                      EncodeOptions (num_candidates, where 0 means a model without pre-selector, num_pairs, beam_width)
-                      and of TrainOptions (epochs, lr, batch_size, seed, ...)
+    An estimate, a line for each epoch and warnings are logged to the logger `qinco`. Under torchrun every process
+    trains on its share of each batch, and the first one writes.
 
-    Raises ConfigError and DataError before any work begins. On Ctrl-C the state is saved, then KeyboardInterrupt
-    raised.
+    Args:
+        x: (N, D) vectors: array, memory map, torch tensor, path or VectorSource of any integer or float type. A source
+            is streamed. The last `num_valid` vectors are for validation.
+        preset: "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
+        output: codec file to write (.pt: a checkpoint of the authors' code). The run's state and log lie beside it
+            (`.last`, `.jsonl`); a codec of several parts has these for each part (`.part_i`) until it is complete.
+        resume: continue the run of `output` where it stopped; start it where there is none.
+        overwrite: replace `output`.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        coarse_centroids: (V, D) vectors: an IVF codec, whose reconstructions start at the nearest of them.
+        initial: codec whose architecture, weights and epoch the run continues from.
+        recipe: "default", or "paper" for the published one (QINCo2 paper, section 4).
+        num_parts: cut the vectors into so many parts, and train a model for each (PQ-QINCo; QINCo paper, section 5.3).
+        rotate: with parts: learn a rotation that spreads the variance over them (OPQ).
+        tensorboard: folder for TensorBoard curves (of each part in a folder `part_i` there).
+        mse_scale: factor on the errors in log lines and curves.
+        progress: see `qinco.progress`; a stage for each epoch, with the loss and learning rate.
+        on_report: called with an Estimate, then with a StepReport or EpochReport after each step and epoch.
+        **settings: fields of ModelConfig (num_steps, codebook_size, num_blocks, embed_dim, hidden_dim, ...), of
+            EncodeOptions (num_candidates, where 0 means a model without pre-selector, num_pairs, beam_width) and of
+            TrainOptions (epochs, lr, batch_size, seed, ...).
+
+    Raises:
+        ConfigError, DataError: before any work begins; ConfigError also where training diverges.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, when the state is saved. A second one acts at once.
+
+    Example:
+        >>> fitted = fit("train.fvecs", "qinco2-S", num_steps=8, output="codec.safetensors")  # doctest: +SKIP
+        >>> fitted.provenance["valid_mse"]  # doctest: +SKIP
     """
     source = as_source(x, "training vectors")
-    run = plan_run(source, preset, coarse_centroids, initial, recipe, settings, output)
-    train, valid = split_validation(source, run.train.num_valid, run.model.codebook_size)
+    _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
+    plan = plan_training(  # the same for all parts
+        source if num_parts == 1 else _part(source, 0, num_parts, None), preset, settings,
+        coarse_centroids=coarse_centroids, initial=initial, recipe=recipe, output=output,
+    )  # fmt: skip
+    split_validation(source, plan.train_options.num_valid, plan.model_config.codebook_size)
     processes = Processes(choose_device(device))
-    if output is not None and processes.is_main:
-        check_output(output, overwrite=overwrite, resume=resume)
-        for beside in (state_path(output), log_path(output)):
-            check_output(beside, overwrite=True)
-    saved = load_state(output) if output is not None and resume else None
-    if saved is not None:
-        check_same_run(output, saved[0], run, len(source), run.fingerprint(source))
-        if not Path(output).exists():
-            raise ConfigError(
-                f"{output} does not exist beside {state_path(output)}, so its run cannot be resumed: "
-                "give overwrite=true without resume"
+    if tensorboard is not None:
+        summary_writer()  # the curves of parts are opened late
+    with explained_interrupts(output), reporting(progress if processes.is_main else False) as report:
+        runs = _Runs(plan, processes, resume, overwrite, mse_scale, report, on_report)
+        if num_parts > 1:
+            return _fit_parts(runs, source, num_parts, rotate, output, tensorboard)
+        model, provenance = runs.train(source, output, tensorboard)
+        return FittedModels([model], None, plan.encode_options, provenance)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """What the runs of all parts share."""
+
+    plan: TrainingPlan
+    processes: Processes
+    resume: bool
+    overwrite: bool
+    mse_scale: float
+    progress: Progress
+    on_report: Callable | None
+
+    def train(self, source: VectorSource, output, tensorboard) -> tuple[Qinco, dict]:
+        """Train one model, on the vectors of one part; returns its best state and provenance."""
+        plan, processes = self.plan, self.processes
+        train, valid = split_validation(source, plan.train_options.num_valid, plan.model_config.codebook_size)
+        saved = self._open(source, output)
+        listeners = [] if self.on_report is None else [self.on_report]
+        with ExitStack() as stack:
+            if processes.is_main:
+                listeners.insert(0, stack.enter_context(monitor(self.progress, self.mse_scale, tensorboard)))
+
+            def listen(report: Report) -> None:
+                for listener in listeners:
+                    listener(report)
+
+            if saved is None:
+                check_values(source, self.progress)
+            processes.wait()
+            training = _start(plan, train, valid, processes, saved, listen, self.progress)
+            recorder = Recorder(plan, training, source, output, None if saved is None else saved[0])
+            model, provenance = recorder.follow(listen)
+        if processes.is_main and provenance["epoch"] == 0 and plan.train_options.epochs > 0:
+            _LOG.warning(
+                "no epoch improved on the start, so the codec is the residual quantizer that training began with: "
+                "give more epochs or vectors, or a lower lr"
             )
-    elif resume and output is not None and Path(output).exists() and not overwrite:
-        raise ConfigError(f"{state_path(output)} does not exist, so {output} cannot be resumed: give overwrite=true")
-    if saved is None:
-        check_values(source)
-    processes.wait()
-    on_report = on_report or (lambda report: None)
-    training = start_training(run, train, valid, processes, saved, on_report)
-    return _Recorder(run, training, source, output, on_report, saved).follow()
+        return model, provenance
+
+    def _open(self, source: VectorSource, output) -> tuple[dict, dict] | None:
+        """Check that the run can be written, and load the state to continue from; None for a new run."""
+        if output is None:
+            return None
+        if self.processes.is_main:
+            check_output(output, overwrite=self.overwrite, resume=self.resume)
+            for beside in (state_path(output), log_path(output)):
+                check_output(beside, overwrite=True)
+        saved = load_state(output) if self.resume else None
+        if saved is not None:
+            check_same_run(output, saved[0], self.plan, len(source), self.plan.fingerprint(source))
+            if not Path(output).exists():
+                raise ConfigError(
+                    f"{output} is missing beside {state_path(output)}, so its run cannot be resumed: "
+                    "give overwrite=true without resume"
+                )
+        elif self.resume and Path(output).exists() and not self.overwrite:
+            raise ConfigError(f"{state_path(output)} is missing, so {output} cannot be resumed: give overwrite=true")
+        return saved
 
 
-def start_training(
-    run: Run, train: VectorSource, valid: VectorSource, processes: Processes, saved, on_report
+def _start(
+    plan: TrainingPlan, train: VectorSource, valid: VectorSource, processes: Processes, saved, listen, progress
 ) -> Training:
-    """The run at its beginning, or where it was saved, on this process's device; reports an Estimate first."""
-    model = Qinco.empty(run.model).to_empty(device=processes.device)
-    if saved is None and run.initial is None:
-        # Weights of any value take the same time: an estimate need not wait for the codebooks.
-        set_scales(model, train, run.train, run.coarse_VD)
-        set_steps(model, torch.zeros(run.model.num_steps, run.model.codebook_size, run.model.dim), run.train)
-        on_report(estimate(Training(model, train, valid, run.train, run.encode, processes)))
+    """The run at its beginning, or where it was saved, on this process's device; `listen` hears an Estimate."""
+    config, options, initial = plan.model_config, plan.train_options, plan.initial
+    model = Qinco.empty(config).to_empty(device=processes.device)
+    if saved is None and initial is None:
+        # Weights of any value take the same time: the estimate does not wait for the codebooks.
+        set_scales(model, train, options, plan.coarse_VD)
+        set_steps(model, torch.zeros(config.num_steps, config.codebook_size, config.dim), options)
+        listen(estimate(Training(model, train, valid, options, plan.encode_options, processes)))
         if processes.is_main:
-            start_model(model, train, run.train, run.coarse_VD)
-    elif run.initial is not None:
-        model.load_state_dict(run.initial.model.state_dict())
+            initialize_model(model, train, options, plan.coarse_VD, progress)
+    elif initial is not None:
+        model.load_state_dict(initial.models[0].state_dict())
     processes.copy_from_main(model)
-    training = Training(model, train, valid, run.train, run.encode, processes)
+    training = Training(model, train, valid, options, plan.encode_options, processes)
     if saved is not None:
         try:
             training.restore(saved[1], saved[0]["progress"])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise DataError(f"the saved state of the run is damaged: {error}") from None
-    elif run.initial is not None:
-        training.at.epoch = run.initial.provenance.get("epoch", 0)
-        if training.at.epoch >= run.train.epochs:
+    elif initial is not None:
+        training.position.epoch = initial.provenance.get("epoch", 0)
+        if training.position.epoch >= options.epochs:
             raise ConfigError(
-                f"the initial codec has had {training.at.epoch} epochs already: give epochs above that, "
-                f"not {run.train.epochs}"
+                f"the initial codec was trained for {training.position.epoch} epochs: give more epochs than that, "
+                f"not {options.epochs}"
             )
-    if (saved is not None or run.initial is not None) and training.at.epoch < run.train.epochs:
-        on_report(estimate(training))
+    if (saved is not None or initial is not None) and training.position.epoch < options.epochs:
+        listen(estimate(training))
     return training
 
 
-class _Recorder:
-    """Follows a run: keeps its best weights, writes its files, and stops between two steps when asked to."""
-
-    def __init__(self, run: Run, training: Training, source: VectorSource, output, on_report, saved):
-        self.run, self.training, self.on_report = run, training, on_report
-        self.data = {"num_vectors": len(source), "fingerprint": run.fingerprint(source)}
-        self.output = None if output is None else Path(output)
-        self.writes = self.output is not None and training.processes.is_main
-        self.best: tuple[dict, dict] | None = None
-        if saved is not None:
-            self.best = (Codec.load(self.output).model.state_dict(), saved[0]["best"])
-        if self.writes:
-            self._trim_log()
-
-    def follow(self) -> Codec:
-        saved_at = time.monotonic()
-        with _interruptible() as interrupted:
-            for report in self.training.run():
-                if isinstance(report, EpochReport):
-                    self._finish_epoch(report)
-                    saved_at = time.monotonic()
-                elif self.writes and time.monotonic() - saved_at > _SAVE_SECONDS:
-                    self._save_state()
-                    saved_at = time.monotonic()
-                self.on_report(report)
-                if interrupted():
-                    self._save_state()
-                    raise KeyboardInterrupt
-        self.training.processes.wait()
-        return self._best_codec()
-
-    def _finish_epoch(self, report: EpochReport) -> None:
-        if report.is_best or self.best is None:
-            state = {name: tensor.cpu().clone() for name, tensor in self.training.model.state_dict().items()}
-            self.best = (state, self._provenance(report))
-            if self.writes:
-                save_models(self.output, [self.training.model], None, self.run.encode, self.best[1])
-        if self.writes:
-            with self._log_path.open("a") as log:
-                log.write(json.dumps(_plain(report)) + "\n")
-        self._save_state()
-
-    def _save_state(self) -> None:
-        if self.writes:
-            best = self.best[1] if self.best else {}
-            header = self.run.header() | {"progress": self.training.progress(), "best": best} | self.data
-            save_state(self.output, header, self.training.tensors())
-
-    def _best_codec(self) -> Codec:
-        state, provenance = self.best
-        model = Qinco.empty(self.run.model)
-        model.load_state_dict(state, assign=True)
-        return Codec(model, self.run.encode, provenance).to(self.training.processes.device)
-
-    def _provenance(self, report: EpochReport) -> dict:
-        return {
-            "qinco": __version__,
-            "epoch": report.epoch,
-            "valid_mse": report.mse,
-            "num_vectors": self.data["num_vectors"],
-            "seconds": round(report.seconds, 1),
-            "train": self.run.train.to_dict(),
-        }
-
-    @property
-    def _log_path(self) -> Path:
-        return log_path(self.output)
-
-    def _trim_log(self) -> None:
-        """Begin the log, or drop what it holds beyond the state that the run continues from."""
-        lines = []
-        if self.best is not None and self._log_path.exists():
-            written = self._log_path.read_text().splitlines()
-            lines = [line for line in written if _epoch_of(line) <= self.training.at.epoch]
-        with write_atomically(self._log_path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines))
+def _fit_parts(runs: _Runs, source: VectorSource, num_parts: int, rotate: bool, output, tensorboard) -> FittedModels:
+    """Train a model for each part, one after the other, with files `output.part_i` until all are complete."""
+    part_outputs = [None if output is None else Path(f"{output}.part_{part}") for part in range(num_parts)]
+    if output is not None:
+        if runs.processes.is_main:
+            check_output(output, overwrite=runs.overwrite, resume=runs.resume)
+        is_complete = Path(output).exists() and not state_path(part_outputs[0]).exists()
+        if runs.resume and is_complete and not runs.overwrite:
+            return _load_parts(output, num_parts, runs.processes.device)
+    check_values(source, runs.progress)
+    rotation_DD = None
+    if rotate:
+        rotation_DD = fit_rotation(sample(source, _ROTATION_ROWS, runs.plan.train_options.seed), num_parts)
+    models, provenances = [], []
+    for part, part_output in enumerate(part_outputs):
+        if runs.processes.is_main:
+            _LOG.info(f"part {part + 1} of {num_parts}")
+        board = None if tensorboard is None else Path(tensorboard, f"part_{part}")
+        model, provenance = runs.train(_part(source, part, num_parts, rotation_DD), part_output, board)
+        models.append(model)
+        provenances.append(provenance)
+    provenance = provenances[0] | {"valid_mse": sum(found["valid_mse"] for found in provenances)}
+    if output is not None and runs.processes.is_main:
+        rotation = None if rotation_DD is None else torch.from_numpy(rotation_DD)
+        save_models(output, models, rotation, runs.plan.encode_options, provenance)
+        for path in part_outputs:
+            for file in (state_path(path), path, log_path(path)):  # without its state a part is not resumed
+                file.unlink(missing_ok=True)
+    return FittedModels(models, rotation_DD, runs.plan.encode_options, provenance)
 
 
-def log_path(output) -> Path:
-    """Where the log of the run that writes `output` lies."""
-    return Path(f"{output}.jsonl")
+def _load_parts(output, num_parts: int, device: torch.device) -> FittedModels:
+    """What a finished run wrote."""
+    models, rotation, options, provenance = load_models(output)
+    if len(models) != num_parts:
+        raise ConfigError(f"{output} is a codec of {len(models)} parts, not {num_parts}: give overwrite=true")
+    rotation_DD = None if rotation is None else rotation.numpy()
+    return FittedModels([model.to(device) for model in models], rotation_DD, options, provenance)
 
 
-def _epoch_of(line: str) -> float:
-    """The epoch that a line of the log is about; infinity for one that was not written to its end."""
-    try:
-        return json.loads(line)["epoch"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
-
-
-def _plain(report: EpochReport) -> dict:
-    """A report as JSON values: numbers that are not finite become null."""
-    values = dict(vars(report))
-    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C (and SIGTERM) be noticed between two steps, where the state is whole; a second one acts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_centroids, initial, output) -> None:
+    """Raise ConfigError for what a codec of several parts cannot have."""
+    require_int("num_parts (pq)", num_parts, 1)
+    if num_parts == 1:
+        if rotate:
+            raise ConfigError("rotate (opq) needs num_parts (pq) of 2 or more, which the rotated vectors are cut into")
         return
-    asked = threading.Event()
+    if source.dim % num_parts:
+        raise ConfigError(f"num_parts (pq) must divide the dimension {source.dim}, not {num_parts}")
+    for name, value in (("coarse_centroids (ivf_centroids)", coarse_centroids), ("initial (model)", initial)):
+        if value is not None:
+            raise ConfigError(f"a codec of several parts (PQ-QINCo) cannot be trained with {name}")
+    if output is not None and Path(output).suffix.lower() == CHECKPOINT_SUFFIX:
+        raise ConfigError(f"output={output}: a codec of several parts (PQ-QINCo) is written to a .safetensors file")
 
-    def ask(signum, frame):
-        asked.set()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _part(source: VectorSource, part: int, num_parts: int, rotation_DD: np.ndarray | None) -> VectorSource:
+    return VectorSource(PartRows(source, part, num_parts, rotation_DD), f"{source.name}, part {part}")

@@ -1,15 +1,26 @@
 """What a training run consists of, put together and checked before any work."""
 
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from qinco.codec.codec import Codec
 from qinco.compat.checkpoint_format import check_expressible
-from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions, ModelConfig, checkpoint_search, find_preset, named
+from qinco.config import (
+    DEFAULT_SEARCH,
+    PAPER_SEARCH,
+    EncodeOptions,
+    ModelConfig,
+    checkpoint_search,
+    field_keys,
+    find_preset,
+    named,
+    suggest,
+)  # fmt: skip
 from qinco.errors import ConfigError, DataError
+from qinco.model.qinco import Qinco
+from qinco.progress import Progress, silent
 from qinco.store.codec import CHECKPOINT_SUFFIX
 from qinco.store.run_state import state_path
 from qinco.training.options import TrainOptions
@@ -19,39 +30,65 @@ MODEL_FIELDS = tuple(
     field.name for field in fields(ModelConfig) if field.name not in ("dim", "starts_from_coarse", "num_lists")
 )
 ENCODE_FIELDS = ("num_candidates", "num_pairs", "beam_width")
+TRAIN_FIELDS = tuple(field.name for field in fields(TrainOptions))
+_BLOCK_ROWS = 65_536
+
+
+class TrainedCodec(Protocol):
+    """What a run that continues from a codec needs of it; `Codec` has it."""
+
+    models: list[Qinco]
+    encode_options: EncodeOptions
+    provenance: dict
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingPlan:
     """Everything that defines a training run, decided before it begins."""
 
-    model: ModelConfig
-    encode: EncodeOptions
-    train: TrainOptions
+    model_config: ModelConfig
+    encode_options: EncodeOptions
+    train_options: TrainOptions
     coarse_VD: np.ndarray | None = None
-    initial: Codec | None = None
+    initial: TrainedCodec | None = None
 
     def fingerprint(self, source: VectorSource) -> str:
-        """Of some of the training vectors and the coarse centroids: a run is not resumed on others."""
+        """SHA-256 of a sample of the training vectors and the coarse centroids, which a resumed run must share."""
         return fingerprint(source, b"" if self.coarse_VD is None else self.coarse_VD.tobytes())
 
     def header(self) -> dict:
-        return {"model": self.model.to_dict(), "encode": self.encode.to_dict(), "train": self.train.to_dict()}
+        """The plan as plain values, by the names of the state file."""
+        parts = {"model": self.model_config, "encode": self.encode_options, "train": self.train_options}
+        return {name: part.to_dict() for name, part in parts.items()}
 
 
-def plan_run(
-    source: VectorSource, preset, coarse_centroids, initial: Codec | None, recipe: str, settings: dict, output=None
-) -> Run:
-    """Sort the settings into the run's parts; raises ConfigError for unknown or contradicting ones.
+def plan_training(
+    source: VectorSource,
+    preset: str | None,
+    settings: dict,
+    *,
+    coarse_centroids=None,
+    initial: TrainedCodec | None = None,
+    recipe: str = "default",
+    output=None,
+) -> TrainingPlan:
+    """Sort the settings of `fit` into the options of a run.
 
-    An output that the authors' code is to read is trained for a search that it can do.
+    Args:
+        source: the training vectors, of which only the dimension counts.
+        preset: name of a preset; None for ModelConfig's own defaults.
+        settings: fields of ModelConfig, EncodeOptions and TrainOptions.
+        coarse_centroids: (V, D) vectors of an IVF codec.
+        initial: a codec to continue from.
+        recipe: "default" or "paper".
+        output: a .pt file is trained for a search that the authors' code can do.
+
+    Raises:
+        ConfigError: for unknown settings, and for ones that exclude each other.
+        DataError: for centroids of another dimension.
     """
-    train_fields = {field.name for field in fields(TrainOptions)}
-    for name in settings:
-        if name not in {*MODEL_FIELDS, *ENCODE_FIELDS, *train_fields}:
-            near = get_close_matches(name, [*MODEL_FIELDS, *ENCODE_FIELDS, *train_fields], 1)
-            raise ConfigError(f"unknown setting {name!r}" + (f": did you mean {near[0]}?" if near else ""))
-    # Numbers that come out of numpy arrays are as good as Python's, but JSON does not know them.
+    check_names(settings)
+    # JSON headers hold Python numbers only.
     settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     sizes = {} if preset is None else find_preset(preset)
     if settings.get("num_candidates") == 0 and initial is None:
@@ -59,44 +96,71 @@ def plan_run(
     given = {name: settings[name] for name in MODEL_FIELDS if settings.get(name) is not None}
     coarse_VD = None if coarse_centroids is None else read_centroids(coarse_centroids, source.dim)
     if initial is not None:
-        if not isinstance(initial, Codec):
-            raise ConfigError(f"initial must be a Codec of one part, not {type(initial).__name__}: see Codec.load")
-        if given or coarse_VD is not None:
-            raise ConfigError(
-                f"the architecture is the initial codec's: leave out {', '.join(map(named, given)) or 'the centroids'}"
-            )
-        initial.check_dim(source)
-        config = initial.config
+        config = _initial_config(source, initial, given, coarse_VD)
     else:
         lists = {} if coarse_VD is None else {"starts_from_coarse": True, "num_lists": len(coarse_VD)}
         config = ModelConfig(dim=source.dim, **(sizes | given | lists))
     is_checkpoint = output is not None and Path(output).suffix.lower() == CHECKPOINT_SUFFIX
-    if initial is not None and not (is_checkpoint and initial.encode_options.num_pairs is not None):
-        rule = initial.encode_options
-    elif is_checkpoint:
-        rule = checkpoint_search(config.codebook_size, config.has_preselector, config.starts_from_coarse)
-    elif not config.has_preselector:
-        rule = EncodeOptions()
-    else:
-        rule = PAPER_SEARCH if recipe == "paper" else DEFAULT_SEARCH
-    rule = rule.override(**{name: settings.get(name) for name in ENCODE_FIELDS})
-    rule.check_model(config)
+    options = _default_encode_options(config, initial, recipe, is_checkpoint)
+    options = options.override(**{name: settings.get(name) for name in ENCODE_FIELDS})
+    options.check_model(config)
     if is_checkpoint:
-        check_expressible(config, rule)
-    train_given = {name: value for name, value in settings.items() if name in train_fields}
-    return Run(config, rule, TrainOptions.from_recipe(recipe, config, **train_given), coarse_VD, initial)
+        check_expressible(config, options)
+    train_given = {name: value for name, value in settings.items() if name in TRAIN_FIELDS}
+    return TrainingPlan(config, options, TrainOptions.from_recipe(recipe, config, **train_given), coarse_VD, initial)
+
+
+def check_names(settings: dict) -> None:
+    """Raise ConfigError for a name that is no field of ModelConfig, EncodeOptions or TrainOptions."""
+    known = (*MODEL_FIELDS, *ENCODE_FIELDS, *TRAIN_FIELDS)
+    for name in settings:
+        if name not in known:
+            keys = field_keys(ModelConfig, EncodeOptions, TrainOptions)  # those of the command line are known, too
+            spellings = {key: field for field, key in keys.items() if field in known}
+            spellings |= {field: field for field in known}
+            raise ConfigError(f"unknown setting {name!r}. {suggest(name, spellings)}See qinco.Codec.fit")
+
+
+def _initial_config(source: VectorSource, initial, given: dict, coarse_VD) -> ModelConfig:
+    """The architecture of the codec that the run continues from."""
+    models = getattr(initial, "models", ())
+    if len(models) != 1:
+        raise ConfigError(f"initial must be a Codec of one model (see Codec.load), not {initial!r:.80}")
+    if given or coarse_VD is not None:
+        names = ", ".join(map(named, given)) or "coarse_centroids"
+        raise ConfigError(f"the initial codec determines the architecture: leave out {names}")
+    config = models[0].config
+    if source.dim != config.dim:
+        raise DataError(f"{source.name}: vectors have {source.dim} dimensions, the initial codec has {config.dim}")
+    return config
+
+
+def _default_encode_options(config: ModelConfig, initial, recipe: str, is_checkpoint: bool) -> EncodeOptions:
+    if initial is not None and not (is_checkpoint and initial.encode_options.num_pairs is not None):
+        return initial.encode_options
+    if is_checkpoint:
+        return checkpoint_search(config.codebook_size, config.has_preselector, config.starts_from_coarse)
+    if not config.has_preselector:
+        return EncodeOptions()
+    return PAPER_SEARCH if recipe == "paper" else DEFAULT_SEARCH
 
 
 def read_centroids(coarse_centroids, dim: int) -> np.ndarray:
     """Coarse centroids as float32 (V, D); raises DataError for another dimension or values that are not finite."""
     source = as_source(coarse_centroids, "coarse centroids")
     if source.dim != dim or len(source) == 0:
-        raise DataError(f"{source.name} have the shape {source.shape}: they must be vectors of {dim} dimensions")
-    return np.concatenate([block for _, block in source.blocks(65536)])
+        raise DataError(f"{source.name} have the shape {source.shape}: give vectors of {dim} dimensions")
+    return np.concatenate([block for _, block in source.blocks(_BLOCK_ROWS)])
 
 
-def split_validation(source: VectorSource, num_valid: int | None, codebook_size: int):
-    """The training vectors, and the last `num_valid` for validation; raises where too few are left."""
+def split_validation(
+    source: VectorSource, num_valid: int | None, codebook_size: int
+) -> tuple[VectorSource, VectorSource]:
+    """The training vectors, and the last `num_valid` for validation (None: a tenth, 10,000 at most).
+
+    Raises ConfigError where `num_valid` is more than half of them, and DataError where fewer than `codebook_size`
+    are left for training.
+    """
     if num_valid is not None and num_valid > len(source) // 2:
         raise ConfigError(
             f"num_valid (ds.valset) is {num_valid}, more than half of the {len(source)} vectors in {source.name}: "
@@ -113,19 +177,19 @@ def split_validation(source: VectorSource, num_valid: int | None, codebook_size:
     return source.window(0, num_train), source.window(num_train, len(source))
 
 
-def check_values(source: VectorSource) -> None:
-    """Raise DataError naming the first row with a value that is not finite; integers need no look."""
+def check_values(source: VectorSource, report: Progress = silent) -> None:
+    """Raise DataError naming the first row with a value that is not finite; integers are not read."""
     if "int" not in str(source.dtype):
-        for _ in source.blocks(65536):
-            pass
+        for start, block in source.blocks(_BLOCK_ROWS):
+            report("checking vectors", start + len(block), len(source), "vector")
 
 
-def check_same_run(output, header: dict, run: Run, num_vectors: int, fingerprint: str) -> None:
-    """Raise ConfigError where the saved run of `output` is another one than this."""
+def check_same_run(output, header: dict, plan: TrainingPlan, num_vectors: int, fingerprint: str) -> None:
+    """Raise ConfigError where the saved state of `output` belongs to another run."""
     path = state_path(output)
     differences = [
         f"{named(name)}={header[part].get(name)!r} there, {value!r} here"
-        for part, wanted in run.header().items()
+        for part, wanted in plan.header().items()
         for name, value in wanted.items()
         if header[part].get(name) != value
     ]
@@ -136,5 +200,5 @@ def check_same_run(output, header: dict, run: Run, num_vectors: int, fingerprint
     if differences:
         raise ConfigError(
             f"{path} is the state of another run ({'; '.join(differences)}): resume with the same settings, or give "
-            f"overwrite=true without resume, or go on from its codec with model={output} and another output"
+            f"overwrite=true without resume, or continue from its codec with model={output} and another output"
         )

@@ -1,14 +1,13 @@
-"""What is published: the address of every file of a data set, model, centroids or index, and its place here."""
+"""Public data sets and published models: their names, the addresses of their files, and the paths of these here."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import product
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
-from qinco.datasets.named import DATASETS
+from qinco.config import suggest
 from qinco.errors import ConfigError
 
 _QINCO = "https://dl.fbaipublicfiles.com/QINCo"
@@ -18,12 +17,70 @@ _PACKINGS = {".tar.gz": "tar", ".gz": "gzip", ".fbin": "fbin"}
 
 
 @dataclass(frozen=True)
+class DataSet:
+    """A public data set; paths are relative to the folder that holds `data/`.
+
+    Attributes:
+        name: as in papers.
+        database: file of the vectors that are searched.
+        trainset: file of training vectors.
+        queries: file of queries.
+        ground_truth: file of the queries' nearest neighbours, by row.
+        mse_scale: factor of the mean squared error in reports and papers.
+        database_limit: how many of the database file's first vectors belong to the set; None for all.
+    """
+
+    name: str
+    database: str
+    trainset: str
+    queries: str
+    ground_truth: str
+    mse_scale: float = 1.0
+    database_limit: int | None = None
+
+
+def _bigann(name: str, ground_truth: str, limit: int | None) -> DataSet:
+    files = (f"data/bigann/bigann_{part}.bvecs" for part in ("base", "learn", "query"))
+    return DataSet(name, *files, f"data/bigann/gnd/{ground_truth}", 1e-4, limit)
+
+
+def _deep(name: str, limit: int | None) -> DataSet:
+    files = (f"data/deep1b/{part}.fvecs" for part in ("base", "learn", "deep1B_queries"))
+    return DataSet(name, *files, f"data/deep1b/{name}_groundtruth.ivecs", 1.0, limit)
+
+
+def _npy(name: str, folder: str, trainset: str, mse_scale: float) -> DataSet:
+    files = (f"data/{folder}/{part}.npy" for part in ("database1M", trainset, "queries", "ground_truth1M"))
+    return DataSet(name, *files, mse_scale)
+
+
+# The sets of a million share the database file of those of a billion, of which they are the start.
+DATASETS = {
+    dataset.name: dataset
+    for dataset in (
+        _bigann("bigann1M", "idx_1M.ivecs", 1_000_000),
+        _bigann("bigann1B", "idx_1000M.ivecs", None),
+        _deep("deep1M", 1_000_000),
+        _deep("deep1B", None),
+        _npy("contriever1M", "contriever", "training_set", 1.0),
+        _npy("FB_ssnpp1M", "fb_ssnpp", "training_set10010k", 1e-4),
+    )
+}
+
+
+def find_dataset(name: str) -> DataSet | None:
+    """The data set called `name`, or None: it is a path then."""
+    return DATASETS.get(name)
+
+
+@dataclass(frozen=True)
 class PublishedFile:
     """A file on a server and the file that it becomes.
 
-    address: https://..., http://... or ftp://...
-    target:  path relative to the current directory
-    member:  the file's path inside the archive, where the address is that of a .tar.gz
+    Attributes:
+        address: https://..., http://... or ftp://...
+        target: path below the folder that downloads go to.
+        member: the file's path inside the archive, where the address is that of a .tar.gz.
     """
 
     address: str
@@ -32,20 +89,17 @@ class PublishedFile:
 
     @property
     def packing(self) -> str | None:
-        """What is undone on the way: "gzip", "tar" (gzipped), "fbin" (made fvecs), or None: it is kept as it is."""
+        """How it is converted: "gzip" and "tar" (gzipped) are unpacked, "fbin" becomes fvecs; None: kept as it is."""
         return next((packing for suffix, packing in _PACKINGS.items() if self.address.endswith(suffix)), None)
 
     @property
     def is_start(self) -> bool:
-        """Whether the file is the first part of a published longer one of the same target."""
-        return self.address.endswith(_STARTS)
+        """Whether it holds the first vectors of another published file of the same target, which serves as well."""
+        return self.address.endswith(("/bigann1M.bvecs", "/base1M.fvecs"))
 
 
-# The first vectors of another file: that one serves too, where it is there already.
-_STARTS = ("/bigann1M.bvecs", "/base1M.fvecs")
-
-# Of each data set: queries, ground truth, database, training vectors. What is quick to get comes first, so that a
-# server out of reach shows before hours of work.
+# Of each data set: queries, ground truth, database, training vectors. Small files come first, so that an unreachable
+# server is noticed before hours of work.
 _DATASET_ADDRESSES = {
     "bigann1M": (
         f"{_TEXMEX}/bigann_query.bvecs.gz",
@@ -81,7 +135,7 @@ _DATASET_ADDRESSES = {
 _SMALL = {"bigann1B": "bigann1M", "deep1B": "deep1M"}
 _MEMBER = "gnd/idx_1000M.ivecs"
 
-# Folder of the server, folder here, names: what stands in braces is to be chosen from.
+# Folder on the server, folder here, names; braces hold alternatives.
 _GROUPS = {
     "models": [
         ("qinco2-models", "models", "qinco1-{bigann1M,deep1M,contriever1M,FB_ssnpp1M}-{8x8,16x8}.pt"),
@@ -102,27 +156,28 @@ _GROUPS = {
 
 
 def find_files(names: Iterable[str], small: bool = False, mirror: str | None = None) -> list[PublishedFile]:
-    """The files that `names` stand for: data sets, models, centroids and indexes, these with or without their suffix.
+    """The files of data sets, models, centroids and indexes; names of single files with or without their suffix.
 
-    small:  of a data set of a billion vectors, take what the set of its first million consists of
-    mirror: an address that stands for scheme and host of every published one, whose path is kept
+    Args:
+        names: of what is published.
+        small: of a data set of a billion vectors, take the set of its first million.
+        mirror: replaces scheme and host of every address; the path is kept.
 
-    Raises ConfigError for an unknown name, for names whose files would replace each other, and for a wrong mirror.
+    Raises:
+        ConfigError: a name is unknown, two names have different files for one path, or the mirror is not an address.
     """
-    sources: dict[str, tuple[str, PublishedFile]] = {}
+    if mirror is not None:
+        _check_mirror(mirror)
+    files: dict[str, tuple[str, PublishedFile]] = {}
     for name in names:
         for file in _find(_SMALL.get(name, name) if small else name):
-            other, known = sources.setdefault(file.target, (name, file))
+            if mirror is not None:
+                address = mirror.rstrip("/") + urlsplit(file.address).path
+                file = PublishedFile(address, file.target, file.member)
+            other, known = files.setdefault(file.target, (name, file))
             if known != file:
-                raise ConfigError(
-                    f"{other} and {name} both have a file for {file.target}: download one of them, or give small=true"
-                )
-    files = [file for _, file in sources.values()]
-    if mirror is None:
-        return files
-    _check_mirror(mirror)
-    root = mirror.rstrip("/")
-    return [PublishedFile(root + urlsplit(file.address).path, file.target, file.member) for file in files]
+                raise ConfigError(f"{other} and {name} both have a file {file.target}: choose one, or give small=true")
+    return [file for _, file in files.values()]
 
 
 def names() -> list[str]:
@@ -150,19 +205,17 @@ def _find(name: str) -> list[PublishedFile]:
     file = single.get(name) or by_stem.get(name)
     if file is not None:
         return [file]
-    spellings = {known.lower(): known for known in (*single, *by_stem, *_DATASET_ADDRESSES)}
-    near = get_close_matches(name.lower(), spellings, 1, 0.6)
-    suggestion = f"did you mean {spellings[near[0]]}? " if near else ""
+    hint = suggest(name, (*single, *by_stem, *_DATASET_ADDRESSES))
     groups = {"data sets": list(_DATASET_ADDRESSES)} | {
         group: [pattern for _, _, pattern in patterns] for group, patterns in _GROUPS.items()
     }
-    listing = "; ".join(f"the {group} {', '.join(members)}" for group, members in groups.items())
-    raise ConfigError(f"nothing is published as {name!r}: {suggestion}There are {listing}")
+    listing = "; ".join(f"{group}: {', '.join(members)}" for group, members in groups.items())
+    raise ConfigError(f"Nothing is published as {name!r}. {hint}Available {listing}")
 
 
 def _expand(pattern: str) -> list[str]:
     """Every name that `a{b,c}d` stands for."""
-    pieces = re.split(r"\{(.*?)\}", pattern)  # those at odd places stood in braces
+    pieces = re.split(r"\{(.*?)\}", pattern)  # those at odd places were in braces
     return ["".join(choice) for choice in product(*(piece.split(",") for piece in pieces))]
 
 
@@ -174,4 +227,4 @@ def _check_mirror(mirror: str) -> None:
     except ValueError:
         is_address = False
     if not is_address or set("?#@") & set(mirror) or not re.fullmatch(r"[!-~]+", mirror):
-        raise ConfigError(f"mirror={mirror}: it must be an address such as https://host/folder (http, https or ftp)")
+        raise ConfigError(f"mirror={mirror} must be an address such as https://host/folder (http, https or ftp)")

@@ -1,114 +1,186 @@
-"""Published files are fetched, unpacked and verified; a file has its name when it is complete, and not before.
+"""Published files are downloaded, unpacked and verified; a file gets its name when it is complete, not before.
 
-What has arrived lies in `TARGET.part` and belongs to the version of the remote file that `TARGET.part.json` names.
+What has arrived is in `TARGET.part`, and belongs to the version of the remote file that `TARGET.part.json` names.
 """
 
-import fcntl
 import json
+import logging
 import os
 import shutil
-import struct
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from qinco.atomic import check_output
-from qinco.datasets.catalogue import PublishedFile
-from qinco.datasets.remote import TIMEOUT, BrokenOff, Reply, open_remote, refusal
-from qinco.datasets.unpack import convert_fbin, extract_member, gunzip, named_as
+from qinco.atomic import check_output, lock_file, write_to_disk
+from qinco.datasets.catalogue import PublishedFile, find_files
+from qinco.datasets.remote import TIMEOUT, ConnectionBroken, Reply, open_remote, refusal
+from qinco.datasets.unpack import convert_fbin, extract_member, gunzip
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.vectors.formats import open_array
+from qinco.progress import Progress, ProgressOption, reporting, silent
+from qinco.vectors.formats import FORMATS
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-_BLOCK = 1 << 20
-_VECTORS = (".fvecs", ".bvecs", ".ivecs", ".npy")
+_UNPACKERS = {"gzip": gunzip, "fbin": convert_fbin}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a file has come.
+class Download:
+    """One file of a call of `download`.
 
-    stage: "fetching" or "unpacking"     done, total: bytes of the published file; total is None where unknown
+    Attributes:
+        path: where it is.
+        bytes: its size.
+        seconds: that it took.
+        state: "downloaded", or "skipped" where it was there already.
     """
 
-    stage: str
-    target: str
-    done: int
-    total: int | None
+    path: str
+    bytes: int
+    seconds: float
+    state: str
 
 
-@dataclass(frozen=True)
-class Notice:
-    """Something that the person who waits should know."""
+def download(
+    names: str | Iterable[str],
+    folder: str | os.PathLike = ".",
+    *,
+    small: bool = False,
+    mirror: str | None = None,
+    resume: bool = True,
+    overwrite: bool = False,
+    progress: ProgressOption = None,
+    pauses: Sequence[float] = PAUSES,
+    timeout: float = TIMEOUT,
+) -> list[Download]:
+    """Download public data sets and published models to `data/`, `models/` and `index/` in a folder.
 
-    text: str
+    Files that are there are skipped if they have the published length.
+
+    Args:
+        names: of data sets (bigann1M, deep1M, ...), models, centroids or indexes; one or several.
+        folder: an existing folder.
+        small: of a data set of a billion vectors, take the set of its first million.
+        mirror: an address that replaces scheme and host of the published ones.
+        resume: continue what an earlier call left; False: begin anew.
+        overwrite: replace files that are there.
+        progress: see `qinco.progress`; in bytes.
+        pauses: seconds before each further attempt; they begin anew whenever more bytes have arrived.
+        timeout: seconds without a byte until a connection counts as broken.
+
+    Returns:
+        What became of each file.
+
+    Raises:
+        ConfigError: a name is unknown, a different file is in the way, or httpx is not installed.
+        DataError: a file cannot be downloaded or is damaged.
+        ResourceError: the disk is full or cannot be written.
+
+    Example:
+        >>> qinco.download("bigann1M")[0].path
+        'data/bigann/bigann_query.bvecs'
+    """
+    files = find_files([names] if isinstance(names, str) else names, small, mirror)
+    if not Path(folder).is_dir():
+        raise ConfigError(f"folder={folder} is not a folder: create it first")
+    targets = {file: Path(folder) / file.target for file in files}
+    for target in targets.values():
+        with suppress(OSError):  # is_present says what is wrong
+            target.parent.mkdir(parents=True, exist_ok=True)
+    results = []
+    try:
+        with reporting(progress) as report:
+            # Different files in the way are found before the first hour of work.
+            present = {
+                file for file, target in targets.items()
+                if is_present(file, target, overwrite=overwrite, pauses=pauses, timeout=timeout)
+            }  # fmt: skip
+            for file, target in targets.items():
+                begun = time.monotonic()
+                if file in present:
+                    _log.info("%s exists: skipped", target)
+                else:
+                    _log.info("%s from %s", target, file.address)
+                    fetch(file, target, report, resume=resume, pauses=pauses, timeout=timeout)
+                seconds = 0.0 if file in present else time.monotonic() - begun
+                state = "skipped" if file in present else "downloaded"
+                results.append(Download(str(target), target.stat().st_size, seconds, state))
+    except KeyboardInterrupt:
+        kept = [str(part_path(target)) for target in targets.values() if part_path(target).exists()]
+        hint = f"what has arrived is kept in {', '.join(kept)}, and the same command continues it" if kept else ""
+        raise KeyboardInterrupt(hint) from None
+    return results
 
 
-Report = Callable[[Progress | Notice], None]
-
-
-def part_path(file: PublishedFile) -> Path:
-    """Where the bytes of `file` gather until all are there."""
-    target = Path(os.path.realpath(file.target))
+def part_path(target: Path) -> Path:
+    """Where the bytes of a file gather until all are there."""
+    target = Path(os.path.realpath(target))
     return target.with_name(f"{target.name}.part")
 
 
 def is_present(
     file: PublishedFile,
-    report: Report,
+    target: Path,
     *,
     overwrite: bool = False,
     pauses: Sequence[float] = PAUSES,
     timeout: float = TIMEOUT,
 ) -> bool:
-    """Whether the target is there already, as long as the published file, and opens; never so with `overwrite`.
+    """Whether the target exists, is as long as the published file, and opens; False with `overwrite`.
 
-    Raises ConfigError for a target that is there but different, and for one that cannot be written; DataError where
-    the server cannot be asked.
+    Raises:
+        ConfigError: the target is a different file, or cannot be written.
+        DataError: the server cannot be asked.
     """
-    target = check_output(file.target, overwrite=True)
+    check_output(target, overwrite=True)
     if overwrite or not target.exists():
         return False
     size = target.stat().st_size
-    fits = _patiently(lambda: _fits(file, size, timeout), file, report, pauses)
-    difference = None
+    fits = _retry(lambda: _fits(file, size, timeout), file, pauses)
     if fits is False:
-        difference = f"{size:,} bytes, which is not the length of {file.address}"
+        difference = f"{size:,} bytes are not the length of {file.address}"
     else:
         try:
-            _check_opens(target)
+            _check_opens(target, target.suffix)
+            difference = None
         except DataError as error:
-            difference = f"what cannot be read ({error})"
+            difference = str(error)
     if difference is not None:
-        raise ConfigError(f"{target} exists with {difference}: give overwrite=true to replace it, or move it away")
+        raise ConfigError(f"{target} exists but differs ({difference}): give overwrite=true to replace it, or move it")
     if fits is None:
-        report(Notice(f"{target} is there; its length cannot be compared with {file.address}"))
+        _log.info("%s exists; its length cannot be compared with %s", target, file.address)
     return True
 
 
-def fetch(file: PublishedFile, report: Report, *, pauses: Sequence[float] = PAUSES, timeout: float = TIMEOUT) -> None:
-    """Fetch `file`, going on from what is here of it, unpack it, verify it, and give it its name.
+def fetch(
+    file: PublishedFile,
+    target: Path,
+    report: Progress = silent,
+    *,
+    resume: bool = True,
+    pauses: Sequence[float] = PAUSES,
+    timeout: float = TIMEOUT,
+) -> None:
+    """Download `file`, unpack it, verify it, and only then give it the name `target`, replacing an existing file.
 
-    An existing target is replaced at the end.
+    What arrived is kept on errors, unless it is complete and wrong.
 
-    pauses:  seconds to wait before each further attempt; they begin anew whenever more bytes have arrived
-    timeout: seconds without a byte until the connection counts as broken
-
-    Raises DataError where the server cannot be reached or sends what is wrong, ResourceError where the disk refuses,
-    and ConfigError where the target cannot be written. What arrived is kept in all cases but one: it is complete and
-    wrong.
+    Raises:
+        DataError: the server cannot be reached, or sends something else.
+        ResourceError: the disk is full or cannot be written.
+        ConfigError: `target` cannot be written, or another process downloads it.
     """
-    target = check_output(file.target, overwrite=True)
+    check_output(target, overwrite=True)
     try:
-        with _Part(file) as part:
-            _patiently(lambda: _receive(part, file, report, timeout), file, report, pauses, part)
+        with _Part(file, target, resume) as part:
+            _retry(lambda: _receive(part, file, target, report, timeout), file, pauses, part)
             try:
-                _finish(part, file, report)
+                _finish(part, file, target, report)
             except DataError as error:
                 part.discard()
-                raise DataError(f"{file.address} is not what {target} should be, and was removed: {error}") from error
+                raise DataError(f"{file.address} is not a valid {target.name} and was removed: {error}") from error
             part.discard()
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
@@ -116,32 +188,25 @@ def fetch(file: PublishedFile, report: Report, *, pauses: Sequence[float] = PAUS
 
 
 class _Part:
-    """The file that the bytes gather in, held by one process, and the version of the remote file that they are of.
+    """The file that bytes gather in, locked by one process, and the version of the remote file that they belong to."""
 
-    size:            bytes that are here
-    version, length: as the server told them, see `Reply`
-    """
-
-    def __init__(self, file: PublishedFile):
-        self.path = part_path(file)
-        self.address = file.address
-        self._record = self.path.with_name(f"{self.path.name}.json")
+    def __init__(self, file: PublishedFile, target: Path, resume: bool):
+        self.path = part_path(target)
+        self._record, self._address, self._resume = self.path.with_name(f"{self.path.name}.json"), file.address, resume
         self.version: str | None = None
         self.length: int | None = None
 
     def __enter__(self) -> "_Part":
-        self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
-            self._lock()
-            self.size = self._file.seek(0, os.SEEK_END)
-            record = self._read_record()
-            if record is None:
-                self._truncate(0)
-            else:
-                self.version, self.length = record
-        except BaseException:
-            self._file.close()
-            raise
+            self._file = os.fdopen(lock_file(self.path, wait=False), "r+b")
+        except BlockingIOError:
+            raise ConfigError(f"{self.path} is written by another download: wait until it has ended") from None
+        self.size = self._file.seek(0, os.SEEK_END)
+        record = self._read_record() if self._resume else None
+        if record is None:
+            self._truncate(0)
+        else:
+            self.version, self.length = record
         return self
 
     def __exit__(self, *error) -> None:
@@ -150,12 +215,12 @@ class _Part:
         self._file.close()
 
     def begin(self, reply: Reply) -> None:
-        """Make room for what `reply` is about to send."""
+        """Prepare for what `reply` is about to send."""
         self._truncate(reply.start)
         if reply.start == 0:  # emptied first: a kill in between must not leave old bytes under a new version
             self.version, self.length = reply.version, reply.length
-            record = {"address": self.address, "version": self.version, "length": self.length}
-            self._record.write_text(json.dumps(record))  # half written it is no record, and nothing is here yet
+            record = {"address": self._address, "version": self.version, "length": self.length}
+            self._record.write_text(json.dumps(record))  # half written it is not a record, and no byte is here yet
 
     def append(self, block: bytes) -> None:
         self._file.write(block)
@@ -167,8 +232,7 @@ class _Part:
         os.fsync(self._file.fileno())
 
     def discard(self) -> None:
-        """Remove what is here."""
-        self.path.unlink(missing_ok=True)  # before the lock is given up
+        self.path.unlink(missing_ok=True)  # before the lock is released
         self._record.unlink(missing_ok=True)
         self._file.close()
 
@@ -177,136 +241,111 @@ class _Part:
         self._file.truncate()
         self.size = size
 
-    def _lock(self) -> None:
-        taken = ConfigError(f"{self.path} is being written by another download: wait until it has ended")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise taken from None
-        except OSError:  # a file system without locks
-            return
-        if not self.path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
-            raise taken  # and finished meanwhile: the file that was opened has its final name now
-
     def _read_record(self) -> tuple[str | None, int | None] | None:
-        """Version and length that the bytes are of; None where nobody can tell."""
+        """Version and length of the file that the bytes belong to; None where they are unknown."""
         with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             record = json.loads(self._record.read_text())
             version, length = record["version"], record["length"]
-            if record["address"] == self.address and isinstance(version, str | None) and isinstance(length, int | None):
+            if (
+                record["address"] == self._address
+                and isinstance(version, str | None)
+                and isinstance(length, int | None)
+            ):
                 return version, length
         return None
 
 
-def _patiently(attempt: Callable, file: PublishedFile, report: Report, pauses: Sequence[float], part=None):
-    """What `attempt` returns; it is called again after each pause as long as the connection breaks off."""
+def _retry(attempt: Callable, file: PublishedFile, pauses: Sequence[float], part: _Part | None = None):
+    """What `attempt` returns; it is called again after each pause as long as the connection breaks."""
     left, furthest = list(pauses), 0 if part is None else part.size
     while True:
         try:
             return attempt()
-        except BrokenOff as error:
+        except ConnectionBroken as error:
             if part is not None and part.size > furthest:
                 left, furthest = list(pauses), part.size
             if not left:
                 kept = "; what has arrived is kept, and the same command continues it" if part and part.size else ""
                 raise refusal(file.address, f"{error}{kept}") from error
-            report(Notice(f"{file.address}: {error}; the next attempt is in {left[0]:g} s"))
+            _log.info("%s: %s; the next attempt is in %g s", file.address, error, left[0])
             time.sleep(left.pop(0))
 
 
-def _receive(part: _Part, file: PublishedFile, report: Report, timeout: float) -> None:
-    """One attempt to have all bytes of `file` in `part`. Raises BrokenOff."""
-    # Of a part that is complete the last byte is asked for again, as no server sends an empty range.
+def _receive(part: _Part, file: PublishedFile, target: Path, report: Progress, timeout: float) -> None:
+    """One attempt to have all bytes of `file` in `part`. Raises ConnectionBroken."""
+    # Of a complete part the last byte is asked for again: no server sends an empty range.
     start = part.size if part.length is None else min(part.size, max(0, part.length - 1))
-    with closing(open_remote(file.address, start, part.version, part.length, timeout)) as reply:
+    with open_remote(file.address, start, part.version, part.length, timeout) as reply:
         if reply.start < start:
-            report(Notice(f"{file.address} is another file now, or cannot be continued: starting anew"))
+            _log.info("%s has changed or cannot be continued: starting anew", file.address)
         part.begin(reply)
-        _check_disk(reply, file, part.path.parent)
+        _check_disk(reply, file, target)
         try:
-            while reply.length is None or part.size < reply.length:
-                block = reply.read(_BLOCK if reply.length is None else min(_BLOCK, reply.length - part.size))
-                if not block:
-                    break
-                part.append(block)
-                report(Progress("fetching", file.target, part.size, reply.length))
+            for block in reply.blocks:
+                part.append(block if reply.length is None else block[: reply.length - part.size])
+                if reply.length is not None:
+                    report(f"downloading {target}", part.size, reply.length, "byte")
         finally:
             part.flush()
     if reply.length is None:
-        report(Notice(f"{file.address}: the server does not tell the length, so that it cannot be checked"))
+        _log.info("%s: the server does not tell the length, which is not checked", file.address)
     elif part.size < reply.length:
-        raise BrokenOff(f"the connection ended after {part.size:,} of {reply.length:,} bytes")
+        raise ConnectionBroken(f"the connection ended after {part.size:,} of {reply.length:,} bytes")
 
 
-def _check_disk(reply: Reply, file: PublishedFile, folder: Path) -> None:
+def _check_disk(reply: Reply, file: PublishedFile, target: Path) -> None:
     if reply.length is None:
         return
-    # Unpacked, a file is longer; only of a tar archive a small share may be wanted.
-    needed = reply.length - reply.start + (reply.length if file.packing in ("gzip", "fbin") else 0)
+    # Unpacked, a file is longer; of a tar archive only a small part may be wanted.
+    needed = reply.length - reply.start + (reply.length if file.packing in _UNPACKERS else 0)
+    folder = part_path(target).parent
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ResourceError(
-            f"{file.target} needs {needed:,} bytes or more where {free:,} are free in {folder}: free some, or make "
-            f"{Path(file.target).parent} a link to a folder on a larger disk"
+            f"{target} needs {needed:,} bytes or more, but {folder} has {free:,} free: free some, or make "
+            f"{target.parent} a link to a folder on a larger disk"
         )
 
 
-def _finish(part: _Part, file: PublishedFile, report: Report) -> None:
-    """Give the complete part its final form, verify it, and then give it its name."""
-    target = Path(os.path.realpath(file.target))
+def _finish(part: _Part, file: PublishedFile, target: Path, report: Progress) -> None:
+    """Unpack and verify the complete part, and then give it its name."""
     if part.size == 0:
         raise DataError("it is empty")
+    stage, target = f"unpacking {target}", Path(os.path.realpath(target))
     if file.packing is None:
-        with named_as(part.path, target.suffix) as path:
-            _check_opens(path)
+        _check_opens(part.path, target.suffix)
         part.path.replace(target)
         return
     unpacked = target.with_name(f"{target.stem}.unpacked{target.suffix}")
 
     def tell(done: int, total: int) -> None:
-        report(Progress("unpacking", file.target, done, total))
+        report(stage, done, total, "byte")
 
     try:
-        # The part is locked: what lies here of an unpacking was left by a process that was killed.
+        # The part is locked: other files of this name were left by a process that was killed.
         for left in target.parent.glob(f".{unpacked.stem}.*{unpacked.suffix}"):
             left.unlink()
         if file.packing == "tar":
-            extract_member(part.path, file.member, unpacked, tell)
+            extract_member(part.path, file.member or "", unpacked, tell)
         else:
-            {"gzip": gunzip, "fbin": convert_fbin}[file.packing](part.path, unpacked, tell)
-        _check_opens(unpacked)
-        with unpacked.open("rb") as complete:
-            os.fsync(complete.fileno())
+            _UNPACKERS[file.packing](part.path, unpacked, tell)
+        _check_opens(unpacked, target.suffix)
+        write_to_disk(unpacked)
         unpacked.replace(target)
     finally:
         unpacked.unlink(missing_ok=True)
 
 
-def _check_opens(path: Path) -> None:
-    if path.suffix in _VECTORS:
-        open_array(path)
+def _check_opens(path: Path, suffix: str) -> None:
+    """Raise DataError if the suffix is that of vectors and the file is not one."""
+    if suffix in FORMATS:
+        FORMATS[suffix].open(path, path.stat().st_size)
 
 
 def _fits(file: PublishedFile, size: int, timeout: float) -> bool | None:
-    """Whether the content of the remote `file` has `size` bytes, as far as its ends tell; None where they do not."""
-    with closing(open_remote(file.address, timeout=timeout)) as reply:
-        if reply.length is None or file.packing == "tar":
-            return None
-        if file.packing is None:
-            return size == reply.length or (file.is_start and size > reply.length)
-        if file.packing == "fbin":
-            rows, dim = struct.unpack("<II", _read_exactly(reply, 8))
-            return size == rows * (4 + 4 * dim)
-    with closing(open_remote(file.address, reply.length - 4, reply.version, reply.length, timeout)) as tail:
-        # A gzip file ends with the length of its content.
-        return None if tail.start == 0 else size % 2**32 == int.from_bytes(_read_exactly(tail, 4), "little")
-
-
-def _read_exactly(reply: Reply, size: int) -> bytes:
-    content = b""
-    while len(content) < size:
-        block = reply.read(size - len(content))
-        if not block:
-            raise BrokenOff(f"the connection ended after {len(content)} of {size} bytes")
-        content += block
-    return content
+    """Whether the remote `file` has `size` bytes; None where it is packed or the server does not tell."""
+    if file.packing is not None:
+        return None
+    with open_remote(file.address, timeout=timeout) as reply:
+        length = reply.length
+        return None if length is None else size == length or (file.is_start and size > length)

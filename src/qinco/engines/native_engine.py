@@ -14,26 +14,68 @@ import torch
 from torch import Tensor
 
 from qinco.config import EncodeOptions, ModelConfig
+from qinco.engines.packed import TensorModel
 from qinco.errors import ConfigError
 from qinco.model.qinco import Qinco
 from qinco.model.step import Step
 from qinco.native.library import NativeModel, Sizes, StepArrays, is_available
 
-_TABLE_BYTES = 1 << 30
-_MOST_PAIRS = 1 << 31  # hypotheses times codewords
-_MOST_CROSSED = 1024  # codewords, up to which products of all pairs of two codebooks are kept
+name = "native"
+
+MAX_TABLE_BYTES = 1 << 30
+_MAX_PAIRS = 1 << 31  # hypotheses times codewords
+_MAX_CROSSED = 1024  # codewords, up to which products of all pairs of two codebooks are kept
 
 
-def can_run(config: ModelConfig, device: torch.device) -> bool:
-    """Whether the native engine is there and serves a model: its tables over codewords must fit in a gigabyte."""
+def supports(config: ModelConfig, device: torch.device) -> str | None:
+    """Why the engine cannot compute a model on a device; None where it can."""
+    if device.type != "cpu":
+        return f"it runs on the processor, not on {device}"
+    if not is_available():
+        return "this installation has no compiled kernels"
     dim, stream, hidden = (-(-width // 64) * 64 for width in (config.dim, config.embed_dim, config.hidden_dim))
     tables = 4 * config.num_steps * config.codebook_size * (2 * dim + 2 * stream + hidden)
-    return device.type == "cpu" and tables <= _TABLE_BYTES and is_available()
+    if tables > MAX_TABLE_BYTES:
+        return f"the model's tables take {tables:,} bytes, more than {MAX_TABLE_BYTES:,}"
+    return None
+
+
+class NativeTensors(TensorModel):
+    """A model packed for the compiled kernels, which do not follow its weights. Uses torch's number of threads.
+
+    Args:
+        model: what was packed.
+        dtype: torch.bfloat16 if candidates are evaluated in bf16 where the processor has it.
+        packed: the model's arrays, packed.
+    """
+
+    def __init__(self, model: Qinco, dtype: torch.dtype, packed: NativeModel):
+        super().__init__(model, dtype)
+        self.packed = packed
+
+    def encode_tensors(self, x_ND, start_ND, options: EncodeOptions, num_steps: int | None = None):
+        size, beam = self.packed.sizes.codewords, options.beam_width
+        if beam * size >= _MAX_PAIRS:
+            raise ConfigError(f"B={beam} (beam_width) is too wide for K={size}: give less than {_MAX_PAIRS // size}")
+        codes_NM, reached_ND = self.packed.encode(
+            x_ND.numpy(),
+            start_ND.numpy(),
+            num_candidates=options.num_candidates,
+            num_pairs=options.num_pairs,
+            beam_width=beam,
+            num_steps=num_steps or self.packed.sizes.steps,
+            threads=torch.get_num_threads(),
+        )
+        return torch.from_numpy(codes_NM.astype("int64")), torch.from_numpy(reached_ND)
+
+    def decode_tensors(self, codes_NM, start_ND):
+        decoded_ND = self.packed.decode(codes_NM.numpy(), start_ND.numpy(), threads=torch.get_num_threads())
+        return torch.from_numpy(decoded_ND)
 
 
 @torch.no_grad()
-def pack(model: Qinco, dtype: torch.dtype) -> NativeModel:
-    """The model as it is now, with candidates evaluated in `dtype` (float32 or bfloat16)."""
+def pack(model: Qinco, dtype: torch.dtype) -> NativeTensors:
+    """Pack a model as it is now, with candidates evaluated in `dtype` (float32 or bfloat16)."""
     config = model.config
     sizes = Sizes(
         config.dim, config.embed_dim, config.hidden_dim, config.num_blocks, config.codebook_size, config.num_steps,
@@ -43,42 +85,13 @@ def pack(model: Qinco, dtype: torch.dtype) -> NativeModel:
     torch.set_num_threads(1)  # products and eigenvectors would depend on how many there are
     try:
         steps = [_arrays(step) for step in model.steps]
-        if not model.steps[0].conditioned and config.has_preselector and config.codebook_size <= _MOST_CROSSED:
+        if not model.steps[0].conditioned and config.has_preselector and config.codebook_size <= _MAX_CROSSED:
             for first, second in zip(model.steps[:1], model.steps[1:2], strict=False):
                 cross_KK = first.codebook.weight.double() @ second.preselector.weight.double().T
                 steps[1] = replace(steps[1], first_cross=_numpy(cross_KK))
     finally:
         torch.set_num_threads(threads)
-    return NativeModel(sizes, steps)
-
-
-class NativeEncoder:
-    """Searches codes with a packed model, as `engines.reference.Encoder` does; uses torch's number of threads."""
-
-    def __init__(self, packed: NativeModel, options: EncodeOptions):
-        size, beam = packed.sizes.codewords, options.beam_width
-        if beam * size >= _MOST_PAIRS:
-            raise ConfigError(f"B={beam} (beam_width) is too wide for K={size}: give less than {_MOST_PAIRS // size}")
-        self.packed, self.options = packed, options
-
-    def encode(self, x_ND: Tensor, start_ND: Tensor, num_steps: int | None = None) -> tuple[Tensor, Tensor]:
-        """Codes of normalised vectors, int64 (N, num_steps), and the reconstructions that the search arrived at."""
-        codes_NM, reached_ND = self.packed.encode(
-            x_ND.numpy(),
-            start_ND.numpy(),
-            num_candidates=self.options.num_candidates,
-            num_pairs=self.options.num_pairs,
-            beam_width=self.options.beam_width,
-            num_steps=num_steps or self.packed.sizes.steps,
-            threads=torch.get_num_threads(),
-        )
-        return torch.from_numpy(codes_NM.astype("int64")), torch.from_numpy(reached_ND)
-
-
-def decode(packed: NativeModel, codes_NM: Tensor, start_ND: Tensor) -> Tensor:
-    """Normalised reconstructions, float32 (N, D), of codes (int64)."""
-    decoded_ND = packed.decode(codes_NM.numpy(), start_ND.numpy(), threads=torch.get_num_threads())
-    return torch.from_numpy(decoded_ND)
+    return NativeTensors(model, dtype, NativeModel(sizes, steps))
 
 
 def _arrays(step: Step) -> StepArrays:

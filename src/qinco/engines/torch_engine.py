@@ -9,14 +9,18 @@ Shape suffixes: N vectors of a tile, D dimension, M steps, K codewords, B hypoth
 hypothesis and a codeword), E stream width, H hidden width.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from qinco.config import EncodeOptions
+from qinco.config import EncodeOptions, ModelConfig
+from qinco.engines.packed import TensorModel
 from qinco.maths.distances import smallest, squared_distances
 from qinco.model.qinco import Qinco
-from qinco.model.step import Step
+from qinco.model.step import StepTables
+
+name = "torch"
 
 TILE_CANDIDATES = 4096
 TILE_DISTANCES = 1 << 21
@@ -24,86 +28,51 @@ DEVICE_TILE_BYTES = 1 << 30
 TABLE_BYTES = 1 << 28
 
 
-class StepTables:
-    """One step's weights in the candidates' dtype, and its tables over codewords where they are not too large."""
-
-    def __init__(self, step: Step, dtype: torch.dtype, tabulate: bool):
-        self.step = step
-        self.dtype = dtype
-        codebook_KD = step.codebook.weight
-        self.codebook_KD = codebook_KD
-        self.proposals_KD = None if step.preselector is None else step.preselector.weight
-        if step.conditioned:
-            self.blocks = [(block.up.weight.to(dtype), block.down.weight.to(dtype)) for block in step.blocks]
-            self.out_DE = None if step.project_out is None else step.project_out.weight.to(dtype)
-            self.table_KE, self.table_KH = self._rows(codebook_KD) if tabulate else (None, None)
-
-    def _autocast(self, like: Tensor):
-        return torch.autocast(like.device.type, self.dtype, enabled=self.dtype is not torch.float32)
-
-    def _rows(self, c_ND: Tensor) -> tuple[Tensor, Tensor | None]:
-        e_NE = self.step.embed(c_ND)
-        h_NH = self.step.blocks[0].up(e_NE).to(self.dtype) if self.blocks else None
-        return e_NE.to(self.dtype), h_NH
-
-    def codeword_parts(self, codes_N: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The stream's beginning (N, E) and the first hidden layer's part (N, H) that come from the codewords."""
-        if self.table_KE is None:
-            return self._rows(self.codebook_KD.index_select(0, codes_N))
-        h_NH = None if self.table_KH is None else self.table_KH.index_select(0, codes_N)
-        return self.table_KE.index_select(0, codes_N), h_NH
-
-    def reconstruction_parts(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The parts that come from the partial reconstruction, (N, E) and (N, H): once per hypothesis."""
-        with self._autocast(x_ND):
-            v_NE = self.step.concat.from_reconstruction(x_ND)
-            u_NH = self.step.blocks[0].up(v_NE) if self.blocks else None
-        return v_NE, u_NH
-
-    def evaluate(self, codes_N: Tensor, hypotheses_N: Tensor, parts) -> Tensor:
-        """f(c, x̂) for candidate codes and the rows of `parts` that their hypotheses have: float32 (N, D)."""
-        v_BE, u_BH = parts
-        e_NE, h_NH = self.codeword_parts(codes_N)
-        e_NE = e_NE.add_(v_BE.index_select(0, hypotheses_N))
-        for j, (up_HE, down_EH) in enumerate(self.blocks):
-            h_NH = h_NH.add_(u_BH.index_select(0, hypotheses_N)) if j == 0 else functional.linear(e_NE, up_HE)
-            e_NE = e_NE.add_(functional.linear(h_NH.relu_(), down_EH))
-        f_ND = (e_NE if self.out_DE is None else functional.linear(e_NE, self.out_DE)).float()
-        return f_ND.add_(self.codebook_KD.index_select(0, codes_N)) if self.step.codeword_skip else f_ND
+def supports(config: ModelConfig, device: torch.device) -> None:
+    """Why the engine cannot compute a model on a device: it always can."""
+    return None
 
 
-class Encoder:
-    """Searches codes for a model as it is now: make a new one after the weights have changed.
+def pack(model: Qinco, dtype: torch.dtype) -> "TorchTensors":
+    """Pack a model as it is now, with candidates evaluated in `dtype` (float32 or bfloat16)."""
+    return TorchTensors(model, dtype)
 
-    `dtype` is that of candidates; distances, selections and reconstructions are float32.
-    """
 
-    @torch.no_grad()
-    def __init__(self, model: Qinco, options: EncodeOptions, dtype: torch.dtype = torch.float32):
-        config = model.config
-        options.check_model(config)
-        self.model = model
-        self.options = options
-        self.dtype = dtype
-        row_bytes = (config.embed_dim + config.hidden_dim) * dtype.itemsize
+class TorchTensors(TensorModel):
+    """A model and, once codes have been searched, its tables. Distances, selections, reconstructions are float32."""
+
+    @cached_property
+    def tables(self) -> list[StepTables]:
+        """The factored form of each step; its tables over codewords only where they are not too large."""
+        config = self.model.config
+        row_bytes = (config.embed_dim + config.hidden_dim) * self.dtype.itemsize
         tabulate = config.num_steps * config.codebook_size * row_bytes <= TABLE_BYTES
-        self.tables = [StepTables(step, dtype, tabulate) for step in model.steps]
+        return [StepTables(step, self.dtype, tabulate) for step in self.model.steps]
 
     @torch.no_grad()
-    def encode(self, x_ND: Tensor, start_ND: Tensor, num_steps: int | None = None) -> tuple[Tensor, Tensor]:
-        """Codes of normalised vectors from their starting points.
-
-        Returns codes (N, num_steps), int64, and the reconstructions that the search arrived at, float32 (N, D).
-        """
-        tile = self._tile_size()
+    def encode_tensors(self, x_ND, start_ND, options: EncodeOptions, num_steps: int | None = None):
         tables = self.tables[:num_steps]
         if len(x_ND) == 0:
             return torch.empty(0, len(tables), dtype=torch.int64, device=x_ND.device), start_ND
-        done = [self._encode_tile(x, s, tables) for x, s in zip(x_ND.split(tile), start_ND.split(tile), strict=True)]
+        search = _Search(self.model, options, self.dtype)
+        tile = search.tile_size()
+        done = [search.run(x, s, tables) for x, s in zip(x_ND.split(tile), start_ND.split(tile), strict=True)]
         codes, reconstructions = zip(*done, strict=True)
         return torch.cat(codes), torch.cat(reconstructions)
 
-    def _tile_size(self) -> int:
+    @torch.no_grad()
+    def decode_tensors(self, codes_NM, start_ND):
+        with torch.autocast(codes_NM.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            return self.model(codes_NM, start_ND)
+
+
+class _Search:
+    """Beam search over the steps, for one tile of vectors at a time (QINCo2 paper, section 3.2)."""
+
+    def __init__(self, model: Qinco, options: EncodeOptions, dtype: torch.dtype):
+        self.model, self.options, self.dtype = model, options, dtype
+
+    def tile_size(self) -> int:
         """Vectors of a tile."""
         config, options = self.model.config, self.options
         beam = min(options.beam_width, config.codebook_size**config.num_steps)
@@ -117,7 +86,7 @@ class Encoder:
         by_distances = TILE_DISTANCES // (beam * config.codebook_size)
         return max(1, min(TILE_CANDIDATES // candidates, by_distances))
 
-    def _encode_tile(self, x_ND: Tensor, start_ND: Tensor, tables: list[StepTables]) -> tuple[Tensor, Tensor]:
+    def run(self, x_ND: Tensor, start_ND: Tensor, tables: list[StepTables]) -> tuple[Tensor, Tensor]:
         reached_NBD = start_ND[:, None]
         codes_NBM = torch.empty(len(x_ND), 1, 0, dtype=torch.int64, device=x_ND.device)
         for table in tables:
@@ -174,10 +143,3 @@ class Encoder:
         """‖r − c̃‖² of the pre-selector for all hypotheses and codewords: float32 (N, B, K)."""
         num_vectors, beam, _ = residual_NBD.shape
         return squared_distances(residual_NBD.flatten(0, 1), table.proposals_KD).view(num_vectors, beam, -1)
-
-
-@torch.no_grad()
-def decode(model: Qinco, codes_NM: Tensor, start_ND: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normalised reconstructions, float32 (N, D), of codes (int64; a prefix of the columns gives the shorter code)."""
-    with torch.autocast(codes_NM.device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-        return model(codes_NM, start_ND)

@@ -69,7 +69,7 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     def transform(self, X) -> np.ndarray:
         """Codes of vectors (N, D), finite integers or floats: uint8 (N, M), uint16 above 256 codewords."""
-        return self.codec_.encode(self._check_vectors(X))
+        return self.codec_.encode(self._check_vectors(X)).codes
 
     def inverse_transform(self, codes) -> np.ndarray:
         """Reconstructions of codes, integers (N, m) with m ≤ M: float32 (N, D). Raises DataError for other codes."""
@@ -89,7 +89,7 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     @property
     def _n_features_out(self) -> int:
-        return self.codec_.code_size
+        return self.codec_.num_codes
 
     def _check_vectors(self, X) -> np.ndarray:
         check_is_fitted(self)

@@ -1,9 +1,9 @@
 """k-means, plain and residual: by faiss on the processor, by torch on other devices.
 
-Shape suffixes: N vectors, D dimension, K centroids, M steps, B hypotheses of a beam.
+Shape suffixes: N vectors, D dimension, K codewords, V coarse centroids, M steps, B hypotheses of a beam.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import faiss
@@ -13,23 +13,44 @@ from torch import Tensor
 
 from qinco.maths.devices import CPU, holds, to_device
 from qinco.maths.distances import closest, smallest, squared_distances
+from qinco.progress import Progress, silent
 
 BEAM_WIDTH = 4
 KMEANS_ROWS = 200_000
+COARSE_ITERATIONS = 20
 _TILE_DISTANCES = 1 << 21
 _PART_BYTES = 1 << 28
-_NUDGE = 1 / 1024  # as faiss moves apart the two centroids that one becomes
+_NUDGE = 1 / 1024  # moves apart the two centroids that a split gives, as in faiss
+
+
+@contextmanager
+def faiss_threads(count: int | None) -> Iterator[None]:
+    """Let faiss use `count` threads for calls of this thread inside the block; None leaves the number alone."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def kmeans(
     x_ND: np.ndarray | Tensor, num_centroids: int, *, iterations: int = 10, seed: int = 0, threads: int = 1
 ) -> np.ndarray:
-    """Centroids of float32 vectors: float32 (K, D). Works with duplicated vectors, and with fewer vectors than K.
+    """Fit a codebook. Duplicated vectors, and fewer vectors than centroids, are no problem.
 
-    x_ND: float32 (N, D); a tensor is clustered on its device
+    The centroids start as noise around the mean rather than at data points: more of them end up in use, which later
+    decides how much information a code carries.
 
-    They start as noise around the mean rather than at data points: more of them end up in use, which later decides
-    how much of a code carries information.
+    Args:
+        x_ND: float32 (N, D); a tensor is clustered on its device.
+        num_centroids: K.
+        iterations: of Lloyd's algorithm.
+        seed: of the noise.
+        threads: of faiss.
+
+    Returns:
+        float32 (K, D).
     """
     on_device = isinstance(x_ND, Tensor) and x_ND.device.type != "cpu"
     x_ND = x_ND if on_device else np.asarray(x_ND)
@@ -40,18 +61,9 @@ def kmeans(
         start_KD[: len(x_ND)] = _array(x_ND)
         return start_KD
     if on_device:
-        return _array(_lloyd([x_ND], to_device(start_KD, x_ND.device), iterations, seed))
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(threads)
-    try:
-        clustering = faiss.Kmeans(
-            x_ND.shape[1], num_centroids, niter=iterations, seed=seed % 2**31,
-            min_points_per_centroid=1, max_points_per_centroid=len(x_ND),
-        )  # fmt: skip
-        clustering.train(np.ascontiguousarray(x_ND, np.float32), init_centroids=start_KD)
-    finally:
-        faiss.omp_set_num_threads(before)
-    centroids_KD = clustering.centroids
+        return _array(lloyd([x_ND], to_device(start_KD, x_ND.device), iterations, seed))
+    with faiss_threads(threads):
+        centroids_KD = _train_faiss(np.ascontiguousarray(x_ND, np.float32), start_KD, iterations, seed).centroids
     unusable = ~np.isfinite(centroids_KD).all(1)
     centroids_KD[unusable] = start_KD[unusable]
     return centroids_KD
@@ -61,49 +73,72 @@ def coarse_kmeans(
     x_ND: np.ndarray,
     num_centroids: int,
     *,
-    iterations: int = 20,
+    iterations: int = COARSE_ITERATIONS,
     seed: int = 0,
     device: torch.device = CPU,
-    on_iteration: Callable[[int, float], None] = lambda iteration, mse: None,
+    part_rows: int | None = None,
+    progress: Progress = silent,
 ) -> np.ndarray:
-    """Coarse centroids of float32 vectors, at least as many as centroids: float32 (V, D), with faiss's threads.
+    """Fit the coarse centroids of inverted lists. They start at data points, which keeps the lists balanced.
 
-    They start at data points, which keeps inverted lists balanced. `on_iteration` hears the number of iterations done
-    and the mean squared distance, summed over dimensions, before the last of them. On another device than the
-    processor, vectors that do not fit there are sent in parts, once for each iteration.
+    Args:
+        x_ND: float32 (N, D), at least as many vectors as centroids.
+        num_centroids: V.
+        iterations: of Lloyd's algorithm.
+        seed: of the data points.
+        device: where to compute; on the processor with faiss's current number of threads.
+        part_rows: on another device, send so many vectors at a time, in every iteration; None: all stay there if they
+            fit, else 256 MiB at a time.
+        progress: hears of every iteration, with `mse`, the mean squared distance (summed over dimensions) before it.
+
+    Returns:
+        float32 (V, D).
     """
     scale = float(np.abs(x_ND).max()) or 1.0  # squares of very large or small values leave float32's range
     x_ND = np.ascontiguousarray(x_ND / np.float32(scale), np.float32)
     centroids_VD = x_ND[np.random.default_rng(seed).choice(len(x_ND), num_centroids, replace=False)]
+
+    def report(stage: str, done: int, total: int, unit: str, *, mse: float) -> None:
+        progress(stage, done, total, unit, mse=mse * scale**2)
+
     if device.type != "cpu":
-        rows = max(1, _PART_BYTES // (4 * x_ND.shape[1]))
+        rows = part_rows or max(1, _PART_BYTES // (4 * x_ND.shape[1]))
         parts = [x_ND[start : start + rows] for start in range(0, len(x_ND), rows)]
-        if holds(device, x_ND.nbytes):
+        if part_rows is None and holds(device, x_ND.nbytes):
             parts = [to_device(part, device) for part in parts]
-        start_VD = to_device(centroids_VD, device)
-        found = _lloyd(parts, start_VD, iterations, seed, lambda done, mse: on_iteration(done, mse * scale**2))
-        return _array(found) * np.float32(scale)
+        centroids_VD = _array(lloyd(parts, to_device(centroids_VD, device), iterations, seed, report))
+        return centroids_VD * np.float32(scale)
     for iteration in range(iterations):
-        clustering = faiss.Kmeans(
-            x_ND.shape[1], num_centroids, niter=1, seed=(seed + iteration) % 2**31,
-            min_points_per_centroid=1, max_points_per_centroid=len(x_ND),
-        )  # fmt: skip
-        clustering.train(x_ND, init_centroids=centroids_VD)
+        clustering = _train_faiss(x_ND, centroids_VD, 1, seed + iteration)
         centroids_VD = clustering.centroids
-        on_iteration(iteration + 1, float(clustering.obj[-1]) / len(x_ND) * scale**2)
+        report("k-means", iteration + 1, iterations, "iteration", mse=float(clustering.obj[-1]) / len(x_ND))
     return centroids_VD * np.float32(scale)
 
 
-def _lloyd(
+def _train_faiss(x_ND: np.ndarray, start_KD: np.ndarray, iterations: int, seed: int) -> faiss.Kmeans:
+    clustering = faiss.Kmeans(
+        x_ND.shape[1], len(start_KD), niter=iterations, seed=seed % 2**31,
+        min_points_per_centroid=1, max_points_per_centroid=len(x_ND),
+    )  # fmt: skip
+    clustering.train(x_ND, init_centroids=start_KD)
+    return clustering
+
+
+def lloyd(
     parts: Sequence[np.ndarray | Tensor],
     centroids_KD: Tensor,
     iterations: int,
     seed: int,
-    on_iteration: Callable[[int, float], None] = lambda iteration, mse: None,
+    progress: Progress = silent,
 ) -> Tensor:
-    """k-means' iterations on the device of the first centroids: float32 (K, D).
+    """Lloyd's algorithm on the device of the first centroids: float32 (K, D).
 
-    parts: the vectors, float32 (n, D) each, on that device or sent there when they are met
+    Args:
+        parts: the vectors, float32 (n, D) each, on that device or sent there in every iteration.
+        centroids_KD: float32 centroids to start from.
+        iterations: number of iterations.
+        seed: of the choice of the clusters that are split.
+        progress: hears of every iteration, with `mse`.
     """
     size, device = len(centroids_KD), centroids_KD.device
     for iteration in range(iterations):
@@ -121,12 +156,12 @@ def _lloyd(
         centroids_KD = torch.where(counts_K[:, None] > 0, means_KD, centroids_KD)
         if iteration + 1 < iterations:
             centroids_KD = _split(centroids_KD, counts_K, np.random.default_rng((seed, iteration)))
-        on_iteration(iteration + 1, float(total) / sum(map(len, parts)))
+        progress("k-means", iteration + 1, iterations, "iteration", mse=float(total) / sum(map(len, parts)))
     return centroids_KD
 
 
 def _split(centroids_KD: Tensor, counts_K: Tensor, generator: np.random.Generator) -> Tensor:
-    """Centroids whose vectors are none are put beside ones that have many, which move a little the other way."""
+    """Split large clusters to replace empty ones (as faiss does)."""
     counts = _array(counts_K)
     empty = np.flatnonzero(counts == 0)
     if not empty.size:
@@ -143,17 +178,13 @@ def _split(centroids_KD: Tensor, counts_K: Tensor, generator: np.random.Generato
 
 
 def nearest(x_ND: np.ndarray | Tensor, centroids_KD: np.ndarray | Tensor, threads: int = 1) -> np.ndarray | Tensor:
-    """The number of the nearest centroid of each float32 vector: int64 (N,). Tensors are compared on their device."""
+    """Number of the nearest centroid of each float32 vector: int64 (N,). Tensors are compared on their device."""
     if isinstance(x_ND, Tensor) and x_ND.device.type != "cpu":
         return closest(x_ND, centroids_KD)[0]
     index = faiss.IndexFlatL2(centroids_KD.shape[1])
     index.add(np.ascontiguousarray(centroids_KD, np.float32))
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(threads)
-    try:
+    with faiss_threads(threads):
         numbers_N = index.search(np.ascontiguousarray(x_ND, np.float32), 1)[1][:, 0]
-    finally:
-        faiss.omp_set_num_threads(before)
     return torch.from_numpy(numbers_N) if isinstance(x_ND, Tensor) else numbers_N
 
 
@@ -164,68 +195,68 @@ def residual_kmeans(
     *,
     beam_width: int = BEAM_WIDTH,
     iterations: int = 10,
+    max_rows: int = KMEANS_ROWS,
     seed: int = 0,
     threads: int = 1,
+    progress: Progress = silent,
 ) -> np.ndarray:
-    """The codebooks of a residual quantizer that is searched with a beam: float32 (M, K, D).
+    """Fit the codebooks of a residual quantizer that is searched with a beam.
 
-    x_ND: float32 (N, D); a tensor is worked on on its device
+    Each codebook is fitted to the residuals of all hypotheses of a beam, not of the greedy one alone, because these
+    are what it quantizes later.
 
-    Each codebook is fitted to what all hypotheses of a beam leave, not the greedy one alone, because that is what it
-    will meet.
+    Args:
+        x_ND: float32 (N, D); a tensor is worked on on its device.
+        num_steps: M.
+        num_centroids: K.
+        beam_width: B.
+        iterations: of each k-means.
+        max_rows: residuals that each k-means takes, at most.
+        seed: of all random choices.
+        threads: of faiss.
+        progress: hears of every codebook.
+
+    Returns:
+        float32 (M, K, D).
     """
-    # One buffer for all hypotheses, of which the first `beam` are alive.
+    # One buffer for all hypotheses, of which the first `beam` are in use.
     x_ND = torch.as_tensor(x_ND)
     residual_NBD = torch.empty(len(x_ND), beam_width, x_ND.shape[1], device=x_ND.device)
     residual_NBD[:, 0] = x_ND
     beam, codebooks = 1, []
     for step in range(num_steps):
-        points_ND = _some_residuals(residual_NBD[:, :beam], seed + step)
+        points_ND = _some_residuals(residual_NBD[:, :beam], max_rows, seed + step)
         codebook_KD = kmeans(points_ND, num_centroids, iterations=iterations, seed=seed + step, threads=threads)
         codebooks.append(codebook_KD)
+        progress("fitting the first codebooks", step + 1, num_steps, "codebook")
         if step + 1 < num_steps:
             beam = _extend_beam(residual_NBD, beam, to_device(codebook_KD, x_ND.device))
     return np.stack(codebooks)
 
 
 def quantize_residually(x_ND: np.ndarray, books_MKD: np.ndarray, threads: int = 1) -> np.ndarray:
-    """What a residual quantizer with codebooks (M, K, D), K a power of two, makes of float32 vectors: (N, D)."""
+    """Reconstructions, (N, D), of float32 vectors by a residual quantizer with codebooks (M, K, D), K a power of 2."""
     num_steps, num_centroids, _ = books_MKD.shape
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(threads)
-    try:
+    with faiss_threads(threads):
         quantizer = faiss.ResidualQuantizer(x_ND.shape[1], num_steps, num_centroids.bit_length() - 1)
         faiss.copy_array_to_vector(books_MKD.ravel(), quantizer.codebooks)
         quantizer.max_beam_size = BEAM_WIDTH
         quantizer.is_trained = True
         return quantizer.decode(quantizer.compute_codes(np.ascontiguousarray(x_ND, np.float32)))
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
-@contextmanager
-def faiss_threads(count: int | None) -> Iterator[None]:
-    """Let faiss use `count` threads for calls of this thread inside the block; None leaves the number alone."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
-
-
-def _some_residuals(residual_NBD: Tensor, seed: int) -> Tensor:
-    """At most KMEANS_ROWS of all hypotheses' residuals, drawn at random: (n, D)."""
+def _some_residuals(residual_NBD: Tensor, max_rows: int, seed: int) -> Tensor:
+    """At most `max_rows` of all hypotheses' residuals, drawn at random: (n, D)."""
     num_vectors, beam, _ = residual_NBD.shape
-    if num_vectors * beam <= KMEANS_ROWS:
+    if num_vectors * beam <= max_rows:
         return residual_NBD.flatten(0, 1)
-    chosen = np.random.default_rng(seed).choice(num_vectors * beam, KMEANS_ROWS, replace=False)
+    chosen = np.random.default_rng(seed).choice(num_vectors * beam, max_rows, replace=False)
     rows, hypotheses = (to_device(part, residual_NBD.device) for part in np.divmod(np.sort(chosen), beam))
     return residual_NBD[rows, hypotheses]
 
 
 def _extend_beam(residual_NBD: Tensor, beam: int, codebook_KD: Tensor) -> int:
-    """Replace the first `beam` residuals of each vector by those of their best continuations; returns how many."""
+    """Replace the first `beam` residuals of each vector by those of the best continuations; returns their number."""
     size, dim = codebook_KD.shape
     kept = min(residual_NBD.shape[1], beam * size)
     for part_NBD in residual_NBD.split(max(1, _TILE_DISTANCES // (beam * size))):

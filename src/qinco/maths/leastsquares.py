@@ -1,4 +1,4 @@
-"""Additive tables by least squares: from codes and vectors alone, whatever made the codes.
+"""Additive look-up tables by least squares, from vectors and their codes.
 
 Shape suffixes: N vectors, n vectors of a block, D dimension, M steps, K codewords, T = M · K table rows.
 """
@@ -10,32 +10,48 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-_MOST_DENSE_ROWS = 8192
+MAX_DENSE_ROWS = 8192
 _BLOCK_ROWS = 2048  # a block's vectors stay in cache while every step adds them to its own rows
 _BLOCK_COLUMNS = 128
-_LEAST_RIDGE = 1e-9  # of the largest count: less would be lost in rounding
-_TOLERANCE, _MOST_ITERATIONS = 1e-6, 200
+_MIN_RIDGE = 1e-9  # of the largest count: less is lost in rounding
+_TOLERANCE, _MAX_ITERATIONS = 1e-6, 200
 
 
 def fit_additive_tables(
-    blocks: Iterable[tuple[np.ndarray, np.ndarray]], num_steps: int, codebook_size: int, *, ridge: float = 1.0
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+    num_steps: int,
+    codebook_size: int,
+    *,
+    ridge: float = 1.0,
+    max_dense_rows: int = MAX_DENSE_ROWS,
 ) -> np.ndarray:
-    """The tables whose sum over the steps of a code is nearest to its vector: float32 (M, K, D).
+    """Fit the tables whose sum over the steps of a code is nearest to its vector.
 
-    blocks: codes (n, M) of integers below K, and vectors float32 (n, D). Vectors are read once and not kept, codes are
-    kept as they come.
-    ridge: pulls every table row to the mean as strongly as `ridge · T / N` vectors at the mean would: firmly where few
-    vectors share a row, hardly where many do. The tables of different steps are collinear (a constant can move between
-    them), so it must be positive.
+    Minimizes the squared error plus a ridge term. The normal equations are solved by Cholesky's method, or by conjugate
+    gradients where there are many table rows.
 
-    A row that no code uses holds its share of the mean. Raises ValueError where there is no vector at all.
+    Args:
+        blocks: pairs of codes (n, M), integers below K, and vectors float32 (n, D). Vectors are read once and not kept;
+            codes are kept as int32.
+        num_steps: M.
+        codebook_size: K.
+        ridge: pulls every table row to the mean as strongly as `ridge * T / N` vectors at the mean: firmly where few
+            vectors share a row, hardly where many do. Must be positive, because the tables of different steps are
+            collinear (a constant can move between them).
+        max_dense_rows: up to so many table rows T the normal equations are a matrix in memory.
+
+    Returns:
+        float32 (M, K, D). A row that no code uses holds its share of the mean.
+
+    Raises:
+        ValueError: where there is no vector at all.
     """
     right_TD, shift_D, rows_NM = _right_side(blocks, num_steps, codebook_size)
     ridge *= len(right_TD) / len(rows_NM)
-    if len(right_TD) <= _MOST_DENSE_ROWS:
+    if len(right_TD) <= max_dense_rows:
         gram_TT = _co_occurrences(rows_NM, codebook_size)
         counts_T = gram_TT.diagonal()
-        counts_T += max(ridge, _LEAST_RIDGE * float(counts_T.max()))
+        counts_T += max(ridge, _MIN_RIDGE * float(counts_T.max()))
         tables_TD = torch.cholesky_solve(right_TD, torch.linalg.cholesky(gram_TT))
     else:
         tables_TD = torch.cat(
@@ -46,7 +62,7 @@ def fit_additive_tables(
 
 
 def _right_side(blocks, num_steps: int, codebook_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of the vectors of each table row, less a shift, float64 (T, D); the shift (D,); codes as rows (N, M)."""
+    """Sums of the vectors, minus a shift, of each table row, float64 (T, D); the shift (D,); codes as rows (N, M)."""
     right_TD, shift_D, kept = None, None, []
     for codes_nM, x_nD in blocks:
         if not len(codes_nM):
@@ -77,7 +93,7 @@ def _add_to_rows(sums_TD: Tensor, rows_nM: Tensor, x_nD: Tensor) -> None:
 
 
 def _co_occurrences(rows_NM: Tensor, codebook_size: int) -> Tensor:
-    """How many vectors have each pair of table rows: float64 (T, T)."""
+    """Number of vectors that use each pair of table rows: float64 (T, T)."""
     rows_MN = rows_NM.T.contiguous().long()
     num_steps, size = len(rows_MN), codebook_size
     gram_MKMK = torch.zeros(num_steps, size, num_steps, size, dtype=torch.float64)
@@ -90,9 +106,9 @@ def _co_occurrences(rows_NM: Tensor, codebook_size: int) -> Tensor:
 
 
 def _solve_iteratively(rows_NM: Tensor, right_TD: Tensor, ridge: float) -> Tensor:
-    """Conjugate gradients on the normal equations, each column for itself, preconditioned by the diagonal.
+    """Solve the normal equations by conjugate gradients, preconditioned by the diagonal, for each column separately.
 
-    The matrix is never formed: its product with the tables is a decoding followed by a summation over codes.
+    The matrix is never formed: its product with the tables decodes all codes and sums the results by table row.
     """
     diagonal_T1 = torch.bincount(rows_NM.flatten(), minlength=len(right_TD)).double()[:, None] + ridge
     solution_TD = torch.zeros_like(right_TD)
@@ -100,7 +116,7 @@ def _solve_iteratively(rows_NM: Tensor, right_TD: Tensor, ridge: float) -> Tenso
     direction_TD = residual_TD / diagonal_T1
     energy_D = (residual_TD * direction_TD).sum(0)
     enough_D = energy_D * _TOLERANCE**2
-    for _ in range(_MOST_ITERATIONS):
+    for _ in range(_MAX_ITERATIONS):
         product_TD = direction_TD * ridge
         weights_TD = direction_TD.float()
         for rows_nM in rows_NM.split(_BLOCK_ROWS):

@@ -5,6 +5,7 @@ Shape suffixes: N vectors, D dimension, M steps, V coarse lists.
 """
 
 from collections.abc import Iterator
+from hashlib import sha256
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,13 @@ class Qinco(nn.Module):
         """
         with torch.device("meta"):
             return cls(config)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the architecture and all weights."""
+        digest = sha256(repr(sorted(self.config.to_dict().items())).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def device(self) -> torch.device:

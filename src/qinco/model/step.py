@@ -136,3 +136,60 @@ class Step(nn.Module):
             draw(self.project_out)
             if exact:
                 self.project_out.weight.zero_()
+
+
+class StepTables:
+    """The factored form of a step, for evaluating many candidates: see `Step`, which it equals but for rounding.
+
+    The concatenation and the first block's up-projection are linear in (codeword, x̂): they become a table over
+    codewords and one product per hypothesis.
+
+    Args:
+        step: its weights must not change meanwhile.
+        dtype: that candidates are evaluated in.
+        tabulate: whether the codewords' parts are computed for all codewords beforehand.
+    """
+
+    def __init__(self, step: Step, dtype: torch.dtype, tabulate: bool):
+        self.step = step
+        self.dtype = dtype
+        codebook_KD = step.codebook.weight
+        self.codebook_KD = codebook_KD
+        self.proposals_KD = None if step.preselector is None else step.preselector.weight
+        if step.conditioned:
+            self.blocks = [(block.up.weight.to(dtype), block.down.weight.to(dtype)) for block in step.blocks]
+            self.out_DE = None if step.project_out is None else step.project_out.weight.to(dtype)
+            self.table_KE, self.table_KH = self._rows(codebook_KD) if tabulate else (None, None)
+
+    def _autocast(self, like: Tensor):
+        return torch.autocast(like.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
+    def _rows(self, c_ND: Tensor) -> tuple[Tensor, Tensor | None]:
+        e_NE = self.step.embed(c_ND)
+        h_NH = self.step.blocks[0].up(e_NE).to(self.dtype) if self.blocks else None
+        return e_NE.to(self.dtype), h_NH
+
+    def codeword_parts(self, codes_N: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The stream's beginning (N, E) and the first hidden layer's part (N, H) that come from the codewords."""
+        if self.table_KE is None:
+            return self._rows(self.codebook_KD.index_select(0, codes_N))
+        h_NH = None if self.table_KH is None else self.table_KH.index_select(0, codes_N)
+        return self.table_KE.index_select(0, codes_N), h_NH
+
+    def reconstruction_parts(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The parts that come from the partial reconstruction, (N, E) and (N, H): once per hypothesis."""
+        with self._autocast(x_ND):
+            v_NE = self.step.concat.from_reconstruction(x_ND)
+            u_NH = self.step.blocks[0].up(v_NE) if self.blocks else None
+        return v_NE, u_NH
+
+    def evaluate(self, codes_N: Tensor, hypotheses_N: Tensor, parts) -> Tensor:
+        """f(c, x̂) for candidate codes and the rows of `parts` that their hypotheses have: float32 (N, D)."""
+        v_BE, u_BH = parts
+        e_NE, h_NH = self.codeword_parts(codes_N)
+        e_NE = e_NE.add_(v_BE.index_select(0, hypotheses_N))
+        for j, (up_HE, down_EH) in enumerate(self.blocks):
+            h_NH = h_NH.add_(u_BH.index_select(0, hypotheses_N)) if j == 0 else functional.linear(e_NE, up_HE)
+            e_NE = e_NE.add_(functional.linear(h_NH.relu_(), down_EH))
+        f_ND = (e_NE if self.out_DE is None else functional.linear(e_NE, self.out_DE)).float()
+        return f_ND.add_(self.codebook_KD.index_select(0, codes_N)) if self.step.codeword_skip else f_ND

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from qinco.codec.codec import Codec
-from qinco.codec.product import ProductCodec
 from qinco.config import MAX_LISTS, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
@@ -37,8 +36,8 @@ def silent(stage: str, done: int, total: int) -> None:
 
 def check_codec(codec) -> None:
     """Raise ConfigError for a codec whose codes do not fit in a byte each."""
-    if not isinstance(codec, Codec | ProductCodec):
-        raise ConfigError(f"codec must be a Codec, not {type(codec).__name__}: see qinco.load_codec")
+    if not isinstance(codec, Codec):
+        raise ConfigError(f"codec must be a Codec, not {type(codec).__name__}: see qinco.Codec.load")
     if codec.config.codebook_size > ENTRIES:
         raise ConfigError(
             f"an index holds codes of one byte, the codec has K={codec.config.codebook_size} codewords "
@@ -50,8 +49,7 @@ def metric_of(name: str, codec) -> Metric:
     """The metric called `name`, for vectors of a codec."""
     if name != "cosine":
         return Metric(name)
-    parts = codec.parts if isinstance(codec, ProductCodec) else [codec]
-    squares = [float(p.model.mean.double().square().sum() + p.dim * p.model.scale.double() ** 2) for p in parts]
+    squares = [float(m.mean.double().square().sum() + m.config.dim * m.scale.double() ** 2) for m in codec.models]
     return Metric(name, float(np.sqrt(sum(squares))))
 
 
@@ -93,12 +91,12 @@ def decoded_source(codec, codes_NM: np.ndarray, lists_N: np.ndarray | None, name
 
 def encode_all(codec, source: VectorSource, progress: Progress) -> tuple[np.ndarray, np.ndarray | None]:
     """Codes, uint8 (N, M), and list numbers, int32 (N,), or None for a codec without lists."""
-    codes_NM = np.empty((len(source), codec.code_size), np.uint8)
+    codes_NM = np.empty((len(source), codec.num_codes), np.uint8)
     lists_N = np.empty(len(source), np.int32) if codec.is_ivf else None
-    for start, codes, lists in codec.encode_blocks(source):
-        codes_NM[start : start + len(codes)] = codes
+    for start, codes in codec.encode_blocks(source):
+        codes_NM[start : start + len(codes)] = codes.codes
         if lists_N is not None:
-            lists_N[start : start + len(codes)] = lists
+            lists_N[start : start + len(codes)] = codes.lists
         progress("encoding", start + len(codes), len(source))
     return codes_NM, lists_N
 
@@ -124,7 +122,7 @@ def partition(
     generator = np.random.default_rng(seed)
     count = min(len(codes_NM), _CLUSTER_ROWS_EACH * num_lists)
     rows = np.sort(generator.choice(len(codes_NM), count, replace=False))
-    decoded_ND = np.concatenate([block for _, block in codec.decode_blocks(codes_NM[rows], None, "auto")])
+    decoded_ND = np.concatenate([block for _, block in codec.decode_blocks(codes_NM[rows], "auto")])
     progress("partitioning", 0, num_lists)
     if num_lists == 1:
         centroids_VD = decoded_ND.mean(0, keepdims=True)
@@ -140,7 +138,7 @@ def lists_of_decoded(codec, codes_NM: np.ndarray, centroids_VD: np.ndarray, prog
     if len(centroids_VD) == 1:
         return lists_N
     on_device = to_device(centroids_VD, codec.device)
-    for start, block in codec.decode_blocks(codes_NM, None, "auto"):
+    for start, block in codec.decode_blocks(codes_NM, "auto"):
         found_N = nearest(to_device(block, codec.device), on_device, torch.get_num_threads())
         lists_N[start : start + len(block)] = found_N.cpu().numpy()
         progress("assigning", start + len(block), len(codes_NM))

@@ -4,12 +4,11 @@ Shape suffixes: Q queries, D dimension, V centroids, L lists that are probed.
 """
 
 import os
-from pathlib import Path
 
 import faiss
 import numpy as np
 
-from qinco.engines.faiss_bytes import FaissBytes, faiss_reason
+from qinco.compat.faiss_files import read_faiss_file
 from qinco.errors import DataError
 from qinco.maths.assignment import NearestCentroids, search_effort
 
@@ -50,18 +49,13 @@ class CoarseGraph:
         Raises:
             DataError: the file is missing, damaged, or the graph of other centroids.
         """
-        try:
-            content = np.fromfile(path, np.uint8)
-        except OSError as error:
-            raise DataError(f"cannot read {Path(path)}: {error.strerror or error}") from error
-        reader = FaissBytes(content, str(path))
-        stored_VD, is_graph = reader.coarse_quantizer(*centroids_VD.shape[::-1], inner_product)
-        if not is_graph or stored_VD is not None or reader.position != len(content):
-            reader.fail("it is not an HNSW graph without vectors, or it has bytes after its end")
-        try:
-            graph = faiss.deserialize_index(content)
-        except (RuntimeError, MemoryError) as error:
-            raise DataError(f"faiss cannot read {Path(path)}: {faiss_reason(error)}") from error
+        graph = read_faiss_file(path)
+        if not isinstance(graph, faiss.IndexHNSWFlat) or graph.storage is not None:
+            raise DataError(f"{path} is not an HNSW graph without vectors")
+        metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
+        is_theirs = (graph.ntotal, graph.d, graph.metric_type) == (*centroids_VD.shape, metric)
+        if not is_theirs or graph.hnsw.levels.size() != graph.ntotal:
+            raise DataError(f"{path} is the graph of other centroids, or damaged")
         found = cls(centroids_VD, inner_product=inner_product)
         found._centroids.use_graph(graph)
         return found

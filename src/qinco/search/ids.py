@@ -54,9 +54,9 @@ def admitted_ids(chosen, known: Sequence[np.ndarray]) -> np.ndarray:
     chosen: an array or a set of ids, or a faiss.IDSelector, which is asked about all `known` ids
     """
     if type(chosen).__module__.split(".")[0] == "faiss":
-        from qinco.search import faiss_file
+        from qinco.compat.faiss_files import selected_ids
 
-        return faiss_file.admitted_ids(chosen, np.concatenate([np.empty(0, np.int64), *known], dtype=np.int64))
+        return selected_ids(chosen, np.concatenate([np.empty(0, np.int64), *known], dtype=np.int64))
     if callable(chosen) or isinstance(chosen, str | dict):
         raise ConfigError(f"ids are chosen by an array of them or a faiss.IDSelector, not by a {type(chosen).__name__}")
     array = list(chosen) if isinstance(chosen, Set) else chosen

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from qinco.codec.codec import Codec
-from qinco.codec.product import ProductCodec
 from qinco.config import EncodeOptions, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError, ResourceError
@@ -34,7 +33,7 @@ _MOST_RESULTS = (1 << 31) - 1
 class Index:
     """Vectors in inverted lists, compressed by a codec.
 
-    codec:   Codec or ProductCodec; None for an index that was made from codes alone: it is searched by its tables
+    codec:   Codec; None for an index that was made from codes alone: it is searched by its tables
     tables:  SearchTables: centroids, look-up tables, metric
     options: SearchOptions, what `search` uses unless told otherwise; `tune` fits them
     segments: the inverted lists; vectors that were added lie in lists of their own until they are many
@@ -45,7 +44,7 @@ class Index:
 
     def __init__(
         self,
-        codec: Codec | ProductCodec | None,
+        codec: Codec | None,
         tables: SearchTables,
         segments: Sequence[InvertedLists],
         *,
@@ -101,7 +100,7 @@ class Index:
     @classmethod
     def build(
         cls,
-        codec: Codec | ProductCodec,
+        codec: Codec,
         vectors,
         num_lists: int | None = None,
         ids=None,

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from qinco.codec.codec import Codec
-from qinco.codec.product import ProductCodec, load_codec
+from qinco.compat.faiss_files import FaissIndex
 from qinco.config import require_bool, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.search.build import fill_lists, silent
 from qinco.search.coarse import CoarseGraph
-from qinco.search.faiss_file import FaissIndex
 from qinco.search.index import Index
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import Metric
@@ -77,7 +76,7 @@ def put_pairwise(writer: FolderWriter, pairwise: PairwiseDecoder, tables: Search
 
 
 def load_index(
-    folder: str | os.PathLike, *, mmap: bool = True, codec: Codec | ProductCodec | None = None, device: str = "cpu"
+    folder: str | os.PathLike, *, mmap: bool = True, codec: Codec | None = None, device: str = "cpu"
 ) -> Index:
     """Read an index from a folder or a faiss file; see `Index.load`."""
     path = _as_path(folder)
@@ -93,15 +92,15 @@ def _as_path(folder) -> Path:
         raise ConfigError(f"an index is named by its folder, not by {folder!r:.100}") from None
 
 
-def _from_faiss(path: Path, codec: Codec | ProductCodec | None) -> Index:
+def _from_faiss(path: Path, codec: Codec | None) -> Index:
     """An index in memory of the codes, tables and ids of a faiss file; scalars are computed anew."""
     found = FaissIndex.open(path)
     if found.codebook_size > ENTRIES:
         raise DataError(f"{path} holds codes of K={found.codebook_size}, and an index those of one byte: use faiss")
-    sizes = {"dim": found.dim, "code_size": found.code_size, "num_lists": found.num_lists}
+    sizes = {"dim": found.dim, "code_size": found.num_codes, "num_lists": found.num_lists}
     _check_codec(path, codec, sizes)
     lookup = LookupDecoder(found.tables, found.centroids)
-    nothing = np.empty((0, found.code_size), np.uint8), np.empty(0, np.int32), np.empty(0, np.int64)
+    nothing = np.empty((0, found.num_codes), np.uint8), np.empty(0, np.int32), np.empty(0, np.int64)
     codes, lists, _ = next(found.blocks(_LEVEL_ROWS), nothing)
     metric = Metric("inner_product" if found.inner_product else "l2")
     tables = SearchTables.fit(lookup, codes, lists, metric)
@@ -110,7 +109,7 @@ def _from_faiss(path: Path, codec: Codec | ProductCodec | None) -> Index:
     return Index(codec, tables, [filled])
 
 
-def _load(opened: OpenFolder, codec: Codec | ProductCodec | None, device: str) -> Index:
+def _load(opened: OpenFolder, codec: Codec | None, device: str) -> Index:
     path, settings, arrays = opened.path, opened.settings, opened.arrays
     try:
         metric = Metric(settings["metric"], float(settings["radius"]))
@@ -148,11 +147,11 @@ def _load(opened: OpenFolder, codec: Codec | ProductCodec | None, device: str) -
     )
 
 
-def _codec_of(opened: OpenFolder, given, fingerprint: str | None, device: str) -> Codec | ProductCodec | None:
+def _codec_of(opened: OpenFolder, given, fingerprint: str | None, device: str) -> Codec | None:
     """The codec that the folder holds, or the one that was given; raises DataError for another one."""
     if given is None:
-        return load_codec(opened.files[CODEC], device) if CODEC in opened.files else None
-    is_codec = isinstance(given, Codec | ProductCodec)
+        return Codec.load(opened.files[CODEC], device) if CODEC in opened.files else None
+    is_codec = isinstance(given, Codec)
     if is_codec and fingerprint is not None and given.fingerprint() != fingerprint:
         raise DataError(f"{opened.path} holds codes of another codec than {given!r}: give the one that made them")
     _check_codec(opened.path, given, opened.settings)
@@ -163,11 +162,11 @@ def _check_codec(path: Path, given, settings: dict) -> None:
     """Raise unless codes of these sizes may be those of the codec that was given, if one was."""
     if given is None:
         return
-    if not isinstance(given, Codec | ProductCodec):
-        raise ConfigError(f"codec must be a Codec, not {type(given).__name__}: see qinco.load_codec")
-    for name in ("dim", "code_size"):
-        if getattr(given, name) != settings[name]:
-            raise DataError(f"{path} has {name}={settings[name]}, the codec {getattr(given, name)}: give its own")
+    if not isinstance(given, Codec):
+        raise ConfigError(f"codec must be a Codec, not {type(given).__name__}: see qinco.Codec.load")
+    for name, found in (("dim", given.dim), ("code_size", given.num_codes)):
+        if found != settings[name]:
+            raise DataError(f"{path} has {name}={settings[name]}, the codec {found}: give its own")
     if given.is_ivf and given.config.num_lists != settings["num_lists"]:
         raise DataError(f"{path} has {settings['num_lists']} lists, the codec {given.config.num_lists}: give its own")
 

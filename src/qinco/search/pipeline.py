@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from qinco.codec.codec import Codec
-from qinco.codec.product import ProductCodec
 from qinco.errors import DataError
 from qinco.maths.devices import to_device
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
 from qinco.search.scan import Shortlist
+from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource, as_source
 
 _BLOCK_VALUES = 1 << 19  # of reconstructions that are compared at a time: they stay in the cache
@@ -87,16 +87,16 @@ class Stages:
         return ranked
 
 
-def network_decoder(codec: Codec | ProductCodec, precision: str) -> tuple[Decode, bool]:
+def network_decoder(codec: Codec, precision: str) -> tuple[Decode, bool]:
     """What decodes by a codec's network, for `Stages`, and whether it does so on another device than the processor."""
     size = codec.config.codebook_size
-    on_device = isinstance(codec, Codec) and codec.device.type != "cpu"
+    on_device = codec.device.type != "cpu"
     blocks = codec.decode_tensors if on_device else codec.decode_blocks
 
     def decode(codes_NM: np.ndarray, lists_N: np.ndarray) -> np.ndarray | Tensor:
         if codes_NM.max(initial=0) >= size:  # codes that are mapped are believed until they are met
             raise DataError(f"the index is damaged: it holds the code {codes_NM.max()}, the codec's are below {size}")
-        decoded = [block for _, block in blocks(codes_NM, lists_N if codec.is_ivf else None, precision)]
+        decoded = [block for _, block in blocks(Codes(codes_NM, lists_N if codec.is_ivf else None), precision)]
         if not decoded:
             return np.empty((0, codec.dim), np.float32)
         return torch.cat(decoded) if on_device else np.concatenate(decoded)

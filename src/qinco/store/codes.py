@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from qinco.atomic import check_output
 from qinco.errors import ConfigError, DataError
@@ -18,11 +19,12 @@ from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, sa
 BLOCK_ROWS = 1 << 16
 
 
-class Codes:
+class Codes(NDArrayOperatorsMixin):
     """Codes of N vectors: uint8 or uint16 (N, M), and int32 list numbers (N,) for an IVF codec.
 
-    They lie in memory, or in a file or folder that is read when rows are asked for. `numpy.asarray(codes)` is the
-    array (N, M); `codes, lists = codec.encode(x)` unpacks the codes of an IVF codec.
+    They lie in memory, or in a file or folder that is read when rows are asked for. Operators, numpy's functions and
+    an array's methods treat them as the array (N, M) without the list numbers, which `numpy.asarray(codes)` is, too.
+    `codes, lists = codec.encode(x)` unpacks the codes of an IVF codec.
 
     Args:
         codes: (N, M) integers: an array, or rows on disk that have `shape`, `dtype` and `[slice or int array]`.
@@ -41,8 +43,30 @@ class Codes:
         self._codes = codes if hasattr(codes, "shape") and hasattr(codes, "dtype") else np.asarray(codes)
         self._lists = lists if lists is None or hasattr(lists, "shape") else np.asarray(lists)
         self.name = name
-        if self._lists is not None and self._lists.shape[0] != self._codes.shape[0]:
-            raise DataError(f"{name}: {self._lists.shape[0]} list numbers for {self._codes.shape[0]} codes")
+        if self._lists is not None and self._lists.shape not in ((len(self),), (len(self), 1)):
+            raise DataError(
+                f"{name}: lists must be {len(self)} integers, one for each code, not an array of shape "
+                f"{tuple(self._lists.shape)}"
+            )
+
+    @classmethod
+    def of(cls, codes, lists=None, name: str = "codes") -> "Codes":
+        """Codes from what users have of them.
+
+        Args:
+            codes: Codes; (N, M) integers as an array, a torch tensor on any device or nested lists; or a pair of such
+                codes and list numbers.
+            lists: (N,) integers of any of these kinds, or None.
+            name: what error messages call them.
+        """
+        if isinstance(codes, tuple) and len(codes) == 2 and lists is None and np.ndim(codes[0]) == 2:
+            codes, lists = codes
+        if isinstance(codes, Codes):
+            return codes if lists is None else codes.with_lists(_as_rows(lists))
+        codes = _as_rows(codes)
+        if len(codes.shape) != 2:
+            raise DataError(f"{name} must be a 2-D integer array (N, M), not {codes.dtype} of shape {codes.shape}")
+        return cls(codes, None if lists is None else _as_rows(lists), name)
 
     @property
     def codes(self) -> np.ndarray:
@@ -91,9 +115,16 @@ class Codes:
         """The array of codes and that of list numbers where there are some, else the rows, as an array gives them."""
         return iter(self.codes) if self._lists is None else iter((self.codes, self.lists))
 
-    def __eq__(self, other):
-        """Elementwise, as arrays are compared."""
-        return self.codes == np.asarray(other)
+    def __array_ufunc__(self, function, method, *inputs, **options):
+        """Operators, comparisons among them, and numpy's functions are those of the array (N, M)."""
+        inputs = [value.codes if isinstance(value, Codes) else value for value in inputs]
+        return getattr(function, method)(*inputs, **options)
+
+    def __getattr__(self, name: str):
+        """The array's methods: `codes.max()`, `codes.astype(...)`, `codes.tolist()`."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.codes, name)
 
     def __getitem__(self, key):
         """Rows, as Codes in memory, by a slice or an array of row numbers or truth values; `codes[:, :m]` cuts columns.
@@ -175,7 +206,7 @@ class Codes:
         """
         has_lists = None
         if codec is not None:
-            num_codes, codebook_size, has_lists = codec.code_size, codec.config.codebook_size, codec.is_ivf
+            num_codes, codebook_size, has_lists = codec.num_codes, codec.config.codebook_size, codec.is_ivf
             if is_directory(path) and CodeFolder.read(path).plan.codec != codec.fingerprint():
                 raise DataError(f"{path} holds codes of another codec: give the model that they were encoded with")
         return cls(*open_codes_file(path, num_codes, codebook_size, has_lists, lists), name=str(path))
@@ -229,6 +260,13 @@ class Codes:
 
     def _lists_at(self, rows) -> np.ndarray | None:
         return None if self._lists is None else np.asarray(self._lists[rows]).reshape(-1)
+
+
+def _as_rows(values):
+    """A numpy array, or rows on disk as they are."""
+    if hasattr(values, "cpu"):  # a torch tensor
+        return values.detach().cpu().numpy()
+    return values if hasattr(values, "shape") and hasattr(values, "dtype") else np.asarray(values)
 
 
 class _First:

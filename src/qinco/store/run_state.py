@@ -1,4 +1,4 @@
-"""A training run between two steps, so that it can go on exactly: `X.last` beside the codec `X`."""
+"""The state of a training run, from which it continues exactly: `X.last` beside the codec `X`."""
 
 import os
 from pathlib import Path
@@ -15,18 +15,18 @@ _PARTS = {
 
 
 def state_path(output: str | os.PathLike) -> Path:
-    """Where the state of the run that writes `output` lies."""
+    """Path of the state of the run that writes `output`."""
     return Path(f"{output}.last")
 
 
 def save_state(output, header: dict, tensors: dict[str, Tensor]) -> None:
-    """Write the state of the run of `output`, with a header of the fields that docs/formats.md names."""
+    """Write the state of the run of `output`; docs/formats.md names the fields of the header and the tensors."""
     assert set(header) == set(_PARTS)
     write_tensors(state_path(output), KIND, header, tensors)
 
 
 def load_state(output: str | os.PathLike) -> tuple[dict, dict[str, Tensor]] | None:
-    """Header and tensors that `save_state` wrote, on the CPU; None where there is no state yet. Raises DataError."""
+    """Header and tensors that `save_state` wrote, on the CPU; None without a file. Raises DataError if damaged."""
     path = state_path(output)
     if not path.exists():
         return None

@@ -13,10 +13,10 @@ _BUFFER_BYTES = 1 << 27
 
 
 def _shuffled(source: VectorSource, seed, first_row: int) -> Iterator[np.ndarray]:
-    """All rows of a source in an order that depends on `seed` alone, from the `first_row`-th of that order on.
+    """Yield all rows of a source in an order that depends on `seed` alone, from the `first_row`-th of that order on.
 
-    Runs of consecutive rows are drawn in random order and scattered over a buffer: reads stay sequential, and memory
-    is bounded by that buffer and a run. Buffers before the first row wanted are not read.
+    Runs of consecutive rows are drawn in random order and shuffled in a buffer: reads are sequential, and memory is
+    bounded by the buffer and a run. Buffers before the first row are not read.
     """
     generator = np.random.default_rng(seed)
     num_runs = -(-len(source) // _RUN_ROWS)
@@ -32,35 +32,42 @@ def _shuffled(source: VectorSource, seed, first_row: int) -> Iterator[np.ndarray
 
 
 def _gather(source: VectorSource, starts: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Runs of rows, one after the other, put in `order`."""
-    places = np.empty_like(order)
-    places[order] = np.arange(len(order))
+    """Rows of consecutive runs, put in `order`: float32 (N, D)."""
+    positions = np.empty_like(order)
+    positions[order] = np.arange(len(order))
     buffer = np.empty((len(order), source.dim), np.float32)
     done = 0
     for start in starts:
         run = source[int(start) : int(start) + _RUN_ROWS]
-        buffer[places[done : done + len(run)]] = run
+        buffer[positions[done : done + len(run)]] = run
         done += len(run)
     return buffer
 
 
 def _passes(source: VectorSource, seed: int, position: int, count: int) -> Iterator[np.ndarray]:
-    """Blocks of the endless sequence of passes, from its row `position` on, until they hold `count` rows."""
+    """Yield blocks of an endless sequence of passes, from row `position` on, until they hold `count` rows."""
     number, offset = divmod(position, len(source))
     while True:
         for block in _shuffled(source, (seed, number), offset):
             yield block
             count -= len(block)
-            if count <= 0:  # the next block would be read in vain
+            if count <= 0:  # nobody needs the next block
                 return
         number, offset = number + 1, 0
 
 
 def batches(source: VectorSource, epoch: int, bounds: np.ndarray, first_step: int, seed: int) -> Iterator[np.ndarray]:
-    """Batches of one epoch: batch i holds rows bounds[i] to bounds[i + 1] of it, float32 (N, D), from `first_step` on.
+    """Yield the batches of one epoch, float32 (N, D), shuffled.
 
-    Epochs continue in one endless sequence of passes over the source, each pass in an order of its own, so that
-    epochs shorter than the source reach all of it. While a buffer of rows is handed out, the next one is read.
+    Epochs are cut from one endless sequence of passes over the source, each pass in an order of its own, so that short
+    epochs reach all of the source, too. While a buffer of rows is used, the next one is read.
+
+    Args:
+        source: the training vectors.
+        epoch: number of the epoch, from 0; all epochs are equally long.
+        bounds: batch i holds rows bounds[i] to bounds[i + 1] of the epoch.
+        first_step: number of the first batch to yield.
+        seed: of the order.
     """
     position = epoch * int(bounds[-1]) + int(bounds[first_step])
     count = int(bounds[-1] - bounds[first_step])

@@ -1,4 +1,4 @@
-"""Where a model starts, and what becomes of codewords that nobody uses.
+"""The first weights of a model, and new values for codewords that are not used.
 
 Shape suffixes: N vectors, D dimension, M steps, K codewords.
 """
@@ -12,29 +12,31 @@ from qinco.errors import DataError
 from qinco.maths.clustering import nearest, residual_kmeans
 from qinco.maths.devices import to_device
 from qinco.model.qinco import Qinco
+from qinco.progress import Progress, silent
 from qinco.training.options import TrainOptions
 from qinco.vectors.rows import VectorSource
 
 STATISTICS_ROWS = 100_000
 _SAMPLE_ROWS = 100_000
 _SAMPLE_BYTES = 1 << 27
-_RUN_ROWS = 256
-_MOST_TIMES_LONGER = 1e6
+SAMPLE_RUN_ROWS = 256
+_MAX_LENGTH_RATIO = 1e6
 
 
 def sample(source: VectorSource, count: int, seed: int) -> np.ndarray:
-    """About `count` rows in random runs of consecutive ones, at most all: float32 (N, D)."""
+    """About `count` rows, or all where there are fewer, in random runs of 256 consecutive ones: float32 (N, D)."""
     if count >= len(source):
         return source[:]
-    num_runs = -(-len(source) // _RUN_ROWS)
-    chosen = np.sort(np.random.default_rng(seed).choice(num_runs, -(-count // _RUN_ROWS), replace=False))
-    return np.concatenate([source[int(run) * _RUN_ROWS : (int(run) + 1) * _RUN_ROWS] for run in chosen])
+    num_runs = -(-len(source) // SAMPLE_RUN_ROWS)
+    chosen = np.sort(np.random.default_rng(seed).choice(num_runs, -(-count // SAMPLE_RUN_ROWS), replace=False))
+    return np.concatenate([source[int(run) * SAMPLE_RUN_ROWS : (int(run) + 1) * SAMPLE_RUN_ROWS] for run in chosen])
 
 
 def set_normalization(model: Qinco, source: VectorSource, range_scaling: bool) -> None:
-    """Mean per dimension and one scale, from the first vectors.
+    """Set the model's mean (per dimension) and scale (one number) from the first 100,000 vectors.
 
-    QINCo1's recipe scales by the range instead; mean and scale are then what the authors' code computes.
+    With `range_scaling` (QINCo1's recipe) they come from the range of the values, as in the authors' code. Raises
+    DataError where one vector is a million times as long as most.
     """
     x_ND = source[:STATISTICS_ROWS]
     _check_lengths(x_ND, source.name)
@@ -50,25 +52,25 @@ def set_normalization(model: Qinco, source: VectorSource, range_scaling: bool) -
 
 
 def _check_lengths(x_ND: np.ndarray, name: str) -> None:
-    """Raise DataError where one vector is so long that all others would be zero beside it."""
+    """Raise DataError where one vector is so long that all others are zero beside it."""
     squares_N = np.einsum("nd,nd->n", x_ND, x_ND, dtype=np.float64)
     longest, median = int(squares_N.argmax()), float(np.median(squares_N))
-    if median > 0 and squares_N[longest] > _MOST_TIMES_LONGER**2 * median:
+    if median > 0 and squares_N[longest] > _MAX_LENGTH_RATIO**2 * median:
         raise DataError(
             f"{name}: the vector in row {longest} is {np.sqrt(squares_N[longest] / median):.1g} times as long as most "
-            "others, so that a codec would tell no others apart: remove or repair it"
+            "others, which a codec could not tell apart then: remove or repair it"
         )
 
 
 def sample_rows(config: ModelConfig, num_vectors: int) -> int:
-    """How many training vectors the first codebooks are fitted to."""
+    """Number of training vectors that the first codebooks are fitted to."""
     rows = min(max(_SAMPLE_ROWS, 64 * config.codebook_size), _SAMPLE_BYTES // (4 * config.dim))
     return min(rows, num_vectors)
 
 
 @torch.no_grad()
 def set_scales(model: Qinco, source: VectorSource, options: TrainOptions, coarse_VD: np.ndarray | None) -> None:
-    """Set what a model has before its steps: normalisation, and coarse centroids (float32 (V, D) in data space)."""
+    """Set the normalisation, and the coarse centroids (float32 (V, D) in data space)."""
     set_normalization(model, source, options.range_scaling)
     if coarse_VD is not None:
         model.coarse_centroids.copy_(model.normalize(to_device(coarse_VD, model.device)))
@@ -76,7 +78,7 @@ def set_scales(model: Qinco, source: VectorSource, options: TrainOptions, coarse
 
 @torch.no_grad()
 def set_steps(model: Qinco, codebooks_MKD: Tensor, options: TrainOptions) -> None:
-    """Set the steps to a residual quantizer of these codebooks, and draw what it leaves open."""
+    """Set the steps to a residual quantizer with these codebooks, and draw the weights that it does not determine."""
     generator = torch.Generator().manual_seed(options.seed)
     for step, book_KD in zip(model.steps, codebooks_MKD, strict=True):
         noise_KD = torch.randn(book_KD.shape, generator=generator) * (options.codebook_noise * book_KD.std())
@@ -84,10 +86,21 @@ def set_steps(model: Qinco, codebooks_MKD: Tensor, options: TrainOptions) -> Non
 
 
 @torch.no_grad()
-def start_model(model: Qinco, source: VectorSource, options: TrainOptions, coarse_VD: np.ndarray | None) -> None:
+def initialize_model(
+    model: Qinco,
+    source: VectorSource,
+    options: TrainOptions,
+    coarse_VD: np.ndarray | None,
+    progress: Progress = silent,
+) -> None:
     """Set every weight: scales, then the steps to a residual quantizer of the source (QINCo2 paper, section 3.3).
 
-    coarse_VD: float32 coarse centroids in data space, for a model that starts from them
+    Args:
+        model: its weights may have any values.
+        source: training vectors, of which a sample is taken.
+        options: settings of the run.
+        coarse_VD: float32 coarse centroids in data space, for a model that starts from them.
+        progress: hears of every codebook.
     """
     config, threads = model.config, torch.get_num_threads()
     set_scales(model, source, options, coarse_VD)
@@ -95,7 +108,9 @@ def start_model(model: Qinco, source: VectorSource, options: TrainOptions, coars
     x_ND = model.normalize(to_device(x_ND, model.device))
     if coarse_VD is not None:
         x_ND -= model.coarse_centroids[nearest(x_ND, model.coarse_centroids, threads)]
-    books_MKD = residual_kmeans(x_ND, config.num_steps, config.codebook_size, seed=options.seed, threads=threads)
+    books_MKD = residual_kmeans(
+        x_ND, config.num_steps, config.codebook_size, seed=options.seed, threads=threads, progress=progress
+    )
     set_steps(model, torch.from_numpy(books_MKD), options)
 
 
@@ -126,11 +141,11 @@ class CodewordUse:
 
 @torch.no_grad()
 def redraw_unused(model: Qinco, use: CodewordUse, redraw: str, generator: torch.Generator) -> int:
-    """Give codewords that an epoch did not use another chance, and return how many there were.
+    """Draw new values for the codewords that an epoch did not use, and return how many there were.
 
-    "split" puts them beside a frequently used one; "targets" draws them around the mean and spread of the step's
+    "split" puts them beside a frequently used codeword; "targets" draws them from the mean and spread of the step's
     targets (QINCo2 paper, section 3.3). `generator` (on the CPU) has the same state in every process, so that all
-    processes draw the same codewords.
+    draw the same codewords.
     """
     total = 0
     for m, step in enumerate(model.steps):

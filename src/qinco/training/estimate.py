@@ -1,6 +1,6 @@
 """How long a run will take and how much memory it needs, measured on its first vectors before it starts.
 
-The time of the start itself, a fit of residual codebooks of less than a minute or two, is not included.
+The time to fit the first codebooks, at most a minute or two, is not included.
 """
 
 import time
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from qinco.config import EncodeOptions
 from qinco.engines.engine import make_encoder
 from qinco.maths.clustering import BEAM_WIDTH, KMEANS_ROWS
 from qinco.maths.devices import to_device
@@ -19,7 +20,16 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is expected of a run: seconds from here to its end, bytes beyond the libraries', and what it consists of."""
+    """What a run will take.
+
+    Attributes:
+        seconds: from now to its end.
+        memory_bytes: memory beyond that of the libraries.
+        epochs, steps_per_epoch: what is left of the run.
+        num_train, num_valid: vectors.
+        num_parameters: trained weights.
+        batch_size, lr: as chosen, or fitted to the run.
+    """
 
     seconds: float
     memory_bytes: int
@@ -33,15 +43,15 @@ class Estimate:
 
 
 def estimate(training: Training) -> Estimate:
-    """Time encoding, gradients and validation on a few vectors. The run's state stays as it is."""
+    """Time encoding, gradients and validation on a few vectors. The run's state is unchanged."""
     options, plan = training.options, training.plan
     x_ND = to_device(training.train_source[:_ROWS], training.model.device)
     x_ND = training.model.normalize(x_ND)
-    codes_NM = _encode(training, x_ND, training.training_rule)
-    train_seconds = _seconds(lambda: _encode(training, x_ND, training.training_rule), x_ND)
+    codes_NM = _encode(training, x_ND, training.batch_encode_options)
+    train_seconds = _seconds(lambda: _encode(training, x_ND, training.batch_encode_options), x_ND)
     valid_seconds = _seconds(lambda: _encode(training, x_ND, training.encode_options), x_ND)
     gradient_seconds = _seconds(lambda: _gradients(training, x_ND, codes_NM), x_ND)
-    left = options.epochs - training.at.epoch
+    left = options.epochs - training.position.epoch
     per_epoch = plan.epoch_vectors * (train_seconds + gradient_seconds) + len(training.valid_source) * valid_seconds
     per_epoch /= training.processes.count
     return Estimate(
@@ -57,19 +67,21 @@ def estimate(training: Training) -> Estimate:
     )
 
 
-def _encode(training: Training, x_ND: torch.Tensor, rule) -> torch.Tensor:
-    return make_encoder(training.model, rule, training.dtype).encode(x_ND, training.start(x_ND))[0]
+def _encode(training: Training, x_ND: torch.Tensor, options: EncodeOptions) -> torch.Tensor:
+    encoder = make_encoder(training.model, options, training.dtype)
+    return encoder.encode(x_ND, training.initial_reconstructions(x_ND))[0]
 
 
 def _gradients(training: Training, x_ND: torch.Tensor, codes_NM: torch.Tensor) -> None:
     with torch.autocast(x_ND.device.type, torch.bfloat16, enabled=training.dtype is torch.bfloat16):
-        losses = prefix_losses(training.model, x_ND, training.start(x_ND), codes_NM, CodewordUse(training.model))
+        start_ND = training.initial_reconstructions(x_ND)
+        losses = prefix_losses(training.model, x_ND, start_ND, codes_NM, CodewordUse(training.model))
     losses.backward()
     training.optimizer.zero_grad(set_to_none=True)
 
 
 def _seconds(work, x_ND: torch.Tensor) -> float:
-    """Seconds that `work` takes for each vector."""
+    """Seconds that `work` takes per vector."""
     begun = time.monotonic()
     work()
     if x_ND.is_cuda:
@@ -78,8 +90,8 @@ def _seconds(work, x_ND: torch.Tensor) -> float:
 
 
 def _memory(training: Training) -> int:
-    """Bytes of the start: sample, residuals of the beam and k-means' share of them; of weights, gradients, two moments
-    and the best copy; of the shuffle's two buffers; and of a step's activations."""
+    """Bytes of initialization (sample, residuals of the beam, and those that k-means takes), of weights, gradients, two
+    moments and the best copy, of the two shuffle buffers, and of a step's activations."""
     config, num_train = training.model.config, len(training.train_source)
     vector = 4 * config.dim
     rows = sample_rows(config, num_train)

@@ -1,7 +1,7 @@
 """The training loop: encode a batch with the model as it is, then pull its reconstructions towards the vectors.
 
-It prints and saves nothing: `Training.run` yields reports, and between two of them the whole state can be taken
-(`tensors`, `progress`) or put back, so that an interrupted run continues exactly.
+It prints and saves nothing: `Training.run` yields reports. Between two reports the whole state can be saved
+(`tensors`, `progress`) and restored, so that an interrupted run continues exactly.
 Shape suffixes: N vectors, D dimension, M steps.
 """
 
@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from qinco.training.batches import batches
 from qinco.training.codebooks import CodewordUse, redraw_unused
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
-from qinco.training.schedule import Plan
+from qinco.training.schedule import StepPlan, make_schedule
 from qinco.vectors.rows import VectorSource
 
 NARROW = EncodeOptions(num_pairs=16, beam_width=4)
@@ -35,9 +35,10 @@ _VALID_ROWS = 4096
 
 @dataclass(frozen=True)
 class StepReport:
-    """After an optimizer step: steps done of the epoch, and the loss of the last batch (normalised space)."""
+    """After an optimizer step: steps done in the epoch, and the loss of the last batch (normalised space)."""
 
     epoch: int
+    epochs: int
     step: int
     steps: int
     lr: float
@@ -46,7 +47,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """After an epoch (number 0 is the start): errors in data space, summed over dimensions."""
+    """After an epoch (number 0 is the start): mean squared errors in data space, summed over dimensions."""
 
     epoch: int
     epochs: int
@@ -62,28 +63,21 @@ class EpochReport:
 
 
 @dataclass
-class Progress:
-    """Where a run stands: everything that is not a tensor.
-
-    best_mse is the lowest error, reference_mse that of best_epoch, the last one that gained by the threshold.
-    """
+class RunPosition:
+    """Where a run is: plain values, kept in the state file beside those of the schedule."""
 
     epoch: int = 0
     step: int = 0
     best_mse: float = float("inf")
-    best_epoch: int = 0
-    reference_mse: float = float("inf")
-    reductions: int = 0
-    reduced_at: int = 0
     loss_sum: float = 0.0
     seconds: float = 0.0
 
 
 def narrow_options(options: EncodeOptions) -> EncodeOptions:
-    """The rule that training encodes with: no wider than `options`, and at most C=16 B=4.
+    """The options that training batches are encoded with: as `options`, but at most C=16 B=4.
 
     Measured in one short run: encoding the last fifth of the steps with B=32 C=64 instead lowers the error by 0.8 %,
-    and encodes five times slower there. A run that is wide throughout was not tried.
+    and is five times slower. A run with a wide beam throughout was not tried.
     """
     beam = min(options.beam_width, NARROW.beam_width)
     if options.num_pairs is not None:
@@ -96,7 +90,7 @@ def narrow_options(options: EncodeOptions) -> EncodeOptions:
 def prefix_losses(model: Qinco, x_ND: Tensor, start_ND: Tensor, codes_NM: Tensor, use: CodewordUse) -> Tensor:
     """The squared errors of all prefixes, and of the pre-selectors, summed over vectors and averaged over dimensions.
 
-    The sum over steps of them is what training minimises (QINCo2 paper, section 3.3). A scalar, with its gradient.
+    Training minimises their sum over steps (QINCo2 paper, section 3.3). Returns a scalar with its gradient.
     """
     total = x_ND.new_zeros(())
     reached_ND = start_ND
@@ -116,7 +110,15 @@ def _coarse_assigner(model: Qinco) -> Callable[[Tensor], Tensor] | None:
 
 
 class Training:
-    """One run on a model that has been started (`start_model`) or restored."""
+    """One run on a model that has been initialized (`initialize_model`) or restored.
+
+    Args:
+        model: the network, on the run's device.
+        train, valid: training and validation vectors.
+        options: settings of the run.
+        encode_options: how validation encodes; training batches at most as widely.
+        processes: the processes that share the work.
+    """
 
     def __init__(
         self,
@@ -130,8 +132,9 @@ class Training:
         encode_options.check_model(model.config)
         self.model, self.options, self.encode_options, self.processes = model, options, encode_options, processes
         self.train_source, self.valid_source = train, valid
-        self.training_rule = narrow_options(encode_options) if options.narrow_beam else encode_options
-        self.plan = Plan.of(options, len(train))
+        self.batch_encode_options = narrow_options(encode_options) if options.narrow_beam else encode_options
+        self.plan = StepPlan.from_options(options, len(train))
+        self.schedule = make_schedule(options, self.plan)
         self.dtype = candidate_dtype(options.precision, model.device, model.config)
         self.parameters = list(model.parameters())
         settings = {"lr": self.plan.lr, "weight_decay": options.weight_decay}
@@ -140,24 +143,26 @@ class Training:
             settings["weight_decay"] = 0.0
         self.optimizer = kinds[options.optimizer](self.parameters, fused=True, **settings)
         self.use = CodewordUse(model)
-        self.at = Progress()
+        self.position = RunPosition()
         self.assigner = _coarse_assigner(model)
 
     # State
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs besides `progress`: weights, moments, counts."""
+        """What a resumed run needs besides `progress`: weights, the optimizer's moments, codeword counts."""
         named = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for i, moments in self.optimizer.state_dict()["state"].items():
             named |= {f"optimizer.{i}.{name}": tensor for name, tensor in moments.items()}
         return named | {"use": self.use.flat}
 
     def progress(self) -> dict:
-        return asdict(self.at)
+        """Position and schedule of the run, as plain values."""
+        return asdict(self.position) | self.schedule.state()
 
     def restore(self, tensors: dict[str, Tensor], progress: dict) -> None:
-        """Continue where another run's `tensors` and `progress` were taken."""
-        self.at = Progress(**progress)
+        """Continue where a run's `tensors` and `progress` were taken."""
+        self.position = RunPosition(**{field.name: progress[field.name] for field in fields(RunPosition)})
+        self.schedule.restore(progress)
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
         self.assigner = _coarse_assigner(self.model)
         state = self.optimizer.state_dict()
@@ -171,70 +176,67 @@ class Training:
     # The loop
 
     def run(self) -> Iterator[StepReport | EpochReport]:
-        """Train to the end, with a report of the start, and one after every step and every epoch."""
-        begun = time.monotonic() - self.at.seconds
-        if self.at.step == 0 and self.at.best_mse == float("inf"):
-            yield self._report(0, None, self.at.epoch, begun)
-        while self.at.epoch < self.options.epochs and not self._has_stalled():
-            for report in self._epoch():
-                self.at.seconds = time.monotonic() - begun
+        """Train to the end; yields a report of the start, and one after every step and every epoch."""
+        position, begun = self.position, time.monotonic() - self.position.seconds
+        if position.step == 0 and position.best_mse == float("inf"):
+            yield self._report(0, None, position.epoch, begun)
+        while position.epoch < self.options.epochs and not self.schedule.is_over:
+            for report in self._epoch(position):
+                position.seconds = time.monotonic() - begun
                 yield report
             unused = self._redraw()
-            loss = self.at.loss_sum / self.plan.epoch_vectors
-            self.at.epoch, self.at.step, self.at.loss_sum = self.at.epoch + 1, 0, 0.0
-            report = self._report(unused, loss, self.at.epoch, begun)
-            if self._has_counted_enough():
+            loss = position.loss_sum / self.plan.epoch_vectors
+            position.epoch, position.step, position.loss_sum = position.epoch + 1, 0, 0.0
+            report = self._report(unused, loss, position.epoch, begun)
+            if self._has_enough_counts():
                 self.use = CodewordUse(self.model)
             yield report
 
-    def _has_counted_enough(self) -> bool:
-        """Whether a codeword that has not been used is rare, and not only unlucky in a short epoch."""
+    def _has_enough_counts(self) -> bool:
+        """Whether so many codes were counted that a codeword without any is rare, and not just missed by chance."""
         return self.use.counts_MK[0].sum() >= _VECTORS_PER_CODEWORD * self.model.config.codebook_size
 
     def _redraw(self) -> int:
         """Redraw unused codewords while there is training left for them; returns how many there were."""
-        if not self._has_counted_enough():
+        if not self._has_enough_counts():
             return 0
-        if self.at.epoch + 1 == self.options.epochs:
+        if self.position.epoch + 1 == self.options.epochs:
             return int((self.use.counts_MK == 0).sum())
-        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.at.epoch)
+        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.position.epoch)
         return redraw_unused(self.model, self.use, self.options.redraw, generator)
 
-    def _has_stalled(self) -> bool:
-        return self.options.schedule == "plateau" and self.at.epoch - self.at.best_epoch >= self.options.stop_patience
-
-    def _epoch(self) -> Iterator[StepReport]:
-        options, plan = self.options, self.plan
-        accumulate = options.grad_accumulate
-        count = plan.steps_per_epoch * accumulate
+    def _epoch(self, position: RunPosition) -> Iterator[StepReport]:
+        plan, options = self.plan, self.options
+        count = plan.steps_per_epoch * options.grad_accumulate
         bounds = np.arange(count + 1) * plan.epoch_vectors // count
-        stream = batches(self.train_source, self.at.epoch, bounds, self.at.step * accumulate, options.seed)
+        first = position.step * options.grad_accumulate
+        stream = batches(self.train_source, position.epoch, bounds, first, options.seed)
         with closing(stream):
-            while self.at.step < plan.steps_per_epoch:
-                step = self.at.epoch * plan.steps_per_epoch + self.at.step
-                lr = plan.rate(options, step, self.at.reductions)
-                parts = [next(stream) for _ in range(accumulate)]
+            while position.step < plan.steps_per_epoch:
+                lr = self.schedule.rate(position.epoch * plan.steps_per_epoch + position.step)
+                parts = [next(stream) for _ in range(options.grad_accumulate)]
                 loss = self.optimizer_step(parts, lr)
+                epoch, step = position.epoch + 1, position.step + 1
                 if not math.isfinite(loss):
                     raise ConfigError(
-                        f"the loss is no number any more (epoch {self.at.epoch + 1}, step {self.at.step + 1}): give a "
-                        f"learning rate (lr) below {lr:.2g}; the best codec so far is kept"
+                        f"training diverged: the loss is {loss} at epoch {epoch}, step {step}. "
+                        f"Give a learning rate (lr) below {lr:.2g}; the best codec so far is kept"
                     )
-                self.at.step += 1
-                self.at.loss_sum += loss * sum(map(len, parts))
-                yield StepReport(self.at.epoch + 1, self.at.step, plan.steps_per_epoch, lr, loss)
+                position.step = step
+                position.loss_sum += loss * sum(map(len, parts))
+                yield StepReport(epoch, options.epochs, step, plan.steps_per_epoch, lr, loss)
 
     def optimizer_step(self, parts: list[np.ndarray], lr: float) -> float:
-        """One step on batches of float32 vectors (all processes' together); returns the loss per vector."""
+        """One step on accumulated batches, float32 (n, D) of all processes together; returns the loss per vector."""
         total = torch.zeros((), device=self.model.device)
-        encoder = make_encoder(self.model, self.training_rule, self.dtype)
+        encoder = make_encoder(self.model, self.batch_encode_options, self.dtype)
         use = CodewordUse(self.model)
         num_vectors = sum(map(len, parts))
         self.optimizer.zero_grad(set_to_none=True)
         for part in parts:
             x_ND = to_device(part[self.processes.share(len(part))], self.model.device)
             x_ND = self.model.normalize(x_ND)
-            start_ND = self.start(x_ND)
+            start_ND = self.initial_reconstructions(x_ND)
             codes_NM, _ = encoder.encode(x_ND, start_ND)
             with torch.autocast(x_ND.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
                 loss = prefix_losses(self.model, x_ND, start_ND, codes_NM, use) / num_vectors
@@ -249,8 +251,8 @@ class Training:
         self.optimizer.step()
         return float(self.processes.sum(total))
 
-    def start(self, x_ND: Tensor) -> Tensor:
-        """The normalised starting points of normalised vectors: zeros, or their coarse centroids: (N, D)."""
+    def initial_reconstructions(self, x_ND: Tensor) -> Tensor:
+        """The reconstructions of normalised vectors before the first step: zeros, or coarse centroids: (N, D)."""
         lists_N = None if self.assigner is None else self.assigner(x_ND)
         return self.model.start(len(x_ND), lists_N)
 
@@ -258,31 +260,27 @@ class Training:
 
     def _report(self, unused: int, loss: float | None, epoch: int, begun: float) -> EpochReport:
         per_step = self.validate()
-        mse, at = per_step[-1], self.at
-        is_best = mse < at.best_mse
-        if loss is None or mse < at.reference_mse * (1 - self.options.threshold):
-            at.best_epoch, at.reference_mse = epoch, mse
-        elif epoch - max(at.best_epoch, at.reduced_at) > self.options.patience:
-            at.reductions, at.reduced_at = at.reductions + 1, epoch
-        at.best_mse = min(at.best_mse, mse)
-        at.seconds = time.monotonic() - begun
-        step = max(0, epoch * self.plan.steps_per_epoch - 1)
-        lr = self.plan.rate(self.options, step, at.reductions)
+        mse, position = per_step[-1], self.position
+        is_best = mse < position.best_mse
+        self.schedule.observe(epoch, mse)
+        position.best_mse = min(position.best_mse, mse)
+        position.seconds = time.monotonic() - begun
+        lr = self.schedule.rate(max(0, epoch * self.plan.steps_per_epoch - 1))
         entropy = self.use.entropy() if loss is not None else float("nan")
         share = unused / self.use.counts_MK.numel()
         return EpochReport(
-            epoch, self.options.epochs, mse, per_step, loss, lr, unused, share, entropy, at.seconds, is_best
+            epoch, self.options.epochs, mse, per_step, loss, lr, unused, share, entropy, position.seconds, is_best
         )
 
     @torch.no_grad()
     def validate(self) -> list[float]:
-        """Mean squared error of every prefix on the validation vectors, data space, summed over dimensions."""
+        """Mean squared error of each prefix on the validation vectors, in data space, summed over dimensions."""
         encoder = make_encoder(self.model, self.encode_options, self.dtype)
         errors_M = torch.zeros(self.model.config.num_steps, dtype=torch.float64, device=self.model.device)
         mine = self.processes.share(len(self.valid_source))
         for _, block in self.valid_source.window(mine.start, mine.stop).blocks(_VALID_ROWS):
             x_ND = self.model.normalize(to_device(block, self.model.device))
-            start_ND = self.start(x_ND)
+            start_ND = self.initial_reconstructions(x_ND)
             codes_NM, _ = encoder.encode(x_ND, start_ND)
             for m, reached_ND in enumerate(self.model.reconstructions(codes_NM, start_ND)):
                 errors_M[m] += (reached_ND - x_ND).square().sum()

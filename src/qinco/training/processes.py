@@ -1,6 +1,6 @@
-"""The processes of a run: one, or several that torchrun started. Accelerate sets them up; nothing else knows of it.
+"""The processes of a run: one, or several that torchrun started and accelerate connects.
 
-Every process computes a share of each batch, so a run of several gives what one gives, up to rounding.
+Every process computes a share of each batch, so several processes give the result of one, up to rounding.
 """
 
 import os
@@ -26,16 +26,16 @@ class Processes:
 
     @staticmethod
     def count_by_environment() -> int:
-        """How many processes torchrun started, known before anything is set up; 1 without it."""
+        """Number of processes that torchrun started, 1 without it; needs no setup."""
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     @staticmethod
     def is_main_by_environment() -> bool:
-        """Whether this is the only process or torchrun's first, known before anything is set up."""
+        """Whether this is the only process or torchrun's first; needs no setup."""
         return os.environ.get("RANK", "0") == "0"
 
     def share(self, count: int) -> slice:
-        """This process's part of `count` consecutive rows; the parts differ by one row at most."""
+        """This process's share of `count` consecutive rows; shares differ by one row at most."""
         return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -58,14 +58,14 @@ class Processes:
             parameter.grad.copy_(part.view_as(parameter))
 
     def wait(self) -> None:
-        """Return when all processes have arrived here."""
+        """Wait until all processes have called this."""
         if self.count > 1:
             from accelerate.utils import wait_for_everyone
 
             wait_for_everyone()
 
     def copy_from_main(self, module: torch.nn.Module) -> None:
-        """Give every process the main one's weights and buffers."""
+        """Copy the weights and buffers of the main process to all others."""
         if self.count == 1:
             return
         from accelerate.utils import broadcast

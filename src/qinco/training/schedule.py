@@ -1,4 +1,7 @@
-"""How many steps a run has, and the learning rate of each."""
+"""How many steps a run has, the learning rate of each, and when the run is over.
+
+A new schedule is a class in `SCHEDULES` below, and its name and settings in `TrainOptions`.
+"""
 
 import math
 from dataclasses import dataclass
@@ -34,8 +37,16 @@ def fitted_batch_size(num_vectors: int) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What an epoch of `num_train` vectors amounts to."""
+class StepPlan:
+    """How a run is cut into steps.
+
+    Attributes:
+        epoch_vectors: vectors in an epoch.
+        batch_size: vectors in a batch, all processes together.
+        steps_per_epoch, total_steps: optimizer steps.
+        ramp_steps: steps of the linear ramp at the beginning.
+        lr: the highest learning rate.
+    """
 
     epoch_vectors: int
     batch_size: int
@@ -45,28 +56,102 @@ class Plan:
     lr: float
 
     @classmethod
-    def of(cls, options: TrainOptions, num_train: int) -> "Plan":
+    def from_options(cls, options: TrainOptions, num_train: int) -> "StepPlan":
+        """The plan of a run on `num_train` vectors, with batch size and learning rate fitted where none are given."""
         vectors = min(options.epoch_size, num_train)
         batch_size = options.batch_size or fitted_batch_size(vectors * options.epochs // options.grad_accumulate)
-        per_epoch = max(1, round(vectors / (batch_size * options.grad_accumulate)))
+        vectors_per_step = batch_size * options.grad_accumulate
+        per_epoch = max(1, round(vectors / vectors_per_step))
         total = per_epoch * options.epochs
         ramp = min(round(options.ramp_epochs * per_epoch), total // 10)
-        return cls(
-            vectors,
-            batch_size,
-            per_epoch,
-            total,
-            ramp,
-            options.lr or fitted_lr(total, batch_size * options.grad_accumulate),
-        )
+        return cls(vectors, batch_size, per_epoch, total, ramp, options.lr or fitted_lr(total, vectors_per_step))
 
-    def rate(self, options: TrainOptions, step: int, reductions: int = 0) -> float:
-        """The learning rate of optimizer step `step` (from 0), after so many reductions of a plateau schedule."""
-        if step < self.ramp_steps:
-            return self.lr * (step + 1) / (self.ramp_steps + 1)
-        if options.schedule == "plateau":
-            return self.lr * options.reduce_factor**reductions
-        progress = (step - self.ramp_steps) / max(1, self.total_steps - 1 - self.ramp_steps)
-        # A quarter of a cosine: it stays high for long and ends steeply.
-        quarter = math.cos(min(progress, 1.0) * math.pi / 2)
-        return self.lr * (options.lr_min_factor + (1 - options.lr_min_factor) * quarter)
+
+class Schedule:
+    """The learning rate of each step: a linear ramp to the highest rate, and then `factor` of it.
+
+    Args:
+        options: settings of the run.
+        plan: its steps.
+    """
+
+    def __init__(self, options: TrainOptions, plan: StepPlan):
+        self.options, self.plan = options, plan
+
+    def rate(self, step: int) -> float:
+        """The learning rate of optimizer step `step` (from 0)."""
+        if step < self.plan.ramp_steps:
+            return self.plan.lr * (step + 1) / (self.plan.ramp_steps + 1)
+        return self.plan.lr * self.factor(step)
+
+    def factor(self, step: int) -> float:
+        """The share of the highest rate that a step after the ramp has."""
+        raise NotImplementedError
+
+    def observe(self, epoch: int, mse: float) -> None:
+        """Hear the validation error after an epoch; the first one is that of the start."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether training ends before its last epoch."""
+        return False
+
+    def state(self) -> dict:
+        """What a resumed run needs, as plain values."""
+        return {}
+
+    def restore(self, state: dict) -> None:
+        """Continue from a saved run: `state` holds what `state()` gave, and `epoch`, the number of epochs done."""
+
+
+class CosineSchedule(Schedule):
+    """A quarter of a cosine, which stays high for long and ends steeply, down to lr · lr_min_factor."""
+
+    def factor(self, step: int) -> float:
+        done = (step - self.plan.ramp_steps) / max(1, self.plan.total_steps - 1 - self.plan.ramp_steps)
+        lowest = self.options.lr_min_factor
+        return lowest + (1 - lowest) * math.cos(min(done, 1.0) * math.pi / 2)
+
+
+class PlateauSchedule(Schedule):
+    """A constant rate, multiplied by reduce_factor after more than `patience` epochs without gain.
+
+    Training ends after `stop_patience` epochs without gain. `reference_mse` is the error of `best_epoch`, the last
+    epoch that gained by more than the threshold.
+    """
+
+    _STATE = ("best_epoch", "reference_mse", "reductions", "reduced_at")
+
+    def __init__(self, options: TrainOptions, plan: StepPlan):
+        super().__init__(options, plan)
+        self.epoch = self.best_epoch = self.reductions = self.reduced_at = 0
+        self.reference_mse = math.inf
+
+    def factor(self, step: int) -> float:
+        return self.options.reduce_factor**self.reductions
+
+    def observe(self, epoch: int, mse: float) -> None:
+        self.epoch = epoch
+        if self.reference_mse == math.inf or mse < self.reference_mse * (1 - self.options.threshold):
+            self.best_epoch, self.reference_mse = epoch, mse
+        elif epoch - max(self.best_epoch, self.reduced_at) > self.options.patience:
+            self.reductions, self.reduced_at = self.reductions + 1, epoch
+
+    @property
+    def is_over(self) -> bool:
+        return self.epoch - self.best_epoch >= self.options.stop_patience
+
+    def state(self) -> dict:
+        return {name: getattr(self, name) for name in self._STATE}
+
+    def restore(self, state: dict) -> None:
+        for name in ("epoch", *self._STATE):
+            setattr(self, name, state[name])
+
+
+SCHEDULES: dict[str, type[Schedule]] = {"cosine": CosineSchedule, "plateau": PlateauSchedule}
+
+
+def make_schedule(options: TrainOptions, plan: StepPlan) -> Schedule:
+    """The schedule that the options name."""
+    return SCHEDULES[options.schedule](options, plan)

@@ -42,9 +42,9 @@ def frame(rows: np.ndarray) -> np.ndarray:
     return records
 
 
-def open_framed(path: Path, size: int, dtype: np.dtype) -> FramedRows:
+def open_framed(path: Path, size: int, suffix: str) -> FramedRows:
     """Open a file of `size` bytes; raises DataError unless it consists of whole rows of the first row's dimension."""
-    suffix, start = path.suffix.lower(), read_start(path, 4)
+    dtype, start = _TYPES[suffix], read_start(path, 4)
     if len(start) < 4:
         raise DataError(f"{path} is truncated: {size} bytes are shorter than one row")
     dim = int.from_bytes(start, "little", signed=True)
@@ -64,6 +64,6 @@ def _record_type(dim: int, dtype: np.dtype) -> np.dtype:
 
 
 FORMATS = tuple(
-    Format((suffix,), partial(open_framed, dtype=dtype), False, dtype, lambda shape, dtype: b"", frame, 4)
+    Format((suffix,), partial(open_framed, suffix=suffix), False, dtype, lambda shape, dtype: b"", frame, 4)
     for suffix, dtype in _TYPES.items()
 )

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qinco.config import suggest
 from qinco.errors import DataError
 
 MAX_DIM = 1_000_000
@@ -117,15 +118,14 @@ def missing_file(path: str | os.PathLike) -> DataError:
         Traceback (most recent call last):
         qinco.errors.DataError: No such file: basse.npy. Did you mean base.npy?
     """
-    from difflib import get_close_matches
     from itertools import islice
 
     folder, name = os.path.split(path)
     names = []
     with suppress(OSError, ValueError), os.scandir(folder or os.curdir) as entries:
         names = [entry.name for entry in islice(entries, _MAX_NAMES)]
-    near = get_close_matches(name, names, 1, 0.85)
-    return DataError(f"No such file: {path}" + (f". Did you mean {Path(folder, near[0])}?" if near else ""))
+    hint = suggest(name, {name: str(Path(folder, name)) for name in names}, 0.85)
+    return DataError(f"No such file: {path}" + (f". {hint.strip()}" if hint else ""))
 
 
 def file_size(path: Path) -> int:

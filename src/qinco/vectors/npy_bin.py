@@ -42,9 +42,9 @@ def npy_header(shape: tuple[int, int], dtype: np.dtype) -> bytes:
     return header.getvalue()
 
 
-def open_bin(path: Path, size: int, dtype: np.dtype) -> np.ndarray:
-    """Map a `bin` file of `size` bytes and one type; raises DataError unless its header fits its size."""
-    suffix, start, offset = path.suffix.lower(), read_start(path, _BIN_HEADER.size), _BIN_HEADER.size
+def open_bin(path: Path, size: int, suffix: str) -> np.ndarray:
+    """Map a `bin` file of `size` bytes; raises DataError unless its header fits its size."""
+    dtype, start, offset = _BIN_TYPES[suffix], read_start(path, _BIN_HEADER.size), _BIN_HEADER.size
     if len(start) < offset:
         raise DataError(f"{path} is truncated: {size} bytes are less than the header of a {suffix} file")
     num_rows, dim = _BIN_HEADER.unpack(start)
@@ -88,7 +88,7 @@ def _parse_npy_header(path: Path) -> tuple[tuple, bool, np.dtype, int]:
 FORMATS = (
     Format((".npy",), open_npy, header=npy_header),
     *(
-        Format((suffix,), partial(open_bin, dtype=dtype), False, dtype, bin_header, max_rows=2**32 - 1)
+        Format((suffix,), partial(open_bin, suffix=suffix), False, dtype, bin_header, max_rows=2**32 - 1)
         for suffix, dtype in _BIN_TYPES.items()
     ),
 )

@@ -1,6 +1,7 @@
 """Which cases `bench` measures and how it reports them; never how long anything takes."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from small_models import random_model
 
 from qinco.cli import bench
 from qinco.cli.console import Console
-from qinco.cli.overrides import parse_arguments
-from qinco.codec import Codec, ProductCodec
+from qinco.cli.grammar import parse_arguments
+from qinco.codec import Codec, evaluate
+from qinco.codec.evaluate import benchmark
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError
 from qinco.machine import processor_name, usable_cores
@@ -21,8 +23,7 @@ TINY = ("M=2", "K=16", "L=1", "dh=16", "de=16")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Measurements of a few vectors, and as many threads afterwards as before."""
-    monkeypatch.setattr(bench, "_PASS_US", 1)
-    monkeypatch.setattr(bench, "_MOST_VECTORS", 64)
+    monkeypatch.setattr(bench, "benchmark", partial(benchmark, pass_us=1, max_vectors=64))
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -34,7 +35,7 @@ def bf16(monkeypatch):
 
     def choose(is_bf16):
         chosen = torch.bfloat16 if is_bf16 else torch.float32
-        monkeypatch.setattr(bench, "candidate_dtype", lambda precision, device, config: chosen)
+        monkeypatch.setattr(evaluate, "candidate_dtype", lambda precision, device, config: chosen)
 
     return choose
 
@@ -135,8 +136,8 @@ def test_a_codec_file(capsys, tmp_path, bf16, fields):
 def test_a_codec_of_several_parts(capsys, tmp_path, bf16):
     bf16(False)
     config = ModelConfig(dim=4, num_steps=2, codebook_size=4, num_blocks=1, hidden_dim=8)
-    parts = [Codec(random_model(config, seed), EncodeOptions(num_pairs=3, beam_width=2)) for seed in (0, 1)]
-    ProductCodec(parts).save(tmp_path / "c.safetensors")
+    models = [random_model(config, seed) for seed in (0, 1)]
+    Codec(models, EncodeOptions(num_pairs=3, beam_width=2)).save(tmp_path / "c.safetensors")
     report = results(capsys, f"model={tmp_path / 'c.safetensors'}", "threads=1", "B=2", "C=3")
     assert cases(report, "rule") == [("C=3 B=2",)]
 
@@ -157,40 +158,6 @@ def test_a_codec_file_has_its_own_sizes(tmp_path, size):
     ],
 )
 def test_mistakes_are_found_before_anything_is_measured(arguments, message, monkeypatch):
-    monkeypatch.setattr(bench, "_microseconds", None)
+    monkeypatch.setattr(bench, "benchmark", None)
     with pytest.raises(ConfigError, match=message):
         run(*arguments)
-
-
-def test_threads_come_back_after_an_interrupt(monkeypatch):
-    def interrupt(work, most):
-        assert torch.get_num_threads() == 1
-        raise KeyboardInterrupt
-
-    torch.set_num_threads(2)
-    monkeypatch.setattr(bench, "_microseconds", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run(*TINY)
-    assert torch.get_num_threads() == 2
-
-
-@pytest.mark.parametrize("us_per_vector, last", [(1, 1000), (1000, 200), (1e6, 1)])
-def test_passes_grow_until_they_take_a_while(monkeypatch, us_per_vector, last):
-    counts = []
-
-    def median_us(work, count):
-        work()
-        assert counts[-1] == count
-        return us_per_vector
-
-    monkeypatch.setattr(bench, "_PASS_US", 200_000)
-    monkeypatch.setattr(bench, "median_us", median_us)
-    assert bench._microseconds(counts.append, 1000) == us_per_vector
-    assert counts[0] == 1 and counts[-1] == last
-    assert len(counts) <= 3
-
-
-def test_vectors_of_many_dimensions_are_fewer():
-    assert bench._most_vectors(128) == 64
-    assert bench._most_vectors(1 << 22) * (1 << 24) <= bench._MOST_BYTES
-    assert bench._most_vectors(1 << 30) == 1

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from qinco.cli import main
-from qinco.cli.completion import FILES, candidates, script_for
-from qinco.cli.keys import KEYS
-from qinco.cli.tasks import SHELLS, TASKS
-from qinco.datasets.named import DATASETS
+from qinco.cli.completion import FILES, candidates
+from qinco.cli.tasks import TASKS
+from qinco.cli.tasks.completion import SCRIPTS
+from qinco.datasets.catalogue import DATASETS
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_candidates(typed, expected):
 
 
 def test_every_key_of_a_task_is_offered():
-    assert set(candidates(["encode", ""])) == {f"{key.name}=" for key in KEYS.values() if "encode" in key.tasks}
+    assert set(candidates(["encode", ""])) == {f"{key.name}=" for key in TASKS["encode"].keys}
     assert "name=" not in candidates(["download", ""])
     assert {"bigann1M", "small=", "mirror="} <= set(candidates(["download", "deep1M", ""]))
     assert "deep1M" not in candidates(["download", "deep1M", ""])
@@ -72,11 +72,11 @@ def test_the_hidden_entry_prints_candidates_and_never_fails(capsys):
     assert capsys.readouterr() == ("model_args=qinco1\n--help\n", "")
 
 
-@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("shell", SCRIPTS)
 def test_scripts(shell, capsys):
     assert main(["completion", shell]) == 0
     shown = capsys.readouterr().out
-    assert shown == script_for(shell) + "\n"
+    assert shown.strip() == SCRIPTS[shell].strip()
     assert "completion words" in shown and FILES in shown
     assert main(["completion"]) == 2
     if shutil.which(shell):
@@ -95,7 +95,7 @@ def complete(folder: Path, words: list[str], line: str | None = None, breaks: st
     line = " ".join(words) if line is None else line
     last = "" if words[-1] in ("=", ":") else words[-1].lstrip("'\"")
     commands = [
-        script_for("bash"),
+        SCRIPTS["bash"],
         f"COMP_WORDBREAKS={shlex.quote(breaks)}",
         f"COMP_WORDS=({shlex.join([str(program), *words])})",
         f"COMP_CWORD={len(words)}",
@@ -147,7 +147,7 @@ def test_bash_completes_files_itself(tmp_path):
 @bash_only
 def test_bash_completes_up_to_the_cursor(tmp_path):
     """The cursor stands behind `ep`; the rest of the line, and of its word, is not there yet."""
-    script = script_for("bash").replace('"$1" completion words', "printf '%s\\n'")
+    script = SCRIPTS["bash"].replace('"$1" completion words', "printf '%s\\n'")
     variables = (
         "COMP_WORDS=(qinco train epoch lr = 3); COMP_CWORD=2; COMP_LINE='qinco  train epoch lr=3'; COMP_POINT=15"
     )

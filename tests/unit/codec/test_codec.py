@@ -1,13 +1,17 @@
+"""Codecs of one model and of several: shapes and types of what goes in and out, on every device."""
+
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
 from small_models import ARCHITECTURES, random_model, random_vectors
 
-from qinco.codec import Codec, ProductCodec, load_codec
-from qinco.codec.evaluate import evaluate, measure_time
+from qinco.codec import Codec, ProductCodec
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
-from qinco.vectors.rows import as_source
+from qinco.store.codes import Codes
+from qinco.vectors.rows import VectorSource, as_source
 
 RULE = EncodeOptions(num_pairs=6, beam_width=3, precision="float32")
 
@@ -33,10 +37,28 @@ def placed_ivf(device):
     return Codec(random_model(ARCHITECTURES["coarse"]).to(device), RULE)
 
 
-@pytest.fixture(params=["projected", "coarse"])
-def either(request, device):
-    """Codecs without and with lists, on each device."""
-    return Codec(random_model(ARCHITECTURES[request.param]).to(device), RULE)
+def product_codec(rotates: bool) -> Codec:
+    rotation_DD = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0].astype(np.float32)
+    models = [random_model(ARCHITECTURES["projected"], seed) for seed in range(2)]
+    return Codec(models, RULE, None, rotation_DD if rotates else None)
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "rotated"])
+def product(request):
+    """Codecs of two models."""
+    return product_codec(request.param)
+
+
+@pytest.fixture(params=["projected", "coarse", "product", "rotated product"])
+def each(request, named_device):
+    """Every kind of codec, on each device."""
+    if "product" in request.param:
+        return product_codec("rotated" in request.param).to(named_device)
+    return Codec(random_model(ARCHITECTURES[request.param]), RULE).to(named_device)
+
+
+def on_processor(codec: Codec) -> Codec:
+    return deepcopy(codec).to("cpu")
 
 
 def test_codes_are_small_integers_and_decode_to_float32(placed):
@@ -45,7 +67,7 @@ def test_codes_are_small_integers_and_decode_to_float32(placed):
     assert (codes.dtype, codes.shape) == (np.uint8, (20, 3)) and codes.max() < 4
     decoded = codec.decode(codes)
     assert (decoded.dtype, decoded.shape) == (np.float32, (20, 3))
-    assert (codec.dim, codec.code_size, codec.bytes_per_vector, codec.is_ivf) == (3, 3, 0.75, False)
+    assert (codec.dim, codec.num_codes, codec.bytes_per_vector, codec.is_ivf) == (3, 3, 0.75, False)
 
 
 def test_decoding_is_the_models_chain_in_data_space(placed, codec):
@@ -106,9 +128,8 @@ def test_zero_and_one_vector(name, count, device):
     config = ARCHITECTURES[name]
     codec = Codec(random_model(config).to(device), EncodeOptions(beam_width=3))
     codes = codec.encode(random_vectors(count, config.dim))
-    parts = codes if codec.is_ivf else (codes,)
-    assert parts[0].shape == (count, config.num_steps)
-    assert codec.decode(*parts).shape == (count, config.dim)
+    assert codes.shape == (count, config.num_steps)
+    assert codec.decode(codes).shape == (count, config.dim)
 
 
 def test_inputs_are_not_changed(codec):
@@ -147,21 +168,6 @@ def test_ivf_codes_come_with_the_nearest_lists(placed_ivf, ivf):
     np.testing.assert_allclose(placed_ivf.decode(codes, lists), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_evaluation_is_the_error_of_every_prefix(either):
-    codec, x = either, random_vectors(200, 3)
-    codec.block_rows = 64
-    parts = codec.encode(x) if codec.is_ivf else (codec.encode(x),)
-    errors = [
-        np.square(codec.decode(codec.prefix(parts[0], m), *parts[1:]) - x, dtype=np.float64).sum(1).mean()
-        for m in (1, 2, 3)
-    ]
-    heard = []
-    found = evaluate(codec, as_source(x), on_progress=heard.append)
-    assert found.mse_per_step == pytest.approx(errors, rel=1e-4) and found.num_vectors == 200
-    assert heard == [64, 128, 192, 200]
-    assert min(measure_time(codec, as_source(x))) > 0
-
-
 def test_options_of_a_call_replace_the_codecs(placed):
     codec = placed
     x = random_vectors(300, 3)
@@ -173,15 +179,17 @@ def test_options_of_a_call_replace_the_codecs(placed):
     assert error() == error(num_pairs=6) == error(beam_width=3)
 
 
-def test_saved_codecs_are_the_same(tmp_path, either, named_device):
-    one, x = either, random_vectors(30, 3)
-    one.save(tmp_path / "x.safetensors")
-    loaded = Codec.load(tmp_path / "x.safetensors", named_device)
-    for a, b in zip(one.encode(x, precision="float32"), loaded.encode(x, precision="float32"), strict=True):
-        assert np.array_equal(a, b)
-    assert loaded.config == one.config and loaded.encode_options.num_pairs == 6
+def test_saved_codecs_are_the_same(tmp_path, each, named_device):
+    x = random_vectors(30, each.dim)
+    each.save(tmp_path / "x.safetensors")
+    loaded, codes = Codec.load(tmp_path / "x.safetensors", named_device), each.encode(x)
+    found = loaded.encode(x, precision="float32")
+    assert np.array_equal(found, codes) and (not each.is_ivf or np.array_equal(found.lists, codes.lists))
+    assert np.array_equal(loaded.decode(codes), each.decode(codes))
+    assert loaded.config == each.config and loaded.encode_options.num_pairs == 6
+    assert loaded.fingerprint() == each.fingerprint() == on_processor(each).fingerprint()
     with pytest.raises(ConfigError, match="exists"):
-        one.save(tmp_path / "x.safetensors", overwrite=False)
+        each.save(tmp_path / "x.safetensors", overwrite=False)
 
 
 def test_a_file_does_not_know_the_device(tmp_path, placed, placed_ivf, codec, ivf, named_device):
@@ -192,17 +200,6 @@ def test_a_file_does_not_know_the_device(tmp_path, placed, placed_ivf, codec, iv
         assert Codec.load(tmp_path / "there").model.device.type == "cpu"
     assert codec.to(named_device).model.device.type == placed.model.device.type
     assert np.array_equal(codec.encode(random_vectors(30, 3)), placed.encode(random_vectors(30, 3)))
-
-
-def test_each_kind_of_file_names_the_other(tmp_path, codec):
-    codec.save(tmp_path / "one")
-    ProductCodec([Codec(random_model(codec.config, seed), RULE) for seed in (1, 2)]).save(tmp_path / "two")
-    assert isinstance(load_codec(tmp_path / "one"), Codec)
-    assert isinstance(load_codec(tmp_path / "two"), ProductCodec)
-    with pytest.raises(DataError, match="of 2 parts"):
-        Codec.load(tmp_path / "two")
-    with pytest.raises(DataError, match="of one part"):
-        ProductCodec.load(tmp_path / "one")
 
 
 def test_reading_executes_nothing(tmp_path):
@@ -286,6 +283,35 @@ def test_a_codec_without_preselector_says_so(options):
 def test_wrong_codes_are_refused(codec, codes, lists, message):
     with pytest.raises(DataError, match=message):
         codec.decode(codes, lists)
+    if lists is not None:
+        with pytest.raises(DataError, match=message):
+            codec.decode((codes, lists))
+
+
+@pytest.mark.parametrize("row", [5, 2**20 + 5])
+def test_a_wrong_code_is_named_by_its_row(codec, ivf, row):
+    codes_NM, lists_N = np.zeros((row + 10, 3), np.uint8), np.zeros(row + 10, np.int32)
+    codes_NM[row, 1], lists_N[row + 1] = 4, 5
+    with pytest.raises(DataError, match=f"row {row}, column 1 is 4"):
+        codec.check_codes(codes_NM)
+    with pytest.raises(DataError, match=f"row {row + 1} is 5"):
+        ivf.check_codes(codes_NM * 0, lists_N)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ([[0] * 5], "5 columns: 2 parts"),
+        ([[0] * 8], "8 columns"),
+        (np.empty((3, 0), np.uint8), "0 columns"),
+        ([[0, 0, 0, 0, 0, 9]], "row 0, column 5 is 9"),
+        ([0] * 6, "2-D integer array"),
+        ([[0.5] * 6], "integer array"),
+    ],
+)
+def test_wrong_codes_of_several_parts_are_refused(product, codes, message):
+    with pytest.raises(DataError, match=message):
+        product.decode(codes)
 
 
 @pytest.mark.parametrize(
@@ -301,3 +327,124 @@ def test_wrong_codes_are_refused(codec, codes, lists, message):
 def test_wrong_lists_are_refused(ivf, lists, message):
     with pytest.raises(DataError, match=message):
         ivf.decode([[0, 0, 0], [1, 1, 1]], lists)
+
+
+# Codes of every kind
+
+
+def test_codes_are_decoded_in_every_form(each, device):
+    codes = each.encode(random_vectors(40, each.dim))
+    assert isinstance(codes, Codes) and codes.has_lists == each.is_ivf
+    wanted, lists = each.decode(codes), codes.lists
+    tensor = torch.from_numpy(codes.codes).to(device)
+    for given in (codes.codes, codes.tolist(), tensor, codes.astype(np.int64)):
+        assert np.array_equal(each.decode(given, lists), wanted)
+        if each.is_ivf:
+            assert np.array_equal(each.decode((given, lists)), wanted)
+    tensors = torch.cat([block_ND for _, block_ND in each.decode_tensors(codes)])
+    assert tensors.device.type == device.type
+    np.testing.assert_allclose(tensors.cpu().numpy(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_prefixes_decode_one_after_the_other(each):
+    codes = each.encode(random_vectors(40, each.dim))
+    for steps, x_ND in enumerate(each.decode_prefixes(codes), 1):
+        prefix = each.prefix(codes, steps)
+        assert prefix.shape == (40, steps * len(each.models))
+        np.testing.assert_allclose(x_ND.cpu().numpy(), each.decode(prefix), rtol=1e-4, atol=1e-4)
+    assert steps == each.config.num_steps
+
+
+def test_blocks_are_the_whole(each):
+    x = random_vectors(40, each.dim)
+    codes, decoded = each.encode(x), each.decode(each.encode(x))
+    each.block_rows = 7
+    blocks = list(each.encode_blocks(as_source(x)))
+    assert [first for first, _ in blocks] == list(range(0, 40, 7))
+    joined = Codes.concatenate([block for _, block in blocks])
+    assert np.array_equal(joined, codes) and (not each.is_ivf or np.array_equal(joined.lists, codes.lists))
+    parts = [block_ND for _, block_ND in each.decode_blocks(codes)]
+    np.testing.assert_allclose(np.concatenate(parts), decoded, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(each.decode(codes), decoded, rtol=1e-5, atol=1e-5)
+
+
+# Several models
+
+
+def rotated(codec, x):
+    return x if codec.rotation_DD is None else x @ codec.rotation_DD.T
+
+
+def test_each_model_encodes_its_columns(product):
+    x = random_vectors(40, 6)
+    codes = product.encode(x)
+    assert (codes.dtype, codes.shape) == (np.uint8, (40, 6))
+    assert (product.dim, product.num_codes, product.bytes_per_vector) == (6, 6, 1.5)
+    y, alone = rotated(product, x), [Codec(model, RULE) for model in product.models]
+    for i, part in enumerate(alone):
+        assert np.array_equal(codes[:, 3 * i : 3 * i + 3], part.encode(y[:, 3 * i : 3 * i + 3]))
+    decoded = np.concatenate([alone[i].decode(codes[:, 3 * i : 3 * i + 3]) for i in (0, 1)], 1)
+    np.testing.assert_allclose(rotated(product, product.decode(codes)), decoded, rtol=1e-4, atol=1e-4)
+
+
+def test_every_device_gives_the_same(each, device):
+    x = random_vectors(100, each.dim)
+    codes = on_processor(each).encode(x)
+    assert {model.device.type for model in each.models} == {device.type}
+    assert (each.encode(x) == codes).all(1).mean() >= 0.99  # ties within rounding
+    np.testing.assert_allclose(each.decode(codes), on_processor(each).decode(codes), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("block_rows", [7, 40, 100])
+def test_every_block_is_read_once(product, block_rows):
+    x, reads = random_vectors(100, 6), []
+    ranges = [range(0, 30), range(30, 31), range(50, 100)]
+    expected = np.concatenate([product.encode(x[rows]) for rows in ranges])
+
+    class Rows:
+        shape, dtype = x.shape, x.dtype
+
+        def __getitem__(self, key):
+            reads.extend(range(*key.indices(len(x))))
+            return x[key]
+
+    product.block_rows = block_rows
+    blocks = list(product.encode_blocks(VectorSource(Rows()), ranges=ranges))
+    assert reads == [row for rows in ranges for row in rows]
+    assert [row for first, codes in blocks for row in range(first, first + len(codes))] == reads
+    assert np.array_equal(Codes.concatenate([codes for _, codes in blocks]), expected)
+
+
+def test_values_that_are_not_finite_are_found_in_every_column(product):
+    product.block_rows = 7
+    for column in range(6):
+        x = random_vectors(40, 6)
+        x[33, column] = np.nan
+        with pytest.raises(DataError, match="row 33 of vectors holds NaN"):
+            list(product.encode_blocks(as_source(x)))
+
+
+def test_shorter_codes_take_the_first_steps_of_every_part(product):
+    codes = product.encode(random_vectors(40, 6))
+    for given in (codes, codes.codes, torch.from_numpy(codes.codes)):
+        assert np.array_equal(product.prefix(given, 2), codes[:, [0, 1, 3, 4]])
+    assert product.encode(random_vectors(40, 6), num_steps=1).shape == (40, 2)
+
+
+def test_several_models_encode_no_vectors(product):
+    codes = product.encode(random_vectors(0, 6))
+    assert codes.shape == (0, 6) and product.decode(codes).shape == (0, 6)
+
+
+def test_lists_and_wrong_vectors_are_refused(product):
+    with pytest.raises(DataError, match="lists"):
+        product.decode([[0] * 6], [0])
+    with pytest.raises(DataError, match="3 dimensions, the codec was trained on 6"):
+        product.encode(random_vectors(4, 3))
+
+
+def test_the_alias_makes_and_loads_codecs(tmp_path, product):
+    product.save(tmp_path / "x")
+    assert ProductCodec.load(tmp_path / "x").fingerprint() == product.fingerprint()
+    with pytest.raises(ConfigError, match="must divide the dimension 6, not 4"):
+        ProductCodec.fit(random_vectors(40, 6), num_parts=4)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_models import ARCHITECTURES, random_model
 
-from qinco.codec import Codec, ProductCodec
+from qinco.codec import Codec
 from qinco.codec.decode_file import VECTOR_SUFFIXES, decode_file
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError, ResourceError
@@ -24,12 +24,10 @@ PATIENCE = 60  # seconds, before a test that would wait for ever fails
 def make_codec(name, seed=0):
     if name == "product":
         rotation_DD = np.linalg.qr(np.random.default_rng(seed).standard_normal((6, 6)))[0].astype(np.float32)
-        codec = ProductCodec([Codec(random_model(ARCHITECTURES["projected"], part), RULE) for part in (0, 1)])
-        codec.rotation_DD = rotation_DD
+        codec = Codec([random_model(ARCHITECTURES["projected"], part) for part in (0, 1)], RULE, None, rotation_DD)
     else:
         codec = Codec(random_model(ARCHITECTURES[name], seed), RULE)
-    for part in codec.parts if name == "product" else [codec]:
-        part.block_rows = BLOCK_ROWS
+    codec.block_rows = BLOCK_ROWS
     return codec
 
 
@@ -52,7 +50,7 @@ def no_thread_is_left():
 
 def some_codes(codec, seed=0, count=COUNT):
     generator = np.random.default_rng(seed)
-    codes_NM = generator.integers(0, codec.config.codebook_size, (count, codec.code_size), dtype=np.uint8)
+    codes_NM = generator.integers(0, codec.config.codebook_size, (count, codec.num_codes), dtype=np.uint8)
     lists_N1 = generator.integers(0, codec.config.num_lists, (count, 1)) if codec.is_ivf else None
     return Codes(codes_NM, lists_N1, "the codes")
 
@@ -116,8 +114,7 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, codec, suffix, engine, ro
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
     codec, codes, seen = codec.with_options(codec.encode_options.override(engine=engine)), some_codes(codec), []
-    for part in codec.parts if isinstance(codec, ProductCodec) else [codec]:
-        part.block_rows = BLOCK_ROWS
+    codec.block_rows = BLOCK_ROWS
     decode(codec, codes, tmp_path / "whole" / f"x{suffix}")
     interrupted(codec, codes, tmp_path / "parts" / f"x{suffix}", row)
     assert names(tmp_path / "parts") == [f"x{suffix}.part", f"x{suffix}.part.json"]

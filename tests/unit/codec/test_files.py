@@ -11,7 +11,7 @@ import pytest
 from small_models import ARCHITECTURES, random_model, random_vectors
 
 from qinco import atomic
-from qinco.codec import Codec, ProductCodec
+from qinco.codec import Codec
 from qinco.codec import files as module
 from qinco.codec.convert import convert_codec
 from qinco.codec.files import FileResult, encode_file, share_of_process
@@ -34,8 +34,7 @@ def make_codec(name, seed=0):
     if name != "product":
         return Codec(random_model(ARCHITECTURES[name], seed), RULE)
     rotation_DD = np.linalg.qr(np.random.default_rng(seed).standard_normal((6, 6)))[0].astype(np.float32)
-    parts = [Codec(random_model(ARCHITECTURES["projected"], seed + part), RULE) for part in range(2)]
-    return ProductCodec(parts, rotation_DD)
+    return Codec([random_model(ARCHITECTURES["projected"], seed + part) for part in range(2)], RULE, None, rotation_DD)
 
 
 @pytest.fixture(params=["same width", "coarse", "product"])
@@ -132,8 +131,7 @@ def interrupted(codec, source, output, row=3 * SHARD_ROWS, **settings):
 @pytest.mark.parametrize("count", [1, SHARD_ROWS, COUNT])
 def test_it_is_what_encode_gives(tmp_path, codec, form, count):
     source, seen = vectors(codec, count), []
-    for part in codec.parts if isinstance(codec, ProductCodec) else [codec]:
-        part.block_rows = 50
+    codec.block_rows = 50
     assert encode(codec, source, tmp_path / form, heard=seen.append)
     check(tmp_path / form, codec, source)
     assert (seen[0], seen[-1]) == (0, count) and seen == sorted(seen)
@@ -652,8 +650,7 @@ def test_a_shard_is_read_while_the_last_is_encoded(tmp_path, codec):
         elif done < COUNT:
             assert read[done // SHARD_ROWS].wait(PATIENCE), "the next shard is not read meanwhile"
 
-    for part in codec.parts if isinstance(codec, ProductCodec) else [codec]:
-        part.block_rows = SHARD_ROWS
+    codec.block_rows = SHARD_ROWS
     assert encode(codec, VectorSource(Rows()), tmp_path / "codes", heard=heard)
     check(tmp_path / "codes", codec, as_source(x))
 

@@ -151,9 +151,9 @@ def test_a_trained_codec_goes_on(tmp_path):
     begun = first.provenance["epoch"]
     assert epochs == list(range(begun, 6))
     assert second.config == first.config and second.provenance["valid_mse"] <= first.provenance["valid_mse"]
-    with pytest.raises(ConfigError, match=r"has had \d epochs already: give epochs above that"):
+    with pytest.raises(ConfigError, match=f"not {second.provenance['epoch']}"):
         Codec.fit(x, initial=second, epochs=second.provenance["epoch"], **kept)
-    with pytest.raises(ConfigError, match="leave out num_steps"):
+    with pytest.raises(ConfigError, match="num_steps"):
         Codec.fit(x, initial=second, epochs=9, num_steps=4)
     with pytest.raises(DataError, match="2 dimensions"):
         Codec.fit(random_vectors(400, 2), initial=second, epochs=9)
@@ -190,10 +190,8 @@ def test_one_dimension():
 
 
 def test_the_fewest_vectors_that_train():
-    assert fit(random_vectors(9, 4)).code_size == 3
-    with pytest.raises(
-        DataError, match=r"7 training vectors \(8 less 1 for validation\) are fewer than the 8 codewords"
-    ):
+    assert fit(random_vectors(9, 4)).num_codes == 3
+    with pytest.raises(DataError, match=r"7 training vectors \(8 less 1 .* 8 codewords"):
         fit(random_vectors(8, 4))
 
 
@@ -212,40 +210,36 @@ BAD_ROW[390, 2] = np.nan
 @pytest.mark.parametrize(
     ("x", "settings", "error", "message"),
     [
-        (BAD_ROW, {}, DataError, "row 390 of training vectors holds NaN in column 2"),
-        (np.zeros((0, 4), np.float32), {}, DataError, "fewer than the 8 codewords"),
+        (BAD_ROW, {}, DataError, r"row 390 of training vectors .*column 2"),
+        (np.zeros((0, 4), np.float32), {}, DataError, "8 codewords"),
         (np.zeros(4, np.float32), {}, DataError, "training vectors"),
         ("nowhere.fvecs", {}, DataError, "nowhere.fvecs"),
-        (None, {"num_valid": 201}, ConfigError, r"num_valid \(ds.valset\) is 201, more than half of the 400"),
-        (None, {"num_valid": 0}, ConfigError, r"num_valid \(ds.valset\) must be at least 1"),
-        (None, {"codebok_size": 4}, ConfigError, "unknown setting 'codebok_size': did you mean codebook_size"),
-        (None, {"batchsize": 4}, ConfigError, "unknown setting 'batchsize': did you mean batch_size"),
+        (None, {"num_valid": 201}, ConfigError, r"num_valid \(ds.valset\) .*201.*400"),
+        (None, {"num_valid": 0}, ConfigError, r"num_valid \(ds.valset\)"),
+        (None, {"codebok_size": 4}, ConfigError, "'codebok_size'.*codebook_size"),
+        (None, {"batchsize": 4}, ConfigError, "'batchsize'.*batch_size"),
         (None, {"preset": "qinco2-XL"}, ConfigError, "qinco2-XL"),
-        (None, {"recipe": "papers"}, ConfigError, "recipe must be one of default, paper"),
-        (None, {"num_candidates": 4}, ConfigError, r"A=4\) and num_pairs \(C=12\) exclude each other"),
-        (None, {"preset": "qinco1", "embed_dim": None}, ConfigError, r"num_pairs \(C\) needs a pre-selector"),
-        (None, {"codebook_size": 12}, ConfigError, r"codebook_size \(K\) must be a power of two, not 12"),
-        (None, {"codebook_size": 512}, DataError, "fewer than the 512 codewords"),
-        (None, {"epochs": -1}, ConfigError, "epochs must be at least 0"),
-        (None, {"epochs": None}, ConfigError, "epochs must be an integer"),
-        (None, {"lr": "fast"}, ConfigError, "lr must be a number"),
-        (None, {"device": "gpu"}, ConfigError, "unknown device 'gpu'"),
-        (None, {"coarse_centroids": np.zeros((3, 5))}, DataError, r"shape \(3, 5\): they must be vectors of 4"),
+        (None, {"recipe": "papers"}, ConfigError, "recipe .*default, paper"),
+        (None, {"num_candidates": 4}, ConfigError, r"A=4\).*C=12\)"),
+        (None, {"preset": "qinco1", "embed_dim": None}, ConfigError, r"num_pairs \(C\)"),
+        (None, {"codebook_size": 12}, ConfigError, r"codebook_size \(K\).*12"),
+        (None, {"codebook_size": 512}, DataError, "512 codewords"),
+        (None, {"epochs": -1}, ConfigError, "epochs .*0"),
+        (None, {"epochs": None}, ConfigError, "epochs .*None"),
+        (None, {"lr": "fast"}, ConfigError, "lr .*fast"),
+        (None, {"device": "gpu"}, ConfigError, "'gpu'"),
+        (None, {"coarse_centroids": np.zeros((3, 5))}, DataError, r"coarse centroids.*\(3, 5\).* 4 "),
         (None, {"coarse_centroids": np.zeros((0, 4))}, DataError, "coarse centroids"),
-        (None, {"coarse_centroids": np.full((3, 4), np.nan)}, DataError, "row 0 of coarse centroids holds NaN"),
+        (None, {"coarse_centroids": np.full((3, 4), np.nan)}, DataError, "row 0 of coarse centroids"),
         (None, {"output": "/nowhere/x"}, ConfigError, "/nowhere"),
     ],
 )
 def test_bad_input_is_refused_before_training(tmp_path, monkeypatch, x, settings, error, message):
     monkeypatch.chdir(tmp_path)
-
-    def never(*args, **kwargs):
-        raise AssertionError("training began")
-
-    monkeypatch.setattr("qinco.codec.fit.start_training", never)
+    reports = []
     with pytest.raises(error, match=message):
-        fit(x, **{"output": "x.safetensors"} | settings)
-    assert list(tmp_path.iterdir()) == []
+        fit(x, **{"output": "x.safetensors", "on_report": reports.append} | settings)
+    assert reports == [] and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("suffix", [".last", ".jsonl"])
@@ -258,23 +252,23 @@ def test_what_lies_beside_the_output_must_be_writable_too(tmp_path, suffix):
 
 def test_numbers_of_numpy_are_numbers(tmp_path):
     numbers = {"num_steps": np.int64(2), "lr": np.float32(1e-3), "exact_start": np.bool_(True)}
-    assert fit(output=tmp_path / "x", **numbers).code_size == 2
+    assert fit(output=tmp_path / "x", **numbers).num_codes == 2
 
 
 def test_only_a_codec_can_go_on():
-    with pytest.raises(ConfigError, match="initial must be a Codec of one part, not str"):
+    with pytest.raises(ConfigError, match=r"initial.*x\.safetensors"):
         Codec.fit(random_vectors(400, 4), initial="x.safetensors", epochs=2)
 
 
 def test_an_output_that_exists_is_kept(tmp_path):
     path = tmp_path / "x"
     path.write_text("precious")
-    with pytest.raises(ConfigError, match="exists: give overwrite=true"):
+    with pytest.raises(ConfigError, match="overwrite=true"):
         fit(output=path)
-    with pytest.raises(ConfigError, match="cannot be resumed"):
+    with pytest.raises(ConfigError, match=r"x\.last"):
         fit(output=path, resume=True)
     assert path.read_text() == "precious"
-    assert Codec.load(fit_to(path)).code_size == 3
+    assert Codec.load(fit_to(path)).num_codes == 3
 
 
 def fit_to(path):
@@ -285,9 +279,9 @@ def fit_to(path):
 def test_only_the_same_run_is_resumed(tmp_path):
     fit(output=tmp_path / "x")
     for different in ({"epochs": 9}, {"lr": 0.1}, {"num_pairs": 3}, {"hidden_dim": 9}, {"seed": 5}):
-        with pytest.raises(ConfigError, match="is the state of another run"):
+        with pytest.raises(ConfigError, match=r"x\.last .* here"):
             fit(output=tmp_path / "x", resume=True, **different)
-    with pytest.raises(ConfigError, match="400 vectors there, 399 here"):
+    with pytest.raises(ConfigError, match=r"400.*399"):
         fit(random_vectors(399, 4), output=tmp_path / "x", resume=True)
 
 
@@ -297,7 +291,7 @@ def test_a_finished_run_that_is_resumed_is_its_codec(tmp_path):
     assert two.provenance == one.provenance
     assert torch.equal(one.model.steps[2].codebook.weight, two.model.steps[2].codebook.weight)
     (tmp_path / "x").unlink()
-    with pytest.raises(ConfigError, match="does not exist beside"):
+    with pytest.raises(ConfigError, match=r"x\.last"):
         fit(output=tmp_path / "x", resume=True)
 
 
@@ -316,4 +310,4 @@ def test_a_run_in_another_thread_trains():
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(fit).result().code_size == 3
+        assert pool.submit(fit).result().num_codes == 3

@@ -7,7 +7,7 @@ import torch
 from first_code import save_first_code
 from small_models import ARCHITECTURES, random_model
 
-from qinco.codec import Codec, ProductCodec, load_codec
+from qinco.codec import Codec
 from qinco.compat.checkpoint_format import check_expressible
 from qinco.compat.checkpoints import describe_checkpoint, read_checkpoint, write_checkpoint
 from qinco.config import EncodeOptions, ModelConfig
@@ -318,37 +318,35 @@ def test_product_models_of_the_first_code_are_read(tmp_path, rotates):
     models = [random_model(QINCO1, seed) for seed in range(3)]
     rotation_DD = torch.linalg.qr(torch.randn(9, 9, generator=torch.Generator().manual_seed(0))).Q if rotates else None
     save_first_code(tmp_path / "x.pt", models, 2.0, rotation_DD, product=True)
-    codec = load_codec(tmp_path / "x.pt")
-    assert isinstance(codec, ProductCodec) and len(codec.parts) == 3 and (codec.rotation_DD is not None) == rotates
-    for model, part in zip(models, codec.parts, strict=True):
+    codec = Codec.load(tmp_path / "x.pt")
+    assert len(codec.models) == 3 and (codec.rotation_DD is not None) == rotates
+    for model, part in zip(models, codec.models, strict=True):
         model.mean.zero_()
         model.scale.fill_(2.0)
-        assert same_state(part.model, model)
+        assert same_state(part, model)
     if rotates:
         np.testing.assert_array_equal(codec.rotation_DD, rotation_DD.numpy())
     described = describe_checkpoint(tmp_path / "x.pt")
     assert (described["num_parts"], described["dim"], described["model"]) == (3, 9, QINCO1.to_dict())
-    with pytest.raises(DataError, match=r"is a PQ-QINCo codec of 3 parts: read it with qinco\.load_codec"):
-        Codec.load(tmp_path / "x.pt")
 
 
 def test_a_product_of_one_part_is_a_codec(tmp_path):
     model = random_model(QINCO1)
     save_first_code(tmp_path / "x.pt", [model], 2.0, None, product=True)
-    assert isinstance(load_codec(tmp_path / "x.pt"), Codec)
+    assert len(Codec.load(tmp_path / "x.pt").models) == 1
     save_first_code(tmp_path / "x.pt", [model], 2.0, torch.eye(3), product=True)
     with pytest.raises(DataError, match="one part"):
         load_models(tmp_path / "x.pt")
 
 
 def test_the_first_code_becomes_the_second(tmp_path):
-    codec = load_codec(DATA / "v1_qinco.pt")
+    codec = Codec.load(DATA / "v1_qinco.pt")
     codec.save(tmp_path / "x.pt")
-    converted = load_codec(tmp_path / "x.pt")
+    converted = Codec.load(tmp_path / "x.pt")
     assert same_state(converted.model, codec.model) and converted.config == codec.config
     for name in ("v1_qinco_lr", "v1_pq_opq"):
         with pytest.raises(ConfigError, match=r"\.safetensors"):
-            load_codec(DATA / f"{name}.pt").save(tmp_path / "y.pt")
+            Codec.load(DATA / f"{name}.pt").save(tmp_path / "y.pt")
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), 1e-60, 1e60])

@@ -6,9 +6,10 @@ import torch
 from small_models import ARCHITECTURES, random_model, random_vectors
 
 from qinco import Codec, ConfigError, EncodeOptions
+from qinco.config import ENGINES
 from qinco.engines import native_engine
-from qinco.engines.engine import choose_engine, make_encoder
-from qinco.engines.torch_engine import Encoder
+from qinco.engines.engine import choose_engine, engines, make_encoder
+from qinco.engines.torch_engine import TorchTensors
 from qinco.native import library
 
 CPU = torch.device("cpu")
@@ -16,29 +17,32 @@ SMALL = ARCHITECTURES["projected"]
 native = pytest.mark.skipif(not library.is_available(), reason="this installation has no compiled kernels")
 
 
+def test_the_engines_go_by_their_names():
+    assert ENGINES == ("auto", *engines()) == ("auto", *(engine.name for engine in engines().values()))
+
+
 @native
 def test_the_native_engine_is_taken_where_it_is_there():
-    assert choose_engine("auto", SMALL, CPU) == choose_engine("native", SMALL, CPU) == "native"
-    assert choose_engine("torch", SMALL, CPU) == "torch"
-    assert choose_engine("auto", SMALL, torch.device("cuda")) == "torch"
-    with pytest.raises(ConfigError, match="runs on the processor, not on cuda"):
+    assert choose_engine("auto", SMALL, CPU) is choose_engine("native", SMALL, CPU) is engines()["native"]
+    assert choose_engine("torch", SMALL, CPU).name == "torch"
+    assert choose_engine("auto", SMALL, torch.device("cuda")).name == "torch"
+    with pytest.raises(ConfigError, match="cuda"):
         choose_engine("native", SMALL, torch.device("cuda"))
 
 
 def test_without_compiled_kernels_torch_serves(monkeypatch):
     monkeypatch.setattr(native_engine, "is_available", lambda: False)
-    monkeypatch.setattr("qinco.engines.engine.is_available", lambda: False)
-    assert choose_engine("auto", SMALL, CPU) == "torch"
-    assert isinstance(make_encoder(random_model(SMALL), EncodeOptions(), torch.float32), Encoder)
-    with pytest.raises(ConfigError, match="no compiled kernels"):
+    assert choose_engine("auto", SMALL, CPU).name == "torch"
+    assert isinstance(make_encoder(random_model(SMALL), EncodeOptions(), torch.float32).packed, TorchTensors)
+    with pytest.raises(ConfigError, match="engine=native"):
         choose_engine("native", SMALL, CPU)
 
 
 @native
 def test_models_with_huge_tables_are_left_to_torch(monkeypatch):
-    monkeypatch.setattr(native_engine, "_TABLE_BYTES", 10)
-    assert choose_engine("auto", SMALL, CPU) == "torch"
-    with pytest.raises(ConfigError, match="tables are too large"):
+    monkeypatch.setattr(native_engine, "MAX_TABLE_BYTES", 10)
+    assert choose_engine("auto", SMALL, CPU).name == "torch"
+    with pytest.raises(ConfigError, match="more than 10"):
         choose_engine("native", SMALL, CPU)
 
 
@@ -47,19 +51,39 @@ def test_models_with_huge_tables_are_left_to_torch(monkeypatch):
 def test_a_codec_gives_the_same_with_each_engine_and_on_each_device(name, device):
     x, results = random_vectors(300, 3), []
     for engine, place in (("native", CPU), ("torch", device)):
-        rule = EncodeOptions(beam_width=3, engine=engine, precision="float32")
-        codec = Codec(random_model(ARCHITECTURES[name]).to(place), rule)
-        encoded = codec.encode(x)
-        codes, lists = encoded if codec.is_ivf else (encoded, None)
-        results.append((codes, codec.decode(codes, lists)))
+        options = EncodeOptions(beam_width=3, engine=engine, precision="float32")
+        codec = Codec(random_model(ARCHITECTURES[name]).to(place), options)
+        codes = codec.encode(x)
+        results.append((codes.codes, codec.decode(codes)))
     same = (results[0][0] == results[1][0]).all(1)
     assert same.mean() > 0.99  # ties within rounding
     np.testing.assert_allclose(results[0][1][same], results[1][1][same], rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_an_engine_works_on_arrays(engine):
+    model, x_ND = random_model(ARCHITECTURES["coarse"]), random_vectors(20, 3)
+    chosen, options, lists_N = engines()[engine], EncodeOptions(beam_width=3), np.arange(20, dtype=np.int32) % 5
+    if chosen.supports(model.config, CPU) is not None:
+        pytest.skip(chosen.supports(model.config, CPU))
+    packed = chosen.pack(model, torch.float32)
+    codes_NM = packed.encode(packed.send(x_ND), lists_N, options)
+    assert codes_NM.dtype == np.uint8 and codes_NM.shape == (20, 3)
+    assert packed.encode(packed.send(x_ND), lists_N, options, 2).shape == (20, 2)
+    decoded_ND, out_ND = packed.decode(codes_NM, lists_N), np.empty((20, 3), np.float32)
+    assert packed.decode(codes_NM.astype(np.int64), lists_N, out_ND) is out_ND
+    assert np.array_equal(out_ND, decoded_ND) and decoded_ND.dtype == np.float32
+    expected = model(torch.from_numpy(codes_NM).long(), model.start(20, torch.from_numpy(lists_N).long()))
+    np.testing.assert_allclose(decoded_ND, model.denormalize(expected).numpy(), rtol=1e-4, atol=1e-4)
+
+
 @native
-def test_moving_a_codec_packs_it_again():
-    codec = Codec(random_model(SMALL), EncodeOptions(beam_width=2))
-    codec.encode(random_vectors(5, 3))
-    assert codec._packings
-    assert not codec.to("cpu")._packings
+def test_moving_a_codec_packs_it_again(monkeypatch):
+    packed, pack = [], native_engine.pack
+    monkeypatch.setattr(native_engine, "pack", lambda *given: packed.append(given) or pack(*given))
+    codec = Codec(random_model(SMALL), EncodeOptions(beam_width=2, precision="float32"))
+    for _ in range(2):
+        codec.decode(codec.encode(random_vectors(5, 3)))
+    assert len(packed) == 1
+    codec.to("cpu").encode(random_vectors(5, 3))
+    assert len(packed) == 2

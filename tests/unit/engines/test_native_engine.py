@@ -1,7 +1,7 @@
 """The native engine against the readable one, at every instruction set that the processor has."""
 
 import os
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,26 +21,26 @@ from search_problems import (
     random_problem,
     trained_problem,
 )
-from small_models import ARCHITECTURES, random_model
+from small_models import ARCHITECTURES, random_model, torch_encoder
 
-from qinco.codec import load_codec
+from qinco.codec import Codec
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import native_engine
-from qinco.engines.torch_engine import Encoder
+from qinco.engines.packed import Encoder
 
 pytestmark = needs_native
 
 
 def check_float32(problem: Problem, packed, rule: EncodeOptions) -> None:
-    problem.check_float32(rule, native_engine.NativeEncoder(packed, rule).encode, partial(native_engine.decode, packed))
+    problem.check_float32(rule, Encoder(packed, rule).encode, packed.decode_tensors)
 
 
 def check_bf16(problem: Problem, packed, rule: EncodeOptions) -> None:
-    problem.check_bf16(rule, native_engine.NativeEncoder(packed, rule).encode, partial(native_engine.decode, packed))
+    problem.check_bf16(rule, Encoder(packed, rule).encode, packed.decode_tensors)
 
 
 def encode(problem: Problem, packed, rule: EncodeOptions):
-    return native_engine.NativeEncoder(packed, rule).encode(problem.x_ND, problem.start_ND)
+    return Encoder(packed, rule).encode(problem.x_ND, problem.start_ND)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -69,15 +69,13 @@ def test_the_first_steps_of_a_search_are_a_shorter_search(name):
     problem = random_problem(name)
     packed = pack_at(LEVELS[-1], problem.model)
     for steps in range(1, problem.model.config.num_steps + 1):
-        encoders = native_engine.NativeEncoder(packed, RULES["everything"]), Encoder(problem.model, RULES["everything"])
+        encoders = Encoder(packed, RULES["everything"]), torch_encoder(problem.model, RULES["everything"])
         (codes_NM, reached_ND), (wanted_NM, _) = (
             encoder.encode(problem.x_ND, problem.start_ND, steps) for encoder in encoders
         )
         assert codes_NM.shape == (COUNT, steps)
         assert (codes_NM == wanted_NM).all(1).float().mean() >= 0.99
-        torch.testing.assert_close(
-            native_engine.decode(packed, codes_NM, problem.start_ND), reached_ND, rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(packed.decode_tensors(codes_NM, problem.start_ND), reached_ND, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -113,7 +111,7 @@ def sift_problem() -> Problem:
     model, base = PARITY / "v2_sift_8x8.pt", PARITY.parent / "data" / "sift" / "base.bvecs"
     if not (model.exists() and base.exists()):
         pytest.skip(f"{model} or {base} is missing")
-    codec = load_codec(model)
+    codec = Codec.load(model)
     x_ND = np.fromfile(base, np.uint8, 132 * 3000).reshape(-1, 132)[:, 4:].astype(np.float32)
     return Problem(codec.model, codec.model.normalize(torch.from_numpy(x_ND)))
 
@@ -163,9 +161,7 @@ def test_equal_models_are_packed_equally_by_any_number_of_threads(embed_dim, dty
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             packed = native_engine.pack(model, dtype)
-            results.append(
-                native_engine.NativeEncoder(packed, EncodeOptions(beam_width=3)).encode(x_ND, model.start(20))
-            )
+            results.append(Encoder(packed, EncodeOptions(beam_width=3)).encode(x_ND, model.start(20)))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0], strict=True))
@@ -180,7 +176,7 @@ def test_weights_that_are_no_numbers_are_packed(embed_dim, value):
         model = random_model(config)
         model.get_parameter(name).flatten()[:3] = value
         packed = native_engine.pack(model, torch.float32)
-        codes_NM, _ = native_engine.NativeEncoder(packed, EncodeOptions(num_pairs=9, beam_width=4)).encode(
+        codes_NM, _ = Encoder(packed, EncodeOptions(num_pairs=9, beam_width=4)).encode(
             torch.ones(3, 30), model.start(3)
         )
         assert int(codes_NM.min()) >= 0 and int(codes_NM.max()) < 4
@@ -202,15 +198,17 @@ def test_codewords_that_are_no_numbers_are_never_chosen(name, level):
 
 def test_what_the_engine_cannot_serve(monkeypatch):
     host, small = torch.device("cpu"), ARCHITECTURES["projected"]
-    assert native_engine.can_run(small, host)
-    assert native_engine.can_run(ModelConfig(dim=128), host) and native_engine.can_run(
-        ModelConfig(dim=1536, embed_dim=384), host
-    )
-    assert native_engine.can_run(ModelConfig(dim=8, num_steps=2, codebook_size=65536, hidden_dim=16), host)
-    assert not native_engine.can_run(ModelConfig(dim=128, num_steps=16, codebook_size=65536), host)
-    assert not native_engine.can_run(small, torch.device("cuda"))
+    for config in (
+        small,
+        ModelConfig(dim=128),
+        ModelConfig(dim=1536, embed_dim=384),
+        ModelConfig(dim=8, num_steps=2, codebook_size=65536, hidden_dim=16),
+    ):
+        assert native_engine.supports(config, host) is None
+    assert native_engine.supports(ModelConfig(dim=128, num_steps=16, codebook_size=65536), host)
+    assert native_engine.supports(small, torch.device("cuda"))
     monkeypatch.setattr(native_engine, "is_available", lambda: False)
-    assert not native_engine.can_run(small, host)
+    assert native_engine.supports(small, host)
 
 
 def resident_bytes() -> int:
@@ -225,8 +223,8 @@ def test_the_largest_codebook_takes_little_memory():
     before = resident_bytes()
     packed = native_engine.pack(model, torch.float32)
     for rule in (EncodeOptions(beam_width=4), EncodeOptions(num_pairs=64, beam_width=32)):
-        codes_NM, reached_ND = native_engine.NativeEncoder(packed, rule).encode(x_ND, start_ND)
-        wanted_NM, wanted_ND = Encoder(model, rule).encode(x_ND, start_ND)
+        codes_NM, reached_ND = Encoder(packed, rule).encode(x_ND, start_ND)
+        wanted_NM, wanted_ND = torch_encoder(model, rule).encode(x_ND, start_ND)
         assert torch.equal(codes_NM, wanted_NM)
         torch.testing.assert_close(reached_ND, wanted_ND, rtol=1e-4, atol=1e-4)
     assert resident_bytes() - before < 1 << 29

@@ -13,13 +13,14 @@ from search_problems import (
     random_problem,
     trained_problem,
 )
-from small_models import ARCHITECTURES, random_model
+from small_models import ARCHITECTURES, random_model, torch_decode, torch_encoder
 
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import torch_engine
-from qinco.engines.engine import candidate_dtype, choose_device, multiplies_bf16_fast
-from qinco.engines.torch_engine import Encoder, decode
+from qinco.engines.engine import candidate_dtype
 from qinco.errors import ConfigError
+from qinco.maths.devices import choose_device, multiplies_bf16_fast
+from qinco.model.step import StepTables
 
 
 def vectors(count, dim, seed=0):
@@ -29,14 +30,14 @@ def vectors(count, dim, seed=0):
 def on_device(problem: Problem, device, rule: EncodeOptions, dtype=torch.float32):
     """Encoding and decoding of a problem's model on a device, from and to the processor."""
     model = deepcopy(problem.model).to(device)
-    encoder = Encoder(model, rule, dtype)
+    encoder = torch_encoder(model, rule, dtype)
 
     def encode(x_ND, start_ND):
         codes_NM, reached_ND = encoder.encode(x_ND.to(device), start_ND.to(device))
         assert codes_NM.device.type == reached_ND.device.type == device.type
         return codes_NM.cpu(), reached_ND.cpu()
 
-    return encode, lambda codes_NM, start_ND: decode(model, codes_NM.to(device), start_ND.to(device), dtype).cpu()
+    return encode, lambda codes_NM, start_ND: torch_decode(model, codes_NM.to(device), start_ND.to(device), dtype).cpu()
 
 
 def check_float32(problem: Problem, device, rule: EncodeOptions) -> None:
@@ -47,13 +48,13 @@ def check_float32(problem: Problem, device, rule: EncodeOptions) -> None:
 def counting(monkeypatch):
     """How many candidates each call evaluates."""
     counts = []
-    evaluate = torch_engine.StepTables.evaluate
+    evaluate = StepTables.evaluate
 
     def count(self, codes_N, hypotheses_N, parts):
         counts.append(len(codes_N))
         return evaluate(self, codes_N, hypotheses_N, parts)
 
-    monkeypatch.setattr(torch_engine.StepTables, "evaluate", count)
+    monkeypatch.setattr(StepTables, "evaluate", count)
     return counts
 
 
@@ -72,7 +73,7 @@ def counting(monkeypatch):
 def test_as_many_candidates_are_evaluated_as_the_rule_says(monkeypatch, rule, wanted):
     counts = counting(monkeypatch)
     model = random_model(ARCHITECTURES["same width"])
-    Encoder(model, rule).encode(vectors(1, 3), model.start(1))
+    torch_encoder(model, rule).encode(vectors(1, 3), model.start(1))
     assert counts == wanted
 
 
@@ -88,7 +89,7 @@ def test_as_many_candidates_are_evaluated_as_the_rule_says(monkeypatch, rule, wa
 def test_a_step_from_one_hypothesis_proposes_enough_to_fill_the_beam(monkeypatch, rule, wanted):
     counts = counting(monkeypatch)
     model = random_model(ARCHITECTURES["coarse"])
-    Encoder(model, rule).encode(vectors(1, 3), model.start(1, torch.tensor([2])))
+    torch_encoder(model, rule).encode(vectors(1, 3), model.start(1, torch.tensor([2])))
     assert counts == wanted
 
 
@@ -96,7 +97,7 @@ def test_the_preselector_decides_what_is_proposed():
     """With one candidate the code is the pre-selector's nearest, whatever the network makes of it."""
     model = random_model(ARCHITECTURES["same width"])
     x_ND = vectors(20, 3)
-    codes_NM, _ = Encoder(model, EncodeOptions(num_candidates=1)).encode(x_ND, model.start(20))
+    codes_NM, _ = torch_encoder(model, EncodeOptions(num_candidates=1)).encode(x_ND, model.start(20))
     reached_ND = model.start(20)
     for m, step in enumerate(model.steps):
         book_KD = step.codebook.weight if m == 0 else step.preselector.weight
@@ -107,10 +108,10 @@ def test_the_preselector_decides_what_is_proposed():
 def test_large_codebooks_are_not_tabulated_and_give_the_same(monkeypatch, device):
     model = random_model(ModelConfig(dim=4, num_steps=2, codebook_size=2048, embed_dim=6, hidden_dim=5)).to(device)
     x_ND, rule = vectors(5, 4).to(device), EncodeOptions(num_pairs=8, beam_width=4)
-    with_tables = Encoder(model, rule).encode(x_ND, model.start(5))
+    with_tables = torch_encoder(model, rule).encode(x_ND, model.start(5))
     monkeypatch.setattr(torch_engine, "TABLE_BYTES", 0)
-    without = Encoder(model, rule)
-    assert without.tables[1].table_KE is None
+    without = torch_encoder(model, rule)
+    assert without.packed.tables[1].table_KE is None
     codes_NM, reached_ND = without.encode(x_ND, model.start(5))
     assert torch.equal(codes_NM, with_tables[0])
     torch.testing.assert_close(reached_ND, with_tables[1])
@@ -121,8 +122,8 @@ def test_bf16_candidates_lose_little():
     x_ND, rule = vectors(500, 3), EncodeOptions(num_pairs=8, beam_width=4)
     errors = []
     for dtype in (torch.float32, torch.bfloat16):
-        codes_NM, _ = Encoder(model, rule, dtype).encode(x_ND, model.start(500))
-        errors.append(float((decode(model, codes_NM, model.start(500)) - x_ND).square().sum(1).mean()))
+        codes_NM, _ = torch_encoder(model, rule, dtype).encode(x_ND, model.start(500))
+        errors.append(float((torch_decode(model, codes_NM, model.start(500)) - x_ND).square().sum(1).mean()))
     exact, rough = errors
     assert rough == pytest.approx(exact, rel=0.03)
 
@@ -132,9 +133,9 @@ def test_bf16_decoding_is_close_and_returns_float32(name):
     model = random_model(ARCHITECTURES[name])
     codes_NM = torch.randint(4, (50, 3), generator=torch.Generator().manual_seed(0))
     start_ND = model.start(50, torch.zeros(50, dtype=torch.int64))
-    rough_ND = decode(model, codes_NM, start_ND, torch.bfloat16)
+    rough_ND = torch_decode(model, codes_NM, start_ND, torch.bfloat16)
     assert rough_ND.dtype == torch.float32
-    torch.testing.assert_close(rough_ND, decode(model, codes_NM, start_ND), rtol=0.1, atol=0.2)
+    torch.testing.assert_close(rough_ND, torch_decode(model, codes_NM, start_ND), rtol=0.1, atol=0.2)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -142,7 +143,7 @@ def test_no_vectors_have_no_codes(name, device):
     config = ARCHITECTURES[name]
     model = random_model(config).to(device)
     x_ND, lists_N = torch.empty(0, config.dim, device=device), torch.empty(0, dtype=torch.int64, device=device)
-    codes_NM, reached_ND = Encoder(model, EncodeOptions(beam_width=3)).encode(x_ND, model.start(0, lists_N))
+    codes_NM, reached_ND = torch_encoder(model, EncodeOptions(beam_width=3)).encode(x_ND, model.start(0, lists_N))
     assert codes_NM.device.type == reached_ND.device.type == device.type
     assert codes_NM.shape == (0, config.num_steps) and reached_ND.shape == (0, config.dim)
 
@@ -180,13 +181,13 @@ def test_published_models_elsewhere(name, elsewhere):
 def test_an_encoder_does_not_change_the_model(device):
     model = random_model(ARCHITECTURES["projected"]).to(device)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    Encoder(model, EncodeOptions(num_pairs=8, beam_width=4)).encode(vectors(9, 3).to(device), model.start(9))
+    torch_encoder(model, EncodeOptions(num_pairs=8, beam_width=4)).encode(vectors(9, 3).to(device), model.start(9))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_rule_that_the_model_cannot_serve_is_refused():
     with pytest.raises(ConfigError, match="pre-selector"):
-        Encoder(random_model(ARCHITECTURES["qinco1"]), EncodeOptions(num_candidates=2))
+        torch_encoder(random_model(ARCHITECTURES["qinco1"]), EncodeOptions(num_candidates=2))
 
 
 def test_devices_and_precisions_by_name():

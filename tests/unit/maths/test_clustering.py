@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 from small_models import random_vectors
 
-from qinco.maths import clustering
-from qinco.maths.clustering import coarse_kmeans, kmeans, nearest, residual_kmeans
-from qinco.maths.devices import to_device
+from qinco.maths.clustering import coarse_kmeans, kmeans, lloyd, nearest, residual_kmeans
+from qinco.maths.devices import CPU, to_device
 
 
 def error(x_ND, centroids_KD):
@@ -70,10 +69,9 @@ def test_nearest_is_the_nearest(device):
     assert found_N.device.type == device.type and np.array_equal(found_N.cpu().numpy(), wanted)
 
 
-def test_residual_kmeans_lowers_the_error_with_every_step(device, monkeypatch):
-    monkeypatch.setattr(clustering, "KMEANS_ROWS", 1500)  # fewer than the hypotheses, so that some are drawn
+def test_residual_kmeans_lowers_the_error_with_every_step(device):
     x_ND = random_vectors(500, 4)
-    books_MKD = residual_kmeans(to_device(x_ND, device), 4, 8)
+    books_MKD = residual_kmeans(to_device(x_ND, device), 4, 8, max_rows=1500)  # fewer than there are hypotheses
     assert books_MKD.shape == (4, 8, 4) and books_MKD.dtype == np.float32
     residual_ND, errors = x_ND.copy(), [np.inf]
     for book_KD in books_MKD:
@@ -84,35 +82,33 @@ def test_residual_kmeans_lowers_the_error_with_every_step(device, monkeypatch):
 
 @pytest.mark.parametrize("scale", [2.0**-90, 2.0**66])
 def test_coarse_centroids_are_found_at_any_scale(scale, device):
-    x, told = random_vectors(400, 3), []
+    x, heard = random_vectors(400, 3), []
     plain = coarse_kmeans(x, 8, device=device)
     scaled = coarse_kmeans(
-        x * np.float32(scale), 8, device=device, on_iteration=lambda done, mse: told.append((done, mse))
+        x * np.float32(scale), 8, device=device, progress=lambda *report, mse: heard.append((*report, mse))
     )
     np.testing.assert_allclose(scaled / scale, plain, rtol=1e-4, atol=1e-4)
-    assert [done for done, _ in told] == list(range(1, 21))
-    assert 0 < told[-1][1] <= told[0][1]
+    assert [report[:4] for report in heard] == [("k-means", done, 20, "iteration") for done in range(1, 21)]
+    assert 0 < heard[-1][4] <= heard[0][4]
 
 
 def test_coarse_centroids_are_as_good_on_every_device(device):
     x_ND = random_vectors(2000, 4)
-    errors = [error(x_ND, coarse_kmeans(x_ND, 50, device=where)) for where in (device, clustering.CPU)]
+    errors = [error(x_ND, coarse_kmeans(x_ND, 50, device=where)) for where in (device, CPU)]
     assert errors[0] == pytest.approx(errors[1], rel=0.02)
     assert error(x_ND, x_ND[:50]) > 1.1 * errors[1]  # or the start were as good
 
 
-def test_vectors_that_a_device_cannot_hold_are_sent_in_parts(device, monkeypatch):
+def test_vectors_that_a_device_cannot_hold_are_sent_in_parts(device):
     x_ND = random_vectors(500, 4)
-    whole = coarse_kmeans(x_ND, 8, device=device)
-    monkeypatch.setattr(clustering, "holds", lambda *_: False)
-    monkeypatch.setattr(clustering, "_PART_BYTES", 16 * 77)
-    np.testing.assert_allclose(coarse_kmeans(x_ND, 8, device=device), whole, rtol=1e-5, atol=1e-6)
+    whole, parts = (coarse_kmeans(x_ND, 8, device=device, part_rows=rows) for rows in (None, 77))
+    np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_centroids_of_no_vectors_are_put_beside_others(device):
     """Half of the centroids start where no vector is nearest to them."""
     x_ND = random_vectors(600, 4)
     start_KD = np.concatenate([x_ND[:10], np.full((10, 4), 1e6, np.float32)])
-    found_KD = clustering._lloyd([to_device(x_ND, device)], to_device(start_KD, device), 10, 0).cpu().numpy()
+    found_KD = lloyd([to_device(x_ND, device)], to_device(start_KD, device), 10, 0).cpu().numpy()
     assert len(np.unique(nearest(x_ND, found_KD))) == 20
     assert error(x_ND, found_KD) < 0.9 * error(x_ND, kmeans(x_ND, 10))

@@ -1,8 +1,9 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
 from qinco.maths import leastsquares
-from qinco.maths.leastsquares import fit_additive_tables
 
 STEPS, SIZE, DIM = 3, 8, 5
 
@@ -28,15 +29,13 @@ def least_squares(codes_NM, x_ND):
     return one_hot_NT @ np.linalg.lstsq(one_hot_NT, x_ND, rcond=None)[0]
 
 
-@pytest.fixture(params=["dense", "iterative"])
-def solver(request, monkeypatch):
-    if request.param == "iterative":
-        monkeypatch.setattr(leastsquares, "_MOST_DENSE_ROWS", 0)
+@pytest.fixture(params=[leastsquares.MAX_DENSE_ROWS, 0], ids=["dense", "iterative"])
+def fit_additive_tables(request):
+    return partial(leastsquares.fit_additive_tables, max_dense_rows=request.param)
 
 
-@pytest.mark.usefixtures("solver")
 @pytest.mark.parametrize("offset", [0.0, 1e4])
-def test_predictions_are_those_of_least_squares(offset):
+def test_predictions_are_those_of_least_squares(fit_additive_tables, offset):
     codes_NM, x_ND = codes_and_vectors(3000, offset=offset)
     tables_MKD = fit_additive_tables([(codes_NM, x_ND)], STEPS, SIZE)
     assert tables_MKD.shape == (STEPS, SIZE, DIM) and tables_MKD.dtype == np.float32
@@ -48,17 +47,15 @@ def test_predictions_are_those_of_least_squares(offset):
     assert np.linalg.norm(decoded(exact_MKD.astype(np.float64), codes_NM) - wanted) < 1e-5 * spread + rounding
 
 
-@pytest.mark.usefixtures("solver")
-def test_blocks_are_one_set():
+def test_blocks_are_one_set(fit_additive_tables):
     codes_NM, x_ND = codes_and_vectors(5000)
     whole = fit_additive_tables([(codes_NM, x_ND)], STEPS, SIZE)
     blocks = ((codes_NM[i : i + 999].astype(np.int64), x_ND[i : i + 999]) for i in range(-999, 5000, 999))
     np.testing.assert_allclose(fit_additive_tables(blocks, STEPS, SIZE), whole, atol=1e-4)
 
 
-@pytest.mark.usefixtures("solver")
 @pytest.mark.parametrize("count", [1, 5, 40])
-def test_few_vectors_are_enough(count):
+def test_few_vectors_are_enough(fit_additive_tables, count):
     codes_NM, x_ND = codes_and_vectors(count, offset=100.0)
     tables_MKD = fit_additive_tables([(codes_NM, x_ND)], STEPS, SIZE)
     assert np.isfinite(tables_MKD).all()
@@ -69,8 +66,7 @@ def test_few_vectors_are_enough(count):
         np.testing.assert_allclose(tables_MKD[0, unused], x_ND.mean(0) / STEPS, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("solver")
-def test_codes_that_are_all_the_same():
+def test_codes_that_are_all_the_same(fit_additive_tables):
     codes_NM = np.full((1000, STEPS), 3, np.uint8)
     x_ND = np.random.default_rng(0).standard_normal((1000, DIM)).astype(np.float32) + 7
     tables_MKD = fit_additive_tables([(codes_NM, x_ND)], STEPS, SIZE)
@@ -83,11 +79,11 @@ def test_more_table_rows_than_a_matrix_is_made_for():
     codes_NM = generator.integers(0, size, (count, 2)).astype(np.uint16)
     tables_MKD = generator.standard_normal((2, size, 2))
     x_ND = (decoded(tables_MKD, codes_NM) + 5).astype(np.float32)
-    found_MKD = fit_additive_tables([(codes_NM, x_ND)], 2, size, ridge=1e-4)
+    found_MKD = leastsquares.fit_additive_tables([(codes_NM, x_ND)], 2, size, ridge=1e-4)
     used = codes_NM[np.bincount(codes_NM[:, 0], minlength=size)[codes_NM[:, 0]] > 1]
     np.testing.assert_allclose(decoded(found_MKD, used), decoded(tables_MKD, used) + 5, atol=0.02)
 
 
 def test_no_vectors_are_refused():
     with pytest.raises(ValueError, match="no vectors"):
-        fit_additive_tables([(np.zeros((0, 2), np.uint8), np.zeros((0, 3), np.float32))], 2, 4)
+        leastsquares.fit_additive_tables([(np.zeros((0, 2), np.uint8), np.zeros((0, 3), np.float32))], 2, 4)

@@ -48,8 +48,8 @@ def test_all_vectors_are_encoded(kind):
     heard = []
     codes_NM, lists_N = build.encode_all(trained(kind), as_source(vectors()), lambda *told: heard.append(told))
     expected = trained(kind).encode(vectors())
-    assert codes_NM.dtype == np.uint8 and np.array_equal(codes_NM, expected[0] if kind == "ivf" else expected)
-    assert (lists_N is None) if kind != "ivf" else np.array_equal(lists_N, expected[1])
+    assert codes_NM.dtype == np.uint8 and np.array_equal(codes_NM, expected)
+    assert (lists_N is None) if kind != "ivf" else np.array_equal(lists_N, expected.lists)
     assert heard[-1] == ("encoding", NUM_VECTORS, NUM_VECTORS)
 
 

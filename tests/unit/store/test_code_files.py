@@ -43,7 +43,7 @@ def write(path, codes, lists, codebook_size, shard_rows=16):
 def open_codes(path, num_codes, codebook_size, is_ivf, lists=None) -> Codes:
     """Open as codes of a codec of these sizes."""
     config = SimpleNamespace(codebook_size=codebook_size)
-    codec = SimpleNamespace(code_size=num_codes, config=config, is_ivf=is_ivf, fingerprint=lambda: "codec")
+    codec = SimpleNamespace(num_codes=num_codes, config=config, is_ivf=is_ivf, fingerprint=lambda: "codec")
     return Codes.load(path, codec, lists=lists)
 
 

@@ -1,7 +1,10 @@
 """One value for codes: what arrays can do, and list numbers that go along."""
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 
 from qinco.errors import DataError
 from qinco.store.codes import Codes
@@ -79,7 +82,31 @@ def test_packing(bits):
 
 
 def test_what_does_not_belong_together():
-    with pytest.raises(DataError, match="5 list numbers for 6"):
+    with pytest.raises(DataError, match="6 integers"):
         Codes(ARRAY, LISTS[:5])
     with pytest.raises(DataError, match="list numbers"):
         Codes.concatenate([Codes(ARRAY), Codes(ARRAY, LISTS)])
+
+
+@pytest.mark.parametrize("form", [np.asarray, np.ndarray.tolist, torch.from_numpy, Codes])
+def test_codes_are_made_of_what_there_is(form):
+    lists = LISTS if form is Codes else form(LISTS)
+    for codes in (Codes.of(form(ARRAY), lists), Codes.of((form(ARRAY), lists))):
+        assert np.array_equal(codes.codes, ARRAY) and np.array_equal(codes.lists, LISTS)
+    assert not Codes.of(form(ARRAY)).has_lists
+    codes = Codes(ARRAY, LISTS)
+    assert Codes.of(codes) is codes
+    for wrong in (ARRAY[0], [[1, 2], [3]], 3):
+        with pytest.raises((DataError, ValueError)):
+            Codes.of(wrong)
+
+
+def test_operators_functions_and_methods_are_the_arrays(codes):
+    assert (codes != ARRAY).sum() == 0 and (codes < 4).sum() == (ARRAY < 4).sum()
+    assert np.array_equal(codes + 1, ARRAY + 1) and np.array_equal(1 + codes, ARRAY + 1)
+    assert (codes == codes).all() and codes.max() == ARRAY.max()
+    assert codes.astype(np.int64).dtype == np.int64 and codes.tolist() == ARRAY.tolist()
+    assert np.concatenate([codes, ARRAY]).shape == (12, 4)
+    with pytest.raises(AttributeError):
+        codes.nothing  # noqa: B018
+    assert np.array_equal(copy.copy(codes).codes, ARRAY)

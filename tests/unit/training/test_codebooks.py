@@ -1,14 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from small_models import ARCHITECTURES, random_model, random_vectors
+from small_models import ARCHITECTURES, random_model, random_vectors, torch_encoder
 
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines.torch_engine import Encoder
 from qinco.errors import DataError
 from qinco.maths.clustering import residual_kmeans
 from qinco.model.qinco import Qinco
-from qinco.training.codebooks import CodewordUse, redraw_unused, sample, set_normalization, start_model
+from qinco.training.codebooks import CodewordUse, initialize_model, redraw_unused, sample, set_normalization
 from qinco.training.options import TrainOptions
 from qinco.vectors.rows import as_source
 
@@ -63,14 +62,14 @@ def test_constant_vectors_are_not_scaled(range_scaling, value):
 def first_error(config, x_ND, options, coarse_VD=None, device="cpu"):
     """MSE in normalised space at the start, encoded greedily, and with a beam; and the model, on the processor then."""
     model = Qinco.empty(config).to_empty(device=device)
-    start_model(model, as_source(x_ND), options, coarse_VD)
+    initialize_model(model, as_source(x_ND), options, coarse_VD)
     assert all(tensor.device.type == torch.device(device).type for tensor in model.state_dict().values())
     model.to("cpu")
     y_ND = model.normalize(torch.from_numpy(x_ND))
     lists_N = None if coarse_VD is None else torch.cdist(y_ND, model.coarse_centroids).argmin(1)
     start_ND = model.start(len(x_ND), lists_N)
     found = [
-        float((Encoder(model, rule).encode(y_ND, start_ND)[1] - y_ND).square().sum(1).mean())
+        float((torch_encoder(model, rule).encode(y_ND, start_ND)[1] - y_ND).square().sum(1).mean())
         for rule in (EncodeOptions(), EncodeOptions(beam_width=8))
     ]
     return *found, model

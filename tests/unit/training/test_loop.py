@@ -4,16 +4,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_models import ARCHITECTURES, random_model, random_vectors
+from small_models import ARCHITECTURES, random_model, random_vectors, torch_encoder
 
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines.torch_engine import Encoder
 from qinco.model.qinco import Qinco
-from qinco.training.codebooks import CodewordUse, start_model
+from qinco.training.codebooks import CodewordUse, initialize_model
 from qinco.training.estimate import estimate
 from qinco.training.loop import EpochReport, StepReport, Training, narrow_options, prefix_losses
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
+from qinco.training.schedule import SCHEDULES
 from qinco.vectors.rows import as_source
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def training(
     source = as_source(random_vectors(count, config.dim))
     model = Qinco.empty(config).to_empty(device=device)
     train, valid = source.window(0, count - 50), source.window(count - 50, count)
-    start_model(model, train, options, coarse_VD)
+    initialize_model(model, train, options, coarse_VD)
     encode = encode or (WIDE if config.has_preselector else EncodeOptions(beam_width=2))
     return Training(model, train, valid, options, encode, Processes(device))
 
@@ -46,7 +46,7 @@ def test_reports_come_after_every_step_and_every_epoch():
     assert [type(report) for report in reports] == [EpochReport, *([StepReport] * 5 + [EpochReport]) * 2]
     assert [(r.epoch, r.step, r.steps) for r in reports if isinstance(r, StepReport)][4:6] == [(1, 5, 5), (2, 1, 5)]
     assert [report.epoch for report in reports if isinstance(report, EpochReport)] == [0, 1, 2]
-    assert [r.lr for r in reports if isinstance(r, StepReport)] == [run.plan.rate(run.options, i) for i in range(10)]
+    assert [r.lr for r in reports if isinstance(r, StepReport)] == [run.schedule.rate(i) for i in range(10)]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -158,7 +158,7 @@ def test_validation_is_the_error_of_encoding_in_data_space(device):
     run.model.requires_grad_(False)
     x_ND = torch.from_numpy(run.valid_source[:]).to(device)
     y_ND = run.model.normalize(x_ND)
-    codes_NM, _ = Encoder(run.model, WIDE).encode(y_ND, run.model.start(50))
+    codes_NM, _ = torch_encoder(run.model, WIDE).encode(y_ND, run.model.start(50))
     errors = [
         float((run.model.denormalize(reached_ND) - x_ND).square().sum(1).mean())
         for reached_ND in run.model.reconstructions(codes_NM, run.model.start(50))
@@ -168,8 +168,8 @@ def test_validation_is_the_error_of_encoding_in_data_space(device):
 
 def test_training_encodes_narrowly_and_the_paper_as_evaluation_does():
     wide = EncodeOptions(num_pairs=64, beam_width=32)
-    assert training(encode=wide).training_rule == EncodeOptions(num_pairs=16, beam_width=4)
-    assert training(encode=wide, narrow_beam=False).training_rule == wide
+    assert training(encode=wide).batch_encode_options == EncodeOptions(num_pairs=16, beam_width=4)
+    assert training(encode=wide, narrow_beam=False).batch_encode_options == wide
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_plateau_lowers_the_rate_and_ends():
 def test_a_gain_below_the_threshold_is_still_kept_as_the_best():
     run = scripted(training(count=90, epochs=2, schedule="plateau", threshold=0.1), [9.0, 8.9, 8.8])
     assert [report.is_best for report in epochs_of(run)] == [True, True, True]
-    assert run.at.best_epoch == 0 and run.at.best_mse == 8.8
+    assert run.schedule.best_epoch == 0 and run.position.best_mse == 8.8
 
 
 def test_cosine_runs_all_its_epochs_without_gain():
@@ -221,20 +221,31 @@ def test_unused_codewords_are_redrawn_but_after_the_last_epoch(device):
     assert 0 < reports[2].code_entropy <= 4
 
 
-def test_a_restored_run_is_the_same_run(device):
-    run = training(epochs=3, device=device)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_restored_run_is_the_same_run(device, schedule):
+    run = training(epochs=3, schedule=schedule, patience=1, device=device)
     stream = run.run()
     for _ in range(12):
         next(stream)
     tensors = {name: tensor.cpu().clone() for name, tensor in run.tensors().items()}  # as they lie in a file
-    other = training(epochs=3, device=device)
+    other = training(epochs=3, schedule=schedule, patience=1, device=device)
     other.restore(tensors, run.progress())
-    assert other.at == run.at
+    assert other.position == run.position and other.progress() == run.progress()
     rest = [list(stream), list(other.run())]
     for a, b in zip(*rest, strict=True):
         assert [v for k, v in dataclasses.asdict(a).items() if k != "seconds"] == [
             v for k, v in dataclasses.asdict(b).items() if k != "seconds"
         ]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_states_of_format_version_1_hold_all_fields_for_every_schedule(schedule):
+    run = training(schedule=schedule)
+    saved = {"epoch": 1, "step": 3, "best_mse": 8.0, "best_epoch": 1, "reference_mse": 8.5, "reductions": 2,
+             "reduced_at": 1, "loss_sum": 4.0, "seconds": 5.0}  # fmt: skip
+    run.restore(run.tensors(), saved)
+    assert saved == saved | run.progress()
+    assert schedule == "cosine" or run.progress() == saved
 
 
 def test_an_estimate_changes_nothing(device):

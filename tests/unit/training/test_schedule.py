@@ -1,7 +1,15 @@
+"""How a run is cut into steps, and the learning rate of each."""
+
 import pytest
 
+from qinco.training import options as training_options
 from qinco.training.options import TrainOptions
-from qinco.training.schedule import Plan, fitted_lr
+from qinco.training.schedule import SCHEDULES, StepPlan, fitted_lr, make_schedule
+
+
+def scheduled(num_train=100, **options):
+    options = TrainOptions(**{"epochs": 10, "batch_size": 10, "lr": 2.0} | options)
+    return make_schedule(options, StepPlan.from_options(options, num_train))
 
 
 def test_the_rate_fits_the_length_of_the_run():
@@ -9,7 +17,7 @@ def test_the_rate_fits_the_length_of_the_run():
     assert rates == sorted(rates, reverse=True)
     assert rates[0] == rates[3] == pytest.approx(4e-3)
     assert rates[-2] == pytest.approx(8e-4) and rates[-1] == pytest.approx(8e-4)
-    assert Plan.of(TrainOptions(lr=0.5), 1000).lr == 0.5
+    assert StepPlan.from_options(TrainOptions(lr=0.5), 1000).lr == 0.5
 
 
 @pytest.mark.parametrize(
@@ -23,21 +31,21 @@ def test_the_rate_fits_the_length_of_the_run():
     ],
 )
 def test_an_epoch_is_the_vectors_there_are_or_fewer(options, num_train, vectors, per_epoch):
-    plan = Plan.of(TrainOptions(epochs=4, **options), num_train)
+    plan = StepPlan.from_options(TrainOptions(epochs=4, **options), num_train)
     assert (plan.epoch_vectors, plan.steps_per_epoch, plan.total_steps) == (vectors, per_epoch, 4 * per_epoch)
 
 
-def test_the_ramp_is_at_most_a_tenth():
-    assert Plan.of(TrainOptions(epochs=60, batch_size=10), 100).ramp_steps == 30
-    assert Plan.of(TrainOptions(epochs=4, batch_size=10), 100).ramp_steps == 4
-    assert Plan.of(TrainOptions(epochs=4, batch_size=10, ramp_epochs=0), 100).ramp_steps == 0
+@pytest.mark.parametrize(
+    ("options", "ramp"), [({"epochs": 60}, 30), ({"epochs": 4}, 4), ({"epochs": 4, "ramp_epochs": 0}, 0)]
+)
+def test_the_ramp_is_at_most_a_tenth(options, ramp):
+    assert scheduled(**options).plan.ramp_steps == ramp
 
 
 def test_cosine_climbs_then_falls_to_its_end():
-    options = TrainOptions(epochs=10, batch_size=10, lr=2.0, lr_min_factor=1e-3)
-    plan = Plan.of(options, 100)
-    rates = [plan.rate(options, step) for step in range(plan.total_steps)]
-    top = plan.ramp_steps
+    schedule = scheduled(lr_min_factor=1e-3)
+    rates = [schedule.rate(step) for step in range(schedule.plan.total_steps)]
+    top = schedule.plan.ramp_steps
     assert rates[:top] == sorted(rates[:top]) and 0 < rates[0] < rates[top - 1] < 2.0
     assert rates[top] == 2.0 and rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[-1] == pytest.approx(2e-3)
@@ -45,16 +53,52 @@ def test_cosine_climbs_then_falls_to_its_end():
     assert rates[(top + len(rates)) // 2] == pytest.approx(2 * 0.7071, rel=0.02)
 
 
-def test_plateau_is_lowered_by_reductions_alone():
-    options = TrainOptions(epochs=10, batch_size=10, lr=2.0, schedule="plateau", reduce_factor=0.1, ramp_epochs=0)
-    plan = Plan.of(options, 100)
-    assert plan.rate(options, 0) == plan.rate(options, 99) == 2.0
-    assert plan.rate(options, 50, reductions=2) == pytest.approx(0.02)
+def test_cosine_runs_to_its_end_whatever_the_errors():
+    schedule = scheduled(stop_patience=1)
+    for epoch in range(9):
+        schedule.observe(epoch, 1.0)
+    assert not schedule.is_over and schedule.state() == {}
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
-def test_rates_of_the_shortest_runs_are_finite_and_above_zero(schedule):
-    for epochs in (1, 2):
-        options = TrainOptions(epochs=epochs, schedule=schedule)
-        plan = Plan.of(options, 5)
-        assert all(plan.rate(options, step) > 0 for step in range(plan.total_steps))
+def test_plateau_is_lowered_after_epochs_without_gain_alone():
+    schedule = scheduled(schedule="plateau", reduce_factor=0.1, ramp_epochs=0, patience=2, stop_patience=7)
+    rates = []
+    for epoch, mse in enumerate([9.0, 8.0, *[7.9999] * 7]):  # gains below the threshold are none
+        assert not schedule.is_over
+        schedule.observe(epoch, mse)
+        assert schedule.rate(0) == schedule.rate(99)
+        rates.append(schedule.rate(99))
+    assert rates == pytest.approx([2.0] * 4 + [0.2] * 3 + [0.02] * 2)
+    assert schedule.is_over and (schedule.best_epoch, schedule.reference_mse) == (1, 8.0)
+
+
+def test_a_gain_begins_the_patience_anew():
+    schedule = scheduled(schedule="plateau", patience=1, stop_patience=3)
+    for epoch, mse in enumerate([9.0, 9.0, 8.0, 8.0, 7.0, 7.0, 7.0]):
+        schedule.observe(epoch, mse)
+    assert not schedule.is_over and schedule.best_epoch == 4 and schedule.reductions == 1
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_restored_schedule_goes_on(name):
+    errors = [9.0, 8.0, 8.0, 8.0, 7.0, 7.0, 7.0, 7.0]
+    whole = scheduled(schedule=name, patience=1, stop_patience=3)
+    for epoch, mse in enumerate(errors[:5]):
+        whole.observe(epoch, mse)
+    other = scheduled(schedule=name, patience=1, stop_patience=3)
+    other.restore(whole.state() | {"epoch": 4})
+    for epoch, mse in enumerate(errors[5:], 5):
+        for schedule in (whole, other):
+            schedule.observe(epoch, mse)
+        assert (whole.rate(70), whole.is_over, whole.state()) == (other.rate(70), other.is_over, other.state())
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_rates_of_the_shortest_runs_are_finite_and_above_zero(name, epochs):
+    schedule = scheduled(5, epochs=epochs, schedule=name, batch_size=None, lr=None)
+    assert all(schedule.rate(step) > 0 for step in range(schedule.plan.total_steps))
+
+
+def test_options_know_the_schedules():
+    assert set(training_options.SCHEDULES) == set(SCHEDULES)

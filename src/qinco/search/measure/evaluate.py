@@ -60,7 +60,7 @@ def evaluate(index: Index, vectors, num_queries: int | None = None) -> dict:
     nearest_Q = _nearest(queries_QD, x_ND, 1, metric, codec.device)[:, 0]
     decoded_ND = unseen.reconstruct(np.arange(len(x_ND)))
     base_ND = codec.coarse_centroids[codec.assign_lists(x_ND)] if codec.is_ivf else np.zeros_like(x_ND)
-    steps, size = codec.code_size, codec.config.codebook_size
+    steps, size = codec.num_codes, codec.config.codebook_size
     books_MKD = residual_kmeans(_alike(index, x_ND - decoded_ND), steps, size, threads=torch.get_num_threads())
     plain_ND = base_ND + quantize_residually(x_ND - base_ND, books_MKD, torch.get_num_threads())
     return {

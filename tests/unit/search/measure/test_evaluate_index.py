@@ -34,7 +34,7 @@ def test_figures_are_what_they_say(kind, metric):
     nearest_Q = nearest(queries_QD, x_ND, metric, 1)[:, 0]
     prepared_ND = index.tables.metric.prepare(x_ND)
     codes = codec.encode(prepared_ND)
-    decoded_ND = codec.decode(*(codes if kind == "ivf" else (codes,)))
+    decoded_ND = codec.decode(codes)
     assert found["mse"] == pytest.approx(np.square(decoded_ND - prepared_ND).sum(1).mean(), rel=1e-4)
     # Vectors of equal codes are equally near: which comes first decides a little.
     for name, expected_QR in (
@@ -42,9 +42,9 @@ def test_figures_are_what_they_say(kind, metric):
         ("recall", unseen(index, x_ND).search(queries_QD, 100)[1]),
     ):
         assert found[name] == pytest.approx(shares(expected_QR, nearest_Q), abs=0.02)
-    base_ND = codec.coarse_centroids[codes[1]] if kind == "ivf" else 0
+    base_ND = codec.coarse_centroids[codes.lists] if kind == "ivf" else 0
     # A residual quantizer of that size that was fitted to these very vectors is no worse, but not out of reach.
-    books_MKD = residual_kmeans(prepared_ND - base_ND, codec.code_size, codec.config.codebook_size)
+    books_MKD = residual_kmeans(prepared_ND - base_ND, codec.num_codes, codec.config.codebook_size)
     plain_ND = base_ND + quantize_residually(prepared_ND - base_ND, books_MKD)
     seen = np.square(plain_ND - prepared_ND).sum(1).mean()
     assert 0.99 * seen <= found["mse_rq"] < 1.5 * seen

@@ -1,0 +1,241 @@
+"""The `qinco` command. Neither help nor a mistake imports torch or anything else that is slow."""
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
+from importlib import import_module
+from textwrap import wrap
+
+from qinco.cli.completion import candidates
+from qinco.cli.console import Console, log_record, write_line
+from qinco.cli.defaults import resolve
+from qinco.cli.grammar import OPTIONS, find_task, parse_arguments, split_task, to_text
+from qinco.cli.keys import EVERYWHERE, Key, Settings, Task
+from qinco.cli.tasks import KEYS, TASKS
+from qinco.errors import ConfigError, QincoError, ResourceError
+from qinco.version import __version__
+
+_USAGE = """\
+qinco {version}: neural residual quantization (QINCo, QINCo2), vectors in a few bytes
+
+  qinco TASK key=value ...    (the same as: qinco task=TASK key=value ...)
+  qinco TASK --help           the keys of a task (the same as: qinco help TASK)
+  qinco TASK ... --cfg        the value of every key and its source; runs nothing
+  qinco TASK ... --json-logs  log lines, on standard error, as JSON objects
+  qinco --version
+"""
+_EXAMPLE = """\
+Example:
+  qinco train trainset=train.fvecs model_args=qinco2-S M=8 epochs=10 output=codec.safetensors
+  qinco encode model=codec.safetensors db=base.fvecs output=codes.npy
+  qinco decode model=codec.safetensors codes=codes.npy output=decoded.fvecs"""
+_EXIT_INTERRUPTED = 130
+_EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, what the shell reports for `qinco ... | head`
+_MAX_THREADS = 256
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    Args:
+        argv: The words after the program's name; those of this process if None.
+
+    Returns:
+        0: done, 1: our bug (with a traceback), 2: a wrong setting, 3: wrong data, 4: no memory or disk space, 130:
+        Ctrl-C, 141: nobody reads standard output any more.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:2] == ["completion", "words"]:  # asked by a shell while the user types: nothing is a mistake there
+        for candidate in candidates(arguments[2:]):
+            write_line(candidate, sys.stdout)
+        return 0
+    options, words = _split_options(arguments)
+    fail = partial(_fail, as_json="--json-logs" in options)
+    # If other Python code calls `main`, ending the process is not for us.
+    importing = _ending_at_once(fail) if argv is None else nullcontext()
+    try:
+        with _handling(_interrupt, signal.SIGTERM):
+            return _run(words, options, importing)
+    except QincoError as error:
+        return fail("error: ", str(error), error.exit_code)
+    except KeyboardInterrupt as interrupt:
+        return fail("", ": ".join(filter(None, ("interrupted", str(interrupt)))), _EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        _abandon_stdout()
+        return _EXIT_BROKEN_PIPE
+    except Exception as error:
+        shortage = _shortage(error)
+        if shortage is None and "--json-logs" in options:
+            from traceback import format_exc
+
+            return fail("", f"internal error: {error!r}", 1, traceback=format_exc())
+        if shortage is None:
+            raise
+        _abandon_stdout()
+        return fail("error: ", shortage, ResourceError.exit_code)
+
+
+def _split_options(arguments: list[str]) -> tuple[set[str], list[str]]:
+    """The options among `arguments`, wherever they stand, and the rest; Hydra's `--cfg job` is `--cfg`."""
+    options, words = set(), []
+    for word in arguments:
+        if word == "job" and words and words[-1] == "--cfg":
+            continue
+        words.append({"-h": "--help", "--cfg=job": "--cfg"}.get(word, word))
+    options.update(word for word in words if word in OPTIONS)
+    return options, [word for word in words if word not in OPTIONS]
+
+
+def _run(words: list[str], options: set[str], importing: AbstractContextManager) -> int:
+    """Do what the command line says; slow modules are imported within `importing`."""
+    if not words and not options & {"--help", "--version"}:
+        write_line(_overview(), sys.stdout)
+        return 2
+    if "--version" in options and "--help" not in options:
+        write_line(f"qinco {__version__}", sys.stdout)
+        return 0
+    task_name, rest = split_task(words)
+    if task_name == "help":
+        options, task_name = options | {"--help"}, split_task(rest)[0]
+    if "--help" in options:
+        write_line(_overview() if task_name is None else _task_help(find_task(task_name)), sys.stdout)
+        return 0
+    settings = parse_arguments(words, complete="--cfg" not in options)
+    task = TASKS[settings.task]
+    if "--cfg" in options:
+        _print_configuration(task, settings)
+        return 0
+    if not task.is_distributed and os.environ.get("RANK", "0") != "0":
+        return 0  # torchrun has started several processes for what one does
+    with importing:
+        _prepare(task, settings)
+    console = Console(verbose=settings["verbose"], json_logs="--json-logs" in options)
+    with console.logging():
+        task.run(settings, console)
+    return 0
+
+
+def _prepare(task: Task, settings: Settings) -> None:
+    """Import what is slow and set the number of threads."""
+    # OpenMP threads that spin while they wait take cores from other programs. Measured with two threads: beside a busy
+    # program a training step takes 314 us a vector with this and 473 without; on idle cores it costs 11 % of a training
+    # step and 21 % of wide encoding. torch reads it when it is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    threads = settings["threads"] if task.reads("threads") else None
+    most = max(_MAX_THREADS, 4 * (os.cpu_count() or 1))
+    if threads is not None and threads > most:
+        raise ConfigError(f"threads={threads} is more than can be started: give at most {most}")
+    for module in task.imports:
+        import_module(module)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _print_configuration(task: Task, settings: Settings) -> None:
+    """Print the value of every key that the task reads, and its source."""
+    resolved = resolve(task, settings.given_values)
+    if settings["json"]:
+        Console().print_result({name: vars(found) for name, found in resolved.items()}, json=True)
+        return
+    texts = {
+        name: f"{name}=" + ("" if found.source.startswith("missing") else to_text(KEYS[name], found.value))
+        for name, found in resolved.items()
+    }
+    width = max(map(len, texts.values()))
+    for name, text in texts.items():
+        write_line(f"{text:<{width}}  {resolved[name].source}", sys.stdout)
+
+
+def _overview() -> str:
+    width = max(map(len, TASKS))
+    lines = [_USAGE.format(version=__version__), "Tasks:"]
+    lines += [f"  {task.name:<{width}}  {task.help}" for task in TASKS.values()]
+    return "\n".join([*lines, "", _EXAMPLE])
+
+
+def _task_help(task: Task) -> str:
+    texts = [f"{key.name}={_default_text(key)}" for key in task.keys]
+    width = max(map(len, texts))
+    lines = [f"qinco {task.name}: {task.help}", ""]
+    if task.required:
+        lines += [f"Needs {', '.join(names.replace('|', '= or ') + '=' for names in task.required)}", ""]
+    lines += ["Keys and their defaults:"]
+    lines += [f"  {text:<{width}}  {key.help}" for text, key in zip(texts, task.keys, strict=True)]
+    idle = [name for name in EVERYWHERE if not task.reads(name)]
+    return "\n".join([*lines, "", *wrap(f"Accepted without effect: {', '.join(idle)}", 100)])
+
+
+def _default_text(key: Key) -> str:
+    if key.default is None:
+        return "null" if key.accepts_null and key.null_value is None else ""
+    return to_text(key, key.default)
+
+
+@contextmanager
+def _handling(handler: Callable, *signals: signal.Signals) -> Iterator[None]:
+    """Send signals to `handler` unless this process was started to ignore them; only the main thread can do that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heeded = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handler) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, earlier in previous.items():
+            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
+
+
+def _interrupt(signal_number, frame):
+    """SIGTERM ends a run as Ctrl-C does, so that a training is saved."""
+    raise KeyboardInterrupt
+
+
+def _ending_at_once(fail: Callable) -> AbstractContextManager:
+    """Exit immediately on Ctrl-C or SIGTERM while modules are still being imported.
+
+    An exception inside an import may be swallowed there, or come out as another one that looks like a bug.
+    """
+
+    def end(signal_number, frame):
+        os._exit(fail("", "interrupted", _EXIT_INTERRUPTED))
+
+    return _handling(end, signal.SIGINT, signal.SIGTERM)
+
+
+def _fail(kind: str, message: str, exit_code: int, as_json: bool, **fields) -> int:
+    """Write the last line of standard error, with `fields` if it is JSON, and return the exit code."""
+    line = log_record("error", message, exit_code=exit_code, **fields) if as_json else f"qinco: {kind}{message}"
+    with suppress(OSError):  # nobody reads standard error any more; the exit code still says it
+        write_line(line, sys.stderr)
+    return exit_code
+
+
+def _shortage(error: Exception) -> str | None:
+    """What ran out, in one sentence, if `error` is a shortage of memory or disk space."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" for {error.filename}" if error.filename else ""
+        return f"no space left on the disk{where}: free some, or write elsewhere"
+    # torch's own errors, which cannot be imported here: on a GPU by their name, on the CPU by their text
+    ran_out = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and ran_out):
+        return "out of memory: use smaller blocks (batch=, enc_max_bs=) or fewer vectors (ds.trainset=, ds.db=)"
+    return None
+
+
+def _abandon_stdout() -> None:
+    """Discard what standard output still holds if it cannot be written, or Python complains about it at exit."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)

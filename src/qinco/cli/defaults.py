@@ -1,0 +1,180 @@
+"""The value of every key of a command line and where it comes from: for `--cfg`, and for interpolation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qinco.cli.keys import Task
+from qinco.cli.tasks import KEYS
+from qinco.config import (
+    DEFAULT_SEARCH,
+    PAPER_SEARCH,
+    PRESETS,
+    EncodeOptions,
+    ModelConfig,
+    checkpoint_search,
+    field_keys,
+)  # fmt: skip
+from qinco.datasets.catalogue import find_dataset
+from qinco.training.options import TrainOptions
+
+_SIZES = {key: field for field, key in field_keys(ModelConfig).items()}
+_ENCODING = {key: field for field, key in field_keys(EncodeOptions).items() if key in ("A", "C", "B")}
+_TRAINING = {key: field for field, key in field_keys(TrainOptions).items()}
+_MODEL = "the model's"
+_READ_DATABASE = ("eval", "eval_time", "search", "encode")
+_NOTES = {
+    "lr": ", fitted to the run",
+    "batch": ", fitted to the run",
+    "ds.valset": ", at most a tenth of the training vectors",
+    "de": ", the dimension of the vectors",
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The value of a key and its source, which begins with "missing" if the user must give it."""
+
+    value: object
+    source: str
+
+
+def resolve(task: Task, given: Mapping[str, object]) -> dict[str, Resolved]:
+    """The values of all keys that a task reads, in the order of its help.
+
+    Args:
+        task: The task.
+        given: The values of the command line.
+    """
+    values = {key.name: _resolve(key.name, task, given) for key in task.keys}
+    for names in task.required_by(given):
+        first, *others = names.split("|")
+        # db has been looked up already if it names a data set; as a path it replaces nothing.
+        if values[first].value is None and not any(given.get(name) is not None for name in others if name != "db"):
+            values[first] = Resolved(
+                None, "missing, unless db names a data set" if names.endswith("|db") else "missing"
+            )
+    return values
+
+
+def effective(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
+    """The value of a key that is not given; only the keys that it depends on are looked up in `given`."""
+    if name in ("trainset", "queries", "queries_gt", "mse_scale", "ds.db"):
+        return _of_dataset(name, task, given) or Resolved(KEYS[name].default, "default")
+    if name == "model_args" and task.reads("L") and "model" not in given:
+        return Resolved(chosen_preset(task, given), "default")
+    if name in _SIZES:
+        return _size(name, task, given)
+    if name in _ENCODING and task.reads(name):
+        return _encoding(name, task, given)
+    if name in _TRAINING and task.name == "train":
+        return _training(name, task, given)
+    if name == "device" and given.get("cpu"):
+        return Resolved("cpu", "cpu=true")
+    return Resolved(KEYS[name].default, "default" + (_NOTES[name] if name == "ds.valset" else ""))
+
+
+def chosen_preset(task: Task, given: Mapping[str, object]) -> str | None:
+    """The preset of `model_args`; qinco2-S if a model is made and nothing is said about its size."""
+    named = given.get("model_args")
+    if named is not None or not task.reads("L") or "model" in given or given.get("qinco1_mode"):
+        return named
+    return None if any(name in given for name in ("L", "de", "dh")) else "qinco2-S"
+
+
+def _resolve(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
+    """The given value, unless a data set or another key overrides it."""
+    if name in ("db", "ds.db") and (found := _of_dataset(name, task, given)):
+        return found
+    if name == "de" and given.get("qinco1_mode"):
+        return _size(name, task, given)
+    if name in given and not (name == "model_args" and given[name] is None):
+        return Resolved(given[name], "command line")
+    return effective(name, task, given)
+
+
+def _of_dataset(name: str, task: Task, given: Mapping[str, object]) -> Resolved | None:
+    """What the data set that `db` names says of a key; None if it says nothing."""
+    dataset = find_dataset(given.get("db") or "")
+    if dataset is None:
+        return None
+    values = {"mse_scale": dataset.mse_scale}
+    if task.reads("ds.trainset") and (task.name != "encode" or given.get("encode_trainset")):
+        values["trainset"] = dataset.trainset
+    if task.reads("queries"):
+        values |= {"queries": dataset.queries, "queries_gt": dataset.ground_truth}
+    if task.name in _READ_DATABASE and not given.get("encode_trainset"):
+        values["db"] = dataset.database
+        limit = dataset.database_limit
+        if limit is not None and (given.get("ds.db") is None or given["ds.db"] > limit):
+            values["ds.db"] = limit
+    return Resolved(values[name], f"data set {dataset.name}") if name in values else None
+
+
+def _size(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
+    makes_model, preset = task.reads("L"), chosen_preset(task, given)
+    if makes_model and "model" in given:
+        return Resolved(None, _MODEL)
+    if name == "de" and given.get("qinco1_mode"):
+        return Resolved(None, "qinco1_mode" + _NOTES["de"])
+    field, sizes = _SIZES[name], PRESETS.get(preset, {})
+    if field in sizes:
+        return Resolved(sizes[field], f"preset {preset}")
+    if preset is None and not makes_model:
+        return Resolved(None, "default")
+    return Resolved(getattr(ModelConfig, field), "default" + _NOTES.get(name, ""))
+
+
+def _encoding(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
+    """A, B or C; of A and C only one has a value."""
+    other = {"A": "C", "C": "A"}.get(name)
+    if not task.reads("L") or "model" in given:
+        if other is not None and given.get(other) is not None:
+            return Resolved(None, f"{other} is used instead")
+        return Resolved(None, _MODEL + (", or A=16 B=32 if that has C" if _is_checkpoint(given) else ""))
+    if task.name == "bench" and all(given.get(key) is None for key in _ENCODING):
+        return Resolved(None, "default, the usual options in turn")
+    options, source = _default_encoding(task, given)
+    if name == "B":
+        return Resolved(options.beam_width, source)
+    options = options.override(**{field: given.get(key) for key, field in _ENCODING.items()})
+    value = getattr(options, _ENCODING[name])
+    if value is None and options.preselects:
+        return Resolved(None, f"{other} is used instead")
+    return Resolved(0 if value is None and name == "A" else value, source)
+
+
+def _default_encoding(task: Task, given: Mapping[str, object]) -> tuple[EncodeOptions, str]:
+    """The options of a new model before A, C and B of the command line replace them, and their source."""
+    preset = chosen_preset(task, given)
+    if given.get("A") == 0:
+        return EncodeOptions(), "A=0"
+    if given.get("qinco1_mode") and given.get("A") is None and given.get("C") is None:
+        return EncodeOptions(), "qinco1_mode"
+    if not PRESETS.get(preset, {}).get("has_preselector", True):
+        return EncodeOptions(), f"preset {preset}"
+    if _is_checkpoint(given):
+        size = given.get("K") or ModelConfig.codebook_size
+        return checkpoint_search(size, starts_from_coarse="ivf_centroids" in given), "default of .pt files"
+    if given.get("recipe") == "paper":
+        return PAPER_SEARCH, "recipe paper"
+    return DEFAULT_SEARCH, "default"
+
+
+def _is_checkpoint(given: Mapping[str, object]) -> bool:
+    """Whether the output is a checkpoint of the authors' code, which has no place for C."""
+    return str(given.get("output", "")).lower().endswith(".pt")
+
+
+def _training(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
+    def value_of(recipe: str, codeword_skip: bool):
+        # A recipe depends on the model's codeword skip only; the dimension does not matter.
+        return getattr(TrainOptions.from_recipe(recipe, ModelConfig(1, codeword_skip=codeword_skip)), _TRAINING[name])
+
+    recipe = given.get("recipe", "default")
+    preset = PRESETS.get(chosen_preset(task, given), {})
+    if "model" in given and value_of(recipe, True) != value_of(recipe, False):
+        return Resolved(None, f"recipe {recipe} of this kind of model")
+    value = value_of(recipe, preset.get("codeword_skip", True) and not given.get("qinco1_mode"))
+    if value != value_of("default", True):
+        return Resolved(value, f"recipe {recipe}")
+    return Resolved(KEYS[name].default if name == "ds.valset" else value, "default" + _NOTES.get(name, ""))

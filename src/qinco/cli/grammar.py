@@ -1,0 +1,378 @@
+"""The grammar of the command line: `qinco TASK key=value ...`, the same as `qinco task=TASK key=value ...`.
+
+An argument is cut at its first `=`. Paths and texts are taken verbatim, except for `${...}` and the leading `~/` of a
+path; everything else is parsed and checked, so that mistakes are reported before any work.
+
+As in Hydra, `${key}` stands for the value of a key, `${oc.env:NAME}` and `${oc.env:NAME,default}` for a variable of the
+environment; a plain `${` is written `\\${`.
+"""
+
+import math
+import os
+import re
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from qinco.cli.defaults import effective
+from qinco.cli.keys import Key, Settings, Task
+from qinco.cli.tasks import KEYS, SPELLINGS, TASKS, find_key
+from qinco.config import find_preset, suggest
+from qinco.errors import ConfigError
+
+OPTIONS = ("--help", "--version", "--cfg", "--json-logs")
+MAX_INTEGER = 2**63 - 1
+_ASSIGNMENT = re.compile(r"([^\W\d][\w.-]*)=(.*)", re.DOTALL)
+# Keys of the authors' command lines that have no meaning here, by the first part of their names.
+_FOREIGN = {
+    "hydra": "Hydra is not used here, so there is no run folder and no logging of its own",
+    "env": "set environment variables outside, as in NAME=value qinco ...",
+    "inference": "models that are not trained always run in their fast form",
+    "ivf_in_use": "it is known from the model; ivf_centroids= trains an IVF codec",
+}
+
+
+def parse_arguments(arguments: Sequence[str], complete: bool = True) -> Settings:
+    """Parse a command line without its program name and options.
+
+    Args:
+        arguments: The words.
+        complete: Whether a missing required key is an error.
+
+    Raises:
+        ConfigError: At the first mistake.
+    """
+    task_name, words = split_task(arguments)
+    if task_name is None:
+        raise ConfigError(f"no task given: use qinco TASK key=value ..., with one of {', '.join(TASKS)}")
+    task = find_task(task_name)
+    given = _GivenValues(task, _sort_words(task, words))
+    values = {name: key.default for name, key in KEYS.items()} | dict(given)
+    if values["A"] is not None and values["C"] is not None:
+        raise ConfigError(f"A={values['A']} and C={values['C']} exclude each other: give one of them")
+    if complete:
+        _require_keys(task, values)
+    return Settings(task.name, values, frozenset(given))
+
+
+def split_task(arguments: Iterable[str]) -> tuple[str | None, list[str]]:
+    """The name of the task, unchecked, and the other arguments; the task is `task=NAME` or the first bare word."""
+    arguments = list(arguments)
+    named = [argument for argument in arguments if argument.startswith("task=")]
+    bare = [word for word in arguments if not _ASSIGNMENT.fullmatch(word) and not word.startswith(("-", "+"))]
+    if len(named) > 1 or (named and bare and bare[0] in TASKS):
+        other = named[1] if len(named) > 1 else bare[0]
+        raise ConfigError(f"the task is given twice, {named[0]!r} and {other!r}: keep one of them")
+    if not named and not bare:
+        return None, arguments
+    chosen = (named or bare)[0]
+    arguments.remove(chosen)
+    return chosen.removeprefix("task="), arguments
+
+
+def find_task(name: str) -> Task:
+    """The task called `name`; raises ConfigError with the nearest name."""
+    if name in TASKS:
+        return TASKS[name]
+    raise ConfigError(f"unknown task {name!r}. {suggest(name, list(TASKS))}There are {', '.join(TASKS)}")
+
+
+# Words
+
+
+def _sort_words(task: Task, words: Iterable[str]) -> dict[str, list[str]]:
+    """The texts given to each key: several if words without a key are its values."""
+    texts: dict[str, list[str]] = {}
+    bare = []
+    for word in words:
+        assignment = _ASSIGNMENT.fullmatch(word)
+        if assignment is None:
+            bare.append(_bare_word(word, task))
+            continue
+        key = _accepted_key(assignment[1], task)
+        if key.name in texts:
+            raise ConfigError(f"{key.name} is given twice: keep one of them")
+        texts[key.name] = [assignment[2]]
+    if not bare:
+        return texts
+    if task.positional in texts:
+        raise ConfigError(f"{f'{task.positional}={texts[task.positional][0]}'!r} and {bare[0]!r} are both given: "
+                          "keep one of them")  # fmt: skip
+    if len(bare) > 1 and not KEYS[task.positional].is_plural:
+        raise ConfigError(f"unexpected argument {bare[1]!r}: {task.positional} is already {bare[0]!r}")
+    return texts | {task.positional: bare}
+
+
+def _accepted_key(name: str, task: Task) -> Key:
+    """The key called `name`; raises ConfigError unless the task accepts it."""
+    key = find_key(name)
+    if key is None and (reason := _FOREIGN.get(name.partition(".")[0])):
+        raise ConfigError(f"{name} cannot be set ({reason}): leave it out")
+    if key is None:
+        raise ConfigError(f"unknown key {name!r}. {suggest(name, SPELLINGS)}See qinco {task.name} --help")
+    if not task.accepts(key.name):
+        readers = [other.name for other in TASKS.values() if other.reads(key.name)]
+        raise ConfigError(f"task {task.name} has no key {name}; {_join(readers)} {'have' if readers[1:] else 'has'}")
+    return key
+
+
+def _bare_word(word: str, task: Task) -> str:
+    """A word without a key, if the task takes such."""
+    bare = word.lstrip("-+")
+    if word.startswith(("-", "+")) and _ASSIGNMENT.fullmatch(bare):
+        raise ConfigError(f"write {bare!r}, not {word!r}: settings are written key=value")
+    if word.startswith("-"):
+        raise ConfigError(f"unknown option {word!r}: there are {', '.join(OPTIONS)}; settings are written key=value")
+    if word.startswith("hydra/"):
+        raise ConfigError(f"{word.partition('=')[0]} cannot be set ({_FOREIGN['hydra']}): leave it out")
+    if task.positional is None or not word:
+        raise ConfigError(f"unexpected argument {word!r}: settings are written key=value")
+    return word
+
+
+def _require_keys(task: Task, values: Mapping[str, object]) -> None:
+    required = task.required_by(values)
+    missing = [names for names in required if all(values[name] is None for name in names.split("|"))]
+    if missing:
+        wishes = [" or ".join(f"{name}= ({KEYS[name].help})" for name in names.split("|")) for names in missing]
+        raise ConfigError(f"task {task.name} needs {_join(wishes)}")
+
+
+def _join(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+# Values
+
+
+class _GivenValues(Mapping):
+    """The values of the given keys. Each is interpolated and parsed when it is first asked for, by another perhaps."""
+
+    def __init__(self, task: Task, texts: Mapping[str, Sequence[str]]):
+        self._task, self._texts = task, texts
+        self._values: dict[str, object] = {}
+        self._pending: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __contains__(self, name) -> bool:
+        return name in self._texts
+
+    def __getitem__(self, name: str):
+        texts, key = self._texts[name], KEYS[name]
+        if name not in self._values:
+            if name in self._pending:
+                circle = [*self._pending[self._pending.index(name) :], name]
+                raise ConfigError(f"{name} refers to itself: {' -> '.join(circle)}")
+            self._pending.append(name)
+            parsed = [parse_value(key, self._interpolated(name, text)) for text in texts]
+            self._values[name] = tuple(parsed) if key.is_plural else parsed[0]
+            self._pending.pop()
+        return self._values[name]
+
+    def _interpolated(self, name: str, text: str) -> str:
+        return interpolate(text, self._look_up, name, null=None if KEYS[name].is_verbatim else "null")
+
+    def _look_up(self, name: str) -> str | None:
+        """The text that `${name}` stands for."""
+        if name == "task":
+            return self._task.name
+        key, referrer = find_key(name), self._pending[-1]
+        if key is None:
+            raise ConfigError(f"{referrer}: ${{{name}}} is no key. {suggest(name, SPELLINGS)}A plain ${{ is \\${{")
+        if key.name in self:
+            value = self[key.name]
+        elif key.name in KEYS[referrer].open_references:
+            return f"${{{name}}}"
+        else:
+            # Defaults depend on the suffix of output, which may itself be named after them.
+            known = ChainMap({"output": self._texts["output"][0]} if "output" in self else {}, self)
+            value = effective(key.name, self._task, known).value
+            value = self._interpolated(key.name, value) if isinstance(value, str) else value
+        return None if value is None else to_text(key, value)
+
+
+def interpolate(text: str, look_up: Callable[[str], str | None], where: str, null: str | None = "null") -> str:
+    """Replace every `${...}` in a text.
+
+    Args:
+        text: The value of a key as it was typed.
+        look_up: Gives the text that the name of a key stands for, None for null.
+        where: The name of the key, for error messages.
+        null: What null becomes; None if it is an error, as in a path.
+
+    Raises:
+        ConfigError: For null where it is an error, a missing variable of the environment, an unknown resolver, or a
+            missing `}`.
+    """
+
+    def expand(text: str, level: int) -> str:
+        if level > 20:
+            raise ConfigError(f"{where}: more than 20 levels of ${{ }} within each other")
+        pieces, position = [], 0
+        while mark := _MARKS.search(text, position):
+            pieces.append(text[position : mark.start()])
+            position = mark.end()
+            if mark[0] == "${":
+                inside = text[position : _closing(text, position, where)]
+                position += len(inside) + 1
+                value = value_of(inside, level)
+                if value is None:
+                    raise ConfigError(f"{where}: {inside.strip()} has no value for ${{{inside}}}: give it one")
+                pieces.append(value)
+            else:
+                pieces.append("${" if mark[0].startswith("\\") else "}")
+        return "".join(pieces) + text[position:]
+
+    def value_of(inside: str, level: int) -> str | None:
+        resolver, colon, argument = inside.partition(":")
+        if not colon:
+            value = look_up(inside.strip())
+            return null if value is None else value
+        if resolver.strip() != "oc.env":
+            raise ConfigError(f"{where}: unknown ${{{inside}}}: there are ${{key}} and ${{oc.env:NAME,default}}")
+        name, comma, default = (part.strip() for part in argument.partition(","))
+        if name in os.environ:
+            return os.environ[name]
+        if not comma:
+            raise ConfigError(f"{where}: environment variable {name!r} is not set: set it, or give a default, "
+                              f"${{oc.env:{name},default}}")  # fmt: skip
+        return null if default in ("null", "None") else expand(_unquoted(default), level + 1)
+
+    return expand(text, 0)
+
+
+_MARKS = re.compile(r"\\\$\{|\$\{|\}")
+
+
+def _closing(text: str, start: int, where: str) -> int:
+    """Position of the `}` that belongs to the `${` before `start`."""
+    depth = 1
+    for mark in _MARKS.finditer(text, start):
+        depth += {"${": 1, "}": -1}.get(mark[0], 0)
+        if depth == 0:
+            return mark.start()
+    raise ConfigError(f"{where}: a ${{ is not closed by a }}; a plain one is written \\${{")
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def parse_value(key: Key, text: str):
+    """The value that a text means for a key, or one of the values if it is plural.
+
+    Raises:
+        ConfigError: Names the key, the text and what is expected.
+    """
+    if text and not key.is_verbatim:
+        text = _unquoted(text)
+    if not text:
+        raise ConfigError(f"{key.name}= has no value: it must be {_expectation(key)}")
+    if key.is_verbatim:
+        # Shells expand a ~ at the start of a word, but not after the `=` of key=~/x.
+        is_home = key.kind in ("path", "paths") and text.startswith("~/")
+        return os.path.expanduser(text) if is_home else text  # noqa: PTH111 (a Path drops a trailing slash)
+    if key.accepts_null and (text in ("null", "None") or (text == "0" and key.zero_is_null)):
+        return key.null_value
+    if key.kind == "preset":
+        find_preset(text)
+        return text
+    try:
+        return _PARSERS[key.kind](key, text)
+    except ValueError:
+        raise ConfigError(f"{key.name} must be {_expectation(key)}, not {text!r}") from None
+    except OverflowError:
+        raise ConfigError(f"{key.name} must be at most {MAX_INTEGER}, not {text!r}") from None
+
+
+def to_text(key: Key, value) -> str:
+    """A value as it is written on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and value < 1e15 else repr(value)
+    if isinstance(value, tuple):
+        start, between, end = {"share": ("", "/", ""), "integers": ("[", ",", "]")}.get(key.kind, ("", " ", ""))
+        return f"{start}{between.join(map(str, value))}{end}"
+    return next((text for text, meaning in key.spellings.items() if meaning == value), str(value))
+
+
+_INTEGER = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")
+_NUMBER = re.compile(r"[+-]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(e[+-]?[0-9]+)?", re.IGNORECASE)
+_DEVICE = re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,4}")
+_SHARE = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
+
+
+def _integer(key: Key, text: str) -> int:
+    if _INTEGER.fullmatch(text):
+        value = int(text)
+    else:  # 1e6 is an integer too
+        number = _number(key, text)
+        value = int(number)
+        if value != number:
+            raise ValueError
+    if value < key.minimum:
+        raise ValueError
+    if value > MAX_INTEGER:
+        raise OverflowError
+    return value
+
+
+def _integers(key: Key, text: str) -> tuple[int, ...]:
+    inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if inside is text and "," in text:
+        raise ValueError
+    return tuple(_integer(key, element.strip()) for element in inside.split(","))
+
+
+def _number(key: Key, text: str) -> float:
+    value = float(text) if _NUMBER.fullmatch(text) else math.nan
+    if not 0 <= value < math.inf or (key.kind == "positive" and value == 0):
+        raise ValueError
+    return value
+
+
+def _switch(key: Key, text: str) -> bool:
+    return {"true": True, "false": False}[_one_of(("true", "false"), text.lower())]
+
+
+def _one_of(choices: Sequence[str], text: str) -> str:
+    if text not in choices:
+        raise ValueError
+    return text
+
+
+def _device(key: Key, text: str) -> str:
+    if not _DEVICE.fullmatch(text):
+        raise ValueError
+    return text
+
+
+def _share(key: Key, text: str) -> tuple[int, int]:
+    match = _SHARE.fullmatch(text)
+    if match is None or not 1 <= int(match[2]) >= int(match[1]):
+        raise ValueError
+    return int(match[1]), int(match[2])
+
+
+_PARSERS: dict[str, Callable[[Key, str], object]] = {
+    "integer": _integer, "integers": _integers, "number": _number, "positive": _number, "switch": _switch,
+    "choice": lambda key, text: key.spellings.get(text) or _one_of((*key.choices, *key.spellings.values()), text),
+    "device": _device, "share": _share,
+}  # fmt: skip
+
+
+def _expectation(key: Key) -> str:
+    phrase = {
+        "path": "a path", "paths": "a path", "text": "a text", "texts": "a text",
+        "integer": f"an integer of at least {key.minimum}",
+        "integers": f"a list, such as [4,10], of integers of at least {key.minimum}",
+        "number": "a number of at least 0", "positive": "a number above 0", "switch": "true or false",
+        "choice": f"one of {', '.join(key.choices)}", "preset": f"one of {', '.join(key.choices)}",
+        "device": "auto, cpu, cuda or cuda:N", "share": "a share i/n of n, such as 1/4",
+    }[key.kind]  # fmt: skip
+    return f"{phrase}, or null" if key.accepts_null else phrase

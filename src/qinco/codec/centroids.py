@@ -1,0 +1,104 @@
+"""Coarse centroids for IVF codecs and indexes, from training vectors of any size.
+
+Shape suffixes: N vectors, D dimension, V centroids.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qinco.atomic import check_output
+from qinco.codec.plan import check_values
+from qinco.config import require_int
+from qinco.errors import ConfigError, DataError
+from qinco.machine import free_memory
+from qinco.maths.clustering import COARSE_ITERATIONS, coarse_kmeans
+from qinco.maths.devices import choose_device
+from qinco.progress import ProgressOption, reporting
+from qinco.training.codebooks import SAMPLE_RUN_ROWS, sample
+from qinco.vectors.formats import write_vectors
+from qinco.vectors.rows import VectorSource, as_source
+
+_LOG = logging.getLogger(__name__)
+MAX_POINTS_PER_CENTROID, _MIN_POINTS_PER_CENTROID = 256, 39  # as in faiss, which warns below the second
+
+
+def kmeans(
+    x,
+    num_centroids: int,
+    *,
+    num_iterations: int = COARSE_ITERATIONS,
+    max_points_per_centroid: int = MAX_POINTS_PER_CENTROID,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    progress: ProgressOption = None,
+) -> np.ndarray:
+    """Fit coarse centroids to vectors by k-means.
+
+    A source that is larger is sampled: `max_points_per_centroid` vectors for each centroid, and no more than half of
+    the free memory holds. Logs a warning where memory limits the sample, and for fewer than 39 vectors a centroid.
+
+    Args:
+        x: (N, D) vectors: array, memory map, torch tensor, path or VectorSource of any integer or float type.
+        num_centroids: V, at most N.
+        num_iterations: of Lloyd's algorithm.
+        max_points_per_centroid: size of the sample, in vectors for each centroid.
+        seed: of the sample and of the first centroids.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        output: .npy file to write; None writes nothing.
+        overwrite: replace `output`.
+        progress: see `qinco.progress`; counts iterations and shows the mean squared distance.
+
+    Returns:
+        float32 (V, D), in the space of the vectors.
+
+    Raises:
+        ConfigError: for wrong settings, and an `output` that exists or cannot be written.
+        DataError: for vectors that are not finite, or fewer than centroids.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).standard_normal((1000, 8))
+        >>> kmeans(x, 10).shape
+        (10, 8)
+    """
+    source = as_source(x, "training vectors")
+    require_int("num_centroids (ivf_K)", num_centroids)
+    require_int("num_iterations", num_iterations)
+    require_int("max_points_per_centroid", max_points_per_centroid)
+    target = choose_device(device)
+    if output is not None:
+        if Path(output).suffix.lower() != ".npy":
+            raise ConfigError(f"output={output}: centroids are written to a .npy file")
+        check_output(output, overwrite=overwrite)
+    if len(source) < num_centroids:
+        raise DataError(f"{source.name} has {len(source)} vectors, fewer than {num_centroids} centroids (ivf_K)")
+    with reporting(progress) as report:
+        check_values(source, report)
+        enough = _MIN_POINTS_PER_CENTROID * num_centroids
+        if len(source) < enough:
+            _LOG.warning(
+                f"{len(source):,} vectors for {num_centroids:,} centroids: {enough:,} or more give better ones"
+            )
+        x_ND = sample(source, _sample_rows(source, num_centroids, max_points_per_centroid), seed)
+        _LOG.info(f"k-means on {len(x_ND):,} of {len(source):,} vectors")
+        centroids_VD = coarse_kmeans(
+            x_ND, num_centroids, iterations=num_iterations, seed=seed, device=target, progress=report
+        )
+    if output is not None:
+        write_vectors(output, centroids_VD)
+    return centroids_VD
+
+
+def _sample_rows(source: VectorSource, num_centroids: int, max_points: int) -> int:
+    """Vectors for k-means: enough for each centroid, and no more than half of the free memory holds."""
+    wanted = min(len(source), max(max_points * num_centroids, num_centroids + SAMPLE_RUN_ROWS))
+    # A sample of whole runs may be short by a part of one, and k-means needs a vector for each centroid.
+    held = max(num_centroids + SAMPLE_RUN_ROWS, free_memory() // 2 // (4 * source.dim))
+    if wanted > held:
+        _LOG.warning(f"k-means takes {held:,} of {wanted:,} vectors: more do not fit into half of the free memory")
+    return min(wanted, held)

@@ -1,0 +1,100 @@
+"""Error and speed of a codec: what is measured, never how long anything takes."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from small_models import ARCHITECTURES, random_model, random_vectors
+
+from qinco.codec import Codec
+from qinco.codec import evaluate as module
+from qinco.codec.evaluate import benchmark, evaluate, growing_median_us, measure_time
+from qinco.config import EncodeOptions
+from qinco.errors import DataError
+
+OWN = EncodeOptions(num_pairs=6, beam_width=3)
+quick = partial(benchmark, pass_us=1, max_vectors=64)
+
+
+def make_codec(name: str, device: str | torch.device = "cpu") -> Codec:
+    options = OWN.override(precision="float32")
+    if name == "product":
+        return Codec([random_model(ARCHITECTURES["projected"], seed).to(device) for seed in (0, 1)], options)
+    model = random_model(ARCHITECTURES[name]).to(device)
+    return Codec(model, options if model.config.has_preselector else EncodeOptions())
+
+
+@pytest.mark.parametrize("name", ["projected", "coarse", "product"])
+def test_the_error_is_that_of_every_prefix(name, device):
+    codec = make_codec(name, device)
+    x, heard = random_vectors(200, codec.dim), []
+    codec.block_rows = 64
+    codes = codec.encode(x)
+    decoded = [codec.decode(codec.prefix(codes, steps)) for steps in (1, 2, 3)]
+    errors = [np.square(x_ND - x, dtype=np.float64).sum(1).mean() for x_ND in decoded]
+    found = evaluate(codec, x, progress=lambda *report: heard.append(report))
+    assert found.mse_per_step == pytest.approx(errors, rel=1e-4) and found.num_vectors == 200
+    assert found.mse == found.mse_per_step[-1]
+    assert [done for _, done, total in heard if total == 200] == [64, 128, 192, 200]
+    assert len(evaluate(codec, x, num_steps=2).mse_per_step) == 2
+    assert min(measure_time(codec, x)) > 0
+
+
+def test_no_vectors_are_refused():
+    for call in (evaluate, measure_time):
+        with pytest.raises(DataError, match="no vectors"):
+            call(make_codec("projected"), random_vectors(0, 3))
+
+
+@pytest.mark.parametrize("name", ["projected", "coarse", "product"])
+def test_every_combination_is_measured(name, monkeypatch):
+    monkeypatch.setattr(module, "candidate_dtype", lambda *given: torch.bfloat16)
+    threads_before, heard = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(2)
+        rows = quick(make_codec(name), progress=lambda *report: heard.append(report))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads_before)
+    found = [(row.threads, row.precision, row.options.num_pairs, row.options.num_candidates) for row in rows]
+    options = [(None, 16), (64, None), (16, None), (6, None)]
+    assert found == [(t, p, *own) for t in (1, 2) for p in ("float32", "auto") for own in options]
+    assert all(row.encode_us > 0 and row.decode_us > 0 for row in rows)
+    assert [report[1:] for report in heard] == [(i, len(rows), "measurement") for i in range(1, len(rows) + 1)]
+
+
+def test_only_what_is_asked_for_is_measured():
+    (row,) = quick(make_codec("projected"), threads=[1], precisions=["bf16"], options=[OWN], engine="torch")
+    assert (row.threads, row.precision, row.options) == (1, "bf16", OWN)
+    rows = quick(make_codec("qinco1"), threads=[1], precisions=["float32"])
+    assert [row.options for row in rows] == [EncodeOptions()]
+
+
+def test_threads_come_back_after_an_interrupt():
+    def interrupt(*report):
+        assert torch.get_num_threads() == 1
+        raise KeyboardInterrupt
+
+    threads_before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(KeyboardInterrupt):
+            quick(make_codec("projected"), progress=interrupt)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+@pytest.mark.parametrize(("us_per_vector", "last"), [(1, 1000), (1000, 200), (1e6, 1)])
+def test_passes_grow_until_they_take_a_while(monkeypatch, us_per_vector, last):
+    counts = []
+
+    def median_us(work, count):
+        work()
+        assert counts[-1] == count
+        return us_per_vector
+
+    monkeypatch.setattr(module, "median_us", median_us)
+    assert growing_median_us(counts.append, 1000, 200_000) == us_per_vector
+    assert counts[0] == 1 and counts[-1] == last and len(counts) <= 3

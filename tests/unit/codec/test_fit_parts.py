@@ -1,0 +1,85 @@
+"""Training codecs of several parts (PQ-QINCo)."""
+
+import numpy as np
+import pytest
+from small_models import random_vectors
+
+from qinco.codec.fit import FittedModels, fit
+from qinco.errors import ConfigError, DataError
+from qinco.store.codec import load_models
+
+SMALL = {
+    "num_steps": 2, "codebook_size": 8, "num_blocks": 1, "embed_dim": 4, "hidden_dim": 6, "num_pairs": 8,
+    "beam_width": 2, "epochs": 2, "batch_size": 64, "precision": "float32", "device": "cpu", "num_parts": 2,
+}  # fmt: skip
+
+
+def error(fitted: FittedModels, x_ND: np.ndarray) -> float:
+    """Mean squared error of the validation vectors, all parts together."""
+    return fitted.provenance["valid_mse"] / x_ND.var(0).sum()
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_every_part_has_a_model(tmp_path, rotate):
+    x_ND = random_vectors(400, 6)
+    fitted = fit(x_ND, output=tmp_path / "x", **SMALL | {"num_parts": 3, "rotate": rotate})
+    assert [model.config.dim for model in fitted.models] == [2, 2, 2]
+    assert error(fitted, x_ND) < 0.3
+    assert (fitted.rotation_DD is not None) == rotate
+    models, rotation, options, provenance = load_models(tmp_path / "x")
+    assert len(models) == 3 and (options, provenance) == (fitted.encode_options, fitted.provenance)
+    assert not rotate or np.array_equal(rotation.numpy(), fitted.rotation_DD)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_rotation_helps_where_the_parts_depend_on_each_other():
+    """All variance lies in the first part: rotated, both parts share it."""
+    x_ND = random_vectors(400, 6) * np.array([9, 9, 9, 0.01, 0.01, 0.01], np.float32)
+    assert error(fit(x_ND, rotate=True, **SMALL), x_ND) < error(fit(x_ND, **SMALL), x_ND)
+
+
+def test_a_finished_codec_is_not_trained_again_by_resume(tmp_path):
+    x_ND, reports = random_vectors(200, 6), []
+    fitted = fit(x_ND, output=tmp_path / "x", **SMALL)
+    before = (tmp_path / "x").read_bytes()
+    resumed = fit(x_ND, output=tmp_path / "x", resume=True, on_report=reports.append, **SMALL)
+    assert reports == [] and resumed.provenance == fitted.provenance and len(resumed.models) == 2
+    assert (tmp_path / "x").read_bytes() == before
+    with pytest.raises(ConfigError, match="3"):
+        fit(x_ND, output=tmp_path / "x", resume=True, **SMALL | {"num_parts": 3})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_parts": 4}, "dimension 6, not 4"),
+        ({"num_parts": 0}, "num_parts"),
+        ({"num_parts": 2.0}, r"num_parts.* not 2\.0"),
+        ({"num_parts": 1}, "rotate"),
+        ({"recipe": "best"}, "recipe"),
+        ({"coarse_centroids": np.zeros((2, 6))}, "coarse_centroids"),
+        ({"initial": "x.safetensors"}, "initial"),
+        ({"output": "x.pt"}, r"x\.pt"),
+        ({"epoch": 3}, "epochs"),
+        ({"codebook_size": 3}, "codebook_size"),
+        ({"num_valid": 150}, "num_valid"),
+        ({"seed": None}, "seed"),
+        ({"output": "/nowhere/x"}, "/nowhere"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(tmp_path, monkeypatch, settings, message):
+    monkeypatch.chdir(tmp_path)
+    stages = []
+    with pytest.raises(ConfigError, match=message):
+        fit(
+            random_vectors(200, 6), progress=lambda stage, *_, **__: stages.append(stage),
+            **SMALL | {"rotate": True, "output": "x"} | settings,
+        )  # fmt: skip
+    assert stages == [] and list(tmp_path.iterdir()) == []
+
+
+def test_values_that_are_not_finite_are_found_before_the_rotation():
+    x_ND = random_vectors(200, 6)
+    x_ND[33, 4] = np.nan
+    with pytest.raises(DataError, match="row 33 "):
+        fit(x_ND, rotate=True, **SMALL)

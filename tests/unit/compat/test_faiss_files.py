@@ -1,0 +1,405 @@
+import os
+import resource
+from concurrent.futures import ThreadPoolExecutor
+
+import faiss
+import numpy as np
+import pytest
+from small_models import random_vectors
+
+from qinco.compat.faiss_files import FaissIndex, describe_faiss_file, selected_ids, write_faiss
+from qinco.errors import ConfigError, DataError, QincoError, ResourceError
+
+DIM, QUERIES = 8, random_vectors(40, 8, seed=9)
+
+
+class Made:
+    """Random codes, lists and ids, centroids and tables: what an index is made of."""
+
+    def __init__(self, num_lists=12, code_size=4, codebook_size=256, count=3000, seed=0):
+        generator = np.random.default_rng(seed)
+        self.centroids = random_vectors(num_lists, DIM, seed)
+        self.tables = generator.standard_normal((code_size, codebook_size, DIM)).astype(np.float32)
+        self.codes = generator.integers(codebook_size, size=(count, code_size))
+        self.codes = self.codes.astype(np.uint8 if codebook_size <= 256 else np.uint16)
+        self.lists = generator.integers(num_lists, size=count)
+        self.ids = generator.permutation(count) * 5 + 10**12
+
+    @property
+    def residuals(self):
+        return self.tables[np.arange(len(self.tables)), self.codes].sum(1)
+
+    @property
+    def decoded(self):
+        return self.centroids[self.lists] + self.residuals
+
+    def blocks(self, size=700):
+        for first in range(0, len(self.codes), size):
+            part = slice(first, first + size)
+            yield self.codes[part], self.lists[part], self.ids[part]
+
+    def write(self, path, key, **settings):
+        write_faiss(path, key, self.centroids, self.tables, self.blocks, len(self.codes), **settings)
+        return path
+
+
+def best(made, k, inner_product=False):
+    """Values and ids of the k nearest decoded vectors."""
+    values = -(QUERIES @ made.decoded.T) if inner_product else np.square(QUERIES[:, None] - made.decoded).sum(2)
+    order = np.argsort(values, axis=1)[:, :k]
+    return np.take_along_axis(values, order, 1), made.ids[order]
+
+
+@pytest.mark.parametrize("inner_product", [False, True])
+@pytest.mark.parametrize(
+    ("key", "num_lists", "code_size", "codebook_size"),
+    [
+        ("IVF12_HNSW32,RQ4x8_Nfloat", 12, 4, 256),
+        ("IVF12,LSQ4x8_Nfloat", 12, 4, 256),
+        ("IVF1_HNSW,RQ5x6_Nfloat", 1, 5, 64),
+        ("IVF40_HNSW16,RQ6x5_Nfloat", 40, 6, 32),
+        ("IVF7,RQ3x10_Nfloat", 7, 3, 1024),
+        ("IVF7,RQ30x1", 7, 30, 2),
+    ],
+)
+def test_plain_faiss_finds_what_the_tables_say(tmp_path, key, num_lists, code_size, codebook_size, inner_product):
+    made = Made(num_lists, code_size, codebook_size)
+    path = made.write(tmp_path / "x.faissindex", key, inner_product=inner_product)
+    index = faiss.read_index(str(path))
+    index.nprobe = num_lists
+    distances, ids = index.search(QUERIES, 10)
+    values, expected = best(made, 10, inner_product)
+    np.testing.assert_allclose(-distances if inner_product else distances, values, rtol=1e-4, atol=1e-3)
+    assert (ids == expected).mean() > 0.98
+    opened = FaissIndex.open(path)
+    values, found, _, _, scanned = opened.shortlist(QUERIES, 10, num_lists, ef_search=num_lists)
+    np.testing.assert_array_equal(found, ids)
+    np.testing.assert_array_equal(-values if inner_product else values, distances)
+    assert opened.inner_product == inner_product and (scanned == len(made.codes)).all()
+
+
+def test_norms_are_quantized_over_the_range_of_those_that_are_stored(tmp_path):
+    made = Made()
+    path = made.write(tmp_path / "x.faissindex", "IVF12_HNSW32,RQ4x8_Nqint8")
+    norms = np.square(made.residuals).sum(1)
+    step = np.ptp(norms) / 256
+    index = faiss.read_index(str(path))
+    index.nprobe = 12
+    distances, ids = index.search(QUERIES, len(made.codes))
+    exact = np.square(QUERIES[:, None] - made.decoded).sum(2)
+    position = np.empty(len(made.codes), int)
+    position[(made.ids - 10**12) // 5] = np.arange(len(made.codes))
+    errors = distances - np.take_along_axis(exact, position[(ids - 10**12) // 5], 1)
+    assert np.abs(errors).max() <= step / 2 * 1.01 + 1e-3
+    assert np.mean(ids[:, :10] == best(made, 10)[1]) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("key", "made"),
+    [
+        ("IVF12_HNSW32,RQ4x8_Nqint8", Made()),
+        ("IVF300,RQ3x3_Nqint4", Made(300, 3, 8, 100)),
+        ("IVF1,RQ2x9_Nqint8", Made(1, 2, 512, 50)),
+        ("IVF2_HNSW32,LSQ1x1_Nqint8", Made(2, 1, 2, 1)),
+        ("IVF2_HNSW32,RQ1x1_Nqint8", Made(2, 1, 2, 0)),
+    ],
+)
+def test_the_contents_come_back(tmp_path, key, made):
+    index = FaissIndex.open(made.write(tmp_path / "x.faissindex", key))
+    np.testing.assert_array_equal(index.centroids, made.centroids)
+    np.testing.assert_array_equal(index.tables, made.tables)
+    assert (len(index), index.dim) == (len(made.codes), DIM)
+    assert (index.num_lists, index.num_codes, index.codebook_size) == (len(made.centroids), *made.tables.shape[:2])
+    parts = list(index.blocks(70))
+    assert all(len(codes) <= 70 for codes, _, _ in parts)
+    if parts:
+        codes, lists, ids = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        assert (codes.dtype, lists.dtype, ids.dtype) == (made.codes.dtype, np.int32, np.int64)
+        mine, theirs = np.argsort(ids), np.argsort(made.ids)
+        for found, expected in ((codes, made.codes), (lists, made.lists), (ids, made.ids)):
+            np.testing.assert_array_equal(found[mine], expected[theirs])
+
+
+def test_shortlists_say_codes_and_lists_and_are_filled_up(tmp_path):
+    made = Made(count=60)
+    index = FaissIndex.open(made.write(tmp_path / "x.faissindex", "IVF12_HNSW32,RQ4x8_Nqint8"))
+    values, ids, lists, codes, scanned = index.shortlist(QUERIES, 20, 2)
+    is_there = ids >= 0
+    rows = np.argsort(made.ids)[np.searchsorted(np.sort(made.ids), ids[is_there])]
+    np.testing.assert_array_equal(codes[is_there], made.codes[rows])
+    np.testing.assert_array_equal(lists[is_there], made.lists[rows])
+    assert (codes.dtype, lists.dtype) == (np.uint8, np.int32)
+    assert 0 < is_there.sum() < is_there.size and (is_there[:, :-1] >= is_there[:, 1:]).all()
+    assert (values[~is_there] == np.inf).all() and (lists[~is_there] == -1).all()
+    assert (codes[~is_there] == 0).all() and (np.diff(values[is_there.all(1)]) >= 0).all()
+    np.testing.assert_array_equal(scanned, is_there.sum(1))
+    assert index.shortlist(QUERIES, 0, 2)[1].shape == (len(QUERIES), 0)
+    assert index.shortlist(QUERIES[:0], 3, 2)[3].shape == (0, 3, 4)
+    assert (index.shortlist(QUERIES, 100, 99)[1] >= 0).sum(1).tolist() == [60] * len(QUERIES)
+
+
+def test_threads_with_different_efforts_and_probes_do_not_disturb_each_other(tmp_path):
+    path = Made(400, 4, 256).write(tmp_path / "x.faissindex", "IVF400_HNSW4,RQ4x8_Nqint8")
+    settings = [(1, 1), (1, 400), (8, 8), (8, 400)] * 4
+    alone = {setting: FaissIndex.open(path).shortlist(QUERIES, 5, *setting)[1] for setting in set(settings)}
+    assert (alone[1, 1] != alone[1, 400]).any()
+    index = FaissIndex.open(path)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda setting: index.shortlist(QUERIES, 5, *setting)[1], settings))
+    for setting, ids in zip(settings, together, strict=True):
+        np.testing.assert_array_equal(ids, alone[setting])
+
+
+def test_progress_ends_at_the_number_of_vectors(tmp_path):
+    heard = []
+    settings = {"progress": lambda stage, done, total, unit="vector": heard.append(done), "block_rows": 100}
+    Made().write(tmp_path / "x.faissindex", "IVF12,RQ4x8_Nqint8", **settings)
+    assert heard == sorted(heard) and heard[-1] == 3000 and len(heard) == 2 * (4 * 7 + 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("IVF13_HNSW32,RQ4x8_Nqint8", "13 lists, .* 12"),
+        ("IVF12_HNSW32,RQ5x8_Nqint8", "5 codes, .* 4"),
+        ("IVF12_HNSW32,RQ4x7_Nqint8", "7 bits a code, .* 8"),
+        ("IVF12_HNSW1,RQ4x8", "2 to 512"),
+        ("IVF12_HNSW32,PQ4x8", ""),
+        ("IVF12_HNSW32,RQ4x8_Ncqint8", ""),
+        ("OPQ4,IVF12,RQ4x8", ""),
+        ("IVF99999999999999999999,RQ4x8", ""),
+        ("", ""),
+    ],
+)
+def test_keys_that_do_not_fit_are_refused(tmp_path, key, value):
+    with pytest.raises(ConfigError, match=f"^search.index_key={key}.*{value}"):
+        Made().write(tmp_path / "x.faissindex", key)
+    assert not list(tmp_path.iterdir())
+
+
+def _with(**changes):
+    made = Made()
+    for name, change in changes.items():
+        setattr(made, name, change(getattr(made, name)))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (_with(codes=lambda codes: codes.astype(int) + 1), "codes are out of range"),
+        (_with(codes=lambda codes: codes[:, :3]), "3 columns, the tables are for 4"),
+        (_with(lists=lambda lists: lists + 1), "lists are out of range"),
+        (_with(lists=lambda lists: lists[:-1]), "lists must be"),
+        (_with(ids=lambda ids: ids / 2), "ids must be 700 integers.*float64"),
+    ],
+)
+def test_codes_that_do_not_fit_are_refused_and_what_was_there_stays(tmp_path, made, reason):
+    path = tmp_path / "x.faissindex"
+    path.write_bytes(b"before")
+    with pytest.raises(DataError, match=reason):
+        made.write(path, "IVF12,RQ4x8_Nqint8")
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_another_number_of_vectors_is_refused(tmp_path):
+    made = Made()
+    with pytest.raises(DataError, match=r"3000 .* 3001"):
+        write_faiss(tmp_path / "x", "IVF12,RQ4x8", made.centroids, made.tables, made.blocks, 3001)
+
+
+def _full_disk(index, path):
+    raise RuntimeError("Error in faiss::FileIOWriter at io.cpp:12: Error: 'n' failed: No space left on device")
+
+
+def _full_disk_unnoticed(index, path, write=faiss.write_index):
+    write(index, path)
+    os.truncate(path, 5000)
+
+
+def _no_memory(index, path):
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (_full_disk, "cannot write .*x.faissindex: 'n' failed: No space left on device$"),
+        (_full_disk_unnoticed, "cannot write .*x.faissindex: .*is the disk full"),
+        (_no_memory, "x.faissindex of 3000 vectors"),
+    ],
+)
+def test_what_faiss_cannot_write_is_a_lack_of_resources(tmp_path, monkeypatch, write, reason):
+    monkeypatch.setattr(faiss, "write_index", write)
+    with pytest.raises(ResourceError, match=reason):
+        Made().write(tmp_path / "x.faissindex", "IVF12,RQ4x8_Nqint8")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("Error: unknown kind"), MemoryError()])
+def test_what_faiss_cannot_read_is_an_error_of_ours(tmp_path, monkeypatch, failure):
+    index = FaissIndex.open(Made().write(tmp_path / "x.faissindex", "IVF12,RQ4x8_Nqint8"))
+
+    def read(*_):
+        raise failure
+
+    monkeypatch.setattr(faiss, "read_index", read)
+    with pytest.raises(QincoError, match="faissindex"):
+        index.shortlist(QUERIES, 3, 1)
+
+
+def test_selectors_admit_what_they_admit():
+    ids = np.random.default_rng(0).permutation(5000) * 3
+    some = np.array([3, 6, 7, 10**15, 6])
+    for selector in (
+        faiss.IDSelectorBatch(some),
+        faiss.IDSelectorArray(some),
+        faiss.IDSelectorRange(100, 200),
+        faiss.IDSelectorNot(faiss.IDSelectorRange(100, 12000)),
+        faiss.IDSelectorAll(),
+        faiss.IDSelectorBitmap(np.array([0x55, 0xFF], np.uint8)),
+    ):
+        expected = sorted(int(i) for i in ids if selector.is_member(int(i)))
+        found = selected_ids(selector, ids.astype(np.uint32))
+        assert found.dtype == np.int64 and found.tolist() == expected and expected
+    assert selected_ids(faiss.IDSelectorAll(), np.array([4, 4, 2])).tolist() == [2, 4]
+    assert selected_ids(faiss.IDSelectorAll(), ids[:0]).tolist() == []
+
+
+def test_selectors_are_asked_in_blocks():
+    ids = np.arange(40)[::-1]
+    assert selected_ids(faiss.IDSelectorRange(5, 30), ids, block=7).tolist() == list(range(5, 30))
+
+
+# Reading what faiss made, and what is damaged
+
+
+X = random_vectors(400, DIM)
+
+
+def trained(key, metric=faiss.METRIC_L2, add=X):
+    index = faiss.index_factory(DIM, key, metric)
+    index.train(X)
+    index.add(add)
+    return index
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["IVF3,RQ2x3_Nqint8", "IVF3_HNSW32,RQ3x2", "IVF1,RQ2x3_Nfloat", "IVF5,RQ2x3_Nqint4", "IVF9_HNSW4,LSQ3x3_Nqint8"],
+)
+@pytest.mark.parametrize("metric", [faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT])
+def test_indexes_that_faiss_trained_itself_are_read(tmp_path, key, metric):
+    index, path = trained(key, metric), tmp_path / "x.faissindex"
+    faiss.write_index(index, str(path))
+    opened = FaissIndex.open(path)
+    assert (len(opened), opened.has_graph, opened.inner_product) == (400, "HNSW" in key, metric == 0)
+    codes, lists, ids = (np.concatenate(columns) for columns in zip(*opened.blocks(70), strict=True))
+    decoded = opened.centroids[lists] + opened.tables[np.arange(codes.shape[1]), codes].sum(1)
+    index.make_direct_map()
+    np.testing.assert_allclose(index.reconstruct_batch(ids), decoded, rtol=1e-5, atol=1e-5)
+    assert sorted(ids) == list(range(400))
+    index.nprobe = 2
+    np.testing.assert_array_equal(opened.shortlist(QUERIES, 5, 2, ef_search=16)[1], index.search(QUERIES, 5)[1])
+    described = describe_faiss_file(path)
+    assert (described["num_vectors"], described["code_size"]) == (400, opened.num_codes)
+    assert described["bytes_per_vector"] == index.code_size + 8
+
+
+@pytest.mark.parametrize("kind", [faiss.DirectMap.Array, faiss.DirectMap.Hashtable])
+def test_maps_of_ids_and_sparse_lists_are_read(tmp_path, kind):
+    index, path = trained("IVF40,RQ2x3_Nqint8", add=X[:3]), tmp_path / "x.faissindex"
+    index.set_direct_map_type(kind)
+    faiss.write_index(index, str(path))
+    assert b"sprs" in path.read_bytes()
+    assert (np.sort(FaissIndex.open(path).shortlist(QUERIES, 3, 40)[1], axis=1) == [0, 1, 2]).all()
+
+
+def _not_by_residual():
+    index = faiss.index_factory(DIM, "IVF3,RQ2x3_Nqint8")
+    index.by_residual = False
+    index.train(X)
+    return index
+
+
+def _with_search_type(search_type):
+    index = trained("IVF3,RQ2x3_Nqint8")
+    index.rq.search_type = search_type
+    return index
+
+
+@pytest.mark.parametrize(
+    ("index", "value"),
+    [
+        (lambda: trained("IVF4,PQ2x3"), "IwPQ"),
+        (lambda: trained("Flat"), "IxF2"),
+        (lambda: trained("IVF4,PRQ2x2x3"), "IwPR"),
+        (lambda: trained("IVF4,RQ1x4_1x2"), r"\[4, 2\]"),
+        (lambda: _with_search_type(faiss.AdditiveQuantizer.ST_norm_from_LUT), ""),
+        (lambda: faiss.index_factory(DIM, "IVF4,RQ2x2"), ""),
+        (_not_by_residual, "by_residual"),
+        (lambda: trained("IVF4(SQ8),RQ2x2_Nqint8"), "coarse"),
+    ],
+)
+def test_other_indexes_are_refused(tmp_path, index, value):
+    path = tmp_path / "other.faissindex"
+    faiss.write_index(index(), str(path))
+    with pytest.raises(DataError, match=f"other.faissindex.*{value}"):
+        FaissIndex.open(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"Iw", b"no index at all", b"IwRQ", None])
+def test_other_files_are_refused_by_name(tmp_path, content):
+    path = tmp_path / "x.faissindex"
+    if content is not None:
+        path.write_bytes(content)
+    for read in (FaissIndex.open, describe_faiss_file):
+        with pytest.raises(DataError, match=r"x\.faissindex"):
+            read(path)
+
+
+def test_truncated_files_are_refused(tmp_path):
+    path = Made(5, 2, 4, 30).write(tmp_path / "x.faissindex", "IVF5_HNSW4,RQ2x2_Nqint8")
+    content = path.read_bytes()
+    for damaged in [*(content[:size] for size in range(0, len(content), 7)), content + b"\0"]:
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"x\.faissindex"):
+            FaissIndex.open(path)
+
+
+def test_promised_sizes_take_no_memory(tmp_path):
+    path = Made(5, 2, 4, 30).write(tmp_path / "x.faissindex", "IVF5,RQ2x2_Nqint8")
+    content = path.read_bytes()
+    size = (5 * DIM).to_bytes(8, "little")
+    assert size in content
+    path.write_bytes(content.replace(size, (1 << 34).to_bytes(8, "little"), 1))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=r"x\.faissindex"):
+        FaissIndex.open(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + (1 << 16)
+
+
+@pytest.mark.parametrize(
+    ("key", "made"),
+    [
+        ("IVF5_HNSW4,RQ2x2_Nqint8", Made(5, 2, 4, 30)),
+        ("IVF60_HNSW2,LSQ2x2_Nfloat", Made(60, 2, 4, 30)),
+        ("IVF5,RQ3x3", Made(5, 3, 8, 30)),
+    ],
+)
+def test_damaged_files_are_refused_or_harmless(tmp_path, key, made):
+    path = made.write(tmp_path / "x.faissindex", key)
+    good, generator, refused = np.fromfile(path, np.uint8), np.random.default_rng(0), 0
+    for place in generator.integers(len(good), size=500):
+        bad = good.copy()
+        bad[place] = generator.choice([0, 255, bad[place] ^ 1, bad[place] ^ 128])
+        bad.tofile(path)
+        try:
+            index = FaissIndex.open(path)
+            _, _, lists, codes, _ = index.shortlist(QUERIES, 10, 3, 3)
+            list(index.blocks(7))
+        except DataError:
+            refused += 1
+        else:
+            assert lists.max() < index.num_lists and codes.max() < index.codebook_size
+    assert 0 < refused < 500
