@@ -347,20 +347,8 @@ JSON = st.recursive(
     max_leaves=9,
 )
 FREE = {"source": str, "search": dict, "dim": int, "num_lists": int}  # what readers cannot check
-FIELDS = [
-    *[
-        "num_vectors",
-        "code_size",
-        "codebook_size",
-        "num_lists",
-        "dim",
-        "shard_rows",
-        "codec",
-        "source",
-        "search",
-        "complete",
-    ]
-]
+FIELDS = ["num_vectors", "code_size", "codebook_size", "num_lists", "dim", "shard_rows", "codec"]
+FIELDS += ["source", "search", "complete"]
 
 
 @given(text=st.one_of(JSON.map(json.dumps), st.text(max_size=50)))
