@@ -102,9 +102,10 @@ class Meter:
     def text(self) -> str:
         """How far, how fast, how long still, and the fields, in one line."""
         parts, rate = [f"{self.done:,}/{self.total:,} {self.unit}s"], self.rate
-        if rate is not None:
+        seconds_left = self.seconds_left
+        if rate is not None and seconds_left is not None:
             parts.append(f"{format_number(rate)} {self.unit}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit}")
-            parts.append(f"{format_duration(self.seconds_left)} left")
+            parts.append(f"{format_duration(seconds_left)} left")
         parts += [f"{name} {format_number(value)}" for name, value in self.fields.items()]
         return ", ".join(parts)
 
@@ -125,9 +126,10 @@ class Meters:
         """The meter of a stage after a report, and whether this is the stage's first."""
         with self._lock:
             meter = self._meters.get(stage)
-            is_new = meter is None or done < meter.done
-            if is_new:
-                meter = self._meters[stage] = Meter(stage, done, total, unit)
+            is_new = False
+            if meter is None or done < meter.done:
+                is_new, meter = True, Meter(stage, done, total, unit)
+                self._meters[stage] = meter
             meter.update(done, total, fields)
             return meter, is_new
 

@@ -4,8 +4,9 @@ v2 (QINCo2) is a dictionary of weights and parameters; v1 (QINCo) is a pickled m
 tensors are read. In pairs of names ours comes first, the authors' second.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
@@ -58,10 +59,9 @@ def errors_as_damage(path) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except KeyError as error:
-        raise DataError(f"{path} is damaged: {error} is missing") from None
-    except (ConfigError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DataError(f"{path} is damaged: {error}") from None
+    except (ConfigError, LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"{error} is missing" if isinstance(error, LookupError) else str(error)
+        raise DataError(f"{path} is damaged: {reason:.200}") from None
 
 
 def check_expressible(config: ModelConfig, options: EncodeOptions, num_parts: int = 1) -> None:
@@ -96,19 +96,13 @@ def v2_parameters(path, content) -> tuple[ModelConfig, EncodeOptions, dict]:
     parameters = content.get("parameters")
     if not isinstance(parameters, dict) or "data_dim" not in content:
         raise DataError(f"{path} has no 'parameters' or no 'data_dim', so its architecture is unknown")
-    get = _numbers(path, parameters, _V2_PARAMETERS).get
+    get = _numbers(path, parameters, _V2_PARAMETERS)
+    is_ivf = bool(get("ivf_in_use"))
     config = ModelConfig(
-        dim=_numbers(path, content, ("data_dim",))["data_dim"],
-        num_steps=get("M"),
-        codebook_size=get("K"),
-        num_blocks=get("L"),
-        embed_dim=get("de") or None,
-        hidden_dim=get("dh"),
-        has_preselector=bool(get("A")),
-        codeword_skip=not get("qinco1_mode"),
-        starts_from_coarse=bool(get("ivf_in_use")),
-        num_lists=get("ivf_K") if get("ivf_in_use") else 0,
-    )
+        dim=_numbers(path, content, ("data_dim",))("data_dim"), num_steps=get("M"), codebook_size=get("K"),
+        num_blocks=get("L"), embed_dim=get("de") or None, hidden_dim=get("dh"), has_preselector=bool(get("A")),
+        codeword_skip=not get("qinco1_mode"), starts_from_coarse=is_ivf, num_lists=get("ivf_K") if is_ivf else 0,
+    )  # fmt: skip
     check_promise(path, config, len(content["model"]))
     options = EncodeOptions(num_candidates=get("A") or None, beam_width=get("B") or 1)
     if options.beam_width * (options.num_candidates or 1) > _MAX_CANDIDATES:
@@ -162,19 +156,12 @@ def v1_parts(path, content: Module) -> list[Module]:
 def v1_config(path, module: Module, num_tensors: int) -> ModelConfig:
     """Configuration, from the attributes of the module."""
     is_ivf = module.name == "IVFQINCo"
-    get = _numbers(path, module.state, _V1_ATTRIBUTES).get
+    get = _numbers(path, module.state, _V1_ATTRIBUTES)
     config = ModelConfig(
-        dim=get("d"),
-        num_steps=get("M"),
-        codebook_size=get("K"),
-        num_blocks=get("L"),
-        hidden_dim=get("h"),
-        has_preselector=False,
-        codeword_skip=False,
-        concat_rank=get("h") if module.name == "QINCoLR" else None,
-        starts_from_coarse=is_ivf,
-        num_lists=get("K_IVF") if is_ivf else 0,
-    )
+        dim=get("d"), num_steps=get("M"), codebook_size=get("K"), num_blocks=get("L"), hidden_dim=get("h"),
+        has_preselector=False, codeword_skip=False, concat_rank=get("h") if module.name == "QINCoLR" else None,
+        starts_from_coarse=is_ivf, num_lists=get("K_IVF") if is_ivf else 0,
+    )  # fmt: skip
     check_promise(path, config, num_tensors + 2)  # mean and scale are not among them
     return config
 
@@ -182,17 +169,17 @@ def v1_config(path, module: Module, num_tensors: int) -> ModelConfig:
 def v1_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """Pairs of tensor names, ours and the authors'."""
     yield "coarse_centroids" if config.starts_from_coarse else "steps.0.codebook.weight", "codebook0.weight"
-    concat = ("MLPconcat",) if config.concat_rank is None else ("MLPconcat.1", "MLPconcat.0")
+    outer, inner = ("MLPconcat", None) if config.concat_rank is None else ("MLPconcat.1", "MLPconcat.0")
     for m in range(config.num_steps):
         if not config.is_conditioned(m):
             continue
         ours, theirs = f"steps.{m}.", f"step{m}."
         yield ours + "codebook.weight", theirs + "codebook.weight"
-        yield ours + "concat.outer.weight", f"{theirs}{concat[0]}.weight"
+        yield ours + "concat.outer.weight", f"{theirs}{outer}.weight"
         if config.concat_rank is None:
             yield ours + "concat.outer.bias", theirs + "MLPconcat.bias"
         else:
-            yield ours + "concat.inner.weight", f"{theirs}{concat[1]}.weight"
+            yield ours + "concat.inner.weight", f"{theirs}{inner}.weight"
         for j in range(config.num_blocks):
             yield ours + f"blocks.{j}.up.weight", theirs + f"residual_block{j}.0.weight"
             yield ours + f"blocks.{j}.down.weight", theirs + f"residual_block{j}.2.weight"
@@ -214,10 +201,10 @@ def v1_state(module: Module, seen: set[int], prefix: str = "", depth: int = 0) -
 # Both
 
 
-def _numbers(path, values: dict, names: tuple[str, ...]) -> dict[str, int | bool]:
-    """The integers and booleans with these names; None is left out."""
+def _numbers(path, values: dict, names: tuple[str, ...]) -> Callable[[str], Any]:
+    """A function that gives the integer or boolean of a name; None if it has no value."""
     found = {name: values[name] for name in names if values.get(name) is not None}
     for name, value in found.items():
         if type(value) not in (int, bool) or abs(value) >> 63:
             raise DataError(f"{path} is damaged: {name} is not an integer of 63 bits")
-    return found
+    return found.get

@@ -116,10 +116,10 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None
         if isinstance(content, Module):
             return _read_v1(path, content)
         config, options, provenance = v2_parameters(path, content)
-        state = {str(name).removeprefix("module."): tensor for name, tensor in content["model"].items()}
         unused = (".xtarget_mean", ".xtarget_var")
-        needed = {name: tensor for name, tensor in state.items() if not name.endswith(unused)}
-        model = _filled(path, config, needed, dict(v2_names(config)))
+        named = {name: tensor for name, tensor in content["model"].items() if not name.endswith(unused)}
+        state = {name.removeprefix("module."): tensor for name, tensor in named.items()}  # of several processes
+        model = _filled(path, config, state, dict(v2_names(config)))
         check_scale(path, model)
         return [model], None, options, provenance
 
@@ -168,17 +168,12 @@ def write_checkpoint(path, models: list[Qinco], options: EncodeOptions, provenan
         state[f"steps.{step}.xtarget_mean"] = torch.zeros(config.dim)
         state[f"steps.{step}.xtarget_var"] = torch.ones(config.dim)
     parameters = {
-        "K": config.codebook_size,
-        "M": config.num_steps,
-        "de": config.embed_dim if config.projects else None,
-        "dh": config.hidden_dim,
-        "L": config.num_blocks,
+        "K": config.codebook_size, "M": config.num_steps, "de": config.embed_dim if config.projects else None,
+        "dh": config.hidden_dim, "L": config.num_blocks, "B": beam_width(config, options),
         "A": num_candidates(config, options) if config.has_preselector else 0,
-        "B": beam_width(config, options),
-        "ivf_in_use": config.starts_from_coarse or None,
-        "ivf_K": config.num_lists or None,
+        "ivf_in_use": config.starts_from_coarse or None, "ivf_K": config.num_lists or None,
         "qinco1_mode": None if config.codeword_skip else True,
-    }
+    }  # fmt: skip
     epoch = provenance.get("epoch")
     content = dict.fromkeys(("epoch", "model", "optimizer", "scheduler", "logger")) | {
         "epoch": epoch if type(epoch) is int else None,
@@ -209,7 +204,7 @@ def _scalar(dtype: _DType, content: bytes) -> int | float:
 
 
 @cache
-def _safe_globals() -> list[tuple]:
+def _safe_globals() -> list:
     modules = [(type(name, (Module,), {}), f"{home}.{name}") for home, names in V1_MODULES.items() for name in names]
     scalars = [(_scalar, f"numpy.{home}.multiarray.scalar") for home in ("core", "_core")]
     return [*modules, *scalars, (_DType, "numpy.dtype")]

@@ -59,8 +59,9 @@ class NearestCentroids:
         """The faiss index that compares all centroids, built on first use."""
         with self._lock:
             if self._flat is None:
-                self._flat = faiss.IndexFlat(self.dim, self._metric)
-                self._flat.add(self._centroids_VD)
+                flat = faiss.IndexFlat(self.dim, self._metric)
+                flat.add(self._centroids_VD)
+                self._flat = flat
             return self._flat
 
     def graph(self) -> faiss.IndexHNSWFlat:

@@ -11,6 +11,7 @@ from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, 
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -132,7 +133,7 @@ class NativeModel:
         x_ND, start_ND: float32 (N, D); the start is zero where it is None
         """
         assert 1 <= num_steps <= self.sizes.steps
-        x_ND, start_ND = self._rows(x_ND), self._rows(start_ND)
+        x_ND, start_ND = self._rows(x_ND), None if start_ND is None else self._rows(start_ND)
         codes_NM, reached_ND = np.empty((len(x_ND), num_steps), np.uint16), np.empty_like(x_ND)
         limits = (min(value or 0, _MOST) for value in (num_candidates, num_pairs, beam_width))
         search = _Search(*limits, num_steps)
@@ -145,7 +146,8 @@ class NativeModel:
 
     def decode(self, codes_NM: np.ndarray, start_ND: np.ndarray | None, *, threads: int) -> np.ndarray:
         """Reconstructions, float32 (N, D), of codes of any integer type; a prefix of the columns is a shorter code."""
-        codes_NM, start_ND = np.ascontiguousarray(codes_NM, np.uint16), self._rows(start_ND)
+        codes_NM = np.ascontiguousarray(codes_NM, np.uint16)
+        start_ND = None if start_ND is None else self._rows(start_ND)
         assert 1 <= codes_NM.shape[1] <= self.sizes.steps
         decoded_ND = np.empty((len(codes_NM), self.sizes.dim), np.float32)
         failed = compiled().qinco_decode(
@@ -155,9 +157,7 @@ class NativeModel:
         self._check(failed)
         return decoded_ND
 
-    def _rows(self, rows: np.ndarray | None) -> np.ndarray | None:
-        if rows is None:
-            return None
+    def _rows(self, rows: np.ndarray) -> np.ndarray:
         assert rows.ndim == 2 and rows.shape[1] == self.sizes.dim
         return np.ascontiguousarray(rows, np.float32)
 
@@ -188,8 +188,8 @@ def _address(array: np.ndarray | None) -> int | None:
 
 
 @cache
-def compiled() -> ctypes.CDLL | None:
-    """The loaded library, with its functions' types; None where there is none."""
+def compiled() -> Any:
+    """The loaded library (ctypes.CDLL) with the types of its functions; None where there is none."""
     path = os.environ.get("QINCO_NATIVE_LIBRARY") or Path(__file__).with_name("engine.so")
     try:
         library = ctypes.CDLL(str(path))

@@ -25,7 +25,9 @@ class Filter:
     sorted: np.ndarray | None
 
     def __len__(self) -> int:
-        return 8 * len(self.bits) if self.bits is not None else len(self.sorted)
+        if self.bits is not None:
+            return 8 * len(self.bits)
+        return 0 if self.sorted is None else len(self.sorted)
 
 
 class _Sizes(Structure):

@@ -8,7 +8,7 @@ for. Opening a file reads its header and compares sizes, whatever the number of 
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -135,14 +135,15 @@ class VectorWriter:
             require_int(f"the number of rows of {self.path}", num_rows, 0, self._format.max_rows)
         self.num_rows = num_rows
         self.rows_written = 0
-        self._context = None
-        self._file = None
+        self._context: AbstractContextManager[VectorWriter] | None = None
+        self._file: BinaryIO | None = None
 
     def __enter__(self) -> "VectorWriter":
         self._context = self._open()
         return self._context.__enter__()
 
     def __exit__(self, *error) -> bool | None:
+        assert self._context is not None
         return self._context.__exit__(*error)
 
     def append(self, block) -> None:
@@ -155,7 +156,8 @@ class VectorWriter:
         stored, max_rows = self._convert(matrix), self._format.max_rows
         if max_rows is not None and self.rows_written + len(matrix) > max_rows:
             raise DataError(f"{self.path} cannot hold more than {max_rows} rows: use .npy")
-        self._file.write(stored if self._format.frame is None else self._format.frame(stored))
+        framed = stored if self._format.frame is None else self._format.frame(stored)
+        self._file.write(framed)  # pyright: ignore[reportCallIssue, reportArgumentType]  (a buffer)
         self.rows_written += len(matrix)
 
     def size(self, num_rows: int) -> int:
@@ -187,6 +189,7 @@ class VectorWriter:
                 raise DataError(f"{self.path} needs {self.num_rows} rows, but {self.rows_written} were written")
 
     def _header(self, num_rows: int) -> bytes:
+        assert self._format.header is not None
         return self._format.header((num_rows, self.dim), self.dtype)
 
     def _convert(self, matrix: np.ndarray) -> np.ndarray:

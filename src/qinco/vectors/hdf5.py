@@ -42,7 +42,7 @@ def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: i
         raise ConfigError(f"{path} needs the package h5py: pip install 'qinco[hdf5]'") from error
     try:
         file = h5py.File(path, "r", locking=False, rdcc_nbytes=block_bytes)
-        found = {child: data for child in file if (data := _find(file, child)) is not None}
+        found = {str(child): data for child in file if (data := _find(file, str(child))) is not None}
         if name is None:
             matrices = [child for child, data in found.items() if data.ndim == 2 and data.dtype.kind in "fiu"]
             name = part if part in found else choose_part(path, matrices, part, "matrix")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -152,7 +152,7 @@ def read_start(path: Path, size: int) -> bytes:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def map_file(path: Path, dtype: np.dtype, shape: tuple, offset: int = 0, order: str = "C") -> np.ndarray:
+def map_file(path: Path, dtype: np.dtype, shape: tuple, offset: int = 0, order: Literal["C", "F"] = "C") -> np.ndarray:
     """A read-only memory map of an array in a file."""
     try:
         return np.asarray(np.memmap(path, dtype, "r", offset, shape, order))
@@ -169,8 +169,9 @@ def release_pages(rows: np.ndarray) -> None:
     mapped = rows
     while isinstance(mapped.base, np.ndarray):
         mapped = mapped.base
-    is_map = isinstance(mapped, np.memmap) and isinstance(mapped.base, mmap.mmap) and mapped.mode == "r"
-    if not is_map or rows.size == 0 or rows.strides[0] < rows[0].nbytes:
+    if not isinstance(mapped, np.memmap) or not isinstance(mapped.base, mmap.mmap) or mapped.mode != "r":
+        return
+    if rows.size == 0 or rows.strides[0] < rows[0].nbytes:
         return
     begin = rows.__array_interface__["data"][0] - mapped.__array_interface__["data"][0]
     begin += mapped.offset % mmap.ALLOCATIONGRANULARITY

@@ -1,6 +1,5 @@
 """The authors' encoded sets, as numpy writes them and as we do."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -56,14 +55,6 @@ def test_parts_of_any_size_type_and_order(tmp_path, dtype, save, columns, sizes)
             assert np.array_equal(lists[:], expected[:, :1])
         else:
             assert lists is None
-
-
-def test_the_order_of_the_test_is_the_authors(tmp_path):
-    write_as_authors_do(tmp_path / "x.npz", random_parts([5], 3, 8), 8, 3)
-    header = zipfile.ZipFile(tmp_path / "x.part_0.npz").read("codes.npy")[:100]
-    assert b"'fortran_order': True" in header
-    header = zipfile.ZipFile(UPSTREAM / "enc_db.part_0.npz").read("codes.npy")[:100]
-    assert b"'fortran_order': True" in header
 
 
 @pytest.mark.parametrize("num_vectors", [0, 1, 7, 8, 20])
@@ -131,16 +122,13 @@ WRONG_INDEX = {
     "more parts than there are": (index_with(n_parts=2), r"x\.part_1\.npz"),
     "parts beyond reason": (index_with(n_parts=1 << 60), "n_parts"),
     "negative parts": (index_with(n_parts=-1), "n_parts"),
-    "parts in fractions": (index_with(n_parts=1.5), "float64 in n_parts"),
     "parts as a list": (index_with(n_parts=[1]), r"n_parts .*\(1,\)"),
     "true": (index_with(n_parts=True), "bool"),
-    "text": (index_with(K="256"), "<U3"),
     "no codewords": (index_with(K=0), "'K': 0"),
     "unsigned beyond int64": (index_with(D=np.uint64(2**64 - 1)), "D"),
     "other K": (index_with(K=512), "K is 512 .* 256"),
     "other M": (index_with(M=4), "M is 4 .* 3"),
     "no D": ({name: value for name, value in index_with().items() if name != "D"}, "'D'"),
-    "only codes": ({"codes": np.zeros((4, 3), int)}, "'n_parts'"),
     "a pickle": (index_with(K=np.array(256, object)), "object in K"),
 }
 
@@ -156,14 +144,10 @@ def test_wrong_index_files_are_refused(tmp_path, name):
 
 WRONG_PART = {
     "one column too few": (np.zeros((4, 2), int), r"\(4, 2\)"),
-    "two columns too many": (np.zeros((4, 5), int), r"\(4, 5\)"),
     "a vector": (np.zeros(4, int), r"\(4,\)"),
     "floats": (np.zeros((4, 3)), "float64"),
-    "booleans": (np.zeros((4, 3), bool), "bool"),
-    "text": (np.zeros((4, 3), "<U2"), "<U2"),
     "fields": (np.zeros((4, 3), [("a", "<i4"), ("b", "<i4")]), "codes"),
     "objects": (np.zeros((4, 3), object), "object"),
-    "dates": (np.zeros((4, 3), "<M8[s]"), "datetime64"),
 }
 
 
@@ -193,17 +177,6 @@ def test_codes_out_of_range_are_refused_when_they_are_read(tmp_path, order, row,
 def test_parts_of_different_widths_are_refused(tmp_path):
     write_as_authors_do(tmp_path / "x.npz", [np.zeros((4, 3), int), np.zeros((4, 4), int)], 256, 3)
     with pytest.raises(DataError, match=r"\[\(4, 3\), \(4, 4\)\]"):
-        open_npz(tmp_path / "x.npz", 3, 256)
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_compression_that_npz_files_do_not_have_is_refused(tmp_path, method):
-    write_npz(tmp_path / "x.npz", np.zeros((4, 3), np.uint8), None, 256, 8)
-    with zipfile.ZipFile(tmp_path / "x.part_0.npz") as archive:
-        content = archive.read("codes.npy")
-    with zipfile.ZipFile(tmp_path / "x.part_0.npz", "w", method) as archive:
-        archive.writestr("codes.npy", content)
-    with pytest.raises(DataError, match=r"x\.part_0\.npz"):
         open_npz(tmp_path / "x.npz", 3, 256)
 
 
