@@ -260,20 +260,9 @@ def _fit_to_trainset(settings: Settings, console: Console, codec) -> LookupDecod
     if not len(rows_S):
         raise DataError(f"{source.name} holds no vectors that look-up tables could be fitted to")
     console.info(f"fitting look-up tables to {len(rows_S):,} of {len(source):,} vectors in {source.name}")
-    drawn = VectorSource(_ChosenRows(source, rows_S), source.name)
+    drawn = source.take(rows_S)
     with console.progress(len(rows_S), "vector", "encoding training vectors") as progress:
         codes_SM, lists_S = building.encode_all(codec, drawn, lambda _, done, __: progress.update(done))
     sample = Sample(source, rows_S, codes_SM, lists_S, _held_out(len(rows_S)))
     sizes = codec.num_codes, codec.config.codebook_size
     return fit_lookup(settings, console, sample, sizes, codec.coarse_centroids, moves_centroids=True)[0]
-
-
-class _ChosenRows:
-    """Some rows of a source, for a VectorSource."""
-
-    def __init__(self, source: VectorSource, rows_S: np.ndarray):
-        self._source, self._rows_S = source, rows_S
-        self.shape, self.dtype = (len(rows_S), source.dim), np.dtype(np.float32)
-
-    def __getitem__(self, key) -> np.ndarray:
-        return self._source[self._rows_S[key]]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qinco.cli.keys import Task
+from qinco.cli.keys import Task, chosen_preset
 from qinco.cli.tasks import KEYS
 from qinco.config import (
     DEFAULT_SEARCH,
@@ -61,24 +61,16 @@ def effective(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
     if name in ("trainset", "queries", "queries_gt", "mse_scale", "ds.db"):
         return _of_dataset(name, task, given) or Resolved(KEYS[name].default, "default")
     if name == "model_args" and task.reads("L") and "model" not in given:
-        return Resolved(chosen_preset(task, given), "default")
+        return Resolved(chosen_preset(given), "default")
     if name in _SIZES:
         return _size(name, task, given)
     if name in _ENCODING and task.reads(name):
         return _encoding(name, task, given)
     if name in _TRAINING and task.name == "train":
-        return _training(name, task, given)
+        return _training(name, given)
     if name == "device" and given.get("cpu"):
         return Resolved("cpu", "cpu=true")
     return Resolved(KEYS[name].default, "default" + (_NOTES[name] if name == "ds.valset" else ""))
-
-
-def chosen_preset(task: Task, given: Mapping[str, object]) -> str | None:
-    """The preset of `model_args`; qinco2-S if a model is made and nothing is said about its size."""
-    named = given.get("model_args")
-    if named is not None or not task.reads("L") or "model" in given or given.get("qinco1_mode"):
-        return named
-    return None if any(name in given for name in ("L", "de", "dh")) else "qinco2-S"
 
 
 def _resolve(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
@@ -111,7 +103,8 @@ def _of_dataset(name: str, task: Task, given: Mapping[str, object]) -> Resolved 
 
 
 def _size(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
-    makes_model, preset = task.reads("L"), chosen_preset(task, given)
+    makes_model = task.reads("L")
+    preset = chosen_preset(given) if makes_model else given.get("model_args")
     if makes_model and "model" in given:
         return Resolved(None, _MODEL)
     if name == "de" and given.get("qinco1_mode"):
@@ -133,7 +126,7 @@ def _encoding(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
         return Resolved(None, _MODEL + (", or A=16 B=32 if that has C" if _is_checkpoint(given) else ""))
     if task.name == "bench" and all(given.get(key) is None for key in _ENCODING):
         return Resolved(None, "default, the usual options in turn")
-    options, source = _default_encoding(task, given)
+    options, source = _default_encoding(given)
     if name == "B":
         return Resolved(options.beam_width, source)
     options = options.override(**{field: given.get(key) for key, field in _ENCODING.items()})
@@ -143,9 +136,9 @@ def _encoding(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
     return Resolved(0 if value is None and name == "A" else value, source)
 
 
-def _default_encoding(task: Task, given: Mapping[str, object]) -> tuple[EncodeOptions, str]:
+def _default_encoding(given: Mapping[str, object]) -> tuple[EncodeOptions, str]:
     """The options of a new model before A, C and B of the command line replace them, and their source."""
-    preset = chosen_preset(task, given)
+    preset = chosen_preset(given)
     if given.get("A") == 0:
         return EncodeOptions(), "A=0"
     if given.get("qinco1_mode") and given.get("A") is None and given.get("C") is None:
@@ -165,13 +158,13 @@ def _is_checkpoint(given: Mapping[str, object]) -> bool:
     return str(given.get("output", "")).lower().endswith(".pt")
 
 
-def _training(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
+def _training(name: str, given: Mapping[str, object]) -> Resolved:
     def value_of(recipe: str, codeword_skip: bool):
         # A recipe depends on the model's codeword skip only; the dimension does not matter.
         return getattr(TrainOptions.from_recipe(recipe, ModelConfig(1, codeword_skip=codeword_skip)), _TRAINING[name])
 
     recipe = given.get("recipe", "default")
-    preset = PRESETS.get(chosen_preset(task, given), {})
+    preset = PRESETS.get(chosen_preset(given), {})
     if "model" in given and value_of(recipe, True) != value_of(recipe, False):
         return Resolved(None, f"recipe {recipe} of this kind of model")
     value = value_of(recipe, preset.get("codeword_skip", True) and not given.get("qinco1_mode"))

@@ -173,6 +173,14 @@ def _of_fields(options: type, **changes) -> list[Key]:
     return [key_of_field(options, name, **changes) for name in field_keys(options)]
 
 
+def chosen_preset(given: Mapping[str, object]) -> str | None:
+    """The preset of a new model: that of `model_args`, or qinco2-S if nothing is said about its size."""
+    named = given.get("model_args")
+    if named is not None or "model" in given or given.get("qinco1_mode"):
+        return named
+    return None if any(name in given for name in ("L", "de", "dh")) else "qinco2-S"
+
+
 # The preset, the recipe or the model decides about sizes and about A, C and B unless they are given.
 _DIFFERENT = (
     key_of_field(ModelConfig, "embed_dim", zero_is_null=True),

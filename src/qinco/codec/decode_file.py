@@ -20,10 +20,9 @@ from qinco.progress import ProgressOption, reporting
 from qinco.store.code_files import lists_beside
 from qinco.store.codes import Codes
 from qinco.store.decoded_part import DecodedPart, Record, open_part, remove_record
-from qinco.vectors.formats import VectorWriter, open_array
+from qinco.vectors.formats import FLOAT_SUFFIXES, VectorWriter, open_array
 from qinco.vectors.rows import spread_rows
 
-VECTOR_SUFFIXES = (".npy", ".fvecs", ".fbin")
 # Two machines decode a vector alike up to this part of its length; bf16 differs more from float32.
 _TOLERANCES = {"float32": 1e-5, "bf16": 1e-2}
 
@@ -192,6 +191,6 @@ def _check_vector_output(output: str | os.PathLike, inputs) -> Path:
     for name in inputs:
         if name is not None and target.is_relative_to(os.path.realpath(name)):
             raise ConfigError(f"output={output} lies in {name}, which is read: give another output")
-    if Path(output).suffix.lower() not in VECTOR_SUFFIXES:
-        raise ConfigError(f"output={output}: vectors are written to {', '.join(VECTOR_SUFFIXES)} files")
+    if Path(output).suffix.lower() not in FLOAT_SUFFIXES:
+        raise ConfigError(f"output={output}: vectors are written to {', '.join(FLOAT_SUFFIXES)} files")
     return target

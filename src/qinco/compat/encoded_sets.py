@@ -94,15 +94,11 @@ def describe_encoded_set(path: str | os.PathLike) -> dict:
     sizes = read_npz_sizes(path)
     shapes = [npz_rows(npz_part(path, number)) for number in range(sizes["n_parts"])]
     return {
-        "kind": "encoded set of QINCo2",
-        "num_vectors": sum(rows for rows, _ in shapes),
-        "num_parts": sizes["n_parts"],
-        "dim": sizes["D"],
-        "codebook_size": sizes["K"],
-        "code_size": sizes["M"],
+        "kind": "encoded set of QINCo2", "num_vectors": sum(rows for rows, _ in shapes),
+        "num_parts": sizes["n_parts"], "dim": sizes["D"], "codebook_size": sizes["K"], "code_size": sizes["M"],
         "has_lists": any(columns == sizes["M"] + 1 for _, columns in shapes),
         "bytes_per_vector": sizes["M"] * (sizes["K"].bit_length() - 1) / 8,
-    }
+    }  # fmt: skip
 
 
 def _shape(path: Path, name: str) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from qinco.vectors.mapped import file_size, map_file, read_start, release_pages
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]  # codes (n, M), list numbers (n,), ids (n,)
 
 MAX_STEPS, MAX_BITS = 256, 16
-_KINDS = {b"IwRQ": "residual quantizer", b"IwLS": "local search quantizer"}
+_KINDS = (b"IwRQ", b"IwLS")  # residual quantizer, local search quantizer
 _KEY = re.compile(r"IVF(\d{1,9})(?:_HNSW(\d{0,4}))?,(RQ|LSQ)(\d{1,4})x(\d{1,3})(?:_N(?:float|qint8|qint4))?")
 _NORM_BITS = {0: 0, 1: 0, 3: 32, 4: 8, 5: 4}  # bits of a stored norm by faiss's Search_type_t
 _MIN_LINKS, _MAX_LINKS = 2, 512
@@ -139,7 +139,7 @@ class FaissIndex:
         if start not in _KINDS:
             raise DataError(
                 f"{path} is not a supported faiss index: it begins with {start!r}, IVF indexes with an additive "
-                f"quantizer (RQ, LSQ) with one of {', '.join(kind.decode() for kind in _KINDS)}"
+                f"quantizer (RQ, LSQ) with one of {b', '.join(_KINDS).decode()}"
             )
         return cls(path, read_faiss_file(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE))
 
@@ -222,14 +222,10 @@ def describe_faiss_file(path: str | os.PathLike) -> dict:
     if not code.isalnum() or not 0 < dim < 1 << 24 or not 0 <= num_vectors < 1 << 48 or is_trained > 1:
         raise DataError(f"{path} is not a faiss index, or damaged: its header is invalid")
     fields = {
-        "kind": "faiss index",
-        "type": code.decode(),
-        "num_vectors": num_vectors,
-        "dim": dim,
-        "metric": {0: "inner_product", 1: "l2"}.get(metric, str(metric)),
-        "is_trained": bool(is_trained),
+        "kind": "faiss index", "type": code.decode(), "num_vectors": num_vectors, "dim": dim,
+        "metric": {0: "inner_product", 1: "l2"}.get(metric, str(metric)), "is_trained": bool(is_trained),
         "bytes_per_vector": round(size / num_vectors, 2) if num_vectors else None,
-    }
+    }  # fmt: skip
     if code in _KINDS and is_trained:
         index = FaissIndex.open(path)
         fields |= {"num_lists": index.num_lists, "code_size": index.num_codes, "codebook_size": index.codebook_size}
@@ -305,12 +301,9 @@ def write_faiss(
     with write_atomically(path) as temporary, reporting(progress) as report:
         try:
             index = _empty_index(index_key, centroids_VD, tables_MKD, inner_product)
-
-            def pieces() -> Iterator[Block]:
-                return _pieces(blocks(), tables_MKD.shape, len(centroids_VD), num_vectors, rows)
-
-            _fit_norms(index, pieces(), lambda done: report("filling lists", done // 2, num_vectors))
-            _add(index, pieces(), lambda done: report("filling lists", (num_vectors + done) // 2, num_vectors))
+            sizes, total = (tables_MKD.shape, len(centroids_VD), num_vectors, rows), num_vectors
+            _fit_norms(index, _pieces(blocks(), *sizes, lambda done: report("filling lists", done // 2, total)))
+            _add(index, _pieces(blocks(), *sizes, lambda done: report("filling lists", (total + done) // 2, total)))
             faiss.write_index(index, str(temporary))
         except MemoryError as error:
             raise ResourceError(f"not enough memory for the index {path} of {num_vectors} vectors") from error
@@ -339,36 +332,32 @@ def _quantizer_of(index):
     return index.rq if isinstance(index, faiss.IndexIVFResidualQuantizer) else index.lsq
 
 
-def _fit_norms(index, pieces: Iterable[Block], report: Callable[[int], None]) -> None:
+def _fit_norms(index, pieces: Iterable[Block]) -> None:
     """Fit the range of the quantized norms."""
-    quantizer, done, low, high = _quantizer_of(index), 0, np.inf, -np.inf
+    quantizer, low, high = _quantizer_of(index), np.inf, -np.inf
     for codes_NM, _, _ in pieces:
         sums_ND = np.empty((len(codes_NM), index.d), np.float32)
         quantizer.decode_unpacked(faiss.swig_ptr(codes_NM), faiss.swig_ptr(sums_ND), len(codes_NM))
         norms_N = np.einsum("nd,nd->n", sums_ND, sums_ND)
         low, high = min(low, norms_N.min()), max(high, norms_N.max())
-        done += len(codes_NM)
-        report(done)
-    quantizer.norm_min = float(low) if done else 0.0
+    quantizer.norm_min = float(low) if low < np.inf else 0.0
     quantizer.norm_max = float(high) if high > low else quantizer.norm_min + 1.0  # faiss divides by the range
 
 
-def _add(index, pieces: Iterable[Block], report: Callable[[int], None]) -> None:
+def _add(index, pieces: Iterable[Block]) -> None:
     """Put the vectors into the lists: `add_sa_codes` is 16 times faster than a loop over lists."""
-    quantizer, done = _quantizer_of(index), 0
+    quantizer = _quantizer_of(index)
     for codes_NM, lists_N, ids_N in pieces:
         packed = np.empty((len(codes_NM), quantizer.code_size), np.uint8)
         quantizer.pack_codes(len(codes_NM), faiss.swig_ptr(codes_NM), faiss.swig_ptr(packed))  # and their norms
         list_bytes = lists_N.astype("<u8")[:, None].view(np.uint8)[:, : index.coarse_code_size()]
         index.add_sa_codes(np.concatenate([list_bytes, packed], axis=1), ids_N)
-        done += len(codes_NM)
-        report(done)
 
 
 def _pieces(
-    blocks: Iterable[Block], tables_shape: tuple[int, int, int], num_lists: int, num_vectors: int, rows: int
+    blocks: Iterable[Block], tables_shape, num_lists: int, num_vectors: int, rows: int, report: Callable[[int], None]
 ) -> Iterator[Block]:
-    """The blocks, checked and cut: codes as int32 and ids as int64, as faiss takes them."""
+    """The blocks, checked and cut: codes as int32 and ids as int64, as faiss takes them. Reports what was used."""
     steps, codebook_size, _ = tables_shape
     done = 0
     for codes, lists, ids in blocks:
@@ -381,6 +370,7 @@ def _pieces(
         for first in range(0, len(codes), rows):
             part = slice(first, first + rows)
             yield np.ascontiguousarray(codes[part], np.int32), lists[part], np.ascontiguousarray(ids[part], np.int64)
+            report(done + min(first + rows, len(codes)))
         done += len(codes)
     if done != num_vectors:
         raise DataError(f"there are {done} codes where {num_vectors} were expected")

@@ -18,16 +18,10 @@ _PACKINGS = {".tar.gz": "tar", ".gz": "gzip", ".fbin": "fbin"}
 
 @dataclass(frozen=True)
 class DataSet:
-    """A public data set; paths are relative to the folder that holds `data/`.
+    """A public data set: files of vectors, their paths relative to the folder of downloads.
 
-    Attributes:
-        name: as in papers.
-        database: file of the vectors that are searched.
-        trainset: file of training vectors.
-        queries: file of queries.
-        ground_truth: file of the queries' nearest neighbours, by row.
-        mse_scale: factor of the mean squared error in reports and papers.
-        database_limit: how many of the database file's first vectors belong to the set; None for all.
+    `ground_truth` holds the queries' nearest neighbours, row by row; `mse_scale` is the factor of the mean squared
+    error in papers; `database_limit` is how many of the database file's first vectors belong to the set (None: all).
     """
 
     name: str
@@ -75,12 +69,9 @@ def find_dataset(name: str) -> DataSet | None:
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file on a server and the file that it becomes.
+    """A file on a server (https, http or ftp), and its path below the folder of downloads.
 
-    Attributes:
-        address: https://..., http://... or ftp://...
-        target: path below the folder that downloads go to.
-        member: the file's path inside the archive, where the address is that of a .tar.gz.
+    `member` is the file's path inside the archive, where the address is that of a .tar.gz.
     """
 
     address: str
@@ -98,38 +89,36 @@ class PublishedFile:
         return self.address.endswith(("/bigann1M.bvecs", "/base1M.fvecs"))
 
 
+def _in(folder: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"{folder}/{name}" for name in names)
+
+
 # Of each data set: queries, ground truth, database, training vectors. Small files come first, so that an unreachable
 # server is noticed before hours of work.
 _DATASET_ADDRESSES = {
     "bigann1M": (
         f"{_TEXMEX}/bigann_query.bvecs.gz",
-        f"{_QINCO}/datasets/bigann/gnd/idx_1M.ivecs",
-        f"{_QINCO}/datasets/bigann/bigann1M.bvecs",
-        f"{_QINCO}/datasets/bigann/bigann_learn_10M10k.bvecs",
+        *_in(f"{_QINCO}/datasets/bigann", "gnd/idx_1M.ivecs", "bigann1M.bvecs", "bigann_learn_10M10k.bvecs"),
     ),
-    "bigann1B": tuple(
-        f"{_TEXMEX}/bigann_{part}.gz" for part in ("query.bvecs", "gnd.tar", "base.bvecs", "learn.bvecs")
+    "bigann1B": _in(
+        _TEXMEX, "bigann_query.bvecs.gz", "bigann_gnd.tar.gz", "bigann_base.bvecs.gz", "bigann_learn.bvecs.gz"
     ),
     "deep1M": (
         f"{_DEEP}/query.public.10K.fbin",
-        *(
-            f"{_QINCO}/datasets/deep1b/{name}"
-            for name in ("deep1M_groundtruth.ivecs", "base1M.fvecs", "learn10M10k.fvecs")
-        ),
+        *_in(f"{_QINCO}/datasets/deep1b", "deep1M_groundtruth.ivecs", "base1M.fvecs", "learn10M10k.fvecs"),
     ),
     "deep1B": (
         f"{_DEEP}/query.public.10K.fbin",
         f"{_QINCO}/datasets/deep1b/deep1B_groundtruth.ivecs",
-        f"{_DEEP}/base.1B.fbin",
-        f"{_DEEP}/learn.350M.fbin",
+        *_in(_DEEP, "base.1B.fbin", "learn.350M.fbin"),
     ),
-    "contriever1M": tuple(
-        f"{_QINCO}/datasets/ContrieverEmb/{name}.npy"
-        for name in ("queries", "ground_truth1M", "database1M", "training_set")
+    "contriever1M": _in(
+        f"{_QINCO}/datasets/ContrieverEmb",
+        *("queries.npy", "ground_truth1M.npy", "database1M.npy", "training_set.npy"),
     ),
-    "FB_ssnpp1M": tuple(
-        f"{_QINCO}/datasets/FB_ssnpp/{name}.npy"
-        for name in ("queries", "ground_truth1M", "database1M", "training_set10010k")
+    "FB_ssnpp1M": _in(
+        f"{_QINCO}/datasets/FB_ssnpp",
+        *("queries.npy", "ground_truth1M.npy", "database1M.npy", "training_set10010k.npy"),
     ),
 }
 _SMALL = {"bigann1B": "bigann1M", "deep1B": "deep1M"}

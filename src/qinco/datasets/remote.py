@@ -27,13 +27,9 @@ class ConnectionBroken(Exception):
 
 @dataclass
 class Reply:
-    """A server's answer.
+    """A server's answer: the content in `blocks`, from byte `start` (the one asked for, or 0) of `length` in all.
 
-    Attributes:
-        start: the first byte that it sends: the one that was asked for, or 0.
-        length: of the whole file in bytes; None where the server does not tell.
-        version: changes when the file does (ETag, Last-Modified, or FTP's MDTM); None where there is none.
-        blocks: the content from `start` on; raises ConnectionBroken.
+    `version` (ETag, Last-Modified or MDTM) changes when the file does. Both are None where the server does not tell.
     """
 
     start: int
@@ -46,17 +42,13 @@ class Reply:
 def open_remote(
     address: str, start: int = 0, version: str | None = None, length: int | None = None, timeout: float = TIMEOUT
 ) -> Iterator[Reply]:
-    """Open the file at `address` from byte `start` on.
+    """Open the file at an address (https, http or ftp) from byte `start` on, if the server can do that.
 
-    Args:
-        address: https://..., http://... or ftp://...
-        start: first byte wanted. The reply begins at 0 where the server cannot start there, or the file has changed.
-        version: of the file that the first `start` bytes belong to, as an earlier reply told it.
-        length: of that file.
-        timeout: seconds without a byte until the connection counts as broken.
+    `version` and `length` are those of an earlier reply: the new one begins at 0 if the file has changed. After
+    `timeout` seconds without a byte a connection counts as broken.
 
     Raises:
-        ConnectionBroken: for failures that may be temporary.
+        ConnectionBroken: for failures that may be temporary, also while `blocks` are read.
         DataError: for others: no such file, an untrusted certificate, an unexpected answer.
         ConfigError: httpx is not installed.
     """
@@ -103,16 +95,14 @@ def _failure(address: str, error: BaseException) -> Exception:
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ftplib.error_perm):
         return refusal(address, f"the server answers {reason}")
-    httpx = sys.modules.get("httpx")
-    is_temporary = isinstance(error, ftplib.all_errors)
-    if httpx is not None:
-        is_temporary |= isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
-    return ConnectionBroken(reason) if is_temporary else refusal(address, reason)
+    if httpx := sys.modules.get("httpx"):
+        is_broken = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
+    else:
+        is_broken = False
+    return ConnectionBroken(reason) if is_broken or isinstance(error, ftplib.all_errors) else refusal(address, reason)
 
 
-def _open_http(
-    stack: ExitStack, address: str, start: int, version: str | None, length: int | None, timeout: float, proxy=None
-) -> Reply:
+def _open_http(stack: ExitStack, address: str, start: int, version, length, timeout: float, proxy=None) -> Reply:
     try:
         import httpx
     except ImportError as error:
@@ -139,15 +129,12 @@ def _open_http(
     if response.status_code == 416 and start:  # the file is shorter now
         return _open_http(stack, address, 0, None, None, timeout, proxy)
     reply = _read_headers(address, response, start)
-    if reply.start and (_differ(version, reply.version) or _differ(length, reply.length)):
+    pairs = ((version, reply.version), (length, reply.length))
+    if reply.start and any(None not in pair and pair[0] != pair[1] for pair in pairs):
         return _open_http(stack, address, 0, None, None, timeout, proxy)
     if reply.start and reply.length is None:
         reply.length = length
     return reply
-
-
-def _differ(known, found) -> bool:
-    return None not in (known, found) and known != found
 
 
 def _read_headers(address: str, response, start: int) -> Reply:
@@ -172,9 +159,7 @@ def _read_headers(address: str, response, start: int) -> Reply:
     return Reply(start, None if found[2] == "*" else int(found[2]), version, response.iter_raw())
 
 
-def _open_ftp(
-    stack: ExitStack, address: str, start: int, version: str | None, length: int | None, timeout: float
-) -> Reply:
+def _open_ftp(stack: ExitStack, address: str, start: int, version, length, timeout: float) -> Reply:
     parts = urlsplit(address)
     path = unquote(parts.path)
     connection = ftplib.FTP(timeout=timeout, encoding="latin-1")  # which decodes any greeting

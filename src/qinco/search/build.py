@@ -53,20 +53,9 @@ def metric_of(name: str, codec) -> Metric:
     return Metric(name, float(np.sqrt(sum(squares))))
 
 
-class PreparedRows:
-    """The rows of a source as a metric wants them, for a VectorSource."""
-
-    def __init__(self, source: VectorSource, metric: Metric):
-        self._source, self._metric = source, metric
-        self.shape, self.dtype = source.shape, np.dtype(np.float32)
-
-    def __getitem__(self, key) -> np.ndarray:
-        return self._metric.prepare(self._source[key])
-
-
 def prepared(source: VectorSource, metric: Metric) -> VectorSource:
     """A source whose vectors are as the metric wants them, and checked as those of the original."""
-    return VectorSource(PreparedRows(source, metric), source.name) if metric.name == "cosine" else source
+    return source.map(metric.prepare) if metric.name == "cosine" else source
 
 
 class DecodedRows:

@@ -2,12 +2,13 @@
 
 import threading
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from qinco.errors import DataError
+from qinco.errors import ConfigError, DataError, QincoError
 from qinco.vectors.mapped import StoredRows
 
 BLOCK_BYTES = 1 << 26  # read or decompressed at once, and kept for the next read
@@ -71,6 +72,19 @@ class BlockRows(StoredRows):
     @abstractmethod
     def _read_block(self, row: int) -> tuple[int, np.ndarray]:
         """The number of the first row of the block that holds `row`, and the block, an array (n, D)."""
+
+
+@contextmanager
+def library(package: str, extra: str, name) -> Iterator[None]:
+    """Turn what a file library raises (nearly anything, where a file is damaged) into an error that names the file."""
+    try:
+        yield
+    except QincoError:
+        raise
+    except ImportError as error:
+        raise ConfigError(f"{name} needs the package {package}: pip install 'qinco[{extra}]'") from error
+    except Exception as error:
+        raise DataError(f"{name} cannot be read by {package}, it may be damaged: {reason(error)}") from error
 
 
 def choose_part(path: Path, names: Collection[str], part: str, kind: str) -> str:

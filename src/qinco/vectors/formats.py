@@ -27,6 +27,7 @@ FORMATS = {
 }
 SUFFIXES = tuple(FORMATS)
 WRITTEN_SUFFIXES = tuple(suffix for suffix, format in FORMATS.items() if format.header is not None)
+FLOAT_SUFFIXES = tuple(suffix for suffix in WRITTEN_SUFFIXES if FORMATS[suffix].dtype in (None, np.float32))
 WRITE_ROWS = 65536
 _WITH_PARTS = "|".join(re.escape(suffix) for suffix, format in FORMATS.items() if format.has_parts)
 _NAMED_PART = re.compile(rf"(.*?(?:{_WITH_PARTS})):(.+)", re.IGNORECASE | re.DOTALL)

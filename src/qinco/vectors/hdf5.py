@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qinco.errors import ConfigError, DataError, QincoError
-from qinco.vectors.block_rows import BLOCK_BYTES, BlockRows, choose_part, list_names, reason
+from qinco.errors import DataError
+from qinco.vectors.block_rows import BLOCK_BYTES, BlockRows, choose_part, library, list_names
 from qinco.vectors.mapped import MAX_DIM, Format, check_matrix, map_file
 
 _MAX_CHUNKS = 1 << 24  # counting more, as a damaged header may promise, takes minutes
@@ -24,10 +24,8 @@ class Hdf5Rows(BlockRows):
 
     def _read_block(self, row: int) -> tuple[int, np.ndarray]:
         start = row - row % self._block_rows
-        try:
+        with library("h5py", "hdf5", self._name):
             return start, self._data[start : start + self._block_rows]
-        except Exception as error:  # h5py raises nearly anything where a file is damaged
-            raise DataError(f"{self._name} is damaged near row {row}: {reason(error)}") from error
 
 
 def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: int = BLOCK_BYTES):
@@ -36,11 +34,9 @@ def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: i
     `name` may lie in groups (`group/train`); without a name it is `part`, or else the only matrix of the file. Raises
     DataError where the file is damaged, has no such data set, or refers to other files; ConfigError without h5py.
     """
-    try:
+    with library("h5py", "hdf5", path):
         import h5py
-    except ImportError as error:
-        raise ConfigError(f"{path} needs the package h5py: pip install 'qinco[hdf5]'") from error
-    try:
+
         file = h5py.File(path, "r", locking=False, rdcc_nbytes=block_bytes)
         found = {str(child): data for child in file if (data := _find(file, str(child))) is not None}
         if name is None:
@@ -50,10 +46,6 @@ def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: i
         if data is None:
             raise DataError(f"{path} holds no data set {name!r}" + (f", but {list_names(found)}" if found else ""))
         return _open_data_set(path, size, f"{path}:{name}", data, block_bytes)
-    except QincoError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path} is not an HDF5 file, or is damaged: {reason(error)}") from error
 
 
 def _find(group, name: str):

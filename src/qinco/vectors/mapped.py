@@ -35,12 +35,7 @@ class Rows(Protocol):
 
 
 class StoredRows(ABC):
-    """Rows that are stored in a form that numpy cannot map; reading them raises DataError where the file is damaged.
-
-    Args:
-        shape: (N, D).
-        dtype: the stored type.
-    """
+    """Rows (N, D) in a file that numpy cannot map; reading them raises DataError where the file is damaged."""
 
     def __init__(self, shape: tuple[int, int], dtype):
         self.shape = shape
@@ -65,16 +60,15 @@ class Format:
     """A file format of vectors: one entry of `formats.FORMATS`.
 
     Attributes:
-        suffixes: the file names' suffixes, in lower case.
-        open: opens a file without reading its rows. Takes the path and the size in bytes; with `has_parts` also the
-            name of the matrix (or None) and the name to look for where there is none.
+        suffixes: of file names, in lower case.
+        open: opens a file without reading its rows, given path and size in bytes; with `has_parts` also the name of the
+            matrix (or None) and the name to look for where there is none.
         has_parts: a file may hold several matrices; `FILE:NAME` chooses one.
-        dtype: the type that the format stores; None for any type.
-        header: bytes before the first row, given the shape and dtype: as many for any number of rows. None where the
-            format is only read.
-        frame: turns rows (n, D) of the stored type into an array whose bytes are written; None: as they are.
-        frame_bytes: bytes that `frame` adds to each row.
-        max_rows: as many rows as a file can hold; None for any number.
+        dtype: the stored type; None for any.
+        header: the bytes before the rows, given shape and dtype: as many for any shape. None for a read-only format.
+        frame: gives the array whose bytes are written for rows (n, D); None: the rows as they are.
+        frame_bytes: bytes that `frame` adds to a row.
+        max_rows: rows that a file can hold; None for any number.
     """
 
     suffixes: tuple[str, ...]

@@ -67,9 +67,7 @@ class VectorSource:
             return self._read_range(range(len(self))[key])
         indices = np.asarray(key)
         if isinstance(key, tuple) or indices.ndim > 1 or (indices.size and indices.dtype.kind not in "iu"):
-            raise IndexError(
-                f"rows of {self.name} are chosen by an integer, a slice or an array of integers, not {key!r}"
-            )
+            raise IndexError(f"rows of {self.name} are chosen by an integer, a slice or an array of integers")
         if indices.size:
             for index in (int(indices.min()), int(indices.max())):
                 if not -len(self) <= index < len(self):
@@ -101,11 +99,11 @@ class VectorSource:
         return VectorSource(self._rows, self.name, self._start + start, self._start + stop)
 
     def map(self, function: Callable[[np.ndarray], np.ndarray], dim: int | None = None) -> "VectorSource":
-        """A source of what `function` makes of the vectors when they are read.
+        """A source of what `function` makes of each vector, computed when it is read.
 
         Args:
-            function: takes float32 (n, D) and returns float32 (n, dim), each row computed from its row alone.
-            dim: dimension of the result; None where it stays D.
+            function: takes float32 (n, D) and returns float32 (n, dim).
+            dim: dimension of the result; None for D.
 
         Example:
             >>> halves = source.map(lambda x_ND: x_ND[:, :64], dim=64)

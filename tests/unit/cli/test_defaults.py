@@ -9,7 +9,7 @@ from qinco.cli import main
 from qinco.cli.defaults import resolve
 from qinco.cli.grammar import parse_arguments
 from qinco.cli.tasks import TASKS
-from qinco.cli.training import run_settings
+from qinco.cli.tasks.train import fit_arguments
 from qinco.codec.plan import plan_training
 from qinco.config import EncodeOptions, ModelConfig, field_keys
 from qinco.datasets.catalogue import DATASETS
@@ -158,7 +158,7 @@ def test_sources():
 def test_it_is_what_training_does(words):
     output = [] if "output=y.pt" in words else ["output=y.safetensors"]
     settings = parse_arguments(["train", "trainset=x", *output, *words.split()])
-    chosen = run_settings(settings, DIM)
+    chosen = fit_arguments(settings, DIM)
     coarse = np.zeros((5, DIM), np.float32) if settings["ivf_centroids"] else None
     source = as_source(np.zeros((100, DIM), np.float32))
     preset, recipe = chosen.pop("preset"), chosen.pop("recipe")

@@ -9,12 +9,12 @@ import pytest
 from small_models import ARCHITECTURES, random_model
 
 from qinco.codec import Codec
-from qinco.codec.decode_file import VECTOR_SUFFIXES, decode_file
+from qinco.codec.decode_file import decode_file
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.store.codes import Codes
 from qinco.store.decoded_part import DecodedPart
-from qinco.vectors.formats import VectorWriter, open_array, write_vectors
+from qinco.vectors.formats import FLOAT_SUFFIXES, VectorWriter, open_array, write_vectors
 
 RULE = EncodeOptions(num_pairs=8, beam_width=4, precision="float32")
 COUNT, BLOCK_ROWS = 100, 16
@@ -89,7 +89,7 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("suffix", VECTOR_SUFFIXES)
+@pytest.mark.parametrize("suffix", FLOAT_SUFFIXES)
 @pytest.mark.parametrize("count", [1, BLOCK_ROWS, COUNT])
 def test_it_is_what_decode_gives(tmp_path, codec, suffix, count):
     codes, seen = some_codes(codec, count=count), []
@@ -107,7 +107,7 @@ def test_prefix_and_precision(tmp_path, codec):
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected(codec, codes, 2, "bf16"))
 
 
-@pytest.mark.parametrize("suffix", VECTOR_SUFFIXES)
+@pytest.mark.parametrize("suffix", FLOAT_SUFFIXES)
 @pytest.mark.parametrize("engine", ["auto", "torch"])
 @pytest.mark.parametrize("row", [0, 40, COUNT - 1])
 def test_it_goes_on_where_it_was_interrupted(tmp_path, codec, suffix, engine, row):

@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused():
         decoder.decode(codes)
     with pytest.raises(DataError, match="row 0 is 5"):
         decoder.decode(codes[:1], np.array([5]))
-    with pytest.raises(DataError, match="codewords are 0 to 7"):
+    with pytest.raises(DataError, match="0 to 7"):
         decoder.decode(codes[:1] + 8, lists[:1])
     with pytest.raises(DataError, match=r"dimension 6 for vectors of shape \(2500, 5\)"):
         PairwiseDecoder.fit(codes, lists, x_ND[:, :5], lookup)

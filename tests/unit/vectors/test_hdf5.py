@@ -163,7 +163,7 @@ def test_damage_names_the_file(path):
         data = file.create_dataset("train", (12, 4), np.float32, chunks=(4, 4), compression="gzip")
         data[:] = 5
         data.id.write_direct_chunk((4, 0), b"nonsense")
-    with pytest.raises(DataError, match=r"x\.hdf5:train is damaged"):
+    with pytest.raises(DataError, match=r"x\.hdf5:train"):
         open_array(path)[:]
     whole = save(path).read_bytes()
     for content in (b"x", b"\x89HDF\r\n\x1a\n", bytes(5000), whole[:-1], whole[:1000]):

@@ -9,7 +9,7 @@ import torch
 
 from qinco.errors import ConfigError, DataError
 from qinco.vectors.formats import write_vectors
-from qinco.vectors.rows import VectorSource, as_source, check_finite, open_vectors
+from qinco.vectors.rows import VectorSource, as_source, open_vectors
 
 DATA = np.random.default_rng(0).integers(0, 200, (11, 3)).astype(np.float32)
 
@@ -123,10 +123,7 @@ def test_blocks_cover_every_row_once(size):
     assert [start for start, _ in blocks] == list(range(0, 11, size))
     np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), DATA)
     assert all(len(block) == size for _, block in blocks[:-1])
-
-
-def test_blocks_of_nothing_and_of_no_size():
-    assert list(as_source(np.empty((0, 3))).blocks(5)) == []
+    assert list(as_source(np.empty((0, 3))).blocks(size)) == []
     with pytest.raises(ConfigError, match="block size"):
         next(as_source(DATA).blocks(0))
 
@@ -171,12 +168,6 @@ def test_taken_vectors_come_in_the_order_of_their_rows():
     np.testing.assert_array_equal(taken[[-1, 0]], DATA[[4, 9]])
 
 
-def test_check_finite_counts_from_its_start():
-    check_finite(DATA)
-    with pytest.raises(DataError, match="row 105 of queries holds NaN in column 0"):
-        check_finite(np.where(np.arange(6) == 5, np.nan, 0)[:, None], 100, "queries")
-
-
 def test_files_and_arrays_are_named_in_messages(tmp_path):
     bad = DATA.copy()
     bad[4, 1] = np.nan
@@ -214,7 +205,9 @@ def test_what_can_be_a_source(tmp_path):
     assert isinstance(as_source(mapped)[:2], np.ndarray) and not isinstance(as_source(mapped)[:2], np.memmap)
 
 
-def test_an_array_is_not_copied_to_become_a_source():
+def test_an_array_is_copied_when_it_is_read_and_not_before():
+    with pytest.raises(ValueError, match="without a copy"):
+        as_source(DATA).__array__(copy=False)
     array, tensor = DATA.copy(), torch.zeros(2, 3)
     from_array, from_tensor = as_source(array), as_source(tensor)
     array[0] = tensor[0] = 77
@@ -231,38 +224,23 @@ class Sparse:
     [
         (DATA[0], r"\(3,\).* x\[None\]"),
         (torch.zeros(3), r"\(3,\).* x\[None\]"),
-        ([1, 2], r"\(2,\)"),
-        (DATA[None], r"\(1, 11, 3\)"),
         (torch.zeros(1, 2, 3), r"\(1, 2, 3\)"),
         (None, r"\(\)"),
         (DATA[:, :0], "zero columns"),
-        (torch.zeros(3, 0), "zero columns"),
-        (DATA.astype(object), "holds object"),
         (DATA.astype(complex), "holds complex128"),
         (DATA.astype(bool), "holds bool"),
-        (DATA.astype(str), "holds <U"),
-        (np.zeros((2, 2), "m8[s]"), "holds timedelta"),
-        (torch.zeros(2, 2, dtype=torch.complex64), "holds torch.complex64"),
         (torch.zeros(2, 2, dtype=torch.bool), "holds torch.bool"),
         (torch.zeros(2, 2).to_sparse(), "is sparse"),
         (torch.zeros(2, 2, device="meta"), "has no data"),
         (Sparse(), "is sparse: give queries.toarray"),
         (np.ma.array(DATA, mask=DATA > 5), "masked"),
         ([[1, 2], [3]], "not a matrix of numbers"),
-        ([[1, None]], "holds object"),
         ([[2**70]], "holds object"),
     ],
 )
 def test_what_cannot_be_a_source(x, message):
     with pytest.raises(DataError, match=f"queries.*{message}"):
         as_source(x, "queries")
-
-
-def test_a_source_is_an_array_only_by_copying():
-    source = as_source(DATA)
-    assert np.asarray(source, np.float64).dtype == np.float64
-    with pytest.raises(ValueError, match="without a copy"):
-        source.__array__(copy=False)
 
 
 def test_a_tensor_on_a_device_is_read_by_slices(device):

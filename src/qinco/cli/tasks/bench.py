@@ -1,6 +1,16 @@
 """`qinco bench`: encoding and decoding speed of this machine."""
 
-from qinco.cli.keys import ENCODING, MACHINE, task
+from math import prod
+
+import qinco
+from qinco.cli.keys import ENCODING, MACHINE, Settings, task
+from qinco.cli.open import encode_options, find_device, open_codec
+from qinco.cli.tasks.train import fit_arguments
+from qinco.config import EncodeOptions, field_keys
+from qinco.errors import ConfigError
+
+_DIM = 128
+_ARCHITECTURE = ("model_args", "qinco1_mode", "M", "K", "L", "de", "dh")
 
 
 @task(
@@ -10,6 +20,66 @@ from qinco.cli.keys import ENCODING, MACHINE, task
     imports=("qinco.codec",),
 )
 def bench(settings, console) -> None:
-    from qinco.cli import bench as measuring
+    from qinco.codec.evaluate import default_options, default_precisions, default_threads
 
-    measuring.bench(settings, console)
+    name, codec = _codec(settings)
+    own = encode_options(settings, codec).override(precision="auto", engine="auto")
+    cases = {
+        "threads": default_threads(codec) if settings["threads"] is None else [settings["threads"]],
+        "precisions": [settings["precision"]] if settings.given("precision") else default_precisions(codec),
+        "options": [own] if any(settings.given(key) for key in ("A", "C", "B")) else default_options(codec),
+    }
+    count = prod(map(len, cases.values()))
+    console.info(f"measuring {name} on vectors of {codec.dim} dimensions, {count} times for about two seconds")
+    measured = qinco.benchmark(codec, **cases, engine=settings["engine"], progress=console.progress)
+    rows = [
+        {
+            "model": name, "rule": _text(speed.options), "precision": speed.precision, "threads": speed.threads,
+            "encode_us": speed.encode_us, "encode_vectors_per_second": 1e6 / speed.encode_us,
+            "decode_us": speed.decode_us,
+        }
+        for speed in measured
+    ]  # fmt: skip
+    machine = _machine(codec) | {"weights": "trained" if settings["model"] else "random, as fast as trained ones"}
+    if settings["json"]:
+        console.print_result({"results": rows} | machine, True)
+        return
+    columns = ("model", "options", "precision", "threads", "encode us", "encode vectors/s", "decode us")
+    console.print_table([list(row.values()) for row in rows], columns)
+    console.print_result(machine, False)
+
+
+def _codec(settings: Settings) -> "tuple[str, qinco.Codec]":
+    """The codec of `model=`, or one with random weights as `train` would make it of these settings; and its name."""
+    given = [key for key in _ARCHITECTURE if settings.given(key)]
+    if settings["model"] is not None:
+        if given:
+            raise ConfigError(f"model={settings['model']} determines the architecture: leave out {', '.join(given)}")
+        return settings["model"], open_codec(settings)
+    import numpy as np
+
+    from qinco.codec.plan import plan_training
+    from qinco.model.random import random_model
+    from qinco.vectors.rows import as_source
+
+    arguments = fit_arguments(settings, _DIM)
+    preset, recipe = arguments.pop("preset"), arguments.pop("recipe")
+    plan = plan_training(as_source(np.empty((1, _DIM), np.float32)), preset, arguments, recipe=recipe)
+    sizes = [f"{key}={settings[key]}" for key in given if key != "model_args"]
+    codec = qinco.Codec(random_model(plan.model_config), plan.encode_options).to(find_device(settings))
+    return " ".join([*filter(None, [preset]), *sizes]), codec
+
+
+def _text(options: EncodeOptions) -> str:
+    keys = field_keys(EncodeOptions)
+    return " ".join(f"{keys[name]}={value}" for name, value in options.to_dict().items() if value is not None)
+
+
+def _machine(codec: "qinco.Codec") -> dict:
+    import torch
+
+    from qinco.machine import processor_name, usable_cores
+
+    is_cpu = codec.device.type == "cpu"
+    device = "cpu" if is_cpu else torch.cuda.get_device_name(codec.device)
+    return {"processor": processor_name(), "cores": usable_cores(), "device": device, "torch": torch.__version__}

@@ -1,6 +1,14 @@
 """`qinco train`: train a codec."""
 
-from qinco.cli.keys import ENCODING, MACHINE, TRAINING, TRAINSET, Key, task
+import time
+from pathlib import Path
+
+import qinco
+from qinco.cli.keys import ENCODING, MACHINE, TRAINING, TRAINSET, Key, Settings, chosen_preset, task
+from qinco.cli.open import conditions, files_read, find_device, mse_scale, open_trainset
+from qinco.config import EncodeOptions, ModelConfig
+from qinco.errors import ConfigError
+from qinco.training.options import TrainOptions
 
 
 @task(
@@ -19,6 +27,72 @@ from qinco.cli.keys import ENCODING, MACHINE, TRAINING, TRAINSET, Key, task
     is_distributed=True,
 )
 def train(settings, console) -> None:
-    from qinco.cli import training
+    from qinco.atomic import check_output
+    from qinco.training.processes import Processes
 
-    training.train(settings, console)
+    source, output = open_trainset(settings), Path(settings["output"])
+    arguments = fit_arguments(settings, source.dim) | _start(settings)
+    if output.suffix.lower() not in (".safetensors", ".pt"):
+        raise ConfigError(f"output={output}: a codec is written to a .safetensors (ours) or .pt (the authors') file")
+    check_output(output, overwrite=True, inputs=files_read(settings))
+    is_main, begun = Processes.is_main_by_environment(), time.monotonic()
+    if is_main and settings["ivf_K"] is not None and settings["ivf_centroids"] is None and settings["model"] is None:
+        console.warn(
+            f"ivf_K={settings['ivf_K']} has no effect without ivf_centroids=FILE, which task ivf_centroids writes: "
+            "this codec will have no lists"
+        )
+    codec = qinco.Codec.fit(
+        source,
+        output=output,
+        resume=settings["resume"],
+        overwrite=settings["overwrite"],
+        device=find_device(settings),
+        tensorboard=settings["tensorboard"],
+        mse_scale=mse_scale(settings),
+        progress=console.progress,
+        **arguments,
+    )
+    if not is_main:
+        return
+    result = {
+        "output": str(output),
+        "mse": codec.provenance["valid_mse"] * mse_scale(settings),
+        "epoch": codec.provenance["epoch"],
+        "num_vectors": codec.provenance["num_vectors"],
+        "bytes_per_vector": codec.bytes_per_vector,
+        "seconds": time.monotonic() - begun,
+    }
+    console.print_result(result | conditions(settings), settings["json"])
+
+
+def fit_arguments(settings: Settings, dim: int) -> dict:
+    """The given arguments of `Codec.fit`; the others are for the preset and the recipe to decide."""
+    given = settings.fields(ModelConfig, EncodeOptions, TrainOptions)
+    given.pop("engine", None)
+    if settings.given("de") and settings["de"] is None:
+        given["embed_dim"] = dim
+    if settings["qinco1_mode"]:
+        if settings["model_args"] not in (None, "qinco1"):
+            raise ConfigError(f"qinco1_mode=true contradicts model_args={settings['model_args']}: keep one of them")
+        given |= {"codeword_skip": False, "embed_dim": dim}
+        if settings["A"] is None and settings["C"] is None:
+            given["has_preselector"] = False
+    return given | {"preset": chosen_preset(settings.given_values), "recipe": settings["recipe"]}
+
+
+def _start(settings: Settings) -> dict:
+    """What the run starts from: centroids, another codec, or the parts of a PQ-QINCo codec."""
+    centroids, model = settings["ivf_centroids"], settings["model"]
+    if settings["pq"] is None and settings["opq"]:
+        raise ConfigError("opq=true needs pq=, the number of parts that the rotated vectors are cut into")
+    if settings["pq"] is not None:
+        if centroids is not None or model is not None:
+            raise ConfigError("pq= trains a codec of several parts: leave out ivf_centroids= and model=")
+        return {"num_parts": settings["pq"], "rotate": settings["opq"]}
+    if model is not None and settings["model_args"] is not None:
+        raise ConfigError(f"model={model} determines the architecture: leave out model_args")
+    if centroids is not None and settings["ivf_K"] is not None:
+        found = len(qinco.open_vectors(centroids))
+        if found != settings["ivf_K"]:
+            raise ConfigError(f"ivf_K={settings['ivf_K']}, but {centroids} holds {found} centroids")
+    return {"coarse_centroids": centroids, "initial": None if model is None else qinco.Codec.load(model)}

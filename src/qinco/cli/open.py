@@ -1,0 +1,144 @@
+"""From the keys of a command line to what they name: devices, codecs, vectors, options."""
+
+import os
+from dataclasses import astuple
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import qinco
+from qinco.cli.keys import Settings
+from qinco.config import EncodeOptions, suggest
+from qinco.datasets.catalogue import DATASETS, find_dataset
+from qinco.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+_READ = ("model", "db", "trainset", "codes", "lists", "ivf_centroids", "encoded_trainset", "encoded_db", "index",
+         "pairwise_decoder", "queries", "queries_gt")  # fmt: skip
+
+
+def find_device(settings: Settings) -> "torch.device":
+    """The device that `device=` and `cpu=` name."""
+    from qinco.maths.devices import choose_device
+
+    if settings["cpu"] and settings.given("device") and settings["device"] != "cpu":
+        raise ConfigError(f"cpu=true contradicts device={settings['device']}: keep one of them")
+    device = choose_device("cpu" if settings["cpu"] else settings["device"])
+    if device.type == "cuda" and device.index is None:  # torchrun gives each process a GPU of its own
+        device = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return device
+
+
+def open_codec(settings: Settings) -> "qinco.Codec":
+    """The codec of `model=`, on the chosen device."""
+    return adjust_codec(settings, qinco.Codec.load(settings["model"], find_device(settings)))
+
+
+def adjust_codec(settings: Settings, codec: "qinco.Codec") -> "qinco.Codec":
+    """The codec with `engine=`, in blocks of at most `enc_max_bs` vectors."""
+    codec = codec.with_options(codec.encode_options.override(engine=settings["engine"]))
+    codec.block_rows = min(codec.block_rows, settings["enc_max_bs"])
+    return codec
+
+
+def encode_options(settings: Settings, codec: "qinco.Codec") -> EncodeOptions:
+    """The codec's own options, with `A`, `C`, `B`, `precision` and `engine` in their place if they are given."""
+    options = codec.encode_options.override(
+        settings["A"], settings["C"], settings["B"], settings["precision"], settings["engine"]
+    )
+    options.check_model(codec.config)
+    return options
+
+
+def num_steps(settings: Settings, codec: "qinco.Codec") -> int | None:
+    """`prefix=`, the number of steps to use; None for all."""
+    steps, wanted = codec.config.num_steps, settings["prefix"]
+    if wanted is not None and wanted > steps:
+        raise ConfigError(f"prefix={wanted} is more than the model's {steps} steps")
+    return wanted
+
+
+def decode_precision(settings: Settings) -> str:
+    """Decoded vectors are float32 unless bf16 is asked for by name."""
+    return "bf16" if settings["precision"] == "bf16" else "float32"
+
+
+def open_database(settings: Settings) -> "qinco.VectorSource":
+    """The vectors of `db=`, a path or the name of a data set; at most `ds.db` of them."""
+    dataset = find_dataset(settings["db"])
+    source = _open(settings["db"] if dataset is None else dataset.database)
+    for limit in (dataset and dataset.database_limit, settings["ds.db"]):
+        source = source if limit is None else source.limit(limit)
+    return source
+
+
+def open_trainset(settings: Settings) -> "qinco.VectorSource":
+    """The vectors of `trainset=`, or of the data set that `db=` names; at most `ds.trainset` of them."""
+    path, dataset = settings["trainset"], find_dataset(settings["db"] or "")
+    if path is None and dataset is None:
+        raise ConfigError(f"db={settings['db']} is no data set with training vectors: give trainset=FILE, or one of "
+                          f"{', '.join(DATASETS)}")  # fmt: skip
+    source = _open(dataset.trainset if path is None else path)
+    return source if settings["ds.trainset"] is None else source.limit(settings["ds.trainset"])
+
+
+def open_queries(settings: Settings, dim: int, num_vectors: int | None) -> "tuple[np.ndarray, np.ndarray]":
+    """Queries, float32 (Q, D), and the number of each one's true nearest neighbour, int64 (Q,).
+
+    num_vectors: size of the database, which the numbers must be below; None if they are ids
+    """
+    from qinco.vectors.formats import read_integers
+
+    dataset = find_dataset(settings["db"] or "")
+    queries_path = settings["queries"] or (dataset and dataset.queries)
+    truth_path = settings["queries_gt"] or (dataset and dataset.ground_truth)
+    if queries_path is None or truth_path is None:
+        raise ConfigError("task search needs queries= and queries_gt=, or db= with the name of a data set")
+    queries, truth = _open(queries_path, "test"), read_integers(truth_path)
+    if queries.dim != dim:
+        raise DataError(f"{queries.name}: queries have {queries.dim} dimensions, the vectors to search have {dim}")
+    if len(queries) != len(truth):
+        raise DataError(f"{truth_path} has {len(truth)} rows, but {queries.name} has {len(queries)} queries")
+    if num_vectors is not None and (truth[:, 0].max() >= num_vectors or truth[:, 0].min() < 0):
+        raise DataError(
+            f"{truth_path} names vector {truth[:, 0].max()}, but the database has {num_vectors}: it is the truth "
+            "of another database, or ds.db leaves vectors out"
+        )
+    return next(block for _, block in queries.blocks(len(queries))), truth[:, 0]
+
+
+def mse_scale(settings: Settings) -> float:
+    """`mse_scale=`, or that of the data set that `db=` names."""
+    dataset = None if settings.given("mse_scale") else find_dataset(settings["db"] or "")
+    return settings["mse_scale"] if dataset is None else dataset.mse_scale
+
+
+def files_read(settings: Settings) -> list[Path]:
+    """The files that the command line reads, which its output must not replace."""
+    from qinco.vectors.formats import split_part
+
+    return [split_part(settings[name])[0] for name in _READ if settings[name] is not None]
+
+
+def conditions(settings: Settings) -> dict:
+    """What a measurement ran on, for its report."""
+    import torch
+
+    return {"threads": torch.get_num_threads(), "precision": settings["precision"]}
+
+
+def _open(path: str, part: str = "train") -> "qinco.VectorSource":
+    try:
+        return qinco.open_vectors(path, part)
+    except DataError:
+        if os.access(path, os.F_OK):
+            raise
+        names = [name for name, dataset in DATASETS.items() if path in astuple(dataset)]
+        if names:
+            raise DataError(f"No such file: {path}. Download it with: qinco download {names[0]}") from None
+        if Path(path).suffix:
+            raise
+        hint = suggest(path, list(DATASETS), 0.8)
+        raise DataError(f"No such file or data set: {path}. {hint}Data sets: {', '.join(DATASETS)}") from None
