@@ -109,6 +109,42 @@ def open_queries(settings: Settings, dim: int, num_vectors: int | None) -> "tupl
     return next(block for _, block in queries.blocks(len(queries))), truth[:, 0]
 
 
+def open_decoder(settings: Settings, console, codec: "qinco.Codec"):
+    """What `decoder=` names: the LookupDecoder of `index=` or one fitted to `trainset=`, or a PairwiseDecoder; None
+    for the network."""
+    from qinco.search.faiss_index import FaissSearcher
+    from qinco.search.fit import open_pairwise
+    from qinco.search.measure.sweep import open_searcher
+
+    name, path, pairs = settings["decoder"], settings["index"], settings["pairwise_decoder"]
+    if name == "neural":
+        for key in ("index", "pairwise_decoder"):
+            if settings[key] is not None:
+                raise ConfigError(f"{key}= has no effect with decoder=neural: give decoder=lookup or decoder=pairwise")
+        return None
+    if settings["prefix"] is not None:
+        raise ConfigError(f"prefix= shortens codes for the network, and decoder={name} takes whole ones: leave it out")
+    index = None if path is None else open_searcher(path, codec, pairs if name == "pairwise" else None)
+    if name == "pairwise":
+        sizes = codec.num_codes, codec.config.codebook_size, codec.dim
+        decoder = open_pairwise(pairs, *sizes, codec.coarse_centroids) if index is None else index.pairwise
+        if decoder is None:
+            raise ConfigError("decoder=pairwise needs pairwise_decoder=FILE, which task train_pairwise_decoder writes")
+        return decoder
+    if index is not None:
+        return index.lookup if isinstance(index, FaissSearcher) else index.tables.lookup
+    if settings["trainset"] is None and find_dataset(settings["db"]) is None:
+        raise ConfigError("decoder=lookup needs index=, whose tables are taken, or trainset=, vectors to fit tables to")
+    source = open_trainset(settings)
+    if not len(source):
+        raise DataError(f"{source.name} holds no vectors to fit look-up tables to")
+    given = settings.given("search.aq_training_samples")
+    return qinco.fit_lookup_decoder(
+        source, codec=codec, num_training=settings["search.aq_training_samples"] if given else None,
+        seed=settings["seed"], progress=console.progress,
+    ).decoder  # fmt: skip
+
+
 def mse_scale(settings: Settings) -> float:
     """`mse_scale=`, or that of the data set that `db=` names."""
     dataset = None if settings.given("mse_scale") else find_dataset(settings["db"] or "")

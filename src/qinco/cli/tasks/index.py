@@ -1,6 +1,12 @@
 """`qinco build_index`: look-up tables and an index of encoded vectors."""
 
-from qinco.cli.keys import MACHINE, TRAINSET, Key, task
+import time
+from dataclasses import asdict
+
+import qinco
+from qinco.cli.keys import MACHINE, TRAINSET, Key, Settings, task
+from qinco.cli.open import conditions, mse_scale, open_codec, open_trainset
+from qinco.errors import ConfigError
 
 
 @task(
@@ -19,6 +25,35 @@ from qinco.cli.keys import MACHINE, TRAINSET, Key, task
     imports=("qinco.codec", "qinco.search.index"),
 )  # fmt: skip
 def build_index(settings, console) -> None:
-    from qinco.cli import indexing
+    from qinco.search.code_file import open_codes
 
-    indexing.build_index(settings, console)
+    codec = None if settings["model"] is None else open_codec(settings)
+    _check_number_of_centroids(settings)
+    sizes, begun = (settings["M"], settings["K"]), time.monotonic()
+    train, database = (open_codes(settings[name], codec, *sizes) for name in ("encoded_trainset", "encoded_db"))
+    done = qinco.build_index(
+        database.limit(settings["ds.db"]),
+        settings["output"],
+        codec=codec,
+        train_codes=train.limit(settings["ds.trainset"]),
+        train_vectors=open_trainset(settings),
+        centroids=settings["ivf_centroids"],
+        metric=settings["metric"],
+        pairwise=settings["pairwise_decoder"],
+        num_training=settings["search.aq_training_samples"],
+        index_key=settings["search.index_key"] if settings.given("search.index_key") else None,
+        overwrite=settings["overwrite"],
+        seed=settings["seed"],
+        progress=console.progress,
+    )
+    result = asdict(done) | {"mse_lookup": done.mse_lookup * mse_scale(settings)}
+    result["seconds"] = time.monotonic() - begun
+    console.print_result(result | conditions(settings), settings["json"])
+
+
+def _check_number_of_centroids(settings: Settings) -> None:
+    path, wanted = settings["ivf_centroids"], settings["ivf_K"]
+    if path is not None and settings.given("ivf_K") and wanted is not None:
+        found = len(qinco.open_vectors(path))
+        if wanted != found:
+            raise ConfigError(f"ivf_K={wanted}, but {path} holds {found} centroids")
