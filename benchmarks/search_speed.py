@@ -27,16 +27,20 @@ import torch
 from qinco.codec import Codec
 from qinco.machine import processor_name
 from qinco.maths.metrics import recall
-from qinco.search import build as building
-from qinco.search import exhaustive
-from qinco.search.build import silent
+from qinco.search.build import fill_lists, fit_tables
+from qinco.search.code_file import open_codes
+from qinco.search.exhaustive import nearest_in_blocks
+from qinco.search.fit import FitSample
 from qinco.search.index import Index
 from qinco.search.measure.plot import plot_fronts
-from qinco.search.measure.sweep import Conditions, SweepResult, measure_stages, sweep
-from qinco.search.measure.tune import measure
+from qinco.search.measure.results import Conditions, SweepResult, record_sweep
+from qinco.search.measure.timing import measure, measure_stages
+from qinco.search.metric import L2
 from qinco.search.options import SearchOptions
+from qinco.search.partition import encode_all
+from qinco.search.parts import IndexParts
 from qinco.search.scan import Scanner
-from qinco.store.code_files import open_encoded_set
+from qinco.store.codes import Codes
 from qinco.store.decoder import load_pairwise
 from qinco.vectors.formats import read_integers
 from qinco.vectors.rows import VectorSource, open_vectors
@@ -50,12 +54,9 @@ FAISS = {"IVF-PQ": "IVF{V},PQ{M}x8", "IVF-RQ": "IVF{V},RQ{M}x8_Nqint8", "IVF-LSQ
 BATCH = 4096
 
 
-def encoded(codec: Codec, source: VectorSource, path: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (N, M) and lists (N,) of a source; read from a file of codes if one is given."""
-    if path is None:
-        return building.encode_all(codec, source, silent)
-    found = open_encoded_set(path, codec.num_codes, codec.config.codebook_size, True)
-    return np.asarray(found.codes[:]), np.asarray(found.lists[:])[:, 0]
+def encoded(codec: Codec, source: VectorSource, path: str | None) -> Codes:
+    """Codes of a source in memory; read from a file of codes if one is given."""
+    return encode_all(codec, source) if path is None else open_codes(path, codec).codes[:]
 
 
 def faiss_index(key: str, train_ND, base_ND, folder: str | None) -> faiss.Index:
@@ -99,10 +100,9 @@ def shortlists(scanner: Scanner, index: Index, queries_QD: np.ndarray, options: 
 
 def our_points(index: Index, queries_QD, nearest_Q, multiples: tuple[int, ...]) -> SweepResult:
     """Recall and time of an index for settings that can lie on the front."""
-    stages = index.stages()
     values = {"nprobe": NPROBES, "quantizer_efSearch": [16], "nshort": LENGTHS, "nmid_short": multiples}
     conditions = Conditions({}, 1, "")
-    return sweep(values, lambda options: measure(stages, queries_QD, nearest_Q, options, BATCH), conditions)
+    return record_sweep(values, lambda options: measure(index, queries_QD, nearest_Q, options, BATCH), conditions)
 
 
 def best_within(points: list[tuple[float, float]], limit: float) -> float | None:
@@ -135,12 +135,11 @@ def report_machine(words: list[str]) -> None:
 
 def report_pipeline(index: Index, decoded_ND, queries_QD, nearest_Q) -> None:
     """The pipeline beside an exhaustive search, and the seconds of its stages."""
-    _, ids_QR = exhaustive.search(queries_QD, [(0, decoded_ND)], 100)
+    _, ids_QR = nearest_in_blocks(queries_QD, [(0, decoded_ND)], 100)
     best = recall(ids_QR, nearest_Q)
     rows = [("exhaustive, decoded vectors", best[1], best[10], best[100], 1.0, None, None, None)]
-    stages = index.stages()
     for options in SETTINGS:
-        found = measure(stages, queries_QD, nearest_Q, options, BATCH)
+        found = measure(index, queries_QD, nearest_Q, options, BATCH)
         us = {name: seconds / found.num_queries * 1e6 for name, seconds in found.seconds_by_stage.items()}
         shares = [found.recall[rank] for rank in (1, 10, 100)]
         name = f"nprobe={options.nprobe} nshort={options.num_short}"
@@ -170,19 +169,17 @@ def main(words: list[str]) -> None:
     train, base = open_vectors(given["trainset"]), open_vectors(given["db"])
     queries_QD = open_vectors(given["queries"])[:]
     nearest_Q = read_integers(given["queries_gt"])[:, 0]
-    train_codes, train_lists = encoded(codec, train, given.get("encoded_trainset"))
-    codes, lists = encoded(codec, base, given.get("encoded_db"))
+    train_codes = encoded(codec, train, given.get("encoded_trainset"))
+    codes = encoded(codec, base, given.get("encoded_db"))
     rows = np.arange(len(train_codes))
-    metric = building.metric_of("l2", codec)
-    size = codec.config.codebook_size
-    tables = building.fit_tables(train, train_codes, train_lists, codec.coarse_centroids, size, metric, rows)
-    filled = building.fill_lists(tables, lambda: building.in_blocks(codes, lists), range(len(codes)), silent)
+    sample = FitSample.of_vectors(train_codes, train, rows).everything()
+    tables = fit_tables(sample, codec.config.codebook_size, codec.coarse_centroids, L2, adds_centroids=True)
     pairwise = load_pairwise(given["pairwise_decoder"]) if "pairwise_decoder" in given else None
-    index = Index(codec, tables, [filled], pairwise=pairwise)
+    index = Index(codec, IndexParts(tables, [fill_lists(tables, codes, range(len(codes)))], pairwise))
     print(f"- {index!r}; {len(queries_QD):,} queries; tables fitted to {len(rows):,} training vectors")
 
     base_ND = base[:]
-    decoded_ND = codec.decode(codes, lists, precision="auto")
+    decoded_ND = codec.decode(codes, precision="auto")
     report_pipeline(index, decoded_ND, queries_QD, nearest_Q)
     report_scan(index, queries_QD)
 

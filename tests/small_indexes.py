@@ -56,4 +56,4 @@ def built(kind: str = "plain", metric: str = "l2", pairwise: bool = False) -> In
 
 def copied(index: Index) -> Index:
     """Another index of the same vectors, which may be changed."""
-    return Index(index.codec, index.tables, index.segments, pairwise=index.pairwise, options=index.options)
+    return Index(index.codec, index.parts)

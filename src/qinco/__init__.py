@@ -25,9 +25,16 @@ if TYPE_CHECKING:
     from qinco.codec.evaluate import benchmark, evaluate, measure_time
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
     from qinco.datasets.fetch import download
+    from qinco.decoders.lookup import LookupDecoder
+    from qinco.decoders.pairwise import PairwiseDecoder
     from qinco.description import describe
     from qinco.installation import check_installation
+    from qinco.search.build import build_index
+    from qinco.search.exhaustive import exhaustive_search
+    from qinco.search.fit import fit_lookup_decoder, fit_pairwise_decoder
     from qinco.search.index import Index
+    from qinco.search.measure.decoders import evaluate_decoder, exhaustive_recall
+    from qinco.search.measure.sweep import sweep
     from qinco.search.options import SearchOptions
     from qinco.store.codes import Codes
     from qinco.training.options import TrainOptions
@@ -42,7 +49,9 @@ __all__ = [
     "DataError",
     "EncodeOptions",
     "Index",
+    "LookupDecoder",
     "ModelConfig",
+    "PairwiseDecoder",
     "ProductCodec",
     "QincoError",
     "ResourceError",
@@ -51,13 +60,20 @@ __all__ = [
     "VectorSource",
     "__version__",
     "benchmark",
+    "build_index",
     "check_installation",
     "describe",
     "download",
     "evaluate",
+    "evaluate_decoder",
+    "exhaustive_recall",
+    "exhaustive_search",
+    "fit_lookup_decoder",
+    "fit_pairwise_decoder",
     "kmeans",
     "measure_time",
     "open_vectors",
+    "sweep",
     "write_vectors",
 ]
 
@@ -81,6 +97,15 @@ _HOMES = {
     "kmeans": "qinco.codec.centroids",
     "open_vectors": "qinco.vectors.rows",
     "write_vectors": "qinco.vectors.formats",
+    "LookupDecoder": "qinco.decoders.lookup",
+    "PairwiseDecoder": "qinco.decoders.pairwise",
+    "build_index": "qinco.search.build",
+    "evaluate_decoder": "qinco.search.measure.decoders",
+    "exhaustive_recall": "qinco.search.measure.decoders",
+    "exhaustive_search": "qinco.search.exhaustive",
+    "fit_lookup_decoder": "qinco.search.fit",
+    "fit_pairwise_decoder": "qinco.search.fit",
+    "sweep": "qinco.search.measure.sweep",
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 import qinco
 from qinco.cli import main
 from qinco.search.coarse import MIN_GRAPH_LISTS
-from qinco.search.measure.tune import measure
+from qinco.search.measure.timing import measure
 from qinco.store.folder import read_index
 from qinco.vectors.formats import write_vectors
 
@@ -55,7 +55,7 @@ def folder(tmp_path_factory) -> Path:
 def here(folder, monkeypatch):
     """In the folder, and measured in haste."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("qinco.search.measure.sweep.MIN_SECONDS", 0)
+    monkeypatch.setattr("qinco.search.measure.timing.MIN_SECONDS", 0)
 
 
 def run(*arguments: str) -> None:
@@ -288,13 +288,13 @@ def test_results_are_written_resumed_and_drawn(tmp_path, capsys):
 def test_an_interrupted_sweep_says_where_its_results_are(tmp_path, monkeypatch, capsys):
     measured = []
 
-    def interrupt(*arguments):
+    def interrupt(*arguments, **options):
         if measured:
             raise KeyboardInterrupt
-        measured.append(measure(*arguments))
+        measured.append(measure(*arguments, **options))
         return measured[0]
 
-    monkeypatch.setattr("qinco.cli.searching.measure", interrupt)
+    monkeypatch.setattr("qinco.search.measure.sweep.measure", interrupt)
     assert main(command("index=ix", f"output={tmp_path}/s.json")) == 130
     assert "resume=true" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "s.json").read_text())["settings"]) == 1
@@ -385,7 +385,7 @@ def test_a_kill_leaves_the_old_index(tmp_path, monkeypatch, capsys):
     codes = ["encoded_trainset=ivf_train", "encoded_db=ivf_base", "trainset=train.npy", "model=ivf.safetensors"]
     run("build_index", *codes, f"output={tmp_path}/ix")
     before = sorted(path.name for path in (tmp_path / "ix").iterdir())
-    from qinco.search.build import ListsBuilder
+    from qinco.search.lists import ListsBuilder
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
@@ -428,7 +428,7 @@ WRONG = {
     "not a model's centroids": (build(IVF, ivf_centroids="shifted.npy"), 3, "leave it out"),
     "wide centroids": (build(ivf_centroids="wide.npy"), 3, "8 dimensions"),
     "number of lists": (build(ivf_centroids="coarse.npy", ivf_K="9"), 2, "ivf_K=9"),
-    "no lists to partition": (build("ivf_centroids=coarse.npy", **PLAIN), 2, "model= is needed"),
+    "no lists to partition": (build("ivf_centroids=coarse.npy", **PLAIN), 2, "model="),
     "another model": (build("model=plain.safetensors"), 3, "another codec"),
     "codes of two codecs": (build(encoded_db="plain_base"), 3, "different codecs"),
     "codes of other vectors": (build(encoded_trainset="ivf_base"), 3, "of other vectors than"),
@@ -464,7 +464,7 @@ WRONG = {
     "kind of others": (build(IVF, "index_key=IVF12,RQ8x8", output="n.faissindex"), 2, "IVF12_HNSW32,RQ3x4"),
     "cosine of lengths": (build(IVF, "metric=cosine"), 2, "one length"),
     "cosine in faiss": (build(IVF, "metric=cosine", output="n.faissindex"), 2, "cosine"),
-    "pairs in faiss": (build(IVF, "pairwise_decoder=pairs.safetensors", output="n.faissindex"), 2, "no place"),
+    "pairs in faiss": (build(IVF, "pairwise_decoder=pairs.safetensors", output="n.faissindex"), 2, "pairwise_decoder="),
     "metric": (build("metric=l1"), 2, "l2, inner_product, cosine"),
     "pairs of others": (build("pairwise_decoder=pairs.safetensors", **PLAIN), 3, "number of lists"),
     "suffix of pairs": (f"{PAIRS} output=n.npy", 2, ".pt"),
@@ -484,9 +484,9 @@ WRONG = {
     "negative": (find("index=ix", "nmid_short=-1"), 2, "search.nmid_short"),
     "too many settings": (find("index=ix", MANY, "nprobe=[1,2,3,4,5,6,7,8,9,10]"), 2, "combinations"),
     "no batch": (find("index=ix", "batch_size=0"), 2, "search.batch_size"),
-    "truth of others": (find("index=ix", "queries_gt=others.ivecs"), 3, "others.ivecs names vector 400"),
+    "truth of others": (find("index=ix", "queries_gt=others.ivecs"), 3, "names vector 400"),
     "truth of others in faiss": (find("index=ix.faissindex", IVF, "queries_gt=others.ivecs"), 3, "names vector 400"),
-    "negative truth": (find("index=ix", "queries_gt=negative.ivecs"), 3, "names vector -1"),
+    "negative truth": (find("index=ix", "queries_gt=negative.ivecs"), 3, "-1"),
     "vectors as truth": (find("index=ix", "queries_gt=base.npy"), 3, "integers"),
     "too few queries": (find("index=ix", "queries=coarse.npy"), 3, "30 rows"),
     "queries of others": (find("index=ix", "queries=wide.npy"), 3, "9 dimensions"),
@@ -543,7 +543,7 @@ def test_wrong_input_is_one_clear_line(name, folder, wrong_files, capsys):
 
 
 def test_pairs_that_need_more_memory_than_is_free_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("qinco.cli.indexing.free_memory", lambda: 1 << 16)
+    monkeypatch.setattr("qinco.decoders.pairwise.free_memory", lambda: 1 << 16)
     assert main([*PAIRS.split(), f"output={tmp_path}/pairs.pt"]) == 4
     assert "n_pairwise_codebooks=" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -130,7 +130,7 @@ def test_command_of_the_readme(name, home, monkeypatch, capsys):
 
 
 def test_index_commands_of_the_readme(home, monkeypatch, capsys):
-    monkeypatch.setattr("qinco.search.measure.sweep.MIN_SECONDS", 0)
+    monkeypatch.setattr("qinco.search.measure.timing.MIN_SECONDS", 0)
     model = "model=models/IVF-qinco2_S-deep1B-8x8.pt"
     for part, more in (("db", ""), ("trainset", " encode_trainset=true")):
         output = f"output=runs/encoded_db/IVF-qinco2_S-deep1M-8x8_{part}.npz"

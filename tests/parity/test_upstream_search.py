@@ -23,7 +23,7 @@ MODEL = f"model={FOLDER}/v2_ivf.pt"
 @pytest.fixture
 def search(capsys, monkeypatch):
     """What a search finds, by the number of vectors that are decoded."""
-    monkeypatch.setattr("qinco.search.measure.sweep.MIN_SECONDS", 0)
+    monkeypatch.setattr("qinco.search.measure.timing.MIN_SECONDS", 0)
 
     def run(*arguments: str) -> dict[int, dict]:
         capsys.readouterr()

@@ -20,15 +20,15 @@ checked = settings(deadline=None, max_examples=100)
 
 
 @st.composite
-def vectors(draw, most=400, code_size=None, num_lists=None):
+def vectors(draw, most=400, num_codes=None, num_lists=None):
     """Codes, scalars, lists, ids and the number of lists; most vectors are in few lists, as in life."""
-    count, code_size = draw(st.integers(0, most)), code_size or draw(st.integers(1, 5))
+    count, num_codes = draw(st.integers(0, most)), num_codes or draw(st.integers(1, 5))
     num_lists = num_lists or draw(st.sampled_from([1, 2, 5, 300, 70_000]))
     generator = np.random.default_rng(draw(st.integers(0, 2**31)))
     lists = generator.integers(0, draw(st.integers(1, num_lists)), count)
     lists[generator.random(count) < draw(st.sampled_from([0, 0.5, 1]))] = num_lists - 1
     ids = generator.permutation(count) - draw(st.sampled_from([0, 0, 3]))
-    codes = generator.integers(0, 256, (count, code_size), dtype=np.uint8)
+    codes = generator.integers(0, 256, (count, num_codes), dtype=np.uint8)
     return codes, generator.integers(0, 256, count, dtype=np.uint8), lists, ids, num_lists
 
 
@@ -90,7 +90,7 @@ def test_rows_and_blocks_give_back_what_was_stored(given_vectors, size, seed):
         assert np.array_equal(lists.lists_of(positions), every[0][2][positions])
 
 
-@given(several=st.lists(vectors(150, code_size=2, num_lists=7), min_size=1, max_size=3), share=st.floats(0, 1))
+@given(several=st.lists(vectors(150, num_codes=2, num_lists=7), min_size=1, max_size=3), share=st.floats(0, 1))
 @checked
 def test_merging_and_leaving_out_are_those_of_the_vectors(several, share):
     columns = [np.concatenate([one[column] for one in several]) for column in range(3)]
@@ -114,7 +114,7 @@ def test_starts_that_are_read_rise_or_are_refused(starts):
     stored = np.array(starts, np.int64), np.zeros(30, np.uint8), np.zeros(10, np.uint32)
     is_sound = len(starts) == 3 and starts[0] == 0 and starts[2] == 10 and 0 <= starts[1] <= 10
     try:
-        InvertedLists.from_stored(*stored, num_lists=2, code_size=2, name="x")
+        InvertedLists.from_stored(*stored, num_lists=2, num_codes=2, name="x")
         assert is_sound
     except DataError:
         assert not is_sound

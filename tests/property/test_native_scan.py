@@ -156,7 +156,7 @@ def test_exact_scalars_are_those_of_the_plain_scan(level, seed):
     codes_NM = problem.random.integers(0, problem.entries, (77, problem.steps), np.uint8)
     lists_N = problem.random.integers(0, problem.num_lists, 77, np.int32)
     for count in (0, 1, 77):
-        ours, theirs = (problem.scanner(one).scalars(codes_NM[:count], lists_N[:count]) for one in (level, None))
+        ours, theirs = (problem.scanner(one).norms(codes_NM[:count], lists_N[:count]) for one in (level, None))
         assert np.array_equal(ours, theirs) and ours.dtype == theirs.dtype == np.float32
 
 

@@ -1,11 +1,11 @@
 """The look-up decoder: a vector is the sum of one table row for each code, added to its list's centroid.
 
-It is what inverted lists are scanned with (arXiv 2501.03078, section 3.3). Shape suffixes: N vectors, n vectors of a
-block, D dimension, M codes of a vector, K codewords, V lists.
+Inverted lists are scanned with it (QINCo2 paper, section 4). Shape suffixes: N vectors, n vectors of a block,
+D dimension, M codes of a vector, K codewords, V lists.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -20,12 +20,37 @@ from qinco.packing import check_codes, check_lists
 BLOCK_ROWS = 4096
 
 
-@dataclass(frozen=True, eq=False)
-class LookupDecoder:
-    """Additive tables, in data space.
+class TableDecoder:
+    """The sizes of a decoder with tables (M, K, D)."""
 
-    tables_MKD:   float32 (M, K, D)
-    centroids_VD: float32 (V, D), what the tables are added to; None where there are no lists
+    tables_MKD: np.ndarray
+
+    @property
+    def num_codes(self) -> int:
+        """M."""
+        return self.tables_MKD.shape[0]
+
+    @property
+    def codebook_size(self) -> int:
+        """K."""
+        return self.tables_MKD.shape[1]
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.tables_MKD.shape[2]
+
+    def _checked(self, codes, lists) -> tuple[np.ndarray, np.ndarray | None]:
+        return checked_codes(codes, lists, self.num_codes, self.codebook_size, self.num_lists)
+
+
+@dataclass(frozen=True, eq=False)
+class LookupDecoder(TableDecoder):
+    """Additive tables, in data space. `qinco.fit_lookup_decoder` fits them to vectors and codes of any form.
+
+    Attributes:
+        tables_MKD: float32 (M, K, D).
+        centroids_VD: float32 (V, D), what the tables are added to; None where there are no lists.
     """
 
     tables_MKD: np.ndarray
@@ -35,53 +60,44 @@ class LookupDecoder:
     def fit(
         cls,
         blocks: Iterable[tuple[np.ndarray, np.ndarray | None, np.ndarray]],
-        code_size: int,
+        num_codes: int,
         codebook_size: int,
         centroids_VD: np.ndarray | None = None,
         *,
         ridge: float = 1.0,
     ) -> "LookupDecoder":
-        """The decoder with the least squared error on the vectors of `blocks`, which are read once.
+        """Fit the tables with the least squared error on vectors that come in blocks, which are read once.
 
-        blocks: codes (n, code_size) of integers below codebook_size, list numbers (n,) (None where there are no
-        centroids) and vectors float32 (n, D). Any number of vectors will do; codewords that none uses hold their
-        table's share of the mean. ridge: see `fit_additive_tables`.
+        Any number of vectors will do; codewords that none uses hold their table's share of the mean.
 
-        Raises DataError where codes and vectors do not belong together, where there are none, and where they are not
-        finite.
+        Args:
+            blocks: (codes (n, M) of integers below K, list numbers (n,) or None, vectors float32 (n, D)).
+            num_codes: M.
+            codebook_size: K.
+            centroids_VD: of the lists; None where there are none.
+            ridge: see `fit_additive_tables`.
+
+        Raises:
+            DataError: codes and vectors do not belong together, there are none, or they are not finite.
         """
-        targets = _targets(blocks, code_size, codebook_size, centroids_VD)
-        tables_MKD = fit_additive_tables(targets, code_size, codebook_size, ridge=ridge)
+        targets = _targets(blocks, num_codes, codebook_size, centroids_VD)
+        tables_MKD = fit_additive_tables(targets, num_codes, codebook_size, ridge=ridge)
         if not np.isfinite(tables_MKD).all():
             raise DataError("the vectors to fit the look-up tables to hold values that are not finite or too large")
         return cls(tables_MKD, centroids_VD)
 
     @property
-    def code_size(self) -> int:
-        return self.tables_MKD.shape[0]
-
-    @property
-    def codebook_size(self) -> int:
-        return self.tables_MKD.shape[1]
-
-    @property
-    def dim(self) -> int:
-        return self.tables_MKD.shape[2]
-
-    @property
     def num_lists(self) -> int:
+        """V; 0 without lists."""
         return 0 if self.centroids_VD is None else len(self.centroids_VD)
 
-    def with_centroids(self, centroids_VD: np.ndarray | None) -> "LookupDecoder":
-        """The same tables, added to these centroids; to None: `decode` yields what is to be added to them."""
-        return replace(self, centroids_VD=centroids_VD)
-
     def decode(self, codes: np.ndarray, lists: np.ndarray | None = None) -> np.ndarray:
-        """Vectors, float32 (N, D), of codes (N, M) and, where there are centroids, list numbers (N,).
+        """Decode codes (N, M), and list numbers (N,) where there are lists, to float32 (N, D).
 
-        Raises DataError for codes or lists out of range.
+        Raises:
+            DataError: codes or lists out of range.
         """
-        codes, lists = checked_codes(codes, lists, self.code_size, self.codebook_size, self.num_lists)
+        codes, lists = self._checked(codes, lists)
         decoded_ND = np.empty((len(codes), self.dim), np.float32)
         for first in range(0, len(codes), BLOCK_ROWS):
             rows = slice(first, first + BLOCK_ROWS)
@@ -95,7 +111,7 @@ class LookupDecoder:
 
     @cached_property
     def _first_rows_M(self) -> np.ndarray:
-        return np.arange(self.code_size, dtype=np.int32) * self.codebook_size
+        return np.arange(self.num_codes, dtype=np.int32) * self.codebook_size
 
     @cached_property
     def _tables_TD(self) -> Tensor:
@@ -103,25 +119,25 @@ class LookupDecoder:
 
 
 def checked_codes(
-    codes, lists, code_size: int, codebook_size: int, num_lists: int
+    codes, lists, num_codes: int, codebook_size: int, num_lists: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Codes (N, code_size) and, where there are lists, list numbers (N,); raises DataError for any others."""
-    codes = check_codes(codes, code_size, codebook_size)
-    if codes.shape[1] != code_size:
-        raise DataError(f"codes have {codes.shape[1]} columns, the decoder was fitted to {code_size}: give whole codes")
+    """Codes (N, M), and list numbers (N,) where there are lists; raises DataError for any others."""
+    codes = check_codes(codes, num_codes, codebook_size)
+    if codes.shape[1] != num_codes:
+        raise DataError(f"codes have {codes.shape[1]} columns, the decoder was fitted to {num_codes}: give whole codes")
     if not num_lists:
         return codes, None
     if lists is None:
-        raise DataError(f"lists are missing: the decoder adds to the centroids of {num_lists} lists, give lists=")
+        raise DataError(f"list numbers are missing: the decoder adds to the centroids of {num_lists} lists, give lists")
     return codes, check_lists(lists, len(codes), num_lists)
 
 
-def _targets(blocks, code_size: int, codebook_size: int, centroids_VD) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Checked codes, and what the tables must add up to; raises DataError after the last block if none had vectors."""
+def _targets(blocks, num_codes: int, codebook_size: int, centroids_VD) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Checked codes, and what the tables must add up to; raises DataError at the end if there were no vectors."""
     num_lists = 0 if centroids_VD is None else len(centroids_VD)
     num_vectors = 0
     for codes, lists, x_nD in blocks:
-        codes, lists = checked_codes(codes, lists, code_size, codebook_size, num_lists)
+        codes, lists = checked_codes(codes, lists, num_codes, codebook_size, num_lists)
         if x_nD.shape[0] != len(codes):
             raise DataError(f"there are {len(codes)} codes for {x_nD.shape[0]} vectors")
         num_vectors += len(codes)

@@ -1,14 +1,14 @@
 """Tables of pairs of codes, fitted to what another decoder leaves: which pairs, and what their rows hold.
 
 A row cannot be the plain mean of its vectors: with K² rows there are few for each, and their noise outweighs what they
-have in common. It is the mean of its vectors and, with less weight, of those of similar codewords, pulled to zero as
-held-out vectors say is best.
+have in common. It is the mean of its vectors and, with less weight, of those of similar codewords, shrunk towards zero
+by as much as is best for held-out vectors.
 
-Shape suffixes: N vectors, D dimension, d dimension of a sketch, K codewords, S streams of codes, P pairs, J = K² joint
-codes, H vectors held out, R vectors of a part.
+Shape suffixes: N vectors, D dimension, d dimension of a sketch, K codewords, W streams of codes, P pairs, J = K² joint
+codes, T vectors to fit to, U vectors held out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from qinco.errors import DataError
+from qinco.progress import Progress
 
 Pair = tuple[int, int]
-_MOST_HELD_OUT, _LEAST_HELD_OUT = 50_000, 1_000
+_MAX_HELD_OUT, _MIN_HELD_OUT = 50_000, 1_000
 _LARGEST = 256  # of a normalised residual: float16 holds the sum of 255 such rows
 _PULLS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 _NEIGHBOURS = (2, 3, 5, 12)
@@ -27,59 +28,59 @@ _SKETCH_NEIGHBOURS = (3,)
 _SKETCH_DIM = 32
 _STANDARD_ERRORS = 2
 _HALVINGS = 30
-_LEAST_WEIGHT = 1e-3  # products of less would be subnormal, with which processors are slow
+_MIN_WEIGHT = 1e-3  # products of less would be subnormal, with which processors are slow
 _BLOCK_ROWS = 4096
 
 
 def fit_pair_tables(
-    streams_NS: np.ndarray,
-    words_SKD: np.ndarray,
+    streams_NW: np.ndarray,
+    words_WKD: np.ndarray,
     residual_ND: np.ndarray,
     *,
     num_pairs: int,
     dtype: torch.dtype,
     seed: int,
-    on_round: Callable[[int, int, float], None],
+    report: Progress,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Pairs of streams int64 (P, 2), their tables (P, K², D) of `dtype`, and the scale to multiply the tables by.
 
-    streams_NS:  integers below K
-    words_SKD:   float32, what the words of each stream stand for; near ones are taken to interact alike
+    streams_NW:  integers below K
+    words_WKD:   float32, the vectors of each stream's words; near ones are assumed to interact alike
     residual_ND: float32, what the tables should add up to; it is overwritten
 
-    P is at most num_pairs, and less where no other pair surely lowers the error of vectors that are held out.
+    P is at most num_pairs, and less where no other pair lowers the error of held-out vectors significantly.
     Raises DataError where the residual is not finite.
     """
     scale = _normalize(residual_ND)
-    fit = _Fit(streams_NS, words_SKD, residual_ND, np.random.default_rng(seed))
+    fit = _Fit(streams_NW, words_WKD, residual_ND, np.random.default_rng(seed))
     num_pairs = min(num_pairs, len(fit.gains))
     tables_PJD = torch.empty(num_pairs, fit.size**2, residual_ND.shape[1], dtype=dtype)
     pairs: list[Pair] = []
-    while len(pairs) < num_pairs and (pair := fit.most_promising()) is not None:
+    while len(pairs) < num_pairs and (pair := fit.next_pair()) is not None:
         rows = fit.best_rows(pair)
         if rows.gain <= 0:
             break
         tables_PJD[len(pairs)] = rows.table()
         fit.subtract(pair, rows)
         pairs.append(pair)
-        on_round(len(pairs), num_pairs, fit.mse() * scale**2)
+        report("fitting pairs", len(pairs), num_pairs, "table", residual=fit.mse() * scale**2)
     return np.array(pairs, np.int64).reshape(-1, 2), tables_PJD[: len(pairs)].numpy(), scale
 
 
 @dataclass
 class _Part:
-    """Some of the vectors: their streams int32 (R, S), and what is left of them, float32 (R, D)."""
+    """Some of the vectors: their streams int32 (T, W), and what is left of them, float32 (T, D)."""
 
-    streams_RS: Tensor
-    left_RD: Tensor
+    streams_TW: Tensor
+    left_TD: Tensor
 
     def joint(self, pair: Pair, size: int) -> Tensor:
-        return self.streams_RS[:, pair[0]] * size + self.streams_RS[:, pair[1]]
+        return self.streams_TW[:, pair[0]] * size + self.streams_TW[:, pair[1]]
 
 
 @dataclass
 class _Rows:
-    """A pair's table: a row is its sum / (its weight + pull). `gain`: how much that surely lowers the error."""
+    """A pair's table: a row is its sum / (its weight + pull). `gain`: a lower bound of how much it lowers the error."""
 
     sums_JD: Tensor
     weights_J: Tensor
@@ -93,44 +94,44 @@ class _Rows:
         """To each row those of similar codewords in both places are added, weighted."""
         return _Rows(_spread(self.sums_JD, first_KK, second_KK), _spread(self.weights_J, first_KK, second_KK).view(-1))
 
-    def judge(self, joint_H: Tensor, left_HD: Tensor) -> "_Rows":
-        """Find the pull that lowers the error of held-out vectors most, less some standard errors of that gain."""
-        sums_HD, weights_H = self.sums_JD[joint_H], self.weights_J[joint_H].double()
-        cross_H, square_H = (left_HD * sums_HD).sum(1).double(), (sums_HD * sums_HD).sum(1).double()
+    def fit_pull(self, joint_U: Tensor, left_UD: Tensor) -> "_Rows":
+        """Find the pull with the largest gain on held-out vectors, less some standard errors of it."""
+        sums_UD, weights_U = self.sums_JD[joint_U], self.weights_J[joint_U].double()
+        cross_U, square_U = (left_UD * sums_UD).sum(1).double(), (sums_UD * sums_UD).sum(1).double()
         for pull in _PULLS:
-            gains_H = (2 * cross_H - square_H / (weights_H + pull)) / (weights_H + pull)
-            gain = float(gains_H.sum() - _STANDARD_ERRORS * gains_H.square().sum().sqrt())
+            gains_U = (2 * cross_U - square_U / (weights_U + pull)) / (weights_U + pull)
+            gain = float(gains_U.sum() - _STANDARD_ERRORS * gains_U.square().sum().sqrt())
             if gain > self.gain:
                 self.pull, self.gain = pull, gain
         return self
 
 
 class _Fit:
-    """The state of a fit: what is left of the vectors to fit and of those held out, and what each pair promises."""
+    """The state of a fit: what is left of all vectors, and the gain to expect of each pair."""
 
-    def __init__(self, streams_NS, words_SKD, residual_ND, generator: np.random.Generator):
-        self.size = words_SKD.shape[1]
+    def __init__(self, streams_NW, words_WKD, residual_ND, generator: np.random.Generator):
+        self.size = words_WKD.shape[1]
         order_N = generator.permutation(len(residual_ND))
         num_held = _num_held_out(len(residual_ND))
-        self.held = _part(streams_NS, residual_ND, order_N[:num_held])
-        self.fitted = _part(streams_NS, residual_ND, order_N[num_held:])
+        self.held = _part(streams_NW, residual_ND, order_N[:num_held])
+        self.fitted = _part(streams_NW, residual_ND, order_N[num_held:])
         self.kernels = [
             {count: _kernel(torch.from_numpy(words_KD), count) for count in {*_NEIGHBOURS, *_SKETCH_NEIGHBOURS}}
-            for words_KD in words_SKD
+            for words_KD in words_WKD
         ]
         self.sketch_Dd = _sketch(residual_ND.shape[1], generator)
-        self.gains = dict.fromkeys(combinations(range(len(words_SKD)), 2), np.inf)
+        self.gains = dict.fromkeys(combinations(range(len(words_WKD)), 2), np.inf)
 
     def mse(self) -> float:
         """Of the vectors held out, summed over dimensions."""
-        return float(self.held.left_RD.square().sum(1).double().mean())
+        return float(self.held.left_TD.square().sum(1).double().mean())
 
-    def most_promising(self) -> Pair | None:
-        """The pair that lowers the error most, by a sketch of what is left; None where none does. It is told once.
+    def next_pair(self) -> Pair | None:
+        """The pair that lowers the error most, by a sketch of what is left; None if none does. None is returned twice.
 
-        Other tables rarely raise a pair's gain, so the last known gains tell which are worth another look.
+        Other tables rarely raise a pair's gain, so the last known gains tell which to look at again.
         """
-        fitted_Rd, held_Hd = (part.left_RD @ self.sketch_Dd for part in (self.fitted, self.held))
+        fitted_Td, held_Ud = (part.left_TD @ self.sketch_Dd for part in (self.fitted, self.held))
         seen = set()
         while self.gains:
             pair = max(self.gains, key=self.gains.get)
@@ -140,13 +141,13 @@ class _Fit:
                 del self.gains[pair]
                 return pair
             seen.add(pair)
-            self.gains[pair] = max(rows.gain for rows in self._rows(pair, fitted_Rd, held_Hd, _SKETCH_NEIGHBOURS))
+            self.gains[pair] = max(rows.gain for rows in self._rows(pair, fitted_Td, held_Ud, _SKETCH_NEIGHBOURS))
         return None
 
     def best_rows(self, pair: Pair) -> _Rows:
         """The table of a pair with the neighbourhood and the pull that lower the error of held-out vectors most."""
         best = _Rows(torch.empty(0), torch.empty(0))
-        for rows in self._rows(pair, self.fitted.left_RD, self.held.left_RD, _NEIGHBOURS):
+        for rows in self._rows(pair, self.fitted.left_TD, self.held.left_TD, _NEIGHBOURS):
             if rows.gain < best.gain:  # larger neighbourhoods lose more
                 break
             best = rows
@@ -155,24 +156,24 @@ class _Fit:
     def subtract(self, pair: Pair, rows: _Rows) -> None:
         """Take a table off what is left: of a fitted vector, what its row would be without it.
 
-        Otherwise the fitted vectors would keep less than unseen ones do, and the next tables would be too timid.
+        Otherwise the fitted vectors would keep less than unseen ones do, and the next tables would be too small.
         """
-        table_JD, joint_H = rows.table(), self.held.joint(pair, self.size)
-        for joint_r, left_rD in zip(joint_H.split(_BLOCK_ROWS), self.held.left_RD.split(_BLOCK_ROWS), strict=True):
-            left_rD -= table_JD[joint_r]
-        joint_R = self.fitted.joint(pair, self.size)
-        for joint_r, left_rD in zip(joint_R.split(_BLOCK_ROWS), self.fitted.left_RD.split(_BLOCK_ROWS), strict=True):
-            weights_r = (rows.weights_J[joint_r] - 1).clamp_(min=0) + rows.pull
-            left_rD -= (rows.sums_JD[joint_r] - left_rD) / weights_r[:, None]
+        table_JD, joint_U = rows.table(), self.held.joint(pair, self.size)
+        for joint_t, left_tD in zip(joint_U.split(_BLOCK_ROWS), self.held.left_TD.split(_BLOCK_ROWS), strict=True):
+            left_tD -= table_JD[joint_t]
+        joint_T = self.fitted.joint(pair, self.size)
+        for joint_t, left_tD in zip(joint_T.split(_BLOCK_ROWS), self.fitted.left_TD.split(_BLOCK_ROWS), strict=True):
+            weights_t = (rows.weights_J[joint_t] - 1).clamp_(min=0) + rows.pull
+            left_tD -= (rows.sums_JD[joint_t] - left_tD) / weights_t[:, None]
 
-    def _rows(self, pair: Pair, fitted_RD: Tensor, held_HD: Tensor, neighbours) -> Iterator[_Rows]:
+    def _rows(self, pair: Pair, fitted_TD: Tensor, held_UD: Tensor, neighbours) -> Iterator[_Rows]:
         """A pair's tables of what is left: without neighbours, then with more and more of them."""
-        joint_R, joint_H = self.fitted.joint(pair, self.size), self.held.joint(pair, self.size)
-        sums_JD = torch.zeros(self.size**2, fitted_RD.shape[1]).index_add_(0, joint_R, fitted_RD)
-        alone = _Rows(sums_JD, torch.bincount(joint_R, minlength=self.size**2).float())
-        yield alone.judge(joint_H, held_HD)
+        joint_T, joint_U = self.fitted.joint(pair, self.size), self.held.joint(pair, self.size)
+        sums_JD = torch.zeros(self.size**2, fitted_TD.shape[1]).index_add_(0, joint_T, fitted_TD)
+        alone = _Rows(sums_JD, torch.bincount(joint_T, minlength=self.size**2).float())
+        yield alone.fit_pull(joint_U, held_UD)
         for count in neighbours:
-            yield alone.spread(*(self.kernels[stream][count] for stream in pair)).judge(joint_H, held_HD)
+            yield alone.spread(*(self.kernels[stream][count] for stream in pair)).fit_pull(joint_U, held_UD)
 
 
 def _normalize(residual_ND: np.ndarray) -> float:
@@ -189,13 +190,13 @@ def _normalize(residual_ND: np.ndarray) -> float:
 
 
 def _num_held_out(num_vectors: int) -> int:
-    """A tenth, but enough to judge by where there are."""
-    return min(max(num_vectors // 10, min(num_vectors // 2, _LEAST_HELD_OUT)), _MOST_HELD_OUT)
+    """A tenth, but enough for an estimate where there are as many."""
+    return min(max(num_vectors // 10, min(num_vectors // 2, _MIN_HELD_OUT)), _MAX_HELD_OUT)
 
 
-def _part(streams_NS: np.ndarray, residual_ND: np.ndarray, rows: np.ndarray) -> _Part:
+def _part(streams_NW: np.ndarray, residual_ND: np.ndarray, rows: np.ndarray) -> _Part:
     rows = np.sort(rows)
-    return _Part(torch.from_numpy(streams_NS[rows].astype(np.int32)), torch.from_numpy(residual_ND[rows]))
+    return _Part(torch.from_numpy(streams_NW[rows].astype(np.int32)), torch.from_numpy(residual_ND[rows]))
 
 
 def _sketch(dim: int, generator: np.random.Generator) -> Tensor:
@@ -215,7 +216,7 @@ def _kernel(words_KD: Tensor, neighbours: float) -> Tensor:
         is_wide = torch.exp(-distances_KK / width_K1).sum(1, keepdim=True) > neighbours
         low_K1, high_K1 = torch.where(is_wide, low_K1, width_K1), torch.where(is_wide, width_K1, high_K1)
     weights_KK = torch.exp(-distances_KK / width_K1)
-    return weights_KK.masked_fill_(weights_KK < _LEAST_WEIGHT, 0)
+    return weights_KK.masked_fill_(weights_KK < _MIN_WEIGHT, 0)
 
 
 def _spread(values_JD: Tensor, first_KK: Tensor, second_KK: Tensor) -> Tensor:

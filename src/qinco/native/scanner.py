@@ -130,16 +130,16 @@ class NativeScanner:
         _check(compiled().qinco_scan_lists(self._scanner, byref(request), threads))
         return results
 
-    def scalars(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int) -> np.ndarray:
+    def norms(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int) -> np.ndarray:
         """2 <c, r> + |r|^2 of codes and their lists' centroids c, r being the sum of a code's rows: float32 (N,)."""
         codes_NM, lists_N = np.ascontiguousarray(codes_NM, np.uint8), np.ascontiguousarray(lists_N, np.int32)
         assert codes_NM.shape == (len(lists_N), self.steps) and ((lists_N >= 0) & (lists_N < self.num_lists)).all()
-        scalars_N = np.empty(len(lists_N), np.float32)
+        norms_N = np.empty(len(lists_N), np.float32)
         failed = compiled().qinco_scalars(
-            self._scanner, codes_NM.ctypes.data, lists_N.ctypes.data, len(lists_N), threads, scalars_N.ctypes.data
+            self._scanner, codes_NM.ctypes.data, lists_N.ctypes.data, len(lists_N), threads, norms_N.ctypes.data
         )
         _check(failed)
-        return scalars_N
+        return norms_N
 
     def _rows(self, queries_QD: np.ndarray) -> np.ndarray:
         assert queries_QD.ndim == 2 and queries_QD.shape[1] == self.dim

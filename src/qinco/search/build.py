@@ -1,52 +1,151 @@
-"""From vectors, or from codes that are there, to what an index consists of.
+"""Building an index: from vectors in memory (`Index.build`), and from codes of any size on disk (`build_index`).
+
+Both fit look-up tables to a sample, partition codes without lists, and fill inverted lists block by block.
 
 Shape suffixes: N vectors, D dimension, M codes of a vector, V lists.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import torch
 
+from qinco.atomic import check_output
 from qinco.codec.codec import Codec
-from qinco.config import MAX_LISTS, require_int
-from qinco.decoders.lookup import LookupDecoder
+from qinco.compat.faiss_files import FaissIndex, check_index_key, write_faiss
+from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
-from qinco.maths.clustering import coarse_kmeans, nearest
-from qinco.maths.devices import to_device
+from qinco.progress import Progress, ProgressOption, reporting, silent
+from qinco.search.code_file import CodeFile, check_same_codec, open_codes
+from qinco.search.fit import FitSample, draw_sample, fit_lookup, open_pairwise, validated_mse
+from qinco.search.ids import as_ids
+from qinco.search.index_file import put_parts
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
 from qinco.search.metric import Metric
+from qinco.search.options import SearchOptions
+from qinco.search.partition import assign_decoded, choose_num_lists, codes_of_codec, encode_all, partition, sample_rows
+from qinco.search.parts import IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
-from qinco.vectors.rows import VectorSource
+from qinco.store.code_files import is_directory, is_folder
+from qinco.store.code_store import MANIFEST
+from qinco.store.codes import Codes
+from qinco.store.folder import check_index_output, is_index, write_index
+from qinco.vectors.formats import split_part
+from qinco.vectors.rows import VectorSource, as_source
 
-FIT_ROWS = 1_000_000  # that look-up tables are fitted to, at most
-PAIRWISE_ROWS = 300_000
-BLOCK_ROWS = 1 << 17
-_CLUSTER_ROWS_EACH, _FEWEST_EACH = 256, 39
-_OFFSET_PULL = np.float32(30)  # vectors of a list whose mean is believed by half
-
-Progress = Callable[[str, int, int], None]
+FAISS_SUFFIX = ".faissindex"
+FIT_ROWS, PAIRWISE_ROWS = 1_000_000, 300_000
+_MAX_LENGTH_SPREAD = 0.01  # of vectors that count as of one length
 
 
-def silent(stage: str, done: int, total: int) -> None:
-    """Progress that nobody hears: of a stage, so many of so many vectors or rounds are done."""
+# In memory
+
+
+def build_parts(
+    codec: Codec,
+    vectors,
+    num_lists: int | None = None,
+    ids=None,
+    pairwise: bool = False,
+    metric: str = "l2",
+    seed: int = 0,
+    report: Progress = silent,
+) -> IndexParts:
+    """Encode vectors and build an index of them in memory: see `Index.build`."""
+    check_codec(codec)
+    require_int("seed", seed, 0)
+    source = as_source(vectors)
+    codec.check_dim(source)
+    if not len(source):
+        raise DataError(f"{source.name} holds no vectors: an index is fitted to some")
+    if codec.is_ivf and num_lists not in (None, codec.config.num_lists):
+        raise ConfigError(f"num_lists={num_lists}: the codec has {codec.config.num_lists} lists, leave num_lists out")
+    count = None if codec.is_ivf else choose_num_lists(num_lists, len(source))
+    ids = range(len(source)) if ids is None else as_ids(ids, len(source))
+    measure = metric_of_codec(metric, codec)
+    codes = encode_all(codec, prepared(source, measure), report)
+    centroids_VD = codec.coarse_centroids
+    if not codec.is_ivf:
+        centroids_VD, lists_N = partition(codec, codes, count, seed, report)
+        codes = codes.with_lists(lists_N)
+    # Tables that are fitted to reconstructions suit vectors to come as well as these, however few these are.
+    sample = FitSample.decoded(codec, codes[sample_rows(len(codes), FIT_ROWS, seed)], source.name)
+    tables = fit_tables(sample, codec.config.codebook_size, centroids_VD, measure, codec.is_ivf, report=report)
+    decoder = None
+    if pairwise:
+        some = codes[sample_rows(len(codes), PAIRWISE_ROWS, seed)]
+        decoded_ND = codec.decode(codes_of_codec(codec, some), precision="auto")
+        decoder = PairwiseDecoder.fit(
+            some.codes, some.lists, decoded_ND, tables.lookup, dtype=np.float16, seed=seed, progress=report
+        )
+    return IndexParts(tables, [fill_lists(tables, codes, ids, report)], decoder)
+
+
+def fit_tables(
+    sample: FitSample,
+    codebook_size: int,
+    centroids_VD: np.ndarray,
+    metric: Metric,
+    adds_centroids: bool,
+    report: Progress = silent,
+) -> SearchTables:
+    """Look-up tables, centroids and levels of an index, fitted to a sample of its vectors in their lists.
+
+    Args:
+        adds_centroids: whether codes say what the centroids do not (IVF codecs); otherwise both describe whole vectors.
+    """
+    lookup = fit_lookup(sample, codebook_size, centroids_VD if adds_centroids else None, report=report)
+    codes = sample.codes
+    return SearchTables.fit(lookup, codes.codes, codes.lists, metric, None if adds_centroids else centroids_VD)
+
+
+def fill_lists(
+    tables: SearchTables,
+    codes: Codes | CodeFile,
+    ids: np.ndarray | range,
+    report: Progress = silent,
+    create: Callable[[str, np.dtype, tuple], np.ndarray] | None = None,
+    block_rows: int = 1 << 17,
+) -> InvertedLists:
+    """Inverted lists of codes that have list numbers, which are read twice, in blocks.
+
+    Args:
+        ids: int64 (N,), or a range.
+        create: makes the arrays; in memory if None: see `ListsBuilder.allocate`.
+    """
+    builder = ListsBuilder(tables.num_lists, tables.lookup.num_codes)
+    for _, block in codes.blocks(block_rows):
+        builder.add_counts(block.lists)
+    edges = np.array([ids[0], ids[-1]], np.int64) if isinstance(ids, range) and len(ids) else np.asarray(ids, np.int64)
+    builder.allocate(id_dtype(edges), create)
+    for first, block in codes.blocks(block_rows):
+        codes_NM, lists_N = np.ascontiguousarray(block.codes, np.uint8), block.lists
+        norm_codes_N = tables.norm_codes(codes_NM, lists_N, torch.get_num_threads())
+        builder.fill(codes_NM, norm_codes_N, lists_N, np.asarray(ids[first : first + len(block)], np.int64))
+        report("filling lists", first + len(block), len(codes))
+    return builder.finish()
 
 
 def check_codec(codec) -> None:
     """Raise ConfigError for a codec whose codes do not fit in a byte each."""
     if not isinstance(codec, Codec):
-        raise ConfigError(f"codec must be a Codec, not {type(codec).__name__}: see qinco.Codec.load")
+        raise ConfigError(f"codec must be a Codec, not {type(codec).__name__}: see Codec.load")
     if codec.config.codebook_size > ENTRIES:
         raise ConfigError(
             f"an index holds codes of one byte, the codec has K={codec.config.codebook_size} codewords "
-            f"(codebook_size): train one with {ENTRIES} at most, or search its decoded vectors exhaustively"
+            f"(codebook_size): train one with {ENTRIES} at most, or use exhaustive_search"
         )
 
 
-def metric_of(name: str, codec) -> Metric:
-    """The metric called `name`, for vectors of a codec."""
+def metric_of_codec(name: str, codec: Codec) -> Metric:
+    """The metric of this name, for vectors of a codec."""
     if name != "cosine":
         return Metric(name)
     squares = [float(m.mean.double().square().sum() + m.config.dim * m.scale.double() ** 2) for m in codec.models]
@@ -54,208 +153,216 @@ def metric_of(name: str, codec) -> Metric:
 
 
 def prepared(source: VectorSource, metric: Metric) -> VectorSource:
-    """A source whose vectors are as the metric wants them, and checked as those of the original."""
+    """The vectors as they are encoded for a metric."""
     return source.map(metric.prepare) if metric.name == "cosine" else source
 
 
-class DecodedRows:
-    """What a codec decodes of codes (N, M) and lists (N,), for a VectorSource."""
-
-    def __init__(self, codec, codes_NM: np.ndarray, lists_N: np.ndarray | None):
-        self._codec, self._codes_NM, self._lists_N = codec, codes_NM, lists_N if codec.is_ivf else None
-        self.shape, self.dtype = (len(codes_NM), codec.dim), np.dtype(np.float32)
-
-    def __getitem__(self, key) -> np.ndarray:
-        lists = None if self._lists_N is None else self._lists_N[key]
-        return self._codec.decode(self._codes_NM[key], lists, precision="auto")
+# On disk
 
 
-def decoded_source(codec, codes_NM: np.ndarray, lists_N: np.ndarray | None, name: str) -> VectorSource:
-    """What codes decode to, in the place of the vectors `name`: all that codes can tell, without what they cannot.
+@dataclass(frozen=True)
+class BuiltIndex:
+    """What `build_index` wrote.
 
-    Tables that are fitted to it know vectors to come as well as those there are, however few these are.
+    Attributes:
+        output: the folder or file.
+        num_vectors: N.
+        num_lists: V.
+        bytes_per_vector: of codes, norm codes, ids and list boundaries.
+        mse_lookup: mean squared error of the look-up tables on training vectors that they were not fitted to.
+        seconds_by_stage: "tables" and "vectors".
     """
-    return VectorSource(DecodedRows(codec, codes_NM, lists_N), name)
+
+    output: str
+    num_vectors: int
+    num_lists: int
+    bytes_per_vector: float
+    mse_lookup: float
+    seconds_by_stage: dict[str, float]
 
 
-def encode_all(codec, source: VectorSource, progress: Progress) -> tuple[np.ndarray, np.ndarray | None]:
-    """Codes, uint8 (N, M), and list numbers, int32 (N,), or None for a codec without lists."""
-    codes_NM = np.empty((len(source), codec.num_codes), np.uint8)
-    lists_N = np.empty(len(source), np.int32) if codec.is_ivf else None
-    for start, codes in codec.encode_blocks(source):
-        codes_NM[start : start + len(codes)] = codes.codes
-        if lists_N is not None:
-            lists_N[start : start + len(codes)] = codes.lists
-        progress("encoding", start + len(codes), len(source))
-    return codes_NM, lists_N
-
-
-def choose_num_lists(num_lists: int | None, num_vectors: int) -> int:
-    """How many lists partition vectors: so many as asked for, or about 4 √N of 39 vectors each at least."""
-    if num_lists is None:
-        wanted = 1 << max(0, round(np.log2(4 * np.sqrt(max(num_vectors, 1)))))
-        return max(1, min(wanted, num_vectors // _FEWEST_EACH))
-    require_int("num_lists", num_lists, 1, MAX_LISTS)
-    if num_lists > num_vectors:
-        raise ConfigError(f"num_lists={num_lists} is more than the {num_vectors} vectors: give fewer lists")
-    return num_lists
-
-
-def partition(
-    codec, codes_NM: np.ndarray, num_lists: int, seed: int, progress: Progress
-) -> tuple[np.ndarray, np.ndarray]:
-    """Centroids, float32 (V, D), of the reconstructions of codes, and the list of each, int32 (N,).
-
-    Centroids that nothing is near to are left out: vectors that are often repeated make many of them.
-    """
-    generator = np.random.default_rng(seed)
-    count = min(len(codes_NM), _CLUSTER_ROWS_EACH * num_lists)
-    rows = np.sort(generator.choice(len(codes_NM), count, replace=False))
-    decoded_ND = np.concatenate([block for _, block in codec.decode_blocks(codes_NM[rows], "auto")])
-    progress("partitioning", 0, num_lists)
-    if num_lists == 1:
-        centroids_VD = decoded_ND.mean(0, keepdims=True)
-    else:
-        centroids_VD = coarse_kmeans(decoded_ND, num_lists, seed=seed, device=codec.device)
-    used_V, lists_N = np.unique(lists_of_decoded(codec, codes_NM, centroids_VD, progress), return_inverse=True)
-    return centroids_VD[used_V], lists_N.astype(np.int32)
-
-
-def lists_of_decoded(codec, codes_NM: np.ndarray, centroids_VD: np.ndarray, progress: Progress) -> np.ndarray:
-    """The nearest centroid of each code's reconstruction, int32 (N,)."""
-    lists_N = np.zeros(len(codes_NM), np.int32)
-    if len(centroids_VD) == 1:
-        return lists_N
-    on_device = to_device(centroids_VD, codec.device)
-    for start, block in codec.decode_blocks(codes_NM, "auto"):
-        found_N = nearest(to_device(block, codec.device), on_device, torch.get_num_threads())
-        lists_N[start : start + len(block)] = found_N.cpu().numpy()
-        progress("assigning", start + len(block), len(codes_NM))
-    return lists_N
-
-
-def sample_rows(count: int, most: int, seed: int) -> np.ndarray:
-    """At most `most` of `count` rows, drawn at random, in order."""
-    if count <= most:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
-
-
-def fit_tables(
-    source: VectorSource,
+def build_index(
     codes,
-    lists,
-    centroids_VD: np.ndarray,
-    codebook_size: int,
-    metric: Metric,
-    rows_S,
+    output: str | os.PathLike,
     *,
-    is_ivf: bool = True,
-) -> SearchTables:
-    """Look-up tables fitted to the vectors `rows_S` of a source, given all of its codes (N, M) and lists (N,).
+    codec: Codec | None = None,
+    train_codes=None,
+    train_vectors=None,
+    centroids=None,
+    num_lists: int | None = None,
+    num_codes: int | None = None,
+    codebook_size: int | None = None,
+    metric: str = "l2",
+    pairwise=None,
+    num_training: int | None = None,
+    index_key: str | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    progress: ProgressOption = None,
+) -> BuiltIndex:
+    """Build an index from codes of any size, in bounded memory: lists are written straight to disk.
 
-    Codes and lists are whatever has rows that are chosen by an array of integers.
-    is_ivf: whether the codes say what the centroids do not, and so the tables; otherwise both describe whole vectors
+    Ids are the row numbers. Codes without lists are put into those of the centroids nearest to their reconstructions,
+    or into a single list.
 
-    The centroids of an IVF codec's lists are fitted, too: their lists stay what they are.
+    Args:
+        codes: of the database: path, Codes, array or CodeFile.
+        output: a folder (a name without suffix), or a .faissindex file for faiss, which is made in memory.
+        codec: the Codec of the codes, which is stored in the folder. Without it the index is searched by its tables,
+            or by the codec that `Index.load` is given.
+        train_codes: codes that look-up tables are fitted to; `codes` if None.
+        train_vectors: (N, D) vectors of the train_codes: array, path or VectorSource; their reconstructions if None.
+        centroids: (V, D) of the lists, or a path; those of an IVF codec if None.
+        num_lists: V: partition the reconstructions by k-means instead. For codes without lists.
+        num_codes, codebook_size: M and K, for files that do not say them.
+        metric: "l2", "inner_product", or "cosine", for which vectors must have one length.
+        pairwise: PairwiseDecoder or the path of one, for the pairwise stage.
+        num_training: training vectors drawn to fit to; a million if None.
+        index_key: faiss's name of the .faissindex file's kind; `${ivf_K}`, `${M}` and `${K}` are replaced.
+        overwrite: replace an index that is there.
+        seed: of the drawing and of k-means.
+        progress: see `qinco.progress`.
+
+    Returns:
+        BuiltIndex.
+
+    Raises:
+        ConfigError: arguments that exclude each other, or an output that cannot be written.
+        DataError: codes, vectors and centroids do not belong together.
+
+    Example:
+        >>> qinco.encode_file(codec, "base.fvecs", "base_codes")
+        >>> qinco.build_index("base_codes", "index", codec=codec, train_codes="codes", train_vectors="train.fvecs")
+        >>> index = qinco.Index.load("index")
     """
-
-    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for start in range(0, len(rows_S), BLOCK_ROWS):
-            part = rows_S[start : start + BLOCK_ROWS]
-            yield np.asarray(codes[part]), np.asarray(lists[part]).reshape(-1), source[part]
-
-    if not len(rows_S):
-        raise DataError(f"{source.name} holds no vectors that look-up tables could be fitted to")
-    lookup = fit_lookup(blocks, codes.shape[1], codebook_size, centroids_VD if is_ivf else None)
-    some = rows_S[:: max(1, len(rows_S) // BLOCK_ROWS)]
-    codes_SM, lists_S = np.asarray(codes[some]), np.asarray(lists[some]).reshape(-1)
-    return SearchTables.fit(lookup, codes_SM, lists_S, metric, None if is_ivf else centroids_VD)
-
-
-def fit_lookup(
-    blocks: Callable[[], Iterable[tuple[np.ndarray, np.ndarray | None, np.ndarray]]],
-    code_size: int,
-    codebook_size: int,
-    centroids_VD: np.ndarray | None,
-) -> LookupDecoder:
-    """Look-up tables and, where there are some, centroids that are fitted to blocks of (codes, lists, vectors)."""
-    lookup = LookupDecoder.fit(blocks(), code_size, codebook_size, centroids_VD)
-    if centroids_VD is None:
-        return lookup
-    lookup = LookupDecoder.fit(blocks(), code_size, codebook_size, _moved_centroids(lookup, blocks()))
-    return lookup.with_centroids(_moved_centroids(lookup, blocks()))
-
-
-def _moved_centroids(lookup: LookupDecoder, blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Centroids moved by what the tables leave of their lists' vectors on average, less where those are few: (V, D).
-
-    The tables alone know nothing of what codes mean in one list and not in another: this makes up for some of it.
-    """
-    sums_VD = torch.zeros(lookup.centroids_VD.shape)
-    counts_V = np.zeros(lookup.num_lists, np.float32)
-    for codes_NM, lists_N, x_ND in blocks:
-        left_ND = x_ND - lookup.decode(codes_NM, lists_N)
-        sums_VD.index_add_(0, torch.from_numpy(lists_N.astype(np.int64)), torch.from_numpy(left_ND))
-        counts_V += np.bincount(lists_N, minlength=len(counts_V))
-    return lookup.centroids_VD + sums_VD.numpy() / (counts_V + _OFFSET_PULL)[:, None]
-
-
-def fit_pairs(codec, codes_NM, lists_N, tables: SearchTables, seed: int, progress: Progress) -> PairwiseDecoder:
-    """A pairwise decoder of an index's codes (N, M) and lists (N,), its tables in float16."""
-    rows_S = sample_rows(len(codes_NM), PAIRWISE_ROWS, seed)
-    decoded = decoded_source(codec, codes_NM, lists_N, "vectors")
-    return PairwiseDecoder.fit(
-        codes_NM[rows_S], lists_N[rows_S], decoded[rows_S], tables.lookup, dtype=np.float16, seed=seed,
-        on_round=lambda done, rounds, _: progress("fitting pairs", done, rounds),
-    )  # fmt: skip
-
-
-def fill_lists(
-    tables: SearchTables,
-    blocks: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]],
-    ids: np.ndarray | range,
-    progress: Progress,
-    create: Callable[[str, np.dtype, tuple], np.ndarray] | None = None,
-) -> InvertedLists:
-    """Inverted lists of vectors whose codes (n, M) and lists (n,) come in blocks, which are read twice.
-
-    ids:    of all vectors: int64 (N,), or a range
-    create: where the arrays are made; in memory without it: see `ListsBuilder.allocate`
-    """
-    builder = ListsBuilder(tables.num_lists, tables.lookup.code_size)
-    for _, lists_N in blocks():
-        builder.add_counts(lists_N)
-    edges = np.array([ids[0], ids[-1]], np.int64) if isinstance(ids, range) and len(ids) else np.asarray(ids, np.int64)
-    builder.allocate(id_dtype(edges), create)
-    start = 0
-    for codes_NM, lists_N in blocks():
-        codes_NM = np.ascontiguousarray(codes_NM, np.uint8)
-        scalars_N = tables.scalar_bytes(codes_NM, lists_N, torch.get_num_threads())
-        part = ids[start : start + len(codes_NM)]
-        builder.fill(codes_NM, scalars_N, np.asarray(lists_N), np.asarray(part, np.int64))
-        start += len(codes_NM)
-        progress("filling lists", start, len(ids))
-    return builder.finish()
+    output = Path(output)
+    given = (codes, train_codes, train_vectors, centroids, pairwise)
+    is_faiss = _check_place(output, metric, pairwise, index_key, overwrite, [*filter(None, map(_file_of, given))])
+    database = open_codes(codes, codec, num_codes, codebook_size)
+    train = database if train_codes is None else open_codes(train_codes, codec, num_codes, codebook_size)
+    check_same_codec(database, train)
+    if not is_faiss and database.codebook_size > ENTRIES:
+        raise ConfigError(
+            f"{database.name} holds codes of K={database.codebook_size}, and an index folder those of one byte, "
+            f"K={ENTRIES} at most: write a faiss file, NAME{FAISS_SUFFIX}"
+        )
+    if num_lists is not None:
+        if centroids is not None or database.codes.has_lists or codec is None:
+            raise ConfigError("num_lists is for codes without lists, needs their codec, and replaces centroids")
+        some = train.rows(sample_rows(len(train), FIT_ROWS, seed))
+        centroids = partition(codec, some, choose_num_lists(num_lists, len(some)), seed)[0]
+    begun = time.monotonic()
+    with reporting(progress) as report, TemporaryFile(dir=output.absolute().parent) as scratch:
+        sample, centroids_VD = draw_sample(train, train_vectors, codec, centroids, num_training, seed, report)
+        pairs = open_pairwise(pairwise, database.num_codes, database.codebook_size, sample.dim, centroids_VD)
+        if is_faiss:
+            key = _index_key(index_key, 1 if centroids_VD is None else len(centroids_VD), database)
+        measure = Metric("cosine", _one_length(sample)) if metric == "cosine" else Metric(metric)
+        # Codes without lists describe whole vectors, and centroids only where to find them; faiss adds them to all.
+        adds_centroids = train.codes.has_lists or is_faiss
+        if centroids_VD is None:
+            centroids_VD, sample = sample.mean(), sample.in_one_list()
+        if not database.codes.has_lists:
+            database = _assigned(database, codec, centroids_VD, scratch, report)
+        for first, block in database.blocks(num_lists=len(centroids_VD)):
+            report("checking codes", first + len(block), len(database))
+        if is_faiss:
+            lookup = fit_lookup(sample, database.codebook_size, centroids_VD, moves_centroids=False, report=report)
+        else:
+            sizes = database.codebook_size, centroids_VD
+            tables = fit_tables(sample, *sizes, measure, adds_centroids, report)
+            lookup = tables.lookup
+        mse, fitted = validated_mse(sample, lookup), time.monotonic()
+        if is_faiss:
+            blocks = lambda: _with_ids(database)  # noqa: E731
+            write_faiss(
+                output, key, centroids_VD, lookup.tables_MKD, blocks, len(database),
+                inner_product=measure.scans_inner_products, progress=report,
+            )  # fmt: skip
+            bytes_per_vector = FaissIndex.open(output).bytes_per_vector
+        else:
+            parts = IndexParts(tables, (), pairs, SearchOptions(), len(database), database.fingerprint)
+            bytes_per_vector = _write_folder(output, codec, parts, database, report)
+    seconds = {"tables": fitted - begun, "vectors": time.monotonic() - fitted}
+    return BuiltIndex(str(output), len(database), len(centroids_VD), bytes_per_vector, mse, seconds)
 
 
-def in_blocks(codes_NM: np.ndarray, lists_N: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Codes and lists of BLOCK_ROWS vectors at a time."""
-    for start in range(0, len(codes_NM), BLOCK_ROWS):
-        yield codes_NM[start : start + BLOCK_ROWS], lists_N[start : start + BLOCK_ROWS]
+def _write_folder(output: Path, codec: Codec | None, parts: IndexParts, database: CodeFile, report: Progress) -> float:
+    """Write an index, its vectors straight to disk; bytes a vector."""
+    with write_index(output, {}) as writer:
+        put_parts(writer, codec, parts)
+        lists = fill_lists(parts.tables, database, range(len(database)), report, writer.array)
+        writer.put("starts", lists.starts)
+        return lists.nbytes / len(lists)
 
 
-def no_vectors(tables: SearchTables) -> InvertedLists:
-    """Lists that are all empty."""
-    none_NM, none_N = np.empty((0, tables.lookup.code_size), np.uint8), np.empty(0, np.int64)
-    return InvertedLists.from_arrays(none_NM, none_N.astype(np.uint8), none_N, none_N, tables.num_lists)
+def _with_ids(database: CodeFile) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    for first, block in database.blocks():
+        yield block.codes, block.lists, np.arange(first, first + len(block))
 
 
-def settled(segments: tuple[InvertedLists, ...]) -> tuple[InvertedLists, ...]:
-    """Small lists that were added last, merged until each is less than half of the one before it.
+def _assigned(database: CodeFile, codec: Codec | None, centroids_VD: np.ndarray, scratch, report: Progress) -> CodeFile:
+    """The codes in the lists of the centroids nearest to their reconstructions; the list numbers lie in a file."""
+    if len(centroids_VD) == 1:
+        return database.with_lists(np.broadcast_to(np.int32(0), len(database)))  # takes no memory
+    for first, block in database.blocks():
+        scratch.write(assign_decoded(codec, block, centroids_VD).tobytes())
+        report("assigning vectors to lists", first + len(block), len(database))
+    scratch.flush()
+    return database.with_lists(np.memmap(scratch, np.int32, "r", shape=(len(database),)))
 
-    So an addition costs little, a search meets few segments, and every vector is moved few times.
-    """
-    while len(segments) > 1 and 2 * len(segments[-1]) >= len(segments[-2]):
-        segments = (*segments[:-2], InvertedLists.merged(segments[-2:]))
-    return segments
+
+def _one_length(sample: FitSample) -> float:
+    """The mean length of vectors, for metric "cosine"; raises ConfigError unless it is nearly that of all."""
+    lengths = np.concatenate([np.linalg.norm(x_nD, axis=1) for *_, x_nD in sample.everything().blocks()])
+    low, high = float(lengths.min()), float(lengths.max())
+    if not 0 < high * (1 - _MAX_LENGTH_SPREAD) <= low:
+        raise ConfigError(
+            f"metric=cosine is for codes of vectors of one length, and those in {sample.name} have {low:.4g} to "
+            f"{high:.4g}: divide vectors by their lengths before they are encoded"
+        )
+    return float(lengths.mean())
+
+
+def _index_key(index_key: str | None, num_lists: int, file: CodeFile) -> str:
+    key = index_key or f"IVF{num_lists}_HNSW32,RQ{file.num_codes}x{file.codebook_size.bit_length() - 1}_Nqint8"
+    for name, value in (("ivf_K", num_lists), ("M", file.num_codes), ("K", file.codebook_size)):
+        key = key.replace(f"${{{name}}}", str(value))
+    check_index_key(key, num_lists, file.num_codes, file.codebook_size)
+    return key
+
+
+def _file_of(argument) -> str | None:
+    """The file that an argument is read from; None for what lies in memory."""
+    name = argument if isinstance(argument, str | os.PathLike) else getattr(argument, "name", None)
+    path = None if name is None else split_part(name)[0]
+    return path if path is not None and Path(path).exists() else None
+
+
+def _check_place(output: Path, metric: str, pairwise, index_key: str | None, overwrite: bool, read: list) -> bool:
+    """Whether the index is to be a faiss file; raises ConfigError unless `output` can be written, and as what."""
+    Metric(metric)
+    if output.suffix.lower() == FAISS_SUFFIX and not is_directory(output):
+        if metric == "cosine":
+            raise ConfigError("metric=cosine cannot be stored in a faiss file: write a folder, output=NAME")
+        if pairwise is not None:
+            raise ConfigError(
+                "pairwise_decoder= cannot be stored in a faiss file: write a folder, or give it to search"
+            )
+        check_output(output, overwrite=overwrite, inputs=read)
+        return True
+    if not is_folder(output) and not is_index(output):
+        raise ConfigError(
+            f"output={output}: an index is written to a folder (a name without suffix) or a {FAISS_SUFFIX} file"
+        )
+    if index_key is not None:
+        raise ConfigError(f"index_key= is the kind of a {FAISS_SUFFIX} file, and output={output} is a folder")
+    check_output(output / MANIFEST if is_directory(output) else output, overwrite=True, inputs=read)
+    check_index_output(output)
+    if is_index(output) and not overwrite:
+        raise ConfigError(f"{output} holds an index: give overwrite=true to replace it")
+    if inside := [name for name in read if Path(name).resolve().is_relative_to(output.resolve())]:
+        raise ConfigError(
+            f"{inside[0]} is read and lies in {output}, which would be replaced: give output another name"
+        )
+    return False

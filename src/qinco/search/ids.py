@@ -1,4 +1,4 @@
-"""Ids as users give them: of vectors to add, and of vectors that may be found."""
+"""Ids as users give them: of vectors to add, to remove, or that may be found."""
 
 from collections.abc import Sequence, Set
 
@@ -10,7 +10,7 @@ _LAST = np.iinfo(np.int64).max
 
 
 def as_ids(ids, count: int | None, *, unique: bool = True) -> np.ndarray:
-    """Ids as int64 (N,). Raises DataError unless they are integers from 0 on, `count` of them and all different."""
+    """Ids as int64 (N,); raises DataError unless they are integers from 0 on, `count` of them (if given) and unique."""
     try:
         array = np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids)
     except (ValueError, TypeError) as error:
@@ -28,30 +28,31 @@ def as_ids(ids, count: int | None, *, unique: bool = True) -> np.ndarray:
     if unique and count is not None:
         sorted_N = np.sort(array)
         if (same := sorted_N[1:] == sorted_N[:-1]).any():
-            raise DataError(f"id {sorted_N[1:][same][0]} is given twice: every vector needs its own")
+            raise DataError(f"id {sorted_N[1:][same][0]} is given twice: each vector needs its own")
     return array
 
 
 def next_ids(first: int, count: int) -> np.ndarray:
-    """The `count` ids from `first` on, int64; raises DataError where they end before that."""
+    """The `count` ids from `first` on, int64; raises DataError if they exceed 2^63 - 1."""
     if first + count > _LAST + 1:
-        raise DataError("an id of the index is so near to 2^63 - 1 that no further ones are left: give ids")
+        raise DataError(f"the next free id is {first}, and {count} more exceed 2^63 - 1: give ids")
     return np.arange(count, dtype=np.int64) + np.int64(min(first, _LAST))
 
 
 def check_new(ids: np.ndarray, known: Sequence[np.ndarray], next_id: int) -> None:
-    """Raise DataError where one of `ids` is among the `known`, all of which are below `next_id`."""
+    """Raise DataError if one of `ids` is among the `known`, all of which are below `next_id`."""
     if not len(ids) or ids.min() >= next_id:
         return
-    for there in known:
-        if (double := np.isin(ids, there)).any():
-            raise DataError(f"id {ids[double][0]} is in the index already: remove it first, or give another")
+    for others in known:
+        if (double := np.isin(ids, others)).any():
+            raise DataError(f"id {ids[double][0]} is already in the index: remove it first, or give another")
 
 
 def admitted_ids(chosen, known: Sequence[np.ndarray]) -> np.ndarray:
-    """The ids that are chosen, of a filter for instance: int64, ascending and different.
+    """The ids that a filter admits, int64, ascending and unique.
 
-    chosen: an array or a set of ids, or a faiss.IDSelector, which is asked about all `known` ids
+    Args:
+        chosen: an array or a set of ids, or a faiss.IDSelector, which is asked about all `known` ids.
     """
     if type(chosen).__module__.split(".")[0] == "faiss":
         from qinco.compat.faiss_files import selected_ids

@@ -1,11 +1,10 @@
-"""`Index`: vectors in inverted lists as codes, searched compressed (QINCo2, section 4).
+"""`Index`: vectors in inverted lists as codes, searched compressed (QINCo2 paper, section 4).
 
 Shape suffixes: N vectors, Q queries, D dimension, M codes of a vector, V lists, R results.
 """
 
 import os
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral
 
@@ -13,62 +12,76 @@ import numpy as np
 import torch
 
 from qinco.codec.codec import Codec
-from qinco.config import EncodeOptions, require_int
+from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.search import build as building
-from qinco.search.build import FIT_ROWS, Progress, silent
+from qinco.errors import ConfigError, DataError
+from qinco.progress import ProgressOption, reporting
+from qinco.search.build import build_parts, fill_lists, prepared
+from qinco.search.faiss_index import from_faiss
 from qinco.search.ids import admitted_ids, as_ids, check_new, next_ids
-from qinco.search.lists import InvertedLists
-from qinco.search.options import SearchOptions
-from qinco.search.pipeline import Stages, as_queries, network_decoder
+from qinco.search.index_file import as_path, load_parts, save_parts
+from qinco.search.measure.evaluate import evaluate_index
+from qinco.search.measure.tune import tune
+from qinco.search.options import MAX_SHORTLIST, SearchOptions
+from qinco.search.partition import assign_decoded, encode_all
+from qinco.search.parts import IndexParts
+from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, plan_stages, search_queries
 from qinco.search.scan import make_filter
-from qinco.search.tables import SearchTables
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import as_source
 
-_BATCH_BYTES = 1 << 25  # of a batch's shortlists
-_MOST_RESULTS = (1 << 31) - 1
+
+def _part(name: str, doc: str) -> property:
+    """A field of `Index.parts` as an attribute of the index."""
+
+    def change(self, value) -> None:
+        with self._changing:
+            self.parts = replace(self.parts, **{name: value})
+
+    return property(lambda self: getattr(self.parts, name), change, doc=doc)
 
 
 class Index:
     """Vectors in inverted lists, compressed by a codec.
 
-    codec:   Codec; None for an index that was made from codes alone: it is searched by its tables
-    tables:  SearchTables: centroids, look-up tables, metric
-    options: SearchOptions, what `search` uses unless told otherwise; `tune` fits them
-    segments: the inverted lists; vectors that were added lie in lists of their own until they are many
+    Make one with `Index.build` or `Index.load`. Threads may search at the same time, also while another thread adds or
+    removes vectors. A search uses as many processor threads as torch does (`torch.set_num_threads`).
 
-    Make one with `Index.build` or `Index.load`. Searching from several threads at a time is safe, also while another
-    thread adds or removes. A search uses as many threads of the processor as torch does (`torch.set_num_threads`).
+    Args:
+        codec: the Codec of the codes; None for an index that is searched by its tables alone.
+        parts: everything else.
+
+    Attributes:
+        batch_bytes: memory for the shortlists of the queries that are searched at a time.
+
+    Example:
+        >>> index = Index.build(codec, vectors)
+        >>> distances, ids = index.search(queries, k=10)
+        >>> index.ntotal, index.d, 42 in index, index[42].shape
+        (1000000, 128, True, (128,))
     """
 
-    def __init__(
-        self,
-        codec: Codec | None,
-        tables: SearchTables,
-        segments: Sequence[InvertedLists],
-        *,
-        pairwise: PairwiseDecoder | None = None,
-        options: SearchOptions | None = None,
-        next_id: int | None = None,
-        codec_fingerprint: str | None = None,
-    ):
-        self.codec, self.tables, self.pairwise = codec, tables, pairwise
-        self.options = options or SearchOptions()
-        self.segments = tuple(segments) or (building.no_vectors(tables),)
-        if next_id is None:
-            next_id = 1 + max((int(segment.ids.max()) for segment in self.segments if len(segment)), default=-1)
-        self.next_id = next_id
-        if codec_fingerprint is None and codec is not None:
-            codec_fingerprint = codec.fingerprint()
-        self.codec_fingerprint = codec_fingerprint
+    def __init__(self, codec: Codec | None, parts: IndexParts):
+        if codec is not None and parts.codec_fingerprint is None:
+            parts = replace(parts, codec_fingerprint=codec.fingerprint())
+        self.codec, self.parts = codec, parts
+        self.batch_bytes = BATCH_BYTES
         self._changing = threading.Lock()
 
     def __getstate__(self):
-        raise TypeError("an Index is not copied or pickled: save it, and load it where it is needed")
+        raise TypeError("an Index cannot be copied or pickled: save it, and load it where it is needed")
 
     def __len__(self) -> int:
-        return sum(map(len, self.segments))
+        return len(self.parts)
+
+    def __contains__(self, id) -> bool:
+        """Whether a vector has this id."""
+        return isinstance(id, Integral) and any((ids == id).any() for ids in self.parts.ids)
+
+    def __getitem__(self, id) -> np.ndarray:
+        """The decoded vector of an id, float32 (D,), or of n ids, (n, D): see `reconstruct`."""
+        return self.reconstruct(id)
+
+    __iter__ = None  # ids are not positions
 
     def __repr__(self) -> str:
         pairwise = "" if self.pairwise is None else ", pairwise"
@@ -79,12 +92,15 @@ class Index:
 
     @property
     def dim(self) -> int:
-        """D, the dimension of the vectors."""
+        """Dimension of the vectors."""
         return self.tables.lookup.dim
+
+    ntotal = property(__len__, doc="Number of vectors.")
+    d = property(lambda self: self.dim, doc="Dimension of the vectors, as faiss calls it.")
 
     @property
     def num_lists(self) -> int:
-        """V."""
+        """Number of inverted lists."""
         return self.tables.num_lists
 
     @property
@@ -94,8 +110,16 @@ class Index:
 
     @property
     def bytes_per_vector(self) -> float:
-        """Bytes of codes, scalars, ids and list boundaries for each vector; centroids and tables apart."""
-        return sum(segment.nbytes for segment in self.segments) / max(1, len(self))
+        """Bytes of codes, norm codes, ids and list boundaries for each vector, without centroids and tables."""
+        parts = self.parts
+        return sum(segment.nbytes for segment in parts.segments) / max(1, len(parts))
+
+    tables = _part("tables", "SearchTables: centroids, look-up tables and metric.")
+    segments = _part("segments", "The inverted lists; recently added vectors are in segments of their own.")
+    pairwise = _part("pairwise", "The PairwiseDecoder of the pairwise stage, or None.")
+    options = _part("options", "SearchOptions that a search uses unless it is given others.")
+    next_id = _part("next_id", "The id of the next vector added without one.")
+    codec_fingerprint = _part("codec_fingerprint", "Of the codec that made the codes, or None if unknown.")
 
     @classmethod
     def build(
@@ -108,50 +132,31 @@ class Index:
         *,
         metric: str = "l2",
         seed: int = 0,
-        on_progress: Progress = silent,
+        progress: ProgressOption = None,
     ) -> "Index":
-        """Encode vectors and make an index of them.
+        """Encode vectors and make an index of them in memory. `build_index` makes one from code files of any size.
 
-        vectors:     (N, D) array, tensor, path or VectorSource, N at least 1
-        num_lists:   V, the lists that the decoded vectors are partitioned into, those apart that would be empty; fitted
-                     to N without it. An IVF codec brings its own.
-        ids:         (N,) different integers from 0 on, which are kept; 0 to N − 1 without them
-        pairwise:    fit a PairwiseDecoder, too: its tables take 2 · M · K² · D numbers of 2 bytes
-        metric:      "l2", "inner_product" or "cosine"
-        on_progress: hears (stage, done, total)
+        The look-up tables are fitted to these vectors and not by `add`: begin with enough vectors to represent what is
+        added later, a hundred thousand or more.
 
-        The tables are fitted here and not by `add`: begin with vectors enough to tell what others will be like, a
-        hundred thousand or more.
+        Args:
+            codec: Codec of at most 256 codewords a step.
+            vectors: (N, D) array, tensor, path or VectorSource, N at least 1.
+            num_lists: V, lists that the decoded vectors are partitioned into (empty ones are dropped); about 4 √N if
+                None. An IVF codec has its own lists.
+            ids: (N,) different integers from 0 on; 0 to N − 1 if None.
+            pairwise: also fit a PairwiseDecoder, whose tables take 2 · M · K² · D numbers of 2 bytes.
+            metric: "l2", "inner_product" or "cosine".
+            seed: of the partition and of the samples that tables are fitted to.
+            progress: see `qinco.progress`.
 
-        Raises ConfigError for settings, DataError for vectors or ids that do not fit, ResourceError where tables of
-        pairs are larger than the free memory.
+        Raises:
+            ConfigError: settings that do not fit the codec.
+            DataError: vectors or ids that do not fit.
+            ResourceError: pair tables larger than the free memory.
         """
-        building.check_codec(codec)
-        require_int("seed", seed, 0)
-        source = as_source(vectors)
-        codec.check_dim(source)
-        if not len(source):
-            raise DataError(f"{source.name} holds no vectors: an index is fitted to some")
-        if codec.is_ivf and num_lists not in (None, codec.config.num_lists):
-            raise ConfigError(f"num_lists={num_lists}: the codec brings {codec.config.num_lists} lists, leave it out")
-        count = None if codec.is_ivf else building.choose_num_lists(num_lists, len(source))
-        ids = range(len(source)) if ids is None else as_ids(ids, len(source))
-        measure = building.metric_of(metric, codec)
-        source = building.prepared(source, measure)
-        codes_NM, lists_N = building.encode_all(codec, source, on_progress)
-        if lists_N is not None:
-            centroids_VD = codec.coarse_centroids
-        else:
-            centroids_VD, lists_N = building.partition(codec, codes_NM, count, seed, on_progress)
-        size, rows_S = codec.config.codebook_size, building.sample_rows(len(source), FIT_ROWS, seed)
-        decoded = building.decoded_source(codec, codes_NM, lists_N, source.name)
-        fitted = (decoded, codes_NM, lists_N, centroids_VD, size, measure, rows_S)
-        tables = building.fit_tables(*fitted, is_ivf=codec.is_ivf)
-        decoder = None
-        if pairwise:
-            decoder = building.fit_pairs(codec, codes_NM, lists_N, tables, seed, on_progress)
-        lists = building.fill_lists(tables, lambda: building.in_blocks(codes_NM, lists_N), ids, on_progress)
-        return cls(codec, tables, [lists], pairwise=decoder)
+        with reporting(progress) as report:
+            return cls(codec, build_parts(codec, vectors, num_lists, ids, pairwise, metric, seed, report))
 
     # Searching
 
@@ -167,178 +172,225 @@ class Index:
         ef_search: int | None = None,
         precision: str = "auto",
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest vectors of each query: distances float32 (Q, k) and ids int64 (Q, k), nearest first.
+        """Find the k nearest vectors of each query. Options that are not given are those of `self.options`.
 
-        queries:   (Q, D), or one query (D,), which gives (k,) each
-        nprobe:    lists that are scanned
-        num_short: vectors of the look-up shortlist that the network decodes, k at least; 0: none, distances are then
-                   those of the look-up tables (or of the pairwise decoder)
-        filter:    ids that may be found: an array of them, or a faiss.IDSelector. Further lists are scanned until
-                   `num_short` such vectors are found or all lists are exhausted.
-        num_mid:   vectors of the look-up shortlist that the pairwise decoder decodes, where there is one; 0: none
-        ef_search: effort of the search for lists where there are many
-        precision: arithmetic of the network, as in `Codec.decode`: "auto" is bf16 where that is fast, with distances to
-                   within a per mille or so; "float32" gives those of `reconstruct`
-        The first five are as in `self.options` where they are not given.
+        Args:
+            queries: (Q, D) array, tensor, path or VectorSource; or one query (D,), which gives results (k,).
+            k: results for each query.
+            nprobe: lists that are scanned.
+            num_short: vectors of the look-up shortlist that the network decodes, at least k; 0: none, distances are
+                then those of the look-up tables (or of the pairwise decoder).
+            filter: ids that may be found: an array or set of them, or a faiss.IDSelector. More lists are scanned until
+                `num_short` such vectors are found or no list is left.
+            num_mid: vectors of the look-up shortlist that the pairwise decoder decodes, if there is one; 0: none.
+            ef_search: effort of the graph search for lists, where there are many.
+            precision: of the network, as in `Codec.decode`: "auto" is bf16 where that is fast, with distances within
+                about a per mille; "float32" gives those of `reconstruct`.
 
-        Distances are squared L2 distances, or inner products or cosine similarities. Where fewer than k vectors are
-        found, the rest is +inf (−inf for similarities) with the id −1. Raises ConfigError and DataError for what
-        cannot be searched.
+        Returns:
+            Distances, float32 (Q, k), and ids, int64 (Q, k), nearest first. Distances are squared L2 distances, inner
+            products or cosine similarities. Where fewer than k vectors are found, the rest is +inf (−inf for
+            similarities) with the id −1.
+
+        Raises:
+            ConfigError, DataError: options or queries that cannot be searched.
         """
-        require_int("k", k, 1, _MOST_RESULTS)
-        EncodeOptions(precision=precision)  # refuses an unknown one
+        require_int("k", k, 1, MAX_SHORTLIST)
         options = self._options(nprobe, num_short, num_mid, ef_search)
         source, is_single = as_queries(queries)
-        segments = self.segments
-        allowed = None if filter is None else admitted_ids(filter, [segment.ids for segment in segments])
-        stages = self.stages(segments=segments, allowed=allowed, precision=precision)
-        distances_QR, ids_QR = self.run(stages, source, k, options)
-        return (distances_QR[0], ids_QR[0]) if is_single else (distances_QR, ids_QR)
-
-    def stages(self, *, segments=None, allowed=None, precision: str = "auto", decoder: str = "neural") -> Stages:
-        """The pipeline over these vectors; `decoder` is the last stage that it has: "neural", "pairwise", "lookup".
-
-        allowed: the ids that may be found, int64, ascending and different
-        """
-        segments = self.segments if segments is None else segments
-        admitted = None if allowed is None else make_filter(allowed)
-        count = sum(map(len, segments))
-        count = max(1, count if allowed is None else min(count, len(allowed)))
-
-        def shortlist(queries_QD, num_short, options):
-            threads = torch.get_num_threads()
-            return self.tables.shortlist(queries_QD, min(num_short, count), options, segments, admitted, threads)
-
-        has_network = decoder == "neural" and self.codec is not None
-        neural, on_device = network_decoder(self.codec, precision) if has_network else (None, False)
-        pairwise = None if self.pairwise is None or decoder == "lookup" else self.pairwise.decode
-        return Stages(shortlist, neural, pairwise, self.tables.metric, on_device)
-
-    def run(self, stages: Stages, source: VectorSource, k: int, options: SearchOptions, batch_size: int = 1 << 20):
-        """Search a source of queries through stages, in batches: distances (Q, k) and ids (Q, k)."""
         if source.dim != self.dim:
             raise DataError(f"{source.name} have {source.dim} dimensions, the index holds vectors of {self.dim}")
-        try:
-            distances_QR, ids_QR = np.empty((len(source), k), np.float32), np.empty((len(source), k), np.int64)
-        except MemoryError:
-            raise ResourceError(
-                f"{k} results of {len(source)} queries do not fit in memory: give a smaller k"
-            ) from None
-        width = min(max(options.num_mid or 4 * options.num_short, k), max(1, len(self)))
-        bytes_each = width * (self.tables.lookup.code_size + 16) + 16 * min(options.nprobe, self.num_lists)
-        batch = max(1, min(batch_size, _BATCH_BYTES // bytes_each))
-        for start, queries_QD in source.blocks(batch):
-            part = slice(start, start + len(queries_QD))
-            with np.errstate(over="ignore", invalid="ignore"):  # nothing is near a query as large as that
-                best, _ = stages.run(self.tables.metric.prepare(queries_QD), k, options)
-            distances_QR[part], ids_QR[part] = self.tables.metric.distances(best.values), best.ids
-        return distances_QR, ids_QR
+        parts = self.parts
+        allowed = None if filter is None else admitted_ids(filter, parts.ids)
+        pipeline = self.pipeline(options, k, parts=parts, allowed=allowed, precision=precision)
+        nprobe = min(options.nprobe, self.num_lists)
+        found = search_queries(pipeline, source, k, nprobe, self.tables.lookup.num_codes, self.batch_bytes)
+        return tuple(column[0] for column in found) if is_single else found
+
+    def pipeline(
+        self,
+        options: SearchOptions,
+        k: int,
+        *,
+        parts: IndexParts | None = None,
+        allowed: np.ndarray | None = None,
+        precision: str = "auto",
+        decoder: str = "neural",
+    ) -> Pipeline:
+        """The stages of one search.
+
+        Args:
+            options: lengths of the shortlists.
+            k: results for each query.
+            parts: the state of the index that is searched; the present one if None.
+            allowed: ids that may be found, int64, ascending and unique; all if None.
+            precision: of the network.
+            decoder: the last stage: "neural", "pairwise" or "lookup".
+        """
+        parts = self.parts if parts is None else parts
+        tables, segments = parts.tables, parts.segments
+        neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
+        length, stages = plan_stages(options, k, None if decoder == "lookup" else parts.pairwise, neural)
+        count = len(parts) if allowed is None else min(len(parts), len(allowed))
+        admitted, length = None if allowed is None else make_filter(allowed), min(length, max(1, count))
+
+        def scan(queries_QD: np.ndarray, length: int):
+            return tables.shortlist(queries_QD, length, options, segments, admitted, torch.get_num_threads())
+
+        return Pipeline(scan, length, stages, tables.metric)
 
     def _options(self, nprobe, num_short, num_mid, ef_search) -> SearchOptions:
         given = {"nprobe": nprobe, "num_short": num_short, "num_mid": num_mid, "ef_search": ef_search}
         given = {name: value for name, value in given.items() if value is not None}
         if num_short is not None and num_mid is None:
-            given["num_mid"] = None  # what was fitted to another length says nothing
+            given["num_mid"] = None  # it was fitted to another length
         return replace(self.options, **given)
 
     # Changing
 
-    def add(self, vectors, ids=None) -> np.ndarray:
-        """Encode vectors (N, D) and add them; their ids, int64 (N,). On disk when `save` is called.
+    def add(self, vectors, ids=None, *, progress: ProgressOption = None) -> np.ndarray:
+        """Encode vectors and add them. They are on disk when `save` is called.
 
-        ids: (N,) different integers that the index does not hold yet; the next free ones without them
+        Args:
+            vectors: (N, D) array, tensor, path or VectorSource.
+            ids: (N,) different integers that the index does not hold; the next free ones if None.
+            progress: see `qinco.progress`.
+
+        Returns:
+            The ids, int64 (N,).
         """
         if self.codec is None:
             raise ConfigError("the index has no codec to encode with: load it with codec=")
-        source = as_source(vectors)
+        source, tables = as_source(vectors), self.tables
         self.codec.check_dim(source)
         given = None if ids is None else as_ids(ids, len(source))
-        codes_NM, lists_N = building.encode_all(self.codec, building.prepared(source, self.tables.metric), silent)
-        if lists_N is None:
-            lists_N = building.lists_of_decoded(self.codec, codes_NM, self.tables.centroids_VD, silent)
-        with self._changing:
-            if given is None:
-                given = next_ids(self.next_id, len(source))
-            else:
-                check_new(given, [segment.ids for segment in self.segments], self.next_id)
-            if len(source):
-                added = building.fill_lists(self.tables, lambda: building.in_blocks(codes_NM, lists_N), given, silent)
-                self.next_id = max(self.next_id, int(given.max()) + 1)
-                self.segments = building.settled((*self.segments, added))
+        with reporting(progress) as report:
+            codes = encode_all(self.codec, prepared(source, tables.metric), report)
+            if not codes.has_lists:
+                codes = codes.with_lists(assign_decoded(self.codec, codes, tables.centroids_VD, report))
+            with self._changing:
+                if given is None:
+                    given = next_ids(self.parts.next_id, len(source))
+                else:
+                    check_new(given, self.parts.ids, self.parts.next_id)
+                if len(source):
+                    added = fill_lists(tables, codes, given, report)
+                    self.parts = self.parts.with_vectors(added, max(self.parts.next_id, int(given.max()) + 1))
         return given
 
     def remove(self, ids) -> int:
-        """Remove the vectors of an id, of several, or of a faiss.IDSelector; how many there were.
+        """Remove vectors; unknown ids are ignored. The change is on disk when `save` is called.
 
-        Unknown ids are passed over. On disk when `save` is called.
+        Args:
+            ids: one id, several, or a faiss.IDSelector.
+
+        Returns:
+            How many vectors were removed.
         """
         with self._changing:
-            ids = [ids] if isinstance(ids, Integral) else ids
-            removed = admitted_ids(ids, [segment.ids for segment in self.segments])
             before = len(self)
-            masks = [np.isin(segment.ids, removed) for segment in self.segments]
-            left = [s.without(mask) if mask.any() else s for s, mask in zip(self.segments, masks, strict=True)]
-            self.segments = building.settled((left[0], *(segment for segment in left[1:] if len(segment))))
+            self.parts = self.parts.without(admitted_ids([ids] if isinstance(ids, Integral) else ids, self.parts.ids))
             return before - len(self)
 
     def reconstruct(self, id) -> np.ndarray:
-        """The decoded vector of an id, float32 (D,), or of n ids, float32 (n, D); raises DataError for unknown ones.
+        """Decode vectors of the index. With metric "cosine" they have the length of the codec's training vectors.
 
-        With metric "cosine" vectors have the length of the codec's training vectors.
+        Args:
+            id: an id, or (n,) ids.
+
+        Returns:
+            float32 (D,) for one id, (n, D) for n.
+
+        Raises:
+            DataError: an id is not in the index.
         """
         wanted = as_ids(np.atleast_1d(np.asarray(id)), None, unique=False)
-        segments = self.segments
-        decode = self.tables.lookup.decode if self.codec is None else network_decoder(self.codec, "float32")[0]
+        parts = self.parts
+        decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, "float32")
         decoded_ND = np.full((len(wanted), self.dim), np.nan, np.float32)
         found = np.zeros(len(wanted), bool)
-        for segment in segments:
+        for segment in parts.segments:
             positions = np.flatnonzero(np.isin(segment.ids, wanted))
-            order = np.argsort(segment.ids[positions])
-            positions = positions[order]
+            positions = positions[np.argsort(segment.ids[positions])]
             here = np.isin(wanted, segment.ids[positions])
             rows = positions[np.searchsorted(segment.ids[positions].astype(np.int64), wanted[here])]
-            codes_NM, _ = segment.rows(rows)
-            block = decode(codes_NM, segment.lists_of(rows))
+            block = decoder.decode(segment.rows(rows)[0], segment.lists_of(rows))
             decoded_ND[here] = block.cpu().numpy() if isinstance(block, torch.Tensor) else block
             found |= here
         if not found.all():
-            raise DataError(f"id {wanted[~found][0]} is not in the index: it holds {len(self)} vectors")
+            raise DataError(f"id {wanted[~found][0]} is not in the index, which holds {len(parts)} vectors")
         return decoded_ND if np.ndim(id) else decoded_ND[0]
 
     # Files
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write the index to a folder, whole or not at all; an index that is there is replaced."""
-        from qinco.search.index_file import save_index
-
         with self._changing:
-            save_index(self, folder)
+            save_parts(self.codec, self.parts, folder)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, mmap: bool = True, *, codec=None, device: str = "cpu") -> "Index":
-        """Read what `save` or the task build_index wrote, faiss files among it; executes no code.
+    def load(
+        cls, folder: str | os.PathLike, mmap: bool = True, *, codec: Codec | None = None, device: str = "cpu"
+    ) -> "Index":
+        """Read what `save` or `build_index` wrote, or a faiss file (.faissindex); executes no code.
 
-        mmap:   leave the vectors on disk until they are searched
-        codec:  for an index that was written without its codec, the codec that made its codes
+        Args:
+            folder: the index.
+            mmap: leave the vectors on disk until they are searched.
+            codec: for an index that was written without its codec, the one that made its codes.
+            device: where the codec of the folder is loaded.
 
-        Raises DataError where a file is missing, damaged or foreign, or where the codec is another.
+        Raises:
+            DataError: a file is missing, damaged or foreign, or the codec is another one.
         """
-        from qinco.search.index_file import load_index
+        if (path := as_path(folder)).suffix.lower() == ".faissindex" and not path.is_dir():
+            return cls(codec, from_faiss(path, codec))
+        return cls(*load_parts(folder, mmap=mmap, codec=codec, device=device))
 
-        return load_index(folder, mmap=mmap, codec=codec, device=device)
-
-    # Judging
+    # Measuring
 
     def tune(
-        self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, on_progress: Progress = silent
+        self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, *, progress: ProgressOption = None
     ) -> SearchOptions:
-        """Fit `options` to a recall: see `qinco.search.measure.tune.tune`."""
-        from qinco.search.measure.tune import tune
+        """Find the fastest options that reach a recall, and keep them as `options`, which `save` stores.
 
-        return tune(self, queries, ground_truth, target_recall, k, on_progress)
+        Args:
+            queries: (Q, D), as `search` takes them; a thousand give a reliable figure.
+            ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first.
+            target_recall: share of queries whose nearest neighbour must be among the first k results, above 0.
+            k: results that are counted.
+            progress: see `qinco.progress`.
 
-    def evaluate(self, vectors, num_queries: int | None = None) -> dict:
-        """Estimate recall on held-out vectors: see `qinco.search.measure.evaluate`."""
-        from qinco.search.measure.evaluate import evaluate
+        Returns:
+            The options.
 
-        return evaluate(self, vectors, num_queries)
+        Raises:
+            ConfigError: no options reach the target; the message says what recall is reached. `options` stay.
+        """
+        self.options = tune(self, queries, ground_truth, target_recall, k, progress)
+        return self.options
+
+    def evaluate(self, vectors, num_queries: int | None = None, *, progress: ProgressOption = None) -> dict:
+        """Estimate recall on held-out vectors: see `qinco.search.measure.evaluate.evaluate_index`."""
+        return evaluate_index(self, vectors, num_queries, progress)
+
+    def emptied(self) -> "Index":
+        """An index with the same codec, tables and options, and no vectors."""
+        return Index(self.codec, self.parts.emptied())
+
+    # For sweeps
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether lists are found through an HNSW graph."""
+        return self.tables.coarse is not None
+
+    def with_pairwise(self, pairwise: PairwiseDecoder) -> "Index":
+        """The same vectors with another decoder for the pairwise stage."""
+        return Index(self.codec, replace(self.parts, pairwise=pairwise))
+
+    def missing_ids(self, ids_N: np.ndarray) -> np.ndarray:
+        """Those of some ids that no vector has."""
+        for ids in self.parts.ids:
+            ids_N = ids_N[~np.isin(ids_N, ids)]
+        return ids_N

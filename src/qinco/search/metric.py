@@ -1,6 +1,6 @@
-"""What "near" means to an index: squared L2 distance, inner product or cosine similarity.
+"""The metrics of an index: squared L2 distance, inner product, cosine similarity.
 
-Inside, small values are near. Shape suffixes: N vectors or pairs, D dimension.
+Internally all are values of which the smallest are nearest. Shape suffixes: N vectors or pairs, D dimension.
 """
 
 from dataclasses import dataclass
@@ -15,36 +15,38 @@ METRICS = ("l2", "inner_product", "cosine")
 
 @dataclass(frozen=True)
 class Metric:
-    """One of METRICS.
+    """A metric by its name.
 
-    radius: for "cosine", the length that vectors are given before they are encoded: that of the vectors which the
-            codec was trained on, so that it meets what it knows
+    Args:
+        name: "l2", "inner_product" or "cosine".
+        unit_length: for "cosine", the length that vectors are scaled to before they are encoded: about that of the
+            vectors which the codec was trained on.
     """
 
     name: str
-    radius: float = 1.0
+    unit_length: float = 1.0
 
     def __post_init__(self):
         if self.name not in METRICS:
-            raise ConfigError(f"metric={self.name!r} is unknown: give {', '.join(METRICS)}")
+            raise ConfigError(f"metric must be one of {', '.join(METRICS)}, not {self.name!r}")
 
     @property
     def scans_inner_products(self) -> bool:
-        """Whether shortlists are ordered by inner products; by distances otherwise, on the sphere too."""
+        """Whether lists are scanned by inner products; by L2 distances otherwise, also of vectors of one length."""
         return self.name == "inner_product"
 
     def prepare(self, x_ND: np.ndarray) -> np.ndarray:
-        """Vectors or queries as they are encoded and compared, float32 (N, D); a zero vector stays one."""
+        """Vectors or queries as they are encoded and compared, float32 (N, D): scaled to one length for "cosine"."""
         if self.name != "cosine":
             return x_ND
         lengths_N1 = np.linalg.norm(x_ND.astype(np.float64), axis=1, keepdims=True)
-        has_length = (lengths_N1 > 0) & np.isfinite(lengths_N1)  # what is not finite stays so, to be told
-        return (x_ND * (self.radius / np.where(has_length, lengths_N1, 1))).astype(np.float32)
+        has_length = (lengths_N1 > 0) & np.isfinite(lengths_N1)  # NaN and infinity stay, so that checks find them
+        return (x_ND * (self.unit_length / np.where(has_length, lengths_N1, 1))).astype(np.float32)
 
     def values(self, queries_ND: np.ndarray | Tensor, x_ND: np.ndarray | Tensor) -> np.ndarray:
-        """The value of each pair of a prepared query and a reconstruction, float32 (N,): the smaller the nearer.
+        """The value of each pair of a prepared query and a reconstruction, float32 (N,); the smallest is nearest.
 
-        Tensors of both are compared on their device.
+        Tensors are compared on their device.
         """
         if self.name == "l2":
             difference_ND = x_ND - queries_ND
@@ -53,16 +55,16 @@ class Metric:
         if self.name == "inner_product":
             return -products_N
         squares_N = _products(queries_ND, queries_ND) * _products(x_ND, x_ND)
-        # As the squared distance between two vectors of length `radius`, so that values of all stages are alike.
-        return 2 * self.radius**2 * (1 - products_N / np.sqrt(np.where(squares_N > 0, squares_N, np.inf)))
+        # As the squared distance of two vectors of length `unit_length`, so that values of all stages compare.
+        return 2 * self.unit_length**2 * (1 - products_N / np.sqrt(np.where(squares_N > 0, squares_N, np.inf)))
 
     def distances(self, values: np.ndarray) -> np.ndarray:
-        """Values as users know them: squared distances ascending, or similarities descending; ±inf where nothing is."""
+        """What `search` returns for values: squared distances, or similarities; ±inf where nothing was found."""
         if self.name == "l2":
             return values
         if self.name == "inner_product":
             return -values
-        return np.where(np.isinf(values), -np.inf, 1 - values / (2 * self.radius**2)).astype(np.float32)
+        return np.where(np.isinf(values), -np.inf, 1 - values / (2 * self.unit_length**2)).astype(np.float32)
 
 
 def _products(a_ND: np.ndarray | Tensor, b_ND: np.ndarray | Tensor) -> np.ndarray:

@@ -1,18 +1,21 @@
-"""The search pipeline: shortlist by look-up tables, pairwise stage, neural re-rank (QINCo2, section 4).
+"""The search pipeline (QINCo2 paper, section 4): scan of the lists, then stages that decode and re-rank a shortlist.
 
-Shape suffixes: Q queries, D dimension, M codes of a vector, S vectors of a shortlist, R results.
+Shape suffixes: Q queries, D dimension, M codes of a vector, N vectors, S shortlist, R results.
 """
 
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qinco.codec.codec import Codec
-from qinco.errors import DataError
+from qinco.config import PRECISIONS
+from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.maths.devices import to_device
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
@@ -22,90 +25,150 @@ from qinco.vectors.rows import VectorSource, as_source
 
 _BLOCK_VALUES = 1 << 19  # of reconstructions that are compared at a time: they stay in the cache
 _DEVICE_BLOCK_VALUES = 1 << 25  # a device needs more of them to be busy
-STAGES = ("search", "pairwise", "decode", "rerank")
+BATCH_BYTES = 1 << 25  # of a batch's shortlists
+STAGE_TIMINGS = ("search", "pairwise", "decode", "rerank")
 
-Decode = Callable[[np.ndarray, np.ndarray], np.ndarray | Tensor]
+
+class Decoder(Protocol):
+    """Decodes codes (n, M) in lists (n,) to float32 (n, D): an array, or a tensor that is compared on its device."""
+
+    def decode(self, codes: np.ndarray, lists: np.ndarray) -> np.ndarray | Tensor: ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Decode a shortlist and keep the vectors nearest to the query.
+
+    Attributes:
+        decoder: decodes the shortlist's codes.
+        keep: vectors that the stage passes on.
+        timings: the names under which the seconds of decoding and of ranking are counted.
+    """
+
+    decoder: Decoder
+    keep: int
+    timings: tuple[str, str]
+
+
+def plan_stages(
+    options: SearchOptions, k: int, pairwise: Decoder | None = None, neural: Decoder | None = None
+) -> tuple[int, list[Stage]]:
+    """The stages of a search for k results, and the length of the shortlist that the first of them is given.
+
+    They are planned from the last to the first, because each must pass on as many vectors as the next one wants.
+    """
+    stages, wanted = [], k
+    if neural is not None and options.num_short:
+        stages, wanted = [Stage(neural, wanted, ("decode", "rerank"))], max(options.num_short, k)
+    if pairwise is not None and options.num_mid != 0:
+        stages.insert(0, Stage(pairwise, wanted, ("pairwise", "pairwise")))
+        wanted = max(options.num_mid or 4 * wanted, wanted)
+    return wanted, stages
 
 
 @dataclass
-class Stages:
-    """What a search is made of.
+class Pipeline:
+    """A scan of inverted lists and the stages that re-rank what it finds.
 
-    shortlist: gives the vectors of least value by the look-up tables: (queries (Q, D), S, options) → Shortlist
-    neural:    decodes codes (n, M) and lists (n,) to float32 (n, D); None: nothing decodes better than the tables
-    pairwise:  the same, by pairs of codes; None: no such stage
-    on_device: whether the network decodes on another device than the processor, and so to tensors, compared there
-    seconds:   spent so far in each of STAGES
+    Attributes:
+        scan: gives the nearest vectors by the look-up tables: (queries (Q, D), length) → Shortlist.
+        length: vectors in each query's shortlist.
+        stages: in order.
+        metric: of the scan and of all stages.
+        seconds: spent so far, by the stages' timings.
     """
 
-    shortlist: Callable[[np.ndarray, int, SearchOptions], Shortlist]
-    neural: Decode | None
-    pairwise: Decode | None = None
+    scan: Callable[[np.ndarray, int], Shortlist]
+    length: int
+    stages: Sequence[Stage] = ()
     metric: Metric = L2
-    on_device: bool = False
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float, dict.fromkeys(STAGE_TIMINGS, 0.0)))
 
-    def run(self, queries_QD: np.ndarray, k: int, options: SearchOptions) -> tuple[Shortlist, Shortlist]:
-        """The k nearest of prepared float32 queries, and the shortlist that they were chosen from.
-
-        As many vectors are decoded by the network as `num_short` says, and k at least.
-        """
-        decoded = max(options.num_short, k) if options.num_short and self.neural else 0
-        wanted = max(decoded, k)
-        has_middle = self.pairwise is not None and options.num_mid != 0
+    def run(self, queries_QD: np.ndarray, k: int) -> tuple[Shortlist, Shortlist]:
+        """The k nearest of prepared float32 queries, and the shortlist of the scan."""
         begun = time.perf_counter()
-        length = max(options.num_mid or 4 * wanted, wanted) if has_middle else wanted
-        first = self.shortlist(queries_QD, length, options)
+        best = shortlist = self.scan(queries_QD, self.length)
         self.seconds["search"] += time.perf_counter() - begun
-        best = first
-        if has_middle:
-            best = self._decode_and_rank(self.pairwise, queries_QD, first, wanted, "pairwise", "pairwise")
-        if decoded:
-            best = self._decode_and_rank(self.neural, queries_QD, best, k, "decode", "rerank")
-        return take(best, k), first
+        for stage in self.stages:
+            best = self._rerank(stage, queries_QD, best)
+        return best.first(k), shortlist
 
-    def _decode_and_rank(
-        self, decode: Decode, queries_QD: np.ndarray, shortlist: Shortlist, keep: int, decoding: str, ranking: str
-    ) -> Shortlist:
-        """The `keep` nearest of a shortlist by the values of what `decode` makes of their codes."""
-        places_N = np.flatnonzero(shortlist.lists.ravel() >= 0)
+    def _rerank(self, stage: Stage, queries_QD: np.ndarray, shortlist: Shortlist) -> Shortlist:
+        rows_N = np.flatnonzero(shortlist.lists.ravel() >= 0)
         width = shortlist.lists.shape[1]
         codes_NM, lists_N = shortlist.codes.reshape(-1, shortlist.codes.shape[2]), shortlist.lists.ravel()
         values_N = np.full(lists_N.shape, np.inf, np.float32)
-        size = max(1, (_DEVICE_BLOCK_VALUES if self.on_device else _BLOCK_VALUES) // queries_QD.shape[1])
-        for start in range(0, len(places_N), size):
-            part = places_N[start : start + size]
+        on_device = getattr(stage.decoder, "on_device", False)
+        size = max(1, (_DEVICE_BLOCK_VALUES if on_device else _BLOCK_VALUES) // queries_QD.shape[1])
+        decoding, ranking = stage.timings
+        for start in range(0, len(rows_N), size):
+            part = rows_N[start : start + size]
             before = time.perf_counter()
-            decoded_ND = decode(codes_NM[part], lists_N[part])
+            decoded_ND = stage.decoder.decode(codes_NM[part], lists_N[part])
             between = time.perf_counter()
-            values_N[part] = self.metric.values(_beside(decoded_ND, queries_QD, part // width), decoded_ND)
+            values_N[part] = self.metric.values(_queries_of(decoded_ND, queries_QD, part // width), decoded_ND)
             self.seconds[decoding] += between - before
             self.seconds[ranking] += time.perf_counter() - between
         before = time.perf_counter()
-        ranked = _ranked(shortlist, values_N.reshape(shortlist.values.shape), keep)
+        ranked = shortlist.ranked(values_N.reshape(shortlist.values.shape), stage.keep)
         self.seconds[ranking] += time.perf_counter() - before
         return ranked
 
 
-def network_decoder(codec: Codec, precision: str) -> tuple[Decode, bool]:
-    """What decodes by a codec's network, for `Stages`, and whether it does so on another device than the processor."""
-    size = codec.config.codebook_size
-    on_device = codec.device.type != "cpu"
-    blocks = codec.decode_tensors if on_device else codec.decode_blocks
+class NeuralDecoder:
+    """Decodes by a codec's network, for a `Stage`; on another device than the processor to tensors there.
 
-    def decode(codes_NM: np.ndarray, lists_N: np.ndarray) -> np.ndarray | Tensor:
-        if codes_NM.max(initial=0) >= size:  # codes that are mapped are believed until they are met
-            raise DataError(f"the index is damaged: it holds the code {codes_NM.max()}, the codec's are below {size}")
-        decoded = [block for _, block in blocks(Codes(codes_NM, lists_N if codec.is_ivf else None), precision)]
+    Args:
+        codec: the Codec that made the codes.
+        precision: "auto", "float32" or "bf16".
+    """
+
+    def __init__(self, codec: Codec, precision: str = "auto"):
+        check_precision(precision)
+        self.codec, self.precision = codec, precision
+        self.on_device = codec.device.type != "cpu"
+
+    def decode(self, codes: np.ndarray, lists: np.ndarray) -> np.ndarray | Tensor:
+        size = self.codec.config.codebook_size
+        if codes.max(initial=0) >= size:  # mapped codes are not checked when an index is opened
+            raise DataError(f"the index is damaged: it holds the code {codes.max()}, the codec's are below {size}")
+        found = Codes(codes, lists if self.codec.is_ivf else None)
+        blocks = self.codec.decode_tensors if self.on_device else self.codec.decode_blocks
+        decoded = [block for _, block in blocks(found, self.precision)]
         if not decoded:
-            return np.empty((0, codec.dim), np.float32)
-        return torch.cat(decoded) if on_device else np.concatenate(decoded)
+            return np.empty((0, self.codec.dim), np.float32)
+        return torch.cat(decoded) if self.on_device else np.concatenate(decoded)
 
-    return decode, on_device
+
+def check_precision(precision: str) -> None:
+    """Raise ConfigError for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+
+
+def search_queries(
+    pipeline: Pipeline, source: VectorSource, k: int, nprobe: int, num_codes: int, batch_bytes: int = BATCH_BYTES
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run a source of queries through a pipeline, in batches of bounded memory.
+
+    Returns:
+        Distances, float32 (Q, k), and ids, int64 (Q, k), as `Index.search` does.
+    """
+    try:
+        distances_QR, ids_QR = np.empty((len(source), k), np.float32), np.empty((len(source), k), np.int64)
+    except MemoryError:
+        raise ResourceError(f"{k} results of {len(source)} queries do not fit in memory: give a smaller k") from None
+    bytes_each = pipeline.length * (num_codes + 16) + 16 * nprobe
+    for start, queries_QD in source.blocks(max(1, min(1 << 20, batch_bytes // bytes_each))):
+        part = slice(start, start + len(queries_QD))
+        with np.errstate(over="ignore", invalid="ignore"):  # nothing is near a query of very large values
+            best, _ = pipeline.run(pipeline.metric.prepare(queries_QD), k)
+        distances_QR[part], ids_QR[part] = pipeline.metric.distances(best.values), best.ids
+    return distances_QR, ids_QR
 
 
 def as_queries(queries) -> tuple[VectorSource, bool]:
-    """Queries as `as_source` takes them or one query (D,) as a source, and whether they are one."""
+    """Queries as `as_source` takes them, or one query (D,), as a source; and whether they were one."""
     is_list = isinstance(queries, list | tuple)
     shape = np.shape(queries[:1]) if is_list else getattr(queries, "shape", ())
     if len(shape) != 1:
@@ -113,33 +176,8 @@ def as_queries(queries) -> tuple[VectorSource, bool]:
     return as_source([queries] if is_list else queries[None], "queries"), True
 
 
-def take(shortlist: Shortlist, count: int) -> Shortlist:
-    """The first `count` vectors of each query, with empty places where there are fewer."""
-    missing = count - shortlist.values.shape[1]
-    if missing <= 0:
-        return Shortlist(*(array[:, :count] for array in _columns(shortlist)), shortlist.scanned)
-    fillings = (np.inf, -1, -1, 0)
-    padded = (
-        np.pad(array, ((0, 0), (0, missing), *[(0, 0)] * (array.ndim - 2)), constant_values=value)
-        for array, value in zip(_columns(shortlist), fillings, strict=True)
-    )
-    return Shortlist(*padded, shortlist.scanned)
-
-
-def _beside(decoded_ND: np.ndarray | Tensor, queries_QD: np.ndarray, rows_N: np.ndarray) -> np.ndarray | Tensor:
+def _queries_of(decoded_ND: np.ndarray | Tensor, queries_QD: np.ndarray, rows_N: np.ndarray) -> np.ndarray | Tensor:
     """The query of each decoded vector, on its device."""
     if isinstance(decoded_ND, np.ndarray):
         return queries_QD[rows_N]
     return to_device(queries_QD, decoded_ND.device)[to_device(rows_N, decoded_ND.device)]
-
-
-def _ranked(shortlist: Shortlist, values_QS: np.ndarray, keep: int) -> Shortlist:
-    """The shortlist in the order of other values, cut; of equal ones the first stays first."""
-    order_QS = np.argsort(values_QS, axis=1, kind="stable")[:, :keep]
-    rows_Q1 = np.arange(len(values_QS))[:, None]
-    _, *others = _columns(shortlist)
-    return Shortlist(values_QS[rows_Q1, order_QS], *(array[rows_Q1, order_QS] for array in others), shortlist.scanned)
-
-
-def _columns(shortlist: Shortlist) -> tuple[np.ndarray, ...]:
-    return shortlist.values, shortlist.ids, shortlist.lists, shortlist.codes

@@ -1,15 +1,15 @@
-"""Shortlists from inverted lists by look-up tables: with the native kernels, or plainly in numpy without them.
+"""The scan of inverted lists by look-up tables: with the native kernels, or in numpy without them.
 
-The value of a vector is the base of its list plus a table entry for each of its codes and for its scalar. With
-x̂ = c + r, c its list's centroid and r the sum of its codes' rows of the tables (QINCo2, section 4):
+The value of a vector is the base of its list plus a table entry for each of its codes and for its norm code. With
+x̂ = c + r, c the centroid of its list and r the sum of its codes' rows of the tables (QINCo2 paper, section 4):
     ‖q − x̂‖² = ‖q − c‖² − 2⟨q, r⟩ + s,  s = 2⟨c, r⟩ + ‖r‖²;   −⟨q, x̂⟩ = −⟨q, c⟩ − ⟨q, r⟩
-The tables ⟨q, ·⟩ depend on the query alone, not on the list; s is stored in a byte.
+The tables ⟨q, ·⟩ depend on the query alone, not on the list; s is quantized to one byte, the norm code.
 
-Shape suffixes: V lists, D dimension, M codes of a vector, K codewords, Q queries, P lists visited, S vectors of a
-shortlist, N vectors.
+Shape suffixes: V lists, D dimension, M codes of a vector, K codewords, Q queries, L lists scanned, S shortlist,
+N vectors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,19 +18,21 @@ from qinco.native.library import is_available
 from qinco.native.scanner import ENTRIES, Filter, NativeScanner
 from qinco.search.lists import InvertedLists
 
-_DENSE = 256  # bits of a filter that are no more than this for each admitted id are worth their memory
+_MAX_BITS_PER_ID = 256  # of a filter that is stored as bits
 
 
 @dataclass(frozen=True)
 class Shortlist:
-    """Vectors near each query, nearest first, of equal ones the first visited.
+    """Vectors near each query, nearest first; of equal ones the first scanned comes first.
 
-    Places that are not filled hold +inf, -1, -1 and zeros: where there are no more vectors, or only such whose values
-    float32 cannot hold.
+    Where fewer vectors are found, the rest holds +inf, -1, -1 and zeros.
 
-    values:  float32 (Q, S), squared L2 distances or negative inner products
-    ids:     int64 (Q, S)      lists: int32 (Q, S)     codes: uint8 (Q, S, M)
-    scanned: int64 (Q,), the vectors that were looked at
+    Attributes:
+        values: float32 (Q, S), squared L2 distances or negative inner products.
+        ids: int64 (Q, S).
+        lists: int32 (Q, S).
+        codes: uint8 (Q, S, M).
+        scanned: int64 (Q,), vectors that were compared.
     """
 
     values: np.ndarray
@@ -44,13 +46,40 @@ class Shortlist:
         """Vectors of each query's shortlist, int64 (Q,)."""
         return (self.lists >= 0).sum(1)
 
+    def first(self, count: int) -> "Shortlist":
+        """The first `count` vectors of each query, padded where there are fewer."""
+        missing = count - self.values.shape[1]
+        if missing <= 0:
+            return self._of(array[:, :count] for array in self._columns())
+        widths = ((0, 0), (0, missing))
+        return self._of(
+            np.pad(array, (*widths, *[(0, 0)] * (array.ndim - 2)), constant_values=value)
+            for array, value in zip(self._columns(), (np.inf, -1, -1, 0), strict=True)
+        )
+
+    def ranked(self, values_QS: np.ndarray, keep: int) -> "Shortlist":
+        """The `keep` vectors of least value by other values (Q, S); of equal ones the first stays first."""
+        order_QS = np.argsort(values_QS, axis=1, kind="stable")[:, :keep]
+        rows_Q1 = np.arange(len(values_QS))[:, None]
+        _, *others = self._columns()
+        return self._of(array[rows_Q1, order_QS] for array in (values_QS, *others))
+
+    def _columns(self) -> tuple[np.ndarray, ...]:
+        return self.values, self.ids, self.lists, self.codes
+
+    def _of(self, columns: Iterable[np.ndarray]) -> "Shortlist":
+        return Shortlist(*columns, self.scanned)
+
 
 class Scanner:
-    """Look-up tables and centroids, ready to search any inverted lists that were made with them.
+    """Look-up tables and centroids, ready to scan any inverted lists that were made with them.
 
-    centroids_VD: float32 (V, D)     tables_MKD: float32 (M, K, D), K ≤ 256
-    levels:       float32 (256,), what a scalar byte stands for
-    is_native:    whether the native kernels are used; `native=False` leaves them out
+    Args:
+        centroids_VD: float32 (V, D).
+        tables_MKD: float32 (M, K, D), K ≤ 256.
+        levels: float32 (256,), the value of each norm code.
+        inner_product: scan by inner products instead of L2 distances.
+        native: False avoids the native kernels; None uses them where they are available.
     """
 
     def __init__(
@@ -81,8 +110,8 @@ class Scanner:
     def scan(
         self,
         queries_QD: np.ndarray,
-        probes_QP: np.ndarray,
-        bases_QP: np.ndarray,
+        probes_QL: np.ndarray,
+        bases_QL: np.ndarray,
         segments: Sequence[InvertedLists],
         num_short: int,
         *,
@@ -90,37 +119,38 @@ class Scanner:
         admitted: Filter | None = None,
         threads: int = 1,
     ) -> Shortlist:
-        """The `num_short` vectors of least value in the lists that `probe` gave (−1: none further).
+        """The `num_short` vectors of least value in the lists that `probe` returned (−1: no more lists).
 
-        nprobe:   lists that are visited; further ones while a shortlist is not full. All of them without it.
-        admitted: which ids may be found
+        Args:
+            nprobe: lists that are scanned; more only while a shortlist is not full. All of them if None.
+            admitted: filter of ids.
         """
         return Shortlist(
             *self._scanner.scan(
-                self._shifted(queries_QD), probes_QP, bases_QP, segments, num_short,
-                nprobe=probes_QP.shape[1] if nprobe is None else nprobe, admitted=admitted, threads=threads,
+                self._shifted(queries_QD), probes_QL, bases_QL, segments, num_short,
+                nprobe=probes_QL.shape[1] if nprobe is None else nprobe, admitted=admitted, threads=threads,
             )
         )  # fmt: skip
 
-    def scalars(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int = 1) -> np.ndarray:
-        """s of codes uint8 (N, M) in their lists: float32 (N,); all zero for inner products, which have none."""
+    def norms(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int = 1) -> np.ndarray:
+        """s of codes uint8 (N, M) in their lists: float32 (N,); all zero for inner products, which need none."""
         if self.inner_product:
             return np.zeros(len(codes_NM), np.float32)
-        return self._scanner.scalars(codes_NM, lists_N, threads)
+        return self._scanner.norms(codes_NM, lists_N, threads)
 
     def _shifted(self, queries_QD: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(queries_QD - self._shift_D, np.float32)
 
 
 def make_filter(admitted_N: np.ndarray) -> Filter:
-    """What `Scanner.scan` looks ids up in: bits where they are dense, otherwise the ids (int64, ascending, unique)."""
+    """A filter of ids (int64, ascending, unique) for `Scanner.scan`: bits if they are dense, otherwise the ids."""
     first = int(admitted_N[0]) if len(admitted_N) else 0
     length = int(admitted_N[-1]) - first + 1 if len(admitted_N) else 0
-    if length > _DENSE * max(len(admitted_N), 1):
+    if length > _MAX_BITS_PER_ID * max(len(admitted_N), 1):
         return Filter(None, 0, np.ascontiguousarray(admitted_N, np.int64))
     bits = np.zeros(-(-length // 8), np.uint8)
-    places_N = admitted_N - first
-    np.bitwise_or.at(bits, places_N // 8, (1 << (places_N % 8)).astype(np.uint8))
+    offsets_N = admitted_N - first
+    np.bitwise_or.at(bits, offsets_N // 8, (1 << (offsets_N % 8)).astype(np.uint8))
     return Filter(bits, first, None)
 
 
@@ -140,11 +170,11 @@ class _PlainScanner:
             squares_V, squares_Q = (self.centroids_VD**2).sum(1), (queries_QD**2).sum(1)
             values_QV = np.maximum(squares_Q[:, None] + squares_V - 2 * products_QV, 0)
         values_QV[np.isnan(values_QV)] = np.inf
-        probes_QP = np.argsort(values_QV, axis=1, kind="stable")[:, :nprobe]
-        return probes_QP.astype(np.int32), np.take_along_axis(values_QV, probes_QP, 1)
+        probes_QL = np.argsort(values_QV, axis=1, kind="stable")[:, :nprobe]
+        return probes_QL.astype(np.int32), np.take_along_axis(values_QV, probes_QL, 1)
 
     @np.errstate(over="ignore", invalid="ignore")
-    def scan(self, queries_QD, probes_QP, bases_QP, segments, num_short, *, nprobe, admitted, threads):
+    def scan(self, queries_QD, probes_QL, bases_QL, segments, num_short, *, nprobe, admitted, threads):
         num_queries, steps = len(queries_QD), len(self.tables_MKD)
         values_QS = np.full((num_queries, num_short), np.inf, np.float32)
         ids_QS = np.full((num_queries, num_short), -1, np.int64)
@@ -155,18 +185,18 @@ class _PlainScanner:
         for query in range(num_queries):
             table_MK = factor * (self.tables_MKD @ queries_QD[query])
             found = []
-            for place, (probe, base) in enumerate(zip(probes_QP[query], bases_QP[query], strict=True)):
+            for place, (probe, base) in enumerate(zip(probes_QL[query], bases_QL[query], strict=True)):
                 if probe < 0 or (place >= nprobe and sum(len(part[0]) for part in found) >= num_short):
                     break
                 for segment in segments:
                     rows = np.arange(segment.starts[probe], segment.starts[probe + 1])
                     scanned_Q[query] += len(rows)
                     rows = rows if admitted is None else rows[_admits(admitted, segment.ids[rows])]
-                    codes_NM, scalars_N = segment.rows(rows)
+                    codes_NM, norm_codes_N = segment.rows(rows)
                     values_N = np.full(len(rows), base, np.float32)
                     for entries_K, codes_N in zip(table_MK, codes_NM.T, strict=True):  # in this order they are rounded
                         values_N += entries_K[codes_N]
-                    values_N += self.levels[scalars_N]
+                    values_N += self.levels[norm_codes_N]
                     columns = (values_N, segment.ids[rows].astype(np.int64), np.full(len(rows), probe), codes_NM)
                     found.append([column[np.isfinite(values_N)] for column in columns])
             if not found:
@@ -180,7 +210,7 @@ class _PlainScanner:
         return values_QS, ids_QS, lists_QS, codes_QSM, scanned_Q
 
     @np.errstate(over="ignore", invalid="ignore")
-    def scalars(self, codes_NM, lists_N, threads):
+    def norms(self, codes_NM, lists_N, threads):
         r_ND = np.zeros((len(codes_NM), self.centroids_VD.shape[1]), np.float32)
         for table_KD, codes_N in zip(self.tables_MKD, codes_NM.T, strict=True):
             r_ND += table_KD[codes_N]
@@ -190,8 +220,8 @@ class _PlainScanner:
 def _admits(admitted: Filter, ids_N: np.ndarray) -> np.ndarray:
     if admitted.bits is None:
         return np.isin(ids_N, admitted.sorted)
-    places_N = ids_N.astype(np.int64) - admitted.first
-    inside = (places_N >= 0) & (places_N < len(admitted))
-    places_N = places_N[inside]
-    inside[inside] = admitted.bits[places_N // 8] >> (places_N % 8) & 1
+    offsets_N = ids_N.astype(np.int64) - admitted.first
+    inside = (offsets_N >= 0) & (offsets_N < len(admitted))
+    offsets_N = offsets_N[inside]
+    inside[inside] = admitted.bits[offsets_N // 8] >> (offsets_N % 8) & 1
     return inside

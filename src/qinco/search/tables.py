@@ -1,6 +1,6 @@
-"""What an index knows besides its vectors: centroids, look-up tables and levels, and how they give shortlists.
+"""The fitted part of an index: centroids, look-up tables and norm levels, and the scan of lists by them.
 
-Shape suffixes: N vectors, V lists, D dimension, M codes of a vector, K codewords, Q queries, P lists visited.
+Shape suffixes: N vectors, V lists, D dimension, M codes of a vector, K codewords, Q queries, L lists scanned.
 """
 
 from collections.abc import Sequence
@@ -19,20 +19,21 @@ from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
 from qinco.search.scan import Scanner, Shortlist
 
-_LEVEL_ROWS = 200_000
-_MOST_PROBES = 1 << 22
+LEVEL_ROWS = 200_000
+MAX_PROBES = 1 << 22  # of the queries that are searched again at a time
 
 
 @dataclass(frozen=True, eq=False)
 class SearchTables:
     """The fitted part of an index.
 
-    lookup: LookupDecoder, with the centroids (V, D) of an IVF codec's lists, or without
-    levels: float32 (256,), what the scalar bytes of vectors stand for
-    metric: what "near" means
-    graph:  finds the nearest of many centroids (HNSW); made when it is needed where it is None
-    partition_VD: float32, the centroids of lists that the look-up decoder does not know; None where it has some
-    min_graph_lists: lists from which on the graph is used
+    Attributes:
+        lookup: LookupDecoder, with the centroids (V, D) of an IVF codec's lists, or without.
+        levels: float32 (256,), the values of the norm codes.
+        metric: of the search.
+        graph: HNSW graph over the centroids; built when needed if None.
+        partition_VD: float32, centroids of lists that the look-up decoder does not know; None where it has some.
+        min_graph_lists: number of lists from which on a graph is built.
     """
 
     lookup: LookupDecoder
@@ -44,18 +45,19 @@ class SearchTables:
 
     @classmethod
     def fit(
-        cls, lookup: LookupDecoder, codes_NM, lists_N, metric: Metric, partition_VD: np.ndarray | None = None
-    ) -> "SearchTables":
-        """Tables whose levels are fitted to the codes and lists of some vectors."""
+        cls, lookup: LookupDecoder, codes_NM, lists_N, metric: Metric, partition_VD: np.ndarray | None = None,
+        level_rows: int = LEVEL_ROWS,
+    ) -> "SearchTables":  # fmt: skip
+        """Tables whose levels are fitted to the codes and lists of at least `level_rows` vectors, if there are."""
         tables = cls(lookup, np.zeros(256, np.float32), metric, None, partition_VD)
         if metric.scans_inner_products:
             return tables
-        step = max(1, len(codes_NM) // _LEVEL_ROWS)
-        return replace(tables, levels=fit_levels(tables.scanner.scalars(codes_NM[::step], lists_N[::step])))
+        step = max(1, len(codes_NM) // level_rows)
+        return replace(tables, levels=fit_levels(tables.scanner.norms(codes_NM[::step], lists_N[::step])))
 
     @property
     def centroids_VD(self) -> np.ndarray:
-        """The centroids whose lists are visited."""
+        """The centroids of the lists."""
         return self.lookup.centroids_VD if self.partition_VD is None else self.partition_VD
 
     @property
@@ -64,7 +66,7 @@ class SearchTables:
 
     @cached_property
     def scanner(self) -> Scanner:
-        """What scans lists, by what the look-up decoder makes of their vectors."""
+        """Scans lists by the look-up tables."""
         tables_MKD, origins_VD = self.lookup.tables_MKD, self.lookup.centroids_VD
         if origins_VD is None:
             tables_MKD = tables_MKD - self._origin_D / np.float32(len(tables_MKD))
@@ -73,7 +75,7 @@ class SearchTables:
 
     @cached_property
     def _prober(self) -> Scanner:
-        """What compares all centroids."""
+        """Compares all centroids."""
         if self.partition_VD is None:
             return self.scanner
         unused_MKD = self.lookup.tables_MKD[:1, :1]
@@ -81,20 +83,20 @@ class SearchTables:
 
     @cached_property
     def _origin_D(self) -> np.ndarray:
-        """What stands for a centroid where the tables are added to none: near the vectors, so that sums are small."""
+        """The origin of tables that are added to no centroid: near the vectors, so that sums stay small."""
         mean_D = self.partition_VD.mean(0, np.float64).astype(np.float32)
         return np.zeros_like(mean_D) if self.metric.scans_inner_products else mean_D
 
     @cached_property
     def coarse(self) -> CoarseGraph | None:
-        """The graph over the centroids; None where they are so few that all are compared."""
+        """The graph over the centroids; None where so few are all compared."""
         if self.graph is not None or self.num_lists < self.min_graph_lists:
             return self.graph
         return CoarseGraph(self.centroids_VD, inner_product=self.metric.scans_inner_products)
 
-    def scalar_bytes(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int) -> np.ndarray:
-        """The scalar of each vector as the number of its level: uint8 (N,)."""
-        return nearest_level(self.scanner.scalars(codes_NM, lists_N, threads), self.levels)
+    def norm_codes(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int) -> np.ndarray:
+        """The norm code of each vector, the number of its level: uint8 (N,)."""
+        return nearest_level(self.scanner.norms(codes_NM, lists_N, threads), self.levels)
 
     def shortlist(
         self,
@@ -104,40 +106,41 @@ class SearchTables:
         segments: Sequence[InvertedLists],
         admitted: Filter | None,
         threads: int,
+        max_probes: int = MAX_PROBES,
     ) -> Shortlist:
         """The `num_short` nearest of prepared queries by the tables, among the vectors of `nprobe` lists.
 
-        With a filter further lists are visited until a query has `num_short` vectors or has seen all lists.
+        With a filter more lists are scanned until a query has `num_short` vectors or no list is left.
         """
         nprobe = min(options.nprobe, self.num_lists)
         result = self._scan(queries_QD, nprobe, num_short, options, segments, admitted, threads)
-        visited = nprobe
-        while admitted is not None and visited < self.num_lists:
+        scanned = nprobe
+        while admitted is not None and scanned < self.num_lists:
             unfilled_U = np.flatnonzero(result.found < num_short)
             if not len(unfilled_U):
                 break
-            visited = min(4 * visited, self.num_lists)
-            rows = max(1, _MOST_PROBES // visited)
+            scanned = min(4 * scanned, self.num_lists)
+            rows = max(1, max_probes // scanned)
             for part in np.split(unfilled_U, range(rows, len(unfilled_U), rows)):
-                again = self._scan(queries_QD[part], visited, num_short, options, segments, admitted, threads)
+                again = self._scan(queries_QD[part], scanned, num_short, options, segments, admitted, threads)
                 for name in ("values", "ids", "lists", "codes", "scanned"):
                     getattr(result, name)[part] = getattr(again, name)
         return result
 
-    def _scan(self, queries_QD, visited, num_short, options, segments, admitted, threads) -> Shortlist:
-        probes_QP, bases_QP = self._probe(queries_QD, visited, options.ef_search, threads)
-        nprobe = min(options.nprobe, visited)
+    def _scan(self, queries_QD, scanned, num_short, options, segments, admitted, threads) -> Shortlist:
+        probes_QL, bases_QL = self._probe(queries_QD, scanned, options.ef_search, threads)
+        nprobe = min(options.nprobe, scanned)
         return self.scanner.scan(
-            queries_QD, probes_QP, bases_QP, segments, num_short, nprobe=nprobe, admitted=admitted, threads=threads
+            queries_QD, probes_QL, bases_QL, segments, num_short, nprobe=nprobe, admitted=admitted, threads=threads
         )
 
     def _probe(self, queries_QD, nprobe: int, ef_search: int | None, threads: int) -> tuple[np.ndarray, np.ndarray]:
         if self.coarse is None or nprobe == self.num_lists:
-            lists_QP, values_QP = self._prober.probe(queries_QD, nprobe, threads)
+            lists_QL, values_QL = self._prober.probe(queries_QD, nprobe, threads)
         else:
             with faiss_threads(threads):
-                values_QP, lists_QP = self.coarse.probe(queries_QD, nprobe, ef_search)
+                values_QL, lists_QL = self.coarse.probe(queries_QD, nprobe, ef_search)
         if self.partition_VD is not None:  # the same base for all lists
             square_Q = np.square(queries_QD - self._origin_D).sum(1) * (not self.metric.scans_inner_products)
-            values_QP = np.broadcast_to(square_Q[:, None], lists_QP.shape)
-        return lists_QP.astype(np.int32, copy=False), values_QP
+            values_QL = np.broadcast_to(square_Q[:, None], lists_QL.shape)
+        return lists_QL.astype(np.int32, copy=False), values_QL

@@ -13,7 +13,7 @@ import torch
 
 from qinco.compat.checkpoint_format import errors_as_damage
 from qinco.compat.checkpoints import check_tensors, is_torch_file, read_torch_file, write_torch_file
-from qinco.decoders.pairwise import MOST_CODEWORDS, PairwiseDecoder
+from qinco.decoders.pairwise import MAX_CODEWORDS, PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.store.tensors import open_tensors, read_tensors, write_tensors
 
@@ -37,21 +37,21 @@ def save_pairwise(path: str | os.PathLike, decoder: PairwiseDecoder) -> None:
 
 
 def load_pairwise(
-    path: str | os.PathLike, code_size: int | None = None, centroids_VD: np.ndarray | None = None
+    path: str | os.PathLike, num_codes: int | None = None, centroids_VD: np.ndarray | None = None
 ) -> PairwiseDecoder:
     """Read a decoder of either form; executes nothing.
 
-    code_size: M, the codes of a vector; needed for the authors' form, which does not tell it
+    num_codes: M, the codes of a vector; needed for the authors' form, which does not tell it
     centroids_VD: float32 (V, D), in the place of what the file has; the authors' form has none
 
-    Raises ConfigError where code_size is needed, DataError where the file is missing, damaged, foreign, or made for
+    Raises ConfigError where num_codes is needed, DataError where the file is missing, damaged, foreign, or made for
     other codes or centroids.
     """
     is_upstream = is_torch_file(path) or Path(path).suffix.lower() == ".pt"
     read = _read_upstream if is_upstream else _read_ours
-    decoder = read(path, code_size, centroids_VD)
-    if code_size is not None and decoder.code_size != code_size:
-        raise DataError(f"{path} decodes codes of M={decoder.code_size}, not M={code_size}")
+    decoder = read(path, num_codes, centroids_VD)
+    if num_codes is not None and decoder.num_codes != num_codes:
+        raise DataError(f"{path} decodes codes of M={decoder.num_codes}, not M={num_codes}")
     return decoder
 
 
@@ -94,7 +94,7 @@ def _write_ours(path, decoder: PairwiseDecoder) -> None:
     write_tensors(path, KIND, {"scale": decoder.scale}, tensors)
 
 
-def _read_ours(path, code_size: int | None, centroids_VD: np.ndarray | None) -> PairwiseDecoder:
+def _read_ours(path, num_codes: int | None, centroids_VD: np.ndarray | None) -> PairwiseDecoder:
     header, tensors = read_tensors(path, KIND)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items() if tensor.dtype != torch.bfloat16}
     required = {"tables", "pairs", "pair_tables"}
@@ -113,19 +113,19 @@ def _read_ours(path, code_size: int | None, centroids_VD: np.ndarray | None) -> 
 # the authors'
 
 
-def _read_upstream(path, code_size: int | None, centroids_VD: np.ndarray | None) -> PairwiseDecoder:
+def _read_upstream(path, num_codes: int | None, centroids_VD: np.ndarray | None) -> PairwiseDecoder:
     content = read_torch_file(path)
     if not isinstance(content, dict) or set(content) != set(_UPSTREAM_KEYS):
         raise DataError(f"{path} is no pairwise decoder: one has {', '.join(_UPSTREAM_KEYS)}")
     check_tensors(path, content)
-    if code_size is None:
+    if num_codes is None:
         raise ConfigError(f"{path} does not tell how many codes a vector has: give the codec (model=) it was made for")
     with errors_as_damage(path):  # numpy has no bfloat16
         list_codes_VI, pairs_2P, tables_PJD = (content[name].detach().numpy().copy("C") for name in _UPSTREAM_KEYS)
-    if tables_PJD.ndim != 3 or list_codes_VI.ndim != 2 or not _lie_below(list_codes_VI, MOST_CODEWORDS):
+    if tables_PJD.ndim != 3 or list_codes_VI.ndim != 2 or not _lie_below(list_codes_VI, MAX_CODEWORDS):
         raise DataError(f"{path} is damaged: it has tensors of impossible shape or list codes out of range")
     size = math.isqrt(tables_PJD.shape[1])
-    tables_MKD = np.zeros((code_size, size, tables_PJD.shape[2]), np.float32)
+    tables_MKD = np.zeros((num_codes, size, tables_PJD.shape[2]), np.float32)
     pairs_P2, list_codes_VI = np.ascontiguousarray(pairs_2P.T), list_codes_VI.astype(np.uint8)
     return _checked(path, tables_MKD, pairs_P2, tables_PJD, 1.0, list_codes_VI, centroids_VD)
 
@@ -148,9 +148,9 @@ def _folded(decoder: PairwiseDecoder) -> tuple[np.ndarray, np.ndarray]:
     Each is added to the first pair with its code; codes in no pair get pairs of their own.
     """
     size, dim = decoder.codebook_size, decoder.dim
-    alone = [m for m in range(decoder.code_size) if m not in decoder.pairs_P2]
+    alone = [m for m in range(decoder.num_codes) if m not in decoder.pairs_P2]
     if len(alone) % 2:
-        alone.append(decoder.code_size)  # the first of the list's streams, to make a pair
+        alone.append(decoder.num_codes)  # the first of the list's streams, to make a pair
     pairs_P2 = np.concatenate([decoder.pairs_P2, np.array(alone, np.int64).reshape(-1, 2)])
     tables_PKKD = np.zeros((len(pairs_P2), size, size, dim), np.float32)
     tables_PKKD[: decoder.num_pairs] = decoder.tables_PJD.reshape(-1, size, size, dim)
@@ -169,8 +169,8 @@ def _checked(path, tables_MKD, pairs_P2, tables_PJD, scale, list_codes_VI, centr
     if tables_MKD.dtype != np.float32 or tables_MKD.ndim != 3 or 0 in tables_MKD.shape:
         raise DataError(f"{path} is damaged: its tables are {tables_MKD.dtype} of shape {tables_MKD.shape}")
     num_steps, size, dim = tables_MKD.shape
-    if size > MOST_CODEWORDS:
-        raise DataError(f"{path} is damaged: it is for K={size}, pairwise decoders are for up to {MOST_CODEWORDS}")
+    if size > MAX_CODEWORDS:
+        raise DataError(f"{path} is damaged: it is for K={size}, pairwise decoders are for up to {MAX_CODEWORDS}")
     if tables_PJD.dtype not in (np.float32, np.float16) or tables_PJD.shape != (len(pairs_P2), size**2, dim):
         raise DataError(
             f"{path} is damaged: its tables of pairs are {tables_PJD.dtype} of shape {tables_PJD.shape}, "

@@ -38,10 +38,10 @@ def test_a_decoded_vector_is_its_centroid_and_its_rows(sample, decoder):
     codes, lists, centroids_VD, _ = sample
     wanted = centroids_VD[lists] + sum(decoder.tables_MKD[m][codes[:, m]] for m in range(STEPS))
     np.testing.assert_allclose(decoder.decode(codes, lists), wanted, rtol=1e-5, atol=1e-5)
-    alone = decoder.with_centroids(None)
+    alone = LookupDecoder(decoder.tables_MKD)
     np.testing.assert_allclose(alone.decode(codes) + centroids_VD[lists], wanted, rtol=1e-5, atol=1e-5)
     assert (decoder.num_lists, alone.num_lists) == (LISTS, 0)
-    assert (decoder.code_size, decoder.codebook_size, decoder.dim) == (STEPS, SIZE, DIM)
+    assert (decoder.num_codes, decoder.codebook_size, decoder.dim) == (STEPS, SIZE, DIM)
 
 
 def test_without_lists(sample):
@@ -73,7 +73,7 @@ def test_arrays_that_cannot_be_written_are_read(sample):
 
 def test_what_does_not_fit_is_refused(sample, decoder):
     codes, lists, centroids_VD, x_ND = sample
-    with pytest.raises(DataError, match="lists are missing"):
+    with pytest.raises(DataError, match="6 lists"):
         decoder.decode(codes)
     with pytest.raises(DataError, match="row 0, column 1 is 16"):
         decoder.decode(np.array([[0, SIZE, 0]]), np.array([0]))

@@ -28,9 +28,9 @@ def normal(*shape, seed=0):
 
 def make_lists(count, steps, num_lists, seed=0) -> InvertedLists:
     random = np.random.default_rng(seed)
-    codes_NM, scalars_N = (random.integers(0, 256, shape, np.uint8) for shape in ((count, steps), count))
+    codes_NM, norms_N = (random.integers(0, 256, shape, np.uint8) for shape in ((count, steps), count))
     return InvertedLists.from_arrays(
-        codes_NM, scalars_N, random.integers(0, num_lists, count), np.arange(count), num_lists
+        codes_NM, norms_N, random.integers(0, num_lists, count), np.arange(count), num_lists
     )
 
 
@@ -38,10 +38,10 @@ def make_scanner(steps=3, dim=5, num_lists=4, levels=NO_LEVELS, inner_product=Fa
     return NativeScanner(normal(num_lists, dim), normal(steps, 256, dim, seed=1), levels, inner_product)
 
 
-def one_list(codes_NM, scalars_N=None) -> InvertedLists:
+def one_list(codes_NM, norms_N=None) -> InvertedLists:
     count = len(codes_NM)
-    scalars_N = np.zeros(count, np.uint8) if scalars_N is None else scalars_N
-    return InvertedLists.from_arrays(codes_NM.astype(np.uint8), scalars_N, np.zeros(count, int), np.arange(count), 1)
+    norms_N = np.zeros(count, np.uint8) if norms_N is None else norms_N
+    return InvertedLists.from_arrays(codes_NM.astype(np.uint8), norms_N, np.zeros(count, int), np.arange(count), 1)
 
 
 def search(scanner, queries_QD, segments, num_short=10, nprobe=None, probes=None, admitted=None, threads=1):
@@ -109,8 +109,8 @@ def test_the_shortlist_of_a_long_list(steps, num_short):
     lists, levels = make_lists(3000, steps, 1), np.linspace(-3, 30, 256).astype(np.float32)
     scanner, queries_QD = make_scanner(steps, 6, 1, levels), normal(13, 6, seed=5) * 3
     values, ids, *_ = search(scanner, queries_QD, [lists], num_short)
-    codes_NM, scalars_N = lists.rows(np.arange(3000))
-    wanted_QN = np.square(queries_QD[:, None] - normal(1, 6)).sum(2) + levels[scalars_N]
+    codes_NM, norms_N = lists.rows(np.arange(3000))
+    wanted_QN = np.square(queries_QD[:, None] - normal(1, 6)).sum(2) + levels[norms_N]
     for table_KD, codes_N in zip(normal(steps, 256, 6, seed=1).astype(np.float64), codes_NM.T, strict=True):
         wanted_QN = wanted_QN - 2 * (queries_QD @ table_KD.T)[:, codes_N]
     limit = 1e-5 * np.abs(wanted_QN).max()
@@ -212,7 +212,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads):
     assert all(map(np.array_equal, search(scanner, queries_QD, [lists], 15, 2, probes=3, threads=threads), wanted))
     codes_NM, _ = lists.rows(np.arange(900))
     given = codes_NM, lists.lists_of(np.arange(900))
-    assert np.array_equal(scanner.scalars(*given, threads), scanner.scalars(*given, 1))
+    assert np.array_equal(scanner.norms(*given, threads), scanner.norms(*given, 1))
 
 
 def test_threads_of_the_caller_share_a_scanner():
@@ -229,9 +229,9 @@ def test_scalars_are_what_the_query_does_not_change():
     codes_NM, lists_N = np.random.default_rng(2).integers(0, 256, (50, 3)), np.arange(50) % 4
     r_ND = tables_MKD[np.arange(3), codes_NM].sum(1, dtype=np.float64)
     wanted_N = (2 * centroids_VD[lists_N] * r_ND).sum(1) + np.square(r_ND).sum(1)
-    scalars_N = make_scanner().scalars(codes_NM, lists_N, 1)
-    np.testing.assert_allclose(scalars_N, wanted_N, rtol=1e-5, atol=1e-5)
-    assert scalars_N.dtype == np.float32 and make_scanner().scalars(codes_NM[:0], lists_N[:0], 2).shape == (0,)
+    norms_N = make_scanner().norms(codes_NM, lists_N, 1)
+    np.testing.assert_allclose(norms_N, wanted_N, rtol=1e-5, atol=1e-5)
+    assert norms_N.dtype == np.float32 and make_scanner().norms(codes_NM[:0], lists_N[:0], 2).shape == (0,)
 
 
 def test_arrays_of_any_layout_and_type_are_taken():
@@ -285,7 +285,7 @@ def test_arrays_that_do_not_fit_are_refused():
             scanner.scan(*given, **rules)
     for codes_NM, lists_N in (((2, 2), [0, 0]), ((2, 3), [0, 4]), ((2, 3), [-1, 0]), ((3, 3), [0, 0])):
         with pytest.raises(AssertionError):
-            scanner.scalars(np.zeros(codes_NM, np.uint8), np.array(lists_N), 1)
+            scanner.norms(np.zeros(codes_NM, np.uint8), np.array(lists_N), 1)
     for nprobe in (0, 5):
         with pytest.raises(AssertionError):
             scanner.probe(queries_QD, nprobe, 1)
@@ -307,4 +307,4 @@ def test_exhausted_memory_is_a_resource_error(monkeypatch):
         with pytest.raises(ResourceError, match="fewer queries"):
             scanner.scan(queries_QD, *probed, [lists], 3, nprobe=2, admitted=None, threads=1)
         with pytest.raises(ResourceError, match="fewer queries"):
-            scanner.scalars(np.zeros((2, 3), np.uint8), np.zeros(2, int), 1)
+            scanner.norms(np.zeros((2, 3), np.uint8), np.zeros(2, int), 1)

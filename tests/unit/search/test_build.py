@@ -1,164 +1,211 @@
+"""What indexes are built by: samples that tables are fitted to, partitions, lists filled in blocks; both builders."""
+
 import numpy as np
 import pytest
 from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, decoded, trained, vectors
 from small_models import random_model
 
+import qinco
 from qinco.codec import Codec
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError, DataError
-from qinco.search import build
-from qinco.search.build import silent
+from qinco.search.build import check_codec, fill_lists, fit_tables, metric_of_codec, prepared
+from qinco.search.fit import FitSample, fit_lookup, fit_lookup_decoder
+from qinco.search.index import Index
 from qinco.search.lists import InvertedLists
-from qinco.search.metric import Metric
+from qinco.search.metric import L2, Metric
+from qinco.search.partition import assign_decoded, choose_num_lists, encode_all, partition, sample_rows
+from qinco.search.parts import merge_small
 from qinco.vectors.rows import as_source
+
+
+def sample_of(codes, x_ND) -> FitSample:
+    """All of these vectors."""
+    return FitSample.of_vectors(codes, as_source(x_ND), np.arange(len(x_ND))).everything()
 
 
 def test_codes_of_a_byte_are_needed():
     for kind in KINDS:
-        build.check_codec(trained(kind))
+        check_codec(trained(kind))
     wide = Codec(random_model(ModelConfig(dim=3, num_steps=2, codebook_size=512, hidden_dim=4)), EncodeOptions())
-    with pytest.raises(ConfigError, match=r"K=512 codewords \(codebook_size\): train one with 256 at most"):
-        build.check_codec(wide)
-    with pytest.raises(ConfigError, match="must be a Codec, not str"):
-        build.check_codec("codec.safetensors")
+    for wrong, message in ((wide, "K=512"), ("codec.safetensors", "str")):
+        with pytest.raises(ConfigError, match=message):
+            check_codec(wrong)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_radius_is_the_length_of_what_the_codec_knows(kind):
-    lengths = np.linalg.norm(vectors(), axis=1)
-    assert build.metric_of("cosine", trained(kind)).radius == pytest.approx(np.sqrt(np.square(lengths).mean()), rel=0.1)
-    assert build.metric_of("l2", trained(kind)) == Metric("l2")
+def test_the_unit_length_is_that_of_training_vectors(kind):
+    length = np.sqrt(np.square(vectors()).sum(1).mean())
+    assert metric_of_codec("cosine", trained(kind)).unit_length == pytest.approx(length, rel=0.1)
+    assert metric_of_codec("l2", trained(kind)) == L2
 
 
 def test_prepared_vectors_are_read_as_the_originals():
-    source = build.prepared(as_source(vectors().astype(np.float64)), Metric("cosine", 3.0))
+    source = prepared(as_source(vectors().astype(np.float64)), Metric("cosine", 3.0))
     assert source.shape == (NUM_VECTORS, DIM)
     np.testing.assert_allclose(np.linalg.norm(source[10:20], axis=1), 3, rtol=1e-6)
     plain = as_source(vectors())
-    assert build.prepared(plain, Metric("inner_product")) is plain
+    assert prepared(plain, Metric("inner_product")) is plain
     broken = vectors().copy()
     broken[77, 2] = np.inf
-    with pytest.raises(DataError, match="row 77 of vectors holds an infinite value"):
-        list(build.prepared(as_source(broken), Metric("cosine")).blocks(50))
+    with pytest.raises(DataError, match="row 77"):
+        list(prepared(as_source(broken), Metric("cosine")).blocks(50))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_vectors_are_encoded(kind):
     heard = []
-    codes_NM, lists_N = build.encode_all(trained(kind), as_source(vectors()), lambda *told: heard.append(told))
+    codes = encode_all(trained(kind), as_source(vectors()), lambda *told: heard.append(told))
     expected = trained(kind).encode(vectors())
-    assert codes_NM.dtype == np.uint8 and np.array_equal(codes_NM, expected)
-    assert (lists_N is None) if kind != "ivf" else np.array_equal(lists_N, expected.lists)
+    assert codes.dtype == np.uint8 and np.array_equal(codes.codes, expected.codes)
+    assert codes.has_lists == (kind == "ivf") and (kind != "ivf" or np.array_equal(codes.lists, expected.lists))
     assert heard[-1] == ("encoding", NUM_VECTORS, NUM_VECTORS)
 
 
 def test_the_number_of_lists_follows_that_of_vectors():
-    numbers = [build.choose_num_lists(None, count) for count in (1, 38, 78, 1000, 20_000, 10**6, 10**9)]
+    numbers = [choose_num_lists(None, count) for count in (1, 38, 78, 1000, 20_000, 10**6, 10**9)]
     assert numbers == [1, 1, 2, 25, 512, 4096, 131072]
-    assert build.choose_num_lists(7, 7) == 7
-    for wrong, message in ((8, "more than the 7 vectors"), (0, "between 1"), (2.0, "integer"), (True, "integer")):
-        with pytest.raises(ConfigError, match=message):
-            build.choose_num_lists(wrong, 7)
+    assert choose_num_lists(7, 7) == 7
+    for wrong in (8, 0, 2.0, True):
+        with pytest.raises(ConfigError, match="num_lists"):
+            choose_num_lists(wrong, 7)
 
 
 @pytest.mark.parametrize("kind", ["plain", "product"])
 def test_lists_partition_what_is_decoded(kind):
-    codes_NM = trained(kind).encode(vectors())
+    codes = trained(kind).encode(vectors())
     for num_lists in (1, NUM_LISTS):
-        centroids_VD, lists_N = build.partition(trained(kind), codes_NM, num_lists, 0, silent)
+        centroids_VD, lists_N = partition(trained(kind), codes, num_lists, 0)
         distances_NV = np.square(decoded(kind)[:, None] - centroids_VD).sum(2)
         assert lists_N.dtype == np.int32 and centroids_VD.shape == (num_lists, DIM) and centroids_VD.dtype == np.float32
         chosen_N = np.take_along_axis(distances_NV, lists_N[:, None].astype(int), 1)[:, 0]
         np.testing.assert_allclose(chosen_N, distances_NV.min(1), rtol=1e-3, atol=1e-2)
-        again_N = build.lists_of_decoded(trained(kind), codes_NM, centroids_VD, silent)
-        assert np.array_equal(again_N, lists_N)
+        assert np.array_equal(assign_decoded(trained(kind), codes, centroids_VD), lists_N)
 
 
 def test_lists_that_would_be_empty_are_left_out():
     """A vector that is all there is fills one list of many, which few visits would miss."""
-    codes_NM = np.repeat(trained("plain").encode(vectors(3)), 50, axis=0)
-    centroids_VD, lists_N = build.partition(trained("plain"), codes_NM, NUM_LISTS, 0, silent)
+    codes = trained("plain").encode(np.repeat(vectors(3), 50, axis=0))
+    centroids_VD, lists_N = partition(trained("plain"), codes, NUM_LISTS, 0)
     assert len(centroids_VD) <= 3 and np.array_equal(np.unique(lists_N), np.arange(len(centroids_VD)))
 
 
 def test_a_partition_depends_on_the_seed_alone():
-    codes_NM = trained("plain").encode(vectors())
-    first, again, other = (build.partition(trained("plain"), codes_NM, 5, seed, silent)[0] for seed in (0, 0, 1))
+    codes = trained("plain").encode(vectors())
+    first, again, other = (partition(trained("plain"), codes, 5, seed)[0] for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
 def test_sampled_rows_are_different_and_ascend():
-    assert build.sample_rows(5, 5, 0).tolist() == [0, 1, 2, 3, 4]
-    rows = build.sample_rows(1000, 100, 3)
+    assert sample_rows(5, 5, 0).tolist() == [0, 1, 2, 3, 4]
+    rows = sample_rows(1000, 100, 3)
     assert len(rows) == 100 and (np.diff(rows) > 0).all() and rows[-1] < 1000
-    assert np.array_equal(rows, build.sample_rows(1000, 100, 3)) and not np.array_equal(
-        rows, build.sample_rows(1000, 100, 4)
-    )
-
-
-def blocks_of(codes_NM, lists_N, x_ND):
-    return lambda: ((codes_NM[i : i + 400], lists_N[i : i + 400], x_ND[i : i + 400]) for i in range(0, len(x_ND), 400))
+    assert np.array_equal(rows, sample_rows(1000, 100, 3)) and not np.array_equal(rows, sample_rows(1000, 100, 4))
 
 
 def test_fitted_centroids_decode_better_vectors_they_have_not_seen():
-    codec = trained("ivf")
-    codes_NM, lists_N = codec.encode(vectors(6000, 1))
+    codec, x_ND = trained("ivf"), vectors(6000, 1)
+    codes = codec.encode(x_ND)
     seen, unseen = slice(0, 4500), slice(4500, None)
-    blocks = blocks_of(codes_NM[seen], lists_N[seen], vectors(6000, 1)[seen])
-    fixed = LookupDecoder.fit(blocks(), 4, 16, codec.coarse_centroids)
-    fitted = build.fit_lookup(blocks, 4, 16, codec.coarse_centroids)
+    sample = sample_of(codes[seen], x_ND[seen])
+    both = [fit_lookup(sample, 16, codec.coarse_centroids, moves_centroids=moves) for moves in (False, True)]
     errors = [
-        np.square(decoder.decode(codes_NM[unseen], lists_N[unseen]) - vectors(6000, 1)[unseen]).sum(1).mean()
-        for decoder in (fixed, fitted)
+        np.square(decoder.decode(codes[unseen].codes, codes[unseen].lists) - x_ND[unseen]).sum(1).mean()
+        for decoder in both
     ]
     assert errors[1] < 0.97 * errors[0]
-    assert fitted.centroids_VD.dtype == np.float32 and fitted.centroids_VD.shape == (NUM_LISTS, DIM)
+    assert both[1].centroids_VD.dtype == np.float32 and both[1].centroids_VD.shape == (NUM_LISTS, DIM)
 
 
 def test_centroids_of_lists_without_vectors_stay():
     codec = trained("ivf")
-    codes_NM, lists_N = codec.encode(vectors())
-    some = lists_N > 0
-    fitted = build.fit_lookup(blocks_of(codes_NM[some], lists_N[some], vectors()[some]), 4, 16, codec.coarse_centroids)
+    codes = codec.encode(vectors())
+    some = codes.lists > 0
+    fitted = fit_lookup(sample_of(codes[some], vectors()[some]), 16, codec.coarse_centroids)
     assert np.array_equal(fitted.centroids_VD[0], codec.coarse_centroids[0])
     assert not np.allclose(fitted.centroids_VD[1:], codec.coarse_centroids[1:])
 
 
-def test_tables_are_fitted_to_the_rows_that_are_given():
-    codec, rows_S = trained("ivf"), np.arange(0, NUM_VECTORS, 2)
-    codes_NM, lists_N = codec.encode(vectors())
-    tables = build.fit_tables(as_source(vectors()), codes_NM, lists_N, codec.coarse_centroids, 16, Metric("l2"), rows_S)
-    there = vectors()[rows_S]
-    alone = build.fit_tables(
-        as_source(there),
-        codes_NM[rows_S],
-        lists_N[rows_S],
-        codec.coarse_centroids,
-        16,
-        Metric("l2"),
-        np.arange(len(there)),
-    )
-    assert np.array_equal(tables.lookup.tables_MKD, alone.lookup.tables_MKD)
-    assert np.array_equal(tables.levels, alone.levels)
-    with pytest.raises(DataError, match="holds no vectors that look-up tables could be fitted to"):
-        build.fit_tables(as_source(there), codes_NM, lists_N, codec.coarse_centroids, 16, Metric("l2"), rows_S[:0])
+def test_nothing_is_fitted_to_vectors_held_out():
+    codes, x_ND = trained("plain").encode(vectors()), vectors().copy()
+    sample = FitSample.of_vectors(codes, as_source(x_ND), np.arange(NUM_VECTORS))
+    expected = fit_lookup(sample, 16, None).tables_MKD
+    assert sample.is_held_T.sum() == NUM_VECTORS / 20
+    x_ND[sample.is_held_T] += 100
+    assert np.array_equal(fit_lookup(sample, 16, None).tables_MKD, expected)
+    assert sample.mse(LookupDecoder(expected).decode)[0] > 100
+    with pytest.raises(DataError, match="no vectors"):
+        fit_lookup(sample_of(codes[:0], x_ND[:0]), 16, None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lookup_decoder_is_fitted_to_codes_or_encodes_them(kind):
+    codec = trained(kind)
+    codes = codec.encode(vectors())
+    one = qinco.fit_lookup_decoder(vectors(), codec=codec)
+    other = fit_lookup_decoder(vectors(), codes, codec=codec)
+    assert np.array_equal(one.decoder.tables_MKD, other.decoder.tables_MKD) and one.mse == other.mse
+    assert one.num_vectors == NUM_VECTORS * 19 // 20
+    with pytest.raises(ConfigError, match="codec"):
+        fit_lookup_decoder(vectors())
+
+
+def test_a_pairwise_decoder_is_fitted_to_codes():
+    codec = trained("ivf")
+    codes = codec.encode(vectors(4000, 2))
+    fitted = qinco.fit_pairwise_decoder(vectors(4000, 2), codes, codec=codec, pairs_per_code=0.5, dtype="float16")
+    assert fitted.decoder.num_pairs <= 2 and fitted.decoder.tables_PJD.dtype == np.float16
+    assert fitted.mse <= 1.01 * fitted.mse_lookup
+    with pytest.raises(DataError, match="4000"):
+        qinco.fit_pairwise_decoder(vectors(), codes, codec=codec)
 
 
 @pytest.mark.parametrize("ids", [range(NUM_VECTORS), range(2**40, 2**40 + NUM_VECTORS), np.arange(NUM_VECTORS)[::-1]])
-def test_lists_are_filled_in_blocks(monkeypatch, ids):
-    monkeypatch.setattr(build, "BLOCK_ROWS", 400)
+def test_lists_are_filled_in_blocks(ids):
     codec, heard = trained("ivf"), []
-    codes_NM, lists_N = codec.encode(vectors())
-    rows = np.arange(NUM_VECTORS)
-    tables = build.fit_tables(as_source(vectors()), codes_NM, lists_N, codec.coarse_centroids, 16, Metric("l2"), rows)
-    filled = build.fill_lists(tables, lambda: build.in_blocks(codes_NM, lists_N), ids, lambda *told: heard.append(told))
+    codes = codec.encode(vectors())
+    tables = fit_tables(sample_of(codes, vectors()), 16, codec.coarse_centroids, L2, adds_centroids=True)
+    filled = fill_lists(tables, codes, ids, lambda *told: heard.append(told), block_rows=400)
     assert [done for _, done, _ in heard] == [400, 800, 1200, 1500]
     wanted_N = np.array(ids)
     assert filled.ids.dtype == (np.int64 if wanted_N.max() >= 1 << 32 else np.uint32)
     order = filled.ids.argsort()[wanted_N.argsort().argsort()]  # the position of each vector
-    assert np.array_equal(filled.rows(order)[0], codes_NM) and np.array_equal(filled.lists_of(order), lists_N)
-    assert np.array_equal(filled.rows(order)[1], tables.scalar_bytes(codes_NM, lists_N, 1))
+    assert np.array_equal(filled.rows(order)[0], codes.codes) and np.array_equal(filled.lists_of(order), codes.lists)
+    assert np.array_equal(filled.rows(order)[1], tables.norm_codes(codes.codes, codes.lists, 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_built_of_codes_is_that_of_their_vectors(kind, tmp_path):
+    codec, heard = trained(kind), []
+    codes = codec.encode(vectors())
+    lists = {} if kind == "ivf" else {"num_lists": NUM_LISTS}
+    built = qinco.build_index(
+        codes, tmp_path / "index", codec=codec, **lists, progress=lambda *told, **fields: heard.append(told)
+    )
+    assert (built.num_vectors, built.num_lists) == (NUM_VECTORS, NUM_LISTS) and built.mse_lookup > 0
+    found, expected = Index.load(tmp_path / "index"), Index.build(codec, vectors(), **lists)
+    everything = {"nprobe": NUM_LISTS, "num_short": NUM_VECTORS}
+    assert np.array_equal(
+        found.search(vectors(30, 1), **everything)[0], expected.search(vectors(30, 1), **everything)[0]
+    )
+    assert found.bytes_per_vector == built.bytes_per_vector
+    assert {"checking codes", "fitting look-up tables", "filling lists"} <= {stage for stage, *_ in heard}
+
+
+def test_what_cannot_be_built_of_codes_is_refused(tmp_path):
+    codec, output = trained("plain"), tmp_path / "index"
+    codes = codec.encode(vectors())
+    for options, error in (
+        ({}, ConfigError), ({"codebook_size": 16}, ConfigError), ({"codec": codec, "num_codes": 3}, ConfigError),
+        ({"codec": trained("ivf")}, DataError), ({"codec": codec, "train_vectors": vectors()[:9]}, DataError),
+        ({"codec": codec, "num_lists": 3, "centroids": vectors(3)}, ConfigError),
+        ({"codec": codec, "metric": "hamming"}, ConfigError),
+        ({"codec": codec, "index_key": "IVF1,RQ4x4"}, ConfigError),
+    ):  # fmt: skip
+        with pytest.raises(error):
+            qinco.build_index(codes, output, **options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_segments_are_merged_where_the_last_is_not_small():
@@ -167,7 +214,7 @@ def test_segments_are_merged_where_the_last_is_not_small():
         return InvertedLists.from_arrays(zeros_N[:, None], zeros_N, zeros_N.astype(int), np.arange(count), 1)
 
     def sizes(*counts):
-        return [len(part) for part in build.settled(tuple(map(segment, counts)))]
+        return [len(part) for part in merge_small(tuple(map(segment, counts)))]
 
     assert sizes(10) == [10] and sizes(10, 4) == [10, 4] and sizes(10, 5) == [15] and sizes(10, 4, 2) == [16]
     assert sizes(100, 40, 5) == [100, 40, 5] and sizes(0, 0) == [0] and sizes(0, 3) == [3] and sizes(9, 0) == [9, 0]

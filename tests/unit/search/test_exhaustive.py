@@ -1,26 +1,73 @@
 import numpy as np
 import pytest
+from small_indexes import KINDS, built, decoded, trained, vectors
 from small_models import random_vectors
 
-from qinco.search import exhaustive
+import qinco
+from qinco.errors import ConfigError, DataError
+from qinco.search.exhaustive import exhaustive_search, nearest_in_blocks
+
+
+def values(queries_QD, x_ND, metric):
+    """What is to be found, float64 (Q, N), ascending."""
+    queries_QD, x_ND = queries_QD.astype(np.float64), x_ND.astype(np.float64)
+    if metric == "l2":
+        return np.square(queries_QD[:, None] - x_ND).sum(2)
+    products_QN = queries_QD @ x_ND.T
+    if metric == "cosine":
+        products_QN /= np.linalg.norm(queries_QD, axis=1)[:, None] * np.linalg.norm(x_ND, axis=1)
+    return -products_QN
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (32, 5)])
-def test_all_are_compared_in_blocks_of_any_size(sizes, device, monkeypatch):
-    for name, size in zip(("_DISTANCES", "_DEVICE_DISTANCES", "_PIECE_ROWS"), (sizes[0], *sizes), strict=True):
-        monkeypatch.setattr(exhaustive, name, size)
+def test_all_are_compared_in_blocks_of_any_size(sizes, device):
     x_ND, queries_QD = random_vectors(40, 3), random_vectors(6, 3, 1)
-    distances_QN = np.square(queries_QD[:, None] - x_ND[None]).sum(2)
-    wanted_QR = distances_QN.argsort(1)[:, :7]
+    wanted_QN = values(queries_QD, x_ND, "l2")
+    wanted_QR = wanted_QN.argsort(1)[:, :7]
     blocks = [(0, x_ND[:13]), (13, x_ND[13:14]), (14, x_ND[14:14]), (14, x_ND[14:])]
-    distances_QR, ids_QR = exhaustive.search(queries_QD, blocks, 7, device)
+    limits = {"max_distances": sizes[0], "piece_rows": sizes[1]}
+    distances_QR, ids_QR = nearest_in_blocks(queries_QD, blocks, 7, device, **limits)
     assert np.array_equal(ids_QR, wanted_QR) and ids_QR.dtype == np.int64
-    np.testing.assert_allclose(distances_QR, np.take_along_axis(distances_QN, wanted_QR, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(distances_QR, np.take_along_axis(wanted_QN, wanted_QR, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["l2", "inner_product", "cosine"])
+def test_vectors_of_any_kind_are_searched_by_any_metric(metric, tmp_path):
+    x_ND, queries_QD = random_vectors(50, 4), random_vectors(5, 4, 1)
+    wanted_QN = values(queries_QD, x_ND, metric)
+    np.save(tmp_path / "x.npy", x_ND)
+    for given in (x_ND, tmp_path / "x.npy", x_ND.tolist()):
+        found_QR, ids_QR = exhaustive_search(queries_QD, given, 6, metric=metric)
+        assert np.array_equal(ids_QR, wanted_QN.argsort(1)[:, :6])
+        sign = 1 if metric == "l2" else -1
+        np.testing.assert_allclose(found_QR, sign * np.sort(wanted_QN)[:, :6], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_are_searched_by_any_decoder(kind):
+    codec, queries_QD = trained(kind), vectors(9, 3)
+    codes, heard = codec.encode(vectors()), []
+    found = qinco.exhaustive_search(queries_QD, (codec, codes), 4, progress=lambda *told: heard.append(told))
+    assert np.array_equal(found[1], exhaustive_search(queries_QD, decoded(kind), 4)[1])
+    assert heard[-1][1:3] == (len(codes), len(codes))
+    if kind == "ivf":
+        lookup = built(kind).tables.lookup
+        _, ids_QR = exhaustive_search(queries_QD, (lookup, codes), 4)
+        assert np.array_equal(ids_QR, exhaustive_search(queries_QD, lookup.decode(codes.codes, codes.lists), 4)[1])
 
 
 def test_missing_neighbours_are_told(device):
-    distances_QR, ids_QR = exhaustive.search(
-        np.zeros((2, 3), np.float32), [(5, np.ones((1, 3), np.float32))], 3, device
-    )
+    blocks = [(5, np.ones((1, 3), np.float32))]
+    distances_QR, ids_QR = nearest_in_blocks(np.zeros((2, 3), np.float32), blocks, 3, device)
     assert ids_QR.tolist() == [[5, -1, -1]] * 2
     assert distances_QR.tolist() == [[3, np.inf, np.inf]] * 2
+
+
+def test_what_cannot_be_compared_is_refused():
+    x_ND = random_vectors(5, 3)
+    for queries, options, error in (
+        (x_ND[:, :2], {}, DataError), (x_ND * np.nan, {}, DataError),
+        (x_ND, {"metric": "hamming"}, ConfigError), (x_ND, {"k": 0}, ConfigError),
+    ):  # fmt: skip
+        with pytest.raises(error):
+            exhaustive_search(queries, x_ND, **options)

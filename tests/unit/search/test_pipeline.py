@@ -1,11 +1,13 @@
+"""The pipeline: a scan, then stages of any decoders."""
+
 import numpy as np
 import pytest
 import torch
 
 from qinco.errors import DataError
-from qinco.search.metric import Metric
+from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
-from qinco.search.pipeline import STAGES, Stages, as_queries, take
+from qinco.search.pipeline import STAGE_TIMINGS, Pipeline, Stage, as_queries, plan_stages
 from qinco.search.scan import Shortlist
 
 Q, N, D = 5, 40, 3
@@ -15,32 +17,39 @@ QUERIES_QD = GENERATOR.standard_normal((Q, D)).astype(np.float32)
 IDS_N = np.arange(N) + 1000  # a vector's code is its number
 
 
-def stages(found=N, **decoders) -> Stages:
-    """Over `found` of the vectors; the look-up order is that of the numbers. `asked` hears the shortlists' lengths."""
+class Searched:
+    """A pipeline over `found` of the vectors; the scan's order is that of the numbers."""
 
-    def shortlist(queries_QD, length, options):
-        stages.asked.append(length)
+    def __init__(self, found=N, metric=L2, **decoders):
+        self.found, self.metric, self.decoders, self.lengths = found, metric, decoders, []
+
+    def scan(self, queries_QD, length):
+        self.lengths.append(length)
         numbers = np.arange(length)
-        there = numbers < found
+        there = numbers < self.found
         row = (
             np.where(there, numbers, np.inf).astype(np.float32), np.where(there, numbers + 1000, -1),
             np.where(there, 0, -1).astype(np.int32), np.where(there, numbers, 0).astype(np.uint8)[:, None],
         )  # fmt: skip
-        return Shortlist(
-            *(np.stack([column] * Q)[: len(queries_QD)] for column in row), np.full(len(queries_QD), found)
-        )
+        columns = (np.stack([column] * Q)[: len(queries_QD)] for column in row)
+        return Shortlist(*columns, np.full(len(queries_QD), self.found))
 
-    stages.asked = []
-    return Stages(shortlist, **{"neural": None, **decoders})
-
-
-def decode(codes_NM, lists_N):
-    assert codes_NM.shape == (len(lists_N), 1) and (lists_N == 0).all()
-    return X_ND[codes_NM[:, 0]]
+    def run(self, queries_QD, k, options):
+        length, stages = plan_stages(options, k, **self.decoders)
+        self.pipeline = Pipeline(self.scan, length, stages, self.metric)
+        return self.pipeline.run(queries_QD, k)
 
 
-def worse(codes_NM, lists_N):
-    return X_ND[codes_NM[:, 0]] + np.float32(0.1)
+class Decoder:
+    """Decodes a vector's number to the vector, off by an error."""
+
+    def __init__(self, error=0.0, function=None):
+        self.error, self.function, self.count = np.float32(error), function, 0
+
+    def decode(self, codes_NM, lists_N):
+        assert codes_NM.shape == (len(lists_N), 1) and (lists_N == 0).all()
+        self.count += len(lists_N)
+        return self.function(codes_NM) if self.function else X_ND[codes_NM[:, 0]] + self.error
 
 
 def nearest(x_ND, first, k):
@@ -50,23 +59,26 @@ def nearest(x_ND, first, k):
 
 
 def test_the_network_orders_the_shortlist():
-    best, first = stages(neural=decode).run(QUERIES_QD, 4, SearchOptions(num_short=10))
+    searched = Searched(neural=Decoder())
+    best, first = searched.run(QUERIES_QD, 4, SearchOptions(num_short=10))
     ids_QR, distances_QR = nearest(X_ND, 10, 4)
-    assert stages.asked == [10] and first.ids.shape == (Q, 10)
+    assert searched.lengths == [10] and first.ids.shape == (Q, 10)
     assert np.array_equal(best.ids, ids_QR)
     np.testing.assert_allclose(best.values, distances_QR, rtol=1e-6)
     assert np.array_equal(best.codes[..., 0].astype(int) + 1000, ids_QR) and (best.lists == 0).all()
 
 
 def test_k_vectors_are_decoded_at_least():
-    best, _ = stages(neural=decode).run(QUERIES_QD, 12, SearchOptions(num_short=5))
-    assert stages.asked == [12] and np.array_equal(best.ids, nearest(X_ND, 12, 12)[0])
+    searched = Searched(neural=Decoder())
+    best, _ = searched.run(QUERIES_QD, 12, SearchOptions(num_short=5))
+    assert searched.lengths == [12] and np.array_equal(best.ids, nearest(X_ND, 12, 12)[0])
 
 
 def test_without_a_network_the_order_is_the_shortlists():
-    for decoders, options in (({}, SearchOptions()), ({"neural": decode}, SearchOptions(num_short=0))):
-        best, first = stages(**decoders).run(QUERIES_QD, 4, options)
-        assert stages.asked == [4] and (best.ids == IDS_N[:4]).all() and np.array_equal(best.values, first.values)
+    for decoders, options in (({}, SearchOptions()), ({"neural": Decoder()}, SearchOptions(num_short=0))):
+        searched = Searched(**decoders)
+        best, first = searched.run(QUERIES_QD, 4, options)
+        assert searched.lengths == [4] and (best.ids == IDS_N[:4]).all() and np.array_equal(best.values, first.values)
 
 
 @pytest.mark.parametrize(
@@ -79,16 +91,12 @@ def test_without_a_network_the_order_is_the_shortlists():
     ],
 )  # fmt: skip
 def test_the_pairwise_stage_chooses_what_the_network_decodes(options, k, length):
-    decoded = []
-
-    def neural(codes_NM, lists_N):
-        decoded.append(len(codes_NM))
-        return decode(codes_NM, lists_N)
-
-    best, first = stages(neural=neural, pairwise=worse).run(QUERIES_QD, k, options)
-    assert stages.asked == [length] and first.ids.shape == (Q, length)
+    neural = Decoder()
+    searched = Searched(neural=neural, pairwise=Decoder(0.1))
+    best, first = searched.run(QUERIES_QD, k, options)
+    assert searched.lengths == [length] and first.ids.shape == (Q, length)
     kept = max(options.num_short, k) if options.num_short else 0
-    assert sum(decoded) == Q * kept
+    assert neural.count == Q * kept
     if options.num_mid == 0:
         expected_QR = np.broadcast_to(IDS_N[: kept or k], (Q, kept or k))
     else:
@@ -101,15 +109,14 @@ def test_the_pairwise_stage_chooses_what_the_network_decodes(options, k, length)
 
 @pytest.mark.parametrize("found", [0, 1, 7])
 def test_empty_places_stay_last_and_are_not_decoded(found):
-    best, _ = stages(found, neural=decode, pairwise=worse).run(QUERIES_QD, 9, SearchOptions(num_short=10))
+    best, _ = Searched(found, neural=Decoder(), pairwise=Decoder(0.1)).run(QUERIES_QD, 9, SearchOptions(num_short=10))
     assert (best.ids[:, found:] == -1).all() and np.isposinf(best.values[:, found:]).all()
     assert np.array_equal(best.ids[:, :found], nearest(X_ND, found, found)[0])
 
 
 def test_values_are_the_metrics():
     for name in ("inner_product", "cosine"):
-        run = stages(neural=decode)
-        run.metric = Metric(name)
+        run = Searched(metric=Metric(name), neural=Decoder())
         best, _ = run.run(QUERIES_QD, 3, SearchOptions(num_short=N))
         products_QN = QUERIES_QD @ X_ND.T
         if name == "cosine":
@@ -119,35 +126,32 @@ def test_values_are_the_metrics():
 
 
 def test_of_equal_vectors_the_first_stays_first():
-    best, _ = stages(neural=lambda codes, lists: np.zeros((len(codes), D), np.float32)).run(
-        QUERIES_QD, 6, SearchOptions(num_short=9)
-    )
+    same = Decoder(function=lambda codes_NM: np.zeros((len(codes_NM), D), np.float32))
+    best, _ = Searched(neural=same).run(QUERIES_QD, 6, SearchOptions(num_short=9))
     assert (best.ids == IDS_N[:6]).all()
 
 
 def test_what_is_no_number_comes_last():
-    def broken(codes_NM, lists_N):
-        return np.where(codes_NM == 0, np.float32(np.nan), decode(codes_NM, lists_N))
-
-    best, _ = stages(neural=broken).run(QUERIES_QD, 10, SearchOptions(num_short=10))
+    broken = Decoder(function=lambda codes_NM: np.where(codes_NM == 0, np.float32(np.nan), X_ND[codes_NM[:, 0]]))
+    best, _ = Searched(neural=broken).run(QUERIES_QD, 10, SearchOptions(num_short=10))
     assert (best.ids[:, -1] == 1000).all() and not (best.ids[:, :-1] == 1000).any()
 
 
 def test_stages_are_timed():
-    run = stages(neural=decode, pairwise=worse)
+    run = Searched(neural=Decoder(), pairwise=Decoder(0.1))
     run.run(QUERIES_QD, 3, SearchOptions(num_short=5))
-    assert tuple(run.seconds) == STAGES and all(seconds > 0 for seconds in run.seconds.values())
+    assert tuple(run.pipeline.seconds) == STAGE_TIMINGS and all(run.pipeline.seconds.values())
 
 
 def test_no_queries_have_no_results():
-    best, _ = stages(neural=decode, pairwise=worse).run(QUERIES_QD[:0], 3, SearchOptions(num_short=5))
+    best, _ = Searched(neural=Decoder(), pairwise=Decoder(0.1)).run(QUERIES_QD[:0], 3, SearchOptions(num_short=5))
     assert best.ids.shape == best.values.shape == (0, 3)
 
 
-def test_take_cuts_and_fills():
-    _, first = stages(4).run(QUERIES_QD, 6, SearchOptions())
-    assert take(first, 2).ids.tolist() == [[1000, 1001]] * Q
-    filled = take(first, 8)
+def test_shortlists_are_cut_and_padded():
+    _, first = Searched(4).run(QUERIES_QD, 6, SearchOptions())
+    assert first.first(2).ids.tolist() == [[1000, 1001]] * Q
+    filled = first.first(8)
     assert filled.codes.shape == (Q, 8, 1) and (filled.ids[:, 4:] == -1).all() and (filled.lists[:, 4:] == -1).all()
     assert np.isposinf(filled.values[:, 4:]).all() and filled.values.dtype == np.float32
 
@@ -167,3 +171,11 @@ def test_one_query_is_told_from_several(one):
 def test_what_is_no_query_is_refused(queries):
     with pytest.raises(DataError, match="queries"):
         as_queries(queries)
+
+
+def test_any_number_of_stages_can_follow_each_other():
+    stages = [Stage(Decoder(0.3), 20, ("a", "a")), Stage(Decoder(0.1), 10, ("b", "b")), Stage(Decoder(), 3, ("c", "d"))]
+    pipeline = Pipeline(Searched().scan, N, stages)
+    best, _ = pipeline.run(QUERIES_QD, 3)
+    assert [stage.decoder.count for stage in stages] == [Q * N, Q * 20, Q * 10]
+    assert best.ids.shape == (Q, 3) and all(pipeline.seconds[name] > 0 for name in "abcd")

@@ -28,7 +28,7 @@ class World:
         self.ids_N = random.permutation(COUNT) + 1000
         parts = self.centroids_VD, self.tables_MKD
         first = Scanner(*parts, np.zeros(256, np.float32), inner_product=inner_product, native=native)
-        levels = first.scalars(kinds_KM, lists_K)
+        levels = first.norms(kinds_KM, lists_K)
         self.scanner = Scanner(*parts, levels, inner_product=inner_product, native=native)
         scalars_N = self.kinds_N.astype(np.uint8)
         self.lists = InvertedLists.from_arrays(codes_NM, scalars_N, lists_N, self.ids_N, V)
@@ -76,7 +76,7 @@ def test_values_are_negative_inner_products(native):
     found, wanted_QN = world.search(30), -(World(native).queries_QD @ world.x_ND.T)
     for values_QS in (found.values, np.take_along_axis(wanted_QN, world.rows(found.ids), 1)):
         np.testing.assert_allclose(values_QS, np.sort(wanted_QN)[:, :30], rtol=1e-5, atol=1e-5)
-    assert not world.scanner.scalars(world.codes_NM, world.lists_N).any()
+    assert not world.scanner.norms(world.codes_NM, world.lists_N).any()
 
 
 @ENGINES

@@ -5,7 +5,6 @@ import pytest
 from small_indexes import DIM, NUM_VECTORS, built, trained, vectors
 
 from qinco.decoders.lookup import LookupDecoder
-from qinco.search import tables as module
 from qinco.search.coarse import CoarseGraph
 from qinco.search.metric import METRICS
 from qinco.search.options import SearchOptions
@@ -15,9 +14,9 @@ from qinco.search.tables import SearchTables
 QUERIES_QD = vectors(30, 1)
 
 
-def shortlist(index, num_short, options, admitted=None):
+def shortlist(index, num_short, options, admitted=None, **limits):
     queries_QD = index.tables.metric.prepare(QUERIES_QD)
-    return index.tables.shortlist(queries_QD, num_short, options, index.segments, admitted, 1)
+    return index.tables.shortlist(queries_QD, num_short, options, index.segments, admitted, 1, **limits)
 
 
 def looked_up(index):
@@ -36,7 +35,7 @@ def test_values_are_those_of_the_look_up_decoder(kind, metric):
     exact_QN = np.square(queries_QD[:, None] - x_ND).sum(2) if metric != "inner_product" else -queries_QD @ x_ND.T
     codes_NM, bytes_N, lists_N, ids_N = next(index.segments[0].blocks())
     rounded_N = np.empty(NUM_VECTORS)
-    rounded_N[ids_N] = index.tables.levels[bytes_N] - index.tables.scanner.scalars(codes_NM, lists_N)
+    rounded_N[ids_N] = index.tables.levels[bytes_N] - index.tables.scanner.norms(codes_NM, lists_N)
     expected_QS = np.take_along_axis(exact_QN + rounded_N, found.ids, 1)
     assert (np.sort(found.ids) == np.arange(NUM_VECTORS)).all() and (found.scanned == NUM_VECTORS).all()
     np.testing.assert_allclose(found.values, expected_QS, rtol=1e-5, atol=1e-3)
@@ -70,18 +69,17 @@ def test_lists_are_visited_nearest_first():
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_filter_finds_its_vectors_wherever_they_are(metric, monkeypatch):
+def test_a_filter_finds_its_vectors_wherever_they_are(metric):
     index = built("plain", metric)
     whole = shortlist(index, NUM_VECTORS, SearchOptions(nprobe=index.num_lists))
     for rows in (1 << 22, 8):  # the second: one query at a time
-        monkeypatch.setattr(module, "_MOST_PROBES", rows)
         for ids in (
             np.arange(0, NUM_VECTORS, 300),
             np.array([7]),
             np.array([3, 10**6, 10**15]),
             np.arange(NUM_VECTORS),
         ):
-            found = shortlist(index, 5, SearchOptions(nprobe=1), make_filter(ids))
+            found = shortlist(index, 5, SearchOptions(nprobe=1), make_filter(ids), max_probes=rows)
             there = ids[ids < NUM_VECTORS]
             assert (found.found == min(5, len(there))).all()
             if len(there) > 5:
@@ -123,10 +121,9 @@ def test_inner_products_have_no_levels():
     assert (np.diff(levels) >= 0).all() and levels[0] < levels[-1]
 
 
-def test_levels_are_fitted_to_a_sample(monkeypatch):
-    monkeypatch.setattr(module, "_LEVEL_ROWS", 500)
+def test_levels_are_fitted_to_a_sample():
     index = built("ivf")
     codes_NM, _, lists_N, _ = next(index.segments[0].blocks())
-    sampled = SearchTables.fit(index.tables.lookup, codes_NM, lists_N, index.tables.metric)
+    sampled = SearchTables.fit(index.tables.lookup, codes_NM, lists_N, index.tables.metric, level_rows=500)
     again = SearchTables.fit(index.tables.lookup, codes_NM[::3], lists_N[::3], index.tables.metric)
     assert np.array_equal(sampled.levels, again.levels)

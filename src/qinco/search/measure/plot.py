@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qinco.atomic import write_atomically
 from qinco.errors import ConfigError
-from qinco.search.measure.sweep import pareto_front
+from qinco.search.measure.explore import pareto_front
 
 SUFFIXES = (".png", ".svg")
 # Told apart in colour-blindness (Okabe and Ito's colours), and by shape where there is no colour.

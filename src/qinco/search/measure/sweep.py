@@ -1,351 +1,163 @@
-"""Which settings of a search are worth it: a sweep over lists of values that measures only what can be.
+"""A sweep: recall and time of many settings of a search, of which only those worth it are measured.
 
-A setting is worth it (Pareto-optimal) if no other finds more in less time. The sweep assumes that time does not fall
-where a value rises, nor recall where nprobe, efSearch or nshort do: so every measured setting bounds those above and
-below it, and what cannot gain within these bounds is left out.
+Shape suffixes: Q queries, D dimension.
 """
 
 import json
-import math
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from qinco.atomic import write_atomically
-from qinco.config import require_int
+from qinco.codec.codec import Codec
+from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
-from qinco.search.options import SearchOptions
+from qinco.machine import processor_name
+from qinco.progress import ProgressOption, reporting
+from qinco.search.code_file import is_directory
+from qinco.search.faiss_index import FaissSearcher
+from qinco.search.fit import open_pairwise
+from qinco.search.index import Index
+from qinco.search.measure.results import Conditions, SweepResult, record_sweep
+from qinco.search.measure.timing import measure, prepared_queries
+from qinco.store.folder import read_index_manifest
 
-MAX_SETTINGS = 10_000
-# Clocks are noisy: of two settings neither of which has all values at most the other's, one is held to be the faster
-# only if it took a tenth less than the other must take.
-TIME_TOLERANCE = 0.1
-# Of the timed runs the one of median total is reported.
-MIN_REPEATS, MAX_REPEATS, MIN_SECONDS = 3, 100, 1.0
-TIMING = (
-    f"the median of at least {MIN_REPEATS} runs and {MIN_SECONDS:g} s ({MAX_REPEATS} runs at most) after one warm-up"
-)
-# The stages of a search, and what the authors' code calls their times.
-STAGES = {
-    "search": "t_search",
-    "pairwise": "t_mid_rerank",
-    "decode": "t_decode",
-    "rerank": "t_rerank",
-    "total": "t_total",
-}
-
-
-class Setting(NamedTuple):
-    """One combination of the command line's values, in the order and with the names of the authors' results."""
-
-    nprobe: int
-    quantizer_efSearch: int
-    nshort: int
-    nmid_short: int
-
-    @property
-    def options(self) -> SearchOptions:
-        return SearchOptions.from_multiples(*self)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What a search with one setting found, and in what time.
-
-    recall:           share of the queries whose nearest neighbour is among the first results, for each rank
-    shortlist_recall: the same for the shortlist's order, before the network has seen it
-    seconds_by_stage: seconds of all queries together for the STAGES that there were; "total" is the whole call's
-    num_queries:      Q
-    """
-
-    recall: dict[int, float]
-    shortlist_recall: dict[int, float]
-    seconds_by_stage: dict[str, float]
-    num_queries: int
-
-    @property
-    def seconds(self) -> float:
-        return self.seconds_by_stage["total"]
-
-    @property
-    def microseconds(self) -> float:
-        """Microseconds a query."""
-        return self.seconds / self.num_queries * 1e6
-
-    @property
-    def queries_per_second(self) -> float:
-        return self.num_queries / self.seconds
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What a measurement depends on beside the setting; measurements under other conditions are not compared.
-
-    fingerprint: of each input, by its name: {"index": ..., "model": ..., "queries": ..., "decoder": ...}
-    threads:     that searched
-    machine:     in words
-    """
-
-    fingerprint: dict[str, str]
-    threads: int
-    machine: str
-
-    def differences(self, there: "Conditions") -> list[str]:
-        """In words, what differs between these conditions here and those `there`."""
-        names = sorted(self.fingerprint.keys() | there.fingerprint.keys())
-        found = [f"another {name}" for name in names if self.fingerprint.get(name) != there.fingerprint.get(name)]
-        pairs = [(name, getattr(there, name), getattr(self, name)) for name in ("threads", "machine")]
-        return found + [f"{name}={theirs} there, {ours} here" for name, theirs, ours in pairs if theirs != ours]
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """What a sweep has measured so far.
-
-    asked:    all combinations of the sweep's values
-    measured: of them or, in resumed results, of other values too
-    skipped:  those left out
-    """
-
-    asked: list[Setting]
-    measured: dict[Setting, Measurement]
-    skipped: list[Setting]
-    conditions: Conditions
-
-    @property
-    def front(self) -> list[Setting]:
-        """The Pareto-optimal settings by recall@1, from the fastest to the one that finds most."""
-        settings = list(self.measured)
-        return [settings[i] for i in pareto_front(self.points())]
-
-    def points(self) -> list[tuple[float, float]]:
-        """(microseconds a query, recall@1) of every measured setting."""
-        return [(measurement.microseconds, measurement.recall[1]) for measurement in self.measured.values()]
-
-    def front_table(self) -> tuple[list[list], list[str]]:
-        """The front as rows and their headers, for `Console.print_table`."""
-        rows, ranks = [], []
-        for setting in self.front:
-            found = self.measured[setting]
-            ranks = sorted(found.recall)
-            rows.append([found.recall[r] for r in ranks] + [found.microseconds, found.queries_per_second, *setting])
-        return rows, [*(f"recall@{rank}" for rank in ranks), "us/query", "queries/s", *Setting._fields]
-
-    def settings(self) -> list[dict]:
-        """Every measured setting as JSON values, by the values' order."""
-        front = set(self.front)
-        return [
-            {
-                "parameters": setting._asdict(),
-                "recall": dict(found.recall),
-                "shortlist_recall": dict(found.shortlist_recall),
-                "queries_per_second": found.queries_per_second,
-                "seconds_by_stage": dict(found.seconds_by_stage),
-                "pareto": setting in front,
-            }
-            for setting, found in sorted(self.measured.items())
-        ]
-
-    def to_dict(self) -> dict:
-        """What `json.dumps` makes the results file of: the authors' list `ivf_real_res`, and ours beside it."""
-        return {
-            "ivf_real_res": self._upstream_results(),
-            "settings": self.settings(),
-            "skipped": [setting._asdict() for setting in self.skipped],
-            "threads": self.conditions.threads,
-            "machine": self.conditions.machine,
-            "num_queries": next((found.num_queries for found in self.measured.values()), 0),
-            "timing": TIMING,
-            "fingerprint": dict(self.conditions.fingerprint),
-        }
-
-    def _upstream_results(self) -> list[dict]:
-        values = [sorted(set(column)) for column in zip(*self.asked, *self.measured, strict=True)]
-        shape = [len(column) for column in values]
-        results = []
-        for setting, found in sorted(self.measured.items()):
-            key = [column.index(value) for column, value in zip(values, setting, strict=True)]
-            results.append(
-                {
-                    "parameters": setting._asdict(),
-                    "cno": int(np.ravel_multi_index(key, shape)),
-                    **{theirs: found.seconds_by_stage.get(ours, 0) for ours, theirs in STAGES.items()},
-                    "recalls": dict(found.recall),
-                    "recalls_orig": dict(found.shortlist_recall),
-                    "key": key,
-                }
-            )
-        return results
+log = logging.getLogger(__name__)
+_FINGERPRINT_BLOCKS, _FINGERPRINT_BYTES = 256, 1 << 12
 
 
 def sweep(
-    values: Mapping[str, Sequence[int]],
-    measure: Callable[[SearchOptions], Measurement],
-    conditions: Conditions,
+    index,
+    queries,
+    ground_truth,
+    *,
+    nprobe: Sequence[int] = (4, 16, 64),
+    ef_search: Sequence[int] = (64,),
+    num_short: Sequence[int] = (10, 100),
+    mid_factors: Sequence[int] = (1, 4),
+    codec: Codec | None = None,
+    pairwise: PairwiseDecoder | str | os.PathLike | None = None,
+    decoder: str = "neural",
+    precision: str = "auto",
+    batch_size: int = 12_288,
     output: str | os.PathLike | None = None,
     resume: bool = False,
-    on_progress: Callable[[int], None] = lambda done: None,
+    conditions: dict[str, str] | None = None,
+    progress: ProgressOption = None,
 ) -> SweepResult:
-    """Measure the combinations of `values` that can be Pareto-optimal, from the extremes inwards.
+    """Measure the combinations of options that may be Pareto-optimal: no other finds more in less time.
 
-    values:      a list for each field of `Setting`
-    measure:     searches with the given options; see `measure_stages` for its times
-    output:      results file (JSON), written anew after every setting, so that nothing measured is lost
-    resume:      go on with the results of `output` where it exists; those of values not asked for are kept
-    on_progress: hears how many combinations are measured or left out, of `len(combinations(values))`
+    Args:
+        index: Index, FaissSearcher, or the path of an index folder or .faissindex file.
+        queries: (Q, D) array, tensor, path or VectorSource.
+        ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first.
+        nprobe: numbers of lists that are scanned.
+        ef_search: efforts of the graph search for lists; without effect where there is no graph.
+        num_short: numbers of vectors that the network decodes.
+        mid_factors: length of the pairwise stage's shortlist in multiples of num_short; 0 or 1: no such stage.
+        codec: for a path of an index without codec.
+        pairwise: decoder of the pairwise stage, instead of the index's own.
+        decoder: last stage of the pipeline: "neural", "pairwise" or "lookup".
+        precision: of the network, as in `Index.search`.
+        batch_size: queries searched at a time, at most.
+        output: results file (JSON), written after every setting.
+        resume: continue the results of `output` if it exists.
+        conditions: more of what results depend on, compared when they are resumed.
+        progress: see `qinco.progress`.
 
-    Raises ConfigError for wrong values and for results of other conditions, DataError for a damaged results file.
+    Returns:
+        SweepResult: `front` has the Pareto-optimal settings, `measured` the Measurement of each.
+
+    Raises:
+        ConfigError: wrong values, or results of other conditions.
+        DataError: a damaged results file, or a true neighbour that is not in the index.
+
+    Example:
+        >>> result = qinco.sweep("index", "query.fvecs", "groundtruth.ivecs", nprobe=[4, 16, 64], num_short=[10, 100])
+        >>> for setting in result.front:
+        ...     print(setting, result.measured[setting].recall[1], result.measured[setting].microseconds)
     """
-    asked = combinations(values)
-    exploration = _Exploration(asked)
-    resumes = resume and output is not None and Path(output).exists()
-    measured = _read_results(Path(output), conditions) if resumes else {}
-    for setting, found in measured.items():
-        exploration.add(setting, found)
-    while True:
-        settled = exploration.settled()
-        skipped = [setting for setting in settled if setting not in measured]
-        result = SweepResult(asked, dict(measured), skipped, conditions)
-        if output is not None and measured:
-            with write_atomically(output) as temporary:
-                temporary.write_text(json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n")
-        on_progress(len(settled))
-        setting = exploration.choose()
-        if setting is None:
-            return result
-        measured[setting] = measure(setting.options)
-        exploration.add(setting, measured[setting])
-
-
-def combinations(values: Mapping[str, Sequence[int]]) -> list[Setting]:
-    """All combinations of the values, each list in ascending order; raises ConfigError for an empty or wrong list."""
-    for name in Setting._fields:
-        if len(values[name]) == 0:
-            raise ConfigError(f"search.{name} is an empty list: give at least one value")
-        for value in values[name]:
-            require_int(f"search.{name}", value, 1 if name in ("nprobe", "quantizer_efSearch") else 0)
-    columns = [sorted({int(value) for value in values[name]}) for name in Setting._fields]
-    count = math.prod(map(len, columns))
-    if count > MAX_SETTINGS:
-        raise ConfigError(f"the lists of search.* values give {count} combinations: give at most {MAX_SETTINGS}")
-    return [Setting(*combination) for combination in product(*columns)]
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the (cost, recall) points that no other beats, in ascending order of cost and of recall.
-
-    Of equal points the first is kept.
-    """
-    front, best = [], -math.inf
-    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
-        if points[i][1] > best:
-            front.append(i)
-            best = points[i][1]
-    return front
-
-
-def measure_stages(run: Callable[[], Mapping[str, float]]) -> dict[str, float]:
-    """Seconds by stage, as TIMING says.
-
-    run: does all the work once and returns its seconds by stage, "total" among them
-    """
-    run()
-    runs = [run() for _ in range(MIN_REPEATS)]
-    while sum(stages["total"] for stages in runs) < MIN_SECONDS and len(runs) < MAX_REPEATS:
-        runs.append(run())
-    return dict(sorted(runs, key=lambda stages: stages["total"])[(len(runs) - 1) // 2])
-
-
-class _Exploration:
-    """Bounds on what each setting can do, drawn from those that are measured."""
-
-    def __init__(self, settings: list[Setting]):
-        self._settings = settings
-        self._values = np.array([_stage_sizes(setting) for setting in settings])
-        self._columns = [np.unique(column) for column in self._values.T]
-        self._places = self._places_of(self._values)
-        self._most = np.ones(len(settings))  # recall at most
-        self._least = np.zeros(len(settings))  # recall at least
-        self._time = np.zeros(len(settings))  # a query at least, in microseconds
-        self._distance = np.full(len(settings), np.inf)  # to the nearest measured setting
-        self._points = []
-
-    def add(self, setting: Setting, found: Measurement) -> None:
-        """Draw the bounds that follow from a measurement, of the settings' own or another."""
-        values, recall, time = np.array(_stage_sizes(setting)), found.recall[1], found.microseconds
-        below, above = (self._values <= values).all(1), (self._values >= values).all(1)
-        # A pairwise decoder may be one that loses recall: settings with it and without it do not bound each other's.
-        alike = (self._values[:, 3] > 0) == (values[3] > 0)
-        self._most[below & alike] = np.minimum(self._most[below & alike], recall)
-        self._least[above & alike] = np.maximum(self._least[above & alike], recall)
-        self._time[above] = np.maximum(self._time[above], time)
-        self._distance = np.minimum(self._distance, np.abs(self._places - self._places_of(values)).sum(1))
-        self._points = sorted([*self._points, (time, recall)])
-
-    def settled(self) -> list[Setting]:
-        """The settings that are measured or cannot gain."""
-        return [self._settings[i] for i in np.flatnonzero(~self._can_gain())]
-
-    def choose(self) -> Setting | None:
-        """Of the settings that can gain, the one farthest from all measured; None where none can.
-
-        That is the cheapest, the dearest, and then what lies between, coarsely first.
-        """
-        open_settings = np.flatnonzero(self._can_gain())
-        return self._settings[open_settings[self._distance[open_settings].argmax()]] if len(open_settings) else None
-
-    def _can_gain(self) -> np.ndarray:
-        """Whether a setting may find more than every measured one that is no slower.
-
-        Which those are is known by the order of values, which no noise touches, or by the clock.
-        """
-        times = np.array([time for time, _ in self._points])
-        best = np.maximum.accumulate([0.0, *(recall for _, recall in self._points)])
-        reached = best[np.searchsorted(times, self._time * (1 - TIME_TOLERANCE), side="right")]
-        return self._most > np.maximum(self._least, reached)
-
-    def _places_of(self, values: np.ndarray) -> np.ndarray:
-        """Where values stand in their lists, from 0 to 1."""
-        scales = [np.linspace(0, 1, len(column)) for column in self._columns]
-        return np.stack([np.interp(values[..., i], self._columns[i], scale) for i, scale in enumerate(scales)], -1)
-
-
-def _stage_sizes(setting: Setting) -> tuple[int, ...]:
-    """What decides recall and time; equal for settings that come to the same search."""
-    options = setting.options
-    return options.nprobe, options.ef_search, options.num_short, options.num_mid
-
-
-def _read_results(path: Path, conditions: Conditions) -> dict[Setting, Measurement]:
-    remedy = "give another output, or overwrite=true without resume"
-    try:
-        content = json.loads(path.read_text())
-        there = Conditions(dict(content["fingerprint"]), content["threads"], content["machine"])
-        measured = dict(_read_setting(entry, content["num_queries"]) for entry in content["settings"])
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise DataError(f"{path} holds no results of a sweep of ours, or is damaged: {remedy}") from error
-    differences = conditions.differences(there)
-    if differences:
-        raise ConfigError(
-            f"{path} was measured under other conditions ({'; '.join(differences)}): resume under the same, or {remedy}"
+    searcher = index if isinstance(index, Index | FaissSearcher) else open_searcher(index, codec, pairwise)
+    if decoder == "neural" and searcher.codec is None:
+        raise ConfigError("the index holds no codec to decode with: give the codec (model=), or decoder=lookup")
+    if decoder == "pairwise" and searcher.pairwise is None:
+        raise ConfigError("decoder=pairwise needs a pairwise decoder: see fit_pairwise_decoder (pairwise_decoder=)")
+    if not len(searcher):
+        raise DataError("the index holds no vectors")
+    prepared_QD, nearest_Q = prepared_queries(searcher, queries, ground_truth)
+    if (missing := searcher.missing_ids(np.unique(nearest_Q))).size:
+        raise DataError(
+            f"the ground truth names vector {missing[0]}, which is not in the index: it is of another database, or the "
+            "index leaves vectors out"
         )
-    return measured
+    if not searcher.has_graph and len(set(ef_search)) > 1:
+        log.info("all %s centroids are compared: ef_search has no effect", f"{searcher.num_lists:,}")
+    values = {
+        "nprobe": [min(value, searcher.num_lists) for value in nprobe],
+        "quantizer_efSearch": ef_search if searcher.has_graph else sorted(ef_search)[:1],
+        "nshort": [0] if decoder == "lookup" else num_short,  # the tables' order is final, whatever its length
+        "nmid_short": [0] if decoder == "lookup" or searcher.pairwise is None else mid_factors,
+    }
+    facts = {"decoder": decoder, "batch size": str(batch_size)} | (conditions or {})
+    facts["queries"] = sha256(prepared_QD.tobytes() + nearest_Q.tobytes()).hexdigest()
+    facts.setdefault("index", _fingerprint_of(searcher))
+    if decoder == "neural":
+        facts["model"] = searcher.codec.fingerprint()
+        facts["precision, engine or device"] = (
+            f"{precision} {searcher.codec.encode_options.engine} {searcher.codec.device.type}"
+        )
+    found = Conditions(facts, torch.get_num_threads(), processor_name())
+    with reporting(progress) as report:
+        return record_sweep(
+            values, lambda options: measure(
+                searcher, prepared_QD, nearest_Q, options, batch_size, precision=precision, decoder=decoder
+            ), found, output, resume, report,
+        )  # fmt: skip
 
 
-def _read_setting(entry: dict, num_queries: int) -> tuple[Setting, Measurement]:
-    """A setting of the results file; raises ValueError and others where it is damaged."""
-    setting = Setting(**entry["parameters"])
-    _checked = setting.options
-    require_int("num_queries", num_queries)
-    recalls = [{int(rank): share for rank, share in entry[name].items()} for name in ("recall", "shortlist_recall")]
-    found = Measurement(*recalls, dict(entry["seconds_by_stage"]), num_queries)
-    shares = [recalls[0][1], *recalls[0].values(), *recalls[1].values()]
-    times = [1 / found.seconds, *found.seconds_by_stage.values()]
-    if not all(0 <= share <= 1 for share in shares) or not all(0 <= seconds < math.inf for seconds in times):
-        raise ValueError("no such recall or time")
-    return setting, found
+def open_searcher(path, codec: Codec | None = None, pairwise=None, device: str = "cpu") -> Index | FaissSearcher:
+    """An index folder or a faiss file, with this codec and pairwise decoder where they are given."""
+    is_folder = is_directory(path)
+    if is_folder:
+        index = Index.load(path, codec=codec, device=device)
+        codec, lookup, centroids_VD = index.codec, index.tables.lookup, index.tables.centroids_VD
+    else:
+        index = FaissSearcher(path, codec)
+        lookup, centroids_VD = index.lookup, index.lookup.centroids_VD
+    if codec is not None and codec.is_ivf:
+        centroids_VD = codec.coarse_centroids  # which those of the index may be moved from
+    decoder = open_pairwise(pairwise, lookup.num_codes, lookup.codebook_size, lookup.dim, centroids_VD)
+    return index if decoder is None else index.with_pairwise(decoder)
+
+
+def fingerprint_of_index(path: str | os.PathLike) -> str:
+    """SHA-256 that tells indexes apart: of a folder's checksums, or of blocks spread over a faiss file."""
+    if is_directory(path):
+        files = {name: stored.crc32 for name, stored in read_index_manifest(path).files.items()}
+        return sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return fingerprint_of_file(path)
+
+
+def fingerprint_of_file(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's size and of blocks spread over it."""
+    size = Path(path).stat().st_size
+    digest = sha256(str(size).encode())
+    with Path(path).open("rb") as file:
+        for start in np.linspace(0, max(0, size - _FINGERPRINT_BYTES), _FINGERPRINT_BLOCKS).astype(np.int64):
+            file.seek(start)
+            digest.update(file.read(_FINGERPRINT_BYTES))
+    return digest.hexdigest()
+
+
+def _fingerprint_of(searcher: Index | FaissSearcher) -> str:
+    if isinstance(searcher, FaissSearcher):
+        return fingerprint_of_file(searcher.path)
+    digest = sha256(searcher.tables.lookup.tables_MKD.tobytes())
+    for segment in searcher.parts.segments:
+        rows = np.unique(np.linspace(0, max(0, len(segment) - 1), _FINGERPRINT_BLOCKS).astype(np.int64))[: len(segment)]
+        digest.update(segment.starts.tobytes() + segment.rows(rows)[0].tobytes() + segment.ids[rows].tobytes())
+    return digest.hexdigest()

@@ -5,8 +5,7 @@ from small_indexes import KINDS, NUM_VECTORS, built, copied, trained, vectors
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import quantize_residually, residual_kmeans
 from qinco.search.index import Index
-from qinco.search.measure import evaluate as module
-from qinco.search.measure.evaluate import evaluate
+from qinco.search.measure.evaluate import evaluate_index as evaluate
 from qinco.search.options import SearchOptions
 
 UNSEEN_ND = vectors(1200, 9)
@@ -54,7 +53,7 @@ def test_figures_are_what_they_say(kind, metric):
 
 
 def unseen(index, x_ND) -> Index:
-    other = Index(index.codec, index.tables, [], options=index.options)
+    other = index.emptied()
     other.add(x_ND)
     return other
 
@@ -77,10 +76,9 @@ def test_queries_are_the_last_vectors():
     assert near["mse"] == pytest.approx(far["mse"]) and near["recall"] != far["recall"]
 
 
-def test_no_more_vectors_are_read_than_are_used(monkeypatch):
-    monkeypatch.setattr(module, "_MOST_VECTORS", 300)
-    assert evaluate(built(), UNSEEN_ND) == evaluate(built(), UNSEEN_ND[:300])
-    assert evaluate(built(), UNSEEN_ND)["num_vectors"] == 270
+def test_no_more_vectors_are_read_than_are_used():
+    assert evaluate(built(), UNSEEN_ND, max_vectors=300) == evaluate(built(), UNSEEN_ND[:300])
+    assert evaluate(built(), UNSEEN_ND, max_vectors=300)["num_vectors"] == 270
 
 
 @pytest.mark.parametrize(("count", "num_queries"), [(2, 1), (11, 2), (12, 11)])

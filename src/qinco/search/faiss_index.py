@@ -1,0 +1,117 @@
+"""faiss's index files in searches: imported into an index of ours, or scanned by faiss and re-ranked by us.
+
+Shape suffixes: Q queries, D dimension.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from qinco.codec.codec import Codec
+from qinco.compat.faiss_files import FaissIndex
+from qinco.decoders.lookup import LookupDecoder
+from qinco.decoders.pairwise import PairwiseDecoder
+from qinco.errors import DataError
+from qinco.search.build import fill_lists
+from qinco.search.code_file import same_centroids
+from qinco.search.index_file import check_codec_of
+from qinco.search.metric import Metric
+from qinco.search.options import SearchOptions
+from qinco.search.parts import IndexParts
+from qinco.search.pipeline import NeuralDecoder, Pipeline, plan_stages
+from qinco.search.scan import ENTRIES, Shortlist
+from qinco.search.tables import SearchTables
+from qinco.store.codes import Codes
+
+_LEVEL_ROWS = 200_000
+
+
+def from_faiss(path: str | os.PathLike, codec: Codec | None = None) -> IndexParts:
+    """The codes, tables and ids of a faiss file as parts of an index in memory; norms are computed anew.
+
+    Raises:
+        DataError: the file is no IVF index with an additive quantizer, or not of this codec.
+    """
+    found = FaissIndex.open(path)
+    if found.codebook_size > ENTRIES:
+        raise DataError(f"{path} holds codes of K={found.codebook_size}, and an index those of one byte: use faiss")
+    sizes = {"dim": found.dim, "code_size": found.num_codes, "num_lists": found.num_lists}
+    check_codec_of(Path(path), codec, sizes)
+    lookup = LookupDecoder(found.tables, found.centroids)
+    nothing = np.empty((0, found.num_codes), np.uint8), np.empty(0, np.int32), np.empty(0, np.int64)
+    codes, lists, _ = next(found.blocks(_LEVEL_ROWS), nothing)
+    tables = SearchTables.fit(lookup, codes, lists, Metric("inner_product" if found.inner_product else "l2"))
+    ids = np.concatenate([np.empty(0, np.int64), *(ids for _, _, ids in found.blocks())])
+    return IndexParts(tables, [fill_lists(tables, _FaissCodes(found), ids)])
+
+
+class _FaissCodes:
+    """The codes of a faiss file for `fill_lists`."""
+
+    def __init__(self, index: FaissIndex):
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def blocks(self, rows: int) -> Iterator[tuple[int, Codes]]:
+        first = 0
+        for codes, lists, _ in self._index.blocks(rows):
+            yield first, Codes(codes, lists)
+            first += len(codes)
+
+
+class FaissSearcher:
+    """A faiss file that faiss scans, for `sweep`. Codes of more than 256 codewords are searched, too.
+
+    Args:
+        path: the file.
+        codec: the Codec that made its codes, which re-ranks; None for a search by the tables alone.
+        pairwise: decoder of the pairwise stage.
+
+    Raises:
+        DataError: the file is no IVF index with an additive quantizer, or not of this codec.
+    """
+
+    def __init__(self, path: str | os.PathLike, codec: Codec | None = None, pairwise: PairwiseDecoder | None = None):
+        self.path, self.codec, self.pairwise = Path(path), codec, pairwise
+        self.index = FaissIndex.open(path)
+        self.lookup = LookupDecoder(self.index.tables, self.index.centroids)
+        self.metric = Metric("inner_product" if self.index.inner_product else "l2")
+        self.dim, self.num_lists, self.has_graph = self.index.dim, self.index.num_lists, self.index.has_graph
+        if codec is None:
+            return
+        for name, found, wanted in (
+            ("D", self.index.dim, codec.dim),
+            ("M", self.index.num_codes, codec.num_codes),
+            ("K", self.index.codebook_size, codec.config.codebook_size),
+        ):
+            if found != wanted:
+                raise DataError(f"{path} holds codes of another codec: {name} is {found} there, {wanted} in the model")
+        if codec.is_ivf and not same_centroids(self.index.centroids, codec.coarse_centroids):
+            raise DataError(f"{path} holds codes of another codec: its centroids are not the model's")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def with_pairwise(self, pairwise: PairwiseDecoder) -> "FaissSearcher":
+        """The same file with another decoder for the pairwise stage."""
+        return FaissSearcher(self.path, self.codec, pairwise)
+
+    def missing_ids(self, ids_N: np.ndarray) -> np.ndarray:
+        """Those of some ids that no vector has."""
+        for _, _, block in self.index.blocks():
+            ids_N = ids_N[~np.isin(ids_N, block)]
+        return ids_N
+
+    def pipeline(self, options: SearchOptions, k: int, *, precision: str = "auto", decoder: str = "neural") -> Pipeline:
+        """As `Index.pipeline`."""
+        neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
+        length, stages = plan_stages(options, k, None if decoder == "lookup" else self.pairwise, neural)
+
+        def scan(queries_QD: np.ndarray, length: int) -> Shortlist:
+            return Shortlist(*self.index.shortlist(queries_QD, length, options.nprobe, options.ef_search))
+
+        return Pipeline(scan, min(length, max(1, len(self))), stages, self.metric)

@@ -1,0 +1,347 @@
+"""Fitting of look-up and pairwise decoders to codes and the vectors that they stand for.
+
+Shape suffixes: N vectors, n vectors of a block, T vectors of a sample, D dimension, M codes of a vector, V lists.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from qinco.codec.codec import Codec
+from qinco.codec.plan import check_values
+from qinco.decoders.lookup import LookupDecoder
+from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codebook_size, check_memory
+from qinco.errors import ConfigError, DataError
+from qinco.progress import Progress, ProgressOption, reporting, silent
+from qinco.search.code_file import CodeFile, list_centroids, open_codes, training_vectors
+from qinco.search.partition import assign_decoded, codes_of_codec, encode_all, sample_rows
+from qinco.store.codes import Codes
+from qinco.store.decoder import load_pairwise
+from qinco.vectors.rows import VectorSource, as_source
+
+log = logging.getLogger(__name__)
+BLOCK_ROWS = 1 << 17
+_HALF_WEIGHT_ROWS = np.float32(30)  # a list of so many vectors moves its centroid half of the way to their mean
+_HELD_OUT = 20  # one in so many training vectors is held out for validation
+_MIN_HELD_OUT = 50
+_MAX_MOVED = 0.25  # refitted centroids stay within this fraction of the centroids' variance
+_ENCODED_ROWS = 100_000
+
+
+@dataclass(frozen=True)
+class FitSample:
+    """Codes of some vectors, which are read when they are needed.
+
+    Attributes:
+        codes: Codes in memory.
+        read: gives the vectors, float32 (n, D), of n positions in `codes`.
+        name: what error messages call the vectors.
+        dim: D.
+        is_held_T: bool, those that nothing is fitted to.
+    """
+
+    codes: Codes
+    read: Callable[[np.ndarray], np.ndarray]
+    name: str
+    dim: int
+    is_held_T: np.ndarray
+
+    @classmethod
+    def of_vectors(cls, codes: Codes, source: VectorSource, rows_T: np.ndarray) -> "FitSample":
+        """Codes of the vectors `rows_T` of a source, one in 20 of which is held out."""
+
+        def read(positions_n: np.ndarray) -> np.ndarray:
+            x_nD = source[rows_T[positions_n]]
+            if not np.isfinite(x_nD).all():
+                check_values(source)  # names the row
+            return x_nD
+
+        return cls(codes, read, source.name, source.dim, held_out(len(codes)))
+
+    @classmethod
+    def decoded(cls, codec: Codec, codes: Codes, name: str, is_held_T: np.ndarray | None = None) -> "FitSample":
+        """Codes with their reconstructions in place of the vectors.
+
+        Fitting to them avoids fitting what the codec has lost, which codes cannot tell.
+        """
+        own = codes_of_codec(codec, codes)
+        held = np.zeros(len(codes), bool) if is_held_T is None else is_held_T
+        return cls(codes, lambda positions_n: codec.decode(own[positions_n], precision="auto"), name, codec.dim, held)
+
+    def blocks(self, report: Progress = silent, held: bool = False) -> Iterator[tuple]:
+        """Codes (n, M), lists (n,) or None, and vectors float32 (n, D): those to fit to, or those held out."""
+        positions = np.flatnonzero(self.is_held_T == held)
+        for start in range(0, len(positions), BLOCK_ROWS):
+            part = positions[start : start + BLOCK_ROWS]
+            block = self.codes[part]
+            yield block.codes, block.lists, self.read(part)
+            report("fitting look-up tables", start + len(part), len(positions))
+
+    def in_one_list(self) -> "FitSample":
+        """The same vectors in list 0."""
+        return replace(self, codes=self.codes.with_lists(np.zeros(len(self.codes), np.int32)))
+
+    def everything(self) -> "FitSample":
+        """The same vectors with none held out."""
+        return replace(self, is_held_T=np.zeros(len(self.codes), bool))
+
+    def mse(self, decode: Callable) -> tuple[float, float]:
+        """Mean squared error of a decoder, and that of the mean, on the held-out vectors; on all if there are none."""
+        error, sum_D, squares, count = 0.0, 0.0, 0.0, 0
+        for codes, lists, x_nD in self.blocks(held=bool(self.is_held_T.any())):
+            error += np.square(decode(codes, lists) - x_nD, dtype=np.float64).sum()
+            sum_D = sum_D + x_nD.sum(0, dtype=np.float64)
+            squares += np.square(x_nD, dtype=np.float64).sum()
+            count += len(x_nD)
+        return error / count, (squares - (np.square(sum_D) / count).sum()) / count
+
+    def mean(self) -> np.ndarray:
+        """Mean of all vectors, float32 (1, D): the centroid of a single list."""
+        sums = [x_nD.sum(0, dtype=np.float64) for *_, x_nD in self.everything().blocks()]
+        return (sum(sums) / len(self.codes)).astype(np.float32)[None]
+
+
+@dataclass(frozen=True)
+class FittedDecoder:
+    """A decoder, and how well it decodes training vectors that it was not fitted to.
+
+    Attributes:
+        decoder: LookupDecoder or PairwiseDecoder.
+        mse: mean squared error, summed over dimensions.
+        mse_lookup: that of the look-up tables alone.
+        num_vectors: vectors that the decoder was fitted to.
+    """
+
+    decoder: LookupDecoder | PairwiseDecoder
+    mse: float
+    mse_lookup: float
+    num_vectors: int
+
+
+def fit_lookup_decoder(
+    vectors,
+    codes=None,
+    *,
+    codec: Codec | None = None,
+    centroids=None,
+    num_codes: int | None = None,
+    codebook_size: int | None = None,
+    num_training: int | None = None,
+    seed: int = 0,
+    progress: ProgressOption = None,
+) -> FittedDecoder:
+    """Fit additive look-up tables: one row for each codeword of each step (QINCo2 paper, section 4).
+
+    Args:
+        vectors: (N, D) array, tensor, path or VectorSource.
+        codes: their Codes, or the path of them; encoded by the codec if None.
+        codec: the Codec of the codes. Without it give `centroids` for codes with lists.
+        centroids: (V, D) coarse centroids of the codes' lists, or a path.
+        num_codes: M, for files that do not say it.
+        codebook_size: K, for arrays and files that do not say it.
+        num_training: vectors drawn at random to fit to; a million if None (100,000 where they must be encoded).
+        seed: of the drawing.
+        progress: see `qinco.progress`.
+
+    Returns:
+        FittedDecoder; its `decoder.decode(codes, lists)` gives float32 (N, D).
+
+    Raises:
+        DataError: codes and vectors do not belong together.
+
+    Example:
+        >>> fitted = fit_lookup_decoder("train.fvecs", "train_codes", codec=codec)
+        >>> fitted.decoder.decode(codes.codes, codes.lists)
+    """
+    with reporting(progress) as report:
+        if codes is None:
+            if codec is None:
+                raise ConfigError("codes=None needs a codec to encode the vectors with")
+            source = as_source(vectors)
+            codec.check_dim(source)
+            rows_T = sample_rows(len(source), num_training or _ENCODED_ROWS, seed)
+            log.info("fitting look-up tables to %s of %s vectors in %s", f"{len(rows_T):,}", f"{len(source):,}",
+                     source.name)  # fmt: skip
+            sample = FitSample.of_vectors(encode_all(codec, source.take(rows_T), report), source, rows_T)
+            codebook_size, centroids_VD = codec.config.codebook_size, codec.coarse_centroids
+        else:
+            file = open_codes(codes, codec, num_codes, codebook_size)
+            sample, centroids_VD = draw_sample(file, vectors, codec, centroids, num_training, seed, report)
+            codebook_size = file.codebook_size
+        lookup = fit_lookup(sample, codebook_size, centroids_VD, report=report)
+        mse = validated_mse(sample, lookup)
+        return FittedDecoder(lookup, mse, mse, int((~sample.is_held_T).sum()))
+
+
+def fit_pairwise_decoder(
+    vectors,
+    codes,
+    *,
+    codec: Codec | None = None,
+    centroids=None,
+    pairs_per_code: float = 2.0,
+    dtype: str = "float32",
+    moves_centroids: bool = True,
+    num_codes: int | None = None,
+    codebook_size: int | None = None,
+    num_training: int | None = None,
+    seed: int = 0,
+    progress: ProgressOption = None,
+) -> FittedDecoder:
+    """Fit tables of pairs of codes to what look-up tables leave of the vectors (QINCo2 paper, section 4.2).
+
+    With a codec the tables are fitted to its reconstructions, if that decodes held-out vectors better.
+
+    Args:
+        vectors, codes, codec, centroids, num_codes, codebook_size, num_training, seed, progress: as in
+            `fit_lookup_decoder`.
+        pairs_per_code: pairs of codes at most, in multiples of M.
+        dtype: of the pairs' tables, "float32" or "float16".
+        moves_centroids: also refit the centroids. The authors' .pt files need False: they have no centroids.
+
+    Returns:
+        FittedDecoder; `qinco.store.decoder.save_pairwise` writes its decoder.
+
+    Raises:
+        DataError: codes and vectors do not belong together.
+        ResourceError: the tables are larger than the free memory.
+
+    Example:
+        >>> fitted = fit_pairwise_decoder("train.fvecs", "train_codes", codec=codec, dtype="float16")
+        >>> fitted.mse <= fitted.mse_lookup
+        True
+    """
+    file = open_codes(codes, codec, num_codes, codebook_size)
+    check_codebook_size(file.codebook_size)
+    with reporting(progress) as report:
+        sample, centroids_VD = draw_sample(file, vectors, codec, centroids, num_training, seed, report)
+        streams = file.num_codes + (0 if centroids_VD is None else LIST_STREAMS)
+        num_pairs = min(max(1, round(pairs_per_code * file.num_codes)), streams * (streams - 1) // 2)
+        count, dim = int((~sample.is_held_T).sum()), sample.dim
+        size = check_memory(count, num_pairs, file.codebook_size, dim, np.dtype(dtype).type)
+        log.info("fitting at most %d pairs of codes to %s vectors: %s", num_pairs, f"{count:,}", size)
+        fit = (file.codebook_size, centroids_VD)
+        lookup = fit_lookup(sample, *fit, moves_centroids=moves_centroids, report=report)
+        mse_lookup = validated_mse(sample, lookup)
+        target = sample
+        if codec is not None:
+            decoded = FitSample.decoded(codec, sample.codes, sample.name, sample.is_held_T)
+            other = fit_lookup(decoded, *fit, moves_centroids=moves_centroids, report=report)
+            if sample.mse(other.decode)[0] <= mse_lookup:
+                lookup, target = other, decoded
+                log.info("the pairs are fitted to the codec's reconstructions")
+        codes, lists, x = zip(*target.blocks(), strict=True)
+        decoder = PairwiseDecoder.fit(
+            np.concatenate(codes), None if lists[0] is None else np.concatenate(lists), np.concatenate(x), lookup,
+            num_pairs=num_pairs, dtype=np.dtype(dtype).type, seed=seed, progress=report,
+        )  # fmt: skip
+        return FittedDecoder(decoder, sample.mse(decoder.decode)[0], mse_lookup, count)
+
+
+def draw_sample(
+    file: CodeFile, vectors, codec: Codec | None, centroids, num_training: int | None, seed: int, report: Progress
+) -> tuple[FitSample, np.ndarray | None]:
+    """A sample of codes and their vectors, and the centroids of the lists, float32 (V, D) or None.
+
+    Codes without lists get those of their reconstructions where there are centroids. With vectors=None the sample is
+    of reconstructions.
+    """
+    rows_T = sample_rows(len(file), num_training or 1_000_000, seed)
+    if vectors is None and codec is None:
+        raise ConfigError("without training vectors a codec is needed, to whose reconstructions tables are fitted")
+    source = None if vectors is None else training_vectors(file, vectors)
+    centroids_VD = list_centroids(file, codec, centroids, codec.dim if source is None else source.dim)
+    codes = file.rows(rows_T, 0 if centroids_VD is None else len(centroids_VD))
+    if not codes.has_lists and centroids_VD is not None:
+        codes = codes.with_lists(assign_decoded(codec, codes, centroids_VD, report))
+    if source is None:
+        return FitSample.decoded(codec, codes, file.name, held_out(len(codes))), centroids_VD
+    return FitSample.of_vectors(codes, source, rows_T), centroids_VD
+
+
+def fit_lookup(
+    sample: FitSample,
+    codebook_size: int,
+    centroids_VD: np.ndarray | None,
+    *,
+    moves_centroids: bool = True,
+    report: Progress = silent,
+) -> LookupDecoder:
+    """Look-up tables, added to centroids where there are some.
+
+    Args:
+        sample: codes, with lists where there are centroids.
+        codebook_size: K.
+        centroids_VD: float32, of the lists; or None.
+        moves_centroids: refit the centroids, too; the lists stay what they are.
+    """
+    if not (~sample.is_held_T).any():
+        raise DataError(f"{sample.name} holds no vectors to fit look-up tables to")
+    sizes = sample.codes.shape[1], codebook_size
+    lookup = LookupDecoder.fit(sample.blocks(report), *sizes, centroids_VD)
+    if centroids_VD is not None and moves_centroids:
+        lookup = LookupDecoder.fit(sample.blocks(report), *sizes, _moved_centroids(lookup, sample))
+        lookup = replace(lookup, centroids_VD=_moved_centroids(lookup, sample))
+    return lookup
+
+
+def validated_mse(sample: FitSample, lookup: LookupDecoder) -> float:
+    """The mean squared error of look-up tables on held-out vectors; warns where they explain nothing."""
+    mse, variance = sample.mse(lookup.decode)
+    if mse >= variance > 0:
+        log.warning(
+            "the look-up tables explain nothing of %s (mean squared error %.4g, variance %.4g): are the codes of these "
+            "vectors, in this order?", sample.name, mse, variance,
+        )  # fmt: skip
+    return mse
+
+
+def _moved_centroids(lookup: LookupDecoder, sample: FitSample) -> np.ndarray:
+    """Centroids moved by the mean of what the tables leave of their lists' vectors, less where these are few: (V, D).
+
+    The tables know nothing of what codes mean in one list and not in another; this makes up for some of it.
+    """
+    sums_VD = torch.zeros(lookup.centroids_VD.shape)
+    counts_V = np.zeros(lookup.num_lists, np.float32)
+    for codes_NM, lists_N, x_ND in sample.blocks():
+        left_ND = x_ND - lookup.decode(codes_NM, lists_N)
+        sums_VD.index_add_(0, torch.from_numpy(lists_N.astype(np.int64)), torch.from_numpy(left_ND))
+        counts_V += np.bincount(lists_N, minlength=len(counts_V))
+    return lookup.centroids_VD + sums_VD.numpy() / (counts_V + _HALF_WEIGHT_ROWS)[:, None]
+
+
+def open_pairwise(
+    pairwise, num_codes: int, codebook_size: int, dim: int, centroids_VD: np.ndarray | None
+) -> PairwiseDecoder | None:
+    """A pairwise decoder, or the file of one, for codes in lists of these centroids; None for None.
+
+    Raises:
+        DataError: the decoder is for other codes or lists.
+    """
+    if pairwise is None:
+        return None
+    is_file = not isinstance(pairwise, PairwiseDecoder)
+    decoder, name = (load_pairwise(pairwise, num_codes), pairwise) if is_file else (pairwise, "the pairwise decoder")
+    num_lists = 0 if centroids_VD is None else len(centroids_VD)
+    pairs = [("M", decoder.num_codes, num_codes), ("K", decoder.codebook_size, codebook_size), ("D", decoder.dim, dim)]
+    pairs += [("number of lists", decoder.num_lists, num_lists)] if decoder.num_lists else []
+    for what, found, wanted in pairs:
+        if found != wanted:
+            raise DataError(f"{name} is for other codes: its {what} is {found}, not {wanted}; give the decoder fitted "
+                            "to this codec's codes")  # fmt: skip
+    if decoder.centroids_VD is not None:
+        if np.square(decoder.centroids_VD - centroids_VD).mean() > _MAX_MOVED * centroids_VD.var(0).mean():
+            raise DataError(f"{name} is for lists with other centroids; give the decoder fitted to this codec's codes")
+        return decoder
+    return replace(decoder, centroids_VD=centroids_VD) if decoder.num_lists else decoder
+
+
+def held_out(count: int) -> np.ndarray:
+    """Which of so many training vectors are held out: one in 20, none where that would be too few; bool (count,)."""
+    is_held_T = np.zeros(count, bool)
+    if count >= _MIN_HELD_OUT * _HELD_OUT:
+        is_held_T[::_HELD_OUT] = True
+    return is_held_T

@@ -1,0 +1,76 @@
+"""`IndexParts`: what an index consists of besides its codec. Building, loading and importing all end in one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from qinco.decoders.pairwise import PairwiseDecoder
+from qinco.search.lists import InvertedLists
+from qinco.search.options import SearchOptions
+from qinco.search.tables import SearchTables
+
+
+@dataclass(frozen=True, eq=False)
+class IndexParts:
+    """One state of an index; `add` and `remove` make another one, so that a search sees the state of one moment.
+
+    Attributes:
+        tables: centroids, look-up tables and metric.
+        segments: the inverted lists; recently added vectors are in segments of their own.
+        pairwise: decoder of the pairwise stage, or None.
+        options: used by a search unless it is given others.
+        next_id: the id of the next vector added without one; above all ids unless it is given.
+        codec_fingerprint: of the codec that made the codes, or None if unknown.
+    """
+
+    tables: SearchTables
+    segments: Sequence[InvertedLists] = ()
+    pairwise: PairwiseDecoder | None = None
+    options: SearchOptions = field(default_factory=SearchOptions)
+    next_id: int | None = None
+    codec_fingerprint: str | None = None
+
+    def __post_init__(self):
+        segments = tuple(self.segments) or (_empty_lists(self.tables),)
+        object.__setattr__(self, "segments", segments)
+        if self.next_id is None:
+            largest = max((int(segment.ids.max()) for segment in segments if len(segment)), default=-1)
+            object.__setattr__(self, "next_id", largest + 1)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.segments))
+
+    @property
+    def ids(self) -> list[np.ndarray]:
+        """The ids of each segment."""
+        return [segment.ids for segment in self.segments]
+
+    def emptied(self) -> "IndexParts":
+        """The same tables and options without vectors."""
+        return replace(self, segments=(), next_id=0)
+
+    def with_vectors(self, added: InvertedLists, next_id: int) -> "IndexParts":
+        """These vectors and those that are added."""
+        return replace(self, segments=merge_small((*self.segments, added)), next_id=next_id)
+
+    def without(self, removed_ids: np.ndarray) -> "IndexParts":
+        """These vectors but for those of the ids that are given."""
+        masks = [np.isin(ids, removed_ids) for ids in self.ids]
+        left = [s.without(mask) if mask.any() else s for s, mask in zip(self.segments, masks, strict=True)]
+        return replace(self, segments=merge_small((left[0], *(segment for segment in left[1:] if len(segment)))))
+
+
+def merge_small(segments: tuple[InvertedLists, ...]) -> tuple[InvertedLists, ...]:
+    """Merge the last segments until each is less than half as large as the one before it.
+
+    So additions stay cheap, a search scans few segments, and every vector is moved few times.
+    """
+    while len(segments) > 1 and 2 * len(segments[-1]) >= len(segments[-2]):
+        segments = (*segments[:-2], InvertedLists.merged(segments[-2:]))
+    return segments
+
+
+def _empty_lists(tables: SearchTables) -> InvertedLists:
+    none_NM, none_N = np.empty((0, tables.lookup.num_codes), np.uint8), np.empty(0, np.int64)
+    return InvertedLists.from_arrays(none_NM, none_N.astype(np.uint8), none_N, none_N, tables.num_lists)
