@@ -1,4 +1,4 @@
-"""The arrays that codes live in: uint8 or uint16 (N, M), their checks, and their packing into bits."""
+"""Checks of codes, uint8 or uint16 (N, M), and their packing into bits."""
 
 import numpy as np
 

@@ -57,6 +57,7 @@ def test_written_again_it_is_the_same(folder, database, tmp_path):
     assert torch.equal(theirs["codebook_MKD"], ours["codebook_MKD"][: len(theirs["codebook_MKD"])])
 
 
+@pytest.mark.slow
 def test_ours_of_as_many_pairs_is_better_on_unseen_vectors(folder, database):
     centroids_VD = np.load(folder / "ivf1024.npy").astype(np.float32)
     codes, lists = codes_and_lists(folder / "enc_train.npz")

@@ -64,6 +64,7 @@ def test_their_pairwise_decoder_takes_its_place(search):
     assert found["recall"]["10"] > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_a_pairwise_decoder_of_their_codes_is_no_worse_than_the_tables(suffix, tmp_path, capsys):
     arguments = ["train_pairwise_decoder", CODES[0], CODES[2], CENTROIDS, "n_pairwise_codebooks=0.25", "json=true"]

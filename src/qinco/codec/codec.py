@@ -12,6 +12,7 @@ import torch
 
 from qinco.atomic import check_output
 from qinco.codec.fit import fit
+from qinco.codec.parts import cut
 from qinco.config import EncodeOptions, ModelConfig, require_int
 from qinco.engines.engine import Packed, candidate_dtype, choose_engine
 from qinco.errors import DataError
@@ -127,20 +128,24 @@ class Codec:
         return self.model.denormalize(self.model.coarse_centroids).cpu().numpy() if self.is_ivf else None
 
     @classmethod
-    def fit(cls, x, preset: str | None = "qinco2-S", *, num_parts: int = 1, rotate: bool = False, **settings):
+    def fit(cls, x, preset: str | None = "qinco2-S", **settings) -> "Codec":
         """Train a codec on vectors.
 
         Args:
             x: (N, D) array, memory map, torch tensor, path or VectorSource of any float or integer type.
             preset: "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
-            num_parts: models, one for each part of the columns; must divide D.
-            rotate: learn a rotation that spreads the variance over the parts (OPQ).
-            **settings: see `qinco.codec.fit.fit`.
+            **settings: all arguments of `qinco.codec.fit.fit`: `num_parts` and `rotate` (PQ-QINCo, OPQ), `output`,
+                `resume` and `overwrite`, `device`, `coarse_centroids` (IVF), `initial`, `recipe`, `progress`,
+                `on_report`, and the fields of ModelConfig (`num_steps`, `codebook_size`, ...), EncodeOptions
+                (`num_pairs`, `beam_width`, ...) and TrainOptions (`epochs`, `lr`, `seed`, ...).
 
         Raises:
             ConfigError, DataError: before any work begins.
+
+        Example:
+            >>> codec = Codec.fit("train.fvecs", num_steps=8, epochs=10, output="codec.safetensors")
         """
-        fitted = fit(x, preset, num_parts=num_parts, rotate=rotate, **settings)
+        fitted = fit(x, preset, **settings)
         return cls(fitted.models, fitted.encode_options, fitted.provenance, fitted.rotation_DD)
 
     def with_options(self, options: EncodeOptions) -> "Codec":
@@ -335,10 +340,7 @@ class Codec:
         if len(self.models) == 1:
             return [x_ND]
         width = self.config.dim
-        columns = [slice(start, start + width) for start in range(0, self.dim, width)]
-        if self.rotation_DD is None:
-            return [x_ND[:, part] for part in columns]
-        return [x_ND @ self.rotation_DD[part].T for part in columns]
+        return [cut(x_ND, slice(start, start + width), self.rotation_DD) for start in range(0, self.dim, width)]
 
     def _join(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """The vectors, not rotated any more, of which each model has decoded its columns."""
@@ -352,7 +354,7 @@ class Codec:
     # Checks
 
     def prefix(self, codes, num_steps: int):
-        """The shorter code that the first `num_steps` steps are: columns of `codes`, an array, tensor or Codes."""
+        """Shorten codes (an array, tensor or Codes) to their first `num_steps` steps, which decode on their own."""
         self._check_steps(num_steps)
         if len(self.models) == 1:
             return codes[:, :num_steps]

@@ -26,10 +26,9 @@ class PartRows:
         self.rotation_DD, self.shape = rotation_DD, (len(source), width)
 
     def __getitem__(self, key) -> np.ndarray:
-        return self.cut(self.source[key])
+        return cut(self.source[key], self.columns, self.rotation_DD)
 
-    def cut(self, x_ND: np.ndarray) -> np.ndarray:
-        """This part of vectors that are in memory."""
-        if self.rotation_DD is None:
-            return x_ND[:, self.columns]
-        return x_ND @ self.rotation_DD[self.columns].T
+
+def cut(x_ND: np.ndarray, columns: slice, rotation_DD: np.ndarray | None) -> np.ndarray:
+    """Some columns of the rotated vectors."""
+    return x_ND[:, columns] if rotation_DD is None else x_ND @ rotation_DD[columns].T

@@ -193,6 +193,7 @@ class _Part:
     def __init__(self, file: PublishedFile, target: Path, resume: bool):
         self.path = part_path(target)
         self._record, self._address, self._resume = self.path.with_name(f"{self.path.name}.json"), file.address, resume
+        self.size = 0
         self.version: str | None = None
         self.length: int | None = None
 

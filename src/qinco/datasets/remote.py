@@ -54,7 +54,7 @@ def open_remote(
     """
     parts = urlsplit(address)
     proxy = urllib.request.getproxies().get("ftp") if parts.scheme == "ftp" else None
-    if proxy is not None and urllib.request.proxy_bypass(parts.hostname):
+    if proxy is not None and urllib.request.proxy_bypass(parts.hostname or ""):
         proxy = None
     with ExitStack() as stack:
         with _named_failures(address):
@@ -164,7 +164,7 @@ def _open_ftp(stack: ExitStack, address: str, start: int, version, length, timeo
     path = unquote(parts.path)
     connection = ftplib.FTP(timeout=timeout, encoding="latin-1")  # which decodes any greeting
     stack.callback(connection.close)
-    connection.connect(parts.hostname, parts.port or ftplib.FTP_PORT)
+    connection.connect(parts.hostname or "", parts.port or ftplib.FTP_PORT)
     connection.login()
     connection.voidcmd("TYPE I")
     size, found_version = _ask_ftp(connection, f"SIZE {path}"), _ask_ftp(connection, f"MDTM {path}")

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -83,7 +83,7 @@ class _Reported:
 
 
 @contextmanager
-def _reading(path: Path, report: Report) -> Iterator[_Reported]:
+def _reading(path: Path, report: Report) -> Iterator[Any]:
     try:
         with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as content:
             yield _Reported(packed, content, report)

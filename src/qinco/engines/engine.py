@@ -1,6 +1,6 @@
-"""What an engine is, which there are, and which of them and which precision a call uses.
+"""The interface of engines, their registry, and the choice of engine and precision.
 
-A new engine is a module that satisfies `Engine`, and a line in `qinco.config.ENGINE_MODULES`.
+To add an engine, write a module that satisfies `Engine` and add it to `qinco.config.ENGINE_MODULES`.
 
 Shape suffixes: N vectors, D dimension, M steps.
 """
@@ -18,46 +18,43 @@ from qinco.errors import ConfigError
 from qinco.maths.devices import multiplies_bf16_fast
 from qinco.model.qinco import Qinco
 
-# Where layers have fewer weights, bf16 gains little (one core, measured: 24 x 48, 25 us a vector for float32's 27;
-# 32 x 64, 131 for 151; 64 x 64, 161 for 358).
+# With fewer weights in a layer, bf16 gains little (measured on one core, us a vector, bf16 and float32: 24 x 48,
+# 25 and 27; 32 x 64, 131 and 151; 64 x 64, 161 and 358).
 _SMALL_MATRIX = 4096
 
 
 class Packed(Protocol):
-    """A model that an engine has made ready to compute. Vectors are float32, in data space."""
+    """A model packed by an engine. Vectors are float32 in data space."""
 
     def send(self, x_ND: np.ndarray) -> Any:
-        """Begin to move vectors (N, D) to where `encode` takes them from; a thread that reads ahead calls it."""
+        """Start the transfer of vectors (N, D) to the engine's device. Called from the read-ahead thread."""
 
     def encode(
         self, x_ND: Any, lists_N: np.ndarray | None, options: EncodeOptions, num_steps: int | None = None
     ) -> np.ndarray:
-        """Codes, uint8 or uint16 (N, num_steps), of what `send` gave, with their list numbers for an IVF model."""
+        """Encode what `send` returned, with list numbers (N,) for an IVF model: uint8 or uint16 (N, num_steps)."""
 
     def decode(
         self, codes_NM: np.ndarray, lists_N: np.ndarray | None = None, out_ND: np.ndarray | None = None
     ) -> np.ndarray:
-        """Reconstructions (N, D) of codes of any integer type, written to `out_ND` if it is given."""
+        """Decode codes of any integer type (a prefix of the columns too) to (N, D), into `out_ND` if it is given."""
 
 
 class Engine(Protocol):
-    """A way to encode and decode with a model.
-
-    One that computes on torch tensors packs models as `qinco.engines.packed.TensorModel`: training needs that.
-    """
+    """Encodes and decodes with models. One that training can use packs them as `TensorModel`."""
 
     name: str
 
     def supports(self, config: ModelConfig, device: torch.device) -> str | None:
-        """Why the engine cannot compute a model on a device; None where it can."""
+        """None if the engine can run a model on a device, else the reason why not."""
 
     def pack(self, model: Qinco, dtype: torch.dtype) -> Packed:
-        """Make a model ready, with its weights as they are now and candidates in `dtype` (float32 or bfloat16)."""
+        """Prepare a model with its current weights, and candidates in `dtype` (float32 or bfloat16)."""
 
 
 @cache
 def engines() -> dict[str, Engine]:
-    """All engines by name; "auto" is the first that supports a model on a device."""
+    """All engines by name, in the order in which "auto" tries them."""
     return {name: import_module(module) for name, module in ENGINE_MODULES.items()}
 
 
@@ -65,18 +62,18 @@ def choose_engine(name: str, config: ModelConfig, device: torch.device) -> Engin
     """The engine called `name`, or for "auto" the first that supports a model on a device.
 
     Raises:
-        ConfigError: the engine cannot compute the model there.
+        ConfigError: the engine does not support the model on the device.
     """
     if name == "auto":
         return next(engine for engine in engines().values() if engine.supports(config, device) is None)
     reason = engines()[name].supports(config, device)
     if reason is not None:
-        raise ConfigError(f"engine={name} cannot be used: {reason}; engine=auto takes what can")
+        raise ConfigError(f"engine={name} cannot be used: {reason}; engine=auto chooses one that can")
     return engines()[name]
 
 
 def make_encoder(model: Qinco, options: EncodeOptions, dtype: torch.dtype) -> Encoder:
-    """What encodes normalised tensors with a model as it is now, with candidates in `dtype`."""
+    """An encoder of normalised tensors with the current weights of a model, and candidates in `dtype`."""
     return Encoder(choose_engine(options.engine, model.config, model.device).pack(model, dtype), options)
 
 

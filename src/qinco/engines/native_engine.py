@@ -1,8 +1,8 @@
-"""The native engine: a model's weights rearranged for the compiled kernels, and the search that runs them.
+"""The native engine: rearranges a model's weights for the compiled kernels, and runs them.
 
-Exact rearrangements, besides the tables of the torch engine: the first hidden layer's part of a reconstruction is one
-product (up · W_x), and where the stream has a width of its own its basis is turned so that the output projection's
-columns are orthogonal, which makes a candidate's distance a sum over the stream instead of a product.
+Two exact rearrangements beside the tables of `StepTables`: the contribution of a reconstruction to the first hidden
+layer is one product (up · W_x); and with projections the basis of the residual stream is rotated so that the columns of
+the output projection are orthogonal, which makes a candidate's distance a sum over the stream instead of a product.
 
 Shape suffixes: N vectors, D dimension, M steps, K codewords, E stream width, H hidden width.
 """
@@ -28,9 +28,9 @@ _MAX_CROSSED = 1024  # codewords, up to which products of all pairs of two codeb
 
 
 def supports(config: ModelConfig, device: torch.device) -> str | None:
-    """Why the engine cannot compute a model on a device; None where it can."""
+    """None if the engine can run a model on a device, else the reason why not."""
     if device.type != "cpu":
-        return f"it runs on the processor, not on {device}"
+        return f"it runs on the CPU, not on {device}"
     if not is_available():
         return "this installation has no compiled kernels"
     dim, stream, hidden = (-(-width // 64) * 64 for width in (config.dim, config.embed_dim, config.hidden_dim))
@@ -41,13 +41,7 @@ def supports(config: ModelConfig, device: torch.device) -> str | None:
 
 
 class NativeTensors(TensorModel):
-    """A model packed for the compiled kernels, which do not follow its weights. Uses torch's number of threads.
-
-    Args:
-        model: what was packed.
-        dtype: torch.bfloat16 if candidates are evaluated in bf16 where the processor has it.
-        packed: the model's arrays, packed.
-    """
+    """A model packed for the compiled kernels, with as many threads as torch. `packed` holds a copy of the weights."""
 
     def __init__(self, model: Qinco, dtype: torch.dtype, packed: NativeModel):
         super().__init__(model, dtype)
@@ -75,14 +69,14 @@ class NativeTensors(TensorModel):
 
 @torch.no_grad()
 def pack(model: Qinco, dtype: torch.dtype) -> NativeTensors:
-    """Pack a model as it is now, with candidates evaluated in `dtype` (float32 or bfloat16)."""
+    """Copy and rearrange the weights of a model, for candidates in `dtype` (float32 or bfloat16)."""
     config = model.config
     sizes = Sizes(
         config.dim, config.embed_dim, config.hidden_dim, config.num_blocks, config.codebook_size, config.num_steps,
         config.codeword_skip, not config.starts_from_coarse, dtype is torch.bfloat16,
     )  # fmt: skip
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # products and eigenvectors would depend on how many there are
+    torch.set_num_threads(1)  # products and eigenvectors depend on the number of threads
     try:
         steps = [_arrays(step) for step in model.steps]
         if not model.steps[0].conditioned and config.has_preselector and config.codebook_size <= _MAX_CROSSED:
@@ -95,8 +89,7 @@ def pack(model: Qinco, dtype: torch.dtype) -> NativeTensors:
 
 
 def _arrays(step: Step) -> StepArrays:
-    # In double precision, because float32 products depend on where in memory their factors lie: equal models must be
-    # packed equally.
+    # In double precision: float32 products depend on memory alignment, and equal models must be packed equally.
     step = deepcopy(step).double()
     codebook_KD = step.codebook.weight
     if not step.conditioned:
@@ -130,10 +123,10 @@ def _arrays(step: Step) -> StepArrays:
 
 
 def _orthogonal_outputs(out_DE: Tensor) -> tuple[Tensor, Tensor]:
-    """The output projection in a basis of the stream in which its columns are orthogonal, and that basis (E, E)."""
-    # Rounded: what is left of the order of a sum must not turn the basis.
+    """The output projection in a basis of the stream that makes its columns orthogonal, and that basis (E, E)."""
+    # Rounded, so that the order of summation does not change the basis.
     gram_EE = (out_DE.T @ out_DE).float().double()
-    if not gram_EE.isfinite().all():  # a training that has diverged: whoever asked will see it in what comes out
+    if not gram_EE.isfinite().all():  # diverged training: the results will show it
         return out_DE, torch.eye(len(gram_EE), dtype=torch.float64)
     basis_EE = torch.linalg.eigh(gram_EE)[1]
     return out_DE @ basis_EE, basis_EE

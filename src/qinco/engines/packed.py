@@ -1,4 +1,4 @@
-"""What the engines share that compute on torch tensors: vectors in data space around a search in normalised space.
+"""Shared by the engines that compute on torch tensors: normalisation and transfers around the kernels.
 
 Shape suffixes: N vectors, D dimension, M steps.
 """
@@ -14,13 +14,13 @@ from qinco.packing import code_dtype
 
 
 class TensorModel:
-    """A `Packed` model whose engine works on torch tensors on the model's device.
+    """A `Packed` model of an engine that works on torch tensors on the model's device.
 
-    An engine derives from it and defines `encode_tensors` and `decode_tensors`, which training and re-ranking use, too.
+    An engine subclasses it and defines `encode_tensors` and `decode_tensors`, which training uses directly.
 
     Args:
-        model: its weights must not change as long as this is in use.
-        dtype: of the candidates when encoding and of the products when decoding, torch.float32 or torch.bfloat16.
+        model: whose weights must not change while this is in use.
+        dtype: torch.float32 or torch.bfloat16, of candidates in encoding and of products in decoding.
     """
 
     def __init__(self, model: Qinco, dtype: torch.dtype):
@@ -30,10 +30,10 @@ class TensorModel:
     def encode_tensors(
         self, x_ND: Tensor, start_ND: Tensor, options: EncodeOptions, num_steps: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Search codes of normalised vectors from their starting points, on the model's device.
+        """Encode normalised vectors, given the reconstructions before the first step (see `Qinco.start`).
 
         Returns:
-            Codes, int64 (N, num_steps), and the reconstructions that the search arrived at, float32 (N, D).
+            Codes, int64 (N, num_steps), and their reconstructions, float32 (N, D).
         """
         raise NotImplementedError
 
@@ -44,13 +44,13 @@ class TensorModel:
     # Arrays in data space
 
     def send(self, x_ND: np.ndarray) -> Tensor:
-        """Vectors on their way to the model's device, for `encode`; float32 (N, D)."""
+        """See `Packed`."""
         return to_device(x_ND, self.model.device)
 
     def encode(
         self, x_ND: Tensor, lists_N: np.ndarray | None, options: EncodeOptions, num_steps: int | None = None
     ) -> np.ndarray:
-        """Codes, uint8 or uint16 (N, num_steps), of what `send` gave; list numbers (N,) for an IVF model."""
+        """See `Packed`."""
         start_ND = self.model.start(len(x_ND), None if lists_N is None else self._send_integers(lists_N))
         codes_NM, _ = self.encode_tensors(self.model.normalize(x_ND), start_ND, options, num_steps)
         return codes_NM.cpu().numpy().astype(self._code_dtype)
@@ -58,7 +58,7 @@ class TensorModel:
     def decode(
         self, codes_NM: np.ndarray, lists_N: np.ndarray | None = None, out_ND: np.ndarray | None = None
     ) -> np.ndarray:
-        """Reconstructions, float32 (N, D), written to `out_ND` if it is given."""
+        """See `Packed`."""
         decoded_ND = self.reconstruct(codes_NM, lists_N)
         if out_ND is None:
             return decoded_ND.cpu().numpy()

@@ -1,9 +1,7 @@
-"""The torch engine: readable, on any device, and what every other engine is tested against.
+"""The torch engine: runs on any device, and is the reference for the tests of all other engines.
 
-It works in normalised space. Two exact rearrangements keep the work per candidate small: the concatenation and the
-first block's up-projection are linear in (codeword, x̂), so they become one table over codewords and one product per
-hypothesis; and vectors walk through all steps in tiles, on the processor small enough that a tile's candidates stay in
-the cache, on other devices large enough that starting an operation takes less than doing it.
+Candidates are evaluated with `StepTables`. Vectors pass through all steps in tiles: on the CPU small enough that the
+candidates of a tile stay in the cache, on a GPU large enough that launching a kernel takes less time than running it.
 
 Shape suffixes: N vectors of a tile, D dimension, M steps, K codewords, B hypotheses, C candidates (pairs of a
 hypothesis and a codeword), E stream width, H hidden width.
@@ -29,21 +27,21 @@ TABLE_BYTES = 1 << 28
 
 
 def supports(config: ModelConfig, device: torch.device) -> None:
-    """Why the engine cannot compute a model on a device: it always can."""
+    """None: the engine runs every model on every device."""
     return None
 
 
 def pack(model: Qinco, dtype: torch.dtype) -> "TorchTensors":
-    """Pack a model as it is now, with candidates evaluated in `dtype` (float32 or bfloat16)."""
+    """Prepare a model with its current weights, for candidates in `dtype` (float32 or bfloat16)."""
     return TorchTensors(model, dtype)
 
 
 class TorchTensors(TensorModel):
-    """A model and, once codes have been searched, its tables. Distances, selections, reconstructions are float32."""
+    """A model, and its tables from the first encoding on. Distances, selection and reconstructions are float32."""
 
     @cached_property
     def tables(self) -> list[StepTables]:
-        """The factored form of each step; its tables over codewords only where they are not too large."""
+        """The factored form of each step, with tables over codewords unless these are too large."""
         config = self.model.config
         row_bytes = (config.embed_dim + config.hidden_dim) * self.dtype.itemsize
         tabulate = config.num_steps * config.codebook_size * row_bytes <= TABLE_BYTES
@@ -73,13 +71,13 @@ class _Search:
         self.model, self.options, self.dtype = model, options, dtype
 
     def tile_size(self) -> int:
-        """Vectors of a tile."""
+        """Number of vectors in a tile."""
         config, options = self.model.config, self.options
         beam = min(options.beam_width, config.codebook_size**config.num_steps)
         candidates = options.num_pairs or beam * (options.num_candidates or config.codebook_size)
         if self.model.device.type != "cpu":
-            # The stream, a hidden layer and what becomes of each, the codeword, the residual and two of their sums;
-            # the cheap distances, their groups' least and what is gathered of them.
+            # Per candidate: stream, hidden layer and a copy of each, codeword, residual and two sums. Per hypothesis:
+            # the pre-selector's distances, minima of groups of them and what is gathered.
             row_bytes = 2 * self.dtype.itemsize * (config.embed_dim + config.hidden_dim) + 16 * config.dim
             tile_bytes = candidates * row_bytes + 12 * beam * config.codebook_size
             return max(1, DEVICE_TILE_BYTES // tile_bytes)
@@ -97,14 +95,14 @@ class _Search:
         return codes_NBM[:, 0], reached_NBD[:, 0]
 
     def _first_step(self, table: StepTables, x_ND: Tensor, start_N1D: Tensor):
-        """A bare codebook: the nearest codewords."""
+        """A step without a network: the nearest codewords."""
         count = min(self.options.beam_width, len(table.codebook_KD))
         distances_NK = squared_distances(x_ND - start_N1D[:, 0], table.codebook_KD)
         chosen_NB = smallest(distances_NK, count)[1]
         return torch.zeros_like(chosen_NB), chosen_NB, start_N1D + table.codebook_KD[chosen_NB]
 
     def _step(self, table: StepTables, x_ND: Tensor, reached_NBD: Tensor):
-        """A step with a network: propose, evaluate, keep the best. Returns hypotheses, codes and reconstructions."""
+        """A step with a network: propose, evaluate, select. Returns hypotheses, codes and reconstructions."""
         num_vectors, beam, dim = reached_NBD.shape
         residual_NBD = x_ND[:, None] - reached_NBD
         hypotheses_NC, codes_NC = self._propose(table, residual_NBD)
@@ -132,7 +130,7 @@ class _Search:
         if options.num_pairs is not None:
             pairs_NC = smallest(distances_NBK.flatten(1), min(options.num_pairs, beam * size))[1]
             return pairs_NC // size, pairs_NC % size
-        # A step that starts from one hypothesis proposes enough codewords to fill the beam.
+        # With one hypothesis, propose enough codewords to fill the beam.
         count = max(options.num_candidates, options.beam_width) if beam == 1 else options.num_candidates
         codes_NBA = smallest(distances_NBK.flatten(0, 1), min(count, size))[1].view(num_vectors, beam, -1)
         hypotheses_B1 = torch.arange(beam, device=residual_NBD.device)[:, None]

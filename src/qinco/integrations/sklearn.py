@@ -14,19 +14,25 @@ from qinco.config import ModelConfig
 class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Compresses vectors to codes of `num_steps` small integers, and back with `inverse_transform`.
 
-    preset:         "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"
-    num_steps:      M, codes per vector
-    codebook_size:  K, codewords per step, a power of two up to 65536; lowered, with a UserWarning, to the largest one
-                    that does not exceed the training vectors
-    epochs:         passes over the training vectors
-    num_pairs:      C, pairs that the encoder proposes over the whole beam; the preset's where it is None
-    num_candidates: A, codewords proposed for each hypothesis; instead of num_pairs
-    beam_width:     B, hypotheses that the encoder keeps; the preset's where it is None
-    random_state:   int, numpy RandomState or None: the seed of every random choice
-    device:         "auto" (the first GPU, or the processor), "cpu", "cuda" or "cuda:N"
+    Args:
+        preset: "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L".
+        num_steps: M, codes per vector.
+        codebook_size: K, codewords per step, a power of two up to 65536. If there are fewer training vectors, the
+            largest power of two below their number is used, with a UserWarning.
+        epochs: passes over the training vectors.
+        num_pairs: C, pairs that the encoder proposes over the whole beam; the preset's if None.
+        num_candidates: A, codewords proposed for each hypothesis; instead of num_pairs.
+        beam_width: B, hypotheses that the encoder keeps; the preset's if None.
+        random_state: int, numpy RandomState or None: the seed of every random choice.
+        device: "auto" (the first GPU, or the CPU), "cpu", "cuda" or "cuda:N".
 
-    After `fit`: codec_ (the `Codec`, which also saves itself to a file), codebook_size_ (the K that was used),
-    n_features_in_, and feature_names_in_ where the features had names.
+    Attributes:
+        codec_: the fitted `Codec`, with `save`.
+        codebook_size_: the K that was used.
+        n_features_in_, feature_names_in_: as in scikit-learn.
+
+    Example:
+        >>> codes = QincoTransformer(num_steps=4, epochs=5).fit_transform(X)
     """
 
     def __init__(
@@ -55,9 +61,13 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def fit(self, X, y=None):
         """Train a codec on vectors and return the transformer.
 
-        X: (N, D) integers or floats, all finite, at least 3 rows; the last tenth (10,000 at most) is for validation
-        y: ignored
-        Raises ConfigError for wrong parameters, and ValueError (DataError is one) for other X.
+        Args:
+            X: (N, D) integers or floats, finite, at least 3 rows; the last tenth (10,000 at most) is for validation.
+            y: ignored.
+
+        Raises:
+            ConfigError: for wrong parameters.
+            ValueError: for other X (DataError is one).
         """
         X = validate_data(self, X, dtype="numeric", ensure_min_samples=3)
         names = ("num_steps", "codebook_size", "epochs", "num_pairs", "num_candidates", "beam_width")
@@ -68,11 +78,11 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return self
 
     def transform(self, X) -> np.ndarray:
-        """Codes of vectors (N, D), finite integers or floats: uint8 (N, M), uint16 above 256 codewords."""
+        """Encode vectors (N, D), finite integers or floats: uint8 (N, M), uint16 above 256 codewords."""
         return self.codec_.encode(self._check_vectors(X)).codes
 
     def inverse_transform(self, codes) -> np.ndarray:
-        """Reconstructions of codes, integers (N, m) with m ≤ M: float32 (N, D). Raises DataError for other codes."""
+        """Decode codes, integers (N, m) with m ≤ M, to float32 (N, D). Raises DataError for other codes."""
         check_is_fitted(self)
         return self.codec_.decode(codes)
 
@@ -97,12 +107,12 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
 
 def _affordable_codebook_size(codebook_size: int, num_vectors: int, dim: int) -> int:
-    """`codebook_size`, or the largest power of two for which `num_vectors` leave enough besides those for validation.
+    """`codebook_size`, or the largest power of two that the training vectors suffice for, with a warning.
 
-    Raises ConfigError where it is no codebook size at all, and warns where it is lowered.
+    Raises ConfigError for an invalid size.
     """
     ModelConfig(dim, codebook_size=codebook_size)
-    # What Codec.fit trains on. Its limit of 10,000 validation vectors only applies where any K is affordable.
+    # As in Codec.fit; its limit of 10,000 validation vectors matters for more vectors only.
     num_train = num_vectors - max(1, num_vectors // 10)
     if codebook_size <= num_train:
         return codebook_size

@@ -1,4 +1,4 @@
-"""Devices by name, and arrays on the way to them."""
+"""Choosing devices, and copying arrays to them."""
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ DEVICE_TYPES = {"cpu", "cuda"}  # that codecs compute on
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device called `device`: "auto" is the first GPU, or the processor where there is none.
+    """The device called `device`; "auto" is the first GPU, or the CPU if there is none.
 
     Raises:
-        ConfigError: torch does not know the name, or the GPU is not there.
+        ConfigError: for an unknown name or a missing GPU.
     """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,12 +27,12 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     if chosen.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (chosen.index or 0) >= count:
-            raise ConfigError(f"device={device} is not there: this machine has {count} GPUs; device=cpu runs anywhere")
+            raise ConfigError(f"device={device} does not exist: this machine has {count} GPUs; device=cpu always works")
     return chosen
 
 
 def multiplies_bf16_fast(device: torch.device) -> bool:
-    """Whether the device has matrix instructions for bf16; emulated, they are slower than float32."""
+    """Whether the device has matrix instructions for bf16; emulated ones are slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -40,17 +40,17 @@ def multiplies_bf16_fast(device: torch.device) -> bool:
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """An array as a tensor on a device: on the processor the same memory if it is writable and contiguous, or a copy.
+    """Copy an array to a device. On the CPU a writable contiguous array is shared instead.
 
-    A copy to a GPU goes through page-locked memory, so that the caller need not wait for it.
+    Copies to a GPU go through page-locked memory and are asynchronous.
     """
     tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     if device.type == "cuda":
-        with torch.cuda.device(device):  # a thread begins at the first GPU, and would take memory there
+        with torch.cuda.device(device):  # new threads start on the first GPU and would allocate memory there
             return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def holds(device: torch.device, num_bytes: int) -> bool:
-    """Whether so many bytes take at most half of what is free on a device; the processor's memory holds all."""
+    """Whether `num_bytes` fit into half of the free memory of a GPU; always true on the CPU."""
     return device.type != "cuda" or num_bytes <= torch.cuda.mem_get_info(device)[0] // 2

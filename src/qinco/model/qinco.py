@@ -28,10 +28,7 @@ class Qinco(nn.Module):
 
     @classmethod
     def empty(cls, config: ModelConfig) -> "Qinco":
-        """A model whose weights take no memory and have no values yet: to be loaded, or `to_empty` and started.
-
-        No random number is drawn for values that would be thrown away.
-        """
+        """A model on the meta device, without memory or values, to load a state dict into or to call `to_empty` on."""
         with torch.device("meta"):
             return cls(config)
 
@@ -53,7 +50,7 @@ class Qinco(nn.Module):
         return x_ND * self.scale + self.mean
 
     def start(self, num_vectors: int, lists_N: Tensor | None = None) -> Tensor:
-        """The reconstructions before the first step: zeros, or the coarse centroids of `lists_N` (int64): (N, D)."""
+        """The reconstructions before the first step, (N, D): zeros, or the coarse centroids of `lists_N` (int64)."""
         if self.config.starts_from_coarse:
             return self.coarse_centroids[lists_N]
         return self.mean.new_zeros(num_vectors, self.config.dim)

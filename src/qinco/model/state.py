@@ -1,4 +1,4 @@
-"""Checks of a model's tensors as a file holds them, before a model is made of them."""
+"""Checks of the tensors in a file before a model is made of them."""
 
 from dataclasses import replace
 
@@ -11,14 +11,14 @@ from qinco.model.qinco import Qinco
 
 
 def check_promise(path, config: ModelConfig, num_tensors: int) -> None:
-    """Raise DataError where a configuration promises more tensors than a file holds, before more is done for it."""
+    """Raise DataError if a file has fewer tensors than its configuration needs, before anything is allocated."""
     conditioned = config.num_steps - (not config.starts_from_coarse)
     if config.num_steps + 2 * conditioned * config.num_blocks > num_tensors:
-        raise DataError(f"{path} does not fit its configuration: it holds {num_tensors} tensors only")
+        raise DataError(f"{path} does not fit its configuration: it has only {num_tensors} tensors")
 
 
 def state_shapes(config: ModelConfig) -> dict[str, Tensor]:
-    """Names of a model's tensors, and tensors without values that have their shapes; no model of M steps is built."""
+    """Names of a model's tensors, with meta tensors of their shapes. Builds two steps only, not M."""
     shapes = Qinco.empty(replace(config, num_steps=min(2, config.num_steps))).state_dict()
     second = {name.removeprefix("steps.1."): t for name, t in shapes.items() if name.startswith("steps.1.")}
     for step in range(2, config.num_steps):  # all alike

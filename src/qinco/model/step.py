@@ -23,9 +23,9 @@ class ResidualBlock(nn.Module):
 
 
 class Concat(nn.Module):
-    """W [z; x̂] + b, linear in both parts, so that each can be computed alone.
+    """W [z; x̂] + b. It is linear, so the contributions of z and x̂ are computed separately.
 
-    With `rank`, W is the product of two matrices and b is missing (QINCo-LR).
+    With `rank`, W is the product of two matrices and there is no b (QINCo-LR).
     """
 
     def __init__(self, embed_dim: int, dim: int, rank: int | None):
@@ -39,11 +39,11 @@ class Concat(nn.Module):
             self.outer = nn.Linear(rank, embed_dim, bias=False)
 
     def from_codeword(self, z_NE: Tensor) -> Tensor:
-        """The codeword's part, bias included: (N, E)."""
+        """The codeword's contribution, bias included: (N, E)."""
         return self._part(z_NE, slice(None, self.embed_dim), self.outer.bias)
 
     def from_reconstruction(self, x_ND: Tensor) -> Tensor:
-        """The partial reconstruction's part: (N, E)."""
+        """The partial reconstruction's contribution: (N, E)."""
         return self._part(x_ND, slice(self.embed_dim, None), None)
 
     def _part(self, rows: Tensor, columns: slice, bias: Tensor | None) -> Tensor:
@@ -53,7 +53,7 @@ class Concat(nn.Module):
 
 
 def _codebook(config: ModelConfig) -> nn.Embedding:
-    """Codewords without values: drawing some that are never used costs a second on the meta device."""
+    """A codebook without values: initialising one takes a second on the meta device."""
     return nn.Embedding.from_pretrained(torch.empty(config.codebook_size, config.dim), freeze=False)
 
 
@@ -80,7 +80,7 @@ class Step(nn.Module):
         )
 
     def embed(self, c_ND: Tensor) -> Tensor:
-        """The stream's beginning before the reconstruction is added, z + W_z z + b with z = P_in c: (N, E)."""
+        """The stream before the reconstruction's contribution, z + W_z z + b with z = P_in c: (N, E)."""
         z_NE = c_ND if self.project_in is None else self.project_in(c_ND)
         return z_NE + self.concat.from_codeword(z_NE)
 
@@ -91,7 +91,7 @@ class Step(nn.Module):
         return e_NE
 
     def finish(self, e_NE: Tensor, c_ND: Tensor) -> Tensor:
-        """From the stream's end to the implicit codeword: (N, D)."""
+        """The implicit codeword from the end of the stream: (N, D)."""
         f_ND = e_NE if self.project_out is None else self.project_out(e_NE)
         return c_ND + f_ND if self.codeword_skip else f_ND
 
@@ -104,12 +104,17 @@ class Step(nn.Module):
 
     @torch.no_grad()
     def start_at(self, codebook_KD: Tensor, exact: bool, generator: torch.Generator) -> None:
-        """Set the weights to a residual quantizer's step. `generator` (on the CPU) draws the others.
+        """Initialise the weights from a residual quantizer's codebook.
 
-        The concatenation and the blocks' ends are zero. With `exact`, f(c, x̂) is row c of `codebook_KD` whatever x̂:
-        P_out is zero where there are projections, and without them, where the codeword is both the stream's beginning
-        and its skip, the codewords are halved. Otherwise f is what the published code starts with: twice the codeword,
-        or the codeword and noise.
+        The concatenation and the down-projections of the blocks are zero. With `exact`, f(c, x̂) is row c of
+        `codebook_KD` for every x̂: P_out is zero or, without projections, where the codeword enters both the stream and
+        the skip, the codewords are halved. Otherwise f is as in the published code: twice the codeword, or the codeword
+        and noise.
+
+        Args:
+            codebook_KD: float32 (K, D).
+            exact: see above.
+            generator: on the CPU, for the remaining weights.
         """
 
         def draw(linear: nn.Linear) -> None:
@@ -139,15 +144,15 @@ class Step(nn.Module):
 
 
 class StepTables:
-    """The factored form of a step, for evaluating many candidates: see `Step`, which it equals but for rounding.
+    """The factored form of a `Step` for many candidates; equal to it but for rounding.
 
-    The concatenation and the first block's up-projection are linear in (codeword, x̂): they become a table over
-    codewords and one product per hypothesis.
+    The concatenation and the first up-projection are linear in (codeword, x̂). They become a table over codewords and
+    one product per hypothesis.
 
     Args:
-        step: its weights must not change meanwhile.
-        dtype: that candidates are evaluated in.
-        tabulate: whether the codewords' parts are computed for all codewords beforehand.
+        step: whose weights must not change while this is in use.
+        dtype: of the candidates' products.
+        tabulate: compute the contributions of all codewords once; otherwise for the candidates of each call.
     """
 
     def __init__(self, step: Step, dtype: torch.dtype, tabulate: bool):
@@ -170,21 +175,27 @@ class StepTables:
         return e_NE.to(self.dtype), h_NH
 
     def codeword_parts(self, codes_N: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The stream's beginning (N, E) and the first hidden layer's part (N, H) that come from the codewords."""
+        """The codewords' contributions to the stream (N, E) and to the first hidden layer (N, H)."""
         if self.table_KE is None:
             return self._rows(self.codebook_KD.index_select(0, codes_N))
         h_NH = None if self.table_KH is None else self.table_KH.index_select(0, codes_N)
         return self.table_KE.index_select(0, codes_N), h_NH
 
     def reconstruction_parts(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The parts that come from the partial reconstruction, (N, E) and (N, H): once per hypothesis."""
+        """The partial reconstructions' contributions, (N, E) and (N, H), computed once per hypothesis."""
         with self._autocast(x_ND):
             v_NE = self.step.concat.from_reconstruction(x_ND)
             u_NH = self.step.blocks[0].up(v_NE) if self.blocks else None
         return v_NE, u_NH
 
     def evaluate(self, codes_N: Tensor, hypotheses_N: Tensor, parts) -> Tensor:
-        """f(c, x̂) for candidate codes and the rows of `parts` that their hypotheses have: float32 (N, D)."""
+        """f(c, x̂) of candidates, float32 (N, D).
+
+        Args:
+            codes_N: their codes, int64.
+            hypotheses_N: their rows in `parts`, int64.
+            parts: of `reconstruction_parts`.
+        """
         v_BE, u_BH = parts
         e_NE, h_NH = self.codeword_parts(codes_N)
         e_NE = e_NE.add_(v_BE.index_select(0, hypotheses_N))

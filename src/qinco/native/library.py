@@ -1,6 +1,6 @@
-"""The compiled engine behind ctypes: packed models that encode and decode plain arrays, on several threads.
+"""ctypes binding of the compiled engine: packed models that encode and decode numpy arrays on several threads.
 
-It works in normalised space and knows nothing of torch. `QINCO_NATIVE_LEVEL` in the environment forces a lower
+Arrays are in normalised space; torch is not used. The environment variable `QINCO_NATIVE_LEVEL` selects a lower
 instruction set than the processor's best, `QINCO_NATIVE_LIBRARY` another build.
 Shape suffixes: N vectors, D dimension, M steps, K codewords, E stream width, H hidden width.
 """
@@ -19,13 +19,19 @@ from qinco.errors import ConfigError, ResourceError
 
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 _FLOATS = POINTER(c_float)
-_MOST = (1 << 31) - 1  # no rule means more than there is
+_MAX_COUNT = (1 << 31) - 1  # larger counts of candidates mean all
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a model: D, E, H, L, K and M, whether a codeword is added to its network's output, whether the first step is
-    a bare codebook, and whether candidates are evaluated in bf16 where the processor has it."""
+    """Sizes and flags of a model.
+
+    Attributes:
+        dim, stream, hidden, blocks, codewords, steps: D, E, H, L, K and M.
+        skip: the codeword is added to the output of its network.
+        first_is_bare: the first step is a codebook without a network.
+        bf16: evaluate candidates in bf16 if the processor supports it.
+    """
 
     dim: int
     stream: int
@@ -40,8 +46,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class StepArrays:
-    """What the engine needs of one step, float32; engine.h says what each array is. A bare first step has a codebook
-    only."""
+    """Arrays of one step, float32; see engine.h. A first step without a network has a codebook only."""
 
     codebook: np.ndarray  # (K, D)
     preselector: np.ndarray | None = None  # (K, D)
@@ -77,7 +82,7 @@ def is_available() -> bool:
 
 
 def level() -> str:
-    """The instruction set in use: the processor's best of LEVELS, or a lower one that QINCO_NATIVE_LEVEL names."""
+    """The instruction set in use: the processor's best of LEVELS, or the one in QINCO_NATIVE_LEVEL."""
     best = compiled().qinco_level()
     wanted = os.environ.get("QINCO_NATIVE_LEVEL")
     if wanted is None:
@@ -88,7 +93,7 @@ def level() -> str:
 
 
 class NativeModel:
-    """A model packed for the processor; later changes of the arrays do not change it."""
+    """A copy of a model's arrays in the layout of the kernels."""
 
     def __init__(self, sizes: Sizes, steps: list[StepArrays]):
         self.sizes = sizes
@@ -108,10 +113,10 @@ class NativeModel:
         counts = _Sizes(*(int(getattr(sizes, field.name)) for field in fields(Sizes)))
         self._engine = compiled().qinco_create(byref(counts), given, LEVELS.index(level()))
         if not self._engine:
-            raise ResourceError("memory is exhausted: the model cannot be packed for the processor")
+            raise ResourceError("out of memory: the model cannot be packed for the native engine")
 
     def __reduce__(self):
-        raise TypeError("a packed model belongs to its process and cannot be copied: make another")  # nor freed twice
+        raise TypeError("a packed model cannot be copied: pack the model again")  # it would be freed twice
 
     def __del__(self):
         if self._engine:
@@ -128,14 +133,24 @@ class NativeModel:
         num_steps: int,
         threads: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Codes, uint16 (N, num_steps), and the reconstructions that the search arrived at, float32 (N, D).
+        """Encode vectors.
 
-        x_ND, start_ND: float32 (N, D); the start is zero where it is None
+        Args:
+            x_ND: float32 (N, D).
+            start_ND: reconstructions before the first step, float32 (N, D); None for zeros.
+            num_candidates: A; None or 0 for all.
+            num_pairs: C, instead of A.
+            beam_width: B.
+            num_steps: columns of the codes.
+            threads: number of threads.
+
+        Returns:
+            Codes, uint16 (N, num_steps), and their reconstructions, float32 (N, D).
         """
         assert 1 <= num_steps <= self.sizes.steps
         x_ND, start_ND = self._rows(x_ND), None if start_ND is None else self._rows(start_ND)
         codes_NM, reached_ND = np.empty((len(x_ND), num_steps), np.uint16), np.empty_like(x_ND)
-        limits = (min(value or 0, _MOST) for value in (num_candidates, num_pairs, beam_width))
+        limits = (min(value or 0, _MAX_COUNT) for value in (num_candidates, num_pairs, beam_width))
         search = _Search(*limits, num_steps)
         failed = compiled().qinco_encode(
             self._engine, byref(search), x_ND.ctypes.data, _address(start_ND), len(x_ND), threads,
@@ -145,7 +160,7 @@ class NativeModel:
         return codes_NM, reached_ND
 
     def decode(self, codes_NM: np.ndarray, start_ND: np.ndarray | None, *, threads: int) -> np.ndarray:
-        """Reconstructions, float32 (N, D), of codes of any integer type; a prefix of the columns is a shorter code."""
+        """Decode codes (N, m), m ≤ M, of any integer type: float32 (N, D)."""
         codes_NM = np.ascontiguousarray(codes_NM, np.uint16)
         start_ND = None if start_ND is None else self._rows(start_ND)
         assert 1 <= codes_NM.shape[1] <= self.sizes.steps
@@ -164,7 +179,7 @@ class NativeModel:
     @staticmethod
     def _check(failed: int) -> None:
         if failed:
-            raise ResourceError("memory is exhausted: use a smaller beam (B=), fewer candidates or fewer threads")
+            raise ResourceError("out of memory: give a smaller beam_width (B), fewer candidates or fewer threads")
 
 
 def _shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:

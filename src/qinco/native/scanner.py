@@ -1,4 +1,4 @@
-"""Searching inverted lists with the compiled engine, behind ctypes.
+"""ctypes binding of the search in inverted lists.
 
 Shape suffixes: V lists, D dimension, M codes of a vector, Q queries, P lists visited, S vectors of a shortlist.
 """
@@ -18,7 +18,7 @@ ENTRIES = 256
 
 @dataclass(frozen=True)
 class Filter:
-    """Admitted ids: bits of the ids from `first` on (uint8, the lowest bit first), or an ascending int64 array."""
+    """Ids that a search may return: a bit mask from id `first` on (uint8, lowest bit first), or sorted int64."""
 
     bits: np.ndarray | None
     first: int
@@ -52,9 +52,9 @@ class _Scan(Structure):
 
 
 class NativeScanner:
-    """Centroids (V, D), tables (M, 256, D) and levels (256,), float32, packed for the processor.
+    """A copy of centroids (V, D), tables (M, 256, D) and levels (256,), float32, in the layout of the kernels.
 
-    All values are such that near vectors have small ones: squared L2 distances, or negative inner products.
+    Values are squared L2 distances or negative inner products: the smaller the nearer.
     """
 
     def __init__(self, centroids_VD: np.ndarray, tables_MKD: np.ndarray, levels: np.ndarray, inner_product: bool):
@@ -67,10 +67,10 @@ class NativeScanner:
             byref(sizes), *(array.ctypes.data for array in given), LEVELS.index(level())
         )
         if not self._scanner:
-            raise ResourceError("memory is exhausted: the look-up tables cannot be packed for the processor")
+            raise ResourceError("out of memory: the look-up tables cannot be packed for the native engine")
 
     def __reduce__(self):
-        raise TypeError("a packed scanner belongs to its process and cannot be copied: make another")  # nor freed twice
+        raise TypeError("a packed scanner cannot be copied: make another")  # it would be freed twice
 
     def __del__(self):
         if self._scanner:
@@ -101,11 +101,21 @@ class NativeScanner:
         admitted: Filter | None,
         threads: int,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Values (Q, S) float32, ids (Q, S) int64, lists (Q, S) int32, codes (Q, S, M) uint8, and the number of
-        vectors looked at, int64 (Q,). Places that are not filled have +inf, -1, -1 and zeros. Of equal values the
-        first visited comes first; a vector whose value overflows is not found.
+        """Search lists for the vectors of smallest value. Of equal values, the first one visited comes first.
 
-        segments: what has `starts` int64 (V + 1,), `codes` uint8 and `ids` uint32 or int64 (N,), as lists.h says
+        Args:
+            queries_QD: float32 (Q, D).
+            probes_QP: lists to visit, int32 (Q, P).
+            bases_QP: values of these lists, float32 (Q, P).
+            segments: objects with `starts` int64 (V + 1,), `codes` uint8, `ids` uint32 or int64 (N,); see lists.h.
+            num_short: S, length of the shortlist.
+            nprobe: lists to visit for each query.
+            admitted: ids that may be returned; None for all.
+            threads: number of threads.
+
+        Returns:
+            Values, float32 (Q, S); ids, int64 (Q, S); lists, int32 (Q, S); codes, uint8 (Q, S, M); and the number of
+            vectors scanned, int64 (Q,). Missing results are +inf, -1, -1 and zeros; values that overflow are missing.
         """
         queries_QD = self._rows(queries_QD)
         probes_QP = np.ascontiguousarray(probes_QP, np.int32)
@@ -156,4 +166,4 @@ class NativeScanner:
 
 def _check(failed: int) -> None:
     if failed:
-        raise ResourceError("memory is exhausted: search fewer queries at a time (batch_size) or with fewer threads")
+        raise ResourceError("out of memory: search fewer queries at a time (batch_size) or with fewer threads")

@@ -1,6 +1,6 @@
-"""A codec in one file: weights, architecture, search rule and where it came from.
+"""Codec files: weights, architecture, encode options and provenance.
 
-Our own is a safetensors file; the authors' checkpoints (.pt) are read and written in its place.
+Ours are safetensors files; the authors' checkpoints (.pt) can be read and written instead.
 """
 
 import os
@@ -25,9 +25,17 @@ _ROTATION = "rotation"
 def save_models(
     path, models: list[Qinco], rotation_DD: Tensor | None, options: EncodeOptions, provenance: dict
 ) -> None:
-    """Write a codec of one model, or of one for each part of the vectors (PQ-QINCo).
+    """Write a codec file.
 
-    A path that ends in .pt is written as a checkpoint of the authors' code; raises ConfigError for what it cannot hold.
+    Args:
+        path: the file; one that ends in .pt is written as a checkpoint of the authors' code.
+        models: one model, or one for each part of the columns (PQ-QINCo).
+        rotation_DD: float32 (D, D), or None.
+        options: for encoding.
+        provenance: JSON values.
+
+    Raises:
+        ConfigError: a checkpoint of the authors' code cannot hold such a codec.
     """
     if Path(path).suffix.lower() == CHECKPOINT_SUFFIX:
         write_checkpoint(path, models, options, provenance)
@@ -49,9 +57,13 @@ def save_models(
 
 
 def load_models(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, EncodeOptions, dict]:
-    """What `save_models` or the authors' code wrote, on the CPU: models, rotation or None, search rule, provenance.
+    """Read what `save_models` or the authors' code wrote, on the CPU.
 
-    Raises DataError where the file is not a codec, or holds other tensors than its configuration says.
+    Returns:
+        The models, the rotation or None, the encode options and the provenance.
+
+    Raises:
+        DataError: the file is no codec, or its tensors do not match its configuration.
     """
     if is_torch_file(path) or Path(path).suffix.lower() == CHECKPOINT_SUFFIX:
         return read_checkpoint(path)
@@ -93,7 +105,7 @@ def describe_codec(path: str | os.PathLike) -> dict:
 
 
 def parse_config(path, kind: type, values):
-    """A configuration dataclass from a header's object; raises DataError where it does not fit."""
+    """A configuration dataclass from an object in a header; raises DataError if it does not fit."""
     try:
         known = {field.name for field in fields(kind)}
         if not isinstance(values, dict) or not set(values) <= known:

@@ -86,13 +86,6 @@ def test_what_is_there_is_skipped(server, capsys, again):
     assert err.count("exists: skipped") == 3
 
 
-def test_what_is_there_is_replaced_on_demand(server, capsys):
-    run(capsys, "qinco2_L-bigann1M-8x8.pt", f"mirror={server.address}")
-    Path("models/qinco2_L-bigann1M-8x8.pt").write_bytes(b"damaged")
-    run(capsys, "qinco2_L-bigann1M-8x8.pt", f"mirror={server.address}", "overwrite=true")
-    assert Path("models/qinco2_L-bigann1M-8x8.pt").read_bytes() == b"weights"
-
-
 def test_people_get_a_table(server, capsys):
     code, out, _ = run(capsys, "qinco2_L-bigann1M-8x8.pt", f"mirror={server.address}", "verbose=false")
     assert code == 0 and out.splitlines()[0].split() == ["path", "bytes", "seconds", "state"]
@@ -131,9 +124,3 @@ def test_mistakes_are_one_line_and_fetch_nothing(capsys, arguments, code, messag
     result, out, err = run(capsys, *arguments)
     assert (result, out) == (code, "") and message in err and err.count("\n") == 1
     assert listing() == set()
-
-
-def test_a_file_that_is_missing_on_the_server(server, capsys):
-    code, out, err = run(capsys, "bigann_8x8_L2", f"mirror={server.address}")
-    address = f"{server.address}/QINCo/models/bigann_8x8_L2.pt"
-    assert (code, out) == (3, "") and address in err and "404" in err.splitlines()[-1]

@@ -79,7 +79,9 @@ def test_the_first_steps_of_a_search_are_a_shorter_search(name):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    "level", [*(pytest.param(level, marks=pytest.mark.slow) for level in LEVELS[:-1]), *LEVELS[-1:]]
+)
 def test_trained_models_in_float32(name, level):
     problem = trained_problem(name)
     packed = pack_at(level, problem.model)

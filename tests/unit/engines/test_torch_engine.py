@@ -19,7 +19,7 @@ from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import torch_engine
 from qinco.engines.engine import candidate_dtype
 from qinco.errors import ConfigError
-from qinco.maths.devices import choose_device, multiplies_bf16_fast
+from qinco.maths.devices import multiplies_bf16_fast
 from qinco.model.step import StepTables
 
 
@@ -190,20 +190,9 @@ def test_a_rule_that_the_model_cannot_serve_is_refused():
         torch_encoder(random_model(ARCHITECTURES["qinco1"]), EncodeOptions(num_candidates=2))
 
 
-def test_devices_and_precisions_by_name():
-    assert choose_device("cpu") == torch.device("cpu")
+def test_precisions_by_name():
     cpu, small, large = torch.device("cpu"), ARCHITECTURES["projected"], ModelConfig(dim=128, hidden_dim=256)
     assert candidate_dtype("bf16", cpu, small) is torch.bfloat16
     assert candidate_dtype("float32", cpu, large) is torch.float32
     assert candidate_dtype("auto", cpu, small) is torch.float32  # nothing to gain
     assert candidate_dtype("auto", cpu, large) is (torch.bfloat16 if multiplies_bf16_fast(cpu) else torch.float32)
-    assert choose_device("auto").type in ("cpu", "cuda")
-
-
-@pytest.mark.parametrize(
-    ("device", "message"),
-    [("gpu7", "unknown device 'gpu7'"), ("cuda:99", "cuda:99 is not there"), ("meta", "meta is not supported")],
-)
-def test_devices_that_are_not_there_are_refused(device, message):
-    with pytest.raises(ConfigError, match=message):
-        choose_device(device)

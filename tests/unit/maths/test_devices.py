@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 import torch
 
-from qinco.maths.devices import holds, to_device
+from qinco.errors import ConfigError
+from qinco.maths.devices import choose_device, holds, to_device
 
 
 def test_arrays_arrive_whole(device):
@@ -24,3 +26,14 @@ def test_a_device_holds_what_fits(device, monkeypatch):
     assert holds(device, 1000)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
     assert holds(torch.device("cuda"), 500) and not holds(torch.device("cuda"), 501)
+
+
+def test_devices_by_name():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize("device", ["gpu7", "cuda:99", "meta"])
+def test_devices_that_do_not_exist_are_refused(device):
+    with pytest.raises(ConfigError, match=device):
+        choose_device(device)

@@ -110,6 +110,7 @@ def test_options_are_saved(tmp_path):
     assert Index.load(tmp_path).options == index.options and same(Index.load(tmp_path), index)
 
 
+@pytest.mark.slow
 def test_many_lists_are_saved_with_their_graph(tmp_path, monkeypatch):
     index = Index.build(trained("plain"), vectors(9000, 2), 4500)
     if index.num_lists < MIN_GRAPH_LISTS:
