@@ -129,7 +129,7 @@ def open_decoder(settings: Settings, codec: "qinco.Codec", progress: Progress):
 
     Look-up tables are those of `index=`, or are fitted to `trainset=`; pairs come from `pairwise_decoder=` or `index=`.
     """
-    from qinco.search.fit import fit_lookup_decoder, open_pairwise
+    from qinco.search.fit import open_pairwise
     from qinco.search.measure.sweep import open_searcher
 
     name, path, pairs = settings["decoder"], settings["index"], settings["pairwise_decoder"]
@@ -156,7 +156,7 @@ def open_decoder(settings: Settings, codec: "qinco.Codec", progress: Progress):
         raise DataError(f"{source.name} holds no vectors to fit look-up tables to")
     given = settings.given("search.aq_training_samples")
     num_training = settings["search.aq_training_samples"] if given else None
-    return fit_lookup_decoder(
+    return qinco.fit_lookup_decoder(
         source, codec=codec, num_training=num_training, seed=settings["seed"], progress=progress
     ).decoder
 
