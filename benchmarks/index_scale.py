@@ -21,7 +21,7 @@ import numpy as np
 
 from qinco.machine import processor_name
 from qinco.search.index import Index
-from qinco.store.code_store import CodeStore, Manifest, shard_rows
+from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows
 
 CODE_SIZE, CODEWORDS, TRAINING, QUERIES = 8, 256, 100_000, 1000
 IMPORTS = "import faiss, torch, qinco; qinco.Codec, qinco.Index"
@@ -29,14 +29,15 @@ IMPORTS = "import faiss, torch, qinco; qinco.Codec, qinco.Index"
 
 def write_codes(folder: Path, count: int, num_lists: int, dim: int, seed: int) -> None:
     """A folder of random codes as `encode` writes it."""
-    sizes = {"num_vectors": count, "code_size": CODE_SIZE, "codebook_size": CODEWORDS, "num_lists": num_lists}
-    manifest = Manifest(**sizes, dim=dim, shard_rows=shard_rows(count), codec="random", source=f"{seed}", search={})
-    store, generator = CodeStore.create(folder, manifest), np.random.default_rng(seed)
-    for shard in range(manifest.num_shards):
-        rows = len(manifest.rows(shard))
-        codes = generator.integers(0, CODEWORDS, (rows, CODE_SIZE), np.uint8)
-        store.write(shard, codes, generator.integers(0, num_lists, rows, np.int32))
-    store.finish()
+    rows = default_shard_rows(count)
+    plan = CodePlan(count, CODE_SIZE, CODEWORDS, num_lists, dim, rows, codec="random", source=f"{seed}", encode={})
+    folder.mkdir()
+    codes, generator = CodeFolder.create(folder, plan), np.random.default_rng(seed)
+    for shard in range(plan.num_shards):
+        rows = len(plan.rows(shard))
+        codes_NM = generator.integers(0, CODEWORDS, (rows, CODE_SIZE), np.uint8)
+        codes.write(shard, codes_NM, generator.integers(0, num_lists, rows, np.int32))
+    codes.commit()
 
 
 def peak_of(command: list[str]) -> tuple[float, int, int, str]:

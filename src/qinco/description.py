@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from qinco.errors import DataError
-from qinco.store.folder import is_index, read_index
+from qinco.store.folder import read_folder
+from qinco.store.manifest import is_kind
 from qinco.vectors.formats import SUFFIXES, describe_vectors, split_part
 from qinco.vectors.mapped import missing_file
 
@@ -35,7 +36,7 @@ def describe(path: str | os.PathLike) -> dict:
     file, _ = split_part(path)
     try:
         if file.is_dir():
-            return {"file": str(path)} | (_describe_index(file) if is_index(file) else _describe_codes(file))
+            return {"file": str(path)} | (_describe_index(file) if is_kind(file, "index") else _describe_codes(file))
         if not file.is_file():
             raise DataError(f"{path} is not a regular file") if file.exists() else missing_file(path)
         size = file.stat().st_size
@@ -77,7 +78,7 @@ def _kind(file: Path) -> str:
 
 def _describe_index(folder: Path) -> dict:
     """An index of ours: what lies in it, and the bytes of a vector, with ids and without centroids and tables."""
-    opened = read_index(folder)
+    opened = read_folder(folder, "index")
     settings, arrays = opened.settings, opened.arrays
     try:
         num_vectors = len(arrays["ids"])
@@ -108,18 +109,17 @@ def _describe_index(folder: Path) -> dict:
 
 
 def _describe_codes(folder: Path) -> dict:
-    from qinco.store.code_store import CodeStore, read_manifest
+    from qinco.store.code_folder import CodeFolder
 
-    manifest = read_manifest(folder)
-    bits = manifest.codebook_size.bit_length() - 1
-    missing = len(CodeStore(folder, manifest).missing())
+    found = CodeFolder.read(folder)
+    plan, missing = found.plan, len(found.missing())
     return {
         "kind": "codes",
-        **asdict(manifest),
-        "complete": manifest.complete and not missing,
-        "num_shards": manifest.num_shards,
-        "shards_there": manifest.num_shards - missing,
-        "bytes_per_vector": manifest.code_size * bits / 8,
+        **asdict(plan),
+        "complete": not found.is_pending and not missing,
+        "num_shards": plan.num_shards,
+        "shards_there": plan.num_shards - missing,
+        "bytes_per_vector": plan.num_codes * (plan.codebook_size.bit_length() - 1) / 8,
         "bytes": _folder_size(folder),
     }
 
