@@ -83,7 +83,6 @@ def main(words: list[str]) -> None:
         np.save(folder / "gt.npy", np.zeros((QUERIES, 1), np.int32))
         np.save(folder / "centroids.npy", generator.standard_normal((num_lists, dim), np.float32))
         write_codes(folder / "train_codes", TRAINING, num_lists, dim, 1)
-        manifest = json.loads((folder / "train_codes/manifest.json").read_text())
         for size in sizes:
             write_codes(folder / f"codes{size:g}", int(size * 1e6), num_lists, dim, 2)
             qinco, index = [sys.executable, "-m", "qinco"], f"{folder}/index{size:g}"
@@ -91,7 +90,7 @@ def main(words: list[str]) -> None:
                 *qinco, "build_index", f"ivf_centroids={folder}/centroids.npy",
                 f"encoded_trainset={folder}/train_codes",
                 f"trainset={folder}/train.npy", f"encoded_db={folder}/codes{size:g}", f"output={index}", "json=true",
-                f"ds.trainset={manifest['num_vectors']}",
+                f"ds.trainset={TRAINING}",
             ]  # fmt: skip
             search = [
                 *qinco, "search", f"index={index}", f"queries={folder}/queries.npy", f"queries_gt={folder}/gt.npy",
