@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from qinco.atomic import check_output
-from qinco.codec.parts import PartRows
 from qinco.codec.plan import (
     TrainedCodec,
     TrainingPlan,
@@ -272,4 +271,12 @@ def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_cent
 
 
 def _part(source: VectorSource, part: int, num_parts: int, rotation_DD: np.ndarray | None) -> VectorSource:
-    return VectorSource(PartRows(source, part, num_parts, rotation_DD), f"{source.name}, part {part}")
+    width = source.dim // num_parts
+    rows = source.map(lambda x_ND: cut(x_ND, part, width, rotation_DD), width)
+    return VectorSource(rows, f"{source.name}, part {part}")
+
+
+def cut(x_ND: np.ndarray, part: int, width: int, rotation_DD: np.ndarray | None) -> np.ndarray:
+    """The columns of the rotated vectors that a codec's model number `part` encodes (PQ-QINCo)."""
+    columns = slice(part * width, (part + 1) * width)
+    return x_ND[:, columns] if rotation_DD is None else x_ND @ rotation_DD[columns].T

@@ -72,7 +72,7 @@ def test_codes_are_small_integers_and_decode_to_float32(placed):
 
 def test_decoding_is_the_models_chain_in_data_space(placed, codec):
     codes = torch.tensor([[0, 1, 2], [3, 3, 3]])
-    model = codec.model
+    model = codec.models[0]
     wanted = model(codes, torch.zeros(2, 3)) * model.scale + model.mean
     np.testing.assert_allclose(placed.decode(codes), wanted.numpy(), rtol=1e-5, atol=1e-5)
 
@@ -158,13 +158,13 @@ def test_ivf_codes_come_with_the_nearest_lists(placed_ivf, ivf):
     x = random_vectors(50, 3)
     codes, lists = placed_ivf.encode(x)
     assert (lists.dtype, lists.shape) == (np.int32, (50,))
-    normalised = (x - ivf.model.mean.numpy()) / ivf.model.scale.numpy()
-    distances = np.square(normalised[:, None] - ivf.model.coarse_centroids.numpy()).sum(2)
+    normalised = (x - ivf.models[0].mean.numpy()) / ivf.models[0].scale.numpy()
+    distances = np.square(normalised[:, None] - ivf.models[0].coarse_centroids.numpy()).sum(2)
     assert np.array_equal(lists, distances.argmin(1))
     assert np.array_equal(placed_ivf.assign_lists(x), lists)
     np.testing.assert_allclose(placed_ivf.coarse_centroids, ivf.coarse_centroids, rtol=1e-6)
-    wanted = ivf.model(torch.from_numpy(codes).long(), ivf.model.coarse_centroids[lists.astype(np.int64)])
-    wanted = ivf.model.denormalize(wanted).numpy()
+    wanted = ivf.models[0](torch.from_numpy(codes).long(), ivf.models[0].coarse_centroids[lists.astype(np.int64)])
+    wanted = ivf.models[0].denormalize(wanted).numpy()
     np.testing.assert_allclose(placed_ivf.decode(codes, lists), wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -197,8 +197,8 @@ def test_a_file_does_not_know_the_device(tmp_path, placed, placed_ivf, codec, iv
         there.save(tmp_path / "there"), here.save(tmp_path / "here")
         assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
         assert there.fingerprint() == here.fingerprint() == Codec.load(tmp_path / "there").fingerprint()
-        assert Codec.load(tmp_path / "there").model.device.type == "cpu"
-    assert codec.to(named_device).model.device.type == placed.model.device.type
+        assert Codec.load(tmp_path / "there").models[0].device.type == "cpu"
+    assert codec.to(named_device).models[0].device.type == placed.models[0].device.type
     assert np.array_equal(codec.encode(random_vectors(30, 3)), placed.encode(random_vectors(30, 3)))
 
 
