@@ -35,8 +35,7 @@ from qinco.engines import native_engine, torch_engine
 from qinco.engines.engine import candidate_dtype
 from qinco.errors import ConfigError
 from qinco.machine import processor_name, usable_cores
-from qinco.model.qinco import Qinco
-from qinco.model.random import random_model
+from qinco.model.qinco import Qinco, random_model
 from qinco.native import library
 from qinco.vectors.rows import as_source
 

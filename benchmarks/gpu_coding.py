@@ -21,8 +21,7 @@ from qinco.config import DEFAULT_SEARCH, ENGINES, PAPER_SEARCH, EncodeOptions, M
 from qinco.engines import torch_engine
 from qinco.engines.engine import choose_engine, pack
 from qinco.errors import ConfigError
-from qinco.model.qinco import Qinco
-from qinco.model.random import random_model
+from qinco.model.qinco import Qinco, random_model
 
 PAPER = "A=16 B=32"
 RULES = {PAPER: PAPER_SEARCH} | {

@@ -21,7 +21,7 @@ from qinco.engines.engine import candidate_dtype, choose_engine, engines, pack
 from qinco.machine import cpuinfo, free_memory, group_limits, processor_name, usable_cores
 from qinco.maths.assignment import faiss
 from qinco.maths.devices import choose_device, multiplies_bf16_fast
-from qinco.model.random import random_model
+from qinco.model.qinco import random_model
 from qinco.native import library
 from qinco.vectors.rows import as_source
 from qinco.version import __version__

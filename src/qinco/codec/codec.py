@@ -25,7 +25,6 @@ from qinco.vectors.prefetch import read_ahead
 from qinco.vectors.rows import VectorSource, as_source
 
 _BLOCK_BYTES, _DEVICE_BLOCK_BYTES = 1 << 24, 1 << 28  # a device needs more vectors to be busy
-_CHECK_ROWS = 1 << 20
 
 
 class Codec:
@@ -43,8 +42,7 @@ class Codec:
 
     Example:
         >>> codec = Codec.fit(x, num_steps=8, epochs=10)
-        >>> codes = codec.encode(x)
-        >>> x_hat = codec.decode(codes)
+        >>> x_hat = codec.decode(codec.encode(x))
     """
 
     def __init__(
@@ -70,14 +68,11 @@ class Codec:
         return self.__dict__ | {"_assigner": None, "_packings": {}}
 
     def __repr__(self) -> str:
-        config, count = self.config, len(self.models)
-        lists = f", num_lists={config.num_lists}" if self.is_ivf else ""
-        parts = f", num_parts={count}" if count > 1 else ""
-        rotated = "" if self.rotation_DD is None else ", rotated"
-        return (
-            f"Codec(dim={self.dim}, num_steps={config.num_steps}, codebook_size={config.codebook_size}{parts}"
-            f"{rotated}, {self.bytes_per_vector:g} bytes a vector{lists}, device={self.device})"
-        )
+        config = self.config
+        text = f"dim={self.dim}, num_steps={config.num_steps}, codebook_size={config.codebook_size}"
+        text += f", num_parts={len(self.models)}" if len(self.models) > 1 else ""
+        text += f", num_lists={config.num_lists}" if self.is_ivf else ""
+        return f"Codec({text}, {self.bytes_per_vector:g} bytes a vector, device={self.device})"
 
     @property
     def config(self) -> ModelConfig:
@@ -128,9 +123,6 @@ class Codec:
 
         Raises:
             ConfigError, DataError: before any work begins.
-
-        Example:
-            >>> codec = Codec.fit("train.fvecs", num_steps=8, epochs=10, output="codec.safetensors")
         """
         fitted = fit(x, preset, **settings)
         return cls(fitted.models, fitted.encode_options, fitted.provenance, fitted.rotation_DD)
@@ -150,25 +142,21 @@ class Codec:
     def to(self, device: str | torch.device) -> "Codec":
         """Move the codec to a device ("auto", "cpu", "cuda", "cuda:N") and return it."""
         target = choose_device(device)
-        for model in self.models:
-            model.to(target)
+        self.models = [model.to(target) for model in self.models]
         self._reset()
         return self
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = True) -> None:
         """Write one safetensors file, whole or not at all; a .pt file is a checkpoint of the authors' code."""
         check_output(path, overwrite=overwrite)
-        rotation_DD = None if self.rotation_DD is None else torch.from_numpy(self.rotation_DD)
-        save_models(path, self.models, rotation_DD, self.encode_options, self.provenance)
+        save_models(path, self.models, self.rotation_DD, self.encode_options, self.provenance)
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> "Codec":
         """Read a codec that `save`, or the authors' code, wrote; executes no code."""
         target = choose_device(device)
         models, rotation_DD, options, provenance = load_models(path)
-        return cls(models, options, provenance, None if rotation_DD is None else rotation_DD.numpy()).to(target)
-
-    # Encoding
+        return cls(models, options, provenance, rotation_DD).to(target)
 
     def encode(
         self, x, *, num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
@@ -189,14 +177,9 @@ class Codec:
         """
         source = as_source(x)
         options = self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
-        shape = (len(source), self._check_steps(num_steps) * len(self.models))
-        codes_NM = np.empty(shape, code_dtype(self.config.codebook_size))
-        lists_N = np.empty(len(source), np.int32) if self.is_ivf else None
-        for first, found in self.encode_blocks(source, options, num_steps):
-            codes_NM[first : first + len(found)] = found.codes
-            if lists_N is not None:
-                lists_N[first : first + len(found)] = found.lists
-        return Codes(codes_NM, lists_N)
+        codes_0M = np.empty((0, self._check_steps(num_steps) * len(self.models)), code_dtype(self.config.codebook_size))
+        nothing = Codes(codes_0M, np.empty(0, np.int32) if self.is_ivf else None)
+        return Codes.concatenate([nothing, *(codes for _, codes in self.encode_blocks(source, options, num_steps))])
 
     def encode_blocks(
         self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None,
@@ -208,44 +191,34 @@ class Codec:
             source: (N, D) vectors.
             options: the codec's own if None.
             num_steps: as for `encode`.
-            ranges: of rows, one after the other; no block reaches from one into the next. All rows if None.
+            ranges: of rows (all if None), one after the other; no block reaches from one into the next.
 
         Yields:
             The first row of a block, and its Codes.
         """
-        self.check_dim(source)
         options = options or self.encode_options
         options.check_model(self.config)
-        packings = self._pack(options.precision, options.engine)
+        self.check_dim(source)
+        packings, width = self._pack(options.precision, options.engine), self.config.dim
         # The next block is read, checked and sent while this one is encoded.
         blocks = (
-            (rows.start + first, self._send(packings, block_ND))
+            (rows.start + first, [p.send(cut(block_ND, i, width, self.rotation_DD)) for i, p in enumerate(packings)])
             for rows in ([range(len(source))] if ranges is None else ranges)
             for first, block_ND in source.window(rows.start, rows.stop).blocks(self.block_rows)
         )
         for first, sent in read_ahead(blocks) if len(source) > self.block_rows else blocks:
-            lists_N = self._assign(torch.as_tensor(sent[0])) if self.is_ivf else None
+            lists_N = self.assign_lists(sent[0])
             found = [p.encode(x, lists_N, options, num_steps) for p, x in zip(packings, sent, strict=True)]
-            yield first, Codes(found[0] if len(found) == 1 else np.concatenate(found, 1), lists_N)
+            yield first, Codes(np.concatenate(found, 1), lists_N)
 
-    def _send(self, packings: list[Packed], x_ND: np.ndarray) -> list:
-        """The columns of each model, on their way to the device."""
-        if len(packings) == 1:
-            return [packings[0].send(x_ND)]
-        cuts = (cut(x_ND, part, self.config.dim, self.rotation_DD) for part in range(len(packings)))
-        return [packed.send(part_ND) for packed, part_ND in zip(packings, cuts, strict=True)]
-
-    def assign_lists(self, x_ND: np.ndarray) -> np.ndarray | None:
+    def assign_lists(self, x_ND: np.ndarray | torch.Tensor) -> np.ndarray | None:
         """The nearest coarse centroid of float32 vectors (N, D): int32 (N,); None without IVF."""
-        return self._assign(to_device(x_ND, self.device)) if self.is_ivf else None
-
-    def _assign(self, x_ND: torch.Tensor) -> np.ndarray:
-        """List numbers, int32 (N,), of vectors on the codec's device."""
+        if not self.is_ivf:
+            return None
+        x_ND = x_ND if isinstance(x_ND, torch.Tensor) else to_device(x_ND, self.device)
         if self._assigner is None:
             self._assigner = assigner(self.models[0].coarse_centroids)
         return self._assigner(self.models[0].normalize(x_ND)).cpu().numpy().astype(np.int32)
-
-    # Decoding
 
     def decode(self, codes, lists=None, *, precision: str = "float32") -> np.ndarray:
         """Reconstruct vectors from codes.
@@ -304,8 +277,6 @@ class Codec:
         x_ND = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return x_ND if self.rotation_DD is None else x_ND @ to_device(self.rotation_DD, x_ND.device)
 
-    # Checks
-
     def prefix(self, codes, num_steps: int):
         """Shorten codes (an array, tensor or Codes) to their first `num_steps` steps, which decode on their own."""
         count, width = self._check_steps(num_steps), codes.shape[1] // len(self.models)
@@ -322,7 +293,7 @@ class Codec:
             raise DataError("lists were given, but this codec has none: it was trained without coarse centroids")
         if codes.shape[1] % count:
             raise DataError(f"codes have {codes.shape[1]} columns: {count} parts need equally many each")
-        for first, block in codes.blocks(_CHECK_ROWS) if len(codes) else [(0, codes)]:
+        for first, block in codes.blocks(1 << 20) if len(codes) else [(0, codes)]:
             check_codes(block.codes, self.num_codes, self.config.codebook_size, codes.name, first)
             if codes.has_lists:
                 check_lists(block.lists, len(block), self.config.num_lists, first_row=first)

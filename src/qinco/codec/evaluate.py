@@ -23,22 +23,12 @@ from qinco.progress import ProgressOption, reporting
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource, as_source
 
-PASS_US = 400_000  # three passes of this length are a second or so, and noise of a millisecond does not show
-MAX_VECTORS = 32_768
-_MAX_BYTES = 1 << 26
-_TIMED_VECTORS = 10_000
 _COMMON_OPTIONS = (PAPER_SEARCH, DEFAULT_SEARCH, EncodeOptions(num_pairs=16, beam_width=4))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A codec's error on vectors.
-
-    Attributes:
-        mse_per_step: mean squared error, summed over dimensions, of each prefix of the code; the last is the whole's.
-        num_vectors: N.
-        seconds: that encoding and decoding took.
-    """
+    """Mean squared error, summed over dimensions, of each prefix of the codes of N vectors, and the time it took."""
 
     mse_per_step: list[float]
     num_vectors: int
@@ -51,14 +41,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Speed:
-    """Speed of a codec with some options, as `benchmark` measured it.
-
-    Attributes:
-        options: that vectors were encoded with.
-        precision: of the candidates: "auto", "float32" or "bf16".
-        threads: of torch and the compiled kernels.
-        encode_us, decode_us: microseconds a vector.
-    """
+    """Microseconds a vector with some options, precision of candidates and threads, as `benchmark` measured them."""
 
     options: EncodeOptions
     precision: str
@@ -104,7 +87,7 @@ def _some_vectors(x) -> VectorSource:
 def measure_time(
     codec: Codec, x, options: EncodeOptions | None = None, precision: str = "float32"
 ) -> tuple[float, float]:
-    """Time encoding and decoding of vectors: the median of three passes after a short one.
+    """Microseconds a vector for encoding, and for decoding: the median of three passes after a short one.
 
     Args:
         codec: a Codec.
@@ -112,14 +95,10 @@ def measure_time(
         options: for encoding; the codec's own if None.
         precision: of decoding: "auto", "float32" or "bf16".
 
-    Returns:
-        Microseconds a vector for encoding, and for decoding.
-
     Example:
         >>> encode_us, decode_us = measure_time(codec, "base.fvecs")
     """
-    source = _some_vectors(x)
-    some = VectorSource(source.limit(_TIMED_VECTORS)[:], source.name)
+    some = as_source(_some_vectors(x).limit(10_000)[:])
 
     def encode(count: int) -> Codes:
         return Codes.concatenate([codes for _, codes in codec.encode_blocks(some.limit(count), options)])
@@ -133,15 +112,13 @@ def measure_time(
 
 def benchmark(
     codec: Codec, *, threads: Sequence[int] | None = None, precisions: Sequence[str] | None = None,
-    options: Sequence[EncodeOptions] | None = None, engine: str = "auto", pass_us: float = PASS_US,
-    max_vectors: int = MAX_VECTORS, progress: ProgressOption = None,
+    options: Sequence[EncodeOptions] | None = None, engine: str = "auto", pass_us: float = 400_000,
+    max_vectors: int = 32_768, progress: ProgressOption = None,
 ) -> list[Speed]:  # fmt: skip
     """Measure the speed of a codec on random vectors, for about two seconds each combination.
 
-    `qinco.model.random.random_model` makes a model without training, which takes the same time as a trained one.
-
     Args:
-        codec: a Codec.
+        codec: a Codec; one of `qinco.model.qinco.random_model` takes the same time as a trained one.
         threads: numbers of threads; one and all of them if None (on a GPU all).
         precisions: "float32", "bf16" or "auto"; if None float32, and what "auto" is unless it is float32.
         options: for encoding; those of the papers, cheaper ones and the codec's own if None.
@@ -163,21 +140,27 @@ def benchmark(
     options = options or dict.fromkeys((*(_COMMON_OPTIONS if config.has_preselector else [EncodeOptions()]), own))
     threads = threads or sorted({1, threads_before} if codec.device.type == "cpu" else {threads_before})
     cases = list(product(threads, precisions or (["float32", "auto"] if is_bf16 else ["float32"]), options))
-    most = max(1, min(max_vectors, _MAX_BYTES // (4 * codec.dim)))
+    most = max(1, min(max_vectors, (1 << 24) // codec.dim))
     vectors = as_source(random.standard_normal((most, codec.dim), np.float32))
     codes_NM = random.integers(config.codebook_size, size=(most, codec.num_codes))
     codes = Codes(codes_NM, random.integers(config.num_lists, size=most) if codec.is_ivf else None)
     rows, decode_us = [], {}
+
+    def encode(options: EncodeOptions, count: int) -> None:
+        deque(codec.encode_blocks(vectors.limit(count), options), maxlen=0)
+
+    def decode(precision: str, count: int) -> None:
+        codec.decode(codes[:count], precision=precision)
+
     try:
         with reporting(progress) as report:
             for number, precision, case in cases:
                 torch.set_num_threads(number)
                 decoded = "bf16" if precision == "bf16" else "float32"
                 if (number, decoded) not in decode_us:
-                    decode = partial(_decode, codec, codes, decoded)
-                    decode_us[number, decoded] = growing_median_us(decode, most, pass_us)
-                encode = partial(_encode, codec, vectors, case.override(precision=precision, engine=engine))
-                encode_us = growing_median_us(encode, most, pass_us)
+                    decode_us[number, decoded] = median_us(partial(decode, decoded), most, pass_us)
+                chosen = case.override(precision=precision, engine=engine)
+                encode_us = median_us(partial(encode, chosen), most, pass_us)
                 rows.append(Speed(case, precision, number, encode_us, decode_us[number, decoded]))
                 report("measuring", len(rows), len(cases), "measurement")
     finally:
@@ -185,31 +168,21 @@ def benchmark(
     return rows
 
 
-def _encode(codec: Codec, vectors: VectorSource, options: EncodeOptions, count: int) -> None:
-    deque(codec.encode_blocks(vectors.limit(count), options), maxlen=0)
+def median_us(work: Callable[[int], object], most: int, pass_us: float | None = None) -> float:
+    """Microseconds a vector of `work(n)`: the median of three passes.
 
-
-def _decode(codec: Codec, codes: Codes, precision: str, count: int) -> None:
-    codec.decode(codes[:count], precision=precision)
-
-
-def growing_median_us(work: Callable[[int], object], max_vectors: int, pass_us: float) -> float:
-    """`median_us` of so many vectors that a pass takes a while."""
-    count = 1
+    n is `most`, or with `pass_us` only so large that a pass takes half that long at least.
+    """
+    count = most if pass_us is None else 1
     while True:
-        taken = median_us(work, count)
-        if count == max_vectors or count * taken >= pass_us / 2:
+        seconds = []
+        for _ in range(3):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            begun = time.perf_counter()
+            work(count)
+            seconds.append(time.perf_counter() - begun)
+        taken = statistics.median(seconds) / count * 1e6
+        if count == most or count * taken >= pass_us / 2:
             return taken
-        count = min(max_vectors, max(2 * count, round(pass_us / taken)))
-
-
-def median_us(work: Callable[[int], object], num_vectors: int) -> float:
-    """Microseconds a vector: the median of three passes of `work(num_vectors)`."""
-    seconds = []
-    for _ in range(3):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        begun = time.perf_counter()
-        work(num_vectors)
-        seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds) / num_vectors * 1e6
+        count = min(most, max(2 * count, round(pass_us / taken)))

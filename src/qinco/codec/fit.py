@@ -237,8 +237,7 @@ def _fit_parts(runs: _Runs, source: VectorSource, num_parts: int, rotate: bool, 
         provenances.append(provenance)
     provenance = provenances[0] | {"valid_mse": sum(found["valid_mse"] for found in provenances)}
     if output is not None and runs.processes.is_main:
-        rotation = None if rotation_DD is None else torch.from_numpy(rotation_DD)
-        save_models(output, models, rotation, runs.plan.encode_options, provenance)
+        save_models(output, models, rotation_DD, runs.plan.encode_options, provenance)
         for path in part_outputs:
             for file in (state_path(path), path, log_path(path)):  # without its state a part is not resumed
                 file.unlink(missing_ok=True)
@@ -247,10 +246,9 @@ def _fit_parts(runs: _Runs, source: VectorSource, num_parts: int, rotate: bool, 
 
 def _load_parts(output, num_parts: int, device: torch.device) -> FittedModels:
     """What a finished run wrote."""
-    models, rotation, options, provenance = load_models(output)
+    models, rotation_DD, options, provenance = load_models(output)
     if len(models) != num_parts:
         raise ConfigError(f"{output} is a codec of {len(models)} parts, not {num_parts}: give overwrite=true")
-    rotation_DD = None if rotation is None else rotation.numpy()
     return FittedModels([model.to(device) for model in models], rotation_DD, options, provenance)
 
 

@@ -54,7 +54,7 @@ def _codec(settings: Settings) -> "tuple[str, qinco.Codec]":
     import numpy as np
 
     from qinco.codec.plan import plan_training
-    from qinco.model.random import random_model
+    from qinco.model.qinco import random_model
     from qinco.vectors.rows import as_source
 
     arguments = fit_arguments(settings, _DIM)
