@@ -22,6 +22,7 @@ from qinco.store.folder import (
     begin,
     check_files,
     check_folder_output,
+    folder_size,
     read_current,
     read_pending,
     remove_stale,
@@ -309,3 +310,18 @@ def _plan(file: Path, values: dict) -> CodePlan:
 def _remove_stale(path: Path) -> None:
     """Remove files that are of no generation, and those of version 1, which a newer one has replaced."""
     remove_stale(path, KIND, _V1_SHARD)
+
+
+def describe_codes(folder: Path) -> dict:
+    """What a folder of codes holds, as JSON values; raises DataError."""
+    found = CodeFolder.read(folder)
+    plan, missing = found.plan, len(found.missing())
+    return {
+        "kind": "codes",
+        **asdict(plan),
+        "complete": not found.is_pending and not missing,
+        "num_shards": plan.num_shards,
+        "shards_there": plan.num_shards - missing,
+        "bytes_per_vector": plan.num_codes * (plan.codebook_size.bit_length() - 1) / 8,
+        "bytes": folder_size(folder),
+    }

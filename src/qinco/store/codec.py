@@ -15,7 +15,7 @@ from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.model.qinco import Qinco
 from qinco.model.state import check_promise, check_scale, check_shapes, check_values, state_shapes
-from qinco.store.tensors import read_tensors, write_tensors
+from qinco.store.tensors import read_header, read_tensors, write_tensors
 
 KIND = "codec"
 CHECKPOINT_SUFFIX = ".pt"
@@ -51,8 +51,8 @@ def load_models(path: str | os.PathLike) -> tuple[list[Qinco], np.ndarray | None
         models, rotation, options, provenance = read_checkpoint(path)
         return models, None if rotation is None else rotation.numpy(), options, provenance
     header, tensors = read_tensors(path, KIND)
-    config = _parse_config(path, ModelConfig, header.get("model"))
-    options = _parse_config(path, EncodeOptions, header.get("encode"))
+    config = parse_config(path, ModelConfig, header.get("model"))
+    options = parse_config(path, EncodeOptions, header.get("encode"))
     count, provenance = header.get("num_parts", 1), header.get("provenance", {})
     if not isinstance(count, int) or count < 1 or not isinstance(provenance, dict):
         raise DataError(f"{path} has a damaged qinco header")
@@ -70,7 +70,22 @@ def load_models(path: str | os.PathLike) -> tuple[list[Qinco], np.ndarray | None
     return models, tensors[_ROTATION].numpy() if _ROTATION in tensors else None, options, provenance
 
 
-def _parse_config(path, kind: type, values):
+def describe_codec(path: str | os.PathLike) -> dict:
+    """What the header of a codec or of the state of a training run says, as JSON values; raises DataError."""
+    header = read_header(path)
+    described = {"kind": header["kind"], "format_version": header["format_version"]}
+    for name in ("model", "encode", "provenance", "progress", "best", "train"):
+        if isinstance(header.get(name), dict):
+            described[name] = header[name]
+    config, parts = parse_config(path, ModelConfig, header.get("model")), header.get("num_parts", 1)
+    if not isinstance(parts, int):
+        raise DataError(f"{path} has a damaged qinco header: num_parts is {parts!r}")
+    return described | {
+        "num_parts": parts, "dim": config.dim * parts, "bytes_per_vector": config.bytes_per_vector * parts,
+    }  # fmt: skip
+
+
+def parse_config(path, kind: type, values):
     """A configuration dataclass from an object in a header; raises DataError if it does not fit."""
     try:
         known = {field.name for field in fields(kind)}
