@@ -15,7 +15,7 @@ from qinco.compat.encoded_sets import open_npz, write_npz
 from qinco.errors import ConfigError, DataError
 from qinco.packing import code_dtype, pack_codes, packed_size, unpack_codes
 from qinco.store.code_store import CodeStore
-from qinco.vectors.concat_rows import JoinedRows
+from qinco.vectors.concat_rows import ConcatRows
 from qinco.vectors.formats import VectorWriter, open_array
 from qinco.vectors.mapped import file_size, map_file
 
@@ -32,8 +32,8 @@ class EncodedSet:
     name:  what messages call them: the path, where they have one
     """
 
-    codes: np.ndarray | JoinedRows
-    lists: np.ndarray | JoinedRows | None = None
+    codes: np.ndarray | ConcatRows
+    lists: np.ndarray | ConcatRows | None = None
     name: str = "codes"
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ from qinco.atomic import WRITER, write_atomically
 from qinco.config import EncodeOptions, field_keys
 from qinco.errors import ConfigError, DataError
 from qinco.packing import code_dtype
-from qinco.vectors.concat_rows import JoinedRows
+from qinco.vectors.concat_rows import ConcatRows
 from qinco.vectors.formats import open_array, write_vectors
 
 KIND = "codes"
@@ -145,19 +145,19 @@ class CodeStore:
             file.unlink(missing_ok=True)
 
     @property
-    def codes(self) -> JoinedRows:
+    def codes(self) -> ConcatRows:
         """All codes, uint8 or uint16 (N, M), mapped from their shards."""
         dtype = code_dtype(self.manifest.codebook_size)
         return self._join(self.codes_path, (self.manifest.num_vectors, self.manifest.code_size), dtype)
 
     @property
-    def lists(self) -> JoinedRows | None:
+    def lists(self) -> ConcatRows | None:
         """All list numbers, int32 (N, 1); None where the codec has no lists."""
         if not self.manifest.num_lists:
             return None
         return self._join(self.lists_path, (self.manifest.num_vectors, 1), np.dtype(np.int32))
 
-    def _join(self, name_of, shape: tuple[int, int], dtype: np.dtype) -> JoinedRows:
+    def _join(self, name_of, shape: tuple[int, int], dtype: np.dtype) -> ConcatRows:
         def load(shard: int) -> np.ndarray:
             rows, path = len(self.manifest.rows(shard)), name_of(shard)
             try:
@@ -172,7 +172,7 @@ class CodeStore:
             return array
 
         starts = [self.manifest.rows(shard).start for shard in range(self.manifest.num_shards)]
-        return JoinedRows(load, [*starts, shape[0]], shape[1], dtype, str(self.path))
+        return ConcatRows(load, [*starts, shape[0]], shape[1], dtype, str(self.path))
 
     def _check_not_replaced(self) -> None:
         """Raise DataError where a shard that has just been opened may be one of other codes than the manifest's."""
