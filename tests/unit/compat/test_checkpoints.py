@@ -152,6 +152,8 @@ def test_codecs_are_saved_and_loaded_by_their_suffix(tmp_path):
     assert loaded.provenance["epoch"] == 5
     (tmp_path / "x.PT").rename(tmp_path / "model")  # its content says what it is
     assert Codec.load(tmp_path / "model").config == codec.config
+    (tmp_path / "model").rename(tmp_path / "y.safetensors")
+    assert Codec.load(tmp_path / "y.safetensors").config == codec.config
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x.PT"])
