@@ -19,7 +19,7 @@ from qinco.atomic import write_atomically
 from qinco.errors import DataError, ResourceError
 from qinco.machine import free_memory
 from qinco.packing import code_dtype
-from qinco.vectors.concat_rows import JoinedRows
+from qinco.vectors.concat_rows import ConcatRows
 from qinco.vectors.mapped import file_size
 
 _PART_ROWS, _BLOCK_ROWS = 1 << 22, 1 << 16
@@ -49,7 +49,7 @@ def npz_rows(part: Path) -> tuple[int, int]:
     return shape
 
 
-def open_npz(path: Path, num_codes: int, codebook_size: int) -> tuple[JoinedRows, JoinedRows | None]:
+def open_npz(path: Path, num_codes: int, codebook_size: int) -> tuple[ConcatRows, ConcatRows | None]:
     """Codes, rows (N, M), and list numbers, rows (N, 1) or None, of an encoded set; one part is in memory at a time.
 
     Raises:
@@ -75,8 +75,8 @@ def open_npz(path: Path, num_codes: int, codebook_size: int) -> tuple[JoinedRows
                 raise DataError(f"{part} is damaged: it has codes {block.min()} to {block.max()}, not below {limit}")
         return array[:, first:].astype(code_dtype(codebook_size), "C"), array[:, :first].astype(np.int32, "C")
 
-    codes = JoinedRows(lambda i: read(i)[0], starts, num_codes, code_dtype(codebook_size), str(path))
-    lists = JoinedRows(lambda i: read(i)[1], starts, 1, np.int32, str(path)) if first else None
+    codes = ConcatRows(lambda i: read(i)[0], starts, num_codes, code_dtype(codebook_size), str(path))
+    lists = ConcatRows(lambda i: read(i)[1], starts, 1, np.int32, str(path)) if first else None
     return codes, lists
 
 
