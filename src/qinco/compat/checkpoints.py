@@ -64,14 +64,10 @@ def describe_checkpoint(path: str | os.PathLike) -> dict:
         parts, _, options, provenance = _parse(path, content)
     configs = [config for config, _ in parts]
     return {
-        "kind": provenance["source"],
-        "model": configs[0].to_dict(),
-        "encode": options.to_dict(),
-        "provenance": provenance,
-        "num_parts": len(configs),
-        "dim": sum(config.dim for config in configs),
+        "kind": provenance["source"], "model": configs[0].to_dict(), "encode": options.to_dict(),
+        "provenance": provenance, "num_parts": len(configs), "dim": sum(config.dim for config in configs),
         "bytes_per_vector": sum(config.bytes_per_vector for config in configs),
-    }
+    }  # fmt: skip
 
 
 def write_checkpoint(path, models: list[Qinco], options: EncodeOptions, provenance: dict) -> None:
@@ -92,12 +88,11 @@ def write_checkpoint(path, models: list[Qinco], options: EncodeOptions, provenan
         "qinco1_mode": None if config.codeword_skip else True,
     }  # fmt: skip
     epoch = provenance.get("epoch")
-    content = dict.fromkeys(("epoch", "model", "optimizer", "scheduler", "logger")) | {
-        "epoch": epoch if type(epoch) is int else None,
-        "model": state,
-        "parameters": {name: value for name, value in parameters.items() if value is not None},
-        "data_dim": config.dim,
-    }
+    content = {
+        "epoch": epoch if type(epoch) is int else None, "model": state,
+        "optimizer": None, "scheduler": None, "logger": None,
+        "parameters": {name: value for name, value in parameters.items() if value is not None}, "data_dim": config.dim,
+    }  # fmt: skip
     write_torch_file(path, content)
 
 
@@ -224,8 +219,8 @@ def _v1_state(module: Module, seen: set[int], prefix: str = "", depth: int = 0) 
 
 def _v1_name(name: str, config: ModelConfig) -> str:
     """The authors' name of one of our tensors."""
-    if name in ("mean", "scale"):
-        return {"mean": "mean", "scale": "db_scale"}[name]
+    if name == "scale":
+        return "db_scale"
     if name == "coarse_centroids" or (name == "steps.0.codebook.weight" and not config.starts_from_coarse):
         return "codebook0.weight"
     name = re.sub(r"^steps\.(\d+)", r"step\1", name)

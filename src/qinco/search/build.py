@@ -279,7 +279,7 @@ def build_index(
                 output, key, centroids_VD, lookup.tables_MKD, blocks, len(database),
                 inner_product=measure.scans_inner_products, progress=report,
             )  # fmt: skip
-            bytes_per_vector = FaissIndex.open(output).bytes_per_vector
+            bytes_per_vector = FaissIndex(output).bytes_per_vector
         else:
             parts = IndexParts(tables, (), pairs, SearchOptions(), len(database), database.fingerprint)
             bytes_per_vector = _write_folder(output, codec, parts, database, report)

@@ -71,7 +71,7 @@ def test_plain_faiss_finds_what_the_tables_say(tmp_path, key, num_lists, code_si
     values, expected = best(made, 10, inner_product)
     np.testing.assert_allclose(-distances if inner_product else distances, values, rtol=1e-4, atol=1e-3)
     assert (ids == expected).mean() > 0.98
-    opened = FaissIndex.open(path)
+    opened = FaissIndex(path)
     values, found, _, _, scanned = opened.shortlist(QUERIES, 10, num_lists, ef_search=num_lists)
     np.testing.assert_array_equal(found, ids)
     np.testing.assert_array_equal(-values if inner_product else values, distances)
@@ -105,7 +105,7 @@ def test_norms_are_quantized_over_the_range_of_those_that_are_stored(tmp_path):
     ],
 )
 def test_the_contents_come_back(tmp_path, key, made):
-    index = FaissIndex.open(made.write(tmp_path / "x.faissindex", key))
+    index = FaissIndex(made.write(tmp_path / "x.faissindex", key))
     np.testing.assert_array_equal(index.centroids, made.centroids)
     np.testing.assert_array_equal(index.tables, made.tables)
     assert (len(index), index.dim) == (len(made.codes), DIM)
@@ -122,7 +122,7 @@ def test_the_contents_come_back(tmp_path, key, made):
 
 def test_shortlists_say_codes_and_lists_and_are_filled_up(tmp_path):
     made = Made(count=60)
-    index = FaissIndex.open(made.write(tmp_path / "x.faissindex", "IVF12_HNSW32,RQ4x8_Nqint8"))
+    index = FaissIndex(made.write(tmp_path / "x.faissindex", "IVF12_HNSW32,RQ4x8_Nqint8"))
     values, ids, lists, codes, scanned = index.shortlist(QUERIES, 20, 2)
     is_there = ids >= 0
     rows = np.argsort(made.ids)[np.searchsorted(np.sort(made.ids), ids[is_there])]
@@ -141,9 +141,9 @@ def test_shortlists_say_codes_and_lists_and_are_filled_up(tmp_path):
 def test_threads_with_different_efforts_and_probes_do_not_disturb_each_other(tmp_path):
     path = Made(400, 4, 256).write(tmp_path / "x.faissindex", "IVF400_HNSW4,RQ4x8_Nqint8")
     settings = [(1, 1), (1, 400), (8, 8), (8, 400)] * 4
-    alone = {setting: FaissIndex.open(path).shortlist(QUERIES, 5, *setting)[1] for setting in set(settings)}
+    alone = {setting: FaissIndex(path).shortlist(QUERIES, 5, *setting)[1] for setting in set(settings)}
     assert (alone[1, 1] != alone[1, 400]).any()
-    index = FaissIndex.open(path)
+    index = FaissIndex(path)
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda setting: index.shortlist(QUERIES, 5, *setting)[1], settings))
     for setting, ids in zip(settings, together, strict=True):
@@ -265,7 +265,7 @@ def trained(key, metric=faiss.METRIC_L2, add=X):
 def test_indexes_that_faiss_trained_itself_are_read(tmp_path, key, metric):
     index, path = trained(key, metric), tmp_path / "x.faissindex"
     faiss.write_index(index, str(path))
-    opened = FaissIndex.open(path)
+    opened = FaissIndex(path)
     assert (len(opened), opened.has_graph, opened.inner_product) == (400, "HNSW" in key, metric == 0)
     codes, lists, ids = (np.concatenate(columns) for columns in zip(*opened.blocks(70), strict=True))
     decoded = opened.centroids[lists] + opened.tables[np.arange(codes.shape[1]), codes].sum(1)
@@ -285,7 +285,7 @@ def test_maps_of_ids_and_sparse_lists_are_read(tmp_path, kind):
     index.set_direct_map_type(kind)
     faiss.write_index(index, str(path))
     assert b"sprs" in path.read_bytes()
-    assert (np.sort(FaissIndex.open(path).shortlist(QUERIES, 3, 40)[1], axis=1) == [0, 1, 2]).all()
+    assert (np.sort(FaissIndex(path).shortlist(QUERIES, 3, 40)[1], axis=1) == [0, 1, 2]).all()
 
 
 def _not_by_residual():
@@ -318,7 +318,7 @@ def test_other_indexes_are_refused(tmp_path, index, value):
     path = tmp_path / "other.faissindex"
     faiss.write_index(index(), str(path))
     with pytest.raises(DataError, match=f"other.faissindex.*{value}"):
-        FaissIndex.open(path)
+        FaissIndex(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"Iw", b"no index at all", b"IwRQ", None])
@@ -326,7 +326,7 @@ def test_other_files_are_refused_by_name(tmp_path, content):
     path = tmp_path / "x.faissindex"
     if content is not None:
         path.write_bytes(content)
-    for read in (FaissIndex.open, describe_faiss_file):
+    for read in (FaissIndex, describe_faiss_file):
         with pytest.raises(DataError, match=r"x\.faissindex"):
             read(path)
 
@@ -337,7 +337,7 @@ def test_truncated_files_are_refused(tmp_path):
     for damaged in [*(content[:size] for size in range(0, len(content), 7)), content + b"\0"]:
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"x\.faissindex"):
-            FaissIndex.open(path)
+            FaissIndex(path)
 
 
 def test_promised_sizes_take_no_memory(tmp_path):
@@ -348,7 +348,7 @@ def test_promised_sizes_take_no_memory(tmp_path):
     path.write_bytes(content.replace(size, (1 << 34).to_bytes(8, "little"), 1))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError, match=r"x\.faissindex"):
-        FaissIndex.open(path)
+        FaissIndex(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + (1 << 16)
 
 
@@ -368,7 +368,7 @@ def test_damaged_files_are_refused_or_harmless(tmp_path, key, made):
         bad[place] = generator.choice([0, 255, bad[place] ^ 1, bad[place] ^ 128])
         bad.tofile(path)
         try:
-            index = FaissIndex.open(path)
+            index = FaissIndex(path)
             _, _, lists, codes, _ = index.shortlist(QUERIES, 10, 3, 3)
             list(index.blocks(7))
         except DataError:
