@@ -21,7 +21,7 @@ from qinco.model.qinco import Qinco
 from qinco.training.codebooks import CodewordUse, redraw_unused
 from qinco.training.loop import prefix_losses
 from qinco.training.options import TrainOptions
-from qinco.training.schedule import StepPlan, make_schedule
+from qinco.training.schedule import SCHEDULES, StepPlan
 from qinco.vectors.rows import VectorSource
 
 _BATCH = PLAIN_CANDIDATES // (PAPER_SEARCH.num_candidates * PAPER_SEARCH.beam_width)
@@ -46,7 +46,7 @@ def train_plainly(
 ) -> Iterator[PlainReport]:
     """Train an initialized model under bf16 autocast; yields a report after each step and each epoch."""
     device, plan = model.device, StepPlan.from_options(options, len(train))
-    schedule = make_schedule(options, plan)
+    schedule = SCHEDULES[options.schedule](options, plan)
     x_ND, random = torch.from_numpy(train[:]), torch.Generator().manual_seed(options.seed)
     optimizer = torch.optim.AdamW(model.parameters(), plan.lr, weight_decay=options.weight_decay)
     use, step, begun = CodewordUse(model), 0, time.monotonic()

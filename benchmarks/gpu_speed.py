@@ -185,7 +185,7 @@ def ended(command: list[str], log: Path, seconds: float) -> int | None:
 def subset(source: Path, target: Path) -> None:
     """Copy the first vectors of a SIFT folder and compute the exact neighbours among them."""
     sys.path.insert(0, str(ROOT / "src"))
-    from qinco.search import exhaustive
+    from qinco.search.exhaustive import exhaustive_search
     from qinco.vectors.formats import write_vectors
     from qinco.vectors.rows import open_vectors
 
@@ -194,7 +194,7 @@ def subset(source: Path, target: Path) -> None:
     found = {name: open_vectors(source / f"{name}.bvecs").limit(count)[:] for name, count in rows.items()}
     for name, vectors_ND in found.items():
         write_vectors(target / f"{name}.bvecs", vectors_ND)
-    nearest = exhaustive.search(found["query"], [(0, found["base"])], NEIGHBOURS)[1]
+    nearest = exhaustive_search(found["query"], found["base"], NEIGHBOURS)[1]
     write_vectors(target / "gt.ivecs", nearest)
 
 

@@ -18,7 +18,7 @@ from qinco.codec import Codec
 from qinco.codec.plan import TrainingPlan, plan_training, split_validation
 from qinco.maths.metrics import recall
 from qinco.model.qinco import Qinco
-from qinco.search import exhaustive
+from qinco.search.exhaustive import exhaustive_search
 from qinco.store.run_state import load_state, state_path
 from qinco.training.codebooks import initialize_model
 from qinco.training.loop import EpochReport, StepReport, Training
@@ -166,7 +166,7 @@ def table_of_codecs(setting: Setting) -> None:
     base_ND, queries_QD = setting.vectors("base")[:], setting.vectors("query")[:]
     nearest_Q = read_integers(setting.data / "gt.ivecs")[: len(queries_QD), 0]
     if setting.quick:
-        nearest_Q = exhaustive.search(queries_QD, [(0, base_ND)], 1)[1][:, 0]
+        nearest_Q = exhaustive_search(queries_QD, base_ND, 1)[1][:, 0]
     for number, (name, (preset, num_steps)) in enumerate(TABLE.items()):
         if setting.left < 10 and not setting.quick:
             print(f"Not reached in time: {name}.")
@@ -221,7 +221,7 @@ def _judge(codec: Codec, base_ND: np.ndarray, queries_QD: np.ndarray, nearest_Q:
 
 def _errors(base_ND, decoded_ND, queries_QD, nearest_Q, device: torch.device) -> tuple[float, float, float]:
     """MSE, R@1 and R@10 of decoded vectors."""
-    found = recall(exhaustive.search(queries_QD, [(0, decoded_ND)], 10, device)[1], nearest_Q)
+    found = recall(exhaustive_search(queries_QD, decoded_ND, 10, device=str(device))[1], nearest_Q)
     return float(np.square(decoded_ND - base_ND, dtype=np.float64).sum(1).mean()), found[1], found[10]
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from qinco.machine import processor_name
 from qinco.search.index import Index
-from qinco.store.code_store import CodeStore, Manifest, shard_rows
+from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows
 
 CODE_SIZE, CODEWORDS, TRAINING, QUERIES = 8, 256, 100_000, 1000
 IMPORTS = "import faiss, torch, qinco; qinco.Codec, qinco.Index"
@@ -29,14 +29,15 @@ IMPORTS = "import faiss, torch, qinco; qinco.Codec, qinco.Index"
 
 def write_codes(folder: Path, count: int, num_lists: int, dim: int, seed: int) -> None:
     """A folder of random codes as `encode` writes it."""
-    sizes = {"num_vectors": count, "code_size": CODE_SIZE, "codebook_size": CODEWORDS, "num_lists": num_lists}
-    manifest = Manifest(**sizes, dim=dim, shard_rows=shard_rows(count), codec="random", source=f"{seed}", search={})
-    store, generator = CodeStore.create(folder, manifest), np.random.default_rng(seed)
-    for shard in range(manifest.num_shards):
-        rows = len(manifest.rows(shard))
-        codes = generator.integers(0, CODEWORDS, (rows, CODE_SIZE), np.uint8)
-        store.write(shard, codes, generator.integers(0, num_lists, rows, np.int32))
-    store.finish()
+    rows = default_shard_rows(count)
+    plan = CodePlan(count, CODE_SIZE, CODEWORDS, num_lists, dim, rows, codec="random", source=f"{seed}", encode={})
+    folder.mkdir()
+    codes, generator = CodeFolder.create(folder, plan), np.random.default_rng(seed)
+    for shard in range(plan.num_shards):
+        rows = len(plan.rows(shard))
+        codes_NM = generator.integers(0, CODEWORDS, (rows, CODE_SIZE), np.uint8)
+        codes.write(shard, codes_NM, generator.integers(0, num_lists, rows, np.int32))
+    codes.commit()
 
 
 def peak_of(command: list[str]) -> tuple[float, int, int, str]:
@@ -82,7 +83,6 @@ def main(words: list[str]) -> None:
         np.save(folder / "gt.npy", np.zeros((QUERIES, 1), np.int32))
         np.save(folder / "centroids.npy", generator.standard_normal((num_lists, dim), np.float32))
         write_codes(folder / "train_codes", TRAINING, num_lists, dim, 1)
-        manifest = json.loads((folder / "train_codes/manifest.json").read_text())
         for size in sizes:
             write_codes(folder / f"codes{size:g}", int(size * 1e6), num_lists, dim, 2)
             qinco, index = [sys.executable, "-m", "qinco"], f"{folder}/index{size:g}"
@@ -90,7 +90,7 @@ def main(words: list[str]) -> None:
                 *qinco, "build_index", f"ivf_centroids={folder}/centroids.npy",
                 f"encoded_trainset={folder}/train_codes",
                 f"trainset={folder}/train.npy", f"encoded_db={folder}/codes{size:g}", f"output={index}", "json=true",
-                f"ds.trainset={manifest['num_vectors']}",
+                f"ds.trainset={TRAINING}",
             ]  # fmt: skip
             search = [
                 *qinco, "search", f"index={index}", f"queries={folder}/queries.npy", f"queries_gt={folder}/gt.npy",

@@ -1,9 +1,10 @@
-"""Train a QINCo2 codec on real vectors and compare it with PQ and RQ at the same 8 bytes a vector.
+"""Train a QINCo2 codec on real vectors and compare it with PQ and RQ at the same 8 bytes per vector.
 
     python examples/demo/demo.py [--threads 2]
 
-The vectors are SIFT descriptors of photographs (README.md beside this file). Nothing is written to disk; progress goes
-to stderr, the table to stdout. On 2 cores it takes about four minutes, nearly all of them training.
+The vectors are SIFT descriptors of photographs (see README.md in this folder). Nothing is written to disk; progress
+goes to stderr, the table to stdout. It takes 93 s on two Zen 5 cores and about 15 minutes on two AVX2 cores, most of it
+training.
 """
 
 import argparse
@@ -15,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Threads that wait for each other by spinning slow a computation down several times where other programs use the same
-# cores. It is read when torch and faiss are imported.
+# Threads that spin while they wait slow a computation down several times if other programs use the same cores. torch
+# and faiss read this variable when they are imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import faiss
@@ -25,7 +26,6 @@ import torch
 
 import qinco
 from qinco.maths.metrics import RANKS, recall
-from qinco.search import exhaustive
 
 FOLDER = Path(__file__).resolve().parent
 NUM_BYTES = 8
@@ -36,7 +36,7 @@ HEADINGS = ("method", "bytes", "MSE", *(f"recall@{rank}" for rank in RANKS), "en
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a QINCo2 codec and compare it with PQ and RQ.")
-    parser.add_argument("--threads", type=int, default=2, help="of every method and timing (2)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of every method (2)")
     threads = parser.parse_args().threads
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
@@ -92,7 +92,7 @@ class Report:
     def row(self, name: str, num_bytes: int, decoded: np.ndarray, encode_us=None, decode_us=None) -> list[str]:
         """A line of the table: error, and how often the nearest base vector is among the first found in `decoded`."""
         mse = np.square(decoded - self.base).sum(1).mean()
-        _, found = exhaustive.search(self.queries, [(0, decoded)], max(RANKS))
+        _, found = qinco.exhaustive_search(self.queries, decoded, max(RANKS))
         shares = [f"{share:.3f}" for share in recall(found, self.nearest).values()]
         times = ["" if us is None else f"{us:,.{1 if us >= 1 else 2}f}" for us in (encode_us, decode_us)]
         return [name, f"{num_bytes}", f"{mse:,.0f}", *shares, *times]

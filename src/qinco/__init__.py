@@ -22,7 +22,10 @@ from qinco.version import __version__
 if TYPE_CHECKING:
     from qinco.codec import Codec, ProductCodec
     from qinco.codec.centroids import kmeans
+    from qinco.codec.convert import convert_codec
+    from qinco.codec.decode_file import decode_file
     from qinco.codec.evaluate import benchmark, evaluate, measure_time
+    from qinco.codec.files import encode_file
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
     from qinco.datasets.fetch import download
     from qinco.decoders.lookup import LookupDecoder
@@ -62,8 +65,11 @@ __all__ = [
     "benchmark",
     "build_index",
     "check_installation",
+    "convert_codec",
+    "decode_file",
     "describe",
     "download",
+    "encode_file",
     "evaluate",
     "evaluate_decoder",
     "exhaustive_recall",
@@ -81,6 +87,9 @@ _HOMES = {
     "Codec": "qinco.codec",
     "ProductCodec": "qinco.codec",
     "Codes": "qinco.store.codes",
+    "convert_codec": "qinco.codec.convert",
+    "decode_file": "qinco.codec.decode_file",
+    "encode_file": "qinco.codec.files",
     "benchmark": "qinco.codec.evaluate",
     "evaluate": "qinco.codec.evaluate",
     "measure_time": "qinco.codec.evaluate",

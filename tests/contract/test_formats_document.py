@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from qinco import Codec, EncodeOptions, ModelConfig
+from qinco import Codec, EncodeOptions, ModelConfig, encode_file
 from qinco.model.qinco import Qinco
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "formats.md"
@@ -68,6 +68,17 @@ def test_printed_decoder_joins_parts(printed, tmp_path, rotated):
         codes = random_codes(codec.config, 2 * m)
         decoded = printed["decode"](header, tensors, codes)
         np.testing.assert_allclose(decoded, codec.decode(codes), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qinco2", "ivf"])
+def test_printed_reader_reads_folders_of_codes(printed, tmp_path, name):
+    codec = random_codec(0, **ARCHITECTURES[name])
+    x_ND = np.random.default_rng(3).standard_normal((50, 6))
+    encode_file(codec, x_ND, tmp_path / "codes", shard_rows=20)
+    codes, lists = printed["read_codes"](tmp_path / "codes")
+    expected = codec.encode(x_ND)
+    assert np.array_equal(codes, expected.codes)
+    assert lists is None if expected.lists is None else np.array_equal(lists, expected.lists)
 
 
 def test_every_tensor_name_is_in_the_document():

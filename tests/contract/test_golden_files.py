@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from qinco.codec import Codec
+from qinco.codec.files import encode_file
+from qinco.errors import DataError
 from qinco.search.index import Index
 from qinco.search.options import SearchOptions
-from qinco.store.folder import read_index_manifest
+from qinco.store.codes import Codes
+from qinco.store.manifest import read_manifest
 from qinco.store.tensors import read_header
 
 DATA = Path(__file__).parents[1] / "data"
@@ -57,6 +60,21 @@ def test_their_header_is_of_version_one(name):
     header = read_header(DATA / f"{name}.safetensors")
     assert set(header) == {"kind", "format_version", "model", "num_parts", "encode", "provenance"}
     assert (header["kind"], header["format_version"]) == ("codec", 1)
+
+
+# Folders of codes
+
+
+def test_folders_of_codes_hold_the_same_codes(tmp_path):
+    codec, arrays = Codec.load(DATA / "golden-ivf-codec-v1.safetensors"), np.load(DATA / "golden-ivf-codec-v1.npz")
+    whole = Codes.load(DATA / "golden-codes-v1", codec)
+    assert np.array_equal(whole.codes, arrays["codes"]) and np.array_equal(whole.lists, arrays["lists"])
+    with pytest.raises(DataError, match="2 of 3 shards"):
+        Codes.load(DATA / "golden-begun-codes-v1", codec)
+    shutil.copytree(DATA / "golden-begun-codes-v1", tmp_path / "codes")
+    done = encode_file(codec, arrays["vectors"], tmp_path / "codes", shard_rows=16, resume=True)
+    assert (done.num_done, done.complete) == (8, True)
+    assert np.array_equal(Codes.load(tmp_path / "codes", codec).codes, arrays["codes"])
 
 
 # Indexes
@@ -119,7 +137,7 @@ def test_indexes_are_changed_and_saved(golden_index, tmp_path):
 
 @pytest.mark.parametrize("name", INDEXES)
 def test_their_manifest_is_of_version_one(name):
-    manifest = read_index_manifest(DATA / name)
+    manifest = read_manifest(DATA / name, "index")
     arrays = {f"{name}.npy" for name in ("centroids", "tables", "levels", "starts", "codes", "ids")}
     extra = {"golden-index-v1": "pairwise.safetensors", "golden-graph-index-v1": "graph.faissindex"}[name]
     assert set(manifest.files) == arrays | {"codec.safetensors", extra}

@@ -10,7 +10,7 @@ import qinco
 from qinco.cli import main
 from qinco.search.coarse import MIN_GRAPH_LISTS
 from qinco.search.measure.timing import measure
-from qinco.store.folder import read_index
+from qinco.store.folder import read_folder
 from qinco.vectors.formats import write_vectors
 
 SMALL = {"num_steps": 3, "codebook_size": 16, "num_blocks": 1, "embed_dim": 12, "hidden_dim": 16, "epochs": 0}
@@ -123,9 +123,9 @@ def test_codes_of_every_form_give_the_same_index(form, tmp_path, capsys):
     told = ["ivf_centroids=coarse.npy"] + ([] if form == "npz" else ["M=3", "K=16"])
     run_json(capsys, "build_index", *codes, *told, f"output={tmp_path}/told")
     run_json(capsys, "build_index", *codes, model, f"output={tmp_path}/known")
-    expected = read_index("ix").arrays
+    expected = read_folder("ix", "index").arrays
     for built in ("told", "known"):
-        found = read_index(tmp_path / built).arrays
+        found = read_folder(tmp_path / built, "index").arrays
         for name in ("starts", "codes", "ids"):
             np.testing.assert_array_equal(found[name], expected[name])
 
@@ -434,7 +434,7 @@ WRONG = {
     "codes of other vectors": (build(encoded_trainset="ivf_base"), 3, "of other vectors than"),
     "more codes than vectors": (build(trainset="base.npy"), 3, "1500 vectors, base.npy has 400"),
     "vectors as codes": (build("M=3", "K=16", encoded_db="base.npy"), 3, "codes are integers"),
-    "codes as vectors": (build(trainset="ivf_train/codes-00000.npy"), 3, "3 dimensions"),
+    "codes as vectors": (build(trainset="shard.npy"), 3, "3 dimensions"),
     "codes that say nothing": (build(encoded_db="gt.ivecs"), 2, "M= and K="),
     "codes out of range": (build("K=16", "M=3", IVF, encoded_db="large.npz"), 3, "large.part_0.npz"),
     "lists out of range": (build(IVF, encoded_db="far.npz"), 3, "out of range"),
@@ -472,7 +472,7 @@ WRONG = {
     "pairs exist": (f"{PAIRS} output=pairs.safetensors", 2, "overwrite=true"),
     "tables": (f"{PAIRS} output=n.pt tables=int8", 2, "float16"),
     "no index": (find("index=nowhere"), 3, "nowhere"),
-    "codes as an index": (find("index=ivf_base"), 3, "no index"),
+    "codes as an index": (find("index=ivf_base"), 3, "manifest.json"),
     "vectors as an index": (find("index=base.npy"), 3, "base.npy"),
     "faiss without a model": (find("index=ix.faissindex"), 2, "model="),
     "faiss of another codec": (find("index=ix.faissindex", OTHER), 3, "centroids are not the model's"),
@@ -515,6 +515,7 @@ def wrong_files(folder) -> None:
     write_vectors(folder / "wide.npy", np.zeros((QUERIES, DIM + 1), np.float32))
     write_vectors(folder / "shifted.npy", np.load(folder / "coarse.npy") + 1)
     np.save(folder / "empty.npy", np.empty((0, 3), np.uint8))
+    (folder / "shard.npy").symlink_to(next((folder / "ivf_train").glob("codes_*.npy")))
     for name, column, value in (("large", 2, 16), ("far", 0, LISTS)):
         codes = np.zeros((50, 4), np.int64)
         codes[9, column] = value

@@ -127,7 +127,7 @@ def test_a_log_beyond_the_saved_state_is_cut(tmp_path):
 @pytest.mark.parametrize("part", [1, 2], ids=["first part", "second part"])
 def test_a_product_codec_resumes(tmp_path, part):
     x, settings = random_vectors(300, 4), SMALL | {"num_parts": 2, "rotate": True}
-    Codec.fit(x, num_parts=2, output=tmp_path / "whole", **settings)
+    Codec.fit(x, output=tmp_path / "whole", **settings)
     seen = []
 
     def on_report(report):
@@ -136,7 +136,7 @@ def test_a_product_codec_resumes(tmp_path, part):
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        Codec.fit(x, num_parts=2, output=tmp_path / "cut", on_report=on_report, **settings)
-    Codec.fit(x, num_parts=2, output=tmp_path / "cut", resume=True, **settings)
+        Codec.fit(x, output=tmp_path / "cut", on_report=on_report, **settings)
+    Codec.fit(x, output=tmp_path / "cut", resume=True, **settings)
     assert same_tensors(tmp_path / "whole", tmp_path / "cut")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]

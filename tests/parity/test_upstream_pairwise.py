@@ -11,7 +11,7 @@ from parity_files import EXISTS, MISSING, PARITY
 
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.store.code_files import open_encoded_set
+from qinco.store.codes import Codes
 from qinco.store.decoder import load_pairwise, save_pairwise
 
 CODE_SIZE, CODEBOOK_SIZE = 4, 256
@@ -25,7 +25,7 @@ def folder():
 
 
 def codes_and_lists(path):
-    return next(open_encoded_set(path, CODE_SIZE, CODEBOOK_SIZE, is_ivf=True).blocks())
+    return tuple(Codes.load(path, num_codes=CODE_SIZE, codebook_size=CODEBOOK_SIZE))
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from qinco.errors import DataError
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
-from qinco.store.code_store import MANIFEST
-from qinco.store.folder import read_index, read_index_manifest, write_index
+from qinco.store.folder import read_folder, write_folder
+from qinco.store.manifest import MANIFEST, read_manifest
 
 checked = settings(deadline=None, max_examples=100)
 
@@ -135,7 +135,7 @@ CODEC = b"a codec" * 9
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("index")
-    with write_index(folder, SETTINGS) as writer:
+    with write_folder(folder, "index", SETTINGS) as writer:
         for name, array in ARRAYS.items():
             writer.put(name, array)
         writer.file("codec.bin").write_bytes(CODEC)
@@ -157,7 +157,7 @@ def changed(original, **changes):
 def read(folder, mmap=True, check_settings=True) -> str | None:
     """The sentence that refuses an index; None where it is the original one."""
     try:
-        found = read_index(folder, mmap=mmap)
+        found = read_folder(folder, "index", mmap=mmap)
     except DataError as error:
         message = str(error)
         assert 10 < len(message) < 400 and message.isprintable(), message
@@ -281,7 +281,8 @@ def test_manifests_with_any_value_in_a_field(original, name, value):
     content = json.loads(original[MANIFEST])
     with changed(original, manifest=signed(content | {name: value})) as folder:
         message = read(folder, check_settings=False)
-        is_free = name == "x" or value == content[name] or (name == "files" and value == {})
+        is_same = name in content and type(value) is type(content[name]) and value == content[name]
+        is_free = name == "x" or is_same or (name == "files" and value == {})
         assert (message is None) == is_free
         assert "newer" in message if (name, value) == ("format_version", 2) else True
 
@@ -332,7 +333,7 @@ def test_manifests_with_files_of_any_name(original, name):
 def test_what_the_manifest_says_is_there_without_the_files(original):
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, MANIFEST).write_bytes(original[MANIFEST])
-        manifest = read_index_manifest(folder)
+        manifest = read_manifest(folder, "index")
     assert manifest.settings == SETTINGS
     assert manifest.files["tables.npy"].shape == (2, 3, 4) and manifest.files["tables.npy"].dtype == "<f4"
     for name, stored in manifest.files.items():

@@ -10,6 +10,7 @@ from qinco.cli.keys import Settings
 from qinco.config import EncodeOptions, suggest
 from qinco.datasets.catalogue import DATASETS, find_dataset
 from qinco.errors import ConfigError, DataError
+from qinco.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,6 +108,57 @@ def open_queries(settings: Settings, dim: int, num_vectors: int | None) -> "tupl
             "of another database, or ds.db leaves vectors out"
         )
     return next(block for _, block in queries.blocks(len(queries))), truth[:, 0]
+
+
+def open_codes(settings: Settings, name: str, codec: "qinco.Codec | None"):
+    """The codes that the key `name` names; `M` and `K` say how many there are if neither they nor a codec do."""
+    from qinco.search.code_file import open_codes
+
+    return open_codes(settings[name], codec, settings["M"], settings["K"])
+
+
+def check_num_centroids(settings: Settings) -> None:
+    """Raise ConfigError if `ivf_K=` is not the number of vectors in `ivf_centroids=`."""
+    path, wanted = settings["ivf_centroids"], settings["ivf_K"]
+    if path is not None and wanted is not None and (found := len(qinco.open_vectors(path))) != wanted:
+        raise ConfigError(f"ivf_K={wanted}, but {path} holds {found} centroids")
+
+
+def open_decoder(settings: Settings, codec: "qinco.Codec", progress: Progress):
+    """The decoder that `decoder=` names; None for the codec itself.
+
+    Look-up tables are those of `index=`, or are fitted to `trainset=`; pairs come from `pairwise_decoder=` or `index=`.
+    """
+    from qinco.search.fit import open_pairwise
+    from qinco.search.measure.sweep import open_searcher
+
+    name, path, pairs = settings["decoder"], settings["index"], settings["pairwise_decoder"]
+    if name == "neural":
+        for key in ("index", "pairwise_decoder"):
+            if settings[key] is not None:
+                raise ConfigError(f"{key}= has no effect with decoder=neural: give decoder=lookup or decoder=pairwise")
+        return None
+    if settings["prefix"] is not None:
+        raise ConfigError(f"prefix= shortens codes for the network, and decoder={name} takes whole ones: leave it out")
+    index = None if path is None else open_searcher(path, codec, pairs if name == "pairwise" else None)
+    if name == "pairwise":
+        sizes = codec.num_codes, codec.config.codebook_size, codec.dim
+        decoder = open_pairwise(pairs, *sizes, codec.coarse_centroids) if index is None else index.pairwise
+        if decoder is None:
+            raise ConfigError("decoder=pairwise needs pairwise_decoder=FILE, which task train_pairwise_decoder writes")
+        return decoder
+    if index is not None:
+        return getattr(index, "tables", index).lookup
+    if settings["trainset"] is None and find_dataset(settings["db"]) is None:
+        raise ConfigError("decoder=lookup needs index=, whose tables are taken, or trainset=, vectors to fit tables to")
+    source = open_trainset(settings)
+    if not len(source):
+        raise DataError(f"{source.name} holds no vectors to fit look-up tables to")
+    given = settings.given("search.aq_training_samples")
+    num_training = settings["search.aq_training_samples"] if given else None
+    return qinco.fit_lookup_decoder(
+        source, codec=codec, num_training=num_training, seed=settings["seed"], progress=progress
+    ).decoder
 
 
 def mse_scale(settings: Settings) -> float:

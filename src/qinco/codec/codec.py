@@ -258,7 +258,7 @@ class Codec:
             for first, block_ND in source.window(rows.start, rows.stop).blocks(self.block_rows)
         )
         for first, sent in read_ahead(blocks) if len(source) > self.block_rows else blocks:
-            lists_N = self._assign(sent[0]) if self.is_ivf else None
+            lists_N = self._assign(torch.as_tensor(sent[0])) if self.is_ivf else None
             found = [p.encode(x, lists_N, options, num_steps) for p, x in zip(packings, sent, strict=True)]
             yield first, Codes(found[0] if len(found) == 1 else np.concatenate(found, 1), lists_N)
 

@@ -1,10 +1,10 @@
-"""Decoding any number of codes to a file of vectors: in blocks, resumed after any end.
+"""Decoding codes to a file of vectors, resumed after an interruption.
 
 Shape suffixes: N vectors, D dimension, M codes of a vector, S sampled vectors.
 """
 
 import os
-from collections.abc import Callable
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
@@ -14,175 +14,183 @@ import numpy as np
 
 from qinco.atomic import check_output
 from qinco.codec.codec import Codec
+from qinco.codec.files import FileResult, interruption
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.store.code_files import EncodedSet, is_directory, open_encoded_set
-from qinco.store.code_store import read_manifest
+from qinco.progress import ProgressOption, reporting
+from qinco.store.code_files import lists_beside
 from qinco.store.codes import Codes
 from qinco.store.decoded_part import DecodedPart, Record, open_part, remove_record
 from qinco.vectors.formats import FLOAT_SUFFIXES, VectorWriter, open_array
+from qinco.vectors.rows import spread_rows
 
-_CHECK_ROWS, _SAMPLED_ROWS = 1 << 20, 256
-# What two machines decode differs by less than this part of a vector; in bf16 it differs by more from float32's.
-_SAME, _SAME_BF16 = 1e-5, 1e-2
-
-
-def open_codes(codec: Codec, path: str | os.PathLike, lists=None) -> EncodedSet:
-    """The codes of a codec in a file or folder, one at least; raises DataError for those of another one.
-
-    lists: path of the list numbers, where they are neither within nor beside the codes
-    """
-    if is_directory(path) and read_manifest(path).codec != codec.fingerprint():
-        raise DataError(f"{path} holds codes of another codec: give the model that they were encoded with")
-    codes = open_encoded_set(path, codec.num_codes, codec.config.codebook_size, codec.is_ivf, lists)
-    if len(codes) == 0:
-        raise DataError(f"{path} holds no codes")
-    return codes
+# Two machines decode a vector alike up to this part of its length; bf16 differs more from float32.
+_TOLERANCES = {"float32": 1e-5, "bf16": 1e-2}
 
 
 def decode_file(
     codec: Codec,
-    codes: EncodedSet,
+    codes,
     output: str | os.PathLike,
     *,
-    prefix: int | None = None,
+    lists=None,
+    num_steps: int | None = None,
     precision: str = "float32",
     resume: bool = False,
     overwrite: bool = False,
     inputs=(),
-    on_progress: Callable[[int], None] = lambda done: None,
-) -> None:
-    """Decode codes to `output`, float32 vectors (N, D) in a .npy, .fvecs or .fbin file.
+    save_seconds: float = 1.0,
+    progress: ProgressOption = None,
+) -> FileResult:
+    """Decode codes to a file of vectors, in bounded memory.
 
-    codes:     of `open_codes`
-    prefix:    decode the first steps of the codes only
-    precision: "float32" or "bf16"
-    resume:    go on where an earlier call was ended, at whatever instant; the file is that of a call that was not
-    overwrite: replace what is there
-    inputs:    files and folders that are read and must not be replaced
+    Vectors are collected in `NAME.part`, with a record `NAME.part.json`, until all are there. A resumed call gives the
+    same file as one that was never interrupted. Memory: two blocks of vectors.
 
-    Memory is bounded by two blocks of vectors: one is written while the next is decoded.
-    Raises ConfigError and DataError before any work, all codes having been looked through, ConfigError too where
-    `resume` finds vectors of other codes or of another codec, and ResourceError where the disk refuses; what was
-    decoded stays for `resume` then.
+    Args:
+        codec: the codec that made the codes.
+        codes: path of a file or folder, Codes, or an integer array (N, M).
+        output: .npy, .fvecs or .fbin file of float32 (N, D).
+        lists: path of the list numbers, if they are neither within nor beside the codes; or an integer array (N,).
+        num_steps: decode the first steps of the codes only.
+        precision: "float32" or "bf16".
+        resume: continue after an interruption.
+        overwrite: replace an existing output.
+        inputs: further files and folders that are read and must not be replaced.
+        save_seconds: how often progress is recorded: what a killed process can lose, besides a block.
+        progress: see `qinco.progress`.
+
+    Returns:
+        A FileResult.
+
+    Raises:
+        ConfigError: the output cannot be written, or holds other vectors.
+        DataError: the codes are not those of the codec; all are checked before anything is written.
+        ResourceError: the disk is full or cannot be written; what was decoded is kept.
+
+    Example:
+        >>> decode_file(codec, "codes", "decoded.fvecs")
     """
-    target = _check_name(output, inputs)
-    record = plan(codec, codes, Path(output).suffix.lower(), prefix, precision)
-    path = Path(f"{target}.part")
-    if resume and target.exists() and not path.exists():
-        _check_made(output, codec, codes, prefix, precision)
-        remove_record(path)  # left by a kill after the output was made
-        on_progress(len(codes))
-        return
-    check_output(output, overwrite=overwrite or (resume and path.exists()), inputs=inputs)
-    writer = VectorWriter(output, codec.dim, np.float32, len(codes))
-    with open_part(path, writer, record, resume=resume, overwrite=overwrite) as part:
-        _check_all(codec, codes)
-        part.begin()
-        _decode_rows(part, codec, codes, prefix, precision, on_progress)
-        part.finish(target)
+    started = time.monotonic()
+    if isinstance(codes, str | os.PathLike):
+        inputs = [*inputs, codes, lists_beside(codes), lists if isinstance(lists, str | os.PathLike) else None]
+        stored = Codes.load(codes, codec, lists=lists)
+    else:
+        stored = Codes.of(codes, lists)
+    if len(stored) == 0:
+        raise DataError(f"{stored.name} holds no codes")
+    target = _check_vector_output(output, inputs)
+    record = _record(codec, stored, Path(output).suffix.lower(), num_steps, precision)
+    part_path, count = Path(f"{target}.part"), len(stored)
+    with reporting(progress) as report, interruption("the decoded vectors are kept"):
+        if resume and target.exists() and not part_path.exists():
+            _check_decoded(output, codec, stored, num_steps, precision)
+            remove_record(part_path)  # left by a kill after the output was made
+            report("decoding", count, count, "vector")
+            return FileResult(Path(output), count, 0, True, time.monotonic() - started)
+        check_output(output, overwrite=overwrite or (resume and part_path.exists()), inputs=inputs)
+        writer = VectorWriter(output, codec.dim, np.float32, count)
+        with open_part(part_path, writer, record, resume, overwrite, save_seconds) as part:
+            _check_all(codec, stored)
+            part.begin()
+            begun = part.record.rows
+            _decode_rows(part, codec, stored, num_steps, precision, report)
+            part.finish(target)
+    return FileResult(Path(output), count, count - begun, True, time.monotonic() - started)
 
 
-def plan(codec: Codec, codes: EncodedSet, form: str, prefix: int | None, precision: str) -> Record:
+def _record(codec: Codec, codes: Codes, suffix: str, num_steps: int | None, precision: str) -> Record:
     """What the file of vectors is to hold."""
-    digest = sha256(repr(codes.codes.shape).encode())
-    for sampled in _sample(codec, codes)[1:]:
-        if sampled is not None:
-            digest.update(sampled.astype("<i8").tobytes())
+    sample = _sample(codec, codes)[1]
+    digest = sha256(repr(codes.shape).encode() + sample.codes.astype("<i8").tobytes())
+    if sample.has_lists:
+        digest.update(sample.lists.astype("<i8").tobytes())
     return Record(
         num_vectors=len(codes),
         dim=codec.dim,
         codec=codec.fingerprint(),
         codes=digest.hexdigest(),
-        prefix=codec.config.num_steps if prefix is None else prefix,
+        prefix=codec.config.num_steps if num_steps is None else num_steps,
         precision=precision,
         engine=codec.encode_options.engine,
-        format=form,
+        format=suffix,
     )
 
 
-def _decode_rows(part: DecodedPart, codec, codes: EncodedSet, prefix, precision: str, on_progress) -> None:
-    """Decode what is missing; a block is written by a thread while the next one is decoded.
+def _decode_rows(part: DecodedPart, codec: Codec, codes: Codes, num_steps, precision: str, report) -> None:
+    """Decode what is missing; a thread writes each block while the next one is decoded.
 
-    Blocks begin where they do in a call that was never ended, for what torch computes may depend on it.
+    Blocks begin where they do in a call that was not interrupted, since what torch computes may depend on it.
     """
-    on_progress(part.record.rows)
+    report("decoding", part.record.rows, len(codes), "vector")
     writing: Future | None = None
     try:
         with ThreadPoolExecutor(1, "write vectors") as pool:
-            for codes_NM, lists_N in codes.blocks(codec.block_rows, part.record.rows):
-                for _, block_ND in codec.decode_blocks(Codes(_columns(codec, codes_NM, prefix), lists_N), precision):
+            for _, block in codes.blocks(codec.block_rows, part.record.rows):
+                for _, block_ND in _decode_blocks(codec, block, num_steps, precision):
                     if writing is not None:
-                        on_progress(writing.result())
+                        report("decoding", writing.result(), len(codes), "vector")
                     writing = pool.submit(part.append, block_ND)
             if writing is not None:
-                on_progress(writing.result())
+                report("decoding", writing.result(), len(codes), "vector")
     except BaseException:
-        with suppress(OSError, ResourceError):  # what is on disk already stays in any case
+        with suppress(OSError, ResourceError):  # what is on disk already is kept in any case
             part.save()
         raise
 
 
-def _check_made(output, codec, codes: EncodedSet, prefix: int | None, precision: str) -> None:
-    """Raise where an output that is to be resumed, and seems to be whole, is of other codes or of another codec.
+def _decode_blocks(codec: Codec, codes: Codes, num_steps: int | None, precision: str):
+    """Yield (first row, float32 vectors) of codes, of which the first steps are used."""
+    return codec.decode_blocks(codes if num_steps is None else codec.prefix(codes, num_steps), precision)
+
+
+def _check_decoded(output, codec: Codec, codes: Codes, num_steps: int | None, precision: str) -> None:
+    """Raise ConfigError if a finished output is of other codes or of another codec.
 
     The file does not say of which, so some vectors are decoded again; machines round differently.
     """
-    there = open_array(output)
-    if there.shape != (len(codes), codec.dim) or there.dtype != np.float32:
-        raise ConfigError(
-            f"{output} holds {there.dtype} {there.shape}, not float32 {(len(codes), codec.dim)}: "
-            "give overwrite=true without resume to replace it"
-        )
-    rows_S, codes_SM, lists_S = _sample(codec, codes)
-    same, tolerance = 0, _SAME if precision == "float32" else _SAME_BF16
-    for first, decoded_ND in codec.decode_blocks(Codes(_columns(codec, codes_SM, prefix), lists_S), precision):
-        there_ND = there[rows_S[first : first + len(decoded_ND)]]
-        bounds_N = tolerance * np.linalg.norm(decoded_ND, axis=1)
-        same += int((np.linalg.norm(there_ND - decoded_ND, axis=1) <= bounds_N).sum())
+    there, wanted = open_array(output), (len(codes), codec.dim)
+    remedy = "give overwrite=true without resume to replace it"
+    if there.shape != wanted or there.dtype != np.float32:
+        raise ConfigError(f"{output} holds {there.dtype} {there.shape}, not float32 {wanted}: {remedy}")
+    rows_S, sample = _sample(codec, codes)
+    same = 0
+    for first, decoded_ND in _decode_blocks(codec, sample, num_steps, precision):
+        difference_ND = there[rows_S[first : first + len(decoded_ND)]] - decoded_ND
+        bounds_N = _TOLERANCES[precision] * np.linalg.norm(decoded_ND, axis=1)
+        same += int((np.linalg.norm(difference_ND, axis=1) <= bounds_N).sum())
     if 4 * same < 3 * len(rows_S):
         raise ConfigError(
-            f"{output} holds other vectors than this model and these settings decode {codes.name} to: "
-            "give overwrite=true without resume to replace it"
+            f"{output} holds other vectors than this model and these settings decode {codes.name} to: {remedy}"
         )
 
 
-def _check_all(codec, codes: EncodedSet) -> None:
-    """Raise DataError for what are no codes of the codec."""
-    try:
-        for codes_NM, lists_N in codes.blocks(_CHECK_ROWS):
-            codec.check_codes(codes_NM, lists_N)
-    except DataError as error:
-        raise DataError(f"{codes.name}: {error}") from None
-
-
-def _check_name(output: str | os.PathLike, inputs) -> Path:
-    """The file that `output` is, links followed; raises ConfigError where it cannot be written, or is read."""
-    target = Path(os.path.realpath(check_output(output, overwrite=True, inputs=inputs)))
-    for name in inputs:
-        if name is not None and target.is_relative_to(os.path.realpath(name)):
-            raise ConfigError(f"output={output} lies in {name}, which is read: give it another place")
-    if Path(output).suffix.lower() not in FLOAT_SUFFIXES:
-        raise ConfigError(f"output={output}: vectors are written to {', '.join(FLOAT_SUFFIXES)} files")
-    return target
-
-
-def _sample(codec, codes: EncodedSet) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Some row numbers, spread over all codes, with the codes (S, M) and list numbers (S,) or None, which are checked.
-
-    Raises DataError for what are no codes of the codec.
-    """
-    rows_S = np.unique(np.linspace(0, len(codes) - 1, min(_SAMPLED_ROWS, len(codes))).astype(np.int64))
+def _sample(codec: Codec, codes: Codes) -> tuple[np.ndarray, Codes]:
+    """Row numbers spread over all codes, and the codes there, which are checked."""
+    rows_S = spread_rows(len(codes))
     # A code with its list number: the parts of an .npz file are unpacked once for both.
-    pieces = [next(codes.blocks(1, row)) for row in rows_S.tolist()]
-    codes_SM = np.concatenate([piece for piece, _ in pieces])
-    lists_S = None if codes.lists is None else np.concatenate([piece for _, piece in pieces])
+    sample = Codes.concatenate([codes[row : row + 1] for row in rows_S.tolist()])
     try:
-        codec.check_codes(codes_SM, lists_S)
+        codec.check_codes(sample)
     except DataError:
         _check_all(codec, codes)  # which says the row
         raise
-    return rows_S, codes_SM, lists_S
+    return rows_S, sample
 
 
-def _columns(codec, codes_NM: np.ndarray, prefix: int | None) -> np.ndarray:
-    return codes_NM if prefix is None else codec.prefix(codes_NM, prefix)
+def _check_all(codec: Codec, codes: Codes) -> None:
+    """Raise DataError for codes that are not those of the codec."""
+    try:
+        codec.check_codes(codes)
+    except DataError as error:
+        raise error if codes.name in str(error) else DataError(f"{codes.name}: {error}") from None
+
+
+def _check_vector_output(output: str | os.PathLike, inputs) -> Path:
+    """The file that `output` is, links followed; raises ConfigError if it cannot be written, or is read."""
+    target = Path(os.path.realpath(check_output(output, overwrite=True, inputs=inputs)))
+    for name in inputs:
+        if name is not None and target.is_relative_to(os.path.realpath(name)):
+            raise ConfigError(f"output={output} lies in {name}, which is read: give another output")
+    if Path(output).suffix.lower() not in FLOAT_SUFFIXES:
+        raise ConfigError(f"output={output}: vectors are written to {', '.join(FLOAT_SUFFIXES)} files")
+    return target

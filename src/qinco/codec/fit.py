@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def fit(
         device: "auto", "cpu", "cuda" or "cuda:N".
         coarse_centroids: (V, D) vectors: an IVF codec, whose reconstructions start at the nearest of them.
         initial: codec whose architecture, weights and epoch the run continues from.
-        recipe: "default", or "paper" for the published one (QINCo2 paper, section 4).
+        recipe: "default", or "paper" for the published one, of QINCo or QINCo2.
         num_parts: cut the vectors into so many parts, and train a model for each (PQ-QINCo; QINCo paper, section 5.3).
         rotate: with parts: learn a rotation that spreads the variance over them (OPQ).
         tensorboard: folder for TensorBoard curves (of each part in a folder `part_i` there).
@@ -119,7 +119,7 @@ def fit(
     split_validation(source, plan.train_options.num_valid, plan.model_config.codebook_size)
     processes = Processes(choose_device(device))
     if tensorboard is not None:
-        summary_writer()  # the curves of parts are opened late
+        summary_writer()  # must not be missed after a part has been trained
     with explained_interrupts(output), reporting(progress if processes.is_main else False) as report:
         runs = _Runs(plan, processes, resume, overwrite, mse_scale, report, on_report)
         if num_parts > 1:
@@ -145,15 +145,8 @@ class _Runs:
         plan, processes = self.plan, self.processes
         train, valid = split_validation(source, plan.train_options.num_valid, plan.model_config.codebook_size)
         saved = self._open(source, output)
-        listeners = [] if self.on_report is None else [self.on_report]
-        with ExitStack() as stack:
-            if processes.is_main:
-                listeners.insert(0, stack.enter_context(monitor(self.progress, self.mse_scale, tensorboard)))
-
-            def listen(report: Report) -> None:
-                for listener in listeners:
-                    listener(report)
-
+        shown = monitor(self.progress, self.mse_scale, tensorboard, self.on_report)
+        with shown if processes.is_main else nullcontext(self.on_report or (lambda report: None)) as listen:
             if saved is None:
                 check_values(source, self.progress)
             processes.wait()

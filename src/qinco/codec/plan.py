@@ -18,7 +18,7 @@ from qinco.config import (
     named,
     suggest,
 )  # fmt: skip
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError, DataError, differences
 from qinco.model.qinco import Qinco
 from qinco.progress import Progress, silent
 from qinco.store.codec import CHECKPOINT_SUFFIX
@@ -187,18 +187,17 @@ def check_values(source: VectorSource, report: Progress = silent) -> None:
 def check_same_run(output, header: dict, plan: TrainingPlan, num_vectors: int, fingerprint: str) -> None:
     """Raise ConfigError where the saved state of `output` belongs to another run."""
     path = state_path(output)
-    differences = [
-        f"{named(name)}={header[part].get(name)!r} there, {value!r} here"
+    found = [
+        phrase
         for part, wanted in plan.header().items()
-        for name, value in wanted.items()
-        if header[part].get(name) != value
+        for phrase in differences(*({named(name): of.get(name) for name in wanted} for of in (header[part], wanted)))
     ]
     if header["num_vectors"] != num_vectors:
-        differences.append(f"{header['num_vectors']} vectors there, {num_vectors} here")
+        found.append(f"{header['num_vectors']} vectors there, {num_vectors} here")
     elif header["fingerprint"] != fingerprint:
-        differences.append("other training vectors or coarse centroids there")
-    if differences:
+        found.append("other training vectors or coarse centroids there")
+    if found:
         raise ConfigError(
-            f"{path} is the state of another run ({'; '.join(differences)}): resume with the same settings, or give "
+            f"{path} is the state of another run ({'; '.join(found)}): resume with the same settings, or give "
             f"overwrite=true without resume, or continue from its codec with model={output} and another output"
         )

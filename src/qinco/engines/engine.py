@@ -27,7 +27,7 @@ class Packed(Protocol):
     """A model packed by an engine. Vectors are float32 in data space."""
 
     def send(self, x_ND: np.ndarray) -> Any:
-        """Start the transfer of vectors (N, D) to the engine's device. Called from the read-ahead thread."""
+        """Vectors (N, D), as an array or tensor, on their way to the engine's device. Called when reading ahead."""
 
     def encode(
         self, x_ND: Any, lists_N: np.ndarray | None, options: EncodeOptions, num_steps: int | None = None
@@ -41,7 +41,7 @@ class Packed(Protocol):
 
 
 class Engine(Protocol):
-    """Encodes and decodes with models. One that training can use packs them as `TensorModel`."""
+    """Encodes and decodes with models. For training, and on a GPU, it packs them as a `TensorModel`."""
 
     name: str
 

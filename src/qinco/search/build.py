@@ -34,9 +34,9 @@ from qinco.search.parts import IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
 from qinco.store.code_files import is_directory, is_folder
-from qinco.store.code_store import MANIFEST
 from qinco.store.codes import Codes
-from qinco.store.folder import check_index_output, is_index, write_index
+from qinco.store.folder import check_folder_output, write_folder
+from qinco.store.manifest import MANIFEST, is_kind
 from qinco.vectors.formats import split_part
 from qinco.vectors.rows import VectorSource, as_source
 
@@ -289,7 +289,7 @@ def build_index(
 
 def _write_folder(output: Path, codec: Codec | None, parts: IndexParts, database: CodeFile, report: Progress) -> float:
     """Write an index, its vectors straight to disk; bytes a vector."""
-    with write_index(output, {}) as writer:
+    with write_folder(output, "index", {}) as writer:
         put_parts(writer, codec, parts)
         lists = fill_lists(parts.tables, database, range(len(database)), report, writer.array)
         writer.put("starts", lists.starts)
@@ -351,15 +351,15 @@ def _check_place(output: Path, metric: str, pairwise, index_key: str | None, ove
             )
         check_output(output, overwrite=overwrite, inputs=read)
         return True
-    if not is_folder(output) and not is_index(output):
+    if not is_folder(output) and not is_kind(output, "index"):
         raise ConfigError(
             f"output={output}: an index is written to a folder (a name without suffix) or a {FAISS_SUFFIX} file"
         )
     if index_key is not None:
         raise ConfigError(f"index_key= is the kind of a {FAISS_SUFFIX} file, and output={output} is a folder")
     check_output(output / MANIFEST if is_directory(output) else output, overwrite=True, inputs=read)
-    check_index_output(output)
-    if is_index(output) and not overwrite:
+    check_folder_output(output, "index")
+    if is_kind(output, "index") and not overwrite:
         raise ConfigError(f"{output} holds an index: give overwrite=true to replace it")
     if inside := [name for name in read if Path(name).resolve().is_relative_to(output.resolve())]:
         raise ConfigError(

@@ -15,8 +15,8 @@ from qinco.codec.plan import read_centroids
 from qinco.compat.encoded_sets import read_npz_sizes
 from qinco.errors import ConfigError, DataError
 from qinco.packing import check_codes, check_lists
-from qinco.store.code_files import is_directory, lists_beside, open_encoded_set
-from qinco.store.code_store import read_manifest
+from qinco.store.code_files import is_directory, lists_beside, open_codes_file
+from qinco.store.code_folder import CodeFolder
 from qinco.store.codes import Codes
 from qinco.vectors.mapped import release_pages
 from qinco.vectors.rows import VectorSource, as_source, fingerprint
@@ -134,10 +134,10 @@ def _open_file(path: Path, codec: Codec | None, num_codes: int | None, codebook_
     facts = {"dim": None, "num_lists": None, "fingerprint": None, "source": None}
     sizes = None
     if is_directory(path):
-        manifest = read_manifest(path)
-        sizes = manifest.code_size, manifest.codebook_size
-        facts = {"dim": manifest.dim, "num_lists": manifest.num_lists, "fingerprint": manifest.codec}
-        facts["source"] = manifest.source
+        plan = CodeFolder.read(path).plan
+        sizes = plan.num_codes, plan.codebook_size
+        facts = {"dim": plan.dim, "num_lists": plan.num_lists, "fingerprint": plan.codec}
+        facts["source"] = plan.source or None
     elif path.suffix.lower() == ".npz":
         header, _, has_lists = read_npz_sizes(path)
         sizes = header["M"], header["K"]
@@ -159,8 +159,8 @@ def _open_file(path: Path, codec: Codec | None, num_codes: int | None, codebook_
     beside = lists_beside(path)
     if has_lists and facts["num_lists"] == 0 and not is_directory(path) and not beside.exists():
         raise DataError(f"{path} holds codes without lists, and {beside} is missing: the codec has lists")
-    stored = open_encoded_set(path, num_codes, codebook_size, has_lists)
-    return CodeFile(Codes(stored.codes, stored.lists, str(path)), codebook_size, **facts)
+    codes, lists = open_codes_file(path, num_codes, codebook_size, has_lists)
+    return CodeFile(Codes(codes, lists, str(path)), codebook_size, **facts)
 
 
 def check_same_codec(first: CodeFile, second: CodeFile) -> None:

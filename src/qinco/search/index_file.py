@@ -18,7 +18,7 @@ from qinco.search.parts import IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
 from qinco.store.decoder import load_pairwise, save_pairwise
-from qinco.store.folder import IndexFolder, IndexWriter, read_index, write_index
+from qinco.store.folder import FolderWriter, OpenFolder, read_folder, write_folder
 
 _FILE_SUFFIXES = (".faissindex", ".safetensors", ".pt", ".npy", ".npz", ".json")
 _SIZES = ("num_lists", "code_size", "codebook_size", "dim")
@@ -29,14 +29,14 @@ def save_parts(codec: Codec | None, parts: IndexParts, folder: str | os.PathLike
     """Write an index to a folder, whole or not at all."""
     if (path := as_path(folder)).suffix.lower() in _FILE_SUFFIXES and not path.is_dir():
         raise ConfigError(f"{path}: an index is saved to a folder, give a name without {path.suffix}")
-    with write_index(folder, {}) as writer:
+    with write_folder(folder, "index", {}) as writer:
         put_parts(writer, codec, parts)
         lists = parts.segments[0] if len(parts.segments) == 1 else InvertedLists.merged(parts.segments)
         for name in ("starts", "codes", "ids"):
             writer.put(name, getattr(lists, name))
 
 
-def put_parts(writer: IndexWriter, codec: Codec | None, parts: IndexParts) -> None:
+def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> None:
     """Write all of an index but its inverted lists: settings, tables, codec and pairwise decoder."""
     tables, lookup, pairwise = parts.tables, parts.tables.lookup, parts.pairwise
     writer.settings = {
@@ -68,7 +68,7 @@ def load_parts(
     folder: str | os.PathLike, *, mmap: bool = True, codec: Codec | None = None, device: str = "cpu"
 ) -> tuple[Codec | None, IndexParts]:
     """Read the codec and the parts of an index from a folder; see `Index.load`."""
-    return read_index(folder, lambda opened: _load(opened, codec, device), mmap=mmap)
+    return read_folder(folder, "index", lambda opened: _load(opened, codec, device), mmap=mmap)
 
 
 def as_path(folder) -> Path:
@@ -94,7 +94,7 @@ def check_codec_of(path: Path, codec: Codec | None, sizes: dict) -> None:
         )
 
 
-def _load(opened: IndexFolder, codec: Codec | None, device: str) -> tuple[Codec | None, IndexParts]:
+def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec | None, IndexParts]:
     path, settings, arrays = opened.path, opened.settings, opened.arrays
     try:
         metric = Metric(settings["metric"], float(settings["radius"]))
@@ -128,7 +128,7 @@ def _load(opened: IndexFolder, codec: Codec | None, device: str) -> tuple[Codec 
     return codec, IndexParts(tables, [lists], pairwise, options, next_id, fingerprint)
 
 
-def _codec_of(opened: IndexFolder, given, fingerprint: str | None, device: str) -> Codec | None:
+def _codec_of(opened: OpenFolder, given, fingerprint: str | None, device: str) -> Codec | None:
     """The codec that the folder holds, or the one that was given; raises DataError for another one."""
     if given is None:
         return Codec.load(opened.files[CODEC], device) if CODEC in opened.files else None

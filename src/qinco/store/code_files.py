@@ -1,49 +1,22 @@
-"""Codes of many vectors in every form that is read and written: folders, .npy, .ivecs, .raw and the authors' .npz.
+"""The forms in which codes lie on disk: folders, .npy, .ivecs, .raw and the authors' .npz.
 
 Shape suffixes: N vectors, M codes of a vector.
 """
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from qinco.atomic import write_atomically
-from qinco.compat.encoded_sets import open_npz, write_npz
+from qinco.compat.encoded_sets import npz_part, open_npz, read_npz_sizes, write_npz
 from qinco.errors import ConfigError, DataError
 from qinco.packing import code_dtype, pack_codes, packed_size, unpack_codes
-from qinco.store.code_store import CodeStore
-from qinco.vectors.concat_rows import JoinedRows
+from qinco.store.code_folder import CodeFolder
 from qinco.vectors.formats import VectorWriter, open_array
 from qinco.vectors.mapped import file_size, map_file
 
 FILE_SUFFIXES = (".npy", ".ivecs", ".npz", ".raw")
-BLOCK_ROWS = 1 << 16
-
-
-@dataclass(frozen=True)
-class EncodedSet:
-    """Codes in a file or folder, read when they are asked for.
-
-    codes: rows (N, M) of integers: `shape`, `dtype`, and `[slice]`
-    lists: rows (N, 1) of integers, or None
-    name:  what messages call them: the path, where they have one
-    """
-
-    codes: np.ndarray | JoinedRows
-    lists: np.ndarray | JoinedRows | None = None
-    name: str = "codes"
-
-    def __len__(self) -> int:
-        return self.codes.shape[0]
-
-    def blocks(self, size: int = BLOCK_ROWS, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Yield (codes (n, M), lists (n,) or None) of consecutive vectors, from the vector `first` on."""
-        for start in range(first, len(self), size):
-            part = slice(start, start + size)
-            yield np.asarray(self.codes[part]), None if self.lists is None else np.asarray(self.lists[part])[:, 0]
 
 
 def is_folder(path: str | os.PathLike) -> bool:
@@ -52,7 +25,7 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 
 def is_directory(path) -> bool:
-    """Whether a path is an existing folder; a name that is too long for one is none."""
+    """Whether a path is an existing folder; a name that is too long for one is not."""
     try:
         return Path(path).is_dir()
     except OSError:
@@ -64,64 +37,104 @@ def lists_beside(path: str | os.PathLike) -> Path:
     return Path(f"{Path(path).with_suffix('')}.lists.npy")
 
 
-def open_encoded_set(path, code_size: int, codebook_size: int, is_ivf: bool, lists=None) -> EncodedSet:
-    """The codes in a file or folder, with the list numbers that belong to them.
+def files_of(path: Path, has_lists: bool) -> list[Path]:
+    """The files by which codes in a file are known; an .npz file may have more parts."""
+    if path.suffix.lower() == ".npz":
+        return [path, npz_part(path, 0)]
+    return [path, lists_beside(path)] if has_lists else [path]
 
-    code_size, codebook_size, is_ivf: what the codec makes; a .raw file cannot be read without them
-    lists: path of the list numbers; beside the codes, where the codec has lists and they are not within
 
-    Raises DataError where the file is missing, damaged, or of a codec of other sizes.
+def open_codes_file(
+    path: str | os.PathLike, num_codes: int | None, codebook_size: int | None, has_lists: bool | None, lists=None
+):
+    """Codes in a file or folder, which are read when rows are asked for.
+
+    Args:
+        path: the file or folder.
+        num_codes: M of the codec; None if it is not known. A .raw file cannot be read without it.
+        codebook_size: K of the codec, likewise.
+        has_lists: whether the codec has lists; None takes those that are there.
+        lists: path of the list numbers, if they are neither within nor beside the codes.
+
+    Returns:
+        Rows of codes (N, M), and rows of list numbers (N, 1) or None.
+
+    Raises:
+        DataError: the file is missing, damaged, or of a codec of other sizes.
+        ConfigError: `lists` is given but the codes hold their list numbers, or a .raw file comes without sizes.
     """
-    path = Path(path)
-    within = None
+    path, within = Path(path), None
+    suffix = path.suffix.lower()
     if is_directory(path):
-        store = CodeStore.open(path)
-        codes, within = store.codes, store.lists
-        for name, wanted in (("codebook_size", codebook_size), ("code_size", code_size)):
-            found = getattr(store.manifest, name)
-            if found != wanted:
+        folder = CodeFolder.open(path)
+        codes, within = folder.codes, folder.lists
+        for name, wanted in (("codebook_size", codebook_size), ("num_codes", num_codes)):
+            found = getattr(folder.plan, name)
+            if wanted not in (None, found):
                 raise DataError(f"{path} holds codes of another codec: {name} is {found} there, {wanted} in the model")
-    elif path.suffix.lower() == ".npz":
-        codes, within = open_npz(path, code_size, codebook_size)
-    elif path.suffix.lower() == ".raw":
-        codes = _RawRows(path, code_size, codebook_size.bit_length() - 1)
+    elif suffix == ".npz":
+        if num_codes is None or codebook_size is None:
+            num_codes, codebook_size = map(read_npz_sizes(path).get, "MK")
+        codes, within = open_npz(path, num_codes, codebook_size)
+    elif suffix == ".raw":
+        if num_codes is None or codebook_size is None:
+            raise ConfigError(f"{path} does not say how long its codes are: give codec, or num_codes and codebook_size")
+        codes = _RawRows(path, num_codes, codebook_size.bit_length() - 1)
     else:
         codes = open_array(path)
     if within is not None and lists is not None:
         raise ConfigError(f"{path} holds its list numbers: leave out lists={lists}")
-    if within is None and is_ivf:
-        within = _open_lists(lists_beside(path) if lists is None else lists, codes.shape[0])
-    elif lists is not None:
+    if within is not None:
+        return codes, within
+    if lists is None and not is_directory(path) and (has_lists or (has_lists is None and lists_beside(path).exists())):
+        lists = lists_beside(path)
+    if has_lists is False and lists is not None:
         raise DataError(f"lists={lists} was given, but the codec has none: it was trained without coarse centroids")
-    return EncodedSet(codes, within, str(path))
+    if has_lists and lists is None:
+        raise DataError(f"{path} holds codes without lists, but the codec has lists: give those that it made")
+    return codes, None if lists is None else _open_lists(lists, codes.shape[0])
 
 
-def write_encoded_set(path, codes: EncodedSet, codebook_size: int, dim: int) -> list[Path]:
-    """Write codes to a file in the form of its suffix, in bounded memory; the files that were written.
+def write_codes_file(
+    path: str | os.PathLike, codes, lists, codebook_size: int | None, dim: int | None, *, block_rows: int = 1 << 16
+) -> list[Path]:
+    """Write codes to a file in the form of its suffix, in bounded memory.
 
-    Lists go beside the codes as `lists_beside` says, but into the first column of .npz.
+    Args:
+        path: the file. List numbers go beside it as `lists_beside` says, but into the first column of .npz.
+        codes: rows (N, M).
+        lists: rows (N, 1), an array (N,), or None.
+        codebook_size: K; None keeps the dtype in .npy.
+        dim: D of the vectors, which .npz records.
+        block_rows: vectors that are written at once.
+
+    Returns:
+        The files that were written.
     """
-    path = Path(path)
-    if path.suffix.lower() == ".npz":
-        return write_npz(path, codes.codes, codes.lists, codebook_size, dim)
-    written = []
-    if codes.lists is not None:
+    path, written = Path(path), []
+    suffix, count = path.suffix.lower(), codes.shape[0]
+    if lists is not None and len(lists.shape) == 1:
+        lists = np.asarray(lists)[:, None]
+    if suffix == ".npz":
+        return write_npz(path, codes, lists, codebook_size, dim)
+    blocks = [slice(start, start + block_rows) for start in range(0, count, block_rows)]
+    if lists is not None:
         Path(os.path.realpath(path)).unlink(missing_ok=True)  # a kill must not leave old codes beside new lists
         written.append(lists_beside(path))
-        with VectorWriter(written[0], 1, np.dtype(np.int32), len(codes)) as writer:
-            for _, lists_N in codes.blocks():
-                writer.append(lists_N[:, None])
-    written.append(path)
-    if path.suffix.lower() == ".raw":
+        with VectorWriter(written[0], 1, np.dtype(np.int32), count) as writer:
+            for block in blocks:
+                writer.append(np.asarray(lists[block]))
+    if suffix == ".raw":
         with write_atomically(path) as temporary, temporary.open("wb") as file:
-            for codes_NM, _ in codes.blocks():
-                file.write(pack_codes(codes_NM, codebook_size.bit_length() - 1).tobytes())
-        return written
-    dtype = np.dtype("<i4") if path.suffix.lower() == ".ivecs" else code_dtype(codebook_size)
-    with VectorWriter(path, codes.codes.shape[1], dtype, len(codes)) as writer:
-        for codes_NM, _ in codes.blocks():
-            writer.append(codes_NM.astype(dtype))
-    return written
+            for block in blocks:
+                file.write(pack_codes(np.asarray(codes[block]), codebook_size.bit_length() - 1).tobytes())
+    else:
+        own = codes.dtype if codebook_size is None else code_dtype(codebook_size)
+        dtype = np.dtype("<i4") if suffix == ".ivecs" else own
+        with VectorWriter(path, codes.shape[1], dtype, count) as writer:
+            for block in blocks:
+                writer.append(np.asarray(codes[block]).astype(dtype))
+    return [*written, path]
 
 
 def _open_lists(path, num_vectors: int):
@@ -150,14 +163,14 @@ def _open_column(path, refusal: DataError) -> np.ndarray:
 class _RawRows:
     """Packed codes without a header, unpacked when they are read."""
 
-    def __init__(self, path: Path, code_size: int, bits: int):
-        size, row = file_size(path), packed_size(code_size, bits)
+    def __init__(self, path: Path, num_codes: int, bits: int):
+        size, row = file_size(path), packed_size(num_codes, bits)
         if size % row:
             raise DataError(
-                f"{path} has {size} bytes, which are no whole number of codes of {row} bytes ({code_size} codes of "
-                f"{bits} bits): it is truncated or of another codec"
+                f"{path} has {size} bytes, not a multiple of the {row} bytes of a code ({num_codes} codes of {bits} "
+                "bits): it is truncated or of another codec"
             )
-        self.shape, self.dtype = (size // row, code_size), code_dtype(1 << bits)
+        self.shape, self.dtype = (size // row, num_codes), code_dtype(1 << bits)
         self._bits = bits
         self._packed = map_file(path, np.dtype(np.uint8), (size // row, row)) if size else np.empty((0, row), np.uint8)
 

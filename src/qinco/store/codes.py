@@ -3,13 +3,18 @@
 Shape suffixes: N vectors, M codes of a vector.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from qinco.errors import DataError
+from qinco.atomic import check_output
+from qinco.errors import ConfigError, DataError
 from qinco.packing import pack_codes, unpack_codes
+from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, open_codes_file, write_codes_file
+from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, save_codes
 
 BLOCK_ROWS = 1 << 16
 
@@ -169,6 +174,89 @@ class Codes(NDArrayOperatorsMixin):
             raise DataError("some of the codes have list numbers and others have none: they are of different codecs")
         lists = np.concatenate([part.lists for part in parts]) if parts[0].has_lists else None
         return cls(np.concatenate([part.codes for part in parts]), lists, parts[0].name)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        codec=None,
+        *,
+        num_codes: int | None = None,
+        codebook_size: int | None = None,
+        lists: str | os.PathLike | None = None,
+    ) -> "Codes":
+        """Open codes in any form that `save` writes; rows are read when they are asked for.
+
+        Args:
+            path: folder, .npy, .ivecs, .raw or .npz file, or another file of integers.
+            codec: the Codec that made them, which they are checked against.
+            num_codes: M, instead of `codec`; a .raw file needs it.
+            codebook_size: K, likewise.
+            lists: file of list numbers, if they are neither within nor beside the codes (NAME.lists.npy).
+
+        Returns:
+            Codes on disk.
+
+        Raises:
+            DataError: the file is missing, damaged, or of another codec.
+            ConfigError: a .raw file without sizes.
+
+        Example:
+            >>> codes = Codes.load("codes.npy", codec)
+        """
+        has_lists = None
+        if codec is not None:
+            num_codes, codebook_size, has_lists = codec.num_codes, codec.config.codebook_size, codec.is_ivf
+            if is_directory(path) and CodeFolder.read(path).plan.codec != codec.fingerprint():
+                raise DataError(f"{path} holds codes of another codec: give the model that they were encoded with")
+        return cls(*open_codes_file(path, num_codes, codebook_size, has_lists, lists), name=str(path))
+
+    def save(
+        self,
+        path: str | os.PathLike,
+        codec=None,
+        *,
+        codebook_size: int | None = None,
+        dim: int | None = None,
+        overwrite: bool = False,
+    ) -> list[Path]:
+        """Write the codes, whole or not at all.
+
+        Args:
+            path: .npy, .ivecs, .raw (packed bits) or .npz (the authors' form) file, with list numbers in NAME.lists.npy
+                (in .npz in the first column); or a folder of shards (a name without suffix).
+            codec: the Codec that made them, which a folder records.
+            codebook_size: K, instead of `codec`, for .raw and .npz.
+            dim: D of the vectors, instead of `codec`, for .npz.
+            overwrite: replace what exists.
+
+        Returns:
+            The files that were written, or the folder.
+
+        Raises:
+            ConfigError: something exists, the path names no form of codes, or the codec is missing.
+
+        Example:
+            >>> Codes(np.zeros((3, 8), np.uint8)).save("codes.npy")
+        """
+        if codec is not None:
+            codebook_size, dim = codec.config.codebook_size, codec.dim
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if is_folder(path):
+            if codec is None:
+                raise ConfigError(f"{path}: a folder of codes records its codec: give codec")
+            num_lists, rows = codec.config.num_lists if self.has_lists else 0, default_shard_rows(len(self))
+            plan = CodePlan(*self.shape, codebook_size, num_lists, dim, rows, codec.fingerprint(), source="", encode={})
+            save_codes(path, plan, self._codes, self._lists, overwrite)
+            return [path]
+        if suffix not in FILE_SUFFIXES:
+            raise ConfigError(f"{path}: codes are saved to {', '.join(FILE_SUFFIXES)} files, or to a folder")
+        if (suffix in (".raw", ".npz") and codebook_size is None) or (suffix == ".npz" and dim is None):
+            raise ConfigError(f"{path} depends on the codec: give codec, or codebook_size and dim")
+        for file in files_of(path, self.has_lists):
+            check_output(file, overwrite=overwrite)
+        return write_codes_file(path, self._codes, self._lists, codebook_size, dim)
 
     def _lists_at(self, rows) -> np.ndarray | None:
         return None if self._lists is None else np.asarray(self._lists[rows]).reshape(-1)

@@ -1,41 +1,41 @@
-"""The part of a file of decoded vectors that is there, until all of it is: what a killed decoding goes on with.
+"""The unfinished part of a file of decoded vectors, with which an interrupted decoding continues.
 
 The vectors lie in `NAME.part`, and `NAME.part.json` says what they are and how many of them are safe on disk.
 """
 
-import dataclasses
 import json
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from qinco.atomic import flush_folder, lock_file, remove_temporaries, write_atomically
-from qinco.errors import ConfigError, ResourceError
+from qinco.errors import ConfigError, DataError, ResourceError, differences
+from qinco.store.manifest import HEADER, VERSIONS, parse_fields, read_content
 from qinco.vectors.formats import VectorWriter
 
 KIND = "decoding"
-FORMAT_VERSION = 1
-_SECONDS_BETWEEN_RECORDS = 1.0  # what a kill can cost, besides the block that is being decoded
 
 
 @dataclass(frozen=True)
 class Record:
-    """What `NAME.part` holds; everything but `rows` is settled before the first vector is decoded.
+    """What `NAME.part` holds; everything but `rows` is known before the first vector is decoded.
 
-    num_vectors: N
-    dim:         D
-    codec:       fingerprint of the codec
-    codes:       fingerprint of the codes and list numbers
-    prefix:      how many steps of the codes are used
-    precision, engine: what decodes them
-    format:      suffix of the file that it becomes
-    rows:        vectors that are on disk, from the first one
+    Attributes:
+        num_vectors: N.
+        dim: D.
+        codec: fingerprint of the codec.
+        codes: fingerprint of the codes and list numbers.
+        prefix: how many steps of the codes are used.
+        precision: what decodes them, with `engine`.
+        engine: see `precision`.
+        format: suffix of the file that it becomes.
+        rows: vectors that are on disk, from the first one.
     """
 
     num_vectors: int
@@ -52,38 +52,39 @@ class Record:
 class DecodedPart:
     """`NAME.part` with its record, open to be written by this process alone. Made by `open_part`.
 
-    path:   of `NAME.part`
-    record: what the file holds; `rows` of it are gone on with
+    Attributes:
+        path: of `NAME.part`.
+        record: what the file holds; `rows` of it are kept.
     """
 
-    def __init__(self, path: Path, file: BinaryIO, writer: VectorWriter, record: Record):
+    def __init__(self, path: Path, file: BinaryIO, writer: VectorWriter, record: Record, save_seconds: float):
         self.path, self.record = path, record
-        self._file, self._writer = file, writer
+        self._file, self._writer, self._save_seconds = file, writer, save_seconds
         self._saved_at = time.monotonic()
 
     def begin(self) -> None:
-        """Remove from the file what is not gone on with. Until then nothing is changed."""
+        """Remove from the file what is not kept. Until then nothing is changed."""
         if self.record.rows == 0:
-            self._write_record()  # first: it must not speak for what is about to be replaced
+            self._write_record()  # first: the old one must not describe what is about to be replaced
         self._writer.attach(self._file, self.record.rows)
 
     def append(self, block_ND: np.ndarray) -> int:
-        """Write a block; how many vectors are written then."""
+        """Write a block; returns how many vectors are written then."""
         self._writer.append(block_ND)
-        if time.monotonic() - self._saved_at >= _SECONDS_BETWEEN_RECORDS:
+        if time.monotonic() - self._saved_at >= self._save_seconds:
             self.save()
         return self._writer.rows_written
 
     def save(self) -> None:
-        """Wait until all vectors that were appended are on disk, and say so in the record."""
+        """Wait until all vectors that were appended are on disk, and record that."""
         rows = self._writer.rows_written  # before: on a second Ctrl-C a thread may still be writing
         self._sync()
-        self.record = dataclasses.replace(self.record, rows=rows)
+        self.record = replace(self.record, rows=rows)
         self._write_record()
         self._saved_at = time.monotonic()
 
     def finish(self, target: Path) -> None:
-        """Give the file, which has all vectors, its name; the record is removed after that."""
+        """Rename the file, which has all vectors; the record is removed after that."""
         self._sync()
         self.path.replace(target)
         flush_folder(target.parent)
@@ -94,27 +95,35 @@ class DecodedPart:
         os.fsync(self._file.fileno())
 
     def _write_record(self) -> None:
-        content = {"kind": KIND, "format_version": FORMAT_VERSION, **dataclasses.asdict(self.record)}
+        content = {"kind": KIND, "format_version": VERSIONS[KIND], **asdict(self.record)}
         with write_atomically(_record_path(self.path)) as temporary:
             temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 @contextmanager
 def open_part(
-    path: Path, writer: VectorWriter, record: Record, *, resume: bool, overwrite: bool
+    path: Path, writer: VectorWriter, record: Record, resume: bool, overwrite: bool, save_seconds: float = 1.0
 ) -> Iterator[DecodedPart]:
     """The part at `path`, new or with what an earlier call left; one that is still empty at the end is removed.
 
-    record: what is to be decoded, with no rows yet
+    Args:
+        path: NAME.part.
+        writer: of the file that it becomes.
+        record: what is to be decoded, with no rows yet.
+        resume: continue with the vectors of an earlier call.
+        overwrite: replace them.
+        save_seconds: how often what is on disk is recorded.
 
-    Raises ConfigError where an earlier call's vectors are of other work, or neither `resume` nor `overwrite` is given,
-    or another process is at it, and ResourceError for an OSError of the block or of our own.
+    Raises:
+        ConfigError: an earlier call's vectors are other work, or neither `resume` nor `overwrite` is given, or another
+            process is at it.
+        ResourceError: an OSError occurred, in the block or here.
     """
     try:
         with os.fdopen(lock_file(path, wait=False), "wb") as file:
             try:
-                rows = _rows_there(path, file, writer, record, resume, overwrite)
-                yield DecodedPart(path, file, writer, dataclasses.replace(record, rows=rows))
+                rows = _kept_rows(path, file, writer, record, resume, overwrite)
+                yield DecodedPart(path, file, writer, replace(record, rows=rows), save_seconds)
             finally:
                 found = os.fstat(file.fileno())
                 with suppress(OSError):
@@ -124,68 +133,52 @@ def open_part(
         raise ConfigError(f"another process is decoding to {path}: wait until it ends") from None
     except OSError as error:
         raise ResourceError(
-            f"cannot write {path}: {error.strerror or error}; what is safe on disk is kept: make room, or mend "
-            "what else hinders, and resume=true continues"
+            f"cannot write {path}: {error.strerror or error}; what was decoded is kept: free space or fix the cause, "
+            "then continue with resume=true"
         ) from error
 
 
-def _rows_there(part: Path, file: BinaryIO, writer: VectorWriter, record: Record, resume: bool, overwrite: bool) -> int:
-    """How many vectors of an earlier call are gone on with; raises ConfigError where that is not asked for."""
+def _kept_rows(part: Path, file: BinaryIO, writer: VectorWriter, record: Record, resume: bool, overwrite: bool) -> int:
+    """How many vectors of an earlier call are kept; raises ConfigError if neither setting allows it."""
     size, path = os.fstat(file.fileno()).st_size, _record_path(part)
     there = _read_record(path)
     if there is None and size:
         raise ConfigError(f"{part} is there without its {path.name} and would be replaced: remove it")
     if there is None or size == 0 or there.rows == 0 or (overwrite and not resume):
         return 0
-    _check_same(part, there, record)
+    labels = {"codec": "another codec", "codes": "other codes"}
+    if found := differences(asdict(replace(there, rows=0)), asdict(record), labels):
+        raise ConfigError(
+            f"{part} holds vectors of another run ({'; '.join(found)}): use the same model, codes and settings, or "
+            "give overwrite=true without resume to begin anew"
+        )
     if not resume:
         raise ConfigError(
             f"{part} holds {there.rows} of {there.num_vectors} vectors: give resume=true to continue it or "
             "overwrite=true to begin anew"
         )
-    if size < writer.size(there.rows):
+    if size < (wanted := writer.size(there.rows)):
         raise ConfigError(
-            f"{part} is damaged: it has {size} bytes, its {there.rows} vectors are {writer.size(there.rows)}; give "
-            "overwrite=true without resume to begin anew"
+            f"{part} is damaged: it has {size} bytes, its {there.rows} vectors need {wanted}; give overwrite=true "
+            "without resume to begin anew"
         )
     return there.rows
 
 
-_DIFFERENCES = {"codec": "another codec", "codes": "other codes"}
-
-
-def _check_same(part: Path, there: Record, here: Record) -> None:
-    """Raise ConfigError where a file holds other vectors than those about to be made."""
-    differences = [
-        _DIFFERENCES.get(name, f"{name} {getattr(there, name)} there, {value} here")
-        for name, value in dataclasses.asdict(here).items()
-        if name != "rows" and getattr(there, name) != value
-    ]
-    if differences:
-        raise ConfigError(
-            f"{part} holds vectors of another run ({'; '.join(differences)}): repeat it with the same model, codes and "
-            "settings, or give overwrite=true without resume to begin anew"
-        )
-
-
 def _read_record(path: Path) -> Record | None:
-    """What `DecodedPart` writes; None where nothing is, and ConfigError for any other file."""
+    """What `DecodedPart` writes; None if there is nothing, and ConfigError for any other file."""
     if not os.path.lexists(path):
         return None
     try:
-        content = json.loads(path.read_text()) if path.is_file() else None
-        version = content.pop("format_version") if content.pop("kind") == KIND else None
-        if type(version) is int and version > FORMAT_VERSION:
-            raise ConfigError(f"{path} is of format version {version}, this qinco knows {FORMAT_VERSION}: update it")
-        record = Record(**content)
-        wrong = [f.name for f in dataclasses.fields(Record) if type(getattr(record, f.name)) is not f.type]
-        if version != FORMAT_VERSION or wrong or not 0 <= record.rows <= record.num_vectors:
-            raise ValueError
+        content = read_content(path, KIND)
+        record = parse_fields(Record, {name: content[name] for name in content if name not in HEADER})
+        if record.rows > record.num_vectors:
+            raise ValueError(f"rows is {record.rows}")
         return record
-    except ConfigError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise ConfigError(f"{path} is no record of a decoding, or a damaged one: remove it to begin anew") from None
+    except DataError as error:
+        raise ConfigError(f"{error}; remove it to begin anew") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {error!s:.200}; remove it to begin anew") from None
 
 
 def _record_path(part: Path) -> Path:

@@ -15,7 +15,7 @@ from qinco.compat.checkpoints import PAIRWISE_KEYS
 from qinco.compat.torch_files import check_tensors, errors_as_damage, is_torch_file, read_torch_file, write_torch_file
 from qinco.decoders.pairwise import MAX_CODEWORDS, PairwiseDecoder
 from qinco.errors import ConfigError, DataError
-from qinco.store.tensors import read_tensors, write_tensors
+from qinco.store.tensors import open_tensors, read_tensors, write_tensors
 
 KIND = "pairwise"
 
@@ -55,6 +55,29 @@ def load_pairwise(
 
 
 # ours
+
+
+def describe_decoder(path: str | os.PathLike) -> dict:
+    """The sizes of a pairwise decoder of ours, as JSON values, from the shapes of its tensors; raises DataError."""
+    with open_tensors(path, "numpy") as (_, file):
+        try:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            pairs, rows, dim = slices["pair_tables"].get_shape()
+            num_codes, codebook_size, _ = slices["tables"].get_shape()
+            num_lists = slices["list_codes"].get_shape()[0] if "list_codes" in slices else 0
+            dtype = slices["pair_tables"].get_dtype()
+        except (KeyError, ValueError):
+            raise DataError(f"{path} is damaged: tensors of a pairwise decoder are missing or misshapen") from None
+    return {
+        "kind": "pairwise decoder",
+        "code_size": num_codes,
+        "codebook_size": codebook_size,
+        "dim": dim,
+        "num_lists": num_lists,
+        "num_pairs": pairs,
+        "tables": {"F32": "float32", "F16": "float16"}.get(dtype, dtype),
+        "table_bytes": pairs * rows * dim * (2 if dtype == "F16" else 4),
+    }
 
 
 def _write_ours(path, decoder: PairwiseDecoder) -> None:

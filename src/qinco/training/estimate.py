@@ -22,13 +22,8 @@ _ROWS = 256
 class Estimate:
     """What a run will take.
 
-    Attributes:
-        seconds: from now to its end.
-        memory_bytes: memory beyond that of the libraries.
-        epochs, steps_per_epoch: what is left of the run.
-        num_train, num_valid: vectors.
-        num_parameters: trained weights.
-        batch_size, lr: as chosen, or fitted to the run.
+    `seconds` from now to its end, `memory_bytes` beyond those of the libraries, `epochs` that are left, numbers of
+    training and validation vectors, and batch size and learning rate as given or fitted.
     """
 
     seconds: float

@@ -25,7 +25,7 @@ from qinco.training.batches import batches
 from qinco.training.codebooks import CodewordUse, redraw_unused
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
-from qinco.training.schedule import StepPlan, make_schedule
+from qinco.training.schedule import SCHEDULES, StepPlan
 from qinco.vectors.rows import VectorSource
 
 NARROW = EncodeOptions(num_pairs=16, beam_width=4)
@@ -134,7 +134,7 @@ class Training:
         self.train_source, self.valid_source = train, valid
         self.batch_encode_options = narrow_options(encode_options) if options.narrow_beam else encode_options
         self.plan = StepPlan.from_options(options, len(train))
-        self.schedule = make_schedule(options, self.plan)
+        self.schedule = SCHEDULES[options.schedule](options, self.plan)
         self.dtype = candidate_dtype(options.precision, model.device, model.config)
         self.parameters = list(model.parameters())
         settings = {"lr": self.plan.lr, "weight_decay": options.weight_decay}

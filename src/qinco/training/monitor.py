@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from math import isnan
 
 from qinco.errors import ConfigError
-from qinco.progress import Progress, format_duration, format_number
+from qinco.progress import Progress, format_duration, format_number, silent
 from qinco.training.estimate import Estimate
 from qinco.training.loop import EpochReport, StepReport
 
@@ -16,13 +16,16 @@ _WARN_UNUSED_SHARE = 0.02
 
 
 @contextmanager
-def monitor(progress: Progress, mse_scale: float = 1.0, tensorboard=None) -> Iterator[Callable[[Report], None]]:
+def monitor(
+    progress: Progress = silent, mse_scale: float = 1.0, tensorboard=None, on_report: Callable | None = None
+) -> Iterator[Callable[[Report], None]]:
     """Yield a function that shows the reports of a run.
 
     Args:
         progress: hears of every step.
         mse_scale: factor on the errors that are logged.
         tensorboard: folder for TensorBoard; None for none.
+        on_report: called with every report after it has been shown.
 
     Raises:
         ConfigError: where `tensorboard` is no folder to write to, or its package is missing.
@@ -39,6 +42,8 @@ def monitor(progress: Progress, mse_scale: float = 1.0, tensorboard=None) -> Ite
             _log_epoch(report, mse_scale)
             if board is not None:
                 _draw(board, report, mse_scale)
+        if on_report is not None:
+            on_report(report)
 
     try:
         yield show

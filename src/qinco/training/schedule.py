@@ -68,12 +68,7 @@ class StepPlan:
 
 
 class Schedule:
-    """The learning rate of each step: a linear ramp to the highest rate, and then `factor` of it.
-
-    Args:
-        options: settings of the run.
-        plan: its steps.
-    """
+    """The learning rate of each step: a linear ramp to the plan's highest rate, and then `factor` of it."""
 
     def __init__(self, options: TrainOptions, plan: StepPlan):
         self.options, self.plan = options, plan
@@ -150,8 +145,3 @@ class PlateauSchedule(Schedule):
 
 
 SCHEDULES: dict[str, type[Schedule]] = {"cosine": CosineSchedule, "plateau": PlateauSchedule}
-
-
-def make_schedule(options: TrainOptions, plan: StepPlan) -> Schedule:
-    """The schedule that the options name."""
-    return SCHEDULES[options.schedule](options, plan)

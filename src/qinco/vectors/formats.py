@@ -29,6 +29,7 @@ SUFFIXES = tuple(FORMATS)
 WRITTEN_SUFFIXES = tuple(suffix for suffix, format in FORMATS.items() if format.header is not None)
 FLOAT_SUFFIXES = tuple(suffix for suffix in WRITTEN_SUFFIXES if FORMATS[suffix].dtype in (None, np.float32))
 WRITE_ROWS = 65536
+_HOLD_CODES = (".npy", ".ivecs")
 _WITH_PARTS = "|".join(re.escape(suffix) for suffix, format in FORMATS.items() if format.has_parts)
 _NAMED_PART = re.compile(rf"(.*?(?:{_WITH_PARTS})):(.+)", re.IGNORECASE | re.DOTALL)
 
@@ -59,6 +60,21 @@ def open_array(path: str | os.PathLike, part: str = "train") -> Rows:
     if size == 0:
         raise DataError(f"{path} holds no vectors: the file is empty")
     return format.open(path, size, name, part) if format.has_parts else format.open(path, size)
+
+
+def describe_vectors(path: str | os.PathLike) -> dict:
+    """What a file of vectors holds, as JSON values; codes and lists are integers in such files, too."""
+    rows, (file, _) = open_array(path), split_part(path)
+    described = {"kind": "vectors"}
+    if file.suffix.lower() in _HOLD_CODES and rows.dtype.kind in "iu":
+        note = "vectors, codes, list numbers or neighbours: the file does not say which"
+        described = {"kind": "integers", "note": note}
+    return described | {
+        "num_vectors": rows.shape[0],
+        "dim": rows.shape[1],
+        "dtype": str(rows.dtype),
+        "bytes_per_vector": rows.shape[1] * rows.dtype.itemsize,
+    }
 
 
 def split_part(path: str | os.PathLike) -> tuple[Path, str | None]:

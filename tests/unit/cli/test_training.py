@@ -59,8 +59,8 @@ def test_parts_and_curves(words, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("more", "fact"),
     [
-        (["opq=true"], "pq="),
-        (["pq=2", "ivf_centroids=c.npy"], "ivf_centroids="),
+        (["opq=true"], "(pq)"),
+        (["pq=2", "ivf_centroids=c.npy"], "(ivf_centroids)"),
         (["model=m.safetensors", "model_args=qinco2-S"], "model_args"),
         (["output=y.npy"], "y.npy"),
         (["output=x.npy"], "x.npy"),

@@ -9,11 +9,10 @@ import pytest
 from small_models import ARCHITECTURES, random_model
 
 from qinco.codec import Codec
-from qinco.codec.decode_file import decode_file, open_codes
+from qinco.codec.decode_file import decode_file
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.store import decoded_part
-from qinco.store.code_files import EncodedSet, write_encoded_set
+from qinco.store.codes import Codes
 from qinco.store.decoded_part import DecodedPart
 from qinco.vectors.formats import FLOAT_SUFFIXES, VectorWriter, open_array, write_vectors
 
@@ -25,8 +24,7 @@ PATIENCE = 60  # seconds, before a test that would wait for ever fails
 def make_codec(name, seed=0):
     if name == "product":
         rotation_DD = np.linalg.qr(np.random.default_rng(seed).standard_normal((6, 6)))[0].astype(np.float32)
-        models = [random_model(ARCHITECTURES["projected"], part) for part in (0, 1)]
-        codec = Codec(models, RULE, None, rotation_DD)
+        codec = Codec([random_model(ARCHITECTURES["projected"], part) for part in (0, 1)], RULE, None, rotation_DD)
     else:
         codec = Codec(random_model(ARCHITECTURES[name], seed), RULE)
     codec.block_rows = BLOCK_ROWS
@@ -54,29 +52,33 @@ def some_codes(codec, seed=0, count=COUNT):
     generator = np.random.default_rng(seed)
     codes_NM = generator.integers(0, codec.config.codebook_size, (count, codec.num_codes), dtype=np.uint8)
     lists_N1 = generator.integers(0, codec.config.num_lists, (count, 1)) if codec.is_ivf else None
-    return EncodedSet(codes_NM, lists_N1, "the codes")
+    return Codes(codes_NM, lists_N1, "the codes")
 
 
 def expected(codec, codes, prefix=None, precision="float32"):
     """What `decode` gives, in the same blocks."""
     columns = codes.codes if prefix is None else codec.prefix(codes.codes, prefix)
-    lists = None if codes.lists is None else codes.lists[:, 0]
+    lists = codes.lists
     parts = [slice(start, start + BLOCK_ROWS) for start in range(0, len(codes), BLOCK_ROWS)]
     blocks = [codec.decode(columns[p], None if lists is None else lists[p], precision=precision) for p in parts]
     return np.concatenate(blocks)
 
 
+def decode(codec, codes, output, heard=lambda done: None, **settings):
+    return decode_file(codec, codes, output, progress=lambda stage, done, *_, **fields: heard(done), **settings)
+
+
 def interrupt_at(row):
-    def on_progress(done):
+    def heard(done):
         if done > row:
             raise KeyboardInterrupt
 
-    return on_progress
+    return heard
 
 
 def interrupted(codec, codes, output, row=50, **options):
     with pytest.raises(KeyboardInterrupt):
-        decode_file(codec, codes, output, on_progress=interrupt_at(row), **options)
+        decode(codec, codes, output, heard=interrupt_at(row), **options)
 
 
 def names(folder):
@@ -91,7 +93,7 @@ def content(folder):
 @pytest.mark.parametrize("count", [1, BLOCK_ROWS, COUNT])
 def test_it_is_what_decode_gives(tmp_path, codec, suffix, count):
     codes, seen = some_codes(codec, count=count), []
-    decode_file(codec, codes, tmp_path / f"x{suffix}", on_progress=seen.append)
+    decode(codec, codes, tmp_path / f"x{suffix}", heard=seen.append)
     there = open_array(tmp_path / f"x{suffix}")
     assert there.dtype == np.float32
     assert np.array_equal(there, expected(codec, codes))
@@ -101,7 +103,7 @@ def test_it_is_what_decode_gives(tmp_path, codec, suffix, count):
 
 def test_prefix_and_precision(tmp_path, codec):
     codes = some_codes(codec)
-    decode_file(codec, codes, tmp_path / "x.npy", prefix=2, precision="bf16")
+    decode(codec, codes, tmp_path / "x.npy", num_steps=2, precision="bf16")
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected(codec, codes, 2, "bf16"))
 
 
@@ -113,13 +115,13 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, codec, suffix, engine, ro
         (tmp_path / folder).mkdir()
     codec, codes, seen = codec.with_options(codec.encode_options.override(engine=engine)), some_codes(codec), []
     codec.block_rows = BLOCK_ROWS
-    decode_file(codec, codes, tmp_path / "whole" / f"x{suffix}")
+    decode(codec, codes, tmp_path / "whole" / f"x{suffix}")
     interrupted(codec, codes, tmp_path / "parts" / f"x{suffix}", row)
     assert names(tmp_path / "parts") == [f"x{suffix}.part", f"x{suffix}.part.json"]
     record = json.loads((tmp_path / "parts" / f"x{suffix}.part.json").read_text())
     assert record["rows"] > row
     assert record["rows"] % BLOCK_ROWS == 0 or record["rows"] == COUNT
-    decode_file(codec, codes, tmp_path / "parts" / f"x{suffix}", resume=True, on_progress=seen.append)
+    decode(codec, codes, tmp_path / "parts" / f"x{suffix}", resume=True, heard=seen.append)
     assert seen[0] == record["rows"]
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
 
@@ -129,18 +131,17 @@ def test_what_a_kill_left_behind_the_recorded_vectors_is_written_again(tmp_path,
     interrupted(plain, codes, tmp_path / "x.npy")
     with (tmp_path / "x.npy.part").open("ab") as file:
         file.write(b"half a block")
-    decode_file(plain, codes, tmp_path / "x.npy", resume=True)
+    decode(plain, codes, tmp_path / "x.npy", resume=True)
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected(plain, codes))
 
 
-def test_the_record_is_written_while_it_works(tmp_path, plain, monkeypatch):
-    monkeypatch.setattr(decoded_part, "_SECONDS_BETWEEN_RECORDS", 0)
+def test_the_record_is_written_while_it_works(tmp_path, plain):
     seen = []
 
     def look(done):
         seen.append((done, json.loads((tmp_path / "x.npy.part.json").read_text())["rows"]))
 
-    decode_file(plain, some_codes(plain), tmp_path / "x.npy", on_progress=look)
+    decode(plain, some_codes(plain), tmp_path / "x.npy", heard=look, save_seconds=0)
     assert all(recorded >= done for done, recorded in seen)
     assert len(seen) == 1 + -(-COUNT // BLOCK_ROWS)
 
@@ -148,31 +149,31 @@ def test_the_record_is_written_while_it_works(tmp_path, plain, monkeypatch):
 def test_what_was_decoded_in_bf16_is_not_float32(tmp_path, plain):
     codes, output = some_codes(plain), tmp_path / "x.fvecs"
     plain = plain.with_options(RULE.override(engine="torch"))  # which rounds to bf16 on every processor
-    decode_file(plain, codes, output, precision="bf16")
-    decode_file(plain, codes, output, precision="bf16", resume=True)
-    with pytest.raises(ConfigError, match="holds other vectors than"):
-        decode_file(plain, codes, output, precision="float32", resume=True)
+    decode(plain, codes, output, precision="bf16")
+    decode(plain, codes, output, precision="bf16", resume=True)
+    with pytest.raises(ConfigError, match=r"x\.fvecs"):
+        decode(plain, codes, output, precision="float32", resume=True)
 
 
 def test_resuming_what_is_complete_checks_it(tmp_path, codec, monkeypatch):
     codes, seen = some_codes(codec), []
     output = tmp_path / "x.fvecs"
-    decode_file(codec, codes, output, resume=True)
+    decode(codec, codes, output, resume=True)
     before = output.read_bytes()
     (tmp_path / "x.fvecs.part.json").write_text("left by a kill")
     monkeypatch.setattr(DecodedPart, "append", None)
-    decode_file(codec, codes, output, resume=True, on_progress=seen.append)
+    decode(codec, codes, output, resume=True, heard=seen.append)
     assert seen == [COUNT]
     assert content(tmp_path) == {"x.fvecs": before}
     with pytest.raises(ConfigError, match=r"x.fvecs exists: give overwrite=true"):
-        decode_file(codec, codes, output)
-    wrong = "holds other vectors than .* decode the codes to: give overwrite=true without resume"
+        decode(codec, codes, output)
+    wrong = r"x\.fvecs holds other vectors"
     with pytest.raises(ConfigError, match=wrong):
-        decode_file(codec, some_codes(codec, 1), output, resume=True)
+        decode(codec, some_codes(codec, 1), output, resume=True)
     with pytest.raises(ConfigError, match=wrong):
-        decode_file(codec, codes, output, prefix=1, resume=True)
+        decode(codec, codes, output, num_steps=1, resume=True)
     with pytest.raises(ConfigError, match=r"holds float32 \(100, .\), not float32 \(7, "):
-        decode_file(codec, some_codes(codec, count=7), output, resume=True)
+        decode(codec, some_codes(codec, count=7), output, resume=True)
     assert content(tmp_path) == {"x.fvecs": before}
 
 
@@ -180,22 +181,22 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path, plain):
     codes, output = some_codes(plain), tmp_path / "x.npy"
     interrupted(plain, codes, output)
     before = content(tmp_path)
-    with pytest.raises(ConfigError, match=r"x.npy.part holds \d+ of 100 vectors: give resume=true .* overwrite=true"):
-        decode_file(plain, codes, output)
+    with pytest.raises(ConfigError, match=r"x\.npy\.part holds \d+ of 100 vectors"):
+        decode(plain, codes, output)
     for difference, other in {
         "another codec": {"codec": make_codec("same width", 1)},
         "other codes": {"codes": some_codes(plain, 1)},
-        "num_vectors 100 there, 7 here; other codes": {"codes": some_codes(plain, count=7)},
-        "prefix 3 there, 2 here": {"prefix": 2},
-        "precision float32 there, bf16 here": {"precision": "bf16"},
-        "engine auto there, torch here": {"codec": plain.with_options(RULE.override(engine="torch"))},
+        "num_vectors=100 there, 7 here; other codes": {"codes": some_codes(plain, count=7)},
+        "prefix=3 there, 2 here": {"num_steps": 2},
+        "precision=float32 there, bf16 here": {"precision": "bf16"},
+        "engine=auto there, torch here": {"codec": plain.with_options(RULE.override(engine="torch"))},
     }.items():
         for resume in (False, True):
-            message = rf"x.npy.part holds vectors of another run \({difference}\): repeat it .* overwrite=true"
+            message = rf"x\.npy\.part .*{difference}"
             with pytest.raises(ConfigError, match=message):
-                decode_file(**{"codec": plain, "codes": codes, "output": output, "resume": resume} | other)
+                decode(**{"codec": plain, "codes": codes, "output": output, "resume": resume} | other)
     assert content(tmp_path) == before
-    decode_file(plain, some_codes(plain, 1), output, overwrite=True)
+    decode(plain, some_codes(plain, 1), output, overwrite=True)
     assert np.array_equal(np.load(output), expected(plain, some_codes(plain, 1)))
     assert names(tmp_path) == ["x.npy"]
 
@@ -203,7 +204,7 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path, plain):
 def test_a_shorter_code_is_the_same_work_as_all_its_steps(tmp_path, plain):
     codes = some_codes(plain)
     interrupted(plain, codes, tmp_path / "x.npy")
-    decode_file(plain, codes, tmp_path / "x.npy", prefix=plain.num_codes, resume=True)
+    decode(plain, codes, tmp_path / "x.npy", num_steps=plain.num_codes, resume=True)
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected(plain, codes))
 
 
@@ -212,18 +213,18 @@ def test_a_run_that_has_decoded_nothing_is_replaced(tmp_path, plain, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(plain, "decode_blocks", lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            decode_file(plain, some_codes(plain, 1), tmp_path / "x.npy")
+            decode(plain, some_codes(plain, 1), tmp_path / "x.npy")
     assert names(tmp_path) == ["x.npy.part", "x.npy.part.json"]
-    decode_file(plain, some_codes(plain), tmp_path / "x.npy", resume=resume)
+    decode(plain, some_codes(plain), tmp_path / "x.npy", resume=resume)
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected(plain, some_codes(plain)))
 
 
 def test_the_old_output_is_there_until_the_new_one_is(tmp_path, plain):
     output = tmp_path / "x.npy"
-    decode_file(plain, some_codes(plain), output)
+    decode(plain, some_codes(plain), output)
     interrupted(plain, some_codes(plain, 1), output, overwrite=True)
     assert np.array_equal(np.load(output), expected(plain, some_codes(plain)))
-    decode_file(plain, some_codes(plain, 1), output, resume=True)
+    decode(plain, some_codes(plain, 1), output, resume=True)
     assert np.array_equal(np.load(output), expected(plain, some_codes(plain, 1)))
 
 
@@ -233,7 +234,7 @@ def test_a_link_stays_one(tmp_path, plain):
     output.symlink_to(tmp_path / "elsewhere" / "y.data")
     interrupted(plain, some_codes(plain), output)
     assert names(tmp_path / "elsewhere") == ["y.data.part", "y.data.part.json"]
-    decode_file(plain, some_codes(plain), output, resume=True)
+    decode(plain, some_codes(plain), output, resume=True)
     assert output.is_symlink()
     assert np.array_equal(np.load(output), expected(plain, some_codes(plain)))
     assert names(tmp_path / "elsewhere") == ["y.data"]
@@ -242,8 +243,8 @@ def test_a_link_stays_one(tmp_path, plain):
 @pytest.mark.parametrize("resume", [False, True])
 def test_files_of_others_are_not_touched(tmp_path, plain, resume):
     (tmp_path / "x.npy.part").write_text("not ours")
-    with pytest.raises(ConfigError, match=r"x.npy.part is there without its x.npy.part.json .* remove it"):
-        decode_file(plain, some_codes(plain), tmp_path / "x.npy", resume=resume)
+    with pytest.raises(ConfigError, match=r"x\.npy\.part\.json"):
+        decode(plain, some_codes(plain), tmp_path / "x.npy", resume=resume)
     assert content(tmp_path) == {"x.npy.part": b"not ours"}
 
 
@@ -251,27 +252,27 @@ def test_wrong_codes_leave_nothing(tmp_path, plain):
     codes = some_codes(plain, count=1000)
     for row in (999, 7):  # one is of the sample
         codes.codes[row, 1] = 4
-        with pytest.raises(DataError, match=rf"the codes: .*row {row}, column 1 is 4"):
-            decode_file(plain, codes, tmp_path / "x.npy")
+        with pytest.raises(DataError, match=rf"the codes .*row {row}, column 1 is 4"):
+            decode(plain, codes, tmp_path / "x.npy")
     assert names(tmp_path) == []
     for wrong in (codes.codes / 2, codes.codes[:, 0]):
-        with pytest.raises(DataError, match="the codes: "):
-            decode_file(plain, EncodedSet(wrong, name="the codes"), tmp_path / "x.npy")
+        with pytest.raises(DataError, match="integer array"):
+            decode(plain, wrong, tmp_path / "x.npy")
     assert names(tmp_path) == []
 
 
 def test_outputs_that_cannot_be(tmp_path, plain):
     codes = some_codes(plain)
     with pytest.raises(ConfigError, match=r"x\.bvecs"):
-        decode_file(plain, codes, tmp_path / "x.bvecs")
+        decode(plain, codes, tmp_path / "x.bvecs")
     (tmp_path / "codes").mkdir()
-    with pytest.raises(ConfigError, match=r"lies in .*codes, which is read"):
-        decode_file(plain, codes, tmp_path / "codes" / "x.npy", inputs=[tmp_path / "codes"])
-    with pytest.raises(ConfigError, match="is read and would be replaced"):
-        decode_file(plain, codes, tmp_path / "x.npy", inputs=[tmp_path / "x.npy"])
+    with pytest.raises(ConfigError, match=r"lies in .*codes"):
+        decode(plain, codes, tmp_path / "codes" / "x.npy", inputs=[tmp_path / "codes"])
+    with pytest.raises(ConfigError, match=r"x\.npy is read"):
+        decode(plain, codes, tmp_path / "x.npy", inputs=[tmp_path / "x.npy"])
     (tmp_path / "x.npy.part").mkdir()
     with pytest.raises(ResourceError, match=r"cannot write .*x.npy.part: Is a directory"):
-        decode_file(plain, codes, tmp_path / "x.npy")
+        decode(plain, codes, tmp_path / "x.npy")
     assert names(tmp_path) == ["codes", "x.npy.part"]
 
 
@@ -287,9 +288,9 @@ def test_a_full_disk_is_reported_and_the_rest_can_be_resumed(tmp_path, plain, mo
 
     with monkeypatch.context() as patched:
         patched.setattr(VectorWriter, "append", full)
-        with pytest.raises(ResourceError, match=r"x.fbin.part: No space left on device; .* resume=true continues"):
-            decode_file(plain, some_codes(plain), tmp_path / "x.fbin")
-    decode_file(plain, some_codes(plain), tmp_path / "x.fbin", resume=True, on_progress=seen.append)
+        with pytest.raises(ResourceError, match=r"x\.fbin\.part: No space left.* resume=true"):
+            decode(plain, some_codes(plain), tmp_path / "x.fbin")
+    decode(plain, some_codes(plain), tmp_path / "x.fbin", resume=True, heard=seen.append)
     assert seen[0] == block * BLOCK_ROWS
     assert np.array_equal(open_array(tmp_path / "x.fbin"), expected(plain, some_codes(plain)))
     assert names(tmp_path) == ["x.fbin"]
@@ -315,25 +316,32 @@ def test_a_block_is_written_while_the_next_is_decoded(tmp_path, plain, monkeypat
 
     monkeypatch.setattr(DecodedPart, "append", held)
     monkeypatch.setattr(plain, "decode_blocks", counted)
-    decode_file(plain, some_codes(plain), tmp_path / "x.npy")
+    decode(plain, some_codes(plain), tmp_path / "x.npy")
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected(plain, some_codes(plain)))
 
 
-def test_open_codes(tmp_path, plain):
-    codes = some_codes(plain)
-    write_encoded_set(tmp_path / "codes.raw", codes, plain.config.codebook_size, plain.dim)
-    found = open_codes(plain, tmp_path / "codes.raw")
-    assert (len(found), found.name) == (COUNT, str(tmp_path / "codes.raw"))
-    write_vectors(tmp_path / "none.npy", codes.codes[:0])
-    with pytest.raises(DataError, match=r"none.npy holds no codes"):
-        open_codes(plain, tmp_path / "none.npy")
-
-
-@pytest.mark.parametrize("form", ["codes.npz", "codes.ivecs", "codes.raw"])
+@pytest.mark.parametrize("form", ["codes", "codes.npz", "codes.ivecs", "codes.raw"])
 def test_the_same_codes_in_another_form_are_the_same_work(tmp_path, form):
     codec = make_codec("coarse")
     codes = some_codes(codec)
     interrupted(codec, codes, tmp_path / "x.npy")
-    write_encoded_set(tmp_path / form, codes, codec.config.codebook_size, codec.dim)
-    decode_file(codec, open_codes(codec, tmp_path / form), tmp_path / "x.npy", resume=True)
+    codes.save(tmp_path / form, codec)
+    decode(codec, tmp_path / form, tmp_path / "x.npy", resume=True)
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected(codec, codes))
+
+
+def test_codes_and_lists_may_be_arrays_or_paths(tmp_path):
+    codec = make_codec("coarse")
+    codes = some_codes(codec)
+    np.save(tmp_path / "codes.npy", codes.codes)
+    np.save(tmp_path / "lists", codes.lists)
+    decode(codec, codes.codes, tmp_path / "a.npy", lists=codes.lists)
+    done = decode(codec, tmp_path / "codes.npy", tmp_path / "b.npy", lists=tmp_path / "lists.npy")
+    assert (done.num_vectors, done.num_done, done.complete) == (COUNT, COUNT, True)
+    for name in ("a.npy", "b.npy"):
+        assert np.array_equal(np.load(tmp_path / name), expected(codec, codes))
+    with pytest.raises(ConfigError, match=r"codes\.npy is read"):
+        decode(codec, tmp_path / "codes.npy", tmp_path / "codes.npy", lists=tmp_path / "lists.npy", overwrite=True)
+    write_vectors(tmp_path / "none.npy", codes.codes[:0])
+    with pytest.raises(DataError, match=r"none\.npy"):
+        decode(codec, Codes.load(tmp_path / "none.npy"), tmp_path / "c.npy")

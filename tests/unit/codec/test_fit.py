@@ -120,6 +120,21 @@ def test_reports_begin_with_an_estimate():
     assert isinstance(reports[2], StepReport) and isinstance(reports[-1], EpochReport)
 
 
+def test_progress_has_a_stage_for_each_epoch():
+    heard = []
+    fit(progress=lambda stage, done, total, unit, **fields: heard.append((stage, done, total, unit, *fields)))
+    stages = list(dict.fromkeys(report[0] for report in heard))
+    assert stages == ["checking vectors", "fitting the first codebooks", "epoch 1/2", "epoch 2/2"]
+    assert heard[-6:] == [("epoch 2/2", step, 6, "step", "loss", "lr") for step in range(1, 7)]
+
+
+@pytest.mark.parametrize(("lr", "is_warned"), [(1e-3, False), (1.0, True)])
+def test_a_codec_that_never_improved_is_a_warning(lr, is_warned, caplog):
+    codec = fit(lr=lr, ramp_epochs=0)
+    assert (codec.provenance["epoch"] == 0) == is_warned
+    assert any("no epoch" in record.getMessage() for record in caplog.records) == is_warned
+
+
 def test_the_best_epoch_is_returned_and_saved(tmp_path):
     reports = []
     codec = fit(output=tmp_path / "x", epochs=4, lr=0.5, on_report=reports.append)

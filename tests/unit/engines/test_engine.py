@@ -1,12 +1,15 @@
 """Which engine a call runs on, and that the codec's results do not depend on it."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from small_models import ARCHITECTURES, random_model, random_vectors
 
 from qinco import Codec, ConfigError, EncodeOptions
-from qinco.config import ENGINES
+from qinco.config import ENGINE_MODULES, ENGINES
 from qinco.engines import native_engine
 from qinco.engines.engine import choose_engine, engines, make_encoder
 from qinco.engines.torch_engine import TorchTensors
@@ -75,6 +78,56 @@ def test_an_engine_works_on_arrays(engine):
     assert np.array_equal(out_ND, decoded_ND) and decoded_ND.dtype == np.float32
     expected = model(torch.from_numpy(codes_NM).long(), model.start(20, torch.from_numpy(lists_N).long()))
     np.testing.assert_allclose(decoded_ND, model.denormalize(expected).numpy(), rtol=1e-4, atol=1e-4)
+
+
+class PlainPacked:
+    """A model that is decoded as it stands, and encoded greedily: plain arrays and nothing else."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def send(self, x_ND):
+        return x_ND
+
+    def encode(self, x_ND, lists_N, options, num_steps=None):
+        target_ND, codes = self.model.normalize(torch.from_numpy(x_ND)), []
+        reached_ND = self.model.start(len(x_ND), None if lists_N is None else torch.from_numpy(lists_N).long())
+        for step in self.model.steps[:num_steps]:
+            every = [step(torch.full((len(x_ND),), code), reached_ND) for code in range(4)]
+            errors = torch.stack([(target_ND - reached_ND - f_ND).square().sum(1) for f_ND in every])
+            codes.append(errors.argmin(0))
+            reached_ND = reached_ND + step(codes[-1], reached_ND)
+        return torch.stack(codes, 1).numpy().astype(np.uint8)
+
+    def decode(self, codes_NM, lists_N=None, out_ND=None):
+        start_ND = self.model.start(len(codes_NM), None if lists_N is None else torch.from_numpy(lists_N).long())
+        decoded_ND = self.model.denormalize(self.model(torch.from_numpy(codes_NM).long(), start_ND)).numpy()
+        if out_ND is not None:
+            out_ND[:] = decoded_ND
+        return decoded_ND
+
+
+@pytest.mark.parametrize("name", ["projected", "coarse", "product"])
+def test_an_engine_is_a_module_and_a_line(monkeypatch, name):
+    """What packs plain arrays takes the place of the torch engine."""
+    seeds, architecture = ((0, 1), "projected") if name == "product" else ((0,), name)
+    models = [random_model(ARCHITECTURES[architecture], seed) for seed in seeds]
+    options = EncodeOptions(precision="float32", engine="torch")
+    x_ND = random_vectors(50, 3 * len(models))
+    expected = Codec(models, options).encode(x_ND)
+    expected_ND = Codec(models, options).decode(expected)
+    plain = SimpleNamespace(
+        name="plain", supports=lambda config, device: None, pack=lambda model, dtype: PlainPacked(model)
+    )
+    monkeypatch.setitem(sys.modules, "plain_engine", plain)
+    monkeypatch.setitem(ENGINE_MODULES, "torch", "plain_engine")
+    engines.cache_clear()
+    try:
+        codes = Codec(models, options).encode(x_ND)
+        assert (codes == expected).all(1).mean() > 0.97  # ties within rounding
+        np.testing.assert_allclose(Codec(models, options).decode(expected), expected_ND, rtol=1e-4, atol=1e-4)
+    finally:
+        engines.cache_clear()
 
 
 @native

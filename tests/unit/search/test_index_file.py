@@ -12,8 +12,8 @@ from qinco.search.coarse import MIN_GRAPH_LISTS
 from qinco.search.index import Index
 from qinco.search.index_file import CODEC, GRAPH, PAIRWISE
 from qinco.search.options import SearchOptions
-from qinco.store.code_store import MANIFEST
-from qinco.store.folder import read_index, read_index_manifest, write_index
+from qinco.store.folder import read_folder, write_folder
+from qinco.store.manifest import MANIFEST, read_manifest
 
 QUERIES_QD = vectors(20, 1)
 
@@ -24,7 +24,7 @@ def same(one: Index, other: Index, **options) -> bool:
 
 
 def files_of(folder) -> set[str]:
-    return set(read_index_manifest(folder).files)
+    return set(read_manifest(folder, "index").files)
 
 
 def is_mapped(array: np.ndarray) -> bool:
@@ -203,9 +203,9 @@ def flipped(content: bytes) -> bytes:
 
 def test_foreign_folders_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"is no index: it has no manifest\.json"):
+    with pytest.raises(DataError, match=r"manifest\.json"):
         Index.load(tmp_path)
-    with pytest.raises(DataError, match="is no index"):
+    with pytest.raises(DataError, match=r"manifest\.json"):
         Index.load(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="other files than an index"):
         built().save(tmp_path)
@@ -216,10 +216,10 @@ def test_foreign_folders_are_refused(tmp_path):
 
 def rewritten(folder, target, change) -> None:
     """A sound folder whose content another writer has changed: change(settings, arrays, files)."""
-    opened = read_index(folder)
+    opened = read_folder(folder, "index")
     settings, arrays, files = dict(opened.settings), dict(opened.arrays), dict(opened.files)
     change(settings, arrays, files)
-    with write_index(target, settings) as writer:
+    with write_folder(target, "index", settings) as writer:
         for name, array in arrays.items():
             writer.put(name, array)
         for name, file in files.items():
@@ -279,7 +279,7 @@ def test_a_folder_that_is_written_anew_is_equal(saved, tmp_path):
 
 def test_the_manifest_says_what_it_is(saved):
     index = built("ivf", pairwise=True)
-    settings = read_index_manifest(saved).settings
+    settings = read_manifest(saved, "index").settings
     assert settings == {
         "metric": "l2", "radius": 1.0, "num_lists": NUM_LISTS, "adds_centroids": True, "dim": DIM, "code_size": 4,
         "codebook_size": 16, "next_id": NUM_VECTORS, "codec": index.codec.fingerprint(),

@@ -69,7 +69,7 @@ def test_one_process_at_a_time(tmp_path):
         part.begin()
         for options in ({}, {"resume": True}, {"overwrite": True}):
             with (
-                pytest.raises(ConfigError, match=r"another process is decoding to .*x.npy.part"),
+                pytest.raises(ConfigError, match=r"another process .*x\.npy\.part"),
                 opened(tmp_path, **options),
             ):
                 pass
@@ -94,7 +94,7 @@ def test_a_part_that_is_too_short_is_not_gone_on_with(tmp_path):
     write(tmp_path, 2)
     size = (tmp_path / "x.npy.part").stat().st_size
     os.truncate(tmp_path / "x.npy.part", size - 1)
-    message = rf"x.npy.part is damaged: it has {size - 1} bytes, its 10 vectors are {size}; give overwrite=true"
+    message = rf"x\.npy\.part is damaged: .*{size - 1} bytes.* {size};"
     with pytest.raises(ConfigError, match=message), opened(tmp_path, resume=True):
         pass
     write(tmp_path, overwrite=True)
@@ -138,7 +138,7 @@ def test_damaged_records(tmp_path, change):
     path.write_text(change(json.loads(path.read_text())), errors="surrogateescape")
     for options in ({}, {"resume": True}, {"overwrite": True}):
         with (
-            pytest.raises(ConfigError, match="is no record of a decoding, or a damaged one"),
+            pytest.raises(ConfigError, match=r"x\.npy\.part\.json"),
             opened(tmp_path, **options),
         ):
             pass
@@ -148,17 +148,17 @@ def test_records_that_cannot_be_read(tmp_path):
     write(tmp_path)
     path = tmp_path / "x.npy.part.json"
     path.write_text(json.dumps({"kind": "decoding", "format_version": 2, "content": "of a later version"}))
-    with pytest.raises(ConfigError, match="is of format version 2, this qinco knows 1: update it"), opened(tmp_path):
+    with pytest.raises(ConfigError, match="version 2"), opened(tmp_path):
         pass
     path.unlink()
     os.mkfifo(path)  # reading it would never end
-    with pytest.raises(ConfigError, match="is no record of a decoding"), opened(tmp_path):
+    with pytest.raises(ConfigError, match=r"x\.npy\.part\.json"), opened(tmp_path):
         pass
 
 
 def test_a_record_that_cannot_be_written(tmp_path):
     (tmp_path / "x.npy.part.json").symlink_to(tmp_path / "missing" / "folder")
-    with pytest.raises(ConfigError, match="is no record of a decoding"), opened(tmp_path):
+    with pytest.raises(ConfigError, match=r"x\.npy\.part\.json"), opened(tmp_path):
         pass
     (tmp_path / "x.npy.part").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ResourceError, match=r"cannot write .*x.npy.part: "), opened(tmp_path):

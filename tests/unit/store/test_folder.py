@@ -22,13 +22,13 @@ from endings import UNTOLD, count_points, ends_at
 from qinco.atomic import write_atomically
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.store import folder as module
-from qinco.store.code_store import LOCK, MANIFEST
-from qinco.store.folder import check_index_output, is_index, read_index, read_index_manifest, write_index
+from qinco.store.folder import LOCK, check_folder_output, read_folder, write_folder
+from qinco.store.manifest import MANIFEST, is_kind, read_manifest
 
 
 def save(path, seed=0):
     """An index whose parts all tell `seed`, written in all the ways there are."""
-    with write_index(path, {"seed": seed}) as writer:
+    with write_folder(path, "index", {"seed": seed}) as writer:
         writer.array("codes", np.uint8, (50,))[:] = seed
         writer.put("tables", np.full((2, 3), seed, np.float32))
         writer.put("ids", np.zeros(seed, np.uint32))
@@ -37,7 +37,7 @@ def save(path, seed=0):
             temporary.write_text(str(seed))
 
 
-def seed_of(folder: module.IndexFolder) -> int:
+def seed_of(folder: module.OpenFolder) -> int:
     seed = folder.settings["seed"]
     assert {name: (array.dtype, array.shape) for name, array in folder.arrays.items()} == {
         "codes": (np.uint8, (50,)), "tables": (np.float32, (2, 3)), "ids": (np.uint32, (seed,)),
@@ -49,7 +49,7 @@ def seed_of(folder: module.IndexFolder) -> int:
 
 
 def found(path, mmap=True) -> int:
-    return read_index(path, seed_of, mmap=mmap)
+    return read_folder(path, "index", seed_of, mmap=mmap)
 
 
 def listing(path) -> list[str]:
@@ -57,7 +57,7 @@ def listing(path) -> list[str]:
 
 
 def expected_listing(path) -> list[str]:
-    token = read_index_manifest(path).token
+    token = read_manifest(path, "index").token
     names = ["codec-{}.safetensors", "codes-{}.npy", "graph-{}.bin", "ids-{}.npy", "tables-{}.npy"]
     return sorted([*(name.format(token) for name in names), MANIFEST])
 
@@ -68,36 +68,35 @@ def test_what_is_saved_is_read(tmp_path, mmap):
     assert found(tmp_path / "index", mmap) == 3
     assert listing(tmp_path / "index") == expected_listing(tmp_path / "index")
     assert listing(tmp_path) == ["index"]
-    codes = read_index(tmp_path / "index", mmap=mmap).arrays["codes"]
+    codes = read_folder(tmp_path / "index", "index", mmap=mmap).arrays["codes"]
     assert codes.flags.writeable != mmap
 
 
 def test_plain_numpy_reads_the_arrays(tmp_path):
     save(tmp_path, 3)
-    token = read_index_manifest(tmp_path).token
+    token = read_manifest(tmp_path, "index").token
     assert np.array_equal(np.load(tmp_path / f"tables-{token}.npy"), np.full((2, 3), 3))
     assert np.load(tmp_path / f"codes-{token}.npy").tolist() == [3] * 50
 
 
 @pytest.mark.parametrize("dtype", ["?", "i1", "u2", "i4", "u8", "f2", "f4", "f8"])
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (0,), (3, 0), (2, 1, 2, 3)])
-def test_arrays_of_any_type_and_shape(tmp_path, monkeypatch, dtype, shape):
-    monkeypatch.setattr(module, "_PIECE", 16)  # several pieces of each
+def test_arrays_of_any_type_and_shape(tmp_path, dtype, shape):
     array = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
-    with write_index(tmp_path, {}) as writer:
-        writer.put("whole", array)
-        writer.put("strided", np.repeat(array, 2, -1)[..., ::2])
+    with write_folder(tmp_path, "index", {}) as writer:
+        writer.put("whole", array, piece_bytes=16)
+        writer.put("strided", np.repeat(array, 2, -1)[..., ::2], piece_bytes=16)
         writer.array("mapped", dtype, shape)[...] = array
     for mmap in (True, False):
-        arrays = read_index(tmp_path, mmap=mmap).arrays
+        arrays = read_folder(tmp_path, "index", mmap=mmap).arrays
         assert all(np.array_equal(arrays[name], array) and arrays[name].dtype == array.dtype for name in arrays)
         assert set(arrays) == {"whole", "strided", "mapped"}
 
 
 def test_settings_are_a_json_object_that_may_still_grow(tmp_path):
-    with write_index(tmp_path, {"lists": {10: (1, 2), 9: 0.1}}) as writer:
+    with write_folder(tmp_path, "index", {"lists": {10: (1, 2), 9: 0.1}}) as writer:
         writer.settings["last"] = "ü"
-    assert read_index(tmp_path).settings == {"lists": {"10": [1, 2], "9": 0.1}, "last": "ü"}
+    assert read_folder(tmp_path, "index").settings == {"lists": {"10": [1, 2], "9": 0.1}, "last": "ü"}
 
 
 def test_the_last_save_is_what_is_there(tmp_path):
@@ -108,8 +107,8 @@ def test_the_last_save_is_what_is_there(tmp_path):
 
 def test_an_index_is_saved_over_itself(tmp_path):
     save(tmp_path, 1)
-    old = read_index(tmp_path)
-    with write_index(tmp_path, old.settings) as writer:
+    old = read_folder(tmp_path, "index")
+    with write_folder(tmp_path, "index", old.settings) as writer:
         for name, array in old.arrays.items():
             writer.put(name, array)
         for name, file in old.files.items():
@@ -122,7 +121,7 @@ def test_an_index_is_saved_over_itself(tmp_path):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_exception_leaves_what_was_there(tmp_path, error):
     def fail(path):
-        with pytest.raises(error), write_index(path, {}) as writer:
+        with pytest.raises(error), write_folder(path, "index", {}) as writer:
             writer.array("codes", np.uint8, (9,))
             writer.file("codec.bin").write_bytes(b"x")
             raise error
@@ -155,34 +154,34 @@ def test_all_files_are_on_disk_before_the_manifest_names_them(tmp_path, monkeypa
 
 def test_foreign_folders_are_neither_filled_nor_read(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="other files than an index: give the name of a new one"):
+    with pytest.raises(ConfigError, match="other files than an index"):
         save(tmp_path)
-    with pytest.raises(DataError, match=r"is no index: it has no manifest\.json"):
-        read_index(tmp_path)
-    assert listing(tmp_path) == ["notes.txt"] and not is_index(tmp_path)
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        read_folder(tmp_path, "index")
+    assert listing(tmp_path) == ["notes.txt"] and not is_kind(tmp_path, "index")
     (tmp_path / MANIFEST).write_text(json.dumps({"kind": "codes", "format_version": 1}))
-    with pytest.raises(ConfigError, match="is of another kind: remove it, or give another name"):
-        check_index_output(tmp_path)
-    with pytest.raises(DataError, match="is of another kind"):
-        read_index_manifest(tmp_path)
-    assert listing(tmp_path) == [MANIFEST, "notes.txt"] and not is_index(tmp_path)
+    with pytest.raises(ConfigError, match="codes"):
+        check_folder_output(tmp_path, "index")
+    with pytest.raises(DataError, match="codes"):
+        read_manifest(tmp_path, "index")
+    assert listing(tmp_path) == [MANIFEST, "notes.txt"] and not is_kind(tmp_path, "index")
 
 
 @pytest.mark.parametrize("version", [2, 10**30])
 def test_an_index_of_a_newer_qinco_is_neither_read_nor_replaced(tmp_path, version):
     text = json.dumps({"kind": "index", "format_version": version})
     (tmp_path / MANIFEST).write_text(text)
-    with pytest.raises(DataError, match="newer than 1: update qinco"):
-        read_index(tmp_path)
+    with pytest.raises(DataError, match="newer than 1"):
+        read_folder(tmp_path, "index")
     with pytest.raises(ConfigError, match="newer than 1"):
         save(tmp_path)
-    assert (tmp_path / MANIFEST).read_text() == text and is_index(tmp_path)
+    assert (tmp_path / MANIFEST).read_text() == text and is_kind(tmp_path, "index")
 
 
 def test_paths_where_no_index_can_be(tmp_path):
     (tmp_path / "file").write_text("")
     for path, message in [
-        (tmp_path / "file", "is a file, and an index is a folder"),
+        (tmp_path / "file", "is a file"),
         (tmp_path / "file" / "index", "create it first"),
         (tmp_path / "missing" / "index", "missing of .* does not exist: create it first"),
         (tmp_path / "bad\0name", "cannot write"),
@@ -191,14 +190,14 @@ def test_paths_where_no_index_can_be(tmp_path):
         with pytest.raises(ConfigError, match=message):
             save(path)
         with pytest.raises(DataError):
-            read_index(path)
-        assert not is_index(path)
+            read_folder(path, "index")
+        assert not is_kind(path, "index")
     assert listing(tmp_path) == ["file"]
 
 
 def test_files_of_others_stay(tmp_path):
     save(tmp_path, 1)
-    token = read_index_manifest(tmp_path).token
+    token = read_manifest(tmp_path, "index").token
     theirs = ["README.md", "codes-20240131.npy", "codes-deadbeefdead.npy", f"Codes-{token}.npy", f"codes-{token}", ".x"]
     for name in theirs:
         (tmp_path / name).write_text("mine")
@@ -216,7 +215,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         save(tmp_path, round_)
         assert found(tmp_path) == round_ and listing(tmp_path) == expected_listing(tmp_path)
     (tmp_path / left[2]).write_text("half")
-    with write_index(tmp_path, {}) as writer:
+    with write_folder(tmp_path, "index", {}) as writer:
         writer.put("codes", np.zeros(1, np.uint8))
         assert not {*left[1:]} & {*listing(tmp_path)}, "its room is there for the new index"
 
@@ -238,7 +237,10 @@ def test_a_limit_of_file_sizes_is_a_resource_error(tmp_path, way):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
-        with pytest.raises(ResourceError, match="File too large"), write_index(tmp_path / "index", {}) as writer:
+        with (
+            pytest.raises(ResourceError, match="File too large"),
+            write_folder(tmp_path / "index", "index", {}) as writer,
+        ):
             writer.array("x", np.uint8, (20_000,)) if way == "array" else writer.put("x", np.zeros(20_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -247,18 +249,18 @@ def test_a_limit_of_file_sizes_is_a_resource_error(tmp_path, way):
 
 def test_only_the_smallest_files_are_verified_when_they_are_mapped(tmp_path, monkeypatch):
     save(tmp_path, 1)
-    token = read_index_manifest(tmp_path).token
+    token = read_manifest(tmp_path, "index").token
     for name, limit in (("codes", 400), ("tables", 200)):
         file = tmp_path / f"{name}-{token}.npy"
         content = file.read_bytes()
         file.write_bytes(content[:-1] + b"\xff")
         monkeypatch.setattr(module, "VERIFIED_BYTES", limit)
-        assert read_index(tmp_path).arrays[name].tobytes()[-1] == 255
-        with pytest.raises(DataError, match=f"{name}-{token}.npy is damaged: its checksum"):
-            read_index(tmp_path, mmap=False)
+        assert read_folder(tmp_path, "index").arrays[name].tobytes()[-1] == 255
+        with pytest.raises(DataError, match=f"{name}-{token}.npy is damaged"):
+            read_folder(tmp_path, "index", mmap=False)
         monkeypatch.setattr(module, "VERIFIED_BYTES", 1000)
-        with pytest.raises(DataError, match=f"{name}-{token}.npy is damaged: its checksum"):
-            read_index(tmp_path)
+        with pytest.raises(DataError, match=f"{name}-{token}.npy is damaged"):
+            read_folder(tmp_path, "index")
         file.write_bytes(content)
 
 
@@ -280,7 +282,7 @@ def test_a_reader_sees_the_new_index_where_the_old_one_vanishes_while_it_opens(t
         return seed_of(folder)
 
     assert found(tmp_path) == 2
-    assert read_index(tmp_path, load) == 3
+    assert read_folder(tmp_path, "index", load) == 3
 
 
 def test_an_error_of_the_reader_is_told_once(tmp_path):
@@ -292,7 +294,7 @@ def test_an_error_of_the_reader_is_told_once(tmp_path):
         raise DataError("not this one")
 
     with pytest.raises(DataError, match="not this one"):
-        read_index(tmp_path, load)
+        read_folder(tmp_path, "index", load)
     assert len(calls) == 1
 
 
@@ -333,7 +335,7 @@ def state(path) -> int | None:
     try:
         return found(path)
     except DataError as error:
-        assert "is no index: it has no" in str(error), error
+        assert "it has no manifest.json" in str(error), error
         return None
 
 

@@ -43,7 +43,7 @@ def test_a_vector_beside_which_all_others_are_zero_is_refused(length, range_scal
     x_ND = random_vectors(500, 3)
     x_ND[123, 1] = length
     model = random_model(ARCHITECTURES["same width"])
-    with pytest.raises(DataError, match=r"the vector in row 123 is \d(e\+\d+) times as long as most others"):
+    with pytest.raises(DataError, match="row 123 "):
         set_normalization(model, as_source(x_ND), range_scaling)
     x_ND[123, 1] = 1e4
     set_normalization(model, as_source(x_ND), range_scaling)

@@ -13,36 +13,18 @@ def test_options_survive_their_dict():
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("name", "value"),
     [
-        ({"epochs": -1}, "epochs must be at least 0"),
-        ({"epochs": 2.5}, "epochs must be an integer"),
-        ({"batch_size": 0}, r"batch_size \(batch\) must be at least 1"),
-        ({"grad_accumulate": 0}, "grad_accumulate"),
-        ({"epoch_size": 0}, "epoch_size"),
-        ({"num_valid": 0}, r"num_valid \(ds.valset\) must be at least 1"),
-        ({"seed": -1}, "seed must be between 0 and"),
-        ({"optimizer": "sgd"}, "optimizer must be one of adamw, adam, not 'sgd'"),
-        ({"schedule": "linear"}, "schedule .* must be one of cosine, plateau"),
-        ({"precision": "fp8"}, "precision must be one of"),
-        ({"redraw": "never"}, "redraw must be one of split, targets"),
-        ({"lr": 0}, "lr must be above 0, not 0"),
-        ({"lr": float("nan")}, "lr must be above 0, not nan"),
-        ({"lr": float("inf")}, "lr must be above 0"),
-        ({"lr": "fast"}, "lr must be a number, not 'fast'"),
-        ({"grad_clip": -0.1}, "grad_clip must be above 0"),
-        ({"weight_decay": -1}, r"weight_decay \(wd\) must be at least 0, not -1"),
-        ({"weight_decay": None}, "weight_decay .* must be a number, not None"),
-        ({"ramp_epochs": "3"}, "ramp_epochs .* must be a number"),
-        ({"threshold": float("nan")}, "threshold"),
-        ({"lr_min_factor": 2}, "lr_min_factor .* must be between 0 and 1"),
-        ({"exact_start": "false"}, "exact_start must be true or false, not 'false'"),
-        ({"range_scaling": 1}, "range_scaling must be true or false"),
+        ("epochs", -1), ("epochs", 2.5), ("batch_size", 0), ("grad_accumulate", 0), ("epoch_size", 0),
+        ("num_valid", 0), ("seed", -1), ("optimizer", "sgd"), ("schedule", "linear"), ("precision", "fp8"),
+        ("redraw", "never"), ("lr", 0), ("lr", float("nan")), ("lr", float("inf")), ("lr", "fast"),
+        ("grad_clip", -0.1), ("weight_decay", -1), ("weight_decay", None), ("ramp_epochs", "3"),
+        ("threshold", float("nan")), ("lr_min_factor", 2), ("exact_start", "false"), ("range_scaling", 1),
     ],
-)
-def test_wrong_values_are_refused(fields, message):
-    with pytest.raises(ConfigError, match=message):
-        TrainOptions(**fields)
+)  # fmt: skip
+def test_wrong_values_are_refused(name, value):
+    with pytest.raises(ConfigError, match=rf"^{name}\b.*{value}"):
+        TrainOptions(**{name: value})
 
 
 def test_the_papers_recipes():
@@ -57,5 +39,5 @@ def test_the_papers_recipes():
 def test_given_fields_come_before_the_recipe():
     assert TrainOptions.from_recipe("paper", QINCO2, lr=0.5, redraw="split").lr == 0.5
     assert TrainOptions.from_recipe("default", QINCO1) == TrainOptions()
-    with pytest.raises(ConfigError, match="recipe must be one of default, paper, not 'best'"):
+    with pytest.raises(ConfigError, match=r"recipe .*'best'"):
         TrainOptions.from_recipe("best", QINCO2)

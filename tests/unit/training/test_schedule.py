@@ -4,12 +4,12 @@ import pytest
 
 from qinco.training import options as training_options
 from qinco.training.options import TrainOptions
-from qinco.training.schedule import SCHEDULES, StepPlan, fitted_lr, make_schedule
+from qinco.training.schedule import SCHEDULES, StepPlan, fitted_lr
 
 
 def scheduled(num_train=100, **options):
     options = TrainOptions(**{"epochs": 10, "batch_size": 10, "lr": 2.0} | options)
-    return make_schedule(options, StepPlan.from_options(options, num_train))
+    return SCHEDULES[options.schedule](options, StepPlan.from_options(options, num_train))
 
 
 def test_the_rate_fits_the_length_of_the_run():

@@ -1,6 +1,11 @@
 """`qinco build_index`: look-up tables and an index of encoded vectors."""
 
+import time
+from dataclasses import asdict
+
+import qinco
 from qinco.cli.keys import MACHINE, TRAINSET, Key, task
+from qinco.cli.open import check_num_centroids, conditions, mse_scale, open_codec, open_codes, open_trainset
 
 
 @task(
@@ -19,6 +24,24 @@ from qinco.cli.keys import MACHINE, TRAINSET, Key, task
     imports=("qinco.codec", "qinco.search.index"),
 )  # fmt: skip
 def build_index(settings, console) -> None:
-    from qinco.cli import indexing
-
-    indexing.build_index(settings, console)
+    codec = None if settings["model"] is None else open_codec(settings)
+    check_num_centroids(settings)
+    begun = time.monotonic()
+    done = qinco.build_index(
+        open_codes(settings, "encoded_db", codec).limit(settings["ds.db"]),
+        settings["output"],
+        codec=codec,
+        train_codes=open_codes(settings, "encoded_trainset", codec).limit(settings["ds.trainset"]),
+        train_vectors=open_trainset(settings),
+        centroids=settings["ivf_centroids"],
+        metric=settings["metric"],
+        pairwise=settings["pairwise_decoder"],
+        num_training=settings["search.aq_training_samples"],
+        index_key=settings["search.index_key"] if settings.given("search.index_key") else None,
+        overwrite=settings["overwrite"],
+        seed=settings["seed"],
+        progress=console.progress,
+    )
+    result = asdict(done) | {"mse_lookup": done.mse_lookup * mse_scale(settings)}
+    result["seconds"] = time.monotonic() - begun
+    console.print_result(result | conditions(settings), settings["json"])

@@ -1,7 +1,30 @@
 """`qinco search`: recall over a decoded database, or recall and time of an index."""
 
+import time
+
+import qinco
 from qinco.cli.keys import ENCODING, MACHINE, TRAINSET, Key, key_of_field, task
+from qinco.cli.open import (
+    conditions,
+    decode_precision,
+    encode_options,
+    find_device,
+    num_steps,
+    open_codec,
+    open_database,
+    open_decoder,
+    open_queries,
+)  # fmt: skip
+from qinco.cli.search_index import search_index
+from qinco.datasets.catalogue import find_dataset
+from qinco.errors import ConfigError
 from qinco.search.options import SearchOptions
+
+_OF_VECTORS = ("A", "B", "C", "prefix", "trainset")
+_OF_AN_INDEX = (
+    "output", "plot", "search.nthreads", "search.batch_size", "search.nprobe", "search.nshort", "search.nmid_short",
+    "search.quantizer_efSearch",
+)  # fmt: skip
 
 
 def _values(field: str, default: tuple[int, ...]) -> Key:
@@ -31,6 +54,37 @@ def _values(field: str, default: tuple[int, ...]) -> Key:
     imports=("qinco.codec", "qinco.search.index"),
 )
 def search(settings, console) -> None:
-    from qinco.cli import searching
+    index, decoder = settings["index"], settings["decoder"]
+    is_exhaustive = index is None or (settings["db"] is not None and find_dataset(settings["db"]) is None)
+    wrong = [name for name in (_OF_AN_INDEX if is_exhaustive else _OF_VECTORS) if settings.given(name)]
+    if index is not None and is_exhaustive and decoder == "neural":
+        raise ConfigError(
+            f"index={index} and db={settings['db']} are both to be searched: keep one of them, or give decoder=lookup "
+            "to decode the database by the tables of the index"
+        )
+    if wrong and is_exhaustive:
+        raise ConfigError(f"{wrong[0]}= is for the search of an index: give index= without db=, or leave it out")
+    if wrong:
+        raise ConfigError(f"{wrong[0]}= is for vectors that are encoded, and an index holds codes: leave it out")
+    (_search_decoded if is_exhaustive else search_index)(settings, console)
 
-    searching.search(settings, console)
+
+def _search_decoded(settings, console) -> None:
+    """Recall of the exact neighbours among decoded vectors, exhaustively."""
+    codec, source = open_codec(settings), open_database(settings)
+    codec.check_dim(source)
+    queries_QD, nearest_Q = open_queries(settings, codec.dim, len(source))
+    decoder, begun = open_decoder(settings, codec, console.progress), time.monotonic()
+    found = qinco.exhaustive_recall(
+        codec, source, queries_QD, nearest_Q, decoder=decoder, options=encode_options(settings, codec),
+        num_steps=num_steps(settings, codec), precision=decode_precision(settings), device=find_device(settings),
+        progress=console.progress,
+    )  # fmt: skip
+    result = {
+        "decoder": settings["decoder"],
+        "recall": {str(rank): share for rank, share in found.items()},
+        "num_vectors": len(source),
+        "num_queries": len(queries_QD),
+        "seconds": time.monotonic() - begun,
+    }
+    console.print_result(result | conditions(settings), settings["json"])

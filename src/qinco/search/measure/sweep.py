@@ -24,7 +24,7 @@ from qinco.search.fit import open_pairwise
 from qinco.search.index import Index
 from qinco.search.measure.results import Conditions, SweepResult, record_sweep
 from qinco.search.measure.timing import measure, prepared_queries
-from qinco.store.folder import read_index_manifest
+from qinco.store.manifest import read_manifest
 
 log = logging.getLogger(__name__)
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BYTES = 256, 1 << 12
@@ -137,7 +137,7 @@ def open_searcher(path, codec: Codec | None = None, pairwise=None, device: str =
 def fingerprint_of_index(path: str | os.PathLike) -> str:
     """SHA-256 that tells indexes apart: of a folder's checksums, or of blocks spread over a faiss file."""
     if is_directory(path):
-        files = {name: stored.crc32 for name, stored in read_index_manifest(path).files.items()}
+        files = {name: stored.crc32 for name, stored in read_manifest(path, "index").files.items()}
         return sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     return fingerprint_of_file(path)
 

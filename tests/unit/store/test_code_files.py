@@ -1,23 +1,17 @@
 """Codes written in each form are read back, by us and by numpy and faiss."""
 
 import os
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
 import pytest
 
-from qinco.compat import encoded_sets as npz
 from qinco.errors import ConfigError, DataError
 from qinco.packing import code_dtype
-from qinco.store.code_files import (
-    BLOCK_ROWS,
-    EncodedSet,
-    is_folder,
-    lists_beside,
-    open_encoded_set,
-    write_encoded_set,
-)
-from qinco.store.code_store import CodeStore, Manifest
+from qinco.store.code_files import is_folder, lists_beside, write_codes_file
+from qinco.store.code_folder import CodePlan, save_codes
+from qinco.store.codes import BLOCK_ROWS, Codes
 from qinco.vectors.formats import write_vectors
 
 FILES = [".npy", ".ivecs", ".raw", ".npz"]
@@ -39,41 +33,32 @@ def random_lists(num_vectors):
 def write(path, codes, lists, codebook_size, shard_rows=16):
     """The same codes in any form."""
     if path.suffix:
-        with_column = None if lists is None else lists[:, None]
-        return write_encoded_set(path, EncodedSet(codes, with_column), codebook_size, 12)
-    sizes = (*codes.shape, codebook_size, 0 if lists is None else NUM_LISTS, 12, shard_rows)
-    store = CodeStore.create(path, Manifest(*sizes, "codec", "source", {}))
-    for shard in range(store.manifest.num_shards):
-        rows = store.manifest.rows(shard)
-        store.write(shard, codes[rows], None if lists is None else lists[rows])
-    assert store.finish()
-    return None
+        return Codes(codes, lists).save(path, codebook_size=codebook_size, dim=12, overwrite=True)
+    num_lists = 0 if lists is None else NUM_LISTS
+    return save_codes(
+        path, CodePlan(*codes.shape, codebook_size, num_lists, 12, shard_rows, "codec", "", {}), codes, lists
+    )
+
+
+def open_codes(path, num_codes, codebook_size, is_ivf, lists=None) -> Codes:
+    """Open as codes of a codec of these sizes."""
+    config = SimpleNamespace(codebook_size=codebook_size)
+    codec = SimpleNamespace(num_codes=num_codes, config=config, is_ivf=is_ivf, fingerprint=lambda: "codec")
+    return Codes.load(path, codec, lists=lists)
 
 
 def read(path, codes, codebook_size, is_ivf, size=7):
-    found = open_encoded_set(path, codes.shape[1], codebook_size, is_ivf)
-    blocks = list(found.blocks(size))
-    assert [len(block) for block, _ in blocks[:-1]] == [size] * (len(blocks) - 1)
-    assert len(found) == sum(len(block) for block, _ in blocks) == found.codes.shape[0]
-    read_codes = np.concatenate([codes[:0], *(block for block, _ in blocks)])
-    if not is_ivf:
-        assert found.lists is None
-        return read_codes, None
-    assert all(lists_N.shape == (len(block),) for block, lists_N in blocks)
-    return read_codes, np.concatenate([np.empty(0, np.int32), *(lists_N for _, lists_N in blocks)])
-
-
-@pytest.fixture
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(npz, "_BLOCK_ROWS", 4)
-    monkeypatch.setattr(npz, "_PART_ROWS", 11)
+    found = open_codes(path, codes.shape[1], codebook_size, is_ivf)
+    blocks = [block for _, block in found.blocks(size)]
+    assert [len(block) for block in blocks[:-1]] == [size] * (len(blocks) - 1)
+    assert len(found) == sum(map(len, blocks)) and found.has_lists == is_ivf and found.name == str(path)
+    return found.codes, found.lists
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("codebook_size", [2, 32, 256, 1024, 65536])
 @pytest.mark.parametrize("num_vectors", [0, 1, 11, 37])
 @pytest.mark.parametrize("is_ivf", [False, True])
-@pytest.mark.usefixtures("small_blocks")
 def test_what_is_written_is_read(tmp_path, form, codebook_size, num_vectors, is_ivf):
     codes, lists = random_codes(num_vectors, 3, codebook_size), random_lists(num_vectors) if is_ivf else None
     path = tmp_path / f"set{form}"
@@ -81,7 +66,7 @@ def test_what_is_written_is_read(tmp_path, form, codebook_size, num_vectors, is_
     if written is not None:
         assert sorted(written) == sorted(tmp_path.iterdir())
     if form == ".ivecs" and not num_vectors:
-        with pytest.raises(DataError, match="holds no vectors"):
+        with pytest.raises(DataError, match=r"set\.ivecs"):
             read(path, codes, codebook_size, is_ivf)
         return
     read_codes, read_lists = read(path, codes, codebook_size, is_ivf)
@@ -108,10 +93,10 @@ def test_others_read_what_is_written(tmp_path, codebook_size):
     assert np.load(tmp_path / "set.npy").dtype == codes.dtype
     assert np.array_equal(np.load(tmp_path / "set.npy"), codes)
     assert np.array_equal(np.load(tmp_path / "set.lists.npy"), lists[:, None])
-    shards = [np.load(tmp_path / "set" / f"codes-0000{shard}.npy") for shard in range(4)]
+    shards = [np.load(path) for path in sorted((tmp_path / "set").glob("codes_*.npy"))]
     assert [len(shard) for shard in shards] == [16, 16, 16, 2]
     assert np.array_equal(np.concatenate(shards), codes)
-    assert np.load(tmp_path / "set" / "lists-00003.npy").dtype == np.int32
+    assert {np.load(path).dtype for path in (tmp_path / "set").glob("lists_*.npy")} == {np.dtype(np.int32)}
     ivecs = np.fromfile(tmp_path / "set.ivecs", np.int32).reshape(50, 6)
     assert (ivecs[:, 0] == 5).all()
     assert np.array_equal(ivecs[:, 1:], codes)
@@ -126,68 +111,68 @@ def test_others_read_what_is_written(tmp_path, codebook_size):
 def test_rows_are_read_at_random(tmp_path, form):
     codes, rows = random_codes(40, 3, 1024), np.array([39, 0, 17, 17, 3])
     write(tmp_path / f"set{form}", codes, None, 1024)
-    found = open_encoded_set(tmp_path / f"set{form}", 3, 1024, False)
-    assert np.array_equal(found.codes[rows], codes[rows])
-    assert np.array_equal(found.codes[5:9], codes[5:9])
+    found = open_codes(tmp_path / f"set{form}", 3, 1024, False)
+    assert np.array_equal(found[rows].codes, codes[rows])
+    assert np.array_equal(found[5:9].codes, codes[5:9])
 
 
 def test_lists_may_lie_anywhere(tmp_path):
     codes, lists = random_codes(20, 3, 16), random_lists(20)
     write(tmp_path / "set.npy", codes, None, 16)
-    with pytest.raises(DataError, match=r"No such file: .*set\.lists\.npy.*give lists=FILE"):
-        open_encoded_set(tmp_path / "set.npy", 3, 16, True)
+    with pytest.raises(DataError, match=r"set\.lists\.npy"):
+        open_codes(tmp_path / "set.npy", 3, 16, True)
     for name in ("other.npy", "other.ivecs"):
         write_vectors(tmp_path / name, lists[:, None])
-        found = open_encoded_set(tmp_path / "set.npy", 3, 16, True, tmp_path / name)
-        assert np.array_equal(next(found.blocks())[1], lists)
-    with pytest.raises(DataError, match="the codec has none"):
-        open_encoded_set(tmp_path / "set.npy", 3, 16, False, tmp_path / "other.npy")
+        found = open_codes(tmp_path / "set.npy", 3, 16, True, tmp_path / name)
+        assert np.array_equal(found.lists, lists)
+    with pytest.raises(DataError, match=r"other\.npy"):
+        open_codes(tmp_path / "set.npy", 3, 16, False, tmp_path / "other.npy")
     for wrong in (lists[:19, None], lists[:, None].astype(np.float32), np.stack([lists, lists], 1)):
         np.save(tmp_path / "wrong.npy", wrong)
-        with pytest.raises(DataError, match=r"list numbers are integers \(20, 1\)"):
-            open_encoded_set(tmp_path / "set.npy", 3, 16, True, tmp_path / "wrong.npy")
+        with pytest.raises(DataError, match=r"\(20, 1\)"):
+            open_codes(tmp_path / "set.npy", 3, 16, True, tmp_path / "wrong.npy")
 
 
 @pytest.mark.parametrize("form", ["", ".npz"])
 def test_lists_within_are_not_given_again(tmp_path, form):
     write(tmp_path / f"set{form}", random_codes(20, 3, 16), random_lists(20), 16)
-    with pytest.raises(ConfigError, match="holds its list numbers"):
-        open_encoded_set(tmp_path / f"set{form}", 3, 16, True, tmp_path / "any.npy")
+    with pytest.raises(ConfigError, match=r"lists=.*any\.npy"):
+        open_codes(tmp_path / f"set{form}", 3, 16, True, tmp_path / "any.npy")
 
 
 @pytest.mark.parametrize("form", ["", ".npz"])
-@pytest.mark.parametrize(("sizes", "word"), [((4, 16), "code_size|M"), ((3, 32), "codebook_size|K")])
+@pytest.mark.parametrize(("sizes", "word"), [((4, 16), "num_codes|M"), ((3, 32), "codebook_size|K")])
 def test_sets_of_other_sizes_are_refused(tmp_path, form, sizes, word):
     write(tmp_path / f"set{form}", random_codes(20, 3, 16), None, 16)
-    with pytest.raises(DataError, match=f"of another codec: ({word}) is"):
-        open_encoded_set(tmp_path / f"set{form}", *sizes, False)
+    with pytest.raises(DataError, match=f"another codec: ({word}) is"):
+        open_codes(tmp_path / f"set{form}", *sizes, False)
 
 
 def test_raw_codes_of_another_codec_or_truncated_are_refused(tmp_path):
     write(tmp_path / "set.raw", random_codes(20, 3, 32), None, 32)
     assert (tmp_path / "set.raw").stat().st_size == 40
     for sizes in ((4, 32), (3, 1 << 16)):
-        with pytest.raises(DataError, match="no whole number of codes"):
-            open_encoded_set(tmp_path / "set.raw", *sizes, False)
+        with pytest.raises(DataError, match=r"set\.raw has 40 bytes"):
+            open_codes(tmp_path / "set.raw", *sizes, False)
     (tmp_path / "set.raw").write_bytes(bytes(39))
-    with pytest.raises(DataError, match="39 bytes, which are no whole number of codes of 2 bytes"):
-        open_encoded_set(tmp_path / "set.raw", 3, 32, False)
+    with pytest.raises(DataError, match=r"39 bytes.* 2 bytes"):
+        open_codes(tmp_path / "set.raw", 3, 32, False)
 
 
 @pytest.mark.parametrize("name", ["nowhere.npy", "nowhere.raw", "nowhere.npz", "nowhere.ivecs", "n" * 300 + ".npz"])
 @pytest.mark.parametrize("is_ivf", [False, True])
 def test_missing_files_are_named(tmp_path, name, is_ivf):
     with pytest.raises(DataError, match=r"nowhere|File name too long"):
-        open_encoded_set(tmp_path / name, 3, 16, is_ivf)
+        open_codes(tmp_path / name, 3, 16, is_ivf)
     with pytest.raises(DataError, match="No such file"):
-        open_encoded_set(tmp_path / "nowhere.npy", 3, 16, is_ivf, tmp_path / name)
+        open_codes(tmp_path / "nowhere.npy", 3, 16, is_ivf, tmp_path / name)
 
 
 def test_what_is_no_file_is_refused(tmp_path):
     for name in ("x.raw", "x.npz", "x.npy"):
         os.mkfifo(tmp_path / name)
-        with pytest.raises(DataError, match=r"no.* file"):
-            open_encoded_set(tmp_path / name, 3, 16, False)
+        with pytest.raises(DataError, match=name):
+            open_codes(tmp_path / name, 3, 16, False)
 
 
 def test_names_of_folders_and_lists(tmp_path):
@@ -217,16 +202,15 @@ class EndsEarly:
 
 
 @pytest.mark.parametrize("form", FILES)
-@pytest.mark.usefixtures("small_blocks")
 def test_a_kill_between_the_files_of_a_set_leaves_no_mixed_one(tmp_path, form):
     """New lists or parts beside old codes would be read as a set without a word."""
     old, new, lists = random_codes(30, 3, 16), random_codes(30, 3, 16, 5), random_lists(30)
     path = tmp_path / f"set{form}"
     write(path, old, lists, 16)
     with pytest.raises(Killed):
-        write_encoded_set(path, EncodedSet(EndsEarly(new), lists[::-1, None]), 16, 12)
+        write_codes_file(path, EndsEarly(new), lists[::-1], 16, 12, block_rows=4)
     with pytest.raises(DataError, match=r"No such file"):
-        open_encoded_set(path, 3, 16, True)
+        open_codes(path, 3, 16, True)
     write(path, new, lists[::-1], 16)
     read_codes, read_lists = read(path, new, 16, True)
     assert np.array_equal(read_codes, new)
@@ -234,12 +218,34 @@ def test_a_kill_between_the_files_of_a_set_leaves_no_mixed_one(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", [".npy", ".raw", ".ivecs"])
-@pytest.mark.usefixtures("small_blocks")
 def test_a_single_file_is_replaced_at_once(tmp_path, form):
     old = random_codes(30, 3, 16)
     path = tmp_path / f"set{form}"
     write(path, old, None, 16)
     with pytest.raises(Killed):
-        write_encoded_set(path, EncodedSet(EndsEarly(old)), 16, 12)
+        write_codes_file(path, EndsEarly(old), None, 16, 12, block_rows=4)
     assert np.array_equal(read(path, old, 16, False)[0], old)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_codes_are_saved_and_loaded_without_a_codec_where_they_can_be(tmp_path, form):
+    codes, path = Codes(random_codes(20, 3, 16), random_lists(20)), tmp_path / f"set{form}"
+    if form in ("", ".raw", ".npz"):
+        with pytest.raises(ConfigError, match="codec"):
+            codes.save(path)
+        write(path, codes.codes, codes.lists, 16)
+    else:
+        codes.save(path)
+        with pytest.raises(ConfigError, match="overwrite=true"):
+            codes.save(path)
+    if form == ".raw":
+        with pytest.raises(ConfigError, match="num_codes"):
+            Codes.load(path)
+    found = Codes.load(path, num_codes=3, codebook_size=16) if form == ".raw" else Codes.load(path)
+    assert np.array_equal(found.codes, codes.codes) and np.array_equal(found.lists, codes.lists)
+
+
+def test_names_that_say_no_form_of_codes_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"codes\.txt"):
+        Codes(random_codes(20, 3, 16)).save(tmp_path / "codes.txt")

@@ -1,64 +1,38 @@
-"""`task=search`: a sweep over the settings of an index's search, or recall over decoded vectors without an index."""
+"""The search of an index: a sweep over the settings of `qinco search index=...`."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
-from qinco.atomic import check_output
-from qinco.cli import inputs, measuring
-from qinco.cli.console import Console
-from qinco.cli.overrides import Settings
-from qinco.datasets.catalogue import find_dataset
+import qinco
+from qinco.cli.keys import Settings
+from qinco.cli.open import adjust_codec, conditions, files_read, find_device, open_codec, open_queries
 from qinco.errors import ConfigError
-from qinco.machine import usable_cores
-from qinco.maths.clustering import faiss_threads
-from qinco.search.index import Index
-from qinco.search.measure.explore import Setting
-from qinco.search.measure.plot import check_plot_path, plot_fronts
-from qinco.search.measure.sweep import fingerprint_of_file, fingerprint_of_index, open_searcher, sweep
-
-_OF_VECTORS = ("A", "B", "C", "prefix", "trainset")
-_OF_AN_INDEX = ("output", "plot", *(f"search.{name}" for name in ("nthreads", "batch_size", *Setting._fields)))
 
 
-def search(settings: Settings, console: Console) -> None:
-    """Search an index with many settings, or all decoded vectors of a database."""
-    index, decoder = settings["index"], settings["decoder"]
-    is_exhaustive = index is None or (settings["db"] is not None and find_dataset(settings["db"]) is None)
-    wrong = [name for name in (_OF_AN_INDEX if is_exhaustive else _OF_VECTORS) if settings.given(name)]
-    if index is not None and is_exhaustive and decoder == "neural":
-        raise ConfigError(
-            f"index={index} and db={settings['db']} are both to be searched: keep one of them, or give decoder=lookup "
-            "to decode the database by the tables of the index"
-        )
-    if wrong and is_exhaustive:
-        raise ConfigError(f"{wrong[0]}= is for the search of an index: give index= without db=, or leave it out")
-    if wrong:
-        raise ConfigError(f"{wrong[0]}= is for vectors that are encoded, and an index holds codes: leave it out")
-    if is_exhaustive:
-        measuring.search(settings, console)
-    else:
-        with _threads(settings, console):
-            _sweep(settings, console)
-
-
-def _sweep(settings: Settings, console: Console) -> None:
+def search_index(settings: Settings, console) -> None:
     """Measure recall and time of all combinations of settings that can be worth it; print the best ones."""
-    path, output, begun = settings["index"], settings["output"], time.monotonic()
     _check_outputs(settings)
-    codec = None if settings["model"] is None else inputs.open_codec(settings)
-    index = open_searcher(path, codec, settings["pairwise_decoder"], inputs.device_of(settings))
+    with _threads(settings, console):
+        _sweep(settings, console)
+
+
+def _sweep(settings: Settings, console) -> None:
+    from qinco.search.measure.plot import plot_fronts
+    from qinco.search.measure.sweep import fingerprint_of_file, fingerprint_of_index, open_searcher
+
+    path, output, begun = settings["index"], settings["output"], time.monotonic()
+    codec = None if settings["model"] is None else open_codec(settings)
+    index = open_searcher(path, codec, settings["pairwise_decoder"], find_device(settings))
     if codec is None and index.codec is not None:
-        index = Index(inputs.adapted(settings, index.codec), index.parts)
-    queries, nearest_Q = inputs.open_queries(settings, index.dim, None)
+        index = qinco.Index(adjust_codec(settings, index.codec), index.parts)
+    queries, nearest_Q = open_queries(settings, index.dim, None)
     more = {"index": fingerprint_of_index(path)}
     if settings["pairwise_decoder"] is not None:
         more["pairwise decoder"] = fingerprint_of_file(settings["pairwise_decoder"])
     try:
-        result = sweep(
+        result = qinco.sweep(
             index, queries, nearest_Q, nprobe=settings["search.nprobe"],
             ef_search=settings["search.quantizer_efSearch"], num_short=settings["search.nshort"],
             mid_factors=settings["search.nmid_short"], decoder=settings["decoder"], precision=settings["precision"],
@@ -72,7 +46,7 @@ def _sweep(settings: Settings, console: Console) -> None:
             f"what is measured is in {output}; the same command with resume=true continues"
         ) from None
     if settings["plot"] is not None:
-        count = torch.get_num_threads()
+        count = conditions(settings)["threads"]
         title = f"{len(queries):,} queries, {count} thread{'s' if count > 1 else ''}"
         plot_fronts(settings["plot"], {Path(path).name: result.points()}, title)
     others = ", the others cannot be the best for any time" if result.skipped else ""
@@ -81,12 +55,15 @@ def _sweep(settings: Settings, console: Console) -> None:
     if not settings["json"]:
         return console.print_table(*result.front_table())
     report = {"settings": result.settings(), "num_vectors": len(index), "num_queries": len(queries)}
-    console.print_result(report | {"seconds": time.monotonic() - begun} | inputs.machine(settings), True)
+    console.print_result(report | {"seconds": time.monotonic() - begun} | conditions(settings), True)
 
 
 def _check_outputs(settings: Settings) -> None:
-    """Raise ConfigError where a result cannot be written."""
-    output, plot, read = settings["output"], settings["plot"], inputs.files_read(settings)
+    """Raise ConfigError if a result cannot be written."""
+    from qinco.atomic import check_output
+    from qinco.search.measure.plot import check_plot_path
+
+    output, plot, read = settings["output"], settings["plot"], files_read(settings)
     overwrite, resume = settings["overwrite"], settings["resume"]
     for name in (output, plot):
         if name is not None and Path(name).resolve().is_relative_to(Path(settings["index"]).resolve()):
@@ -100,8 +77,13 @@ def _check_outputs(settings: Settings) -> None:
 
 
 @contextmanager
-def _threads(settings: Settings, console: Console) -> Iterator[None]:
+def _threads(settings: Settings, console) -> Iterator[None]:
     """Search with `threads=` threads, or with `search.nthreads=`, as many as torch would use at most."""
+    import torch
+
+    from qinco.machine import usable_cores
+    from qinco.maths.clustering import faiss_threads
+
     count, wanted, is_given = settings["threads"], settings["search.nthreads"], settings.given("search.nthreads")
     if count is not None and is_given and count != wanted:
         raise ConfigError(f"threads={count} and search.nthreads={wanted} mean the same: keep one of them")

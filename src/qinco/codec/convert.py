@@ -1,0 +1,66 @@
+"""Converting codecs between our files and the authors' checkpoints."""
+
+import logging
+import os
+from pathlib import Path
+
+from qinco.atomic import check_output
+from qinco.codec.codec import Codec
+from qinco.config import EncodeOptions, checkpoint_search
+from qinco.errors import ConfigError
+from qinco.store.codec import CHECKPOINT_SUFFIX
+
+_LOG = logging.getLogger(__name__)
+
+
+def convert_codec(
+    codec: Codec | str | os.PathLike,
+    output: str | os.PathLike,
+    options: EncodeOptions | None = None,
+    *,
+    overwrite: bool = False,
+    inputs=(),
+) -> Codec:
+    """Write a codec in another form: .safetensors is ours, .pt the authors' checkpoint.
+
+    The authors' code cannot search over the whole beam (num_pairs): unless `options` say otherwise, a checkpoint gets
+    the paper's num_candidates and beam_width instead, with a warning.
+
+    Args:
+        codec: a codec, or the path of one in either form.
+        output: a .safetensors or .pt file.
+        options: encoding options to store; the codec's own by default.
+        overwrite: replace an existing file.
+        inputs: further files that must not be replaced.
+
+    Returns:
+        The codec with the options that were stored.
+
+    Raises:
+        ConfigError: the output cannot be written, or its form cannot hold the codec or the options.
+
+    Example:
+        >>> convert_codec("codec.safetensors", "codec.pt")
+    """
+    if not isinstance(codec, Codec):
+        inputs, codec = [*inputs, codec], Codec.load(codec)
+    output = Path(output)
+    if output.suffix.lower() not in (CHECKPOINT_SUFFIX, ".safetensors"):
+        raise ConfigError(f"output={output}: codecs are written to .safetensors (ours) or .pt (the authors') files")
+    check_output(output, overwrite=overwrite, inputs=inputs)
+    stored = options or codec.encode_options
+    stored.check_model(codec.config)
+    if output.suffix.lower() == CHECKPOINT_SUFFIX and stored.num_pairs is not None and options is None:
+        config = codec.config
+        known = checkpoint_search(config.codebook_size, config.has_preselector, config.starts_from_coarse)
+        _LOG.warning(
+            "the authors' code does not know num_pairs (C=%s B=%s): A=%s B=%s are stored; give others with A= and B=",
+            stored.num_pairs,
+            stored.beam_width,
+            known.num_candidates,
+            known.beam_width,
+        )
+        stored = known
+    converted = codec.with_options(stored)
+    converted.save(output)
+    return converted

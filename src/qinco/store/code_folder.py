@@ -1,0 +1,311 @@
+"""Codes of many vectors in a durable folder: shards that numpy can map.
+
+A generation of codes is pending until all its shards are there. Folders of format version 1, whose files carry no
+token, are read, and continued as version 2.
+
+Shape suffixes: N vectors, M codes of a vector.
+"""
+
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qinco.atomic import WRITER, exclusive
+from qinco.errors import ConfigError, DataError, differences
+from qinco.packing import code_dtype
+from qinco.store.folder import (
+    LOCK,
+    FolderWriter,
+    begin,
+    check_files,
+    check_folder_output,
+    read_current,
+    read_pending,
+    remove_stale,
+)
+from qinco.store.manifest import (
+    HEADER,
+    MANIFEST,
+    PENDING,
+    Manifest,
+    parse_fields,
+    path_of,
+    read_content,
+    read_manifest,
+)
+from qinco.vectors.concat_rows import JoinedRows
+from qinco.vectors.formats import open_array
+
+KIND = "codes"
+MAX_SHARDS = 1 << 17
+_WANTED_SHARDS, _MIN_ROWS, _MAX_ROWS = 1024, 1 << 12, 1 << 20
+_V1_SHARD = rf"\.?(codes|lists)-\d{{5,}}({WRITER})?\.npy"
+
+
+@dataclass(frozen=True)
+class CodePlan:
+    """What a folder of codes holds, known before the first vector is encoded.
+
+    Attributes:
+        num_vectors: N.
+        num_codes: columns of the code arrays.
+        codebook_size: K, above all codes.
+        num_lists: V, above all list numbers; 0 if there are none.
+        dim: D of the vectors.
+        shard_rows: vectors of a shard; the last has what is left.
+        codec: fingerprint of the codec.
+        source: fingerprint of the vectors.
+        encode: the fields of EncodeOptions.
+    """
+
+    num_vectors: int
+    num_codes: int
+    codebook_size: int
+    num_lists: int
+    dim: int
+    shard_rows: int
+    codec: str
+    source: str
+    encode: dict
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_vectors // self.shard_rows)
+
+    def rows(self, shard: int) -> range:
+        """The vectors of a shard."""
+        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.num_vectors))
+
+    def check_same(self, path, there: "CodePlan") -> None:
+        """Raise ConfigError if a folder holds, or is to hold, other codes than these."""
+        labels = {"codec": "another codec", "source": "other vectors"}
+        old, new = ({**vars(plan), **plan.encode} | {"encode": None} for plan in (there, self))
+        if found := differences(old, new, labels):
+            raise ConfigError(
+                f"{path} holds codes of another run ({'; '.join(found):.500}): use the same model, vectors and "
+                "encoding options, or overwrite=true without resume, in one process, to begin anew"
+            )
+
+
+def default_shard_rows(num_vectors: int) -> int:
+    """Vectors of a shard: about a thousand shards, none so large that an interruption costs much, none tiny."""
+    wanted = -(-num_vectors // _WANTED_SHARDS)
+    return min(max(_MIN_ROWS, 1 << (wanted - 1).bit_length()), _MAX_ROWS)
+
+
+@dataclass(frozen=True)
+class CodeFolder:
+    """Codes in a folder: the complete generation, or one that is being written.
+
+    Attributes:
+        path: the folder.
+        plan: what it holds.
+        manifest: of the generation; None for a folder of format version 1.
+        is_pending: whether shards may be missing still.
+    """
+
+    path: Path
+    plan: CodePlan
+    manifest: Manifest | None
+    is_pending: bool
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> "CodeFolder":
+        """The complete codes in a folder, all of whose shards are there; raises DataError for any other folder."""
+        return read_current(lambda: cls.read(path), cls._checked)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> "CodeFolder":
+        """What is said of the complete codes in a folder, or of the pending ones if there are no others.
+
+        Raises:
+            DataError: the folder holds no codes, or its manifest is damaged.
+        """
+        path = Path(path)
+        if not os.path.lexists(path / MANIFEST) and (path / PENDING).exists():
+            manifest = read_manifest(path, KIND, PENDING)
+            return cls(path, _plan(path / PENDING, manifest.settings), manifest, True)
+        if not os.path.lexists(file := path / MANIFEST):
+            raise DataError(f"{path} is not a folder of codes: it has no {MANIFEST}")
+        content = read_content(file, KIND)
+        if content["format_version"] > 1:
+            manifest = read_manifest(path, KIND)
+            return cls(path, _plan(file, manifest.settings), manifest, False)
+        is_complete = content.pop("complete", None)
+        if type(is_complete) is not bool:
+            raise DataError(f"{file} is damaged: complete is {is_complete!r:.50}")
+        names = {"code_size": "num_codes", "search": "encode"}
+        plan = {names.get(name, name): value for name, value in content.items() if name not in HEADER}
+        return cls(path, _plan(file, plan), None, not is_complete)
+
+    @classmethod
+    def find(cls, path: Path) -> tuple["CodeFolder | None", "CodeFolder | None"]:
+        """The complete codes in a folder and the pending ones; None for what is not there."""
+        if not any((path / name).exists() for name in (MANIFEST, PENDING)):
+            return None, None
+        found = cls.read(path)
+        complete = None if found.is_pending else found
+        if (there := read_pending(path, KIND)) is not None:
+            return complete, cls(path, _plan(path / PENDING, there.settings), there, True)
+        return complete, found if found.is_pending else None
+
+    @classmethod
+    def create(cls, path: Path, plan: CodePlan) -> "CodeFolder":
+        """Begin codes beside the complete ones, in place of pending ones; with the folder's lock held."""
+        if (path / MANIFEST).exists() and cls.read(path).is_pending:  # of version 1
+            _remove_stale(path)
+            (path / MANIFEST).unlink()
+        return cls(path, plan, begin(path, KIND, asdict(plan)), True)
+
+    def adopt(self) -> "CodeFolder":
+        """These pending codes in the newest format version; with the lock held.
+
+        Shards of version 1 are renamed. A kill leaves some under their old names, for the next call.
+        """
+        pending = self.manifest or begin(self.path, KIND, asdict(self.plan))
+        new = CodeFolder(self.path, self.plan, pending, True)
+        if (self.path / MANIFEST).exists() and (old := self.read(self.path)).is_pending:
+            for shard in range(old.plan.num_shards):
+                for name in ("lists", "codes"):  # a shard is there when its codes are
+                    if old._path(name, shard).exists():
+                        old._path(name, shard).rename(new._path(name, shard))
+            (self.path / MANIFEST).unlink()
+        return new
+
+    def codes_path(self, shard: int) -> Path:
+        return self._path("codes", shard)
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard is there. Its codes are written last, so its lists are there, too."""
+        return self.codes_path(shard).exists()
+
+    def missing(self) -> list[int]:
+        there = {file.name for file in self.path.iterdir()}
+        return [shard for shard in range(self.plan.num_shards) if self.codes_path(shard).name not in there]
+
+    def is_current(self) -> bool:
+        """Whether these pending codes are still what is being written to the folder."""
+        return read_pending(self.path, KIND) == self.manifest
+
+    def write(self, shard: int, codes_NM: np.ndarray, lists_N: np.ndarray | None) -> None:
+        """Write a shard of pending codes, whole or not at all; with the lock held."""
+        writer = FolderWriter(self.path, KIND, self.manifest.settings, self.manifest.token)
+        if lists_N is not None:
+            writer.add(f"lists_{shard:05}", lists_N.astype(np.int32)[:, None])
+        writer.add(f"codes_{shard:05}", codes_NM)
+
+    def commit(self) -> None:
+        """Replace the folder's complete codes by these, all of whose shards are there; with the lock held."""
+        plan, writer = self.plan, FolderWriter(self.path, KIND, self.manifest.settings, self.manifest.token)
+        for shard in range(plan.num_shards):
+            rows = len(plan.rows(shard))
+            writer.expect(f"codes_{shard:05}", code_dtype(plan.codebook_size), (rows, plan.num_codes))
+            if plan.num_lists:
+                writer.expect(f"lists_{shard:05}", np.int32, (rows, 1))
+        writer.commit()
+        _remove_stale(self.path)
+
+    def tidy(self) -> None:
+        """Remove what killed processes left beside complete codes; with the lock held."""
+        if self.manifest is not None:
+            _remove_stale(self.path)
+
+    @property
+    def codes(self) -> JoinedRows:
+        """All codes, uint8 or uint16 (N, M), mapped from their shards."""
+        return self._rows("codes", self.plan.num_codes, code_dtype(self.plan.codebook_size))
+
+    @property
+    def lists(self) -> JoinedRows | None:
+        """All list numbers, int32 (N, 1); None if the codec has no lists."""
+        return self._rows("lists", 1, np.dtype(np.int32)) if self.plan.num_lists else None
+
+    def _path(self, name: str, shard: int) -> Path:
+        if self.manifest is None:
+            return self.path / f"{name}-{shard:05}.npy"
+        return path_of(self.path, f"{name}_{shard:05}.npy", self.manifest.token)
+
+    def _checked(self) -> "CodeFolder":
+        """These codes, unless something is missing or damaged."""
+        missing, count = self.missing(), self.plan.num_shards
+        if self.is_pending:
+            raise DataError(
+                f"{self.path} is not complete: {count - len(missing)} of {count} shards are there; continue "
+                "encoding it with resume=true"
+            )
+        if missing:
+            raise DataError(f"{self.codes_path(missing[0])} is missing: the folder is damaged")
+        if self.manifest is not None:
+            check_files(self.path, self.manifest)
+        return self
+
+    def _rows(self, name: str, columns: int, dtype: np.dtype) -> JoinedRows:
+        plan = self.plan
+
+        def load(shard: int) -> np.ndarray:
+            path, shape = self._path(name, shard), (len(plan.rows(shard)), columns)
+            try:
+                array = open_array(path)
+            except DataError:
+                self._check_not_replaced()
+                raise
+            if array.shape != shape or array.dtype != dtype:
+                raise DataError(
+                    f"{path} is {array.dtype} {array.shape}, {MANIFEST} says {dtype} {shape}: the folder is damaged"
+                )
+            return array
+
+        starts = [plan.rows(shard).start for shard in range(plan.num_shards)]
+        return JoinedRows(load, [*starts, plan.num_vectors], columns, dtype, str(self.path))
+
+    def _check_not_replaced(self) -> None:
+        """Raise DataError if other codes have replaced these while they were read."""
+        try:
+            there = self.read(self.path)
+        except DataError:  # nothing is there, so it was not replaced either
+            return
+        if there != self:
+            raise DataError(f"{self.path} was replaced by other codes while it was read: read it again")
+
+
+def remove_codes(path: Path) -> None:
+    """Remove all codes in a folder, and the folder unless it holds something else; with the lock held."""
+    for name in (MANIFEST, PENDING):
+        (path / name).unlink(missing_ok=True)
+    _remove_stale(path)
+    with suppress(OSError):  # something else is there
+        path.rmdir()
+
+
+def save_codes(path: Path, plan: CodePlan, codes, lists, overwrite: bool = False) -> None:
+    """Write rows of codes (N, M) and of list numbers (N,), (N, 1) or None to a folder, whole or not at all."""
+    check_folder_output(path, KIND)
+    path.mkdir(exist_ok=True)
+    with exclusive(path / LOCK):
+        if any(CodeFolder.find(path)) and not overwrite:
+            raise ConfigError(f"{path} holds codes: give overwrite=true to replace them")
+        folder = CodeFolder.create(path, plan)
+        for shard in range(plan.num_shards):
+            rows = slice(plan.rows(shard).start, plan.rows(shard).stop)
+            folder.write(shard, np.asarray(codes[rows]), None if lists is None else np.asarray(lists[rows]).reshape(-1))
+        folder.commit()
+
+
+def _plan(file: Path, values: dict) -> CodePlan:
+    try:
+        plan = parse_fields(CodePlan, values)
+        if min(plan.num_codes, plan.codebook_size - 1, plan.shard_rows, plan.dim) < 1:
+            raise ValueError("it claims a size of zero")
+        if plan.num_shards > MAX_SHARDS:
+            raise ValueError(f"it claims {plan.num_shards} shards")
+        return plan
+    except ValueError as error:
+        raise DataError(f"{file} is damaged: {error!s:.200}") from None
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove files that are of no generation, and those of version 1, which a newer one has replaced."""
+    remove_stale(path, KIND, _V1_SHARD)
