@@ -8,7 +8,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -17,9 +17,10 @@ import faiss
 import numpy as np
 
 from qinco.atomic import write_atomically
+from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.maths.assignment import search_effort
-from qinco.packing import check_codes, check_lists, packed_size, unpack_codes
+from qinco.packing import packed_size, unpack_codes
 from qinco.progress import ProgressOption, reporting
 from qinco.vectors.mapped import file_size, map_file, read_start, release_pages
 
@@ -35,12 +36,7 @@ _READING = Lock()  # faiss's limits of reading are those of the process
 
 
 def read_faiss_file(path: str | os.PathLike, flags: int = 0) -> faiss.Index:
-    """What `faiss.read_index` reads, whose promised sizes may not exceed that of the file.
-
-    Raises:
-        DataError: faiss cannot read the file.
-        ResourceError: not enough memory.
-    """
+    """What `faiss.read_index` reads, whose promised sizes may not exceed that of the file; DataError if it cannot."""
     size = file_size(Path(path))
     with _READING:
         before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
@@ -89,8 +85,8 @@ class FaissIndex:
         lists = faiss.downcast_InvertedLists(index.invlists)
         self._check(isinstance(flat, faiss.IndexFlat), "its coarse quantizer is neither flat nor HNSW")
         self._check(isinstance(lists, faiss.OnDiskInvertedLists), "its inverted lists are not in the file")
-        self._check(index.is_trained and quantizer.is_trained, "it is not trained")
-        self._check(index.by_residual, "its codes are not relative to the centroids (by_residual)")
+        is_trained = index.is_trained and quantizer.is_trained
+        self._check(is_trained and index.by_residual, "it is not trained, or not on residuals (by_residual)")
         self.dim, self.num_lists, self.num_codes = index.d, index.nlist, quantizer.M
         self.inner_product = index.metric_type == faiss.METRIC_INNER_PRODUCT
         metrics, dims = {i.metric_type for i in (index, coarse, flat)}, {i.d for i in (index, coarse, flat, quantizer)}
@@ -191,11 +187,7 @@ class FaissIndex:
 
 
 def describe_faiss_file(path: str | os.PathLike) -> dict:
-    """Type and sizes of a faiss index of any kind, from its header; of an IVF index with RQ or LSQ its tables too.
-
-    Raises:
-        DataError: the file is not a faiss index, or damaged.
-    """
+    """Type and sizes of a faiss index of any kind, from its header; of an IVF index with RQ or LSQ its tables too."""
     path = Path(path)
     size, start = file_size(path), read_start(path, _HEADER.size)
     code, dim, num_vectors, _, _, is_trained, metric = _HEADER.unpack(start.ljust(_HEADER.size, b"\xff"))
@@ -221,10 +213,9 @@ def selected_ids(selector: faiss.IDSelector, ids_N: np.ndarray, block: int = 1 <
     params, parts = faiss.SearchParameters(sel=selector), [np.empty(0, np.int64)]
     for first in range(0, len(ids_N), block):  # a range search over identical points finds all that it admits
         some_N = np.asarray(ids_N[first : first + block], np.int64)
-        index = faiss.IndexIDMap(points := faiss.IndexFlatL2(1))
+        index = faiss.IndexIDMap(faiss.IndexFlatL2(1))
         index.add_with_ids(np.zeros((len(some_N), 1), np.float32), some_N)
         parts.append(index.range_search(np.zeros((1, 1), np.float32), 1.0, params=params)[2])
-        del index, points
     ids_N = np.sort(np.concatenate(parts))
     return ids_N[np.diff(ids_N, prepend=ids_N[:1] - 1) != 0]  # np.unique hashes: far slower on millions
 
@@ -233,67 +224,52 @@ def check_index_key(index_key: str, num_lists: int, num_codes: int, codebook_siz
     """Raise ConfigError unless `write_faiss` can make such an index of such codes."""
     match, bits = _KEY.fullmatch(index_key), codebook_size.bit_length() - 1
     usual = f"IVF{num_lists}_HNSW32,RQ{num_codes}x{bits}_Nqint8"
-    if not match:
-        raise ConfigError(f"search.index_key={index_key} is not an IVF index with RQ or LSQ: use one like {usual}")
     if num_codes > MAX_STEPS or bits > MAX_BITS:
         raise ConfigError(f"faiss files hold at most {MAX_STEPS} codes of {MAX_BITS} bits, not {num_codes} of {bits}")
-    lists, links, steps, width = match.groups()
+    if not match:
+        raise ConfigError(f"search.index_key={index_key} is not an IVF index with RQ or LSQ: use one like {usual}")
+    lists, links, *sizes = match.groups()
     if links and not _MIN_LINKS <= int(links) <= _MAX_LINKS:
         raise ConfigError(f"search.index_key={index_key}: HNSW takes {_MIN_LINKS} to {_MAX_LINKS} links")
-    for what, given, found in (("lists", lists, num_lists), ("codes", steps, num_codes), ("bits a code", width, bits)):
-        if int(given) != found:
-            raise ConfigError(f"search.index_key={index_key} has {given} {what}, the codes have {found}: use {usual}")
+    if [int(size) for size in (lists, *sizes)] != [num_lists, num_codes, bits]:
+        raise ConfigError(f"search.index_key={index_key} does not fit the codes, which need one like {usual}")
 
 
 def write_faiss(
-    path: str | os.PathLike,
-    index_key: str,
-    centroids_VD: np.ndarray,
-    tables_MKD: np.ndarray,
-    blocks: Callable[[], Iterable[Block]],
-    num_vectors: int,
-    *,
-    inner_product: bool = False,
-    progress: ProgressOption = None,
-    block_rows: int | None = None,
-) -> None:
-    """Write an index that plain faiss reads and searches, whole or not at all. It is made in memory.
+    path: str | os.PathLike, index_key: str, lookup: LookupDecoder, codes, *, inner_product: bool = False,
+    progress: ProgressOption = None, block_rows: int = 0,
+) -> None:  # fmt: skip
+    """Write an index that plain faiss reads and searches, made in memory, whole or not at all. Ids are row numbers.
 
     Args:
         index_key: faiss's name of the index, `IVF{V}[_HNSW{links}],RQ|LSQ{M}x{log2 K}[_Nqint8|_Nqint4|_Nfloat]`.
-        centroids_VD: float32 (V, D).
-        tables_MKD: float32 (M, K, D), added to the centroids.
-        blocks: called twice; yields codes (n, M), list numbers (n,) and ids (n,), integers, of all vectors.
-        num_vectors: vectors in all.
+        lookup: centroids and tables of the codes.
+        codes: checked Codes with lists, or what has `len` and their `blocks`.
         progress: see `qinco.progress`; the norms are the first half of the work.
         block_rows: vectors that are added at a time; by default 16 MiB of them.
 
     Raises:
         ConfigError: the key is not of this form, or does not fit the codes.
-        DataError: codes or lists are out of range, or there are not `num_vectors`.
         ResourceError: not enough memory or disk space.
     """
-    check_index_key(index_key, len(centroids_VD), *tables_MKD.shape[:2])
-    rows = block_rows or max(1, (1 << 22) // tables_MKD.shape[2])
+    check_index_key(index_key, len(lookup.centroids_VD), *lookup.tables_MKD.shape[:2])
+    rows, total = block_rows or max(1, (1 << 22) // lookup.dim), len(codes)
     with write_atomically(path) as temporary, reporting(progress) as report:
-
-        def pieces(before: int) -> Iterator[Block]:
-            for done, *piece in _pieces(blocks(), tables_MKD.shape, len(centroids_VD), num_vectors, rows):
-                yield piece
-                report("filling lists", (before + done) // 2, num_vectors)
-
         try:
-            index, quantizer = _empty_index(index_key, centroids_VD, tables_MKD, inner_product)
-            _fit_norms(quantizer, pieces(0))
-            for codes_NM, lists_N, ids_N in pieces(num_vectors):
-                packed = np.empty((len(codes_NM), quantizer.code_size), np.uint8)
-                quantizer.pack_codes(len(codes_NM), faiss.swig_ptr(codes_NM), faiss.swig_ptr(packed))  # and their norms
-                list_bytes = lists_N.astype("<u8")[:, None].view(np.uint8)[:, : index.coarse_code_size()]
-                # 16 times faster than a loop over lists
-                index.add_sa_codes(np.concatenate([list_bytes, packed], axis=1), ids_N)
+            index, quantizer = _empty_index(index_key, lookup, inner_product)
+            low, high = np.inf, -np.inf
+            for first, block in codes.blocks(rows):
+                norms_N = _norms(quantizer, block.codes)
+                low, high = min(low, norms_N.min()), max(high, norms_N.max())
+                report("filling lists", (first + len(block)) // 2, total)
+            quantizer.norm_min = float(low) if low < np.inf else 0.0
+            quantizer.norm_max = float(high) if high > low else quantizer.norm_min + 1.0  # faiss divides by the range
+            for first, block in codes.blocks(rows):
+                _add(index, quantizer, first, block)
+                report("filling lists", (total + first + len(block)) // 2, total)
             faiss.write_index(index, str(temporary))
         except MemoryError as error:
-            raise ResourceError(f"not enough memory for the index {path} of {num_vectors} vectors") from error
+            raise ResourceError(f"not enough memory for the index {path} of {total} vectors") from error
         except RuntimeError as error:
             raise ResourceError(f"cannot write {path}: {_reason(error)}") from error
         try:
@@ -302,14 +278,14 @@ def write_faiss(
             raise ResourceError(f"cannot write {path}: what was written is damaged, is the disk full?") from error
 
 
-def _empty_index(index_key: str, centroids_VD: np.ndarray, tables_MKD: np.ndarray, inner_product: bool):
+def _empty_index(index_key: str, lookup: LookupDecoder, inner_product: bool):
     metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
-    index = faiss.index_factory(centroids_VD.shape[1], index_key, metric)
-    index.quantizer.add(np.ascontiguousarray(centroids_VD, np.float32))
+    index = faiss.index_factory(lookup.dim, index_key, metric)
+    index.quantizer.add(np.ascontiguousarray(lookup.centroids_VD, np.float32))
     quantizer = _quantizer_of(index)
     if isinstance(quantizer, faiss.ResidualQuantizer):
         quantizer.train_type |= faiss.ResidualQuantizer.Skip_codebook_tables  # else whoever reads it computes them
-    faiss.copy_array_to_vector(np.ascontiguousarray(tables_MKD, np.float32).ravel(), quantizer.codebooks)
+    faiss.copy_array_to_vector(np.ascontiguousarray(lookup.tables_MKD, np.float32).ravel(), quantizer.codebooks)
     quantizer.is_trained = index.is_trained = True
     return index, quantizer
 
@@ -319,33 +295,19 @@ def _quantizer_of(index):
     return index.rq if isinstance(index, faiss.IndexIVFResidualQuantizer) else index.lsq
 
 
-def _fit_norms(quantizer, pieces: Iterable[Block]) -> None:
-    """Fit the range of the quantized norms."""
-    low, high = np.inf, -np.inf
-    for codes_NM, _, _ in pieces:
-        sums_ND = np.empty((len(codes_NM), quantizer.d), np.float32)
-        quantizer.decode_unpacked(faiss.swig_ptr(codes_NM), faiss.swig_ptr(sums_ND), len(codes_NM))
-        norms_N = np.einsum("nd,nd->n", sums_ND, sums_ND)
-        low, high = min(low, norms_N.min()), max(high, norms_N.max())
-    quantizer.norm_min = float(low) if low < np.inf else 0.0
-    quantizer.norm_max = float(high) if high > low else quantizer.norm_min + 1.0  # faiss divides by the range
+def _norms(quantizer, codes_NM: np.ndarray) -> np.ndarray:
+    """Squared norms (N,) of the sums of the tables' rows."""
+    codes_NM = np.ascontiguousarray(codes_NM, np.int32)
+    sums_ND = np.empty((len(codes_NM), quantizer.d), np.float32)
+    quantizer.decode_unpacked(faiss.swig_ptr(codes_NM), faiss.swig_ptr(sums_ND), len(codes_NM))
+    return np.einsum("nd,nd->n", sums_ND, sums_ND)
 
 
-def _pieces(blocks: Iterable[Block], tables_shape, num_lists: int, num_vectors: int, rows: int) -> Iterator[tuple]:
-    """The blocks, checked and cut: vectors so far, codes as int32, lists, and ids as int64, as faiss takes them."""
-    steps, codebook_size, _ = tables_shape
-    done = 0
-    for codes, lists, ids in blocks:
-        codes, ids = check_codes(codes, steps, codebook_size), np.asarray(ids)
-        lists = check_lists(lists, len(codes), num_lists)
-        if codes.shape[1] != steps:
-            raise DataError(f"codes have {codes.shape[1]} columns, the tables are for {steps}")
-        if ids.shape != lists.shape or ids.dtype.kind not in "iu":
-            raise DataError(f"ids must be {len(codes)} integers, one for each code, not {ids.dtype} {ids.shape}")
-        for first in range(0, len(codes), rows):
-            part = slice(first, first + rows)
-            codes_NM = np.ascontiguousarray(codes[part], np.int32)
-            done += len(codes_NM)
-            yield done, codes_NM, lists[part], np.ascontiguousarray(ids[part], np.int64)
-    if done != num_vectors:
-        raise DataError(f"there are {done} codes where {num_vectors} were expected")
+def _add(index, quantizer, first: int, block) -> None:
+    """Put vectors into their lists."""
+    codes_NM = np.ascontiguousarray(block.codes, np.int32)
+    packed = np.empty((len(codes_NM), quantizer.code_size), np.uint8)
+    quantizer.pack_codes(len(codes_NM), faiss.swig_ptr(codes_NM), faiss.swig_ptr(packed))  # and their norms
+    list_bytes = block.lists.astype("<u8")[:, None].view(np.uint8)[:, : index.coarse_code_size()]
+    # 16 times faster than a loop over lists.
+    index.add_sa_codes(np.concatenate([list_bytes, packed], axis=1), np.arange(first, first + len(codes_NM)))
