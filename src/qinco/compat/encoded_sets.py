@@ -18,10 +18,9 @@ from qinco.atomic import write_atomically
 from qinco.errors import DataError, QincoError, ResourceError
 from qinco.machine import free_memory
 from qinco.packing import code_dtype
-from qinco.vectors.concat_rows import JoinedRows
+from qinco.vectors.concat_rows import ConcatRows
 from qinco.vectors.mapped import file_size
 
-_PART_ROWS, _BLOCK_ROWS = 1 << 22, 1 << 16
 _SMALL_BYTES, _MAX_EXPANSION = 1 << 26, 200
 
 
@@ -43,7 +42,7 @@ def read_npz_sizes(path: str | os.PathLike) -> tuple[dict[str, int], list[int], 
     return sizes, [shape[0] for shape in shapes], (sizes["M"] + 1,) in columns
 
 
-def open_npz(path: Path, num_codes: int, codebook_size: int) -> tuple[JoinedRows, JoinedRows | None]:
+def open_npz(path: Path, num_codes: int, codebook_size: int) -> tuple[ConcatRows, ConcatRows | None]:
     """Codes, rows (N, M), and list numbers, rows (N, 1) or None, of an encoded set; one part is in memory at a time.
 
     Raises:
@@ -65,8 +64,8 @@ def open_npz(path: Path, num_codes: int, codebook_size: int) -> tuple[JoinedRows
         return array[:, first:].astype(dtype, "C"), array[:, :first].astype(np.int32, "C")
 
     starts = np.cumsum([0, *rows]).tolist()
-    codes = JoinedRows(lambda i: read(i)[0], starts, num_codes, dtype, str(path))
-    return codes, JoinedRows(lambda i: read(i)[1], starts, 1, np.int32, str(path)) if has_lists else None
+    codes = ConcatRows(lambda i: read(i)[0], starts, num_codes, dtype, str(path))
+    return codes, ConcatRows(lambda i: read(i)[1], starts, 1, np.int32, str(path)) if has_lists else None
 
 
 def describe_encoded_set(path: str | os.PathLike) -> dict:
@@ -88,13 +87,12 @@ def describe_encoded_set(path: str | os.PathLike) -> dict:
 
 
 def write_npz(
-    path: Path, codes, lists, codebook_size: int, dim: int, *, part_rows: int = 0, block_rows: int = 0
+    path: Path, codes, lists, codebook_size: int, dim: int, *, part_rows: int = 1 << 22, block_rows: int = 1 << 16
 ) -> list[Path]:
     """Write rows of codes (N, M) and of list numbers (N, 1) or None in bounded memory; the paths of the files.
 
     The index file exists only while all parts belong to it.
     """
-    part_rows, block_rows = part_rows or _PART_ROWS, block_rows or _BLOCK_ROWS
     Path(os.path.realpath(path)).unlink(missing_ok=True)
     arrays, parts = [codes] if lists is None else [lists, codes], []
     num_vectors, num_codes = codes.shape
