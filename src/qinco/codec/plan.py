@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from qinco.compat.checkpoint_format import check_expressible
+from qinco.compat.checkpoints import check_expressible
 from qinco.config import (
     DEFAULT_ENCODE_OPTIONS,
     PAPER_ENCODE_OPTIONS,
