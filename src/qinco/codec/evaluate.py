@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from qinco.codec.codec import Codec
-from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions
+from qinco.config import DEFAULT_ENCODE_OPTIONS, PAPER_ENCODE_OPTIONS, EncodeOptions
 from qinco.engines.engine import candidate_dtype
 from qinco.errors import DataError
 from qinco.maths.devices import to_device
@@ -23,7 +23,7 @@ from qinco.progress import ProgressOption, reporting
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource, as_source
 
-_COMMON_OPTIONS = (PAPER_SEARCH, DEFAULT_SEARCH, EncodeOptions(num_pairs=16, beam_width=4))
+_COMMON_OPTIONS = (PAPER_ENCODE_OPTIONS, DEFAULT_ENCODE_OPTIONS, EncodeOptions(num_pairs=16, beam_width=4))
 
 
 @dataclass(frozen=True)
