@@ -111,6 +111,16 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_names_of_the_package_exist(page):
+    for name in re.findall(r"`qinco((?:\.\w+)+)", page.read_text()):
+        value = qinco
+        for part in name[1:].split("."):
+            if not hasattr(value, part):
+                importlib.import_module(f"{value.__name__}.{part}")
+            value = getattr(value, part)
+
+
 def test_every_document_is_linked_from_the_index():
     index = (ROOT / "docs" / "index.md").read_text()
     for path in (ROOT / "docs").glob("*.md"):

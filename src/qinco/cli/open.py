@@ -10,6 +10,7 @@ from qinco.cli.keys import Settings
 from qinco.config import EncodeOptions, suggest
 from qinco.datasets.catalogue import DATASETS, find_dataset
 from qinco.errors import ConfigError, DataError
+from qinco.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,10 +110,25 @@ def open_queries(settings: Settings, dim: int, num_vectors: int | None) -> "tupl
     return next(block for _, block in queries.blocks(len(queries))), truth[:, 0]
 
 
-def open_decoder(settings: Settings, console, codec: "qinco.Codec"):
-    """What `decoder=` names: the LookupDecoder of `index=` or one fitted to `trainset=`, or a PairwiseDecoder; None
-    for the network."""
-    from qinco.search.faiss_index import FaissSearcher
+def open_codes(settings: Settings, name: str, codec: "qinco.Codec | None"):
+    """The codes that the key `name` names; `M` and `K` say how many there are if neither they nor a codec do."""
+    from qinco.search.code_file import open_codes
+
+    return open_codes(settings[name], codec, settings["M"], settings["K"])
+
+
+def check_num_centroids(settings: Settings) -> None:
+    """Raise ConfigError if `ivf_K=` is not the number of vectors in `ivf_centroids=`."""
+    path, wanted = settings["ivf_centroids"], settings["ivf_K"]
+    if path is not None and wanted is not None and (found := len(qinco.open_vectors(path))) != wanted:
+        raise ConfigError(f"ivf_K={wanted}, but {path} holds {found} centroids")
+
+
+def open_decoder(settings: Settings, codec: "qinco.Codec", progress: Progress):
+    """The decoder that `decoder=` names; None for the codec itself.
+
+    Look-up tables are those of `index=`, or are fitted to `trainset=`; pairs come from `pairwise_decoder=` or `index=`.
+    """
     from qinco.search.fit import open_pairwise
     from qinco.search.measure.sweep import open_searcher
 
@@ -132,17 +148,17 @@ def open_decoder(settings: Settings, console, codec: "qinco.Codec"):
             raise ConfigError("decoder=pairwise needs pairwise_decoder=FILE, which task train_pairwise_decoder writes")
         return decoder
     if index is not None:
-        return index.lookup if isinstance(index, FaissSearcher) else index.tables.lookup
+        return getattr(index, "tables", index).lookup
     if settings["trainset"] is None and find_dataset(settings["db"]) is None:
         raise ConfigError("decoder=lookup needs index=, whose tables are taken, or trainset=, vectors to fit tables to")
     source = open_trainset(settings)
     if not len(source):
         raise DataError(f"{source.name} holds no vectors to fit look-up tables to")
     given = settings.given("search.aq_training_samples")
+    num_training = settings["search.aq_training_samples"] if given else None
     return qinco.fit_lookup_decoder(
-        source, codec=codec, num_training=settings["search.aq_training_samples"] if given else None,
-        seed=settings["seed"], progress=console.progress,
-    ).decoder  # fmt: skip
+        source, codec=codec, num_training=num_training, seed=settings["seed"], progress=progress
+    ).decoder
 
 
 def mse_scale(settings: Settings) -> float:

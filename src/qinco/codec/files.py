@@ -48,6 +48,11 @@ class FileResult:
     seconds: float
     lists: Path | None = None
 
+    @property
+    def us_per_vector(self) -> float | None:
+        """Microseconds per vector; None if there was nothing left to do."""
+        return self.seconds / self.num_done * 1e6 if self.num_done else None
+
 
 def encode_file(
     codec: Codec,

@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from qinco.compat.checkpoint_format import check_expressible
+from qinco.compat.checkpoints import check_expressible
 from qinco.config import (
-    DEFAULT_SEARCH,
-    PAPER_SEARCH,
+    DEFAULT_ENCODE_OPTIONS,
+    PAPER_ENCODE_OPTIONS,
     EncodeOptions,
     ModelConfig,
-    checkpoint_search,
+    checkpoint_encode_options,
     field_keys,
     find_preset,
     named,
     suggest,
 )  # fmt: skip
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError, DataError, differences
 from qinco.progress import Progress, silent
 from qinco.store.codec import CHECKPOINT_SUFFIX
 from qinco.store.run_state import state_path
@@ -120,10 +120,10 @@ def _default_encode_options(config: ModelConfig, initial, recipe: str, is_checkp
     if initial is not None and not (is_checkpoint and initial.encode_options.num_pairs is not None):
         return initial.encode_options
     if is_checkpoint:
-        return checkpoint_search(config.codebook_size, config.has_preselector, config.starts_from_coarse)
+        return checkpoint_encode_options(config.codebook_size, config.has_preselector, config.starts_from_coarse)
     if not config.has_preselector:
         return EncodeOptions()
-    return PAPER_SEARCH if recipe == "paper" else DEFAULT_SEARCH
+    return PAPER_ENCODE_OPTIONS if recipe == "paper" else DEFAULT_ENCODE_OPTIONS
 
 
 def read_centroids(coarse_centroids, dim: int) -> np.ndarray:
@@ -163,19 +163,14 @@ def check_values(source: VectorSource, report: Progress = silent) -> None:
 
 def check_same_run(output, saved: dict, header: dict) -> None:
     """Raise ConfigError where the saved state of `output` belongs to another run."""
-    differences = [
-        f"{named(name)}={saved[part].get(name)!r} there, {value!r} here"
-        for part in ("model", "encode", "train")
-        for name, value in header[part].items()
-        if saved[part].get(name) != value
-    ]
-    if saved["num_vectors"] != header["num_vectors"]:
-        differences.append(f"{saved['num_vectors']} vectors there, {header['num_vectors']} here")
-    elif saved["fingerprint"] != header["fingerprint"]:
-        differences.append("other training vectors or coarse centroids there")
-    if differences:
+    found = []
+    for part in ("model", "encode", "train"):
+        there, here = ({named(name): of[part].get(name) for name in header[part]} for of in (saved, header))
+        found += differences(there, here)
+    sources = {name: header[name] for name in ("num_vectors", "fingerprint")}
+    found += differences(saved, sources, {"fingerprint": "other training vectors or coarse centroids"})
+    if found:
         raise ConfigError(
-            f"{state_path(output)} is the state of another run ({'; '.join(differences)}): resume with the same "
-            f"settings, or give overwrite=true without resume, or continue from its codec with model={output} and "
-            "another output"
+            f"{state_path(output)} is the state of another run ({'; '.join(found)}): resume with the same settings, or "
+            f"give overwrite=true without resume, or continue from its codec with model={output} and another output"
         )

@@ -7,7 +7,7 @@ Shape suffixes: N vectors, D dimension, M codes of a vector, V lists.
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -274,12 +274,8 @@ def build_index(
             lookup = tables.lookup
         mse, fitted = validated_mse(sample, lookup), time.monotonic()
         if is_faiss:
-            blocks = lambda: _with_ids(database)  # noqa: E731
-            write_faiss(
-                output, key, centroids_VD, lookup.tables_MKD, blocks, len(database),
-                inner_product=measure.scans_inner_products, progress=report,
-            )  # fmt: skip
-            bytes_per_vector = FaissIndex.open(output).bytes_per_vector
+            write_faiss(output, key, lookup, database, inner_product=measure.scans_inner_products, progress=report)
+            bytes_per_vector = FaissIndex(output).bytes_per_vector
         else:
             parts = IndexParts(tables, (), pairs, SearchOptions(), len(database), database.fingerprint)
             bytes_per_vector = _write_folder(output, codec, parts, database, report)
@@ -294,11 +290,6 @@ def _write_folder(output: Path, codec: Codec | None, parts: IndexParts, database
         lists = fill_lists(parts.tables, database, range(len(database)), report, writer.array)
         writer.put("starts", lists.starts)
         return lists.nbytes / len(lists)
-
-
-def _with_ids(database: CodeFile) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    for first, block in database.blocks():
-        yield block.codes, block.lists, np.arange(first, first + len(block))
 
 
 def _assigned(database: CodeFile, codec: Codec | None, centroids_VD: np.ndarray, scratch, report: Progress) -> CodeFile:

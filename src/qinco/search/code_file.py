@@ -12,7 +12,7 @@ import numpy as np
 
 from qinco.codec.codec import Codec
 from qinco.codec.plan import read_centroids
-from qinco.compat.encoded_sets import npz_part, npz_rows, read_npz_sizes
+from qinco.compat.encoded_sets import read_npz_sizes
 from qinco.errors import ConfigError, DataError
 from qinco.packing import check_codes, check_lists
 from qinco.store.code_files import is_directory, lists_beside, open_codes_file
@@ -139,10 +139,9 @@ def _open_file(path: Path, codec: Codec | None, num_codes: int | None, codebook_
         facts = {"dim": plan.dim, "num_lists": plan.num_lists, "fingerprint": plan.codec}
         facts["source"] = plan.source or None
     elif path.suffix.lower() == ".npz":
-        header = read_npz_sizes(path)
+        header, _, has_lists = read_npz_sizes(path)
         sizes = header["M"], header["K"]
-        columns = npz_rows(npz_part(path, 0))[1] if header["n_parts"] else header["M"]
-        facts |= {"dim": header["D"], "num_lists": None if columns > header["M"] else 0}
+        facts |= {"dim": header["D"], "num_lists": None if has_lists else 0}
     elif not os.access(path, os.F_OK):
         raise DataError(f"{path} does not exist")
     elif num_codes is None or codebook_size is None:

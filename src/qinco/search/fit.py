@@ -138,10 +138,9 @@ def fit_lookup_decoder(
     Args:
         vectors: (N, D) array, tensor, path or VectorSource.
         codes: their Codes, or the path of them; encoded by the codec if None.
-        codec: the Codec of the codes. Without it give `centroids` for codes with lists.
+        codec: the Codec of the codes; codes with lists need it or `centroids`.
         centroids: (V, D) coarse centroids of the codes' lists, or a path.
-        num_codes: M, for files that do not say it.
-        codebook_size: K, for arrays and files that do not say it.
+        num_codes, codebook_size: M and K, for arrays and files that do not say them.
         num_training: vectors drawn at random to fit to; a million if None (100,000 where they must be encoded).
         seed: of the drawing.
         progress: see `qinco.progress`.

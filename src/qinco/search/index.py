@@ -178,14 +178,12 @@ class Index:
             queries: (Q, D) array, tensor, path or VectorSource; or one query (D,), which gives results (k,).
             k: results for each query.
             nprobe: lists that are scanned.
-            num_short: vectors of the look-up shortlist that the network decodes, at least k; 0: none, distances are
-                then those of the look-up tables (or of the pairwise decoder).
+            num_short: vectors that the network decodes, at least k; 0: none, distances are those of the tables.
             filter: ids that may be found: an array or set of them, or a faiss.IDSelector. More lists are scanned until
                 `num_short` such vectors are found or no list is left.
-            num_mid: vectors of the look-up shortlist that the pairwise decoder decodes, if there is one; 0: none.
+            num_mid: vectors that the pairwise decoder decodes, if there is one; 0: none.
             ef_search: effort of the graph search for lists, where there are many.
-            precision: of the network, as in `Codec.decode`: "auto" is bf16 where that is fast, with distances within
-                about a per mille; "float32" gives those of `reconstruct`.
+            precision: of the network: "auto" is bf16 where that is fast, with distances within about a per mille.
 
         Returns:
             Distances, float32 (Q, k), and ids, int64 (Q, k), nearest first. Distances are squared L2 distances, inner

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qinco.compat.checkpoints import is_torch_file, read_checkpoint, write_checkpoint
+from qinco.compat.checkpoints import read_checkpoint, write_checkpoint
+from qinco.compat.torch_files import is_torch_file
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.model.qinco import Qinco
 from qinco.model.state import check_promise, check_scale, check_shapes, check_values, state_shapes
-from qinco.store.tensors import read_tensors, write_tensors
+from qinco.store.tensors import read_header, read_tensors, write_tensors
 
 KIND = "codec"
 CHECKPOINT_SUFFIX = ".pt"
@@ -87,6 +88,21 @@ def load_models(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, En
         check_scale(path, model)
         models.append(model.eval().requires_grad_(False))
     return models, tensors.get(_ROTATION), options, provenance
+
+
+def describe_codec(path: str | os.PathLike) -> dict:
+    """What the header of a codec or of the state of a training run says, as JSON values; raises DataError."""
+    header = read_header(path)
+    described = {"kind": header["kind"], "format_version": header["format_version"]}
+    for name in ("model", "encode", "provenance", "progress", "best", "train"):
+        if isinstance(header.get(name), dict):
+            described[name] = header[name]
+    config, parts = parse_config(path, ModelConfig, header.get("model")), header.get("num_parts", 1)
+    if not isinstance(parts, int):
+        raise DataError(f"{path} has a damaged qinco header: num_parts is {parts!r}")
+    return described | {
+        "num_parts": parts, "dim": config.dim * parts, "bytes_per_vector": config.bytes_per_vector * parts,
+    }  # fmt: skip
 
 
 def parse_config(path, kind: type, values):

@@ -45,7 +45,6 @@ from qinco.vectors.npy_bin import npy_header
 
 LOCK = ".lock"
 VERIFIED_BYTES = 256 << 20  # checksums are computed on opening, smallest files first: a tenth of a second
-_PIECE = 1 << 24
 
 _OURS = rf"(\.?)[a-z][a-z0-9_]{{0,19}}-({TOKEN})({WRITER})?\.[a-z0-9]{{1,12}}"
 _STARTED = rf"{re.escape(LOCK)}|{re.escape(PENDING)}|\.(manifest|pending){WRITER}\.json|{_OURS}"
@@ -91,9 +90,9 @@ class FolderWriter:
             os.posix_fallocate(file.fileno(), 0, offset + math.prod(shape) * np.dtype(dtype).itemsize)
         return np.memmap(file.name, dtype, "r+", offset, shape)
 
-    def put(self, name: str, array: np.ndarray) -> None:
-        """Write an array of integers, floats or truth values with one axis or more."""
-        rows = max(1, _PIECE // max(1, array[:1].nbytes))
+    def put(self, name: str, array: np.ndarray, *, piece_bytes: int = 1 << 24) -> None:
+        """Write an array of integers, floats or truth values with one axis or more, in pieces of so many bytes."""
+        rows = max(1, piece_bytes // max(1, array[:1].nbytes))
         with self._create(name, array.dtype, array.shape) as file:
             for start in range(0, len(array), rows):
                 file.write(np.ascontiguousarray(array[start : start + rows]))
@@ -354,3 +353,12 @@ def _check_file(path: Path, stored: StoredFile) -> int | None:
     if read_start(path, offset) != expected:
         raise DataError(f"{path} is damaged: {MANIFEST} says {stored.dtype} {stored.shape}, its header does not")
     return offset
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    size = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # a temporary file of a run that goes on
+            size += file.lstat().st_size
+    return size

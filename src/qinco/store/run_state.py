@@ -1,6 +1,9 @@
 """The state of a training run, from which it continues exactly: `X.last` beside the codec `X`."""
 
+import json
+import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -35,3 +38,29 @@ def load_state(output: str | os.PathLike) -> tuple[dict, dict[str, Tensor]] | No
         if not isinstance(header.get(name), kind):
             raise DataError(f"{path} has a damaged qinco header: {name} is missing")
     return header, tensors
+
+
+def describe_log(path: str | os.PathLike) -> dict:
+    """What a training log, `X.jsonl` beside the codec `X`, says of its run, as JSON values; raises DataError."""
+    epochs = []
+    with Path(path).open(errors="replace") as file:
+        for line in file:
+            with suppress(ValueError, RecursionError):  # the last line of a killed run may be cut
+                epochs.append(json.loads(line))
+    try:
+        best = min((epoch for epoch in epochs if _is_finite(epoch["mse"])), key=lambda epoch: epoch["mse"])
+        last = epochs[-1]
+        return {
+            "kind": "training log",
+            "epoch": last["epoch"],
+            "epochs": last["epochs"],
+            "best_epoch": best["epoch"],
+            "best_mse": best["mse"],
+            "seconds": last["seconds"],
+        }
+    except (KeyError, ValueError, IndexError, TypeError):
+        raise DataError(f"{path} is no training log: its lines are not what training writes for an epoch") from None
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -384,19 +384,6 @@ def test_values_that_are_not_finite_leave_the_old_codes(tmp_path, plain):
     check(tmp_path / "codes", plain, vectors(plain))
 
 
-def test_a_reader_of_the_old_codes_keeps_them_or_is_told(tmp_path, plain):
-    assert encode(plain, vectors(plain), tmp_path / "codes")
-    expected = plain.encode(vectors(plain))
-    reader = CodeFolder.open(tmp_path / "codes").codes
-    mapped = reader[:SHARD_ROWS]
-    assert encode(plain, vectors(plain, 200, 1), tmp_path / "codes", overwrite=True)
-    assert np.array_equal(mapped, expected[:SHARD_ROWS])
-    assert np.array_equal(reader[5:9], expected[5:9])
-    for start in (SHARD_ROWS, 4 * SHARD_ROWS):
-        with pytest.raises(DataError, match="replaced"):
-            reader[start : start + 3]
-
-
 def test_a_link_to_a_folder_stays_one(tmp_path, plain):
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "set").mkdir()

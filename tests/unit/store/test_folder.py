@@ -81,12 +81,11 @@ def test_plain_numpy_reads_the_arrays(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["?", "i1", "u2", "i4", "u8", "f2", "f4", "f8"])
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (0,), (3, 0), (2, 1, 2, 3)])
-def test_arrays_of_any_type_and_shape(tmp_path, monkeypatch, dtype, shape):
-    monkeypatch.setattr(module, "_PIECE", 16)  # several pieces of each
+def test_arrays_of_any_type_and_shape(tmp_path, dtype, shape):
     array = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
     with write_folder(tmp_path, "index", {}) as writer:
-        writer.put("whole", array)
-        writer.put("strided", np.repeat(array, 2, -1)[..., ::2])
+        writer.put("whole", array, piece_bytes=16)
+        writer.put("strided", np.repeat(array, 2, -1)[..., ::2], piece_bytes=16)
         writer.array("mapped", dtype, shape)[...] = array
     for mmap in (True, False):
         arrays = read_folder(tmp_path, "index", mmap=mmap).arrays

@@ -1,6 +1,10 @@
 """`qinco ivf_centroids`: coarse centroids by k-means."""
 
+import time
+
+import qinco
 from qinco.cli.keys import TRAINSET, task
+from qinco.cli.open import conditions, files_read, find_device, open_trainset
 
 
 @task(
@@ -11,6 +15,26 @@ from qinco.cli.keys import TRAINSET, task
     imports=("qinco.codec",),
 )
 def ivf_centroids(settings, console) -> None:
-    from qinco.cli import coding
+    from qinco.atomic import check_output
+    from qinco.codec.centroids import MAX_POINTS_PER_CENTROID
 
-    coding.ivf_centroids(settings, console)
+    source, count, begun = open_trainset(settings), settings["ivf_K"], time.monotonic()
+    check_output(settings["output"], overwrite=settings["overwrite"], inputs=files_read(settings))
+    qinco.kmeans(
+        source,
+        count,
+        seed=settings["seed"],
+        device=find_device(settings),
+        output=settings["output"],
+        overwrite=settings["overwrite"],
+        progress=console.progress,
+    )
+    result = {
+        "output": settings["output"],
+        "num_lists": count,
+        "dim": source.dim,
+        "num_vectors": min(len(source), MAX_POINTS_PER_CENTROID * count),
+        "seconds": time.monotonic() - begun,
+        "threads": conditions(settings)["threads"],
+    }
+    console.print_result(result, settings["json"])

@@ -1,6 +1,10 @@
 """`qinco convert`: codec files between the authors' form and ours."""
 
+from pathlib import Path
+
+import qinco
 from qinco.cli.keys import ENCODING, task
+from qinco.cli.open import encode_options, files_read, open_codec
 
 
 @task(
@@ -11,6 +15,20 @@ from qinco.cli.keys import ENCODING, task
     imports=("qinco.codec",),
 )
 def convert(settings, console) -> None:
-    from qinco.cli import coding
-
-    coding.convert(settings, console)
+    codec = open_codec(settings)
+    options = encode_options(settings, codec)
+    is_chosen = settings["A"] is not None or settings["C"] is not None
+    converted = qinco.convert_codec(
+        codec.with_options(options),
+        settings["output"],
+        options if is_chosen else None,
+        overwrite=settings["overwrite"],
+        inputs=files_read(settings),
+    )
+    result = {
+        "output": settings["output"],
+        "bytes": Path(settings["output"]).stat().st_size,
+        "bytes_per_vector": converted.bytes_per_vector,
+        "encode": converted.encode_options.to_dict(),
+    }
+    console.print_result(result, settings["json"])

@@ -1,6 +1,8 @@
 """`qinco decode`: codes to vectors."""
 
+import qinco
 from qinco.cli.keys import MACHINE, Key, task
+from qinco.cli.open import conditions, decode_precision, files_read, num_steps, open_codec
 
 
 @task(
@@ -16,6 +18,19 @@ from qinco.cli.keys import MACHINE, Key, task
     imports=("qinco.codec",),
 )
 def decode(settings, console) -> None:
-    from qinco.cli import coding
-
-    coding.decode(settings, console)
+    codec = open_codec(settings)
+    done = qinco.decode_file(
+        codec,
+        settings["codes"],
+        settings["output"],
+        lists=settings["lists"],
+        num_steps=num_steps(settings, codec),
+        precision=decode_precision(settings),
+        resume=settings["resume"],
+        overwrite=settings["overwrite"],
+        inputs=files_read(settings),
+        progress=console.progress,
+    )
+    result = {"output": settings["output"], "num_vectors": done.num_vectors, "decoded": done.num_done}
+    result |= {"seconds": done.seconds, "decode_us": done.us_per_vector}
+    console.print_result(result | conditions(settings), settings["json"])

@@ -1,6 +1,8 @@
 """`qinco encode`: vectors to codes."""
 
+import qinco
 from qinco.cli.keys import ENCODING, MACHINE, TRAINSET, Key, task
+from qinco.cli.open import conditions, encode_options, files_read, open_codec, open_database, open_trainset
 
 
 @task(
@@ -19,6 +21,26 @@ from qinco.cli.keys import ENCODING, MACHINE, TRAINSET, Key, task
     is_distributed=True,
 )
 def encode(settings, console) -> None:
-    from qinco.cli import coding
+    from qinco.training.processes import Processes
 
-    coding.encode(settings, console)
+    codec = open_codec(settings)
+    done = qinco.encode_file(
+        codec,
+        open_trainset(settings) if settings["encode_trainset"] else open_database(settings),
+        settings["output"],
+        encode_options(settings, codec),
+        resume=settings["resume"],
+        overwrite=settings["overwrite"],
+        shard=settings["shard"],
+        inputs=files_read(settings),
+        progress=console.progress,
+    )
+    if not done.complete:
+        console.info("this share is done; the output is complete when all the others are")
+        if Processes.count_by_environment() > 1:  # the process that completes the output reports for all
+            return
+    result = {"output": settings["output"], "complete": done.complete}
+    result |= {} if done.lists is None else {"lists": str(done.lists)}
+    result |= {"num_vectors": done.num_vectors, "encoded": done.num_done, "bytes_per_vector": codec.bytes_per_vector}
+    result |= {"seconds": done.seconds, "encode_us": done.us_per_vector}
+    console.print_result(result | conditions(settings), settings["json"])

@@ -30,13 +30,12 @@ _IMPORTS = ("qinco.codec", "qinco.search.index")
     imports=_IMPORTS,
 )
 def eval_database(settings, console) -> None:
-    codec = open_codec(settings)
-    source = open_database(settings)
+    codec, source = open_codec(settings), open_database(settings)
     codec.check_dim(source)
-    if (decoder := open_decoder(settings, console, codec)) is None:
+    decoder = open_decoder(settings, codec, console.progress)
+    if decoder is None:
         return _report_evaluation(settings, console, codec, source)
-    options = encode_options(settings, codec)
-    done = qinco.evaluate_decoder(codec, source, decoder, options, progress=console.progress)
+    done = qinco.evaluate_decoder(codec, source, decoder, encode_options(settings, codec), progress=console.progress)
     result = {
         "decoder": settings["decoder"],
         "mse": done.mse * mse_scale(settings),
@@ -70,13 +69,10 @@ def eval_validation(settings, console) -> None:
     imports=_IMPORTS,
 )
 def eval_time(settings, console) -> None:
-    codec = open_codec(settings)
-    source = open_database(settings)
+    codec, source, begun = open_codec(settings), open_database(settings), time.monotonic()
     codec.check_dim(source)
-    begun = time.monotonic()
-    encode_us, decode_us = qinco.measure_time(
-        codec, source, encode_options(settings, codec), decode_precision(settings)
-    )
+    options = encode_options(settings, codec)
+    encode_us, decode_us = qinco.measure_time(codec, source, options, decode_precision(settings))
     result = {
         "encode_us": encode_us,
         "decode_us": decode_us,
@@ -86,10 +82,10 @@ def eval_time(settings, console) -> None:
     console.print_result(result | conditions(settings), settings["json"])
 
 
-def _report_evaluation(settings: Settings, console, codec, source) -> None:
+def _report_evaluation(settings: Settings, console, codec: "qinco.Codec", source: "qinco.VectorSource") -> None:
     codec.check_dim(source)
-    options, scale = encode_options(settings, codec), mse_scale(settings)
-    done = qinco.evaluate(codec, source, options, num_steps(settings, codec), progress=console.progress)
+    options, steps = encode_options(settings, codec), num_steps(settings, codec)
+    done, scale = qinco.evaluate(codec, source, options, steps, progress=console.progress), mse_scale(settings)
     result = {
         "mse": done.mse * scale,
         "mse_per_step": [mse * scale for mse in done.mse_per_step],

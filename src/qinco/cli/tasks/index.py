@@ -4,9 +4,8 @@ import time
 from dataclasses import asdict
 
 import qinco
-from qinco.cli.keys import MACHINE, TRAINSET, Key, Settings, task
-from qinco.cli.open import conditions, mse_scale, open_codec, open_trainset
-from qinco.errors import ConfigError
+from qinco.cli.keys import MACHINE, TRAINSET, Key, task
+from qinco.cli.open import check_num_centroids, conditions, mse_scale, open_codec, open_codes, open_trainset
 
 
 @task(
@@ -25,17 +24,14 @@ from qinco.errors import ConfigError
     imports=("qinco.codec", "qinco.search.index"),
 )  # fmt: skip
 def build_index(settings, console) -> None:
-    from qinco.search.code_file import open_codes
-
     codec = None if settings["model"] is None else open_codec(settings)
-    _check_number_of_centroids(settings)
-    sizes, begun = (settings["M"], settings["K"]), time.monotonic()
-    train, database = (open_codes(settings[name], codec, *sizes) for name in ("encoded_trainset", "encoded_db"))
+    check_num_centroids(settings)
+    begun = time.monotonic()
     done = qinco.build_index(
-        database.limit(settings["ds.db"]),
+        open_codes(settings, "encoded_db", codec).limit(settings["ds.db"]),
         settings["output"],
         codec=codec,
-        train_codes=train.limit(settings["ds.trainset"]),
+        train_codes=open_codes(settings, "encoded_trainset", codec).limit(settings["ds.trainset"]),
         train_vectors=open_trainset(settings),
         centroids=settings["ivf_centroids"],
         metric=settings["metric"],
@@ -49,11 +45,3 @@ def build_index(settings, console) -> None:
     result = asdict(done) | {"mse_lookup": done.mse_lookup * mse_scale(settings)}
     result["seconds"] = time.monotonic() - begun
     console.print_result(result | conditions(settings), settings["json"])
-
-
-def _check_number_of_centroids(settings: Settings) -> None:
-    path, wanted = settings["ivf_centroids"], settings["ivf_K"]
-    if path is not None and settings.given("ivf_K") and wanted is not None:
-        found = len(qinco.open_vectors(path))
-        if wanted != found:
-            raise ConfigError(f"ivf_K={wanted}, but {path} holds {found} centroids")

@@ -4,12 +4,9 @@ import time
 from pathlib import Path
 
 import qinco
-from qinco.atomic import check_output
 from qinco.cli.keys import MACHINE, TRAINSET, Key, task
-from qinco.cli.open import conditions, files_read, mse_scale, open_codec, open_trainset
+from qinco.cli.open import conditions, files_read, mse_scale, open_codec, open_codes, open_trainset
 from qinco.errors import ConfigError
-
-_DECODER_SUFFIXES = (".safetensors", ".pt")
 
 
 @task(
@@ -25,11 +22,11 @@ _DECODER_SUFFIXES = (".safetensors", ".pt")
     imports=("qinco.codec", "qinco.search.index"),
 )
 def train_pairwise_decoder(settings, console) -> None:
-    from qinco.search.code_file import open_codes
+    from qinco.atomic import check_output
     from qinco.store.decoder import save_pairwise
 
     output = Path(settings["output"])
-    if output.suffix.lower() not in _DECODER_SUFFIXES:
+    if output.suffix.lower() not in (".safetensors", ".pt"):
         raise ConfigError(
             f"output={output}: a pairwise decoder is written to a .safetensors (ours) or .pt (the authors') file"
         )
@@ -38,7 +35,7 @@ def train_pairwise_decoder(settings, console) -> None:
     begun, scale = time.monotonic(), mse_scale(settings)
     fitted = qinco.fit_pairwise_decoder(
         open_trainset(settings),
-        open_codes(settings["encoded_trainset"], codec, settings["M"], settings["K"]).limit(settings["ds.trainset"]),
+        open_codes(settings, "encoded_trainset", codec).limit(settings["ds.trainset"]),
         codec=codec,
         centroids=settings["ivf_centroids"],
         pairs_per_code=settings["n_pairwise_codebooks"],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import qinco
 from qinco.cli.keys import ENCODING, MACHINE, TRAINING, TRAINSET, Key, Settings, chosen_preset, task
-from qinco.cli.open import conditions, files_read, find_device, mse_scale, open_trainset
+from qinco.cli.open import check_num_centroids, conditions, files_read, find_device, mse_scale, open_trainset
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError
 from qinco.training.options import TrainOptions
@@ -82,15 +82,12 @@ def fit_arguments(settings: Settings, dim: int) -> dict:
 
 def _start(settings: Settings) -> dict:
     """What the run starts from, and the parts of a PQ-QINCo codec."""
-    centroids, model, parts = settings["ivf_centroids"], settings["model"], settings["pq"]
+    model, parts = settings["model"], settings["pq"]
     if model is not None and settings["model_args"] is not None:
         raise ConfigError(f"model={model} determines the architecture: leave out model_args")
-    if centroids is not None and settings["ivf_K"] is not None:
-        found = len(qinco.open_vectors(centroids))
-        if found != settings["ivf_K"]:
-            raise ConfigError(f"ivf_K={settings['ivf_K']}, but {centroids} holds {found} centroids")
+    check_num_centroids(settings)
     return {
-        "coarse_centroids": centroids,
+        "coarse_centroids": settings["ivf_centroids"],
         "initial": None if model is None else qinco.Codec.load(model),
         "num_parts": 1 if parts is None else parts,
         "rotate": settings["opq"],

@@ -1,0 +1,85 @@
+"""Sweeps, and measurements with other decoders, as Python's users call them."""
+
+import json
+
+import numpy as np
+import pytest
+from small_indexes import KINDS, NUM_LISTS, NUM_VECTORS, built, copied, decoded, trained, vectors
+
+import qinco
+from qinco.errors import ConfigError, DataError
+from qinco.maths.metrics import recall
+from qinco.search.faiss_index import FaissSearcher
+from qinco.search.measure import timing
+
+QUERIES_QD = vectors(40, 1)
+NEAREST_Q = np.square(QUERIES_QD[:, None] - vectors()).sum(2).argmin(1)
+VALUES = {"nprobe": [1, 50], "num_short": [5, 40], "mid_factors": [0]}
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    monkeypatch.setattr(timing, "MIN_SECONDS", 0)
+    monkeypatch.setattr(timing, "MIN_REPEATS", 1)
+
+
+def test_an_index_is_swept_and_resumed(tmp_path):
+    index, output, heard = built("ivf"), tmp_path / "sweep.json", []
+    result = qinco.sweep(
+        index, QUERIES_QD, NEAREST_Q, **VALUES, output=output, progress=lambda *told: heard.append(told[1:])
+    )
+    assert all(setting.nprobe in (1, NUM_LISTS) for setting in result.requested) and result.front
+    best = result.measured[result.front[-1]]
+    options = result.front[-1].options
+    ids_QR = index.search(QUERIES_QD, options.num_short, options.nprobe, options.num_short)[1]
+    assert best.recall == recall(ids_QR, NEAREST_Q) and best.recall[10] > 0.5
+    assert heard[-1] == (4, 4, "setting")
+    assert len(json.loads(output.read_text())["settings"]) == len(result.measured)
+    assert qinco.sweep(index, QUERIES_QD, NEAREST_Q, **VALUES, output=output, resume=True).measured == result.measured
+    changed = copied(index)
+    changed.remove([next(i for i in range(NUM_VECTORS) if i not in NEAREST_Q)])
+    with pytest.raises(ConfigError, match="another index"):
+        qinco.sweep(changed, QUERIES_QD, NEAREST_Q, **VALUES, output=output, resume=True)
+
+
+@pytest.mark.parametrize("name", ["index", "index.faissindex"])
+def test_an_index_on_disk_is_swept(tmp_path, name):
+    codec = trained("ivf")
+    qinco.build_index(codec.encode(vectors()), tmp_path / name, codec=codec)
+    pairs = built("ivf", pairwise=True).pairwise
+    values = VALUES | {"mid_factors": [4]}
+    result = qinco.sweep(tmp_path / name, QUERIES_QD, NEAREST_Q[:, None], **values, codec=codec, pairwise=pairs)
+    exhaustive = qinco.exhaustive_recall(codec, vectors(), QUERIES_QD, NEAREST_Q)
+    best = max(found.recall[10] for found in result.measured.values())
+    assert best == pytest.approx(exhaustive[10], abs=0.1)
+    assert all(found.seconds_by_stage["pairwise"] > 0 for found in result.measured.values())
+
+
+def test_what_cannot_be_swept_is_refused(tmp_path):
+    codec, index = trained("ivf"), built("ivf")
+    qinco.build_index(codec.encode(vectors()), tmp_path / "index.faissindex", codec=codec)
+    for arguments, options, error in (
+        ((index, QUERIES_QD, NEAREST_Q + NUM_VECTORS), {}, DataError),
+        ((index, QUERIES_QD, NEAREST_Q[:9]), {}, DataError),
+        ((index.emptied(), QUERIES_QD, NEAREST_Q), {}, DataError),
+        ((index, QUERIES_QD, NEAREST_Q), {"decoder": "pairwise"}, ConfigError),
+        ((FaissSearcher(tmp_path / "index.faissindex"), QUERIES_QD, NEAREST_Q), {}, ConfigError),
+        ((index, QUERIES_QD, NEAREST_Q), {"nprobe": []}, ConfigError),
+    ):  # fmt: skip
+        with pytest.raises(error):
+            qinco.sweep(*arguments, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_decoders_are_measured(kind):
+    codec = trained(kind)
+    lookup = built(kind).tables.lookup
+    found = qinco.evaluate_decoder(codec, vectors(), lookup)
+    codes = codec.encode(vectors())
+    assert found.mse == pytest.approx(np.square(lookup.decode(codes.codes, codes.lists) - vectors()).sum(1).mean())
+    assert found.mse >= qinco.evaluate(codec, vectors()).mse and found.num_vectors == NUM_VECTORS
+    shares = [
+        qinco.exhaustive_recall(codec, vectors(), QUERIES_QD, NEAREST_Q, decoder=decoder) for decoder in (None, lookup)
+    ]
+    _, ids_QR = qinco.exhaustive_search(QUERIES_QD, decoded(kind), 100)
+    assert shares[0] == recall(ids_QR, NEAREST_Q) and shares[1][100] > 0.5
