@@ -167,8 +167,8 @@ def check_same_run(output, saved: dict, header: dict) -> None:
     for part in ("model", "encode", "train"):
         there, here = ({named(name): of[part].get(name) for name in header[part]} for of in (saved, header))
         found += differences(there, here)
-    sources = {name: header[name] for name in ("num_vectors", "fingerprint")}
-    found += differences(saved, sources, {"fingerprint": "other training vectors or coarse centroids"})
+    there, here = ({name: of[name] for name in ("num_vectors", "fingerprint")} for of in (saved, header))
+    found += differences(there, here, {"fingerprint": "other training vectors or coarse centroids"})
     if found:
         raise ConfigError(
             f"{state_path(output)} is the state of another run ({'; '.join(found)}): resume with the same settings, or "

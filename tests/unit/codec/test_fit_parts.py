@@ -30,7 +30,7 @@ def test_every_part_has_a_model(tmp_path, rotate):
     assert (rotation_DD is not None) == rotate
     saved = load_models(tmp_path / "x")
     assert len(saved[0]) == 3 and saved[2:] == (options, provenance)
-    assert not rotate or np.array_equal(saved[1].numpy(), rotation_DD)
+    assert not rotate or np.array_equal(saved[1], rotation_DD)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
