@@ -20,6 +20,7 @@ from qinco.maths.assignment import assigner
 from qinco.maths.devices import choose_device, to_device
 from qinco.model.qinco import Qinco
 from qinco.packing import check_codes, check_lists, code_dtype
+from qinco.progress import ProgressOption, reporting
 from qinco.store.codec import load_models, save_models
 from qinco.store.codes import Codes
 from qinco.vectors.prefetch import read_ahead
@@ -200,6 +201,7 @@ class Codec:
         beam_width: int | None = None,
         precision: str | None = None,
         num_steps: int | None = None,
+        progress: ProgressOption = False,
     ) -> Codes:
         """Search the codes of vectors (QINCo2 paper, section 3.2). Options that are not given are as in training.
 
@@ -210,6 +212,7 @@ class Codec:
             beam_width: B, hypotheses kept.
             precision: "auto", "float32" or "bf16", of the candidates.
             num_steps: encode so many steps only: the best code of that length.
+            progress: see `qinco.progress`.
 
         Returns:
             Codes, uint8 (N, M), uint16 above 256 codewords; with int32 list numbers (N,) for an IVF codec.
@@ -223,10 +226,12 @@ class Codec:
         shape = (len(source), self._check_steps(num_steps) * len(self.models))
         codes_NM = np.empty(shape, code_dtype(self.config.codebook_size))
         lists_N = np.empty(len(source), np.int32) if self.is_ivf else None
-        for first, found in self.encode_blocks(source, options, num_steps):
-            codes_NM[first : first + len(found)] = found.codes
-            if lists_N is not None:
-                lists_N[first : first + len(found)] = found.lists
+        with reporting(progress) as report:
+            for first, found in self.encode_blocks(source, options, num_steps):
+                codes_NM[first : first + len(found)] = found.codes
+                if lists_N is not None:
+                    lists_N[first : first + len(found)] = found.lists
+                report("encoding", first + len(found), len(source))
         return Codes(codes_NM, lists_N)
 
     def encode_blocks(
