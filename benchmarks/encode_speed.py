@@ -30,7 +30,7 @@ from torch import Tensor
 
 from qinco.codec import Codec
 from qinco.codec.evaluate import evaluate
-from qinco.config import PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig
+from qinco.config import PAPER_ENCODE_OPTIONS, PRESETS, EncodeOptions, ModelConfig
 from qinco.engines import native_engine, torch_engine
 from qinco.engines.engine import candidate_dtype
 from qinco.engines.packed import Encoder
@@ -42,7 +42,9 @@ from qinco.native import library
 from qinco.vectors.rows import as_source
 
 PAPER, MORE, PAIRS = "A=16 B=32", "A=32 B=32", ((64, 32), (64, 40), (16, 4))
-PRESELECTED = {PAPER: PAPER_SEARCH} | {f"C={C} B={B}": EncodeOptions(num_pairs=C, beam_width=B) for C, B in PAIRS}
+PRESELECTED = {PAPER: PAPER_ENCODE_OPTIONS} | {
+    f"C={C} B={B}": EncodeOptions(num_pairs=C, beam_width=B) for C, B in PAIRS
+}
 RULES = {True: PRESELECTED, False: {"all B=1": EncodeOptions()}}  # by has_preselector
 SMALL = PRESETS["qinco2-S"]
 CONFIGS = {f"QINCo2-S D={D} M={M}": ModelConfig(D, M, **SMALL) for D in (128, 768) for M in (8, 16)}
@@ -134,7 +136,9 @@ def encoding(name: str, model: Qinco, x_ND: Tensor) -> Iterator[Case]:
     for level in library.LEVELS if name == FIRST else ():
         # A level that the processor lacks raises ConfigError. Only the best one has bf16, so all use float32.
         with suppress(ConfigError), mock.patch.dict(os.environ, QINCO_NATIVE_LEVEL=level):
-            yield from native((name, f"native float32 {level}"), model, x_ND, torch.float32, {PAPER: PAPER_SEARCH})
+            yield from native(
+                (name, f"native float32 {level}"), model, x_ND, torch.float32, {PAPER: PAPER_ENCODE_OPTIONS}
+            )
 
 
 def decoding(name: str, model: Qinco, start_ND: Tensor) -> Iterator[Case]:

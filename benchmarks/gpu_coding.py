@@ -17,7 +17,7 @@ from gpu_setting import Setting, report_kernels, table
 from torch import Tensor
 
 from qinco.codec import Codec
-from qinco.config import DEFAULT_SEARCH, ENGINES, PAPER_SEARCH, EncodeOptions, ModelConfig
+from qinco.config import DEFAULT_ENCODE_OPTIONS, ENGINES, PAPER_ENCODE_OPTIONS, EncodeOptions, ModelConfig
 from qinco.engines import torch_engine
 from qinco.engines.engine import choose_engine, make_encoder
 from qinco.errors import ConfigError
@@ -25,7 +25,7 @@ from qinco.model.qinco import Qinco
 from qinco.model.random import random_model
 
 PAPER = "A=16 B=32"
-RULES = {PAPER: PAPER_SEARCH} | {
+RULES = {PAPER: PAPER_ENCODE_OPTIONS} | {
     f"C={C} B={B}": EncodeOptions(num_pairs=C, beam_width=B) for C, B in ((64, 32), (64, 40), (128, 64))
 }
 PLAIN = ("plain float16", PAPER)
@@ -192,7 +192,7 @@ def decode(setting: Setting) -> None:
     """Figure 2: vectors per second, kept on the device and copied to host memory."""
     codec = setting.codec()
     if codec is None:
-        codec = Codec(random_model(setting.config("qinco2-S")).to(setting.device), DEFAULT_SEARCH)
+        codec = Codec(random_model(setting.config("qinco2-S")).to(setting.device), DEFAULT_ENCODE_OPTIONS)
     model, most = codec.model, most_vectors(setting, 1 << 20)
     shape = (most, codec.num_codes)
     codes_NM = torch.randint(codec.config.codebook_size, shape, generator=torch.Generator().manual_seed(0))

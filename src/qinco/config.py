@@ -268,11 +268,11 @@ PRESETS = {
 # For models with a pre-selector unless other options are given. Pre-selecting over the whole beam does an eighth of the
 # paper's network evaluations; the error is the same after short trainings and 2 % higher after long ones, where
 # C=128 B=64 closes the gap.
-DEFAULT_SEARCH = EncodeOptions(num_pairs=64, beam_width=32)
-PAPER_SEARCH = EncodeOptions(num_candidates=16, beam_width=32)
+DEFAULT_ENCODE_OPTIONS = EncodeOptions(num_pairs=64, beam_width=32)
+PAPER_ENCODE_OPTIONS = EncodeOptions(num_candidates=16, beam_width=32)
 
 
-def checkpoint_search(
+def checkpoint_encode_options(
     codebook_size: int, has_preselector: bool = True, starts_from_coarse: bool = False
 ) -> EncodeOptions:
     """The paper's options, as far as the authors' code can run them.
@@ -281,9 +281,9 @@ def checkpoint_search(
     """
     if not has_preselector:
         return EncodeOptions()
-    count = min(PAPER_SEARCH.num_candidates, codebook_size)
+    count = min(PAPER_ENCODE_OPTIONS.num_candidates, codebook_size)
     most = codebook_size * (1 if starts_from_coarse else count)
-    return EncodeOptions(num_candidates=count, beam_width=min(PAPER_SEARCH.beam_width, most))
+    return EncodeOptions(num_candidates=count, beam_width=min(PAPER_ENCODE_OPTIONS.beam_width, most))
 
 
 def find_preset(name: str) -> dict:

@@ -28,7 +28,7 @@ def recalls(ids):
 
 @pytest.fixture(scope="module")
 def index():
-    return FaissIndex.open(FOLDER / "ix.faissindex")
+    return FaissIndex(FOLDER / "ix.faissindex")
 
 
 @pytest.fixture(params=EXPERIMENTS, ids=lambda experiment: f"nshort{experiment['parameters']['nshort']}")

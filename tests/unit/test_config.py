@@ -1,6 +1,14 @@
 import pytest
 
-from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig, find_preset, suggest
+from qinco.config import (
+    DEFAULT_ENCODE_OPTIONS,
+    PAPER_ENCODE_OPTIONS,
+    PRESETS,
+    EncodeOptions,
+    ModelConfig,
+    find_preset,
+    suggest,
+)
 from qinco.errors import ConfigError
 
 
@@ -102,8 +110,8 @@ def test_presets_make_models_that_the_default_searches_suit(name):
     config = ModelConfig(dim=96, **find_preset(name))
     assert config.has_preselector == (name != "qinco1")
     if config.has_preselector:
-        DEFAULT_SEARCH.check_model(config)
-        PAPER_SEARCH.check_model(config)
+        DEFAULT_ENCODE_OPTIONS.check_model(config)
+        PAPER_ENCODE_OPTIONS.check_model(config)
 
 
 def test_presets_are_the_published_sizes():
@@ -116,8 +124,8 @@ def test_presets_are_the_published_sizes():
         "qinco2-M": (4, 384, 384),
         "qinco2-L": (16, 384, 384),
     }
-    assert EncodeOptions(num_candidates=16, beam_width=32) == PAPER_SEARCH
-    assert EncodeOptions(num_pairs=64, beam_width=32) == DEFAULT_SEARCH
+    assert EncodeOptions(num_candidates=16, beam_width=32) == PAPER_ENCODE_OPTIONS
+    assert EncodeOptions(num_pairs=64, beam_width=32) == DEFAULT_ENCODE_OPTIONS
 
 
 def test_an_unknown_preset_names_the_nearest():

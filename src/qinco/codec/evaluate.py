@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from qinco.codec.codec import Codec
-from qinco.config import DEFAULT_SEARCH, PAPER_SEARCH, EncodeOptions
+from qinco.config import DEFAULT_ENCODE_OPTIONS, PAPER_ENCODE_OPTIONS, EncodeOptions
 from qinco.engines.engine import candidate_dtype
 from qinco.errors import DataError
 from qinco.maths.devices import to_device
@@ -27,7 +27,7 @@ MAX_VECTORS = 32_768
 _MAX_BYTES = 1 << 26
 _TIMED_VECTORS = 10_000
 _REPEATS = 3
-_COMMON_OPTIONS = (PAPER_SEARCH, DEFAULT_SEARCH, EncodeOptions(num_pairs=16, beam_width=4))
+_COMMON_OPTIONS = (PAPER_ENCODE_OPTIONS, DEFAULT_ENCODE_OPTIONS, EncodeOptions(num_pairs=16, beam_width=4))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ Shape suffixes: N vectors, D dimension, M codes of a vector, V lists.
 
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -246,7 +245,10 @@ def build_index(
         lookup = fit_lookup(*fit, moves_centroids=False, report=report) if is_faiss else tables.lookup
         mse, fitted = validated_mse(sample, lookup), time.monotonic()
         if is_faiss:
-            bytes_each = _write_faiss(output, index_key, lookup, database, measure, report)
+            write_faiss(
+                output, index_key, lookup, database, inner_product=measure.scans_inner_products, progress=report
+            )
+            bytes_each = FaissIndex(output).bytes_per_vector
         else:
             parts = IndexParts(tables, (), pairs, SearchOptions(), len(database), database.fingerprint)
             bytes_each = _write_folder(output, codec, parts, database, report)
@@ -261,19 +263,6 @@ def _write_folder(output: Path, codec: Codec | None, parts: IndexParts, database
         lists = fill_lists(parts.tables, database, range(len(database)), report, writer.array)
         writer.put("starts", lists.starts)
         return lists.nbytes / len(lists)
-
-
-def _write_faiss(output: Path, key: str, lookup, database: CodeFile, metric: Metric, report: Progress) -> float:
-    """Write a faiss file; bytes a vector."""
-
-    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for first, block in database.blocks():
-            yield block.codes, block.lists, np.arange(first, first + len(block))
-
-    is_product = metric.scans_inner_products
-    arrays = lookup.centroids_VD, lookup.tables_MKD
-    write_faiss(output, key, *arrays, blocks, len(database), inner_product=is_product, progress=report)
-    return FaissIndex.open(output).bytes_per_vector
 
 
 def _assigned(database: CodeFile, codec: Codec | None, centroids_VD: np.ndarray, scratch, report: Progress) -> CodeFile:

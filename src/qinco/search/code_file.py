@@ -118,7 +118,7 @@ def _facts(path: Path) -> tuple[tuple[int | None, int | None], dict]:
         facts = {"dim": plan.dim, "num_lists": plan.num_lists, "fingerprint": plan.codec, "source": plan.source or None}
         return (plan.num_codes, plan.codebook_size), facts
     if path.suffix.lower() == ".npz":
-        header = read_npz_sizes(path)
+        header, *_ = read_npz_sizes(path)
         return (header["M"], header["K"]), {"dim": header["D"]}
     if not os.access(path, os.F_OK):
         raise DataError(f"No such file: {path}")

@@ -28,7 +28,7 @@ from qinco.store.codes import Codes
 
 def from_faiss(path: str | os.PathLike, codec: Codec | None = None) -> IndexParts:
     """The codes, tables and ids of a faiss file as parts of an index in memory; norms are computed anew."""
-    found = FaissIndex.open(path)
+    found = FaissIndex(path)
     if found.codebook_size > ENTRIES:
         raise DataError(f"{path} holds codes of K={found.codebook_size}, and an index those of one byte: use faiss")
     sizes = {"dim": found.dim, "code_size": found.num_codes, "num_lists": found.num_lists}
@@ -66,7 +66,7 @@ class FaissSearcher:
 
     def __init__(self, path: str | os.PathLike, codec: Codec | None = None, pairwise: PairwiseDecoder | None = None):
         self.path, self.codec, self.pairwise = Path(path), codec, pairwise
-        self.index = FaissIndex.open(path)
+        self.index = FaissIndex(path)
         self.lookup = LookupDecoder(self.index.tables, self.index.centroids)
         self.metric = Metric("inner_product" if self.index.inner_product else "l2")
         self.dim, self.num_lists, self.has_graph = self.index.dim, self.index.num_lists, self.index.has_graph

@@ -17,8 +17,8 @@ from qinco.search.options import SearchOptions
 from qinco.search.parts import IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
-from qinco.store.decoder import load_pairwise, save_pairwise
-from qinco.store.folder import FolderWriter, OpenFolder, read_folder, write_folder
+from qinco.store.decoder import describe_decoder, load_pairwise, save_pairwise
+from qinco.store.folder import FolderWriter, OpenFolder, folder_size, read_folder, write_folder
 
 _FILE_SUFFIXES = (".faissindex", ".safetensors", ".pt", ".npy", ".npz", ".json")
 _SIZES = ("num_lists", "code_size", "codebook_size", "dim")
@@ -144,3 +144,34 @@ def _check_array(path: Path, name: str, array, shape: tuple[int, ...]) -> None:
         raise DataError(f"{path} is damaged: its {name} are {found}, not float32 {shape}")
     if not np.isfinite(array).all():
         raise DataError(f"{path} is damaged: its {name} hold values that are not finite")
+
+
+def describe_index(folder: Path) -> dict:
+    """What an index holds, as JSON values; the bytes of a vector include its id. Raises DataError."""
+    opened = read_folder(folder, "index")
+    settings, arrays = opened.settings, opened.arrays
+    try:
+        num_vectors = len(arrays["ids"])
+        of_vectors = sum(arrays[name].nbytes for name in ("starts", "codes", "ids"))
+        fields = {
+            "kind": "index",
+            "num_vectors": num_vectors,
+            "num_lists": settings["num_lists"],
+            "dim": settings["dim"],
+            "metric": settings["metric"],
+            "code_size": settings["code_size"],
+            "codebook_size": settings["codebook_size"],
+            "bytes_per_vector": of_vectors / max(1, num_vectors),
+            "id_bytes": arrays["ids"].dtype.itemsize,
+            "table_bytes": sum(arrays[name].nbytes for name in ("centroids", "tables", "levels")),
+            "codec": settings["codec"],
+            "options": settings["options"],
+        }
+    except (KeyError, TypeError):
+        raise DataError(f"{folder} is damaged: its manifest does not describe an index") from None
+    fields["holds_codec"] = CODEC in opened.files
+    fields["pairwise"] = None
+    if PAIRWISE in opened.files:
+        fields["pairwise"] = describe_decoder(opened.files[PAIRWISE])
+        del fields["pairwise"]["kind"]
+    return fields | {"bytes": folder_size(folder)}

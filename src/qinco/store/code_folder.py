@@ -22,6 +22,7 @@ from qinco.store.folder import (
     begin,
     check_files,
     check_folder_output,
+    folder_size,
     read_current,
     read_pending,
     remove_stale,
@@ -36,7 +37,7 @@ from qinco.store.manifest import (
     read_content,
     read_manifest,
 )
-from qinco.vectors.concat_rows import JoinedRows
+from qinco.vectors.concat_rows import ConcatRows
 from qinco.vectors.formats import open_array
 
 KIND = "codes"
@@ -214,12 +215,12 @@ class CodeFolder:
             _remove_stale(self.path)
 
     @property
-    def codes(self) -> JoinedRows:
+    def codes(self) -> ConcatRows:
         """All codes, uint8 or uint16 (N, M), mapped from their shards."""
         return self._rows("codes", self.plan.num_codes, code_dtype(self.plan.codebook_size))
 
     @property
-    def lists(self) -> JoinedRows | None:
+    def lists(self) -> ConcatRows | None:
         """All list numbers, int32 (N, 1); None if the codec has no lists."""
         return self._rows("lists", 1, np.dtype(np.int32)) if self.plan.num_lists else None
 
@@ -242,7 +243,7 @@ class CodeFolder:
             check_files(self.path, self.manifest)
         return self
 
-    def _rows(self, name: str, columns: int, dtype: np.dtype) -> JoinedRows:
+    def _rows(self, name: str, columns: int, dtype: np.dtype) -> ConcatRows:
         plan = self.plan
 
         def load(shard: int) -> np.ndarray:
@@ -259,7 +260,7 @@ class CodeFolder:
             return array
 
         starts = [plan.rows(shard).start for shard in range(plan.num_shards)]
-        return JoinedRows(load, [*starts, plan.num_vectors], columns, dtype, str(self.path))
+        return ConcatRows(load, [*starts, plan.num_vectors], columns, dtype, str(self.path))
 
     def _check_not_replaced(self) -> None:
         """Raise DataError if other codes have replaced these while they were read."""
@@ -309,3 +310,18 @@ def _plan(file: Path, values: dict) -> CodePlan:
 def _remove_stale(path: Path) -> None:
     """Remove files that are of no generation, and those of version 1, which a newer one has replaced."""
     remove_stale(path, KIND, _V1_SHARD)
+
+
+def describe_codes(folder: Path) -> dict:
+    """What a folder of codes holds, as JSON values; raises DataError."""
+    found = CodeFolder.read(folder)
+    plan, missing = found.plan, len(found.missing())
+    return {
+        "kind": "codes",
+        **asdict(plan),
+        "complete": not found.is_pending and not missing,
+        "num_shards": plan.num_shards,
+        "shards_there": plan.num_shards - missing,
+        "bytes_per_vector": plan.num_codes * (plan.codebook_size.bit_length() - 1) / 8,
+        "bytes": folder_size(folder),
+    }

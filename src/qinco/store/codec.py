@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qinco.compat.checkpoints import is_torch_file, read_checkpoint, write_checkpoint
+from qinco.compat.checkpoints import read_checkpoint, write_checkpoint
+from qinco.compat.torch_files import is_torch_file
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.model.qinco import Qinco

@@ -353,3 +353,12 @@ def _check_file(path: Path, stored: StoredFile) -> int | None:
     if read_start(path, offset) != expected:
         raise DataError(f"{path} is damaged: {MANIFEST} says {stored.dtype} {stored.shape}, its header does not")
     return offset
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    size = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # a temporary file of a run that goes on
+            size += file.lstat().st_size
+    return size

@@ -8,21 +8,15 @@ import numpy as np
 from qinco.vectors.block_rows import BlockRows
 
 
-class JoinedRows(BlockRows):
-    """The rows of several arrays as one. Arrays are loaded when they are read; the last one is kept.
+class ConcatRows(BlockRows):
+    """The rows of several arrays as one: `load(i)` gives array i, which begins at row `starts[i]` and ends at the next.
 
-    Args:
-        load: gives array number i.
-        starts: the first row of each array, and the number of rows at the end.
-        columns: number of columns.
-        dtype: of all arrays.
-        name: what messages call them.
+    Arrays are loaded when they are read; the last one is kept. `name` is what messages call them.
     """
 
     def __init__(self, load: Callable[[int], np.ndarray], starts: list[int], columns: int, dtype, name: str):
         super().__init__((starts[-1], columns), dtype)
-        self._load, self._starts = load, starts
-        self.name = name
+        self._load, self._starts, self.name = load, starts, name
 
     def _read_block(self, row: int) -> tuple[int, np.ndarray]:
         number = bisect_right(self._starts, row) - 1

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,10 +21,7 @@ _MAX_NAMES = 10_000  # entries of a folder that are searched for a similar name
 
 
 class Rows(Protocol):
-    """Rows (N, D) in memory, in a file or computed: what a `VectorSource` reads.
-
-    A slice or an int64 array of row numbers gives an array (n, D) of the stored type. Numpy arrays are Rows.
-    """
+    """Rows (N, D): a slice or an int64 array of row numbers gives (n, D) of the stored type. Numpy arrays are Rows."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -38,8 +36,7 @@ class StoredRows(ABC):
     """Rows (N, D) in a file that numpy cannot map; reading them raises DataError where the file is damaged."""
 
     def __init__(self, shape: tuple[int, int], dtype):
-        self.shape = shape
-        self.dtype = np.dtype(dtype)
+        self.shape, self.dtype = shape, np.dtype(dtype)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -49,10 +46,7 @@ class StoredRows(ABC):
         """The rows of a slice or of an integer array: (n, D) of the stored type."""
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        rows = self[:]
-        if copy or (dtype is not None and dtype != self.dtype):
-            return rows.astype(dtype or self.dtype)
-        return rows
+        return self[:].astype(dtype or self.dtype, copy=bool(copy))
 
 
 @dataclass(frozen=True)
@@ -61,12 +55,11 @@ class Format:
 
     Attributes:
         suffixes: of file names, in lower case.
-        open: opens a file without reading its rows, given path and size in bytes; with `has_parts` also the name of the
-            matrix (or None) and the name to look for where there is none.
+        open: gives Rows for a path and its size; with `has_parts` also for a matrix (or None), its default.
         has_parts: a file may hold several matrices; `FILE:NAME` chooses one.
         dtype: the stored type; None for any.
         header: the bytes before the rows, given shape and dtype: as many for any shape. None for a read-only format.
-        frame: gives the array whose bytes are written for rows (n, D); None: the rows as they are.
+        frame: gives the array whose bytes are written for rows (n, D).
         frame_bytes: bytes that `frame` adds to a row.
         max_rows: rows that a file can hold; None for any number.
     """
@@ -76,7 +69,7 @@ class Format:
     has_parts: bool = False
     dtype: np.dtype | None = None
     header: Callable[[tuple[int, int], np.dtype], bytes] | None = None
-    frame: Callable[[np.ndarray], np.ndarray] | None = None
+    frame: Callable[[np.ndarray], np.ndarray] = np.asarray
     frame_bytes: int = 0
     max_rows: int | None = None
 
@@ -101,24 +94,18 @@ def check_size(path: Path, size: int, expected: int, promise: str) -> None:
     """Raise DataError unless a file's `size` in bytes is the `expected` one; `promise` is what its header says."""
     if size != expected:
         state = "truncated" if size < expected else "damaged"
-        raise DataError(f"{path} is {state}: it has {size} bytes, its header ({promise}) needs {expected}")
+        raise DataError(
+            f"{path} is {state}: it has {size} bytes, its header ({promise}) needs {expected}: write it again"
+        )
 
 
 def missing_file(path: str | os.PathLike) -> DataError:
-    """The error for a file that does not exist; suggests a file of a similar name in the same folder.
-
-    Example:
-        >>> raise missing_file("basse.npy")
-        Traceback (most recent call last):
-        qinco.errors.DataError: No such file: basse.npy. Did you mean base.npy?
-    """
-    from itertools import islice
-
+    """The error for a file that does not exist; suggests a file of a similar name in the same folder."""
     folder, name = os.path.split(path)
-    names = []
+    names = {}
     with suppress(OSError, ValueError), os.scandir(folder or os.curdir) as entries:
-        names = [entry.name for entry in islice(entries, _MAX_NAMES)]
-    hint = suggest(name, {name: str(Path(folder, name)) for name in names}, 0.85)
+        names = {entry.name: str(Path(folder, entry.name)) for entry in islice(entries, _MAX_NAMES)}
+    hint = suggest(name, names, 0.85)
     return DataError(f"No such file: {path}" + (f". {hint.strip()}" if hint else ""))
 
 
@@ -147,7 +134,9 @@ def read_start(path: Path, size: int) -> bytes:
 
 
 def map_file(path: Path, dtype: np.dtype, shape: tuple, offset: int = 0, order: Literal["C", "F"] = "C") -> np.ndarray:
-    """A read-only memory map of an array in a file."""
+    """A read-only memory map of an array in a file; without rows, which cannot be mapped, an empty array."""
+    if shape[0] == 0:
+        return np.empty(shape, dtype)
     try:
         return np.asarray(np.memmap(path, dtype, "r", offset, shape, order))
     except (OSError, ValueError) as error:  # ValueError: the file shrank since its size was taken
@@ -155,17 +144,15 @@ def map_file(path: Path, dtype: np.dtype, shape: tuple, offset: int = 0, order: 
 
 
 def release_pages(rows: np.ndarray) -> None:
-    """Release the memory of consecutive rows of a memory map after they have been copied.
+    """Release the memory of consecutive rows of a memory map after they have been copied; they can be read again.
 
-    Otherwise a file that is read once counts as resident memory. The rows can be read again, from the page cache as
-    long as they are in it. Does nothing for other arrays.
+    Otherwise a file that is read once counts as resident memory. Does nothing for other arrays.
     """
     mapped = rows
     while isinstance(mapped.base, np.ndarray):
         mapped = mapped.base
-    if not isinstance(mapped, np.memmap) or not isinstance(mapped.base, mmap.mmap) or mapped.mode != "r":
-        return
-    if rows.size == 0 or rows.strides[0] < rows[0].nbytes:
+    is_mapped = isinstance(mapped, np.memmap) and isinstance(mapped.base, mmap.mmap) and mapped.mode == "r"
+    if not is_mapped or rows.size == 0 or rows.strides[0] < rows[0].nbytes:
         return
     begin = rows.__array_interface__["data"][0] - mapped.__array_interface__["data"][0]
     begin += mapped.offset % mmap.ALLOCATIONGRANULARITY

@@ -1,6 +1,5 @@
 """Parquet files with a column of lists of numbers, one list per vector, read by pyarrow in batches."""
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ class ParquetRows(BlockRows):
         super().__init__((sum(sizes), dim), dtype)
         self._name, self._column, self._file = name, column, file
         self._batch_rows = max(1, batch_bytes // (dim * self.dtype.itemsize + 4))
-        self._first_rows = np.array([0, *itertools.accumulate(sizes)], np.int64)
+        self._first_rows = np.cumsum([0, *sizes])
         self._next_row, self._end, self._batches = 0, -1, iter(())  # of the row group that is being decoded
 
     def _read_block(self, row: int) -> tuple[int, np.ndarray]:
@@ -67,8 +66,7 @@ class ParquetRows(BlockRows):
 def open_parquet(path: Path, size: int, name: str | None, part: str, batch_bytes: int = _BATCH_BYTES) -> ParquetRows:
     """A column of lists of integers or floats of a Parquet file of `size` bytes, decoded `batch_bytes` at a time.
 
-    Without a `name` it is the column `part`, or else the only one of its kind. Raises DataError where the file is
-    damaged, has no such column, or has lists of differing lengths by its footer; ConfigError without pyarrow.
+    Without a `name` it is the column `part`, or else the only one of its kind.
     """
     with library("pyarrow", "parquet", path):
         import pyarrow.parquet

@@ -8,7 +8,7 @@ from hashlib import sha256
 import numpy as np
 
 from qinco.config import require_int
-from qinco.errors import ConfigError, DataError
+from qinco.errors import DataError
 from qinco.vectors.formats import open_array
 from qinco.vectors.mapped import Rows, check_matrix, check_shape, release_pages
 
@@ -22,8 +22,7 @@ class VectorSource:
     """Vectors (N, D) that are read when they are asked for, as float32 whatever their stored type.
 
     `source[i]` is float32 (D,); `source[a:b]`, `source[a:b:c]` and `source[int_array]` are float32 (n, D). Each is a
-    fresh C-contiguous array. Values are not checked here: see `blocks` and `check_finite`. A row that does not exist
-    and a key of another kind are an IndexError; a damaged file is a DataError when the damaged row is read.
+    fresh C-contiguous array. Damage and values that are not finite are a DataError when `blocks` reads them.
 
     Args:
         rows: what holds the vectors.
@@ -38,18 +37,12 @@ class VectorSource:
     """
 
     def __init__(self, rows: Rows, name: str = "vectors", start: int = 0, stop: int | None = None):
-        self._rows = rows
-        self._start = start
-        self._stop = rows.shape[0] if stop is None else stop
-        self.name = name
+        self._rows, self._start, self._stop = rows, start, rows.shape[0] if stop is None else stop
+        self.name, self.dim = name, int(rows.shape[1])
 
     @property
     def shape(self) -> tuple[int, int]:
         return (len(self), self.dim)
-
-    @property
-    def dim(self) -> int:
-        return int(self._rows.shape[1])
 
     @property
     def dtype(self):
@@ -68,13 +61,11 @@ class VectorSource:
         indices = np.asarray(key)
         if isinstance(key, tuple) or indices.ndim > 1 or (indices.size and indices.dtype.kind not in "iu"):
             raise IndexError(f"rows of {self.name} are chosen by an integer, a slice or an array of integers")
-        if indices.size:
-            for index in (int(indices.min()), int(indices.max())):
-                if not -len(self) <= index < len(self):
-                    raise IndexError(f"row {index} of {self.name} does not exist: there are {len(self)} rows")
+        outside = (indices < -len(self)) | (indices >= len(self))
+        if outside.any():
+            raise IndexError(f"row {indices[outside][0]} of {self.name} does not exist: there are {len(self)} rows")
         if indices.ndim == 0:
-            position = int(indices) % len(self)
-            return self._read_range(range(position, position + 1))[0]
+            return self[[int(indices)]][0]
         indices = indices.astype(np.int64)
         return _to_float32(self._rows[np.where(indices < 0, indices + len(self), indices) + self._start])
 
@@ -93,9 +84,7 @@ class VectorSource:
     def window(self, start: int, stop: int) -> "VectorSource":
         """The vectors from `start` to before `stop`, not read yet. Raises ConfigError where there are fewer."""
         require_int("window start", start, 0)
-        require_int("window stop", stop, start)
-        if stop > len(self):
-            raise ConfigError(f"rows {start} to {stop} of {self.name} do not exist: there are {len(self)} rows")
+        require_int("window stop", stop, start, len(self))
         return VectorSource(self._rows, self.name, self._start + start, self._start + stop)
 
     def map(self, function: Callable[[np.ndarray], np.ndarray], dim: int | None = None) -> "VectorSource":
@@ -118,10 +107,7 @@ class VectorSource:
         return VectorSource(_ComputedRows((len(rows_S), self.dim), lambda key: self[rows_S[key]]), self.name)
 
     def blocks(self, size: int, check: bool = True) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (start, float32 (n, D)) for each `size` vectors; n is smaller in the last block.
-
-        With `check`, raises DataError at the first vector that is not finite; it names its row in the file.
-        """
+        """Yield (start, float32 (n, D)) for each `size` vectors; `check` that they are finite: DataError if not."""
         require_int("block size", size)
         check = check and not _holds_integers(self.dtype)
         for start in range(0, len(self), size):
@@ -147,8 +133,7 @@ class _ComputedRows:
     dtype = np.dtype(np.float32)
 
     def __init__(self, shape: tuple[int, int], read: Callable[..., np.ndarray]):
-        self.shape = shape
-        self._read = read
+        self.shape, self._read = shape, read
 
     def __getitem__(self, key) -> np.ndarray:
         return self._read(key)
@@ -158,9 +143,7 @@ class _TensorRows:
     """Rows of a torch tensor that numpy cannot map: on a device, or of a type that it lacks."""
 
     def __init__(self, tensor):
-        self._tensor = tensor.detach()
-        self.shape = tuple(tensor.shape)
-        self.dtype = tensor.dtype
+        self._tensor, self.shape, self.dtype = tensor.detach(), tuple(tensor.shape), tensor.dtype
 
     def __getitem__(self, key) -> np.ndarray:
         import torch
@@ -199,17 +182,13 @@ def as_source(x, name: str = "vectors") -> VectorSource:
         x: a source, a path, a numpy array or memory map, a torch tensor on any device, lists, or anything that numpy
             converts, of any integer or float type (torch's bfloat16 too); N may be 0.
         name: what messages call them.
-
-    Raises:
-        DataError: `x` is not a matrix of numbers, and what `open_vectors` raises for a path.
     """
     if isinstance(x, VectorSource):
         return x
     if isinstance(x, str | os.PathLike):
         return open_vectors(x)
-    # A tensor's owner has imported torch: looking it up in sys.modules never imports it.
-    tensor_type = getattr(sys.modules.get("torch"), "Tensor", None)
-    if tensor_type is not None and isinstance(x, tensor_type):
+    torch = sys.modules.get("torch")  # imported already if x is a tensor
+    if torch is not None and isinstance(x, torch.Tensor):
         return VectorSource(_tensor_rows(x, name), name)
     if hasattr(x, "toarray"):
         raise DataError(f"{name} is sparse: give {name}.toarray()")
@@ -234,16 +213,12 @@ def fingerprint(source: VectorSource, more: bytes = b"") -> str:
 
 
 def check_finite(block: np.ndarray, start: int = 0, name: str = "vectors") -> None:
-    """Raise DataError, naming the row, if a vector of `block`, float (n, D), holds NaN or an infinite value.
-
-    `start` is the row of `name` at which the block begins.
-    """
+    """Raise DataError if a vector of `block`, float (n, D), which begins at row `start` of `name`, is not finite."""
     is_finite = np.isfinite(block)
-    if is_finite.all():
-        return
-    row, column = np.unravel_index(np.argmin(is_finite), is_finite.shape)
-    value = "NaN" if np.isnan(block[row, column]) else "an infinite value (infinite, or beyond float32's ±3.4e38)"
-    raise DataError(f"row {start + row} of {name} holds {value} in column {column}: remove or repair it")
+    if not is_finite.all():
+        row, column = np.unravel_index(np.argmin(is_finite), is_finite.shape)
+        value = "NaN" if np.isnan(block[row, column]) else "an infinite value (infinite, or beyond float32's ±3.4e38)"
+        raise DataError(f"row {start + row} of {name} holds {value} in column {column}: remove or repair it")
 
 
 def _tensor_rows(tensor, name: str):
@@ -251,8 +226,7 @@ def _tensor_rows(tensor, name: str):
 
     check_shape(tuple(tensor.shape), name)
     if tensor.layout != torch.strided or tensor.is_meta:
-        kind = "has no data (device meta)" if tensor.is_meta else "is sparse"
-        raise DataError(f"{name} {kind}: give a dense tensor")
+        raise DataError(f"{name} is sparse or has no data: give a dense tensor")
     if tensor.dtype.is_complex or tensor.dtype == torch.bool or tensor.is_quantized:
         raise DataError(f"{name} holds {tensor.dtype} values: vectors are integers or floats")
     if tensor.device.type != "cpu":

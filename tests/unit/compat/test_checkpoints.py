@@ -8,8 +8,7 @@ from first_code import save_first_code
 from small_models import ARCHITECTURES, random_model
 
 from qinco.codec import Codec
-from qinco.compat.checkpoint_format import check_expressible
-from qinco.compat.checkpoints import describe_checkpoint, read_checkpoint, write_checkpoint
+from qinco.compat.checkpoints import check_expressible, describe_checkpoint, read_checkpoint, write_checkpoint
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.store.codec import load_models, save_models

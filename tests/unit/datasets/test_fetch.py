@@ -104,7 +104,7 @@ def test_pauses_begin_anew_when_bytes_arrive(server, file, monkeypatch):
     server.plans += [busy, busy, Misbehaviour(send=10), busy, Misbehaviour(send=0), busy]
     with pytest.raises(DataError, match=rf"{file.address}.* 503"):
         fetch(file, TARGET, pauses=(1, 2, 3))
-    assert slept == [1, 2, 1, 2, 3] and listing() == [str(PART), f"{PART}.json"]
+    assert slept == [1, 2, 1, 2, 3] and listing() == [str(PART), f"{PART}.version"]
     assert list(PAUSES) == sorted(PAUSES) and 10 < sum(PAUSES) < 60
 
 
@@ -169,23 +169,15 @@ def test_what_arrived_from_another_address_is_not_continued(server, file, packed
     assert server.ranges() == [None, None]
 
 
-@pytest.mark.parametrize("record", [None, b"", b"\xff", b"[]", b'{"address": 1, "version": 2, "length": 3}'])
+@pytest.mark.parametrize("record", [None, b"", b"\xff", b"https://host/x\nversion"])
 def test_bytes_of_unknown_origin_are_not_continued(server, file, content, record):
     Path("data").mkdir()
     PART.write_bytes(b"x" * 100)
     if record is not None:
-        Path(f"{PART}.json").write_bytes(record)
+        Path(f"{PART}.version").write_bytes(record)
     fetch_now(file, TARGET)
     check_complete(content)
     assert server.ranges() == [None]
-
-
-def test_a_part_longer_than_the_file_does_no_harm(server, file, content):
-    break_off(server, file, 10_000)
-    with PART.open("ab") as part:
-        part.write(content[10_000:] + b"more")
-    fetch_now(file, TARGET)
-    check_complete(content)
 
 
 def test_a_server_that_ignores_ranges_begins_anew(server, file, content):
@@ -194,12 +186,11 @@ def test_a_server_that_ignores_ranges_begins_anew(server, file, content):
     check_complete(content)
 
 
-def test_a_wrong_range_is_refused_and_changes_nothing(server, file, content):
+def test_a_wrong_range_begins_anew(server, file, content):
     break_off(server, file, 10_000)
     server.plans.append(Misbehaviour(headers={"Content-Range": "bytes 0-29999/30000"}))
-    with pytest.raises(DataError, match="bytes 0-29999/30000"):
-        fetch_patiently(file, TARGET)
-    assert PART.read_bytes() == content[:10_000] and not TARGET.exists()
+    fetch_now(file, TARGET)
+    check_complete(content)
 
 
 @pytest.mark.parametrize("length", ["30007", "29990"])
@@ -284,20 +275,18 @@ def test_a_complete_part_is_not_downloaded_again(server, packed, content):
 
     with pytest.raises(KeyboardInterrupt):
         fetch_now(packed, TARGET, interrupt)
-    for name in ("base.unpacked.bvecs", ".base.unpacked.123-abc.bvecs"):  # as a killed process leaves them
-        Path("data", name).write_bytes(b"x" * 100_000)
+    Path("data/.base.123-0123abcd.bvecs").write_bytes(b"x" * 100_000)  # as a killed process leaves it
     size = PART.stat().st_size
     assert size == len(server.files["/base.bvecs.gz"]) and not TARGET.exists()
     fetch_now(packed, TARGET)
     check_complete(content)
-    assert server.ranges() == [None, f"bytes={size - 1}-"]
+    assert server.ranges() == [None, f"bytes={size}-"]
 
 
-@pytest.mark.parametrize("packing, needed", [("", "30,000"), (".gz", "52,...")])
-def test_the_disk_is_checked_before_the_first_byte(server, monkeypatch, packing, needed):
+def test_the_disk_is_checked_before_the_first_byte(file, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=20_000))
-    with pytest.raises(ResourceError, match=rf"data/base\.bvecs needs {needed} bytes .*20,000"):
-        fetch_now(PublishedFile(f"{server.address}/base.bvecs{packing}", str(TARGET)), TARGET)
+    with pytest.raises(ResourceError, match=r"data/base\.bvecs.* 30,000 .* 20,000"):
+        fetch_now(file, TARGET)
     assert listing() == []
 
 
@@ -308,7 +297,7 @@ def test_a_full_disk_is_an_error_of_ours_and_keeps_what_arrived(file, monkeypatc
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(ResourceError, match=r"base\.bvecs: No space left on device"):
         fetch_now(file, TARGET)
-    assert listing() == [str(PART), f"{PART}.json"]
+    assert listing() == [str(PART), f"{PART}.version"]
 
 
 def test_the_target_may_be_a_link(server, file, content):
@@ -329,8 +318,7 @@ def test_a_target_that_fits_is_present(server, content, packing):
     Path("data").mkdir()
     TARGET.write_bytes(content)
     file = PublishedFile(f"{server.address}/base.bvecs{packing}", str(TARGET))
-    server.plans += [Misbehaviour(status=503)] * 2
-    assert is_present(file, TARGET, pauses=(0, 0)) and not is_present(file, TARGET, overwrite=True)
+    assert is_present(file, TARGET) and not is_present(file, TARGET, overwrite=True)
 
 
 @pytest.mark.parametrize("change", [lambda c: c[:-20], lambda c: c + c[:20], lambda c: b"\xff" + c[1:]])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from qinco.errors import ConfigError, DataError, QincoError, ResourceError
+from qinco.errors import ConfigError, DataError, QincoError
 from qinco.vectors.formats import (
     FORMATS,
     SUFFIXES,
@@ -144,10 +144,8 @@ def test_an_absurd_dimension_is_refused(tmp_path, dim):
 def test_a_cropped_bin_file_says_how_many_rows_it_has(tmp_path):
     path = tmp_path / "x.u8bin"
     path.write_bytes(struct.pack("<II", 10**9, 4) + bytes(4 * 3))
-    with pytest.raises(DataError, match=r"x\.u8bin .*4000000008 bytes.*20 bytes \(3 rows\)"):
+    with pytest.raises(DataError, match=r"x\.u8bin .*20 bytes.*1000000000 rows.* 3 .*4000000008"):
         open_array(path)
-    path.write_bytes(struct.pack("<II", 3, 4) + bytes(4 * 3))  # as the message says
-    assert open_array(path).shape == (3, 4)
     for content in (struct.pack("<II", 3, 4) + bytes(4 * 3 + 1), bytes(7)):
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"x\.u8bin.* {len(content)} bytes"):
@@ -305,27 +303,12 @@ def test_a_stream_that_fails_leaves_the_old_file(tmp_path):
         ("x.npy", {"dim": 0}),
         ("x.npy", {"dim": 2.5}),
         ("x.npy", {"dim": 3, "num_rows": -1}),
-        ("x.npy", {"dim": 3, "dtype": bool}),
-        ("x.npy", {"dim": 3, "dtype": "nonsense"}),
-        ("x.bvecs", {"dim": 3, "dtype": np.float32}),
-        ("x.ibin", {"dim": 3, "dtype": np.int64}),
         ("x.fbin", {"dim": 3, "num_rows": 2**32}),
     ],
 )
 def test_settings_of_a_writer_that_are_refused(tmp_path, name, settings):
     with pytest.raises(ConfigError):
         VectorWriter(tmp_path / name, **settings)
-
-
-def test_a_writer_is_used_inside_its_block(tmp_path):
-    writer = VectorWriter(tmp_path / "x.npy", 3)
-    for _ in range(2):
-        with pytest.raises(ConfigError, match=r"x\.npy is not open"):
-            writer.append(FLOATS)
-        with writer:
-            writer.append(FLOATS)
-    with pytest.raises(ResourceError), VectorWriter(tmp_path / "missing" / "x.npy", 3):
-        pass
 
 
 def test_framed_rows_as_arrays(tmp_path):

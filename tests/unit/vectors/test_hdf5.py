@@ -97,7 +97,7 @@ def test_the_data_sets_of_an_ann_benchmark(path):
     for name in ("tree", "group", "group/none", "train/x"):
         with pytest.raises(DataError, match=f"'{name}', but 'distances', 'flat', 'neighbors'"):
             open_array(f"{path}:{name}")
-    with pytest.raises(DataError, match="'distances', 'neighbors', 'test' or 'train'"):
+    with pytest.raises(DataError, match="'distances', 'neighbors', 'test', 'train'"):
         open_array(path, "learn")
 
 
@@ -116,7 +116,7 @@ def test_the_only_matrix_needs_no_name(path):
         ({"data": np.zeros((2, 2), complex)}, "complex128"),
         ({"data": np.zeros((2, 2), bool)}, "bool"),
         ({"data": [["a"]]}, "object"),
-        ({"data": h5py.Empty("f4")}, "empty"),
+        ({"data": h5py.Empty("f4")}, r"\(\)"),
         ({"data": np.float32(3)}, r"\(\)"),
         ({"data": np.zeros((2, 0))}, "zero columns"),
         ({"shape": (3, 1_000_001), "dtype": "u1"}, "1000001"),

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from qinco.progress import Progress, silent
 from qinco.search.measure.explore import STAGES, Measurement, Setting, combinations, explore, pareto_front
 from qinco.search.measure.timing import TIMING
 from qinco.search.options import SearchOptions
+
+MAX_RESULT_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -192,3 +195,29 @@ def _read_setting(entry: dict, num_queries: int) -> tuple[Setting, Measurement]:
     if not all(0 <= share <= 1 for share in shares) or not all(0 <= seconds < math.inf for seconds in times):
         raise ValueError("no such recall or time")
     return setting, found
+
+
+def describe_results(path: str | os.PathLike) -> dict:
+    """What a file of results holds, of the authors' code or ours, as JSON values; raises DataError."""
+    content = None
+    if (size := Path(path).stat().st_size) > MAX_RESULT_BYTES:
+        raise DataError(f"{path} has {size} bytes, too many for the results of a search")
+    with suppress(ValueError, RecursionError):
+        content = json.loads(Path(path).read_text(errors="replace"))
+    results = content.get("ivf_real_res") if isinstance(content, dict) else None
+    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
+        raise DataError(f"{path} holds no search results: it has no list 'ivf_real_res'")
+    recalls = [result.get("recalls", {}).get("1") for result in results if isinstance(result.get("recalls"), dict)]
+
+    def is_number(value) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    fields = {
+        "kind": "search results",
+        "num_settings": len(results),
+        "best_recall_at_1": max(filter(is_number, recalls), default=None),
+    }
+    settings = content.get("settings")
+    if isinstance(settings, list):  # those of ours
+        fields["pareto"] = sum(isinstance(setting, dict) and setting.get("pareto") is True for setting in settings)
+    return fields | {name: content[name] for name in ("num_queries", "threads", "machine") if name in content}
