@@ -19,6 +19,7 @@ from qinco.maths.assignment import assigner
 from qinco.maths.devices import choose_device, to_device
 from qinco.model.qinco import Qinco
 from qinco.packing import check_codes, check_lists, code_dtype
+from qinco.progress import ProgressOption, reporting
 from qinco.store.codec import load_models, save_models
 from qinco.store.codes import Codes
 from qinco.vectors.prefetch import read_ahead
@@ -160,7 +161,7 @@ class Codec:
 
     def encode(
         self, x, *, num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
-        precision: str | None = None, num_steps: int | None = None,
+        precision: str | None = None, num_steps: int | None = None, progress: ProgressOption = False,
     ) -> Codes:  # fmt: skip
         """Search the codes of vectors (QINCo2 paper, section 3.2). Options that are not given are as in training.
 
@@ -171,6 +172,7 @@ class Codec:
             beam_width: B, hypotheses kept.
             precision: "auto", "float32" or "bf16", of the candidates.
             num_steps: encode so many steps only: the best code of that length.
+            progress: see `qinco.progress`.
 
         Returns:
             Codes, uint8 (N, M), uint16 above 256 codewords; with int32 list numbers (N,) for an IVF codec.
@@ -178,8 +180,12 @@ class Codec:
         source = as_source(x)
         options = self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
         codes_0M = np.empty((0, self._check_steps(num_steps) * len(self.models)), code_dtype(self.config.codebook_size))
-        nothing = Codes(codes_0M, np.empty(0, np.int32) if self.is_ivf else None)
-        return Codes.concatenate([nothing, *(codes for _, codes in self.encode_blocks(source, options, num_steps))])
+        found = [Codes(codes_0M, np.empty(0, np.int32) if self.is_ivf else None)]
+        with reporting(progress) as report:
+            for first, codes in self.encode_blocks(source, options, num_steps):
+                found.append(codes)
+                report("encoding", first + len(codes), len(source))
+        return Codes.concatenate(found)
 
     def encode_blocks(
         self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None,
