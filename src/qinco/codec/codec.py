@@ -263,7 +263,9 @@ class Codec:
         codes = Codes.of(codes)
         lists_N = to_device(codes.lists.astype(np.int64), self.device) if self.is_ivf else None
         streams = [
-            model.reconstructions(to_device(codes_NM.astype(np.int64), self.device), model.start(len(codes), lists_N))
+            model.reconstructions(
+                to_device(codes_NM.astype(np.int64), self.device), model.initial_reconstruction(len(codes), lists_N)
+            )
             for model, codes_NM in zip(self.models, np.split(codes.codes, len(self.models), 1), strict=True)
         ]
         for reached in zip(*streams, strict=True):
