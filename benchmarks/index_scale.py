@@ -44,8 +44,8 @@ def write_codes(folder: Path, count: int, num_lists: int, dim: int, seed: int, s
 def peak_of(command: list[str]) -> tuple[float, int, int, str]:
     """Seconds, peak resident bytes, peak anonymous bytes, and output of a command."""
     begun, resident, anonymous = time.monotonic(), 0, 0
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as messages:
+        process = subprocess.Popen(command, stdout=output, stderr=messages)
         while process.poll() is None:
             try:
                 lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
@@ -56,7 +56,8 @@ def peak_of(command: list[str]) -> tuple[float, int, int, str]:
             anonymous = max(anonymous, int(fields.get("RssAnon", "0 kB").split()[0]) << 10)
             time.sleep(0.01)
         if process.wait():
-            sys.exit(f"{shlex.join(command)} failed")
+            messages.seek(0)
+            sys.exit(f"{shlex.join(command)} failed: {messages.read()}")
         output.seek(0)
         return time.monotonic() - begun, resident, anonymous, output.read()
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from qinco.atomic import check_output
-from qinco.codec.parts import PartRows
 from qinco.codec.plan import (
     TrainedCodec,
     TrainingPlan,
@@ -238,8 +237,7 @@ def _fit_parts(runs: _Runs, source: VectorSource, num_parts: int, rotate: bool, 
         provenances.append(provenance)
     provenance = provenances[0] | {"valid_mse": sum(found["valid_mse"] for found in provenances)}
     if output is not None and runs.processes.is_main:
-        rotation = None if rotation_DD is None else torch.from_numpy(rotation_DD)
-        save_models(output, models, rotation, runs.plan.encode_options, provenance)
+        save_models(output, models, rotation_DD, runs.plan.encode_options, provenance)
         for path in part_outputs:
             for file in (state_path(path), path, log_path(path)):  # without its state a part is not resumed
                 file.unlink(missing_ok=True)
@@ -248,10 +246,9 @@ def _fit_parts(runs: _Runs, source: VectorSource, num_parts: int, rotate: bool, 
 
 def _load_parts(output, num_parts: int, device: torch.device) -> FittedModels:
     """What a finished run wrote."""
-    models, rotation, options, provenance = load_models(output)
+    models, rotation_DD, options, provenance = load_models(output)
     if len(models) != num_parts:
         raise ConfigError(f"{output} is a codec of {len(models)} parts, not {num_parts}: give overwrite=true")
-    rotation_DD = None if rotation is None else rotation.numpy()
     return FittedModels([model.to(device) for model in models], rotation_DD, options, provenance)
 
 
@@ -272,4 +269,12 @@ def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_cent
 
 
 def _part(source: VectorSource, part: int, num_parts: int, rotation_DD: np.ndarray | None) -> VectorSource:
-    return VectorSource(PartRows(source, part, num_parts, rotation_DD), f"{source.name}, part {part}")
+    width = source.dim // num_parts
+    rows = source.map(lambda x_ND: cut(x_ND, part, width, rotation_DD), width)
+    return VectorSource(rows, f"{source.name}, part {part}")
+
+
+def cut(x_ND: np.ndarray, part: int, width: int, rotation_DD: np.ndarray | None) -> np.ndarray:
+    """The columns of the rotated vectors that a codec's model number `part` encodes (PQ-QINCo)."""
+    columns = slice(part * width, (part + 1) * width)
+    return x_ND[:, columns] if rotation_DD is None else x_ND @ rotation_DD[columns].T

@@ -6,13 +6,13 @@ from typing import Protocol
 
 import numpy as np
 
-from qinco.compat.checkpoint_format import check_expressible
+from qinco.compat.checkpoints import check_expressible
 from qinco.config import (
-    DEFAULT_SEARCH,
-    PAPER_SEARCH,
+    DEFAULT_ENCODE_OPTIONS,
+    PAPER_ENCODE_OPTIONS,
     EncodeOptions,
     ModelConfig,
-    checkpoint_search,
+    checkpoint_encode_options,
     field_keys,
     find_preset,
     named,
@@ -139,10 +139,10 @@ def _default_encode_options(config: ModelConfig, initial, recipe: str, is_checkp
     if initial is not None and not (is_checkpoint and initial.encode_options.num_pairs is not None):
         return initial.encode_options
     if is_checkpoint:
-        return checkpoint_search(config.codebook_size, config.has_preselector, config.starts_from_coarse)
+        return checkpoint_encode_options(config.codebook_size, config.has_preselector, config.starts_from_coarse)
     if not config.has_preselector:
         return EncodeOptions()
-    return PAPER_SEARCH if recipe == "paper" else DEFAULT_SEARCH
+    return PAPER_ENCODE_OPTIONS if recipe == "paper" else DEFAULT_ENCODE_OPTIONS
 
 
 def read_centroids(coarse_centroids, dim: int) -> np.ndarray:

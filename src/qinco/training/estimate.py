@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from qinco.config import EncodeOptions
-from qinco.engines.engine import make_encoder
+from qinco.engines.engine import pack
 from qinco.maths.clustering import BEAM_WIDTH, KMEANS_ROWS
 from qinco.maths.devices import to_device
 from qinco.training.codebooks import CodewordUse, sample_rows
@@ -63,8 +63,8 @@ def estimate(training: Training) -> Estimate:
 
 
 def _encode(training: Training, x_ND: torch.Tensor, options: EncodeOptions) -> torch.Tensor:
-    encoder = make_encoder(training.model, options, training.dtype)
-    return encoder.encode(x_ND, training.initial_reconstructions(x_ND))[0]
+    packed = pack(training.model, options.engine, training.dtype)
+    return packed.encode_tensors(x_ND, training.initial_reconstructions(x_ND), options)[0]
 
 
 def _gradients(training: Training, x_ND: torch.Tensor, codes_NM: torch.Tensor) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qinco.config import EncodeOptions
-from qinco.engines.engine import candidate_dtype, make_encoder
+from qinco.engines.engine import candidate_dtype, pack
 from qinco.errors import ConfigError
 from qinco.maths.assignment import assigner
 from qinco.maths.devices import to_device
@@ -229,7 +229,7 @@ class Training:
     def optimizer_step(self, parts: list[np.ndarray], lr: float) -> float:
         """One step on accumulated batches, float32 (n, D) of all processes together; returns the loss per vector."""
         total = torch.zeros((), device=self.model.device)
-        encoder = make_encoder(self.model, self.batch_encode_options, self.dtype)
+        packed = pack(self.model, self.batch_encode_options.engine, self.dtype)
         use = CodewordUse(self.model)
         num_vectors = sum(map(len, parts))
         self.optimizer.zero_grad(set_to_none=True)
@@ -237,7 +237,7 @@ class Training:
             x_ND = to_device(part[self.processes.share(len(part))], self.model.device)
             x_ND = self.model.normalize(x_ND)
             start_ND = self.initial_reconstructions(x_ND)
-            codes_NM, _ = encoder.encode(x_ND, start_ND)
+            codes_NM, _ = packed.encode_tensors(x_ND, start_ND, self.batch_encode_options)
             with torch.autocast(x_ND.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
                 loss = prefix_losses(self.model, x_ND, start_ND, codes_NM, use) / num_vectors
             loss.backward()
@@ -275,13 +275,13 @@ class Training:
     @torch.no_grad()
     def validate(self) -> list[float]:
         """Mean squared error of each prefix on the validation vectors, in data space, summed over dimensions."""
-        encoder = make_encoder(self.model, self.encode_options, self.dtype)
+        packed = pack(self.model, self.encode_options.engine, self.dtype)
         errors_M = torch.zeros(self.model.config.num_steps, dtype=torch.float64, device=self.model.device)
         mine = self.processes.share(len(self.valid_source))
         for _, block in self.valid_source.window(mine.start, mine.stop).blocks(_VALID_ROWS):
             x_ND = self.model.normalize(to_device(block, self.model.device))
             start_ND = self.initial_reconstructions(x_ND)
-            codes_NM, _ = encoder.encode(x_ND, start_ND)
+            codes_NM, _ = packed.encode_tensors(x_ND, start_ND, self.encode_options)
             for m, reached_ND in enumerate(self.model.reconstructions(codes_NM, start_ND)):
                 errors_M[m] += (reached_ND - x_ND).square().sum()
         errors_M = self.processes.sum(errors_M) * self.model.scale.double() ** 2 / len(self.valid_source)

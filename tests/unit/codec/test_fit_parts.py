@@ -28,7 +28,7 @@ def test_every_part_has_a_model(tmp_path, rotate):
     assert (fitted.rotation_DD is not None) == rotate
     models, rotation, options, provenance = load_models(tmp_path / "x")
     assert len(models) == 3 and (options, provenance) == (fitted.encode_options, fitted.provenance)
-    assert not rotate or np.array_equal(rotation.numpy(), fitted.rotation_DD)
+    assert not rotate or np.array_equal(rotation, fitted.rotation_DD)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
