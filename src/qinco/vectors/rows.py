@@ -16,7 +16,7 @@ from qinco.vectors.mapped import Rows, as_matrix, check_shape, release_pages
 __all__ = ["Rows", "VectorSource", "as_source", "check_finite", "fingerprint", "open_vectors"]
 
 _RELEASED_BYTES = 1 << 16
-_SAMPLED_ROWS = 256  # by which fingerprints tell sets of vectors apart
+_SAMPLED_ROWS = 256
 
 
 class VectorSource:
@@ -174,11 +174,14 @@ def as_source(x, name: str = "vectors") -> VectorSource:
     return VectorSource(as_matrix(x, name), name)
 
 
+def spread_rows(count: int) -> np.ndarray:
+    """At most 256 row numbers, int64, spread evenly over `count` rows: fingerprints tell sets apart by them."""
+    return np.unique(np.linspace(0, max(0, count - 1), min(_SAMPLED_ROWS, count)).astype(np.int64))
+
+
 def fingerprint(source: VectorSource, more: bytes = b"") -> str:
-    """SHA-256 of 256 vectors spread over a source, and of `more`: work is not resumed on other vectors."""
-    count = len(source)
-    rows = np.unique(np.linspace(0, max(0, count - 1), min(_SAMPLED_ROWS, count)).astype(np.int64))
-    return sha256(source[rows].tobytes() + more).hexdigest()
+    """SHA-256 of some vectors of a source, and of `more`: work is not resumed on other vectors."""
+    return sha256(source[spread_rows(len(source))].tobytes() + more).hexdigest()
 
 
 def check_finite(block: np.ndarray, start: int = 0, name: str = "vectors") -> None:
