@@ -125,8 +125,8 @@ class Codec:
         Raises:
             ConfigError, DataError: before any work begins.
         """
-        fitted = fit(x, preset, **settings)
-        return cls(fitted.models, fitted.encode_options, fitted.provenance, fitted.rotation_DD)
+        models, rotation_DD, options, provenance = fit(x, preset, **settings)
+        return cls(models, options, provenance, rotation_DD)
 
     def with_options(self, options: EncodeOptions) -> "Codec":
         """The same codec with other options for encoding; raises ConfigError if the models cannot serve them."""
