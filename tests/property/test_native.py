@@ -75,7 +75,7 @@ def problem(config: ModelConfig, seed: int, count: int):
                 weight /= weight.shape[1] ** 0.5
     generator = torch.Generator().manual_seed(seed + 1)
     x_ND = torch.randn(count, config.dim, generator=generator) * 2
-    return model, x_ND, model.start(count, torch.randint(3, (count,), generator=generator))
+    return model, x_ND, model.initial_reconstruction(count, torch.randint(3, (count,), generator=generator))
 
 
 def errors(model, x_ND, start_ND, codes_NM):

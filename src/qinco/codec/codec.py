@@ -19,6 +19,7 @@ from qinco.maths.assignment import assigner
 from qinco.maths.devices import choose_device, to_device
 from qinco.model.qinco import Qinco
 from qinco.packing import check_codes, check_lists, code_dtype
+from qinco.progress import ProgressOption, reporting
 from qinco.store.codec import load_models, save_models
 from qinco.store.codes import Codes
 from qinco.vectors.prefetch import read_ahead
@@ -122,8 +123,8 @@ class Codec:
         Raises:
             ConfigError, DataError: before any work begins.
         """
-        fitted = fit(x, preset, **settings)
-        return cls(fitted.models, fitted.encode_options, fitted.provenance, fitted.rotation_DD)
+        models, rotation_DD, options, provenance = fit(x, preset, **settings)
+        return cls(models, options, provenance, rotation_DD)
 
     def with_options(self, options: EncodeOptions) -> "Codec":
         """The same codec with other options for encoding; raises ConfigError if the models cannot serve them."""
@@ -156,7 +157,7 @@ class Codec:
 
     def encode(
         self, x, *, num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
-        precision: str | None = None, num_steps: int | None = None,
+        precision: str | None = None, num_steps: int | None = None, progress: ProgressOption = False,
     ) -> Codes:  # fmt: skip
         """Search the codes of vectors (QINCo2 paper, section 3.2). Options that are not given are as in training.
 
@@ -167,14 +168,19 @@ class Codec:
             beam_width: B, hypotheses kept.
             precision: "auto", "float32" or "bf16", of the candidates.
             num_steps: encode so many steps only: the best code of that length.
+            progress: see `qinco.progress`.
 
         Returns:
             Codes, uint8 (N, M), uint16 above 256 codewords; with int32 list numbers (N,) for an IVF codec.
         """
         source, options = as_source(x), self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
         codes_0M = np.empty((0, self._check_steps(num_steps) * len(self.models)), code_dtype(self.config.codebook_size))
-        nothing = Codes(codes_0M, np.empty(0, np.int32) if self.is_ivf else None)
-        return Codes.concatenate([nothing, *(codes for _, codes in self.encode_blocks(source, options, num_steps))])
+        found = [Codes(codes_0M, np.empty(0, np.int32) if self.is_ivf else None)]
+        with reporting(progress) as report:
+            for first, codes in self.encode_blocks(source, options, num_steps):
+                found.append(codes)
+                report("encoding", first + len(codes), len(source))
+        return Codes.concatenate(found)
 
     def encode_blocks(
         self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None,
@@ -250,10 +256,10 @@ class Codec:
         """Yield what the first 1, 2, ... steps of codes (N, M) decode to, float32 (N, D) on the codec's device."""
         codes = Codes.of(codes)
         lists_N = to_device(codes.lists.astype(np.int64), self.device) if self.is_ivf else None
-        streams = [
-            model.reconstructions(to_device(codes_NM.astype(np.int64), self.device), model.start(len(codes), lists_N))
-            for model, codes_NM in zip(self.models, np.split(codes.codes, len(self.models), 1), strict=True)
-        ]
+        start_ND = self.models[0].initial_reconstruction(len(codes), lists_N)  # several models start from zero
+        codes_NM = to_device(codes.codes.astype(np.int64), self.device)
+        parts = zip(self.models, codes_NM.chunk(len(self.models), 1), strict=True)
+        streams = [model.reconstructions(part_NM, start_ND) for model, part_NM in parts]
         for reached in zip(*streams, strict=True):
             yield self._join([model.denormalize(x_ND) for model, x_ND in zip(self.models, reached, strict=True)])
 

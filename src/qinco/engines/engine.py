@@ -96,7 +96,7 @@ class TensorModel:
         self.model, self.dtype = model, dtype
 
     def encode_tensors(self, x_ND: Tensor, start_ND: Tensor, options: EncodeOptions, num_steps: int | None = None):
-        """Encode normalised vectors, given the reconstructions before the first step (see `Qinco.start`).
+        """Encode normalised vectors, given their `Qinco.initial_reconstruction`.
 
         Returns:
             Codes, int64 (N, num_steps), and their reconstructions, float32 (N, D).
@@ -128,7 +128,7 @@ class TensorModel:
         return self.model.denormalize(self.decode_tensors(self._send_integers(codes_NM), start_ND))
 
     def _start(self, num_vectors: int, lists_N: np.ndarray | None) -> Tensor:
-        return self.model.start(num_vectors, None if lists_N is None else self._send_integers(lists_N))
+        return self.model.initial_reconstruction(num_vectors, None if lists_N is None else self._send_integers(lists_N))
 
     def _send_integers(self, integers: np.ndarray) -> Tensor:
         sent = integers if integers.dtype == np.uint8 else np.asarray(integers, np.int64)

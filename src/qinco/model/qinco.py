@@ -50,7 +50,7 @@ class Qinco(nn.Module):
     def denormalize(self, x_ND: Tensor) -> Tensor:
         return x_ND * self.scale + self.mean
 
-    def start(self, num_vectors: int, lists_N: Tensor | None = None) -> Tensor:
+    def initial_reconstruction(self, num_vectors: int, lists_N: Tensor | None = None) -> Tensor:
         """The reconstructions before the first step, (N, D): zeros, or the coarse centroids of `lists_N` (int64)."""
         is_ivf = self.config.starts_from_coarse
         return self.coarse_centroids[lists_N] if is_ivf else self.mean.new_zeros(num_vectors, self.config.dim)

@@ -93,7 +93,7 @@ class Step(nn.Module):
         return self.finish(self.refine(self.embed(c_ND) + self.concat.from_reconstruction(x_ND)), c_ND)
 
     @torch.no_grad()
-    def start_at(self, codebook_KD: Tensor, exact: bool, generator: torch.Generator) -> None:
+    def initialize(self, codebook_KD: Tensor, exact: bool, generator: torch.Generator) -> None:
         """Initialise the weights from a residual quantizer's codebook, float32 (K, D).
 
         The concatenation and the down-projections of the blocks are zero. With `exact`, f(c, x̂) is row c of

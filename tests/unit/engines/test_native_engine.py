@@ -142,7 +142,7 @@ def test_equal_models_are_packed_equally_by_any_number_of_threads(embed_dim, dty
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             packed = native_engine.pack(model, dtype)
-            results.append(Encoder(packed, EncodeOptions(beam_width=3)).encode(x_ND, model.start(20)))
+            results.append(Encoder(packed, EncodeOptions(beam_width=3)).encode(x_ND, model.initial_reconstruction(20)))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0], strict=True))
@@ -158,7 +158,7 @@ def test_weights_that_are_no_numbers_are_packed(embed_dim, value):
         model.get_parameter(name).flatten()[:3] = value
         packed = native_engine.pack(model, torch.float32)
         codes_NM, _ = Encoder(packed, EncodeOptions(num_pairs=9, beam_width=4)).encode(
-            torch.ones(3, 30), model.start(3)
+            torch.ones(3, 30), model.initial_reconstruction(3)
         )
         assert int(codes_NM.min()) >= 0 and int(codes_NM.max()) < 4
 
@@ -196,7 +196,7 @@ def resident_bytes() -> int:
 def test_the_largest_codebook_takes_little_memory():
     config = ModelConfig(dim=8, num_steps=2, codebook_size=65536, num_blocks=1, hidden_dim=16)
     model = random_model(config)
-    x_ND, start_ND = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), model.start(3)
+    x_ND, start_ND = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), model.initial_reconstruction(3)
     before = resident_bytes()
     packed = native_engine.pack(model, torch.float32)
     for rule in (EncodeOptions(beam_width=4), EncodeOptions(num_pairs=64, beam_width=32)):
