@@ -22,15 +22,16 @@ import numpy as np
 from qinco.machine import processor_name
 from qinco.search.index import Index
 from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows
+from qinco.vectors.rows import fingerprint, open_vectors
 
 CODE_SIZE, CODEWORDS, TRAINING, QUERIES = 8, 256, 100_000, 1000
 IMPORTS = "import faiss, torch, qinco; qinco.Codec, qinco.Index"
 
 
-def write_codes(folder: Path, count: int, num_lists: int, dim: int, seed: int) -> None:
-    """A folder of random codes as `encode` writes it."""
+def write_codes(folder: Path, count: int, num_lists: int, dim: int, seed: int, source: str = "random") -> None:
+    """A folder of random codes as `encode` writes it; `source` is the fingerprint of the vectors they stand for."""
     rows = default_shard_rows(count)
-    plan = CodePlan(count, CODE_SIZE, CODEWORDS, num_lists, dim, rows, codec="random", source=f"{seed}", encode={})
+    plan = CodePlan(count, CODE_SIZE, CODEWORDS, num_lists, dim, rows, codec="random", source=source, encode={})
     folder.mkdir()
     codes, generator = CodeFolder.create(folder, plan), np.random.default_rng(seed)
     for shard in range(plan.num_shards):
@@ -43,8 +44,8 @@ def write_codes(folder: Path, count: int, num_lists: int, dim: int, seed: int) -
 def peak_of(command: list[str]) -> tuple[float, int, int, str]:
     """Seconds, peak resident bytes, peak anonymous bytes, and output of a command."""
     begun, resident, anonymous = time.monotonic(), 0, 0
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as messages:
+        process = subprocess.Popen(command, stdout=output, stderr=messages)
         while process.poll() is None:
             try:
                 lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
@@ -55,7 +56,8 @@ def peak_of(command: list[str]) -> tuple[float, int, int, str]:
             anonymous = max(anonymous, int(fields.get("RssAnon", "0 kB").split()[0]) << 10)
             time.sleep(0.01)
         if process.wait():
-            sys.exit(f"{shlex.join(command)} failed")
+            messages.seek(0)
+            sys.exit(f"{shlex.join(command)} failed: {messages.read()}")
         output.seek(0)
         return time.monotonic() - begun, resident, anonymous, output.read()
 
@@ -82,7 +84,8 @@ def main(words: list[str]) -> None:
         np.save(folder / "queries.npy", generator.standard_normal((QUERIES, dim), np.float32))
         np.save(folder / "gt.npy", np.zeros((QUERIES, 1), np.int32))
         np.save(folder / "centroids.npy", generator.standard_normal((num_lists, dim), np.float32))
-        write_codes(folder / "train_codes", TRAINING, num_lists, dim, 1)
+        trainset = fingerprint(open_vectors(folder / "train.npy"))
+        write_codes(folder / "train_codes", TRAINING, num_lists, dim, 1, trainset)
         for size in sizes:
             write_codes(folder / f"codes{size:g}", int(size * 1e6), num_lists, dim, 2)
             qinco, index = [sys.executable, "-m", "qinco"], f"{folder}/index{size:g}"

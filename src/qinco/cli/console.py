@@ -9,17 +9,13 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
 from qinco.progress import (
-    SECONDS_BETWEEN_LINES,
     Progress,
-    format_duration,
     format_number,
     is_watched,
     lines,
     reporting,
     silent,
 )
-
-__all__ = ["Console", "format_duration", "format_value", "log_record", "write_line"]
 
 
 def write_line(line: str, stream) -> None:
@@ -63,24 +59,17 @@ class Console:
         """Write a warning to standard error."""
         write_line(log_record("warning", line) if self.json_logs else f"qinco: warning: {line}", sys.stderr)
 
-    def progress(self, stage, done, total, *arguments, **fields):
+    def progress(self, stage: str, done: int, total: int, unit: str = "vector", **fields) -> None:
         """A `qinco.progress.Progress`: bars on a terminal, lines every 30 seconds elsewhere, JSON with json_logs."""
-        if not isinstance(stage, str):
-            return self._old_progress(stage, done, total, *arguments, **fields)
         if self._report is None:
             self._report = self._reporter()
-        self._report(stage, done, total, *arguments, **fields)
-
-    @contextmanager
-    def _old_progress(self, total: int, unit: str, description: str, start: int = 0) -> Iterator["_OldProgress"]:
-        """Until all tasks report through `progress` directly."""
-        yield _OldProgress(self, total, unit, description, start)
+        self._report(stage, done, total, unit, **fields)
 
     def _reporter(self) -> Progress:
         if not self.verbose:
             return silent
         if self.json_logs or not is_watched():
-            return lines(self._write_progress, SECONDS_BETWEEN_LINES)
+            return lines(self._write_progress)
         return self._open.enter_context(reporting(True))
 
     def _write_progress(self, line: str, meter) -> None:
@@ -132,17 +121,6 @@ class Console:
             return
         for name, value in result.items():
             write_line(f"{name}: {format_value(value)}", sys.stdout)
-
-
-class _OldProgress:
-    def __init__(self, console: Console, total: int, unit: str, description: str, start: int):
-        self.console, self.total, self.unit, self.description = console, total, unit, description
-        self.done = self.start = start
-        console.progress(description, start, total, unit)
-
-    def update(self, done: int, **fields) -> None:
-        self.done = done
-        self.console.progress(self.description, done, self.total, self.unit, **fields)
 
 
 class _Handler(logging.Handler):

@@ -70,7 +70,7 @@ def open_codes_file(
             if wanted not in (None, found):
                 raise DataError(f"{path} holds codes of another codec: {name} is {found} there, {wanted} in the model")
     elif suffix == ".npz":
-        sizes = (num_codes, codebook_size) if is_sized else map(read_npz_sizes(path).get, "MK")
+        sizes = (num_codes, codebook_size) if is_sized else map(read_npz_sizes(path)[0].get, "MK")
         codes, within = open_npz(path, *sizes)
     elif suffix == ".raw":
         if not is_sized:

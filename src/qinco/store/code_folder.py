@@ -28,7 +28,7 @@ from qinco.store.folder import (
     remove_stale,
 )
 from qinco.store.manifest import HEADER, MANIFEST, PENDING, Manifest, path_of, read_content, read_manifest
-from qinco.vectors.concat_rows import JoinedRows
+from qinco.vectors.block_rows import ConcatRows
 from qinco.vectors.formats import open_array
 
 KIND = "codes"
@@ -174,12 +174,12 @@ class CodeFolder:
             remove_stale(self.path, KIND, _V1_SHARD)
 
     @property
-    def codes(self) -> JoinedRows:
+    def codes(self) -> ConcatRows:
         """All codes, uint8 or uint16 (N, M), mapped from their shards."""
         return self._rows("codes", self.plan.num_codes, code_dtype(self.plan.codebook_size))
 
     @property
-    def lists(self) -> JoinedRows | None:
+    def lists(self) -> ConcatRows | None:
         """All list numbers, int32 (N, 1); None if the codec has no lists."""
         return self._rows("lists", 1, np.dtype(np.int32)) if self.plan.num_lists else None
 
@@ -205,7 +205,7 @@ class CodeFolder:
             check_files(self.path, self.manifest)
         return self
 
-    def _rows(self, name: str, columns: int, dtype: np.dtype) -> JoinedRows:
+    def _rows(self, name: str, columns: int, dtype: np.dtype) -> ConcatRows:
         plan = self.plan
 
         def load(shard: int) -> np.ndarray:
@@ -216,7 +216,7 @@ class CodeFolder:
             return array
 
         starts = [plan.rows(shard).start for shard in range(plan.num_shards)]
-        return JoinedRows(load, [*starts, plan.num_vectors], columns, dtype, str(self.path))
+        return ConcatRows(load, [*starts, plan.num_vectors], columns, dtype, str(self.path))
 
 
 def remove_codes(path: Path) -> None:

@@ -1,9 +1,10 @@
 """Rows that are read a block at a time, and what the readers of HDF5 and Parquet share."""
 
 import threading
-from abc import abstractmethod
-from collections.abc import Collection, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,13 @@ from qinco.errors import ConfigError, DataError, QincoError
 from qinco.vectors.mapped import StoredRows
 
 BLOCK_BYTES = 1 << 26  # read or decompressed at once, and kept for the next read
-_LISTED_NAMES, _LISTED_LETTERS, _REASON_LETTERS = 12, 40, 200
+_MAX_NAMES, _MAX_NAME_LENGTH, _MAX_REASON_LENGTH = 12, 40, 200
 
 
 class BlockRows(StoredRows):
     """Rows that are stored in blocks. The last block is kept, so that sequential reads load each block once.
 
-    A slice of consecutive rows of one block is a view of it; other keys give fresh arrays. Memory: the result and two
-    blocks.
+    A slice of consecutive rows of one block is a view of it. Memory: the result and two blocks.
     """
 
     def __init__(self, shape: tuple[int, int], dtype):
@@ -28,40 +28,30 @@ class BlockRows(StoredRows):
         self._lock = threading.Lock()
 
     def __getitem__(self, key) -> np.ndarray:
-        if isinstance(key, slice):
-            bounds = key.indices(len(self))
-            if bounds[2] == 1:
-                return self._read_slice(*bounds[:2])
-            return self._gather(np.arange(*bounds))
-        rows_N = np.asarray(key)
-        if rows_N.ndim != 1 or (rows_N.size and rows_N.dtype.kind not in "iu"):
-            raise IndexError("rows are chosen by a slice or an array of integers")
+        with self._lock:
+            if not isinstance(key, slice):
+                return self._gather(np.asarray(key, np.int64))
+            wanted = range(len(self))[key]
+            if wanted.step == 1 and wanted:
+                self._load_block(wanted.start)
+                if wanted.stop <= self._start + len(self._block):
+                    return self._block[wanted.start - self._start : wanted.stop - self._start]
+            return self._gather(np.arange(wanted.start, wanted.stop, wanted.step))
+
+    def _gather(self, rows_N: np.ndarray) -> np.ndarray:
         outside = (rows_N < -len(self)) | (rows_N >= len(self))
         if outside.any():
             raise IndexError(f"row {rows_N[outside][0]} does not exist: there are {len(self)} rows")
-        rows_N = rows_N.astype(np.int64)
-        return self._gather(np.where(rows_N < 0, rows_N + len(self), rows_N))
-
-    def _read_slice(self, start: int, stop: int) -> np.ndarray:
-        if stop <= start:
-            return np.empty((0, self.shape[1]), self.dtype)
-        with self._lock:
-            self._load_block(start)
-            if stop <= self._start + len(self._block):
-                return self._block[start - self._start : stop - self._start]
-        return self._gather(np.arange(start, stop))
-
-    def _gather(self, rows_N: np.ndarray) -> np.ndarray:
+        rows_N = np.where(rows_N < 0, rows_N + len(self), rows_N)
         order_N = np.argsort(rows_N, kind="stable")
         rows_N = rows_N[order_N]
         gathered_ND = np.empty((len(rows_N), self.shape[1]), self.dtype)
         done = 0
-        with self._lock:
-            while done < len(rows_N):
-                self._load_block(int(rows_N[done]))
-                end = done + int(np.searchsorted(rows_N[done:], self._start + len(self._block)))
-                gathered_ND[order_N[done:end]] = self._block[rows_N[done:end] - self._start]
-                done = end
+        while done < len(rows_N):
+            self._load_block(int(rows_N[done]))
+            end = done + int(np.searchsorted(rows_N[done:], self._start + len(self._block)))
+            gathered_ND[order_N[done:end]] = self._block[rows_N[done:end] - self._start]
+            done = end
         return gathered_ND
 
     def _load_block(self, row: int) -> None:
@@ -69,9 +59,24 @@ class BlockRows(StoredRows):
             self._block = self._block[:0].copy()  # free its memory before the next block takes as much
             self._start, self._block = self._read_block(row)
 
-    @abstractmethod
     def _read_block(self, row: int) -> tuple[int, np.ndarray]:
         """The number of the first row of the block that holds `row`, and the block, an array (n, D)."""
+        raise NotImplementedError
+
+
+class ConcatRows(BlockRows):
+    """The rows of several arrays as one: `load(i)` gives array i, which begins at row `starts[i]` and ends at the next.
+
+    Arrays are loaded when they are read. `name` is what messages call them.
+    """
+
+    def __init__(self, load: Callable[[int], np.ndarray], starts: list[int], columns: int, dtype, name: str):
+        super().__init__((starts[-1], columns), dtype)
+        self._load, self._starts, self.name = load, starts, name
+
+    def _read_block(self, row: int) -> tuple[int, np.ndarray]:
+        number = bisect_right(self._starts, row) - 1
+        return self._starts[number], self._load(number)
 
 
 @contextmanager
@@ -84,27 +89,20 @@ def library(package: str, extra: str, name) -> Iterator[None]:
     except ImportError as error:
         raise ConfigError(f"{name} needs the package {package}: pip install 'qinco[{extra}]'") from error
     except Exception as error:
-        raise DataError(f"{name} cannot be read by {package}, it may be damaged: {reason(error)}") from error
+        message = " ".join(ascii(str(error))[1:-1].split())[:_MAX_REASON_LENGTH]  # it may quote the file
+        raise DataError(f"{name} cannot be read by {package}, it may be damaged: {message}") from error
 
 
 def choose_part(path: Path, names: Collection[str], part: str, kind: str) -> str:
     """The default matrix of a file: `part` if present, otherwise the only one; `kind` is what messages call them."""
-    if part in names:
-        return part
-    if len(names) == 1:
-        return next(iter(names))
+    if part not in names and len(names) > 1:
+        raise DataError(f"{path} holds more than one {kind}: choose {list_names(names)}, as in {path}:NAME")
     if not names:
         raise DataError(f"{path} holds no {kind}")
-    raise DataError(f"{path} holds more than one {kind}: choose {list_names(names)}, as in {path}:NAME")
-
-
-def reason(error: Exception) -> str:
-    """A library's message about a file, on one line and of bounded length: it may quote the file."""
-    words = "".join(letter if letter.isprintable() else " " for letter in str(error)).split()
-    return " ".join(words)[:_REASON_LETTERS] or type(error).__name__
+    return part if part in names else next(iter(names))
 
 
 def list_names(names: Collection[str]) -> str:
     """The first few of a file's names, quoted and cut: a file may hold any names."""
-    listed = [repr(name[:_LISTED_LETTERS]) for _, name in zip(range(_LISTED_NAMES), names, strict=False)]
-    return " or ".join(filter(None, [", ".join(listed[:-1]), *listed[-1:]])) + ", ..." * (len(names) > _LISTED_NAMES)
+    listed = [repr(name[:_MAX_NAME_LENGTH]) for name in islice(names, _MAX_NAMES)]
+    return ", ".join(listed) + ", ..." * (len(names) > _MAX_NAMES)

@@ -1,14 +1,13 @@
 """Files of vectors: opened without reading them, and written at once or block by block.
 
 fvecs, bvecs, ivecs, npy, fbin, u8bin, i8bin and ibin are memory-mapped; HDF5 and Parquet are read when rows are asked
-for. Opening a file reads its header and compares sizes, whatever the number of rows. A new format is a file with
-`FORMATS` beside those below, and its name in the list of `FORMATS` here.
+for. Opening a file reads no rows. A new format is a file with `FORMATS` beside those below, added to `FORMATS` here.
 """
 
 import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +17,7 @@ from qinco.atomic import write_atomically
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
 from qinco.vectors import fvecs, hdf5, npy_bin, parquet
-from qinco.vectors.mapped import MAX_DIM, Format, Rows, check_matrix, file_size
+from qinco.vectors.mapped import MAX_DIM, Format, Rows, as_matrix, file_size
 
 FORMATS = {
     suffix: format
@@ -29,34 +28,18 @@ SUFFIXES = tuple(FORMATS)
 WRITTEN_SUFFIXES = tuple(suffix for suffix, format in FORMATS.items() if format.header is not None)
 FLOAT_SUFFIXES = tuple(suffix for suffix in WRITTEN_SUFFIXES if FORMATS[suffix].dtype in (None, np.float32))
 WRITE_ROWS = 65536
-_HOLD_CODES = (".npy", ".ivecs")
 _WITH_PARTS = "|".join(re.escape(suffix) for suffix, format in FORMATS.items() if format.has_parts)
 _NAMED_PART = re.compile(rf"(.*?(?:{_WITH_PARTS})):(.+)", re.IGNORECASE | re.DOTALL)
 
 
 def open_array(path: str | os.PathLike, part: str = "train") -> Rows:
-    """Open a file of vectors as what is stored in it.
+    """Open a file of vectors as rows (N, D) of the stored type, see `qinco.open_vectors`.
 
-    Args:
-        path: its suffix is the format, one of SUFFIXES. `FILE.hdf5:NAME` is a data set of an HDF5 file,
-            `FILE.parquet:NAME` a column of a Parquet file, unless a file has that name.
-        part: the data set or column where the path names none; where the file has none of that name, its only matrix.
-
-    Returns:
-        Rows (N, D) of the stored type: a read-only memory map, or an object that reads rows when they are asked for.
-        N may be 0 in npy, `bin` and HDF5 files.
-
-    Raises:
-        DataError: the file is missing, truncated, damaged, or not a matrix of integers or floats.
-        ConfigError: the suffix is unknown, or the package that reads it is not installed.
-
-    Example:
-        >>> open_array("base.bvecs").shape
-        (1000000, 128)
+    They are a read-only memory map, or an object that reads rows when they are asked for. N may be 0.
     """
     path, name = split_part(path)
     size = file_size(path)
-    format = _find_format(path)
+    format = _find_format(path, SUFFIXES)
     if size == 0:
         raise DataError(f"{path} holds no vectors: the file is empty")
     return format.open(path, size, name, part) if format.has_parts else format.open(path, size)
@@ -64,17 +47,13 @@ def open_array(path: str | os.PathLike, part: str = "train") -> Rows:
 
 def describe_vectors(path: str | os.PathLike) -> dict:
     """What a file of vectors holds, as JSON values; codes and lists are integers in such files, too."""
-    rows, (file, _) = open_array(path), split_part(path)
-    described = {"kind": "vectors"}
-    if file.suffix.lower() in _HOLD_CODES and rows.dtype.kind in "iu":
+    rows, kind = open_array(path), {"kind": "vectors"}
+    if Path(path).suffix.lower() in (".npy", ".ivecs") and rows.dtype.kind in "iu":
         note = "vectors, codes, list numbers or neighbours: the file does not say which"
-        described = {"kind": "integers", "note": note}
-    return described | {
-        "num_vectors": rows.shape[0],
-        "dim": rows.shape[1],
-        "dtype": str(rows.dtype),
-        "bytes_per_vector": rows.shape[1] * rows.dtype.itemsize,
-    }
+        kind = {"kind": "integers", "note": note}
+    num_vectors, dim = rows.shape
+    size = {"num_vectors": num_vectors, "dim": dim, "dtype": str(rows.dtype)}
+    return kind | size | {"bytes_per_vector": dim * rows.dtype.itemsize}
 
 
 def split_part(path: str | os.PathLike) -> tuple[Path, str | None]:
@@ -85,15 +64,7 @@ def split_part(path: str | os.PathLike) -> tuple[Path, str | None]:
 
 
 def read_integers(path: str | os.PathLike, part: str = "neighbors") -> np.ndarray:
-    """Read a whole file of integers, such as a ground truth, as int64 (N, k).
-
-    Args:
-        path: as for `open_array`.
-        part: as for `open_array`.
-
-    Raises:
-        DataError: the file holds other numbers, integers that int64 cannot hold, or no rows.
-    """
+    """Read a whole file of integers, such as a ground truth, as int64 (N, k); DataError for other numbers."""
     array = open_array(path, part)
     if array.dtype.kind not in "iu":
         raise DataError(f"{path} holds {array.dtype} values: integers are expected")
@@ -115,16 +86,13 @@ def write_vectors(path: str | os.PathLike, array, block_rows: int = WRITE_ROWS) 
         block_rows: rows that are converted at once.
 
     Raises:
-        DataError: the format cannot hold the values (fractions in a bvecs file).
-        ConfigError: the suffix is unknown.
-        ResourceError: the disk is full or cannot be written. An existing file is then as it was.
+        DataError: the format cannot hold the values (fractions in a bvecs file). An existing file is then as it was.
 
     Example:
         >>> write_vectors("x.fvecs", numpy.zeros((10, 128)))
     """
-    matrix = _as_matrix(array, "the array to write")
-    dtype = matrix.dtype if Path(path).suffix.lower() == ".npy" else None
-    with VectorWriter(path, matrix.shape[1], dtype, len(matrix)) as writer:
+    matrix = as_matrix(array, "the array to write")
+    with VectorWriter(path, matrix.shape[1], matrix.dtype, len(matrix)) as writer:
         for start in range(0, len(matrix), block_rows):
             writer.append(matrix[start : start + block_rows])
 
@@ -135,56 +103,40 @@ class VectorWriter:
     Args:
         path: its suffix is the format, one of WRITTEN_SUFFIXES.
         dim: D, at least 1.
-        dtype: the stored type: any integer or float type for npy (float32 by default), the format's own for the others.
+        dtype: the stored type of an npy file, any integer or float type; the other formats have their own.
         num_rows: how many rows will come, if known: any other number is then an error.
-
-    Raises:
-        ConfigError: a setting is wrong; nothing is written.
     """
 
-    def __init__(self, path: str | os.PathLike, dim: int, dtype=None, num_rows: int | None = None):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike, dim: int, dtype=np.float32, num_rows: int | None = None):
+        self.path, self.dim, self.num_rows, self.rows_written = Path(path), dim, num_rows, 0
+        self._format = _find_format(self.path, WRITTEN_SUFFIXES)
+        self.dtype = np.dtype(dtype) if self._format.dtype is None else self._format.dtype
         require_int("dim", dim, 1, MAX_DIM)
-        self.dim = dim
-        self._format = _find_format(self.path, is_written=True)
-        self.dtype = _stored_type(self.path, self._format.dtype, dtype)
-        if num_rows is not None:
-            require_int(f"the number of rows of {self.path}", num_rows, 0, self._format.max_rows)
-        self.num_rows = num_rows
-        self.rows_written = 0
-        self._context: AbstractContextManager[VectorWriter] | None = None
-        self._file: BinaryIO | None = None
 
     def __enter__(self) -> "VectorWriter":
         self._context = self._open()
         return self._context.__enter__()
 
     def __exit__(self, *error) -> bool | None:
-        assert self._context is not None
         return self._context.__exit__(*error)
 
     def append(self, block) -> None:
         """Write the rows of `block` (n, dim). Raises DataError where the format cannot hold one of its values."""
-        if self._file is None or self._file.closed:
-            raise ConfigError(f"{self.path} is not open: append inside `with VectorWriter(...) as writer`")
-        matrix = _as_matrix(block, f"the block for {self.path}")
+        matrix = as_matrix(block, f"the block for {self.path}")
         if matrix.shape[1] != self.dim:
             raise DataError(f"the block for {self.path} has dimension {matrix.shape[1]}, the file {self.dim}")
-        stored, max_rows = self._convert(matrix), self._format.max_rows
-        if max_rows is not None and self.rows_written + len(matrix) > max_rows:
-            raise DataError(f"{self.path} cannot hold more than {max_rows} rows: use .npy")
-        framed = stored if self._format.frame is None else self._format.frame(stored)
-        self._file.write(framed)  # pyright: ignore[reportCallIssue, reportArgumentType]  (a buffer)
+        self._file.write(self._format.frame(self._convert(matrix)))  # pyright: ignore[reportArgumentType]  (a buffer)
         self.rows_written += len(matrix)
 
     def size(self, num_rows: int) -> int:
         """Bytes of a file of `num_rows` rows."""
-        return len(self._header(0)) + num_rows * (self._format.frame_bytes + self.dim * self.dtype.itemsize)
+        row = self._format.frame(np.empty((1, self.dim), self.dtype))
+        return len(self._header(0)) + num_rows * row.nbytes
 
     def attach(self, file: BinaryIO, rows: int = 0) -> None:
-        """Append to an open file after its first `rows` rows, instead of `with`; anything after them is cut off.
+        """Append to an open file of the caller after its first `rows` rows, instead of `with`; the rest is cut off.
 
-        With rows=0 the header is written; it states `num_rows`. The caller closes the file and gives it its name.
+        With rows=0 the header is written; it states `num_rows`.
         """
         if rows == 0:
             file.seek(0)
@@ -198,16 +150,13 @@ class VectorWriter:
         with write_atomically(self.path) as temporary, temporary.open("wb") as file:
             self.attach(file)
             yield self
-            final_header = self._header(self.rows_written)
-            assert len(final_header) == self.size(0)  # numpy pads for 21 digits of rows
             file.seek(0)
-            file.write(final_header)
+            file.write(self._header(self.rows_written))  # as long as the first: numpy pads for 21 digits of rows
             if self.num_rows not in (None, self.rows_written):
                 raise DataError(f"{self.path} needs {self.num_rows} rows, but {self.rows_written} were written")
 
     def _header(self, num_rows: int) -> bytes:
-        assert self._format.header is not None
-        return self._format.header((num_rows, self.dim), self.dtype)
+        return self._format.header((num_rows, self.dim), self.dtype)  # pyright: ignore[reportOptionalCall]
 
     def _convert(self, matrix: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -222,38 +171,13 @@ class VectorWriter:
             wrong = stored != matrix
         if wrong.any():
             row, column = np.unravel_index(np.argmax(wrong), wrong.shape)
-            raise DataError(
-                f"{self.path} cannot hold {matrix[row, column]} in row {self.rows_written + row}: it must be {limits}"
-            )
+            where = f"{matrix[row, column]} in row {self.rows_written + row}"
+            raise DataError(f"{self.path} cannot hold {where}: it must be {limits}")
         return stored
 
 
-def _as_matrix(array, name: str) -> np.ndarray:
-    try:
-        matrix = np.asarray(array)
-    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a tensor that requires a gradient
-        raise DataError(f"{name} is not an array of numbers: {error}") from error
-    check_matrix(matrix.shape, matrix.dtype, name)
-    return matrix
-
-
-def _find_format(path: Path, is_written: bool = False) -> Format:
-    suffix, known = path.suffix.lower(), WRITTEN_SUFFIXES if is_written else SUFFIXES
-    if suffix not in known:
-        state = "cannot be written" if suffix in SUFFIXES else "is not a known format"
-        raise ConfigError(f"{path} has the suffix {path.suffix!r}, which {state}: use one of {', '.join(known)}")
+def _find_format(path: Path, suffixes: tuple[str, ...]) -> Format:
+    suffix = path.suffix.lower()
+    if suffix not in suffixes:
+        raise ConfigError(f"{path} has the suffix {path.suffix!r}: use one of {', '.join(suffixes)}")
     return FORMATS[suffix]
-
-
-def _stored_type(path: Path, own: np.dtype | None, dtype) -> np.dtype:
-    if dtype is None:
-        return np.dtype(np.float32) if own is None else own
-    try:
-        stored = np.dtype(dtype)
-    except TypeError as error:
-        raise ConfigError(f"{path} cannot store {dtype!r}, which is not a numpy type") from error
-    if stored.kind not in "fiu":
-        raise ConfigError(f"{path} cannot store {stored}: vectors are integers or floats")
-    if own is not None and stored != own:
-        raise ConfigError(f"{path} stores {own}, not {stored}: use .npy for other types")
-    return stored

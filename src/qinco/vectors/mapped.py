@@ -3,10 +3,10 @@
 import mmap
 import os
 import stat
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,10 +20,7 @@ _MAX_NAMES = 10_000  # entries of a folder that are searched for a similar name
 
 
 class Rows(Protocol):
-    """Rows (N, D) in memory, in a file or computed: what a `VectorSource` reads.
-
-    A slice or an int64 array of row numbers gives an array (n, D) of the stored type. Numpy arrays are Rows.
-    """
+    """Rows (N, D): a slice or an int64 array of row numbers gives (n, D) of the stored type. Numpy arrays are Rows."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -34,41 +31,33 @@ class Rows(Protocol):
     def __getitem__(self, key: Any, /) -> np.ndarray: ...
 
 
-class StoredRows(ABC):
+class StoredRows:
     """Rows (N, D) in a file that numpy cannot map; reading them raises DataError where the file is damaged."""
 
     def __init__(self, shape: tuple[int, int], dtype):
-        self.shape = shape
-        self.dtype = np.dtype(dtype)
+        self.shape, self.dtype = shape, np.dtype(dtype)
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    @abstractmethod
     def __getitem__(self, key) -> np.ndarray:
-        """The rows of a slice or of an integer array: (n, D) of the stored type."""
+        raise NotImplementedError
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        rows = self[:]
-        if copy or (dtype is not None and dtype != self.dtype):
-            return rows.astype(dtype or self.dtype)
-        return rows
+        return self[:].astype(dtype or self.dtype, copy=bool(copy))
 
 
 @dataclass(frozen=True)
 class Format:
-    """A file format of vectors: one entry of `formats.FORMATS`.
+    """A file format of vectors.
 
     Attributes:
         suffixes: of file names, in lower case.
-        open: opens a file without reading its rows, given path and size in bytes; with `has_parts` also the name of the
-            matrix (or None) and the name to look for where there is none.
+        open: gives Rows for a path and its size; with `has_parts` also for a matrix (or None), its default.
         has_parts: a file may hold several matrices; `FILE:NAME` chooses one.
         dtype: the stored type; None for any.
         header: the bytes before the rows, given shape and dtype: as many for any shape. None for a read-only format.
-        frame: gives the array whose bytes are written for rows (n, D); None: the rows as they are.
-        frame_bytes: bytes that `frame` adds to a row.
-        max_rows: rows that a file can hold; None for any number.
+        frame: gives the array whose bytes are written for rows (n, D).
     """
 
     suffixes: tuple[str, ...]
@@ -76,49 +65,43 @@ class Format:
     has_parts: bool = False
     dtype: np.dtype | None = None
     header: Callable[[tuple[int, int], np.dtype], bytes] | None = None
-    frame: Callable[[np.ndarray], np.ndarray] | None = None
-    frame_bytes: int = 0
-    max_rows: int | None = None
+    frame: Callable[[np.ndarray], np.ndarray] = np.asarray
+
+
+def as_matrix(array, name: str) -> np.ndarray:
+    """What numpy makes of `array`; raises DataError unless it is a matrix (N, D) of numbers."""
+    try:
+        matrix = np.asarray(array)
+    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a tensor that requires a gradient
+        raise DataError(f"{name} is not a matrix of numbers: {error}") from error
+    check_matrix(matrix.shape, matrix.dtype, name)
+    return matrix
 
 
 def check_matrix(shape: tuple, dtype, name: str) -> None:
-    """Raise DataError, about `name`, unless a numpy array of this shape and dtype is a matrix (N, D) of numbers."""
-    check_shape(shape, name)
-    if dtype.kind not in "fiu":
-        raise DataError(f"{name} holds {dtype} values: vectors are integers or floats")
-
-
-def check_shape(shape: tuple, name: str) -> None:
-    """Raise DataError, about `name`, unless `shape` is (N, D) with D at least 1."""
+    """Raise DataError unless the shape is (N, D), with D at least 1, and a dtype of numpy is one of numbers."""
     if len(shape) != 2:
         hint = ": for a single vector give x[None]" if len(shape) == 1 else ""
         raise DataError(f"{name} must be a matrix (N, D), not an array of shape {tuple(shape)}{hint}")
     if shape[1] < 1:
         raise DataError(f"{name} has zero columns: vectors need at least one dimension")
+    if isinstance(dtype, np.dtype) and dtype.kind not in "fiu":
+        raise DataError(f"{name} holds {dtype} values: vectors are integers or floats")
 
 
 def check_size(path: Path, size: int, expected: int, promise: str) -> None:
-    """Raise DataError unless a file's `size` in bytes is the `expected` one; `promise` is what its header says."""
+    """Raise DataError unless a file's `size` in bytes is as `expected` by its header, which says `promise`."""
     if size != expected:
-        state = "truncated" if size < expected else "damaged"
-        raise DataError(f"{path} is {state}: it has {size} bytes, its header ({promise}) needs {expected}")
+        raise DataError(f"{path} is truncated or damaged: it has {size} bytes, its header ({promise}) needs {expected}")
 
 
 def missing_file(path: str | os.PathLike) -> DataError:
-    """The error for a file that does not exist; suggests a file of a similar name in the same folder.
-
-    Example:
-        >>> raise missing_file("basse.npy")
-        Traceback (most recent call last):
-        qinco.errors.DataError: No such file: basse.npy. Did you mean base.npy?
-    """
-    from itertools import islice
-
+    """The error for a file that does not exist; suggests a file of a similar name in the same folder."""
     folder, name = os.path.split(path)
-    names = []
+    names = {}
     with suppress(OSError, ValueError), os.scandir(folder or os.curdir) as entries:
-        names = [entry.name for entry in islice(entries, _MAX_NAMES)]
-    hint = suggest(name, {name: str(Path(folder, name)) for name in names}, 0.85)
+        names = {entry.name: str(Path(folder, entry.name)) for entry in islice(entries, _MAX_NAMES)}
+    hint = suggest(name, names, 0.85)
     return DataError(f"No such file: {path}" + (f". {hint.strip()}" if hint else ""))
 
 
@@ -147,25 +130,22 @@ def read_start(path: Path, size: int) -> bytes:
 
 
 def map_file(path: Path, dtype: np.dtype, shape: tuple, offset: int = 0, order: Literal["C", "F"] = "C") -> np.ndarray:
-    """A read-only memory map of an array in a file."""
-    try:
-        return np.asarray(np.memmap(path, dtype, "r", offset, shape, order))
-    except (OSError, ValueError) as error:  # ValueError: the file shrank since its size was taken
-        raise DataError(f"cannot map {path}: {getattr(error, 'strerror', None) or error}") from error
+    """A read-only memory map of an array in a file; without rows, which cannot be mapped, an empty array."""
+    if shape[0] == 0:
+        return np.empty(shape, dtype)
+    return np.asarray(np.memmap(path, dtype, "r", offset, shape, order))
 
 
 def release_pages(rows: np.ndarray) -> None:
-    """Release the memory of consecutive rows of a memory map after they have been copied.
+    """Release the memory of consecutive rows of a memory map after they have been copied; they can be read again.
 
-    Otherwise a file that is read once counts as resident memory. The rows can be read again, from the page cache as
-    long as they are in it. Does nothing for other arrays.
+    Otherwise a file that is read once counts as resident memory. Does nothing for other arrays.
     """
     mapped = rows
     while isinstance(mapped.base, np.ndarray):
         mapped = mapped.base
-    if not isinstance(mapped, np.memmap) or not isinstance(mapped.base, mmap.mmap) or mapped.mode != "r":
-        return
-    if rows.size == 0 or rows.strides[0] < rows[0].nbytes:
+    is_mapped = isinstance(mapped, np.memmap) and isinstance(mapped.base, mmap.mmap) and mapped.mode == "r"
+    if not is_mapped or rows.size == 0 or rows.strides[0] < rows[0].nbytes:
         return
     begin = rows.__array_interface__["data"][0] - mapped.__array_interface__["data"][0]
     begin += mapped.offset % mmap.ALLOCATIONGRANULARITY

@@ -29,50 +29,33 @@ def open_npy(path: Path, size: int) -> np.ndarray:
     if num_rows < 0 or dim > MAX_DIM:
         raise DataError(f"{path} is damaged: its header gives the shape {shape}")
     check_size(path, size, offset + num_rows * dim * dtype.itemsize, f"{shape}, {dtype}")
-    if num_rows == 0:  # nothing to map
-        return np.empty(shape, dtype)
     return map_file(path, dtype, shape, offset, "F" if is_fortran else "C")
 
 
 def npy_header(shape: tuple[int, int], dtype: np.dtype) -> bytes:
     """The bytes before the values of an npy file; as many for any number of rows."""
-    header = io.BytesIO()
-    description = {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    npy_format.write_array_header_1_0(header, description)
+    header, descr = io.BytesIO(), npy_format.dtype_to_descr(dtype)
+    npy_format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
     return header.getvalue()
 
 
 def open_bin(path: Path, size: int, suffix: str) -> np.ndarray:
     """Map a `bin` file of `size` bytes; raises DataError unless its header fits its size."""
-    dtype, start, offset = _BIN_TYPES[suffix], read_start(path, _BIN_HEADER.size), _BIN_HEADER.size
-    if len(start) < offset:
+    dtype, offset = _BIN_TYPES[suffix], _BIN_HEADER.size
+    if size < offset:
         raise DataError(f"{path} is truncated: {size} bytes are less than the header of a {suffix} file")
-    num_rows, dim = _BIN_HEADER.unpack(start)
+    num_rows, dim = _BIN_HEADER.unpack(read_start(path, offset))
     if not 1 <= dim <= MAX_DIM:
         raise DataError(f"{path} is not a {suffix} file: its header gives {num_rows} rows of dimension {dim}")
-    expected = offset + num_rows * dim * dtype.itemsize
-    if size < expected:
-        present = (size - offset) // (dim * dtype.itemsize)
-        raise DataError(
-            f"{path} is truncated: its header gives {num_rows} rows of dimension {dim} ({expected} bytes), but it has "
-            f"{size} bytes ({present} rows). Download the rest, or, if it was cropped on purpose, write the number of "
-            "rows into its first 4 bytes"
-        )
-    check_size(path, size, expected, f"{num_rows} rows of {dim} {dtype}")
-    if num_rows == 0:
-        return np.empty((0, dim), dtype)
+    row_size = dim * dtype.itemsize
+    promise = f"{num_rows} rows, where {(size - offset) // row_size} are"
+    check_size(path, size, offset + num_rows * row_size, promise)
     return map_file(path, dtype, (num_rows, dim), offset)
-
-
-def bin_header(shape: tuple[int, int], dtype: np.dtype) -> bytes:
-    """The bytes before the values of a `bin` file."""
-    return _BIN_HEADER.pack(*shape)
 
 
 def _parse_npy_header(path: Path) -> tuple[tuple, bool, np.dtype, int]:
     """Shape, Fortran order, dtype and the offset of the values."""
-    # From a bounded piece of the file: a damaged length field would have numpy read gigabytes.
-    start = io.BytesIO(read_start(path, _NPY_HEADER_BYTES))
+    start = io.BytesIO(read_start(path, _NPY_HEADER_BYTES))  # bounded: a damaged length would have numpy read gigabytes
     try:
         major, _ = npy_format.read_magic(start)
         # Version 3 differs from 2 in the encoding of field names, and arrays with fields are refused.
@@ -88,7 +71,7 @@ def _parse_npy_header(path: Path) -> tuple[tuple, bool, np.dtype, int]:
 FORMATS = (
     Format((".npy",), open_npy, header=npy_header),
     *(
-        Format((suffix,), partial(open_bin, suffix=suffix), False, dtype, bin_header, max_rows=2**32 - 1)
+        Format((suffix,), partial(open_bin, suffix=suffix), False, dtype, lambda shape, _: _BIN_HEADER.pack(*shape))
         for suffix, dtype in _BIN_TYPES.items()
     ),
 )

@@ -12,15 +12,11 @@ T = TypeVar("T")
 
 
 def read_ahead(items: Iterator[T], depth: int = 1) -> Iterator[T]:
-    """The items of an iterator, in order, drawn from it in a thread before they are asked for.
+    """The items of an iterator, in order, drawn from it in a thread before they are asked for, `depth` at most.
 
-    items: is drawn from, and closed where it can be, in the thread alone
-    depth: how many items may be waiting or in the making
-
-    In memory are those, and the one yielded last, until the next comes. Drawing begins when the first item is asked
-    for. An exception of `items` is raised where its item would have come, with the traceback of the thread. The thread
-    is over when no item is left, and when this generator is closed, as leaving a `for` over it in any way does; that
-    waits for the item in the making and no longer. Ctrl-C ends the wait for an item.
+    Drawing begins when the first item is asked for. An exception of `items` is raised where its item would have come.
+    The thread ends, and closes `items`, when no item is left or this generator is closed, as leaving a `for` over it
+    does; that waits for the item in the making.
     """
     require_int("depth", depth)
     permits, made, closed = SimpleQueue(), SimpleQueue(), Event()

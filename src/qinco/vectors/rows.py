@@ -3,32 +3,32 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from hashlib import sha256
 
 import numpy as np
 
 from qinco.config import require_int
-from qinco.errors import ConfigError, DataError
+from qinco.errors import DataError
 from qinco.vectors.formats import open_array
-from qinco.vectors.mapped import Rows, check_matrix, check_shape, release_pages
+from qinco.vectors.mapped import Rows, as_matrix, check_matrix, release_pages
 
 __all__ = ["Rows", "VectorSource", "as_source", "check_finite", "fingerprint", "open_vectors"]
 
 _RELEASED_BYTES = 1 << 16
-SAMPLED_ROWS = 256  # by which fingerprints tell sets of vectors or codes apart
+_SAMPLED_ROWS = 256
 
 
 class VectorSource:
     """Vectors (N, D) that are read when they are asked for, as float32 whatever their stored type.
 
     `source[i]` is float32 (D,); `source[a:b]`, `source[a:b:c]` and `source[int_array]` are float32 (n, D). Each is a
-    fresh C-contiguous array. Values are not checked here: see `blocks` and `check_finite`. A row that does not exist
-    and a key of another kind are an IndexError; a damaged file is a DataError when the damaged row is read.
+    fresh C-contiguous array. Damage and values that are not finite are a DataError when `blocks` reads them.
 
     Args:
         rows: what holds the vectors.
         name: what messages call them: a path, or the name of an argument.
-        start: first row of `rows` that belongs to the source.
+        start: first of `rows` that belongs to the source.
         stop: the row after the last one; None for all.
 
     Example:
@@ -38,18 +38,12 @@ class VectorSource:
     """
 
     def __init__(self, rows: Rows, name: str = "vectors", start: int = 0, stop: int | None = None):
-        self._rows = rows
-        self._start = start
-        self._stop = rows.shape[0] if stop is None else stop
-        self.name = name
+        self._rows, self._start, self._stop = rows, start, rows.shape[0] if stop is None else stop
+        self.name, self.dim = name, int(rows.shape[1])
 
     @property
     def shape(self) -> tuple[int, int]:
         return (len(self), self.dim)
-
-    @property
-    def dim(self) -> int:
-        return int(self._rows.shape[1])
 
     @property
     def dtype(self):
@@ -68,13 +62,11 @@ class VectorSource:
         indices = np.asarray(key)
         if isinstance(key, tuple) or indices.ndim > 1 or (indices.size and indices.dtype.kind not in "iu"):
             raise IndexError(f"rows of {self.name} are chosen by an integer, a slice or an array of integers")
-        if indices.size:
-            for index in (int(indices.min()), int(indices.max())):
-                if not -len(self) <= index < len(self):
-                    raise IndexError(f"row {index} of {self.name} does not exist: there are {len(self)} rows")
+        outside = (indices < -len(self)) | (indices >= len(self))
+        if outside.any():
+            raise IndexError(f"row {indices[outside][0]} of {self.name} does not exist: there are {len(self)} rows")
         if indices.ndim == 0:
-            position = int(indices) % len(self)
-            return self._read_range(range(position, position + 1))[0]
+            return self[[int(indices)]][0]
         indices = indices.astype(np.int64)
         return _to_float32(self._rows[np.where(indices < 0, indices + len(self), indices) + self._start])
 
@@ -82,8 +74,7 @@ class VectorSource:
         """All vectors at once, in memory."""
         if copy is False:
             raise ValueError(f"{self.name} cannot be an array without a copy")
-        array = self[:]
-        return array if dtype is None else array.astype(dtype, copy=False)
+        return self[:].astype(dtype or np.float32, copy=False)
 
     def limit(self, count: int) -> "VectorSource":
         """The first `count` vectors, or all where there are fewer."""
@@ -93,37 +84,25 @@ class VectorSource:
     def window(self, start: int, stop: int) -> "VectorSource":
         """The vectors from `start` to before `stop`, not read yet. Raises ConfigError where there are fewer."""
         require_int("window start", start, 0)
-        require_int("window stop", stop, start)
-        if stop > len(self):
-            raise ConfigError(f"rows {start} to {stop} of {self.name} do not exist: there are {len(self)} rows")
+        require_int("window stop", stop, start, len(self))
         return VectorSource(self._rows, self.name, self._start + start, self._start + stop)
 
     def map(self, function: Callable[[np.ndarray], np.ndarray], dim: int | None = None) -> "VectorSource":
-        """A source of what `function` makes of each vector, computed when it is read.
-
-        Args:
-            function: takes float32 (n, D) and returns float32 (n, dim).
-            dim: dimension of the result; None for D.
-
-        Example:
-            >>> halves = source.map(lambda x_ND: x_ND[:, :64], dim=64)
-        """
+        """What `function` makes of vectors, float32 (n, D), when they are read: float32 (n, dim), by default (n, D)."""
         whole = VectorSource(self._rows, self.name)  # so that messages name the row in the file
-        rows = _ComputedRows((len(whole), dim or self.dim), lambda key: function(whole[key]))
+        rows = _ComputedRows((len(whole), dim or self.dim), np.dtype(np.float32), lambda key: function(whole[key]))
         return VectorSource(rows, self.name, self._start, self._stop)
 
     def take(self, rows_S) -> "VectorSource":
         """The vectors of the row numbers `rows_S`, int (S,), in that order, not read yet."""
         rows_S = np.asarray(rows_S, np.int64)
-        return VectorSource(_ComputedRows((len(rows_S), self.dim), lambda key: self[rows_S[key]]), self.name)
+        rows = _ComputedRows((len(rows_S), self.dim), np.dtype(np.float32), lambda key: self[rows_S[key]])
+        return VectorSource(rows, self.name)
 
     def blocks(self, size: int, check: bool = True) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (start, float32 (n, D)) for each `size` vectors; n is smaller in the last block.
-
-        With `check`, raises DataError at the first vector that is not finite; it names its row in the file.
-        """
+        """Yield (start, float32 (n, D)) for each `size` vectors; `check` that they are finite: DataError if not."""
         require_int("block size", size)
-        check = check and not _holds_integers(self.dtype)
+        check = check and "int" not in getattr(self.dtype, "name", str(self.dtype))  # numpy's name or torch's type
         for start in range(0, len(self), size):
             block = self[start : start + size]
             if check:
@@ -136,7 +115,7 @@ class VectorSource:
         forward = wanted if wanted.step > 0 else wanted[::-1]
         rows = self._rows[self._start + forward.start : self._start + forward.stop : forward.step]
         vectors = _to_float32(rows if wanted.step > 0 else rows[::-1])
-        if vectors.nbytes >= _RELEASED_BYTES and isinstance(rows, np.ndarray):
+        if vectors.nbytes >= _RELEASED_BYTES:
             release_pages(rows)  # otherwise a file that is read once counts as resident memory
         return vectors
 
@@ -144,30 +123,11 @@ class VectorSource:
 class _ComputedRows:
     """Rows that are computed when they are read: `read` takes a slice or an int64 array."""
 
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, shape: tuple[int, int], read: Callable[..., np.ndarray]):
-        self.shape = shape
-        self._read = read
+    def __init__(self, shape: tuple[int, int], dtype, read: Callable[..., np.ndarray]):
+        self.shape, self.dtype, self._read = shape, dtype, read
 
     def __getitem__(self, key) -> np.ndarray:
         return self._read(key)
-
-
-class _TensorRows:
-    """Rows of a torch tensor that numpy cannot map: on a device, or of a type that it lacks."""
-
-    def __init__(self, tensor):
-        self._tensor = tensor.detach()
-        self.shape = tuple(tensor.shape)
-        self.dtype = tensor.dtype
-
-    def __getitem__(self, key) -> np.ndarray:
-        import torch
-
-        if not isinstance(key, slice):
-            key = torch.from_numpy(key).to(self._tensor.device)
-        return self._tensor[key].to("cpu", torch.float32).numpy()
 
 
 def open_vectors(path: str | os.PathLike, part: str = "train") -> VectorSource:
@@ -199,75 +159,61 @@ def as_source(x, name: str = "vectors") -> VectorSource:
         x: a source, a path, a numpy array or memory map, a torch tensor on any device, lists, or anything that numpy
             converts, of any integer or float type (torch's bfloat16 too); N may be 0.
         name: what messages call them.
-
-    Raises:
-        DataError: `x` is not a matrix of numbers, and what `open_vectors` raises for a path.
     """
     if isinstance(x, VectorSource):
         return x
     if isinstance(x, str | os.PathLike):
         return open_vectors(x)
-    # A tensor's owner has imported torch: looking it up in sys.modules never imports it.
-    tensor_type = getattr(sys.modules.get("torch"), "Tensor", None)
-    if tensor_type is not None and isinstance(x, tensor_type):
+    torch = sys.modules.get("torch")  # imported already if x is a tensor
+    if torch is not None and isinstance(x, torch.Tensor):
         return VectorSource(_tensor_rows(x, name), name)
     if hasattr(x, "toarray"):
         raise DataError(f"{name} is sparse: give {name}.toarray()")
     if np.ma.isMaskedArray(x):
         raise DataError(f"{name} is a masked array: fill or remove its masked values")
-    try:
-        array = np.asarray(x)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise DataError(f"{name} is not a matrix of numbers: {error}") from error
-    check_matrix(array.shape, array.dtype, name)
-    return VectorSource(array, name)
+    return VectorSource(as_matrix(x, name), name)
 
 
-def spread_rows(count: int, most: int = SAMPLED_ROWS) -> np.ndarray:
-    """Row numbers, int64, spread evenly over `count` rows: `most` of them, or all where there are fewer."""
-    return np.unique(np.linspace(0, max(0, count - 1), min(most, count)).astype(np.int64))
+def spread_rows(count: int) -> np.ndarray:
+    """At most 256 row numbers, int64, spread evenly over `count` rows: fingerprints tell sets apart by them."""
+    return np.unique(np.linspace(0, max(0, count - 1), min(_SAMPLED_ROWS, count)).astype(np.int64))
 
 
 def fingerprint(source: VectorSource, more: bytes = b"") -> str:
-    """SHA-256 of 256 vectors spread over a source, and of `more`: work is not resumed on other vectors."""
+    """SHA-256 of some vectors of a source, and of `more`: work is not resumed on other vectors."""
     return sha256(source[spread_rows(len(source))].tobytes() + more).hexdigest()
 
 
 def check_finite(block: np.ndarray, start: int = 0, name: str = "vectors") -> None:
-    """Raise DataError, naming the row, if a vector of `block`, float (n, D), holds NaN or an infinite value.
-
-    `start` is the row of `name` at which the block begins.
-    """
+    """Raise DataError if a vector of `block`, float (n, D), which begins at row `start` of `name`, is not finite."""
     is_finite = np.isfinite(block)
-    if is_finite.all():
-        return
-    row, column = np.unravel_index(np.argmin(is_finite), is_finite.shape)
-    value = "NaN" if np.isnan(block[row, column]) else "an infinite value (infinite, or beyond float32's ±3.4e38)"
-    raise DataError(f"row {start + row} of {name} holds {value} in column {column}: remove or repair it")
+    if not is_finite.all():
+        row, column = np.unravel_index(np.argmin(is_finite), is_finite.shape)
+        value = "NaN" if np.isnan(block[row, column]) else "an infinite value (infinite, or beyond float32's ±3.4e38)"
+        raise DataError(f"row {start + row} of {name} holds {value} in column {column}: remove or repair it")
 
 
 def _tensor_rows(tensor, name: str):
     import torch
 
-    check_shape(tuple(tensor.shape), name)
+    check_matrix(tuple(tensor.shape), tensor.dtype, name)
     if tensor.layout != torch.strided or tensor.is_meta:
-        kind = "has no data (device meta)" if tensor.is_meta else "is sparse"
-        raise DataError(f"{name} {kind}: give a dense tensor")
+        raise DataError(f"{name} is sparse or has no data: give a dense tensor")
     if tensor.dtype.is_complex or tensor.dtype == torch.bool or tensor.is_quantized:
         raise DataError(f"{name} holds {tensor.dtype} values: vectors are integers or floats")
-    if tensor.device.type != "cpu":
-        return _TensorRows(tensor)
-    try:
-        return tensor.numpy(force=True)  # shares the tensor's memory
-    except TypeError:  # bfloat16 and the 8-bit floats
-        return _TensorRows(tensor)
+    tensor = tensor.detach()
+    with suppress(TypeError):  # a type that numpy lacks: bfloat16 and the 8-bit floats
+        if tensor.device.type == "cpu":
+            return tensor.numpy(force=True)  # shares the tensor's memory
 
+    def read(key) -> np.ndarray:
+        key = key if isinstance(key, slice) else torch.from_numpy(key).to(tensor.device)
+        return tensor[key].to("cpu", torch.float32).numpy()
 
-def _holds_integers(dtype) -> bool:
-    return dtype.kind in "iu" if isinstance(dtype, np.dtype) else not dtype.is_floating_point
+    return _ComputedRows(tuple(tensor.shape), tensor.dtype, read)
 
 
 def _to_float32(rows: np.ndarray) -> np.ndarray:
-    """A fresh float32 array; values that float32 cannot hold become infinite, which `check_finite` finds."""
+    """A fresh array; values that float32 cannot hold become infinite, which `check_finite` finds."""
     with np.errstate(over="ignore", invalid="ignore"):
         return rows.astype(np.float32, order="C", copy=not rows.flags.owndata)

@@ -60,7 +60,7 @@ def read(address: str, *arguments, **options) -> tuple:
 def test_a_whole_file_and_the_rest_of_it_over_http(http):
     start, length, version, content = read(http.address + PATHS[0])
     assert (start, length, content) == (0, len(CONTENT), CONTENT) and version.startswith('"')
-    assert read(http.address + PATHS[0], 1000, version, length) == (1000, length, version, CONTENT[1000:])
+    assert read(http.address + PATHS[0], 1000, version) == (1000, length, version, CONTENT[1000:])
     (_, first), (_, second) = (
         (path, {name.lower(): value for name, value in headers.items()}) for path, headers in http.requests
     )
@@ -69,21 +69,28 @@ def test_a_whole_file_and_the_rest_of_it_over_http(http):
 
 
 @pytest.mark.parametrize(
-    "start, version, length, plan",
+    "start, version, plan",
     [
-        (1000, '"another"', len(CONTENT), Misbehaviour()),  # If-Range
-        (1000, None, len(CONTENT) + 1, Misbehaviour()),
-        (1000, '"a"', len(CONTENT), Misbehaviour(headers={"ETag": '"b"'})),  # a server that ignores If-Range
-        (1000, None, None, Misbehaviour(ignore_range=True)),
-        (len(CONTENT) + 5, None, None, Misbehaviour()),
+        (1000, '"another"', Misbehaviour()),  # If-Range
+        (1000, '"a"', Misbehaviour(headers={"ETag": '"b"'})),  # a server that ignores If-Range
+        (1000, '"a"', Misbehaviour(ignore_range=True)),
+        (1000, '"a"', Misbehaviour(headers={"Content-Range": "bytes 0-9/10240"})),
+        (1000, '"a"', Misbehaviour(headers={"Content-Range": None})),
+        (len(CONTENT) + 5, '"a"', Misbehaviour()),
+        (1000, None, Misbehaviour()),
     ],
 )
-def test_a_file_that_has_changed_or_cannot_be_continued_begins_anew(http, start, version, length, plan):
-    if plan.headers:
-        http.tags[PATHS[0]] = version
+def test_a_file_that_has_changed_or_cannot_be_continued_begins_anew(http, start, version, plan):
+    http.tags[PATHS[0]] = '"a"'
     http.plans.append(plan)
-    found, length, _, content = read(http.address + PATHS[0], start, version, length)
+    found, length, _, content = read(http.address + PATHS[0], start, version)
     assert (found, length, content) == (0, len(CONTENT), CONTENT)
+
+
+def test_nothing_is_missing_of_a_complete_file(http, ftp):
+    for server in (http, ftp):
+        _, length, version, _ = read(server.address + PATHS[0])
+        assert read(server.address + PATHS[0], length, version) == (length, length, version, b"")
 
 
 def test_a_weak_tag_does_not_identify_bytes(http):
@@ -93,42 +100,12 @@ def test_a_weak_tag_does_not_identify_bytes(http):
     assert read(http.address + PATHS[0])[2] == "Tue, 01 Jul 2025 00:00:00 GMT"
 
 
-@pytest.mark.parametrize("content_range", [None, "bytes 0-9/10240", "lines 1000-2000/10240", "bytes 1000-"])
-def test_a_wrong_range_is_refused(http, content_range):
-    http.plans.append(Misbehaviour(headers={"Content-Range": content_range}))
-    with pytest.raises(DataError, match=http.address):
-        read(http.address + PATHS[0], 1000)
-
-
-def test_content_in_another_encoding_is_refused_but_for_gz_files(http):
-    http.plans += [Misbehaviour(headers={"Content-Encoding": "gzip"})] * 2
-    with pytest.raises(DataError, match="gzip"):
-        read(http.address + PATHS[0])
-    assert read(http.address + PATHS[1])[3] == CONTENT
-
-
-@pytest.mark.parametrize("status", [204, 206, 401, 404, 410])
-def test_lasting_failures_are_refused(http, status):
+@pytest.mark.parametrize(
+    "status, error", [(204, DataError), (206, DataError), (404, DataError), (503, ConnectionBroken)]
+)
+def test_failures_are_refused_or_worth_another_attempt(http, status, error):
     http.plans.append(Misbehaviour(status=status))
-    with pytest.raises(DataError, match=rf"{http.address}.* {status}"):
-        read(http.address + PATHS[0])
-
-
-@pytest.mark.parametrize("status", [429, 500, 503])
-def test_temporary_failures_are_worth_another_attempt(http, status):
-    http.plans.append(Misbehaviour(status=status))
-    with pytest.raises(ConnectionBroken, match=str(status)):
-        read(http.address + PATHS[0])
-
-
-@pytest.mark.parametrize("end", [b"0\r\n\r\n", b"", b"ff\r\nhalf", b"no number\r\n"])
-def test_the_end_of_chunks_is_told_from_a_broken_connection(http, end):
-    http.files[PATHS[0]] = b"5\r\nhello\r\n" + end
-    http.plans.append(Misbehaviour(headers={"Content-Length": None, "Transfer-Encoding": "chunked"}))
-    if end.startswith(b"0"):
-        assert read(http.address + PATHS[0])[1::2] == (None, b"hello")
-        return
-    with pytest.raises(ConnectionBroken):
+    with pytest.raises(error, match=str(status)):
         read(http.address + PATHS[0])
 
 
@@ -143,8 +120,9 @@ def test_servers_that_are_silent_or_not_there(http):
 
 
 def test_redirects_are_followed_with_the_range(http):
+    http.tags[PATHS[1]] = '"a"'
     http.plans.append(Misbehaviour(status=302, headers={"Location": PATHS[1]}))
-    assert read(http.address + PATHS[0], 1000)[::3] == (1000, CONTENT[1000:])
+    assert read(http.address + PATHS[0], 1000, '"a"')[::3] == (1000, CONTENT[1000:])
 
 
 @pytest.mark.parametrize("place", ["ftp://127.0.0.1/x", "file:///etc/passwd", "data:,x", PATHS[0]])
@@ -157,11 +135,11 @@ def test_redirects_elsewhere_and_in_a_circle_are_refused(http, place):
 def test_certificates_are_verified(certificate, monkeypatch):
     with http_server(*certificate) as server:
         server.files[PATHS[0]] = CONTENT
-        with pytest.raises(DataError, match="certificate is not trusted"):
+        with pytest.raises(DataError, match="CERTIFICATE_VERIFY_FAILED"):
             read(server.address + PATHS[0])
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
         assert server.requests == [] and read(server.address + PATHS[0])[3] == CONTENT
-        with pytest.raises(DataError, match="certificate is not trusted"):
+        with pytest.raises(DataError, match="CERTIFICATE_VERIFY_FAILED"):
             read(server.address.replace("127.0.0.1", "localhost") + PATHS[0])
 
 
@@ -177,26 +155,17 @@ def test_https_does_not_redirect_to_http_but_http_to_https(certificate, http, mo
         assert read(http.address + PATHS[0])[3] == CONTENT
 
 
-@pytest.mark.parametrize("scheme", ["http", "ftp"])
-def test_proxies_of_the_environment_are_used(http, monkeypatch, scheme):
-    monkeypatch.setenv(f"{scheme}_proxy", http.address)
-    address = f"{scheme}://published.invalid/x.bvecs"
-    http.files[address] = CONTENT  # a proxy is asked for the whole address
-    assert read(address, 1000)[::3] == (1000, CONTENT[1000:])
-
-
 def test_a_file_over_ftp(ftp):
     start, length, version, content = read(ftp.address + PATHS[0])
     assert (start, length, content) == (0, len(CONTENT), CONTENT) and version is not None
     assert ("USER", "anonymous") in ftp.requests and ("TYPE", "I") in ftp.requests
-    assert read(ftp.address + PATHS[0], 1000, version, length) == (1000, length, version, CONTENT[1000:])
-    for other in ((version, length + 1), ("20190101000000", length)):
-        assert read(ftp.address + PATHS[0], 1000, *other)[::3] == (0, CONTENT)
+    assert read(ftp.address + PATHS[0], 1000, version) == (1000, length, version, CONTENT[1000:])
+    assert read(ftp.address + PATHS[0], 1000, "20190101000000 10240")[::3] == (0, CONTENT)
 
 
 def test_an_ftp_server_that_knows_few_commands(ftp):
     ftp.tags |= {"SIZE": None, "MDTM": None}
-    assert read(ftp.address + PATHS[0], 1000, None, None) == (0, None, None, CONTENT)
+    assert read(ftp.address + PATHS[0], 1000) == (0, None, None, CONTENT)
     ftp.plans.append(Misbehaviour(send=500))
     with pytest.raises(ConnectionBroken, match="426"):
         read(ftp.address + PATHS[0])
