@@ -13,48 +13,43 @@ _BATCH_BYTES = 1 << 24  # decoding takes several times as much
 
 
 class ParquetRows(BlockRows):
-    """The rows of a column of lists; a list of another length and a null raise DataError when they are read.
-
-    A row group is decoded from its start: sequential reads decode nothing twice, going back decodes the group again.
-    """
+    """The rows of a column of lists. A row group is decoded from its start: going back decodes it again."""
 
     def __init__(self, name: str, column: str, file, sizes: list[int], dim: int, dtype, batch_bytes: int):
         super().__init__((sum(sizes), dim), dtype)
         self._name, self._column, self._file = name, column, file
         self._batch_rows = max(1, batch_bytes // (dim * self.dtype.itemsize + 4))
         self._first_rows = np.cumsum([0, *sizes])
-        self._next_row, self._end, self._batches = 0, -1, iter(())  # of the row group that is being decoded
+        self._next_row, self._end, self._blocks = 0, -1, iter(())  # of the row group that is being decoded
 
     def _read_block(self, row: int) -> tuple[int, np.ndarray]:
         if not self._next_row <= row < self._end:
             group = int(np.searchsorted(self._first_rows, row, "right")) - 1
             self._next_row, self._end = map(int, self._first_rows[group : group + 2])
-            self._batches = self._read_batches(group)
+            self._blocks = self._decode(group)
         end, self._end = self._end, -1  # after an exception the next call begins again
-        while True:
-            start, lists = self._next_row, next(self._batches, ())
-            self._next_row += len(lists)
-            if len(lists) == 0 or self._next_row > end:
-                raise DataError(f"{self._name} is damaged: rows up to {end} were expected, but {self._next_row} found")
-            if row < self._next_row:
-                block = self._to_array(lists, start)
+        for start, block in self._blocks:
+            self._next_row = start + len(block)
+            if row < self._next_row <= end:
                 self._end = end
                 return start, block
+        raise DataError(f"{self._name} is damaged: row {row} is missing")
 
-    def _read_batches(self, group: int) -> Iterator:
+    def _decode(self, group: int) -> Iterator[tuple[int, np.ndarray]]:
+        start = int(self._first_rows[group])
         with library("pyarrow", "parquet", f"{self._name} (row group {group})"):
             for batch in self._file.iter_batches(self._batch_rows, [group], [self._column], use_threads=False):
                 lists = batch.column(self._column)
                 lists.validate(full=True)
-                yield lists
+                yield start, self._to_array(lists, start)
+                start += len(lists)
 
     def _to_array(self, lists, start: int) -> np.ndarray:
-        """Lists of numbers as an array (n, D); `start` is the row of the first one."""
         if lists.null_count:
             raise DataError(f"row {start + _first_null(lists)} of {self._name} is null: remove it")
         lengths, dim = np.asarray(lists.value_lengths()), self.shape[1]
-        if (lengths != dim).any():
-            row = np.argmax(lengths != dim)
+        row = int(np.argmax(lengths != dim))
+        if lengths[row] != dim:
             raise DataError(f"row {start + row} of {self._name} has {lengths[row]} values, others have {dim}")
         values = lists.flatten()
         if values.null_count:
@@ -77,27 +72,24 @@ def open_parquet(path: Path, size: int, name: str | None, part: str, batch_bytes
             name = choose_part(path, columns, part, "column of lists of numbers")
         elif name not in columns:
             raise DataError(f"{path} holds no column {name!r} of lists of numbers, but {list_names(columns) or 'none'}")
-        return _open_column(f"{path}:{name}", size, name, file, *columns[name], batch_bytes)
-
-
-def _open_column(where: str, size: int, name: str, file, dtype, dim: int | None, batch_bytes: int) -> ParquetRows:
-    leaves = [number for number in range(len(file.schema)) if file.schema.column(number).path.startswith(f"{name}.")]
-    groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
-    chunks, sizes = [group.column(leaves[0]) for group in groups], [group.num_rows for group in groups]
-    if len(leaves) != 1 or sum(chunk.total_compressed_size for chunk in chunks) > size or min(sizes, default=0) < 0:
-        raise DataError(f"{where} is damaged, or the name of several columns")
-    if not sum(sizes):
-        raise DataError(f"{where} holds no rows")
-    if dim is None:  # the length of the first list
-        first = next(file.iter_batches(1, columns=[name], use_threads=False)).column(0)
-        dim = first.value_lengths()[0].as_py() or 0
-    if not 1 <= dim <= MAX_DIM:
-        raise DataError(f"row 0 of {where} has {dim} values: it must have between 1 and {MAX_DIM}")
-    for group, (chunk, count) in enumerate(zip(chunks, sizes, strict=True)):
-        if chunk.num_values != count * dim:
-            row = sum(sizes[:group])
-            raise DataError(f"{where}: rows {row} to {row + count - 1} are not all of dimension {dim}, as row 0 is")
-    return ParquetRows(where, name, file, sizes, dim, dtype, batch_bytes)
+        (dtype, dim), where = columns[name], f"{path}:{name}"
+        leaves = [leaf for leaf in range(len(file.schema)) if file.schema.column(leaf).path.startswith(f"{name}.")]
+        groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+        chunks, sizes = [group.column(leaves[0]) for group in groups], [group.num_rows for group in groups]
+        if len(leaves) != 1 or sum(chunk.total_compressed_size for chunk in chunks) > size or min(sizes, default=0) < 0:
+            raise DataError(f"{where} is damaged, or the name of several columns")
+        if not sum(sizes):
+            raise DataError(f"{where} holds no rows")
+        if dim is None:  # the length of the first list
+            first = next(file.iter_batches(1, columns=[name], use_threads=False)).column(0)
+            dim = first.value_lengths()[0].as_py() or 0
+        if not 1 <= dim <= MAX_DIM:
+            raise DataError(f"row 0 of {where} has {dim} values: it must have between 1 and {MAX_DIM}")
+        for group, (chunk, count) in enumerate(zip(chunks, sizes, strict=True)):
+            if chunk.num_values != count * dim:
+                row = sum(sizes[:group])
+                raise DataError(f"{where}: row {row} or one of the next {count} is not of dimension {dim}")
+        return ParquetRows(where, name, file, sizes, dim, dtype, batch_bytes)
 
 
 def _list_columns(schema) -> dict[str, tuple[np.dtype, int | None]]:
@@ -106,11 +98,10 @@ def _list_columns(schema) -> dict[str, tuple[np.dtype, int | None]]:
 
     columns = {}
     for field in schema:
-        is_fixed = types.is_fixed_size_list(field.type)
-        if is_fixed or types.is_list(field.type) or types.is_large_list(field.type):
+        if types.is_fixed_size_list(field.type) or types.is_list(field.type) or types.is_large_list(field.type):
             value = field.type.value_type
             if types.is_integer(value) or types.is_floating(value):
-                columns[field.name] = np.dtype(value.to_pandas_dtype()), field.type.list_size if is_fixed else None
+                columns[field.name] = np.dtype(value.to_pandas_dtype()), getattr(field.type, "list_size", None)
     return columns
 
 
