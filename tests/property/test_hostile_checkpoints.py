@@ -55,7 +55,8 @@ def outcome(path, data: bytes) -> str:
         assert str(path) in str(error) and str(error).isprintable() and len(str(error)) < 400 + len(str(path))
         return str(error)
     tensors = [tensor for model in models for tensor in model.state_dict().values()]
-    assert all(tensor.isfinite().all() for tensor in [*tensors, *([] if rotation_DD is None else [rotation_DD])])
+    assert all(tensor.isfinite().all() for tensor in tensors)
+    assert rotation_DD is None or np.isfinite(rotation_DD).all()
     assert all(model.scale > 0 for model in models) and isinstance(options, EncodeOptions)
     assert isinstance(provenance, dict)
     return "read"

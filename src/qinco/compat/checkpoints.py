@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ _MAX_DEPTH = 4
 _MAX_CANDIDATES = 65536
 
 
-def read_checkpoint(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, EncodeOptions, dict]:
+def read_checkpoint(path: str | os.PathLike) -> tuple[list[Qinco], np.ndarray | None, EncodeOptions, dict]:
     """Models, rotation (D, D) or None, encode options and provenance of an authors' checkpoint, on the CPU."""
     content = read_torch_file(path)
     with errors_as_damage(path):
@@ -38,7 +39,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None
         if rotation_DD is not None:
             dim = len(models) * models[0].config.dim
             expected = {"opq_matrix": torch.empty(dim, dim, device="meta")}
-            rotation_DD = _copies(path, {"opq_matrix": rotation_DD}, expected)["opq_matrix"]
+            rotation_DD = _copies(path, {"opq_matrix": rotation_DD}, expected)["opq_matrix"].numpy()
     return models, rotation_DD, options, provenance
 
 
