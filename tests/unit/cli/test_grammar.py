@@ -290,7 +290,6 @@ def test_interpolated_values_are_parsed():
         (["output=${lr}"], "lr has no value"),
         (["output=x", "epochs=${M}${wd}"], "not '80.1'"),
         (["output=x", "epochs=${ds.trainset}"], "not 'null'"),
-        (["output=" + "${oc.env:QINCO_NONE," * 30 + "x" + "}" * 30], "20 levels"),
     ],
 )
 def test_wrong_interpolations(words, fact):
