@@ -8,10 +8,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_levels import LEVELS, needs_native, pack_at
-from small_models import ARCHITECTURES, random_model, torch_decode, torch_encoder
+from small_models import ARCHITECTURES, Encoder, random_model, torch_decode, torch_encoder
 
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines.packed import Encoder
 
 pytestmark = needs_native
 SEEDS = st.integers(0, 2**31)

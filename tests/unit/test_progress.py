@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from qinco import progress
-from qinco.progress import Meters, format_duration, format_number, is_watched, lines, reporting, silent
+from qinco.progress import format_duration, format_number, is_watched, lines, metered, reporting, silent
 
 
 @pytest.fixture
@@ -113,14 +113,15 @@ def test_lines_of_two_stages_share_the_interval(clock):
 
 
 def test_a_stage_that_begins_again_has_a_new_meter(clock):
-    meters = Meters()
-    first, is_new = meters.report("epoch", 3, 5, "step", {})
-    assert is_new and first.rate is None and first.seconds_left is None
+    meters = []
+    report = metered(meters.append)
+    report("epoch", 3, 5, "step")
+    assert meters[0].rate is None and meters[0].seconds_left is None
     clock.seconds = 1
-    again, is_new = meters.report("epoch", 4, 5, "step", {})
-    assert again is first and not is_new and first.rate == 1
-    other, is_new = meters.report("epoch", 0, 5, "step", {})
-    assert is_new and other is not first
+    report("epoch", 4, 5, "step")
+    assert meters[1] is meters[0] and meters[0].rate == 1
+    report("epoch", 0, 5, "step")
+    assert meters[2] is not meters[0]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from qinco.atomic import write_atomically
 from qinco.errors import DataError, QincoError, ResourceError
 from qinco.machine import free_memory
 from qinco.packing import code_dtype
-from qinco.vectors.concat_rows import ConcatRows
+from qinco.vectors.block_rows import ConcatRows
 from qinco.vectors.mapped import file_size
 
 _SMALL_BYTES, _MAX_EXPANSION = 1 << 26, 200

@@ -4,6 +4,7 @@ Everything but `normalize` and `denormalize` is in normalised space.
 Shape suffixes: N vectors, D dimension, M steps, V coarse lists.
 """
 
+import math
 from collections.abc import Iterator
 from hashlib import sha256
 
@@ -66,3 +67,14 @@ class Qinco(nn.Module):
         """The reconstruction of `codes_NM` (int64; fewer columns than M are a prefix, one at least): (N, D)."""
         *_, x_ND = self.reconstructions(codes_NM, start_ND)
         return x_ND
+
+
+@torch.no_grad()
+def random_model(config: ModelConfig, seed: int = 0) -> Qinco:
+    """A model on the CPU with random weights, whose values neither grow nor vanish with depth, to measure speed."""
+    generator, model = torch.Generator().manual_seed(seed), Qinco.empty(config).to_empty(device="cpu")
+    for tensor in [*model.parameters(), *model.buffers()]:
+        width = tensor.shape[-1] if tensor.ndim else 1
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * (0.5 / math.sqrt(width)))
+    model.scale.fill_(1.0)
+    return model

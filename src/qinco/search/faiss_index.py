@@ -20,20 +20,14 @@ from qinco.search.index_file import check_codec_of
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
 from qinco.search.parts import IndexParts
-from qinco.search.pipeline import NeuralDecoder, Pipeline, plan_stages
+from qinco.search.pipeline import Pipeline, make_pipeline
 from qinco.search.scan import ENTRIES, Shortlist
-from qinco.search.tables import SearchTables
+from qinco.search.tables import LEVEL_ROWS, SearchTables
 from qinco.store.codes import Codes
-
-_LEVEL_ROWS = 200_000
 
 
 def from_faiss(path: str | os.PathLike, codec: Codec | None = None) -> IndexParts:
-    """The codes, tables and ids of a faiss file as parts of an index in memory; norms are computed anew.
-
-    Raises:
-        DataError: the file is no IVF index with an additive quantizer, or not of this codec.
-    """
+    """The codes, tables and ids of a faiss file as parts of an index in memory; norms are computed anew."""
     found = FaissIndex(path)
     if found.codebook_size > ENTRIES:
         raise DataError(f"{path} holds codes of K={found.codebook_size}, and an index those of one byte: use faiss")
@@ -41,9 +35,9 @@ def from_faiss(path: str | os.PathLike, codec: Codec | None = None) -> IndexPart
     check_codec_of(Path(path), codec, sizes)
     lookup = LookupDecoder(found.tables, found.centroids)
     nothing = np.empty((0, found.num_codes), np.uint8), np.empty(0, np.int32), np.empty(0, np.int64)
-    codes, lists, _ = next(found.blocks(_LEVEL_ROWS), nothing)
+    codes, lists, _ = next(found.blocks(LEVEL_ROWS), nothing)
     tables = SearchTables.fit(lookup, codes, lists, Metric("inner_product" if found.inner_product else "l2"))
-    ids = np.concatenate([np.empty(0, np.int64), *(ids for _, _, ids in found.blocks())])
+    ids = np.concatenate([nothing[2], *(ids for _, _, ids in found.blocks())])
     return IndexParts(tables, [fill_lists(tables, _FaissCodes(found), ids)])
 
 
@@ -57,10 +51,8 @@ class _FaissCodes:
         return len(self._index)
 
     def blocks(self, rows: int) -> Iterator[tuple[int, Codes]]:
-        first = 0
-        for codes, lists, _ in self._index.blocks(rows):
-            yield first, Codes(codes, lists)
-            first += len(codes)
+        for number, (codes, lists, _) in enumerate(self._index.blocks(rows)):
+            yield number * rows, Codes(codes, lists)
 
 
 class FaissSearcher:
@@ -70,9 +62,6 @@ class FaissSearcher:
         path: the file.
         codec: the Codec that made its codes, which re-ranks; None for a search by the tables alone.
         pairwise: decoder of the pairwise stage.
-
-    Raises:
-        DataError: the file is no IVF index with an additive quantizer, or not of this codec.
     """
 
     def __init__(self, path: str | os.PathLike, codec: Codec | None = None, pairwise: PairwiseDecoder | None = None):
@@ -83,11 +72,9 @@ class FaissSearcher:
         self.dim, self.num_lists, self.has_graph = self.index.dim, self.index.num_lists, self.index.has_graph
         if codec is None:
             return
-        for name, found, wanted in (
-            ("D", self.index.dim, codec.dim),
-            ("M", self.index.num_codes, codec.num_codes),
-            ("K", self.index.codebook_size, codec.config.codebook_size),
-        ):
+        sizes = {"D": (self.dim, codec.dim), "M": (self.index.num_codes, codec.num_codes)}
+        sizes["K"] = self.index.codebook_size, codec.config.codebook_size
+        for name, (found, wanted) in sizes.items():
             if found != wanted:
                 raise DataError(f"{path} holds codes of another codec: {name} is {found} there, {wanted} in the model")
         if codec.is_ivf and not same_centroids(self.index.centroids, codec.coarse_centroids):
@@ -108,10 +95,9 @@ class FaissSearcher:
 
     def pipeline(self, options: SearchOptions, k: int, *, precision: str = "auto", decoder: str = "neural") -> Pipeline:
         """As `Index.pipeline`."""
-        neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
-        length, stages = plan_stages(options, k, None if decoder == "lookup" else self.pairwise, neural)
 
         def scan(queries_QD: np.ndarray, length: int) -> Shortlist:
             return Shortlist(*self.index.shortlist(queries_QD, length, options.nprobe, options.ef_search))
 
-        return Pipeline(scan, min(length, max(1, len(self))), stages, self.metric)
+        decoders = self.codec, self.pairwise, decoder, precision
+        return make_pipeline(scan, self.metric, options, k, len(self), *decoders)

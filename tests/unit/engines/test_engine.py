@@ -11,7 +11,7 @@ from small_models import ARCHITECTURES, random_model, random_vectors
 from qinco import Codec, ConfigError, EncodeOptions
 from qinco.config import ENGINE_MODULES, ENGINES
 from qinco.engines import native_engine
-from qinco.engines.engine import choose_engine, engines, make_encoder
+from qinco.engines.engine import choose_engine, engines, pack
 from qinco.engines.torch_engine import TorchTensors
 from qinco.native import library
 
@@ -36,7 +36,7 @@ def test_the_native_engine_is_taken_where_it_is_there():
 def test_without_compiled_kernels_torch_serves(monkeypatch):
     monkeypatch.setattr(native_engine, "is_available", lambda: False)
     assert choose_engine("auto", SMALL, CPU).name == "torch"
-    assert isinstance(make_encoder(random_model(SMALL), EncodeOptions(), torch.float32).packed, TorchTensors)
+    assert isinstance(pack(random_model(SMALL), "auto", torch.float32), TorchTensors)
     with pytest.raises(ConfigError, match="engine=native"):
         choose_engine("native", SMALL, CPU)
 

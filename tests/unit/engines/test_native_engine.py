@@ -21,12 +21,11 @@ from search_problems import (
     random_problem,
     trained_problem,
 )
-from small_models import ARCHITECTURES, random_model, torch_encoder
+from small_models import ARCHITECTURES, Encoder, random_model, torch_encoder
 
 from qinco.codec import Codec
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import native_engine
-from qinco.engines.packed import Encoder
 
 pytestmark = needs_native
 
@@ -115,7 +114,7 @@ def sift_problem() -> Problem:
         pytest.skip(f"{model} or {base} is missing")
     codec = Codec.load(model)
     x_ND = np.fromfile(base, np.uint8, 132 * 3000).reshape(-1, 132)[:, 4:].astype(np.float32)
-    return Problem(codec.model, codec.model.normalize(torch.from_numpy(x_ND)))
+    return Problem(codec.models[0], codec.models[0].normalize(torch.from_numpy(x_ND)))
 
 
 SIFT_RULES = [EncodeOptions(num_candidates=4, beam_width=4), EncodeOptions(num_pairs=64, beam_width=32)]
