@@ -53,14 +53,6 @@ def encode_options(settings: Settings, codec: "qinco.Codec") -> EncodeOptions:
     return options
 
 
-def num_steps(settings: Settings, codec: "qinco.Codec") -> int | None:
-    """`prefix=`, the number of steps to use; None for all."""
-    steps, wanted = codec.config.num_steps, settings["prefix"]
-    if wanted is not None and wanted > steps:
-        raise ConfigError(f"prefix={wanted} is more than the model's {steps} steps")
-    return wanted
-
-
 def decode_precision(settings: Settings) -> str:
     """Decoded vectors are float32 unless bf16 is asked for by name."""
     return "bf16" if settings["precision"] == "bf16" else "float32"

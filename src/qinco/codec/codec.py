@@ -320,5 +320,5 @@ class Codec:
 
     def _check_steps(self, num_steps: int | None) -> int:
         if num_steps is not None:
-            require_int("num_steps", num_steps, 1, self.config.num_steps)
+            require_int("num_steps (prefix)", num_steps, 1, self.config.num_steps)
         return num_steps or self.config.num_steps

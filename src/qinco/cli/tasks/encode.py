@@ -24,17 +24,12 @@ def encode(settings, console) -> None:
     from qinco.training.processes import Processes
 
     codec = open_codec(settings)
+    source = open_trainset(settings) if settings["encode_trainset"] else open_database(settings)
     done = qinco.encode_file(
-        codec,
-        open_trainset(settings) if settings["encode_trainset"] else open_database(settings),
-        settings["output"],
-        encode_options(settings, codec),
-        resume=settings["resume"],
-        overwrite=settings["overwrite"],
-        shard=settings["shard"],
-        inputs=files_read(settings),
+        codec, source, settings["output"], encode_options(settings, codec), resume=settings["resume"],
+        overwrite=settings["overwrite"], shard=settings["shard"], inputs=files_read(settings),
         progress=console.progress,
-    )
+    )  # fmt: skip
     if not done.complete:
         console.info("this share is done; the output is complete when all the others are")
         if Processes.count_by_environment() > 1:  # the process that completes the output reports for all
