@@ -143,7 +143,7 @@ def _print_configuration(task: Task, settings: Settings) -> None:
     """Print the value of every key that the task reads, and its source."""
     resolved = resolve(task, settings.given_values)
     if settings["json"]:
-        Console().print_result({name: vars(found) for name, found in resolved.items()}, json=True)
+        Console().print_result({name: found._asdict() for name, found in resolved.items()}, json=True)
         return
     texts = {
         name: f"{name}=" + ("" if found.source.startswith("missing") else to_text(KEYS[name], found.value))

@@ -130,8 +130,7 @@ def _bare_word(word: str, task: Task) -> str:
 
 
 def _require_keys(task: Task, values: Mapping[str, object]) -> None:
-    required = task.required_by(values)
-    missing = [names for names in required if all(values[name] is None for name in names.split("|"))]
+    missing = [names for names in task.required if all(values[name] in (None, False) for name in names.split("|"))]
     if missing:
         wishes = [" or ".join(f"{name}= ({KEYS[name].help})" for name in names.split("|")) for names in missing]
         raise ConfigError(f"task {task.name} needs {_join(wishes)}")

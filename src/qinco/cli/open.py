@@ -71,8 +71,8 @@ def open_trainset(settings: Settings) -> "qinco.VectorSource":
     """The vectors of `trainset=`, or of the data set that `db=` names; at most `ds.trainset` of them."""
     path, dataset = settings["trainset"], find_dataset(settings["db"] or "")
     if path is None and dataset is None:
-        raise ConfigError(f"db={settings['db']} is no data set with training vectors: give trainset=FILE, or one of "
-                          f"{', '.join(DATASETS)}")  # fmt: skip
+        found = "" if settings["db"] is None else f", and db={settings['db']} is none"
+        raise ConfigError(f"give trainset=FILE, or db=NAME of a data set{found}: {', '.join(DATASETS)}")
     source = _open(dataset.trainset if path is None else path)
     return source if settings["ds.trainset"] is None else source.limit(settings["ds.trainset"])
 

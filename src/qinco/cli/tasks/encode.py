@@ -15,8 +15,7 @@ from qinco.cli.open import conditions, encode_options, files_read, open_codec, o
         Key("shard", "share", None, "encode only share i of n, written i/n"),
         f"{ENCODING} {MACHINE} enc_max_bs",
     ],
-    required=("model", "db", "output"),
-    required_with={"encode_trainset": ("model", "trainset|db", "output")},
+    required=("model", "db|encode_trainset", "output"),
     imports=("qinco.codec",),
     is_distributed=True,
 )
