@@ -156,7 +156,7 @@ def mse(model: Qinco, x_ND: Tensor, code: Callable[[Tensor], Tensor]) -> float:
     """Mean squared error in data space of codes, decoded in float32."""
     total = torch.zeros((), dtype=torch.float64, device=x_ND.device)
     for part_ND in x_ND.split(_BLOCK):
-        total += (model(code(part_ND), model.start(len(part_ND))) - part_ND).square().sum()
+        total += (model(code(part_ND), model.initial_reconstruction(len(part_ND))) - part_ND).square().sum()
     return float(total * model.scale.double() ** 2) / len(x_ND)
 
 
@@ -200,7 +200,9 @@ def decode(setting: Setting) -> None:
     for name, dtype in PRECISIONS.items():
 
         def on_device(count: int, dtype=dtype) -> Tensor:
-            return model.denormalize(decode_by_torch(model, codes_NM[:count], model.start(count), dtype))
+            return model.denormalize(
+                decode_by_torch(model, codes_NM[:count], model.initial_reconstruction(count), dtype)
+            )
 
         cases["on the device", name] = on_device
         cases["to host memory", name] = lambda count, name=name: codec.decode(host_codes[:count], precision=name)
@@ -228,15 +230,15 @@ def error(setting: Setting) -> None:
             continue
         exact = pack(here, "torch", torch.float32)
         codes_NM = exact.encode_tensors(x_ND, torch.zeros_like(x_ND), options)[0]
-        reference = _data_mse(here, x_ND, here(codes_NM, here.start(len(x_ND))))
+        reference = _data_mse(here, x_ND, here(codes_NM, here.initial_reconstruction(len(x_ND))))
         sent_NM = codes_NM.to(setting.device)
         for precision, dtype in PRECISIONS.items():
             packed = pack(model, "auto", dtype)
             own_NM = packed.encode_tensors(there_ND, torch.zeros_like(there_ND), options)[0]
             decoded = {
-                "encoded there": here(own_NM.cpu(), here.start(len(x_ND))),
-                "decoded there": decode_by_torch(model, sent_NM, model.start(len(x_ND)), dtype).cpu(),
-                "both": decode_by_torch(model, own_NM, model.start(len(x_ND)), dtype).cpu(),
+                "encoded there": here(own_NM.cpu(), here.initial_reconstruction(len(x_ND))),
+                "decoded there": decode_by_torch(model, sent_NM, model.initial_reconstruction(len(x_ND)), dtype).cpu(),
+                "both": decode_by_torch(model, own_NM, model.initial_reconstruction(len(x_ND)), dtype).cpu(),
             }
             for what, reached_ND in decoded.items():
                 found = _data_mse(here, x_ND, reached_ND)

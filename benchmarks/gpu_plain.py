@@ -53,7 +53,7 @@ def train_plainly(
     for epoch in range(options.epochs):
         for rows_N in torch.randperm(len(x_ND), generator=random).tensor_split(plan.steps_per_epoch):
             batch_ND = model.normalize(x_ND[rows_N].to(device))
-            start_ND = model.start(len(rows_N))
+            start_ND = model.initial_reconstruction(len(rows_N))
             with torch.autocast(device.type, torch.bfloat16):
                 codes_NM = encode_plainly(model, PAPER_ENCODE_OPTIONS, _BATCH, batch_ND)
             # A separate context: autocast would otherwise reuse weights that were cast without gradients.
@@ -83,5 +83,5 @@ def validate_plainly(model: Qinco, valid: VectorSource) -> float:
         x_ND = model.normalize(torch.from_numpy(block).to(model.device))
         with torch.autocast(x_ND.device.type, torch.bfloat16):
             codes_NM = encode_plainly(model, PAPER_ENCODE_OPTIONS, _BATCH, x_ND)
-        total += (model(codes_NM, model.start(len(x_ND))) - x_ND).square().sum()
+        total += (model(codes_NM, model.initial_reconstruction(len(x_ND))) - x_ND).square().sum()
     return float(total * model.scale.double() ** 2) / len(valid)

@@ -45,7 +45,7 @@ class Problem:
 
     def __init__(self, model: Qinco, x_ND: torch.Tensor, lists_N: torch.Tensor | None = None):
         self.model, self.x_ND = model, x_ND
-        self.start_ND = model.start(len(x_ND), lists_N)
+        self.start_ND = model.initial_reconstruction(len(x_ND), lists_N)
         self.searched = cache(self._searched)
 
     def _searched(self, rule: EncodeOptions):

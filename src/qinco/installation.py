@@ -179,7 +179,7 @@ def self_check(device: torch.device) -> str | None:
     lists_N = torch.cdist(model.normalize(x_ND), model.coarse_centroids).argmin(1)
     if not np.array_equal(codec.assign_lists(x), lists_N.cpu().numpy()):
         return "faiss does not find the nearest coarse centroids"
-    packed, start_ND = pack(model, "torch", torch.float32), model.start(256, lists_N)
+    packed, start_ND = pack(model, "torch", torch.float32), model.initial_reconstruction(256, lists_N)
     codes_NM, reached_ND = packed.encode_tensors(model.normalize(x_ND), start_ND, codec.encode_options)
     decoded_ND = codec.decode(codes_NM, lists_N)
     expected_ND = model.denormalize(reached_ND).cpu().numpy()

@@ -41,10 +41,7 @@ def silent(stage: str, done: int, total: int, unit: str = "vector", **fields) ->
 
 @contextmanager
 def reporting(progress: ProgressOption = None) -> Iterator[Progress]:
-    """Turn the `progress=` argument of a long call into a function to report to.
-
-    A function is passed through, so that a long call hands its own on to the calls it is made of.
-    """
+    """Turn the `progress=` argument of a long call into a function to report to; a function is passed through."""
     if callable(progress):
         yield progress
     elif progress is False or (progress is None and not is_watched()):
@@ -66,7 +63,7 @@ def is_watched() -> bool:
 
 @dataclass
 class Meter:
-    """How far one stage has come, how fast, and how long it still takes."""
+    """How far one stage has come, how fast, how long it still takes, and fields."""
 
     stage: str
     start: int
@@ -87,7 +84,6 @@ class Meter:
         return max(0, self.total - self.done) / rate if (rate := self.rate) else None
 
     def text(self) -> str:
-        """How far, how fast, how long still, and the fields, in one line."""
         parts, rate = [f"{self.done:,}/{self.total:,} {self.unit}s"], self.rate
         if rate is not None:
             parts.append(f"{format_number(rate)} {self.unit}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit}")

@@ -95,10 +95,8 @@ class TensorModel:
     def __init__(self, model: Qinco, dtype: torch.dtype):
         self.model, self.dtype = model, dtype
 
-    def encode_tensors(
-        self, x_ND: Tensor, start_ND: Tensor, options: EncodeOptions, num_steps: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Encode normalised vectors, given the reconstructions before the first step (see `Qinco.start`).
+    def encode_tensors(self, x_ND: Tensor, start_ND: Tensor, options: EncodeOptions, num_steps: int | None = None):
+        """Encode normalised vectors, given their `Qinco.initial_reconstruction`.
 
         Returns:
             Codes, int64 (N, num_steps), and their reconstructions, float32 (N, D).
@@ -112,16 +110,12 @@ class TensorModel:
     def send(self, x_ND: np.ndarray) -> Tensor:
         return to_device(x_ND, self.model.device)
 
-    def encode(
-        self, x_ND: Tensor, lists_N: np.ndarray | None, options: EncodeOptions, num_steps: int | None = None
-    ) -> np.ndarray:
+    def encode(self, x_ND: Tensor, lists_N, options: EncodeOptions, num_steps: int | None = None) -> np.ndarray:
         start_ND = self._start(len(x_ND), lists_N)
         codes_NM, _ = self.encode_tensors(self.model.normalize(x_ND), start_ND, options, num_steps)
         return codes_NM.cpu().numpy().astype(code_dtype(self.model.config.codebook_size))
 
-    def decode(
-        self, codes_NM: np.ndarray, lists_N: np.ndarray | None = None, out_ND: np.ndarray | None = None
-    ) -> np.ndarray:
+    def decode(self, codes_NM: np.ndarray, lists_N=None, out_ND: np.ndarray | None = None) -> np.ndarray:
         decoded_ND = self.reconstruct(codes_NM, lists_N)
         if out_ND is None:
             return decoded_ND.cpu().numpy()
@@ -134,7 +128,7 @@ class TensorModel:
         return self.model.denormalize(self.decode_tensors(self._send_integers(codes_NM), start_ND))
 
     def _start(self, num_vectors: int, lists_N: np.ndarray | None) -> Tensor:
-        return self.model.start(num_vectors, None if lists_N is None else self._send_integers(lists_N))
+        return self.model.initial_reconstruction(num_vectors, None if lists_N is None else self._send_integers(lists_N))
 
     def _send_integers(self, integers: np.ndarray) -> Tensor:
         sent = integers if integers.dtype == np.uint8 else np.asarray(integers, np.int64)

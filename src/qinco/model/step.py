@@ -60,15 +60,11 @@ class Step(nn.Module):
         super().__init__()
         self.codeword_skip, self.conditioned = config.codeword_skip, conditioned
         self.codebook = _codebook(config)
-        self.preselector = None
+        self.preselector = _codebook(config) if conditioned and config.has_preselector else None
         if not conditioned:
             return
-        if config.has_preselector:
-            self.preselector = _codebook(config)
-        self.project_in = self.project_out = None
-        if config.projects:
-            self.project_in = nn.Linear(config.dim, config.embed_dim, bias=False)
-            self.project_out = nn.Linear(config.embed_dim, config.dim, bias=False)
+        self.project_in = nn.Linear(config.dim, config.embed_dim, bias=False) if config.projects else None
+        self.project_out = nn.Linear(config.embed_dim, config.dim, bias=False) if config.projects else None
         self.concat = Concat(config.embed_dim, config.dim, config.concat_rank)
         widths = config.embed_dim, config.hidden_dim
         self.blocks = nn.ModuleList(ResidualBlock(*widths) for _ in range(config.num_blocks))
@@ -97,7 +93,7 @@ class Step(nn.Module):
         return self.finish(self.refine(self.embed(c_ND) + self.concat.from_reconstruction(x_ND)), c_ND)
 
     @torch.no_grad()
-    def start_at(self, codebook_KD: Tensor, exact: bool, generator: torch.Generator) -> None:
+    def initialize(self, codebook_KD: Tensor, exact: bool, generator: torch.Generator) -> None:
         """Initialise the weights from a residual quantizer's codebook, float32 (K, D).
 
         The concatenation and the down-projections of the blocks are zero. With `exact`, f(c, x̂) is row c of
@@ -107,8 +103,8 @@ class Step(nn.Module):
         """
 
         def draw(linear: nn.Linear) -> None:
-            values = torch.empty(linear.weight.shape)
-            linear.weight.copy_(nn.init.kaiming_uniform_(values, a=5**0.5, generator=generator))
+            shape = linear.weight.shape
+            linear.weight.copy_(nn.init.kaiming_uniform_(torch.empty(shape), a=5**0.5, generator=generator))
 
         halved = exact and self.conditioned and self.codeword_skip and self.project_in is None
         self.codebook.weight.copy_(codebook_KD / 2 if halved else codebook_KD)
@@ -134,12 +130,8 @@ class StepTables:
     """The factored form of a `Step` for many candidates; equal to it but for rounding.
 
     The concatenation and the first up-projection, which are linear in (codeword, x̂), become a table over codewords and
-    one product per hypothesis.
-
-    Args:
-        step: whose weights must not change while this is in use.
-        dtype: of the candidates' products.
-        tabulate: compute the contributions of all codewords once; otherwise for the candidates of each call.
+    one product per hypothesis. The step's weights must not change meanwhile. `dtype` is that of the candidates'
+    products; with `tabulate`, the codewords' contributions are computed once, otherwise for the candidates of a call.
     """
 
     def __init__(self, step: Step, dtype: torch.dtype, tabulate: bool):
@@ -159,7 +151,7 @@ class StepTables:
         """The codewords' contributions to the stream (N, E) and to the first hidden layer (N, H)."""
         if self.table_KE is None:
             return self._rows(self.codebook_KD.index_select(0, codes_N))
-        h_NH = None if self.table_KH is None else self.table_KH.index_select(0, codes_N)
+        h_NH = self.table_KH.index_select(0, codes_N) if self.blocks else None
         return self.table_KE.index_select(0, codes_N), h_NH
 
     def reconstruction_parts(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:

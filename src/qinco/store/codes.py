@@ -21,9 +21,8 @@ BLOCK_ROWS = 1 << 16
 class Codes(NDArrayOperatorsMixin):
     """Codes of N vectors: uint8 or uint16 (N, M), and int32 list numbers (N,) for an IVF codec.
 
-    They lie in memory, or in a file or folder that is read when rows are asked for. Operators, numpy's functions and
-    an array's methods treat them as the array (N, M) without the list numbers, which `numpy.asarray(codes)` is, too.
-    `codes, lists = codec.encode(x)` unpacks the codes of an IVF codec.
+    They lie in memory, or in a file or folder that is read when rows are asked for. Operators, numpy and an array's
+    methods treat them as the array (N, M). `codes, lists = codec.encode(x)` unpacks the codes of an IVF codec.
 
     Args:
         codes: (N, M) integers: an array, or rows on disk that have `shape`, `dtype` and `[slice or int array]`.
@@ -71,12 +70,10 @@ class Codes(NDArrayOperatorsMixin):
 
     @property
     def has_lists(self) -> bool:
-        """Whether there is a list number for each code."""
         return self._lists is not None
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(N, M)."""
         return tuple(self._codes.shape)
 
     @property
@@ -93,7 +90,7 @@ class Codes(NDArrayOperatorsMixin):
         return np.array(self.codes, dtype=dtype, copy=copy)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """The array of codes and that of list numbers where there are some, else the rows, as an array gives them."""
+        """The array of codes and that of list numbers where there are some, else the rows of an array."""
         return iter(self.codes) if self._lists is None else iter((self.codes, self.lists))
 
     def __array_ufunc__(self, function, method, *inputs, **options):

@@ -69,7 +69,7 @@ def set_steps(model: Qinco, codebooks_MKD: Tensor, options: TrainOptions) -> Non
     generator = torch.Generator().manual_seed(options.seed)
     for step, book_KD in zip(model.steps, codebooks_MKD, strict=True):
         noise_KD = torch.randn(book_KD.shape, generator=generator) * (options.codebook_noise * book_KD.std())
-        step.start_at((book_KD + noise_KD).to(model.device), options.exact_start, generator)
+        step.initialize((book_KD + noise_KD).to(model.device), options.exact_start, generator)
 
 
 @torch.no_grad()

@@ -242,7 +242,7 @@ class Training:
 
     def initial_reconstructions(self, x_ND: Tensor) -> Tensor:
         """The reconstructions of normalised vectors before the first step: zeros, or coarse centroids: (N, D)."""
-        return self.model.start(len(x_ND), None if self.assigner is None else self.assigner(x_ND))
+        return self.model.initial_reconstruction(len(x_ND), None if self.assigner is None else self.assigner(x_ND))
 
     def _report(self, unused: int, loss: float | None, epoch: int, begun: float) -> EpochReport:
         per_step, position = self.validate(), self.position

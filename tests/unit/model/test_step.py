@@ -11,11 +11,11 @@ def started(config: ModelConfig, exact: bool):
     """A model at the start of training, and the codebooks (M, K, D) that it was started with."""
     model = Qinco.empty(config).to_empty(device="cpu")
     for tensor in [*model.parameters(), *model.buffers()]:
-        tensor.data.fill_(float("nan"))  # whatever `start_at` leaves out is found
+        tensor.data.fill_(float("nan"))  # whatever `initialize` leaves out is found
     generator = torch.Generator().manual_seed(3)
     books_MKD = torch.randn(config.num_steps, config.codebook_size, config.dim, generator=generator)
     for step, book_KD in zip(model.steps, books_MKD, strict=True):
-        step.start_at(book_KD, exact, generator)
+        step.initialize(book_KD, exact, generator)
     return model, books_MKD
 
 
@@ -98,7 +98,7 @@ def test_the_two_parts_of_the_concatenation_sum_to_the_whole(rank):
 def test_the_chain_yields_every_prefix(name):
     model = random_model(ARCHITECTURES[name])
     codes_NM = torch.tensor([[0, 3, 1], [2, 2, 2]])
-    start_ND = model.start(2, torch.tensor([4, 0]))
+    start_ND = model.initial_reconstruction(2, torch.tensor([4, 0]))
     reached = list(model.reconstructions(codes_NM, start_ND))
     assert len(reached) == 3
     for m, x_ND in enumerate(reached, 1):

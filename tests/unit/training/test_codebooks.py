@@ -71,7 +71,7 @@ def first_error(config, x_ND, options, coarse_VD=None, device="cpu"):
     model.to("cpu")
     y_ND = model.normalize(torch.from_numpy(x_ND))
     lists_N = None if coarse_VD is None else torch.cdist(y_ND, model.coarse_centroids).argmin(1)
-    start_ND = model.start(len(x_ND), lists_N)
+    start_ND = model.initial_reconstruction(len(x_ND), lists_N)
     found = [
         float((torch_encoder(model, rule).encode(y_ND, start_ND)[1] - y_ND).square().sum(1).mean())
         for rule in (EncodeOptions(), EncodeOptions(beam_width=8))
