@@ -23,8 +23,7 @@ class Progress(Protocol):
 
     Args:
         stage: what is being done, for people: "encoding", "fitting look-up tables".
-        done: units that are done. The first report of a stage says how many an earlier run had done.
-        total: units in all.
+        done, total: units that are done (the first report of a stage says how many an earlier run did), and in all.
         unit: singular noun: "vector", "step", "setting".
         **fields: values to show until they change (mse=..., lr=...).
     """
@@ -41,10 +40,7 @@ def silent(stage: str, done: int, total: int, unit: str = "vector", **fields) ->
 
 @contextmanager
 def reporting(progress: ProgressOption = None) -> Iterator[Progress]:
-    """Turn the `progress=` argument of a long call into a function to report to.
-
-    A function is passed through, so that a long call hands its own on to the calls it is made of.
-    """
+    """Turn the `progress=` argument of a long call into a function to report to; a function is passed through."""
     if callable(progress):
         yield progress
     elif progress is False or (progress is None and not is_watched()):
@@ -66,7 +62,7 @@ def is_watched() -> bool:
 
 @dataclass
 class Meter:
-    """How far one stage has come, how fast, and how long it still takes."""
+    """How far one stage has come, how fast, how long it still takes, and fields."""
 
     stage: str
     start: int
@@ -87,7 +83,6 @@ class Meter:
         return max(0, self.total - self.done) / rate if (rate := self.rate) else None
 
     def text(self) -> str:
-        """How far, how fast, how long still, and the fields, in one line."""
         parts, rate = [f"{self.done:,}/{self.total:,} {self.unit}s"], self.rate
         if rate is not None:
             parts.append(f"{format_number(rate)} {self.unit}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit}")
@@ -143,8 +138,8 @@ def _bars() -> Iterator[Progress]:
         def show(meter: Meter) -> None:
             if meter.stage not in tasks:
                 tasks[meter.stage] = bars.add_task(meter.stage, state="")
-            done, total = meter.done, meter.total
-            bars.update(tasks[meter.stage], completed=done, total=total, state=meter.text(), visible=done < total)
+            shown = {"completed": meter.done, "total": meter.total, "visible": meter.done < meter.total}
+            bars.update(tasks[meter.stage], **shown, state=meter.text())
 
         yield metered(show)
 

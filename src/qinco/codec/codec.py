@@ -25,8 +25,6 @@ from qinco.store.codes import Codes
 from qinco.vectors.prefetch import read_ahead
 from qinco.vectors.rows import VectorSource, as_source
 
-_BLOCK_BYTES, _DEVICE_BLOCK_BYTES = 1 << 24, 1 << 28  # a device needs more vectors to be busy
-
 
 class Codec:
     """Compresses float vectors to codes of M small integers and back (QINCo, QINCo2).
@@ -50,16 +48,16 @@ class Codec:
         self, models: Qinco | Sequence[Qinco], encode_options: EncodeOptions, provenance: dict | None = None,
         rotation_DD: np.ndarray | None = None,
     ):  # fmt: skip
-        models = [models] if isinstance(models, Qinco) else list(models)
-        encode_options.check_model(models[0].config)
+        models = [models] if isinstance(models, Qinco) else models
         self.models, self.rotation_DD = [model.eval().requires_grad_(False) for model in models], rotation_DD
         self.encode_options, self.provenance = encode_options, provenance or {}
+        encode_options.check_model(self.config)
         self._reset()
 
     def _reset(self) -> None:
         """Set what depends on the device that the models are on."""
         config = self.config
-        block_bytes = _BLOCK_BYTES if self.device.type == "cpu" else _DEVICE_BLOCK_BYTES
+        block_bytes = 1 << 24 if self.device.type == "cpu" else 1 << 28  # a GPU needs more vectors to be busy
         self.block_rows = max(256, block_bytes // (4 * max(config.dim, config.embed_dim, config.hidden_dim)))
         self._assigner: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._packings: dict[tuple[str, torch.dtype], list[Packed]] = {}
@@ -82,7 +80,6 @@ class Codec:
 
     @property
     def device(self) -> torch.device:
-        """Where the codec computes: see `to`."""
         return self.models[0].device
 
     @property
@@ -134,11 +131,9 @@ class Codec:
 
     def fingerprint(self) -> str:
         """SHA-256 of the architecture and all weights: codes belong to the codec of the same fingerprint."""
-        digests = [model.fingerprint() for model in self.models]
-        if len(digests) == 1:
-            return digests[0]
+        joined = "".join(model.fingerprint() for model in self.models)
         rotation = b"" if self.rotation_DD is None else self.rotation_DD.tobytes()
-        return sha256("".join(digests).encode() + rotation).hexdigest()
+        return joined if len(self.models) == 1 else sha256(joined.encode() + rotation).hexdigest()
 
     def to(self, device: str | torch.device) -> "Codec":
         """Move the codec to a device ("auto", "cpu", "cuda", "cuda:N") and return it."""
@@ -177,9 +172,8 @@ class Codec:
         Returns:
             Codes, uint8 (N, M), uint16 above 256 codewords; with int32 list numbers (N,) for an IVF codec.
         """
-        source = as_source(x)
-        options = self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
-        codes_0M = np.empty((0, self._check_steps(num_steps) * len(self.models)), code_dtype(self.config.codebook_size))
+        source, options = as_source(x), self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
+        codes_0M = np.empty((0, self.check_steps(num_steps) * len(self.models)), code_dtype(self.config.codebook_size))
         found = [Codes(codes_0M, np.empty(0, np.int32) if self.is_ivf else None)]
         with reporting(progress) as report:
             for first, codes in self.encode_blocks(source, options, num_steps):
@@ -205,6 +199,7 @@ class Codec:
         options = options or self.encode_options
         options.check_model(self.config)
         self.check_dim(source)
+        self.check_steps(num_steps)
         packings, width = self._pack(options.precision, options.engine), self.config.dim
         # The next block is read, checked and sent while this one is encoded.
         blocks = (
@@ -239,21 +234,20 @@ class Codec:
             float32 (N, D).
         """
         codes = self.check_codes(codes, lists)
-        packings = self._pack(precision, self.encode_options.engine)
-        decoded_ND = np.empty((len(codes), self.dim), np.float32)
+        packings, decoded_ND = self._pack(precision), np.empty((len(codes), self.dim), np.float32)
         for first, block in codes.blocks(self.block_rows):
             self._decode(packings, block, decoded_ND[first : first + len(block)])
         return decoded_ND
 
     def decode_blocks(self, codes, precision: str = "float32") -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, float32 reconstructions) for consecutive blocks of codes that `check_codes` has passed."""
-        packings = self._pack(precision, self.encode_options.engine)
+        packings = self._pack(precision)
         for first, block in Codes.of(codes).blocks(self.block_rows):
             yield first, self._decode(packings, block)
 
     def decode_tensors(self, codes, precision: str = "float32") -> Iterator[tuple[int, torch.Tensor]]:
         """`decode_blocks` with tensors on the codec's device."""
-        packings = self._pack(precision, self.encode_options.engine)
+        packings = self._pack(precision)
         for first, block in Codes.of(codes).blocks(self.block_rows):
             parts = zip(packings, np.split(block.codes, len(packings), 1), strict=True)
             yield first, self._join([packed.reconstruct(codes_NM, block.lists) for packed, codes_NM in parts])
@@ -262,12 +256,10 @@ class Codec:
         """Yield what the first 1, 2, ... steps of codes (N, M) decode to, float32 (N, D) on the codec's device."""
         codes = Codes.of(codes)
         lists_N = to_device(codes.lists.astype(np.int64), self.device) if self.is_ivf else None
-        streams = [
-            model.reconstructions(
-                to_device(codes_NM.astype(np.int64), self.device), model.initial_reconstruction(len(codes), lists_N)
-            )
-            for model, codes_NM in zip(self.models, np.split(codes.codes, len(self.models), 1), strict=True)
-        ]
+        start_ND = self.models[0].initial_reconstruction(len(codes), lists_N)  # several models start from zero
+        codes_NM = to_device(codes.codes.astype(np.int64), self.device)
+        parts = zip(self.models, codes_NM.chunk(len(self.models), 1), strict=True)
+        streams = [model.reconstructions(part_NM, start_ND) for model, part_NM in parts]
         for reached in zip(*streams, strict=True):
             yield self._join([model.denormalize(x_ND) for model, x_ND in zip(self.models, reached, strict=True)])
 
@@ -287,7 +279,7 @@ class Codec:
 
     def prefix(self, codes, num_steps: int):
         """Shorten codes (an array, tensor or Codes) to their first `num_steps` steps, which decode on their own."""
-        count, width = self._check_steps(num_steps), codes.shape[1] // len(self.models)
+        count, width = self.check_steps(num_steps), codes.shape[1] // len(self.models)
         if len(self.models) == 1:
             return codes[:, :count]
         return codes[:, [part * width + step for part in range(len(self.models)) for step in range(count)]]
@@ -312,15 +304,16 @@ class Codec:
         if source.dim != self.dim:
             raise DataError(f"{source.name}: vectors have {source.dim} dimensions, the codec was trained on {self.dim}")
 
-    def _pack(self, precision: str, engine: str) -> list[Packed]:
+    def _pack(self, precision: str, engine: str | None = None) -> list[Packed]:
         """The models packed by an engine, once for each precision."""
         dtype = candidate_dtype(precision, self.device, self.config)
-        chosen = choose_engine(engine, self.config, self.device)
+        chosen = choose_engine(engine or self.encode_options.engine, self.config, self.device)
         if (chosen.name, dtype) not in self._packings:
             self._packings[chosen.name, dtype] = [chosen.pack(model, dtype) for model in self.models]
         return self._packings[chosen.name, dtype]
 
-    def _check_steps(self, num_steps: int | None) -> int:
+    def check_steps(self, num_steps: int | None) -> int:
+        """The number of steps to use, M if None; raises ConfigError if the model has fewer."""
         if num_steps is not None:
-            require_int("num_steps", num_steps, 1, self.config.num_steps)
+            require_int("num_steps (prefix)", num_steps, 1, self.config.num_steps)
         return num_steps or self.config.num_steps

@@ -85,19 +85,14 @@ def candidate_dtype(precision: str, device: torch.device, config: ModelConfig) -
 class TensorModel:
     """A `Packed` model of an engine that works on torch tensors: normalisation and transfers around the kernels.
 
-    An engine subclasses it and defines `encode_tensors` and `decode_tensors`, which training uses directly.
-
-    Args:
-        model: whose weights must not change while this is in use.
-        dtype: torch.float32 or torch.bfloat16, of candidates in encoding and of products in decoding.
+    An engine subclasses it and defines `encode_tensors` and `decode_tensors`, which training uses directly. The model's
+    weights must not change meanwhile. `dtype` is that of candidates in encoding and of products in decoding.
     """
 
     def __init__(self, model: Qinco, dtype: torch.dtype):
         self.model, self.dtype = model, dtype
 
-    def encode_tensors(
-        self, x_ND: Tensor, start_ND: Tensor, options: EncodeOptions, num_steps: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def encode_tensors(self, x_ND: Tensor, start_ND: Tensor, options: EncodeOptions, num_steps: int | None = None):
         """Encode normalised vectors, given their `Qinco.initial_reconstruction`.
 
         Returns:
@@ -112,16 +107,12 @@ class TensorModel:
     def send(self, x_ND: np.ndarray) -> Tensor:
         return to_device(x_ND, self.model.device)
 
-    def encode(
-        self, x_ND: Tensor, lists_N: np.ndarray | None, options: EncodeOptions, num_steps: int | None = None
-    ) -> np.ndarray:
+    def encode(self, x_ND: Tensor, lists_N, options: EncodeOptions, num_steps: int | None = None) -> np.ndarray:
         start_ND = self._start(len(x_ND), lists_N)
         codes_NM, _ = self.encode_tensors(self.model.normalize(x_ND), start_ND, options, num_steps)
         return codes_NM.cpu().numpy().astype(code_dtype(self.model.config.codebook_size))
 
-    def decode(
-        self, codes_NM: np.ndarray, lists_N: np.ndarray | None = None, out_ND: np.ndarray | None = None
-    ) -> np.ndarray:
+    def decode(self, codes_NM: np.ndarray, lists_N=None, out_ND: np.ndarray | None = None) -> np.ndarray:
         decoded_ND = self.reconstruct(codes_NM, lists_N)
         if out_ND is None:
             return decoded_ND.cpu().numpy()

@@ -40,7 +40,7 @@ def supports(config: ModelConfig, device: torch.device) -> str | None:
 
 
 class NativeTensors(TensorModel):
-    """A model packed for the compiled kernels, with as many threads as torch. `packed` holds a copy of the weights."""
+    """A model packed for the compiled kernels, which run in as many threads as torch."""
 
     def __init__(self, model: Qinco, dtype: torch.dtype, packed: NativeModel):
         super().__init__(model, dtype)
@@ -50,11 +50,9 @@ class NativeTensors(TensorModel):
         size, beam = self.packed.sizes.codewords, options.beam_width
         if beam * size >= _MAX_PAIRS:
             raise ConfigError(f"B={beam} (beam_width) is too wide for K={size}: give less than {_MAX_PAIRS // size}")
-        proposed = {"num_candidates": options.num_candidates, "num_pairs": options.num_pairs, "beam_width": beam}
-        steps, threads = num_steps or self.packed.sizes.steps, torch.get_num_threads()
-        codes_NM, reached_ND = self.packed.encode(
-            x_ND.numpy(), start_ND.numpy(), **proposed, num_steps=steps, threads=threads
-        )
+        search = {"num_candidates": options.num_candidates, "num_pairs": options.num_pairs, "beam_width": beam}
+        search |= {"num_steps": num_steps or self.packed.sizes.steps, "threads": torch.get_num_threads()}
+        codes_NM, reached_ND = self.packed.encode(x_ND.numpy(), start_ND.numpy(), **search)
         return torch.from_numpy(codes_NM.astype("int64")), torch.from_numpy(reached_ND)
 
     def decode_tensors(self, codes_NM, start_ND):
@@ -64,7 +62,7 @@ class NativeTensors(TensorModel):
 
 @torch.no_grad()
 def pack(model: Qinco, dtype: torch.dtype) -> NativeTensors:
-    """Copy and rearrange the weights of a model, for candidates in `dtype` (float32 or bfloat16)."""
+    """Copy and rearrange the weights, for candidates in `dtype` (float32 or bfloat16)."""
     config = model.config
     sizes = Sizes(
         config.dim, config.embed_dim, config.hidden_dim, config.num_blocks, config.codebook_size, config.num_steps,

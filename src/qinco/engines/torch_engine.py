@@ -31,7 +31,6 @@ def supports(config: ModelConfig, device: torch.device) -> None:
 
 
 def pack(model: Qinco, dtype: torch.dtype) -> "TorchTensors":
-    """Prepare a model with its current weights, for candidates in `dtype` (float32 or bfloat16)."""
     return TorchTensors(model, dtype)
 
 

@@ -52,9 +52,8 @@ class Qinco(nn.Module):
 
     def initial_reconstruction(self, num_vectors: int, lists_N: Tensor | None = None) -> Tensor:
         """The reconstructions before the first step, (N, D): zeros, or the coarse centroids of `lists_N` (int64)."""
-        if self.config.starts_from_coarse:
-            return self.coarse_centroids[lists_N]
-        return self.mean.new_zeros(num_vectors, self.config.dim)
+        is_ivf = self.config.starts_from_coarse
+        return self.coarse_centroids[lists_N] if is_ivf else self.mean.new_zeros(num_vectors, self.config.dim)
 
     def reconstructions(self, codes_NM: Tensor, start_ND: Tensor) -> Iterator[Tensor]:
         """Yield the reconstruction after each step of `codes_NM` (int64; fewer columns than M are a prefix): (N, D)."""

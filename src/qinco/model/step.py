@@ -23,7 +23,7 @@ class ResidualBlock(nn.Module):
 
 
 class Concat(nn.Module):
-    """W [z; x̂] + b, as the sum of the contributions of z and x̂.
+    """W [z; x̂] + b, as the sum of the contributions of z (b among it) and x̂, (N, E).
 
     With `rank`, W is the product of two matrices and there is no b (QINCo-LR).
     """
@@ -35,11 +35,9 @@ class Concat(nn.Module):
         self.outer = nn.Linear(rank or embed_dim + dim, embed_dim, bias=rank is None)
 
     def from_codeword(self, z_NE: Tensor) -> Tensor:
-        """The codeword's contribution, bias included: (N, E)."""
         return self._part(z_NE, slice(None, self.embed_dim), self.outer.bias)
 
     def from_reconstruction(self, x_ND: Tensor) -> Tensor:
-        """The partial reconstruction's contribution: (N, E)."""
         return self._part(x_ND, slice(self.embed_dim, None), None)
 
     def _part(self, rows: Tensor, columns: slice, bias: Tensor | None) -> Tensor:
@@ -60,15 +58,11 @@ class Step(nn.Module):
         super().__init__()
         self.codeword_skip, self.conditioned = config.codeword_skip, conditioned
         self.codebook = _codebook(config)
-        self.preselector = None
+        self.preselector = _codebook(config) if conditioned and config.has_preselector else None
         if not conditioned:
             return
-        if config.has_preselector:
-            self.preselector = _codebook(config)
-        self.project_in = self.project_out = None
-        if config.projects:
-            self.project_in = nn.Linear(config.dim, config.embed_dim, bias=False)
-            self.project_out = nn.Linear(config.embed_dim, config.dim, bias=False)
+        self.project_in = nn.Linear(config.dim, config.embed_dim, bias=False) if config.projects else None
+        self.project_out = nn.Linear(config.embed_dim, config.dim, bias=False) if config.projects else None
         self.concat = Concat(config.embed_dim, config.dim, config.concat_rank)
         widths = config.embed_dim, config.hidden_dim
         self.blocks = nn.ModuleList(ResidualBlock(*widths) for _ in range(config.num_blocks))
@@ -79,7 +73,6 @@ class Step(nn.Module):
         return z_NE + self.concat.from_codeword(z_NE)
 
     def refine(self, e_NE: Tensor) -> Tensor:
-        """The residual blocks."""
         for block in self.blocks:
             e_NE = block(e_NE)
         return e_NE
@@ -107,8 +100,8 @@ class Step(nn.Module):
         """
 
         def draw(linear: nn.Linear) -> None:
-            values = torch.empty(linear.weight.shape)
-            linear.weight.copy_(nn.init.kaiming_uniform_(values, a=5**0.5, generator=generator))
+            shape = linear.weight.shape
+            linear.weight.copy_(nn.init.kaiming_uniform_(torch.empty(shape), a=5**0.5, generator=generator))
 
         halved = exact and self.conditioned and self.codeword_skip and self.project_in is None
         self.codebook.weight.copy_(codebook_KD / 2 if halved else codebook_KD)
@@ -134,12 +127,8 @@ class StepTables:
     """The factored form of a `Step` for many candidates; equal to it but for rounding.
 
     The concatenation and the first up-projection, which are linear in (codeword, x̂), become a table over codewords and
-    one product per hypothesis.
-
-    Args:
-        step: whose weights must not change while this is in use.
-        dtype: of the candidates' products.
-        tabulate: compute the contributions of all codewords once; otherwise for the candidates of each call.
+    one product per hypothesis. The step's weights must not change meanwhile. `dtype` is that of the candidates'
+    products; with `tabulate`, the codewords' contributions are computed once, otherwise for the candidates of a call.
     """
 
     def __init__(self, step: Step, dtype: torch.dtype, tabulate: bool):
@@ -159,15 +148,13 @@ class StepTables:
         """The codewords' contributions to the stream (N, E) and to the first hidden layer (N, H)."""
         if self.table_KE is None:
             return self._rows(self.codebook_KD.index_select(0, codes_N))
-        h_NH = None if self.table_KH is None else self.table_KH.index_select(0, codes_N)
-        return self.table_KE.index_select(0, codes_N), h_NH
+        return self.table_KE.index_select(0, codes_N), self.table_KH.index_select(0, codes_N) if self.blocks else None
 
     def reconstruction_parts(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         """The partial reconstructions' contributions, (N, E) and (N, H), computed once per hypothesis."""
         with torch.autocast(x_ND.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             v_NE = self.step.concat.from_reconstruction(x_ND)
-            u_NH = self.step.blocks[0].up(v_NE) if self.blocks else None
-        return v_NE, u_NH
+            return v_NE, self.step.blocks[0].up(v_NE) if self.blocks else None
 
     def evaluate(self, codes_N: Tensor, hypotheses_N: Tensor, parts) -> Tensor:
         """f(c, x̂), float32 (N, D), of codes, int64 (N,), and of rows, int64 (N,), of `reconstruction_parts`."""

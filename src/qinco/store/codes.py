@@ -21,9 +21,8 @@ BLOCK_ROWS = 1 << 16
 class Codes(NDArrayOperatorsMixin):
     """Codes of N vectors: uint8 or uint16 (N, M), and int32 list numbers (N,) for an IVF codec.
 
-    They lie in memory, or in a file or folder that is read when rows are asked for. Operators, numpy's functions and
-    an array's methods treat them as the array (N, M) without the list numbers, which `numpy.asarray(codes)` is, too.
-    `codes, lists = codec.encode(x)` unpacks the codes of an IVF codec.
+    They lie in memory, or in a file or folder that is read when rows are asked for. Operators, numpy and an array's
+    methods treat them as the array (N, M). `codes, lists = codec.encode(x)` unpacks the codes of an IVF codec.
 
     Args:
         codes: (N, M) integers: an array, or rows on disk that have `shape`, `dtype` and `[slice or int array]`.
@@ -71,12 +70,10 @@ class Codes(NDArrayOperatorsMixin):
 
     @property
     def has_lists(self) -> bool:
-        """Whether there is a list number for each code."""
         return self._lists is not None
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(N, M)."""
         return tuple(self._codes.shape)
 
     @property
@@ -93,7 +90,7 @@ class Codes(NDArrayOperatorsMixin):
         return np.array(self.codes, dtype=dtype, copy=copy)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """The array of codes and that of list numbers where there are some, else the rows, as an array gives them."""
+        """The array of codes and that of list numbers where there are some, else the rows of an array."""
         return iter(self.codes) if self._lists is None else iter((self.codes, self.lists))
 
     def __array_ufunc__(self, function, method, *inputs, **options):
@@ -113,11 +110,10 @@ class Codes(NDArrayOperatorsMixin):
         One row, by an integer, is an array (M,).
         """
         rows, columns = key if isinstance(key, tuple) else (key, slice(None))
+        if np.ndim(rows) == 0 and not isinstance(rows, slice):
+            return self.codes[rows, columns]
         if not isinstance(rows, slice):
-            rows = np.asarray(rows)
-            if rows.ndim == 0:
-                return self.codes[int(rows), columns]
-            rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+            rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else np.asarray(rows, np.int64)
         picked = np.asarray(self._codes[rows])[:, columns]
         return Codes(picked, self._lists_at(rows), self.name) if picked.ndim == 2 else picked
 
@@ -133,7 +129,7 @@ class Codes(NDArrayOperatorsMixin):
         return Codes(_First(self._codes, count), None if self._lists is None else _First(self._lists, count), self.name)
 
     def with_lists(self, lists) -> "Codes":
-        """The same codes with other list numbers, (N,) or (N, 1), or None."""
+        """The same codes with other list numbers, or None."""
         return Codes(self._codes, lists, self.name)
 
     @classmethod
@@ -187,8 +183,7 @@ class Codes(NDArrayOperatorsMixin):
         """
         if codec is not None:
             codebook_size, dim = codec.config.codebook_size, codec.dim
-        path = Path(path)
-        suffix = path.suffix.lower()
+        path, suffix = Path(path), Path(path).suffix.lower()
         if is_folder(path):
             if codec is None:
                 raise ConfigError(f"{path}: a folder of codes records its codec: give codec")

@@ -30,12 +30,12 @@ from qinco.engines import native_engine
 pytestmark = needs_native
 
 
-def check_float32(problem: Problem, packed, rule: EncodeOptions) -> None:
-    problem.check_float32(rule, Encoder(packed, rule).encode, packed.decode_tensors)
-
-
-def check_bf16(problem: Problem, packed, rule: EncodeOptions) -> None:
-    problem.check_bf16(rule, Encoder(packed, rule).encode, packed.decode_tensors)
+def check(problem: Problem, level: str, rules, dtype=torch.float32) -> None:
+    packed = pack_at(level, problem.model, dtype)
+    compare = problem.check_float32 if dtype is torch.float32 else problem.check_bf16
+    for rule in rules:
+        if applies(rule, problem.model.config):
+            compare(rule, Encoder(packed, rule).encode, packed.decode_tensors)
 
 
 def encode(problem: Problem, packed, rule: EncodeOptions):
@@ -45,22 +45,17 @@ def encode(problem: Problem, packed, rule: EncodeOptions):
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_is_searched_and_decoded_as_by_the_reference(name, level):
-    problem = random_problem(name)
-    packed = pack_at(level, problem.model)
-    for rule in RULES.values():
-        if applies(rule, problem.model.config):
-            check_float32(problem, packed, rule)
+    check(random_problem(name), level, RULES.values())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_bf16_without_its_instructions_is_float32(name):
-    problem = random_problem(name)
-    rule = RULES["everything"]
+    problem, rule = random_problem(name), RULES["everything"]
     for level in set(LEVELS) - {"avx512_bf16"}:
-        codes_NM, reached_ND = encode(problem, pack_at(level, problem.model), rule)
-        packed = pack_at(level, problem.model, torch.bfloat16)
-        assert all(map(torch.equal, encode(problem, packed, rule), (codes_NM, reached_ND)))
-        check_float32(problem, packed, rule)
+        found = [
+            encode(problem, pack_at(level, problem.model, dtype), rule) for dtype in (torch.float32, torch.bfloat16)
+        ]
+        assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -77,33 +72,26 @@ def test_the_first_steps_of_a_search_are_a_shorter_search(name):
         torch.testing.assert_close(packed.decode_tensors(codes_NM, problem.start_ND), reached_ND, rtol=1e-4, atol=1e-4)
 
 
+SLOW_LEVELS = [*(pytest.param(level, marks=pytest.mark.slow) for level in LEVELS[:-1]), *LEVELS[-1:]]
+
+
 @pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize(
-    "level", [*(pytest.param(level, marks=pytest.mark.slow) for level in LEVELS[:-1]), *LEVELS[-1:]]
-)
+@pytest.mark.parametrize("level", SLOW_LEVELS)
 def test_trained_models_in_float32(name, level):
-    problem = trained_problem(name)
-    packed = pack_at(level, problem.model)
-    for rule in TRAINED_RULES:
-        if applies(rule, problem.model.config):
-            check_float32(problem, packed, rule)
+    check(trained_problem(name), level, TRAINED_RULES)
 
 
 @needs_bf16
 @pytest.mark.parametrize("name", TRAINED)
 def test_trained_models_in_bf16(name):
-    problem = trained_problem(name)
-    packed = pack_at("avx512_bf16", problem.model, torch.bfloat16)
-    for rule in TRAINED_RULES:
-        if applies(rule, problem.model.config):
-            check_bf16(problem, packed, rule)
+    check(trained_problem(name), "avx512_bf16", TRAINED_RULES, torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("level", LEVELS)
 def test_published_forms_of_a_model(name, level):
     problem, rule = published_problem(name)
-    check_float32(problem, pack_at(level, problem.model), rule)
+    check(problem, level, [rule])
 
 
 @cache
@@ -122,18 +110,10 @@ SIFT_RULES = [EncodeOptions(num_candidates=4, beam_width=4), EncodeOptions(num_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("rule", SIFT_RULES, ids=["candidates", "pairs"])
-def test_sift_in_float32(rule, level):
-    problem = sift_problem()
-    check_float32(problem, pack_at(level, problem.model), rule)
-
-
-@pytest.mark.slow
-@needs_bf16
-@pytest.mark.parametrize("rule", SIFT_RULES, ids=["candidates", "pairs"])
-def test_sift_in_bf16(rule):
-    problem = sift_problem()
-    check_bf16(problem, pack_at("avx512_bf16", problem.model, torch.bfloat16), rule)
+def test_sift(level):
+    check(sift_problem(), level, SIFT_RULES)
+    if level == "avx512_bf16":
+        check(sift_problem(), level, SIFT_RULES, torch.bfloat16)
 
 
 def test_packing_does_not_change_or_follow_the_model():
@@ -199,12 +179,8 @@ def test_codewords_that_are_no_numbers_are_never_chosen(name, level):
 
 def test_what_the_engine_cannot_serve(monkeypatch):
     host, small = torch.device("cpu"), ARCHITECTURES["projected"]
-    for config in (
-        small,
-        ModelConfig(dim=128),
-        ModelConfig(dim=1536, embed_dim=384),
-        ModelConfig(dim=8, num_steps=2, codebook_size=65536, hidden_dim=16),
-    ):
+    large = {"num_steps": 2, "codebook_size": 65536, "hidden_dim": 16}
+    for config in (small, ModelConfig(dim=128), ModelConfig(dim=1536, embed_dim=384), ModelConfig(dim=8, **large)):
         assert native_engine.supports(config, host) is None
     assert native_engine.supports(ModelConfig(dim=128, num_steps=16, codebook_size=65536), host)
     assert native_engine.supports(small, torch.device("cuda"))

@@ -39,9 +39,11 @@ def on_device(problem: Problem, device, rule: EncodeOptions, dtype=torch.float32
     return encode, lambda codes_NM, start_ND: torch_decode(model, codes_NM.to(device), start_ND.to(device), dtype).cpu()
 
 
-def check_float32(problem: Problem, device, rule: EncodeOptions) -> None:
+def check_float32(problem: Problem, device, rules) -> None:
     """Sums in another order: a code in a hundred may tie, and the error hardly changes."""
-    problem.check_float32(rule, *on_device(problem, device, rule), rel=1e-4)
+    for rule in rules:
+        if applies(rule, problem.model.config):
+            problem.check_float32(rule, *on_device(problem, device, rule), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -118,25 +120,22 @@ def test_bf16_decoding_is_close_and_returns_float32(name):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_is_searched_and_decoded_elsewhere(name, elsewhere):
-    problem = random_problem(name)
-    for rule in RULES.values():
-        if applies(rule, problem.model.config):
-            check_float32(problem, elsewhere, rule)
+    check_float32(random_problem(name), elsewhere, RULES.values())
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_trained_models_elsewhere(name, elsewhere):
     problem = trained_problem(name)
+    check_float32(problem, elsewhere, TRAINED_RULES)
     for rule in TRAINED_RULES:
         if applies(rule, problem.model.config):
-            check_float32(problem, elsewhere, rule)
             problem.check_bf16(rule, *on_device(problem, elsewhere, rule, torch.bfloat16))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models_elsewhere(name, elsewhere):
     problem, rule = published_problem(name)
-    check_float32(problem, elsewhere, rule)
+    check_float32(problem, elsewhere, [rule])
 
 
 def test_an_encoder_does_not_change_the_model(device):
