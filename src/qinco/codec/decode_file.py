@@ -94,7 +94,7 @@ def decode_file(
             "dim": codec.dim,
             "codec": codec.fingerprint(),
             "codes": _fingerprint(codes),
-            "prefix": codec.config.num_steps if num_steps is None else num_steps,
+            "prefix": codec.check_steps(num_steps),
             "precision": precision,
             "engine": codec.encode_options.engine,
             "format": writer.path.suffix.lower(),
