@@ -13,8 +13,6 @@ from qinco.errors import DataError
 from qinco.vectors.formats import open_array
 from qinco.vectors.mapped import Rows, as_matrix, check_matrix, release_pages
 
-__all__ = ["Rows", "VectorSource", "as_source", "check_finite", "fingerprint", "open_vectors"]
-
 _RELEASED_BYTES = 1 << 16
 _SAMPLED_ROWS = 256
 
