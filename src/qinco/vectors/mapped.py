@@ -107,7 +107,8 @@ def file_size(path: Path) -> int:
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path} is not a regular file: give one, which can be memory-mapped")
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise DataError(f"{path} is {kind}: give a file that can be memory-mapped")
     return status.st_size
 
 
