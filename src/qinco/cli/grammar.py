@@ -32,15 +32,7 @@ _FOREIGN = {
 
 
 def parse_arguments(arguments: Sequence[str], complete: bool = True) -> Settings:
-    """Parse a command line without its program name and options.
-
-    Args:
-        arguments: The words.
-        complete: Whether a missing required key is an error.
-
-    Raises:
-        ConfigError: At the first mistake.
-    """
+    """Parse a command line without its program name and options; if `complete`, required keys must be there."""
     task_name, words = split_task(arguments)
     if task_name is None:
         raise ConfigError(f"no task given: use qinco TASK key=value ..., with one of {', '.join(TASKS)}")
@@ -71,9 +63,9 @@ def split_task(arguments: Iterable[str]) -> tuple[str | None, list[str]]:
 
 def find_task(name: str) -> Task:
     """The task called `name`; raises ConfigError with the nearest name."""
-    if name in TASKS:
-        return TASKS[name]
-    raise ConfigError(f"unknown task {name!r}. {suggest(name, list(TASKS))}There are {', '.join(TASKS)}")
+    if name not in TASKS:
+        raise ConfigError(f"unknown task {name!r}. {suggest(name, list(TASKS))}There are {', '.join(TASKS)}")
+    return TASKS[name]
 
 
 # Words
@@ -246,11 +238,7 @@ def _unquoted(text: str) -> str:
 
 
 def parse_value(key: Key, text: str):
-    """The value that a text means for a key, or one of the values if it is plural.
-
-    Raises:
-        ConfigError: Names the key, the text and what is expected.
-    """
+    """The value that a text means for a key, or one of the values if it is plural; raises ConfigError."""
     if text and not key.is_verbatim:
         text = _unquoted(text)
     if not text:
