@@ -39,14 +39,10 @@ _EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, what the shell reports for `qinco ... 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code.
+    """Run a command line, that of this process if `argv` is None, and return its exit code.
 
-    Args:
-        argv: The words after the program's name; those of this process if None.
-
-    Returns:
-        0: done, 1: our bug (with a traceback), 2: a wrong setting, 3: wrong data, 4: no memory or disk space, 130:
-        Ctrl-C, 141: nobody reads standard output any more.
+    0: done, 1: our bug (with a traceback), 2: a wrong setting, 3: wrong data, 4: no memory or disk space, 130: Ctrl-C,
+    141: nobody reads standard output any more.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:2] == ["completion", "words"]:  # asked by a shell while the user types: nothing is a mistake there
@@ -120,9 +116,9 @@ def _run(words: list[str], options: set[str], importing: AbstractContextManager)
 
 def _prepare(task: Task, settings: Settings) -> None:
     """Import what is slow and set the number of threads."""
-    # OpenMP threads that spin while they wait take cores from other programs. Measured with two threads: beside a busy
-    # program a training step takes 314 us a vector with this and 473 without; on idle cores it costs 11 % of a training
-    # step and 21 % of wide encoding. torch reads it when it is imported.
+    # OpenMP threads that spin while they wait take cores from other programs. Beside a busy program, a training step on
+    # two threads takes 314 us a vector with this and 473 without; on idle cores it costs 11 % of a training step and
+    # 21 % of wide encoding. torch reads it when it is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     threads = settings["threads"] if task.reads("threads") else None
     most = max(256, 4 * (os.cpu_count() or 1))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from qinco.cli.grammar import OPTIONS, find_task, split_task
 from qinco.cli.keys import Key
 from qinco.cli.tasks import KEYS, TASKS, find_key
-from qinco.datasets.catalogue import DATASETS
+from qinco.datasets.catalogue import DATASETS, names
 from qinco.errors import ConfigError
 
 FILES = "<file>"  # stands for the names of files, which the shell completes itself
@@ -47,8 +47,6 @@ def _values(key: Key) -> list[str]:
     if key.name == "db":
         return [FILES, *DATASETS]
     if key.name == "name":
-        from qinco.datasets.catalogue import names
-
         return names()
     if key.kind in ("path", "paths"):
         return [FILES]

@@ -187,13 +187,10 @@ class _GivenValues(Mapping):
 
 
 def interpolate(text: str, look_up: Callable[[str], str | None], where: str, null: str | None = "null") -> str:
-    """Replace every `${...}` in a text, from the inside out.
+    """Replace every `${...}` in the value of the key `where`, from the inside out.
 
-    Args:
-        text: The value of a key as it was typed.
-        look_up: Gives the text that the name of a key stands for, None for null.
-        where: The name of the key, for error messages.
-        null: What null becomes; None if it is an error, as in a path.
+    `look_up` gives the text that the name of a key stands for, None for null. Null becomes `null`, or is an error if
+    that is None, as in a path.
     """
     done: list[str] = []  # finished pieces, which may hold ${ themselves; in the text, their number between NULs
 
