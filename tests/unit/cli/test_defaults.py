@@ -22,10 +22,7 @@ DIM = 12
 
 def resolved(*words: str) -> dict[str, tuple]:
     settings = parse_arguments(words, complete=False)
-    return {
-        name: (found.value, found.source)
-        for name, found in resolve(TASKS[settings.task], settings.given_values).items()
-    }
+    return resolve(TASKS[settings.task], settings.given_values)
 
 
 def test_text(capsys):
@@ -51,13 +48,6 @@ def test_json_and_the_spellings_of_hydra(words, capsys):
     assert found["output"] == {"value": "16.pt", "source": "command line"}
     assert found["lr"] == {"value": None, "source": "default, fitted to the run"}
     assert found["de"] == {"value": 128, "source": "preset qinco2-S"}
-
-
-def test_mistakes_are_still_mistakes(capsys):
-    assert main(["train", "--cfg", "epochs=x"]) == 2
-    assert main(["trian", "--cfg"]) == 2
-    assert main(["train", "--cfg", "A=4", "C=4"]) == 2
-    assert capsys.readouterr().err.count("\n") == 3
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -110,12 +100,8 @@ def test_data_sets(dataset):
     assert found["ds.db"] == ((None, "default") if limit is None else (limit, source))
     assert resolved("eval", f"db={dataset.name}")["mse_scale"] == (dataset.mse_scale, source)
     assert resolved("eval", f"db={dataset.name}", "mse_scale=2")["mse_scale"] == (2.0, "command line")
-
-
-def test_the_limit_of_a_data_set_stands_above_a_higher_one():
-    assert resolved("eval", "db=bigann1M", "ds.db=10_000_000")["ds.db"] == (1_000_000, "data set bigann1M")
-    assert resolved("eval", "db=bigann1M", "ds.db=9")["ds.db"] == (9, "command line")
-    assert resolved("eval", "db=bigann1B", "ds.db=10_000_000")["ds.db"] == (10_000_000, "command line")
+    more = resolved("eval", f"db={dataset.name}", "ds.db=10_000_000")["ds.db"]
+    assert more == ((10_000_000, "command line") if limit is None else (limit, source))
 
 
 def test_what_only_the_model_knows():
