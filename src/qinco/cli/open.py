@@ -46,9 +46,7 @@ def adjust_codec(settings: Settings, codec: "qinco.Codec") -> "qinco.Codec":
 
 def encode_options(settings: Settings, codec: "qinco.Codec") -> EncodeOptions:
     """The codec's own options, with `A`, `C`, `B`, `precision` and `engine` in their place if they are given."""
-    options = codec.encode_options.override(
-        settings["A"], settings["C"], settings["B"], settings["precision"], settings["engine"]
-    )
+    options = codec.encode_options.override(*(settings[key] for key in ("A", "C", "B", "precision", "engine")))
     options.check_model(codec.config)
     return options
 

@@ -25,6 +25,10 @@ def resolved(*words: str) -> dict[str, tuple]:
     return resolve(TASKS[settings.task], settings.given_values)
 
 
+def missing(found) -> list[str]:
+    return [name for name, (_, source) in found.items() if source.startswith("missing")]
+
+
 def test_text(capsys):
     assert main(["eval", "--cfg", "db=deep1M", "ds.db=5", "A=0"]) == 0
     out, err = capsys.readouterr()
@@ -54,17 +58,15 @@ def test_json_and_the_spellings_of_hydra(words, capsys):
 def test_every_task_says_what_is_missing(task):
     found = resolved(task)
     assert list(found) == [key.name for key in TASKS[task].keys]
-    missing = [name for name, (_, source) in found.items() if source.startswith("missing")]
-    assert missing == [names.split("|")[0] for names in TASKS[task].required]
+    assert missing(found) == [names.split("|")[0] for names in TASKS[task].required]
 
 
 def test_an_index_is_searched_without_a_database():
     found = resolved("search", "index=i")
-    missing = [name for name, (_, source) in found.items() if source.startswith("missing")]
-    assert missing == ["queries", "queries_gt"]
+    assert missing(found) == ["queries", "queries_gt"]
     assert found["queries"] == (None, "missing, unless db names a data set")
     found = resolved("search", "index=i", "db=deep1M", "nprobe=[4,8]")
-    assert not [name for name, (_, source) in found.items() if source.startswith("missing")]
+    assert not missing(found)
     assert found["queries"] == ("data/deep1b/deep1B_queries.fvecs", "data set deep1M")
     assert found["search.nprobe"] == ((4, 8), "command line")
 
@@ -79,11 +81,8 @@ def test_of_a_data_set_an_index_is_built_with_the_training_vectors():
 def test_a_training_set_may_come_from_a_data_set():
     assert resolved("train")["trainset"] == (None, "missing, unless db names a data set")
     assert resolved("train", "db=no-set")["trainset"] == (None, "missing, unless db names a data set")
-    assert resolved("train", "db=no-set")["db"] == ("no-set", "command line")
     assert resolved("train", "db=deep1M")["trainset"] == ("data/deep1b/learn.fvecs", "data set deep1M")
-    assert resolved("train", "db=deep1M")["db"] == ("deep1M", "command line")
     assert resolved("train", "db=deep1M", "trainset=t")["trainset"] == ("t", "command line")
-    assert resolved("encode")["trainset"] == (None, "default")
     assert resolved("encode", "encode_trainset=true")["trainset"] == (None, "default")
     assert resolved("encode", "encode_trainset=true", "db=deep1M")["trainset"][1] == "data set deep1M"
     assert resolved("encode", "db=deep1M")["trainset"] == (None, "default")

@@ -17,6 +17,7 @@ import pytest
 from qinco.cli import main
 from qinco.cli.tasks import TASKS
 from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.version import __version__
 
 TRAIN = ["train", "trainset=x", "output=y"]
 SLOW = {"torch", "numpy", "rich", "faiss", "accelerate", "safetensors"}
@@ -61,6 +62,8 @@ def test_nothing_slow_is_imported(arguments):
 
 
 def test_no_arguments_print_the_help_and_fail(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr() == (f"qinco {__version__}\n", "")
     assert main([]) == 2
     without = capsys.readouterr().out
     assert main(["--help"]) == 0
