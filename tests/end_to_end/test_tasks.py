@@ -46,8 +46,7 @@ def run_json(capsys, *arguments: str) -> dict:
 def test_trains_evaluates_encodes_decodes_and_searches(folder, capsys):
     model = f"model={folder}/codec.safetensors"
     done = run_json(capsys, "eval", model, f"db={folder}/base.npy")
-    assert done["num_vectors"] == 300
-    assert len(done["mse_per_step"]) == 3
+    assert done["num_vectors"] == 300 and len(done["mse_per_step"]) == 3
     assert done["mse_per_step"] == sorted(done["mse_per_step"], reverse=True)
     assert done["mse"] == done["mse_per_step"][-1]
     assert run_json(capsys, "task=eval", model, f"db={folder}/base.npy", "mse_scale=0.5")["mse"] == done["mse"] / 2
@@ -66,7 +65,6 @@ def test_trains_evaluates_encodes_decodes_and_searches(folder, capsys):
 
     queries = [f"queries={folder}/query.fvecs", f"queries_gt={folder}/gt.ivecs"]
     shares = run_json(capsys, "search", model, f"db={folder}/base.npy", *queries)["recall"]
-    assert set(shares) == {"1", "10", "100"}
     assert 0.05 < shares["1"] <= shares["10"] <= shares["100"] <= 1
     times = run_json(capsys, "eval_time", model, f"db={folder}/base.npy", "threads=1")
     assert times["encode_us"] > 0 and times["decode_us"] > 0 and times["threads"] == 1

@@ -86,16 +86,6 @@ def test_what_is_there_is_skipped(server, capsys):
     assert err.count("exists: skipped") == 3
 
 
-def test_another_file_in_the_way_is_found_before_anything_is_fetched(server, capsys):
-    Path("data/bigann").mkdir(parents=True)
-    Path("data/bigann/bigann_learn.bvecs").write_bytes(b"mine")
-    code, out, err = run(capsys, "bigann1M", f"mirror={server.address}")
-    assert (code, out) == (2, "") and "bigann_learn.bvecs exists" in err
-    assert listing() == {"data/bigann/bigann_learn.bvecs"}
-    code, _, err = run(capsys, "bigann1M", f"mirror={server.address}", "overwrite=true")
-    assert code == 0 and listing() == set(SIZES), err
-
-
 def test_a_set_of_a_billion_serves_for_its_first_million(server, capsys):
     Path("data/bigann").mkdir(parents=True)
     write_vectors("data/bigann/bigann_base.bvecs", np.concatenate([ROWS, ROWS]))
