@@ -8,14 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
-from qinco.progress import (
-    Progress,
-    format_number,
-    is_watched,
-    lines,
-    reporting,
-    silent,
-)
+from qinco.progress import Progress, format_number, is_watched, lines, reporting
 
 
 def write_line(line: str, stream) -> None:
@@ -25,21 +18,14 @@ def write_line(line: str, stream) -> None:
 
 
 def log_record(level: str, message: str, **fields) -> str:
-    """One line of a log in JSON: `time` (ISO 8601, UTC), `level`, `message`, and the fields.
-
-    level: "info", "warning", "error" or "progress"
-    """
+    """One line of a log in JSON: `time` (ISO 8601, UTC), `level` ("info", "warning" ...), `message`, and the fields."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     record = {"time": now, "level": level, "message": message} | _plain(fields, finite=True)
     return json_format.dumps(record, allow_nan=False)
 
 
 class Console:
-    """Reports to a person, or to a script.
-
-    Args:
-        verbose: Show messages and progress; warnings and results are always written.
-        json_logs: Write one JSON object a line to standard error, as `log_record` makes them.
+    """Reports to a person, or with `json_logs` to a script; warnings and results even if not `verbose`.
 
     The streams are looked up in `sys` at the time of writing, so that lines appear above a progress bar.
     """
@@ -47,7 +33,7 @@ class Console:
     def __init__(self, verbose: bool = True, json_logs: bool = False):
         self.verbose = verbose
         self.json_logs = json_logs
-        self._open = ExitStack()
+        self._bars = ExitStack()
         self._report: Progress | None = None
 
     def info(self, line: str) -> None:
@@ -61,16 +47,12 @@ class Console:
 
     def progress(self, stage: str, done: int, total: int, unit: str = "vector", **fields) -> None:
         """A `qinco.progress.Progress`: bars on a terminal, lines every 30 seconds elsewhere, JSON with json_logs."""
-        if self._report is None:
-            self._report = self._reporter()
-        self._report(stage, done, total, unit, **fields)
-
-    def _reporter(self) -> Progress:
         if not self.verbose:
-            return silent
-        if self.json_logs or not is_watched():
-            return lines(self._write_progress)
-        return self._open.enter_context(reporting(True))
+            return
+        if self._report is None:
+            is_bar = is_watched() and not self.json_logs
+            self._report = self._bars.enter_context(reporting(True)) if is_bar else lines(self._write_progress)
+        self._report(stage, done, total, unit, **fields)
 
     def _write_progress(self, line: str, meter) -> None:
         write_line(log_record("progress", line, **meter.record()) if self.json_logs else line, sys.stderr)
@@ -78,12 +60,13 @@ class Console:
     def close(self) -> None:
         """Remove progress bars. Printing a result does so, too."""
         self._report = None
-        self._open.close()
+        self._bars.close()
 
     @contextmanager
     def logging(self) -> Iterator[None]:
         """Write what the library logs: `info` as it is, from `warning` on as a warning."""
-        logger, handler = logging.getLogger("qinco"), _Handler(self)
+        logger, handler = logging.getLogger("qinco"), _Handler()
+        handler.console = self
         level, propagates = logger.level, logger.propagate
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
@@ -111,10 +94,7 @@ class Console:
             write_line("  ".join(line).rstrip(), sys.stdout)
 
     def print_result(self, result: Mapping, json: bool) -> None:
-        """Write a result to standard output: one `name: value` a line, or one line of JSON in full precision.
-
-        The values are Python's or numpy's; NaN and infinity become null in JSON.
-        """
+        """Write a result to standard output: one `name: value` a line, or one line of JSON in full precision."""
         self.close()
         if json:
             write_line(json_format.dumps(_plain(result, finite=True), allow_nan=False), sys.stdout)
@@ -124,12 +104,10 @@ class Console:
 
 
 class _Handler(logging.Handler):
-    def __init__(self, console: Console):
-        super().__init__()
-        self._console = console
+    console: Console
 
     def emit(self, record: logging.LogRecord) -> None:
-        write = self._console.warn if record.levelno >= logging.WARNING else self._console.info
+        write = self.console.warn if record.levelno >= logging.WARNING else self.console.info
         write(record.getMessage())
 
 

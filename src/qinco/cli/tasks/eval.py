@@ -9,7 +9,6 @@ from qinco.cli.open import (
     decode_precision,
     encode_options,
     mse_scale,
-    num_steps,
     open_codec,
     open_database,
     open_decoder,
@@ -84,7 +83,7 @@ def eval_time(settings, console) -> None:
 
 def _report_evaluation(settings: Settings, console, codec: "qinco.Codec", source: "qinco.VectorSource") -> None:
     codec.check_dim(source)
-    options, steps = encode_options(settings, codec), num_steps(settings, codec)
+    options, steps = encode_options(settings, codec), settings["prefix"]
     done, scale = qinco.evaluate(codec, source, options, steps, progress=console.progress), mse_scale(settings)
     result = {
         "mse": done.mse * scale,

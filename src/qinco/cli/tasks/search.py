@@ -9,7 +9,6 @@ from qinco.cli.open import (
     decode_precision,
     encode_options,
     find_device,
-    num_steps,
     open_codec,
     open_database,
     open_decoder,
@@ -77,7 +76,7 @@ def _search_decoded(settings, console) -> None:
     decoder, begun = open_decoder(settings, codec, console.progress), time.monotonic()
     found = qinco.exhaustive_recall(
         codec, source, queries_QD, nearest_Q, decoder=decoder, options=encode_options(settings, codec),
-        num_steps=num_steps(settings, codec), precision=decode_precision(settings), device=find_device(settings),
+        num_steps=settings["prefix"], precision=decode_precision(settings), device=find_device(settings),
         progress=console.progress,
     )  # fmt: skip
     result = {
