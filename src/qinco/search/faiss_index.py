@@ -31,8 +31,7 @@ def from_faiss(path: str | os.PathLike, codec: Codec | None = None) -> IndexPart
     found = FaissIndex(path)
     if found.codebook_size > ENTRIES:
         raise DataError(f"{path} holds codes of K={found.codebook_size}, and an index those of one byte: use faiss")
-    sizes = {"dim": found.dim, "code_size": found.num_codes, "num_lists": found.num_lists}
-    check_codec_of(Path(path), codec, sizes)
+    _check_codec(Path(path), codec, found)
     lookup = LookupDecoder(found.tables, found.centroids)
     nothing = np.empty((0, found.num_codes), np.uint8), np.empty(0, np.int32), np.empty(0, np.int64)
     codes, lists, _ = next(found.blocks(LEVEL_ROWS), nothing)
@@ -70,14 +69,8 @@ class FaissSearcher:
         self.lookup = LookupDecoder(self.index.tables, self.index.centroids)
         self.metric = Metric("inner_product" if self.index.inner_product else "l2")
         self.dim, self.num_lists, self.has_graph = self.index.dim, self.index.num_lists, self.index.has_graph
-        if codec is None:
-            return
-        sizes = {"D": (self.dim, codec.dim), "M": (self.index.num_codes, codec.num_codes)}
-        sizes["K"] = self.index.codebook_size, codec.config.codebook_size
-        for name, (found, wanted) in sizes.items():
-            if found != wanted:
-                raise DataError(f"{path} holds codes of another codec: {name} is {found} there, {wanted} in the model")
-        if codec.is_ivf and not same_centroids(self.index.centroids, codec.coarse_centroids):
+        _check_codec(self.path, codec, self.index)
+        if codec is not None and codec.is_ivf and not same_centroids(self.index.centroids, codec.coarse_centroids):
             raise DataError(f"{path} holds codes of another codec: its centroids are not the model's")
 
     def __len__(self) -> int:
@@ -101,3 +94,8 @@ class FaissSearcher:
 
         decoders = self.codec, self.pairwise, decoder, precision
         return make_pipeline(scan, self.metric, options, k, len(self), *decoders)
+
+
+def _check_codec(path: Path, codec: Codec | None, found: FaissIndex) -> None:
+    sizes = {"dim": found.dim, "code_size": found.num_codes, "codebook_size": found.codebook_size}
+    check_codec_of(path, codec, sizes | {"num_lists": found.num_lists})
