@@ -22,9 +22,8 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     empty, is hidden, keeps the suffix and is used by this call alone. It is flushed to disk before it is renamed, and
     removed on any exception, including Ctrl-C; `path` is then unchanged.
 
-    Raises:
-        ResourceError: an OSError occurred, in the block or here (disk full, no permission).
-        ConfigError: `path` is a folder or a device.
+    An OSError, in the block or here (disk full, no permission), is a ResourceError; a folder or a device as `path` is a
+    ConfigError.
     """
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".{target.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}{target.suffix}"
@@ -68,11 +67,7 @@ def check_output(
         inputs: files that are read and must not be replaced; None entries are ignored.
 
     Returns:
-        `path` as a Path.
-
-    Raises:
-        ConfigError: the file exists, is an input, a folder or a device, its folder is missing outside the current
-            directory, or nothing can be written there.
+        `path` as a Path; ConfigError says why it cannot be written.
     """
     try:
         target = Path(os.path.realpath(path))
@@ -123,7 +118,7 @@ def exclusive(lock: Path) -> Iterator[None]:
     """Wait until no other process is in such a block with the file `lock`, which is removed at the end.
 
     The lock is a file, because NFS does not lock folders. The system releases it when the process dies. On file systems
-    without locks nobody waits. Raises ResourceError if the lock file cannot be created.
+    without locks nobody waits.
     """
     try:
         file = lock_file(lock)

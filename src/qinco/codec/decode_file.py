@@ -41,7 +41,7 @@ def decode_file(
     save_seconds: float = 1.0,
     progress: ProgressOption = None,
 ) -> FileResult:
-    """Decode codes to a file of vectors, in bounded memory.
+    """Decode codes to a file of vectors, in bounded memory; all codes are checked before anything is written.
 
     Vectors are collected in `NAME.part`, with a record `NAME.part.json`, until all are there. A resumed call gives the
     same file as one that was never interrupted. Memory: two blocks of vectors.
@@ -62,11 +62,6 @@ def decode_file(
     Returns:
         A FileResult.
 
-    Raises:
-        ConfigError: the output cannot be written, or holds other vectors.
-        DataError: the codes are not those of the codec; all are checked before anything is written.
-        ResourceError: the disk is full or cannot be written; what was decoded is kept.
-
     Example:
         >>> decode_file(codec, "codes", "decoded.fvecs")
     """
@@ -78,8 +73,16 @@ def decode_file(
         codes = Codes.of(codes, lists)
     if len(codes) == 0:
         raise DataError(f"{codes.name} holds no codes")
-    target = _check_vector_output(output, inputs)
-    _check(codec, codes)
+    target = Path(os.path.realpath(check_output(output, overwrite=True, inputs=inputs)))
+    for name in inputs:
+        if name is not None and target.is_relative_to(os.path.realpath(name)):
+            raise ConfigError(f"output={output} lies in {name}, which is read: give another output")
+    if Path(output).suffix.lower() not in FLOAT_SUFFIXES:
+        raise ConfigError(f"output={output}: vectors are written to {', '.join(FLOAT_SUFFIXES)} files")
+    try:
+        codec.check_codes(codes)
+    except DataError as error:
+        raise error if codes.name in str(error) else DataError(f"{codes.name}: {error}") from None
     part_path, count = Path(f"{target}.part"), len(codes)
     with reporting(progress) as report, interruption("the decoded vectors are kept"):
         if resume and target.exists() and not part_path.exists():
@@ -158,22 +161,3 @@ def _fingerprint(codes: Codes) -> str:
     if sample.has_lists:
         digest.update(sample.lists.astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def _check(codec: Codec, codes: Codes) -> None:
-    """Raise DataError for codes that are not those of the codec."""
-    try:
-        codec.check_codes(codes)
-    except DataError as error:
-        raise error if codes.name in str(error) else DataError(f"{codes.name}: {error}") from None
-
-
-def _check_vector_output(output: str | os.PathLike, inputs) -> Path:
-    """The file that `output` is, links followed; raises ConfigError if it cannot be written, or is read."""
-    target = Path(os.path.realpath(check_output(output, overwrite=True, inputs=inputs)))
-    for name in inputs:
-        if name is not None and target.is_relative_to(os.path.realpath(name)):
-            raise ConfigError(f"output={output} lies in {name}, which is read: give another output")
-    if Path(output).suffix.lower() not in FLOAT_SUFFIXES:
-        raise ConfigError(f"output={output}: vectors are written to {', '.join(FLOAT_SUFFIXES)} files")
-    return target

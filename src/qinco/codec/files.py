@@ -27,23 +27,14 @@ _ENCODED_AGAIN = 64  # vectors by which a finished file is recognised
 
 @dataclass(frozen=True)
 class FileResult:
-    """What `encode_file` or `decode_file` has done.
-
-    Attributes:
-        output: the file or folder.
-        num_vectors: vectors in the whole output.
-        num_done: vectors that this call encoded or decoded; earlier ones were kept.
-        complete: whether the output is there; False while other shares are at work.
-        seconds: time that this call took.
-        lists: the file of list numbers beside the codes, or None.
-    """
+    """What `encode_file` or `decode_file` has done."""
 
     output: Path
-    num_vectors: int
-    num_done: int
-    complete: bool
+    num_vectors: int  # in the whole output
+    num_done: int  # encoded or decoded by this call; earlier ones were kept
+    complete: bool  # False while other shares are at work
     seconds: float
-    lists: Path | None = None
+    lists: Path | None = None  # the file of list numbers beside the codes
 
     @property
     def us_per_vector(self) -> float | None:
@@ -96,11 +87,6 @@ def encode_file(
     Returns:
         A FileResult.
 
-    Raises:
-        ConfigError: the output cannot be written, or holds other work.
-        DataError: the vectors have another dimension or are not finite.
-        ResourceError: a shard cannot be written; the finished ones are kept.
-
     Example:
         >>> encode_file(codec, "base.fvecs", "codes", num_pairs=64, beam_width=32)
         >>> codes = Codes.load("codes")
@@ -124,10 +110,8 @@ def encode_file(
     )
     is_file = not is_folder(output)
     if path.name in ("", "..") or (is_file and path.suffix.lower() not in FILE_SUFFIXES):
-        raise ConfigError(
-            f"output={output}: codes are written to {', '.join(FILE_SUFFIXES)} files, or to a folder of shards (a name "
-            "without suffix)"
-        )
+        forms = f"{', '.join(FILE_SUFFIXES)} files, or to a folder of shards (a name without suffix)"
+        raise ConfigError(f"output={output}: codes are written to {forms}")
     folder = path.with_name(f"{path.name}.shards") if is_file else path
     shards = range(index, plan.num_shards, count)
     num_done, complete = 0, False
@@ -206,7 +190,7 @@ class _Encoding:
         return num_done, True
 
     def _prepare(self, inputs) -> None:
-        """Make an output folder; raises ConfigError where nothing can be written, or an input would be replaced."""
+        """Make an output folder, or raise ConfigError."""
         path, real = self.output, os.path.realpath(self.folder)
         for name in inputs:
             if name is not None and Path(os.path.realpath(name)).is_relative_to(real):
@@ -224,10 +208,7 @@ class _Encoding:
             raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
 
     def _join(self, resume: bool, overwrite: bool) -> CodeFolder:
-        """The codes to go on with: pending ones, new or begun earlier, or complete ones; with the lock held.
-
-        Raises ConfigError if what is there is other work, or neither `resume` nor `overwrite` is given.
-        """
+        """The codes to go on with, with the lock held; raises ConfigError if others are there that must stay."""
         complete, pending = CodeFolder.find(self.folder)
         there, plan = pending or complete, self.plan
         if there is None:

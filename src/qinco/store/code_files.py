@@ -44,21 +44,10 @@ def files_of(path: Path, has_lists: bool) -> list[Path]:
 def open_codes_file(
     path: str | os.PathLike, num_codes: int | None, codebook_size: int | None, has_lists: bool | None, lists=None
 ):
-    """Codes in a file or folder, which are read when rows are asked for.
+    """Codes in a file or folder, rows (N, M), and their list numbers, rows (N, 1) or None; read when asked for.
 
-    Args:
-        path: the file or folder.
-        num_codes: M of the codec; None if it is not known. A .raw file cannot be read without it.
-        codebook_size: K of the codec, likewise.
-        has_lists: whether the codec has lists; None takes those that are there.
-        lists: path of the list numbers, if they are neither within nor beside the codes.
-
-    Returns:
-        Rows of codes (N, M), and rows of list numbers (N, 1) or None.
-
-    Raises:
-        DataError: the file is missing, damaged, or of a codec of other sizes.
-        ConfigError: `lists` is given but the codes hold their list numbers, or a .raw file comes without sizes.
+    What is None of the codec's M, K and `has_lists` is taken from the file, but a .raw file does not say sizes. `lists`
+    is the path of list numbers that are neither within nor beside the codes.
     """
     path, within, may_lie_beside = Path(path), None, True
     suffix, is_sized = path.suffix.lower(), None not in (num_codes, codebook_size)
@@ -94,18 +83,10 @@ def open_codes_file(
 def write_codes_file(
     path: str | os.PathLike, codes, lists, codebook_size: int | None, dim: int | None, *, block_rows: int = 1 << 16
 ) -> list[Path]:
-    """Write codes to a file in the form of its suffix, in bounded memory.
+    """Write codes, rows (N, M), to a file in the form of its suffix, in bounded memory; returns the files written.
 
-    Args:
-        path: the file. List numbers go beside it as `lists_beside` says, but into the first column of .npz.
-        codes: rows (N, M).
-        lists: rows (N, 1), an array (N,), or None.
-        codebook_size: K; None keeps the dtype in .npy.
-        dim: D of the vectors, which .npz records.
-        block_rows: vectors that are written at once.
-
-    Returns:
-        The files that were written.
+    Lists are rows (N, 1), an array (N,), or None; they go beside the file, but into the first column of .npz. Without
+    `codebook_size`, K, .npy keeps the dtype; .npz records `dim`.
     """
     path, written = Path(path), []
     suffix, count = path.suffix.lower(), codes.shape[0]

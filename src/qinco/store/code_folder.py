@@ -93,10 +93,7 @@ class CodeFolder:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "CodeFolder":
-        """What is said of the complete codes in a folder, or of the pending ones if there are no others.
-
-        Raises DataError if the folder holds no codes, or its manifest is damaged.
-        """
+        """What is said of the complete codes in a folder, or of the pending ones if there are no others."""
         path = Path(path)
         is_pending = not os.path.lexists(path / MANIFEST) and (path / PENDING).exists()
         file = path / (PENDING if is_pending else MANIFEST)

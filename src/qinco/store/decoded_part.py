@@ -23,10 +23,13 @@ KIND = "decoding"
 class DecodedPart:
     """`NAME.part` with its record, open to be written by this process alone. Made by `open_part`."""
 
-    def __init__(self, path: Path, file: BinaryIO, writer: VectorWriter, work: dict, save_seconds: float):
-        self.path = path
-        self._file, self._writer, self._work, self._save_seconds = file, writer, work, save_seconds
+    def __init__(self, path: Path, file: BinaryIO, writer: VectorWriter, work: dict, rows: int, save_seconds: float):
+        self.path, self._work = path, work
+        self._file, self._writer, self._save_seconds = file, writer, save_seconds
         self._saved_at = time.monotonic()
+        if rows == 0:
+            self._record(0)  # first: the old one must not describe what is about to be replaced
+        writer.attach(file, rows)
 
     @property
     def rows(self) -> int:
@@ -54,18 +57,12 @@ class DecodedPart:
         flush_folder(target.parent)
         remove_record(self.path)
 
-    def _start(self, rows: int) -> None:
-        """Remove all but the first vectors."""
-        if rows == 0:
-            self._record(0)  # first: the old one must not describe what is about to be replaced
-        self._writer.attach(self._file, rows)
-
     def _sync(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def _record(self, rows: int) -> None:
-        content = dict(zip(HEADER, (KIND, VERSIONS[KIND]), strict=True)) | self._work | {"rows": rows}
+        content = {"kind": KIND, "format_version": VERSIONS[KIND], **self._work, "rows": rows}
         write_json(_record_path(self.path), content)
 
 
@@ -73,27 +70,16 @@ class DecodedPart:
 def open_part(
     path: Path, writer: VectorWriter, work: dict, resume: bool, overwrite: bool, save_seconds: float = 1.0
 ) -> Iterator[DecodedPart]:
-    """The part at `path`, new or with what an earlier call left.
+    """The part at `path`, new or with what an earlier call left, of the file that `writer` would write.
 
-    Args:
-        path: NAME.part.
-        writer: of the file that it becomes.
-        work: JSON values that say what is decoded, `num_vectors` among them.
-        resume: continue with the vectors of an earlier call.
-        overwrite: replace them.
-        save_seconds: how often what is on disk is recorded.
-
-    Raises:
-        ConfigError: an earlier call's vectors are other work, or neither `resume` nor `overwrite` is given, or another
-            process is at it.
-        ResourceError: an OSError occurred, in the block or here.
+    `work` says what is decoded, in JSON values, `num_vectors` among them. Raises ConfigError if an earlier call's
+    vectors are other work, or neither `resume` nor `overwrite` is given, or another process is at it.
     """
     there = _read_record(path)
     try:
         with os.fdopen(lock_file(path, wait=False), "wb") as file:
-            part = DecodedPart(path, file, writer, work, save_seconds)
-            part._start(_kept_rows(path, there, writer, work, resume, overwrite))
-            yield part
+            rows = _kept_rows(path, there, writer, work, resume, overwrite)
+            yield DecodedPart(path, file, writer, work, rows, save_seconds)
     except BlockingIOError:
         raise ConfigError(f"another process is decoding to {path}: wait until it ends") from None
     except OSError as error:

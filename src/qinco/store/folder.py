@@ -90,11 +90,12 @@ class FolderWriter:
         """The path at which the caller writes the file `name` before the block ends."""
         assert re.fullmatch(NAME, name) and name not in self._parts
         self._parts[name] = {}
-        return self.path_of(name)
+        return path_of(self.folder, name, self.token)
 
     def add(self, name: str, array: np.ndarray) -> None:
         """Write an array of a pending generation, whole or not at all."""
-        with write_atomically(self.path_of(f"{name}.npy")) as temporary, temporary.open("wb") as file:
+        path = path_of(self.folder, f"{name}.npy", self.token)
+        with write_atomically(path) as temporary, temporary.open("wb") as file:
             file.write(npy_header(array.shape, array.dtype))
             file.write(np.ascontiguousarray(array))
 
@@ -102,14 +103,10 @@ class FolderWriter:
         """Declare an array that `add` has written, in this process or another."""
         self._parts[f"{name}.npy"] = {"dtype": np.dtype(dtype).str, "shape": [int(length) for length in shape]}
 
-    def path_of(self, name: str) -> Path:
-        """The path of a file, by its name with suffix."""
-        return path_of(self.folder, name, self.token)
-
     def commit(self) -> None:
         """Make this the folder's generation: all files are there."""
         for name, entry in self._parts.items():
-            path = self.path_of(name)
+            path = path_of(self.folder, name, self.token)
             entry |= {"bytes": path.stat().st_size, "crc32": checksum(path)}
             write_to_disk(path)  # including what was written through maps
         flush_folder(self.folder)
@@ -134,24 +131,23 @@ def write_folder(path: str | os.PathLike, kind: str, settings: dict) -> Iterator
     """
     path = Path(path)
     check_folder_output(path, kind)
+    is_new = not path.exists()
     try:
-        is_new = not path.exists()
         path.mkdir(exist_ok=True)
-        try:
-            with exclusive(path / LOCK):
+        with exclusive(path / LOCK):
+            remove_stale(path, kind)
+            try:
+                writer = FolderWriter(path, kind, settings)
+                yield writer
+                writer.commit()
+            finally:
                 remove_stale(path, kind)
-                try:
-                    writer = FolderWriter(path, kind, settings)
-                    yield writer
-                    writer.commit()
-                finally:
-                    remove_stale(path, kind)
-        finally:
-            if is_new:
-                with suppress(OSError):  # it holds the new generation
-                    path.rmdir()
     except OSError as error:
         raise ResourceError(f"cannot write {path}: {error if error.filename else error.strerror or error}") from error
+    finally:
+        if is_new:
+            with suppress(OSError):  # it holds the new generation
+                path.rmdir()
 
 
 def begin(folder: Path, kind: str, settings: dict) -> Manifest:
@@ -179,10 +175,7 @@ def read_pending(folder: Path, kind: str) -> Manifest | None:
 
 
 def remove_stale(folder: Path, kind: str, others: str | None = None) -> None:
-    """Remove our files that belong to no generation, and those with names like the pattern `others`; the lock is held.
-
-    Killed and failed writers leave them.
-    """
+    """Remove what failed writers left, and files with names like the pattern `others`; the lock is held."""
     tokens = [_token_of(folder, kind, name) for name in (MANIFEST, PENDING)]
     if tokens[0] is not None and tokens[0] == tokens[1]:
         (folder / PENDING).unlink(missing_ok=True)
@@ -203,21 +196,11 @@ def read_folder(
     mmap: bool = True,
     verified_bytes: int = VERIFIED_BYTES,
 ):
-    """Open the generation of a folder.
+    """Open the generation of a folder, and give what `load` makes of it: the opened folder itself by default.
 
-    Args:
-        path: the folder.
-        kind: a key of VERSIONS.
-        load: gets the opened folder, and is called again if another process has replaced it meanwhile, so that all
-            files it sees are of one generation.
-        mmap: map the arrays; otherwise read them into memory and verify all checksums.
-        verified_bytes: of mapped files the checksums of the smallest ones, so many bytes in all, are verified.
-
-    Returns:
-        What `load` returns: the opened folder itself by default.
-
-    Raises:
-        DataError: names the file that is missing, truncated, damaged, foreign or of a newer format.
+    `load` is called again if another process has replaced the folder meanwhile, so that all files it sees are of one
+    generation. With `mmap` arrays are mapped, and checksums of the smallest files are verified, so many bytes in all;
+    otherwise arrays are read into memory, and everything is verified. DataError names the file that is at fault.
     """
 
     def opened(manifest: Manifest) -> OpenFolder:
@@ -267,10 +250,9 @@ def check_folder_output(path: str | os.PathLike, kind: str) -> None:
 
 
 def check_files(path: Path, manifest: Manifest, verified_bytes: float = VERIFIED_BYTES) -> dict[str, int | None]:
-    """Check the files of a generation, and checksums of the smallest ones; DataError names the first damaged file.
+    """Check the files of a generation, and the checksums of the smallest ones; DataError names the first damaged file.
 
-    Returns:
-        For each file the offset at which an array's values begin; None for other files.
+    Returns for each file the offset at which an array's values begin; None for other files.
     """
     offsets = {}
     for name, stored in sorted(manifest.files.items(), key=lambda item: item[1].bytes):
@@ -284,11 +266,7 @@ def check_files(path: Path, manifest: Manifest, verified_bytes: float = VERIFIED
 
 def folder_size(folder: Path) -> int:
     """Bytes of the files in a folder."""
-    size = 0
-    for file in folder.iterdir():
-        with suppress(FileNotFoundError):  # a temporary file of a run that goes on
-            size += file.lstat().st_size
-    return size
+    return sum(file.lstat().st_size for file in folder.iterdir())
 
 
 def _token_of(folder: Path, kind: str, name: str) -> str | None:

@@ -54,10 +54,7 @@ def read_header(path: str | os.PathLike) -> dict:
 
 @contextmanager
 def open_tensors(path: str | os.PathLike, framework: str) -> Iterator[tuple[dict, safe_open]]:
-    """The header of a file of ours, and the open file, whose tensors come as those of `framework` ("numpy", "pt").
-
-    Raises DataError if the file is missing, damaged, foreign or of a newer format.
-    """
+    """The header of a file of ours, and the open file, whose tensors come as those of `framework` ("numpy", "pt")."""
     file_size(Path(path))
     try:
         with safe_open(path, framework=framework) as file:

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import resource
 import shutil
 import sys
 import threading
@@ -89,12 +88,6 @@ def test_settings_are_a_json_object_that_may_still_grow(tmp_path):
     with write_folder(tmp_path, "index", {"lists": {10: (1, 2), 9: 0.1}}) as writer:
         writer.settings["last"] = "ü"
     assert read_folder(tmp_path, "index").settings == {"lists": {"10": [1, 2], "9": 0.1}, "last": "ü"}
-
-
-def test_the_last_save_is_what_is_there(tmp_path):
-    for seed in (1, 2, 3):
-        save(tmp_path, seed)
-        assert found(tmp_path) == seed and listing(tmp_path) == expected_listing(tmp_path)
 
 
 def test_an_index_is_saved_over_itself(tmp_path):
@@ -217,21 +210,6 @@ def test_a_full_disk_is_noticed_before_a_map_is_filled(tmp_path, monkeypatch):
         with pytest.raises(ResourceError, match=r"cannot write .*index: No space left on device"):
             save(tmp_path / "index", 2)
     assert found(tmp_path / "index") == 1 and listing(tmp_path / "index") == expected_listing(tmp_path / "index")
-
-
-@pytest.mark.parametrize("way", ["array", "put"])
-def test_a_limit_of_file_sizes_is_a_resource_error(tmp_path, way):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    try:
-        with (
-            pytest.raises(ResourceError, match="File too large"),
-            write_folder(tmp_path / "index", "index", {}) as writer,
-        ):
-            writer.array("x", np.uint8, (20_000,)) if way == "array" else writer.put("x", np.zeros(20_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert listing(tmp_path) == []
 
 
 def test_only_the_smallest_files_are_verified_when_they_are_mapped(tmp_path):
