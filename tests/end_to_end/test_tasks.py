@@ -85,7 +85,7 @@ def test_ivf_codec_through_files(folder, tmp_path, capsys):
     assert np.load(tmp_path / "codes.lists.npy").shape == (300, 1)
     (tmp_path / "codes.lists.npy").rename(tmp_path / "other.npy")
     assert main(["decode", model, f"codes={tmp_path}/codes.npy", f"output={tmp_path}/decoded.npy"]) == 3
-    assert "lists=FILE" in capsys.readouterr().err
+    assert "codes.lists.npy" in capsys.readouterr().err
     lists = f"lists={tmp_path}/other.npy"
     run_json(capsys, "decode", model, f"codes={tmp_path}/codes.npy", lists, f"output={tmp_path}/decoded.npy")
     error = np.load(tmp_path / "decoded.npy") - qinco.open_vectors(folder / "base.npy")[:]
