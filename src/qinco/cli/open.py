@@ -46,9 +46,7 @@ def adjust_codec(settings: Settings, codec: "qinco.Codec") -> "qinco.Codec":
 
 def encode_options(settings: Settings, codec: "qinco.Codec") -> EncodeOptions:
     """The codec's own options, with `A`, `C`, `B`, `precision` and `engine` in their place if they are given."""
-    options = codec.encode_options.override(
-        settings["A"], settings["C"], settings["B"], settings["precision"], settings["engine"]
-    )
+    options = codec.encode_options.override(*(settings[key] for key in ("A", "C", "B", "precision", "engine")))
     options.check_model(codec.config)
     return options
 
@@ -78,10 +76,7 @@ def open_trainset(settings: Settings) -> "qinco.VectorSource":
 
 
 def open_queries(settings: Settings, dim: int, num_vectors: int | None) -> "tuple[np.ndarray, np.ndarray]":
-    """Queries, float32 (Q, D), and the number of each one's true nearest neighbour, int64 (Q,).
-
-    num_vectors: size of the database, which the numbers must be below; None if they are ids
-    """
+    """Queries, float32 (Q, D), and each one's true nearest neighbour, int64 (Q,), below num_vectors unless ids."""
     from qinco.vectors.formats import read_integers
 
     dataset = find_dataset(settings["db"] or "")
@@ -95,10 +90,8 @@ def open_queries(settings: Settings, dim: int, num_vectors: int | None) -> "tupl
     if len(queries) != len(truth):
         raise DataError(f"{truth_path} has {len(truth)} rows, but {queries.name} has {len(queries)} queries")
     if num_vectors is not None and (truth[:, 0].max() >= num_vectors or truth[:, 0].min() < 0):
-        raise DataError(
-            f"{truth_path} names vector {truth[:, 0].max()}, but the database has {num_vectors}: it is the truth "
-            "of another database, or ds.db leaves vectors out"
-        )
+        raise DataError(f"{truth_path} names vector {truth[:, 0].max()}, but the database has {num_vectors}: it is "
+                        "the truth of another database, or ds.db leaves vectors out")  # fmt: skip
     return next(block for _, block in queries.blocks(len(queries))), truth[:, 0]
 
 
@@ -126,9 +119,9 @@ def open_decoder(settings: Settings, codec: "qinco.Codec", progress: Progress):
 
     name, path, pairs = settings["decoder"], settings["index"], settings["pairwise_decoder"]
     if name == "neural":
-        for key in ("index", "pairwise_decoder"):
-            if settings[key] is not None:
-                raise ConfigError(f"{key}= has no effect with decoder=neural: give decoder=lookup or decoder=pairwise")
+        if path or pairs:
+            key = "index" if path else "pairwise_decoder"
+            raise ConfigError(f"{key}= has no effect with decoder=neural: give decoder=lookup or decoder=pairwise")
         return None
     if settings["prefix"] is not None:
         raise ConfigError(f"prefix= shortens codes for the network, and decoder={name} takes whole ones: leave it out")
@@ -143,14 +136,11 @@ def open_decoder(settings: Settings, codec: "qinco.Codec", progress: Progress):
         return getattr(index, "tables", index).lookup
     if settings["trainset"] is None and find_dataset(settings["db"]) is None:
         raise ConfigError("decoder=lookup needs index=, whose tables are taken, or trainset=, vectors to fit tables to")
-    source = open_trainset(settings)
-    if not len(source):
-        raise DataError(f"{source.name} holds no vectors to fit look-up tables to")
-    given = settings.given("search.aq_training_samples")
-    num_training = settings["search.aq_training_samples"] if given else None
-    return qinco.fit_lookup_decoder(
-        source, codec=codec, num_training=num_training, seed=settings["seed"], progress=progress
-    ).decoder
+    samples = settings.given_values.get("search.aq_training_samples")
+    fitted = qinco.fit_lookup_decoder(
+        open_trainset(settings), codec=codec, num_training=samples, seed=settings["seed"], progress=progress
+    )
+    return fitted.decoder
 
 
 def mse_scale(settings: Settings) -> float:
