@@ -47,8 +47,7 @@ def test_trains_evaluates_encodes_decodes_and_searches(folder, capsys):
     model = f"model={folder}/codec.safetensors"
     done = run_json(capsys, "eval", model, f"db={folder}/base.npy")
     assert done["num_vectors"] == 300 and len(done["mse_per_step"]) == 3
-    assert done["mse_per_step"] == sorted(done["mse_per_step"], reverse=True)
-    assert done["mse"] == done["mse_per_step"][-1]
+    assert [*done["mse_per_step"][:-1], done["mse"]] == sorted(done["mse_per_step"], reverse=True)
     assert run_json(capsys, "task=eval", model, f"db={folder}/base.npy", "mse_scale=0.5")["mse"] == done["mse"] / 2
     assert run_json(capsys, "eval", model, f"db={folder}/base.npy", "prefix=2")["mse"] > done["mse"]
 
