@@ -476,7 +476,7 @@ WRONG = {
     "vectors as an index": (find("index=base.npy"), 3, "base.npy"),
     "faiss without a model": (find("index=ix.faissindex"), 2, "model="),
     "faiss of another codec": (find("index=ix.faissindex", OTHER), 3, "centroids are not the model's"),
-    "faiss of other codes": (find("index=ix.faissindex", LARGER), 3, "M is 3 there, 2 in the model"),
+    "faiss of other codes": (find("index=ix.faissindex", LARGER), 3, "code_size=3"),
     "index of another codec": (find("index=ix", OTHER), 3, "another codec"),
     "no list": (find("index=ix", "nprobe=0"), 2, "search.nprobe"),
     "nothing": (find("index=ix", "nprobe=[]"), 2, "search.nprobe"),

@@ -1,6 +1,6 @@
-"""Measure a codec with another decoder than its network: error and exhaustive recall over vectors.
+"""Measure a codec, or another decoder of its codes: error and exhaustive recall over vectors.
 
-Shape suffixes: N vectors, n vectors of a block, D dimension.
+Shape suffixes: N vectors, n vectors of a block, D dimension, Q queries, R results.
 """
 
 import time
@@ -15,6 +15,7 @@ from qinco.errors import DataError
 from qinco.maths.metrics import RANKS, recall
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.exhaustive import nearest_in_blocks
+from qinco.search.measure.timing import check_truth, open_queries
 from qinco.search.partition import assign_decoded
 from qinco.vectors.rows import VectorSource, as_source
 
@@ -49,25 +50,15 @@ def evaluate_decoder(
 
 
 def exhaustive_recall(
-    codec: Codec,
-    vectors,
-    queries,
-    ground_truth,
-    *,
-    decoder=None,
-    options: EncodeOptions | None = None,
-    num_steps: int | None = None,
-    precision: str = "float32",
-    device=None,
-    progress: ProgressOption = None,
-) -> dict[int, float]:
+    codec: Codec, vectors, queries, ground_truth, *, decoder=None, options: EncodeOptions | None = None,
+    num_steps: int | None = None, precision: str = "float32", device=None, progress: ProgressOption = None,
+) -> dict[int, float]:  # fmt: skip
     """Recall of the exact nearest neighbours among what the codes of a database decode to, in bounded memory.
 
     Args:
         codec: encodes the database.
         vectors: (N, D) database.
-        queries: (Q, D).
-        ground_truth: (Q,) row numbers of the true nearest neighbours.
+        queries, ground_truth: as for `sweep`; row numbers of the database.
         decoder: LookupDecoder or PairwiseDecoder; the codec's network if None.
         options: of encoding; the codec's own if None.
         num_steps: use so many codes only.
@@ -79,15 +70,16 @@ def exhaustive_recall(
         {1: share, 10: share, 100: share}.
 
     Example:
-        >>> exhaustive_recall(codec, "base.fvecs", "query.fvecs", nearest)[10]
+        >>> exhaustive_recall(codec, "base.fvecs", "query.fvecs", "groundtruth.ivecs")[10]
     """
-    source, found = as_source(vectors), as_source(queries, "queries")
+    source = as_source(vectors)
     codec.check_dim(source)
-    codec.check_dim(found)
+    queries_QD, nearest_Q = open_queries(queries, ground_truth, codec.dim)
+    check_truth(nearest_Q[nearest_Q >= len(source)])
     with reporting(progress) as report:
         blocks = _decoded(codec, source, decoder, options, num_steps, precision, report)
-        _, ids_QR = nearest_in_blocks(found[:], blocks, max(RANKS), device or codec.device)
-    return recall(ids_QR, np.asarray(ground_truth))
+        _, ids_QR = nearest_in_blocks(queries_QD, blocks, max(RANKS), device or codec.device)
+    return recall(ids_QR, nearest_Q)
 
 
 def _decoded(
@@ -97,8 +89,8 @@ def _decoded(
     for first, codes in codec.encode_blocks(source, options, num_steps):
         if decoder is None:
             yield first, codec.decode(codes, precision=precision)
-        elif codes.has_lists or not decoder.num_lists:
+        else:
+            if decoder.num_lists and not codes.has_lists:  # the lists of an index that the codec does not know
+                codes = codes.with_lists(assign_decoded(codec, codes, decoder.centroids_VD))
             yield first, decoder.decode(codes.codes, codes.lists)
-        else:  # the lists of an index that the codec does not know
-            yield first, decoder.decode(codes.codes, assign_decoded(codec, codes, decoder.centroids_VD))
         report("encoding and decoding", first + len(codes), len(source))

@@ -1,6 +1,6 @@
 """Estimate an index's recall on held-out vectors, compared with a residual quantizer of the same size.
 
-Shape suffixes: N vectors, Q queries, D dimension, M codes of a vector, K codewords, R results.
+Shape suffixes: N vectors, n vectors of a sample, Q queries, D dimension, M codes of a vector, K codewords, R results.
 """
 
 import numpy as np
@@ -41,17 +41,12 @@ def evaluate_index(
         "recall_rq" over those of a residual quantizer of as many bytes, in the same lists if the codec has lists
         ({1: share, 10: share, 100: share} each), "mse" and "mse_rq". The residual quantizer has not seen these vectors
         either: it is fitted to reconstructions of this index, with errors added that were drawn from those here.
-
-    Raises:
-        ConfigError: the index is empty or has no codec.
-        DataError: too few vectors.
     """
-    codec = index.codec
+    codec, source = index.codec, as_source(vectors)
     if codec is None:
         raise ConfigError("the index has no codec to encode with: load it with codec=")
     if not len(index):
         raise ConfigError("the index is empty: the residual quantizer is fitted to its vectors")
-    source = as_source(vectors)
     codec.check_dim(source)
     source = source.limit(max_vectors)
     count = min(_MAX_QUERIES, -(-len(source) // 10)) if num_queries is None else num_queries
@@ -69,11 +64,14 @@ def evaluate_index(
     def nearest(among_ND: np.ndarray, k: int) -> np.ndarray:
         return nearest_in_blocks(queries_QD, [(0, among_ND)], k, codec.device, metric)[1]
 
+    def mse(decoded_ND: np.ndarray) -> float:
+        return float(np.square(x_ND - decoded_ND).sum(1, dtype=np.float64).mean())
+
     nearest_Q = nearest(x_ND, 1)[:, 0]
     decoded_ND = unseen.reconstruct(np.arange(len(x_ND)))
     base_ND = codec.coarse_centroids[codec.assign_lists(x_ND)] if codec.is_ivf else np.zeros_like(x_ND)
-    sample_ND = _similar_vectors(index, x_ND - decoded_ND)
-    books_MKD = residual_kmeans(sample_ND, codec.num_codes, codec.config.codebook_size, threads=threads)
+    sample_nD = _similar_vectors(index, x_ND - decoded_ND)
+    books_MKD = residual_kmeans(sample_nD, codec.num_codes, codec.config.codebook_size, threads=threads)
     plain_ND = base_ND + quantize_residually(x_ND - base_ND, books_MKD, threads)
     return {
         "num_vectors": len(x_ND),
@@ -81,8 +79,8 @@ def evaluate_index(
         "recall": recall(found_QR, nearest_Q),
         "recall_exhaustive": recall(nearest(decoded_ND, max(RANKS)), nearest_Q),
         "recall_rq": recall(nearest(plain_ND, max(RANKS)), nearest_Q),
-        "mse": _mse(x_ND, decoded_ND),
-        "mse_rq": _mse(x_ND, plain_ND),
+        "mse": mse(decoded_ND),
+        "mse_rq": mse(plain_ND),
     }
 
 
@@ -92,12 +90,7 @@ def _similar_vectors(index, errors_ND: np.ndarray) -> np.ndarray:
     lists = max(index.parts.segments, key=len)
     rows = sample_rows(len(lists), _RQ_ROWS, 0)
     codes = Codes(lists.rows(rows)[0], lists.lists_of(rows))
-    x_ND = codec.decode(codes_of_codec(codec, codes), precision="auto")
+    x_nD = codec.decode(codes_of_codec(codec, codes), precision="auto")
     if codec.is_ivf:
-        x_ND -= codec.coarse_centroids[codes.lists]
-    return x_ND + errors_ND[generator.integers(0, len(errors_ND), len(x_ND))]
-
-
-def _mse(x_ND: np.ndarray, decoded_ND: np.ndarray) -> float:
-    """Mean squared error, summed over dimensions."""
-    return float(np.square(x_ND - decoded_ND).sum(1, dtype=np.float64).mean())
+        x_nD -= codec.coarse_centroids[codes.lists]
+    return x_nD + errors_ND[generator.integers(0, len(errors_ND), len(x_nD))]

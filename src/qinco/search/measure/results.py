@@ -4,7 +4,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,11 +13,15 @@ from qinco.atomic import write_atomically
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError, differences
 from qinco.progress import Progress, silent
-from qinco.search.measure.explore import STAGES, Measurement, Setting, combinations, explore, pareto_front
+from qinco.search.measure.explore import Measurement, Setting, combinations, explore, pareto_front
 from qinco.search.measure.timing import TIMING
 from qinco.search.options import SearchOptions
 
 MAX_RESULT_BYTES = 1 << 28
+# The stages of a search, and the names of their times in the authors' results.
+_STAGES = {"search": "t_search", "pairwise": "t_mid_rerank", "decode": "t_decode", "rerank": "t_rerank",
+           "total": "t_total"}  # fmt: skip
+_DAMAGE = OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,8 @@ class Conditions:
 
     def differences(self, there: "Conditions") -> list[str]:
         """What differs between these conditions here and those `there`, in words."""
-        names = sorted(self.fingerprint.keys() | there.fingerprint.keys())
-        found = [f"another {name}" for name in names if self.fingerprint.get(name) != there.fingerprint.get(name)]
-        return found + differences(*({n: asdict(c)[n] for n in ("threads", "machine")} for c in (there, self)))
+        facts = [{**one.fingerprint, "threads": one.threads, "machine": one.machine} for one in (there, self)]
+        return differences(*facts, {name: f"another {name}" for one in (there, self) for name in one.fingerprint})
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class SweepResult:
     measured: dict[Setting, Measurement]
     skipped: list[Setting]
     conditions: Conditions
+
+    @property
+    def num_queries(self) -> int:
+        return next((found.num_queries for found in self.measured.values()), 0)
 
     @property
     def front(self) -> list[Setting]:
@@ -81,48 +87,36 @@ class SweepResult:
         """Every measured setting as JSON values, by the values' order."""
         front = set(self.front)
         return [
-            {
-                "parameters": setting._asdict(),
-                "recall": dict(found.recall),
-                "shortlist_recall": dict(found.shortlist_recall),
-                "queries_per_second": found.queries_per_second,
-                "seconds_by_stage": dict(found.seconds_by_stage),
-                "pareto": setting in front,
-            }
+            {"parameters": setting._asdict(), **asdict(found), "queries_per_second": found.queries_per_second,
+             "pareto": setting in front}
             for setting, found in sorted(self.measured.items())
-        ]
+        ]  # fmt: skip
 
-    def to_dict(self) -> dict:
-        """The content of the results file: the authors' list `ivf_real_res`, and ours beside it."""
-        return {
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the results file, whole or not at all: the authors' list `ivf_real_res`, and ours beside it."""
+        content = {
             "ivf_real_res": self._upstream_results(),
             "settings": self.settings(),
             "skipped": [setting._asdict() for setting in self.skipped],
-            "threads": self.conditions.threads,
-            "machine": self.conditions.machine,
-            "num_queries": next((found.num_queries for found in self.measured.values()), 0),
+            "num_queries": self.num_queries,
             "timing": TIMING,
-            "fingerprint": dict(self.conditions.fingerprint),
+            **asdict(self.conditions),
         }
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the results file, whole or not at all."""
         with write_atomically(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
     def _upstream_results(self) -> list[dict]:
-        values = [sorted(set(column)) for column in zip(*self.requested, *self.measured, strict=True)]
-        shape = [len(column) for column in values]
+        columns = [sorted(set(column)) for column in zip(*self.requested, *self.measured, strict=True)]
         results = []
         for setting, found in sorted(self.measured.items()):
-            key = [column.index(value) for column, value in zip(values, setting, strict=True)]
+            key = [column.index(value) for column, value in zip(columns, setting, strict=True)]
             results.append(
                 {
                     "parameters": setting._asdict(),
-                    "cno": int(np.ravel_multi_index(key, shape)),
-                    **{theirs: found.seconds_by_stage.get(ours, 0) for ours, theirs in STAGES.items()},
-                    "recalls": dict(found.recall),
-                    "recalls_orig": dict(found.shortlist_recall),
+                    "cno": int(np.ravel_multi_index(key, [len(column) for column in columns])),
+                    **{theirs: found.seconds_by_stage.get(ours, 0) for ours, theirs in _STAGES.items()},
+                    "recalls": found.recall,
+                    "recalls_orig": found.shortlist_recall,
                     "key": key,
                 }
             )
@@ -158,23 +152,23 @@ def record_sweep(
         done = len(skipped) + sum(setting in measured for setting in settings)
         report("measuring", done, len(settings), "setting")
 
-    explore(settings, measure, known=known, on_measured=record)
+    try:
+        explore(settings, measure, known=known, on_measured=record)
+    except KeyboardInterrupt:
+        if path is None or not result.measured:
+            raise
+        raise KeyboardInterrupt(f"what is measured is in {path}; the same with resume=true continues") from None
     return result
 
 
 def read_measurements(path: Path, conditions: Conditions) -> dict[Setting, Measurement]:
-    """The measurements of a results file.
-
-    Raises:
-        ConfigError: they were made under other conditions.
-        DataError: the file is damaged, or no results of a sweep.
-    """
+    """The measurements of a results file; raises ConfigError if they were made under other conditions."""
     remedy = "give another output, or overwrite=true without resume"
     try:
         content = json.loads(path.read_text())
         there = Conditions(dict(content["fingerprint"]), content["threads"], content["machine"])
         measured = dict(_read_setting(entry, content["num_queries"]) for entry in content["settings"])
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+    except _DAMAGE as error:
         raise DataError(f"{path} does not hold results of a sweep, or is damaged: {remedy}") from error
     if found := conditions.differences(there):
         raise ConfigError(
@@ -184,7 +178,6 @@ def read_measurements(path: Path, conditions: Conditions) -> dict[Setting, Measu
 
 
 def _read_setting(entry: dict, num_queries: int) -> tuple[Setting, Measurement]:
-    """A setting of the results file; raises ValueError and others where it is damaged."""
     setting = Setting(**entry["parameters"])
     _ = setting.options  # checks the values
     require_int("num_queries", num_queries)
@@ -199,25 +192,15 @@ def _read_setting(entry: dict, num_queries: int) -> tuple[Setting, Measurement]:
 
 def describe_results(path: str | os.PathLike) -> dict:
     """What a file of results holds, of the authors' code or ours, as JSON values; raises DataError."""
-    content = None
     if (size := Path(path).stat().st_size) > MAX_RESULT_BYTES:
         raise DataError(f"{path} has {size} bytes, too many for the results of a search")
-    with suppress(ValueError, RecursionError):
-        content = json.loads(Path(path).read_text(errors="replace"))
-    results = content.get("ivf_real_res") if isinstance(content, dict) else None
-    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
-        raise DataError(f"{path} holds no search results: it has no list 'ivf_real_res'")
-    recalls = [result.get("recalls", {}).get("1") for result in results if isinstance(result.get("recalls"), dict)]
-
-    def is_number(value) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-    fields = {
-        "kind": "search results",
-        "num_settings": len(results),
-        "best_recall_at_1": max(filter(is_number, recalls), default=None),
-    }
-    settings = content.get("settings")
-    if isinstance(settings, list):  # those of ours
-        fields["pareto"] = sum(isinstance(setting, dict) and setting.get("pareto") is True for setting in settings)
+    try:
+        content = json.loads(Path(path).read_text())
+        recalls = [float(result["recalls"]["1"]) for result in content["ivf_real_res"]]
+        best = max(recalls, default=None)
+        fields = {"kind": "search results", "num_settings": len(recalls), "best_recall_at_1": best}
+        if "settings" in content:  # those of ours
+            fields["pareto"] = sum(setting["pareto"] for setting in content["settings"])
+    except _DAMAGE as error:
+        raise DataError(f"{path} holds no search results in a list 'ivf_real_res', or is damaged") from error
     return fields | {name: content[name] for name in ("num_queries", "threads", "machine") if name in content}

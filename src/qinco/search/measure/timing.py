@@ -1,8 +1,9 @@
 """Recall and time of a search with some options.
 
-Shape suffixes: Q queries, D dimension.
+Shape suffixes: Q queries, D dimension, R results.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 
@@ -13,6 +14,7 @@ from qinco.maths.metrics import RANKS, recall
 from qinco.search.ids import as_ids
 from qinco.search.measure.explore import Measurement
 from qinco.search.options import SearchOptions
+from qinco.vectors.formats import read_integers
 from qinco.vectors.rows import as_source
 
 # Of the timed runs the one of median total is reported.
@@ -24,30 +26,20 @@ _BATCH_SHORTLISTED = 1 << 21  # vectors in the shortlists of a batch: about 100 
 
 
 def measure(
-    index,
-    prepared_QD: np.ndarray,
-    nearest_Q: np.ndarray,
-    options: SearchOptions,
-    batch_size: int = 4096,
-    *,
-    rank: int | None = None,
-    precision: str = "auto",
-    decoder: str = "neural",
-    min_seconds: float | None = None,
-) -> Measurement:
-    """Recall and time of prepared queries with one setting.
+    index, prepared_QD: np.ndarray, nearest_Q: np.ndarray, options: SearchOptions, batch_size: int = 4096, *,
+    rank: int | None = None, precision: str = "auto", decoder: str = "neural", min_seconds: float | None = None,
+) -> Measurement:  # fmt: skip
+    """Recall and time of queries, float32 as the index's metric prepares them, with one setting.
 
     Args:
-        index: Index or FaissSearcher.
-        prepared_QD: float32, as the index's metric prepares queries.
+        index: Index.
         nearest_Q: ids of the true nearest neighbours, int64.
         options: of the search.
         batch_size: queries searched at a time at most; fewer where shortlists are long.
         rank: measure recall@rank among so many results. Without it, recall at 1, 10 and 100 among as many results as
             the network decodes, at most 100.
-        precision: of the network.
-        decoder: last stage of the pipeline: "neural", "pairwise" or "lookup".
-        min_seconds: repeat for so long at least; MIN_SECONDS if None.
+        precision, decoder: as for `Index.pipeline`.
+        min_seconds: as for `measure_stages`.
     """
     k = min(options.num_short or max(RANKS), max(RANKS)) if rank is None else rank
     ranks = RANKS if rank is None else (rank,)
@@ -65,10 +57,8 @@ def measure(
         return {**pipeline.seconds, "total": time.perf_counter() - begun}
 
     seconds = measure_stages(run, min_seconds)
-    final_QR, first_QR = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return Measurement(
-        recall(final_QR, nearest_Q, ranks), recall(first_QR, nearest_Q, ranks), seconds, len(prepared_QD)
-    )
+    recalls = [recall(np.concatenate(ids), nearest_Q, ranks) for ids in zip(*found, strict=True)]
+    return Measurement(*recalls, seconds, len(prepared_QD))
 
 
 def measure_stages(run: Callable[[], Mapping[str, float]], min_seconds: float | None = None) -> dict[str, float]:
@@ -86,22 +76,24 @@ def measure_stages(run: Callable[[], Mapping[str, float]], min_seconds: float | 
     return dict(sorted(runs, key=lambda stages: stages["total"])[(len(runs) - 1) // 2])
 
 
-def prepared_queries(index, queries, ground_truth) -> tuple[np.ndarray, np.ndarray]:
-    """Queries as the index compares them, float32 (Q, D), and their nearest neighbours' ids, int64 (Q,).
-
-    Args:
-        queries: (Q, D), as `Index.search` takes them.
-        ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first.
-
-    Raises:
-        DataError: other dimensions, other numbers of queries, or no queries.
-    """
+def open_queries(queries, ground_truth, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Queries, float32 (Q, D), and the ids of their nearest neighbours, int64 (Q,), from what `sweep` takes."""
     source = as_source(queries, "queries")
+    if source.dim != dim:
+        raise DataError(f"{source.name} have {source.dim} dimensions, the vectors to search {dim}")
+    if isinstance(ground_truth, str | os.PathLike):
+        ground_truth = read_integers(ground_truth)
     truth = np.asarray(ground_truth.cpu() if hasattr(ground_truth, "cpu") else ground_truth)
-    nearest_Q = as_ids(truth[:, 0] if truth.ndim == 2 and truth.shape[1] else truth, len(source), unique=False)
-    if source.dim != index.dim:
-        raise DataError(f"{source.name} have {source.dim} dimensions, the index holds vectors of {index.dim}")
+    nearest_Q = as_ids(truth[:, 0] if truth.ndim == 2 and truth.shape[1] else truth, None, unique=False)
+    if len(nearest_Q) != len(source):
+        raise DataError(f"the ground truth has {len(nearest_Q)} rows, and there are {len(source)} queries")
     if not len(source):
         raise DataError("there are no queries to measure with")
-    metric = getattr(index, "tables", index).metric
-    return metric.prepare(next(block for _, block in source.blocks(len(source)))), nearest_Q
+    return next(block for _, block in source.blocks(len(source))), nearest_Q
+
+
+def check_truth(missing_ids: np.ndarray) -> None:
+    """Raise DataError if the ground truth names vectors that the database has not."""
+    if len(missing_ids):
+        raise DataError(f"the ground truth names vector {missing_ids[0]}, which the database has not: one of them is "
+                        "of other vectors, or the database leaves vectors out")  # fmt: skip

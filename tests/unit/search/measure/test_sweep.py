@@ -320,7 +320,7 @@ def test_results_of_other_values_are_kept(tmp_path):
         ({"fingerprint": {"index": "other", "model": "bb", "queries": "cc"}}, r"\(another index\)"),
         (
             {"fingerprint": {"index": "aa", "model": "bb", "queries": "dd", "decoder": "ee"}},
-            r"\(another decoder; another queries\)",
+            r"\(another queries; another decoder\)",
         ),
         ({"threads": 1, "machine": "b"}, r"\(threads=2 there, 1 here; machine=a processor there, b here\)"),
     ],

@@ -132,7 +132,7 @@ def test_an_empty_index_reaches_nothing():
         ({"target_recall": 1.01}, ConfigError, "not 1.01"), ({"target_recall": float("nan")}, ConfigError, "not nan"),
         ({"target_recall": "high"}, ConfigError, "not 'high'"), ({"k": 0}, ConfigError, "k must be"),
         ({"k": 1.5}, ConfigError, "k must be"), ({"queries": QUERIES_QD[:, :5]}, DataError, "5 dimensions"),
-        ({"queries": QUERIES_QD[:9]}, DataError, "there are 60 ids for 9 vectors"),
+        ({"queries": QUERIES_QD[:9]}, DataError, "60 rows"),
         ({"queries": QUERIES_QD[:0], "ground_truth": []}, DataError, "no queries"),
         ({"queries": QUERIES_QD * np.nan}, DataError, "NaN"),
         ({"queries": QUERIES_QD[0]}, DataError, r"give x\[None\]"),
