@@ -30,19 +30,19 @@ from torch import Tensor
 
 from qinco.codec import Codec
 from qinco.codec.evaluate import evaluate
-from qinco.config import PAPER_SEARCH, PRESETS, EncodeOptions, ModelConfig
+from qinco.config import PAPER_ENCODE_OPTIONS, PRESETS, EncodeOptions, ModelConfig
 from qinco.engines import native_engine, torch_engine
 from qinco.engines.engine import candidate_dtype
-from qinco.engines.packed import Encoder
 from qinco.errors import ConfigError
 from qinco.machine import processor_name, usable_cores
-from qinco.model.qinco import Qinco
-from qinco.model.random import random_model
+from qinco.model.qinco import Qinco, random_model
 from qinco.native import library
 from qinco.vectors.rows import as_source
 
 PAPER, MORE, PAIRS = "A=16 B=32", "A=32 B=32", ((64, 32), (64, 40), (16, 4))
-PRESELECTED = {PAPER: PAPER_SEARCH} | {f"C={C} B={B}": EncodeOptions(num_pairs=C, beam_width=B) for C, B in PAIRS}
+PRESELECTED = {PAPER: PAPER_ENCODE_OPTIONS} | {
+    f"C={C} B={B}": EncodeOptions(num_pairs=C, beam_width=B) for C, B in PAIRS
+}
 RULES = {True: PRESELECTED, False: {"all B=1": EncodeOptions()}}  # by has_preselector
 SMALL = PRESETS["qinco2-S"]
 CONFIGS = {f"QINCo2-S D={D} M={M}": ModelConfig(D, M, **SMALL) for D in (128, 768) for M in (8, 16)}
@@ -118,23 +118,25 @@ def native(key: tuple, model: Qinco, x_ND: Tensor, dtype: torch.dtype, rules: di
     packed.encode_tensors(x_ND[:4096], start_ND[:4096], next(iter(rules.values())), 2)
     for rule, options in rules.items():
         # Enough groups of vectors that no thread waits long for the last one.
-        yield from on_both((*key, rule), 128, Encoder(packed, options).encode, x_ND, start_ND)
+        yield from on_both((*key, rule), 128, partial(packed.encode_tensors, options=options), x_ND, start_ND)
 
 
 def encoding(name: str, model: Qinco, x_ND: Tensor) -> Iterator[Case]:
     rules, start_ND = RULES[model.config.has_preselector], torch.zeros_like(x_ND)
     for number, (rule, options) in enumerate(rules.items()):
         each = options.num_pairs or options.beam_width * (options.num_candidates or model.config.codebook_size)
-        tile, encoder = torch_engine.TILE_CANDIDATES // each, Encoder(torch_engine.pack(model, FAST), options)
+        tile, packed = torch_engine.TILE_CANDIDATES // each, torch_engine.pack(model, FAST)
         for engine, rows in {"plain": PLAIN_CANDIDATES // each, "plain in cache": tile}.items() if number == 0 else ():
             yield from on_both((name, engine, rule), rows, partial(encode_plainly, model, options, rows), x_ND)
-        yield from on_both((name, "torch", rule), tile, encoder.encode, x_ND, start_ND)
+        yield from on_both((name, "torch", rule), tile, partial(packed.encode_tensors, options=options), x_ND, start_ND)
     more = {MORE: EncodeOptions(num_candidates=32, beam_width=32)} if model.config.has_preselector else {}
     yield from native((name, "native"), model, x_ND, FAST, rules | more)
     for level in library.LEVELS if name == FIRST else ():
         # A level that the processor lacks raises ConfigError. Only the best one has bf16, so all use float32.
         with suppress(ConfigError), mock.patch.dict(os.environ, QINCO_NATIVE_LEVEL=level):
-            yield from native((name, f"native float32 {level}"), model, x_ND, torch.float32, {PAPER: PAPER_SEARCH})
+            yield from native(
+                (name, f"native float32 {level}"), model, x_ND, torch.float32, {PAPER: PAPER_ENCODE_OPTIONS}
+            )
 
 
 def decoding(name: str, model: Qinco, start_ND: Tensor) -> Iterator[Case]:
@@ -242,8 +244,8 @@ def main(words: list[str]) -> None:
     if "model" in given:
         codec = Codec.load(given["model"])
         vectors_ND = as_source(given["db"]).limit(int(given.get("count", 100 if quick else 10_000)))[:]
-        x_ND = codec.model.normalize(torch.from_numpy(np.resize(vectors_ND, (rows, codec.dim))))
-        subjects.append((Path(given["model"]).name, codec.model, x_ND))
+        x_ND = codec.models[0].normalize(torch.from_numpy(np.resize(vectors_ND, (rows, codec.dim))))
+        subjects.append((Path(given["model"]).name, codec.models[0], x_ND))
     encodings, decodings = ([c for s in subjects for c in cases(*s)] for cases in (encoding, decoding))
     us = measure([*encodings, *decodings, *(multiplications := list(products()))], quick)
     report_times(us, "Encoding", encodings, "plain")

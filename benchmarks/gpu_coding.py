@@ -17,15 +17,14 @@ from gpu_setting import Setting, report_kernels, table
 from torch import Tensor
 
 from qinco.codec import Codec
-from qinco.config import DEFAULT_SEARCH, ENGINES, PAPER_SEARCH, EncodeOptions, ModelConfig
+from qinco.config import DEFAULT_ENCODE_OPTIONS, ENGINES, PAPER_ENCODE_OPTIONS, EncodeOptions, ModelConfig
 from qinco.engines import torch_engine
-from qinco.engines.engine import choose_engine, make_encoder
+from qinco.engines.engine import choose_engine, pack
 from qinco.errors import ConfigError
-from qinco.model.qinco import Qinco
-from qinco.model.random import random_model
+from qinco.model.qinco import Qinco, random_model
 
 PAPER = "A=16 B=32"
-RULES = {PAPER: PAPER_SEARCH} | {
+RULES = {PAPER: PAPER_ENCODE_OPTIONS} | {
     f"C={C} B={B}": EncodeOptions(num_pairs=C, beam_width=B) for C, B in ((64, 32), (64, 40), (128, 64))
 }
 PLAIN = ("plain float16", PAPER)
@@ -59,7 +58,7 @@ def subjects(setting: Setting) -> Iterator[Subject]:
     codec = setting.codec()
     if codec is not None:
         x_ND = torch.from_numpy(np.resize(setting.vectors("base").limit(rows)[:], (rows, codec.dim)))
-        yield Subject("qinco2-S", codec.model, codec.model.normalize(x_ND.to(setting.device)), True)
+        yield Subject("qinco2-S", codec.models[0], codec.models[0].normalize(x_ND.to(setting.device)), True)
     for preset in ("qinco2-L",) if codec is not None else WANTED:
         config = setting.config(preset)
         x_ND = torch.randn(rows, config.dim, generator=torch.Generator().manual_seed(0))
@@ -106,7 +105,7 @@ def _encode(setting: Setting, subject: Subject, best: float, until: float) -> No
     plain, encoders = half_encoder(model), engines(model)
     x_half_ND = x_ND.half()
     cases = {PLAIN: lambda n: plain(x_half_ND[:n])}
-    cases |= {key: partial(_first, encoder, x_ND) for key, encoder in encoders.items()}
+    cases |= {key: partial(_first, encode, x_ND) for key, encode in encoders.items()}
     found = rates(cases, len(x_ND), setting.device, until)
     errors = {}
     if is_trained:
@@ -129,22 +128,22 @@ def _encode(setting: Setting, subject: Subject, best: float, until: float) -> No
     _verdict(setting, subject, cases, found, errors)
 
 
-def _first(encoder, x_ND: Tensor, count: int):
-    return encoder.encode(x_ND[:count], torch.zeros_like(x_ND[:count]))
+def _first(encode, x_ND: Tensor, count: int):
+    return encode(x_ND[:count], torch.zeros_like(x_ND[:count]))
 
 
 def _codings(plain: Callable, encoders: dict) -> dict[tuple, Callable[[Tensor], Tensor]]:
-    codings = {key: lambda x, e=encoder: e.encode(x, torch.zeros_like(x))[0] for key, encoder in encoders.items()}
+    codings = {key: lambda x, e=encode: e(x, torch.zeros_like(x))[0] for key, encode in encoders.items()}
     return {PLAIN: lambda x: plain(x.half())} | codings
 
 
 def engines(model: Qinco) -> dict[tuple[str, str], object]:
-    """Encoders by engine and options, with bf16 candidates. Prints which engines cannot run here, and why."""
+    """Functions that encode, by engine and options, in bf16. Prints which engines cannot run here, and why."""
     print(f"engine=auto is {choose_engine('auto', model.config, model.device).name} here.")
     found, reasons = {}, {}
     for engine, (rule, options) in product(ENGINES[1:], RULES.items()):
         try:
-            found[engine, rule] = make_encoder(model, options.override(engine=engine), torch.bfloat16)
+            found[engine, rule] = partial(pack(model, engine, torch.bfloat16).encode_tensors, options=options)
         except ConfigError as error:
             reasons.setdefault(str(error), []).append(rule)
     for reason, rules in reasons.items():
@@ -157,7 +156,7 @@ def mse(model: Qinco, x_ND: Tensor, code: Callable[[Tensor], Tensor]) -> float:
     """Mean squared error in data space of codes, decoded in float32."""
     total = torch.zeros((), dtype=torch.float64, device=x_ND.device)
     for part_ND in x_ND.split(_BLOCK):
-        total += (model(code(part_ND), model.start(len(part_ND))) - part_ND).square().sum()
+        total += (model(code(part_ND), model.initial_reconstruction(len(part_ND))) - part_ND).square().sum()
     return float(total * model.scale.double() ** 2) / len(x_ND)
 
 
@@ -192,8 +191,8 @@ def decode(setting: Setting) -> None:
     """Figure 2: vectors per second, kept on the device and copied to host memory."""
     codec = setting.codec()
     if codec is None:
-        codec = Codec(random_model(setting.config("qinco2-S")).to(setting.device), DEFAULT_SEARCH)
-    model, most = codec.model, most_vectors(setting, 1 << 20)
+        codec = Codec(random_model(setting.config("qinco2-S")).to(setting.device), DEFAULT_ENCODE_OPTIONS)
+    model, most = codec.models[0], most_vectors(setting, 1 << 20)
     shape = (most, codec.num_codes)
     codes_NM = torch.randint(codec.config.codebook_size, shape, generator=torch.Generator().manual_seed(0))
     host_codes, codes_NM = codes_NM.numpy().astype(np.uint8), codes_NM.to(setting.device)
@@ -201,7 +200,9 @@ def decode(setting: Setting) -> None:
     for name, dtype in PRECISIONS.items():
 
         def on_device(count: int, dtype=dtype) -> Tensor:
-            return model.denormalize(decode_by_torch(model, codes_NM[:count], model.start(count), dtype))
+            return model.denormalize(
+                decode_by_torch(model, codes_NM[:count], model.initial_reconstruction(count), dtype)
+            )
 
         cases["on the device", name] = on_device
         cases["to host memory", name] = lambda count, name=name: codec.decode(host_codes[:count], precision=name)
@@ -220,24 +221,24 @@ def error(setting: Setting) -> None:
     if codec is None:
         print("Left out: it needs a trained codec (parts=train, or model=).")
         return
-    model, here = codec.model, setting.codec("cpu").model
+    model, here = codec.models[0], setting.codec("cpu").models[0]
     x_ND = here.normalize(torch.from_numpy(setting.vectors("base").limit(REFERENCE_ROWS)[:]))
     there_ND, rows = x_ND.to(setting.device), []
     for rule, options in RULES.items():
         if setting.left < 0:
             print(f"Not reached in time: {rule}.")
             continue
-        exact = make_encoder(here, options.override(engine="torch"), torch.float32)
-        codes_NM = exact.encode(x_ND, torch.zeros_like(x_ND))[0]
-        reference = _data_mse(here, x_ND, here(codes_NM, here.start(len(x_ND))))
+        exact = pack(here, "torch", torch.float32)
+        codes_NM = exact.encode_tensors(x_ND, torch.zeros_like(x_ND), options)[0]
+        reference = _data_mse(here, x_ND, here(codes_NM, here.initial_reconstruction(len(x_ND))))
         sent_NM = codes_NM.to(setting.device)
         for precision, dtype in PRECISIONS.items():
-            engine = make_encoder(model, options.override(engine="auto"), dtype)
-            own_NM = engine.encode(there_ND, torch.zeros_like(there_ND))[0]
+            packed = pack(model, "auto", dtype)
+            own_NM = packed.encode_tensors(there_ND, torch.zeros_like(there_ND), options)[0]
             decoded = {
-                "encoded there": here(own_NM.cpu(), here.start(len(x_ND))),
-                "decoded there": decode_by_torch(model, sent_NM, model.start(len(x_ND)), dtype).cpu(),
-                "both": decode_by_torch(model, own_NM, model.start(len(x_ND)), dtype).cpu(),
+                "encoded there": here(own_NM.cpu(), here.initial_reconstruction(len(x_ND))),
+                "decoded there": decode_by_torch(model, sent_NM, model.initial_reconstruction(len(x_ND)), dtype).cpu(),
+                "both": decode_by_torch(model, own_NM, model.initial_reconstruction(len(x_ND)), dtype).cpu(),
             }
             for what, reached_ND in decoded.items():
                 found = _data_mse(here, x_ND, reached_ND)

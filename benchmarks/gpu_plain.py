@@ -16,7 +16,7 @@ import torch
 from encode_speed import PLAIN_CANDIDATES, encode_plainly
 from torch import Tensor
 
-from qinco.config import PAPER_SEARCH
+from qinco.config import PAPER_ENCODE_OPTIONS
 from qinco.model.qinco import Qinco
 from qinco.training.codebooks import CodewordUse, redraw_unused
 from qinco.training.loop import prefix_losses
@@ -24,13 +24,13 @@ from qinco.training.options import TrainOptions
 from qinco.training.schedule import SCHEDULES, StepPlan
 from qinco.vectors.rows import VectorSource
 
-_BATCH = PLAIN_CANDIDATES // (PAPER_SEARCH.num_candidates * PAPER_SEARCH.beam_width)
+_BATCH = PLAIN_CANDIDATES // (PAPER_ENCODE_OPTIONS.num_candidates * PAPER_ENCODE_OPTIONS.beam_width)
 _VALID_ROWS = 4096
 
 
 def half_encoder(model: Qinco) -> Callable[[Tensor], Tensor]:
     """Codes of float16 vectors by a float16 copy of the model, A=16 B=32, 65,536 candidates in a batch."""
-    return partial(encode_plainly, deepcopy(model).half(), PAPER_SEARCH, _BATCH)
+    return partial(encode_plainly, deepcopy(model).half(), PAPER_ENCODE_OPTIONS, _BATCH)
 
 
 class PlainReport(NamedTuple):
@@ -53,9 +53,9 @@ def train_plainly(
     for epoch in range(options.epochs):
         for rows_N in torch.randperm(len(x_ND), generator=random).tensor_split(plan.steps_per_epoch):
             batch_ND = model.normalize(x_ND[rows_N].to(device))
-            start_ND = model.start(len(rows_N))
+            start_ND = model.initial_reconstruction(len(rows_N))
             with torch.autocast(device.type, torch.bfloat16):
-                codes_NM = encode_plainly(model, PAPER_SEARCH, _BATCH, batch_ND)
+                codes_NM = encode_plainly(model, PAPER_ENCODE_OPTIONS, _BATCH, batch_ND)
             # A separate context: autocast would otherwise reuse weights that were cast without gradients.
             with torch.autocast(device.type, torch.bfloat16):
                 loss = prefix_losses(model, batch_ND, start_ND, codes_NM, use) / len(rows_N)
@@ -82,6 +82,6 @@ def validate_plainly(model: Qinco, valid: VectorSource) -> float:
     for _, block in valid.blocks(_VALID_ROWS):
         x_ND = model.normalize(torch.from_numpy(block).to(model.device))
         with torch.autocast(x_ND.device.type, torch.bfloat16):
-            codes_NM = encode_plainly(model, PAPER_SEARCH, _BATCH, x_ND)
-        total += (model(codes_NM, model.start(len(x_ND))) - x_ND).square().sum()
+            codes_NM = encode_plainly(model, PAPER_ENCODE_OPTIONS, _BATCH, x_ND)
+        total += (model(codes_NM, model.initial_reconstruction(len(x_ND))) - x_ND).square().sum()
     return float(total * model.scale.double() ** 2) / len(valid)

@@ -216,7 +216,7 @@ def _epochs_until(setting: Setting, source: VectorSource, preset: str, settings:
 
 def _judge(codec: Codec, base_ND: np.ndarray, queries_QD: np.ndarray, nearest_Q: np.ndarray) -> tuple:
     decoded_ND = codec.decode(codec.encode(base_ND))
-    return _errors(base_ND, decoded_ND, queries_QD, nearest_Q, codec.model.device)
+    return _errors(base_ND, decoded_ND, queries_QD, nearest_Q, codec.models[0].device)
 
 
 def _errors(base_ND, decoded_ND, queries_QD, nearest_Q, device: torch.device) -> tuple[float, float, float]:

@@ -37,7 +37,6 @@ from qinco.search.measure.results import Conditions, SweepResult, record_sweep
 from qinco.search.measure.timing import measure, measure_stages
 from qinco.search.metric import L2
 from qinco.search.options import SearchOptions
-from qinco.search.partition import encode_all
 from qinco.search.parts import IndexParts
 from qinco.search.scan import Scanner
 from qinco.store.codes import Codes
@@ -56,7 +55,7 @@ BATCH = 4096
 
 def encoded(codec: Codec, source: VectorSource, path: str | None) -> Codes:
     """Codes of a source in memory; read from a file of codes if one is given."""
-    return encode_all(codec, source) if path is None else open_codes(path, codec).codes[:]
+    return codec.encode(source) if path is None else open_codes(path, codec).codes[:]
 
 
 def faiss_index(key: str, train_ND, base_ND, folder: str | None) -> faiss.Index:
@@ -172,7 +171,7 @@ def main(words: list[str]) -> None:
     train_codes = encoded(codec, train, given.get("encoded_trainset"))
     codes = encoded(codec, base, given.get("encoded_db"))
     rows = np.arange(len(train_codes))
-    sample = FitSample.of_vectors(train_codes, train, rows).everything()
+    sample = FitSample.of_vectors(train_codes, train, rows, holds_out=False)
     tables = fit_tables(sample, codec.config.codebook_size, codec.coarse_centroids, L2, adds_centroids=True)
     pairwise = load_pairwise(given["pairwise_decoder"]) if "pairwise_decoder" in given else None
     index = Index(codec, IndexParts(tables, [fill_lists(tables, codes, range(len(codes)))], pairwise))

@@ -45,7 +45,7 @@ class Problem:
 
     def __init__(self, model: Qinco, x_ND: torch.Tensor, lists_N: torch.Tensor | None = None):
         self.model, self.x_ND = model, x_ND
-        self.start_ND = model.start(len(x_ND), lists_N)
+        self.start_ND = model.initial_reconstruction(len(x_ND), lists_N)
         self.searched = cache(self._searched)
 
     def _searched(self, rule: EncodeOptions):
@@ -106,7 +106,9 @@ def trained_problem(name: str) -> Problem:
         device="cpu", **{"lr": 4e-3} | search | TRAINED[name],
     )  # fmt: skip
     assert codec.provenance["epoch"] > 0
-    return Problem(codec.model.eval().requires_grad_(False), codec.model.normalize(torch.from_numpy(x_ND[3000:])))
+    return Problem(
+        codec.models[0].eval().requires_grad_(False), codec.models[0].normalize(torch.from_numpy(x_ND[3000:]))
+    )
 
 
 @cache
@@ -114,4 +116,4 @@ def published_problem(name: str) -> tuple[Problem, EncodeOptions]:
     """A model that the authors' code wrote, some of its vectors, and its search rule."""
     codec = Codec.load(UPSTREAM / f"{name}.pt")
     base_ND = torch.from_numpy(np.load(UPSTREAM / "base.npy"))
-    return Problem(codec.model, codec.model.normalize(base_ND)), codec.encode_options
+    return Problem(codec.models[0], codec.models[0].normalize(base_ND)), codec.encode_options

@@ -5,7 +5,6 @@ import torch
 
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import torch_engine
-from qinco.engines.packed import Encoder
 from qinco.model.qinco import Qinco
 
 _TINY = {"dim": 3, "num_steps": 3, "codebook_size": 4, "num_blocks": 2, "hidden_dim": 5}
@@ -36,6 +35,16 @@ def random_model(config: ModelConfig, seed: int = 0) -> Qinco:
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.6)
         model.scale.fill_(1.7)
     return model.eval().requires_grad_(False)
+
+
+class Encoder:
+    """Encodes normalised tensors with a packed model and some options."""
+
+    def __init__(self, packed, options: EncodeOptions):
+        self.packed, self.options = packed, options
+
+    def encode(self, x_ND, start_ND, num_steps: int | None = None):
+        return self.packed.encode_tensors(x_ND, start_ND, self.options, num_steps)
 
 
 def torch_encoder(model: Qinco, options: EncodeOptions, dtype: torch.dtype = torch.float32) -> Encoder:

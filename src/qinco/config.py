@@ -1,17 +1,14 @@
 """Options of models and of encoding, and the presets that combine them.
 
-Options live apart on purpose: `ModelConfig` is stored in every checkpoint, `EncodeOptions` belong to a call,
-`TrainOptions` (in `qinco.training.options`) to a run, `SearchOptions` (in `qinco.search.options`) to a search.
-
-A field is declared once, with `option`: its default, its range, its name on the command line and its line of help. The
-command line derives its keys from these declarations.
+Others are in `qinco.training.options` and `qinco.search.options`. A field is declared once, with `option`: the command
+line derives its keys from these declarations.
 """
 
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Any, get_args
 
 from qinco.errors import ConfigError
@@ -26,16 +23,10 @@ ENGINES = ("auto", *ENGINE_MODULES)
 
 
 def option(
-    default: Any = dataclasses.MISSING,
-    *,
-    key: str | None = None,
-    help: str = "",
-    minimum: float | None = None,
-    maximum: float | None = None,
-    above: float | None = None,
-    choices: tuple[str, ...] = (),
-    spellings: Mapping[str, str] | None = None,
-) -> Any:
+    default: Any = dataclasses.MISSING, *, key: str | None = None, help: str = "", minimum: float | None = None,
+    maximum: float | None = None, above: float | None = None, choices: tuple[str, ...] = (),
+    spellings: Mapping[str, str] = MappingProxyType({}),
+) -> Any:  # fmt: skip
     """Declare a field of a dataclass of options.
 
     Args:
@@ -47,11 +38,8 @@ def option(
         choices: Allowed values of a text.
         spellings: Other names of choices on the command line: name there -> value here.
     """
-    metadata = {
-        "key": key, "help": help, "minimum": minimum, "maximum": maximum, "above": above, "choices": tuple(choices),
-        "spellings": dict(spellings or {}),
-    }  # fmt: skip
-    return dataclasses.field(default=default, metadata=metadata)
+    limits = {"minimum": minimum, "maximum": maximum, "above": above, "choices": choices}
+    return dataclasses.field(default=default, metadata={"key": key, "help": help, "spellings": spellings, **limits})
 
 
 def label(field: dataclasses.Field) -> str:
@@ -61,11 +49,7 @@ def label(field: dataclasses.Field) -> str:
 
 
 def check_fields(options) -> None:
-    """Check all fields of a dataclass against their declarations.
-
-    Raises:
-        ConfigError: A value has another type than declared, is out of its range, or is not one of the choices.
-    """
+    """Raise ConfigError for a field whose value has another type than declared, or is out of its range or choices."""
     for field in dataclasses.fields(options):
         value, limits, types = getattr(options, field.name), field.metadata, get_args(field.type) or (field.type,)
         if value is None and NoneType in types:
@@ -103,9 +87,8 @@ def _require_number(name: str, value, limits: Mapping) -> None:
     is_high_enough = value > above if above is not None else minimum is None or value >= minimum
     if not (is_high_enough and value < float("inf") and (maximum is None or value <= maximum)):
         bound = f"above {above}" if above is not None else f"at least {minimum}"
-        raise ConfigError(
-            f"{name} must be {bound if maximum is None else f'between {minimum} and {maximum}'}, not {value}"
-        )
+        bound = bound if maximum is None else f"between {minimum} and {maximum}"
+        raise ConfigError(f"{name} must be {bound}, not {value}")
 
 
 @dataclass(frozen=True)
@@ -124,9 +107,6 @@ class ModelConfig:
         concat_rank: Rank of the concatenation layer (QINCo-LR); full rank with a bias if None.
         starts_from_coarse: The reconstruction starts from the nearest coarse centroid (IVF) instead of zero.
         num_lists: V, number of coarse centroids; 0 without them.
-
-    Raises:
-        ConfigError: A value is out of range, or two contradict each other.
 
     Example:
         >>> ModelConfig(dim=128, num_steps=8, num_blocks=2).bytes_per_vector
@@ -157,9 +137,8 @@ class ModelConfig:
         if self.starts_from_coarse != (self.num_lists > 0):
             raise ConfigError(f"starts_from_coarse={self.starts_from_coarse} contradicts num_lists={self.num_lists}")
         if not self.codeword_skip and self.embed_dim != self.dim:
-            raise ConfigError(
-                f"a model without a codeword skip (QINCo1) needs embed_dim = dim, not {self.embed_dim} and {self.dim}"
-            )
+            widths = f"{self.embed_dim} and {self.dim}"
+            raise ConfigError(f"a model without a codeword skip (QINCo1) needs embed_dim = dim, not {widths}")
 
     @property
     def projects(self) -> bool:
@@ -196,9 +175,6 @@ class EncodeOptions:
         precision: "float32", "bf16", or "auto": candidates in bf16 where the processor is fast at it and the layers
             are large enough to gain; results are always float32.
         engine: "native" (compiled kernels), "torch", or "auto": native where it is available.
-
-    Raises:
-        ConfigError: A value is out of range, or both num_candidates and num_pairs are given.
     """
 
     num_candidates: int | None = option(None, key="A", help="candidates per hypothesis; 0 or null: all codewords")
@@ -210,10 +186,8 @@ class EncodeOptions:
     def __post_init__(self):
         check_fields(self)
         if self.num_candidates is not None and self.num_pairs is not None:
-            raise ConfigError(
-                f"num_candidates (A={self.num_candidates}) and num_pairs (C={self.num_pairs}) exclude each other: "
-                "give one of them"
-            )
+            given = f"num_candidates (A={self.num_candidates}) and num_pairs (C={self.num_pairs})"
+            raise ConfigError(f"{given} exclude each other: give one of them")
 
     @property
     def preselects(self) -> bool:
@@ -225,12 +199,8 @@ class EncodeOptions:
         num_candidates replaces num_pairs and the reverse; num_candidates=0 means no pre-selection.
         """
         fields = dataclasses.asdict(self)
-        if num_candidates is not None and num_pairs is not None:
-            fields.update(num_candidates=num_candidates, num_pairs=num_pairs)
-        elif num_candidates is not None:
-            fields.update(num_candidates=num_candidates or None, num_pairs=None)
-        elif num_pairs is not None:
-            fields.update(num_candidates=None, num_pairs=num_pairs)
+        if num_candidates is not None or num_pairs is not None:
+            fields.update(num_candidates=num_candidates or None, num_pairs=num_pairs)
         given = {"beam_width": beam_width, "precision": precision, "engine": engine}
         fields.update({name: value for name, value in given.items() if value is not None})
         return EncodeOptions(**fields)
@@ -268,22 +238,20 @@ PRESETS = {
 # For models with a pre-selector unless other options are given. Pre-selecting over the whole beam does an eighth of the
 # paper's network evaluations; the error is the same after short trainings and 2 % higher after long ones, where
 # C=128 B=64 closes the gap.
-DEFAULT_SEARCH = EncodeOptions(num_pairs=64, beam_width=32)
-PAPER_SEARCH = EncodeOptions(num_candidates=16, beam_width=32)
+DEFAULT_ENCODE_OPTIONS = EncodeOptions(num_pairs=64, beam_width=32)
+PAPER_ENCODE_OPTIONS = EncodeOptions(num_candidates=16, beam_width=32)
 
 
-def checkpoint_search(
-    codebook_size: int, has_preselector: bool = True, starts_from_coarse: bool = False
-) -> EncodeOptions:
+def checkpoint_encode_options(codebook_size: int, has_preselector=True, starts_from_coarse=False) -> EncodeOptions:
     """The paper's options, as far as the authors' code can run them.
 
     It can neither propose more codewords than there are nor keep more hypotheses than it proposes.
     """
     if not has_preselector:
         return EncodeOptions()
-    count = min(PAPER_SEARCH.num_candidates, codebook_size)
+    count = min(PAPER_ENCODE_OPTIONS.num_candidates, codebook_size)
     most = codebook_size * (1 if starts_from_coarse else count)
-    return EncodeOptions(num_candidates=count, beam_width=min(PAPER_SEARCH.beam_width, most))
+    return EncodeOptions(num_candidates=count, beam_width=min(PAPER_ENCODE_OPTIONS.beam_width, most))
 
 
 def find_preset(name: str) -> dict:
@@ -294,13 +262,7 @@ def find_preset(name: str) -> dict:
 
 
 def suggest(name: str, known: Iterable[str] | Mapping[str, str], likeness: float = 0.6) -> str:
-    """ "Did you mean X? " for the known name that is spelled most like `name`, or nothing.
-
-    Args:
-        name: What was typed.
-        known: Names, or a mapping from spellings to names; upper and lower case make no difference.
-        likeness: How alike two spellings must be, between 0 and 1.
-    """
+    """ "Did you mean X? " for the known name (or that of a known spelling) that is most like `name`, or nothing."""
     from difflib import get_close_matches
 
     names = {spelling.lower(): known[spelling] if isinstance(known, Mapping) else spelling for spelling in known}

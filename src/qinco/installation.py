@@ -17,11 +17,11 @@ import torch
 from qinco.codec.codec import Codec
 from qinco.config import PRESETS, EncodeOptions, ModelConfig
 from qinco.datasets.catalogue import DATASETS
-from qinco.engines.engine import candidate_dtype, choose_engine, engines, make_encoder
+from qinco.engines.engine import candidate_dtype, choose_engine, engines, pack
 from qinco.machine import cpuinfo, free_memory, group_limits, processor_name, usable_cores
 from qinco.maths.assignment import faiss
 from qinco.maths.devices import choose_device, multiplies_bf16_fast
-from qinco.model.random import random_model
+from qinco.model.qinco import random_model
 from qinco.native import library
 from qinco.vectors.rows import as_source
 from qinco.version import __version__
@@ -212,14 +212,14 @@ def self_check(device: torch.device) -> str | None:
     """Encode with a tiny model in every engine and compare with the plain network; what differs, or None."""
     config = ModelConfig(8, 3, 16, 2, 6, 12, starts_from_coarse=True, num_lists=4)
     codec = Codec(random_model(config), EncodeOptions(num_pairs=16, beam_width=4)).to(device)
-    model = codec.model
+    (model,) = codec.models
     x = np.random.default_rng(0).standard_normal((256, config.dim), np.float32)
     x_ND = torch.from_numpy(x).to(device)
     lists_N = torch.cdist(model.normalize(x_ND), model.coarse_centroids).argmin(1)
     if not np.array_equal(codec.assign_lists(x), lists_N.cpu().numpy()):
         return "faiss does not find the nearest coarse centroids"
-    encoder = make_encoder(model, codec.encode_options.override(engine="torch"), torch.float32)
-    codes_NM, reached_ND = encoder.encode(model.normalize(x_ND), model.start(256, lists_N))
+    packed, start_ND = pack(model, "torch", torch.float32), model.initial_reconstruction(256, lists_N)
+    codes_NM, reached_ND = packed.encode_tensors(model.normalize(x_ND), start_ND, codec.encode_options)
     decoded_ND = codec.decode(codes_NM, lists_N)
     expected_ND = model.denormalize(reached_ND).cpu().numpy()
     if not np.allclose(decoded_ND, expected_ND, rtol=1e-4, atol=1e-4):

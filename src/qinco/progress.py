@@ -11,13 +11,11 @@ Every long call of the library takes `progress=`:
 import math
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
-
-SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress(Protocol):
@@ -43,14 +41,7 @@ def silent(stage: str, done: int, total: int, unit: str = "vector", **fields) ->
 
 @contextmanager
 def reporting(progress: ProgressOption = None) -> Iterator[Progress]:
-    """Turn the `progress=` argument of a long call into a function to report to.
-
-    A function is passed through, so that a long call hands its own on to the calls it is made of.
-
-    Example:
-        >>> with reporting(False) as report:
-        ...     report("encoding", 10, 100, "vector")
-    """
+    """Turn the `progress=` argument of a long call into a function to report to; a function is passed through."""
     if callable(progress):
         yield progress
     elif progress is False or (progress is None and not is_watched()):
@@ -64,122 +55,94 @@ def reporting(progress: ProgressOption = None) -> Iterator[Progress]:
 
 def is_watched() -> bool:
     """Whether a person watches: standard error is a terminal that can redraw a line, or this is a Jupyter notebook."""
-    if is_notebook():
-        return True
-    stream = sys.stderr
-    return stream is not None and stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-
-
-def is_notebook() -> bool:
-    """Whether the process runs a Jupyter kernel."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return type(shell).__name__ == "ZMQInteractiveShell"
+    if type(shell).__name__ == "ZMQInteractiveShell":
+        return True
+    return bool(sys.stderr and sys.stderr.isatty()) and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
+@dataclass
 class Meter:
-    """How far one stage has come, how fast, and how long it still takes."""
+    """How far one stage has come, how fast, how long it still takes, and fields."""
 
-    def __init__(self, stage: str, start: int, total: int, unit: str):
-        self.stage, self.start, self.total, self.unit = stage, start, total, unit
-        self.done = start
-        self.fields: dict = {}
-        self._started_at = time.monotonic()
-
-    def update(self, done: int, total: int, fields: dict) -> None:
-        self.done, self.total = done, total
-        self.fields.update(fields)
+    stage: str
+    start: int
+    total: int
+    unit: str
+    started_at: float
+    done: int
+    fields: dict
 
     @property
     def rate(self) -> float | None:
         """Units a second; None as long as nothing is done."""
-        seconds = time.monotonic() - self._started_at
+        seconds = time.monotonic() - self.started_at
         return (self.done - self.start) / seconds if self.done > self.start and seconds > 0 else None
 
     @property
     def seconds_left(self) -> float | None:
-        return None if self.rate is None else max(0, self.total - self.done) / self.rate
+        return max(0, self.total - self.done) / rate if (rate := self.rate) else None
 
     def text(self) -> str:
-        """How far, how fast, how long still, and the fields, in one line."""
         parts, rate = [f"{self.done:,}/{self.total:,} {self.unit}s"], self.rate
-        seconds_left = self.seconds_left
-        if rate is not None and seconds_left is not None:
+        if rate is not None:
             parts.append(f"{format_number(rate)} {self.unit}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit}")
-            parts.append(f"{format_duration(seconds_left)} left")
+            parts.append(f"{format_duration(self.seconds_left or 0)} left")
         parts += [f"{name} {format_number(value)}" for name, value in self.fields.items()]
         return ", ".join(parts)
 
     def record(self) -> dict:
-        """The same as JSON values; `rate` and `seconds_left` are None as long as they are unknown."""
-        names = ("done", "total", "unit", "rate", "seconds_left")
-        return {"description": self.stage} | {name: getattr(self, name) for name in names} | {"fields": self.fields}
+        """The same as JSON values."""
+        names = ("done", "total", "unit", "rate", "seconds_left", "fields")
+        return {"description": self.stage} | {name: getattr(self, name) for name in names}
 
 
-class Meters:
-    """The meters of all stages that are under way; a stage ends when it is complete."""
-
-    def __init__(self):
-        self._meters: dict[str, Meter] = {}
-        self._lock = threading.Lock()
-
-    def report(self, stage: str, done: int, total: int, unit: str, fields: dict) -> tuple[Meter, bool]:
-        """The meter of a stage after a report, and whether this is the stage's first."""
-        with self._lock:
-            meter = self._meters.get(stage)
-            is_new = False
-            if meter is None or done < meter.done:
-                is_new, meter = True, Meter(stage, done, total, unit)
-                self._meters[stage] = meter
-            meter.update(done, total, fields)
-            return meter, is_new
-
-
-def lines(write: Callable[[str, Meter], None], seconds: float = SECONDS_BETWEEN_LINES) -> Progress:
-    """A `Progress` that writes a line about each stage at most every so many seconds.
-
-    Args:
-        write: called with the line and the stage's meter.
-        seconds: least time between two lines.
-    """
-    meters, last_at = Meters(), time.monotonic()
+def metered(show: Callable[[Meter], None]) -> Progress:
+    """A `Progress` that calls `show` with the meter of the stage; a stage that goes back to its start has a new one."""
+    meters: dict[str, Meter] = {}
 
     def report(stage: str, done: int, total: int, unit: str = "vector", **fields) -> None:
-        nonlocal last_at
-        meter, _ = meters.report(stage, done, total, unit, fields)
-        if time.monotonic() - last_at >= seconds:
-            last_at = time.monotonic()
-            write(f"{stage}: {meter.text()}", meter)
+        meter = meters.get(stage)
+        if meter is None or done < meter.done:
+            meter = meters[stage] = Meter(stage, done, total, unit, time.monotonic(), done, {})
+        meter.done, meter.total = done, total
+        meter.fields.update(fields)
+        show(meter)
 
     return report
 
 
+def lines(write: Callable[[str, Meter], None]) -> Progress:
+    """A `Progress` that calls `write` with a line and the stage's meter every 30 seconds at most."""
+    last_at = time.monotonic()
+
+    def show(meter: Meter) -> None:
+        nonlocal last_at
+        if time.monotonic() - last_at >= 30:
+            last_at = time.monotonic()
+            write(f"{meter.stage}: {meter.text()}", meter)
+
+    return metered(show)
+
+
 @contextmanager
 def _bars() -> Iterator[Progress]:
-    """Bars, one for each stage that is under way; they vanish when the call ends. Without rich, nothing is shown."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as Bars
-    except ImportError:
-        yield silent
-        return
-    columns = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[state]}")]
-    console = None if is_notebook() else Console(stderr=True)
-    meters, tasks = Meters(), {}
-    with Bars(columns[0], BarColumn(), columns[1], console=console, transient=True) as bars:
+    """Bars, one for each stage that is under way; they vanish when the call ends."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bars
 
-        def report(stage: str, done: int, total: int, unit: str = "vector", **fields) -> None:
-            meter, is_new = meters.report(stage, done, total, unit, fields)
-            if is_new:
-                if stage in tasks:
-                    bars.remove_task(tasks.pop(stage))
-                tasks[stage] = bars.add_task(stage, total=total, completed=done, state="")
-            if stage in tasks:
-                bars.update(tasks[stage], completed=done, total=total, state=meter.text())
-                if done >= total:
-                    bars.remove_task(tasks.pop(stage))
+    name, state = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[state]}"))
+    tasks = {}
+    with Bars(name, BarColumn(), state, console=Console(stderr=True), transient=True) as bars:
 
-        yield report
+        def show(meter: Meter) -> None:
+            if meter.stage not in tasks:
+                tasks[meter.stage] = bars.add_task(meter.stage, state="")
+            done, total = meter.done, meter.total
+            bars.update(tasks[meter.stage], completed=done, total=total, state=meter.text(), visible=done < total)
+
+        yield metered(show)
 
 
 def format_number(value) -> str:

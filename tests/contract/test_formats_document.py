@@ -61,7 +61,9 @@ def test_printed_decoder_gives_what_the_codec_gives(printed, tmp_path, name):
 @pytest.mark.parametrize("rotated", [False, True])
 def test_printed_decoder_joins_parts(printed, tmp_path, rotated):
     rotation = np.linalg.qr(np.random.default_rng(2).standard_normal((12, 12)))[0].astype(np.float32)
-    codec = Codec([random_codec(0).model, random_codec(1).model], EncodeOptions(), None, rotation if rotated else None)
+    codec = Codec(
+        [random_codec(0).models[0], random_codec(1).models[0]], EncodeOptions(), None, rotation if rotated else None
+    )
     codec.save(tmp_path / "codec.safetensors")
     header, tensors = printed["read_codec"](tmp_path / "codec.safetensors")
     for m in (1, 3):
@@ -84,5 +86,5 @@ def test_printed_reader_reads_folders_of_codes(printed, tmp_path, name):
 def test_every_tensor_name_is_in_the_document():
     document = DOCUMENT.read_text()
     for settings in ARCHITECTURES.values():
-        for name in random_codec(0, **settings).model.state_dict():
+        for name in random_codec(0, **settings).models[0].state_dict():
             assert f"`{re.sub(r'blocks[.][0-9]', 'blocks.j', re.sub(r'steps[.][0-9]', 'steps.m', name))}`" in document

@@ -240,5 +240,5 @@ def test_interrupted_training_resumes_to_the_same_codec(folder, tmp_path):
     assert len(log.read_text().splitlines()) < 41
     assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
     assert len(log.read_text().splitlines()) == 41
-    first, second = (qinco.Codec.load(path).model.state_dict() for path in (whole, parts))
+    first, second = (qinco.Codec.load(path).models[0].state_dict() for path in (whole, parts))
     assert all((first[name] == second[name]).all() for name in first)

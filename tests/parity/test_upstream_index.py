@@ -28,7 +28,7 @@ def recalls(ids):
 
 @pytest.fixture(scope="module")
 def index():
-    return FaissIndex.open(FOLDER / "ix.faissindex")
+    return FaissIndex(FOLDER / "ix.faissindex")
 
 
 @pytest.fixture(params=EXPERIMENTS, ids=lambda experiment: f"nshort{experiment['parameters']['nshort']}")
@@ -76,5 +76,5 @@ def test_neural_reranking_gains(experiment, shortlist):
 
 def test_the_authors_compare_queries_with_normalised_reconstructions(experiment, shortlist):
     codec = Codec.load(FOLDER / "v2_ivf.pt")
-    normalised_QSD = (decode(codec, shortlist) - codec.model.mean.numpy()) / codec.model.scale.numpy()
+    normalised_QSD = (decode(codec, shortlist) - codec.models[0].mean.numpy()) / codec.models[0].scale.numpy()
     assert recalls(reranked(shortlist, QUERIES, normalised_QSD)) == experiment["recalls"]

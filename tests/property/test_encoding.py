@@ -45,7 +45,7 @@ def problem(config: ModelConfig, seed: int, device: torch.device, count: int = 6
     generator = torch.Generator().manual_seed(seed + 1)
     x_ND = torch.randn(count, config.dim, generator=generator) * 2
     lists_N = torch.randint(3, (count,), generator=generator)
-    return model, x_ND.to(device), model.start(count, lists_N.to(device))
+    return model, x_ND.to(device), model.initial_reconstruction(count, lists_N.to(device))
 
 
 def errors(model, x_ND, start_ND, codes_NM):

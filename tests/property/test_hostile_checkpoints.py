@@ -16,7 +16,7 @@ import torch
 from first_code import save_first_code
 from small_models import ARCHITECTURES, random_model
 
-from qinco.compat.checkpoints import is_torch_file
+from qinco.compat.torch_files import is_torch_file
 from qinco.config import EncodeOptions
 from qinco.errors import DataError
 from qinco.store.codec import load_models, save_models

@@ -8,10 +8,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_levels import LEVELS, needs_native, pack_at
-from small_models import ARCHITECTURES, random_model, torch_decode, torch_encoder
+from small_models import ARCHITECTURES, Encoder, random_model, torch_decode, torch_encoder
 
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines.packed import Encoder
 
 pytestmark = needs_native
 SEEDS = st.integers(0, 2**31)
@@ -49,14 +48,12 @@ def configs(draw, most_dim=300, sizes=(2, 4, 8, 16, 32, 64, 512)):
 def rules(draw, config: ModelConfig):
     """A rule that the model can serve: also more candidates, pairs or hypotheses than there are."""
     beam, size = draw(st.sampled_from([1, 2, 3, 8, 33])), config.codebook_size
-    kind = draw(st.sampled_from(["everything", "candidates", "pairs"] if config.has_preselector else ["everything"]))
-    if kind == "candidates":
-        count = draw(st.sampled_from([1, 2, 7, size, size + 3]))
-        return EncodeOptions(num_candidates=count, beam_width=beam)
-    if kind == "pairs":
-        count = draw(st.sampled_from([1, 5, 40, beam * size, beam * size + 3]))
-        return EncodeOptions(num_pairs=count, beam_width=beam)
-    return EncodeOptions(beam_width=beam)
+    kinds = {
+        "everything": None, "num_candidates": [1, 2, 7, size, size + 3],
+        "num_pairs": [1, 5, 40, beam * size, beam * size + 3],
+    }  # fmt: skip
+    kind = draw(st.sampled_from(list(kinds) if config.has_preselector else ["everything"]))
+    return EncodeOptions(**({} if kinds[kind] is None else {kind: draw(st.sampled_from(kinds[kind]))}), beam_width=beam)
 
 
 @st.composite
@@ -78,7 +75,7 @@ def problem(config: ModelConfig, seed: int, count: int):
                 weight /= weight.shape[1] ** 0.5
     generator = torch.Generator().manual_seed(seed + 1)
     x_ND = torch.randn(count, config.dim, generator=generator) * 2
-    return model, x_ND, model.start(count, torch.randint(3, (count,), generator=generator))
+    return model, x_ND, model.initial_reconstruction(count, torch.randint(3, (count,), generator=generator))
 
 
 def errors(model, x_ND, start_ND, codes_NM):

@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
 from qinco.progress import (
-    SECONDS_BETWEEN_LINES,
     Progress,
     format_number,
     is_watched,
@@ -70,7 +69,7 @@ class Console:
         if not self.verbose:
             return silent
         if self.json_logs or not is_watched():
-            return lines(self._write_progress, SECONDS_BETWEEN_LINES)
+            return lines(self._write_progress)
         return self._open.enter_context(reporting(True))
 
     def _write_progress(self, line: str, meter) -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from qinco.cli.keys import Task, chosen_preset
 from qinco.cli.tasks import KEYS
 from qinco.config import (
-    DEFAULT_SEARCH,
-    PAPER_SEARCH,
+    DEFAULT_ENCODE_OPTIONS,
+    PAPER_ENCODE_OPTIONS,
     PRESETS,
     EncodeOptions,
     ModelConfig,
-    checkpoint_search,
+    checkpoint_encode_options,
     field_keys,
 )  # fmt: skip
 from qinco.datasets.catalogue import find_dataset
@@ -147,10 +147,10 @@ def _default_encoding(given: Mapping[str, object]) -> tuple[EncodeOptions, str]:
         return EncodeOptions(), f"preset {preset}"
     if _is_checkpoint(given):
         size = given.get("K") or ModelConfig.codebook_size
-        return checkpoint_search(size, starts_from_coarse="ivf_centroids" in given), "default of .pt files"
+        return checkpoint_encode_options(size, starts_from_coarse="ivf_centroids" in given), "default of .pt files"
     if given.get("recipe") == "paper":
-        return PAPER_SEARCH, "recipe paper"
-    return DEFAULT_SEARCH, "default"
+        return PAPER_ENCODE_OPTIONS, "recipe paper"
+    return DEFAULT_ENCODE_OPTIONS, "default"
 
 
 def _is_checkpoint(given: Mapping[str, object]) -> bool:

@@ -1,7 +1,4 @@
-"""Coarse centroids for IVF codecs and indexes, from training vectors of any size.
-
-Shape suffixes: N vectors, D dimension, V centroids.
-"""
+"""Coarse centroids for IVF codecs and indexes, from training vectors of any size."""
 
 import logging
 from pathlib import Path
@@ -19,7 +16,7 @@ from qinco.maths.devices import choose_device
 from qinco.progress import ProgressOption, reporting
 from qinco.training.codebooks import SAMPLE_RUN_ROWS, sample
 from qinco.vectors.formats import write_vectors
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import as_source
 
 _LOG = logging.getLogger(__name__)
 MAX_POINTS_PER_CENTROID, _MIN_POINTS_PER_CENTROID = 256, 39  # as in faiss, which warns below the second
@@ -56,15 +53,8 @@ def kmeans(
     Returns:
         float32 (V, D), in the space of the vectors.
 
-    Raises:
-        ConfigError: for wrong settings, and an `output` that exists or cannot be written.
-        DataError: for vectors that are not finite, or fewer than centroids.
-
     Example:
-        >>> import numpy as np
-        >>> x = np.random.default_rng(0).standard_normal((1000, 8))
-        >>> kmeans(x, 10).shape
-        (10, 8)
+        >>> centroids_VD = kmeans("train.fvecs", 4096, output="centroids.npy")  # doctest: +SKIP
     """
     source = as_source(x, "training vectors")
     require_int("num_centroids (ivf_K)", num_centroids)
@@ -81,10 +71,14 @@ def kmeans(
         check_values(source, report)
         enough = _MIN_POINTS_PER_CENTROID * num_centroids
         if len(source) < enough:
-            _LOG.warning(
-                f"{len(source):,} vectors for {num_centroids:,} centroids: {enough:,} or more give better ones"
-            )
-        x_ND = sample(source, _sample_rows(source, num_centroids, max_points_per_centroid), seed)
+            _LOG.warning(f"{len(source):,} vectors for {num_centroids:,} centroids: {enough:,} or more are better")
+        # A sample of whole runs may be short by a part of one, and k-means needs a vector for each centroid.
+        least = num_centroids + SAMPLE_RUN_ROWS
+        wanted = min(len(source), max(max_points_per_centroid * num_centroids, least))
+        held = max(least, free_memory() // 2 // (4 * source.dim))
+        if wanted > held:
+            _LOG.warning(f"k-means takes {held:,} of {wanted:,} vectors: more do not fit into half of the free memory")
+        x_ND = sample(source, min(wanted, held), seed)
         _LOG.info(f"k-means on {len(x_ND):,} of {len(source):,} vectors")
         centroids_VD = coarse_kmeans(
             x_ND, num_centroids, iterations=num_iterations, seed=seed, device=target, progress=report
@@ -92,13 +86,3 @@ def kmeans(
     if output is not None:
         write_vectors(output, centroids_VD)
     return centroids_VD
-
-
-def _sample_rows(source: VectorSource, num_centroids: int, max_points: int) -> int:
-    """Vectors for k-means: enough for each centroid, and no more than half of the free memory holds."""
-    wanted = min(len(source), max(max_points * num_centroids, num_centroids + SAMPLE_RUN_ROWS))
-    # A sample of whole runs may be short by a part of one, and k-means needs a vector for each centroid.
-    held = max(num_centroids + SAMPLE_RUN_ROWS, free_memory() // 2 // (4 * source.dim))
-    if wanted > held:
-        _LOG.warning(f"k-means takes {held:,} of {wanted:,} vectors: more do not fit into half of the free memory")
-    return min(wanted, held)

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from qinco.atomic import check_output
-from qinco.codec.fit import fit
-from qinco.codec.parts import cut
+from qinco.codec.fit import cut, fit
 from qinco.config import EncodeOptions, ModelConfig, require_int
 from qinco.engines.engine import Packed, candidate_dtype, choose_engine
 from qinco.errors import DataError
@@ -20,55 +19,45 @@ from qinco.maths.assignment import assigner
 from qinco.maths.devices import choose_device, to_device
 from qinco.model.qinco import Qinco
 from qinco.packing import check_codes, check_lists, code_dtype
+from qinco.progress import ProgressOption, reporting
 from qinco.store.codec import load_models, save_models
 from qinco.store.codes import Codes
 from qinco.vectors.prefetch import read_ahead
 from qinco.vectors.rows import VectorSource, as_source
-
-_BLOCK_BYTES, _DEVICE_BLOCK_BYTES = 1 << 24, 1 << 28  # a device needs more vectors to be busy
-_CHECK_ROWS = 1 << 20
 
 
 class Codec:
     """Compresses float vectors to codes of M small integers and back (QINCo, QINCo2).
 
     Make one with `Codec.fit` or `Codec.load`. It consists of one model, or of several of one architecture, each for a
-    part of the columns (PQ-QINCo; QINCo paper, section 5.3). Codes of several have all codes of the first part, then
-    those of the second, and so on.
+    part of the columns (PQ-QINCo; QINCo paper, section 5.3), whose codes stand side by side.
 
     Attributes:
         models: the networks.
-        rotation_DD: float32 (D, D), by which vectors are rotated before the columns are split (OPQ); None: they are
-            not.
-        encode_options: EncodeOptions that the models were trained with and `encode` uses unless told otherwise.
+        rotation_DD: float32 (D, D), by which vectors are rotated before the columns are split (OPQ), or None.
+        encode_options: EncodeOptions of the training, which `encode` uses unless told otherwise.
         provenance: plain values: how the codec was trained, and on how many vectors.
         block_rows: vectors that are encoded or decoded at a time, which bounds the memory of a call.
 
     Example:
         >>> codec = Codec.fit(x, num_steps=8, epochs=10)
-        >>> codes = codec.encode(x)
-        >>> x_hat = codec.decode(codes)
+        >>> x_hat = codec.decode(codec.encode(x))
     """
 
     def __init__(
-        self,
-        models: Qinco | Sequence[Qinco],
-        encode_options: EncodeOptions,
-        provenance: dict | None = None,
+        self, models: Qinco | Sequence[Qinco], encode_options: EncodeOptions, provenance: dict | None = None,
         rotation_DD: np.ndarray | None = None,
-    ):
-        models = [models] if isinstance(models, Qinco) else list(models)
-        encode_options.check_model(models[0].config)
-        self.models = [model.eval().requires_grad_(False) for model in models]
-        self.rotation_DD = rotation_DD
-        self.encode_options = encode_options
-        self.provenance = provenance or {}
+    ):  # fmt: skip
+        models = [models] if isinstance(models, Qinco) else models
+        self.models, self.rotation_DD = [model.eval().requires_grad_(False) for model in models], rotation_DD
+        self.encode_options, self.provenance = encode_options, provenance or {}
+        encode_options.check_model(self.config)
         self._reset()
 
     def _reset(self) -> None:
         """Set what depends on the device that the models are on."""
         config = self.config
-        block_bytes = _BLOCK_BYTES if self.device.type == "cpu" else _DEVICE_BLOCK_BYTES
+        block_bytes = 1 << 24 if self.device.type == "cpu" else 1 << 28  # a GPU needs more vectors to be busy
         self.block_rows = max(256, block_bytes // (4 * max(config.dim, config.embed_dim, config.hidden_dim)))
         self._assigner: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._packings: dict[tuple[str, torch.dtype], list[Packed]] = {}
@@ -78,19 +67,11 @@ class Codec:
         return self.__dict__ | {"_assigner": None, "_packings": {}}
 
     def __repr__(self) -> str:
-        config, count = self.config, len(self.models)
-        lists = f", num_lists={config.num_lists}" if self.is_ivf else ""
-        parts = f", num_parts={count}" if count > 1 else ""
-        rotated = "" if self.rotation_DD is None else ", rotated"
-        return (
-            f"Codec(dim={self.dim}, num_steps={config.num_steps}, codebook_size={config.codebook_size}{parts}"
-            f"{rotated}, {self.bytes_per_vector:g} bytes a vector{lists}, device={self.device})"
-        )
-
-    @property
-    def model(self) -> Qinco:
-        """The model; the first where there are several."""
-        return self.models[0]
+        config = self.config
+        text = f"dim={self.dim}, num_steps={config.num_steps}, codebook_size={config.codebook_size}"
+        text += f", num_parts={len(self.models)}" if len(self.models) > 1 else ""
+        text += f", num_lists={config.num_lists}" if self.is_ivf else ""
+        return f"Codec({text}, {self.bytes_per_vector:g} bytes a vector, device={self.device})"
 
     @property
     def config(self) -> ModelConfig:
@@ -125,7 +106,8 @@ class Codec:
     @property
     def coarse_centroids(self) -> np.ndarray | None:
         """The centroids of an IVF codec's lists in data space, float32 (V, D); None without lists."""
-        return self.model.denormalize(self.model.coarse_centroids).cpu().numpy() if self.is_ivf else None
+        model = self.models[0]
+        return model.denormalize(model.coarse_centroids).cpu().numpy() if self.is_ivf else None
 
     @classmethod
     def fit(cls, x, preset: str | None = "qinco2-S", **settings) -> "Codec":
@@ -136,17 +118,13 @@ class Codec:
             preset: "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
             **settings: all arguments of `qinco.codec.fit.fit`: `num_parts` and `rotate` (PQ-QINCo, OPQ), `output`,
                 `resume` and `overwrite`, `device`, `coarse_centroids` (IVF), `initial`, `recipe`, `progress`,
-                `on_report`, and the fields of ModelConfig (`num_steps`, `codebook_size`, ...), EncodeOptions
-                (`num_pairs`, `beam_width`, ...) and TrainOptions (`epochs`, `lr`, `seed`, ...).
+                `on_report`, and the fields of ModelConfig, EncodeOptions and TrainOptions (`num_steps`, `epochs`, ...).
 
         Raises:
             ConfigError, DataError: before any work begins.
-
-        Example:
-            >>> codec = Codec.fit("train.fvecs", num_steps=8, epochs=10, output="codec.safetensors")
         """
-        fitted = fit(x, preset, **settings)
-        return cls(fitted.models, fitted.encode_options, fitted.provenance, fitted.rotation_DD)
+        models, rotation_DD, options, provenance = fit(x, preset, **settings)
+        return cls(models, options, provenance, rotation_DD)
 
     def with_options(self, options: EncodeOptions) -> "Codec":
         """The same codec with other options for encoding; raises ConfigError if the models cannot serve them."""
@@ -154,53 +132,33 @@ class Codec:
 
     def fingerprint(self) -> str:
         """SHA-256 of the architecture and all weights: codes belong to the codec of the same fingerprint."""
-        digests = [model.fingerprint() for model in self.models]
-        if len(digests) == 1:
-            return digests[0]
+        joined = "".join(model.fingerprint() for model in self.models)
         rotation = b"" if self.rotation_DD is None else self.rotation_DD.tobytes()
-        return sha256("".join(digests).encode() + rotation).hexdigest()
+        return joined if len(self.models) == 1 else sha256(joined.encode() + rotation).hexdigest()
 
     def to(self, device: str | torch.device) -> "Codec":
         """Move the codec to a device ("auto", "cpu", "cuda", "cuda:N") and return it."""
         target = choose_device(device)
-        for model in self.models:
-            model.to(target)
+        self.models = [model.to(target) for model in self.models]
         self._reset()
         return self
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = True) -> None:
-        """Write one safetensors file, whole or not at all; a .pt file is a checkpoint of the authors' code.
-
-        Raises:
-            ConfigError: the file exists and `overwrite` is False, or the authors' code has no such codec.
-        """
+        """Write one safetensors file, whole or not at all; a .pt file is a checkpoint of the authors' code."""
         check_output(path, overwrite=overwrite)
-        rotation_DD = None if self.rotation_DD is None else torch.from_numpy(self.rotation_DD)
-        save_models(path, self.models, rotation_DD, self.encode_options, self.provenance)
+        save_models(path, self.models, self.rotation_DD, self.encode_options, self.provenance)
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> "Codec":
-        """Read a codec that `save`, or the authors' code, wrote; executes no code.
-
-        Raises:
-            DataError: the file is no codec, or damaged.
-        """
+        """Read a codec that `save`, or the authors' code, wrote; executes no code."""
         target = choose_device(device)
         models, rotation_DD, options, provenance = load_models(path)
-        return cls(models, options, provenance, None if rotation_DD is None else rotation_DD.numpy()).to(target)
-
-    # Encoding
+        return cls(models, options, provenance, rotation_DD).to(target)
 
     def encode(
-        self,
-        x,
-        *,
-        num_candidates: int | None = None,
-        num_pairs: int | None = None,
-        beam_width: int | None = None,
-        precision: str | None = None,
-        num_steps: int | None = None,
-    ) -> Codes:
+        self, x, *, num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
+        precision: str | None = None, num_steps: int | None = None, progress: ProgressOption = False,
+    ) -> Codes:  # fmt: skip
         """Search the codes of vectors (QINCo2 paper, section 3.2). Options that are not given are as in training.
 
         Args:
@@ -210,69 +168,58 @@ class Codec:
             beam_width: B, hypotheses kept.
             precision: "auto", "float32" or "bf16", of the candidates.
             num_steps: encode so many steps only: the best code of that length.
+            progress: see `qinco.progress`.
 
         Returns:
             Codes, uint8 (N, M), uint16 above 256 codewords; with int32 list numbers (N,) for an IVF codec.
-
-        Raises:
-            DataError: values that are not finite, or another dimension than the codec's.
-            ConfigError: options that exclude each other or that the models cannot serve.
         """
-        source = as_source(x)
-        options = self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
-        shape = (len(source), self._check_steps(num_steps) * len(self.models))
-        codes_NM = np.empty(shape, code_dtype(self.config.codebook_size))
-        lists_N = np.empty(len(source), np.int32) if self.is_ivf else None
-        for first, found in self.encode_blocks(source, options, num_steps):
-            codes_NM[first : first + len(found)] = found.codes
-            if lists_N is not None:
-                lists_N[first : first + len(found)] = found.lists
-        return Codes(codes_NM, lists_N)
+        source, options = as_source(x), self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
+        codes_0M = np.empty((0, self._check_steps(num_steps) * len(self.models)), code_dtype(self.config.codebook_size))
+        found = [Codes(codes_0M, np.empty(0, np.int32) if self.is_ivf else None)]
+        with reporting(progress) as report:
+            for first, codes in self.encode_blocks(source, options, num_steps):
+                found.append(codes)
+                report("encoding", first + len(codes), len(source))
+        return Codes.concatenate(found)
 
     def encode_blocks(
-        self,
-        source: VectorSource,
-        options: EncodeOptions | None = None,
-        num_steps: int | None = None,
+        self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None,
         ranges: Sequence[range] | None = None,
-    ) -> Iterator[tuple[int, Codes]]:
+    ) -> Iterator[tuple[int, Codes]]:  # fmt: skip
         """Encode consecutive blocks of a source, in bounded memory.
 
         Args:
             source: (N, D) vectors.
             options: the codec's own if None.
             num_steps: as for `encode`.
-            ranges: of rows, one after the other; no block reaches from one into the next. All rows if None.
+            ranges: of rows (all if None), one after the other; no block reaches from one into the next.
 
         Yields:
             The first row of a block, and its Codes.
         """
-        self.check_dim(source)
         options = options or self.encode_options
         options.check_model(self.config)
-        packings = self._pack(options.precision, options.engine)
+        self.check_dim(source)
+        packings, width = self._pack(options.precision, options.engine), self.config.dim
         # The next block is read, checked and sent while this one is encoded.
         blocks = (
-            (rows.start + first, [packed.send(x) for packed, x in zip(packings, self._columns(block_ND), strict=True)])
+            (rows.start + first, [p.send(cut(block_ND, i, width, self.rotation_DD)) for i, p in enumerate(packings)])
             for rows in ([range(len(source))] if ranges is None else ranges)
             for first, block_ND in source.window(rows.start, rows.stop).blocks(self.block_rows)
         )
         for first, sent in read_ahead(blocks) if len(source) > self.block_rows else blocks:
-            lists_N = self._assign(torch.as_tensor(sent[0])) if self.is_ivf else None
+            lists_N = self.assign_lists(sent[0])
             found = [p.encode(x, lists_N, options, num_steps) for p, x in zip(packings, sent, strict=True)]
-            yield first, Codes(found[0] if len(found) == 1 else np.concatenate(found, 1), lists_N)
+            yield first, Codes(np.concatenate(found, 1), lists_N)
 
-    def assign_lists(self, x_ND: np.ndarray) -> np.ndarray | None:
+    def assign_lists(self, x_ND: np.ndarray | torch.Tensor) -> np.ndarray | None:
         """The nearest coarse centroid of float32 vectors (N, D): int32 (N,); None without IVF."""
-        return self._assign(to_device(x_ND, self.device)) if self.is_ivf else None
-
-    def _assign(self, x_ND: torch.Tensor) -> np.ndarray:
-        """List numbers, int32 (N,), of vectors on the codec's device."""
+        if not self.is_ivf:
+            return None
+        x_ND = x_ND if isinstance(x_ND, torch.Tensor) else to_device(x_ND, self.device)
         if self._assigner is None:
-            self._assigner = assigner(self.model.coarse_centroids)
-        return self._assigner(self.model.normalize(x_ND)).cpu().numpy().astype(np.int32)
-
-    # Decoding
+            self._assigner = assigner(self.models[0].coarse_centroids)
+        return self._assigner(self.models[0].normalize(x_ND)).cpu().numpy().astype(np.int32)
 
     def decode(self, codes, lists=None, *, precision: str = "float32") -> np.ndarray:
         """Reconstruct vectors from codes.
@@ -285,81 +232,57 @@ class Codec:
 
         Returns:
             float32 (N, D).
-
-        Raises:
-            DataError: codes or lists out of range.
         """
         codes = self.check_codes(codes, lists)
-        packings = self._pack(precision, self.encode_options.engine)
-        decoded_ND = np.empty((len(codes), self.dim), np.float32)
+        packings, decoded_ND = self._pack(precision), np.empty((len(codes), self.dim), np.float32)
         for first, block in codes.blocks(self.block_rows):
             self._decode(packings, block, decoded_ND[first : first + len(block)])
         return decoded_ND
 
     def decode_blocks(self, codes, precision: str = "float32") -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, float32 reconstructions) for consecutive blocks of codes that `check_codes` has passed."""
-        packings = self._pack(precision, self.encode_options.engine)
+        packings = self._pack(precision)
         for first, block in Codes.of(codes).blocks(self.block_rows):
             yield first, self._decode(packings, block)
 
     def decode_tensors(self, codes, precision: str = "float32") -> Iterator[tuple[int, torch.Tensor]]:
         """`decode_blocks` with tensors on the codec's device."""
-        packings = self._pack(precision, self.encode_options.engine)
+        packings = self._pack(precision)
         for first, block in Codes.of(codes).blocks(self.block_rows):
-            parts = zip(packings, self._split(block.codes), strict=True)
+            parts = zip(packings, np.split(block.codes, len(packings), 1), strict=True)
             yield first, self._join([packed.reconstruct(codes_NM, block.lists) for packed, codes_NM in parts])
 
     def decode_prefixes(self, codes) -> Iterator[torch.Tensor]:
         """Yield what the first 1, 2, ... steps of codes (N, M) decode to, float32 (N, D) on the codec's device."""
         codes = Codes.of(codes)
         lists_N = to_device(codes.lists.astype(np.int64), self.device) if self.is_ivf else None
-        streams = [
-            model.reconstructions(to_device(codes_NM.astype(np.int64), self.device), model.start(len(codes), lists_N))
-            for model, codes_NM in zip(self.models, self._split(codes.codes), strict=True)
-        ]
+        start_ND = self.models[0].initial_reconstruction(len(codes), lists_N)  # several models start from zero
+        codes_NM = to_device(codes.codes.astype(np.int64), self.device)
+        parts = zip(self.models, codes_NM.chunk(len(self.models), 1), strict=True)
+        streams = [model.reconstructions(part_NM, start_ND) for model, part_NM in parts]
         for reached in zip(*streams, strict=True):
             yield self._join([model.denormalize(x_ND) for model, x_ND in zip(self.models, reached, strict=True)])
 
     def _decode(self, packings: list[Packed], codes: Codes, out_ND: np.ndarray | None = None) -> np.ndarray:
         if len(packings) == 1:
             return packings[0].decode(codes.codes, codes.lists, out_ND)
-        parts = zip(packings, self._split(codes.codes), strict=True)
+        parts = zip(packings, np.split(codes.codes, len(packings), 1), strict=True)
         x_ND = np.concatenate([packed.decode(codes_NM) for packed, codes_NM in parts], 1, out=out_ND)
-        if self.rotation_DD is None:
-            return x_ND
-        rotated_ND = x_ND @ self.rotation_DD
-        if out_ND is None:
-            return rotated_ND
-        out_ND[:] = rotated_ND
-        return out_ND
-
-    # Several models
-
-    def _columns(self, x_ND: np.ndarray) -> list[np.ndarray]:
-        """The rotated vectors' columns, for each model."""
-        if len(self.models) == 1:
-            return [x_ND]
-        width = self.config.dim
-        return [cut(x_ND, slice(start, start + width), self.rotation_DD) for start in range(0, self.dim, width)]
+        if self.rotation_DD is not None:
+            x_ND[:] = x_ND @ self.rotation_DD
+        return x_ND
 
     def _join(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """The vectors, not rotated any more, of which each model has decoded its columns."""
         x_ND = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return x_ND if self.rotation_DD is None else x_ND @ to_device(self.rotation_DD, x_ND.device)
 
-    def _split(self, codes_NM: np.ndarray) -> list[np.ndarray]:
-        """The codes of each model."""
-        return [codes_NM] if len(self.models) == 1 else np.split(codes_NM, len(self.models), 1)
-
-    # Checks
-
     def prefix(self, codes, num_steps: int):
         """Shorten codes (an array, tensor or Codes) to their first `num_steps` steps, which decode on their own."""
-        self._check_steps(num_steps)
+        count, width = self._check_steps(num_steps), codes.shape[1] // len(self.models)
         if len(self.models) == 1:
-            return codes[:, :num_steps]
-        width = codes.shape[1] // len(self.models)
-        return codes[:, [part * width + step for part in range(len(self.models)) for step in range(num_steps)]]
+            return codes[:, :count]
+        return codes[:, [part * width + step for part in range(len(self.models)) for step in range(count)]]
 
     def check_codes(self, codes, lists=None) -> Codes:
         """Codes of any kind that `decode` takes, as Codes; raises DataError unless they are ones of this codec."""
@@ -370,7 +293,7 @@ class Codec:
             raise DataError("lists were given, but this codec has none: it was trained without coarse centroids")
         if codes.shape[1] % count:
             raise DataError(f"codes have {codes.shape[1]} columns: {count} parts need equally many each")
-        for first, block in codes.blocks(_CHECK_ROWS) if len(codes) else [(0, codes)]:
+        for first, block in codes.blocks(1 << 20) if len(codes) else [(0, codes)]:
             check_codes(block.codes, self.num_codes, self.config.codebook_size, codes.name, first)
             if codes.has_lists:
                 check_lists(block.lists, len(block), self.config.num_lists, first_row=first)
@@ -381,16 +304,15 @@ class Codec:
         if source.dim != self.dim:
             raise DataError(f"{source.name}: vectors have {source.dim} dimensions, the codec was trained on {self.dim}")
 
-    def _pack(self, precision: str, engine: str) -> list[Packed]:
+    def _pack(self, precision: str, engine: str | None = None) -> list[Packed]:
         """The models packed by an engine, once for each precision."""
         dtype = candidate_dtype(precision, self.device, self.config)
-        chosen = choose_engine(engine, self.config, self.device)
+        chosen = choose_engine(engine or self.encode_options.engine, self.config, self.device)
         if (chosen.name, dtype) not in self._packings:
             self._packings[chosen.name, dtype] = [chosen.pack(model, dtype) for model in self.models]
         return self._packings[chosen.name, dtype]
 
     def _check_steps(self, num_steps: int | None) -> int:
-        if num_steps is None:
-            return self.config.num_steps
-        require_int("num_steps", num_steps, 1, self.config.num_steps)
-        return num_steps
+        if num_steps is not None:
+            require_int("num_steps", num_steps, 1, self.config.num_steps)
+        return num_steps or self.config.num_steps

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qinco.atomic import check_output
 from qinco.codec.codec import Codec
-from qinco.config import EncodeOptions, checkpoint_search
+from qinco.config import EncodeOptions, checkpoint_encode_options
 from qinco.errors import ConfigError
 from qinco.store.codec import CHECKPOINT_SUFFIX
 
@@ -52,7 +52,7 @@ def convert_codec(
     stored.check_model(codec.config)
     if output.suffix.lower() == CHECKPOINT_SUFFIX and stored.num_pairs is not None and options is None:
         config = codec.config
-        known = checkpoint_search(config.codebook_size, config.has_preselector, config.starts_from_coarse)
+        known = checkpoint_encode_options(config.codebook_size, config.has_preselector, config.starts_from_coarse)
         _LOG.warning(
             "the authors' code does not know num_pairs (C=%s B=%s): A=%s B=%s are stored; give others with A= and B=",
             stored.num_pairs,

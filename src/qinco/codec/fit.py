@@ -10,16 +10,8 @@ import numpy as np
 import torch
 
 from qinco.atomic import check_output
-from qinco.codec.parts import PartRows
-from qinco.codec.plan import (
-    TrainedCodec,
-    TrainingPlan,
-    check_same_run,
-    check_values,
-    plan_training,
-    split_validation,
-)
-from qinco.codec.recorder import Recorder, explained_interrupts, log_path
+from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_training, split_validation
+from qinco.codec.recorder import Recorder, log_path
 from qinco.config import EncodeOptions, require_int
 from qinco.errors import ConfigError, DataError
 from qinco.maths.devices import choose_device
@@ -37,23 +29,7 @@ from qinco.vectors.rows import VectorSource, as_source
 
 _LOG = logging.getLogger(__name__)
 _ROTATION_ROWS = 65_536
-
-
-@dataclass(frozen=True)
-class FittedModels:
-    """What training gives.
-
-    Attributes:
-        models: one model, or one for each part of the vectors.
-        rotation_DD: float32 rotation before the vectors are cut into parts; None for none.
-        encode_options: how the models encode, unless told otherwise.
-        provenance: plain values: how they were trained, and on how many vectors.
-    """
-
-    models: list[Qinco]
-    rotation_DD: np.ndarray | None
-    encode_options: EncodeOptions
-    provenance: dict
+Fitted = tuple[list[Qinco], np.ndarray | None, EncodeOptions, dict]
 
 
 def fit(
@@ -65,7 +41,7 @@ def fit(
     overwrite: bool = False,
     device: str | torch.device = "auto",
     coarse_centroids=None,
-    initial: TrainedCodec | None = None,
+    initial=None,
     recipe: str = "default",
     num_parts: int = 1,
     rotate: bool = False,
@@ -74,7 +50,7 @@ def fit(
     progress: ProgressOption = None,
     on_report: Callable[[Report], None] | None = None,
     **settings,
-) -> FittedModels:
+) -> Fitted:
     """Train on vectors, and return the best state on validation vectors. `Codec.fit` makes a codec of it.
 
     An estimate, a line for each epoch and warnings are logged to the logger `qinco`. Under torchrun every process
@@ -90,7 +66,7 @@ def fit(
         overwrite: replace `output`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         coarse_centroids: (V, D) vectors: an IVF codec, whose reconstructions start at the nearest of them.
-        initial: codec whose architecture, weights and epoch the run continues from.
+        initial: Codec whose architecture, weights and epoch the run continues from.
         recipe: "default", or "paper" for the published one, of QINCo or QINCo2.
         num_parts: cut the vectors into so many parts, and train a model for each (PQ-QINCo; QINCo paper, section 5.3).
         rotate: with parts: learn a rotation that spreads the variance over them (OPQ).
@@ -102,35 +78,35 @@ def fit(
             EncodeOptions (num_candidates, where 0 means a model without pre-selector, num_pairs, beam_width) and of
             TrainOptions (epochs, lr, batch_size, seed, ...).
 
+    Returns:
+        The models (one for each part), the float32 rotation (D, D) before the cut or None, the options for encoding,
+        and the provenance: how the models were trained, as plain values.
+
     Raises:
         ConfigError, DataError: before any work begins; ConfigError also where training diverges.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, when the state is saved. A second one acts at once.
-
-    Example:
-        >>> fitted = fit("train.fvecs", "qinco2-S", num_steps=8, output="codec.safetensors")  # doctest: +SKIP
-        >>> fitted.provenance["valid_mse"]  # doctest: +SKIP
     """
     source = as_source(x, "training vectors")
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
-    plan = plan_training(  # the same for all parts
-        source if num_parts == 1 else _part(source, 0, num_parts, None), preset, settings,
-        coarse_centroids=coarse_centroids, initial=initial, recipe=recipe, output=output,
-    )  # fmt: skip
+    first = source if num_parts == 1 else _part(source, 0, num_parts, None)
+    plan = plan_training(
+        first, preset, settings, coarse_centroids=coarse_centroids, initial=initial, recipe=recipe, output=output
+    )
     split_validation(source, plan.train_options.num_valid, plan.model_config.codebook_size)
     processes = Processes(choose_device(device))
     if tensorboard is not None:
         summary_writer()  # must not be missed after a part has been trained
-    with explained_interrupts(output), reporting(progress if processes.is_main else False) as report:
+    with reporting(progress if processes.is_main else False) as report:
         runs = _Runs(plan, processes, resume, overwrite, mse_scale, report, on_report)
         if num_parts > 1:
-            return _fit_parts(runs, source, num_parts, rotate, output, tensorboard)
+            return runs.train_parts(source, num_parts, rotate, output, tensorboard)
         model, provenance = runs.train(source, output, tensorboard)
-        return FittedModels([model], None, plan.encode_options, provenance)
+        return [model], None, plan.encode_options, provenance
 
 
 @dataclass(frozen=True)
 class _Runs:
-    """What the runs of all parts share."""
+    """The runs of all parts, and what they share."""
 
     plan: TrainingPlan
     processes: Processes
@@ -142,117 +118,106 @@ class _Runs:
 
     def train(self, source: VectorSource, output, tensorboard) -> tuple[Qinco, dict]:
         """Train one model, on the vectors of one part; returns its best state and provenance."""
-        plan, processes = self.plan, self.processes
-        train, valid = split_validation(source, plan.train_options.num_valid, plan.model_config.codebook_size)
-        saved = self._open(source, output)
+        is_main, header = self.processes.is_main, self.plan.header(source)
+        saved = None if output is None else self._open(output, header)
         shown = monitor(self.progress, self.mse_scale, tensorboard, self.on_report)
-        with shown if processes.is_main else nullcontext(self.on_report or (lambda report: None)) as listen:
+        with shown if is_main else nullcontext(self.on_report or (lambda report: None)) as listen:
             if saved is None:
                 check_values(source, self.progress)
-            processes.wait()
-            training = _start(plan, train, valid, processes, saved, listen, self.progress)
-            recorder = Recorder(plan, training, source, output, None if saved is None else saved[0])
-            model, provenance = recorder.follow(listen)
-        if processes.is_main and provenance["epoch"] == 0 and plan.train_options.epochs > 0:
+            self.processes.wait()
+            training = self._start(source, saved, listen)
+            model, provenance = Recorder(self.plan, training, header, output, saved and saved[0]).follow(listen)
+        if is_main and provenance["epoch"] == 0 and training.options.epochs > 0:
             _LOG.warning(
                 "no epoch improved on the start, so the codec is the residual quantizer that training began with: "
                 "give more epochs or vectors, or a lower lr"
             )
         return model, provenance
 
-    def _open(self, source: VectorSource, output) -> tuple[dict, dict] | None:
+    def _open(self, output, header: dict) -> tuple[dict, dict] | None:
         """Check that the run can be written, and load the state to continue from; None for a new run."""
-        if output is None:
-            return None
         if self.processes.is_main:
             check_output(output, overwrite=self.overwrite, resume=self.resume)
             for beside in (state_path(output), log_path(output)):
                 check_output(beside, overwrite=True)
-        saved = load_state(output) if self.resume else None
+        saved, exists = load_state(output) if self.resume else None, Path(output).exists()
         if saved is not None:
-            check_same_run(output, saved[0], self.plan, len(source), self.plan.fingerprint(source))
-            if not Path(output).exists():
-                raise ConfigError(
-                    f"{output} is missing beside {state_path(output)}, so its run cannot be resumed: "
-                    "give overwrite=true without resume"
-                )
-        elif self.resume and Path(output).exists() and not self.overwrite:
-            raise ConfigError(f"{state_path(output)} is missing, so {output} cannot be resumed: give overwrite=true")
+            check_same_run(output, saved[0], header)
+        if self.resume and exists != (saved is not None) and not (exists and self.overwrite):
+            raise ConfigError(
+                f"the run cannot be resumed, because {output} or {state_path(output)} is missing: "
+                "give overwrite=true without resume"
+            )
         return saved
 
+    def _start(self, source: VectorSource, saved, listen) -> Training:
+        """The run at its beginning, or where it was saved, on this process's device; `listen` hears an Estimate."""
+        plan, options, initial = self.plan, self.plan.train_options, self.plan.initial
+        train, valid = split_validation(source, options.num_valid, plan.model_config.codebook_size)
+        model = Qinco.empty(plan.model_config).to_empty(device=self.processes.device)
+        is_new = saved is None and initial is None
+        if is_new:  # weights of any value take the same time: the estimate does not wait for the codebooks
+            set_scales(model, train, options, plan.coarse_VD)
+            set_steps(model, torch.zeros(len(model.steps), plan.model_config.codebook_size, train.dim), options)
+        elif saved is None:
+            model.load_state_dict(initial.models[0].state_dict())
+        training = Training(model, train, valid, options, plan.encode_options, self.processes)
+        if saved is not None:
+            try:
+                training.restore(saved[1], saved[0]["progress"])
+            except (RuntimeError, KeyError, ValueError, TypeError) as error:
+                raise DataError(f"the saved state of the run is damaged: {error}") from None
+        elif initial is not None:
+            training.position.epoch = initial.provenance.get("epoch", 0)
+            if training.position.epoch >= options.epochs:
+                raise ConfigError(
+                    f"the initial codec was trained for {training.position.epoch} epochs: give more epochs than that, "
+                    f"not {options.epochs}"
+                )
+        if is_new or training.position.epoch < options.epochs:
+            listen(estimate(training))
+        if is_new and self.processes.is_main:
+            initialize_model(model, train, options, plan.coarse_VD, self.progress)
+        self.processes.copy_from_main(model)
+        return training
 
-def _start(
-    plan: TrainingPlan, train: VectorSource, valid: VectorSource, processes: Processes, saved, listen, progress
-) -> Training:
-    """The run at its beginning, or where it was saved, on this process's device; `listen` hears an Estimate."""
-    config, options, initial = plan.model_config, plan.train_options, plan.initial
-    model = Qinco.empty(config).to_empty(device=processes.device)
-    if saved is None and initial is None:
-        # Weights of any value take the same time: the estimate does not wait for the codebooks.
-        set_scales(model, train, options, plan.coarse_VD)
-        set_steps(model, torch.zeros(config.num_steps, config.codebook_size, config.dim), options)
-        listen(estimate(Training(model, train, valid, options, plan.encode_options, processes)))
-        if processes.is_main:
-            initialize_model(model, train, options, plan.coarse_VD, progress)
-    elif initial is not None:
-        model.load_state_dict(initial.models[0].state_dict())
-    processes.copy_from_main(model)
-    training = Training(model, train, valid, options, plan.encode_options, processes)
-    if saved is not None:
-        try:
-            training.restore(saved[1], saved[0]["progress"])
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise DataError(f"the saved state of the run is damaged: {error}") from None
-    elif initial is not None:
-        training.position.epoch = initial.provenance.get("epoch", 0)
-        if training.position.epoch >= options.epochs:
-            raise ConfigError(
-                f"the initial codec was trained for {training.position.epoch} epochs: give more epochs than that, "
-                f"not {options.epochs}"
-            )
-    if (saved is not None or initial is not None) and training.position.epoch < options.epochs:
-        listen(estimate(training))
-    return training
-
-
-def _fit_parts(runs: _Runs, source: VectorSource, num_parts: int, rotate: bool, output, tensorboard) -> FittedModels:
-    """Train a model for each part, one after the other, with files `output.part_i` until all are complete."""
-    part_outputs = [None if output is None else Path(f"{output}.part_{part}") for part in range(num_parts)]
-    if output is not None:
-        if runs.processes.is_main:
-            check_output(output, overwrite=runs.overwrite, resume=runs.resume)
-        is_complete = Path(output).exists() and not state_path(part_outputs[0]).exists()
-        if runs.resume and is_complete and not runs.overwrite:
-            return _load_parts(output, num_parts, runs.processes.device)
-    check_values(source, runs.progress)
-    rotation_DD = None
-    if rotate:
-        rotation_DD = fit_rotation(sample(source, _ROTATION_ROWS, runs.plan.train_options.seed), num_parts)
-    models, provenances = [], []
-    for part, part_output in enumerate(part_outputs):
-        if runs.processes.is_main:
-            _LOG.info(f"part {part + 1} of {num_parts}")
-        board = None if tensorboard is None else Path(tensorboard, f"part_{part}")
-        model, provenance = runs.train(_part(source, part, num_parts, rotation_DD), part_output, board)
-        models.append(model)
-        provenances.append(provenance)
-    provenance = provenances[0] | {"valid_mse": sum(found["valid_mse"] for found in provenances)}
-    if output is not None and runs.processes.is_main:
-        rotation = None if rotation_DD is None else torch.from_numpy(rotation_DD)
-        save_models(output, models, rotation, runs.plan.encode_options, provenance)
-        for path in part_outputs:
-            for file in (state_path(path), path, log_path(path)):  # without its state a part is not resumed
-                file.unlink(missing_ok=True)
-    return FittedModels(models, rotation_DD, runs.plan.encode_options, provenance)
+    def train_parts(self, source: VectorSource, num_parts: int, rotate: bool, output, tensorboard) -> Fitted:
+        """Train a model for each part, one after the other, with files `output.part_i` until all are complete."""
+        is_main, options = self.processes.is_main, self.plan.encode_options
+        outputs = [None if output is None else Path(f"{output}.part_{part}") for part in range(num_parts)]
+        if output is not None:
+            if is_main:
+                check_output(output, overwrite=self.overwrite, resume=self.resume)
+            is_complete = Path(output).exists() and not state_path(outputs[0]).exists()
+            if self.resume and is_complete and not self.overwrite:
+                return _load_parts(output, num_parts, self.processes.device)
+        check_values(source, self.progress)
+        rotation_DD = None
+        if rotate:
+            rotation_DD = fit_rotation(sample(source, _ROTATION_ROWS, self.plan.train_options.seed), num_parts)
+        models, provenances = [], []
+        for part, part_output in enumerate(outputs):
+            if is_main:
+                _LOG.info(f"part {part + 1} of {num_parts}")
+            board = None if tensorboard is None else Path(tensorboard, f"part_{part}")
+            model, provenance = self.train(_part(source, part, num_parts, rotation_DD), part_output, board)
+            models.append(model)
+            provenances.append(provenance)
+        provenance = provenances[0] | {"valid_mse": sum(found["valid_mse"] for found in provenances)}
+        if output is not None and is_main:
+            save_models(output, models, rotation_DD, options, provenance)
+            for path in outputs:
+                for file in (state_path(path), path, log_path(path)):  # without its state a part is not resumed
+                    file.unlink(missing_ok=True)
+        return models, rotation_DD, options, provenance
 
 
-def _load_parts(output, num_parts: int, device: torch.device) -> FittedModels:
+def _load_parts(output, num_parts: int, device: torch.device) -> Fitted:
     """What a finished run wrote."""
-    models, rotation, options, provenance = load_models(output)
+    models, rotation_DD, options, provenance = load_models(output)
     if len(models) != num_parts:
         raise ConfigError(f"{output} is a codec of {len(models)} parts, not {num_parts}: give overwrite=true")
-    rotation_DD = None if rotation is None else rotation.numpy()
-    return FittedModels([model.to(device) for model in models], rotation_DD, options, provenance)
+    return [model.to(device) for model in models], rotation_DD, options, provenance
 
 
 def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_centroids, initial, output) -> None:
@@ -272,4 +237,12 @@ def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_cent
 
 
 def _part(source: VectorSource, part: int, num_parts: int, rotation_DD: np.ndarray | None) -> VectorSource:
-    return VectorSource(PartRows(source, part, num_parts, rotation_DD), f"{source.name}, part {part}")
+    width = source.dim // num_parts
+    rows = source.map(lambda x_ND: cut(x_ND, part, width, rotation_DD), width)
+    return VectorSource(rows, f"{source.name}, part {part}")
+
+
+def cut(x_ND: np.ndarray, part: int, width: int, rotation_DD: np.ndarray | None) -> np.ndarray:
+    """The columns of the rotated vectors that a codec's model number `part` encodes (PQ-QINCo)."""
+    columns = slice(part * width, (part + 1) * width)
+    return x_ND[:, columns] if rotation_DD is None else x_ND @ rotation_DD[columns].T

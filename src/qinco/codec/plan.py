@@ -2,24 +2,23 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
-from qinco.compat.checkpoint_format import check_expressible
+from qinco.compat.checkpoints import check_expressible
 from qinco.config import (
-    DEFAULT_SEARCH,
-    PAPER_SEARCH,
+    DEFAULT_ENCODE_OPTIONS,
+    PAPER_ENCODE_OPTIONS,
     EncodeOptions,
     ModelConfig,
-    checkpoint_search,
+    checkpoint_encode_options,
     field_keys,
     find_preset,
     named,
     suggest,
 )  # fmt: skip
 from qinco.errors import ConfigError, DataError, differences
-from qinco.model.qinco import Qinco
 from qinco.progress import Progress, silent
 from qinco.store.codec import CHECKPOINT_SUFFIX
 from qinco.store.run_state import state_path
@@ -34,32 +33,29 @@ TRAIN_FIELDS = tuple(field.name for field in fields(TrainOptions))
 _BLOCK_ROWS = 65_536
 
 
-class TrainedCodec(Protocol):
-    """What a run that continues from a codec needs of it; `Codec` has it."""
-
-    models: list[Qinco]
-    encode_options: EncodeOptions
-    provenance: dict
-
-
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Everything that defines a training run, decided before it begins."""
+    """Everything that defines a training run, decided before it begins; `initial` is a Codec to continue from."""
 
     model_config: ModelConfig
     encode_options: EncodeOptions
     train_options: TrainOptions
     coarse_VD: np.ndarray | None = None
-    initial: TrainedCodec | None = None
+    initial: Any = None
 
-    def fingerprint(self, source: VectorSource) -> str:
-        """SHA-256 of a sample of the training vectors and the coarse centroids, which a resumed run must share."""
-        return fingerprint(source, b"" if self.coarse_VD is None else self.coarse_VD.tobytes())
+    def header(self, source: VectorSource) -> dict:
+        """What a resumed run must share, as plain values by the names of the state file.
 
-    def header(self) -> dict:
-        """The plan as plain values, by the names of the state file."""
-        parts = {"model": self.model_config, "encode": self.encode_options, "train": self.train_options}
-        return {name: part.to_dict() for name, part in parts.items()}
+        The fingerprint is the SHA-256 of a sample of the training vectors and the coarse centroids.
+        """
+        centroids = b"" if self.coarse_VD is None else self.coarse_VD.tobytes()
+        return {
+            "model": self.model_config.to_dict(),
+            "encode": self.encode_options.to_dict(),
+            "train": self.train_options.to_dict(),
+            "num_vectors": len(source),
+            "fingerprint": fingerprint(source, centroids),
+        }
 
 
 def plan_training(
@@ -68,26 +64,22 @@ def plan_training(
     settings: dict,
     *,
     coarse_centroids=None,
-    initial: TrainedCodec | None = None,
+    initial=None,
     recipe: str = "default",
     output=None,
 ) -> TrainingPlan:
-    """Sort the settings of `fit` into the options of a run.
-
-    Args:
-        source: the training vectors, of which only the dimension counts.
-        preset: name of a preset; None for ModelConfig's own defaults.
-        settings: fields of ModelConfig, EncodeOptions and TrainOptions.
-        coarse_centroids: (V, D) vectors of an IVF codec.
-        initial: a codec to continue from.
-        recipe: "default" or "paper".
-        output: a .pt file is trained for a search that the authors' code can do.
+    """Sort the settings of `fit` into the options of a run; the arguments are those of `fit`.
 
     Raises:
         ConfigError: for unknown settings, and for ones that exclude each other.
         DataError: for centroids of another dimension.
     """
-    check_names(settings)
+    known = (*MODEL_FIELDS, *ENCODE_FIELDS, *TRAIN_FIELDS)
+    for name in settings:
+        if name not in known:
+            keys = field_keys(ModelConfig, EncodeOptions, TrainOptions)  # those of the command line are known, too
+            spellings = {field: field for field in known} | {keys[field]: field for field in known if field in keys}
+            raise ConfigError(f"unknown setting {name!r}. {suggest(name, spellings)}See qinco.Codec.fit")
     # JSON headers hold Python numbers only.
     settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     sizes = {} if preset is None else find_preset(preset)
@@ -110,17 +102,6 @@ def plan_training(
     return TrainingPlan(config, options, TrainOptions.from_recipe(recipe, config, **train_given), coarse_VD, initial)
 
 
-def check_names(settings: dict) -> None:
-    """Raise ConfigError for a name that is no field of ModelConfig, EncodeOptions or TrainOptions."""
-    known = (*MODEL_FIELDS, *ENCODE_FIELDS, *TRAIN_FIELDS)
-    for name in settings:
-        if name not in known:
-            keys = field_keys(ModelConfig, EncodeOptions, TrainOptions)  # those of the command line are known, too
-            spellings = {key: field for field, key in keys.items() if field in known}
-            spellings |= {field: field for field in known}
-            raise ConfigError(f"unknown setting {name!r}. {suggest(name, spellings)}See qinco.Codec.fit")
-
-
 def _initial_config(source: VectorSource, initial, given: dict, coarse_VD) -> ModelConfig:
     """The architecture of the codec that the run continues from."""
     models = getattr(initial, "models", ())
@@ -139,10 +120,10 @@ def _default_encode_options(config: ModelConfig, initial, recipe: str, is_checkp
     if initial is not None and not (is_checkpoint and initial.encode_options.num_pairs is not None):
         return initial.encode_options
     if is_checkpoint:
-        return checkpoint_search(config.codebook_size, config.has_preselector, config.starts_from_coarse)
+        return checkpoint_encode_options(config.codebook_size, config.has_preselector, config.starts_from_coarse)
     if not config.has_preselector:
         return EncodeOptions()
-    return PAPER_SEARCH if recipe == "paper" else DEFAULT_SEARCH
+    return PAPER_ENCODE_OPTIONS if recipe == "paper" else DEFAULT_ENCODE_OPTIONS
 
 
 def read_centroids(coarse_centroids, dim: int) -> np.ndarray:
@@ -156,11 +137,7 @@ def read_centroids(coarse_centroids, dim: int) -> np.ndarray:
 def split_validation(
     source: VectorSource, num_valid: int | None, codebook_size: int
 ) -> tuple[VectorSource, VectorSource]:
-    """The training vectors, and the last `num_valid` for validation (None: a tenth, 10,000 at most).
-
-    Raises ConfigError where `num_valid` is more than half of them, and DataError where fewer than `codebook_size`
-    are left for training.
-    """
+    """The vectors to train on, and the last `num_valid` for validation (None: a tenth, 10,000 at most)."""
     if num_valid is not None and num_valid > len(source) // 2:
         raise ConfigError(
             f"num_valid (ds.valset) is {num_valid}, more than half of the {len(source)} vectors in {source.name}: "
@@ -184,20 +161,16 @@ def check_values(source: VectorSource, report: Progress = silent) -> None:
             report("checking vectors", start + len(block), len(source), "vector")
 
 
-def check_same_run(output, header: dict, plan: TrainingPlan, num_vectors: int, fingerprint: str) -> None:
+def check_same_run(output, saved: dict, header: dict) -> None:
     """Raise ConfigError where the saved state of `output` belongs to another run."""
-    path = state_path(output)
-    found = [
-        phrase
-        for part, wanted in plan.header().items()
-        for phrase in differences(*({named(name): of.get(name) for name in wanted} for of in (header[part], wanted)))
-    ]
-    if header["num_vectors"] != num_vectors:
-        found.append(f"{header['num_vectors']} vectors there, {num_vectors} here")
-    elif header["fingerprint"] != fingerprint:
-        found.append("other training vectors or coarse centroids there")
+    found = []
+    for part in ("model", "encode", "train"):
+        there, here = ({named(name): of[part].get(name) for name in header[part]} for of in (saved, header))
+        found += differences(there, here)
+    there, here = ({name: of[name] for name in ("num_vectors", "fingerprint")} for of in (saved, header))
+    found += differences(there, here, {"fingerprint": "other training vectors or coarse centroids"})
     if found:
         raise ConfigError(
-            f"{path} is the state of another run ({'; '.join(found)}): resume with the same settings, or give "
-            f"overwrite=true without resume, or continue from its codec with model={output} and another output"
+            f"{state_path(output)} is the state of another run ({'; '.join(found)}): resume with the same settings, or "
+            f"give overwrite=true without resume, or continue from its codec with model={output} and another output"
         )

@@ -1,22 +1,20 @@
 """The files of a training run, and how it stops without losing anything."""
 
 import json
-import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from glob import escape
+from math import isfinite
 from pathlib import Path
 
 from qinco.atomic import write_atomically
 from qinco.codec.plan import TrainingPlan
 from qinco.model.qinco import Qinco
 from qinco.store.codec import load_models, save_models
-from qinco.store.run_state import save_state, state_path
+from qinco.store.run_state import save_state
 from qinco.training.loop import EpochReport, Training
-from qinco.vectors.rows import VectorSource
 from qinco.version import __version__
 
 _SAVE_SECONDS = 300
@@ -25,31 +23,23 @@ _SAVE_SECONDS = 300
 class Recorder:
     """Follows a run: keeps its best weights, writes its files, and stops between two steps when asked to.
 
-    Args:
-        plan, training, source: the run and all its vectors.
-        output: the codec file; the state lies in `output.last`, the log in `output.jsonl`. None writes nothing.
-        saved: header of the state that the run continues from; None for a new run.
+    `header` is the plan's, and `saved` that of the state that the run continues from, None for a new run. Without an
+    output nothing is written.
     """
 
-    def __init__(self, plan: TrainingPlan, training: Training, source: VectorSource, output, saved: dict | None):
-        self.plan, self.training = plan, training
-        self.data = {"num_vectors": len(source), "fingerprint": plan.fingerprint(source)}
-        self.output = None if output is None else Path(output)
-        self.writes = self.output is not None and training.processes.is_main
+    def __init__(self, plan: TrainingPlan, training: Training, header: dict, output, saved: dict | None):
+        self.plan, self.training, self.header, self.output = plan, training, header, output
+        self.writes = output is not None and training.processes.is_main
         self.best: tuple[dict, dict] | None = None
         if saved is not None:
-            self.best = (load_models(self.output)[0][0].state_dict(), saved["best"])
+            self.best = (load_models(output)[0][0].state_dict(), saved["best"])
         if self.writes:
             self._trim_log()
 
     def follow(self, listen: Callable) -> tuple[Qinco, dict]:
-        """Train to the end; `listen` hears every report.
+        """Train to the end; returns the best model, on the run's device, and its provenance.
 
-        Returns:
-            The best model, on the run's device, and its provenance.
-
-        Raises:
-            KeyboardInterrupt: on Ctrl-C or SIGTERM, when the state is saved.
+        `listen` hears every report. Raises KeyboardInterrupt on Ctrl-C or SIGTERM, when the state is saved.
         """
         saved_at = time.monotonic()
         with _stop_requests() as is_stopped:
@@ -63,7 +53,7 @@ class Recorder:
                 listen(report)
                 if is_stopped():
                     self._save_state()
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt("the run is saved: give resume=true to continue it" if self.writes else "")
         self.training.processes.wait()
         state, provenance = self.best
         model = Qinco.empty(self.plan.model_config)
@@ -72,36 +62,35 @@ class Recorder:
 
     def _finish_epoch(self, report: EpochReport) -> None:
         if report.is_best or self.best is None:
+            provenance = {
+                "qinco": __version__,
+                "epoch": report.epoch,
+                "valid_mse": report.mse,
+                "num_vectors": self.header["num_vectors"],
+                "seconds": round(report.seconds, 1),
+                "train": self.header["train"],
+            }
             state = {name: tensor.cpu().clone() for name, tensor in self.training.model.state_dict().items()}
-            self.best = (state, self._provenance(report))
+            self.best = (state, provenance)
             if self.writes:
-                save_models(self.output, [self.training.model], None, self.plan.encode_options, self.best[1])
-        if self.writes:
+                save_models(self.output, [self.training.model], None, self.plan.encode_options, provenance)
+        if self.writes:  # JSON has no numbers that are not finite
+            values = {n: None if isinstance(v, float) and not isfinite(v) else v for n, v in vars(report).items()}
             with log_path(self.output).open("a") as log:
-                log.write(json.dumps(_json_values(report)) + "\n")
+                log.write(json.dumps(values) + "\n")
         self._save_state()
 
     def _save_state(self) -> None:
         if self.writes:
-            best = self.best[1] if self.best else {}
-            header = self.plan.header() | {"progress": self.training.progress(), "best": best} | self.data
+            header = self.header | {"progress": self.training.progress(), "best": self.best[1] if self.best else {}}
             save_state(self.output, header, self.training.tensors())
-
-    def _provenance(self, report: EpochReport) -> dict:
-        return {
-            "qinco": __version__,
-            "epoch": report.epoch,
-            "valid_mse": report.mse,
-            "num_vectors": self.data["num_vectors"],
-            "seconds": round(report.seconds, 1),
-            "train": self.plan.train_options.to_dict(),
-        }
 
     def _trim_log(self) -> None:
         """Begin the log, or drop what it holds beyond the state that the run continues from."""
         lines, path = [], log_path(self.output)
         if self.best is not None and path.exists():
-            lines = [line for line in path.read_text().splitlines() if _epoch_of(line) <= self.training.position.epoch]
+            whole = [line for line in path.read_text().splitlines() if line.endswith("}")]  # the last may be cut
+            lines = [line for line in whole if json.loads(line)["epoch"] <= self.training.position.epoch]
         with write_atomically(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines))
 
@@ -109,20 +98,6 @@ class Recorder:
 def log_path(output) -> Path:
     """Path of the log of the run that writes `output`."""
     return Path(f"{output}.jsonl")
-
-
-def _epoch_of(line: str) -> float:
-    """The epoch of a line of the log; infinity for a line that was not completely written."""
-    try:
-        return json.loads(line)["epoch"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
-
-
-def _json_values(report: EpochReport) -> dict:
-    """A report as JSON values: numbers that are not finite become null."""
-    values = vars(report).items()
-    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values}
 
 
 @contextmanager
@@ -144,27 +119,3 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def explained_interrupts(output) -> Iterator[None]:
-    """Let a KeyboardInterrupt say what has been saved of the run that writes `output`."""
-    before = _save_times(output)
-    try:
-        yield
-    except KeyboardInterrupt:
-        if output is None:
-            raise
-        if _save_times(output) != before:
-            message = "the run is saved: give resume=true to continue it"
-        else:
-            message = "nothing was done yet" + (", and the earlier run is unchanged" if before else "")
-        raise KeyboardInterrupt(message) from None
-
-
-def _save_times(output) -> list[int]:
-    """When the saved states of the run of `output`, and of the runs of its parts, were written."""
-    if output is None:
-        return []
-    parts = Path(output).parent.glob(f"{escape(Path(output).name)}.part_*[0-9]")
-    return [state.stat().st_mtime_ns for state in (state_path(output), *map(state_path, parts)) if state.exists()]

@@ -1,108 +1,35 @@
-"""The authors' checkpoints: both formats are read, v2 is written. PyTorch reads the files, executing nothing."""
+"""The authors' checkpoints: v1 (QINCo), a pickled module, and v2 (QINCo2), a dictionary of weights and parameters.
+
+Both are read, v2 is written.
+"""
 
 import os
 import re
-import warnings
-import zipfile
-from functools import cache
-from pathlib import Path
-from threading import Lock
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from qinco.atomic import write_atomically
-from qinco.compat.checkpoint_format import (
-    V1,
-    V1_MODULES,
-    V2,
-    Module,
-    beam_width,
-    check_expressible,
-    errors_as_damage,
-    num_candidates,
-    v1_config,
-    v1_names,
-    v1_parts,
-    v1_state,
-    v2_names,
-    v2_parameters,
-)
+from qinco.compat.torch_files import Module, check_tensors, errors_as_damage, read_torch_file, write_torch_file
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.errors import DataError, ResourceError
+from qinco.errors import ConfigError, DataError
 from qinco.model.qinco import Qinco
-from qinco.model.state import check_scale, check_shapes, check_values, state_shapes
-from qinco.vectors.mapped import file_size
+from qinco.model.state import check_promise, check_scale, check_shapes, check_values, state_shapes
 
-_PAIRWISE_KEYS = ("ivf_code_map", "combine_mvals_m", "codebook_MKD")
-_MAX_NAME = 256
-_LOADING = Lock()  # torch's list of safe classes and Python's filters of warnings are those of the process
+V1, V2 = "QINCo checkpoint (v1)", "QINCo2 checkpoint (v2)"
+PAIRWISE_KEYS = ("ivf_code_map", "combine_mvals_m", "codebook_MKD")  # of a pairwise decoder
+_V1_MODELS, _V1_PARTS = {"QINCo", "IVFQINCo", "QINCoLR"}, {"QINCo", "QINCoLR"}
+_V1_NUMBERS = ("d", "K", "L", "M", "h", "K_IVF")
+_V2_NUMBERS = ("data_dim", "K", "M", "de", "dh", "L", "A", "B", "ivf_in_use", "ivf_K", "qinco1_mode")
+_V2_UNUSED = (".xtarget_mean", ".xtarget_var")  # statistics that training updates before it reads them
+_V2_MODULES = {  # parts of names, ours and the authors'
+    "preselector": "substep.codebook", "project_in": "in_proj", "project_out": "out_proj", "concat.outer": "concat.mlp",
+    "blocks": "residual_blocks", "up": "up_proj", "down": "down_proj",
+}  # fmt: skip
+_MAX_DEPTH = 4
+_MAX_CANDIDATES = 65536
 
-
-def is_torch_file(path: str | os.PathLike) -> bool:
-    """Whether a file begins as those of `torch.save` do; False if it cannot be read."""
-    try:
-        if not Path(path).is_file():
-            return False
-        with Path(path).open("rb") as file:
-            head = file.read(1024)
-    except (OSError, ValueError):
-        return False
-    name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
-    return head.startswith(b"PK\3\4") and name.endswith(b"/data.pkl")
-
-
-def read_torch_file(path: str | os.PathLike):
-    """The object that `torch.save` wrote: containers, numbers, memory-mapped tensors and `Module`; nothing is executed.
-
-    Raises:
-        DataError: the file is missing, damaged, written by PyTorch before 1.6, or names any other class or function.
-    """
-    path = Path(path)
-    size = file_size(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except Exception:  # a damaged directory of entries can raise nearly anything
-        raise DataError(
-            f"{path} is not a PyTorch file, or damaged; one of PyTorch before 1.6 must be loaded and saved again"
-        ) from None
-    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
-        raise DataError(f"{path} is damaged: its entries are compressed or overlap, as those of torch.save never do")
-    misnamed = path.suffix.lower() == ".safetensors"  # torch would not look into the file, and maps no open files
-    try:
-        with _LOADING, warnings.catch_warnings(), torch.serialization.safe_globals(_safe_globals()):
-            warnings.simplefilter("ignore")
-            with path.open("rb") as file:
-                return torch.load(file if misnamed else path, "cpu", weights_only=True, mmap=not misnamed)
-    except Exception as error:  # damage can raise nearly anything
-        foreign = re.search(r"GLOBAL (\S{1,100})", str(error))
-        if foreign and foreign[1].isprintable():
-            raise DataError(f"{path} refers to {foreign[1]}, as no QINCo file does: nothing was executed") from None
-        raise DataError(f"{path} is damaged: PyTorch cannot read it ({type(error).__name__})") from None
-
-
-def check_tensors(path: str | os.PathLike, tensors: dict) -> None:
-    """Raise DataError unless all values are plain tensors that fit in memory twice the size of the file."""
-    for name, tensor in tensors.items():
-        if type(name) is not str or not name.isprintable() or len(name) > _MAX_NAME:
-            raise DataError(f"{path} is damaged: it has a tensor without a proper name")
-        is_plain = isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
-        if not is_plain or tensor.is_quantized or tensor.is_nested or tensor.is_complex():
-            raise DataError(f"{path} is damaged: {name} is not a tensor")
-    # Tensors that share their values could make a small file fill the memory.
-    if sum(tensor.nbytes for tensor in tensors.values()) > 2 * Path(path).stat().st_size:
-        raise DataError(f"{path} is damaged: its tensors share their values")
-
-
-def write_torch_file(path: str | os.PathLike, content: dict) -> None:
-    """Write `content` with `torch.save`, whole or not at all."""
-    with write_atomically(path) as temporary, temporary.open("wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise ResourceError(f"cannot write {path}: {error.__context__ or error}") from error
+Part = tuple[ModelConfig, dict]  # configuration, tensors by the authors' names
 
 
 def read_checkpoint(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, EncodeOptions, dict]:
@@ -113,15 +40,14 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None
     """
     content = read_torch_file(path)
     with errors_as_damage(path):
-        if isinstance(content, Module):
-            return _read_v1(path, content)
-        config, options, provenance = v2_parameters(path, content)
-        unused = (".xtarget_mean", ".xtarget_var")
-        named = {name: tensor for name, tensor in content["model"].items() if not name.endswith(unused)}
-        state = {name.removeprefix("module."): tensor for name, tensor in named.items()}  # of several processes
-        model = _filled(path, config, state, dict(v2_names(config)))
-        check_scale(path, model)
-        return [model], None, options, provenance
+        parts, rotation_DD, options, provenance = _parse(path, content)
+        name_of = _v1_name if provenance["source"] == V1 else _v2_name
+        models = [_model(path, config, state, name_of) for config, state in parts]
+        if rotation_DD is not None:
+            dim = len(models) * models[0].config.dim
+            expected = {"opq_matrix": torch.empty(dim, dim, device="meta")}
+            rotation_DD = _copies(path, {"opq_matrix": rotation_DD}, expected)["opq_matrix"]
+    return models, rotation_DD, options, provenance
 
 
 def describe_checkpoint(path: str | os.PathLike) -> dict:
@@ -131,138 +57,192 @@ def describe_checkpoint(path: str | os.PathLike) -> dict:
         DataError: the file is neither, or damaged.
     """
     content = read_torch_file(path)
-    if isinstance(content, dict) and set(_PAIRWISE_KEYS) <= set(content):
+    if isinstance(content, dict) and set(PAIRWISE_KEYS) <= set(content):
         shapes = {name: list(t.shape) for name, t in content.items() if isinstance(t, Tensor)}
         return {"kind": "pairwise decoder of QINCo2"} | shapes
     with errors_as_damage(path):
-        if isinstance(content, Module):
-            seen: set[int] = set()
-            configs = [v1_config(path, part, len(v1_state(part, seen))) for part in v1_parts(path, content)]
-            kind, options, provenance = V1, EncodeOptions(), {"source": V1}
-        else:
-            config, options, provenance = v2_parameters(path, content)
-            kind, configs = V2, [config]
+        parts, _, options, provenance = _parse(path, content)
+    configs = [config for config, _ in parts]
     return {
-        "kind": kind,
-        "model": configs[0].to_dict(),
-        "encode": options.to_dict(),
-        "provenance": provenance,
-        "num_parts": len(configs),
-        "dim": sum(config.dim for config in configs),
+        "kind": provenance["source"], "model": configs[0].to_dict(), "encode": options.to_dict(),
+        "provenance": provenance, "num_parts": len(configs), "dim": sum(config.dim for config in configs),
         "bytes_per_vector": sum(config.bytes_per_vector for config in configs),
-    }
+    }  # fmt: skip
 
 
 def write_checkpoint(path, models: list[Qinco], options: EncodeOptions, provenance: dict) -> None:
-    """Write a v2 checkpoint, which the authors' `run.py` loads.
-
-    Raises:
-        ConfigError: their code cannot hold the models or encode with the options.
-    """
+    """Write a v2 checkpoint, which the authors' `run.py` loads; raises ConfigError as `check_expressible` does."""
     config = models[0].config
     check_expressible(config, options, len(models))
+    count, beam = _search_sizes(config, options)
     own = models[0].state_dict()
-    state = {theirs: own[ours].detach().cpu().clone() for ours, theirs in v2_names(config)}
+    state = {_v2_name(name, config): tensor.detach().cpu().clone() for name, tensor in own.items()}
     first = 1 if config.starts_from_coarse else 0
-    for step in range(first, config.num_steps + first):  # statistics that training updates before it reads them
-        state[f"steps.{step}.xtarget_mean"] = torch.zeros(config.dim)
-        state[f"steps.{step}.xtarget_var"] = torch.ones(config.dim)
+    for step in range(first, config.num_steps + first):
+        mean_var = torch.zeros(config.dim), torch.ones(config.dim)
+        state |= {f"steps.{step}{name}": tensor for name, tensor in zip(_V2_UNUSED, mean_var, strict=True)}
     parameters = {
         "K": config.codebook_size, "M": config.num_steps, "de": config.embed_dim if config.projects else None,
-        "dh": config.hidden_dim, "L": config.num_blocks, "B": beam_width(config, options),
-        "A": num_candidates(config, options) if config.has_preselector else 0,
+        "dh": config.hidden_dim, "L": config.num_blocks, "B": beam, "A": count if config.has_preselector else 0,
         "ivf_in_use": config.starts_from_coarse or None, "ivf_K": config.num_lists or None,
         "qinco1_mode": None if config.codeword_skip else True,
     }  # fmt: skip
     epoch = provenance.get("epoch")
-    content = dict.fromkeys(("epoch", "model", "optimizer", "scheduler", "logger")) | {
-        "epoch": epoch if type(epoch) is int else None,
-        "model": state,
-        "parameters": {name: value for name, value in parameters.items() if value is not None},
-        "data_dim": config.dim,
-    }
+    content = {
+        "epoch": epoch if type(epoch) is int else None, "model": state,
+        "optimizer": None, "scheduler": None, "logger": None,
+        "parameters": {name: value for name, value in parameters.items() if value is not None}, "data_dim": config.dim,
+    }  # fmt: skip
     write_torch_file(path, content)
 
 
-# What v1 pickles may name
+def check_expressible(config: ModelConfig, options: EncodeOptions, num_parts: int = 1) -> None:
+    """Raise ConfigError where the authors' code cannot hold a model or encode with its options."""
+    reason = None
+    size, (count, beam) = config.codebook_size, _search_sizes(config, options)
+    # The first conditioned step expands one hypothesis with IVF, else those of the first codebook.
+    max_beam = size if config.starts_from_coarse else min(beam, size) * count
+    if num_parts > 1:
+        reason = f"it holds one part, not the {num_parts} of a PQ-QINCo codec"
+    elif config.concat_rank is not None:
+        reason = f"it has no low-rank layers (concat_rank={config.concat_rank})"
+    elif options.num_pairs is not None:
+        reason = f"it has no C (num_pairs={options.num_pairs}): use A= and B="
+    elif beam > 1 and not config.has_preselector:
+        reason = f"without pre-selection the authors' code needs B=1, not {beam}"
+    elif config.has_preselector and beam > max_beam:
+        reason = f"B={beam} exceeds the {max_beam} candidates of the first step: use a smaller B or a larger A"
+    elif config.has_preselector and beam * count > _MAX_CANDIDATES:
+        reason = f"the authors' code fails above A · B = {_MAX_CANDIDATES}, here {beam * count}: use a smaller A or B"
+    if reason:
+        raise ConfigError(f"a .pt checkpoint cannot store this codec: {reason}, or save it as .safetensors")
 
 
-class _DType:
-    """Stands for numpy.dtype."""
-
-    def __init__(self, code: str, *_):
-        self.dtype = np.dtype({"f2": "<f2", "f4": "<f4", "f8": "<f8", "i4": "<i4", "i8": "<i8"}[code])
-
-    def __setstate__(self, state):
-        if state[1] not in ("<", "|"):
-            raise ValueError("a number has another byte order")
+def _search_sizes(config: ModelConfig, options: EncodeOptions) -> tuple[int, int]:
+    """A, at most K, and B; 1 for a single codebook, where a beam changes nothing and the authors' code refuses more."""
+    count = min(options.num_candidates or config.codebook_size, config.codebook_size)
+    return count, options.beam_width if any(map(config.is_conditioned, range(config.num_steps))) else 1
 
 
-def _scalar(dtype: _DType, content: bytes) -> int | float:
-    """Stands for numpy's function that makes a scalar."""
-    return np.frombuffer(content, dtype.dtype, 1)[0].item()
-
-
-@cache
-def _safe_globals() -> list:
-    modules = [(type(name, (Module,), {}), f"{home}.{name}") for home, names in V1_MODULES.items() for name in names]
-    scalars = [(_scalar, f"numpy.{home}.multiarray.scalar") for home in ("core", "_core")]
-    return [*modules, *scalars, (_DType, "numpy.dtype")]
-
-
-# v1
-
-
-def _read_v1(path, content: Module) -> tuple[list[Qinco], Tensor | None, EncodeOptions, dict]:
-    models, seen = [], set()
-    for part in v1_parts(path, content):
-        state = v1_state(part, seen)
-        config = v1_config(path, part, len(state))
-        model = _filled(path, config, state, dict(v1_names(config)))
-        model.mean, model.scale = torch.zeros(config.dim), _v1_scale(path, part)
-        check_scale(path, model)
-        models.append(model)
-    if any(model.config != models[0].config for model in models):
-        raise DataError(f"{path} is a PQ-QINCo model whose parts differ in architecture, which is not supported")
-    rotation_DD = _v1_rotation(path, content, len(models) * models[0].config.dim)
-    if rotation_DD is not None and len(models) == 1:
-        raise DataError(f"{path} is a PQ-QINCo model of one part with a rotation, which is not supported")
-    return models, rotation_DD, EncodeOptions(), {"source": V1}
-
-
-def _v1_rotation(path, content: Module, dim: int) -> Tensor | None:
-    rotation = content.state["_parameters"].get("opq_matrix") if content.name == "PQ_QINCo" else None
-    if rotation is None:
-        return None
-    check_tensors(path, {"opq_matrix": rotation})
-    if rotation.shape != (dim, dim):
-        raise DataError(f"{path} has a rotation of shape {tuple(rotation.shape)}: only {(dim, dim)} is supported")
-    rotation_DD = _in_memory(rotation)
-    check_values(path, {"opq_matrix": rotation_DD})
-    return rotation_DD
-
-
-def _v1_scale(path, module: Module) -> Tensor:
-    scale = module.state.get("db_scale", 1.0)
-    if isinstance(scale, Tensor) and scale.shape in ((), (1,)):
-        check_tensors(path, {"db_scale": scale})
-        scale = scale.item()
-    if type(scale) not in (int, float):
-        raise DataError(f"{path} is damaged: db_scale is not a number")
-    return torch.tensor(float(scale), dtype=torch.float32)
-
-
-def _filled(path, config: ModelConfig, state: dict, names: dict[str, str]) -> Qinco:
-    """A model with the tensors of `state`, by `names` (ours to theirs); parameters not named stay without values."""
-    check_tensors(path, state)
-    check_shapes(path, state, {names[ours]: shape for ours, shape in state_shapes(config).items() if ours in names})
-    tensors = {ours: _in_memory(state[theirs]) for ours, theirs in names.items()}
-    check_values(path, {names[ours]: tensor for ours, tensor in tensors.items()})
+def _model(path, config: ModelConfig, state: dict, name_of: Callable[[str, ModelConfig], str]) -> Qinco:
+    shapes = state_shapes(config)
+    names = {ours: name_of(ours, config) for ours in shapes}
+    copies = _copies(path, state, {names[ours]: shape for ours, shape in shapes.items()})
     model = Qinco.empty(config)
-    model.load_state_dict(tensors, assign=True, strict=False)
+    model.load_state_dict({ours: copies[theirs] for ours, theirs in names.items()}, assign=True)
+    check_scale(path, model)
     return model.eval().requires_grad_(False)
 
 
-def _in_memory(tensor: Tensor) -> Tensor:
-    """A float32 copy, independent of the file."""
-    return tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+def _copies(path, tensors: dict, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Float32 copies, independent of the file, of tensors that are checked."""
+    check_tensors(path, tensors)
+    check_shapes(path, tensors, expected)
+    contiguous = {"copy": True, "memory_format": torch.contiguous_format}
+    copies = {name: tensor.detach().to(torch.float32, **contiguous) for name, tensor in tensors.items()}
+    check_values(path, copies)
+    return copies
+
+
+def _parse(path, content) -> tuple[list[Part], Tensor | None, EncodeOptions, dict]:
+    """Parts, rotation, encode options and provenance."""
+    if isinstance(content, Module):
+        return *_parse_v1(path, content), EncodeOptions(), {"source": V1}
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise DataError(f"{path} is a PyTorch file but not a QINCo checkpoint: it has no 'model'")
+    parameters = content.get("parameters")
+    if not isinstance(parameters, dict) or "data_dim" not in content:
+        raise DataError(f"{path} has no 'parameters' or no 'data_dim', so its architecture is unknown")
+    get = _numbers(path, parameters | {"data_dim": content["data_dim"]}, _V2_NUMBERS)
+    is_ivf = bool(get("ivf_in_use"))
+    config = ModelConfig(
+        dim=get("data_dim"), num_steps=get("M"), codebook_size=get("K"), num_blocks=get("L"),
+        embed_dim=get("de") or None, hidden_dim=get("dh"), has_preselector=bool(get("A")),
+        codeword_skip=not get("qinco1_mode"), starts_from_coarse=is_ivf, num_lists=get("ivf_K") if is_ivf else 0,
+    )  # fmt: skip
+    check_promise(path, config, len(content["model"]))
+    options = EncodeOptions(num_candidates=get("A") or None, beam_width=get("B") or 1)
+    if options.beam_width * (options.num_candidates or 1) > _MAX_CANDIDATES:
+        raise DataError(f"{path} is damaged: A · B of A={get('A')} and B={get('B')} exceeds {_MAX_CANDIDATES}")
+    named = {name: tensor for name, tensor in content["model"].items() if not name.endswith(_V2_UNUSED)}
+    state = {name.removeprefix("module."): tensor for name, tensor in named.items()}  # of several processes
+    epoch = content.get("epoch")
+    provenance = {"source": V2} | ({"epoch": epoch} if type(epoch) is int and epoch >= 0 else {})
+    return [(config, state)], None, options, provenance
+
+
+def _parse_v1(path, content: Module) -> tuple[list[Part], Tensor | None]:
+    is_product = type(content).__name__ == "PQ_QINCo"
+    children = content.state["_modules"]
+    modules = [children[f"sub_quantizer_{m}"] for m in range(len(children))] if is_product else [content]
+    kinds = {type(module).__name__ for module in modules}
+    if not modules or not kinds <= (_V1_PARTS if is_product else _V1_MODELS):
+        raise DataError(f"{path} is not a QINCo checkpoint: it holds {', '.join(sorted(kinds)) or 'no parts'}")
+    seen: set[int] = set()
+    parts = [_parse_v1_part(path, module, _v1_state(module, seen)) for module in modules]
+    if any(config != parts[0][0] for config, _ in parts):
+        raise DataError(f"{path} is a PQ-QINCo model whose parts differ in architecture, which is not supported")
+    rotation = content.state["_parameters"].get("opq_matrix") if is_product else None
+    if rotation is not None and len(parts) == 1:
+        raise DataError(f"{path} is a PQ-QINCo model of one part with a rotation, which is not supported")
+    return parts, rotation
+
+
+def _parse_v1_part(path, module: Module, state: dict) -> Part:
+    kind = type(module).__name__
+    get = _numbers(path, module.state, _V1_NUMBERS)
+    config = ModelConfig(
+        dim=get("d"), num_steps=get("M"), codebook_size=get("K"), num_blocks=get("L"), hidden_dim=get("h"),
+        has_preselector=False, codeword_skip=False, concat_rank=get("h") if kind == "QINCoLR" else None,
+        starts_from_coarse=kind == "IVFQINCo", num_lists=get("K_IVF") if kind == "IVFQINCo" else 0,
+    )  # fmt: skip
+    scale = module.state.get("db_scale", 1.0)
+    scale = torch.tensor(float(scale)) if type(scale) in (int, float) else scale
+    check_tensors(path, {"db_scale": scale})
+    state |= {"mean": torch.zeros(1).expand(config.dim), "db_scale": scale[0] if scale.shape == (1,) else scale}
+    check_promise(path, config, len(state))
+    return config, state
+
+
+def _v1_state(module: Module, seen: set[int], prefix: str = "", depth: int = 0) -> dict:
+    """Parameters and buffers by full name; `seen` collects the modules visited."""
+    if depth > _MAX_DEPTH or id(module) in seen:
+        raise ValueError("its modules are nested too deeply or shared")
+    seen.add(id(module))
+    state = {}
+    for kind in ("_parameters", "_buffers"):
+        state |= {f"{prefix}{name}": tensor for name, tensor in module.state[kind].items() if tensor is not None}
+    for name, child in module.state["_modules"].items():
+        state |= _v1_state(child, seen, f"{prefix}{name}.", depth + 1)
+    return state
+
+
+def _v1_name(name: str, config: ModelConfig) -> str:
+    """The authors' name of one of our tensors."""
+    if name == "scale":
+        return "db_scale"
+    if name == "coarse_centroids" or (name == "steps.0.codebook.weight" and not config.starts_from_coarse):
+        return "codebook0.weight"
+    name = re.sub(r"^steps\.(\d+)", r"step\1", name)
+    name = re.sub(r"blocks\.(\d+)\.(up|down)", lambda m: f"residual_block{m[1]}.{0 if m[2] == 'up' else 2}", name)
+    outer = "MLPconcat" if config.concat_rank is None else "MLPconcat.1"
+    return name.replace("concat.outer", outer).replace("concat.inner", "MLPconcat.0")
+
+
+def _v2_name(name: str, config: ModelConfig) -> str:
+    """The authors' name of one of our tensors."""
+    if not name.startswith("steps."):
+        return {"mean": "data_mean", "scale": "data_std", "coarse_centroids": "steps.0.ivf_centroids.weight"}[name]
+    _, step, rest = name.split(".", 2)
+    for ours, theirs in _V2_MODULES.items():
+        rest = re.sub(rf"\b{ours}\b", theirs, rest)
+    return f"steps.{int(step) + config.starts_from_coarse}.{rest}"
+
+
+def _numbers(path, values: dict, names: tuple[str, ...]) -> Callable:
+    """A function that gives the integer or boolean of a name; None if it has no value."""
+    found = {name: values[name] for name in names if values.get(name) is not None}
+    for name, value in found.items():
+        if type(value) not in (int, bool) or abs(value) >> 63:
+            raise DataError(f"{path} is damaged: {name} is not an integer of 63 bits")
+    return found.get

@@ -4,10 +4,12 @@ The authors' indexes are such files. Shape suffixes: V lists, D dimension, M cod
 Q queries, P lists that are probed, S shortlist.
 """
 
+import math
 import os
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 
@@ -15,9 +17,10 @@ import faiss
 import numpy as np
 
 from qinco.atomic import write_atomically
+from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.maths.assignment import search_effort
-from qinco.packing import check_codes, check_lists, packed_size, unpack_codes
+from qinco.packing import packed_size, unpack_codes
 from qinco.progress import ProgressOption, reporting
 from qinco.vectors.mapped import file_size, map_file, read_start, release_pages
 
@@ -25,7 +28,7 @@ Block = tuple[np.ndarray, np.ndarray, np.ndarray]  # codes (n, M), list numbers 
 
 MAX_STEPS, MAX_BITS = 256, 16
 _KINDS = (b"IwRQ", b"IwLS")  # residual quantizer, local search quantizer
-_KEY = re.compile(r"IVF(\d{1,9})(?:_HNSW(\d{0,4}))?,(RQ|LSQ)(\d{1,4})x(\d{1,3})(?:_N(?:float|qint8|qint4))?")
+_KEY = re.compile(r"IVF(\d{1,9})(?:_HNSW(\d{0,4}))?,(?:RQ|LSQ)(\d{1,4})x(\d{1,3})(?:_N(?:float|qint8|qint4))?")
 _NORM_BITS = {0: 0, 1: 0, 3: 32, 4: 8, 5: 4}  # bits of a stored norm by faiss's Search_type_t
 _MIN_LINKS, _MAX_LINKS = 2, 512
 _HEADER = struct.Struct("<4siqqqBi")
@@ -33,41 +36,35 @@ _READING = Lock()  # faiss's limits of reading are those of the process
 
 
 def read_faiss_file(path: str | os.PathLike, flags: int = 0) -> faiss.Index:
-    """What `faiss.read_index` reads, whose promised sizes may not exceed that of the file.
-
-    Raises:
-        DataError: faiss cannot read the file.
-        ResourceError: not enough memory.
-    """
+    """What `faiss.read_index` reads, whose promised sizes may not exceed that of the file; DataError if it cannot."""
     size = file_size(Path(path))
     with _READING:
         before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
-        _limit(max(1, size), max(1, size))
+        faiss.set_deserialization_vector_byte_limit(max(1, size))
+        faiss.set_deserialization_loop_limit(max(1, size))
         try:
             return faiss.read_index(str(path), flags)
         except MemoryError as error:
             raise ResourceError(f"not enough memory to read {path} ({size} bytes)") from error
         except RuntimeError as error:
-            raise DataError(f"faiss cannot read {path}: {faiss_reason(error)}") from error
+            raise DataError(f"faiss cannot read {path}: {_reason(error)}") from error
         finally:
-            _limit(*before)
+            faiss.set_deserialization_vector_byte_limit(before[0])
+            faiss.set_deserialization_loop_limit(before[1])
 
 
-def _limit(vector_bytes: int, lists: int) -> None:
-    """Let faiss read no larger vectors and no more lists."""
-    faiss.set_deserialization_vector_byte_limit(vector_bytes)
-    faiss.set_deserialization_loop_limit(lists)
-
-
-def faiss_reason(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """The message of an exception of faiss without the source location that precedes it."""
     return str(error).rsplit("Error: ", 1)[-1].strip() or type(error).__name__
 
 
 class FaissIndex:
-    """A faiss file of an IVF additive-quantizer index; `open` makes one. Threads may share it.
+    """A faiss file of an IVF index with an additive quantizer (RQ, LSQ). Threads may share it.
 
     Codes and ids stay in the file. faiss reads the file into memory at the first search.
+
+    Args:
+        path: the file. Raises DataError for another index and for damage.
 
     Attributes:
         centroids: float32 (V, D).
@@ -77,71 +74,52 @@ class FaissIndex:
         bytes_per_vector: bytes of a vector's codes, norm and id.
     """
 
-    def __init__(self, path: Path, index: faiss.IndexIVF):
-        self._path, self._lock, self._loaded = path, Lock(), None
+    def __init__(self, path: str | os.PathLike):
+        self._path = Path(path)
+        size, start = file_size(self._path), read_start(self._path, 4)
+        self._check(start in _KINDS, f"it begins with {start!r}, those with RQ or LSQ with {_KINDS}")
+        index = read_faiss_file(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
         quantizer, coarse = _quantizer_of(index), faiss.downcast_index(index.quantizer)
         self.has_graph = isinstance(coarse, faiss.IndexHNSW)
         flat = faiss.downcast_index(coarse.storage) if self.has_graph else coarse
+        lists = faiss.downcast_InvertedLists(index.invlists)
+        self._check(isinstance(flat, faiss.IndexFlat), "its coarse quantizer is neither flat nor HNSW")
+        self._check(isinstance(lists, faiss.OnDiskInvertedLists), "its inverted lists are not in the file")
+        is_trained = index.is_trained and quantizer.is_trained
+        self._check(is_trained and index.by_residual, "it is not trained, or not on residuals (by_residual)")
         self.dim, self.num_lists, self.num_codes = index.d, index.nlist, quantizer.M
         self.inner_product = index.metric_type == faiss.METRIC_INNER_PRODUCT
-        self._check(isinstance(flat, faiss.IndexFlat), "its coarse quantizer is neither flat nor HNSW")
         metrics, dims = {i.metric_type for i in (index, coarse, flat)}, {i.d for i in (index, coarse, flat, quantizer)}
-        self._check(metrics in ({0}, {1}) and dims == {self.dim}, f"metrics {metrics} or dimensions {dims} differ")
-        counts = {index.nlist, index.invlists.nlist, coarse.ntotal, flat.ntotal}
-        self._check(len(counts) == 1, f"it has {counts} lists or centroids")
-        self._check(index.is_trained and quantizer.is_trained, "it is not trained")
-        self._check(index.by_residual, "its codes are not relative to the centroids (by_residual)")
+        counts = {index.nlist, lists.nlist, coarse.ntotal, flat.ntotal}
+        is_consistent = metrics in ({0}, {1}) and len(dims) == len(counts) == 1
+        self._check(is_consistent, f"metrics {metrics}, dimensions {dims} or numbers of lists {counts} differ")
         bits = faiss.vector_to_array(quantizer.nbits).tolist()
-        is_uniform = len(bits) == self.num_codes and set(bits) <= set(range(1, MAX_BITS + 1)) and len(set(bits)) == 1
-        self._check(is_uniform and self.num_codes <= MAX_STEPS, f"it has codes of {bits[:9]} bits")
+        is_uniform = len(bits) == self.num_codes <= MAX_STEPS and len(set(bits)) == 1 and 1 <= bits[0] <= MAX_BITS
+        self._check(is_uniform, f"it has codes of {bits[:9]} bits")
         self._bits, self.codebook_size = bits[0], 1 << bits[0]
         kind, norms = quantizer.search_type, [quantizer.norm_min, quantizer.norm_max]
         self._check(kind in _NORM_BITS, f"faiss's type {kind} of stored norms is not supported")
         self._check(_NORM_BITS[kind] not in (4, 8) or (np.isfinite(norms).all() and norms == sorted(norms)), str(norms))
-        self._code_bytes = (self.num_codes * self._bits + _NORM_BITS[kind] + 7) // 8
+        self._code_bytes = packed_size(1, self.num_codes * self._bits + _NORM_BITS[kind])
         self.bytes_per_vector = self._code_bytes + 8
-        sizes = {index.code_size, index.invlists.code_size}
-        self._check(sizes == {self._code_bytes}, f"its codes have {sizes} bytes, not {self._code_bytes}")
         tables, centroids = faiss.vector_to_array(quantizer.codebooks), faiss.vector_to_array(flat.codes).view("<f4")
-        is_finite = np.isfinite(tables).all() and np.isfinite(centroids).all()
-        is_whole = tables.size == self.num_codes * self.codebook_size * self.dim
-        self._check(is_finite and is_whole and centroids.size == self.num_lists * self.dim, "its tables are damaged")
-        self.tables = tables.reshape(self.num_codes, self.codebook_size, self.dim)
-        self.centroids = centroids.reshape(self.num_lists, self.dim)
-        self._open_lists(index)
-
-    def _open_lists(self, index: faiss.IndexIVF) -> None:
-        """Map the lists, which end the file: of each its codes, then its ids of 8 bytes."""
-        sizes = np.fromiter(map(index.invlists.list_size, range(self.num_lists)), np.float64, self.num_lists)
-        self._check(sizes.sum() == index.ntotal, f"it has {index.ntotal} vectors and {sizes.sum():.0f} in lists")
-        lists = faiss.downcast_InvertedLists(index.invlists)
-        self._check(isinstance(lists, faiss.OnDiskInvertedLists), "its inverted lists are not in the file")
-        size = index.ntotal * self.bytes_per_vector
-        begin = file_size(self._path) - size
-        self._check(0 < begin == lists.lists.at(0).offset, "its size is not that of its vectors")
+        shape = self.num_codes, self.codebook_size, self.dim
+        is_whole = tables.size == math.prod(shape) and centroids.size == self.num_lists * self.dim
+        self._check(is_whole and np.isfinite(tables).all() and np.isfinite(centroids).all(), "its tables are damaged")
+        self.tables, self.centroids = tables.reshape(shape), centroids.reshape(self.num_lists, self.dim)
+        # The lists end the file: of each its codes, then its ids of 8 bytes.
+        sizes = np.fromiter(map(lists.list_size, range(self.num_lists)), np.float64, self.num_lists)
+        begin = size - index.ntotal * self.bytes_per_vector
+        is_whole = sizes.sum() == index.ntotal and 0 < begin == lists.lists.at(0).offset
+        self._check(is_whole and {index.code_size, lists.code_size} == {self._code_bytes}, "its lists are damaged")
         self._starts = np.concatenate([[0], np.cumsum(sizes.astype(np.int64))])
-        self._content = map_file(self._path, np.dtype(np.uint8), (size,), begin) if size else np.empty(0, np.uint8)
+        self._content = np.empty(0, np.uint8)
+        if index.ntotal:
+            self._content = map_file(self._path, np.dtype(np.uint8), (size - begin,), begin)
 
     def _check(self, is_sound, reason: str) -> None:
         if not is_sound:
             raise DataError(f"{self._path} is not a supported faiss index, or damaged: {reason}")
-
-    @classmethod
-    def open(cls, path: str | os.PathLike) -> "FaissIndex":
-        """Open a file of an IVF index with an additive quantizer (RQ, LSQ), whose lists are mapped.
-
-        Raises:
-            DataError: the file is another index, or damaged.
-        """
-        path = Path(path)
-        file_size(path)
-        start = read_start(path, 4)
-        if start not in _KINDS:
-            raise DataError(
-                f"{path} is not a supported faiss index: it begins with {start!r}, IVF indexes with an additive "
-                f"quantizer (RQ, LSQ) with one of {b', '.join(_KINDS).decode()}"
-            )
-        return cls(path, read_faiss_file(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -177,7 +155,7 @@ class FaissIndex:
             Values, float32 (Q, S), squared distances or negative inner products, +inf where there are no more vectors;
             ids, int64 (Q, S), or -1; lists, int32 (Q, S), or -1; codes (Q, S, M); and the vectors scanned, int64 (Q,).
         """
-        index, quantizer = self._in_memory()
+        index, quantizer = self._loaded
         nprobe = min(nprobe, self.num_lists)
         queries_QD = np.ascontiguousarray(queries_QD, np.float32)
         effort = {"params": faiss.SearchParametersHNSW(efSearch=search_effort(nprobe, ef_search))}
@@ -200,25 +178,19 @@ class FaissIndex:
         sizes_QP = np.where(probes_QP >= 0, np.diff(self._starts)[probes_QP], 0)
         return values_QS, ids_QS, lists_QS, codes_QSM, sizes_QP.sum(1)
 
-    def _in_memory(self) -> tuple:
-        with self._lock:
-            if self._loaded is None:  # the tables left out are for encoding, and quadratic in the codebooks' sizes
-                index = read_faiss_file(self._path, faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
-                self._loaded = index, faiss.downcast_index(index.quantizer)
-            return self._loaded
+    @cached_property
+    def _loaded(self) -> tuple[faiss.Index, faiss.Index]:
+        """The index in memory and its coarse quantizer."""
+        # The tables left out are for encoding, and quadratic in the codebooks' sizes.
+        index = read_faiss_file(self._path, faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
+        return index, faiss.downcast_index(index.quantizer)
 
 
 def describe_faiss_file(path: str | os.PathLike) -> dict:
-    """Type and sizes of a faiss index of any kind, from its header; of an IVF index with RQ or LSQ its tables too.
-
-    Raises:
-        DataError: the file is not a faiss index, or damaged.
-    """
+    """Type and sizes of a faiss index of any kind, from its header; of an IVF index with RQ or LSQ its tables too."""
     path = Path(path)
     size, start = file_size(path), read_start(path, _HEADER.size)
-    if len(start) < _HEADER.size:
-        raise DataError(f"{path} is not a faiss index: it has only {len(start)} bytes")
-    code, dim, num_vectors, _, _, is_trained, metric = _HEADER.unpack(start)
+    code, dim, num_vectors, _, _, is_trained, metric = _HEADER.unpack(start.ljust(_HEADER.size, b"\xff"))
     if not code.isalnum() or not 0 < dim < 1 << 24 or not 0 <= num_vectors < 1 << 48 or is_trained > 1:
         raise DataError(f"{path} is not a faiss index, or damaged: its header is invalid")
     fields = {
@@ -227,7 +199,7 @@ def describe_faiss_file(path: str | os.PathLike) -> dict:
         "bytes_per_vector": round(size / num_vectors, 2) if num_vectors else None,
     }  # fmt: skip
     if code in _KINDS and is_trained:
-        index = FaissIndex.open(path)
+        index = FaissIndex(path)
         fields |= {"num_lists": index.num_lists, "code_size": index.num_codes, "codebook_size": index.codebook_size}
         fields["bytes_per_vector"] = index.bytes_per_vector
         fields["table_bytes"] = index.centroids.nbytes + index.tables.nbytes
@@ -238,93 +210,84 @@ def selected_ids(selector: faiss.IDSelector, ids_N: np.ndarray, block: int = 1 <
     """The ids of integers (N,) that a selector admits: int64, ascending, each once."""
     if not isinstance(selector, faiss.IDSelector):
         raise DataError(f"a filter is an array of ids or a faiss.IDSelector, not a faiss.{type(selector).__name__}")
-    parts = [_selected(selector, ids_N[first : first + block]) for first in range(0, len(ids_N), block)]
-    ids_N = np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
+    params, parts = faiss.SearchParameters(sel=selector), [np.empty(0, np.int64)]
+    for first in range(0, len(ids_N), block):  # a range search over identical points finds all that it admits
+        some_N = np.asarray(ids_N[first : first + block], np.int64)
+        index = faiss.IndexIDMap(faiss.IndexFlatL2(1))
+        index.add_with_ids(np.zeros((len(some_N), 1), np.float32), some_N)
+        parts.append(index.range_search(np.zeros((1, 1), np.float32), 1.0, params=params)[2])
+    ids_N = np.sort(np.concatenate(parts))
     return ids_N[np.diff(ids_N, prepend=ids_N[:1] - 1) != 0]  # np.unique hashes: far slower on millions
-
-
-def _selected(selector, ids_N: np.ndarray) -> np.ndarray:
-    """The selected ids, by a range search over identical points."""
-    points = faiss.IndexFlatL2(1)
-    index = faiss.IndexIDMap(points)
-    index.add_with_ids(np.zeros((len(ids_N), 1), np.float32), np.asarray(ids_N, np.int64))
-    return index.range_search(np.zeros((1, 1), np.float32), 1.0, params=faiss.SearchParameters(sel=selector))[2]
 
 
 def check_index_key(index_key: str, num_lists: int, num_codes: int, codebook_size: int) -> None:
     """Raise ConfigError unless `write_faiss` can make such an index of such codes."""
-    match = _KEY.fullmatch(index_key)
-    bits = codebook_size.bit_length() - 1
+    match, bits = _KEY.fullmatch(index_key), codebook_size.bit_length() - 1
     usual = f"IVF{num_lists}_HNSW32,RQ{num_codes}x{bits}_Nqint8"
-    if not match:
-        raise ConfigError(f"search.index_key={index_key} is not an IVF index with RQ or LSQ: use one like {usual}")
     if num_codes > MAX_STEPS or bits > MAX_BITS:
         raise ConfigError(f"faiss files hold at most {MAX_STEPS} codes of {MAX_BITS} bits, not {num_codes} of {bits}")
-    lists, links, _, steps, width = match.groups()
+    if not match:
+        raise ConfigError(f"search.index_key={index_key} is not an IVF index with RQ or LSQ: use one like {usual}")
+    lists, links, *sizes = match.groups()
     if links and not _MIN_LINKS <= int(links) <= _MAX_LINKS:
         raise ConfigError(f"search.index_key={index_key}: HNSW takes {_MIN_LINKS} to {_MAX_LINKS} links")
-    for what, given, found in (("lists", lists, num_lists), ("codes", steps, num_codes), ("bits a code", width, bits)):
-        if int(given) != found:
-            raise ConfigError(f"search.index_key={index_key} has {given} {what}, the codes have {found}: use {usual}")
+    if [int(size) for size in (lists, *sizes)] != [num_lists, num_codes, bits]:
+        raise ConfigError(f"search.index_key={index_key} does not fit the codes, which need one like {usual}")
 
 
 def write_faiss(
-    path: str | os.PathLike,
-    index_key: str,
-    centroids_VD: np.ndarray,
-    tables_MKD: np.ndarray,
-    blocks: Callable[[], Iterable[Block]],
-    num_vectors: int,
-    *,
-    inner_product: bool = False,
-    progress: ProgressOption = None,
-    block_rows: int | None = None,
-) -> None:
-    """Write an index that plain faiss reads and searches, whole or not at all. It is made in memory.
+    path: str | os.PathLike, index_key: str, lookup: LookupDecoder, codes, *, inner_product: bool = False,
+    progress: ProgressOption = None, block_rows: int = 0,
+) -> None:  # fmt: skip
+    """Write an index that plain faiss reads and searches, made in memory, whole or not at all. Ids are row numbers.
 
     Args:
         index_key: faiss's name of the index, `IVF{V}[_HNSW{links}],RQ|LSQ{M}x{log2 K}[_Nqint8|_Nqint4|_Nfloat]`.
-        centroids_VD: float32 (V, D).
-        tables_MKD: float32 (M, K, D), added to the centroids.
-        blocks: called twice; yields codes (n, M), list numbers (n,) and ids (n,), integers, of all vectors.
-        num_vectors: vectors in all.
+        lookup: centroids and tables of the codes.
+        codes: checked Codes with lists, or what has `len` and their `blocks`.
         progress: see `qinco.progress`; the norms are the first half of the work.
         block_rows: vectors that are added at a time; by default 16 MiB of them.
 
     Raises:
         ConfigError: the key is not of this form, or does not fit the codes.
-        DataError: codes or lists are out of range, or there are not `num_vectors`.
         ResourceError: not enough memory or disk space.
     """
-    check_index_key(index_key, len(centroids_VD), *tables_MKD.shape[:2])
-    rows = block_rows or max(1, (1 << 22) // tables_MKD.shape[2])
+    check_index_key(index_key, len(lookup.centroids_VD), *lookup.tables_MKD.shape[:2])
+    rows, total = block_rows or max(1, (1 << 22) // lookup.dim), len(codes)
     with write_atomically(path) as temporary, reporting(progress) as report:
         try:
-            index = _empty_index(index_key, centroids_VD, tables_MKD, inner_product)
-            sizes, total = (tables_MKD.shape, len(centroids_VD), num_vectors, rows), num_vectors
-            _fit_norms(index, _pieces(blocks(), *sizes, lambda done: report("filling lists", done // 2, total)))
-            _add(index, _pieces(blocks(), *sizes, lambda done: report("filling lists", (total + done) // 2, total)))
+            index, quantizer = _empty_index(index_key, lookup, inner_product)
+            low, high = np.inf, -np.inf
+            for first, block in codes.blocks(rows):
+                norms_N = _norms(quantizer, block.codes)
+                low, high = min(low, norms_N.min()), max(high, norms_N.max())
+                report("filling lists", (first + len(block)) // 2, total)
+            quantizer.norm_min = float(low) if low < np.inf else 0.0
+            quantizer.norm_max = float(high) if high > low else quantizer.norm_min + 1.0  # faiss divides by the range
+            for first, block in codes.blocks(rows):
+                _add(index, quantizer, first, block)
+                report("filling lists", (total + first + len(block)) // 2, total)
             faiss.write_index(index, str(temporary))
         except MemoryError as error:
-            raise ResourceError(f"not enough memory for the index {path} of {num_vectors} vectors") from error
+            raise ResourceError(f"not enough memory for the index {path} of {total} vectors") from error
         except RuntimeError as error:
-            raise ResourceError(f"cannot write {path}: {faiss_reason(error)}") from error
+            raise ResourceError(f"cannot write {path}: {_reason(error)}") from error
         try:
-            FaissIndex.open(temporary)  # faiss ignores a disk that is full at the end of the file
+            FaissIndex(temporary)  # faiss ignores a disk that is full at the end of the file
         except DataError as error:
             raise ResourceError(f"cannot write {path}: what was written is damaged, is the disk full?") from error
 
 
-def _empty_index(index_key: str, centroids_VD: np.ndarray, tables_MKD: np.ndarray, inner_product: bool):
+def _empty_index(index_key: str, lookup: LookupDecoder, inner_product: bool):
     metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
-    index = faiss.index_factory(centroids_VD.shape[1], index_key, metric)
-    index.quantizer.add(np.ascontiguousarray(centroids_VD, np.float32))
+    index = faiss.index_factory(lookup.dim, index_key, metric)
+    index.quantizer.add(np.ascontiguousarray(lookup.centroids_VD, np.float32))
     quantizer = _quantizer_of(index)
     if isinstance(quantizer, faiss.ResidualQuantizer):
         quantizer.train_type |= faiss.ResidualQuantizer.Skip_codebook_tables  # else whoever reads it computes them
-    faiss.copy_array_to_vector(np.ascontiguousarray(tables_MKD, np.float32).ravel(), quantizer.codebooks)
+    faiss.copy_array_to_vector(np.ascontiguousarray(lookup.tables_MKD, np.float32).ravel(), quantizer.codebooks)
     quantizer.is_trained = index.is_trained = True
-    return index
+    return index, quantizer
 
 
 def _quantizer_of(index):
@@ -332,45 +295,19 @@ def _quantizer_of(index):
     return index.rq if isinstance(index, faiss.IndexIVFResidualQuantizer) else index.lsq
 
 
-def _fit_norms(index, pieces: Iterable[Block]) -> None:
-    """Fit the range of the quantized norms."""
-    quantizer, low, high = _quantizer_of(index), np.inf, -np.inf
-    for codes_NM, _, _ in pieces:
-        sums_ND = np.empty((len(codes_NM), index.d), np.float32)
-        quantizer.decode_unpacked(faiss.swig_ptr(codes_NM), faiss.swig_ptr(sums_ND), len(codes_NM))
-        norms_N = np.einsum("nd,nd->n", sums_ND, sums_ND)
-        low, high = min(low, norms_N.min()), max(high, norms_N.max())
-    quantizer.norm_min = float(low) if low < np.inf else 0.0
-    quantizer.norm_max = float(high) if high > low else quantizer.norm_min + 1.0  # faiss divides by the range
+def _norms(quantizer, codes_NM: np.ndarray) -> np.ndarray:
+    """Squared norms (N,) of the sums of the tables' rows."""
+    codes_NM = np.ascontiguousarray(codes_NM, np.int32)
+    sums_ND = np.empty((len(codes_NM), quantizer.d), np.float32)
+    quantizer.decode_unpacked(faiss.swig_ptr(codes_NM), faiss.swig_ptr(sums_ND), len(codes_NM))
+    return np.einsum("nd,nd->n", sums_ND, sums_ND)
 
 
-def _add(index, pieces: Iterable[Block]) -> None:
-    """Put the vectors into the lists: `add_sa_codes` is 16 times faster than a loop over lists."""
-    quantizer = _quantizer_of(index)
-    for codes_NM, lists_N, ids_N in pieces:
-        packed = np.empty((len(codes_NM), quantizer.code_size), np.uint8)
-        quantizer.pack_codes(len(codes_NM), faiss.swig_ptr(codes_NM), faiss.swig_ptr(packed))  # and their norms
-        list_bytes = lists_N.astype("<u8")[:, None].view(np.uint8)[:, : index.coarse_code_size()]
-        index.add_sa_codes(np.concatenate([list_bytes, packed], axis=1), ids_N)
-
-
-def _pieces(
-    blocks: Iterable[Block], tables_shape, num_lists: int, num_vectors: int, rows: int, report: Callable[[int], None]
-) -> Iterator[Block]:
-    """The blocks, checked and cut: codes as int32 and ids as int64, as faiss takes them. Reports what was used."""
-    steps, codebook_size, _ = tables_shape
-    done = 0
-    for codes, lists, ids in blocks:
-        codes, ids = check_codes(codes, steps, codebook_size), np.asarray(ids)
-        lists = check_lists(lists, len(codes), num_lists)
-        if codes.shape[1] != steps:
-            raise DataError(f"codes have {codes.shape[1]} columns, the tables are for {steps}")
-        if ids.shape != lists.shape or ids.dtype.kind not in "iu":
-            raise DataError(f"ids must be {len(codes)} integers, one for each code, not {ids.dtype} {ids.shape}")
-        for first in range(0, len(codes), rows):
-            part = slice(first, first + rows)
-            yield np.ascontiguousarray(codes[part], np.int32), lists[part], np.ascontiguousarray(ids[part], np.int64)
-            report(done + min(first + rows, len(codes)))
-        done += len(codes)
-    if done != num_vectors:
-        raise DataError(f"there are {done} codes where {num_vectors} were expected")
+def _add(index, quantizer, first: int, block) -> None:
+    """Put vectors into their lists."""
+    codes_NM = np.ascontiguousarray(block.codes, np.int32)
+    packed = np.empty((len(codes_NM), quantizer.code_size), np.uint8)
+    quantizer.pack_codes(len(codes_NM), faiss.swig_ptr(codes_NM), faiss.swig_ptr(packed))  # and their norms
+    list_bytes = block.lists.astype("<u8")[:, None].view(np.uint8)[:, : index.coarse_code_size()]
+    # 16 times faster than a loop over lists.
+    index.add_sa_codes(np.concatenate([list_bytes, packed], axis=1), np.arange(first, first + len(codes_NM)))

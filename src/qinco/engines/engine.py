@@ -1,4 +1,4 @@
-"""The interface of engines, their registry, and the choice of engine and precision.
+"""The interface of engines, their registry, the choice of engine and precision, and what engines on torch share.
 
 To add an engine, write a module that satisfies `Engine` and add it to `qinco.config.ENGINE_MODULES`.
 
@@ -11,12 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from qinco.config import ENGINE_MODULES, EncodeOptions, ModelConfig
-from qinco.engines.packed import Encoder
 from qinco.errors import ConfigError
-from qinco.maths.devices import multiplies_bf16_fast
+from qinco.maths.devices import multiplies_bf16_fast, to_device
 from qinco.model.qinco import Qinco
+from qinco.packing import code_dtype
 
 # With fewer weights in a layer, bf16 gains little (measured on one core, us a vector, bf16 and float32: 24 x 48,
 # 25 and 27; 32 x 64, 131 and 151; 64 x 64, 161 and 358).
@@ -59,11 +60,7 @@ def engines() -> dict[str, Engine]:
 
 
 def choose_engine(name: str, config: ModelConfig, device: torch.device) -> Engine:
-    """The engine called `name`, or for "auto" the first that supports a model on a device.
-
-    Raises:
-        ConfigError: the engine does not support the model on the device.
-    """
+    """The engine called `name`, or for "auto" the first that supports a model on a device; ConfigError if it cannot."""
     if name == "auto":
         return next(engine for engine in engines().values() if engine.supports(config, device) is None)
     reason = engines()[name].supports(config, device)
@@ -72,9 +69,9 @@ def choose_engine(name: str, config: ModelConfig, device: torch.device) -> Engin
     return engines()[name]
 
 
-def make_encoder(model: Qinco, options: EncodeOptions, dtype: torch.dtype) -> Encoder:
-    """An encoder of normalised tensors with the current weights of a model, and candidates in `dtype`."""
-    return Encoder(choose_engine(options.engine, model.config, model.device).pack(model, dtype), options)
+def pack(model: Qinco, engine: str, dtype: torch.dtype) -> Packed:
+    """A model with its current weights, packed by the engine that is chosen for it."""
+    return choose_engine(engine, model.config, model.device).pack(model, dtype)
 
 
 def candidate_dtype(precision: str, device: torch.device, config: ModelConfig) -> torch.dtype:
@@ -83,3 +80,56 @@ def candidate_dtype(precision: str, device: torch.device, config: ModelConfig) -
     if precision == "bf16" or (precision == "auto" and not is_small and multiplies_bf16_fast(device)):
         return torch.bfloat16
     return torch.float32
+
+
+class TensorModel:
+    """A `Packed` model of an engine that works on torch tensors: normalisation and transfers around the kernels.
+
+    An engine subclasses it and defines `encode_tensors` and `decode_tensors`, which training uses directly.
+
+    Args:
+        model: whose weights must not change while this is in use.
+        dtype: torch.float32 or torch.bfloat16, of candidates in encoding and of products in decoding.
+    """
+
+    def __init__(self, model: Qinco, dtype: torch.dtype):
+        self.model, self.dtype = model, dtype
+
+    def encode_tensors(self, x_ND: Tensor, start_ND: Tensor, options: EncodeOptions, num_steps: int | None = None):
+        """Encode normalised vectors, given their `Qinco.initial_reconstruction`.
+
+        Returns:
+            Codes, int64 (N, num_steps), and their reconstructions, float32 (N, D).
+        """
+        raise NotImplementedError
+
+    def decode_tensors(self, codes_NM: Tensor, start_ND: Tensor) -> Tensor:
+        """Normalised reconstructions, float32 (N, D), of codes (int64); a prefix of the columns is a shorter code."""
+        raise NotImplementedError
+
+    def send(self, x_ND: np.ndarray) -> Tensor:
+        return to_device(x_ND, self.model.device)
+
+    def encode(self, x_ND: Tensor, lists_N, options: EncodeOptions, num_steps: int | None = None) -> np.ndarray:
+        start_ND = self._start(len(x_ND), lists_N)
+        codes_NM, _ = self.encode_tensors(self.model.normalize(x_ND), start_ND, options, num_steps)
+        return codes_NM.cpu().numpy().astype(code_dtype(self.model.config.codebook_size))
+
+    def decode(self, codes_NM: np.ndarray, lists_N=None, out_ND: np.ndarray | None = None) -> np.ndarray:
+        decoded_ND = self.reconstruct(codes_NM, lists_N)
+        if out_ND is None:
+            return decoded_ND.cpu().numpy()
+        torch.from_numpy(out_ND).copy_(decoded_ND)
+        return out_ND
+
+    def reconstruct(self, codes_NM: np.ndarray, lists_N: np.ndarray | None = None) -> Tensor:
+        """`decode` to a tensor on the model's device."""
+        start_ND = self._start(len(codes_NM), lists_N)
+        return self.model.denormalize(self.decode_tensors(self._send_integers(codes_NM), start_ND))
+
+    def _start(self, num_vectors: int, lists_N: np.ndarray | None) -> Tensor:
+        return self.model.initial_reconstruction(num_vectors, None if lists_N is None else self._send_integers(lists_N))
+
+    def _send_integers(self, integers: np.ndarray) -> Tensor:
+        sent = integers if integers.dtype == np.uint8 else np.asarray(integers, np.int64)
+        return to_device(sent, self.model.device).long()

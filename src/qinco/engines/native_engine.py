@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines.packed import TensorModel
+from qinco.engines.engine import TensorModel
 from qinco.errors import ConfigError
 from qinco.model.qinco import Qinco
 from qinco.model.step import Step
@@ -28,7 +28,6 @@ _MAX_CROSSED = 1024  # codewords, up to which products of all pairs of two codeb
 
 
 def supports(config: ModelConfig, device: torch.device) -> str | None:
-    """None if the engine can run a model on a device, else the reason why not."""
     if device.type != "cpu":
         return f"it runs on the CPU, not on {device}"
     if not is_available():
@@ -41,7 +40,7 @@ def supports(config: ModelConfig, device: torch.device) -> str | None:
 
 
 class NativeTensors(TensorModel):
-    """A model packed for the compiled kernels, with as many threads as torch. `packed` holds a copy of the weights."""
+    """A model packed for the compiled kernels, which run in as many threads as torch."""
 
     def __init__(self, model: Qinco, dtype: torch.dtype, packed: NativeModel):
         super().__init__(model, dtype)
@@ -51,15 +50,9 @@ class NativeTensors(TensorModel):
         size, beam = self.packed.sizes.codewords, options.beam_width
         if beam * size >= _MAX_PAIRS:
             raise ConfigError(f"B={beam} (beam_width) is too wide for K={size}: give less than {_MAX_PAIRS // size}")
-        codes_NM, reached_ND = self.packed.encode(
-            x_ND.numpy(),
-            start_ND.numpy(),
-            num_candidates=options.num_candidates,
-            num_pairs=options.num_pairs,
-            beam_width=beam,
-            num_steps=num_steps or self.packed.sizes.steps,
-            threads=torch.get_num_threads(),
-        )
+        search = {"num_candidates": options.num_candidates, "num_pairs": options.num_pairs, "beam_width": beam}
+        search |= {"num_steps": num_steps or self.packed.sizes.steps, "threads": torch.get_num_threads()}
+        codes_NM, reached_ND = self.packed.encode(x_ND.numpy(), start_ND.numpy(), **search)
         return torch.from_numpy(codes_NM.astype("int64")), torch.from_numpy(reached_ND)
 
     def decode_tensors(self, codes_NM, start_ND):
@@ -69,7 +62,7 @@ class NativeTensors(TensorModel):
 
 @torch.no_grad()
 def pack(model: Qinco, dtype: torch.dtype) -> NativeTensors:
-    """Copy and rearrange the weights of a model, for candidates in `dtype` (float32 or bfloat16)."""
+    """Copy and rearrange the weights, for candidates in `dtype` (float32 or bfloat16)."""
     config = model.config
     sizes = Sizes(
         config.dim, config.embed_dim, config.hidden_dim, config.num_blocks, config.codebook_size, config.num_steps,
@@ -80,8 +73,8 @@ def pack(model: Qinco, dtype: torch.dtype) -> NativeTensors:
     try:
         steps = [_arrays(step) for step in model.steps]
         if not model.steps[0].conditioned and config.has_preselector and config.codebook_size <= _MAX_CROSSED:
-            for first, second in zip(model.steps[:1], model.steps[1:2], strict=False):
-                cross_KK = first.codebook.weight.double() @ second.preselector.weight.double().T
+            for second in model.steps[1:2]:
+                cross_KK = model.steps[0].codebook.weight.double() @ second.preselector.weight.double().T
                 steps[1] = replace(steps[1], first_cross=_numpy(cross_KK))
     finally:
         torch.set_num_threads(threads)
@@ -107,19 +100,10 @@ def _arrays(step: Step) -> StepArrays:
         out_DE, basis_EE = _orthogonal_outputs(step.project_out.weight)
         stream_KE, stream_x_ED = stream_KE @ basis_EE, basis_EE.T @ stream_x_ED
         up, down = [weight @ basis_EE for weight in up], [basis_EE.T @ weight for weight in down]
-        arrays |= {
-            "project_out": _numpy(out_DE),
-            "gram": _numpy(out_DE.square().sum(0)),
-            "codeword_back": _numpy(codebook_KD @ out_DE),
-        }
-    return StepArrays(
-        _numpy(codebook_KD),
-        stream_table=_numpy(stream_KE),
-        stream_x=_numpy(stream_x_ED),
-        up=tuple(map(_numpy, up)),
-        down=tuple(map(_numpy, down)),
-        **arrays,
-    )
+        arrays |= {"project_out": _numpy(out_DE), "gram": _numpy(out_DE.square().sum(0))}
+        arrays["codeword_back"] = _numpy(codebook_KD @ out_DE)
+    arrays |= {"up": tuple(map(_numpy, up)), "down": tuple(map(_numpy, down))}
+    return StepArrays(_numpy(codebook_KD), stream_table=_numpy(stream_KE), stream_x=_numpy(stream_x_ED), **arrays)
 
 
 def _orthogonal_outputs(out_DE: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines.packed import TensorModel
+from qinco.engines.engine import TensorModel
 from qinco.maths.distances import smallest, squared_distances
 from qinco.model.qinco import Qinco
 from qinco.model.step import StepTables
@@ -27,12 +27,10 @@ TABLE_BYTES = 1 << 28
 
 
 def supports(config: ModelConfig, device: torch.device) -> None:
-    """None: the engine runs every model on every device."""
-    return None
+    """The engine runs every model on every device."""
 
 
 def pack(model: Qinco, dtype: torch.dtype) -> "TorchTensors":
-    """Prepare a model with its current weights, for candidates in `dtype` (float32 or bfloat16)."""
     return TorchTensors(model, dtype)
 
 
@@ -71,7 +69,6 @@ class _Search:
         self.model, self.options, self.dtype = model, options, dtype
 
     def tile_size(self) -> int:
-        """Number of vectors in a tile."""
         config, options = self.model.config, self.options
         beam = min(options.beam_width, config.codebook_size**config.num_steps)
         candidates = options.num_pairs or beam * (options.num_candidates or config.codebook_size)
@@ -126,7 +123,8 @@ class _Search:
             pairs_C = torch.arange(beam * size, device=residual_NBD.device)
             pairs_NC = pairs_C.expand(num_vectors, -1)
             return pairs_NC // size, pairs_NC % size
-        distances_NBK = self._cheap_distances(table, residual_NBD)
+        # ‖r − c̃‖² of the pre-selector for all hypotheses and codewords
+        distances_NBK = squared_distances(residual_NBD.flatten(0, 1), table.proposals_KD).view(num_vectors, beam, -1)
         if options.num_pairs is not None:
             pairs_NC = smallest(distances_NBK.flatten(1), min(options.num_pairs, beam * size))[1]
             return pairs_NC // size, pairs_NC % size
@@ -135,9 +133,3 @@ class _Search:
         codes_NBA = smallest(distances_NBK.flatten(0, 1), min(count, size))[1].view(num_vectors, beam, -1)
         hypotheses_B1 = torch.arange(beam, device=residual_NBD.device)[:, None]
         return hypotheses_B1.expand_as(codes_NBA).flatten(1), codes_NBA.flatten(1)
-
-    @staticmethod
-    def _cheap_distances(table: StepTables, residual_NBD: Tensor) -> Tensor:
-        """‖r − c̃‖² of the pre-selector for all hypotheses and codewords: float32 (N, B, K)."""
-        num_vectors, beam, _ = residual_NBD.shape
-        return squared_distances(residual_NBD.flatten(0, 1), table.proposals_KD).view(num_vectors, beam, -1)

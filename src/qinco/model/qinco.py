@@ -4,6 +4,7 @@ Everything but `normalize` and `denormalize` is in normalised space.
 Shape suffixes: N vectors, D dimension, M steps, V coarse lists.
 """
 
+import math
 from collections.abc import Iterator
 from hashlib import sha256
 
@@ -49,11 +50,10 @@ class Qinco(nn.Module):
     def denormalize(self, x_ND: Tensor) -> Tensor:
         return x_ND * self.scale + self.mean
 
-    def start(self, num_vectors: int, lists_N: Tensor | None = None) -> Tensor:
+    def initial_reconstruction(self, num_vectors: int, lists_N: Tensor | None = None) -> Tensor:
         """The reconstructions before the first step, (N, D): zeros, or the coarse centroids of `lists_N` (int64)."""
-        if self.config.starts_from_coarse:
-            return self.coarse_centroids[lists_N]
-        return self.mean.new_zeros(num_vectors, self.config.dim)
+        is_ivf = self.config.starts_from_coarse
+        return self.coarse_centroids[lists_N] if is_ivf else self.mean.new_zeros(num_vectors, self.config.dim)
 
     def reconstructions(self, codes_NM: Tensor, start_ND: Tensor) -> Iterator[Tensor]:
         """Yield the reconstruction after each step of `codes_NM` (int64; fewer columns than M are a prefix): (N, D)."""
@@ -66,3 +66,14 @@ class Qinco(nn.Module):
         """The reconstruction of `codes_NM` (int64; fewer columns than M are a prefix, one at least): (N, D)."""
         *_, x_ND = self.reconstructions(codes_NM, start_ND)
         return x_ND
+
+
+@torch.no_grad()
+def random_model(config: ModelConfig, seed: int = 0) -> Qinco:
+    """A model on the CPU with random weights, whose values neither grow nor vanish with depth, to measure speed."""
+    generator, model = torch.Generator().manual_seed(seed), Qinco.empty(config).to_empty(device="cpu")
+    for tensor in [*model.parameters(), *model.buffers()]:
+        width = tensor.shape[-1] if tensor.ndim else 1
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * (0.5 / math.sqrt(width)))
+    model.scale.fill_(1.0)
+    return model

@@ -28,24 +28,20 @@ def state_shapes(config: ModelConfig) -> dict[str, Tensor]:
 
 def check_shapes(path, tensors: dict, expected: dict[str, Tensor]) -> None:
     """Raise DataError unless `tensors` (whatever has a shape) has the names and shapes of `expected`."""
+    misfit = f"{path} does not fit its configuration: tensor"
     for name in sorted(set(tensors) ^ set(expected)):
-        state = "unexpected" if name in tensors else "missing"
-        raise DataError(f"{path} does not fit its configuration: tensor {name} is {state}")
+        raise DataError(f"{misfit} {name} is {'unexpected' if name in tensors else 'missing'}")
     for name, tensor in expected.items():
-        found = tuple(tensors[name].shape)
-        if found != tensor.shape:
-            raise DataError(
-                f"{path} does not fit its configuration: tensor {name} is {found}, not {tuple(tensor.shape)}"
-            )
+        found, wanted = tuple(tensors[name].shape), tuple(tensor.shape)
+        if found != wanted:
+            raise DataError(f"{misfit} {name} is {found}, not {wanted}")
 
 
 def check_values(path, tensors: dict[str, Tensor]) -> None:
     """Raise DataError unless all tensors are float32 and finite."""
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
-            raise DataError(
-                f"{path} does not fit its configuration: tensor {name} is {tensor.dtype}, not torch.float32"
-            )
+            raise DataError(f"{path} does not fit its configuration: tensor {name} is {tensor.dtype}, not float32")
         if not tensor.isfinite().all():
             raise DataError(f"{path} is damaged: tensor {name} holds values that are not finite")
 

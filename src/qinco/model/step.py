@@ -23,7 +23,7 @@ class ResidualBlock(nn.Module):
 
 
 class Concat(nn.Module):
-    """W [z; x̂] + b. It is linear, so the contributions of z and x̂ are computed separately.
+    """W [z; x̂] + b, as the sum of the contributions of z and x̂.
 
     With `rank`, W is the product of two matrices and there is no b (QINCo-LR).
     """
@@ -31,12 +31,8 @@ class Concat(nn.Module):
     def __init__(self, embed_dim: int, dim: int, rank: int | None):
         super().__init__()
         self.embed_dim = embed_dim
-        if rank is None:
-            self.inner = None
-            self.outer = nn.Linear(embed_dim + dim, embed_dim)
-        else:
-            self.inner = nn.Linear(embed_dim + dim, rank, bias=False)
-            self.outer = nn.Linear(rank, embed_dim, bias=False)
+        self.inner = None if rank is None else nn.Linear(embed_dim + dim, rank, bias=False)
+        self.outer = nn.Linear(rank or embed_dim + dim, embed_dim, bias=rank is None)
 
     def from_codeword(self, z_NE: Tensor) -> Tensor:
         """The codeword's contribution, bias included: (N, E)."""
@@ -62,22 +58,16 @@ class Step(nn.Module):
 
     def __init__(self, config: ModelConfig, conditioned: bool):
         super().__init__()
-        self.codeword_skip = config.codeword_skip
-        self.conditioned = conditioned
+        self.codeword_skip, self.conditioned = config.codeword_skip, conditioned
         self.codebook = _codebook(config)
-        self.preselector = None
+        self.preselector = _codebook(config) if conditioned and config.has_preselector else None
         if not conditioned:
             return
-        if config.has_preselector:
-            self.preselector = _codebook(config)
-        self.project_in = self.project_out = None
-        if config.projects:
-            self.project_in = nn.Linear(config.dim, config.embed_dim, bias=False)
-            self.project_out = nn.Linear(config.embed_dim, config.dim, bias=False)
+        self.project_in = nn.Linear(config.dim, config.embed_dim, bias=False) if config.projects else None
+        self.project_out = nn.Linear(config.embed_dim, config.dim, bias=False) if config.projects else None
         self.concat = Concat(config.embed_dim, config.dim, config.concat_rank)
-        self.blocks = nn.ModuleList(
-            ResidualBlock(config.embed_dim, config.hidden_dim) for _ in range(config.num_blocks)
-        )
+        widths = config.embed_dim, config.hidden_dim
+        self.blocks = nn.ModuleList(ResidualBlock(*widths) for _ in range(config.num_blocks))
 
     def embed(self, c_ND: Tensor) -> Tensor:
         """The stream before the reconstruction's contribution, z + W_z z + b with z = P_in c: (N, E)."""
@@ -85,7 +75,7 @@ class Step(nn.Module):
         return z_NE + self.concat.from_codeword(z_NE)
 
     def refine(self, e_NE: Tensor) -> Tensor:
-        """The residual blocks: (N, E) to (N, E)."""
+        """The residual blocks."""
         for block in self.blocks:
             e_NE = block(e_NE)
         return e_NE
@@ -103,24 +93,18 @@ class Step(nn.Module):
         return self.finish(self.refine(self.embed(c_ND) + self.concat.from_reconstruction(x_ND)), c_ND)
 
     @torch.no_grad()
-    def start_at(self, codebook_KD: Tensor, exact: bool, generator: torch.Generator) -> None:
-        """Initialise the weights from a residual quantizer's codebook.
+    def initialize(self, codebook_KD: Tensor, exact: bool, generator: torch.Generator) -> None:
+        """Initialise the weights from a residual quantizer's codebook, float32 (K, D).
 
         The concatenation and the down-projections of the blocks are zero. With `exact`, f(c, x̂) is row c of
         `codebook_KD` for every x̂: P_out is zero or, without projections, where the codeword enters both the stream and
         the skip, the codewords are halved. Otherwise f is as in the published code: twice the codeword, or the codeword
-        and noise.
-
-        Args:
-            codebook_KD: float32 (K, D).
-            exact: see above.
-            generator: on the CPU, for the remaining weights.
+        and noise. The remaining weights are drawn on the CPU.
         """
 
         def draw(linear: nn.Linear) -> None:
-            values = torch.empty(linear.weight.shape)
-            nn.init.kaiming_uniform_(values, a=5**0.5, generator=generator)
-            linear.weight.copy_(values)
+            shape = linear.weight.shape
+            linear.weight.copy_(nn.init.kaiming_uniform_(torch.empty(shape), a=5**0.5, generator=generator))
 
         halved = exact and self.conditioned and self.codeword_skip and self.project_in is None
         self.codebook.weight.copy_(codebook_KD / 2 if halved else codebook_KD)
@@ -128,9 +112,8 @@ class Step(nn.Module):
             return
         if self.preselector is not None:
             self.preselector.weight.copy_(codebook_KD)
-        self.concat.outer.weight.zero_()
-        if self.concat.outer.bias is not None:
-            self.concat.outer.bias.zero_()
+        for parameter in self.concat.outer.parameters():
+            parameter.zero_()
         if self.concat.inner is not None:
             draw(self.concat.inner)
         for block in self.blocks:
@@ -146,28 +129,18 @@ class Step(nn.Module):
 class StepTables:
     """The factored form of a `Step` for many candidates; equal to it but for rounding.
 
-    The concatenation and the first up-projection are linear in (codeword, x̂). They become a table over codewords and
-    one product per hypothesis.
-
-    Args:
-        step: whose weights must not change while this is in use.
-        dtype: of the candidates' products.
-        tabulate: compute the contributions of all codewords once; otherwise for the candidates of each call.
+    The concatenation and the first up-projection, which are linear in (codeword, x̂), become a table over codewords and
+    one product per hypothesis. The step's weights must not change meanwhile. `dtype` is that of the candidates'
+    products; with `tabulate`, the codewords' contributions are computed once, otherwise for the candidates of a call.
     """
 
     def __init__(self, step: Step, dtype: torch.dtype, tabulate: bool):
-        self.step = step
-        self.dtype = dtype
-        codebook_KD = step.codebook.weight
-        self.codebook_KD = codebook_KD
+        self.step, self.dtype, self.codebook_KD = step, dtype, step.codebook.weight
         self.proposals_KD = None if step.preselector is None else step.preselector.weight
         if step.conditioned:
             self.blocks = [(block.up.weight.to(dtype), block.down.weight.to(dtype)) for block in step.blocks]
             self.out_DE = None if step.project_out is None else step.project_out.weight.to(dtype)
-            self.table_KE, self.table_KH = self._rows(codebook_KD) if tabulate else (None, None)
-
-    def _autocast(self, like: Tensor):
-        return torch.autocast(like.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+            self.table_KE, self.table_KH = self._rows(self.codebook_KD) if tabulate else (None, None)
 
     def _rows(self, c_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         e_NE = self.step.embed(c_ND)
@@ -178,24 +151,18 @@ class StepTables:
         """The codewords' contributions to the stream (N, E) and to the first hidden layer (N, H)."""
         if self.table_KE is None:
             return self._rows(self.codebook_KD.index_select(0, codes_N))
-        h_NH = None if self.table_KH is None else self.table_KH.index_select(0, codes_N)
+        h_NH = self.table_KH.index_select(0, codes_N) if self.blocks else None
         return self.table_KE.index_select(0, codes_N), h_NH
 
     def reconstruction_parts(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         """The partial reconstructions' contributions, (N, E) and (N, H), computed once per hypothesis."""
-        with self._autocast(x_ND):
+        with torch.autocast(x_ND.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             v_NE = self.step.concat.from_reconstruction(x_ND)
             u_NH = self.step.blocks[0].up(v_NE) if self.blocks else None
         return v_NE, u_NH
 
     def evaluate(self, codes_N: Tensor, hypotheses_N: Tensor, parts) -> Tensor:
-        """f(c, x̂) of candidates, float32 (N, D).
-
-        Args:
-            codes_N: their codes, int64.
-            hypotheses_N: their rows in `parts`, int64.
-            parts: of `reconstruction_parts`.
-        """
+        """f(c, x̂), float32 (N, D), of codes, int64 (N,), and of rows, int64 (N,), of `reconstruction_parts`."""
         v_BE, u_BH = parts
         e_NE, h_NH = self.codeword_parts(codes_N)
         e_NE = e_NE.add_(v_BE.index_select(0, hypotheses_N))

@@ -7,8 +7,7 @@ Shape suffixes: N vectors, D dimension, M codes of a vector, V lists.
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -29,7 +28,7 @@ from qinco.search.index_file import put_parts
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
-from qinco.search.partition import assign_decoded, choose_num_lists, codes_of_codec, encode_all, partition, sample_rows
+from qinco.search.partition import assign_decoded, choose_num_lists, codes_of_codec, partition, sample_rows
 from qinco.search.parts import IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
@@ -49,14 +48,7 @@ _MAX_LENGTH_SPREAD = 0.01  # of vectors that count as of one length
 
 
 def build_parts(
-    codec: Codec,
-    vectors,
-    num_lists: int | None = None,
-    ids=None,
-    pairwise: bool = False,
-    metric: str = "l2",
-    seed: int = 0,
-    report: Progress = silent,
+    codec: Codec, vectors, num_lists: int | None, ids, pairwise: bool, metric: str, seed: int, report: Progress
 ) -> IndexParts:
     """Encode vectors and build an index of them in memory: see `Index.build`."""
     check_codec(codec)
@@ -70,14 +62,14 @@ def build_parts(
     count = None if codec.is_ivf else choose_num_lists(num_lists, len(source))
     ids = range(len(source)) if ids is None else as_ids(ids, len(source))
     measure = metric_of_codec(metric, codec)
-    codes = encode_all(codec, prepared(source, measure), report)
+    codes = codec.encode(prepared(source, measure), progress=report)
     centroids_VD = codec.coarse_centroids
     if not codec.is_ivf:
         centroids_VD, lists_N = partition(codec, codes, count, seed, report)
         codes = codes.with_lists(lists_N)
     # Tables that are fitted to reconstructions suit vectors to come as well as these, however few these are.
     sample = FitSample.decoded(codec, codes[sample_rows(len(codes), FIT_ROWS, seed)], source.name)
-    tables = fit_tables(sample, codec.config.codebook_size, centroids_VD, measure, codec.is_ivf, report=report)
+    tables = fit_tables(sample, codec.config.codebook_size, centroids_VD, measure, codec.is_ivf, report)
     decoder = None
     if pairwise:
         some = codes[sample_rows(len(codes), PAIRWISE_ROWS, seed)]
@@ -89,37 +81,22 @@ def build_parts(
 
 
 def fit_tables(
-    sample: FitSample,
-    codebook_size: int,
-    centroids_VD: np.ndarray,
-    metric: Metric,
-    adds_centroids: bool,
-    report: Progress = silent,
+    sample: FitSample, codebook_size: int, centroids_VD, metric: Metric, adds_centroids: bool, report: Progress = silent
 ) -> SearchTables:
     """Look-up tables, centroids and levels of an index, fitted to a sample of its vectors in their lists.
 
-    Args:
-        adds_centroids: whether codes say what the centroids do not (IVF codecs); otherwise both describe whole vectors.
+    With `adds_centroids` codes say what the centroids do not (IVF codecs); otherwise both describe whole vectors.
     """
     lookup = fit_lookup(sample, codebook_size, centroids_VD if adds_centroids else None, report=report)
-    codes = sample.codes
-    return SearchTables.fit(lookup, codes.codes, codes.lists, metric, None if adds_centroids else centroids_VD)
+    codes, partition_VD = sample.codes, None if adds_centroids else centroids_VD
+    return SearchTables.fit(lookup, codes.codes, codes.lists, metric, partition_VD)
 
 
 def fill_lists(
-    tables: SearchTables,
-    codes: Codes | CodeFile,
-    ids: np.ndarray | range,
-    report: Progress = silent,
-    create: Callable[[str, np.dtype, tuple], np.ndarray] | None = None,
+    tables: SearchTables, codes: Codes | CodeFile, ids: np.ndarray | range, report: Progress = silent, create=None,
     block_rows: int = 1 << 17,
-) -> InvertedLists:
-    """Inverted lists of codes that have list numbers, which are read twice, in blocks.
-
-    Args:
-        ids: int64 (N,), or a range.
-        create: makes the arrays; in memory if None: see `ListsBuilder.allocate`.
-    """
+) -> InvertedLists:  # fmt: skip
+    """Inverted lists of codes that have list numbers, read twice in blocks; `create` as in `ListsBuilder.allocate`."""
     builder = ListsBuilder(tables.num_lists, tables.lookup.num_codes)
     for _, block in codes.blocks(block_rows):
         builder.add_counts(block.lists)
@@ -226,18 +203,14 @@ def build_index(
     Returns:
         BuiltIndex.
 
-    Raises:
-        ConfigError: arguments that exclude each other, or an output that cannot be written.
-        DataError: codes, vectors and centroids do not belong together.
-
     Example:
         >>> qinco.encode_file(codec, "base.fvecs", "base_codes")
         >>> qinco.build_index("base_codes", "index", codec=codec, train_codes="codes", train_vectors="train.fvecs")
         >>> index = qinco.Index.load("index")
     """
     output = Path(output)
-    given = (codes, train_codes, train_vectors, centroids, pairwise)
-    is_faiss = _check_place(output, metric, pairwise, index_key, overwrite, [*filter(None, map(_file_of, given))])
+    is_faiss = _check_output(output, metric, pairwise, index_key, overwrite)
+    _check_inputs(output, (codes, train_codes, train_vectors, centroids, pairwise))
     database = open_codes(codes, codec, num_codes, codebook_size)
     train = database if train_codes is None else open_codes(train_codes, codec, num_codes, codebook_size)
     check_same_codec(database, train)
@@ -256,35 +229,31 @@ def build_index(
         sample, centroids_VD = draw_sample(train, train_vectors, codec, centroids, num_training, seed, report)
         pairs = open_pairwise(pairwise, database.num_codes, database.codebook_size, sample.dim, centroids_VD)
         if is_faiss:
-            key = _index_key(index_key, 1 if centroids_VD is None else len(centroids_VD), database)
+            index_key = _index_key(index_key, 1 if centroids_VD is None else len(centroids_VD), database)
         measure = Metric("cosine", _one_length(sample)) if metric == "cosine" else Metric(metric)
         # Codes without lists describe whole vectors, and centroids only where to find them; faiss adds them to all.
         adds_centroids = train.codes.has_lists or is_faiss
         if centroids_VD is None:
-            centroids_VD, sample = sample.mean(), sample.in_one_list()
+            centroids_VD = sample.mean()
+            sample = replace(sample, codes=sample.codes.with_lists(np.zeros(len(sample.codes), np.int32)))
         if not database.codes.has_lists:
             database = _assigned(database, codec, centroids_VD, scratch, report)
         for first, block in database.blocks(num_lists=len(centroids_VD)):
             report("checking codes", first + len(block), len(database))
-        if is_faiss:
-            lookup = fit_lookup(sample, database.codebook_size, centroids_VD, moves_centroids=False, report=report)
-        else:
-            sizes = database.codebook_size, centroids_VD
-            tables = fit_tables(sample, *sizes, measure, adds_centroids, report)
-            lookup = tables.lookup
+        fit = (sample, database.codebook_size, centroids_VD)
+        tables = None if is_faiss else fit_tables(*fit, measure, adds_centroids, report)
+        lookup = fit_lookup(*fit, moves_centroids=False, report=report) if is_faiss else tables.lookup
         mse, fitted = validated_mse(sample, lookup), time.monotonic()
         if is_faiss:
-            blocks = lambda: _with_ids(database)  # noqa: E731
             write_faiss(
-                output, key, centroids_VD, lookup.tables_MKD, blocks, len(database),
-                inner_product=measure.scans_inner_products, progress=report,
-            )  # fmt: skip
-            bytes_per_vector = FaissIndex.open(output).bytes_per_vector
+                output, index_key, lookup, database, inner_product=measure.scans_inner_products, progress=report
+            )
+            bytes_each = FaissIndex(output).bytes_per_vector
         else:
             parts = IndexParts(tables, (), pairs, SearchOptions(), len(database), database.fingerprint)
-            bytes_per_vector = _write_folder(output, codec, parts, database, report)
+            bytes_each = _write_folder(output, codec, parts, database, report)
     seconds = {"tables": fitted - begun, "vectors": time.monotonic() - fitted}
-    return BuiltIndex(str(output), len(database), len(centroids_VD), bytes_per_vector, mse, seconds)
+    return BuiltIndex(str(output), len(database), len(centroids_VD), bytes_each, mse, seconds)
 
 
 def _write_folder(output: Path, codec: Codec | None, parts: IndexParts, database: CodeFile, report: Progress) -> float:
@@ -296,25 +265,21 @@ def _write_folder(output: Path, codec: Codec | None, parts: IndexParts, database
         return lists.nbytes / len(lists)
 
 
-def _with_ids(database: CodeFile) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    for first, block in database.blocks():
-        yield block.codes, block.lists, np.arange(first, first + len(block))
-
-
 def _assigned(database: CodeFile, codec: Codec | None, centroids_VD: np.ndarray, scratch, report: Progress) -> CodeFile:
     """The codes in the lists of the centroids nearest to their reconstructions; the list numbers lie in a file."""
-    if len(centroids_VD) == 1:
-        return database.with_lists(np.broadcast_to(np.int32(0), len(database)))  # takes no memory
-    for first, block in database.blocks():
-        scratch.write(assign_decoded(codec, block, centroids_VD).tobytes())
-        report("assigning vectors to lists", first + len(block), len(database))
-    scratch.flush()
-    return database.with_lists(np.memmap(scratch, np.int32, "r", shape=(len(database),)))
+    lists = np.broadcast_to(np.int32(0), len(database))  # takes no memory
+    if len(centroids_VD) > 1:
+        for first, block in database.blocks():
+            scratch.write(assign_decoded(codec, block, centroids_VD).tobytes())
+            report("assigning vectors to lists", first + len(block), len(database))
+        scratch.flush()
+        lists = np.memmap(scratch, np.int32, "r", shape=(len(database),))
+    return replace(database, codes=database.codes.with_lists(lists))
 
 
 def _one_length(sample: FitSample) -> float:
     """The mean length of vectors, for metric "cosine"; raises ConfigError unless it is nearly that of all."""
-    lengths = np.concatenate([np.linalg.norm(x_nD, axis=1) for *_, x_nD in sample.everything().blocks()])
+    lengths = np.concatenate([np.linalg.norm(x_nD, axis=1) for *_, x_nD in sample.blocks(held=None)])
     low, high = float(lengths.min()), float(lengths.max())
     if not 0 < high * (1 - _MAX_LENGTH_SPREAD) <= low:
         raise ConfigError(
@@ -332,37 +297,31 @@ def _index_key(index_key: str | None, num_lists: int, file: CodeFile) -> str:
     return key
 
 
-def _file_of(argument) -> str | None:
-    """The file that an argument is read from; None for what lies in memory."""
-    name = argument if isinstance(argument, str | os.PathLike) else getattr(argument, "name", None)
-    path = None if name is None else split_part(name)[0]
-    return path if path is not None and Path(path).exists() else None
-
-
-def _check_place(output: Path, metric: str, pairwise, index_key: str | None, overwrite: bool, read: list) -> bool:
-    """Whether the index is to be a faiss file; raises ConfigError unless `output` can be written, and as what."""
+def _check_output(output: Path, metric: str, pairwise, index_key: str | None, overwrite: bool) -> bool:
+    """Whether the index is to be a faiss file; raises ConfigError unless `output` can be that or a folder."""
     Metric(metric)
     if output.suffix.lower() == FAISS_SUFFIX and not is_directory(output):
         if metric == "cosine":
             raise ConfigError("metric=cosine cannot be stored in a faiss file: write a folder, output=NAME")
         if pairwise is not None:
-            raise ConfigError(
-                "pairwise_decoder= cannot be stored in a faiss file: write a folder, or give it to search"
-            )
-        check_output(output, overwrite=overwrite, inputs=read)
+            raise ConfigError("pairwise_decoder= cannot be stored in a faiss file: give it to search")
+        check_output(output, overwrite=overwrite)
         return True
     if not is_folder(output) and not is_kind(output, "index"):
-        raise ConfigError(
-            f"output={output}: an index is written to a folder (a name without suffix) or a {FAISS_SUFFIX} file"
-        )
+        raise ConfigError(f"output={output}: an index is written to a folder, NAME, or a file NAME{FAISS_SUFFIX}")
     if index_key is not None:
         raise ConfigError(f"index_key= is the kind of a {FAISS_SUFFIX} file, and output={output} is a folder")
-    check_output(output / MANIFEST if is_directory(output) else output, overwrite=True, inputs=read)
+    check_output(output / MANIFEST if is_directory(output) else output, overwrite=True)
     check_folder_output(output, "index")
     if is_kind(output, "index") and not overwrite:
         raise ConfigError(f"{output} holds an index: give overwrite=true to replace it")
-    if inside := [name for name in read if Path(name).resolve().is_relative_to(output.resolve())]:
-        raise ConfigError(
-            f"{inside[0]} is read and lies in {output}, which would be replaced: give output another name"
-        )
     return False
+
+
+def _check_inputs(output: Path, given: tuple) -> None:
+    """Raise ConfigError where a file that is read would be replaced."""
+    for argument in given:
+        name = argument if isinstance(argument, str | os.PathLike) else getattr(argument, "name", None)
+        path = None if name is None else split_part(name)[0]
+        if path is not None and path.exists() and path.resolve().is_relative_to(output.resolve()):
+            raise ConfigError(f"{path} is read and would be replaced: give output= another name")

@@ -1,7 +1,4 @@
-"""Codes with what is known of the codec that made them, and checks of what belongs to them.
-
-Shape suffixes: T vectors of a sample, D dimension, V lists.
-"""
+"""Codes with what is known of the codec that made them, and checks of what belongs to them."""
 
 import os
 from collections.abc import Iterator
@@ -12,10 +9,10 @@ import numpy as np
 
 from qinco.codec.codec import Codec
 from qinco.codec.plan import read_centroids
-from qinco.compat.encoded_sets import npz_part, npz_rows, read_npz_sizes
+from qinco.compat.encoded_sets import read_npz_sizes
 from qinco.errors import ConfigError, DataError
 from qinco.packing import check_codes, check_lists
-from qinco.store.code_files import is_directory, lists_beside, open_codes_file
+from qinco.store.code_files import is_directory
 from qinco.store.code_folder import CodeFolder
 from qinco.store.codes import Codes
 from qinco.vectors.mapped import release_pages
@@ -60,21 +57,16 @@ class CodeFile:
         """The first `count` vectors, or all for None or where there are fewer."""
         return self if count is None else replace(self, codes=self.codes.limit(count), source=None)
 
-    def with_lists(self, lists) -> "CodeFile":
-        """The same codes in other lists."""
-        return replace(self, codes=self.codes.with_lists(lists))
-
     def blocks(self, rows: int = BLOCK_ROWS, num_lists: int = 0) -> Iterator[tuple[int, Codes]]:
         """Yield (first row, Codes) for consecutive blocks; raises DataError for codes or lists out of range."""
-        for first, block in self.codes.blocks(rows):
-            yield first, self._checked(block, num_lists)
+        for first in range(0, len(self), rows):
+            block = self.rows(slice(first, first + rows), num_lists)
+            yield first, block
             release_pages(block.codes)
 
-    def rows(self, rows_T: np.ndarray, num_lists: int = 0) -> Codes:
+    def rows(self, rows, num_lists: int = 0) -> Codes:
         """Codes of chosen vectors; raises DataError as `blocks` does."""
-        return self._checked(self.codes[rows_T], num_lists)
-
-    def _checked(self, block: Codes, num_lists: int) -> Codes:
+        block = self.codes[rows]
         try:
             check_codes(block.codes, self.num_codes, self.codebook_size)
             if block.has_lists and num_lists:
@@ -87,92 +79,58 @@ class CodeFile:
 def open_codes(
     codes, codec: Codec | None = None, num_codes: int | None = None, codebook_size: int | None = None
 ) -> CodeFile:
-    """Open codes of any kind.
+    """Open codes of any kind: Codes, an array, a path, or a CodeFile.
 
     Args:
-        codes: Codes, an array, a path, or a CodeFile.
+        codes: the codes.
         codec: the Codec that made them, if it is known.
         num_codes: M, which .npy, .ivecs and .raw files do not say.
         codebook_size: K, which arrays and these files do not say.
-
-    Raises:
-        ConfigError: sizes are missing, or contradict the file.
-        DataError: the file is missing or damaged, or holds codes of another codec.
     """
     if isinstance(codes, CodeFile):
         return codes
+    is_file = isinstance(codes, str | os.PathLike)
+    sizes, facts = _facts(Path(codes)) if is_file else ((None, None), {})
     if codec is not None:
-        num_codes, codebook_size = _sizes(codec, num_codes, codebook_size)
-    if not isinstance(codes, str | os.PathLike):
-        found = Codes.of(codes)
-        if codebook_size is None:
-            raise ConfigError("codes in memory do not say how many codewords a step has: give codec or codebook_size")
-        known = CodeFile(found, codebook_size, None, None if found.has_lists else 0)
-    else:
-        known = _open_file(Path(codes), codec, num_codes, codebook_size)
-    found = known.codes
+        sizes = codec.num_codes, codec.config.codebook_size
+    for name, given, known in zip("MK", (num_codes, codebook_size), sizes, strict=True):
+        if None not in (given, known) and given != known:
+            raise ConfigError(f"{name}={given}, but the codes have {name}={known}: leave it out")
+    num_codes, codebook_size = sizes[0] or num_codes, sizes[1] or codebook_size
+    if codebook_size is None or (is_file and num_codes is None):
+        name = codes if is_file else "an array"
+        raise ConfigError(f"{name} does not say of what codec its codes are: give the codec (model=), or M= and K=")
+    sizes = {"num_codes": num_codes, "codebook_size": codebook_size}
+    found = Codes.load(codes, codec, **sizes) if is_file else Codes.of(codes)
     if found.dtype.kind not in "iu" or found.shape[1] != (num_codes or found.shape[1]):
         raise DataError(
-            f"{found.name} holds {found.dtype} of {found.shape[1]} columns: codes are integers, {num_codes} for each "
-            "vector"
+            f"{found.name} holds {found.dtype} of {found.shape[1]} columns: codes are integers, {num_codes} a vector"
         )
     if not len(found):
         raise DataError(f"{found.name} holds no codes")
-    return known
+    return CodeFile(found, codebook_size, **({"num_lists": None if found.has_lists else 0} | facts))
 
 
-def _sizes(codec: Codec, num_codes: int | None, codebook_size: int | None) -> tuple[int, int]:
-    """M and K of a codec; raises ConfigError where others were given."""
-    sizes = codec.num_codes, codec.config.codebook_size
-    for name, given, own in zip(("num_codes (M)", "codebook_size (K)"), (num_codes, codebook_size), sizes, strict=True):
-        if given not in (None, own):
-            raise ConfigError(f"{name} is {given}, the codec's is {own}: leave it out")
-    return sizes
-
-
-def _open_file(path: Path, codec: Codec | None, num_codes: int | None, codebook_size: int | None) -> CodeFile:
-    facts = {"dim": None, "num_lists": None, "fingerprint": None, "source": None}
-    sizes = None
+def _facts(path: Path) -> tuple[tuple[int | None, int | None], dict]:
+    """M and K, and the other fields of CodeFile, as far as a file or folder says them."""
     if is_directory(path):
         plan = CodeFolder.read(path).plan
-        sizes = plan.num_codes, plan.codebook_size
-        facts = {"dim": plan.dim, "num_lists": plan.num_lists, "fingerprint": plan.codec}
-        facts["source"] = plan.source or None
-    elif path.suffix.lower() == ".npz":
-        header = read_npz_sizes(path)
-        sizes = header["M"], header["K"]
-        columns = npz_rows(npz_part(path, 0))[1] if header["n_parts"] else header["M"]
-        facts |= {"dim": header["D"], "num_lists": None if columns > header["M"] else 0}
-    elif not os.access(path, os.F_OK):
-        raise DataError(f"{path} does not exist")
-    elif num_codes is None or codebook_size is None:
-        raise ConfigError(f"{path} does not say of what codec its codes are: give the codec (model=), or M= and K=")
-    else:
-        facts["num_lists"] = None if lists_beside(path).exists() else 0
-    if codec is not None and facts["fingerprint"] not in (None, codec.fingerprint()):
-        raise DataError(f"{path} holds codes of another codec: give the one that made them")
-    if codec is None and sizes is not None:
-        for key, given, found in zip("MK", (num_codes, codebook_size), sizes, strict=True):
-            if given not in (None, found):
-                raise ConfigError(f"{key}={given}, but {path} holds codes of {key}={found}: leave it out")
-        num_codes, codebook_size = sizes
-    has_lists = facts["num_lists"] != 0 if codec is None else codec.is_ivf
-    beside = lists_beside(path)
-    if has_lists and facts["num_lists"] == 0 and not is_directory(path) and not beside.exists():
-        raise DataError(f"{path} holds codes without lists, and {beside} is missing: the codec has lists")
-    codes, lists = open_codes_file(path, num_codes, codebook_size, has_lists)
-    return CodeFile(Codes(codes, lists, str(path)), codebook_size, **facts)
+        facts = {"dim": plan.dim, "num_lists": plan.num_lists, "fingerprint": plan.codec, "source": plan.source or None}
+        return (plan.num_codes, plan.codebook_size), facts
+    if path.suffix.lower() == ".npz":
+        header, *_ = read_npz_sizes(path)
+        return (header["M"], header["K"]), {"dim": header["D"]}
+    if not os.access(path, os.F_OK):
+        raise DataError(f"No such file: {path}")
+    return (None, None), {}
 
 
 def check_same_codec(first: CodeFile, second: CodeFile) -> None:
     """Raise DataError where two sets of codes cannot be of one codec."""
     for name in ("num_codes", "codebook_size", "dim", "num_lists", "fingerprint"):
         one, other = getattr(first, name), getattr(second, name)
-        if one != other and None not in (one, other):
-            detail = f" ({name} is {one} and {other})" if isinstance(one, int) else ""
-            raise DataError(f"{first.name} and {second.name} hold codes of different codecs{detail}")
-    if first.codes.has_lists != second.codes.has_lists:
-        raise DataError(f"{first.name} and {second.name} hold codes of different codecs (one has lists)")
+        if (one != other and None not in (one, other)) or first.codes.has_lists != second.codes.has_lists:
+            raise DataError(f"{first.name} and {second.name} hold codes of different codecs")
 
 
 def training_vectors(file: CodeFile, vectors) -> VectorSource:
@@ -191,11 +149,7 @@ def training_vectors(file: CodeFile, vectors) -> VectorSource:
 def list_centroids(file: CodeFile, codec: Codec | None, centroids, dim: int) -> np.ndarray | None:
     """The centroids of the codes' lists, float32 (V, D); None for codes without lists and centroids.
 
-    Args:
-        file: the codes.
-        codec: their Codec, if known.
-        centroids: (V, D) or a path; for codes without lists, the centroids that reconstructions are assigned to.
-        dim: D.
+    For codes without lists, `centroids` are those that reconstructions are assigned to.
     """
     given_VD = None if centroids is None else read_centroids(centroids, dim)
     name = centroids if isinstance(centroids, str | os.PathLike) else "the centroids"
@@ -212,10 +166,9 @@ def list_centroids(file: CodeFile, codec: Codec | None, centroids, dim: int) -> 
         if file.num_lists not in (None, len(given_VD)):
             raise DataError(f"{name} holds {len(given_VD)} centroids, {file.name} is of {file.num_lists} lists")
         return given_VD
-    own_VD = codec.coarse_centroids
-    if given_VD is not None and not same_centroids(given_VD, own_VD):
+    if given_VD is not None and not same_centroids(given_VD, codec.coarse_centroids):
         raise DataError(f"{name} holds other centroids than the codec was trained with: leave it out")
-    return own_VD
+    return codec.coarse_centroids
 
 
 def same_centroids(one_VD: np.ndarray, other_VD: np.ndarray) -> bool:

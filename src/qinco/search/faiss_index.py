@@ -1,6 +1,7 @@
 """faiss's index files in searches: imported into an index of ours, or scanned by faiss and re-ranked by us."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,9 @@ def from_faiss(path: str | os.PathLike, codec: Codec | None = None) -> IndexPart
     if found.codebook_size > ENTRIES:
         raise DataError(f"{path} holds codes of K={found.codebook_size}, and an index those of one byte: use faiss")
     nothing = np.empty((0, found.num_codes), np.uint8), np.empty(0, np.int32), np.empty(0, np.int64)
-    codes, lists, ids = (np.concatenate(column) for column in zip(nothing, *found.blocks(), strict=True))
-    fitted = SearchTables.fit(tables.lookup, codes[:LEVEL_ROWS], lists[:LEVEL_ROWS], tables.metric)
-    return IndexParts(fitted, [fill_lists(fitted, Codes(codes, lists), ids)])
+    codes, lists, _ = next(found.blocks(LEVEL_ROWS), nothing)
+    fitted, vectors = SearchTables.fit(tables.lookup, codes, lists, tables.metric), _FaissLists(found)
+    return IndexParts(fitted, [fill_lists(fitted, vectors, vectors.ids)])
 
 
 def scanned_by_faiss(path: str | os.PathLike, codec: Codec | None = None) -> IndexParts:
@@ -44,7 +45,7 @@ def scanned_by_faiss(path: str | os.PathLike, codec: Codec | None = None) -> Ind
 
 
 def _open(path: str | os.PathLike, codec: Codec | None) -> tuple[FaissIndex, "_FaissTables"]:
-    found = FaissIndex.open(path)
+    found = FaissIndex(path)
     sizes = {"dim": found.dim, "code_size": found.num_codes, "num_lists": found.num_lists}
     check_codec_of(Path(path), codec, sizes)
     return found, _FaissTables(found)
@@ -72,6 +73,10 @@ class _FaissLists:
 
     def __len__(self) -> int:
         return len(self._index)
+
+    def blocks(self, rows: int) -> Iterator[tuple[int, Codes]]:
+        for number, (codes, lists, _) in enumerate(self._index.blocks(rows)):
+            yield number * rows, Codes(codes, lists)
 
     @property
     def ids(self) -> np.ndarray:

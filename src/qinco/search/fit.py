@@ -17,7 +17,7 @@ from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codeboo
 from qinco.errors import ConfigError, DataError
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, list_centroids, open_codes, training_vectors
-from qinco.search.partition import assign_decoded, codes_of_codec, encode_all, sample_rows
+from qinco.search.partition import assign_decoded, codes_of_codec, sample_rows
 from qinco.store.codes import Codes
 from qinco.store.decoder import load_pairwise
 from qinco.vectors.rows import VectorSource, as_source
@@ -50,8 +50,8 @@ class FitSample:
     is_held_T: np.ndarray
 
     @classmethod
-    def of_vectors(cls, codes: Codes, source: VectorSource, rows_T: np.ndarray) -> "FitSample":
-        """Codes of the vectors `rows_T` of a source, one in 20 of which is held out."""
+    def of_vectors(cls, codes: Codes, source: VectorSource, rows_T: np.ndarray, holds_out: bool = True) -> "FitSample":
+        """Codes of the vectors `rows_T` of a source, one in 20 of which is held out unless these would be too few."""
 
         def read(positions_n: np.ndarray) -> np.ndarray:
             x_nD = source[rows_T[positions_n]]
@@ -59,34 +59,26 @@ class FitSample:
                 check_values(source)  # names the row
             return x_nD
 
-        return cls(codes, read, source.name, source.dim, held_out(len(codes)))
+        return cls(codes, read, source.name, source.dim, _held_out(len(codes), holds_out))
 
     @classmethod
-    def decoded(cls, codec: Codec, codes: Codes, name: str, is_held_T: np.ndarray | None = None) -> "FitSample":
+    def decoded(cls, codec: Codec, codes: Codes, name: str, holds_out: bool = False) -> "FitSample":
         """Codes with their reconstructions in place of the vectors.
 
         Fitting to them avoids fitting what the codec has lost, which codes cannot tell.
         """
         own = codes_of_codec(codec, codes)
-        held = np.zeros(len(codes), bool) if is_held_T is None else is_held_T
-        return cls(codes, lambda positions_n: codec.decode(own[positions_n], precision="auto"), name, codec.dim, held)
+        held_T = _held_out(len(codes), holds_out)
+        return cls(codes, lambda positions_n: codec.decode(own[positions_n], precision="auto"), name, codec.dim, held_T)
 
-    def blocks(self, report: Progress = silent, held: bool = False) -> Iterator[tuple]:
-        """Codes (n, M), lists (n,) or None, and vectors float32 (n, D): those to fit to, or those held out."""
-        positions = np.flatnonzero(self.is_held_T == held)
+    def blocks(self, report: Progress = silent, held: bool | None = False) -> Iterator[tuple]:
+        """Codes (n, M), lists (n,) or None, and vectors float32 (n, D): to fit to, held out, or all (None)."""
+        positions = np.arange(len(self.codes)) if held is None else np.flatnonzero(self.is_held_T == held)
         for start in range(0, len(positions), BLOCK_ROWS):
             part = positions[start : start + BLOCK_ROWS]
             block = self.codes[part]
             yield block.codes, block.lists, self.read(part)
             report("fitting look-up tables", start + len(part), len(positions))
-
-    def in_one_list(self) -> "FitSample":
-        """The same vectors in list 0."""
-        return replace(self, codes=self.codes.with_lists(np.zeros(len(self.codes), np.int32)))
-
-    def everything(self) -> "FitSample":
-        """The same vectors with none held out."""
-        return replace(self, is_held_T=np.zeros(len(self.codes), bool))
 
     def mse(self, decode: Callable) -> tuple[float, float]:
         """Mean squared error of a decoder, and that of the mean, on the held-out vectors; on all if there are none."""
@@ -100,7 +92,7 @@ class FitSample:
 
     def mean(self) -> np.ndarray:
         """Mean of all vectors, float32 (1, D): the centroid of a single list."""
-        sums = [x_nD.sum(0, dtype=np.float64) for *_, x_nD in self.everything().blocks()]
+        sums = [x_nD.sum(0, dtype=np.float64) for *_, x_nD in self.blocks(held=None)]
         return (sum(sums) / len(self.codes)).astype(np.float32)[None]
 
 
@@ -148,9 +140,6 @@ def fit_lookup_decoder(
     Returns:
         FittedDecoder; its `decoder.decode(codes, lists)` gives float32 (N, D).
 
-    Raises:
-        DataError: codes and vectors do not belong together.
-
     Example:
         >>> fitted = fit_lookup_decoder("train.fvecs", "train_codes", codec=codec)
         >>> fitted.decoder.decode(codes.codes, codes.lists)
@@ -159,18 +148,13 @@ def fit_lookup_decoder(
         if codes is None:
             if codec is None:
                 raise ConfigError("codes=None needs a codec to encode the vectors with")
-            source = as_source(vectors)
-            codec.check_dim(source)
-            rows_T = sample_rows(len(source), num_training or _ENCODED_ROWS, seed)
-            log.info("fitting look-up tables to %s of %s vectors in %s", f"{len(rows_T):,}", f"{len(source):,}",
-                     source.name)  # fmt: skip
-            sample = FitSample.of_vectors(encode_all(codec, source.take(rows_T), report), source, rows_T)
-            codebook_size, centroids_VD = codec.config.codebook_size, codec.coarse_centroids
-        else:
-            file = open_codes(codes, codec, num_codes, codebook_size)
-            sample, centroids_VD = draw_sample(file, vectors, codec, centroids, num_training, seed, report)
-            codebook_size = file.codebook_size
-        lookup = fit_lookup(sample, codebook_size, centroids_VD, report=report)
+            vectors = as_source(vectors)
+            codec.check_dim(vectors)
+            vectors = vectors.take(sample_rows(len(vectors), num_training or _ENCODED_ROWS, seed))
+            codes = codec.encode(vectors, progress=report)
+        file = open_codes(codes, codec, num_codes, codebook_size)
+        sample, centroids_VD = draw_sample(file, vectors, codec, centroids, num_training, seed, report)
+        lookup = fit_lookup(sample, file.codebook_size, centroids_VD, report=report)
         mse = validated_mse(sample, lookup)
         return FittedDecoder(lookup, mse, mse, int((~sample.is_held_T).sum()))
 
@@ -204,10 +188,6 @@ def fit_pairwise_decoder(
     Returns:
         FittedDecoder; `qinco.store.decoder.save_pairwise` writes its decoder.
 
-    Raises:
-        DataError: codes and vectors do not belong together.
-        ResourceError: the tables are larger than the free memory.
-
     Example:
         >>> fitted = fit_pairwise_decoder("train.fvecs", "train_codes", codec=codec, dtype="float16")
         >>> fitted.mse <= fitted.mse_lookup
@@ -227,7 +207,7 @@ def fit_pairwise_decoder(
         mse_lookup = validated_mse(sample, lookup)
         target = sample
         if codec is not None:
-            decoded = FitSample.decoded(codec, sample.codes, sample.name, sample.is_held_T)
+            decoded = FitSample.decoded(codec, sample.codes, sample.name, holds_out=True)
             other = fit_lookup(decoded, *fit, moves_centroids=moves_centroids, report=report)
             if sample.mse(other.decode)[0] <= mse_lookup:
                 lookup, target = other, decoded
@@ -243,10 +223,9 @@ def fit_pairwise_decoder(
 def draw_sample(
     file: CodeFile, vectors, codec: Codec | None, centroids, num_training: int | None, seed: int, report: Progress
 ) -> tuple[FitSample, np.ndarray | None]:
-    """A sample of codes and their vectors, and the centroids of the lists, float32 (V, D) or None.
+    """A sample of codes and their vectors (reconstructions if None), and the centroids of the lists or None.
 
-    Codes without lists get those of their reconstructions where there are centroids. With vectors=None the sample is
-    of reconstructions.
+    Codes without lists get those of their reconstructions where there are centroids.
     """
     rows_T = sample_rows(len(file), num_training or 1_000_000, seed)
     if vectors is None and codec is None:
@@ -257,26 +236,14 @@ def draw_sample(
     if not codes.has_lists and centroids_VD is not None:
         codes = codes.with_lists(assign_decoded(codec, codes, centroids_VD, report))
     if source is None:
-        return FitSample.decoded(codec, codes, file.name, held_out(len(codes))), centroids_VD
+        return FitSample.decoded(codec, codes, file.name, holds_out=True), centroids_VD
     return FitSample.of_vectors(codes, source, rows_T), centroids_VD
 
 
 def fit_lookup(
-    sample: FitSample,
-    codebook_size: int,
-    centroids_VD: np.ndarray | None,
-    *,
-    moves_centroids: bool = True,
-    report: Progress = silent,
+    sample: FitSample, codebook_size: int, centroids_VD, *, moves_centroids: bool = True, report: Progress = silent
 ) -> LookupDecoder:
-    """Look-up tables, added to centroids where there are some.
-
-    Args:
-        sample: codes, with lists where there are centroids.
-        codebook_size: K.
-        centroids_VD: float32, of the lists; or None.
-        moves_centroids: refit the centroids, too; the lists stay what they are.
-    """
+    """Look-up tables, added to centroids, float32 (V, D), where there are some; these are refitted, too, by default."""
     if not (~sample.is_held_T).any():
         raise DataError(f"{sample.name} holds no vectors to fit look-up tables to")
     sizes = sample.codes.shape[1], codebook_size
@@ -325,22 +292,22 @@ def open_pairwise(
     is_file = not isinstance(pairwise, PairwiseDecoder)
     decoder, name = (load_pairwise(pairwise, num_codes), pairwise) if is_file else (pairwise, "the pairwise decoder")
     num_lists = 0 if centroids_VD is None else len(centroids_VD)
-    pairs = [("M", decoder.num_codes, num_codes), ("K", decoder.codebook_size, codebook_size), ("D", decoder.dim, dim)]
-    pairs += [("number of lists", decoder.num_lists, num_lists)] if decoder.num_lists else []
-    for what, found, wanted in pairs:
+    sizes = {"M": (decoder.num_codes, num_codes), "K": (decoder.codebook_size, codebook_size), "D": (decoder.dim, dim)}
+    if decoder.num_lists:
+        sizes["number of lists"] = decoder.num_lists, num_lists
+    remedy = "give the decoder fitted to this codec's codes"
+    for what, (found, wanted) in sizes.items():
         if found != wanted:
-            raise DataError(f"{name} is for other codes: its {what} is {found}, not {wanted}; give the decoder fitted "
-                            "to this codec's codes")  # fmt: skip
-    if decoder.centroids_VD is not None:
-        if np.square(decoder.centroids_VD - centroids_VD).mean() > _MAX_MOVED * centroids_VD.var(0).mean():
-            raise DataError(f"{name} is for lists with other centroids; give the decoder fitted to this codec's codes")
-        return decoder
-    return replace(decoder, centroids_VD=centroids_VD) if decoder.num_lists else decoder
+            raise DataError(f"{name} is for other codes: its {what} is {found}, not {wanted}; {remedy}")
+    if decoder.centroids_VD is None:
+        return replace(decoder, centroids_VD=centroids_VD) if decoder.num_lists else decoder
+    if np.square(decoder.centroids_VD - centroids_VD).mean() > _MAX_MOVED * centroids_VD.var(0).mean():
+        raise DataError(f"{name} is for lists with other centroids; {remedy}")
+    return decoder
 
 
-def held_out(count: int) -> np.ndarray:
-    """Which of so many training vectors are held out: one in 20, none where that would be too few; bool (count,)."""
+def _held_out(count: int, holds_out: bool) -> np.ndarray:
     is_held_T = np.zeros(count, bool)
-    if count >= _MIN_HELD_OUT * _HELD_OUT:
+    if holds_out and count >= _MIN_HELD_OUT * _HELD_OUT:
         is_held_T[::_HELD_OUT] = True
     return is_held_T

@@ -21,9 +21,9 @@ def as_ids(ids, count: int | None, *, unique: bool = True) -> np.ndarray:
         raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}")
     if count is not None and len(array) != count:
         raise DataError(f"there are {len(array)} ids for {count} vectors")
-    if array.size and (array.min() < 0 or array.max() > _LAST):
-        wrong = array.min() if array.min() < 0 else array.max()
-        raise DataError(f"ids must be from 0 to 2^63 - 1, not {wrong}")
+    for wrong in (array.min(initial=0), array.max(initial=0)):
+        if not 0 <= wrong <= _LAST:
+            raise DataError(f"ids must be from 0 to 2^63 - 1, not {wrong}")
     array = array.astype(np.int64)
     if unique and count is not None:
         sorted_N = np.sort(array)
@@ -49,11 +49,7 @@ def check_new(ids: np.ndarray, known: Sequence[np.ndarray], next_id: int) -> Non
 
 
 def admitted_ids(chosen, known: Sequence[np.ndarray]) -> np.ndarray:
-    """The ids that a filter admits, int64, ascending and unique.
-
-    Args:
-        chosen: an array or a set of ids, or a faiss.IDSelector, which is asked about all `known` ids.
-    """
+    """The ids of an array, a set or a faiss.IDSelector (asked about all `known` ids): int64, ascending and unique."""
     if type(chosen).__module__.split(".")[0] == "faiss":
         from qinco.compat.faiss_files import selected_ids
 

@@ -23,9 +23,9 @@ from qinco.search.index_file import as_path, load_parts, save_parts
 from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.tune import tune
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
-from qinco.search.partition import assign_decoded, encode_all
+from qinco.search.partition import assign_decoded
 from qinco.search.parts import IndexParts
-from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, plan_stages, search_queries
+from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, make_pipeline, search_queries
 from qinco.search.scan import make_filter
 from qinco.vectors.rows import as_source
 
@@ -41,10 +41,10 @@ def _part(name: str, doc: str) -> property:
 
 
 class Index:
-    """Vectors in inverted lists, compressed by a codec.
+    """Vectors in inverted lists, compressed by a codec. `Index.build` and `Index.load` make one.
 
-    Make one with `Index.build` or `Index.load`. Threads may search at the same time, also while another thread adds or
-    removes vectors. A search uses as many processor threads as torch does (`torch.set_num_threads`).
+    Threads may search at the same time, also while another thread adds or removes vectors. A search uses as many
+    processor threads as torch does (`torch.set_num_threads`).
 
     Args:
         codec: the Codec of the codes; None for an index that is searched by its tables alone.
@@ -63,8 +63,7 @@ class Index:
     def __init__(self, codec: Codec | None, parts: IndexParts):
         if codec is not None and parts.codec_fingerprint is None:
             parts = replace(parts, codec_fingerprint=codec.fingerprint())
-        self.codec, self.parts = codec, parts
-        self.batch_bytes = BATCH_BYTES
+        self.codec, self.parts, self.batch_bytes = codec, parts, BATCH_BYTES
         self._changing = threading.Lock()
 
     def __getstate__(self):
@@ -90,23 +89,10 @@ class Index:
             f"{self.bytes_per_vector:.2f} bytes a vector{pairwise})"
         )
 
-    @property
-    def dim(self) -> int:
-        """Dimension of the vectors."""
-        return self.tables.lookup.dim
-
+    dim = d = property(lambda self: self.tables.lookup.dim, doc="Dimension of the vectors.")
     ntotal = property(__len__, doc="Number of vectors.")
-    d = property(lambda self: self.dim, doc="Dimension of the vectors, as faiss calls it.")
-
-    @property
-    def num_lists(self) -> int:
-        """Number of inverted lists."""
-        return self.tables.num_lists
-
-    @property
-    def metric(self) -> str:
-        """ "l2", "inner_product" or "cosine"."""
-        return self.tables.metric.name
+    num_lists = property(lambda self: self.tables.num_lists, doc="Number of inverted lists.")
+    metric = property(lambda self: self.tables.metric.name, doc='"l2", "inner_product" or "cosine".')
 
     @property
     def bytes_per_vector(self) -> float:
@@ -123,17 +109,9 @@ class Index:
 
     @classmethod
     def build(
-        cls,
-        codec: Codec,
-        vectors,
-        num_lists: int | None = None,
-        ids=None,
-        pairwise: bool = False,
-        *,
-        metric: str = "l2",
-        seed: int = 0,
-        progress: ProgressOption = None,
-    ) -> "Index":
+        cls, codec: Codec, vectors, num_lists: int | None = None, ids=None, pairwise: bool = False, *,
+        metric: str = "l2", seed: int = 0, progress: ProgressOption = None,
+    ) -> "Index":  # fmt: skip
         """Encode vectors and make an index of them in memory. `build_index` makes one from code files of any size.
 
         The look-up tables are fitted to these vectors and not by `add`: begin with enough vectors to represent what is
@@ -149,11 +127,6 @@ class Index:
             metric: "l2", "inner_product" or "cosine".
             seed: of the partition and of the samples that tables are fitted to.
             progress: see `qinco.progress`.
-
-        Raises:
-            ConfigError: settings that do not fit the codec.
-            DataError: vectors or ids that do not fit.
-            ResourceError: pair tables larger than the free memory.
         """
         with reporting(progress) as report:
             return cls(codec, build_parts(codec, vectors, num_lists, ids, pairwise, metric, seed, report))
@@ -161,17 +134,9 @@ class Index:
     # Searching
 
     def search(
-        self,
-        queries,
-        k: int = 10,
-        nprobe: int | None = None,
-        num_short: int | None = None,
-        filter=None,
-        *,
-        num_mid: int | None = None,
-        ef_search: int | None = None,
-        precision: str = "auto",
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, queries, k: int = 10, nprobe: int | None = None, num_short: int | None = None, filter=None, *,
+        num_mid: int | None = None, ef_search: int | None = None, precision: str = "auto",
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Find the k nearest vectors of each query. Options that are not given are those of `self.options`.
 
         Args:
@@ -189,12 +154,13 @@ class Index:
             Distances, float32 (Q, k), and ids, int64 (Q, k), nearest first. Distances are squared L2 distances, inner
             products or cosine similarities. Where fewer than k vectors are found, the rest is +inf (−inf for
             similarities) with the id −1.
-
-        Raises:
-            ConfigError, DataError: options or queries that cannot be searched.
         """
         require_int("k", k, 1, MAX_SHORTLIST)
-        options = self._options(nprobe, num_short, num_mid, ef_search)
+        given = {"nprobe": nprobe, "num_short": num_short, "num_mid": num_mid, "ef_search": ef_search}
+        given = {name: value for name, value in given.items() if value is not None}
+        if num_short is not None and num_mid is None:
+            given["num_mid"] = None  # it was fitted to another length
+        options = replace(self.options, **given)
         source, is_single = as_queries(queries)
         if source.dim != self.dim:
             raise DataError(f"{source.name} have {source.dim} dimensions, the index holds vectors of {self.dim}")
@@ -206,15 +172,9 @@ class Index:
         return tuple(column[0] for column in found) if is_single else found
 
     def pipeline(
-        self,
-        options: SearchOptions,
-        k: int,
-        *,
-        parts: IndexParts | None = None,
-        allowed: np.ndarray | None = None,
-        precision: str = "auto",
-        decoder: str = "neural",
-    ) -> Pipeline:
+        self, options: SearchOptions, k: int, *, parts: IndexParts | None = None, allowed: np.ndarray | None = None,
+        precision: str = "auto", decoder: str = "neural",
+    ) -> Pipeline:  # fmt: skip
         """The stages of one search.
 
         Args:
@@ -226,23 +186,16 @@ class Index:
             decoder: the last stage: "neural", "pairwise" or "lookup".
         """
         parts = self.parts if parts is None else parts
-        tables, segments = parts.tables, parts.segments
-        neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
-        length, stages = plan_stages(options, k, None if decoder == "lookup" else parts.pairwise, neural)
+        admitted = None if allowed is None else make_filter(allowed)
         count = len(parts) if allowed is None else min(len(parts), len(allowed))
-        admitted, length = None if allowed is None else make_filter(allowed), min(length, max(1, count))
 
         def scan(queries_QD: np.ndarray, length: int):
-            return tables.shortlist(queries_QD, length, options, segments, admitted, torch.get_num_threads())
+            return parts.tables.shortlist(
+                queries_QD, length, options, parts.segments, admitted, torch.get_num_threads()
+            )
 
-        return Pipeline(scan, length, stages, tables.metric)
-
-    def _options(self, nprobe, num_short, num_mid, ef_search) -> SearchOptions:
-        given = {"nprobe": nprobe, "num_short": num_short, "num_mid": num_mid, "ef_search": ef_search}
-        given = {name: value for name, value in given.items() if value is not None}
-        if num_short is not None and num_mid is None:
-            given["num_mid"] = None  # it was fitted to another length
-        return replace(self.options, **given)
+        decoders = self.codec, parts.pairwise, decoder, precision
+        return make_pipeline(scan, parts.tables.metric, options, k, count, *decoders)
 
     # Changing
 
@@ -263,7 +216,7 @@ class Index:
         self.codec.check_dim(source)
         given = None if ids is None else as_ids(ids, len(source))
         with reporting(progress) as report:
-            codes = encode_all(self.codec, prepared(source, tables.metric), report)
+            codes = self.codec.encode(prepared(source, tables.metric), progress=report)
             if not codes.has_lists:
                 codes = codes.with_lists(assign_decoded(self.codec, codes, tables.centroids_VD, report))
             with self._changing:
@@ -283,7 +236,7 @@ class Index:
             ids: one id, several, or a faiss.IDSelector.
 
         Returns:
-            How many vectors were removed.
+            The number of vectors removed.
         """
         with self._changing:
             before = len(self)
@@ -297,10 +250,7 @@ class Index:
             id: an id, or (n,) ids.
 
         Returns:
-            float32 (D,) for one id, (n, D) for n.
-
-        Raises:
-            DataError: an id is not in the index.
+            float32 (D,) for one id, (n, D) for n; raises DataError for an id that is not in the index.
         """
         wanted = as_ids(np.atleast_1d(np.asarray(id)), None, unique=False)
         parts = self.parts
@@ -337,9 +287,6 @@ class Index:
             mmap: leave the vectors on disk until they are searched.
             codec: for an index that was written without its codec, the one that made its codes.
             device: where the codec of the folder is loaded.
-
-        Raises:
-            DataError: a file is missing, damaged or foreign, or the codec is another one.
         """
         if (path := as_path(folder)).suffix.lower() == ".faissindex" and not path.is_dir():
             return cls(codec, from_faiss(path, codec))
@@ -358,9 +305,6 @@ class Index:
             target_recall: share of queries whose nearest neighbour must be among the first k results, above 0.
             k: results that are counted.
             progress: see `qinco.progress`.
-
-        Returns:
-            The options.
 
         Raises:
             ConfigError: no options reach the target; the message says what recall is reached. `options` stay.

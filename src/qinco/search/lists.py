@@ -16,16 +16,14 @@ import numpy as np
 from qinco.errors import DataError
 
 WIDTH = 64  # vectors of a block
-_ROWS = 1 << 20  # vectors that are copied at once
-_TILE = 1 << 14  # vectors whose columns are copied one after the other, while their blocks stay in cache
+BLOCK_ROWS = 1 << 20  # vectors that are copied at once
+TILE = 1 << 14  # vectors whose columns are copied one after the other, while their blocks stay in cache
 _ID_TYPES = (np.dtype(np.uint32), np.dtype(np.int64))
 
 
 @dataclass(frozen=True, eq=False)
 class InvertedLists:
-    """The vectors of all lists. It never changes, so that threads may read it while another one is made.
-
-    The arrays may be memory maps. Arrays read from disk must go through `from_stored`, which validates them.
+    """The vectors of all lists; it never changes. Arrays, also memory maps, that were read go through `from_stored`.
 
     Attributes:
         starts: int64 (V + 1,), the position of each list's first vector, and N.
@@ -49,25 +47,30 @@ class InvertedLists:
             object.__setattr__(self, name, view)
 
     @classmethod
-    def from_arrays(cls, codes_NM, norm_codes_N, lists_N, ids_N, num_lists: int) -> "InvertedLists":
-        """Sort vectors into lists; within a list they keep their order.
-
-        Codes and norm codes are uint8, lists integers below num_lists, ids integers that int64 holds.
-        """
-        builder = ListsBuilder(num_lists, codes_NM.shape[1])
+    def from_arrays(
+        cls, codes_NM, norm_codes_N, lists_N, ids_N, num_lists: int, block_rows: int = BLOCK_ROWS, tile: int = TILE
+    ) -> "InvertedLists":
+        """Sort vectors (codes and norm codes uint8, lists and ids integers) into lists, where they keep their order."""
+        builder = ListsBuilder(num_lists, codes_NM.shape[1], tile)
         builder.add_counts(lists_N)
         builder.allocate(id_dtype(ids_N))
-        for rows in _spans(len(ids_N), _ROWS):
+        for rows in _spans(len(ids_N), block_rows):
             builder.fill(codes_NM[rows], norm_codes_N[rows], lists_N[rows], ids_N[rows])
         return builder.finish()
+
+    @classmethod
+    def empty(cls, num_lists: int, num_codes: int) -> "InvertedLists":
+        return cls(np.zeros(num_lists + 1, np.int64), np.empty(0, np.uint8), np.empty(0, np.uint32), num_codes)
 
     @classmethod
     def from_stored(cls, starts, codes, ids, num_lists: int, num_codes: int, name: str) -> "InvertedLists":
         """Lists from the arrays of a file called `name`; raises DataError where they do not fit together."""
         num_vectors = ids.size
-        expected = [("starts", starts, (num_lists + 1,), (np.int64,)), ("ids", ids, (num_vectors,), _ID_TYPES)]
-        expected += [("codes", codes, (num_vectors * (num_codes + 1),), (np.uint8,))]
-        for part, array, shape, dtypes in expected:
+        for part, array, shape, dtypes in (
+            ("starts", starts, (num_lists + 1,), (np.int64,)),
+            ("ids", ids, (num_vectors,), _ID_TYPES),
+            ("codes", codes, (num_vectors * (num_codes + 1),), (np.uint8,)),
+        ):
             if array.shape != shape or array.dtype not in dtypes:
                 raise DataError(
                     f"{name} is damaged: its {part} are {array.dtype} {array.shape} where {num_vectors} vectors of "
@@ -95,10 +98,10 @@ class InvertedLists:
         kept = np.ones(len(self), bool)
         kept[removed] = False
         builder = ListsBuilder(self.num_lists, self.num_codes)
-        for span in _spans(len(self), _ROWS):
+        for span in _spans(len(self), BLOCK_ROWS):
             builder.add_counts(self.lists_of(span.start + np.flatnonzero(kept[span])))
         builder.allocate(self.ids.dtype if self.ids.dtype == np.uint32 else id_dtype(self.ids[kept]))
-        for span, block in zip(_spans(len(self), _ROWS), self.blocks(_ROWS), strict=True):
+        for span, block in zip(_spans(len(self), BLOCK_ROWS), self.blocks(), strict=True):
             builder.fill(*(array[kept[span]] for array in block))
         return builder.finish()
 
@@ -111,7 +114,6 @@ class InvertedLists:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes, norm_codes, ids and starts."""
         return self.starts.nbytes + self.codes.nbytes + self.ids.nbytes
 
     def lists_of(self, positions) -> np.ndarray:
@@ -123,7 +125,7 @@ class InvertedLists:
         positions = np.asarray(positions, np.int64)
         return self._gather(positions, self.lists_of(positions))
 
-    def blocks(self, size: int = _ROWS) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    def blocks(self, size: int = BLOCK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """All vectors in order, `size` at a time: codes (n, M), norm codes (n,), lists (n,), ids (n,)."""
         for span in _spans(len(self), size):
             positions = np.arange(span.start, span.stop)
@@ -133,7 +135,7 @@ class InvertedLists:
     def _gather(self, positions, lists) -> tuple[np.ndarray, np.ndarray]:
         codes = np.empty((len(positions), self.num_codes), np.uint8)
         norm_codes = np.empty(len(positions), np.uint8)
-        for tile in _spans(len(positions), _TILE):
+        for tile in _spans(len(positions), TILE):
             offsets, widths = _offsets(self.starts, lists[tile], positions[tile], self.num_codes)
             for step in range(self.num_codes):
                 codes[tile, step] = self.codes[offsets]
@@ -151,12 +153,11 @@ class ListsBuilder:
         for ...: builder.fill(codes, norm_codes, lists, ids)
         lists = builder.finish()
 
-    Vectors of a list keep the order in which they are stored. Storing a block takes about 50 bytes a vector; a million
-    vectors is a good size.
+    Vectors of a list keep the order in which they are stored. Storing a block takes about 50 bytes a vector.
     """
 
-    def __init__(self, num_lists: int, num_codes: int):
-        self.num_lists, self.num_codes = num_lists, num_codes
+    def __init__(self, num_lists: int, num_codes: int, tile: int = TILE):
+        self.num_lists, self.num_codes, self._tile = num_lists, num_codes, tile
         self.counts = np.zeros(num_lists, np.int64)
 
     def add_counts(self, lists) -> None:
@@ -168,7 +169,7 @@ class ListsBuilder:
 
         Args:
             ids: dtype of the ids, by `id_dtype`.
-            create: makes a writable array from its name ("codes", "ids"), dtype and shape; in memory if None.
+            create: makes the array "codes" or "ids" of a dtype and shape; in memory if None.
         """
         create = create or (lambda name, dtype, shape: np.empty(shape, dtype))
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
@@ -185,7 +186,7 @@ class ListsBuilder:
         order = _stable_order(lists, self.num_lists)
         lists = lists[order].astype(np.int64)
         positions = self._take_positions(lists)
-        for tile in _spans(len(order), _TILE):
+        for tile in _spans(len(order), self._tile):
             rows = order[tile]
             columns = np.ascontiguousarray(codes[rows].T)
             offsets, widths = _offsets(self.starts, lists[tile], positions[tile], self.num_codes)
@@ -232,6 +233,4 @@ def _offsets(starts, lists, positions, num_codes: int) -> tuple[np.ndarray, np.n
 def _stable_order(lists, num_lists: int) -> np.ndarray:
     """`lists.argsort(kind="stable")`, by numpy's radix sort, which it has for 16 bits."""
     order = np.argsort(lists.astype(np.uint16), kind="stable")
-    if num_lists <= 1 << 16:
-        return order
-    return order[np.argsort((lists >> 16).astype(np.uint16)[order], kind="stable")]
+    return order if num_lists <= 1 << 16 else order[np.argsort((lists >> 16).astype(np.uint16)[order], kind="stable")]

@@ -19,8 +19,7 @@ class Metric:
 
     Args:
         name: "l2", "inner_product" or "cosine".
-        unit_length: for "cosine", the length that vectors are scaled to before they are encoded: about that of the
-            vectors which the codec was trained on.
+        unit_length: for "cosine", that vectors are scaled to before they are encoded: as of the training vectors.
     """
 
     name: str
@@ -44,10 +43,7 @@ class Metric:
         return (x_ND * (self.unit_length / np.where(has_length, lengths_N1, 1))).astype(np.float32)
 
     def values(self, queries_ND: np.ndarray | Tensor, x_ND: np.ndarray | Tensor) -> np.ndarray:
-        """The value of each pair of a prepared query and a reconstruction, float32 (N,); the smallest is nearest.
-
-        Tensors are compared on their device.
-        """
+        """The value of each pair of a prepared query and a reconstruction, float32 (N,)."""
         if self.name == "l2":
             difference_ND = x_ND - queries_ND
             return _products(difference_ND, difference_ND)

@@ -19,9 +19,6 @@ class SearchOptions:
             num_short=0 its order is the final one. 0 for no pairwise stage; None for a fitted length if the index has
             a pairwise decoder.
         ef_search: Effort of the graph (HNSW) that finds the lists; fitted to nprobe if None.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
 
     nprobe: int = option(16, key="nprobe", help="inverted lists that are scanned", maximum=MAX_LISTS)
@@ -42,10 +39,7 @@ class SearchOptions:
 
     @staticmethod
     def from_multiples(nprobe: int, quantizer_efSearch: int, nshort: int, nmid_short: int) -> "SearchOptions":
-        """Options from the values of the papers' command line, where nmid_short is a multiple of nshort.
-
-        A multiple of 0 or 1 means no pairwise stage.
-        """
+        """Options from those of the papers: nmid_short is a multiple of nshort, 0 or 1 for no pairwise stage."""
         require_int("num_short (nshort)", nshort, 0, MAX_SHORTLIST)
         require_int("num_mid (nmid_short)", nmid_short, 0, MAX_SHORTLIST)
         num_mid = nmid_short * nshort

@@ -1,4 +1,4 @@
-"""Encoding of whole sources, and their partition into inverted lists.
+"""Partition of vectors into inverted lists.
 
 Shape suffixes: N vectors, D dimension, M codes of a vector, V lists.
 """
@@ -13,21 +13,8 @@ from qinco.maths.clustering import coarse_kmeans, nearest
 from qinco.maths.devices import to_device
 from qinco.progress import Progress, silent
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource
 
 _CLUSTER_ROWS_EACH, _MIN_ROWS_EACH = 256, 39  # vectors of a list
-
-
-def encode_all(codec: Codec, source: VectorSource, report: Progress = silent) -> Codes:
-    """`codec.encode` of at most 256 codewords, with progress."""
-    codes_NM = np.empty((len(source), codec.num_codes), np.uint8)
-    lists_N = np.empty(len(source), np.int32) if codec.is_ivf else None
-    for first, block in codec.encode_blocks(source):
-        codes_NM[first : first + len(block)] = block.codes
-        if lists_N is not None:
-            lists_N[first : first + len(block)] = block.lists
-        report("encoding", first + len(block), len(source))
-    return Codes(codes_NM, lists_N, source.name)
 
 
 def codes_of_codec(codec: Codec, codes: Codes) -> Codes:
@@ -53,9 +40,7 @@ def partition(
 
     Empty lists, of which duplicate vectors make many, are dropped.
     """
-    generator = np.random.default_rng(seed)
-    count = min(len(codes), _CLUSTER_ROWS_EACH * num_lists)
-    rows = np.sort(generator.choice(len(codes), count, replace=False))
+    rows = sample_rows(len(codes), _CLUSTER_ROWS_EACH * num_lists, seed)
     decoded_ND = np.concatenate([block for _, block in codec.decode_blocks(codes[rows], "auto")])
     report("partitioning", 0, num_lists, "list")
     if num_lists == 1:

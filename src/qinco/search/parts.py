@@ -32,7 +32,8 @@ class IndexParts:
     codec_fingerprint: str | None = None
 
     def __post_init__(self):
-        segments = tuple(self.segments) or (_empty_lists(self.tables),)
+        empty = InvertedLists.empty(self.tables.num_lists, self.tables.lookup.num_codes)
+        segments = tuple(self.segments) or (empty,)
         object.__setattr__(self, "segments", segments)
         if self.next_id is None:
             largest = max((int(segment.ids.max()) for segment in segments if len(segment)), default=-1)
@@ -58,7 +59,7 @@ class IndexParts:
         """These vectors but for those of the ids that are given."""
         masks = [np.isin(ids, removed_ids) for ids in self.ids]
         left = [s.without(mask) if mask.any() else s for s, mask in zip(self.segments, masks, strict=True)]
-        return replace(self, segments=merge_small((left[0], *(segment for segment in left[1:] if len(segment)))))
+        return replace(self, segments=merge_small((left[0], *filter(len, left[1:]))))
 
 
 def merge_small(segments: tuple[InvertedLists, ...]) -> tuple[InvertedLists, ...]:
@@ -69,8 +70,3 @@ def merge_small(segments: tuple[InvertedLists, ...]) -> tuple[InvertedLists, ...
     while len(segments) > 1 and 2 * len(segments[-1]) >= len(segments[-2]):
         segments = (*segments[:-2], InvertedLists.merged(segments[-2:]))
     return segments
-
-
-def _empty_lists(tables: SearchTables) -> InvertedLists:
-    none_NM, none_N = np.empty((0, tables.lookup.num_codes), np.uint8), np.empty(0, np.int64)
-    return InvertedLists.from_arrays(none_NM, none_N.astype(np.uint8), none_N, none_N, tables.num_lists)

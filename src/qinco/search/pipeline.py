@@ -53,11 +53,8 @@ class Stage:
 def plan_stages(
     options: SearchOptions, k: int, pairwise: Decoder | None = None, neural: Decoder | None = None
 ) -> tuple[int, list[Stage]]:
-    """The stages of a search for k results, and the length of the shortlist that the first of them is given.
-
-    They are planned from the last to the first, because each must pass on as many vectors as the next one wants.
-    """
-    stages, wanted = [], k
+    """The length of the first shortlist of a search for k results, and its stages."""
+    stages, wanted = [], k  # planned from the last to the first: each must pass on what the next one wants
     if neural is not None and options.num_short:
         stages, wanted = [Stage(neural, wanted, ("decode", "rerank"))], max(options.num_short, k)
     if pairwise is not None and options.num_mid != 0:
@@ -116,15 +113,11 @@ class Pipeline:
 
 
 class NeuralDecoder:
-    """Decodes by a codec's network, for a `Stage`; on another device than the processor to tensors there.
-
-    Args:
-        codec: the Codec that made the codes.
-        precision: "auto", "float32" or "bf16".
-    """
+    """Decodes by a codec's network, for a `Stage`; on another device than the processor to tensors there."""
 
     def __init__(self, codec: Codec, precision: str = "auto"):
-        check_precision(precision)
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         self.codec, self.precision = codec, precision
         self.on_device = codec.device.type != "cpu"
 
@@ -140,20 +133,19 @@ class NeuralDecoder:
         return torch.cat(decoded) if self.on_device else np.concatenate(decoded)
 
 
-def check_precision(precision: str) -> None:
-    """Raise ConfigError for an unknown precision."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+def make_pipeline(
+    scan, metric: Metric, options: SearchOptions, k: int, count: int, codec, pairwise, decoder: str, precision: str
+) -> Pipeline:
+    """The pipeline of a search for k of `count` vectors, whose last stage is "neural", "pairwise" or "lookup"."""
+    neural = NeuralDecoder(codec, precision) if decoder == "neural" and codec is not None else None
+    length, stages = plan_stages(options, k, None if decoder == "lookup" else pairwise, neural)
+    return Pipeline(scan, min(length, max(1, count)), stages, metric)
 
 
 def search_queries(
     pipeline: Pipeline, source: VectorSource, k: int, nprobe: int, num_codes: int, batch_bytes: int = BATCH_BYTES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Run a source of queries through a pipeline, in batches of bounded memory.
-
-    Returns:
-        Distances, float32 (Q, k), and ids, int64 (Q, k), as `Index.search` does.
-    """
+    """Run queries through a pipeline, in batches of bounded memory; what `Index.search` returns."""
     try:
         distances_QR, ids_QR = np.empty((len(source), k), np.float32), np.empty((len(source), k), np.int64)
     except MemoryError:
@@ -168,7 +160,7 @@ def search_queries(
 
 
 def as_queries(queries) -> tuple[VectorSource, bool]:
-    """Queries as `as_source` takes them, or one query (D,), as a source; and whether they were one."""
+    """Queries as `as_source` takes them, or one query (D,); and whether they were one."""
     is_list = isinstance(queries, list | tuple)
     shape = np.shape(queries[:1]) if is_list else getattr(queries, "shape", ())
     if len(shape) != 1:

@@ -45,9 +45,8 @@ class SearchTables:
 
     @classmethod
     def fit(
-        cls, lookup: LookupDecoder, codes_NM, lists_N, metric: Metric, partition_VD: np.ndarray | None = None,
-        level_rows: int = LEVEL_ROWS,
-    ) -> "SearchTables":  # fmt: skip
+        cls, lookup: LookupDecoder, codes_NM, lists_N, metric: Metric, partition_VD=None, level_rows: int = LEVEL_ROWS
+    ) -> "SearchTables":
         """Tables whose levels are fitted to the codes and lists of at least `level_rows` vectors, if there are."""
         tables = cls(lookup, np.zeros(256, np.float32), metric, None, partition_VD)
         if metric.scans_inner_products:
@@ -99,22 +98,21 @@ class SearchTables:
         return nearest_level(self.scanner.norms(codes_NM, lists_N, threads), self.levels)
 
     def shortlist(
-        self,
-        queries_QD: np.ndarray,
-        num_short: int,
-        options: SearchOptions,
-        segments: Sequence[InvertedLists],
-        admitted: Filter | None,
-        threads: int,
-        max_probes: int = MAX_PROBES,
-    ) -> Shortlist:
+        self, queries_QD: np.ndarray, num_short: int, options: SearchOptions, segments: Sequence[InvertedLists],
+        admitted: Filter | None, threads: int, max_probes: int = MAX_PROBES,
+    ) -> Shortlist:  # fmt: skip
         """The `num_short` nearest of prepared queries by the tables, among the vectors of `nprobe` lists.
 
         With a filter more lists are scanned until a query has `num_short` vectors or no list is left.
         """
-        nprobe = min(options.nprobe, self.num_lists)
-        result = self._scan(queries_QD, nprobe, num_short, options, segments, admitted, threads)
-        scanned = nprobe
+
+        def scan(queries_QD, scanned: int) -> Shortlist:
+            probes = self._probe(queries_QD, scanned, options.ef_search, threads)
+            limits = {"nprobe": min(options.nprobe, scanned), "admitted": admitted, "threads": threads}
+            return self.scanner.scan(queries_QD, *probes, segments, num_short, **limits)
+
+        scanned = min(options.nprobe, self.num_lists)
+        result = scan(queries_QD, scanned)
         while admitted is not None and scanned < self.num_lists:
             unfilled_U = np.flatnonzero(result.found < num_short)
             if not len(unfilled_U):
@@ -122,17 +120,9 @@ class SearchTables:
             scanned = min(4 * scanned, self.num_lists)
             rows = max(1, max_probes // scanned)
             for part in np.split(unfilled_U, range(rows, len(unfilled_U), rows)):
-                again = self._scan(queries_QD[part], scanned, num_short, options, segments, admitted, threads)
-                for name in ("values", "ids", "lists", "codes", "scanned"):
-                    getattr(result, name)[part] = getattr(again, name)
+                for name, array in vars(scan(queries_QD[part], scanned)).items():
+                    getattr(result, name)[part] = array
         return result
-
-    def _scan(self, queries_QD, scanned, num_short, options, segments, admitted, threads) -> Shortlist:
-        probes_QL, bases_QL = self._probe(queries_QD, scanned, options.ef_search, threads)
-        nprobe = min(options.nprobe, scanned)
-        return self.scanner.scan(
-            queries_QD, probes_QL, bases_QL, segments, num_short, nprobe=nprobe, admitted=admitted, threads=threads
-        )
 
     def _probe(self, queries_QD, nprobe: int, ef_search: int | None, threads: int) -> tuple[np.ndarray, np.ndarray]:
         if self.coarse is None or nprobe == self.num_lists:

@@ -74,7 +74,7 @@ def open_codes_file(
                 raise DataError(f"{path} holds codes of another codec: {name} is {found} there, {wanted} in the model")
     elif suffix == ".npz":
         if num_codes is None or codebook_size is None:
-            num_codes, codebook_size = map(read_npz_sizes(path).get, "MK")
+            num_codes, codebook_size = map(read_npz_sizes(path)[0].get, "MK")
         codes, within = open_npz(path, num_codes, codebook_size)
     elif suffix == ".raw":
         if num_codes is None or codebook_size is None:

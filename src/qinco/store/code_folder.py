@@ -37,7 +37,7 @@ from qinco.store.manifest import (
     read_content,
     read_manifest,
 )
-from qinco.vectors.concat_rows import ConcatRows
+from qinco.vectors.block_rows import ConcatRows
 from qinco.vectors.formats import open_array
 
 KIND = "codes"

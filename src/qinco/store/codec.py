@@ -7,10 +7,11 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from qinco.compat.checkpoints import is_torch_file, read_checkpoint, write_checkpoint
+from qinco.compat.checkpoints import read_checkpoint, write_checkpoint
+from qinco.compat.torch_files import is_torch_file
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.model.qinco import Qinco
@@ -23,50 +24,33 @@ _ROTATION = "rotation"
 
 
 def save_models(
-    path, models: list[Qinco], rotation_DD: Tensor | None, options: EncodeOptions, provenance: dict
+    path, models: list[Qinco], rotation_DD: np.ndarray | None, options: EncodeOptions, provenance: dict
 ) -> None:
-    """Write a codec file.
+    """Write a codec of one model, or of one for each part of the columns (PQ-QINCo) and perhaps their rotation (D, D).
 
-    Args:
-        path: the file; one that ends in .pt is written as a checkpoint of the authors' code.
-        models: one model, or one for each part of the columns (PQ-QINCo).
-        rotation_DD: float32 (D, D), or None.
-        options: for encoding.
-        provenance: JSON values.
-
-    Raises:
-        ConfigError: a checkpoint of the authors' code cannot hold such a codec.
+    A path that ends in .pt is written as a checkpoint of the authors' code, or ConfigError if that has no such codec.
     """
     if Path(path).suffix.lower() == CHECKPOINT_SUFFIX:
         write_checkpoint(path, models, options, provenance)
         return
-    header = {
-        "model": models[0].config.to_dict(),
-        "num_parts": len(models),
-        "encode": options.to_dict(),
-        "provenance": provenance,
-    }
-    tensors = {
-        f"{_prefix(part, len(models))}{name}": tensor
-        for part, model in enumerate(models)
-        for name, tensor in model.state_dict().items()
-    }
+    header = {"model": models[0].config.to_dict(), "num_parts": len(models), "encode": options.to_dict()}
+    header["provenance"] = provenance
+    states = [(_prefix(part, len(models)), model.state_dict()) for part, model in enumerate(models)]
+    tensors = {prefix + name: tensor for prefix, state in states for name, tensor in state.items()}
     if rotation_DD is not None:
-        tensors[_ROTATION] = rotation_DD
+        tensors[_ROTATION] = torch.from_numpy(rotation_DD)
     write_tensors(path, KIND, header, tensors)
 
 
-def load_models(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, EncodeOptions, dict]:
-    """Read what `save_models` or the authors' code wrote, on the CPU.
-
-    Returns:
-        The models, the rotation or None, the encode options and the provenance.
+def load_models(path: str | os.PathLike) -> tuple[list[Qinco], np.ndarray | None, EncodeOptions, dict]:
+    """Models on the CPU, rotation or None, encode options and provenance that `save_models` or the authors' code wrote.
 
     Raises:
         DataError: the file is no codec, or its tensors do not match its configuration.
     """
     if is_torch_file(path) or Path(path).suffix.lower() == CHECKPOINT_SUFFIX:
-        return read_checkpoint(path)
+        models, rotation, options, provenance = read_checkpoint(path)
+        return models, None if rotation is None else rotation.numpy(), options, provenance
     header, tensors = read_tensors(path, KIND)
     config = parse_config(path, ModelConfig, header.get("model"))
     options = parse_config(path, EncodeOptions, header.get("encode"))
@@ -79,14 +63,12 @@ def load_models(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, En
         expected[_ROTATION] = torch.empty(config.dim * count, config.dim * count, device="meta")
     check_shapes(path, tensors, expected)
     check_values(path, tensors)
-    models = []
-    for part in range(count):
-        model = Qinco.empty(config)
-        prefix = _prefix(part, count)
-        model.load_state_dict({name: tensors[prefix + name] for name in model.state_dict()}, assign=True)
+    models = [Qinco.empty(config) for _ in range(count)]
+    for part, model in enumerate(models):
+        state = {name: tensors[_prefix(part, count) + name] for name in model.state_dict()}
+        model.eval().requires_grad_(False).load_state_dict(state, assign=True)
         check_scale(path, model)
-        models.append(model.eval().requires_grad_(False))
-    return models, tensors.get(_ROTATION), options, provenance
+    return models, tensors[_ROTATION].numpy() if _ROTATION in tensors else None, options, provenance
 
 
 def describe_codec(path: str | os.PathLike) -> dict:

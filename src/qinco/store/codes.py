@@ -12,7 +12,6 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from qinco.atomic import check_output
 from qinco.errors import ConfigError, DataError
-from qinco.packing import pack_codes, unpack_codes
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, open_codes_file, write_codes_file
 from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, save_codes
 
@@ -22,9 +21,8 @@ BLOCK_ROWS = 1 << 16
 class Codes(NDArrayOperatorsMixin):
     """Codes of N vectors: uint8 or uint16 (N, M), and int32 list numbers (N,) for an IVF codec.
 
-    They lie in memory, or in a file or folder that is read when rows are asked for. Operators, numpy's functions and
-    an array's methods treat them as the array (N, M) without the list numbers, which `numpy.asarray(codes)` is, too.
-    `codes, lists = codec.encode(x)` unpacks the codes of an IVF codec.
+    They lie in memory, or in a file or folder that is read when rows are asked for. Operators, numpy and an array's
+    methods treat them as the array (N, M). `codes, lists = codec.encode(x)` unpacks the codes of an IVF codec.
 
     Args:
         codes: (N, M) integers: an array, or rows on disk that have `shape`, `dtype` and `[slice or int array]`.
@@ -38,27 +36,19 @@ class Codes(NDArrayOperatorsMixin):
     """
 
     __hash__ = None
+    ndim = 2
 
     def __init__(self, codes, lists=None, name: str = "codes"):
         self._codes = codes if hasattr(codes, "shape") and hasattr(codes, "dtype") else np.asarray(codes)
         self._lists = lists if lists is None or hasattr(lists, "shape") else np.asarray(lists)
         self.name = name
         if self._lists is not None and self._lists.shape not in ((len(self),), (len(self), 1)):
-            raise DataError(
-                f"{name}: lists must be {len(self)} integers, one for each code, not an array of shape "
-                f"{tuple(self._lists.shape)}"
-            )
+            shape = tuple(self._lists.shape)
+            raise DataError(f"{name}: lists must be {len(self)} integers, one for each code, not an array of {shape}")
 
     @classmethod
     def of(cls, codes, lists=None, name: str = "codes") -> "Codes":
-        """Codes from what users have of them.
-
-        Args:
-            codes: Codes; (N, M) integers as an array, a torch tensor on any device or nested lists; or a pair of such
-                codes and list numbers.
-            lists: (N,) integers of any of these kinds, or None.
-            name: what error messages call them.
-        """
+        """Codes from what users have of them: Codes, arrays, tensors on any device, nested lists, (codes, lists)."""
         if isinstance(codes, tuple) and len(codes) == 2 and lists is None and np.ndim(codes[0]) == 2:
             codes, lists = codes
         if isinstance(codes, Codes):
@@ -80,27 +70,15 @@ class Codes(NDArrayOperatorsMixin):
 
     @property
     def has_lists(self) -> bool:
-        """Whether there is a list number for each code."""
         return self._lists is not None
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(N, M)."""
         return tuple(self._codes.shape)
 
     @property
     def dtype(self) -> np.dtype:
         return self._codes.dtype
-
-    @property
-    def ndim(self) -> int:
-        return 2
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the codes and of the list numbers as arrays."""
-        lists = 0 if self._lists is None else self._lists.dtype.itemsize
-        return len(self) * (self.shape[1] * self.dtype.itemsize + lists)
 
     def __len__(self) -> int:
         return self._codes.shape[0]
@@ -112,7 +90,7 @@ class Codes(NDArrayOperatorsMixin):
         return np.array(self.codes, dtype=dtype, copy=copy)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """The array of codes and that of list numbers where there are some, else the rows, as an array gives them."""
+        """The array of codes and that of list numbers where there are some, else the rows of an array."""
         return iter(self.codes) if self._lists is None else iter((self.codes, self.lists))
 
     def __array_ufunc__(self, function, method, *inputs, **options):
@@ -132,15 +110,12 @@ class Codes(NDArrayOperatorsMixin):
         One row, by an integer, is an array (M,).
         """
         rows, columns = key if isinstance(key, tuple) else (key, slice(None))
-        if np.ndim(rows) == 0 and not isinstance(rows, slice):
-            return self.codes[rows, columns]
-        if isinstance(rows, slice):
-            picked = np.asarray(self._codes[rows])
-        else:
+        if not isinstance(rows, slice):
             rows = np.asarray(rows)
+            if rows.ndim == 0:
+                return self.codes[int(rows), columns]
             rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
-            picked = np.asarray(self._codes[rows])
-        picked = picked[:, columns]
+        picked = np.asarray(self._codes[rows])[:, columns]
         return Codes(picked, self._lists_at(rows), self.name) if picked.ndim == 2 else picked
 
     def blocks(self, size: int = BLOCK_ROWS, first: int = 0) -> Iterator[tuple[int, "Codes"]]:
@@ -150,22 +125,13 @@ class Codes(NDArrayOperatorsMixin):
 
     def limit(self, count: int) -> "Codes":
         """The first `count` codes, not read yet; all where there are fewer."""
-        return (
-            self if count >= len(self) else Codes(_First(self._codes, count), _First.of(self._lists, count), self.name)
-        )
+        if count >= len(self):
+            return self
+        return Codes(_First(self._codes, count), None if self._lists is None else _First(self._lists, count), self.name)
 
     def with_lists(self, lists) -> "Codes":
         """The same codes with other list numbers, (N,) or (N, 1), or None."""
         return Codes(self._codes, lists, self.name)
-
-    def pack(self, bits: int) -> np.ndarray:
-        """The codes in `bits` bits each: uint8 (N, bytes), the first code in the lowest bits, as faiss packs them."""
-        return pack_codes(self.codes, bits)
-
-    @classmethod
-    def unpack(cls, packed: np.ndarray, num_codes: int, bits: int, lists=None) -> "Codes":
-        """What `pack` made: uint8 (N, bytes) back to codes (N, num_codes)."""
-        return cls(unpack_codes(packed, num_codes, bits), lists)
 
     @classmethod
     def concatenate(cls, parts: Sequence["Codes"]) -> "Codes":
@@ -177,14 +143,9 @@ class Codes(NDArrayOperatorsMixin):
 
     @classmethod
     def load(
-        cls,
-        path: str | os.PathLike,
-        codec=None,
-        *,
-        num_codes: int | None = None,
-        codebook_size: int | None = None,
+        cls, path: str | os.PathLike, codec=None, *, num_codes: int | None = None, codebook_size: int | None = None,
         lists: str | os.PathLike | None = None,
-    ) -> "Codes":
+    ) -> "Codes":  # fmt: skip
         """Open codes in any form that `save` writes; rows are read when they are asked for.
 
         Args:
@@ -193,13 +154,6 @@ class Codes(NDArrayOperatorsMixin):
             num_codes: M, instead of `codec`; a .raw file needs it.
             codebook_size: K, likewise.
             lists: file of list numbers, if they are neither within nor beside the codes (NAME.lists.npy).
-
-        Returns:
-            Codes on disk.
-
-        Raises:
-            DataError: the file is missing, damaged, or of another codec.
-            ConfigError: a .raw file without sizes.
 
         Example:
             >>> codes = Codes.load("codes.npy", codec)
@@ -212,15 +166,10 @@ class Codes(NDArrayOperatorsMixin):
         return cls(*open_codes_file(path, num_codes, codebook_size, has_lists, lists), name=str(path))
 
     def save(
-        self,
-        path: str | os.PathLike,
-        codec=None,
-        *,
-        codebook_size: int | None = None,
-        dim: int | None = None,
+        self, path: str | os.PathLike, codec=None, *, codebook_size: int | None = None, dim: int | None = None,
         overwrite: bool = False,
-    ) -> list[Path]:
-        """Write the codes, whole or not at all.
+    ) -> list[Path]:  # fmt: skip
+        """Write the codes, whole or not at all, and return the files, or the folder.
 
         Args:
             path: .npy, .ivecs, .raw (packed bits) or .npz (the authors' form) file, with list numbers in NAME.lists.npy
@@ -229,12 +178,6 @@ class Codes(NDArrayOperatorsMixin):
             codebook_size: K, instead of `codec`, for .raw and .npz.
             dim: D of the vectors, instead of `codec`, for .npz.
             overwrite: replace what exists.
-
-        Returns:
-            The files that were written, or the folder.
-
-        Raises:
-            ConfigError: something exists, the path names no form of codes, or the codec is missing.
 
         Example:
             >>> Codes(np.zeros((3, 8), np.uint8)).save("codes.npy")
@@ -275,12 +218,5 @@ class _First:
     def __init__(self, rows, count: int):
         self._rows, self.shape, self.dtype = rows, (count, *rows.shape[1:]), rows.dtype
 
-    @classmethod
-    def of(cls, rows, count: int) -> "_First | None":
-        return None if rows is None else cls(rows, count)
-
     def __getitem__(self, key) -> np.ndarray:
-        if not isinstance(key, slice):
-            return self._rows[key]
-        start, stop, step = key.indices(self.shape[0])
-        return self._rows[start:stop:step]
+        return self._rows[slice(*key.indices(self.shape[0])) if isinstance(key, slice) else key]

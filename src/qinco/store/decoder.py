@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qinco.compat.checkpoint_format import errors_as_damage
-from qinco.compat.checkpoints import check_tensors, is_torch_file, read_torch_file, write_torch_file
+from qinco.compat.checkpoints import PAIRWISE_KEYS
+from qinco.compat.torch_files import check_tensors, errors_as_damage, is_torch_file, read_torch_file, write_torch_file
 from qinco.decoders.pairwise import MAX_CODEWORDS, PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.store.tensors import open_tensors, read_tensors, write_tensors
 
 KIND = "pairwise"
-_UPSTREAM_KEYS = ("ivf_code_map", "combine_mvals_m", "codebook_MKD")
 
 
 def save_pairwise(path: str | os.PathLike, decoder: PairwiseDecoder) -> None:
@@ -115,13 +114,13 @@ def _read_ours(path, num_codes: int | None, centroids_VD: np.ndarray | None) -> 
 
 def _read_upstream(path, num_codes: int | None, centroids_VD: np.ndarray | None) -> PairwiseDecoder:
     content = read_torch_file(path)
-    if not isinstance(content, dict) or set(content) != set(_UPSTREAM_KEYS):
-        raise DataError(f"{path} is no pairwise decoder: one has {', '.join(_UPSTREAM_KEYS)}")
+    if not isinstance(content, dict) or set(content) != set(PAIRWISE_KEYS):
+        raise DataError(f"{path} is no pairwise decoder: one has {', '.join(PAIRWISE_KEYS)}")
     check_tensors(path, content)
     if num_codes is None:
         raise ConfigError(f"{path} does not tell how many codes a vector has: give the codec (model=) it was made for")
     with errors_as_damage(path):  # numpy has no bfloat16
-        list_codes_VI, pairs_2P, tables_PJD = (content[name].detach().numpy().copy("C") for name in _UPSTREAM_KEYS)
+        list_codes_VI, pairs_2P, tables_PJD = (content[name].detach().numpy().copy("C") for name in PAIRWISE_KEYS)
     if tables_PJD.ndim != 3 or list_codes_VI.ndim != 2 or not _lie_below(list_codes_VI, MAX_CODEWORDS):
         raise DataError(f"{path} is damaged: it has tensors of impossible shape or list codes out of range")
     size = math.isqrt(tables_PJD.shape[1])

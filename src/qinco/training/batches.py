@@ -8,21 +8,54 @@ import numpy as np
 from qinco.vectors.prefetch import read_ahead
 from qinco.vectors.rows import VectorSource
 
+BUFFER_BYTES = 1 << 27
 _RUN_ROWS = 1024
-_BUFFER_BYTES = 1 << 27
 
 
-def _shuffled(source: VectorSource, seed, first_row: int) -> Iterator[np.ndarray]:
-    """Yield all rows of a source in an order that depends on `seed` alone, from the `first_row`-th of that order on.
+def batches(
+    source: VectorSource, epoch: int, bounds: np.ndarray, first_step: int, seed: int, buffer_bytes: int = BUFFER_BYTES
+) -> Iterator[np.ndarray]:
+    """Yield the shuffled batches of one epoch, float32 (N, D), from the `first_step`-th on.
+
+    Batch i holds rows bounds[i] to bounds[i + 1] of the epoch. Epochs are equally long and cut from one endless
+    sequence of passes over the source, each pass in an order of its own, so that short epochs reach all of the source,
+    too. While a buffer of rows is used, the next one is read.
+    """
+    position = epoch * int(bounds[-1]) + int(bounds[first_step])
+    count = int(bounds[-1] - bounds[first_step])
+    rest = np.empty((0, source.dim), np.float32)
+    with closing(read_ahead(_passes(source, seed, position, count, buffer_bytes))) as blocks:
+        for size in np.diff(bounds)[first_step:]:
+            batch, rest = rest[:size], rest[size:]
+            while len(batch) < size:
+                block = next(blocks)
+                missing = size - len(batch)
+                batch, rest = np.concatenate([batch, block[:missing]]), block[missing:]
+            yield batch
+
+
+def _passes(source: VectorSource, seed: int, position: int, count: int, buffer_bytes: int) -> Iterator[np.ndarray]:
+    """Yield blocks of an endless sequence of passes, from row `position` on, until they hold `count` rows."""
+    number, offset = divmod(position, len(source))
+    while True:
+        for block in _shuffled(source, (seed, number), offset, buffer_bytes):
+            yield block
+            count -= len(block)
+            if count <= 0:  # nobody needs the next block
+                return
+        number, offset = number + 1, 0
+
+
+def _shuffled(source: VectorSource, seed, first_row: int, buffer_bytes: int) -> Iterator[np.ndarray]:
+    """Yield all rows in an order that depends on `seed` alone, from the `first_row`-th of that order on.
 
     Runs of consecutive rows are drawn in random order and shuffled in a buffer: reads are sequential, and memory is
     bounded by the buffer and a run. Buffers before the first row are not read.
     """
     generator = np.random.default_rng(seed)
-    num_runs = -(-len(source) // _RUN_ROWS)
-    runs = generator.permutation(num_runs)
-    runs_per_buffer = max(1, _BUFFER_BYTES // (4 * source.dim * _RUN_ROWS))
-    for begin in range(0, num_runs, runs_per_buffer):
+    runs = generator.permutation(-(-len(source) // _RUN_ROWS))
+    runs_per_buffer = max(1, buffer_bytes // (4 * source.dim * _RUN_ROWS))
+    for begin in range(0, len(runs), runs_per_buffer):
         starts = runs[begin : begin + runs_per_buffer] * _RUN_ROWS
         rows = sum(min(_RUN_ROWS, len(source) - start) for start in starts)
         order = generator.permutation(rows)
@@ -35,48 +68,9 @@ def _gather(source: VectorSource, starts: np.ndarray, order: np.ndarray) -> np.n
     """Rows of consecutive runs, put in `order`: float32 (N, D)."""
     positions = np.empty_like(order)
     positions[order] = np.arange(len(order))
-    buffer = np.empty((len(order), source.dim), np.float32)
-    done = 0
+    buffer, done = np.empty((len(order), source.dim), np.float32), 0
     for start in starts:
         run = source[int(start) : int(start) + _RUN_ROWS]
         buffer[positions[done : done + len(run)]] = run
         done += len(run)
     return buffer
-
-
-def _passes(source: VectorSource, seed: int, position: int, count: int) -> Iterator[np.ndarray]:
-    """Yield blocks of an endless sequence of passes, from row `position` on, until they hold `count` rows."""
-    number, offset = divmod(position, len(source))
-    while True:
-        for block in _shuffled(source, (seed, number), offset):
-            yield block
-            count -= len(block)
-            if count <= 0:  # nobody needs the next block
-                return
-        number, offset = number + 1, 0
-
-
-def batches(source: VectorSource, epoch: int, bounds: np.ndarray, first_step: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield the batches of one epoch, float32 (N, D), shuffled.
-
-    Epochs are cut from one endless sequence of passes over the source, each pass in an order of its own, so that short
-    epochs reach all of the source, too. While a buffer of rows is used, the next one is read.
-
-    Args:
-        source: the training vectors.
-        epoch: number of the epoch, from 0; all epochs are equally long.
-        bounds: batch i holds rows bounds[i] to bounds[i + 1] of the epoch.
-        first_step: number of the first batch to yield.
-        seed: of the order.
-    """
-    position = epoch * int(bounds[-1]) + int(bounds[first_step])
-    count = int(bounds[-1] - bounds[first_step])
-    rest = np.empty((0, source.dim), np.float32)
-    with closing(read_ahead(_passes(source, seed, position, count))) as blocks:
-        for size in np.diff(bounds)[first_step:]:
-            batch, rest = rest[:size], rest[size:]
-            while len(batch) < size:
-                block = next(blocks)
-                missing = size - len(batch)
-                batch, rest = np.concatenate([batch, block[:missing]]), block[missing:]
-            yield batch

@@ -16,10 +16,9 @@ from qinco.progress import Progress, silent
 from qinco.training.options import TrainOptions
 from qinco.vectors.rows import VectorSource
 
-STATISTICS_ROWS = 100_000
-_SAMPLE_ROWS = 100_000
-_SAMPLE_BYTES = 1 << 27
 SAMPLE_RUN_ROWS = 256
+_STATISTICS_ROWS = 100_000
+_SAMPLE_ROWS, _SAMPLE_BYTES = 100_000, 1 << 27
 _MAX_LENGTH_RATIO = 1e6
 
 
@@ -32,36 +31,6 @@ def sample(source: VectorSource, count: int, seed: int) -> np.ndarray:
     return np.concatenate([source[int(run) * SAMPLE_RUN_ROWS : (int(run) + 1) * SAMPLE_RUN_ROWS] for run in chosen])
 
 
-def set_normalization(model: Qinco, source: VectorSource, range_scaling: bool) -> None:
-    """Set the model's mean (per dimension) and scale (one number) from the first 100,000 vectors.
-
-    With `range_scaling` (QINCo1's recipe) they come from the range of the values, as in the authors' code. Raises
-    DataError where one vector is a million times as long as most.
-    """
-    x_ND = source[:STATISTICS_ROWS]
-    _check_lengths(x_ND, source.name)
-    if range_scaling:
-        low, high = float(x_ND.min()), float(x_ND.max())
-        mean_D, scale = np.full(x_ND.shape[1], low + 1, np.float32), (high - low) / 2
-    else:
-        mean_D = x_ND.mean(0, dtype=np.float64).astype(np.float32)
-        scale = float(np.sqrt(np.square(x_ND - mean_D, dtype=np.float64).mean()))
-    model.mean.copy_(torch.from_numpy(mean_D))
-    # Constant vectors have no spread, and nothing to scale.
-    model.scale.fill_(scale if scale > 1e-30 else 1.0)
-
-
-def _check_lengths(x_ND: np.ndarray, name: str) -> None:
-    """Raise DataError where one vector is so long that all others are zero beside it."""
-    squares_N = np.einsum("nd,nd->n", x_ND, x_ND, dtype=np.float64)
-    longest, median = int(squares_N.argmax()), float(np.median(squares_N))
-    if median > 0 and squares_N[longest] > _MAX_LENGTH_RATIO**2 * median:
-        raise DataError(
-            f"{name}: the vector in row {longest} is {np.sqrt(squares_N[longest] / median):.1g} times as long as most "
-            "others, which a codec could not tell apart then: remove or repair it"
-        )
-
-
 def sample_rows(config: ModelConfig, num_vectors: int) -> int:
     """Number of training vectors that the first codebooks are fitted to."""
     rows = min(max(_SAMPLE_ROWS, 64 * config.codebook_size), _SAMPLE_BYTES // (4 * config.dim))
@@ -70,8 +39,26 @@ def sample_rows(config: ModelConfig, num_vectors: int) -> int:
 
 @torch.no_grad()
 def set_scales(model: Qinco, source: VectorSource, options: TrainOptions, coarse_VD: np.ndarray | None) -> None:
-    """Set the normalisation, and the coarse centroids (float32 (V, D) in data space)."""
-    set_normalization(model, source, options.range_scaling)
+    """Set mean (per dimension) and scale (one number) from the first 100,000 vectors, and the coarse centroids.
+
+    With `range_scaling` (QINCo1's recipe) they come from the range of the values, as in the authors' code.
+    """
+    x_ND = source[:_STATISTICS_ROWS]
+    squares_N = np.einsum("nd,nd->n", x_ND, x_ND, dtype=np.float64)
+    longest, median = int(squares_N.argmax()), float(np.median(squares_N))
+    if median > 0 and squares_N[longest] > _MAX_LENGTH_RATIO**2 * median:
+        raise DataError(
+            f"{source.name}: the vector in row {longest} is {np.sqrt(squares_N[longest] / median):.1g} times as long "
+            "as most others, which a codec could not tell apart then: remove or repair it"
+        )
+    if options.range_scaling:
+        low, high = float(x_ND.min()), float(x_ND.max())
+        mean_D, scale = np.full(x_ND.shape[1], low + 1, np.float32), (high - low) / 2
+    else:
+        mean_D = x_ND.mean(0, dtype=np.float64).astype(np.float32)
+        scale = float(np.sqrt(np.square(x_ND - mean_D, dtype=np.float64).mean()))
+    model.mean.copy_(torch.from_numpy(mean_D))
+    model.scale.fill_(scale if scale > 1e-30 else 1.0)  # constant vectors have no spread, and nothing to scale
     if coarse_VD is not None:
         model.coarse_centroids.copy_(model.normalize(to_device(coarse_VD, model.device)))
 
@@ -82,25 +69,16 @@ def set_steps(model: Qinco, codebooks_MKD: Tensor, options: TrainOptions) -> Non
     generator = torch.Generator().manual_seed(options.seed)
     for step, book_KD in zip(model.steps, codebooks_MKD, strict=True):
         noise_KD = torch.randn(book_KD.shape, generator=generator) * (options.codebook_noise * book_KD.std())
-        step.start_at((book_KD + noise_KD).to(model.device), options.exact_start, generator)
+        step.initialize((book_KD + noise_KD).to(model.device), options.exact_start, generator)
 
 
 @torch.no_grad()
 def initialize_model(
-    model: Qinco,
-    source: VectorSource,
-    options: TrainOptions,
-    coarse_VD: np.ndarray | None,
-    progress: Progress = silent,
+    model: Qinco, source: VectorSource, options: TrainOptions, coarse_VD: np.ndarray | None, progress: Progress = silent
 ) -> None:
-    """Set every weight: scales, then the steps to a residual quantizer of the source (QINCo2 paper, section 3.3).
+    """Set every weight: scales, then the steps to a residual quantizer of a sample (QINCo2 paper, section 3.3).
 
-    Args:
-        model: its weights may have any values.
-        source: training vectors, of which a sample is taken.
-        options: settings of the run.
-        coarse_VD: float32 coarse centroids in data space, for a model that starts from them.
-        progress: hears of every codebook.
+    `coarse_VD` are float32 coarse centroids in data space, for a model that starts from them.
     """
     config, threads = model.config, torch.get_num_threads()
     set_scales(model, source, options, coarse_VD)
@@ -154,16 +132,16 @@ def redraw_unused(model: Qinco, use: CodewordUse, redraw: str, generator: torch.
         total += len(unused)
         if len(unused) == 0 or counts_K.sum() == 0:
             continue
-        books = [step.codebook.weight] + ([] if step.preselector is None else [step.preselector.weight])
         noise_ND = torch.randn(len(unused), model.config.dim, generator=generator).to(model.device)
         if redraw == "split":
-            parents = torch.multinomial(counts_K, len(unused), replacement=True, generator=generator)
-            for book_KD in books:
-                parents_ND = book_KD[parents.to(model.device)]
-                book_KD[unused.to(model.device)] = parents_ND + 0.02 * book_KD.std() * noise_ND
+            parents = torch.multinomial(counts_K, len(unused), replacement=True, generator=generator).to(model.device)
         else:
             mean_D = use.sums_MD[m] / counts_K.sum()
             spread_D = (use.squares_MD[m] / counts_K.sum() - mean_D.square()).clamp(min=0).sqrt()
-            for book_KD in books:
-                book_KD[unused.to(model.device)] = (mean_D + spread_D * noise_ND).float()
+        unused = unused.to(model.device)
+        for book_KD in [step.codebook.weight] + ([] if step.preselector is None else [step.preselector.weight]):
+            if redraw == "split":
+                book_KD[unused] = book_KD[parents] + 0.02 * book_KD.std() * noise_ND
+            else:
+                book_KD[unused] = (mean_D + spread_D * noise_ND).float()
     return total

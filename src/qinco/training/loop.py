@@ -1,13 +1,13 @@
 """The training loop: encode a batch with the model as it is, then pull its reconstructions towards the vectors.
 
-It prints and saves nothing: `Training.run` yields reports. Between two reports the whole state can be saved
-(`tensors`, `progress`) and restored, so that an interrupted run continues exactly.
+`Training.run` yields reports. Between two reports the whole state can be saved (`tensors`, `progress`) and restored, so
+that an interrupted run continues exactly.
 Shape suffixes: N vectors, D dimension, M steps.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qinco.config import EncodeOptions
-from qinco.engines.engine import candidate_dtype, make_encoder
+from qinco.engines.engine import candidate_dtype, pack
 from qinco.errors import ConfigError
 from qinco.maths.assignment import assigner
 from qinco.maths.devices import to_device
@@ -28,7 +28,6 @@ from qinco.training.processes import Processes
 from qinco.training.schedule import SCHEDULES, StepPlan
 from qinco.vectors.rows import VectorSource
 
-NARROW = EncodeOptions(num_pairs=16, beam_width=4)
 _VECTORS_PER_CODEWORD = 16
 _VALID_ROWS = 4096
 
@@ -76,12 +75,11 @@ class RunPosition:
 def narrow_options(options: EncodeOptions) -> EncodeOptions:
     """The options that training batches are encoded with: as `options`, but at most C=16 B=4.
 
-    Measured in one short run: encoding the last fifth of the steps with B=32 C=64 instead lowers the error by 0.8 %,
-    and is five times slower. A run with a wide beam throughout was not tried.
+    In a short run, encoding the last fifth of the steps with C=64 B=32 lowered the error by 0.8 %, five times slower.
     """
-    beam = min(options.beam_width, NARROW.beam_width)
+    beam = min(options.beam_width, 4)
     if options.num_pairs is not None:
-        return replace(options, num_pairs=min(options.num_pairs, NARROW.num_pairs), beam_width=beam)
+        return replace(options, num_pairs=min(options.num_pairs, 16), beam_width=beam)
     if options.num_candidates is not None:
         return replace(options, num_candidates=min(options.num_candidates, 4), beam_width=beam)
     return options
@@ -92,8 +90,7 @@ def prefix_losses(model: Qinco, x_ND: Tensor, start_ND: Tensor, codes_NM: Tensor
 
     Training minimises their sum over steps (QINCo2 paper, section 3.3). Returns a scalar with its gradient.
     """
-    total = x_ND.new_zeros(())
-    reached_ND = start_ND
+    total, reached_ND = x_ND.new_zeros(()), start_ND
     for m, reconstructed_ND in enumerate(model.reconstructions(codes_NM, start_ND)):
         targets_ND = x_ND - reached_ND.detach()
         use.add(m, codes_NM[:, m], targets_ND)
@@ -105,10 +102,6 @@ def prefix_losses(model: Qinco, x_ND: Tensor, start_ND: Tensor, codes_NM: Tensor
     return total / x_ND.shape[1]
 
 
-def _coarse_assigner(model: Qinco) -> Callable[[Tensor], Tensor] | None:
-    return assigner(model.coarse_centroids) if model.config.starts_from_coarse else None
-
-
 class Training:
     """One run on a model that has been initialized (`initialize_model`) or restored.
 
@@ -117,7 +110,7 @@ class Training:
         train, valid: training and validation vectors.
         options: settings of the run.
         encode_options: how validation encodes; training batches at most as widely.
-        processes: the processes that share the work.
+        processes: that share the work.
     """
 
     def __init__(
@@ -137,16 +130,17 @@ class Training:
         self.schedule = SCHEDULES[options.schedule](options, self.plan)
         self.dtype = candidate_dtype(options.precision, model.device, model.config)
         self.parameters = list(model.parameters())
-        settings = {"lr": self.plan.lr, "weight_decay": options.weight_decay}
-        kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+        kind, decay = torch.optim.AdamW, options.weight_decay
         if options.optimizer == "adam":
-            settings["weight_decay"] = 0.0
-        self.optimizer = kinds[options.optimizer](self.parameters, fused=True, **settings)
+            kind, decay = torch.optim.Adam, 0.0
+        self.optimizer = kind(self.parameters, self.plan.lr, weight_decay=decay, fused=True)
         self.use = CodewordUse(model)
         self.position = RunPosition()
-        self.assigner = _coarse_assigner(model)
+        self._prepare_lists()
 
-    # State
+    def _prepare_lists(self) -> None:
+        config = self.model.config
+        self.assigner = assigner(self.model.coarse_centroids) if config.starts_from_coarse else None
 
     def tensors(self) -> dict[str, Tensor]:
         """What a resumed run needs besides `progress`: weights, the optimizer's moments, codeword counts."""
@@ -164,7 +158,7 @@ class Training:
         self.position = RunPosition(**{field.name: progress[field.name] for field in fields(RunPosition)})
         self.schedule.restore(progress)
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-        self.assigner = _coarse_assigner(self.model)
+        self._prepare_lists()
         state = self.optimizer.state_dict()
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
@@ -173,33 +167,27 @@ class Training:
         self.optimizer.load_state_dict(state)
         self.use.flat.copy_(tensors["use"])
 
-    # The loop
-
     def run(self) -> Iterator[StepReport | EpochReport]:
         """Train to the end; yields a report of the start, and one after every step and every epoch."""
         position, begun = self.position, time.monotonic() - self.position.seconds
         if position.step == 0 and position.best_mse == float("inf"):
             yield self._report(0, None, position.epoch, begun)
-        while position.epoch < self.options.epochs and not self.schedule.is_over:
+        while position.epoch < self.options.epochs and not self.schedule.is_over(position.epoch):
             for report in self._epoch(position):
                 position.seconds = time.monotonic() - begun
                 yield report
-            unused = self._redraw()
+            # So many counts that a codeword without any is rare, and not just missed by chance.
+            is_counted = self.use.counts_MK[0].sum() >= _VECTORS_PER_CODEWORD * self.model.config.codebook_size
+            unused = self._redraw() if is_counted else 0
             loss = position.loss_sum / self.plan.epoch_vectors
             position.epoch, position.step, position.loss_sum = position.epoch + 1, 0, 0.0
             report = self._report(unused, loss, position.epoch, begun)
-            if self._has_enough_counts():
+            if is_counted:
                 self.use = CodewordUse(self.model)
             yield report
 
-    def _has_enough_counts(self) -> bool:
-        """Whether so many codes were counted that a codeword without any is rare, and not just missed by chance."""
-        return self.use.counts_MK[0].sum() >= _VECTORS_PER_CODEWORD * self.model.config.codebook_size
-
     def _redraw(self) -> int:
         """Redraw unused codewords while there is training left for them; returns how many there were."""
-        if not self._has_enough_counts():
-            return 0
         if self.position.epoch + 1 == self.options.epochs:
             return int((self.use.counts_MK == 0).sum())
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.position.epoch)
@@ -222,24 +210,20 @@ class Training:
                         f"training diverged: the loss is {loss} at epoch {epoch}, step {step}. "
                         f"Give a learning rate (lr) below {lr:.2g}; the best codec so far is kept"
                     )
-                position.step = step
-                position.loss_sum += loss * sum(map(len, parts))
+                position.step, position.loss_sum = step, position.loss_sum + loss * sum(map(len, parts))
                 yield StepReport(epoch, options.epochs, step, plan.steps_per_epoch, lr, loss)
 
     def optimizer_step(self, parts: list[np.ndarray], lr: float) -> float:
         """One step on accumulated batches, float32 (n, D) of all processes together; returns the loss per vector."""
         total = torch.zeros((), device=self.model.device)
-        encoder = make_encoder(self.model, self.batch_encode_options, self.dtype)
-        use = CodewordUse(self.model)
-        num_vectors = sum(map(len, parts))
+        packed = pack(self.model, self.batch_encode_options.engine, self.dtype)
+        use, num_vectors = CodewordUse(self.model), sum(map(len, parts))
         self.optimizer.zero_grad(set_to_none=True)
         for part in parts:
-            x_ND = to_device(part[self.processes.share(len(part))], self.model.device)
-            x_ND = self.model.normalize(x_ND)
+            x_ND = self.model.normalize(to_device(part[self.processes.share(len(part))], self.model.device))
             start_ND = self.initial_reconstructions(x_ND)
-            codes_NM, _ = encoder.encode(x_ND, start_ND)
-            with torch.autocast(x_ND.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
-                loss = prefix_losses(self.model, x_ND, start_ND, codes_NM, use) / num_vectors
+            codes_NM, _ = packed.encode_tensors(x_ND, start_ND, self.batch_encode_options)
+            loss = self.loss(x_ND, start_ND, codes_NM, use) / num_vectors
             loss.backward()
             total += loss.detach()
         self.processes.sum_gradients(self.parameters)
@@ -251,23 +235,24 @@ class Training:
         self.optimizer.step()
         return float(self.processes.sum(total))
 
+    def loss(self, x_ND: Tensor, start_ND: Tensor, codes_NM: Tensor, use: CodewordUse) -> Tensor:
+        """`prefix_losses` in the run's precision."""
+        with torch.autocast(x_ND.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            return prefix_losses(self.model, x_ND, start_ND, codes_NM, use)
+
     def initial_reconstructions(self, x_ND: Tensor) -> Tensor:
         """The reconstructions of normalised vectors before the first step: zeros, or coarse centroids: (N, D)."""
-        lists_N = None if self.assigner is None else self.assigner(x_ND)
-        return self.model.start(len(x_ND), lists_N)
-
-    # Validation
+        return self.model.initial_reconstruction(len(x_ND), None if self.assigner is None else self.assigner(x_ND))
 
     def _report(self, unused: int, loss: float | None, epoch: int, begun: float) -> EpochReport:
-        per_step = self.validate()
-        mse, position = per_step[-1], self.position
+        per_step, position = self.validate(), self.position
+        mse = per_step[-1]
         is_best = mse < position.best_mse
         self.schedule.observe(epoch, mse)
         position.best_mse = min(position.best_mse, mse)
         position.seconds = time.monotonic() - begun
         lr = self.schedule.rate(max(0, epoch * self.plan.steps_per_epoch - 1))
-        entropy = self.use.entropy() if loss is not None else float("nan")
-        share = unused / self.use.counts_MK.numel()
+        entropy, share = float("nan") if loss is None else self.use.entropy(), unused / self.use.counts_MK.numel()
         return EpochReport(
             epoch, self.options.epochs, mse, per_step, loss, lr, unused, share, entropy, position.seconds, is_best
         )
@@ -275,13 +260,13 @@ class Training:
     @torch.no_grad()
     def validate(self) -> list[float]:
         """Mean squared error of each prefix on the validation vectors, in data space, summed over dimensions."""
-        encoder = make_encoder(self.model, self.encode_options, self.dtype)
+        packed = pack(self.model, self.encode_options.engine, self.dtype)
         errors_M = torch.zeros(self.model.config.num_steps, dtype=torch.float64, device=self.model.device)
         mine = self.processes.share(len(self.valid_source))
         for _, block in self.valid_source.window(mine.start, mine.stop).blocks(_VALID_ROWS):
             x_ND = self.model.normalize(to_device(block, self.model.device))
             start_ND = self.initial_reconstructions(x_ND)
-            codes_NM, _ = encoder.encode(x_ND, start_ND)
+            codes_NM, _ = packed.encode_tensors(x_ND, start_ND, self.encode_options)
             for m, reached_ND in enumerate(self.model.reconstructions(codes_NM, start_ND)):
                 errors_M[m] += (reached_ND - x_ND).square().sum()
         errors_M = self.processes.sum(errors_M) * self.model.scale.double() ** 2 / len(self.valid_source)

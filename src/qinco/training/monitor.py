@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import isnan
 
 from qinco.errors import ConfigError
 from qinco.progress import Progress, format_duration, format_number, silent
@@ -19,29 +18,30 @@ _WARN_UNUSED_SHARE = 0.02
 def monitor(
     progress: Progress = silent, mse_scale: float = 1.0, tensorboard=None, on_report: Callable | None = None
 ) -> Iterator[Callable[[Report], None]]:
-    """Yield a function that shows the reports of a run.
+    """Yield a function that shows the reports of a run, with errors times `mse_scale`, and then calls `on_report`.
 
-    Args:
-        progress: hears of every step.
-        mse_scale: factor on the errors that are logged.
-        tensorboard: folder for TensorBoard; None for none.
-        on_report: called with every report after it has been shown.
-
-    Raises:
-        ConfigError: where `tensorboard` is no folder to write to, or its package is missing.
+    `tensorboard` is the folder of TensorBoard; raises ConfigError where it cannot be written.
     """
-    board = None if tensorboard is None else _open_board(tensorboard)
+    try:
+        board = None if tensorboard is None else summary_writer()(tensorboard)
+    except OSError as error:
+        raise ConfigError(f"tensorboard={tensorboard}: cannot write there: {error.strerror or error}") from error
 
     def show(report: Report) -> None:
         if isinstance(report, Estimate):
-            _log_estimate(report)
+            _LOG.info(
+                f"training {report.num_parameters:,} parameters on {report.num_train:,} vectors "
+                f"({report.num_valid:,} for validation), {report.epochs} epochs of {report.steps_per_epoch:,} steps, "
+                f"batch {report.batch_size:,}, learning rate {report.lr:.2g}: about {format_duration(report.seconds)} "
+                f"and {report.memory_bytes / 2**20:,.0f} MiB beyond the libraries"
+            )
         elif isinstance(report, StepReport):
             stage = f"epoch {report.epoch}/{report.epochs}"
             progress(stage, report.step, report.steps, "step", loss=report.loss, lr=report.lr)
         else:
             _log_epoch(report, mse_scale)
-            if board is not None:
-                _draw(board, report, mse_scale)
+            for name, value in {} if board is None else _curves(report, mse_scale).items():
+                board.add_scalar(name, value, report.epoch)
         if on_report is not None:
             on_report(report)
 
@@ -50,15 +50,6 @@ def monitor(
     finally:
         if board is not None:
             board.close()
-
-
-def _log_estimate(found: Estimate) -> None:
-    _LOG.info(
-        f"training {found.num_parameters:,} parameters on {found.num_train:,} vectors ({found.num_valid:,} for "
-        f"validation), {found.epochs} epochs of {found.steps_per_epoch:,} steps, batch {found.batch_size:,}, "
-        f"learning rate {found.lr:.2g}: about {format_duration(found.seconds)} and "
-        f"{found.memory_bytes / 2**20:,.0f} MiB beyond the libraries"
-    )
 
 
 def _log_epoch(report: EpochReport, scale: float) -> None:
@@ -87,23 +78,9 @@ def summary_writer() -> type:
     return SummaryWriter
 
 
-def _open_board(folder):
-    try:
-        return summary_writer()(folder)
-    except OSError as error:
-        raise ConfigError(f"tensorboard={folder}: cannot write there: {error.strerror or error}") from error
-
-
-def _draw(board, report: EpochReport, scale: float) -> None:
-    values = {
-        "mse/valid": report.mse * scale,
-        "loss/train": report.loss,
-        "lr": report.lr,
-        "codewords/unused": report.unused_codewords,
-        "codewords/entropy_bits": report.code_entropy,
-    }
-    for name, value in values.items():
-        if value is not None and not isnan(value):  # the start has neither loss nor entropy
-            board.add_scalar(name, value, report.epoch)
-    for step, mse in enumerate(report.mse_per_step, 1):
-        board.add_scalar(f"mse_per_step/{step}", mse * scale, report.epoch)
+def _curves(report: EpochReport, scale: float) -> dict[str, float]:
+    """Points of TensorBoard's curves."""
+    values = {"mse/valid": report.mse * scale, "lr": report.lr, "codewords/unused": report.unused_codewords}
+    if report.loss is not None:  # the start has neither loss nor entropy
+        values |= {"loss/train": report.loss, "codewords/entropy_bits": report.code_entropy}
+    return values | {f"mse_per_step/{step}": mse * scale for step, mse in enumerate(report.mse_per_step, 1)}

@@ -19,19 +19,16 @@ class Processes:
 
             state = PartialState(cpu=device.type == "cpu")
             self.rank, self.count, self.device = state.process_index, state.num_processes, state.device
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
+        self.is_main = self.rank == 0
 
     @staticmethod
     def count_by_environment() -> int:
-        """Number of processes that torchrun started, 1 without it; needs no setup."""
+        """Number of processes that torchrun started, 1 without it."""
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     @staticmethod
     def is_main_by_environment() -> bool:
-        """Whether this is the only process or torchrun's first; needs no setup."""
+        """Whether this is the only process or torchrun's first."""
         return os.environ.get("RANK", "0") == "0"
 
     def share(self, count: int) -> slice:
@@ -40,11 +37,11 @@ class Processes:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes of a tensor of the same shape in each."""
-        if self.count > 1:
-            from accelerate.utils import reduce
+        if self.count == 1:
+            return tensor
+        from accelerate.utils import reduce
 
-            tensor = reduce(tensor, "sum")
-        return tensor
+        return reduce(tensor, "sum")
 
     def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over all processes, in one message."""
@@ -66,9 +63,8 @@ class Processes:
 
     def copy_from_main(self, module: torch.nn.Module) -> None:
         """Copy the weights and buffers of the main process to all others."""
-        if self.count == 1:
-            return
-        from accelerate.utils import broadcast
+        if self.count > 1:
+            from accelerate.utils import broadcast
 
-        for tensor in [*module.parameters(), *module.buffers()]:
-            tensor.data.copy_(broadcast(tensor.data))
+            for tensor in [*module.parameters(), *module.buffers()]:
+                tensor.data.copy_(broadcast(tensor.data))

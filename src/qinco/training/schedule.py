@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 from qinco.training.options import TrainOptions
 
-# The short end: on 500,000 vectors in all, 4e-3 and 6e-3 end level with batches of 1,024; with 512, 2.8e-3 and 4e-3 do;
-# with 256, 2e-3 is the best of 2e-3, 2.8e-3 and 4e-3. Hence the square root of the batch. One seed each. The long end
-# is published: 60 epochs of 10 million vectors.
-_SHORT_RUN = (2_000, 4e-3)
-_LONG_RUN = (586_000, 8e-4)
+# Steps and rate. The short end: on 500,000 vectors in all, 4e-3 and 6e-3 end level with batches of 1,024; with 512,
+# 2.8e-3 and 4e-3 do; with 256, 2e-3 is the best of 2e-3, 2.8e-3 and 4e-3. Hence the square root of the batch. One seed
+# each. The long end is published: 60 epochs of 10 million vectors.
+_SHORT_RUN, _LONG_RUN = (2_000, 4e-3), (586_000, 8e-4)
 _THEIR_BATCH = 1024
 
 
@@ -38,22 +37,14 @@ def fitted_batch_size(num_vectors: int) -> int:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How a run is cut into steps.
-
-    Attributes:
-        epoch_vectors: vectors in an epoch.
-        batch_size: vectors in a batch, all processes together.
-        steps_per_epoch, total_steps: optimizer steps.
-        ramp_steps: steps of the linear ramp at the beginning.
-        lr: the highest learning rate.
-    """
+    """How a run is cut into optimizer steps."""
 
     epoch_vectors: int
-    batch_size: int
+    batch_size: int  # vectors of all processes together
     steps_per_epoch: int
     total_steps: int
-    ramp_steps: int
-    lr: float
+    ramp_steps: int  # of the linear ramp at the beginning
+    lr: float  # the highest
 
     @classmethod
     def from_options(cls, options: TrainOptions, num_train: int) -> "StepPlan":
@@ -68,13 +59,14 @@ class StepPlan:
 
 
 class Schedule:
-    """The learning rate of each step: a linear ramp to the plan's highest rate, and then `factor` of it."""
+    """The learning rate of each step, from 0: a linear ramp to the plan's highest rate, and then `factor` of it."""
+
+    STATE: tuple[str, ...] = ()  # attributes that a resumed run needs
 
     def __init__(self, options: TrainOptions, plan: StepPlan):
         self.options, self.plan = options, plan
 
     def rate(self, step: int) -> float:
-        """The learning rate of optimizer step `step` (from 0)."""
         if step < self.plan.ramp_steps:
             return self.plan.lr * (step + 1) / (self.plan.ramp_steps + 1)
         return self.plan.lr * self.factor(step)
@@ -86,17 +78,16 @@ class Schedule:
     def observe(self, epoch: int, mse: float) -> None:
         """Hear the validation error after an epoch; the first one is that of the start."""
 
-    @property
-    def is_over(self) -> bool:
-        """Whether training ends before its last epoch."""
+    def is_over(self, epoch: int) -> bool:
+        """Whether training ends after this epoch, even if it is not the last."""
         return False
 
     def state(self) -> dict:
-        """What a resumed run needs, as plain values."""
-        return {}
+        return {name: getattr(self, name) for name in self.STATE}
 
     def restore(self, state: dict) -> None:
-        """Continue from a saved run: `state` holds what `state()` gave, and `epoch`, the number of epochs done."""
+        for name in self.STATE:
+            setattr(self, name, state[name])
 
 
 class CosineSchedule(Schedule):
@@ -115,33 +106,24 @@ class PlateauSchedule(Schedule):
     epoch that gained by more than the threshold.
     """
 
-    _STATE = ("best_epoch", "reference_mse", "reductions", "reduced_at")
+    STATE = ("best_epoch", "reference_mse", "reductions", "reduced_at")
 
     def __init__(self, options: TrainOptions, plan: StepPlan):
         super().__init__(options, plan)
-        self.epoch = self.best_epoch = self.reductions = self.reduced_at = 0
+        self.best_epoch = self.reductions = self.reduced_at = 0
         self.reference_mse = math.inf
 
     def factor(self, step: int) -> float:
         return self.options.reduce_factor**self.reductions
 
     def observe(self, epoch: int, mse: float) -> None:
-        self.epoch = epoch
         if self.reference_mse == math.inf or mse < self.reference_mse * (1 - self.options.threshold):
             self.best_epoch, self.reference_mse = epoch, mse
         elif epoch - max(self.best_epoch, self.reduced_at) > self.options.patience:
             self.reductions, self.reduced_at = self.reductions + 1, epoch
 
-    @property
-    def is_over(self) -> bool:
-        return self.epoch - self.best_epoch >= self.options.stop_patience
-
-    def state(self) -> dict:
-        return {name: getattr(self, name) for name in self._STATE}
-
-    def restore(self, state: dict) -> None:
-        for name in ("epoch", *self._STATE):
-            setattr(self, name, state[name])
+    def is_over(self, epoch: int) -> bool:
+        return epoch - self.best_epoch >= self.options.stop_patience
 
 
 SCHEDULES: dict[str, type[Schedule]] = {"cosine": CosineSchedule, "plateau": PlateauSchedule}

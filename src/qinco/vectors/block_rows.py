@@ -1,8 +1,8 @@
 """Rows that are read a block at a time, and what the readers of HDF5 and Parquet share."""
 
 import threading
-from abc import abstractmethod
-from collections.abc import Collection, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -19,8 +19,7 @@ _MAX_NAMES, _MAX_NAME_LENGTH, _MAX_REASON_LENGTH = 12, 40, 200
 class BlockRows(StoredRows):
     """Rows that are stored in blocks. The last block is kept, so that sequential reads load each block once.
 
-    A slice of consecutive rows of one block is a view of it; other keys give fresh arrays. Memory: the result and two
-    blocks.
+    A slice of consecutive rows of one block is a view of it. Memory: the result and two blocks.
     """
 
     def __init__(self, shape: tuple[int, int], dtype):
@@ -60,9 +59,24 @@ class BlockRows(StoredRows):
             self._block = self._block[:0].copy()  # free its memory before the next block takes as much
             self._start, self._block = self._read_block(row)
 
-    @abstractmethod
     def _read_block(self, row: int) -> tuple[int, np.ndarray]:
         """The number of the first row of the block that holds `row`, and the block, an array (n, D)."""
+        raise NotImplementedError
+
+
+class ConcatRows(BlockRows):
+    """The rows of several arrays as one: `load(i)` gives array i, which begins at row `starts[i]` and ends at the next.
+
+    Arrays are loaded when they are read. `name` is what messages call them.
+    """
+
+    def __init__(self, load: Callable[[int], np.ndarray], starts: list[int], columns: int, dtype, name: str):
+        super().__init__((starts[-1], columns), dtype)
+        self._load, self._starts, self.name = load, starts, name
+
+    def _read_block(self, row: int) -> tuple[int, np.ndarray]:
+        number = bisect_right(self._starts, row) - 1
+        return self._starts[number], self._load(number)
 
 
 @contextmanager
@@ -75,7 +89,8 @@ def library(package: str, extra: str, name) -> Iterator[None]:
     except ImportError as error:
         raise ConfigError(f"{name} needs the package {package}: pip install 'qinco[{extra}]'") from error
     except Exception as error:
-        raise DataError(f"{name} cannot be read by {package}, it may be damaged: {reason(error)}") from error
+        message = " ".join(ascii(str(error))[1:-1].split())[:_MAX_REASON_LENGTH]  # it may quote the file
+        raise DataError(f"{name} cannot be read by {package}, it may be damaged: {message}") from error
 
 
 def choose_part(path: Path, names: Collection[str], part: str, kind: str) -> str:
@@ -85,12 +100,6 @@ def choose_part(path: Path, names: Collection[str], part: str, kind: str) -> str
     if not names:
         raise DataError(f"{path} holds no {kind}")
     return part if part in names else next(iter(names))
-
-
-def reason(error: Exception) -> str:
-    """A library's message about a file, on one line and of bounded length: it may quote the file."""
-    words = "".join(letter if letter.isprintable() else " " for letter in str(error)).split()
-    return " ".join(words)[:_MAX_REASON_LENGTH] or type(error).__name__
 
 
 def list_names(names: Collection[str]) -> str:

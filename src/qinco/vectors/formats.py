@@ -17,7 +17,7 @@ from qinco.atomic import write_atomically
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
 from qinco.vectors import fvecs, hdf5, npy_bin, parquet
-from qinco.vectors.mapped import MAX_DIM, Format, Rows, check_matrix, file_size
+from qinco.vectors.mapped import MAX_DIM, Format, Rows, as_matrix, file_size
 
 FORMATS = {
     suffix: format
@@ -28,7 +28,6 @@ SUFFIXES = tuple(FORMATS)
 WRITTEN_SUFFIXES = tuple(suffix for suffix, format in FORMATS.items() if format.header is not None)
 FLOAT_SUFFIXES = tuple(suffix for suffix in WRITTEN_SUFFIXES if FORMATS[suffix].dtype in (None, np.float32))
 WRITE_ROWS = 65536
-_HOLD_CODES = (".npy", ".ivecs")
 _WITH_PARTS = "|".join(re.escape(suffix) for suffix, format in FORMATS.items() if format.has_parts)
 _NAMED_PART = re.compile(rf"(.*?(?:{_WITH_PARTS})):(.+)", re.IGNORECASE | re.DOTALL)
 
@@ -48,17 +47,13 @@ def open_array(path: str | os.PathLike, part: str = "train") -> Rows:
 
 def describe_vectors(path: str | os.PathLike) -> dict:
     """What a file of vectors holds, as JSON values; codes and lists are integers in such files, too."""
-    rows, (file, _) = open_array(path), split_part(path)
-    described = {"kind": "vectors"}
-    if file.suffix.lower() in _HOLD_CODES and rows.dtype.kind in "iu":
+    rows, kind = open_array(path), {"kind": "vectors"}
+    if Path(path).suffix.lower() in (".npy", ".ivecs") and rows.dtype.kind in "iu":
         note = "vectors, codes, list numbers or neighbours: the file does not say which"
-        described = {"kind": "integers", "note": note}
-    return described | {
-        "num_vectors": rows.shape[0],
-        "dim": rows.shape[1],
-        "dtype": str(rows.dtype),
-        "bytes_per_vector": rows.shape[1] * rows.dtype.itemsize,
-    }
+        kind = {"kind": "integers", "note": note}
+    num_vectors, dim = rows.shape
+    size = {"num_vectors": num_vectors, "dim": dim, "dtype": str(rows.dtype)}
+    return kind | size | {"bytes_per_vector": dim * rows.dtype.itemsize}
 
 
 def split_part(path: str | os.PathLike) -> tuple[Path, str | None]:
@@ -96,7 +91,7 @@ def write_vectors(path: str | os.PathLike, array, block_rows: int = WRITE_ROWS) 
     Example:
         >>> write_vectors("x.fvecs", numpy.zeros((10, 128)))
     """
-    matrix = _as_matrix(array, "the array to write")
+    matrix = as_matrix(array, "the array to write")
     with VectorWriter(path, matrix.shape[1], matrix.dtype, len(matrix)) as writer:
         for start in range(0, len(matrix), block_rows):
             writer.append(matrix[start : start + block_rows])
@@ -117,8 +112,6 @@ class VectorWriter:
         self._format = _find_format(self.path, WRITTEN_SUFFIXES)
         self.dtype = np.dtype(dtype) if self._format.dtype is None else self._format.dtype
         require_int("dim", dim, 1, MAX_DIM)
-        if num_rows is not None:
-            require_int(f"the number of rows of {self.path}", num_rows, 0, self._format.max_rows)
 
     def __enter__(self) -> "VectorWriter":
         self._context = self._open()
@@ -129,18 +122,16 @@ class VectorWriter:
 
     def append(self, block) -> None:
         """Write the rows of `block` (n, dim). Raises DataError where the format cannot hold one of its values."""
-        matrix = _as_matrix(block, f"the block for {self.path}")
+        matrix = as_matrix(block, f"the block for {self.path}")
         if matrix.shape[1] != self.dim:
             raise DataError(f"the block for {self.path} has dimension {matrix.shape[1]}, the file {self.dim}")
-        stored, max_rows = self._convert(matrix), self._format.max_rows
-        if max_rows is not None and self.rows_written + len(matrix) > max_rows:
-            raise DataError(f"{self.path} cannot hold more than {max_rows} rows: use .npy")
-        self._file.write(self._format.frame(stored))  # pyright: ignore[reportArgumentType]  (a buffer)
+        self._file.write(self._format.frame(self._convert(matrix)))  # pyright: ignore[reportArgumentType]  (a buffer)
         self.rows_written += len(matrix)
 
     def size(self, num_rows: int) -> int:
         """Bytes of a file of `num_rows` rows."""
-        return len(self._header(0)) + num_rows * (self._format.frame_bytes + self.dim * self.dtype.itemsize)
+        row = self._format.frame(np.empty((1, self.dim), self.dtype))
+        return len(self._header(0)) + num_rows * row.nbytes
 
     def attach(self, file: BinaryIO, rows: int = 0) -> None:
         """Append to an open file of the caller after its first `rows` rows, instead of `with`; the rest is cut off.
@@ -183,15 +174,6 @@ class VectorWriter:
             where = f"{matrix[row, column]} in row {self.rows_written + row}"
             raise DataError(f"{self.path} cannot hold {where}: it must be {limits}")
         return stored
-
-
-def _as_matrix(array, name: str) -> np.ndarray:
-    try:
-        matrix = np.asarray(array)
-    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a tensor that requires a gradient
-        raise DataError(f"{name} is not an array of numbers: {error}") from error
-    check_matrix(matrix.shape, matrix.dtype, name)
-    return matrix
 
 
 def _find_format(path: Path, suffixes: tuple[str, ...]) -> Format:

@@ -53,6 +53,6 @@ def _record_type(dim: int, dtype: np.dtype) -> np.dtype:
 
 
 FORMATS = tuple(
-    Format((suffix,), partial(open_framed, suffix=suffix), False, dtype, lambda shape, dtype: b"", frame, 4)
+    Format((suffix,), partial(open_framed, suffix=suffix), False, dtype, lambda shape, dtype: b"", frame)
     for suffix, dtype in _TYPES.items()
 )

@@ -43,7 +43,26 @@ def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: i
         data = _find(file, name)
         if data is None:
             raise DataError(f"{path} holds no data set {name!r}" + (f", but {list_names(found)}" if found else ""))
-        return _open_data_set(path, size, f"{path}:{name}", data, block_bytes)
+        name = f"{path}:{name}"
+        check_matrix(data.shape or (), data.dtype, name)
+        if data.shape[1] > MAX_DIM:
+            raise DataError(f"{name} is damaged: its shape is {data.shape}")
+        if data.is_virtual or data.external:
+            raise DataError(f"{name} refers to other files, which are never opened: store its values in the file")
+        dtype, offset = np.dtype(data.dtype.str), data.id.get_offset()
+        if data.shape[0] == 0:
+            return np.empty(data.shape, dtype)
+        if data.chunks is not None:
+            chunks = math.prod(-(-length // chunk) for length, chunk in zip(data.shape, data.chunks, strict=True))
+            if chunks > _MAX_CHUNKS or data.id.get_num_chunks() != chunks:
+                raise DataError(f"{name} is damaged: not all of the {chunks} chunks of shape {data.shape} are stored")
+            return Hdf5Rows(name, data, block_bytes)
+        expected = data.size * dtype.itemsize
+        if data.id.get_storage_size() < expected or (offset or 0) + expected > size:
+            raise DataError(f"{name} is truncated: its shape {data.shape} needs {expected} bytes")
+        if offset is not None and data.id.get_type().equal(h5py.h5t.py_create(dtype)):
+            return map_file(path, dtype, data.shape, offset)
+        return Hdf5Rows(name, data, block_bytes)
 
 
 def _find(group, name: str):
@@ -55,30 +74,6 @@ def _find(group, name: str):
             return None
         group = group[step]
     return group if isinstance(group, h5py.Dataset) else None
-
-
-def _open_data_set(path: Path, size: int, name: str, data, block_bytes: int):
-    import h5py
-
-    check_matrix(data.shape or (), data.dtype, name)
-    if data.shape[1] > MAX_DIM:
-        raise DataError(f"{name} is damaged: its shape is {data.shape}")
-    if data.is_virtual or data.external:
-        raise DataError(f"{name} refers to other files, which are never opened: store its values in the file")
-    dtype, offset = np.dtype(data.dtype.str), data.id.get_offset()
-    if data.shape[0] == 0:
-        return np.empty(data.shape, dtype)
-    if data.chunks is not None:
-        chunks = math.prod(-(-length // chunk) for length, chunk in zip(data.shape, data.chunks, strict=True))
-        if chunks > _MAX_CHUNKS or data.id.get_num_chunks() != chunks:
-            raise DataError(f"{name} is damaged: not all of the {chunks} chunks of shape {data.shape} are stored")
-        return Hdf5Rows(name, data, block_bytes)
-    expected = data.size * dtype.itemsize
-    if data.id.get_storage_size() < expected or (offset or 0) + expected > size:
-        raise DataError(f"{name} is truncated: its shape {data.shape} needs {expected} bytes")
-    if offset is not None and data.id.get_type().equal(h5py.h5t.py_create(dtype)):
-        return map_file(path, dtype, data.shape, offset)
-    return Hdf5Rows(name, data, block_bytes)
 
 
 FORMATS = (Format((".hdf5", ".h5"), open_hdf5, has_parts=True),)

@@ -3,7 +3,6 @@
 import mmap
 import os
 import stat
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ class Rows(Protocol):
     def __getitem__(self, key: Any, /) -> np.ndarray: ...
 
 
-class StoredRows(ABC):
+class StoredRows:
     """Rows (N, D) in a file that numpy cannot map; reading them raises DataError where the file is damaged."""
 
     def __init__(self, shape: tuple[int, int], dtype):
@@ -41,9 +40,8 @@ class StoredRows(ABC):
     def __len__(self) -> int:
         return self.shape[0]
 
-    @abstractmethod
     def __getitem__(self, key) -> np.ndarray:
-        """The rows of a slice or of an integer array: (n, D) of the stored type."""
+        raise NotImplementedError
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self[:].astype(dtype or self.dtype, copy=bool(copy))
@@ -51,7 +49,7 @@ class StoredRows(ABC):
 
 @dataclass(frozen=True)
 class Format:
-    """A file format of vectors: one entry of `formats.FORMATS`.
+    """A file format of vectors.
 
     Attributes:
         suffixes: of file names, in lower case.
@@ -60,8 +58,6 @@ class Format:
         dtype: the stored type; None for any.
         header: the bytes before the rows, given shape and dtype: as many for any shape. None for a read-only format.
         frame: gives the array whose bytes are written for rows (n, D).
-        frame_bytes: bytes that `frame` adds to a row.
-        max_rows: rows that a file can hold; None for any number.
     """
 
     suffixes: tuple[str, ...]
@@ -70,19 +66,27 @@ class Format:
     dtype: np.dtype | None = None
     header: Callable[[tuple[int, int], np.dtype], bytes] | None = None
     frame: Callable[[np.ndarray], np.ndarray] = np.asarray
-    frame_bytes: int = 0
-    max_rows: int | None = None
+
+
+def as_matrix(array, name: str) -> np.ndarray:
+    """What numpy makes of `array`; raises DataError unless it is a matrix (N, D) of numbers."""
+    try:
+        matrix = np.asarray(array)
+    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a tensor that requires a gradient
+        raise DataError(f"{name} is not a matrix of numbers: {error}") from error
+    check_matrix(matrix.shape, matrix.dtype, name)
+    return matrix
 
 
 def check_matrix(shape: tuple, dtype, name: str) -> None:
-    """Raise DataError, about `name`, unless a numpy array of this shape and dtype is a matrix (N, D) of numbers."""
+    """Raise DataError unless a numpy array of this shape and dtype is a matrix (N, D) of numbers."""
     check_shape(shape, name)
     if dtype.kind not in "fiu":
         raise DataError(f"{name} holds {dtype} values: vectors are integers or floats")
 
 
 def check_shape(shape: tuple, name: str) -> None:
-    """Raise DataError, about `name`, unless `shape` is (N, D) with D at least 1."""
+    """Raise DataError unless `shape` is (N, D) with D at least 1."""
     if len(shape) != 2:
         hint = ": for a single vector give x[None]" if len(shape) == 1 else ""
         raise DataError(f"{name} must be a matrix (N, D), not an array of shape {tuple(shape)}{hint}")
@@ -91,12 +95,10 @@ def check_shape(shape: tuple, name: str) -> None:
 
 
 def check_size(path: Path, size: int, expected: int, promise: str) -> None:
-    """Raise DataError unless a file's `size` in bytes is the `expected` one; `promise` is what its header says."""
+    """Raise DataError unless a file's `size` in bytes is as `expected` by its header, which says `promise`."""
     if size != expected:
         state = "truncated" if size < expected else "damaged"
-        raise DataError(
-            f"{path} is {state}: it has {size} bytes, its header ({promise}) needs {expected}: write it again"
-        )
+        raise DataError(f"{path} is {state}: it has {size} bytes, its header ({promise}) needs {expected}")
 
 
 def missing_file(path: str | os.PathLike) -> DataError:
@@ -137,10 +139,7 @@ def map_file(path: Path, dtype: np.dtype, shape: tuple, offset: int = 0, order: 
     """A read-only memory map of an array in a file; without rows, which cannot be mapped, an empty array."""
     if shape[0] == 0:
         return np.empty(shape, dtype)
-    try:
-        return np.asarray(np.memmap(path, dtype, "r", offset, shape, order))
-    except (OSError, ValueError) as error:  # ValueError: the file shrank since its size was taken
-        raise DataError(f"cannot map {path}: {getattr(error, 'strerror', None) or error}") from error
+    return np.asarray(np.memmap(path, dtype, "r", offset, shape, order))
 
 
 def release_pages(rows: np.ndarray) -> None:

@@ -71,14 +71,7 @@ def _parse_npy_header(path: Path) -> tuple[tuple, bool, np.dtype, int]:
 FORMATS = (
     Format((".npy",), open_npy, header=npy_header),
     *(
-        Format(
-            (suffix,),
-            partial(open_bin, suffix=suffix),
-            False,
-            dtype,
-            lambda shape, _: _BIN_HEADER.pack(*shape),
-            max_rows=2**32 - 1,
-        )
+        Format((suffix,), partial(open_bin, suffix=suffix), False, dtype, lambda shape, _: _BIN_HEADER.pack(*shape))
         for suffix, dtype in _BIN_TYPES.items()
     ),
 )

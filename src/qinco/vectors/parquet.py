@@ -23,38 +23,37 @@ class ParquetRows(BlockRows):
         self._name, self._column, self._file = name, column, file
         self._batch_rows = max(1, batch_bytes // (dim * self.dtype.itemsize + 4))
         self._first_rows = np.cumsum([0, *sizes])
-        self._next_row, self._end, self._batches = 0, -1, iter(())  # of the row group that is being decoded
+        self._next_row, self._end, self._blocks = 0, -1, iter(())  # of the row group that is being decoded
 
     def _read_block(self, row: int) -> tuple[int, np.ndarray]:
         if not self._next_row <= row < self._end:
             group = int(np.searchsorted(self._first_rows, row, "right")) - 1
             self._next_row, self._end = map(int, self._first_rows[group : group + 2])
-            self._batches = self._read_batches(group)
+            self._blocks = self._decode(group)
         end, self._end = self._end, -1  # after an exception the next call begins again
-        while True:
-            start, lists = self._next_row, next(self._batches, ())
-            self._next_row += len(lists)
-            if len(lists) == 0 or self._next_row > end:
-                raise DataError(f"{self._name} is damaged: rows up to {end} were expected, but {self._next_row} found")
-            if row < self._next_row:
-                block = self._to_array(lists, start)
+        for start, block in self._blocks:
+            self._next_row = start + len(block)
+            if row < self._next_row <= end:
                 self._end = end
                 return start, block
+        raise DataError(f"{self._name} is damaged: row {row} is missing")
 
-    def _read_batches(self, group: int) -> Iterator:
+    def _decode(self, group: int) -> Iterator[tuple[int, np.ndarray]]:
+        start = int(self._first_rows[group])
         with library("pyarrow", "parquet", f"{self._name} (row group {group})"):
             for batch in self._file.iter_batches(self._batch_rows, [group], [self._column], use_threads=False):
                 lists = batch.column(self._column)
                 lists.validate(full=True)
-                yield lists
+                yield start, self._to_array(lists, start)
+                start += len(lists)
 
     def _to_array(self, lists, start: int) -> np.ndarray:
         """Lists of numbers as an array (n, D); `start` is the row of the first one."""
         if lists.null_count:
             raise DataError(f"row {start + _first_null(lists)} of {self._name} is null: remove it")
         lengths, dim = np.asarray(lists.value_lengths()), self.shape[1]
-        if (lengths != dim).any():
-            row = np.argmax(lengths != dim)
+        row = int(np.argmax(lengths != dim))
+        if lengths[row] != dim:
             raise DataError(f"row {start + row} of {self._name} has {lengths[row]} values, others have {dim}")
         values = lists.flatten()
         if values.null_count:
@@ -95,8 +94,7 @@ def _open_column(where: str, size: int, name: str, file, dtype, dim: int | None,
         raise DataError(f"row 0 of {where} has {dim} values: it must have between 1 and {MAX_DIM}")
     for group, (chunk, count) in enumerate(zip(chunks, sizes, strict=True)):
         if chunk.num_values != count * dim:
-            row = sum(sizes[:group])
-            raise DataError(f"{where}: rows {row} to {row + count - 1} are not all of dimension {dim}, as row 0 is")
+            raise DataError(f"{where}: row {sum(sizes[:group])} or one of the next {count} is not of dimension {dim}")
     return ParquetRows(where, name, file, sizes, dim, dtype, batch_bytes)
 
 
@@ -106,11 +104,10 @@ def _list_columns(schema) -> dict[str, tuple[np.dtype, int | None]]:
 
     columns = {}
     for field in schema:
-        is_fixed = types.is_fixed_size_list(field.type)
-        if is_fixed or types.is_list(field.type) or types.is_large_list(field.type):
+        if types.is_fixed_size_list(field.type) or types.is_list(field.type) or types.is_large_list(field.type):
             value = field.type.value_type
             if types.is_integer(value) or types.is_floating(value):
-                columns[field.name] = np.dtype(value.to_pandas_dtype()), field.type.list_size if is_fixed else None
+                columns[field.name] = np.dtype(value.to_pandas_dtype()), getattr(field.type, "list_size", None)
     return columns
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from hashlib import sha256
 
 import numpy as np
@@ -10,12 +11,12 @@ import numpy as np
 from qinco.config import require_int
 from qinco.errors import DataError
 from qinco.vectors.formats import open_array
-from qinco.vectors.mapped import Rows, check_matrix, check_shape, release_pages
+from qinco.vectors.mapped import Rows, as_matrix, check_shape, release_pages
 
 __all__ = ["Rows", "VectorSource", "as_source", "check_finite", "fingerprint", "open_vectors"]
 
 _RELEASED_BYTES = 1 << 16
-SAMPLED_ROWS = 256  # by which fingerprints tell sets of vectors or codes apart
+_SAMPLED_ROWS = 256
 
 
 class VectorSource:
@@ -27,7 +28,7 @@ class VectorSource:
     Args:
         rows: what holds the vectors.
         name: what messages call them: a path, or the name of an argument.
-        start: first row of `rows` that belongs to the source.
+        start: first of `rows` that belongs to the source.
         stop: the row after the last one; None for all.
 
     Example:
@@ -73,8 +74,7 @@ class VectorSource:
         """All vectors at once, in memory."""
         if copy is False:
             raise ValueError(f"{self.name} cannot be an array without a copy")
-        array = self[:]
-        return array if dtype is None else array.astype(dtype, copy=False)
+        return self[:].astype(dtype or np.float32, copy=False)
 
     def limit(self, count: int) -> "VectorSource":
         """The first `count` vectors, or all where there are fewer."""
@@ -88,28 +88,21 @@ class VectorSource:
         return VectorSource(self._rows, self.name, self._start + start, self._start + stop)
 
     def map(self, function: Callable[[np.ndarray], np.ndarray], dim: int | None = None) -> "VectorSource":
-        """A source of what `function` makes of each vector, computed when it is read.
-
-        Args:
-            function: takes float32 (n, D) and returns float32 (n, dim).
-            dim: dimension of the result; None for D.
-
-        Example:
-            >>> halves = source.map(lambda x_ND: x_ND[:, :64], dim=64)
-        """
+        """What `function` makes of vectors, float32 (n, D), when they are read: float32 (n, dim), by default (n, D)."""
         whole = VectorSource(self._rows, self.name)  # so that messages name the row in the file
-        rows = _ComputedRows((len(whole), dim or self.dim), lambda key: function(whole[key]))
+        rows = _ComputedRows((len(whole), dim or self.dim), np.dtype(np.float32), lambda key: function(whole[key]))
         return VectorSource(rows, self.name, self._start, self._stop)
 
     def take(self, rows_S) -> "VectorSource":
         """The vectors of the row numbers `rows_S`, int (S,), in that order, not read yet."""
         rows_S = np.asarray(rows_S, np.int64)
-        return VectorSource(_ComputedRows((len(rows_S), self.dim), lambda key: self[rows_S[key]]), self.name)
+        rows = _ComputedRows((len(rows_S), self.dim), np.dtype(np.float32), lambda key: self[rows_S[key]])
+        return VectorSource(rows, self.name)
 
     def blocks(self, size: int, check: bool = True) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (start, float32 (n, D)) for each `size` vectors; `check` that they are finite: DataError if not."""
         require_int("block size", size)
-        check = check and not _holds_integers(self.dtype)
+        check = check and "int" not in getattr(self.dtype, "name", str(self.dtype))  # numpy's name or torch's type
         for start in range(0, len(self), size):
             block = self[start : start + size]
             if check:
@@ -122,7 +115,7 @@ class VectorSource:
         forward = wanted if wanted.step > 0 else wanted[::-1]
         rows = self._rows[self._start + forward.start : self._start + forward.stop : forward.step]
         vectors = _to_float32(rows if wanted.step > 0 else rows[::-1])
-        if vectors.nbytes >= _RELEASED_BYTES and isinstance(rows, np.ndarray):
+        if vectors.nbytes >= _RELEASED_BYTES:
             release_pages(rows)  # otherwise a file that is read once counts as resident memory
         return vectors
 
@@ -130,27 +123,11 @@ class VectorSource:
 class _ComputedRows:
     """Rows that are computed when they are read: `read` takes a slice or an int64 array."""
 
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, shape: tuple[int, int], read: Callable[..., np.ndarray]):
-        self.shape, self._read = shape, read
+    def __init__(self, shape: tuple[int, int], dtype, read: Callable[..., np.ndarray]):
+        self.shape, self.dtype, self._read = shape, dtype, read
 
     def __getitem__(self, key) -> np.ndarray:
         return self._read(key)
-
-
-class _TensorRows:
-    """Rows of a torch tensor that numpy cannot map: on a device, or of a type that it lacks."""
-
-    def __init__(self, tensor):
-        self._tensor, self.shape, self.dtype = tensor.detach(), tuple(tensor.shape), tensor.dtype
-
-    def __getitem__(self, key) -> np.ndarray:
-        import torch
-
-        if not isinstance(key, slice):
-            key = torch.from_numpy(key).to(self._tensor.device)
-        return self._tensor[key].to("cpu", torch.float32).numpy()
 
 
 def open_vectors(path: str | os.PathLike, part: str = "train") -> VectorSource:
@@ -194,21 +171,16 @@ def as_source(x, name: str = "vectors") -> VectorSource:
         raise DataError(f"{name} is sparse: give {name}.toarray()")
     if np.ma.isMaskedArray(x):
         raise DataError(f"{name} is a masked array: fill or remove its masked values")
-    try:
-        array = np.asarray(x)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise DataError(f"{name} is not a matrix of numbers: {error}") from error
-    check_matrix(array.shape, array.dtype, name)
-    return VectorSource(array, name)
+    return VectorSource(as_matrix(x, name), name)
 
 
-def spread_rows(count: int, most: int = SAMPLED_ROWS) -> np.ndarray:
-    """Row numbers, int64, spread evenly over `count` rows: `most` of them, or all where there are fewer."""
-    return np.unique(np.linspace(0, max(0, count - 1), min(most, count)).astype(np.int64))
+def spread_rows(count: int) -> np.ndarray:
+    """At most 256 row numbers, int64, spread evenly over `count` rows: fingerprints tell sets apart by them."""
+    return np.unique(np.linspace(0, max(0, count - 1), min(_SAMPLED_ROWS, count)).astype(np.int64))
 
 
 def fingerprint(source: VectorSource, more: bytes = b"") -> str:
-    """SHA-256 of 256 vectors spread over a source, and of `more`: work is not resumed on other vectors."""
+    """SHA-256 of some vectors of a source, and of `more`: work is not resumed on other vectors."""
     return sha256(source[spread_rows(len(source))].tobytes() + more).hexdigest()
 
 
@@ -229,19 +201,19 @@ def _tensor_rows(tensor, name: str):
         raise DataError(f"{name} is sparse or has no data: give a dense tensor")
     if tensor.dtype.is_complex or tensor.dtype == torch.bool or tensor.is_quantized:
         raise DataError(f"{name} holds {tensor.dtype} values: vectors are integers or floats")
-    if tensor.device.type != "cpu":
-        return _TensorRows(tensor)
-    try:
-        return tensor.numpy(force=True)  # shares the tensor's memory
-    except TypeError:  # bfloat16 and the 8-bit floats
-        return _TensorRows(tensor)
+    tensor = tensor.detach()
+    with suppress(TypeError):  # a type that numpy lacks: bfloat16 and the 8-bit floats
+        if tensor.device.type == "cpu":
+            return tensor.numpy(force=True)  # shares the tensor's memory
 
+    def read(key) -> np.ndarray:
+        key = key if isinstance(key, slice) else torch.from_numpy(key).to(tensor.device)
+        return tensor[key].to("cpu", torch.float32).numpy()
 
-def _holds_integers(dtype) -> bool:
-    return dtype.kind in "iu" if isinstance(dtype, np.dtype) else not dtype.is_floating_point
+    return _ComputedRows(tuple(tensor.shape), tensor.dtype, read)
 
 
 def _to_float32(rows: np.ndarray) -> np.ndarray:
-    """A fresh float32 array; values that float32 cannot hold become infinite, which `check_finite` finds."""
+    """A fresh array; values that float32 cannot hold become infinite, which `check_finite` finds."""
     with np.errstate(over="ignore", invalid="ignore"):
         return rows.astype(np.float32, order="C", copy=not rows.flags.owndata)

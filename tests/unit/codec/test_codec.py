@@ -62,17 +62,17 @@ def on_processor(codec: Codec) -> Codec:
 
 
 def test_codes_are_small_integers_and_decode_to_float32(placed):
-    codec = placed
-    codes = codec.encode(random_vectors(20, 3))
+    x = random_vectors(20, 3)
+    before, codes = x.copy(), placed.encode(x)
     assert (codes.dtype, codes.shape) == (np.uint8, (20, 3)) and codes.max() < 4
-    decoded = codec.decode(codes)
-    assert (decoded.dtype, decoded.shape) == (np.float32, (20, 3))
-    assert (codec.dim, codec.num_codes, codec.bytes_per_vector, codec.is_ivf) == (3, 3, 0.75, False)
+    decoded = placed.decode(codes)
+    assert (decoded.dtype, decoded.shape) == (np.float32, (20, 3)) and np.array_equal(x, before)
+    assert (placed.dim, placed.num_codes, placed.bytes_per_vector, placed.is_ivf) == (3, 3, 0.75, False)
 
 
 def test_decoding_is_the_models_chain_in_data_space(placed, codec):
     codes = torch.tensor([[0, 1, 2], [3, 3, 3]])
-    model = codec.model
+    model = codec.models[0]
     wanted = model(codes, torch.zeros(2, 3)) * model.scale + model.mean
     np.testing.assert_allclose(placed.decode(codes), wanted.numpy(), rtol=1e-5, atol=1e-5)
 
@@ -84,26 +84,13 @@ def test_large_codebooks_have_two_byte_codes(device):
     assert codes.dtype == np.uint16 and codes.max() > 255
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8, np.int64])
-def test_vectors_of_any_type_encode_alike(codec, dtype):
-    x = np.round(random_vectors(40, 3)).clip(0, 100)
+def test_vectors_of_any_type_and_place_encode_alike(placed, device, tmp_path):
+    codec, x = placed, np.round(random_vectors(40, 3)).clip(0, 100)
     wanted = codec.encode(x)
-    assert np.array_equal(codec.encode(x.astype(dtype)), wanted)
-    assert np.array_equal(codec.encode(torch.from_numpy(x.astype(dtype))), wanted)
-    assert np.array_equal(codec.encode(x.astype(dtype).tolist()), wanted)
-
-
-def test_tensors_on_a_device_are_as_good_as_arrays(placed, device):
-    x = random_vectors(40, 3)
-    codes = placed.encode(x)
-    assert np.array_equal(placed.encode(torch.from_numpy(x).to(device)), codes)
-    there = torch.from_numpy(codes.astype(np.int64)).to(device)
-    np.testing.assert_array_equal(placed.decode(there), placed.decode(codes))
-
-
-def test_bfloat16_tensors_strided_arrays_and_files_encode_alike(codec, tmp_path):
-    x = np.round(random_vectors(40, 3)).clip(0, 100)
-    wanted = codec.encode(x)
+    assert np.array_equal(codec.encode(torch.from_numpy(x).to(device)), wanted)
+    for dtype in (np.float16, np.float64, np.uint8, np.int64):
+        for given in (x.astype(dtype), torch.from_numpy(x.astype(dtype)), x.astype(dtype).tolist()):
+            assert np.array_equal(codec.encode(given), wanted)
     assert np.array_equal(codec.encode(torch.from_numpy(x).bfloat16()), wanted)
     assert np.array_equal(codec.encode(np.asfortranarray(x)), wanted)
     assert np.array_equal(codec.encode(x[::-1]), wanted[::-1])
@@ -112,33 +99,11 @@ def test_bfloat16_tensors_strided_arrays_and_files_encode_alike(codec, tmp_path)
     assert np.array_equal(codec.encode(np.load(tmp_path / "x.npy", mmap_mode="r")), wanted)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.uint64])
-def test_codes_of_any_type_decode_alike(codec, dtype):
-    codes = codec.encode(random_vectors(20, 3))
-    wanted = codec.decode(codes)
-    assert np.array_equal(codec.decode(codes.astype(dtype)), wanted)
-    assert np.array_equal(codec.decode(codes.tolist()), wanted)
-    assert np.array_equal(codec.decode(torch.from_numpy(codes.astype(np.int32))), wanted)
-    np.testing.assert_allclose(codec.decode(codes[::-1]), wanted[::-1], rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("count", [0, 1])
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_zero_and_one_vector(name, count, device):
-    config = ARCHITECTURES[name]
-    codec = Codec(random_model(config).to(device), EncodeOptions(beam_width=3))
-    codes = codec.encode(random_vectors(count, config.dim))
-    assert codes.shape == (count, config.num_steps)
-    assert codec.decode(codes).shape == (count, config.dim)
-
-
-def test_inputs_are_not_changed(codec):
-    x = random_vectors(20, 3)
-    before = x.copy()
-    codes = codec.encode(x)
-    copied = codes.copy()
-    codec.decode(codes)
-    assert np.array_equal(x, before) and np.array_equal(codes, copied)
+def test_zero_and_one_vector(each, count):
+    codes = each.encode(random_vectors(count, each.dim))
+    assert codes.shape == (count, each.num_codes) and codes.has_lists == each.is_ivf
+    assert each.decode(codes).shape == (count, each.dim)
 
 
 def test_a_shorter_code_is_searched_for_itself(placed):
@@ -158,13 +123,13 @@ def test_ivf_codes_come_with_the_nearest_lists(placed_ivf, ivf):
     x = random_vectors(50, 3)
     codes, lists = placed_ivf.encode(x)
     assert (lists.dtype, lists.shape) == (np.int32, (50,))
-    normalised = (x - ivf.model.mean.numpy()) / ivf.model.scale.numpy()
-    distances = np.square(normalised[:, None] - ivf.model.coarse_centroids.numpy()).sum(2)
+    normalised = (x - ivf.models[0].mean.numpy()) / ivf.models[0].scale.numpy()
+    distances = np.square(normalised[:, None] - ivf.models[0].coarse_centroids.numpy()).sum(2)
     assert np.array_equal(lists, distances.argmin(1))
     assert np.array_equal(placed_ivf.assign_lists(x), lists)
     np.testing.assert_allclose(placed_ivf.coarse_centroids, ivf.coarse_centroids, rtol=1e-6)
-    wanted = ivf.model(torch.from_numpy(codes).long(), ivf.model.coarse_centroids[lists.astype(np.int64)])
-    wanted = ivf.model.denormalize(wanted).numpy()
+    wanted = ivf.models[0](torch.from_numpy(codes).long(), ivf.models[0].coarse_centroids[lists.astype(np.int64)])
+    wanted = ivf.models[0].denormalize(wanted).numpy()
     np.testing.assert_allclose(placed_ivf.decode(codes, lists), wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -197,20 +162,9 @@ def test_a_file_does_not_know_the_device(tmp_path, placed, placed_ivf, codec, iv
         there.save(tmp_path / "there"), here.save(tmp_path / "here")
         assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
         assert there.fingerprint() == here.fingerprint() == Codec.load(tmp_path / "there").fingerprint()
-        assert Codec.load(tmp_path / "there").model.device.type == "cpu"
-    assert codec.to(named_device).model.device.type == placed.model.device.type
+        assert Codec.load(tmp_path / "there").models[0].device.type == "cpu"
+    assert codec.to(named_device).models[0].device.type == placed.models[0].device.type
     assert np.array_equal(codec.encode(random_vectors(30, 3)), placed.encode(random_vectors(30, 3)))
-
-
-def test_reading_executes_nothing(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "sprung"), "w"))
-
-    torch.save({"model": Trap()}, tmp_path / "x.safetensors")
-    with pytest.raises(DataError, match="nothing was executed"):
-        Codec.load(tmp_path / "x.safetensors")
-    assert not (tmp_path / "sprung").exists()
 
 
 def test_its_text_says_what_it_is(codec, ivf):
@@ -231,11 +185,6 @@ def test_the_row_that_is_not_finite_is_named(codec, value):
     [
         (np.zeros((4, 5), np.float32), "vectors have 5 dimensions, the codec was trained on 3"),
         (np.zeros(3, np.float32), "vectors"),
-        (np.zeros((2, 3, 3), np.float32), "vectors"),
-        (np.array([["a", "b", "c"]]), "vectors"),
-        (np.zeros((2, 3), complex), "vectors"),
-        ([[1, 2, 3], [1, 2]], "not a matrix of numbers"),
-        (None, "vectors"),
         ("nowhere.fvecs", "nowhere.fvecs"),
     ],
 )
@@ -248,10 +197,6 @@ def test_what_is_no_matrix_of_the_codecs_dimension_is_refused(codec, x, message)
     ("options", "message"),
     [
         ({"num_candidates": 2, "num_pairs": 2}, "exclude each other"),
-        ({"num_candidates": -1}, r"num_candidates \(A\) must be at least 1"),
-        ({"num_pairs": 0}, r"num_pairs \(C\) must be at least 1"),
-        ({"beam_width": 0}, r"beam_width \(B\) must be at least 1"),
-        ({"beam_width": 2.0}, r"beam_width \(B\) must be an integer"),
         ({"precision": "half"}, "precision must be one of"),
         ({"num_steps": 4}, "num_steps must be between 1 and 3, not 4"),
         ({"num_steps": 0}, "num_steps must be between 1 and 3"),
@@ -270,22 +215,30 @@ def test_a_codec_without_preselector_says_so(options):
 
 
 @pytest.mark.parametrize(
-    ("codes", "lists", "message"),
+    ("kind", "codes", "lists", "message"),
     [
-        ([[0, 0, 4]], None, "row 0, column 2 is 4"),
-        ([[0, -1, 0]], None, "row 0, column 1 is -1"),
-        ([[0, 0, 0, 0]], None, "4 columns"),
-        ([[0.5, 0, 0]], None, "integer array"),
-        ([0, 0, 0], None, "2-D integer array"),
-        ([[0, 0, 0]], [0], "this codec has none"),
+        ("codec", [[0, 0, 4]], None, "row 0, column 2 is 4"),
+        ("codec", [[0, -1, 0]], None, "row 0, column 1 is -1"),
+        ("codec", [[0, 0, 0, 0]], None, "4 columns"),
+        ("codec", [[0.5, 0, 0]], None, "integer array"),
+        ("codec", [0, 0, 0], None, "2-D integer array"),
+        ("codec", [[0, 0, 0]], [0], "this codec has none"),
+        ("product", [[0] * 5], None, "5 columns: 2 parts"),
+        ("product", [[0] * 8], None, "8 columns"),
+        ("product", np.empty((3, 0), np.uint8), None, "0 columns"),
+        ("product", [[0, 0, 0, 0, 0, 9]], None, "row 0, column 5 is 9"),
+        ("product", [[0] * 6], [0], "lists"),
+        ("ivf", [[0, 0, 0]], None, "give lists"),
+        ("ivf", [[0, 0, 0], [1, 1, 1]], [0], "must be 2 integers"),
+        ("ivf", [[0, 0, 0], [1, 1, 1]], [0, 5], "row 1 is 5, the codec has 5 lists"),
+        ("ivf", [[0, 0, 0], [1, 1, 1]], [-1, 0], "row 0 is -1"),
     ],
 )
-def test_wrong_codes_are_refused(codec, codes, lists, message):
-    with pytest.raises(DataError, match=message):
-        codec.decode(codes, lists)
-    if lists is not None:
+def test_wrong_codes_and_lists_are_refused(codec, ivf, kind, codes, lists, message):
+    refusing = {"codec": codec, "ivf": ivf, "product": product_codec(False)}[kind]
+    for given in ((codes, lists), ((codes, lists),) if lists else (codes,)):
         with pytest.raises(DataError, match=message):
-            codec.decode((codes, lists))
+            refusing.decode(*given)
 
 
 @pytest.mark.parametrize("row", [5, 2**20 + 5])
@@ -298,37 +251,6 @@ def test_a_wrong_code_is_named_by_its_row(codec, ivf, row):
         ivf.check_codes(codes_NM * 0, lists_N)
 
 
-@pytest.mark.parametrize(
-    ("codes", "message"),
-    [
-        ([[0] * 5], "5 columns: 2 parts"),
-        ([[0] * 8], "8 columns"),
-        (np.empty((3, 0), np.uint8), "0 columns"),
-        ([[0, 0, 0, 0, 0, 9]], "row 0, column 5 is 9"),
-        ([0] * 6, "2-D integer array"),
-        ([[0.5] * 6], "integer array"),
-    ],
-)
-def test_wrong_codes_of_several_parts_are_refused(product, codes, message):
-    with pytest.raises(DataError, match=message):
-        product.decode(codes)
-
-
-@pytest.mark.parametrize(
-    ("lists", "message"),
-    [
-        (None, "give lists"),
-        ([0], "must be 2 integers"),
-        ([0, 5], "row 1 is 5, the codec has 5 lists"),
-        ([-1, 0], "row 0 is -1"),
-        ([0.0, 1.0], "integers"),
-    ],
-)
-def test_wrong_lists_are_refused(ivf, lists, message):
-    with pytest.raises(DataError, match=message):
-        ivf.decode([[0, 0, 0], [1, 1, 1]], lists)
-
-
 # Codes of every kind
 
 
@@ -337,7 +259,7 @@ def test_codes_are_decoded_in_every_form(each, device):
     assert isinstance(codes, Codes) and codes.has_lists == each.is_ivf
     wanted, lists = each.decode(codes), codes.lists
     tensor = torch.from_numpy(codes.codes).to(device)
-    for given in (codes.codes, codes.tolist(), tensor, codes.astype(np.int64)):
+    for given in (codes.codes, codes.tolist(), tensor, *(codes.astype(t) for t in ["b", "u2", "i4", "u8"])):
         assert np.array_equal(each.decode(given, lists), wanted)
         if each.is_ivf:
             assert np.array_equal(each.decode((given, lists)), wanted)
@@ -429,18 +351,6 @@ def test_shorter_codes_take_the_first_steps_of_every_part(product):
     for given in (codes, codes.codes, torch.from_numpy(codes.codes)):
         assert np.array_equal(product.prefix(given, 2), codes[:, [0, 1, 3, 4]])
     assert product.encode(random_vectors(40, 6), num_steps=1).shape == (40, 2)
-
-
-def test_several_models_encode_no_vectors(product):
-    codes = product.encode(random_vectors(0, 6))
-    assert codes.shape == (0, 6) and product.decode(codes).shape == (0, 6)
-
-
-def test_lists_and_wrong_vectors_are_refused(product):
-    with pytest.raises(DataError, match="lists"):
-        product.decode([[0] * 6], [0])
-    with pytest.raises(DataError, match="3 dimensions, the codec was trained on 6"):
-        product.encode(random_vectors(4, 3))
 
 
 def test_the_alias_makes_and_loads_codecs(tmp_path, product):

@@ -9,7 +9,7 @@ from small_models import ARCHITECTURES, random_model, random_vectors
 
 from qinco.codec import Codec
 from qinco.codec import evaluate as module
-from qinco.codec.evaluate import benchmark, evaluate, growing_median_us, measure_time
+from qinco.codec.evaluate import benchmark, evaluate, measure_time, median_us
 from qinco.config import EncodeOptions
 from qinco.errors import DataError
 
@@ -88,13 +88,13 @@ def test_threads_come_back_after_an_interrupt():
 
 @pytest.mark.parametrize(("us_per_vector", "last"), [(1, 1000), (1000, 200), (1e6, 1)])
 def test_passes_grow_until_they_take_a_while(monkeypatch, us_per_vector, last):
-    counts = []
+    counts, now = [], [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
 
-    def median_us(work, count):
-        work()
-        assert counts[-1] == count
-        return us_per_vector
+    def work(count):
+        counts.append(count)
+        now[0] += count * us_per_vector / 1e6
 
-    monkeypatch.setattr(module, "median_us", median_us)
-    assert growing_median_us(counts.append, 1000, 200_000) == us_per_vector
-    assert counts[0] == 1 and counts[-1] == last and len(counts) <= 3
+    assert median_us(work, 1000, 200_000) == pytest.approx(us_per_vector)
+    assert counts[0] == 1 and counts[-1] == last and len(counts) <= 9
+    assert median_us(work, 50) == pytest.approx(us_per_vector) and counts[-1] == 50

@@ -30,7 +30,7 @@ def mse(codec, x):
 
 def test_the_same_seed_gives_the_same_codec():
     one, two, other = fit(seed=1), fit(seed=1), fit(seed=2)
-    states = [codec.model.state_dict() for codec in (one, two, other)]
+    states = [codec.models[0].state_dict() for codec in (one, two, other)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["steps.0.codebook.weight"], states[2]["steps.0.codebook.weight"])
 
@@ -39,10 +39,10 @@ def test_a_run_on_a_device_is_saved_resumed_and_loaded_anywhere(tmp_path, named_
     x, centroids = random_vectors(400, 4), random_vectors(6, 4, 5)
     settings = {"device": named_device, "coarse_centroids": centroids, "epochs": 4}
     codec = fit(x, output=tmp_path / "x", **settings)
-    assert codec.model.device.type == device.type
+    assert codec.models[0].device.type == device.type
     assert mse(codec, x) < mse(fit(x, coarse_centroids=centroids, epochs=0), x)
     here = Codec.load(tmp_path / "x")
-    assert here.model.device.type == "cpu" and here.fingerprint() == codec.fingerprint()
+    assert here.models[0].device.type == "cpu" and here.fingerprint() == codec.fingerprint()
     assert mse(here, x) == pytest.approx(mse(codec, x), rel=1e-4)
 
     def stop(report):
@@ -55,7 +55,7 @@ def test_a_run_on_a_device_is_saved_resumed_and_loaded_anywhere(tmp_path, named_
     assert resumed.provenance["epoch"] == codec.provenance["epoch"]
     assert resumed.fingerprint() == codec.fingerprint()
     again = fit(x, output=tmp_path / "y", resume=True, **settings | {"device": "cpu"})
-    assert again.model.device.type == "cpu" and again.fingerprint() == codec.fingerprint()
+    assert again.models[0].device.type == "cpu" and again.fingerprint() == codec.fingerprint()
 
 
 def test_global_generators_are_neither_read_nor_changed():
@@ -65,7 +65,7 @@ def test_global_generators_are_neither_read_nor_changed():
     torch.manual_seed(1), np.random.seed(1)
     assert draws == (torch.rand(1), np.random.rand())
     torch.manual_seed(2), np.random.seed(2)
-    assert torch.equal(one.model.steps[1].codebook.weight, fit().model.steps[1].codebook.weight)
+    assert torch.equal(one.models[0].steps[1].codebook.weight, fit().models[0].steps[1].codebook.weight)
 
 
 def test_more_steps_have_a_lower_error_and_training_a_lower_one_than_its_start():
@@ -96,12 +96,12 @@ def test_every_preset_and_recipe_trains(preset, recipe):
 def test_arrays_tensors_lists_paths_and_sources_train_alike(tmp_path):
     x = np.round(random_vectors(300, 4))
     np.save(tmp_path / "x.npy", x)
-    wanted = fit(x).model.steps[1].codebook.weight
+    wanted = fit(x).models[0].steps[1].codebook.weight
     for same in (
         x.astype(np.float64), x.astype(np.int16), torch.from_numpy(x), torch.from_numpy(x).bfloat16(), x.tolist(),
         tmp_path / "x.npy", str(tmp_path / "x.npy"), as_source(x), np.load(tmp_path / "x.npy", mmap_mode="r"),
     ):  # fmt: skip
-        assert torch.equal(fit(same).model.steps[1].codebook.weight, wanted)
+        assert torch.equal(fit(same).models[0].steps[1].codebook.weight, wanted)
 
 
 def test_an_ivf_codec_starts_from_its_centroids():
@@ -143,7 +143,7 @@ def test_the_best_epoch_is_returned_and_saved(tmp_path):
     assert errors[best] == min(errors) == codec.provenance["valid_mse"]
     saved = Codec.load(tmp_path / "x")
     assert saved.provenance == codec.provenance
-    assert all(torch.equal(t, saved.model.state_dict()[n]) for n, t in codec.model.state_dict().items())
+    assert all(torch.equal(t, saved.models[0].state_dict()[n]) for n, t in codec.models[0].state_dict().items())
     lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     assert [line["mse"] for line in lines] == errors and [line["epoch"] for line in lines] == [0, 1, 2, 3, 4]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "x.jsonl", "x.last"]
@@ -152,8 +152,8 @@ def test_the_best_epoch_is_returned_and_saved(tmp_path):
 def test_no_epochs_give_the_residual_quantizer():
     codec = fit(epochs=0)
     assert codec.provenance["epoch"] == 0
-    book_KD = codec.model.steps[1].codebook.weight
-    torch.testing.assert_close(codec.model.steps[1](torch.arange(8), torch.randn(8, 4)), book_KD)
+    book_KD = codec.models[0].steps[1].codebook.weight
+    torch.testing.assert_close(codec.models[0].steps[1](torch.arange(8), torch.randn(8, 4)), book_KD)
 
 
 def test_a_trained_codec_goes_on(tmp_path):
@@ -304,7 +304,7 @@ def test_a_finished_run_that_is_resumed_is_its_codec(tmp_path):
     one = fit(output=tmp_path / "x")
     two = fit(output=tmp_path / "x", resume=True)
     assert two.provenance == one.provenance
-    assert torch.equal(one.model.steps[2].codebook.weight, two.model.steps[2].codebook.weight)
+    assert torch.equal(one.models[0].steps[2].codebook.weight, two.models[0].steps[2].codebook.weight)
     (tmp_path / "x").unlink()
     with pytest.raises(ConfigError, match=r"x\.last"):
         fit(output=tmp_path / "x", resume=True)

@@ -8,8 +8,7 @@ from first_code import save_first_code
 from small_models import ARCHITECTURES, random_model
 
 from qinco.codec import Codec
-from qinco.compat.checkpoint_format import check_expressible
-from qinco.compat.checkpoints import describe_checkpoint, read_checkpoint, write_checkpoint
+from qinco.compat.checkpoints import check_expressible, describe_checkpoint, read_checkpoint, write_checkpoint
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.store.codec import load_models, save_models
@@ -304,7 +303,7 @@ def test_the_first_code_becomes_the_second(tmp_path):
     codec = Codec.load(DATA / "v1_qinco.pt")
     codec.save(tmp_path / "x.pt")
     converted = Codec.load(tmp_path / "x.pt")
-    assert same_state(converted.model, codec.model) and converted.config == codec.config
+    assert same_state(converted.models[0], codec.models[0]) and converted.config == codec.config
     for name in ("v1_qinco_lr", "v1_pq_opq"):
         with pytest.raises(ConfigError, match=r"\.safetensors"):
             Codec.load(DATA / f"{name}.pt").save(tmp_path / "y.pt")

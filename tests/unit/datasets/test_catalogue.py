@@ -4,7 +4,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from qinco.datasets.catalogue import DATASETS, PublishedFile, find_dataset, find_files, names
+from qinco.datasets.catalogue import DATASETS, PublishedFile, find_files, names
 from qinco.errors import ConfigError
 from qinco.vectors.formats import SUFFIXES
 
@@ -43,12 +43,6 @@ def test_every_file_of_a_set_is_published_in_its_own_format(dataset):
         assert PurePosixPath(file.address).suffix == packed
 
 
-def test_a_set_is_found_by_its_exact_name():
-    assert find_dataset("bigann1M").database_limit == 1_000_000 and find_dataset("bigann1M").mse_scale == 1e-4
-    assert find_dataset("deep1B").database_limit is None and find_dataset("deep1B").mse_scale == 1
-    assert find_dataset("bigann1m") is None and find_dataset("x.npy") is None
-
-
 @pytest.mark.parametrize(
     "name, path, target",
     [
@@ -66,11 +60,6 @@ def test_models_centroids_and_indexes(name, path, target):
 
 def test_every_name_is_found():
     assert len(names()) > 60 and all(find_files([name]) for name in names())
-
-
-def test_names_keep_their_order_and_files_come_once():
-    files = find_files(["bigann_8x8_L2", "deep1M", "deep1M", "bigann_8x8_L2.pt"])
-    assert [file.target for file in files] == ["models/bigann_8x8_L2.pt", *table("deep1M")]
 
 
 def test_two_files_for_one_target_are_refused():

@@ -11,7 +11,7 @@ from small_models import ARCHITECTURES, random_model, random_vectors
 from qinco import Codec, ConfigError, EncodeOptions
 from qinco.config import ENGINE_MODULES, ENGINES
 from qinco.engines import native_engine
-from qinco.engines.engine import choose_engine, engines, make_encoder
+from qinco.engines.engine import choose_engine, engines, pack
 from qinco.engines.torch_engine import TorchTensors
 from qinco.native import library
 
@@ -36,7 +36,7 @@ def test_the_native_engine_is_taken_where_it_is_there():
 def test_without_compiled_kernels_torch_serves(monkeypatch):
     monkeypatch.setattr(native_engine, "is_available", lambda: False)
     assert choose_engine("auto", SMALL, CPU).name == "torch"
-    assert isinstance(make_encoder(random_model(SMALL), EncodeOptions(), torch.float32).packed, TorchTensors)
+    assert isinstance(pack(random_model(SMALL), "auto", torch.float32), TorchTensors)
     with pytest.raises(ConfigError, match="engine=native"):
         choose_engine("native", SMALL, CPU)
 
@@ -76,7 +76,9 @@ def test_an_engine_works_on_arrays(engine):
     decoded_ND, out_ND = packed.decode(codes_NM, lists_N), np.empty((20, 3), np.float32)
     assert packed.decode(codes_NM.astype(np.int64), lists_N, out_ND) is out_ND
     assert np.array_equal(out_ND, decoded_ND) and decoded_ND.dtype == np.float32
-    expected = model(torch.from_numpy(codes_NM).long(), model.start(20, torch.from_numpy(lists_N).long()))
+    expected = model(
+        torch.from_numpy(codes_NM).long(), model.initial_reconstruction(20, torch.from_numpy(lists_N).long())
+    )
     np.testing.assert_allclose(decoded_ND, model.denormalize(expected).numpy(), rtol=1e-4, atol=1e-4)
 
 
@@ -91,7 +93,9 @@ class PlainPacked:
 
     def encode(self, x_ND, lists_N, options, num_steps=None):
         target_ND, codes = self.model.normalize(torch.from_numpy(x_ND)), []
-        reached_ND = self.model.start(len(x_ND), None if lists_N is None else torch.from_numpy(lists_N).long())
+        reached_ND = self.model.initial_reconstruction(
+            len(x_ND), None if lists_N is None else torch.from_numpy(lists_N).long()
+        )
         for step in self.model.steps[:num_steps]:
             every = [step(torch.full((len(x_ND),), code), reached_ND) for code in range(4)]
             errors = torch.stack([(target_ND - reached_ND - f_ND).square().sum(1) for f_ND in every])
@@ -100,7 +104,9 @@ class PlainPacked:
         return torch.stack(codes, 1).numpy().astype(np.uint8)
 
     def decode(self, codes_NM, lists_N=None, out_ND=None):
-        start_ND = self.model.start(len(codes_NM), None if lists_N is None else torch.from_numpy(lists_N).long())
+        start_ND = self.model.initial_reconstruction(
+            len(codes_NM), None if lists_N is None else torch.from_numpy(lists_N).long()
+        )
         decoded_ND = self.model.denormalize(self.model(torch.from_numpy(codes_NM).long(), start_ND)).numpy()
         if out_ND is not None:
             out_ND[:] = decoded_ND

@@ -21,22 +21,21 @@ from search_problems import (
     random_problem,
     trained_problem,
 )
-from small_models import ARCHITECTURES, random_model, torch_encoder
+from small_models import ARCHITECTURES, Encoder, random_model, torch_encoder
 
 from qinco.codec import Codec
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import native_engine
-from qinco.engines.packed import Encoder
 
 pytestmark = needs_native
 
 
-def check_float32(problem: Problem, packed, rule: EncodeOptions) -> None:
-    problem.check_float32(rule, Encoder(packed, rule).encode, packed.decode_tensors)
-
-
-def check_bf16(problem: Problem, packed, rule: EncodeOptions) -> None:
-    problem.check_bf16(rule, Encoder(packed, rule).encode, packed.decode_tensors)
+def check(problem: Problem, level: str, rules, dtype=torch.float32) -> None:
+    packed = pack_at(level, problem.model, dtype)
+    compare = problem.check_float32 if dtype is torch.float32 else problem.check_bf16
+    for rule in rules:
+        if applies(rule, problem.model.config):
+            compare(rule, Encoder(packed, rule).encode, packed.decode_tensors)
 
 
 def encode(problem: Problem, packed, rule: EncodeOptions):
@@ -46,22 +45,17 @@ def encode(problem: Problem, packed, rule: EncodeOptions):
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_is_searched_and_decoded_as_by_the_reference(name, level):
-    problem = random_problem(name)
-    packed = pack_at(level, problem.model)
-    for rule in RULES.values():
-        if applies(rule, problem.model.config):
-            check_float32(problem, packed, rule)
+    check(random_problem(name), level, RULES.values())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_bf16_without_its_instructions_is_float32(name):
-    problem = random_problem(name)
-    rule = RULES["everything"]
+    problem, rule = random_problem(name), RULES["everything"]
     for level in set(LEVELS) - {"avx512_bf16"}:
-        codes_NM, reached_ND = encode(problem, pack_at(level, problem.model), rule)
-        packed = pack_at(level, problem.model, torch.bfloat16)
-        assert all(map(torch.equal, encode(problem, packed, rule), (codes_NM, reached_ND)))
-        check_float32(problem, packed, rule)
+        found = [
+            encode(problem, pack_at(level, problem.model, dtype), rule) for dtype in (torch.float32, torch.bfloat16)
+        ]
+        assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -78,33 +72,26 @@ def test_the_first_steps_of_a_search_are_a_shorter_search(name):
         torch.testing.assert_close(packed.decode_tensors(codes_NM, problem.start_ND), reached_ND, rtol=1e-4, atol=1e-4)
 
 
+SLOW_LEVELS = [*(pytest.param(level, marks=pytest.mark.slow) for level in LEVELS[:-1]), *LEVELS[-1:]]
+
+
 @pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize(
-    "level", [*(pytest.param(level, marks=pytest.mark.slow) for level in LEVELS[:-1]), *LEVELS[-1:]]
-)
+@pytest.mark.parametrize("level", SLOW_LEVELS)
 def test_trained_models_in_float32(name, level):
-    problem = trained_problem(name)
-    packed = pack_at(level, problem.model)
-    for rule in TRAINED_RULES:
-        if applies(rule, problem.model.config):
-            check_float32(problem, packed, rule)
+    check(trained_problem(name), level, TRAINED_RULES)
 
 
 @needs_bf16
 @pytest.mark.parametrize("name", TRAINED)
 def test_trained_models_in_bf16(name):
-    problem = trained_problem(name)
-    packed = pack_at("avx512_bf16", problem.model, torch.bfloat16)
-    for rule in TRAINED_RULES:
-        if applies(rule, problem.model.config):
-            check_bf16(problem, packed, rule)
+    check(trained_problem(name), "avx512_bf16", TRAINED_RULES, torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("level", LEVELS)
 def test_published_forms_of_a_model(name, level):
     problem, rule = published_problem(name)
-    check_float32(problem, pack_at(level, problem.model), rule)
+    check(problem, level, [rule])
 
 
 @cache
@@ -115,7 +102,7 @@ def sift_problem() -> Problem:
         pytest.skip(f"{model} or {base} is missing")
     codec = Codec.load(model)
     x_ND = np.fromfile(base, np.uint8, 132 * 3000).reshape(-1, 132)[:, 4:].astype(np.float32)
-    return Problem(codec.model, codec.model.normalize(torch.from_numpy(x_ND)))
+    return Problem(codec.models[0], codec.models[0].normalize(torch.from_numpy(x_ND)))
 
 
 SIFT_RULES = [EncodeOptions(num_candidates=4, beam_width=4), EncodeOptions(num_pairs=64, beam_width=32)]
@@ -123,18 +110,10 @@ SIFT_RULES = [EncodeOptions(num_candidates=4, beam_width=4), EncodeOptions(num_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("rule", SIFT_RULES, ids=["candidates", "pairs"])
-def test_sift_in_float32(rule, level):
-    problem = sift_problem()
-    check_float32(problem, pack_at(level, problem.model), rule)
-
-
-@pytest.mark.slow
-@needs_bf16
-@pytest.mark.parametrize("rule", SIFT_RULES, ids=["candidates", "pairs"])
-def test_sift_in_bf16(rule):
-    problem = sift_problem()
-    check_bf16(problem, pack_at("avx512_bf16", problem.model, torch.bfloat16), rule)
+def test_sift(level):
+    check(sift_problem(), level, SIFT_RULES)
+    if level == "avx512_bf16":
+        check(sift_problem(), level, SIFT_RULES, torch.bfloat16)
 
 
 def test_packing_does_not_change_or_follow_the_model():
@@ -163,7 +142,7 @@ def test_equal_models_are_packed_equally_by_any_number_of_threads(embed_dim, dty
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             packed = native_engine.pack(model, dtype)
-            results.append(Encoder(packed, EncodeOptions(beam_width=3)).encode(x_ND, model.start(20)))
+            results.append(Encoder(packed, EncodeOptions(beam_width=3)).encode(x_ND, model.initial_reconstruction(20)))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0], strict=True))
@@ -179,7 +158,7 @@ def test_weights_that_are_no_numbers_are_packed(embed_dim, value):
         model.get_parameter(name).flatten()[:3] = value
         packed = native_engine.pack(model, torch.float32)
         codes_NM, _ = Encoder(packed, EncodeOptions(num_pairs=9, beam_width=4)).encode(
-            torch.ones(3, 30), model.start(3)
+            torch.ones(3, 30), model.initial_reconstruction(3)
         )
         assert int(codes_NM.min()) >= 0 and int(codes_NM.max()) < 4
 
@@ -200,12 +179,8 @@ def test_codewords_that_are_no_numbers_are_never_chosen(name, level):
 
 def test_what_the_engine_cannot_serve(monkeypatch):
     host, small = torch.device("cpu"), ARCHITECTURES["projected"]
-    for config in (
-        small,
-        ModelConfig(dim=128),
-        ModelConfig(dim=1536, embed_dim=384),
-        ModelConfig(dim=8, num_steps=2, codebook_size=65536, hidden_dim=16),
-    ):
+    large = {"num_steps": 2, "codebook_size": 65536, "hidden_dim": 16}
+    for config in (small, ModelConfig(dim=128), ModelConfig(dim=1536, embed_dim=384), ModelConfig(dim=8, **large)):
         assert native_engine.supports(config, host) is None
     assert native_engine.supports(ModelConfig(dim=128, num_steps=16, codebook_size=65536), host)
     assert native_engine.supports(small, torch.device("cuda"))
@@ -221,7 +196,7 @@ def resident_bytes() -> int:
 def test_the_largest_codebook_takes_little_memory():
     config = ModelConfig(dim=8, num_steps=2, codebook_size=65536, num_blocks=1, hidden_dim=16)
     model = random_model(config)
-    x_ND, start_ND = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), model.start(3)
+    x_ND, start_ND = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), model.initial_reconstruction(3)
     before = resident_bytes()
     packed = native_engine.pack(model, torch.float32)
     for rule in (EncodeOptions(beam_width=4), EncodeOptions(num_pairs=64, beam_width=32)):

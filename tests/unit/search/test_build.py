@@ -15,14 +15,14 @@ from qinco.search.fit import FitSample, fit_lookup, fit_lookup_decoder
 from qinco.search.index import Index
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import L2, Metric
-from qinco.search.partition import assign_decoded, choose_num_lists, encode_all, partition, sample_rows
+from qinco.search.partition import assign_decoded, choose_num_lists, partition, sample_rows
 from qinco.search.parts import merge_small
 from qinco.vectors.rows import as_source
 
 
 def sample_of(codes, x_ND) -> FitSample:
     """All of these vectors."""
-    return FitSample.of_vectors(codes, as_source(x_ND), np.arange(len(x_ND))).everything()
+    return FitSample.of_vectors(codes, as_source(x_ND), np.arange(len(x_ND)), holds_out=False)
 
 
 def test_codes_of_a_byte_are_needed():
@@ -56,7 +56,7 @@ def test_prepared_vectors_are_read_as_the_originals():
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_vectors_are_encoded(kind):
     heard = []
-    codes = encode_all(trained(kind), as_source(vectors()), lambda *told: heard.append(told))
+    codes = trained(kind).encode(vectors(), progress=lambda *told: heard.append(told))
     expected = trained(kind).encode(vectors())
     assert codes.dtype == np.uint8 and np.array_equal(codes.codes, expected.codes)
     assert codes.has_lists == (kind == "ivf") and (kind != "ivf" or np.array_equal(codes.lists, expected.lists))

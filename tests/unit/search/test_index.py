@@ -593,7 +593,7 @@ def in_threads(work, several: int) -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "ivf"])
 def test_threads_find_what_one_finds(kind):
-    fresh = Codec(trained(kind).model, trained(kind).encode_options)  # nothing is packed yet
+    fresh = Codec(trained(kind).models[0], trained(kind).encode_options)  # nothing is packed yet
     index = Index(fresh, built(kind).parts)
     expected = built(kind).search(QUERIES_QD)
 

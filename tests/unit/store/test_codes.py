@@ -35,7 +35,6 @@ def test_they_are_an_array(codes):
     assert np.array_equal(np.asarray(codes), ARRAY) and np.asarray(codes, np.int64).dtype == np.int64
     assert (codes.shape, codes.dtype, codes.ndim, len(codes)) == ((6, 4), np.uint8, 2, 6)
     assert (codes == ARRAY).all() and not (codes == ARRAY + 1).any()
-    assert codes.nbytes == 6 * (4 + 4)
     assert np.array_equal(codes[2], ARRAY[2]) and np.array_equal(codes[-1, :2], ARRAY[-1, :2])
 
 
@@ -70,15 +69,6 @@ def test_limits_read_nothing():
     assert first.shape == (4, 4) and not rows.read and len(Codes(rows).limit(9)) == 6
     assert np.array_equal(first.codes, ARRAY[:4]) and np.array_equal(first[2:9].codes, ARRAY[2:4])
     assert rows.read == [slice(0, 4, 1), slice(2, 4, 1)]
-
-
-@pytest.mark.parametrize("bits", [4, 5, 8])
-def test_packing(bits):
-    codes = Codes(ARRAY & ((1 << bits) - 1), LISTS)
-    packed = codes.pack(bits)
-    assert packed.shape == (6, (4 * bits + 7) // 8)
-    again = Codes.unpack(packed, 4, bits, LISTS)
-    assert (again == codes).all() and np.array_equal(again.lists, LISTS)
 
 
 def test_what_does_not_belong_together():

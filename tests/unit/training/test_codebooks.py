@@ -7,7 +7,7 @@ from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import DataError
 from qinco.maths.clustering import residual_kmeans
 from qinco.model.qinco import Qinco
-from qinco.training.codebooks import CodewordUse, initialize_model, redraw_unused, sample, set_normalization
+from qinco.training.codebooks import CodewordUse, initialize_model, redraw_unused, sample, set_scales
 from qinco.training.options import TrainOptions
 from qinco.vectors.rows import as_source
 
@@ -21,9 +21,15 @@ def test_a_sample_is_of_distinct_rows():
     assert len(sample(source, 10**6, 0)) == 10_000
 
 
+def scaled(x_ND, range_scaling, device="cpu"):
+    model = random_model(ARCHITECTURES["same width"]).to(device)
+    set_scales(model, as_source(x_ND), TrainOptions(range_scaling=range_scaling), None)
+    return model
+
+
 def test_normalised_vectors_have_mean_zero_and_one_scale(device):
-    model, x_ND = random_model(ARCHITECTURES["same width"]).to(device), random_vectors(500, 3)
-    set_normalization(model, as_source(x_ND), range_scaling=False)
+    x_ND = random_vectors(500, 3)
+    model = scaled(x_ND, False, device)
     y_ND = model.normalize(torch.from_numpy(x_ND).to(device)).cpu()
     assert model.scale.shape == ()
     torch.testing.assert_close(y_ND.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
@@ -31,8 +37,8 @@ def test_normalised_vectors_have_mean_zero_and_one_scale(device):
 
 
 def test_range_scaling_is_the_authors(device):
-    model, x_ND = random_model(ARCHITECTURES["same width"]).to(device), random_vectors(500, 3)
-    set_normalization(model, as_source(x_ND), range_scaling=True)
+    x_ND = random_vectors(500, 3)
+    model = scaled(x_ND, True, device)
     assert torch.equal(model.mean.cpu(), torch.full((3,), float(x_ND.min()) + 1))
     assert float(model.scale) == pytest.approx((x_ND.max() - x_ND.min()) / 2)
 
@@ -42,20 +48,18 @@ def test_range_scaling_is_the_authors(device):
 def test_a_vector_beside_which_all_others_are_zero_is_refused(length, range_scaling):
     x_ND = random_vectors(500, 3)
     x_ND[123, 1] = length
-    model = random_model(ARCHITECTURES["same width"])
     with pytest.raises(DataError, match="row 123 "):
-        set_normalization(model, as_source(x_ND), range_scaling)
+        scaled(x_ND, range_scaling)
     x_ND[123, 1] = 1e4
-    set_normalization(model, as_source(x_ND), range_scaling)
+    scaled(x_ND, range_scaling)
     x_ND[:300], x_ND[123, 1] = 0, length  # most are zero, so that nobody knows what is usual
-    set_normalization(model, as_source(x_ND), range_scaling)
+    scaled(x_ND, range_scaling)
 
 
 @pytest.mark.parametrize("range_scaling", [True, False])
 @pytest.mark.parametrize("value", [0, 7, 1e30])
 def test_constant_vectors_are_not_scaled(range_scaling, value):
-    model = random_model(ARCHITECTURES["same width"])
-    set_normalization(model, as_source(np.full((9, 3), value, np.float32)), range_scaling)
+    model = scaled(np.full((9, 3), value, np.float32), range_scaling)
     assert float(model.scale) == 1 and torch.isfinite(model.mean).all()
 
 
@@ -67,7 +71,7 @@ def first_error(config, x_ND, options, coarse_VD=None, device="cpu"):
     model.to("cpu")
     y_ND = model.normalize(torch.from_numpy(x_ND))
     lists_N = None if coarse_VD is None else torch.cdist(y_ND, model.coarse_centroids).argmin(1)
-    start_ND = model.start(len(x_ND), lists_N)
+    start_ND = model.initial_reconstruction(len(x_ND), lists_N)
     found = [
         float((torch_encoder(model, rule).encode(y_ND, start_ND)[1] - y_ND).square().sum(1).mean())
         for rule in (EncodeOptions(), EncodeOptions(beam_width=8))

@@ -130,14 +130,16 @@ def test_the_loss_is_the_papers(device):
     """Mean squared errors of all prefixes, and of the pre-selectors on what the prefix before leaves."""
     model = random_model(ARCHITECTURES["projected"]).to(device)
     x_ND, codes_NM = torch.randn(5, 3).to(device), torch.randint(4, (5, 3)).to(device)
-    wanted, reached_ND = 0.0, model.start(5)
+    wanted, reached_ND = 0.0, model.initial_reconstruction(5)
     for m, step in enumerate(model.steps):
         if step.preselector is not None:
             wanted += float((reached_ND + step.preselector.weight[codes_NM[:, m]] - x_ND).square().mean(1).sum())
         reached_ND = reached_ND + step(codes_NM[:, m], reached_ND)
         wanted += float((reached_ND - x_ND).square().mean(1).sum())
     use = CodewordUse(model)
-    assert float(prefix_losses(model, x_ND, model.start(5), codes_NM, use)) == pytest.approx(wanted, rel=1e-5)
+    assert float(prefix_losses(model, x_ND, model.initial_reconstruction(5), codes_NM, use)) == pytest.approx(
+        wanted, rel=1e-5
+    )
     assert use.counts_MK.sum(1).tolist() == [5, 5, 5]
 
 
@@ -148,7 +150,7 @@ def test_the_preselector_does_not_pull_at_the_network():
         model = random_model(config).requires_grad_(True)
         for step in model.steps[1:]:
             step.preselector.weight.data += shift
-        prefix_losses(model, x_ND, model.start(4), codes_NM, CodewordUse(model)).backward()
+        prefix_losses(model, x_ND, model.initial_reconstruction(4), codes_NM, CodewordUse(model)).backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if "preselector" not in n})
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
@@ -158,10 +160,10 @@ def test_validation_is_the_error_of_encoding_in_data_space(device):
     run.model.requires_grad_(False)
     x_ND = torch.from_numpy(run.valid_source[:]).to(device)
     y_ND = run.model.normalize(x_ND)
-    codes_NM, _ = torch_encoder(run.model, WIDE).encode(y_ND, run.model.start(50))
+    codes_NM, _ = torch_encoder(run.model, WIDE).encode(y_ND, run.model.initial_reconstruction(50))
     errors = [
         float((run.model.denormalize(reached_ND) - x_ND).square().sum(1).mean())
-        for reached_ND in run.model.reconstructions(codes_NM, run.model.start(50))
+        for reached_ND in run.model.reconstructions(codes_NM, run.model.initial_reconstruction(50))
     ]
     assert run.validate() == pytest.approx(errors, rel=1e-4)
 

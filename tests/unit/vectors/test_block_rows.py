@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qinco.errors import ConfigError, DataError
-from qinco.vectors.block_rows import choose_part, list_names, reason
-from qinco.vectors.concat_rows import ConcatRows
+from qinco.errors import ConfigError
+from qinco.vectors.block_rows import ConcatRows
 from qinco.vectors.formats import open_array, split_part
 
 PIECES = [np.arange(6), np.empty(0, int), np.arange(6, 8), np.arange(8, 18)]
@@ -25,10 +24,6 @@ def joined():
     rows = ConcatRows(load, [0, 3, 3, 4, 9], 2, np.uint8, "the rows")
     rows.loads = loads
     return rows
-
-
-def test_nothing_is_loaded_before_it_is_read(joined):
-    assert (joined.shape, joined.dtype, len(joined), joined.loads) == ((9, 2), np.uint8, 9, [])
 
 
 @pytest.mark.parametrize("start", [None, *range(-10, 11)])
@@ -57,11 +52,6 @@ def test_sequential_reads_load_each_block_once(joined):
     assert np.array_equal(np.asarray(joined), WHOLE) and np.asarray(joined, np.int64).dtype == np.int64
 
 
-def test_no_arrays_are_no_rows():
-    rows = ConcatRows(lambda number: pytest.fail("there is nothing to load"), [0], 3, np.uint16, "nothing")
-    assert (rows.shape, rows[:].shape, rows[[]].shape, rows[:].dtype) == ((0, 3), (0, 3), (0, 3), np.uint16)
-
-
 @pytest.mark.parametrize(
     "path, file, name",
     [
@@ -86,18 +76,3 @@ def test_the_name_of_an_existing_file_is_never_split(tmp_path, monkeypatch):
     assert split_part("x.h5:test") == (Path("x.h5"), "test")
     with pytest.raises(ConfigError, match=r"\.h5:train"):
         open_array("x.h5:train")
-
-
-def test_the_part_or_the_only_matrix_is_chosen():
-    assert choose_part(Path("x.h5"), ["test", "train"], "train", "matrix") == "train"
-    assert choose_part(Path("x.h5"), {"vectors": 1}, "train", "matrix") == "vectors"
-    for names in ([], ["a", "b"]):
-        with pytest.raises(DataError, match=r"x\.h5"):
-            choose_part(Path("x.h5"), names, "train", "matrix")
-
-
-def test_words_of_a_file_are_quoted_and_cut():
-    assert list_names(["a\x1b[31m", "b" * 1000]) == f"'a\\x1b[31m', '{'b' * 40}'"
-    assert list_names([str(number) for number in range(1000)]).endswith("'11', ...") and list_names([]) == ""
-    assert reason(OSError("Invalid data\nat \x1b[31mbyte 7 \n")) == "Invalid data at [31mbyte 7"
-    assert reason(KeyError()) == "KeyError" and len(reason(OSError("x" * 10_000))) == 200

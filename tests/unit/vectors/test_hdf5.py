@@ -48,28 +48,9 @@ def test_what_h5py_writes_is_read(path, libver, settings):
         stored[np.array([0, 57])]
 
 
-@pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8", "i1", ">i4", "<u8"])
-@pytest.mark.parametrize("settings", [{}, PACKED])
-def test_any_number_type(path, dtype, settings):
-    array = (DATA * 10).astype("i1").astype(dtype)
-    stored = open_array(save(path, array, **settings))
-    assert stored.dtype == np.dtype(dtype)
-    np.testing.assert_array_equal(stored[:], array)
-    np.testing.assert_array_equal(open_vectors(path)[5:9], array[5:9].astype(np.float32))
-
-
 def test_an_uncompressed_matrix_is_mapped(path):
     stored = open_array(save(path))
     assert isinstance(stored, np.ndarray) and isinstance(stored.base, np.memmap) and not stored.flags.writeable
-
-
-def test_a_matrix_in_the_header_of_its_data_set_is_read(path):
-    with h5py.File(path, "w") as file:
-        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        settings.set_layout(h5py.h5d.COMPACT)
-        space = h5py.h5s.create_simple(DATA.shape)
-        h5py.h5d.create(file.id, b"train", h5py.h5t.IEEE_F32LE, space, settings).write(h5py.h5s.ALL, h5py.h5s.ALL, DATA)
-    np.testing.assert_array_equal(open_array(path)[:], DATA)
 
 
 @pytest.mark.parametrize("block_bytes", [1, 7 * 40 + 3, 20 * 40, 1 << 20])

@@ -1,6 +1,5 @@
 """Memory maps that leave memory again, and the error for a file that does not exist."""
 
-import mmap
 from pathlib import Path
 
 import numpy as np
@@ -46,18 +45,6 @@ def test_only_maps_that_cannot_be_written_are_released(tmp_path):
     for rows in (DATA[:9], changed, np.asarray(changed)[5:], DATA[:0], open_array(tmp_path / "x.npy")[:0]):
         release_pages(rows)
     assert (changed == 7).all() and DATA[0, 1] == 1
-
-
-@pytest.mark.parametrize("rows", [slice(3, 9), slice(0, None), slice(-1, None), slice(1, None, 5)])
-def test_released_rows_can_be_read_again(tmp_path, rows):
-    for array in (DATA, np.asfortranarray(DATA)):
-        np.save(tmp_path / "x.npy", array)
-        stored = open_array(tmp_path / "x.npy")
-        release_pages(stored[rows])
-        np.testing.assert_array_equal(stored[rows], DATA[rows])
-        parent = np.load(tmp_path / "x.npy", mmap_mode="r")
-        release_pages(np.asarray(parent[mmap.PAGESIZE // 8 :])[rows])
-        np.testing.assert_array_equal(parent, DATA)
 
 
 @pytest.mark.parametrize(

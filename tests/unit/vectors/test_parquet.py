@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qinco.errors import ConfigError, DataError
-from qinco.vectors.formats import open_array, read_integers
+from qinco.vectors.formats import open_array
 from qinco.vectors.parquet import open_parquet
 from qinco.vectors.rows import open_vectors
 
@@ -55,16 +55,6 @@ def test_what_pyarrow_writes_is_read(path, kind, settings):
         stored[np.array([0, -58])]
 
 
-@pytest.mark.parametrize("dtype", ["f2", "f8", "i1", "u1", "i4", "u8"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_any_number_type(path, kind, dtype):
-    array = np.abs(DATA * 10).astype("i1").astype(dtype)
-    stored = open_array(save(path, list(array), KINDS[kind](pyarrow.from_numpy_dtype(dtype))))
-    assert stored.dtype == np.dtype(dtype)
-    np.testing.assert_array_equal(stored[:], array)
-    np.testing.assert_array_equal(open_vectors(path)[5:9], array[5:9].astype(np.float32))
-
-
 def test_only_one_batch_is_decoded_at_a_time(path):
     stored = open_parquet(save(path), path.stat().st_size, None, "train", batch_bytes=7 * (6 * 4 + 4))  # seven rows
     assert stored[3:4].shape == (1, 6) and len(stored._block) == 7
@@ -94,13 +84,6 @@ def test_the_column_of_lists_is_found(path):
     parquet.write_table(pyarrow.table(nested), path)
     with pytest.raises(DataError, match=r"a\.b"):
         open_array(path)
-
-
-def test_a_ground_truth(path):
-    truth = np.arange(12).reshape(4, 3)
-    np.testing.assert_array_equal(read_integers(save(path, truth.tolist(), pyarrow.list_(pyarrow.int32()))), truth)
-    with pytest.raises(DataError, match=r"x\.parquet holds float32"):
-        read_integers(save(path))
 
 
 def broken(row, value):
@@ -140,11 +123,6 @@ def test_rows_whose_lengths_cancel_out_are_found_when_they_are_read(path):
 def test_tables_without_vectors(path, kind):
     with pytest.raises(DataError, match=r"x\.parquet"):
         open_array(save(path, [], kind))
-
-
-def test_an_absurd_dimension_is_refused(path):
-    with pytest.raises(DataError, match="1000001"):
-        open_array(save(path, [np.arange(1_000_001, dtype=np.float32)]))
 
 
 def test_damage_names_the_file(path):

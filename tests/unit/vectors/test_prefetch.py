@@ -7,17 +7,10 @@ import subprocess
 import sys
 import threading
 import traceback
-import weakref
-from contextlib import suppress
 
-import numpy as np
 import pytest
-import torch
 
-from qinco.errors import ConfigError
-from qinco.vectors.formats import write_vectors
 from qinco.vectors.prefetch import read_ahead
-from qinco.vectors.rows import as_source, open_vectors
 
 PATIENCE = 60  # seconds, before a test that would wait for ever fails
 
@@ -70,12 +63,6 @@ def test_all_items_come_in_order(count, depth):
         items.check_closed()
 
 
-@pytest.mark.parametrize("depth", [0, -1, 1.5])
-def test_a_depth_that_is_none_is_refused(depth):
-    with pytest.raises(ConfigError, match="depth"):
-        next(read_ahead(iter([1]), depth))
-
-
 @pytest.mark.parametrize("depth", [1, 3])
 def test_items_are_made_while_the_consumer_is_at_work_and_no_more_than_depth(depth):
     items, asked, too_early = Items(), 0, []
@@ -107,40 +94,6 @@ def test_an_exception_comes_at_its_place_with_its_traceback(fails_at):
     items.check_closed()
 
 
-def test_an_exception_holds_nothing_in_a_circle():
-    """Or the buffers of a source that failed would stay until the collector comes."""
-
-    class Failure(Exception):
-        def __init__(self):
-            failures.append(weakref.ref(self))
-
-    failures = []
-
-    def items():
-        yield 1
-        raise Failure
-
-    gc.disable()
-    try:
-        with suppress(Failure):
-            list(read_ahead(items()))
-        assert failures[0]() is None
-    finally:
-        gc.enable()
-
-
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_exceptions_that_end_a_program_come_through(kind):
-    def items():
-        yield 1
-        raise kind
-
-    stream = read_ahead(items())
-    assert next(stream) == 1
-    with pytest.raises(kind):
-        next(stream)
-
-
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("taken", [1, 2, 7])
 def test_leaving_the_loop_in_any_way_ends_the_thread(taken, depth):
@@ -159,29 +112,6 @@ def test_leaving_the_loop_in_any_way_ends_the_thread(taken, depth):
             assert [next(stream) for _ in range(taken)] == list(range(taken))
             del stream
         items.check_closed()
-
-
-def test_closing_waits_for_the_item_in_the_making():
-    begun, may_go_on, made = threading.Event(), threading.Event(), []
-
-    def items():
-        yield 0
-        begun.set()
-        assert may_go_on.wait(PATIENCE)
-        made.append(1)
-        yield 1
-        made.append(2)
-
-    stream = read_ahead(items())
-    assert next(stream) == 0
-    assert begun.wait(PATIENCE)
-    closing = threading.Thread(target=stream.close)
-    closing.start()
-    assert made == []
-    may_go_on.set()
-    closing.join(PATIENCE)
-    assert not closing.is_alive()
-    assert made == [1]
 
 
 def test_ctrl_c_ends_the_wait_for_an_item():
@@ -230,31 +160,3 @@ def test_a_process_ends_though_a_stream_was_forgotten(end, source):
     assert done.returncode == (1 if end == "fails" else 0)
     assert ("ValueError: with a stream in its frames" in done.stderr) == (end == "fails")
     assert "ahead.py" not in done.stderr
-
-
-@pytest.mark.parametrize("kind", ["x.fvecs", "x.npy", "array", "tensor", "bfloat16", "hdf5"])
-def test_sources_of_every_kind_are_read_in_another_thread(tmp_path, kind):
-    check_source(make_source(kind, tmp_path, np.arange(600, dtype=np.float32).reshape(200, 3)))
-
-
-def check_source(source):
-    """Blocks read ahead are those read here, while rows are read here, too."""
-    expected = source[:]
-    for first, block in read_ahead(source.blocks(16)):
-        assert np.array_equal(block, expected[first : first + 16])
-        assert np.array_equal(source[:5], expected[:5])
-    assert first + len(block) == len(source)
-
-
-def make_source(kind, folder, x):
-    if kind == "array":
-        return as_source(x)
-    if kind in ("tensor", "bfloat16"):
-        return as_source(torch.from_numpy(x).to(torch.float32 if kind == "tensor" else torch.bfloat16))
-    if kind.startswith("x."):
-        write_vectors(folder / kind, x)
-        return open_vectors(folder / kind)
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(folder / "x.hdf5", "w") as file:
-        file.create_dataset("train", data=x, chunks=(30, 3), compression="gzip")
-    return open_vectors(folder / "x.hdf5")

@@ -1,7 +1,5 @@
 """`qinco bench`: encoding and decoding speed of this machine."""
 
-from math import prod
-
 import qinco
 from qinco.cli.keys import ENCODING, MACHINE, Settings, task
 from qinco.cli.open import encode_options, find_device, open_codec
@@ -20,17 +18,14 @@ _ARCHITECTURE = ("model_args", "qinco1_mode", "M", "K", "L", "de", "dh")
     imports=("qinco.codec",),
 )
 def bench(settings, console) -> None:
-    from qinco.codec.evaluate import default_options, default_precisions, default_threads
-
     name, codec = _codec(settings)
     own = encode_options(settings, codec).override(precision="auto", engine="auto")
     cases = {
-        "threads": default_threads(codec) if settings["threads"] is None else [settings["threads"]],
-        "precisions": [settings["precision"]] if settings.given("precision") else default_precisions(codec),
-        "options": [own] if any(settings.given(key) for key in ("A", "C", "B")) else default_options(codec),
+        "threads": None if settings["threads"] is None else [settings["threads"]],
+        "precisions": [settings["precision"]] if settings.given("precision") else None,
+        "options": [own] if any(settings.given(key) for key in ("A", "C", "B")) else None,
     }
-    count = prod(map(len, cases.values()))
-    console.info(f"measuring {name} on vectors of {codec.dim} dimensions, {count} times for about two seconds")
+    console.info(f"measuring {name} on vectors of {codec.dim} dimensions, each combination for about two seconds")
     measured = qinco.benchmark(codec, **cases, engine=settings["engine"], progress=console.progress)
     rows = [
         {
@@ -59,7 +54,7 @@ def _codec(settings: Settings) -> "tuple[str, qinco.Codec]":
     import numpy as np
 
     from qinco.codec.plan import plan_training
-    from qinco.model.random import random_model
+    from qinco.model.qinco import random_model
     from qinco.vectors.rows import as_source
 
     arguments = fit_arguments(settings, _DIM)

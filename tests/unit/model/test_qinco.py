@@ -5,7 +5,7 @@ import torch
 
 from qinco.codec import Codec
 from qinco.config import PRESETS, EncodeOptions, ModelConfig
-from qinco.model.random import random_model
+from qinco.model.qinco import random_model
 
 
 @pytest.mark.parametrize("preset", PRESETS)
