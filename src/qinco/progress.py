@@ -23,8 +23,7 @@ class Progress(Protocol):
 
     Args:
         stage: what is being done, for people: "encoding", "fitting look-up tables".
-        done: units that are done. The first report of a stage says how many an earlier run had done.
-        total: units in all.
+        done, total: units that are done (the first report of a stage says how many an earlier run did), and in all.
         unit: singular noun: "vector", "step", "setting".
         **fields: values to show until they change (mse=..., lr=...).
     """
@@ -139,8 +138,8 @@ def _bars() -> Iterator[Progress]:
         def show(meter: Meter) -> None:
             if meter.stage not in tasks:
                 tasks[meter.stage] = bars.add_task(meter.stage, state="")
-            done, total = meter.done, meter.total
-            bars.update(tasks[meter.stage], completed=done, total=total, state=meter.text(), visible=done < total)
+            shown = {"completed": meter.done, "total": meter.total, "visible": meter.done < meter.total}
+            bars.update(tasks[meter.stage], **shown, state=meter.text())
 
         yield metered(show)
 

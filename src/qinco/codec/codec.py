@@ -80,7 +80,6 @@ class Codec:
 
     @property
     def device(self) -> torch.device:
-        """Where the codec computes: see `to`."""
         return self.models[0].device
 
     @property

@@ -1,11 +1,7 @@
-"""Measure a codec's reconstruction error and speed.
-
-Shape suffixes: N vectors, D dimension, M steps.
-"""
+"""Measure a codec's reconstruction error and speed."""
 
 import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -99,14 +95,11 @@ def measure_time(
         >>> encode_us, decode_us = measure_time(codec, "base.fvecs")
     """
     some = as_source(_some_vectors(x).limit(10_000)[:])
-
-    def encode(count: int) -> Codes:
-        return Codes.concatenate([codes for _, codes in codec.encode_blocks(some.limit(count), options)])
-
-    encode(256)
-    codes = encode(len(some))
+    coder = codec if options is None else codec.with_options(options)
+    coder.encode(some.limit(256))
+    codes = coder.encode(some)
     codec.decode(codes[:256], precision=precision)
-    encode_us = median_us(encode, len(some))
+    encode_us = median_us(lambda count: coder.encode(some), len(some))
     return encode_us, median_us(lambda count: codec.decode(codes, precision=precision), len(some))
 
 
@@ -147,7 +140,7 @@ def benchmark(
     rows, decode_us = [], {}
 
     def encode(options: EncodeOptions, count: int) -> None:
-        deque(codec.encode_blocks(vectors.limit(count), options), maxlen=0)
+        list(codec.encode_blocks(vectors.limit(count), options))
 
     def decode(precision: str, count: int) -> None:
         codec.decode(codes[:count], precision=precision)

@@ -19,10 +19,10 @@ _MIRROR = re.compile(r"(https?|ftp)://([\w-]+(\.[\w-]+)*|\[[0-9a-fA-F:]+\])(:[1-
 
 @dataclass(frozen=True)
 class DataSet:
-    """A public data set: files of vectors, their paths relative to the folder of downloads.
+    """A public data set: paths of its files below the folder of downloads.
 
-    `ground_truth` holds the queries' nearest neighbours, row by row; `mse_scale` is the factor of the mean squared
-    error in papers; `database_limit` is how many of the database file's first vectors belong to the set (None: all).
+    `mse_scale` is the factor of the mean squared error in papers; of the database file, the first `database_limit`
+    vectors belong to the set (None: all).
     """
 
     name: str
@@ -36,10 +36,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file on a server (https, http or ftp), and its path below the folder of downloads.
-
-    `member` is the file's path inside the archive, where the address is that of a .tar.gz.
-    """
+    """A file on a server, its path below the folder of downloads, and the one inside the archive if it is a .tar.gz."""
 
     address: str
     target: str
@@ -56,9 +53,8 @@ class PublishedFile:
         return self.address.endswith(("/bigann1M.bvecs", "/base1M.fvecs"))
 
 
-# Folder here, scale of the MSE, limit of the database, and the files' names here with their addresses: queries, ground
-# truth, database, training vectors. Small files come first, so that an unreachable server is noticed before hours of
-# work. The sets of a million share the database file of those of a billion, of which they are the start.
+# Folder here, scale of the MSE, limit of the database; names here and addresses of queries, ground truth, database and
+# training vectors. Small files come first: an unreachable server is noticed before hours of work.
 _TABLE: dict[str, tuple[str, float, int | None, dict[str, str]]] = {
     "bigann1M": ("data/bigann", 1e-4, 1_000_000, {
         "bigann_query.bvecs": f"{_TEXMEX}/bigann_query.bvecs.gz",
@@ -170,9 +166,7 @@ def _find(name: str) -> list[PublishedFile]:
     file = single.get(name) or by_stem.get(name)
     if file is not None:
         return [file]
-    groups = {"data sets": list(_TABLE)} | {
-        group: [pattern for _, _, pattern in patterns] for group, patterns in _GROUPS.items()
-    }
+    groups = {"data sets": list(_TABLE)} | {group: [p[2] for p in patterns] for group, patterns in _GROUPS.items()}
     listing = "; ".join(f"{group}: {', '.join(members)}" for group, members in groups.items())
     hint = suggest(name, (*single, *by_stem, *_TABLE))
     raise ConfigError(f"Nothing is published as {name!r}. {hint}Available {listing}")

@@ -6,7 +6,7 @@ What has arrived is in `TARGET.part`, and belongs to the address and version tha
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,15 +35,9 @@ class Download:
 
 
 def download(
-    names: str | Iterable[str],
-    folder: str | os.PathLike = ".",
-    *,
-    small: bool = False,
-    mirror: str | None = None,
-    resume: bool = True,
-    overwrite: bool = False,
-    progress: ProgressOption = None,
-) -> list[Download]:
+    names: str | Iterable[str], folder: str | os.PathLike = ".", *, small: bool = False, mirror: str | None = None,
+    resume: bool = True, overwrite: bool = False, progress: ProgressOption = None,
+) -> list[Download]:  # fmt: skip
     """Download public data sets and published models to `data/`, `models/` and `index/` in a folder.
 
     Files that are there are skipped if they have the published length.
@@ -79,37 +73,24 @@ def download(
     with reporting(progress) as report:
         for file, target, is_there in zip(files, targets, present, strict=True):
             begun, state = time.monotonic(), "skipped" if is_there else "downloaded"
-            if is_there:
-                _log.info("%s exists: skipped", target)
-            else:
-                _log.info("%s from %s", target, file.address)
+            _log.info("%s exists: skipped" if is_there else f"%s from {file.address}", target)
+            if not is_there:
                 fetch(file, target, report, resume=resume)
             results.append(Download(str(target), target.stat().st_size, time.monotonic() - begun, state))
     return results
 
 
-def part_path(target: Path) -> Path:
-    """Where the bytes of a file gather until all are there."""
-    return Path(f"{os.path.realpath(target)}.part")
-
-
 def is_present(file: PublishedFile, target: Path, overwrite: bool = False) -> bool:
-    """Whether the target exists, is as long as the published file, and opens; False with `overwrite`.
-
-    Raises ConfigError where it is a different file or cannot be written, DataError where the server cannot be asked.
-    """
+    """Whether the target exists; raises ConfigError if it is a different file, unless `overwrite`."""
     with suppress(OSError):  # the next line says what is wrong
         target.parent.mkdir(parents=True, exist_ok=True)
     check_output(target, overwrite=True)
     if overwrite or not target.exists():
         return False
     size, length = target.stat().st_size, None
-    try:
-        if file.packing is None:
-            with open_remote(file.address) as reply:
-                length = reply.length
-    except ConnectionBroken as error:
-        raise refusal(file.address, error) from error
+    if file.packing is None:
+        with open_remote(file.address) as reply:
+            length = reply.length
     try:
         if length is not None and length != size and not (file.is_start and size > length):
             raise DataError(f"{size:,} bytes, {length:,} are published")
@@ -121,21 +102,15 @@ def is_present(file: PublishedFile, target: Path, overwrite: bool = False) -> bo
 
 
 def fetch(
-    file: PublishedFile,
-    target: Path,
-    report: Progress = silent,
-    *,
-    resume: bool = True,
-    pauses: Sequence[float] = PAUSES,
-    timeout: float = TIMEOUT,
+    file: PublishedFile, target: Path, report: Progress = silent, *, resume: bool = True, pauses=PAUSES, timeout=TIMEOUT
 ) -> None:
     """Download `file`, unpack it, verify it, and only then give it the name `target`, replacing an existing file.
 
-    What arrived is kept on errors, unless it is complete and wrong; it is continued unless `resume` is False.
+    What arrived is kept on errors, unless it is complete and wrong, and continued with `resume`.
     """
     check_output(target, overwrite=True)
-    path = part_path(target)
-    record = path.with_suffix(".part.version")
+    path = Path(f"{os.path.realpath(target)}.part")
+    record = Path(f"{path}.version")
 
     def discard() -> None:
         path.unlink(missing_ok=True)  # before the lock is released
@@ -160,8 +135,7 @@ def fetch(
     except OSError as error:
         raise ResourceError(f"cannot write {target}: {error.strerror or error}") from error
     except KeyboardInterrupt:
-        kept = f"what has arrived is kept in {path}, and the same command continues it" if path.exists() else ""
-        raise KeyboardInterrupt(kept) from None
+        raise KeyboardInterrupt(f"the same command continues {path}" if path.exists() else "") from None
 
 
 def _receive(
@@ -177,8 +151,8 @@ def _receive(
             if part.tell() > furthest:
                 left, furthest = list(pauses), part.tell()
             if not left:
-                raise refusal(file.address, error) from error
-            _log.info("%s: %s; the next attempt is in %g s", file.address, error, left[0])
+                raise
+            _log.info("%s; the next attempt is in %g s", error, left[0])
             time.sleep(left.pop(0))
 
 
@@ -197,7 +171,7 @@ def _receive_once(part: BinaryIO, record: Path, file: PublishedFile, target: Pat
             if reply.length is not None:
                 report(f"downloading {target}", part.tell(), reply.length, "byte")
     if reply.length is not None and part.tell() != reply.length:
-        raise ConnectionBroken(f"the connection ended after {part.tell():,} of {reply.length:,} bytes")
+        raise refusal(file.address, f"it broke after {part.tell():,} of {reply.length:,} bytes", ConnectionBroken)
     if part.tell() == 0:
         raise refusal(file.address, "the file is empty")
 

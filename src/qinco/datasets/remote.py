@@ -8,7 +8,7 @@ import re
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from qinco.errors import DataError, QincoError
@@ -20,16 +20,12 @@ _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _RANGE = re.compile(r"bytes (?:([0-9]{1,18})-[0-9]{1,18}|\*)/([0-9]{1,18})")
 
 
-class ConnectionBroken(Exception):
-    """The connection failed in a way that may be temporary: another attempt is worthwhile."""
+class ConnectionBroken(DataError):
+    """The connection failed in a way that may be temporary."""
 
 
-@dataclass
-class Reply:
-    """A server's answer: the content in `blocks`, from byte `start` (the one asked for, or 0) of `length` in all.
-
-    `version` (ETag, Last-Modified or MDTM) changes when the file does. Both are None where the server does not tell.
-    """
+class Reply(NamedTuple):
+    """A server's answer: the content in `blocks` from byte `start` on; length and version of the file, where known."""
 
     start: int
     length: int | None
@@ -41,12 +37,7 @@ class Reply:
 def open_remote(address: str, start: int = 0, version: str | None = None, timeout: float = TIMEOUT) -> Iterator[Reply]:
     """Open the file at an address (https, http or ftp) at byte `start`, if it has still this `version`, or else at 0.
 
-    After `timeout` seconds without a byte the connection counts as broken.
-
-    Raises:
-        ConnectionBroken: for failures that may be temporary, also while `blocks` are read.
-        DataError: for others: no such file, an untrusted certificate, an unexpected answer.
-        ConfigError: httpx is not installed.
+    Raises ConnectionBroken for failures that may be temporary, also while `blocks` are read, and DataError for others.
     """
     with library("httpx", "download", "a download"):
         import httpx  # noqa: F401
@@ -54,13 +45,12 @@ def open_remote(address: str, start: int = 0, version: str | None = None, timeou
     with ExitStack() as stack:
         with _named_failures(address):
             reply = open_it(stack, address, start if version else 0, version, timeout)
-        reply.blocks = _checked(address, reply.blocks)
-        yield reply
+        yield reply._replace(blocks=_checked(address, reply.blocks))
 
 
-def refusal(address: str, reason: object) -> DataError:
+def refusal(address: str, reason: str, kind=DataError) -> DataError:
     """The error that says that `address` cannot be downloaded, and why."""
-    return DataError(f"cannot download {address}: {reason}")
+    return kind(f"cannot download {address}: {reason}")
 
 
 def _checked(address: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -74,14 +64,13 @@ def _named_failures(address: str) -> Iterator[None]:
 
     try:
         yield
-    except (QincoError, ConnectionBroken):
+    except QincoError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         is_lasting = isinstance(error, ftplib.error_perm | httpx.UnsupportedProtocol) or "CERTIFICATE_VERIFY" in reason
-        if not is_lasting and isinstance(error, (httpx.TransportError, *ftplib.all_errors)):
-            raise ConnectionBroken(reason) from error
-        raise refusal(address, reason) from error
+        is_broken = not is_lasting and isinstance(error, (httpx.TransportError, *ftplib.all_errors))
+        raise refusal(address, reason, ConnectionBroken if is_broken else DataError) from error
 
 
 def _open_http(stack: ExitStack, address: str, start: int, version: str | None, timeout: float) -> Reply:
@@ -95,10 +84,8 @@ def _open_http(stack: ExitStack, address: str, start: int, version: str | None, 
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": version}
     context, hooks = ssl.create_default_context(), {"request": [check]}
-    client = stack.enter_context(
-        httpx.Client(verify=context, timeout=timeout, follow_redirects=True, max_redirects=10, event_hooks=hooks)
-    )
-    response = stack.enter_context(client.stream("GET", address, headers=headers))
+    client = httpx.Client(verify=context, timeout=timeout, follow_redirects=True, max_redirects=10, event_hooks=hooks)
+    response = stack.enter_context(stack.enter_context(client).stream("GET", address, headers=headers))
     status, tag = response.status_code, response.headers.get("ETag", "W/")
     # A weak tag does not identify bytes.
     found_version = response.headers.get("Last-Modified") if tag.startswith("W/") else tag
@@ -110,8 +97,8 @@ def _open_http(stack: ExitStack, address: str, start: int, version: str | None, 
             return Reply(start, start, version, iter(()))
         return _open_http(stack, address, 0, None, timeout)
     if status != 200:
-        answer = f"the server answers {status} {response.reason_phrase}"
-        raise ConnectionBroken(answer) if status in _TRANSIENT else refusal(address, answer)
+        kind = ConnectionBroken if status in _TRANSIENT else DataError
+        raise refusal(address, f"the server answers {status} {response.reason_phrase}", kind)
     length = response.headers.get("Content-Length")
     return Reply(0, None if length is None else int(length), found_version, response.iter_raw())
 
@@ -127,13 +114,15 @@ def _open_ftp(stack: ExitStack, address: str, start: int, version: str | None, t
     with suppress(ftplib.error_perm):  # not every server knows these commands
         length = connection.size(path)
         found_version = f"{connection.sendcmd(f'MDTM {path}')[4:].strip()} {length}"
-    if found_version != version or start > (length or 0):
-        start = 0
+    start = start if found_version == version and start <= (length or 0) else 0
+    if start and start == length:  # nothing is missing
+        return Reply(start, length, version, iter(()))
     content = stack.enter_context(connection.transfercmd(f"RETR {path}", start or None))
 
     def blocks() -> Iterator[bytes]:
         while block := content.recv(1 << 16):
             yield block
-        connection.voidresp()
+        if length is None:
+            connection.voidresp()  # nothing else tells the end from a broken connection
 
     return Reply(start, length, found_version, blocks())

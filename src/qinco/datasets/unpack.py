@@ -26,46 +26,29 @@ def check_space(path: Path, size: int) -> None:
 
 
 def unpack(file: PublishedFile, source: Path, target: Path, report: Report) -> None:
-    """Write to `target` what the packed `file` holds that has been downloaded to `source`, and nothing else.
-
-    Raises:
-        DataError: `source` is damaged or truncated (CRCs are verified), or has no such regular file.
-        ResourceError: the content does not fit on the disk.
-    """
+    """Write to `target` what the packed `file` holds, downloaded to `source`; DataError if it is damaged."""
     if file.packing == "fbin":
         return _convert_fbin(source, target, report)
+    size = source.stat().st_size
     try:
         with source.open("rb") as packed, gzip.GzipFile(fileobj=packed) as content, target.open("wb") as output:
-            reported = _Reported(packed, content, source.stat().st_size, report)
-            if file.member is None:
-                shutil.copyfileobj(reported, output, _BLOCK)
-            else:
-                _extract(reported, file.member, target, output)
+            unpacked = content if file.member is None else _find_member(content, file.member, target)
+            while block := unpacked.read(_BLOCK):
+                output.write(block)
+                report(packed.tell(), size)
+            while content.read(_BLOCK):  # to the end, where the CRC is verified
+                report(packed.tell(), size)
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
         raise DataError(f"the archive is damaged: {error}") from error
 
 
-class _Reported:
-    """The content of a gzip file; `report` is told how far the packed file has come."""
-
-    def __init__(self, packed, content, size: int, report: Report):
-        self._packed, self._content, self._size, self._report = packed, content, size, report
-
-    def read(self, size: int) -> bytes:
-        block = self._content.read(size)
-        self._report(self._packed.tell(), self._size)
-        return block
-
-
-def _extract(content, member: str, target: Path, output) -> None:
-    with tarfile.open(fileobj=content, mode="r|") as archive:
-        info = next((info for info in archive if PurePosixPath(info.name) == PurePosixPath(member)), None)
-        if info is None or not info.isreg():
-            raise DataError(f"the archive has no regular file {member}")
-        check_space(target, info.size)
-        shutil.copyfileobj(archive.extractfile(info), output, _BLOCK)
-    while content.read(_BLOCK):  # to the end, where the CRC is verified
-        pass
+def _find_member(content, member: str, target: Path):
+    archive = tarfile.open(fileobj=content, mode="r|")  # noqa: SIM115  (there is nothing to close)
+    for info in archive:
+        if PurePosixPath(info.name) == PurePosixPath(member) and info.isreg():
+            check_space(target, info.size)
+            return archive.extractfile(info)
+    raise DataError(f"the archive has no regular file {member}")
 
 
 def _convert_fbin(source: Path, target: Path, report: Report) -> None:

@@ -85,11 +85,8 @@ def candidate_dtype(precision: str, device: torch.device, config: ModelConfig) -
 class TensorModel:
     """A `Packed` model of an engine that works on torch tensors: normalisation and transfers around the kernels.
 
-    An engine subclasses it and defines `encode_tensors` and `decode_tensors`, which training uses directly.
-
-    Args:
-        model: whose weights must not change while this is in use.
-        dtype: torch.float32 or torch.bfloat16, of candidates in encoding and of products in decoding.
+    An engine subclasses it and defines `encode_tensors` and `decode_tensors`, which training uses directly. The model's
+    weights must not change meanwhile. `dtype` is that of candidates in encoding and of products in decoding.
     """
 
     def __init__(self, model: Qinco, dtype: torch.dtype):

@@ -23,7 +23,7 @@ class ResidualBlock(nn.Module):
 
 
 class Concat(nn.Module):
-    """W [z; x̂] + b, as the sum of the contributions of z and x̂.
+    """W [z; x̂] + b, as the sum of the contributions of z (b among it) and x̂, (N, E).
 
     With `rank`, W is the product of two matrices and there is no b (QINCo-LR).
     """
@@ -35,11 +35,9 @@ class Concat(nn.Module):
         self.outer = nn.Linear(rank or embed_dim + dim, embed_dim, bias=rank is None)
 
     def from_codeword(self, z_NE: Tensor) -> Tensor:
-        """The codeword's contribution, bias included: (N, E)."""
         return self._part(z_NE, slice(None, self.embed_dim), self.outer.bias)
 
     def from_reconstruction(self, x_ND: Tensor) -> Tensor:
-        """The partial reconstruction's contribution: (N, E)."""
         return self._part(x_ND, slice(self.embed_dim, None), None)
 
     def _part(self, rows: Tensor, columns: slice, bias: Tensor | None) -> Tensor:
@@ -75,7 +73,6 @@ class Step(nn.Module):
         return z_NE + self.concat.from_codeword(z_NE)
 
     def refine(self, e_NE: Tensor) -> Tensor:
-        """The residual blocks."""
         for block in self.blocks:
             e_NE = block(e_NE)
         return e_NE
@@ -151,15 +148,13 @@ class StepTables:
         """The codewords' contributions to the stream (N, E) and to the first hidden layer (N, H)."""
         if self.table_KE is None:
             return self._rows(self.codebook_KD.index_select(0, codes_N))
-        h_NH = self.table_KH.index_select(0, codes_N) if self.blocks else None
-        return self.table_KE.index_select(0, codes_N), h_NH
+        return self.table_KE.index_select(0, codes_N), self.table_KH.index_select(0, codes_N) if self.blocks else None
 
     def reconstruction_parts(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         """The partial reconstructions' contributions, (N, E) and (N, H), computed once per hypothesis."""
         with torch.autocast(x_ND.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             v_NE = self.step.concat.from_reconstruction(x_ND)
-            u_NH = self.step.blocks[0].up(v_NE) if self.blocks else None
-        return v_NE, u_NH
+            return v_NE, self.step.blocks[0].up(v_NE) if self.blocks else None
 
     def evaluate(self, codes_N: Tensor, hypotheses_N: Tensor, parts) -> Tensor:
         """f(c, x̂), float32 (N, D), of codes, int64 (N,), and of rows, int64 (N,), of `reconstruction_parts`."""

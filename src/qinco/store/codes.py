@@ -110,11 +110,10 @@ class Codes(NDArrayOperatorsMixin):
         One row, by an integer, is an array (M,).
         """
         rows, columns = key if isinstance(key, tuple) else (key, slice(None))
+        if np.ndim(rows) == 0 and not isinstance(rows, slice):
+            return self.codes[rows, columns]
         if not isinstance(rows, slice):
-            rows = np.asarray(rows)
-            if rows.ndim == 0:
-                return self.codes[int(rows), columns]
-            rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+            rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else np.asarray(rows, np.int64)
         picked = np.asarray(self._codes[rows])[:, columns]
         return Codes(picked, self._lists_at(rows), self.name) if picked.ndim == 2 else picked
 
@@ -130,7 +129,7 @@ class Codes(NDArrayOperatorsMixin):
         return Codes(_First(self._codes, count), None if self._lists is None else _First(self._lists, count), self.name)
 
     def with_lists(self, lists) -> "Codes":
-        """The same codes with other list numbers, (N,) or (N, 1), or None."""
+        """The same codes with other list numbers, or None."""
         return Codes(self._codes, lists, self.name)
 
     @classmethod
@@ -184,8 +183,7 @@ class Codes(NDArrayOperatorsMixin):
         """
         if codec is not None:
             codebook_size, dim = codec.config.codebook_size, codec.dim
-        path = Path(path)
-        suffix = path.suffix.lower()
+        path, suffix = Path(path), Path(path).suffix.lower()
         if is_folder(path):
             if codec is None:
                 raise ConfigError(f"{path}: a folder of codes records its codec: give codec")

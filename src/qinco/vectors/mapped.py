@@ -79,26 +79,20 @@ def as_matrix(array, name: str) -> np.ndarray:
 
 
 def check_matrix(shape: tuple, dtype, name: str) -> None:
-    """Raise DataError unless a numpy array of this shape and dtype is a matrix (N, D) of numbers."""
-    check_shape(shape, name)
-    if dtype.kind not in "fiu":
-        raise DataError(f"{name} holds {dtype} values: vectors are integers or floats")
-
-
-def check_shape(shape: tuple, name: str) -> None:
-    """Raise DataError unless `shape` is (N, D) with D at least 1."""
+    """Raise DataError unless the shape is (N, D), with D at least 1, and a dtype of numpy is one of numbers."""
     if len(shape) != 2:
         hint = ": for a single vector give x[None]" if len(shape) == 1 else ""
         raise DataError(f"{name} must be a matrix (N, D), not an array of shape {tuple(shape)}{hint}")
     if shape[1] < 1:
         raise DataError(f"{name} has zero columns: vectors need at least one dimension")
+    if isinstance(dtype, np.dtype) and dtype.kind not in "fiu":
+        raise DataError(f"{name} holds {dtype} values: vectors are integers or floats")
 
 
 def check_size(path: Path, size: int, expected: int, promise: str) -> None:
     """Raise DataError unless a file's `size` in bytes is as `expected` by its header, which says `promise`."""
     if size != expected:
-        state = "truncated" if size < expected else "damaged"
-        raise DataError(f"{path} is {state}: it has {size} bytes, its header ({promise}) needs {expected}")
+        raise DataError(f"{path} is truncated or damaged: it has {size} bytes, its header ({promise}) needs {expected}")
 
 
 def missing_file(path: str | os.PathLike) -> DataError:

@@ -13,10 +13,7 @@ _BATCH_BYTES = 1 << 24  # decoding takes several times as much
 
 
 class ParquetRows(BlockRows):
-    """The rows of a column of lists; a list of another length and a null raise DataError when they are read.
-
-    A row group is decoded from its start: sequential reads decode nothing twice, going back decodes the group again.
-    """
+    """The rows of a column of lists. A row group is decoded from its start: going back decodes it again."""
 
     def __init__(self, name: str, column: str, file, sizes: list[int], dim: int, dtype, batch_bytes: int):
         super().__init__((sum(sizes), dim), dtype)
@@ -48,7 +45,6 @@ class ParquetRows(BlockRows):
                 start += len(lists)
 
     def _to_array(self, lists, start: int) -> np.ndarray:
-        """Lists of numbers as an array (n, D); `start` is the row of the first one."""
         if lists.null_count:
             raise DataError(f"row {start + _first_null(lists)} of {self._name} is null: remove it")
         lengths, dim = np.asarray(lists.value_lengths()), self.shape[1]
@@ -76,26 +72,24 @@ def open_parquet(path: Path, size: int, name: str | None, part: str, batch_bytes
             name = choose_part(path, columns, part, "column of lists of numbers")
         elif name not in columns:
             raise DataError(f"{path} holds no column {name!r} of lists of numbers, but {list_names(columns) or 'none'}")
-        return _open_column(f"{path}:{name}", size, name, file, *columns[name], batch_bytes)
-
-
-def _open_column(where: str, size: int, name: str, file, dtype, dim: int | None, batch_bytes: int) -> ParquetRows:
-    leaves = [number for number in range(len(file.schema)) if file.schema.column(number).path.startswith(f"{name}.")]
-    groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
-    chunks, sizes = [group.column(leaves[0]) for group in groups], [group.num_rows for group in groups]
-    if len(leaves) != 1 or sum(chunk.total_compressed_size for chunk in chunks) > size or min(sizes, default=0) < 0:
-        raise DataError(f"{where} is damaged, or the name of several columns")
-    if not sum(sizes):
-        raise DataError(f"{where} holds no rows")
-    if dim is None:  # the length of the first list
-        first = next(file.iter_batches(1, columns=[name], use_threads=False)).column(0)
-        dim = first.value_lengths()[0].as_py() or 0
-    if not 1 <= dim <= MAX_DIM:
-        raise DataError(f"row 0 of {where} has {dim} values: it must have between 1 and {MAX_DIM}")
-    for group, (chunk, count) in enumerate(zip(chunks, sizes, strict=True)):
-        if chunk.num_values != count * dim:
-            raise DataError(f"{where}: row {sum(sizes[:group])} or one of the next {count} is not of dimension {dim}")
-    return ParquetRows(where, name, file, sizes, dim, dtype, batch_bytes)
+        (dtype, dim), where = columns[name], f"{path}:{name}"
+        leaves = [leaf for leaf in range(len(file.schema)) if file.schema.column(leaf).path.startswith(f"{name}.")]
+        groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+        chunks, sizes = [group.column(leaves[0]) for group in groups], [group.num_rows for group in groups]
+        if len(leaves) != 1 or sum(chunk.total_compressed_size for chunk in chunks) > size or min(sizes, default=0) < 0:
+            raise DataError(f"{where} is damaged, or the name of several columns")
+        if not sum(sizes):
+            raise DataError(f"{where} holds no rows")
+        if dim is None:  # the length of the first list
+            first = next(file.iter_batches(1, columns=[name], use_threads=False)).column(0)
+            dim = first.value_lengths()[0].as_py() or 0
+        if not 1 <= dim <= MAX_DIM:
+            raise DataError(f"row 0 of {where} has {dim} values: it must have between 1 and {MAX_DIM}")
+        for group, (chunk, count) in enumerate(zip(chunks, sizes, strict=True)):
+            if chunk.num_values != count * dim:
+                row = sum(sizes[:group])
+                raise DataError(f"{where}: row {row} or one of the next {count} is not of dimension {dim}")
+        return ParquetRows(where, name, file, sizes, dim, dtype, batch_bytes)
 
 
 def _list_columns(schema) -> dict[str, tuple[np.dtype, int | None]]:

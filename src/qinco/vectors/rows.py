@@ -11,7 +11,7 @@ import numpy as np
 from qinco.config import require_int
 from qinco.errors import DataError
 from qinco.vectors.formats import open_array
-from qinco.vectors.mapped import Rows, as_matrix, check_shape, release_pages
+from qinco.vectors.mapped import Rows, as_matrix, check_matrix, release_pages
 
 __all__ = ["Rows", "VectorSource", "as_source", "check_finite", "fingerprint", "open_vectors"]
 
@@ -196,7 +196,7 @@ def check_finite(block: np.ndarray, start: int = 0, name: str = "vectors") -> No
 def _tensor_rows(tensor, name: str):
     import torch
 
-    check_shape(tuple(tensor.shape), name)
+    check_matrix(tuple(tensor.shape), tensor.dtype, name)
     if tensor.layout != torch.strided or tensor.is_meta:
         raise DataError(f"{name} is sparse or has no data: give a dense tensor")
     if tensor.dtype.is_complex or tensor.dtype == torch.bool or tensor.is_quantized:
