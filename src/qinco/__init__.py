@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from qinco.search.exhaustive import exhaustive_search
     from qinco.search.fit import fit_lookup_decoder, fit_pairwise_decoder
     from qinco.search.index import Index
-    from qinco.search.measure.decoders import evaluate_decoder, exhaustive_recall
+    from qinco.search.measure.evaluate import evaluate_decoder, exhaustive_recall
     from qinco.search.measure.sweep import sweep
     from qinco.search.options import SearchOptions
     from qinco.store.codes import Codes
@@ -109,8 +109,8 @@ _HOMES = {
     "LookupDecoder": "qinco.decoders.lookup",
     "PairwiseDecoder": "qinco.decoders.pairwise",
     "build_index": "qinco.search.build",
-    "evaluate_decoder": "qinco.search.measure.decoders",
-    "exhaustive_recall": "qinco.search.measure.decoders",
+    "evaluate_decoder": "qinco.search.measure.evaluate",
+    "exhaustive_recall": "qinco.search.measure.evaluate",
     "exhaustive_search": "qinco.search.exhaustive",
     "fit_lookup_decoder": "qinco.search.fit",
     "fit_pairwise_decoder": "qinco.search.fit",

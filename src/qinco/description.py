@@ -54,7 +54,7 @@ def _find_describer(file: Path):
         note = "without a header: the codec says how many bytes a vector has"
         return lambda path: {"kind": "packed codes", "note": note}
     elif suffix == ".json":
-        from qinco.search.measure.results import describe_results as describer
+        from qinco.search.measure.sweep import describe_results as describer
     elif suffix == ".faissindex":
         from qinco.compat.faiss_files import describe_faiss_file as describer
     elif suffix == ".pt":

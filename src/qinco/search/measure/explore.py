@@ -22,6 +22,7 @@ from qinco.search.options import SearchOptions
 MAX_SETTINGS = 10_000
 # Timings are noisy. Unless one setting has no value above the other's, call it faster only if it is 10 % faster.
 TIME_TOLERANCE = 0.1
+_NUM_MID = list(SearchOptions.__dataclass_fields__).index("num_mid")
 
 
 class Setting(NamedTuple):
@@ -62,18 +63,14 @@ class Measurement:
         """Microseconds a query."""
         return self.seconds / self.num_queries * 1e6
 
-    @property
-    def queries_per_second(self) -> float:
-        return self.num_queries / self.seconds
-
 
 def combinations(values: Mapping[str, Sequence[int]]) -> list[Setting]:
     """All combinations of the values, each list in ascending order; raises ConfigError for an empty or wrong list."""
-    for name in Setting._fields:
+    for name, least in zip(Setting._fields, (1, 1, 0, 0), strict=True):
         if len(values[name]) == 0:
             raise ConfigError(f"search.{name} is an empty list: give at least one value")
         for value in values[name]:
-            require_int(f"search.{name}", value, 1 if name in ("nprobe", "quantizer_efSearch") else 0)
+            require_int(f"search.{name}", value, least)
     columns = [sorted({int(value) for value in values[name]}) for name in Setting._fields]
     count = math.prod(map(len, columns))
     if count > MAX_SETTINGS:
@@ -83,35 +80,31 @@ def combinations(values: Mapping[str, Sequence[int]]) -> list[Setting]:
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the (cost, recall) points that no other beats, by cost; of equal points the first is kept."""
-    front, best = [], -math.inf
+    front = []
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
-        if points[i][1] > best:
+        if not front or points[i][1] > points[front[-1]][1]:
             front.append(i)
-            best = points[i][1]
     return front
 
 
 def explore(
     settings: list[Setting],
     measure: Callable[[SearchOptions], Measurement],
+    on_measured: Callable[[dict[Setting, Measurement], list[Setting]], None],
     *,
-    objective: Callable[[Measurement], float] = lambda found: found.recall[1],
     known: Mapping[Setting, Measurement] | None = None,
-    on_measured: Callable[[dict[Setting, Measurement], list[Setting]], None] = lambda measured, skipped: None,
+    rank: int = 1,
 ) -> dict[Setting, Measurement]:
-    """Measure the settings that may be Pareto-optimal, from the extremes inwards.
+    """Measure the settings that may be Pareto-optimal by recall@rank, from the extremes inwards.
 
     Args:
-        settings: of `combinations`.
-        measure: searches with some options.
-        objective: the recall of a measurement that is to be high; recall@1 unless given.
-        known: measurements that are there already, of these settings or others; the result has them, too.
         on_measured: called before the first and after every measurement with all there are, and the settings that are
             skipped because they cannot be optimal.
+        known: measurements that are there already, of these settings or others; the result has them, too.
     """
     measured, bounds = dict(known or {}), _Bounds(settings)
     for setting, found in measured.items():
-        bounds.add(setting, objective(found), found.microseconds)
+        bounds.add(setting, found.recall[rank], found.microseconds)
     while True:
         can_gain_S = bounds.can_gain()
         finished = [settings[i] for i in np.flatnonzero(~can_gain_S)]
@@ -121,7 +114,7 @@ def explore(
         # The one farthest from all measured: the cheapest, the most expensive, and then what lies between.
         setting = settings[np.where(can_gain_S, bounds.distance_S, -1).argmax()]
         found = measured[setting] = measure(setting.options)
-        bounds.add(setting, objective(found), found.microseconds)
+        bounds.add(setting, found.recall[rank], found.microseconds)
 
 
 class _Bounds:
@@ -137,7 +130,6 @@ class _Bounds:
         self._points = []
 
     def add(self, setting: Setting, recall: float, time: float) -> None:
-        """Derive the bounds that follow from a measurement, of one of the settings or another."""
         values_C = np.array(astuple(setting.options))
         below_S, above_S = (self._values_SC <= values_C).all(1), (self._values_SC >= values_C).all(1)
         # A pairwise decoder may lower recall: settings with and without it do not bound each other's recall.
@@ -160,8 +152,5 @@ class _Bounds:
 
     def _ranks_of(self, values: np.ndarray) -> np.ndarray:
         """Where values stand in their lists, from 0 to 1."""
-        scales = [np.linspace(0, 1, len(column)) for column in self._columns]
-        return np.stack([np.interp(values[..., i], self._columns[i], scale) for i, scale in enumerate(scales)], -1)
-
-
-_NUM_MID = list(SearchOptions.__dataclass_fields__).index("num_mid")
+        ranks = [np.interp(v, c, np.linspace(0, 1, len(c))) for v, c in zip(values.T, self._columns, strict=True)]
+        return np.stack(ranks, -1)

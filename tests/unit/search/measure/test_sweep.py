@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.search.measure.explore import Measurement, Setting, combinations, pareto_front
-from qinco.search.measure.results import Conditions, SweepResult, record_sweep
+from qinco.search.measure.sweep import SweepResult, record_sweep
 from qinco.search.measure.timing import MAX_REPEATS, MIN_REPEATS, TIMING, measure_stages
 from qinco.search.options import SearchOptions
 
-CONDITIONS = Conditions({"index": "aa", "model": "bb", "queries": "cc"}, threads=2, machine="a processor")
+CONDITIONS = {
+    "fingerprint": {"index": "aa", "model": "bb", "queries": "cc"}, "threads": 2, "machine": "a processor",
+}  # fmt: skip
 VALUES = {
     "nprobe": [1, 4, 16, 64],
     "quantizer_efSearch": [4, 16, 64],
@@ -244,7 +246,7 @@ def test_the_file_has_the_keys_of_the_authors_code_and_ours(tmp_path):
     assert set(content) == {"ivf_real_res", "settings", "skipped", "threads", "machine", "num_queries", "timing",
                             "fingerprint"}  # fmt: skip
     assert content["threads"] == 2 and content["machine"] == "a processor" and content["num_queries"] == NUM_QUERIES
-    assert content["fingerprint"] == CONDITIONS.fingerprint and content["timing"] == TIMING
+    assert content["fingerprint"] == CONDITIONS["fingerprint"] and content["timing"] == TIMING
     for theirs, ours in zip(content["ivf_real_res"], content["settings"], strict=True):
         assert list(theirs) == ["parameters", "cno", "t_search", "t_mid_rerank", "t_decode", "t_rerank", "t_total",
                                 "recalls", "recalls_orig", "key"]  # fmt: skip
@@ -330,7 +332,7 @@ def test_results_of_other_conditions_are_not_resumed(tmp_path, change, message):
     record_sweep(SMALL, measure, CONDITIONS, output)
     before, recorder = output.read_text(), Recorder()
     with pytest.raises(ConfigError, match=message):
-        record_sweep(SMALL, recorder, dataclasses.replace(CONDITIONS, **change), output, resume=True)
+        record_sweep(SMALL, recorder, CONDITIONS | change, output, resume=True)
     assert recorder.asked == [] and output.read_text() == before
 
 

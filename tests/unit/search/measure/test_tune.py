@@ -9,8 +9,7 @@ from qinco.errors import ConfigError, DataError
 from qinco.maths.metrics import recall
 from qinco.search.measure import timing
 from qinco.search.measure.explore import Measurement
-from qinco.search.measure.timing import measure
-from qinco.search.measure.tune import TUNED_LENGTHS, tune
+from qinco.search.measure.timing import TUNED_LENGTHS, measure, tune
 from qinco.search.options import SearchOptions
 
 QUERIES_QD = vectors(60, 1)
