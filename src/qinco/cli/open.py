@@ -3,7 +3,6 @@
 import os
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import qinco
 from qinco.cli.keys import Settings
@@ -12,15 +11,12 @@ from qinco.datasets.catalogue import DATASETS, find_dataset
 from qinco.errors import ConfigError, DataError
 from qinco.progress import Progress
 
-if TYPE_CHECKING:
-    import torch
-
 _READ = ("model", "db", "trainset", "codes", "lists", "ivf_centroids", "encoded_trainset", "encoded_db", "index",
          "pairwise_decoder", "queries", "queries_gt")  # fmt: skip
 
 
-def find_device(settings: Settings) -> "torch.device":
-    """The device that `device=` and `cpu=` name."""
+def find_device(settings: Settings):
+    """The torch.device that `device=` and `cpu=` name."""
     from qinco.maths.devices import choose_device
 
     if settings["cpu"] and settings.given("device") and settings["device"] != "cpu":
@@ -45,9 +41,7 @@ def adjust_codec(settings: Settings, codec: "qinco.Codec") -> "qinco.Codec":
 
 def encode_options(settings: Settings, codec: "qinco.Codec") -> EncodeOptions:
     """The codec's own options, with `A`, `C`, `B`, `precision` and `engine` in their place if they are given."""
-    options = codec.encode_options.override(
-        settings["A"], settings["C"], settings["B"], settings["precision"], settings["engine"]
-    )
+    options = codec.encode_options.override(*(settings[key] for key in ("A", "C", "B", "precision", "engine")))
     options.check_model(codec.config)
     return options
 

@@ -1,7 +1,6 @@
 """Error and recall of a codec, of another decoder of its codes, and of an index on vectors that it has not seen.
 
-Shape suffixes: N vectors, n vectors of a block or sample, Q queries, D dimension, M codes of a vector, K codewords,
-R results.
+Shape suffixes: N vectors, n vectors of a block, Q queries, D dimension, M codes of a vector, K codewords, R results.
 """
 
 import time
@@ -91,12 +90,10 @@ def _decoded(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Encode and decode blocks of a source: (first row, float32 (n, D))."""
     for first, codes in codec.encode_blocks(source, options, num_steps):
-        if decoder is None:
-            yield first, codec.decode(codes, precision=precision)
-        else:
-            if decoder.num_lists and not codes.has_lists:  # the lists of an index that the codec does not know
-                codes = codes.with_lists(assign_decoded(codec, codes, decoder.centroids_VD))
-            yield first, decoder.decode(codes.codes, codes.lists)
+        if decoder is not None and decoder.num_lists and not codes.has_lists:  # an index has lists, its codec none
+            codes = codes.with_lists(assign_decoded(codec, codes, decoder.centroids_VD))
+        own = decoder is None
+        yield first, codec.decode(codes, precision=precision) if own else decoder.decode(codes.codes, codes.lists)
         report("encoding and decoding", first + len(codes), len(source))
 
 

@@ -40,18 +40,11 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Measurement:
-    """Recall and time of a search with one setting.
+    """Recall and time of a search with one setting."""
 
-    Attributes:
-        recall: for each rank the share of queries whose nearest neighbour is among so many results.
-        shortlist_recall: the same in the shortlist's order, before the network re-ranks it.
-        seconds_by_stage: seconds of all queries together in "search", "pairwise", "decode", "rerank", and in "total".
-        num_queries: Q.
-    """
-
-    recall: dict[int, float]
-    shortlist_recall: dict[int, float]
-    seconds_by_stage: dict[str, float]
+    recall: dict[int, float]  # for each rank the share of queries whose nearest neighbour is among so many results
+    shortlist_recall: dict[int, float]  # the same in the shortlist's order, before the network re-ranks it
+    seconds_by_stage: dict[str, float]  # of all queries: "search", "pairwise", "decode", "rerank" and "total"
     num_queries: int
 
     @property
@@ -88,13 +81,10 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def explore(
-    settings: list[Setting],
-    measure: Callable[[SearchOptions], Measurement],
-    on_measured: Callable[[dict[Setting, Measurement], list[Setting]], None],
-    *,
-    known: Mapping[Setting, Measurement] | None = None,
-    rank: int = 1,
-) -> dict[Setting, Measurement]:
+    settings: list[Setting], measure: Callable[[SearchOptions], Measurement],
+    on_measured: Callable[[dict[Setting, Measurement], list[Setting]], None], *,
+    known: Mapping[Setting, Measurement] | None = None, rank: int = 1,
+) -> dict[Setting, Measurement]:  # fmt: skip
     """Measure the settings that may be Pareto-optimal by recall@rank, from the extremes inwards.
 
     Args:

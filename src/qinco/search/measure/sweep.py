@@ -60,8 +60,7 @@ class SweepResult:
     @property
     def front(self) -> list[Setting]:
         """The Pareto-optimal settings by recall@1, from the fastest to the one that finds most."""
-        settings = list(self.measured)
-        return [settings[i] for i in pareto_front(self.points())]
+        return [list(self.measured)[i] for i in pareto_front(self.points())]
 
     def points(self) -> list[tuple[float, float]]:
         """(microseconds a query, recall@1) of every measured setting."""
@@ -87,26 +86,18 @@ class SweepResult:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the results file, whole or not at all: the authors' list `ivf_real_res`, and ours beside it."""
-        content = {
-            "ivf_real_res": self._upstream_results(),
-            "settings": self.settings(),
-            "skipped": [setting._asdict() for setting in self.skipped],
-            "num_queries": next((found.num_queries for found in self.measured.values()), 0),
-            "timing": TIMING,
-            **self.conditions,
-        }
-        with write_atomically(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-    def _upstream_results(self) -> list[dict]:
         columns = [sorted(set(column)) for column in zip(*self.requested, *self.measured, strict=True)]
-        results = []
+        theirs = []
         for setting, found in sorted(self.measured.items()):
             key = [column.index(value) for column, value in zip(columns, setting, strict=True)]
             result = {"parameters": setting._asdict(), "cno": int(np.ravel_multi_index(key, list(map(len, columns))))}
-            result |= {theirs: found.seconds_by_stage.get(ours, 0) for ours, theirs in _STAGES.items()}
-            results.append(result | {"recalls": found.recall, "recalls_orig": found.shortlist_recall, "key": key})
-        return results
+            result |= {name: found.seconds_by_stage.get(stage, 0) for stage, name in _STAGES.items()}
+            theirs.append(result | {"recalls": found.recall, "recalls_orig": found.shortlist_recall, "key": key})
+        content = {"ivf_real_res": theirs, "settings": self.settings(), "timing": TIMING, **self.conditions}
+        content["skipped"] = [setting._asdict() for setting in self.skipped]
+        content["num_queries"] = next((found.num_queries for found in self.measured.values()), 0)
+        with write_atomically(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def record_sweep(
@@ -257,14 +248,15 @@ def sweep(
 
 
 def open_searcher(index, codec: Codec | None = None, pairwise=None, device="cpu") -> tuple[Index, dict[str, str]]:
-    """An index, or the folder or faiss file of one, with this codec and pairwise decoder where they are given.
+    """An index, or the folder or faiss file of one, and fingerprints of its files: {"index": ...}.
 
-    Returns:
-        The index, and fingerprints of its files: {"index": ..., "pairwise decoder": ...}.
+    It has this codec and pairwise decoder where they are given.
     """
     files = {}
     if not isinstance(index, Index) and is_directory(path := index):
-        index, files["index"] = Index.load(path, codec=codec, device=device), _fingerprint_of_folder(path)
+        index = Index.load(path, codec=codec, device=device)
+        checksums = {name: stored.crc32 for name, stored in read_manifest(path, "index").files.items()}
+        files["index"] = sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
     elif not isinstance(index, Index):
         index, files["index"] = Index(codec, scanned_by_faiss(path, codec)), _fingerprint_of_file(path)
     if pairwise is None:
@@ -273,14 +265,9 @@ def open_searcher(index, codec: Codec | None = None, pairwise=None, device="cpu"
     # The centroids of the index may be moved from those of the codec.
     centroids_VD = index.codec.coarse_centroids if is_ivf else index.tables.centroids_VD
     decoder = open_pairwise(pairwise, lookup.num_codes, lookup.codebook_size, lookup.dim, centroids_VD)
-    if decoder is not pairwise:
+    if isinstance(pairwise, str | os.PathLike):
         files["pairwise decoder"] = _fingerprint_of_file(pairwise)
     return index.with_pairwise(decoder), files
-
-
-def _fingerprint_of_folder(path: str | os.PathLike) -> str:
-    files = {name: stored.crc32 for name, stored in read_manifest(path, "index").files.items()}
-    return sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint_of_file(path: str | os.PathLike) -> str:
