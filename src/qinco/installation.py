@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,14 +25,12 @@ from qinco.native import library
 from qinco.vectors.rows import as_source
 from qinco.version import __version__
 
-# Names of instruction sets in /proc/cpuinfo that decide how fast vectors are encoded.
+# Instruction sets that decide how fast vectors are encoded: their name here, and in /proc/cpuinfo.
 _FEATURES = {
     "x86_64": {"avx2": "avx2", "fma": "fma", "avx512f": "avx512f", "avx512_bf16": "avx512_bf16",
                "avx512_vbmi": "avx512vbmi", "amx_bf16": "amx_bf16"},
     "aarch64": {"neon": "asimd", "bf16": "bf16"},
 }  # fmt: skip
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT")
-_MODULES = {"faiss-cpu": "faiss", "scikit-learn": "sklearn"}
 _MSE_TOLERANCE = 1.02
 
 
@@ -61,102 +58,79 @@ def check_installation() -> dict:
 
 def inspect(root: Path = Path("/")) -> tuple[dict, list[str]]:
     """Facts by section, and the problems that they show, each a sentence. `root` holds /proc, /sys and /dev."""
-    extras = _required_packages()
-    versions = {name: installed_version(name) for name in extras}
-    problems = list(_version_problems(extras, versions))
-    processor, limits = _processor(root), group_limits(root)
+    versions, not_installed, problems = _packages()
+    info, limits, device = cpuinfo(root), group_limits(root), choose_device("auto")
+    flags = (info.get("flags") or info.get("Features") or "").split()
+    features = {name: flag in flags for name, flag in _FEATURES.get(platform.machine(), {}).items() if flags}
+    tiny = ModelConfig(128, **PRESETS["qinco2-S"])
     facts = {
-        "versions": {"qinco": __version__, "python": platform.python_version()}
-        | {name: number for name, number in versions.items() if number is not None},
-        "not_installed": {
-            name: f"pip install 'qinco[{extra}]'" if extra else "pip install --upgrade qinco"
-            for name, (_, extra) in extras.items()
-            if versions[name] is None
-        },
-        "processor": processor,
+        "versions": {"qinco": __version__, "python": platform.python_version()} | versions,
+        "not_installed": not_installed,
+        "processor": {"name": processor_name(root), "platform": platform.platform()} | features,
         "cores": {"physical": _physical_cores(root), "logical": os.cpu_count(),
                   "allowed": len(os.sched_getaffinity(0)), "quota": limits.cores},
         "threads": {"torch": torch.get_num_threads(), "faiss": faiss.omp_get_max_threads()}
-        | {variable: os.environ.get(variable) for variable in _THREAD_VARIABLES},
+        | {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT")},
         "memory": {"total_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
                    "available_bytes": free_memory(root), "limit_bytes": limits.memory},
         "libraries": {
             "torch_kernels": torch.backends.cpu.get_cpu_capability(),
-            "torch_onednn": torch.backends.mkldnn.is_available(),
-            "torch_mkl": torch.backends.mkl.is_available(),
-            "torch_cuda": torch.version.cuda,
-            "faiss": faiss.get_compile_options().strip(),
+            "torch_onednn": torch.backends.mkldnn.is_available(), "torch_mkl": torch.backends.mkl.is_available(),
+            "torch_cuda": torch.version.cuda, "faiss": faiss.get_compile_options().strip(),
         },
         "devices": _devices(),
-        "automatic": _automatic_choice(),
+        "automatic": {  # what "auto" means for a model of a published size
+            "device": str(device),
+            "candidates": "bf16" if candidate_dtype("auto", device, tiny) is torch.bfloat16 else "float32",
+            "reconstructions": "float32", "engine": choose_engine("auto", tiny, device).name,
+            "native_kernels": library.level() if library.is_available() else "none, torch is used",
+        },
         "folders": {"current": _folder(Path.cwd), "temporary": _folder(tempfile.gettempdir)},
         "data_sets": _data_sets(),
     }  # fmt: skip
-    return facts, problems + list(_machine_problems(root, processor))
+    return facts, problems + list(_machine_problems(root, features))
 
 
-def installed_version(package: str) -> str | None:
-    """Version of a package: the imported one, or else the installed one; None if it is missing."""
-    loaded = getattr(sys.modules.get(_MODULES.get(package, package)), "__version__", None)
-    if loaded is not None:
-        return str(loaded)
+def _packages() -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Versions of the packages that qinco's metadata names, how to install the others, and problems with them."""
+    versions, not_installed, problems = {}, {}, []
     try:
-        return metadata.version(package)
+        lines = metadata.requires("qinco") or []
     except metadata.PackageNotFoundError:
-        return None
+        return {}, {}, ["qinco runs from a folder without being installed: pip install -e ."]
+    for line in lines:
+        name, minimum = re.match(r"[\w.-]+", line)[0], re.search(r">=\s*([\w.]+)", line)
+        extra = re.search(r"extra == \W([\w-]+)", line)
+        if name == "qinco" or (extra and extra[1] == "dev"):
+            continue
+        with suppress(metadata.PackageNotFoundError):
+            versions.setdefault(name, metadata.version(name))
+        if name not in versions:
+            not_installed[name] = f"pip install 'qinco[{extra[1]}]'" if extra else "pip install --upgrade qinco"
+        if name not in versions and extra is None:
+            problems.append(f"{name} is missing: pip install --upgrade qinco")
+        elif name in versions and minimum and _numbers(versions[name]) < _numbers(minimum[1]):
+            problems.append(f"{name} {versions[name]} is too old: pip install --upgrade '{name}>={minimum[1]}'")
+    return versions, not_installed, problems
 
 
-def _required_packages() -> dict[str, tuple[str | None, str | None]]:
-    """The packages that qinco's metadata names: the minimum version, and the extra that asks for it, if any."""
-    found = {}
-    with suppress(metadata.PackageNotFoundError):
-        for line in metadata.requires("qinco") or []:
-            name = re.match(r"[\w.-]+", line)[0]
-            minimum, extra = re.search(r">=\s*([\w.]+)", line), re.search(r"extra == \W([\w-]+)", line)
-            if name != "qinco" and (extra is None or extra[1] != "dev"):
-                found.setdefault(name, (minimum and minimum[1], extra and extra[1]))
-    return found
-
-
-def _version_problems(packages: dict, versions: dict) -> Iterator[str]:
-    def numbers(text: str) -> list[int]:
-        return [int(number) for number in re.findall(r"\d+", text.split("+")[0])]
-
-    if not packages:
-        yield "qinco runs from a folder without being installed, so no version was checked: pip install -e ."
-    for name, (minimum, extra) in packages.items():
-        if versions[name] is None and extra is None:
-            yield f"{name} is missing: pip install '{name}>={minimum}'"
-        elif versions[name] is not None and minimum is not None and numbers(versions[name]) < numbers(minimum):
-            yield f"{name} {versions[name]} is too old: pip install --upgrade '{name}>={minimum}'"
-
-
-def _processor(root: Path) -> dict:
-    info = cpuinfo(root)
-    flags = (info.get("flags") or info.get("Features") or "").split()
-    features = _FEATURES.get(platform.machine(), {}) if flags else {}
-    return {"name": processor_name(root), "platform": platform.platform()} | {
-        name: flag in flags for name, flag in features.items()
-    }
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version.split("+")[0])]
 
 
 def _physical_cores(root: Path) -> int | None:
-    cores = set()
-    for topology in root.glob("sys/devices/system/cpu/cpu[0-9]*/topology"):
-        with suppress(OSError):
-            cores.add(tuple((topology / name).read_text() for name in ("physical_package_id", "core_id")))
+    folders = root.glob("sys/devices/system/cpu/cpu[0-9]*/topology")
+    cores = {tuple((path / name).read_text() for name in ("physical_package_id", "core_id")) for path in folders}
     return len(cores) or None
 
 
 def _folder(find) -> dict:
     try:
         folder = find()
-        facts = {"path": str(folder), "free_bytes": shutil.disk_usage(folder).free, "writable": False}
+        return {"path": str(folder), "free_bytes": shutil.disk_usage(folder).free,
+                "writable": os.access(folder, os.W_OK)}  # fmt: skip
     except OSError as error:  # the current folder has been removed, or there is no temporary one
         return {"path": None, "free_bytes": None, "writable": False, "reason": str(error)}
-    with suppress(OSError), tempfile.TemporaryFile(dir=folder):
-        facts["writable"] = True
-    return facts
 
 
 def _data_sets() -> dict:
@@ -173,28 +147,15 @@ def _data_sets() -> dict:
 def _devices() -> dict:
     devices = {"cpu": {"fast_bf16": multiplies_bf16_fast(torch.device("cpu"))}}
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        device = torch.device("cuda", index)
-        properties = torch.cuda.get_device_properties(device)
+        device, properties = torch.device("cuda", index), torch.cuda.get_device_properties(index)
         devices[str(device)] = {"name": properties.name, "memory_bytes": properties.total_memory,
                                 "fast_bf16": multiplies_bf16_fast(device)}  # fmt: skip
     return devices
 
 
-def _automatic_choice() -> dict:
-    """What "auto" means here for a model of a published size; very small layers are computed in float32."""
-    device, config = choose_device("auto"), ModelConfig(128, **PRESETS["qinco2-S"])
-    return {
-        "device": str(device),
-        "candidates": "bf16" if candidate_dtype("auto", device, config) is torch.bfloat16 else "float32",
-        "reconstructions": "float32",
-        "engine": choose_engine("auto", config, device).name,
-        "native_kernels": library.level() if library.is_available() else "none, torch is used",
-    }
-
-
-def _machine_problems(root: Path, processor: dict) -> Iterator[str]:
+def _machine_problems(root: Path, features: dict) -> Iterator[str]:
     is_fast, number = multiplies_bf16_fast(torch.device("cpu")), torch.__version__
-    if (processor.get("avx512_bf16") or processor.get("amx_bf16")) and not is_fast:
+    if (features.get("avx512_bf16") or features.get("amx_bf16")) and not is_fast:
         yield f"the processor is fast at bf16, but torch {number} does not detect it: upgrade torch"
     if is_fast and not torch.backends.mkldnn.is_available():
         yield f"torch {number} is built without oneDNN, so bf16 is slow: give precision=float32"
@@ -227,8 +188,8 @@ def self_check(device: torch.device) -> str | None:
     error = np.square(decoded_ND - x).sum()
     for engine in [name for name, engine in engines().items() if engine.supports(config, device) is None]:
         for precision in ("float32", "bf16") if multiplies_bf16_fast(device) else ("float32",):
-            rule = codec.encode_options.override(engine=engine, precision=precision)
-            _, codes = next(codec.encode_blocks(as_source(x), rule))
+            options = codec.encode_options.override(engine=engine, precision=precision)
+            _, codes = next(codec.encode_blocks(as_source(x), options))
             ratio = np.square(codec.decode(codes) - x).sum() / error
             if not ratio < _MSE_TOLERANCE:
                 return f"engine={engine} precision={precision} has {ratio:.3f} times the reference's error"

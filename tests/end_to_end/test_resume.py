@@ -10,8 +10,8 @@ from small_models import random_vectors
 
 from qinco.codec import Codec
 from qinco.store.run_state import load_state
-from qinco.training.estimate import Estimate
 from qinco.training.loop import EpochReport, StepReport
+from qinco.training.monitor import Estimate
 
 SMALL = {
     "num_steps": 2, "codebook_size": 8, "num_blocks": 1, "embed_dim": 6, "hidden_dim": 8, "num_pairs": 12,

@@ -41,6 +41,9 @@ class Case:
         if self.codec.is_ivf:
             self.lists, self.codes = self.codes[:, 0], self.codes[:, 1:]
 
+        options, config = self.codec.encode_options, self.codec.config
+        assert options.num_pairs is None and (options.num_candidates is not None) == config.has_preselector
+
     def mse(self, decoded: np.ndarray) -> float:
         return np.square(decoded - self.base, dtype=np.float64).sum(1).mean()
 
@@ -82,8 +85,7 @@ def test_encoding_finds_the_same_codes_and_error(case):
 
 
 def test_evaluation_finds_the_same_error(case):
-    options = case.codec.encode_options.override(**case.options)
-    found = evaluate(case.codec, as_source(case.base), options)
+    found = evaluate(case.codec, as_source(case.base), case.codec.encode_options.override(**case.options))
     assert found.mse == pytest.approx(case.mse(case.decoded), rel=1e-3)
 
 
@@ -97,8 +99,3 @@ def test_prefixes_have_the_same_error(case):
     if case.codec.is_ivf:
         errors.insert(0, case.mse(case.codec.coarse_centroids[case.lists]))
     np.testing.assert_allclose(errors, case.prefix_mse, rtol=1e-3)
-
-
-def test_the_stored_rule_is_kept(case):
-    options, config = case.codec.encode_options, case.codec.config
-    assert options.num_pairs is None and (options.num_candidates is not None) == config.has_preselector

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from small_lists import lists_of
 
 from qinco.errors import DataError
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
@@ -56,7 +57,7 @@ def assert_are(found: InvertedLists, columns, num_lists):
 @checked
 def test_lists_are_laid_out_as_they_are_defined(given_vectors):
     *columns, num_lists = given_vectors
-    assert_are(InvertedLists.from_arrays(*columns, num_lists), columns, num_lists)
+    assert_are(lists_of(*columns, num_lists), columns, num_lists)
 
 
 @given(given_vectors=vectors(), cuts=st.lists(st.integers(0, 400), max_size=4))
@@ -77,7 +78,7 @@ def test_blocks_of_any_size_make_the_same_lists(given_vectors, cuts):
 @checked
 def test_rows_and_blocks_give_back_what_was_stored(given_vectors, size, seed):
     codes, scalars, numbers, ids, num_lists = given_vectors
-    lists = InvertedLists.from_arrays(codes, scalars, numbers, ids, num_lists)
+    lists = lists_of(codes, scalars, numbers, ids, num_lists)
     for *found, found_ids in lists.blocks(size):
         rows = np.argsort(ids)[np.searchsorted(np.sort(ids), found_ids.astype(np.int64))]
         for array, expected in zip(found, (codes, scalars, numbers), strict=True):
@@ -96,7 +97,7 @@ def test_merging_and_leaving_out_are_those_of_the_vectors(several, share):
     columns = [np.concatenate([one[column] for one in several]) for column in range(3)]
     ids = np.arange(len(columns[0])) - 3  # those of all parts differ
     own_ids = np.split(ids, np.cumsum([len(one[0]) for one in several])[:-1])
-    parts = [InvertedLists.from_arrays(*one[:3], own, 7) for one, own in zip(several, own_ids, strict=True)]
+    parts = [lists_of(*one[:3], own, 7) for one, own in zip(several, own_ids, strict=True)]
     columns.append(ids)
     merged = InvertedLists.merged(parts)
     assert_are(merged, columns, 7)

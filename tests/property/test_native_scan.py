@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_levels import LEVELS, needs_native
+from small_lists import lists_of
 
 from qinco.search.lists import InvertedLists
 from qinco.search.scan import Scanner, Shortlist, make_filter
@@ -66,7 +67,7 @@ class Problem:
         columns = self.codes_NM, self.scalars_N, self.lists_N, self.ids_N
         ends = np.cumsum(sizes_SV.sum(1))[:-1]
         parts = zip(*(np.split(column, ends) for column in columns), strict=True)
-        return [InvertedLists.from_arrays(*part, self.num_lists) for part in parts][: len(sizes_SV)]
+        return [lists_of(*part, self.num_lists) for part in parts][: len(sizes_SV)]
 
     def scanner(self, level: str | None) -> Scanner:
         """At one native level, or the plain one."""

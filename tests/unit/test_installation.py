@@ -4,6 +4,7 @@ import json
 import platform
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,31 +14,18 @@ from qinco import installation
 from qinco.cli import main
 from qinco.config import ENGINES
 from qinco.engines.torch_engine import TorchTensors
-from qinco.installation import inspect, installed_version
+from qinco.installation import inspect
 from qinco.maths.assignment import NearestCentroids
 from qinco.native import library
 from qinco.version import __version__
 
-REQUIRES = [
-    "torch<3,>=2.10",
-    "numpy>=1.26",
-    'nosuchpackage>=3.1; extra == "hdf5"',
-    'pytest>=1; extra == "dev"',
-    'qinco[hdf5]; extra == "dev"',
-]
+REQUIRES = ["torch<3,>=2.10", "numpy>=1.26", 'nosuchpackage>=3.1; extra == "hdf5"', "othermissing>=2.0",
+            'pytest>=1; extra == "dev"', 'qinco[hdf5]; extra == "dev"']  # fmt: skip
 
 
 def write(path: Path, text: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-
-
-@pytest.fixture
-def requires(monkeypatch):
-    """The lines of a made-up package's metadata, to be changed by the test."""
-    lines = list(REQUIRES)
-    monkeypatch.setattr(metadata, "requires", lambda package: lines)
-    return lines
 
 
 def test_json_is_one_object(capsys):
@@ -55,38 +43,28 @@ def test_json_is_one_object(capsys):
     assert (here["path"], here["writable"]) == (str(Path.cwd()), True) and here["free_bytes"] > 0
 
 
-def test_table(capsys, requires):
-    assert main(["doctor"]) == 0
-    out, err = capsys.readouterr()
-    rows = [line.split(None, 2) for line in out.splitlines()]
-    assert err == "" and rows[0] == ["about", "what", "value"] and rows[-1] == ["self", "check", "ok"]
-    assert ["versions", "qinco", __version__] in rows
-    assert "not installed  nosuchpackage" in out and out.count("pip install 'qinco[hdf5]'") == 1
+def test_packages(monkeypatch, capsys):
+    """Optional ones may be missing, required ones not, nor too old; versions are compared as numbers."""
+    versions = {"torch": "2.9.1+cpu", "numpy": "2.0"}
 
+    def version(package):
+        if package not in versions:
+            raise metadata.PackageNotFoundError(package)
+        return versions[package]
 
-def test_packages(requires, monkeypatch):
-    """Optional ones may be missing, required ones not, nor too old."""
-    requires += ["othermissing>=2.0", f"scipy>={metadata.version('scipy')}"]
-    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    monkeypatch.setattr(metadata, "requires", lambda package: REQUIRES)
+    monkeypatch.setattr(metadata, "version", version)
     facts, problems = inspect()
     assert facts["not_installed"]["nosuchpackage"] == "pip install 'qinco[hdf5]'"
-    assert set(facts["versions"]) == {"qinco", "python", "torch", "numpy", "scipy"}
-    assert [next(word for word in ("torch", "othermissing") if word in problem) for problem in problems[:2]] == [
-        "torch", "othermissing",
-    ]  # fmt: skip
-    assert "2.9.1+cpu" in problems[0] and "torch>=2.10" in problems[0], "versions are compared as numbers"
-    assert not any(word in " ".join(problems) for word in ("nosuchpackage", "pytest", "numpy", "scipy"))
-    assert installed_version("scikit-learn") == metadata.version("scikit-learn")
-
-
-def test_a_package_that_is_not_installed_itself(monkeypatch):
-    def missing(package):
-        raise metadata.PackageNotFoundError(package)
-
-    monkeypatch.setattr(metadata, "requires", missing)
-    facts, problems = inspect()
-    assert facts["versions"]["qinco"] == __version__
-    assert "pip install -e ." in problems[0]
+    assert facts["versions"] == {"qinco": __version__, "python": platform.python_version()} | versions
+    assert "2.9.1+cpu" in problems[0] and "torch>=2.10" in problems[0] and "othermissing" in problems[1]
+    assert not any(word in " ".join(problems) for word in ("nosuchpackage", "pytest", "numpy"))
+    assert main(["doctor"]) == 0
+    rows = [line.split(None, 2) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["about", "what", "value"] and rows[-1] == ["self", "check", "ok"]
+    assert ["versions", "qinco", __version__] in rows
+    monkeypatch.setattr(metadata, "requires", version)
+    assert "pip install -e ." in inspect()[1][0], "qinco is not installed itself"
 
 
 @pytest.mark.parametrize(
@@ -126,31 +104,28 @@ def test_cores_and_memory(tmp_path, monkeypatch):
     assert (facts["memory"]["available_bytes"], facts["memory"]["limit_bytes"]) == (1 << 19, 1_000_000)
 
 
-def test_problems_of_torch(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_fine", [True, False])
+def test_problems_of_torch(is_fine, tmp_path, monkeypatch):
     """Each is a problem only where its cause is there."""
     write(tmp_path / "dev/nvidiactl")
     write(tmp_path / "proc/cpuinfo", "flags : avx512f avx512_bf16\n")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(installation, "choose_device", lambda name: torch.device("cpu"))
-    for is_fine in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda is_fine=is_fine: is_fine)
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda is_fine=is_fine: is_fine)
-        monkeypatch.setattr(installation, "multiplies_bf16_fast", lambda device: True)
-        problems = " ".join(inspect(tmp_path)[1])
-        assert [word in problems for word in ("NVIDIA", "oneDNN")] == [not is_fine] * 2
-        monkeypatch.setattr(installation, "multiplies_bf16_fast", lambda device, is_fine=is_fine: is_fine)
-        assert ("fast at bf16" in " ".join(inspect(tmp_path)[1])) != is_fine
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_fine)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: is_fine)
+    monkeypatch.setattr(installation, "multiplies_bf16_fast", lambda device: True)
+    problems = " ".join(inspect(tmp_path)[1])
+    assert [word in problems for word in ("NVIDIA", "oneDNN")] == [not is_fine] * 2
+    monkeypatch.setattr(installation, "multiplies_bf16_fast", lambda device: is_fine)
+    assert ("fast at bf16" in " ".join(inspect(tmp_path)[1])) != is_fine
 
 
 def test_gpus_are_listed(monkeypatch):
-    class Properties:
-        name = "Graphics 7"
-        total_memory = 3 << 30
-
+    properties = SimpleNamespace(name="Graphics 7", total_memory=3 << 30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     facts, _ = inspect()
     assert list(facts["devices"]) == ["cpu", "cuda:0", "cuda:1"]
@@ -158,78 +133,56 @@ def test_gpus_are_listed(monkeypatch):
     assert facts["automatic"]["device"] == "cuda" and facts["automatic"]["candidates"] == "bf16"
 
 
-def test_data_sets_below_the_current_folder(tmp_path, monkeypatch):
+def test_folders(tmp_path, monkeypatch):
+    """Data sets below the current folder are listed, and a current folder that has been removed is no error."""
     monkeypatch.chdir(tmp_path)
     for name in ("database1M", "training_set", "queries"):
         write(tmp_path / f"data/contriever/{name}.npy")
     missing = ["data/contriever/ground_truth1M.npy"]
     assert inspect()[0]["data_sets"] == {"contriever1M": {"files": 3, "missing": missing}}
-
-
-def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
     folder = inspect()[0]["folders"]["current"]
     assert (folder["path"], folder["writable"]) == (None, False)
 
 
-# The self-check
+def test_the_self_check_sees_what_is_wrong(monkeypatch, capsys):
+    def broken(self, *arguments):
+        raise RuntimeError("illegal instruction")
 
-
-def encoder_with(change):
-    """`TorchTensors.encode_tensors` with its results changed."""
-    encode = TorchTensors.encode_tensors
-    return lambda self, *arguments: change(*encode(self, *arguments))
-
-
-def fails(reason, capsys):
-    assert main(["doctor", "json=true"]) == 2
-    out, err = capsys.readouterr()
-    facts = json.loads(out)
-    assert facts["self_check"] == "failed"
-    assert reason in facts["problems"][-1] and reason in err
-
-
-def test_self_check_sees_wrong_arithmetic(monkeypatch, capsys):
-    monkeypatch.setattr(TorchTensors, "encode_tensors", encoder_with(lambda codes, reached: (codes, reached + 1e-2)))
-    fails("decoded vectors differ from the search's by 0.01", capsys)
-
-
-def test_self_check_sees_bad_codes(monkeypatch, capsys):
     honest, calls = TorchTensors.encode_tensors, []
 
-    def encode(self, *arguments):
+    def bad_codes(self, *arguments):
         codes, reached = honest(self, *arguments)
         calls.append(self)
         return (codes if len(calls) == 1 else codes.roll(1, 0)), reached
 
-    monkeypatch.setattr(TorchTensors, "encode_tensors", encode)
-    fails("times the reference's error", capsys)
+    def wrong_sums(self, *arguments):
+        codes, reached = honest(self, *arguments)
+        return codes, reached + 1e-2
 
+    def wrong_lists(self, x_ND, *_):
+        return None, np.zeros((len(x_ND), 1), np.int64)
 
-def test_self_check_sees_wrong_lists(monkeypatch, capsys):
-    zeros = lambda self, x_ND, *_: (None, np.zeros((len(x_ND), 1), np.int64))  # noqa: E731
-    monkeypatch.setattr(NearestCentroids, "search", zeros)
-    fails("faiss does not find the nearest coarse centroids", capsys)
+    native = library.NativeModel.encode
 
-
-def test_self_check_reports_what_is_raised(monkeypatch, capsys):
-    def broken(self, *arguments):
-        raise RuntimeError("illegal instruction")
-
-    monkeypatch.setattr(TorchTensors, "encode_tensors", broken)
-    fails("RuntimeError: illegal instruction", capsys)
-
-
-@pytest.mark.skipif(not library.is_available(), reason="this installation has no compiled kernels")
-def test_self_check_tries_the_native_engine(monkeypatch, capsys):
-    encode = library.NativeModel.encode
-
-    def wrong(self, *arguments, **settings):
-        codes_NM, reached_ND = encode(self, *arguments, **settings)
+    def wrong_kernels(self, *arguments, **settings):
+        codes_NM, reached_ND = native(self, *arguments, **settings)
         return np.roll(codes_NM, 1, axis=0), reached_ND
 
-    monkeypatch.setattr(library.NativeModel, "encode", wrong)
-    fails("engine=native precision=float32 has", capsys)
+    for owner, name, wrong, reason in (
+        (TorchTensors, "encode_tensors", broken, "RuntimeError: illegal instruction"),
+        (TorchTensors, "encode_tensors", wrong_sums, "differ"),
+        (TorchTensors, "encode_tensors", bad_codes, "times the reference's error"),
+        (NearestCentroids, "search", wrong_lists, "nearest coarse centroids"),
+        (library.NativeModel, "encode", wrong_kernels, "engine=native precision=float32"),
+    ):
+        if owner is library.NativeModel and not library.is_available():
+            continue
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, wrong)
+            assert main(["doctor", "json=true"]) == 2
+        out, err = capsys.readouterr()
+        facts = json.loads(out)
+        assert facts["self_check"] == "failed" and reason in facts["problems"][-1] and reason in err

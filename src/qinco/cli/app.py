@@ -36,7 +36,6 @@ Example:
   qinco decode model=codec.safetensors codes=codes.npy output=decoded.fvecs"""
 _EXIT_INTERRUPTED = 130
 _EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, what the shell reports for `qinco ... | head`
-_MAX_THREADS = 256
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,10 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     options, words = _split_options(arguments)
     fail = partial(_fail, as_json="--json-logs" in options)
-    # If other Python code calls `main`, ending the process is not for us.
-    importing = _ending_at_once(fail) if argv is None else nullcontext()
+
+    def end(signal_number, frame):
+        os._exit(fail("", "interrupted", _EXIT_INTERRUPTED))
+
+    # An exception inside an import may be swallowed there, or come out as another one that looks like a bug, so the
+    # process ends at once then; but not if other Python code calls `main`.
+    importing = _handling(end, signal.SIGINT, signal.SIGTERM) if argv is None else nullcontext()
     try:
-        with _handling(_interrupt, signal.SIGTERM):
+        with _handling(signal.default_int_handler, signal.SIGTERM):  # as Ctrl-C, so that a training is saved
             return _run(words, options, importing)
     except QincoError as error:
         return fail("error: ", str(error), error.exit_code)
@@ -82,13 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _split_options(arguments: list[str]) -> tuple[set[str], list[str]]:
     """The options among `arguments`, wherever they stand, and the rest; Hydra's `--cfg job` is `--cfg`."""
-    options, words = set(), []
-    for word in arguments:
-        if word == "job" and words and words[-1] == "--cfg":
-            continue
-        words.append({"-h": "--help", "--cfg=job": "--cfg"}.get(word, word))
-    options.update(word for word in words if word in OPTIONS)
-    return options, [word for word in words if word not in OPTIONS]
+    names = {"-h": "--help", "--cfg=job": "--cfg"}
+    pairs = zip(["", *arguments], arguments, strict=False)
+    words = [names.get(word, word) for before, word in pairs if (before, word) != ("--cfg", "job")]
+    return {word for word in words if word in OPTIONS}, [word for word in words if word not in OPTIONS]
 
 
 def _run(words: list[str], options: set[str], importing: AbstractContextManager) -> int:
@@ -127,7 +128,7 @@ def _prepare(task: Task, settings: Settings) -> None:
     # step and 21 % of wide encoding. torch reads it when it is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     threads = settings["threads"] if task.reads("threads") else None
-    most = max(_MAX_THREADS, 4 * (os.cpu_count() or 1))
+    most = max(256, 4 * (os.cpu_count() or 1))
     if threads is not None and threads > most:
         raise ConfigError(f"threads={threads} is more than can be started: give at most {most}")
     for module in task.imports:
@@ -142,7 +143,7 @@ def _print_configuration(task: Task, settings: Settings) -> None:
     """Print the value of every key that the task reads, and its source."""
     resolved = resolve(task, settings.given_values)
     if settings["json"]:
-        Console().print_result({name: vars(found) for name, found in resolved.items()}, json=True)
+        Console().print_result({name: found._asdict() for name, found in resolved.items()}, json=True)
         return
     texts = {
         name: f"{name}=" + ("" if found.source.startswith("missing") else to_text(KEYS[name], found.value))
@@ -184,30 +185,13 @@ def _handling(handler: Callable, *signals: signal.Signals) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heeded = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, handler) for number in heeded}
+    previous = {number: signal.signal(number, handler) for number in signals
+                if signal.getsignal(number) is not signal.SIG_IGN}  # fmt: skip
     try:
         yield
     finally:
         for number, earlier in previous.items():
             signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
-
-
-def _interrupt(signal_number, frame):
-    """SIGTERM ends a run as Ctrl-C does, so that a training is saved."""
-    raise KeyboardInterrupt
-
-
-def _ending_at_once(fail: Callable) -> AbstractContextManager:
-    """Exit immediately on Ctrl-C or SIGTERM while modules are still being imported.
-
-    An exception inside an import may be swallowed there, or come out as another one that looks like a bug.
-    """
-
-    def end(signal_number, frame):
-        os._exit(fail("", "interrupted", _EXIT_INTERRUPTED))
-
-    return _handling(end, signal.SIGINT, signal.SIGTERM)
 
 
 def _fail(kind: str, message: str, exit_code: int, as_json: bool, **fields) -> int:
@@ -236,6 +220,4 @@ def _abandon_stdout() -> None:
         sys.stdout.flush()
     except (OSError, ValueError):
         with suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,14 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
-from qinco.progress import (
-    Progress,
-    format_number,
-    is_watched,
-    lines,
-    reporting,
-    silent,
-)
+from qinco.progress import Progress, format_number, is_watched, lines, reporting
 
 
 def write_line(line: str, stream) -> None:
@@ -47,7 +40,7 @@ class Console:
     def __init__(self, verbose: bool = True, json_logs: bool = False):
         self.verbose = verbose
         self.json_logs = json_logs
-        self._open = ExitStack()
+        self._bars = ExitStack()
         self._report: Progress | None = None
 
     def info(self, line: str) -> None:
@@ -61,16 +54,12 @@ class Console:
 
     def progress(self, stage: str, done: int, total: int, unit: str = "vector", **fields) -> None:
         """A `qinco.progress.Progress`: bars on a terminal, lines every 30 seconds elsewhere, JSON with json_logs."""
-        if self._report is None:
-            self._report = self._reporter()
-        self._report(stage, done, total, unit, **fields)
-
-    def _reporter(self) -> Progress:
         if not self.verbose:
-            return silent
-        if self.json_logs or not is_watched():
-            return lines(self._write_progress)
-        return self._open.enter_context(reporting(True))
+            return
+        if self._report is None:
+            is_bar = is_watched() and not self.json_logs
+            self._report = self._bars.enter_context(reporting(True)) if is_bar else lines(self._write_progress)
+        self._report(stage, done, total, unit, **fields)
 
     def _write_progress(self, line: str, meter) -> None:
         write_line(log_record("progress", line, **meter.record()) if self.json_logs else line, sys.stderr)
@@ -78,12 +67,13 @@ class Console:
     def close(self) -> None:
         """Remove progress bars. Printing a result does so, too."""
         self._report = None
-        self._open.close()
+        self._bars.close()
 
     @contextmanager
     def logging(self) -> Iterator[None]:
         """Write what the library logs: `info` as it is, from `warning` on as a warning."""
-        logger, handler = logging.getLogger("qinco"), _Handler(self)
+        logger, handler = logging.getLogger("qinco"), _Handler()
+        handler.console = self
         level, propagates = logger.level, logger.propagate
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
@@ -124,12 +114,10 @@ class Console:
 
 
 class _Handler(logging.Handler):
-    def __init__(self, console: Console):
-        super().__init__()
-        self._console = console
+    console: Console
 
     def emit(self, record: logging.LogRecord) -> None:
-        write = self._console.warn if record.levelno >= logging.WARNING else self._console.info
+        write = self.console.warn if record.levelno >= logging.WARNING else self.console.info
         write(record.getMessage())
 
 

@@ -1,19 +1,12 @@
 """The value of every key of a command line and where it comes from: for `--cfg`, and for interpolation."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
+from qinco import config
 from qinco.cli.keys import Task, chosen_preset
 from qinco.cli.tasks import KEYS
-from qinco.config import (
-    DEFAULT_ENCODE_OPTIONS,
-    PAPER_ENCODE_OPTIONS,
-    PRESETS,
-    EncodeOptions,
-    ModelConfig,
-    checkpoint_encode_options,
-    field_keys,
-)  # fmt: skip
+from qinco.config import PRESETS, EncodeOptions, ModelConfig, field_keys
 from qinco.datasets.catalogue import find_dataset
 from qinco.training.options import TrainOptions
 
@@ -30,8 +23,7 @@ _NOTES = {
 }
 
 
-@dataclass(frozen=True)
-class Resolved:
+class Resolved(NamedTuple):
     """The value of a key and its source, which begins with "missing" if the user must give it."""
 
     value: object
@@ -39,20 +31,14 @@ class Resolved:
 
 
 def resolve(task: Task, given: Mapping[str, object]) -> dict[str, Resolved]:
-    """The values of all keys that a task reads, in the order of its help.
-
-    Args:
-        task: The task.
-        given: The values of the command line.
-    """
+    """The values of all keys that a task reads, in the order of its help, by those of the command line."""
     values = {key.name: _resolve(key.name, task, given) for key in task.keys}
-    for names in task.required_by(given):
+    for names in task.required:
         first, *others = names.split("|")
         # db has been looked up already if it names a data set; as a path it replaces nothing.
-        if values[first].value is None and not any(given.get(name) is not None for name in others if name != "db"):
-            values[first] = Resolved(
-                None, "missing, unless db names a data set" if names.endswith("|db") else "missing"
-            )
+        if values[first].value is None and not any(given.get(name) for name in others if name != "db"):
+            unless = ", unless db names a data set" if "db" in others else ""
+            values[first] = Resolved(None, f"missing{unless}")
     return values
 
 
@@ -70,7 +56,7 @@ def effective(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
         return _training(name, given)
     if name == "device" and given.get("cpu"):
         return Resolved("cpu", "cpu=true")
-    return Resolved(KEYS[name].default, "default" + (_NOTES[name] if name == "ds.valset" else ""))
+    return Resolved(KEYS[name].default, "default" + _NOTES.get(name, ""))
 
 
 def _resolve(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
@@ -89,7 +75,7 @@ def _of_dataset(name: str, task: Task, given: Mapping[str, object]) -> Resolved 
     dataset = find_dataset(given.get("db") or "")
     if dataset is None:
         return None
-    values = {"mse_scale": dataset.mse_scale}
+    values: dict[str, object] = {"mse_scale": dataset.mse_scale}
     if task.reads("ds.trainset") and (task.name != "encode" or given.get("encode_trainset")):
         values["trainset"] = dataset.trainset
     if task.reads("queries"):
@@ -147,10 +133,11 @@ def _default_encoding(given: Mapping[str, object]) -> tuple[EncodeOptions, str]:
         return EncodeOptions(), f"preset {preset}"
     if _is_checkpoint(given):
         size = given.get("K") or ModelConfig.codebook_size
-        return checkpoint_encode_options(size, starts_from_coarse="ivf_centroids" in given), "default of .pt files"
+        coarse = "ivf_centroids" in given
+        return config.checkpoint_encode_options(size, starts_from_coarse=coarse), "default of .pt files"
     if given.get("recipe") == "paper":
-        return PAPER_ENCODE_OPTIONS, "recipe paper"
-    return DEFAULT_ENCODE_OPTIONS, "default"
+        return config.PAPER_ENCODE_OPTIONS, "recipe paper"
+    return config.DEFAULT_ENCODE_OPTIONS, "default"
 
 
 def _is_checkpoint(given: Mapping[str, object]) -> bool:

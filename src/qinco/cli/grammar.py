@@ -95,8 +95,8 @@ def _sort_words(task: Task, words: Iterable[str]) -> dict[str, list[str]]:
     if not bare:
         return texts
     if task.positional in texts:
-        raise ConfigError(f"{f'{task.positional}={texts[task.positional][0]}'!r} and {bare[0]!r} are both given: "
-                          "keep one of them")  # fmt: skip
+        given = f"{task.positional}={texts[task.positional][0]}"
+        raise ConfigError(f"{given!r} and {bare[0]!r} are both given: keep one of them")
     if len(bare) > 1 and not KEYS[task.positional].is_plural:
         raise ConfigError(f"unexpected argument {bare[1]!r}: {task.positional} is already {bare[0]!r}")
     return texts | {task.positional: bare}
@@ -130,8 +130,7 @@ def _bare_word(word: str, task: Task) -> str:
 
 
 def _require_keys(task: Task, values: Mapping[str, object]) -> None:
-    required = task.required_by(values)
-    missing = [names for names in required if all(values[name] is None for name in names.split("|"))]
+    missing = [names for names in task.required if all(values[name] in (None, False) for name in names.split("|"))]
     if missing:
         wishes = [" or ".join(f"{name}= ({KEYS[name].help})" for name in names.split("|")) for names in missing]
         raise ConfigError(f"task {task.name} needs {_join(wishes)}")
@@ -196,66 +195,50 @@ class _GivenValues(Mapping):
 
 
 def interpolate(text: str, look_up: Callable[[str], str | None], where: str, null: str | None = "null") -> str:
-    """Replace every `${...}` in a text.
+    """Replace every `${...}` in a text, from the inside out.
 
     Args:
         text: The value of a key as it was typed.
         look_up: Gives the text that the name of a key stands for, None for null.
         where: The name of the key, for error messages.
         null: What null becomes; None if it is an error, as in a path.
-
-    Raises:
-        ConfigError: For null where it is an error, a missing variable of the environment, an unknown resolver, or a
-            missing `}`.
     """
+    done: list[str] = []  # finished pieces, which may hold ${ themselves; in the text, their number between NULs
 
-    def expand(text: str, level: int) -> str:
-        if level > 20:
-            raise ConfigError(f"{where}: more than 20 levels of ${{ }} within each other")
-        pieces, position = [], 0
-        while mark := _MARKS.search(text, position):
-            pieces.append(text[position : mark.start()])
-            position = mark.end()
-            if mark[0] == "${":
-                inside = text[position : _closing(text, position, where)]
-                position += len(inside) + 1
-                value = value_of(inside, level)
-                if value is None:
-                    raise ConfigError(f"{where}: {inside.strip()} has no value for ${{{inside}}}: give it one")
-                pieces.append(value)
-            else:
-                pieces.append("${" if mark[0].startswith("\\") else "}")
-        return "".join(pieces) + text[position:]
+    def keep(piece: str) -> str:
+        done.append(piece)
+        return f"\0{len(done) - 1}\0"
 
-    def value_of(inside: str, level: int) -> str | None:
-        resolver, colon, argument = inside.partition(":")
-        if not colon:
-            value = look_up(inside.strip())
-            return null if value is None else value
-        if resolver.strip() != "oc.env":
-            raise ConfigError(f"{where}: unknown ${{{inside}}}: there are ${{key}} and ${{oc.env:NAME,default}}")
-        name, comma, default = (part.strip() for part in argument.partition(","))
-        if name in os.environ:
-            return os.environ[name]
-        if not comma:
-            raise ConfigError(f"{where}: environment variable {name!r} is not set: set it, or give a default, "
-                              f"${{oc.env:{name},default}}")  # fmt: skip
-        return null if default in ("null", "None") else expand(_unquoted(default), level + 1)
+    def restored(text: str) -> str:
+        return _KEPT.sub(lambda mark: done[int(mark[1])], text)
 
-    return expand(text, 0)
+    text = text.replace("\0", keep("\0")).replace("\\${", keep("${"))
+    while reference := _REFERENCE.search(text):
+        inside = restored(reference[1])
+        value = _variable(inside, where) if ":" in inside else look_up(inside.strip())
+        value = null if value is None else value
+        if value is None:
+            raise ConfigError(f"{where}: {inside.strip()} has no value for ${{{inside}}}: give it one")
+        text = text[: reference.start()] + keep(value) + text[reference.end() :]
+    if "${" in text:
+        raise ConfigError(f"{where}: a ${{ is not closed by a }}; a plain one is written \\${{")
+    return restored(text)
 
 
-_MARKS = re.compile(r"\\\$\{|\$\{|\}")
+_REFERENCE = re.compile(r"\$\{((?:(?!\$\{)[^}])*)\}")
+_KEPT = re.compile("\0([0-9]+)\0")
 
 
-def _closing(text: str, start: int, where: str) -> int:
-    """Position of the `}` that belongs to the `${` before `start`."""
-    depth = 1
-    for mark in _MARKS.finditer(text, start):
-        depth += {"${": 1, "}": -1}.get(mark[0], 0)
-        if depth == 0:
-            return mark.start()
-    raise ConfigError(f"{where}: a ${{ is not closed by a }}; a plain one is written \\${{")
+def _variable(inside: str, where: str) -> str | None:
+    """What `oc.env:NAME,default` stands for."""
+    resolver, _, argument = inside.partition(":")
+    if resolver.strip() != "oc.env":
+        raise ConfigError(f"{where}: unknown ${{{inside}}}: there are ${{key}} and ${{oc.env:NAME,default}}")
+    name, comma, default = (part.strip() for part in argument.partition(","))
+    if name not in os.environ and not comma:
+        raise ConfigError(f"{where}: environment variable {name!r} is not set: set it, or give a default, "
+                          f"${{oc.env:{name},default}}")  # fmt: skip
+    return os.environ.get(name, None if default in ("null", "None") else _unquoted(default))
 
 
 def _unquoted(text: str) -> str:
@@ -282,8 +265,8 @@ def parse_value(key: Key, text: str):
         find_preset(text)
         return text
     try:
-        return _PARSERS[key.kind](key, text)
-    except ValueError:
+        return _parse(key, text)
+    except (ValueError, KeyError):
         raise ConfigError(f"{key.name} must be {_expectation(key)}, not {text!r}") from None
     except OverflowError:
         raise ConfigError(f"{key.name} must be at most {MAX_INTEGER}, not {text!r}") from None
@@ -307,26 +290,37 @@ _DEVICE = re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,4}")
 _SHARE = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 
 
+def _parse(key: Key, text: str):
+    """The value of a text that is neither verbatim nor null; raises ValueError, KeyError or OverflowError."""
+    match key.kind:
+        case "integer":
+            return _integer(key, text)
+        case "integers":
+            is_list = text.startswith("[") and text.endswith("]")
+            elements = text[1:-1].split(",") if is_list else [text]
+            return tuple(_integer(key, element.strip()) for element in elements)
+        case "number" | "positive":
+            return _number(key, text)
+        case "switch":
+            return {"true": True, "false": False}[text.lower()]
+        case "choice":
+            return ({name: name for name in (*key.choices, *key.spellings.values())} | dict(key.spellings))[text]
+        case "share" if match := _SHARE.fullmatch(text):
+            share = int(match[1]), int(match[2])
+            if 1 <= share[1] >= share[0]:
+                return share
+        case "device" if _DEVICE.fullmatch(text):
+            return text
+    raise ValueError
+
+
 def _integer(key: Key, text: str) -> int:
-    if _INTEGER.fullmatch(text):
-        value = int(text)
-    else:  # 1e6 is an integer too
-        number = _number(key, text)
-        value = int(number)
-        if value != number:
-            raise ValueError
-    if value < key.minimum:
+    number = int(text) if _INTEGER.fullmatch(text) else _number(key, text)  # 1e6 is an integer too
+    if number != int(number) or number < key.minimum:
         raise ValueError
-    if value > MAX_INTEGER:
+    if number > MAX_INTEGER:
         raise OverflowError
-    return value
-
-
-def _integers(key: Key, text: str) -> tuple[int, ...]:
-    inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    if inside is text and "," in text:
-        raise ValueError
-    return tuple(_integer(key, element.strip()) for element in inside.split(","))
+    return int(number)
 
 
 def _number(key: Key, text: str) -> float:
@@ -334,36 +328,6 @@ def _number(key: Key, text: str) -> float:
     if not 0 <= value < math.inf or (key.kind == "positive" and value == 0):
         raise ValueError
     return value
-
-
-def _switch(key: Key, text: str) -> bool:
-    return {"true": True, "false": False}[_one_of(("true", "false"), text.lower())]
-
-
-def _one_of(choices: Sequence[str], text: str) -> str:
-    if text not in choices:
-        raise ValueError
-    return text
-
-
-def _device(key: Key, text: str) -> str:
-    if not _DEVICE.fullmatch(text):
-        raise ValueError
-    return text
-
-
-def _share(key: Key, text: str) -> tuple[int, int]:
-    match = _SHARE.fullmatch(text)
-    if match is None or not 1 <= int(match[2]) >= int(match[1]):
-        raise ValueError
-    return int(match[1]), int(match[2])
-
-
-_PARSERS: dict[str, Callable[[Key, str], object]] = {
-    "integer": _integer, "integers": _integers, "number": _number, "positive": _number, "switch": _switch,
-    "choice": lambda key, text: key.spellings.get(text) or _one_of((*key.choices, *key.spellings.values()), text),
-    "device": _device, "share": _share,
-}  # fmt: skip
 
 
 def _expectation(key: Key) -> str:

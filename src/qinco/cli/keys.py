@@ -102,8 +102,7 @@ class Task:
         help: One line.
         run: Does it: `run(settings, console)`.
         keys: Keys that it reads.
-        required: Keys that must be given; "a|b" is satisfied by either.
-        required_with: What is required instead if a switch is on: switch -> keys.
+        required: Keys that must be given; "a|b" is satisfied by either, a switch by true.
         positional: Key whose values are the words without a key; all of them if its kind is "paths" or "texts".
         imports: Slow modules to import before it runs, while Ctrl-C may still end the process at once.
         is_distributed: Whether the processes of `torchrun` share its work; otherwise the first does it alone.
@@ -114,7 +113,6 @@ class Task:
     run: Callable
     keys: tuple[Key, ...]
     required: tuple[str, ...] = ()
-    required_with: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, hash=False)
     positional: str | None = None
     imports: tuple[str, ...] = ()
     is_distributed: bool = False
@@ -125,10 +123,6 @@ class Task:
     def accepts(self, key: str) -> bool:
         """Whether the key may be given, with or without effect."""
         return key in EVERYWHERE or self.reads(key)
-
-    def required_by(self, given: Mapping[str, object]) -> tuple[str, ...]:
-        """The required keys, given the values of others."""
-        return next((names for switch, names in self.required_with.items() if given.get(switch)), self.required)
 
 
 def task(name: str, help: str, *, keys: Iterable[str | Key], reports: bool = True, **others) -> Callable[..., Task]:
@@ -143,9 +137,8 @@ def task(name: str, help: str, *, keys: Iterable[str | Key], reports: bool = Tru
         >>> @task("describe", "what a file holds", keys=["file"], required=("file",))
         ... def describe(settings, console): ...
     """
-    keys = [*keys, "verbose json"] if reports else keys
     found = []
-    for key in keys:
+    for key in [*keys, *(["verbose json"] if reports else [])]:
         found += [SHARED[word] for word in key.split()] if isinstance(key, str) else [key]
     first = [word for names in others.get("required", ()) for word in names.split("|")]
     found.sort(key=lambda key: first.index(key.name) if key.name in first else len(first))
@@ -160,17 +153,11 @@ def key_of_field(options: type, name: str, **changes) -> Key:
     kind = next((kinds[kind] for kind in types if kind in kinds), "choice")
     texts = {value: text for text, value in declared["spellings"].items()}
     key = Key(
-        declared["key"], kind, field.default, declared["help"],
-        choices=tuple(texts.get(choice, choice) for choice in declared["choices"]),
-        spellings=declared["spellings"],
-        minimum=1 if declared["minimum"] is None else declared["minimum"],
-        nullable=NoneType in types,
+        declared["key"], kind, None if options is ModelConfig else field.default, declared["help"],
+        choices=tuple(texts.get(choice, choice) for choice in declared["choices"]), spellings=declared["spellings"],
+        minimum=1 if declared["minimum"] is None else declared["minimum"], nullable=NoneType in types,
     )  # fmt: skip
     return dataclasses.replace(key, **changes)
-
-
-def _of_fields(options: type, **changes) -> list[Key]:
-    return [key_of_field(options, name, **changes) for name in field_keys(options)]
 
 
 def chosen_preset(given: Mapping[str, object]) -> str | None:
@@ -180,14 +167,6 @@ def chosen_preset(given: Mapping[str, object]) -> str | None:
         return named
     return None if any(name in given for name in ("L", "de", "dh")) else "qinco2-S"
 
-
-# The preset, the recipe or the model decides about sizes and about A, C and B unless they are given.
-_DIFFERENT = (
-    key_of_field(ModelConfig, "embed_dim", zero_is_null=True),
-    key_of_field(EncodeOptions, "num_candidates", minimum=0, null_value=0),
-    key_of_field(EncodeOptions, "beam_width", default=None, null_value=1, zero_is_null=True),
-    key_of_field(TrainOptions, "num_valid", default=10_000, nullable=False),
-)
 
 # Keys that several tasks read.
 SHARED = {
@@ -217,10 +196,12 @@ SHARED = {
             choices=("neural", "lookup", "pairwise")),
         Key("prefix", "integer", None, "use only so many codes of each vector"),
         Key("search.aq_training_samples", "integer", 1_000_000, "vectors to fit look-up and pair tables to, at most"),
-        *_of_fields(ModelConfig, default=None),
-        *_of_fields(TrainOptions),
-        *_of_fields(EncodeOptions),
-        *_DIFFERENT,
+        *(key_of_field(options, name) for options in OPTIONS[:3] for name in field_keys(options)),
+        # The preset, the recipe or the model decides about sizes and about A, C and B unless they are given.
+        key_of_field(ModelConfig, "embed_dim", zero_is_null=True),
+        key_of_field(EncodeOptions, "num_candidates", minimum=0, null_value=0),
+        key_of_field(EncodeOptions, "beam_width", default=None, null_value=1, zero_is_null=True),
+        key_of_field(TrainOptions, "num_valid", default=10_000, nullable=False),
         # Machine and report
         Key("device", "device", "auto", "auto, cpu, cuda or cuda:N"),
         Key("cpu", "switch", False, "the same as device=cpu"),

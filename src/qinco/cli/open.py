@@ -46,14 +46,6 @@ def encode_options(settings: Settings, codec: "qinco.Codec") -> EncodeOptions:
     return options
 
 
-def num_steps(settings: Settings, codec: "qinco.Codec") -> int | None:
-    """`prefix=`, the number of steps to use; None for all."""
-    steps, wanted = codec.config.num_steps, settings["prefix"]
-    if wanted is not None and wanted > steps:
-        raise ConfigError(f"prefix={wanted} is more than the model's {steps} steps")
-    return wanted
-
-
 def decode_precision(settings: Settings) -> str:
     """Decoded vectors are float32 unless bf16 is asked for by name."""
     return "bf16" if settings["precision"] == "bf16" else "float32"
@@ -72,8 +64,8 @@ def open_trainset(settings: Settings) -> "qinco.VectorSource":
     """The vectors of `trainset=`, or of the data set that `db=` names; at most `ds.trainset` of them."""
     path, dataset = settings["trainset"], find_dataset(settings["db"] or "")
     if path is None and dataset is None:
-        raise ConfigError(f"db={settings['db']} is no data set with training vectors: give trainset=FILE, or one of "
-                          f"{', '.join(DATASETS)}")  # fmt: skip
+        found = "" if settings["db"] is None else f", and db={settings['db']} is none"
+        raise ConfigError(f"give trainset=FILE, or db=NAME of a data set{found}: {', '.join(DATASETS)}")
     source = _open(dataset.trainset if path is None else path)
     return source if settings["ds.trainset"] is None else source.limit(settings["ds.trainset"])
 

@@ -173,7 +173,7 @@ class Codec:
             Codes, uint8 (N, M), uint16 above 256 codewords; with int32 list numbers (N,) for an IVF codec.
         """
         source, options = as_source(x), self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
-        codes_0M = np.empty((0, self._check_steps(num_steps) * len(self.models)), code_dtype(self.config.codebook_size))
+        codes_0M = np.empty((0, self.check_steps(num_steps) * len(self.models)), code_dtype(self.config.codebook_size))
         found = [Codes(codes_0M, np.empty(0, np.int32) if self.is_ivf else None)]
         with reporting(progress) as report:
             for first, codes in self.encode_blocks(source, options, num_steps):
@@ -199,6 +199,7 @@ class Codec:
         options = options or self.encode_options
         options.check_model(self.config)
         self.check_dim(source)
+        self.check_steps(num_steps)
         packings, width = self._pack(options.precision, options.engine), self.config.dim
         # The next block is read, checked and sent while this one is encoded.
         blocks = (
@@ -278,7 +279,7 @@ class Codec:
 
     def prefix(self, codes, num_steps: int):
         """Shorten codes (an array, tensor or Codes) to their first `num_steps` steps, which decode on their own."""
-        count, width = self._check_steps(num_steps), codes.shape[1] // len(self.models)
+        count, width = self.check_steps(num_steps), codes.shape[1] // len(self.models)
         if len(self.models) == 1:
             return codes[:, :count]
         return codes[:, [part * width + step for part in range(len(self.models)) for step in range(count)]]
@@ -311,7 +312,8 @@ class Codec:
             self._packings[chosen.name, dtype] = [chosen.pack(model, dtype) for model in self.models]
         return self._packings[chosen.name, dtype]
 
-    def _check_steps(self, num_steps: int | None) -> int:
+    def check_steps(self, num_steps: int | None) -> int:
+        """The number of steps to use, M if None; raises ConfigError if the model has fewer."""
         if num_steps is not None:
-            require_int("num_steps", num_steps, 1, self.config.num_steps)
+            require_int("num_steps (prefix)", num_steps, 1, self.config.num_steps)
         return num_steps or self.config.num_steps

@@ -109,7 +109,7 @@ def _record(codec: Codec, codes: Codes, suffix: str, num_steps: int | None, prec
         dim=codec.dim,
         codec=codec.fingerprint(),
         codes=digest.hexdigest(),
-        prefix=codec.config.num_steps if num_steps is None else num_steps,
+        prefix=codec.check_steps(num_steps),
         precision=precision,
         engine=codec.encode_options.engine,
         format=suffix,

@@ -63,7 +63,7 @@ def evaluate(
         >>> evaluate(codec, "base.fvecs").mse
     """
     source, begun = _some_vectors(x), time.monotonic()
-    errors_M = torch.zeros(num_steps or codec.config.num_steps, dtype=torch.float64, device=codec.device)
+    errors_M = torch.zeros(codec.check_steps(num_steps), dtype=torch.float64, device=codec.device)
     with reporting(progress) as report:
         for first, codes in codec.encode_blocks(source, options, num_steps):
             x_ND = to_device(source[first : first + len(codes)], codec.device)

@@ -21,9 +21,8 @@ from qinco.progress import Progress, ProgressOption, reporting
 from qinco.store.codec import CHECKPOINT_SUFFIX, load_models, save_models
 from qinco.store.run_state import load_state, state_path
 from qinco.training.codebooks import initialize_model, sample, set_scales, set_steps
-from qinco.training.estimate import estimate
 from qinco.training.loop import Training
-from qinco.training.monitor import Report, monitor, summary_writer
+from qinco.training.monitor import Report, estimate, monitor, summary_writer
 from qinco.training.processes import Processes
 from qinco.vectors.rows import VectorSource, as_source
 
@@ -190,11 +189,13 @@ class _Runs:
                 check_output(output, overwrite=self.overwrite, resume=self.resume)
             is_complete = Path(output).exists() and not state_path(outputs[0]).exists()
             if self.resume and is_complete and not self.overwrite:
-                return _load_parts(output, num_parts, self.processes.device)
+                models, rotation_DD, options, provenance = load_models(output)
+                if len(models) != num_parts:
+                    raise ConfigError(f"{output} has {len(models)} parts, not {num_parts}: give overwrite=true")
+                return [model.to(self.processes.device) for model in models], rotation_DD, options, provenance
         check_values(source, self.progress)
-        rotation_DD = None
-        if rotate:
-            rotation_DD = fit_rotation(sample(source, _ROTATION_ROWS, self.plan.train_options.seed), num_parts)
+        sampled = sample(source, _ROTATION_ROWS, self.plan.train_options.seed) if rotate else None
+        rotation_DD = fit_rotation(sampled, num_parts) if rotate else None
         models, provenances = [], []
         for part, part_output in enumerate(outputs):
             if is_main:
@@ -210,14 +211,6 @@ class _Runs:
                 for file in (state_path(path), path, log_path(path)):  # without its state a part is not resumed
                     file.unlink(missing_ok=True)
         return models, rotation_DD, options, provenance
-
-
-def _load_parts(output, num_parts: int, device: torch.device) -> Fitted:
-    """What a finished run wrote."""
-    models, rotation_DD, options, provenance = load_models(output)
-    if len(models) != num_parts:
-        raise ConfigError(f"{output} is a codec of {len(models)} parts, not {num_parts}: give overwrite=true")
-    return [model.to(device) for model in models], rotation_DD, options, provenance
 
 
 def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_centroids, initial, output) -> None:

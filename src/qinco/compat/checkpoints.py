@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +20,6 @@ from qinco.model.state import check_promise, check_scale, check_shapes, check_va
 V1, V2 = "QINCo checkpoint (v1)", "QINCo2 checkpoint (v2)"
 PAIRWISE_KEYS = ("ivf_code_map", "combine_mvals_m", "codebook_MKD")  # of a pairwise decoder
 _V1_MODELS, _V1_PARTS = {"QINCo", "IVFQINCo", "QINCoLR"}, {"QINCo", "QINCoLR"}
-_V1_NUMBERS = ("d", "K", "L", "M", "h", "K_IVF")
-_V2_NUMBERS = ("data_dim", "K", "M", "de", "dh", "L", "A", "B", "ivf_in_use", "ivf_K", "qinco1_mode")
 _V2_UNUSED = (".xtarget_mean", ".xtarget_var")  # statistics that training updates before it reads them
 _V2_MODULES = {  # parts of names, ours and the authors'
     "preselector": "substep.codebook", "project_in": "in_proj", "project_out": "out_proj", "concat.outer": "concat.mlp",
@@ -29,15 +28,9 @@ _V2_MODULES = {  # parts of names, ours and the authors'
 _MAX_DEPTH = 4
 _MAX_CANDIDATES = 65536
 
-Part = tuple[ModelConfig, dict]  # configuration, tensors by the authors' names
 
-
-def read_checkpoint(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None, EncodeOptions, dict]:
-    """Models, rotation (D, D) or None, encode options and provenance of an authors' checkpoint, on the CPU.
-
-    Raises:
-        DataError: the file is not a checkpoint, or damaged.
-    """
+def read_checkpoint(path: str | os.PathLike) -> tuple[list[Qinco], np.ndarray | None, EncodeOptions, dict]:
+    """Models, rotation (D, D) or None, encode options and provenance of an authors' checkpoint, on the CPU."""
     content = read_torch_file(path)
     with errors_as_damage(path):
         parts, rotation_DD, options, provenance = _parse(path, content)
@@ -46,16 +39,12 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[list[Qinco], Tensor | None
         if rotation_DD is not None:
             dim = len(models) * models[0].config.dim
             expected = {"opq_matrix": torch.empty(dim, dim, device="meta")}
-            rotation_DD = _copies(path, {"opq_matrix": rotation_DD}, expected)["opq_matrix"]
+            rotation_DD = _copies(path, {"opq_matrix": rotation_DD}, expected)["opq_matrix"].numpy()
     return models, rotation_DD, options, provenance
 
 
 def describe_checkpoint(path: str | os.PathLike) -> dict:
-    """Kind, configuration and sizes of a checkpoint or pairwise decoder of the authors, without reading the tensors.
-
-    Raises:
-        DataError: the file is neither, or damaged.
-    """
+    """Kind, configuration and sizes of a checkpoint or pairwise decoder of the authors, without reading the tensors."""
     content = read_torch_file(path)
     if isinstance(content, dict) and set(PAIRWISE_KEYS) <= set(content):
         shapes = {name: list(t.shape) for name, t in content.items() if isinstance(t, Tensor)}
@@ -75,12 +64,11 @@ def write_checkpoint(path, models: list[Qinco], options: EncodeOptions, provenan
     config = models[0].config
     check_expressible(config, options, len(models))
     count, beam = _search_sizes(config, options)
-    own = models[0].state_dict()
-    state = {_v2_name(name, config): tensor.detach().cpu().clone() for name, tensor in own.items()}
-    first = 1 if config.starts_from_coarse else 0
-    for step in range(first, config.num_steps + first):
-        mean_var = torch.zeros(config.dim), torch.ones(config.dim)
-        state |= {f"steps.{step}{name}": tensor for name, tensor in zip(_V2_UNUSED, mean_var, strict=True)}
+    tensors = models[0].state_dict().items()
+    state = {_v2_name(name, config): tensor.detach().cpu().clone() for name, tensor in tensors}
+    for step in range(config.starts_from_coarse, config.num_steps + config.starts_from_coarse):
+        state[f"steps.{step}.xtarget_mean"] = torch.zeros(config.dim)
+        state[f"steps.{step}.xtarget_var"] = torch.ones(config.dim)
     parameters = {
         "K": config.codebook_size, "M": config.num_steps, "de": config.embed_dim if config.projects else None,
         "dh": config.hidden_dim, "L": config.num_blocks, "B": beam, "A": count if config.has_preselector else 0,
@@ -98,24 +86,20 @@ def write_checkpoint(path, models: list[Qinco], options: EncodeOptions, provenan
 
 def check_expressible(config: ModelConfig, options: EncodeOptions, num_parts: int = 1) -> None:
     """Raise ConfigError where the authors' code cannot hold a model or encode with its options."""
-    reason = None
     size, (count, beam) = config.codebook_size, _search_sizes(config, options)
     # The first conditioned step expands one hypothesis with IVF, else those of the first codebook.
     max_beam = size if config.starts_from_coarse else min(beam, size) * count
-    if num_parts > 1:
-        reason = f"it holds one part, not the {num_parts} of a PQ-QINCo codec"
-    elif config.concat_rank is not None:
-        reason = f"it has no low-rank layers (concat_rank={config.concat_rank})"
-    elif options.num_pairs is not None:
-        reason = f"it has no C (num_pairs={options.num_pairs}): use A= and B="
-    elif beam > 1 and not config.has_preselector:
-        reason = f"without pre-selection the authors' code needs B=1, not {beam}"
-    elif config.has_preselector and beam > max_beam:
-        reason = f"B={beam} exceeds the {max_beam} candidates of the first step: use a smaller B or a larger A"
-    elif config.has_preselector and beam * count > _MAX_CANDIDATES:
-        reason = f"the authors' code fails above A · B = {_MAX_CANDIDATES}, here {beam * count}: use a smaller A or B"
-    if reason:
-        raise ConfigError(f"a .pt checkpoint cannot store this codec: {reason}, or save it as .safetensors")
+    pairs = beam * count if config.has_preselector else 0
+    for is_refused, reason in (
+        (num_parts > 1, f"it holds one part, not the {num_parts} of a PQ-QINCo codec"),
+        (config.concat_rank is not None, f"it has no low-rank layers (concat_rank={config.concat_rank})"),
+        (options.num_pairs is not None, f"it has no C (num_pairs={options.num_pairs}): use A= and B="),
+        (beam > 1 and not config.has_preselector, f"without pre-selection the authors' code needs B=1, not {beam}"),
+        (beam > max_beam, f"B={beam} exceeds the {max_beam} candidates of the first step: use a smaller B or larger A"),
+        (pairs > _MAX_CANDIDATES, f"its A · B is at most {_MAX_CANDIDATES}, not {pairs}: use a smaller A or B"),
+    ):
+        if is_refused:
+            raise ConfigError(f"a .pt checkpoint cannot store this codec: {reason}, or save it as .safetensors")
 
 
 def _search_sizes(config: ModelConfig, options: EncodeOptions) -> tuple[int, int]:
@@ -144,8 +128,8 @@ def _copies(path, tensors: dict, expected: dict[str, Tensor]) -> dict[str, Tenso
     return copies
 
 
-def _parse(path, content) -> tuple[list[Part], Tensor | None, EncodeOptions, dict]:
-    """Parts, rotation, encode options and provenance."""
+def _parse(path, content) -> tuple[list[tuple[ModelConfig, dict]], Tensor | None, EncodeOptions, dict]:
+    """Configurations and tensors (by the authors' names) of the parts, rotation, encode options and provenance."""
     if isinstance(content, Module):
         return *_parse_v1(path, content), EncodeOptions(), {"source": V1}
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
@@ -153,7 +137,7 @@ def _parse(path, content) -> tuple[list[Part], Tensor | None, EncodeOptions, dic
     parameters = content.get("parameters")
     if not isinstance(parameters, dict) or "data_dim" not in content:
         raise DataError(f"{path} has no 'parameters' or no 'data_dim', so its architecture is unknown")
-    get = _numbers(path, parameters | {"data_dim": content["data_dim"]}, _V2_NUMBERS)
+    get = _numbers(path, parameters | {"data_dim": content["data_dim"]})
     is_ivf = bool(get("ivf_in_use"))
     config = ModelConfig(
         dim=get("data_dim"), num_steps=get("M"), codebook_size=get("K"), num_blocks=get("L"),
@@ -171,7 +155,7 @@ def _parse(path, content) -> tuple[list[Part], Tensor | None, EncodeOptions, dic
     return [(config, state)], None, options, provenance
 
 
-def _parse_v1(path, content: Module) -> tuple[list[Part], Tensor | None]:
+def _parse_v1(path, content: Module) -> tuple[list[tuple[ModelConfig, dict]], Tensor | None]:
     is_product = type(content).__name__ == "PQ_QINCo"
     children = content.state["_modules"]
     modules = [children[f"sub_quantizer_{m}"] for m in range(len(children))] if is_product else [content]
@@ -188,9 +172,9 @@ def _parse_v1(path, content: Module) -> tuple[list[Part], Tensor | None]:
     return parts, rotation
 
 
-def _parse_v1_part(path, module: Module, state: dict) -> Part:
+def _parse_v1_part(path, module: Module, state: dict) -> tuple[ModelConfig, dict]:
     kind = type(module).__name__
-    get = _numbers(path, module.state, _V1_NUMBERS)
+    get = _numbers(path, module.state)
     config = ModelConfig(
         dim=get("d"), num_steps=get("M"), codebook_size=get("K"), num_blocks=get("L"), hidden_dim=get("h"),
         has_preselector=False, codeword_skip=False, concat_rank=get("h") if kind == "QINCoLR" else None,
@@ -209,9 +193,8 @@ def _v1_state(module: Module, seen: set[int], prefix: str = "", depth: int = 0) 
     if depth > _MAX_DEPTH or id(module) in seen:
         raise ValueError("its modules are nested too deeply or shared")
     seen.add(id(module))
-    state = {}
-    for kind in ("_parameters", "_buffers"):
-        state |= {f"{prefix}{name}": tensor for name, tensor in module.state[kind].items() if tensor is not None}
+    named = [item for kind in ("_parameters", "_buffers") for item in module.state[kind].items()]
+    state = {f"{prefix}{name}": tensor for name, tensor in named if tensor is not None}
     for name, child in module.state["_modules"].items():
         state |= _v1_state(child, seen, f"{prefix}{name}.", depth + 1)
     return state
@@ -239,10 +222,13 @@ def _v2_name(name: str, config: ModelConfig) -> str:
     return f"steps.{int(step) + config.starts_from_coarse}.{rest}"
 
 
-def _numbers(path, values: dict, names: tuple[str, ...]) -> Callable:
+def _numbers(path, values: dict) -> Callable:
     """A function that gives the integer or boolean of a name; None if it has no value."""
-    found = {name: values[name] for name in names if values.get(name) is not None}
-    for name, value in found.items():
-        if type(value) not in (int, bool) or abs(value) >> 63:
+
+    def get(name: str) -> int | None:
+        value = values.get(name)
+        if value is not None and (type(value) not in (int, bool) or abs(value) >> 63):
             raise DataError(f"{path} is damaged: {name} is not an integer of 63 bits")
-    return found.get
+        return value
+
+    return get

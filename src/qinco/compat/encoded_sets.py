@@ -4,6 +4,7 @@ Where a codec has lists, their numbers are the first column. numpy reads the fil
 Shape suffixes: N vectors, M codes of a vector.
 """
 
+import itertools
 import math
 import os
 import re
@@ -43,11 +44,7 @@ def read_npz_sizes(path: str | os.PathLike) -> tuple[dict[str, int], list[int], 
 
 
 def open_npz(path: Path, num_codes: int, codebook_size: int) -> tuple[ConcatRows, ConcatRows | None]:
-    """Codes, rows (N, M), and list numbers, rows (N, 1) or None, of an encoded set; one part is in memory at a time.
-
-    Raises:
-        DataError: a file is missing or damaged, or the set is of another codec.
-    """
+    """Codes, rows (N, M), and list numbers, rows (N, 1) or None, of an encoded set; one part is in memory at a time."""
     sizes, rows, has_lists = read_npz_sizes(path)
     for name, wanted in (("K", codebook_size), ("M", num_codes)):
         if sizes[name] != wanted:
@@ -69,11 +66,7 @@ def open_npz(path: Path, num_codes: int, codebook_size: int) -> tuple[ConcatRows
 
 
 def describe_encoded_set(path: str | os.PathLike) -> dict:
-    """Kind and sizes of an encoded set, by its index file, or of one of its parts, without reading the codes.
-
-    Raises:
-        DataError: the file is neither, or damaged.
-    """
+    """Kind and sizes of an encoded set, by its index file, or of one of its parts, without reading the codes."""
     path = Path(path)
     if re.search(r"\.part_\d+$", path.stem):
         shape = _read(path, "codes")
@@ -111,10 +104,9 @@ def write_npz(
                 member.write(np.concatenate([array[block] for array in arrays], 1).astype("<i8").tobytes())
     with write_atomically(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, n_parts=len(parts), K=codebook_size, M=num_codes, D=dim)
-    stale = len(parts)  # parts of an earlier, longer set
-    while npz_part(path, stale).exists():
-        npz_part(path, stale).unlink()
-        stale += 1
+    later = (npz_part(path, number) for number in itertools.count(len(parts)))
+    for stale in itertools.takewhile(Path.exists, later):  # parts of an earlier, longer set
+        stale.unlink()
     return [*parts, path]
 
 

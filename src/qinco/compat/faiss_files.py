@@ -24,24 +24,21 @@ from qinco.packing import packed_size, unpack_codes
 from qinco.progress import ProgressOption, reporting
 from qinco.vectors.mapped import file_size, map_file, read_start, release_pages
 
-Block = tuple[np.ndarray, np.ndarray, np.ndarray]  # codes (n, M), list numbers (n,), ids (n,)
-
 MAX_STEPS, MAX_BITS = 256, 16
 _KINDS = (b"IwRQ", b"IwLS")  # residual quantizer, local search quantizer
 _KEY = re.compile(r"IVF(\d{1,9})(?:_HNSW(\d{0,4}))?,(?:RQ|LSQ)(\d{1,4})x(\d{1,3})(?:_N(?:float|qint8|qint4))?")
 _NORM_BITS = {0: 0, 1: 0, 3: 32, 4: 8, 5: 4}  # bits of a stored norm by faiss's Search_type_t
-_MIN_LINKS, _MAX_LINKS = 2, 512
 _HEADER = struct.Struct("<4siqqqBi")
 _READING = Lock()  # faiss's limits of reading are those of the process
 
 
 def read_faiss_file(path: str | os.PathLike, flags: int = 0) -> faiss.Index:
     """What `faiss.read_index` reads, whose promised sizes may not exceed that of the file; DataError if it cannot."""
-    size = file_size(Path(path))
+    size = max(1, file_size(Path(path)))
     with _READING:
         before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
-        faiss.set_deserialization_vector_byte_limit(max(1, size))
-        faiss.set_deserialization_loop_limit(max(1, size))
+        faiss.set_deserialization_vector_byte_limit(size)
+        faiss.set_deserialization_loop_limit(size)
         try:
             return faiss.read_index(str(path), flags)
         except MemoryError as error:
@@ -59,12 +56,9 @@ def _reason(error: Exception) -> str:
 
 
 class FaissIndex:
-    """A faiss file of an IVF index with an additive quantizer (RQ, LSQ). Threads may share it.
+    """A faiss file of an IVF index with an additive quantizer (RQ, LSQ); DataError for any other. Threads may share it.
 
     Codes and ids stay in the file. faiss reads the file into memory at the first search.
-
-    Args:
-        path: the file. Raises DataError for another index and for damage.
 
     Attributes:
         centroids: float32 (V, D).
@@ -76,7 +70,8 @@ class FaissIndex:
 
     def __init__(self, path: str | os.PathLike):
         self._path = Path(path)
-        size, start = file_size(self._path), read_start(self._path, 4)
+        file_size(self._path)
+        start = read_start(self._path, 4)
         self._check(start in _KINDS, f"it begins with {start!r}, those with RQ or LSQ with {_KINDS}")
         index = read_faiss_file(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
         quantizer, coarse = _quantizer_of(index), faiss.downcast_index(index.quantizer)
@@ -91,31 +86,30 @@ class FaissIndex:
         self.inner_product = index.metric_type == faiss.METRIC_INNER_PRODUCT
         metrics, dims = {i.metric_type for i in (index, coarse, flat)}, {i.d for i in (index, coarse, flat, quantizer)}
         counts = {index.nlist, lists.nlist, coarse.ntotal, flat.ntotal}
-        is_consistent = metrics in ({0}, {1}) and len(dims) == len(counts) == 1
-        self._check(is_consistent, f"metrics {metrics}, dimensions {dims} or numbers of lists {counts} differ")
+        is_sound = metrics in ({0}, {1}) and len(dims) == len(counts) == 1
+        self._check(is_sound, f"metrics {metrics}, dimensions {dims} or numbers of lists {counts} differ")
         bits = faiss.vector_to_array(quantizer.nbits).tolist()
-        is_uniform = len(bits) == self.num_codes <= MAX_STEPS and len(set(bits)) == 1 and 1 <= bits[0] <= MAX_BITS
-        self._check(is_uniform, f"it has codes of {bits[:9]} bits")
+        is_sound = len(bits) == self.num_codes <= MAX_STEPS and len(set(bits)) == 1 and 1 <= bits[0] <= MAX_BITS
+        self._check(is_sound, f"it has codes of {bits[:9]} bits")
         self._bits, self.codebook_size = bits[0], 1 << bits[0]
         kind, norms = quantizer.search_type, [quantizer.norm_min, quantizer.norm_max]
-        self._check(kind in _NORM_BITS, f"faiss's type {kind} of stored norms is not supported")
-        self._check(_NORM_BITS[kind] not in (4, 8) or (np.isfinite(norms).all() and norms == sorted(norms)), str(norms))
+        is_sound = np.isfinite(norms).all() and norms == sorted(norms)
+        self._check(kind in _NORM_BITS and (is_sound or kind not in (4, 5)), f"its norms are of type {kind} in {norms}")
         self._code_bytes = packed_size(1, self.num_codes * self._bits + _NORM_BITS[kind])
         self.bytes_per_vector = self._code_bytes + 8
         tables, centroids = faiss.vector_to_array(quantizer.codebooks), faiss.vector_to_array(flat.codes).view("<f4")
         shape = self.num_codes, self.codebook_size, self.dim
-        is_whole = tables.size == math.prod(shape) and centroids.size == self.num_lists * self.dim
-        self._check(is_whole and np.isfinite(tables).all() and np.isfinite(centroids).all(), "its tables are damaged")
+        is_sound = tables.size == math.prod(shape) and centroids.size == self.num_lists * self.dim
+        self._check(is_sound and np.isfinite(tables).all() and np.isfinite(centroids).all(), "its tables are damaged")
         self.tables, self.centroids = tables.reshape(shape), centroids.reshape(self.num_lists, self.dim)
         # The lists end the file: of each its codes, then its ids of 8 bytes.
         sizes = np.fromiter(map(lists.list_size, range(self.num_lists)), np.float64, self.num_lists)
-        begin = size - index.ntotal * self.bytes_per_vector
-        is_whole = sizes.sum() == index.ntotal and 0 < begin == lists.lists.at(0).offset
-        self._check(is_whole and {index.code_size, lists.code_size} == {self._code_bytes}, "its lists are damaged")
+        size = index.ntotal * self.bytes_per_vector
+        begin = file_size(self._path) - size
+        is_sound = sizes.sum() == index.ntotal and 0 < begin == lists.lists.at(0).offset
+        self._check(is_sound and {index.code_size, lists.code_size} == {self._code_bytes}, "its lists are damaged")
         self._starts = np.concatenate([[0], np.cumsum(sizes.astype(np.int64))])
-        self._content = np.empty(0, np.uint8)
-        if index.ntotal:
-            self._content = map_file(self._path, np.dtype(np.uint8), (size - begin,), begin)
+        self._content = map_file(self._path, np.dtype(np.uint8), (size,), begin) if size else np.empty(0, np.uint8)
 
     def _check(self, is_sound, reason: str) -> None:
         if not is_sound:
@@ -124,7 +118,7 @@ class FaissIndex:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def blocks(self, rows: int = 1 << 16) -> Iterator[Block]:
+    def blocks(self, rows: int = 1 << 16) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """All vectors, list by list: codes, uint8 (n, M), uint16 above 256 codewords; lists, int32; ids, int64."""
         for first in range(0, len(self), rows):
             numbers_N = np.arange(first, min(first + rows, len(self)))
@@ -148,16 +142,12 @@ class FaissIndex:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The `num_short` nearest vectors of float32 queries in the `nprobe` nearest lists, by faiss's tables.
 
-        Args:
-            ef_search: HNSW's efSearch where lists are found through a graph; None fits it to nprobe.
-
-        Returns:
-            Values, float32 (Q, S), squared distances or negative inner products, +inf where there are no more vectors;
-            ids, int64 (Q, S), or -1; lists, int32 (Q, S), or -1; codes (Q, S, M); and the vectors scanned, int64 (Q,).
+        A graph is searched with `ef_search` (HNSW's efSearch), which None fits to nprobe. Returns values, float32
+        (Q, S), squared distances or negative inner products, +inf where there are no more vectors; ids, int64 (Q, S),
+        or -1; lists, int32 (Q, S), or -1; codes (Q, S, M); and the numbers of vectors scanned, int64 (Q,).
         """
         index, quantizer = self._loaded
-        nprobe = min(nprobe, self.num_lists)
-        queries_QD = np.ascontiguousarray(queries_QD, np.float32)
+        nprobe, queries_QD = min(nprobe, self.num_lists), np.ascontiguousarray(queries_QD, np.float32)
         effort = {"params": faiss.SearchParametersHNSW(efSearch=search_effort(nprobe, ef_search))}
         bases_QP, probes_QP = quantizer.search(queries_QD, nprobe, **(effort if self.has_graph else {}))
         shape = (len(queries_QD), num_short)
@@ -198,12 +188,13 @@ def describe_faiss_file(path: str | os.PathLike) -> dict:
         "metric": {0: "inner_product", 1: "l2"}.get(metric, str(metric)), "is_trained": bool(is_trained),
         "bytes_per_vector": round(size / num_vectors, 2) if num_vectors else None,
     }  # fmt: skip
-    if code in _KINDS and is_trained:
-        index = FaissIndex(path)
-        fields |= {"num_lists": index.num_lists, "code_size": index.num_codes, "codebook_size": index.codebook_size}
-        fields["bytes_per_vector"] = index.bytes_per_vector
-        fields["table_bytes"] = index.centroids.nbytes + index.tables.nbytes
-    return fields
+    if code not in _KINDS or not is_trained:
+        return fields
+    index = FaissIndex(path)
+    return fields | {
+        "num_lists": index.num_lists, "code_size": index.num_codes, "codebook_size": index.codebook_size,
+        "bytes_per_vector": index.bytes_per_vector, "table_bytes": index.centroids.nbytes + index.tables.nbytes,
+    }  # fmt: skip
 
 
 def selected_ids(selector: faiss.IDSelector, ids_N: np.ndarray, block: int = 1 << 20) -> np.ndarray:
@@ -229,8 +220,8 @@ def check_index_key(index_key: str, num_lists: int, num_codes: int, codebook_siz
     if not match:
         raise ConfigError(f"search.index_key={index_key} is not an IVF index with RQ or LSQ: use one like {usual}")
     lists, links, *sizes = match.groups()
-    if links and not _MIN_LINKS <= int(links) <= _MAX_LINKS:
-        raise ConfigError(f"search.index_key={index_key}: HNSW takes {_MIN_LINKS} to {_MAX_LINKS} links")
+    if links and not 2 <= int(links) <= 512:
+        raise ConfigError(f"search.index_key={index_key}: HNSW takes 2 to 512 links")
     if [int(size) for size in (lists, *sizes)] != [num_lists, num_codes, bits]:
         raise ConfigError(f"search.index_key={index_key} does not fit the codes, which need one like {usual}")
 
@@ -247,25 +238,29 @@ def write_faiss(
         codes: checked Codes with lists, or what has `len` and their `blocks`.
         progress: see `qinco.progress`; the norms are the first half of the work.
         block_rows: vectors that are added at a time; by default 16 MiB of them.
-
-    Raises:
-        ConfigError: the key is not of this form, or does not fit the codes.
-        ResourceError: not enough memory or disk space.
     """
     check_index_key(index_key, len(lookup.centroids_VD), *lookup.tables_MKD.shape[:2])
     rows, total = block_rows or max(1, (1 << 22) // lookup.dim), len(codes)
     with write_atomically(path) as temporary, reporting(progress) as report:
         try:
             index, quantizer = _empty_index(index_key, lookup, inner_product)
-            low, high = np.inf, -np.inf
+            low, high = np.inf, -np.inf  # the range of the norms, which are quantized over it
             for first, block in codes.blocks(rows):
-                norms_N = _norms(quantizer, block.codes)
+                codes_NM = np.ascontiguousarray(block.codes, np.int32)
+                sums_ND = np.empty((len(block), lookup.dim), np.float32)
+                quantizer.decode_unpacked(faiss.swig_ptr(codes_NM), faiss.swig_ptr(sums_ND), len(block))
+                norms_N = np.einsum("nd,nd->n", sums_ND, sums_ND)
                 low, high = min(low, norms_N.min()), max(high, norms_N.max())
                 report("filling lists", (first + len(block)) // 2, total)
             quantizer.norm_min = float(low) if low < np.inf else 0.0
             quantizer.norm_max = float(high) if high > low else quantizer.norm_min + 1.0  # faiss divides by the range
             for first, block in codes.blocks(rows):
-                _add(index, quantizer, first, block)
+                codes_NM = np.ascontiguousarray(block.codes, np.int32)
+                packed = np.empty((len(block), quantizer.code_size), np.uint8)
+                quantizer.pack_codes(len(block), faiss.swig_ptr(codes_NM), faiss.swig_ptr(packed))  # and their norms
+                list_bytes = block.lists.astype("<u8")[:, None].view(np.uint8)[:, : index.coarse_code_size()]
+                ids_N = np.arange(first, first + len(block))
+                index.add_sa_codes(np.concatenate([list_bytes, packed], axis=1), ids_N)  # fast: no loop over lists
                 report("filling lists", (total + first + len(block)) // 2, total)
             faiss.write_index(index, str(temporary))
         except MemoryError as error:
@@ -293,21 +288,3 @@ def _empty_index(index_key: str, lookup: LookupDecoder, inner_product: bool):
 def _quantizer_of(index):
     """The additive quantizer of an index, which owns it."""
     return index.rq if isinstance(index, faiss.IndexIVFResidualQuantizer) else index.lsq
-
-
-def _norms(quantizer, codes_NM: np.ndarray) -> np.ndarray:
-    """Squared norms (N,) of the sums of the tables' rows."""
-    codes_NM = np.ascontiguousarray(codes_NM, np.int32)
-    sums_ND = np.empty((len(codes_NM), quantizer.d), np.float32)
-    quantizer.decode_unpacked(faiss.swig_ptr(codes_NM), faiss.swig_ptr(sums_ND), len(codes_NM))
-    return np.einsum("nd,nd->n", sums_ND, sums_ND)
-
-
-def _add(index, quantizer, first: int, block) -> None:
-    """Put vectors into their lists."""
-    codes_NM = np.ascontiguousarray(block.codes, np.int32)
-    packed = np.empty((len(codes_NM), quantizer.code_size), np.uint8)
-    quantizer.pack_codes(len(codes_NM), faiss.swig_ptr(codes_NM), faiss.swig_ptr(packed))  # and their norms
-    list_bytes = block.lists.astype("<u8")[:, None].view(np.uint8)[:, : index.coarse_code_size()]
-    # 16 times faster than a loop over lists.
-    index.add_sa_codes(np.concatenate([list_bytes, packed], axis=1), np.arange(first, first + len(codes_NM)))

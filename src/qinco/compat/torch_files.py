@@ -67,11 +67,7 @@ def is_torch_file(path: str | os.PathLike) -> bool:
 
 
 def read_torch_file(path: str | os.PathLike):
-    """The object that `torch.save` wrote: containers, numbers, memory-mapped tensors and `Module`.
-
-    Raises:
-        DataError: the file is missing, damaged, written by PyTorch before 1.6, or names any other class or function.
-    """
+    """The object that `torch.save` wrote: containers, numbers, memory-mapped tensors and `Module`; else DataError."""
     path = Path(path)
     size = file_size(path)
     try:
@@ -118,9 +114,7 @@ def write_torch_file(path: str | os.PathLike, content: dict) -> None:
             raise ResourceError(f"cannot write {path}: {error.__context__ or error}") from error
 
 
-class _DType:
-    """Stands for numpy.dtype."""
-
+class _DType:  # stands for numpy.dtype
     def __init__(self, code: str, *_):
         self.dtype = np.dtype({"f2": "<f2", "f4": "<f4", "f8": "<f8", "i4": "<i4", "i8": "<i8"}[code])
 
@@ -129,8 +123,7 @@ class _DType:
             raise ValueError("a number has another byte order")
 
 
-def _scalar(dtype: _DType, content: bytes) -> int | float:
-    """Stands for numpy's function that makes a scalar."""
+def _scalar(dtype: _DType, content: bytes) -> int | float:  # stands for numpy's function that makes a scalar
     return np.frombuffer(content, dtype.dtype, 1)[0].item()
 
 

@@ -17,31 +17,38 @@ from qinco.errors import DataError
 from qinco.maths.leastsquares import fit_additive_tables
 from qinco.packing import check_codes, check_lists
 
-BLOCK_ROWS = 4096
+_BLOCK_ROWS = 4096
 
 
 class TableDecoder:
-    """The sizes of a decoder with tables (M, K, D)."""
+    """The sizes M, K, D of a decoder with tables (M, K, D), and a check of its codes."""
 
     tables_MKD: np.ndarray
 
     @property
     def num_codes(self) -> int:
-        """M."""
         return self.tables_MKD.shape[0]
 
     @property
     def codebook_size(self) -> int:
-        """K."""
         return self.tables_MKD.shape[1]
 
     @property
     def dim(self) -> int:
-        """D."""
         return self.tables_MKD.shape[2]
 
     def _checked(self, codes, lists) -> tuple[np.ndarray, np.ndarray | None]:
-        return checked_codes(codes, lists, self.num_codes, self.codebook_size, self.num_lists)
+        """Codes (N, M), and list numbers (N,) where there are lists; raises DataError for any others."""
+        codes = check_codes(codes, self.num_codes, self.codebook_size)
+        if codes.shape[1] != self.num_codes:
+            raise DataError(
+                f"codes have {codes.shape[1]} columns, the decoder was fitted to {self.num_codes}: give whole codes"
+            )
+        if not self.num_lists:
+            return codes, None
+        if lists is None:
+            raise DataError(f"list numbers are missing: the decoder was fitted to {self.num_lists} lists, give lists")
+        return codes, check_lists(lists, len(codes), self.num_lists)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,15 +83,24 @@ class LookupDecoder(TableDecoder):
             codebook_size: K.
             centroids_VD: of the lists; None where there are none.
             ridge: see `fit_additive_tables`.
-
-        Raises:
-            DataError: codes and vectors do not belong together, there are none, or they are not finite.
         """
-        targets = _targets(blocks, num_codes, codebook_size, centroids_VD)
-        tables_MKD = fit_additive_tables(targets, num_codes, codebook_size, ridge=ridge)
+        empty = cls(np.empty((num_codes, codebook_size, 0), np.float32), centroids_VD)
+        tables_MKD = fit_additive_tables(empty._targets(blocks), num_codes, codebook_size, ridge=ridge)
         if not np.isfinite(tables_MKD).all():
             raise DataError("the vectors to fit the look-up tables to hold values that are not finite or too large")
         return cls(tables_MKD, centroids_VD)
+
+    def _targets(self, blocks) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Checked codes, and what the tables must add up to; raises DataError at the end if there were no vectors."""
+        num_vectors = 0
+        for codes, lists, x_nD in blocks:
+            codes, lists = self._checked(codes, lists)
+            if x_nD.shape[0] != len(codes):
+                raise DataError(f"there are {len(codes)} codes for {x_nD.shape[0]} vectors")
+            num_vectors += len(codes)
+            yield codes, x_nD if lists is None else x_nD - self.centroids_VD[lists]
+        if not num_vectors:
+            raise DataError("there are no vectors to fit the look-up tables to")
 
     @property
     def num_lists(self) -> int:
@@ -92,55 +108,18 @@ class LookupDecoder(TableDecoder):
         return 0 if self.centroids_VD is None else len(self.centroids_VD)
 
     def decode(self, codes: np.ndarray, lists: np.ndarray | None = None) -> np.ndarray:
-        """Decode codes (N, M), and list numbers (N,) where there are lists, to float32 (N, D).
-
-        Raises:
-            DataError: codes or lists out of range.
-        """
+        """Decode codes (N, M), and list numbers (N,) where there are lists, to float32 (N, D)."""
         codes, lists = self._checked(codes, lists)
         decoded_ND = np.empty((len(codes), self.dim), np.float32)
-        for first in range(0, len(codes), BLOCK_ROWS):
-            rows = slice(first, first + BLOCK_ROWS)
-            decoded_ND[rows] = embedding_bag(self._rows(codes[rows]), self._tables_TD, mode="sum").numpy()
+        first_rows_M = np.arange(self.num_codes, dtype=np.int32) * self.codebook_size
+        for first in range(0, len(codes), _BLOCK_ROWS):
+            rows = slice(first, first + _BLOCK_ROWS)
+            rows_nM = torch.from_numpy(codes[rows].astype(np.int32) + first_rows_M)
+            decoded_ND[rows] = embedding_bag(rows_nM, self._tables_TD, mode="sum").numpy()
             if self.centroids_VD is not None:
                 decoded_ND[rows] += self.centroids_VD[lists[rows]]
         return decoded_ND
 
-    def _rows(self, codes_nM: np.ndarray) -> Tensor:
-        return torch.from_numpy(codes_nM.astype(np.int32) + self._first_rows_M)
-
-    @cached_property
-    def _first_rows_M(self) -> np.ndarray:
-        return np.arange(self.num_codes, dtype=np.int32) * self.codebook_size
-
     @cached_property
     def _tables_TD(self) -> Tensor:
         return torch.from_numpy(np.require(self.tables_MKD, np.float32, "CW")).flatten(0, 1)
-
-
-def checked_codes(
-    codes, lists, num_codes: int, codebook_size: int, num_lists: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Codes (N, M), and list numbers (N,) where there are lists; raises DataError for any others."""
-    codes = check_codes(codes, num_codes, codebook_size)
-    if codes.shape[1] != num_codes:
-        raise DataError(f"codes have {codes.shape[1]} columns, the decoder was fitted to {num_codes}: give whole codes")
-    if not num_lists:
-        return codes, None
-    if lists is None:
-        raise DataError(f"list numbers are missing: the decoder adds to the centroids of {num_lists} lists, give lists")
-    return codes, check_lists(lists, len(codes), num_lists)
-
-
-def _targets(blocks, num_codes: int, codebook_size: int, centroids_VD) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Checked codes, and what the tables must add up to; raises DataError at the end if there were no vectors."""
-    num_lists = 0 if centroids_VD is None else len(centroids_VD)
-    num_vectors = 0
-    for codes, lists, x_nD in blocks:
-        codes, lists = checked_codes(codes, lists, num_codes, codebook_size, num_lists)
-        if x_nD.shape[0] != len(codes):
-            raise DataError(f"there are {len(codes)} codes for {x_nD.shape[0]} vectors")
-        num_vectors += len(codes)
-        yield codes, x_nD if lists is None else x_nD - centroids_VD[lists]
-    if not num_vectors:
-        raise DataError("there are no vectors to fit the look-up tables to")

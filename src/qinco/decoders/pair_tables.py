@@ -23,11 +23,9 @@ Pair = tuple[int, int]
 _MAX_HELD_OUT, _MIN_HELD_OUT = 50_000, 1_000
 _LARGEST = 256  # of a normalised residual: float16 holds the sum of 255 such rows
 _PULLS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
-_NEIGHBOURS = (2, 3, 5, 12)
-_SKETCH_NEIGHBOURS = (3,)
+_NEIGHBOURS, _SKETCH_NEIGHBOURS = (2, 3, 5, 12), (3,)
 _SKETCH_DIM = 32
-_STANDARD_ERRORS = 2
-_HALVINGS = 30
+_STANDARD_ERRORS, _HALVINGS = 2, 30
 _MIN_WEIGHT = 1e-3  # products of less would be subnormal, with which processors are slow
 _BLOCK_ROWS = 4096
 
@@ -44,12 +42,12 @@ def fit_pair_tables(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Pairs of streams int64 (P, 2), their tables (P, K², D) of `dtype`, and the scale to multiply the tables by.
 
-    streams_NW:  integers below K
-    words_WKD:   float32, the vectors of each stream's words; near ones are assumed to interact alike
-    residual_ND: float32, what the tables should add up to; it is overwritten
-
     P is at most num_pairs, and less where no other pair lowers the error of held-out vectors significantly.
-    Raises DataError where the residual is not finite.
+
+    Args:
+        streams_NW: integers below K.
+        words_WKD: float32, the vectors of each stream's words; near ones are assumed to interact alike.
+        residual_ND: float32, what the tables should add up to; it is overwritten.
     """
     scale = _normalize(residual_ND)
     fit = _Fit(streams_NW, words_WKD, residual_ND, np.random.default_rng(seed))
@@ -76,6 +74,9 @@ class _Part:
 
     def joint(self, pair: Pair, size: int) -> Tensor:
         return self.streams_TW[:, pair[0]] * size + self.streams_TW[:, pair[1]]
+
+    def blocks(self, pair: Pair, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.joint(pair, size).split(_BLOCK_ROWS), self.left_TD.split(_BLOCK_ROWS), strict=True)
 
 
 @dataclass
@@ -112,14 +113,19 @@ class _Fit:
     def __init__(self, streams_NW, words_WKD, residual_ND, generator: np.random.Generator):
         self.size = words_WKD.shape[1]
         order_N = generator.permutation(len(residual_ND))
-        num_held = _num_held_out(len(residual_ND))
+        # A tenth, but enough for an estimate where there are as many.
+        count = len(residual_ND)
+        num_held = min(max(count // 10, min(count // 2, _MIN_HELD_OUT)), _MAX_HELD_OUT)
         self.held = _part(streams_NW, residual_ND, order_N[:num_held])
         self.fitted = _part(streams_NW, residual_ND, order_N[num_held:])
         self.kernels = [
             {count: _kernel(torch.from_numpy(words_KD), count) for count in {*_NEIGHBOURS, *_SKETCH_NEIGHBOURS}}
             for words_KD in words_WKD
         ]
-        self.sketch_Dd = _sketch(residual_ND.shape[1], generator)
+        # Orthonormal directions, drawn at random: a pair's gain along them is in proportion to its whole gain.
+        dim = residual_ND.shape[1]
+        directions_Dd = np.linalg.qr(generator.standard_normal((dim, min(dim, _SKETCH_DIM))))[0]
+        self.sketch_Dd = torch.from_numpy(directions_Dd.astype(np.float32))
         self.gains = dict.fromkeys(combinations(range(len(words_WKD)), 2), np.inf)
 
     def mse(self) -> float:
@@ -158,11 +164,10 @@ class _Fit:
 
         Otherwise the fitted vectors would keep less than unseen ones do, and the next tables would be too small.
         """
-        table_JD, joint_U = rows.table(), self.held.joint(pair, self.size)
-        for joint_t, left_tD in zip(joint_U.split(_BLOCK_ROWS), self.held.left_TD.split(_BLOCK_ROWS), strict=True):
+        table_JD = rows.table()
+        for joint_t, left_tD in self.held.blocks(pair, self.size):
             left_tD -= table_JD[joint_t]
-        joint_T = self.fitted.joint(pair, self.size)
-        for joint_t, left_tD in zip(joint_T.split(_BLOCK_ROWS), self.fitted.left_TD.split(_BLOCK_ROWS), strict=True):
+        for joint_t, left_tD in self.fitted.blocks(pair, self.size):
             weights_t = (rows.weights_J[joint_t] - 1).clamp_(min=0) + rows.pull
             left_tD -= (rows.sums_JD[joint_t] - left_tD) / weights_t[:, None]
 
@@ -189,20 +194,9 @@ def _normalize(residual_ND: np.ndarray) -> float:
     return scale
 
 
-def _num_held_out(num_vectors: int) -> int:
-    """A tenth, but enough for an estimate where there are as many."""
-    return min(max(num_vectors // 10, min(num_vectors // 2, _MIN_HELD_OUT)), _MAX_HELD_OUT)
-
-
 def _part(streams_NW: np.ndarray, residual_ND: np.ndarray, rows: np.ndarray) -> _Part:
     rows = np.sort(rows)
     return _Part(torch.from_numpy(streams_NW[rows].astype(np.int32)), torch.from_numpy(residual_ND[rows]))
-
-
-def _sketch(dim: int, generator: np.random.Generator) -> Tensor:
-    """Orthonormal directions, drawn at random: (D, d). A pair's gain along them is in proportion to its whole gain."""
-    directions_Dd = np.linalg.qr(generator.standard_normal((dim, min(dim, _SKETCH_DIM))))[0]
-    return torch.from_numpy(directions_Dd.astype(np.float32))
 
 
 def _kernel(words_KD: Tensor, neighbours: float) -> Tensor:

@@ -78,11 +78,6 @@ class PairwiseDecoder(TableDecoder):
             dtype: of the pairs' tables, float32 or float16.
             seed: of the vectors held out.
             progress: see `qinco.progress`.
-
-        Raises:
-            ConfigError: K is above 256.
-            DataError: codes, lists and vectors do not belong together.
-            ResourceError: there is too little memory.
         """
         check_codebook_size(lookup.codebook_size)
         codes, lists = lookup._checked(codes, lists)
@@ -111,15 +106,10 @@ class PairwiseDecoder(TableDecoder):
 
     @property
     def num_pairs(self) -> int:
-        """P."""
         return len(self.pairs_P2)
 
     def decode(self, codes: np.ndarray, lists: np.ndarray | None = None) -> np.ndarray:
-        """Decode codes (N, M), and list numbers (N,) where there are lists, to float32 (N, D).
-
-        Raises:
-            DataError: codes or lists out of range.
-        """
+        """Decode codes (N, M), and list numbers (N,) where there are lists, to float32 (N, D)."""
         codes, lists = self._checked(codes, lists)
         decoded_ND = self._lookup.decode(codes, lists)
         for first in range(0, len(codes) if self.num_pairs else 0, _BLOCK_ROWS):
@@ -181,10 +171,10 @@ def quantize_lists(centroids_VD: np.ndarray, codebook_size: int, seed: int = 0) 
     unit = np.float32(np.abs(left_VD).max() or 1)  # squares of very large or small values leave float32's range
     left_VD /= unit
     some = np.random.default_rng(seed).permutation(len(left_VD))[:_CLUSTERED_LISTS]
-    codes, books = [], []
+    codes, books, threads = [], [], torch.get_num_threads()
     for stream in range(LIST_STREAMS):
-        book_KD = kmeans(left_VD[some], codebook_size, seed=seed + stream, threads=torch.get_num_threads())
-        codes_V = nearest(left_VD, book_KD, threads=torch.get_num_threads())
+        book_KD = kmeans(left_VD[some], codebook_size, seed=seed + stream, threads=threads)
+        codes_V = nearest(left_VD, book_KD, threads)
         left_VD -= book_KD[codes_V]
         codes.append(codes_V.astype(np.uint8))
         books.append(book_KD * unit)

@@ -36,27 +36,12 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     """
 
     def __init__(
-        self,
-        preset="qinco2-S",
-        *,
-        num_steps=8,
-        codebook_size=256,
-        epochs=10,
-        num_pairs=None,
-        num_candidates=None,
-        beam_width=None,
-        random_state=0,
-        device="auto",
-    ):
-        self.preset = preset
-        self.num_steps = num_steps
-        self.codebook_size = codebook_size
-        self.epochs = epochs
-        self.num_pairs = num_pairs
-        self.num_candidates = num_candidates
-        self.beam_width = beam_width
-        self.random_state = random_state
-        self.device = device
+        self, preset="qinco2-S", *, num_steps=8, codebook_size=256, epochs=10, num_pairs=None, num_candidates=None,
+        beam_width=None, random_state=0, device="auto",
+    ):  # fmt: skip
+        self.preset, self.num_steps, self.codebook_size, self.epochs = preset, num_steps, codebook_size, epochs
+        self.num_pairs, self.num_candidates, self.beam_width = num_pairs, num_candidates, beam_width
+        self.random_state, self.device = random_state, device
 
     def fit(self, X, y=None):
         """Train a codec on vectors and return the transformer.
@@ -107,11 +92,8 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
 
 def _affordable_codebook_size(codebook_size: int, num_vectors: int, dim: int) -> int:
-    """`codebook_size`, or the largest power of two that the training vectors suffice for, with a warning.
-
-    Raises ConfigError for an invalid size.
-    """
-    ModelConfig(dim, codebook_size=codebook_size)
+    """`codebook_size`, or the largest power of two that the training vectors suffice for, with a warning."""
+    ModelConfig(dim, codebook_size=codebook_size)  # checks the size
     # As in Codec.fit; its limit of 10,000 validation vectors matters for more vectors only.
     num_train = num_vectors - max(1, num_vectors // 10)
     if codebook_size <= num_train:
@@ -119,10 +101,8 @@ def _affordable_codebook_size(codebook_size: int, num_vectors: int, dim: int) ->
     lowered = 1 << (num_train.bit_length() - 1)
     warnings.warn(
         f"codebook_size={codebook_size} is more than the {num_train} training vectors among {num_vectors}: "
-        f"{lowered} is used instead",
-        UserWarning,
-        stacklevel=3,
-    )
+        f"{lowered} is used instead", UserWarning, stacklevel=3,
+    )  # fmt: skip
     return lowered
 
 

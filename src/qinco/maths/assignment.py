@@ -14,35 +14,23 @@ from torch import Tensor
 from qinco.maths.clustering import faiss_threads
 from qinco.maths.distances import closest
 
-MAX_EXACT_LISTS = 65_536  # up to so many, comparing with all costs less than a graph search that hardly ever errs
-ASSIGN_EFFORT = 128
-_LINKS = 32
-
 
 class NearestCentroids:
-    """Finds the nearest of V centroids, exactly or through an HNSW graph. Threads may share it.
-
-    Args:
-        centroids_VD: float32 (V, D).
-        inner_product: find the largest inner products instead of the smallest distances.
-    """
+    """Finds the nearest centroids (or largest inner products), exactly or by an HNSW graph; threads may share it."""
 
     def __init__(self, centroids_VD: np.ndarray, *, inner_product: bool = False):
         self.num_lists, self.dim = centroids_VD.shape
         self.inner_product = inner_product
+        self._metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
         self._centroids_VD = np.ascontiguousarray(centroids_VD, np.float32)
         self._flat: faiss.IndexFlat | None = None
         self._graph: faiss.IndexHNSWFlat | None = None
         self._lock = Lock()
 
     def search(self, x_ND: np.ndarray, count: int, effort: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The `count` nearest centroids of float32 (N, D), nearest first.
+        """The `count` nearest centroids of float32 (N, D), nearest first, by HNSW's efSearch; None compares all.
 
-        Args:
-            effort: HNSW's efSearch; None compares all centroids.
-
-        Returns:
-            Squared distances or negative inner products, float32 (N, R), and list numbers, int64 (N, R).
+        Returns squared distances or negative inner products, float32 (N, R), and list numbers, int64 (N, R).
         """
         x_ND = np.ascontiguousarray(x_ND, np.float32)
         if effort is None:
@@ -68,7 +56,7 @@ class NearestCentroids:
         """The HNSW graph, built on first use."""
         with self._lock:
             if self._graph is None:
-                graph = faiss.IndexHNSWFlat(self.dim, _LINKS, self._metric)
+                graph = faiss.IndexHNSWFlat(self.dim, 32, self._metric)
                 with faiss_threads(1):  # not every release of faiss builds the same graph with several threads
                     graph.add(self._centroids_VD)
                 self._graph = graph
@@ -80,17 +68,12 @@ class NearestCentroids:
         graph.own_fields = False
         self._graph = graph
 
-    @property
-    def _metric(self) -> int:
-        return faiss.METRIC_INNER_PRODUCT if self.inner_product else faiss.METRIC_L2
 
-
-def assigner(
-    centroids_VD: Tensor, max_exact: int = MAX_EXACT_LISTS, effort: int = ASSIGN_EFFORT
-) -> Callable[[Tensor], Tensor]:
+def assigner(centroids_VD: Tensor, max_exact: int = 65_536, effort: int = 128) -> Callable[[Tensor], Tensor]:
     """A function from float32 vectors (N, D) to the numbers of their nearest centroids, int64 (N,), on one device.
 
-    GPUs compare all centroids. The processor does so up to `max_exact` of them, and searches an HNSW graph above.
+    GPUs compare all centroids. The processor does so up to `max_exact` of them, where it costs less than an HNSW graph
+    that hardly ever errs, and searches such a graph above.
     """
     if centroids_VD.device.type != "cpu":
         return lambda x_ND: closest(x_ND, centroids_VD)[0]

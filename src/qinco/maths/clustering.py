@@ -18,8 +18,7 @@ from qinco.progress import Progress, silent
 BEAM_WIDTH = 4
 KMEANS_ROWS = 200_000
 COARSE_ITERATIONS = 20
-_TILE_DISTANCES = 1 << 21
-_PART_BYTES = 1 << 28
+_TILE_DISTANCES, _PART_BYTES = 1 << 21, 1 << 28
 _NUDGE = 1 / 1024  # moves apart the two centroids that a split gives, as in faiss
 
 
@@ -37,20 +36,10 @@ def faiss_threads(count: int | None) -> Iterator[None]:
 def kmeans(
     x_ND: np.ndarray | Tensor, num_centroids: int, *, iterations: int = 10, seed: int = 0, threads: int = 1
 ) -> np.ndarray:
-    """Fit a codebook. Duplicated vectors, and fewer vectors than centroids, are no problem.
+    """Fit a codebook, float32 (K, D), to float32 vectors; a tensor is clustered on its device.
 
     The centroids start as noise around the mean rather than at data points: more of them end up in use, which later
-    decides how much information a code carries.
-
-    Args:
-        x_ND: float32 (N, D); a tensor is clustered on its device.
-        num_centroids: K.
-        iterations: of Lloyd's algorithm.
-        seed: of the noise.
-        threads: of faiss.
-
-    Returns:
-        float32 (K, D).
+    decides how much information a code carries. There may be fewer vectors than centroids.
     """
     on_device = isinstance(x_ND, Tensor) and x_ND.device.type != "cpu"
     x_ND = x_ND if on_device else np.asarray(x_ND)
@@ -79,20 +68,15 @@ def coarse_kmeans(
     part_rows: int | None = None,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """Fit the coarse centroids of inverted lists. They start at data points, which keeps the lists balanced.
+    """Fit the coarse centroids of inverted lists, float32 (V, D), to float32 vectors, at least as many.
+
+    They start at data points, which keeps the lists balanced.
 
     Args:
-        x_ND: float32 (N, D), at least as many vectors as centroids.
-        num_centroids: V.
-        iterations: of Lloyd's algorithm.
-        seed: of the data points.
         device: where to compute; on the processor with faiss's current number of threads.
         part_rows: on another device, send so many vectors at a time, in every iteration; None: all stay there if they
             fit, else 256 MiB at a time.
         progress: hears of every iteration, with `mse`, the mean squared distance (summed over dimensions) before it.
-
-    Returns:
-        float32 (V, D).
     """
     scale = float(np.abs(x_ND).max()) or 1.0  # squares of very large or small values leave float32's range
     x_ND = np.ascontiguousarray(x_ND / np.float32(scale), np.float32)
@@ -117,28 +101,20 @@ def coarse_kmeans(
 
 def _train_faiss(x_ND: np.ndarray, start_KD: np.ndarray, iterations: int, seed: int) -> faiss.Kmeans:
     clustering = faiss.Kmeans(
-        x_ND.shape[1], len(start_KD), niter=iterations, seed=seed % 2**31,
-        min_points_per_centroid=1, max_points_per_centroid=len(x_ND),
+        x_ND.shape[1], len(start_KD), niter=iterations, seed=seed % 2**31, min_points_per_centroid=1,
+        max_points_per_centroid=len(x_ND),
     )  # fmt: skip
     clustering.train(x_ND, init_centroids=start_KD)
     return clustering
 
 
 def lloyd(
-    parts: Sequence[np.ndarray | Tensor],
-    centroids_KD: Tensor,
-    iterations: int,
-    seed: int,
-    progress: Progress = silent,
+    parts: Sequence[np.ndarray | Tensor], centroids_KD: Tensor, iterations: int, seed: int, progress: Progress = silent
 ) -> Tensor:
     """Lloyd's algorithm on the device of the first centroids: float32 (K, D).
 
-    Args:
-        parts: the vectors, float32 (n, D) each, on that device or sent there in every iteration.
-        centroids_KD: float32 centroids to start from.
-        iterations: number of iterations.
-        seed: of the choice of the clusters that are split.
-        progress: hears of every iteration, with `mse`.
+    `parts` are the vectors, float32 (n, D) each, on that device or sent there in every iteration. The seed chooses the
+    clusters that are split.
     """
     size, device = len(centroids_KD), centroids_KD.device
     for iteration in range(iterations):
@@ -200,24 +176,10 @@ def residual_kmeans(
     threads: int = 1,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """Fit the codebooks of a residual quantizer that is searched with a beam.
+    """Fit the codebooks of a residual quantizer, float32 (M, K, D), to float32 vectors, on the device of a tensor.
 
-    Each codebook is fitted to the residuals of all hypotheses of a beam, not of the greedy one alone, because these
-    are what it quantizes later.
-
-    Args:
-        x_ND: float32 (N, D); a tensor is worked on on its device.
-        num_steps: M.
-        num_centroids: K.
-        beam_width: B.
-        iterations: of each k-means.
-        max_rows: residuals that each k-means takes, at most.
-        seed: of all random choices.
-        threads: of faiss.
-        progress: hears of every codebook.
-
-    Returns:
-        float32 (M, K, D).
+    Each codebook is fitted to the residuals of all hypotheses of a beam, at most `max_rows` of them, and not of the
+    greedy one alone, because these are what it quantizes later.
     """
     # One buffer for all hypotheses, of which the first `beam` are in use.
     x_ND = torch.as_tensor(x_ND)

@@ -31,10 +31,9 @@ def fit_additive_tables(
     gradients where there are many table rows.
 
     Args:
-        blocks: pairs of codes (n, M), integers below K, and vectors float32 (n, D). Vectors are read once and not kept;
-            codes are kept as int32.
-        num_steps: M.
-        codebook_size: K.
+        blocks: pairs of codes (n, M), integers below K, and vectors float32 (n, D), one at least. Vectors are read once
+            and not kept; codes are kept as int32.
+        num_steps, codebook_size: M and K.
         ridge: pulls every table row to the mean as strongly as `ridge * T / N` vectors at the mean: firmly where few
             vectors share a row, hardly where many do. Must be positive, because the tables of different steps are
             collinear (a constant can move between them).
@@ -42,9 +41,6 @@ def fit_additive_tables(
 
     Returns:
         float32 (M, K, D). A row that no code uses holds its share of the mean.
-
-    Raises:
-        ValueError: where there is no vector at all.
     """
     right_TD, shift_D, rows_NM = _right_side(blocks, num_steps, codebook_size)
     ridge *= len(right_TD) / len(rows_NM)
@@ -70,21 +66,13 @@ def _right_side(blocks, num_steps: int, codebook_size: int) -> tuple[Tensor, Ten
         if right_TD is None:
             right_TD = torch.zeros(num_steps * codebook_size, x_nD.shape[1], dtype=torch.float64)
             shift_D = torch.from_numpy(x_nD.mean(0, dtype=np.float64))
-        rows_nM = _row_numbers(codes_nM, codebook_size)
+        # Codes as rows of the tables laid one after the other.
+        rows_nM = torch.from_numpy(codes_nM.astype(np.int32) + np.arange(num_steps, dtype=np.int32) * codebook_size)
         kept.append(rows_nM)
         for first in range(0, len(x_nD), _BLOCK_ROWS):
             part_nD = torch.from_numpy(x_nD[first : first + _BLOCK_ROWS].astype(np.float64))
             _add_to_rows(right_TD, rows_nM[first : first + _BLOCK_ROWS], part_nD - shift_D)
-    if right_TD is None:
-        raise ValueError("no vectors to fit tables to")
     return right_TD, shift_D, torch.cat(kept)
-
-
-def _row_numbers(codes_nM: np.ndarray, codebook_size: int) -> Tensor:
-    """Codes as rows of the tables laid one after the other: int32 (n, M)."""
-    rows_nM = codes_nM.astype(np.int32)
-    rows_nM += np.arange(codes_nM.shape[1], dtype=np.int32) * codebook_size
-    return torch.from_numpy(rows_nM)
 
 
 def _add_to_rows(sums_TD: Tensor, rows_nM: Tensor, x_nD: Tensor) -> None:

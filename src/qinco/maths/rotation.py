@@ -3,22 +3,12 @@
 import faiss
 import numpy as np
 
-_ITERATIONS = 20
-
 
 def fit_rotation(x_ND: np.ndarray, num_parts: int) -> np.ndarray:
-    """Fit OPQ's rotation to vectors.
-
-    Args:
-        x_ND: float32 (N, D).
-        num_parts: parts that rotated vectors are cut into.
-
-    Returns:
-        float32 (D, D), orthonormal: vectors are rotated by `x_ND @ rotation_DD.T`.
-    """
+    """OPQ's rotation for float32 vectors, orthonormal float32 (D, D), which are rotated by `x_ND @ rotation_DD.T`."""
     dim = x_ND.shape[1]
     rotation = faiss.OPQMatrix(dim, num_parts)
-    rotation.niter = _ITERATIONS
+    rotation.niter = 20
     # faiss fits 256 centroids a part and fails on fewer vectors: use as many as a small sample can fill.
     bits = min(8, max(1, (len(x_ND) // 32).bit_length() - 1))
     quantizer = faiss.ProductQuantizer(dim, num_parts, bits)

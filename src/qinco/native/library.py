@@ -22,26 +22,13 @@ _FLOATS = POINTER(c_float)
 _MAX_COUNT = (1 << 31) - 1  # larger counts of candidates mean all
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes and flags of a model.
+class Sizes(Structure):
+    """D, E, H, L, K and M of a model, and flags (`qinco_sizes` in engine.h)."""
 
-    Attributes:
-        dim, stream, hidden, blocks, codewords, steps: D, E, H, L, K and M.
-        skip: the codeword is added to the output of its network.
-        first_is_bare: the first step is a codebook without a network.
-        bf16: evaluate candidates in bf16 if the processor supports it.
-    """
-
-    dim: int
-    stream: int
-    hidden: int
-    blocks: int
-    codewords: int
-    steps: int
-    skip: bool
-    first_is_bare: bool
-    bf16: bool
+    _fields_ = [
+        (name, c_int32)
+        for name in ("dim", "stream", "hidden", "blocks", "codewords", "steps", "skip", "first_is_bare", "bf16")
+    ]
 
 
 @dataclass(frozen=True)
@@ -60,10 +47,6 @@ class StepArrays:
     gram: np.ndarray | None = None  # (E,)
     codeword_back: np.ndarray | None = None  # (K, E)
     first_cross: np.ndarray | None = None  # (K, K)
-
-
-class _Sizes(Structure):
-    _fields_ = [(field.name, c_int32) for field in fields(Sizes)]
 
 
 class _Step(Structure):
@@ -110,8 +93,7 @@ class NativeModel:
                     pointers = [(_FLOATS * len(pointers))(*pointers)]
                     kept.append(pointers[0])
                 setattr(target, name, pointers[0])
-        counts = _Sizes(*(int(getattr(sizes, field.name)) for field in fields(Sizes)))
-        self._engine = compiled().qinco_create(byref(counts), given, LEVELS.index(level()))
+        self._engine = compiled().qinco_create(byref(sizes), given, LEVELS.index(level()))
         if not self._engine:
             raise ResourceError("out of memory: the model cannot be packed for the native engine")
 
@@ -123,29 +105,16 @@ class NativeModel:
             compiled().qinco_destroy(self._engine)
 
     def encode(
-        self,
-        x_ND: np.ndarray,
-        start_ND: np.ndarray | None,
-        *,
-        num_candidates: int | None,
-        num_pairs: int | None,
-        beam_width: int,
-        num_steps: int,
-        threads: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Encode vectors.
+        self, x_ND: np.ndarray, start_ND: np.ndarray | None, *, num_candidates: int | None, num_pairs: int | None,
+        beam_width: int, num_steps: int, threads: int,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """Codes, uint16 (N, num_steps), of float32 vectors, and their reconstructions, float32 (N, D).
 
         Args:
-            x_ND: float32 (N, D).
             start_ND: reconstructions before the first step, float32 (N, D); None for zeros.
             num_candidates: A; None or 0 for all.
             num_pairs: C, instead of A.
             beam_width: B.
-            num_steps: columns of the codes.
-            threads: number of threads.
-
-        Returns:
-            Codes, uint16 (N, num_steps), and their reconstructions, float32 (N, D).
         """
         assert 1 <= num_steps <= self.sizes.steps
         x_ND, start_ND = self._rows(x_ND), None if start_ND is None else self._rows(start_ND)
@@ -153,10 +122,10 @@ class NativeModel:
         limits = (min(value or 0, _MAX_COUNT) for value in (num_candidates, num_pairs, beam_width))
         search = _Search(*limits, num_steps)
         failed = compiled().qinco_encode(
-            self._engine, byref(search), x_ND.ctypes.data, _address(start_ND), len(x_ND), threads,
+            self._engine, byref(search), x_ND.ctypes.data, address(start_ND), len(x_ND), threads,
             codes_NM.ctypes.data, reached_ND.ctypes.data,
         )  # fmt: skip
-        self._check(failed)
+        check_memory(failed, "a smaller beam_width (B), fewer candidates or fewer threads")
         return codes_NM, reached_ND
 
     def decode(self, codes_NM: np.ndarray, start_ND: np.ndarray | None, *, threads: int) -> np.ndarray:
@@ -166,20 +135,20 @@ class NativeModel:
         assert 1 <= codes_NM.shape[1] <= self.sizes.steps
         decoded_ND = np.empty((len(codes_NM), self.sizes.dim), np.float32)
         failed = compiled().qinco_decode(
-            self._engine, codes_NM.ctypes.data, _address(start_ND), codes_NM.shape[1], len(codes_NM), threads,
+            self._engine, codes_NM.ctypes.data, address(start_ND), codes_NM.shape[1], len(codes_NM), threads,
             decoded_ND.ctypes.data,
         )  # fmt: skip
-        self._check(failed)
+        check_memory(failed, "a smaller beam_width (B), fewer candidates or fewer threads")
         return decoded_ND
 
     def _rows(self, rows: np.ndarray) -> np.ndarray:
         assert rows.ndim == 2 and rows.shape[1] == self.sizes.dim
         return np.ascontiguousarray(rows, np.float32)
 
-    @staticmethod
-    def _check(failed: int) -> None:
-        if failed:
-            raise ResourceError("out of memory: give a smaller beam_width (B), fewer candidates or fewer threads")
+
+def check_memory(failed: int, remedy: str) -> None:
+    if failed:
+        raise ResourceError(f"out of memory: give {remedy}")
 
 
 def _shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
@@ -198,7 +167,7 @@ def _pointer(array: np.ndarray, shape: tuple[int, ...], kept: list):
     return kept[-1].ctypes.data_as(_FLOATS)
 
 
-def _address(array: np.ndarray | None) -> int | None:
+def address(array: np.ndarray | None) -> int | None:
     return None if array is None else array.ctypes.data
 
 
@@ -210,19 +179,17 @@ def compiled() -> Any:
         library = ctypes.CDLL(str(path))
     except OSError:
         return None
-    library.qinco_create.restype = c_void_p
-    library.qinco_create.argtypes = [POINTER(_Sizes), POINTER(_Step), c_int]
-    library.qinco_destroy.restype = None
-    library.qinco_destroy.argtypes = [c_void_p]
-    library.qinco_encode.argtypes = [
-        c_void_p, POINTER(_Search), c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p
-    ]  # fmt: skip
-    library.qinco_decode.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int, c_void_p]
-    library.qinco_create_scanner.restype = c_void_p
-    library.qinco_create_scanner.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_int]
-    library.qinco_destroy_scanner.restype = None
-    library.qinco_destroy_scanner.argtypes = [c_void_p]
-    library.qinco_probe.argtypes = [c_void_p, c_void_p, c_int64, c_int, c_int, c_void_p, c_void_p]
-    library.qinco_scan_lists.argtypes = [c_void_p, c_void_p, c_int]
-    library.qinco_scalars.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_void_p]
+    for name, (result, *arguments) in {
+        "qinco_create": (c_void_p, POINTER(Sizes), POINTER(_Step), c_int),
+        "qinco_destroy": (None, c_void_p),
+        "qinco_encode": (c_int, c_void_p, POINTER(_Search), *[c_void_p] * 2, c_int64, c_int, *[c_void_p] * 2),
+        "qinco_decode": (c_int, *[c_void_p] * 3, c_int, c_int64, c_int, c_void_p),
+        "qinco_create_scanner": (c_void_p, *[c_void_p] * 4, c_int),
+        "qinco_destroy_scanner": (None, c_void_p),
+        "qinco_probe": (c_int, c_void_p, c_void_p, c_int64, c_int, c_int, c_void_p, c_void_p),
+        "qinco_scan_lists": (c_int, c_void_p, c_void_p, c_int),
+        "qinco_scalars": (c_int, *[c_void_p] * 3, c_int64, c_int, c_void_p),
+    }.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
     return library

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from qinco.errors import ResourceError
-from qinco.native.library import LEVELS, compiled, level
+from qinco.native.library import LEVELS, address, check_memory, compiled, level
 
 ENTRIES = 256
+_REMEDY = "fewer queries at a time (batch_size) or fewer threads"
 
 
 @dataclass(frozen=True)
@@ -86,21 +87,13 @@ class NativeScanner:
             self._scanner, queries_QD.ctypes.data, len(queries_QD), nprobe, threads, probes_QP.ctypes.data,
             bases_QP.ctypes.data,
         )  # fmt: skip
-        _check(failed)
+        check_memory(failed, _REMEDY)
         return probes_QP, bases_QP
 
     def scan(
-        self,
-        queries_QD: np.ndarray,
-        probes_QP: np.ndarray,
-        bases_QP: np.ndarray,
-        segments: Sequence,
-        num_short: int,
-        *,
-        nprobe: int,
-        admitted: Filter | None,
-        threads: int,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        self, queries_QD: np.ndarray, probes_QP: np.ndarray, bases_QP: np.ndarray, segments: Sequence, num_short: int,
+        *, nprobe: int, admitted: Filter | None, threads: int,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         """Search lists for the vectors of smallest value. Of equal values, the first one visited comes first.
 
         Args:
@@ -108,17 +101,14 @@ class NativeScanner:
             probes_QP: lists to visit, int32 (Q, P).
             bases_QP: values of these lists, float32 (Q, P).
             segments: objects with `starts` int64 (V + 1,), `codes` uint8, `ids` uint32 or int64 (N,); see lists.h.
-            num_short: S, length of the shortlist.
             nprobe: lists to visit for each query.
             admitted: ids that may be returned; None for all.
-            threads: number of threads.
 
         Returns:
             Values, float32 (Q, S); ids, int64 (Q, S); lists, int32 (Q, S); codes, uint8 (Q, S, M); and the number of
             vectors scanned, int64 (Q,). Missing results are +inf, -1, -1 and zeros; values that overflow are missing.
         """
-        queries_QD = self._rows(queries_QD)
-        probes_QP = np.ascontiguousarray(probes_QP, np.int32)
+        queries_QD, probes_QP = self._rows(queries_QD), np.ascontiguousarray(probes_QP, np.int32)
         bases_QP = np.ascontiguousarray(bases_QP, np.float32)
         assert probes_QP.shape == bases_QP.shape and len(probes_QP) == len(queries_QD)
         assert num_short >= 1 and (probes_QP < self.num_lists).all()
@@ -130,14 +120,13 @@ class NativeScanner:
         given = (_Segment * len(segments))(*(self._segment(segment) for segment in segments))
         chosen = None
         if admitted is not None:
-            bits, places = (None if a is None else a.ctypes.data for a in (admitted.bits, admitted.sorted))
-            chosen = ctypes.pointer(_Filter(bits, admitted.first, len(admitted), places))
+            chosen = _Filter(address(admitted.bits), admitted.first, len(admitted), address(admitted.sorted))
         request = _Scan(
             queries_QD.ctypes.data, probes_QP.ctypes.data, bases_QP.ctypes.data, ctypes.addressof(given),
-            None if chosen is None else ctypes.addressof(chosen.contents), len(queries_QD), len(segments),
+            None if chosen is None else ctypes.addressof(chosen), len(queries_QD), len(segments),
             probes_QP.shape[1], num_short, nprobe, *(array.ctypes.data for array in results),
         )  # fmt: skip
-        _check(compiled().qinco_scan_lists(self._scanner, byref(request), threads))
+        check_memory(compiled().qinco_scan_lists(self._scanner, byref(request), threads), _REMEDY)
         return results
 
     def norms(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int) -> np.ndarray:
@@ -148,7 +137,7 @@ class NativeScanner:
         failed = compiled().qinco_scalars(
             self._scanner, codes_NM.ctypes.data, lists_N.ctypes.data, len(lists_N), threads, norms_N.ctypes.data
         )
-        _check(failed)
+        check_memory(failed, _REMEDY)
         return norms_N
 
     def _rows(self, queries_QD: np.ndarray) -> np.ndarray:
@@ -162,8 +151,3 @@ class NativeScanner:
         assert all(array.flags.c_contiguous for array in (segment.starts, segment.codes, segment.ids))
         wide = segment.ids.dtype == np.int64
         return _Segment(segment.starts.ctypes.data, segment.codes.ctypes.data, segment.ids.ctypes.data, wide)
-
-
-def _check(failed: int) -> None:
-    if failed:
-        raise ResourceError("out of memory: search fewer queries at a time (batch_size) or with fewer threads")

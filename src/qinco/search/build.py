@@ -1,9 +1,4 @@
-"""Building an index: from vectors in memory (`Index.build`), and from codes of any size on disk (`build_index`).
-
-Both fit look-up tables to a sample, partition codes without lists, and fill inverted lists block by block.
-
-Shape suffixes: N vectors, D dimension, M codes of a vector, V lists.
-"""
+"""Building an index: from vectors in memory (`Index.build`), and from codes of any size on disk (`build_index`)."""
 
 import os
 import time
@@ -73,10 +68,8 @@ def build_parts(
     decoder = None
     if pairwise:
         some = codes[sample_rows(len(codes), PAIRWISE_ROWS, seed)]
-        decoded_ND = codec.decode(codes_of_codec(codec, some), precision="auto")
-        decoder = PairwiseDecoder.fit(
-            some.codes, some.lists, decoded_ND, tables.lookup, dtype=np.float16, seed=seed, progress=report
-        )
+        data = some.codes, some.lists, codec.decode(codes_of_codec(codec, some), precision="auto"), tables.lookup
+        decoder = PairwiseDecoder.fit(*data, dtype=np.float16, seed=seed, progress=report)
     return IndexParts(tables, [fill_lists(tables, codes, ids, report)], decoder)
 
 
@@ -115,10 +108,8 @@ def check_codec(codec) -> None:
     if not isinstance(codec, Codec):
         raise ConfigError(f"codec must be a Codec, not {type(codec).__name__}: see Codec.load")
     if codec.config.codebook_size > ENTRIES:
-        raise ConfigError(
-            f"an index holds codes of one byte, the codec has K={codec.config.codebook_size} codewords "
-            f"(codebook_size): train one with {ENTRIES} at most, or use exhaustive_search"
-        )
+        raise ConfigError(f"an index holds codes of one byte, and the codec has K={codec.config.codebook_size} "
+                          f"codewords, not {ENTRIES} at most: use exhaustive_search")  # fmt: skip
 
 
 def metric_of_codec(name: str, codec: Codec) -> Metric:
@@ -143,8 +134,7 @@ class BuiltIndex:
 
     Attributes:
         output: the folder or file.
-        num_vectors: N.
-        num_lists: V.
+        num_vectors, num_lists: N and V.
         bytes_per_vector: of codes, norm codes, ids and list boundaries.
         mse_lookup: mean squared error of the look-up tables on training vectors that they were not fitted to.
         seconds_by_stage: "tables" and "vectors".
@@ -159,24 +149,11 @@ class BuiltIndex:
 
 
 def build_index(
-    codes,
-    output: str | os.PathLike,
-    *,
-    codec: Codec | None = None,
-    train_codes=None,
-    train_vectors=None,
-    centroids=None,
-    num_lists: int | None = None,
-    num_codes: int | None = None,
-    codebook_size: int | None = None,
-    metric: str = "l2",
-    pairwise=None,
-    num_training: int | None = None,
-    index_key: str | None = None,
-    overwrite: bool = False,
-    seed: int = 0,
-    progress: ProgressOption = None,
-) -> BuiltIndex:
+    codes, output: str | os.PathLike, *, codec: Codec | None = None, train_codes=None, train_vectors=None,
+    centroids=None, num_lists: int | None = None, num_codes: int | None = None, codebook_size: int | None = None,
+    metric: str = "l2", pairwise=None, num_training: int | None = None, index_key: str | None = None,
+    overwrite: bool = False, seed: int = 0, progress: ProgressOption = None,
+) -> BuiltIndex:  # fmt: skip
     """Build an index from codes of any size, in bounded memory: lists are written straight to disk.
 
     Ids are the row numbers. Codes without lists are put into those of the centroids nearest to their reconstructions,
@@ -185,8 +162,7 @@ def build_index(
     Args:
         codes: of the database: path, Codes, array or CodeFile.
         output: a folder (a name without suffix), or a .faissindex file for faiss, which is made in memory.
-        codec: the Codec of the codes, which is stored in the folder. Without it the index is searched by its tables,
-            or by the codec that `Index.load` is given.
+        codec: the Codec of the codes, stored in the folder; without it the index is searched by its tables alone.
         train_codes: codes that look-up tables are fitted to; `codes` if None.
         train_vectors: (N, D) vectors of the train_codes: array, path or VectorSource; their reconstructions if None.
         centroids: (V, D) of the lists, or a path; those of an IVF codec if None.
@@ -200,9 +176,6 @@ def build_index(
         seed: of the drawing and of k-means.
         progress: see `qinco.progress`.
 
-    Returns:
-        BuiltIndex.
-
     Example:
         >>> qinco.encode_file(codec, "base.fvecs", "base_codes")
         >>> qinco.build_index("base_codes", "index", codec=codec, train_codes="codes", train_vectors="train.fvecs")
@@ -215,10 +188,8 @@ def build_index(
     train = database if train_codes is None else open_codes(train_codes, codec, num_codes, codebook_size)
     check_same_codec(database, train)
     if not is_faiss and database.codebook_size > ENTRIES:
-        raise ConfigError(
-            f"{database.name} holds codes of K={database.codebook_size}, and an index folder those of one byte, "
-            f"K={ENTRIES} at most: write a faiss file, NAME{FAISS_SUFFIX}"
-        )
+        raise ConfigError(f"{database.name} holds codes of K={database.codebook_size}, and an index folder those of "
+                          f"one byte: write a faiss file, NAME{FAISS_SUFFIX}")  # fmt: skip
     if num_lists is not None:
         if centroids is not None or database.codes.has_lists or codec is None:
             raise ConfigError("num_lists is for codes without lists, needs their codec, and replaces centroids")
@@ -251,18 +222,13 @@ def build_index(
             bytes_each = FaissIndex(output).bytes_per_vector
         else:
             parts = IndexParts(tables, (), pairs, SearchOptions(), len(database), database.fingerprint)
-            bytes_each = _write_folder(output, codec, parts, database, report)
+            with write_folder(output, "index", {}) as writer:
+                put_parts(writer, codec, parts)
+                lists = fill_lists(tables, database, range(len(database)), report, writer.array)
+                writer.put("starts", lists.starts)
+            bytes_each = lists.nbytes / len(lists)
     seconds = {"tables": fitted - begun, "vectors": time.monotonic() - fitted}
     return BuiltIndex(str(output), len(database), len(centroids_VD), bytes_each, mse, seconds)
-
-
-def _write_folder(output: Path, codec: Codec | None, parts: IndexParts, database: CodeFile, report: Progress) -> float:
-    """Write an index, its vectors straight to disk; bytes a vector."""
-    with write_folder(output, "index", {}) as writer:
-        put_parts(writer, codec, parts)
-        lists = fill_lists(parts.tables, database, range(len(database)), report, writer.array)
-        writer.put("starts", lists.starts)
-        return lists.nbytes / len(lists)
 
 
 def _assigned(database: CodeFile, codec: Codec | None, centroids_VD: np.ndarray, scratch, report: Progress) -> CodeFile:
@@ -282,10 +248,8 @@ def _one_length(sample: FitSample) -> float:
     lengths = np.concatenate([np.linalg.norm(x_nD, axis=1) for *_, x_nD in sample.blocks(held=None)])
     low, high = float(lengths.min()), float(lengths.max())
     if not 0 < high * (1 - _MAX_LENGTH_SPREAD) <= low:
-        raise ConfigError(
-            f"metric=cosine is for codes of vectors of one length, and those in {sample.name} have {low:.4g} to "
-            f"{high:.4g}: divide vectors by their lengths before they are encoded"
-        )
+        raise ConfigError(f"metric=cosine is for codes of vectors of one length, and {sample.name} has {low:.4g} to "
+                          f"{high:.4g}: divide vectors by their lengths before they are encoded")  # fmt: skip
     return float(lengths.mean())
 
 
@@ -301,10 +265,8 @@ def _check_output(output: Path, metric: str, pairwise, index_key: str | None, ov
     """Whether the index is to be a faiss file; raises ConfigError unless `output` can be that or a folder."""
     Metric(metric)
     if output.suffix.lower() == FAISS_SUFFIX and not is_directory(output):
-        if metric == "cosine":
-            raise ConfigError("metric=cosine cannot be stored in a faiss file: write a folder, output=NAME")
-        if pairwise is not None:
-            raise ConfigError("pairwise_decoder= cannot be stored in a faiss file: give it to search")
+        if metric == "cosine" or pairwise is not None:
+            raise ConfigError("faiss files store no metric=cosine or pairwise_decoder=: write a folder, output=NAME")
         check_output(output, overwrite=overwrite)
         return True
     if not is_folder(output) and not is_kind(output, "index"):

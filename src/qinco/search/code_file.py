@@ -26,13 +26,7 @@ _MAX_ROUNDING = 1e-3  # of the centroids' spread: what normalising and back cost
 class CodeFile:
     """Codes in memory or on disk, and what their file says of the codec; None where it does not.
 
-    Attributes:
-        codes: Codes.
-        codebook_size: K.
-        dim: D.
-        num_lists: V; 0 for codes without lists.
-        fingerprint: of the codec.
-        source: fingerprint of the vectors that were encoded.
+    `fingerprint` is the codec's, `source` that of the vectors that were encoded; V is 0 without lists.
     """
 
     codes: Codes
@@ -45,13 +39,8 @@ class CodeFile:
     def __len__(self) -> int:
         return len(self.codes)
 
-    @property
-    def name(self) -> str:
-        return self.codes.name
-
-    @property
-    def num_codes(self) -> int:
-        return self.codes.shape[1]
+    name = property(lambda self: self.codes.name)
+    num_codes = property(lambda self: self.codes.shape[1])
 
     def limit(self, count: int | None) -> "CodeFile":
         """The first `count` vectors, or all for None or where there are fewer."""
@@ -79,14 +68,7 @@ class CodeFile:
 def open_codes(
     codes, codec: Codec | None = None, num_codes: int | None = None, codebook_size: int | None = None
 ) -> CodeFile:
-    """Open codes of any kind: Codes, an array, a path, or a CodeFile.
-
-    Args:
-        codes: the codes.
-        codec: the Codec that made them, if it is known.
-        num_codes: M, which .npy, .ivecs and .raw files do not say.
-        codebook_size: K, which arrays and these files do not say.
-    """
+    """Open Codes, an array, a path, or a CodeFile; arrays, .npy, .ivecs and .raw need `codec`, or M and K."""
     if isinstance(codes, CodeFile):
         return codes
     is_file = isinstance(codes, str | os.PathLike)
@@ -103,9 +85,8 @@ def open_codes(
     sizes = {"num_codes": num_codes, "codebook_size": codebook_size}
     found = Codes.load(codes, codec, **sizes) if is_file else Codes.of(codes)
     if found.dtype.kind not in "iu" or found.shape[1] != (num_codes or found.shape[1]):
-        raise DataError(
-            f"{found.name} holds {found.dtype} of {found.shape[1]} columns: codes are integers, {num_codes} a vector"
-        )
+        what = f"{found.dtype} of {found.shape[1]} columns"
+        raise DataError(f"{found.name} holds {what}: codes are integers, {num_codes} a vector")
     if not len(found):
         raise DataError(f"{found.name} holds no codes")
     return CodeFile(found, codebook_size, **({"num_lists": None if found.has_lists else 0} | facts))
@@ -147,18 +128,13 @@ def training_vectors(file: CodeFile, vectors) -> VectorSource:
 
 
 def list_centroids(file: CodeFile, codec: Codec | None, centroids, dim: int) -> np.ndarray | None:
-    """The centroids of the codes' lists, float32 (V, D); None for codes without lists and centroids.
-
-    For codes without lists, `centroids` are those that reconstructions are assigned to.
-    """
+    """The centroids of the lists that codes have or are assigned to, float32 (V, D); None without lists."""
     given_VD = None if centroids is None else read_centroids(centroids, dim)
     name = centroids if isinstance(centroids, str | os.PathLike) else "the centroids"
     if not file.codes.has_lists:
         if given_VD is not None and codec is None and len(given_VD) > 1:
-            raise ConfigError(
-                f"{file.name} holds codes without lists: give the codec (model=), to assign its reconstructions to the "
-                "centroids; without ivf_centroids= all are in one list"
-            )
+            raise ConfigError(f"{file.name} holds codes without lists: give the codec (model=), to assign its "
+                              "reconstructions to the centroids; or leave ivf_centroids= out")  # fmt: skip
         return given_VD
     if codec is None:
         if given_VD is None:

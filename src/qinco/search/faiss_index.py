@@ -35,19 +35,15 @@ def from_faiss(path: str | os.PathLike, codec: Codec | None = None) -> IndexPart
 def scanned_by_faiss(path: str | os.PathLike, codec: Codec | None = None) -> IndexParts:
     """Parts of an index that faiss scans in its file, for `sweep`; K may be above 256."""
     found, tables = _open(path, codec)
-    if codec is not None:
-        if codec.config.codebook_size != found.codebook_size:
-            raise DataError(f"{path} holds codes of another codec: K is {found.codebook_size} there, "
-                            f"{codec.config.codebook_size} in the model")  # fmt: skip
-        if codec.is_ivf and not same_centroids(found.centroids, codec.coarse_centroids):
-            raise DataError(f"{path} holds codes of another codec: its centroids are not the model's")
+    if codec is not None and codec.is_ivf and not same_centroids(found.centroids, codec.coarse_centroids):
+        raise DataError(f"{path} holds codes of another codec: its centroids are not the model's")
     return IndexParts(tables, [_FaissLists(found)], next_id=0)
 
 
 def _open(path: str | os.PathLike, codec: Codec | None) -> tuple[FaissIndex, "_FaissTables"]:
     found = FaissIndex(path)
-    sizes = {"dim": found.dim, "code_size": found.num_codes, "num_lists": found.num_lists}
-    check_codec_of(Path(path), codec, sizes)
+    sizes = {"dim": found.dim, "code_size": found.num_codes, "codebook_size": found.codebook_size}
+    check_codec_of(Path(path), codec, sizes | {"num_lists": found.num_lists})
     return found, _FaissTables(found)
 
 

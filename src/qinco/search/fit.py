@@ -33,14 +33,9 @@ _ENCODED_ROWS = 100_000
 
 @dataclass(frozen=True)
 class FitSample:
-    """Codes of some vectors, which are read when they are needed.
+    """Codes in memory, and `read`, which gives the vectors, float32 (n, D), of n positions in them.
 
-    Attributes:
-        codes: Codes in memory.
-        read: gives the vectors, float32 (n, D), of n positions in `codes`.
-        name: what error messages call the vectors.
-        dim: D.
-        is_held_T: bool, those that nothing is fitted to.
+    Nothing is fitted to vectors that are held out, `is_held_T`, bool (T,). Messages call the vectors `name`.
     """
 
     codes: Codes
@@ -51,7 +46,7 @@ class FitSample:
 
     @classmethod
     def of_vectors(cls, codes: Codes, source: VectorSource, rows_T: np.ndarray, holds_out: bool = True) -> "FitSample":
-        """Codes of the vectors `rows_T` of a source, one in 20 of which is held out unless these would be too few."""
+        """Codes of the vectors `rows_T` of a source; one in 20 is held out unless these would be too few."""
 
         def read(positions_n: np.ndarray) -> np.ndarray:
             x_nD = source[rows_T[positions_n]]
@@ -63,10 +58,7 @@ class FitSample:
 
     @classmethod
     def decoded(cls, codec: Codec, codes: Codes, name: str, holds_out: bool = False) -> "FitSample":
-        """Codes with their reconstructions in place of the vectors.
-
-        Fitting to them avoids fitting what the codec has lost, which codes cannot tell.
-        """
+        """Codes with their reconstructions: nothing is fitted to what the codec has lost, which codes cannot tell."""
         own = codes_of_codec(codec, codes)
         held_T = _held_out(len(codes), holds_out)
         return cls(codes, lambda positions_n: codec.decode(own[positions_n], precision="auto"), name, codec.dim, held_T)
@@ -98,13 +90,9 @@ class FitSample:
 
 @dataclass(frozen=True)
 class FittedDecoder:
-    """A decoder, and how well it decodes training vectors that it was not fitted to.
+    """A decoder fitted to `num_vectors`, and how well it decodes others.
 
-    Attributes:
-        decoder: LookupDecoder or PairwiseDecoder.
-        mse: mean squared error, summed over dimensions.
-        mse_lookup: that of the look-up tables alone.
-        num_vectors: vectors that the decoder was fitted to.
+    `mse` is its mean squared error, summed over dimensions, and `mse_lookup` that of the look-up tables alone.
     """
 
     decoder: LookupDecoder | PairwiseDecoder
@@ -114,17 +102,9 @@ class FittedDecoder:
 
 
 def fit_lookup_decoder(
-    vectors,
-    codes=None,
-    *,
-    codec: Codec | None = None,
-    centroids=None,
-    num_codes: int | None = None,
-    codebook_size: int | None = None,
-    num_training: int | None = None,
-    seed: int = 0,
-    progress: ProgressOption = None,
-) -> FittedDecoder:
+    vectors, codes=None, *, codec: Codec | None = None, centroids=None, num_codes: int | None = None,
+    codebook_size: int | None = None, num_training: int | None = None, seed: int = 0, progress: ProgressOption = None,
+) -> FittedDecoder:  # fmt: skip
     """Fit additive look-up tables: one row for each codeword of each step (QINCo2 paper, section 4).
 
     Args:
@@ -149,7 +129,6 @@ def fit_lookup_decoder(
             if codec is None:
                 raise ConfigError("codes=None needs a codec to encode the vectors with")
             vectors = as_source(vectors)
-            codec.check_dim(vectors)
             vectors = vectors.take(sample_rows(len(vectors), num_training or _ENCODED_ROWS, seed))
             codes = codec.encode(vectors, progress=report)
         file = open_codes(codes, codec, num_codes, codebook_size)
@@ -160,27 +139,16 @@ def fit_lookup_decoder(
 
 
 def fit_pairwise_decoder(
-    vectors,
-    codes,
-    *,
-    codec: Codec | None = None,
-    centroids=None,
-    pairs_per_code: float = 2.0,
-    dtype: str = "float32",
-    moves_centroids: bool = True,
-    num_codes: int | None = None,
-    codebook_size: int | None = None,
-    num_training: int | None = None,
-    seed: int = 0,
-    progress: ProgressOption = None,
-) -> FittedDecoder:
+    vectors, codes, *, codec: Codec | None = None, centroids=None, pairs_per_code: float = 2.0, dtype: str = "float32",
+    moves_centroids: bool = True, num_codes: int | None = None, codebook_size: int | None = None,
+    num_training: int | None = None, seed: int = 0, progress: ProgressOption = None,
+) -> FittedDecoder:  # fmt: skip
     """Fit tables of pairs of codes to what look-up tables leave of the vectors (QINCo2 paper, section 4.2).
 
     With a codec the tables are fitted to its reconstructions, if that decodes held-out vectors better.
 
     Args:
-        vectors, codes, codec, centroids, num_codes, codebook_size, num_training, seed, progress: as in
-            `fit_lookup_decoder`.
+        vectors: as all that is not described here, as in `fit_lookup_decoder`.
         pairs_per_code: pairs of codes at most, in multiples of M.
         dtype: of the pairs' tables, "float32" or "float16".
         moves_centroids: also refit the centroids. The authors' .pt files need False: they have no centroids.
@@ -199,24 +167,22 @@ def fit_pairwise_decoder(
         sample, centroids_VD = draw_sample(file, vectors, codec, centroids, num_training, seed, report)
         streams = file.num_codes + (0 if centroids_VD is None else LIST_STREAMS)
         num_pairs = min(max(1, round(pairs_per_code * file.num_codes)), streams * (streams - 1) // 2)
-        count, dim = int((~sample.is_held_T).sum()), sample.dim
-        size = check_memory(count, num_pairs, file.codebook_size, dim, np.dtype(dtype).type)
+        count, number = int((~sample.is_held_T).sum()), np.dtype(dtype).type
+        size = check_memory(count, num_pairs, file.codebook_size, sample.dim, number)
         log.info("fitting at most %d pairs of codes to %s vectors: %s", num_pairs, f"{count:,}", size)
-        fit = (file.codebook_size, centroids_VD)
-        lookup = fit_lookup(sample, *fit, moves_centroids=moves_centroids, report=report)
+        fit = {"codebook_size": file.codebook_size, "centroids_VD": centroids_VD, "moves_centroids": moves_centroids}
+        target, lookup = sample, fit_lookup(sample, **fit, report=report)
         mse_lookup = validated_mse(sample, lookup)
-        target = sample
         if codec is not None:
             decoded = FitSample.decoded(codec, sample.codes, sample.name, holds_out=True)
-            other = fit_lookup(decoded, *fit, moves_centroids=moves_centroids, report=report)
+            other = fit_lookup(decoded, **fit, report=report)
             if sample.mse(other.decode)[0] <= mse_lookup:
                 lookup, target = other, decoded
                 log.info("the pairs are fitted to the codec's reconstructions")
         codes, lists, x = zip(*target.blocks(), strict=True)
-        decoder = PairwiseDecoder.fit(
-            np.concatenate(codes), None if lists[0] is None else np.concatenate(lists), np.concatenate(x), lookup,
-            num_pairs=num_pairs, dtype=np.dtype(dtype).type, seed=seed, progress=report,
-        )  # fmt: skip
+        lists = None if lists[0] is None else np.concatenate(lists)
+        data = np.concatenate(codes), lists, np.concatenate(x), lookup
+        decoder = PairwiseDecoder.fit(*data, num_pairs=num_pairs, dtype=number, seed=seed, progress=report)
         return FittedDecoder(decoder, sample.mse(decoder.decode)[0], mse_lookup, count)
 
 
@@ -258,10 +224,8 @@ def validated_mse(sample: FitSample, lookup: LookupDecoder) -> float:
     """The mean squared error of look-up tables on held-out vectors; warns where they explain nothing."""
     mse, variance = sample.mse(lookup.decode)
     if mse >= variance > 0:
-        log.warning(
-            "the look-up tables explain nothing of %s (mean squared error %.4g, variance %.4g): are the codes of these "
-            "vectors, in this order?", sample.name, mse, variance,
-        )  # fmt: skip
+        hint = "are the codes of these vectors, in this order?"
+        log.warning("the look-up tables explain nothing of %s (error %.4g): %s", sample.name, mse, hint)
     return mse
 
 
@@ -282,19 +246,14 @@ def _moved_centroids(lookup: LookupDecoder, sample: FitSample) -> np.ndarray:
 def open_pairwise(
     pairwise, num_codes: int, codebook_size: int, dim: int, centroids_VD: np.ndarray | None
 ) -> PairwiseDecoder | None:
-    """A pairwise decoder, or the file of one, for codes in lists of these centroids; None for None.
-
-    Raises:
-        DataError: the decoder is for other codes or lists.
-    """
+    """A pairwise decoder, or the file of one, for codes in lists of these centroids; None for None."""
     if pairwise is None:
         return None
     is_file = not isinstance(pairwise, PairwiseDecoder)
     decoder, name = (load_pairwise(pairwise, num_codes), pairwise) if is_file else (pairwise, "the pairwise decoder")
-    num_lists = 0 if centroids_VD is None else len(centroids_VD)
     sizes = {"M": (decoder.num_codes, num_codes), "K": (decoder.codebook_size, codebook_size), "D": (decoder.dim, dim)}
     if decoder.num_lists:
-        sizes["number of lists"] = decoder.num_lists, num_lists
+        sizes["number of lists"] = decoder.num_lists, 0 if centroids_VD is None else len(centroids_VD)
     remedy = "give the decoder fitted to this codec's codes"
     for what, (found, wanted) in sizes.items():
         if found != wanted:

@@ -41,17 +41,10 @@ def _part(name: str, doc: str) -> property:
 
 
 class Index:
-    """Vectors in inverted lists, compressed by a codec. `Index.build` and `Index.load` make one.
+    """Vectors in inverted lists, compressed by a codec (None: searched by its tables alone); see `build` and `load`.
 
     Threads may search at the same time, also while another thread adds or removes vectors. A search uses as many
-    processor threads as torch does (`torch.set_num_threads`).
-
-    Args:
-        codec: the Codec of the codes; None for an index that is searched by its tables alone.
-        parts: everything else.
-
-    Attributes:
-        batch_bytes: memory for the shortlists of the queries that are searched at a time.
+    processor threads as torch does (`torch.set_num_threads`), and `batch_bytes` for the shortlists of a batch.
 
     Example:
         >>> index = Index.build(codec, vectors)
@@ -114,8 +107,7 @@ class Index:
     ) -> "Index":  # fmt: skip
         """Encode vectors and make an index of them in memory. `build_index` makes one from code files of any size.
 
-        The look-up tables are fitted to these vectors and not by `add`: begin with enough vectors to represent what is
-        added later, a hundred thousand or more.
+        The look-up tables are fitted to these vectors and not by `add`: begin with a hundred thousand or more.
 
         Args:
             codec: Codec of at most 256 codewords a step.
@@ -175,14 +167,10 @@ class Index:
         self, options: SearchOptions, k: int, *, parts: IndexParts | None = None, allowed: np.ndarray | None = None,
         precision: str = "auto", decoder: str = "neural",
     ) -> Pipeline:  # fmt: skip
-        """The stages of one search.
+        """The scan and stages of one search of `parts` (None: as they are now), down to a decoder.
 
         Args:
-            options: lengths of the shortlists.
-            k: results for each query.
-            parts: the state of the index that is searched; the present one if None.
             allowed: ids that may be found, int64, ascending and unique; all if None.
-            precision: of the network.
             decoder: the last stage: "neural", "pairwise" or "lookup".
         """
         parts = self.parts if parts is None else parts
@@ -190,9 +178,8 @@ class Index:
         count = len(parts) if allowed is None else min(len(parts), len(allowed))
 
         def scan(queries_QD: np.ndarray, length: int):
-            return parts.tables.shortlist(
-                queries_QD, length, options, parts.segments, admitted, torch.get_num_threads()
-            )
+            threads = torch.get_num_threads()
+            return parts.tables.shortlist(queries_QD, length, options, parts.segments, admitted, threads)
 
         decoders = self.codec, parts.pairwise, decoder, precision
         return make_pipeline(scan, parts.tables.metric, options, k, count, *decoders)
@@ -230,13 +217,9 @@ class Index:
         return given
 
     def remove(self, ids) -> int:
-        """Remove vectors; unknown ids are ignored. The change is on disk when `save` is called.
+        """Remove vectors of one id, several, or a faiss.IDSelector, and return their number; unknown ids are ignored.
 
-        Args:
-            ids: one id, several, or a faiss.IDSelector.
-
-        Returns:
-            The number of vectors removed.
+        The change is on disk when `save` is called.
         """
         with self._changing:
             before = len(self)
@@ -244,15 +227,11 @@ class Index:
             return before - len(self)
 
     def reconstruct(self, id) -> np.ndarray:
-        """Decode vectors of the index. With metric "cosine" they have the length of the codec's training vectors.
+        """Decode the vector of an id, float32 (D,), or those of n ids, (n, D); raises DataError for unknown ids.
 
-        Args:
-            id: an id, or (n,) ids.
-
-        Returns:
-            float32 (D,) for one id, (n, D) for n; raises DataError for an id that is not in the index.
+        With metric "cosine" they have the length of the codec's training vectors.
         """
-        wanted = as_ids(np.atleast_1d(np.asarray(id)), None, unique=False)
+        wanted = as_ids(np.atleast_1d(np.asarray(id)), None)
         parts = self.parts
         decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, "float32")
         decoded_ND = np.full((len(wanted), self.dim), np.nan, np.float32)
@@ -277,9 +256,7 @@ class Index:
             save_parts(self.codec, self.parts, folder)
 
     @classmethod
-    def load(
-        cls, folder: str | os.PathLike, mmap: bool = True, *, codec: Codec | None = None, device: str = "cpu"
-    ) -> "Index":
+    def load(cls, folder, mmap: bool = True, *, codec: Codec | None = None, device: str = "cpu") -> "Index":
         """Read what `save` or `build_index` wrote, or a faiss file (.faissindex); executes no code.
 
         Args:
@@ -290,7 +267,7 @@ class Index:
         """
         if (path := as_path(folder)).suffix.lower() == ".faissindex" and not path.is_dir():
             return cls(codec, from_faiss(path, codec))
-        return cls(*load_parts(folder, mmap=mmap, codec=codec, device=device))
+        return cls(*load_parts(folder, mmap, codec, device))
 
     # Measuring
 
@@ -307,7 +284,7 @@ class Index:
             progress: see `qinco.progress`.
 
         Raises:
-            ConfigError: no options reach the target; the message says what recall is reached. `options` stay.
+            ConfigError: no options reach the target; the message says what recall is reached.
         """
         self.options = tune(self, queries, ground_truth, target_recall, k, progress)
         return self.options
@@ -318,14 +295,11 @@ class Index:
 
     def emptied(self) -> "Index":
         """An index with the same codec, tables and options, and no vectors."""
-        return Index(self.codec, self.parts.emptied())
+        return Index(self.codec, replace(self.parts, segments=(), next_id=0))
 
     # For sweeps
 
-    @property
-    def has_graph(self) -> bool:
-        """Whether lists are found through an HNSW graph."""
-        return self.tables.coarse is not None
+    has_graph = property(lambda self: self.tables.coarse is not None, doc="Whether lists are found by an HNSW graph.")
 
     def with_pairwise(self, pairwise: PairwiseDecoder) -> "Index":
         """The same vectors with another decoder for the pairwise stage."""

@@ -21,6 +21,7 @@ from qinco.store.decoder import describe_decoder, load_pairwise, save_pairwise
 from qinco.store.folder import FolderWriter, OpenFolder, folder_size, read_folder, write_folder
 
 _FILE_SUFFIXES = (".faissindex", ".safetensors", ".pt", ".npy", ".npz", ".json")
+_LISTS = ("starts", "codes", "ids")
 _SIZES = ("num_lists", "code_size", "codebook_size", "dim")
 CODEC, PAIRWISE, GRAPH = "codec.safetensors", "pairwise.safetensors", "graph.faissindex"
 
@@ -32,7 +33,7 @@ def save_parts(codec: Codec | None, parts: IndexParts, folder: str | os.PathLike
     with write_folder(folder, "index", {}) as writer:
         put_parts(writer, codec, parts)
         lists = parts.segments[0] if len(parts.segments) == 1 else InvertedLists.merged(parts.segments)
-        for name in ("starts", "codes", "ids"):
+        for name in _LISTS:
             writer.put(name, getattr(lists, name))
 
 
@@ -51,9 +52,9 @@ def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> N
         "codec": codec.fingerprint() if parts.codec_fingerprint is None and codec else parts.codec_fingerprint,
         "options": asdict(parts.options),
     }
-    writer.put("centroids", tables.centroids_VD)
-    writer.put("tables", lookup.tables_MKD)
-    writer.put("levels", tables.levels)
+    arrays = {"centroids": tables.centroids_VD, "tables": lookup.tables_MKD, "levels": tables.levels}
+    for name, array in arrays.items():
+        writer.put(name, array)
     if tables.coarse is not None:
         writer.file(GRAPH).write_bytes(tables.coarse.serialize())
     if codec is not None:
@@ -64,9 +65,7 @@ def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> N
         save_pairwise(writer.file(PAIRWISE), replace(pairwise, centroids_VD=None) if is_shared else pairwise)
 
 
-def load_parts(
-    folder: str | os.PathLike, *, mmap: bool = True, codec: Codec | None = None, device: str = "cpu"
-) -> tuple[Codec | None, IndexParts]:
+def load_parts(folder, mmap: bool, codec: Codec | None, device: str) -> tuple[Codec | None, IndexParts]:
     """Read the codec and the parts of an index from a folder; see `Index.load`."""
     return read_folder(folder, "index", lambda opened: _load(opened, codec, device), mmap=mmap)
 
@@ -84,14 +83,12 @@ def check_codec_of(path: Path, codec: Codec | None, sizes: dict) -> None:
         return
     if not isinstance(codec, Codec):
         raise ConfigError(f"codec must be a Codec, not {type(codec).__name__}: see Codec.load")
-    for name, own in (("dim", codec.dim), ("code_size", codec.num_codes)):
-        if own != sizes[name]:
-            raise DataError(f"{path} has {name}={sizes[name]}, the codec {own}: give the codec that made its codes")
-    if codec.is_ivf and codec.config.num_lists != sizes["num_lists"]:
-        raise DataError(
-            f"{path} has {sizes['num_lists']} lists, the codec {codec.config.num_lists}: give the codec that made its "
-            "codes"
-        )
+    own = {"dim": codec.dim, "code_size": codec.num_codes, "codebook_size": codec.config.codebook_size}
+    if codec.is_ivf:
+        own["num_lists"] = codec.config.num_lists
+    for name, value in own.items():
+        if value != sizes[name]:
+            raise DataError(f"{path} holds codes of another codec: its {name} is {sizes[name]}, not {value}")
 
 
 def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec | None, IndexParts]:
@@ -109,12 +106,12 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged: its manifest does not describe an index ({error})") from None
     shapes = {"centroids": (num_lists, dim), "tables": (num_codes, codebook_size, dim), "levels": (ENTRIES,)}
-    for name, shape in shapes.items():
-        _check_array(path, name, arrays.get(name), shape)
-    missing = {"starts", "codes", "ids"} - set(arrays)
-    if missing:
+    if missing := {*shapes, *_LISTS} - set(arrays):
         raise DataError(f"{path} is damaged: its {', '.join(sorted(missing))} are missing")
-    lists = InvertedLists.from_stored(*(arrays[n] for n in ("starts", "codes", "ids")), num_lists, num_codes, str(path))
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape or arrays[name].dtype != np.float32 or not np.isfinite(arrays[name]).all():
+            raise DataError(f"{path} is damaged: its {name} are not finite float32 {shape}")
+    lists = InvertedLists.from_stored(*(arrays[name] for name in _LISTS), num_lists, num_codes, str(path))
     centroids_VD = np.array(arrays["centroids"])
     lookup = LookupDecoder(np.array(arrays["tables"]), centroids_VD if adds_centroids else None)
     graph = None
@@ -138,40 +135,21 @@ def _codec_of(opened: OpenFolder, given, fingerprint: str | None, device: str) -
     return given
 
 
-def _check_array(path: Path, name: str, array, shape: tuple[int, ...]) -> None:
-    if array is None or array.shape != shape or array.dtype != np.float32:
-        found = "missing" if array is None else f"{array.dtype} {array.shape}"
-        raise DataError(f"{path} is damaged: its {name} are {found}, not float32 {shape}")
-    if not np.isfinite(array).all():
-        raise DataError(f"{path} is damaged: its {name} hold values that are not finite")
-
-
 def describe_index(folder: Path) -> dict:
     """What an index holds, as JSON values; the bytes of a vector include its id. Raises DataError."""
     opened = read_folder(folder, "index")
     settings, arrays = opened.settings, opened.arrays
     try:
-        num_vectors = len(arrays["ids"])
-        of_vectors = sum(arrays[name].nbytes for name in ("starts", "codes", "ids"))
-        fields = {
-            "kind": "index",
-            "num_vectors": num_vectors,
-            "num_lists": settings["num_lists"],
-            "dim": settings["dim"],
-            "metric": settings["metric"],
-            "code_size": settings["code_size"],
-            "codebook_size": settings["codebook_size"],
-            "bytes_per_vector": of_vectors / max(1, num_vectors),
-            "id_bytes": arrays["ids"].dtype.itemsize,
-            "table_bytes": sum(arrays[name].nbytes for name in ("centroids", "tables", "levels")),
-            "codec": settings["codec"],
-            "options": settings["options"],
-        }
+        num_vectors, bytes_of = len(arrays["ids"]), {name: array.nbytes for name, array in arrays.items()}
+        fields = {"kind": "index", "num_vectors": num_vectors}
+        fields |= {name: settings[name] for name in ("num_lists", "dim", "metric", "code_size", "codebook_size")}
+        fields["bytes_per_vector"] = sum(bytes_of[name] for name in _LISTS) / max(1, num_vectors)
+        fields["id_bytes"] = arrays["ids"].dtype.itemsize
+        fields["table_bytes"] = sum(bytes_of[name] for name in ("centroids", "tables", "levels"))
+        fields |= {name: settings[name] for name in ("codec", "options")}
     except (KeyError, TypeError):
         raise DataError(f"{folder} is damaged: its manifest does not describe an index") from None
-    fields["holds_codec"] = CODEC in opened.files
-    fields["pairwise"] = None
-    if PAIRWISE in opened.files:
-        fields["pairwise"] = describe_decoder(opened.files[PAIRWISE])
-        del fields["pairwise"]["kind"]
-    return fields | {"bytes": folder_size(folder)}
+    pairwise = describe_decoder(opened.files[PAIRWISE]) if PAIRWISE in opened.files else None
+    if pairwise:
+        del pairwise["kind"]
+    return fields | {"holds_codec": CODEC in opened.files, "pairwise": pairwise, "bytes": folder_size(folder)}

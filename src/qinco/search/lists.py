@@ -29,7 +29,6 @@ class InvertedLists:
         starts: int64 (V + 1,), the position of each list's first vector, and N.
         codes: uint8 (N · (M + 1),), the blocks of codes and norm codes.
         ids: uint32 (N,), or int64 if they do not fit.
-        num_codes: M.
     """
 
     starts: np.ndarray
@@ -47,18 +46,6 @@ class InvertedLists:
             object.__setattr__(self, name, view)
 
     @classmethod
-    def from_arrays(
-        cls, codes_NM, norm_codes_N, lists_N, ids_N, num_lists: int, block_rows: int = BLOCK_ROWS, tile: int = TILE
-    ) -> "InvertedLists":
-        """Sort vectors (codes and norm codes uint8, lists and ids integers) into lists, where they keep their order."""
-        builder = ListsBuilder(num_lists, codes_NM.shape[1], tile)
-        builder.add_counts(lists_N)
-        builder.allocate(id_dtype(ids_N))
-        for rows in _spans(len(ids_N), block_rows):
-            builder.fill(codes_NM[rows], norm_codes_N[rows], lists_N[rows], ids_N[rows])
-        return builder.finish()
-
-    @classmethod
     def empty(cls, num_lists: int, num_codes: int) -> "InvertedLists":
         return cls(np.zeros(num_lists + 1, np.int64), np.empty(0, np.uint8), np.empty(0, np.uint32), num_codes)
 
@@ -72,10 +59,8 @@ class InvertedLists:
             ("codes", codes, (num_vectors * (num_codes + 1),), (np.uint8,)),
         ):
             if array.shape != shape or array.dtype not in dtypes:
-                raise DataError(
-                    f"{name} is damaged: its {part} are {array.dtype} {array.shape} where {num_vectors} vectors of "
-                    f"{num_codes} codes in {num_lists} lists need {np.dtype(dtypes[-1])} {shape}"
-                )
+                wanted = f"{np.dtype(dtypes[-1])} {shape}"
+                raise DataError(f"{name} is damaged: its {part} are {array.dtype} {array.shape}, not {wanted}")
         if starts[0] != 0 or starts[-1] != num_vectors or (starts[1:] < starts[:-1]).any():
             raise DataError(f"{name} is damaged: its list starts do not ascend from 0 to its {num_vectors} vectors")
         return cls(starts, codes, ids, num_codes)
@@ -85,7 +70,6 @@ class InvertedLists:
         """The vectors of `several` with equal numbers of lists and codes; in a list, those of the first come first."""
         builder = ListsBuilder(several[0].num_lists, several[0].num_codes)
         for lists in several:
-            assert (lists.num_lists, lists.num_codes) == (builder.num_lists, builder.num_codes)
             builder.counts += np.diff(lists.starts)
         builder.allocate(np.result_type(*(lists.ids for lists in several)))
         for lists in several:
@@ -95,26 +79,21 @@ class InvertedLists:
 
     def without(self, removed) -> "InvertedLists":
         """All vectors but those at `removed`, an array of positions or a mask bool (N,)."""
-        kept = np.ones(len(self), bool)
+        kept, spans = np.ones(len(self), bool), list(_spans(len(self), BLOCK_ROWS))
         kept[removed] = False
         builder = ListsBuilder(self.num_lists, self.num_codes)
-        for span in _spans(len(self), BLOCK_ROWS):
+        for span in spans:
             builder.add_counts(self.lists_of(span.start + np.flatnonzero(kept[span])))
         builder.allocate(self.ids.dtype if self.ids.dtype == np.uint32 else id_dtype(self.ids[kept]))
-        for span, block in zip(_spans(len(self), BLOCK_ROWS), self.blocks(), strict=True):
+        for span, block in zip(spans, self.blocks(), strict=True):
             builder.fill(*(array[kept[span]] for array in block))
         return builder.finish()
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def num_lists(self) -> int:
-        return len(self.starts) - 1
-
-    @property
-    def nbytes(self) -> int:
-        return self.starts.nbytes + self.codes.nbytes + self.ids.nbytes
+    num_lists = property(lambda self: len(self.starts) - 1)
+    nbytes = property(lambda self: self.starts.nbytes + self.codes.nbytes + self.ids.nbytes)
 
     def lists_of(self, positions) -> np.ndarray:
         """The list of each of n positions, int32 (n,)."""
@@ -145,15 +124,13 @@ class InvertedLists:
 
 
 class ListsBuilder:
-    """Builds inverted lists from blocks of vectors, which it is given twice: to count them, then to store them.
+    """Builds inverted lists from blocks of vectors, given twice: to count them, then to store them in order.
 
-        builder = ListsBuilder(num_lists, num_codes)
-        for ...: builder.add_counts(lists)
-        builder.allocate(id_dtype(ids))
-        for ...: builder.fill(codes, norm_codes, lists, ids)
-        lists = builder.finish()
-
-    Vectors of a list keep the order in which they are stored. Storing a block takes about 50 bytes a vector.
+    builder = ListsBuilder(num_lists, num_codes)
+    for ...: builder.add_counts(lists)
+    builder.allocate(id_dtype(ids))
+    for ...: builder.fill(codes, norm_codes, lists, ids)
+    lists = builder.finish()
     """
 
     def __init__(self, num_lists: int, num_codes: int, tile: int = TILE):
@@ -165,12 +142,7 @@ class ListsBuilder:
         np.add.at(self.counts, np.asarray(lists).astype(np.int64, copy=False), 1)
 
     def allocate(self, ids: np.dtype, create: Callable[[str, np.dtype, tuple], np.ndarray] | None = None) -> None:
-        """Allocate the arrays for what has been counted.
-
-        Args:
-            ids: dtype of the ids, by `id_dtype`.
-            create: makes the array "codes" or "ids" of a dtype and shape; in memory if None.
-        """
+        """Allocate the arrays for what was counted; `create` makes "codes" and "ids" elsewhere than in memory."""
         create = create or (lambda name, dtype, shape: np.empty(shape, dtype))
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
         self._next = self.starts[:-1].copy()

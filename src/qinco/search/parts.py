@@ -15,13 +15,8 @@ from qinco.search.tables import SearchTables
 class IndexParts:
     """One state of an index; `add` and `remove` make another one, so that a search sees the state of one moment.
 
-    Attributes:
-        tables: centroids, look-up tables and metric.
-        segments: the inverted lists; recently added vectors are in segments of their own.
-        pairwise: decoder of the pairwise stage, or None.
-        options: used by a search unless it is given others.
-        next_id: the id of the next vector added without one; above all ids unless it is given.
-        codec_fingerprint: of the codec that made the codes, or None if unknown.
+    Recently added vectors are in segments of their own. `options` are used by a search unless it is given others,
+    `next_id` by a vector added without id: by default it is above all ids. `codec_fingerprint` is None if unknown.
     """
 
     tables: SearchTables
@@ -42,14 +37,7 @@ class IndexParts:
     def __len__(self) -> int:
         return sum(map(len, self.segments))
 
-    @property
-    def ids(self) -> list[np.ndarray]:
-        """The ids of each segment."""
-        return [segment.ids for segment in self.segments]
-
-    def emptied(self) -> "IndexParts":
-        """The same tables and options without vectors."""
-        return replace(self, segments=(), next_id=0)
+    ids = property(lambda self: [segment.ids for segment in self.segments])
 
     def with_vectors(self, added: InvertedLists, next_id: int) -> "IndexParts":
         """These vectors and those that are added."""

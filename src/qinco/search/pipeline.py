@@ -37,13 +37,7 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """Decode a shortlist and keep the vectors nearest to the query.
-
-    Attributes:
-        decoder: decodes the shortlist's codes.
-        keep: vectors that the stage passes on.
-        timings: the names under which the seconds of decoding and of ranking are counted.
-    """
+    """Decode a shortlist and keep the vectors nearest to the query; `timings` name the seconds of each."""
 
     decoder: Decoder
     keep: int
@@ -70,8 +64,7 @@ class Pipeline:
     Attributes:
         scan: gives the nearest vectors by the look-up tables: (queries (Q, D), length) → Shortlist.
         length: vectors in each query's shortlist.
-        stages: in order.
-        metric: of the scan and of all stages.
+        stages, metric: in order; of the scan and of all stages.
         seconds: spent so far, by the stages' timings.
     """
 

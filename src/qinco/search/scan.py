@@ -9,7 +9,7 @@ Shape suffixes: V lists, D dimension, M codes of a vector, K codewords, Q querie
 N vectors.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +29,7 @@ class Shortlist:
 
     Attributes:
         values: float32 (Q, S), squared L2 distances or negative inner products.
-        ids: int64 (Q, S).
-        lists: int32 (Q, S).
+        ids, lists: int64 and int32 (Q, S).
         codes: uint8 (Q, S, M).
         scanned: int64 (Q,), vectors that were compared.
     """
@@ -41,56 +40,41 @@ class Shortlist:
     codes: np.ndarray
     scanned: np.ndarray
 
-    @property
-    def found(self) -> np.ndarray:
-        """Vectors of each query's shortlist, int64 (Q,)."""
-        return (self.lists >= 0).sum(1)
+    found = property(lambda self: (self.lists >= 0).sum(1), doc="Vectors of each query's shortlist, int64 (Q,).")
 
     def first(self, count: int) -> "Shortlist":
         """The first `count` vectors of each query, padded where there are fewer."""
-        missing = count - self.values.shape[1]
-        if missing <= 0:
-            return self._of(array[:, :count] for array in self._columns())
-        widths = ((0, 0), (0, missing))
-        return self._of(
-            np.pad(array, (*widths, *[(0, 0)] * (array.ndim - 2)), constant_values=value)
-            for array, value in zip(self._columns(), (np.inf, -1, -1, 0), strict=True)
+        missing = max(0, count - self.values.shape[1])
+        return Shortlist(
+            *(
+                np.pad(array[:, :count], ((0, 0), (0, missing), (0, 0))[: array.ndim], constant_values=value)
+                for array, value in zip(self._columns(), (np.inf, -1, -1, 0), strict=True)
+            ),
+            self.scanned,
         )
 
     def ranked(self, values_QS: np.ndarray, keep: int) -> "Shortlist":
         """The `keep` vectors of least value by other values (Q, S); of equal ones the first stays first."""
         order_QS = np.argsort(values_QS, axis=1, kind="stable")[:, :keep]
         rows_Q1 = np.arange(len(values_QS))[:, None]
-        _, *others = self._columns()
-        return self._of(array[rows_Q1, order_QS] for array in (values_QS, *others))
+        return Shortlist(*(array[rows_Q1, order_QS] for array in (values_QS, *self._columns()[1:])), self.scanned)
 
     def _columns(self) -> tuple[np.ndarray, ...]:
         return self.values, self.ids, self.lists, self.codes
 
-    def _of(self, columns: Iterable[np.ndarray]) -> "Shortlist":
-        return Shortlist(*columns, self.scanned)
-
 
 class Scanner:
-    """Look-up tables and centroids, ready to scan any inverted lists that were made with them.
+    """Look-up tables, K ≤ 256, and centroids, ready to scan any inverted lists that were made with them.
 
     Args:
-        centroids_VD: float32 (V, D).
-        tables_MKD: float32 (M, K, D), K ≤ 256.
         levels: float32 (256,), the value of each norm code.
-        inner_product: scan by inner products instead of L2 distances.
         native: False avoids the native kernels; None uses them where they are available.
     """
 
     def __init__(
-        self,
-        centroids_VD: np.ndarray,
-        tables_MKD: np.ndarray,
-        levels: np.ndarray,
-        *,
-        inner_product: bool = False,
+        self, centroids_VD: np.ndarray, tables_MKD: np.ndarray, levels: np.ndarray, *, inner_product: bool = False,
         native: bool | None = None,
-    ):
+    ):  # fmt: skip
         assert tables_MKD.shape[1] <= ENTRIES
         # Distances do not change with the origin, and a near one keeps what is summed small and exact.
         shift_D = np.zeros(centroids_VD.shape[1]) if inner_product else centroids_VD.mean(0, np.float64)
@@ -108,29 +92,17 @@ class Scanner:
         return self._scanner.probe(self._shifted(queries_QD), min(nprobe, self.num_lists), threads)
 
     def scan(
-        self,
-        queries_QD: np.ndarray,
-        probes_QL: np.ndarray,
-        bases_QL: np.ndarray,
-        segments: Sequence[InvertedLists],
-        num_short: int,
-        *,
-        nprobe: int | None = None,
-        admitted: Filter | None = None,
-        threads: int = 1,
-    ) -> Shortlist:
+        self, queries_QD: np.ndarray, probes_QL: np.ndarray, bases_QL: np.ndarray, segments: Sequence[InvertedLists],
+        num_short: int, *, nprobe: int | None = None, admitted: Filter | None = None, threads: int = 1,
+    ) -> Shortlist:  # fmt: skip
         """The `num_short` vectors of least value in the lists that `probe` returned (−1: no more lists).
 
-        Args:
-            nprobe: lists that are scanned; more only while a shortlist is not full. All of them if None.
-            admitted: filter of ids.
+        Of the lists, `nprobe` (all if None) are scanned, and more only while a shortlist is not full.
         """
+        limits = {"nprobe": probes_QL.shape[1] if nprobe is None else nprobe, "admitted": admitted, "threads": threads}
         return Shortlist(
-            *self._scanner.scan(
-                self._shifted(queries_QD), probes_QL, bases_QL, segments, num_short,
-                nprobe=probes_QL.shape[1] if nprobe is None else nprobe, admitted=admitted, threads=threads,
-            )
-        )  # fmt: skip
+            *self._scanner.scan(self._shifted(queries_QD), probes_QL, bases_QL, segments, num_short, **limits)
+        )
 
     def norms(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int = 1) -> np.ndarray:
         """s of codes uint8 (N, M) in their lists: float32 (N,); all zero for inner products, which need none."""

@@ -30,10 +30,8 @@ class SearchTables:
     Attributes:
         lookup: LookupDecoder, with the centroids (V, D) of an IVF codec's lists, or without.
         levels: float32 (256,), the values of the norm codes.
-        metric: of the search.
-        graph: HNSW graph over the centroids; built when needed if None.
+        graph: HNSW graph over the centroids; built when needed if None, from `min_graph_lists` lists on.
         partition_VD: float32, centroids of lists that the look-up decoder does not know; None where it has some.
-        min_graph_lists: number of lists from which on a graph is built.
     """
 
     lookup: LookupDecoder
@@ -56,7 +54,6 @@ class SearchTables:
 
     @property
     def centroids_VD(self) -> np.ndarray:
-        """The centroids of the lists."""
         return self.lookup.centroids_VD if self.partition_VD is None else self.partition_VD
 
     @property

@@ -49,8 +49,7 @@ def load_models(path: str | os.PathLike) -> tuple[list[Qinco], np.ndarray | None
         DataError: the file is no codec, or its tensors do not match its configuration.
     """
     if is_torch_file(path) or Path(path).suffix.lower() == CHECKPOINT_SUFFIX:
-        models, rotation, options, provenance = read_checkpoint(path)
-        return models, None if rotation is None else rotation.numpy(), options, provenance
+        return read_checkpoint(path)
     header, tensors = read_tensors(path, KIND)
     config = parse_config(path, ModelConfig, header.get("model"))
     options = parse_config(path, EncodeOptions, header.get("encode"))

@@ -23,8 +23,7 @@ KIND = "pairwise"
 def save_pairwise(path: str | os.PathLike, decoder: PairwiseDecoder) -> None:
     """Write a decoder, whole or not at all: in the authors' form to `.pt`, in ours to `.safetensors`.
 
-    Their form has no tables of single codes, which are added to those of pairs, and no centroids. Raises ConfigError
-    for another suffix, and for a decoder without lists, which their form cannot express.
+    Their form has no tables of single codes, which are added to those of pairs, no centroids, and always lists.
     """
     suffix = Path(path).suffix.lower()
     if suffix == ".pt":
@@ -40,21 +39,17 @@ def load_pairwise(
 ) -> PairwiseDecoder:
     """Read a decoder of either form; executes nothing.
 
-    num_codes: M, the codes of a vector; needed for the authors' form, which does not tell it
-    centroids_VD: float32 (V, D), in the place of what the file has; the authors' form has none
-
-    Raises ConfigError where num_codes is needed, DataError where the file is missing, damaged, foreign, or made for
-    other codes or centroids.
+    Args:
+        path: the file.
+        num_codes: M, the codes of a vector; needed for the authors' form, which does not tell it.
+        centroids_VD: float32 (V, D), in the place of what the file has; the authors' form has none.
     """
-    is_upstream = is_torch_file(path) or Path(path).suffix.lower() == ".pt"
-    read = _read_upstream if is_upstream else _read_ours
-    decoder = read(path, num_codes, centroids_VD)
+    if is_torch_file(path) or Path(path).suffix.lower() == ".pt":
+        return _read_upstream(path, num_codes, centroids_VD)
+    decoder = _read_ours(path, centroids_VD)
     if num_codes is not None and decoder.num_codes != num_codes:
         raise DataError(f"{path} decodes codes of M={decoder.num_codes}, not M={num_codes}")
     return decoder
-
-
-# ours
 
 
 def describe_decoder(path: str | os.PathLike) -> dict:
@@ -93,7 +88,7 @@ def _write_ours(path, decoder: PairwiseDecoder) -> None:
     write_tensors(path, KIND, {"scale": decoder.scale}, tensors)
 
 
-def _read_ours(path, num_codes: int | None, centroids_VD: np.ndarray | None) -> PairwiseDecoder:
+def _read_ours(path, centroids_VD: np.ndarray | None) -> PairwiseDecoder:
     header, tensors = read_tensors(path, KIND)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items() if tensor.dtype != torch.bfloat16}
     required = {"tables", "pairs", "pair_tables"}
@@ -102,14 +97,8 @@ def _read_ours(path, num_codes: int | None, centroids_VD: np.ndarray | None) -> 
     scale = header.get("scale")
     if not isinstance(scale, float) or not 0 < scale < math.inf:
         raise DataError(f"{path} is damaged: its scale is {str(scale)[:50]}")
-    if centroids_VD is None:
-        centroids_VD = arrays.get("centroids")
-    return _checked(
-        path, arrays["tables"], arrays["pairs"], arrays["pair_tables"], scale, arrays.get("list_codes"), centroids_VD
-    )
-
-
-# the authors'
+    tables, lists = (arrays[name] for name in ("tables", "pairs", "pair_tables")), arrays.get("list_codes")
+    return _checked(path, *tables, scale, lists, arrays.get("centroids") if centroids_VD is None else centroids_VD)
 
 
 def _read_upstream(path, num_codes: int | None, centroids_VD: np.ndarray | None) -> PairwiseDecoder:
@@ -121,7 +110,7 @@ def _read_upstream(path, num_codes: int | None, centroids_VD: np.ndarray | None)
         raise ConfigError(f"{path} does not tell how many codes a vector has: give the codec (model=) it was made for")
     with errors_as_damage(path):  # numpy has no bfloat16
         list_codes_VI, pairs_2P, tables_PJD = (content[name].detach().numpy().copy("C") for name in PAIRWISE_KEYS)
-    if tables_PJD.ndim != 3 or list_codes_VI.ndim != 2 or not _lie_below(list_codes_VI, MAX_CODEWORDS):
+    if tables_PJD.ndim != 3 or not _lie_below(list_codes_VI, MAX_CODEWORDS):
         raise DataError(f"{path} is damaged: it has tensors of impossible shape or list codes out of range")
     size = math.isqrt(tables_PJD.shape[1])
     tables_MKD = np.zeros((num_codes, size, tables_PJD.shape[2]), np.float32)
@@ -160,47 +149,38 @@ def _folded(decoder: PairwiseDecoder) -> tuple[np.ndarray, np.ndarray]:
     return pairs_P2, tables_PKKD.reshape(len(pairs_P2), size**2, dim)
 
 
-# both
-
-
 def _checked(path, tables_MKD, pairs_P2, tables_PJD, scale, list_codes_VI, centroids_VD) -> PairwiseDecoder:
     """A decoder of arrays that fit each other and hold what they should; raises DataError for any others."""
-    if tables_MKD.dtype != np.float32 or tables_MKD.ndim != 3 or 0 in tables_MKD.shape:
-        raise DataError(f"{path} is damaged: its tables are {tables_MKD.dtype} of shape {tables_MKD.shape}")
-    num_steps, size, dim = tables_MKD.shape
-    if size > MAX_CODEWORDS:
-        raise DataError(f"{path} is damaged: it is for K={size}, pairwise decoders are for up to {MAX_CODEWORDS}")
-    if tables_PJD.dtype not in (np.float32, np.float16) or tables_PJD.shape != (len(pairs_P2), size**2, dim):
-        raise DataError(
-            f"{path} is damaged: its tables of pairs are {tables_PJD.dtype} of shape {tables_PJD.shape}, "
-            f"not {(len(pairs_P2), size**2, dim)}"
-        )
-    num_streams = num_steps
+    num_steps, size, dim = tables_MKD.shape if tables_MKD.ndim == 3 else (0, 0, 0)
+    num_lists, num_streams, are_lists_whole = 0, num_steps, True
     if list_codes_VI is not None:
-        if list_codes_VI.dtype != np.uint8 or list_codes_VI.ndim != 2 or not _lie_below(list_codes_VI, size):
-            raise DataError(f"{path} is damaged: its list codes are no numbers below K={size}")
-        num_streams += list_codes_VI.shape[1]
+        are_lists_whole = (
+            list_codes_VI.dtype == np.uint8 and list_codes_VI.ndim == 2 and _lie_below(list_codes_VI, size)
+        )
+    if (
+        not are_lists_whole
+        or tables_MKD.dtype != np.float32
+        or tables_MKD.size == 0
+        or size > MAX_CODEWORDS
+        or tables_PJD.dtype not in (np.float32, np.float16)
+        or tables_PJD.shape != (*pairs_P2.shape[:1], size**2, dim)
+        or not all(np.isfinite(table).all() for tables in (tables_MKD, tables_PJD) for table in tables)
+    ):
+        raise DataError(f"{path} is damaged: its tables do not fit each other, or hold values that are not finite")
+    if list_codes_VI is not None:
+        num_lists, num_streams = len(list_codes_VI), num_steps + list_codes_VI.shape[1]
     if pairs_P2.dtype != np.int64 or pairs_P2.shape[1:] != (2,) or not _lie_below(pairs_P2, num_streams):
         raise DataError(
             f"{path} pairs other codes than there are: numbers below {num_streams} were expected for M={num_steps}"
         )
-    if not all(np.isfinite(table).all() for tables in (tables_MKD, tables_PJD) for table in tables):
-        raise DataError(f"{path} is damaged: its tables hold values that are not finite")
-    _check_centroids(path, list_codes_VI, centroids_VD, dim)
-    return PairwiseDecoder(tables_MKD, pairs_P2, tables_PJD, scale, list_codes_VI, centroids_VD)
-
-
-def _check_centroids(path, list_codes_VI, centroids_VD, dim: int) -> None:
-    if centroids_VD is None:
-        return
-    num_lists = 0 if list_codes_VI is None else len(list_codes_VI)
-    if centroids_VD.dtype != np.float32 or centroids_VD.shape != (num_lists, dim):
+    if centroids_VD is not None and (centroids_VD.dtype != np.float32 or centroids_VD.shape != (num_lists, dim)):
         raise DataError(
             f"{path} is for {num_lists} lists in {dim} dimensions: "
             f"the centroids are {centroids_VD.dtype} of shape {centroids_VD.shape}"
         )
-    if not np.isfinite(centroids_VD).all():
+    if centroids_VD is not None and not np.isfinite(centroids_VD).all():
         raise DataError(f"{path}: the centroids hold values that are not finite")
+    return PairwiseDecoder(tables_MKD, pairs_P2, tables_PJD, scale, list_codes_VI, centroids_VD)
 
 
 def _lie_below(numbers: np.ndarray, bound: int) -> bool:

@@ -94,7 +94,7 @@ def test_a_training_set_may_come_from_a_data_set():
     assert resolved("train", "db=deep1M")["db"] == ("deep1M", "command line")
     assert resolved("train", "db=deep1M", "trainset=t")["trainset"] == ("t", "command line")
     assert resolved("encode")["trainset"] == (None, "default")
-    assert resolved("encode", "encode_trainset=true")["trainset"] == (None, "missing, unless db names a data set")
+    assert resolved("encode", "encode_trainset=true")["trainset"] == (None, "default")
     assert resolved("encode", "encode_trainset=true", "db=deep1M")["trainset"][1] == "data set deep1M"
     assert resolved("encode", "db=deep1M")["trainset"] == (None, "default")
 

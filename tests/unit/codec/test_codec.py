@@ -198,8 +198,8 @@ def test_what_is_no_matrix_of_the_codecs_dimension_is_refused(codec, x, message)
     [
         ({"num_candidates": 2, "num_pairs": 2}, "exclude each other"),
         ({"precision": "half"}, "precision must be one of"),
-        ({"num_steps": 4}, "num_steps must be between 1 and 3, not 4"),
-        ({"num_steps": 0}, "num_steps must be between 1 and 3"),
+        ({"num_steps": 4}, "between 1 and 3, not 4"),
+        ({"num_steps": 0}, "between 1 and 3"),
     ],
 )
 def test_wrong_options_are_refused(codec, options, message):

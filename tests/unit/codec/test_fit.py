@@ -9,8 +9,8 @@ from small_models import random_vectors
 from qinco.codec import Codec
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError
-from qinco.training.estimate import Estimate
 from qinco.training.loop import EpochReport, StepReport
+from qinco.training.monitor import Estimate
 from qinco.vectors.rows import as_source
 
 SMALL = {

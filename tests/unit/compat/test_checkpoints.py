@@ -14,15 +14,15 @@ from qinco.errors import ConfigError, DataError
 from qinco.store.codec import load_models, save_models
 
 DATA = Path(__file__).parents[2] / "data" / "upstream"
-RULE = EncodeOptions(num_candidates=3, beam_width=2)
+OPTIONS = EncodeOptions(num_candidates=3, beam_width=2)
 EXPRESSIBLE = {name: config for name, config in ARCHITECTURES.items() if config.concat_rank is None}
 QINCO1 = ARCHITECTURES["qinco1"]
 LARGE = replace(ARCHITECTURES["projected"], codebook_size=1024)
 PROJECTED = random_model(ARCHITECTURES["projected"])
 
 
-def rule_of(config: ModelConfig) -> EncodeOptions:
-    return RULE if config.has_preselector else EncodeOptions()
+def options_of(config: ModelConfig) -> EncodeOptions:
+    return OPTIONS if config.has_preselector else EncodeOptions()
 
 
 def same_state(a, b) -> bool:
@@ -37,23 +37,15 @@ def same_state(a, b) -> bool:
 @pytest.mark.parametrize("name", EXPRESSIBLE)
 def test_every_architecture_survives(tmp_path, name):
     model = random_model(EXPRESSIBLE[name])
-    rule = rule_of(model.config)
-    save_models(tmp_path / "x.pt", [model], None, rule, {"epoch": 3, "valid_mse": 1.5})
-    (loaded,), rotation, options, provenance = load_models(tmp_path / "x.pt")
-    assert (loaded.config, rotation) == (model.config, None)
-    assert options == (rule if name != "one step" else replace(rule, beam_width=1))  # a bare codebook needs no beam
-    assert provenance == {"source": "QINCo2 checkpoint (v2)", "epoch": 3}
-    assert same_state(model, loaded)
+    config, options = model.config, options_of(model.config)
+    save_models(tmp_path / "x.pt", [model], None, options, {"epoch": 3, "valid_mse": 1.5})
+    (loaded,), *rest = load_models(tmp_path / "x.pt")
+    options = options if name != "one step" else replace(options, beam_width=1)  # a bare codebook needs no beam
+    provenance = {"source": "QINCo2 checkpoint (v2)", "epoch": 3}
+    assert (loaded.config, rest) == (config, [None, options, provenance]) and same_state(model, loaded)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
-
-
-@pytest.mark.parametrize("name", EXPRESSIBLE)
-def test_descriptions_say_what_is_loaded(tmp_path, name):
-    config = EXPRESSIBLE[name]
-    write_checkpoint(tmp_path / "x.pt", [random_model(config)], rule_of(config), {"epoch": 0})
-    (model,), _, options, provenance = read_checkpoint(tmp_path / "x.pt")
     assert describe_checkpoint(tmp_path / "x.pt") == {
-        "kind": "QINCo2 checkpoint (v2)", "model": model.config.to_dict(), "encode": options.to_dict(),
+        "kind": "QINCo2 checkpoint (v2)", "model": config.to_dict(), "encode": options.to_dict(),
         "provenance": provenance, "num_parts": 1, "dim": config.dim, "bytes_per_vector": config.bytes_per_vector,
     }  # fmt: skip
 
@@ -62,20 +54,19 @@ def test_deep_models_of_one_step_survive(tmp_path):
     for coarse in ({}, {"starts_from_coarse": True, "num_lists": 3}):
         model = random_model(ModelConfig(dim=2, num_steps=1, codebook_size=4, num_blocks=40, hidden_dim=2, **coarse))
         for path in (tmp_path / "x.pt", tmp_path / "x.safetensors"):
-            save_models(path, [model], None, RULE, {})
+            save_models(path, [model], None, OPTIONS, {})
             assert same_state(load_models(path)[0][0], model)
 
 
-def test_a_rule_that_tries_every_codeword_proposes_all(tmp_path):
-    write_checkpoint(tmp_path / "x.pt", [PROJECTED], EncodeOptions(beam_width=4), {})
-    assert read_checkpoint(tmp_path / "x.pt")[2] == EncodeOptions(num_candidates=4, beam_width=4)
-    write_checkpoint(tmp_path / "x.pt", [PROJECTED], EncodeOptions(num_candidates=99, beam_width=4), {})
+@pytest.mark.parametrize("count", [None, 99])
+def test_every_codeword_is_as_many_candidates_as_there_are(tmp_path, count):
+    write_checkpoint(tmp_path / "x.pt", [PROJECTED], EncodeOptions(num_candidates=count, beam_width=4), {})
     assert read_checkpoint(tmp_path / "x.pt")[2] == EncodeOptions(num_candidates=4, beam_width=4)
 
 
 @pytest.mark.parametrize("epoch", [None, "3", True, [1]])
 def test_epochs_that_are_none_are_not_written(tmp_path, epoch):
-    write_checkpoint(tmp_path / "x.pt", [PROJECTED], RULE, {"epoch": epoch})
+    write_checkpoint(tmp_path / "x.pt", [PROJECTED], OPTIONS, {"epoch": epoch})
     assert read_checkpoint(tmp_path / "x.pt")[3] == {"source": "QINCo2 checkpoint (v2)"}
 
 
@@ -85,28 +76,25 @@ def test_what_is_written_is_what_the_authors_code_writes(tmp_path):
     theirs, ours = (torch.load(path, weights_only=True) for path in (DATA / "v2_proj.pt", tmp_path / "x.pt"))
     assert ours.keys() == theirs.keys()
     assert all(ours[key] == theirs[key] for key in ("parameters", "data_dim", "epoch"))
-    assert {name: (t.shape, t.dtype) for name, t in ours["model"].items()} == {
-        name: (t.shape, t.dtype) for name, t in theirs["model"].items()
-    }
+    assert ours["model"].keys() == theirs["model"].keys()
     for name, tensor in ours["model"].items():
-        if ".xtarget_" not in name:
-            assert torch.equal(tensor, theirs["model"][name]), name
+        wanted = theirs["model"][name]
+        assert (tensor.shape, tensor.dtype) == (wanted.shape, wanted.dtype)
+        assert ".xtarget_" in name or torch.equal(tensor, wanted), name
     assert all(ours[key] is None for key in ("optimizer", "scheduler", "logger"))
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("same width", {"A": 3, "B": 2}),
-        ("projected", {"A": 3, "B": 2, "de": 6}),
-        ("qinco1", {"A": 0, "B": 1, "qinco1_mode": True}),
+        ("same width", {"A": 3, "B": 2}), ("projected", {"A": 3, "B": 2, "de": 6}),
+        ("qinco1", {"A": 0, "B": 1, "qinco1_mode": True}), ("no blocks", {"A": 3, "B": 2, "L": 0}),
         ("coarse", {"A": 3, "B": 2, "ivf_in_use": True, "ivf_K": 5}),
-        ("no blocks", {"A": 3, "B": 2, "L": 0}),
     ],
-)
+)  # fmt: skip
 def test_parameters_are_the_authors(tmp_path, name, expected):
     config = EXPRESSIBLE[name]
-    write_checkpoint(tmp_path / "x.pt", [random_model(config)], rule_of(config), {})
+    write_checkpoint(tmp_path / "x.pt", [random_model(config)], options_of(config), {})
     content = torch.load(tmp_path / "x.pt", weights_only=True)
     assert content["parameters"] == {"K": 4, "M": 3, "dh": 5, "L": 2} | expected
     assert content["data_dim"] == 3
@@ -115,9 +103,9 @@ def test_parameters_are_the_authors(tmp_path, name, expected):
 
 
 @pytest.mark.parametrize(
-    ("name", "rule", "num_parts", "value"),
+    ("name", "options", "num_parts", "value"),
     [
-        ("projected", RULE, 2, "2"),
+        ("projected", OPTIONS, 2, "2"),
         ("low rank", EncodeOptions(), 1, "concat_rank"),
         ("projected", EncodeOptions(num_pairs=4, beam_width=2), 1, "num_pairs=4"),
         ("qinco1", EncodeOptions(beam_width=2), 1, "B=1, not 2"),
@@ -126,12 +114,12 @@ def test_parameters_are_the_authors(tmp_path, name, expected):
         ("1024 codewords", EncodeOptions(num_candidates=256, beam_width=257), 1, "65792"),
     ],
 )
-def test_what_the_authors_code_cannot_do_is_refused(tmp_path, name, rule, num_parts, value):
+def test_what_the_authors_code_cannot_do_is_refused(tmp_path, name, options, num_parts, value):
     config = LARGE if name == "1024 codewords" else ARCHITECTURES[name]
     with pytest.raises(ConfigError, match=value):
-        check_expressible(config, rule, num_parts)
+        check_expressible(config, options, num_parts)
     with pytest.raises(ConfigError, match=r"\.safetensors"):
-        save_models(tmp_path / "x.pt", [random_model(config)] * num_parts, None, rule, {})
+        save_models(tmp_path / "x.pt", [random_model(config)] * num_parts, None, options, {})
     assert not list(tmp_path.iterdir())
 
 
@@ -142,7 +130,7 @@ def test_the_beam_may_be_all_there_is():
 
 
 def test_codecs_are_saved_and_loaded_by_their_suffix(tmp_path):
-    codec = Codec(PROJECTED, RULE, {"epoch": 5})
+    codec = Codec(PROJECTED, OPTIONS, {"epoch": 5})
     codec.save(tmp_path / "x.PT")
     torch.load(tmp_path / "x.PT", weights_only=True)
     x_ND = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
@@ -157,10 +145,9 @@ def test_codecs_are_saved_and_loaded_by_their_suffix(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.pt", "x.PT"])
 def test_our_own_files_are_no_checkpoints(tmp_path, name):
-    save_models(tmp_path / "x.safetensors", [PROJECTED], None, RULE, {})
-    (tmp_path / "x.safetensors").rename(tmp_path / name)
+    save_models(tmp_path / "x.safetensors", [PROJECTED], None, OPTIONS, {})
     with pytest.raises(DataError, match=name):
-        load_models(tmp_path / name)
+        load_models((tmp_path / "x.safetensors").rename(tmp_path / name))
 
 
 def rewrite(path, change) -> None:
@@ -171,15 +158,13 @@ def rewrite(path, change) -> None:
 
 @pytest.fixture
 def path(tmp_path):
-    write_checkpoint(tmp_path / "x.pt", [PROJECTED], RULE, {"epoch": 2})
+    write_checkpoint(tmp_path / "x.pt", [PROJECTED], OPTIONS, {"epoch": 2})
     return tmp_path / "x.pt"
 
 
 def test_states_of_several_processes_and_half_precision_are_read(path):
-    def change(content):
-        content["model"] = {f"module.{name}": tensor.half() for name, tensor in content["model"].items()}
-
-    rewrite(path, change)
+    halves = {f"module.{name}": t.half() for name, t in torch.load(path, weights_only=True)["model"].items()}
+    rewrite(path, lambda content: content.update(model=halves))
     (model,), _, _, _ = read_checkpoint(path)
     torch.testing.assert_close(model.steps[1].codebook.weight, PROJECTED.steps[1].codebook.weight, atol=1e-3, rtol=1e-3)
     assert model.mean.dtype == torch.float32
@@ -195,12 +180,6 @@ def test_states_of_several_processes_and_half_precision_are_read(path):
         (lambda c: c["model"].pop("data_mean"), "data_mean"),
         (lambda c: c["model"].update(more=torch.zeros(1)), "more"),
         (lambda c: c["model"].update(data_mean=torch.zeros(4)), r"data_mean is \(4,\), not \(3,\)"),
-        (lambda c: c["model"].update(data_mean=1.0), "data_mean"),
-        (lambda c: c["model"].update(data_mean=torch.zeros(3, device="meta")), "data_mean"),
-        (lambda c: c["model"].update(data_mean=torch.zeros(3).to_sparse()), "data_mean"),
-        (lambda c: c["model"].update(data_mean=torch.zeros(3, dtype=torch.complex64)), "data_mean"),
-        (lambda c: c["model"].update(data_mean=torch.full((3,), torch.nan)), "data_mean"),
-        (lambda c: c["model"].update(data_mean=torch.full((3,), 1e300, dtype=torch.float64)), "data_mean"),
         (lambda c: c["model"].update(data_std=torch.tensor(0.0)), "0"),
         (lambda c: c["model"].update(data_std=torch.tensor(-1.0)), "-1"),
         (lambda c: c["model"].update({3: torch.zeros(1)}), ""),
@@ -210,6 +189,19 @@ def test_states_of_several_processes_and_half_precision_are_read(path):
 def test_checkpoints_that_do_not_fit_are_refused(path, change, name):
     rewrite(path, change)
     with pytest.raises(DataError, match=f"x.pt .*{name}"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        1.0, torch.zeros(3, device="meta"), torch.zeros(3).to_sparse(), torch.zeros(3, dtype=torch.complex64),
+        torch.full((3,), torch.nan), torch.full((3,), 1e300, dtype=torch.float64), torch.zeros(4),
+    ],
+)  # fmt: skip
+def test_values_that_are_no_finite_tensors_are_refused(path, tensor):
+    rewrite(path, lambda c: c["model"].update(data_mean=tensor))
+    with pytest.raises(DataError, match=r"x.pt .*data_mean"):
         read_checkpoint(path)
 
 
@@ -235,6 +227,7 @@ def test_hostile_parameters_are_refused(path, name):
         {"K": None}, {"K": 3}, {"K": 0}, {"M": 0}, {"M": 2}, {"M": 4}, {"L": 3}, {"dh": 0}, {"de": None}, {"A": None},
         {"ivf_in_use": True}, {"ivf_in_use": True, "ivf_K": 5}, {"ivf_in_use": "yes"}, {"qinco1_mode": True},
         {"qinco1_mode": {}}, {"A": 4, "B": 16385}, {"A": 65537}, {"A": 0, "B": 65537}, {"dh": 2**24, "de": 2**24},
+        {"M": 10**6, "L": 0},
     ],
 )  # fmt: skip
 def test_parameters_that_do_not_fit_are_refused(path, change):
@@ -243,14 +236,7 @@ def test_parameters_that_do_not_fit_are_refused(path, change):
         read_checkpoint(path)
 
 
-def test_promises_beyond_the_file_are_refused(path):
-    rewrite(path, lambda c: c["parameters"].update(M=10**6, L=0))
-    with pytest.raises(DataError, match=r"x\.pt"):
-        read_checkpoint(path)
-
-
 def test_tensors_that_share_their_values_are_refused(path):
-    """Tied tensors could make a small file fill the memory."""
     shared = torch.ones(20_000)
     rewrite(path, lambda c: c["model"].update({f"x{n}": shared for n in range(100)}))
     with pytest.raises(DataError, match="share"):
@@ -276,13 +262,13 @@ def test_models_of_the_first_code_are_read(tmp_path, name, scale):
     assert (described["kind"], described["model"]) == ("QINCo checkpoint (v1)", model.config.to_dict())
 
 
-@pytest.mark.parametrize("rotates", [True, False])
-def test_product_models_of_the_first_code_are_read(tmp_path, rotates):
-    models = [random_model(QINCO1, seed) for seed in range(3)]
+@pytest.mark.parametrize(("count", "rotates"), [(3, True), (3, False), (1, False)])
+def test_product_models_of_the_first_code_are_read(tmp_path, count, rotates):
+    models = [random_model(QINCO1, seed) for seed in range(count)]
     rotation_DD = torch.linalg.qr(torch.randn(9, 9, generator=torch.Generator().manual_seed(0))).Q if rotates else None
     save_first_code(tmp_path / "x.pt", models, 2.0, rotation_DD, product=True)
     codec = Codec.load(tmp_path / "x.pt")
-    assert len(codec.models) == 3 and (codec.rotation_DD is not None) == rotates
+    assert len(codec.models) == count and (codec.rotation_DD is not None) == rotates
     for model, part in zip(models, codec.models, strict=True):
         model.mean.zero_()
         model.scale.fill_(2.0)
@@ -290,13 +276,7 @@ def test_product_models_of_the_first_code_are_read(tmp_path, rotates):
     if rotates:
         np.testing.assert_array_equal(codec.rotation_DD, rotation_DD.numpy())
     described = describe_checkpoint(tmp_path / "x.pt")
-    assert (described["num_parts"], described["dim"], described["model"]) == (3, 9, QINCO1.to_dict())
-
-
-def test_a_product_of_one_part_is_a_codec(tmp_path):
-    model = random_model(QINCO1)
-    save_first_code(tmp_path / "x.pt", [model], 2.0, None, product=True)
-    assert len(Codec.load(tmp_path / "x.pt").models) == 1
+    assert (described["num_parts"], described["dim"], described["model"]) == (count, 3 * count, QINCO1.to_dict())
 
 
 def test_the_first_code_becomes_the_second(tmp_path):

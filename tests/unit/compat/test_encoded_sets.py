@@ -34,7 +34,7 @@ def test_reads_what_the_authors_code_wrote():
     assert np.array_equal(codes[:], expected[:, 1:])
     assert np.array_equal(lists[:], expected[:, :1])
     assert np.array_equal(codes[1000:1010], expected[1000:1010, 1:])
-    with pytest.raises(DataError, match=r"M is 4 .* 5"):
+    with pytest.raises(DataError, match="M is 4"):
         open_npz(UPSTREAM / "enc_db.npz", 5, 256)
 
 
@@ -68,16 +68,13 @@ def test_numpy_reads_what_we_write(tmp_path, num_vectors, has_lists):
     count = max(1, -(-num_vectors // 7))
     assert written == [*(tmp_path / f"x.part_{number}.npz" for number in range(count)), tmp_path / "x.npz"]
     assert sorted(tmp_path.iterdir()) == sorted(written)
-    with np.load(tmp_path / "x.npz") as index:
-        assert {name: index[name].item() for name in index} == {"n_parts": count, "K": 256, "M": 3, "D": 32}
-        assert all(index[name].dtype == np.int64 for name in index)
-    parts = []
-    for path in written[:-1]:
-        with np.load(path) as part:
-            assert list(part) == ["codes"]
-            parts.append(part["codes"])
-    assert all(part.dtype == np.int64 for part in parts)
-    assert np.array_equal(np.concatenate(parts), codes if lists is None else np.concatenate([lists, codes], 1))
+    again = write_npz(tmp_path / "y.npz", codes, lists, 256, 32, part_rows=7, block_rows=20)
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in written]
+    *parts, index = (dict(np.load(path)) for path in written)
+    assert index == {"n_parts": count, "K": 256, "M": 3, "D": 32}
+    assert all(array.dtype == np.int64 for arrays in (index, *parts) for array in arrays.values())
+    columns = codes if lists is None else np.concatenate([lists, codes], 1)
+    assert np.array_equal(np.concatenate([part["codes"] for part in parts]), columns)
 
 
 def test_sets_and_parts_are_described(tmp_path):
@@ -87,14 +84,6 @@ def test_sets_and_parts_are_described(tmp_path):
     }  # fmt: skip
     described = describe_encoded_set(UPSTREAM / "enc_db.part_0.npz")
     assert (described["num_vectors"], described["columns"]) == (3000, 5)
-
-
-def test_the_same_codes_give_the_same_bytes(tmp_path):
-    codes = random_parts([20], 3, 256, np.uint8)[0]
-    for name in ("a", "b"):
-        write_npz(tmp_path / f"{name}.npz", codes, None, 256, 32)
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    assert npz_part(tmp_path / "a.npz", 0).read_bytes() == npz_part(tmp_path / "b.npz", 0).read_bytes()
 
 
 def test_parts_of_an_earlier_set_are_removed(tmp_path):
@@ -118,44 +107,31 @@ def index_with(**changes):
     return {"n_parts": np.int64(1), "K": np.int64(256), "M": np.int64(3), "D": np.int64(8)} | changes
 
 
-WRONG_INDEX = {
-    "more parts than there are": (index_with(n_parts=2), r"x\.part_1\.npz"),
-    "parts beyond reason": (index_with(n_parts=1 << 60), "n_parts"),
-    "negative parts": (index_with(n_parts=-1), "n_parts"),
-    "parts as a list": (index_with(n_parts=[1]), r"n_parts .*\(1,\)"),
-    "true": (index_with(n_parts=True), "bool"),
-    "no codewords": (index_with(K=0), "'K': 0"),
-    "unsigned beyond int64": (index_with(D=np.uint64(2**64 - 1)), "D"),
-    "other K": (index_with(K=512), "K is 512 .* 256"),
-    "other M": (index_with(M=4), r"\(4, 3\)"),
-    "no D": ({name: value for name, value in index_with().items() if name != "D"}, "D.npy"),
-    "a pickle": (index_with(K=np.array(256, object)), "object"),
+WRONG = {  # an index file, the codes of its part, and what messages hold
+    "more parts than there are": (index_with(n_parts=2), 0, r"x\.part_1\.npz"),
+    "parts beyond reason": (index_with(n_parts=1 << 60), 0, "n_parts"),
+    "negative parts": (index_with(n_parts=-1), 0, "n_parts"),
+    "parts as a list": (index_with(n_parts=[1]), 0, r"n_parts .*\(1,\)"),
+    "true": (index_with(n_parts=True), 0, "bool"),
+    "no codewords": (index_with(K=0), 0, "'K': 0"),
+    "unsigned beyond int64": (index_with(D=np.uint64(2**64 - 1)), 0, "D"),
+    "other K": (index_with(K=512), 0, "512"),
+    "other M": (index_with(M=4), 0, r"\(4, 3\)"),
+    "no D": ({name: value for name, value in index_with().items() if name != "D"}, 0, "D.npy"),
+    "a pickle": (index_with(K=np.array(256, object)), 0, "object"),
+    "one column too few": (index_with(), np.zeros((4, 2), int), r"\(4, 2\)"),
+    "a vector": (index_with(), np.zeros(4, int), r"\(4,\)"),
+    "floats": (index_with(), np.zeros((4, 3)), "float64"),
+    "fields": (index_with(), np.zeros((4, 3), [("a", "<i4"), ("b", "<i4")]), "codes"),
+    "objects": (index_with(), np.zeros((4, 3), object), "object"),
 }
 
 
-@pytest.mark.parametrize("name", WRONG_INDEX)
-def test_wrong_index_files_are_refused(tmp_path, name):
-    content, value = WRONG_INDEX[name]
-    write_npz(tmp_path / "x.npz", np.zeros((4, 3), np.uint8), None, 256, 8)
-    np.savez(tmp_path / "x.npz", **content)
-    with pytest.raises(DataError, match=value):
-        open_npz(tmp_path / "x.npz", 3, 256)
-
-
-WRONG_PART = {
-    "one column too few": (np.zeros((4, 2), int), r"\(4, 2\)"),
-    "a vector": (np.zeros(4, int), r"\(4,\)"),
-    "floats": (np.zeros((4, 3)), "float64"),
-    "fields": (np.zeros((4, 3), [("a", "<i4"), ("b", "<i4")]), "codes"),
-    "objects": (np.zeros((4, 3), object), "object"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG_PART)
-def test_wrong_parts_are_refused(tmp_path, name):
-    content, value = WRONG_PART[name]
-    np.savez(tmp_path / "x.npz", **index_with())
-    np.savez(tmp_path / "x.part_0.npz", codes=content)
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_index_files_and_parts_are_refused(tmp_path, name):
+    index, codes, value = WRONG[name]
+    np.savez(tmp_path / "x.npz", **index)
+    np.savez(tmp_path / "x.part_0.npz", codes=codes if np.ndim(codes) else np.zeros((4, 3), int))
     with pytest.raises(DataError, match=value):
         open_npz(tmp_path / "x.npz", 3, 256)
 
@@ -185,7 +161,4 @@ def test_parts_that_change_after_opening_are_found_damaged(tmp_path):
     codes, _ = open_npz(tmp_path / "x.npz", 3, 256)
     np.savez(tmp_path / "x.part_0.npz", codes=np.zeros((5, 3), int))
     with pytest.raises(DataError, match=r"\(5, 3\)"):
-        codes[:]
-    npz_part(tmp_path / "x.npz", 0).unlink()
-    with pytest.raises(DataError, match="No such file"):
         codes[:]

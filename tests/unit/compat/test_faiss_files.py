@@ -52,14 +52,11 @@ def best(made, k, inner_product=False):
 @pytest.mark.parametrize(
     ("key", "num_lists", "code_size", "codebook_size"),
     [
-        ("IVF12_HNSW32,RQ4x8_Nfloat", 12, 4, 256),
-        ("IVF12,LSQ4x8_Nfloat", 12, 4, 256),
-        ("IVF1_HNSW,RQ5x6_Nfloat", 1, 5, 64),
-        ("IVF40_HNSW16,RQ6x5_Nfloat", 40, 6, 32),
+        ("IVF12_HNSW32,RQ4x8_Nfloat", 12, 4, 256), ("IVF12,LSQ4x8_Nfloat", 12, 4, 256), ("IVF7,RQ30x1", 7, 30, 2),
+        ("IVF1_HNSW,RQ5x6_Nfloat", 1, 5, 64), ("IVF40_HNSW16,RQ6x5_Nfloat", 40, 6, 32),
         ("IVF7,RQ3x10_Nfloat", 7, 3, 1024),
-        ("IVF7,RQ30x1", 7, 30, 2),
     ],
-)
+)  # fmt: skip
 def test_plain_faiss_finds_what_the_tables_say(tmp_path, key, num_lists, code_size, codebook_size, inner_product):
     made = Made(num_lists, code_size, codebook_size)
     path = made.write(tmp_path / "x.faissindex", key, inner_product=inner_product)
@@ -93,13 +90,11 @@ def test_norms_are_quantized_over_the_range_of_those_that_are_stored(tmp_path):
 @pytest.mark.parametrize(
     ("key", "made"),
     [
-        ("IVF12_HNSW32,RQ4x8_Nqint8", Made()),
-        ("IVF300,RQ3x3_Nqint4", Made(300, 3, 8, 100)),
-        ("IVF1,RQ2x9_Nqint8", Made(1, 2, 512, 50)),
-        ("IVF2_HNSW32,LSQ1x1_Nqint8", Made(2, 1, 2, 1)),
+        ("IVF12_HNSW32,RQ4x8_Nqint8", Made()), ("IVF300,RQ3x3_Nqint4", Made(300, 3, 8, 100)),
+        ("IVF1,RQ2x9_Nqint8", Made(1, 2, 512, 50)), ("IVF2_HNSW32,LSQ1x1_Nqint8", Made(2, 1, 2, 1)),
         ("IVF2_HNSW32,RQ1x1_Nqint8", Made(2, 1, 2, 0)),
     ],
-)
+)  # fmt: skip
 def test_the_contents_come_back(tmp_path, key, made):
     index = FaissIndex(made.write(tmp_path / "x.faissindex", key))
     np.testing.assert_array_equal(index.centroids, made.centroids)
@@ -165,25 +160,15 @@ def test_keys_that_do_not_fit_are_refused(tmp_path, key):
     assert not list(tmp_path.iterdir())
 
 
-def _full_disk(index, path, write=faiss.write_index):
-    write(index, path)
-    os.truncate(path, 5000)
+@pytest.mark.parametrize("error", [RuntimeError("Error in FileIOWriter at io.cpp:12: Error: 'n'"), MemoryError(), None])
+def test_what_faiss_cannot_write_is_a_lack_of_resources(tmp_path, monkeypatch, error):
+    def fail(index, path, write=faiss.write_index):
+        if error:
+            raise error
+        write(index, path)
+        os.truncate(path, 5000)  # faiss does not notice a full disk
 
-
-def _raise(error):
-    raise error
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda *_: _raise(RuntimeError("Error in faiss::FileIOWriter at io.cpp:12: Error: 'n' failed")),
-        lambda *_: _raise(MemoryError()),
-        _full_disk,
-    ],
-)
-def test_what_faiss_cannot_write_is_a_lack_of_resources(tmp_path, monkeypatch, write):
-    monkeypatch.setattr(faiss, "write_index", write)
+    monkeypatch.setattr(faiss, "write_index", fail)
     with pytest.raises(ResourceError, match=r"x\.faissindex"):
         Made().write(tmp_path / "x.faissindex", "IVF12,RQ4x8_Nqint8")
     assert not list(tmp_path.iterdir())
@@ -193,13 +178,10 @@ def test_selectors_admit_what_they_admit():
     ids = np.random.default_rng(0).permutation(5000) * 3
     some = np.array([3, 6, 7, 10**15, 6])
     for selector in (
-        faiss.IDSelectorBatch(some),
-        faiss.IDSelectorArray(some),
-        faiss.IDSelectorRange(100, 200),
-        faiss.IDSelectorNot(faiss.IDSelectorRange(100, 12000)),
-        faiss.IDSelectorAll(),
+        faiss.IDSelectorBatch(some), faiss.IDSelectorArray(some), faiss.IDSelectorRange(100, 200),
+        faiss.IDSelectorNot(faiss.IDSelectorRange(100, 12000)), faiss.IDSelectorAll(),
         faiss.IDSelectorBitmap(np.array([0x55, 0xFF], np.uint8)),
-    ):
+    ):  # fmt: skip
         expected = sorted(int(i) for i in ids if selector.is_member(int(i)))
         found = selected_ids(selector, ids.astype(np.uint32), block=700)
         assert found.dtype == np.int64 and found.tolist() == expected and expected
@@ -253,16 +235,9 @@ def test_maps_of_ids_and_sparse_lists_are_read(tmp_path, kind):
     assert (np.sort(FaissIndex(path).shortlist(QUERIES, 3, 40)[1], axis=1) == ids).all()
 
 
-def _not_by_residual():
-    index = faiss.index_factory(DIM, "IVF3,RQ2x3_Nqint8")
-    index.by_residual = False
-    index.train(X)
-    return index
-
-
-def _with_search_type(search_type):
+def changed(by_residual=True, search_type=faiss.AdditiveQuantizer.ST_norm_qint8):
     index = trained("IVF3,RQ2x3_Nqint8")
-    index.rq.search_type = search_type
+    index.by_residual, index.rq.search_type = by_residual, search_type
     return index
 
 
@@ -273,9 +248,9 @@ def _with_search_type(search_type):
         (lambda: trained("Flat"), "IxF2"),
         (lambda: trained("IVF4,PRQ2x2x3"), "IwPR"),
         (lambda: trained("IVF4,RQ1x4_1x2"), r"\[4, 2\]"),
-        (lambda: _with_search_type(faiss.AdditiveQuantizer.ST_norm_from_LUT), ""),
+        (lambda: changed(search_type=faiss.AdditiveQuantizer.ST_norm_from_LUT), ""),
         (lambda: faiss.index_factory(DIM, "IVF4,RQ2x2"), ""),
-        (_not_by_residual, "by_residual"),
+        (lambda: changed(by_residual=False), "by_residual"),
         (lambda: trained("IVF4(SQ8),RQ2x2_Nqint8"), "coarse"),
     ],
 )
@@ -286,23 +261,15 @@ def test_other_indexes_are_refused(tmp_path, index, value):
         FaissIndex(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"Iw", b"no index at all", b"IwRQ", None])
-def test_other_files_are_refused_by_name(tmp_path, content):
-    path = tmp_path / "x.faissindex"
-    if content is not None:
-        path.write_bytes(content)
-    for read in (FaissIndex, describe_faiss_file):
-        with pytest.raises(DataError, match=r"x\.faissindex"):
-            read(path)
-
-
-def test_truncated_files_are_refused(tmp_path):
+def test_other_and_truncated_files_are_refused_by_name(tmp_path):
     path = Made(5, 2, 4, 30).write(tmp_path / "x.faissindex", "IVF5_HNSW4,RQ2x2_Nqint8")
     content = path.read_bytes()
-    for damaged in [*(content[:size] for size in range(0, len(content), 7)), content + b"\0"]:
+    truncated = [*(content[:size] for size in range(0, len(content), 7)), content + b"\0"]
+    for damaged in [*truncated, b"Iw", b"no index at all", b"IwRQ"]:
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"x\.faissindex"):
-            FaissIndex(path)
+        for read in (FaissIndex, describe_faiss_file):
+            with pytest.raises(DataError, match=r"x\.faissindex"):
+                read(path)
 
 
 def test_promised_sizes_take_no_memory(tmp_path):
@@ -318,15 +285,11 @@ def test_promised_sizes_take_no_memory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "made"),
-    [
-        ("IVF5_HNSW4,RQ2x2_Nqint8", Made(5, 2, 4, 30)),
-        ("IVF60_HNSW2,LSQ2x2_Nfloat", Made(60, 2, 4, 30)),
-        ("IVF5,RQ3x3", Made(5, 3, 8, 30)),
-    ],
+    ("key", "sizes"),
+    [("IVF5_HNSW4,RQ2x2_Nqint8", (5, 2, 4)), ("IVF60_HNSW2,LSQ2x2_Nfloat", (60, 2, 4)), ("IVF5,RQ3x3", (5, 3, 8))],
 )
-def test_damaged_files_are_refused_or_harmless(tmp_path, key, made):
-    path = made.write(tmp_path / "x.faissindex", key)
+def test_damaged_files_are_refused_or_harmless(tmp_path, key, sizes):
+    path = Made(*sizes, 30).write(tmp_path / "x.faissindex", key)
     good, generator, refused = np.fromfile(path, np.uint8), np.random.default_rng(0), 0
     for place in generator.integers(len(good), size=500):
         bad = good.copy()

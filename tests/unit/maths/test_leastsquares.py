@@ -82,8 +82,3 @@ def test_more_table_rows_than_a_matrix_is_made_for():
     found_MKD = leastsquares.fit_additive_tables([(codes_NM, x_ND)], 2, size, ridge=1e-4)
     used = codes_NM[np.bincount(codes_NM[:, 0], minlength=size)[codes_NM[:, 0]] > 1]
     np.testing.assert_allclose(decoded(found_MKD, used), decoded(tables_MKD, used) + 5, atol=0.02)
-
-
-def test_no_vectors_are_refused():
-    with pytest.raises(ValueError, match="no vectors"):
-        leastsquares.fit_additive_tables([(np.zeros((0, 2), np.uint8), np.zeros((0, 3), np.float32))], 2, 4)

@@ -52,7 +52,8 @@ def after_bare() -> tuple[Sizes, list[StepArrays]]:
     sizes, (_, step) = conditioned()
     first, second = normal(8, 5, seed=7), replace(step, preselector=normal(8, 5, seed=8))
     second = replace(second, first_cross=first @ second.preselector.T)
-    return replace(sizes, first_is_bare=True), [StepArrays(first), second]
+    sizes.first_is_bare = True
+    return sizes, [StepArrays(first), second]
 
 
 def outputs(step: StepArrays, x_D: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from native_levels import LEVELS, needs_native
+from small_lists import lists_of
 
 from qinco.errors import ResourceError
 from qinco.native import scanner as module
@@ -29,9 +30,7 @@ def normal(*shape, seed=0):
 def make_lists(count, steps, num_lists, seed=0) -> InvertedLists:
     random = np.random.default_rng(seed)
     codes_NM, norms_N = (random.integers(0, 256, shape, np.uint8) for shape in ((count, steps), count))
-    return InvertedLists.from_arrays(
-        codes_NM, norms_N, random.integers(0, num_lists, count), np.arange(count), num_lists
-    )
+    return lists_of(codes_NM, norms_N, random.integers(0, num_lists, count), np.arange(count), num_lists)
 
 
 def make_scanner(steps=3, dim=5, num_lists=4, levels=NO_LEVELS, inner_product=False) -> NativeScanner:
@@ -41,7 +40,7 @@ def make_scanner(steps=3, dim=5, num_lists=4, levels=NO_LEVELS, inner_product=Fa
 def one_list(codes_NM, norms_N=None) -> InvertedLists:
     count = len(codes_NM)
     norms_N = np.zeros(count, np.uint8) if norms_N is None else norms_N
-    return InvertedLists.from_arrays(codes_NM.astype(np.uint8), norms_N, np.zeros(count, int), np.arange(count), 1)
+    return lists_of(codes_NM.astype(np.uint8), norms_N, np.zeros(count, int), np.arange(count), 1)
 
 
 def search(scanner, queries_QD, segments, num_short=10, nprobe=None, probes=None, admitted=None, threads=1):
@@ -57,7 +56,7 @@ def test_a_few_vectors_by_hand():
     tables_MKD = np.zeros((2, 256, 1), np.float32)
     tables_MKD[0, :3, 0], tables_MKD[1, :2, 0] = [0, 1, 2], [0, 10]
     levels = np.arange(256, dtype=np.float32)
-    lists = InvertedLists.from_arrays(
+    lists = lists_of(
         np.array([[2, 0], [1, 1], [0, 0]], np.uint8), np.array([4, 100, 7], np.uint8), np.array([0, 1, 1]),
         np.array([70, 80, 2**40]), 2,
     )  # fmt: skip

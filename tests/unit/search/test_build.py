@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, decoded, trained, vectors
+from small_lists import lists_of
 from small_models import random_model
 
 import qinco
@@ -13,9 +14,8 @@ from qinco.errors import ConfigError, DataError
 from qinco.search.build import check_codec, fill_lists, fit_tables, metric_of_codec, prepared
 from qinco.search.fit import FitSample, fit_lookup, fit_lookup_decoder
 from qinco.search.index import Index
-from qinco.search.lists import InvertedLists
 from qinco.search.metric import L2, Metric
-from qinco.search.partition import assign_decoded, choose_num_lists, partition, sample_rows
+from qinco.search.partition import assign_decoded, choose_num_lists, partition
 from qinco.search.parts import merge_small
 from qinco.vectors.rows import as_source
 
@@ -53,16 +53,6 @@ def test_prepared_vectors_are_read_as_the_originals():
         list(prepared(as_source(broken), Metric("cosine")).blocks(50))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_all_vectors_are_encoded(kind):
-    heard = []
-    codes = trained(kind).encode(vectors(), progress=lambda *told: heard.append(told))
-    expected = trained(kind).encode(vectors())
-    assert codes.dtype == np.uint8 and np.array_equal(codes.codes, expected.codes)
-    assert codes.has_lists == (kind == "ivf") and (kind != "ivf" or np.array_equal(codes.lists, expected.lists))
-    assert heard[-1] == ("encoding", NUM_VECTORS, NUM_VECTORS)
-
-
 def test_the_number_of_lists_follows_that_of_vectors():
     numbers = [choose_num_lists(None, count) for count in (1, 38, 78, 1000, 20_000, 10**6, 10**9)]
     assert numbers == [1, 1, 2, 25, 512, 4096, 131072]
@@ -97,13 +87,6 @@ def test_a_partition_depends_on_the_seed_alone():
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
-def test_sampled_rows_are_different_and_ascend():
-    assert sample_rows(5, 5, 0).tolist() == [0, 1, 2, 3, 4]
-    rows = sample_rows(1000, 100, 3)
-    assert len(rows) == 100 and (np.diff(rows) > 0).all() and rows[-1] < 1000
-    assert np.array_equal(rows, sample_rows(1000, 100, 3)) and not np.array_equal(rows, sample_rows(1000, 100, 4))
-
-
 def test_fitted_centroids_decode_better_vectors_they_have_not_seen():
     codec, x_ND = trained("ivf"), vectors(6000, 1)
     codes = codec.encode(x_ND)
@@ -116,15 +99,6 @@ def test_fitted_centroids_decode_better_vectors_they_have_not_seen():
     ]
     assert errors[1] < 0.97 * errors[0]
     assert both[1].centroids_VD.dtype == np.float32 and both[1].centroids_VD.shape == (NUM_LISTS, DIM)
-
-
-def test_centroids_of_lists_without_vectors_stay():
-    codec = trained("ivf")
-    codes = codec.encode(vectors())
-    some = codes.lists > 0
-    fitted = fit_lookup(sample_of(codes[some], vectors()[some]), 16, codec.coarse_centroids)
-    assert np.array_equal(fitted.centroids_VD[0], codec.coarse_centroids[0])
-    assert not np.allclose(fitted.centroids_VD[1:], codec.coarse_centroids[1:])
 
 
 def test_nothing_is_fitted_to_vectors_held_out():
@@ -211,7 +185,7 @@ def test_what_cannot_be_built_of_codes_is_refused(tmp_path):
 def test_segments_are_merged_where_the_last_is_not_small():
     def segment(count):
         zeros_N = np.zeros(count, np.uint8)
-        return InvertedLists.from_arrays(zeros_N[:, None], zeros_N, zeros_N.astype(int), np.arange(count), 1)
+        return lists_of(zeros_N[:, None], zeros_N, zeros_N.astype(int), np.arange(count), 1)
 
     def sizes(*counts):
         return [len(part) for part in merge_small(tuple(map(segment, counts)))]

@@ -58,11 +58,6 @@ def test_the_nearest_centroids_are_found(inner_product, effort):
     assert (np.diff(values, axis=1) >= 0).all()
 
 
-def test_all_centroids_are_probed_where_there_are_fewer_than_asked_for():
-    _, lists = CoarseGraph(CENTROIDS[:7]).probe(QUERIES, 20)
-    assert (np.sort(lists, axis=1) == np.arange(7)).all()
-
-
 def test_the_effort_of_the_search_is_honoured():
     order_QV = exact(QUERIES, CENTROIDS)[1]
     assigner = CoarseGraph(CENTROIDS)
@@ -99,16 +94,6 @@ def test_the_graph_does_not_depend_on_threads():
         assert CoarseGraph(CENTROIDS).serialize() == several
 
 
-def test_threads_are_given_back():
-    before = faiss.omp_get_max_threads()
-    with pytest.raises(KeyError), faiss_threads(before + 1):
-        assert faiss.omp_get_max_threads() == before + 1
-        raise KeyError
-    with faiss_threads(None):
-        assert faiss.omp_get_max_threads() == before
-    assert faiss.omp_get_max_threads() == before
-
-
 @pytest.mark.parametrize("inner_product", [False, True])
 def test_a_graph_comes_back_from_a_file(tmp_path, inner_product):
     graph = CoarseGraph(CENTROIDS, inner_product=inner_product)
@@ -123,49 +108,26 @@ def test_a_graph_comes_back_from_a_file(tmp_path, inner_product):
     assert again.serialize() == data
 
 
-def _serialized(index):
+def _of_faiss(index) -> bytes:
+    index.add(CENTROIDS)
     return faiss.serialize_index(index).tobytes()
 
 
-def _flat():
-    index = faiss.IndexFlatL2(6)
-    index.add(CENTROIDS)
-    return index
-
-
-def _whole_graph():
-    index = faiss.IndexHNSWFlat(6, 32)
-    index.add(CENTROIDS)
-    return index
-
-
 @pytest.mark.parametrize(
-    ("data", "centroids"),
+    ("data", "centroids", "options"),
     [
-        (lambda good: good[:-1], CENTROIDS),
-        (lambda good: good[: len(good) // 2], CENTROIDS),
-        (lambda good: good[:3], CENTROIDS),
-        (lambda good: b"no graph at all", CENTROIDS),
-        (lambda good: good, CENTROIDS[:-1]),
-        (lambda good: good, CENTROIDS[:, :-1]),
-        (lambda good: _serialized(_flat()), CENTROIDS),
-        (lambda good: _serialized(_whole_graph()), CENTROIDS),
+        (lambda good: good[:-1], CENTROIDS, {}), (lambda good: good[:3], CENTROIDS, {}),
+        (lambda good: good, CENTROIDS[:-1], {}), (lambda good: good, CENTROIDS[:, :-1], {}),
+        (lambda good: good, CENTROIDS, {"inner_product": True}),
+        (lambda good: _of_faiss(faiss.IndexFlatL2(6)), CENTROIDS, {}),
+        (lambda good: _of_faiss(faiss.IndexHNSWFlat(6, 32)), CENTROIDS, {}),
     ],
-)
-def test_what_is_no_graph_of_the_centroids_is_refused(tmp_path, data, centroids):
+)  # fmt: skip
+def test_what_is_no_graph_of_the_centroids_is_refused(tmp_path, data, centroids, options):
     path = tmp_path / "hnsw.bin"
     path.write_bytes(data(CoarseGraph(CENTROIDS).serialize()))
     with pytest.raises(DataError, match=r"hnsw\.bin"):
-        CoarseGraph.read(path, centroids)
-
-
-def test_another_metric_and_a_missing_file_are_refused(tmp_path):
-    path = tmp_path / "hnsw.bin"
-    path.write_bytes(CoarseGraph(CENTROIDS).serialize())
-    with pytest.raises(DataError, match=r"hnsw\.bin"):
-        CoarseGraph.read(path, CENTROIDS, inner_product=True)
-    with pytest.raises(DataError, match=r"nothing\.bin"):
-        CoarseGraph.read(tmp_path / "nothing.bin", CENTROIDS)
+        CoarseGraph.read(path, centroids, **options)
 
 
 def test_a_damaged_graph_is_refused_or_harmless(tmp_path):

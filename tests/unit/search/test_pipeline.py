@@ -68,12 +68,6 @@ def test_the_network_orders_the_shortlist():
     assert np.array_equal(best.codes[..., 0].astype(int) + 1000, ids_QR) and (best.lists == 0).all()
 
 
-def test_k_vectors_are_decoded_at_least():
-    searched = Searched(neural=Decoder())
-    best, _ = searched.run(QUERIES_QD, 12, SearchOptions(num_short=5))
-    assert searched.lengths == [12] and np.array_equal(best.ids, nearest(X_ND, 12, 12)[0])
-
-
 def test_without_a_network_the_order_is_the_shortlists():
     for decoders, options in (({}, SearchOptions()), ({"neural": Decoder()}, SearchOptions(num_short=0))):
         searched = Searched(**decoders)
@@ -141,11 +135,6 @@ def test_stages_are_timed():
     run = Searched(neural=Decoder(), pairwise=Decoder(0.1))
     run.run(QUERIES_QD, 3, SearchOptions(num_short=5))
     assert tuple(run.pipeline.seconds) == STAGE_TIMINGS and all(run.pipeline.seconds.values())
-
-
-def test_no_queries_have_no_results():
-    best, _ = Searched(neural=Decoder(), pairwise=Decoder(0.1)).run(QUERIES_QD[:0], 3, SearchOptions(num_short=5))
-    assert best.ids.shape == best.values.shape == (0, 3)
 
 
 def test_shortlists_are_cut_and_padded():

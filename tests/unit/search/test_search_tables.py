@@ -89,11 +89,6 @@ def test_a_filter_finds_its_vectors_wherever_they_are(metric):
             assert np.array_equal(found.ids[:, : len(there)], expected_QS)
 
 
-def test_an_empty_filter_finds_nothing():
-    found = shortlist(built(), 5, SearchOptions(nprobe=2), make_filter(np.array([], np.int64)))
-    assert (found.ids == -1).all() and np.isposinf(found.values).all() and (found.lists == -1).all()
-
-
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_graph_leads_to_many_lists(metric, monkeypatch):
     index = built("plain", metric)

@@ -9,8 +9,8 @@ from small_models import ARCHITECTURES, random_model, random_vectors, torch_enco
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.model.qinco import Qinco
 from qinco.training.codebooks import CodewordUse, initialize_model
-from qinco.training.estimate import estimate
 from qinco.training.loop import EpochReport, StepReport, Training, narrow_options, prefix_losses
+from qinco.training.monitor import estimate
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
 from qinco.training.schedule import SCHEDULES

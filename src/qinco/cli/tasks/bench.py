@@ -18,6 +18,10 @@ _ARCHITECTURE = ("model_args", "qinco1_mode", "M", "K", "L", "de", "dh")
     imports=("qinco.codec",),
 )
 def bench(settings, console) -> None:
+    import torch
+
+    from qinco.machine import processor_name, usable_cores
+
     name, codec = _codec(settings)
     own = encode_options(settings, codec).override(precision="auto", engine="auto")
     cases = {
@@ -35,7 +39,11 @@ def bench(settings, console) -> None:
         }
         for speed in measured
     ]  # fmt: skip
-    machine = _machine(codec) | {"weights": "trained" if settings["model"] else "random, as fast as trained ones"}
+    machine = {
+        "processor": processor_name(), "cores": usable_cores(), "torch": torch.__version__,
+        "device": "cpu" if codec.device.type == "cpu" else torch.cuda.get_device_name(codec.device),
+        "weights": "trained" if settings["model"] else "random, as fast as trained ones",
+    }  # fmt: skip
     if settings["json"]:
         console.print_result({"results": rows} | machine, True)
         return
@@ -68,13 +76,3 @@ def _codec(settings: Settings) -> "tuple[str, qinco.Codec]":
 def _text(options: EncodeOptions) -> str:
     keys = field_keys(EncodeOptions)
     return " ".join(f"{keys[name]}={value}" for name, value in options.to_dict().items() if value is not None)
-
-
-def _machine(codec: "qinco.Codec") -> dict:
-    import torch
-
-    from qinco.machine import processor_name, usable_cores
-
-    is_cpu = codec.device.type == "cpu"
-    device = "cpu" if is_cpu else torch.cuda.get_device_name(codec.device)
-    return {"processor": processor_name(), "cores": usable_cores(), "device": device, "torch": torch.__version__}

@@ -21,20 +21,12 @@ def ivf_centroids(settings, console) -> None:
     source, count, begun = open_trainset(settings), settings["ivf_K"], time.monotonic()
     check_output(settings["output"], overwrite=settings["overwrite"], inputs=files_read(settings))
     qinco.kmeans(
-        source,
-        count,
-        seed=settings["seed"],
-        device=find_device(settings),
-        output=settings["output"],
-        overwrite=settings["overwrite"],
-        progress=console.progress,
-    )
+        source, count, seed=settings["seed"], device=find_device(settings), output=settings["output"],
+        overwrite=settings["overwrite"], progress=console.progress,
+    )  # fmt: skip
     result = {
-        "output": settings["output"],
-        "num_lists": count,
-        "dim": source.dim,
-        "num_vectors": min(len(source), MAX_POINTS_PER_CENTROID * count),
-        "seconds": time.monotonic() - begun,
+        "output": settings["output"], "num_lists": count, "dim": source.dim,
+        "num_vectors": min(len(source), MAX_POINTS_PER_CENTROID * count), "seconds": time.monotonic() - begun,
         "threads": conditions(settings)["threads"],
-    }
+    }  # fmt: skip
     console.print_result(result, settings["json"])

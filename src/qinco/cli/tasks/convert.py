@@ -19,16 +19,9 @@ def convert(settings, console) -> None:
     options = encode_options(settings, codec)
     is_chosen = settings["A"] is not None or settings["C"] is not None
     converted = qinco.convert_codec(
-        codec.with_options(options),
-        settings["output"],
-        options if is_chosen else None,
-        overwrite=settings["overwrite"],
-        inputs=files_read(settings),
-    )
-    result = {
-        "output": settings["output"],
-        "bytes": Path(settings["output"]).stat().st_size,
-        "bytes_per_vector": converted.bytes_per_vector,
-        "encode": converted.encode_options.to_dict(),
-    }
+        codec.with_options(options), settings["output"], options if is_chosen else None,
+        overwrite=settings["overwrite"], inputs=files_read(settings),
+    )  # fmt: skip
+    result = {"output": settings["output"], "bytes": Path(settings["output"]).stat().st_size}
+    result |= {"bytes_per_vector": converted.bytes_per_vector, "encode": converted.encode_options.to_dict()}
     console.print_result(result, settings["json"])

@@ -22,7 +22,7 @@ def doctor(settings, console) -> None:
 def _rows(facts: dict) -> Iterator[tuple[str, str, str]]:
     for section, content in facts.items():
         parts = content if isinstance(content, list) else [content]
-        entries = content.items() if isinstance(content, dict) else [("", part) for part in parts]
+        entries = list(content.items()) if isinstance(content, dict) else [("", part) for part in parts]
         for i, (name, value) in enumerate(entries or [("", "none")]):
             yield "" if i else section.replace("_", " "), name.removesuffix("_bytes"), _text(name, value)
 
@@ -33,6 +33,4 @@ def _text(name: str, value) -> str:
         return ", ".join(f"{inner.removesuffix('_bytes')} {_text(inner, part)}" for inner, part in shown.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if name.endswith("_bytes") and value is not None:
-        return f"{value / 2**30:,.1f} GiB"
-    return format_value(value)
+    return f"{value / 2**30:,.1f} GiB" if name.endswith("_bytes") and value else format_value(value)

@@ -21,12 +21,9 @@ def download(settings, console) -> None:
     from qinco.datasets.fetch import download as download_files
 
     results = download_files(
-        settings["name"],
-        small=settings["small"],
-        mirror=settings["mirror"],
-        overwrite=settings["overwrite"],
+        settings["name"], small=settings["small"], mirror=settings["mirror"], overwrite=settings["overwrite"],
         progress=console.progress,
-    )
+    )  # fmt: skip
     files = [asdict(result) for result in results]
     if not settings["json"]:
         console.print_table([list(file.values()) for file in files], ["path", "bytes", "seconds", "state"])

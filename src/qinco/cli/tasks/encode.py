@@ -15,8 +15,7 @@ from qinco.cli.open import conditions, encode_options, files_read, open_codec, o
         Key("shard", "share", None, "encode only share i of n, written i/n"),
         f"{ENCODING} {MACHINE} enc_max_bs",
     ],
-    required=("model", "db", "output"),
-    required_with={"encode_trainset": ("model", "trainset|db", "output")},
+    required=("model", "db|encode_trainset", "output"),
     imports=("qinco.codec",),
     is_distributed=True,
 )
@@ -24,17 +23,12 @@ def encode(settings, console) -> None:
     from qinco.training.processes import Processes
 
     codec = open_codec(settings)
+    source = open_trainset(settings) if settings["encode_trainset"] else open_database(settings)
     done = qinco.encode_file(
-        codec,
-        open_trainset(settings) if settings["encode_trainset"] else open_database(settings),
-        settings["output"],
-        encode_options(settings, codec),
-        resume=settings["resume"],
-        overwrite=settings["overwrite"],
-        shard=settings["shard"],
-        inputs=files_read(settings),
+        codec, source, settings["output"], encode_options(settings, codec), resume=settings["resume"],
+        overwrite=settings["overwrite"], shard=settings["shard"], inputs=files_read(settings),
         progress=console.progress,
-    )
+    )  # fmt: skip
     if not done.complete:
         console.info("this share is done; the output is complete when all the others are")
         if Processes.count_by_environment() > 1:  # the process that completes the output reports for all

@@ -63,7 +63,7 @@ def eval_time(settings, console) -> None:
 
 
 def _evaluate(settings: Settings, console, codec: "qinco.Codec", source: "qinco.VectorSource") -> None:
-    options, steps = inputs.encode_options(settings, codec), inputs.num_steps(settings, codec)
+    options, steps = inputs.encode_options(settings, codec), settings["prefix"]
     done, scale = qinco.evaluate(codec, source, options, steps, progress=console.progress), inputs.mse_scale(settings)
     result = {"mse": done.mse * scale, "mse_per_step": [mse * scale for mse in done.mse_per_step]}
     _print(settings, console, result, done.num_vectors, done.seconds)

@@ -62,7 +62,7 @@ def _search_decoded(settings: Settings, console) -> None:
     decoder, begun = inputs.open_decoder(settings, codec, console.progress), time.monotonic()
     found = qinco.exhaustive_recall(
         codec, source, queries, truth, decoder=decoder, options=inputs.encode_options(settings, codec),
-        num_steps=inputs.num_steps(settings, codec), precision=inputs.decode_precision(settings),
+        num_steps=settings["prefix"], precision=inputs.decode_precision(settings),
         device=inputs.find_device(settings), progress=console.progress,
     )  # fmt: skip
     result = {"decoder": settings["decoder"], "recall": found, "num_vectors": len(source), "num_queries": len(queries)}
