@@ -31,6 +31,7 @@ _FEATURES = {
                "avx512_vbmi": "avx512vbmi", "amx_bf16": "amx_bf16"},
     "aarch64": {"neon": "asimd", "bf16": "bf16"},
 }  # fmt: skip
+_REQUIREMENT = re.compile(r"([\w.-]+)(?:.*?>=\s*([\w.]+))?(?:.*extra == \W([\w-]+))?")
 _MSE_TOLERANCE = 1.02
 
 
@@ -99,18 +100,17 @@ def _packages() -> tuple[dict[str, str], dict[str, str], list[str]]:
     except metadata.PackageNotFoundError:
         return {}, {}, ["qinco runs from a folder without being installed: pip install -e ."]
     for line in lines:
-        name, minimum = re.match(r"[\w.-]+", line)[0], re.search(r">=\s*([\w.]+)", line)
-        extra = re.search(r"extra == \W([\w-]+)", line)
-        if name == "qinco" or (extra and extra[1] == "dev"):
+        name, minimum, extra = _REQUIREMENT.match(line).groups()
+        if name == "qinco" or extra == "dev":
             continue
         with suppress(metadata.PackageNotFoundError):
             versions.setdefault(name, metadata.version(name))
         if name not in versions:
-            not_installed[name] = f"pip install 'qinco[{extra[1]}]'" if extra else "pip install --upgrade qinco"
+            not_installed[name] = f"pip install 'qinco[{extra}]'" if extra else "pip install --upgrade qinco"
         if name not in versions and extra is None:
             problems.append(f"{name} is missing: pip install --upgrade qinco")
-        elif name in versions and minimum and _numbers(versions[name]) < _numbers(minimum[1]):
-            problems.append(f"{name} {versions[name]} is too old: pip install --upgrade '{name}>={minimum[1]}'")
+        elif name in versions and minimum and _numbers(versions[name]) < _numbers(minimum):
+            problems.append(f"{name} {versions[name]} is too old: pip install --upgrade '{name}>={minimum}'")
     return versions, not_installed, problems
 
 
@@ -135,13 +135,12 @@ def _folder(find) -> dict:
 
 def _data_sets() -> dict:
     """The data sets of which files are there, with the files that are missing."""
-    found = {}
-    for dataset in DATASETS.values():
-        files = (dataset.database, dataset.trainset, dataset.queries, dataset.ground_truth)
-        missing = [path for path in files if not Path(path).is_file()]
-        if len(missing) < len(files):
-            found[dataset.name] = {"files": len(files) - len(missing), "missing": missing}
-    return found
+    missing = {
+        name: [path for path in (dataset.database, dataset.trainset, dataset.queries, dataset.ground_truth)
+               if not Path(path).is_file()]
+        for name, dataset in DATASETS.items()
+    }  # fmt: skip
+    return {name: {"files": 4 - len(paths), "missing": paths} for name, paths in missing.items() if len(paths) < 4}
 
 
 def _devices() -> dict:
@@ -181,8 +180,7 @@ def self_check(device: torch.device) -> str | None:
         return "faiss does not find the nearest coarse centroids"
     packed, start_ND = pack(model, "torch", torch.float32), model.initial_reconstruction(256, lists_N)
     codes_NM, reached_ND = packed.encode_tensors(model.normalize(x_ND), start_ND, codec.encode_options)
-    decoded_ND = codec.decode(codes_NM, lists_N)
-    expected_ND = model.denormalize(reached_ND).cpu().numpy()
+    decoded_ND, expected_ND = codec.decode(codes_NM, lists_N), model.denormalize(reached_ND).cpu().numpy()
     if not np.allclose(decoded_ND, expected_ND, rtol=1e-4, atol=1e-4):
         return f"decoded vectors differ from the search's by {np.abs(decoded_ND - expected_ND).max():.2g}"
     error = np.square(decoded_ND - x).sum()

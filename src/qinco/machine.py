@@ -17,12 +17,8 @@ _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a huge number
 
 @dataclass(frozen=True)
 class GroupLimits:
-    """What the control groups (v1 or v2) of this process allow.
-
-    Attributes:
-        cores: CPU quota in cores; None without a quota.
-        memory: memory limit in bytes; None without a limit.
-        free: bytes that may still be allocated under that limit; None without a limit.
+    """What the control groups (v1 or v2) of this process allow: a CPU quota in cores, a memory limit in bytes, and the
+    bytes that may still be allocated under it; None without a limit.
     """
 
     cores: float | None
@@ -31,24 +27,14 @@ class GroupLimits:
 
 
 def usable_cores(root: Path = _ROOT) -> int:
-    """Number of cores this process can keep busy: its affinity mask, capped by its control group's CPU quota.
-
-    Example:
-        >>> usable_cores() >= 1
-        True
-    """
+    """Number of cores this process can keep busy: its affinity mask, capped by its control group's CPU quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = group_limits(root).cores
     return allowed if quota is None else min(allowed, max(1, math.ceil(quota)))
 
 
 def free_memory(root: Path = _ROOT) -> int:
-    """Bytes that can be allocated without swapping and without exceeding the control group's limit.
-
-    Example:
-        >>> free_memory() > 0
-        True
-    """
+    """Bytes that can be allocated without swapping and without exceeding the control group's limit."""
     free = _available_memory(root)
     limit = group_limits(root).free
     return free if limit is None else min(free, limit)

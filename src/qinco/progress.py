@@ -2,8 +2,7 @@
 
 Every long call of the library takes `progress=`:
 
-- None (default): a bar with rate and remaining time where a person watches (a terminal or Jupyter), nothing elsewhere
-- False: nothing
+- None (default): a bar with rate and remaining time on a terminal or in Jupyter, nothing elsewhere; False: nothing
 - True: a bar on a terminal or in Jupyter, and a line every 30 seconds elsewhere, on standard error
 - a function `report(stage, done, total, unit, **fields)`, called after every piece of work
 """
@@ -87,8 +86,7 @@ class Meter:
         if rate is not None:
             parts.append(f"{format_number(rate)} {self.unit}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit}")
             parts.append(f"{format_duration(self.seconds_left or 0)} left")
-        parts += [f"{name} {format_number(value)}" for name, value in self.fields.items()]
-        return ", ".join(parts)
+        return ", ".join(parts + [f"{name} {format_number(value)}" for name, value in self.fields.items()])
 
     def record(self) -> dict:
         """The same as JSON values."""

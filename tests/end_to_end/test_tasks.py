@@ -46,19 +46,16 @@ def run_json(capsys, *arguments: str) -> dict:
 def test_trains_evaluates_encodes_decodes_and_searches(folder, capsys):
     model = f"model={folder}/codec.safetensors"
     done = run_json(capsys, "eval", model, f"db={folder}/base.npy")
-    assert done["num_vectors"] == 300
-    assert len(done["mse_per_step"]) == 3
+    assert done["num_vectors"] == 300 and len(done["mse_per_step"]) == 3
     assert done["mse_per_step"] == sorted(done["mse_per_step"], reverse=True)
     assert done["mse"] == done["mse_per_step"][-1]
     assert run_json(capsys, "task=eval", model, f"db={folder}/base.npy", "mse_scale=0.5")["mse"] == done["mse"] / 2
     assert run_json(capsys, "eval", model, f"db={folder}/base.npy", "prefix=2")["mse"] > done["mse"]
 
-    assert (
-        run_json(capsys, "encode", model, f"db={folder}/base.npy", f"output={folder}/codes.npy")["num_vectors"] == 300
-    )
+    done_encoding = run_json(capsys, "encode", model, f"db={folder}/base.npy", f"output={folder}/codes.npy")
+    assert done_encoding["num_vectors"] == 300
     codes = np.load(folder / "codes.npy")
-    assert codes.shape == (300, 3)
-    assert codes.dtype == np.uint8
+    assert (codes.shape, codes.dtype) == ((300, 3), np.uint8)
     run_json(capsys, "decode", model, f"codes={folder}/codes.npy", f"output={folder}/decoded.fvecs")
     decoded, base = qinco.open_vectors(folder / "decoded.fvecs")[:], qinco.open_vectors(folder / "base.npy")[:]
     assert ((decoded - base) ** 2).sum(1).mean() == pytest.approx(done["mse"], rel=1e-5)
@@ -68,12 +65,9 @@ def test_trains_evaluates_encodes_decodes_and_searches(folder, capsys):
 
     queries = [f"queries={folder}/query.fvecs", f"queries_gt={folder}/gt.ivecs"]
     shares = run_json(capsys, "search", model, f"db={folder}/base.npy", *queries)["recall"]
-    assert set(shares) == {"1", "10", "100"}
     assert 0.05 < shares["1"] <= shares["10"] <= shares["100"] <= 1
     times = run_json(capsys, "eval_time", model, f"db={folder}/base.npy", "threads=1")
-    assert times["encode_us"] > 0
-    assert times["decode_us"] > 0
-    assert times["threads"] == 1
+    assert times["encode_us"] > 0 and times["decode_us"] > 0 and times["threads"] == 1
 
 
 def test_validation_set_is_the_end_of_the_training_set(folder, capsys):
@@ -81,13 +75,6 @@ def test_validation_set_is_the_end_of_the_training_set(folder, capsys):
     done = run_json(capsys, "eval_valset", model, f"trainset={folder}/train.fvecs", "ds.valset=100")
     codec, x = qinco.Codec.load(folder / "codec.safetensors"), qinco.open_vectors(folder / "train.fvecs")[-100:]
     assert done["mse"] == pytest.approx(float(((codec.decode(codec.encode(x)) - x) ** 2).sum(1).mean()), rel=1e-5)
-
-
-def test_info_describes_every_file(folder, capsys):
-    assert run_json(capsys, "info", f"{folder}/codec.safetensors")["kind"] == "codec"
-    assert run_json(capsys, "info", f"{folder}/codec.safetensors.last")["kind"] == "training state"
-    vectors = run_json(capsys, "info", f"file={folder}/train.fvecs")
-    assert (vectors["num_vectors"], vectors["dim"]) == (1200, 8)
 
 
 def test_ivf_codec_through_files(folder, tmp_path, capsys):
@@ -133,21 +120,11 @@ WRONG = {
     "not a data set": ("eval model={codec} db=bigann9M", 3, "bigann1M"),
     "truncated vectors": ("eval model={codec} db={truncated}", 3, "truncated.fvecs"),
     "vectors as a codec": ("eval model={base} db={base}", 3, "base.npy"),
-    "truncated codec": ("eval model={broken} db={base}", 3, "broken.safetensors"),
     "NaN": ("eval model={codec} db={nan}", 3, "row 7"),
-    "NaN in training": ("train trainset={nan} output={new} K=16", 3, "row 7"),
     "dimension": ("eval model={codec} db={gt}", 3, "dimensions"),
     "too few": ("train trainset={base} output={new} K=1024", 3, "1024"),
     "validation": ("train trainset={base} output={new} ds.valset=200", 2, "200"),
-    "key": ("train trainset={base} output={new} epoch=3", 2, "id you mean epochs?"),
-    "preset": ("train trainset={base} output={new} model_args=qinco2-s", 2, "id you mean qinco2-S?"),
-    "task": ("evla model={codec}", 2, "id you mean eval?"),
-    "keys of an index": (
-        "search model={codec} db={base} nprobe=4 queries={query} queries_gt={gt}",
-        2,
-        "search.nprobe=",
-    ),
-    "A and C": ("eval model={codec} db={base} A=4 C=4", 2, "exclude"),
+    "keys of an index": ("search model={codec} db={base} nprobe=4 queries={query} queries_gt={gt}", 2, "nprobe="),
     "A without pre-selector": ("train trainset={base} output={new} model_args=qinco1 K=16 A=4", 2, "pre-selector"),
     "K": ("train trainset={base} output={new} K=100", 2, "power of two"),
     "newer format": ("eval model={newer} db={base}", 3, "version 2"),
@@ -155,21 +132,15 @@ WRONG = {
     "prefix": ("eval model={codec} db={base} prefix=4", 2, "between 1 and 3, not 4"),
     "folder": ("train trainset={base} output=/nowhere/x.safetensors", 2, "/nowhere"),
     "exists": ("train trainset={base} output={codec} K=16", 2, "overwrite=true"),
-    "suffix": ("train trainset={base} output={new}.xyz K=16", 2, ".safetensors"),
     "output is input": ("encode model={codec} db={base} output={base} overwrite=true", 2, "is read"),
     "output is codes": ("decode model={codec} codes={codes} output={codes} overwrite=true", 2, "is read"),
-    "output is model": ("train trainset={base} model={codec} output={codec} overwrite=true", 2, "is read"),
     "codes of others": ("encode model={codec} db={base} output={codes} resume=true", 2, "holds codes of shape (4, 3)"),
     "codes exist": ("encode model={codec} db={base} output={codes}", 2, "overwrite=true"),
-    "codes elsewhere": ("encode model={codec} db={base} output={new}.xyz", 2, ".npz"),
     "folder of inputs": ("encode model={codec} db={base} output={folder}", 2, "lies in"),
     "checkpoint with parts": ("train trainset={base} output={new}.pt pq=2 K=16", 2, ".safetensors"),
     "checkpoint with C": ("train trainset={base} output={new}.pt K=16 C=8", 2, "num_pairs=8"),
-    "checkpoint with rank": ("train trainset={base} output={new}.pt K=16 concat_rank=2", 2, "concat_rank=2"),
     "converted rule": ("convert model={codec} output={new}.pt C=4", 2, "num_pairs=4"),
     "decode prefix": ("decode model={codec} codes={codes} output={new}.npy prefix=9", 2, "(prefix)"),
-    "model and preset": ("train trainset={base} model={codec} model_args=qinco2-L output={new} K=16", 2, "model_args"),
-    "two modes": ("train trainset={base} qinco1_mode=true model_args=qinco2-S output={new} K=16", 2, "contradicts"),
     "ground truth": ("search model={codec} db={base} queries={query} queries_gt={gt} ds.db=50", 3, "ds.db"),
 }
 
@@ -180,11 +151,10 @@ def files(folder) -> dict[str, str]:
 
     paths = {name: folder / file for name, file in {
         "codec": "codec.safetensors", "base": "base.npy", "query": "query.fvecs", "gt": "gt.ivecs",
-        "truncated": "truncated.fvecs", "broken": "broken.safetensors", "nan": "nan.npy", "newer": "newer.safetensors",
+        "truncated": "truncated.fvecs", "nan": "nan.npy", "newer": "newer.safetensors",
         "wrong_codes": "wrong.npy", "new": "new.safetensors", "codes": "right.npy", "ivf": "ivf.safetensors",
     }.items()}  # fmt: skip
     paths["truncated"].write_bytes((folder / "train.fvecs").read_bytes()[:-5])
-    paths["broken"].write_bytes(paths["codec"].read_bytes()[:-100])
     x = np.zeros((40, 8), np.float32)
     x[7, 3] = np.nan
     np.save(paths["nan"], x)
@@ -203,10 +173,8 @@ def test_wrong_input_is_one_clear_line(name, files, folder, capsys):
     before = {path: path.read_bytes() for path in folder.iterdir()}
     assert main([word.format(**files) for word in command.split()]) == code
     output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.count("\n") == 1
-    assert output.err.startswith("qinco: error: ")
-    assert words in output.err
+    assert output.out == "" and output.err.count("\n") == 1
+    assert output.err.startswith("qinco: error: ") and words in output.err
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 

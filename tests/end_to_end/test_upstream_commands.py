@@ -159,21 +159,18 @@ def _check(result: dict, settings: dict, home: Path) -> None:
         assert content["parameters"]["M"] == codec.config.num_steps == int(settings.get("M", codec.config.num_steps))
         assert result["mse"] > 0
     elif settings["task"] == "search":
-        assert 0 <= result["recall"]["1"] <= result["recall"]["10"] <= result["recall"]["100"] <= 1
-        assert result["num_queries"] == QUERIES
+        recall = result["recall"]
+        assert 0 <= recall["1"] <= recall["10"] <= recall["100"] <= 1 and result["num_queries"] == QUERIES
     elif settings["task"] == "ivf_centroids":
         centroids = np.load(home / settings["output"])
-        assert centroids.shape[0] == int(settings["ivf_K"])
-        assert centroids.dtype == np.float32
+        assert (len(centroids), centroids.dtype) == (int(settings["ivf_K"]), np.float32)
     elif settings["task"] == "encode":
         sizes = np.load(home / settings["output"])
         rows = TRAIN if "trainset" in settings["output"] else BASE
         parts = [np.load(home / settings["output"].replace(".npz", f".part_{i}.npz")) for i in range(sizes["n_parts"])]
         codes = np.concatenate([part["codes"] for part in parts])
-        assert codes.shape == (rows, sizes["M"] + 1)
-        assert codes.dtype == np.int64
-        assert codes[:, 0].max() < 20
-        assert codes[:, 1:].max() < sizes["K"] == 16
+        assert (codes.shape, codes.dtype) == ((rows, sizes["M"] + 1), np.int64)
+        assert codes[:, 0].max() < 20 and codes[:, 1:].max() < sizes["K"] == 16
     elif settings["task"] == "eval_time":
         assert result["encode_us"] > 0
     else:

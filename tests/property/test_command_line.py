@@ -17,9 +17,7 @@ values = st.one_of(
     st.integers().map(str),
     st.floats().map(str),
     st.lists(st.integers()).map(str),
-    st.sampled_from(
-        ["null", "true", "[4,10]", "1e9999", "1_000", "-0", "1e", "paper", "cuda:0", "1/4", "'8'", "bigann1M"]
-    ),
+    st.sampled_from(["null", "[4,10]", "1e9999", "1_000", "-0", "1e", "paper", "cuda:0", "1/4", "'8'"]),
     st.sampled_from(sorted(KEYS)).map("${{{}}}".format),
     st.text("${}:,\\\\ MK.output", max_size=20),
 )
@@ -36,15 +34,11 @@ def test_any_path_comes_back_as_it_was_typed(key, path):
     assert settings[key] == path
 
 
-@given(st.integers(1, 2**63 - 1))
-def test_integers_come_back(number):
-    for text in (f"{number}", f"{number:_}", f"+{number}"):
-        assert parse_arguments(["train", "trainset=x", "output=y", f"epochs={text}"])["epochs"] == number
-
-
-@given(st.floats(min_value=1e-300, allow_infinity=False))
-def test_numbers_come_back(number):
-    assert parse_arguments(["train", "trainset=x", "output=y", f"lr={number!r}"])["lr"] == number
+@given(st.integers(1, 2**63 - 1), st.floats(min_value=1e-300, allow_infinity=False))
+def test_numbers_come_back(integer, number):
+    for text in (f"{integer}", f"{integer:_}", f"+{integer}"):
+        settings = parse_arguments(["train", "trainset=x", "output=y", f"epochs={text}", f"lr={number!r}"])
+        assert (settings["epochs"], settings["lr"]) == (integer, number)
 
 
 @given(st.sampled_from(sorted(TASKS)), arguments)

@@ -67,14 +67,10 @@ def test_packages(monkeypatch, capsys):
     assert "pip install -e ." in inspect()[1][0], "qinco is not installed itself"
 
 
-@pytest.mark.parametrize(
-    "machine, info, features",
-    [
-        ("x86_64", "model name\t: Quick: 9\nflags\t\t: fpu avx2\n\nflags: fma\n", {"avx2": True, "fma": False}),
-        ("aarch64", "processor : 0\nFeatures : fp asimd i8mm\n", {"neon": True, "bf16": False}),
-        ("x86_64", "", {}),
-    ],
-)
+@pytest.mark.parametrize("machine, info, features", [
+    ("x86_64", "model name\t: Quick: 9\nflags\t\t: fpu avx2\n\nflags: fma\n", {"avx2": True, "fma": False}),
+    ("aarch64", "processor : 0\nFeatures : fp asimd i8mm\n", {"neon": True, "bf16": False}), ("x86_64", "", {}),
+])  # fmt: skip
 def test_processors(machine, info, features, tmp_path, monkeypatch):
     write(tmp_path / "proc/cpuinfo", info)
     monkeypatch.setattr(platform, "machine", lambda: machine)

@@ -50,7 +50,7 @@ def test_nothing_is_shown_where_nobody_watches(monkeypatch, capsys):
         assert report is silent
 
 
-def test_a_terminal_is_watched(monkeypatch):
+def test_terminals_and_notebooks_are_watched(monkeypatch):
     terminal = on_terminal(monkeypatch)
     assert is_watched()
     with reporting() as report:
@@ -61,16 +61,8 @@ def test_a_terminal_is_watched(monkeypatch):
     assert "filling lists" in terminal.getvalue()
     monkeypatch.setenv("TERM", "dumb")
     assert not is_watched()
-
-
-def test_no_standard_error(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     assert not is_watched()
-    with reporting() as report:
-        report("encoding", 1, 2)
-
-
-def test_a_notebook_is_watched(monkeypatch):
     shell = type("ZMQInteractiveShell", (), {})()
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     assert is_watched()

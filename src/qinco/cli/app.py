@@ -39,14 +39,10 @@ _EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, what the shell reports for `qinco ... 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code.
+    """Run a command line, that of this process if `argv` is None, and return its exit code.
 
-    Args:
-        argv: The words after the program's name; those of this process if None.
-
-    Returns:
-        0: done, 1: our bug (with a traceback), 2: a wrong setting, 3: wrong data, 4: no memory or disk space, 130:
-        Ctrl-C, 141: nobody reads standard output any more.
+    0: done, 1: our bug (with a traceback), 2: a wrong setting, 3: wrong data, 4: no memory or disk space, 130: Ctrl-C,
+    141: nobody reads standard output any more.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:2] == ["completion", "words"]:  # asked by a shell while the user types: nothing is a mistake there
@@ -94,18 +90,15 @@ def _split_options(arguments: list[str]) -> tuple[set[str], list[str]]:
 
 def _run(words: list[str], options: set[str], importing: AbstractContextManager) -> int:
     """Do what the command line says; slow modules are imported within `importing`."""
-    if not words and not options & {"--help", "--version"}:
-        write_line(_overview(), sys.stdout)
-        return 2
     if "--version" in options and "--help" not in options:
         write_line(f"qinco {__version__}", sys.stdout)
         return 0
     task_name, rest = split_task(words)
     if task_name == "help":
         options, task_name = options | {"--help"}, split_task(rest)[0]
-    if "--help" in options:
+    if "--help" in options or not words:
         write_line(_overview() if task_name is None else _task_help(find_task(task_name)), sys.stdout)
-        return 0
+        return 0 if "--help" in options else 2
     settings = parse_arguments(words, complete="--cfg" not in options)
     task = TASKS[settings.task]
     if "--cfg" in options:
@@ -123,9 +116,9 @@ def _run(words: list[str], options: set[str], importing: AbstractContextManager)
 
 def _prepare(task: Task, settings: Settings) -> None:
     """Import what is slow and set the number of threads."""
-    # OpenMP threads that spin while they wait take cores from other programs. Measured with two threads: beside a busy
-    # program a training step takes 314 us a vector with this and 473 without; on idle cores it costs 11 % of a training
-    # step and 21 % of wide encoding. torch reads it when it is imported.
+    # OpenMP threads that spin while they wait take cores from other programs. Beside a busy program, a training step on
+    # two threads takes 314 us a vector with this and 473 without; on idle cores it costs 11 % of a training step and
+    # 21 % of wide encoding. torch reads it when it is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     threads = settings["threads"] if task.reads("threads") else None
     most = max(256, 4 * (os.cpu_count() or 1))
@@ -145,32 +138,30 @@ def _print_configuration(task: Task, settings: Settings) -> None:
     if settings["json"]:
         Console().print_result({name: found._asdict() for name, found in resolved.items()}, json=True)
         return
-    texts = {
-        name: f"{name}=" + ("" if found.source.startswith("missing") else to_text(KEYS[name], found.value))
+    rows = [
+        (f"{name}=" + ("" if found.source.startswith("missing") else to_text(KEYS[name], found.value)), found.source)
         for name, found in resolved.items()
-    }
-    width = max(map(len, texts.values()))
-    for name, text in texts.items():
-        write_line(f"{text:<{width}}  {resolved[name].source}", sys.stdout)
+    ]
+    write_line("\n".join(_columns(rows)), sys.stdout)
 
 
 def _overview() -> str:
-    width = max(map(len, TASKS))
-    lines = [_USAGE.format(version=__version__), "Tasks:"]
-    lines += [f"  {task.name:<{width}}  {task.help}" for task in TASKS.values()]
-    return "\n".join([*lines, "", _EXAMPLE])
+    tasks = _columns([(task.name, task.help) for task in TASKS.values()], indent=2)
+    return "\n".join([_USAGE.format(version=__version__), "Tasks:", *tasks, "", _EXAMPLE])
 
 
 def _task_help(task: Task) -> str:
-    texts = [f"{key.name}={_default_text(key)}" for key in task.keys]
-    width = max(map(len, texts))
-    lines = [f"qinco {task.name}: {task.help}", ""]
-    if task.required:
-        lines += [f"Needs {', '.join(names.replace('|', '= or ') + '=' for names in task.required)}", ""]
-    lines += ["Keys and their defaults:"]
-    lines += [f"  {text:<{width}}  {key.help}" for text, key in zip(texts, task.keys, strict=True)]
-    idle = [name for name in EVERYWHERE if not task.reads(name)]
-    return "\n".join([*lines, "", *wrap(f"Accepted without effect: {', '.join(idle)}", 100)])
+    needed = ", ".join(names.replace("|", "= or ") + "=" for names in task.required)
+    keys = _columns([(f"{key.name}={_default_text(key)}", key.help) for key in task.keys], indent=2)
+    idle = ", ".join(name for name in EVERYWHERE if not task.reads(name))
+    lines = [f"qinco {task.name}: {task.help}", "", *([f"Needs {needed}", ""] if needed else [])]
+    lines += ["Keys and their defaults:", *keys, "", *wrap(f"Accepted without effect: {idle}", 100)]
+    return "\n".join(lines)
+
+
+def _columns(rows: Sequence[tuple[str, str]], indent: int = 0) -> list[str]:
+    width = max(len(left) for left, _ in rows)
+    return [f"{'':{indent}}{left:<{width}}  {right}" for left, right in rows]
 
 
 def _default_text(key: Key) -> str:

@@ -18,21 +18,14 @@ def write_line(line: str, stream) -> None:
 
 
 def log_record(level: str, message: str, **fields) -> str:
-    """One line of a log in JSON: `time` (ISO 8601, UTC), `level`, `message`, and the fields.
-
-    level: "info", "warning", "error" or "progress"
-    """
+    """One line of a log in JSON: `time` (ISO 8601, UTC), `level` ("info", "warning" ...), `message`, and the fields."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     record = {"time": now, "level": level, "message": message} | _plain(fields, finite=True)
     return json_format.dumps(record, allow_nan=False)
 
 
 class Console:
-    """Reports to a person, or to a script.
-
-    Args:
-        verbose: Show messages and progress; warnings and results are always written.
-        json_logs: Write one JSON object a line to standard error, as `log_record` makes them.
+    """Reports to a person, or with `json_logs` to a script; warnings and results even if not `verbose`.
 
     The streams are looked up in `sys` at the time of writing, so that lines appear above a progress bar.
     """
@@ -101,10 +94,7 @@ class Console:
             write_line("  ".join(line).rstrip(), sys.stdout)
 
     def print_result(self, result: Mapping, json: bool) -> None:
-        """Write a result to standard output: one `name: value` a line, or one line of JSON in full precision.
-
-        The values are Python's or numpy's; NaN and infinity become null in JSON.
-        """
+        """Write a result to standard output: one `name: value` a line, or one line of JSON in full precision."""
         self.close()
         if json:
             write_line(json_format.dumps(_plain(result, finite=True), allow_nan=False), sys.stdout)

@@ -32,15 +32,7 @@ _FOREIGN = {
 
 
 def parse_arguments(arguments: Sequence[str], complete: bool = True) -> Settings:
-    """Parse a command line without its program name and options.
-
-    Args:
-        arguments: The words.
-        complete: Whether a missing required key is an error.
-
-    Raises:
-        ConfigError: At the first mistake.
-    """
+    """Parse a command line without its program name and options; if `complete`, required keys must be there."""
     task_name, words = split_task(arguments)
     if task_name is None:
         raise ConfigError(f"no task given: use qinco TASK key=value ..., with one of {', '.join(TASKS)}")
@@ -71,9 +63,9 @@ def split_task(arguments: Iterable[str]) -> tuple[str | None, list[str]]:
 
 def find_task(name: str) -> Task:
     """The task called `name`; raises ConfigError with the nearest name."""
-    if name in TASKS:
-        return TASKS[name]
-    raise ConfigError(f"unknown task {name!r}. {suggest(name, list(TASKS))}There are {', '.join(TASKS)}")
+    if name not in TASKS:
+        raise ConfigError(f"unknown task {name!r}. {suggest(name, list(TASKS))}There are {', '.join(TASKS)}")
+    return TASKS[name]
 
 
 # Words
@@ -195,13 +187,10 @@ class _GivenValues(Mapping):
 
 
 def interpolate(text: str, look_up: Callable[[str], str | None], where: str, null: str | None = "null") -> str:
-    """Replace every `${...}` in a text, from the inside out.
+    """Replace every `${...}` in the value of the key `where`, from the inside out.
 
-    Args:
-        text: The value of a key as it was typed.
-        look_up: Gives the text that the name of a key stands for, None for null.
-        where: The name of the key, for error messages.
-        null: What null becomes; None if it is an error, as in a path.
+    `look_up` gives the text that the name of a key stands for, None for null. Null becomes `null`, or is an error if
+    that is None, as in a path.
     """
     done: list[str] = []  # finished pieces, which may hold ${ themselves; in the text, their number between NULs
 
@@ -246,11 +235,7 @@ def _unquoted(text: str) -> str:
 
 
 def parse_value(key: Key, text: str):
-    """The value that a text means for a key, or one of the values if it is plural.
-
-    Raises:
-        ConfigError: Names the key, the text and what is expected.
-    """
+    """The value that a text means for a key, or one of the values if it is plural; raises ConfigError."""
     if text and not key.is_verbatim:
         text = _unquoted(text)
     if not text:

@@ -54,7 +54,6 @@ class Key:
 
     @property
     def is_verbatim(self) -> bool:
-        """Whether the value is the text as it was typed, except for the leading ~/ of a path."""
         return self.kind in ("path", "paths", "text", "texts")
 
     @property
@@ -65,11 +64,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Settings:
-    """What one command line asks for.
+    """What one command line asks for: `settings["ds.db"]` is the given value of a key or else its default.
 
-    `settings["ds.db"]` is the given value of a key or else its default: Python's integers, floats, bools and strings;
-    tuples for lists, for the words of `file` and `name`, and for `shard`, (i, n). `A=null` is 0, `B=null` and `B=0` are
-    1, any other null is None.
+    Lists, the words of `file` and `name`, and `shard`, (i, n), are tuples. `A=null` is 0, `B=null` and `B=0` are 1, any
+    other null is None.
     """
 
     task: str
@@ -126,16 +124,9 @@ class Task:
 
 
 def task(name: str, help: str, *, keys: Iterable[str | Key], reports: bool = True, **others) -> Callable[..., Task]:
-    """Declare the decorated function as a task.
+    """Declare the decorated function as a `Task`; one that `reports` has the keys `verbose` and `json`.
 
-    Args:
-        name, help, **others: As in `Task`.
-        keys: Names of shared keys, several in a string, and keys of its own, in the order of the help.
-        reports: Whether it reads `verbose` and `json`.
-
-    Example:
-        >>> @task("describe", "what a file holds", keys=["file"], required=("file",))
-        ... def describe(settings, console): ...
+    `keys` are names of shared keys, several in a string, and keys of its own, in the order of the help.
     """
     found = []
     for key in [*keys, *(["verbose json"] if reports else [])]:

@@ -104,8 +104,8 @@ def open_decoder(settings: Settings, codec: "qinco.Codec", progress: Progress):
 
     name, path, pairs = settings["decoder"], settings["index"], settings["pairwise_decoder"]
     if name == "neural":
-        if path is not None or pairs is not None:
-            key = "pairwise_decoder" if path is None else "index"
+        if path or pairs:
+            key = "index" if path else "pairwise_decoder"
             raise ConfigError(f"{key}= has no effect with decoder=neural: give decoder=lookup or decoder=pairwise")
         return None
     if settings["prefix"] is not None:
@@ -121,9 +121,8 @@ def open_decoder(settings: Settings, codec: "qinco.Codec", progress: Progress):
         return index.tables.lookup
     if settings["trainset"] is None and find_dataset(settings["db"]) is None:
         raise ConfigError("decoder=lookup needs index=, whose tables are taken, or trainset=, vectors to fit tables to")
-    given = settings.given("search.aq_training_samples")
-    num_training = settings["search.aq_training_samples"] if given else None
-    how = {"codec": codec, "num_training": num_training, "seed": settings["seed"], "progress": progress}
+    samples = settings.given_values.get("search.aq_training_samples")
+    how = {"codec": codec, "num_training": samples, "seed": settings["seed"], "progress": progress}
     return qinco.fit_lookup_decoder(open_trainset(settings), **how).decoder
 
 

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -51,10 +52,7 @@ def test_what_is_reported(capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "candidate_dtype", lambda precision, device, config: torch.bfloat16)
     report = results(capsys, *TINY)
     options = ("A=16 B=32", "C=64 B=32", "C=16 B=4")
-    expected = [
-        (threads, precision, text) for threads in (1, 2) for precision in ("float32", "auto") for text in options
-    ]
-    assert cases(report, "threads", "precision", "rule") == expected
+    assert cases(report, "threads", "precision", "rule") == list(product((1, 2), ("float32", "auto"), options))
     for row in report["results"]:
         assert row["model"] == "M=2 K=16 L=1 de=16 dh=16"
         assert row["encode_us"] > 0 and row["decode_us"] > 0
@@ -64,15 +62,11 @@ def test_what_is_reported(capsys, monkeypatch):
     assert report["weights"].startswith("random")
 
 
-@pytest.mark.parametrize(
-    "words, found",
-    [
-        ("B=4 C=8", [("float32", "C=8 B=4")]),
-        ("A=2 B=3 precision=bf16", [("bf16", "A=2 B=3")]),
-        ("A=2 B=3 precision=auto", [("auto", "A=2 B=3")]),
-        ("model_args=qinco1 K=4 dh=8 de=null", [("float32", "B=1")]),
-    ],
-)
+@pytest.mark.parametrize("words, found", [
+    ("B=4 C=8", [("float32", "C=8 B=4")]), ("A=2 B=3 precision=bf16", [("bf16", "A=2 B=3")]),
+    ("A=2 B=3 precision=auto", [("auto", "A=2 B=3")]),
+    ("model_args=qinco1 K=4 dh=8 de=null", [("float32", "B=1")]),
+])  # fmt: skip
 def test_the_cases_that_are_asked_for(words, found, capsys):
     given = [word for word in TINY if word.split("=")[0] + "=" not in words]
     assert cases(results(capsys, *given, "threads=1", *words.split()), "precision", "rule") == found
@@ -99,16 +93,11 @@ def test_a_codec_file(fields, capsys, tmp_path):
     assert report["weights"] == "trained"
 
 
-@pytest.mark.parametrize(
-    "words, fact",
-    [
-        ("model={model} M=3", "leave out M"),
-        ("model={model} model_args=qinco2-S", "leave out model_args"),
-        ("model_args=qinco1 A=4", "pre-selector"),
-        ("K=10", "power of two"),
-        ("qinco1_mode=true model_args=qinco2-S", "contradicts"),
-    ],
-)
+@pytest.mark.parametrize("words, fact", [
+    ("model={model} M=3", "leave out M"), ("model={model} model_args=qinco2-S", "leave out model_args"),
+    ("model_args=qinco1 A=4", "pre-selector"), ("K=10", "power of two"),
+    ("qinco1_mode=true model_args=qinco2-S", "contradicts"),
+])  # fmt: skip
 def test_mistakes_are_found_before_anything_is_measured(words, fact, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(qinco, "benchmark", None, raising=False)
     save(tmp_path / "c.safetensors")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qinco import progress
-from qinco.cli.console import Console, format_value, log_record, write_line
+from qinco.cli.console import Console, format_value, write_line
 
 
 @pytest.fixture
@@ -22,29 +22,13 @@ def clock(monkeypatch):
     return clock
 
 
-@pytest.mark.parametrize(
-    "value, text",
-    [
-        (None, "-"),
-        (True, "true"),
-        (100_000, "100,000"),
-        (20296.4, "20,296"),
-        (999.96, "1,000.0"),
-        (18.9, "18.90"),
-        (0.29463, "0.2946"),
-        (8e-4, "0.0008"),
-        (1.234567e-7, "1.235e-07"),
-        (0.0, "0"),
-        (-14282.3, "-14,282"),
-        (1e20, "1e+20"),
-        (float("nan"), "nan"),
-        (np.float32(0.25), "0.2500"),
-        (np.int64(4096), "4,096"),
-        ({"1": 0.279, "10": 0.7}, "1 0.2790, 10 0.7000"),
-        (np.array([1.5, 2.0]), "1.500, 2.000"),
-        ("codes.npy", "codes.npy"),
-    ],
-)
+@pytest.mark.parametrize("value, text", [
+    (None, "-"), (True, "true"), (100_000, "100,000"), (20296.4, "20,296"), (999.96, "1,000.0"), (18.9, "18.90"),
+    (0.29463, "0.2946"), (8e-4, "0.0008"), (1.234567e-7, "1.235e-07"), (0.0, "0"), (-14282.3, "-14,282"),
+    (1e20, "1e+20"), (float("nan"), "nan"), (np.float32(0.25), "0.2500"), (np.int64(4096), "4,096"),
+    ({"1": 0.279, "10": 0.7}, "1 0.2790, 10 0.7000"), (np.array([1.5, 2.0]), "1.500, 2.000"),
+    ("codes.npy", "codes.npy"),
+])  # fmt: skip
 def test_values_for_people(value, text):
     assert format_value(value) == text
 
@@ -58,6 +42,7 @@ def test_streams(capsys):
     silenced = Console(verbose=False)
     silenced.info("reading")
     silenced.warn("dead")
+    silenced.progress("training", 1, 10, "step")
     assert capsys.readouterr() == ("", "qinco: warning: dead\n")
 
 
@@ -73,24 +58,14 @@ def test_table(capsys):
     )
 
 
-def test_table_without_rows(capsys):
-    Console().print_table([], ["a", "b"])
-    assert capsys.readouterr().out == "a  b\n-  -\n"
-
-
 def test_json_is_the_last_line_in_full_precision(capsys):
     console = Console()
     console.print_table([[1]], ["a"])
     result = {"mse": 0.1 + 0.2, "recall": {1: np.float64(0.25)}, "steps": np.arange(2), "bad": np.inf, "file": "é\n"}
     console.print_result(result, json=True)
     last = capsys.readouterr().out.splitlines()[-1]
-    assert json.loads(last) == {
-        "mse": 0.1 + 0.2,
-        "recall": {"1": 0.25},
-        "steps": [0, 1],
-        "bad": None,
-        "file": "é\n",
-    }
+    changed = {"recall": {"1": 0.25}, "steps": [0, 1], "bad": None}
+    assert last.isascii() and json.loads(last) == result | changed
 
 
 def test_what_the_stream_cannot_encode_is_escaped():
@@ -114,15 +89,6 @@ def test_progress_off_a_terminal_is_a_line_every_half_minute(capsys, clock):
     )
 
 
-@pytest.mark.parametrize("json_logs", [False, True])
-def test_a_silenced_console_shows_no_progress(json_logs, capsys, clock):
-    report = Console(verbose=False, json_logs=json_logs).progress
-    report("training", 0, 10, "step")
-    clock.now += 100
-    report("training", 1, 10, "step")
-    assert capsys.readouterr() == ("", "")
-
-
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -144,17 +110,10 @@ def test_progress_on_a_terminal_is_a_bar_that_ends_before_a_result(monkeypatch):
     assert (sys.stdout, stdout.getvalue()) == (stdout, "mse: 1.500\n")
     for text in ("training [red]", "0/60 epochs", "5/10 steps", "mse 20,396"):
         assert text in terminal.getvalue()
-
-
-def test_an_error_under_a_bar_closes_it(monkeypatch):
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    console = Console()
     with pytest.raises(KeyError), console.logging():
         console.progress("training", 1, 2, "step")
         raise KeyError
-    assert sys.stderr is terminal
+    assert sys.stderr is terminal, "an error under a bar closes it"
 
 
 def test_messages_of_the_library(capsys):
@@ -178,10 +137,8 @@ def test_json_lines(capsys):
     out, err = capsys.readouterr()
     assert out == "mse: 1.500\n"
     lines = [json.loads(line) for line in err.splitlines()]
-    assert [(line["level"], line["message"]) for line in lines] == [
-        ("info", "reading é\n"),
-        ("warning", "13 codewords are dead"),
-    ]
+    expected = [("info", "reading é\n"), ("warning", "13 codewords are dead")]
+    assert [(line["level"], line["message"]) for line in lines] == expected
     for line in lines:
         assert list(line) == ["time", "level", "message"]
         assert datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0)
@@ -203,19 +160,7 @@ def test_progress_in_json(monkeypatch, clock):
     record = json.loads(line)
     assert record.pop("time")
     assert record == {
-        "level": "progress",
-        "message": "training: 400/1,000 steps, 10.00 steps/s, 1:00 left, mse 20,000, lr nan",
-        "description": "training",
-        "done": 400,
-        "total": 1000,
-        "unit": "step",
-        "rate": 10.0,
-        "seconds_left": 60.0,
+        "level": "progress", "message": "training: 400/1,000 steps, 10.00 steps/s, 1:00 left, mse 20,000, lr nan",
+        "description": "training", "done": 400, "total": 1000, "unit": "step", "rate": 10.0, "seconds_left": 60.0,
         "fields": {"mse": 20000.5, "lr": None},
-    }
-
-
-def test_records_are_one_line_of_ascii():
-    line = log_record("error", "a\nb \udcff é", exit_code=3)
-    assert line.isascii() and "\n" not in line
-    assert json.loads(line)["message"] == "a\nb \udcff é"
+    }  # fmt: skip

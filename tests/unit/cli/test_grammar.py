@@ -65,15 +65,12 @@ def test_values(argument, value):
     assert settings.given(key)
 
 
-@pytest.mark.parametrize("text, value", [("[4,10]", (4, 10)), ("[ 4 , 10 ]", (4, 10)), ("[4]", (4,)), ("4", (4,))])
-def test_lists(text, value):
-    assert parse_value(KEYS["search.nprobe"], text) == value
-
-
-@pytest.mark.parametrize("text", ["4,10", "[]", "[4,]", "[4", "[a]", "[0]", "[[4]]"])
-def test_wrong_lists(text):
-    with pytest.raises(ConfigError, match=r"search\.nprobe .*\[4,10\]"):
-        parse_value(KEYS["search.nprobe"], text)
+def test_lists():
+    for text, value in (("[4,10]", (4, 10)), ("[ 4 , 10 ]", (4, 10)), ("[4]", (4,)), ("4", (4,))):
+        assert parse_value(KEYS["search.nprobe"], text) == value
+    for text in ("4,10", "[]", "[4,]", "[4", "[a]", "[0]", "[[4]]"):
+        with pytest.raises(ConfigError, match=r"search\.nprobe .*\[4,10\]"):
+            parse_value(KEYS["search.nprobe"], text)
 
 
 def test_defaults_are_not_given():
@@ -91,70 +88,36 @@ def test_given_values_by_the_fields_that_they_stand_for():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "argument, expected",
-    [
-        ("epochs=many", "an integer of at least 0, not 'many'"),
-        ("epochs=-1", "not '-1'"),
-        ("epochs=1.5", "not '1.5'"),
-        ("B=99999999999999999999", "at most 9223372036854775807"),
-        ("ds.db=1e30", "at most 9223372036854775807"),
-        ("epochs=true", "not 'true'"),
-        ("epochs=1e400", "not '1e400'"),
-        ("epochs=" + "9" * 5000, "an integer"),
-        ("epochs=٣", "not '٣'"),
-        ("epochs=null", "not 'null'"),
-        ("M=x", "an integer of at least 1, or null, not 'x'"),
-        ("lr=0", "a number above 0, or null, not '0'"),
-        ("lr=nan", "not 'nan'"),
-        ("lr=1__0", "not '1__0'"),
-        ("wd=-1", "a number of at least 0, not '-1'"),
-        ("verbose=1", "true or false, not '1'"),
-        ("recipe=papers", "one of default, paper, not 'papers'"),
-        ("engine=cuda", "one of auto, "),
-        ("M='", 'not "\'"'),
-        ("M=''", "M="),
-        ("device=gpu", "not 'gpu'"),
-        ("lr=", "a number above 0, or null"),
-        ("tensorboard=", "a path"),
-    ],
-)
+@pytest.mark.parametrize("argument, expected", [
+    ("epochs=many", "an integer of at least 0, not 'many'"), ("epochs=-1", "not '-1'"),
+    ("epochs=1.5", "not '1.5'"), ("B=99999999999999999999", "at most 9223372036854775807"),
+    ("ds.db=1e30", "at most 9223372036854775807"), ("epochs=true", "not 'true'"), ("epochs=1e400", "not '1e400'"),
+    ("epochs=" + "9" * 5000, "an integer"), ("epochs=٣", "not '٣'"), ("epochs=null", "not 'null'"),
+    ("M=x", "an integer of at least 1, or null, not 'x'"), ("lr=0", "a number above 0, or null, not '0'"),
+    ("lr=nan", "not 'nan'"), ("lr=1__0", "not '1__0'"), ("wd=-1", "a number of at least 0, not '-1'"),
+    ("verbose=1", "true or false, not '1'"), ("recipe=papers", "one of default, paper, not 'papers'"),
+    ("engine=cuda", "one of auto, "), ("M='", 'not "\'"'), ("M=''", "M="), ("device=gpu", "not 'gpu'"),
+    ("lr=", "a number above 0, or null"), ("tensorboard=", "a path"),
+])  # fmt: skip
 def test_wrong_values(argument, expected):
     refused([*TRAIN, argument], argument.partition("=")[0], expected)
 
 
-@pytest.mark.parametrize(
-    "argument, facts",
-    [
-        ("epoch=3", ["'epoch'", "Did you mean epochs?"]),
-        ("ramp_epochs=3", ["Did you mean scheduler.ramp_epochs?"]),
-        ("ds.val_set=3", ["Did you mean ds.valset?"]),
-        ("num_steps=3", ["Did you mean M?"]),
-        ("embed_dim=3", ["Did you mean de?"]),
-        ("num_short=3", ["Did you mean search.nshort?"]),
-        ("model_args=qinco2-s", ["Did you mean qinco2-S?"]),
-        ("zzz=3", ["'zzz'", "qinco train --help"]),
-        ("--lr=3", ["'lr=3'", "'--lr=3'"]),
-        ("+lr=3", ["'lr=3'"]),
-        ("++lr=3", ["'lr=3'"]),
-        ("--multirun", ["'--multirun'"]),
-        ("-x", ["'-x'", "--help, --version, --cfg, --json-logs"]),
-        ("~lr", ["'~lr'"]),
-        ("hydra.run.dir=x", ["hydra.run.dir", "leave it out"]),
-        ("hydra/job_logging=none", ["hydra/job_logging", "leave it out"]),
-        ("env.PYTORCH_JIT=0", ["env.PYTORCH_JIT", "leave it out"]),
-        ("inference=true", ["inference", "leave it out"]),
-        ("ivf_in_use=true", ["ivf_in_use", "leave it out"]),
-        ("lr", ["'lr'", "key=value"]),
-        ("", ["''"]),
-        ("=3", ["'=3'"]),
-        ("trainset=z", ["trainset", "twice"]),
-        ("task=train", ["twice"]),
-        ("task=eval", ["twice"]),
-        ("queries=q", ["task train has no key queries; search has"]),
-        ("index=i", ["task train has no key index; eval and search have"]),
-    ],
-)
+@pytest.mark.parametrize("argument, facts", [
+    ("epoch=3", ["'epoch'", "Did you mean epochs?"]), ("ramp_epochs=3", ["Did you mean scheduler.ramp_epochs?"]),
+    ("ds.val_set=3", ["Did you mean ds.valset?"]), ("num_steps=3", ["Did you mean M?"]),
+    ("embed_dim=3", ["Did you mean de?"]), ("num_short=3", ["Did you mean search.nshort?"]),
+    ("model_args=qinco2-s", ["Did you mean qinco2-S?"]), ("zzz=3", ["'zzz'", "qinco train --help"]),
+    ("--lr=3", ["'lr=3'", "'--lr=3'"]), ("+lr=3", ["'lr=3'"]), ("++lr=3", ["'lr=3'"]),
+    ("--multirun", ["'--multirun'"]), ("-x", ["'-x'", "--help, --version, --cfg, --json-logs"]),
+    ("~lr", ["'~lr'"]), ("hydra.run.dir=x", ["hydra.run.dir", "leave it out"]),
+    ("hydra/job_logging=none", ["hydra/job_logging", "leave it out"]),
+    ("env.PYTORCH_JIT=0", ["env.PYTORCH_JIT", "leave it out"]), ("inference=true", ["inference", "leave it out"]),
+    ("ivf_in_use=true", ["ivf_in_use", "leave it out"]), ("lr", ["'lr'", "key=value"]), ("", ["''"]),
+    ("=3", ["'=3'"]), ("trainset=z", ["trainset", "twice"]), ("task=train", ["twice"]), ("task=eval", ["twice"]),
+    ("queries=q", ["task train has no key queries; search has"]),
+    ("index=i", ["task train has no key index; eval and search have"]),
+])  # fmt: skip
 def test_wrong_arguments(argument, facts):
     refused([*TRAIN, argument], *facts)
 
@@ -210,9 +173,7 @@ def test_missing_keys_are_named_together():
 
 def test_encoding_the_training_set_needs_no_database():
     assert parse_arguments(["encode", "model=m", "output=o", "encode_trainset=true", "trainset=t"])["db"] is None
-    refused(
-        ["encode", "model=m", "output=o", "trainset=t", "encode_trainset=false"], "needs db=", "or encode_trainset="
-    )
+    refused(["encode", "model=m", "output=o", "encode_trainset=false"], "needs db=", "or encode_trainset=")
 
 
 def test_words_without_a_key():
@@ -237,25 +198,17 @@ def test_shares():
         refused([*command, f"shard={text}"], "shard", "1/4")
 
 
-@pytest.mark.parametrize(
-    "output, expected",
-    [
-        ("r/${model_args}-${M}x8.pt", "r/qinco2-S-16x8.pt"),
-        ("${L}-${de}-${dh}-${K}-${ivf_K}", "2-128-256-256-1024"),
-        ("${ds.trainset}/${ds.loop}/${epochs}", "100000/10000000/60"),
-        ("${trainset}.pt", "t/deep1M.fvecs.pt"),
-        ("${ trainset }.pt", "t/deep1M.fvecs.pt"),
-        ("${db}-${lr}-${wd}-${cpu}-${task}", "deep1M-0.0008-0.1-false-train"),
-        ("${scheduler.name}", "reduce_lr_plateau"),
-        ("a${A}-b${B}.pt", "a16-b32.pt"),
-        ("c${C}-b${B}", "c64-b32"),
-        ("${oc.env:QINCO_FOLDER}/x", "f o/x"),
-        ("${oc.env:QINCO_NONE,d}/${oc.env:QINCO_NONE,${M}}/${oc.env:QINCO_NONE,'a, b'}", "d/16/a, b"),
-        ("${oc.env:QINCO_NONE, ${oc.env:QINCO_FOLDER}}", "f o"),
-        ("\\${M}-${M}-\\\\${M}-}{$", "${M}-16-\\${M}-}{$"),
-        ("${search.index_key}", "IVF1024_HNSW32,RQ16x8_Nqint8"),
-    ],
-)
+@pytest.mark.parametrize("output, expected", [
+    ("r/${model_args}-${M}x8.pt", "r/qinco2-S-16x8.pt"), ("${L}-${de}-${dh}-${K}-${ivf_K}", "2-128-256-256-1024"),
+    ("${ds.trainset}/${ds.loop}/${epochs}", "100000/10000000/60"), ("${trainset}.pt", "t/deep1M.fvecs.pt"),
+    ("${ trainset }.pt", "t/deep1M.fvecs.pt"),
+    ("${db}-${lr}-${wd}-${cpu}-${task}", "deep1M-0.0008-0.1-false-train"),
+    ("${scheduler.name}", "reduce_lr_plateau"), ("a${A}-b${B}.pt", "a16-b32.pt"), ("c${C}-b${B}", "c64-b32"),
+    ("${oc.env:QINCO_FOLDER}/x", "f o/x"),
+    ("${oc.env:QINCO_NONE,d}/${oc.env:QINCO_NONE,${M}}/${oc.env:QINCO_NONE,'a, b'}", "d/16/a, b"),
+    ("${oc.env:QINCO_NONE, ${oc.env:QINCO_FOLDER}}", "f o"), ("\\${M}-${M}-\\\\${M}-}{$", "${M}-16-\\${M}-}{$"),
+    ("${search.index_key}", "IVF1024_HNSW32,RQ16x8_Nqint8"),
+])  # fmt: skip
 def test_interpolation(output, expected, monkeypatch):
     monkeypatch.setenv("QINCO_FOLDER", "f o")
     monkeypatch.delenv("QINCO_NONE", raising=False)
@@ -274,25 +227,16 @@ def test_interpolated_values_are_parsed():
     assert shared["output"] == "1/4-[4]"
 
 
-@pytest.mark.parametrize(
-    "words, fact",
-    [
-        (["output=${outputs}"], "Did you mean output?"),
-        (["output=${num_steps}"], "Did you mean M?"),
-        (["output=${qqq}"], "${qqq}"),
-        (["output=${}"], "${}"),
-        (["output=${output}"], "output -> output"),
-        (["output=${model}", "model=x${tensorboard}", "tensorboard=${model}"], "model -> tensorboard -> model"),
-        (["output=x${M"], "output"),
-        (["output=${oc.env:QINCO_NONE}"], "'QINCO_NONE'"),
-        (["output=${oc.env:QINCO_NONE,null}"], "oc.env:QINCO_NONE,null has no value"),
-        (["output=${now:%Y}"], "${now:%Y}"),
-        (["output=${ivf_K}.npy"], "ivf_K has no value"),
-        (["output=${lr}"], "lr has no value"),
-        (["output=x", "epochs=${M}${wd}"], "not '80.1'"),
-        (["output=x", "epochs=${ds.trainset}"], "not 'null'"),
-    ],
-)
+@pytest.mark.parametrize("words, fact", [
+    (["output=${outputs}"], "Did you mean output?"), (["output=${num_steps}"], "Did you mean M?"),
+    (["output=${qqq}"], "${qqq}"), (["output=${}"], "${}"), (["output=${output}"], "output -> output"),
+    (["output=${model}", "model=x${tensorboard}", "tensorboard=${model}"], "model -> tensorboard -> model"),
+    (["output=x${M"], "output"), (["output=${oc.env:QINCO_NONE}"], "'QINCO_NONE'"),
+    (["output=${oc.env:QINCO_NONE,null}"], "oc.env:QINCO_NONE,null has no value"),
+    (["output=${now:%Y}"], "${now:%Y}"), (["output=${ivf_K}.npy"], "ivf_K has no value"),
+    (["output=${lr}"], "lr has no value"), (["output=x", "epochs=${M}${wd}"], "not '80.1'"),
+    (["output=x", "epochs=${ds.trainset}"], "not 'null'"),
+])  # fmt: skip
 def test_wrong_interpolations(words, fact):
     refused(["train", "trainset=x", *words], fact)
 

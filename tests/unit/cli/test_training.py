@@ -19,15 +19,10 @@ def words(tmp_path, monkeypatch):
     return ["train", "trainset=x.npy", "output=y.safetensors", *SMALL]
 
 
-@pytest.mark.parametrize(
-    ("more", "warned"),
-    [
-        (["ivf_K=1024"], True),
-        (["ivf_K=null"], False),
-        (["ivf_K=1024", "ivf_centroids=c.npy"], False),
-        (["ivf_K=1024", "model=m.safetensors"], False),
-    ],
-)
+@pytest.mark.parametrize(("more", "warned"), [
+    (["ivf_K=1024"], True), (["ivf_K=null"], False), (["ivf_K=1024", "ivf_centroids=c.npy"], False),
+    (["ivf_K=1024", "model=m.safetensors"], False),
+])  # fmt: skip
 def test_a_number_of_centroids_alone_does_nothing(more, warned, words, capsys):
     assert main([*words, "ds.valset=299", *more]) in (2, 3)  # ends before the run begins
     assert ("ivf_K=1024 has no effect" in capsys.readouterr().err) == warned
@@ -56,17 +51,11 @@ def test_parts_and_curves(words, capsys, tmp_path):
     assert sorted(path.name for path in (tmp_path / "board").iterdir()) == ["part_0", "part_1"]
 
 
-@pytest.mark.parametrize(
-    ("more", "fact"),
-    [
-        (["opq=true"], "(pq)"),
-        (["pq=2", "ivf_centroids=c.npy"], "(ivf_centroids)"),
-        (["model=m.safetensors", "model_args=qinco2-S"], "model_args"),
-        (["output=y.npy"], "y.npy"),
-        (["output=x.npy"], "x.npy"),
-        (["tensorboard=x.npy"], "tensorboard"),
-    ],
-)
+@pytest.mark.parametrize(("more", "fact"), [
+    (["opq=true"], "(pq)"), (["pq=2", "ivf_centroids=c.npy"], "(ivf_centroids)"),
+    (["model=m.safetensors", "model_args=qinco2-S"], "model_args"), (["output=y.npy"], "y.npy"),
+    (["output=x.npy"], "x.npy"), (["tensorboard=x.npy"], "tensorboard"),
+])  # fmt: skip
 def test_settings_that_exclude_each_other_are_refused(more, fact, words, capsys, tmp_path):
     kept = [word for word in words if not any(word.split("=")[0] == other.split("=")[0] for other in more)]
     assert main([*kept, *more]) == 2

@@ -107,8 +107,7 @@ def test_zero_and_one_vector(each, count):
 
 
 def test_a_shorter_code_is_searched_for_itself(placed):
-    codec = placed
-    x = random_vectors(200, 3)
+    codec, x = placed, random_vectors(200, 3)
     short = codec.encode(x, num_steps=2)
     assert short.shape == (200, 2)
 
@@ -134,8 +133,7 @@ def test_ivf_codes_come_with_the_nearest_lists(placed_ivf, ivf):
 
 
 def test_options_of_a_call_replace_the_codecs(placed):
-    codec = placed
-    x = random_vectors(300, 3)
+    codec, x = placed, random_vectors(300, 3)
 
     def error(**options):
         return np.square(codec.decode(codec.encode(x, **options)) - x).sum(1).mean()

@@ -42,14 +42,6 @@ def test_without_compiled_kernels_torch_serves(monkeypatch):
 
 
 @native
-def test_models_with_huge_tables_are_left_to_torch(monkeypatch):
-    monkeypatch.setattr(native_engine, "MAX_TABLE_BYTES", 10)
-    assert choose_engine("auto", SMALL, CPU).name == "torch"
-    with pytest.raises(ConfigError, match="more than 10"):
-        choose_engine("native", SMALL, CPU)
-
-
-@native
 @pytest.mark.parametrize("name", ["projected", "coarse", "qinco1"])
 def test_a_codec_gives_the_same_with_each_engine_and_on_each_device(name, device):
     x, results = random_vectors(300, 3), []

@@ -31,9 +31,12 @@ def bench(settings, console) -> None:
     }
     console.info(f"measuring {name} on vectors of {codec.dim} dimensions, each combination for about two seconds")
     measured = qinco.benchmark(codec, **cases, engine=settings["engine"], progress=console.progress)
+    keys = field_keys(EncodeOptions)
     rows = [
         {
-            "model": name, "rule": _text(speed.options), "precision": speed.precision, "threads": speed.threads,
+            "model": name,
+            "rule": " ".join(f"{keys[field]}={value}" for field, value in speed.options.to_dict().items() if value),
+            "precision": speed.precision, "threads": speed.threads,
             "encode_us": speed.encode_us, "encode_vectors_per_second": 1e6 / speed.encode_us,
             "decode_us": speed.decode_us,
         }
@@ -71,8 +74,3 @@ def _codec(settings: Settings) -> "tuple[str, qinco.Codec]":
     sizes = [f"{key}={settings[key]}" for key in given if key != "model_args"]
     codec = qinco.Codec(random_model(plan.model_config), plan.encode_options).to(find_device(settings))
     return " ".join([*filter(None, [preset]), *sizes]), codec
-
-
-def _text(options: EncodeOptions) -> str:
-    keys = field_keys(EncodeOptions)
-    return " ".join(f"{keys[name]}={value}" for name, value in options.to_dict().items() if value is not None)
