@@ -9,7 +9,6 @@ import pytest
 import qinco
 from qinco.cli import main
 from qinco.search.coarse import MIN_GRAPH_LISTS
-from qinco.search.measure.timing import measure
 from qinco.store.folder import read_folder
 from qinco.vectors.formats import write_vectors
 
@@ -251,23 +250,6 @@ def test_results_are_written_resumed_and_drawn(tmp_path, capsys):
     assert main([*arguments, "resume=true", "decoder=lookup"]) == 2
     assert "other conditions" in capsys.readouterr().err
     assert run_json(capsys, "info", f"{tmp_path}/s.json")["num_settings"] == len(more)
-
-
-def test_an_interrupted_sweep_says_where_its_results_are(tmp_path, monkeypatch, capsys):
-    measured = []
-
-    def interrupt(*arguments, **options):
-        if measured:
-            raise KeyboardInterrupt
-        measured.append(measure(*arguments, **options))
-        return measured[0]
-
-    monkeypatch.setattr("qinco.search.measure.sweep.measure", interrupt)
-    assert main(command("index=ix", f"output={tmp_path}/s.json")) == 130
-    assert "resume=true" in capsys.readouterr().err
-    assert len(json.loads((tmp_path / "s.json").read_text())["settings"]) == 1
-    assert main(command("index=ix")) == 130
-    assert "resume=true" not in capsys.readouterr().err
 
 
 def test_threads_and_the_table_of_the_front(capsys):

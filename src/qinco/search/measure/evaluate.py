@@ -56,7 +56,7 @@ def exhaustive_recall(
     codec: Codec, vectors, queries, ground_truth, *, decoder=None, options: EncodeOptions | None = None,
     num_steps: int | None = None, precision: str = "float32", device=None, progress: ProgressOption = None,
 ) -> dict[int, float]:  # fmt: skip
-    """Recall of the exact nearest neighbours among what the codes of a database decode to, in bounded memory.
+    """Recall at 1, 10 and 100 of exact search among what the codes of a database decode to, in bounded memory.
 
     Args:
         codec: encodes the database.
@@ -68,9 +68,6 @@ def exhaustive_recall(
         precision: of the network.
         device: where distances are computed; the codec's if None.
         progress: see `qinco.progress`.
-
-    Returns:
-        {1: share, 10: share, 100: share}.
 
     Example:
         >>> exhaustive_recall(codec, "base.fvecs", "query.fvecs", "groundtruth.ivecs")[10]
@@ -150,16 +147,15 @@ def evaluate_index(
     sample_nD = _similar_vectors(index, x_ND - decoded_ND)
     books_MKD = residual_kmeans(sample_nD, codec.num_codes, codec.config.codebook_size, threads=threads)
     plain_ND = base_ND + quantize_residually(x_ND - base_ND, books_MKD, threads)
-    recalls = {"recall": recall(found_QR, nearest_Q), "recall_exhaustive": recall(nearest(decoded_ND), nearest_Q)}
-    recalls["recall_rq"] = recall(nearest(plain_ND), nearest_Q)
-    errors = {"mse": mse(decoded_ND), "mse_rq": mse(plain_ND)}
-    return {"num_vectors": len(x_ND), "num_queries": count, **recalls, **errors}
+    ids_QR = {"recall": found_QR, "recall_exhaustive": nearest(decoded_ND), "recall_rq": nearest(plain_ND)}
+    recalls = {name: recall(ids, nearest_Q) for name, ids in ids_QR.items()}
+    sizes = {"num_vectors": len(x_ND), "num_queries": count}
+    return {**sizes, **recalls, "mse": mse(decoded_ND), "mse_rq": mse(plain_ND)}
 
 
 def _similar_vectors(index, errors_ND: np.ndarray) -> np.ndarray:
     """Vectors like those of an index, less the centroids of their lists if its codec has lists: float32 (n, D)."""
-    codec, generator = index.codec, np.random.default_rng(0)
-    lists = max(index.parts.segments, key=len)
+    codec, lists, generator = index.codec, max(index.parts.segments, key=len), np.random.default_rng(0)
     rows = sample_rows(len(lists), _RQ_ROWS, 0)
     codes = Codes(lists.rows(rows)[0], lists.lists_of(rows))
     x_nD = codec.decode(codes_of_codec(codec, codes), precision="auto")

@@ -87,10 +87,8 @@ def explore(
 ) -> dict[Setting, Measurement]:  # fmt: skip
     """Measure the settings that may be Pareto-optimal by recall@rank, from the extremes inwards.
 
-    Args:
-        on_measured: called before the first and after every measurement with all there are, and the settings that are
-            skipped because they cannot be optimal.
-        known: measurements that are there already, of these settings or others; the result has them, too.
+    `on_measured` hears before the first and after every measurement what is measured, with what is `known` of these
+    settings and others, and which settings are skipped because they cannot be optimal.
     """
     measured, bounds = dict(known or {}), _Bounds(settings)
     for setting, found in measured.items():

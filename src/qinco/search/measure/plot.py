@@ -29,12 +29,8 @@ def check_plot_path(path: str | os.PathLike) -> Path:
 def plot_fronts(path: str | os.PathLike, fronts: Mapping[str, Sequence[tuple[float, float]]], title: str = "") -> None:
     """Draw points of recall@1 against time to a .png or .svg file, with a step line along each label's front.
 
-    The same points give the same file with the same matplotlib.
-
-    Args:
-        path: of the file.
-        fronts: for each label the (microseconds a query, recall) of its settings; those off the front are drawn pale.
-        title: of the plot.
+    `fronts` has the (microseconds a query, recall) of each label's settings; those off the front are drawn pale. The
+    same points give the same file with the same matplotlib.
     """
     suffix = check_plot_path(path).suffix.lower()
     import matplotlib

@@ -42,20 +42,12 @@ _DAMAGE = OSError, ValueError, TypeError, LookupError, AttributeError, Arithmeti
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep has measured so far.
+    """What a sweep has measured so far."""
 
-    Attributes:
-        requested: all combinations of the sweep's values.
-        measured: of them or, in resumed results, of other values, too.
-        skipped: those that cannot be Pareto-optimal.
-        conditions: under which they were measured: "threads", "machine" (the processor's name), and "fingerprint" of
-            each input by its name.
-    """
-
-    requested: list[Setting]
-    measured: dict[Setting, Measurement]
-    skipped: list[Setting]
-    conditions: dict
+    requested: list[Setting]  # all combinations of the sweep's values
+    measured: dict[Setting, Measurement]  # of them or, in resumed results, of other values, too
+    skipped: list[Setting]  # those that cannot be Pareto-optimal
+    conditions: dict  # "threads", "machine" (the processor's name), and "fingerprint" of each input by its name
 
     @property
     def front(self) -> list[Setting]:
@@ -69,10 +61,10 @@ class SweepResult:
     def front_table(self) -> tuple[list[list], list[str]]:
         """The front as rows and their headers."""
         rows, ranks = [], []
-        for setting, found in [(setting, self.measured[setting]) for setting in self.front]:
-            ranks = sorted(found.recall)
-            speed = found.microseconds, found.num_queries / found.seconds
-            rows.append([*(found.recall[rank] for rank in ranks), *speed, *setting])
+        for setting in self.front:
+            found = self.measured[setting]
+            ranks, speed = sorted(found.recall), found.num_queries / found.seconds
+            rows.append([*(found.recall[rank] for rank in ranks), found.microseconds, speed, *setting])
         return rows, [*(f"recall@{rank}" for rank in ranks), "us/query", "queries/s", *Setting._fields]
 
     def settings(self) -> list[dict]:
@@ -248,10 +240,7 @@ def sweep(
 
 
 def open_searcher(index, codec: Codec | None = None, pairwise=None, device="cpu") -> tuple[Index, dict[str, str]]:
-    """An index, or the folder or faiss file of one, and fingerprints of its files: {"index": ...}.
-
-    It has this codec and pairwise decoder where they are given.
-    """
+    """An index, or that of a folder or faiss file, with what is given, and its files' fingerprints: {"index": ...}."""
     files = {}
     if not isinstance(index, Index) and is_directory(path := index):
         index = Index.load(path, codec=codec, device=device)

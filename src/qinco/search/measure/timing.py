@@ -30,7 +30,7 @@ _BATCH_SHORTLISTED = 1 << 21  # vectors in the shortlists of a batch: about 100 
 
 def measure(
     index, prepared_QD: np.ndarray, nearest_Q: np.ndarray, options: SearchOptions, batch_size: int = 4096, *,
-    rank: int | None = None, precision: str = "auto", decoder: str = "neural", min_seconds: float | None = None,
+    rank: int | None = None, precision: str = "auto", decoder: str = "neural",
 ) -> Measurement:  # fmt: skip
     """Recall and time of queries, float32 as the index's metric prepares them, with one setting.
 
@@ -54,17 +54,16 @@ def measure(
             found.append((best.ids, first.ids))
         return {**pipeline.seconds, "total": time.perf_counter() - begun}
 
-    seconds = measure_stages(run, min_seconds)
+    seconds = measure_stages(run)
     recalls = [recall(np.concatenate(ids), nearest_Q, ranks) for ids in zip(*found, strict=True)]
     return Measurement(*recalls, seconds, len(prepared_QD))
 
 
-def measure_stages(run: Callable[[], Mapping[str, float]], min_seconds: float | None = None) -> dict[str, float]:
+def measure_stages(run: Callable[[], Mapping[str, float]]) -> dict[str, float]:
     """Seconds by stage, as TIMING says, of `run`, which does all the work once and returns its seconds by stage."""
-    least = MIN_SECONDS if min_seconds is None else min_seconds
     run()
     runs = [run() for _ in range(MIN_REPEATS)]
-    while sum(stages["total"] for stages in runs) < least and len(runs) < MAX_REPEATS:
+    while sum(stages["total"] for stages in runs) < MIN_SECONDS and len(runs) < MAX_REPEATS:
         runs.append(run())
     return dict(sorted(runs, key=lambda stages: stages["total"])[(len(runs) - 1) // 2])
 
@@ -102,30 +101,23 @@ def tune(
     require_int("k", k, 1, 1 << 20)
     queries_QD, nearest_Q = open_queries(queries, ground_truth, index.dim)
     prepared_QD, count = index.tables.metric.prepare(queries_QD), max(1, len(index))
-    settings = combinations(
-        {
-            "nprobe": [min(1 << power, index.num_lists) for power in range(12)],
-            "quantizer_efSearch": [16, 64, 256] if index.has_graph else [16],
-            "nshort": [min(max(length, k), count) for length in TUNED_LENGTHS],
-            "nmid_short": [1] if index.pairwise is None else [1, 4, 16],
-        }
-    )
-
-    def measured_by_search(options: SearchOptions) -> Measurement:
-        return measure(index, prepared_QD, nearest_Q, options, rank=k)
-
+    values = {
+        "nprobe": [min(1 << power, index.num_lists) for power in range(12)],
+        "quantizer_efSearch": [16, 64, 256] if index.has_graph else [16],
+        "nshort": [min(max(length, k), count) for length in TUNED_LENGTHS],
+        "nmid_short": [1] if index.pairwise is None else [1, 4, 16],
+    }
+    settings = combinations(values)
+    search = measure_options or (lambda options: measure(index, prepared_QD, nearest_Q, options, rank=k))
     with reporting(progress) as report:
 
         def tell(measured, skipped) -> None:
             report("measuring settings", len(measured) + len(skipped), len(settings), "setting")
 
-        measured = explore(settings, measure_options or measured_by_search, tell, rank=k)
-    found = list(measured.items())
+        found = list(explore(settings, search, tell, rank=k).items())
     for i in pareto_front([(one.microseconds, one.recall[k]) for _, one in found]):  # from the fastest on
         setting, best = found[i][0], found[i][1].recall[k]
         if best >= target_recall:
             return setting.options if index.has_graph else replace(setting.options, ef_search=None)
-    raise ConfigError(
-        f"target_recall={target_recall} is out of reach: recall@{k} is {best:.4f} at most; give a lower target, "
-        "a larger k, or longer codes"
-    )
+    raise ConfigError(f"target_recall={target_recall} is out of reach: recall@{k} is {best:.4f} at most; give a lower "
+                      "target, a larger k, or longer codes")  # fmt: skip

@@ -1,9 +1,8 @@
 import sys
-from pathlib import Path
 
 import pytest
 
-from qinco.errors import ConfigError, ResourceError
+from qinco.errors import ConfigError
 from qinco.search.measure.plot import check_plot_path, plot_fronts
 
 FRONTS = {
@@ -53,8 +52,3 @@ class TestDrawn:
         plot_fronts(tmp_path / "front.svg", FRONTS)
         assert matplotlib.rcParams["svg.hashsalt"] == "theirs" and matplotlib.rcParams["font.family"] == ["serif"]
         assert "matplotlib.pyplot" not in sys.modules
-
-    def test_what_cannot_be_written_leaves_nothing_behind(self, tmp_path):
-        with pytest.raises(ResourceError, match="cannot write"):
-            plot_fronts(tmp_path / "missing" / "front.svg", FRONTS)
-        assert list(Path(tmp_path).iterdir()) == []

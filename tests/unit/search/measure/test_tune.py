@@ -64,7 +64,7 @@ def test_the_fastest_options_are_taken():
     index, clock = copied(built("ivf")), {}
 
     def timed(options):
-        found = measure(index, QUERIES_QD, nearest(1)[:, 0], options, rank=10, min_seconds=0)
+        found = measure(index, QUERIES_QD, nearest(1)[:, 0], options, rank=10)
         clock[options] = options.nprobe + options.num_short / 10
         return Measurement(found.recall, found.shortlist_recall, {"total": clock[options]}, found.num_queries)
 
