@@ -13,33 +13,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Misbehaviour:
-    """What goes wrong with one answer.
+    """What goes wrong with one answer."""
 
-    status, reason: is answered instead of a file       headers: replace those of the answer; None: left out
-    send:           so many bytes of the body are sent  stall:   the connection then stays open, silent
-    ignore_range:   the whole file, whatever was asked  change:  is called before the request is looked at
-    """
-
-    status: int | None = None
-    headers: dict = field(default_factory=dict)
-    send: int | None = None
-    stall: bool = False
+    status: int | None = None  # is answered instead of a file
+    headers: dict = field(default_factory=dict)  # replace those of the answer; None: left out
+    send: int | None = None  # so many bytes of the body are sent
+    stall: bool = False  # the connection then stays open, silent
     ignore_range: bool = False
-    change: object = None
+    change: object = None  # is called before the request is looked at
 
 
 @dataclass
 class Server:
-    """address: without a slash at the end     files: path to content     plans: one for each answer to come
-    tags: path to ETag (None: no version is told); the content's checksum where it is not named
-    requests: (path, headers) over HTTP, (command, argument) over FTP
-    """
-
-    address: str = ""
-    files: dict = field(default_factory=dict)
-    tags: dict = field(default_factory=dict)
-    plans: list = field(default_factory=list)
-    requests: list = field(default_factory=list)
+    address: str = ""  # without a slash at the end
+    files: dict = field(default_factory=dict)  # path to content
+    tags: dict = field(default_factory=dict)  # path to ETag, by default the checksum; None: no version is told
+    plans: list = field(default_factory=list)  # one for each answer to come
+    requests: list = field(default_factory=list)  # (path, headers) over HTTP, (command, argument) over FTP
     released: threading.Event = field(default_factory=threading.Event)
 
     def ranges(self) -> list:

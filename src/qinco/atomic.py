@@ -22,19 +22,8 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     empty, is hidden, keeps the suffix and is used by this call alone. It is flushed to disk before it is renamed, and
     removed on any exception, including Ctrl-C; `path` is then unchanged.
 
-    Args:
-        path: the file to create or replace.
-
-    Yields:
-        The path of the temporary file.
-
-    Raises:
-        ResourceError: an OSError occurred, in the block or here (disk full, no permission).
-        ConfigError: `path` is a folder or a device.
-
-    Example:
-        >>> with write_atomically("settings.json") as temporary:
-        ...     temporary.write_text("{}")
+    An OSError, in the block or here (disk full, no permission), is a ResourceError; a folder or a device as `path` is a
+    ConfigError.
     """
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".{target.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}{target.suffix}"
@@ -78,11 +67,7 @@ def check_output(
         inputs: files that are read and must not be replaced; None entries are ignored.
 
     Returns:
-        `path` as a Path.
-
-    Raises:
-        ConfigError: the file exists, is an input, a folder or a device, its folder is missing outside the current
-            directory, or nothing can be written there.
+        `path` as a Path; ConfigError says why it cannot be written.
     """
     try:
         target = Path(os.path.realpath(path))
@@ -97,27 +82,18 @@ def check_output(
         require_folder(path, target.parent)
         with tempfile.TemporaryFile(dir=target.parent):
             pass
+    except ConfigError:
+        raise
     except (OSError, ValueError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     return Path(path)
 
 
-def _check_replaceable(path, target: Path) -> None:
-    if target.is_dir():
-        raise ConfigError(f"{Path(path)} is a folder: give the name of a file")
-    if target.exists() and not target.is_file():
-        raise ConfigError(f"{path} is not a regular file and would be replaced: give another name")
-
-
 def require_folder(path, folder: Path) -> None:
     """Create the folder of `path` if it is missing below the current directory; elsewhere raise ConfigError."""
-    if folder.is_dir():
-        return
-    if folder.exists():
+    if folder.exists() and not folder.is_dir():
         raise ConfigError(f"cannot write {path}: {folder} is a file, not a folder")
-    if not folder.is_relative_to(Path.cwd().resolve()):
+    if not folder.is_dir() and not folder.is_relative_to(Path.cwd().resolve()):
         raise ConfigError(f"the folder {folder} of {path} does not exist: create it first")
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -143,9 +119,6 @@ def exclusive(lock: Path) -> Iterator[None]:
 
     The lock is a file, because NFS does not lock folders. The system releases it when the process dies. On file systems
     without locks nobody waits.
-
-    Raises:
-        ResourceError: the lock file cannot be created.
     """
     try:
         file = lock_file(lock)
@@ -160,14 +133,10 @@ def exclusive(lock: Path) -> Iterator[None]:
 
 
 def lock_file(path: Path, *, wait: bool = True) -> int:
-    """Open a file for reading and writing, creating it if needed, and lock it until the descriptor is closed.
+    """Lock a file, created if needed, until the descriptor that is returned (for reading and writing) is closed.
 
-    Args:
-        path: the file; a symbolic link is not followed.
-        wait: wait for another process that holds the lock; otherwise raise BlockingIOError.
-
-    Returns:
-        A descriptor of the file that is at `path` now, and not of one that has been removed or renamed meanwhile.
+    A symbolic link is not followed. Without `wait` a lock that another process holds is a BlockingIOError. The
+    descriptor is one of the file that is at `path` now, not of one that has been removed or renamed meanwhile.
     """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -184,6 +153,13 @@ def lock_file(path: Path, *, wait: bool = True) -> int:
             os.close(file)
             raise
         os.close(file)
+
+
+def _check_replaceable(path, target: Path) -> None:
+    if target.is_dir():
+        raise ConfigError(f"{Path(path)} is a folder: give the name of a file")
+    if target.exists() and not target.is_file():
+        raise ConfigError(f"{path} is not a regular file and would be replaced: give another name")
 
 
 def _is_at(path: Path, file: int) -> bool:

@@ -13,15 +13,7 @@ def code_dtype(codebook_size: int) -> np.dtype:
 def check_codes(codes, num_codes: int, codebook_size: int, name: str = "codes", first_row: int = 0) -> np.ndarray:
     """Codes as an integer array (N, m) with 1 ≤ m ≤ num_codes and every value below codebook_size.
 
-    Args:
-        codes: the array.
-        num_codes: M, columns of a whole code.
-        codebook_size: K.
-        name: what messages call the codes.
-        first_row: number of the first row in what `name` is, for messages.
-
-    Raises:
-        DataError: naming the first wrong value.
+    Messages call them `name`, and the first row `first_row`.
     """
     codes = np.asarray(codes)
     if codes.ndim != 2 or codes.dtype.kind not in "iu":
@@ -32,10 +24,8 @@ def check_codes(codes, num_codes: int, codebook_size: int, name: str = "codes", 
     if codes.size and not cannot_exceed and (codes.max() >= codebook_size or codes.min() < 0):
         row, column = np.argwhere((codes >= codebook_size) | (codes < 0))[0]
         value = codes[row, column]
-        raise DataError(
-            f"{name} are out of range: row {first_row + row}, column {column} is {value}, "
-            f"codewords are numbered 0 to {codebook_size - 1}"
-        )
+        where = f"row {first_row + row}, column {column} is {value}"
+        raise DataError(f"{name} are out of range: {where}, codewords are numbered 0 to {codebook_size - 1}")
     return codes
 
 
@@ -43,9 +33,8 @@ def check_lists(lists, num_vectors: int, num_lists: int, name: str = "lists", fi
     """List numbers as an integer array (N,) with every value below num_lists; see `check_codes`."""
     lists = np.asarray(lists)
     if lists.shape != (num_vectors,) or lists.dtype.kind not in "iu":
-        raise DataError(
-            f"{name} must be {num_vectors} integers, one for each code, not {lists.dtype} of shape {lists.shape}"
-        )
+        found = f"{lists.dtype} of shape {lists.shape}"
+        raise DataError(f"{name} must be {num_vectors} integers, one for each code, not {found}")
     if lists.size and (lists.max() >= num_lists or lists.min() < 0):
         row = int(np.flatnonzero((lists >= num_lists) | (lists < 0))[0])
         value = f"row {first_row + row} is {lists[row]}"
@@ -63,9 +52,8 @@ def pack_codes(codes_NM: np.ndarray, bits: int) -> np.ndarray:
     if bits in (8, 16):
         return np.ascontiguousarray(codes_NM, f"<u{bits // 8}").view(np.uint8)
     digits_NMb = (codes_NM[..., None].astype(np.uint16) >> np.arange(bits, dtype=np.uint16)) & 1
-    return np.packbits(
-        digits_NMb.astype(np.uint8).reshape(len(codes_NM), codes_NM.shape[1] * bits), axis=1, bitorder="little"
-    )
+    digits_Nb = digits_NMb.astype(np.uint8).reshape(len(codes_NM), codes_NM.shape[1] * bits)
+    return np.packbits(digits_Nb, axis=1, bitorder="little")
 
 
 def unpack_codes(packed_NS: np.ndarray, num_steps: int, bits: int) -> np.ndarray:

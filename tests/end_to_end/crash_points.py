@@ -45,6 +45,9 @@ class RoundingCodec:
     def check_dim(self, source):
         assert source.dim == self.dim
 
+    def check_steps(self, num_steps):
+        return self.config.num_steps
+
     def fingerprint(self):
         return "rounding"
 

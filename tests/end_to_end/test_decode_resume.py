@@ -23,9 +23,10 @@ ROW_BYTES = 16
 COMMAND = """
 import sys
 from functools import partial
-from qinco.cli import coding, main
+import qinco
+from qinco.cli import main
 
-coding.decode_file = partial(coding.decode_file, save_seconds=0.02)
+qinco.decode_file = partial(qinco.decode_file, save_seconds=0.02)
 sys.exit(main(sys.argv[1:]))
 """
 SIGNALLED = """

@@ -387,35 +387,6 @@ def test_manifests_with_any_value_in_a_field(originals, name, value):
             assert (check(path) is None) == (is_same or is_free)
 
 
-@given(
-    changes=st.dictionaries(
-        st.sampled_from(["num_vectors", "shard_rows", "code_size", "codebook_size"]), st.sampled_from(EXTREMES)
-    )
-)
-@settings(deadline=None, max_examples=100)
-@example(changes={"num_vectors": 1 << 47, "shard_rows": 1 << 30})
-@example(changes={"num_vectors": 1 << 47, "shard_rows": 1 << 47})
-@example(changes={"num_vectors": 0, "shard_rows": 1 << 47})
-def test_manifests_with_extreme_sizes(originals, changes):
-    with copies(originals, "w") as path:
-        content = json.loads((path / MANIFEST).read_text())
-        (path / MANIFEST).write_text(json.dumps(content | changes))
-        with bounded_memory():
-            found = read(path)
-        assert isinstance(found, str) or not changes or changes["num_vectors"] == 0
-
-
-def test_what_is_no_file_in_a_folder(originals):
-    makers = [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path)]
-    makers += [lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("nowhere")]
-    for make in makers:
-        for part in ("codes-00001.npy", "lists-00000.npy", MANIFEST):
-            with copies(originals, "w") as path:
-                (path / part).unlink()
-                make(path / part)
-                assert check(path) is not None
-
-
 FIRST = CODES[:SHARD_ROWS]
 
 

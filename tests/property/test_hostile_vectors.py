@@ -77,16 +77,6 @@ def test_damaged_files(suffix, data):
         read(path)
 
 
-@pytest.mark.parametrize("suffix", WRITTEN_SUFFIXES)
-@given(start=st.integers(0, 40), rest=st.binary(max_size=200))
-@settings(deadline=None, max_examples=50)
-def test_random_bytes_behind_a_valid_start(suffix, start, rest):
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"x{suffix}"
-        path.write_bytes(valid_file(suffix)[:start] + rest)
-        read(path)
-
-
 class Malicious:
     def __init__(self, path):
         self.path = path

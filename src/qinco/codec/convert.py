@@ -36,9 +36,6 @@ def convert_codec(
     Returns:
         The codec with the options that were stored.
 
-    Raises:
-        ConfigError: the output cannot be written, or its form cannot hold the codec or the options.
-
     Example:
         >>> convert_codec("codec.safetensors", "codec.pt")
     """
@@ -53,12 +50,10 @@ def convert_codec(
     if output.suffix.lower() == CHECKPOINT_SUFFIX and stored.num_pairs is not None and options is None:
         config = codec.config
         known = checkpoint_encode_options(config.codebook_size, config.has_preselector, config.starts_from_coarse)
+        given = f"C={stored.num_pairs} B={stored.beam_width}"
+        kept = f"A={known.num_candidates} B={known.beam_width}"
         _LOG.warning(
-            "the authors' code does not know num_pairs (C=%s B=%s): A=%s B=%s are stored; give others with A= and B=",
-            stored.num_pairs,
-            stored.beam_width,
-            known.num_candidates,
-            known.beam_width,
+            "the authors' code does not know num_pairs (%s): %s are stored; give others with A= and B=", given, kept
         )
         stored = known
     converted = codec.with_options(stored)

@@ -19,7 +19,7 @@ from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.progress import ProgressOption, reporting
 from qinco.store.code_files import lists_beside
 from qinco.store.codes import Codes
-from qinco.store.decoded_part import DecodedPart, Record, open_part, remove_record
+from qinco.store.decoded_part import DecodedPart, open_part, remove_record
 from qinco.vectors.formats import FLOAT_SUFFIXES, VectorWriter, open_array
 from qinco.vectors.rows import spread_rows
 
@@ -41,7 +41,7 @@ def decode_file(
     save_seconds: float = 1.0,
     progress: ProgressOption = None,
 ) -> FileResult:
-    """Decode codes to a file of vectors, in bounded memory.
+    """Decode codes to a file of vectors, in bounded memory; all codes are checked before anything is written.
 
     Vectors are collected in `NAME.part`, with a record `NAME.part.json`, until all are there. A resumed call gives the
     same file as one that was never interrupted. Memory: two blocks of vectors.
@@ -62,58 +62,51 @@ def decode_file(
     Returns:
         A FileResult.
 
-    Raises:
-        ConfigError: the output cannot be written, or holds other vectors.
-        DataError: the codes are not those of the codec; all are checked before anything is written.
-        ResourceError: the disk is full or cannot be written; what was decoded is kept.
-
     Example:
         >>> decode_file(codec, "codes", "decoded.fvecs")
     """
     started = time.monotonic()
     if isinstance(codes, str | os.PathLike):
         inputs = [*inputs, codes, lists_beside(codes), lists if isinstance(lists, str | os.PathLike) else None]
-        stored = Codes.load(codes, codec, lists=lists)
+        codes = Codes.load(codes, codec, lists=lists)
     else:
-        stored = Codes.of(codes, lists)
-    if len(stored) == 0:
-        raise DataError(f"{stored.name} holds no codes")
-    target = _check_vector_output(output, inputs)
-    record = _record(codec, stored, Path(output).suffix.lower(), num_steps, precision)
-    part_path, count = Path(f"{target}.part"), len(stored)
+        codes = Codes.of(codes, lists)
+    if len(codes) == 0:
+        raise DataError(f"{codes.name} holds no codes")
+    target = Path(os.path.realpath(check_output(output, overwrite=True, inputs=inputs)))
+    for name in inputs:
+        if name is not None and target.is_relative_to(os.path.realpath(name)):
+            raise ConfigError(f"output={output} lies in {name}, which is read: give another output")
+    if Path(output).suffix.lower() not in FLOAT_SUFFIXES:
+        raise ConfigError(f"output={output}: vectors are written to {', '.join(FLOAT_SUFFIXES)} files")
+    try:
+        codec.check_codes(codes)
+    except DataError as error:
+        raise error if codes.name in str(error) else DataError(f"{codes.name}: {error}") from None
+    part_path, count = Path(f"{target}.part"), len(codes)
     with reporting(progress) as report, interruption("the decoded vectors are kept"):
         if resume and target.exists() and not part_path.exists():
-            _check_decoded(output, codec, stored, num_steps, precision)
+            _check_decoded(output, codec, codes, num_steps, precision)
             remove_record(part_path)  # left by a kill after the output was made
             report("decoding", count, count, "vector")
             return FileResult(Path(output), count, 0, True, time.monotonic() - started)
         check_output(output, overwrite=overwrite or (resume and part_path.exists()), inputs=inputs)
         writer = VectorWriter(output, codec.dim, np.float32, count)
-        with open_part(part_path, writer, record, resume, overwrite, save_seconds) as part:
-            _check_all(codec, stored)
-            part.begin()
-            begun = part.record.rows
-            _decode_rows(part, codec, stored, num_steps, precision, report)
+        work = {
+            "num_vectors": count,
+            "dim": codec.dim,
+            "codec": codec.fingerprint(),
+            "codes": _fingerprint(codes),
+            "prefix": codec.check_steps(num_steps),
+            "precision": precision,
+            "engine": codec.encode_options.engine,
+            "format": writer.path.suffix.lower(),
+        }
+        with open_part(part_path, writer, work, resume, overwrite, save_seconds) as part:
+            begun = part.rows
+            _decode_rows(part, codec, codes, num_steps, precision, report)
             part.finish(target)
     return FileResult(Path(output), count, count - begun, True, time.monotonic() - started)
-
-
-def _record(codec: Codec, codes: Codes, suffix: str, num_steps: int | None, precision: str) -> Record:
-    """What the file of vectors is to hold."""
-    sample = _sample(codec, codes)[1]
-    digest = sha256(repr(codes.shape).encode() + sample.codes.astype("<i8").tobytes())
-    if sample.has_lists:
-        digest.update(sample.lists.astype("<i8").tobytes())
-    return Record(
-        num_vectors=len(codes),
-        dim=codec.dim,
-        codec=codec.fingerprint(),
-        codes=digest.hexdigest(),
-        prefix=codec.check_steps(num_steps),
-        precision=precision,
-        engine=codec.encode_options.engine,
-        format=suffix,
-    )
 
 
 def _decode_rows(part: DecodedPart, codec: Codec, codes: Codes, num_steps, precision: str, report) -> None:
@@ -121,11 +114,11 @@ def _decode_rows(part: DecodedPart, codec: Codec, codes: Codes, num_steps, preci
 
     Blocks begin where they do in a call that was not interrupted, since what torch computes may depend on it.
     """
-    report("decoding", part.record.rows, len(codes), "vector")
+    report("decoding", part.rows, len(codes), "vector")
     writing: Future | None = None
     try:
         with ThreadPoolExecutor(1, "write vectors") as pool:
-            for _, block in codes.blocks(codec.block_rows, part.record.rows):
+            for _, block in codes.blocks(codec.block_rows, part.rows):
                 for _, block_ND in _decode_blocks(codec, block, num_steps, precision):
                     if writing is not None:
                         report("decoding", writing.result(), len(codes), "vector")
@@ -152,45 +145,19 @@ def _check_decoded(output, codec: Codec, codes: Codes, num_steps: int | None, pr
     remedy = "give overwrite=true without resume to replace it"
     if there.shape != wanted or there.dtype != np.float32:
         raise ConfigError(f"{output} holds {there.dtype} {there.shape}, not float32 {wanted}: {remedy}")
-    rows_S, sample = _sample(codec, codes)
-    same = 0
-    for first, decoded_ND in _decode_blocks(codec, sample, num_steps, precision):
+    rows_S, same = spread_rows(len(codes)), 0
+    for first, decoded_ND in _decode_blocks(codec, codes[rows_S], num_steps, precision):
         difference_ND = there[rows_S[first : first + len(decoded_ND)]] - decoded_ND
         bounds_N = _TOLERANCES[precision] * np.linalg.norm(decoded_ND, axis=1)
         same += int((np.linalg.norm(difference_ND, axis=1) <= bounds_N).sum())
     if 4 * same < 3 * len(rows_S):
-        raise ConfigError(
-            f"{output} holds other vectors than this model and these settings decode {codes.name} to: {remedy}"
-        )
+        raise ConfigError(f"{output} holds other vectors than {codes.name} is decoded to with this model: {remedy}")
 
 
-def _sample(codec: Codec, codes: Codes) -> tuple[np.ndarray, Codes]:
-    """Row numbers spread over all codes, and the codes there, which are checked."""
-    rows_S = spread_rows(len(codes))
-    # A code with its list number: the parts of an .npz file are unpacked once for both.
-    sample = Codes.concatenate([codes[row : row + 1] for row in rows_S.tolist()])
-    try:
-        codec.check_codes(sample)
-    except DataError:
-        _check_all(codec, codes)  # which says the row
-        raise
-    return rows_S, sample
-
-
-def _check_all(codec: Codec, codes: Codes) -> None:
-    """Raise DataError for codes that are not those of the codec."""
-    try:
-        codec.check_codes(codes)
-    except DataError as error:
-        raise error if codes.name in str(error) else DataError(f"{codes.name}: {error}") from None
-
-
-def _check_vector_output(output: str | os.PathLike, inputs) -> Path:
-    """The file that `output` is, links followed; raises ConfigError if it cannot be written, or is read."""
-    target = Path(os.path.realpath(check_output(output, overwrite=True, inputs=inputs)))
-    for name in inputs:
-        if name is not None and target.is_relative_to(os.path.realpath(name)):
-            raise ConfigError(f"output={output} lies in {name}, which is read: give another output")
-    if Path(output).suffix.lower() not in FLOAT_SUFFIXES:
-        raise ConfigError(f"output={output}: vectors are written to {', '.join(FLOAT_SUFFIXES)} files")
-    return target
+def _fingerprint(codes: Codes) -> str:
+    """SHA-256 of the shape and of some codes and list numbers."""
+    sample = codes[spread_rows(len(codes))]
+    digest = sha256(repr(codes.shape).encode() + sample.codes.astype("<i8").tobytes())
+    if sample.has_lists:
+        digest.update(sample.lists.astype("<i8").tobytes())
+    return digest.hexdigest()

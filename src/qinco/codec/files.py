@@ -6,18 +6,15 @@ Shape suffixes: N vectors, D dimension, M codes of a vector.
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import numpy as np
 
 from qinco.atomic import check_output, exclusive, remove_temporaries, require_folder
 from qinco.codec.codec import Codec
 from qinco.config import EncodeOptions, require_int
 from qinco.errors import ConfigError
-from qinco.packing import code_dtype
 from qinco.progress import ProgressOption, reporting
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_folder, lists_beside, write_codes_file
 from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, remove_codes
@@ -30,23 +27,14 @@ _ENCODED_AGAIN = 64  # vectors by which a finished file is recognised
 
 @dataclass(frozen=True)
 class FileResult:
-    """What `encode_file` or `decode_file` has done.
-
-    Attributes:
-        output: the file or folder.
-        num_vectors: vectors in the whole output.
-        num_done: vectors that this call encoded or decoded; earlier ones were kept.
-        complete: whether the output is there; False while other shares are at work.
-        seconds: time that this call took.
-        lists: the file of list numbers that was written beside the codes, or None.
-    """
+    """What `encode_file` or `decode_file` has done."""
 
     output: Path
-    num_vectors: int
-    num_done: int
-    complete: bool
+    num_vectors: int  # in the whole output
+    num_done: int  # encoded or decoded by this call; earlier ones were kept
+    complete: bool  # False while other shares are at work
     seconds: float
-    lists: Path | None = None
+    lists: Path | None = None  # the file of list numbers beside the codes
 
     @property
     def us_per_vector(self) -> float | None:
@@ -99,16 +87,11 @@ def encode_file(
     Returns:
         A FileResult.
 
-    Raises:
-        ConfigError: the output cannot be written, or holds other work.
-        DataError: the vectors have another dimension or are not finite.
-        ResourceError: a shard cannot be written; the finished ones are kept.
-
     Example:
         >>> encode_file(codec, "base.fvecs", "codes", num_pairs=64, beam_width=32)
         >>> codes = Codes.load("codes")
     """
-    started, x = time.monotonic(), as_source(source)
+    started, x, path = time.monotonic(), as_source(source), Path(output)
     codec.check_dim(x)
     options = options or codec.encode_options
     options = options.override(num_candidates, num_pairs, beam_width, precision, engine)
@@ -125,15 +108,21 @@ def encode_file(
         source=fingerprint(x),
         encode=asdict(options),
     )
-    job = _Encoding(codec, x, options, plan, range(index, plan.num_shards, count), count == 1, _target(output))
+    is_file = not is_folder(output)
+    if path.name in ("", "..") or (is_file and path.suffix.lower() not in FILE_SUFFIXES):
+        forms = f"{', '.join(FILE_SUFFIXES)} files, or to a folder of shards (a name without suffix)"
+        raise ConfigError(f"output={output}: codes are written to {forms}")
+    folder = path.with_name(f"{path.name}.shards") if is_file else path
+    shards = range(index, plan.num_shards, count)
     num_done, complete = 0, False
-    if job.shards or index == 0 or resume:  # else nothing is left for this share, and others may be at work
-        paths = [source] if isinstance(source, str | os.PathLike) else []
+    if shards or index == 0 or resume:  # else nothing is left for this share, and others may be at work
+        job = _Encoding(codec, x, options, plan, shards, count == 1, path, folder, is_file)
+        read = [source, *inputs] if isinstance(source, str | os.PathLike) else inputs
         with reporting(progress) as report, interruption("the finished shards are kept"):
-            num_done, complete = job.run(report, resume, overwrite, [*paths, *inputs])
-    beside = files_of(job.target.path, codec.is_ivf)[1:] if job.target.is_file and complete else []
-    lists = next((path for path in beside if path == lists_beside(job.target.path)), None)
-    return FileResult(job.target.path, len(x), num_done, complete, time.monotonic() - started, lists)
+            num_done, complete = job.run(report, resume, overwrite, read)
+    lists = lists_beside(path)
+    lists = lists if is_file and complete and lists in files_of(path, codec.is_ivf) else None
+    return FileResult(path, len(x), num_done, complete, time.monotonic() - started, lists)
 
 
 def share_of_process(shard: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -141,68 +130,50 @@ def share_of_process(shard: tuple[int, int] | None = None) -> tuple[int, int]:
     index, count = (0, 1) if shard is None else shard
     require_int("the number of shares", count)
     require_int("shard", index, 0, count)
-    found = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not all(map(str.isdecimal, found)) or int(found[0]) >= int(found[1]):
+    rank, world = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if not rank.isdecimal() or not world.isdecimal() or int(rank) >= int(world):
         raise ConfigError(
-            f"RANK={found[0]} WORLD_SIZE={found[1]} in the environment: torchrun sets them; otherwise unset them"
+            f"RANK={rank} WORLD_SIZE={world} in the environment: torchrun sets them; otherwise unset them"
         )
-    rank, world = map(int, found)
-    return index % count * world + rank, count * world
-
-
-@dataclass(frozen=True)
-class _Target:
-    """An output, the folder in which its shards are collected (the output itself, or one beside a file), its lock."""
-
-    path: Path
-    is_file: bool
-    folder: Path
-    lock: Path
-
-
-def _target(output: str | os.PathLike) -> _Target:
-    path, is_file = Path(output), not is_folder(output)
-    if path.name in ("", ".."):
-        raise ConfigError(f"output={output}: give the name of a new folder or file")
-    if is_file and path.suffix.lower() not in FILE_SUFFIXES:
-        raise ConfigError(
-            f"output={output}: codes are written to {', '.join(FILE_SUFFIXES)} files, or to a folder of shards (a name "
-            "without suffix)"
-        )
-    folder = path.with_name(f"{path.name}.shards") if is_file else path
-    return _Target(path, is_file, folder, folder.with_name(f".{folder.name}{LOCK}") if is_file else folder / LOCK)
+    return index % count * int(world) + int(rank), count * int(world)
 
 
 @dataclass(frozen=True)
 class _Encoding:
-    """One call of `encode_file`: `shards` are those of this process, all of them if it `is_alone`."""
+    """One call of `encode_file`."""
 
     codec: Codec
     source: VectorSource
     options: EncodeOptions
     plan: CodePlan
-    shards: range
-    is_alone: bool
-    target: _Target
+    shards: range  # of this process
+    is_alone: bool  # these are all shards
+    output: Path
+    folder: Path  # where shards are collected: the output, or a folder beside the file
+    is_file: bool
+
+    @property
+    def lock(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}{LOCK}") if self.is_file else self.folder / LOCK
 
     def run(self, report, resume: bool, overwrite: bool, inputs) -> tuple[int, bool]:
         """Encode what is missing; how many vectors that were, and whether the output is complete."""
-        target = self.target
         self._prepare(inputs)
-        with exclusive(target.lock):
-            if target.is_file:
-                is_started = any(CodeFolder.find(target.folder))
-                if resume and not is_started and target.path.exists() and self._is_made(overwrite):
+        with exclusive(self.lock):
+            if self.is_file:
+                is_started = any(CodeFolder.find(self.folder))
+                if resume and not is_started and self.output.exists() and self._is_made(overwrite):
                     report("encoding", len(self.source), len(self.source), "vector")
-                    self._remove_leftovers()
+                    if self.folder.is_dir():  # a kill came while the shards were removed
+                        remove_codes(self.folder)
                     return 0, True
-                for path in files_of(target.path, self.codec.is_ivf):
+                for path in files_of(self.output, self.codec.is_ivf):
                     check_output(path, overwrite=overwrite or (resume and is_started), inputs=inputs)
-                check_folder_output(target.folder, "codes")
-                target.folder.mkdir(exist_ok=True)
+                check_folder_output(self.folder, "codes")
+                self.folder.mkdir(exist_ok=True)
             folder = self._join(resume, overwrite)
         num_done = self._encode(folder, report)
-        with exclusive(target.lock):
+        with exclusive(self.lock):
             if not folder.is_pending:
                 folder.tidy()
             elif not self._is_current(folder):
@@ -211,90 +182,72 @@ class _Encoding:
                 return num_done, False
             else:
                 folder.commit()
-            if target.is_file:
-                whole = CodeFolder.open(target.folder)
-                for path in write_codes_file(
-                    target.path, whole.codes, whole.lists, self.plan.codebook_size, self.codec.dim
-                ):
+            if self.is_file:
+                whole, sizes = CodeFolder.open(self.folder), (self.plan.codebook_size, self.codec.dim)
+                for path in write_codes_file(self.output, whole.codes, whole.lists, *sizes):
                     remove_temporaries(path)
-                remove_codes(target.folder)
+                remove_codes(self.folder)
         return num_done, True
 
-    def _remove_leftovers(self) -> None:
-        """Remove what is left of the shards of a finished file, if a kill came while they were removed."""
-        if self.target.folder.is_dir():
-            with suppress(ConfigError):  # it is a folder of somebody else
-                check_folder_output(self.target.folder, "codes")
-                remove_codes(self.target.folder)
-
     def _prepare(self, inputs) -> None:
-        """Make an output folder; raises ConfigError where nothing can be written, or an input would be replaced."""
-        path, folder = self.target.path, self.target.folder
-        real = os.path.realpath(folder)
+        """Make an output folder, or raise ConfigError."""
+        path, real = self.output, os.path.realpath(self.folder)
         for name in inputs:
             if name is not None and Path(os.path.realpath(name)).is_relative_to(real):
-                raise ConfigError(f"{name} is read and lies in {folder}, which would be replaced: give another output")
-        if self.target.is_file:
+                raise ConfigError(
+                    f"{name} is read and lies in {self.folder}, which would be replaced: give another output"
+                )
+        if self.is_file:
             check_output(path, overwrite=True)
             return
         try:
             require_folder(path, Path(os.path.realpath(path)).parent)
             check_folder_output(path, "codes")
             path.mkdir(exist_ok=True)
-        except (OSError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
 
     def _join(self, resume: bool, overwrite: bool) -> CodeFolder:
-        """The codes to go on with: pending ones, new or begun earlier, or complete ones; with the lock held.
-
-        Raises ConfigError if what is there is other work, or neither `resume` nor `overwrite` is given.
-        """
-        path, plan = self.target.folder, self.plan
-        complete, pending = CodeFolder.find(path)
-        if pending is not None and self.is_alone:
-            is_empty = not any(map(pending.has, range(pending.plan.num_shards)))
-            if is_empty or (overwrite and not resume):
-                return CodeFolder.create(path, plan)
-        there = pending or complete
+        """The codes to go on with, with the lock held; raises ConfigError if others are there that must stay."""
+        complete, pending = CodeFolder.find(self.folder)
+        there, plan = pending or complete, self.plan
         if there is None:
-            return CodeFolder.create(path, plan)
-        if there is complete and overwrite and not (resume and complete.plan == plan):
-            return CodeFolder.create(path, plan)
-        plan.check_same(path, there.plan)
+            is_anew = True
+        elif there is pending:
+            is_empty = len(pending.missing()) == pending.plan.num_shards
+            is_anew = self.is_alone and (is_empty or (overwrite and not resume))
+        else:
+            is_anew = overwrite and not (resume and complete.plan == plan)
+        if is_anew:
+            return CodeFolder.create(self.folder, plan)
+        plan.check_same(self.folder, there.plan)
         if not resume and (there is complete or self.is_alone or any(map(there.has, self.shards))):
             count = plan.num_shards - len(there.missing())
             raise ConfigError(
-                f"{path} holds {count} of {plan.num_shards} shards: give resume=true to continue, or overwrite=true in "
-                "one process to begin anew"
+                f"{self.folder} holds {count} of {plan.num_shards} shards: give resume=true to continue, or "
+                "overwrite=true in one process to begin anew"
             )
-        return there if there is complete else there.adopt()
+        return there
 
     def _is_made(self, overwrite: bool) -> bool:
         """Whether a finished output file is this work; raises ConfigError if it is not and cannot be replaced.
 
         The file does not say of which vectors and codec it is, so some are encoded again; machines differ in a few.
         """
-        output, plan = self.target.path, self.plan
-        there = Codes.load(output, self.codec)
-        shape, remedy = (plan.num_vectors, plan.num_codes), "give overwrite=true to replace it"
-        reason = None
+        there, same = Codes.load(self.output, self.codec), 0
+        shape, reason = (self.plan.num_vectors, self.plan.num_codes), None
         if there.shape != shape:
-            reason = f"{output} holds codes of shape {there.shape}, not {shape}"
+            reason = f"codes of shape {there.shape}, not {shape}"
         else:
             sample = self.source.window(0, min(_ENCODED_AGAIN, len(self.source)))
-            same, total = 0, len(sample)
             for first, block in self.codec.encode_blocks(sample, self.options):
                 found = there[first : first + len(block)]
                 equal_N = (block.codes == found.codes).all(1)
-                if block.has_lists:
-                    equal_N &= block.lists == found.lists
-                same += int(equal_N.sum())
-            if 4 * same < 3 * total:
-                reason = f"{output} holds other codes than this model and these options give {self.source.name}"
+                same += int((equal_N & (block.lists == found.lists) if block.has_lists else equal_N).sum())
+            if 4 * same < 3 * len(sample):
+                reason = f"other codes than this model and these options give {self.source.name}"
         if reason is not None and not overwrite:
-            raise ConfigError(f"{reason}: {remedy}")
+            raise ConfigError(f"{self.output} holds {reason}: give overwrite=true to replace it")
         return reason is None
 
     def _is_current(self, folder: CodeFolder) -> bool:
@@ -311,44 +264,33 @@ class _Encoding:
 
         A shard given to the thread is written even if an exception, or Ctrl-C, ends the work meanwhile.
         """
-        plan = self.plan
+        plan, writing = self.plan, None
         missing = [shard for shard in self.shards if not folder.has(shard)]
-        total = sum(len(plan.rows(shard)) for shard in self.shards)
-        begun = done = total - sum(len(plan.rows(shard)) for shard in missing)
+        total, left = (sum(len(plan.rows(shard)) for shard in shards) for shards in (self.shards, missing))
+        done = total - left
         report("encoding", done, total, "vector")
-        writing: Future | None = None
         blocks = self.codec.encode_blocks(self.source, self.options, ranges=[plan.rows(shard) for shard in missing])
         with ThreadPoolExecutor(1, "write shards") as writer, closing(blocks):
             for shard in missing:
-                rows = plan.rows(shard)
-                codes_NM = np.empty((len(rows), plan.num_codes), code_dtype(plan.codebook_size))
-                lists_N = np.empty(len(rows), np.int32) if plan.num_lists else None
-                stop = 0
-                while stop < len(rows):
-                    first, block = next(blocks)
-                    part = slice(first - rows.start, stop := first - rows.start + len(block))
-                    codes_NM[part] = block.codes
-                    if lists_N is not None:
-                        lists_N[part] = block.lists
-                    report("encoding", done + stop, total, "vector")
-                    if writing is not None and writing.done() and not writing.result():
-                        return done + stop - begun
-                done += len(rows)
-                last, writing = writing, writer.submit(self._write, folder, shard, codes_NM, lists_N)
-                if last is not None and not last.result():  # one shard may wait while another is written, and no more
-                    return done - begun
+                rows, parts = plan.rows(shard), []
+                while sum(map(len, parts)) < len(rows):
+                    parts.append(next(blocks)[1])
+                    done += len(parts[-1])
+                    report("encoding", done, total, "vector")
+                    if writing is not None and writing.done():
+                        writing.result()
+                last, writing = writing, writer.submit(self._write, folder, shard, Codes.concatenate(parts))
+                if last is not None:  # one shard may wait while another is written, and no more
+                    last.result()
             if writing is not None:
                 writing.result()
-        return done - begun
+        return left
 
-    def _write(self, folder: CodeFolder, shard: int, codes_NM: np.ndarray, lists_N: np.ndarray | None) -> bool:
-        """Write a shard; returns False if another process has made the output already."""
-        with exclusive(self.target.lock):
-            if not self._is_current(folder):
-                return False
-            if not folder.has(shard):  # another process may have been given the same share
-                folder.write(shard, codes_NM, lists_N)
-            return True
+    def _write(self, folder: CodeFolder, shard: int, codes: Codes) -> None:
+        """Write a shard, unless another process that was given the same share has."""
+        with exclusive(self.lock):
+            if self._is_current(folder) and not folder.has(shard):
+                folder.write(shard, codes.codes, codes.lists)
 
 
 @contextmanager

@@ -1,7 +1,4 @@
-"""The authors' checkpoints: v1 (QINCo), a pickled module, and v2 (QINCo2), a dictionary of weights and parameters.
-
-Both are read, v2 is written.
-"""
+"""The authors' checkpoints: v1 (QINCo, a pickled module) is read, v2 (QINCo2, a dictionary) is read and written."""
 
 import os
 import re
@@ -25,7 +22,6 @@ _V2_MODULES = {  # parts of names, ours and the authors'
     "preselector": "substep.codebook", "project_in": "in_proj", "project_out": "out_proj", "concat.outer": "concat.mlp",
     "blocks": "residual_blocks", "up": "up_proj", "down": "down_proj",
 }  # fmt: skip
-_MAX_DEPTH = 4
 _MAX_CANDIDATES = 65536
 
 
@@ -190,7 +186,7 @@ def _parse_v1_part(path, module: Module, state: dict) -> tuple[ModelConfig, dict
 
 def _v1_state(module: Module, seen: set[int], prefix: str = "", depth: int = 0) -> dict:
     """Parameters and buffers by full name; `seen` collects the modules visited."""
-    if depth > _MAX_DEPTH or id(module) in seen:
+    if depth > 4 or id(module) in seen:
         raise ValueError("its modules are nested too deeply or shared")
     seen.add(id(module))
     named = [item for kind in ("_parameters", "_buffers") for item in module.state[kind].items()]

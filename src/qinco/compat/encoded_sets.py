@@ -30,9 +30,8 @@ def npz_part(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name.removesuffix(path.suffix)}.part_{number}.npz")
 
 
-def read_npz_sizes(path: str | os.PathLike) -> tuple[dict[str, int], list[int], bool]:
+def read_npz_sizes(path: Path) -> tuple[dict[str, int], list[int], bool]:
     """n_parts, K, M and D of an index file, the rows of the parts, and whether they have list numbers."""
-    path = Path(path)
     sizes = {name: int(_read(path, name, ())) for name in ("n_parts", "K", "M", "D")}
     if not 0 <= sizes["n_parts"] <= 1 << 20 or not all(0 < sizes[name] < 1 << 31 for name in "KMD"):
         raise DataError(f"{path} is damaged: it claims {sizes}")

@@ -25,7 +25,7 @@ from qinco.progress import ProgressOption, reporting
 from qinco.vectors.mapped import file_size, map_file, read_start, release_pages
 
 MAX_STEPS, MAX_BITS = 256, 16
-_KINDS = (b"IwRQ", b"IwLS")  # residual quantizer, local search quantizer
+_KINDS = {b"IwRQ": "rq", b"IwLS": "lsq"}  # residual quantizer, local search quantizer
 _KEY = re.compile(r"IVF(\d{1,9})(?:_HNSW(\d{0,4}))?,(?:RQ|LSQ)(\d{1,4})x(\d{1,3})(?:_N(?:float|qint8|qint4))?")
 _NORM_BITS = {0: 0, 1: 0, 3: 32, 4: 8, 5: 4}  # bits of a stored norm by faiss's Search_type_t
 _HEADER = struct.Struct("<4siqqqBi")
@@ -72,9 +72,9 @@ class FaissIndex:
         self._path = Path(path)
         file_size(self._path)
         start = read_start(self._path, 4)
-        self._check(start in _KINDS, f"it begins with {start!r}, those with RQ or LSQ with {_KINDS}")
+        self._check(start in _KINDS, f"it begins with {start!r}, those with RQ or LSQ with {[*_KINDS]}")
         index = read_faiss_file(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
-        quantizer, coarse = _quantizer_of(index), faiss.downcast_index(index.quantizer)
+        quantizer, coarse = getattr(index, _KINDS[start]), faiss.downcast_index(index.quantizer)
         self.has_graph = isinstance(coarse, faiss.IndexHNSW)
         flat = faiss.downcast_index(coarse.storage) if self.has_graph else coarse
         lists = faiss.downcast_InvertedLists(index.invlists)
@@ -176,9 +176,8 @@ class FaissIndex:
         return index, faiss.downcast_index(index.quantizer)
 
 
-def describe_faiss_file(path: str | os.PathLike) -> dict:
+def describe_faiss_file(path: Path) -> dict:
     """Type and sizes of a faiss index of any kind, from its header; of an IVF index with RQ or LSQ its tables too."""
-    path = Path(path)
     size, start = file_size(path), read_start(path, _HEADER.size)
     code, dim, num_vectors, _, _, is_trained, metric = _HEADER.unpack(start.ljust(_HEADER.size, b"\xff"))
     if not code.isalnum() or not 0 < dim < 1 << 24 or not 0 <= num_vectors < 1 << 48 or is_trained > 1:
@@ -277,14 +276,9 @@ def _empty_index(index_key: str, lookup: LookupDecoder, inner_product: bool):
     metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
     index = faiss.index_factory(lookup.dim, index_key, metric)
     index.quantizer.add(np.ascontiguousarray(lookup.centroids_VD, np.float32))
-    quantizer = _quantizer_of(index)
+    quantizer = index.rq if ",RQ" in index_key else index.lsq
     if isinstance(quantizer, faiss.ResidualQuantizer):
         quantizer.train_type |= faiss.ResidualQuantizer.Skip_codebook_tables  # else whoever reads it computes them
     faiss.copy_array_to_vector(np.ascontiguousarray(lookup.tables_MKD, np.float32).ravel(), quantizer.codebooks)
     quantizer.is_trained = index.is_trained = True
     return index, quantizer
-
-
-def _quantizer_of(index):
-    """The additive quantizer of an index, which owns it."""
-    return index.rq if isinstance(index, faiss.IndexIVFResidualQuantizer) else index.lsq

@@ -28,7 +28,6 @@ _MODULES = {  # the only classes that a file may name
     "torch.nn.modules.container": ("Sequential", "ModuleList"),
     "torch.nn.modules.activation": ("ReLU",),
 }
-_MAX_NAME = 256
 _LOADING = Lock()  # torch's list of safe classes and Python's filters of warnings are those of the process
 
 
@@ -95,7 +94,7 @@ def read_torch_file(path: str | os.PathLike):
 def check_tensors(path: str | os.PathLike, tensors: dict) -> None:
     """Raise DataError unless all values are plain tensors that fit in memory twice the size of the file."""
     for name, tensor in tensors.items():
-        if type(name) is not str or not name.isprintable() or len(name) > _MAX_NAME:
+        if type(name) is not str or not name.isprintable() or len(name) > 256:
             raise DataError(f"{path} is damaged: it has a tensor without a proper name")
         is_plain = isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not is_plain or tensor.is_quantized or tensor.is_nested or tensor.is_complex():

@@ -19,19 +19,15 @@ _MIRROR = re.compile(r"(https?|ftp)://([\w-]+(\.[\w-]+)*|\[[0-9a-fA-F:]+\])(:[1-
 
 @dataclass(frozen=True)
 class DataSet:
-    """A public data set: paths of its files below the folder of downloads.
-
-    `mse_scale` is the factor of the mean squared error in papers; of the database file, the first `database_limit`
-    vectors belong to the set (None: all).
-    """
+    """A public data set: paths of its files below the folder of downloads."""
 
     name: str
     queries: str
     ground_truth: str
     database: str
     trainset: str
-    mse_scale: float = 1.0
-    database_limit: int | None = None
+    mse_scale: float = 1.0  # factor of the mean squared error in papers
+    database_limit: int | None = None  # the first vectors of the database that belong to the set; None: all
 
 
 @dataclass(frozen=True)
@@ -116,6 +112,20 @@ _GROUPS = {
 }
 
 
+def _expand(pattern: str) -> list[str]:
+    """Every name that `a{b,c}d` stands for."""
+    pieces = re.split(r"\{(.*?)\}", pattern)  # those at odd places were in braces
+    return ["".join(choice) for choice in product(*(piece.split(",") for piece in pieces))]
+
+
+_SINGLE_FILES = {
+    name: PublishedFile(f"{_QINCO}/{server_folder}/{name}", f"{folder}/{name}")
+    for patterns in _GROUPS.values()
+    for server_folder, folder, pattern in patterns
+    for name in _expand(pattern)
+}
+
+
 def find_dataset(name: str) -> DataSet | None:
     """The data set called `name`, or None: it is a path then."""
     return DATASETS.get(name)
@@ -142,16 +152,7 @@ def find_files(names: Iterable[str], small: bool = False, mirror: str | None = N
 
 def names() -> list[str]:
     """Every name that `find_files` knows, those of single files with their suffix."""
-    return [*_TABLE, *_single_files()]
-
-
-def _single_files() -> dict[str, PublishedFile]:
-    return {
-        file_name: PublishedFile(f"{_QINCO}/{server_folder}/{file_name}", f"{folder}/{file_name}")
-        for patterns in _GROUPS.values()
-        for server_folder, folder, pattern in patterns
-        for file_name in _expand(pattern)
-    }
+    return [*_TABLE, *_SINGLE_FILES]
 
 
 def _find(name: str) -> list[PublishedFile]:
@@ -161,18 +162,11 @@ def _find(name: str) -> list[PublishedFile]:
             PublishedFile(address, f"{folder}/{file}", _MEMBER if address.endswith(".tar.gz") else None)
             for file, address in files.items()
         ]
-    single = _single_files()
-    by_stem = {PurePosixPath(file_name).stem: file for file_name, file in single.items()}
-    file = single.get(name) or by_stem.get(name)
+    by_stem = {PurePosixPath(file_name).stem: file for file_name, file in _SINGLE_FILES.items()}
+    file = _SINGLE_FILES.get(name) or by_stem.get(name)
     if file is not None:
         return [file]
     groups = {"data sets": list(_TABLE)} | {group: [p[2] for p in patterns] for group, patterns in _GROUPS.items()}
     listing = "; ".join(f"{group}: {', '.join(members)}" for group, members in groups.items())
-    hint = suggest(name, (*single, *by_stem, *_TABLE))
+    hint = suggest(name, (*_SINGLE_FILES, *by_stem, *_TABLE))
     raise ConfigError(f"Nothing is published as {name!r}. {hint}Available {listing}")
-
-
-def _expand(pattern: str) -> list[str]:
-    """Every name that `a{b,c}d` stands for."""
-    pieces = re.split(r"\{(.*?)\}", pattern)  # those at odd places were in braces
-    return ["".join(choice) for choice in product(*(piece.split(",") for piece in pieces))]

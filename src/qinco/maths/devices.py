@@ -11,11 +11,7 @@ DEVICE_TYPES = {"cpu", "cuda"}  # that codecs compute on
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device called `device`; "auto" is the first GPU, or the CPU if there is none.
-
-    Raises:
-        ConfigError: for an unknown name or a missing GPU.
-    """
+    """The device called `device`; "auto" is the first GPU, or the CPU if there is none."""
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -40,10 +36,7 @@ def multiplies_bf16_fast(device: torch.device) -> bool:
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy an array to a device. On the CPU a writable contiguous array is shared instead.
-
-    Copies to a GPU go through page-locked memory and are asynchronous.
-    """
+    """Copy an array to a GPU, through page-locked memory and asynchronously; the CPU shares a contiguous one."""
     tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     if device.type == "cuda":
         with torch.cuda.device(device):  # new threads start on the first GPU and would allocate memory there

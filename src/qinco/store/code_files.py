@@ -26,10 +26,7 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 def is_directory(path) -> bool:
     """Whether a path is an existing folder; a name that is too long for one is not."""
-    try:
-        return Path(path).is_dir()
-    except OSError:
-        return False
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def lists_beside(path: str | os.PathLike) -> Path:
@@ -47,49 +44,37 @@ def files_of(path: Path, has_lists: bool) -> list[Path]:
 def open_codes_file(
     path: str | os.PathLike, num_codes: int | None, codebook_size: int | None, has_lists: bool | None, lists=None
 ):
-    """Codes in a file or folder, which are read when rows are asked for.
+    """Codes in a file or folder, rows (N, M), and their list numbers, rows (N, 1) or None; read when asked for.
 
-    Args:
-        path: the file or folder.
-        num_codes: M of the codec; None if it is not known. A .raw file cannot be read without it.
-        codebook_size: K of the codec, likewise.
-        has_lists: whether the codec has lists; None takes those that are there.
-        lists: path of the list numbers, if they are neither within nor beside the codes.
-
-    Returns:
-        Rows of codes (N, M), and rows of list numbers (N, 1) or None.
-
-    Raises:
-        DataError: the file is missing, damaged, or of a codec of other sizes.
-        ConfigError: `lists` is given but the codes hold their list numbers, or a .raw file comes without sizes.
+    What is None of the codec's M, K and `has_lists` is taken from the file, but a .raw file does not say sizes. `lists`
+    is the path of list numbers that are neither within nor beside the codes.
     """
-    path, within = Path(path), None
-    suffix = path.suffix.lower()
+    path, within, may_lie_beside = Path(path), None, True
+    suffix, is_sized = path.suffix.lower(), None not in (num_codes, codebook_size)
     if is_directory(path):
-        folder = CodeFolder.open(path)
+        folder, may_lie_beside = CodeFolder.open(path), False
         codes, within = folder.codes, folder.lists
         for name, wanted in (("codebook_size", codebook_size), ("num_codes", num_codes)):
             found = getattr(folder.plan, name)
             if wanted not in (None, found):
                 raise DataError(f"{path} holds codes of another codec: {name} is {found} there, {wanted} in the model")
     elif suffix == ".npz":
-        if num_codes is None or codebook_size is None:
-            num_codes, codebook_size = map(read_npz_sizes(path)[0].get, "MK")
-        codes, within = open_npz(path, num_codes, codebook_size)
+        sizes = (num_codes, codebook_size) if is_sized else map(read_npz_sizes(path)[0].get, "MK")
+        codes, within = open_npz(path, *sizes)
     elif suffix == ".raw":
-        if num_codes is None or codebook_size is None:
+        if not is_sized:
             raise ConfigError(f"{path} does not say how long its codes are: give codec, or num_codes and codebook_size")
         codes = _RawRows(path, num_codes, codebook_size.bit_length() - 1)
     else:
         codes = open_array(path)
-    if within is not None and lists is not None:
-        raise ConfigError(f"{path} holds its list numbers: leave out lists={lists}")
     if within is not None:
+        if lists is not None:
+            raise ConfigError(f"{path} holds its list numbers: leave out lists={lists}")
         return codes, within
-    if lists is None and not is_directory(path) and (has_lists or (has_lists is None and lists_beside(path).exists())):
-        lists = lists_beside(path)
     if has_lists is False and lists is not None:
         raise DataError(f"lists={lists} was given, but the codec has none: it was trained without coarse centroids")
+    if lists is None and may_lie_beside and (has_lists or (has_lists is None and lists_beside(path).exists())):
+        lists = lists_beside(path)
     if has_lists and lists is None:
         raise DataError(f"{path} holds codes without lists, but the codec has lists: give those that it made")
     return codes, None if lists is None else _open_lists(lists, codes.shape[0])
@@ -98,18 +83,10 @@ def open_codes_file(
 def write_codes_file(
     path: str | os.PathLike, codes, lists, codebook_size: int | None, dim: int | None, *, block_rows: int = 1 << 16
 ) -> list[Path]:
-    """Write codes to a file in the form of its suffix, in bounded memory.
+    """Write codes, rows (N, M), to a file in the form of its suffix, in bounded memory; returns the files written.
 
-    Args:
-        path: the file. List numbers go beside it as `lists_beside` says, but into the first column of .npz.
-        codes: rows (N, M).
-        lists: rows (N, 1), an array (N,), or None.
-        codebook_size: K; None keeps the dtype in .npy.
-        dim: D of the vectors, which .npz records.
-        block_rows: vectors that are written at once.
-
-    Returns:
-        The files that were written.
+    Lists are rows (N, 1), an array (N,), or None; they go beside the file, but into the first column of .npz. Without
+    `codebook_size`, K, .npy keeps the dtype; .npz records `dim`.
     """
     path, written = Path(path), []
     suffix, count = path.suffix.lower(), codes.shape[0]
@@ -138,26 +115,21 @@ def write_codes_file(
 
 
 def _open_lists(path, num_vectors: int):
+    """Rows of list numbers (N, 1), which numpy may have saved as (N,), as `encode` returns them."""
     if not os.access(path, os.F_OK):
-        raise DataError(f"No such file: {path}. Codes of an IVF codec need their list numbers: give lists=FILE")
+        raise DataError(f"No such file: {path}. Codes of an IVF codec need their list numbers: give lists")
     try:
         lists = open_array(path)
-    except DataError as error:
-        lists = _open_column(path, error)
+    except DataError:
+        try:
+            lists = np.load(path, mmap_mode="r", allow_pickle=False)[:, None]
+        except Exception:  # the file has been refused with a reason already
+            lists = None
+        if lists is None:
+            raise
     if lists.shape != (num_vectors, 1) or lists.dtype.kind not in "iu":
         raise DataError(f"{path} is {lists.dtype} {lists.shape}: list numbers are integers ({num_vectors}, 1)")
     return lists
-
-
-def _open_column(path, refusal: DataError) -> np.ndarray:
-    """An array of one axis, as `encode` returns list numbers and numpy saves them, as (N, 1)."""
-    try:
-        lists = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception:  # the file has been refused with a reason already
-        raise refusal from None
-    if not isinstance(lists, np.ndarray) or lists.ndim != 1:
-        raise refusal
-    return lists[:, None]
 
 
 class _RawRows:

@@ -8,7 +8,7 @@ Shape suffixes: N vectors, M codes of a vector.
 
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +27,7 @@ from qinco.store.folder import (
     read_pending,
     remove_stale,
 )
-from qinco.store.manifest import (
-    HEADER,
-    MANIFEST,
-    PENDING,
-    Manifest,
-    parse_fields,
-    path_of,
-    read_content,
-    read_manifest,
-)
+from qinco.store.manifest import HEADER, MANIFEST, PENDING, Manifest, path_of, read_content, read_manifest
 from qinco.vectors.block_rows import ConcatRows
 from qinco.vectors.formats import open_array
 
@@ -44,33 +35,22 @@ KIND = "codes"
 MAX_SHARDS = 1 << 17
 _WANTED_SHARDS, _MIN_ROWS, _MAX_ROWS = 1024, 1 << 12, 1 << 20
 _V1_SHARD = rf"\.?(codes|lists)-\d{{5,}}({WRITER})?\.npy"
+_V1_NAMES = {"code_size": "num_codes", "search": "encode"}
 
 
 @dataclass(frozen=True)
 class CodePlan:
-    """What a folder of codes holds, known before the first vector is encoded.
-
-    Attributes:
-        num_vectors: N.
-        num_codes: columns of the code arrays.
-        codebook_size: K, above all codes.
-        num_lists: V, above all list numbers; 0 if there are none.
-        dim: D of the vectors.
-        shard_rows: vectors of a shard; the last has what is left.
-        codec: fingerprint of the codec.
-        source: fingerprint of the vectors.
-        encode: the fields of EncodeOptions.
-    """
+    """What a folder of codes holds, known before the first vector is encoded."""
 
     num_vectors: int
-    num_codes: int
-    codebook_size: int
-    num_lists: int
+    num_codes: int  # columns of the code arrays
+    codebook_size: int  # K, above all codes
+    num_lists: int  # V, above all list numbers; 0 if there are none
     dim: int
-    shard_rows: int
-    codec: str
-    source: str
-    encode: dict
+    shard_rows: int  # vectors of a shard; the last has what is left
+    codec: str  # fingerprint
+    source: str  # fingerprint of the vectors
+    encode: dict  # the fields of EncodeOptions
 
     @property
     def num_shards(self) -> int:
@@ -99,19 +79,12 @@ def default_shard_rows(num_vectors: int) -> int:
 
 @dataclass(frozen=True)
 class CodeFolder:
-    """Codes in a folder: the complete generation, or one that is being written.
-
-    Attributes:
-        path: the folder.
-        plan: what it holds.
-        manifest: of the generation; None for a folder of format version 1.
-        is_pending: whether shards may be missing still.
-    """
+    """Codes in a folder: the complete generation, or one that is being written."""
 
     path: Path
     plan: CodePlan
-    manifest: Manifest | None
-    is_pending: bool
+    manifest: Manifest | None  # None for a folder of format version 1
+    is_pending: bool  # shards may be missing still
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> "CodeFolder":
@@ -120,72 +93,55 @@ class CodeFolder:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "CodeFolder":
-        """What is said of the complete codes in a folder, or of the pending ones if there are no others.
-
-        Raises:
-            DataError: the folder holds no codes, or its manifest is damaged.
-        """
+        """What is said of the complete codes in a folder, or of the pending ones if there are no others."""
         path = Path(path)
-        if not os.path.lexists(path / MANIFEST) and (path / PENDING).exists():
-            manifest = read_manifest(path, KIND, PENDING)
-            return cls(path, _plan(path / PENDING, manifest.settings), manifest, True)
-        if not os.path.lexists(file := path / MANIFEST):
+        is_pending = not os.path.lexists(path / MANIFEST) and (path / PENDING).exists()
+        file = path / (PENDING if is_pending else MANIFEST)
+        if not os.path.lexists(file):
             raise DataError(f"{path} is not a folder of codes: it has no {MANIFEST}")
         content = read_content(file, KIND)
-        if content["format_version"] > 1:
-            manifest = read_manifest(path, KIND)
-            return cls(path, _plan(file, manifest.settings), manifest, False)
+        if is_pending or content["format_version"] > 1:
+            manifest = read_manifest(path, KIND, file.name)
+            return cls(path, _plan(file, manifest.settings), manifest, is_pending)
         is_complete = content.pop("complete", None)
         if type(is_complete) is not bool:
             raise DataError(f"{file} is damaged: complete is {is_complete!r:.50}")
-        names = {"code_size": "num_codes", "search": "encode"}
-        plan = {names.get(name, name): value for name, value in content.items() if name not in HEADER}
-        return cls(path, _plan(file, plan), None, not is_complete)
+        values = {_V1_NAMES.get(name, name): value for name, value in content.items() if name not in HEADER}
+        return cls(path, _plan(file, values), None, not is_complete)
 
     @classmethod
     def find(cls, path: Path) -> tuple["CodeFolder | None", "CodeFolder | None"]:
-        """The complete codes in a folder and the pending ones; None for what is not there."""
-        if not any((path / name).exists() for name in (MANIFEST, PENDING)):
-            return None, None
-        found = cls.read(path)
-        complete = None if found.is_pending else found
-        if (there := read_pending(path, KIND)) is not None:
-            return complete, cls(path, _plan(path / PENDING, there.settings), there, True)
-        return complete, found if found.is_pending else None
+        """The complete codes in a folder and the pending ones, or None; with the lock held.
 
-    @classmethod
-    def create(cls, path: Path, plan: CodePlan) -> "CodeFolder":
-        """Begin codes beside the complete ones, in place of pending ones; with the folder's lock held."""
-        if (path / MANIFEST).exists() and cls.read(path).is_pending:  # of version 1
-            _remove_stale(path)
-            (path / MANIFEST).unlink()
-        return cls(path, plan, begin(path, KIND, asdict(plan)), True)
-
-    def adopt(self) -> "CodeFolder":
-        """These pending codes in the newest format version; with the lock held.
-
-        Shards of version 1 are renamed. A kill leaves some under their old names, for the next call.
+        Pending ones of version 1 are made into version 2: their shards are renamed. A kill leaves some under their old
+        names, for the next call.
         """
-        pending = self.manifest or begin(self.path, KIND, asdict(self.plan))
-        new = CodeFolder(self.path, self.plan, pending, True)
-        if (self.path / MANIFEST).exists() and (old := self.read(self.path)).is_pending:
+        complete = cls.read(path) if (path / MANIFEST).exists() else None
+        pending = read_pending(path, KIND)
+        if complete is not None and complete.is_pending:
+            old, complete, pending = complete, None, pending or begin(path, KIND, asdict(complete.plan))
+            new = cls(path, old.plan, pending, True)
             for shard in range(old.plan.num_shards):
                 for name in ("lists", "codes"):  # a shard is there when its codes are
                     if old._path(name, shard).exists():
                         old._path(name, shard).rename(new._path(name, shard))
-            (self.path / MANIFEST).unlink()
-        return new
+            (path / MANIFEST).unlink()
+        if pending is None:
+            return complete, None
+        return complete, cls(path, _plan(path / PENDING, pending.settings), pending, True)
 
-    def codes_path(self, shard: int) -> Path:
-        return self._path("codes", shard)
+    @classmethod
+    def create(cls, path: Path, plan: CodePlan) -> "CodeFolder":
+        """Begin codes beside the complete ones, in place of pending ones; with the lock held."""
+        return cls(path, plan, begin(path, KIND, asdict(plan)), True)
 
     def has(self, shard: int) -> bool:
         """Whether a shard is there. Its codes are written last, so its lists are there, too."""
-        return self.codes_path(shard).exists()
+        return self._path("codes", shard).exists()
 
     def missing(self) -> list[int]:
         there = {file.name for file in self.path.iterdir()}
-        return [shard for shard in range(self.plan.num_shards) if self.codes_path(shard).name not in there]
+        return [shard for shard in range(self.plan.num_shards) if self._path("codes", shard).name not in there]
 
     def is_current(self) -> bool:
         """Whether these pending codes are still what is being written to the folder."""
@@ -193,26 +149,26 @@ class CodeFolder:
 
     def write(self, shard: int, codes_NM: np.ndarray, lists_N: np.ndarray | None) -> None:
         """Write a shard of pending codes, whole or not at all; with the lock held."""
-        writer = FolderWriter(self.path, KIND, self.manifest.settings, self.manifest.token)
+        writer = self._writer()
         if lists_N is not None:
             writer.add(f"lists_{shard:05}", lists_N.astype(np.int32)[:, None])
         writer.add(f"codes_{shard:05}", codes_NM)
 
     def commit(self) -> None:
         """Replace the folder's complete codes by these, all of whose shards are there; with the lock held."""
-        plan, writer = self.plan, FolderWriter(self.path, KIND, self.manifest.settings, self.manifest.token)
+        plan, writer = self.plan, self._writer()
         for shard in range(plan.num_shards):
             rows = len(plan.rows(shard))
             writer.expect(f"codes_{shard:05}", code_dtype(plan.codebook_size), (rows, plan.num_codes))
             if plan.num_lists:
                 writer.expect(f"lists_{shard:05}", np.int32, (rows, 1))
         writer.commit()
-        _remove_stale(self.path)
+        self.tidy()
 
     def tidy(self) -> None:
-        """Remove what killed processes left beside complete codes; with the lock held."""
+        """Remove what killed processes and version 1 left beside codes of version 2; with the lock held."""
         if self.manifest is not None:
-            _remove_stale(self.path)
+            remove_stale(self.path, KIND, _V1_SHARD)
 
     @property
     def codes(self) -> ConcatRows:
@@ -223,6 +179,9 @@ class CodeFolder:
     def lists(self) -> ConcatRows | None:
         """All list numbers, int32 (N, 1); None if the codec has no lists."""
         return self._rows("lists", 1, np.dtype(np.int32)) if self.plan.num_lists else None
+
+    def _writer(self) -> FolderWriter:
+        return FolderWriter(self.path, KIND, self.manifest.settings, self.manifest.token)
 
     def _path(self, name: str, shard: int) -> Path:
         if self.manifest is None:
@@ -238,7 +197,7 @@ class CodeFolder:
                 "encoding it with resume=true"
             )
         if missing:
-            raise DataError(f"{self.codes_path(missing[0])} is missing: the folder is damaged")
+            raise DataError(f"{self._path('codes', missing[0])} is missing: the folder is damaged")
         if self.manifest is not None:
             check_files(self.path, self.manifest)
         return self
@@ -248,35 +207,20 @@ class CodeFolder:
 
         def load(shard: int) -> np.ndarray:
             path, shape = self._path(name, shard), (len(plan.rows(shard)), columns)
-            try:
-                array = open_array(path)
-            except DataError:
-                self._check_not_replaced()
-                raise
+            array = open_array(path)
             if array.shape != shape or array.dtype != dtype:
-                raise DataError(
-                    f"{path} is {array.dtype} {array.shape}, {MANIFEST} says {dtype} {shape}: the folder is damaged"
-                )
+                raise DataError(f"{path} is damaged: it is {array.dtype} {array.shape}, not {dtype} {shape}")
             return array
 
         starts = [plan.rows(shard).start for shard in range(plan.num_shards)]
         return ConcatRows(load, [*starts, plan.num_vectors], columns, dtype, str(self.path))
-
-    def _check_not_replaced(self) -> None:
-        """Raise DataError if other codes have replaced these while they were read."""
-        try:
-            there = self.read(self.path)
-        except DataError:  # nothing is there, so it was not replaced either
-            return
-        if there != self:
-            raise DataError(f"{self.path} was replaced by other codes while it was read: read it again")
 
 
 def remove_codes(path: Path) -> None:
     """Remove all codes in a folder, and the folder unless it holds something else; with the lock held."""
     for name in (MANIFEST, PENDING):
         (path / name).unlink(missing_ok=True)
-    _remove_stale(path)
+    remove_stale(path, KIND, _V1_SHARD)
     with suppress(OSError):  # something else is there
         path.rmdir()
 
@@ -295,23 +239,6 @@ def save_codes(path: Path, plan: CodePlan, codes, lists, overwrite: bool = False
         folder.commit()
 
 
-def _plan(file: Path, values: dict) -> CodePlan:
-    try:
-        plan = parse_fields(CodePlan, values)
-        if min(plan.num_codes, plan.codebook_size - 1, plan.shard_rows, plan.dim) < 1:
-            raise ValueError("it claims a size of zero")
-        if plan.num_shards > MAX_SHARDS:
-            raise ValueError(f"it claims {plan.num_shards} shards")
-        return plan
-    except ValueError as error:
-        raise DataError(f"{file} is damaged: {error!s:.200}") from None
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove files that are of no generation, and those of version 1, which a newer one has replaced."""
-    remove_stale(path, KIND, _V1_SHARD)
-
-
 def describe_codes(folder: Path) -> dict:
     """What a folder of codes holds, as JSON values; raises DataError."""
     found = CodeFolder.read(folder)
@@ -325,3 +252,19 @@ def describe_codes(folder: Path) -> dict:
         "bytes_per_vector": plan.num_codes * (plan.codebook_size.bit_length() - 1) / 8,
         "bytes": folder_size(folder),
     }
+
+
+def _plan(file: Path, values: dict) -> CodePlan:
+    """The plan in a manifest; raises DataError where a value is missing, unknown or not possible."""
+    types = {field.name: field.type for field in fields(CodePlan)}
+    wrong = sorted(types.keys() ^ values.keys()) or [
+        name
+        for name, value in values.items()
+        if type(value) is not types[name] or (types[name] is int and not 0 <= value < 1 << 48)
+    ]
+    if wrong:
+        raise DataError(f"{file} is damaged: {wrong!s:.100} are wrong, missing or unknown")
+    plan = CodePlan(**values)
+    if min(plan.num_codes, plan.codebook_size - 1, plan.shard_rows, plan.dim) < 1 or plan.num_shards > MAX_SHARDS:
+        raise DataError(f"{file} is damaged: its sizes are not possible")
+    return plan

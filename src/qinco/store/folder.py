@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -33,7 +33,6 @@ from qinco.store.manifest import (
     TOKEN,
     Manifest,
     StoredFile,
-    array_fields,
     checksum,
     path_of,
     read_content,
@@ -44,43 +43,32 @@ from qinco.vectors.mapped import file_size, map_file, read_start, release_pages
 from qinco.vectors.npy_bin import npy_header
 
 LOCK = ".lock"
-VERIFIED_BYTES = 256 << 20  # checksums are computed on opening, smallest files first: a tenth of a second
+VERIFIED_BYTES = 256 << 20  # a tenth of a second
 
 _OURS = rf"(\.?)[a-z][a-z0-9_]{{0,19}}-({TOKEN})({WRITER})?\.[a-z0-9]{{1,12}}"
 _STARTED = rf"{re.escape(LOCK)}|{re.escape(PENDING)}|\.(manifest|pending){WRITER}\.json|{_OURS}"
-_Manifest = TypeVar("_Manifest")
-_Loaded = TypeVar("_Loaded")
 
 
 @dataclass(frozen=True)
 class OpenFolder:
-    """A generation that has been opened.
-
-    Attributes:
-        path: the folder.
-        settings: what the writer gave.
-        arrays: by name without suffix; read-only memory maps, or arrays in memory.
-        files: paths of the other files, by name. They vanish when the folder is replaced; the arrays do not.
-    """
+    """A generation that has been opened. When it is replaced its files vanish, and the arrays stay."""
 
     path: Path
     settings: dict
-    arrays: dict[str, np.ndarray]
-    files: dict[str, Path]
+    arrays: dict[str, np.ndarray]  # by name without suffix; read-only memory maps, or arrays in memory
+    files: dict[str, Path]  # the other files, by name
 
 
 class FolderWriter:
-    """Collects the files of a new generation. Each name is given once.
+    """Collects the files of a new generation, with the folder's lock held. Each name is given once.
 
-    Names are up to 20 lower-case letters, digits and underscores; those of files have a suffix, too. All methods but
-    `has` are called with the folder's lock held.
+    Names are up to 20 lower-case letters, digits and underscores; those of files have a suffix, too.
     """
 
     def __init__(self, folder: Path, kind: str, settings: dict, token: str | None = None):
         self.folder, self.kind, self.settings = folder, kind, settings
         self.token = token or f"s{secrets.token_hex(6)}"
         self._parts: dict[str, dict] = {}
-        self._on_disk: set[str] = set()
 
     def array(self, name: str, dtype, shape: tuple) -> np.memmap:
         """A new array on disk, to be filled before the block ends. Its space is allocated at once."""
@@ -102,39 +90,33 @@ class FolderWriter:
         """The path at which the caller writes the file `name` before the block ends."""
         assert re.fullmatch(NAME, name) and name not in self._parts
         self._parts[name] = {}
-        return self.path_of(name)
+        return path_of(self.folder, name, self.token)
 
     def add(self, name: str, array: np.ndarray) -> None:
         """Write an array of a pending generation, whole or not at all."""
-        with write_atomically(self.path_of(f"{name}.npy")) as temporary, temporary.open("wb") as file:
+        path = path_of(self.folder, f"{name}.npy", self.token)
+        with write_atomically(path) as temporary, temporary.open("wb") as file:
             file.write(npy_header(array.shape, array.dtype))
             file.write(np.ascontiguousarray(array))
 
     def expect(self, name: str, dtype, shape: tuple) -> None:
         """Declare an array that `add` has written, in this process or another."""
-        self._parts[f"{name}.npy"] = array_fields(dtype, shape)
-        self._on_disk.add(f"{name}.npy")
-
-    def path_of(self, name: str) -> Path:
-        """The path of a file, by its name with suffix."""
-        return path_of(self.folder, name, self.token)
+        self._parts[f"{name}.npy"] = {"dtype": np.dtype(dtype).str, "shape": [int(length) for length in shape]}
 
     def commit(self) -> None:
         """Make this the folder's generation: all files are there."""
         for name, entry in self._parts.items():
-            path = self.path_of(name)
+            path = path_of(self.folder, name, self.token)
             entry |= {"bytes": path.stat().st_size, "crc32": checksum(path)}
-            if name not in self._on_disk:
-                write_to_disk(path)  # including what was written through maps
+            write_to_disk(path)  # including what was written through maps
         flush_folder(self.folder)
         write_manifest(self.folder / MANIFEST, self.kind, self.token, self.settings, self._parts)
 
     def _create(self, name: str, dtype, shape: tuple) -> BinaryIO:
         """The file of an array, with its header."""
-        entry = array_fields(dtype, shape)
         file = self.file(f"{name}.npy").open("xb")
-        self._parts[f"{name}.npy"] = entry
-        file.write(npy_header(entry["shape"], np.dtype(dtype)))
+        self.expect(name, dtype, shape)
+        file.write(npy_header(tuple(map(int, shape)), np.dtype(dtype)))
         return file
 
 
@@ -143,59 +125,36 @@ def write_folder(path: str | os.PathLike, kind: str, settings: dict) -> Iterator
     """Yield a writer whose files become the folder's generation when the block ends without an exception.
 
     The folder is created if it is missing; after an exception it is as it was. Only one process at a time is in such a
-    block; others wait.
+    block; others wait. `settings` are read when the block ends.
 
-    Args:
-        path: the folder.
-        kind: a key of VERSIONS.
-        settings: a JSON object, read when the block ends.
-
-    Raises:
-        ConfigError: as `check_folder_output` does.
-        ResourceError: the disk is full or cannot be written.
-
-    Example:
-        >>> with write_folder("segment", "index", {"dim": 4}) as writer:
-        ...     writer.put("ids", np.arange(10))
-        >>> read_folder("segment", "index").arrays["ids"].shape
-        (10,)
+    Raises ConfigError as `check_folder_output` does, and ResourceError if the disk is full or cannot be written.
     """
     path = Path(path)
     check_folder_output(path, kind)
+    is_new = not path.exists()
     try:
-        is_new = not path.exists()
         path.mkdir(exist_ok=True)
-        try:
-            with exclusive(path / LOCK):
-                check_folder_output(path, kind)
+        with exclusive(path / LOCK):
+            remove_stale(path, kind)
+            try:
+                writer = FolderWriter(path, kind, settings)
+                yield writer
+                writer.commit()
+            finally:
                 remove_stale(path, kind)
-                try:
-                    writer = FolderWriter(path, kind, settings)
-                    yield writer
-                    writer.commit()
-                finally:
-                    remove_stale(path, kind)
-        finally:
-            if is_new:
-                with suppress(OSError):  # it holds the new generation
-                    path.rmdir()
     except OSError as error:
         raise ResourceError(f"cannot write {path}: {error if error.filename else error.strerror or error}") from error
+    finally:
+        if is_new:
+            with suppress(OSError):  # it holds the new generation
+                path.rmdir()
 
 
 def begin(folder: Path, kind: str, settings: dict) -> Manifest:
     """Begin a pending generation, in place of another pending one; with the lock held.
 
-    The token is derived from `settings`, so that the same work gives the same files. Files of earlier attempts are
-    removed; the folder's complete generation stays until `FolderWriter.commit`.
-
-    Args:
-        folder: an existing folder, for which `check_folder_output` has passed.
-        kind: a key of VERSIONS.
-        settings: a JSON object that says what the generation will hold.
-
-    Returns:
-        Its manifest, without files.
+    The token is derived from `settings`, which say what the generation will hold, so that the same work gives the same
+    files. The folder's complete generation stays until `FolderWriter.commit`.
     """
     current = _token_of(folder, kind, MANIFEST)
     (folder / PENDING).unlink(missing_ok=True)
@@ -216,13 +175,7 @@ def read_pending(folder: Path, kind: str) -> Manifest | None:
 
 
 def remove_stale(folder: Path, kind: str, others: str | None = None) -> None:
-    """Remove our files that belong to no generation, as killed and failed writers leave them; the lock is held.
-
-    Args:
-        folder: the folder.
-        kind: a key of VERSIONS.
-        others: pattern of names that are stale as well.
-    """
+    """Remove what failed writers left, and files with names like the pattern `others`; the lock is held."""
     tokens = [_token_of(folder, kind, name) for name in (MANIFEST, PENDING)]
     if tokens[0] is not None and tokens[0] == tokens[1]:
         (folder / PENDING).unlink(missing_ok=True)
@@ -241,28 +194,31 @@ def read_folder(
     load: Callable[[OpenFolder], Any] = lambda folder: folder,
     *,
     mmap: bool = True,
+    verified_bytes: int = VERIFIED_BYTES,
 ):
-    """Open the generation of a folder.
+    """Open the generation of a folder, and give what `load` makes of it: the opened folder itself by default.
 
-    Args:
-        path: the folder.
-        kind: a key of VERSIONS.
-        load: gets the opened folder, and is called again if another process has replaced it meanwhile, so that all
-            files it sees are of one generation.
-        mmap: map the arrays, and verify the checksums of the smallest files, VERIFIED_BYTES in all; otherwise read
-            the arrays into memory and verify everything.
-
-    Returns:
-        What `load` returns: the opened folder itself by default.
-
-    Raises:
-        DataError: names the file that is missing, truncated, damaged, foreign or of a newer format.
+    `load` is called again if another process has replaced the folder meanwhile, so that all files it sees are of one
+    generation. With `mmap` arrays are mapped, and checksums of the smallest files are verified, so many bytes in all;
+    otherwise arrays are read into memory, and everything is verified. DataError names the file that is at fault.
     """
-    path = Path(path)
-    return read_current(lambda: read_manifest(path, kind), lambda manifest: load(_open(path, manifest, mmap)))
+
+    def opened(manifest: Manifest) -> OpenFolder:
+        arrays, files = {}, {}
+        for name, offset in check_files(folder, manifest, verified_bytes if mmap else math.inf).items():
+            file, stored = path_of(folder, name, manifest.token), manifest.files[name]
+            if offset is None:
+                files[name] = file
+            else:
+                mapped = map_file(file, np.dtype(stored.dtype), stored.shape, offset)
+                arrays[name.removesuffix(".npy")] = mapped if mmap else np.array(mapped)
+        return OpenFolder(folder, manifest.settings, arrays, files)
+
+    folder = Path(path)
+    return read_current(lambda: read_manifest(folder, kind), lambda manifest: load(opened(manifest)))
 
 
-def read_current(read: Callable[[], _Manifest], load: Callable[[_Manifest], _Loaded]) -> _Loaded:
+def read_current(read: Callable[[], Any], load: Callable[[Any], Any]):
     """What `load` makes of the manifest that `read` gives; again if the manifest was replaced while `load` failed."""
     while True:
         manifest = read()
@@ -276,14 +232,12 @@ def read_current(read: Callable[[], _Manifest], load: Callable[[_Manifest], _Loa
 def check_folder_output(path: str | os.PathLike, kind: str) -> None:
     """Raise ConfigError unless a folder can be written: a new or empty one, or one that holds the same kind."""
     path = Path(path)
-    if not path.parent.is_dir():
-        raise ConfigError(f"the folder {path.parent} of {path} does not exist: create it first")
     try:
         there = [file.name for file in path.iterdir()]
     except FileNotFoundError:
-        return
-    except NotADirectoryError:
-        raise ConfigError(f"{path} is a file, not a folder: give another name") from None
+        if path.parent.is_dir():
+            return
+        raise ConfigError(f"the folder {path.parent} of {path} does not exist: create it first") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
     if MANIFEST in there and kind == "index":
@@ -295,25 +249,24 @@ def check_folder_output(path: str | os.PathLike, kind: str) -> None:
         raise ConfigError(f"{path} holds other files than {NOUNS[kind]}: give the name of a new folder")
 
 
-def check_files(path: Path, manifest: Manifest, mmap: bool = True) -> dict[str, int | None]:
-    """Check the files of a generation; raises DataError that names the first damaged one.
+def check_files(path: Path, manifest: Manifest, verified_bytes: float = VERIFIED_BYTES) -> dict[str, int | None]:
+    """Check the files of a generation, and the checksums of the smallest ones; DataError names the first damaged file.
 
-    Args:
-        path: the folder.
-        manifest: of the generation.
-        mmap: verify the checksums of the smallest files only, VERIFIED_BYTES in all.
-
-    Returns:
-        For each file the offset at which an array's values begin; None for other files.
+    Returns for each file the offset at which an array's values begin; None for other files.
     """
-    offsets, left = {}, VERIFIED_BYTES
+    offsets = {}
     for name, stored in sorted(manifest.files.items(), key=lambda item: item[1].bytes):
         file = path_of(path, name, manifest.token)
         offsets[name] = _check_file(file, stored)
-        left -= stored.bytes
-        if (left >= 0 or not mmap) and checksum(file) != stored.crc32:
+        verified_bytes -= stored.bytes
+        if verified_bytes >= 0 and checksum(file) != stored.crc32:
             raise DataError(f"{file} is damaged: its checksum differs from that in {MANIFEST}")
     return offsets
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(file.lstat().st_size for file in folder.iterdir())
 
 
 def _token_of(folder: Path, kind: str, name: str) -> str | None:
@@ -324,26 +277,11 @@ def _token_of(folder: Path, kind: str, name: str) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _open(path: Path, manifest: Manifest, mmap: bool) -> OpenFolder:
-    arrays, files = {}, {}
-    for name, offset in check_files(path, manifest, mmap).items():
-        file, stored = path_of(path, name, manifest.token), manifest.files[name]
-        if offset is None:
-            files[name] = file
-        else:
-            mapped = map_file(file, np.dtype(stored.dtype), stored.shape, offset)
-            arrays[name.removesuffix(".npy")] = mapped if mmap else np.array(mapped)
-    return OpenFolder(path, manifest.settings, arrays, files)
-
-
 def _check_file(path: Path, stored: StoredFile) -> int | None:
     """Where an array's values begin in its file, None if the file is no array; raises DataError."""
-    if not path.exists():
-        raise DataError(f"{path} is missing: the folder is damaged")
     size = file_size(path)
     if size != stored.bytes:
-        state = "truncated" if size < stored.bytes else "damaged"
-        raise DataError(f"{path} is {state}: it has {size} bytes, {MANIFEST} says {stored.bytes}")
+        raise DataError(f"{path} is damaged: it has {size} bytes, {MANIFEST} says {stored.bytes}")
     if stored.dtype is None:
         return None
     offset = size - math.prod(stored.shape) * np.dtype(stored.dtype).itemsize
@@ -353,12 +291,3 @@ def _check_file(path: Path, stored: StoredFile) -> int | None:
     if read_start(path, offset) != expected:
         raise DataError(f"{path} is damaged: {MANIFEST} says {stored.dtype} {stored.shape}, its header does not")
     return offset
-
-
-def folder_size(folder: Path) -> int:
-    """Bytes of the files in a folder."""
-    size = 0
-    for file in folder.iterdir():
-        with suppress(FileNotFoundError):  # a temporary file of a run that goes on
-            size += file.lstat().st_size
-    return size

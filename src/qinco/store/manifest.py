@@ -1,7 +1,7 @@
 """Manifests: JSON objects that say what a folder or a file of ours holds, read without trusting them.
 
-Each has `kind` and `format_version`. That of a folder (see `store.folder`) says which files belong to a generation,
-with their sizes and checksums.
+Each has `kind` and `format_version`. That of a folder (see `store.folder`) also says which files belong to a
+generation, with their sizes and checksums.
 """
 
 import json
@@ -10,7 +10,7 @@ import os
 import re
 import zlib
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,38 +22,31 @@ from qinco.vectors.mapped import file_size, read_start
 MANIFEST, PENDING = "manifest.json", "pending.json"
 VERSIONS = {"index": 1, "codes": 2, "decoding": 1}  # the newest format version of each kind
 HEADER = ("kind", "format_version")  # fields of every manifest
-MAX_MANIFEST_BYTES = 1 << 24
+MAX_BYTES = 1 << 24
 NOUNS = {"index": "an index", "codes": "a folder of codes", "decoding": "a decoding"}
 NAME = r"([a-z][a-z0-9_]{0,19})(\.[a-z0-9]{1,12})"  # of a file, without the token
 TOKEN = r"s[0-9a-f]{12}"
 _MAX_AXES = 8
-_PIECE = 1 << 24
 _DTYPE = r"\|[biu]1|<[iuf][248]"
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """What a manifest says of a file: size, CRC-32 (zlib's) and, for an array, dtype and shape."""
+    """What a manifest says of a file; only arrays have dtype and shape."""
 
     bytes: int
-    crc32: int
+    crc32: int  # zlib's
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a generation holds.
+    """What a generation holds."""
 
-    Attributes:
-        token: which files of the folder belong to it.
-        settings: JSON object of whoever wrote it.
-        files: by name without the token; `.npy` files are arrays. Empty if the generation is pending.
-    """
-
-    token: str
-    settings: dict
-    files: dict[str, StoredFile]
+    token: str  # in the names of its files
+    settings: dict  # a JSON object of whoever wrote it
+    files: dict[str, StoredFile]  # by name without the token; `.npy` files are arrays. Empty while it is pending
 
 
 def read_manifest(path: str | os.PathLike, kind: str, name: str = MANIFEST) -> Manifest:
@@ -69,52 +62,33 @@ def read_manifest(path: str | os.PathLike, kind: str, name: str = MANIFEST) -> M
 
 
 def read_content(file: Path, kind: str) -> dict:
-    """The JSON object in a file, whose `kind` and `format_version` are as expected or older.
-
-    Raises:
-        DataError: the file is missing, damaged, of another kind or of a newer version.
-    """
-    try:
-        content = _read_object(file)
-        found = content.get("format_version")
-        if content.get("kind") != kind:
-            raise DataError(f"{file} is not that of {NOUNS[kind]}: its kind is {content.get('kind')!r:.50}")
-        if type(found) is not int or found < 1:
-            raise ValueError(f"format_version is {found!r:.50}")
-    except DataError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is damaged: {error!s:.200}") from None
-    if found > VERSIONS[kind]:
-        raise DataError(f"{file} has format version {found!r:.20}, newer than {VERSIONS[kind]}: update qinco")
+    """The JSON object in a file, whose `kind` and `format_version` are known; raises DataError for any other."""
+    content = _read_object(file)
+    found, version = map(content.get, HEADER)
+    if found != kind:
+        raise DataError(f"{file} is not that of {NOUNS[kind]}: its kind is {found!r:.50}")
+    if type(version) is not int or version < 1:
+        raise DataError(f"{file} is damaged: format_version is {version!r:.50}")
+    if version > VERSIONS[kind]:
+        raise DataError(f"{file} has format version {version!r:.20}, newer than {VERSIONS[kind]}: update qinco")
     return content
 
 
 def _read_object(file: Path) -> dict:
-    if file_size(file) > MAX_MANIFEST_BYTES:
-        raise ValueError(f"it has more than {MAX_MANIFEST_BYTES} bytes")
-    content = json.loads(read_start(file, MAX_MANIFEST_BYTES))
+    text = read_start(file, MAX_BYTES + 1) if file_size(file) <= MAX_BYTES else b""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is damaged: {error!s:.200}") from None
     if not isinstance(content, dict):
-        raise ValueError("it is not a JSON object")
+        raise DataError(f"{file} is damaged: it is not a JSON object")
     return content
-
-
-def parse_fields(kind: type, values: dict):
-    """A dataclass of strings, dictionaries and integers from 0 to 2⁴⁸; raises ValueError where `values` do not fit."""
-    names = {field.name for field in fields(kind)}
-    if wrong := sorted(names ^ set(values)):
-        raise ValueError(f"{wrong!s:.100} are missing or unknown")
-    for field in fields(kind):
-        value = values[field.name]
-        if type(value) is not field.type or (field.type is int and not 0 <= value < 1 << 48):
-            raise ValueError(f"{field.name} is {value!r:.100}")
-    return kind(**values)
 
 
 def is_kind(path: str | os.PathLike, kind: str) -> bool:
     """Whether a folder's manifest, or that of its pending generation, is of a kind, in whatever version or state."""
     for name in (MANIFEST, PENDING):
-        with suppress(OSError, ValueError, RecursionError):
+        with suppress(DataError):
             if _read_object(Path(path) / name).get("kind") == kind:
                 return True
     return False
@@ -131,18 +105,11 @@ def checksum(path: Path) -> int:
     crc32 = 0
     try:
         with path.open("rb") as file:
-            while piece := file.read(_PIECE):
+            while piece := file.read(1 << 24):
                 crc32 = zlib.crc32(piece, crc32)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     return crc32
-
-
-def array_fields(dtype, shape: tuple) -> dict:
-    """A manifest's entry of an array, without its size and checksum."""
-    dtype, shape = np.dtype(dtype), tuple(map(int, shape))
-    assert re.fullmatch(_DTYPE, dtype.str) and 1 <= len(shape) <= _MAX_AXES, f"{dtype} {shape} cannot be stored"
-    return {"dtype": dtype.str, "shape": shape}
 
 
 def write_manifest(file: Path, kind: str, token: str, settings: dict, parts: dict) -> None:
@@ -150,17 +117,21 @@ def write_manifest(file: Path, kind: str, token: str, settings: dict, parts: dic
     content = {"kind": kind, "format_version": VERSIONS[kind], "token": token, "settings": settings, "files": parts}
     content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: keys are strings
     content["crc32"] = _checksum_of_content(content)
+    write_json(file, content)
+
+
+def write_json(file: Path, content: dict) -> None:
+    """Write a JSON object, whole or not at all."""
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    assert len(text) <= MAX_MANIFEST_BYTES, "settings are not the place for data"
+    assert len(text) <= MAX_BYTES, "settings are not the place for data"
     with write_atomically(file) as temporary:
         temporary.write_text(text)
 
 
 def _parse(content: dict, version: int) -> Manifest:
-    found = content.pop("crc32", None)
-    if found != _checksum_of_content(content) or content.get("format_version") != version:
+    if content.pop("crc32", None) != _checksum_of_content(content) or content["format_version"] != version:
         raise ValueError("its checksum or its version is wrong")
-    token, settings, files = (content.get(field) for field in ("token", "settings", "files"))
+    token, settings, files = map(content.get, ("token", "settings", "files"))
     if not isinstance(token, str) or not re.fullmatch(TOKEN, token):
         raise ValueError(f"token is {token!r:.100}")
     if not isinstance(settings, dict) or not isinstance(files, dict):

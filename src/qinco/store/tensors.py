@@ -39,11 +39,7 @@ def write_tensors(path: str | os.PathLike, kind: str, header: dict, tensors: "di
 
 
 def read_tensors(path: str | os.PathLike, kind: str) -> "tuple[dict, dict[str, Tensor]]":
-    """Header and tensors, on the CPU, of a file of ours that holds a `kind`.
-
-    Raises:
-        DataError: the file is missing, damaged, foreign, of another kind or of a newer format.
-    """
+    """Header and tensors, on the CPU, of a file of ours that holds a `kind`; raises DataError for any other file."""
     with open_tensors(path, "pt") as (header, file):
         if header["kind"] != kind:
             raise DataError(f"{path} holds a {header['kind']}, not a {kind}")
@@ -58,34 +54,26 @@ def read_header(path: str | os.PathLike) -> dict:
 
 @contextmanager
 def open_tensors(path: str | os.PathLike, framework: str) -> Iterator[tuple[dict, safe_open]]:
-    """The header of a file of ours, and the open file, whose tensors come as those of `framework` ("numpy", "pt").
-
-    Raises:
-        DataError: the file is missing, damaged, foreign or of a newer format.
-    """
-    path = Path(path)
-    if file_size(path) == 0:
-        raise DataError(f"{path} is empty")
+    """The header of a file of ours, and the open file, whose tensors come as those of `framework` ("numpy", "pt")."""
+    file_size(Path(path))
     try:
         with safe_open(path, framework=framework) as file:
-            yield _parse(path, file.metadata()), file
+            yield _parse(path, file.metadata() or {}), file
     except (SafetensorError, OSError) as error:
         reason = re.sub(r"\s+", " ", str(error))
         raise DataError(f"{path} is not a readable safetensors file: {reason}") from None
 
 
-def _parse(path: Path, metadata: dict | None) -> dict:
-    if not metadata or KEY not in metadata:
+def _parse(path: str | os.PathLike, metadata: dict) -> dict:
+    if KEY not in metadata:
         raise DataError(f"{path} is a safetensors file that qinco did not write: it has no qinco header")
     try:
         header = json.loads(metadata[KEY])
-        version, kind = header["format_version"], header["kind"]
+        version, is_sound = header["format_version"], isinstance(header["kind"], str)
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(f"{path} has a damaged qinco header") from None
-    if not isinstance(version, int) or not isinstance(kind, str):
+        version, is_sound = None, False
+    if not is_sound or not isinstance(version, int):
         raise DataError(f"{path} has a damaged qinco header")
     if version > FORMAT_VERSION:
-        raise DataError(
-            f"{path} has format version {version}, newer than the {FORMAT_VERSION} that this qinco reads: update qinco"
-        )
+        raise DataError(f"{path} has format version {version}, newer than {FORMAT_VERSION}: update qinco")
     return header

@@ -130,8 +130,7 @@ class VectorWriter:
 
     def size(self, num_rows: int) -> int:
         """Bytes of a file of `num_rows` rows."""
-        row = self._format.frame(np.empty((1, self.dim), self.dtype))
-        return len(self._header(0)) + num_rows * row.nbytes
+        return len(self._header(0)) + num_rows * self._format.frame(np.empty((1, self.dim), self.dtype)).nbytes
 
     def attach(self, file: BinaryIO, rows: int = 0) -> None:
         """Append to an open file of the caller after its first `rows` rows, instead of `with`; the rest is cut off.
@@ -163,16 +162,12 @@ class VectorWriter:
             stored = matrix.astype(self.dtype, order="C", copy=False)
         if np.can_cast(matrix.dtype, self.dtype):
             return stored
-        if self.dtype.kind == "f":
-            limits = f"a number in the range of {self.dtype}"
-            wrong = np.isinf(stored) & np.isfinite(matrix)
-        else:
-            limits = f"an integer between {np.iinfo(self.dtype).min} and {np.iinfo(self.dtype).max}"
-            wrong = stored != matrix
+        wrong = np.isinf(stored) & np.isfinite(matrix) if self.dtype.kind == "f" else stored != matrix
         if wrong.any():
             row, column = np.unravel_index(np.argmax(wrong), wrong.shape)
+            limits = np.finfo(self.dtype) if self.dtype.kind == "f" else np.iinfo(self.dtype)
             where = f"{matrix[row, column]} in row {self.rows_written + row}"
-            raise DataError(f"{self.path} cannot hold {where}: it must be {limits}")
+            raise DataError(f"{self.path} cannot hold {where}: {self.dtype} is between {limits.min} and {limits.max}")
         return stored
 
 

@@ -49,23 +49,16 @@ class StoredRows:
 
 @dataclass(frozen=True)
 class Format:
-    """A file format of vectors.
+    """A file format of vectors."""
 
-    Attributes:
-        suffixes: of file names, in lower case.
-        open: gives Rows for a path and its size; with `has_parts` also for a matrix (or None), its default.
-        has_parts: a file may hold several matrices; `FILE:NAME` chooses one.
-        dtype: the stored type; None for any.
-        header: the bytes before the rows, given shape and dtype: as many for any shape. None for a read-only format.
-        frame: gives the array whose bytes are written for rows (n, D).
-    """
-
-    suffixes: tuple[str, ...]
-    open: Callable[..., Rows]
-    has_parts: bool = False
-    dtype: np.dtype | None = None
-    header: Callable[[tuple[int, int], np.dtype], bytes] | None = None
-    frame: Callable[[np.ndarray], np.ndarray] = np.asarray
+    suffixes: tuple[str, ...]  # of file names, in lower case
+    open: Callable[
+        ..., Rows
+    ]  # takes a path and its size; with `has_parts` also the matrix's name or None, and a default
+    has_parts: bool = False  # a file may hold several matrices; `FILE:NAME` chooses one
+    dtype: np.dtype | None = None  # the stored type; None for any
+    header: Callable[[tuple[int, int], np.dtype], bytes] | None = None  # as many bytes for any shape; None: only read
+    frame: Callable[[np.ndarray], np.ndarray] = np.asarray  # gives the array whose bytes are written for rows (n, D)
 
 
 def as_matrix(array, name: str) -> np.ndarray:
@@ -113,10 +106,9 @@ def file_size(path: Path) -> int:
         raise missing_file(path) from None
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise DataError(f"{path} is a folder: give a file")
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path} is not a regular file: it must be memory-mapped, so save it to a file first")
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise DataError(f"{path} is {kind}: give a file that can be memory-mapped")
     return status.st_size
 
 
@@ -137,10 +129,7 @@ def map_file(path: Path, dtype: np.dtype, shape: tuple, offset: int = 0, order: 
 
 
 def release_pages(rows: np.ndarray) -> None:
-    """Release the memory of consecutive rows of a memory map after they have been copied; they can be read again.
-
-    Otherwise a file that is read once counts as resident memory. Does nothing for other arrays.
-    """
+    """Release the memory of consecutive rows of a memory map, which can be read again; nothing for other arrays."""
     mapped = rows
     while isinstance(mapped.base, np.ndarray):
         mapped = mapped.base

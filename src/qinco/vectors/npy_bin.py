@@ -48,8 +48,7 @@ def open_bin(path: Path, size: int, suffix: str) -> np.ndarray:
     if not 1 <= dim <= MAX_DIM:
         raise DataError(f"{path} is not a {suffix} file: its header gives {num_rows} rows of dimension {dim}")
     row_size = dim * dtype.itemsize
-    promise = f"{num_rows} rows, where {(size - offset) // row_size} are"
-    check_size(path, size, offset + num_rows * row_size, promise)
+    check_size(path, size, offset + num_rows * row_size, f"{num_rows} rows, where {(size - offset) // row_size} are")
     return map_file(path, dtype, (num_rows, dim), offset)
 
 

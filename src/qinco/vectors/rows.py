@@ -13,8 +13,6 @@ from qinco.errors import DataError
 from qinco.vectors.formats import open_array
 from qinco.vectors.mapped import Rows, as_matrix, check_matrix, release_pages
 
-__all__ = ["Rows", "VectorSource", "as_source", "check_finite", "fingerprint", "open_vectors"]
-
 _RELEASED_BYTES = 1 << 16
 _SAMPLED_ROWS = 256
 
@@ -40,10 +38,7 @@ class VectorSource:
     def __init__(self, rows: Rows, name: str = "vectors", start: int = 0, stop: int | None = None):
         self._rows, self._start, self._stop = rows, start, rows.shape[0] if stop is None else stop
         self.name, self.dim = name, int(rows.shape[1])
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return (len(self), self.dim)
+        self.shape = (self._stop - self._start, self.dim)
 
     @property
     def dtype(self):
@@ -51,7 +46,7 @@ class VectorSource:
         return self._rows.dtype
 
     def __len__(self) -> int:
-        return self._stop - self._start
+        return self.shape[0]
 
     def __repr__(self) -> str:
         return f"VectorSource({self.name}, shape={self.shape}, dtype={self.dtype})"
@@ -71,7 +66,6 @@ class VectorSource:
         return _to_float32(self._rows[np.where(indices < 0, indices + len(self), indices) + self._start])
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        """All vectors at once, in memory."""
         if copy is False:
             raise ValueError(f"{self.name} cannot be an array without a copy")
         return self[:].astype(dtype or np.float32, copy=False)
@@ -153,12 +147,10 @@ def open_vectors(path: str | os.PathLike, part: str = "train") -> VectorSource:
 
 
 def as_source(x, name: str = "vectors") -> VectorSource:
-    """Vectors (N, D) as a source; nothing is copied as a whole.
+    """Vectors (N, D) as a source, which messages call `name`; nothing is copied as a whole.
 
-    Args:
-        x: a source, a path, a numpy array or memory map, a torch tensor on any device, lists, or anything that numpy
-            converts, of any integer or float type (torch's bfloat16 too); N may be 0.
-        name: what messages call them.
+    `x` is a source, a path, a numpy array or memory map, a torch tensor on any device, or anything that numpy converts,
+    of any integer or float type (torch's bfloat16 too); N may be 0.
     """
     if isinstance(x, VectorSource):
         return x

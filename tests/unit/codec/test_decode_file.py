@@ -135,26 +135,6 @@ def test_what_a_kill_left_behind_the_recorded_vectors_is_written_again(tmp_path,
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected(plain, codes))
 
 
-def test_the_record_is_written_while_it_works(tmp_path, plain):
-    seen = []
-
-    def look(done):
-        seen.append((done, json.loads((tmp_path / "x.npy.part.json").read_text())["rows"]))
-
-    decode(plain, some_codes(plain), tmp_path / "x.npy", heard=look, save_seconds=0)
-    assert all(recorded >= done for done, recorded in seen)
-    assert len(seen) == 1 + -(-COUNT // BLOCK_ROWS)
-
-
-def test_what_was_decoded_in_bf16_is_not_float32(tmp_path, plain):
-    codes, output = some_codes(plain), tmp_path / "x.fvecs"
-    plain = plain.with_options(RULE.override(engine="torch"))  # which rounds to bf16 on every processor
-    decode(plain, codes, output, precision="bf16")
-    decode(plain, codes, output, precision="bf16", resume=True)
-    with pytest.raises(ConfigError, match=r"x\.fvecs"):
-        decode(plain, codes, output, precision="float32", resume=True)
-
-
 def test_resuming_what_is_complete_checks_it(tmp_path, codec, monkeypatch):
     codes, seen = some_codes(codec), []
     output = tmp_path / "x.fvecs"
@@ -201,13 +181,6 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path, plain):
     assert names(tmp_path) == ["x.npy"]
 
 
-def test_a_shorter_code_is_the_same_work_as_all_its_steps(tmp_path, plain):
-    codes = some_codes(plain)
-    interrupted(plain, codes, tmp_path / "x.npy")
-    decode(plain, codes, tmp_path / "x.npy", num_steps=plain.num_codes, resume=True)
-    assert np.array_equal(np.load(tmp_path / "x.npy"), expected(plain, codes))
-
-
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_run_that_has_decoded_nothing_is_replaced(tmp_path, plain, monkeypatch, resume):
     with monkeypatch.context() as patched:
@@ -226,18 +199,6 @@ def test_the_old_output_is_there_until_the_new_one_is(tmp_path, plain):
     assert np.array_equal(np.load(output), expected(plain, some_codes(plain)))
     decode(plain, some_codes(plain, 1), output, resume=True)
     assert np.array_equal(np.load(output), expected(plain, some_codes(plain, 1)))
-
-
-def test_a_link_stays_one(tmp_path, plain):
-    (tmp_path / "elsewhere").mkdir()
-    output = tmp_path / "x.npy"
-    output.symlink_to(tmp_path / "elsewhere" / "y.data")
-    interrupted(plain, some_codes(plain), output)
-    assert names(tmp_path / "elsewhere") == ["y.data.part", "y.data.part.json"]
-    decode(plain, some_codes(plain), output, resume=True)
-    assert output.is_symlink()
-    assert np.array_equal(np.load(output), expected(plain, some_codes(plain)))
-    assert names(tmp_path / "elsewhere") == ["y.data"]
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -294,30 +255,6 @@ def test_a_full_disk_is_reported_and_the_rest_can_be_resumed(tmp_path, plain, mo
     assert seen[0] == block * BLOCK_ROWS
     assert np.array_equal(open_array(tmp_path / "x.fbin"), expected(plain, some_codes(plain)))
     assert names(tmp_path) == ["x.fbin"]
-
-
-def test_a_block_is_written_while_the_next_is_decoded(tmp_path, plain, monkeypatch):
-    decoded, count = [threading.Event() for _ in range(-(-COUNT // BLOCK_ROWS) + 1)], 0
-    append, decode_blocks = DecodedPart.append, plain.decode_blocks
-
-    def held(part, block_ND):
-        number = part._writer.rows_written // BLOCK_ROWS
-        assert decoded[number + 1].wait(PATIENCE) or number == len(decoded) - 2
-        return append(part, block_ND)
-
-    def counted(*given):
-        nonlocal count
-        for item in decode_blocks(*given):
-            decoded[count].set()
-            count += 1
-            yield item
-        if count == len(decoded) - 1:
-            decoded[count].set()
-
-    monkeypatch.setattr(DecodedPart, "append", held)
-    monkeypatch.setattr(plain, "decode_blocks", counted)
-    decode(plain, some_codes(plain), tmp_path / "x.npy")
-    assert np.array_equal(np.load(tmp_path / "x.npy"), expected(plain, some_codes(plain)))
 
 
 @pytest.mark.parametrize("form", ["codes", "codes.npz", "codes.ivecs", "codes.raw"])

@@ -4,7 +4,7 @@ import errno
 import itertools
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,16 +12,14 @@ from small_models import ARCHITECTURES, random_model, random_vectors
 
 from qinco import atomic
 from qinco.codec import Codec
-from qinco.codec import files as module
 from qinco.codec.convert import convert_codec
 from qinco.codec.files import FileResult, encode_file, share_of_process
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.store.code_folder import CodeFolder
 from qinco.store.codes import Codes
 from qinco.store.manifest import MANIFEST, PENDING
 from qinco.vectors.formats import write_vectors
-from qinco.vectors.rows import VectorSource, as_source, open_vectors
+from qinco.vectors.rows import as_source, open_vectors
 
 RULE = EncodeOptions(num_pairs=8, beam_width=4, precision="float32")
 FILES = ["codes.npy", "codes.ivecs", "codes.raw", "codes.npz"]
@@ -63,22 +61,6 @@ def no_thread_is_left():
     before = threading.enumerate()
     yield
     assert threading.enumerate() == before
-
-
-@pytest.fixture
-def hold_writing(monkeypatch):
-    """A function `hold(shard, event, error)`: writing that shard waits for an event, and then fails with an error."""
-    held, write = {}, CodeFolder.write
-
-    def write_held(folder, shard, *codes):
-        event, error = held.get(shard, (None, None))
-        assert event is None or event.wait(PATIENCE), "the next shard is not encoded meanwhile"
-        if error is not None:
-            raise error
-        write(folder, shard, *codes)
-
-    monkeypatch.setattr(CodeFolder, "write", write_held)
-    return lambda shard, event, error=None: held.update({shard: (event, error)})
 
 
 def encode(codec, source, output, options=None, heard=lambda done: None, **settings) -> bool:
@@ -158,23 +140,6 @@ def test_no_vectors_give_no_codes(tmp_path, coarse, form):
     for settings in ({}, {"resume": True}, {"overwrite": True}):
         assert encode(coarse, source, tmp_path / form, **settings)
         check(tmp_path / form, coarse, source)
-
-
-def test_the_same_work_gives_the_same_files(tmp_path, codec):
-    for name in ("a", "b"):
-        assert encode(codec, vectors(codec), tmp_path / name)
-    assert content(tmp_path / "a") == content(tmp_path / "b")
-    assert len(content(tmp_path / "a")) == 1 + (2 if codec.is_ivf else 1) * NUM_SHARDS
-
-
-def test_options_are_the_codecs_unless_others_are_given(tmp_path, plain):
-    expected = plain.encode(vectors(plain), num_candidates=1, beam_width=1)
-    options = EncodeOptions(num_candidates=1, precision="float32")
-    assert encode(plain, vectors(plain), tmp_path / "a.npy", options)
-    assert encode(plain, vectors(plain), tmp_path / "b.npy", num_candidates=1, beam_width=1)
-    for name in ("a.npy", "b.npy"):
-        assert np.array_equal(np.load(tmp_path / name), expected)
-    assert not np.array_equal(expected, plain.encode(vectors(plain)))
 
 
 # What is there already
@@ -267,20 +232,6 @@ def test_a_folder_with_other_things_is_refused(tmp_path, plain):
     assert content(tmp_path) == before
 
 
-def test_overwriting_removes_its_own_files_only(tmp_path, plain):
-    assert encode(plain, vectors(plain), tmp_path / "codes")
-    own = content(tmp_path / "codes")
-    foreign = ["codes-old.npy", "notes", ".codes-00000.npy", "codes-0.npy", "codes_00000.npy", "manifest.json.bak"]
-    for name in foreign:
-        (tmp_path / "codes" / name).write_text("mine")
-    assert encode(plain, vectors(plain, 100), tmp_path / "codes", overwrite=True)
-    there = content(tmp_path / "codes")
-    assert {name for name, data in there.items() if data == b"mine"} == {*foreign} - {".codes-00000.npy"}
-    assert len(there) == 3 + len(foreign) - 1
-    assert encode(plain, vectors(plain), tmp_path / "codes", overwrite=True)
-    assert {name: data for name, data in content(tmp_path / "codes").items() if data != b"mine"} == own
-
-
 @pytest.mark.parametrize("name", [MANIFEST, PENDING])
 @pytest.mark.parametrize("text", ['{"kind": "index"}', '{"kind": "codes", "format_version": 3}', "{"])
 def test_a_damaged_or_newer_folder_is_not_cleared(tmp_path, plain, name, text):
@@ -291,20 +242,6 @@ def test_a_damaged_or_newer_folder_is_not_cleared(tmp_path, plain, name, text):
         with pytest.raises((ConfigError, DataError), match=name):
             encode(plain, vectors(plain), tmp_path / "codes", **options)
     assert content(tmp_path) == before
-
-
-def test_what_a_killed_process_left_does_not_stand_in_the_way(tmp_path, plain):
-    for name in ("codes", "codes.npy.shards"):
-        (tmp_path / name).mkdir()
-        for left in (".manifest.123-0123abcd.json", ".pending.1-0123abcd.json", "codes_00001-s0123456789ab.npy"):
-            (tmp_path / name / left).write_text("{")
-    (tmp_path / "codes" / ".lock").touch()
-    (tmp_path / ".codes.npy.shards.lock").touch()
-    (tmp_path / ".codes.123-0123abcd.npy").write_text("left")
-    for form in ("codes", "codes.npy"):
-        assert encode(plain, vectors(plain), tmp_path / form)
-    assert names(tmp_path) == ["codes", "codes.npy"]
-    assert shards(tmp_path / "codes") == list(range(5)) and len(names(tmp_path / "codes")) == 6
 
 
 # Replacing a folder
@@ -332,15 +269,6 @@ def test_complete_codes_stay_until_the_new_ones_are_complete(tmp_path, coarse):
     assert encode(coarse, other, output, heard=seen.append, resume=True)
     assert (seen[0], seen[-1]) == (3 * SHARD_ROWS, COUNT)
     assert content(tmp_path / "many") == content(tmp_path / "one")
-
-
-def test_replacing_begins_anew_without_resume(tmp_path, plain):
-    begin_to_replace(plain, tmp_path / "codes")
-    third, seen = vectors(plain, seed=2), []
-    assert encode(plain, third, tmp_path / "codes", heard=seen.append, overwrite=True)
-    assert (seen[0], seen[-1]) == (0, COUNT)
-    check(tmp_path / "codes", plain, third)
-    assert len(names(tmp_path / "codes")) == 6
 
 
 @pytest.mark.parametrize("form", ["codes", "codes.npy"])
@@ -372,35 +300,6 @@ def test_a_damaged_shard_is_named_and_made_again_with_overwrite(tmp_path, plain)
     interrupted(plain, vectors(plain), tmp_path / "codes", overwrite=True)
     assert encode(plain, vectors(plain), tmp_path / "codes", resume=True)
     check(tmp_path / "codes", plain, vectors(plain))
-    assert len(names(tmp_path / "codes")) == 6
-
-
-def test_values_that_are_not_finite_leave_the_old_codes(tmp_path, plain):
-    assert encode(plain, vectors(plain), tmp_path / "codes")
-    x = random_vectors(COUNT, 3, 1)
-    x[201, 1] = np.nan
-    with pytest.raises(DataError, match="row 201"):
-        encode(plain, as_source(x), tmp_path / "codes", overwrite=True)
-    check(tmp_path / "codes", plain, vectors(plain))
-
-
-def test_a_link_to_a_folder_stays_one(tmp_path, plain):
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "disk" / "set").mkdir()
-    (tmp_path / "codes").symlink_to(tmp_path / "disk" / "set")
-    for seed, settings in ((0, {}), (1, {"overwrite": True})):
-        assert encode(plain, vectors(plain, seed=seed), tmp_path / "codes", **settings)
-        check(tmp_path / "codes", plain, vectors(plain, seed=seed))
-    assert (tmp_path / "codes").is_symlink() and names(tmp_path / "disk") == ["set"]
-
-
-@pytest.mark.parametrize("resume", [False, True])
-def test_shares_replace_a_folder(tmp_path, plain, resume):
-    assert encode(plain, vectors(plain), tmp_path / "codes")
-    other, settings = vectors(plain, seed=1), {"overwrite": True, "resume": resume}
-    results = [encode(plain, other, tmp_path / "codes", shard=(i, 2), **settings) for i in range(2)]
-    assert results == [False, True]
-    check(tmp_path / "codes", plain, other)
     assert len(names(tmp_path / "codes")) == 6
 
 
@@ -555,32 +454,6 @@ def test_interrupted_shares_are_resumed_by_any_number_of_processes(tmp_path, coa
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_shares_do_not_replace_what_exists_unless_that_is_asked_for(tmp_path, coarse, form):
-    source, other = vectors(coarse), vectors(coarse, seed=1)
-    assert encode(coarse, source, tmp_path / form)
-    before = content(tmp_path)
-    for index in range(2):
-        with pytest.raises(ConfigError, match=r"exists|other vectors"):
-            encode(coarse, other, tmp_path / form, shard=(index, 2))
-    assert content(tmp_path) == before
-
-
-def test_two_processes_with_the_same_share_do_not_disturb_each_other(tmp_path, plain):
-    """The second begins while the first is at its third shard, and finishes before it: the first stops soon."""
-    plain.block_rows, seen, others = 16, [], []
-
-    def heard(done):
-        seen.append(done)
-        if done > 2 * SHARD_ROWS and not others:
-            others.append(encode(plain, vectors(plain), tmp_path / "codes.npy", resume=True))
-
-    assert encode(plain, vectors(plain), tmp_path / "codes.npy", heard=heard)
-    assert others == [True] and seen[-1] <= 4 * SHARD_ROWS
-    assert names(tmp_path) == ["codes.npy"]
-    check(tmp_path / "codes.npy", plain, vectors(plain))
-
-
-@pytest.mark.parametrize("form", FORMS)
 def test_a_run_whose_folder_another_has_taken_stops(tmp_path, coarse, form):
     """Or its shards would be taken for those of the other."""
     source, other, begun = vectors(coarse), vectors(coarse, seed=1), []
@@ -598,87 +471,6 @@ def test_a_run_whose_folder_another_has_taken_stops(tmp_path, coarse, form):
 
 
 # Writing while the next shard is encoded
-
-
-def test_a_shard_is_written_while_the_next_is_encoded_and_no_third_one_waits(tmp_path, plain, hold_writing):
-    encoded = [threading.Event() for _ in range(NUM_SHARDS)]
-    for shard in range(4):
-        hold_writing(shard, encoded[shard + 1])
-    threads, behind = set(), []
-
-    def heard(done):
-        threads.add(threading.current_thread())
-        if done:
-            shard = (done - 1) // SHARD_ROWS
-            behind.extend({*range(shard - 1)} - {*shards(tmp_path / "codes")})
-            encoded[shard].set()
-
-    assert encode(plain, vectors(plain), tmp_path / "codes", heard=heard)
-    check(tmp_path / "codes", plain, vectors(plain))
-    assert threads == {threading.current_thread()} and behind == []
-
-
-def test_a_shard_is_read_while_the_last_is_encoded(tmp_path, codec):
-    """In shards of one block, too."""
-    read = [threading.Event() for _ in range(NUM_SHARDS)]
-    x = random_vectors(COUNT, codec.dim)
-
-    class Rows:
-        shape, dtype = x.shape, x.dtype
-
-        def __getitem__(self, key):
-            if isinstance(key, slice) and key.stop - key.start > 1:
-                read[key.start // SHARD_ROWS].set()
-            return x[key]
-
-    def heard(done):
-        if done == 0:  # the fingerprint has been taken
-            [event.clear() for event in read]
-        elif done < COUNT:
-            assert read[done // SHARD_ROWS].wait(PATIENCE), "the next shard is not read meanwhile"
-
-    codec.block_rows = SHARD_ROWS
-    assert encode(codec, VectorSource(Rows()), tmp_path / "codes", heard=heard)
-    check(tmp_path / "codes", codec, as_source(x))
-
-
-def test_ctrl_c_keeps_a_shard_that_is_being_written(tmp_path, coarse, hold_writing):
-    written, seen = threading.Event(), []
-    hold_writing(1, written)
-
-    def heard(done):
-        if done > 2 * SHARD_ROWS:
-            written.set()
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        encode(coarse, vectors(coarse), tmp_path / "codes", heard=heard)
-    assert shards(tmp_path / "codes") == [0, 1]
-    assert encode(coarse, vectors(coarse), tmp_path / "codes", heard=seen.append, resume=True)
-    assert seen == [2 * SHARD_ROWS, 3 * SHARD_ROWS, 4 * SHARD_ROWS, COUNT]
-
-
-def test_a_shard_that_cannot_be_written_ends_the_encoding_of_the_next(tmp_path, plain, hold_writing, monkeypatch):
-    """At its next block, and without a shard of its own."""
-    plain.block_rows, seen, writings, third = 16, [], [], threading.Event()
-
-    class Recorded(ThreadPoolExecutor):
-        def submit(self, *call):
-            writings.append(super().submit(*call))
-            return writings[-1]
-
-    def heard(done):
-        seen.append(done)
-        if done > 2 * SHARD_ROWS:
-            third.set()
-            wait(writings, PATIENCE)
-
-    monkeypatch.setattr(module, "ThreadPoolExecutor", Recorded)
-    hold_writing(1, third, ResourceError("no space left"))
-    with pytest.raises(ResourceError, match="no space left"):
-        encode(plain, vectors(plain), tmp_path / "codes", heard=heard)
-    assert seen[-1] == 2 * SHARD_ROWS + 16
-    assert shards(tmp_path / "codes") == [0]
 
 
 @pytest.mark.parametrize("shard", [0, 3, 4])

@@ -124,9 +124,8 @@ def test_what_the_authors_code_cannot_do_is_refused(tmp_path, name, options, num
 
 
 def test_the_beam_may_be_all_there_is():
-    check_expressible(ARCHITECTURES["projected"], EncodeOptions(num_candidates=2, beam_width=8))
-    check_expressible(ARCHITECTURES["coarse"], EncodeOptions(num_candidates=2, beam_width=4))
-    check_expressible(LARGE, EncodeOptions(num_candidates=256, beam_width=256))
+    for config, *sizes in ((ARCHITECTURES["projected"], 2, 8), (ARCHITECTURES["coarse"], 2, 4), (LARGE, 256, 256)):
+        check_expressible(config, EncodeOptions(num_candidates=sizes[0], beam_width=sizes[1]))
 
 
 def test_codecs_are_saved_and_loaded_by_their_suffix(tmp_path):
@@ -290,8 +289,7 @@ def test_the_first_code_becomes_the_second(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "scale",
-    [0.0, -1.0, float("nan"), float("inf"), 1e-60, 1e60, "1", None, True, [1.0], torch.zeros(2), 10**400],
+    "scale", [0.0, -1.0, np.nan, np.inf, 1e-60, 1e60, "1", None, True, [1.0], torch.zeros(2), 10**400]
 )
 def test_impossible_scales_are_refused(tmp_path, scale):
     save_first_code(tmp_path / "x.pt", [random_model(QINCO1)], scale)

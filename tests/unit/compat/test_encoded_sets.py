@@ -150,13 +150,10 @@ def test_codes_out_of_range_are_refused_when_they_are_read(tmp_path, order, row,
         codes[:]
 
 
-def test_parts_of_different_widths_are_refused(tmp_path):
+def test_parts_of_different_widths_and_parts_that_change_are_refused(tmp_path):
     write_as_authors_do(tmp_path / "x.npz", [np.zeros((4, 3), int), np.zeros((4, 4), int)], 256, 3)
     with pytest.raises(DataError, match=r"\[\(4, 3\), \(4, 4\)\]"):
         open_npz(tmp_path / "x.npz", 3, 256)
-
-
-def test_parts_that_change_after_opening_are_found_damaged(tmp_path):
     write_npz(tmp_path / "x.npz", np.zeros((4, 3), np.uint8), None, 256, 8)
     codes, _ = open_npz(tmp_path / "x.npz", 3, 256)
     np.savez(tmp_path / "x.part_0.npz", codes=np.zeros((5, 3), int))

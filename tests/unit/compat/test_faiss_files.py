@@ -142,8 +142,8 @@ def test_threads_with_different_efforts_and_probes_do_not_disturb_each_other(tmp
 
 def test_progress_ends_at_the_number_of_vectors(tmp_path):
     heard = []
-    settings = {"progress": lambda stage, done, total, unit="vector": heard.append(done), "block_rows": 100}
-    Made().write(tmp_path / "x.faissindex", "IVF12,RQ4x8_Nqint8", **settings)
+    report = lambda stage, done, total, unit="vector": heard.append(done)  # noqa: E731
+    Made().write(tmp_path / "x.faissindex", "IVF12,RQ4x8_Nqint8", progress=report, block_rows=100)
     assert heard == sorted(heard) and heard[-1] == 3000 and len(heard) == 60
 
 

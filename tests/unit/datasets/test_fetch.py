@@ -163,14 +163,6 @@ def test_bytes_of_unknown_origin_are_not_continued(server, file, content, record
     assert server.ranges() == [None]
 
 
-@pytest.mark.parametrize("length", ["30007", "29990"])
-def test_a_wrong_length_is_refused(server, file, length):
-    server.plans.append(Misbehaviour(headers={"Content-Length": length}))
-    with pytest.raises(DataError, match=file.address):
-        fetch_now(file, TARGET)
-    assert not TARGET.exists()
-
-
 def test_what_does_not_arrive_leaves_nothing(server, file):
     server.files["/x.pt"] = b""
     for path in ("/missing.bvecs", "/x.pt"):

@@ -11,7 +11,7 @@ from qinco.errors import ConfigError, DataError
 from qinco.packing import code_dtype
 from qinco.store.code_files import is_folder, lists_beside, write_codes_file
 from qinco.store.code_folder import CodePlan, save_codes
-from qinco.store.codes import BLOCK_ROWS, Codes
+from qinco.store.codes import Codes
 from qinco.vectors.formats import write_vectors
 
 FILES = [".npy", ".ivecs", ".raw", ".npz"]
@@ -74,17 +74,6 @@ def test_what_is_written_is_read(tmp_path, form, codebook_size, num_vectors, is_
     assert lists is None or np.array_equal(read_lists, lists)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_sets_of_more_than_a_block(tmp_path, form):
-    count = BLOCK_ROWS + 5000
-    codes, lists, path = random_codes(count, 3, 32), random_lists(count), tmp_path / f"set{form}"
-    write(path, codes, lists, 32, shard_rows=30_000)
-    for size in (BLOCK_ROWS, 9999):
-        read_codes, read_lists = read(path, codes, 32, True, size)
-        assert np.array_equal(read_codes, codes)
-        assert np.array_equal(read_lists, lists)
-
-
 @pytest.mark.parametrize("codebook_size", [2, 32, 256, 1024, 65536])
 def test_others_read_what_is_written(tmp_path, codebook_size):
     codes, lists = random_codes(50, 5, codebook_size), random_lists(50)
@@ -105,15 +94,6 @@ def test_others_read_what_is_written(tmp_path, codebook_size):
         assert part["codes"].dtype == np.int64
     packed = faiss.pack_bitstrings(codes.astype(np.int32), codebook_size.bit_length() - 1)
     assert (tmp_path / "set.raw").read_bytes() == packed.tobytes()
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_rows_are_read_at_random(tmp_path, form):
-    codes, rows = random_codes(40, 3, 1024), np.array([39, 0, 17, 17, 3])
-    write(tmp_path / f"set{form}", codes, None, 1024)
-    found = open_codes(tmp_path / f"set{form}", 3, 1024, False)
-    assert np.array_equal(found[rows].codes, codes[rows])
-    assert np.array_equal(found[5:9].codes, codes[5:9])
 
 
 def test_lists_may_lie_anywhere(tmp_path):
@@ -157,15 +137,6 @@ def test_raw_codes_of_another_codec_or_truncated_are_refused(tmp_path):
     (tmp_path / "set.raw").write_bytes(bytes(39))
     with pytest.raises(DataError, match=r"39 bytes.* 2 bytes"):
         open_codes(tmp_path / "set.raw", 3, 32, False)
-
-
-@pytest.mark.parametrize("name", ["nowhere.npy", "nowhere.raw", "nowhere.npz", "nowhere.ivecs", "n" * 300 + ".npz"])
-@pytest.mark.parametrize("is_ivf", [False, True])
-def test_missing_files_are_named(tmp_path, name, is_ivf):
-    with pytest.raises(DataError, match=r"nowhere|File name too long"):
-        open_codes(tmp_path / name, 3, 16, is_ivf)
-    with pytest.raises(DataError, match="No such file"):
-        open_codes(tmp_path / "nowhere.npy", 3, 16, is_ivf, tmp_path / name)
 
 
 def test_what_is_no_file_is_refused(tmp_path):
@@ -217,17 +188,6 @@ def test_a_kill_between_the_files_of_a_set_leaves_no_mixed_one(tmp_path, form):
     assert np.array_equal(read_lists, lists[::-1])
 
 
-@pytest.mark.parametrize("form", [".npy", ".raw", ".ivecs"])
-def test_a_single_file_is_replaced_at_once(tmp_path, form):
-    old = random_codes(30, 3, 16)
-    path = tmp_path / f"set{form}"
-    write(path, old, None, 16)
-    with pytest.raises(Killed):
-        write_codes_file(path, EndsEarly(old), None, 16, 12, block_rows=4)
-    assert np.array_equal(read(path, old, 16, False)[0], old)
-    assert list(tmp_path.iterdir()) == [path]
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_codes_are_saved_and_loaded_without_a_codec_where_they_can_be(tmp_path, form):
     codes, path = Codes(random_codes(20, 3, 16), random_lists(20)), tmp_path / f"set{form}"
@@ -244,8 +204,3 @@ def test_codes_are_saved_and_loaded_without_a_codec_where_they_can_be(tmp_path, 
             Codes.load(path)
     found = Codes.load(path, num_codes=3, codebook_size=16) if form == ".raw" else Codes.load(path)
     assert np.array_equal(found.codes, codes.codes) and np.array_equal(found.lists, codes.lists)
-
-
-def test_names_that_say_no_form_of_codes_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"codes\.txt"):
-        Codes(random_codes(20, 3, 16)).save(tmp_path / "codes.txt")

