@@ -12,6 +12,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from qinco.atomic import check_output
 from qinco.errors import ConfigError, DataError
+from qinco.packing import pack_codes, unpack_codes
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, open_codes_file, write_codes_file
 from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, save_codes
 
@@ -131,6 +132,15 @@ class Codes(NDArrayOperatorsMixin):
     def with_lists(self, lists) -> "Codes":
         """The same codes with other list numbers, or None."""
         return Codes(self._codes, lists, self.name)
+
+    def pack(self, bits: int = 8) -> np.ndarray:
+        """The codes in `bits` bits each, uint8 (N, bytes): the first in the lowest bits, as faiss packs them."""
+        return pack_codes(self.codes, bits)
+
+    @classmethod
+    def unpack(cls, packed: np.ndarray, num_codes: int, bits: int = 8, lists=None) -> "Codes":
+        """Codes (N, num_codes) from what `pack` made, uint8 (N, bytes)."""
+        return cls(unpack_codes(packed, num_codes, bits), lists)
 
     @classmethod
     def concatenate(cls, parts: Sequence["Codes"]) -> "Codes":

@@ -100,3 +100,12 @@ def test_operators_functions_and_methods_are_the_arrays(codes):
     with pytest.raises(AttributeError):
         codes.nothing  # noqa: B018
     assert np.array_equal(copy.copy(codes).codes, ARRAY)
+
+
+@pytest.mark.parametrize("bits", [5, 8])
+def test_packed_codes_come_back(bits):
+    codes = Codes(ARRAY & ((1 << bits) - 1), LISTS)
+    packed = codes.pack(bits)
+    assert packed.shape == (6, (4 * bits + 7) // 8)
+    again = Codes.unpack(packed, 4, bits, LISTS)
+    assert np.array_equal(again.codes, codes.codes) and np.array_equal(again.lists, LISTS)
