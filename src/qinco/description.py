@@ -1,6 +1,8 @@
 """What a file holds, without reading more of it than that takes."""
 
 import os
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from qinco.errors import DataError
@@ -8,6 +10,18 @@ from qinco.store.code_folder import describe_codes
 from qinco.store.manifest import is_kind
 from qinco.vectors.formats import SUFFIXES, describe_vectors, split_part
 from qinco.vectors.mapped import missing_file
+
+# By kind or suffix. Modules are imported when they are needed: a file of vectors needs no torch.
+_DESCRIBERS = {
+    "codec": ("qinco.store.codec", "describe_codec"),
+    "index": ("qinco.search.index_file", "describe_index"),
+    "pairwise": ("qinco.store.decoder", "describe_decoder"),
+    ".faissindex": ("qinco.compat.faiss_files", "describe_faiss_file"),
+    ".json": ("qinco.search.measure.sweep", "describe_results"),
+    ".jsonl": ("qinco.store.run_state", "describe_log"),
+    ".npz": ("qinco.compat.encoded_sets", "describe_encoded_set"),
+    ".pt": ("qinco.compat.checkpoints", "describe_checkpoint"),
+}
 
 
 def describe(path: str | os.PathLike) -> dict:
@@ -39,36 +53,17 @@ def describe(path: str | os.PathLike) -> dict:
     return {"file": str(path), "bytes": size} | _find_describer(file)(path)
 
 
-def _find_describer(file: Path):
-    """The function that describes such a file. What it needs is imported here: a file of vectors needs no torch."""
+def _find_describer(file: Path) -> Callable[..., dict]:
     suffix = file.suffix.lower()
-    if file.is_dir():
-        if not is_kind(file, "index"):
-            return describe_codes
-        from qinco.search.index_file import describe_index as describer
-    elif suffix in SUFFIXES:
+    if file.is_dir() and not is_kind(file, "index"):
+        return describe_codes
+    if suffix in SUFFIXES:
         return describe_vectors
-    elif suffix == ".npz":
-        from qinco.compat.encoded_sets import describe_encoded_set as describer
-    elif suffix == ".raw":
+    if suffix == ".raw":
         note = "without a header: the codec says how many bytes a vector has"
         return lambda path: {"kind": "packed codes", "note": note}
-    elif suffix == ".json":
-        from qinco.search.measure.results import describe_results as describer
-    elif suffix == ".faissindex":
-        from qinco.compat.faiss_files import describe_faiss_file as describer
-    elif suffix == ".pt":
-        from qinco.compat.checkpoints import describe_checkpoint as describer
-    elif suffix == ".jsonl":
-        from qinco.store.run_state import describe_log as describer
-    elif _kind(file) == "pairwise":
-        from qinco.store.decoder import describe_decoder as describer
-    else:
-        from qinco.store.codec import describe_codec as describer
-    return describer
-
-
-def _kind(file: Path) -> str:
-    from qinco.store.tensors import read_header
-
-    return read_header(file)["kind"]
+    kind = "index" if file.is_dir() else suffix
+    if kind not in _DESCRIBERS:
+        kind = "pairwise" if import_module("qinco.store.tensors").read_header(file)["kind"] == "pairwise" else "codec"
+    module, name = _DESCRIBERS[kind]
+    return getattr(import_module(module), name)

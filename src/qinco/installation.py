@@ -106,15 +106,12 @@ def _packages() -> tuple[dict[str, str], dict[str, str], list[str]]:
             versions.setdefault(name, metadata.version(name))
         if name not in versions:
             not_installed[name] = f"pip install 'qinco[{extra}]'" if extra else "pip install --upgrade qinco"
-        if name not in versions and extra is None:
-            problems.append(f"{name} is missing: pip install --upgrade qinco")
-        elif name in versions and minimum and _numbers(versions[name]) < _numbers(minimum):
+            problems += [] if extra else [f"{name} is missing: pip install --upgrade qinco"]
+            continue
+        has, needs = ([int(digits) for digits in re.findall(r"\d+", text or "")] for text in (versions[name], minimum))
+        if has < needs:
             problems.append(f"{name} {versions[name]} is too old: pip install --upgrade '{name}>={minimum}'")
     return versions, not_installed, problems
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version.split("+")[0])]
 
 
 def _physical_cores(root: Path) -> int | None:

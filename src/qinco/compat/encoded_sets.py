@@ -38,7 +38,7 @@ def read_npz_sizes(path: Path) -> tuple[dict[str, int], list[int], bool]:
     shapes = [_read(npz_part(path, number), "codes") for number in range(sizes["n_parts"])]
     columns = {shape[1:] for shape in shapes}
     if len(columns) > 1 or not columns <= {(sizes["M"],), (sizes["M"] + 1,)}:
-        raise DataError(f"{path} has codes of shapes {sorted(set(shapes))[:3]}, not of {sizes['M']} columns")
+        raise DataError(f"{path} has codes of shapes {sorted(set(shapes))[:3]!s:.200}, not of {sizes['M']} columns")
     return sizes, [shape[0] for shape in shapes], (sizes["M"] + 1,) in columns
 
 

@@ -176,9 +176,9 @@ class FaissIndex:
         return index, faiss.downcast_index(index.quantizer)
 
 
-def describe_faiss_file(path: Path) -> dict:
+def describe_faiss_file(path: str | os.PathLike) -> dict:
     """Type and sizes of a faiss index of any kind, from its header; of an IVF index with RQ or LSQ its tables too."""
-    size, start = file_size(path), read_start(path, _HEADER.size)
+    size, start = file_size(path := Path(path)), read_start(path, _HEADER.size)
     code, dim, num_vectors, _, _, is_trained, metric = _HEADER.unpack(start.ljust(_HEADER.size, b"\xff"))
     if not code.isalnum() or not 0 < dim < 1 << 24 or not 0 <= num_vectors < 1 << 48 or is_trained > 1:
         raise DataError(f"{path} is not a faiss index, or damaged: its header is invalid")

@@ -31,7 +31,6 @@ from qinco.store.code_files import is_directory, is_folder
 from qinco.store.codes import Codes
 from qinco.store.folder import check_folder_output, write_folder
 from qinco.store.manifest import MANIFEST, is_kind
-from qinco.vectors.formats import split_part
 from qinco.vectors.rows import VectorSource, as_source
 
 FAISS_SUFFIX = ".faissindex"
@@ -46,7 +45,11 @@ def build_parts(
     codec: Codec, vectors, num_lists: int | None, ids, pairwise: bool, metric: str, seed: int, report: Progress
 ) -> IndexParts:
     """Encode vectors and build an index of them in memory: see `Index.build`."""
-    check_codec(codec)
+    if not isinstance(codec, Codec):
+        raise ConfigError(f"codec must be a Codec, not {type(codec).__name__}: see Codec.load")
+    if codec.config.codebook_size > ENTRIES:
+        raise ConfigError(f"an index holds codes of one byte, and the codec has K={codec.config.codebook_size} "
+                          f"codewords, not {ENTRIES} at most: use exhaustive_search")  # fmt: skip
     require_int("seed", seed, 0)
     source = as_source(vectors)
     codec.check_dim(source)
@@ -101,15 +104,6 @@ def fill_lists(
         builder.fill(codes_NM, norm_codes_N, lists_N, np.asarray(ids[first : first + len(block)], np.int64))
         report("filling lists", first + len(block), len(codes))
     return builder.finish()
-
-
-def check_codec(codec) -> None:
-    """Raise ConfigError for a codec whose codes do not fit in a byte each."""
-    if not isinstance(codec, Codec):
-        raise ConfigError(f"codec must be a Codec, not {type(codec).__name__}: see Codec.load")
-    if codec.config.codebook_size > ENTRIES:
-        raise ConfigError(f"an index holds codes of one byte, and the codec has K={codec.config.codebook_size} "
-                          f"codewords, not {ENTRIES} at most: use exhaustive_search")  # fmt: skip
 
 
 def metric_of_codec(name: str, codec: Codec) -> Metric:
@@ -183,7 +177,6 @@ def build_index(
     """
     output = Path(output)
     is_faiss = _check_output(output, metric, pairwise, index_key, overwrite)
-    _check_inputs(output, (codes, train_codes, train_vectors, centroids, pairwise))
     database = open_codes(codes, codec, num_codes, codebook_size)
     train = database if train_codes is None else open_codes(train_codes, codec, num_codes, codebook_size)
     check_same_codec(database, train)
@@ -278,12 +271,3 @@ def _check_output(output: Path, metric: str, pairwise, index_key: str | None, ov
     if is_kind(output, "index") and not overwrite:
         raise ConfigError(f"{output} holds an index: give overwrite=true to replace it")
     return False
-
-
-def _check_inputs(output: Path, given: tuple) -> None:
-    """Raise ConfigError where a file that is read would be replaced."""
-    for argument in given:
-        name = argument if isinstance(argument, str | os.PathLike) else getattr(argument, "name", None)
-        path = None if name is None else split_part(name)[0]
-        if path is not None and path.exists() and path.resolve().is_relative_to(output.resolve()):
-            raise ConfigError(f"{path} is read and would be replaced: give output= another name")

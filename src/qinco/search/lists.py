@@ -99,21 +99,11 @@ class InvertedLists:
         """The list of each of n positions, int32 (n,)."""
         return (np.searchsorted(self.starts, positions, side="right") - 1).astype(np.int32)
 
-    def rows(self, positions) -> tuple[np.ndarray, np.ndarray]:
-        """Codes uint8 (n, M) and norm_codes uint8 (n,) of n positions, in any order."""
+    def rows(self, positions, lists=None) -> tuple[np.ndarray, np.ndarray]:
+        """Codes uint8 (n, M) and norm codes uint8 (n,) of n positions, in any order."""
         positions = np.asarray(positions, np.int64)
-        return self._gather(positions, self.lists_of(positions))
-
-    def blocks(self, size: int = BLOCK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-        """All vectors in order, `size` at a time: codes (n, M), norm codes (n,), lists (n,), ids (n,)."""
-        for span in _spans(len(self), size):
-            positions = np.arange(span.start, span.stop)
-            lists = self.lists_of(positions)
-            yield *self._gather(positions, lists), lists, self.ids[span]
-
-    def _gather(self, positions, lists) -> tuple[np.ndarray, np.ndarray]:
-        codes = np.empty((len(positions), self.num_codes), np.uint8)
-        norm_codes = np.empty(len(positions), np.uint8)
+        lists = self.lists_of(positions) if lists is None else lists
+        codes, norm_codes = np.empty((len(positions), self.num_codes), np.uint8), np.empty(len(positions), np.uint8)
         for tile in _spans(len(positions), TILE):
             offsets, widths = _offsets(self.starts, lists[tile], positions[tile], self.num_codes)
             for step in range(self.num_codes):
@@ -121,6 +111,13 @@ class InvertedLists:
                 offsets += widths
             norm_codes[tile] = self.codes[offsets]
         return codes, norm_codes
+
+    def blocks(self, size: int = BLOCK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """All vectors in order, `size` at a time: codes (n, M), norm codes (n,), lists (n,), ids (n,)."""
+        for span in _spans(len(self), size):
+            positions = np.arange(span.start, span.stop)
+            lists = self.lists_of(positions)
+            yield *self.rows(positions, lists), lists, self.ids[span]
 
 
 class ListsBuilder:

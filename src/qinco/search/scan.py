@@ -44,14 +44,11 @@ class Shortlist:
 
     def first(self, count: int) -> "Shortlist":
         """The first `count` vectors of each query, padded where there are fewer."""
-        missing = max(0, count - self.values.shape[1])
-        return Shortlist(
-            *(
-                np.pad(array[:, :count], ((0, 0), (0, missing), (0, 0))[: array.ndim], constant_values=value)
-                for array, value in zip(self._columns(), (np.inf, -1, -1, 0), strict=True)
-            ),
-            self.scanned,
-        )
+        columns = [array[:, :count] for array in self._columns()]
+        if (missing := count - self.values.shape[1]) > 0:
+            widths, filling = ((0, 0), (0, missing), (0, 0)), (np.inf, -1, -1, 0)
+            columns = [np.pad(a, widths[: a.ndim], constant_values=f) for a, f in zip(columns, filling, strict=True)]
+        return Shortlist(*columns, self.scanned)
 
     def ranked(self, values_QS: np.ndarray, keep: int) -> "Shortlist":
         """The `keep` vectors of least value by other values (Q, S); of equal ones the first stays first."""
@@ -100,9 +97,8 @@ class Scanner:
         Of the lists, `nprobe` (all if None) are scanned, and more only while a shortlist is not full.
         """
         limits = {"nprobe": probes_QL.shape[1] if nprobe is None else nprobe, "admitted": admitted, "threads": threads}
-        return Shortlist(
-            *self._scanner.scan(self._shifted(queries_QD), probes_QL, bases_QL, segments, num_short, **limits)
-        )
+        queries_QD = self._shifted(queries_QD)
+        return Shortlist(*self._scanner.scan(queries_QD, probes_QL, bases_QL, segments, num_short, **limits))
 
     def norms(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int = 1) -> np.ndarray:
         """s of codes uint8 (N, M) in their lists: float32 (N,); all zero for inner products, which need none."""

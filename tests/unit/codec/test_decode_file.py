@@ -126,15 +126,6 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, codec, suffix, engine, ro
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
 
 
-def test_what_a_kill_left_behind_the_recorded_vectors_is_written_again(tmp_path, plain):
-    codes = some_codes(plain)
-    interrupted(plain, codes, tmp_path / "x.npy")
-    with (tmp_path / "x.npy.part").open("ab") as file:
-        file.write(b"half a block")
-    decode(plain, codes, tmp_path / "x.npy", resume=True)
-    assert np.array_equal(np.load(tmp_path / "x.npy"), expected(plain, codes))
-
-
 def test_resuming_what_is_complete_checks_it(tmp_path, codec, monkeypatch):
     codes, seen = some_codes(codec), []
     output = tmp_path / "x.fvecs"

@@ -134,14 +134,6 @@ def test_paths_and_arrays_are_sources_and_the_result_tells_what_was_done(tmp_pat
         encode_file(coarse, tmp_path / "x.npy", tmp_path / "x.npy", overwrite=True)
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form != "codes.ivecs"])
-def test_no_vectors_give_no_codes(tmp_path, coarse, form):
-    source = vectors(coarse, 0)
-    for settings in ({}, {"resume": True}, {"overwrite": True}):
-        assert encode(coarse, source, tmp_path / form, **settings)
-        check(tmp_path / form, coarse, source)
-
-
 # What is there already
 
 
@@ -269,38 +261,6 @@ def test_complete_codes_stay_until_the_new_ones_are_complete(tmp_path, coarse):
     assert encode(coarse, other, output, heard=seen.append, resume=True)
     assert (seen[0], seen[-1]) == (3 * SHARD_ROWS, COUNT)
     assert content(tmp_path / "many") == content(tmp_path / "one")
-
-
-@pytest.mark.parametrize("form", ["codes", "codes.npy"])
-def test_both_settings_replace_others_and_resume_the_same(tmp_path, coarse, form):
-    """One command that can be repeated until it has succeeded."""
-    source, other, seen = vectors(coarse), vectors(coarse, seed=1), []
-    both = {"resume": True, "overwrite": True}
-    assert encode(coarse, source, tmp_path / form)
-    interrupted(coarse, other, tmp_path / form, **both)
-    check(tmp_path / form, coarse, source)
-    with pytest.raises(ConfigError, match="other vectors"):
-        encode(coarse, vectors(coarse, seed=2), tmp_path / form, **both)
-    assert encode(coarse, other, tmp_path / form, heard=seen.append, **both)
-    assert seen[0] == 3 * SHARD_ROWS
-    check(tmp_path / form, coarse, other)
-    done = content(tmp_path)
-    assert encode(coarse, other, tmp_path / form, **both)
-    assert content(tmp_path) == done
-    assert not [name for name in names(tmp_path) if "shards" in name]
-
-
-def test_a_damaged_shard_is_named_and_made_again_with_overwrite(tmp_path, plain):
-    assert encode(plain, vectors(plain), tmp_path / "codes")
-    (damaged,) = (tmp_path / "codes").glob("codes_00001*")
-    data = damaged.read_bytes()
-    damaged.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(DataError, match=damaged.name):
-        Codes.load(tmp_path / "codes", plain)
-    interrupted(plain, vectors(plain), tmp_path / "codes", overwrite=True)
-    assert encode(plain, vectors(plain), tmp_path / "codes", resume=True)
-    check(tmp_path / "codes", plain, vectors(plain))
-    assert len(names(tmp_path / "codes")) == 6
 
 
 # Wrong settings

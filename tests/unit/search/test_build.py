@@ -4,14 +4,11 @@ import numpy as np
 import pytest
 from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, decoded, trained, vectors
 from small_lists import lists_of
-from small_models import random_model
 
 import qinco
-from qinco.codec import Codec
-from qinco.config import EncodeOptions, ModelConfig
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError, DataError
-from qinco.search.build import check_codec, fill_lists, fit_tables, metric_of_codec, prepared
+from qinco.search.build import fill_lists, fit_tables, metric_of_codec, prepared
 from qinco.search.fit import FitSample, fit_lookup, fit_lookup_decoder
 from qinco.search.index import Index
 from qinco.search.metric import L2, Metric
@@ -23,15 +20,6 @@ from qinco.vectors.rows import as_source
 def sample_of(codes, x_ND) -> FitSample:
     """All of these vectors."""
     return FitSample.of_vectors(codes, as_source(x_ND), np.arange(len(x_ND)), holds_out=False)
-
-
-def test_codes_of_a_byte_are_needed():
-    for kind in KINDS:
-        check_codec(trained(kind))
-    wide = Codec(random_model(ModelConfig(dim=3, num_steps=2, codebook_size=512, hidden_dim=4)), EncodeOptions())
-    for wrong, message in ((wide, "K=512"), ("codec.safetensors", "str")):
-        with pytest.raises(ConfigError, match=message):
-            check_codec(wrong)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -311,8 +311,9 @@ def test_vectors_and_codecs_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="12 lists"):
         Index.build(trained("ivf"), vectors(), 13)
     wide = Codec(random_model(ModelConfig(dim=6, num_steps=2, codebook_size=512, hidden_dim=4)), EncodeOptions())
-    with pytest.raises(ConfigError, match="K=512"):
-        Index.build(wide, vectors())
+    for codec, named in ((wide, "K=512"), ("codec.safetensors", "str")):
+        with pytest.raises(ConfigError, match=named):
+            Index.build(codec, vectors())
     broken = vectors().copy()
     broken[1234, 2] = np.nan
     for metric in METRICS:

@@ -186,19 +186,6 @@ def test_interrupted_version_1_is_begun_anew(tmp_path):
     assert names(tmp_path) == [PENDING] and new.is_current()
 
 
-@pytest.mark.parametrize(
-    "wrong", [CODES[:3], CODES[:5], CODES[:4, :2], CODES[:4].astype(np.uint16), CODES[:4].astype(np.float32)]
-)
-def test_shards_that_a_manifest_of_version_1_does_not_describe_are_damage(tmp_path, wrong):
-    write_v1(tmp_path)
-    np.save(tmp_path / "codes-00001.npy", wrong)
-    with pytest.raises(DataError, match=r"codes-00001\.npy is .*uint8 \(4, 3\)"):
-        CodeFolder.open(tmp_path).codes[:]
-    (tmp_path / "codes-00001.npy").unlink()
-    with pytest.raises(DataError, match=r"codes-00001\.npy is missing"):
-        CodeFolder.open(tmp_path)
-
-
 # Manifests
 
 
