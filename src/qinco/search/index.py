@@ -21,7 +21,7 @@ from qinco.search.faiss_index import from_faiss
 from qinco.search.ids import admitted_ids, as_ids, check_new, next_ids
 from qinco.search.index_file import as_path, load_parts, save_parts
 from qinco.search.measure.evaluate import evaluate_index
-from qinco.search.measure.tune import tune
+from qinco.search.measure.timing import tune
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
 from qinco.search.partition import assign_decoded
 from qinco.search.parts import IndexParts

@@ -34,7 +34,7 @@ def save_pairwise(path: str | os.PathLike, decoder: PairwiseDecoder) -> None:
         _write_upstream(path, decoder)
     elif suffix == ".safetensors":
         arrays = {name: array for name, field in _FIELDS.items() if (array := getattr(decoder, field)) is not None}
-        tensors = {name: torch.from_numpy(np.require(array, requirements="CW")) for name, array in arrays.items()}
+        tensors = {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in arrays.items()}
         write_tensors(path, KIND, {"scale": decoder.scale}, tensors)
     else:
         raise ConfigError(f"{path} does not end in .safetensors, nor in .pt as QINCo's pairwise decoders do: rename it")
