@@ -15,9 +15,10 @@ from qinco.codec.plan import check_values
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codebook_size, check_memory
 from qinco.errors import ConfigError, DataError
+from qinco.maths.clustering import nearest
+from qinco.maths.devices import to_device
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, list_centroids, open_codes, training_vectors
-from qinco.search.partition import assign_decoded, codes_of_codec, sample_rows
 from qinco.store.codes import Codes
 from qinco.store.decoder import load_pairwise
 from qinco.vectors.rows import VectorSource, as_source
@@ -263,6 +264,31 @@ def open_pairwise(
     if np.square(decoder.centroids_VD - centroids_VD).mean() > _MAX_MOVED * centroids_VD.var(0).mean():
         raise DataError(f"{name} is for lists with other centroids; {remedy}")
     return decoder
+
+
+def codes_of_codec(codec: Codec, codes: Codes) -> Codes:
+    """Codes as their codec decodes them: without the lists of a partition that the codec does not know."""
+    return codes if codec.is_ivf else codes.with_lists(None)
+
+
+def assign_decoded(codec: Codec, codes: Codes, centroids_VD: np.ndarray, report: Progress = silent) -> np.ndarray:
+    """The nearest centroid of each code's reconstruction, int32 (N,)."""
+    lists_N = np.zeros(len(codes), np.int32)
+    if len(centroids_VD) == 1:
+        return lists_N
+    on_device = to_device(centroids_VD, codec.device)
+    for first, block in codec.decode_blocks(codes, "auto"):
+        found_N = nearest(to_device(block, codec.device), on_device, torch.get_num_threads())
+        lists_N[first : first + len(block)] = found_N.cpu().numpy()
+        report("assigning vectors to lists", first + len(block), len(codes))
+    return lists_N
+
+
+def sample_rows(count: int, most: int, seed: int) -> np.ndarray:
+    """At most `most` of `count` row numbers, drawn at random, in ascending order."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
 
 
 def _held_out(count: int, holds_out: bool) -> np.ndarray:

@@ -15,7 +15,7 @@ from qinco.errors import DataError
 from qinco.maths.metrics import RANKS, recall
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.exhaustive import nearest_in_blocks
-from qinco.search.partition import assign_decoded
+from qinco.search.fit import assign_decoded
 from qinco.vectors.rows import VectorSource, as_source
 
 

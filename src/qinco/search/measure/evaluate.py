@@ -12,7 +12,7 @@ from qinco.maths.clustering import quantize_residually, residual_kmeans
 from qinco.maths.metrics import RANKS, recall
 from qinco.progress import ProgressOption, reporting
 from qinco.search.exhaustive import nearest_in_blocks
-from qinco.search.partition import codes_of_codec, sample_rows
+from qinco.search.fit import codes_of_codec, sample_rows
 from qinco.store.codes import Codes
 from qinco.vectors.rows import as_source
 
