@@ -33,7 +33,7 @@ from qinco.search.exhaustive import nearest_in_blocks
 from qinco.search.fit import FitSample
 from qinco.search.index import Index
 from qinco.search.measure.plot import plot_fronts
-from qinco.search.measure.results import Conditions, SweepResult, record_sweep
+from qinco.search.measure.sweep import SweepResult, record_sweep
 from qinco.search.measure.timing import measure, measure_stages
 from qinco.search.metric import L2
 from qinco.search.options import SearchOptions
@@ -100,7 +100,7 @@ def shortlists(scanner: Scanner, index: Index, queries_QD: np.ndarray, options: 
 def our_points(index: Index, queries_QD, nearest_Q, multiples: tuple[int, ...]) -> SweepResult:
     """Recall and time of an index for settings that can lie on the front."""
     values = {"nprobe": NPROBES, "quantizer_efSearch": [16], "nshort": LENGTHS, "nmid_short": multiples}
-    conditions = Conditions({}, 1, "")
+    conditions = {"fingerprint": {}, "threads": 1, "machine": ""}
     return record_sweep(values, lambda options: measure(index, queries_QD, nearest_Q, options, BATCH), conditions)
 
 

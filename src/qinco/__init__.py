@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from qinco.search.exhaustive import exhaustive_search
     from qinco.search.fit import fit_lookup_decoder, fit_pairwise_decoder
     from qinco.search.index import Index
-    from qinco.search.measure.decoders import evaluate_decoder, exhaustive_recall
+    from qinco.search.measure.evaluate import evaluate_decoder, exhaustive_recall
     from qinco.search.measure.sweep import sweep
     from qinco.search.options import SearchOptions
     from qinco.store.codes import Codes
@@ -71,7 +71,7 @@ _PUBLIC = {
     "qinco.search.exhaustive": "exhaustive_search",
     "qinco.search.fit": "fit_lookup_decoder fit_pairwise_decoder",
     "qinco.search.index": "Index",
-    "qinco.search.measure.decoders": "evaluate_decoder exhaustive_recall",
+    "qinco.search.measure.evaluate": "evaluate_decoder exhaustive_recall",
     "qinco.search.measure.sweep": "sweep",
     "qinco.search.options": "SearchOptions",
     "qinco.store.codes": "Codes",

@@ -118,8 +118,8 @@ class ModelConfig:
     codebook_size: int = option(256, key="K", help="codewords per step, a power of two", minimum=2,
                                 maximum=MAX_CODEBOOK_SIZE)  # fmt: skip
     num_blocks: int = option(2, key="L", help="residual blocks per step", minimum=0, maximum=MAX_DEPTH)
-    embed_dim: int | None = option(None, key="de", help="width of the residual stream; 0 or null: the dimension of the "
-                                   "vectors", maximum=MAX_WIDTH)  # fmt: skip
+    embed_dim: int = option(None, key="de", help="width of the residual stream; 0 or null: the vectors' dimension",
+                            maximum=MAX_WIDTH)  # fmt: skip
     hidden_dim: int = option(256, key="dh", help="width inside a residual block", maximum=MAX_WIDTH)
     has_preselector: bool = option(True)
     codeword_skip: bool = option(True)

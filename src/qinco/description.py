@@ -17,7 +17,7 @@ _DESCRIBERS = {
     "index": ("qinco.search.index_file", "describe_index"),
     "pairwise": ("qinco.store.decoder", "describe_decoder"),
     ".faissindex": ("qinco.compat.faiss_files", "describe_faiss_file"),
-    ".json": ("qinco.search.measure.results", "describe_results"),
+    ".json": ("qinco.search.measure.sweep", "describe_results"),
     ".jsonl": ("qinco.store.run_state", "describe_log"),
     ".npz": ("qinco.compat.encoded_sets", "describe_encoded_set"),
     ".pt": ("qinco.compat.checkpoints", "describe_checkpoint"),

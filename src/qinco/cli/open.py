@@ -3,7 +3,6 @@
 import os
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import qinco
 from qinco.cli.keys import Settings
@@ -12,16 +11,12 @@ from qinco.datasets.catalogue import DATASETS, find_dataset
 from qinco.errors import ConfigError, DataError
 from qinco.progress import Progress
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
 _READ = ("model", "db", "trainset", "codes", "lists", "ivf_centroids", "encoded_trainset", "encoded_db", "index",
          "pairwise_decoder", "queries", "queries_gt")  # fmt: skip
 
 
-def find_device(settings: Settings) -> "torch.device":
-    """The device that `device=` and `cpu=` name."""
+def find_device(settings: Settings):
+    """The torch.device that `device=` and `cpu=` name."""
     from qinco.maths.devices import choose_device
 
     if settings["cpu"] and settings.given("device") and settings["device"] != "cpu":
@@ -75,24 +70,14 @@ def open_trainset(settings: Settings) -> "qinco.VectorSource":
     return source if settings["ds.trainset"] is None else source.limit(settings["ds.trainset"])
 
 
-def open_queries(settings: Settings, dim: int, num_vectors: int | None) -> "tuple[np.ndarray, np.ndarray]":
-    """Queries, float32 (Q, D), and each one's true nearest neighbour, int64 (Q,), below num_vectors unless ids."""
-    from qinco.vectors.formats import read_integers
-
+def open_queries(settings: Settings) -> tuple["qinco.VectorSource", str]:
+    """The queries, and the path of their true nearest neighbours."""
     dataset = find_dataset(settings["db"] or "")
-    queries_path = settings["queries"] or (dataset and dataset.queries)
-    truth_path = settings["queries_gt"] or (dataset and dataset.ground_truth)
-    if queries_path is None or truth_path is None:
+    queries = settings["queries"] or (dataset and dataset.queries)
+    truth = settings["queries_gt"] or (dataset and dataset.ground_truth)
+    if queries is None or truth is None:
         raise ConfigError("task search needs queries= and queries_gt=, or db= with the name of a data set")
-    queries, truth = _open(queries_path, "test"), read_integers(truth_path)
-    if queries.dim != dim:
-        raise DataError(f"{queries.name}: queries have {queries.dim} dimensions, the vectors to search have {dim}")
-    if len(queries) != len(truth):
-        raise DataError(f"{truth_path} has {len(truth)} rows, but {queries.name} has {len(queries)} queries")
-    if num_vectors is not None and (truth[:, 0].max() >= num_vectors or truth[:, 0].min() < 0):
-        raise DataError(f"{truth_path} names vector {truth[:, 0].max()}, but the database has {num_vectors}: it is "
-                        "the truth of another database, or ds.db leaves vectors out")  # fmt: skip
-    return next(block for _, block in queries.blocks(len(queries))), truth[:, 0]
+    return _open(queries, "test"), truth
 
 
 def open_codes(settings: Settings, name: str, codec: "qinco.Codec | None"):
@@ -125,7 +110,7 @@ def open_decoder(settings: Settings, codec: "qinco.Codec", progress: Progress):
         return None
     if settings["prefix"] is not None:
         raise ConfigError(f"prefix= shortens codes for the network, and decoder={name} takes whole ones: leave it out")
-    index = None if path is None else open_searcher(path, codec, pairs if name == "pairwise" else None)
+    index = None if path is None else open_searcher(path, codec, pairs if name == "pairwise" else None)[0]
     if name == "pairwise":
         sizes = codec.num_codes, codec.config.codebook_size, codec.dim
         decoder = open_pairwise(pairs, *sizes, codec.coarse_centroids) if index is None else index.pairwise
@@ -133,14 +118,12 @@ def open_decoder(settings: Settings, codec: "qinco.Codec", progress: Progress):
             raise ConfigError("decoder=pairwise needs pairwise_decoder=FILE, which task train_pairwise_decoder writes")
         return decoder
     if index is not None:
-        return getattr(index, "tables", index).lookup
+        return index.tables.lookup
     if settings["trainset"] is None and find_dataset(settings["db"]) is None:
         raise ConfigError("decoder=lookup needs index=, whose tables are taken, or trainset=, vectors to fit tables to")
     samples = settings.given_values.get("search.aq_training_samples")
-    fitted = qinco.fit_lookup_decoder(
-        open_trainset(settings), codec=codec, num_training=samples, seed=settings["seed"], progress=progress
-    )
-    return fitted.decoder
+    how = {"codec": codec, "num_training": samples, "seed": settings["seed"], "progress": progress}
+    return qinco.fit_lookup_decoder(open_trainset(settings), **how).decoder
 
 
 def mse_scale(settings: Settings) -> float:

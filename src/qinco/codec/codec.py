@@ -13,7 +13,7 @@ import torch
 from qinco.atomic import check_output
 from qinco.codec.fit import cut, fit
 from qinco.config import EncodeOptions, ModelConfig, require_int
-from qinco.engines.engine import Packed, candidate_dtype, choose_engine
+from qinco.engines.engine import Packed, TensorModel, candidate_dtype, choose_engine
 from qinco.errors import DataError
 from qinco.maths.assignment import assigner
 from qinco.maths.devices import choose_device, to_device
@@ -251,7 +251,7 @@ class Codec:
 
     def decode_tensors(self, codes, precision: str = "float32") -> Iterator[tuple[int, torch.Tensor]]:
         """`decode_blocks` with tensors on the codec's device."""
-        packings = self._pack(precision)
+        packings = [packed for packed in self._pack(precision) if isinstance(packed, TensorModel)]  # see Engine
         for first, block in Codes.of(codes).blocks(self.block_rows):
             parts = zip(packings, np.split(block.codes, len(packings), 1), strict=True)
             yield first, self._join([packed.reconstruct(codes_NM, block.lists) for packed, codes_NM in parts])
@@ -259,7 +259,7 @@ class Codec:
     def decode_prefixes(self, codes) -> Iterator[torch.Tensor]:
         """Yield what the first 1, 2, ... steps of codes (N, M) decode to, float32 (N, D) on the codec's device."""
         codes = Codes.of(codes)
-        lists_N = to_device(codes.lists.astype(np.int64), self.device) if self.is_ivf else None
+        lists_N = None if codes.lists is None else to_device(codes.lists.astype(np.int64), self.device)
         start_ND = self.models[0].initial_reconstruction(len(codes), lists_N)  # several models start from zero
         codes_NM = to_device(codes.codes.astype(np.int64), self.device)
         parts = zip(self.models, codes_NM.chunk(len(self.models), 1), strict=True)

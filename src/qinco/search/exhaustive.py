@@ -3,7 +3,7 @@
 Shape suffixes: Q queries, D dimension, N vectors, R results.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from qinco.config import require_int
 from qinco.errors import DataError
 from qinco.maths.devices import to_device
 from qinco.maths.distances import smallest, squared_distances
-from qinco.progress import Progress, ProgressOption, reporting
+from qinco.progress import ProgressOption, reporting
 from qinco.search.metric import L2, Metric
 from qinco.store.codes import Codes
 from qinco.vectors.rows import as_source
@@ -41,9 +41,6 @@ def exhaustive_search(
         Squared L2 distances or similarities, float32 (Q, k), and row numbers, int64 (Q, k), nearest first. Where N < k
         the rest is ±inf and -1.
 
-    Raises:
-        DataError: dimensions differ, or values are not finite.
-
     Example:
         >>> distances, ids = exhaustive_search(queries, "base.fvecs", k=10)
         >>> _, found = exhaustive_search(queries, (codec, codes), k=10)
@@ -51,34 +48,31 @@ def exhaustive_search(
     require_int("k", k, 1, (1 << 31) - 1)
     source, measure = as_source(queries, "queries"), Metric(metric)
     queries_QD = np.concatenate([np.empty((0, source.dim), np.float32), *(x for _, x in source.blocks(_BLOCK_ROWS))])
+    if isinstance(vectors, tuple):
+        decoder, database = vectors[0], Codes.of(vectors[1])
+        dim, device = decoder.dim, device or getattr(decoder, "device", "cpu")
+    else:
+        decoder, database = None, as_source(vectors)
+        dim = database.dim
+    if dim != source.dim:
+        raise DataError(f"{source.name} have {source.dim} dimensions, the vectors that are searched {dim}")
     with reporting(progress) as report:
-        if isinstance(vectors, tuple):
-            decoder, codes = vectors
-            dim, blocks = decoder.dim, _decoded(decoder, Codes.of(codes), report)
-            device = device or getattr(decoder, "device", "cpu")
-        else:
-            database = as_source(vectors)
-            dim, blocks = database.dim, _reported(database, report)
-        if dim != source.dim:
-            raise DataError(f"{source.name} have {source.dim} dimensions, the vectors that are searched {dim}")
-        return nearest_in_blocks(queries_QD, blocks, k, device or "cpu", measure)
+
+        def blocks():
+            for first, block in database.blocks(_BLOCK_ROWS):
+                yield first, block if decoder is None else decoder.decode(block.codes, block.lists)
+                report("searching", first + len(block), len(database))
+
+        return nearest_in_blocks(queries_QD, blocks(), k, device or "cpu", measure)
 
 
 def nearest_in_blocks(
-    queries_QD: np.ndarray,
-    blocks: Iterable[tuple[int, np.ndarray]],
-    k: int,
-    device: str | torch.device = "cpu",
-    metric: Metric = L2,
-    *,
-    piece_rows: int = _PIECE_ROWS,
-    max_distances: int | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+    queries_QD: np.ndarray, blocks: Iterable[tuple[int, np.ndarray]], k: int, device: str | torch.device = "cpu",
+    metric: Metric = L2, *, piece_rows: int = _PIECE_ROWS, max_distances: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """`exhaustive_search` of float32 queries among (number of the first vector, float32 (n, D)) blocks.
 
-    Args:
-        piece_rows: vectors compared at a time.
-        max_distances: distances computed at a time; fitted to the device if None.
+    It compares `piece_rows` vectors at a time, and computes `max_distances`, which are fitted to the device if None.
     """
     device, unit = torch.device(device), Metric(metric.name)
     queries = to_device(unit.prepare(np.asarray(queries_QD, np.float32)), device)
@@ -86,30 +80,17 @@ def nearest_in_blocks(
     ids_QR = torch.full((len(queries), k), -1, dtype=torch.int64, device=device)
     most = max_distances or (_DISTANCES if device.type == "cpu" else _DEVICE_DISTANCES)
     for first, block in blocks:
-        x_ND = to_device(unit.prepare(np.asarray(block, np.float32)), device)
-        for piece in x_ND.split(piece_rows):
-            _merge(queries, piece, first, best_QR, ids_QR, metric.name == "l2", rows=max(1, most // max(1, len(piece))))
+        for piece in to_device(unit.prepare(np.asarray(block, np.float32)), device).split(piece_rows):
+            if len(piece):
+                _merge(queries, piece, first, best_QR, ids_QR, metric.name == "l2", max(1, most // len(piece)))
             first += len(piece)
-    best_QR = best_QR if metric.name == "l2" else -best_QR
-    return best_QR.cpu().numpy(), ids_QR.cpu().numpy()
-
-
-def _decoded(decoder, codes: Codes, report: Progress) -> Iterator[tuple[int, np.ndarray]]:
-    for first, block in codes.blocks(_BLOCK_ROWS):
-        yield first, decoder.decode(block.codes, block.lists)
-        report("searching", first + len(block), len(codes))
-
-
-def _reported(source, report: Progress) -> Iterator[tuple[int, np.ndarray]]:
-    for first, x_ND in source.blocks(_BLOCK_ROWS):
-        yield first, x_ND
-        report("searching", first + len(x_ND), len(source))
+    return (best_QR if metric.name == "l2" else -best_QR).cpu().numpy(), ids_QR.cpu().numpy()
 
 
 def _merge(queries_QD, x_ND: Tensor, first: int, best_QR: Tensor, ids_QR: Tensor, is_l2: bool, rows: int) -> None:
     """Merge vectors into the best so far, which are changed in place."""
     count = min(best_QR.shape[1], len(x_ND))
-    for begin in range(0, len(queries_QD) if count else 0, rows):
+    for begin in range(0, len(queries_QD), rows):
         part = slice(begin, begin + rows)
         values = squared_distances(queries_QD[part], x_ND) if is_l2 else -(queries_QD[part] @ x_ND.T)
         distances, columns = smallest(values, count)

@@ -22,7 +22,7 @@ from qinco.search.fit import assign_decoded
 from qinco.search.ids import admitted_ids, as_ids, check_new, next_ids
 from qinco.search.index_file import as_path, load_parts, save_parts
 from qinco.search.measure.evaluate import evaluate_index
-from qinco.search.measure.tune import tune
+from qinco.search.measure.timing import tune
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
 from qinco.search.parts import IndexParts
 from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, make_pipeline, search_queries

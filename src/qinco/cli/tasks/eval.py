@@ -3,17 +3,8 @@
 import time
 
 import qinco
+from qinco.cli import open as inputs
 from qinco.cli.keys import ENCODING, MACHINE, TRAINSET, Settings, task
-from qinco.cli.open import (
-    conditions,
-    decode_precision,
-    encode_options,
-    mse_scale,
-    open_codec,
-    open_database,
-    open_decoder,
-    open_trainset,
-)  # fmt: skip
 
 _IMPORTS = ("qinco.codec", "qinco.search.index")
 
@@ -29,19 +20,15 @@ _IMPORTS = ("qinco.codec", "qinco.search.index")
     imports=_IMPORTS,
 )
 def eval_database(settings, console) -> None:
-    codec, source = open_codec(settings), open_database(settings)
+    codec, source = inputs.open_codec(settings), inputs.open_database(settings)
     codec.check_dim(source)
-    decoder = open_decoder(settings, codec, console.progress)
+    decoder = inputs.open_decoder(settings, codec, console.progress)
     if decoder is None:
-        return _report_evaluation(settings, console, codec, source)
-    done = qinco.evaluate_decoder(codec, source, decoder, encode_options(settings, codec), progress=console.progress)
-    result = {
-        "decoder": settings["decoder"],
-        "mse": done.mse * mse_scale(settings),
-        "num_vectors": done.num_vectors,
-        "seconds": done.seconds,
-    }
-    console.print_result(result | conditions(settings), settings["json"])
+        return _evaluate(settings, console, codec, source)
+    options = inputs.encode_options(settings, codec)
+    done = qinco.evaluate_decoder(codec, source, decoder, options, progress=console.progress)
+    result = {"decoder": settings["decoder"], "mse": done.mse * inputs.mse_scale(settings)}
+    _print(settings, console, result, done.num_vectors, done.seconds)
 
 
 @task(
@@ -54,10 +41,10 @@ def eval_database(settings, console) -> None:
 def eval_validation(settings, console) -> None:
     from qinco.codec.plan import split_validation
 
-    codec = open_codec(settings)
+    codec, source = inputs.open_codec(settings), inputs.open_trainset(settings)
+    codec.check_dim(source)
     wanted = settings["ds.valset"] if settings.given("ds.valset") else None
-    _, valid = split_validation(open_trainset(settings), wanted, 1)
-    _report_evaluation(settings, console, codec, valid)
+    _evaluate(settings, console, codec, split_validation(source, wanted, 1)[1])
 
 
 @task(
@@ -68,27 +55,20 @@ def eval_validation(settings, console) -> None:
     imports=_IMPORTS,
 )
 def eval_time(settings, console) -> None:
-    codec, source, begun = open_codec(settings), open_database(settings), time.monotonic()
+    codec, source, begun = inputs.open_codec(settings), inputs.open_database(settings), time.monotonic()
     codec.check_dim(source)
-    options = encode_options(settings, codec)
-    encode_us, decode_us = qinco.measure_time(codec, source, options, decode_precision(settings))
-    result = {
-        "encode_us": encode_us,
-        "decode_us": decode_us,
-        "num_vectors": len(source),
-        "seconds": time.monotonic() - begun,
-    }
-    console.print_result(result | conditions(settings), settings["json"])
+    times = qinco.measure_time(codec, source, inputs.encode_options(settings, codec), inputs.decode_precision(settings))
+    result = dict(zip(("encode_us", "decode_us"), times, strict=True))
+    _print(settings, console, result, len(source), time.monotonic() - begun)
 
 
-def _report_evaluation(settings: Settings, console, codec: "qinco.Codec", source: "qinco.VectorSource") -> None:
-    codec.check_dim(source)
-    options, steps = encode_options(settings, codec), settings["prefix"]
-    done, scale = qinco.evaluate(codec, source, options, steps, progress=console.progress), mse_scale(settings)
-    result = {
-        "mse": done.mse * scale,
-        "mse_per_step": [mse * scale for mse in done.mse_per_step],
-        "num_vectors": done.num_vectors,
-        "seconds": done.seconds,
-    }
-    console.print_result(result | conditions(settings), settings["json"])
+def _evaluate(settings: Settings, console, codec: "qinco.Codec", source: "qinco.VectorSource") -> None:
+    options, steps = inputs.encode_options(settings, codec), settings["prefix"]
+    done, scale = qinco.evaluate(codec, source, options, steps, progress=console.progress), inputs.mse_scale(settings)
+    result = {"mse": done.mse * scale, "mse_per_step": [mse * scale for mse in done.mse_per_step]}
+    _print(settings, console, result, done.num_vectors, done.seconds)
+
+
+def _print(settings: Settings, console, result: dict, num_vectors: int, seconds: float) -> None:
+    result |= {"num_vectors": num_vectors, "seconds": seconds} | inputs.conditions(settings)
+    console.print_result(result, settings["json"])

@@ -28,20 +28,12 @@ def build_index(settings, console) -> None:
     check_num_centroids(settings)
     begun = time.monotonic()
     done = qinco.build_index(
-        open_codes(settings, "encoded_db", codec).limit(settings["ds.db"]),
-        settings["output"],
-        codec=codec,
+        open_codes(settings, "encoded_db", codec).limit(settings["ds.db"]), settings["output"], codec=codec,
         train_codes=open_codes(settings, "encoded_trainset", codec).limit(settings["ds.trainset"]),
-        train_vectors=open_trainset(settings),
-        centroids=settings["ivf_centroids"],
-        metric=settings["metric"],
-        pairwise=settings["pairwise_decoder"],
-        num_training=settings["search.aq_training_samples"],
+        train_vectors=open_trainset(settings), centroids=settings["ivf_centroids"], metric=settings["metric"],
+        pairwise=settings["pairwise_decoder"], num_training=settings["search.aq_training_samples"],
         index_key=settings["search.index_key"] if settings.given("search.index_key") else None,
-        overwrite=settings["overwrite"],
-        seed=settings["seed"],
-        progress=console.progress,
-    )
-    result = asdict(done) | {"mse_lookup": done.mse_lookup * mse_scale(settings)}
-    result["seconds"] = time.monotonic() - begun
+        overwrite=settings["overwrite"], seed=settings["seed"], progress=console.progress,
+    )  # fmt: skip
+    result = asdict(done) | {"mse_lookup": done.mse_lookup * mse_scale(settings), "seconds": time.monotonic() - begun}
     console.print_result(result | conditions(settings), settings["json"])

@@ -34,26 +34,15 @@ def train_pairwise_decoder(settings, console) -> None:
     codec = None if settings["model"] is None else open_codec(settings)
     begun, scale = time.monotonic(), mse_scale(settings)
     fitted = qinco.fit_pairwise_decoder(
-        open_trainset(settings),
-        open_codes(settings, "encoded_trainset", codec).limit(settings["ds.trainset"]),
-        codec=codec,
-        centroids=settings["ivf_centroids"],
-        pairs_per_code=settings["n_pairwise_codebooks"],
+        open_trainset(settings), open_codes(settings, "encoded_trainset", codec).limit(settings["ds.trainset"]),
+        codec=codec, centroids=settings["ivf_centroids"], pairs_per_code=settings["n_pairwise_codebooks"],
         dtype=settings["tables"],
         moves_centroids=output.suffix.lower() == ".safetensors",  # the authors' form adds to the codec's centroids
-        num_training=settings["search.aq_training_samples"],
-        seed=settings["seed"],
-        progress=console.progress,
-    )
+        num_training=settings["search.aq_training_samples"], seed=settings["seed"], progress=console.progress,
+    )  # fmt: skip
     save_pairwise(output, fitted.decoder)
     console.info("mse_lookup and mse_pairwise are of held-out training vectors, which only the codec may have seen")
-    result = {
-        "output": str(output),
-        "bytes": output.stat().st_size,
-        "num_pairs": fitted.decoder.num_pairs,
-        "num_vectors": fitted.num_vectors,
-        "mse_lookup": fitted.mse_lookup * scale,
-        "mse_pairwise": fitted.mse * scale,
-        "seconds": time.monotonic() - begun,
-    }
+    result = {"output": str(output), "bytes": output.stat().st_size, "num_pairs": fitted.decoder.num_pairs}
+    result |= {"num_vectors": fitted.num_vectors, "mse_lookup": fitted.mse_lookup * scale}
+    result |= {"mse_pairwise": fitted.mse * scale, "seconds": time.monotonic() - begun}
     console.print_result(result | conditions(settings), settings["json"])

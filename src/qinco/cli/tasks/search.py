@@ -1,20 +1,11 @@
 """`qinco search`: recall over a decoded database, or recall and time of an index."""
 
 import time
+from pathlib import Path
 
 import qinco
-from qinco.cli.keys import ENCODING, MACHINE, TRAINSET, Key, key_of_field, task
-from qinco.cli.open import (
-    conditions,
-    decode_precision,
-    encode_options,
-    find_device,
-    open_codec,
-    open_database,
-    open_decoder,
-    open_queries,
-)  # fmt: skip
-from qinco.cli.search_index import search_index
+from qinco.cli import open as inputs
+from qinco.cli.keys import ENCODING, MACHINE, TRAINSET, Key, Settings, key_of_field, task
 from qinco.datasets.catalogue import find_dataset
 from qinco.errors import ConfigError
 from qinco.search.options import SearchOptions
@@ -26,9 +17,9 @@ _OF_AN_INDEX = (
 )  # fmt: skip
 
 
-def _values(field: str, default: tuple[int, ...]) -> Key:
-    key = key_of_field(SearchOptions, field, kind="integers", default=default, nullable=False)
-    return Key(f"search.{key.name}", key.kind, key.default, key.help, minimum=key.minimum)
+def _values(field: str, *default: int) -> Key:
+    key = key_of_field(SearchOptions, field)
+    return Key(f"search.{key.name}", "integers", default, key.help, minimum=key.minimum)
 
 
 @task(
@@ -41,10 +32,10 @@ def _values(field: str, default: tuple[int, ...]) -> Key:
         "output overwrite resume",
         Key("plot", "path", None, "draw recall over time to a .png or .svg file"),
         f"{ENCODING} prefix decoder pairwise_decoder search.aq_training_samples",
-        _values("nprobe", (4,)),
-        _values("num_short", (4, 10)),
-        _values("num_mid", (1, 4)),
-        _values("ef_search", (4,)),
+        _values("nprobe", 4),
+        _values("num_short", 4, 10),
+        _values("num_mid", 1, 4),
+        _values("ef_search", 4),
         Key("search.nthreads", "integer", 32, "threads that search an index, at most"),
         Key("search.batch_size", "integer", 12288, "queries at a time, at most"),
         f"{MACHINE} enc_max_bs seed",
@@ -53,37 +44,92 @@ def _values(field: str, default: tuple[int, ...]) -> Key:
     imports=("qinco.codec", "qinco.search.index"),
 )
 def search(settings, console) -> None:
-    index, decoder = settings["index"], settings["decoder"]
-    is_exhaustive = index is None or (settings["db"] is not None and find_dataset(settings["db"]) is None)
-    wrong = [name for name in (_OF_AN_INDEX if is_exhaustive else _OF_VECTORS) if settings.given(name)]
-    if index is not None and is_exhaustive and decoder == "neural":
-        raise ConfigError(
-            f"index={index} and db={settings['db']} are both to be searched: keep one of them, or give decoder=lookup "
-            "to decode the database by the tables of the index"
-        )
-    if wrong and is_exhaustive:
-        raise ConfigError(f"{wrong[0]}= is for the search of an index: give index= without db=, or leave it out")
-    if wrong:
-        raise ConfigError(f"{wrong[0]}= is for vectors that are encoded, and an index holds codes: leave it out")
-    (_search_decoded if is_exhaustive else search_index)(settings, console)
+    index, db = settings["index"], settings["db"]
+    is_exhaustive = index is None or (db is not None and find_dataset(db) is None)
+    if index is not None and is_exhaustive and settings["decoder"] == "neural":
+        raise ConfigError(f"index={index} and db={db} are both to be searched: keep one of them, or give "
+                          "decoder=lookup to decode the database by the tables of the index")  # fmt: skip
+    for name in filter(settings.given, _OF_AN_INDEX if is_exhaustive else _OF_VECTORS):
+        wanted = "the search of an index: give index= without db=" if is_exhaustive else "vectors that are encoded"
+        raise ConfigError(f"{name}= is for {wanted}, or leave it out")
+    (_search_decoded if is_exhaustive else _search_index)(settings, console)
 
 
-def _search_decoded(settings, console) -> None:
+def _search_decoded(settings: Settings, console) -> None:
     """Recall of the exact neighbours among decoded vectors, exhaustively."""
-    codec, source = open_codec(settings), open_database(settings)
-    codec.check_dim(source)
-    queries_QD, nearest_Q = open_queries(settings, codec.dim, len(source))
-    decoder, begun = open_decoder(settings, codec, console.progress), time.monotonic()
+    codec, source = inputs.open_codec(settings), inputs.open_database(settings)
+    queries, truth = inputs.open_queries(settings)
+    decoder, begun = inputs.open_decoder(settings, codec, console.progress), time.monotonic()
     found = qinco.exhaustive_recall(
-        codec, source, queries_QD, nearest_Q, decoder=decoder, options=encode_options(settings, codec),
-        num_steps=settings["prefix"], precision=decode_precision(settings), device=find_device(settings),
-        progress=console.progress,
+        codec, source, queries, truth, decoder=decoder, options=inputs.encode_options(settings, codec),
+        num_steps=settings["prefix"], precision=inputs.decode_precision(settings),
+        device=inputs.find_device(settings), progress=console.progress,
     )  # fmt: skip
-    result = {
-        "decoder": settings["decoder"],
-        "recall": {str(rank): share for rank, share in found.items()},
-        "num_vectors": len(source),
-        "num_queries": len(queries_QD),
-        "seconds": time.monotonic() - begun,
-    }
-    console.print_result(result | conditions(settings), settings["json"])
+    result = {"decoder": settings["decoder"], "recall": found, "num_vectors": len(source), "num_queries": len(queries)}
+    result |= {"seconds": time.monotonic() - begun}
+    console.print_result(result | inputs.conditions(settings), settings["json"])
+
+
+def _search_index(settings: Settings, console) -> None:
+    """Recall and time of the combinations of settings that can be worth it."""
+    from qinco.search.measure.plot import plot_fronts
+    from qinco.search.measure.sweep import open_searcher
+
+    _check_outputs(settings)
+    path, begun, threads = settings["index"], time.monotonic(), _threads(settings, console)
+    codec = None if settings["model"] is None else inputs.open_codec(settings)
+    index, files = open_searcher(path, codec, settings["pairwise_decoder"], inputs.find_device(settings))
+    if codec is None and index.codec is not None:
+        index.codec = inputs.adjust_codec(settings, index.codec)
+    queries, truth = inputs.open_queries(settings)
+    result = qinco.sweep(
+        index, queries, truth, nprobe=settings["search.nprobe"], ef_search=settings["search.quantizer_efSearch"],
+        num_short=settings["search.nshort"], mid_factors=settings["search.nmid_short"], decoder=settings["decoder"],
+        precision=settings["precision"], batch_size=settings["search.batch_size"], threads=threads,
+        output=settings["output"], resume=settings["resume"], conditions=files, progress=console.progress,
+    )  # fmt: skip
+    if settings["plot"] is not None:
+        title = f"{len(queries):,} queries, {threads} thread{'s' if threads > 1 else ''}"
+        plot_fronts(settings["plot"], {Path(path).name: result.points()}, title)
+    others = ", the others cannot be the best for any time" if result.skipped else ""
+    total = len(result.measured) + len(result.skipped)
+    console.info(f"measured {len(result.measured)} of {total} settings{others}; the best:")
+    if not settings["json"]:
+        return console.print_table(*result.front_table())
+    report = {"settings": result.settings(), "num_vectors": len(index), "num_queries": len(queries)}
+    report |= {"seconds": time.monotonic() - begun, "threads": threads, "precision": settings["precision"]}
+    console.print_result(report, True)
+
+
+def _check_outputs(settings: Settings) -> None:
+    """Raise ConfigError if a result cannot be written."""
+    from qinco.atomic import check_output
+    from qinco.search.measure.plot import check_plot_path
+
+    output, plot, read = settings["output"], settings["plot"], inputs.files_read(settings)
+    overwrite, resume = settings["overwrite"], settings["resume"]
+    for name in filter(None, (output, plot)):
+        if Path(name).resolve().is_relative_to(Path(settings["index"]).resolve()):
+            raise ConfigError(f"{name} is inside the index {settings['index']}: write it elsewhere")
+    if output is not None:
+        if Path(output).suffix.lower() != ".json":
+            raise ConfigError(f"output={output}: the results of a search are written to a .json file")
+        check_output(output, overwrite=overwrite, resume=resume, inputs=read)
+    if plot is not None:
+        check_output(check_plot_path(plot), overwrite=overwrite or resume, inputs=read)
+
+
+def _threads(settings: Settings, console) -> int:
+    """`threads=`, or `search.nthreads=`, and then as many as torch would use at most."""
+    import torch
+
+    from qinco.machine import usable_cores
+
+    count, wanted, is_given = settings["threads"], settings["search.nthreads"], settings.given("search.nthreads")
+    if count is None:
+        count = min(wanted, usable_cores(), wanted if is_given else torch.get_num_threads())
+        if wanted > count:
+            console.info(f"searching with {count} threads, as many as there are processors (search.nthreads={wanted})")
+    elif is_given and count != wanted:
+        raise ConfigError(f"threads={count} and search.nthreads={wanted} mean the same: keep one of them")
+    return count

@@ -1,23 +1,97 @@
-"""Estimate an index's recall on held-out vectors, compared with a residual quantizer of the same size.
+"""Error and recall of a codec, of another decoder of its codes, and of an index on vectors that it has not seen.
 
-Shape suffixes: N vectors, Q queries, D dimension, M codes of a vector, K codewords, R results.
+Shape suffixes: N vectors, n vectors of a block, Q queries, D dimension, M codes of a vector, K codewords, R results.
 """
+
+import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from qinco.config import require_int
+from qinco.codec.codec import Codec
+from qinco.codec.evaluate import Evaluation
+from qinco.config import EncodeOptions, require_int
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import quantize_residually, residual_kmeans
 from qinco.maths.metrics import RANKS, recall
-from qinco.progress import ProgressOption, reporting
+from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.exhaustive import nearest_in_blocks
-from qinco.search.fit import codes_of_codec, sample_rows
+from qinco.search.fit import assign_decoded, codes_of_codec, sample_rows
+from qinco.search.measure.timing import check_truth, open_queries
 from qinco.store.codes import Codes
-from qinco.vectors.rows import as_source
+from qinco.vectors.rows import VectorSource, as_source
 
 _MAX_QUERIES = 1000
 _RQ_ROWS = 50_000  # vectors that the residual quantizer is fitted to
+
+
+def evaluate_decoder(
+    codec: Codec, vectors, decoder, options: EncodeOptions | None = None, *, progress: ProgressOption = None
+) -> Evaluation:
+    """Encode vectors and measure what another decoder makes of their codes, as an Evaluation of whole codes.
+
+    Args:
+        codec: encodes.
+        vectors: (N, D) array, tensor, path or VectorSource.
+        decoder: LookupDecoder or PairwiseDecoder of such codes.
+        options: of encoding; the codec's own if None.
+        progress: see `qinco.progress`.
+
+    Example:
+        >>> evaluate_decoder(codec, "base.fvecs", fit_lookup_decoder("train.fvecs", codec=codec).decoder).mse
+    """
+    source, begun, error = as_source(vectors), time.monotonic(), 0.0
+    codec.check_dim(source)
+    if not len(source):
+        raise DataError(f"{source.name} holds no vectors to evaluate on")
+    with reporting(progress) as report:
+        for first, decoded_nD in _decoded(codec, source, decoder, options, None, "float32", report):
+            x_nD = source[first : first + len(decoded_nD)]
+            error += np.square(decoded_nD - x_nD, dtype=np.float64).sum()
+    return Evaluation([error / len(source)], len(source), time.monotonic() - begun)
+
+
+def exhaustive_recall(
+    codec: Codec, vectors, queries, ground_truth, *, decoder=None, options: EncodeOptions | None = None,
+    num_steps: int | None = None, precision: str = "float32", device=None, progress: ProgressOption = None,
+) -> dict[int, float]:  # fmt: skip
+    """Recall at 1, 10 and 100 of exact search among what the codes of a database decode to, in bounded memory.
+
+    Args:
+        codec: encodes the database.
+        vectors: (N, D) database.
+        queries, ground_truth: as for `sweep`; row numbers of the database.
+        decoder: LookupDecoder or PairwiseDecoder; the codec's network if None.
+        options: of encoding; the codec's own if None.
+        num_steps: use so many codes only.
+        precision: of the network.
+        device: where distances are computed; the codec's if None.
+        progress: see `qinco.progress`.
+
+    Example:
+        >>> exhaustive_recall(codec, "base.fvecs", "query.fvecs", "groundtruth.ivecs")[10]
+    """
+    source = as_source(vectors)
+    codec.check_dim(source)
+    queries_QD, nearest_Q = open_queries(queries, ground_truth, codec.dim)
+    check_truth(nearest_Q[nearest_Q >= len(source)])
+    with reporting(progress) as report:
+        blocks = _decoded(codec, source, decoder, options, num_steps, precision, report)
+        _, ids_QR = nearest_in_blocks(queries_QD, blocks, max(RANKS), device or codec.device)
+    return recall(ids_QR, nearest_Q)
+
+
+def _decoded(
+    codec: Codec, source: VectorSource, decoder, options, num_steps, precision: str, report: Progress
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Encode and decode blocks of a source: (first row, float32 (n, D))."""
+    for first, codes in codec.encode_blocks(source, options, num_steps):
+        if decoder is not None and decoder.num_lists and not codes.has_lists:  # an index has lists, its codec none
+            codes = codes.with_lists(assign_decoded(codec, codes, decoder.centroids_VD))
+        own = decoder is None
+        yield first, codec.decode(codes, precision=precision) if own else decoder.decode(codes.codes, codes.lists)
+        report("encoding and decoding", first + len(codes), len(source))
 
 
 def evaluate_index(
@@ -26,8 +100,8 @@ def evaluate_index(
     """Estimate recall over vectors that an index has not seen; no ground truth is needed.
 
     The last `num_queries` vectors are queries; the others are encoded into an index of their own with this one's codec,
-    tables and options. A query's nearest neighbour is found by comparing the vectors themselves. Recall falls with the
-    number of vectors; and the options of a large index find less in a small one, whose lists hold few vectors.
+    tables and options. Recall falls with the number of vectors; and the options of a large index find less in a small
+    one, whose lists hold few vectors.
 
     Args:
         index: Index with a codec.
@@ -41,17 +115,12 @@ def evaluate_index(
         "recall_rq" over those of a residual quantizer of as many bytes, in the same lists if the codec has lists
         ({1: share, 10: share, 100: share} each), "mse" and "mse_rq". The residual quantizer has not seen these vectors
         either: it is fitted to reconstructions of this index, with errors added that were drawn from those here.
-
-    Raises:
-        ConfigError: the index is empty or has no codec.
-        DataError: too few vectors.
     """
-    codec = index.codec
+    codec, source = index.codec, as_source(vectors)
     if codec is None:
         raise ConfigError("the index has no codec to encode with: load it with codec=")
     if not len(index):
         raise ConfigError("the index is empty: the residual quantizer is fitted to its vectors")
-    source = as_source(vectors)
     codec.check_dim(source)
     source = source.limit(max_vectors)
     count = min(_MAX_QUERIES, -(-len(source) // 10)) if num_queries is None else num_queries
@@ -66,38 +135,30 @@ def evaluate_index(
     _, found_QR = unseen.search(queries_QD, max(RANKS))
     x_ND, queries_QD = metric.prepare(x_ND), metric.prepare(queries_QD)
 
-    def nearest(among_ND: np.ndarray, k: int) -> np.ndarray:
+    def nearest(among_ND: np.ndarray, k: int = max(RANKS)) -> np.ndarray:
         return nearest_in_blocks(queries_QD, [(0, among_ND)], k, codec.device, metric)[1]
+
+    def mse(decoded_ND: np.ndarray) -> float:
+        return float(np.square(x_ND - decoded_ND).sum(1, dtype=np.float64).mean())
 
     nearest_Q = nearest(x_ND, 1)[:, 0]
     decoded_ND = unseen.reconstruct(np.arange(len(x_ND)))
     base_ND = codec.coarse_centroids[codec.assign_lists(x_ND)] if codec.is_ivf else np.zeros_like(x_ND)
-    sample_ND = _similar_vectors(index, x_ND - decoded_ND)
-    books_MKD = residual_kmeans(sample_ND, codec.num_codes, codec.config.codebook_size, threads=threads)
+    sample_nD = _similar_vectors(index, x_ND - decoded_ND)
+    books_MKD = residual_kmeans(sample_nD, codec.num_codes, codec.config.codebook_size, threads=threads)
     plain_ND = base_ND + quantize_residually(x_ND - base_ND, books_MKD, threads)
-    return {
-        "num_vectors": len(x_ND),
-        "num_queries": count,
-        "recall": recall(found_QR, nearest_Q),
-        "recall_exhaustive": recall(nearest(decoded_ND, max(RANKS)), nearest_Q),
-        "recall_rq": recall(nearest(plain_ND, max(RANKS)), nearest_Q),
-        "mse": _mse(x_ND, decoded_ND),
-        "mse_rq": _mse(x_ND, plain_ND),
-    }
+    ids_QR = {"recall": found_QR, "recall_exhaustive": nearest(decoded_ND), "recall_rq": nearest(plain_ND)}
+    recalls = {name: recall(ids, nearest_Q) for name, ids in ids_QR.items()}
+    sizes = {"num_vectors": len(x_ND), "num_queries": count}
+    return {**sizes, **recalls, "mse": mse(decoded_ND), "mse_rq": mse(plain_ND)}
 
 
 def _similar_vectors(index, errors_ND: np.ndarray) -> np.ndarray:
     """Vectors like those of an index, less the centroids of their lists if its codec has lists: float32 (n, D)."""
-    codec, generator = index.codec, np.random.default_rng(0)
-    lists = max(index.parts.segments, key=len)
+    codec, lists, generator = index.codec, max(index.parts.segments, key=len), np.random.default_rng(0)
     rows = sample_rows(len(lists), _RQ_ROWS, 0)
     codes = Codes(lists.rows(rows)[0], lists.lists_of(rows))
-    x_ND = codec.decode(codes_of_codec(codec, codes), precision="auto")
+    x_nD = codec.decode(codes_of_codec(codec, codes), precision="auto")
     if codec.is_ivf:
-        x_ND -= codec.coarse_centroids[codes.lists]
-    return x_ND + errors_ND[generator.integers(0, len(errors_ND), len(x_ND))]
-
-
-def _mse(x_ND: np.ndarray, decoded_ND: np.ndarray) -> float:
-    """Mean squared error, summed over dimensions."""
-    return float(np.square(x_ND - decoded_ND).sum(1, dtype=np.float64).mean())
+        x_nD -= codec.coarse_centroids[codes.lists]
+    return x_nD + errors_ND[generator.integers(0, len(errors_ND), len(x_nD))]

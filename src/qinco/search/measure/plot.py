@@ -15,10 +15,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def check_plot_path(path: str | os.PathLike) -> Path:
-    """Return `path` as a Path if a plot can be drawn to it; to be called before long work.
-
-    Raises ConfigError for a suffix other than .png and .svg, and where matplotlib is missing.
-    """
+    """The path, if a plot can be drawn to it; raises ConfigError for another suffix, or without matplotlib."""
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"plot={path} must end in {' or '.join(SUFFIXES)}")
@@ -32,43 +29,34 @@ def check_plot_path(path: str | os.PathLike) -> Path:
 def plot_fronts(path: str | os.PathLike, fronts: Mapping[str, Sequence[tuple[float, float]]], title: str = "") -> None:
     """Draw points of recall@1 against time to a .png or .svg file, with a step line along each label's front.
 
-    fronts: for each label the (microseconds a query, recall) of its settings, times above 0; others than those of the
-            front are drawn pale
-
-    The same points give the same file with the same matplotlib. Raises ConfigError as `check_plot_path` does, and
-    ResourceError where the file cannot be written.
+    `fronts` has the (microseconds a query, recall) of each label's settings; those off the front are drawn pale. The
+    same points give the same file with the same matplotlib.
     """
-    path = check_plot_path(path)
+    suffix = check_plot_path(path).suffix.lower()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # Names of parts in an SVG are random, and styles a user's own, unless told otherwise.
-    settings = {"svg.hashsalt": "qinco", "font.family": ["DejaVu Sans"]}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context({"svg.hashsalt": "qinco", "font.family": ["DejaVu Sans"]}):
         figure = Figure(figsize=(8, 5), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot(xscale="log")
         for i, points in enumerate(fronts.values()):
-            _draw(axes, points, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
+            colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
+            best = pareto_front(points)
+            front, rest = [points[j] for j in best], [points[j] for j in range(len(points)) if j not in best]
+            # A time buys the recall of the last point that needs no more.
+            axes.plot(*_columns(front), drawstyle="steps-post", color=colour, marker=marker, markersize=5)
+            axes.scatter(*_columns(rest), color=colour, marker=marker, s=12, alpha=0.25, linewidths=0)
         axes.set(xlabel="microseconds per query", ylabel="recall@1")
         axes.grid(True, which="both", color="#dddddd", linewidth=0.5)
         axes.set_axisbelow(True)
-        texts = [axes.set_title(title), *axes.legend(axes.get_lines(), list(fronts)).get_texts()]
-        for text in texts:
+        for text in (axes.set_title(title), *axes.legend(axes.get_lines(), list(fronts)).get_texts()):
             text.set_parse_math(False)  # a label may be a file's name, with any number of dollars
-        suffix = path.suffix.lower()
         with write_atomically(path) as temporary:
             figure.savefig(temporary, format=suffix[1:], dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
 
 
-def _draw(axes, points: Sequence[tuple[float, float]], colour: str, marker: str) -> None:
-    front = pareto_front(points)
-    rest = sorted(set(range(len(points))) - set(front))
-    # A time buys the recall of the last point that needs no more.
-    axes.plot(*_columns(points, front), drawstyle="steps-post", color=colour, marker=marker, markersize=5)
-    axes.scatter(*_columns(points, rest), color=colour, marker=marker, s=12, alpha=0.25, linewidths=0)
-
-
-def _columns(points: Sequence[tuple[float, float]], chosen: Sequence[int]) -> tuple[list[float], list[float]]:
-    return [points[i][0] for i in chosen], [points[i][1] for i in chosen]
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]

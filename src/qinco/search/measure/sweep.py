@@ -1,60 +1,181 @@
 """A sweep: recall and time of many settings of a search, of which only those worth it are measured.
 
-Shape suffixes: Q queries, D dimension.
+Shape suffixes: Q queries, D dimension, V lists.
 """
 
 import json
 import logging
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from qinco.atomic import write_atomically
 from qinco.codec.codec import Codec
+from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError, DataError, differences
 from qinco.machine import processor_name
-from qinco.progress import ProgressOption, reporting
+from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import is_directory
-from qinco.search.faiss_index import FaissSearcher
+from qinco.search.faiss_index import scanned_by_faiss
 from qinco.search.fit import open_pairwise
 from qinco.search.index import Index
-from qinco.search.measure.results import Conditions, SweepResult, record_sweep
-from qinco.search.measure.timing import measure, prepared_queries
+from qinco.search.measure.explore import Measurement, Setting, combinations, explore, pareto_front
+from qinco.search.measure.timing import TIMING, check_truth, measure, open_queries
+from qinco.search.options import SearchOptions
 from qinco.store.manifest import read_manifest
 
 log = logging.getLogger(__name__)
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BYTES = 256, 1 << 12
+MAX_RESULT_BYTES = 1 << 28
+# The stages of a search, and the names of their times in the authors' results.
+_STAGES = {"search": "t_search", "pairwise": "t_mid_rerank", "decode": "t_decode", "rerank": "t_rerank",
+           "total": "t_total"}  # fmt: skip
+_DAMAGE = OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep has measured so far."""
+
+    requested: list[Setting]  # all combinations of the sweep's values
+    measured: dict[Setting, Measurement]  # of them or, in resumed results, of other values, too
+    skipped: list[Setting]  # those that cannot be Pareto-optimal
+    conditions: dict  # "threads", "machine" (the processor's name), and "fingerprint" of each input by its name
+
+    @property
+    def front(self) -> list[Setting]:
+        """The Pareto-optimal settings by recall@1, from the fastest to the one that finds most."""
+        return [list(self.measured)[i] for i in pareto_front(self.points())]
+
+    def points(self) -> list[tuple[float, float]]:
+        """(microseconds a query, recall@1) of every measured setting."""
+        return [(found.microseconds, found.recall[1]) for found in self.measured.values()]
+
+    def front_table(self) -> tuple[list[list], list[str]]:
+        """The front as rows and their headers."""
+        rows, ranks = [], []
+        for setting in self.front:
+            found = self.measured[setting]
+            ranks, speed = sorted(found.recall), found.num_queries / found.seconds
+            rows.append([*(found.recall[rank] for rank in ranks), found.microseconds, speed, *setting])
+        return rows, [*(f"recall@{rank}" for rank in ranks), "us/query", "queries/s", *Setting._fields]
+
+    def settings(self) -> list[dict]:
+        """Every measured setting as JSON values, by the values' order."""
+        front = set(self.front)
+        return [
+            {"parameters": setting._asdict(), **asdict(found), "pareto": setting in front,
+             "queries_per_second": found.num_queries / found.seconds}
+            for setting, found in sorted(self.measured.items())
+        ]  # fmt: skip
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the results file, whole or not at all: the authors' list `ivf_real_res`, and ours beside it."""
+        columns = [sorted(set(column)) for column in zip(*self.requested, *self.measured, strict=True)]
+        theirs = []
+        for setting, found in sorted(self.measured.items()):
+            key = [column.index(value) for column, value in zip(columns, setting, strict=True)]
+            result = {"parameters": setting._asdict(), "cno": int(np.ravel_multi_index(key, list(map(len, columns))))}
+            result |= {name: found.seconds_by_stage.get(stage, 0) for stage, name in _STAGES.items()}
+            theirs.append(result | {"recalls": found.recall, "recalls_orig": found.shortlist_recall, "key": key})
+        content = {"ivf_real_res": theirs, "settings": self.settings(), "timing": TIMING, **self.conditions}
+        content["skipped"] = [setting._asdict() for setting in self.skipped]
+        content["num_queries"] = next((found.num_queries for found in self.measured.values()), 0)
+        with write_atomically(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def record_sweep(
+    values: Mapping[str, Sequence[int]], measure: Callable[[SearchOptions], Measurement], conditions: dict,
+    output: str | os.PathLike | None = None, resume: bool = False, report: Progress = silent,
+) -> SweepResult:  # fmt: skip
+    """Measure the combinations of values (a list for each field of `Setting`), as `sweep` does."""
+    settings, path = combinations(values), None if output is None else Path(output)
+    known = read_measurements(path, conditions) if resume and path is not None and path.exists() else {}
+    result = SweepResult(settings, known, [], conditions)
+
+    def record(measured: dict[Setting, Measurement], skipped: list[Setting]) -> None:
+        nonlocal result
+        result = SweepResult(settings, dict(measured), skipped, conditions)
+        if path is not None and measured:
+            result.save(path)
+        done = len(skipped) + sum(setting in measured for setting in settings)
+        report("measuring", done, len(settings), "setting")
+
+    try:
+        explore(settings, measure, record, known=known)
+    except KeyboardInterrupt:
+        if path is None or not result.measured:
+            raise
+        raise KeyboardInterrupt(f"what is measured is in {path}; the same with resume=true continues") from None
+    return result
+
+
+def read_measurements(path: Path, conditions: dict) -> dict[Setting, Measurement]:
+    """The measurements of a results file; raises ConfigError if they were made under other conditions."""
+    remedy = "give another output, or overwrite=true without resume"
+    try:
+        content = json.loads(path.read_text())
+        there = {**content["fingerprint"], "threads": content["threads"], "machine": content["machine"]}
+        measured = dict(_read_setting(entry, content["num_queries"]) for entry in content["settings"])
+    except _DAMAGE as error:
+        raise DataError(f"{path} does not hold results of a sweep, or is damaged: {remedy}") from error
+    here = {**conditions["fingerprint"], "threads": conditions["threads"], "machine": conditions["machine"]}
+    words = {name: f"another {name}" for name in there | here if name not in ("threads", "machine")}
+    if found := "; ".join(differences(there, here, words)):
+        raise ConfigError(f"{path} was measured under other conditions ({found}): resume under the same, or {remedy}")
+    return measured
+
+
+def _read_setting(entry: dict, num_queries: int) -> tuple[Setting, Measurement]:
+    setting = Setting(**entry["parameters"])
+    _ = setting.options  # checks the values
+    require_int("num_queries", num_queries)
+    recalls = [{int(rank): share for rank, share in entry[name].items()} for name in ("recall", "shortlist_recall")]
+    found = Measurement(*recalls, dict(entry["seconds_by_stage"]), num_queries)
+    shares = [recalls[0][1], *recalls[0].values(), *recalls[1].values()]
+    times = [1 / found.seconds, *found.seconds_by_stage.values()]
+    if not all(0 <= share <= 1 for share in shares) or not all(0 <= seconds < math.inf for seconds in times):
+        raise ValueError("no such recall or time")
+    return setting, found
+
+
+def describe_results(path: str | os.PathLike) -> dict:
+    """What a file of results holds, of the authors' code or ours, as JSON values; raises DataError."""
+    if (size := Path(path).stat().st_size) > MAX_RESULT_BYTES:
+        raise DataError(f"{path} has {size} bytes, too many for the results of a search")
+    try:
+        content = json.loads(Path(path).read_text())
+        recalls = [float(result["recalls"]["1"]) for result in content["ivf_real_res"]]
+        best = max(recalls, default=None)
+        fields = {"kind": "search results", "num_settings": len(recalls), "best_recall_at_1": best}
+        if "settings" in content:  # those of ours
+            fields["pareto"] = sum(setting["pareto"] for setting in content["settings"])
+    except _DAMAGE as error:
+        raise DataError(f"{path} holds no search results in a list 'ivf_real_res', or is damaged") from error
+    return fields | {name: content[name] for name in ("num_queries", "threads", "machine") if name in content}
 
 
 def sweep(
-    index,
-    queries,
-    ground_truth,
-    *,
-    nprobe: Sequence[int] = (4, 16, 64),
-    ef_search: Sequence[int] = (64,),
-    num_short: Sequence[int] = (10, 100),
-    mid_factors: Sequence[int] = (1, 4),
-    codec: Codec | None = None,
-    pairwise: PairwiseDecoder | str | os.PathLike | None = None,
-    decoder: str = "neural",
-    precision: str = "auto",
-    batch_size: int = 12_288,
-    output: str | os.PathLike | None = None,
-    resume: bool = False,
-    conditions: dict[str, str] | None = None,
-    progress: ProgressOption = None,
-) -> SweepResult:
+    index, queries, ground_truth, *, nprobe: Sequence[int] = (4, 16, 64), ef_search: Sequence[int] = (64,),
+    num_short: Sequence[int] = (10, 100), mid_factors: Sequence[int] = (1, 4), codec: Codec | None = None,
+    pairwise: PairwiseDecoder | str | os.PathLike | None = None, decoder: str = "neural", precision: str = "auto",
+    batch_size: int = 12_288, threads: int | None = None, output: str | os.PathLike | None = None, resume: bool = False,
+    conditions: dict[str, str] | None = None, progress: ProgressOption = None,
+) -> SweepResult:  # fmt: skip
     """Measure the combinations of options that may be Pareto-optimal: no other finds more in less time.
 
     Args:
-        index: Index, FaissSearcher, or the path of an index folder or .faissindex file.
+        index: Index, or the path of an index folder or .faissindex file, which faiss scans.
         queries: (Q, D) array, tensor, path or VectorSource.
-        ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first.
+        ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first; or the path of a file of them.
         nprobe: numbers of lists that are scanned.
         ef_search: efforts of the graph search for lists; without effect where there is no graph.
         num_short: numbers of vectors that the network decodes.
@@ -64,6 +185,7 @@ def sweep(
         decoder: last stage of the pipeline: "neural", "pairwise" or "lookup".
         precision: of the network, as in `Index.search`.
         batch_size: queries searched at a time, at most.
+        threads: processor threads; as many as torch uses if None.
         output: results file (JSON), written after every setting.
         resume: continue the results of `output` if it exists.
         conditions: more of what results depend on, compared when they are resumed.
@@ -72,78 +194,73 @@ def sweep(
     Returns:
         SweepResult: `front` has the Pareto-optimal settings, `measured` the Measurement of each.
 
-    Raises:
-        ConfigError: wrong values, or results of other conditions.
-        DataError: a damaged results file, or a true neighbour that is not in the index.
-
     Example:
         >>> result = qinco.sweep("index", "query.fvecs", "groundtruth.ivecs", nprobe=[4, 16, 64], num_short=[10, 100])
         >>> for setting in result.front:
         ...     print(setting, result.measured[setting].recall[1], result.measured[setting].microseconds)
     """
-    searcher = index if isinstance(index, Index | FaissSearcher) else open_searcher(index, codec, pairwise)
-    if decoder == "neural" and searcher.codec is None:
+    index, files = open_searcher(index, codec, pairwise)
+    if decoder == "neural" and index.codec is None:
         raise ConfigError("the index holds no codec to decode with: give the codec (model=), or decoder=lookup")
-    if decoder == "pairwise" and searcher.pairwise is None:
+    if decoder == "pairwise" and index.pairwise is None:
         raise ConfigError("decoder=pairwise needs a pairwise decoder: see fit_pairwise_decoder (pairwise_decoder=)")
-    if not len(searcher):
+    if not len(index):
         raise DataError("the index holds no vectors")
-    prepared_QD, nearest_Q = prepared_queries(searcher, queries, ground_truth)
-    if (missing := searcher.missing_ids(np.unique(nearest_Q))).size:
-        raise DataError(
-            f"the ground truth names vector {missing[0]}, which is not in the index: it is of another database, or the "
-            "index leaves vectors out"
-        )
-    if not searcher.has_graph and len(set(ef_search)) > 1:
-        log.info("all %s centroids are compared: ef_search has no effect", f"{searcher.num_lists:,}")
+    queries_QD, nearest_Q = open_queries(queries, ground_truth, index.dim)
+    check_truth(index.missing_ids(np.unique(nearest_Q)))
+    queries_QD = index.tables.metric.prepare(queries_QD)
+    if not index.has_graph and len(set(ef_search)) > 1:
+        log.info("all %s centroids are compared: ef_search has no effect", f"{index.num_lists:,}")
     values = {
-        "nprobe": [min(value, searcher.num_lists) for value in nprobe],
-        "quantizer_efSearch": ef_search if searcher.has_graph else sorted(ef_search)[:1],
+        "nprobe": [min(value, index.num_lists) for value in nprobe],
+        "quantizer_efSearch": ef_search if index.has_graph else sorted(ef_search)[:1],
         "nshort": [0] if decoder == "lookup" else num_short,  # the tables' order is final, whatever its length
-        "nmid_short": [0] if decoder == "lookup" or searcher.pairwise is None else mid_factors,
+        "nmid_short": [0] if decoder == "lookup" or index.pairwise is None else mid_factors,
     }
-    facts = {"decoder": decoder, "batch size": str(batch_size)} | (conditions or {})
-    facts["queries"] = sha256(prepared_QD.tobytes() + nearest_Q.tobytes()).hexdigest()
-    facts.setdefault("index", _fingerprint_of(searcher))
+    facts = {"decoder": decoder, "batch size": str(batch_size)} | files | (conditions or {})
+    facts["queries"] = sha256(queries_QD.tobytes() + nearest_Q.tobytes()).hexdigest()
+    if "index" not in facts:
+        facts["index"] = _fingerprint_of(index)
     if decoder == "neural":
-        facts["model"] = searcher.codec.fingerprint()
-        facts["precision, engine or device"] = (
-            f"{precision} {searcher.codec.encode_options.engine} {searcher.codec.device.type}"
-        )
-    found = Conditions(facts, torch.get_num_threads(), processor_name())
-    with reporting(progress) as report:
-        return record_sweep(
-            values, lambda options: measure(
-                searcher, prepared_QD, nearest_Q, options, batch_size, precision=precision, decoder=decoder
-            ), found, output, resume, report,
-        )  # fmt: skip
+        facts["model"] = index.codec.fingerprint()
+        engine, device = index.codec.encode_options.engine, index.codec.device.type
+        facts["precision, engine or device"] = f"{precision} {engine} {device}"
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        found = {"fingerprint": facts, "threads": torch.get_num_threads(), "machine": processor_name()}
+        with reporting(progress) as report:
+            return record_sweep(
+                values, lambda options: measure(
+                    index, queries_QD, nearest_Q, options, batch_size, precision=precision, decoder=decoder
+                ), found, output, resume, report,
+            )  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
 
 
-def open_searcher(path, codec: Codec | None = None, pairwise=None, device: str = "cpu") -> Index | FaissSearcher:
-    """An index folder or a faiss file, with this codec and pairwise decoder where they are given."""
-    is_folder = is_directory(path)
-    if is_folder:
+def open_searcher(index, codec: Codec | None = None, pairwise=None, device="cpu") -> tuple[Index, dict[str, str]]:
+    """An index, or that of a folder or faiss file, with what is given, and its files' fingerprints: {"index": ...}."""
+    files = {}
+    if not isinstance(index, Index) and is_directory(path := index):
         index = Index.load(path, codec=codec, device=device)
-        codec, lookup, centroids_VD = index.codec, index.tables.lookup, index.tables.centroids_VD
-    else:
-        index = FaissSearcher(path, codec)
-        lookup, centroids_VD = index.lookup, index.lookup.centroids_VD
-    if codec is not None and codec.is_ivf:
-        centroids_VD = codec.coarse_centroids  # which those of the index may be moved from
+        checksums = {name: stored.crc32 for name, stored in read_manifest(path, "index").files.items()}
+        files["index"] = sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
+    elif not isinstance(index, Index):
+        index, files["index"] = Index(codec, scanned_by_faiss(path, codec)), _fingerprint_of_file(path)
+    if pairwise is None:
+        return index, files
+    lookup, is_ivf = index.tables.lookup, index.codec is not None and index.codec.is_ivf
+    # The centroids of the index may be moved from those of the codec.
+    centroids_VD = index.codec.coarse_centroids if is_ivf else index.tables.centroids_VD
     decoder = open_pairwise(pairwise, lookup.num_codes, lookup.codebook_size, lookup.dim, centroids_VD)
-    return index if decoder is None else index.with_pairwise(decoder)
+    if isinstance(pairwise, str | os.PathLike):
+        files["pairwise decoder"] = _fingerprint_of_file(pairwise)
+    return index.with_pairwise(decoder), files
 
 
-def fingerprint_of_index(path: str | os.PathLike) -> str:
-    """SHA-256 that tells indexes apart: of a folder's checksums, or of blocks spread over a faiss file."""
-    if is_directory(path):
-        files = {name: stored.crc32 for name, stored in read_manifest(path, "index").files.items()}
-        return sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    return fingerprint_of_file(path)
-
-
-def fingerprint_of_file(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's size and of blocks spread over it."""
+def _fingerprint_of_file(path: str | os.PathLike) -> str:
+    """Of the file's size and of blocks spread over it."""
     size = Path(path).stat().st_size
     digest = sha256(str(size).encode())
     with Path(path).open("rb") as file:
@@ -153,11 +270,9 @@ def fingerprint_of_file(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint_of(searcher: Index | FaissSearcher) -> str:
-    if isinstance(searcher, FaissSearcher):
-        return fingerprint_of_file(searcher.path)
-    digest = sha256(searcher.tables.lookup.tables_MKD.tobytes())
-    for segment in searcher.parts.segments:
+def _fingerprint_of(index: Index) -> str:
+    digest = sha256(index.tables.lookup.tables_MKD.tobytes())
+    for segment in index.parts.segments:
         rows = np.unique(np.linspace(0, max(0, len(segment) - 1), _FINGERPRINT_BLOCKS).astype(np.int64))[: len(segment)]
         digest.update(segment.starts.tobytes() + segment.rows(rows)[0].tobytes() + segment.ids[rows].tobytes())
     return digest.hexdigest()

@@ -1,9 +1,8 @@
 import sys
-from pathlib import Path
 
 import pytest
 
-from qinco.errors import ConfigError, ResourceError
+from qinco.errors import ConfigError
 from qinco.search.measure.plot import check_plot_path, plot_fronts
 
 FRONTS = {
@@ -12,16 +11,14 @@ FRONTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["front", "front.pdf", "front.svg.gz", "front.jsonl"])
-def test_another_suffix_is_refused(name):
-    with pytest.raises(ConfigError, match=rf"plot={name} must end in \.png or \.svg"):
-        check_plot_path(name)
-
-
-@pytest.mark.parametrize("name", ["front.png", "FRONT.SVG"])
-def test_the_missing_package_is_named(monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("front", ".svg"), ("front.pdf", ".svg"), ("front.svg.gz", ".svg"), ("front.png", "qinco.plot"),
+     ("FRONT.SVG", "qinco.plot")],
+)  # fmt: skip
+def test_another_suffix_and_a_missing_package_are_refused(monkeypatch, name, remedy):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=rf"plot={name} needs the package matplotlib: pip install 'qinco\[plot\]'"):
+    with pytest.raises(ConfigError, match=f"plot={name} .*{remedy}"):
         check_plot_path(name)
 
 
@@ -39,18 +36,13 @@ class TestDrawn:
 
     def test_the_same_points_give_the_same_svg(self, tmp_path):
         for name in ("a.svg", "b.svg"):
-            plot_fronts(tmp_path / name, FRONTS, "SIFT, one thread")
+            plot_fronts(tmp_path / name, FRONTS | {"_a $x_$ b": FRONTS["qinco"], "empty": []}, r"$\frac$")
         text = (tmp_path / "a.svg").read_text()
         assert text == (tmp_path / "b.svg").read_text()
-        for shown in ("qinco", "IVF-PQ", "SIFT, one thread", "microseconds per query", "recall@1"):
+        for shown in ("qinco", "IVF-PQ", "_a $x_$ b", "empty", r"$\frac$", "microseconds per query", "recall@1"):
             assert f"<!-- {shown} -->" in text
-        plot_fronts(tmp_path / "b.svg", FRONTS | {"IVF-PQ": [(61.0, 0.26)]}, "SIFT, one thread")
+        plot_fronts(tmp_path / "b.svg", FRONTS | {"IVF-PQ": [(61.0, 0.26)]})
         assert text != (tmp_path / "b.svg").read_text()
-
-    def test_any_label_is_shown_as_it_is(self, tmp_path):
-        plot_fronts(tmp_path / "front.svg", {"_a $x_$ b": FRONTS["qinco"], "empty": []}, r"$\frac$")
-        text = (tmp_path / "front.svg").read_text()
-        assert "<!-- _a $x_$ b -->" in text and "<!-- empty -->" in text and r"<!-- $\frac$ -->" in text
 
     def test_users_settings_and_global_state_are_left_alone(self, tmp_path, monkeypatch):
         import matplotlib
@@ -60,8 +52,3 @@ class TestDrawn:
         plot_fronts(tmp_path / "front.svg", FRONTS)
         assert matplotlib.rcParams["svg.hashsalt"] == "theirs" and matplotlib.rcParams["font.family"] == ["serif"]
         assert "matplotlib.pyplot" not in sys.modules
-
-    def test_what_cannot_be_written_leaves_nothing_behind(self, tmp_path):
-        with pytest.raises(ResourceError, match="cannot write"):
-            plot_fronts(tmp_path / "missing" / "front.svg", FRONTS)
-        assert list(Path(tmp_path).iterdir()) == []

@@ -9,7 +9,6 @@ from small_indexes import KINDS, NUM_LISTS, NUM_VECTORS, built, copied, decoded,
 import qinco
 from qinco.errors import ConfigError, DataError
 from qinco.maths.metrics import recall
-from qinco.search.faiss_index import FaissSearcher
 from qinco.search.measure import timing
 
 QUERIES_QD = vectors(40, 1)
@@ -63,7 +62,7 @@ def test_what_cannot_be_swept_is_refused(tmp_path):
         ((index, QUERIES_QD, NEAREST_Q[:9]), {}, DataError),
         ((index.emptied(), QUERIES_QD, NEAREST_Q), {}, DataError),
         ((index, QUERIES_QD, NEAREST_Q), {"decoder": "pairwise"}, ConfigError),
-        ((FaissSearcher(tmp_path / "index.faissindex"), QUERIES_QD, NEAREST_Q), {}, ConfigError),
+        ((tmp_path / "index.faissindex", QUERIES_QD, NEAREST_Q), {}, ConfigError),
         ((index, QUERIES_QD, NEAREST_Q), {"nprobe": []}, ConfigError),
     ):  # fmt: skip
         with pytest.raises(error):

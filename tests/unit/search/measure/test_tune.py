@@ -9,8 +9,7 @@ from qinco.errors import ConfigError, DataError
 from qinco.maths.metrics import recall
 from qinco.search.measure import timing
 from qinco.search.measure.explore import Measurement
-from qinco.search.measure.timing import measure
-from qinco.search.measure.tune import TUNED_LENGTHS, tune
+from qinco.search.measure.timing import TUNED_LENGTHS, measure, tune
 from qinco.search.options import SearchOptions
 
 QUERIES_QD = vectors(60, 1)
@@ -65,7 +64,7 @@ def test_the_fastest_options_are_taken():
     index, clock = copied(built("ivf")), {}
 
     def timed(options):
-        found = measure(index, QUERIES_QD, nearest(1)[:, 0], options, rank=10, min_seconds=0)
+        found = measure(index, QUERIES_QD, nearest(1)[:, 0], options, rank=10)
         clock[options] = options.nprobe + options.num_short / 10
         return Measurement(found.recall, found.shortlist_recall, {"total": clock[options]}, found.num_queries)
 
@@ -78,18 +77,11 @@ def test_the_fastest_options_are_taken():
             assert share(index, 10) < target
 
 
-def test_tuning_tells_how_far_it_is():
-    heard = []
-    tune(built("ivf"), QUERIES_QD, nearest(1), 0.5, progress=lambda *told: heard.append(told))
-    stages, done, totals, _ = zip(*heard, strict=True)
-    assert len(set(stages)) == len(set(totals)) == 1
-    assert list(done) == sorted(done) and len(set(done)) > 2
-    assert (done[0], done[-1]) == (0, totals[0])
-
-
-def test_what_is_tuned_is_saved(tmp_path):
-    index = copied(built("ivf", pairwise=True))
-    index.tune(QUERIES_QD, nearest(1)[:, 0].tolist(), 0.8)
+def test_what_is_tuned_is_saved_and_progress_is_told(tmp_path):
+    index, heard = copied(built("ivf", pairwise=True)), []
+    index.tune(QUERIES_QD, nearest(1)[:, 0].tolist(), 0.8, progress=lambda *told: heard.append(told))
+    _, done, totals, _ = zip(*heard, strict=True)
+    assert list(done) == sorted(done) and len(set(done)) > 2 and (done[0], done[-1]) == (0, totals[0])
     index.save(tmp_path)
     loaded = type(index).load(tmp_path)
     assert loaded.options == index.options and share(loaded, 10) >= 0.8
@@ -105,39 +97,25 @@ def test_any_metric_is_tuned():
 def test_a_target_out_of_reach_says_how_far_it_is():
     index = copied(built("ivf"))
     before = index.options
-    most = share_of_everything(index)
+    found = [index.search(QUERIES_QD, 1, NUM_LISTS, length)[1] for length in TUNED_LENGTHS if length <= NUM_VECTORS]
+    most = max(recall(ids_QR, nearest(1)[:, 0], (1,))[1] for ids_QR in found)
     with pytest.raises(ConfigError, match=f"{most:.4f}"):
         index.tune(QUERIES_QD, nearest(1), 1.0, k=1)
     assert index.options is before
-
-
-def share_of_everything(index) -> float:
-    lengths = [length for length in TUNED_LENGTHS if length <= NUM_VECTORS]
-    return max(
-        recall(index.search(QUERIES_QD, 1, NUM_LISTS, length)[1], nearest(1)[:, 0], (1,))[1] for length in lengths
-    )
-
-
-def test_an_empty_index_reaches_nothing():
-    index = copied(built())
-    index.remove(range(NUM_VECTORS))
     with pytest.raises(ConfigError, match=r"0\.0000"):
-        index.tune(QUERIES_QD, nearest(1), 0.1)
+        index.emptied().tune(QUERIES_QD, nearest(1), 0.1)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"target_recall": 0}, ConfigError, "above 0 and at most 1, not 0"),
-        ({"target_recall": 1.01}, ConfigError, "not 1.01"), ({"target_recall": float("nan")}, ConfigError, "not nan"),
-        ({"target_recall": "high"}, ConfigError, "not 'high'"), ({"k": 0}, ConfigError, "k must be"),
-        ({"k": 1.5}, ConfigError, "k must be"), ({"queries": QUERIES_QD[:, :5]}, DataError, "5 dimensions"),
-        ({"queries": QUERIES_QD[:9]}, DataError, "there are 60 ids for 9 vectors"),
+        *(({"target_recall": wrong}, ConfigError, f"{wrong}") for wrong in (0, 1.01, float("nan"), "high")),
+        ({"k": 0}, ConfigError, "k must be"), ({"k": 1.5}, ConfigError, "k must be"),
+        ({"queries": QUERIES_QD[:, :5]}, DataError, "5 dimensions"), ({"queries": QUERIES_QD[:9]}, DataError, "60"),
         ({"queries": QUERIES_QD[:0], "ground_truth": []}, DataError, "no queries"),
-        ({"queries": QUERIES_QD * np.nan}, DataError, "NaN"),
-        ({"queries": QUERIES_QD[0]}, DataError, r"give x\[None\]"),
-        ({"ground_truth": nearest(1) * 1.0}, DataError, "ids must be integers"),
-        ({"ground_truth": nearest(1)[:, :0]}, DataError, "ids must be integers"),
+        ({"queries": QUERIES_QD * np.nan}, DataError, "NaN"), ({"queries": QUERIES_QD[0]}, DataError, r"x\[None\]"),
+        ({"ground_truth": nearest(1) * 1.0}, DataError, "integers"),
+        ({"ground_truth": nearest(1)[:, :0]}, DataError, "integers"),
         ({"ground_truth": nearest(1) - 10**6}, DataError, "from 0 to"),
     ],
 )  # fmt: skip
