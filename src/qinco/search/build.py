@@ -18,15 +18,7 @@ from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import coarse_kmeans
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, check_same_codec, open_codes
-from qinco.search.fit import (
-    FitSample,
-    assign_decoded,
-    draw_sample,
-    fit_lookup,
-    open_pairwise,
-    sample_rows,
-    validated_mse,
-)
+from qinco.search.fit import FitSample, assign_decoded, draw_sample, fit_lookup, open_pairwise, sample_rows
 from qinco.search.ids import as_ids
 from qinco.search.index_file import put_parts
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
@@ -164,14 +156,8 @@ def prepared(source: VectorSource, metric: Metric) -> VectorSource:
 
 @dataclass(frozen=True)
 class BuiltIndex:
-    """What `build_index` wrote.
-
-    Attributes:
-        output: the folder or file.
-        num_vectors, num_lists: N and V.
-        bytes_per_vector: of codes, norm codes, ids and list boundaries.
-        mse_lookup: mean squared error of the look-up tables on training vectors that they were not fitted to.
-        seconds_by_stage: "tables" and "vectors".
+    """What `build_index` wrote: `bytes_per_vector` is of codes, norm codes, ids and list boundaries, `mse_lookup` of
+    vectors that the look-up tables were not fitted to, and `seconds_by_stage` of "tables" and "vectors".
     """
 
     output: str
@@ -247,11 +233,10 @@ def build_index(
         fit = (sample, database.codebook_size, centroids_VD)
         tables = None if is_faiss else fit_tables(*fit, measure, adds_centroids, report)
         lookup = fit_lookup(*fit, moves_centroids=False, report=report) if is_faiss else tables.lookup
-        mse, fitted = validated_mse(sample, lookup), time.monotonic()
+        mse, fitted = sample.validated_mse(lookup), time.monotonic()
         if is_faiss:
-            write_faiss(
-                output, index_key, lookup, database, inner_product=measure.scans_inner_products, progress=report
-            )
+            by_products = measure.scans_inner_products
+            write_faiss(output, index_key, lookup, database, inner_product=by_products, progress=report)
             bytes_each = FaissIndex(output).bytes_per_vector
         else:
             parts = IndexParts(tables, (), pairs, SearchOptions(), len(database), database.fingerprint)
