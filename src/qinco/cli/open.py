@@ -66,7 +66,7 @@ def open_trainset(settings: Settings) -> "qinco.VectorSource":
     if path is None and dataset is None:
         found = "" if settings["db"] is None else f", and db={settings['db']} is none"
         raise ConfigError(f"give trainset=FILE, or db=NAME of a data set{found}: {', '.join(DATASETS)}")
-    source = _open(dataset.trainset if path is None else path)
+    source = _open(path if path is not None or dataset is None else dataset.trainset)
     return source if settings["ds.trainset"] is None else source.limit(settings["ds.trainset"])
 
 

@@ -83,7 +83,7 @@ def _write_ours(path, decoder: PairwiseDecoder) -> None:
         "list_codes": decoder.list_codes_VI,
         "centroids": decoder.centroids_VD,
     }
-    present = {name: np.require(array, requirements="CW") for name, array in arrays.items() if array is not None}
+    present = {name: np.require(array, requirements=["C", "W"]) for name, array in arrays.items() if array is not None}
     tensors = {name: torch.from_numpy(array) for name, array in present.items()}
     write_tensors(path, KIND, {"scale": decoder.scale}, tensors)
 
@@ -97,8 +97,9 @@ def _read_ours(path, centroids_VD: np.ndarray | None) -> PairwiseDecoder:
     scale = header.get("scale")
     if not isinstance(scale, float) or not 0 < scale < math.inf:
         raise DataError(f"{path} is damaged: its scale is {str(scale)[:50]}")
-    tables, lists = (arrays[name] for name in ("tables", "pairs", "pair_tables")), arrays.get("list_codes")
-    return _checked(path, *tables, scale, lists, arrays.get("centroids") if centroids_VD is None else centroids_VD)
+    centroids_VD = arrays.get("centroids") if centroids_VD is None else centroids_VD
+    tables = arrays["tables"], arrays["pairs"], arrays["pair_tables"]
+    return _checked(path, *tables, scale, arrays.get("list_codes"), centroids_VD)
 
 
 def _read_upstream(path, num_codes: int | None, centroids_VD: np.ndarray | None) -> PairwiseDecoder:
