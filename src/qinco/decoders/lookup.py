@@ -26,6 +26,11 @@ class TableDecoder:
     tables_MKD: np.ndarray
 
     @property
+    def num_lists(self) -> int:
+        """V; 0 without lists."""
+        raise NotImplementedError
+
+    @property
     def num_codes(self) -> int:
         return self.tables_MKD.shape[0]
 
@@ -98,13 +103,12 @@ class LookupDecoder(TableDecoder):
             if x_nD.shape[0] != len(codes):
                 raise DataError(f"there are {len(codes)} codes for {x_nD.shape[0]} vectors")
             num_vectors += len(codes)
-            yield codes, x_nD if lists is None else x_nD - self.centroids_VD[lists]
+            yield codes, x_nD if lists is None or self.centroids_VD is None else x_nD - self.centroids_VD[lists]
         if not num_vectors:
             raise DataError("there are no vectors to fit the look-up tables to")
 
     @property
     def num_lists(self) -> int:
-        """V; 0 without lists."""
         return 0 if self.centroids_VD is None else len(self.centroids_VD)
 
     def decode(self, codes: np.ndarray, lists: np.ndarray | None = None) -> np.ndarray:
@@ -116,10 +120,10 @@ class LookupDecoder(TableDecoder):
             rows = slice(first, first + _BLOCK_ROWS)
             rows_nM = torch.from_numpy(codes[rows].astype(np.int32) + first_rows_M)
             decoded_ND[rows] = embedding_bag(rows_nM, self._tables_TD, mode="sum").numpy()
-            if self.centroids_VD is not None:
+            if self.centroids_VD is not None and lists is not None:
                 decoded_ND[rows] += self.centroids_VD[lists[rows]]
         return decoded_ND
 
     @cached_property
     def _tables_TD(self) -> Tensor:
-        return torch.from_numpy(np.require(self.tables_MKD, np.float32, "CW")).flatten(0, 1)
+        return torch.from_numpy(np.require(self.tables_MKD, np.float32, ["C", "W"])).flatten(0, 1)

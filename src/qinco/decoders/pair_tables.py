@@ -140,7 +140,7 @@ class _Fit:
         fitted_Td, held_Ud = (part.left_TD @ self.sketch_Dd for part in (self.fitted, self.held))
         seen = set()
         while self.gains:
-            pair = max(self.gains, key=self.gains.get)
+            pair = max(self.gains, key=self.gains.__getitem__)
             if self.gains[pair] <= 0:
                 return None
             if pair in seen:

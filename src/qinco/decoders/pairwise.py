@@ -86,7 +86,7 @@ class PairwiseDecoder(TableDecoder):
         num_pairs = PAIRS_PER_CODE * lookup.num_codes if num_pairs is None else num_pairs
         check_memory(len(codes), num_pairs, lookup.codebook_size, lookup.dim, dtype)
         streams_NW, words_WKD, list_codes_VI = codes, np.array(lookup.tables_MKD), None
-        if lookup.num_lists:
+        if lookup.centroids_VD is not None:
             list_codes_VI, books_IKD = quantize_lists(lookup.centroids_VD, lookup.codebook_size, seed)
             streams_NW = np.concatenate([codes, list_codes_VI[lists]], 1)
             words_WKD = np.concatenate([words_WKD, books_IKD])
@@ -101,7 +101,6 @@ class PairwiseDecoder(TableDecoder):
 
     @property
     def num_lists(self) -> int:
-        """V; 0 without lists."""
         return 0 if self.list_codes_VI is None else len(self.list_codes_VI)
 
     @property
@@ -122,7 +121,7 @@ class PairwiseDecoder(TableDecoder):
     def _joint_rows(self, codes_nM: np.ndarray, lists_n: np.ndarray | None) -> Tensor:
         """Joint codes as rows of the pairs' tables laid one after the other: int32 (n, P)."""
         streams_nW = codes_nM.astype(np.int32)
-        if lists_n is not None:
+        if lists_n is not None and self.list_codes_VI is not None:
             streams_nW = np.concatenate([streams_nW, self.list_codes_VI[lists_n]], 1, dtype=np.int32)
         size = np.int32(self.codebook_size)
         joint_nP = streams_nW[:, self.pairs_P2[:, 0]] * size
@@ -136,7 +135,7 @@ class PairwiseDecoder(TableDecoder):
 
     @cached_property
     def _pair_rows(self) -> Tensor:
-        return torch.from_numpy(np.require(self.tables_PJD, requirements="CW")).flatten(0, 1)
+        return torch.from_numpy(np.require(self.tables_PJD, requirements=["C", "W"])).flatten(0, 1)
 
 
 def check_memory(num_vectors: int, num_pairs: int, codebook_size: int, dim: int, dtype: type = np.float32) -> str:
@@ -176,6 +175,6 @@ def quantize_lists(centroids_VD: np.ndarray, codebook_size: int, seed: int = 0) 
         book_KD = kmeans(left_VD[some], codebook_size, seed=seed + stream, threads=threads)
         codes_V = nearest(left_VD, book_KD, threads)
         left_VD -= book_KD[codes_V]
-        codes.append(codes_V.astype(np.uint8))
+        codes.append(np.asarray(codes_V, np.uint8))
         books.append(book_KD * unit)
     return np.stack(codes, 1), np.stack(books)

@@ -1,6 +1,6 @@
 """Training vectors in shuffled batches, streamed from a source that need not fit in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 
 import numpy as np
@@ -14,7 +14,7 @@ _RUN_ROWS = 1024
 
 def batches(
     source: VectorSource, epoch: int, bounds: np.ndarray, first_step: int, seed: int, buffer_bytes: int = BUFFER_BYTES
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, None]:
     """Yield the shuffled batches of one epoch, float32 (N, D), from the `first_step`-th on.
 
     Batch i holds rows bounds[i] to bounds[i + 1] of the epoch. Epochs are equally long and cut from one endless

@@ -121,8 +121,9 @@ def monitor(
             progress(stage, report.step, report.steps, "step", loss=report.loss, lr=report.lr)
         else:
             _log_epoch(report, mse_scale)
-            for name, value in {} if board is None else _curves(report, mse_scale).items():
-                board.add_scalar(name, value, report.epoch)
+            if board is not None:
+                for name, value in _curves(report, mse_scale).items():
+                    board.add_scalar(name, value, report.epoch)
         if on_report is not None:
             on_report(report)
 
