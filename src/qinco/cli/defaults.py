@@ -95,7 +95,7 @@ def _size(name: str, task: Task, given: Mapping[str, Any]) -> Resolved:
         return Resolved(None, _MODEL)
     if name == "de" and given.get("qinco1_mode"):
         return Resolved(None, "qinco1_mode" + _NOTES["de"])
-    field, sizes = _SIZES[name], PRESETS.get(preset, {})
+    field, sizes = _SIZES[name], PRESETS.get(preset or "", {})
     if field in sizes:
         return Resolved(sizes[field], f"preset {preset}")
     if preset is None and not makes_model:
@@ -129,7 +129,7 @@ def _default_encoding(given: Mapping[str, Any]) -> tuple[EncodeOptions, str]:
         return EncodeOptions(), "A=0"
     if given.get("qinco1_mode") and given.get("A") is None and given.get("C") is None:
         return EncodeOptions(), "qinco1_mode"
-    if not PRESETS.get(preset, {}).get("has_preselector", True):
+    if not PRESETS.get(preset or "", {}).get("has_preselector", True):
         return EncodeOptions(), f"preset {preset}"
     if _is_checkpoint(given):
         size = given.get("K") or ModelConfig.codebook_size
@@ -151,7 +151,7 @@ def _training(name: str, given: Mapping[str, Any]) -> Resolved:
         return getattr(TrainOptions.from_recipe(recipe, ModelConfig(1, codeword_skip=codeword_skip)), _TRAINING[name])
 
     recipe = given.get("recipe", "default")
-    preset = PRESETS.get(chosen_preset(given), {})
+    preset = PRESETS.get(chosen_preset(given) or "", {})
     if "model" in given and value_of(recipe, True) != value_of(recipe, False):
         return Resolved(None, f"recipe {recipe} of this kind of model")
     value = value_of(recipe, preset.get("codeword_skip", True) and not given.get("qinco1_mode"))
