@@ -14,6 +14,7 @@ import torch
 
 from qinco.codec.codec import Codec
 from qinco.config import require_int
+from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption, reporting
 from qinco.search.build import build_parts, fill_lists, prepared
@@ -298,6 +299,10 @@ class Index:
         return Index(self.codec, replace(self.parts, segments=(), next_id=0))
 
     has_graph = property(lambda self: self.tables.coarse is not None, doc="Whether lists are found by an HNSW graph.")
+
+    def with_pairwise(self, pairwise: PairwiseDecoder) -> "Index":
+        """The same vectors with another decoder for the pairwise stage."""
+        return Index(self.codec, replace(self.parts, pairwise=pairwise))
 
     def missing_ids(self, ids_N: np.ndarray) -> np.ndarray:
         """Those of some ids that no vector has."""

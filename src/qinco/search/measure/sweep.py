@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -256,7 +256,7 @@ def open_searcher(index, codec: Codec | None = None, pairwise=None, device="cpu"
     decoder = open_pairwise(pairwise, lookup.num_codes, lookup.codebook_size, lookup.dim, centroids_VD)
     if isinstance(pairwise, str | os.PathLike):
         files["pairwise decoder"] = _fingerprint_of_file(pairwise)
-    return Index(index.codec, replace(index.parts, pairwise=decoder)), files
+    return index.with_pairwise(decoder), files
 
 
 def _fingerprint_of_file(path: str | os.PathLike) -> str:
