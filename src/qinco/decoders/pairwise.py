@@ -52,17 +52,9 @@ class PairwiseDecoder(TableDecoder):
 
     @classmethod
     def fit(
-        cls,
-        codes: np.ndarray,
-        lists: np.ndarray | None,
-        x: np.ndarray,
-        lookup: LookupDecoder,
-        *,
-        num_pairs: int | None = None,
-        dtype: type = np.float32,
-        seed: int = 0,
-        progress: ProgressOption = None,
-    ) -> "PairwiseDecoder":
+        cls, codes: np.ndarray, lists: np.ndarray | None, x: np.ndarray, lookup: LookupDecoder, *,
+        num_pairs: int | None = None, dtype: type = np.float32, seed: int = 0, progress: ProgressOption = None,
+    ) -> "PairwiseDecoder":  # fmt: skip
         """Fit pairs to what look-up tables leave of vectors.
 
         A part of the vectors is held out. Each round adds the pair that lowers their error most; pairs that do not are
@@ -90,14 +82,12 @@ class PairwiseDecoder(TableDecoder):
             list_codes_VI, books_IKD = quantize_lists(lookup.centroids_VD, lookup.codebook_size, seed)
             streams_NW = np.concatenate([codes, list_codes_VI[lists]], 1)
             words_WKD = np.concatenate([words_WKD, books_IKD])
-        left_ND = lookup.decode(codes, lists)
+        left_ND = lookup._decode(codes, lists)
         np.subtract(x, left_ND, out=left_ND, casting="same_kind")
+        options = num_pairs, _TORCH_TYPES[np.dtype(dtype)], seed
         with reporting(progress) as report:
-            pairs_P2, tables_PJD, scale = fit_pair_tables(
-                streams_NW, words_WKD, left_ND,
-                num_pairs=num_pairs, dtype=_TORCH_TYPES[np.dtype(dtype)], seed=seed, report=report,
-            )  # fmt: skip
-        return cls(lookup.tables_MKD, pairs_P2, tables_PJD, scale, list_codes_VI, lookup.centroids_VD)
+            pairs = fit_pair_tables(streams_NW, words_WKD, left_ND, *options, report)
+        return cls(lookup.tables_MKD, *pairs, list_codes_VI, lookup.centroids_VD)
 
     @property
     def num_lists(self) -> int:
@@ -107,10 +97,8 @@ class PairwiseDecoder(TableDecoder):
     def num_pairs(self) -> int:
         return len(self.pairs_P2)
 
-    def decode(self, codes: np.ndarray, lists: np.ndarray | None = None) -> np.ndarray:
-        """Decode codes (N, M), and list numbers (N,) where there are lists, to float32 (N, D)."""
-        codes, lists = self._checked(codes, lists)
-        decoded_ND = self._lookup.decode(codes, lists)
+    def _decode(self, codes: np.ndarray, lists: np.ndarray | None) -> np.ndarray:
+        decoded_ND = super()._decode(codes, lists)
         for first in range(0, len(codes) if self.num_pairs else 0, _BLOCK_ROWS):
             rows = slice(first, first + _BLOCK_ROWS)
             joint_nP = self._joint_rows(codes[rows], None if lists is None else lists[rows])
@@ -128,10 +116,6 @@ class PairwiseDecoder(TableDecoder):
         joint_nP += streams_nW[:, self.pairs_P2[:, 1]]
         joint_nP += np.arange(self.num_pairs, dtype=np.int32) * size**2
         return torch.from_numpy(joint_nP)
-
-    @cached_property
-    def _lookup(self) -> LookupDecoder:
-        return LookupDecoder(self.tables_MKD, self.centroids_VD)
 
     @cached_property
     def _pair_rows(self) -> Tensor:
@@ -153,7 +137,6 @@ def check_memory(num_vectors: int, num_pairs: int, codebook_size: int, dim: int,
 
 
 def check_codebook_size(codebook_size: int) -> None:
-    """Raise ConfigError for codes with too many codewords."""
     if codebook_size > MAX_CODEWORDS:
         raise ConfigError(
             f"a pairwise decoder needs {codebook_size**2:,} table rows a pair for K={codebook_size}, and is for K to "

@@ -32,7 +32,7 @@ class Processes:
         return os.environ.get("RANK", "0") == "0"
 
     def share(self, count: int) -> slice:
-        """This process's share of `count` consecutive rows; shares differ by one row at most."""
+        """This process's share of `count` consecutive rows."""
         return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -53,7 +53,6 @@ class Processes:
             parameter.grad = grad.copy_(part.view_as(grad))
 
     def wait(self) -> None:
-        """Wait until all processes have called this."""
         if self.count > 1:
             from accelerate.utils import wait_for_everyone
 
