@@ -50,7 +50,7 @@ def encode(*arguments) -> dict:
 
 def count_shards(shards: Path) -> int:
     try:
-        return sum(name.startswith("codes-") for name in os.listdir(shards))
+        return sum(path.name.startswith("codes_") for path in shards.iterdir())
     except FileNotFoundError:  # not made yet, or made into the file meanwhile
         return 0
 
