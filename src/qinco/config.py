@@ -32,7 +32,7 @@ def option(
     Args:
         default: Value of the field where none is given.
         key: Name on the command line; None where it has none.
-        help: One line for `qinco TASK --help`.
+        help: One line for `qinco TASK --help` and for the docstring of the class (`documented`).
         minimum, maximum: Range of a number, inclusive. Integers must be at least 1 unless `minimum` says otherwise.
         above: Exclusive minimum of a number.
         choices: Allowed values of a text.
@@ -40,6 +40,13 @@ def option(
     """
     limits = {"minimum": minimum, "maximum": maximum, "above": above, "choices": choices}
     return dataclasses.field(default=default, metadata={"key": key, "help": help, "spellings": spellings, **limits})
+
+
+def documented(cls):
+    """List the fields of a dataclass of options in its docstring, from their help; `null` is None in Python."""
+    lines = [f"        {f.name}: {f.metadata['help'].replace('null', 'None')}" for f in dataclasses.fields(cls)]
+    cls.__doc__ = "\n".join([cls.__doc__.rstrip(), "", "    Attributes:", *lines, "    "])
+    return cls
 
 
 def label(field: dataclasses.Field) -> str:
@@ -91,29 +98,17 @@ def _require_number(name: str, value, limits: Mapping) -> None:
         raise ConfigError(f"{name} must be {bound}, not {value}")
 
 
+@documented
 @dataclass(frozen=True)
 class ModelConfig:
     """Architecture of one residual quantizer with implicit neural codebooks.
-
-    Attributes:
-        dim: D, dimension of the vectors.
-        num_steps: M, codes per vector.
-        codebook_size: K, codewords per step; a power of two, at most 65536.
-        num_blocks: L, residual blocks in the network of a step.
-        embed_dim: d_e, width of the residual stream; D if None.
-        hidden_dim: d_h, width inside a residual block.
-        has_preselector: A second codebook per step proposes candidates cheaply (QINCo2).
-        codeword_skip: The codeword is added to the network's output (QINCo2); in QINCo1 the stream starts with it.
-        concat_rank: Rank of the concatenation layer (QINCo-LR); full rank with a bias if None.
-        starts_from_coarse: The reconstruction starts from the nearest coarse centroid (IVF) instead of zero.
-        num_lists: V, number of coarse centroids; 0 without them.
 
     Example:
         >>> ModelConfig(dim=128, num_steps=8, num_blocks=2).bytes_per_vector
         8.0
     """
 
-    dim: int = option(maximum=MAX_WIDTH)
+    dim: int = option(help="dimension of the vectors", maximum=MAX_WIDTH)
     num_steps: int = option(8, key="M", help="codes per vector", maximum=MAX_DEPTH)
     codebook_size: int = option(256, key="K", help="codewords per step, a power of two", minimum=2,
                                 maximum=MAX_CODEBOOK_SIZE)  # fmt: skip
@@ -121,12 +116,12 @@ class ModelConfig:
     embed_dim: int = option(None, key="de", help="width of the residual stream; 0 or null: the vectors' dimension",
                             maximum=MAX_WIDTH)  # fmt: skip
     hidden_dim: int = option(256, key="dh", help="width inside a residual block", maximum=MAX_WIDTH)
-    has_preselector: bool = option(True)
-    codeword_skip: bool = option(True)
+    has_preselector: bool = option(True, help="a second codebook per step proposes candidates cheaply (QINCo2)")
+    codeword_skip: bool = option(True, help="the codeword is added to the network's output (QINCo2)")
     concat_rank: int | None = option(None, key="concat_rank", help="rank of the concatenation layer (QINCo-LR)",
                                      maximum=MAX_WIDTH)  # fmt: skip
-    starts_from_coarse: bool = option(False)
-    num_lists: int = option(0, minimum=0, maximum=MAX_LISTS)
+    starts_from_coarse: bool = option(False, help="start from the nearest coarse centroid (IVF) instead of zero")
+    num_lists: int = option(0, help="coarse centroids; 0 without them", minimum=0, maximum=MAX_LISTS)
 
     def __post_init__(self):
         if self.embed_dim is None:
@@ -162,19 +157,12 @@ class ModelConfig:
         return dataclasses.asdict(self)
 
 
+@documented
 @dataclass(frozen=True)
 class EncodeOptions:
     """How codes are searched for (QINCo2 paper, section 3.2) and what computes it.
 
     With neither `num_candidates` nor `num_pairs`, every codeword is tried.
-
-    Attributes:
-        num_candidates: A, codewords that the pre-selector proposes for each hypothesis of the beam.
-        num_pairs: C, (hypothesis, codeword) pairs that it proposes over the whole beam, instead of num_candidates.
-        beam_width: B, hypotheses kept (fewer where there are fewer candidates).
-        precision: "float32", "bf16", or "auto": candidates in bf16 where the processor is fast at it and the layers
-            are large enough to gain; results are always float32.
-        engine: "native" (compiled kernels), "torch", or "auto": native where it is available.
     """
 
     num_candidates: int | None = option(None, key="A", help="candidates per hypothesis; 0 or null: all codewords")

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from qinco.config import PRECISIONS, ModelConfig, check_fields, option
+from qinco.config import PRECISIONS, ModelConfig, check_fields, documented, option
 from qinco.errors import ConfigError
 
 OPTIMIZERS = ("adamw", "adam")
@@ -10,35 +10,10 @@ SCHEDULES = ("cosine", "plateau")
 RECIPES = ("default", "paper")
 
 
+@documented
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a model is trained.
-
-    Attributes:
-        epochs: Number of epochs, ramp included; a plateau schedule may stop before.
-        epoch_size: Vectors per epoch at most; a longer training set is walked through in turns.
-        batch_size: Vectors per step, all processes together; fitted to the length of the run if None.
-        grad_accumulate: Batches per optimizer step.
-        num_valid: Vectors at the end of the training set kept for validation; min(10,000, a tenth) if None.
-        optimizer: "adamw" or "adam".
-        lr: Highest learning rate; fitted to the number of steps if None.
-        weight_decay: Of AdamW, on all parameters.
-        grad_clip: Largest absolute value of a gradient's element; None for no clipping.
-        schedule: "cosine" (down to lr * lr_min_factor after a ramp) or "plateau" (lr drops after epochs without gain).
-        ramp_epochs: Length of the ramp, at most a tenth of all steps.
-        lr_min_factor: Final learning rate of "cosine" as a fraction of lr.
-        stop_patience: "plateau": epochs without gain after which training ends.
-        reduce_factor: "plateau": factor on the learning rate.
-        patience: "plateau": epochs without gain before the rate is reduced.
-        threshold: "plateau": relative gain that counts.
-        exact_start: Start exactly at the residual quantizer; otherwise as in the paper's code.
-        codebook_noise: Gaussian noise on the first codebooks, in units of their standard deviation.
-        redraw: Put unused codewords beside a frequent one ("split"), or around the step's targets ("targets").
-        range_scaling: Normalize by the range of the training set (QINCo1) instead of its standard deviation.
-        narrow_beam: Encode training batches with at most C=16 B=4 instead of the options of evaluation.
-        precision: "float32", "bf16", or "auto": bf16 products where the processor is fast at them.
-        seed: Of every random choice.
-    """
+    """How a model is trained."""
 
     epochs: int = option(60, key="epochs", help="epochs, ramp included", minimum=0)
     epoch_size: int = option(10_000_000, key="ds.loop", help="training vectors per epoch, at most")
@@ -59,12 +34,13 @@ class TrainOptions:
                                   minimum=0, maximum=1)  # fmt: skip
     patience: int = option(10, key="scheduler.patience", help="plateau: epochs without gain before a reduction")
     threshold: float = option(1e-4, key="scheduler.threshold_frac", help="plateau: least relative gain", minimum=0)
-    exact_start: bool = option(True)
+    exact_start: bool = option(True, help="start exactly at the residual quantizer; else as the paper's code does")
     codebook_noise: float = option(0.0, key="codebook_noise_init", help="noise on the first codebooks, in standard "
                                    "deviations", minimum=0)  # fmt: skip
-    redraw: str = option("split", choices=("split", "targets"))
-    range_scaling: bool = option(False)
-    narrow_beam: bool = option(True)
+    redraw: str = option("split", help="put unused codewords beside a frequent one, or around the step's targets",
+                         choices=("split", "targets"))  # fmt: skip
+    range_scaling: bool = option(False, help="normalize by the range (QINCo1) instead of the standard deviation")
+    narrow_beam: bool = option(True, help="encode training batches with at most C=16 B=4")
     precision: str = option("auto", key="precision", help=f"arithmetic: {', '.join(PRECISIONS)}", choices=PRECISIONS)
     seed: int = option(0, key="seed", help="seed of all random choices", minimum=0, maximum=2**63 - 1)
 
