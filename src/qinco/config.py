@@ -27,16 +27,10 @@ def option(
     maximum: float | None = None, above: float | None = None, choices: tuple[str, ...] = (),
     spellings: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:  # fmt: skip
-    """Declare a field of a dataclass of options.
+    """Declare a field of options: its `key` and `help` on the command line, and the values that it may have.
 
-    Args:
-        default: Value of the field where none is given.
-        key: Name on the command line; None where it has none.
-        help: One line for `qinco TASK --help`.
-        minimum, maximum: Range of a number, inclusive. Integers must be at least 1 unless `minimum` says otherwise.
-        above: Exclusive minimum of a number.
-        choices: Allowed values of a text.
-        spellings: Other names of choices on the command line: name there -> value here.
+    Integers must be at least 1 unless `minimum` says otherwise; `above` is an exclusive minimum. `spellings` are other
+    names of the choices on the command line: name there -> value here.
     """
     limits = {"minimum": minimum, "maximum": maximum, "above": above, "choices": choices}
     return dataclasses.field(default=default, metadata={"key": key, "help": help, "spellings": spellings, **limits})
@@ -243,10 +237,7 @@ PAPER_ENCODE_OPTIONS = EncodeOptions(num_candidates=16, beam_width=32)
 
 
 def checkpoint_encode_options(codebook_size: int, has_preselector=True, starts_from_coarse=False) -> EncodeOptions:
-    """The paper's options, as far as the authors' code can run them.
-
-    It can neither propose more codewords than there are nor keep more hypotheses than it proposes.
-    """
+    """The paper's options, but no more candidates than codewords, and no wider beam than the authors' code can keep."""
     if not has_preselector:
         return EncodeOptions()
     count = min(PAPER_ENCODE_OPTIONS.num_candidates, codebook_size)

@@ -43,8 +43,7 @@ def decode_file(
 ) -> FileResult:
     """Decode codes to a file of vectors, in bounded memory; all codes are checked before anything is written.
 
-    Vectors are collected in `NAME.part`, with a record `NAME.part.json`, until all are there. A resumed call gives the
-    same file as one that was never interrupted. Memory: two blocks of vectors.
+    Vectors are collected in `NAME.part`, with a record `NAME.part.json`, until all are there. Memory: two blocks.
 
     Args:
         codec: the codec that made the codes.
@@ -58,9 +57,6 @@ def decode_file(
         inputs: further files and folders that are read and must not be replaced.
         save_seconds: how often progress is recorded: what a killed process can lose, besides a block.
         progress: see `qinco.progress`.
-
-    Returns:
-        A FileResult.
 
     Example:
         >>> decode_file(codec, "codes", "decoded.fvecs")
@@ -93,15 +89,10 @@ def decode_file(
         check_output(output, overwrite=overwrite or (resume and part_path.exists()), inputs=inputs)
         writer = VectorWriter(output, codec.dim, np.float32, count)
         work = {
-            "num_vectors": count,
-            "dim": codec.dim,
-            "codec": codec.fingerprint(),
-            "codes": _fingerprint(codes),
-            "prefix": codec.check_steps(num_steps),
-            "precision": precision,
-            "engine": codec.encode_options.engine,
+            "num_vectors": count, "dim": codec.dim, "codec": codec.fingerprint(), "codes": _fingerprint(codes),
+            "prefix": codec.check_steps(num_steps), "precision": precision, "engine": codec.encode_options.engine,
             "format": writer.path.suffix.lower(),
-        }
+        }  # fmt: skip
         with open_part(part_path, writer, work, resume, overwrite, save_seconds) as part:
             begun = part.rows
             _decode_rows(part, codec, codes, num_steps, precision, report)
@@ -137,10 +128,7 @@ def _decode_blocks(codec: Codec, codes: Codes, num_steps: int | None, precision:
 
 
 def _check_decoded(output, codec: Codec, codes: Codes, num_steps: int | None, precision: str) -> None:
-    """Raise ConfigError if a finished output is of other codes or of another codec.
-
-    The file does not say of which, so some vectors are decoded again; machines round differently.
-    """
+    """Raise ConfigError unless vectors that are decoded again are, but for rounding, those of a finished output."""
     there, wanted = open_array(output), (len(codes), codec.dim)
     remedy = "give overwrite=true without resume to replace it"
     if there.shape != wanted or there.dtype != np.float32:

@@ -33,7 +33,6 @@ class DecodedPart:
 
     @property
     def rows(self) -> int:
-        """How many vectors there are."""
         return self._writer.rows_written
 
     def append(self, block_ND: np.ndarray) -> int:
@@ -72,8 +71,7 @@ def open_part(
 ) -> Iterator[DecodedPart]:
     """The part at `path`, new or with what an earlier call left, of the file that `writer` would write.
 
-    `work` says what is decoded, in JSON values, `num_vectors` among them. Raises ConfigError if an earlier call's
-    vectors are other work, or neither `resume` nor `overwrite` is given, or another process is at it.
+    `work` says what is decoded, in JSON values, `num_vectors` among them.
     """
     there = _read_record(path)
     try:
@@ -83,10 +81,8 @@ def open_part(
     except BlockingIOError:
         raise ConfigError(f"another process is decoding to {path}: wait until it ends") from None
     except OSError as error:
-        raise ResourceError(
-            f"cannot write {path}: {error.strerror or error}; what was decoded is kept: free space or fix the cause, "
-            "then continue with resume=true"
-        ) from error
+        remedy = "what was decoded is kept: free space or fix the cause, then continue with resume=true"
+        raise ResourceError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
 
 
 def remove_record(part: Path) -> None:
@@ -105,14 +101,11 @@ def _kept_rows(part: Path, there: dict | None, writer: VectorWriter, work: dict,
         return 0
     labels = {"codec": "another codec", "codes": "other codes"}
     if found := differences(there | {"rows": None}, work, labels):
-        raise ConfigError(
-            f"{part} holds vectors of another run ({'; '.join(found):.500}): use the same model, codes and settings, "
-            f"or {anew}"
-        )
+        remedy = f"use the same model, codes and settings, or {anew}"
+        raise ConfigError(f"{part} holds vectors of another run ({'; '.join(found):.500}): {remedy}")
     if not resume:
-        raise ConfigError(
-            f"{part} holds {rows} of {work['num_vectors']} vectors: give resume=true to continue, or {anew}"
-        )
+        there = f"{rows} of {work['num_vectors']} vectors"
+        raise ConfigError(f"{part} holds {there}: give resume=true to continue, or {anew}")
     if rows > work["num_vectors"] or size < writer.size(rows):
         raise ConfigError(f"{part} is damaged: its {size} bytes are not {rows} vectors; {anew}")
     return rows
