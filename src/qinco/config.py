@@ -36,27 +36,23 @@ def option(
     return dataclasses.field(default=default, metadata={"key": key, "help": help, "spellings": spellings, **limits})
 
 
-def label(field: dataclasses.Field) -> str:
-    """A field's name in messages, for users of Python and of the command line: `num_steps (M)`."""
-    key = field.metadata.get("key")
-    return field.name if key in (None, field.name) else f"{field.name} ({key})"
-
-
 def check_fields(options) -> None:
     """Raise ConfigError for a field whose value has another type than declared, or is out of its range or choices."""
     for field in dataclasses.fields(options):
         value, limits, types = getattr(options, field.name), field.metadata, get_args(field.type) or (field.type,)
+        key = limits["key"]
+        name = field.name if key in (None, field.name) else f"{field.name} ({key})"
         if value is None and NoneType in types:
             continue
         if bool in types:
-            require_bool(label(field), value)
+            require_bool(name, value)
         elif int in types:
-            require_int(label(field), value, 1 if limits["minimum"] is None else limits["minimum"], limits["maximum"])
+            require_int(name, value, 1 if limits["minimum"] is None else limits["minimum"], limits["maximum"])
             object.__setattr__(options, field.name, int(value))
         elif float in types:
-            _require_number(label(field), value, limits)
+            _require_number(name, value, limits)
         elif limits["choices"] and value not in limits["choices"]:
-            raise ConfigError(f"{label(field)} must be one of {', '.join(limits['choices'])}, not {value!r}")
+            raise ConfigError(f"{name} must be one of {', '.join(limits['choices'])}, not {value!r}")
 
 
 def require_int(name: str, value, minimum: int = 1, maximum: int | None = None) -> None:
@@ -188,10 +184,7 @@ class EncodeOptions:
         return self.num_candidates is not None or self.num_pairs is not None
 
     def override(self, num_candidates=None, num_pairs=None, beam_width=None, precision=None, engine=None):
-        """Return these options with the given fields replaced.
-
-        num_candidates replaces num_pairs and the reverse; num_candidates=0 means no pre-selection.
-        """
+        """These options with some replaced: num_candidates replaces num_pairs and the reverse, 0 means neither."""
         fields = dataclasses.asdict(self)
         if num_candidates is not None or num_pairs is not None:
             fields.update(num_candidates=num_candidates or None, num_pairs=num_pairs)

@@ -1,7 +1,4 @@
-"""The forms in which codes lie on disk: folders, .npy, .ivecs, .raw and the authors' .npz.
-
-Shape suffixes: N vectors, M codes of a vector.
-"""
+"""The forms in which codes lie on disk: folders, .npy, .ivecs, .raw and the authors' .npz."""
 
 import os
 from contextlib import suppress
