@@ -40,9 +40,9 @@ def check_fields(options) -> None:
     """Raise ConfigError for a field whose value has another type than declared, or is out of its range or choices."""
     for field in dataclasses.fields(options):
         value, limits, types = getattr(options, field.name), field.metadata, get_args(field.type) or (field.type,)
-        key = limits["key"]
+        key = limits.get("key")
         name = field.name if key in (None, field.name) else f"{field.name} ({key})"
-        if value is None and NoneType in types:
+        if NoneType in types and value is None:
             continue
         if bool in types:
             require_bool(name, value)
@@ -59,7 +59,7 @@ def require_int(name: str, value, minimum: int = 1, maximum: int | None = None) 
     """Raise ConfigError unless `value` is an integer between `minimum` and `maximum`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ConfigError(f"{name} must be an integer, not {value!r}")
-    if value < minimum or (maximum is not None and value > maximum):
+    if value < minimum or (maximum is not None and not value <= maximum):
         bound = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
         raise ConfigError(f"{name} must be {bound}, not {value}")
 
@@ -108,8 +108,8 @@ class ModelConfig:
     codebook_size: int = option(256, key="K", help="codewords per step, a power of two", minimum=2,
                                 maximum=MAX_CODEBOOK_SIZE)  # fmt: skip
     num_blocks: int = option(2, key="L", help="residual blocks per step", minimum=0, maximum=MAX_DEPTH)
-    embed_dim: int | None = option(None, key="de", help="width of the residual stream; 0 or null: the dimension of the "
-                                   "vectors", maximum=MAX_WIDTH)  # fmt: skip
+    embed_dim: int = option(None, key="de", help="width of the residual stream; 0 or null: the vectors' dimension",
+                            maximum=MAX_WIDTH)  # fmt: skip
     hidden_dim: int = option(256, key="dh", help="width inside a residual block", maximum=MAX_WIDTH)
     has_preselector: bool = option(True)
     codeword_skip: bool = option(True)
@@ -233,7 +233,7 @@ def checkpoint_encode_options(codebook_size: int, has_preselector=True, starts_f
     """The paper's options, but no more candidates than codewords, and no wider beam than the authors' code can keep."""
     if not has_preselector:
         return EncodeOptions()
-    count = min(PAPER_ENCODE_OPTIONS.num_candidates, codebook_size)
+    count = min(PAPER_ENCODE_OPTIONS.num_candidates or codebook_size, codebook_size)
     most = codebook_size * (1 if starts_from_coarse else count)
     return EncodeOptions(num_candidates=count, beam_width=min(PAPER_ENCODE_OPTIONS.beam_width, most))
 

@@ -98,8 +98,7 @@ def _packages() -> tuple[dict[str, str], dict[str, str], list[str]]:
         lines = metadata.requires("qinco") or []
     except metadata.PackageNotFoundError:
         return {}, {}, ["qinco runs from a folder without being installed: pip install -e ."]
-    for line in lines:
-        name, minimum, extra = _REQUIREMENT.match(line).groups()
+    for name, minimum, extra in (match.groups() for match in map(_REQUIREMENT.match, lines) if match):
         if name == "qinco" or extra == "dev":
             continue
         with suppress(metadata.PackageNotFoundError):
@@ -172,7 +171,7 @@ def self_check(device: torch.device) -> str | None:
     x = np.random.default_rng(0).standard_normal((256, config.dim), np.float32)
     x_ND = torch.from_numpy(x).to(device)
     lists_N = torch.cdist(model.normalize(x_ND), model.coarse_centroids).argmin(1)
-    if not np.array_equal(codec.assign_lists(x), lists_N.cpu().numpy()):
+    if not np.array_equal(np.asarray(codec.assign_lists(x)), lists_N.cpu().numpy()):
         return "faiss does not find the nearest coarse centroids"
     packed, start_ND = pack(model, "torch", torch.float32), model.initial_reconstruction(256, lists_N)
     codes_NM, reached_ND = packed.encode_tensors(model.normalize(x_ND), start_ND, codec.encode_options)

@@ -189,7 +189,7 @@ SHARED = {
         Key("search.aq_training_samples", "integer", 1_000_000, "vectors to fit look-up and pair tables to, at most"),
         *(key_of_field(options, name) for options in OPTIONS[:3] for name in field_keys(options)),
         # The preset, the recipe or the model decides about sizes and about A, C and B unless they are given.
-        key_of_field(ModelConfig, "embed_dim", zero_is_null=True),
+        key_of_field(ModelConfig, "embed_dim", nullable=True, zero_is_null=True),
         key_of_field(EncodeOptions, "num_candidates", minimum=0, null_value=0),
         key_of_field(EncodeOptions, "beam_width", default=None, null_value=1, zero_is_null=True),
         key_of_field(TrainOptions, "num_valid", default=10_000, nullable=False),

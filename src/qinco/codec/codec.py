@@ -13,7 +13,7 @@ import torch
 from qinco.atomic import check_output
 from qinco.codec.fit import cut, fit
 from qinco.config import EncodeOptions, ModelConfig, require_int
-from qinco.engines.engine import Packed, candidate_dtype, choose_engine
+from qinco.engines.engine import Packed, TensorModel, candidate_dtype, choose_engine
 from qinco.errors import DataError
 from qinco.maths.assignment import assigner
 from qinco.maths.devices import choose_device, to_device
@@ -173,13 +173,17 @@ class Codec:
             Codes, uint8 (N, M), uint16 above 256 codewords; with int32 list numbers (N,) for an IVF codec.
         """
         source, options = as_source(x), self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
-        codes_0M = np.empty((0, self.check_steps(num_steps) * len(self.models)), code_dtype(self.config.codebook_size))
-        found = [Codes(codes_0M, np.empty(0, np.int32) if self.is_ivf else None)]
+        shape = len(source), self.check_steps(num_steps) * len(self.models)
+        codes_NM = np.empty(shape, code_dtype(self.config.codebook_size))
+        lists_N = np.empty(len(source), np.int32) if self.is_ivf else None
         with reporting(progress) as report:
-            for first, codes in self.encode_blocks(source, options, num_steps):
-                found.append(codes)
-                report("encoding", first + len(codes), len(source))
-        return Codes.concatenate(found)
+            for first, block in self.encode_blocks(source, options, num_steps):
+                part = slice(first, first + len(block))
+                codes_NM[part] = block.codes
+                if lists_N is not None:
+                    lists_N[part] = block.lists
+                report("encoding", part.stop, len(source))
+        return Codes(codes_NM, lists_N)
 
     def encode_blocks(
         self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None,
@@ -247,7 +251,7 @@ class Codec:
 
     def decode_tensors(self, codes, precision: str = "float32") -> Iterator[tuple[int, torch.Tensor]]:
         """`decode_blocks` with tensors on the codec's device."""
-        packings = self._pack(precision)
+        packings = [packed for packed in self._pack(precision) if isinstance(packed, TensorModel)]  # see Engine
         for first, block in Codes.of(codes).blocks(self.block_rows):
             parts = zip(packings, np.split(block.codes, len(packings), 1), strict=True)
             yield first, self._join([packed.reconstruct(codes_NM, block.lists) for packed, codes_NM in parts])
@@ -255,7 +259,7 @@ class Codec:
     def decode_prefixes(self, codes) -> Iterator[torch.Tensor]:
         """Yield what the first 1, 2, ... steps of codes (N, M) decode to, float32 (N, D) on the codec's device."""
         codes = Codes.of(codes)
-        lists_N = to_device(codes.lists.astype(np.int64), self.device) if self.is_ivf else None
+        lists_N = None if codes.lists is None else to_device(codes.lists.astype(np.int64), self.device)
         start_ND = self.models[0].initial_reconstruction(len(codes), lists_N)  # several models start from zero
         codes_NM = to_device(codes.codes.astype(np.int64), self.device)
         parts = zip(self.models, codes_NM.chunk(len(self.models), 1), strict=True)

@@ -130,9 +130,9 @@ def benchmark(
     threads_before, config, random = torch.get_num_threads(), codec.config, np.random.default_rng(0)
     is_bf16 = candidate_dtype("auto", codec.device, config) is torch.bfloat16
     own = codec.encode_options.override(precision="auto", engine="auto")
-    options = options or dict.fromkeys((*(_COMMON_OPTIONS if config.has_preselector else [EncodeOptions()]), own))
+    tried = options or dict.fromkeys((*(_COMMON_OPTIONS if config.has_preselector else [EncodeOptions()]), own))
     threads = threads or sorted({1, threads_before} if codec.device.type == "cpu" else {threads_before})
-    cases = list(product(threads, precisions or (["float32", "auto"] if is_bf16 else ["float32"]), options))
+    cases = list(product(threads, precisions or (["float32", "auto"] if is_bf16 else ["float32"]), tried))
     most = max(1, min(max_vectors, (1 << 24) // codec.dim))
     vectors = as_source(random.standard_normal((most, codec.dim), np.float32))
     codes_NM = random.integers(config.codebook_size, size=(most, codec.num_codes))
@@ -176,6 +176,6 @@ def median_us(work: Callable[[int], object], most: int, pass_us: float | None = 
             work(count)
             seconds.append(time.perf_counter() - begun)
         taken = statistics.median(seconds) / count * 1e6
-        if count == most or count * taken >= pass_us / 2:
+        if pass_us is None or count == most or count * taken >= pass_us / 2:
             return taken
         count = min(most, max(2 * count, round(pass_us / taken)))

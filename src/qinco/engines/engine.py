@@ -7,7 +7,7 @@ Shape suffixes: N vectors, D dimension, M steps.
 
 from functools import cache
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -34,11 +34,13 @@ class Packed(Protocol):
         self, x_ND: Any, lists_N: np.ndarray | None, options: EncodeOptions, num_steps: int | None = None
     ) -> np.ndarray:
         """Encode what `send` returned, with list numbers (N,) for an IVF model: uint8 or uint16 (N, num_steps)."""
+        ...
 
     def decode(
         self, codes_NM: np.ndarray, lists_N: np.ndarray | None = None, out_ND: np.ndarray | None = None
     ) -> np.ndarray:
         """Decode codes of any integer type (a prefix of the columns too) to (N, D), into `out_ND` if it is given."""
+        ...
 
 
 class Engine(Protocol):
@@ -51,12 +53,13 @@ class Engine(Protocol):
 
     def pack(self, model: Qinco, dtype: torch.dtype) -> Packed:
         """Prepare a model with its current weights, and candidates in `dtype` (float32 or bfloat16)."""
+        ...
 
 
 @cache
 def engines() -> dict[str, Engine]:
     """All engines by name, in the order in which "auto" tries them."""
-    return {name: import_module(module) for name, module in ENGINE_MODULES.items()}
+    return {name: cast(Engine, import_module(module)) for name, module in ENGINE_MODULES.items()}
 
 
 def choose_engine(name: str, config: ModelConfig, device: torch.device) -> Engine:
@@ -69,9 +72,11 @@ def choose_engine(name: str, config: ModelConfig, device: torch.device) -> Engin
     return engines()[name]
 
 
-def pack(model: Qinco, engine: str, dtype: torch.dtype) -> Packed:
-    """A model with its current weights, packed by the engine that is chosen for it."""
-    return choose_engine(engine, model.config, model.device).pack(model, dtype)
+def pack(model: Qinco, engine: str, dtype: torch.dtype) -> "TensorModel":
+    """A model with its current weights, packed for training by the engine that is chosen for it."""
+    packed = choose_engine(engine, model.config, model.device).pack(model, dtype)
+    assert isinstance(packed, TensorModel)
+    return packed
 
 
 def candidate_dtype(precision: str, device: torch.device, config: ModelConfig) -> torch.dtype:

@@ -72,9 +72,9 @@ def pack(model: Qinco, dtype: torch.dtype) -> NativeTensors:
     torch.set_num_threads(1)  # products and eigenvectors depend on the number of threads
     try:
         steps = [_arrays(step) for step in model.steps]
-        if not model.steps[0].conditioned and config.has_preselector and config.codebook_size <= _MAX_CROSSED:
-            for second in model.steps[1:2]:
-                cross_KK = model.steps[0].codebook.weight.double() @ second.preselector.weight.double().T
+        if not model.steps[0].conditioned and config.codebook_size <= _MAX_CROSSED:
+            for preselector in [step.preselector for step in model.steps[1:2] if step.preselector is not None]:
+                cross_KK = model.steps[0].codebook.weight.double() @ preselector.weight.double().T
                 steps[1] = replace(steps[1], first_cross=_numpy(cross_KK))
     finally:
         torch.set_num_threads(threads)

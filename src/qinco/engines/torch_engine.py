@@ -123,13 +123,14 @@ class _Search:
             pairs_C = torch.arange(beam * size, device=residual_NBD.device)
             pairs_NC = pairs_C.expand(num_vectors, -1)
             return pairs_NC // size, pairs_NC % size
+        assert table.proposals_KD is not None
         # ‖r − c̃‖² of the pre-selector for all hypotheses and codewords
         distances_NBK = squared_distances(residual_NBD.flatten(0, 1), table.proposals_KD).view(num_vectors, beam, -1)
         if options.num_pairs is not None:
             pairs_NC = smallest(distances_NBK.flatten(1), min(options.num_pairs, beam * size))[1]
             return pairs_NC // size, pairs_NC % size
         # With one hypothesis, propose enough codewords to fill the beam.
-        count = max(options.num_candidates, options.beam_width) if beam == 1 else options.num_candidates
+        count = max(options.num_candidates or 0, options.beam_width if beam == 1 else 0)
         codes_NBA = smallest(distances_NBK.flatten(0, 1), min(count, size))[1].view(num_vectors, beam, -1)
         hypotheses_B1 = torch.arange(beam, device=residual_NBD.device)[:, None]
         return hypotheses_B1.expand_as(codes_NBA).flatten(1), codes_NBA.flatten(1)

@@ -5,8 +5,9 @@ Shape suffixes: N vectors, D dimension, M steps, V coarse lists.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,10 @@ from qinco.model.step import Step
 class Qinco(nn.Module):
     """A residual quantizer with implicit neural codebooks (QINCo, QINCo2), without files or search options."""
 
+    mean: Tensor
+    scale: Tensor
+    coarse_centroids: Tensor
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
@@ -25,7 +30,8 @@ class Qinco(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         if config.starts_from_coarse:
             self.register_buffer("coarse_centroids", torch.zeros(config.num_lists, config.dim))
-        self.steps = nn.ModuleList(Step(config, config.is_conditioned(m)) for m in range(config.num_steps))
+        steps = (Step(config, config.is_conditioned(m)) for m in range(config.num_steps))
+        self.steps = cast(Sequence[Step], nn.ModuleList(steps))
 
     @classmethod
     def empty(cls, config: ModelConfig) -> "Qinco":

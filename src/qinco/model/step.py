@@ -3,6 +3,9 @@
 Shape suffixes: N rows, D dimension, E width of the residual stream, H hidden width, K codewords.
 """
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -64,8 +67,8 @@ class Step(nn.Module):
         self.project_in = nn.Linear(config.dim, config.embed_dim, bias=False) if config.projects else None
         self.project_out = nn.Linear(config.embed_dim, config.dim, bias=False) if config.projects else None
         self.concat = Concat(config.embed_dim, config.dim, config.concat_rank)
-        widths = config.embed_dim, config.hidden_dim
-        self.blocks = nn.ModuleList(ResidualBlock(*widths) for _ in range(config.num_blocks))
+        blocks = (ResidualBlock(config.embed_dim, config.hidden_dim) for _ in range(config.num_blocks))
+        self.blocks = cast(Sequence[ResidualBlock], nn.ModuleList(blocks))
 
     def embed(self, c_ND: Tensor) -> Tensor:
         """The stream before the reconstruction's contribution, z + W_z z + b with z = P_in c: (N, E)."""
@@ -82,7 +85,7 @@ class Step(nn.Module):
         f_ND = e_NE if self.project_out is None else self.project_out(e_NE)
         return c_ND + f_ND if self.codeword_skip else f_ND
 
-    def forward(self, codes_N: Tensor, x_ND: Tensor | None) -> Tensor:
+    def forward(self, codes_N: Tensor, x_ND: Tensor) -> Tensor:
         """The implicit codewords f(c, x̂) of `codes_N` (int64, (N,)) given the reconstructions so far: (N, D)."""
         c_ND = self.codebook(codes_N)
         if not self.conditioned:
@@ -116,7 +119,7 @@ class Step(nn.Module):
         for block in self.blocks:
             draw(block.up)
             block.down.weight.zero_()
-        if self.project_in is not None:
+        if self.project_in is not None and self.project_out is not None:
             draw(self.project_in)
             draw(self.project_out)
             if exact:
@@ -148,7 +151,8 @@ class StepTables:
         """The codewords' contributions to the stream (N, E) and to the first hidden layer (N, H)."""
         if self.table_KE is None:
             return self._rows(self.codebook_KD.index_select(0, codes_N))
-        return self.table_KE.index_select(0, codes_N), self.table_KH.index_select(0, codes_N) if self.blocks else None
+        h_NH = None if self.table_KH is None else self.table_KH.index_select(0, codes_N)
+        return self.table_KE.index_select(0, codes_N), h_NH
 
     def reconstruction_parts(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         """The partial reconstructions' contributions, (N, E) and (N, H), computed once per hypothesis."""
@@ -162,7 +166,9 @@ class StepTables:
         e_NE, h_NH = self.codeword_parts(codes_N)
         e_NE = e_NE.add_(v_BE.index_select(0, hypotheses_N))
         for j, (up_HE, down_EH) in enumerate(self.blocks):
-            h_NH = h_NH.add_(u_BH.index_select(0, hypotheses_N)) if j == 0 else functional.linear(e_NE, up_HE)
+            h_NH = (
+                functional.linear(e_NE, up_HE) if j or h_NH is None else h_NH.add_(u_BH.index_select(0, hypotheses_N))
+            )
             e_NE = e_NE.add_(functional.linear(h_NH.relu_(), down_EH))
         f_ND = (e_NE if self.out_DE is None else functional.linear(e_NE, self.out_DE)).float()
         return f_ND.add_(self.codebook_KD.index_select(0, codes_N)) if self.step.codeword_skip else f_ND

@@ -6,6 +6,7 @@ Shape suffixes: N vectors, M codes of a vector.
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -15,6 +16,7 @@ from qinco.errors import ConfigError, DataError
 from qinco.packing import pack_codes, unpack_codes
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, open_codes_file, write_codes_file
 from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, save_codes
+from qinco.vectors.mapped import Rows
 
 BLOCK_ROWS = 1 << 16
 
@@ -40,8 +42,8 @@ class Codes(NDArrayOperatorsMixin):
     ndim = 2
 
     def __init__(self, codes, lists=None, name: str = "codes"):
-        self._codes = codes if hasattr(codes, "shape") and hasattr(codes, "dtype") else np.asarray(codes)
-        self._lists = lists if lists is None or hasattr(lists, "shape") else np.asarray(lists)
+        self._codes: Rows = codes if hasattr(codes, "shape") and hasattr(codes, "dtype") else np.asarray(codes)
+        self._lists: Any = lists if lists is None or hasattr(lists, "shape") else np.asarray(lists)
         self.name = name
         if self._lists is not None and self._lists.shape not in ((len(self),), (len(self), 1)):
             shape = tuple(self._lists.shape)
@@ -75,7 +77,7 @@ class Codes(NDArrayOperatorsMixin):
 
     @property
     def shape(self) -> tuple[int, int]:
-        return tuple(self._codes.shape)
+        return self._codes.shape[0], self._codes.shape[1]
 
     @property
     def dtype(self) -> np.dtype:
@@ -92,7 +94,8 @@ class Codes(NDArrayOperatorsMixin):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """The array of codes and that of list numbers where there are some, else the rows of an array."""
-        return iter(self.codes) if self._lists is None else iter((self.codes, self.lists))
+        lists = self.lists
+        return iter(self.codes if lists is None else (self.codes, lists))
 
     def __array_ufunc__(self, function, method, *inputs, **options):
         """Operators, comparisons among them, and numpy's functions are those of the array (N, M)."""
@@ -105,6 +108,10 @@ class Codes(NDArrayOperatorsMixin):
             raise AttributeError(name)
         return getattr(self.codes, name)
 
+    @overload
+    def __getitem__(self, key: slice) -> "Codes": ...
+    @overload
+    def __getitem__(self, key) -> Any: ...
     def __getitem__(self, key):
         """Rows, as Codes in memory, by a slice or an array of row numbers or truth values; `codes[:, :m]` cuts columns.
 
@@ -147,7 +154,7 @@ class Codes(NDArrayOperatorsMixin):
         """The codes of all parts in memory, one after the other; all of them have lists, or none has."""
         if len({part.has_lists for part in parts}) > 1:
             raise DataError("some of the codes have list numbers and others have none: they are of different codecs")
-        lists = np.concatenate([part.lists for part in parts]) if parts[0].has_lists else None
+        lists = np.concatenate([np.asarray(part.lists) for part in parts]) if parts[0].has_lists else None
         return cls(np.concatenate([part.codes for part in parts]), lists, parts[0].name)
 
     @classmethod
@@ -198,7 +205,8 @@ class Codes(NDArrayOperatorsMixin):
             if codec is None:
                 raise ConfigError(f"{path}: a folder of codes records its codec: give codec")
             num_lists, rows = codec.config.num_lists if self.has_lists else 0, default_shard_rows(len(self))
-            plan = CodePlan(*self.shape, codebook_size, num_lists, dim, rows, codec.fingerprint(), source="", encode={})
+            shape, size, key = self.shape, codec.config.codebook_size, codec.fingerprint()
+            plan = CodePlan(*shape, size, num_lists, codec.dim, rows, key, source="", encode={})
             save_codes(path, plan, self._codes, self._lists, overwrite)
             return [path]
         if suffix not in FILE_SUFFIXES:
@@ -213,7 +221,7 @@ class Codes(NDArrayOperatorsMixin):
         return None if self._lists is None else np.asarray(self._lists[rows]).reshape(-1)
 
 
-def _as_rows(values):
+def _as_rows(values) -> Any:
     """A numpy array, or rows on disk as they are."""
     if hasattr(values, "cpu"):  # a torch tensor
         return values.detach().cpu().numpy()
