@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from qinco.store.decoder import load_pairwise
 from qinco.vectors.rows import VectorSource, as_source
 
 log = logging.getLogger(__name__)
+Decoder = TypeVar("Decoder", LookupDecoder, PairwiseDecoder)
 BLOCK_ROWS = 1 << 17
 _HALF_WEIGHT_ROWS = np.float32(30)  # a list of so many vectors moves its centroid half of the way to their mean
 _HELD_OUT = 20  # one in so many training vectors is held out for validation
@@ -105,13 +107,13 @@ class FitSample:
 
 
 @dataclass(frozen=True)
-class FittedDecoder:
+class FittedDecoder(Generic[Decoder]):
     """A decoder fitted to `num_vectors`, and how well it decodes others.
 
     `mse` is its mean squared error, summed over dimensions, and `mse_lookup` that of the look-up tables alone.
     """
 
-    decoder: LookupDecoder | PairwiseDecoder
+    decoder: Decoder
     mse: float
     mse_lookup: float
     num_vectors: int
@@ -120,7 +122,7 @@ class FittedDecoder:
 def fit_lookup_decoder(
     vectors, codes=None, *, codec: Codec | None = None, centroids=None, num_codes: int | None = None,
     codebook_size: int | None = None, num_training: int | None = None, seed: int = 0, progress: ProgressOption = None,
-) -> FittedDecoder:  # fmt: skip
+) -> FittedDecoder[LookupDecoder]:  # fmt: skip
     """Fit additive look-up tables: one row for each codeword of each step (QINCo2 paper, section 4).
 
     Args:
@@ -158,7 +160,7 @@ def fit_pairwise_decoder(
     vectors, codes, *, codec: Codec | None = None, centroids=None, pairs_per_code: float = 2.0, dtype: str = "float32",
     moves_centroids: bool = True, num_codes: int | None = None, codebook_size: int | None = None,
     num_training: int | None = None, seed: int = 0, progress: ProgressOption = None,
-) -> FittedDecoder:  # fmt: skip
+) -> FittedDecoder[PairwiseDecoder]:  # fmt: skip
     """Fit tables of pairs of codes to what look-up tables leave of the vectors (QINCo2 paper, section 4.2).
 
     With a codec the tables are fitted to its reconstructions, if that decodes held-out vectors better.

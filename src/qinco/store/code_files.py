@@ -47,7 +47,7 @@ def open_codes_file(
     What is None of the codec's is taken from the file; `lists` is the path of list numbers that lie elsewhere.
     """
     path, within, may_lie_beside = Path(path), None, True
-    suffix, is_sized = path.suffix.lower(), None not in (num_codes, codebook_size)
+    suffix = path.suffix.lower()
     if is_directory(path):
         folder, may_lie_beside = CodeFolder.open(path), False
         codes, within = folder.codes, folder.lists
@@ -56,10 +56,11 @@ def open_codes_file(
             if wanted not in (None, found):
                 raise DataError(f"{path} holds codes of another codec: {name} is {found} there, {wanted} in the model")
     elif suffix == ".npz":
-        sizes = (num_codes, codebook_size) if is_sized else map(read_npz_sizes(path)[0].get, "MK")
-        codes, within = open_npz(path, *sizes)
+        if num_codes is None or codebook_size is None:
+            num_codes, codebook_size = map(read_npz_sizes(path)[0].__getitem__, "MK")
+        codes, within = open_npz(path, num_codes, codebook_size)
     elif suffix == ".raw":
-        if not is_sized:
+        if num_codes is None or codebook_size is None:
             raise ConfigError(f"{path} does not say how long its codes are: give codec, or num_codes and codebook_size")
         codes = _RawRows(path, num_codes, codebook_size.bit_length() - 1)
     else:
@@ -89,6 +90,7 @@ def write_codes_file(
     if lists is not None and len(lists.shape) == 1:
         lists = np.asarray(lists)[:, None]
     if suffix == ".npz":
+        assert codebook_size is not None and dim is not None
         return write_npz(path, codes, lists, codebook_size, dim)
     blocks = [slice(start, start + block_rows) for start in range(0, count, block_rows)]
     if lists is not None:
@@ -98,6 +100,7 @@ def write_codes_file(
             for block in blocks:
                 writer.append(np.asarray(lists[block]))
     if suffix == ".raw":
+        assert codebook_size is not None
         with write_atomically(path) as temporary, temporary.open("wb") as file:
             for block in blocks:
                 file.write(pack_codes(np.asarray(codes[block]), codebook_size.bit_length() - 1).tobytes())

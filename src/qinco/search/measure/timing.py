@@ -76,7 +76,7 @@ def open_queries(queries, ground_truth, dim: int) -> tuple[np.ndarray, np.ndarra
     if isinstance(ground_truth, str | os.PathLike):
         ground_truth = read_integers(ground_truth)
     truth = np.asarray(ground_truth.cpu() if hasattr(ground_truth, "cpu") else ground_truth)
-    nearest_Q = as_ids(truth[:, 0] if truth.ndim == 2 and truth.shape[1] else truth, None, unique=False)
+    nearest_Q = as_ids(truth[:, 0] if truth.ndim == 2 and truth.shape[1] else truth, None)
     if len(nearest_Q) != len(source):
         raise DataError(f"the ground truth has {len(nearest_Q)} rows, and there are {len(source)} queries")
     if not len(source):
