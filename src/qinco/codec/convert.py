@@ -14,13 +14,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def convert_codec(
-    codec: Codec | str | os.PathLike,
-    output: str | os.PathLike,
-    options: EncodeOptions | None = None,
-    *,
-    overwrite: bool = False,
-    inputs=(),
-) -> Codec:
+    codec: Codec | str | os.PathLike, output: str | os.PathLike, options: EncodeOptions | None = None, *,
+    overwrite: bool = False, inputs=(),
+) -> Codec:  # fmt: skip
     """Write a codec in another form: .safetensors is ours, .pt the authors' checkpoint.
 
     The authors' code cannot search over the whole beam (num_pairs): unless `options` say otherwise, a checkpoint gets

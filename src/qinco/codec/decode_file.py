@@ -76,19 +76,10 @@ class DecodedPart:
 
 
 def decode_file(
-    codec: Codec,
-    codes,
-    output: str | os.PathLike,
-    *,
-    lists=None,
-    num_steps: int | None = None,
-    precision: str = "float32",
-    resume: bool = False,
-    overwrite: bool = False,
-    inputs=(),
-    save_seconds: float = 1.0,
+    codec: Codec, codes, output: str | os.PathLike, *, lists=None, num_steps: int | None = None,
+    precision: str = "float32", resume: bool = False, overwrite: bool = False, inputs=(), save_seconds: float = 1.0,
     progress: ProgressOption = None,
-) -> FileResult:
+) -> FileResult:  # fmt: skip
     """Decode codes to a file of vectors, in bounded memory; all codes are checked before anything is written.
 
     Vectors are collected in `NAME.part`, with a record `NAME.part.json`, until all are there. Memory: two blocks.

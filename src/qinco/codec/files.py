@@ -43,23 +43,11 @@ class FileResult:
 
 
 def encode_file(
-    codec: Codec,
-    source,
-    output: str | os.PathLike,
-    options: EncodeOptions | None = None,
-    *,
-    num_candidates: int | None = None,
-    num_pairs: int | None = None,
-    beam_width: int | None = None,
-    precision: str | None = None,
-    engine: str | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    shard: tuple[int, int] | None = None,
-    shard_rows: int | None = None,
-    inputs=(),
-    progress: ProgressOption = None,
-) -> FileResult:
+    codec: Codec, source, output: str | os.PathLike, options: EncodeOptions | None = None, *,
+    num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
+    precision: str | None = None, engine: str | None = None, resume: bool = False, overwrite: bool = False,
+    shard: tuple[int, int] | None = None, shard_rows: int | None = None, inputs=(), progress: ProgressOption = None,
+) -> FileResult:  # fmt: skip
     """Encode vectors to a file or folder, in bounded memory, by one process or several.
 
     A file is assembled from a folder `NAME.shards` that is removed afterwards. What is complete stays readable until

@@ -23,17 +23,7 @@ import numpy as np
 
 from qinco.atomic import WRITER, exclusive, flush_folder, remove_temporaries, write_atomically, write_to_disk
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.store.manifest import (
-    MANIFEST,
-    NOUNS,
-    PENDING,
-    TOKEN,
-    Manifest,
-    path_of,
-    read_manifest,
-    token_in,
-    write_manifest,
-)
+from qinco.store.manifest import MANIFEST, PENDING, TOKEN, Manifest, path_of, read_manifest, token_in, write_manifest
 from qinco.vectors.binary import npy_header
 from qinco.vectors.mapped import file_size, map_file, read_start, release_pages
 
@@ -178,13 +168,9 @@ def remove_stale(folder: Path, kind: str, others: str | None = None) -> None:
 
 
 def read_folder(
-    path: str | os.PathLike,
-    kind: str,
-    load: Callable[[OpenFolder], Any] = lambda folder: folder,
-    *,
-    mmap: bool = True,
-    verified_bytes: int = VERIFIED_BYTES,
-):
+    path: str | os.PathLike, kind: str, load: Callable[[OpenFolder], Any] = lambda folder: folder, *,
+    mmap: bool = True, verified_bytes: int = VERIFIED_BYTES,
+):  # fmt: skip
     """What `load` makes of the opened folder; it is called again if another process has replaced the folder meanwhile.
 
     With `mmap` arrays are mapped, and checksums of the smallest files are verified, so many bytes in all; otherwise
@@ -234,7 +220,7 @@ def check_folder_output(path: str | os.PathLike, kind: str) -> None:
         except DataError as error:
             raise ConfigError(f"{path} would be replaced, but {error}: remove it, or give another name") from None
     elif MANIFEST not in there and any(not re.fullmatch(_STARTED, name) for name in there):
-        raise ConfigError(f"{path} holds other files than {NOUNS[kind]}: give the name of a new folder")
+        raise ConfigError(f"{path} holds other files: give the name of a new folder")
 
 
 def check_files(path: Path, manifest: Manifest, verified_bytes: float = VERIFIED_BYTES) -> dict[str, int | None]:
