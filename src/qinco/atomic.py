@@ -104,10 +104,7 @@ def flush_folder(path: Path) -> None:
 
 @contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block with the file `lock`, which is removed at the end.
-
-    It is a file, because NFS does not lock folders. On file systems without locks nobody waits.
-    """
+    """Wait until no other process is in such a block with the file `lock`; without locks of files nobody waits."""
     try:
         file = lock_file(lock)
     except OSError as error:

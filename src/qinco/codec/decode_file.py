@@ -140,10 +140,7 @@ def decode_file(
 
 
 def _decode_rows(part: DecodedPart, codec: Codec, codes: Codes, num_steps, precision: str, report) -> None:
-    """Decode what is missing; a thread writes each block while the next one is decoded.
-
-    Blocks begin where they do in a call that was not interrupted, since what torch computes may depend on it.
-    """
+    """Decode what is missing, in the blocks of an uninterrupted call; a thread writes each during the next one."""
     report("decoding", part.rows, len(codes), "vector")
     writing: Future | None = None
     try:
@@ -194,10 +191,7 @@ def _fingerprint(codes: Codes) -> str:
 def open_part(
     path: Path, writer: VectorWriter, work: dict, resume: bool, overwrite: bool, save_seconds: float = 1.0
 ) -> Iterator[DecodedPart]:
-    """The part at `path`, new or with what an earlier call left, of the file that `writer` would write.
-
-    `work` says what is decoded, in JSON values, `num_vectors` among them.
-    """
+    """The part at `path`, new or of an earlier call, of the file that `writer` would write; `work` says what it holds."""
     there = _read_record(path)
     try:
         with os.fdopen(lock_file(path, wait=False), "wb") as file:

@@ -203,10 +203,7 @@ class _Encoding:
         return there
 
     def _is_made(self, overwrite: bool) -> bool:
-        """Whether a finished output file is this work; raises ConfigError if it is not and cannot be replaced.
-
-        The file does not say of which vectors and codec it is, so some are encoded again; machines differ in a few.
-        """
+        """Whether a finished output file holds what some vectors are encoded to; ConfigError if it must stay."""
         there, same = Codes.load(self.output, self.codec), 0
         shape, reason = (self.plan.num_vectors, self.plan.num_codes), None
         if there.shape != shape:
@@ -233,10 +230,7 @@ class _Encoding:
         return False
 
     def _encode(self, folder: CodeFolder, report) -> int:
-        """Encode the shards that are missing; a thread writes each while the next one is encoded.
-
-        A shard given to the thread is written even if an exception, or Ctrl-C, ends the work meanwhile.
-        """
+        """Encode the shards that are missing; a thread writes each, also on Ctrl-C, while the next one is encoded."""
         plan, writing = self.plan, None
         missing = [shard for shard in self.shards if not folder.has(shard)]
         total, left = (sum(len(plan.rows(shard)) for shard in shards) for shards in (self.shards, missing))

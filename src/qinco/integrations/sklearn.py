@@ -17,8 +17,7 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     Args:
         preset: "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L".
         num_steps: M, codes per vector.
-        codebook_size: K, codewords per step, a power of two up to 65536. If there are fewer training vectors, the
-            largest power of two below their number is used, with a UserWarning.
+        codebook_size: K, codewords per step, a power of two; at most the training vectors, with a UserWarning.
         epochs: passes over the training vectors.
         num_pairs: C, pairs that the encoder proposes over the whole beam; the preset's if None.
         num_candidates: A, codewords proposed for each hypothesis; instead of num_pairs.

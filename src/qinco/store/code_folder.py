@@ -108,10 +108,7 @@ class CodeFolder:
 
     @classmethod
     def find(cls, path: Path) -> tuple["CodeFolder | None", "CodeFolder | None"]:
-        """The complete codes in a folder and the pending ones, or None; with the lock held.
-
-        Pending ones of version 1 become version 2: shards are renamed, by the next call those that a kill left.
-        """
+        """The complete codes in a folder and the pending ones, or None; version 1 becomes 2. With the lock held."""
         complete = cls.read(path) if (path / MANIFEST).exists() else None
         pending = read_pending(path, KIND)
         if complete is not None and complete.is_pending:

@@ -131,10 +131,7 @@ def write_folder(path: str | os.PathLike, kind: str, settings: dict) -> Iterator
 
 
 def begin(folder: Path, kind: str, settings: dict) -> Manifest:
-    """Begin a pending generation, in place of another pending one; with the lock held.
-
-    The token is derived from `settings`, so that the same work gives the same files.
-    """
+    """Begin a pending generation, with a token derived from its settings, in place of another; with the lock held."""
     current = token_in(folder / MANIFEST, kind)
     (folder / PENDING).unlink(missing_ok=True)
     remove_stale(folder, kind)
@@ -224,10 +221,7 @@ def check_folder_output(path: str | os.PathLike, kind: str) -> None:
 
 
 def check_files(path: Path, manifest: Manifest, verified_bytes: float = VERIFIED_BYTES) -> dict[str, int | None]:
-    """Check the files of a generation, and the checksums of the smallest ones; DataError names the first damaged file.
-
-    Returns for each file the offset at which an array's values begin; None for other files.
-    """
+    """Check files and the checksums of the smallest ones; returns where arrays begin, None for files of other kinds."""
     offsets = {}
     for name, stored in sorted(manifest.files.items(), key=lambda item: item[1].bytes):
         file = path_of(path, name, manifest.token)
