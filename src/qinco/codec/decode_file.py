@@ -191,7 +191,7 @@ def _fingerprint(codes: Codes) -> str:
 def open_part(
     path: Path, writer: VectorWriter, work: dict, resume: bool, overwrite: bool, save_seconds: float = 1.0
 ) -> Iterator[DecodedPart]:
-    """The part at `path`, new or of an earlier call, of the file that `writer` would write; `work` says what it holds."""
+    """The part at `path`, new or of an earlier call, of the file that `writer` would write; `work` says what it is."""
     there = _read_record(path)
     try:
         with os.fdopen(lock_file(path, wait=False), "wb") as file:
