@@ -1,7 +1,7 @@
 """The value of every key of a command line and where it comes from: for `--cfg`, and for interpolation."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qinco import config
 from qinco.cli.keys import Task, chosen_preset
@@ -30,7 +30,7 @@ class Resolved(NamedTuple):
     source: str
 
 
-def resolve(task: Task, given: Mapping[str, object]) -> dict[str, Resolved]:
+def resolve(task: Task, given: Mapping[str, Any]) -> dict[str, Resolved]:
     """The values of all keys that a task reads, in the order of its help, by those of the command line."""
     values = {key.name: _resolve(key.name, task, given) for key in task.keys}
     for names in task.required:
@@ -42,7 +42,7 @@ def resolve(task: Task, given: Mapping[str, object]) -> dict[str, Resolved]:
     return values
 
 
-def effective(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
+def effective(name: str, task: Task, given: Mapping[str, Any]) -> Resolved:
     """The value of a key that is not given; only the keys that it depends on are looked up in `given`."""
     if name in ("trainset", "queries", "queries_gt", "mse_scale", "ds.db"):
         return _of_dataset(name, task, given) or Resolved(KEYS[name].default, "default")
@@ -59,7 +59,7 @@ def effective(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
     return Resolved(KEYS[name].default, "default" + _NOTES.get(name, ""))
 
 
-def _resolve(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
+def _resolve(name: str, task: Task, given: Mapping[str, Any]) -> Resolved:
     """The given value, unless a data set or another key overrides it."""
     if name in ("db", "ds.db") and (found := _of_dataset(name, task, given)):
         return found
@@ -70,7 +70,7 @@ def _resolve(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
     return effective(name, task, given)
 
 
-def _of_dataset(name: str, task: Task, given: Mapping[str, object]) -> Resolved | None:
+def _of_dataset(name: str, task: Task, given: Mapping[str, Any]) -> Resolved | None:
     """What the data set that `db` names says of a key; None if it says nothing."""
     dataset = find_dataset(given.get("db") or "")
     if dataset is None:
@@ -88,14 +88,14 @@ def _of_dataset(name: str, task: Task, given: Mapping[str, object]) -> Resolved 
     return Resolved(values[name], f"data set {dataset.name}") if name in values else None
 
 
-def _size(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
+def _size(name: str, task: Task, given: Mapping[str, Any]) -> Resolved:
     makes_model = task.reads("L")
     preset = chosen_preset(given) if makes_model else given.get("model_args")
     if makes_model and "model" in given:
         return Resolved(None, _MODEL)
     if name == "de" and given.get("qinco1_mode"):
         return Resolved(None, "qinco1_mode" + _NOTES["de"])
-    field, sizes = _SIZES[name], PRESETS.get(preset, {})
+    field, sizes = _SIZES[name], PRESETS.get(preset or "", {})
     if field in sizes:
         return Resolved(sizes[field], f"preset {preset}")
     if preset is None and not makes_model:
@@ -103,7 +103,7 @@ def _size(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
     return Resolved(getattr(ModelConfig, field), "default" + _NOTES.get(name, ""))
 
 
-def _encoding(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
+def _encoding(name: str, task: Task, given: Mapping[str, Any]) -> Resolved:
     """A, B or C; of A and C only one has a value."""
     other = {"A": "C", "C": "A"}.get(name)
     if not task.reads("L") or "model" in given:
@@ -122,14 +122,14 @@ def _encoding(name: str, task: Task, given: Mapping[str, object]) -> Resolved:
     return Resolved(0 if value is None and name == "A" else value, source)
 
 
-def _default_encoding(given: Mapping[str, object]) -> tuple[EncodeOptions, str]:
+def _default_encoding(given: Mapping[str, Any]) -> tuple[EncodeOptions, str]:
     """The options of a new model before A, C and B of the command line replace them, and their source."""
     preset = chosen_preset(given)
     if given.get("A") == 0:
         return EncodeOptions(), "A=0"
     if given.get("qinco1_mode") and given.get("A") is None and given.get("C") is None:
         return EncodeOptions(), "qinco1_mode"
-    if not PRESETS.get(preset, {}).get("has_preselector", True):
+    if not PRESETS.get(preset or "", {}).get("has_preselector", True):
         return EncodeOptions(), f"preset {preset}"
     if _is_checkpoint(given):
         size = given.get("K") or ModelConfig.codebook_size
@@ -140,18 +140,18 @@ def _default_encoding(given: Mapping[str, object]) -> tuple[EncodeOptions, str]:
     return config.DEFAULT_ENCODE_OPTIONS, "default"
 
 
-def _is_checkpoint(given: Mapping[str, object]) -> bool:
+def _is_checkpoint(given: Mapping[str, Any]) -> bool:
     """Whether the output is a checkpoint of the authors' code, which has no place for C."""
     return str(given.get("output", "")).lower().endswith(".pt")
 
 
-def _training(name: str, given: Mapping[str, object]) -> Resolved:
+def _training(name: str, given: Mapping[str, Any]) -> Resolved:
     def value_of(recipe: str, codeword_skip: bool):
         # A recipe depends on the model's codeword skip only; the dimension does not matter.
         return getattr(TrainOptions.from_recipe(recipe, ModelConfig(1, codeword_skip=codeword_skip)), _TRAINING[name])
 
     recipe = given.get("recipe", "default")
-    preset = PRESETS.get(chosen_preset(given), {})
+    preset = PRESETS.get(chosen_preset(given) or "", {})
     if "model" in given and value_of(recipe, True) != value_of(recipe, False):
         return Resolved(None, f"recipe {recipe} of this kind of model")
     value = value_of(recipe, preset.get("codeword_skip", True) and not given.get("qinco1_mode"))

@@ -84,7 +84,7 @@ def _sort_words(task: Task, words: Iterable[str]) -> dict[str, list[str]]:
         if key.name in texts:
             raise ConfigError(f"{key.name} is given twice: keep one of them")
         texts[key.name] = [assignment[2]]
-    if not bare:
+    if not bare or task.positional is None:
         return texts
     if task.positional in texts:
         given = f"{task.positional}={texts[task.positional][0]}"
@@ -180,7 +180,7 @@ class _GivenValues(Mapping):
             return f"${{{name}}}"
         else:
             # Defaults depend on the suffix of output, which may itself be named after them.
-            known = ChainMap({"output": self._texts["output"][0]} if "output" in self else {}, self)
+            known = ChainMap({"output": self._texts["output"][0]} if "output" in self else {}, self)  # pyright: ignore[reportArgumentType]
             value = effective(key.name, self._task, known).value
             value = self._interpolated(key.name, value) if isinstance(value, str) else value
         return None if value is None else to_text(key, value)

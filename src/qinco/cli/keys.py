@@ -151,7 +151,7 @@ def key_of_field(options: type, name: str, **changes) -> Key:
     return dataclasses.replace(key, **changes)
 
 
-def chosen_preset(given: Mapping[str, object]) -> str | None:
+def chosen_preset(given: Mapping[str, Any]) -> str | None:
     """The preset of a new model: that of `model_args`, or qinco2-S if nothing is said about its size."""
     named = given.get("model_args")
     if named is not None or "model" in given or given.get("qinco1_mode"):

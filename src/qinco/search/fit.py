@@ -6,6 +6,7 @@ Shape suffixes: N vectors, n vectors of a block, T vectors of a sample, D dimens
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ _HELD_OUT = 20  # one in so many training vectors is held out for validation
 _MIN_HELD_OUT = 50
 _MAX_MOVED = 0.25  # refitted centroids stay within this fraction of the centroids' variance
 _ENCODED_ROWS = 100_000
+AnyDecoder = TypeVar("AnyDecoder", LookupDecoder, PairwiseDecoder)
 
 
 @dataclass(frozen=True)
@@ -85,17 +87,17 @@ class FitSample:
     def mean(self) -> np.ndarray:
         """Mean of all vectors, float32 (1, D): the centroid of a single list."""
         sums = [x_nD.sum(0, dtype=np.float64) for *_, x_nD in self.blocks(held=None)]
-        return (sum(sums) / len(self.codes)).astype(np.float32)[None]
+        return (np.asarray(sum(sums)) / len(self.codes)).astype(np.float32)[None]
 
 
 @dataclass(frozen=True)
-class FittedDecoder:
+class FittedDecoder(Generic[AnyDecoder]):
     """A decoder fitted to `num_vectors`, and how well it decodes others.
 
     `mse` is its mean squared error, summed over dimensions, and `mse_lookup` that of the look-up tables alone.
     """
 
-    decoder: LookupDecoder | PairwiseDecoder
+    decoder: AnyDecoder
     mse: float
     mse_lookup: float
     num_vectors: int
@@ -104,7 +106,7 @@ class FittedDecoder:
 def fit_lookup_decoder(
     vectors, codes=None, *, codec: Codec | None = None, centroids=None, num_codes: int | None = None,
     codebook_size: int | None = None, num_training: int | None = None, seed: int = 0, progress: ProgressOption = None,
-) -> FittedDecoder:  # fmt: skip
+) -> FittedDecoder[LookupDecoder]:  # fmt: skip
     """Fit additive look-up tables: one row for each codeword of each step (QINCo2 paper, section 4).
 
     Args:
@@ -142,7 +144,7 @@ def fit_pairwise_decoder(
     vectors, codes, *, codec: Codec | None = None, centroids=None, pairs_per_code: float = 2.0, dtype: str = "float32",
     moves_centroids: bool = True, num_codes: int | None = None, codebook_size: int | None = None,
     num_training: int | None = None, seed: int = 0, progress: ProgressOption = None,
-) -> FittedDecoder:  # fmt: skip
+) -> FittedDecoder[PairwiseDecoder]:  # fmt: skip
     """Fit tables of pairs of codes to what look-up tables leave of the vectors (QINCo2 paper, section 4.2).
 
     With a codec the tables are fitted to its reconstructions, if that decodes held-out vectors better.
@@ -194,16 +196,16 @@ def draw_sample(
     Codes without lists get those of their reconstructions where there are centroids.
     """
     rows_T = sample_rows(len(file), num_training or 1_000_000, seed)
-    if vectors is None and codec is None:
+    target = codec if vectors is None else training_vectors(file, vectors)
+    if target is None:
         raise ConfigError("without training vectors a codec is needed, to whose reconstructions tables are fitted")
-    source = None if vectors is None else training_vectors(file, vectors)
-    centroids_VD = list_centroids(file, codec, centroids, codec.dim if source is None else source.dim)
+    centroids_VD = list_centroids(file, codec, centroids, target.dim)
     codes = file.rows(rows_T, 0 if centroids_VD is None else len(centroids_VD))
     if not codes.has_lists and centroids_VD is not None:
         codes = codes.with_lists(assign_decoded(codec, codes, centroids_VD, report))
-    if source is None:
-        return FitSample.decoded(codec, codes, file.name, holds_out=True), centroids_VD
-    return FitSample.of_vectors(codes, source, rows_T), centroids_VD
+    if isinstance(target, Codec):
+        return FitSample.decoded(target, codes, file.name, holds_out=True), centroids_VD
+    return FitSample.of_vectors(codes, target, rows_T), centroids_VD
 
 
 def fit_lookup(
@@ -234,6 +236,7 @@ def _moved_centroids(lookup: LookupDecoder, sample: FitSample) -> np.ndarray:
 
     The tables know nothing of what codes mean in one list and not in another; this makes up for some of it.
     """
+    assert lookup.centroids_VD is not None
     sums_VD = torch.zeros(lookup.centroids_VD.shape)
     counts_V = np.zeros(lookup.num_lists, np.float32)
     for codes_NM, lists_N, x_ND in sample.blocks():
@@ -258,7 +261,7 @@ def open_pairwise(
     for what, (found, wanted) in sizes.items():
         if found != wanted:
             raise DataError(f"{name} is for other codes: its {what} is {found}, not {wanted}; {remedy}")
-    if decoder.centroids_VD is None:
+    if decoder.centroids_VD is None or centroids_VD is None:
         return replace(decoder, centroids_VD=centroids_VD) if decoder.num_lists else decoder
     if np.square(decoder.centroids_VD - centroids_VD).mean() > _MAX_MOVED * centroids_VD.var(0).mean():
         raise DataError(f"{name} is for lists with other centroids; {remedy}")

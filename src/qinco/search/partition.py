@@ -52,14 +52,15 @@ def partition(
     return centroids_VD[used_V], lists_N.astype(np.int32)
 
 
-def assign_decoded(codec: Codec, codes: Codes, centroids_VD: np.ndarray, report: Progress = silent) -> np.ndarray:
-    """The nearest centroid of each code's reconstruction, int32 (N,)."""
+def assign_decoded(codec: Codec | None, codes: Codes, centroids_VD, report: Progress = silent) -> np.ndarray:
+    """The nearest centroid of each code's reconstruction, int32 (N,); a single one needs no codec."""
     lists_N = np.zeros(len(codes), np.int32)
     if len(centroids_VD) == 1:
         return lists_N
+    assert codec is not None
     on_device = to_device(centroids_VD, codec.device)
     for first, block in codec.decode_blocks(codes, "auto"):
-        found_N = nearest(to_device(block, codec.device), on_device, torch.get_num_threads())
+        found_N = torch.as_tensor(nearest(to_device(block, codec.device), on_device, torch.get_num_threads()))
         lists_N[first : first + len(block)] = found_N.cpu().numpy()
         report("assigning vectors to lists", first + len(block), len(codes))
     return lists_N
