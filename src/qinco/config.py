@@ -52,7 +52,7 @@ def check_fields(options) -> None:
     """Raise ConfigError for a field whose value has another type than declared, or is out of its range or choices."""
     for field in dataclasses.fields(options):
         value, limits, types = getattr(options, field.name), field.metadata, get_args(field.type) or (field.type,)
-        if value is None and NoneType in types:
+        if NoneType in types and value is None:
             continue
         if bool in types:
             require_bool(label(field), value)
@@ -69,7 +69,7 @@ def require_int(name: str, value, minimum: int = 1, maximum: int | None = None) 
     """Raise ConfigError unless `value` is an integer between `minimum` and `maximum`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ConfigError(f"{name} must be an integer, not {value!r}")
-    if value < minimum or (maximum is not None and value > maximum):
+    if value < minimum or (maximum is not None and not value <= maximum):
         bound = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
         raise ConfigError(f"{name} must be {bound}, not {value}")
 
@@ -249,7 +249,7 @@ def checkpoint_encode_options(codebook_size: int, has_preselector=True, starts_f
     """
     if not has_preselector:
         return EncodeOptions()
-    count = min(PAPER_ENCODE_OPTIONS.num_candidates, codebook_size)
+    count = min(PAPER_ENCODE_OPTIONS.num_candidates or codebook_size, codebook_size)
     most = codebook_size * (1 if starts_from_coarse else count)
     return EncodeOptions(num_candidates=count, beam_width=min(PAPER_ENCODE_OPTIONS.beam_width, most))
 

@@ -32,7 +32,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HOMES = {
     "faiss": {
         "maths/assignment.py",
-        "search/coarse.py",
+        "search/tables.py",
         "maths/clustering.py",
         "compat/faiss_files.py",
         "maths/rotation.py",

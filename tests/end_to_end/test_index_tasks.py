@@ -8,7 +8,7 @@ import pytest
 
 import qinco
 from qinco.cli import main
-from qinco.search.coarse import MIN_GRAPH_LISTS
+from qinco.search.tables import MIN_GRAPH_LISTS
 from qinco.store.folder import read_folder
 from qinco.vectors.formats import write_vectors
 

@@ -23,17 +23,10 @@ MAX_POINTS_PER_CENTROID, _MIN_POINTS_PER_CENTROID = 256, 39  # as in faiss, whic
 
 
 def kmeans(
-    x,
-    num_centroids: int,
-    *,
-    num_iterations: int = COARSE_ITERATIONS,
-    max_points_per_centroid: int = MAX_POINTS_PER_CENTROID,
-    seed: int = 0,
-    device: str | torch.device = "auto",
-    output: str | Path | None = None,
-    overwrite: bool = False,
-    progress: ProgressOption = None,
-) -> np.ndarray:
+    x, num_centroids: int, *, num_iterations: int = COARSE_ITERATIONS,
+    max_points_per_centroid: int = MAX_POINTS_PER_CENTROID, seed: int = 0, device: str | torch.device = "auto",
+    output: str | Path | None = None, overwrite: bool = False, progress: ProgressOption = None,
+) -> np.ndarray:  # fmt: skip
     """Fit coarse centroids to vectors by k-means.
 
     A source that is larger is sampled: `max_points_per_centroid` vectors for each centroid, and no more than half of
@@ -80,9 +73,8 @@ def kmeans(
             _LOG.warning(f"k-means takes {held:,} of {wanted:,} vectors: more do not fit into half of the free memory")
         x_ND = sample(source, min(wanted, held), seed)
         _LOG.info(f"k-means on {len(x_ND):,} of {len(source):,} vectors")
-        centroids_VD = coarse_kmeans(
-            x_ND, num_centroids, iterations=num_iterations, seed=seed, device=target, progress=report
-        )
+        options = {"iterations": num_iterations, "seed": seed, "device": target, "progress": report}
+        centroids_VD = coarse_kmeans(x_ND, num_centroids, **options)
     if output is not None:
         write_vectors(output, centroids_VD)
     return centroids_VD

@@ -173,13 +173,17 @@ class Codec:
             Codes, uint8 (N, M), uint16 above 256 codewords; with int32 list numbers (N,) for an IVF codec.
         """
         source, options = as_source(x), self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
-        codes_0M = np.empty((0, self.check_steps(num_steps) * len(self.models)), code_dtype(self.config.codebook_size))
-        found = [Codes(codes_0M, np.empty(0, np.int32) if self.is_ivf else None)]
+        shape = len(source), self.check_steps(num_steps) * len(self.models)
+        codes_NM = np.empty(shape, code_dtype(self.config.codebook_size))
+        lists_N = np.empty(len(source), np.int32) if self.is_ivf else None
         with reporting(progress) as report:
-            for first, codes in self.encode_blocks(source, options, num_steps):
-                found.append(codes)
-                report("encoding", first + len(codes), len(source))
-        return Codes.concatenate(found)
+            for first, block in self.encode_blocks(source, options, num_steps):
+                part = slice(first, first + len(block))
+                codes_NM[part] = block.codes
+                if lists_N is not None:
+                    lists_N[part] = block.lists
+                report("encoding", part.stop, len(source))
+        return Codes(codes_NM, lists_N)
 
     def encode_blocks(
         self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None,

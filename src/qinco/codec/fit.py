@@ -32,24 +32,12 @@ Fitted = tuple[list[Qinco], np.ndarray | None, EncodeOptions, dict]
 
 
 def fit(
-    x,
-    preset: str | None = "qinco2-S",
-    *,
-    output: str | Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    device: str | torch.device = "auto",
-    coarse_centroids=None,
-    initial=None,
-    recipe: str = "default",
-    num_parts: int = 1,
-    rotate: bool = False,
-    tensorboard: str | Path | None = None,
-    mse_scale: float = 1.0,
-    progress: ProgressOption = None,
-    on_report: Callable[[Report], None] | None = None,
+    x, preset: str | None = "qinco2-S", *, output: str | Path | None = None, resume: bool = False,
+    overwrite: bool = False, device: str | torch.device = "auto", coarse_centroids=None, initial=None,
+    recipe: str = "default", num_parts: int = 1, rotate: bool = False, tensorboard: str | Path | None = None,
+    mse_scale: float = 1.0, progress: ProgressOption = None, on_report: Callable[[Report], None] | None = None,
     **settings,
-) -> Fitted:
+) -> Fitted:  # fmt: skip
     """Train on vectors, and return the best state on validation vectors. `Codec.fit` makes a codec of it.
 
     An estimate, a line for each epoch and warnings are logged to the logger `qinco`. Under torchrun every process
@@ -216,16 +204,14 @@ class _Runs:
 def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_centroids, initial, output) -> None:
     """Raise ConfigError for what a codec of several parts cannot have."""
     require_int("num_parts (pq)", num_parts, 1)
-    if num_parts == 1:
-        if rotate:
-            raise ConfigError("rotate (opq) needs num_parts (pq) of 2 or more, which the rotated vectors are cut into")
-        return
+    if rotate and num_parts == 1:
+        raise ConfigError("rotate (opq) needs num_parts (pq) of 2 or more, which the rotated vectors are cut into")
     if source.dim % num_parts:
         raise ConfigError(f"num_parts (pq) must divide the dimension {source.dim}, not {num_parts}")
-    for name, value in (("coarse_centroids (ivf_centroids)", coarse_centroids), ("initial (model)", initial)):
-        if value is not None:
-            raise ConfigError(f"a codec of several parts (PQ-QINCo) cannot be trained with {name}")
-    if output is not None and Path(output).suffix.lower() == CHECKPOINT_SUFFIX:
+    if num_parts > 1 and (coarse_centroids is not None or initial is not None):
+        name = "initial (model)" if coarse_centroids is None else "coarse_centroids (ivf_centroids)"
+        raise ConfigError(f"a codec of several parts (PQ-QINCo) cannot be trained with {name}")
+    if num_parts > 1 and output is not None and Path(output).suffix.lower() == CHECKPOINT_SUFFIX:
         raise ConfigError(f"output={output}: a codec of several parts (PQ-QINCo) is written to a .safetensors file")
 
 

@@ -44,10 +44,7 @@ class TrainingPlan:
     initial: Any = None
 
     def header(self, source: VectorSource) -> dict:
-        """What a resumed run must share, as plain values by the names of the state file.
-
-        The fingerprint is the SHA-256 of a sample of the training vectors and the coarse centroids.
-        """
+        """What a resumed run must share, as plain values by the names of the state file."""
         centroids = b"" if self.coarse_VD is None else self.coarse_VD.tobytes()
         return {
             "model": self.model_config.to_dict(),
@@ -59,21 +56,10 @@ class TrainingPlan:
 
 
 def plan_training(
-    source: VectorSource,
-    preset: str | None,
-    settings: dict,
-    *,
-    coarse_centroids=None,
-    initial=None,
-    recipe: str = "default",
-    output=None,
-) -> TrainingPlan:
-    """Sort the settings of `fit` into the options of a run; the arguments are those of `fit`.
-
-    Raises:
-        ConfigError: for unknown settings, and for ones that exclude each other.
-        DataError: for centroids of another dimension.
-    """
+    source: VectorSource, preset: str | None, settings: dict, *, coarse_centroids=None, initial=None,
+    recipe: str = "default", output=None,
+) -> TrainingPlan:  # fmt: skip
+    """Sort the settings of `fit` into the options of a run; the arguments are those of `fit`."""
     known = (*MODEL_FIELDS, *ENCODE_FIELDS, *TRAIN_FIELDS)
     for name in settings:
         if name not in known:
@@ -103,7 +89,6 @@ def plan_training(
 
 
 def _initial_config(source: VectorSource, initial, given: dict, coarse_VD) -> ModelConfig:
-    """The architecture of the codec that the run continues from."""
     models = getattr(initial, "models", ())
     if len(models) != 1:
         raise ConfigError(f"initial must be a Codec of one model (see Codec.load), not {initial!r:.80}")

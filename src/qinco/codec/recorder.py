@@ -21,10 +21,9 @@ _SAVE_SECONDS = 300
 
 
 class Recorder:
-    """Follows a run: keeps its best weights, writes its files, and stops between two steps when asked to.
+    """Follows a run: keeps its best weights, writes its files if there is an output, and stops when asked to.
 
-    `header` is the plan's, and `saved` that of the state that the run continues from, None for a new run. Without an
-    output nothing is written.
+    `header` is the plan's, and `saved` that of the state that the run continues from, None for a new run.
     """
 
     def __init__(self, plan: TrainingPlan, training: Training, header: dict, output, saved: dict | None):
@@ -96,7 +95,6 @@ class Recorder:
 
 
 def log_path(output) -> Path:
-    """Path of the log of the run that writes `output`."""
     return Path(f"{output}.jsonl")
 
 

@@ -137,7 +137,7 @@ def _parse(path, content) -> tuple[list[tuple[ModelConfig, dict]], Tensor | None
     is_ivf = bool(get("ivf_in_use"))
     config = ModelConfig(
         dim=get("data_dim"), num_steps=get("M"), codebook_size=get("K"), num_blocks=get("L"),
-        embed_dim=get("de") or None, hidden_dim=get("dh"), has_preselector=bool(get("A")),
+        embed_dim=get("de") or get("data_dim"), hidden_dim=get("dh"), has_preselector=bool(get("A")),
         codeword_skip=not get("qinco1_mode"), starts_from_coarse=is_ivf, num_lists=get("ivf_K") if is_ivf else 0,
     )  # fmt: skip
     check_promise(path, config, len(content["model"]))

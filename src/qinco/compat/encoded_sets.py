@@ -11,6 +11,7 @@ import re
 import zipfile
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -109,7 +110,7 @@ def write_npz(
     return [*parts, path]
 
 
-def _read(path: Path, name: str, expected: tuple[int, ...] | None = None):
+def _read(path: Path, name: str, expected: tuple[int, ...] | None = None) -> Any:
     """The shape of an array of integers or, if it is as `expected`, the array.
 
     The promised size is compared with the file's before memory is taken.

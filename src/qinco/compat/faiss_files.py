@@ -238,7 +238,7 @@ def write_faiss(
         progress: see `qinco.progress`; the norms are the first half of the work.
         block_rows: vectors that are added at a time; by default 16 MiB of them.
     """
-    check_index_key(index_key, len(lookup.centroids_VD), *lookup.tables_MKD.shape[:2])
+    check_index_key(index_key, lookup.num_lists, *lookup.tables_MKD.shape[:2])
     rows, total = block_rows or max(1, (1 << 22) // lookup.dim), len(codes)
     with write_atomically(path) as temporary, reporting(progress) as report:
         try:

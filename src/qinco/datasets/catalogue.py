@@ -88,7 +88,7 @@ _TABLE: dict[str, tuple[str, float, int | None, dict[str, str]]] = {
 _SMALL = {"bigann1B": "bigann1M", "deep1B": "deep1M"}
 _MEMBER = "gnd/idx_1000M.ivecs"
 DATASETS = {
-    name: DataSet(name, *(f"{folder}/{file}" for file in files), scale, limit)
+    name: DataSet(name, *(f"{folder}/{file}" for file in files), mse_scale=scale, database_limit=limit)
     for name, (folder, scale, limit, files) in _TABLE.items()
 }
 

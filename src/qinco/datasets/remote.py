@@ -81,7 +81,7 @@ def _open_http(stack: ExitStack, address: str, start: int, version: str | None, 
             raise refusal(address, f"it redirects to {request.url}, which is not encrypted")
 
     headers = {"User-Agent": f"qinco/{__version__}", "Accept-Encoding": "identity"}
-    if start:
+    if start and version:
         headers |= {"Range": f"bytes={start}-", "If-Range": version}
     context, hooks = ssl.create_default_context(), {"request": [check]}
     client = httpx.Client(verify=context, timeout=timeout, follow_redirects=True, max_redirects=10, event_hooks=hooks)

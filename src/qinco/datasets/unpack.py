@@ -9,6 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from qinco.datasets.catalogue import PublishedFile
 from qinco.errors import DataError, ResourceError
@@ -42,12 +43,12 @@ def unpack(file: PublishedFile, source: Path, target: Path, report: Report) -> N
         raise DataError(f"the archive is damaged: {error}") from error
 
 
-def _find_member(content, member: str, target: Path):
+def _find_member(content, member: str, target: Path) -> IO[bytes]:
     archive = tarfile.open(fileobj=content, mode="r|")  # noqa: SIM115  (there is nothing to close)
     for info in archive:
         if PurePosixPath(info.name) == PurePosixPath(member) and info.isreg():
             check_space(target, info.size)
-            return archive.extractfile(info)
+            return archive.extractfile(info)  # pyright: ignore[reportReturnType]  (of a regular file)
     raise DataError(f"the archive has no regular file {member}")
 
 

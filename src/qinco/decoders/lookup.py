@@ -21,9 +21,10 @@ _BLOCK_ROWS = 4096
 
 
 class TableDecoder:
-    """The sizes M, K, D of a decoder with tables (M, K, D), and a check of its codes."""
+    """What decoders share that add rows of tables (M, K, D), one for each code, to centroids (V, D) or to nothing."""
 
     tables_MKD: np.ndarray
+    centroids_VD: np.ndarray | None
 
     @property
     def num_codes(self) -> int:
@@ -37,6 +38,15 @@ class TableDecoder:
     def dim(self) -> int:
         return self.tables_MKD.shape[2]
 
+    @property
+    def num_lists(self) -> int:
+        """V; 0 without lists."""
+        return 0 if self.centroids_VD is None else len(self.centroids_VD)
+
+    def decode(self, codes: np.ndarray, lists: np.ndarray | None = None) -> np.ndarray:
+        """Decode codes (N, M), and list numbers (N,) where there are lists, to float32 (N, D)."""
+        return self._decode(*self._checked(codes, lists))
+
     def _checked(self, codes, lists) -> tuple[np.ndarray, np.ndarray | None]:
         """Codes (N, M), and list numbers (N,) where there are lists; raises DataError for any others."""
         codes = check_codes(codes, self.num_codes, self.codebook_size)
@@ -49,6 +59,21 @@ class TableDecoder:
         if lists is None:
             raise DataError(f"list numbers are missing: the decoder was fitted to {self.num_lists} lists, give lists")
         return codes, check_lists(lists, len(codes), self.num_lists)
+
+    def _decode(self, codes: np.ndarray, lists: np.ndarray | None) -> np.ndarray:
+        decoded_ND = np.empty((len(codes), self.dim), np.float32)
+        first_rows_M = np.arange(self.num_codes, dtype=np.int32) * self.codebook_size
+        for first in range(0, len(codes), _BLOCK_ROWS):
+            rows = slice(first, first + _BLOCK_ROWS)
+            rows_nM = torch.from_numpy(codes[rows].astype(np.int32) + first_rows_M)
+            decoded_ND[rows] = embedding_bag(rows_nM, self._tables_TD, mode="sum").numpy()
+            if self.centroids_VD is not None and lists is not None:
+                decoded_ND[rows] += self.centroids_VD[lists[rows]]
+        return decoded_ND
+
+    @cached_property
+    def _tables_TD(self) -> Tensor:
+        return torch.from_numpy(np.require(self.tables_MKD, np.float32, ["C", "W"])).flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,14 +90,9 @@ class LookupDecoder(TableDecoder):
 
     @classmethod
     def fit(
-        cls,
-        blocks: Iterable[tuple[np.ndarray, np.ndarray | None, np.ndarray]],
-        num_codes: int,
-        codebook_size: int,
-        centroids_VD: np.ndarray | None = None,
-        *,
-        ridge: float = 1.0,
-    ) -> "LookupDecoder":
+        cls, blocks: Iterable[tuple[np.ndarray, np.ndarray | None, np.ndarray]], num_codes: int, codebook_size: int,
+        centroids_VD: np.ndarray | None = None, *, ridge: float = 1.0,
+    ) -> "LookupDecoder":  # fmt: skip
         """Fit the tables with the least squared error on vectors that come in blocks, which are read once.
 
         Any number of vectors will do; codewords that none uses hold their table's share of the mean.
@@ -98,28 +118,6 @@ class LookupDecoder(TableDecoder):
             if x_nD.shape[0] != len(codes):
                 raise DataError(f"there are {len(codes)} codes for {x_nD.shape[0]} vectors")
             num_vectors += len(codes)
-            yield codes, x_nD if lists is None else x_nD - self.centroids_VD[lists]
+            yield codes, x_nD if lists is None or self.centroids_VD is None else x_nD - self.centroids_VD[lists]
         if not num_vectors:
             raise DataError("there are no vectors to fit the look-up tables to")
-
-    @property
-    def num_lists(self) -> int:
-        """V; 0 without lists."""
-        return 0 if self.centroids_VD is None else len(self.centroids_VD)
-
-    def decode(self, codes: np.ndarray, lists: np.ndarray | None = None) -> np.ndarray:
-        """Decode codes (N, M), and list numbers (N,) where there are lists, to float32 (N, D)."""
-        codes, lists = self._checked(codes, lists)
-        decoded_ND = np.empty((len(codes), self.dim), np.float32)
-        first_rows_M = np.arange(self.num_codes, dtype=np.int32) * self.codebook_size
-        for first in range(0, len(codes), _BLOCK_ROWS):
-            rows = slice(first, first + _BLOCK_ROWS)
-            rows_nM = torch.from_numpy(codes[rows].astype(np.int32) + first_rows_M)
-            decoded_ND[rows] = embedding_bag(rows_nM, self._tables_TD, mode="sum").numpy()
-            if self.centroids_VD is not None:
-                decoded_ND[rows] += self.centroids_VD[lists[rows]]
-        return decoded_ND
-
-    @cached_property
-    def _tables_TD(self) -> Tensor:
-        return torch.from_numpy(np.require(self.tables_MKD, np.float32, "CW")).flatten(0, 1)

@@ -1,8 +1,7 @@
 """Tables of pairs of codes, fitted to what another decoder leaves: which pairs, and what their rows hold.
 
-A row cannot be the plain mean of its vectors: with K² rows there are few for each, and their noise outweighs what they
-have in common. It is the mean of its vectors and, with less weight, of those of similar codewords, shrunk towards zero
-by as much as is best for held-out vectors.
+K² rows have few vectors each, whose plain mean is noisy: a row is the mean of its vectors and, with less weight, of
+those of similar codewords, shrunk towards zero by as much as is best for held-out vectors.
 
 Shape suffixes: N vectors, D dimension, d dimension of a sketch, K codewords, W streams of codes, P pairs, J = K² joint
 codes, T vectors to fit to, U vectors held out.
@@ -31,15 +30,9 @@ _BLOCK_ROWS = 4096
 
 
 def fit_pair_tables(
-    streams_NW: np.ndarray,
-    words_WKD: np.ndarray,
-    residual_ND: np.ndarray,
-    *,
-    num_pairs: int,
-    dtype: torch.dtype,
-    seed: int,
-    report: Progress,
-) -> tuple[np.ndarray, np.ndarray, float]:
+    streams_NW: np.ndarray, words_WKD: np.ndarray, residual_ND: np.ndarray, num_pairs: int, dtype: torch.dtype,
+    seed: int, report: Progress,
+) -> tuple[np.ndarray, np.ndarray, float]:  # fmt: skip
     """Pairs of streams int64 (P, 2), their tables (P, K², D) of `dtype`, and the scale to multiply the tables by.
 
     P is at most num_pairs, and less where no other pair lowers the error of held-out vectors significantly.
@@ -93,7 +86,11 @@ class _Rows:
 
     def spread(self, first_KK: Tensor, second_KK: Tensor) -> "_Rows":
         """To each row those of similar codewords in both places are added, weighted."""
-        return _Rows(_spread(self.sums_JD, first_KK, second_KK), _spread(self.weights_J, first_KK, second_KK).view(-1))
+        size, spread = len(first_KK), []
+        for values in (self.sums_JD, self.weights_J):
+            values_KKD = (first_KK @ values.view(size, -1)).view(size, size, -1)
+            spread.append(torch.matmul(second_KK, values_KKD).view(size**2, -1))
+        return _Rows(spread[0], spread[1].view(-1))
 
     def fit_pull(self, joint_U: Tensor, left_UD: Tensor) -> "_Rows":
         """Find the pull with the largest gain on held-out vectors, less some standard errors of it."""
@@ -113,17 +110,17 @@ class _Fit:
     def __init__(self, streams_NW, words_WKD, residual_ND, generator: np.random.Generator):
         self.size = words_WKD.shape[1]
         order_N = generator.permutation(len(residual_ND))
-        # A tenth, but enough for an estimate where there are as many.
-        count = len(residual_ND)
+        count = len(residual_ND)  # a tenth is held out, but enough for an estimate where there are as many
         num_held = min(max(count // 10, min(count // 2, _MIN_HELD_OUT)), _MAX_HELD_OUT)
-        self.held = _part(streams_NW, residual_ND, order_N[:num_held])
-        self.fitted = _part(streams_NW, residual_ND, order_N[num_held:])
+        self.held, self.fitted = (
+            _Part(torch.from_numpy(streams_NW[rows].astype(np.int32)), torch.from_numpy(residual_ND[rows]))
+            for rows in map(np.sort, (order_N[:num_held], order_N[num_held:]))
+        )
         self.kernels = [
             {count: _kernel(torch.from_numpy(words_KD), count) for count in {*_NEIGHBOURS, *_SKETCH_NEIGHBOURS}}
             for words_KD in words_WKD
         ]
-        # Orthonormal directions, drawn at random: a pair's gain along them is in proportion to its whole gain.
-        dim = residual_ND.shape[1]
+        dim = residual_ND.shape[1]  # a pair's gain along random directions is in proportion to its whole gain
         directions_Dd = np.linalg.qr(generator.standard_normal((dim, min(dim, _SKETCH_DIM))))[0]
         self.sketch_Dd = torch.from_numpy(directions_Dd.astype(np.float32))
         self.gains = dict.fromkeys(combinations(range(len(words_WKD)), 2), np.inf)
@@ -140,7 +137,7 @@ class _Fit:
         fitted_Td, held_Ud = (part.left_TD @ self.sketch_Dd for part in (self.fitted, self.held))
         seen = set()
         while self.gains:
-            pair = max(self.gains, key=self.gains.get)
+            pair = max(self.gains, key=self.gains.__getitem__)
             if self.gains[pair] <= 0:
                 return None
             if pair in seen:
@@ -194,11 +191,6 @@ def _normalize(residual_ND: np.ndarray) -> float:
     return scale
 
 
-def _part(streams_NW: np.ndarray, residual_ND: np.ndarray, rows: np.ndarray) -> _Part:
-    rows = np.sort(rows)
-    return _Part(torch.from_numpy(streams_NW[rows].astype(np.int32)), torch.from_numpy(residual_ND[rows]))
-
-
 def _kernel(words_KD: Tensor, neighbours: float) -> Tensor:
     """Weights of all words for each, (K, K): exp(−distance² / width), the width such that they sum to `neighbours`."""
     words_KD = words_KD.double()
@@ -211,9 +203,3 @@ def _kernel(words_KD: Tensor, neighbours: float) -> Tensor:
         low_K1, high_K1 = torch.where(is_wide, low_K1, width_K1), torch.where(is_wide, width_K1, high_K1)
     weights_KK = torch.exp(-distances_KK / width_K1)
     return weights_KK.masked_fill_(weights_KK < _MIN_WEIGHT, 0)
-
-
-def _spread(values_JD: Tensor, first_KK: Tensor, second_KK: Tensor) -> Tensor:
-    size = len(first_KK)
-    values_KKD = (first_KK @ values_JD.view(size, -1)).view(size, size, -1)
-    return torch.matmul(second_KK, values_KKD).view(size**2, -1)

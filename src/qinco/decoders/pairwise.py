@@ -52,17 +52,9 @@ class PairwiseDecoder(TableDecoder):
 
     @classmethod
     def fit(
-        cls,
-        codes: np.ndarray,
-        lists: np.ndarray | None,
-        x: np.ndarray,
-        lookup: LookupDecoder,
-        *,
-        num_pairs: int | None = None,
-        dtype: type = np.float32,
-        seed: int = 0,
-        progress: ProgressOption = None,
-    ) -> "PairwiseDecoder":
+        cls, codes: np.ndarray, lists: np.ndarray | None, x: np.ndarray, lookup: LookupDecoder, *,
+        num_pairs: int | None = None, dtype: type = np.float32, seed: int = 0, progress: ProgressOption = None,
+    ) -> "PairwiseDecoder":  # fmt: skip
         """Fit pairs to what look-up tables leave of vectors.
 
         A part of the vectors is held out. Each round adds the pair that lowers their error most; pairs that do not are
@@ -86,32 +78,27 @@ class PairwiseDecoder(TableDecoder):
         num_pairs = PAIRS_PER_CODE * lookup.num_codes if num_pairs is None else num_pairs
         check_memory(len(codes), num_pairs, lookup.codebook_size, lookup.dim, dtype)
         streams_NW, words_WKD, list_codes_VI = codes, np.array(lookup.tables_MKD), None
-        if lookup.num_lists:
+        if lookup.centroids_VD is not None:
             list_codes_VI, books_IKD = quantize_lists(lookup.centroids_VD, lookup.codebook_size, seed)
             streams_NW = np.concatenate([codes, list_codes_VI[lists]], 1)
             words_WKD = np.concatenate([words_WKD, books_IKD])
-        left_ND = lookup.decode(codes, lists)
+        left_ND = lookup._decode(codes, lists)
         np.subtract(x, left_ND, out=left_ND, casting="same_kind")
+        options = num_pairs, _TORCH_TYPES[np.dtype(dtype)], seed
         with reporting(progress) as report:
-            pairs_P2, tables_PJD, scale = fit_pair_tables(
-                streams_NW, words_WKD, left_ND,
-                num_pairs=num_pairs, dtype=_TORCH_TYPES[np.dtype(dtype)], seed=seed, report=report,
-            )  # fmt: skip
-        return cls(lookup.tables_MKD, pairs_P2, tables_PJD, scale, list_codes_VI, lookup.centroids_VD)
+            pairs = fit_pair_tables(streams_NW, words_WKD, left_ND, *options, report)
+        return cls(lookup.tables_MKD, *pairs, list_codes_VI, lookup.centroids_VD)
 
     @property
     def num_lists(self) -> int:
-        """V; 0 without lists."""
         return 0 if self.list_codes_VI is None else len(self.list_codes_VI)
 
     @property
     def num_pairs(self) -> int:
         return len(self.pairs_P2)
 
-    def decode(self, codes: np.ndarray, lists: np.ndarray | None = None) -> np.ndarray:
-        """Decode codes (N, M), and list numbers (N,) where there are lists, to float32 (N, D)."""
-        codes, lists = self._checked(codes, lists)
-        decoded_ND = self._lookup.decode(codes, lists)
+    def _decode(self, codes: np.ndarray, lists: np.ndarray | None) -> np.ndarray:
+        decoded_ND = super()._decode(codes, lists)
         for first in range(0, len(codes) if self.num_pairs else 0, _BLOCK_ROWS):
             rows = slice(first, first + _BLOCK_ROWS)
             joint_nP = self._joint_rows(codes[rows], None if lists is None else lists[rows])
@@ -122,7 +109,7 @@ class PairwiseDecoder(TableDecoder):
     def _joint_rows(self, codes_nM: np.ndarray, lists_n: np.ndarray | None) -> Tensor:
         """Joint codes as rows of the pairs' tables laid one after the other: int32 (n, P)."""
         streams_nW = codes_nM.astype(np.int32)
-        if lists_n is not None:
+        if lists_n is not None and self.list_codes_VI is not None:
             streams_nW = np.concatenate([streams_nW, self.list_codes_VI[lists_n]], 1, dtype=np.int32)
         size = np.int32(self.codebook_size)
         joint_nP = streams_nW[:, self.pairs_P2[:, 0]] * size
@@ -131,12 +118,8 @@ class PairwiseDecoder(TableDecoder):
         return torch.from_numpy(joint_nP)
 
     @cached_property
-    def _lookup(self) -> LookupDecoder:
-        return LookupDecoder(self.tables_MKD, self.centroids_VD)
-
-    @cached_property
     def _pair_rows(self) -> Tensor:
-        return torch.from_numpy(np.require(self.tables_PJD, requirements="CW")).flatten(0, 1)
+        return torch.from_numpy(np.require(self.tables_PJD, requirements=["C", "W"])).flatten(0, 1)
 
 
 def check_memory(num_vectors: int, num_pairs: int, codebook_size: int, dim: int, dtype: type = np.float32) -> str:
@@ -154,7 +137,6 @@ def check_memory(num_vectors: int, num_pairs: int, codebook_size: int, dim: int,
 
 
 def check_codebook_size(codebook_size: int) -> None:
-    """Raise ConfigError for codes with too many codewords."""
     if codebook_size > MAX_CODEWORDS:
         raise ConfigError(
             f"a pairwise decoder needs {codebook_size**2:,} table rows a pair for K={codebook_size}, and is for K to "
@@ -176,6 +158,6 @@ def quantize_lists(centroids_VD: np.ndarray, codebook_size: int, seed: int = 0) 
         book_KD = kmeans(left_VD[some], codebook_size, seed=seed + stream, threads=threads)
         codes_V = nearest(left_VD, book_KD, threads)
         left_VD -= book_KD[codes_V]
-        codes.append(codes_V.astype(np.uint8))
+        codes.append(np.asarray(codes_V, np.uint8))
         books.append(book_KD * unit)
     return np.stack(codes, 1), np.stack(books)

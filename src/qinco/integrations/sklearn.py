@@ -54,7 +54,7 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             ConfigError: for wrong parameters.
             ValueError: for other X (DataError is one).
         """
-        X = validate_data(self, X, dtype="numeric", ensure_min_samples=3)
+        X = np.asarray(validate_data(self, X, dtype="numeric", ensure_min_samples=3))
         names = ("num_steps", "codebook_size", "epochs", "num_pairs", "num_candidates", "beam_width")
         settings = {name: _plain_int(getattr(self, name)) for name in names}
         settings["codebook_size"] = _affordable_codebook_size(settings["codebook_size"], *X.shape)
@@ -88,7 +88,7 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     def _check_vectors(self, X) -> np.ndarray:
         check_is_fitted(self)
-        return validate_data(self, X, dtype="numeric", reset=False)
+        return np.asarray(validate_data(self, X, dtype="numeric", reset=False))
 
 
 def _affordable_codebook_size(codebook_size: int, num_vectors: int, dim: int) -> int:

@@ -49,7 +49,7 @@ def kmeans(
     if len(x_ND) <= num_centroids:
         start_KD[: len(x_ND)] = _array(x_ND)
         return start_KD
-    if on_device:
+    if isinstance(x_ND, Tensor):
         return _array(lloyd([x_ND], to_device(start_KD, x_ND.device), iterations, seed))
     with faiss_threads(threads):
         centroids_KD = _train_faiss(np.ascontiguousarray(x_ND, np.float32), start_KD, iterations, seed).centroids
@@ -82,8 +82,8 @@ def coarse_kmeans(
     x_ND = np.ascontiguousarray(x_ND / np.float32(scale), np.float32)
     centroids_VD = x_ND[np.random.default_rng(seed).choice(len(x_ND), num_centroids, replace=False)]
 
-    def report(stage: str, done: int, total: int, unit: str, *, mse: float) -> None:
-        progress(stage, done, total, unit, mse=mse * scale**2)
+    def report(stage: str, done: int, total: int, unit: str = "vector", **fields) -> None:
+        progress(stage, done, total, unit, mse=fields["mse"] * scale**2)
 
     if device.type != "cpu":
         rows = part_rows or max(1, _PART_BYTES // (4 * x_ND.shape[1]))
@@ -156,7 +156,7 @@ def _split(centroids_KD: Tensor, counts_K: Tensor, generator: np.random.Generato
 def nearest(x_ND: np.ndarray | Tensor, centroids_KD: np.ndarray | Tensor, threads: int = 1) -> np.ndarray | Tensor:
     """Number of the nearest centroid of each float32 vector: int64 (N,). Tensors are compared on their device."""
     if isinstance(x_ND, Tensor) and x_ND.device.type != "cpu":
-        return closest(x_ND, centroids_KD)[0]
+        return closest(x_ND, torch.as_tensor(centroids_KD))[0]
     index = faiss.IndexFlatL2(centroids_KD.shape[1])
     index.add(np.ascontiguousarray(centroids_KD, np.float32))
     with faiss_threads(threads):

@@ -59,11 +59,11 @@ def fit_additive_tables(
 
 def _right_side(blocks, num_steps: int, codebook_size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of the vectors, minus a shift, of each table row, float64 (T, D); the shift (D,); codes as rows (N, M)."""
-    right_TD, shift_D, kept = None, None, []
+    right_TD, shift_D, kept = torch.empty(0), torch.empty(0), []
     for codes_nM, x_nD in blocks:
         if not len(codes_nM):
             continue
-        if right_TD is None:
+        if not kept:
             right_TD = torch.zeros(num_steps * codebook_size, x_nD.shape[1], dtype=torch.float64)
             shift_D = torch.from_numpy(x_nD.mean(0, dtype=np.float64))
         # Codes as rows of the tables laid one after the other.

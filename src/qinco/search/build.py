@@ -12,18 +12,18 @@ import torch
 from qinco.atomic import check_output
 from qinco.codec.codec import Codec
 from qinco.compat.faiss_files import FaissIndex, check_index_key, write_faiss
-from qinco.config import require_int
+from qinco.config import MAX_LISTS, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
+from qinco.maths.clustering import coarse_kmeans
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, check_same_codec, open_codes
-from qinco.search.fit import FitSample, draw_sample, fit_lookup, open_pairwise, validated_mse
+from qinco.search.fit import FitSample, assign_decoded, draw_sample, fit_lookup, open_pairwise, sample_rows
 from qinco.search.ids import as_ids
 from qinco.search.index_file import put_parts
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
-from qinco.search.partition import assign_decoded, choose_num_lists, codes_of_codec, partition, sample_rows
 from qinco.search.parts import IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
@@ -34,6 +34,7 @@ from qinco.store.manifest import MANIFEST, is_kind
 from qinco.vectors.rows import VectorSource, as_source
 
 FAISS_SUFFIX = ".faissindex"
+_CLUSTER_ROWS_EACH, _MIN_ROWS_EACH = 256, 39  # vectors of a list
 FIT_ROWS, PAIRWISE_ROWS = 1_000_000, 300_000
 _MAX_LENGTH_SPREAD = 0.01  # of vectors that count as of one length
 
@@ -71,9 +72,40 @@ def build_parts(
     decoder = None
     if pairwise:
         some = codes[sample_rows(len(codes), PAIRWISE_ROWS, seed)]
-        data = some.codes, some.lists, codec.decode(codes_of_codec(codec, some), precision="auto"), tables.lookup
+        decoded_ND = codec.decode(some if codec.is_ivf else some.with_lists(None), precision="auto")
+        data = some.codes, some.lists, decoded_ND, tables.lookup
         decoder = PairwiseDecoder.fit(*data, dtype=np.float16, seed=seed, progress=report)
     return IndexParts(tables, [fill_lists(tables, codes, ids, report)], decoder)
+
+
+def choose_num_lists(num_lists: int | None, num_vectors: int) -> int:
+    """`num_lists` if given, else about 4 √N, with at least 39 vectors per list."""
+    if num_lists is None:
+        wanted = 1 << max(0, round(np.log2(4 * np.sqrt(max(num_vectors, 1)))))
+        return max(1, min(wanted, num_vectors // _MIN_ROWS_EACH))
+    require_int("num_lists", num_lists, 1, MAX_LISTS)
+    if num_lists > num_vectors:
+        raise ConfigError(f"num_lists={num_lists} is more than the {num_vectors} vectors: give fewer lists")
+    return num_lists
+
+
+def partition(
+    codec: Codec, codes: Codes, num_lists: int, seed: int, report: Progress = silent
+) -> tuple[np.ndarray, np.ndarray]:
+    """k-means of the reconstructions of codes: centroids, float32 (V, D), and the list of each code, int32 (N,).
+
+    Empty lists, of which duplicate vectors make many, are dropped.
+    """
+    rows = sample_rows(len(codes), _CLUSTER_ROWS_EACH * num_lists, seed)
+    decoded_ND = np.concatenate([block for _, block in codec.decode_blocks(codes[rows], "auto")])
+    report("partitioning", 0, num_lists, "list")
+    if num_lists == 1:
+        centroids_VD = decoded_ND.mean(0, keepdims=True)
+    else:
+        centroids_VD = coarse_kmeans(decoded_ND, num_lists, seed=seed, device=codec.device)
+    report("partitioning", num_lists, num_lists, "list")
+    used_V, lists_N = np.unique(assign_decoded(codec, codes, centroids_VD, report), return_inverse=True)
+    return centroids_VD[used_V], lists_N.astype(np.int32)
 
 
 def fit_tables(
@@ -124,14 +156,8 @@ def prepared(source: VectorSource, metric: Metric) -> VectorSource:
 
 @dataclass(frozen=True)
 class BuiltIndex:
-    """What `build_index` wrote.
-
-    Attributes:
-        output: the folder or file.
-        num_vectors, num_lists: N and V.
-        bytes_per_vector: of codes, norm codes, ids and list boundaries.
-        mse_lookup: mean squared error of the look-up tables on training vectors that they were not fitted to.
-        seconds_by_stage: "tables" and "vectors".
+    """What `build_index` wrote: `bytes_per_vector` is of codes, norm codes, ids and list boundaries, `mse_lookup` of
+    vectors that the look-up tables were not fitted to, and `seconds_by_stage` of "tables" and "vectors".
     """
 
     output: str
@@ -206,7 +232,7 @@ def build_index(
         fit = (sample, database.codebook_size, centroids_VD)
         tables = None if is_faiss else fit_tables(*fit, measure, adds_centroids, report)
         lookup = fit_lookup(*fit, moves_centroids=False, report=report) if tables is None else tables.lookup
-        mse, fitted = validated_mse(sample, lookup), time.monotonic()
+        mse, fitted = sample.validated_mse(lookup), time.monotonic()
         if tables is None:
             write_faiss(output, key, lookup, database, inner_product=measure.scans_inner_products, progress=report)
             bytes_each = FaissIndex(output).bytes_per_vector

@@ -6,6 +6,7 @@ Shape suffixes: N vectors, n vectors of a block, T vectors of a sample, D dimens
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -16,9 +17,10 @@ from qinco.codec.plan import check_values
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codebook_size, check_memory
 from qinco.errors import ConfigError, DataError
+from qinco.maths.clustering import nearest
+from qinco.maths.devices import to_device
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, list_centroids, open_codes, training_vectors
-from qinco.search.partition import assign_decoded, codes_of_codec, sample_rows
 from qinco.store.codes import Codes
 from qinco.store.decoder import load_pairwise
 from qinco.vectors.rows import VectorSource, as_source
@@ -37,18 +39,25 @@ AnyDecoder = TypeVar("AnyDecoder", LookupDecoder, PairwiseDecoder)
 class FitSample:
     """Codes in memory, and `read`, which gives the vectors, float32 (n, D), of n positions in them.
 
-    Nothing is fitted to vectors that are held out, `is_held_T`, bool (T,). Messages call the vectors `name`.
+    If it `holds_out`, nothing is fitted to one vector in 20, unless the rest would be too few. Messages call the
+    vectors `name`.
     """
 
     codes: Codes
     read: Callable[[np.ndarray], np.ndarray]
     name: str
     dim: int
-    is_held_T: np.ndarray
+    holds_out: bool = True
+
+    @cached_property
+    def is_held_T(self) -> np.ndarray:
+        """Which vectors are held out, bool (T,)."""
+        count = len(self.codes)
+        return (np.arange(count) % _HELD_OUT == 0) & (self.holds_out and count >= _MIN_HELD_OUT * _HELD_OUT)
 
     @classmethod
     def of_vectors(cls, codes: Codes, source: VectorSource, rows_T: np.ndarray, holds_out: bool = True) -> "FitSample":
-        """Codes of the vectors `rows_T` of a source; one in 20 is held out unless these would be too few."""
+        """Codes of the vectors `rows_T` of a source."""
 
         def read(positions_n: np.ndarray) -> np.ndarray:
             x_nD = source[rows_T[positions_n]]
@@ -56,14 +65,13 @@ class FitSample:
                 check_values(source)  # names the row
             return x_nD
 
-        return cls(codes, read, source.name, source.dim, _held_out(len(codes), holds_out))
+        return cls(codes, read, source.name, source.dim, holds_out)
 
     @classmethod
     def decoded(cls, codec: Codec, codes: Codes, name: str, holds_out: bool = False) -> "FitSample":
         """Codes with their reconstructions: nothing is fitted to what the codec has lost, which codes cannot tell."""
         own = codes_of_codec(codec, codes)
-        held_T = _held_out(len(codes), holds_out)
-        return cls(codes, lambda positions_n: codec.decode(own[positions_n], precision="auto"), name, codec.dim, held_T)
+        return cls(codes, lambda part: codec.decode(own[part], precision="auto"), name, codec.dim, holds_out)
 
     def blocks(self, report: Progress = silent, held: bool | None = False) -> Iterator[tuple]:
         """Codes (n, M), lists (n,) or None, and vectors float32 (n, D): to fit to, held out, or all (None)."""
@@ -83,6 +91,14 @@ class FitSample:
             squares += np.square(x_nD, dtype=np.float64).sum()
             count += len(x_nD)
         return error / count, (squares - (np.square(sum_D) / count).sum()) / count
+
+    def validated_mse(self, lookup: LookupDecoder) -> float:
+        """The mean squared error of look-up tables; warns where they explain nothing."""
+        mse, variance = self.mse(lookup.decode)
+        if mse >= variance > 0:
+            hint = "are the codes of these vectors, in this order?"
+            log.warning("the look-up tables explain nothing of %s (error %.4g): %s", self.name, mse, hint)
+        return mse
 
     def mean(self) -> np.ndarray:
         """Mean of all vectors, float32 (1, D): the centroid of a single list."""
@@ -136,7 +152,7 @@ def fit_lookup_decoder(
         file = open_codes(codes, codec, num_codes, codebook_size)
         sample, centroids_VD = draw_sample(file, vectors, codec, centroids, num_training, seed, report)
         lookup = fit_lookup(sample, file.codebook_size, centroids_VD, report=report)
-        mse = validated_mse(sample, lookup)
+        mse = sample.validated_mse(lookup)
         return FittedDecoder(lookup, mse, mse, int((~sample.is_held_T).sum()))
 
 
@@ -174,7 +190,7 @@ def fit_pairwise_decoder(
         log.info("fitting at most %d pairs of codes to %s vectors: %s", num_pairs, f"{count:,}", size)
         fit = {"codebook_size": file.codebook_size, "centroids_VD": centroids_VD, "moves_centroids": moves_centroids}
         target, lookup = sample, fit_lookup(sample, **fit, report=report)
-        mse_lookup = validated_mse(sample, lookup)
+        mse_lookup = sample.validated_mse(lookup)
         if codec is not None:
             decoded = FitSample.decoded(codec, sample.codes, sample.name, holds_out=True)
             other = fit_lookup(decoded, **fit, report=report)
@@ -222,15 +238,6 @@ def fit_lookup(
     return lookup
 
 
-def validated_mse(sample: FitSample, lookup: LookupDecoder) -> float:
-    """The mean squared error of look-up tables on held-out vectors; warns where they explain nothing."""
-    mse, variance = sample.mse(lookup.decode)
-    if mse >= variance > 0:
-        hint = "are the codes of these vectors, in this order?"
-        log.warning("the look-up tables explain nothing of %s (error %.4g): %s", sample.name, mse, hint)
-    return mse
-
-
 def _moved_centroids(lookup: LookupDecoder, sample: FitSample) -> np.ndarray:
     """Centroids moved by the mean of what the tables leave of their lists' vectors, less where these are few: (V, D).
 
@@ -268,8 +275,27 @@ def open_pairwise(
     return decoder
 
 
-def _held_out(count: int, holds_out: bool) -> np.ndarray:
-    is_held_T = np.zeros(count, bool)
-    if holds_out and count >= _MIN_HELD_OUT * _HELD_OUT:
-        is_held_T[::_HELD_OUT] = True
-    return is_held_T
+def codes_of_codec(codec: Codec, codes: Codes) -> Codes:
+    """Codes as their codec decodes them: without the lists of a partition that the codec does not know."""
+    return codes if codec.is_ivf else codes.with_lists(None)
+
+
+def assign_decoded(codec: Codec | None, codes: Codes, centroids_VD, report: Progress = silent) -> np.ndarray:
+    """The nearest centroid of each code's reconstruction, int32 (N,); a single one needs no codec."""
+    lists_N = np.zeros(len(codes), np.int32)
+    if len(centroids_VD) == 1:
+        return lists_N
+    assert codec is not None
+    on_device = to_device(centroids_VD, codec.device)
+    for first, block in codec.decode_blocks(codes, "auto"):
+        found_N = torch.as_tensor(nearest(to_device(block, codec.device), on_device, torch.get_num_threads()))
+        lists_N[first : first + len(block)] = found_N.cpu().numpy()
+        report("assigning vectors to lists", first + len(block), len(codes))
+    return lists_N
+
+
+def sample_rows(count: int, most: int, seed: int) -> np.ndarray:
+    """At most `most` of `count` row numbers, drawn at random, in ascending order."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))

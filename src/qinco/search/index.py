@@ -18,12 +18,12 @@ from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption, reporting
 from qinco.search.build import build_parts, fill_lists, prepared
 from qinco.search.faiss_index import from_faiss
+from qinco.search.fit import assign_decoded
 from qinco.search.ids import admitted_ids, as_ids, check_new, next_ids
 from qinco.search.index_file import as_path, load_parts, save_parts
 from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.timing import tune
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
-from qinco.search.partition import assign_decoded
 from qinco.search.parts import IndexParts
 from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, make_pipeline, search_queries
 from qinco.search.scan import make_filter

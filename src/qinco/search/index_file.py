@@ -10,13 +10,12 @@ from qinco.codec.codec import Codec
 from qinco.config import require_bool, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError, DataError
-from qinco.search.coarse import CoarseGraph
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
 from qinco.search.parts import IndexParts
 from qinco.search.scan import ENTRIES
-from qinco.search.tables import SearchTables
+from qinco.search.tables import CoarseGraph, SearchTables
 from qinco.store.decoder import describe_decoder, load_pairwise, save_pairwise
 from qinco.store.folder import FolderWriter, OpenFolder, folder_size, read_folder, write_folder
 

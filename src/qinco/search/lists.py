@@ -121,14 +121,7 @@ class InvertedLists:
 
 
 class ListsBuilder:
-    """Builds inverted lists from blocks of vectors, given twice: to count them, then to store them in order.
-
-    builder = ListsBuilder(num_lists, num_codes)
-    for ...: builder.add_counts(lists)
-    builder.allocate(id_dtype(ids))
-    for ...: builder.fill(codes, norm_codes, lists, ids)
-    lists = builder.finish()
-    """
+    """Builds inverted lists from blocks of vectors, given twice: to `add_counts`, then, once `allocate`d, to `fill`."""
 
     def __init__(self, num_lists: int, num_codes: int, tile: int = TILE):
         self.num_lists, self.num_codes, self._tile = num_lists, num_codes, tile

@@ -3,24 +3,57 @@
 Shape suffixes: N vectors, V lists, D dimension, M codes of a vector, K codewords, Q queries, L lists scanned.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import faiss
 import numpy as np
 
+from qinco.compat.faiss_files import read_faiss_file
 from qinco.decoders.lookup import LookupDecoder
+from qinco.errors import DataError
+from qinco.maths.assignment import NearestCentroids, search_effort
 from qinco.maths.clustering import faiss_threads
 from qinco.maths.levels import fit_levels, nearest_level
 from qinco.native.scanner import Filter
-from qinco.search.coarse import MIN_GRAPH_LISTS, CoarseGraph
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
 from qinco.search.scan import Scanner, Shortlist
 
 LEVEL_ROWS = 200_000
+MIN_GRAPH_LISTS = 4096  # so many centroids are searched through a graph
 MAX_PROBES = 1 << 22  # of the queries that are searched again at a time
+
+
+class CoarseGraph(NearestCentroids):
+    """An HNSW graph over the coarse centroids."""
+
+    def probe(self, queries_QD: np.ndarray, nprobe: int, ef_search: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The `nprobe` nearest centroids as `search` gives them, all V where there are fewer.
+
+        `ef_search` is HNSW's efSearch; fitted to nprobe if None.
+        """
+        nprobe = min(nprobe, self.num_lists)
+        return self.search(queries_QD, nprobe, search_effort(nprobe, ef_search))
+
+    def serialize(self) -> bytes:
+        """The graph without the centroids."""
+        return faiss.serialize_index(self.graph(), faiss.IO_FLAG_SKIP_STORAGE).tobytes()
+
+    @classmethod
+    def read(cls, path: str | os.PathLike, centroids_VD: np.ndarray, *, inner_product: bool = False) -> "CoarseGraph":
+        """Read a file of what `serialize` returned, for the same centroids."""
+        graph, found = read_faiss_file(path), cls(centroids_VD, inner_product=inner_product)
+        if not isinstance(graph, faiss.IndexHNSWFlat) or graph.storage is not None:
+            raise DataError(f"{path} is not an HNSW graph without vectors")
+        is_theirs = (graph.ntotal, graph.d, graph.metric_type) == (*centroids_VD.shape, found.flat().metric_type)
+        if not is_theirs or graph.hnsw.levels.size() != graph.ntotal:
+            raise DataError(f"{path} is the graph of other centroids, or damaged")
+        found.use_graph(graph)
+        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,10 @@ from qinco.errors import ConfigError, DataError
 from qinco.store.tensors import open_tensors, read_tensors, write_tensors
 
 KIND = "pairwise"
+_FIELDS = {
+    "tables": "tables_MKD", "pairs": "pairs_P2", "pair_tables": "tables_PJD",
+    "list_codes": "list_codes_VI", "centroids": "centroids_VD",
+}  # fmt: skip
 
 
 def save_pairwise(path: str | os.PathLike, decoder: PairwiseDecoder) -> None:
@@ -29,7 +33,9 @@ def save_pairwise(path: str | os.PathLike, decoder: PairwiseDecoder) -> None:
     if suffix == ".pt":
         _write_upstream(path, decoder)
     elif suffix == ".safetensors":
-        _write_ours(path, decoder)
+        arrays = {name: array for name, field in _FIELDS.items() if (array := getattr(decoder, field)) is not None}
+        tensors = {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in arrays.items()}
+        write_tensors(path, KIND, {"scale": decoder.scale}, tensors)
     else:
         raise ConfigError(f"{path} does not end in .safetensors, nor in .pt as QINCo's pairwise decoders do: rename it")
 
@@ -64,41 +70,24 @@ def describe_decoder(path: str | os.PathLike) -> dict:
         except (KeyError, ValueError):
             raise DataError(f"{path} is damaged: tensors of a pairwise decoder are missing or misshapen") from None
     return {
-        "kind": "pairwise decoder",
-        "code_size": num_codes,
-        "codebook_size": codebook_size,
-        "dim": dim,
-        "num_lists": num_lists,
-        "num_pairs": pairs,
-        "tables": {"F32": "float32", "F16": "float16"}.get(dtype, dtype),
+        "kind": "pairwise decoder", "code_size": num_codes, "codebook_size": codebook_size, "dim": dim,
+        "num_lists": num_lists, "num_pairs": pairs, "tables": {"F32": "float32", "F16": "float16"}.get(dtype, dtype),
         "table_bytes": pairs * rows * dim * (2 if dtype == "F16" else 4),
-    }
-
-
-def _write_ours(path, decoder: PairwiseDecoder) -> None:
-    arrays = {
-        "tables": decoder.tables_MKD,
-        "pairs": decoder.pairs_P2,
-        "pair_tables": decoder.tables_PJD,
-        "list_codes": decoder.list_codes_VI,
-        "centroids": decoder.centroids_VD,
-    }
-    present = {name: np.require(array, requirements="CW") for name, array in arrays.items() if array is not None}
-    tensors = {name: torch.from_numpy(array) for name, array in present.items()}
-    write_tensors(path, KIND, {"scale": decoder.scale}, tensors)
+    }  # fmt: skip
 
 
 def _read_ours(path, centroids_VD: np.ndarray | None) -> PairwiseDecoder:
     header, tensors = read_tensors(path, KIND)
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items() if tensor.dtype != torch.bfloat16}
-    required = {"tables", "pairs", "pair_tables"}
-    if not required <= set(arrays) <= required | {"list_codes", "centroids"}:
+    required, has_bfloat16 = {*list(_FIELDS)[:3]}, torch.bfloat16 in {tensor.dtype for tensor in tensors.values()}
+    if has_bfloat16 or not required <= set(tensors) <= set(_FIELDS):
         raise DataError(f"{path} is damaged: it has the tensors {', '.join(sorted(tensors))}")
     scale = header.get("scale")
     if not isinstance(scale, float) or not 0 < scale < math.inf:
         raise DataError(f"{path} is damaged: its scale is {str(scale)[:50]}")
-    tables, lists = (arrays[name] for name in ("tables", "pairs", "pair_tables")), arrays.get("list_codes")
-    return _checked(path, *tables, scale, lists, arrays.get("centroids") if centroids_VD is None else centroids_VD)
+    arrays = dict.fromkeys(_FIELDS) | {name: tensor.numpy() for name, tensor in tensors.items()}
+    if centroids_VD is not None:
+        arrays["centroids"] = centroids_VD
+    return _checked(path, scale, *arrays.values())
 
 
 def _read_upstream(path, num_codes: int | None, centroids_VD: np.ndarray | None) -> PairwiseDecoder:
@@ -115,7 +104,7 @@ def _read_upstream(path, num_codes: int | None, centroids_VD: np.ndarray | None)
     size = math.isqrt(tables_PJD.shape[1])
     tables_MKD = np.zeros((num_codes, size, tables_PJD.shape[2]), np.float32)
     pairs_P2, list_codes_VI = np.ascontiguousarray(pairs_2P.T), list_codes_VI.astype(np.uint8)
-    return _checked(path, tables_MKD, pairs_P2, tables_PJD, 1.0, list_codes_VI, centroids_VD)
+    return _checked(path, 1.0, tables_MKD, pairs_P2, tables_PJD, list_codes_VI, centroids_VD)
 
 
 def _write_upstream(path, decoder: PairwiseDecoder) -> None:
@@ -149,16 +138,14 @@ def _folded(decoder: PairwiseDecoder) -> tuple[np.ndarray, np.ndarray]:
     return pairs_P2, tables_PKKD.reshape(len(pairs_P2), size**2, dim)
 
 
-def _checked(path, tables_MKD, pairs_P2, tables_PJD, scale, list_codes_VI, centroids_VD) -> PairwiseDecoder:
+def _checked(path, scale, tables_MKD, pairs_P2, tables_PJD, list_codes_VI, centroids_VD) -> PairwiseDecoder:
     """A decoder of arrays that fit each other and hold what they should; raises DataError for any others."""
     num_steps, size, dim = tables_MKD.shape if tables_MKD.ndim == 3 else (0, 0, 0)
-    num_lists, num_streams, are_lists_whole = 0, num_steps, True
-    if list_codes_VI is not None:
-        are_lists_whole = (
-            list_codes_VI.dtype == np.uint8 and list_codes_VI.ndim == 2 and _lie_below(list_codes_VI, size)
-        )
+    lists = np.empty((0, 0), np.uint8) if list_codes_VI is None else list_codes_VI
     if (
-        not are_lists_whole
+        lists.dtype != np.uint8
+        or lists.ndim != 2
+        or not _lie_below(lists, size)
         or tables_MKD.dtype != np.float32
         or tables_MKD.size == 0
         or size > MAX_CODEWORDS
@@ -167,15 +154,14 @@ def _checked(path, tables_MKD, pairs_P2, tables_PJD, scale, list_codes_VI, centr
         or not all(np.isfinite(table).all() for tables in (tables_MKD, tables_PJD) for table in tables)
     ):
         raise DataError(f"{path} is damaged: its tables do not fit each other, or hold values that are not finite")
-    if list_codes_VI is not None:
-        num_lists, num_streams = len(list_codes_VI), num_steps + list_codes_VI.shape[1]
+    num_streams = num_steps + lists.shape[1]
     if pairs_P2.dtype != np.int64 or pairs_P2.shape[1:] != (2,) or not _lie_below(pairs_P2, num_streams):
         raise DataError(
             f"{path} pairs other codes than there are: numbers below {num_streams} were expected for M={num_steps}"
         )
-    if centroids_VD is not None and (centroids_VD.dtype != np.float32 or centroids_VD.shape != (num_lists, dim)):
+    if centroids_VD is not None and (centroids_VD.dtype != np.float32 or centroids_VD.shape != (len(lists), dim)):
         raise DataError(
-            f"{path} is for {num_lists} lists in {dim} dimensions: "
+            f"{path} is for {len(lists)} lists in {dim} dimensions: "
             f"the centroids are {centroids_VD.dtype} of shape {centroids_VD.shape}"
         )
     if centroids_VD is not None and not np.isfinite(centroids_VD).all():

@@ -1,6 +1,6 @@
 """Training vectors in shuffled batches, streamed from a source that need not fit in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 
 import numpy as np
@@ -14,12 +14,11 @@ _RUN_ROWS = 1024
 
 def batches(
     source: VectorSource, epoch: int, bounds: np.ndarray, first_step: int, seed: int, buffer_bytes: int = BUFFER_BYTES
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, None]:
     """Yield the shuffled batches of one epoch, float32 (N, D), from the `first_step`-th on.
 
-    Batch i holds rows bounds[i] to bounds[i + 1] of the epoch. Epochs are equally long and cut from one endless
-    sequence of passes over the source, each pass in an order of its own, so that short epochs reach all of the source,
-    too. While a buffer of rows is used, the next one is read.
+    Batch i holds rows bounds[i] to bounds[i + 1] of the epoch. Epochs are cut from one endless sequence of passes over
+    the source, so that short ones reach all of it. While a buffer of rows is used, the next one is read.
     """
     position = epoch * int(bounds[-1]) + int(bounds[first_step])
     count = int(bounds[-1] - bounds[first_step])
@@ -49,8 +48,7 @@ def _passes(source: VectorSource, seed: int, position: int, count: int, buffer_b
 def _shuffled(source: VectorSource, seed, first_row: int, buffer_bytes: int) -> Iterator[np.ndarray]:
     """Yield all rows in an order that depends on `seed` alone, from the `first_row`-th of that order on.
 
-    Runs of consecutive rows are drawn in random order and shuffled in a buffer: reads are sequential, and memory is
-    bounded by the buffer and a run. Buffers before the first row are not read.
+    Runs of consecutive rows are drawn in random order and shuffled in a buffer: reads are sequential, memory bounded.
     """
     generator = np.random.default_rng(seed)
     runs = generator.permutation(-(-len(source) // _RUN_ROWS))
@@ -65,7 +63,7 @@ def _shuffled(source: VectorSource, seed, first_row: int, buffer_bytes: int) -> 
 
 
 def _gather(source: VectorSource, starts: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Rows of consecutive runs, put in `order`: float32 (N, D)."""
+    """Rows of consecutive runs, put in `order`."""
     positions = np.empty_like(order)
     positions[order] = np.arange(len(order))
     buffer, done = np.empty((len(order), source.dim), np.float32), 0

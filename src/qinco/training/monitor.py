@@ -25,10 +25,7 @@ _ESTIMATE_ROWS = 256
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take: `seconds` and `epochs` from now to its end, and `memory_bytes` beyond the libraries'.
-
-    `batch_size` and `lr` are as given or fitted.
-    """
+    """What a run will take: `seconds` and `epochs` from now to its end, and `memory_bytes` beyond the libraries'."""
 
     seconds: float
     memory_bytes: int
@@ -42,10 +39,7 @@ class Estimate:
 
 
 def estimate(training: Training) -> Estimate:
-    """Time encoding, gradients and validation on a few vectors, without changing the run.
-
-    The time to fit the first codebooks, at most a minute or two, is not included.
-    """
+    """Time encoding, gradients and validation on a few vectors, but not the fit of the first codebooks."""
     plan, num_train, num_valid = training.plan, len(training.train_source), len(training.valid_source)
     x_ND = training.model.normalize(to_device(training.train_source[:_ESTIMATE_ROWS], training.model.device))
     codes_NM = _encode(training, x_ND, training.batch_encode_options)
@@ -72,7 +66,6 @@ def _encode(training: Training, x_ND: torch.Tensor, options: EncodeOptions) -> t
 
 
 def _seconds(work, x_ND: torch.Tensor) -> float:
-    """Seconds that `work` takes per vector."""
     begun = time.monotonic()
     work()
     if x_ND.is_cuda:
@@ -81,8 +74,7 @@ def _seconds(work, x_ND: torch.Tensor) -> float:
 
 
 def _memory(training: Training) -> int:
-    """Bytes of initialization (sample, residuals of the beam, and those that k-means takes), of weights, gradients, two
-    moments and the best copy, of the two shuffle buffers, and of a step's activations."""
+    """Bytes of initialization, of weights, gradients, moments and the best copy, of shuffle buffers and activations."""
     config, num_train = training.model.config, len(training.train_source)
     vector, rows = 4 * config.dim, sample_rows(config, num_train)
     start = (rows * (1 + BEAM_WIDTH) + min(KMEANS_ROWS, rows * BEAM_WIDTH)) * vector
@@ -99,10 +91,7 @@ Report = Estimate | StepReport | EpochReport
 def monitor(
     progress: Progress = silent, mse_scale: float = 1.0, tensorboard=None, on_report: Callable | None = None
 ) -> Iterator[Callable[[Report], None]]:
-    """Yield a function that shows the reports of a run, with errors times `mse_scale`, and then calls `on_report`.
-
-    `tensorboard` is the folder of TensorBoard; raises ConfigError where it cannot be written.
-    """
+    """Yield a function that shows the reports of a run, with errors times `mse_scale`, and then calls `on_report`."""
     try:
         board = None if tensorboard is None else summary_writer()(tensorboard)
     except OSError as error:
@@ -121,8 +110,9 @@ def monitor(
             progress(stage, report.step, report.steps, "step", loss=report.loss, lr=report.lr)
         else:
             _log_epoch(report, mse_scale)
-            for name, value in {} if board is None else _curves(report, mse_scale).items():
-                board.add_scalar(name, value, report.epoch)
+            if board is not None:
+                for name, value in _curves(report, mse_scale).items():
+                    board.add_scalar(name, value, report.epoch)
         if on_report is not None:
             on_report(report)
 
@@ -160,7 +150,6 @@ def summary_writer() -> type:
 
 
 def _curves(report: EpochReport, scale: float) -> dict[str, float]:
-    """Points of TensorBoard's curves."""
     values = {"mse/valid": report.mse * scale, "lr": report.lr, "codewords/unused": report.unused_codewords}
     if report.loss is not None:  # the start has neither loss nor entropy
         values |= {"loss/train": report.loss, "codewords/entropy_bits": report.code_entropy}

@@ -32,7 +32,7 @@ class Processes:
         return os.environ.get("RANK", "0") == "0"
 
     def share(self, count: int) -> slice:
-        """This process's share of `count` consecutive rows; shares differ by one row at most."""
+        """This process's share of `count` consecutive rows."""
         return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -41,21 +41,18 @@ class Processes:
             return tensor
         from accelerate.utils import reduce
 
-        return reduce(tensor, "sum")
+        return reduce(tensor, "sum")  # pyright: ignore[reportReturnType]  (a tensor for a tensor)
 
     def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over all processes, in one message."""
         if self.count == 1:
             return
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = self.sum(torch.cat([parameter.grad.flatten() for parameter in parameters]))
-        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad.copy_(part.view_as(parameter))
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = self.sum(torch.cat([grad.flatten() for grad in grads]))
+        for parameter, grad, part in zip(parameters, grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            parameter.grad = grad.copy_(part.view_as(grad))
 
     def wait(self) -> None:
-        """Wait until all processes have called this."""
         if self.count > 1:
             from accelerate.utils import wait_for_everyone
 

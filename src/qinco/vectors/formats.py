@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from qinco.atomic import write_atomically
 from qinco.config import require_int
@@ -107,10 +108,10 @@ class VectorWriter:
         num_rows: how many rows will come, if known: any other number is then an error.
     """
 
-    def __init__(self, path: str | os.PathLike, dim: int, dtype=np.float32, num_rows: int | None = None):
+    def __init__(self, path: str | os.PathLike, dim: int, dtype: DTypeLike = np.float32, num_rows: int | None = None):
         self.path, self.dim, self.num_rows, self.rows_written = Path(path), dim, num_rows, 0
         self._format = _find_format(self.path, WRITTEN_SUFFIXES)
-        self.dtype = np.dtype(dtype) if self._format.dtype is None else self._format.dtype
+        self.dtype: np.dtype = np.dtype(dtype) if self._format.dtype is None else self._format.dtype
         require_int("dim", dim, 1, MAX_DIM)
 
     def __enter__(self) -> "VectorWriter":
@@ -125,7 +126,7 @@ class VectorWriter:
         matrix = as_matrix(block, f"the block for {self.path}")
         if matrix.shape[1] != self.dim:
             raise DataError(f"the block for {self.path} has dimension {matrix.shape[1]}, the file {self.dim}")
-        self._file.write(self._format.frame(self._convert(matrix)))  # pyright: ignore[reportArgumentType]  (a buffer)
+        self._file.write(self._format.frame(self._convert(matrix)))  # pyright: ignore[reportCallIssue, reportArgumentType]
         self.rows_written += len(matrix)
 
     def size(self, num_rows: int) -> int:

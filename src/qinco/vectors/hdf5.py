@@ -57,7 +57,7 @@ def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: i
             if chunks > _MAX_CHUNKS or data.id.get_num_chunks() != chunks:
                 raise DataError(f"{name} is damaged: not all of the {chunks} chunks of shape {data.shape} are stored")
             return Hdf5Rows(name, data, block_bytes)
-        expected = data.size * dtype.itemsize
+        expected = math.prod(data.shape) * dtype.itemsize
         if data.id.get_storage_size() < expected or (offset or 0) + expected > size:
             raise DataError(f"{name} is truncated: its shape {data.shape} needs {expected} bytes")
         if offset is not None and data.id.get_type().equal(h5py.h5t.py_create(dtype)):

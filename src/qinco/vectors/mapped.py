@@ -52,9 +52,8 @@ class Format:
     """A file format of vectors."""
 
     suffixes: tuple[str, ...]  # of file names, in lower case
-    open: Callable[
-        ..., Rows
-    ]  # takes a path and its size; with `has_parts` also the matrix's name or None, and a default
+    # Takes a path and its size; with `has_parts` also the matrix's name or None, and a default.
+    open: Callable[..., Rows]
     has_parts: bool = False  # a file may hold several matrices; `FILE:NAME` chooses one
     dtype: np.dtype | None = None  # the stored type; None for any
     header: Callable[[tuple[int, int], np.dtype], bytes] | None = None  # as many bytes for any shape; None: only read
@@ -133,8 +132,9 @@ def release_pages(rows: np.ndarray) -> None:
     mapped = rows
     while isinstance(mapped.base, np.ndarray):
         mapped = mapped.base
-    is_mapped = isinstance(mapped, np.memmap) and isinstance(mapped.base, mmap.mmap) and mapped.mode == "r"
-    if not is_mapped or rows.size == 0 or rows.strides[0] < rows[0].nbytes:
+    if not (isinstance(mapped, np.memmap) and isinstance(mapped.base, mmap.mmap) and mapped.mode == "r"):
+        return
+    if rows.size == 0 or rows.strides[0] < rows[0].nbytes:
         return
     begin = rows.__array_interface__["data"][0] - mapped.__array_interface__["data"][0]
     begin += mapped.offset % mmap.ALLOCATIONGRANULARITY

@@ -1,6 +1,6 @@
 """Reading ahead: the next items are made in a thread while the consumer works on the last one."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -11,7 +11,7 @@ from qinco.config import require_int
 T = TypeVar("T")
 
 
-def read_ahead(items: Iterator[T], depth: int = 1) -> Iterator[T]:
+def read_ahead(items: Iterator[T], depth: int = 1) -> Generator[T, None, None]:
     """The items of an iterator, in order, drawn from it in a thread before they are asked for, `depth` at most.
 
     Drawing begins when the first item is asked for. An exception of `items` is raised where its item would have come.

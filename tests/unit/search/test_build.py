@@ -8,11 +8,10 @@ from small_lists import lists_of
 import qinco
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError, DataError
-from qinco.search.build import fill_lists, fit_tables, metric_of_codec, prepared
-from qinco.search.fit import FitSample, fit_lookup, fit_lookup_decoder
+from qinco.search.build import choose_num_lists, fill_lists, fit_tables, metric_of_codec, partition, prepared
+from qinco.search.fit import FitSample, assign_decoded, fit_lookup, fit_lookup_decoder
 from qinco.search.index import Index
 from qinco.search.metric import L2, Metric
-from qinco.search.partition import assign_decoded, choose_num_lists, partition
 from qinco.search.parts import merge_small
 from qinco.vectors.rows import as_source
 

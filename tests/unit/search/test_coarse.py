@@ -11,7 +11,7 @@ from small_models import random_vectors
 from qinco.errors import DataError
 from qinco.maths.assignment import NearestCentroids, assigner, search_effort
 from qinco.maths.clustering import faiss_threads
-from qinco.search.coarse import CoarseGraph
+from qinco.search.tables import CoarseGraph
 
 CENTROIDS = random_vectors(500, 6, seed=1)
 QUERIES = random_vectors(80, 6, seed=2)

@@ -8,10 +8,10 @@ from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, built, copied, tra
 
 from qinco.errors import ConfigError, DataError
 from qinco.search import tables as tables_module
-from qinco.search.coarse import MIN_GRAPH_LISTS
 from qinco.search.index import Index
 from qinco.search.index_file import CODEC, GRAPH, PAIRWISE
 from qinco.search.options import SearchOptions
+from qinco.search.tables import MIN_GRAPH_LISTS
 from qinco.store.folder import read_folder, write_folder
 from qinco.store.manifest import MANIFEST, read_manifest
 

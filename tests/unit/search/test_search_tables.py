@@ -5,11 +5,10 @@ import pytest
 from small_indexes import DIM, NUM_VECTORS, built, trained, vectors
 
 from qinco.decoders.lookup import LookupDecoder
-from qinco.search.coarse import CoarseGraph
 from qinco.search.metric import METRICS
 from qinco.search.options import SearchOptions
 from qinco.search.scan import make_filter
-from qinco.search.tables import SearchTables
+from qinco.search.tables import CoarseGraph, SearchTables
 
 QUERIES_QD = vectors(30, 1)
 

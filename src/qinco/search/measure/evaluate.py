@@ -17,8 +17,8 @@ from qinco.maths.clustering import quantize_residually, residual_kmeans
 from qinco.maths.metrics import RANKS, recall
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.exhaustive import nearest_in_blocks
+from qinco.search.fit import assign_decoded, codes_of_codec, sample_rows
 from qinco.search.measure.timing import check_truth, open_queries
-from qinco.search.partition import assign_decoded, codes_of_codec, sample_rows
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource, as_source
 
