@@ -1,4 +1,4 @@
-"""Public data sets and published models: their names, the addresses of their files, and the paths of these here."""
+"""Public data sets and published models: names, addresses of their files, and the paths of these here."""
 
 import re
 from collections.abc import Iterable
@@ -85,8 +85,7 @@ _TABLE: dict[str, tuple[str, float, int | None, dict[str, str]]] = {
         for name in ("queries.npy", "ground_truth1M.npy", "database1M.npy", "training_set10010k.npy")
     }),
 }  # fmt: skip
-_SMALL = {"bigann1B": "bigann1M", "deep1B": "deep1M"}
-_MEMBER = "gnd/idx_1000M.ivecs"
+_SMALL, _MEMBER = {"bigann1B": "bigann1M", "deep1B": "deep1M"}, "gnd/idx_1000M.ivecs"
 DATASETS = {
     name: DataSet(name, *(f"{folder}/{file}" for file in files), mse_scale=scale, database_limit=limit)
     for name, (folder, scale, limit, files) in _TABLE.items()
@@ -112,17 +111,12 @@ _GROUPS = {
 }
 
 
-def _expand(pattern: str) -> list[str]:
-    """Every name that `a{b,c}d` stands for."""
-    pieces = re.split(r"\{(.*?)\}", pattern)  # those at odd places were in braces
-    return ["".join(choice) for choice in product(*(piece.split(",") for piece in pieces))]
-
-
 _SINGLE_FILES = {
     name: PublishedFile(f"{_QINCO}/{server_folder}/{name}", f"{folder}/{name}")
     for patterns in _GROUPS.values()
     for server_folder, folder, pattern in patterns
-    for name in _expand(pattern)
+    # Splitting at braces leaves fixed texts and lists of alternatives in turn.
+    for name in map("".join, product(*(piece.split(",") for piece in re.split(r"[{}]", pattern))))
 }
 
 
@@ -151,17 +145,15 @@ def find_files(names: Iterable[str], small: bool = False, mirror: str | None = N
 
 
 def names() -> list[str]:
-    """Every name that `find_files` knows, those of single files with their suffix."""
+    """Every name that `find_files` knows."""
     return [*_TABLE, *_SINGLE_FILES]
 
 
 def _find(name: str) -> list[PublishedFile]:
     if name in _TABLE:
         folder, _, _, files = _TABLE[name]
-        return [
-            PublishedFile(address, f"{folder}/{file}", _MEMBER if address.endswith(".tar.gz") else None)
-            for file, address in files.items()
-        ]
+        members = {address: _MEMBER if address.endswith(".tar.gz") else None for address in files.values()}
+        return [PublishedFile(address, f"{folder}/{file}", members[address]) for file, address in files.items()]
     by_stem = {PurePosixPath(file_name).stem: file for file_name, file in _SINGLE_FILES.items()}
     file = _SINGLE_FILES.get(name) or by_stem.get(name)
     if file is not None:

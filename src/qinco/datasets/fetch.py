@@ -55,9 +55,8 @@ def download(
         What became of each file.
 
     Raises:
-        ConfigError: a name is unknown, a different file is in the way, or httpx is not installed.
+        ConfigError: a name is unknown, or a different file is in the way.
         DataError: a file cannot be downloaded or is damaged.
-        ResourceError: the disk is full or cannot be written.
 
     Example:
         >>> qinco.download("bigann1M")[0].path
@@ -66,10 +65,9 @@ def download(
     files = find_files([names] if isinstance(names, str) else names, small, mirror)
     if not Path(folder).is_dir():
         raise ConfigError(f"folder={folder} is not a folder: create it first")
-    targets = [Path(folder) / file.target for file in files]
+    targets, results = [Path(folder) / file.target for file in files], []
     # Different files in the way are found before the first hour of work.
     present = [is_present(*pair, overwrite) for pair in zip(files, targets, strict=True)]
-    results = []
     with reporting(progress) as report:
         for file, target, is_there in zip(files, targets, present, strict=True):
             begun, state = time.monotonic(), "skipped" if is_there else "downloaded"
@@ -112,8 +110,8 @@ def fetch(
     path = Path(f"{os.path.realpath(target)}.part")
     record = Path(f"{path}.version")
 
-    def discard() -> None:
-        path.unlink(missing_ok=True)  # before the lock is released
+    def discard() -> None:  # before the lock is released
+        path.unlink(missing_ok=True)
         record.unlink(missing_ok=True)
 
     try:
@@ -138,9 +136,7 @@ def fetch(
         raise KeyboardInterrupt(f"the same command continues {path}" if path.exists() else "") from None
 
 
-def _receive(
-    part: BinaryIO, record: Path, file: PublishedFile, target: Path, report: Progress, pauses, timeout: float
-) -> None:
+def _receive(part: BinaryIO, record: Path, file: PublishedFile, target: Path, report, pauses, timeout: float) -> None:
     """Fill `part`, with another attempt after each pause as long as the connection breaks."""
     left, furthest = list(pauses), part.tell()
     while True:

@@ -86,8 +86,7 @@ def _open_http(stack: ExitStack, address: str, start: int, version: str | None, 
     context, hooks = ssl.create_default_context(), {"request": [check]}
     client = httpx.Client(verify=context, timeout=timeout, follow_redirects=True, max_redirects=10, event_hooks=hooks)
     response = stack.enter_context(stack.enter_context(client).stream("GET", address, headers=headers))
-    status, tag = response.status_code, response.headers.get("ETag", "W/")
-    # A weak tag does not identify bytes.
+    status, tag = response.status_code, response.headers.get("ETag", "W/")  # a weak tag does not identify bytes
     found_version = response.headers.get("Last-Modified") if tag.startswith("W/") else tag
     if start and status in (206, 416):
         found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))

@@ -1,7 +1,4 @@
-"""From a file as it is published to the file that is read: gunzip, one member of a tar archive, fbin to fvecs.
-
-Everything is streamed, so that memory stays bounded.
-"""
+"""From a file as it is published to the file that is read: gunzip, a member of a tar archive, fbin to fvecs."""
 
 import gzip
 import shutil
@@ -28,9 +25,16 @@ def check_space(path: Path, size: int) -> None:
 
 def unpack(file: PublishedFile, source: Path, target: Path, report: Report) -> None:
     """Write to `target` what the packed `file` holds, downloaded to `source`; DataError if it is damaged."""
-    if file.packing == "fbin":
-        return _convert_fbin(source, target, report)
     size = source.stat().st_size
+    if file.packing == "fbin":
+        rows = FORMATS[".fbin"].open(source, size)
+        with target.open("w+b") as output:
+            writer = VectorWriter(target, rows.shape[1])
+            writer.attach(output)
+            for first in range(0, rows.shape[0], WRITE_ROWS):
+                writer.append(rows[first : first + WRITE_ROWS])
+                report(size * writer.rows_written // rows.shape[0], size)
+        return
     try:
         with source.open("rb") as packed, gzip.GzipFile(fileobj=packed) as content, target.open("wb") as output:
             unpacked = content if file.member is None else _find_member(content, file.member, target)
@@ -50,14 +54,3 @@ def _find_member(content, member: str, target: Path) -> IO[bytes]:
             check_space(target, info.size)
             return archive.extractfile(info)  # pyright: ignore[reportReturnType]  (of a regular file)
     raise DataError(f"the archive has no regular file {member}")
-
-
-def _convert_fbin(source: Path, target: Path, report: Report) -> None:
-    size = source.stat().st_size
-    rows = FORMATS[".fbin"].open(source, size)
-    with target.open("w+b") as output:
-        writer = VectorWriter(target, rows.shape[1])
-        writer.attach(output)
-        for first in range(0, rows.shape[0], WRITE_ROWS):
-            writer.append(rows[first : first + WRITE_ROWS])
-            report(size * writer.rows_written // rows.shape[0], size)

@@ -99,8 +99,7 @@ class LookupDecoder(TableDecoder):
 
         Args:
             blocks: (codes (n, M) of integers below K, list numbers (n,) or None, vectors float32 (n, D)).
-            num_codes: M.
-            codebook_size: K.
+            num_codes, codebook_size: M and K.
             centroids_VD: of the lists; None where there are none.
             ridge: see `fit_additive_tables`.
         """

@@ -118,10 +118,9 @@ def check_same_codec(first: CodeFile, second: CodeFile) -> None:
 def training_vectors(file: CodeFile, vectors) -> VectorSource:
     """The vectors that codes stand for; raises DataError where they do not match."""
     source = as_source(vectors)
-    if file.dim not in (None, source.dim):
-        raise DataError(f"{source.name} has vectors of {source.dim} dimensions, {file.name} is of {file.dim}")
-    if len(file) > len(source):
-        raise DataError(f"{file.name} holds codes of {len(file)} vectors, {source.name} has {len(source)}")
+    if file.dim not in (None, source.dim) or len(file) > len(source):
+        wanted = f"{len(file)} vectors of {file.dim or source.dim} dimensions"
+        raise DataError(f"{file.name} holds codes of {wanted}, and {source.name} has the shape {source.shape}")
     source = source.limit(len(file))
     if file.source is not None and fingerprint(source) != file.source:
         raise DataError(f"{file.name} holds codes of other vectors than {source.name}: give the vectors encoded")
@@ -131,7 +130,6 @@ def training_vectors(file: CodeFile, vectors) -> VectorSource:
 def list_centroids(file: CodeFile, codec: Codec | None, centroids, dim: int) -> np.ndarray | None:
     """The centroids of the lists that codes have or are assigned to, float32 (V, D); None without lists."""
     given_VD = None if centroids is None else read_centroids(centroids, dim)
-    name = centroids if isinstance(centroids, str | os.PathLike) else "the centroids"
     if not file.codes.has_lists:
         if given_VD is not None and codec is None and len(given_VD) > 1:
             raise ConfigError(f"{file.name} holds codes without lists: give the codec (model=), to assign its "
@@ -141,10 +139,10 @@ def list_centroids(file: CodeFile, codec: Codec | None, centroids, dim: int) -> 
         if given_VD is None:
             raise ConfigError(f"{file.name} holds codes of an IVF codec: give its ivf_centroids=, or model=")
         if file.num_lists not in (None, len(given_VD)):
-            raise DataError(f"{name} holds {len(given_VD)} centroids, {file.name} is of {file.num_lists} lists")
+            raise DataError(f"there are {len(given_VD)} centroids, and {file.name} is of {file.num_lists} lists")
         return given_VD
     if given_VD is not None and not same_centroids(given_VD, codec.coarse_centroids):
-        raise DataError(f"{name} holds other centroids than the codec was trained with: leave it out")
+        raise DataError("ivf_centroids= are others than the codec was trained with: leave it out")
     return codec.coarse_centroids
 
 

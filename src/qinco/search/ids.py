@@ -9,7 +9,7 @@ from qinco.errors import ConfigError, DataError
 _LAST = np.iinfo(np.int64).max
 
 
-def as_ids(ids, count: int | None, *, unique: bool = True) -> np.ndarray:
+def as_ids(ids, count: int | None) -> np.ndarray:
     """Ids as int64 (N,); raises DataError unless they are integers from 0 on, `count` of them (if given) and unique."""
     try:
         array = np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids)
@@ -25,7 +25,7 @@ def as_ids(ids, count: int | None, *, unique: bool = True) -> np.ndarray:
         if not 0 <= wrong <= _LAST:
             raise DataError(f"ids must be from 0 to 2^63 - 1, not {wrong}")
     array = array.astype(np.int64)
-    if unique and count is not None:
+    if count is not None:
         sorted_N = np.sort(array)
         if (same := sorted_N[1:] == sorted_N[:-1]).any():
             raise DataError(f"id {sorted_N[1:][same][0]} is given twice: each vector needs its own")

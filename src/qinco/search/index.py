@@ -7,6 +7,7 @@ import os
 import threading
 from dataclasses import replace
 from numbers import Integral
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,12 +21,12 @@ from qinco.search.build import build_parts, fill_lists, prepared
 from qinco.search.faiss_index import from_faiss
 from qinco.search.fit import assign_decoded
 from qinco.search.ids import admitted_ids, as_ids, check_new, next_ids
-from qinco.search.index_file import as_path, load_parts, save_parts
+from qinco.search.index_file import load_parts, save_parts
 from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.timing import tune
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
 from qinco.search.parts import IndexParts
-from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, make_pipeline, search_queries
+from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, plan_stages, search_queries
 from qinco.search.scan import make_filter
 from qinco.vectors.rows import as_source
 
@@ -90,8 +91,7 @@ class Index:
     @property
     def bytes_per_vector(self) -> float:
         """Bytes of codes, norm codes, ids and list boundaries for each vector, without centroids and tables."""
-        parts = self.parts
-        return sum(segment.nbytes for segment in parts.segments) / max(1, len(parts))
+        return sum(segment.nbytes for segment in self.segments) / max(1, len(self))
 
     tables = _part("tables", "SearchTables: centroids, look-up tables and metric.")
     segments = _part("segments", "The inverted lists; recently added vectors are in segments of their own.")
@@ -181,8 +181,9 @@ class Index:
             threads = torch.get_num_threads()
             return parts.tables.shortlist(queries_QD, length, options, parts.segments, admitted, threads)
 
-        decoders = self.codec, parts.pairwise, decoder, precision
-        return make_pipeline(scan, parts.tables.metric, options, k, count, *decoders)
+        neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
+        length, stages = plan_stages(options, k, None if decoder == "lookup" else parts.pairwise, neural)
+        return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric)
 
     # Changing
 
@@ -265,7 +266,7 @@ class Index:
             codec: for an index that was written without its codec, the one that made its codes.
             device: where the codec of the folder is loaded.
         """
-        if (path := as_path(folder)).suffix.lower() == ".faissindex" and not path.is_dir():
+        if (path := Path(folder)).suffix.lower() == ".faissindex" and not path.is_dir():
             return cls(codec, from_faiss(path, codec))
         return cls(*load_parts(folder, mmap, codec, device))
 
@@ -296,8 +297,6 @@ class Index:
     def emptied(self) -> "Index":
         """An index with the same codec, tables and options, and no vectors."""
         return Index(self.codec, replace(self.parts, segments=(), next_id=0))
-
-    # For sweeps
 
     has_graph = property(lambda self: self.tables.coarse is not None, doc="Whether lists are found by an HNSW graph.")
 

@@ -27,7 +27,7 @@ CODEC, PAIRWISE, GRAPH = "codec.safetensors", "pairwise.safetensors", "graph.fai
 
 def save_parts(codec: Codec | None, parts: IndexParts, folder: str | os.PathLike) -> None:
     """Write an index to a folder, whole or not at all."""
-    if (path := as_path(folder)).suffix.lower() in _FILE_SUFFIXES and not path.is_dir():
+    if (path := Path(folder)).suffix.lower() in _FILE_SUFFIXES and not path.is_dir():
         raise ConfigError(f"{path}: an index is saved to a folder, give a name without {path.suffix}")
     with write_folder(folder, "index", {}) as writer:
         put_parts(writer, codec, parts)
@@ -51,9 +51,9 @@ def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> N
         "codec": codec.fingerprint() if parts.codec_fingerprint is None and codec else parts.codec_fingerprint,
         "options": asdict(parts.options),
     }
-    arrays = {"centroids": tables.centroids_VD, "tables": lookup.tables_MKD, "levels": tables.levels}
-    for name, array in arrays.items():
-        writer.put(name, array)
+    writer.put("centroids", tables.centroids_VD)
+    writer.put("tables", lookup.tables_MKD)
+    writer.put("levels", tables.levels)
     if tables.coarse is not None:
         writer.file(GRAPH).write_bytes(tables.coarse.serialize())
     if codec is not None:
@@ -68,13 +68,6 @@ def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> N
 def load_parts(folder, mmap: bool, codec: Codec | None, device: str) -> tuple[Codec | None, IndexParts]:
     """Read the codec and the parts of an index from a folder; see `Index.load`."""
     return read_folder(folder, "index", lambda opened: _load(opened, codec, device), mmap=mmap)
-
-
-def as_path(folder) -> Path:
-    try:
-        return Path(folder)
-    except TypeError:
-        raise ConfigError(f"an index is named by its folder, not by {folder!r:.100}") from None
 
 
 def check_codec_of(path: Path, codec: Codec | None, sizes: dict) -> None:
@@ -141,8 +134,8 @@ def describe_index(folder: Path) -> dict:
     settings, arrays = opened.settings, opened.arrays
     try:
         num_vectors, bytes_of = len(arrays["ids"]), {name: array.nbytes for name, array in arrays.items()}
-        fields = {"kind": "index", "num_vectors": num_vectors}
-        fields |= {name: settings[name] for name in ("num_lists", "dim", "metric", "code_size", "codebook_size")}
+        sizes = {name: settings[name] for name in ("num_lists", "dim", "metric", "code_size", "codebook_size")}
+        fields = {"kind": "index", "num_vectors": num_vectors} | sizes
         fields["bytes_per_vector"] = sum(bytes_of[name] for name in _LISTS) / max(1, num_vectors)
         fields["id_bytes"] = arrays["ids"].dtype.itemsize
         fields["table_bytes"] = sum(bytes_of[name] for name in ("centroids", "tables", "levels"))

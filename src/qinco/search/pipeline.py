@@ -126,15 +126,6 @@ class NeuralDecoder:
         return torch.cat(decoded) if self.on_device else np.concatenate(decoded)
 
 
-def make_pipeline(
-    scan, metric: Metric, options: SearchOptions, k: int, count: int, codec, pairwise, decoder: str, precision: str
-) -> Pipeline:
-    """The pipeline of a search for k of `count` vectors, whose last stage is "neural", "pairwise" or "lookup"."""
-    neural = NeuralDecoder(codec, precision) if decoder == "neural" and codec is not None else None
-    length, stages = plan_stages(options, k, None if decoder == "lookup" else pairwise, neural)
-    return Pipeline(scan, min(length, max(1, count)), stages, metric)
-
-
 def search_queries(
     pipeline: Pipeline, source: VectorSource, k: int, nprobe: int, num_codes: int, batch_bytes: int = BATCH_BYTES
 ) -> tuple[np.ndarray, np.ndarray]:

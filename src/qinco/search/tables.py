@@ -32,10 +32,7 @@ class CoarseGraph(NearestCentroids):
     """An HNSW graph over the coarse centroids."""
 
     def probe(self, queries_QD: np.ndarray, nprobe: int, ef_search: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The `nprobe` nearest centroids as `search` gives them, all V where there are fewer.
-
-        `ef_search` is HNSW's efSearch; fitted to nprobe if None.
-        """
+        """The `nprobe` nearest centroids as `search` gives them; HNSW's efSearch is fitted to nprobe if None."""
         nprobe = min(nprobe, self.num_lists)
         return self.search(queries_QD, nprobe, search_effort(nprobe, ef_search))
 
@@ -47,11 +44,10 @@ class CoarseGraph(NearestCentroids):
     def read(cls, path: str | os.PathLike, centroids_VD: np.ndarray, *, inner_product: bool = False) -> "CoarseGraph":
         """Read a file of what `serialize` returned, for the same centroids."""
         graph, found = read_faiss_file(path), cls(centroids_VD, inner_product=inner_product)
-        if not isinstance(graph, faiss.IndexHNSWFlat) or graph.storage is not None:
-            raise DataError(f"{path} is not an HNSW graph without vectors")
-        is_theirs = (graph.ntotal, graph.d, graph.metric_type) == (*centroids_VD.shape, found.flat().metric_type)
-        if not is_theirs or graph.hnsw.levels.size() != graph.ntotal:
-            raise DataError(f"{path} is the graph of other centroids, or damaged")
+        is_graph = isinstance(graph, faiss.IndexHNSWFlat) and graph.storage is None
+        wanted = (*centroids_VD.shape, found.flat().metric_type, len(centroids_VD))
+        if not is_graph or (graph.ntotal, graph.d, graph.metric_type, graph.hnsw.levels.size()) != wanted:
+            raise DataError(f"{path} is damaged, or no HNSW graph of these centroids")
         found.use_graph(graph)
         return found
 
@@ -97,7 +93,6 @@ class SearchTables:
 
     @cached_property
     def scanner(self) -> Scanner:
-        """Scans lists by the look-up tables."""
         tables_MKD, origins_VD = self.lookup.tables_MKD, self.lookup.centroids_VD
         if origins_VD is None:
             tables_MKD = tables_MKD - self._origin_D / np.float32(len(tables_MKD))

@@ -45,10 +45,7 @@ def load_pairwise(
 ) -> PairwiseDecoder:
     """Read a decoder of either form; executes nothing.
 
-    Args:
-        path: the file.
-        num_codes: M, the codes of a vector; needed for the authors' form, which does not tell it.
-        centroids_VD: float32 (V, D), in the place of what the file has; the authors' form has none.
+    The authors' form does not tell `num_codes` M, and has no centroids; `centroids_VD` replace those of the file.
     """
     if is_torch_file(path) or Path(path).suffix.lower() == ".pt":
         return _read_upstream(path, num_codes, centroids_VD)

@@ -39,8 +39,8 @@ from qinco.store.manifest import (
     read_manifest,
     write_manifest,
 )
+from qinco.vectors.binary import npy_header
 from qinco.vectors.mapped import file_size, map_file, read_start, release_pages
-from qinco.vectors.npy_bin import npy_header
 
 LOCK = ".lock"
 VERIFIED_BYTES = 256 << 20  # a tenth of a second

@@ -76,10 +76,7 @@ def set_steps(model: Qinco, codebooks_MKD: Tensor, options: TrainOptions) -> Non
 def initialize_model(
     model: Qinco, source: VectorSource, options: TrainOptions, coarse_VD: np.ndarray | None, progress: Progress = silent
 ) -> None:
-    """Set every weight: scales, then the steps to a residual quantizer of a sample (QINCo2 paper, section 3.3).
-
-    `coarse_VD` are float32 coarse centroids in data space, for a model that starts from them.
-    """
+    """Set every weight: scales, then the steps to a residual quantizer of a sample (QINCo2 paper, section 3.3)."""
     config, threads = model.config, torch.get_num_threads()
     set_scales(model, source, options, coarse_VD)
     x_ND = sample(source, sample_rows(config, len(source)), options.seed)
@@ -122,8 +119,7 @@ def redraw_unused(model: Qinco, use: CodewordUse, redraw: str, generator: torch.
     """Draw new values for the codewords that an epoch did not use, and return how many there were.
 
     "split" puts them beside a frequently used codeword; "targets" draws them from the mean and spread of the step's
-    targets (QINCo2 paper, section 3.3). `generator` (on the CPU) has the same state in every process, so that all
-    draw the same codewords.
+    targets (QINCo2 paper, section 3.3). `generator` (on the CPU) has the same state in every process.
     """
     total = 0
     for m, step in enumerate(model.steps):

@@ -17,13 +17,11 @@ from numpy.typing import DTypeLike
 from qinco.atomic import write_atomically
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
-from qinco.vectors import fvecs, hdf5, npy_bin, parquet
+from qinco.vectors import binary, hdf5, parquet
 from qinco.vectors.mapped import MAX_DIM, Format, Rows, as_matrix, file_size
 
 FORMATS = {
-    suffix: format
-    for format in (*fvecs.FORMATS, *npy_bin.FORMATS, *hdf5.FORMATS, *parquet.FORMATS)
-    for suffix in format.suffixes
+    suffix: format for module in (binary, hdf5, parquet) for format in module.FORMATS for suffix in format.suffixes
 }
 SUFFIXES = tuple(FORMATS)
 WRITTEN_SUFFIXES = tuple(suffix for suffix, format in FORMATS.items() if format.header is not None)

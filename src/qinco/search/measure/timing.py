@@ -75,7 +75,7 @@ def open_queries(queries, ground_truth, dim: int) -> tuple[np.ndarray, np.ndarra
         raise DataError(f"{source.name} have {source.dim} dimensions, the vectors to search {dim}")
     truth = ground_truth.cpu() if hasattr(ground_truth, "cpu") else ground_truth
     truth = np.asarray(read_integers(truth) if isinstance(truth, str | os.PathLike) else truth)
-    nearest_Q = as_ids(truth[:, 0] if truth.ndim == 2 and truth.shape[1] else truth, None, unique=False)
+    nearest_Q = as_ids(truth[:, 0] if truth.ndim == 2 and truth.shape[1] else truth, None)
     if len(nearest_Q) != len(source):
         raise DataError(f"the ground truth has {len(nearest_Q)} rows, and there are {len(source)} queries")
     if not len(source):

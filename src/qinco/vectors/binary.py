@@ -1,6 +1,7 @@
-"""npy, and fbin, u8bin, i8bin and ibin: one header, then all values as one matrix, which is memory-mapped.
+"""fvecs, bvecs and ivecs; npy; fbin, u8bin, i8bin and ibin: binary files, which are memory-mapped.
 
-The header of the `bin` formats of the big-ann benchmarks is two little-endian uint32, the numbers of rows and columns.
+A row of an fvecs file is its dimension (little-endian int32), then its values. A file of the `bin` formats of the
+big-ann benchmarks has one header, two little-endian uint32 with the numbers of rows and columns.
 """
 
 import io
@@ -12,11 +13,53 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from qinco.errors import DataError
-from qinco.vectors.mapped import MAX_DIM, Format, check_matrix, check_size, map_file, read_start
+from qinco.vectors.mapped import MAX_DIM, Format, StoredRows, check_matrix, check_size, map_file, read_start
 
+_VECS_TYPES = {".fvecs": np.dtype("<f4"), ".bvecs": np.dtype("u1"), ".ivecs": np.dtype("<i4")}
 _BIN_TYPES = {".fbin": np.dtype("<f4"), ".u8bin": np.dtype("u1"), ".i8bin": np.dtype("i1"), ".ibin": np.dtype("<i4")}
 _NPY_HEADER_BYTES = 65536
 _BIN_HEADER = struct.Struct("<II")
+
+
+class FramedRows(StoredRows):
+    """The rows of an fvecs, bvecs or ivecs file; each row's dimension field is verified when the row is read."""
+
+    def __init__(self, path: Path, dim: int, dtype: np.dtype, num_rows: int):
+        super().__init__((num_rows, dim), dtype)
+        self._path, self._records = path, map_file(path, _record_type(dim, dtype), (num_rows,))
+
+    def __getitem__(self, key) -> np.ndarray:
+        records = self._records[key]
+        wrong = np.flatnonzero(records["dim"] != self.shape[1])
+        if wrong.size:
+            rows = range(len(self))[key] if isinstance(key, slice) else np.atleast_1d(key) % len(self)
+            found = np.atleast_1d(records["dim"])[wrong[0]]
+            what = f"its dimension field is {found}, not {self.shape[1]}"
+            raise DataError(f"{self._path} is damaged at row {rows[wrong[0]]}: {what}")
+        return records["values"]
+
+
+def frame(rows: np.ndarray) -> np.ndarray:
+    """Rows (n, D) as they lie in the file."""
+    records = np.empty(len(rows), _record_type(rows.shape[1], rows.dtype))
+    records["dim"], records["values"] = rows.shape[1], rows
+    return records
+
+
+def open_framed(path: Path, size: int, suffix: str) -> FramedRows:
+    """Open a file of `size` bytes; raises DataError unless it consists of whole rows of the first row's dimension."""
+    dtype, dim = _VECS_TYPES[suffix], int.from_bytes(read_start(path, 4), "little", signed=True)
+    if not 1 <= dim <= MAX_DIM:
+        raise DataError(f"{path} is not a {suffix} file: the dimension field of its first row is {dim}")
+    row_size = 4 + dim * dtype.itemsize
+    if size % row_size:
+        what = f"{size} bytes are not a multiple of a row's {row_size} (dimension {dim})"
+        raise DataError(f"{path} is truncated or not a {suffix} file: {what}")
+    return FramedRows(path, dim, dtype, size // row_size)
+
+
+def _record_type(dim: int, dtype: np.dtype) -> np.dtype:
+    return np.dtype([("dim", "<i4"), ("values", dtype, (dim,))])
 
 
 def open_npy(path: Path, size: int) -> np.ndarray:
@@ -68,6 +111,10 @@ def _parse_npy_header(path: Path) -> tuple[tuple, bool, np.dtype, int]:
 
 
 FORMATS = (
+    *(
+        Format((suffix,), partial(open_framed, suffix=suffix), False, dtype, lambda shape, dtype: b"", frame)
+        for suffix, dtype in _VECS_TYPES.items()
+    ),
     Format((".npy",), open_npy, header=npy_header),
     *(
         Format((suffix,), partial(open_bin, suffix=suffix), False, dtype, lambda shape, _: _BIN_HEADER.pack(*shape))
