@@ -180,7 +180,8 @@ class _GivenValues(Mapping):
             return f"${{{name}}}"
         else:
             # Defaults depend on the suffix of output, which may itself be named after them.
-            known = ChainMap({"output": self._texts["output"][0]} if "output" in self else {}, self)  # pyright: ignore[reportArgumentType]
+            output = {"output": self._texts["output"][0]} if "output" in self else {}
+            known = ChainMap(output, self)  # pyright: ignore[reportArgumentType]  (which is only read)
             value = effective(key.name, self._task, known).value
             value = self._interpolated(key.name, value) if isinstance(value, str) else value
         return None if value is None else to_text(key, value)

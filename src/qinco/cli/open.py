@@ -62,9 +62,8 @@ def open_database(settings: Settings) -> "qinco.VectorSource":
 
 def open_trainset(settings: Settings) -> "qinco.VectorSource":
     """The vectors of `trainset=`, or of the data set that `db=` names; at most `ds.trainset` of them."""
-    path, dataset = settings["trainset"], find_dataset(settings["db"] or "")
-    path = dataset.trainset if dataset is not None and path is None else path
-    if path is None:
+    dataset = find_dataset(settings["db"] or "")
+    if (path := settings["trainset"] or (dataset and dataset.trainset)) is None:
         found = "" if settings["db"] is None else f", and db={settings['db']} is none"
         raise ConfigError(f"give trainset=FILE, or db=NAME of a data set{found}: {', '.join(DATASETS)}")
     source = _open(path)

@@ -4,7 +4,7 @@ Shape suffixes: N vectors, D dimension, M codes of a vector.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from hashlib import sha256
 
 import numpy as np
@@ -181,14 +181,14 @@ class Codec:
                 part = slice(first, first + len(block))
                 codes_NM[part] = block.codes
                 if lists_N is not None:
-                    lists_N[part] = block.lists
+                    lists_N[part] = np.asarray(block.lists)
                 report("encoding", part.stop, len(source))
         return Codes(codes_NM, lists_N)
 
     def encode_blocks(
         self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None,
         ranges: Sequence[range] | None = None,
-    ) -> Iterator[tuple[int, Codes]]:  # fmt: skip
+    ) -> Generator[tuple[int, Codes], None, None]:  # fmt: skip
         """Encode consecutive blocks of a source, in bounded memory.
 
         Args:

@@ -158,6 +158,6 @@ def _fingerprint(codes: Codes) -> str:
     """SHA-256 of the shape and of some codes and list numbers."""
     sample = codes[spread_rows(len(codes))]
     digest = sha256(repr(codes.shape).encode() + sample.codes.astype("<i8").tobytes())
-    if sample.has_lists:
-        digest.update(sample.lists.astype("<i8").tobytes())
+    if (lists := sample.lists) is not None:
+        digest.update(lists.astype("<i8").tobytes())
     return digest.hexdigest()

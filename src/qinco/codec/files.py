@@ -212,12 +212,12 @@ class _Encoding:
         complete, pending = CodeFolder.find(self.folder)
         there, plan = pending or complete, self.plan
         if there is None:
-            is_anew = True
-        elif there is pending:
-            is_empty = len(pending.missing()) == pending.plan.num_shards
+            return CodeFolder.create(self.folder, plan)
+        if there is pending:
+            is_empty = len(there.missing()) == there.plan.num_shards
             is_anew = self.is_alone and (is_empty or (overwrite and not resume))
         else:
-            is_anew = overwrite and not (resume and complete.plan == plan)
+            is_anew = overwrite and not (resume and there.plan == plan)
         if is_anew:
             return CodeFolder.create(self.folder, plan)
         plan.check_same(self.folder, there.plan)

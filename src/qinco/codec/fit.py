@@ -146,7 +146,7 @@ class _Runs:
         if is_new:  # weights of any value take the same time: the estimate does not wait for the codebooks
             set_scales(model, train, options, plan.coarse_VD)
             set_steps(model, torch.zeros(len(model.steps), plan.model_config.codebook_size, train.dim), options)
-        elif saved is None:
+        elif saved is None and initial is not None:
             model.load_state_dict(initial.models[0].state_dict())
         training = Training(model, train, valid, options, plan.encode_options, self.processes)
         if saved is not None:
@@ -171,7 +171,7 @@ class _Runs:
     def train_parts(self, source: VectorSource, num_parts: int, rotate: bool, output, tensorboard) -> Fitted:
         """Train a model for each part, one after the other, with files `output.part_i` until all are complete."""
         is_main, options = self.processes.is_main, self.plan.encode_options
-        outputs = [None if output is None else Path(f"{output}.part_{part}") for part in range(num_parts)]
+        outputs = [Path(f"{output}.part_{part}") for part in range(num_parts)]
         if output is not None:
             if is_main:
                 check_output(output, overwrite=self.overwrite, resume=self.resume)
@@ -183,9 +183,9 @@ class _Runs:
                 return [model.to(self.processes.device) for model in models], rotation_DD, options, provenance
         check_values(source, self.progress)
         sampled = sample(source, _ROTATION_ROWS, self.plan.train_options.seed) if rotate else None
-        rotation_DD = fit_rotation(sampled, num_parts) if rotate else None
+        rotation_DD = None if sampled is None else fit_rotation(sampled, num_parts)
         models, provenances = [], []
-        for part, part_output in enumerate(outputs):
+        for part, part_output in enumerate([None] * num_parts if output is None else outputs):
             if is_main:
                 _LOG.info(f"part {part + 1} of {num_parts}")
             board = None if tensorboard is None else Path(tensorboard, f"part_{part}")

@@ -30,7 +30,7 @@ class Recorder:
         self.plan, self.training, self.header, self.output = plan, training, header, output
         self.writes = output is not None and training.processes.is_main
         self.best: tuple[dict, dict] | None = None
-        if saved is not None:
+        if saved is not None and output is not None:
             self.best = (load_models(output)[0][0].state_dict(), saved["best"])
         if self.writes:
             self._trim_log()
@@ -54,6 +54,7 @@ class Recorder:
                     self._save_state()
                     raise KeyboardInterrupt("the run is saved: give resume=true to continue it" if self.writes else "")
         self.training.processes.wait()
+        assert self.best is not None  # an epoch has ended, now or before
         state, provenance = self.best
         model = Qinco.empty(self.plan.model_config)
         model.load_state_dict(state, assign=True)

@@ -26,13 +26,13 @@ from qinco.store.decoder import load_pairwise
 from qinco.vectors.rows import VectorSource, as_source
 
 log = logging.getLogger(__name__)
+Decoder = TypeVar("Decoder", LookupDecoder, PairwiseDecoder)
 BLOCK_ROWS = 1 << 17
 _HALF_WEIGHT_ROWS = np.float32(30)  # a list of so many vectors moves its centroid half of the way to their mean
 _HELD_OUT = 20  # one in so many training vectors is held out for validation
 _MIN_HELD_OUT = 50
 _MAX_MOVED = 0.25  # refitted centroids stay within this fraction of the centroids' variance
 _ENCODED_ROWS = 100_000
-AnyDecoder = TypeVar("AnyDecoder", LookupDecoder, PairwiseDecoder)
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ class FitSample:
 
 
 @dataclass(frozen=True)
-class FittedDecoder(Generic[AnyDecoder]):
+class FittedDecoder(Generic[Decoder]):
     """A decoder fitted to `num_vectors`, and how well it decodes others.
 
     `mse` is its mean squared error, summed over dimensions, and `mse_lookup` that of the look-up tables alone.
     """
 
-    decoder: AnyDecoder
+    decoder: Decoder
     mse: float
     mse_lookup: float
     num_vectors: int

@@ -50,7 +50,7 @@ def open_codes_file(
     is the path of list numbers that are neither within nor beside the codes.
     """
     path, within, may_lie_beside = Path(path), None, True
-    suffix, is_sized = path.suffix.lower(), None not in (num_codes, codebook_size)
+    suffix = path.suffix.lower()
     if is_directory(path):
         folder, may_lie_beside = CodeFolder.open(path), False
         codes, within = folder.codes, folder.lists
@@ -59,10 +59,11 @@ def open_codes_file(
             if wanted not in (None, found):
                 raise DataError(f"{path} holds codes of another codec: {name} is {found} there, {wanted} in the model")
     elif suffix == ".npz":
-        sizes = (num_codes, codebook_size) if is_sized else map(read_npz_sizes(path)[0].get, "MK")
-        codes, within = open_npz(path, *sizes)
+        if num_codes is None or codebook_size is None:
+            num_codes, codebook_size = map(read_npz_sizes(path)[0].__getitem__, "MK")
+        codes, within = open_npz(path, num_codes, codebook_size)
     elif suffix == ".raw":
-        if not is_sized:
+        if num_codes is None or codebook_size is None:
             raise ConfigError(f"{path} does not say how long its codes are: give codec, or num_codes and codebook_size")
         codes = _RawRows(path, num_codes, codebook_size.bit_length() - 1)
     else:
@@ -93,6 +94,7 @@ def write_codes_file(
     if lists is not None and len(lists.shape) == 1:
         lists = np.asarray(lists)[:, None]
     if suffix == ".npz":
+        assert codebook_size is not None and dim is not None
         return write_npz(path, codes, lists, codebook_size, dim)
     blocks = [slice(start, start + block_rows) for start in range(0, count, block_rows)]
     if lists is not None:
@@ -102,6 +104,7 @@ def write_codes_file(
             for block in blocks:
                 writer.append(np.asarray(lists[block]))
     if suffix == ".raw":
+        assert codebook_size is not None
         with write_atomically(path) as temporary, temporary.open("wb") as file:
             for block in blocks:
                 file.write(pack_codes(np.asarray(codes[block]), codebook_size.bit_length() - 1).tobytes())

@@ -181,6 +181,7 @@ class CodeFolder:
         return self._rows("lists", 1, np.dtype(np.int32)) if self.plan.num_lists else None
 
     def _writer(self) -> FolderWriter:
+        assert self.manifest is not None
         return FolderWriter(self.path, KIND, self.manifest.settings, self.manifest.token)
 
     def _path(self, name: str, shard: int) -> Path:
@@ -208,7 +209,7 @@ class CodeFolder:
         def load(shard: int) -> np.ndarray:
             path, shape = self._path(name, shard), (len(plan.rows(shard)), columns)
             array = open_array(path)
-            if array.shape != shape or array.dtype != dtype:
+            if array.shape != shape or array.dtype != dtype or not isinstance(array, np.ndarray):
                 raise DataError(f"{path} is damaged: it is {array.dtype} {array.shape}, not {dtype} {shape}")
             return array
 

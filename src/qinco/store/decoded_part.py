@@ -101,7 +101,7 @@ def _kept_rows(part: Path, there: dict | None, writer: VectorWriter, work: dict,
     if there is None and size:
         raise ConfigError(f"{part} is there without its {_record_path(part).name} and would be replaced: remove it")
     rows = 0 if there is None else there["rows"]
-    if size == 0 or rows == 0 or (overwrite and not resume):
+    if there is None or size == 0 or rows == 0 or (overwrite and not resume):
         return 0
     labels = {"codec": "another codec", "codes": "other codes"}
     if found := differences(there | {"rows": None}, work, labels):

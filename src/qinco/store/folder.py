@@ -83,7 +83,7 @@ class FolderWriter:
         rows = max(1, piece_bytes // max(1, array[:1].nbytes))
         with self._create(name, array.dtype, array.shape) as file:
             for start in range(0, len(array), rows):
-                file.write(np.ascontiguousarray(array[start : start + rows]))
+                file.write(np.ascontiguousarray(array[start : start + rows]).data)
                 release_pages(array[start : start + rows])
 
     def file(self, name: str) -> Path:
@@ -97,7 +97,7 @@ class FolderWriter:
         path = path_of(self.folder, f"{name}.npy", self.token)
         with write_atomically(path) as temporary, temporary.open("wb") as file:
             file.write(npy_header(array.shape, array.dtype))
-            file.write(np.ascontiguousarray(array))
+            file.write(np.ascontiguousarray(array).data)
 
     def expect(self, name: str, dtype, shape: tuple) -> None:
         """Declare an array that `add` has written, in this process or another."""

@@ -37,7 +37,7 @@ class StoredFile:
     bytes: int
     crc32: int  # zlib's
     dtype: str | None = None
-    shape: tuple[int, ...] | None = None
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def is_kind(path: str | os.PathLike, kind: str) -> bool:
 
 def path_of(folder: Path, name: str, token: str) -> Path:
     """The path of a file of a generation."""
-    stem, suffix = re.fullmatch(NAME, name).groups()
-    return folder / f"{stem}-{token}{suffix}"
+    stem, _, suffix = name.partition(".")
+    return folder / f"{stem}-{token}.{suffix}"
 
 
 def checksum(path: Path) -> int:
@@ -141,7 +141,7 @@ def _parse(content: dict, version: int) -> Manifest:
 
 def _parse_file(name: str, entry) -> StoredFile:
     entry = entry if isinstance(entry, dict) else {}
-    size, crc32, dtype, shape = map(entry.get, ("bytes", "crc32", "dtype", "shape"))
+    size, crc32, dtype, shape = (entry.get(key, -1) for key in ("bytes", "crc32", "dtype", "shape"))
     is_array = name.endswith(".npy")
     shape = shape if is_array and isinstance(shape, list) else []
     is_sound = all(type(count) is int and 0 <= count < 1 << 48 for count in (size, crc32, *shape))

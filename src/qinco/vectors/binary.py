@@ -75,7 +75,7 @@ def open_npy(path: Path, size: int) -> np.ndarray:
     return map_file(path, dtype, shape, offset, "F" if is_fortran else "C")
 
 
-def npy_header(shape: tuple[int, int], dtype: np.dtype) -> bytes:
+def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     """The bytes before the values of an npy file; as many for any number of rows."""
     header, descr = io.BytesIO(), npy_format.dtype_to_descr(dtype)
     npy_format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
