@@ -7,7 +7,7 @@ from qinco import config
 from qinco.cli.keys import Task, chosen_preset
 from qinco.cli.tasks import KEYS
 from qinco.config import PRESETS, EncodeOptions, ModelConfig, field_keys
-from qinco.datasets.catalogue import find_dataset
+from qinco.datasets.catalogue import DATASETS
 from qinco.training.options import TrainOptions
 
 _SIZES = {key: field for field, key in field_keys(ModelConfig).items()}
@@ -72,7 +72,7 @@ def _resolve(name: str, task: Task, given: Mapping[str, Any]) -> Resolved:
 
 def _of_dataset(name: str, task: Task, given: Mapping[str, Any]) -> Resolved | None:
     """What the data set that `db` names says of a key; None if it says nothing."""
-    dataset = find_dataset(given.get("db") or "")
+    dataset = DATASETS.get(given.get("db") or "")
     if dataset is None:
         return None
     values: dict[str, object] = {"mse_scale": dataset.mse_scale}

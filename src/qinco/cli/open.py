@@ -7,7 +7,7 @@ from pathlib import Path
 import qinco
 from qinco.cli.keys import Settings
 from qinco.config import EncodeOptions, suggest
-from qinco.datasets.catalogue import DATASETS, find_dataset
+from qinco.datasets.catalogue import DATASETS
 from qinco.errors import ConfigError, DataError
 from qinco.progress import Progress
 
@@ -53,7 +53,7 @@ def decode_precision(settings: Settings) -> str:
 
 def open_database(settings: Settings) -> "qinco.VectorSource":
     """The vectors of `db=`, a path or the name of a data set; at most `ds.db` of them."""
-    dataset = find_dataset(settings["db"])
+    dataset = DATASETS.get(settings["db"])
     source = _open(settings["db"] if dataset is None else dataset.database)
     for limit in (dataset and dataset.database_limit, settings["ds.db"]):
         source = source if limit is None else source.limit(limit)
@@ -62,7 +62,7 @@ def open_database(settings: Settings) -> "qinco.VectorSource":
 
 def open_trainset(settings: Settings) -> "qinco.VectorSource":
     """The vectors of `trainset=`, or of the data set that `db=` names; at most `ds.trainset` of them."""
-    dataset = find_dataset(settings["db"] or "")
+    dataset = DATASETS.get(settings["db"] or "")
     if (path := settings["trainset"] or (dataset and dataset.trainset)) is None:
         found = "" if settings["db"] is None else f", and db={settings['db']} is none"
         raise ConfigError(f"give trainset=FILE, or db=NAME of a data set{found}: {', '.join(DATASETS)}")
@@ -72,7 +72,7 @@ def open_trainset(settings: Settings) -> "qinco.VectorSource":
 
 def open_queries(settings: Settings) -> tuple["qinco.VectorSource", str]:
     """The queries, and the path of their true nearest neighbours."""
-    dataset = find_dataset(settings["db"] or "")
+    dataset = DATASETS.get(settings["db"] or "")
     queries = settings["queries"] or (dataset and dataset.queries)
     truth = settings["queries_gt"] or (dataset and dataset.ground_truth)
     if queries is None or truth is None:
@@ -119,7 +119,7 @@ def open_decoder(settings: Settings, codec: "qinco.Codec", progress: Progress):
         return decoder
     if index is not None:
         return index.tables.lookup
-    if settings["trainset"] is None and find_dataset(settings["db"]) is None:
+    if settings["trainset"] is None and DATASETS.get(settings["db"]) is None:
         raise ConfigError("decoder=lookup needs index=, whose tables are taken, or trainset=, vectors to fit tables to")
     samples = settings.given_values.get("search.aq_training_samples")
     how = {"codec": codec, "num_training": samples, "seed": settings["seed"], "progress": progress}
@@ -128,7 +128,7 @@ def open_decoder(settings: Settings, codec: "qinco.Codec", progress: Progress):
 
 def mse_scale(settings: Settings) -> float:
     """`mse_scale=`, or that of the data set that `db=` names."""
-    dataset = None if settings.given("mse_scale") else find_dataset(settings["db"] or "")
+    dataset = None if settings.given("mse_scale") else DATASETS.get(settings["db"] or "")
     return settings["mse_scale"] if dataset is None else dataset.mse_scale
 
 

@@ -70,7 +70,6 @@ def fit(
         and the provenance: how the models were trained, as plain values.
 
     Raises:
-        ConfigError, DataError: before any work begins; ConfigError also where training diverges.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, when the state is saved. A second one acts at once.
     """
     source = as_source(x, "training vectors")

@@ -36,10 +36,7 @@ class Recorder:
             self._trim_log()
 
     def follow(self, listen: Callable) -> tuple[Qinco, dict]:
-        """Train to the end; returns the best model, on the run's device, and its provenance.
-
-        `listen` hears every report. Raises KeyboardInterrupt on Ctrl-C or SIGTERM, when the state is saved.
-        """
+        """Train to the end, or to Ctrl-C or SIGTERM (KeyboardInterrupt); returns the best model and its provenance."""
         saved_at = time.monotonic()
         with _stop_requests() as is_stopped:
             for report in self.training.run():

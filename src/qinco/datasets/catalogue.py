@@ -120,11 +120,6 @@ _SINGLE_FILES = {
 }
 
 
-def find_dataset(name: str) -> DataSet | None:
-    """The data set called `name`, or None: it is a path then."""
-    return DATASETS.get(name)
-
-
 def find_files(names: Iterable[str], small: bool = False, mirror: str | None = None) -> list[PublishedFile]:
     """The files of data sets, models, centroids and indexes; names of single files with or without their suffix.
 

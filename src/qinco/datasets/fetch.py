@@ -173,7 +173,6 @@ def _receive_once(part: BinaryIO, record: Path, file: PublishedFile, target: Pat
 
 
 def _finish(path: Path, file: PublishedFile, target: Path, report: Progress) -> None:
-    """Unpack and verify the complete part, and then give it its name."""
     if file.packing is None:
         _check_opens(path, target.suffix)
         write_to_disk(path)

@@ -49,7 +49,6 @@ def open_remote(address: str, start: int = 0, version: str | None = None, timeou
 
 
 def refusal(address: str, reason: str, kind=DataError) -> DataError:
-    """The error that says that `address` cannot be downloaded, and why."""
     return kind(f"cannot download {address}: {reason}")
 
 

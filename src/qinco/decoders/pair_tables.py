@@ -54,7 +54,8 @@ def fit_pair_tables(
         tables_PJD[len(pairs)] = rows.table()
         fit.subtract(pair, rows)
         pairs.append(pair)
-        report("fitting pairs", len(pairs), num_pairs, "table", residual=fit.mse() * scale**2)
+        mse = float(fit.held.left_TD.square().sum(1).double().mean()) * scale**2
+        report("fitting pairs", len(pairs), num_pairs, "table", residual=mse)
     return np.array(pairs, np.int64).reshape(-1, 2), tables_PJD[: len(pairs)].numpy(), scale
 
 
@@ -124,10 +125,6 @@ class _Fit:
         directions_Dd = np.linalg.qr(generator.standard_normal((dim, min(dim, _SKETCH_DIM))))[0]
         self.sketch_Dd = torch.from_numpy(directions_Dd.astype(np.float32))
         self.gains = dict.fromkeys(combinations(range(len(words_WKD)), 2), np.inf)
-
-    def mse(self) -> float:
-        """Of the vectors held out, summed over dimensions."""
-        return float(self.held.left_TD.square().sum(1).double().mean())
 
     def next_pair(self) -> Pair | None:
         """The pair that lowers the error most, by a sketch of what is left; None if none does. None is returned twice.

@@ -98,24 +98,19 @@ class PairwiseDecoder(TableDecoder):
         return len(self.pairs_P2)
 
     def _decode(self, codes: np.ndarray, lists: np.ndarray | None) -> np.ndarray:
-        decoded_ND = super()._decode(codes, lists)
+        decoded_ND, size = super()._decode(codes, lists), np.int32(self.codebook_size)
+        first_rows_P = np.arange(self.num_pairs, dtype=np.int32) * size**2
         for first in range(0, len(codes) if self.num_pairs else 0, _BLOCK_ROWS):
             rows = slice(first, first + _BLOCK_ROWS)
-            joint_nP = self._joint_rows(codes[rows], None if lists is None else lists[rows])
-            sums_nD = embedding_bag(joint_nP, self._pair_rows, mode="sum")
+            streams_nW = codes[rows].astype(np.int32)
+            if lists is not None and self.list_codes_VI is not None:
+                streams_nW = np.concatenate([streams_nW, self.list_codes_VI[lists[rows]]], 1, dtype=np.int32)
+            joint_nP = streams_nW[:, self.pairs_P2[:, 0]] * size
+            joint_nP += streams_nW[:, self.pairs_P2[:, 1]]
+            joint_nP += first_rows_P
+            sums_nD = embedding_bag(torch.from_numpy(joint_nP), self._pair_rows, mode="sum")
             decoded_ND[rows] += sums_nD.float().mul_(self.scale).numpy()
         return decoded_ND
-
-    def _joint_rows(self, codes_nM: np.ndarray, lists_n: np.ndarray | None) -> Tensor:
-        """Joint codes as rows of the pairs' tables laid one after the other: int32 (n, P)."""
-        streams_nW = codes_nM.astype(np.int32)
-        if lists_n is not None and self.list_codes_VI is not None:
-            streams_nW = np.concatenate([streams_nW, self.list_codes_VI[lists_n]], 1, dtype=np.int32)
-        size = np.int32(self.codebook_size)
-        joint_nP = streams_nW[:, self.pairs_P2[:, 0]] * size
-        joint_nP += streams_nW[:, self.pairs_P2[:, 1]]
-        joint_nP += np.arange(self.num_pairs, dtype=np.int32) * size**2
-        return torch.from_numpy(joint_nP)
 
     @cached_property
     def _pair_rows(self) -> Tensor:

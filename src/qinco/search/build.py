@@ -39,9 +39,6 @@ FIT_ROWS, PAIRWISE_ROWS = 1_000_000, 300_000
 _MAX_LENGTH_SPREAD = 0.01  # of vectors that count as of one length
 
 
-# In memory
-
-
 def build_parts(
     codec: Codec, vectors, num_lists: int | None, ids, pairwise: bool, metric: str, seed: int, report: Progress
 ) -> IndexParts:
@@ -92,10 +89,7 @@ def choose_num_lists(num_lists: int | None, num_vectors: int) -> int:
 def partition(
     codec: Codec, codes: Codes, num_lists: int, seed: int, report: Progress = silent
 ) -> tuple[np.ndarray, np.ndarray]:
-    """k-means of the reconstructions of codes: centroids, float32 (V, D), and the list of each code, int32 (N,).
-
-    Empty lists, of which duplicate vectors make many, are dropped.
-    """
+    """Centroids float32 (V, D) of reconstructions, and the list of each, int32 (N,); without lists that are empty."""
     rows = sample_rows(len(codes), _CLUSTER_ROWS_EACH * num_lists, seed)
     decoded_ND = np.concatenate([block for _, block in codec.decode_blocks(codes[rows], "auto")])
     report("partitioning", 0, num_lists, "list")
@@ -111,10 +105,7 @@ def partition(
 def fit_tables(
     sample: FitSample, codebook_size: int, centroids_VD, metric: Metric, adds_centroids: bool, report: Progress = silent
 ) -> SearchTables:
-    """Look-up tables, centroids and levels of an index, fitted to a sample of its vectors in their lists.
-
-    With `adds_centroids` codes say what the centroids do not (IVF codecs); otherwise both describe whole vectors.
-    """
+    """Fitted parts of an index; with `adds_centroids` (IVF codecs) codes say what the centroids do not."""
     lookup = fit_lookup(sample, codebook_size, centroids_VD if adds_centroids else None, report=report)
     codes, partition_VD = sample.codes, None if adds_centroids else centroids_VD
     return SearchTables.fit(lookup, codes.codes, codes.lists, metric, partition_VD)
@@ -149,9 +140,6 @@ def metric_of_codec(name: str, codec: Codec) -> Metric:
 def prepared(source: VectorSource, metric: Metric) -> VectorSource:
     """The vectors as they are encoded for a metric."""
     return source.map(metric.prepare) if metric.name == "cosine" else source
-
-
-# On disk
 
 
 @dataclass(frozen=True)

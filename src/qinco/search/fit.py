@@ -93,7 +93,7 @@ class FitSample:
         return error / count, (squares - (np.square(sum_D) / count).sum()) / count
 
     def validated_mse(self, lookup: LookupDecoder) -> float:
-        """The mean squared error of look-up tables; warns where they explain nothing."""
+        """The error of look-up tables; warns where they explain nothing."""
         mse, variance = self.mse(lookup.decode)
         if mse >= variance > 0:
             hint = "are the codes of these vectors, in this order?"
@@ -108,10 +108,7 @@ class FitSample:
 
 @dataclass(frozen=True)
 class FittedDecoder(Generic[Decoder]):
-    """A decoder fitted to `num_vectors`, and how well it decodes others.
-
-    `mse` is its mean squared error, summed over dimensions, and `mse_lookup` that of the look-up tables alone.
-    """
+    """A decoder fitted to `num_vectors`, its mean squared error on others, and that of its look-up tables alone."""
 
     decoder: Decoder
     mse: float
@@ -207,10 +204,7 @@ def fit_pairwise_decoder(
 def draw_sample(
     file: CodeFile, vectors, codec: Codec | None, centroids, num_training: int | None, seed: int, report: Progress
 ) -> tuple[FitSample, np.ndarray | None]:
-    """A sample of codes and their vectors (reconstructions if None), and the centroids of the lists or None.
-
-    Codes without lists get those of their reconstructions where there are centroids.
-    """
+    """A sample of codes, in lists where there are centroids, with vectors (None: reconstructions); and centroids."""
     rows_T = sample_rows(len(file), num_training or 1_000_000, seed)
     if vectors is None and codec is None:
         raise ConfigError("without training vectors a codec is needed, to whose reconstructions tables are fitted")
@@ -239,10 +233,7 @@ def fit_lookup(
 
 
 def _moved_centroids(lookup: LookupDecoder, sample: FitSample) -> np.ndarray:
-    """Centroids moved by the mean of what the tables leave of their lists' vectors, less where these are few: (V, D).
-
-    The tables know nothing of what codes mean in one list and not in another; this makes up for some of it.
-    """
+    """Centroids (V, D) moved by the mean of what tables leave of their lists' vectors, less where these are few."""
     sums_VD = torch.zeros(lookup.centroids_VD.shape)
     counts_V = np.zeros(lookup.num_lists, np.float32)
     for codes_NM, lists_N, x_ND in sample.blocks():

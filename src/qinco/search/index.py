@@ -123,8 +123,6 @@ class Index:
         with reporting(progress) as report:
             return cls(codec, build_parts(codec, vectors, num_lists, ids, pairwise, metric, seed, report))
 
-    # Searching
-
     def search(
         self, queries, k: int = 10, nprobe: int | None = None, num_short: int | None = None, filter=None, *,
         num_mid: int | None = None, ef_search: int | None = None, precision: str = "auto",
@@ -184,8 +182,6 @@ class Index:
         neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
         length, stages = plan_stages(options, k, None if decoder == "lookup" else parts.pairwise, neural)
         return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric)
-
-    # Changing
 
     def add(self, vectors, ids=None, *, progress: ProgressOption = None) -> np.ndarray:
         """Encode vectors and add them. They are on disk when `save` is called.
@@ -249,8 +245,6 @@ class Index:
             raise DataError(f"id {wanted[~found][0]} is not in the index, which holds {len(parts)} vectors")
         return decoded_ND if np.ndim(id) else decoded_ND[0]
 
-    # Files
-
     def save(self, folder: str | os.PathLike) -> None:
         """Write the index to a folder, whole or not at all; an index that is there is replaced."""
         with self._changing:
@@ -269,8 +263,6 @@ class Index:
         if (path := Path(folder)).suffix.lower() == ".faissindex" and not path.is_dir():
             return cls(codec, from_faiss(path, codec))
         return cls(*load_parts(folder, mmap, codec, device))
-
-    # Measuring
 
     def tune(
         self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, *, progress: ProgressOption = None

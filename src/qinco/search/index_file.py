@@ -70,7 +70,6 @@ def load_parts(folder, mmap: bool, codec: Codec | None, device: str) -> tuple[Co
 
 
 def check_codec_of(path: Path, codec: Codec | None, sizes: dict) -> None:
-    """Raise unless codes of these sizes may be those of the codec, if one was given."""
     if codec is None:
         return
     if not isinstance(codec, Codec):
@@ -118,7 +117,6 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
 
 
 def _codec_of(opened: OpenFolder, given, fingerprint: str | None, device: str) -> Codec | None:
-    """The codec that the folder holds, or the one that was given; raises DataError for another one."""
     if given is None:
         return Codec.load(opened.files[CODEC], device) if CODEC in opened.files else None
     if isinstance(given, Codec) and fingerprint is not None and given.fingerprint() != fingerprint:

@@ -128,7 +128,6 @@ class ListsBuilder:
         self.counts = np.zeros(num_lists, np.int64)
 
     def add_counts(self, lists) -> None:
-        """Count n vectors. lists: integers (n,) below num_lists."""
         np.add.at(self.counts, np.asarray(lists).astype(np.int64, copy=False), 1)
 
     def allocate(self, ids: np.dtype, create: Callable[[str, np.dtype, tuple], np.ndarray] | None = None) -> None:

@@ -40,21 +40,16 @@ class IndexParts:
     ids = property(lambda self: [segment.ids for segment in self.segments])
 
     def with_vectors(self, added: InvertedLists, next_id: int) -> "IndexParts":
-        """These vectors and those that are added."""
         return replace(self, segments=merge_small((*self.segments, added)), next_id=next_id)
 
     def without(self, removed_ids: np.ndarray) -> "IndexParts":
-        """These vectors but for those of the ids that are given."""
         masks = [np.isin(ids, removed_ids) for ids in self.ids]
         left = [s.without(mask) if mask.any() else s for s, mask in zip(self.segments, masks, strict=True)]
         return replace(self, segments=merge_small((left[0], *filter(len, left[1:]))))
 
 
 def merge_small(segments: tuple[InvertedLists, ...]) -> tuple[InvertedLists, ...]:
-    """Merge the last segments until each is less than half as large as the one before it.
-
-    So additions stay cheap, a search scans few segments, and every vector is moved few times.
-    """
+    """Merge the last segments until each is less than half as large as the one before: few, and rarely moved."""
     while len(segments) > 1 and 2 * len(segments[-1]) >= len(segments[-2]):
         segments = (*segments[:-2], InvertedLists.merged(segments[-2:]))
     return segments

@@ -153,7 +153,6 @@ def as_queries(queries) -> tuple[VectorSource, bool]:
 
 
 def _queries_of(decoded_ND: np.ndarray | Tensor, queries_QD: np.ndarray, rows_N: np.ndarray) -> np.ndarray | Tensor:
-    """The query of each decoded vector, on its device."""
     if isinstance(decoded_ND, np.ndarray):
         return queries_QD[rows_N]
     return to_device(queries_QD, decoded_ND.device)[to_device(rows_N, decoded_ND.device)]

@@ -61,11 +61,9 @@ class Shortlist:
 
 
 class Scanner:
-    """Look-up tables, K ≤ 256, and centroids, ready to scan any inverted lists that were made with them.
+    """Look-up tables, K ≤ 256, centroids and norm levels, float32 (256,), ready to scan inverted lists made with them.
 
-    Args:
-        levels: float32 (256,), the value of each norm code.
-        native: False avoids the native kernels; None uses them where they are available.
+    `native=False` avoids the native kernels; None uses them where they are available.
     """
 
     def __init__(
@@ -169,12 +167,10 @@ class _PlainScanner:
                     found.append([column[np.isfinite(values_N)] for column in columns])
             if not found:
                 continue
-            values_N, ids_N, lists_N, codes_NM = (np.concatenate(parts) for parts in zip(*found, strict=True))
-            best = np.argsort(values_N, kind="stable")[:num_short]
-            for target, source in (
-                (values_QS, values_N), (ids_QS, ids_N), (lists_QS, lists_N), (codes_QSM, codes_NM)
-            ):  # fmt: skip
-                target[query, : len(best)] = source[best]
+            columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+            best = np.argsort(columns[0], kind="stable")[:num_short]
+            for target, column in zip((values_QS, ids_QS, lists_QS, codes_QSM), columns, strict=True):
+                target[query, : len(best)] = column[best]
         return values_QS, ids_QS, lists_QS, codes_QSM, scanned_Q
 
     @np.errstate(over="ignore", invalid="ignore")

@@ -99,7 +99,6 @@ class SearchTables:
 
     @cached_property
     def _prober(self) -> Scanner:
-        """Compares all centroids."""
         if self.partition_VD is None:
             return self.scanner
         unused_MKD = self.lookup.tables_MKD[:1, :1]
@@ -107,7 +106,7 @@ class SearchTables:
 
     @cached_property
     def _origin_D(self) -> np.ndarray:
-        """The origin of tables that are added to no centroid: near the vectors, so that sums stay small."""
+        """Of tables that are added to no centroid: near the vectors, so that sums stay small."""
         mean_D = self.partition_VD.mean(0, np.float64).astype(np.float32)
         return np.zeros_like(mean_D) if self.metric.scans_inner_products else mean_D
 

@@ -107,20 +107,7 @@ def _read_upstream(path, num_codes: int | None, centroids_VD: np.ndarray | None)
 def _write_upstream(path, decoder: PairwiseDecoder) -> None:
     if decoder.list_codes_VI is None:
         raise ConfigError(f"{path}: QINCo's form of a pairwise decoder needs lists (IVF), save *.safetensors instead")
-    pairs_P2, tables_PJD = _folded(decoder)
-    content = {
-        "ivf_code_map": torch.from_numpy(decoder.list_codes_VI).long(),
-        "combine_mvals_m": torch.from_numpy(np.ascontiguousarray(pairs_P2.T)),
-        "codebook_MKD": torch.from_numpy(tables_PJD),
-    }
-    write_torch_file(path, content)
-
-
-def _folded(decoder: PairwiseDecoder) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (P, 2) and tables float32 (P, K², D) that hold the tables of single codes, too.
-
-    Each is added to the first pair with its code; codes in no pair get pairs of their own.
-    """
+    # The table of a code is added to that of the first pair with it; codes in no pair get pairs of their own.
     size, dim = decoder.codebook_size, decoder.dim
     alone = [m for m in range(decoder.num_codes) if m not in decoder.pairs_P2]
     if len(alone) % 2:
@@ -132,7 +119,12 @@ def _folded(decoder: PairwiseDecoder) -> tuple[np.ndarray, np.ndarray]:
     for m, table_KD in enumerate(decoder.tables_MKD):
         pair = int(np.flatnonzero((pairs_P2 == m).any(1))[0])
         tables_PKKD[pair] += table_KD[:, None] if pairs_P2[pair, 0] == m else table_KD[None]
-    return pairs_P2, tables_PKKD.reshape(len(pairs_P2), size**2, dim)
+    content = {
+        "ivf_code_map": torch.from_numpy(decoder.list_codes_VI).long(),
+        "combine_mvals_m": torch.from_numpy(np.ascontiguousarray(pairs_P2.T)),
+        "codebook_MKD": torch.from_numpy(tables_PKKD).flatten(1, 2),
+    }
+    write_torch_file(path, content)
 
 
 def _checked(path, scale, tables_MKD, pairs_P2, tables_PJD, list_codes_VI, centroids_VD) -> PairwiseDecoder:

@@ -99,10 +99,7 @@ def prefix_losses(model: Qinco, x_ND: Tensor, start_ND: Tensor, codes_NM: Tensor
 
 
 class Training:
-    """One run on a model, on its device, that has been initialized (`initialize_model`) or restored.
-
-    Validation encodes by `encode_options`, and training batches at most as widely.
-    """
+    """One run on a model, on its device, that has been initialized (`initialize_model`) or restored."""
 
     def __init__(
         self, model: Qinco, train: VectorSource, valid: VectorSource, options: TrainOptions,

@@ -1,7 +1,6 @@
 """Options of a training run, and the recipes that fill in what is not given."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from qinco.config import PRECISIONS, ModelConfig, check_fields, option
 from qinco.errors import ConfigError
@@ -90,4 +89,4 @@ class TrainOptions:
         return TrainOptions(**(fields | given))
 
     def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
+        return asdict(self)

@@ -1,7 +1,4 @@
-"""The processes of a run: one, or several that torchrun started and accelerate connects.
-
-Every process computes a share of each batch, so several processes give the result of one, up to rounding.
-"""
+"""The processes of a run, each with a share of every batch: one, or several that torchrun and accelerate connect."""
 
 import os
 
@@ -32,11 +29,9 @@ class Processes:
         return os.environ.get("RANK", "0") == "0"
 
     def share(self, count: int) -> slice:
-        """This process's share of `count` consecutive rows."""
         return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes of a tensor of the same shape in each."""
         if self.count == 1:
             return tensor
         from accelerate.utils import reduce

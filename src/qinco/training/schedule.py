@@ -20,11 +20,6 @@ def fitted_lr(num_steps: int, batch_size: int) -> float:
     return rate * min(1.0, batch_size / _THEIR_BATCH) ** 0.5
 
 
-def fitted_batch_size(num_vectors: int) -> int:
-    """The largest usual batch size that cuts all vectors of a run, epochs together, into enough optimizer steps."""
-    return next((size for size in _BATCH_SIZES if num_vectors / size >= _ENOUGH_STEPS), _BATCH_SIZES[-1])
-
-
 @dataclass(frozen=True)
 class StepPlan:
     """How a run is cut into optimizer steps."""
@@ -40,7 +35,9 @@ class StepPlan:
     def from_options(cls, options: TrainOptions, num_train: int) -> "StepPlan":
         """The plan of a run on `num_train` vectors; batch size and learning rate are fitted where none are given."""
         vectors = min(options.epoch_size, num_train)
-        batch_size = options.batch_size or fitted_batch_size(vectors * options.epochs // options.grad_accumulate)
+        num_vectors = vectors * options.epochs // options.grad_accumulate
+        enough = (size for size in _BATCH_SIZES if num_vectors / size >= _ENOUGH_STEPS)
+        batch_size = options.batch_size or next(enough, _BATCH_SIZES[-1])
         vectors_per_step = batch_size * options.grad_accumulate
         per_epoch = max(1, round(vectors / vectors_per_step))
         total = per_epoch * options.epochs

@@ -6,7 +6,7 @@ from pathlib import Path
 import qinco
 from qinco.cli import open as inputs
 from qinco.cli.keys import ENCODING, MACHINE, TRAINSET, Key, Settings, key_of_field, task
-from qinco.datasets.catalogue import find_dataset
+from qinco.datasets.catalogue import DATASETS
 from qinco.errors import ConfigError
 from qinco.search.options import SearchOptions
 
@@ -45,7 +45,7 @@ def _values(field: str, *default: int) -> Key:
 )
 def search(settings, console) -> None:
     index, db = settings["index"], settings["db"]
-    is_exhaustive = index is None or (db is not None and find_dataset(db) is None)
+    is_exhaustive = index is None or (db is not None and DATASETS.get(db) is None)
     if index is not None and is_exhaustive and settings["decoder"] == "neural":
         raise ConfigError(f"index={index} and db={db} are both to be searched: keep one of them, or give "
                           "decoder=lookup to decode the database by the tables of the index")  # fmt: skip
