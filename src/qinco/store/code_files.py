@@ -46,8 +46,7 @@ def open_codes_file(
 
     What is None of the codec's is taken from the file; `lists` is the path of list numbers that lie elsewhere.
     """
-    path, within, may_lie_beside = Path(path), None, True
-    suffix = path.suffix.lower()
+    path, suffix, within, may_lie_beside = Path(path), Path(path).suffix.lower(), None, True
     if is_directory(path):
         folder, may_lie_beside = CodeFolder.open(path), False
         codes, within = folder.codes, folder.lists
