@@ -18,12 +18,9 @@ WRITER = r"\.\d+-[0-9a-f]{8}"  # pattern of what `write_atomically` puts between
 def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary file whose content becomes `path` when the block ends without an exception.
 
-    The temporary file lies beside `path` (beside its target if `path` is a symbolic link), exists already and is
-    empty, is hidden, keeps the suffix and is used by this call alone. It is flushed to disk before it is renamed, and
-    removed on any exception, including Ctrl-C; `path` is then unchanged.
-
-    An OSError, in the block or here (disk full, no permission), is a ResourceError; a folder or a device as `path` is a
-    ConfigError.
+    The temporary file, empty and hidden, lies beside `path` (beside the target of a symbolic link), with its suffix. It
+    is flushed to disk before it is renamed, and removed on any exception; `path` is then unchanged. An OSError is a
+    ResourceError; a folder or a device as `path` is a ConfigError.
     """
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".{target.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}{target.suffix}"
@@ -56,18 +53,10 @@ def remove_temporaries(path: str | os.PathLike) -> None:
 def check_output(
     path: str | os.PathLike, *, overwrite: bool = False, resume: bool | None = None, inputs: Iterable = ()
 ) -> Path:
-    """Check that a file can be written, before long work begins.
+    """Return `path` if the file can be written, or raise ConfigError; missing folders below the current one are made.
 
-    Missing folders below the current directory are created; nothing else is left behind.
-
-    Args:
-        path: the file to be written.
-        overwrite: whether an existing file may be replaced.
-        resume: whether existing work is continued; None if the work cannot be resumed.
-        inputs: files that are read and must not be replaced; None entries are ignored.
-
-    Returns:
-        `path` as a Path; ConfigError says why it cannot be written.
+    `overwrite` and `resume` (None if the work cannot be resumed) allow that it exists, and `inputs`, which are paths or
+    None, must not be replaced.
     """
     try:
         target = Path(os.path.realpath(path))
@@ -115,11 +104,7 @@ def flush_folder(path: Path) -> None:
 
 @contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block with the file `lock`, which is removed at the end.
-
-    The lock is a file, because NFS does not lock folders. The system releases it when the process dies. On file systems
-    without locks nobody waits.
-    """
+    """Wait until no other process is in such a block with the file `lock`; without locks of files nobody waits."""
     try:
         file = lock_file(lock)
     except OSError as error:
@@ -135,8 +120,8 @@ def exclusive(lock: Path) -> Iterator[None]:
 def lock_file(path: Path, *, wait: bool = True) -> int:
     """Lock a file, created if needed, until the descriptor that is returned (for reading and writing) is closed.
 
-    A symbolic link is not followed. Without `wait` a lock that another process holds is a BlockingIOError. The
-    descriptor is one of the file that is at `path` now, not of one that has been removed or renamed meanwhile.
+    Without `wait` a lock that another process holds is a BlockingIOError. The file is the one that is at `path` now,
+    not one that has been removed or renamed meanwhile.
     """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)

@@ -27,16 +27,10 @@ def option(
     maximum: float | None = None, above: float | None = None, choices: tuple[str, ...] = (),
     spellings: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:  # fmt: skip
-    """Declare a field of a dataclass of options.
+    """Declare a field of options: its `key` and `help` on the command line, and the values that it may have.
 
-    Args:
-        default: Value of the field where none is given.
-        key: Name on the command line; None where it has none.
-        help: One line for `qinco TASK --help` and for the docstring of the class (`documented`).
-        minimum, maximum: Range of a number, inclusive. Integers must be at least 1 unless `minimum` says otherwise.
-        above: Exclusive minimum of a number.
-        choices: Allowed values of a text.
-        spellings: Other names of choices on the command line: name there -> value here.
+    Integers must be at least 1 unless `minimum` says otherwise; `above` is an exclusive minimum. `spellings` are other
+    names of the choices on the command line: name there -> value here.
     """
     limits = {"minimum": minimum, "maximum": maximum, "above": above, "choices": choices}
     return dataclasses.field(default=default, metadata={"key": key, "help": help, "spellings": spellings, **limits})
@@ -49,27 +43,23 @@ def documented(cls):
     return cls
 
 
-def label(field: dataclasses.Field) -> str:
-    """A field's name in messages, for users of Python and of the command line: `num_steps (M)`."""
-    key = field.metadata.get("key")
-    return field.name if key in (None, field.name) else f"{field.name} ({key})"
-
-
 def check_fields(options) -> None:
     """Raise ConfigError for a field whose value has another type than declared, or is out of its range or choices."""
     for field in dataclasses.fields(options):
         value, limits, types = getattr(options, field.name), field.metadata, get_args(field.type) or (field.type,)
+        key = limits.get("key")
+        name = field.name if key in (None, field.name) else f"{field.name} ({key})"
         if NoneType in types and value is None:
             continue
         if bool in types:
-            require_bool(label(field), value)
+            require_bool(name, value)
         elif int in types:
-            require_int(label(field), value, 1 if limits["minimum"] is None else limits["minimum"], limits["maximum"])
+            require_int(name, value, 1 if limits["minimum"] is None else limits["minimum"], limits["maximum"])
             object.__setattr__(options, field.name, int(value))
         elif float in types:
-            _require_number(label(field), value, limits)
+            _require_number(name, value, limits)
         elif limits["choices"] and value not in limits["choices"]:
-            raise ConfigError(f"{label(field)} must be one of {', '.join(limits['choices'])}, not {value!r}")
+            raise ConfigError(f"{name} must be one of {', '.join(limits['choices'])}, not {value!r}")
 
 
 def require_int(name: str, value, minimum: int = 1, maximum: int | None = None) -> None:
@@ -182,10 +172,7 @@ class EncodeOptions:
         return self.num_candidates is not None or self.num_pairs is not None
 
     def override(self, num_candidates=None, num_pairs=None, beam_width=None, precision=None, engine=None):
-        """Return these options with the given fields replaced.
-
-        num_candidates replaces num_pairs and the reverse; num_candidates=0 means no pre-selection.
-        """
+        """These options with some replaced: num_candidates replaces num_pairs and the reverse, 0 means neither."""
         fields = dataclasses.asdict(self)
         if num_candidates is not None or num_pairs is not None:
             fields.update(num_candidates=num_candidates or None, num_pairs=num_pairs)
@@ -231,10 +218,7 @@ PAPER_ENCODE_OPTIONS = EncodeOptions(num_candidates=16, beam_width=32)
 
 
 def checkpoint_encode_options(codebook_size: int, has_preselector=True, starts_from_coarse=False) -> EncodeOptions:
-    """The paper's options, as far as the authors' code can run them.
-
-    It can neither propose more codewords than there are nor keep more hypotheses than it proposes.
-    """
+    """The paper's options, but no more candidates than codewords, and no wider beam than the authors' code can keep."""
     if not has_preselector:
         return EncodeOptions()
     count = min(PAPER_ENCODE_OPTIONS.num_candidates or codebook_size, codebook_size)

@@ -26,15 +26,7 @@ class ResourceError(QincoError):
 
 
 def differences(there: Mapping, here: Mapping, labels: Mapping[str, str] | None = None) -> list[str]:
-    """What differs between saved work and the work asked for, in words.
-
-    Args:
-        there: values by name, of what was saved.
-        here: the same of what is asked for.
-        labels: text for names whose values mean nothing to people, such as fingerprints.
-
-    Returns:
-        A phrase for each name whose values differ, in the order of `here`.
+    """What differs between saved work and the work asked for, a phrase for each name; `labels` are phrases of names.
 
     Example:
         >>> differences({"dim": 3, "codec": "ab"}, {"dim": 4, "codec": "cd"}, {"codec": "another codec"})

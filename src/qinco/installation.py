@@ -39,9 +39,8 @@ def check_installation() -> dict:
     """Inspect this machine and this installation, and check that they compute what they should.
 
     Returns:
-        Facts as JSON values, by section: versions, processor, cores, threads, memory, libraries, devices, folders, data
-        sets; names that end in `_bytes` are sizes. "problems" is a list of sentences, "self_check" is "ok" or "failed",
-        with the reason as the last problem.
+        Facts as JSON values, by section. "problems" is a list of sentences, "self_check" is "ok" or "failed", with the
+        reason as the last problem.
 
     Example:
         >>> qinco.check_installation()["problems"]

@@ -17,13 +17,11 @@ _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a huge number
 
 @dataclass(frozen=True)
 class GroupLimits:
-    """What the control groups (v1 or v2) of this process allow: a CPU quota in cores, a memory limit in bytes, and the
-    bytes that may still be allocated under it; None without a limit.
-    """
+    """What the control groups (v1 or v2) of this process allow; None without a limit."""
 
     cores: float | None
-    memory: int | None
-    free: int | None
+    memory: int | None  # bytes
+    free: int | None  # bytes that may still be allocated
 
 
 def usable_cores(root: Path = _ROOT) -> int:
@@ -35,8 +33,9 @@ def usable_cores(root: Path = _ROOT) -> int:
 
 def free_memory(root: Path = _ROOT) -> int:
     """Bytes that can be allocated without swapping and without exceeding the control group's limit."""
-    free = _available_memory(root)
-    limit = group_limits(root).free
+    free, limit = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), group_limits(root).free
+    with suppress(OSError, StopIteration), (root / "proc/meminfo").open() as file:
+        free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
     return free if limit is None else min(free, limit)
 
 
@@ -67,12 +66,6 @@ def group_limits(root: Path = _ROOT) -> GroupLimits:
             sizes.append(limit[0])
             free.append(max(0, limit[0] - _unreclaimable(folder)))
     return GroupLimits(min(quotas, default=None), min(sizes, default=None), min(free, default=None))
-
-
-def _available_memory(root: Path) -> int:
-    with suppress(OSError, StopIteration), (root / "proc/meminfo").open() as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _unreclaimable(folder: Path) -> int:

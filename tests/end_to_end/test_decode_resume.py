@@ -32,7 +32,7 @@ sys.exit(main(sys.argv[1:]))
 SIGNALLED = """
 import os, sys
 from qinco.cli import main
-from qinco.store.decoded_part import DecodedPart
+from qinco.codec.decode_file import DecodedPart
 
 append, number, last = DecodedPart.append, int(sys.argv.pop(1)), int(sys.argv.pop(1))
 

@@ -382,7 +382,7 @@ WRONG = {
     "suffix": (build(IVF, output="new.npy"), 2, ".faissindex"),
     "index exists": (build(IVF, output="ix"), 2, "overwrite=true"),
     "index over codes": (build(IVF, "overwrite=true", output="ivf_base"), 2, "ivf_base"),
-    "index over inputs": (build(IVF, "overwrite=true", output="."), 2, "other files than an index"),
+    "index over inputs": (build(IVF, "overwrite=true", output="."), 2, "other files"),
     "index in a file": (build(IVF, output="base.npy/x"), 2, "base.npy"),
     "index below /proc": (build(IVF, output="/proc/x"), 2, "/proc"),
     "kind of a folder": (build(IVF, "index_key=IVF12,RQ3x4"), 2, "is a folder"),

@@ -14,13 +14,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def convert_codec(
-    codec: Codec | str | os.PathLike,
-    output: str | os.PathLike,
-    options: EncodeOptions | None = None,
-    *,
-    overwrite: bool = False,
-    inputs=(),
-) -> Codec:
+    codec: Codec | str | os.PathLike, output: str | os.PathLike, options: EncodeOptions | None = None, *,
+    overwrite: bool = False, inputs=(),
+) -> Codec:  # fmt: skip
     """Write a codec in another form: .safetensors is ours, .pt the authors' checkpoint.
 
     The authors' code cannot search over the whole beam (num_pairs): unless `options` say otherwise, a checkpoint gets
@@ -48,14 +44,10 @@ def convert_codec(
     stored = options or codec.encode_options
     stored.check_model(codec.config)
     if output.suffix.lower() == CHECKPOINT_SUFFIX and stored.num_pairs is not None and options is None:
-        config = codec.config
-        known = checkpoint_encode_options(config.codebook_size, config.has_preselector, config.starts_from_coarse)
-        given = f"C={stored.num_pairs} B={stored.beam_width}"
-        kept = f"A={known.num_candidates} B={known.beam_width}"
-        _LOG.warning(
-            "the authors' code does not know num_pairs (%s): %s are stored; give others with A= and B=", given, kept
-        )
-        stored = known
+        config, given = codec.config, f"C={stored.num_pairs} B={stored.beam_width}"
+        stored = checkpoint_encode_options(config.codebook_size, config.has_preselector, config.starts_from_coarse)
+        kept = f"A={stored.num_candidates} B={stored.beam_width} are stored; give others with A= and B="
+        _LOG.warning("the authors' code does not know num_pairs (%s): %s", given, kept)
     converted = codec.with_options(stored)
     converted.save(output)
     return converted

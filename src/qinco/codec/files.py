@@ -43,27 +43,15 @@ class FileResult:
 
 
 def encode_file(
-    codec: Codec,
-    source,
-    output: str | os.PathLike,
-    options: EncodeOptions | None = None,
-    *,
-    num_candidates: int | None = None,
-    num_pairs: int | None = None,
-    beam_width: int | None = None,
-    precision: str | None = None,
-    engine: str | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    shard: tuple[int, int] | None = None,
-    shard_rows: int | None = None,
-    inputs=(),
-    progress: ProgressOption = None,
-) -> FileResult:
+    codec: Codec, source, output: str | os.PathLike, options: EncodeOptions | None = None, *,
+    num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
+    precision: str | None = None, engine: str | None = None, resume: bool = False, overwrite: bool = False,
+    shard: tuple[int, int] | None = None, shard_rows: int | None = None, inputs=(), progress: ProgressOption = None,
+) -> FileResult:  # fmt: skip
     """Encode vectors to a file or folder, in bounded memory, by one process or several.
 
-    Vectors are encoded in shards. A file is assembled from a folder `NAME.shards` that is removed afterwards. What is
-    complete stays readable until the new codes are. Memory: a block of vectors and the codes of two shards.
+    A file is assembled from a folder `NAME.shards` that is removed afterwards. What is complete stays readable until
+    the new codes are. Memory: a block of vectors and the codes of two shards.
 
     Args:
         codec: the codec.
@@ -78,18 +66,13 @@ def encode_file(
         engine: "auto", "native" or "torch".
         resume: continue after an interruption; finished shards are kept.
         overwrite: replace what is there. With `resume`: continue this very work if it has begun, or is done.
-        shard: (i, n) encodes share i of n of the shards, i from 0; each is divided among torchrun's processes. Whoever
-            encodes the last shard makes the output.
+        shard: (i, n) encodes share i of n of the shards, i from 0; each is divided among torchrun's processes.
         shard_rows: vectors of a shard; chosen by N by default.
         inputs: further files that are read and must not be replaced.
         progress: see `qinco.progress`.
 
-    Returns:
-        A FileResult.
-
     Example:
         >>> encode_file(codec, "base.fvecs", "codes", num_pairs=64, beam_width=32)
-        >>> codes = Codes.load("codes")
     """
     started, x, path = time.monotonic(), as_source(source), Path(output)
     codec.check_dim(x)
@@ -98,16 +81,10 @@ def encode_file(
     options.check_model(codec.config)
     index, count = share_of_process(shard)
     plan = CodePlan(
-        num_vectors=len(x),
-        num_codes=codec.num_codes,
-        codebook_size=codec.config.codebook_size,
-        num_lists=codec.config.num_lists,
-        dim=codec.dim,
-        shard_rows=shard_rows or default_shard_rows(len(x)),
-        codec=codec.fingerprint(),
-        source=fingerprint(x),
-        encode=asdict(options),
-    )
+        num_vectors=len(x), num_codes=codec.num_codes, codebook_size=codec.config.codebook_size,
+        num_lists=codec.config.num_lists, dim=codec.dim, shard_rows=shard_rows or default_shard_rows(len(x)),
+        codec=codec.fingerprint(), source=fingerprint(x), encode=asdict(options),
+    )  # fmt: skip
     is_file = not is_folder(output)
     if path.name in ("", "..") or (is_file and path.suffix.lower() not in FILE_SUFFIXES):
         forms = f"{', '.join(FILE_SUFFIXES)} files, or to a folder of shards (a name without suffix)"
@@ -132,9 +109,8 @@ def share_of_process(shard: tuple[int, int] | None = None) -> tuple[int, int]:
     require_int("shard", index, 0, count)
     rank, world = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if not rank.isdecimal() or not world.isdecimal() or int(rank) >= int(world):
-        raise ConfigError(
-            f"RANK={rank} WORLD_SIZE={world} in the environment: torchrun sets them; otherwise unset them"
-        )
+        found = f"RANK={rank} WORLD_SIZE={world}"
+        raise ConfigError(f"{found} in the environment: torchrun sets them; otherwise unset them")
     return index % count * int(world) + int(rank), count * int(world)
 
 
@@ -194,9 +170,8 @@ class _Encoding:
         path, real = self.output, os.path.realpath(self.folder)
         for name in inputs:
             if name is not None and Path(os.path.realpath(name)).is_relative_to(real):
-                raise ConfigError(
-                    f"{name} is read and lies in {self.folder}, which would be replaced: give another output"
-                )
+                where = f"in {self.folder}, which would be replaced"
+                raise ConfigError(f"{name} is read and lies {where}: give another output")
         if self.is_file:
             check_output(path, overwrite=True)
             return
@@ -223,17 +198,12 @@ class _Encoding:
         plan.check_same(self.folder, there.plan)
         if not resume and (there is complete or self.is_alone or any(map(there.has, self.shards))):
             count = plan.num_shards - len(there.missing())
-            raise ConfigError(
-                f"{self.folder} holds {count} of {plan.num_shards} shards: give resume=true to continue, or "
-                "overwrite=true in one process to begin anew"
-            )
+            remedy = "give resume=true to continue, or overwrite=true in one process to begin anew"
+            raise ConfigError(f"{self.folder} holds {count} of {plan.num_shards} shards: {remedy}")
         return there
 
     def _is_made(self, overwrite: bool) -> bool:
-        """Whether a finished output file is this work; raises ConfigError if it is not and cannot be replaced.
-
-        The file does not say of which vectors and codec it is, so some are encoded again; machines differ in a few.
-        """
+        """Whether a finished output file holds what some vectors are encoded to; ConfigError if it must stay."""
         there, same = Codes.load(self.output, self.codec), 0
         shape, reason = (self.plan.num_vectors, self.plan.num_codes), None
         if there.shape != shape:
@@ -260,10 +230,7 @@ class _Encoding:
         return False
 
     def _encode(self, folder: CodeFolder, report) -> int:
-        """Encode the shards that are missing; a thread writes each while the next one is encoded.
-
-        A shard given to the thread is written even if an exception, or Ctrl-C, ends the work meanwhile.
-        """
+        """Encode the shards that are missing; a thread writes each, also on Ctrl-C, while the next one is encoded."""
         plan, writing = self.plan, None
         missing = [shard for shard in self.shards if not folder.has(shard)]
         total, left = (sum(len(plan.rows(shard)) for shard in shards) for shards in (self.shards, missing))

@@ -82,11 +82,8 @@ def describe_encoded_set(path: str | os.PathLike) -> dict:
 def write_npz(
     path: Path, codes, lists, codebook_size: int, dim: int, *, part_rows: int = 1 << 22, block_rows: int = 1 << 16
 ) -> list[Path]:
-    """Write rows of codes (N, M) and of list numbers (N, 1) or None in bounded memory; the paths of the files.
-
-    The index file exists only while all parts belong to it.
-    """
-    Path(os.path.realpath(path)).unlink(missing_ok=True)
+    """Write rows of codes (N, M) and of list numbers (N, 1) or None in bounded memory; the paths of the files."""
+    Path(os.path.realpath(path)).unlink(missing_ok=True)  # it exists only while all parts belong to it
     arrays, parts = [codes] if lists is None else [lists, codes], []
     num_vectors, num_codes = codes.shape
     for start in range(0, max(1, num_vectors), part_rows):
@@ -111,10 +108,7 @@ def write_npz(
 
 
 def _read(path: Path, name: str, expected: tuple[int, ...] | None = None) -> Any:
-    """The shape of an array of integers or, if it is as `expected`, the array.
-
-    The promised size is compared with the file's before memory is taken.
-    """
+    """The shape of an array of integers or, if it is as `expected`, the array."""
     there = file_size(path)
     try:
         with zipfile.ZipFile(path) as archive, archive.open(entry := archive.getinfo(f"{name}.npy")) as file:
@@ -125,8 +119,7 @@ def _read(path: Path, name: str, expected: tuple[int, ...] | None = None) -> Any
             shape, _, dtype = read(file)
             size = file.tell() + math.prod(shape) * dtype.itemsize
             if dtype.kind not in "iu" or any(count < 0 for count in shape) or entry.file_size != size:
-                what = f"{name} is {dtype!s:.60} {shape!s:.60} of {entry.file_size} bytes"
-                raise DataError(f"{path} is no encoded set, or damaged: {what}")
+                raise DataError(f"{path} is no encoded set, or damaged: {name} is {dtype!s:.60} {shape!s:.60}")
             if size > max(_SMALL_BYTES, _MAX_EXPANSION * there):
                 raise DataError(f"{path} would expand from {there} to {size} bytes: it was not read")
             if size > (free := free_memory()):

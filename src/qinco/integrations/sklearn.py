@@ -17,8 +17,7 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     Args:
         preset: "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L".
         num_steps: M, codes per vector.
-        codebook_size: K, codewords per step, a power of two up to 65536. If there are fewer training vectors, the
-            largest power of two below their number is used, with a UserWarning.
+        codebook_size: K, codewords per step, a power of two; at most the training vectors, with a UserWarning.
         epochs: passes over the training vectors.
         num_pairs: C, pairs that the encoder proposes over the whole beam; the preset's if None.
         num_candidates: A, codewords proposed for each hypothesis; instead of num_pairs.
@@ -46,13 +45,7 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def fit(self, X, y=None):
         """Train a codec on vectors and return the transformer.
 
-        Args:
-            X: (N, D) integers or floats, finite, at least 3 rows; the last tenth (10,000 at most) is for validation.
-            y: ignored.
-
-        Raises:
-            ConfigError: for wrong parameters.
-            ValueError: for other X (DataError is one).
+        X is (N, D) integers or floats, finite, at least 3 rows; the last tenth (10,000 at most) is for validation.
         """
         X = np.asarray(validate_data(self, X, dtype="numeric", ensure_min_samples=3))
         names = ("num_steps", "codebook_size", "epochs", "num_pairs", "num_candidates", "beam_width")

@@ -5,9 +5,8 @@ Shape suffixes: N vectors, D dimension, M steps, V coarse lists.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from hashlib import sha256
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ class Qinco(nn.Module):
         if config.starts_from_coarse:
             self.register_buffer("coarse_centroids", torch.zeros(config.num_lists, config.dim))
         steps = (Step(config, config.is_conditioned(m)) for m in range(config.num_steps))
-        self.steps = cast(Sequence[Step], nn.ModuleList(steps))
+        self.steps: tuple[Step, ...] = nn.ModuleList(steps)  # pyright: ignore[reportAttributeAccessIssue]
 
     @classmethod
     def empty(cls, config: ModelConfig) -> "Qinco":

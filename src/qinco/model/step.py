@@ -3,9 +3,6 @@
 Shape suffixes: N rows, D dimension, E width of the residual stream, H hidden width, K codewords.
 """
 
-from collections.abc import Sequence
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -68,7 +65,7 @@ class Step(nn.Module):
         self.project_out = nn.Linear(config.embed_dim, config.dim, bias=False) if config.projects else None
         self.concat = Concat(config.embed_dim, config.dim, config.concat_rank)
         blocks = (ResidualBlock(config.embed_dim, config.hidden_dim) for _ in range(config.num_blocks))
-        self.blocks = cast(Sequence[ResidualBlock], nn.ModuleList(blocks))
+        self.blocks: tuple[ResidualBlock, ...] = nn.ModuleList(blocks)  # pyright: ignore[reportAttributeAccessIssue]
 
     def embed(self, c_ND: Tensor) -> Tensor:
         """The stream before the reconstruction's contribution, z + W_z z + b with z = P_in c: (N, E)."""
@@ -160,15 +157,13 @@ class StepTables:
             v_NE = self.step.concat.from_reconstruction(x_ND)
             return v_NE, self.step.blocks[0].up(v_NE) if self.blocks else None
 
-    def evaluate(self, codes_N: Tensor, hypotheses_N: Tensor, parts) -> Tensor:
+    def evaluate(self, codes_N: Tensor, rows_N: Tensor, parts) -> Tensor:
         """f(c, x̂), float32 (N, D), of codes, int64 (N,), and of rows, int64 (N,), of `reconstruction_parts`."""
         v_BE, u_BH = parts
         e_NE, h_NH = self.codeword_parts(codes_N)
-        e_NE = e_NE.add_(v_BE.index_select(0, hypotheses_N))
+        e_NE = e_NE.add_(v_BE.index_select(0, rows_N))
         for j, (up_HE, down_EH) in enumerate(self.blocks):
-            h_NH = (
-                functional.linear(e_NE, up_HE) if j or h_NH is None else h_NH.add_(u_BH.index_select(0, hypotheses_N))
-            )
+            h_NH = functional.linear(e_NE, up_HE) if j or h_NH is None else h_NH.add_(u_BH.index_select(0, rows_N))
             e_NE = e_NE.add_(functional.linear(h_NH.relu_(), down_EH))
         f_ND = (e_NE if self.out_DE is None else functional.linear(e_NE, self.out_DE)).float()
         return f_ND.add_(self.codebook_KD.index_select(0, codes_N)) if self.step.codeword_skip else f_ND

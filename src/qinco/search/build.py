@@ -55,7 +55,7 @@ def build_parts(
         raise DataError(f"{source.name} holds no vectors: an index is fitted to some")
     if codec.is_ivf and num_lists not in (None, codec.config.num_lists):
         raise ConfigError(f"num_lists={num_lists}: the codec has {codec.config.num_lists} lists, leave num_lists out")
-    count = None if codec.is_ivf else choose_num_lists(num_lists, len(source))
+    count = 0 if codec.is_ivf else choose_num_lists(num_lists, len(source))
     ids = range(len(source)) if ids is None else as_ids(ids, len(source))
     measure = metric_of_codec(metric, codec)
     codes = codec.encode(prepared(source, measure), progress=report)
@@ -122,7 +122,7 @@ def fill_lists(
     edges = np.array([ids[0], ids[-1]], np.int64) if isinstance(ids, range) and len(ids) else np.asarray(ids, np.int64)
     builder.allocate(id_dtype(edges), create)
     for first, block in codes.blocks(block_rows):
-        codes_NM, lists_N = np.ascontiguousarray(block.codes, np.uint8), block.lists
+        codes_NM, lists_N = np.ascontiguousarray(block.codes, np.uint8), np.asarray(block.lists)
         norm_codes_N = tables.norm_codes(codes_NM, lists_N, torch.get_num_threads())
         builder.fill(codes_NM, norm_codes_N, lists_N, np.asarray(ids[first : first + len(block)], np.int64))
         report("filling lists", first + len(block), len(codes))
@@ -206,8 +206,7 @@ def build_index(
     with reporting(progress) as report, TemporaryFile(dir=output.absolute().parent) as scratch:
         sample, centroids_VD = draw_sample(train, train_vectors, codec, centroids, num_training, seed, report)
         pairs = open_pairwise(pairwise, database.num_codes, database.codebook_size, sample.dim, centroids_VD)
-        if is_faiss:
-            index_key = _index_key(index_key, 1 if centroids_VD is None else len(centroids_VD), database)
+        key = _index_key(index_key, 1 if centroids_VD is None else len(centroids_VD), database) if is_faiss else ""
         measure = Metric("cosine", _one_length(sample)) if metric == "cosine" else Metric(metric)
         # Codes without lists describe whole vectors, and centroids only where to find them; faiss adds them to all.
         adds_centroids = train.codes.has_lists or is_faiss
@@ -220,11 +219,10 @@ def build_index(
             report("checking codes", first + len(block), len(database))
         fit = (sample, database.codebook_size, centroids_VD)
         tables = None if is_faiss else fit_tables(*fit, measure, adds_centroids, report)
-        lookup = fit_lookup(*fit, moves_centroids=False, report=report) if is_faiss else tables.lookup
+        lookup = fit_lookup(*fit, moves_centroids=False, report=report) if tables is None else tables.lookup
         mse, fitted = sample.validated_mse(lookup), time.monotonic()
-        if is_faiss:
-            by_products = measure.scans_inner_products
-            write_faiss(output, index_key, lookup, database, inner_product=by_products, progress=report)
+        if tables is None:
+            write_faiss(output, key, lookup, database, inner_product=measure.scans_inner_products, progress=report)
             bytes_each = FaissIndex(output).bytes_per_vector
         else:
             parts = IndexParts(tables, (), pairs, SearchOptions(), len(database), database.fingerprint)

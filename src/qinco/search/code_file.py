@@ -89,7 +89,8 @@ def open_codes(
         raise DataError(f"{found.name} holds {what}: codes are integers, {num_codes} a vector")
     if not len(found):
         raise DataError(f"{found.name} holds no codes")
-    return CodeFile(found, codebook_size, **({"num_lists": None if found.has_lists else 0} | facts))
+    facts.setdefault("num_lists", None if found.has_lists else 0)
+    return CodeFile(found, codebook_size, **facts)
 
 
 def _facts(path: Path) -> tuple[tuple[int | None, int | None], dict]:
@@ -145,6 +146,8 @@ def list_centroids(file: CodeFile, codec: Codec | None, centroids, dim: int) -> 
     return codec.coarse_centroids
 
 
-def same_centroids(one_VD: np.ndarray, other_VD: np.ndarray) -> bool:
+def same_centroids(one_VD: np.ndarray, other_VD: np.ndarray | None) -> bool:
     """Whether centroids are the same but for rounding."""
-    return one_VD.shape == other_VD.shape and np.abs(one_VD - other_VD).max() <= _MAX_ROUNDING * other_VD.std()
+    if other_VD is None or one_VD.shape != other_VD.shape:
+        return False
+    return bool(np.abs(one_VD - other_VD).max() <= _MAX_ROUNDING * other_VD.std())

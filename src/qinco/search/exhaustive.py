@@ -51,16 +51,17 @@ def exhaustive_search(
     if isinstance(vectors, tuple):
         decoder, database = vectors[0], Codes.of(vectors[1])
         dim, device = decoder.dim, device or getattr(decoder, "device", "cpu")
+        decoded = ((first, decoder.decode(block.codes, block.lists)) for first, block in database.blocks(_BLOCK_ROWS))
     else:
-        decoder, database = None, as_source(vectors)
-        dim = database.dim
+        database = as_source(vectors)
+        dim, decoded = database.dim, database.blocks(_BLOCK_ROWS)
     if dim != source.dim:
         raise DataError(f"{source.name} have {source.dim} dimensions, the vectors that are searched {dim}")
     with reporting(progress) as report:
 
         def blocks():
-            for first, block in database.blocks(_BLOCK_ROWS):
-                yield first, block if decoder is None else decoder.decode(block.codes, block.lists)
+            for first, block in decoded:
+                yield first, block
                 report("searching", first + len(block), len(database))
 
         return nearest_in_blocks(queries_QD, blocks(), k, device or "cpu", measure)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from qinco.maths.clustering import faiss_threads
 from qinco.search.build import fill_lists
 from qinco.search.code_file import same_centroids
 from qinco.search.index_file import check_codec_of
+from qinco.search.lists import InvertedLists
 from qinco.search.metric import Metric
 from qinco.search.parts import IndexParts
 from qinco.search.scan import ENTRIES, Shortlist
@@ -29,7 +31,7 @@ def from_faiss(path: str | os.PathLike, codec: Codec | None = None) -> IndexPart
     nothing = np.empty((0, found.num_codes), np.uint8), np.empty(0, np.int32), np.empty(0, np.int64)
     codes, lists, _ = next(found.blocks(LEVEL_ROWS), nothing)
     fitted, vectors = SearchTables.fit(tables.lookup, codes, lists, tables.metric), _FaissLists(found)
-    return IndexParts(fitted, [fill_lists(fitted, vectors, vectors.ids)])
+    return IndexParts(fitted, [fill_lists(fitted, cast(Codes, vectors), vectors.ids)])
 
 
 def scanned_by_faiss(path: str | os.PathLike, codec: Codec | None = None) -> IndexParts:
@@ -37,14 +39,14 @@ def scanned_by_faiss(path: str | os.PathLike, codec: Codec | None = None) -> Ind
     found, tables = _open(path, codec)
     if codec is not None and codec.is_ivf and not same_centroids(found.centroids, codec.coarse_centroids):
         raise DataError(f"{path} holds codes of another codec: its centroids are not the model's")
-    return IndexParts(tables, [_FaissLists(found)], next_id=0)
+    return IndexParts(tables, [cast(InvertedLists, _FaissLists(found))], next_id=0)
 
 
-def _open(path: str | os.PathLike, codec: Codec | None) -> tuple[FaissIndex, "_FaissTables"]:
+def _open(path: str | os.PathLike, codec: Codec | None) -> tuple[FaissIndex, SearchTables]:
     found = FaissIndex(path)
     sizes = {"dim": found.dim, "code_size": found.num_codes, "codebook_size": found.codebook_size}
     check_codec_of(Path(path), codec, sizes | {"num_lists": found.num_lists})
-    return found, _FaissTables(found)
+    return found, cast(SearchTables, _FaissTables(found))
 
 
 class _FaissTables:

@@ -103,7 +103,7 @@ class FitSample:
     def mean(self) -> np.ndarray:
         """Mean of all vectors, float32 (1, D): the centroid of a single list."""
         sums = [x_nD.sum(0, dtype=np.float64) for *_, x_nD in self.blocks(held=None)]
-        return (sum(sums) / len(self.codes)).astype(np.float32)[None]
+        return (np.asarray(sum(sums)) / len(self.codes)).astype(np.float32)[None]
 
 
 @dataclass(frozen=True)
@@ -206,16 +206,16 @@ def draw_sample(
 ) -> tuple[FitSample, np.ndarray | None]:
     """A sample of codes, in lists where there are centroids, with vectors (None: reconstructions); and centroids."""
     rows_T = sample_rows(len(file), num_training or 1_000_000, seed)
-    if vectors is None and codec is None:
+    target = codec if vectors is None else training_vectors(file, vectors)
+    if target is None:
         raise ConfigError("without training vectors a codec is needed, to whose reconstructions tables are fitted")
-    source = None if vectors is None else training_vectors(file, vectors)
-    centroids_VD = list_centroids(file, codec, centroids, codec.dim if source is None else source.dim)
+    centroids_VD = list_centroids(file, codec, centroids, target.dim)
     codes = file.rows(rows_T, 0 if centroids_VD is None else len(centroids_VD))
     if not codes.has_lists and centroids_VD is not None:
         codes = codes.with_lists(assign_decoded(codec, codes, centroids_VD, report))
-    if source is None:
-        return FitSample.decoded(codec, codes, file.name, holds_out=True), centroids_VD
-    return FitSample.of_vectors(codes, source, rows_T), centroids_VD
+    if isinstance(target, Codec):
+        return FitSample.decoded(target, codes, file.name, holds_out=True), centroids_VD
+    return FitSample.of_vectors(codes, target, rows_T), centroids_VD
 
 
 def fit_lookup(
@@ -234,6 +234,7 @@ def fit_lookup(
 
 def _moved_centroids(lookup: LookupDecoder, sample: FitSample) -> np.ndarray:
     """Centroids (V, D) moved by the mean of what tables leave of their lists' vectors, less where these are few."""
+    assert lookup.centroids_VD is not None
     sums_VD = torch.zeros(lookup.centroids_VD.shape)
     counts_V = np.zeros(lookup.num_lists, np.float32)
     for codes_NM, lists_N, x_ND in sample.blocks():
@@ -258,7 +259,7 @@ def open_pairwise(
     for what, (found, wanted) in sizes.items():
         if found != wanted:
             raise DataError(f"{name} is for other codes: its {what} is {found}, not {wanted}; {remedy}")
-    if decoder.centroids_VD is None:
+    if decoder.centroids_VD is None or centroids_VD is None:
         return replace(decoder, centroids_VD=centroids_VD) if decoder.num_lists else decoder
     if np.square(decoder.centroids_VD - centroids_VD).mean() > _MAX_MOVED * centroids_VD.var(0).mean():
         raise DataError(f"{name} is for lists with other centroids; {remedy}")
@@ -270,14 +271,15 @@ def codes_of_codec(codec: Codec, codes: Codes) -> Codes:
     return codes if codec.is_ivf else codes.with_lists(None)
 
 
-def assign_decoded(codec: Codec, codes: Codes, centroids_VD: np.ndarray, report: Progress = silent) -> np.ndarray:
-    """The nearest centroid of each code's reconstruction, int32 (N,)."""
+def assign_decoded(codec: Codec | None, codes: Codes, centroids_VD, report: Progress = silent) -> np.ndarray:
+    """The nearest centroid of each code's reconstruction, int32 (N,); a single one needs no codec."""
     lists_N = np.zeros(len(codes), np.int32)
     if len(centroids_VD) == 1:
         return lists_N
+    assert codec is not None
     on_device = to_device(centroids_VD, codec.device)
     for first, block in codec.decode_blocks(codes, "auto"):
-        found_N = nearest(to_device(block, codec.device), on_device, torch.get_num_threads())
+        found_N = torch.as_tensor(nearest(to_device(block, codec.device), on_device, torch.get_num_threads()))
         lists_N[first : first + len(block)] = found_N.cpu().numpy()
         report("assigning vectors to lists", first + len(block), len(codes))
     return lists_N

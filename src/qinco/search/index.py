@@ -146,7 +146,7 @@ class Index:
             similarities) with the id −1.
         """
         require_int("k", k, 1, MAX_SHORTLIST)
-        given = {"nprobe": nprobe, "num_short": num_short, "num_mid": num_mid, "ef_search": ef_search}
+        given: dict = {"nprobe": nprobe, "num_short": num_short, "num_mid": num_mid, "ef_search": ef_search}
         given = {name: value for name, value in given.items() if value is not None}
         if num_short is not None and num_mid is None:
             given["num_mid"] = None  # it was fitted to another length
@@ -157,8 +157,8 @@ class Index:
         parts = self.parts
         allowed = None if filter is None else admitted_ids(filter, parts.ids)
         pipeline = self.pipeline(options, k, parts=parts, allowed=allowed, precision=precision)
-        nprobe = min(options.nprobe, self.num_lists)
-        found = search_queries(pipeline, source, k, nprobe, self.tables.lookup.num_codes, self.batch_bytes)
+        scanned = min(options.nprobe, self.num_lists)
+        found = search_queries(pipeline, source, k, scanned, self.tables.lookup.num_codes, self.batch_bytes)
         return tuple(column[0] for column in found) if is_single else found
 
     def pipeline(
@@ -292,7 +292,7 @@ class Index:
 
     has_graph = property(lambda self: self.tables.coarse is not None, doc="Whether lists are found by an HNSW graph.")
 
-    def with_pairwise(self, pairwise: PairwiseDecoder) -> "Index":
+    def with_pairwise(self, pairwise: PairwiseDecoder | None) -> "Index":
         """The same vectors with another decoder for the pairwise stage."""
         return Index(self.codec, replace(self.parts, pairwise=pairwise))
 

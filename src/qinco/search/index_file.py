@@ -60,7 +60,8 @@ def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> N
         codec.save(writer.file(CODEC))
     if pairwise is not None:
         # A decoder that was fitted elsewhere has other centroids than the index.
-        is_shared = np.array_equal(pairwise.centroids_VD, lookup.centroids_VD)
+        own_VD, shared_VD = pairwise.centroids_VD, lookup.centroids_VD
+        is_shared = own_VD is not None and shared_VD is not None and np.array_equal(own_VD, shared_VD)
         save_pairwise(writer.file(PAIRWISE), replace(pairwise, centroids_VD=None) if is_shared else pairwise)
 
 
@@ -102,7 +103,7 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     for name, shape in shapes.items():
         if arrays[name].shape != shape or arrays[name].dtype != np.float32 or not np.isfinite(arrays[name]).all():
             raise DataError(f"{path} is damaged: its {name} are not finite float32 {shape}")
-    lists = InvertedLists.from_stored(*(arrays[name] for name in _LISTS), num_lists, num_codes, str(path))
+    lists = InvertedLists.from_stored(arrays["starts"], arrays["codes"], arrays["ids"], num_lists, num_codes, str(path))
     centroids_VD = np.array(arrays["centroids"])
     lookup = LookupDecoder(np.array(arrays["tables"]), centroids_VD if adds_centroids else None)
     graph = None

@@ -23,14 +23,14 @@ class IndexParts:
     segments: Sequence[InvertedLists] = ()
     pairwise: PairwiseDecoder | None = None
     options: SearchOptions = field(default_factory=SearchOptions)
-    next_id: int | None = None
+    next_id: int = -1
     codec_fingerprint: str | None = None
 
     def __post_init__(self):
         empty = InvertedLists.empty(self.tables.num_lists, self.tables.lookup.num_codes)
         segments = tuple(self.segments) or (empty,)
         object.__setattr__(self, "segments", segments)
-        if self.next_id is None:
+        if self.next_id < 0:
             largest = max((int(segment.ids.max()) for segment in segments if len(segment)), default=-1)
             object.__setattr__(self, "next_id", largest + 1)
 

@@ -120,7 +120,7 @@ class NeuralDecoder:
             raise DataError(f"the index is damaged: it holds the code {codes.max()}, the codec's are below {size}")
         found = Codes(codes, lists if self.codec.is_ivf else None)
         blocks = self.codec.decode_tensors if self.on_device else self.codec.decode_blocks
-        decoded = [block for _, block in blocks(found, self.precision)]
+        decoded: list = [block for _, block in blocks(found, self.precision)]
         if not decoded:
             return np.empty((0, self.codec.dim), np.float32)
         return torch.cat(decoded) if self.on_device else np.concatenate(decoded)

@@ -48,13 +48,13 @@ class Shortlist:
         if (missing := count - self.values.shape[1]) > 0:
             widths, filling = ((0, 0), (0, missing), (0, 0)), (np.inf, -1, -1, 0)
             columns = [np.pad(a, widths[: a.ndim], constant_values=f) for a, f in zip(columns, filling, strict=True)]
-        return Shortlist(*columns, self.scanned)
+        return Shortlist(*columns, scanned=self.scanned)
 
     def ranked(self, values_QS: np.ndarray, keep: int) -> "Shortlist":
         """The `keep` vectors of least value by other values (Q, S); of equal ones the first stays first."""
         order_QS = np.argsort(values_QS, axis=1, kind="stable")[:, :keep]
         rows_Q1 = np.arange(len(values_QS))[:, None]
-        return Shortlist(*(array[rows_Q1, order_QS] for array in (values_QS, *self._columns()[1:])), self.scanned)
+        return Shortlist(*(a[rows_Q1, order_QS] for a in (values_QS, *self._columns()[1:])), scanned=self.scanned)
 
     def _columns(self) -> tuple[np.ndarray, ...]:
         return self.values, self.ids, self.lists, self.codes
@@ -183,7 +183,7 @@ class _PlainScanner:
 
 def _admits(admitted: Filter, ids_N: np.ndarray) -> np.ndarray:
     if admitted.bits is None:
-        return np.isin(ids_N, admitted.sorted)
+        return np.isin(ids_N, np.asarray(admitted.sorted))
     offsets_N = ids_N.astype(np.int64) - admitted.first
     inside = (offsets_N >= 0) & (offsets_N < len(admitted))
     offsets_N = offsets_N[inside]

@@ -83,7 +83,9 @@ class SearchTables:
 
     @property
     def centroids_VD(self) -> np.ndarray:
-        return self.lookup.centroids_VD if self.partition_VD is None else self.partition_VD
+        centroids_VD = self.lookup.centroids_VD if self.partition_VD is None else self.partition_VD
+        assert centroids_VD is not None
+        return centroids_VD
 
     @property
     def num_lists(self) -> int:
@@ -94,7 +96,7 @@ class SearchTables:
         tables_MKD, origins_VD = self.lookup.tables_MKD, self.lookup.centroids_VD
         if origins_VD is None:
             tables_MKD = tables_MKD - self._origin_D / np.float32(len(tables_MKD))
-            origins_VD = np.broadcast_to(self._origin_D, self.partition_VD.shape)
+            origins_VD = np.broadcast_to(self._origin_D, self.centroids_VD.shape)
         return Scanner(origins_VD, tables_MKD, self.levels, inner_product=self.metric.scans_inner_products)
 
     @cached_property
@@ -107,7 +109,7 @@ class SearchTables:
     @cached_property
     def _origin_D(self) -> np.ndarray:
         """Of tables that are added to no centroid: near the vectors, so that sums stay small."""
-        mean_D = self.partition_VD.mean(0, np.float64).astype(np.float32)
+        mean_D = self.centroids_VD.mean(0, np.float64).astype(np.float32)
         return np.zeros_like(mean_D) if self.metric.scans_inner_products else mean_D
 
     @cached_property

@@ -1,9 +1,7 @@
-"""The forms in which codes lie on disk: folders, .npy, .ivecs, .raw and the authors' .npz.
-
-Shape suffixes: N vectors, M codes of a vector.
-"""
+"""The forms in which codes lie on disk: folders, .npy, .ivecs, .raw and the authors' .npz."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +44,9 @@ def open_codes_file(
 ):
     """Codes in a file or folder, rows (N, M), and their list numbers, rows (N, 1) or None; read when asked for.
 
-    What is None of the codec's M, K and `has_lists` is taken from the file, but a .raw file does not say sizes. `lists`
-    is the path of list numbers that are neither within nor beside the codes.
+    What is None of the codec's is taken from the file; `lists` is the path of list numbers that lie elsewhere.
     """
-    path, within, may_lie_beside = Path(path), None, True
-    suffix = path.suffix.lower()
+    path, suffix, within, may_lie_beside = Path(path), Path(path).suffix.lower(), None, True
     if is_directory(path):
         folder, may_lie_beside = CodeFolder.open(path), False
         codes, within = folder.codes, folder.lists
@@ -86,8 +82,7 @@ def write_codes_file(
 ) -> list[Path]:
     """Write codes, rows (N, M), to a file in the form of its suffix, in bounded memory; returns the files written.
 
-    Lists are rows (N, 1), an array (N,), or None; they go beside the file, but into the first column of .npz. Without
-    `codebook_size`, K, .npy keeps the dtype; .npz records `dim`.
+    Lists are rows (N, 1), an array (N,), or None. Without `codebook_size`, K, .npy keeps the dtype.
     """
     path, written = Path(path), []
     suffix, count = path.suffix.lower(), codes.shape[0]
@@ -124,10 +119,9 @@ def _open_lists(path, num_vectors: int):
     try:
         lists = open_array(path)
     except DataError:
-        try:
+        lists = None
+        with suppress(Exception):  # the file has been refused with a reason already
             lists = np.load(path, mmap_mode="r", allow_pickle=False)[:, None]
-        except Exception:  # the file has been refused with a reason already
-            lists = None
         if lists is None:
             raise
     if lists.shape != (num_vectors, 1) or lists.dtype.kind not in "iu":
@@ -141,10 +135,8 @@ class _RawRows:
     def __init__(self, path: Path, num_codes: int, bits: int):
         size, row = file_size(path), packed_size(num_codes, bits)
         if size % row:
-            raise DataError(
-                f"{path} has {size} bytes, not a multiple of the {row} bytes of a code ({num_codes} codes of {bits} "
-                "bits): it is truncated or of another codec"
-            )
+            wanted = f"a multiple of the {row} bytes of {num_codes} codes of {bits} bits"
+            raise DataError(f"{path} has {size} bytes, not {wanted}: it is truncated or of another codec")
         self.shape, self.dtype = (size // row, num_codes), code_dtype(1 << bits)
         self._bits = bits
         self._packed = map_file(path, np.dtype(np.uint8), (size // row, row)) if size else np.empty((0, row), np.uint8)

@@ -1,7 +1,6 @@
 """Codes of many vectors in a durable folder: shards that numpy can map.
 
-A generation of codes is pending until all its shards are there. Folders of format version 1, whose files carry no
-token, are read, and continued as version 2.
+Folders of format version 1, whose files carry no token, are read, and continued as version 2.
 
 Shape suffixes: N vectors, M codes of a vector.
 """
@@ -65,10 +64,8 @@ class CodePlan:
         labels = {"codec": "another codec", "source": "other vectors"}
         old, new = ({**vars(plan), **plan.encode} | {"encode": None} for plan in (there, self))
         if found := differences(old, new, labels):
-            raise ConfigError(
-                f"{path} holds codes of another run ({'; '.join(found):.500}): use the same model, vectors and "
-                "encoding options, or overwrite=true without resume, in one process, to begin anew"
-            )
+            remedy = "the same model, vectors and encoding options, or overwrite=true without resume, in one process"
+            raise ConfigError(f"{path} holds codes of another run ({'; '.join(found):.500}): use {remedy}")
 
 
 def default_shard_rows(num_vectors: int) -> int:
@@ -111,11 +108,7 @@ class CodeFolder:
 
     @classmethod
     def find(cls, path: Path) -> tuple["CodeFolder | None", "CodeFolder | None"]:
-        """The complete codes in a folder and the pending ones, or None; with the lock held.
-
-        Pending ones of version 1 are made into version 2: their shards are renamed. A kill leaves some under their old
-        names, for the next call.
-        """
+        """The complete codes in a folder and the pending ones, or None; version 1 becomes 2. With the lock held."""
         complete = cls.read(path) if (path / MANIFEST).exists() else None
         pending = read_pending(path, KIND)
         if complete is not None and complete.is_pending:
@@ -193,10 +186,8 @@ class CodeFolder:
         """These codes, unless something is missing or damaged."""
         missing, count = self.missing(), self.plan.num_shards
         if self.is_pending:
-            raise DataError(
-                f"{self.path} is not complete: {count - len(missing)} of {count} shards are there; continue "
-                "encoding it with resume=true"
-            )
+            there = f"{count - len(missing)} of {count} shards are there"
+            raise DataError(f"{self.path} is not complete: {there}; continue encoding it with resume=true")
         if missing:
             raise DataError(f"{self._path('codes', missing[0])} is missing: the folder is damaged")
         if self.manifest is not None:
@@ -245,24 +236,17 @@ def describe_codes(folder: Path) -> dict:
     found = CodeFolder.read(folder)
     plan, missing = found.plan, len(found.missing())
     return {
-        "kind": "codes",
-        **asdict(plan),
-        "complete": not found.is_pending and not missing,
-        "num_shards": plan.num_shards,
-        "shards_there": plan.num_shards - missing,
-        "bytes_per_vector": plan.num_codes * (plan.codebook_size.bit_length() - 1) / 8,
-        "bytes": folder_size(folder),
-    }
+        "kind": "codes", **asdict(plan), "complete": not found.is_pending and not missing,
+        "num_shards": plan.num_shards, "shards_there": plan.num_shards - missing,
+        "bytes_per_vector": plan.num_codes * (plan.codebook_size.bit_length() - 1) / 8, "bytes": folder_size(folder),
+    }  # fmt: skip
 
 
 def _plan(file: Path, values: dict) -> CodePlan:
     """The plan in a manifest; raises DataError where a value is missing, unknown or not possible."""
     types = {field.name: field.type for field in fields(CodePlan)}
-    wrong = sorted(types.keys() ^ values.keys()) or [
-        name
-        for name, value in values.items()
-        if type(value) is not types[name] or (types[name] is int and not 0 <= value < 1 << 48)
-    ]
+    wrong = sorted(types.keys() ^ values.keys()) or [name for name in types if type(values[name]) is not types[name]]
+    wrong = wrong or [name for name, value in values.items() if types[name] is int and not 0 <= value < 1 << 48]
     if wrong:
         raise DataError(f"{file} is damaged: {wrong!s:.100} are wrong, missing or unknown")
     plan = CodePlan(**values)

@@ -94,8 +94,7 @@ class Codes(NDArrayOperatorsMixin):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """The array of codes and that of list numbers where there are some, else the rows of an array."""
-        lists = self.lists
-        return iter(self.codes if lists is None else (self.codes, lists))
+        return iter(self.codes if self._lists is None else (self.codes, np.asarray(self.lists)))
 
     def __array_ufunc__(self, function, method, *inputs, **options):
         """Operators, comparisons among them, and numpy's functions are those of the array (N, M)."""

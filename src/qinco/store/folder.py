@@ -1,12 +1,9 @@
 """A durable folder: files whose names carry the token of a generation, and a manifest that is replaced last.
 
-The files of a generation have names such as `codes-s1f0c3a9e5b72.npy`, so a new generation is written beside the old
-one. It takes the old one's place at the moment when `manifest.json` is replaced; files of other tokens are then
-removed. A killed process leaves the old generation or the new one, and files that the next writer removes. This needs
-nothing of the file system but atomic renames of files, so it works on NFS.
-
-`write_folder` writes a generation in one block. One that takes longer is *pending* meanwhile: `pending.json` says what
-it will hold, and any process can add files to it, meanwhile or after a crash (`begin`, `read_pending`).
+A new generation, of files such as `codes-s1f0c3a9e5b72.npy`, is written beside the old one, and takes its place when
+`manifest.json` is replaced. A killed process leaves one of them, and files that the next writer removes. This needs
+only atomic renames of files, so it works on NFS. A generation is *pending* while `pending.json` says what it will hold:
+any process can add files to it, also after a crash (`begin`, `read_pending`).
 """
 
 import json
@@ -14,6 +11,7 @@ import math
 import os
 import re
 import secrets
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,20 +23,7 @@ import numpy as np
 
 from qinco.atomic import WRITER, exclusive, flush_folder, remove_temporaries, write_atomically, write_to_disk
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.store.manifest import (
-    MANIFEST,
-    NAME,
-    NOUNS,
-    PENDING,
-    TOKEN,
-    Manifest,
-    StoredFile,
-    checksum,
-    path_of,
-    read_content,
-    read_manifest,
-    write_manifest,
-)
+from qinco.store.manifest import MANIFEST, PENDING, TOKEN, Manifest, path_of, read_manifest, token_in, write_manifest
 from qinco.vectors.binary import npy_header
 from qinco.vectors.mapped import file_size, map_file, read_start, release_pages
 
@@ -60,10 +45,7 @@ class OpenFolder:
 
 
 class FolderWriter:
-    """Collects the files of a new generation, with the folder's lock held. Each name is given once.
-
-    Names are up to 20 lower-case letters, digits and underscores; those of files have a suffix, too.
-    """
+    """Collects the files of a new generation, each name once, with the folder's lock held."""
 
     def __init__(self, folder: Path, kind: str, settings: dict, token: str | None = None):
         self.folder, self.kind, self.settings = folder, kind, settings
@@ -88,7 +70,7 @@ class FolderWriter:
 
     def file(self, name: str) -> Path:
         """The path at which the caller writes the file `name` before the block ends."""
-        assert re.fullmatch(NAME, name) and name not in self._parts
+        assert name not in self._parts
         self._parts[name] = {}
         return path_of(self.folder, name, self.token)
 
@@ -107,7 +89,7 @@ class FolderWriter:
         """Make this the folder's generation: all files are there."""
         for name, entry in self._parts.items():
             path = path_of(self.folder, name, self.token)
-            entry |= {"bytes": path.stat().st_size, "crc32": checksum(path)}
+            entry |= {"bytes": path.stat().st_size, "crc32": _checksum(path)}
             write_to_disk(path)  # including what was written through maps
         flush_folder(self.folder)
         write_manifest(self.folder / MANIFEST, self.kind, self.token, self.settings, self._parts)
@@ -125,9 +107,7 @@ def write_folder(path: str | os.PathLike, kind: str, settings: dict) -> Iterator
     """Yield a writer whose files become the folder's generation when the block ends without an exception.
 
     The folder is created if it is missing; after an exception it is as it was. Only one process at a time is in such a
-    block; others wait. `settings` are read when the block ends.
-
-    Raises ConfigError as `check_folder_output` does, and ResourceError if the disk is full or cannot be written.
+    block. `settings` are read when it ends.
     """
     path = Path(path)
     check_folder_output(path, kind)
@@ -151,12 +131,8 @@ def write_folder(path: str | os.PathLike, kind: str, settings: dict) -> Iterator
 
 
 def begin(folder: Path, kind: str, settings: dict) -> Manifest:
-    """Begin a pending generation, in place of another pending one; with the lock held.
-
-    The token is derived from `settings`, which say what the generation will hold, so that the same work gives the same
-    files. The folder's complete generation stays until `FolderWriter.commit`.
-    """
-    current = _token_of(folder, kind, MANIFEST)
+    """Begin a pending generation, with a token derived from its settings, in place of another; with the lock held."""
+    current = token_in(folder / MANIFEST, kind)
     (folder / PENDING).unlink(missing_ok=True)
     remove_stale(folder, kind)
     text = json.dumps(settings, sort_keys=True)
@@ -171,12 +147,12 @@ def read_pending(folder: Path, kind: str) -> Manifest | None:
     if not (folder / PENDING).exists():
         return None
     pending = read_manifest(folder, kind, PENDING)
-    return None if pending.token == _token_of(folder, kind, MANIFEST) else pending  # a kill came after its commit
+    return None if pending.token == token_in(folder / MANIFEST, kind) else pending  # a kill came after its commit
 
 
 def remove_stale(folder: Path, kind: str, others: str | None = None) -> None:
     """Remove what failed writers left, and files with names like the pattern `others`; the lock is held."""
-    tokens = [_token_of(folder, kind, name) for name in (MANIFEST, PENDING)]
+    tokens = [token_in(folder / name, kind) for name in (MANIFEST, PENDING)]
     if tokens[0] is not None and tokens[0] == tokens[1]:
         (folder / PENDING).unlink(missing_ok=True)
     for name in (MANIFEST, PENDING):
@@ -189,18 +165,13 @@ def remove_stale(folder: Path, kind: str, others: str | None = None) -> None:
 
 
 def read_folder(
-    path: str | os.PathLike,
-    kind: str,
-    load: Callable[[OpenFolder], Any] = lambda folder: folder,
-    *,
-    mmap: bool = True,
-    verified_bytes: int = VERIFIED_BYTES,
-):
-    """Open the generation of a folder, and give what `load` makes of it: the opened folder itself by default.
+    path: str | os.PathLike, kind: str, load: Callable[[OpenFolder], Any] = lambda folder: folder, *,
+    mmap: bool = True, verified_bytes: int = VERIFIED_BYTES,
+):  # fmt: skip
+    """What `load` makes of the opened folder; it is called again if another process has replaced the folder meanwhile.
 
-    `load` is called again if another process has replaced the folder meanwhile, so that all files it sees are of one
-    generation. With `mmap` arrays are mapped, and checksums of the smallest files are verified, so many bytes in all;
-    otherwise arrays are read into memory, and everything is verified. DataError names the file that is at fault.
+    With `mmap` arrays are mapped, and checksums of the smallest files are verified, so many bytes in all; otherwise
+    arrays are read into memory, and everything is verified. DataError names the file that is at fault.
     """
 
     def opened(manifest: Manifest) -> OpenFolder:
@@ -246,20 +217,22 @@ def check_folder_output(path: str | os.PathLike, kind: str) -> None:
         except DataError as error:
             raise ConfigError(f"{path} would be replaced, but {error}: remove it, or give another name") from None
     elif MANIFEST not in there and any(not re.fullmatch(_STARTED, name) for name in there):
-        raise ConfigError(f"{path} holds other files than {NOUNS[kind]}: give the name of a new folder")
+        raise ConfigError(f"{path} holds other files: give the name of a new folder")
 
 
 def check_files(path: Path, manifest: Manifest, verified_bytes: float = VERIFIED_BYTES) -> dict[str, int | None]:
-    """Check the files of a generation, and the checksums of the smallest ones; DataError names the first damaged file.
-
-    Returns for each file the offset at which an array's values begin; None for other files.
-    """
+    """Check files and the checksums of the smallest ones; returns where arrays begin, None for files of other kinds."""
     offsets = {}
     for name, stored in sorted(manifest.files.items(), key=lambda item: item[1].bytes):
         file = path_of(path, name, manifest.token)
-        offsets[name] = _check_file(file, stored)
-        verified_bytes -= stored.bytes
-        if verified_bytes >= 0 and checksum(file) != stored.crc32:
+        size = file_size(file)
+        if size != stored.bytes:
+            raise DataError(f"{file} is damaged: it has {size} bytes, {MANIFEST} says {stored.bytes}")
+        offsets[name] = (
+            None if stored.dtype is None else _check_header(file, size, np.dtype(stored.dtype), stored.shape)
+        )
+        verified_bytes -= size
+        if verified_bytes >= 0 and _checksum(file) != stored.crc32:
             raise DataError(f"{file} is damaged: its checksum differs from that in {MANIFEST}")
     return offsets
 
@@ -269,25 +242,24 @@ def folder_size(folder: Path) -> int:
     return sum(file.lstat().st_size for file in folder.iterdir())
 
 
-def _token_of(folder: Path, kind: str, name: str) -> str | None:
-    """The token in a manifest; None if there is none, or one of an earlier version without tokens."""
-    if not (folder / name).exists():
-        return None
-    token = read_content(folder / name, kind).get("token")
-    return token if isinstance(token, str) else None
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file; raises DataError if it cannot be read."""
+    crc32 = 0
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 24):
+                crc32 = zlib.crc32(piece, crc32)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    return crc32
 
 
-def _check_file(path: Path, stored: StoredFile) -> int | None:
-    """Where an array's values begin in its file, None if the file is no array; raises DataError."""
-    size = file_size(path)
-    if size != stored.bytes:
-        raise DataError(f"{path} is damaged: it has {size} bytes, {MANIFEST} says {stored.bytes}")
-    if stored.dtype is None:
-        return None
-    offset = size - math.prod(stored.shape) * np.dtype(stored.dtype).itemsize
-    header = npy_header(stored.shape, np.dtype(stored.dtype))
+def _check_header(path: Path, size: int, dtype: np.dtype, shape: tuple) -> int:
+    """Where the values begin in the file of an array; raises DataError if its header is another."""
+    offset = size - math.prod(shape) * dtype.itemsize
+    header = npy_header(shape, dtype)
     # As long as it is there: how much is padded has varied between versions of numpy.
     expected = header[:8] + (offset - 10).to_bytes(2, "little") + header[10:].rstrip().ljust(offset - 11) + b"\n"
     if read_start(path, offset) != expected:
-        raise DataError(f"{path} is damaged: {MANIFEST} says {stored.dtype} {stored.shape}, its header does not")
+        raise DataError(f"{path} is damaged: {MANIFEST} says {dtype.str} {shape}, its header does not")
     return offset

@@ -1,7 +1,6 @@
 """Manifests: JSON objects that say what a folder or a file of ours holds, read without trusting them.
 
-Each has `kind` and `format_version`. That of a folder (see `store.folder`) also says which files belong to a
-generation, with their sizes and checksums.
+That of a folder (see `store.folder`) says which files belong to a generation, with their sizes and checksums.
 """
 
 import json
@@ -100,16 +99,10 @@ def path_of(folder: Path, name: str, token: str) -> Path:
     return folder / f"{stem}-{token}.{suffix}"
 
 
-def checksum(path: Path) -> int:
-    """CRC-32 of a file; raises DataError if it cannot be read."""
-    crc32 = 0
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(1 << 24):
-                crc32 = zlib.crc32(piece, crc32)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    return crc32
+def token_in(file: Path, kind: str) -> str | None:
+    """The token in a manifest; None if there is none, or one of an earlier version without tokens."""
+    token = read_content(file, kind).get("token") if file.exists() else None
+    return token if isinstance(token, str) else None
 
 
 def write_manifest(file: Path, kind: str, token: str, settings: dict, parts: dict) -> None:

@@ -1,7 +1,6 @@
 """Tensors and one JSON header in a safetensors file, written whole or not at all, read without executing anything.
 
-The header is the string under the key "qinco" of the file's metadata: an object with `kind`, `format_version` and what
-the kind defines (docs/formats.md). Reading the header needs no torch.
+The header, under the key "qinco" of the file's metadata, is described in docs/formats.md. Reading it needs no torch.
 """
 
 import json

@@ -9,11 +9,10 @@ import pytest
 from small_models import ARCHITECTURES, random_model
 
 from qinco.codec import Codec
-from qinco.codec.decode_file import decode_file
+from qinco.codec.decode_file import DecodedPart, decode_file
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.store.codes import Codes
-from qinco.store.decoded_part import DecodedPart
 from qinco.vectors.formats import FLOAT_SUFFIXES, VectorWriter, open_array, write_vectors
 
 RULE = EncodeOptions(num_pairs=8, beam_width=4, precision="float32")

@@ -78,7 +78,7 @@ def _search_index(settings: Settings, console) -> None:
     _check_outputs(settings)
     path, begun, threads = settings["index"], time.monotonic(), _threads(settings, console)
     codec = None if settings["model"] is None else inputs.open_codec(settings)
-    index, files = open_searcher(path, codec, settings["pairwise_decoder"], inputs.find_device(settings))
+    index, files = open_searcher(path, codec, settings["pairwise_decoder"], str(inputs.find_device(settings)))
     if codec is None and index.codec is not None:
         index.codec = inputs.adjust_codec(settings, index.codec)
     queries, truth = inputs.open_queries(settings)

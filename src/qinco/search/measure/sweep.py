@@ -138,9 +138,9 @@ def _read_setting(entry: dict, num_queries: int) -> tuple[Setting, Measurement]:
     setting = Setting(**entry["parameters"])
     _ = setting.options  # checks the values
     require_int("num_queries", num_queries)
-    recalls = [{int(rank): share for rank, share in entry[name].items()} for name in ("recall", "shortlist_recall")]
-    found = Measurement(*recalls, dict(entry["seconds_by_stage"]), num_queries)
-    shares = [recalls[0][1], *recalls[0].values(), *recalls[1].values()]
+    final, first = ({int(rank): share for rank, share in entry[f"{name}recall"].items()} for name in ("", "shortlist_"))
+    found = Measurement(final, first, dict(entry["seconds_by_stage"]), num_queries)
+    shares = [final[1], *final.values(), *first.values()]
     times = [1 / found.seconds, *found.seconds_by_stage.values()]
     if not all(0 <= share <= 1 for share in shares) or not all(0 <= seconds < math.inf for seconds in times):
         raise ValueError("no such recall or time")
@@ -221,7 +221,7 @@ def sweep(
     facts["queries"] = sha256(queries_QD.tobytes() + nearest_Q.tobytes()).hexdigest()
     if "index" not in facts:
         facts["index"] = _fingerprint_of(index)
-    if decoder == "neural":
+    if decoder == "neural" and index.codec is not None:
         facts["model"] = index.codec.fingerprint()
         engine, device = index.codec.encode_options.engine, index.codec.device.type
         facts["precision, engine or device"] = f"{precision} {engine} {device}"
@@ -250,9 +250,9 @@ def open_searcher(index, codec: Codec | None = None, pairwise=None, device="cpu"
         index, files["index"] = Index(codec, scanned_by_faiss(path, codec)), _fingerprint_of_file(path)
     if pairwise is None:
         return index, files
-    lookup, is_ivf = index.tables.lookup, index.codec is not None and index.codec.is_ivf
+    lookup, own = index.tables.lookup, index.codec
     # The centroids of the index may be moved from those of the codec.
-    centroids_VD = index.codec.coarse_centroids if is_ivf else index.tables.centroids_VD
+    centroids_VD = own.coarse_centroids if own is not None and own.is_ivf else index.tables.centroids_VD
     decoder = open_pairwise(pairwise, lookup.num_codes, lookup.codebook_size, lookup.dim, centroids_VD)
     if isinstance(pairwise, str | os.PathLike):
         files["pairwise decoder"] = _fingerprint_of_file(pairwise)

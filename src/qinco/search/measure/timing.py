@@ -55,8 +55,8 @@ def measure(
         return {**pipeline.seconds, "total": time.perf_counter() - begun}
 
     seconds = measure_stages(run)
-    recalls = [recall(np.concatenate(ids), nearest_Q, ranks) for ids in zip(*found, strict=True)]
-    return Measurement(*recalls, seconds, len(prepared_QD))
+    final, first = (recall(np.concatenate(ids), nearest_Q, ranks) for ids in zip(*found, strict=True))
+    return Measurement(final, first, seconds, len(prepared_QD))
 
 
 def measure_stages(run: Callable[[], Mapping[str, float]]) -> dict[str, float]:
@@ -73,9 +73,8 @@ def open_queries(queries, ground_truth, dim: int) -> tuple[np.ndarray, np.ndarra
     source = as_source(queries, "queries")
     if source.dim != dim:
         raise DataError(f"{source.name} have {source.dim} dimensions, the vectors to search {dim}")
-    if isinstance(ground_truth, str | os.PathLike):
-        ground_truth = read_integers(ground_truth)
-    truth = np.asarray(ground_truth.cpu() if hasattr(ground_truth, "cpu") else ground_truth)
+    truth = ground_truth.cpu() if hasattr(ground_truth, "cpu") else ground_truth
+    truth = np.asarray(read_integers(truth) if isinstance(truth, str | os.PathLike) else truth)
     nearest_Q = as_ids(truth[:, 0] if truth.ndim == 2 and truth.shape[1] else truth, None)
     if len(nearest_Q) != len(source):
         raise DataError(f"the ground truth has {len(nearest_Q)} rows, and there are {len(source)} queries")

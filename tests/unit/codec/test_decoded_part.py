@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qinco.codec.decode_file import open_part
 from qinco.errors import ConfigError, ResourceError
-from qinco.store.decoded_part import open_part
 from qinco.vectors.formats import VectorWriter
 
 WORK = {"num_vectors": 20, "dim": 3, "codec": "a codec", "format": ".npy"}
