@@ -1,7 +1,4 @@
-"""`Codec`: a trained quantizer between vectors in data space and codes.
-
-Shape suffixes: N vectors, D dimension, M codes of a vector.
-"""
+"""`Codec`: a trained quantizer between vectors in data space and codes."""
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence

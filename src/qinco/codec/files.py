@@ -1,7 +1,4 @@
-"""Encoding vectors of any number to a file or folder, resumed after an interruption.
-
-Shape suffixes: N vectors, D dimension, M codes of a vector.
-"""
+"""Encoding vectors of any number to a file or folder, resumed after an interruption."""
 
 import os
 import time

@@ -1,7 +1,6 @@
 """The authors' encoded sets: an index file `X.npz` of four numbers, and parts `X.part_i.npz` of int64 codes.
 
 Where a codec has lists, their numbers are the first column. numpy reads the files, and never pickles.
-Shape suffixes: N vectors, M codes of a vector.
 """
 
 import itertools

@@ -1,8 +1,6 @@
 """The interface of engines, their registry, the choice of engine and precision, and what engines on torch share.
 
 To add an engine, write a module that satisfies `Engine` and add it to `qinco.config.ENGINE_MODULES`.
-
-Shape suffixes: N vectors, D dimension, M steps.
 """
 
 from functools import cache

@@ -1,7 +1,4 @@
-"""Assignment of vectors to their nearest coarse centroids (IVF).
-
-Shape suffixes: N vectors, D dimension, V centroids, R results.
-"""
+"""Assignment of vectors to their nearest coarse centroids (IVF)."""
 
 from collections.abc import Callable
 from threading import Lock

@@ -1,7 +1,4 @@
-"""k-means, plain and residual: by faiss on the processor, by torch on other devices.
-
-Shape suffixes: N vectors, D dimension, K codewords, V coarse centroids, M steps, B hypotheses of a beam.
-"""
+"""k-means, plain and residual: by faiss on the processor, by torch on other devices."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

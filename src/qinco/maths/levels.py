@@ -1,7 +1,4 @@
-"""Numbers in a byte: the levels that lose least.
-
-Shape suffixes: N values.
-"""
+"""Numbers in a byte: the levels that lose least."""
 
 import numpy as np
 

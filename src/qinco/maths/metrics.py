@@ -1,7 +1,4 @@
-"""What decoded vectors are judged by.
-
-Shape suffixes: Q queries, R results.
-"""
+"""What decoded vectors are judged by."""
 
 import numpy as np
 

@@ -1,7 +1,6 @@
 """The whole quantizer: normalisation, starting points and the chain of steps.
 
 Everything but `normalize` and `denormalize` is in normalised space.
-Shape suffixes: N vectors, D dimension, M steps, V coarse lists.
 """
 
 import math

@@ -2,7 +2,6 @@
 
 Arrays are in normalised space; torch is not used. The environment variable `QINCO_NATIVE_LEVEL` selects a lower
 instruction set than the processor's best, `QINCO_NATIVE_LIBRARY` another build.
-Shape suffixes: N vectors, D dimension, M steps, K codewords, E stream width, H hidden width.
 """
 
 import ctypes

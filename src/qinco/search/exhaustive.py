@@ -1,7 +1,4 @@
-"""Exhaustive search: the exact nearest neighbours among vectors, or among what codes decode to.
-
-Shape suffixes: Q queries, D dimension, N vectors, R results.
-"""
+"""Exhaustive search: the exact nearest neighbours among vectors, or among what codes decode to."""
 
 from collections.abc import Iterable
 

@@ -1,7 +1,4 @@
-"""`Index`: vectors in inverted lists as codes, searched compressed (QINCo2 paper, section 4).
-
-Shape suffixes: N vectors, Q queries, D dimension, M codes of a vector, V lists, R results.
-"""
+"""`Index`: vectors in inverted lists as codes, searched compressed (QINCo2 paper, section 4)."""
 
 import os
 import threading

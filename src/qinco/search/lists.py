@@ -4,8 +4,6 @@ List v holds the positions starts[v] to starts[v + 1], and its bytes begin at st
 vectors. A block is a matrix (M + 1, 64) of bytes, row-major: a row for each code, then the row of norm codes, which
 quantize what the scan adds to a vector's distance. The last block of a list has as many columns as there are vectors
 left, so that nothing is padded: a vector takes M + 1 bytes and its id.
-
-Shape suffixes: N vectors, M codes of a vector, V lists.
 """
 
 from collections.abc import Callable, Iterator, Sequence

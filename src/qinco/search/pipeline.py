@@ -1,7 +1,4 @@
-"""The search pipeline (QINCo2 paper, section 4): scan of the lists, then stages that decode and re-rank a shortlist.
-
-Shape suffixes: Q queries, D dimension, M codes of a vector, N vectors, S shortlist, R results.
-"""
+"""The search pipeline (QINCo2 paper, section 4): scan of the lists, then stages that decode and re-rank a shortlist."""
 
 import time
 from collections import defaultdict

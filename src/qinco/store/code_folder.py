@@ -1,8 +1,6 @@
 """Codes of many vectors in a durable folder: shards that numpy can map.
 
 Folders of format version 1, whose files carry no token, are read, and continued as version 2.
-
-Shape suffixes: N vectors, M codes of a vector.
 """
 
 import os

@@ -1,7 +1,4 @@
-"""`Codes`: the codes of many vectors, with their list numbers where an IVF codec made them.
-
-Shape suffixes: N vectors, M codes of a vector.
-"""
+"""`Codes`: the codes of many vectors, with their list numbers where an IVF codec made them."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,4 @@
-"""The first weights of a model, and new values for codewords that are not used.
-
-Shape suffixes: N vectors, D dimension, M steps, K codewords.
-"""
+"""The first weights of a model, and new values for codewords that are not used."""
 
 import numpy as np
 import torch

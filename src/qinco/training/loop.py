@@ -2,7 +2,6 @@
 
 `Training.run` yields reports. Between two reports the whole state can be saved (`tensors`, `progress`) and restored, so
 that an interrupted run continues exactly.
-Shape suffixes: N vectors, D dimension, M steps.
 """
 
 import math

@@ -9,16 +9,10 @@ from qinco.cli.keys import ENCODING, MACHINE, TRAINSET, Settings, task
 _IMPORTS = ("qinco.codec", "qinco.search.index")
 
 
-@task(
-    "eval",
-    "mean squared error over the database",
-    keys=[
-        f"model db ds.db {ENCODING} prefix decoder index pairwise_decoder trainset ds.trainset",
-        f"search.aq_training_samples seed mse_scale {MACHINE} enc_max_bs",
-    ],
-    required=("model", "db"),
-    imports=_IMPORTS,
-)
+@task("eval", "mean squared error over the database", required=("model", "db"), imports=_IMPORTS, keys=[
+    f"model db ds.db {ENCODING} prefix decoder index pairwise_decoder trainset ds.trainset",
+    f"search.aq_training_samples seed mse_scale {MACHINE} enc_max_bs",
+])  # fmt: skip
 def eval_database(settings, console) -> None:
     codec, source = inputs.open_codec(settings), inputs.open_database(settings)
     codec.check_dim(source)
@@ -31,13 +25,9 @@ def eval_database(settings, console) -> None:
     _print(settings, console, result, done.num_vectors, done.seconds)
 
 
-@task(
-    "eval_valset",
-    "mean squared error over the last training vectors",
-    keys=[f"model {TRAINSET} ds.valset {ENCODING} prefix mse_scale {MACHINE} enc_max_bs"],
-    required=("model", "trainset|db"),
-    imports=_IMPORTS,
-)
+@task("eval_valset", "mean squared error over the last training vectors", required=("model", "trainset|db"),
+      imports=_IMPORTS, keys=[f"model {TRAINSET} ds.valset {ENCODING} prefix mse_scale {MACHINE} enc_max_bs"],
+)  # fmt: skip
 def eval_validation(settings, console) -> None:
     from qinco.codec.plan import split_validation
 
@@ -47,13 +37,9 @@ def eval_validation(settings, console) -> None:
     _evaluate(settings, console, codec, split_validation(source, wanted, 1)[1])
 
 
-@task(
-    "eval_time",
-    "microseconds per vector, encoding and decoding",
-    keys=[f"model db ds.db {ENCODING} {MACHINE} enc_max_bs"],
-    required=("model", "db"),
-    imports=_IMPORTS,
-)
+@task("eval_time", "microseconds per vector, encoding and decoding", required=("model", "db"), imports=_IMPORTS,
+      keys=[f"model db ds.db {ENCODING} {MACHINE} enc_max_bs"],
+)  # fmt: skip
 def eval_time(settings, console) -> None:
     codec, source, begun = inputs.open_codec(settings), inputs.open_database(settings), time.monotonic()
     codec.check_dim(source)

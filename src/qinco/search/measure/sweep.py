@@ -1,7 +1,4 @@
-"""A sweep: recall and time of many settings of a search, of which only those worth it are measured.
-
-Shape suffixes: Q queries, D dimension, V lists.
-"""
+"""A sweep: recall and time of many settings of a search, of which only those worth it are measured."""
 
 import json
 import logging

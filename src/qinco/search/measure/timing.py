@@ -1,7 +1,4 @@
-"""Recall and time of a search with some options, and the fastest options that reach a recall.
-
-Shape suffixes: Q queries, D dimension, R results.
-"""
+"""Recall and time of a search with some options, and the fastest options that reach a recall."""
 
 import os
 import time
