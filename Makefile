@@ -1,7 +1,7 @@
 # One virtual environment for everything; `make test` on a fresh clone needs nothing but Python 3.11 and make.
 #
 #   make test            the quick tests, and the 20 slowest of them (about three minutes of one core)
-#   make lint            style; `make format` mends it
+#   make lint            style and types; `make format` fixes the style
 #   make test-all        the slow tests too
 #   make test-levels     engines, codecs and search forced to each instruction set of this processor
 #   make test-sanitized  the native engine under the address and undefined-behaviour sanitizers
@@ -45,6 +45,7 @@ demo: venv
 lint: venv
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	$(RUN) pyright
 
 format: venv
 	$(RUN) ruff check --fix .
