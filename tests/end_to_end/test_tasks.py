@@ -140,7 +140,7 @@ WRONG = {
     "checkpoint with C": ("train trainset={base} output={new}.pt K=16 C=8", 2, "num_pairs=8"),
     "converted rule": ("convert model={codec} output={new}.pt C=4", 2, "num_pairs=4"),
     "decode prefix": ("decode model={codec} codes={codes} output={new}.npy prefix=9", 2, "(prefix)"),
-    "ground truth": ("search model={codec} db={base} queries={query} queries_gt={gt} ds.db=50", 3, "ds.db"),
+    "ground truth": ("search model={codec} db={base} queries={query} queries_gt={gt} ds.db=50", 3, "vector 1"),
 }
 
 

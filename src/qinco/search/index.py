@@ -252,11 +252,12 @@ class Index:
         """Read what `save` or `build_index` wrote, or a faiss file (.faissindex); executes no code.
 
         Args:
-            folder: the index.
             mmap: leave the vectors on disk until they are searched.
             codec: for an index that was written without its codec, the one that made its codes.
             device: where the codec of the folder is loaded.
         """
+        if not isinstance(folder, str | os.PathLike):
+            raise ConfigError(f"an index is named by its folder or file, not {folder!r:.100}")
         if (path := Path(folder)).suffix.lower() == ".faissindex" and not path.is_dir():
             return cls(codec, from_faiss(path, codec))
         return cls(*load_parts(folder, mmap, codec, device))
@@ -271,7 +272,6 @@ class Index:
             ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first.
             target_recall: share of queries whose nearest neighbour must be among the first k results, above 0.
             k: results that are counted.
-            progress: see `qinco.progress`.
 
         Raises:
             ConfigError: no options reach the target; the message says what recall is reached.

@@ -27,6 +27,7 @@ from qinco.store.folder import (
 from qinco.store.manifest import HEADER, MANIFEST, PENDING, Manifest, path_of, read_content, read_manifest
 from qinco.vectors.block_rows import ConcatRows
 from qinco.vectors.formats import open_array
+from qinco.vectors.mapped import missing_file
 
 KIND = "codes"
 MAX_SHARDS = 1 << 17
@@ -93,7 +94,8 @@ class CodeFolder:
         is_pending = not os.path.lexists(path / MANIFEST) and (path / PENDING).exists()
         file = path / (PENDING if is_pending else MANIFEST)
         if not os.path.lexists(file):
-            raise DataError(f"{path} is not a folder of codes: it has no {MANIFEST}")
+            damage = DataError(f"{path} is not a folder of codes: it has no {MANIFEST}")
+            raise damage if os.path.lexists(path) else missing_file(path)
         content = read_content(file, KIND)
         if is_pending or content["format_version"] > 1:
             manifest = read_manifest(path, KIND, file.name)

@@ -42,6 +42,8 @@ class Codes(NDArrayOperatorsMixin):
         self._codes: Rows = codes if hasattr(codes, "shape") and hasattr(codes, "dtype") else np.asarray(codes)
         self._lists: Any = lists if lists is None or hasattr(lists, "shape") else np.asarray(lists)
         self.name = name
+        if len(self._codes.shape) != 2:
+            raise DataError(f"{name} must be a 2-D integer array (N, M), not {self.dtype} of shape {self._codes.shape}")
         if self._lists is not None and self._lists.shape not in ((len(self),), (len(self), 1)):
             shape = tuple(self._lists.shape)
             raise DataError(f"{name}: lists must be {len(self)} integers, one for each code, not an array of {shape}")
@@ -53,10 +55,7 @@ class Codes(NDArrayOperatorsMixin):
             codes, lists = codes
         if isinstance(codes, Codes):
             return codes if lists is None else codes.with_lists(_as_rows(lists))
-        codes = _as_rows(codes)
-        if len(codes.shape) != 2:
-            raise DataError(f"{name} must be a 2-D integer array (N, M), not {codes.dtype} of shape {codes.shape}")
-        return cls(codes, None if lists is None else _as_rows(lists), name)
+        return cls(_as_rows(codes), None if lists is None else _as_rows(lists), name)
 
     @property
     def codes(self) -> np.ndarray:

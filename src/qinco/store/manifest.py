@@ -16,7 +16,7 @@ import numpy as np
 
 from qinco.atomic import write_atomically
 from qinco.errors import DataError
-from qinco.vectors.mapped import file_size, read_start
+from qinco.vectors.mapped import file_size, missing_file, read_start
 
 MANIFEST, PENDING = "manifest.json", "pending.json"
 VERSIONS = {"index": 1, "codes": 2, "decoding": 1}  # the newest format version of each kind
@@ -52,7 +52,8 @@ def read_manifest(path: str | os.PathLike, kind: str, name: str = MANIFEST) -> M
     """What the generation in a folder consists of; raises DataError for any other folder."""
     file = Path(path) / name
     if not os.path.lexists(file):
-        raise DataError(f"{path} is not {NOUNS[kind]}: it has no {name}")
+        damage = DataError(f"{path} is not {NOUNS[kind]}: it has no {name}")
+        raise damage if os.path.lexists(path) else missing_file(path)
     content = read_content(file, kind)
     try:
         return _parse(content, VERSIONS[kind])

@@ -93,7 +93,7 @@ def missing_file(path: str | os.PathLike) -> DataError:
     names = {}
     with suppress(OSError, ValueError), os.scandir(folder or os.curdir) as entries:
         names = {entry.name: str(Path(folder, entry.name)) for entry in islice(entries, _MAX_NAMES)}
-    hint = suggest(name, names, 0.85)
+    hint = suggest(name, names, 0.75)
     return DataError(f"No such file: {path}" + (f". {hint.strip()}" if hint else ""))
 
 

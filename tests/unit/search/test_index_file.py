@@ -193,8 +193,10 @@ def test_foreign_folders_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match=r"manifest\.json"):
         Index.load(tmp_path)
-    with pytest.raises(DataError, match=r"manifest\.json"):
+    with pytest.raises(DataError, match="nowhere"):
         Index.load(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="5"):
+        Index.load(5)
     with pytest.raises(ConfigError, match="other files"):
         built().save(tmp_path)
     with pytest.raises(ConfigError, match="create it first"):

@@ -238,8 +238,8 @@ def test_wrong_manifests_are_refused(tmp_path, name, version):
 
 def test_folders_without_a_manifest_hold_no_codes(tmp_path):
     (tmp_path / "file").touch()
-    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
-        with pytest.raises(DataError, match=r"manifest\.json"):
+    for path, named in ((tmp_path, "manifest.json"), (tmp_path / "nowhere", "nowhere"), (tmp_path / "file", "file")):
+        with pytest.raises(DataError, match=named):
             CodeFolder.open(path)
 
 

@@ -109,3 +109,9 @@ def test_packed_codes_come_back(bits):
     assert packed.shape == (6, (4 * bits + 7) // 8)
     again = Codes.unpack(packed, 4, bits, LISTS)
     assert np.array_equal(again.codes, codes.codes) and np.array_equal(again.lists, LISTS)
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], 5, np.zeros((2, 3, 4))])
+def test_codes_have_two_axes(wrong):
+    with pytest.raises(DataError, match="2-D"):
+        Codes(wrong)
