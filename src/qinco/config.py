@@ -7,6 +7,7 @@ line derives its keys from these declarations.
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from numbers import Integral
 from types import MappingProxyType, NoneType
 from typing import Any, get_args
@@ -43,19 +44,25 @@ def documented(cls):
     return cls
 
 
+@cache  # options are made for each search
+def _declared(cls) -> list[tuple[str, str, Mapping, tuple]]:
+    """The name of each field, its name in messages, its limits and its types."""
+    names = {f.name: f.metadata.get("key") for f in dataclasses.fields(cls)}
+    labels = {name: name if key in (None, name) else f"{name} ({key})" for name, key in names.items()}
+    return [(f.name, labels[f.name], f.metadata, get_args(f.type) or (f.type,)) for f in dataclasses.fields(cls)]
+
+
 def check_fields(options) -> None:
     """Raise ConfigError for a field whose value has another type than declared, or is out of its range or choices."""
-    for field in dataclasses.fields(options):
-        value, limits, types = getattr(options, field.name), field.metadata, get_args(field.type) or (field.type,)
-        key = limits.get("key")
-        name = field.name if key in (None, field.name) else f"{field.name} ({key})"
+    for field, name, limits, types in _declared(type(options)):
+        value = getattr(options, field)
         if NoneType in types and value is None:
             continue
         if bool in types:
             require_bool(name, value)
         elif int in types:
             require_int(name, value, 1 if limits["minimum"] is None else limits["minimum"], limits["maximum"])
-            object.__setattr__(options, field.name, int(value))
+            object.__setattr__(options, field, int(value))
         elif float in types:
             _require_number(name, value, limits)
         elif limits["choices"] and value not in limits["choices"]:

@@ -220,7 +220,6 @@ _KEPT = re.compile("\0([0-9]+)\0")
 
 
 def _variable(inside: str, where: str) -> str | None:
-    """What `oc.env:NAME,default` stands for."""
     resolver, _, argument = inside.partition(":")
     if resolver.strip() != "oc.env":
         raise ConfigError(f"{where}: unknown ${{{inside}}}: there are ${{key}} and ${{oc.env:NAME,default}}")

@@ -180,7 +180,6 @@ class _Encoding:
             raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
 
     def _join(self, resume: bool, overwrite: bool) -> CodeFolder:
-        """The codes to go on with, with the lock held; raises ConfigError if others are there that must stay."""
         complete, pending = CodeFolder.find(self.folder)
         there, plan = pending or complete, self.plan
         if there is None:

@@ -118,8 +118,8 @@ class NeuralDecoder:
         found = Codes(codes, lists if self.codec.is_ivf else None)
         blocks = self.codec.decode_tensors if self.on_device else self.codec.decode_blocks
         decoded: list = [block for _, block in blocks(found, self.precision)]
-        if not decoded:
-            return np.empty((0, self.codec.dim), np.float32)
+        if len(decoded) <= 1:
+            return decoded[0] if decoded else np.empty((0, self.codec.dim), np.float32)
         return torch.cat(decoded) if self.on_device else np.concatenate(decoded)
 
 

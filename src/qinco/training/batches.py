@@ -63,7 +63,6 @@ def _shuffled(source: VectorSource, seed, first_row: int, buffer_bytes: int) -> 
 
 
 def _gather(source: VectorSource, starts: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Rows of consecutive runs, put in `order`."""
     positions = np.empty_like(order)
     positions[order] = np.arange(len(order))
     buffer, done = np.empty((len(order), source.dim), np.float32), 0

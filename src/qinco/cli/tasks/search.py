@@ -71,7 +71,6 @@ def _search_decoded(settings: Settings, console) -> None:
 
 
 def _search_index(settings: Settings, console) -> None:
-    """Recall and time of the combinations of settings that can be worth it."""
     from qinco.search.measure.plot import plot_fronts
     from qinco.search.measure.sweep import open_searcher
 
@@ -102,7 +101,6 @@ def _search_index(settings: Settings, console) -> None:
 
 
 def _check_outputs(settings: Settings) -> None:
-    """Raise ConfigError if a result cannot be written."""
     from qinco.atomic import check_output
     from qinco.search.measure.plot import check_plot_path
 
@@ -120,7 +118,6 @@ def _check_outputs(settings: Settings) -> None:
 
 
 def _threads(settings: Settings, console) -> int:
-    """`threads=`, or `search.nthreads=`, and then as many as torch would use at most."""
     import torch
 
     from qinco.machine import usable_cores
