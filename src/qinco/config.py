@@ -47,9 +47,9 @@ def documented(cls):
 @cache  # options are made for each search
 def _declared(cls) -> list[tuple[str, str, Mapping, tuple]]:
     """The name of each field, its name in messages, its limits and its types."""
-    names = {f.name: f.metadata.get("key") for f in dataclasses.fields(cls)}
-    labels = {name: name if key in (None, name) else f"{name} ({key})" for name, key in names.items()}
-    return [(f.name, labels[f.name], f.metadata, get_args(f.type) or (f.type,)) for f in dataclasses.fields(cls)]
+    keys = [(f, f.metadata.get("key")) for f in dataclasses.fields(cls)]
+    labelled = [(f, f.name if key in (None, f.name) else f"{f.name} ({key})") for f, key in keys]
+    return [(f.name, label, f.metadata, get_args(f.type) or (f.type,)) for f, label in labelled]
 
 
 def check_fields(options) -> None:

@@ -109,7 +109,7 @@ class FaissIndex:
         is_sound = sizes.sum() == index.ntotal and 0 < begin == lists.lists.at(0).offset
         self._check(is_sound and {index.code_size, lists.code_size} == {self._code_bytes}, "its lists are damaged")
         self._starts = np.concatenate([[0], np.cumsum(sizes.astype(np.int64))])
-        self._content = map_file(self._path, np.dtype(np.uint8), (size,), begin) if size else np.empty(0, np.uint8)
+        self._content = map_file(self._path, np.dtype(np.uint8), (size,), begin)
 
     def _check(self, is_sound, reason: str) -> None:
         if not is_sound:

@@ -3,6 +3,7 @@
 To add an engine, write a module that satisfies `Engine` and add it to `qinco.config.ENGINE_MODULES`.
 """
 
+from abc import ABC, abstractmethod
 from functools import cache
 from importlib import import_module
 from typing import Any, Protocol, cast
@@ -85,7 +86,7 @@ def candidate_dtype(precision: str, device: torch.device, config: ModelConfig) -
     return torch.float32
 
 
-class TensorModel:
+class TensorModel(ABC):
     """A `Packed` model of an engine that works on torch tensors: normalisation and transfers around the kernels.
 
     An engine subclasses it and defines `encode_tensors` and `decode_tensors`, which training uses directly. The model's
@@ -95,17 +96,18 @@ class TensorModel:
     def __init__(self, model: Qinco, dtype: torch.dtype):
         self.model, self.dtype = model, dtype
 
-    def encode_tensors(self, x_ND: Tensor, start_ND: Tensor, options: EncodeOptions, num_steps: int | None = None):
+    @abstractmethod
+    def encode_tensors(
+        self, x_ND: Tensor, start_ND: Tensor, options: EncodeOptions, num_steps: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Encode normalised vectors, given their `Qinco.initial_reconstruction`.
 
-        Returns:
-            Codes, int64 (N, num_steps), and their reconstructions, float32 (N, D).
+        Returns codes, int64 (N, num_steps), and their reconstructions, float32 (N, D).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def decode_tensors(self, codes_NM: Tensor, start_ND: Tensor) -> Tensor:
         """Normalised reconstructions, float32 (N, D), of codes (int64); a prefix of the columns is a shorter code."""
-        raise NotImplementedError
 
     def send(self, x_ND: np.ndarray) -> Tensor:
         return to_device(x_ND, self.model.device)

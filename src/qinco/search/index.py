@@ -162,12 +162,7 @@ class Index:
         self, options: SearchOptions, k: int, *, parts: IndexParts | None = None, allowed: np.ndarray | None = None,
         precision: str = "auto", decoder: str = "neural",
     ) -> Pipeline:  # fmt: skip
-        """The scan and stages of one search of `parts` (None: as they are now), down to a decoder.
-
-        Args:
-            allowed: ids that may be found, int64, ascending and unique; all if None.
-            decoder: the last stage: "neural", "pairwise" or "lookup".
-        """
+        """The scan and stages of one search, down to a last decoder; `allowed` ids are int64 and ascending, or None."""
         parts = self.parts if parts is None else parts
         admitted = None if allowed is None else make_filter(allowed)
         count = len(parts) if allowed is None else min(len(parts), len(allowed))

@@ -139,7 +139,7 @@ class _RawRows:
             raise DataError(f"{path} has {size} bytes, not {wanted}: it is truncated or of another codec")
         self.shape, self.dtype = (size // row, num_codes), code_dtype(1 << bits)
         self._bits = bits
-        self._packed = map_file(path, np.dtype(np.uint8), (size // row, row)) if size else np.empty((0, row), np.uint8)
+        self._packed = map_file(path, np.dtype(np.uint8), (size // row, row))
 
     def __getitem__(self, key) -> np.ndarray:
         return unpack_codes(self._packed[key], self.shape[1], self._bits)

@@ -162,8 +162,7 @@ class Codes(NDArrayOperatorsMixin):
         Args:
             path: folder, .npy, .ivecs, .raw or .npz file, or another file of integers.
             codec: the Codec that made them, which they are checked against.
-            num_codes: M, instead of `codec`; a .raw file needs it.
-            codebook_size: K, likewise.
+            num_codes, codebook_size: M and K, instead of `codec`; a .raw file needs them.
             lists: file of list numbers, if they are neither within nor beside the codes (NAME.lists.npy).
 
         Example:
@@ -186,8 +185,7 @@ class Codes(NDArrayOperatorsMixin):
             path: .npy, .ivecs, .raw (packed bits) or .npz (the authors' form) file, with list numbers in NAME.lists.npy
                 (in .npz in the first column); or a folder of shards (a name without suffix).
             codec: the Codec that made them, which a folder records.
-            codebook_size: K, instead of `codec`, for .raw and .npz.
-            dim: D of the vectors, instead of `codec`, for .npz.
+            codebook_size, dim: K and D, instead of `codec`: .raw needs K, .npz both.
             overwrite: replace what exists.
 
         Example:

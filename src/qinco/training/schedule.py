@@ -1,6 +1,7 @@
 """How many steps a run has, the learning rate of each, and when the run is over."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from qinco.training.options import TrainOptions
@@ -46,7 +47,7 @@ class StepPlan:
         return cls(vectors, batch_size, per_epoch, total, ramp, options.lr or fitted_lr(total, vectors_per_step))
 
 
-class Schedule:
+class Schedule(ABC):
     """The learning rate of each step, from 0: a linear ramp to the plan's highest rate, and then `factor` of it."""
 
     STATE: tuple[str, ...] = ()  # attributes that a resumed run needs
@@ -59,11 +60,11 @@ class Schedule:
             return self.plan.lr * (step + 1) / (self.plan.ramp_steps + 1)
         return self.plan.lr * self.factor(step)
 
+    @abstractmethod
     def factor(self, step: int) -> float:
         """The share of the highest rate that a step after the ramp has."""
-        raise NotImplementedError
 
-    def observe(self, epoch: int, mse: float) -> None:
+    def observe(self, epoch: int, mse: float) -> None:  # noqa: B027 (a schedule need not listen)
         """Hear the validation error after an epoch; the first one is that of the start."""
 
     def is_over(self, epoch: int) -> bool:

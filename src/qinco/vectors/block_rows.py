@@ -1,6 +1,7 @@
 """Rows that are read a block at a time, and what the readers of HDF5 and Parquet share."""
 
 import threading
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -59,9 +60,9 @@ class BlockRows(StoredRows):
             self._block = self._block[:0].copy()  # free its memory before the next block takes as much
             self._start, self._block = self._read_block(row)
 
+    @abstractmethod
     def _read_block(self, row: int) -> tuple[int, np.ndarray]:
         """The number of the first row of the block that holds `row`, and the block, an array (n, D)."""
-        raise NotImplementedError
 
 
 class ConcatRows(BlockRows):

@@ -3,6 +3,7 @@
 import mmap
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Rows(Protocol):
     def __getitem__(self, key: Any, /) -> np.ndarray: ...
 
 
-class StoredRows:
+class StoredRows(ABC):
     """Rows (N, D) in a file that numpy cannot map; reading them raises DataError where the file is damaged."""
 
     def __init__(self, shape: tuple[int, int], dtype):
@@ -40,8 +41,8 @@ class StoredRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, key) -> np.ndarray:
-        raise NotImplementedError
+    @abstractmethod
+    def __getitem__(self, key) -> np.ndarray: ...
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self[:].astype(dtype or self.dtype, copy=bool(copy))
