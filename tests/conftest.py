@@ -4,6 +4,8 @@ What a processor computes is compared exactly where it can be. A GPU adds in ano
 as torch comes) is compared within rounding, and of searched codes a few may be others that are as good.
 """
 
+import threading
+
 import pytest
 import torch
 import twin_device
@@ -47,3 +49,11 @@ def named_device(device, monkeypatch) -> str:
     """The device by its name, for calls that take one; outside of these tests they refuse the twin's."""
     monkeypatch.setattr(devices, "DEVICE_TYPES", {*devices.DEVICE_TYPES, twin_device.NAME})
     return str(device)
+
+
+@pytest.fixture
+def no_thread_is_left():
+    """What a test starts ends with it."""
+    before = threading.enumerate()
+    yield
+    assert threading.enumerate() == before

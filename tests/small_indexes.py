@@ -57,3 +57,14 @@ def built(kind: str = "plain", metric: str = "l2", pairwise: bool = False) -> In
 def copied(index: Index) -> Index:
     """Another index of the same vectors, which may be changed."""
     return Index(index.codec, index.parts)
+
+
+def exact(metric, queries_QD, x_ND):
+    """What is to be found, float64 (Q, N); the largest are nearest but for L2."""
+    queries_QD, x_ND = queries_QD.astype(np.float64), x_ND.astype(np.float64)
+    if metric == "l2":
+        return np.square(queries_QD[:, None] - x_ND).sum(2)
+    products_QN = queries_QD @ x_ND.T
+    if metric == "cosine":
+        products_QN /= np.linalg.norm(queries_QD, axis=1)[:, None] * np.linalg.norm(x_ND, axis=1)
+    return products_QN

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from small_indexes import KINDS, built, decoded, trained, vectors
+from small_indexes import KINDS, built, decoded, exact, trained, vectors
 from small_models import random_vectors
 
 import qinco
@@ -8,21 +8,10 @@ from qinco.errors import ConfigError, DataError
 from qinco.search.exhaustive import exhaustive_search, nearest_in_blocks
 
 
-def values(queries_QD, x_ND, metric):
-    """What is to be found, float64 (Q, N), ascending."""
-    queries_QD, x_ND = queries_QD.astype(np.float64), x_ND.astype(np.float64)
-    if metric == "l2":
-        return np.square(queries_QD[:, None] - x_ND).sum(2)
-    products_QN = queries_QD @ x_ND.T
-    if metric == "cosine":
-        products_QN /= np.linalg.norm(queries_QD, axis=1)[:, None] * np.linalg.norm(x_ND, axis=1)
-    return -products_QN
-
-
 @pytest.mark.parametrize("sizes", [(1, 1), (32, 5)])
 def test_all_are_compared_in_blocks_of_any_size(sizes, device):
     x_ND, queries_QD = random_vectors(40, 3), random_vectors(6, 3, 1)
-    wanted_QN = values(queries_QD, x_ND, "l2")
+    wanted_QN = exact("l2", queries_QD, x_ND)
     wanted_QR = wanted_QN.argsort(1)[:, :7]
     blocks = [(0, x_ND[:13]), (13, x_ND[13:14]), (14, x_ND[14:14]), (14, x_ND[14:])]
     limits = {"max_distances": sizes[0], "piece_rows": sizes[1]}
@@ -34,12 +23,12 @@ def test_all_are_compared_in_blocks_of_any_size(sizes, device):
 @pytest.mark.parametrize("metric", ["l2", "inner_product", "cosine"])
 def test_vectors_of_any_kind_are_searched_by_any_metric(metric, tmp_path):
     x_ND, queries_QD = random_vectors(50, 4), random_vectors(5, 4, 1)
-    wanted_QN = values(queries_QD, x_ND, metric)
+    sign = 1 if metric == "l2" else -1
+    wanted_QN = sign * exact(metric, queries_QD, x_ND)
     np.save(tmp_path / "x.npy", x_ND)
     for given in (x_ND, tmp_path / "x.npy", x_ND.tolist()):
         found_QR, ids_QR = exhaustive_search(queries_QD, given, 6, metric=metric)
         assert np.array_equal(ids_QR, wanted_QN.argsort(1)[:, :6])
-        sign = 1 if metric == "l2" else -1
         np.testing.assert_allclose(found_QR, sign * np.sort(wanted_QN)[:, :6], rtol=1e-4, atol=1e-5)
 
 

@@ -10,7 +10,19 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, built, copied, decoded, trained, trained_on, vectors
+from small_indexes import (
+    DIM,
+    KINDS,
+    NUM_LISTS,
+    NUM_VECTORS,
+    built,
+    copied,
+    decoded,
+    exact,
+    trained,
+    trained_on,
+    vectors,
+)
 from small_models import random_model
 
 from qinco.codec import Codec
@@ -25,17 +37,6 @@ from qinco.vectors.rows import as_source
 QUERIES_QD = vectors(40, 1)
 LAST = 2**63 - 1
 ALL = {"nprobe": NUM_LISTS, "num_short": NUM_VECTORS}
-
-
-def exact(metric, queries_QD, x_ND):
-    """What is to be found, float64 (Q, N); the largest are nearest but for L2."""
-    queries_QD, x_ND = queries_QD.astype(np.float64), x_ND.astype(np.float64)
-    if metric == "l2":
-        return np.square(queries_QD[:, None] - x_ND).sum(2)
-    products_QN = queries_QD @ x_ND.T
-    if metric == "cosine":
-        products_QN /= np.linalg.norm(queries_QD, axis=1)[:, None] * np.linalg.norm(x_ND, axis=1)
-    return products_QN
 
 
 def same(one, other) -> bool:

@@ -10,13 +10,7 @@ from qinco.training.batches import batches
 from qinco.vectors.rows import VectorSource, as_source
 
 PATIENCE = 60  # seconds, before a test that would wait for ever fails
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
-    before = threading.enumerate()
-    yield
-    assert threading.enumerate() == before
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 class Runs:

@@ -13,13 +13,7 @@ import pytest
 from qinco.vectors.prefetch import read_ahead
 
 PATIENCE = 60  # seconds, before a test that would wait for ever fails
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
-    before = threading.enumerate()
-    yield
-    assert threading.enumerate() == before
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 class Items:
