@@ -122,8 +122,9 @@ class Codes(NDArrayOperatorsMixin):
 
     def blocks(self, size: int = BLOCK_ROWS, first: int = 0) -> Iterator[tuple[int, "Codes"]]:
         """Yield (first row, Codes in memory) for consecutive blocks of `size` vectors, from row `first` on."""
+        is_whole = first == 0 < len(self) <= size and isinstance(self._codes, np.ndarray)
         for start in range(first, len(self), size):
-            yield start, self[start : start + size]
+            yield start, self if is_whole else self[start : start + size]
 
     def limit(self, count: int) -> "Codes":
         """The first `count` codes, not read yet; all where there are fewer."""

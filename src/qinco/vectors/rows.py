@@ -96,10 +96,10 @@ class VectorSource:
     def blocks(self, size: int, check: bool = True) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (start, float32 (n, D)) for each `size` vectors; `check` that they are finite: DataError if not."""
         require_int("block size", size)
-        check = check and "int" not in getattr(self.dtype, "name", str(self.dtype))  # numpy's name or torch's type
+        holds_integers = self.dtype.kind in "iu" if isinstance(self.dtype, np.dtype) else "int" in str(self.dtype)
         for start in range(0, len(self), size):
             block = self[start : start + size]
-            if check:
+            if check and not holds_integers:
                 check_finite(block, self._start + start, self.name)
             yield start, block
 
