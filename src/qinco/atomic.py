@@ -56,15 +56,17 @@ def check_output(
     """Return `path` if the file can be written, or raise ConfigError; missing folders below the current one are made.
 
     `overwrite` and `resume` (None if the work cannot be resumed) allow that it exists, and `inputs`, which are paths or
-    None, must not be replaced.
+    None, must not be replaced, nor folders among them be written to.
     """
     try:
         target = Path(os.path.realpath(path))
         if os.fspath(path).endswith(os.sep):
             raise ConfigError(f"{path} names a folder: give the name of a file in it")
         _check_replaceable(path, target)
-        if any(name is not None and Path(os.path.realpath(name)) == target for name in inputs):
-            raise ConfigError(f"{path} is read and would be replaced: give output another name")
+        for name in filter(None, inputs):
+            if target.is_relative_to(os.path.realpath(name)):
+                where = "is read" if target == Path(os.path.realpath(name)) else f"lies in {name}, which is read"
+                raise ConfigError(f"{path} {where}: give output another name")
         if target.exists() and not (overwrite or resume):
             hint = "" if resume is None else " or resume=true to continue it"
             raise ConfigError(f"{path} exists: give overwrite=true to replace it{hint}")

@@ -71,10 +71,8 @@ def _search_decoded(settings: Settings, console) -> None:
 
 
 def _search_index(settings: Settings, console) -> None:
-    from qinco.search.measure.plot import plot_fronts
     from qinco.search.measure.sweep import open_searcher
 
-    _check_outputs(settings)
     path, begun, threads = settings["index"], time.monotonic(), _threads(settings, console)
     codec = None if settings["model"] is None else inputs.open_codec(settings)
     index, files = open_searcher(path, codec, settings["pairwise_decoder"], str(inputs.find_device(settings)))
@@ -85,11 +83,10 @@ def _search_index(settings: Settings, console) -> None:
         index, queries, truth, nprobe=settings["search.nprobe"], ef_search=settings["search.quantizer_efSearch"],
         num_short=settings["search.nshort"], mid_factors=settings["search.nmid_short"], decoder=settings["decoder"],
         precision=settings["precision"], batch_size=settings["search.batch_size"], threads=threads,
-        output=settings["output"], resume=settings["resume"], conditions=files, progress=console.progress,
+        output=settings["output"], plot=settings["plot"], name=Path(path).name, resume=settings["resume"],
+        overwrite=settings["overwrite"], inputs=inputs.files_read(settings), conditions=files,
+        progress=console.progress,
     )  # fmt: skip
-    if settings["plot"] is not None:
-        title = f"{len(queries):,} queries, {threads} thread{'s' if threads > 1 else ''}"
-        plot_fronts(settings["plot"], {Path(path).name: result.points()}, title)
     others = ", the others cannot be the best for any time" if result.skipped else ""
     total = len(result.measured) + len(result.skipped)
     console.info(f"measured {len(result.measured)} of {total} settings{others}; the best:")
@@ -98,23 +95,6 @@ def _search_index(settings: Settings, console) -> None:
     report = {"settings": result.settings(), "num_vectors": len(index), "num_queries": len(queries)}
     report |= {"seconds": time.monotonic() - begun, "threads": threads, "precision": settings["precision"]}
     console.print_result(report, True)
-
-
-def _check_outputs(settings: Settings) -> None:
-    from qinco.atomic import check_output
-    from qinco.search.measure.plot import check_plot_path
-
-    output, plot, read = settings["output"], settings["plot"], inputs.files_read(settings)
-    overwrite, resume = settings["overwrite"], settings["resume"]
-    for name in filter(None, (output, plot)):
-        if Path(name).resolve().is_relative_to(Path(settings["index"]).resolve()):
-            raise ConfigError(f"{name} is inside the index {settings['index']}: write it elsewhere")
-    if output is not None:
-        if Path(output).suffix.lower() != ".json":
-            raise ConfigError(f"output={output}: the results of a search are written to a .json file")
-        check_output(output, overwrite=overwrite, resume=resume, inputs=read)
-    if plot is not None:
-        check_output(check_plot_path(plot), overwrite=overwrite or resume, inputs=read)
 
 
 def _threads(settings: Settings, console) -> int:

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qinco.atomic import write_atomically
+from qinco.atomic import check_output, write_atomically
 from qinco.codec.codec import Codec
 from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
@@ -24,6 +24,7 @@ from qinco.search.faiss_index import scanned_by_faiss
 from qinco.search.fit import open_pairwise
 from qinco.search.index import Index
 from qinco.search.measure.explore import Measurement, Setting, combinations, explore, pareto_front
+from qinco.search.measure.plot import check_plot_path, plot_fronts
 from qinco.search.measure.timing import TIMING, check_truth, measure, open_queries
 from qinco.search.options import SearchOptions
 from qinco.store.manifest import read_manifest
@@ -164,8 +165,9 @@ def sweep(
     index, queries, ground_truth, *, nprobe: Sequence[int] = (4, 16, 64), ef_search: Sequence[int] = (64,),
     num_short: Sequence[int] = (10, 100), mid_factors: Sequence[int] = (1, 4), codec: Codec | None = None,
     pairwise: PairwiseDecoder | str | os.PathLike | None = None, decoder: str = "neural", precision: str = "auto",
-    batch_size: int = 12_288, threads: int | None = None, output: str | os.PathLike | None = None, resume: bool = False,
-    conditions: dict[str, str] | None = None, progress: ProgressOption = None,
+    batch_size: int = 12_288, threads: int | None = None, output: str | os.PathLike | None = None,
+    plot: str | os.PathLike | None = None, name: str | None = None, resume: bool = False, overwrite: bool = False,
+    inputs: Iterable = (), conditions: dict[str, str] | None = None, progress: ProgressOption = None,
 ) -> SweepResult:  # fmt: skip
     """Measure the combinations of options that may be Pareto-optimal: no other finds more in less time.
 
@@ -183,8 +185,10 @@ def sweep(
         precision: of the network, as in `Index.search`.
         batch_size: queries searched at a time, at most.
         threads: processor threads; as many as torch uses if None.
-        output: results file (JSON), written after every setting.
-        resume: continue the results of `output` if it exists.
+        output: results file (.json), written after every setting.
+        plot, name: picture of the front (.png, .svg), and what it calls the index.
+        resume, overwrite: continue the results of `output` if it exists; replace it.
+        inputs: more files that are read, which must not be replaced.
         conditions: more of what results depend on, compared when they are resumed.
         progress: see `qinco.progress`.
 
@@ -196,6 +200,15 @@ def sweep(
         >>> for setting in result.front:
         ...     print(setting, result.measured[setting].recall[1], result.measured[setting].microseconds)
     """
+    given = (index, queries, ground_truth, pairwise)
+    read = [*inputs, *(path for path in given if isinstance(path, str | os.PathLike))]
+    if output is not None and Path(output).suffix.lower() != ".json":
+        raise ConfigError(f"output={output}: the results of a search are written to a .json file")
+    if output is not None:
+        check_output(output, overwrite=overwrite, resume=resume, inputs=read)
+    if plot is not None:
+        check_output(check_plot_path(plot), overwrite=overwrite or resume, inputs=read)
+    name = name or (Path(index).name if isinstance(index, str | os.PathLike) else "index")
     index, files = open_searcher(index, codec, pairwise)
     if decoder == "neural" and index.codec is None:
         raise ConfigError("the index holds no codec to decode with: give the codec (model=), or decoder=lookup")
@@ -227,13 +240,16 @@ def sweep(
     try:
         found = {"fingerprint": facts, "threads": torch.get_num_threads(), "machine": processor_name()}
         with reporting(progress) as report:
-            return record_sweep(
+            result = record_sweep(
                 values, lambda options: measure(
                     index, queries_QD, nearest_Q, options, batch_size, precision=precision, decoder=decoder
                 ), found, output, resume, report,
             )  # fmt: skip
     finally:
         torch.set_num_threads(before)
+    if plot is not None:
+        plot_fronts(plot, {name: result.points()}, f"{len(queries_QD):,} queries, threads: {found['threads']}")
+    return result
 
 
 def open_searcher(index, codec: Codec | None = None, pairwise=None, device="cpu") -> tuple[Index, dict[str, str]]:

@@ -35,6 +35,8 @@ def test_an_index_is_swept_and_resumed(tmp_path):
     assert heard[-1] == (4, 4, "setting")
     assert len(json.loads(output.read_text())["settings"]) == len(result.measured)
     assert qinco.sweep(index, QUERIES_QD, NEAREST_Q, **VALUES, output=output, resume=True).measured == result.measured
+    with pytest.raises(ConfigError, match=r"sweep\.json"):
+        qinco.sweep(index, QUERIES_QD, NEAREST_Q, **VALUES, output=output)
     changed = copied(index)
     changed.remove([next(i for i in range(NUM_VECTORS) if i not in NEAREST_Q)])
     with pytest.raises(ConfigError, match="another index"):
@@ -57,6 +59,7 @@ def test_an_index_on_disk_is_swept(tmp_path, name):
 def test_what_cannot_be_swept_is_refused(tmp_path):
     codec, index = trained("ivf"), built("ivf")
     qinco.build_index(codec.encode(vectors()), tmp_path / "index.faissindex", codec=codec)
+    index.save(tmp_path / "index")
     for arguments, options, error in (
         ((index, QUERIES_QD, NEAREST_Q + NUM_VECTORS), {}, DataError),
         ((index, QUERIES_QD, NEAREST_Q[:9]), {}, DataError),
@@ -64,6 +67,9 @@ def test_what_cannot_be_swept_is_refused(tmp_path):
         ((index, QUERIES_QD, NEAREST_Q), {"decoder": "pairwise"}, ConfigError),
         ((tmp_path / "index.faissindex", QUERIES_QD, NEAREST_Q), {}, ConfigError),
         ((index, QUERIES_QD, NEAREST_Q), {"nprobe": []}, ConfigError),
+        ((index, QUERIES_QD, NEAREST_Q), {"output": tmp_path / "sweep.csv"}, ConfigError),
+        ((index, QUERIES_QD, NEAREST_Q), {"plot": tmp_path / "sweep.jpg"}, ConfigError),
+        ((tmp_path / "index", QUERIES_QD, NEAREST_Q), {"output": tmp_path / "index" / "sweep.json"}, ConfigError),
     ):  # fmt: skip
         with pytest.raises(error):
             qinco.sweep(*arguments, **options)
