@@ -51,8 +51,8 @@ def same_tensors(a, b):
 @pytest.mark.parametrize("name", RUNS)
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, name):
     x, settings = random_vectors(300, 4), SMALL | RUNS[name]
-    whole = Codec.fit(x, output=tmp_path / "whole", **settings)
-    path = tmp_path / "cut"
+    whole = Codec.fit(x, output=tmp_path / "whole.safetensors", **settings)
+    path = tmp_path / "cut.safetensors"
     for interruption in (
         interrupter(EpochReport, 0),
         interrupter(StepReport, 1, 1),
@@ -62,15 +62,15 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, name):
         with pytest.raises(KeyboardInterrupt):
             Codec.fit(x, output=path, resume=True, on_report=interruption, **settings)
     resumed = Codec.fit(x, output=path, resume=True, **settings)
-    assert same_tensors(tmp_path / "whole", path)
-    assert same_tensors(tmp_path / "whole.last", tmp_path / "cut.last")
-    assert losses(tmp_path / "whole.jsonl") == losses(tmp_path / "cut.jsonl")
+    assert same_tensors(tmp_path / "whole.safetensors", path)
+    assert same_tensors(tmp_path / "whole.safetensors.last", tmp_path / "cut.safetensors.last")
+    assert losses(tmp_path / "whole.safetensors.jsonl") == losses(tmp_path / "cut.safetensors.jsonl")
     assert resumed.provenance | {"seconds": 0} == whole.provenance | {"seconds": 0}
 
 
 def test_an_interrupt_says_whether_something_was_saved(tmp_path):
     """At the estimate nothing has been done; later the state is there, and a run that is resumed has one before."""
-    x, path = random_vectors(300, 4), tmp_path / "x"
+    x, path = random_vectors(300, 4), tmp_path / "x.safetensors"
     for moment, saved in ((Estimate, False), (StepReport, True), (Estimate, False)):
 
         def interrupt(report, moment=moment):
@@ -89,8 +89,8 @@ def test_a_second_interrupt_acts_at_once(tmp_path):
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        Codec.fit(random_vectors(300, 4), output=tmp_path / "x", on_report=interrupt_twice, **SMALL)
-    progress = load_state(tmp_path / "x")[0]["progress"]
+        Codec.fit(random_vectors(300, 4), output=tmp_path / "x.safetensors", on_report=interrupt_twice, **SMALL)
+    progress = load_state(tmp_path / "x.safetensors")[0]["progress"]
     assert (progress["epoch"], progress["step"]) == (1, 0)  # saved at the end of the epoch, not at the first interrupt
 
 
@@ -105,20 +105,20 @@ def test_a_continued_codec_resumes_too(tmp_path):
     x = random_vectors(300, 4)
     first = Codec.fit(x, **SMALL | {"epochs": 1})
     settings = {name: SMALL[name] for name in ("epochs", "batch_size", "precision", "device")} | {"initial": first}
-    Codec.fit(x, output=tmp_path / "whole", **settings)
+    Codec.fit(x, output=tmp_path / "whole.safetensors", **settings)
     with pytest.raises(KeyboardInterrupt):
-        Codec.fit(x, output=tmp_path / "cut", on_report=interrupter(StepReport, 2, 2), **settings)
-    Codec.fit(x, output=tmp_path / "cut", resume=True, **settings)
-    assert same_tensors(tmp_path / "whole", tmp_path / "cut")
-    assert losses(tmp_path / "whole.jsonl") == losses(tmp_path / "cut.jsonl")
+        Codec.fit(x, output=tmp_path / "cut.safetensors", on_report=interrupter(StepReport, 2, 2), **settings)
+    Codec.fit(x, output=tmp_path / "cut.safetensors", resume=True, **settings)
+    assert same_tensors(tmp_path / "whole.safetensors", tmp_path / "cut.safetensors")
+    assert losses(tmp_path / "whole.safetensors.jsonl") == losses(tmp_path / "cut.safetensors.jsonl")
 
 
 def test_a_log_beyond_the_saved_state_is_cut(tmp_path):
     """A crash after the log's line and before the state's file."""
-    x, path = random_vectors(300, 4), tmp_path / "x"
+    x, path = random_vectors(300, 4), tmp_path / "x.safetensors"
     with pytest.raises(KeyboardInterrupt):
         Codec.fit(x, output=path, on_report=interrupter(EpochReport, 1), **SMALL)
-    log = tmp_path / "x.jsonl"
+    log = tmp_path / "x.safetensors.jsonl"
     log.write_text(log.read_text() + json.dumps({"epoch": 2}) + '\n{"epo')
     Codec.fit(x, output=path, resume=True, **SMALL)
     assert [line["epoch"] for line in losses(log)] == [0, 1, 2, 3, 4]
@@ -127,7 +127,7 @@ def test_a_log_beyond_the_saved_state_is_cut(tmp_path):
 @pytest.mark.parametrize("part", [1, 2], ids=["first part", "second part"])
 def test_a_product_codec_resumes(tmp_path, part):
     x, settings = random_vectors(300, 4), SMALL | {"num_parts": 2, "rotate": True}
-    Codec.fit(x, output=tmp_path / "whole", **settings)
+    Codec.fit(x, output=tmp_path / "whole.safetensors", **settings)
     seen = []
 
     def on_report(report):
@@ -136,7 +136,7 @@ def test_a_product_codec_resumes(tmp_path, part):
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        Codec.fit(x, output=tmp_path / "cut", on_report=on_report, **settings)
-    Codec.fit(x, output=tmp_path / "cut", resume=True, **settings)
-    assert same_tensors(tmp_path / "whole", tmp_path / "cut")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
+        Codec.fit(x, output=tmp_path / "cut.safetensors", on_report=on_report, **settings)
+    Codec.fit(x, output=tmp_path / "cut.safetensors", resume=True, **settings)
+    assert same_tensors(tmp_path / "whole.safetensors", tmp_path / "cut.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]

@@ -27,7 +27,7 @@ def train(folder, *launcher):
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "default"}
     command = [sys.executable, *launcher, str(SCRIPT), str(folder)]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, env=environment)
-    return [json.loads(line) for line in (folder / "codec.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "codec.safetensors.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
@@ -45,5 +45,5 @@ def test_two_processes_train_what_one_trains(tmp_path):
     assert together[1]["loss"] == pytest.approx(alone[1]["loss"], rel=1e-2)
     assert min(line["mse"] for line in together) == pytest.approx(min(line["mse"] for line in alone), rel=1e-2)
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(
-        ["codec", "codec.jsonl", "codec.last", "rank0", "rank1", "x.npy"]
+        [*(f"codec.safetensors{end}" for end in ("", ".jsonl", ".last")), "rank0", "rank1", "x.npy"]
     )

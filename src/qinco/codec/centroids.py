@@ -1,6 +1,7 @@
 """Coarse centroids for IVF codecs and indexes, from training vectors of any size."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ MAX_POINTS_PER_CENTROID, _MIN_POINTS_PER_CENTROID = 256, 39  # as in faiss, whic
 def kmeans(
     x, num_centroids: int, *, num_iterations: int = COARSE_ITERATIONS,
     max_points_per_centroid: int = MAX_POINTS_PER_CENTROID, seed: int = 0, device: str | torch.device = "auto",
-    output: str | Path | None = None, overwrite: bool = False, progress: ProgressOption = None,
+    output: str | Path | None = None, overwrite: bool = False, inputs: Iterable = (), progress: ProgressOption = None,
 ) -> np.ndarray:  # fmt: skip
     """Fit coarse centroids to vectors by k-means.
 
@@ -40,7 +41,7 @@ def kmeans(
         seed: of the sample and of the first centroids.
         device: "auto", "cpu", "cuda" or "cuda:N".
         output: .npy file to write; None writes nothing.
-        overwrite: replace `output`.
+        overwrite, inputs: replace `output`; files that are read, which it must not replace.
         progress: see `qinco.progress`; counts iterations and shows the mean squared distance.
 
     Returns:
@@ -57,7 +58,7 @@ def kmeans(
     if output is not None:
         if Path(output).suffix.lower() != ".npy":
             raise ConfigError(f"output={output}: centroids are written to a .npy file")
-        check_output(output, overwrite=overwrite)
+        check_output(output, overwrite=overwrite, inputs=[*inputs, x] if isinstance(x, str | Path) else inputs)
     if len(source) < num_centroids:
         raise DataError(f"{source.name} has {len(source)} vectors, fewer than {num_centroids} centroids (ivf_K)")
     with reporting(progress) as report:

@@ -1,7 +1,8 @@
 """Training a codec: from vectors to the saved file."""
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,8 @@ def fit(
     x, preset: str | None = "qinco2-S", *, output: str | Path | None = None, resume: bool = False,
     overwrite: bool = False, device: str | torch.device = "auto", coarse_centroids=None, initial=None,
     recipe: str = "default", num_parts: int = 1, rotate: bool = False, tensorboard: str | Path | None = None,
-    mse_scale: float = 1.0, progress: ProgressOption = None, on_report: Callable[[Report], None] | None = None,
-    **settings,
+    mse_scale: float = 1.0, inputs: Iterable = (), progress: ProgressOption = None,
+    on_report: Callable[[Report], None] | None = None, **settings,
 ) -> Fitted:  # fmt: skip
     """Train on vectors, and return the best state on validation vectors. `Codec.fit` makes a codec of it.
 
@@ -59,6 +60,7 @@ def fit(
         rotate: with parts: learn a rotation that spreads the variance over them (OPQ).
         tensorboard: folder for TensorBoard curves (of each part in a folder `part_i` there).
         mse_scale: factor on the errors in log lines and curves.
+        inputs: files that are read, which `output` must not replace.
         progress: see `qinco.progress`; a stage for each epoch, with the loss and learning rate.
         on_report: called with an Estimate, then with a StepReport or EpochReport after each step and epoch.
         **settings: fields of ModelConfig (num_steps, codebook_size, num_blocks, embed_dim, hidden_dim, ...), of
@@ -73,6 +75,11 @@ def fit(
         KeyboardInterrupt: on Ctrl-C or SIGTERM, when the state is saved. A second one acts at once.
     """
     source = as_source(x, "training vectors")
+    if output is not None and Path(output).suffix.lower() not in (".safetensors", CHECKPOINT_SUFFIX):
+        raise ConfigError(f"output={output}: a codec is written to a .safetensors (ours) or .pt (the authors') file")
+    if output is not None:
+        read = [path for path in (x, coarse_centroids) if isinstance(path, str | os.PathLike)]
+        check_output(output, overwrite=True, inputs=[*inputs, *read])
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
     first = source if num_parts == 1 else _part(source, 0, num_parts, None)
     plan = plan_training(

@@ -4,14 +4,17 @@ Shape suffixes: N vectors, n vectors of a block, T vectors of a sample, D dimens
 """
 
 import logging
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 
+from qinco.atomic import check_output
 from qinco.codec.codec import Codec
 from qinco.codec.plan import check_values
 from qinco.decoders.lookup import LookupDecoder
@@ -22,7 +25,7 @@ from qinco.maths.devices import to_device
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, list_centroids, open_codes, training_vectors
 from qinco.store.codes import Codes
-from qinco.store.decoder import load_pairwise
+from qinco.store.decoder import load_pairwise, save_pairwise
 from qinco.vectors.rows import VectorSource, as_source
 
 log = logging.getLogger(__name__)
@@ -155,8 +158,9 @@ def fit_lookup_decoder(
 
 def fit_pairwise_decoder(
     vectors, codes, *, codec: Codec | None = None, centroids=None, pairs_per_code: float = 2.0, dtype: str = "float32",
-    moves_centroids: bool = True, num_codes: int | None = None, codebook_size: int | None = None,
-    num_training: int | None = None, seed: int = 0, progress: ProgressOption = None,
+    num_codes: int | None = None, codebook_size: int | None = None, num_training: int | None = None, seed: int = 0,
+    output: str | os.PathLike | None = None, overwrite: bool = False, inputs: Iterable = (),
+    progress: ProgressOption = None,
 ) -> FittedDecoder[PairwiseDecoder]:  # fmt: skip
     """Fit tables of pairs of codes to what look-up tables leave of the vectors (QINCo2 paper, section 4.2).
 
@@ -166,16 +170,19 @@ def fit_pairwise_decoder(
         vectors: as all that is not described here, as in `fit_lookup_decoder`.
         pairs_per_code: pairs of codes at most, in multiples of M.
         dtype: of the pairs' tables, "float32" or "float16".
-        moves_centroids: also refit the centroids. The authors' .pt files need False: they have no centroids.
-
-    Returns:
-        FittedDecoder; `qinco.store.decoder.save_pairwise` writes its decoder.
+        output: .safetensors file to write, or .pt, the authors' form, for which the lists' centroids stay as they are.
+        overwrite, inputs: replace `output`; more files that are read, which it must not replace.
 
     Example:
         >>> fitted = fit_pairwise_decoder("train.fvecs", "train_codes", codec=codec, dtype="float16")
         >>> fitted.mse <= fitted.mse_lookup
         True
     """
+    suffix = ".safetensors" if output is None else Path(output).suffix.lower()
+    if suffix not in (".safetensors", ".pt"):
+        raise ConfigError(f"output={output}: pairwise decoders are written to .safetensors or .pt (the authors') files")
+    if output is not None:
+        check_output(output, overwrite=overwrite, inputs=inputs)
     file = open_codes(codes, codec, num_codes, codebook_size)
     check_codebook_size(file.codebook_size)
     with reporting(progress) as report:
@@ -185,7 +192,7 @@ def fit_pairwise_decoder(
         count, number = int((~sample.is_held_T).sum()), np.dtype(dtype).type
         size = check_memory(count, num_pairs, file.codebook_size, sample.dim, number)
         log.info("fitting at most %d pairs of codes to %s vectors: %s", num_pairs, f"{count:,}", size)
-        fit = {"codebook_size": file.codebook_size, "centroids_VD": centroids_VD, "moves_centroids": moves_centroids}
+        fit = {"codebook_size": file.codebook_size, "centroids_VD": centroids_VD, "moves_centroids": suffix != ".pt"}
         target, lookup = sample, fit_lookup(sample, **fit, report=report)
         mse_lookup = sample.validated_mse(lookup)
         if codec is not None:
@@ -198,6 +205,8 @@ def fit_pairwise_decoder(
         lists = None if lists[0] is None else np.concatenate(lists)
         data = np.concatenate(codes), lists, np.concatenate(x), lookup
         decoder = PairwiseDecoder.fit(*data, num_pairs=num_pairs, dtype=number, seed=seed, progress=report)
+        if output is not None:
+            save_pairwise(output, decoder)
         return FittedDecoder(decoder, sample.mse(decoder.decode)[0], mse_lookup, count)
 
 

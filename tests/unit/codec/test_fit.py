@@ -38,10 +38,10 @@ def test_the_same_seed_gives_the_same_codec():
 def test_a_run_on_a_device_is_saved_resumed_and_loaded_anywhere(tmp_path, named_device, device):
     x, centroids = random_vectors(400, 4), random_vectors(6, 4, 5)
     settings = {"device": named_device, "coarse_centroids": centroids, "epochs": 4}
-    codec = fit(x, output=tmp_path / "x", **settings)
+    codec = fit(x, output=tmp_path / "x.safetensors", **settings)
     assert codec.models[0].device.type == device.type
     assert mse(codec, x) < mse(fit(x, coarse_centroids=centroids, epochs=0), x)
-    here = Codec.load(tmp_path / "x")
+    here = Codec.load(tmp_path / "x.safetensors")
     assert here.models[0].device.type == "cpu" and here.fingerprint() == codec.fingerprint()
     assert mse(here, x) == pytest.approx(mse(codec, x), rel=1e-4)
 
@@ -50,11 +50,11 @@ def test_a_run_on_a_device_is_saved_resumed_and_loaded_anywhere(tmp_path, named_
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(x, output=tmp_path / "y", on_report=stop, **settings)
-    resumed = fit(x, output=tmp_path / "y", resume=True, **settings)
+        fit(x, output=tmp_path / "y.safetensors", on_report=stop, **settings)
+    resumed = fit(x, output=tmp_path / "y.safetensors", resume=True, **settings)
     assert resumed.provenance["epoch"] == codec.provenance["epoch"]
     assert resumed.fingerprint() == codec.fingerprint()
-    again = fit(x, output=tmp_path / "y", resume=True, **settings | {"device": "cpu"})
+    again = fit(x, output=tmp_path / "y.safetensors", resume=True, **settings | {"device": "cpu"})
     assert again.models[0].device.type == "cpu" and again.fingerprint() == codec.fingerprint()
 
 
@@ -137,16 +137,20 @@ def test_a_codec_that_never_improved_is_a_warning(lr, is_warned, caplog):
 
 def test_the_best_epoch_is_returned_and_saved(tmp_path):
     reports = []
-    codec = fit(output=tmp_path / "x", epochs=4, lr=0.5, on_report=reports.append)
+    codec = fit(output=tmp_path / "x.safetensors", epochs=4, lr=0.5, on_report=reports.append)
     errors = [report.mse for report in reports if isinstance(report, EpochReport)]
     best = codec.provenance["epoch"]
     assert errors[best] == min(errors) == codec.provenance["valid_mse"]
-    saved = Codec.load(tmp_path / "x")
+    saved = Codec.load(tmp_path / "x.safetensors")
     assert saved.provenance == codec.provenance
     assert all(torch.equal(t, saved.models[0].state_dict()[n]) for n, t in codec.models[0].state_dict().items())
-    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "x.safetensors.jsonl").read_text().splitlines()]
     assert [line["mse"] for line in lines] == errors and [line["epoch"] for line in lines] == [0, 1, 2, 3, 4]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "x.jsonl", "x.last"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "x.safetensors",
+        "x.safetensors.jsonl",
+        "x.safetensors.last",
+    ]
 
 
 def test_no_epochs_give_the_residual_quantizer():
@@ -161,7 +165,7 @@ def test_a_trained_codec_goes_on(tmp_path):
     reports = []
     first = fit(x, epochs=2)
     kept = {name: SMALL[name] for name in ("batch_size", "precision", "device")}
-    second = Codec.fit(x, initial=first, epochs=5, on_report=reports.append, output=tmp_path / "y", **kept)
+    second = Codec.fit(x, initial=first, epochs=5, on_report=reports.append, output=tmp_path / "y.safetensors", **kept)
     epochs = [report.epoch for report in reports if isinstance(report, EpochReport)]
     begun = first.provenance["epoch"]
     assert epochs == list(range(begun, 6))
@@ -246,7 +250,9 @@ BAD_ROW[390, 2] = np.nan
         (None, {"coarse_centroids": np.zeros((3, 5))}, DataError, r"coarse centroids.*\(3, 5\).* 4 "),
         (None, {"coarse_centroids": np.zeros((0, 4))}, DataError, "coarse centroids"),
         (None, {"coarse_centroids": np.full((3, 4), np.nan)}, DataError, "row 0 of coarse centroids"),
-        (None, {"output": "/nowhere/x"}, ConfigError, "/nowhere"),
+        (None, {"output": "/nowhere/x.safetensors"}, ConfigError, "/nowhere"),
+        (None, {"output": "codec.bin"}, ConfigError, r"codec\.bin"),
+        (None, {"output": "mine.pt", "inputs": ["mine.pt"]}, ConfigError, r"mine\.pt"),
     ],
 )
 def test_bad_input_is_refused_before_training(tmp_path, monkeypatch, x, settings, error, message):
@@ -259,15 +265,15 @@ def test_bad_input_is_refused_before_training(tmp_path, monkeypatch, x, settings
 
 @pytest.mark.parametrize("suffix", [".last", ".jsonl"])
 def test_what_lies_beside_the_output_must_be_writable_too(tmp_path, suffix):
-    (tmp_path / f"x{suffix}").mkdir()
-    with pytest.raises(ConfigError, match=f"x{suffix} is a folder"):
-        fit(output=tmp_path / "x")
-    assert [path.name for path in tmp_path.iterdir()] == [f"x{suffix}"]
+    (tmp_path / f"x.safetensors{suffix}").mkdir()
+    with pytest.raises(ConfigError, match=f"x.safetensors{suffix} is a folder"):
+        fit(output=tmp_path / "x.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == [f"x.safetensors{suffix}"]
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path):
     numbers = {"num_steps": np.int64(2), "lr": np.float32(1e-3), "exact_start": np.bool_(True)}
-    assert fit(output=tmp_path / "x", **numbers).num_codes == 2
+    assert fit(output=tmp_path / "x.safetensors", **numbers).num_codes == 2
 
 
 def test_only_a_codec_can_go_on():
@@ -276,11 +282,11 @@ def test_only_a_codec_can_go_on():
 
 
 def test_an_output_that_exists_is_kept(tmp_path):
-    path = tmp_path / "x"
+    path = tmp_path / "x.safetensors"
     path.write_text("precious")
     with pytest.raises(ConfigError, match="overwrite=true"):
         fit(output=path)
-    with pytest.raises(ConfigError, match=r"x\.last"):
+    with pytest.raises(ConfigError, match=r"x\.safetensors\.last"):
         fit(output=path, resume=True)
     assert path.read_text() == "precious"
     assert Codec.load(fit_to(path)).num_codes == 3
@@ -292,33 +298,33 @@ def fit_to(path):
 
 
 def test_only_the_same_run_is_resumed(tmp_path):
-    fit(output=tmp_path / "x")
+    fit(output=tmp_path / "x.safetensors")
     for different in ({"epochs": 9}, {"lr": 0.1}, {"num_pairs": 3}, {"hidden_dim": 9}, {"seed": 5}):
-        with pytest.raises(ConfigError, match=r"x\.last .* here"):
-            fit(output=tmp_path / "x", resume=True, **different)
+        with pytest.raises(ConfigError, match=r"x\.safetensors\.last .* here"):
+            fit(output=tmp_path / "x.safetensors", resume=True, **different)
     with pytest.raises(ConfigError, match=r"400.*399"):
-        fit(random_vectors(399, 4), output=tmp_path / "x", resume=True)
+        fit(random_vectors(399, 4), output=tmp_path / "x.safetensors", resume=True)
 
 
 def test_a_finished_run_that_is_resumed_is_its_codec(tmp_path):
-    one = fit(output=tmp_path / "x")
-    two = fit(output=tmp_path / "x", resume=True)
+    one = fit(output=tmp_path / "x.safetensors")
+    two = fit(output=tmp_path / "x.safetensors", resume=True)
     assert two.provenance == one.provenance
     assert torch.equal(one.models[0].steps[2].codebook.weight, two.models[0].steps[2].codebook.weight)
-    (tmp_path / "x").unlink()
-    with pytest.raises(ConfigError, match=r"x\.last"):
-        fit(output=tmp_path / "x", resume=True)
+    (tmp_path / "x.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"x\.safetensors\.last"):
+        fit(output=tmp_path / "x.safetensors", resume=True)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign"])
 def test_a_damaged_state_is_refused(tmp_path, damage):
-    fit(output=tmp_path / "x")
-    state = tmp_path / "x.last"
-    state.write_bytes(state.read_bytes()[:-50] if damage == "truncated" else (tmp_path / "x").read_bytes())
-    before = (tmp_path / "x").read_bytes()
-    with pytest.raises(DataError, match=r"x\.last"):
-        fit(output=tmp_path / "x", resume=True)
-    assert (tmp_path / "x").read_bytes() == before
+    fit(output=tmp_path / "x.safetensors")
+    state = tmp_path / "x.safetensors.last"
+    state.write_bytes(state.read_bytes()[:-50] if damage == "truncated" else (tmp_path / "x.safetensors").read_bytes())
+    before = (tmp_path / "x.safetensors").read_bytes()
+    with pytest.raises(DataError, match=r"x\.safetensors\.last"):
+        fit(output=tmp_path / "x.safetensors", resume=True)
+    assert (tmp_path / "x.safetensors").read_bytes() == before
 
 
 def test_a_run_in_another_thread_trains():

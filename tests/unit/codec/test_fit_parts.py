@@ -23,15 +23,15 @@ def error(provenance: dict, x_ND: np.ndarray) -> float:
 def test_every_part_has_a_model(tmp_path, rotate):
     x_ND = random_vectors(400, 6)
     models, rotation_DD, options, provenance = fit(
-        x_ND, output=tmp_path / "x", **SMALL | {"num_parts": 3, "rotate": rotate}
+        x_ND, output=tmp_path / "x.safetensors", **SMALL | {"num_parts": 3, "rotate": rotate}
     )
     assert [model.config.dim for model in models] == [2, 2, 2]
     assert error(provenance, x_ND) < 0.3
     assert (rotation_DD is not None) == rotate
-    saved = load_models(tmp_path / "x")
+    saved = load_models(tmp_path / "x.safetensors")
     assert len(saved[0]) == 3 and saved[2:] == (options, provenance)
     assert not rotate or np.array_equal(saved[1], rotation_DD)
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
 
 
 def test_the_rotation_helps_where_the_parts_depend_on_each_other():
@@ -42,13 +42,13 @@ def test_the_rotation_helps_where_the_parts_depend_on_each_other():
 
 def test_a_finished_codec_is_not_trained_again_by_resume(tmp_path):
     x_ND, reports = random_vectors(200, 6), []
-    fitted = fit(x_ND, output=tmp_path / "x", **SMALL)
-    before = (tmp_path / "x").read_bytes()
-    resumed = fit(x_ND, output=tmp_path / "x", resume=True, on_report=reports.append, **SMALL)
+    fitted = fit(x_ND, output=tmp_path / "x.safetensors", **SMALL)
+    before = (tmp_path / "x.safetensors").read_bytes()
+    resumed = fit(x_ND, output=tmp_path / "x.safetensors", resume=True, on_report=reports.append, **SMALL)
     assert reports == [] and resumed[3] == fitted[3] and len(resumed[0]) == 2
-    assert (tmp_path / "x").read_bytes() == before
+    assert (tmp_path / "x.safetensors").read_bytes() == before
     with pytest.raises(ConfigError, match="3"):
-        fit(x_ND, output=tmp_path / "x", resume=True, **SMALL | {"num_parts": 3})
+        fit(x_ND, output=tmp_path / "x.safetensors", resume=True, **SMALL | {"num_parts": 3})
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_bad_settings_are_refused_before_any_work(tmp_path, monkeypatch, setting
     with pytest.raises(ConfigError, match=message):
         fit(
             random_vectors(200, 6), progress=lambda stage, *_, **__: stages.append(stage),
-            **SMALL | {"rotate": True, "output": "x"} | settings,
+            **SMALL | {"rotate": True, "output": "x.safetensors"} | settings,
         )  # fmt: skip
     assert stages == [] and list(tmp_path.iterdir()) == []
 

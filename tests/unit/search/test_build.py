@@ -13,6 +13,7 @@ from qinco.search.fit import FitSample, assign_decoded, fit_lookup, fit_lookup_d
 from qinco.search.index import Index
 from qinco.search.metric import L2, Metric
 from qinco.search.parts import merge_small
+from qinco.store.decoder import load_pairwise
 from qinco.vectors.rows import as_source
 
 
@@ -112,10 +113,16 @@ def test_a_lookup_decoder_is_fitted_to_codes_or_encodes_them(kind):
         fit_lookup_decoder(vectors())
 
 
-def test_a_pairwise_decoder_is_fitted_to_codes():
-    codec = trained("ivf")
+def test_a_pairwise_decoder_is_fitted_to_codes(tmp_path):
+    codec, output = trained("ivf"), tmp_path / "pairs.safetensors"
     codes = codec.encode(vectors(4000, 2))
-    fitted = qinco.fit_pairwise_decoder(vectors(4000, 2), codes, codec=codec, pairs_per_code=0.5, dtype="float16")
+    fitted = qinco.fit_pairwise_decoder(
+        vectors(4000, 2), codes, codec=codec, pairs_per_code=0.5, dtype="float16", output=output
+    )
+    assert np.array_equal(load_pairwise(output).tables_PJD, fitted.decoder.tables_PJD)
+    for wrong in (output, tmp_path / "pairs.npy"):
+        with pytest.raises(ConfigError, match=wrong.name):
+            qinco.fit_pairwise_decoder(vectors(4000, 2), codes, codec=codec, output=wrong)
     assert fitted.decoder.num_pairs <= 2 and fitted.decoder.tables_PJD.dtype == np.float16
     assert fitted.mse <= 1.01 * fitted.mse_lookup
     with pytest.raises(DataError, match="4000"):

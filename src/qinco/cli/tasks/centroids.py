@@ -15,14 +15,12 @@ from qinco.cli.open import conditions, files_read, find_device, open_trainset
     imports=("qinco.codec",),
 )
 def ivf_centroids(settings, console) -> None:
-    from qinco.atomic import check_output
     from qinco.codec.centroids import MAX_POINTS_PER_CENTROID
 
     source, count, begun = open_trainset(settings), settings["ivf_K"], time.monotonic()
-    check_output(settings["output"], overwrite=settings["overwrite"], inputs=files_read(settings))
     qinco.kmeans(
         source, count, seed=settings["seed"], device=find_device(settings), output=settings["output"],
-        overwrite=settings["overwrite"], progress=console.progress,
+        overwrite=settings["overwrite"], inputs=files_read(settings), progress=console.progress,
     )  # fmt: skip
     result = {
         "output": settings["output"], "num_lists": count, "dim": source.dim,

@@ -6,7 +6,6 @@ from pathlib import Path
 import qinco
 from qinco.cli.keys import MACHINE, TRAINSET, Key, task
 from qinco.cli.open import conditions, files_read, mse_scale, open_codec, open_codes, open_trainset
-from qinco.errors import ConfigError
 
 
 @task(
@@ -22,25 +21,15 @@ from qinco.errors import ConfigError
     imports=("qinco.codec", "qinco.search.index"),
 )
 def train_pairwise_decoder(settings, console) -> None:
-    from qinco.atomic import check_output
-    from qinco.store.decoder import save_pairwise
-
     output = Path(settings["output"])
-    if output.suffix.lower() not in (".safetensors", ".pt"):
-        raise ConfigError(
-            f"output={output}: a pairwise decoder is written to a .safetensors (ours) or .pt (the authors') file"
-        )
-    check_output(output, overwrite=settings["overwrite"], inputs=files_read(settings))
     codec = None if settings["model"] is None else open_codec(settings)
     begun, scale = time.monotonic(), mse_scale(settings)
     fitted = qinco.fit_pairwise_decoder(
         open_trainset(settings), open_codes(settings, "encoded_trainset", codec).limit(settings["ds.trainset"]),
         codec=codec, centroids=settings["ivf_centroids"], pairs_per_code=settings["n_pairwise_codebooks"],
-        dtype=settings["tables"],
-        moves_centroids=output.suffix.lower() == ".safetensors",  # the authors' form adds to the codec's centroids
-        num_training=settings["search.aq_training_samples"], seed=settings["seed"], progress=console.progress,
+        dtype=settings["tables"], num_training=settings["search.aq_training_samples"], seed=settings["seed"],
+        output=output, overwrite=settings["overwrite"], inputs=files_read(settings), progress=console.progress,
     )  # fmt: skip
-    save_pairwise(output, fitted.decoder)
     console.info("mse_lookup and mse_pairwise are of held-out training vectors, which only the codec may have seen")
     result = {"output": str(output), "bytes": output.stat().st_size, "num_pairs": fitted.decoder.num_pairs}
     result |= {"num_vectors": fitted.num_vectors, "mse_lookup": fitted.mse_lookup * scale}

@@ -1,7 +1,6 @@
 """`qinco train`: train a codec."""
 
 import time
-from pathlib import Path
 
 import qinco
 from qinco.cli.keys import ENCODING, MACHINE, TRAINING, TRAINSET, Key, Settings, chosen_preset, task
@@ -27,14 +26,10 @@ from qinco.training.options import TrainOptions
     is_distributed=True,
 )
 def train(settings, console) -> None:
-    from qinco.atomic import check_output
     from qinco.training.processes import Processes
 
-    source, output = open_trainset(settings), Path(settings["output"])
+    source = open_trainset(settings)
     arguments = fit_arguments(settings, source.dim) | _start(settings)
-    if output.suffix.lower() not in (".safetensors", ".pt"):
-        raise ConfigError(f"output={output}: a codec is written to a .safetensors (ours) or .pt (the authors') file")
-    check_output(output, overwrite=True, inputs=files_read(settings))
     is_main, begun = Processes.is_main_by_environment(), time.monotonic()
     if is_main and settings["ivf_K"] is not None and settings["ivf_centroids"] is None and settings["model"] is None:
         console.warn(
@@ -43,19 +38,20 @@ def train(settings, console) -> None:
         )
     codec = qinco.Codec.fit(
         source,
-        output=output,
+        output=settings["output"],
         resume=settings["resume"],
         overwrite=settings["overwrite"],
         device=find_device(settings),
         tensorboard=settings["tensorboard"],
         mse_scale=mse_scale(settings),
+        inputs=files_read(settings),
         progress=console.progress,
         **arguments,
     )
     if not is_main:
         return
     result = {
-        "output": str(output),
+        "output": settings["output"],
         "mse": codec.provenance["valid_mse"] * mse_scale(settings),
         "epoch": codec.provenance["epoch"],
         "num_vectors": codec.provenance["num_vectors"],
