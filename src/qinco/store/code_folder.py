@@ -224,10 +224,11 @@ def save_codes(path: Path, plan: CodePlan, codes, lists, overwrite: bool = False
     with exclusive(path / LOCK):
         if any(CodeFolder.find(path)) and not overwrite:
             raise ConfigError(f"{path} holds codes: give overwrite=true to replace them")
-        folder = CodeFolder.create(path, plan)
+        folder, dtype = CodeFolder.create(path, plan), code_dtype(plan.codebook_size)
         for shard in range(plan.num_shards):
             rows = slice(plan.rows(shard).start, plan.rows(shard).stop)
-            folder.write(shard, np.asarray(codes[rows]), None if lists is None else np.asarray(lists[rows]).reshape(-1))
+            lists_N = None if lists is None else np.asarray(lists[rows]).reshape(-1)
+            folder.write(shard, np.asarray(codes[rows], dtype), lists_N)
         folder.commit()
 
 

@@ -95,6 +95,8 @@ class Codes(NDArrayOperatorsMixin):
     def __array_ufunc__(self, function, method, *inputs, **options):
         """Operators, comparisons among them, and numpy's functions are those of the array (N, M)."""
         inputs = [value.codes if isinstance(value, Codes) else value for value in inputs]
+        if "out" in options:
+            options["out"] = tuple(value.codes if isinstance(value, Codes) else value for value in options["out"])
         return getattr(function, method)(*inputs, **options)
 
     def __getattr__(self, name: str):
@@ -193,6 +195,7 @@ class Codes(NDArrayOperatorsMixin):
             >>> Codes(np.zeros((3, 8), np.uint8)).save("codes.npy")
         """
         if codec is not None:
+            codec.check_codes(self)
             codebook_size, dim = codec.config.codebook_size, codec.dim
         path, suffix = Path(path), Path(path).suffix.lower()
         if is_folder(path):

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from small_indexes import trained, vectors
 
 from qinco.errors import DataError
 from qinco.store.codes import Codes
@@ -115,3 +116,21 @@ def test_packed_codes_come_back(bits):
 def test_codes_have_two_axes(wrong):
     with pytest.raises(DataError, match="2-D"):
         Codes(wrong)
+
+
+def test_codes_of_another_type_are_saved_as_the_codec_has_them(tmp_path):
+    codec, path = trained("ivf"), tmp_path / "folder"
+    codes = codec.encode(vectors(50))
+    Codes(codes.codes.astype(np.int64), codes.lists.astype(np.int64)).save(path, codec)
+    loaded = Codes.load(path, codec)
+    assert loaded.dtype == np.uint8 and np.array_equal(loaded, codes) and np.array_equal(loaded.lists, codes.lists)
+    with pytest.raises(DataError):
+        Codes(codes.codes.astype(np.int64) + 200, codes.lists).save(path, codec, overwrite=True)
+    assert np.array_equal(Codes.load(path, codec), codes)
+
+
+def test_in_place_operators_are_those_of_the_array():
+    codes = Codes(np.zeros((2, 3), np.uint8))
+    np.add(codes, 1, out=codes)
+    codes += 1
+    assert np.array_equal(codes, np.full((2, 3), 2))
