@@ -50,8 +50,8 @@ def search(settings, console) -> None:
         raise ConfigError(f"index={index} and db={db} are both to be searched: keep one of them, or give "
                           "decoder=lookup to decode the database by the tables of the index")  # fmt: skip
     for name in filter(settings.given, _OF_AN_INDEX if is_exhaustive else _OF_VECTORS):
-        wanted = "the search of an index: give index= without db=" if is_exhaustive else "vectors: leave it out"
-        raise ConfigError(f"{name}= is for {wanted}")
+        wanted = "the search of an index" if is_exhaustive else "vectors that are encoded"
+        raise ConfigError(f"{name}= is for {wanted}: {'give index= without db=' if is_exhaustive else 'leave it out'}")
     (_search_decoded if is_exhaustive else _search_index)(settings, console)
 
 
