@@ -55,15 +55,15 @@ def check_output(
 ) -> Path:
     """Return `path` if the file can be written, or raise ConfigError; missing folders below the current one are made.
 
-    `overwrite` and `resume` (None if the work cannot be resumed) allow that it exists, and `inputs`, which are paths or
-    None, must not be replaced, nor folders among them be written to.
+    `overwrite` and `resume` (None if the work cannot be resumed) allow that it exists. Paths among `inputs` must not be
+    replaced, nor folders among them be written to; what is no path is passed over.
     """
     try:
         target = Path(os.path.realpath(path))
         if os.fspath(path).endswith(os.sep):
             raise ConfigError(f"{path} names a folder: give the name of a file in it")
         _check_replaceable(path, target)
-        for name in filter(None, inputs):
+        for name in (one for one in inputs if isinstance(one, str | os.PathLike)):
             if target.is_relative_to(os.path.realpath(name)):
                 where = "is read" if target == Path(os.path.realpath(name)) else f"lies in {name}, which is read"
                 raise ConfigError(f"{path} {where}: give output another name")

@@ -58,7 +58,7 @@ def kmeans(
     if output is not None:
         if Path(output).suffix.lower() != ".npy":
             raise ConfigError(f"output={output}: centroids are written to a .npy file")
-        check_output(output, overwrite=overwrite, inputs=[*inputs, x] if isinstance(x, str | Path) else inputs)
+        check_output(output, overwrite=overwrite, inputs=[*inputs, x])
     if len(source) < num_centroids:
         raise DataError(f"{source.name} has {len(source)} vectors, fewer than {num_centroids} centroids (ivf_K)")
     with reporting(progress) as report:

@@ -1,7 +1,6 @@
 """Training a codec: from vectors to the saved file."""
 
 import logging
-import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -78,8 +77,7 @@ def fit(
     if output is not None and Path(output).suffix.lower() not in (".safetensors", CHECKPOINT_SUFFIX):
         raise ConfigError(f"output={output}: a codec is written to a .safetensors (ours) or .pt (the authors') file")
     if output is not None:
-        read = [path for path in (x, coarse_centroids) if isinstance(path, str | os.PathLike)]
-        check_output(output, overwrite=True, inputs=[*inputs, *read])
+        check_output(output, overwrite=True, inputs=[*inputs, x, coarse_centroids])
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
     first = source if num_parts == 1 else _part(source, 0, num_parts, None)
     plan = plan_training(

@@ -182,7 +182,7 @@ def fit_pairwise_decoder(
     if suffix not in (".safetensors", ".pt"):
         raise ConfigError(f"output={output}: pairwise decoders are written to .safetensors or .pt (the authors') files")
     if output is not None:
-        check_output(output, overwrite=overwrite, inputs=inputs)
+        check_output(output, overwrite=overwrite, inputs=[*inputs, vectors, codes, centroids])
     file = open_codes(codes, codec, num_codes, codebook_size)
     check_codebook_size(file.codebook_size)
     with reporting(progress) as report:

@@ -123,6 +123,10 @@ def test_a_pairwise_decoder_is_fitted_to_codes(tmp_path):
     for wrong in (output, tmp_path / "pairs.npy"):
         with pytest.raises(ConfigError, match=wrong.name):
             qinco.fit_pairwise_decoder(vectors(4000, 2), codes, codec=codec, output=wrong)
+    codes.save(tmp_path / "codes", codec)
+    with pytest.raises(ConfigError, match="is read"):
+        within = tmp_path / "codes" / "pairs.safetensors"
+        qinco.fit_pairwise_decoder(vectors(4000, 2), tmp_path / "codes", codec=codec, output=within)
     assert fitted.decoder.num_pairs <= 2 and fitted.decoder.tables_PJD.dtype == np.float16
     assert fitted.mse <= 1.01 * fitted.mse_lookup
     with pytest.raises(DataError, match="4000"):

@@ -200,8 +200,7 @@ def sweep(
         >>> for setting in result.front:
         ...     print(setting, result.measured[setting].recall[1], result.measured[setting].microseconds)
     """
-    given = (index, queries, ground_truth, pairwise)
-    read = [*inputs, *(path for path in given if isinstance(path, str | os.PathLike))]
+    read = [*inputs, index, queries, ground_truth, pairwise]
     if output is not None and Path(output).suffix.lower() != ".json":
         raise ConfigError(f"output={output}: the results of a search are written to a .json file")
     if output is not None:
