@@ -1,7 +1,6 @@
 """`Index`: vectors in inverted lists as codes, searched compressed (QINCo2 paper, section 4)."""
 
 import os
-import threading
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -13,6 +12,7 @@ from qinco.codec.codec import Codec
 from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
+from qinco.forking import new_lock
 from qinco.progress import ProgressOption, reporting
 from qinco.search.build import build_parts, fill_lists, prepared
 from qinco.search.faiss_index import from_faiss
@@ -55,7 +55,7 @@ class Index:
         if codec is not None and parts.codec_fingerprint is None:
             parts = replace(parts, codec_fingerprint=codec.fingerprint())
         self.codec, self.parts, self.batch_bytes = codec, parts, BATCH_BYTES
-        self._changing = threading.Lock()
+        self._changing = new_lock()
 
     def __getstate__(self):
         raise TypeError("an Index cannot be copied or pickled: save it, and load it where it is needed")
