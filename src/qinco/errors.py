@@ -28,13 +28,20 @@ class ResourceError(QincoError):
 def differences(there: Mapping, here: Mapping, labels: Mapping[str, str] | None = None) -> list[str]:
     """What differs between saved work and the work asked for, a phrase for each name; `labels` are phrases of names.
 
+    Values are written as on the command line and in JSON: null for None.
+
     Example:
         >>> differences({"dim": 3, "codec": "ab"}, {"dim": 4, "codec": "cd"}, {"codec": "another codec"})
         ['dim=3 there, 4 here', 'another codec']
     """
     names = [*here, *(name for name in there if name not in here)]
+    words = {None: "null", True: "true", False: "false"}
+
+    def text(value) -> str:
+        return words[value] if value is None or isinstance(value, bool) else str(value)
+
     return [
-        (labels or {}).get(name, f"{name}={there.get(name)} there, {here.get(name)} here")
+        (labels or {}).get(name, f"{name}={text(there.get(name))} there, {text(here.get(name))} here")
         for name in names
         if there.get(name) != here.get(name)
     ]

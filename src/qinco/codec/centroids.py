@@ -14,7 +14,7 @@ from qinco.errors import ConfigError, DataError
 from qinco.machine import free_memory
 from qinco.maths.clustering import COARSE_ITERATIONS, coarse_kmeans
 from qinco.maths.devices import choose_device
-from qinco.progress import ProgressOption, reporting
+from qinco.progress import ProgressOption, counted, reporting
 from qinco.training.codebooks import SAMPLE_RUN_ROWS, sample
 from qinco.vectors.formats import write_vectors
 from qinco.vectors.rows import as_source
@@ -60,12 +60,15 @@ def kmeans(
             raise ConfigError(f"output={output}: centroids are written to a .npy file")
         check_output(output, overwrite=overwrite, inputs=[*inputs, x] if isinstance(x, str | Path) else inputs)
     if len(source) < num_centroids:
-        raise DataError(f"{source.name} has {len(source)} vectors, fewer than {num_centroids} centroids (ivf_K)")
+        need = f"at least {num_centroids} vectors, one for each centroid (ivf_K)"
+        raise DataError(f"{source.name} must hold {need}, not {len(source)}")
     with reporting(progress) as report:
         check_values(source, report)
         enough = _MIN_POINTS_PER_CENTROID * num_centroids
         if len(source) < enough:
-            _LOG.warning(f"{len(source):,} vectors for {num_centroids:,} centroids: {enough:,} or more are better")
+            _LOG.warning(
+                f"{enough:,} training vectors or more are better for ivf_K={num_centroids}, not {len(source):,}"
+            )
         # A sample of whole runs may be short by a part of one, and k-means needs a vector for each centroid.
         least = num_centroids + SAMPLE_RUN_ROWS
         wanted = min(len(source), max(max_points_per_centroid * num_centroids, least))
@@ -73,7 +76,7 @@ def kmeans(
         if wanted > held:
             _LOG.warning(f"k-means takes {held:,} of {wanted:,} vectors: more do not fit into half of the free memory")
         x_ND = sample(source, min(wanted, held), seed)
-        _LOG.info(f"k-means on {len(x_ND):,} of {len(source):,} vectors")
+        _LOG.info(f"k-means on {len(x_ND):,} of {counted(len(source), 'vector')}")
         options = {"iterations": num_iterations, "seed": seed, "device": target, "progress": report}
         centroids_VD = coarse_kmeans(x_ND, num_centroids, **options)
     if output is not None:

@@ -133,7 +133,8 @@ class _Runs:
         if is_main and provenance["epoch"] == 0 and training.options.epochs > 0:
             _LOG.warning(
                 "no epoch improved on the start, so the codec is the residual quantizer that training began with: "
-                "give more epochs or vectors, or a lower lr"
+                "give more vectors (100,000 are a good start) or more epochs, and leave lr and batch out, so that they "
+                "are fitted to the run"
             )
         return model, provenance
 
@@ -151,6 +152,8 @@ class _Runs:
                 f"the run cannot be resumed, because {output} or {state_path(output)} is missing: "
                 "give overwrite=true without resume"
             )
+        if self.resume and saved is None and self.processes.is_main:
+            _LOG.info(f"there is nothing to resume at {output}: training begins")
         return saved
 
     def _start(self, source: VectorSource, saved, listen) -> Training:
@@ -174,8 +177,8 @@ class _Runs:
             training.position.epoch = initial.provenance.get("epoch", 0)
             if training.position.epoch >= options.epochs:
                 raise ConfigError(
-                    f"the initial codec was trained for {training.position.epoch} epochs: give more epochs than that, "
-                    f"not {options.epochs}"
+                    f"epochs must be more than {training.position.epoch}, which the initial codec was trained for, "
+                    f"not {options.epochs}: it counts from the beginning of that training"
                 )
         if is_new or training.position.epoch < options.epochs:
             listen(estimate(training))
@@ -195,7 +198,8 @@ class _Runs:
             if self.resume and is_complete and not self.overwrite:
                 models, rotation_DD, options, provenance = load_models(output)
                 if len(models) != num_parts:
-                    raise ConfigError(f"{output} has {len(models)} parts, not {num_parts}: give overwrite=true")
+                    what = f"num_parts (pq) of {output} is {len(models)}, not {num_parts}"
+                    raise ConfigError(f"{what}: give that, or overwrite=true")
                 return [model.to(self.processes.device) for model in models], rotation_DD, options, provenance
         check_values(source, self.progress)
         sampled = sample(source, _ROTATION_ROWS, self.plan.train_options.seed) if rotate else None
@@ -263,4 +267,7 @@ def _part(source: VectorSource, part: int, num_parts: int, rotation_DD: np.ndarr
 def cut(x_ND: np.ndarray, part: int, width: int, rotation_DD: np.ndarray | None) -> np.ndarray:
     """The columns of the rotated vectors that a codec's model number `part` encodes (PQ-QINCo)."""
     columns = slice(part * width, (part + 1) * width)
-    return x_ND[:, columns] if rotation_DD is None else x_ND @ rotation_DD[columns].T
+    if rotation_DD is None:
+        return x_ND[:, columns]
+    with np.errstate(over="ignore", invalid="ignore"):  # of vectors near the limit of float32
+        return x_ND @ rotation_DD[columns].T

@@ -14,7 +14,7 @@ from qinco.codec.codec import Codec
 from qinco.compat.faiss_files import FaissIndex, check_index_key, write_faiss
 from qinco.config import MAX_LISTS, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError
 from qinco.maths.clustering import coarse_kmeans
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, check_same_codec, open_codes
@@ -31,7 +31,7 @@ from qinco.store.code_files import is_directory, is_folder
 from qinco.store.codes import Codes
 from qinco.store.folder import check_folder_output, write_folder
 from qinco.store.manifest import MANIFEST, is_kind
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source, check_not_empty
 
 FAISS_SUFFIX = ".faissindex"
 _CLUSTER_ROWS_EACH, _MIN_ROWS_EACH = 256, 39  # vectors of a list
@@ -51,10 +51,9 @@ def build_parts(
     require_int("seed", seed, 0)
     source = as_source(vectors)
     codec.check_dim(source)
-    if not len(source):
-        raise DataError(f"{source.name} holds no vectors: an index is fitted to some")
+    check_not_empty(source)
     if codec.is_ivf and num_lists not in (None, codec.config.num_lists):
-        raise ConfigError(f"num_lists={num_lists}: the codec has {codec.config.num_lists} lists, leave num_lists out")
+        raise ConfigError(f"num_lists={num_lists} is not the codec's {codec.config.num_lists}: leave num_lists out")
     count = 0 if codec.is_ivf else choose_num_lists(num_lists, len(source))
     ids = range(len(source)) if ids is None else as_ids(ids, len(source))
     measure = metric_of_codec(metric, codec)
@@ -82,7 +81,7 @@ def choose_num_lists(num_lists: int | None, num_vectors: int) -> int:
         return max(1, min(wanted, num_vectors // _MIN_ROWS_EACH))
     require_int("num_lists", num_lists, 1, MAX_LISTS)
     if num_lists > num_vectors:
-        raise ConfigError(f"num_lists={num_lists} is more than the {num_vectors} vectors: give fewer lists")
+        raise ConfigError(f"num_lists must be at most {num_vectors}, the number of vectors, not {num_lists}")
     return num_lists
 
 
@@ -199,9 +198,7 @@ def build_index(
                           f"one byte: write a faiss file, NAME{FAISS_SUFFIX}")  # fmt: skip
     if num_lists is not None and codec is not None and codec.is_ivf:
         if num_lists != codec.config.num_lists:
-            raise ConfigError(
-                f"num_lists={num_lists}: the codec has {codec.config.num_lists} lists, leave num_lists out"
-            )
+            raise ConfigError(f"num_lists={num_lists} is not the codec's {codec.config.num_lists}: leave num_lists out")
     elif num_lists is not None:
         if centroids is not None or database.codes.has_lists or codec is None:
             raise ConfigError("num_lists (ivf_K) is for codes without lists, needs their codec (model=), and replaces "
@@ -258,8 +255,9 @@ def _one_length(sample: FitSample) -> float:
     lengths = np.concatenate([np.linalg.norm(x_nD, axis=1) for *_, x_nD in sample.blocks(held=None)])
     low, high = float(lengths.min()), float(lengths.max())
     if not 0 < high * (1 - _MAX_LENGTH_SPREAD) <= low:
-        raise ConfigError(f"metric=cosine is for codes of vectors of one length, and {sample.name} has {low:.4g} to "
-                          f"{high:.4g}: divide vectors by their lengths before they are encoded")  # fmt: skip
+        raise ConfigError("metric=cosine is for codes of vectors of one length, and the lengths in "
+                          f"{sample.name} are {low:.4g} to {high:.4g}: divide vectors by their lengths before they "
+                          "are encoded")  # fmt: skip
     return float(lengths.mean())
 
 

@@ -121,7 +121,7 @@ class EditableIndex:
         "cosine" vectors have the length of the codec's training vectors.
         """
         if isinstance(id, range) and range_size(id) > len(self.parts):
-            raise DataError(f"{id} has ids that are not in the index, which holds {len(self.parts)} vectors")
+            raise DataError(f"ids must be in the index (ntotal={len(self.parts)}), not {id}")
         return decode_ids(self.codec, self.parts, id_array(id))
 
     def missing_ids(self, ids_N: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ def decode_ids(codec: Codec | None, parts: IndexParts, ids: np.ndarray, *, skips
         )
         is_known |= here
     if not (is_known.all() or skips_unknown):
-        raise DataError(f"id {wanted[~is_known][0]} is not in the index, which holds {len(parts)} vectors")
+        raise DataError(f"id {wanted[~is_known][0]} is not in the index (ntotal={len(parts)})")
     decoder = parts.tables.lookup if codec is None else NeuralDecoder(codec, "float32")
     decoded_ND = np.full((len(wanted), parts.tables.lookup.dim), np.nan, np.float32)
     for segment, here, rows in places:
@@ -181,8 +181,8 @@ def _check_mergeable(codec: Codec | None, parts: IndexParts, other: IndexParts) 
         raise DataError(f"the other index is of {two.metric}, this one of {one.metric}: build one of the same metric")
     if one.partition_VD is None or two.partition_VD is None:  # lists are a part of the codes
         if one.num_lists != two.num_lists or one.partition_VD is not two.partition_VD:
-            raise DataError(f"the other index has {two.num_lists} lists that belong to its codes, and this one has "
-                            f"{one.num_lists} of its own: build one of the same centroids")  # fmt: skip
+            raise DataError("the lists of the other index belong to its codes, and are not those of this one "
+                            f"({two.num_lists}, {one.num_lists}): build one of the same centroids")  # fmt: skip
         return True
     keeps_lists = np.array_equal(one.partition_VD, two.partition_VD)
     if not keeps_lists and codec is None and one.num_lists > 1:

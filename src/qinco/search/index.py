@@ -11,8 +11,8 @@ import torch
 from qinco.codec.codec import Codec
 from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.errors import ConfigError, DataError
-from qinco.progress import ProgressOption, reporting
+from qinco.errors import ConfigError
+from qinco.progress import ProgressOption, counted, reporting
 from qinco.search.build import build_parts
 from qinco.search.edit import EditableIndex
 from qinco.search.faiss_index import from_faiss
@@ -24,6 +24,7 @@ from qinco.search.options import MAX_SHORTLIST, SearchOptions
 from qinco.search.parts import IndexParts
 from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, plan_stages, search_queries
 from qinco.search.scan import make_filter
+from qinco.vectors.rows import check_dim
 
 
 def _part(name: str, doc: str) -> property:
@@ -72,8 +73,8 @@ class Index(EditableIndex):
     def __repr__(self) -> str:
         pairwise = "" if self.pairwise is None else ", pairwise"
         return (
-            f"Index({len(self):,} vectors, dim={self.dim}, num_lists={self.num_lists}, metric={self.metric!r}, "
-            f"{self.bytes_per_vector:.2f} bytes a vector{pairwise})"
+            f"Index({counted(len(self), 'vector')}, dim={self.dim}, num_lists={self.num_lists}, "
+            f"metric={self.metric!r}, {self.bytes_per_vector:.2f} bytes a vector{pairwise})"
         )
 
     dim = d = property(lambda self: self.tables.lookup.dim, doc="Dimension of the vectors.")
@@ -145,8 +146,7 @@ class Index(EditableIndex):
             given["num_mid"] = None  # it was fitted to another length
         options = replace(self.options, **given)
         source, is_single = as_queries(queries)
-        if source.dim != self.dim:
-            raise DataError(f"{source.name} have {source.dim} dimensions, the index holds vectors of {self.dim}")
+        check_dim(source, self.dim, "the index")
         parts = self.parts
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
         pipeline = self.pipeline(options, k, parts=parts, allowed=allowed, precision=precision)

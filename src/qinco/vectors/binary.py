@@ -89,9 +89,9 @@ def open_bin(path: Path, size: int, suffix: str) -> np.ndarray:
         raise DataError(f"{path} is truncated: {size} bytes are less than the header of a {suffix} file")
     num_rows, dim = _BIN_HEADER.unpack(read_start(path, offset))
     if not 1 <= dim <= MAX_DIM:
-        raise DataError(f"{path} is not a {suffix} file: its header gives {num_rows} rows of dimension {dim}")
+        raise DataError(f"{path} is not a {suffix} file: its header gives the shape ({num_rows}, {dim})")
     row_size = dim * dtype.itemsize
-    check_size(path, size, offset + num_rows * row_size, f"{num_rows} rows, where {(size - offset) // row_size} are")
+    check_size(path, size, offset + num_rows * row_size, f"N={num_rows}, where {(size - offset) // row_size} fits")
     return map_file(path, dtype, (num_rows, dim), offset)
 
 

@@ -42,7 +42,7 @@ class BlockRows(StoredRows):
     def _gather(self, rows_N: np.ndarray) -> np.ndarray:
         outside = (rows_N < -len(self)) | (rows_N >= len(self))
         if outside.any():
-            raise IndexError(f"row {rows_N[outside][0]} does not exist: there are {len(self)} rows")
+            raise IndexError(f"row {rows_N[outside][0]} does not exist: their number is {len(self)}")
         rows_N = np.where(rows_N < 0, rows_N + len(self), rows_N)
         order_N = np.argsort(rows_N, kind="stable")
         rows_N = rows_N[order_N]

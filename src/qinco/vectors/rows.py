@@ -59,7 +59,7 @@ class VectorSource:
             raise IndexError(f"rows of {self.name} are chosen by an integer, a slice or an array of integers")
         outside = (indices < -len(self)) | (indices >= len(self))
         if outside.any():
-            raise IndexError(f"row {indices[outside][0]} of {self.name} does not exist: there are {len(self)} rows")
+            raise IndexError(f"row {indices[outside][0]} of {self.name} does not exist: N is {len(self)}")
         if indices.ndim == 0:
             return self[[int(indices)]][0]
         indices = indices.astype(np.int64)
@@ -160,10 +160,22 @@ def as_source(x, name: str = "vectors") -> VectorSource:
     if torch is not None and isinstance(x, torch.Tensor):
         return VectorSource(_tensor_rows(x, name), name)
     if hasattr(x, "toarray"):
-        raise DataError(f"{name} is sparse: give {name}.toarray()")
+        raise DataError(f"{name} must be dense: give what its method toarray() returns")
     if np.ma.isMaskedArray(x):
-        raise DataError(f"{name} is a masked array: fill or remove its masked values")
+        raise DataError(f"{name} must not be a masked array: fill or remove its masked values")
     return VectorSource(as_matrix(x, name), name)
+
+
+def check_dim(source: VectorSource, dim: int, owner: str) -> None:
+    """Raise DataError unless the vectors have the dimension `dim`, that of `owner`."""
+    if source.dim != dim:
+        raise DataError(f"{source.name} must have dimension {dim}, that of {owner}, not {source.dim}")
+
+
+def check_not_empty(rows) -> None:
+    """Raise DataError where a source, or codes, hold no rows."""
+    if len(rows) == 0:
+        raise DataError(f"{rows.name} must not be empty")
 
 
 def spread_rows(count: int) -> np.ndarray:
@@ -190,9 +202,9 @@ def _tensor_rows(tensor, name: str):
 
     check_matrix(tuple(tensor.shape), tensor.dtype, name)
     if tensor.layout != torch.strided or tensor.is_meta:
-        raise DataError(f"{name} is sparse or has no data: give a dense tensor")
+        raise DataError(f"{name} must be a dense tensor with data")
     if tensor.dtype.is_complex or tensor.dtype == torch.bool or tensor.is_quantized:
-        raise DataError(f"{name} holds {tensor.dtype} values: vectors are integers or floats")
+        raise DataError(f"{name} must hold integers or floats, not {tensor.dtype}")
     tensor = tensor.detach()
     with suppress(TypeError):  # a type that numpy lacks: bfloat16 and the 8-bit floats
         if tensor.device.type == "cpu":

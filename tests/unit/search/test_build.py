@@ -97,7 +97,7 @@ def test_nothing_is_fitted_to_vectors_held_out():
     x_ND[sample.is_held_T] += 100
     assert np.array_equal(fit_lookup(sample, 16, None).tables_MKD, expected)
     assert sample.mse(LookupDecoder(expected).decode)[0] > 100
-    with pytest.raises(DataError, match="no vectors"):
+    with pytest.raises(DataError, match="empty"):
         fit_lookup(sample_of(codes[:0], x_ND[:0]), 16, None)
 
 

@@ -20,7 +20,7 @@ from qinco.search.exhaustive import nearest_in_blocks
 from qinco.search.fit import assign_decoded, codes_of_codec, sample_rows
 from qinco.search.measure.timing import check_truth, open_queries
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source, check_not_empty
 
 _MAX_QUERIES = 1000
 _RQ_ROWS = 50_000  # vectors that the residual quantizer is fitted to
@@ -43,8 +43,7 @@ def evaluate_decoder(
     """
     source, begun, error = as_source(vectors), time.monotonic(), 0.0
     codec.check_dim(source)
-    if not len(source):
-        raise DataError(f"{source.name} holds no vectors to evaluate on")
+    check_not_empty(source)
     with reporting(progress) as report:
         for first, decoded_nD in _decoded(codec, source, decoder, options, None, "float32", report):
             x_nD = source[first : first + len(decoded_nD)]
@@ -126,7 +125,7 @@ def evaluate_index(
     count = min(_MAX_QUERIES, -(-len(source) // 10)) if num_queries is None else num_queries
     require_int("num_queries", count, 0 if num_queries is None else 1)
     if count >= len(source):
-        raise DataError(f"{source.name}: {len(source)} vectors are too few to take {count} queries from")
+        raise DataError(f"{source.name} must hold more than {len(source)} vectors to take {count} queries from")
     x_ND = next(block for _, block in source.blocks(len(source)))
     x_ND, queries_QD = x_ND[:-count], x_ND[-count:]
     metric, unseen, threads = index.tables.metric, index.emptied(), torch.get_num_threads()

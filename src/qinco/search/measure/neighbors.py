@@ -14,7 +14,7 @@ import numpy as np
 
 from qinco.atomic import check_output, write_atomically
 from qinco.config import require_int
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError
 from qinco.maths.metrics import RANKS, recall
 from qinco.progress import ProgressOption, reporting
 from qinco.search.exhaustive import exhaustive_search
@@ -23,7 +23,7 @@ from qinco.search.measure.timing import check_truth, open_queries
 from qinco.search.options import MAX_SHORTLIST
 from qinco.vectors.block_rows import library
 from qinco.vectors.formats import write_vectors
-from qinco.vectors.rows import as_source
+from qinco.vectors.rows import as_source, check_dim
 
 BATCH_QUERIES = 4096
 _ID_SUFFIXES, _DISTANCE_SUFFIXES = (".npy", ".ivecs", ".ibin"), (".npy", ".fvecs", ".fbin")
@@ -81,8 +81,7 @@ def find_neighbors(
     else:
         searcher = open_searcher(index)[0]
         dim, count = searcher.dim, len(searcher)
-    if source.dim != dim:
-        raise DataError(f"{source.name} have {source.dim} dimensions, the vectors to search {dim}")
+    check_dim(source, dim, "the vectors that are searched")
     nearest_Q = None if ground_truth is None else open_queries(source, ground_truth, dim)[1]
     if nearest_Q is not None:
         check_truth(nearest_Q[nearest_Q >= count] if isinstance(index, tuple) else searcher.missing_ids(nearest_Q))

@@ -16,7 +16,7 @@ from qinco.search.ids import as_ids
 from qinco.search.measure.explore import Measurement, combinations, explore, pareto_front
 from qinco.search.options import SearchOptions
 from qinco.vectors.formats import read_integers
-from qinco.vectors.rows import as_source
+from qinco.vectors.rows import as_source, check_dim
 
 # Of the timed runs the one of median total is reported.
 MIN_REPEATS, MAX_REPEATS, MIN_SECONDS = 3, 100, 1.0
@@ -68,13 +68,12 @@ def measure_stages(run: Callable[[], Mapping[str, float]]) -> dict[str, float]:
 def open_queries(queries, ground_truth, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Queries, float32 (Q, D), and the ids of their nearest neighbours, int64 (Q,), from what `sweep` takes."""
     source = as_source(queries, "queries")
-    if source.dim != dim:
-        raise DataError(f"{source.name} have {source.dim} dimensions, the vectors to search {dim}")
+    check_dim(source, dim, "the vectors that are searched")
     truth = ground_truth.cpu() if hasattr(ground_truth, "cpu") else ground_truth
     truth = np.asarray(read_integers(truth) if isinstance(truth, str | os.PathLike) else truth)
     nearest_Q = as_ids(truth[:, 0] if truth.ndim == 2 and truth.shape[1] else truth, None)
     if len(nearest_Q) != len(source):
-        raise DataError(f"the ground truth has {len(nearest_Q)} rows, and there are {len(source)} queries")
+        raise DataError(f"the ground truth must have a row for each query, {len(source)}, not {len(nearest_Q)}")
     if not len(source):
         raise DataError("there are no queries to measure with")
     return next(block for _, block in source.blocks(len(source))), nearest_Q
