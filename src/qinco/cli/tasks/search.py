@@ -26,7 +26,7 @@ def _values(field: str, *default: int) -> Key:
     "search",
     "recall@1/10/100 over the decoded database, or recall and time of an index (index=)",
     keys=[
-        f"model index {TRAINSET} ds.db",
+        f"model index {TRAINSET} ds.db metric",
         Key("queries", "path", None, "query vectors"),
         Key("queries_gt", "path", None, "true neighbours of the queries"),
         "output overwrite resume",
@@ -57,15 +57,24 @@ def search(settings, console) -> None:
 
 def _search_decoded(settings: Settings, console) -> None:
     """Recall of the exact neighbours among decoded vectors, exhaustively."""
+    from qinco.search.metric import choose_metric
+
     codec, source = inputs.open_codec(settings), inputs.open_database(settings)
     queries, truth = inputs.open_queries(settings)
     decoder, begun = inputs.open_decoder(settings, codec, console.progress), time.monotonic()
     found = qinco.exhaustive_recall(
         codec, source, queries, truth, decoder=decoder, options=inputs.encode_options(settings, codec),
         num_steps=settings["prefix"], precision=inputs.decode_precision(settings),
-        device=inputs.find_device(settings), progress=console.progress,
+        device=inputs.find_device(settings), metric=settings["metric"], progress=console.progress,
     )  # fmt: skip
-    result = {"decoder": settings["decoder"], "recall": found, "num_vectors": len(source), "num_queries": len(queries)}
+    metric = settings["metric"] or choose_metric(None, source, queries, truth)
+    result = {
+        "decoder": settings["decoder"],
+        "metric": metric,
+        "recall": found,
+        "num_vectors": len(source),
+        "num_queries": len(queries),
+    }
     result |= {"seconds": time.monotonic() - begun}
     console.print_result(result | inputs.conditions(settings), settings["json"])
 
@@ -85,14 +94,19 @@ def _search_index(settings: Settings, console) -> None:
         precision=settings["precision"], batch_size=settings["search.batch_size"], threads=threads,
         output=settings["output"], plot=settings["plot"], name=Path(path).name, resume=settings["resume"],
         overwrite=settings["overwrite"], inputs=inputs.files_read(settings), conditions=files,
-        progress=console.progress,
+        metric=settings["metric"], progress=console.progress,
     )  # fmt: skip
     others = ", the others cannot be the best for any time" if result.skipped else ""
     total = len(result.measured) + len(result.skipped)
-    console.info(f"measured {len(result.measured)} of {total} settings{others}; the best:")
+    console.info(f"measured {len(result.measured)} of {total} settings{others}; the best (metric={index.metric}):")
     if not settings["json"]:
         return console.print_table(*result.front_table())
-    report = {"settings": result.settings(), "num_vectors": len(index), "num_queries": len(queries)}
+    report = {
+        "settings": result.settings(),
+        "metric": index.metric,
+        "num_vectors": len(index),
+        "num_queries": len(queries),
+    }
     report |= {"seconds": time.monotonic() - begun, "threads": threads, "precision": settings["precision"]}
     console.print_result(report, True)
 
