@@ -18,10 +18,10 @@ from qinco.maths.metrics import RANKS, recall
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.exhaustive import nearest_in_blocks
 from qinco.search.fit import assign_decoded, codes_of_codec, sample_rows
-from qinco.search.measure.truth import check_neighbours, check_truth, open_queries
+from qinco.search.measure.truth import open_queries_among
 from qinco.search.metric import Metric, choose_metric
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource, as_source, spread_rows
+from qinco.vectors.rows import VectorSource, as_source
 
 _MAX_QUERIES = 1000
 _RQ_ROWS = 50_000  # vectors that the residual quantizer is fitted to
@@ -77,16 +77,11 @@ def exhaustive_recall(
     """
     source = as_source(vectors)
     codec.check_dim(source)
-    queries_QD, truth_QR, stated_QR = open_queries(queries, ground_truth, codec.dim)
-    nearest_Q = truth_QR[:, 0]
-    check_truth(nearest_Q[nearest_Q >= len(source)], "database")
-    measure = Metric(choose_metric(metric, source, queries, ground_truth))
-    truth_QR = np.where(truth_QR < len(source), truth_QR, -1)
-    others_ND = source[spread_rows(len(source))]
-    check_neighbours(measure.name, queries_QD, truth_QR, stated_QR, source.__getitem__, others_ND)
+    metric = choose_metric(metric, source, queries, ground_truth)
+    queries_QD, nearest_Q = open_queries_among(source, queries, ground_truth, metric)
     with reporting(progress) as report:
         blocks = _decoded(codec, source, decoder, options, num_steps, precision, report)
-        _, ids_QR = nearest_in_blocks(queries_QD, blocks, max(RANKS), device or codec.device, measure)
+        _, ids_QR = nearest_in_blocks(queries_QD, blocks, max(RANKS), device or codec.device, Metric(metric))
     return recall(ids_QR, nearest_Q)
 
 

@@ -27,6 +27,7 @@ from qinco.search.measure.explore import Measurement, Setting, combinations, exp
 from qinco.search.measure.plot import check_plot_path, plot_fronts
 from qinco.search.measure.timing import TIMING, measure
 from qinco.search.measure.truth import open_queries_of
+from qinco.search.metric import choose_metric
 from qinco.search.options import SearchOptions
 from qinco.store.manifest import read_manifest
 
@@ -218,7 +219,8 @@ def sweep(
         raise ConfigError("the index holds no codec to decode with: give the codec (model=), or decoder=lookup")
     if decoder == "pairwise" and index.pairwise is None:
         raise ConfigError("decoder=pairwise needs a pairwise decoder: see fit_pairwise_decoder (pairwise_decoder=)")
-    queries_QD, nearest_Q = open_queries_of(index, queries, ground_truth, metric)
+    choose_metric(metric, queries, ground_truth, own=index.metric)
+    queries_QD, nearest_Q = open_queries_of(index, queries, ground_truth)
     if not index.has_graph and len(set(ef_search)) > 1:
         log.info("all %s centroids are compared: ef_search has no effect", f"{index.num_lists:,}")
     values = {

@@ -13,6 +13,7 @@ from qinco.maths.metrics import RANKS, recall
 from qinco.progress import ProgressOption, reporting
 from qinco.search.measure.explore import Measurement, combinations, explore, pareto_front
 from qinco.search.measure.truth import open_queries_of
+from qinco.search.metric import choose_metric
 from qinco.search.options import SearchOptions
 
 # Of the timed runs the one of median total is reported.
@@ -70,7 +71,8 @@ def tune(
     if not isinstance(target_recall, Real) or not 0 < target_recall <= 1:
         raise ConfigError(f"target_recall must be above 0 and at most 1, not {target_recall!r}")
     require_int("k", k, 1, 1 << 20)
-    prepared_QD, nearest_Q = open_queries_of(index, queries, ground_truth, metric)
+    choose_metric(metric, queries, ground_truth, own=index.metric)
+    prepared_QD, nearest_Q = open_queries_of(index, queries, ground_truth)
     count = len(index)
     values = {
         "nprobe": [min(1 << power, index.num_lists) for power in range(12)],

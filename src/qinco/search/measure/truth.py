@@ -10,11 +10,11 @@ from collections.abc import Callable
 import numpy as np
 
 from qinco.errors import DataError
-from qinco.search.ids import as_ids
+from qinco.search.ids import MISSING, as_ids
 from qinco.search.lists import InvertedLists
-from qinco.search.metric import METRICS, choose_metric
+from qinco.search.metric import METRICS
 from qinco.vectors.formats import FORMATS, open_array, read_integers, split_part
-from qinco.vectors.rows import as_source, spread_rows
+from qinco.vectors.rows import VectorSource, as_source, spread_rows
 
 log = logging.getLogger(__name__)
 _MAX_QUERIES, _MAX_LISTED = 64, 10  # that are looked at
@@ -85,18 +85,29 @@ def check_truth(missing_ids: np.ndarray, place: str) -> None:
                         "of other vectors, or the database leaves vectors out")  # fmt: skip
 
 
-def open_queries_of(index, queries, ground_truth, metric: str | None) -> tuple[np.ndarray, np.ndarray]:
+def open_queries_among(source: VectorSource, queries, ground_truth, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Queries, float32 (Q, D), and the rows of a database that are nearest to them, int64 (Q,)."""
+    queries_QD, truth_QR, stated_QR = open_queries(queries, ground_truth, source.dim)
+    nearest_Q = np.ascontiguousarray(truth_QR[:, 0])
+    check_truth(nearest_Q[(nearest_Q < 0) | (nearest_Q >= len(source))], "database")
+    truth_QR = np.where(truth_QR < len(source), truth_QR, MISSING)
+    others_ND = source[spread_rows(len(source))]
+    check_neighbours(metric, queries_QD, truth_QR, stated_QR, source.__getitem__, others_ND)
+    return queries_QD, nearest_Q
+
+
+def open_queries_of(index, queries, ground_truth) -> tuple[np.ndarray, np.ndarray]:
     """Queries as an index compares them, float32 (Q, D), and the ids of their nearest neighbours, int64 (Q,)."""
     if not len(index):
         raise DataError("the index holds no vectors")
     queries_QD, truth_QR, stated_QR = open_queries(queries, ground_truth, index.dim)
     nearest_Q = np.ascontiguousarray(truth_QR[:, 0])
     check_truth(index.missing_ids(np.unique(nearest_Q)), "index")
-    metric = choose_metric(metric, queries, ground_truth, own=index.metric)
     largest = max(index.segments, key=len)
     if isinstance(largest, InvertedLists):  # those of faiss give no codes
         others_ND = index.reconstruct(largest.ids[spread_rows(len(largest))])
-        check_neighbours(metric, queries_QD, truth_QR, stated_QR, index.reconstruct, others_ND, are_decoded=True)
+        known = index.reconstruct, others_ND
+        check_neighbours(index.metric, queries_QD, truth_QR, stated_QR, *known, are_decoded=True)
     return index.tables.metric.prepare(queries_QD), nearest_Q
 
 
@@ -112,7 +123,7 @@ def check_neighbours(
         are_decoded: whether vectors are decoded ones, whose distances are not exact.
     """
     rows_q = np.unique(np.linspace(0, len(queries_QD) - 1, _MAX_QUERIES).astype(np.int64))
-    rows_q = rows_q[(truth_QR[rows_q, : 1 if are_decoded else _MAX_LISTED] >= 0).all(1)]
+    rows_q = rows_q[(truth_QR[rows_q, : 1 if are_decoded else _MAX_LISTED] != MISSING).all(1)]
     ids_qR = truth_QR[rows_q, : 1 if are_decoded else _MAX_LISTED]
     if not len(rows_q):
         return

@@ -92,7 +92,8 @@ def test_what_an_hdf5_file_states_is_the_metric_or_is_contradicted_aloud(tmp_pat
 
 def test_ground_truth_that_cannot_be_that_of_the_queries_is_refused():
     queries = vectors(40, 1)
-    for truth in (np.arange(39), np.zeros((10, 40), int), np.zeros(40), -np.ones(40, int), np.arange(40) + 10**6,
+    for truth in (np.arange(39), np.zeros((10, 40), int), np.zeros(40), -np.ones(40, int), np.arange(40) - 10**6,
+                  np.arange(40) + 10**6,
                   np.zeros((40, 0), int), [[1], [2, 3]], (np.zeros((40, 2)), np.zeros((40, 3), int))):  # fmt: skip
         for judge in (built("plain").tune, lambda *given: qinco.sweep(built("plain"), *given),
                       lambda *given: qinco.exhaustive_recall(trained("plain"), vectors(), *given)):  # fmt: skip
