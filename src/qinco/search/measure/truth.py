@@ -128,6 +128,8 @@ def check_neighbours(
     if not len(rows_q):
         return
     q_qD, x_qRD = queries_QD[rows_q], rows_of(ids_qR.ravel()).reshape(*ids_qR.shape, -1)
+    if not (np.isfinite(x_qRD).all() and np.isfinite(others_ND).all()):
+        return  # whoever reads them all says which row it is
     listed, others = _values(q_qD, x_qRD), _values(q_qD, others_ND[None])
     lengths_qR = np.linalg.norm(x_qRD.astype(np.float64), axis=2)
     is_same = lengths_qR.min() > 0.999 * lengths_qR.max()  # by any metric
