@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path("/")
+_COMMON_MEMORY = 1 << 33  # what is free where the system does not say
 _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a huge number
 
 
@@ -26,17 +27,31 @@ class GroupLimits:
 
 def usable_cores(root: Path = _ROOT) -> int:
     """Number of cores this process can keep busy: its affinity mask, capped by its control group's CPU quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = group_limits(root).cores
+    allowed, quota = allowed_cores(), group_limits(root).cores
     return allowed if quota is None else min(allowed, max(1, math.ceil(quota)))
+
+
+def allowed_cores() -> int:
+    """Number of cores in the affinity mask; all where the system has none."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory(root: Path = _ROOT) -> int:
     """Bytes that can be allocated without swapping and without exceeding the control group's limit."""
-    free, limit = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), group_limits(root).free
+    free, limit = _pages("SC_AVPHYS_PAGES") or _COMMON_MEMORY, group_limits(root).free
     with suppress(OSError, StopIteration), (root / "proc/meminfo").open() as file:
         free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
     return free if limit is None else min(free, limit)
+
+
+def total_memory() -> int | None:
+    """Bytes of memory; None where the system does not say."""
+    return _pages("SC_PHYS_PAGES")
+
+
+def _pages(name: str) -> int | None:
+    with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf, macOS not all names
+        return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
 
 
 def processor_name(root: Path = _ROOT) -> str:

@@ -136,7 +136,7 @@ def release_pages(rows: np.ndarray) -> None:
         mapped = mapped.base
     if not (isinstance(mapped, np.memmap) and isinstance(mapped.base, mmap.mmap) and mapped.mode == "r"):
         return
-    if rows.size == 0 or rows.strides[0] < rows[0].nbytes:
+    if rows.size == 0 or rows.strides[0] < rows[0].nbytes or not hasattr(mmap, "MADV_DONTNEED"):
         return
     begin = rows.__array_interface__["data"][0] - mapped.__array_interface__["data"][0]
     begin += mapped.offset % mmap.ALLOCATIONGRANULARITY
