@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from qinco.atomic import check_output
-from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_training, split_validation
+from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_training, rows_shuffled, split_validation
 from qinco.codec.recorder import Recorder, log_path
 from qinco.config import EncodeOptions, require_int
 from qinco.errors import ConfigError, DataError
@@ -46,7 +46,8 @@ def fit(
 
     Args:
         x: (N, D) vectors: array, memory map, torch tensor, path or VectorSource of any integer or float type. A source
-            is streamed. The last `num_valid` vectors are for validation.
+            is streamed. `num_valid` vectors are for validation: some of all parts, so that the order of the rows does
+            not matter, or the last ones with `rows_shuffled` and the paper's recipe.
         preset: "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
         output: codec file to write (.pt: a checkpoint of the authors' code). The run's state and log lie beside it
             (`.last`, `.jsonl`); a codec of several parts has these for each part (`.part_i`) until it is complete.
@@ -81,6 +82,7 @@ def fit(
         read = [path for path in (x, coarse_centroids) if isinstance(path, str | os.PathLike)]
         check_output(output, overwrite=True, inputs=[*inputs, *read])
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
+    settings |= begun_with(output) if resume and output is not None else {}
     first = source if num_parts == 1 else _part(source, 0, num_parts, None)
     plan = plan_training(
         first, preset, settings, coarse_centroids=coarse_centroids, initial=initial, recipe=recipe, output=output
@@ -146,7 +148,8 @@ class _Runs:
     def _start(self, source: VectorSource, saved, listen) -> Training:
         """The run at its beginning, or where it was saved, on this process's device; `listen` hears an Estimate."""
         plan, options, initial = self.plan, self.plan.train_options, self.plan.initial
-        train, valid = split_validation(source, options.num_valid, plan.model_config.codebook_size)
+        sizes = options.num_valid, plan.model_config.codebook_size
+        train, valid = split_validation(source, *sizes, options.rows_shuffled)
         model = Qinco.empty(plan.model_config).to_empty(device=self.processes.device)
         is_new = saved is None and initial is None
         if is_new:  # weights of any value take the same time: the estimate does not wait for the codebooks
@@ -205,6 +208,12 @@ class _Runs:
                 for file in (state_path(path), path, log_path(path)):  # without its state a part is not resumed
                     file.unlink(missing_ok=True)
         return models, rotation_DD, options, provenance
+
+
+def begun_with(output) -> dict:
+    """How the run of an output, if one is begun, treats the order of rows: the setting `rows_shuffled`."""
+    states = filter(None, map(load_state, (output, f"{output}.part_0")))
+    return next(({"rows_shuffled": rows_shuffled(header)} for header, _ in states), {})
 
 
 def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_centroids, initial, output) -> None:

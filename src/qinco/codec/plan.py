@@ -23,7 +23,7 @@ from qinco.progress import Progress, silent
 from qinco.store.codec import CHECKPOINT_SUFFIX
 from qinco.store.run_state import state_path
 from qinco.training.options import TrainOptions
-from qinco.vectors.rows import VectorSource, as_source, fingerprint
+from qinco.vectors.rows import VectorSource, as_source, fingerprint, stratified_rows
 
 MODEL_FIELDS = tuple(
     field.name for field in fields(ModelConfig) if field.name not in ("dim", "starts_from_coarse", "num_lists")
@@ -85,6 +85,8 @@ def plan_training(
     if is_checkpoint:
         check_expressible(config, options)
     train_given = {name: value for name, value in settings.items() if name in TRAIN_FIELDS}
+    if initial is not None:
+        train_given.setdefault("rows_shuffled", rows_shuffled(initial.provenance))
     return TrainingPlan(config, options, TrainOptions.from_recipe(recipe, config, **train_given), coarse_VD, initial)
 
 
@@ -119,10 +121,22 @@ def read_centroids(coarse_centroids, dim: int) -> np.ndarray:
     return np.concatenate([block for _, block in source.blocks(_BLOCK_ROWS)])
 
 
+def rows_shuffled(header: dict) -> bool:
+    """Whether a run took the rows as shuffled, as the authors' and those of first versions did.
+
+    `header` is the provenance of a codec or that of a state.
+    """
+    options = header.get("train")
+    return not isinstance(options, dict) or options.get("rows_shuffled", True) is not False
+
+
 def split_validation(
-    source: VectorSource, num_valid: int | None, codebook_size: int
+    source: VectorSource, num_valid: int | None, codebook_size: int, is_shuffled: bool = False
 ) -> tuple[VectorSource, VectorSource]:
-    """The vectors to train on, and the last `num_valid` for validation (None: a tenth, 10,000 at most)."""
+    """The vectors to train on, and `num_valid` for validation (None: a tenth, 10,000 at most).
+
+    These are the last ones if the rows are shuffled, else some of all parts, whatever the order of the rows is.
+    """
     if num_valid is not None and num_valid > len(source) // 2:
         raise ConfigError(
             f"num_valid (ds.valset) is {num_valid}, more than half of the {len(source)} vectors in {source.name}: "
@@ -136,7 +150,10 @@ def split_validation(
             f"fewer than the {codebook_size} codewords of a step: give more vectors, a smaller codebook_size (K) "
             "or a smaller num_valid (ds.valset)"
         )
-    return source.window(0, num_train), source.window(num_train, len(source))
+    if is_shuffled:
+        return source.window(0, num_train), source.window(num_train, len(source))
+    chosen = stratified_rows(len(source), count)
+    return source.without(chosen), source.take(chosen)
 
 
 def check_values(source: VectorSource, report: Progress = silent) -> None:
@@ -148,7 +165,7 @@ def check_values(source: VectorSource, report: Progress = silent) -> None:
 
 def check_same_run(output, saved: dict, header: dict) -> None:
     """Raise ConfigError where the saved state of `output` belongs to another run."""
-    found = []
+    found, saved = [], saved | {"train": saved["train"] | {"rows_shuffled": rows_shuffled(saved)}}
     for part in ("model", "encode", "train"):
         there, here = ({named(name): of[part].get(name) for name in header[part]} for of in (saved, header))
         found += differences(there, here)
