@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from qinco.atomic import check_output
 from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_training, rows_shuffled, split_validation
 from qinco.codec.recorder import Recorder, log_path
-from qinco.config import EncodeOptions, require_int
+from qinco.config import EncodeOptions, require_bool, require_int, require_number
 from qinco.errors import ConfigError, DataError
 from qinco.maths.devices import choose_device
 from qinco.maths.rotation import fit_rotation
@@ -75,6 +76,9 @@ def fit(
     Raises:
         KeyboardInterrupt: on Ctrl-C or SIGTERM, when the state is saved. A second one acts at once.
     """
+    for name, value in {"resume": resume, "overwrite": overwrite, "rotate (opq)": rotate}.items():
+        require_bool(name, value)
+    require_number("mse_scale", mse_scale, above=0)
     source = as_source(x, "training vectors")
     if output is not None and Path(output).suffix.lower() not in (".safetensors", CHECKPOINT_SUFFIX):
         raise ConfigError(f"output={output}: a codec is written to a .safetensors (ours) or .pt (the authors') file")
@@ -85,8 +89,9 @@ def fit(
     settings |= begun_with(output) if resume and output is not None else {}
     first = source if num_parts == 1 else _part(source, 0, num_parts, None)
     plan = plan_training(
-        first, preset, settings, coarse_centroids=coarse_centroids, initial=initial, recipe=recipe, output=output
-    )
+        first, preset, settings, coarse_centroids=coarse_centroids, initial=initial, recipe=recipe, output=output,
+        arguments=signature(fit).parameters,
+    )  # fmt: skip
     split_validation(source, plan.train_options.num_valid, plan.model_config.codebook_size)
     processes = Processes(choose_device(device))
     if tensorboard is not None:

@@ -1,5 +1,6 @@
 """What a training run consists of, put together and checked before any work."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from qinco.config import (
     PAPER_ENCODE_OPTIONS,
     EncodeOptions,
     ModelConfig,
+    by_field,
     checkpoint_encode_options,
     field_keys,
     find_preset,
+    is_zero,
     named,
     suggest,
 )  # fmt: skip
@@ -57,19 +60,23 @@ class TrainingPlan:
 
 def plan_training(
     source: VectorSource, preset: str | None, settings: dict, *, coarse_centroids=None, initial=None,
-    recipe: str = "default", output=None,
+    recipe: str = "default", output=None, arguments: Iterable[str] = (),
 ) -> TrainingPlan:  # fmt: skip
-    """Sort the settings of `fit` into the options of a run; the arguments are those of `fit`."""
+    """Sort the settings of `fit` into the options of a run; the arguments are those of `fit`, and all their names."""
     known = (*MODEL_FIELDS, *ENCODE_FIELDS, *TRAIN_FIELDS)
+    # JSON headers hold Python numbers only.
+    settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
+    settings = by_field(settings, ModelConfig, EncodeOptions, TrainOptions)
     for name in settings:
         if name not in known:
             keys = field_keys(ModelConfig, EncodeOptions, TrainOptions)  # those of the command line are known, too
-            spellings = {field: field for field in known} | {keys[field]: field for field in known if field in keys}
+            spellings = {field: field for field in (*known, *arguments)}
+            spellings |= {keys[field]: field for field in known if field in keys}
             raise ConfigError(f"unknown setting {name!r}. {suggest(name, spellings)}See qinco.Codec.fit")
-    # JSON headers hold Python numbers only.
-    settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
+    if settings.get("embed_dim", 1) is None or is_zero(settings.get("embed_dim")):
+        settings = {**settings, "embed_dim": source.dim}
     sizes = {} if preset is None else find_preset(preset)
-    if settings.get("num_candidates") == 0 and initial is None:
+    if is_zero(settings.get("num_candidates")) and initial is None:
         settings = {"has_preselector": False, **settings}
     given = {name: settings[name] for name in MODEL_FIELDS if settings.get(name) is not None}
     coarse_VD = None if coarse_centroids is None else read_centroids(coarse_centroids, source.dim)

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from qinco.config import PRECISIONS, ModelConfig, check_fields, documented, option
+from qinco.config import MAX_INTEGER, PRECISIONS, ModelConfig, check_fields, documented, option
 from qinco.errors import ConfigError
 
 OPTIMIZERS = ("adamw", "adam")
@@ -44,7 +44,7 @@ class TrainOptions:
     range_scaling: bool = option(False, help="normalize by the range (QINCo1) instead of the standard deviation")
     narrow_beam: bool = option(True, help="encode training batches with at most C=16 B=4")
     precision: str = option("auto", key="precision", help=f"arithmetic: {', '.join(PRECISIONS)}", choices=PRECISIONS)
-    seed: int = option(0, key="seed", help="seed of all random choices", minimum=0, maximum=2**63 - 1)
+    seed: int = option(0, key="seed", help="seed of all random choices", minimum=0, maximum=MAX_INTEGER)
 
     def __post_init__(self):
         check_fields(self)

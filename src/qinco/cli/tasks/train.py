@@ -67,8 +67,6 @@ def fit_arguments(settings: Settings, dim: int) -> dict:
     """The given arguments of `Codec.fit`; the others are for the preset and the recipe to decide."""
     given = settings.fields(ModelConfig, EncodeOptions, TrainOptions)
     given.pop("engine", None)
-    if settings.given("de") and settings["de"] is None:
-        given["embed_dim"] = dim
     if settings["trainset"] is None:  # that of a data set, whose rows are in random order
         given["rows_shuffled"] = True
     if settings["qinco1_mode"]:
