@@ -9,6 +9,7 @@ import torch
 
 from qinco.atomic import check_output
 from qinco.codec.fit import cut, fit
+from qinco.codec.plan import check_values
 from qinco.config import EncodeOptions, ModelConfig, require_int
 from qinco.engines.engine import Packed, TensorModel, candidate_dtype, choose_engine
 from qinco.errors import DataError
@@ -171,6 +172,8 @@ class Codec:
         """
         source, options = as_source(x), self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
         shape = len(source), self.check_steps(num_steps) * len(self.models)
+        if len(source) > self.block_rows:
+            check_values(source)  # before there is work to lose
         codes_NM = np.empty(shape, code_dtype(self.config.codebook_size))
         lists_N = np.empty(len(source), np.int32) if self.is_ivf else None
         with reporting(progress) as report:

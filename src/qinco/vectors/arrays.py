@@ -54,9 +54,7 @@ def as_rows(x, name: str) -> Rows:
     _refuse(x, name)
     if isinstance(x, Mapping):  # such as what numpy.load makes of an npz file
         if len(x) != 1:
-            raise DataError(
-                f"{name} is a mapping of {list_names(list(map(str, x)))}: give one of its values"
-            )
+            raise DataError(f"{name} is a mapping of {list_names(list(map(str, x)))}: give one of its values")
         return as_rows(next(iter(x.values())), name)
     is_array = any(hasattr(x, f"__{method}__") for method in ("getitem", "array", "dlpack"))
     if hasattr(x, "__next__") or (hasattr(x, "__iter__") and not is_array):
@@ -146,15 +144,14 @@ def _gather_batches(batches: Iterable, name: str) -> Rows:
     for number, batch in enumerate(batches):
         item = f"item {number} of {name}"
         found = as_rows(batch, item)
-        waiting.append(np.array(found[None] if len(found.shape) == 1 else found[:]))
-        check_matrix(waiting[-1].shape, waiting[-1].dtype, item)
+        found = found[None] if len(found.shape) == 1 else found
+        check_matrix(found.shape, found.dtype, item)
+        waiting.append(np.array(found[:]))
         if waiting[-1].shape[1] != waiting[0].shape[1]:
             raise DataError(f"{item} has {waiting[-1].shape[1]} dimensions, others have {waiting[0].shape[1]}")
         held += waiting[-1].nbytes
         if held > most:
-            raise ResourceError(
-                f"{name} takes half of the free memory or more: write it to a file, and give its path"
-            )
+            raise ResourceError(f"{name} takes half of the free memory or more: write it to a file, and give its path")
         if sum(map(len, waiting[:1])) + len(waiting) > _GATHERED_ROWS:
             parts, waiting = [*parts, np.concatenate(waiting)], []
     if waiting:
@@ -184,7 +181,7 @@ def _convert(x, name: str) -> Rows:
         return tensor_rows(torch.from_dlpack(x), name)
     if array is not None and array.dtype != object:
         return array
-    rows = [] if array is not None and array.ndim == 0 else list(x if array is None else array)
+    rows = x if array is None or isinstance(x, list | tuple) else array.tolist() if array.ndim else []
     rows = [_as_plain(row, name) for row in rows]
     with suppress(ValueError, TypeError, RuntimeError):
         found = np.array(rows)
@@ -197,10 +194,15 @@ def _convert(x, name: str) -> Rows:
 
 
 def _as_plain(row, name: str):
-    """A vector that is a scalar of Arrow or a tensor as a list or an array; others as they are."""
-    if hasattr(row, "as_py"):
+    """One vector of a list as numpy knows it; others as they are."""
+    if hasattr(row, "as_py"):  # a scalar of Arrow
         return row.as_py()
-    return tensor_rows(row, name)[:] if hasattr(row, "is_meta") and row.ndim == 1 else row
+    if isinstance(row, list | tuple):
+        return [value.as_py() if hasattr(value, "as_py") else value for value in row]
+    if row is None or isinstance(row, Number | str):
+        return row
+    found = as_rows(row, name)
+    return found[:] if len(found.shape) else row
 
 
 def _fault(rows: list) -> str | None:

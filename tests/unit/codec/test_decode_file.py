@@ -2,7 +2,6 @@
 
 import errno
 import json
-import threading
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.store.codes import Codes
 from qinco.vectors.formats import FLOAT_SUFFIXES, VectorWriter, open_array, write_vectors
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 RULE = EncodeOptions(num_pairs=8, beam_width=4, precision="float32")
 COUNT, BLOCK_ROWS = 100, 16
 PATIENCE = 60  # seconds, before a test that would wait for ever fails
@@ -38,13 +38,6 @@ def codec(request):
 @pytest.fixture
 def plain():
     return make_codec("same width")
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
-    before = threading.enumerate()
-    yield
-    assert threading.enumerate() == before
 
 
 def some_codes(codec, seed=0, count=COUNT):

@@ -21,6 +21,7 @@ from qinco.store.manifest import MANIFEST, PENDING
 from qinco.vectors.formats import write_vectors
 from qinco.vectors.rows import as_source, open_vectors
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 RULE = EncodeOptions(num_pairs=8, beam_width=4, precision="float32")
 FILES = ["codes.npy", "codes.ivecs", "codes.raw", "codes.npz"]
 FORMS = ["codes", *FILES]
@@ -54,13 +55,6 @@ def plain():
 def one_process(monkeypatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
-    before = threading.enumerate()
-    yield
-    assert threading.enumerate() == before
 
 
 def encode(codec, source, output, options=None, heard=lambda done: None, **settings) -> bool:
