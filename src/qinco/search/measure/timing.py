@@ -15,6 +15,7 @@ from qinco.progress import ProgressOption, reporting
 from qinco.search.ids import as_ids
 from qinco.search.measure.explore import Measurement, combinations, explore, pareto_front
 from qinco.search.options import SearchOptions
+from qinco.vectors.arrays import as_rows
 from qinco.vectors.formats import read_integers
 from qinco.vectors.rows import as_source
 
@@ -71,7 +72,7 @@ def open_queries(queries, ground_truth, dim: int) -> tuple[np.ndarray, np.ndarra
     if source.dim != dim:
         raise DataError(f"{source.name} have {source.dim} dimensions, the vectors to search {dim}")
     truth = ground_truth.cpu() if hasattr(ground_truth, "cpu") else ground_truth
-    truth = np.asarray(read_integers(truth) if isinstance(truth, str | os.PathLike) else truth)
+    truth = read_integers(truth) if isinstance(truth, str | os.PathLike) else as_rows(truth, "the ground truth")[:]
     nearest_Q = as_ids(truth[:, 0] if truth.ndim == 2 and truth.shape[1] else truth, None)
     if len(nearest_Q) != len(source):
         raise DataError(f"the ground truth has {len(nearest_Q)} rows, and there are {len(source)} queries")
