@@ -92,9 +92,11 @@ def open_bin(path: Path, size: int, suffix: str) -> np.ndarray:
         num_rows, dim = header.unpack(start) if len(start) == offset else (0, 0)
         num_rows = min(num_rows, int(crop)) if crop.isdecimal() else num_rows
         values, left = num_rows * dim, size - offset
-        if 1 <= dim <= MAX_DIM and (left == values * dtype.itemsize or (left > values and crop.isdecimal())):
+        if not 1 <= dim <= MAX_DIM:
+            continue
+        if left == values * dtype.itemsize or (crop.isdecimal() and left > values * dtype.itemsize):
             return map_file(path, dtype, (num_rows, dim), offset)
-        if 1 <= dim <= MAX_DIM and suffix in (".ibin", ".bin") and left == 8 * values:
+        if suffix in (".ibin", ".bin") and left == 8 * values:
             return map_file(path, _BIN_TYPES[".ibin"], (num_rows, dim), offset)
     offset, (num_rows, dim) = _BIN_HEADERS[0].size, _BIN_HEADERS[0].unpack(read_start(path, 8))
     if suffix in (".ibin", ".bin") and size == offset + 4 * num_rows + 8 * dim:

@@ -80,8 +80,8 @@ def input_files(*given) -> list[Path]:
     """The files and folders that are read where paths or lists of paths are given: outputs must not replace them."""
     found = []
     for path in given:
-        if isinstance(path, list):
-            found += input_files(*path)
+        if isinstance(path, list | tuple):
+            found += input_files(*(one for one in path if isinstance(one, str | os.PathLike)))
         elif isinstance(path, str | os.PathLike):
             file, _ = split_part(path)
             found += [file] if os.path.lexists(file) else [file for file, _ in find_files(path)]
