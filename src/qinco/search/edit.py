@@ -1,6 +1,5 @@
 """Changes of an index: `EditableIndex` has the methods of `Index` that add, replace, remove and merge vectors."""
 
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from qinco.codec.codec import Codec
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
+from qinco.forking import new_lock
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.build import fill_lists, prepared
 from qinco.search.fit import assign_decoded
@@ -26,7 +26,7 @@ class EditableIndex:
         if codec is not None and parts.codec_fingerprint is None:
             parts = replace(parts, codec_fingerprint=codec.fingerprint())
         self.codec, self.parts = codec, parts
-        self._changing = threading.Lock()
+        self._changing = new_lock()
 
     @property
     def ids(self) -> np.ndarray:
