@@ -1,11 +1,7 @@
 """Training a codec: from vectors to the saved file."""
 
 import logging
-<<<<<<< HEAD
-=======
-import os
 import signal
->>>>>>> main
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass

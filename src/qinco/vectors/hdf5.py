@@ -38,9 +38,11 @@ def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: i
         file = h5py.File(path, "r", locking=False, rdcc_nbytes=block_bytes)
         found = {}
         file.visititems(lambda child, data: found.update({child: data}) if isinstance(data, h5py.Dataset) else None)
+        found = dict(sorted(found.items(), key=lambda item: "/" in item[0]))
         if name is None:
             matrices = [child for child, data in found.items() if data.ndim == 2 and data.dtype.kind in "fiu"]
-            name = part if part in found else choose_part(path, matrices, part, "matrix")
+            outer = [child for child in matrices if "/" not in child]
+            name = part if part in found else choose_part(path, outer or matrices, part, "matrix")
         data = _find(file, name)
         if data is None:
             raise DataError(f"{path} holds no data set {name!r}" + (f", but {list_names(found)}" if found else ""))
