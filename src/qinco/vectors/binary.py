@@ -110,6 +110,15 @@ def open_bin(path: Path, size: int, suffix: str) -> np.ndarray:
     raise AssertionError
 
 
+def open_distances(path: Path) -> np.ndarray | None:
+    """The distances after the ids of a ground truth of big-ann, float32 (Q, k); None for other files."""
+    size, start = path.stat().st_size, read_start(path, _BIN_HEADERS[0].size)
+    num_rows, dim = _BIN_HEADERS[0].unpack(start) if len(start) == _BIN_HEADERS[0].size else (0, 0)
+    offset = _BIN_HEADERS[0].size + 4 * num_rows * dim
+    is_truth = num_rows * dim > 0 and size == offset + 4 * num_rows * dim
+    return map_file(path, _FLOAT, (num_rows, dim), offset) if is_truth else None
+
+
 def parse_npy_header(start: bytes, path) -> tuple[tuple, bool, np.dtype, int]:
     """Shape, Fortran order, dtype and the offset of the values, from the first bytes of an npy file."""
     file = io.BytesIO(start)
