@@ -13,6 +13,7 @@ from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.build import fill_lists, prepared
 from qinco.search.fit import assign_decoded
 from qinco.search.ids import MISSING, admitted_ids, as_ids, check_new, id_array, next_ids, range_size
+from qinco.search.metric import choose_metric
 from qinco.search.parts import IndexParts
 from qinco.search.pipeline import NeuralDecoder
 from qinco.store.codes import Codes
@@ -58,6 +59,7 @@ class EditableIndex:
             raise ConfigError("the index has no codec to encode with: load it with codec=")
         source, tables = as_source(vectors), self.parts.tables
         self.codec.check_dim(source)
+        choose_metric(None, vectors, own=tables.metric.name)
         given = None if ids is None else as_ids(ids, len(source))
         _free_ids(self.parts, given, len(source), replaces)
         with reporting(progress) as report:
