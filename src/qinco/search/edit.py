@@ -25,7 +25,7 @@ class EditableIndex:
     def __init__(self, codec: Codec | None, parts: IndexParts):
         if codec is not None and parts.codec_fingerprint is None:
             parts = replace(parts, codec_fingerprint=codec.fingerprint())
-        self.codec, self.parts = codec, parts
+        self.codec, self.parts, self._saved = codec, parts, parts.segments
         self._changing = threading.Lock()
 
     @property
