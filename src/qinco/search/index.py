@@ -12,7 +12,7 @@ import torch
 from qinco.codec.codec import Codec
 from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError
 from qinco.progress import ProgressOption, reporting
 from qinco.search.build import build_parts
 from qinco.search.edit import EditableIndex, decode_ids
@@ -26,7 +26,6 @@ from qinco.search.parts import IndexParts
 from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, plan_stages, search_queries
 from qinco.search.range_search import search_ranges
 from qinco.search.scan import make_filter
-from qinco.vectors.rows import VectorSource
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +149,7 @@ class Index(EditableIndex):
         if num_short is not None and num_mid is None:
             given["num_mid"] = None  # it was fitted to another length
         options = replace(self.options, **given)
-        source, is_single = self._queries(queries)
+        source, is_single = as_queries(queries, self.dim)
         parts = self.parts
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
         pipeline = self.pipeline(options, k, parts=parts, allowed=allowed, precision=precision)
@@ -171,8 +170,8 @@ class Index(EditableIndex):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         """Find all vectors whose squared distance is below a radius, or whose similarity is above it.
 
-        Every vector in the `nprobe` lists nearest to a query is decoded and compared, so that distances are those of
-        `search`. It is approximate in that vectors in other lists are not found, and that they are compared as decoded.
+        Every vector in the `nprobe` lists nearest to a query is decoded and compared exactly, without shortlists. What
+        is approximate: vectors in other lists are not found, and vectors are what their codes decode to.
 
         Args:
             queries: (Q, D), or one (D,), as `search` takes them.
@@ -188,16 +187,10 @@ class Index(EditableIndex):
             raise ConfigError(f"radius must be a number, a squared distance or a similarity, not {radius!r}")
         given = {"nprobe": nprobe, "ef_search": ef_search}
         options = replace(self.options, **{name: value for name, value in given.items() if value is not None})
-        (source, _), parts = self._queries(queries), self.parts
+        (source, _), parts = as_queries(queries, self.dim), self.parts
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
         decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision)
         return search_ranges(parts, decoder, source, float(radius), options, allowed)
-
-    def _queries(self, queries) -> tuple[VectorSource, bool]:
-        source, is_single = as_queries(queries)
-        if source.dim != self.dim:
-            raise DataError(f"{source.name} have {source.dim} dimensions, the index holds vectors of {self.dim}")
-        return source, is_single
 
     def pipeline(
         self, options: SearchOptions, k: int, *, parts: IndexParts | None = None,
@@ -253,10 +246,9 @@ class Index(EditableIndex):
         return not holds_newer(self.parts)
 
     def reload(self, mmap: bool = True) -> bool:
-        """Read the folder again that the index was loaded from or last saved to; returns whether it held a newer index.
+        """Read again the folder that the index was loaded from or last saved to; returns whether it held a newer index.
 
-        Vectors that were added or removed but not saved are as before, and so dropped, which a warning says: add and
-        remove them again, or save to another folder beforehand. Searches go on meanwhile.
+        Changes that were not saved are dropped, with a warning: repeat them, or save to another folder beforehand.
         """
         with self._changing:
             folder = next(reversed(self.parts.generations), None)

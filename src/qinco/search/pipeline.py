@@ -140,13 +140,15 @@ def search_queries(
     return distances_QR, ids_QR
 
 
-def as_queries(queries) -> tuple[VectorSource, bool]:
-    """Queries as `as_source` takes them, or one query (D,); and whether they were one."""
+def as_queries(queries, dim: int | None = None) -> tuple[VectorSource, bool]:
+    """Queries as `as_source` takes them, or one query (D,), of dimension `dim` if given; and whether they were one."""
     is_list = isinstance(queries, list | tuple)
     shape = np.shape(queries[:1]) if is_list else getattr(queries, "shape", ())
-    if len(shape) != 1:
-        return as_source(queries, "queries"), False
-    return as_source([queries] if is_list else queries[None], "queries"), True
+    is_single = len(shape) == 1
+    source = as_source(([queries] if is_list else queries[None]) if is_single else queries, "queries")
+    if dim not in (None, source.dim):
+        raise DataError(f"{source.name} have {source.dim} dimensions, the index holds vectors of {dim}")
+    return source, is_single
 
 
 def _queries_of(decoded_ND: np.ndarray | Tensor, queries_QD: np.ndarray, rows_N: np.ndarray) -> np.ndarray | Tensor:
