@@ -16,6 +16,7 @@ Importing this package is quick: what needs torch is imported when it is first u
 
 from typing import TYPE_CHECKING
 
+import qinco.forking  # noqa: F401 (what is forked is set up from here on)
 from qinco.errors import ConfigError, DataError, QincoError, ResourceError
 from qinco.version import __version__
 

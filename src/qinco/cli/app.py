@@ -4,9 +4,8 @@ import errno
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from importlib import import_module
 from textwrap import wrap
@@ -18,6 +17,8 @@ from qinco.cli.grammar import OPTIONS, find_task, parse_arguments, split_task, t
 from qinco.cli.keys import EVERYWHERE, Key, Settings, Task
 from qinco.cli.tasks import KEYS, TASKS
 from qinco.errors import ConfigError, QincoError, ResourceError
+from qinco.interrupts import handling
+from qinco.progress import LogStream
 from qinco.version import __version__
 
 _USAGE = """\
@@ -57,11 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # An exception inside an import may be swallowed there, or come out as another one that looks like a bug, so the
     # process ends at once then; but not if other Python code calls `main`.
-    importing = _handling(end, signal.SIGINT, signal.SIGTERM) if argv is None else nullcontext()
+    importing = nullcontext()
+    if argv is None:
+        importing = handling(end, signal.SIGINT, signal.SIGTERM)
+        _fill_closed_streams()
     try:
-        with _handling(signal.default_int_handler, signal.SIGTERM):  # as Ctrl-C, so that a training is saved
+        with handling(signal.default_int_handler, signal.SIGTERM):  # as Ctrl-C, so that a training is saved
             return _run(words, options, importing)
     except QincoError as error:
+        _abandon_stdout()
         return fail("error: ", str(error), error.exit_code)
     except KeyboardInterrupt as interrupt:
         return fail("", ": ".join(filter(None, ("interrupted", str(interrupt)))), _EXIT_INTERRUPTED)
@@ -170,26 +175,10 @@ def _default_text(key: Key) -> str:
     return to_text(key, key.default)
 
 
-@contextmanager
-def _handling(handler: Callable, *signals: signal.Signals) -> Iterator[None]:
-    """Send signals to `handler` unless this process was started to ignore them; only the main thread can do that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, handler) for number in signals
-                if signal.getsignal(number) is not signal.SIG_IGN}  # fmt: skip
-    try:
-        yield
-    finally:
-        for number, earlier in previous.items():
-            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
-
-
 def _fail(kind: str, message: str, exit_code: int, as_json: bool, **fields) -> int:
     """Write the last line of standard error, with `fields` if it is JSON, and return the exit code."""
     line = log_record("error", message, exit_code=exit_code, **fields) if as_json else f"qinco: {kind}{message}"
-    with suppress(OSError):  # nobody reads standard error any more; the exit code still says it
-        write_line(line, sys.stderr)
+    write_line(line, LogStream())  # the exit code says it, too
     return exit_code
 
 
@@ -205,10 +194,19 @@ def _shortage(error: Exception) -> str | None:
     return None
 
 
+def _fill_closed_streams() -> None:
+    """Open closed standard streams on nothing, or files of data take their numbers and what C libraries print."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+
+
 def _abandon_stdout() -> None:
     """Discard what standard output still holds if it cannot be written, or Python complains about it at exit."""
     try:
-        sys.stdout.flush()
+        print(end="", flush=True)
     except (OSError, ValueError):
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,5 @@
 """Changes of an index: `EditableIndex` has the methods of `Index` that add, replace, remove and merge vectors."""
 
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +8,13 @@ import torch
 from qinco.codec.codec import Codec
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
+from qinco.forking import new_lock
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.build import fill_lists, prepared
 from qinco.search.fit import assign_decoded
 from qinco.search.ids import MISSING, admitted_ids, as_ids, check_new, id_array, next_ids, range_size
 from qinco.search.lists import InvertedLists
+from qinco.search.metric import choose_metric
 from qinco.search.parts import IndexParts
 from qinco.search.pipeline import NeuralDecoder
 from qinco.store.codes import Codes
@@ -27,7 +28,7 @@ class EditableIndex:
         if codec is not None and parts.codec_fingerprint is None:
             parts = replace(parts, codec_fingerprint=codec.fingerprint())
         self.codec, self.parts, self._saved = codec, parts, parts.segments
-        self._changing = threading.Lock()
+        self._changing = new_lock()
 
     @property
     def ids(self) -> np.ndarray:
@@ -59,6 +60,7 @@ class EditableIndex:
             raise ConfigError("the index has no codec to encode with: load it with codec=")
         source, tables = as_source(vectors), self.parts.tables
         self.codec.check_dim(source)
+        choose_metric(None, vectors, own=tables.metric.name)
         given = None if ids is None else as_ids(ids, len(source))
         _free_ids(self.parts, given, len(source), replaces)
         with reporting(progress) as report:

@@ -21,6 +21,7 @@ from qinco.search.ids import admitted_ids
 from qinco.search.index_file import from_bytes, holds_newer, load_parts, save_parts, to_bytes
 from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.timing import tune
+from qinco.search.metric import choose_metric
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
 from qinco.search.parts import IndexParts
 from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, plan_stages, search_queries
@@ -101,7 +102,7 @@ class Index(EditableIndex):
     @classmethod
     def build(
         cls, codec: Codec, vectors, num_lists: int | None = None, ids=None, pairwise: bool = False, *,
-        metric: str = "l2", seed: int = 0, progress: ProgressOption = None,
+        metric: str | None = None, seed: int = 0, progress: ProgressOption = None,
     ) -> "Index":  # fmt: skip
         """Encode vectors and make an index of them in memory. `build_index` makes one from code files of any size.
 
@@ -114,7 +115,7 @@ class Index(EditableIndex):
                 None. An IVF codec has its own lists.
             ids: (N,) different integers from 0 on; 0 to N − 1 if None.
             pairwise: also fit a PairwiseDecoder, whose tables take 2 · M · K² · D numbers of 2 bytes.
-            metric: "l2", "inner_product" or "cosine".
+            metric: "l2", "inner_product" or "cosine"; if None what the file states (ann-benchmarks' HDF5), else "l2".
             seed: of the partition and of the samples that tables are fitted to.
             progress: see `qinco.progress`.
         """
@@ -150,6 +151,7 @@ class Index(EditableIndex):
             given["num_mid"] = None  # it was fitted to another length
         options = replace(self.options, **given)
         source, is_single = as_queries(queries, self.dim)
+        choose_metric(None, queries, own=self.metric)
         parts = self.parts
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
         pipeline = self.pipeline(options, k, parts=parts, allowed=allowed, precision=precision)
@@ -188,6 +190,7 @@ class Index(EditableIndex):
         given = {"nprobe": nprobe, "ef_search": ef_search}
         options = replace(self.options, **{name: value for name, value in given.items() if value is not None})
         (source, _), parts = as_queries(queries, self.dim), self.parts
+        choose_metric(None, queries, own=self.metric)
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
         decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision)
         return search_ranges(parts, decoder, source, float(radius), options, allowed)
@@ -251,17 +254,14 @@ class Index(EditableIndex):
         Changes that were not saved are dropped, with a warning: repeat them, or save to another folder beforehand.
         """
         with self._changing:
-            folder = next(reversed(self.parts.generations), None)
-            if folder is None:
-                raise ConfigError(
-                    "the index comes from no folder that could be loaded again: save it, or use Index.load"
-                )
-            was_current, is_saved = self.is_current, self.parts.segments is self._saved
+            if not self.parts.generations:
+                raise ConfigError("the index comes from no folder that could be read again: save it, or use Index.load")
+            was_current, folder = self.is_current, next(reversed(self.parts.generations))
             codec, parts = load_parts(folder, mmap, self.codec, "cpu")
+            if self.parts.segments is not self._saved:
+                log.warning("%s is read again: changes that were not saved are dropped", folder)
             generations = self.parts.stored(folder, parts.generations[folder]).generations
             self.codec, self.parts, self._saved = codec, replace(parts, generations=generations), parts.segments
-            if not is_saved:
-                log.warning("%s is loaded again: changes that were not saved are dropped", folder)
             return not was_current
 
     def to_bytes(self) -> bytes:
@@ -274,20 +274,22 @@ class Index(EditableIndex):
         return cls(*from_bytes(content, codec, device))
 
     def tune(
-        self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, *, progress: ProgressOption = None
-    ) -> SearchOptions:
+        self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, *, metric: str | None = None,
+        progress: ProgressOption = None,
+    ) -> SearchOptions:  # fmt: skip
         """Find the fastest options that reach a recall, and keep them as `options`, which `save` stores.
 
         Args:
             queries: (Q, D), as `search` takes them; a thousand give a reliable figure.
-            ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first.
+            ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first, as for `qinco.sweep`.
             target_recall: share of queries whose nearest neighbour must be among the first k results, above 0.
             k: results that are counted.
+            metric: of the ground truth, which must be that of the index.
 
         Raises:
             ConfigError: no options reach the target; the message says what recall is reached.
         """
-        self.options = tune(self, queries, ground_truth, target_recall, k, progress)
+        self.options = tune(self, queries, ground_truth, target_recall, k, progress, metric=metric)
         return self.options
 
     def evaluate(self, vectors, num_queries: int | None = None, *, progress: ProgressOption = None) -> dict:

@@ -55,6 +55,13 @@ def describe_vectors(path: str | os.PathLike) -> dict:
     return kind | size | {"bytes_per_vector": dim * rows.dtype.itemsize}
 
 
+def stated_metric(path: str | os.PathLike) -> str | None:
+    """The metric of neighbours that a file states, in its own words ("angular"); None if it does not, or is no file."""
+    file, part = split_part(path)
+    format = FORMATS.get(file.suffix.lower())
+    return format.read_metric(file, part) if format and format.read_metric and file.is_file() else None
+
+
 def split_part(path: str | os.PathLike) -> tuple[Path, str | None]:
     """The file of a path, and the name after the colon or None; the name of an existing file is never split."""
     text = os.fspath(path)

@@ -59,6 +59,7 @@ class Format:
     dtype: np.dtype | None = None  # the stored type; None for any
     header: Callable[[tuple[int, int], np.dtype], bytes] | None = None  # as many bytes for any shape; None: only read
     frame: Callable[[np.ndarray], np.ndarray] = np.asarray  # gives the array whose bytes are written for rows (n, D)
+    read_metric: Callable[[Path, str | None], str | None] | None = None  # what a path and a part state of distances
 
 
 def as_matrix(array, name: str) -> np.ndarray:

@@ -25,7 +25,7 @@ def _values(field: str, *default: int) -> Key:
     "search",
     "the nearest neighbours of queries; with queries_gt=, recall and time of an index, or recall over decoded vectors",
     keys=[
-        f"model index {TRAINSET} ds.db",
+        f"model index {TRAINSET} ds.db metric",
         Key("queries", "path", None, "query vectors"),
         Key("queries_gt", "path", None, "true neighbours of the queries: measure recall"),
         Key("k", "integer", 10, "neighbours to find; with queries_gt=: instead of measuring many settings"),
@@ -83,9 +83,9 @@ def _answer(settings: Settings, console, queries, truth, is_exhaustive: bool) ->
     found = qinco.find_neighbors(
         index, queries, settings["k"], ground_truth=truth, output=settings["output"],
         distances_output=settings["distances"], overwrite=settings["overwrite"], inputs=inputs.files_read(settings),
-        progress=console.progress, **options,
+        metric=settings["metric"], progress=console.progress, **options,
     )  # fmt: skip
-    result = {"k": settings["k"], "num_queries": len(queries), "seconds": found.seconds}
+    result = {"k": settings["k"], "metric": found.metric, "num_queries": len(queries), "seconds": found.seconds}
     result |= {"recall": found.recall} if found.recall else {}
     result |= {name: settings[name] for name in ("output", "distances") if settings[name] is not None}
     if settings["output"] is None:
