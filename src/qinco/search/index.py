@@ -12,7 +12,7 @@ import torch
 from qinco.codec.codec import Codec
 from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.errors import ConfigError
+from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption, reporting
 from qinco.search.build import build_parts
 from qinco.search.edit import EditableIndex, decode_ids
@@ -24,9 +24,10 @@ from qinco.search.measure.timing import tune
 from qinco.search.metric import choose_metric
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
 from qinco.search.parts import IndexParts
-from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, plan_stages, search_queries
+from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, plan_stages, search_queries
 from qinco.search.range_search import search_ranges
 from qinco.search.scan import make_filter
+from qinco.vectors.rows import VectorSource, as_queries
 
 log = logging.getLogger(__name__)
 
@@ -150,8 +151,7 @@ class Index(EditableIndex):
         if num_short is not None and num_mid is None:
             given["num_mid"] = None  # it was fitted to another length
         options = replace(self.options, **given)
-        source, is_single = as_queries(queries, self.dim)
-        choose_metric(None, queries, own=self.metric)
+        source, is_single = self._queries(queries)
         parts = self.parts
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
         pipeline = self.pipeline(options, k, parts=parts, allowed=allowed, precision=precision)
@@ -189,11 +189,17 @@ class Index(EditableIndex):
             raise ConfigError(f"radius must be a number, a squared distance or a similarity, not {radius!r}")
         given = {"nprobe": nprobe, "ef_search": ef_search}
         options = replace(self.options, **{name: value for name, value in given.items() if value is not None})
-        (source, _), parts = as_queries(queries, self.dim), self.parts
-        choose_metric(None, queries, own=self.metric)
+        (source, _), parts = self._queries(queries), self.parts
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
         decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision)
         return search_ranges(parts, decoder, source, float(radius), options, allowed)
+
+    def _queries(self, queries) -> tuple[VectorSource, bool]:
+        source, is_single = as_queries(queries)
+        choose_metric(None, queries, own=self.metric)
+        if source.dim != self.dim:
+            raise DataError(f"{source.name} have {source.dim} dimensions, the index holds vectors of {self.dim}")
+        return source, is_single
 
     def pipeline(
         self, options: SearchOptions, k: int, *, parts: IndexParts | None = None,
