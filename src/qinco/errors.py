@@ -35,13 +35,10 @@ def differences(there: Mapping, here: Mapping, labels: Mapping[str, str] | None 
         ['dim=3 there, 4 here', 'another codec']
     """
     names = [*here, *(name for name in there if name not in here)]
-    words = {None: "null", True: "true", False: "false"}
-
-    def text(value) -> str:
-        return words[value] if value is None or isinstance(value, bool) else str(value)
-
+    words = {"None": "null", "True": "true", "False": "false"}
+    old, new = ({name: words.get(str(of.get(name)), of.get(name)) for name in names} for of in (there, here))
     return [
-        (labels or {}).get(name, f"{name}={text(there.get(name))} there, {text(here.get(name))} here")
+        (labels or {}).get(name, f"{name}={old[name]} there, {new[name]} here")
         for name in names
         if there.get(name) != here.get(name)
     ]

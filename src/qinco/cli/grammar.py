@@ -20,6 +20,7 @@ from qinco.config import MAX_INTEGER, find_preset, suggest
 from qinco.errors import ConfigError
 
 OPTIONS = ("--help", "--version", "--cfg", "--json-logs")
+DATA_SET = "the name of a data set"  # what db is in the place of another key
 _ASSIGNMENT = re.compile(r"([^\W\d][\w.-]*)=(.*)", re.DOTALL)
 # Keys of the authors' command lines that have no meaning here, by the first part of their names.
 _FOREIGN = {

@@ -67,14 +67,14 @@ def kmeans(
         check_values(source, report)
         enough = _MIN_POINTS_PER_CENTROID * num_centroids
         if len(source) < enough:
-            _LOG.warning(f"{len(source):,} vectors for {num_centroids:,} centroids: {enough:,} or more are better")
+            _LOG.warning(f"N={len(source):,} for {num_centroids:,} centroids (ivf_K): {enough:,} or more are better")
         least = num_centroids + _SPARE_POINTS
         wanted = min(len(source), max(max_points_per_centroid * num_centroids, least))
         held = max(least, free_memory() // 2 // (4 * source.dim))
         if wanted > held:
             _LOG.warning(f"k-means takes {held:,} of {wanted:,} vectors: more do not fit into half of the free memory")
         x_ND = sample(source, min(wanted, held), seed)
-        _LOG.info(f"k-means on {len(x_ND):,} of {counted(len(source), 'vector')}")
+        _LOG.info(f"k-means on {len(x_ND):,} of {len(source):,} vectors")
         options = {"iterations": num_iterations, "seed": seed, "device": target, "progress": report}
         centroids_VD = coarse_kmeans(x_ND, num_centroids, **options)
     if output is not None:

@@ -26,7 +26,7 @@ from qinco.progress import Progress, silent
 from qinco.store.codec import CHECKPOINT_SUFFIX
 from qinco.store.run_state import state_path
 from qinco.training.options import TrainOptions
-from qinco.vectors.rows import VectorSource, as_source, fingerprint, stratified_rows
+from qinco.vectors.rows import VectorSource, as_source, check_dim, fingerprint, stratified_rows
 
 MODEL_FIELDS = tuple(
     field.name for field in fields(ModelConfig) if field.name not in ("dim", "starts_from_coarse", "num_lists")

@@ -176,9 +176,8 @@ def _keeps_lists(codec: Codec | None, parts: IndexParts, other: IndexParts) -> b
     if parts.codec_fingerprint is None or other.codec_fingerprint != parts.codec_fingerprint or len(names) > 1:
         raise DataError("the other index is of another codec or metric, or that is unknown: add its vectors instead")
     if owned != (two.partition_VD is None) or (owned and one.num_lists != two.num_lists):
-        raise DataError(
-            f"lists belong to the codes of one of the indexes, of {one.num_lists} and {two.num_lists} lists"
-        )
+        sizes = f"num_lists is {one.num_lists} and {two.num_lists}"
+        raise DataError(f"lists belong to the codes of one of the indexes ({sizes}): add the other's vectors instead")
     if owned or np.array_equal(one.centroids_VD, two.centroids_VD):
         return True
     if codec is None:

@@ -27,7 +27,7 @@ from qinco.search.parts import IndexParts
 from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, plan_stages, search_queries
 from qinco.search.range_search import search_ranges
 from qinco.search.scan import make_filter
-from qinco.vectors.rows import VectorSource, as_queries
+from qinco.vectors.rows import VectorSource, as_queries, check_dim
 
 log = logging.getLogger(__name__)
 
@@ -197,8 +197,7 @@ class Index(EditableIndex):
     def _queries(self, queries) -> tuple[VectorSource, bool]:
         source, is_single = as_queries(queries)
         choose_metric(None, queries, own=self.metric)
-        if source.dim != self.dim:
-            raise DataError(f"{source.name} have {source.dim} dimensions, the index holds vectors of {self.dim}")
+        check_dim(source, self.dim, "the index")
         return source, is_single
 
     def pipeline(

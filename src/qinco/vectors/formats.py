@@ -55,7 +55,7 @@ def open_array(path, part: str = "train") -> Rows:
     what = f"{path if isinstance(path, str | os.PathLike) else 'the list'} ({len(files)} files, {first} to {last})"
     load = partial(_open_one, [(*file, part, file_stamp(file[0])) for file in files])
     rows = concat_rows(map(load, range(len(files))), [str(file) for file, _ in files], load, what)
-    _LOG.info(f"{what}: {rows.shape[0]:,} vectors of {rows.shape[1]} dimensions")
+    _LOG.info(f"{what}: {rows.shape[0]:,} vectors of dimension {rows.shape[1]}")
     return rows
 
 

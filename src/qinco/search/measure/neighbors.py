@@ -24,7 +24,7 @@ from qinco.search.metric import choose_metric
 from qinco.search.options import MAX_SHORTLIST
 from qinco.vectors.block_rows import library
 from qinco.vectors.formats import input_files, write_vectors
-from qinco.vectors.rows import as_source
+from qinco.vectors.rows import as_source, check_dim
 
 BATCH_QUERIES = 4096
 _ID_SUFFIXES, _DISTANCE_SUFFIXES = (".npy", ".ivecs", ".ibin"), (".npy", ".fvecs", ".fbin")
@@ -84,8 +84,7 @@ def find_neighbors(
     else:
         searcher = open_searcher(index)[0]
         dim, metric = searcher.dim, choose_metric(metric, queries, ground_truth, own=searcher.metric)
-    if source.dim != dim:
-        raise DataError(f"{source.name} have {source.dim} dimensions, the vectors to search {dim}")
+    check_dim(source, dim, "the vectors that are searched")
     nearest_Q = None
     if ground_truth is not None and isinstance(index, tuple):
         _, nearest_Q = open_queries_among(vectors, source, ground_truth, metric)
