@@ -78,6 +78,7 @@ class Codec:
 
     @property
     def device(self) -> torch.device:
+        """Where the models compute."""
         return self.models[0].device
 
     @property

@@ -153,6 +153,9 @@ def _find(name: str) -> list[PublishedFile]:
     file = _SINGLE_FILES.get(name) or by_stem.get(name)
     if file is not None:
         return [file]
-    hint = suggest(name, (*by_stem, *_TABLE))
+    by_name = {stem: PurePosixPath(file.target).name for stem, file in by_stem.items()} | dict(
+        zip(_TABLE, _TABLE, strict=True)
+    )
+    hint = suggest(PurePosixPath(name).stem, by_name)
     listing = f"data sets {', '.join(_TABLE)}; docs/cli.md lists the models, centroids and indexes"
     raise ConfigError(f"nothing is published as {name!r}. {hint}There are the {listing}")

@@ -187,8 +187,8 @@ def build_index(
 
     Example:
         >>> qinco.encode_file(codec, "base.fvecs", "base_codes")
-        >>> qinco.build_index("base_codes", "index", codec=codec, train_codes="codes", train_vectors="train.fvecs")
-        >>> index = qinco.Index.load("index")
+        >>> qinco.build_index("base_codes", "ix", codec=codec, train_codes="train_codes", train_vectors="train.fvecs")
+        >>> index = qinco.Index.load("ix")
     """
     output, metric = Path(output), choose_metric(metric, train_vectors)
     is_faiss = _check_output(output, metric, pairwise, index_key, overwrite)

@@ -88,7 +88,7 @@ def missing_file(path: str | os.PathLike) -> DataError:
     """The error for a file that does not exist; suggests a file of a similar name in the same folder."""
     wanted, found = Path(path), []
     with suppress(OSError, ValueError), os.scandir(wanted.parent) as entries:
-        found = [wanted.parent / entry.name for entry in islice(entries, _MAX_NAMES)]
+        found = [wanted.parent / entry.name for entry in islice(entries, _MAX_NAMES) if entry.name != wanted.name]
     # Equal suffixes say nothing about the names; but of files that have the same name otherwise, the last is suggested.
     found.sort(key=lambda file: file.suffix == wanted.suffix)
     hint = suggest(wanted.stem, {file.stem: str(file) for file in found}, 0.75)

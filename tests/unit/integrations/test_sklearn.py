@@ -80,7 +80,7 @@ def test_a_lowered_codebook_is_the_largest_that_can_be_trained(num_vectors):
 def test_tiny_sets_lower_the_codebook_and_say_so():
     x = make_vectors(12)
     transformer = QincoTransformer(**QUICK | {"codebook_size": 256})
-    with pytest.warns(UserWarning, match="codebook_size=256 is more than the 11 training vectors among 12: 8 is used"):
+    with pytest.warns(UserWarning, match="codebook_size=256 .* 11 of 12: 8 is used"):
         transformer.fit(x)
     assert transformer.codebook_size_ == transformer.codec_.config.codebook_size == 8
     assert transformer.codebook_size == 256

@@ -181,9 +181,9 @@ class Sparse:
     [
         (DATA[0], r"\(3,\).* \(1, 3\)"),
         (torch.zeros(3), r"\(3,\).* \(1, 3\)"),
-        (np.array(["a", "b"]), "queries must hold integers or floats, not <U1"),
+        (np.array(["a", "b"]), "must hold integers or floats, not <U1"),
         (torch.zeros(1, 2, 3), r"\(1, 2, 3\)"),
-        (None, r"\(\)"),
+        (None, "not object"),
         (DATA[:, :0], "one column"),
         (DATA.astype(complex), "not complex128"),
         (DATA.astype(bool), "not bool"),
