@@ -16,7 +16,7 @@ from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_tr
 from qinco.codec.recorder import Recorder, log_path
 from qinco.config import EncodeOptions, require_bool, require_int, require_number
 from qinco.errors import ConfigError, DataError
-from qinco.interrupts import handling
+from qinco.interrupts import StoppedTwice, handling
 from qinco.maths.devices import choose_device
 from qinco.maths.rotation import fit_rotation
 from qinco.model.qinco import Qinco
@@ -134,8 +134,13 @@ class _Runs:
             if saved is None:
                 check_values(source, self.progress)
             self.processes.wait()
-            training = self._start(source, saved, listen)
-            model, provenance = Recorder(self.plan, training, header, output, saved and saved[0]).follow(listen)
+            try:
+                training = self._start(source, saved, listen)
+                model, provenance = Recorder(self.plan, training, header, output, saved and saved[0]).follow(listen)
+            except KeyboardInterrupt as stop:
+                if is_main and not any(stop.args) and not isinstance(stop, StoppedTwice):  # the start is not validated
+                    stop.args = ("what was saved is as it was",) if saved else ("nothing was saved: start again",)
+                raise
         if is_main and provenance["epoch"] == 0 and training.options.epochs > 0:
             _LOG.warning(
                 "no epoch improved on the start, so the codec is the residual quantizer that training began with: "
@@ -219,6 +224,8 @@ class _Runs:
             try:
                 model, provenance = self.train(_part(source, part, num_parts, rotation_DD), part_output, board)
             except (KeyboardInterrupt, ConfigError) as stop:
+                if part > 0 and output is not None and isinstance(stop, KeyboardInterrupt):
+                    stop.args = ("the parts before are saved: give resume=true to continue",)
                 vars(stop)["fitted"] = self._begun(source, rotation_DD, num_parts, models, provenances, stop)
                 raise
             models.append(model)

@@ -64,10 +64,8 @@ class Recorder:
 
     def _keep(self) -> str:
         """Save the state of an interrupted run; says what is kept, and how to get it."""
-        if self.output is not None and not self.writes:
+        if self.best is None or (self.output is not None and not self.writes):
             return ""
-        if self.best is None:
-            return "before anything was saved: give the same command or call again"
         if self.writes:
             self._save_state()
             return "the run is saved: give resume=true to continue it"

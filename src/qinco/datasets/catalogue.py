@@ -153,9 +153,7 @@ def _find(name: str) -> list[PublishedFile]:
     file = _SINGLE_FILES.get(name) or by_stem.get(name)
     if file is not None:
         return [file]
-    by_name = {stem: PurePosixPath(file.target).name for stem, file in by_stem.items()} | dict(
-        zip(_TABLE, _TABLE, strict=True)
-    )
-    hint = suggest(PurePosixPath(name).stem, by_name)
+    files = {stem: PurePosixPath(file.target).name for stem, file in by_stem.items()}
+    hint = suggest(PurePosixPath(name).stem, files | {name: name for name in _TABLE})
     listing = f"data sets {', '.join(_TABLE)}; docs/cli.md lists the models, centroids and indexes"
     raise ConfigError(f"nothing is published as {name!r}. {hint}There are the {listing}")

@@ -395,12 +395,31 @@ def test_an_interrupt_before_the_first_validation_carries_no_codec():
     def stop(report):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt) as caught:
+    with pytest.raises(KeyboardInterrupt, match="nothing was saved") as caught:
         fit(on_report=stop)
     assert caught.value.codec is None
+
+
+def test_a_run_without_a_state_says_that_it_begins(tmp_path, caplog):
+    caplog.set_level("INFO")
+    fit(output=tmp_path / "x.safetensors", resume=True, epochs=0)
+    assert f"nothing to resume at {tmp_path / 'x.safetensors'}" in caplog.text
+
+
+def test_vectors_near_the_limit_of_float32_are_rotated_without_warnings(recwarn):
+    codec = fit(num_parts=2, rotate=True, epochs=0, embed_dim=2)
+    codec.encode(np.full((3, 4), 3e38, np.float32))
+    assert not recwarn.list
 
 
 def test_a_run_that_diverges_carries_the_best_codec():
     with pytest.raises(ConfigError, match="diverged") as caught:
         fit(lr=1e30, ramp_epochs=0)
     assert caught.value.codec.provenance["epoch"] == 0
+
+
+def test_the_remedy_for_a_run_that_diverged_works(tmp_path):
+    settings = {"output": tmp_path / "x.safetensors", "ramp_epochs": 0}
+    with pytest.raises(ConfigError, match=r"lr=null.*overwrite=true"):
+        fit(lr=1e30, **settings)
+    assert fit(lr=None, overwrite=True, **settings).provenance["epoch"] > 0
