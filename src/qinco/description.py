@@ -5,6 +5,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+from qinco.atomic import user_path
 from qinco.errors import DataError
 from qinco.store.code_folder import describe_codes
 from qinco.store.manifest import is_kind
@@ -41,6 +42,7 @@ def describe(path: str | os.PathLike) -> dict:
         >>> qinco.describe("base.bvecs")["num_vectors"]
         1000000
     """
+    path = user_path(path)
     file, _ = split_part(path)
     try:
         if file.is_dir():

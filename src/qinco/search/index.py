@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qinco.atomic import user_path
 from qinco.codec.codec import Codec
 from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
@@ -190,9 +191,9 @@ class Index(EditableIndex):
         """
         if not isinstance(folder, str | os.PathLike):
             raise ConfigError(f"an index is named by its folder or file, not {folder!r:.100}")
-        if (path := Path(folder)).suffix.lower() == ".faissindex" and not path.is_dir():
+        if (path := Path(user_path(folder))).suffix.lower() == ".faissindex" and not path.is_dir():
             return cls(codec, from_faiss(path, codec))
-        return cls(*load_parts(folder, mmap, codec, device))
+        return cls(*load_parts(path, mmap, codec, device))
 
     def tune(
         self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, *, metric: str | None = None,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qinco.atomic import user_path
 from qinco.codec.codec import Codec
 from qinco.config import require_bool, require_int
 from qinco.decoders.lookup import LookupDecoder
@@ -27,9 +28,9 @@ CODEC, PAIRWISE, GRAPH = "codec.safetensors", "pairwise.safetensors", "graph.fai
 
 def save_parts(codec: Codec | None, parts: IndexParts, folder: str | os.PathLike) -> None:
     """Write an index to a folder, whole or not at all."""
-    if (path := Path(folder)).suffix.lower() in _FILE_SUFFIXES and not path.is_dir():
+    if (path := Path(user_path(folder))).suffix.lower() in _FILE_SUFFIXES and not path.is_dir():
         raise ConfigError(f"{path}: an index is saved to a folder, give a name without {path.suffix}")
-    with write_folder(folder, "index", {}) as writer:
+    with write_folder(path, "index", {}) as writer:
         put_parts(writer, codec, parts)
         lists = parts.segments[0] if len(parts.segments) == 1 else InvertedLists.merged(parts.segments)
         for name in _LISTS:
