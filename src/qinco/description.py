@@ -1,6 +1,7 @@
 """What a file holds, without reading more of it than that takes."""
 
 import os
+import zipfile
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -59,7 +60,7 @@ def _find_describer(file: Path) -> Callable[..., dict]:
     suffix = file.suffix.lower()
     if file.is_dir() and not is_kind(file, "index"):
         return describe_codes
-    if suffix in SUFFIXES:
+    if suffix in SUFFIXES and not (suffix == ".npz" and _is_encoded_set(file)):
         return describe_vectors
     if suffix == ".raw":
         note = "without a header: the codec says how many bytes a vector has"
@@ -69,3 +70,12 @@ def _find_describer(file: Path) -> Callable[..., dict]:
         kind = "pairwise" if import_module("qinco.store.tensors").read_header(file)["kind"] == "pairwise" else "codec"
     module, name = _DESCRIBERS[kind]
     return getattr(import_module(module), name)
+
+
+def _is_encoded_set(file: Path) -> bool:
+    """Whether an .npz file is one of the authors' encoded sets; any other holds vectors."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return "n_parts.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return True  # damaged: its reader says how

@@ -56,10 +56,8 @@ def test_every_call_reads_and_writes_in_the_users_folder(home, codec):
     how = {"nprobe": [1], "num_short": [5], "mid_factors": [0]}
     qinco.sweep("~/ix", "~/x.npy", "~/gt.ivecs", **how, output="~/s.json")
     qinco.find_neighbors("~/ix", "~/x.npy", ground_truth="~/gt.ivecs", output="~/n.npy", distances_output="~/d.npy")
-    wanted = (
-        "x.npy k.npy i.safetensors i.safetensors.last c.safetensors c.pt codes codes.npy codes.npy.fvecs p.safetensors"
-    )
-    assert {*wanted.split(), "ix", "ix2", "s.json", "n.npy", "d.npy"} <= {file.name for file in home.iterdir()}
+    wanted = {"i.safetensors.last", "codes.npy.fvecs", "p.safetensors", "ix", "ix2", "s.json", "n.npy", "d.npy"}
+    assert wanted <= {file.name for file in home.iterdir()}
 
 
 def test_a_tilde_elsewhere_is_a_name(tmp_path, monkeypatch):
@@ -77,13 +75,9 @@ def test_codecs_in_memory(codec, tmp_path):
         codec.save(file)
     assert (tmp_path / "c.safetensors").read_bytes() == (tmp_path / "other").read_bytes() == content
     qinco.convert_codec(codec, tmp_path / "c.pt")
-    for source in (content, memoryview(content), io.BytesIO(content), (tmp_path / "c.pt").open("rb")):
+    for source in (content, memoryview(content), io.BytesIO(content), io.BytesIO((tmp_path / "c.pt").read_bytes())):
         assert qinco.Codec.load(source).fingerprint() == codec.fingerprint()
-    for wrong, error in (
-        (content[:-9], DataError),
-        (b"", DataError),
-        (io.StringIO("c"), ConfigError),
-        (3, ConfigError),
-    ):
+    wrong = (content[:-9], DataError), (b"", DataError), (io.StringIO("c"), ConfigError), (3, ConfigError)
+    for source, error in wrong:
         with pytest.raises(error):
-            qinco.Codec.load(wrong)
+            qinco.Codec.load(source)
