@@ -1,15 +1,16 @@
 """What a file holds, without reading more of it than that takes."""
 
+import glob
 import os
-import zipfile
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 from qinco.atomic import user_path
+from qinco.compat.encoded_sets import is_encoded_set
 from qinco.errors import DataError
 from qinco.store.code_folder import describe_codes
-from qinco.store.manifest import is_kind
+from qinco.store.manifest import MANIFEST, PENDING, is_kind
 from qinco.vectors.formats import SUFFIXES, describe_vectors, split_part
 from qinco.vectors.mapped import missing_file
 
@@ -46,8 +47,9 @@ def describe(path: str | os.PathLike) -> dict:
     path = user_path(path)
     file, _ = split_part(path)
     try:
-        if file.is_dir():
-            return {"file": str(path)} | _find_describer(file)(file)
+        if file.is_dir() or (glob.has_magic(str(file)) and not file.exists()):
+            is_ours = any((file / name).exists() for name in (MANIFEST, PENDING))
+            return {"file": str(path)} | (_find_describer(file)(file) if is_ours else describe_vectors(path))
         if not file.is_file():
             raise DataError(f"{path} is not a regular file") if file.exists() else missing_file(path)
         size = file.stat().st_size
@@ -60,7 +62,7 @@ def _find_describer(file: Path) -> Callable[..., dict]:
     suffix = file.suffix.lower()
     if file.is_dir() and not is_kind(file, "index"):
         return describe_codes
-    if suffix in SUFFIXES and not (suffix == ".npz" and _is_encoded_set(file)):
+    if suffix in SUFFIXES and (suffix != ".npz" or not is_encoded_set(file)):
         return describe_vectors
     if suffix == ".raw":
         note = "without a header: the codec says how many bytes a vector has"
@@ -70,12 +72,3 @@ def _find_describer(file: Path) -> Callable[..., dict]:
         kind = "pairwise" if import_module("qinco.store.tensors").read_header(file)["kind"] == "pairwise" else "codec"
     module, name = _DESCRIBERS[kind]
     return getattr(import_module(module), name)
-
-
-def _is_encoded_set(file: Path) -> bool:
-    """Whether an .npz file is one of the authors' encoded sets; any other holds vectors."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return "n_parts.npy" in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
-        return True  # damaged: its reader says how

@@ -182,6 +182,11 @@ class Codec:
         return cls(models, options, provenance, rotation_DD).to(target)
 
     @accepts_keys(ModelConfig, EncodeOptions)
+    @classmethod
+    def from_bytes(cls, content: bytes, device: str | torch.device = "cpu") -> "Codec":
+        """Read what `to_bytes` returned; see `load`."""
+        return cls.load(content, device)
+
     def encode(
         self, x, *, num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
         precision: str | None = None, num_steps: int | None = None, progress: ProgressOption = False,
