@@ -220,7 +220,9 @@ class Index(EditableIndex):
         return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric)
 
     def save(self, folder, *, overwrite: bool = False) -> None:
-        """Write the index to a folder, whole or not at all; an index that is there is replaced. Or to a binary file object.
+        """Write the index to a folder, whole or not at all; an index that is there is replaced.
+
+        Instead of a folder, a binary file object is written to.
 
         A folder that this index was loaded from or saved to, and that has been saved by another process or Index since,
         is left alone (ConfigError) unless `overwrite` is given: `reload` and repeat the changes.
@@ -242,8 +244,10 @@ class Index(EditableIndex):
             codec: for an index that was written without its codec, the one that made its codes.
             device: where the codec of the folder is loaded.
         """
-        if not isinstance(folder, str | os.PathLike):
+        if hasattr(folder, "read") or isinstance(folder, bytes | bytearray | memoryview):
             return cls.from_bytes(folder, codec=codec, device=device)
+        if not isinstance(folder, str | os.PathLike):
+            raise ConfigError(f"an index is named by its folder or file, not {folder!r:.100}")
         if (path := Path(user_path(folder))).suffix.lower() == ".faissindex" and not path.is_dir():
             return cls(codec, from_faiss(path, codec))
         return cls(*load_parts(path, mmap, codec, device))
@@ -281,7 +285,7 @@ class Index(EditableIndex):
 
     @classmethod
     def from_bytes(cls, content, *, codec: Codec | None = None, device: str = "cpu") -> "Index":
-        """Read what `to_bytes` returned: bytes, an array of them, or a file object. The arguments are those of `load`."""
+        """Read what `to_bytes` returned: bytes, an array of them or a file object; arguments as of `load`."""
         return cls(*from_bytes(content, codec, device))
 
     def tune(
