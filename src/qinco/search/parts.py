@@ -11,12 +11,43 @@ from qinco.search.options import SearchOptions
 from qinco.search.tables import SearchTables
 
 
+_FITTED = ("tables", "lists", "pairwise")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How many vectors each part of an index was fitted to; a part of None was given, and stays as it is.
+
+    `num_lists` is what was asked for (None: it follows the number of vectors), `seed` that of the samples.
+    """
+
+    tables: int | None = None
+    lists: int | None = None
+    pairwise: int | None = None
+    num_lists: int | None = None
+    seed: int = 0
+
+    def outgrown(self, num_vectors: int) -> set[str]:
+        """The parts that were fitted to less than half of so many vectors."""
+        return {name for name in _FITTED if (count := getattr(self, name)) is not None and num_vectors > 2 * count}
+
+    def without(self, removed: int) -> "Fitted":
+        """After the removal of vectors, which may have been any."""
+        counts = {name: getattr(self, name) for name in _FITTED}
+        return replace(self, **{name: count and max(0, count - removed) for name, count in counts.items()})
+
+    def given(self, *parts: str) -> "Fitted":
+        """With parts that a user has given."""
+        return replace(self, **dict.fromkeys({*parts} & {*_FITTED}))
+
+
 @dataclass(frozen=True, eq=False)
 class IndexParts:
     """One state of an index; `add` and `remove` make another one, so that a search sees the state of one moment.
 
     Recently added vectors are in segments of their own. `options` are used by a search unless it is given others,
     `next_id` by a vector added without id: by default it is above all ids. `codec_fingerprint` is None if unknown.
+    `fitted` counts the vectors that are still there.
     """
 
     tables: SearchTables
@@ -25,6 +56,7 @@ class IndexParts:
     options: SearchOptions = field(default_factory=SearchOptions)
     next_id: int = -1
     codec_fingerprint: str | None = None
+    fitted: Fitted = Fitted()
 
     def __post_init__(self):
         empty = InvertedLists.empty(self.tables.num_lists, self.tables.lookup.num_codes)
@@ -45,7 +77,8 @@ class IndexParts:
     def without(self, removed_ids: np.ndarray) -> "IndexParts":
         masks = [np.isin(ids, removed_ids) for ids in self.ids]
         left = [s.without(mask) if mask.any() else s for s, mask in zip(self.segments, masks, strict=True)]
-        return replace(self, segments=merge_small((left[0], *filter(len, left[1:]))))
+        segments = merge_small((left[0], *filter(len, left[1:])))
+        return replace(self, segments=segments, fitted=self.fitted.without(len(self) - sum(map(len, segments))))
 
 
 def merge_small(segments: tuple[InvertedLists, ...]) -> tuple[InvertedLists, ...]:
