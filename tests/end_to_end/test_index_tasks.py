@@ -75,6 +75,31 @@ def search(capsys, *arguments: str) -> dict[tuple, dict]:
     return {tuple(setting["parameters"].values()): setting for setting in found["settings"]}
 
 
+def test_neighbours_are_found_and_written(capsys, tmp_path):
+    common = ["search", "index=ix", "queries=query.npy", "k=5"]
+    found = run_json(capsys, *common, "nprobe=20", "nshort=50", "queries_gt=gt.ivecs", f"output={tmp_path}/ids.npy")
+    index = qinco.Index.load("ix")
+    _, ids = index.search("query.npy", 5, nprobe=20, num_short=50)
+    np.testing.assert_array_equal(np.load(tmp_path / "ids.npy"), ids)
+    assert found["recall"]["1"] == (ids[:, 0] == qinco.open_vectors("gt.ivecs")[:][:, 0]).mean()
+    run(*common, "decoder=lookup")
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    np.testing.assert_array_equal([record["ids"] for record in records], index.search("query.npy", 5, num_short=0)[1])
+    run("search", "model=plain.safetensors", "db=base.npy", "queries=query.npy", f"output={tmp_path}/all.ivecs")
+    codec = qinco.Codec.load("plain.safetensors")
+    _, ids = qinco.exhaustive_search("query.npy", codec.decode(codec.encode("base.npy")), 10)
+    np.testing.assert_array_equal(qinco.open_vectors(tmp_path / "all.ivecs")[:], ids)
+
+
+def test_ivf_k_without_centroids_makes_so_many_lists(capsys, tmp_path):
+    codes = ["encoded_trainset=plain_train", "encoded_db=plain_base", "trainset=train.npy", "model=plain.safetensors"]
+    assert run_json(capsys, "build_index", *codes, "ivf_K=8", f"output={tmp_path}/ix")["num_lists"] == 8
+    assert run_json(capsys, "build_index", *CODES, f"ivf_K={LISTS}", f"output={tmp_path}/ivf")["num_lists"] == LISTS
+    for words in (["build_index", *CODES, "ivf_K=8"], ["build_index", *codes[:3], "ivf_K=8"]):
+        assert main([*words, f"output={tmp_path}/none"]) == 2
+    assert not (tmp_path / "none").exists()
+
+
 def test_our_index_and_a_faiss_file_find_the_same(capsys):
     ours = search(capsys, "index=ix")
     theirs = search(capsys, "index=ix.faissindex", "model=ivf.safetensors")
@@ -404,6 +429,14 @@ WRONG = {
     "faiss of another codec": (find("index=ix.faissindex", OTHER), 3, "centroids are not the model's"),
     "faiss of other codes": (find("index=ix.faissindex", LARGER), 3, "code_size is 3, not 2"),
     "index of another codec": (find("index=ix", OTHER), 3, "another codec"),
+    "values without truth": ("search index=ix queries=query.npy nprobe=[1,4]", 2, "nprobe"),
+    "plot of neighbours": ("search index=ix queries=query.npy plot=p.svg", 2, "plot"),
+    "neighbours in text": ("search index=ix queries=query.npy output=ids.txt", 2, ".parquet"),
+    "pairs exhaustively": (
+        "search model=plain.safetensors db=base.npy queries=query.npy decoder=pairwise",
+        2,
+        "decoder",
+    ),
     "truth of others": (find("index=ix", "queries_gt=others.ivecs"), 3, "names vector 400"),
     "vectors as truth": (find("index=ix", "queries_gt=base.npy"), 3, "integers"),
     "too few queries": (find("index=ix", "queries=coarse.npy"), 3, "30 rows"),

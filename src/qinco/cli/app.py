@@ -4,9 +4,8 @@ import errno
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from importlib import import_module
 from textwrap import wrap
@@ -18,6 +17,7 @@ from qinco.cli.grammar import OPTIONS, find_task, parse_arguments, split_task, t
 from qinco.cli.keys import EVERYWHERE, Key, Settings, Task
 from qinco.cli.tasks import KEYS, TASKS
 from qinco.errors import ConfigError, QincoError, ResourceError
+from qinco.interrupts import handling
 from qinco.version import __version__
 
 _USAGE = """\
@@ -57,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # An exception inside an import may be swallowed there, or come out as another one that looks like a bug, so the
     # process ends at once then; but not if other Python code calls `main`.
-    importing = _handling(end, signal.SIGINT, signal.SIGTERM) if argv is None else nullcontext()
+    importing = handling(end, signal.SIGINT, signal.SIGTERM) if argv is None else nullcontext()
     try:
-        with _handling(signal.default_int_handler, signal.SIGTERM):  # as Ctrl-C, so that a training is saved
+        with handling(signal.default_int_handler, signal.SIGTERM):  # as Ctrl-C, so that a training is saved
             return _run(words, options, importing)
     except QincoError as error:
         return fail("error: ", str(error), error.exit_code)
@@ -168,21 +168,6 @@ def _default_text(key: Key) -> str:
     if key.default is None:
         return "null" if key.accepts_null and key.null_value is None else ""
     return to_text(key, key.default)
-
-
-@contextmanager
-def _handling(handler: Callable, *signals: signal.Signals) -> Iterator[None]:
-    """Send signals to `handler` unless this process was started to ignore them; only the main thread can do that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, handler) for number in signals
-                if signal.getsignal(number) is not signal.SIG_IGN}  # fmt: skip
-    try:
-        yield
-    finally:
-        for number, earlier in previous.items():
-            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
 
 
 def _fail(kind: str, message: str, exit_code: int, as_json: bool, **fields) -> int:

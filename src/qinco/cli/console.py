@@ -4,7 +4,7 @@ import json as json_format
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
@@ -92,6 +92,12 @@ class Console:
             aligned.append([cell.ljust(width) if is_text else cell.rjust(width) for cell in cells])
         for line in zip(*aligned, strict=True):
             write_line("  ".join(line).rstrip(), sys.stdout)
+
+    def print_records(self, records: Iterable[Mapping]) -> None:
+        """Write one line of JSON for each record to standard output."""
+        self.close()
+        for record in records:
+            write_line(json_format.dumps(_plain(record, finite=True), allow_nan=False), sys.stdout)
 
     def print_result(self, result: Mapping, json: bool) -> None:
         """Write a result to standard output: one `name: value` a line, or one line of JSON in full precision."""

@@ -70,14 +70,25 @@ def open_trainset(settings: Settings) -> "qinco.VectorSource":
     return source if settings["ds.trainset"] is None else source.limit(settings["ds.trainset"])
 
 
-def open_queries(settings: Settings) -> tuple["qinco.VectorSource", str]:
-    """The queries, and the path of their true nearest neighbours."""
+def open_queries(settings: Settings) -> tuple["qinco.VectorSource", str | None]:
+    """The queries, and the path of their true nearest neighbours if there are any."""
     dataset = DATASETS.get(settings["db"] or "")
     queries = settings["queries"] or (dataset and dataset.queries)
-    truth = settings["queries_gt"] or (dataset and dataset.ground_truth)
-    if queries is None or truth is None:
-        raise ConfigError("task search needs queries= and queries_gt=, or db= with the name of a data set")
-    return _open(queries, "test"), truth
+    if queries is None:
+        raise ConfigError("task search needs queries=, or db= with the name of a data set")
+    return _open(queries, "test"), settings["queries_gt"] or (dataset and dataset.ground_truth)
+
+
+def open_index(settings: Settings) -> tuple["qinco.Index", dict[str, str]]:
+    """The index of `index=`, with `model=` and `pairwise_decoder=` in it, and the fingerprints of these files."""
+    from qinco.search.measure.sweep import open_searcher
+
+    codec = None if settings["model"] is None else open_codec(settings)
+    device = str(find_device(settings))
+    index, files = open_searcher(settings["index"], codec, settings["pairwise_decoder"], device)
+    if codec is None and index.codec is not None:
+        index.codec = adjust_codec(settings, index.codec)
+    return index, files
 
 
 def open_codes(settings: Settings, name: str, codec: "qinco.Codec | None"):

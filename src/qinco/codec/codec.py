@@ -9,9 +9,10 @@ import torch
 
 from qinco.atomic import check_output
 from qinco.codec.fit import cut, fit
+from qinco.codec.plan import check_values
 from qinco.config import EncodeOptions, ModelConfig, require_int
 from qinco.engines.engine import Packed, TensorModel, candidate_dtype, choose_engine
-from qinco.errors import DataError
+from qinco.errors import ConfigError, DataError
 from qinco.maths.assignment import assigner
 from qinco.maths.devices import choose_device, to_device
 from qinco.model.qinco import Qinco
@@ -118,8 +119,16 @@ class Codec:
 
         Raises:
             ConfigError, DataError: before any work begins.
+            KeyboardInterrupt: with an attribute `codec`, the best so far (None before the first validation):
+                `except KeyboardInterrupt as stop: codec = stop.codec`; in Jupyter `sys.last_value.codec`.
         """
-        models, rotation_DD, options, provenance = fit(x, preset, **settings)
+        try:
+            models, rotation_DD, options, provenance = fit(x, preset, **settings)
+        except (KeyboardInterrupt, ConfigError) as stop:
+            if found := getattr(stop, "fitted", None):
+                found = cls(found[0], found[2], found[3], found[1])
+            vars(stop)["codec"] = found
+            raise
         return cls(models, options, provenance, rotation_DD)
 
     def with_options(self, options: EncodeOptions) -> "Codec":
@@ -168,18 +177,29 @@ class Codec:
 
         Returns:
             Codes, uint8 (N, M), uint16 above 256 codewords; with int32 list numbers (N,) for an IVF codec.
+
+        Raises:
+            KeyboardInterrupt: with an attribute `codes`, the Codes of the first vectors, whose blocks are complete.
         """
         source, options = as_source(x), self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
         shape = len(source), self.check_steps(num_steps) * len(self.models)
+        if len(source) > self.block_rows:
+            check_values(source)  # before there is work to lose
         codes_NM = np.empty(shape, code_dtype(self.config.codebook_size))
         lists_N = np.empty(len(source), np.int32) if self.is_ivf else None
         with reporting(progress) as report:
-            for first, block in self.encode_blocks(source, options, num_steps):
-                part = slice(first, first + len(block))
-                codes_NM[part] = block.codes
-                if lists_N is not None:
-                    lists_N[part] = np.asarray(block.lists)
-                report("encoding", part.stop, len(source))
+            done = 0
+            try:
+                for first, block in self.encode_blocks(source, options, num_steps):
+                    part = slice(first, first + len(block))
+                    codes_NM[part] = block.codes
+                    if lists_N is not None:
+                        lists_N[part] = np.asarray(block.lists)
+                    done = part.stop
+                    report("encoding", done, len(source))
+            except KeyboardInterrupt as stop:
+                vars(stop)["codes"] = Codes(codes_NM[:done], None if lists_N is None else lists_N[:done])
+                raise
         return Codes(codes_NM, lists_N)
 
     def encode_blocks(

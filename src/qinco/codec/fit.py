@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_tr
 from qinco.codec.recorder import Recorder, log_path
 from qinco.config import EncodeOptions, require_int
 from qinco.errors import ConfigError, DataError
+from qinco.interrupts import handling
 from qinco.maths.devices import choose_device
 from qinco.maths.rotation import fit_rotation
 from qinco.model.qinco import Qinco
@@ -28,7 +30,7 @@ from qinco.training.processes import Processes
 from qinco.vectors.rows import VectorSource, as_source
 
 _LOG = logging.getLogger(__name__)
-_ROTATION_ROWS = 65_536
+_ROTATION_ROWS, _UNTRAINED_ROWS = 65_536, 1024
 Fitted = tuple[list[Qinco], np.ndarray | None, EncodeOptions, dict]
 
 
@@ -72,7 +74,9 @@ def fit(
         and the provenance: how the models were trained, as plain values.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C or SIGTERM, when the state is saved. A second one acts at once.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, when the state is saved. A second one acts at once. Its attribute
+            `fitted` is what would have been returned, or None before the start was validated; parts that were not
+            begun are residual quantizers of a few vectors.
     """
     source = as_source(x, "training vectors")
     if output is not None and Path(output).suffix.lower() not in (".safetensors", CHECKPOINT_SUFFIX):
@@ -89,11 +93,17 @@ def fit(
     processes = Processes(choose_device(device))
     if tensorboard is not None:
         summary_writer()  # must not be missed after a part has been trained
-    with reporting(progress if processes.is_main else False) as report:
+    terminable = handling(signal.default_int_handler, signal.SIGTERM)
+    with reporting(progress if processes.is_main else False) as report, terminable:
         runs = _Runs(plan, processes, resume, overwrite, mse_scale, report, on_report)
         if num_parts > 1:
             return runs.train_parts(source, num_parts, rotate, output, tensorboard)
-        model, provenance = runs.train(source, output, tensorboard)
+        try:
+            model, provenance = runs.train(source, output, tensorboard)
+        except (KeyboardInterrupt, ConfigError) as stop:
+            if found := getattr(stop, "fitted", None):
+                vars(stop)["fitted"] = [found[0]], None, plan.encode_options, found[1]
+            raise
         return [model], None, plan.encode_options, provenance
 
 
@@ -195,16 +205,39 @@ class _Runs:
             if is_main:
                 _LOG.info(f"part {part + 1} of {num_parts}")
             board = None if tensorboard is None else Path(tensorboard, f"part_{part}")
-            model, provenance = self.train(_part(source, part, num_parts, rotation_DD), part_output, board)
+            try:
+                model, provenance = self.train(_part(source, part, num_parts, rotation_DD), part_output, board)
+            except (KeyboardInterrupt, ConfigError) as stop:
+                vars(stop)["fitted"] = self._begun(source, rotation_DD, num_parts, models, provenances, stop)
+                raise
             models.append(model)
             provenances.append(provenance)
-        provenance = provenances[0] | {"valid_mse": sum(found["valid_mse"] for found in provenances)}
+        provenance = _joint(provenances, num_parts)
         if output is not None and is_main:
             save_models(output, models, rotation_DD, options, provenance)
             for path in outputs:
                 for file in (state_path(path), path, log_path(path)):  # without its state a part is not resumed
                     file.unlink(missing_ok=True)
         return models, rotation_DD, options, provenance
+
+    def _begun(self, source, rotation_DD, num_parts: int, models: list, provenances: list, stop) -> Fitted | None:
+        """What there is of a codec of several parts; None if there is nothing."""
+        if found := getattr(stop, "fitted", None):
+            models, provenances = [*models, found[0]], [*provenances, found[1]]
+        if not models:
+            return None
+        for part in range(len(models), num_parts):
+            rows = sample(_part(source, part, num_parts, rotation_DD), _UNTRAINED_ROWS, self.plan.train_options.seed)
+            model = Qinco.empty(self.plan.model_config).to_empty(device=self.processes.device)
+            initialize_model(model, as_source(rows), self.plan.train_options, None)
+            models = [*models, model]
+        return models, rotation_DD, self.plan.encode_options, _joint(provenances, num_parts)
+
+
+def _joint(provenances: list[dict], num_parts: int) -> dict:
+    """That of the first part, with the error of all; without it where some were not trained."""
+    joint = provenances[0] | {"valid_mse": sum(found["valid_mse"] for found in provenances)}
+    return joint if len(provenances) == num_parts else {n: v for n, v in joint.items() if n != "valid_mse"}
 
 
 def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_centroids, initial, output) -> None:

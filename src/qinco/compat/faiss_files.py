@@ -11,7 +11,6 @@ import struct
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 
 import faiss
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from qinco.atomic import write_atomically
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.forking import new_lock
 from qinco.maths.assignment import search_effort
 from qinco.packing import packed_size, unpack_codes
 from qinco.progress import ProgressOption, reporting
@@ -29,7 +29,7 @@ _KINDS = {b"IwRQ": "rq", b"IwLS": "lsq"}  # residual quantizer, local search qua
 _KEY = re.compile(r"IVF(\d{1,9})(?:_HNSW(\d{0,4}))?,(?:RQ|LSQ)(\d{1,4})x(\d{1,3})(?:_N(?:float|qint8|qint4))?")
 _NORM_BITS = {0: 0, 1: 0, 3: 32, 4: 8, 5: 4}  # bits of a stored norm by faiss's Search_type_t
 _HEADER = struct.Struct("<4siqqqBi")
-_READING = Lock()  # faiss's limits of reading are those of the process
+_READING = new_lock()  # faiss's limits of reading are those of the process
 
 
 def read_faiss_file(path: str | os.PathLike, flags: int = 0) -> faiss.Index:

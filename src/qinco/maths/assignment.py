@@ -1,13 +1,13 @@
 """Assignment of vectors to their nearest coarse centroids (IVF)."""
 
 from collections.abc import Callable
-from threading import Lock
 
 import faiss
 import numpy as np
 import torch
 from torch import Tensor
 
+from qinco.forking import new_lock
 from qinco.maths.clustering import faiss_threads
 from qinco.maths.distances import closest
 
@@ -22,7 +22,7 @@ class NearestCentroids:
         self._centroids_VD = np.ascontiguousarray(centroids_VD, np.float32)
         self._flat: faiss.IndexFlat | None = None
         self._graph: faiss.IndexHNSWFlat | None = None
-        self._lock = Lock()
+        self._lock = new_lock()
 
     def search(self, x_ND: np.ndarray, count: int, effort: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The `count` nearest centroids of float32 (N, D), nearest first, by HNSW's efSearch; None compares all.

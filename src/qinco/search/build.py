@@ -163,9 +163,15 @@ def build_index(
     if not is_faiss and database.codebook_size > ENTRIES:
         raise ConfigError(f"{database.name} holds codes of K={database.codebook_size}, and an index folder those of "
                           f"one byte: write a faiss file, NAME{FAISS_SUFFIX}")  # fmt: skip
-    if num_lists is not None:
+    if num_lists is not None and codec is not None and codec.is_ivf:
+        if num_lists != codec.config.num_lists:
+            raise ConfigError(
+                f"num_lists={num_lists}: the codec has {codec.config.num_lists} lists, leave num_lists out"
+            )
+    elif num_lists is not None:
         if centroids is not None or database.codes.has_lists or codec is None:
-            raise ConfigError("num_lists is for codes without lists, needs their codec, and replaces centroids")
+            raise ConfigError("num_lists (ivf_K) is for codes without lists, needs their codec (model=), and replaces "
+                              "centroids (ivf_centroids=)")  # fmt: skip
         some = train.rows(sample_rows(len(train), FIT_ROWS, seed))
         centroids = partition(codec, some, choose_num_lists(num_lists, len(some)), seed)[0]
     begun = time.monotonic()

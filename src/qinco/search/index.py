@@ -1,7 +1,6 @@
 """`Index`: vectors in inverted lists as codes, searched compressed (QINCo2 paper, section 4)."""
 
 import os
-import threading
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -14,10 +13,10 @@ from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption, reporting
-from qinco.search.build import build_parts, fill_lists, prepared
+from qinco.search.build import build_parts
+from qinco.search.edit import EditableIndex
 from qinco.search.faiss_index import from_faiss
-from qinco.search.fit import assign_decoded
-from qinco.search.ids import admitted_ids, as_ids, check_new, next_ids
+from qinco.search.ids import admitted_ids
 from qinco.search.index_file import load_parts, save_parts
 from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.timing import tune
@@ -25,7 +24,6 @@ from qinco.search.options import MAX_SHORTLIST, SearchOptions
 from qinco.search.parts import IndexParts
 from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, plan_stages, search_queries
 from qinco.search.scan import make_filter
-from qinco.vectors.rows import as_source
 
 
 def _part(name: str, doc: str) -> property:
@@ -38,7 +36,7 @@ def _part(name: str, doc: str) -> property:
     return property(lambda self: getattr(self.parts, name), change, doc=doc)
 
 
-class Index:
+class Index(EditableIndex):
     """Vectors in inverted lists, compressed by a codec (None: searched by its tables alone); see `build` and `load`.
 
     Threads may search at the same time, also while another thread adds or removes vectors. A search uses as many
@@ -52,10 +50,8 @@ class Index:
     """
 
     def __init__(self, codec: Codec | None, parts: IndexParts):
-        if codec is not None and parts.codec_fingerprint is None:
-            parts = replace(parts, codec_fingerprint=codec.fingerprint())
-        self.codec, self.parts, self.batch_bytes = codec, parts, BATCH_BYTES
-        self._changing = threading.Lock()
+        super().__init__(codec, parts)
+        self.batch_bytes = BATCH_BYTES
 
     def __getstate__(self):
         raise TypeError("an Index cannot be copied or pickled: save it, and load it where it is needed")
@@ -131,8 +127,8 @@ class Index:
             k: results for each query.
             nprobe: lists that are scanned.
             num_short: vectors that the network decodes, at least k; 0: none, distances are those of the tables.
-            filter: ids that may be found: an array or set of them, or a faiss.IDSelector. More lists are scanned until
-                `num_short` such vectors are found or no list is left.
+            filter: ids that may be found: an array or column, set, range or slice of them, or a faiss.IDSelector. More
+                lists are scanned until `num_short` such vectors are found or no list is left.
             num_mid: vectors that the pairwise decoder decodes, if there is one; 0: none.
             ef_search: effort of the graph search for lists, where there are many.
             precision: of the network: "auto" is bf16 where that is fast, with distances within about a per mille.
@@ -152,17 +148,17 @@ class Index:
         if source.dim != self.dim:
             raise DataError(f"{source.name} have {source.dim} dimensions, the index holds vectors of {self.dim}")
         parts = self.parts
-        allowed = None if filter is None else admitted_ids(filter, parts.ids)
+        allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
         pipeline = self.pipeline(options, k, parts=parts, allowed=allowed, precision=precision)
         scanned = min(options.nprobe, self.num_lists)
         found = search_queries(pipeline, source, k, scanned, self.tables.lookup.num_codes, self.batch_bytes)
         return tuple(column[0] for column in found) if is_single else found
 
     def pipeline(
-        self, options: SearchOptions, k: int, *, parts: IndexParts | None = None, allowed: np.ndarray | None = None,
-        precision: str = "auto", decoder: str = "neural",
+        self, options: SearchOptions, k: int, *, parts: IndexParts | None = None,
+        allowed: np.ndarray | range | None = None, precision: str = "auto", decoder: str = "neural",
     ) -> Pipeline:  # fmt: skip
-        """The scan and stages of one search, down to a last decoder; `allowed` ids are int64 and ascending, or None."""
+        """The scan and stages of one search, down to a last decoder; `allowed` as of `admitted_ids`, or None."""
         parts = self.parts if parts is None else parts
         admitted = None if allowed is None else make_filter(allowed)
         count = len(parts) if allowed is None else min(len(parts), len(allowed))
@@ -174,68 +170,6 @@ class Index:
         neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
         length, stages = plan_stages(options, k, None if decoder == "lookup" else parts.pairwise, neural)
         return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric)
-
-    def add(self, vectors, ids=None, *, progress: ProgressOption = None) -> np.ndarray:
-        """Encode vectors and add them. They are on disk when `save` is called.
-
-        Args:
-            vectors: (N, D) array, tensor, path or VectorSource.
-            ids: (N,) different integers that the index does not hold; the next free ones if None.
-            progress: see `qinco.progress`.
-
-        Returns:
-            The ids, int64 (N,).
-        """
-        if self.codec is None:
-            raise ConfigError("the index has no codec to encode with: load it with codec=")
-        source, tables = as_source(vectors), self.tables
-        self.codec.check_dim(source)
-        given = None if ids is None else as_ids(ids, len(source))
-        with reporting(progress) as report:
-            codes = self.codec.encode(prepared(source, tables.metric), progress=report)
-            if not codes.has_lists:
-                codes = codes.with_lists(assign_decoded(self.codec, codes, tables.centroids_VD, report))
-            with self._changing:
-                if given is None:
-                    given = next_ids(self.parts.next_id, len(source))
-                else:
-                    check_new(given, self.parts.ids, self.parts.next_id)
-                if len(source):
-                    added = fill_lists(tables, codes, given, report)
-                    self.parts = self.parts.with_vectors(added, max(self.parts.next_id, int(given.max()) + 1))
-        return given
-
-    def remove(self, ids) -> int:
-        """Remove vectors of one id, several, or a faiss.IDSelector, and return their number; unknown ids are ignored.
-
-        The change is on disk when `save` is called.
-        """
-        with self._changing:
-            before = len(self)
-            self.parts = self.parts.without(admitted_ids([ids] if isinstance(ids, Integral) else ids, self.parts.ids))
-            return before - len(self)
-
-    def reconstruct(self, id) -> np.ndarray:
-        """Decode the vector of an id, float32 (D,), or those of n ids, (n, D); raises DataError for unknown ids.
-
-        With metric "cosine" they have the length of the codec's training vectors.
-        """
-        wanted = as_ids(np.atleast_1d(np.asarray(id)), None)
-        parts = self.parts
-        decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, "float32")
-        decoded_ND = np.full((len(wanted), self.dim), np.nan, np.float32)
-        found = np.zeros(len(wanted), bool)
-        for segment in parts.segments:
-            positions = np.flatnonzero(np.isin(segment.ids, wanted))
-            positions = positions[np.argsort(segment.ids[positions])]
-            here = np.isin(wanted, segment.ids[positions])
-            rows = positions[np.searchsorted(segment.ids[positions].astype(np.int64), wanted[here])]
-            block = decoder.decode(segment.rows(rows)[0], segment.lists_of(rows))
-            decoded_ND[here] = block.cpu().numpy() if isinstance(block, torch.Tensor) else block
-            found |= here
-        if not found.all():
-            raise DataError(f"id {wanted[~found][0]} is not in the index, which holds {len(parts)} vectors")
-        return decoded_ND if np.ndim(id) else decoded_ND[0]
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write the index to a folder, whole or not at all; an index that is there is replaced."""
@@ -280,16 +214,10 @@ class Index:
 
     def emptied(self) -> "Index":
         """An index with the same codec, tables and options, and no vectors."""
-        return Index(self.codec, replace(self.parts, segments=(), next_id=0))
+        return Index(self.codec, self.parts.emptied())
 
     has_graph = property(lambda self: self.tables.coarse is not None, doc="Whether lists are found by an HNSW graph.")
 
     def with_pairwise(self, pairwise: PairwiseDecoder | None) -> "Index":
         """The same vectors with another decoder for the pairwise stage."""
         return Index(self.codec, replace(self.parts, pairwise=pairwise))
-
-    def missing_ids(self, ids_N: np.ndarray) -> np.ndarray:
-        """Those of some ids that no vector has."""
-        for ids in self.parts.ids:
-            ids_N = ids_N[~np.isin(ids_N, ids)]
-        return ids_N

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from qinco.decoders.pairwise import PairwiseDecoder
+from qinco.search.ids import are_among
 from qinco.search.lists import InvertedLists
 from qinco.search.options import SearchOptions
 from qinco.search.tables import SearchTables
@@ -64,7 +65,7 @@ class IndexParts:
         object.__setattr__(self, "segments", segments)
         if self.next_id < 0:
             largest = max((int(segment.ids.max()) for segment in segments if len(segment)), default=-1)
-            object.__setattr__(self, "next_id", largest + 1)
+            object.__setattr__(self, "next_id", max(0, largest + 1))
 
     def __len__(self) -> int:
         return sum(map(len, self.segments))
@@ -74,8 +75,11 @@ class IndexParts:
     def with_vectors(self, added: InvertedLists, next_id: int) -> "IndexParts":
         return replace(self, segments=merge_small((*self.segments, added)), next_id=next_id)
 
-    def without(self, removed_ids: np.ndarray) -> "IndexParts":
-        masks = [np.isin(ids, removed_ids) for ids in self.ids]
+    def emptied(self) -> "IndexParts":
+        return replace(self, segments=(), next_id=0)
+
+    def without(self, removed: np.ndarray | range) -> "IndexParts":
+        masks = [are_among(ids, removed) for ids in self.ids]
         left = [s.without(mask) if mask.any() else s for s, mask in zip(self.segments, masks, strict=True)]
         segments = merge_small((left[0], *filter(len, left[1:])))
         return replace(self, segments=segments, fitted=self.fitted.without(len(self) - sum(map(len, segments))))

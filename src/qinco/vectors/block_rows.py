@@ -1,6 +1,5 @@
 """Rows that are read a block at a time, and what the readers of HDF5 and Parquet share."""
 
-import threading
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from qinco.errors import ConfigError, DataError, QincoError
+from qinco.forking import new_lock
 from qinco.vectors.mapped import StoredRows
 
 BLOCK_BYTES = 1 << 26  # read or decompressed at once, and kept for the next read
@@ -26,7 +26,7 @@ class BlockRows(StoredRows):
     def __init__(self, shape: tuple[int, int], dtype):
         super().__init__(shape, dtype)
         self._start, self._block = 0, np.empty((0, shape[1]), self.dtype)
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def __getitem__(self, key) -> np.ndarray:
         with self._lock:

@@ -60,7 +60,7 @@ def test_every_task_says_what_is_missing(task):
 
 def test_an_index_is_searched_without_a_database():
     found = resolved("search", "index=i")
-    assert missing(found) == ["queries", "queries_gt"]
+    assert missing(found) == ["queries"]
     assert found["queries"] == (None, "missing, unless db names a data set")
     found = resolved("search", "index=i", "db=deep1M", "nprobe=[4,8]")
     assert not missing(found)

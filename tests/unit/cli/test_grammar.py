@@ -131,8 +131,8 @@ def test_an_index_takes_the_place_of_the_database_and_of_the_model():
     settings = parse_arguments(["search", "index=i", "queries=q", "queries_gt=g", "nprobe=[4,8]", "search.nshort=7"])
     assert (settings["search.nprobe"], settings["search.nshort"]) == ((4, 8), (7,))
     assert parse_arguments(["search", "index=i", "db=deep1M"])["queries"] is None
-    refused(["search", "index=i", "model=m"], "search needs queries=", "or db=", "and queries_gt=")
-    refused(["search"], "search needs model=", "or index=", "and queries_gt=")
+    refused(["search", "index=i", "model=m"], "search needs queries=", "or db=")
+    refused(["search"], "search needs model=", "or index=", "and queries=")
 
 
 def test_what_the_codes_say_is_left_open_in_the_kind_of_an_index():

@@ -1,5 +1,6 @@
 """Codecs of one model and of several: shapes and types of what goes in and out, on every device."""
 
+import signal
 from copy import deepcopy
 
 import numpy as np
@@ -356,3 +357,16 @@ def test_the_alias_makes_and_loads_codecs(tmp_path, product):
     assert ProductCodec.load(tmp_path / "x").fingerprint() == product.fingerprint()
     with pytest.raises(ConfigError, match="must divide the dimension 6, not 4"):
         ProductCodec.fit(random_vectors(40, 6), num_parts=4)
+
+
+def test_an_interrupt_carries_the_codes_so_far(codec):
+    x = random_vectors(1000, 3)
+    codec.block_rows = 300
+
+    def stop(stage, done, total, unit="vector"):
+        if done >= 600:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        codec.encode(x, progress=stop)
+    assert np.array_equal(caught.value.codes.codes, codec.encode(x).codes[:600])

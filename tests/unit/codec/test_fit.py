@@ -332,3 +332,37 @@ def test_a_run_in_another_thread_trains():
 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(fit).result().num_codes == 3
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_an_interrupt_carries_the_best_codec(tmp_path, num_parts):
+    x = random_vectors(400, 4)
+
+    def stop(report):
+        if isinstance(report, EpochReport) and report.epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=r"codec = stop\.codec") as caught:
+        fit(x, epochs=20, num_parts=num_parts, on_report=stop)
+    codec = caught.value.codec
+    assert codec.provenance["epoch"] <= 2 and len(codec.models) == num_parts
+    assert mse(codec, x) < x.var(0).sum()
+    with pytest.raises(KeyboardInterrupt, match="resume=true"):
+        fit(x, epochs=20, num_parts=num_parts, on_report=stop, output=tmp_path / "x.safetensors")
+    part = next(path for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".part_0"))
+    assert Codec.load(part).models[0].fingerprint() == codec.models[0].fingerprint()
+
+
+def test_an_interrupt_before_the_first_validation_carries_no_codec():
+    def stop(report):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(on_report=stop)
+    assert caught.value.codec is None
+
+
+def test_a_run_that_diverges_carries_the_best_codec():
+    with pytest.raises(ConfigError, match="diverged") as caught:
+        fit(lr=1e30, ramp_epochs=0)
+    assert caught.value.codec.provenance["epoch"] == 0

@@ -26,12 +26,14 @@ from qinco.cli.open import check_num_centroids, conditions, mse_scale, open_code
 def build_index(settings, console) -> None:
     codec = None if settings["model"] is None else open_codec(settings)
     check_num_centroids(settings)
+    num_lists = settings["ivf_K"] if settings["ivf_centroids"] is None else None
     begun = time.monotonic()
     done = qinco.build_index(
         open_codes(settings, "encoded_db", codec).limit(settings["ds.db"]), settings["output"], codec=codec,
         train_codes=open_codes(settings, "encoded_trainset", codec).limit(settings["ds.trainset"]),
-        train_vectors=open_trainset(settings), centroids=settings["ivf_centroids"], metric=settings["metric"],
-        pairwise=settings["pairwise_decoder"], num_training=settings["search.aq_training_samples"],
+        train_vectors=open_trainset(settings), centroids=settings["ivf_centroids"], num_lists=num_lists,
+        metric=settings["metric"], pairwise=settings["pairwise_decoder"],
+        num_training=settings["search.aq_training_samples"],
         index_key=settings["search.index_key"] if settings.given("search.index_key") else None,
         overwrite=settings["overwrite"], seed=settings["seed"], progress=console.progress,
     )  # fmt: skip

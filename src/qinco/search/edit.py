@@ -1,0 +1,204 @@
+"""Changes of an index: `EditableIndex` has the methods of `Index` that add, replace, remove and merge vectors."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from qinco.codec.codec import Codec
+from qinco.config import require_int
+from qinco.errors import ConfigError, DataError
+from qinco.forking import new_lock
+from qinco.progress import Progress, ProgressOption, reporting
+from qinco.search.build import fill_lists, prepared
+from qinco.search.fit import assign_decoded
+from qinco.search.ids import MISSING, admitted_ids, as_ids, check_new, id_array, next_ids, range_size
+from qinco.search.parts import IndexParts
+from qinco.search.pipeline import NeuralDecoder
+from qinco.store.codes import Codes
+from qinco.vectors.rows import as_source
+
+
+class EditableIndex:
+    """The vectors of an index and how they change; what may be refused is refused before anything is encoded."""
+
+    def __init__(self, codec: Codec | None, parts: IndexParts):
+        if codec is not None and parts.codec_fingerprint is None:
+            parts = replace(parts, codec_fingerprint=codec.fingerprint())
+        self.codec, self.parts = codec, parts
+        self._changing = new_lock()
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The ids of all vectors, int64 (N,), in ascending order."""
+        return np.sort(np.concatenate(self.parts.ids, dtype=np.int64))
+
+    def add(self, vectors, ids=None, *, progress: ProgressOption = None) -> np.ndarray:
+        """Encode vectors and add them. They are on disk when `save` is called.
+
+        Args:
+            vectors: (N, D) array, tensor, path or VectorSource.
+            ids: (N,) different integers that the index does not hold, of the type int64 but for -1; the next free ones
+                if None.
+            progress: see `qinco.progress`.
+
+        Returns:
+            The ids, int64 (N,).
+        """
+        return self._insert(vectors, ids, False, progress)
+
+    def upsert(self, vectors, ids, *, progress: ProgressOption = None) -> np.ndarray:
+        """Add vectors as `add` does, and let each whose id is there replace that vector: all of them, or none."""
+        if ids is None:
+            raise ConfigError("upsert needs ids, of which those that are there are replaced: give ids, or use add")
+        return self._insert(vectors, ids, True, progress)
+
+    def _insert(self, vectors, ids, replaces: bool, progress: ProgressOption) -> np.ndarray:
+        if self.codec is None:
+            raise ConfigError("the index has no codec to encode with: load it with codec=")
+        source, tables = as_source(vectors), self.parts.tables
+        self.codec.check_dim(source)
+        given = None if ids is None else as_ids(ids, len(source))
+        _free_ids(self.parts, given, len(source), replaces)
+        with reporting(progress) as report:
+            codes = self.codec.encode(prepared(source, tables.metric), progress=report)
+            if not codes.has_lists:
+                codes = codes.with_lists(assign_decoded(self.codec, codes, tables.centroids_VD, report))
+            with self._changing:  # another thread may have added some
+                given = _free_ids(self.parts, given, len(source), replaces)
+                kept = self.parts.without(given) if replaces else self.parts
+                self.parts = _extended(kept, codes, given, report)
+        return given
+
+    def merge_from(self, other: "EditableIndex", add_id: int = 0, *, progress: ProgressOption = None) -> None:
+        """Add the vectors of another index of the same codec and metric, which stays as it is. Nothing is encoded.
+
+        They keep their lists if these are the same, and else come into those nearest to the decoded vectors.
+
+        Args:
+            add_id: what is added to their ids, none of which this index may hold.
+            progress: see `qinco.progress`.
+        """
+        if not isinstance(other, EditableIndex):
+            raise ConfigError(f"an Index is merged from another Index, not from a {type(other).__name__}")
+        require_int("add_id", add_id, -(1 << 62), 1 << 62)
+        parts, added = self.parts, other.parts
+        keeps_lists = _check_mergeable(self.codec, parts, added)
+        ids, codes = _vectors_of(added, add_id)
+        check_new(ids, parts.ids, parts.next_id, f"give add_id={parts.next_id} to shift those of the other")
+        with reporting(progress) as report:
+            if not keeps_lists:
+                bare = codes.with_lists(None)
+                codes = bare.with_lists(assign_decoded(self.codec, bare, parts.tables.centroids_VD, report))
+            with self._changing:
+                check_new(ids, self.parts.ids, self.parts.next_id)
+                self.parts = _extended(self.parts, codes, ids, report)
+
+    def remove(self, ids) -> int:
+        """Remove vectors and return their number; the change is on disk when `save` is called.
+
+        Args:
+            ids: one id, or as `filter` of `search`, also (Q, k) ids that a search returned. Ids that the index does not
+                hold, such as -1, are ignored.
+        """
+        with self._changing:
+            before = len(self.parts)
+            chosen = admitted_ids(ids, self.parts.ids, self.parts.next_id, any_shape=True)
+            self.parts = self.parts.without(chosen)
+            return before - len(self.parts)
+
+    add_with_ids, remove_ids = add, remove  # as faiss calls them
+
+    def reset(self) -> None:
+        """Remove all vectors; codec, tables and options stay, and ids begin at 0 again."""
+        with self._changing:
+            self.parts = self.parts.emptied()
+
+    def reconstruct(self, id) -> np.ndarray:
+        """Decode the vector of an id, float32 (D,), or those of n ids, (n, D), or of ids (Q, k), (Q, k, D).
+
+        Raises DataError for ids that the index does not hold, also for -1 (see `search_and_reconstruct`). With metric
+        "cosine" vectors have the length of the codec's training vectors.
+        """
+        if isinstance(id, range) and range_size(id) > len(self.parts):
+            raise DataError(f"{id} has ids that are not in the index, which holds {len(self.parts)} vectors")
+        return decode_ids(self.codec, self.parts, id_array(id))
+
+    def missing_ids(self, ids_N: np.ndarray) -> np.ndarray:
+        """Those of some ids that no vector has."""
+        for ids in self.parts.ids:
+            ids_N = ids_N[~np.isin(ids_N, ids)]
+        return ids_N
+
+
+def decode_ids(codec: Codec | None, parts: IndexParts, ids: np.ndarray, *, skips_unknown: bool = False) -> np.ndarray:
+    """The decoded vectors of ids of any shape, float32 (..., D); unknown ones are a DataError, or NaN if skipped."""
+    wanted, places, is_known = ids.ravel(), [], np.zeros(ids.size, bool)
+    for segment in parts.segments:
+        positions = np.flatnonzero(np.isin(segment.ids, wanted))
+        positions = positions[np.argsort(segment.ids[positions])]
+        here = np.isin(wanted, segment.ids[positions])
+        places.append(
+            (segment, here, positions[np.searchsorted(segment.ids[positions].astype(np.int64), wanted[here])])
+        )
+        is_known |= here
+    if not (is_known.all() or skips_unknown):
+        raise DataError(f"id {wanted[~is_known][0]} is not in the index, which holds {len(parts)} vectors")
+    decoder = parts.tables.lookup if codec is None else NeuralDecoder(codec, "float32")
+    decoded_ND = np.full((len(wanted), parts.tables.lookup.dim), np.nan, np.float32)
+    for segment, here, rows in places:
+        block = decoder.decode(segment.rows(rows)[0], segment.lists_of(rows))
+        decoded_ND[here] = block.cpu().numpy() if isinstance(block, torch.Tensor) else block
+    return decoded_ND.reshape(*ids.shape, -1) if ids.size else np.empty((*ids.shape, decoded_ND.shape[1]), np.float32)
+
+
+def _free_ids(parts: IndexParts, ids: np.ndarray | None, count: int, replaces: bool) -> np.ndarray:
+    """The ids of vectors to come: those given, which must be new unless they replace others, or the next ones."""
+    if ids is None:
+        return next_ids(parts.next_id, count)
+    if not replaces:
+        check_new(ids, parts.ids, parts.next_id)
+    return ids
+
+
+def _extended(parts: IndexParts, codes: Codes, ids: np.ndarray, report: Progress) -> IndexParts:
+    """An index with further vectors, whose codes have the lists that they go to."""
+    if not len(ids):
+        return parts
+    return parts.with_vectors(fill_lists(parts.tables, codes, ids, report), max(parts.next_id, int(ids.max()) + 1))
+
+
+def _check_mergeable(codec: Codec | None, parts: IndexParts, other: IndexParts) -> bool:
+    """Whether lists stay what they are; raises DataError for indexes of another codec, metric or kind of lists."""
+    one, two = parts.tables, other.tables
+    is_same = parts.codec_fingerprint == other.codec_fingerprint
+    if parts.codec_fingerprint is None:  # without a codec its tables tell
+        is_same = is_same and np.array_equal(one.lookup.tables_MKD, two.lookup.tables_MKD)
+    if not is_same:
+        raise DataError("the other index holds codes of another codec: add its vectors instead, which encodes them")
+    lengths = one.metric.unit_length, two.metric.unit_length
+    if one.metric.name != two.metric.name or not np.isclose(*lengths, rtol=0.01):
+        raise DataError(f"the other index is of {two.metric}, this one of {one.metric}: build one of the same metric")
+    if one.partition_VD is None or two.partition_VD is None:  # lists are a part of the codes
+        if one.num_lists != two.num_lists or one.partition_VD is not two.partition_VD:
+            raise DataError(f"the other index has {two.num_lists} lists that belong to its codes, and this one has "
+                            f"{one.num_lists} of its own: build one of the same centroids")  # fmt: skip
+        return True
+    keeps_lists = np.array_equal(one.partition_VD, two.partition_VD)
+    if not keeps_lists and codec is None and one.num_lists > 1:
+        raise ConfigError("the index has no codec to decode with, and the other has other lists: load it with codec=")
+    return keeps_lists
+
+
+def _vectors_of(parts: IndexParts, add_id: int) -> tuple[np.ndarray, Codes]:
+    """Ids, with a number added, and codes with lists of all vectors."""
+    blocks = [block for segment in parts.segments for block in segment.blocks()]
+    none = np.empty((0, parts.tables.lookup.num_codes), np.uint8), np.empty(0, np.int32), np.empty(0, np.int64)
+    codes_NM, lists_N, ids_N = (
+        np.concatenate([first, *(block[place] for block in blocks)], dtype=first.dtype)
+        for first, place in zip(none, (0, 2, 3), strict=True)
+    )
+    ends = (int(ids_N.min()) + add_id, int(ids_N.max()) + add_id) if len(ids_N) else (0, 0)
+    if not -(1 << 63) <= ends[0] <= ends[1] < 1 << 63 or MISSING in ids_N + add_id:
+        raise DataError(f"add_id={add_id} makes -1, or numbers beyond 64 bits, of ids of the other: give another")
+    return ids_N + add_id, Codes(codes_NM, lists_N)
