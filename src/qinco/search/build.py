@@ -13,13 +13,12 @@ from qinco.atomic import check_output
 from qinco.codec.codec import Codec
 from qinco.compat.faiss_files import FaissIndex, check_index_key, write_faiss
 from qinco.config import MAX_LISTS, require_int
-from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.errors import ConfigError, DataError
+from qinco.decoders.lookup import LookupDecoder
+from qinco.errors import ConfigError
 from qinco.maths.clustering import coarse_kmeans
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, check_same_codec, open_codes
 from qinco.search.fit import FitSample, assign_decoded, draw_sample, fit_lookup, open_pairwise, sample_rows
-from qinco.search.ids import as_ids
 from qinco.search.index_file import put_parts
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
 from qinco.search.metric import Metric
@@ -31,7 +30,7 @@ from qinco.store.code_files import is_directory, is_folder
 from qinco.store.codes import Codes
 from qinco.store.folder import check_folder_output, write_folder
 from qinco.store.manifest import MANIFEST, is_kind
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource
 
 FAISS_SUFFIX = ".faissindex"
 _CLUSTER_ROWS_EACH, MIN_ROWS_EACH = 256, 39  # vectors of a list
@@ -67,8 +66,8 @@ def partition(
 
 
 def fit_tables(
-    sample: FitSample, codebook_size: int, centroids_VD, metric: Metric, adds_centroids: bool, report: Progress = silent,
-    lookup: LookupDecoder | None = None,
+    sample: FitSample, codebook_size: int, centroids_VD, metric: Metric, adds_centroids: bool,
+    report: Progress = silent, lookup: LookupDecoder | None = None,
 ) -> SearchTables:  # fmt: skip
     """Fitted parts of an index; with `adds_centroids` (IVF codecs) codes say what the centroids do not."""
     if lookup is None:

@@ -12,7 +12,14 @@ from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.progress import Progress
 from qinco.search.build import (
-    FIT_ROWS, MIN_ROWS_EACH, choose_num_lists, fill_lists, fit_tables, metric_of_codec, partition, prepared,
+    FIT_ROWS,
+    MIN_ROWS_EACH,
+    choose_num_lists,
+    fill_lists,
+    fit_tables,
+    metric_of_codec,
+    partition,
+    prepared,
 )  # fmt: skip
 from qinco.search.fit import FitSample, assign_decoded, codes_of_codec, sample_rows
 from qinco.search.ids import as_ids
@@ -53,7 +60,7 @@ def build_parts(
 
 @contextmanager
 def encoded(codec: Codec, source: VectorSource, metric: Metric, codes, report: Progress) -> Iterator[Codes]:
-    """Yield the codes of vectors, of which the first may be given; what interrupts this carries those that there are."""
+    """Yield the codes of vectors, of which the first may be given; an interrupt carries those that there are."""
     found = codec.encode(source.limit(0)) if codes is None else codec.check_codes(codes)
     if len(found) > len(source):
         raise DataError(f"there are {len(found)} codes for {len(source)} vectors: give those of the first vectors")
@@ -66,8 +73,11 @@ def encoded(codec: Codec, source: VectorSource, metric: Metric, codes, report: P
         if hasattr(stop, "codes"):  # of the rest
             found = Codes.concatenate([found, stop.codes])
         vars(stop)["codes"] = found
-        stop.args = (f"{len(found):,} of {len(source):,} vectors are encoded: call it again with codes=, the attribute "
-                     "`codes` of this exception (in Jupyter sys.last_value.codes), to encode the others only",)  # fmt: skip
+        stop.args = (
+            f"{len(found):,} of {len(source):,} vectors are encoded, and their codes are in the exception: "
+            "`except KeyboardInterrupt as stop: codes = stop.codes`, in Jupyter `import sys; codes = "
+            "sys.last_value.codes`; call this again with codes=codes to go on",
+        )
         raise
 
 

@@ -13,9 +13,9 @@ from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption, reporting
-from qinco.search.build import build_parts
 from qinco.search.edit import EditableIndex
 from qinco.search.faiss_index import from_faiss
+from qinco.search.grow import build_parts
 from qinco.search.ids import admitted_ids
 from qinco.search.index_file import load_parts, save_parts
 from qinco.search.measure.evaluate import evaluate_index
@@ -31,7 +31,7 @@ def _part(name: str, doc: str) -> property:
 
     def change(self, value) -> None:
         with self._changing:
-            self.parts = replace(self.parts, **{name: value})
+            self.parts = self.parts.given(name, value)
 
     return property(lambda self: getattr(self.parts, name), change, doc=doc)
 
@@ -96,11 +96,11 @@ class Index(EditableIndex):
     @classmethod
     def build(
         cls, codec: Codec, vectors, num_lists: int | None = None, ids=None, pairwise: bool = False, *,
-        metric: str = "l2", seed: int = 0, progress: ProgressOption = None,
+        metric: str = "l2", seed: int = 0, codes=None, progress: ProgressOption = None,
     ) -> "Index":  # fmt: skip
         """Encode vectors and make an index of them in memory. `build_index` makes one from code files of any size.
 
-        The look-up tables are fitted to these vectors and not by `add`: begin with a hundred thousand or more.
+        It may begin with a few vectors and grow: see `add`.
 
         Args:
             codec: Codec of at most 256 codewords a step.
@@ -111,10 +111,21 @@ class Index(EditableIndex):
             pairwise: also fit a PairwiseDecoder, whose tables take 2 · M · K² · D numbers of 2 bytes.
             metric: "l2", "inner_product" or "cosine".
             seed: of the partition and of the samples that tables are fitted to.
+            codes: of the first vectors, which are not encoded again: those of an interrupted call.
             progress: see `qinco.progress`.
+
+        Raises:
+            KeyboardInterrupt: with an attribute `codes`, those of the first vectors.
+
+        Example:
+            >>> try:
+            ...     index = Index.build(codec, vectors)
+            ... except KeyboardInterrupt as stop:
+            ...     codes = stop.codes
+            >>> index = Index.build(codec, vectors, codes=codes)
         """
         with reporting(progress) as report:
-            return cls(codec, build_parts(codec, vectors, num_lists, ids, pairwise, metric, seed, report))
+            return cls(codec, build_parts(codec, vectors, num_lists, ids, pairwise, metric, seed, codes, report))
 
     def search(
         self, queries, k: int = 10, nprobe: int | None = None, num_short: int | None = None, filter=None, *,
@@ -220,4 +231,4 @@ class Index(EditableIndex):
 
     def with_pairwise(self, pairwise: PairwiseDecoder | None) -> "Index":
         """The same vectors with another decoder for the pairwise stage."""
-        return Index(self.codec, replace(self.parts, pairwise=pairwise))
+        return Index(self.codec, self.parts.given("pairwise", pairwise))

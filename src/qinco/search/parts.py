@@ -11,7 +11,6 @@ from qinco.search.lists import InvertedLists
 from qinco.search.options import SearchOptions
 from qinco.search.tables import SearchTables
 
-
 _FITTED = ("tables", "lists", "pairwise")
 
 
@@ -36,10 +35,6 @@ class Fitted:
         """After the removal of vectors, which may have been any."""
         counts = {name: getattr(self, name) for name in _FITTED}
         return replace(self, **{name: count and max(0, count - removed) for name, count in counts.items()})
-
-    def given(self, *parts: str) -> "Fitted":
-        """With parts that a user has given."""
-        return replace(self, **dict.fromkeys({*parts} & {*_FITTED}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +70,13 @@ class IndexParts:
     def with_vectors(self, added: InvertedLists, next_id: int) -> "IndexParts":
         return replace(self, segments=merge_small((*self.segments, added)), next_id=next_id)
 
+    def given(self, name: str, value) -> "IndexParts":
+        """With another value of a field; what is fitted to vectors is not fitted again then."""
+        kept = {"tables": ("tables", "lists"), "pairwise": ("pairwise",)}.get(name, ())
+        return replace(self, **{name: value}, fitted=replace(self.fitted, **dict.fromkeys(kept)))
+
     def emptied(self) -> "IndexParts":
-        return replace(self, segments=(), next_id=0)
+        return replace(self, segments=(), next_id=0, fitted=self.fitted.without(len(self)))
 
     def without(self, removed: np.ndarray | range) -> "IndexParts":
         masks = [are_among(ids, removed) for ids in self.ids]
