@@ -94,8 +94,12 @@ class EditableIndex:
         check_new(ids, parts.ids, parts.next_id, f"give add_id={parts.next_id} to shift those of the other")
         with reporting(progress) as report, self._changing:
             check_new(ids, self.parts.ids, self.parts.next_id)
-            codes = codes if _check_mergeable(self.codec, self.parts, added) else codes.with_lists(None)
-            self.parts = extended(self.codec, self.parts, codes, ids, report)
+            parts = self.parts
+            if not _check_mergeable(self.codec, parts, added):
+                codes = codes.with_lists(None)
+            elif np.array_equal(parts.tables.lookup.tables_MKD, added.tables.lookup.tables_MKD):
+                parts = replace(parts, fitted=parts.fitted.merged(added.fitted))
+            self.parts = extended(self.codec, parts, codes, ids, report)
 
     def remove(self, ids) -> int:
         """Remove vectors and return their number; the change is on disk when `save` is called.

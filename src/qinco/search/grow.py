@@ -61,7 +61,11 @@ def build_parts(
 @contextmanager
 def encoded(codec: Codec, source: VectorSource, metric: Metric, codes, report: Progress) -> Iterator[Codes]:
     """Yield the codes of vectors, of which the first may be given; an interrupt carries those that there are."""
-    found = codec.encode(source.limit(0)) if codes is None else codec.check_codes(codes)
+    if codes is None:
+        codes = np.empty((0, codec.num_codes), np.uint8), np.empty(0, np.int32) if codec.is_ivf else None
+        found = Codes(*codes)
+    else:
+        found = codec.check_codes(codes)
     if len(found) > len(source):
         raise DataError(f"there are {len(found)} codes for {len(source)} vectors: give those of the first vectors")
     try:

@@ -89,7 +89,8 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     try:
         metric = Metric(settings["metric"], float(settings["radius"]))
         options, next_id, fingerprint = SearchOptions(**settings["options"]), settings["next_id"], settings["codec"]
-        fitted = Fitted(**settings.get("fitted", {"tables": arrays["ids"].size}))  # older indexes do not say it
+        there = arrays["ids"].size if "ids" in arrays else 0
+        fitted = Fitted(**settings.get("fitted", {"tables": there}))  # older indexes do not say it
         for name, count in asdict(fitted).items():
             require_int(f"fitted {name}", 0 if count is None else count, 0)
         num_lists, num_codes, codebook_size, dim = (settings[name] for name in _SIZES)

@@ -33,8 +33,14 @@ class Fitted:
 
     def without(self, removed: int) -> "Fitted":
         """After the removal of vectors, which may have been any."""
-        counts = {name: getattr(self, name) for name in _FITTED}
-        return replace(self, **{name: count and max(0, count - removed) for name, count in counts.items()})
+        return self._changed({name: max(0, (getattr(self, name) or 0) - removed) for name in _FITTED})
+
+    def merged(self, other: "Fitted") -> "Fitted":
+        """With the vectors of an index of the same parts."""
+        return self._changed({name: (getattr(self, name) or 0) + (getattr(other, name) or 0) for name in _FITTED})
+
+    def _changed(self, counts: dict[str, int]) -> "Fitted":
+        return replace(self, **{name: count for name, count in counts.items() if getattr(self, name) is not None})
 
 
 @dataclass(frozen=True, eq=False)
