@@ -21,6 +21,13 @@ MAX_LISTS = (1 << 31) - 1
 PRECISIONS = ("auto", "float32", "bf16")
 ENGINE_MODULES = {"native": "qinco.engines.native_engine", "torch": "qinco.engines.torch_engine"}  # best first
 ENGINES = ("auto", *ENGINE_MODULES)
+METRICS = ("l2", "inner_product", "cosine")
+# As faiss, ann-benchmarks and others call them, in lower case and with underscores.
+METRIC_SPELLINGS = {
+    **dict.fromkeys(("euclidean", "squared_l2", "sqeuclidean", "metric_l2", "1"), "l2"),
+    **dict.fromkeys(("ip", "dot", "dot_product", "metric_inner_product", "0"), "inner_product"),
+    **dict.fromkeys(("angular", "cos", "cosine_similarity"), "cosine"),
+}
 
 
 def option(

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -67,6 +68,28 @@ def test_trains_evaluates_encodes_decodes_and_searches(folder, capsys):
     assert 0.05 < shares["1"] <= shares["10"] <= shares["100"] <= 1
     times = run_json(capsys, "eval_time", model, f"db={folder}/base.npy", "threads=1")
     assert times["encode_us"] > 0 and times["decode_us"] > 0 and times["threads"] == 1
+
+
+def test_the_metric_that_a_file_states_is_used_and_another_one_is_warned_of(folder, tmp_path, capsys):
+    base, queries = (qinco.open_vectors(folder / name)[:] for name in ("base.npy", "query.fvecs"))
+    ids = qinco.exhaustive_search(queries, base, 10, metric="cosine")[1]
+    with h5py.File(tmp_path / "angular.hdf5", "w") as file:
+        file.attrs["distance"] = "angular"
+        file["train"], file["test"], file["neighbors"] = base, queries, ids
+    path, codec = tmp_path / "angular.hdf5", qinco.Codec.load(folder / "codec.safetensors", "cpu")
+    command = [
+        "search",
+        f"model={folder}/codec.safetensors",
+        f"db={path}",
+        f"queries={path}:test",
+        f"queries_gt={path}",
+    ]
+    for given, metric in ([], "cosine"), (["metric=IP"], "inner_product"):
+        assert (found := run_json(capsys, *command, *given))["metric"] == metric
+        wanted = qinco.exhaustive_recall(codec, base, queries, ids, metric=metric)
+        assert found["recall"] == {str(rank): share for rank, share in wanted.items()}
+    assert main([*command, "metric=euclidean"]) == 0
+    assert "'angular'" in (said := capsys.readouterr().err) and "metric=l2" in said
 
 
 def test_validation_set_is_the_end_of_the_training_set(folder, capsys):

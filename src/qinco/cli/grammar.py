@@ -289,7 +289,8 @@ def _parse(key: Key, text: str):
         case "switch":
             return {"true": True, "false": False}[text.lower()]
         case "choice":
-            return ({name: name for name in (*key.choices, *key.spellings.values())} | dict(key.spellings))[text]
+            values = {name: name for name in (*key.choices, *key.spellings.values())} | dict(key.spellings)
+            return values[text if text in values else text.lower()]
         case "share" if match := _SHARE.fullmatch(text):
             share = int(match[1]), int(match[2])
             if 1 <= share[1] >= share[0]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, get_args
 
-from qinco.config import PRESETS, EncodeOptions, ModelConfig, field_keys
+from qinco.config import METRIC_SPELLINGS, METRICS, PRESETS, EncodeOptions, ModelConfig, field_keys
 from qinco.search.options import SearchOptions
 from qinco.training.options import RECIPES, TrainOptions
 
@@ -185,6 +185,8 @@ SHARED = {
         Key("recipe", "choice", "default", "paper: the published recipe", choices=RECIPES),
         Key("decoder", "choice", "neural", "what decodes; with index=: the last stage",
             choices=("neural", "lookup", "pairwise")),
+        Key("metric", "choice", None, "of neighbours; by default what an HDF5 file states, or else l2", choices=METRICS,
+            spellings=METRIC_SPELLINGS),
         Key("prefix", "integer", None, "use only so many codes of each vector"),
         Key("search.aq_training_samples", "integer", 1_000_000, "vectors to fit look-up and pair tables to, at most"),
         *(key_of_field(options, name) for options in OPTIONS[:3] for name in field_keys(options)),

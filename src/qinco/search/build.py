@@ -21,7 +21,7 @@ from qinco.search.code_file import CodeFile, check_same_codec, open_codes
 from qinco.search.fit import FitSample, assign_decoded, draw_sample, fit_lookup, open_pairwise, sample_rows
 from qinco.search.index_file import put_parts
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
-from qinco.search.metric import Metric
+from qinco.search.metric import Metric, choose_metric
 from qinco.search.options import SearchOptions
 from qinco.search.parts import Fitted, IndexParts
 from qinco.search.scan import ENTRIES
@@ -119,12 +119,13 @@ class BuiltIndex:
     bytes_per_vector: float
     mse_lookup: float
     seconds_by_stage: dict[str, float]
+    metric: str
 
 
 def build_index(
     codes, output: str | os.PathLike, *, codec: Codec | None = None, train_codes=None, train_vectors=None,
     centroids=None, num_lists: int | None = None, num_codes: int | None = None, codebook_size: int | None = None,
-    metric: str = "l2", pairwise=None, num_training: int | None = None, index_key: str | None = None,
+    metric: str | None = None, pairwise=None, num_training: int | None = None, index_key: str | None = None,
     overwrite: bool = False, seed: int = 0, progress: ProgressOption = None,
 ) -> BuiltIndex:  # fmt: skip
     """Build an index from codes of any size, in bounded memory: lists are written straight to disk.
@@ -141,7 +142,8 @@ def build_index(
         centroids: (V, D) of the lists, or a path; those of an IVF codec if None.
         num_lists: V: partition the reconstructions by k-means instead. For codes without lists.
         num_codes, codebook_size: M and K, for files that do not say them.
-        metric: "l2", "inner_product", or "cosine", for which vectors must have one length.
+        metric: "l2", "inner_product", or "cosine", for which vectors must have one length; if None what the file of the
+            training vectors states, else "l2".
         pairwise: PairwiseDecoder or the path of one, for the pairwise stage.
         num_training: training vectors drawn to fit to; a million if None.
         index_key: faiss's name of the .faissindex file's kind; `${ivf_K}`, `${M}` and `${K}` are replaced.
@@ -154,7 +156,7 @@ def build_index(
         >>> qinco.build_index("base_codes", "index", codec=codec, train_codes="codes", train_vectors="train.fvecs")
         >>> index = qinco.Index.load("index")
     """
-    output = Path(output)
+    output, metric = Path(output), choose_metric(metric, train_vectors)
     is_faiss = _check_output(output, metric, pairwise, index_key, overwrite)
     database = open_codes(codes, codec, num_codes, codebook_size)
     train = database if train_codes is None else open_codes(train_codes, codec, num_codes, codebook_size)
@@ -209,7 +211,7 @@ def build_index(
                 writer.put("starts", lists.starts)
             bytes_each = lists.nbytes / len(lists)
     seconds = {"tables": fitted - begun, "vectors": time.monotonic() - fitted}
-    return BuiltIndex(str(output), len(database), len(centroids_VD), bytes_each, mse, seconds)
+    return BuiltIndex(str(output), len(database), len(centroids_VD), bytes_each, mse, seconds, metric)
 
 
 def _assigned(database: CodeFile, codec: Codec | None, centroids_VD: np.ndarray, scratch, report: Progress) -> CodeFile:
@@ -230,7 +232,7 @@ def _one_length(sample: FitSample) -> float:
     low, high = float(lengths.min()), float(lengths.max())
     if not 0 < high * (1 - _MAX_LENGTH_SPREAD) <= low:
         raise ConfigError(f"metric=cosine is for codes of vectors of one length, and {sample.name} has {low:.4g} to "
-                          f"{high:.4g}: divide vectors by their lengths before they are encoded")  # fmt: skip
+                          f"{high:.4g}: encode vectors of one length, or give metric=l2")  # fmt: skip
     return float(lengths.mean())
 
 
@@ -244,7 +246,6 @@ def _index_key(index_key: str | None, num_lists: int, file: CodeFile) -> str:
 
 def _check_output(output: Path, metric: str, pairwise, index_key: str | None, overwrite: bool) -> bool:
     """Whether the index is to be a faiss file; raises ConfigError unless `output` can be that or a folder."""
-    Metric(metric)
     if output.suffix.lower() == FAISS_SUFFIX and not is_directory(output):
         if metric == "cosine" or pairwise is not None:
             raise ConfigError("faiss files store no metric=cosine or pairwise_decoder=: write a folder, output=NAME")

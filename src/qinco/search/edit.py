@@ -12,6 +12,7 @@ from qinco.forking import new_lock
 from qinco.progress import ProgressOption, reporting
 from qinco.search.grow import encoded, extended
 from qinco.search.ids import MISSING, admitted_ids, as_ids, check_new, id_array, next_ids, range_size
+from qinco.search.metric import choose_metric
 from qinco.search.parts import IndexParts
 from qinco.search.pipeline import NeuralDecoder
 from qinco.store.codes import Codes
@@ -64,6 +65,7 @@ class EditableIndex:
             raise ConfigError("the index has no codec to encode with: load it with codec=")
         source, metric = as_source(vectors), self.parts.tables.metric
         self.codec.check_dim(source)
+        choose_metric(None, vectors, own=tables.metric.name)
         given = None if ids is None else as_ids(ids, len(source))
         _free_ids(self.parts, given, len(source), replaces)
         with (

@@ -11,7 +11,7 @@ from qinco.errors import DataError
 from qinco.maths.devices import to_device
 from qinco.maths.distances import smallest, squared_distances
 from qinco.progress import ProgressOption, reporting
-from qinco.search.metric import L2, Metric
+from qinco.search.metric import L2, Metric, choose_metric
 from qinco.store.codes import Codes
 from qinco.vectors.rows import as_source
 
@@ -21,8 +21,9 @@ _DEVICE_DISTANCES = 1 << 27  # a device needs more of them to be busy
 
 
 def exhaustive_search(
-    queries, vectors, k: int = 10, *, metric: str = "l2", device: str | None = None, progress: ProgressOption = None
-) -> tuple[np.ndarray, np.ndarray]:
+    queries, vectors, k: int = 10, *, metric: str | None = None, device: str | None = None,
+    progress: ProgressOption = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Compare each query with all vectors, in bounded memory.
 
     Args:
@@ -30,7 +31,7 @@ def exhaustive_search(
         vectors: (N, D), of the same kinds; or a pair (decoder, codes) of a Codec, LookupDecoder or PairwiseDecoder and
             the Codes (N, M) that it decodes.
         k: R, results for each query.
-        metric: "l2", "inner_product" or "cosine".
+        metric: "l2", "inner_product" or "cosine"; if None what the files state (ann-benchmarks' HDF5), else "l2".
         device: where distances are computed; the codec's device, or the processor, if None.
         progress: see `qinco.progress`.
 
@@ -43,7 +44,7 @@ def exhaustive_search(
         >>> _, found = exhaustive_search(queries, (codec, codes), k=10)
     """
     require_int("k", k, 1, (1 << 31) - 1)
-    source, measure = as_source(queries, "queries"), Metric(metric)
+    source, measure = as_source(queries, "queries"), Metric(choose_metric(metric, queries, vectors))
     queries_QD = np.concatenate([np.empty((0, source.dim), np.float32), *(x for _, x in source.blocks(_BLOCK_ROWS))])
     if isinstance(vectors, tuple):
         decoder, database = vectors[0], Codes.of(vectors[1])

@@ -23,7 +23,7 @@ from qinco.search.build import (
 )  # fmt: skip
 from qinco.search.fit import FitSample, assign_decoded, codes_of_codec, sample_rows
 from qinco.search.ids import as_ids
-from qinco.search.metric import Metric
+from qinco.search.metric import Metric, choose_metric
 from qinco.search.parts import Fitted, IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.store.codes import Codes
@@ -33,7 +33,7 @@ PAIRWISE_ROWS = 300_000
 
 
 def build_parts(
-    codec: Codec, vectors, num_lists: int | None, ids, pairwise: bool, metric: str, seed: int, codes: Codes | None,
+    codec: Codec, vectors, num_lists: int | None, ids, pairwise: bool, metric: str | None, seed: int, codes,
     report: Progress,
 ) -> IndexParts:  # fmt: skip
     """Encode vectors and build an index of them in memory: see `Index.build`."""
@@ -52,7 +52,7 @@ def build_parts(
     if not codec.is_ivf:
         choose_num_lists(num_lists, len(source))
     ids = range(len(source)) if ids is None else as_ids(ids, len(source))
-    measure = metric_of_codec(metric, codec)
+    measure = metric_of_codec(choose_metric(metric, vectors), codec)
     with encoded(codec, source, measure, codes, report) as codes:
         fitted = Fitted(0, None if codec.is_ivf else 0, 0 if pairwise else None, num_lists, seed)
         return _fit(codec, None, codes, ids, measure, fitted, report)

@@ -20,10 +20,12 @@ from qinco.search.ids import admitted_ids
 from qinco.search.index_file import load_parts, save_parts
 from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.timing import tune
+from qinco.search.metric import choose_metric
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
 from qinco.search.parts import IndexParts
-from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, plan_stages, search_queries
+from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, plan_stages, search_queries
 from qinco.search.scan import make_filter
+from qinco.vectors.rows import as_queries
 
 
 def _part(name: str, doc: str) -> property:
@@ -96,7 +98,7 @@ class Index(EditableIndex):
     @classmethod
     def build(
         cls, codec: Codec, vectors, num_lists: int | None = None, ids=None, pairwise: bool = False, *,
-        metric: str = "l2", seed: int = 0, codes=None, progress: ProgressOption = None,
+        metric: str | None = None, seed: int = 0, codes=None, progress: ProgressOption = None,
     ) -> "Index":  # fmt: skip
         """Encode vectors and make an index of them in memory. `build_index` makes one from code files of any size.
 
@@ -109,7 +111,7 @@ class Index(EditableIndex):
                 None. An IVF codec has its own lists.
             ids: (N,) different integers from 0 on; 0 to N − 1 if None.
             pairwise: also fit a PairwiseDecoder, whose tables take 2 · M · K² · D numbers of 2 bytes.
-            metric: "l2", "inner_product" or "cosine".
+            metric: "l2", "inner_product" or "cosine"; if None what the file states (ann-benchmarks' HDF5), else "l2".
             seed: of the partition and of the samples that tables are fitted to.
             codes: of the first vectors, which are not encoded again: those of an interrupted call.
             progress: see `qinco.progress`.
@@ -136,7 +138,7 @@ class Index(EditableIndex):
         Args:
             queries: (Q, D) array, tensor, path or VectorSource; or one query (D,), which gives results (k,).
             k: results for each query.
-            nprobe: lists that are scanned.
+            nprobe: lists that are scanned; more, where these hold fewer than k vectors.
             num_short: vectors that the network decodes, at least k; 0: none, distances are those of the tables.
             filter: ids that may be found: an array or column, set, range or slice of them, or a faiss.IDSelector. More
                 lists are scanned until `num_short` such vectors are found or no list is left.
@@ -156,6 +158,7 @@ class Index(EditableIndex):
             given["num_mid"] = None  # it was fitted to another length
         options = replace(self.options, **given)
         source, is_single = as_queries(queries)
+        choose_metric(None, queries, own=self.metric)
         if source.dim != self.dim:
             raise DataError(f"{source.name} have {source.dim} dimensions, the index holds vectors of {self.dim}")
         parts = self.parts
@@ -176,7 +179,8 @@ class Index(EditableIndex):
 
         def scan(queries_QD: np.ndarray, length: int):
             threads = torch.get_num_threads()
-            return parts.tables.shortlist(queries_QD, length, options, parts.segments, admitted, threads)
+            least = min(k, count) if fills else 0
+            return parts.tables.shortlist(queries_QD, length, options, parts.segments, admitted, threads, least)
 
         neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
         length, stages = plan_stages(options, k, None if decoder == "lookup" else parts.pairwise, neural)
@@ -203,20 +207,22 @@ class Index(EditableIndex):
         return cls(*load_parts(folder, mmap, codec, device))
 
     def tune(
-        self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, *, progress: ProgressOption = None
-    ) -> SearchOptions:
+        self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, *, metric: str | None = None,
+        progress: ProgressOption = None,
+    ) -> SearchOptions:  # fmt: skip
         """Find the fastest options that reach a recall, and keep them as `options`, which `save` stores.
 
         Args:
             queries: (Q, D), as `search` takes them; a thousand give a reliable figure.
-            ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first.
+            ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first, as for `qinco.sweep`.
             target_recall: share of queries whose nearest neighbour must be among the first k results, above 0.
             k: results that are counted.
+            metric: of the ground truth, which must be that of the index.
 
         Raises:
             ConfigError: no options reach the target; the message says what recall is reached.
         """
-        self.options = tune(self, queries, ground_truth, target_recall, k, progress)
+        self.options = tune(self, queries, ground_truth, target_recall, k, progress, metric=metric)
         return self.options
 
     def evaluate(self, vectors, num_queries: int | None = None, *, progress: ProgressOption = None) -> dict:

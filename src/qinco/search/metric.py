@@ -1,16 +1,21 @@
-"""The metrics of an index: squared L2 distance, inner product, cosine similarity.
+"""The metrics of neighbours: squared L2 distance, inner product, cosine similarity.
 
 Internally all are values of which the smallest are nearest. Shape suffixes: N vectors or pairs, D dimension.
 """
 
+import logging
+import os
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
+from qinco.config import METRIC_SPELLINGS, METRICS
 from qinco.errors import ConfigError
+from qinco.vectors.formats import stated_metric
+from qinco.vectors.rows import VectorSource
 
-METRICS = ("l2", "inner_product", "cosine")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,7 @@ class Metric:
     """A metric by its name.
 
     Args:
-        name: "l2", "inner_product" or "cosine".
+        name: "l2", "inner_product" or "cosine"; or another name of it, such as "euclidean", "ip" or "angular".
         unit_length: for "cosine", that vectors are scaled to before they are encoded: as of the training vectors.
     """
 
@@ -26,8 +31,9 @@ class Metric:
     unit_length: float = 1.0
 
     def __post_init__(self):
-        if self.name not in METRICS:
+        if (name := metric_name(self.name)) is None:
             raise ConfigError(f"metric must be one of {', '.join(METRICS)}, not {self.name!r}")
+        object.__setattr__(self, "name", name)
 
     @property
     def scans_inner_products(self) -> bool:
@@ -61,6 +67,36 @@ class Metric:
         if self.name == "inner_product":
             return -values
         return np.where(np.isinf(values), -np.inf, 1 - values / (2 * self.unit_length**2)).astype(np.float32)
+
+
+def metric_name(text) -> str | None:
+    """The one of METRICS that has a name, in any spelling; None if there is none."""
+    word = str(text).lower().replace("-", "_").replace(" ", "_")
+    return word if word in METRICS else METRIC_SPELLINGS.get(word)
+
+
+def choose_metric(given: str | None, *sources, own: str | None = None) -> str:
+    """The metric of a call: `given`, or that of an index (`own`), or what the files of `sources` state, or "l2".
+
+    Files that state another one are warned about. Raises ConfigError where `given` and `own` differ, or where files
+    leave no metric to choose.
+    """
+    given = given if given is None else Metric(given).name
+    if given and own and given != own:
+        raise ConfigError(f"metric={given}, and the index compares by {own}: leave metric= out, or build the index "
+                          f"with metric={given}")  # fmt: skip
+    paths = (source.name if isinstance(source, VectorSource) else source for source in sources)
+    stated = {str(path): stated_metric(path) for path in paths if isinstance(path, str | os.PathLike)}
+    stated = {path: word for path, word in stated.items() if word is not None}
+    found = {metric_name(word) for word in stated.values()}
+    chosen = given or own or (found.pop() if len(found) == 1 else None if found else "l2")
+    words = [f"{path} states the distance {word!r}" for path, word in stated.items()]
+    if chosen is None:
+        raise ConfigError(f"{' and '.join(words)}: choose metric={', metric='.join(METRICS)}")
+    for word, text in zip(stated.values(), words, strict=True):
+        if metric_name(word) != chosen:
+            log.warning("%s, and neighbours are compared by metric=%s", text, chosen)
+    return chosen
 
 
 def _products(a_ND: np.ndarray | Tensor, b_ND: np.ndarray | Tensor) -> np.ndarray:

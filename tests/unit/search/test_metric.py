@@ -1,8 +1,10 @@
+import h5py
 import numpy as np
 import pytest
 
 from qinco.errors import ConfigError
-from qinco.search.metric import METRICS, Metric
+from qinco.search.metric import METRICS, Metric, choose_metric
+from qinco.vectors.rows import open_vectors
 
 GENERATOR = np.random.default_rng(0)
 Q_ND, X_ND = (GENERATOR.standard_normal((50, 7)).astype(np.float32) * scale for scale in (2, 3))
@@ -66,6 +68,35 @@ def test_values_that_are_not_finite_stay_so():
 
 def test_shortlists_of_cosine_are_those_of_distances():
     assert [Metric(name).scans_inner_products for name in METRICS] == [False, True, False]
+
+
+def test_metrics_have_the_names_of_faiss_and_of_ann_benchmarks():
+    known = {"l2": ("L2", "euclidean", "METRIC_L2", 1), "inner_product": ("ip", "dot", "Inner-Product", 0)}
+    for name, spellings in (known | {"cosine": ("angular", "Cosine", "cos")}).items():
+        assert {Metric(spelling).name for spelling in spellings} == {name}
+
+
+def test_a_file_chooses_the_metric_unless_it_is_given(tmp_path, caplog):
+    for name, stated in {"a": "angular", "e": b"euclidean", "h": "hamming"}.items():
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["x"], file.attrs["distance"] = X_ND, stated
+    a, e, h = (tmp_path / f"{name}.h5" for name in "aeh")
+    np.save(tmp_path / "x.npy", X_ND)
+    assert choose_metric(None, X_ND, tmp_path / "x.npy", tmp_path / "none.h5") == "l2"
+    assert (
+        choose_metric(None, a, X_ND)
+        == choose_metric(None, f"{a}:x")
+        == choose_metric("cos", open_vectors(a))
+        == "cosine"
+    )
+    assert not caplog.text
+    for files in ((a, e), (h,), (a, h)):
+        with pytest.raises(ConfigError, match="choose metric="):
+            choose_metric(None, *files)
+    assert choose_metric("ip", h, e) == "inner_product" and choose_metric(None, a, own="l2") == "l2"
+    assert [word in caplog.text for word in ("hamming", "euclidean", "angular")] == [True] * 3
+    with pytest.raises(ConfigError, match="metric=cosine"):
+        choose_metric("angular", own="l2")
 
 
 def test_unknown_metrics_are_refused():

@@ -14,8 +14,7 @@ from qinco.cli.open import check_num_centroids, conditions, mse_scale, open_code
     keys=[
         "encoded_trainset",
         Key("encoded_db", "path", None, "codes of the database"),
-        f"{TRAINSET} output overwrite model ivf_centroids ivf_K M K ds.db pairwise_decoder",
-        Key("metric", "choice", "l2", "distance or similarity", choices=("l2", "inner_product", "cosine")),
+        f"{TRAINSET} output overwrite model ivf_centroids ivf_K M K ds.db pairwise_decoder metric",
         Key("search.index_key", "text", "IVF${ivf_K}_HNSW32,RQ${M}x8_Nqint8", "kind of a .faissindex file",
             open_references=("ivf_K", "M", "K")),
         f"search.aq_training_samples mse_scale seed {MACHINE} enc_max_bs",

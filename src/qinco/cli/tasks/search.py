@@ -25,7 +25,7 @@ def _values(field: str, *default: int) -> Key:
     "search",
     "the nearest neighbours of queries; with queries_gt=, recall and time of an index, or recall over decoded vectors",
     keys=[
-        f"model index {TRAINSET} ds.db",
+        f"model index {TRAINSET} ds.db metric",
         Key("queries", "path", None, "query vectors"),
         Key("queries_gt", "path", None, "true neighbours of the queries: measure recall"),
         Key("k", "integer", 10, "neighbours to find; with queries_gt=: instead of measuring many settings"),
@@ -58,12 +58,12 @@ def search(settings, console) -> None:
     barred = _OF_VECTORS * (not is_exhaustive) + _OF_AN_INDEX * is_exhaustive
     barred += _OF_A_SWEEP * (is_answer or is_exhaustive) + ("output",) * (is_exhaustive and not is_answer)
     for name in filter(settings.given, barred):
-        wanted = "the search of an index: give index= without db="
+        wanted = "the search of an index: give index= without db=, or leave it out"
         if name in _OF_VECTORS:
-            wanted = "vectors that are encoded"
-        if is_answer and name in _OF_A_SWEEP:
+            wanted = "vectors that are encoded, and an index holds codes: leave it out"
+        elif is_answer and name in _OF_A_SWEEP:
             wanted = "measuring many settings: give queries_gt= without k=, and output= with the suffix .json"
-        raise ConfigError(f"{name}= is for {wanted}, or leave it out")
+        raise ConfigError(f"{name}= is for {wanted}")
     if is_answer:
         return _answer(settings, console, queries, truth, is_exhaustive)
     (measure_decoded if is_exhaustive else measure_index)(settings, console, queries, truth)
@@ -83,9 +83,9 @@ def _answer(settings: Settings, console, queries, truth, is_exhaustive: bool) ->
     found = qinco.find_neighbors(
         index, queries, settings["k"], ground_truth=truth, output=settings["output"],
         distances_output=settings["distances"], overwrite=settings["overwrite"], inputs=inputs.files_read(settings),
-        progress=console.progress, **options,
+        metric=settings["metric"], progress=console.progress, **options,
     )  # fmt: skip
-    result = {"k": settings["k"], "num_queries": len(queries), "seconds": found.seconds}
+    result = {"k": settings["k"], "metric": found.metric, "num_queries": len(queries), "seconds": found.seconds}
     result |= {"recall": found.recall} if found.recall else {}
     result |= {name: settings[name] for name in ("output", "distances") if settings[name] is not None}
     if settings["output"] is None:

@@ -19,7 +19,8 @@ from qinco.maths.metrics import RANKS, recall
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.exhaustive import nearest_in_blocks
 from qinco.search.fit import assign_decoded, codes_of_codec, sample_rows
-from qinco.search.measure.timing import check_truth, open_queries
+from qinco.search.measure.truth import open_queries_among
+from qinco.search.metric import Metric, choose_metric
 from qinco.search.parts import Fitted
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource, as_source
@@ -56,7 +57,8 @@ def evaluate_decoder(
 
 def exhaustive_recall(
     codec: Codec, vectors, queries, ground_truth, *, decoder=None, options: EncodeOptions | None = None,
-    num_steps: int | None = None, precision: str = "float32", device=None, progress: ProgressOption = None,
+    num_steps: int | None = None, precision: str = "float32", device=None, metric: str | None = None,
+    progress: ProgressOption = None,
 ) -> dict[int, float]:  # fmt: skip
     """Recall at 1, 10 and 100 of exact search among what the codes of a database decode to, in bounded memory.
 
@@ -69,6 +71,7 @@ def exhaustive_recall(
         num_steps: use so many codes only.
         precision: of the network.
         device: where distances are computed; the codec's if None.
+        metric: "l2", "inner_product" or "cosine"; if None what the files state (ann-benchmarks' HDF5), else "l2".
         progress: see `qinco.progress`.
 
     Example:
@@ -76,11 +79,11 @@ def exhaustive_recall(
     """
     source = as_source(vectors)
     codec.check_dim(source)
-    queries_QD, nearest_Q = open_queries(queries, ground_truth, codec.dim)
-    check_truth(nearest_Q[nearest_Q >= len(source)])
+    metric = choose_metric(metric, source, queries, ground_truth)
+    queries_QD, nearest_Q = open_queries_among(source, queries, ground_truth, metric)
     with reporting(progress) as report:
         blocks = _decoded(codec, source, decoder, options, num_steps, precision, report)
-        _, ids_QR = nearest_in_blocks(queries_QD, blocks, max(RANKS), device or codec.device)
+        _, ids_QR = nearest_in_blocks(queries_QD, blocks, max(RANKS), device or codec.device, Metric(metric))
     return recall(ids_QR, nearest_Q)
 
 
@@ -131,6 +134,7 @@ def evaluate_index(
         raise DataError(f"{source.name}: {len(source)} vectors are too few to take {count} queries from")
     x_ND = next(block for _, block in source.blocks(len(source)))
     x_ND, queries_QD = x_ND[:-count], x_ND[-count:]
+    choose_metric(None, source, own=index.metric)
     metric, unseen, threads = index.tables.metric, index.emptied(), torch.get_num_threads()
     unseen.parts = replace(unseen.parts, fitted=Fitted())  # the tables and lists of this index are judged
     with reporting(progress) as report:

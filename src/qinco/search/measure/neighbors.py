@@ -19,10 +19,11 @@ from qinco.maths.metrics import RANKS, recall
 from qinco.progress import ProgressOption, reporting
 from qinco.search.exhaustive import exhaustive_search
 from qinco.search.measure.sweep import open_searcher
-from qinco.search.measure.timing import check_truth, open_queries
+from qinco.search.measure.truth import open_queries_among, open_queries_of
+from qinco.search.metric import choose_metric
 from qinco.search.options import MAX_SHORTLIST
 from qinco.vectors.block_rows import library
-from qinco.vectors.formats import write_vectors
+from qinco.vectors.formats import input_files, write_vectors
 from qinco.vectors.rows import as_source
 
 BATCH_QUERIES = 4096
@@ -32,12 +33,13 @@ NEIGHBOR_SUFFIXES = (*_ID_SUFFIXES, ".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class Neighbors:
-    """What `find_neighbors` found: float32 (Q, R), int64 (Q, R), recall by rank if there is a ground truth, seconds."""
+    """What `find_neighbors` found: float32 (Q, R), int64 (Q, R), and recall by rank if there is a ground truth."""
 
     distances: np.ndarray
     ids: np.ndarray
     recall: dict[int, float] | None
     seconds: float
+    metric: str
 
     def records(self) -> Iterable[dict]:
         """For each query its number, ids and distances, as JSON values; empty places are left out."""
@@ -49,7 +51,7 @@ class Neighbors:
 def find_neighbors(
     index, queries, k: int = 10, *, ground_truth=None, output: str | os.PathLike | None = None,
     distances_output: str | os.PathLike | None = None, overwrite: bool = False, inputs: Iterable = (),
-    num_steps: int | None = None, progress: ProgressOption = None, **options,
+    num_steps: int | None = None, metric: str | None = None, progress: ProgressOption = None, **options,
 ) -> Neighbors:  # fmt: skip
     """Find the k nearest vectors of each query, and write them to a file.
 
@@ -64,6 +66,7 @@ def find_neighbors(
         distances_output: .npy, .fvecs or .fbin file of the distances (Q, k).
         overwrite, inputs: replace the outputs; files that are read, which they must not replace.
         num_steps: for a pair: use so many codes only.
+        metric: for a pair: as for `exhaustive_search`; otherwise that of the index.
         progress: see `qinco.progress`.
         **options: those of `Index.search`; for a pair, of `exhaustive_search`.
 
@@ -72,25 +75,28 @@ def find_neighbors(
         >>> found.ids.shape
     """
     require_int("k", k, 1, MAX_SHORTLIST)
-    read = [*inputs, *(path for path in (index, queries, ground_truth) if isinstance(path, str | os.PathLike))]
+    read = [*inputs, *input_files(index, queries, ground_truth)]
     _check_outputs(output, distances_output, overwrite, read)
     source = as_source(queries, "queries")
     if isinstance(index, tuple):
         codec, vectors = index[0], as_source(index[1])
-        dim, count = codec.dim, len(vectors)
+        dim, metric = codec.dim, choose_metric(metric, vectors, queries, ground_truth)
     else:
         searcher = open_searcher(index)[0]
-        dim, count = searcher.dim, len(searcher)
+        dim, metric = searcher.dim, choose_metric(metric, queries, ground_truth, own=searcher.metric)
     if source.dim != dim:
         raise DataError(f"{source.name} have {source.dim} dimensions, the vectors to search {dim}")
-    nearest_Q = None if ground_truth is None else open_queries(source, ground_truth, dim)[1]
-    if nearest_Q is not None:
-        check_truth(nearest_Q[nearest_Q >= count] if isinstance(index, tuple) else searcher.missing_ids(nearest_Q))
+    nearest_Q = None
+    if ground_truth is not None and isinstance(index, tuple):
+        _, nearest_Q = open_queries_among(vectors, source, ground_truth, metric)
+    elif ground_truth is not None:
+        _, nearest_Q = open_queries_of(searcher, source, ground_truth)
     begun = time.monotonic()
     with reporting(progress) as report:
         if isinstance(index, tuple):
             codes = codec.encode(vectors, num_steps=num_steps, progress=report)
-            distances_QR, ids_QR = exhaustive_search(source, (codec, codes), k, progress=report, **options)
+            options |= {"metric": metric, "progress": report}
+            distances_QR, ids_QR = exhaustive_search(source[:], (codec, codes), k, **options)
         else:
             found = [(np.empty((0, k), np.float32), np.empty((0, k), np.int64))]
             for first, queries_qD in source.blocks(BATCH_QUERIES):
@@ -99,7 +105,7 @@ def find_neighbors(
             distances_QR, ids_QR = map(np.concatenate, zip(*found, strict=True))
     ranks = tuple(rank for rank in RANKS if rank <= k)
     shares = None if nearest_Q is None else recall(ids_QR, nearest_Q, ranks)
-    result = Neighbors(distances_QR, ids_QR, shares, time.monotonic() - begun)
+    result = Neighbors(distances_QR, ids_QR, shares, time.monotonic() - begun, metric)
     if output is not None:
         _write(Path(output), result)
     if distances_output is not None:

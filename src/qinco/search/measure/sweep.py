@@ -25,9 +25,12 @@ from qinco.search.fit import open_pairwise
 from qinco.search.index import Index
 from qinco.search.measure.explore import Measurement, Setting, combinations, explore, pareto_front
 from qinco.search.measure.plot import check_plot_path, plot_fronts
-from qinco.search.measure.timing import TIMING, check_truth, measure, open_queries
+from qinco.search.measure.timing import TIMING, measure
+from qinco.search.measure.truth import open_queries_of
+from qinco.search.metric import choose_metric
 from qinco.search.options import SearchOptions
 from qinco.store.manifest import read_manifest
+from qinco.vectors.formats import input_files
 
 log = logging.getLogger(__name__)
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BYTES = 256, 1 << 12
@@ -167,14 +170,16 @@ def sweep(
     pairwise: PairwiseDecoder | str | os.PathLike | None = None, decoder: str = "neural", precision: str = "auto",
     batch_size: int = 12_288, threads: int | None = None, output: str | os.PathLike | None = None,
     plot: str | os.PathLike | None = None, name: str | None = None, resume: bool = False, overwrite: bool = False,
-    inputs: Iterable = (), conditions: dict[str, str] | None = None, progress: ProgressOption = None,
+    inputs: Iterable = (), conditions: dict[str, str] | None = None, metric: str | None = None,
+    progress: ProgressOption = None,
 ) -> SweepResult:  # fmt: skip
     """Measure the combinations of options that may be Pareto-optimal: no other finds more in less time.
 
     Args:
         index: Index, or the path of an index folder or .faissindex file, which faiss scans.
         queries: (Q, D) array, tensor, path or VectorSource.
-        ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first; or the path of a file of them.
+        ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first; or the path of a file of them, or
+            a pair of distances and ids.
         nprobe: numbers of lists that are scanned.
         ef_search: efforts of the graph search for lists; without effect where there is no graph.
         num_short: numbers of vectors that the network decodes.
@@ -190,6 +195,7 @@ def sweep(
         resume, overwrite: continue the results of `output` if it exists; replace it.
         inputs: more files that are read, which must not be replaced.
         conditions: more of what results depend on, compared when they are resumed.
+        metric: of the ground truth, which must be that of the index; a file that states another one is warned about.
         progress: see `qinco.progress`.
 
     Returns:
@@ -201,7 +207,7 @@ def sweep(
         ...     print(setting, result.measured[setting].recall[1], result.measured[setting].microseconds)
     """
     given = (index, queries, ground_truth, pairwise)
-    read = [*inputs, *(path for path in given if isinstance(path, str | os.PathLike))]
+    read = [*inputs, *input_files(*given)]
     if output is not None and Path(output).suffix.lower() != ".json":
         raise ConfigError(f"output={output}: the results of a search are written to a .json file")
     if output is not None:
@@ -214,11 +220,8 @@ def sweep(
         raise ConfigError("the index holds no codec to decode with: give the codec (model=), or decoder=lookup")
     if decoder == "pairwise" and index.pairwise is None:
         raise ConfigError("decoder=pairwise needs a pairwise decoder: see fit_pairwise_decoder (pairwise_decoder=)")
-    if not len(index):
-        raise DataError("the index holds no vectors")
-    queries_QD, nearest_Q = open_queries(queries, ground_truth, index.dim)
-    check_truth(index.missing_ids(np.unique(nearest_Q)))
-    queries_QD = index.tables.metric.prepare(queries_QD)
+    choose_metric(metric, queries, ground_truth, own=index.metric)
+    queries_QD, nearest_Q = open_queries_of(index, queries, ground_truth)
     if not index.has_graph and len(set(ef_search)) > 1:
         log.info("all %s centroids are compared: ef_search has no effect", f"{index.num_lists:,}")
     values = {
