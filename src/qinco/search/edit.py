@@ -65,7 +65,7 @@ class EditableIndex:
             raise ConfigError("the index has no codec to encode with: load it with codec=")
         source, metric = as_source(vectors), self.parts.tables.metric
         self.codec.check_dim(source)
-        choose_metric(None, vectors, own=tables.metric.name)
+        choose_metric(None, vectors, own=metric.name)
         given = None if ids is None else as_ids(ids, len(source))
         _free_ids(self.parts, given, len(source), replaces)
         with (

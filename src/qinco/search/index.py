@@ -170,9 +170,12 @@ class Index(EditableIndex):
 
     def pipeline(
         self, options: SearchOptions, k: int, *, parts: IndexParts | None = None,
-        allowed: np.ndarray | range | None = None, precision: str = "auto", decoder: str = "neural",
+        allowed: np.ndarray | range | None = None, precision: str = "auto", decoder: str = "neural", fills: bool = True,
     ) -> Pipeline:  # fmt: skip
-        """The scan and stages of one search, down to a last decoder; `allowed` as of `admitted_ids`, or None."""
+        """The scan and stages of one search, down to a last decoder; `allowed` as of `admitted_ids`, or None.
+
+        If it `fills`, more than `nprobe` lists are scanned where these hold fewer than k vectors.
+        """
         parts = self.parts if parts is None else parts
         admitted = None if allowed is None else make_filter(allowed)
         count = len(parts) if allowed is None else min(len(parts), len(allowed))
