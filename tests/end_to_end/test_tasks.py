@@ -15,6 +15,7 @@ import pytest
 import qinco
 from qinco.cli import main
 from qinco.vectors.formats import write_vectors
+from qinco.vectors.rows import stratified_rows
 
 SMALL = ["M=3", "K=16", "L=1", "de=12", "dh=16", "C=8", "B=4"]
 
@@ -92,11 +93,16 @@ def test_the_metric_that_a_file_states_is_used_and_another_one_is_warned_of(fold
     assert "'angular'" in (said := capsys.readouterr().err) and "metric=l2" in said
 
 
-def test_validation_set_is_the_end_of_the_training_set(folder, capsys):
-    model = f"model={folder}/codec.safetensors"
-    done = run_json(capsys, "eval_valset", model, f"trainset={folder}/train.fvecs", "ds.valset=100")
-    codec, x = qinco.Codec.load(folder / "codec.safetensors"), qinco.open_vectors(folder / "train.fvecs")[-100:]
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_validation_vectors_are_those_of_the_training(folder, tmp_path, recipe, capsys):
+    model, x = tmp_path / "codec.safetensors", qinco.open_vectors(folder / "train.fvecs")[:]
+    words = [f"trainset={folder}/train.fvecs", f"recipe={recipe}", *SMALL, "epochs=0", "ds.valset=100"]
+    trained = run_json(capsys, "train", f"output={model}", *words)
+    done = run_json(capsys, "eval_valset", f"model={model}", f"trainset={folder}/train.fvecs", "ds.valset=100")
+    codec, rows = qinco.Codec.load(model), range(len(x) - 100, len(x))
+    x = x[stratified_rows(len(x), 100) if recipe == "default" else rows]
     assert done["mse"] == pytest.approx(float(((codec.decode(codec.encode(x)) - x) ** 2).sum(1).mean()), rel=1e-5)
+    assert done["mse"] == pytest.approx(trained["mse"], rel=1e-3)
 
 
 def test_ivf_codec_through_files(folder, tmp_path, capsys):

@@ -45,7 +45,7 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def fit(self, X, y=None):
         """Train a codec on vectors and return the transformer.
 
-        X is (N, D) integers or floats, finite, at least 3 rows; the last tenth (10,000 at most) is for validation.
+        X is (N, D) integers or floats, finite, at least 3 rows; a tenth (10,000 at most) is for validation.
         """
         X = np.asarray(validate_data(self, X, dtype="numeric", ensure_min_samples=3))
         names = ("num_steps", "codebook_size", "epochs", "num_pairs", "num_candidates", "beam_width")

@@ -1,6 +1,6 @@
 """`IndexParts`: what an index consists of besides its codec. Building, loading and importing all end in one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -50,6 +50,7 @@ class IndexParts:
     Recently added vectors are in segments of their own. `options` are used by a search unless it is given others,
     `next_id` by a vector added without id: by default it is above all ids. `codec_fingerprint` is None if unknown.
     `fitted` counts the vectors that are still there.
+    `generations` are the tokens of what it comes from, by folders, the last one loaded or saved at the end.
     """
 
     tables: SearchTables
@@ -59,6 +60,7 @@ class IndexParts:
     next_id: int = -1
     codec_fingerprint: str | None = None
     fitted: Fitted = Fitted()
+    generations: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         empty = InvertedLists.empty(self.tables.num_lists, self.tables.lookup.num_codes)
@@ -80,6 +82,10 @@ class IndexParts:
         """With another value of a field; what is fitted to vectors is not fitted again then."""
         kept = {"tables": ("tables", "lists"), "pairwise": ("pairwise",)}.get(name, ())
         return replace(self, **{name: value}, fitted=replace(self.fitted, **dict.fromkeys(kept)))
+
+    def stored(self, folder: str, token: str) -> "IndexParts":
+        others = {path: other for path, other in self.generations.items() if path != folder}
+        return replace(self, generations=others | {folder: token})
 
     def emptied(self) -> "IndexParts":
         return replace(self, segments=(), next_id=0, fitted=self.fitted.without(len(self)))
