@@ -32,7 +32,7 @@ def recall(index: Index, x_ND: np.ndarray) -> float:
     return float((index.search(QUERIES_QD, 10, 4, 20)[1] == nearest_Q[:, None]).any(1).mean())
 
 
-@pytest.mark.parametrize(("kind", "metric"), zip(KINDS, METRICS, strict=True))
+@pytest.mark.parametrize(("kind", "metric"), [*zip(KINDS, METRICS, strict=True)])
 def test_an_index_that_began_with_few_vectors_is_as_if_built_at_once(kind, metric):
     whole = Index.build(trained(kind), SORTED, metric=metric)
     assert same_results(grown(Index.build(trained(kind), SORTED[:1], metric=metric), SORTED[1:], 200), whole)
