@@ -189,7 +189,7 @@ class Codec:
 
     def encode(
         self, x, *, num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
-        precision: str | None = None, num_steps: int | None = None, progress: ProgressOption = False,
+        precision: str | None = None, num_steps: int | None = None, progress: ProgressOption = None,
     ) -> Codes:  # fmt: skip
         """Search the codes of vectors (QINCo2 paper, section 3.2). Options that are not given are as in training.
 
