@@ -115,7 +115,8 @@ def monitor(
                 f"training {counted(report.num_parameters, 'parameter')} on {counted(report.num_train, 'vector')} "
                 f"({report.num_valid:,} for validation), {epochs} of {counted(report.steps_per_epoch, 'step')}, "
                 f"batch {report.batch_size:,}, learning rate {report.lr:.2g}: about {format_duration(report.seconds)} "
-                f"and {report.memory_bytes / 2**20:,.0f} MiB beyond the libraries"
+                f"and {report.memory_bytes / 2**20:,.0f} MiB beyond the libraries",
+                extra={"seconds": report.seconds},
             )
         elif isinstance(report, StepReport):
             stage = f"epoch {report.epoch}/{report.epochs}"
