@@ -11,7 +11,7 @@ import pytest
 
 import qinco
 from qinco import Codec, Index, progress
-from qinco.progress import format_duration, format_number, is_watched, lines, metered, reporting, silent
+from qinco.progress import counted, format_duration, format_number, is_watched, lines, metered, reporting, silent
 
 
 @pytest.fixture
