@@ -135,7 +135,7 @@ def list_needed(required: Iterable[str]) -> str:
         keys = [KEYS[name] for name in names.split("|")]
         helps = [DATA_SET if key.name == "db" and key is not keys[0] else key.help for key in keys]
         texts = [f"{key.name}= ({help})" for key, help in zip(keys, helps, strict=True)]
-        wishes.append(texts[0] if len(texts) == 1 else f"either {' or '.join(texts)}")
+        wishes.append("either " * (len(texts) > 1) + " or ".join(texts))
     return "; ".join(wishes)
 
 

@@ -162,8 +162,8 @@ def build_index(
     train = database if train_codes is None else open_codes(train_codes, codec, num_codes, codebook_size)
     check_same_codec(database, train)
     if not is_faiss and database.codebook_size > ENTRIES:
-        raise ConfigError(f"{database.name} holds codes of K={database.codebook_size}, and an index folder those of "
-                          f"one byte: write a faiss file, NAME{FAISS_SUFFIX}")  # fmt: skip
+        raise ConfigError(f"codes in an index folder are of one byte, not of K={database.codebook_size}, as in "
+                          f"{database.name}: write a faiss file, NAME{FAISS_SUFFIX}")  # fmt: skip
     if num_lists is not None and codec is not None and codec.is_ivf:
         if num_lists != codec.config.num_lists:
             raise ConfigError(f"num_lists={num_lists} is not the codec's {codec.config.num_lists}: leave num_lists out")

@@ -142,16 +142,9 @@ class FitSample:
 
 @dataclass(frozen=True)
 class FittedDecoder(Generic[Decoder]):
-    """A decoder fitted to `num_vectors`, and mean squared errors on others, which are held out.
+    """A decoder fitted to `num_vectors`, its mean squared error on others, and its tables' and the codec's.
 
-    If the codec was trained on these vectors, all the errors are lower than on other vectors.
-
-    Attributes:
-        decoder: the decoder.
-        mse: its error.
-        mse_lookup: that of its look-up tables alone.
-        num_vectors: how many it was fitted to.
-        mse_neural: that of the codec itself, where one was given to `fit_pairwise_decoder`.
+    All of them are lower than on other vectors if the codec was trained on these.
     """
 
     decoder: Decoder
@@ -243,9 +236,7 @@ def fit_pairwise_decoder(
         target, lookup = sample, fit_lookup(sample, **fit, report=report)
         mse_lookup, mse_neural = sample.validated_mse(lookup), None
         if codec is not None:
-            mse_neural = sample.mse(
-                lambda *codes: codec.decode(codes_of_codec(codec, Codes(*codes)), precision="auto")
-            )[0]
+            mse_neural, _ = sample.mse(lambda *of: codec.decode(codes_of_codec(codec, Codes(*of)), precision="auto"))
             decoded = FitSample.decoded(codec, sample.codes, sample.name, holds_out=True)
             other = fit_lookup(decoded, **fit, report=report)
             if sample.mse(other.decode)[0] <= mse_lookup:

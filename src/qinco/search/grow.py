@@ -27,7 +27,7 @@ from qinco.search.metric import Metric, choose_metric
 from qinco.search.parts import Fitted, IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source, check_not_empty
 
 PAIRWISE_ROWS = 300_000
 
@@ -45,10 +45,9 @@ def build_parts(
     require_int("seed", seed, 0)
     source = as_source(vectors)
     codec.check_dim(source)
-    if not len(source):
-        raise DataError(f"{source.name} holds no vectors: an index is fitted to some")
+    check_not_empty(source)
     if codec.is_ivf and num_lists not in (None, codec.config.num_lists):
-        raise ConfigError(f"num_lists={num_lists}: the codec has {codec.config.num_lists} lists, leave num_lists out")
+        raise ConfigError(f"num_lists={num_lists} is not the codec's {codec.config.num_lists}: leave num_lists out")
     if not codec.is_ivf:
         choose_num_lists(num_lists, len(source))
     ids = range(len(source)) if ids is None else as_ids(ids, len(source))
@@ -67,7 +66,7 @@ def encoded(codec: Codec, source: VectorSource, metric: Metric, codes, report: P
     else:
         found = codec.check_codes(codes)
     if len(found) > len(source):
-        raise DataError(f"there are {len(found)} codes for {len(source)} vectors: give those of the first vectors")
+        raise DataError(f"codes must be those of the first vectors, {len(source)} or fewer, not {len(found)}")
     try:
         if len(found) < len(source):
             rest = prepared(source.window(len(found), len(source)), metric)

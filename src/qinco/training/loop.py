@@ -212,7 +212,8 @@ class Training:
         if not math.isfinite(loss):
             raise ConfigError(
                 f"training diverged: the loss is {loss} at epoch {position.epoch + 1}, step {position.step + 1}. "
-                f"{self._other_rate()}, and overwrite=true for the same output; the best codec so far is kept"
+                f"Give lr=null (None in Python), which fits it to the run, or if it was, less than {lr / 4:.2g}; and "
+                "for the same output overwrite=true. The best codec so far is kept"
             )
         if self.options.grad_clip is not None:
             torch.nn.utils.clip_grad_value_(self.parameters, self.options.grad_clip)
@@ -223,12 +224,6 @@ class Training:
             self.use.flat += counts
             position.step, position.loss_sum = position.step + 1, position.loss_sum + loss * num_vectors
         return loss
-
-    def _other_rate(self) -> str:
-        """The remedy for a learning rate that is too high."""
-        if self.options.lr is not None:
-            return "Give lr=null (None in Python), which fits it to the run"
-        return f"Give a learning rate (lr) below {self.plan.lr / 4:.2g}"
 
     def loss(self, x_ND: Tensor, start_ND: Tensor, codes_NM: Tensor, use: CodewordUse) -> Tensor:
         with torch.autocast(x_ND.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
