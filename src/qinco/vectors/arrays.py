@@ -59,18 +59,16 @@ def as_rows(x, name: str) -> Rows:
     if isinstance(x, list) and x and (len(getattr(x[0], "shape", ())) == 2 or hasattr(x[0], "columns")):
         return _join([as_rows(batch, f"item {number} of {name}") for number, batch in enumerate(x)], name)
     is_arrow = hasattr(x, "__arrow_c_array__") or hasattr(x, "__arrow_c_stream__")
-    if (
-        is_arrow and not hasattr(x, "iloc") and ("pyarrow" in sys.modules or not is_array)
-    ):  # numpy reads what pandas has
+    if is_arrow and not hasattr(x, "iloc") and ("pyarrow" in sys.modules or not is_array):  # numpy reads pandas
         column = to_arrow(x, name)
         if hasattr(column, "columns"):
             return _table_rows(column, name)
         if (arrays := column_arrays(column, name)) is not None:
             return _join(arrays, name)
         x = x if is_array else column
-    if isinstance(x, StoredRows) or _is_lazy(x):
-        return x if isinstance(x, StoredRows) else SlicedRows(x, x.dtype)
-    return _convert(x, name)
+    if isinstance(x, StoredRows):
+        return x
+    return SlicedRows(x) if _is_lazy(x) else _convert(x, name)
 
 
 def tensor_rows(tensor, name: str) -> Rows:
