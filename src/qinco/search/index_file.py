@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from qinco.atomic import user_path
 from qinco.codec.codec import Codec
 from qinco.config import require_bool, require_int
 from qinco.decoders.lookup import LookupDecoder
@@ -16,7 +17,7 @@ from qinco.errors import ConfigError, DataError
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
-from qinco.search.parts import IndexParts
+from qinco.search.parts import Fitted, IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import CoarseGraph, SearchTables
 from qinco.store.decoder import describe_decoder, load_pairwise, save_pairwise
@@ -34,15 +35,15 @@ def save_parts(
 ) -> IndexParts:
     """Write an index to a folder, whole or not at all; returns its parts, which know the folder."""
     require_bool("overwrite", overwrite)
-    if (path := Path(folder)).suffix.lower() in _FILE_SUFFIXES and not path.is_dir():
+    if (path := Path(user_path(folder))).suffix.lower() in _FILE_SUFFIXES and not path.is_dir():
         raise ConfigError(f"{path}: an index is saved to a folder, give a name without {path.suffix}")
-    replaces = None if overwrite else parts.generations.get(os.path.realpath(folder))
-    with write_folder(folder, "index", {}, replaces) as writer:
+    replaces = None if overwrite else parts.generations.get(os.path.realpath(path))
+    with write_folder(path, "index", {}, replaces) as writer:
         put_parts(writer, codec, parts)
         lists = parts.segments[0] if len(parts.segments) == 1 else InvertedLists.merged(parts.segments)
         for name in _LISTS:
             writer.put(name, getattr(lists, name))
-    return parts.stored(os.path.realpath(folder), writer.token)
+    return parts.stored(os.path.realpath(path), writer.token)
 
 
 def holds_newer(parts: IndexParts) -> bool:
@@ -63,7 +64,8 @@ def to_bytes(codec: Codec | None, parts: IndexParts) -> bytes:
 
 
 def from_bytes(content, codec: Codec | None, device: str) -> tuple[Codec | None, IndexParts]:
-    """Read what `to_bytes` made: a bytes-like object or an array of bytes."""
+    """Read what `to_bytes` made: a bytes-like object, an array of bytes or a binary file object."""
+    content = content.read() if hasattr(content, "read") else content
     with TemporaryDirectory() as folder:
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -90,6 +92,7 @@ def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> N
         "next_id": parts.next_id,
         "codec": codec.fingerprint() if parts.codec_fingerprint is None and codec else parts.codec_fingerprint,
         "options": asdict(parts.options),
+        "fitted": asdict(parts.fitted),
     }
     writer.put("centroids", tables.centroids_VD)
     writer.put("tables", lookup.tables_MKD)
@@ -128,6 +131,10 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     try:
         metric = Metric(settings["metric"], float(settings["radius"]))
         options, next_id, fingerprint = SearchOptions(**settings["options"]), settings["next_id"], settings["codec"]
+        there = arrays["ids"].size if "ids" in arrays else 0
+        fitted = Fitted(**settings.get("fitted", {"tables": there}))  # older indexes do not say it
+        for name, count in asdict(fitted).items():
+            require_int(f"fitted {name}", 0 if count is None else count, 0)
         num_lists, num_codes, codebook_size, dim = (settings[name] for name in _SIZES)
         for name in _SIZES:
             require_int(name, settings[name], 1)
@@ -154,7 +161,7 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     pairwise = load_pairwise(opened.files[PAIRWISE]) if PAIRWISE in opened.files else None
     if pairwise is not None and pairwise.num_lists and pairwise.centroids_VD is None:
         pairwise = replace(pairwise, centroids_VD=centroids_VD)
-    parts = IndexParts(tables, [lists], pairwise, options, next_id, fingerprint)
+    parts = IndexParts(tables, [lists], pairwise, options, next_id, fingerprint, fitted)
     return codec, parts.stored(os.path.realpath(path), opened.token)
 
 
