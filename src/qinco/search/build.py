@@ -196,12 +196,12 @@ def build_index(
         for first, block in database.blocks(num_lists=len(centroids_VD)):
             report("checking codes", first + len(block), len(database))
         fit = (sample, database.codebook_size, centroids_VD)
-        tables = None
+        tables, filled = None, sample
+        if codec is not None and train_vectors is None:
+            filled = sample.with_any_codes(codec, centroids_VD if adds_centroids else None, seed)
+        else:
+            sample.warn_of_few(database.codebook_size)
         if not is_faiss:
-            some_V = centroids_VD if adds_centroids else None
-            if codec is None:
-                sample.warn_of_few(database.codebook_size)
-            filled = sample if codec is None else sample.with_any_codes(codec, some_V, seed)
             tables = fit_tables(filled, *fit[1:], measure, adds_centroids, report)
         lookup = fit_lookup(*fit, moves_centroids=False, report=report) if tables is None else tables.lookup
         mse, fitted = sample.validated_mse(lookup), time.monotonic()
