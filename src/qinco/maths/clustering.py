@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qinco.maths.devices import CPU, holds, to_device
+from qinco.maths.devices import CPU, at_most_cores, holds, to_device
 from qinco.maths.distances import closest, smallest, squared_distances
 from qinco.progress import Progress, silent
 
@@ -21,9 +21,9 @@ _NUDGE = 1 / 1024  # moves apart the two centroids that a split gives, as in fai
 
 @contextmanager
 def faiss_threads(count: int | None) -> Iterator[None]:
-    """Let faiss use `count` threads for calls of this thread inside the block; None leaves the number alone."""
+    """Let faiss use `count` threads, by default as many as before, but no more than there are cores, in the block."""
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(count or before)
+    faiss.omp_set_num_threads(at_most_cores(count or before))
     try:
         yield
     finally:
@@ -90,7 +90,8 @@ def coarse_kmeans(
         centroids_VD = _array(lloyd(parts, to_device(centroids_VD, device), iterations, seed, report))
         return centroids_VD * np.float32(scale)
     for iteration in range(iterations):
-        clustering = _train_faiss(x_ND, centroids_VD, 1, seed + iteration)
+        with faiss_threads(None):
+            clustering = _train_faiss(x_ND, centroids_VD, 1, seed + iteration)
         centroids_VD = clustering.centroids
         report("k-means", iteration + 1, iterations, "iteration", mse=float(clustering.obj[-1]) / len(x_ND))
     return centroids_VD * np.float32(scale)

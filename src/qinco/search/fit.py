@@ -17,11 +17,12 @@ import torch
 from qinco.atomic import check_output
 from qinco.codec.codec import Codec
 from qinco.codec.plan import check_values
+from qinco.config import accepts_keys
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codebook_size, check_memory
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import nearest
-from qinco.maths.devices import to_device
+from qinco.maths.devices import num_threads, to_device
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, list_centroids, open_codes, training_vectors
 from qinco.store.codes import Codes
@@ -119,6 +120,7 @@ class FittedDecoder(Generic[Decoder]):
     num_vectors: int
 
 
+@accepts_keys(M="num_codes", K="codebook_size")
 def fit_lookup_decoder(
     vectors, codes=None, *, codec: Codec | None = None, centroids=None, num_codes: int | None = None,
     codebook_size: int | None = None, num_training: int | None = None, seed: int = 0, progress: ProgressOption = None,
@@ -156,6 +158,7 @@ def fit_lookup_decoder(
         return FittedDecoder(lookup, mse, mse, int((~sample.is_held_T).sum()))
 
 
+@accepts_keys(M="num_codes", K="codebook_size")
 def fit_pairwise_decoder(
     vectors, codes, *, codec: Codec | None = None, centroids=None, pairs_per_code: float = 2.0, dtype: str = "float32",
     num_codes: int | None = None, codebook_size: int | None = None, num_training: int | None = None, seed: int = 0,
@@ -288,7 +291,7 @@ def assign_decoded(codec: Codec | None, codes: Codes, centroids_VD, report: Prog
     assert codec is not None
     on_device = to_device(centroids_VD, codec.device)
     for first, block in codec.decode_blocks(codes, "auto"):
-        found_N = torch.as_tensor(nearest(to_device(block, codec.device), on_device, torch.get_num_threads()))
+        found_N = torch.as_tensor(nearest(to_device(block, codec.device), on_device, num_threads()))
         lists_N[first : first + len(block)] = found_N.cpu().numpy()
         report("assigning vectors to lists", first + len(block), len(codes))
     return lists_N
