@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qinco.maths.devices import CPU, at_most_cores, holds, to_device
+from qinco.maths.devices import CPU, holds, num_threads, to_device
 from qinco.maths.distances import closest, smallest, squared_distances
 from qinco.progress import Progress, silent
 
@@ -23,7 +23,7 @@ _NUDGE = 1 / 1024  # moves apart the two centroids that a split gives, as in fai
 def faiss_threads(count: int | None) -> Iterator[None]:
     """Let faiss use `count` threads, by default as many as before, but no more than there are cores, in the block."""
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(at_most_cores(count or before))
+    faiss.omp_set_num_threads(num_threads(count or before))
     try:
         yield
     finally:

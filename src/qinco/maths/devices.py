@@ -41,13 +41,9 @@ def multiplies_bf16_fast(device: torch.device) -> bool:
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
-def num_threads() -> int:
-    """Threads of compiled code: as many as torch uses, but no more than the cores that a container leaves."""
-    return at_most_cores(torch.get_num_threads())
-
-
-def at_most_cores(threads: int) -> int:
-    return min(threads, _usable_cores())
+def num_threads(most: int | None = None) -> int:
+    """Threads of compiled code: `most`, by default as many as torch uses, but no more than a container has cores."""
+    return min(most or torch.get_num_threads(), _usable_cores())
 
 
 @contextmanager
