@@ -17,7 +17,7 @@ import torch
 from qinco.atomic import check_output
 from qinco.codec.codec import Codec
 from qinco.codec.plan import check_values
-from qinco.config import accepts_keys
+from qinco.config import accepts_keys, require_int, require_number
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codebook_size, check_memory
 from qinco.errors import ConfigError, DataError
@@ -180,7 +180,9 @@ def fit_lookup_decoder(
             if codec is None:
                 raise ConfigError("codes=None needs a codec to encode the vectors with")
             vectors = as_source(vectors)
-            vectors = vectors.take(sample_rows(len(vectors), num_training or _ENCODED_ROWS, seed))
+            vectors = vectors.take(
+                sample_rows(len(vectors), _ENCODED_ROWS if num_training is None else num_training, seed)
+            )
             codes = codec.encode(vectors, progress=report)
         file = open_codes(codes, codec, num_codes, codebook_size)
         sample, centroids_VD = draw_sample(file, vectors, codec, centroids, num_training, seed, report)
@@ -217,6 +219,7 @@ def fit_pairwise_decoder(
         raise ConfigError(f"output={output}: pairwise decoders are written to .safetensors or .pt (the authors') files")
     if output is not None:
         check_output(output, overwrite=overwrite, inputs=inputs)
+    require_number("pairs_per_code", pairs_per_code, above=0)
     file = open_codes(codes, codec, num_codes, codebook_size)
     check_codebook_size(file.codebook_size)
     with reporting(progress) as report:
@@ -248,7 +251,7 @@ def draw_sample(
     file: CodeFile, vectors, codec: Codec | None, centroids, num_training: int | None, seed: int, report: Progress
 ) -> tuple[FitSample, np.ndarray | None]:
     """A sample of codes, in lists where there are centroids, with vectors (None: reconstructions); and centroids."""
-    rows_T = sample_rows(len(file), num_training or 1_000_000, seed)
+    rows_T = sample_rows(len(file), 1_000_000 if num_training is None else num_training, seed)
     target = codec if vectors is None else training_vectors(file, vectors)
     if target is None:
         raise ConfigError("without training vectors a codec is needed, to whose reconstructions tables are fitted")
@@ -330,6 +333,8 @@ def assign_decoded(codec: Codec | None, codes: Codes, centroids_VD, report: Prog
 
 def sample_rows(count: int, most: int, seed: int) -> np.ndarray:
     """At most `most` of `count` row numbers, drawn at random, in ascending order."""
+    require_int("num_training (search.aq_training_samples)", most)
+    require_int("seed", seed, 0)
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
