@@ -8,15 +8,15 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
-import torch
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
 from qinco.compat.faiss_files import FaissIndex, check_index_key, write_faiss
-from qinco.config import MAX_LISTS, require_int
+from qinco.config import MAX_LISTS, accepts_keys, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError
 from qinco.maths.clustering import coarse_kmeans
+from qinco.maths.devices import num_threads
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, check_same_codec, open_codes
 from qinco.search.fit import FitSample, assign_decoded, draw_sample, fit_lookup, open_pairwise, sample_rows
@@ -92,7 +92,7 @@ def fill_lists(
     builder.allocate(id_dtype(edges), create)
     for first, block in codes.blocks(block_rows):
         codes_NM, lists_N = np.ascontiguousarray(block.codes, np.uint8), np.asarray(block.lists)
-        norm_codes_N = tables.norm_codes(codes_NM, lists_N, torch.get_num_threads())
+        norm_codes_N = tables.norm_codes(codes_NM, lists_N, num_threads())
         builder.fill(codes_NM, norm_codes_N, lists_N, np.asarray(ids[first : first + len(block)], np.int64))
         report("filling lists", first + len(block), len(codes))
     return builder.finish()
@@ -126,6 +126,7 @@ class BuiltIndex:
     metric: str
 
 
+@accepts_keys(M="num_codes", K="codebook_size")
 def build_index(
     codes, output: str | os.PathLike, *, codec: Codec | None = None, train_codes=None, train_vectors=None,
     centroids=None, num_lists: int | None = None, num_codes: int | None = None, codebook_size: int | None = None,
@@ -160,7 +161,7 @@ def build_index(
         >>> qinco.build_index("base_codes", "index", codec=codec, train_codes="codes", train_vectors="train.fvecs")
         >>> index = qinco.Index.load("index")
     """
-    output, metric = Path(output), choose_metric(metric, train_vectors)
+    output, metric = Path(user_path(output)), choose_metric(metric, train_vectors)
     is_faiss = _check_output(output, metric, pairwise, index_key, overwrite)
     database = open_codes(codes, codec, num_codes, codebook_size)
     train = database if train_codes is None else open_codes(train_codes, codec, num_codes, codebook_size)
