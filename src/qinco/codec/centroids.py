@@ -68,7 +68,7 @@ def kmeans(
         check_values(source, report)
         enough = _MIN_POINTS_PER_CENTROID * num_centroids
         if len(source) < enough:
-            _LOG.warning(f"N={len(source):,} for {num_centroids:,} centroids (ivf_K): {enough:,} or more are better")
+            _LOG.warning(f"{enough:,} vectors or more are better for ivf_K={num_centroids}, not {len(source):,}")
         least = num_centroids + _SPARE_POINTS
         wanted = min(len(source), max(max_points_per_centroid * num_centroids, least))
         held = max(least, free_memory() // 2 // (4 * source.dim))

@@ -221,7 +221,7 @@ def _kept_rows(part: Path, there: dict | None, writer: VectorWriter, work: dict,
         kept = f"{rows} of {work['num_vectors']} vectors"
         raise ConfigError(f"{part} holds {kept}: give resume=true to continue, or {anew}")
     if rows > work["num_vectors"] or size < writer.size(rows):
-        raise ConfigError(f"{part} is damaged: its size is {size}, not that of N={rows}; {anew}")
+        raise ConfigError(f"{part} is damaged: its size is {size}, not that of the {rows} rows recorded; {anew}")
     return rows
 
 

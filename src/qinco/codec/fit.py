@@ -16,7 +16,7 @@ from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_tr
 from qinco.codec.recorder import Recorder, log_path
 from qinco.config import EncodeOptions, require_bool, require_int, require_number
 from qinco.errors import ConfigError, DataError
-from qinco.interrupts import handling
+from qinco.interrupts import StoppedTwice, handling
 from qinco.maths.devices import choose_device, within_cores
 from qinco.maths.rotation import fit_rotation
 from qinco.model.qinco import Qinco

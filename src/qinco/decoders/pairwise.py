@@ -126,7 +126,7 @@ def check_memory(num_vectors: int, num_pairs: int, codebook_size: int, dim: int,
     free = free_memory()
     if tables + work > free:
         raise ResourceError(
-            f"num_pairs={num_pairs} with N={num_vectors:,} takes {size}, and {free / 2**20:,.0f} MiB are free: "
+            f"num_pairs={num_pairs} at {num_vectors:,} vectors takes {size}, and {free / 2**20:,.0f} MiB are free: "
             "fit fewer pairs (n_pairwise_codebooks=), tables in float16, or to fewer vectors"
         )
     return size

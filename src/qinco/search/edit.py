@@ -132,7 +132,7 @@ class EditableIndex:
         "cosine" vectors have the length of the codec's training vectors.
         """
         if isinstance(id, range) and range_size(id) > len(self.parts):
-            raise DataError(f"ids must be in the index (ntotal={len(self.parts)}), not {id}")
+            raise DataError(f"ids must be in the index (of {len(self.parts)}), not {id}")
         return decode_ids(self.codec, self.parts, id_array(id))
 
     def missing_ids(self, ids_N: np.ndarray) -> np.ndarray:
@@ -154,7 +154,7 @@ def decode_ids(codec: Codec | None, parts: IndexParts, ids: np.ndarray, *, skips
         )
         is_known |= here
     if not (is_known.all() or skips_unknown):
-        raise DataError(f"id {wanted[~is_known][0]} is not in the index (ntotal={len(parts)})")
+        raise DataError(f"id {wanted[~is_known][0]} is not in the index (of {len(parts)})")
     decoder = parts.tables.lookup if codec is None else NeuralDecoder(codec, "float32")
     decoded_ND = np.full((len(wanted), parts.tables.lookup.dim), np.nan, np.float32)
     for segment, here, rows in places:

@@ -23,7 +23,7 @@ from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codeboo
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import nearest
 from qinco.maths.devices import num_threads, to_device
-from qinco.progress import Progress, ProgressOption, reporting, silent
+from qinco.progress import Progress, ProgressOption, counted, reporting, silent
 from qinco.search.code_file import CodeFile, list_centroids, open_codes, training_vectors
 from qinco.store.codes import Codes
 from qinco.store.decoder import load_pairwise, save_pairwise

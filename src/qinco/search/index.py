@@ -12,9 +12,9 @@ from qinco.atomic import user_path
 from qinco.codec.codec import Codec
 from qinco.config import accepts_keys, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError
 from qinco.maths.devices import num_threads
-from qinco.progress import ProgressOption, reporting
+from qinco.progress import ProgressOption, counted, reporting
 from qinco.search.edit import EditableIndex, decode_ids
 from qinco.search.faiss_index import from_faiss
 from qinco.search.grow import build_parts

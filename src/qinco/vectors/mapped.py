@@ -67,12 +67,12 @@ class Format:
     read_metric: Callable[[Path, str | None], str | None] | None = None  # what a path and a part state of distances
 
 
-def check_matrix(shape: tuple, dtype, name: str) -> None:
+def check_matrix(shape: tuple, dtype, name: str, how: str = "") -> None:
     """Raise DataError unless the shape is (N, D), with D at least 1, and a dtype of numpy is one of numbers."""
     if isinstance(dtype, np.dtype) and dtype.kind not in "fiu":
         raise DataError(f"{name} must hold integers or floats, not {dtype}")
     if len(shape) != 2:
-        hint = f": a single vector is a matrix of shape (1, {shape[0]})" if len(shape) == 1 else ""
+        hint = f": a single vector is a matrix of shape (1, {shape[0]}){how}" if len(shape) == 1 else ""
         raise DataError(f"{name} must be a matrix (N, D), not an array of shape {tuple(shape)}{hint}")
     if shape[1] < 1:
         raise DataError(f"{name} must have at least one column, not the shape {tuple(shape)}")

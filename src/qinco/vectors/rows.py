@@ -190,7 +190,7 @@ def _source(x, name: str, may_be_one: bool = False) -> tuple[VectorSource, bool]
         found = f"{name} is a row or column of {rows.shape[0]} numbers"
         raise DataError(f"{found}: numpy.asarray(x)[None] is one vector, numpy.asarray(x)[:, None] has dimension 1")
     rows = rows[None] if is_one else rows
-    check_matrix(rows.shape, rows.dtype, name)
+    check_matrix(rows.shape, rows.dtype, name, ", as x[None] is")
     return VectorSource(rows, name), is_one
 
 

@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused(sample, decoder):
         decoder.decode(np.array([[0, SIZE, 0]]), np.array([0]))
     with pytest.raises(DataError, match=r"range 0 to 5.* row 0 is 6"):
         decoder.decode(codes[:1], np.array([LISTS]))
-    with pytest.raises(DataError, match="fitted to 3: give whole codes"):
+    with pytest.raises(DataError, match="must be whole"):
         decoder.decode(codes[:, :2], lists)
     for blocks, message in [
         ([(codes, lists, x_ND[:-1])], "6000 codes for 5999 vectors"),

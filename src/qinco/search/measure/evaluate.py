@@ -23,7 +23,7 @@ from qinco.search.measure.truth import open_queries_among
 from qinco.search.metric import Metric, choose_metric
 from qinco.search.parts import Fitted
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource, as_source, stratified_rows
+from qinco.vectors.rows import VectorSource, as_source, check_not_empty, stratified_rows
 
 _MAX_QUERIES = 1000
 _RQ_ROWS = 50_000  # vectors that the residual quantizer is fitted to
