@@ -145,7 +145,7 @@ class CodeFolder:
         writer = self._writer()
         if lists_N is not None:
             writer.add(f"lists_{shard:05}", lists_N.astype(np.int32)[:, None])
-        writer.add(f"codes_{shard:05}", codes_NM)
+        writer.add(f"codes_{shard:05}", codes_NM.astype(code_dtype(self.plan.codebook_size), copy=False))
 
     def commit(self) -> None:
         """Replace the folder's complete codes by these, all of whose shards are there; with the lock held."""

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from qinco.atomic import check_output
+from qinco.config import MAX_LISTS, require_int
 from qinco.errors import ConfigError, DataError
-from qinco.packing import pack_codes, unpack_codes
+from qinco.packing import check_codes, check_lists, pack_codes, packed_size, unpack_codes
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, open_codes_file, write_codes_file
 from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, save_codes
 from qinco.vectors.mapped import Rows
@@ -95,7 +96,18 @@ class Codes(NDArrayOperatorsMixin):
     def __array_ufunc__(self, function, method, *inputs, **options):
         """Operators, comparisons among them, and numpy's functions are those of the array (N, M)."""
         inputs = [value.codes if isinstance(value, Codes) else value for value in inputs]
-        return getattr(function, method)(*inputs, **options)
+        if outputs := options.get("out", ()):
+            options["out"] = tuple(value._in_place() if isinstance(value, Codes) else value for value in outputs)
+        result = getattr(function, method)(*inputs, **options)
+        return outputs[0] if len(outputs) == 1 else result
+
+    def __dlpack__(self, **options):
+        """What `torch.as_tensor(codes)` takes; a read-only file is copied."""
+        codes_NM = self.codes
+        return (codes_NM if codes_NM.flags.writeable else codes_NM.copy()).__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return 1, 0  # main memory
 
     def __getattr__(self, name: str):
         """The array's methods: `codes.max()`, `codes.astype(...)`, `codes.tolist()`."""
@@ -110,15 +122,22 @@ class Codes(NDArrayOperatorsMixin):
     def __getitem__(self, key):
         """Rows, as Codes in memory, by a slice or an array of row numbers or truth values; `codes[:, :m]` cuts columns.
 
-        One row, by an integer, is an array (M,).
+        Anything else gives what the array (N, M) gives: one row, by an integer, is an array (M,).
         """
-        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
-        if np.ndim(rows) == 0 and not isinstance(rows, slice):
-            return self.codes[rows, columns]
+        rows, columns = key if isinstance(key, tuple) and len(key) == 2 else (key, slice(None))
+        if isinstance(rows, int | np.integer) and not isinstance(rows, bool):
+            return np.asarray(self._codes[np.array([range(len(self))[rows]])])[0, columns]
         if not isinstance(rows, slice):
-            rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else np.asarray(rows, np.int64)
+            rows = np.asarray(rows if np.size(rows) else np.empty(0, np.int64))
+            if rows.dtype == bool and rows.shape == (len(self),):
+                rows = np.flatnonzero(rows)
+            if rows.ndim != 1 or rows.dtype.kind not in "iu" or not isinstance(columns, slice):
+                return self.codes[key]
         picked = np.asarray(self._codes[rows])[:, columns]
         return Codes(picked, self._lists_at(rows), self.name) if picked.ndim == 2 else picked
+
+    def __setitem__(self, key, value) -> None:
+        self._in_place()[key] = value
 
     def blocks(self, size: int = BLOCK_ROWS, first: int = 0) -> Iterator[tuple[int, "Codes"]]:
         """Yield (first row, Codes in memory) for consecutive blocks of `size` vectors, from row `first` on."""
@@ -138,11 +157,18 @@ class Codes(NDArrayOperatorsMixin):
 
     def pack(self, bits: int = 8) -> np.ndarray:
         """The codes in `bits` bits each, uint8 (N, bytes): the first in the lowest bits, as faiss packs them."""
-        return pack_codes(self.codes, bits)
+        require_int("bits", bits, 1, 16)
+        return pack_codes(check_codes(self.codes, self.shape[1], 1 << bits, self.name), bits)
 
     @classmethod
     def unpack(cls, packed: np.ndarray, num_codes: int, bits: int = 8, lists=None) -> "Codes":
         """Codes (N, num_codes) from what `pack` made, uint8 (N, bytes)."""
+        require_int("bits", bits, 1, 16)
+        require_int("num_codes", num_codes)
+        packed, width = np.asarray(packed), packed_size(num_codes, bits)
+        if packed.dtype != np.uint8 or packed.shape[1:] != (width,):
+            found = f"{packed.dtype} of shape {packed.shape}"
+            raise DataError(f"packed codes are {found}: {num_codes} of {bits} bits are uint8 (N, {width})")
         return cls(unpack_codes(packed, num_codes, bits), lists)
 
     @classmethod
@@ -195,12 +221,13 @@ class Codes(NDArrayOperatorsMixin):
         if codec is not None:
             codebook_size, dim = codec.config.codebook_size, codec.dim
         path, suffix = Path(path), Path(path).suffix.lower()
+        if is_folder(path) and codec is None:
+            raise ConfigError(f"{path}: a folder of codes records its codec: give codec")
+        self._check(codec, codebook_size, tells_columns=suffix in (".npy", ".ivecs") and not is_folder(path))
         if is_folder(path):
-            if codec is None:
-                raise ConfigError(f"{path}: a folder of codes records its codec: give codec")
-            num_lists, rows = codec.config.num_lists if self.has_lists else 0, default_shard_rows(len(self))
-            shape, size, key = self.shape, codec.config.codebook_size, codec.fingerprint()
-            plan = CodePlan(*shape, size, num_lists, codec.dim, rows, key, source="", encode={})
+            rows, config = default_shard_rows(len(self)), codec.config
+            sizes = config.codebook_size, config.num_lists, codec.dim
+            plan = CodePlan(*self.shape, *sizes, rows, codec.fingerprint(), source="", encode={})
             save_codes(path, plan, self._codes, self._lists, overwrite)
             return [path]
         if suffix not in FILE_SUFFIXES:
@@ -210,6 +237,27 @@ class Codes(NDArrayOperatorsMixin):
         for file in files_of(path, self.has_lists):
             check_output(file, overwrite=overwrite)
         return write_codes_file(path, self._codes, self._lists, codebook_size, dim)
+
+    def _check(self, codec, codebook_size: int | None, tells_columns: bool) -> None:
+        """Raise DataError unless these are codes of this codec, or of so many codewords."""
+        if codec is not None:
+            codec.check_codes(self)
+            if self.shape[1] != codec.num_codes and not tells_columns:
+                size = f"{self.shape[1]} columns, and the codec has {codec.num_codes}"
+                raise DataError(f"{self.name} have {size}: a prefix of codes is saved to .npy or .ivecs")
+            return
+        if codebook_size is not None:
+            require_int("codebook_size", codebook_size, 2, 1 << 16)
+        for first, block in self.blocks() if len(self) else [(0, self)]:
+            check_codes(block.codes, self.shape[1], codebook_size or 1 << 16, self.name, first)
+            if block.has_lists:
+                check_lists(block.lists, len(block), MAX_LISTS, first_row=first)
+
+    def _in_place(self) -> np.ndarray:
+        """The array that is changed by assignments."""
+        if not isinstance(self._codes, np.ndarray):
+            raise ValueError(f"{self.name} is on disk and is not changed: change Codes(codes.codes, codes.lists)")
+        return self._codes
 
     def _lists_at(self, rows) -> np.ndarray | None:
         return None if self._lists is None else np.asarray(self._lists[rows]).reshape(-1)
