@@ -145,9 +145,9 @@ def mse_scale(settings: Settings) -> float:
 
 def files_read(settings: Settings) -> list[Path]:
     """The files that the command line reads, which its output must not replace."""
-    from qinco.vectors.formats import split_part
+    from qinco.vectors.formats import input_files
 
-    return [split_part(settings[name])[0] for name in _READ if settings[name] is not None]
+    return input_files(*(settings[name] for name in _READ))
 
 
 def conditions(settings: Settings) -> dict:

@@ -16,7 +16,7 @@ from qinco.maths.clustering import COARSE_ITERATIONS, coarse_kmeans
 from qinco.maths.devices import choose_device
 from qinco.progress import ProgressOption, reporting
 from qinco.training.codebooks import SAMPLE_RUN_ROWS, sample
-from qinco.vectors.formats import write_vectors
+from qinco.vectors.formats import input_files, write_vectors
 from qinco.vectors.rows import as_source
 
 _LOG = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def kmeans(
     if output is not None:
         if Path(output).suffix.lower() != ".npy":
             raise ConfigError(f"output={output}: centroids are written to a .npy file")
-        check_output(output, overwrite=overwrite, inputs=[*inputs, x] if isinstance(x, str | Path) else inputs)
+        check_output(output, overwrite=overwrite, inputs=[*inputs, *input_files(x)])
     if len(source) < num_centroids:
         raise DataError(f"{source.name} has {len(source)} vectors, fewer than {num_centroids} centroids (ivf_K)")
     with reporting(progress) as report:

@@ -300,6 +300,7 @@ class Codec:
 
     def prefix(self, codes, num_steps: int):
         """Shorten codes (an array, tensor or Codes) to their first `num_steps` steps, which decode on their own."""
+        codes = codes if hasattr(codes, "shape") else Codes.of(codes)
         count, width = self.check_steps(num_steps), codes.shape[1] // len(self.models)
         if len(self.models) == 1:
             return codes[:, :count]

@@ -1,7 +1,6 @@
 """Training a codec: from vectors to the saved file."""
 
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -27,6 +26,7 @@ from qinco.training.codebooks import initialize_model, sample, set_scales, set_s
 from qinco.training.loop import Training
 from qinco.training.monitor import Report, estimate, monitor, summary_writer
 from qinco.training.processes import Processes
+from qinco.vectors.formats import input_files
 from qinco.vectors.rows import VectorSource, as_source
 
 _LOG = logging.getLogger(__name__)
@@ -82,8 +82,7 @@ def fit(
     if output is not None and Path(output).suffix.lower() not in (".safetensors", CHECKPOINT_SUFFIX):
         raise ConfigError(f"output={output}: a codec is written to a .safetensors (ours) or .pt (the authors') file")
     if output is not None:
-        read = [path for path in (x, coarse_centroids) if isinstance(path, str | os.PathLike)]
-        check_output(output, overwrite=True, inputs=[*inputs, *read])
+        check_output(output, overwrite=True, inputs=[*inputs, *input_files(x, coarse_centroids)])
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
     first = source if num_parts == 1 else _part(source, 0, num_parts, None)
     plan = plan_training(

@@ -23,8 +23,9 @@ from qinco.search.measure.timing import tune
 from qinco.search.metric import choose_metric
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
 from qinco.search.parts import IndexParts
-from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, plan_stages, search_queries
+from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, plan_stages, search_queries
 from qinco.search.scan import make_filter
+from qinco.vectors.rows import as_queries
 
 
 def _part(name: str, doc: str) -> property:

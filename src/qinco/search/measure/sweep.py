@@ -30,6 +30,7 @@ from qinco.search.measure.truth import open_queries_of
 from qinco.search.metric import choose_metric
 from qinco.search.options import SearchOptions
 from qinco.store.manifest import read_manifest
+from qinco.vectors.formats import input_files
 
 log = logging.getLogger(__name__)
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BYTES = 256, 1 << 12
@@ -206,7 +207,7 @@ def sweep(
         ...     print(setting, result.measured[setting].recall[1], result.measured[setting].microseconds)
     """
     given = (index, queries, ground_truth, pairwise)
-    read = [*inputs, *(path for path in given if isinstance(path, str | os.PathLike))]
+    read = [*inputs, *input_files(*given)]
     if output is not None and Path(output).suffix.lower() != ".json":
         raise ConfigError(f"output={output}: the results of a search are written to a .json file")
     if output is not None:
