@@ -20,12 +20,13 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
 
     The temporary file, empty and hidden, lies beside `path` (beside the target of a symbolic link), with its suffix. It
     is flushed to disk before it is renamed, and removed on any exception; `path` is then unchanged. An OSError is a
-    ResourceError; a folder or a device as `path` is a ConfigError.
+    ResourceError; a folder or a device as `path` is a ConfigError. For missing folders see `require_folder`.
     """
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".{target.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}{target.suffix}"
     try:
         _check_replaceable(path, target)
+        require_folder(path, target.parent)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         mode = temporary.stat().st_mode
         yield temporary
@@ -75,6 +76,8 @@ def check_output(
             pass
     except ConfigError:
         raise
+    except FileNotFoundError:  # in a folder such as /proc
+        raise ConfigError(f"cannot write {path}: no file can be made in that folder, give another name") from None
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     return Path(path)

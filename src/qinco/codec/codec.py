@@ -18,7 +18,7 @@ from qinco.maths.devices import choose_device, to_device
 from qinco.model.qinco import Qinco
 from qinco.packing import check_codes, check_lists, code_dtype
 from qinco.progress import ProgressOption, reporting
-from qinco.store.codec import load_models, save_models
+from qinco.store.codec import check_suffix, load_models, save_models
 from qinco.store.codes import Codes
 from qinco.vectors.prefetch import read_ahead
 from qinco.vectors.rows import VectorSource, as_source
@@ -150,6 +150,7 @@ class Codec:
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = True) -> None:
         """Write one safetensors file, whole or not at all; a .pt file is a checkpoint of the authors' code."""
+        check_suffix(path)
         check_output(path, overwrite=overwrite)
         save_models(path, self.models, self.rotation_DD, self.encode_options, self.provenance)
 
@@ -247,8 +248,8 @@ class Codec:
 
         Args:
             codes: (N, m) Codes, array, tensor or lists of integers, m ≤ M: the first steps are a code of their own (see
-                `prefix`); or a pair of codes and lists.
-            lists: (N,) integers, for an IVF codec whose codes are given without them.
+                `prefix`); or a pair of codes and lists; or a path (see `Codes.load`).
+            lists: (N,) integers, for an IVF codec whose codes are given without them; for a path another path.
             precision: "float32", "bf16", or "auto": bf16 where it is fast.
 
         Returns:
@@ -308,6 +309,8 @@ class Codec:
 
     def check_codes(self, codes, lists=None) -> Codes:
         """Codes of any kind that `decode` takes, as Codes; raises DataError unless they are ones of this codec."""
+        if isinstance(codes, str | os.PathLike):
+            codes, lists = Codes.load(codes, self, lists=lists), None
         codes, count = Codes.of(codes, lists), len(self.models)
         if self.is_ivf and not codes.has_lists:
             raise DataError("codes of an IVF codec are decoded with their list numbers: give lists")

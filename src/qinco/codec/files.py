@@ -1,25 +1,28 @@
 """Encoding vectors of any number to a file or folder, resumed after an interruption."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qinco.atomic import check_output, exclusive, remove_temporaries, require_folder
+from qinco.atomic import check_output, exclusive, remove_temporaries
 from qinco.codec.codec import Codec
 from qinco.config import EncodeOptions, require_int
-from qinco.errors import ConfigError
+from qinco.errors import ConfigError, DataError, QincoError
 from qinco.progress import ProgressOption, reporting
-from qinco.store.code_files import FILE_SUFFIXES, files_of, is_folder, lists_beside, write_codes_file
-from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, remove_codes
+from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, lists_beside, write_codes_file
+from qinco.store.code_folder import KIND, CodeFolder, CodePlan, default_shard_rows, remove_codes
 from qinco.store.codes import Codes
-from qinco.store.folder import LOCK, check_folder_output
+from qinco.store.folder import LOCK, make_folder, remove_stale
+from qinco.store.manifest import PENDING, is_kind
 from qinco.vectors.formats import input_files
 from qinco.vectors.rows import VectorSource, as_source, fingerprint
 
+_LOG = logging.getLogger(__name__)
 _ENCODED_AGAIN = 64  # vectors by which a finished file is recognised
 
 
@@ -89,6 +92,8 @@ def encode_file(
         raise ConfigError(f"output={output}: codes are written to {forms}")
     folder = path.with_name(f"{path.name}.shards") if is_file else path
     shards = range(index, plan.num_shards, count)
+    if shard is not None and not shards:
+        _LOG.warning("share %d/%d holds no shard (%d in all): it has nothing to do", index, count, plan.num_shards)
     num_done, complete = 0, False
     if shards or index == 0 or resume:  # else nothing is left for this share, and others may be at work
         job = _Encoding(codec, x, options, plan, shards, count == 1, path, folder, is_file)
@@ -132,7 +137,7 @@ class _Encoding:
 
     def run(self, report, resume: bool, overwrite: bool, inputs) -> tuple[int, bool]:
         """Encode what is missing; how many vectors that were, and whether the output is complete."""
-        self._prepare(inputs)
+        is_new = self._prepare(inputs)
         with exclusive(self.lock):
             if self.is_file:
                 is_started = any(CodeFolder.find(self.folder))
@@ -143,10 +148,15 @@ class _Encoding:
                     return 0, True
                 for path in files_of(self.output, self.codec.is_ivf):
                     check_output(path, overwrite=overwrite or (resume and is_started), inputs=inputs)
-                check_folder_output(self.folder, "codes")
-                self.folder.mkdir(exist_ok=True)
+                is_new = make_folder(self.folder, KIND)
+            elif resume:
+                self._take_over()
             folder = self._join(resume, overwrite)
-        num_done = self._encode(folder, report)
+        try:
+            num_done = self._encode(folder, report)
+        except BaseException:
+            self._withdraw(folder, is_new)
+            raise
         with exclusive(self.lock):
             if not folder.is_pending:
                 folder.tidy()
@@ -156,6 +166,7 @@ class _Encoding:
                 return num_done, False
             else:
                 folder.commit()
+            self._remove_left(overwrite)
             if self.is_file:
                 whole, sizes = CodeFolder.open(self.folder), (self.plan.codebook_size, self.codec.dim)
                 for path in write_codes_file(self.output, whole.codes, whole.lists, *sizes):
@@ -163,8 +174,8 @@ class _Encoding:
                 remove_codes(self.folder)
         return num_done, True
 
-    def _prepare(self, inputs) -> None:
-        """Make an output folder, or raise ConfigError."""
+    def _prepare(self, inputs) -> bool:
+        """Make an output folder, or raise ConfigError; whether there was none."""
         path, real = self.output, os.path.realpath(self.folder)
         for name in inputs:
             if name is not None and Path(os.path.realpath(name)).is_relative_to(real):
@@ -172,13 +183,48 @@ class _Encoding:
                 raise ConfigError(f"{name} is read and lies {where}: give another output")
         if self.is_file:
             check_output(path, overwrite=True)
-            return
-        try:
-            require_folder(path, Path(os.path.realpath(path)).parent)
-            check_folder_output(path, "codes")
-            path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+            return False
+        return make_folder(path, KIND)
+
+    def _withdraw(self, folder: CodeFolder, is_new: bool) -> None:
+        """Remove what this call has made, if it has no shard yet and nobody else works on it."""
+        with suppress(OSError, QincoError), exclusive(self.lock):
+            if not (self.is_alone and folder.is_current() and len(folder.missing()) == self.plan.num_shards):
+                return
+            (folder.path / PENDING).unlink()
+            remove_stale(folder.path, KIND)
+        if is_new:
+            with suppress(OSError):  # something else is there
+                folder.path.rmdir()
+
+    def _left_by_version_1(self) -> Iterator[tuple[Path, CodeFolder | None]]:
+        """The folders of shards that were to replace the output, or that it was done with, and what they hold."""
+        beside = self.output.with_name(f"{self.output.name}.shards")
+        for folder in [beside] * (not self.is_file) + [beside.with_name(f".{beside.name}.done")]:
+            with suppress(DataError):
+                old = CodeFolder.read(folder) if is_kind(folder, KIND) else None
+                if old.manifest is None if old else folder.name.endswith(".done") and is_directory(folder):
+                    yield folder, old
+
+    def _take_over(self) -> None:
+        """Continue what version 1 has begun beside the folder that it was to replace."""
+        complete, pending = CodeFolder.find(self.folder)
+        for folder, old in self._left_by_version_1():
+            is_this = old is not None and old.plan == self.plan != (complete and complete.plan)
+            if is_this and (pending is None or pending.plan == self.plan):
+                (pending or CodeFolder.create(self.folder, self.plan)).take_over(old)
+                remove_codes(folder)
+
+    def _remove_left(self, overwrite: bool) -> None:
+        """Remove what killed processes of version 1 left beside the output, which is complete."""
+        for folder, old in self._left_by_version_1():
+            is_stale = old is None or old.is_pending or overwrite
+            if old is not None:
+                _LOG.warning(
+                    "%s was left by an earlier version: %s", folder, "it is removed" if is_stale else "remove it"
+                )
+            if is_stale:
+                remove_codes(folder)
 
     def _join(self, resume: bool, overwrite: bool) -> CodeFolder:
         complete, pending = CodeFolder.find(self.folder)
@@ -192,6 +238,9 @@ class _Encoding:
             is_anew = overwrite and not (resume and there.plan == plan)
         if is_anew:
             return CodeFolder.create(self.folder, plan)
+        if there is complete and not resume and there.plan != plan:
+            what = "codes of another codec" if there.plan.codec != plan.codec else "codes of other vectors or options"
+            raise ConfigError(f"{self.folder} exists ({what}): give another output, or overwrite=true")
         plan.check_same(self.folder, there.plan)
         if not resume and (there is complete or self.is_alone or any(map(there.has, self.shards))):
             count = plan.num_shards - len(there.missing())

@@ -20,7 +20,7 @@ from qinco.maths.devices import choose_device
 from qinco.maths.rotation import fit_rotation
 from qinco.model.qinco import Qinco
 from qinco.progress import Progress, ProgressOption, reporting
-from qinco.store.codec import CHECKPOINT_SUFFIX, load_models, save_models
+from qinco.store.codec import CHECKPOINT_SUFFIX, check_suffix, load_models, save_models
 from qinco.store.run_state import load_state, state_path
 from qinco.training.codebooks import initialize_model, sample, set_scales, set_steps
 from qinco.training.loop import Training
@@ -79,9 +79,8 @@ def fit(
             begun are residual quantizers of a few vectors.
     """
     source = as_source(x, "training vectors")
-    if output is not None and Path(output).suffix.lower() not in (".safetensors", CHECKPOINT_SUFFIX):
-        raise ConfigError(f"output={output}: a codec is written to a .safetensors (ours) or .pt (the authors') file")
     if output is not None:
+        check_suffix(output)
         check_output(output, overwrite=True, inputs=[*inputs, *input_files(x, coarse_centroids)])
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
     first = source if num_parts == 1 else _part(source, 0, num_parts, None)

@@ -80,7 +80,8 @@ def check_codec_of(path: Path, codec: Codec | None, sizes: dict) -> None:
         own["num_lists"] = codec.config.num_lists
     for name, value in own.items():
         if value != sizes[name]:
-            raise DataError(f"{path} holds codes of another codec: its {name} is {sizes[name]}, not {value}")
+            shown = "num_codes" if name == "code_size" else name
+            raise DataError(f"{path} holds codes of another codec: its {shown} is {sizes[name]}, not {value}")
 
 
 def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec | None, IndexParts]:
@@ -132,7 +133,8 @@ def describe_index(folder: Path) -> dict:
     settings, arrays = opened.settings, opened.arrays
     try:
         num_vectors, bytes_of = len(arrays["ids"]), {name: array.nbytes for name, array in arrays.items()}
-        sizes = {name: settings[name] for name in ("num_lists", "dim", "metric", "code_size", "codebook_size")}
+        sizes = {name: settings[name] for name in ("num_lists", "dim", "metric")}
+        sizes |= {"num_codes": settings["code_size"], "codebook_size": settings["codebook_size"]}
         fields = {"kind": "index", "num_vectors": num_vectors} | sizes
         fields["bytes_per_vector"] = sum(bytes_of[name] for name in _LISTS) / max(1, num_vectors)
         fields["id_bytes"] = arrays["ids"].dtype.itemsize

@@ -18,8 +18,8 @@ from qinco.store.folder import (
     FolderWriter,
     begin,
     check_files,
-    check_folder_output,
     folder_size,
+    make_folder,
     read_current,
     read_pending,
     remove_stale,
@@ -60,9 +60,9 @@ class CodePlan:
 
     def check_same(self, path, there: "CodePlan") -> None:
         """Raise ConfigError if a folder holds, or is to hold, other codes than these."""
-        labels = {"codec": "another codec", "source": "other vectors"}
+        labels = {"source": "other vectors"}
         old, new = ({**vars(plan), **plan.encode} | {"encode": None} for plan in (there, self))
-        if found := differences(old, new, labels):
+        if found := ["another codec"] if old["codec"] != new["codec"] else differences(old, new, labels):
             remedy = "the same model, vectors and encoding options, or overwrite=true without resume, in one process"
             raise ConfigError(f"{path} holds codes of another run ({'; '.join(found):.500}): use {remedy}")
 
@@ -113,12 +113,7 @@ class CodeFolder:
         pending = read_pending(path, KIND)
         if complete is not None and complete.is_pending:
             old, complete, pending = complete, None, pending or begin(path, KIND, asdict(complete.plan))
-            new = cls(path, old.plan, pending, True)
-            for shard in range(old.plan.num_shards):
-                for name in ("lists", "codes"):  # a shard is there when its codes are
-                    if old._path(name, shard).exists():
-                        old._path(name, shard).rename(new._path(name, shard))
-            (path / MANIFEST).unlink()
+            cls(path, old.plan, pending, True).take_over(old)
         if pending is None:
             return complete, None
         return complete, cls(path, _plan(path / PENDING, pending.settings), pending, True)
@@ -127,6 +122,14 @@ class CodeFolder:
     def create(cls, path: Path, plan: CodePlan) -> "CodeFolder":
         """Begin codes beside the complete ones, in place of pending ones; with the lock held."""
         return cls(path, plan, begin(path, KIND, asdict(plan)), True)
+
+    def take_over(self, old: "CodeFolder") -> None:
+        """Let shards of version 1 be those of these pending codes; with the lock held."""
+        for shard in range(old.plan.num_shards):
+            for name in ("lists", "codes"):  # a shard is there when its codes are
+                if old._path(name, shard).exists():
+                    old._path(name, shard).rename(self._path(name, shard))
+        (old.path / MANIFEST).unlink()
 
     def has(self, shard: int) -> bool:
         """Whether a shard is there. Its codes are written last, so its lists are there, too."""
@@ -219,8 +222,7 @@ def remove_codes(path: Path) -> None:
 
 def save_codes(path: Path, plan: CodePlan, codes, lists, overwrite: bool = False) -> None:
     """Write rows of codes (N, M) and of list numbers (N,), (N, 1) or None to a folder, whole or not at all."""
-    check_folder_output(path, KIND)
-    path.mkdir(exist_ok=True)
+    make_folder(path, KIND)
     with exclusive(path / LOCK):
         if any(CodeFolder.find(path)) and not overwrite:
             raise ConfigError(f"{path} holds codes: give overwrite=true to replace them")

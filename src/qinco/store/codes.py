@@ -11,7 +11,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from qinco.atomic import check_output
 from qinco.config import MAX_LISTS, require_int
 from qinco.errors import ConfigError, DataError
-from qinco.packing import check_codes, check_lists, pack_codes, packed_size, unpack_codes
+from qinco.packing import check_codes, check_lists, code_bits, pack_codes, packed_size, unpack_codes
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, open_codes_file, write_codes_file
 from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, save_codes
 from qinco.vectors.arrays import as_rows
@@ -251,7 +251,7 @@ class Codes(NDArrayOperatorsMixin):
                 raise DataError(f"{self.name} have {size}: a prefix of codes is saved to .npy or .ivecs")
             return
         if codebook_size is not None:
-            require_int("codebook_size", codebook_size, 2, 1 << 16)
+            code_bits(codebook_size)
         for first, block in self.blocks() if len(self) else [(0, self)]:
             check_codes(block.codes, self.shape[1], codebook_size or 1 << 16, self.name, first)
             if block.has_lists:

@@ -21,9 +21,29 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from qinco.atomic import WRITER, exclusive, flush_folder, remove_temporaries, write_atomically, write_to_disk
+from qinco.atomic import (
+    WRITER,
+    exclusive,
+    flush_folder,
+    remove_temporaries,
+    require_folder,
+    write_atomically,
+    write_to_disk,
+)
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.store.manifest import MANIFEST, PENDING, TOKEN, Manifest, path_of, read_manifest, token_in, write_manifest
+from qinco.store.manifest import (
+    MANIFEST,
+    NOUNS,
+    PENDING,
+    TOKEN,
+    VERSIONS,
+    Manifest,
+    is_kind,
+    path_of,
+    read_manifest,
+    token_in,
+    write_manifest,
+)
 from qinco.vectors.binary import npy_header
 from qinco.vectors.mapped import file_size, map_file, read_start, release_pages
 
@@ -31,7 +51,8 @@ LOCK = ".lock"
 VERIFIED_BYTES = 256 << 20  # a tenth of a second
 
 _OURS = rf"(\.?)[a-z][a-z0-9_]{{0,19}}-({TOKEN})({WRITER})?\.[a-z0-9]{{1,12}}"
-_STARTED = rf"{re.escape(LOCK)}|{re.escape(PENDING)}|\.(manifest|pending){WRITER}\.json|{_OURS}"
+_TENSORS = r"\.tmp\w{6}"  # safetensors, which earlier versions wrote tensors by, leaves such files where it is killed
+_STARTED = rf"{_TENSORS}|{re.escape(LOCK)}|{re.escape(PENDING)}|\.(manifest|pending){WRITER}\.json|{_OURS}"
 
 
 @dataclass(frozen=True)
@@ -110,10 +131,8 @@ def write_folder(path: str | os.PathLike, kind: str, settings: dict) -> Iterator
     block. `settings` are read when it ends.
     """
     path = Path(path)
-    check_folder_output(path, kind)
-    is_new = not path.exists()
+    is_new = make_folder(path, kind)
     try:
-        path.mkdir(exist_ok=True)
         with exclusive(path / LOCK):
             remove_stale(path, kind)
             try:
@@ -159,7 +178,7 @@ def remove_stale(folder: Path, kind: str, others: str | None = None) -> None:
         remove_temporaries(folder / name)
     for file in list(folder.iterdir()):
         match = re.fullmatch(_OURS, file.name)
-        is_stale = (match and (match[1] or match[2] not in tokens)) or (others and re.fullmatch(others, file.name))
+        is_stale = (match and (match[1] or match[2] not in tokens)) or re.fullmatch(f"{_TENSORS}|{others}", file.name)
         if is_stale and file.is_file():
             file.unlink(missing_ok=True)
 
@@ -200,17 +219,36 @@ def read_current(read: Callable[[], Any], load: Callable[[Any], Any]):
                 raise
 
 
+def make_folder(path: Path, kind: str) -> bool:
+    """Make a folder that `check_folder_output` has passed; whether it is new. Raises ConfigError."""
+    check_folder_output(path, kind)
+    is_new = not path.exists()
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+    return is_new
+
+
 def check_folder_output(path: str | os.PathLike, kind: str) -> None:
-    """Raise ConfigError unless a folder can be written: a new or empty one, or one that holds the same kind."""
+    """Raise ConfigError unless a folder can be written: a new or empty one, or one that holds the same kind.
+
+    Missing folders that it is to lie in are made as `require_folder` says.
+    """
     path = Path(path)
     try:
+        if not os.path.lexists(path):
+            return require_folder(path, Path(os.path.realpath(path)).parent)
+        if path.is_file():
+            raise ConfigError(f"{path} is a file: give the name of a folder")
         there = [file.name for file in path.iterdir()]
-    except FileNotFoundError:
-        if path.parent.is_dir():
-            return
-        raise ConfigError(f"the folder {path.parent} of {path} does not exist: create it first") from None
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    for other in VERSIONS:
+        if other != kind and is_kind(path, other):
+            raise ConfigError(f"{path} is {NOUNS[other]}: remove it, or give another name")
     if MANIFEST in there and kind == "index":
         try:
             read_manifest(path, kind)

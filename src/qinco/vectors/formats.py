@@ -116,7 +116,7 @@ def _open_one(files: list[tuple], number: int) -> Rows:
 def _open_file(path: Path, name: str | None, part: str, stamp: tuple[int, int] | None = None) -> Rows:
     """Open one file; raises DataError where it is not the one of `stamp` any more."""
     check_stamp(path, stamp)
-    size = file_size(path)
+    size = file_size(path, "a file of vectors")
     format = _find_format(path, SUFFIXES)
     if size == 0:
         raise DataError(f"{path} holds no vectors: the file is empty")
