@@ -60,9 +60,9 @@ class CodePlan:
 
     def check_same(self, path, there: "CodePlan") -> None:
         """Raise ConfigError if a folder holds, or is to hold, other codes than these."""
-        labels = {"source": "other vectors"}
+        labels = {"codec": "another codec", "source": "other vectors"}
         old, new = ({**vars(plan), **plan.encode} | {"encode": None} for plan in (there, self))
-        if found := ["another codec"] if old["codec"] != new["codec"] else differences(old, new, labels):
+        if found := differences(old, new, labels):
             remedy = "the same model, vectors and encoding options, or overwrite=true without resume, in one process"
             raise ConfigError(f"{path} holds codes of another run ({'; '.join(found):.500}): use {remedy}")
 

@@ -222,8 +222,8 @@ def read_current(read: Callable[[], Any], load: Callable[[Any], Any]):
 def make_folder(path: Path, kind: str) -> bool:
     """Make a folder that `check_folder_output` has passed; whether it is new. Raises ConfigError."""
     check_folder_output(path, kind)
-    is_new = not path.exists()
     try:
+        is_new = not path.exists()
         path.mkdir(exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error

@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 KEY = "qinco"
 _HELD = {
     "codec": "a codec (model=)", "pairwise": "a pairwise decoder (pairwise_decoder=)",
-    "training state": "the state of a training run",
+    "training state": "a training state",
 }  # fmt: skip
 # In the order of their tensors in a file: those of wide values first, so that all are aligned.
 _DTYPES = {
@@ -56,11 +56,11 @@ def write_tensors(path: str | os.PathLike, kind: str, header: dict, tensors: "di
 
 def read_tensors(path: str | os.PathLike, kind: str) -> "tuple[dict, dict[str, Tensor]]":
     """Header and tensors, on the CPU, of a file of ours that holds a `kind`; raises DataError for any other file."""
-    wanted = _HELD[kind].partition(" (")[0]
+    wanted = _words(kind).partition(" (")[0]
     with open_tensors(path, "pt", f"{wanted} file") as (header, file):
         if header["kind"] != kind:
             remedy = f": give {str(path).removesuffix('.last')}" if header["kind"] == "training state" else ""
-            raise DataError(f"{path} holds {_HELD.get(header['kind'], header['kind'])}, not {wanted}{remedy}")
+            raise DataError(f"{path} holds {_words(header['kind'])}, not {wanted}{remedy}")
         return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
@@ -73,7 +73,7 @@ def read_header(path: str | os.PathLike) -> dict:
 def find_content(path: str | os.PathLike) -> str | None:
     """What a file of ours holds, in words with the key that takes it; None for any other file."""
     with suppress(DataError):
-        return _HELD.get(read_header(path)["kind"])
+        return _words(read_header(path)["kind"])
     return None
 
 
@@ -87,13 +87,17 @@ def open_tensors(
     """
     file_size(Path(path), wanted)
     if read_start(Path(path), 9)[8:] != b"{":
-        raise DataError(f"{path} is not {wanted}, or it is damaged: it does not begin as a safetensors file")
+        raise DataError(f"{path} is not a readable safetensors file: give {wanted}")
     try:
         with safe_open(path, framework=framework) as file:
             yield _parse(path, file.metadata() or {}), file
     except (SafetensorError, OSError) as error:
         reason = re.sub(r"\s+", " ", str(error))
         raise DataError(f"{path} is not a readable safetensors file: {reason}") from None
+
+
+def _words(kind: str) -> str:
+    return _HELD.get(kind, f"a {kind:.50}")
 
 
 def _parse(path: str | os.PathLike, metadata: dict) -> dict:

@@ -153,7 +153,7 @@ def test_ctrl_c_keeps_the_finished_shards(tmp_path, coarse, form, row):
     interrupted(coarse, source, tmp_path / form, row)
     kept = row // SHARD_ROWS
     folder = tmp_path / (form if form == "codes" else f"{form}.shards")
-    assert shards(folder) == list(range(kept)) and names(tmp_path) == [folder.name]
+    assert shards(folder) == list(range(kept)) and names(tmp_path) == [folder.name] * (kept > 0)
     if kept:
         with pytest.raises(ConfigError, match=rf"{kept} of 5 shards"):
             encode(coarse, source, tmp_path / form)
@@ -225,7 +225,7 @@ def test_a_damaged_or_newer_folder_is_not_cleared(tmp_path, plain, name, text):
     (tmp_path / "codes" / name).write_text(text)
     before = content(tmp_path)
     for options in ({}, {"resume": True}, {"overwrite": True}):
-        with pytest.raises((ConfigError, DataError), match=name):
+        with pytest.raises((ConfigError, DataError), match="is an index" if "index" in text else name):
             encode(plain, vectors(plain), tmp_path / "codes", **options)
     assert content(tmp_path) == before
 

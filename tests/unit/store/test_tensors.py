@@ -39,7 +39,7 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    monkeypatch.setattr("qinco.atomic.write_to_disk", fail)
     with pytest.raises(QincoError, match="No space left"):
         write_tensors(path, "test", {}, {})
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
