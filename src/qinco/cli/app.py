@@ -18,6 +18,7 @@ from qinco.cli.keys import EVERYWHERE, Key, Settings, Task
 from qinco.cli.tasks import KEYS, TASKS
 from qinco.errors import ConfigError, QincoError, ResourceError
 from qinco.interrupts import handling
+from qinco.machine import usable_cores
 from qinco.progress import LogStream
 from qinco.version import __version__
 
@@ -126,7 +127,7 @@ def _prepare(task: Task, settings: Settings) -> None:
     # 21 % of wide encoding. torch reads it when it is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     threads = settings["threads"] if task.reads("threads") else None
-    most = max(256, 4 * (os.cpu_count() or 1))
+    most = max(256, 4 * usable_cores())
     if threads is not None and threads > most:
         raise ConfigError(f"threads={threads} is more than can be started: give at most {most}")
     for module in task.imports:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qinco.atomic import check_output, exclusive, remove_temporaries
 from qinco.codec.codec import Codec
-from qinco.config import EncodeOptions, require_int
+from qinco.config import EncodeOptions, accepts_keys, require_int
 from qinco.errors import ConfigError, DataError, QincoError
 from qinco.progress import ProgressOption, reporting
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, lists_beside, write_codes_file
@@ -43,6 +43,7 @@ class FileResult:
         return self.seconds / self.num_done * 1e6 if self.num_done else None
 
 
+@accepts_keys(EncodeOptions)
 def encode_file(
     codec: Codec, source, output: str | os.PathLike, options: EncodeOptions | None = None, *,
     num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,

@@ -1,6 +1,6 @@
 """`IndexParts`: what an index consists of besides its codec. Building, loading and importing all end in one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ class IndexParts:
 
     Recently added vectors are in segments of their own. `options` are used by a search unless it is given others,
     `next_id` by a vector added without id: by default it is above all ids. `codec_fingerprint` is None if unknown.
+    `generations` are the tokens of what it comes from, by folders, the last one loaded or saved at the end.
     """
 
     tables: SearchTables
@@ -26,6 +27,7 @@ class IndexParts:
     options: SearchOptions = field(default_factory=SearchOptions)
     next_id: int = -1
     codec_fingerprint: str | None = None
+    generations: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         empty = InvertedLists.empty(self.tables.num_lists, self.tables.lookup.num_codes)
@@ -42,6 +44,10 @@ class IndexParts:
 
     def with_vectors(self, added: InvertedLists, next_id: int) -> "IndexParts":
         return replace(self, segments=merge_small((*self.segments, added)), next_id=next_id)
+
+    def stored(self, folder: str, token: str) -> "IndexParts":
+        others = {path: other for path, other in self.generations.items() if path != folder}
+        return replace(self, generations=others | {folder: token})
 
     def emptied(self) -> "IndexParts":
         return replace(self, segments=(), next_id=0)

@@ -22,10 +22,13 @@ _GATHERED_ROWS = 4096  # single vectors of an iterator that are stacked at a tim
 
 
 class ComputedRows:
-    """Rows that are computed when they are read: `read` takes a slice or an int64 array."""
+    """Rows that are computed when they are read: `read` takes a slice or an int64 array.
 
-    def __init__(self, shape: tuple[int, int], dtype, read: Callable[..., np.ndarray]):
-        self.shape, self.dtype, self._read = shape, dtype, read
+    `row_number` gives the number that a row has in the file which it is of, for messages.
+    """
+
+    def __init__(self, shape: tuple[int, int], dtype, read: Callable[..., np.ndarray], row_number: Callable = int):
+        self.shape, self.dtype, self._read, self.row_number = shape, dtype, read, row_number
 
     def __getitem__(self, key) -> np.ndarray:
         return self._read(key)

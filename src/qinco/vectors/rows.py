@@ -16,6 +16,8 @@ from qinco.vectors.mapped import Rows, by_name, check_matrix, release_pages
 
 _RELEASED_BYTES = 1 << 16
 _SAMPLED_ROWS = 256
+_STRATA, _MAX_RUN_ROWS = 8192, 1024
+_FLOAT32 = np.dtype(np.float32)
 
 
 class VectorSource:
@@ -68,8 +70,11 @@ class VectorSource:
             raise IndexError(f"row {indices[outside][0]} of {self.name} does not exist: there are {len(self)} rows")
         if indices.ndim == 0:
             return self[[int(indices)]][0]
-        indices = indices.astype(np.int64)
-        return _to_float32(self._rows[np.where(indices < 0, indices + len(self), indices) + self._start])
+        indices = np.where(indices < 0, indices + len(self), indices).astype(np.int64) + self._start
+        vectors = _to_float32(self._rows[indices])
+        if vectors.nbytes >= _RELEASED_BYTES and isinstance(self._rows, np.ndarray):
+            release_pages(self._rows[indices.min() : indices.max() + 1])
+        return vectors
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         if copy is False:
@@ -90,14 +95,25 @@ class VectorSource:
     def map(self, function: Callable[[np.ndarray], np.ndarray], dim: int | None = None) -> "VectorSource":
         """What `function` makes of vectors, float32 (n, D), when they are read: float32 (n, dim), by default (n, D)."""
         whole = VectorSource(self._rows, self.name)  # so that messages name the row in the file
-        rows = ComputedRows((len(whole), dim or self.dim), np.dtype(np.float32), partial(_apply, function, whole))
+        rows = ComputedRows((len(whole), dim or self.dim), _FLOAT32, partial(_apply, function, whole), whole.row_number)
         return VectorSource(rows, self.name, self._start, self._stop)
 
     def take(self, rows_S) -> "VectorSource":
         """The vectors of the row numbers `rows_S`, int (S,), in that order, not read yet."""
         rows_S = np.asarray(rows_S, np.int64)
-        rows = ComputedRows((len(rows_S), self.dim), np.dtype(np.float32), partial(_pick, self, rows_S))
+        number = partial(_picked, self, rows_S)
+        rows = ComputedRows((len(rows_S), self.dim), _FLOAT32, partial(_pick, self, rows_S), number)
         return VectorSource(rows, self.name)
+
+    def without(self, rows_S: np.ndarray) -> "VectorSource":
+        """The vectors that are left without those of the ascending row numbers `rows_S`, int (S,), not read yet."""
+        others = _Others(self, rows_S)
+        rows = ComputedRows((others.count, self.dim), _FLOAT32, others.read, others.row_number)
+        return VectorSource(rows, self.name)
+
+    def row_number(self, row: int) -> int:
+        """The number that a row has in the file or array which the source was opened with."""
+        return getattr(self._rows, "row_number", int)(self._start + int(row))
 
     def blocks(self, size: int, check: bool = True) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (start, float32 (n, D)) for each `size` vectors; `check` that they are finite: DataError if not."""
@@ -106,7 +122,7 @@ class VectorSource:
         for start in range(0, len(self), size):
             block = self[start : start + size]
             if check and not holds_integers:
-                check_finite(block, self._start + start, self.name)
+                check_finite(block, lambda row: self.row_number(start + row), self.name)  # noqa: B023 (called here)
             yield start, block
 
     def _read_range(self, wanted: range) -> np.ndarray:
@@ -183,18 +199,35 @@ def spread_rows(count: int) -> np.ndarray:
     return np.unique(np.linspace(0, max(0, count - 1), min(_SAMPLED_ROWS, count)).astype(np.int64))
 
 
+def stratified_rows(num_rows: int, count: int, seed: int = 0) -> np.ndarray:
+    """At most `count` ascending row numbers, int64: of equal parts of all rows one row each, drawn at random.
+
+    Such a sample is like the whole in whatever order the rows are, sorted or periodic. Where it is large it is of short
+    runs of rows, which are faster to read.
+    """
+    if count >= num_rows:
+        return np.arange(num_rows)
+    run_rows = min(max(1, count // _STRATA), _MAX_RUN_ROWS)
+    num_runs = -(-count // run_rows)
+    if num_runs * run_rows > num_rows:
+        run_rows, num_runs = 1, count
+    edges = np.arange(num_runs + 1) * num_rows // num_runs
+    starts = np.random.default_rng(seed).integers(edges[:-1], edges[1:] - run_rows + 1)
+    return (starts[:, None] + np.arange(run_rows)).reshape(-1)[:count]
+
+
 def fingerprint(source: VectorSource, more: bytes = b"") -> str:
     """SHA-256 of some vectors of a source, and of `more`: work is not resumed on other vectors."""
     return sha256(source[spread_rows(len(source))].tobytes() + more).hexdigest()
 
 
-def check_finite(block: np.ndarray, start: int = 0, name: str = "vectors") -> None:
-    """Raise DataError if a vector of `block`, float (n, D), which begins at row `start` of `name`, is not finite."""
+def check_finite(block: np.ndarray, number: Callable[[int], int] = int, name: str = "vectors") -> None:
+    """Raise DataError if a vector of `block`, float (n, D), is not finite; `number` gives its row's in `name`."""
     is_finite = np.isfinite(block)
     if not is_finite.all():
         row, column = np.unravel_index(np.argmin(is_finite), is_finite.shape)
         value = "NaN" if np.isnan(block[row, column]) else "an infinite value (infinite, or beyond float32's ±3.4e38)"
-        raise DataError(f"row {start + row} of {name} holds {value} in column {column}: remove or repair it")
+        raise DataError(f"row {number(int(row))} of {name} holds {value} in column {column}: remove or repair it")
 
 
 def _apply(function: Callable, source: VectorSource, key) -> np.ndarray:
@@ -203,6 +236,32 @@ def _apply(function: Callable, source: VectorSource, key) -> np.ndarray:
 
 def _pick(source: VectorSource, rows_S: np.ndarray, key) -> np.ndarray:
     return source[rows_S[key]]
+
+
+def _picked(source: VectorSource, rows_S: np.ndarray, row: int) -> int:
+    return source.row_number(rows_S[row])
+
+
+class _Others:
+    """The rows of a source without those of ascending numbers."""
+
+    def __init__(self, source: VectorSource, rows_S: np.ndarray):
+        self.source, self.count = source, len(source) - len(rows_S)
+        self.left_S = rows_S - np.arange(len(rows_S))  # how many are left before each
+
+    def row_number(self, row: int) -> int:
+        return self.source.row_number(self._number(row))
+
+    def read(self, key) -> np.ndarray:
+        if not isinstance(key, slice):
+            return self.source[self._number(key)]
+        rows_n = self._number(np.arange(*key.indices(self.count)))
+        if key.step not in (None, 1) or not len(rows_n):
+            return self.source[rows_n]
+        return self.source[rows_n[0] : rows_n[-1] + 1][rows_n - rows_n[0]]
+
+    def _number(self, rows_n):
+        return rows_n + np.searchsorted(self.left_S, rows_n, "right")
 
 
 def _to_float32(rows: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qinco.atomic import check_output, write_atomically
+from qinco.atomic import check_output, exclusive, write_atomically
 from qinco.codec.codec import Codec
 from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
@@ -101,13 +101,17 @@ def record_sweep(
     """Measure the combinations of values (a list for each field of `Setting`), as `sweep` does."""
     settings, path = combinations(values), None if output is None else Path(output)
     known = read_measurements(path, conditions) if resume and path is not None and path.exists() else {}
-    result = SweepResult(settings, known, [], conditions)
+    result, continues = SweepResult(settings, known, [], conditions), resume
 
     def record(measured: dict[Setting, Measurement], skipped: list[Setting]) -> None:
-        nonlocal result
+        nonlocal result, continues
         result = SweepResult(settings, dict(measured), skipped, conditions)
         if path is not None and measured:
-            result.save(path)
+            with exclusive(path.with_name(f".{path.name}.lock")):
+                if continues and path.exists():  # another process may have measured other settings meanwhile
+                    result = SweepResult(settings, read_measurements(path, conditions) | measured, skipped, conditions)
+                result.save(path)
+            continues = True
         done = len(skipped) + sum(setting in measured for setting in settings)
         report("measuring", done, len(settings), "setting")
 
