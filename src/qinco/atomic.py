@@ -46,7 +46,7 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
         flush_folder(target.parent)
     except OSError as error:
         is_ours = error.filename in (None, str(temporary), temporary)
-        raise ResourceError(f"cannot write {path}: {(error.strerror if is_ours else None) or error}") from error
+        raise ResourceError(f"cannot write {path}: {reason_of(error) if is_ours else error}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -86,11 +86,16 @@ def check_output(
             pass
     except ConfigError:
         raise
-    except FileNotFoundError:  # in a folder such as /proc
-        raise ConfigError(f"cannot write {path}: no file can be made in that folder, give another name") from None
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(f"cannot write {path}: {reason_of(error)}") from error
     return Path(path)
+
+
+def reason_of(error: Exception) -> str:
+    """Why something cannot be written, whose folder is there."""
+    if isinstance(error, FileNotFoundError):  # in folders such as /proc
+        return "that folder takes no files, give another name"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def require_folder(path, folder: Path) -> None:

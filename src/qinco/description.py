@@ -67,6 +67,9 @@ def _find_describer(file: Path) -> Callable[..., dict]:
         return lambda path: {"kind": "packed codes", "note": note}
     kind = "index" if file.is_dir() else suffix
     if kind not in _DESCRIBERS:
-        kind = "pairwise" if import_module("qinco.store.tensors").read_header(file)["kind"] == "pairwise" else "codec"
+        tensors = import_module("qinco.store.tensors")
+        if suffix != ".safetensors" and tensors.find_content(file) is None:
+            raise DataError(f"{file} is no file that qinco knows")
+        kind = "pairwise" if tensors.read_header(file)["kind"] == "pairwise" else "codec"
     module, name = _DESCRIBERS[kind]
     return getattr(import_module(module), name)

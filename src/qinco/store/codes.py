@@ -24,7 +24,8 @@ class Codes(NDArrayOperatorsMixin):
     """Codes of N vectors: uint8 or uint16 (N, M), and int32 list numbers (N,) for an IVF codec.
 
     They lie in memory, or in a file or folder that is read when rows are asked for. Operators, numpy and an array's
-    methods treat them as the array (N, M). `codes, lists = codec.encode(x)` unpacks the codes of an IVF codec.
+    methods treat them as the array (N, M), and so does `torch.as_tensor`; `torch.from_numpy` takes `codes.codes`. Those
+    in memory are changed in place. `codes, lists = codec.encode(x)` unpacks the codes of an IVF codec.
 
     Args:
         codes: (N, M) integers: an array, or rows on disk that have `shape`, `dtype` and `[slice or int array]`; or a
@@ -44,6 +45,8 @@ class Codes(NDArrayOperatorsMixin):
     def __init__(self, codes, lists=None, name: str = "codes"):
         if lists is None and isinstance(codes, tuple | list) and len(codes) == 2 and np.ndim(codes[0]) == 2:
             codes, lists = codes
+        if isinstance(codes, str | os.PathLike):
+            raise DataError(f"{codes} is a path: open it with Codes.load")
         self._codes: Rows = _as_rows(codes, name)
         self._lists: Any = None if lists is None else _as_rows(lists, f"lists of {name}")
         self.name = name

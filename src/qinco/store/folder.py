@@ -25,6 +25,7 @@ from qinco.atomic import (
     WRITER,
     exclusive,
     flush_folder,
+    reason_of,
     remove_temporaries,
     require_folder,
     write_atomically,
@@ -239,7 +240,7 @@ def make_folder(path: Path, kind: str) -> bool:
         is_new = not path.exists()
         path.mkdir(exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+        raise ConfigError(f"cannot write {path}: {reason_of(error)}") from error
     return is_new
 
 
@@ -258,7 +259,7 @@ def check_folder_output(path: str | os.PathLike, kind: str) -> None:
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise ConfigError(f"cannot write {path}: {reason_of(error)}") from None
     for other in VERSIONS:
         if other != kind and is_kind(path, other):
             raise ConfigError(f"{path} is {NOUNS[other]}: remove it, or give another name")

@@ -352,6 +352,24 @@ def test_shorter_codes_take_the_first_steps_of_every_part(product):
     assert product.encode(random_vectors(40, 6), num_steps=1).shape == (40, 2)
 
 
+@pytest.mark.parametrize("name", ["x.txt", "x", "x.bin"])
+def test_codecs_are_saved_under_the_suffixes_of_codecs_and_read_by_content(tmp_path, codec, name):
+    with pytest.raises(ConfigError, match="safetensors"):
+        codec.save(tmp_path / name)
+    codec.save(tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").rename(tmp_path / name)
+    assert Codec.load(tmp_path / name).fingerprint() == codec.fingerprint()
+
+
+def test_paths_of_codes_are_decoded(tmp_path, ivf):
+    codes = ivf.encode(random_vectors(40, ivf.dim))
+    for name in ("codes", "codes.npy"):
+        codes.save(tmp_path / name, ivf)
+        assert np.array_equal(ivf.decode(str(tmp_path / name)), ivf.decode(codes))
+    with pytest.raises(DataError):
+        ivf.decode([[1, 2, 3], [1]])
+
+
 def test_the_alias_makes_and_loads_codecs(tmp_path, product):
     product.save(tmp_path / "x.safetensors")
     assert ProductCodec.load(tmp_path / "x.safetensors").fingerprint() == product.fingerprint()

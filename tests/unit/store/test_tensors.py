@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from small_models import ARCHITECTURES
 
 from qinco.errors import DataError, QincoError
@@ -109,3 +109,12 @@ def test_shapes_are_known_without_building_every_step(name):
         blocks = sum(".blocks." in key for key in expected)
         with pytest.raises(DataError, match="x does not fit its configuration"):
             check_promise("x", config, num_steps + blocks - 1)
+
+
+def test_files_are_those_of_safetensors(tmp_path):
+    names = ("int64", "float64", "float32", "int32", "bfloat16", "float16", "int16", "int8", "uint8", "bool")
+    tensors = {f"{i % 3}é{name}": torch.arange(i).to(getattr(torch, name)) for i, name in enumerate(names)}
+    tensors |= {"scalar": torch.tensor(3.0), "matrix": torch.ones(3, 4)}
+    write_tensors(tmp_path / "x", "test", {"a": "é"}, tensors)
+    header = json.dumps({"kind": "test", "format_version": 1, "a": "é"}, sort_keys=True)
+    assert (tmp_path / "x").read_bytes() == save(tensors, {"qinco": header})
