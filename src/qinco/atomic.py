@@ -98,6 +98,17 @@ def reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+def make_folder(path: Path) -> bool:
+    """Make a folder for output, where `require_folder` allows it; whether it was missing. Raises ConfigError."""
+    try:
+        require_folder(path, Path(os.path.realpath(path)).parent)
+        is_new = not path.exists()
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {reason_of(error)}") from error
+    return is_new
+
+
 def require_folder(path, folder: Path) -> None:
     """Create the folder of `path` if it is missing below the current directory; elsewhere raise ConfigError."""
     if folder.exists() and not folder.is_dir():

@@ -2,21 +2,12 @@
 
 import numpy as np
 
-from qinco.config import require_int
-from qinco.errors import ConfigError, DataError
+from qinco.errors import DataError
 
 
 def code_dtype(codebook_size: int) -> np.dtype:
     """uint8 up to 256 codewords, uint16 up to 65536."""
     return np.dtype(np.uint8 if codebook_size <= 256 else np.uint16)
-
-
-def code_bits(codebook_size: int) -> int:
-    """Bits of a packed code; raises ConfigError unless codebook_size is a power of two up to 65536."""
-    require_int("codebook_size (K)", codebook_size, 2, 1 << 16)
-    if codebook_size & (codebook_size - 1):
-        raise ConfigError(f"codes are packed in whole bits: codebook_size (K) is a power of two, not {codebook_size}")
-    return codebook_size.bit_length() - 1
 
 
 def check_codes(codes, num_codes: int, codebook_size: int, name: str = "codes", first_row: int = 0) -> np.ndarray:

@@ -196,11 +196,10 @@ def open_part(
             part = DecodedPart(path, file, writer, work, rows, save_seconds)
             try:
                 yield part
-            except BaseException:
+            finally:
                 if part.rows == 0:  # nothing is left of a run that wrote nothing
                     path.unlink(missing_ok=True)
                     _remove_record(path)
-                raise
     except BlockingIOError:
         raise ConfigError(f"another process is decoding to {path}: wait until it ends") from None
     except OSError as error:

@@ -9,16 +9,16 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qinco.atomic import check_output, exclusive, remove_temporaries
+from qinco.atomic import check_output, exclusive, make_folder, remove_temporaries
 from qinco.codec.codec import Codec
 from qinco.config import EncodeOptions, accepts_keys, require_int
-from qinco.errors import ConfigError, DataError, QincoError
+from qinco.errors import ConfigError, QincoError
 from qinco.progress import ProgressOption, reporting
-from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, lists_beside, write_codes_file
+from qinco.store.code_files import FILE_SUFFIXES, files_of, is_folder, lists_beside, write_codes_file
 from qinco.store.code_folder import KIND, CodeFolder, CodePlan, default_shard_rows, remove_codes
 from qinco.store.codes import Codes
-from qinco.store.folder import LOCK, make_folder, remove_stale
-from qinco.store.manifest import PENDING, is_kind
+from qinco.store.folder import LOCK, check_folder_output, remove_stale
+from qinco.store.manifest import PENDING
 from qinco.vectors.formats import input_files
 from qinco.vectors.rows import VectorSource, as_source, fingerprint
 
@@ -149,9 +149,8 @@ class _Encoding:
                     return 0, True
                 for path in files_of(self.output, self.codec.is_ivf):
                     check_output(path, overwrite=overwrite or (resume and is_started), inputs=inputs)
-                is_new = make_folder(self.folder, KIND)
-            elif resume:
-                self._take_over()
+                check_folder_output(self.folder, KIND)
+                is_new = make_folder(self.folder)
             folder = self._join(resume, overwrite)
         try:
             num_done = self._encode(folder, report)
@@ -167,7 +166,6 @@ class _Encoding:
                 return num_done, False
             else:
                 folder.commit()
-            self._remove_left(overwrite)
             if self.is_file:
                 whole, sizes = CodeFolder.open(self.folder), (self.plan.codebook_size, self.codec.dim)
                 for path in write_codes_file(self.output, whole.codes, whole.lists, *sizes):
@@ -185,7 +183,8 @@ class _Encoding:
         if self.is_file:
             check_output(path, overwrite=True)
             return False
-        return make_folder(path, KIND)
+        check_folder_output(path, KIND)
+        return make_folder(path)
 
     def _withdraw(self, folder: CodeFolder, is_new: bool) -> None:
         """Remove what this call has made, if it has no shard yet and nobody else works on it."""
@@ -197,35 +196,6 @@ class _Encoding:
         if is_new:
             with suppress(OSError):  # something else is there
                 folder.path.rmdir()
-
-    def _left_by_version_1(self) -> Iterator[tuple[Path, CodeFolder | None]]:
-        """The folders of shards that were to replace the output, or that it was done with, and what they hold."""
-        beside = self.output.with_name(f"{self.output.name}.shards")
-        for folder in [beside] * (not self.is_file) + [beside.with_name(f".{beside.name}.done")]:
-            with suppress(DataError):
-                old = CodeFolder.read(folder) if is_kind(folder, KIND) else None
-                if old.manifest is None if old else folder.name.endswith(".done") and is_directory(folder):
-                    yield folder, old
-
-    def _take_over(self) -> None:
-        """Continue what version 1 has begun beside the folder that it was to replace."""
-        complete, pending = CodeFolder.find(self.folder)
-        for folder, old in self._left_by_version_1():
-            is_this = old is not None and old.plan == self.plan != (complete and complete.plan)
-            if is_this and (pending is None or pending.plan == self.plan):
-                (pending or CodeFolder.create(self.folder, self.plan)).take_over(old)
-                remove_codes(folder)
-
-    def _remove_left(self, overwrite: bool) -> None:
-        """Remove what killed processes of version 1 left beside the output, which is complete."""
-        for folder, old in self._left_by_version_1():
-            is_stale = old is None or old.is_pending or overwrite
-            if old is not None:
-                _LOG.warning(
-                    "%s was left by an earlier version: %s", folder, "it is removed" if is_stale else "remove it"
-                )
-            if is_stale:
-                remove_codes(folder)
 
     def _join(self, resume: bool, overwrite: bool) -> CodeFolder:
         complete, pending = CodeFolder.find(self.folder)

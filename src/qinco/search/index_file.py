@@ -120,9 +120,9 @@ def check_codec_of(path: Path, codec: Codec | None, sizes: dict) -> None:
     if codec.is_ivf:
         own["num_lists"] = codec.config.num_lists
     for name, value in own.items():
-        if value != sizes[name]:
-            shown = "num_codes" if name == "code_size" else name
-            raise DataError(f"{path} holds codes of another codec: its {shown} is {sizes[name]}, not {value}")
+        if value != (found := sizes[name]):
+            name = name.replace("code_size", "num_codes")
+            raise DataError(f"{path} holds codes of another codec: its {name} is {found}, not {value}")
 
 
 def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec | None, IndexParts]:
@@ -179,9 +179,8 @@ def describe_index(folder: Path) -> dict:
     settings, arrays = opened.settings, opened.arrays
     try:
         num_vectors, bytes_of = len(arrays["ids"]), {name: array.nbytes for name, array in arrays.items()}
-        sizes = {name: settings[name] for name in ("num_lists", "dim", "metric")}
-        sizes |= {"num_codes": settings["code_size"], "codebook_size": settings["codebook_size"]}
-        fields = {"kind": "index", "num_vectors": num_vectors} | sizes
+        fields = {"kind": "index", "num_vectors": num_vectors, "num_codes": settings["code_size"]}
+        fields |= {name: settings[name] for name in ("num_lists", "dim", "metric", "codebook_size")}
         fields["bytes_per_vector"] = sum(bytes_of[name] for name in _LISTS) / max(1, num_vectors)
         fields["id_bytes"] = arrays["ids"].dtype.itemsize
         fields["table_bytes"] = sum(bytes_of[name] for name in ("centroids", "tables", "levels"))

@@ -8,9 +8,8 @@ import numpy as np
 
 from qinco.atomic import write_atomically
 from qinco.compat.encoded_sets import npz_part, open_npz, read_npz_sizes, write_npz
-from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
-from qinco.packing import code_bits, code_dtype, pack_codes, packed_size, unpack_codes
+from qinco.packing import code_dtype, pack_codes, packed_size, unpack_codes
 from qinco.store.code_folder import CodeFolder
 from qinco.vectors.formats import VectorWriter, open_array
 from qinco.vectors.mapped import file_size, map_file
@@ -62,8 +61,7 @@ def open_codes_file(
     elif suffix == ".raw":
         if num_codes is None or codebook_size is None:
             raise ConfigError(f"{path} does not say how long its codes are: give codec, or num_codes and codebook_size")
-        require_int("num_codes (M)", num_codes)
-        codes = _RawRows(path, num_codes, code_bits(codebook_size))
+        codes = _RawRows(path, num_codes, codebook_size.bit_length() - 1)
     else:
         codes = open_array(path)
     if within is not None:
@@ -104,7 +102,7 @@ def write_codes_file(
         assert codebook_size is not None
         with write_atomically(path) as temporary, temporary.open("wb") as file:
             for block in blocks:
-                file.write(pack_codes(np.asarray(codes[block]), code_bits(codebook_size)).tobytes())
+                file.write(pack_codes(np.asarray(codes[block]), codebook_size.bit_length() - 1).tobytes())
     else:
         own = codes.dtype if codebook_size is None else code_dtype(codebook_size)
         dtype = np.dtype("<i4") if suffix == ".ivecs" else own

@@ -11,7 +11,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from qinco.atomic import check_output
 from qinco.config import MAX_LISTS, require_int
 from qinco.errors import ConfigError, DataError
-from qinco.packing import check_codes, check_lists, code_bits, pack_codes, packed_size, unpack_codes
+from qinco.packing import check_codes, check_lists, pack_codes, packed_size, unpack_codes
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, open_codes_file, write_codes_file
 from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, save_codes
 from qinco.vectors.arrays import as_rows
@@ -170,12 +170,8 @@ class Codes(NDArrayOperatorsMixin):
     @classmethod
     def unpack(cls, packed: np.ndarray, num_codes: int, bits: int = 8, lists=None) -> "Codes":
         """Codes (N, num_codes) from what `pack` made, uint8 (N, bytes)."""
-        require_int("bits", bits, 1, 16)
-        require_int("num_codes", num_codes)
-        packed, width = np.asarray(packed), packed_size(num_codes, bits)
-        if packed.dtype != np.uint8 or packed.shape[1:] != (width,):
-            found = f"{packed.dtype} of shape {packed.shape}"
-            raise DataError(f"packed codes are {found}: {num_codes} of {bits} bits are uint8 (N, {width})")
+        if packed.shape[1:] != (packed_size(num_codes, bits),):
+            raise DataError(f"packed codes of shape {packed.shape} do not hold {num_codes} of {bits} bits each")
         return cls(unpack_codes(packed, num_codes, bits), lists)
 
     @classmethod
@@ -230,7 +226,11 @@ class Codes(NDArrayOperatorsMixin):
         path, suffix = Path(path), Path(path).suffix.lower()
         if is_folder(path) and codec is None:
             raise ConfigError(f"{path}: a folder of codes records its codec: give codec")
-        self._check(codec, codebook_size, tells_columns=suffix in (".npy", ".ivecs") and not is_folder(path))
+        self._check(codec, codebook_size)
+        if codec is not None and self.shape[1] != codec.num_codes and suffix not in (".npy", ".ivecs"):
+            raise DataError(
+                f"{self.name} have {self.shape[1]} columns of {codec.num_codes}: save them as .npy or .ivecs"
+            )
         if is_folder(path):
             rows, config = default_shard_rows(len(self)), codec.config
             sizes = config.codebook_size, config.num_lists, codec.dim
@@ -245,18 +245,15 @@ class Codes(NDArrayOperatorsMixin):
             check_output(file, overwrite=overwrite)
         return write_codes_file(path, self._codes, self._lists, codebook_size, dim)
 
-    def _check(self, codec, codebook_size: int | None, tells_columns: bool) -> None:
-        """Raise DataError unless these are codes of this codec, or of so many codewords."""
+    def _check(self, codec, codebook_size: int | None) -> None:
+        """Raise an error unless these are codes of this codec, or of so many codewords."""
         if codec is not None:
-            codec.check_codes(self)
-            if self.shape[1] != codec.num_codes and not tells_columns:
-                size = f"{self.shape[1]} columns, and the codec has {codec.num_codes}"
-                raise DataError(f"{self.name} have {size}: a prefix of codes is saved to .npy or .ivecs")
-            return
-        if codebook_size is not None:
-            code_bits(codebook_size)
+            return codec.check_codes(self)
+        size = 1 << 16 if codebook_size is None else codebook_size
+        if not 2 <= size <= 1 << 16 or size & (size - 1):
+            raise ConfigError(f"codebook_size (K) must be a power of two up to 65536, not {size}")
         for first, block in self.blocks() if len(self) else [(0, self)]:
-            check_codes(block.codes, self.shape[1], codebook_size or 1 << 16, self.name, first)
+            check_codes(block.codes, self.shape[1], size, self.name, first)
             if block.has_lists:
                 check_lists(block.lists, len(block), MAX_LISTS, first_row=first)
 

@@ -25,26 +25,13 @@ from qinco.atomic import (
     WRITER,
     exclusive,
     flush_folder,
-    reason_of,
+    make_folder,
     remove_temporaries,
-    require_folder,
     write_atomically,
     write_to_disk,
 )
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.store.manifest import (
-    MANIFEST,
-    NOUNS,
-    PENDING,
-    TOKEN,
-    VERSIONS,
-    Manifest,
-    is_kind,
-    path_of,
-    read_manifest,
-    token_in,
-    write_manifest,
-)
+from qinco.store.manifest import MANIFEST, PENDING, TOKEN, Manifest, path_of, read_manifest, token_in, write_manifest
 from qinco.vectors.binary import npy_header
 from qinco.vectors.mapped import file_size, map_file, read_start, release_pages
 
@@ -137,7 +124,8 @@ def write_folder(
     (if given).
     """
     path = Path(path)
-    is_new = make_folder(path, kind)
+    check_folder_output(path, kind)
+    is_new = make_folder(path)
     try:
         with exclusive(path / LOCK):
             remove_stale(path, kind)
@@ -233,42 +221,22 @@ def read_current(read: Callable[[], Any], load: Callable[[Any], Any]):
                 raise
 
 
-def make_folder(path: Path, kind: str) -> bool:
-    """Make a folder that `check_folder_output` has passed; whether it is new. Raises ConfigError."""
-    check_folder_output(path, kind)
-    try:
-        is_new = not path.exists()
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {reason_of(error)}") from error
-    return is_new
-
-
 def check_folder_output(path: str | os.PathLike, kind: str) -> None:
-    """Raise ConfigError unless a folder can be written: a new or empty one, or one that holds the same kind.
-
-    Missing folders that it is to lie in are made as `require_folder` says.
-    """
+    """Raise ConfigError unless a folder can be written: a new or empty one, or one that holds the same kind."""
     path = Path(path)
     try:
-        if not os.path.lexists(path):
-            return require_folder(path, Path(os.path.realpath(path)).parent)
-        if path.is_file():
-            raise ConfigError(f"{path} is a file: give the name of a folder")
         there = [file.name for file in path.iterdir()]
-    except ConfigError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot write {path}: {reason_of(error)}") from None
-    for other in VERSIONS:
-        if other != kind and is_kind(path, other):
-            raise ConfigError(f"{path} is {NOUNS[other]}: remove it, or give another name")
-    if MANIFEST in there and kind == "index":
-        try:
+        for name in {MANIFEST, PENDING}.intersection(there):
+            token_in(path / name, kind)
+        if MANIFEST in there and kind == "index":
             read_manifest(path, kind)
-        except DataError as error:
-            raise ConfigError(f"{path} would be replaced, but {error}: remove it, or give another name") from None
-    elif MANIFEST not in there and any(not re.fullmatch(_STARTED, name) for name in there):
+    except FileNotFoundError:
+        return
+    except DataError as error:
+        raise ConfigError(f"{error}: remove it, or give another name") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    if MANIFEST not in there and any(not re.fullmatch(_STARTED, name) for name in there):
         raise ConfigError(f"{path} holds other files: give the name of a new folder")
 
 

@@ -22,15 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 KEY = "qinco"
-_HELD = {
-    "codec": "a codec (model=)", "pairwise": "a pairwise decoder (pairwise_decoder=)",
-    "training state": "a training state",
-}  # fmt: skip
-# In the order of their tensors in a file: those of wide values first, so that all are aligned.
-_DTYPES = {
-    "int64": "I64", "float64": "F64", "float32": "F32", "int32": "I32", "bfloat16": "BF16", "float16": "F16",
-    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
+_HELD = {"codec": "a codec (model=)", "pairwise": "a pairwise decoder (pairwise_decoder=)"}  # by kind
 
 
 def write_tensors(path: str | os.PathLike, kind: str, header: dict, tensors: "dict[str, Tensor]") -> None:
@@ -38,29 +30,29 @@ def write_tensors(path: str | os.PathLike, kind: str, header: dict, tensors: "di
     import torch
 
     text = json.dumps({"kind": kind, "format_version": FORMAT_VERSION, **header}, sort_keys=True)
-    dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
-    names = sorted(tensors, key=lambda name: (list(_DTYPES).index(dtypes[name]), name))
+    # Wide values first, so that all are aligned.
+    plain = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, str(item[1].dtype), item[0]))
     entries, end = {"__metadata__": {KEY: text}}, 0
-    for name in names:
-        begin, end = end, end + tensors[name].nbytes
-        shape = list(tensors[name].shape)
-        entries[name] = {"dtype": _DTYPES[dtypes[name]], "shape": shape, "data_offsets": [begin, end]}
+    for name, tensor in plain:
+        begin, end = end, end + tensor.nbytes
+        dtype = str(tensor.dtype)[6:].upper().replace("FLOAT", "F").replace("UINT", "U").replace("INT", "I")
+        entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
     start = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     start += b" " * (-len(start) % 8)
-    # Not by safetensors, whose temporary file a killed process would leave under a name that is not known to be ours.
+    # Not by safetensors, whose own temporary file would stay where a process is killed.
     with write_atomically(path) as temporary, temporary.open("wb") as file:
         file.write(len(start).to_bytes(8, "little") + start)
-        for name in names:
-            file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        for _, tensor in plain:
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_tensors(path: str | os.PathLike, kind: str) -> "tuple[dict, dict[str, Tensor]]":
     """Header and tensors, on the CPU, of a file of ours that holds a `kind`; raises DataError for any other file."""
-    wanted = _words(kind).partition(" (")[0]
+    wanted = _held(kind).partition(" (")[0]
     with open_tensors(path, "pt", f"{wanted} file") as (header, file):
         if header["kind"] != kind:
-            remedy = f": give {str(path).removesuffix('.last')}" if header["kind"] == "training state" else ""
-            raise DataError(f"{path} holds {_words(header['kind'])}, not {wanted}{remedy}")
+            remedy = f": give {str(path).removesuffix('.last')}" if str(path).endswith(".last") else ""
+            raise DataError(f"{path} holds {_held(header['kind'])}, not {wanted}{remedy}")
         return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
@@ -73,18 +65,13 @@ def read_header(path: str | os.PathLike) -> dict:
 def find_content(path: str | os.PathLike) -> str | None:
     """What a file of ours holds, in words with the key that takes it; None for any other file."""
     with suppress(DataError):
-        return _words(read_header(path)["kind"])
+        return _held(read_header(path)["kind"])
     return None
 
 
 @contextmanager
-def open_tensors(
-    path: str | os.PathLike, framework: str, wanted: str = "a file that qinco knows"
-) -> Iterator[tuple[dict, safe_open]]:
-    """The header of a file of ours, and the open file, whose tensors come as those of `framework` ("numpy", "pt").
-
-    Errors say that the file is not what is `wanted`.
-    """
+def open_tensors(path, framework: str, wanted: str = "a file that qinco knows") -> Iterator[tuple[dict, safe_open]]:
+    """The header of a file of ours, and the open file, whose tensors come as those of `framework` ("numpy", "pt")."""
     file_size(Path(path), wanted)
     if read_start(Path(path), 9)[8:] != b"{":
         raise DataError(f"{path} is not a readable safetensors file: give {wanted}")
@@ -96,7 +83,7 @@ def open_tensors(
         raise DataError(f"{path} is not a readable safetensors file: {reason}") from None
 
 
-def _words(kind: str) -> str:
+def _held(kind: str) -> str:
     return _HELD.get(kind, f"a {kind:.50}")
 
 
