@@ -4,7 +4,7 @@ import logging
 import os
 from pathlib import Path
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
 from qinco.config import EncodeOptions, checkpoint_encode_options
 from qinco.store.codec import CHECKPOINT_SUFFIX, check_suffix
@@ -36,7 +36,7 @@ def convert_codec(
     """
     if not isinstance(codec, Codec):
         inputs, codec = [*inputs, codec], Codec.load(codec)
-    output = Path(output)
+    output = Path(user_path(output))
     check_suffix(output)
     check_output(output, overwrite=overwrite, inputs=inputs)
     stored = options or codec.encode_options

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qinco.atomic import check_output, exclusive, make_folder, remove_temporaries
+from qinco.atomic import check_output, exclusive, make_folder, remove_temporaries, user_path
 from qinco.codec.codec import Codec
 from qinco.config import EncodeOptions, accepts_keys, require_int
 from qinco.errors import ConfigError, QincoError
@@ -76,7 +76,7 @@ def encode_file(
     Example:
         >>> encode_file(codec, "base.fvecs", "codes", num_pairs=64, beam_width=32)
     """
-    started, x, path = time.monotonic(), as_source(source), Path(output)
+    started, x, path = time.monotonic(), as_source(source), Path(user_path(output))
     codec.check_dim(x)
     options = options or codec.encode_options
     options = options.override(num_candidates, num_pairs, beam_width, precision, engine)

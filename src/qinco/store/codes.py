@@ -8,7 +8,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, user_path
 from qinco.config import MAX_LISTS, require_int
 from qinco.errors import ConfigError, DataError
 from qinco.packing import check_codes, check_lists, pack_codes, packed_size, unpack_codes
@@ -223,7 +223,8 @@ class Codes(NDArrayOperatorsMixin):
         """
         if codec is not None:
             codebook_size, dim = codec.config.codebook_size, codec.dim
-        path, suffix = Path(path), Path(path).suffix.lower()
+        path = Path(user_path(path))
+        suffix = path.suffix.lower()
         if is_folder(path) and codec is None:
             raise ConfigError(f"{path}: a folder of codes records its codec: give codec")
         self._check(codec, codebook_size)
