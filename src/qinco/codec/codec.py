@@ -1,5 +1,6 @@
 """`Codec`: a trained quantizer between vectors in data space and codes."""
 
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from hashlib import sha256
 from io import BytesIO
