@@ -72,7 +72,8 @@ class FaissIndex:
         self._path = Path(path)
         file_size(self._path)
         start = read_start(self._path, 4)
-        self._check(start in _KINDS, "it does not begin as an IVF index with RQ or LSQ")
+        found = start.decode() if start.isalnum() else "unknown"
+        self._check(start in _KINDS, f"its type is {found}, those with RQ or LSQ are IwRQ and IwLS")
         index = read_faiss_file(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
         quantizer, coarse = getattr(index, _KINDS[start]), faiss.downcast_index(index.quantizer)
         self.has_graph = isinstance(coarse, faiss.IndexHNSW)
