@@ -69,9 +69,9 @@ def _find_describer(file: Path) -> Callable[..., dict]:
         return lambda path: {"kind": "packed codes", "note": note}
     kind = "index" if file.is_dir() else suffix
     if kind not in _DESCRIBERS:
-        tensors = import_module("qinco.store.tensors")
-        if suffix != ".safetensors" and tensors.find_content(file) is None:
+        held = import_module("qinco.store.tensors").find_content(file)
+        if held is None and suffix != ".safetensors":
             raise DataError(f"{file} is no file that qinco knows")
-        kind = "pairwise" if tensors.read_header(file)["kind"] == "pairwise" else "codec"
+        kind = "pairwise" if held and "pairwise" in held else "codec"
     module, name = _DESCRIBERS[kind]
     return getattr(import_module(module), name)

@@ -230,7 +230,7 @@ class Codes(NDArrayOperatorsMixin):
         self._check(codec, codebook_size)
         if codec is not None and self.shape[1] != codec.num_codes and suffix not in (".npy", ".ivecs"):
             raise DataError(
-                f"{self.name} have {self.shape[1]} columns of {codec.num_codes}: save them as .npy or .ivecs"
+                f"{self.name} are {self.shape[1]} of {codec.num_codes} columns: save them as .npy or .ivecs"
             )
         if is_folder(path):
             rows, config = default_shard_rows(len(self)), codec.config

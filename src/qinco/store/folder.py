@@ -171,7 +171,7 @@ def read_pending(folder: Path, kind: str) -> Manifest | None:
     return None if pending.token == token_in(folder / MANIFEST, kind) else pending  # a kill came after its commit
 
 
-def remove_stale(folder: Path, kind: str, others: str | None = None) -> None:
+def remove_stale(folder: Path, kind: str, others: str = "") -> None:
     """Remove what failed writers left, and files with names like the pattern `others`; the lock is held."""
     tokens = [token_in(folder / name, kind) for name in (MANIFEST, PENDING)]
     if tokens[0] is not None and tokens[0] == tokens[1]:
