@@ -7,15 +7,15 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
-import torch
 
 from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
 from qinco.compat.faiss_files import FaissIndex, check_index_key, write_faiss
-from qinco.config import MAX_LISTS, require_int
+from qinco.config import MAX_LISTS, accepts_keys, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError
 from qinco.maths.clustering import coarse_kmeans
+from qinco.maths.devices import num_threads
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, check_same_codec, open_codes
 from qinco.search.fit import FitSample, assign_decoded, draw_sample, fit_lookup, open_pairwise, sample_rows
@@ -88,7 +88,7 @@ def fill_lists(
     builder.allocate(id_dtype(edges), create)
     for first, block in codes.blocks(block_rows):
         codes_NM, lists_N = np.ascontiguousarray(block.codes, np.uint8), np.asarray(block.lists)
-        norm_codes_N = tables.norm_codes(codes_NM, lists_N, torch.get_num_threads())
+        norm_codes_N = tables.norm_codes(codes_NM, lists_N, num_threads())
         builder.fill(codes_NM, norm_codes_N, lists_N, np.asarray(ids[first : first + len(block)], np.int64))
         report("filling lists", first + len(block), len(codes))
     return builder.finish()
@@ -122,6 +122,7 @@ class BuiltIndex:
     metric: str
 
 
+@accepts_keys(M="num_codes", K="codebook_size")
 def build_index(
     codes, output: str | os.PathLike, *, codec: Codec | None = None, train_codes=None, train_vectors=None,
     centroids=None, num_lists: int | None = None, num_codes: int | None = None, codebook_size: int | None = None,
