@@ -10,7 +10,7 @@ from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
 from qinco.forking import new_lock
 from qinco.progress import Progress, ProgressOption, reporting
-from qinco.search.build import fill_lists, prepared
+from qinco.search.build import fill_lists, prepared, zero_rows
 from qinco.search.fit import assign_decoded
 from qinco.search.ids import MISSING, admitted_ids, as_ids, check_new, id_array, next_ids, range_size
 from qinco.search.metric import choose_metric
@@ -63,13 +63,14 @@ class EditableIndex:
         given = None if ids is None else as_ids(ids, len(source))
         _free_ids(self.parts, given, len(source), replaces)
         with reporting(progress) as report:
+            zeros = zero_rows(source, tables.metric)
             codes = self.codec.encode(prepared(source, tables.metric), progress=report)
             if not codes.has_lists:
                 codes = codes.with_lists(assign_decoded(self.codec, codes, tables.centroids_VD, report))
             with self._changing:  # another thread may have added some
                 given = _free_ids(self.parts, given, len(source), replaces)
                 kept = self.parts.without(given) if replaces else self.parts
-                self.parts = _extended(kept, codes, given, report)
+                self.parts = _extended(kept, codes, given, given[zeros], report)
         return given
 
     def merge_from(self, other: "EditableIndex", add_id: int = 0, *, progress: ProgressOption = None) -> None:
@@ -94,7 +95,7 @@ class EditableIndex:
                 codes = bare.with_lists(assign_decoded(self.codec, bare, parts.tables.centroids_VD, report))
             with self._changing:
                 check_new(ids, self.parts.ids, self.parts.next_id)
-                self.parts = _extended(self.parts, codes, ids, report)
+                self.parts = _extended(self.parts, codes, ids, added.zeros + add_id, report)
 
     def remove(self, ids) -> int:
         """Remove vectors and return their number; the change is on disk when `save` is called.
@@ -151,6 +152,7 @@ def decode_ids(codec: Codec | None, parts: IndexParts, ids: np.ndarray, *, skips
     for segment, here, rows in places:
         block = decoder.decode(segment.rows(rows)[0], segment.lists_of(rows))
         decoded_ND[here] = block.cpu().numpy() if isinstance(block, torch.Tensor) else block
+    decoded_ND[np.isin(wanted, parts.zeros)] = 0
     return decoded_ND.reshape(*ids.shape, -1) if ids.size else np.empty((*ids.shape, decoded_ND.shape[1]), np.float32)
 
 
@@ -163,11 +165,12 @@ def _free_ids(parts: IndexParts, ids: np.ndarray | None, count: int, replaces: b
     return ids
 
 
-def _extended(parts: IndexParts, codes: Codes, ids: np.ndarray, report: Progress) -> IndexParts:
-    """An index with further vectors, whose codes have the lists that they go to."""
+def _extended(parts: IndexParts, codes: Codes, ids: np.ndarray, zeros: np.ndarray, report: Progress) -> IndexParts:
+    """An index with further vectors, whose codes have the lists that they go to; `zeros` are ids of zero vectors."""
     if not len(ids):
         return parts
-    return parts.with_vectors(fill_lists(parts.tables, codes, ids, report), max(parts.next_id, int(ids.max()) + 1))
+    added, next_id = fill_lists(parts.tables, codes, ids, report), max(parts.next_id, int(ids.max()) + 1)
+    return parts.with_vectors(added, next_id, zeros)
 
 
 def _check_mergeable(codec: Codec | None, parts: IndexParts, other: IndexParts) -> bool:

@@ -20,7 +20,7 @@ from qinco.store.decoder import describe_decoder, load_pairwise, save_pairwise
 from qinco.store.folder import FolderWriter, OpenFolder, folder_size, read_folder, write_folder
 
 _FILE_SUFFIXES = (".faissindex", ".safetensors", ".pt", ".npy", ".npz", ".json")
-_LISTS = ("starts", "codes", "ids")
+_LISTS, _ZEROS = ("starts", "codes", "ids"), "zeros"
 _SIZES = ("num_lists", "code_size", "codebook_size", "dim")
 CODEC, PAIRWISE, GRAPH = "codec.safetensors", "pairwise.safetensors", "graph.faissindex"
 
@@ -54,6 +54,8 @@ def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> N
     writer.put("centroids", tables.centroids_VD)
     writer.put("tables", lookup.tables_MKD)
     writer.put("levels", tables.levels)
+    if len(parts.zeros):
+        writer.put(_ZEROS, parts.zeros)
     if tables.coarse is not None:
         writer.file(GRAPH).write_bytes(tables.coarse.serialize())
     if codec is not None:
@@ -114,7 +116,10 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     pairwise = load_pairwise(opened.files[PAIRWISE]) if PAIRWISE in opened.files else None
     if pairwise is not None and pairwise.num_lists and pairwise.centroids_VD is None:
         pairwise = replace(pairwise, centroids_VD=centroids_VD)
-    return codec, IndexParts(tables, [lists], pairwise, options, next_id, fingerprint)
+    zeros = np.array(arrays.get(_ZEROS, np.empty(0, np.int64)))
+    if zeros.ndim != 1 or zeros.dtype != np.int64:
+        raise DataError(f"{path} is damaged: its {_ZEROS} are not int64 (n,)")
+    return codec, IndexParts(tables, [lists], pairwise, options, next_id, fingerprint, zeros)
 
 
 def _codec_of(opened: OpenFolder, given, fingerprint: str | None, device: str) -> Codec | None:

@@ -16,6 +16,8 @@ from qinco.search.tables import SearchTables
 class IndexParts:
     """One state of an index; `add` and `remove` make another one, so that a search sees the state of one moment.
 
+    `zeros` are the ids of zero vectors under "cosine": their codes give them a direction, and they have none.
+
     Recently added vectors are in segments of their own. `options` are used by a search unless it is given others,
     `next_id` by a vector added without id: by default it is above all ids. `codec_fingerprint` is None if unknown.
     """
@@ -26,6 +28,7 @@ class IndexParts:
     options: SearchOptions = field(default_factory=SearchOptions)
     next_id: int = -1
     codec_fingerprint: str | None = None
+    zeros: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self):
         empty = InvertedLists.empty(self.tables.num_lists, self.tables.lookup.num_codes)
@@ -40,16 +43,18 @@ class IndexParts:
 
     ids = property(lambda self: [segment.ids for segment in self.segments])
 
-    def with_vectors(self, added: InvertedLists, next_id: int) -> "IndexParts":
-        return replace(self, segments=merge_small((*self.segments, added)), next_id=next_id)
+    def with_vectors(self, added: InvertedLists, next_id: int, zeros: np.ndarray) -> "IndexParts":
+        zeros = np.concatenate([self.zeros, zeros])
+        return replace(self, segments=merge_small((*self.segments, added)), next_id=next_id, zeros=zeros)
 
     def emptied(self) -> "IndexParts":
-        return replace(self, segments=(), next_id=0)
+        return replace(self, segments=(), next_id=0, zeros=self.zeros[:0])
 
     def without(self, removed: np.ndarray | range) -> "IndexParts":
         masks = [are_among(ids, removed) for ids in self.ids]
         left = [s.without(mask) if mask.any() else s for s, mask in zip(self.segments, masks, strict=True)]
-        return replace(self, segments=merge_small((left[0], *filter(len, left[1:]))))
+        zeros = self.zeros[~are_among(self.zeros, removed)]
+        return replace(self, segments=merge_small((left[0], *filter(len, left[1:]))), zeros=zeros)
 
 
 def merge_small(segments: tuple[InvertedLists, ...]) -> tuple[InvertedLists, ...]:
