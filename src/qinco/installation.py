@@ -17,7 +17,15 @@ from qinco.codec.codec import Codec
 from qinco.config import PRESETS, EncodeOptions, ModelConfig
 from qinco.datasets.catalogue import DATASETS
 from qinco.engines.engine import candidate_dtype, choose_engine, engines, pack
-from qinco.machine import cpuinfo, free_memory, group_limits, processor_name, usable_cores
+from qinco.machine import (
+    allowed_cores,
+    cpuinfo,
+    free_memory,
+    group_limits,
+    processor_name,
+    total_memory,
+    usable_cores,
+)  # fmt: skip
 from qinco.maths.assignment import faiss
 from qinco.maths.devices import choose_device, multiplies_bf16_fast
 from qinco.model.qinco import random_model
@@ -68,10 +76,10 @@ def inspect(root: Path = Path("/")) -> tuple[dict, list[str]]:
         "not_installed": not_installed,
         "processor": {"name": processor_name(root), "platform": platform.platform()} | features,
         "cores": {"physical": _physical_cores(root), "logical": os.cpu_count(),
-                  "allowed": len(os.sched_getaffinity(0)), "quota": limits.cores},
+                  "allowed": allowed_cores(), "quota": limits.cores},
         "threads": {"torch": torch.get_num_threads(), "faiss": faiss.omp_get_max_threads()}
         | {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT")},
-        "memory": {"total_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "memory": {"total_bytes": total_memory(),
                    "available_bytes": free_memory(root), "limit_bytes": limits.memory},
         "libraries": {
             "torch_kernels": torch.backends.cpu.get_cpu_capability(),

@@ -7,14 +7,15 @@ Every long call of the library takes `progress=`:
 - a function `report(stage, done, total, unit, **fields)`, called after every piece of work
 """
 
+import io
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TextIO, cast
 
 
 class Progress(Protocol):
@@ -48,7 +49,7 @@ def reporting(progress: ProgressOption = None) -> Iterator[Progress]:
         with _bars() as report:
             yield report
     else:
-        yield lines(lambda line, meter: print(line, file=sys.stderr, flush=True))
+        yield lines(lambda line, meter: print(line, file=LogStream(), flush=True))
 
 
 def is_watched() -> bool:
@@ -56,7 +57,30 @@ def is_watched() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if type(shell).__name__ == "ZMQInteractiveShell":
         return True
-    return bool(sys.stderr and sys.stderr.isatty()) and os.environ.get("TERM") not in ("dumb", "unknown")
+    with suppress(ValueError):  # it is closed
+        return LogStream().isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return False
+
+
+class LogStream:
+    """Standard error as it is now. What it does not take, closed, full or broken as it may be, is dropped: no line of a
+    log is worth the work that it tells of.
+    """
+
+    def __init__(self):
+        self._stream = sys.stderr or io.StringIO()
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
 
 
 @dataclass
@@ -131,7 +155,7 @@ def _bars() -> Iterator[Progress]:
 
     name, state = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[state]}"))
     tasks = {}
-    with Bars(name, BarColumn(), state, console=Console(stderr=True), transient=True) as bars:
+    with Bars(name, BarColumn(), state, console=Console(file=cast(TextIO, LogStream())), transient=True) as bars:
 
         def show(meter: Meter) -> None:
             if meter.stage not in tasks:

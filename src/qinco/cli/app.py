@@ -18,6 +18,8 @@ from qinco.cli.keys import EVERYWHERE, Key, Settings, Task
 from qinco.cli.tasks import KEYS, TASKS
 from qinco.errors import ConfigError, QincoError, ResourceError
 from qinco.interrupts import handling
+from qinco.machine import usable_cores
+from qinco.progress import LogStream
 from qinco.version import __version__
 
 _USAGE = """\
@@ -57,11 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # An exception inside an import may be swallowed there, or come out as another one that looks like a bug, so the
     # process ends at once then; but not if other Python code calls `main`.
-    importing = handling(end, signal.SIGINT, signal.SIGTERM) if argv is None else nullcontext()
+    importing = nullcontext()
+    if argv is None:
+        importing = handling(end, signal.SIGINT, signal.SIGTERM)
+        _fill_closed_streams()
     try:
         with handling(signal.default_int_handler, signal.SIGTERM):  # as Ctrl-C, so that a training is saved
             return _run(words, options, importing)
     except QincoError as error:
+        _abandon_stdout()
         return fail("error: ", str(error), error.exit_code)
     except KeyboardInterrupt as interrupt:
         return fail("", ": ".join(filter(None, ("interrupted", str(interrupt)))), _EXIT_INTERRUPTED)
@@ -121,7 +127,7 @@ def _prepare(task: Task, settings: Settings) -> None:
     # 21 % of wide encoding. torch reads it when it is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     threads = settings["threads"] if task.reads("threads") else None
-    most = max(256, 4 * (os.cpu_count() or 1))
+    most = max(256, 4 * usable_cores())
     if threads is not None and threads > most:
         raise ConfigError(f"threads={threads} is more than can be started: give at most {most}")
     for module in task.imports:
@@ -173,8 +179,7 @@ def _default_text(key: Key) -> str:
 def _fail(kind: str, message: str, exit_code: int, as_json: bool, **fields) -> int:
     """Write the last line of standard error, with `fields` if it is JSON, and return the exit code."""
     line = log_record("error", message, exit_code=exit_code, **fields) if as_json else f"qinco: {kind}{message}"
-    with suppress(OSError):  # nobody reads standard error any more; the exit code still says it
-        write_line(line, sys.stderr)
+    write_line(line, LogStream())  # the exit code says it, too
     return exit_code
 
 
@@ -190,10 +195,19 @@ def _shortage(error: Exception) -> str | None:
     return None
 
 
+def _fill_closed_streams() -> None:
+    """Open closed standard streams on nothing, or files of data take their numbers and what C libraries print."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+
+
 def _abandon_stdout() -> None:
     """Discard what standard output still holds if it cannot be written, or Python complains about it at exit."""
     try:
-        sys.stdout.flush()
+        print(end="", flush=True)
     except (OSError, ValueError):
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

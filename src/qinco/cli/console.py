@@ -8,13 +8,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
-from qinco.progress import Progress, format_number, is_watched, lines, reporting
+from qinco.errors import ResourceError
+from qinco.progress import LogStream, Progress, format_number, is_watched, lines, reporting
 
 
 def write_line(line: str, stream) -> None:
     """Write a line; characters that the stream cannot encode (stray bytes of a file name) are escaped."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    try:
+        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ResourceError(f"standard output does not take the result ({reason})") from error
 
 
 def log_record(level: str, message: str, **fields) -> str:
@@ -39,11 +46,11 @@ class Console:
     def info(self, line: str) -> None:
         """Write a line to standard error if verbose."""
         if self.verbose:
-            write_line(log_record("info", line) if self.json_logs else line, sys.stderr)
+            write_line(log_record("info", line) if self.json_logs else line, LogStream())
 
     def warn(self, line: str) -> None:
         """Write a warning to standard error."""
-        write_line(log_record("warning", line) if self.json_logs else f"qinco: warning: {line}", sys.stderr)
+        write_line(log_record("warning", line) if self.json_logs else f"qinco: warning: {line}", LogStream())
 
     def progress(self, stage: str, done: int, total: int, unit: str = "vector", **fields) -> None:
         """A `qinco.progress.Progress`: bars on a terminal, lines every 30 seconds elsewhere, JSON with json_logs."""
@@ -55,7 +62,7 @@ class Console:
         self._report(stage, done, total, unit, **fields)
 
     def _write_progress(self, line: str, meter) -> None:
-        write_line(log_record("progress", line, **meter.record()) if self.json_logs else line, sys.stderr)
+        write_line(log_record("progress", line, **meter.record()) if self.json_logs else line, LogStream())
 
     def close(self) -> None:
         """Remove progress bars. Printing a result does so, too."""

@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from qinco.cli.defaults import effective
 from qinco.cli.keys import Key, Settings, Task
 from qinco.cli.tasks import KEYS, SPELLINGS, TASKS, find_key
-from qinco.config import find_preset, suggest
+from qinco.config import MAX_INTEGER, find_preset, suggest
 from qinco.errors import ConfigError
 
 OPTIONS = ("--help", "--version", "--cfg", "--json-logs")
-MAX_INTEGER = 2**63 - 1
 _ASSIGNMENT = re.compile(r"([^\W\d][\w.-]*)=(.*)", re.DOTALL)
 # Keys of the authors' command lines that have no meaning here, by the first part of their names.
 _FOREIGN = {
@@ -100,7 +99,8 @@ def _accepted_key(name: str, task: Task) -> Key:
     if key is None and (reason := _FOREIGN.get(name.partition(".")[0])):
         raise ConfigError(f"{name} cannot be set ({reason}): leave it out")
     if key is None:
-        raise ConfigError(f"unknown key {name!r}. {suggest(name, SPELLINGS)}See qinco {task.name} --help")
+        known = {spelling: key for spelling, key in SPELLINGS.items() if task.accepts(key)}
+        raise ConfigError(f"unknown key {name!r}. {suggest(name, known)}See qinco {task.name} --help")
     if not task.accepts(key.name):
         readers = [other.name for other in TASKS.values() if other.reads(key.name)]
         raise ConfigError(f"task {task.name} has no key {name}; {_join(readers)} {'have' if readers[1:] else 'has'}")

@@ -152,11 +152,9 @@ def key_of_field(options: type, name: str, **changes) -> Key:
 
 
 def chosen_preset(given: Mapping[str, Any]) -> str | None:
-    """The preset of a new model: that of `model_args`, or qinco2-S if nothing is said about its size."""
-    named = given.get("model_args")
-    if named is not None or "model" in given or given.get("qinco1_mode"):
-        return named
-    return None if any(name in given for name in ("L", "de", "dh")) else "qinco2-S"
+    """The preset of a new model, some sizes of which may be given: that of `model_args`, or qinco2-S."""
+    default = None if "model" in given or given.get("qinco1_mode") else "qinco2-S"
+    return given.get("model_args", default)
 
 
 # Keys that several tasks read.
@@ -194,7 +192,7 @@ SHARED = {
         key_of_field(ModelConfig, "embed_dim", nullable=True, zero_is_null=True),
         key_of_field(EncodeOptions, "num_candidates", minimum=0, null_value=0),
         key_of_field(EncodeOptions, "beam_width", default=None, null_value=1, zero_is_null=True),
-        key_of_field(TrainOptions, "num_valid", default=10_000, nullable=False),
+        key_of_field(TrainOptions, "num_valid", default=10_000),
         # Machine and report
         Key("device", "device", "auto", "auto, cpu, cuda or cuda:N"),
         Key("cpu", "switch", False, "the same as device=cpu"),

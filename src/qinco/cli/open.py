@@ -60,14 +60,21 @@ def open_database(settings: Settings) -> "qinco.VectorSource":
     return source
 
 
-def open_trainset(settings: Settings) -> "qinco.VectorSource":
-    """The vectors of `trainset=`, or of the data set that `db=` names; at most `ds.trainset` of them."""
+def open_trainset(settings: Settings, is_shuffled: bool = True) -> "qinco.VectorSource":
+    """The vectors of `trainset=`, or of the data set that `db=` names; at most `ds.trainset` of them.
+
+    These are the first ones if the rows are shuffled, or go with codes of the first ones; else some of all parts.
+    """
     dataset = DATASETS.get(settings["db"] or "")
     if (path := settings["trainset"] or (dataset and dataset.trainset)) is None:
         found = "" if settings["db"] is None else f", and db={settings['db']} is none"
         raise ConfigError(f"give trainset=FILE, or db=NAME of a data set{found}: {', '.join(DATASETS)}")
-    source = _open(path)
-    return source if settings["ds.trainset"] is None else source.limit(settings["ds.trainset"])
+    source, count = _open(path), settings["ds.trainset"]
+    if count is None or is_shuffled or settings["trainset"] is None:
+        return source if count is None else source.limit(count)
+    from qinco.vectors.rows import stratified_rows
+
+    return source.take(stratified_rows(len(source), count))
 
 
 def open_queries(settings: Settings) -> tuple["qinco.VectorSource", str | None]:
@@ -145,9 +152,9 @@ def mse_scale(settings: Settings) -> float:
 
 def files_read(settings: Settings) -> list[Path]:
     """The files that the command line reads, which its output must not replace."""
-    from qinco.vectors.formats import split_part
+    from qinco.vectors.formats import input_files
 
-    return [split_part(settings[name])[0] for name in _READ if settings[name] is not None]
+    return input_files(*(settings[name] for name in _READ))
 
 
 def conditions(settings: Settings) -> dict:

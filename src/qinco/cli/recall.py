@@ -28,8 +28,9 @@ def measure_decoded(settings: Settings, console, queries, truth) -> None:
 
 def measure_index(settings: Settings, console, queries, truth) -> None:
     """Recall and time of many settings of an index."""
-    path, begun, threads = settings["index"], time.monotonic(), _threads(settings, console)
+    path, begun = settings["index"], time.monotonic()
     index, files = inputs.open_index(settings)
+    threads = _threads(settings, console)
     result = qinco.sweep(
         index, queries, truth, nprobe=settings["search.nprobe"], ef_search=settings["search.quantizer_efSearch"],
         num_short=settings["search.nshort"], mid_factors=settings["search.nmid_short"], decoder=settings["decoder"],
@@ -44,12 +45,8 @@ def measure_index(settings: Settings, console, queries, truth) -> None:
     if not settings["json"]:
         return console.print_table(*result.front_table())
     report = {"settings": result.settings(), "metric": index.metric, "num_vectors": len(index)}
-    report |= {
-        "num_queries": len(queries),
-        "seconds": time.monotonic() - begun,
-        "threads": threads,
-        "precision": settings["precision"],
-    }
+    report |= {"num_queries": len(queries), "seconds": time.monotonic() - begun, "threads": threads}
+    report |= {"precision": settings["precision"]}
     console.print_result(report, True)
 
 
@@ -61,8 +58,8 @@ def _threads(settings: Settings, console) -> int:
     count, wanted, is_given = settings["threads"], settings["search.nthreads"], settings.given("search.nthreads")
     if count is None:
         count = min(wanted, usable_cores(), wanted if is_given else torch.get_num_threads())
-        if wanted > count:
-            console.info(f"searching with {count} threads, as many as there are processors (search.nthreads={wanted})")
+        if is_given and wanted > count:
+            console.info(f"search.nthreads={wanted} is more than the processors: threads: {count}")
     elif is_given and count != wanted:
         raise ConfigError(f"threads={count} and search.nthreads={wanted} mean the same: keep one of them")
     return count

@@ -15,12 +15,13 @@ from qinco.machine import free_memory
 from qinco.maths.clustering import COARSE_ITERATIONS, coarse_kmeans
 from qinco.maths.devices import choose_device
 from qinco.progress import ProgressOption, reporting
-from qinco.training.codebooks import SAMPLE_RUN_ROWS, sample
-from qinco.vectors.formats import write_vectors
+from qinco.training.codebooks import sample
+from qinco.vectors.formats import input_files, write_vectors
 from qinco.vectors.rows import as_source
 
 _LOG = logging.getLogger(__name__)
 MAX_POINTS_PER_CENTROID, _MIN_POINTS_PER_CENTROID = 256, 39  # as in faiss, which warns below the second
+_SPARE_POINTS = 256
 
 
 def kmeans(
@@ -58,7 +59,7 @@ def kmeans(
     if output is not None:
         if Path(output).suffix.lower() != ".npy":
             raise ConfigError(f"output={output}: centroids are written to a .npy file")
-        check_output(output, overwrite=overwrite, inputs=[*inputs, x] if isinstance(x, str | Path) else inputs)
+        check_output(output, overwrite=overwrite, inputs=[*inputs, *input_files(x)])
     if len(source) < num_centroids:
         raise DataError(f"{source.name} has {len(source)} vectors, fewer than {num_centroids} centroids (ivf_K)")
     with reporting(progress) as report:
@@ -66,8 +67,7 @@ def kmeans(
         enough = _MIN_POINTS_PER_CENTROID * num_centroids
         if len(source) < enough:
             _LOG.warning(f"{len(source):,} vectors for {num_centroids:,} centroids: {enough:,} or more are better")
-        # A sample of whole runs may be short by a part of one, and k-means needs a vector for each centroid.
-        least = num_centroids + SAMPLE_RUN_ROWS
+        least = num_centroids + _SPARE_POINTS
         wanted = min(len(source), max(max_points_per_centroid * num_centroids, least))
         held = max(least, free_memory() // 2 // (4 * source.dim))
         if wanted > held:

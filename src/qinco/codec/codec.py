@@ -10,7 +10,7 @@ import torch
 from qinco.atomic import check_output
 from qinco.codec.fit import cut, fit
 from qinco.codec.plan import check_values
-from qinco.config import EncodeOptions, ModelConfig, require_int
+from qinco.config import EncodeOptions, ModelConfig, accepts_keys, by_field, require_int
 from qinco.engines.engine import Packed, TensorModel, candidate_dtype, choose_engine
 from qinco.errors import ConfigError, DataError
 from qinco.maths.assignment import assigner
@@ -131,8 +131,12 @@ class Codec:
             raise
         return cls(models, options, provenance, rotation_DD)
 
-    def with_options(self, options: EncodeOptions) -> "Codec":
-        """The same codec with other options for encoding; raises ConfigError if the models cannot serve them."""
+    def with_options(self, options: EncodeOptions | None = None, **settings) -> "Codec":
+        """The same codec with other options for encoding; raises ConfigError if the models cannot serve them.
+
+        `settings` replace some of them (the codec's own if None): `codec.with_options(num_pairs=64, beam_width=32)`.
+        """
+        options = (options or self.encode_options).override(**by_field(settings, EncodeOptions))
         return Codec(self.models, options, self.provenance, self.rotation_DD)
 
     def fingerprint(self) -> str:
@@ -160,6 +164,7 @@ class Codec:
         models, rotation_DD, options, provenance = load_models(path)
         return cls(models, options, provenance, rotation_DD).to(target)
 
+    @accepts_keys(ModelConfig, EncodeOptions)
     def encode(
         self, x, *, num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
         precision: str | None = None, num_steps: int | None = None, progress: ProgressOption = False,
@@ -302,6 +307,7 @@ class Codec:
 
     def prefix(self, codes, num_steps: int):
         """Shorten codes (an array, tensor or Codes) to their first `num_steps` steps, which decode on their own."""
+        codes = codes if hasattr(codes, "shape") else Codes.of(codes)
         count, width = self.check_steps(num_steps), codes.shape[1] // len(self.models)
         if len(self.models) == 1:
             return codes[:, :count]

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from qinco.atomic import check_output, exclusive, remove_temporaries, require_folder
 from qinco.codec.codec import Codec
-from qinco.config import EncodeOptions, require_int
+from qinco.config import EncodeOptions, accepts_keys, require_int
 from qinco.errors import ConfigError
 from qinco.progress import ProgressOption, reporting
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_folder, lists_beside, write_codes_file
 from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, remove_codes
 from qinco.store.codes import Codes
 from qinco.store.folder import LOCK, check_folder_output
+from qinco.vectors.formats import input_files
 from qinco.vectors.rows import VectorSource, as_source, fingerprint
 
 _ENCODED_AGAIN = 64  # vectors by which a finished file is recognised
@@ -39,6 +40,7 @@ class FileResult:
         return self.seconds / self.num_done * 1e6 if self.num_done else None
 
 
+@accepts_keys(EncodeOptions)
 def encode_file(
     codec: Codec, source, output: str | os.PathLike, options: EncodeOptions | None = None, *,
     num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
@@ -91,7 +93,7 @@ def encode_file(
     num_done, complete = 0, False
     if shards or index == 0 or resume:  # else nothing is left for this share, and others may be at work
         job = _Encoding(codec, x, options, plan, shards, count == 1, path, folder, is_file)
-        read = [source, *inputs] if isinstance(source, str | os.PathLike) else inputs
+        read = [*input_files(source), *inputs]
         with reporting(progress) as report, interruption("the finished shards are kept"):
             num_done, complete = job.run(report, resume, overwrite, read)
     lists = lists_beside(path)

@@ -1,20 +1,20 @@
 """Training a codec: from vectors to the saved file."""
 
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from qinco.atomic import check_output
-from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_training, split_validation
+from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_training, rows_shuffled, split_validation
 from qinco.codec.recorder import Recorder, log_path
-from qinco.config import EncodeOptions, require_int
+from qinco.config import EncodeOptions, require_bool, require_int, require_number
 from qinco.errors import ConfigError, DataError
 from qinco.interrupts import handling
 from qinco.maths.devices import choose_device
@@ -27,6 +27,7 @@ from qinco.training.codebooks import initialize_model, sample, set_scales, set_s
 from qinco.training.loop import Training
 from qinco.training.monitor import Report, estimate, monitor, summary_writer
 from qinco.training.processes import Processes
+from qinco.vectors.formats import input_files
 from qinco.vectors.rows import VectorSource, as_source
 
 _LOG = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def fit(
 
     Args:
         x: (N, D) vectors: array, memory map, torch tensor, path or VectorSource of any integer or float type. A source
-            is streamed. The last `num_valid` vectors are for validation.
+            is streamed. `num_valid` vectors are for validation: some of all parts, so that the order of the rows does
+            not matter, or the last ones with `rows_shuffled` and the paper's recipe.
         preset: "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
         output: codec file to write (.pt: a checkpoint of the authors' code). The run's state and log lie beside it
             (`.last`, `.jsonl`); a codec of several parts has these for each part (`.part_i`) until it is complete.
@@ -78,17 +80,21 @@ def fit(
             `fitted` is what would have been returned, or None before the start was validated; parts that were not
             begun are residual quantizers of a few vectors.
     """
+    for name, value in {"resume": resume, "overwrite": overwrite, "rotate (opq)": rotate}.items():
+        require_bool(name, value)
+    require_number("mse_scale", mse_scale, above=0)
     source = as_source(x, "training vectors")
     if output is not None and Path(output).suffix.lower() not in (".safetensors", CHECKPOINT_SUFFIX):
         raise ConfigError(f"output={output}: a codec is written to a .safetensors (ours) or .pt (the authors') file")
     if output is not None:
-        read = [path for path in (x, coarse_centroids) if isinstance(path, str | os.PathLike)]
-        check_output(output, overwrite=True, inputs=[*inputs, *read])
+        check_output(output, overwrite=True, inputs=[*inputs, *input_files(x, coarse_centroids)])
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
+    settings |= begun_with(output) if resume and output is not None else {}
     first = source if num_parts == 1 else _part(source, 0, num_parts, None)
     plan = plan_training(
-        first, preset, settings, coarse_centroids=coarse_centroids, initial=initial, recipe=recipe, output=output
-    )
+        first, preset, settings, coarse_centroids=coarse_centroids, initial=initial, recipe=recipe, output=output,
+        arguments=signature(fit).parameters,
+    )  # fmt: skip
     split_validation(source, plan.train_options.num_valid, plan.model_config.codebook_size)
     processes = Processes(choose_device(device))
     if tensorboard is not None:
@@ -156,7 +162,8 @@ class _Runs:
     def _start(self, source: VectorSource, saved, listen) -> Training:
         """The run at its beginning, or where it was saved, on this process's device; `listen` hears an Estimate."""
         plan, options, initial = self.plan, self.plan.train_options, self.plan.initial
-        train, valid = split_validation(source, options.num_valid, plan.model_config.codebook_size)
+        sizes = options.num_valid, plan.model_config.codebook_size
+        train, valid = split_validation(source, *sizes, options.rows_shuffled)
         model = Qinco.empty(plan.model_config).to_empty(device=self.processes.device)
         is_new = saved is None and initial is None
         if is_new:  # weights of any value take the same time: the estimate does not wait for the codebooks
@@ -238,6 +245,12 @@ def _joint(provenances: list[dict], num_parts: int) -> dict:
     """That of the first part, with the error of all; without it where some were not trained."""
     joint = provenances[0] | {"valid_mse": sum(found["valid_mse"] for found in provenances)}
     return joint if len(provenances) == num_parts else {n: v for n, v in joint.items() if n != "valid_mse"}
+
+
+def begun_with(output) -> dict:
+    """How the run of an output, if one is begun, treats the order of rows: the setting `rows_shuffled`."""
+    states = filter(None, map(load_state, (output, f"{output}.part_0")))
+    return next(({"rows_shuffled": rows_shuffled(header)} for header, _ in states), {})
 
 
 def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_centroids, initial, output) -> None:

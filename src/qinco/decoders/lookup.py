@@ -49,6 +49,9 @@ class TableDecoder:
 
     def _checked(self, codes, lists) -> tuple[np.ndarray, np.ndarray | None]:
         """Codes (N, M), and list numbers (N,) where there are lists; raises DataError for any others."""
+        if isinstance(codes, tuple) and lists is None:  # of an IVF codec
+            codes, lists = codes
+        lists = getattr(codes, "lists", None) if lists is None else lists
         codes = check_codes(codes, self.num_codes, self.codebook_size)
         if codes.shape[1] != self.num_codes:
             raise DataError(

@@ -13,6 +13,7 @@ from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.build import fill_lists, prepared, zero_rows
 from qinco.search.fit import assign_decoded
 from qinco.search.ids import MISSING, admitted_ids, as_ids, check_new, id_array, next_ids, range_size
+from qinco.search.lists import InvertedLists
 from qinco.search.metric import choose_metric
 from qinco.search.parts import IndexParts
 from qinco.search.pipeline import NeuralDecoder
@@ -26,7 +27,7 @@ class EditableIndex:
     def __init__(self, codec: Codec | None, parts: IndexParts):
         if codec is not None and parts.codec_fingerprint is None:
             parts = replace(parts, codec_fingerprint=codec.fingerprint())
-        self.codec, self.parts = codec, parts
+        self.codec, self.parts, self._saved = codec, parts, parts.segments
         self._changing = new_lock()
 
     @property
@@ -86,8 +87,7 @@ class EditableIndex:
             raise ConfigError(f"an Index is merged from another Index, not from a {type(other).__name__}")
         require_int("add_id", add_id, -(1 << 62), 1 << 62)
         parts, added = self.parts, other.parts
-        keeps_lists = _check_mergeable(self.codec, parts, added)
-        ids, codes = _vectors_of(added, add_id)
+        keeps_lists, (ids, codes) = _keeps_lists(self.codec, parts, added), _vectors_of(added, add_id)
         check_new(ids, parts.ids, parts.next_id, f"give add_id={parts.next_id} to shift those of the other")
         with reporting(progress) as report:
             if not keeps_lists:
@@ -173,37 +173,27 @@ def _extended(parts: IndexParts, codes: Codes, ids: np.ndarray, zeros: np.ndarra
     return parts.with_vectors(added, next_id, zeros)
 
 
-def _check_mergeable(codec: Codec | None, parts: IndexParts, other: IndexParts) -> bool:
-    """Whether lists stay what they are; raises DataError for indexes of another codec, metric or kind of lists."""
+def _keeps_lists(codec: Codec | None, parts: IndexParts, other: IndexParts) -> bool:
+    """Whether merged vectors stay in their lists; raises DataError for indexes of another codec, metric or kind."""
     one, two = parts.tables, other.tables
-    is_same = parts.codec_fingerprint == other.codec_fingerprint
-    if parts.codec_fingerprint is None:  # without a codec its tables tell
-        is_same = is_same and np.array_equal(one.lookup.tables_MKD, two.lookup.tables_MKD)
-    if not is_same:
-        raise DataError("the other index holds codes of another codec: add its vectors instead, which encodes them")
-    lengths = one.metric.unit_length, two.metric.unit_length
-    if one.metric.name != two.metric.name or not np.isclose(*lengths, rtol=0.01):
-        raise DataError(f"the other index is of {two.metric}, this one of {one.metric}: build one of the same metric")
-    if one.partition_VD is None or two.partition_VD is None:  # lists are a part of the codes
-        if one.num_lists != two.num_lists or one.partition_VD is not two.partition_VD:
-            raise DataError(f"the other index has {two.num_lists} lists that belong to its codes, and this one has "
-                            f"{one.num_lists} of its own: build one of the same centroids")  # fmt: skip
+    names, owned = {one.metric.name, two.metric.name}, one.partition_VD is None
+    if parts.codec_fingerprint is None or other.codec_fingerprint != parts.codec_fingerprint or len(names) > 1:
+        raise DataError("the other index is of another codec or metric, or that is unknown: add its vectors instead")
+    if owned != (two.partition_VD is None) or (owned and one.num_lists != two.num_lists):
+        raise DataError(
+            f"lists belong to the codes of one of the indexes, of {one.num_lists} and {two.num_lists} lists"
+        )
+    if owned or np.array_equal(one.centroids_VD, two.centroids_VD):
         return True
-    keeps_lists = np.array_equal(one.partition_VD, two.partition_VD)
-    if not keeps_lists and codec is None and one.num_lists > 1:
-        raise ConfigError("the index has no codec to decode with, and the other has other lists: load it with codec=")
-    return keeps_lists
+    if codec is None:
+        raise ConfigError("the other index has other lists, and this one no codec to decode with: load it with codec=")
+    return False
 
 
 def _vectors_of(parts: IndexParts, add_id: int) -> tuple[np.ndarray, Codes]:
-    """Ids, with a number added, and codes with lists of all vectors."""
-    blocks = [block for segment in parts.segments for block in segment.blocks()]
-    none = np.empty((0, parts.tables.lookup.num_codes), np.uint8), np.empty(0, np.int32), np.empty(0, np.int64)
-    codes_NM, lists_N, ids_N = (
-        np.concatenate([first, *(block[place] for block in blocks)], dtype=first.dtype)
-        for first, place in zip(none, (0, 2, 3), strict=True)
-    )
-    ends = (int(ids_N.min()) + add_id, int(ids_N.max()) + add_id) if len(ids_N) else (0, 0)
-    if not -(1 << 63) <= ends[0] <= ends[1] < 1 << 63 or MISSING in ids_N + add_id:
+    """Ids, with a number added, and codes with their lists."""
+    lists = InvertedLists.merged(parts.segments)
+    ids_N, positions_N = lists.ids.astype(np.int64) + add_id, np.arange(len(lists))
+    if MISSING in ids_N or (add_id and ((ids_N < lists.ids) != (add_id < 0)).any()):
         raise DataError(f"add_id={add_id} makes -1, or numbers beyond 64 bits, of ids of the other: give another")
-    return ids_N + add_id, Codes(codes_NM, lists_N)
+    return ids_N, Codes(lists.rows(positions_N)[0], lists.lists_of(positions_N))

@@ -67,8 +67,11 @@ def admitted_ids(
         raise ConfigError(f"ids are chosen by an array of them or a faiss.IDSelector, not by a {type(chosen).__name__}")
     if isinstance(chosen, range | slice):
         low, high = _ends(known, next_id)
-        ids = chosen if isinstance(chosen, range) else _range_of(chosen, low, high)
-        return _between(ids if ids.step > 0 else ids[::-1], low, high, known)
+        if isinstance(chosen, slice):
+            if min(low, chosen.start or 0, chosen.stop or 0) < 0:
+                raise ConfigError(f"{chosen} is of ids from 0 on, not of negative ones: give range({low}, {high + 1})")
+            chosen = range(*chosen.indices(high + 1))
+        return _between(chosen if chosen.step > 0 else chosen[::-1], low, high, known)
     array = id_array(chosen, chooses=True)
     if array.ndim != 1 and not any_shape:
         raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}: give ids.ravel()")
@@ -123,17 +126,6 @@ def id_array(ids, chooses: bool = False) -> np.ndarray:
         remedy = _STRINGS if array.dtype.kind in "US" else "give numpy.asarray(ids, numpy.int64) of whole numbers"
         raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}: {remedy}")
     return array.astype(np.int64, copy=False)
-
-
-def _range_of(chosen: slice, low: int, high: int) -> range:
-    """The ids of a slice, as of row numbers."""
-    try:
-        ids = range(*chosen.indices(high + 1))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{chosen} chooses no ids: {error}") from None
-    if low < 0 or min(chosen.start or 0, chosen.stop or 0) < 0:
-        raise ConfigError(f"{chosen} is of ids from 0 on, not of negative ones: give range({low}, {high + 1})")
-    return ids
 
 
 def _between(ids: range, low: int, high: int, known: Sequence[np.ndarray]) -> np.ndarray | range:

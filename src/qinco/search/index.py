@@ -1,8 +1,9 @@
 """`Index`: vectors in inverted lists as codes, searched compressed (QINCo2 paper, section 4)."""
 
+import logging
 import os
 from dataclasses import replace
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,21 @@ from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption, reporting
 from qinco.search.build import build_parts
-from qinco.search.edit import EditableIndex
+from qinco.search.edit import EditableIndex, decode_ids
 from qinco.search.faiss_index import from_faiss
 from qinco.search.ids import admitted_ids
-from qinco.search.index_file import load_parts, save_parts
+from qinco.search.index_file import from_bytes, holds_newer, load_parts, save_parts, to_bytes
 from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.timing import tune
 from qinco.search.metric import choose_metric
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
 from qinco.search.parts import IndexParts
-from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, plan_stages, search_queries
+from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, plan_stages, search_queries
+from qinco.search.range_search import search_ranges
 from qinco.search.scan import make_filter
+from qinco.vectors.rows import VectorSource, as_queries
+
+log = logging.getLogger(__name__)
 
 
 def _part(name: str, doc: str) -> property:
@@ -78,6 +83,7 @@ class Index(EditableIndex):
         )
 
     dim = d = property(lambda self: self.tables.lookup.dim, doc="Dimension of the vectors.")
+    is_trained = property(lambda self: True, doc="Always: an index is built with its tables.")
     ntotal = property(__len__, doc="Number of vectors.")
     num_lists = property(lambda self: self.tables.num_lists, doc="Number of inverted lists.")
     metric = property(lambda self: self.tables.metric.name, doc='"l2", "inner_product" or "cosine".')
@@ -145,16 +151,55 @@ class Index(EditableIndex):
         if num_short is not None and num_mid is None:
             given["num_mid"] = None  # it was fitted to another length
         options = replace(self.options, **given)
-        source, is_single = as_queries(queries)
-        choose_metric(None, queries, own=self.metric)
-        if source.dim != self.dim:
-            raise DataError(f"{source.name} have {source.dim} dimensions, the index holds vectors of {self.dim}")
+        source, is_single = self._queries(queries)
         parts = self.parts
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
         pipeline = self.pipeline(options, k, parts=parts, allowed=allowed, precision=precision)
         scanned = min(options.nprobe, self.num_lists)
         found = search_queries(pipeline, source, k, scanned, self.tables.lookup.num_codes, self.batch_bytes)
         return tuple(column[0] for column in found) if is_single else found
+
+    def search_and_reconstruct(self, queries, k: int = 10, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`search`, with the decoded vectors, float32 (Q, k, D), which are NaN where nothing was found."""
+        index = Index(self.codec, self.parts)  # as it is at this moment
+        index.batch_bytes = self.batch_bytes
+        distances, ids = index.search(queries, k, **options)
+        return distances, ids, decode_ids(index.codec, index.parts, ids, skips_unknown=True)
+
+    def range_search(
+        self, queries, radius: float, nprobe: int | None = None, filter=None, *, ef_search: int | None = None,
+        precision: str = "auto",
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+        """Find all vectors whose squared distance is below a radius, or whose similarity is above it.
+
+        Every vector in the `nprobe` lists nearest to a query is decoded and compared exactly, without shortlists. What
+        is approximate: vectors in other lists are not found, and vectors are what their codes decode to.
+
+        Args:
+            queries: (Q, D), or one (D,), as `search` takes them.
+            radius: a squared L2 distance, inner product or cosine similarity, by the metric of the index.
+            nprobe: lists that are scanned, those of `self.options` if None; `num_lists` for all.
+            filter, ef_search, precision: as in `search`, but that a filter lets no more lists be scanned.
+
+        Returns:
+            As in faiss `lims`, int64 (Q + 1,), distances, float32, and ids, int64: those of query i, nearest first, are
+            `ids[lims[i] : lims[i + 1]]`.
+        """
+        if not isinstance(radius, Real) or np.isnan(radius):
+            raise ConfigError(f"radius must be a number, a squared distance or a similarity, not {radius!r}")
+        given = {"nprobe": nprobe, "ef_search": ef_search}
+        options = replace(self.options, **{name: value for name, value in given.items() if value is not None})
+        (source, _), parts = self._queries(queries), self.parts
+        allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
+        decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision)
+        return search_ranges(parts, decoder, source, float(radius), options, allowed)
+
+    def _queries(self, queries) -> tuple[VectorSource, bool]:
+        source, is_single = as_queries(queries)
+        choose_metric(None, queries, own=self.metric)
+        if source.dim != self.dim:
+            raise DataError(f"{source.name} have {source.dim} dimensions, the index holds vectors of {self.dim}")
+        return source, is_single
 
     def pipeline(
         self, options: SearchOptions, k: int, *, parts: IndexParts | None = None,
@@ -173,10 +218,15 @@ class Index(EditableIndex):
         length, stages = plan_stages(options, k, None if decoder == "lookup" else parts.pairwise, neural)
         return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric, parts.zeros)
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write the index to a folder, whole or not at all; an index that is there is replaced."""
+    def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Write the index to a folder, whole or not at all; an index that is there is replaced.
+
+        A folder that this index was loaded from or saved to, and that has been saved by another process or Index since,
+        is left alone (ConfigError) unless `overwrite` is given: `reload` and repeat the changes.
+        """
         with self._changing:
-            save_parts(self.codec, self.parts, folder)
+            self.parts = save_parts(self.codec, self.parts, folder, overwrite)
+            self._saved = self.parts.segments
 
     @classmethod
     def load(cls, folder, mmap: bool = True, *, codec: Codec | None = None, device: str = "cpu") -> "Index":
@@ -192,6 +242,42 @@ class Index(EditableIndex):
         if (path := Path(folder)).suffix.lower() == ".faissindex" and not path.is_dir():
             return cls(codec, from_faiss(path, codec))
         return cls(*load_parts(folder, mmap, codec, device))
+
+    def __enter__(self) -> "Index":
+        return self
+
+    def __exit__(self, *error) -> None:
+        """Changes are only saved by `save`."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the folder that the index was loaded from, or last saved to, holds nothing newer: see `reload`."""
+        return not holds_newer(self.parts)
+
+    def reload(self, mmap: bool = True) -> bool:
+        """Read again the folder that the index was loaded from or last saved to; returns whether it held a newer index.
+
+        Changes that were not saved are dropped, with a warning: repeat them, or save to another folder beforehand.
+        """
+        with self._changing:
+            if not self.parts.generations:
+                raise ConfigError("the index comes from no folder that could be read again: save it, or use Index.load")
+            was_current, folder = self.is_current, next(reversed(self.parts.generations))
+            codec, parts = load_parts(folder, mmap, self.codec, "cpu")
+            if self.parts.segments is not self._saved:
+                log.warning("%s is read again: changes that were not saved are dropped", folder)
+            generations = self.parts.stored(folder, parts.generations[folder]).generations
+            self.codec, self.parts, self._saved = codec, replace(parts, generations=generations), parts.segments
+            return not was_current
+
+    def to_bytes(self) -> bytes:
+        """The index as bytes, those of a zip file of the folder that `save` writes; see `from_bytes`."""
+        return to_bytes(self.codec, self.parts)
+
+    @classmethod
+    def from_bytes(cls, content, *, codec: Codec | None = None, device: str = "cpu") -> "Index":
+        """Read what `to_bytes` returned, bytes or an array of them; the arguments are those of `load`."""
+        return cls(*from_bytes(content, codec, device))
 
     def tune(
         self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, *, metric: str | None = None,

@@ -1,8 +1,11 @@
 """Index folders: which arrays and files an index consists of, and the settings that tie them together."""
 
+import io
 import os
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -18,6 +21,7 @@ from qinco.search.scan import ENTRIES
 from qinco.search.tables import CoarseGraph, SearchTables
 from qinco.store.decoder import describe_decoder, load_pairwise, save_pairwise
 from qinco.store.folder import FolderWriter, OpenFolder, folder_size, read_folder, write_folder
+from qinco.store.manifest import MANIFEST, token_in
 
 _FILE_SUFFIXES = (".faissindex", ".safetensors", ".pt", ".npy", ".npz", ".json")
 _LISTS, _ZEROS = ("starts", "codes", "ids"), "zeros"
@@ -25,15 +29,51 @@ _SIZES = ("num_lists", "code_size", "codebook_size", "dim")
 CODEC, PAIRWISE, GRAPH = "codec.safetensors", "pairwise.safetensors", "graph.faissindex"
 
 
-def save_parts(codec: Codec | None, parts: IndexParts, folder: str | os.PathLike) -> None:
-    """Write an index to a folder, whole or not at all."""
+def save_parts(
+    codec: Codec | None, parts: IndexParts, folder: str | os.PathLike, overwrite: bool = False
+) -> IndexParts:
+    """Write an index to a folder, whole or not at all; returns its parts, which know the folder."""
+    require_bool("overwrite", overwrite)
     if (path := Path(folder)).suffix.lower() in _FILE_SUFFIXES and not path.is_dir():
         raise ConfigError(f"{path}: an index is saved to a folder, give a name without {path.suffix}")
-    with write_folder(folder, "index", {}) as writer:
+    replaces = None if overwrite else parts.generations.get(os.path.realpath(folder))
+    with write_folder(folder, "index", {}, replaces) as writer:
         put_parts(writer, codec, parts)
         lists = parts.segments[0] if len(parts.segments) == 1 else InvertedLists.merged(parts.segments)
         for name in _LISTS:
             writer.put(name, getattr(lists, name))
+    return parts.stored(os.path.realpath(folder), writer.token)
+
+
+def holds_newer(parts: IndexParts) -> bool:
+    """Whether the folder that was last loaded or saved holds another generation now."""
+    folder = next(reversed(parts.generations), None)
+    return folder is not None and token_in(Path(folder) / MANIFEST, "index") not in (parts.generations[folder], None)
+
+
+def to_bytes(codec: Codec | None, parts: IndexParts) -> bytes:
+    """The files of the folder of an index, in an archive (zip, not compressed)."""
+    content = io.BytesIO()
+    with TemporaryDirectory() as folder:
+        save_parts(codec, parts, folder)
+        with zipfile.ZipFile(content, "w") as archive:
+            for file in sorted(Path(folder).iterdir()):
+                archive.write(file, file.name)
+    return content.getvalue()
+
+
+def from_bytes(content, codec: Codec | None, device: str) -> tuple[Codec | None, IndexParts]:
+    """Read what `to_bytes` made: a bytes-like object or an array of bytes."""
+    with TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                if any(file.compress_type or Path(file.filename).name != file.filename for file in archive.infolist()):
+                    raise ValueError("it is another zip file")
+                archive.extractall(folder)
+        except (TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+            raise DataError(f"the bytes are not those of an index, as to_bytes() returns: {error}") from None
+        codec, parts = load_parts(folder, False, codec, device)
+    return codec, replace(parts, generations={})
 
 
 def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> None:
@@ -119,7 +159,8 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     zeros = np.array(arrays.get(_ZEROS, np.empty(0, np.int64)))
     if zeros.ndim != 1 or zeros.dtype != np.int64:
         raise DataError(f"{path} is damaged: its {_ZEROS} are not int64 (n,)")
-    return codec, IndexParts(tables, [lists], pairwise, options, next_id, fingerprint, zeros)
+    parts = IndexParts(tables, [lists], pairwise, options, next_id, fingerprint, zeros=zeros)
+    return codec, parts.stored(os.path.realpath(path), opened.token)
 
 
 def _codec_of(opened: OpenFolder, given, fingerprint: str | None, device: str) -> Codec | None:

@@ -1,6 +1,6 @@
 """`IndexParts`: what an index consists of besides its codec. Building, loading and importing all end in one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,10 +16,10 @@ from qinco.search.tables import SearchTables
 class IndexParts:
     """One state of an index; `add` and `remove` make another one, so that a search sees the state of one moment.
 
-    `zeros` are the ids of zero vectors under "cosine": their codes give them a direction, and they have none.
-
     Recently added vectors are in segments of their own. `options` are used by a search unless it is given others,
     `next_id` by a vector added without id: by default it is above all ids. `codec_fingerprint` is None if unknown.
+    `generations` are the tokens of what it comes from, by folders, the last one loaded or saved at the end.
+    `zeros` are the ids of zero vectors under "cosine": they have no direction, though their codes have one.
     """
 
     tables: SearchTables
@@ -28,6 +28,7 @@ class IndexParts:
     options: SearchOptions = field(default_factory=SearchOptions)
     next_id: int = -1
     codec_fingerprint: str | None = None
+    generations: Mapping[str, str] = field(default_factory=dict)
     zeros: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self):
@@ -46,6 +47,10 @@ class IndexParts:
     def with_vectors(self, added: InvertedLists, next_id: int, zeros: np.ndarray) -> "IndexParts":
         zeros = np.concatenate([self.zeros, zeros])
         return replace(self, segments=merge_small((*self.segments, added)), next_id=next_id, zeros=zeros)
+
+    def stored(self, folder: str, token: str) -> "IndexParts":
+        others = {path: other for path, other in self.generations.items() if path != folder}
+        return replace(self, generations=others | {folder: token})
 
     def emptied(self) -> "IndexParts":
         return replace(self, segments=(), next_id=0, zeros=self.zeros[:0])

@@ -18,7 +18,7 @@ from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
 from qinco.search.scan import Shortlist
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource
 
 _BLOCK_VALUES = 1 << 19  # of reconstructions that are compared at a time: they stay in the cache
 _DEVICE_BLOCK_VALUES = 1 << 25  # a device needs more of them to be busy
@@ -159,15 +159,6 @@ def search_queries(
         best, _ = pipeline.run(pipeline.metric.prepare(queries_QD), k)
         distances_QR[part], ids_QR[part] = pipeline.metric.distances(best.values), best.ids
     return distances_QR, ids_QR
-
-
-def as_queries(queries) -> tuple[VectorSource, bool]:
-    """Queries as `as_source` takes them, or one query (D,); and whether they were one."""
-    is_list = isinstance(queries, list | tuple)
-    shape = np.shape(queries[:1]) if is_list else getattr(queries, "shape", ())
-    if len(shape) != 1:
-        return as_source(queries, "queries"), False
-    return as_source([queries] if is_list else queries[None], "queries"), True
 
 
 def _queries_of(decoded_ND: np.ndarray | Tensor, queries_QD: np.ndarray, rows_N: np.ndarray) -> np.ndarray | Tensor:

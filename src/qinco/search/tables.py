@@ -133,7 +133,7 @@ class SearchTables:
         """
 
         def scan(queries_QD, scanned: int) -> Shortlist:
-            probes = self._probe(queries_QD, scanned, options.ef_search, threads)
+            probes = self.probe(queries_QD, scanned, options.ef_search, threads)
             limits = {"nprobe": min(options.nprobe, scanned), "admitted": admitted, "threads": threads}
             return self.scanner.scan(queries_QD, *probes, segments, num_short, **limits)
 
@@ -150,7 +150,8 @@ class SearchTables:
                     getattr(result, name)[part] = array
         return result
 
-    def _probe(self, queries_QD, nprobe: int, ef_search: int | None, threads: int) -> tuple[np.ndarray, np.ndarray]:
+    def probe(self, queries_QD, nprobe: int, ef_search: int | None, threads: int) -> tuple[np.ndarray, np.ndarray]:
+        """The lists nearest to prepared queries, int32 (Q, nprobe), and the bases of their vectors' values."""
         if self.coarse is None or nprobe == self.num_lists:
             lists_QL, values_QL = self._prober.probe(queries_QD, nprobe, threads)
         else:

@@ -13,7 +13,8 @@ from qinco.errors import ConfigError, DataError
 from qinco.packing import pack_codes, unpack_codes
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, open_codes_file, write_codes_file
 from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, save_codes
-from qinco.vectors.mapped import Rows
+from qinco.vectors.arrays import as_rows
+from qinco.vectors.mapped import Rows, StoredRows
 
 BLOCK_ROWS = 1 << 16
 
@@ -25,7 +26,8 @@ class Codes(NDArrayOperatorsMixin):
     methods treat them as the array (N, M). `codes, lists = codec.encode(x)` unpacks the codes of an IVF codec.
 
     Args:
-        codes: (N, M) integers: an array, or rows on disk that have `shape`, `dtype` and `[slice or int array]`.
+        codes: (N, M) integers: an array, or rows on disk that have `shape`, `dtype` and `[slice or int array]`; or a
+            pair of them and of lists.
         lists: (N,) or (N, 1) integers, or None.
         name: what error messages call them, such as the path.
 
@@ -39,8 +41,10 @@ class Codes(NDArrayOperatorsMixin):
     ndim = 2
 
     def __init__(self, codes, lists=None, name: str = "codes"):
-        self._codes: Rows = codes if hasattr(codes, "shape") and hasattr(codes, "dtype") else np.asarray(codes)
-        self._lists: Any = lists if lists is None or hasattr(lists, "shape") else np.asarray(lists)
+        if lists is None and isinstance(codes, tuple | list) and len(codes) == 2 and np.ndim(codes[0]) == 2:
+            codes, lists = codes
+        self._codes: Rows = _as_rows(codes, name)
+        self._lists: Any = None if lists is None else _as_rows(lists, f"lists of {name}")
         self.name = name
         if len(self._codes.shape) != 2:
             raise DataError(f"{name} must be a 2-D integer array (N, M), not {self.dtype} of shape {self._codes.shape}")
@@ -50,12 +54,10 @@ class Codes(NDArrayOperatorsMixin):
 
     @classmethod
     def of(cls, codes, lists=None, name: str = "codes") -> "Codes":
-        """Codes from what users have of them: Codes, arrays, tensors on any device, nested lists, (codes, lists)."""
-        if isinstance(codes, tuple) and len(codes) == 2 and lists is None and np.ndim(codes[0]) == 2:
-            codes, lists = codes
+        """Codes from what users have of them: Codes, (codes, lists), arrays, tensors, tables, columns, nested lists."""
         if isinstance(codes, Codes):
-            return codes if lists is None else codes.with_lists(_as_rows(lists))
-        return cls(_as_rows(codes), None if lists is None else _as_rows(lists), name)
+            return codes if lists is None else codes.with_lists(lists)
+        return cls(codes, lists, name)
 
     @property
     def codes(self) -> np.ndarray:
@@ -114,7 +116,7 @@ class Codes(NDArrayOperatorsMixin):
         """
         rows, columns = key if isinstance(key, tuple) else (key, slice(None))
         if np.ndim(rows) == 0 and not isinstance(rows, slice):
-            return self.codes[rows, columns]
+            return np.asarray(self._codes[np.array([range(len(self))[rows]])])[0, columns]
         if not isinstance(rows, slice):
             rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else np.asarray(rows, np.int64)
         picked = np.asarray(self._codes[rows])[:, columns]
@@ -215,11 +217,12 @@ class Codes(NDArrayOperatorsMixin):
         return None if self._lists is None else np.asarray(self._lists[rows]).reshape(-1)
 
 
-def _as_rows(values) -> Any:
-    """A numpy array, or rows on disk as they are."""
+def _as_rows(values, name: str) -> Any:
+    """Integers of any kind as a numpy array, or rows on disk as they are."""
     if hasattr(values, "cpu"):  # a torch tensor
         return values.detach().cpu().numpy()
-    return values if hasattr(values, "shape") and hasattr(values, "dtype") else np.asarray(values)
+    is_rows = hasattr(values, "shape") and hasattr(values, "dtype") and not hasattr(values, "__array__")
+    return values if is_rows or isinstance(values, StoredRows) else as_rows(values, name)
 
 
 class _First:
@@ -229,4 +232,7 @@ class _First:
         self._rows, self.shape, self.dtype = rows, (count, *rows.shape[1:]), rows.dtype
 
     def __getitem__(self, key) -> np.ndarray:
-        return self._rows[slice(*key.indices(self.shape[0])) if isinstance(key, slice) else key]
+        if not isinstance(key, slice):
+            return self._rows[np.where(key < 0, key + self.shape[0], key)]
+        start, stop, step = key.indices(self.shape[0])
+        return self._rows[slice(start, None if stop < 0 else stop, step)]

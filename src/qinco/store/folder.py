@@ -39,6 +39,7 @@ class OpenFolder:
     """A generation that has been opened. When it is replaced its files vanish, and the arrays stay."""
 
     path: Path
+    token: str
     settings: dict
     arrays: dict[str, np.ndarray]  # by name without suffix; read-only memory maps, or arrays in memory
     files: dict[str, Path]  # the other files, by name
@@ -56,8 +57,9 @@ class FolderWriter:
         """A new array on disk, to be filled before the block ends. Its space is allocated at once."""
         with self._create(name, dtype, shape) as file:
             offset = file.tell()
+            size = offset + math.prod(shape) * np.dtype(dtype).itemsize
             # A full disk is noticed here: filling a map would end the process.
-            os.posix_fallocate(file.fileno(), 0, offset + math.prod(shape) * np.dtype(dtype).itemsize)
+            os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
         return np.memmap(file.name, dtype, "r+", offset, shape)
 
     def put(self, name: str, array: np.ndarray, *, piece_bytes: int = 1 << 24) -> None:
@@ -103,11 +105,14 @@ class FolderWriter:
 
 
 @contextmanager
-def write_folder(path: str | os.PathLike, kind: str, settings: dict) -> Iterator[FolderWriter]:
+def write_folder(
+    path: str | os.PathLike, kind: str, settings: dict, replaces: str | None = None
+) -> Iterator[FolderWriter]:
     """Yield a writer whose files become the folder's generation when the block ends without an exception.
 
     The folder is created if it is missing; after an exception it is as it was. Only one process at a time is in such a
-    block. `settings` are read when it ends.
+    block. `settings` are read when it ends. A ConfigError unless the folder's generation is the one of token `replaces`
+    (if given).
     """
     path = Path(path)
     check_folder_output(path, kind)
@@ -117,8 +122,10 @@ def write_folder(path: str | os.PathLike, kind: str, settings: dict) -> Iterator
         with exclusive(path / LOCK):
             remove_stale(path, kind)
             try:
+                _check_replaced(path, kind, replaces)
                 writer = FolderWriter(path, kind, settings)
                 yield writer
+                _check_replaced(path, kind, replaces)  # on a file system without locks nobody has waited
                 writer.commit()
             finally:
                 remove_stale(path, kind)
@@ -128,6 +135,12 @@ def write_folder(path: str | os.PathLike, kind: str, settings: dict) -> Iterator
         if is_new:
             with suppress(OSError):  # it holds the new generation
                 path.rmdir()
+
+
+def _check_replaced(path: Path, kind: str, replaces: str | None) -> None:
+    if replaces is not None and token_in(path / MANIFEST, kind) not in (replaces, None):
+        raise ConfigError(f"{path} has changed since it was loaded: reload() and repeat your changes, save to another "
+                          "folder, or give overwrite=True to replace it nevertheless")  # fmt: skip
 
 
 def begin(folder: Path, kind: str, settings: dict) -> Manifest:
@@ -183,7 +196,7 @@ def read_folder(
             else:
                 mapped = map_file(file, np.dtype(stored.dtype), stored.shape, offset)
                 arrays[name.removesuffix(".npy")] = mapped if mmap else np.array(mapped)
-        return OpenFolder(folder, manifest.settings, arrays, files)
+        return OpenFolder(folder, manifest.token, manifest.settings, arrays, files)
 
     folder = Path(path)
     return read_current(lambda: read_manifest(folder, kind), lambda manifest: load(opened(manifest)))

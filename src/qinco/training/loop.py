@@ -184,7 +184,8 @@ class Training:
         count = plan.steps_per_epoch * options.grad_accumulate
         bounds = np.arange(count + 1) * plan.epoch_vectors // count
         first = position.step * options.grad_accumulate
-        stream = batches(self.train_source, position.epoch, bounds, first, options.seed)
+        shuffled = options.rows_shuffled
+        stream = batches(self.train_source, position.epoch, bounds, first, options.seed, rows_shuffled=shuffled)
         with closing(stream):
             while position.step < plan.steps_per_epoch:
                 lr = self.schedule.rate(position.epoch * plan.steps_per_epoch + position.step)

@@ -30,16 +30,19 @@ class Hdf5Rows(BlockRows):
 def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: int = BLOCK_BYTES):
     """A data set of an HDF5 file of `size` bytes: a memory map (N, D) or Hdf5Rows, read `block_bytes` at a time.
 
-    `name` may lie in groups (`group/train`); without a name it is `part`, or else the only matrix of the file.
+    `name` may lie in groups (`group/train`); without one it is `part`, or else the only matrix of the file's groups.
     """
     with library("h5py", "hdf5", path):
         import h5py
 
         file = h5py.File(path, "r", locking=False, rdcc_nbytes=block_bytes)
-        found = {str(child): data for child in file if (data := _find(file, str(child))) is not None}
+        found = {}
+        file.visititems(lambda child, data: found.update({child: data}) if isinstance(data, h5py.Dataset) else None)
+        found = dict(sorted(found.items(), key=lambda item: "/" in item[0]))
         if name is None:
             matrices = [child for child, data in found.items() if data.ndim == 2 and data.dtype.kind in "fiu"]
-            name = part if part in found else choose_part(path, matrices, part, "matrix")
+            outer = [child for child in matrices if "/" not in child]
+            name = part if part in found else choose_part(path, outer or matrices, part, "matrix")
         data = _find(file, name)
         if data is None:
             raise DataError(f"{path} holds no data set {name!r}" + (f", but {list_names(found)}" if found else ""))

@@ -35,11 +35,16 @@ class Rows(Protocol):
 class StoredRows(ABC):
     """Rows (N, D) in a file that numpy cannot map; reading them raises DataError where the file is damaged."""
 
+    reopen: tuple[Callable, tuple] | None = None  # a function and its arguments, as which the rows are pickled
+
     def __init__(self, shape: tuple[int, int], dtype):
         self.shape, self.dtype = shape, np.dtype(dtype)
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __reduce_ex__(self, protocol):
+        return self.reopen or super().__reduce_ex__(protocol)
 
     @abstractmethod
     def __getitem__(self, key) -> np.ndarray: ...
@@ -60,16 +65,6 @@ class Format:
     header: Callable[[tuple[int, int], np.dtype], bytes] | None = None  # as many bytes for any shape; None: only read
     frame: Callable[[np.ndarray], np.ndarray] = np.asarray  # gives the array whose bytes are written for rows (n, D)
     read_metric: Callable[[Path, str | None], str | None] | None = None  # what a path and a part state of distances
-
-
-def as_matrix(array, name: str) -> np.ndarray:
-    """What numpy makes of `array`; raises DataError unless it is a matrix (N, D) of numbers."""
-    try:
-        matrix = np.asarray(array)
-    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a tensor that requires a gradient
-        raise DataError(f"{name} is not a matrix of numbers: {error}") from error
-    check_matrix(matrix.shape, matrix.dtype, name)
-    return matrix
 
 
 def check_matrix(shape: tuple, dtype, name: str) -> None:
@@ -129,16 +124,59 @@ def map_file(path: Path, dtype: np.dtype, shape: tuple, offset: int = 0, order: 
     return np.asarray(np.memmap(path, dtype, "r", offset, shape, order))
 
 
-def release_pages(rows: np.ndarray) -> None:
-    """Release the memory of consecutive rows of a memory map, which can be read again; nothing for other arrays."""
+class ByName:
+    """Stands for a view of a memory map in a pickle: it is pickled as file and place, and unpickled as the view."""
+
+    def __init__(self, view: np.ndarray, mapped: np.memmap):
+        path, offset = Path(str(mapped.filename)), mapped.offset + _address(view) - _address(mapped)
+        self._arguments = path, file_stamp(path), view.dtype, view.shape, view.strides, offset
+
+    def __reduce__(self):
+        return _map_again, self._arguments
+
+
+def by_name(rows):
+    """What to pickle for rows: a ByName for a memory map of a file, also the user's own; else the rows."""
+    mapped = _mapped_by(rows) if isinstance(rows, np.ndarray) else None
+    is_shared = mapped is not None and mapped.filename is not None and mapped.mode != "c"  # "c": changes are private
+    return ByName(rows, mapped) if is_shared else rows
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Size and time of the last change, by which a file is recognised; DataError where there is none."""
+    return file_size(path), path.stat().st_mtime_ns
+
+
+def check_stamp(path: Path, stamp: tuple[int, int] | None) -> None:
+    """Raise DataError if a file is not the one of a stamp any more."""
+    if stamp is not None and file_stamp(path) != stamp:
+        raise DataError(f"{path} has changed since it was opened: open it again")
+
+
+def _map_again(path: Path, stamp: tuple[int, int], dtype: np.dtype, shape: tuple, strides: tuple, offset: int):
+    check_stamp(path, stamp)
+    return np.ndarray(shape, dtype, map_file(path, np.dtype(np.uint8), stamp[:1]), offset, strides)
+
+
+def _mapped_by(rows: np.ndarray) -> np.memmap | None:
+    """The memory map that an array is a view of, if any."""
     mapped = rows
     while isinstance(mapped.base, np.ndarray):
         mapped = mapped.base
-    if not (isinstance(mapped, np.memmap) and isinstance(mapped.base, mmap.mmap) and mapped.mode == "r"):
+    return mapped if isinstance(mapped, np.memmap) and isinstance(mapped.base, mmap.mmap) else None
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def release_pages(rows: np.ndarray) -> None:
+    """Release the memory of consecutive rows of a memory map, which can be read again; nothing for other arrays."""
+    mapped = _mapped_by(rows)
+    if mapped is None or mapped.mode != "r" or rows.size == 0 or rows.strides[0] < rows[0].nbytes:
         return
-    if rows.size == 0 or rows.strides[0] < rows[0].nbytes:
+    if not hasattr(mmap, "MADV_DONTNEED"):  # Windows
         return
-    begin = rows.__array_interface__["data"][0] - mapped.__array_interface__["data"][0]
-    begin += mapped.offset % mmap.ALLOCATIONGRANULARITY
+    begin = _address(rows) - _address(mapped) + mapped.offset % mmap.ALLOCATIONGRANULARITY
     start = begin - begin % mmap.PAGESIZE
     mapped.base.madvise(mmap.MADV_DONTNEED, start, begin + rows.strides[0] * len(rows) - start)

@@ -1,5 +1,6 @@
 """Results on standard output, everything else on standard error, and numbers that people can read."""
 
+import errno
 import io
 import json
 import logging
@@ -161,3 +162,26 @@ def test_progress_in_json(monkeypatch, clock):
         "description": "training", "done": 400, "total": 1000, "unit": "step", "rate": 10.0, "seconds_left": 60.0,
         "fields": {"mse": 20000.5, "lr": None},
     }  # fmt: skip
+
+
+class FullStream(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("kind", ["none", "closed", "full"])
+def test_standard_error_that_takes_nothing_is_no_matter(kind, clock, monkeypatch, capsys):
+    stream = None if kind == "none" else FullStream()
+    if kind == "closed":
+        stream.close()
+    monkeypatch.setattr("sys.stderr", stream)
+    console = Console()
+    console.info("one")
+    console.warn("two")
+    with progress.reporting(True) as report:
+        for told in (report, console.progress):
+            told("encoding", 0, 10)
+            clock.now += 31
+            told("encoding", 10, 10)
+    console.close()
+    assert capsys.readouterr().out == ""

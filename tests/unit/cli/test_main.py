@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from qinco.cli import main
@@ -221,4 +222,13 @@ def test_output_to_a_full_disk():
     with Path("/dev/full").open("w") as full:
         done = print_help_to(full)
     assert done.returncode == 4
-    assert done.stderr.startswith("qinco: error: no space left") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("qinco: error: standard output") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_closed_and_full_streams_do_not_stop_work(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((100, 4), np.float32))
+    options = "ivf_centroids ivf_K=4 trainset=x.npy output=c.npy"
+    command = f"{sys.executable} -m qinco {options} <&- >&- 2>/dev/full"
+    assert subprocess.run(command, shell=True, cwd=tmp_path, timeout=60).returncode == 0
+    assert np.load(tmp_path / "c.npy").shape == (4, 4)

@@ -7,7 +7,8 @@ import torch
 from small_models import random_vectors
 
 from qinco.codec import Codec
-from qinco.config import EncodeOptions
+from qinco.codec.files import encode_file
+from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.training.loop import EpochReport, StepReport
 from qinco.training.monitor import Estimate
@@ -332,6 +333,43 @@ def test_a_run_in_another_thread_trains():
 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(fit).result().num_codes == 3
+
+
+def test_the_letters_of_the_papers_are_settings_too(tmp_path):
+    x = random_vectors(60, 4)
+    short = Codec.fit(x, M=2, K=8, L=1, de=4, dh=6, A=4, B=2, epochs=0, device="cpu")
+    long = {"num_steps": 2, "codebook_size": 8, "num_blocks": 1, "embed_dim": 4, "hidden_dim": 6}
+    codec = Codec.fit(x, **long, num_candidates=4, beam_width=2, M=2, epochs=0, device="cpu")
+    assert codec.fingerprint() == short.fingerprint() and codec.encode_options == short.encode_options
+    assert ModelConfig(4, M=2, K=8, L=1, de=4, dh=6) == codec.config
+    assert EncodeOptions(A=4, B=2) == codec.encode_options
+    greedy = codec.with_options(A=0, B=1)
+    assert greedy.encode_options == codec.with_options(EncodeOptions()).encode_options == EncodeOptions()
+    assert np.array_equal(codec.encode(x, A=0, B=0).codes, greedy.encode(x).codes)
+    assert np.array_equal(codec.encode(x, M=1, C=3).codes, codec.encode(x, num_steps=1, num_pairs=3).codes)
+    assert encode_file(codec, x, tmp_path / "codes.npy", A=2, beam_width=3).complete
+    for call, given in ((Codec.fit, x), (codec.encode, x), (ModelConfig, 4)):
+        with pytest.raises(ConfigError, match=r"num_steps .* 2 .* 3"):
+            call(given, M=2, num_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("num_epochs", "epochs"), ("learning_rate", "lr"), ("n_clusters", "codebook_size"), ("model_args", "preset"),
+     ("outptu", "output"), ("NUM_STEPS", "num_steps"), ("pq", "num_parts"), ("k", None), ("m", None), ("nlist", None),
+     ("ivf_K", None), ("verify", None)],
+)  # fmt: skip
+def test_a_hint_is_the_right_one_or_none(name, meant):
+    with pytest.raises(ConfigError, match=f"'{name}'") as caught:
+        Codec.fit(random_vectors(60, 4), **{name: 10})
+    assert ("Did you mean" in str(caught.value)) == (meant is not None)
+    assert meant is None or f"Did you mean {meant}?" in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{"overwrite": "no"}, {"resume": 1}, {"rotate": "no"}, {"mse_scale": 0}])
+def test_switches_and_factors_are_checked(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Codec.fit(random_vectors(60, 4), **wrong)
 
 
 @pytest.mark.parametrize("num_parts", [1, 2])

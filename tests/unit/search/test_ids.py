@@ -119,8 +119,8 @@ def test_ranges_and_slices_are_not_written_out():
         assert held[are_among(held, found)].tolist() == [i for i in held.tolist() if i in expected]
     far = [np.array([-(2**62), 7, 2**62])]
     assert admitted_ids(range(-(2**62), 2**62, 2), far).tolist() == [-(2**62)]
-    for chosen in (slice(-3, None), slice(None, None, 0), slice("a", "b"), slice(None, 2.0)):
-        with pytest.raises(ConfigError):
+    for chosen in (slice(-3, None), slice(None, -2)):
+        with pytest.raises(ConfigError, match=r"range\(0, 121\)"):
             admitted_ids(chosen, known)
     with pytest.raises(ConfigError, match=r"range\(-4611686018427387904, 4611686018427387905\)"):
         admitted_ids(slice(None), far)

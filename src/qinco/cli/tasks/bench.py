@@ -73,4 +73,5 @@ def _codec(settings: Settings) -> "tuple[str, qinco.Codec]":
     plan = plan_training(as_source(np.empty((1, _DIM), np.float32)), preset, arguments, recipe=recipe)
     sizes = [f"{key}={settings[key]}" for key in given if key != "model_args"]
     codec = qinco.Codec(random_model(plan.model_config), plan.encode_options).to(find_device(settings))
-    return " ".join([*filter(None, [preset]), *sizes]), codec
+    is_whole = {"L", "de", "dh"}.issubset(given)  # nothing is left of the preset
+    return " ".join([*([] if preset is None or is_whole else [preset]), *sizes]), codec

@@ -58,12 +58,12 @@ def search(settings, console) -> None:
     barred = _OF_VECTORS * (not is_exhaustive) + _OF_AN_INDEX * is_exhaustive
     barred += _OF_A_SWEEP * (is_answer or is_exhaustive) + ("output",) * (is_exhaustive and not is_answer)
     for name in filter(settings.given, barred):
-        wanted = "the search of an index: give index= without db="
+        wanted = "the search of an index: give index= without db=, or leave it out"
         if name in _OF_VECTORS:
-            wanted = "vectors that are encoded"
-        if is_answer and name in _OF_A_SWEEP:
+            wanted = "vectors that are encoded, and an index holds codes: leave it out"
+        elif is_answer and name in _OF_A_SWEEP:
             wanted = "measuring many settings: give queries_gt= without k=, and output= with the suffix .json"
-        raise ConfigError(f"{name}= is for {wanted}, or leave it out")
+        raise ConfigError(f"{name}= is for {wanted}")
     if is_answer:
         return _answer(settings, console, queries, truth, is_exhaustive)
     (measure_decoded if is_exhaustive else measure_index)(settings, console, queries, truth)

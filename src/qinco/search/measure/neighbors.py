@@ -23,7 +23,7 @@ from qinco.search.measure.truth import open_queries_among, open_queries_of
 from qinco.search.metric import choose_metric
 from qinco.search.options import MAX_SHORTLIST
 from qinco.vectors.block_rows import library
-from qinco.vectors.formats import write_vectors
+from qinco.vectors.formats import input_files, write_vectors
 from qinco.vectors.rows import as_source
 
 BATCH_QUERIES = 4096
@@ -75,7 +75,7 @@ def find_neighbors(
         >>> found.ids.shape
     """
     require_int("k", k, 1, MAX_SHORTLIST)
-    read = [*inputs, *(path for path in (index, queries, ground_truth) if isinstance(path, str | os.PathLike))]
+    read = [*inputs, *input_files(index, queries, ground_truth)]
     _check_outputs(output, distances_output, overwrite, read)
     source = as_source(queries, "queries")
     if isinstance(index, tuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qinco.atomic import check_output, write_atomically
+from qinco.atomic import check_output, exclusive, write_atomically
 from qinco.codec.codec import Codec
 from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
@@ -30,6 +30,7 @@ from qinco.search.measure.truth import open_queries_of
 from qinco.search.metric import choose_metric
 from qinco.search.options import SearchOptions
 from qinco.store.manifest import read_manifest
+from qinco.vectors.formats import input_files
 
 log = logging.getLogger(__name__)
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BYTES = 256, 1 << 12
@@ -99,13 +100,17 @@ def record_sweep(
     """Measure the combinations of values (a list for each field of `Setting`), as `sweep` does."""
     settings, path = combinations(values), None if output is None else Path(output)
     known = read_measurements(path, conditions) if resume and path is not None and path.exists() else {}
-    result = SweepResult(settings, known, [], conditions)
+    result, continues = SweepResult(settings, known, [], conditions), resume
 
     def record(measured: dict[Setting, Measurement], skipped: list[Setting]) -> None:
-        nonlocal result
+        nonlocal result, continues
         result = SweepResult(settings, dict(measured), skipped, conditions)
         if path is not None and measured:
-            result.save(path)
+            with exclusive(path.with_name(f".{path.name}.lock")):
+                if continues and path.exists():  # another process may have measured other settings meanwhile
+                    result = SweepResult(settings, read_measurements(path, conditions) | measured, skipped, conditions)
+                result.save(path)
+            continues = True
         done = len(skipped) + sum(setting in measured for setting in settings)
         report("measuring", done, len(settings), "setting")
 
@@ -206,7 +211,7 @@ def sweep(
         ...     print(setting, result.measured[setting].recall[1], result.measured[setting].microseconds)
     """
     given = (index, queries, ground_truth, pairwise)
-    read = [*inputs, *(path for path in given if isinstance(path, str | os.PathLike))]
+    read = [*inputs, *input_files(*given)]
     if output is not None and Path(output).suffix.lower() != ".json":
         raise ConfigError(f"output={output}: the results of a search are written to a .json file")
     if output is not None:

@@ -13,6 +13,8 @@ from qinco.errors import DataError
 from qinco.search.ids import MISSING, as_ids
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import METRICS
+from qinco.vectors.arrays import as_rows
+from qinco.vectors.binary import open_distances
 from qinco.vectors.formats import FORMATS, open_array, read_integers, split_part
 from qinco.vectors.rows import VectorSource, as_source, spread_rows
 
@@ -57,21 +59,20 @@ def _read_truth(ground_truth) -> tuple[np.ndarray, np.ndarray | None]:
     if isinstance(ground_truth, str | os.PathLike):
         return read_integers(ground_truth), _stored_distances(ground_truth)
     if isinstance(ground_truth, tuple) and len(ground_truth) == 2 and np.ndim(ground_truth[0]):
-        pair = [np.asarray(part.cpu() if hasattr(part, "cpu") else part) for part in ground_truth]
+        pair = [np.asarray(as_rows(part, "the ground truth")[:]) for part in ground_truth]
         if sorted(part.dtype.kind in "iu" for part in pair) == [False, True]:
             distances, ids = sorted(pair, key=lambda part: part.dtype.kind in "iu")
             return ids, distances
-    try:
-        return np.asarray(ground_truth.cpu() if hasattr(ground_truth, "cpu") else ground_truth), None
-    except (ValueError, TypeError) as error:
-        raise DataError(f"the ground truth must be ids (Q,) or (Q, R): {error}") from None
+    if hasattr(ground_truth, "cpu"):
+        return ground_truth.cpu().numpy(), None
+    return np.asarray(as_rows(ground_truth, "the ground truth")[:]), None
 
 
 def _stored_distances(path) -> np.ndarray | None:
-    """The distances beside the neighbours of an ann-benchmarks file."""
+    """The distances beside the neighbours of an ann-benchmarks or big-ann file."""
     file, part = split_part(path)
-    if not FORMATS[file.suffix.lower()].has_parts:
-        return None
+    if file.suffix.lower() not in FORMATS or not FORMATS[file.suffix.lower()].has_parts:
+        return open_distances(file)
     try:
         return open_array(f"{file}:{(part or 'neighbors').replace('neighbors', 'distances')}")[:].astype(np.float64)
     except DataError:

@@ -1,0 +1,66 @@
+"""Range search finds what comparing everything finds, in the lists that it visits."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, built, copied, exact, vectors
+
+from qinco.errors import ConfigError, DataError
+from qinco.search.index import Index
+from qinco.search.metric import METRICS
+
+QUERIES_QD = vectors(30, 1)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_lists_are_searched_as_by_definition(kind, metric):
+    index, sign = copied(built(kind, metric)), 1 if metric == "l2" else -1
+    index.add(vectors(100, 4))
+    values_QN = sign * exact(metric, QUERIES_QD, index.reconstruct(index.ids))
+    radius = sign * np.unique(values_QN.round(4))[800:802].mean()  # between two values
+    lims, distances, ids = index.range_search(QUERIES_QD, radius, nprobe=NUM_LISTS, precision="float32")
+    assert (lims.dtype, distances.dtype, ids.dtype) == (np.int64, np.float32, np.int64)
+    assert lims.shape == (31,) and lims[0] == 0 and lims[-1] == len(ids) == len(distances) > 700
+    for row, (first, last) in enumerate(pairwise(lims)):
+        assert set(ids[first:last]) == set(index.ids[values_QN[row] < sign * radius])
+        assert (np.diff(sign * distances[first:last]) >= 0).all()
+    one = index.range_search(QUERIES_QD[3], radius, nprobe=NUM_LISTS, precision="float32")
+    np.testing.assert_array_equal(one[0], [0, lims[4] - lims[3]])
+    np.testing.assert_array_equal(one[2], ids[lims[3] : lims[4]])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_distances_are_those_of_search(metric):
+    index = built("plain", metric)
+    distances_QR, ids_QR, x_QRD = index.search_and_reconstruct(
+        QUERIES_QD, k=NUM_VECTORS, nprobe=2, num_short=NUM_VECTORS
+    )
+    lims, distances, ids = index.range_search(QUERIES_QD, np.inf if metric == "l2" else -np.inf, nprobe=2)
+    is_found = ids_QR >= 0
+    assert (np.diff(lims) == is_found.sum(1)).all() and (np.sort(ids) == np.sort(ids_QR[is_found])).all()
+    np.testing.assert_allclose(distances, distances_QR[is_found], rtol=1e-5, atol=1e-6)
+    assert x_QRD.shape == (30, NUM_VECTORS, DIM) and np.isnan(x_QRD[~is_found]).all()
+    np.testing.assert_array_equal(x_QRD[is_found], index.reconstruct(ids_QR[is_found]))
+
+
+def test_filters_options_and_nothing_found():
+    index = built()
+    for chosen in (range(0, 500, 7), np.arange(0, 500, 7)):
+        ids = index.range_search(QUERIES_QD, np.inf, filter=chosen)[2]
+        assert ids.tolist() == sorted(ids.tolist()) or set(ids.tolist()) <= set(range(0, 500, 7))
+        assert index.range_search(QUERIES_QD, np.inf, NUM_LISTS, chosen)[0][-1] == 30 * len(chosen)
+    for lims, distances, ids in (index.range_search(QUERIES_QD, 0), index.emptied().range_search(QUERIES_QD, 9.5)):
+        assert lims.tolist() == [0] * 31 and distances.shape == ids.shape == (0,)
+    bare = Index(None, index.parts)
+    assert bare.range_search(QUERIES_QD, np.inf, NUM_LISTS)[0][-1] == 30 * NUM_VECTORS
+    assert index.range_search(QUERIES_QD[:0], 5.0)[0].tolist() == [0]
+
+
+@pytest.mark.parametrize("radius", [None, "5", np.nan, [1.0]])
+def test_what_is_no_radius_is_refused(radius):
+    with pytest.raises(ConfigError):
+        built().range_search(QUERIES_QD, radius)
+    with pytest.raises(DataError):
+        built().range_search(QUERIES_QD[:, :3], 1.0)
