@@ -8,7 +8,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, user_path
 from qinco.errors import ConfigError, DataError
 from qinco.packing import pack_codes, unpack_codes
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, open_codes_file, write_codes_file
@@ -196,7 +196,8 @@ class Codes(NDArrayOperatorsMixin):
         """
         if codec is not None:
             codebook_size, dim = codec.config.codebook_size, codec.dim
-        path, suffix = Path(path), Path(path).suffix.lower()
+        path = Path(user_path(path))
+        suffix = path.suffix.lower()
         if is_folder(path):
             if codec is None:
                 raise ConfigError(f"{path}: a folder of codes records its codec: give codec")

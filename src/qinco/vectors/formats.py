@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import DTypeLike
 
-from qinco.atomic import write_atomically
+from qinco.atomic import user_path, write_atomically
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
 from qinco.vectors import binary, hdf5, npz, parquet
@@ -149,7 +149,7 @@ def stated_metric(path: str | os.PathLike) -> str | None:
 
 def split_part(path: str | os.PathLike) -> tuple[Path, str | None]:
     """The file of a path, and the name after the colon or None; the name of an existing file is never split."""
-    text = os.fspath(path)
+    text = os.fspath(user_path(path))
     named = None if os.path.lexists(text) else _NAMED_PART.fullmatch(text)
     folder, _, name = text.rpartition(":")
     if named is None and name and not os.path.lexists(text) and os.path.isdir(folder):  # noqa: PTH112
@@ -210,7 +210,7 @@ class VectorWriter:
     """
 
     def __init__(self, path: str | os.PathLike, dim: int, dtype: DTypeLike = np.float32, num_rows: int | None = None):
-        self.path, self.dim, self.num_rows, self.rows_written = Path(path), dim, num_rows, 0
+        self.path, self.dim, self.num_rows, self.rows_written = Path(user_path(path)), dim, num_rows, 0
         self._format = _find_format(self.path, WRITTEN_SUFFIXES)
         self.dtype: np.dtype = np.dtype(dtype) if self._format.dtype is None else self._format.dtype
         require_int("dim", dim, 1, MAX_DIM)
