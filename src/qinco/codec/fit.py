@@ -17,7 +17,7 @@ from qinco.codec.recorder import Recorder, log_path
 from qinco.config import EncodeOptions, require_bool, require_int, require_number
 from qinco.errors import ConfigError, DataError
 from qinco.interrupts import handling
-from qinco.maths.devices import choose_device
+from qinco.maths.devices import choose_device, within_cores
 from qinco.maths.rotation import fit_rotation
 from qinco.model.qinco import Qinco
 from qinco.progress import Progress, ProgressOption, reporting
@@ -101,7 +101,7 @@ def fit(
     if tensorboard is not None:
         summary_writer()  # must not be missed after a part has been trained
     terminable = handling(signal.default_int_handler, signal.SIGTERM)
-    with reporting(progress if processes.is_main else False) as report, terminable:
+    with within_cores(), reporting(progress if processes.is_main else False) as report, terminable:
         runs = _Runs(plan, processes, resume, overwrite, mse_scale, report, on_report)
         if num_parts > 1:
             return runs.train_parts(source, num_parts, rotate, output, tensorboard)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from qinco.maths.devices import num_threads
 from qinco.search.ids import are_among
 from qinco.search.options import SearchOptions
 from qinco.search.parts import IndexParts
@@ -29,7 +30,7 @@ def search_ranges(
         queries_QD = metric.prepare(block)
         scale_Q1 = metric.scale(queries_QD)
         probing_QD = queries_QD if scale_Q1 is None else queries_QD * scale_Q1
-        probes_QL, _ = parts.tables.probe(probing_QD, nprobe, options.ef_search, torch.get_num_threads())
+        probes_QL, _ = parts.tables.probe(probing_QD, nprobe, options.ef_search, num_threads())
         near = [none, *_near(parts, decoder, queries_QD, probes_QL, radius, allowed)]
         rows_F, distances_F, ids_F = map(np.concatenate, zip(*near, strict=True))
         order = np.lexsort((ids_F, distances_F if metric.name == "l2" else -distances_F, rows_F))

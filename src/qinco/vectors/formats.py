@@ -24,7 +24,7 @@ from qinco.errors import ConfigError, DataError
 from qinco.vectors import binary, hdf5, npz, parquet
 from qinco.vectors.arrays import as_rows
 from qinco.vectors.block_rows import concat_rows
-from qinco.vectors.mapped import MAX_DIM, Format, Rows, StoredRows, check_matrix, check_stamp, file_size, file_stamp
+from qinco.vectors.mapped import MAX_DIM, Format, Rows, StoredRows, check_matrix, file_size, file_stamp
 
 FORMATS = {
     suffix: format for module in (binary, npz, hdf5, parquet) for format in module.FORMATS for suffix in format.suffixes
@@ -115,14 +115,13 @@ def _open_one(files: list[tuple], number: int) -> Rows:
 
 def _open_file(path: Path, name: str | None, part: str, stamp: tuple[int, int] | None = None) -> Rows:
     """Open one file; raises DataError where it is not the one of `stamp` any more."""
-    check_stamp(path, stamp)
-    size = file_size(path)
+    size, _ = stamp = file_stamp(path, stamp)
     format = _find_format(path, SUFFIXES)
     if size == 0:
         raise DataError(f"{path} holds no vectors: the file is empty")
     rows = format.open(path, size, name, part) if format.has_parts else format.open(path, size)
     if isinstance(rows, StoredRows):
-        rows.reopen = _open_file, (path.absolute(), name, part, stamp or file_stamp(path))
+        rows.reopen = _open_file, (path.absolute(), name, part, stamp)
     return rows
 
 

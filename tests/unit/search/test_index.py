@@ -238,6 +238,8 @@ def test_the_cosine_of_a_zero_vector_is_zero(num_short, tmp_path):
             assert set(ids_R[found_R == 0].tolist()) == zeros and len(set(ids_R)) == 506
         assert (found_QR[:, 0] > 0).all() and (found_QR[:, -1] < 0).any() and (np.diff(found_QR) <= 0).all()
         assert not searched.reconstruct(sorted(zeros)).any()
+        _, within, ids = searched.range_search(QUERIES_QD[:1], -1e-6, nprobe=2)
+        assert set(ids[within == 0].tolist()) == zeros
     index.remove([1, 501])
     index.add(x_ND[:1], [1])
     assert set(index.parts.zeros.tolist()) == {601, 603} and not len(index.emptied().parts.zeros)
