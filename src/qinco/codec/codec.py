@@ -22,7 +22,7 @@ from qinco.progress import ProgressOption, reporting
 from qinco.store.codec import check_suffix, load_models, save_models
 from qinco.store.codes import Codes
 from qinco.vectors.prefetch import read_ahead
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source, check_finite
 
 
 class Codec:
@@ -266,7 +266,9 @@ class Codec:
         """The nearest coarse centroid of float32 vectors (N, D): int32 (N,); None without IVF."""
         if not self.is_ivf:
             return None
-        x_ND = x_ND if isinstance(x_ND, torch.Tensor) else to_device(x_ND, self.device)
+        if not isinstance(x_ND, torch.Tensor):
+            check_finite(x_ND)
+            x_ND = to_device(x_ND, self.device)
         if self._assigner is None:
             self._assigner = assigner(self.models[0].coarse_centroids)
         return self._assigner(self.models[0].normalize(x_ND)).cpu().numpy().astype(np.int32)

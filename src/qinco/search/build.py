@@ -1,5 +1,6 @@
 """Building an index: from vectors in memory (`Index.build`), and from codes of any size on disk (`build_index`)."""
 
+import logging
 import os
 import time
 from dataclasses import dataclass, replace
@@ -32,9 +33,11 @@ from qinco.store.folder import check_folder_output, write_folder
 from qinco.store.manifest import MANIFEST, is_kind
 from qinco.vectors.rows import VectorSource
 
+log = logging.getLogger(__name__)
 FAISS_SUFFIX = ".faissindex"
-_CLUSTER_ROWS_EACH, MIN_ROWS_EACH = 256, 39  # vectors of a list
+CLUSTER_ROWS_EACH, MIN_ROWS_EACH = 256, 39  # vectors of a list
 FIT_ROWS = 1_000_000
+_MIN_LENGTH, _MAX_LENGTH = 2.0**-60, 2.0**60
 _MAX_LENGTH_SPREAD = 0.01  # of vectors that count as of one length
 
 
@@ -50,10 +53,12 @@ def choose_num_lists(num_lists: int | None, num_vectors: int) -> int:
 
 
 def partition(
-    codec: Codec, codes: Codes, num_lists: int, seed: int, report: Progress = silent
+    codec: Codec, codes: Codes, num_lists: int, seed: int, report: Progress = silent, rows_each: int = CLUSTER_ROWS_EACH
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centroids float32 (V, D) of reconstructions, and the list of each, int32 (N,); without lists that are empty."""
-    rows = sample_rows(len(codes), _CLUSTER_ROWS_EACH * num_lists, seed)
+    rows = sample_rows(len(codes), rows_each * num_lists, seed)
+    if len(rows) < MIN_ROWS_EACH * num_lists and num_lists > 1:
+        log.warning("%d vectors for %d lists: %d or more are better", len(rows), num_lists, MIN_ROWS_EACH * num_lists)
     decoded_ND = np.concatenate([block for _, block in codec.decode_blocks(codes[rows], "auto")])
     report("partitioning", 0, num_lists, "list")
     if num_lists == 1:
@@ -95,16 +100,25 @@ def fill_lists(
 
 
 def metric_of_codec(name: str, codec: Codec) -> Metric:
-    """The metric of this name, for vectors of a codec."""
-    if name != "cosine":
-        return Metric(name)
-    squares = [float(m.mean.double().square().sum() + m.config.dim * m.scale.double() ** 2) for m in codec.models]
-    return Metric(name, float(np.sqrt(sum(squares))))
+    """The metric of this name, for vectors of a codec; raises ConfigError where float32 cannot hold its values."""
+    spreads = [m.config.dim * m.scale.double() ** 2 for m in codec.models]
+    squares = [float(m.mean.double().square().sum() + spread) for m, spread in zip(codec.models, spreads, strict=True)]
+    length = float(np.sqrt(sum(map(float, spreads) if name == "l2" else squares)))
+    if not _MIN_LENGTH < length < _MAX_LENGTH:
+        raise ConfigError(f"the codec's vectors have lengths of about {length:.2g}, whose squares float32 cannot hold: "
+                          f"multiply vectors by {1 / length:.1g} before a codec is trained on them")  # fmt: skip
+    return Metric(name, length if name == "cosine" else 1.0)
 
 
 def prepared(source: VectorSource, metric: Metric) -> VectorSource:
     """The vectors as they are encoded for a metric."""
     return source.map(metric.prepare) if metric.name == "cosine" else source
+
+
+def zero_rows(source: VectorSource, metric: Metric) -> np.ndarray:
+    """The numbers of vectors that are zero, int64, for "cosine", by which these are similar to nothing; else none."""
+    blocks = source.blocks(1 << 16) if metric.name == "cosine" else ()
+    return np.concatenate([np.empty(0, np.int64), *(first + np.flatnonzero(~x.any(1)) for first, x in blocks)])
 
 
 @dataclass(frozen=True)
@@ -165,6 +179,7 @@ def build_index(
     if not is_faiss and database.codebook_size > ENTRIES:
         raise ConfigError(f"{database.name} holds codes of K={database.codebook_size}, and an index folder those of "
                           f"one byte: write a faiss file, NAME{FAISS_SUFFIX}")  # fmt: skip
+    num_clustered = None
     if num_lists is not None and codec is not None and codec.is_ivf:
         if num_lists != codec.config.num_lists:
             raise ConfigError(
@@ -175,7 +190,7 @@ def build_index(
             raise ConfigError("num_lists (ivf_K) is for codes without lists, needs their codec (model=), and replaces "
                               "centroids (ivf_centroids=)")  # fmt: skip
         some = train.rows(sample_rows(len(train), FIT_ROWS, seed))
-        centroids = partition(codec, some, choose_num_lists(num_lists, len(some)), seed)[0]
+        centroids, num_clustered = partition(codec, some, choose_num_lists(num_lists, len(some)), seed)[0], len(some)
     begun = time.monotonic()
     with reporting(progress) as report, TemporaryFile(dir=output.absolute().parent) as scratch:
         sample, centroids_VD = draw_sample(train, train_vectors, codec, centroids, num_training, seed, report)
@@ -192,10 +207,12 @@ def build_index(
         for first, block in database.blocks(num_lists=len(centroids_VD)):
             report("checking codes", first + len(block), len(database))
         fit = (sample, database.codebook_size, centroids_VD)
-        tables = None
+        tables, filled = None, sample
+        if codec is not None and train_vectors is None:
+            filled = sample.with_any_codes(codec, centroids_VD if adds_centroids else None, seed)
+        else:
+            sample.warn_of_few(database.codebook_size)
         if not is_faiss:
-            some_V = centroids_VD if adds_centroids else None
-            filled = sample if codec is None else sample.with_any_codes(codec, some_V, seed)
             tables = fit_tables(filled, *fit[1:], measure, adds_centroids, report)
         lookup = fit_lookup(*fit, moves_centroids=False, report=report) if tables is None else tables.lookup
         mse, fitted = sample.validated_mse(lookup), time.monotonic()
@@ -203,7 +220,7 @@ def build_index(
             write_faiss(output, key, lookup, database, inner_product=measure.scans_inner_products, progress=report)
             bytes_each = FaissIndex(output).bytes_per_vector
         else:
-            counts = len(sample.codes), None if num_lists is None else len(some), None, num_lists, seed
+            counts = len(sample.codes), num_clustered, None, num_lists, seed
             facts = SearchOptions(), len(database), database.fingerprint, Fitted(*counts)
             parts = IndexParts(tables, (), pairs, *facts)
             with write_folder(output, "index", {}) as writer:

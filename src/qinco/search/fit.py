@@ -37,7 +37,7 @@ _HELD_OUT = 20  # one in so many training vectors is held out for validation
 _MIN_HELD_OUT = 50
 _MAX_MOVED = 0.25  # refitted centroids stay within this fraction of the centroids' variance
 _ENCODED_ROWS = 100_000
-_MANY, _ANY_CODES = 50, 2  # vectors for each row of the tables
+_MANY, _ANY_CODES, _FEW = 50, 2, 5  # vectors for each row of the tables
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,12 @@ class FitSample:
             return x_nD
 
         return replace(self, codes=Codes.concatenate([self.codes, added]), read=read, num_added=more)
+
+    def warn_of_few(self, codebook_size: int) -> None:
+        count, rows = len(self.codes), self.codes.shape[1] * codebook_size
+        if count < _FEW * rows:
+            log.warning("%s: tables of %d rows are fitted to %d vectors, and suit few others: %d or more are better",
+                        self.name, rows, count, _FEW * rows)  # fmt: skip
 
     def blocks(self, report: Progress = silent, held: bool | None = False) -> Iterator[tuple]:
         """Codes (n, M), lists (n,) or None, and vectors float32 (n, D): to fit to, held out, or all (None)."""
@@ -186,6 +192,7 @@ def fit_lookup_decoder(
             codes = codec.encode(vectors, progress=report)
         file = open_codes(codes, codec, num_codes, codebook_size)
         sample, centroids_VD = draw_sample(file, vectors, codec, centroids, num_training, seed, report)
+        sample.warn_of_few(file.codebook_size)
         lookup = fit_lookup(sample, file.codebook_size, centroids_VD, report=report)
         mse = sample.validated_mse(lookup)
         return FittedDecoder(lookup, mse, mse, int((~sample.is_held_T).sum()))
@@ -224,6 +231,7 @@ def fit_pairwise_decoder(
     check_codebook_size(file.codebook_size)
     with reporting(progress) as report:
         sample, centroids_VD = draw_sample(file, vectors, codec, centroids, num_training, seed, report)
+        sample.warn_of_few(file.codebook_size)
         streams = file.num_codes + (0 if centroids_VD is None else LIST_STREAMS)
         num_pairs = min(max(1, round(pairs_per_code * file.num_codes)), streams * (streams - 1) // 2)
         count, number = int((~sample.is_held_T).sum()), np.dtype(dtype).type

@@ -11,7 +11,10 @@ from qinco.search.lists import InvertedLists
 from qinco.search.options import SearchOptions
 from qinco.search.tables import SearchTables
 
-_FITTED = ("tables", "lists", "pairwise")
+# So many times as many vectors as they were fitted to are too many. Among few vectors a query visits most of the lists,
+# which may be of some of them alone; of many it misses those that were not fitted to what came later.
+_FITTED = {"tables": 2, "lists": 4, "pairwise": 4}
+_MANY, _MANY_LISTS = 40_000, 1.5
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,10 @@ class Fitted:
     seed: int = 0
 
     def outgrown(self, num_vectors: int) -> set[str]:
-        """The parts that were fitted to less than half of so many vectors."""
-        return {name for name in _FITTED if (count := getattr(self, name)) is not None and num_vectors > 2 * count}
+        """The parts that were fitted to too small a part of so many vectors."""
+        growth = _FITTED | ({"lists": _MANY_LISTS} if num_vectors > _MANY else {})
+        counts = {name: getattr(self, name) for name in _FITTED}
+        return {name for name, count in counts.items() if count is not None and num_vectors > growth[name] * count}
 
     def without(self, removed: int) -> "Fitted":
         """After the removal of vectors, which may have been any."""
@@ -51,6 +56,7 @@ class IndexParts:
     `next_id` by a vector added without id: by default it is above all ids. `codec_fingerprint` is None if unknown.
     `fitted` counts the vectors that are still there.
     `generations` are the tokens of what it comes from, by folders, the last one loaded or saved at the end.
+    `zeros` are the ids of zero vectors under "cosine": they have no direction, though their codes have one.
     """
 
     tables: SearchTables
@@ -61,6 +67,7 @@ class IndexParts:
     codec_fingerprint: str | None = None
     fitted: Fitted = Fitted()
     generations: Mapping[str, str] = field(default_factory=dict)
+    zeros: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self):
         empty = InvertedLists.empty(self.tables.num_lists, self.tables.lookup.num_codes)
@@ -78,9 +85,14 @@ class IndexParts:
     def with_vectors(self, added: InvertedLists, next_id: int) -> "IndexParts":
         return replace(self, segments=merge_small((*self.segments, added)), next_id=next_id)
 
+    def with_zeros(self, ids: np.ndarray) -> "IndexParts":
+        return replace(self, zeros=np.concatenate([self.zeros, ids]))
+
     def given(self, name: str, value) -> "IndexParts":
         """With another value of a field; what is fitted to vectors is not fitted again then."""
         kept = {"tables": ("tables", "lists"), "pairwise": ("pairwise",)}.get(name, ())
+        if name == "pairwise" and value is not None and value.num_lists:  # it knows these lists
+            kept = ("pairwise", "lists")
         return replace(self, **{name: value}, fitted=replace(self.fitted, **dict.fromkeys(kept)))
 
     def stored(self, folder: str, token: str) -> "IndexParts":
@@ -88,13 +100,14 @@ class IndexParts:
         return replace(self, generations=others | {folder: token})
 
     def emptied(self) -> "IndexParts":
-        return replace(self, segments=(), next_id=0, fitted=self.fitted.without(len(self)))
+        return replace(self, segments=(), next_id=0, fitted=self.fitted.without(len(self)), zeros=self.zeros[:0])
 
     def without(self, removed: np.ndarray | range) -> "IndexParts":
         masks = [are_among(ids, removed) for ids in self.ids]
         left = [s.without(mask) if mask.any() else s for s, mask in zip(self.segments, masks, strict=True)]
-        segments = merge_small((left[0], *filter(len, left[1:])))
-        return replace(self, segments=segments, fitted=self.fitted.without(len(self) - sum(map(len, segments))))
+        segments, zeros = merge_small((left[0], *filter(len, left[1:]))), self.zeros[~are_among(self.zeros, removed)]
+        fitted = self.fitted.without(len(self) - sum(map(len, segments)))
+        return replace(self, segments=segments, fitted=fitted, zeros=zeros)
 
 
 def merge_small(segments: tuple[InvertedLists, ...]) -> tuple[InvertedLists, ...]:

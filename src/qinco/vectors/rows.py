@@ -223,9 +223,13 @@ def fingerprint(source: VectorSource, more: bytes = b"") -> str:
 
 def check_finite(block: np.ndarray, number: Callable[[int], int] = int, name: str = "vectors") -> None:
     """Raise DataError if a vector of `block`, float (n, D), is not finite; `number` gives its row's in `name`."""
-    is_finite = np.isfinite(block)
-    if not is_finite.all():
+    step = max(1, _PIECE_VALUES // max(1, block.shape[1]))
+    for start in range(0, len(block), step):
+        is_finite = np.isfinite(block[start : start + step])
+        if is_finite.all():
+            continue
         row, column = np.unravel_index(np.argmin(is_finite), is_finite.shape)
+        row += start
         value = "NaN" if np.isnan(block[row, column]) else "an infinite value (infinite, or beyond float32's ±3.4e38)"
         raise DataError(f"row {number(int(row))} of {name} holds {value} in column {column}: remove or repair it")
 

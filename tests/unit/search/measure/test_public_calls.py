@@ -82,7 +82,8 @@ def test_other_decoders_are_measured(kind):
     found = qinco.evaluate_decoder(codec, vectors(), lookup)
     codes = codec.encode(vectors())
     assert found.mse == pytest.approx(np.square(lookup.decode(codes.codes, codes.lists) - vectors()).sum(1).mean())
-    assert found.mse >= qinco.evaluate(codec, vectors()).mse and found.num_vectors == NUM_VECTORS
+    # Tables of a codec that is a residual quantizer decode as it does, but for rounding.
+    assert found.mse >= 0.999 * qinco.evaluate(codec, vectors()).mse and found.num_vectors == NUM_VECTORS
     shares = [
         qinco.exhaustive_recall(codec, vectors(), QUERIES_QD, NEAREST_Q, decoder=decoder) for decoder in (None, lookup)
     ]
