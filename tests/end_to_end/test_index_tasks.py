@@ -297,10 +297,10 @@ def test_info(capsys):
     assert found["bytes_per_vector"] == qinco.Index.load("ix").bytes_per_vector == 3 + 1 + 4 + 8 * (LISTS + 1) / BASE
     assert (found["metric"], found["pairwise"], found["options"]["nprobe"]) == ("l2", None, 16)
     pairs = run_json(capsys, "info", "pairs.safetensors")
-    assert (pairs["kind"], pairs["code_size"], pairs["num_lists"]) == ("pairwise decoder", 3, LISTS)
+    assert (pairs["kind"], pairs["num_codes"], pairs["num_lists"]) == ("pairwise decoder", 3, LISTS)
     assert pairs["table_bytes"] <= Path("pairs.safetensors").stat().st_size
     theirs = run_json(capsys, "info", "ix.faissindex")
-    assert (theirs["num_lists"], theirs["code_size"], theirs["codebook_size"]) == (LISTS, 3, 16)
+    assert (theirs["num_lists"], theirs["num_codes"], theirs["codebook_size"]) == (LISTS, 3, 16)
 
 
 def test_a_damaged_index_is_refused_by_the_name_of_the_file(tmp_path, capsys):

@@ -192,7 +192,13 @@ def open_part(
     try:
         with os.fdopen(lock_file(path, wait=False), "wb") as file:
             rows = _kept_rows(path, there, writer, work, resume, overwrite)
-            yield DecodedPart(path, file, writer, work, rows, save_seconds)
+            part = DecodedPart(path, file, writer, work, rows, save_seconds)
+            try:
+                yield part
+            finally:
+                if part.rows == 0:  # nothing is left of a run that wrote nothing
+                    path.unlink(missing_ok=True)
+                    _remove_record(path)
     except BlockingIOError:
         raise ConfigError(f"another process is decoding to {path}: wait until it ends") from None
     except OSError as error:

@@ -21,7 +21,7 @@ from qinco.maths.devices import choose_device, within_cores
 from qinco.maths.rotation import fit_rotation
 from qinco.model.qinco import Qinco
 from qinco.progress import Progress, ProgressOption, reporting
-from qinco.store.codec import CHECKPOINT_SUFFIX, load_models, save_models
+from qinco.store.codec import CHECKPOINT_SUFFIX, check_suffix, load_models, save_models
 from qinco.store.run_state import load_state, state_path
 from qinco.training.codebooks import initialize_model, sample, set_scales, set_steps
 from qinco.training.loop import Training
@@ -85,9 +85,8 @@ def fit(
     require_number("mse_scale", mse_scale, above=0)
     source = as_source(x, "training vectors")
     output, tensorboard = user_path(output), user_path(tensorboard)
-    if output is not None and Path(output).suffix.lower() not in (".safetensors", CHECKPOINT_SUFFIX):
-        raise ConfigError(f"output={output}: a codec is written to a .safetensors (ours) or .pt (the authors') file")
     if output is not None:
+        check_suffix(output)
         check_output(output, overwrite=True, inputs=[*inputs, *input_files(x, coarse_centroids)])
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
     settings |= begun_with(output) if resume and output is not None else {}

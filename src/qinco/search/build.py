@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 FAISS_SUFFIX = ".faissindex"
 CLUSTER_ROWS_EACH, MIN_ROWS_EACH = 256, 39  # vectors of a list
 FIT_ROWS = 1_000_000
+_MIN_LENGTH, _MAX_LENGTH = 2.0**-60, 2.0**60
 _MAX_LENGTH_SPREAD = 0.01  # of vectors that count as of one length
 
 
@@ -99,16 +100,25 @@ def fill_lists(
 
 
 def metric_of_codec(name: str, codec: Codec) -> Metric:
-    """The metric of this name, for vectors of a codec."""
-    if name != "cosine":
-        return Metric(name)
-    squares = [float(m.mean.double().square().sum() + m.config.dim * m.scale.double() ** 2) for m in codec.models]
-    return Metric(name, float(np.sqrt(sum(squares))))
+    """The metric of this name, for vectors of a codec; raises ConfigError where float32 cannot hold its values."""
+    spreads = [m.config.dim * m.scale.double() ** 2 for m in codec.models]
+    squares = [float(m.mean.double().square().sum() + spread) for m, spread in zip(codec.models, spreads, strict=True)]
+    length = float(np.sqrt(sum(map(float, spreads) if name == "l2" else squares)))
+    if not _MIN_LENGTH < length < _MAX_LENGTH:
+        raise ConfigError(f"the codec's vectors have lengths of about {length:.2g}, whose squares float32 cannot hold: "
+                          f"multiply vectors by {1 / length:.1g} before a codec is trained on them")  # fmt: skip
+    return Metric(name, length if name == "cosine" else 1.0)
 
 
 def prepared(source: VectorSource, metric: Metric) -> VectorSource:
     """The vectors as they are encoded for a metric."""
     return source.map(metric.prepare) if metric.name == "cosine" else source
+
+
+def zero_rows(source: VectorSource, metric: Metric) -> np.ndarray:
+    """The numbers of vectors that are zero, int64, for "cosine", by which these are similar to nothing; else none."""
+    blocks = source.blocks(1 << 16) if metric.name == "cosine" else ()
+    return np.concatenate([np.empty(0, np.int64), *(first + np.flatnonzero(~x.any(1)) for first, x in blocks)])
 
 
 @dataclass(frozen=True)

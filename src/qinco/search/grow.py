@@ -22,6 +22,7 @@ from qinco.search.build import (
     metric_of_codec,
     partition,
     prepared,
+    zero_rows,
 )  # fmt: skip
 from qinco.search.fit import FitSample, assign_decoded, codes_of_codec, sample_rows
 from qinco.search.ids import as_ids
@@ -58,7 +59,8 @@ def build_parts(
     measure = metric_of_codec(choose_metric(metric, vectors), codec)
     with encoded(codec, source, measure, codes, report) as codes:
         fitted = Fitted(0, None if codec.is_ivf else 0, 0 if pairwise else None, num_lists, seed)
-        return _fit(codec, None, codes, ids, measure, fitted, report)
+        parts = _fit(codec, None, codes, ids, measure, fitted, report)
+        return parts.with_zeros(np.asarray(ids, np.int64)[zero_rows(source, measure)])
 
 
 @contextmanager

@@ -232,7 +232,7 @@ class Index(EditableIndex):
 
         neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
         length, stages = plan_stages(options, k, None if decoder == "lookup" else parts.pairwise, neural)
-        return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric)
+        return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric, parts.zeros)
 
     def save(self, folder, *, overwrite: bool = False) -> None:
         """Write the index to a folder, whole or not at all; an index that is there is replaced.

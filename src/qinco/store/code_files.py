@@ -29,7 +29,7 @@ def is_directory(path) -> bool:
 
 def lists_beside(path: str | os.PathLike) -> Path:
     """Where the list numbers of a file of codes lie: NAME.lists.npy."""
-    return Path(f"{Path(path).with_suffix('')}.lists.npy")
+    return Path(f"{str(path := Path(path)).removesuffix(path.suffix)}.lists.npy")
 
 
 def files_of(path: Path, has_lists: bool) -> list[Path]:

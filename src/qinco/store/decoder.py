@@ -67,7 +67,7 @@ def describe_decoder(path: str | os.PathLike) -> dict:
         except (KeyError, ValueError):
             raise DataError(f"{path} is damaged: tensors of a pairwise decoder are missing or misshapen") from None
     return {
-        "kind": "pairwise decoder", "code_size": num_codes, "codebook_size": codebook_size, "dim": dim,
+        "kind": "pairwise decoder", "num_codes": num_codes, "codebook_size": codebook_size, "dim": dim,
         "num_lists": num_lists, "num_pairs": pairs, "tables": {"F32": "float32", "F16": "float16"}.get(dtype, dtype),
         "table_bytes": pairs * rows * dim * (2 if dtype == "F16" else 4),
     }  # fmt: skip

@@ -95,8 +95,8 @@ def missing_file(path: str | os.PathLike) -> DataError:
     return DataError(f"No such file: {path}" + (f". {hint.strip()}" if hint else ""))
 
 
-def file_size(path: Path) -> int:
-    """Size in bytes of a regular file; DataError for anything else (opening a pipe would block)."""
+def file_size(path: Path, wanted: str = "a file") -> int:
+    """Size in bytes of a regular file; DataError for anything else (opening a pipe would block), for `wanted`."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -105,7 +105,7 @@ def file_size(path: Path) -> int:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise DataError(f"{path} is {kind}: give a file that can be memory-mapped")
+        raise DataError(f"{path} is {kind}: give {wanted}")
     return status.st_size
 
 
@@ -146,7 +146,7 @@ def by_name(rows):
 
 def file_stamp(path: Path, known: tuple[int, int] | None = None) -> tuple[int, int]:
     """Size and time of the last change of a file; DataError where they are not the `known` ones any more."""
-    stamp = file_size(path), path.stat().st_mtime_ns
+    stamp = file_size(path, "a file of vectors"), path.stat().st_mtime_ns
     if known not in (None, stamp):
         raise DataError(f"{path} has changed since it was opened: open it again")
     return stamp

@@ -206,8 +206,54 @@ def test_cosine_knows_no_length():
         found = index.search(QUERIES_QD.astype(np.float64) * scale)
         np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-5)
         assert (found[1][:, 0] == expected[1][:, 0]).mean() > 0.9
-    distances_R, ids_R = index.search(np.zeros(DIM), k=3)
-    assert (np.abs(distances_R) < 1e-6).all() and (ids_R >= 0).all()
+    for options in ({}, {"num_short": 0}):
+        distances_R, ids_R = index.search(np.zeros(DIM), k=3, **options)
+        assert not distances_R.any() and (ids_R >= 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e19, 1e30])
+def test_inner_products_of_queries_of_any_length_are_found(scale):
+    queries_QD, index = QUERIES_QD * np.float32(scale), built("plain", "inner_product")
+    for options in (ALL, ALL | {"num_short": 0}):
+        found_QR, ids_QR = index.search(queries_QD, **options)
+        expected_QR, expected_ids = index.search(QUERIES_QD, **options)
+        is_subnormal = scale < 1e-40
+        np.testing.assert_allclose(found_QR, expected_QR * scale, rtol=0.1 if is_subnormal else 1e-4, atol=1e-42)
+        assert is_subnormal or np.array_equal(ids_QR[:, 0], expected_ids[:, 0])
+
+
+@pytest.mark.parametrize("num_short", [0, 2 * NUM_VECTORS])
+def test_the_cosine_of_a_zero_vector_is_zero(num_short, tmp_path):
+    x_ND = np.concatenate([vectors()[:500] - vectors().mean(0), np.zeros((2, DIM))])
+    index = Index.build(trained("plain"), x_ND[::-1], 2, metric="cosine")  # ids 0 and 1 are zero
+    index.add(x_ND[:3] * [[1], [0], [1]], [600, 601, 602])
+    index.upsert(x_ND[[0, -1, -1]], [0, 501, 603])
+    index.save(tmp_path / "index")
+    merged = index.emptied()
+    merged.merge_from(index, 1000)
+    for searched, zeros in ((index, {1, 501, 601, 603}), (Index.load(tmp_path / "index"), {1, 501, 601, 603}),
+                            (merged, {1001, 1501, 1601, 1603})):  # fmt: skip
+        found_QR, ids_QR = searched.search(QUERIES_QD, k=506, nprobe=2, num_short=num_short)
+        for found_R, ids_R in zip(found_QR, ids_QR, strict=True):
+            assert set(ids_R[found_R == 0].tolist()) == zeros and len(set(ids_R)) == 506
+        assert (found_QR[:, 0] > 0).all() and (found_QR[:, -1] < 0).any() and (np.diff(found_QR) <= 0).all()
+        assert not searched.reconstruct(sorted(zeros)).any()
+        _, within, ids = searched.range_search(QUERIES_QD[:1], -1e-6, nprobe=2)
+        assert set(ids[within == 0].tolist()) == zeros
+    index.remove([1, 501])
+    index.add(x_ND[:1], [1])
+    assert set(index.parts.zeros.tolist()) == {601, 603} and not len(index.emptied().parts.zeros)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e20])
+def test_an_index_whose_distances_float32_cannot_hold_is_refused(scale):
+    model = random_model(ModelConfig(dim=DIM, num_steps=2, codebook_size=16, num_blocks=1, hidden_dim=8))
+    model.scale.fill_(scale)
+    model.mean.zero_()
+    codec = Codec(model, EncodeOptions())
+    for metric in METRICS:
+        with pytest.raises(ConfigError, match="multiply vectors"):
+            Index.build(codec, vectors(), 2, metric=metric)
 
 
 # Stages

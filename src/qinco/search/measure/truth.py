@@ -111,20 +111,19 @@ def open_queries_of(index, queries, ground_truth) -> tuple[np.ndarray, np.ndarra
     return index.tables.metric.prepare(queries_QD), nearest_Q
 
 
+@np.errstate(invalid="ignore")
 def check_neighbours(
     metric: str, queries_QD: np.ndarray, truth_QR: np.ndarray, distances_QR: np.ndarray | None,
     rows_of: Callable[[np.ndarray], np.ndarray], others_ND: np.ndarray, *, are_decoded: bool = False,
 ) -> None:  # fmt: skip
     """Warn of a ground truth that some of its queries show to be of another metric, or of other vectors.
 
-    Args:
-        rows_of: gives the vectors, float32 (n, D), of ids (n,) of the ground truth.
-        others_ND: some vectors of the database.
-        are_decoded: whether vectors are decoded ones, whose distances are not exact.
+    `rows_of` gives vectors, float32 (n, D), of ids (n,); these and some others of the database may be decoded ones.
     """
-    rows_q = np.unique(np.linspace(0, len(queries_QD) - 1, _MAX_QUERIES).astype(np.int64))
-    rows_q = rows_q[(truth_QR[rows_q, : 1 if are_decoded else _MAX_LISTED] != MISSING).all(1)]
-    ids_qR = truth_QR[rows_q, : 1 if are_decoded else _MAX_LISTED]
+    ids_qR = truth_QR[:, : 1 if are_decoded else _MAX_LISTED]
+    rows_q = np.flatnonzero((ids_qR != MISSING).all(1))
+    rows_q = rows_q[:: -(-len(rows_q) // _MAX_QUERIES) or 1]
+    ids_qR = ids_qR[rows_q]
     if not len(rows_q):
         return
     q_qD, x_qRD = queries_QD[rows_q], rows_of(ids_qR.ravel()).reshape(*ids_qR.shape, -1)
