@@ -22,7 +22,7 @@ from qinco.progress import ProgressOption, reporting
 from qinco.store.codec import check_suffix, load_models, save_models
 from qinco.store.codes import Codes
 from qinco.vectors.prefetch import read_ahead
-from qinco.vectors.rows import VectorSource, as_source, check_finite
+from qinco.vectors.rows import VectorSource, as_source, check_dim, check_finite
 
 
 class Codec:
