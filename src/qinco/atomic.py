@@ -1,16 +1,26 @@
 """Files that are never left half written: atomic replacement, checks of output paths, locks and temporary names."""
 
-import fcntl
 import os
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qinco.errors import ConfigError, ResourceError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    try:
+        import msvcrt
+    except ImportError:
+        msvcrt = None
+
+_LOCKED_BYTE = (1 << 31) - 2  # behind what is written: nobody could write a byte that is locked on Windows
 WRITER = r"\.\d+-[0-9a-f]{8}"  # pattern of what `write_atomically` puts between the stem and the suffix
 
 
@@ -91,7 +101,7 @@ def require_folder(path, folder: Path) -> None:
 
 def write_to_disk(path: Path) -> None:
     """Wait until a file, or the entries of a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
@@ -120,7 +130,8 @@ def exclusive(lock: Path, busy: str | None = None) -> Iterator[None]:
         yield
     finally:
         if _is_at(lock, file):
-            lock.unlink(missing_ok=True)
+            with suppress(PermissionError):  # Windows keeps files that are open
+                lock.unlink(missing_ok=True)
         os.close(file)
 
 
@@ -131,20 +142,36 @@ def lock_file(path: Path, *, wait: bool = True) -> int:
     not one that has been removed or renamed meanwhile.
     """
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
         try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                raise
-            except OSError:  # a file system without locks
-                pass
+            _lock(file, wait)
             if _is_at(path, file):
                 return file
         except BaseException:
             os.close(file)
             raise
         os.close(file)
+
+
+def _lock(file: int, wait: bool) -> None:
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        while fcntl is None and msvcrt is not None:
+            try:
+                os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
+                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+                os.lseek(file, 0, os.SEEK_SET)
+                break
+            except PermissionError:
+                if not wait:
+                    raise BlockingIOError("another process has locked the file") from None
+                time.sleep(0.1)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        pass
 
 
 def _check_replaceable(path, target: Path) -> None:

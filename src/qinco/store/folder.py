@@ -57,8 +57,9 @@ class FolderWriter:
         """A new array on disk, to be filled before the block ends. Its space is allocated at once."""
         with self._create(name, dtype, shape) as file:
             offset = file.tell()
+            size = offset + math.prod(shape) * np.dtype(dtype).itemsize
             # A full disk is noticed here: filling a map would end the process.
-            os.posix_fallocate(file.fileno(), 0, offset + math.prod(shape) * np.dtype(dtype).itemsize)
+            os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
         return np.memmap(file.name, dtype, "r+", offset, shape)
 
     def put(self, name: str, array: np.ndarray, *, piece_bytes: int = 1 << 24) -> None:

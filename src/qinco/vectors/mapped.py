@@ -175,6 +175,8 @@ def release_pages(rows: np.ndarray) -> None:
     mapped = _mapped_by(rows)
     if mapped is None or mapped.mode != "r" or rows.size == 0 or rows.strides[0] < rows[0].nbytes:
         return
+    if not hasattr(mmap, "MADV_DONTNEED"):  # Windows
+        return
     begin = _address(rows) - _address(mapped) + mapped.offset % mmap.ALLOCATIONGRANULARITY
     start = begin - begin % mmap.PAGESIZE
     mapped.base.madvise(mmap.MADV_DONTNEED, start, begin + rows.strides[0] * len(rows) - start)
