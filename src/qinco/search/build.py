@@ -12,8 +12,8 @@ import torch
 from qinco.atomic import check_output
 from qinco.codec.codec import Codec
 from qinco.compat.faiss_files import FaissIndex, check_index_key, write_faiss
-from qinco.config import MAX_LISTS, require_int
-from qinco.decoders.pairwise import PairwiseDecoder
+from qinco.config import MAX_LISTS, require_bool, require_int
+from qinco.decoders.pairwise import PAIRS_PER_CODE, PairwiseDecoder, check_memory
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import coarse_kmeans
 from qinco.progress import Progress, ProgressOption, reporting, silent
@@ -49,8 +49,12 @@ def build_parts(
         raise ConfigError(f"an index holds codes of one byte, and the codec has K={codec.config.codebook_size} "
                           f"codewords, not {ENTRIES} at most: use exhaustive_search")  # fmt: skip
     require_int("seed", seed, 0)
+    require_bool("pairwise", pairwise)
     source = as_source(vectors)
     codec.check_dim(source)
+    if pairwise:
+        size = PAIRS_PER_CODE * codec.num_codes, codec.config.codebook_size, codec.dim
+        check_memory(min(len(source), PAIRWISE_ROWS), *size, np.float16)
     if not len(source):
         raise DataError(f"{source.name} holds no vectors: an index is fitted to some")
     if codec.is_ivf and num_lists not in (None, codec.config.num_lists):
