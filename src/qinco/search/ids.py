@@ -1,6 +1,7 @@
 """Ids as users give them: of vectors to add, to remove, or that may be found."""
 
 from collections.abc import Iterable, Sequence, Set
+from typing import Any
 
 import numpy as np
 
@@ -102,14 +103,14 @@ def range_size(ids: range) -> int:
     return max(0, -((ids.start - ids.stop) // ids.step))
 
 
-def id_array(ids, chooses: bool = False) -> np.ndarray:
+def id_array(ids: Any, chooses: bool = False) -> np.ndarray:
     """Ids of any kind and shape as int64; raises DataError unless they are integers of that type."""
     if isinstance(ids, range) and min(ids.start, ids.stop) >= -_LAST and max(ids.start, ids.stop) <= _LAST:
         ids = np.arange(ids.start, ids.stop, ids.step)
     elif isinstance(ids, Iterable) and not hasattr(ids, "__getitem__"):
         ids = list(ids)
     try:
-        array = np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids)
+        array = np.asarray(getattr(ids, "cpu", lambda: ids)())
         if array.dtype == object and array.ndim:
             array = np.array(array.tolist())  # a nullable column
     except (ValueError, TypeError, OverflowError) as error:

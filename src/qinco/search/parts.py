@@ -1,6 +1,6 @@
 """`IndexParts`: what an index consists of besides its codec. Building, loading and importing all end in one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,7 +27,7 @@ class IndexParts:
     options: SearchOptions = field(default_factory=SearchOptions)
     next_id: int = -1
     codec_fingerprint: str | None = None
-    generations: Mapping[str, str] = field(default_factory=dict)
+    generations: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         empty = InvertedLists.empty(self.tables.num_lists, self.tables.lookup.num_codes)
