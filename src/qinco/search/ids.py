@@ -75,7 +75,7 @@ def admitted_ids(
         return _between(chosen if chosen.step > 0 else chosen[::-1], low, high, known)
     array = id_array(chosen, chooses=True)
     if array.ndim != 1 and not any_shape:
-        raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}: give ids.ravel()")
+        raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}: give numpy.ravel(ids)")
     if array.ndim == 1 and len(array) > len(np.unique(array[:3])) and array.min() >= 0 and array.max() <= 1:
         raise ConfigError(f"{len(array)} values that are 0 or 1 are either a mask or ids: give numpy.flatnonzero(mask) "
                           "or numpy.unique(ids)")  # fmt: skip
