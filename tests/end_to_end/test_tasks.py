@@ -71,6 +71,22 @@ def test_trains_evaluates_encodes_decodes_and_searches(folder, capsys):
     assert times["encode_us"] > 0 and times["decode_us"] > 0 and times["threads"] == 1
 
 
+def test_folders_patterns_and_lists_of_files_are_one_database(folder, tmp_path, capsys):
+    base = np.load(folder / "base.npy")
+    for number in range(12):
+        np.save(tmp_path / f"part-{number}.npy", base[25 * number :][:25])
+    model, expected = f"model={folder}/codec.safetensors", qinco.Codec.load(folder / "codec.safetensors").encode(base)
+    listed = ",".join(f"{tmp_path}/part-{number}.npy" for number in range(12))
+    for number, db in enumerate((tmp_path, f"{tmp_path}/part-*.npy", f"[{listed}]")):
+        output = folder / f"joined{number}.npy"
+        assert run_json(capsys, "encode", model, f"db={db}", f"output={output}")["num_vectors"] == 300
+        np.testing.assert_array_equal(np.load(output), expected.codes)
+        assert main(["encode", model, f"db={db}", f"output={tmp_path}/part-3.npy", "overwrite=true"]) == 2
+    assert np.array_equal(np.load(tmp_path / "part-3.npy"), base[75:100])
+    assert run_json(capsys, "info", str(tmp_path))["num_vectors"] == 300
+    assert run_json(capsys, "info", f"{tmp_path}/part-?.npy")["num_vectors"] == 250
+
+
 def test_the_metric_that_a_file_states_is_used_and_another_one_is_warned_of(folder, tmp_path, capsys):
     base, queries = (qinco.open_vectors(folder / name)[:] for name in ("base.npy", "query.fvecs"))
     ids = qinco.exhaustive_search(queries, base, 10, metric="cosine")[1]

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import zipfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,13 @@ def open_npz(path: Path, num_codes: int, codebook_size: int) -> tuple[ConcatRows
     starts = np.cumsum([0, *rows]).tolist()
     codes = ConcatRows(lambda i: read(i)[0], starts, num_codes, dtype, str(path))
     return codes, ConcatRows(lambda i: read(i)[1], starts, 1, np.int32, str(path)) if has_lists else None
+
+
+def is_encoded_set(path: Path) -> bool:
+    """Whether an .npz file seems to be the index file of an encoded set, or one of its parts, or is damaged."""
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return not {"n_parts.npy", "codes.npy"}.isdisjoint(archive.namelist())
+    return True
 
 
 def describe_encoded_set(path: str | os.PathLike) -> dict:

@@ -12,78 +12,37 @@ import torch
 from qinco.atomic import check_output
 from qinco.codec.codec import Codec
 from qinco.compat.faiss_files import FaissIndex, check_index_key, write_faiss
-from qinco.config import MAX_LISTS, require_bool, require_int
-from qinco.decoders.pairwise import PAIRS_PER_CODE, PairwiseDecoder, check_memory
-from qinco.errors import ConfigError, DataError
+from qinco.config import MAX_LISTS, require_int
+from qinco.decoders.lookup import LookupDecoder
+from qinco.errors import ConfigError
 from qinco.maths.clustering import coarse_kmeans
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, check_same_codec, open_codes
 from qinco.search.fit import FitSample, assign_decoded, draw_sample, fit_lookup, open_pairwise, sample_rows
-from qinco.search.ids import as_ids
 from qinco.search.index_file import put_parts
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
 from qinco.search.metric import Metric, choose_metric
 from qinco.search.options import SearchOptions
-from qinco.search.parts import IndexParts
+from qinco.search.parts import Fitted, IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
 from qinco.store.code_files import is_directory, is_folder
 from qinco.store.codes import Codes
 from qinco.store.folder import check_folder_output, write_folder
 from qinco.store.manifest import MANIFEST, is_kind
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource
 
 FAISS_SUFFIX = ".faissindex"
-_CLUSTER_ROWS_EACH, _MIN_ROWS_EACH = 256, 39  # vectors of a list
-FIT_ROWS, PAIRWISE_ROWS = 1_000_000, 300_000
+_CLUSTER_ROWS_EACH, MIN_ROWS_EACH = 256, 39  # vectors of a list
+FIT_ROWS = 1_000_000
 _MAX_LENGTH_SPREAD = 0.01  # of vectors that count as of one length
-
-
-def build_parts(
-    codec: Codec, vectors, num_lists: int | None, ids, pairwise: bool, metric: str | None, seed: int, report: Progress
-) -> IndexParts:
-    """Encode vectors and build an index of them in memory: see `Index.build`."""
-    if not isinstance(codec, Codec):
-        raise ConfigError(f"codec must be a Codec, not {type(codec).__name__}: see Codec.load")
-    if codec.config.codebook_size > ENTRIES:
-        raise ConfigError(f"an index holds codes of one byte, and the codec has K={codec.config.codebook_size} "
-                          f"codewords, not {ENTRIES} at most: use exhaustive_search")  # fmt: skip
-    require_int("seed", seed, 0)
-    require_bool("pairwise", pairwise)
-    source = as_source(vectors)
-    codec.check_dim(source)
-    if pairwise:
-        size = PAIRS_PER_CODE * codec.num_codes, codec.config.codebook_size, codec.dim
-        check_memory(min(len(source), PAIRWISE_ROWS), *size, np.float16)
-    if not len(source):
-        raise DataError(f"{source.name} holds no vectors: an index is fitted to some")
-    if codec.is_ivf and num_lists not in (None, codec.config.num_lists):
-        raise ConfigError(f"num_lists={num_lists}: the codec has {codec.config.num_lists} lists, leave num_lists out")
-    count = 0 if codec.is_ivf else choose_num_lists(num_lists, len(source))
-    ids = range(len(source)) if ids is None else as_ids(ids, len(source))
-    measure = metric_of_codec(choose_metric(metric, vectors), codec)
-    codes = codec.encode(prepared(source, measure), progress=report)
-    centroids_VD = codec.coarse_centroids
-    if not codec.is_ivf:
-        centroids_VD, lists_N = partition(codec, codes, count, seed, report)
-        codes = codes.with_lists(lists_N)
-    # Tables that are fitted to reconstructions suit vectors to come as well as these, however few these are.
-    sample = FitSample.decoded(codec, codes[sample_rows(len(codes), FIT_ROWS, seed)], source.name)
-    tables = fit_tables(sample, codec.config.codebook_size, centroids_VD, measure, codec.is_ivf, report)
-    decoder = None
-    if pairwise:
-        some = codes[sample_rows(len(codes), PAIRWISE_ROWS, seed)]
-        decoded_ND = codec.decode(some if codec.is_ivf else some.with_lists(None), precision="auto")
-        data = some.codes, some.lists, decoded_ND, tables.lookup
-        decoder = PairwiseDecoder.fit(*data, dtype=np.float16, seed=seed, progress=report)
-    return IndexParts(tables, [fill_lists(tables, codes, ids, report)], decoder)
 
 
 def choose_num_lists(num_lists: int | None, num_vectors: int) -> int:
     """`num_lists` if given, else about 4 √N, with at least 39 vectors per list."""
     if num_lists is None:
         wanted = 1 << max(0, round(np.log2(4 * np.sqrt(max(num_vectors, 1)))))
-        return max(1, min(wanted, num_vectors // _MIN_ROWS_EACH))
+        return max(1, min(wanted, num_vectors // MIN_ROWS_EACH))
     require_int("num_lists", num_lists, 1, MAX_LISTS)
     if num_lists > num_vectors:
         raise ConfigError(f"num_lists={num_lists} is more than the {num_vectors} vectors: give fewer lists")
@@ -107,10 +66,12 @@ def partition(
 
 
 def fit_tables(
-    sample: FitSample, codebook_size: int, centroids_VD, metric: Metric, adds_centroids: bool, report: Progress = silent
-) -> SearchTables:
+    sample: FitSample, codebook_size: int, centroids_VD, metric: Metric, adds_centroids: bool,
+    report: Progress = silent, lookup: LookupDecoder | None = None,
+) -> SearchTables:  # fmt: skip
     """Fitted parts of an index; with `adds_centroids` (IVF codecs) codes say what the centroids do not."""
-    lookup = fit_lookup(sample, codebook_size, centroids_VD if adds_centroids else None, report=report)
+    if lookup is None:
+        lookup = fit_lookup(sample, codebook_size, centroids_VD if adds_centroids else None, report=report)
     codes, partition_VD = sample.codes, None if adds_centroids else centroids_VD
     return SearchTables.fit(lookup, codes.codes, codes.lists, metric, partition_VD)
 
@@ -230,14 +191,20 @@ def build_index(
         for first, block in database.blocks(num_lists=len(centroids_VD)):
             report("checking codes", first + len(block), len(database))
         fit = (sample, database.codebook_size, centroids_VD)
-        tables = None if is_faiss else fit_tables(*fit, measure, adds_centroids, report)
+        tables = None
+        if not is_faiss:
+            some_V = centroids_VD if adds_centroids else None
+            filled = sample if codec is None else sample.with_any_codes(codec, some_V, seed)
+            tables = fit_tables(filled, *fit[1:], measure, adds_centroids, report)
         lookup = fit_lookup(*fit, moves_centroids=False, report=report) if tables is None else tables.lookup
         mse, fitted = sample.validated_mse(lookup), time.monotonic()
         if tables is None:
             write_faiss(output, key, lookup, database, inner_product=measure.scans_inner_products, progress=report)
             bytes_each = FaissIndex(output).bytes_per_vector
         else:
-            parts = IndexParts(tables, (), pairs, SearchOptions(), len(database), database.fingerprint)
+            counts = len(sample.codes), None if num_lists is None else len(some), None, num_lists, seed
+            facts = SearchOptions(), len(database), database.fingerprint, Fitted(*counts)
+            parts = IndexParts(tables, (), pairs, *facts)
             with write_folder(output, "index", {}) as writer:
                 put_parts(writer, codec, parts)
                 lists = fill_lists(tables, database, range(len(database)), report, writer.array)

@@ -9,9 +9,8 @@ from qinco.codec.codec import Codec
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
 from qinco.forking import new_lock
-from qinco.progress import Progress, ProgressOption, reporting
-from qinco.search.build import fill_lists, prepared
-from qinco.search.fit import assign_decoded
+from qinco.progress import ProgressOption, reporting
+from qinco.search.grow import encoded, extended
 from qinco.search.ids import MISSING, admitted_ids, as_ids, check_new, id_array, next_ids, range_size
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import choose_metric
@@ -35,41 +34,49 @@ class EditableIndex:
         """The ids of all vectors, int64 (N,), in ascending order."""
         return np.sort(np.concatenate(self.parts.ids, dtype=np.int64))
 
-    def add(self, vectors, ids=None, *, progress: ProgressOption = None) -> np.ndarray:
+    def add(self, vectors, ids=None, *, codes=None, progress: ProgressOption = None) -> np.ndarray:
         """Encode vectors and add them. They are on disk when `save` is called.
+
+        When an index has more than twice as many vectors as its tables or lists were fitted to, these are fitted anew
+        to all of them: it finds what an index finds that was built of them at once.
 
         Args:
             vectors: (N, D) array, tensor, path or VectorSource.
             ids: (N,) different integers that the index does not hold, of the type int64 but for -1; the next free ones
                 if None.
+            codes: of the first vectors, which are not encoded again: those of an interrupted call.
             progress: see `qinco.progress`.
 
         Returns:
             The ids, int64 (N,).
-        """
-        return self._insert(vectors, ids, False, progress)
 
-    def upsert(self, vectors, ids, *, progress: ProgressOption = None) -> np.ndarray:
+        Raises:
+            KeyboardInterrupt: with an attribute `codes`, those of the first vectors; none is added.
+        """
+        return self._insert(vectors, ids, False, codes, progress)
+
+    def upsert(self, vectors, ids, *, codes=None, progress: ProgressOption = None) -> np.ndarray:
         """Add vectors as `add` does, and let each whose id is there replace that vector: all of them, or none."""
         if ids is None:
             raise ConfigError("upsert needs ids, of which those that are there are replaced: give ids, or use add")
-        return self._insert(vectors, ids, True, progress)
+        return self._insert(vectors, ids, True, codes, progress)
 
-    def _insert(self, vectors, ids, replaces: bool, progress: ProgressOption) -> np.ndarray:
+    def _insert(self, vectors, ids, replaces: bool, codes, progress: ProgressOption) -> np.ndarray:
         if self.codec is None:
             raise ConfigError("the index has no codec to encode with: load it with codec=")
-        source, tables = as_source(vectors), self.parts.tables
+        source, metric = as_source(vectors), self.parts.tables.metric
         self.codec.check_dim(source)
-        choose_metric(None, vectors, own=tables.metric.name)
+        choose_metric(None, vectors, own=metric.name)
         given = None if ids is None else as_ids(ids, len(source))
         _free_ids(self.parts, given, len(source), replaces)
-        with reporting(progress) as report:
-            codes = self.codec.encode(prepared(source, tables.metric), progress=report)
-            if not codes.has_lists:
-                codes = codes.with_lists(assign_decoded(self.codec, codes, tables.centroids_VD, report))
-            with self._changing:  # another thread may have added some
-                given = _free_ids(self.parts, given, len(source), replaces)
-                self.parts = _extended(self.parts.without(given) if replaces else self.parts, codes, given, report)
+        with (
+            reporting(progress) as report,
+            encoded(self.codec, source, metric, codes, report) as codes,
+            self._changing,
+        ):
+            given = _free_ids(self.parts, given, len(source), replaces)  # another thread may have added some
+            kept = self.parts.without(given) if replaces else self.parts
+            self.parts = extended(self.codec, kept, codes, given, report)
         return given
 
     def merge_from(self, other: "EditableIndex", add_id: int = 0, *, progress: ProgressOption = None) -> None:
@@ -85,15 +92,17 @@ class EditableIndex:
             raise ConfigError(f"an Index is merged from another Index, not from a {type(other).__name__}")
         require_int("add_id", add_id, -(1 << 62), 1 << 62)
         parts, added = self.parts, other.parts
-        keeps_lists, (ids, codes) = _keeps_lists(self.codec, parts, added), _vectors_of(added, add_id)
+        _keeps_lists(self.codec, parts, added)
+        ids, codes = _vectors_of(added, add_id)
         check_new(ids, parts.ids, parts.next_id, f"give add_id={parts.next_id} to shift those of the other")
-        with reporting(progress) as report:
-            if not keeps_lists:
-                bare = codes.with_lists(None)
-                codes = bare.with_lists(assign_decoded(self.codec, bare, parts.tables.centroids_VD, report))
-            with self._changing:
-                check_new(ids, self.parts.ids, self.parts.next_id)
-                self.parts = _extended(self.parts, codes, ids, report)
+        with reporting(progress) as report, self._changing:
+            check_new(ids, self.parts.ids, self.parts.next_id)
+            parts = self.parts
+            if not _keeps_lists(self.codec, parts, added):
+                codes = codes.with_lists(None)
+            elif np.array_equal(parts.tables.lookup.tables_MKD, added.tables.lookup.tables_MKD):
+                parts = replace(parts, fitted=parts.fitted.merged(added.fitted))
+            self.parts = extended(self.codec, parts, codes, ids, report)
 
     def remove(self, ids) -> int:
         """Remove vectors and return their number; the change is on disk when `save` is called.
@@ -160,13 +169,6 @@ def _free_ids(parts: IndexParts, ids: np.ndarray | None, count: int, replaces: b
     if not replaces:
         check_new(ids, parts.ids, parts.next_id)
     return ids
-
-
-def _extended(parts: IndexParts, codes: Codes, ids: np.ndarray, report: Progress) -> IndexParts:
-    """An index with further vectors, whose codes have the lists that they go to."""
-    if not len(ids):
-        return parts
-    return parts.with_vectors(fill_lists(parts.tables, codes, ids, report), max(parts.next_id, int(ids.max()) + 1))
 
 
 def _keeps_lists(codec: Codec | None, parts: IndexParts, other: IndexParts) -> bool:

@@ -36,6 +36,7 @@ _HELD_OUT = 20  # one in so many training vectors is held out for validation
 _MIN_HELD_OUT = 50
 _MAX_MOVED = 0.25  # refitted centroids stay within this fraction of the centroids' variance
 _ENCODED_ROWS = 100_000
+_MANY, _ANY_CODES = 50, 2  # vectors for each row of the tables
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class FitSample:
     """Codes in memory, and `read`, which gives the vectors, float32 (n, D), of n positions in them.
 
     If it `holds_out`, nothing is fitted to one vector in 20, unless the rest would be too few. Messages call the
-    vectors `name`.
+    vectors `name`. The last `num_added` codes are no vectors' (see `with_any_codes`).
     """
 
     codes: Codes
@@ -51,12 +52,14 @@ class FitSample:
     name: str
     dim: int
     holds_out: bool = True
+    num_added: int = 0
 
     @cached_property
     def is_held_T(self) -> np.ndarray:
         """Which vectors are held out, bool (T,)."""
-        count = len(self.codes)
-        return (np.arange(count) % _HELD_OUT == 0) & (self.holds_out and count >= _MIN_HELD_OUT * _HELD_OUT)
+        numbers, count = np.arange(len(self.codes)), len(self.codes) - self.num_added
+        holds_out = self.holds_out and count >= _MIN_HELD_OUT * _HELD_OUT
+        return (numbers % _HELD_OUT == 0) & (numbers < count) & holds_out
 
     @classmethod
     def of_vectors(cls, codes: Codes, source: VectorSource, rows_T: np.ndarray, holds_out: bool = True) -> "FitSample":
@@ -75,6 +78,34 @@ class FitSample:
         """Codes with their reconstructions: nothing is fitted to what the codec has lost, which codes cannot tell."""
         own = codes_of_codec(codec, codes)
         return cls(codes, lambda part: codec.decode(own[part], precision="auto"), name, codec.dim, holds_out)
+
+    def with_any_codes(self, codec: Codec, centroids_VD: np.ndarray | None, seed: int) -> "FitSample":
+        """With decoded random codes, where vectors are too few to show all that codes can be: tables suit others, too.
+
+        Their lists are random in an IVF codec, else those of the nearest centroids (the first list if None).
+        """
+        size, steps = codec.config.codebook_size, codec.num_codes
+        if (count := len(self.codes)) >= _MANY * size * steps:
+            return self
+        generator, more = np.random.default_rng(seed), _ANY_CODES * size * steps
+        added = Codes(generator.integers(0, size, (more, steps)).astype(self.codes.dtype))
+        if self.codes.has_lists:
+            lists = np.zeros(more, np.int32)
+            if codec.is_ivf:
+                lists = generator.integers(0, codec.config.num_lists, more).astype(np.int32)
+            elif centroids_VD is not None:
+                lists = assign_decoded(codec, added, centroids_VD)
+            added = added.with_lists(lists)
+
+        def read(positions_n: np.ndarray) -> np.ndarray:
+            is_own = positions_n < count
+            x_nD = np.empty((len(positions_n), self.dim), np.float32)
+            x_nD[is_own] = self.read(positions_n[is_own])
+            some = codes_of_codec(codec, added[positions_n[~is_own] - count])
+            x_nD[~is_own] = codec.decode(some, precision="auto")
+            return x_nD
+
+        return replace(self, codes=Codes.concatenate([self.codes, added]), read=read, num_added=more)
 
     def blocks(self, report: Progress = silent, held: bool | None = False) -> Iterator[tuple]:
         """Codes (n, M), lists (n,) or None, and vectors float32 (n, D): to fit to, held out, or all (None)."""

@@ -15,9 +15,9 @@ from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption, reporting
-from qinco.search.build import build_parts
 from qinco.search.edit import EditableIndex, decode_ids
 from qinco.search.faiss_index import from_faiss
+from qinco.search.grow import build_parts
 from qinco.search.ids import admitted_ids
 from qinco.search.index_file import from_bytes, holds_newer, load_parts, save_parts, to_bytes
 from qinco.search.measure.evaluate import evaluate_index
@@ -38,7 +38,7 @@ def _part(name: str, doc: str) -> property:
 
     def change(self, value) -> None:
         with self._changing:
-            self.parts = replace(self.parts, **{name: value})
+            self.parts = self.parts.given(name, value)
 
     return property(lambda self: getattr(self.parts, name), change, doc=doc)
 
@@ -108,11 +108,11 @@ class Index(EditableIndex):
     @classmethod
     def build(
         cls, codec: Codec, vectors, num_lists: int | None = None, ids=None, pairwise: bool = False, *,
-        metric: str | None = None, seed: int = 0, progress: ProgressOption = None,
+        metric: str | None = None, seed: int = 0, codes=None, progress: ProgressOption = None,
     ) -> "Index":  # fmt: skip
         """Encode vectors and make an index of them in memory. `build_index` makes one from code files of any size.
 
-        The look-up tables are fitted to these vectors and not by `add`: begin with a hundred thousand or more.
+        It may begin with a few vectors and grow: see `add`.
 
         Args:
             codec: Codec of at most 256 codewords a step.
@@ -123,10 +123,21 @@ class Index(EditableIndex):
             pairwise: also fit a PairwiseDecoder, whose tables take 2 · M · K² · D numbers of 2 bytes.
             metric: "l2", "inner_product" or "cosine"; if None what the file states (ann-benchmarks' HDF5), else "l2".
             seed: of the partition and of the samples that tables are fitted to.
+            codes: of the first vectors, which are not encoded again: those of an interrupted call.
             progress: see `qinco.progress`.
+
+        Raises:
+            KeyboardInterrupt: with an attribute `codes`, those of the first vectors.
+
+        Example:
+            >>> try:
+            ...     index = Index.build(codec, vectors)
+            ... except KeyboardInterrupt as stop:
+            ...     codes = stop.codes
+            >>> index = Index.build(codec, vectors, codes=codes)
         """
         with reporting(progress) as report:
-            return cls(codec, build_parts(codec, vectors, num_lists, ids, pairwise, metric, seed, report))
+            return cls(codec, build_parts(codec, vectors, num_lists, ids, pairwise, metric, seed, codes, report))
 
     def search(
         self, queries, k: int = 10, nprobe: int | None = None, num_short: int | None = None, filter=None, *,
@@ -137,7 +148,7 @@ class Index(EditableIndex):
         Args:
             queries: (Q, D) array, tensor, path or VectorSource; or one query (D,), which gives results (k,).
             k: results for each query.
-            nprobe: lists that are scanned.
+            nprobe: lists that are scanned; more, where these hold fewer than k vectors.
             num_short: vectors that the network decodes, at least k; 0: none, distances are those of the tables.
             filter: ids that may be found: an array or column, set, range or slice of them, or a faiss.IDSelector. More
                 lists are scanned until `num_short` such vectors are found or no list is left.
@@ -208,16 +219,20 @@ class Index(EditableIndex):
 
     def pipeline(
         self, options: SearchOptions, k: int, *, parts: IndexParts | None = None,
-        allowed: np.ndarray | range | None = None, precision: str = "auto", decoder: str = "neural",
+        allowed: np.ndarray | range | None = None, precision: str = "auto", decoder: str = "neural", fills: bool = True,
     ) -> Pipeline:  # fmt: skip
-        """The scan and stages of one search, down to a last decoder; `allowed` as of `admitted_ids`, or None."""
+        """The scan and stages of one search, down to a last decoder; `allowed` as of `admitted_ids`, or None.
+
+        If it `fills`, more than `nprobe` lists are scanned where these hold fewer than k vectors.
+        """
         parts = self.parts if parts is None else parts
         admitted = None if allowed is None else make_filter(allowed)
         count = len(parts) if allowed is None else min(len(parts), len(allowed))
 
         def scan(queries_QD: np.ndarray, length: int):
             threads = torch.get_num_threads()
-            return parts.tables.shortlist(queries_QD, length, options, parts.segments, admitted, threads)
+            least = min(k, count) if fills else 0
+            return parts.tables.shortlist(queries_QD, length, options, parts.segments, admitted, threads, least)
 
         neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
         length, stages = plan_stages(options, k, None if decoder == "lookup" else parts.pairwise, neural)
@@ -315,4 +330,4 @@ class Index(EditableIndex):
 
     def with_pairwise(self, pairwise: PairwiseDecoder | None) -> "Index":
         """The same vectors with another decoder for the pairwise stage."""
-        return Index(self.codec, replace(self.parts, pairwise=pairwise))
+        return Index(self.codec, self.parts.given("pairwise", pairwise))

@@ -16,7 +16,7 @@ from qinco.errors import ConfigError, DataError
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
-from qinco.search.parts import IndexParts
+from qinco.search.parts import Fitted, IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import CoarseGraph, SearchTables
 from qinco.store.decoder import describe_decoder, load_pairwise, save_pairwise
@@ -90,6 +90,7 @@ def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> N
         "next_id": parts.next_id,
         "codec": codec.fingerprint() if parts.codec_fingerprint is None and codec else parts.codec_fingerprint,
         "options": asdict(parts.options),
+        "fitted": asdict(parts.fitted),
     }
     writer.put("centroids", tables.centroids_VD)
     writer.put("tables", lookup.tables_MKD)
@@ -128,6 +129,10 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     try:
         metric = Metric(settings["metric"], float(settings["radius"]))
         options, next_id, fingerprint = SearchOptions(**settings["options"]), settings["next_id"], settings["codec"]
+        there = arrays["ids"].size if "ids" in arrays else 0
+        fitted = Fitted(**settings.get("fitted", {"tables": there}))  # older indexes do not say it
+        for name, count in asdict(fitted).items():
+            require_int(f"fitted {name}", 0 if count is None else count, 0)
         num_lists, num_codes, codebook_size, dim = (settings[name] for name in _SIZES)
         for name in _SIZES:
             require_int(name, settings[name], 1)
@@ -154,7 +159,7 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     pairwise = load_pairwise(opened.files[PAIRWISE]) if PAIRWISE in opened.files else None
     if pairwise is not None and pairwise.num_lists and pairwise.centroids_VD is None:
         pairwise = replace(pairwise, centroids_VD=centroids_VD)
-    parts = IndexParts(tables, [lists], pairwise, options, next_id, fingerprint)
+    parts = IndexParts(tables, [lists], pairwise, options, next_id, fingerprint, fitted)
     return codec, parts.stored(os.path.realpath(path), opened.token)
 
 

@@ -11,6 +11,37 @@ from qinco.search.lists import InvertedLists
 from qinco.search.options import SearchOptions
 from qinco.search.tables import SearchTables
 
+_FITTED = ("tables", "lists", "pairwise")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How many vectors each part of an index was fitted to; a part of None was given, and stays as it is.
+
+    `num_lists` is what was asked for (None: it follows the number of vectors), `seed` that of the samples.
+    """
+
+    tables: int | None = None
+    lists: int | None = None
+    pairwise: int | None = None
+    num_lists: int | None = None
+    seed: int = 0
+
+    def outgrown(self, num_vectors: int) -> set[str]:
+        """The parts that were fitted to less than half of so many vectors."""
+        return {name for name in _FITTED if (count := getattr(self, name)) is not None and num_vectors > 2 * count}
+
+    def without(self, removed: int) -> "Fitted":
+        """After the removal of vectors, which may have been any."""
+        return self._changed({name: max(0, (getattr(self, name) or 0) - removed) for name in _FITTED})
+
+    def merged(self, other: "Fitted") -> "Fitted":
+        """With the vectors of an index of the same parts."""
+        return self._changed({name: (getattr(self, name) or 0) + (getattr(other, name) or 0) for name in _FITTED})
+
+    def _changed(self, counts: dict[str, int]) -> "Fitted":
+        return replace(self, **{name: count for name, count in counts.items() if getattr(self, name) is not None})
+
 
 @dataclass(frozen=True, eq=False)
 class IndexParts:
@@ -18,6 +49,7 @@ class IndexParts:
 
     Recently added vectors are in segments of their own. `options` are used by a search unless it is given others,
     `next_id` by a vector added without id: by default it is above all ids. `codec_fingerprint` is None if unknown.
+    `fitted` counts the vectors that are still there.
     `generations` are the tokens of what it comes from, by folders, the last one loaded or saved at the end.
     """
 
@@ -27,6 +59,7 @@ class IndexParts:
     options: SearchOptions = field(default_factory=SearchOptions)
     next_id: int = -1
     codec_fingerprint: str | None = None
+    fitted: Fitted = Fitted()
     generations: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -45,17 +78,23 @@ class IndexParts:
     def with_vectors(self, added: InvertedLists, next_id: int) -> "IndexParts":
         return replace(self, segments=merge_small((*self.segments, added)), next_id=next_id)
 
+    def given(self, name: str, value) -> "IndexParts":
+        """With another value of a field; what is fitted to vectors is not fitted again then."""
+        kept = {"tables": ("tables", "lists"), "pairwise": ("pairwise",)}.get(name, ())
+        return replace(self, **{name: value}, fitted=replace(self.fitted, **dict.fromkeys(kept)))
+
     def stored(self, folder: str, token: str) -> "IndexParts":
         others = {path: other for path, other in self.generations.items() if path != folder}
         return replace(self, generations=others | {folder: token})
 
     def emptied(self) -> "IndexParts":
-        return replace(self, segments=(), next_id=0)
+        return replace(self, segments=(), next_id=0, fitted=self.fitted.without(len(self)))
 
     def without(self, removed: np.ndarray | range) -> "IndexParts":
         masks = [are_among(ids, removed) for ids in self.ids]
         left = [s.without(mask) if mask.any() else s for s, mask in zip(self.segments, masks, strict=True)]
-        return replace(self, segments=merge_small((left[0], *filter(len, left[1:]))))
+        segments = merge_small((left[0], *filter(len, left[1:])))
+        return replace(self, segments=segments, fitted=self.fitted.without(len(self) - sum(map(len, segments))))
 
 
 def merge_small(segments: tuple[InvertedLists, ...]) -> tuple[InvertedLists, ...]:

@@ -139,7 +139,10 @@ def describe_vectors(path: str | os.PathLike) -> dict:
 
 def stated_metric(path: str | os.PathLike) -> str | None:
     """The metric of neighbours that a file states, in its own words ("angular"); None if it does not, or is no file."""
-    file, part = split_part(path)
+    try:
+        file, part = find_files(path)[0]
+    except DataError:
+        return None
     format = FORMATS.get(file.suffix.lower())
     return format.read_metric(file, part) if format and format.read_metric and file.is_file() else None
 

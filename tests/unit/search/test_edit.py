@@ -37,7 +37,7 @@ def test_an_upsert_that_fails_changes_nothing(monkeypatch):
     for x_ND, ids in ((broken, np.arange(60)), (MORE, np.arange(59)), (MORE, [5] * 60), (MORE[:, :3], np.arange(60))):
         with pytest.raises(DataError):
             index.upsert(x_ND, ids)
-    monkeypatch.setattr("qinco.search.edit.fill_lists", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("qinco.search.edit.extended", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         index.upsert(MORE, np.arange(60))
     assert index.parts is before

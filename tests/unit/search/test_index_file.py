@@ -242,6 +242,7 @@ def missing(*names):
         (setting("codec", 5), "manifest"), (setting("options", {"nprobe": 0}), "nprobe"),
         (setting("options", {"speed": 1}), "speed"),
         (setting("options", None), "manifest"), (setting("adds_centroids", 1), "manifest"),
+        (setting("fitted", {"tables": -1}), "manifest"),
         (lambda settings, arrays, files: settings.clear(), "manifest"), (missing("centroids"), "centroids"),
         (missing("tables"), "tables"), (missing("levels"), "levels"), (missing("codes", "ids"), "codes, ids"),
         (array("centroids", lambda old: old.astype(np.float64)), "centroids"),
@@ -267,6 +268,7 @@ def test_the_manifest_says_what_it_is(saved):
         "metric": "l2", "radius": 1.0, "num_lists": NUM_LISTS, "adds_centroids": True, "dim": DIM, "code_size": 4,
         "codebook_size": 16, "next_id": NUM_VECTORS, "codec": index.codec.fingerprint(),
         "options": {"nprobe": 16, "num_short": 100, "num_mid": None, "ef_search": None},
+        "fitted": {"tables": NUM_VECTORS, "lists": None, "pairwise": NUM_VECTORS, "num_lists": None, "seed": 0},
     }  # fmt: skip
     assert json.loads((saved / MANIFEST).read_text())["kind"] == "index"
 

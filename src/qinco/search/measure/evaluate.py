@@ -5,6 +5,7 @@ Shape suffixes: N vectors, n vectors of a block, Q queries, D dimension, M codes
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from qinco.search.exhaustive import nearest_in_blocks
 from qinco.search.fit import assign_decoded, codes_of_codec, sample_rows
 from qinco.search.measure.truth import open_queries_among
 from qinco.search.metric import Metric, choose_metric
+from qinco.search.parts import Fitted
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource, as_source
 
@@ -134,6 +136,7 @@ def evaluate_index(
     x_ND, queries_QD = x_ND[:-count], x_ND[-count:]
     choose_metric(None, source, own=index.metric)
     metric, unseen, threads = index.tables.metric, index.emptied(), torch.get_num_threads()
+    unseen.parts = replace(unseen.parts, fitted=Fitted())  # the tables and lists of this index are judged
     with reporting(progress) as report:
         unseen.add(x_ND, progress=report)
     _, found_QR = unseen.search(queries_QD, max(RANKS))

@@ -37,7 +37,7 @@ def measure(
     k = min(options.num_short or max(RANKS), max(RANKS)) if rank is None else rank
     ranks = RANKS if rank is None else (rank,)
     batch_size = min(batch_size, max(1, _BATCH_SHORTLISTED // max(k, options.num_short, options.num_mid or 0)))
-    pipeline = index.pipeline(options, k, precision=precision, decoder=decoder)
+    pipeline = index.pipeline(options, k, precision=precision, decoder=decoder, fills=rank is not None)
     found: list[tuple[np.ndarray, np.ndarray]] = []
 
     def run() -> dict[str, float]:
