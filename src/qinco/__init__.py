@@ -21,7 +21,7 @@ from qinco.errors import ConfigError, DataError, QincoError, ResourceError
 from qinco.version import __version__
 
 if TYPE_CHECKING:
-    from qinco.codec import Codec, ProductCodec
+    from qinco.codec import Codec, ProductCodec, load_codec
     from qinco.codec.centroids import kmeans
     from qinco.codec.convert import convert_codec
     from qinco.codec.decode_file import decode_file
@@ -47,17 +47,49 @@ if TYPE_CHECKING:
     from qinco.vectors.rows import VectorSource, open_vectors
 
 __all__ = [
-    "PRESETS", "Codec", "Codes", "ConfigError", "DataError", "EncodeOptions", "Index", "LookupDecoder",
-    "ModelConfig", "PairwiseDecoder", "ProductCodec", "QincoError", "ResourceError", "SearchOptions",
-    "TrainOptions", "VectorSource", "__version__", "benchmark", "build_index", "check_installation",
-    "convert_codec", "decode_file", "describe", "download", "encode_file", "evaluate", "evaluate_decoder",
-    "exhaustive_recall", "exhaustive_search", "find_neighbors", "fit_lookup_decoder", "fit_pairwise_decoder", "kmeans",
-    "measure_time", "open_vectors", "sweep", "write_vectors",
+    "PRESETS",
+    "Codec",
+    "Codes",
+    "ConfigError",
+    "DataError",
+    "EncodeOptions",
+    "Index",
+    "LookupDecoder",
+    "ModelConfig",
+    "PairwiseDecoder",
+    "ProductCodec",
+    "QincoError",
+    "ResourceError",
+    "SearchOptions",
+    "TrainOptions",
+    "VectorSource",
+    "__version__",
+    "benchmark",
+    "build_index",
+    "check_installation",
+    "convert_codec",
+    "decode_file",
+    "describe",
+    "download",
+    "encode_file",
+    "evaluate",
+    "evaluate_decoder",
+    "exhaustive_recall",
+    "exhaustive_search",
+    "find_neighbors",
+    "fit_lookup_decoder",
+    "fit_pairwise_decoder",
+    "kmeans",
+    "load_codec",
+    "measure_time",
+    "open_vectors",
+    "sweep",
+    "write_vectors",
 ]  # fmt: skip
 
 # Where a name lives: nothing slow is imported before it is used.
 _PUBLIC = {
-    "qinco.codec": "Codec ProductCodec",
+    "qinco.codec": "Codec ProductCodec load_codec",
     "qinco.codec.centroids": "kmeans",
     "qinco.codec.convert": "convert_codec",
     "qinco.codec.decode_file": "decode_file",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qinco.errors import ConfigError, ResourceError
+from qinco.errors import ConfigError, QincoError, ResourceError
 
 try:
     import fcntl
@@ -32,7 +32,7 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     is flushed to disk before it is renamed, and removed on any exception; `path` is then unchanged. An OSError is a
     ResourceError; a folder or a device as `path` is a ConfigError.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path := user_path(path)))
     temporary = target.parent / f".{target.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}{target.suffix}"
     try:
         _check_replaceable(path, target)
@@ -49,6 +49,44 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def user_path(path):
+    """A path as shells read it: a leading ~/ is the user's folder. Anything else comes back as it is."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
+    if text.startswith("./~"):
+        return os.path.abspath(text)  # noqa: PTH100 (as a Path it would lose its ./)
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else path  # noqa: PTH111 (keeps a last /)
+
+
+@contextmanager
+def readable(source, name: str) -> Iterator:
+    """The path of a file to read: a given path, or a temporary file of given bytes or of what a file object holds."""
+    if isinstance(source, str | os.PathLike):
+        yield user_path(source)
+        return
+    content = source.read() if hasattr(source, "read") else source
+    if not isinstance(content, bytes | bytearray | memoryview):
+        kind = "a file opened as text" if isinstance(content, str) else type(source).__name__
+        raise ConfigError(f"{name}: give a path, bytes or a file opened in binary mode, not {kind}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_bytes(content)
+        try:
+            yield path
+        except QincoError as error:
+            raise type(error)(str(error).replace(str(path), f"the given {name}")) from error
+
+
+@contextmanager
+def writable(target, name: str) -> Iterator:
+    """The path of a file to write: a given path, or a temporary file that is then written to a given file object."""
+    if not hasattr(target, "write"):
+        yield user_path(target)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield (path := Path(folder, name))
+        target.write(path.read_bytes())
 
 
 def remove_temporaries(path: str | os.PathLike) -> None:
@@ -69,13 +107,14 @@ def check_output(
     None, must not be replaced, nor folders among them be written to.
     """
     try:
-        target = Path(os.path.realpath(path))
+        target = Path(os.path.realpath(path := user_path(path)))
         if os.fspath(path).endswith(os.sep):
             raise ConfigError(f"{path} names a folder: give the name of a file in it")
         _check_replaceable(path, target)
         for name in filter(None, inputs):
-            if target.is_relative_to(os.path.realpath(name)):
-                where = "is read" if target == Path(os.path.realpath(name)) else f"lies in {name}, which is read"
+            read = Path(os.path.realpath(user_path(name)))
+            if target.is_relative_to(read):
+                where = "is read" if target == read else f"lies in {name}, which is read"
                 raise ConfigError(f"{path} {where}: give output another name")
         if target.exists() and not (overwrite or resume):
             hint = "" if resume is None else " or resume=true to continue it"

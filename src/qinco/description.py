@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+from qinco.atomic import user_path
 from qinco.compat.encoded_sets import is_encoded_set
 from qinco.errors import DataError
 from qinco.store.code_folder import describe_codes
@@ -43,6 +44,7 @@ def describe(path: str | os.PathLike) -> dict:
         >>> qinco.describe("base.bvecs")["num_vectors"]
         1000000
     """
+    path = user_path(path)
     file, _ = split_part(path)
     try:
         if file.is_dir() or (glob.has_magic(str(file)) and not file.exists()):

@@ -2,19 +2,23 @@
 
 Every long call of the library takes `progress=`:
 
-- None (default): a bar with rate and remaining time on a terminal or in Jupyter, nothing elsewhere; False: nothing
+- None (default): a bar with rate and remaining time on a terminal or in Jupyter once a call has taken a second, with
+  what the library logs above it; nothing elsewhere; False: nothing
 - True: a bar on a terminal or in Jupyter, and a line every 30 seconds elsewhere, on standard error
 - a function `report(stage, done, total, unit, **fields)`, called after every piece of work
 """
 
 import io
+import logging
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Protocol, TextIO, cast
 
 
@@ -32,6 +36,8 @@ class Progress(Protocol):
 
 
 ProgressOption = bool | Progress | None
+_SHORT_SECONDS = 1.0  # a call that takes no longer shows nothing
+_SHOWN = threading.Lock()
 
 
 def silent(stage: str, done: int, total: int, unit: str = "vector", **fields) -> None:
@@ -46,20 +52,35 @@ def reporting(progress: ProgressOption = None) -> Iterator[Progress]:
     elif progress is False or (progress is None and not is_watched()):
         yield silent
     elif is_watched():
-        with _bars() as report:
-            yield report
+        if not _SHOWN.acquire(blocking=False):  # by another thread
+            yield silent
+            return
+        try:
+            with _Screen(0.0 if progress else _SHORT_SECONDS) as report:
+                yield report
+        finally:
+            _SHOWN.release()
     else:
         yield lines(lambda line, meter: print(line, file=LogStream(), flush=True))
 
 
 def is_watched() -> bool:
-    """Whether a person watches: standard error is a terminal that can redraw a line, or this is a Jupyter notebook."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if type(shell).__name__ == "ZMQInteractiveShell":
+    """Whether a person watches: standard error is a terminal that can redraw a line, or this is a Jupyter notebook.
+
+    Nobody watches the workers of a pool, whose bars would overwrite each other.
+    """
+    if getattr(sys.modules.get("multiprocessing.process"), "parent_process", lambda: None)() is not None:
+        return False
+    if _is_notebook():
         return True
     with suppress(ValueError):  # it is closed
         return LogStream().isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
     return False
+
+
+def _is_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
 
 
 class LogStream:
@@ -146,9 +167,64 @@ def lines(write: Callable[[str, Meter], None]) -> Progress:
     return metered(show)
 
 
+class _Screen(logging.Handler):
+    """Bars, one for each stage that is under way, and above them what the library logs, unless it is heard elsewhere.
+
+    Nothing is shown of a call that ends within `delay` seconds. Bars vanish when a call ends.
+    """
+
+    def __init__(self, delay: float):
+        super().__init__(logging.INFO)
+        self._delay, self._begun, self._records = delay, time.monotonic(), []
+        self._draw: Callable[[Meter], None] | None = None
+        self._closing = ExitStack()
+
+    def __enter__(self) -> Progress:
+        logger = logging.getLogger("qinco")
+        if not logger.hasHandlers():
+            level = logger.level
+            logger.addHandler(self)
+            logger.setLevel(logging.INFO)
+            self._closing.callback(logger.setLevel, level)
+            self._closing.callback(logger.removeHandler, self)
+        return metered(self._show)
+
+    def __exit__(self, *error) -> None:
+        self._closing.close()
+        self._write(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(record)
+        if getattr(record, "seconds", 0) >= self._delay:  # an estimate
+            self._open()
+        if self._draw is not None:
+            self._write()
+
+    def _show(self, meter: Meter) -> None:
+        if time.monotonic() - self._begun >= self._delay:
+            self._open()
+        if self._draw is not None:
+            self._draw(meter)
+
+    def _open(self) -> None:
+        if self._draw is not None:
+            return
+        if _is_notebook() and find_spec("ipywidgets") is None:  # bars cannot be drawn there
+            report = lines(lambda line, meter: print(line, file=LogStream(), flush=True))
+            self._draw = lambda meter: report(meter.stage, meter.done, meter.total, meter.unit, **meter.fields)
+        else:
+            self._draw = self._closing.enter_context(_bars())
+        self._write()
+
+    def _write(self, least: int = logging.INFO) -> None:
+        records, self._records = self._records, []
+        for record in records:
+            if record.levelno >= least:
+                print(record.getMessage(), file=LogStream(), flush=True)
+
+
 @contextmanager
-def _bars() -> Iterator[Progress]:
-    """Bars, one for each stage that is under way; they vanish when the call ends."""
+def _bars() -> Iterator[Callable[[Meter], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
@@ -157,13 +233,13 @@ def _bars() -> Iterator[Progress]:
     tasks = {}
     with Bars(name, BarColumn(), state, console=Console(file=cast(TextIO, LogStream())), transient=True) as bars:
 
-        def show(meter: Meter) -> None:
+        def draw(meter: Meter) -> None:
             if meter.stage not in tasks:
                 tasks[meter.stage] = bars.add_task(meter.stage, state="")
             shown = {"completed": meter.done, "total": meter.total, "visible": meter.done < meter.total}
             bars.update(tasks[meter.stage], **shown, state=meter.text())
 
-        yield metered(show)
+        yield draw
 
 
 def format_number(value) -> str:

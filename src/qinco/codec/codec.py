@@ -1,13 +1,13 @@
 """`Codec`: a trained quantizer between vectors in data space and codes."""
 
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from hashlib import sha256
+from io import BytesIO
 
 import numpy as np
 import torch
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, readable, writable
 from qinco.codec.fit import cut, fit
 from qinco.codec.plan import check_values
 from qinco.config import EncodeOptions, ModelConfig, accepts_keys, by_field, require_int
@@ -152,22 +152,44 @@ class Codec:
         self._reset()
         return self
 
-    def save(self, path: str | os.PathLike, *, overwrite: bool = True) -> None:
-        """Write one safetensors file, whole or not at all; a .pt file is a checkpoint of the authors' code."""
-        check_output(path, overwrite=overwrite)
-        save_models(path, self.models, self.rotation_DD, self.encode_options, self.provenance)
+    def save(self, path, *, overwrite: bool = True) -> None:
+        """Write one safetensors file, whole or not at all; a .pt file is a checkpoint of the authors' code.
+
+        Args:
+            path: of the file, or a binary file object, which a safetensors file is written to.
+            overwrite: replace a file that is there.
+        """
+        with writable(path, "codec.safetensors") as file:
+            check_output(file, overwrite=overwrite)
+            save_models(file, self.models, self.rotation_DD, self.encode_options, self.provenance)
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that `save` writes."""
+        self.save(buffer := BytesIO())
+        return buffer.getvalue()
 
     @classmethod
-    def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> "Codec":
-        """Read a codec that `save`, or the authors' code, wrote; executes no code."""
+    def load(cls, path, device: str | torch.device = "cpu") -> "Codec":
+        """Read a codec that `save`, or the authors' code, wrote; executes no code.
+
+        Args:
+            path: of the file, its content as bytes, or a binary file object.
+            device: "cpu", "cuda", "cuda:N" or "auto".
+        """
         target = choose_device(device)
-        models, rotation_DD, options, provenance = load_models(path)
+        with readable(path, "codec") as file:
+            models, rotation_DD, options, provenance = load_models(file)
         return cls(models, options, provenance, rotation_DD).to(target)
 
     @accepts_keys(ModelConfig, EncodeOptions)
+    @classmethod
+    def from_bytes(cls, content: bytes, device: str | torch.device = "cpu") -> "Codec":
+        """Read what `to_bytes` returned; see `load`."""
+        return cls.load(content, device)
+
     def encode(
         self, x, *, num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
-        precision: str | None = None, num_steps: int | None = None, progress: ProgressOption = False,
+        precision: str | None = None, num_steps: int | None = None, progress: ProgressOption = None,
     ) -> Codes:  # fmt: skip
         """Search the codes of vectors (QINCo2 paper, section 3.2). Options that are not given are as in training.
 

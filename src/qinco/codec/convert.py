@@ -4,7 +4,7 @@ import logging
 import os
 from pathlib import Path
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
 from qinco.config import EncodeOptions, checkpoint_encode_options
 from qinco.errors import ConfigError
@@ -37,7 +37,7 @@ def convert_codec(
     """
     if not isinstance(codec, Codec):
         inputs, codec = [*inputs, codec], Codec.load(codec)
-    output = Path(output)
+    output = Path(user_path(output))
     if output.suffix.lower() not in (CHECKPOINT_SUFFIX, ".safetensors"):
         raise ConfigError(f"output={output}: codecs are written to .safetensors (ours) or .pt (the authors') files")
     check_output(output, overwrite=overwrite, inputs=inputs)

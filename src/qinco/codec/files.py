@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qinco.atomic import check_output, exclusive, remove_temporaries, require_folder
+from qinco.atomic import check_output, exclusive, remove_temporaries, require_folder, user_path
 from qinco.codec.codec import Codec
 from qinco.config import EncodeOptions, accepts_keys, require_int
 from qinco.errors import ConfigError
@@ -73,7 +73,7 @@ def encode_file(
     Example:
         >>> encode_file(codec, "base.fvecs", "codes", num_pairs=64, beam_width=32)
     """
-    started, x, path = time.monotonic(), as_source(source), Path(output)
+    started, x, path = time.monotonic(), as_source(source), Path(user_path(output))
     codec.check_dim(x)
     options = options or codec.encode_options
     options = options.override(num_candidates, num_pairs, beam_width, precision, engine)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qinco.atomic import check_output, exclusive
+from qinco.atomic import check_output, exclusive, user_path
 from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_training, rows_shuffled, split_validation
 from qinco.codec.recorder import Recorder, log_path
 from qinco.config import EncodeOptions, require_bool, require_int, require_number
@@ -84,6 +84,7 @@ def fit(
         require_bool(name, value)
     require_number("mse_scale", mse_scale, above=0)
     source = as_source(x, "training vectors")
+    output, tensorboard = user_path(output), user_path(tensorboard)
     if output is not None and Path(output).suffix.lower() not in (".safetensors", CHECKPOINT_SUFFIX):
         raise ConfigError(f"output={output}: a codec is written to a .safetensors (ours) or .pt (the authors') file")
     if output is not None:

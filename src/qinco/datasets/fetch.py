@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from qinco.atomic import check_output, lock_file, remove_temporaries, write_atomically, write_to_disk
+from qinco.atomic import check_output, lock_file, remove_temporaries, user_path, write_atomically, write_to_disk
 from qinco.datasets.catalogue import PublishedFile, find_files
 from qinco.datasets.remote import TIMEOUT, ConnectionBroken, open_remote, refusal
 from qinco.datasets.unpack import check_space, unpack
@@ -63,9 +63,10 @@ def download(
         'data/bigann/bigann_query.bvecs'
     """
     files = find_files([names] if isinstance(names, str) else names, small, mirror)
-    if not Path(folder).is_dir():
+    folder = Path(user_path(folder))
+    if not folder.is_dir():
         raise ConfigError(f"folder={folder} is not a folder: create it first")
-    targets, results = [Path(folder) / file.target for file in files], []
+    targets, results = [folder / file.target for file in files], []
     # Different files in the way are found before the first hour of work.
     present = [is_present(*pair, overwrite) for pair in zip(files, targets, strict=True)]
     with reporting(progress) as report:

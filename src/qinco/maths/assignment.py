@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qinco.forking import new_lock
-from qinco.maths.clustering import faiss_threads
+from qinco.maths.clustering import faiss_threads, search_flat
 from qinco.maths.distances import closest
 
 
@@ -31,13 +31,13 @@ class NearestCentroids:
         """
         x_ND = np.ascontiguousarray(x_ND, np.float32)
         if effort is None:
-            values, lists = self.flat().search(x_ND, count)
+            values, lists = search_flat(self.flat(), x_ND, count)
         else:
             values, lists = self.graph().search(x_ND, count, params=faiss.SearchParametersHNSW(efSearch=effort))
             # A graph over duplicate centroids may not reach all of them.
             missed = np.flatnonzero((lists < 0).any(1))
             if missed.size:
-                values[missed], lists[missed] = self.flat().search(x_ND[missed], count)
+                values[missed], lists[missed] = search_flat(self.flat(), x_ND[missed], count)
         return (-values if self.inner_product else values), lists
 
     def flat(self) -> faiss.IndexFlat:

@@ -9,7 +9,7 @@ from tempfile import TemporaryFile
 import numpy as np
 import torch
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
 from qinco.compat.faiss_files import FaissIndex, check_index_key, write_faiss
 from qinco.config import MAX_LISTS, require_int
@@ -156,7 +156,7 @@ def build_index(
         >>> qinco.build_index("base_codes", "index", codec=codec, train_codes="codes", train_vectors="train.fvecs")
         >>> index = qinco.Index.load("index")
     """
-    output, metric = Path(output), choose_metric(metric, train_vectors)
+    output, metric = Path(user_path(output)), choose_metric(metric, train_vectors)
     is_faiss = _check_output(output, metric, pairwise, index_key, overwrite)
     database = open_codes(codes, codec, num_codes, codebook_size)
     train = database if train_codes is None else open_codes(train_codes, codec, num_codes, codebook_size)

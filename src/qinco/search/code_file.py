@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qinco.atomic import user_path
 from qinco.codec.codec import Codec
 from qinco.codec.plan import read_centroids
 from qinco.compat.encoded_sets import read_npz_sizes
@@ -71,7 +72,7 @@ def open_codes(
     """Open Codes, an array, a path, or a CodeFile; arrays, .npy, .ivecs and .raw need `codec`, or M and K."""
     if isinstance(codes, CodeFile):
         return codes
-    is_file = isinstance(codes, str | os.PathLike)
+    codes, is_file = user_path(codes), isinstance(codes, str | os.PathLike)
     sizes, facts = _facts(Path(codes)) if is_file else ((None, None), {})
     if codec is not None:
         sizes = codec.num_codes, codec.config.codebook_size

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
 from qinco.codec.plan import check_values
 from qinco.decoders.lookup import LookupDecoder
@@ -290,7 +290,7 @@ def open_pairwise(
     """A pairwise decoder, or the file of one, for codes in lists of these centroids; None for None."""
     if pairwise is None:
         return None
-    is_file = not isinstance(pairwise, PairwiseDecoder)
+    pairwise, is_file = user_path(pairwise), not isinstance(pairwise, PairwiseDecoder)
     decoder, name = (load_pairwise(pairwise, num_codes), pairwise) if is_file else (pairwise, "the pairwise decoder")
     sizes = {"M": (decoder.num_codes, num_codes), "K": (decoder.codebook_size, codebook_size), "D": (decoder.dim, dim)}
     if decoder.num_lists:

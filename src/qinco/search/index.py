@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qinco.atomic import user_path
 from qinco.codec.codec import Codec
 from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
@@ -238,12 +239,17 @@ class Index(EditableIndex):
         length, stages = plan_stages(options, k, None if decoder == "lookup" else parts.pairwise, neural)
         return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric)
 
-    def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
+    def save(self, folder, *, overwrite: bool = False) -> None:
         """Write the index to a folder, whole or not at all; an index that is there is replaced.
+
+        Instead of a folder, a binary file object is written to.
 
         A folder that this index was loaded from or saved to, and that has been saved by another process or Index since,
         is left alone (ConfigError) unless `overwrite` is given: `reload` and repeat the changes.
         """
+        if hasattr(folder, "write"):
+            folder.write(self.to_bytes())
+            return
         with self._changing:
             self.parts = save_parts(self.codec, self.parts, folder, overwrite)
             self._saved = self.parts.segments
@@ -253,15 +259,18 @@ class Index(EditableIndex):
         """Read what `save` or `build_index` wrote, or a faiss file (.faissindex); executes no code.
 
         Args:
+            folder: the folder or file; or a binary file object, or bytes, that hold one.
             mmap: leave the vectors on disk until they are searched.
             codec: for an index that was written without its codec, the one that made its codes.
             device: where the codec of the folder is loaded.
         """
+        if hasattr(folder, "read") or isinstance(folder, bytes | bytearray | memoryview):
+            return cls.from_bytes(folder, codec=codec, device=device)
         if not isinstance(folder, str | os.PathLike):
             raise ConfigError(f"an index is named by its folder or file, not {folder!r:.100}")
-        if (path := Path(folder)).suffix.lower() == ".faissindex" and not path.is_dir():
+        if (path := Path(user_path(folder))).suffix.lower() == ".faissindex" and not path.is_dir():
             return cls(codec, from_faiss(path, codec))
-        return cls(*load_parts(folder, mmap, codec, device))
+        return cls(*load_parts(path, mmap, codec, device))
 
     def __enter__(self) -> "Index":
         return self
@@ -296,7 +305,7 @@ class Index(EditableIndex):
 
     @classmethod
     def from_bytes(cls, content, *, codec: Codec | None = None, device: str = "cpu") -> "Index":
-        """Read what `to_bytes` returned, bytes or an array of them; the arguments are those of `load`."""
+        """Read what `to_bytes` returned: bytes, an array of them or a file object; arguments as of `load`."""
         return cls(*from_bytes(content, codec, device))
 
     def tune(

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from qinco.atomic import user_path
 from qinco.codec.codec import Codec
 from qinco.config import require_bool, require_int
 from qinco.decoders.lookup import LookupDecoder
@@ -34,15 +35,15 @@ def save_parts(
 ) -> IndexParts:
     """Write an index to a folder, whole or not at all; returns its parts, which know the folder."""
     require_bool("overwrite", overwrite)
-    if (path := Path(folder)).suffix.lower() in _FILE_SUFFIXES and not path.is_dir():
+    if (path := Path(user_path(folder))).suffix.lower() in _FILE_SUFFIXES and not path.is_dir():
         raise ConfigError(f"{path}: an index is saved to a folder, give a name without {path.suffix}")
-    replaces = None if overwrite else parts.generations.get(os.path.realpath(folder))
-    with write_folder(folder, "index", {}, replaces) as writer:
+    replaces = None if overwrite else parts.generations.get(os.path.realpath(path))
+    with write_folder(path, "index", {}, replaces) as writer:
         put_parts(writer, codec, parts)
         lists = parts.segments[0] if len(parts.segments) == 1 else InvertedLists.merged(parts.segments)
         for name in _LISTS:
             writer.put(name, getattr(lists, name))
-    return parts.stored(os.path.realpath(folder), writer.token)
+    return parts.stored(os.path.realpath(path), writer.token)
 
 
 def holds_newer(parts: IndexParts) -> bool:
@@ -63,7 +64,8 @@ def to_bytes(codec: Codec | None, parts: IndexParts) -> bytes:
 
 
 def from_bytes(content, codec: Codec | None, device: str) -> tuple[Codec | None, IndexParts]:
-    """Read what `to_bytes` made: a bytes-like object or an array of bytes."""
+    """Read what `to_bytes` made: a bytes-like object, an array of bytes or a binary file object."""
+    content = content.read() if hasattr(content, "read") else content
     with TemporaryDirectory() as folder:
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qinco.atomic import write_atomically
+from qinco.atomic import user_path, write_atomically
 from qinco.compat.encoded_sets import npz_part, open_npz, read_npz_sizes, write_npz
 from qinco.errors import ConfigError, DataError
 from qinco.packing import code_dtype, pack_codes, packed_size, unpack_codes
@@ -46,7 +46,8 @@ def open_codes_file(
 
     What is None of the codec's is taken from the file; `lists` is the path of list numbers that lie elsewhere.
     """
-    path, suffix, within, may_lie_beside = Path(path), Path(path).suffix.lower(), None, True
+    path, within, may_lie_beside = Path(user_path(path)), None, True
+    suffix = path.suffix.lower()
     if is_directory(path):
         folder, may_lie_beside = CodeFolder.open(path), False
         codes, within = folder.codes, folder.lists

@@ -6,6 +6,7 @@ Folders of format version 1, whose files carry no token, are read, and continued
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -195,17 +196,16 @@ class CodeFolder:
         return self
 
     def _rows(self, name: str, columns: int, dtype: np.dtype) -> ConcatRows:
-        plan = self.plan
-
-        def load(shard: int) -> np.ndarray:
-            path, shape = self._path(name, shard), (len(plan.rows(shard)), columns)
-            array = open_array(path)
-            if array.shape != shape or array.dtype != dtype or not isinstance(array, np.ndarray):
-                raise DataError(f"{path} is damaged: it is {array.dtype} {array.shape}, not {dtype} {shape}")
-            return array
-
+        plan, load = self.plan, partial(self._load, name, columns, dtype)
         starts = [plan.rows(shard).start for shard in range(plan.num_shards)]
         return ConcatRows(load, [*starts, plan.num_vectors], columns, dtype, str(self.path))
+
+    def _load(self, name: str, columns: int, dtype: np.dtype, shard: int) -> np.ndarray:
+        path, shape = self._path(name, shard), (len(self.plan.rows(shard)), columns)
+        array = open_array(path)
+        if array.shape != shape or array.dtype != dtype or not isinstance(array, np.ndarray):
+            raise DataError(f"{path} is damaged: it is {array.dtype} {array.shape}, not {dtype} {shape}")
+        return array
 
 
 def remove_codes(path: Path) -> None:

@@ -8,13 +8,13 @@ from typing import Any, overload
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, user_path
 from qinco.errors import ConfigError, DataError
 from qinco.packing import pack_codes, unpack_codes
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, open_codes_file, write_codes_file
 from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, save_codes
 from qinco.vectors.arrays import as_rows
-from qinco.vectors.mapped import Rows, StoredRows
+from qinco.vectors.mapped import Rows, StoredRows, by_name
 
 BLOCK_ROWS = 1 << 16
 
@@ -51,6 +51,10 @@ class Codes(NDArrayOperatorsMixin):
         if self._lists is not None and self._lists.shape not in ((len(self),), (len(self), 1)):
             shape = tuple(self._lists.shape)
             raise DataError(f"{name}: lists must be {len(self)} integers, one for each code, not an array of {shape}")
+
+    def __getstate__(self) -> dict:
+        """What is pickled of files are their paths, not their codes."""
+        return self.__dict__ | {"_codes": by_name(self._codes), "_lists": by_name(self._lists)}
 
     @classmethod
     def of(cls, codes, lists=None, name: str = "codes") -> "Codes":
@@ -196,7 +200,8 @@ class Codes(NDArrayOperatorsMixin):
         """
         if codec is not None:
             codebook_size, dim = codec.config.codebook_size, codec.dim
-        path, suffix = Path(path), Path(path).suffix.lower()
+        path = Path(user_path(path))
+        suffix = path.suffix.lower()
         if is_folder(path):
             if codec is None:
                 raise ConfigError(f"{path}: a folder of codes records its codec: give codec")
@@ -230,6 +235,9 @@ class _First:
 
     def __init__(self, rows, count: int):
         self._rows, self.shape, self.dtype = rows, (count, *rows.shape[1:]), rows.dtype
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_rows": by_name(self._rows)}
 
     def __getitem__(self, key) -> np.ndarray:
         if not isinstance(key, slice):

@@ -103,7 +103,8 @@ def monitor(
                 f"training {report.num_parameters:,} parameters on {report.num_train:,} vectors "
                 f"({report.num_valid:,} for validation), {report.epochs} epochs of {report.steps_per_epoch:,} steps, "
                 f"batch {report.batch_size:,}, learning rate {report.lr:.2g}: about {format_duration(report.seconds)} "
-                f"and {report.memory_bytes / 2**20:,.0f} MiB beyond the libraries"
+                f"and {report.memory_bytes / 2**20:,.0f} MiB beyond the libraries",
+                extra={"seconds": report.seconds},
             )
         elif isinstance(report, StepReport):
             stage = f"epoch {report.epoch}/{report.epochs}"

@@ -14,7 +14,7 @@ import numpy as np
 
 from qinco.errors import DataError, ResourceError
 from qinco.machine import free_memory
-from qinco.vectors.arrow import column_arrays
+from qinco.vectors.arrow import column_arrays, to_arrow
 from qinco.vectors.block_rows import Parts, SlicedRows, concat_rows, list_names
 from qinco.vectors.mapped import Rows, StoredRows, check_matrix
 
@@ -37,15 +37,9 @@ class ComputedRows:
 def as_rows(x, name: str) -> Rows:
     """Vectors in memory as rows (N, D), or one vector or column of numbers as an array of one axis.
 
-    Args:
-        x: an array, memory map or anything that numpy converts; a torch tensor; lists of numbers or of arrays; a table,
-            column or row of pandas, polars or Arrow; a data set of h5py or zarr; a list or iterator of batches, or an
-            iterator of vectors, which is gathered in memory.
-        name: what messages call them.
-
-    Raises:
-        DataError: they are ragged, hold nulls or are no numbers, or a table has several columns of vectors.
-        ResourceError: an iterator gives more than half of the free memory holds.
+    `x` is an array, memory map or anything that numpy converts; a torch tensor; lists of numbers or of arrays; a table,
+    column or row of pandas, polars or Arrow; a data set of h5py or zarr; a list or iterator of batches, or an iterator
+    of vectors, which is gathered in memory. Raises DataError for ragged rows, nulls and what is ambiguous.
     """
     if isinstance(x, np.ndarray) and x.dtype != object and not isinstance(x, np.ma.MaskedArray):
         return np.asarray(x)
@@ -65,13 +59,16 @@ def as_rows(x, name: str) -> Rows:
     if isinstance(x, list) and x and (len(getattr(x[0], "shape", ())) == 2 or hasattr(x[0], "columns")):
         return _join([as_rows(batch, f"item {number} of {name}") for number, batch in enumerate(x)], name)
     is_arrow = hasattr(x, "__arrow_c_array__") or hasattr(x, "__arrow_c_stream__")
-    if is_arrow and "pyarrow" in sys.modules and not hasattr(x, "iloc"):  # numpy knows better what pandas holds
-        arrays = column_arrays(x, name)
-        if arrays is not None:
+    if is_arrow and not hasattr(x, "iloc") and ("pyarrow" in sys.modules or not is_array):  # numpy reads pandas
+        column = to_arrow(x, name)
+        if hasattr(column, "columns"):
+            return _table_rows(column, name)
+        if (arrays := column_arrays(column, name)) is not None:
             return _join(arrays, name)
-    if isinstance(x, StoredRows) or _is_lazy(x):
-        return x if isinstance(x, StoredRows) else SlicedRows(x, x.dtype)
-    return _convert(x, name)
+        x = x if is_array else column
+    if isinstance(x, StoredRows):
+        return x
+    return SlicedRows(x) if _is_lazy(x) else _convert(x, name)
 
 
 def tensor_rows(tensor, name: str) -> Rows:

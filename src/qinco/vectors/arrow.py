@@ -3,6 +3,7 @@
 import numpy as np
 
 from qinco.errors import DataError
+from qinco.vectors.block_rows import library
 
 
 def list_type(type) -> tuple[np.dtype, int | None] | None:
@@ -38,19 +39,25 @@ def lists_to_array(lists, dim: int, dtype, start: int, name: str) -> np.ndarray:
     return values.to_numpy(zero_copy_only=False).reshape(-1, dim).astype(dtype, copy=False)
 
 
+def to_arrow(x, name: str):
+    """The chunked column, or the table, of any object of Arrow's C interface."""
+    with library("pyarrow", "parquet", name):
+        import pyarrow
+
+        column = pyarrow.chunked_array(x if hasattr(x, "__arrow_c_stream__") else [pyarrow.array(x)])
+        return pyarrow.Table.from_struct_array(column) if pyarrow.types.is_struct(column.type) else column
+
+
 def column_arrays(column, name: str) -> list[np.ndarray] | None:
     """The chunks of an Arrow column of lists of numbers as matrices; None for another column."""
-    import pyarrow
-
-    if not isinstance(column, pyarrow.Array | pyarrow.ChunkedArray):
-        column = pyarrow.chunked_array(column)
     if (found := list_type(column.type)) is None:
+        if len(getattr(column.type, "shape", ())) > 1:
+            raise DataError(f"{name} holds tensors of shape {column.type.shape}: vectors have one axis")
         return None
     (dtype, dim), start, arrays = found, 0, []
-    chunks = [column] if isinstance(column, pyarrow.Array) else column.chunks
     if dim is None:
-        dim = next((len(first) for chunk in chunks for first in chunk[:1] if first.is_valid), 0)
-    for chunk in chunks:
+        dim = next((len(first) for chunk in column.chunks for first in chunk[:1] if first.is_valid), 0)
+    for chunk in column.chunks:
         arrays.append(lists_to_array(chunk, dim, dtype, start, name))
         start += len(chunk)
     return arrays or [np.empty((0, dim), dtype)]

@@ -94,8 +94,8 @@ class ConcatRows(StoredRows):
 class SlicedRows(BlockRows):
     """The rows of an array that is read by slices, such as a data set of h5py, zarr or dask."""
 
-    def __init__(self, array, dtype):
-        super().__init__(array.shape, dtype)
+    def __init__(self, array):
+        super().__init__(array.shape, array.dtype)
         self._array, self._rows = array, max(1, BLOCK_BYTES // (array.shape[1] * self.dtype.itemsize))
 
     def _read_block(self, row: int) -> tuple[int, np.ndarray]:

@@ -18,13 +18,13 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import DTypeLike
 
-from qinco.atomic import write_atomically
+from qinco.atomic import user_path, write_atomically
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
 from qinco.vectors import binary, hdf5, npz, parquet
 from qinco.vectors.arrays import as_rows
 from qinco.vectors.block_rows import concat_rows
-from qinco.vectors.mapped import MAX_DIM, Format, Rows, StoredRows, check_matrix, check_stamp, file_size, file_stamp
+from qinco.vectors.mapped import MAX_DIM, Format, Rows, StoredRows, check_matrix, file_size, file_stamp
 
 FORMATS = {
     suffix: format for module in (binary, npz, hdf5, parquet) for format in module.FORMATS for suffix in format.suffixes
@@ -115,14 +115,13 @@ def _open_one(files: list[tuple], number: int) -> Rows:
 
 def _open_file(path: Path, name: str | None, part: str, stamp: tuple[int, int] | None = None) -> Rows:
     """Open one file; raises DataError where it is not the one of `stamp` any more."""
-    check_stamp(path, stamp)
-    size = file_size(path)
+    size, _ = stamp = file_stamp(path, stamp)
     format = _find_format(path, SUFFIXES)
     if size == 0:
         raise DataError(f"{path} holds no vectors: the file is empty")
     rows = format.open(path, size, name, part) if format.has_parts else format.open(path, size)
     if isinstance(rows, StoredRows):
-        rows.reopen = _open_file, (path.absolute(), name, part, stamp or file_stamp(path))
+        rows.reopen = _open_file, (path.absolute(), name, part, stamp)
     return rows
 
 
@@ -149,7 +148,7 @@ def stated_metric(path: str | os.PathLike) -> str | None:
 
 def split_part(path: str | os.PathLike) -> tuple[Path, str | None]:
     """The file of a path, and the name after the colon or None; the name of an existing file is never split."""
-    text = os.fspath(path)
+    text = os.fspath(user_path(path))
     named = None if os.path.lexists(text) else _NAMED_PART.fullmatch(text)
     folder, _, name = text.rpartition(":")
     if named is None and name and not os.path.lexists(text) and os.path.isdir(folder):  # noqa: PTH112
@@ -210,7 +209,7 @@ class VectorWriter:
     """
 
     def __init__(self, path: str | os.PathLike, dim: int, dtype: DTypeLike = np.float32, num_rows: int | None = None):
-        self.path, self.dim, self.num_rows, self.rows_written = Path(path), dim, num_rows, 0
+        self.path, self.dim, self.num_rows, self.rows_written = Path(user_path(path)), dim, num_rows, 0
         self._format = _find_format(self.path, WRITTEN_SUFFIXES)
         self.dtype: np.dtype = np.dtype(dtype) if self._format.dtype is None else self._format.dtype
         require_int("dim", dim, 1, MAX_DIM)

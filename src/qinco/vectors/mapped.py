@@ -138,23 +138,21 @@ class ByName:
 def by_name(rows):
     """What to pickle for rows: a ByName for a memory map of a file, also the user's own; else the rows."""
     mapped = _mapped_by(rows) if isinstance(rows, np.ndarray) else None
-    is_shared = mapped is not None and mapped.filename is not None and mapped.mode != "c"  # "c": changes are private
-    return ByName(rows, mapped) if is_shared else rows
+    if mapped is None or mapped.filename is None or mapped.mode == "c":  # "c": changes are private
+        return rows
+    return ByName(rows, mapped)
 
 
-def file_stamp(path: Path) -> tuple[int, int]:
-    """Size and time of the last change, by which a file is recognised; DataError where there is none."""
-    return file_size(path), path.stat().st_mtime_ns
-
-
-def check_stamp(path: Path, stamp: tuple[int, int] | None) -> None:
-    """Raise DataError if a file is not the one of a stamp any more."""
-    if stamp is not None and file_stamp(path) != stamp:
+def file_stamp(path: Path, known: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Size and time of the last change of a file; DataError where they are not the `known` ones any more."""
+    stamp = file_size(path), path.stat().st_mtime_ns
+    if known not in (None, stamp):
         raise DataError(f"{path} has changed since it was opened: open it again")
+    return stamp
 
 
 def _map_again(path: Path, stamp: tuple[int, int], dtype: np.dtype, shape: tuple, strides: tuple, offset: int):
-    check_stamp(path, stamp)
+    file_stamp(path, stamp)
     return np.ndarray(shape, dtype, map_file(path, np.dtype(np.uint8), stamp[:1]), offset, strides)
 
 
@@ -175,6 +173,7 @@ def release_pages(rows: np.ndarray) -> None:
     mapped = _mapped_by(rows)
     if mapped is None or mapped.mode != "r" or rows.size == 0 or rows.strides[0] < rows[0].nbytes:
         return
+    assert isinstance(mapped.base, mmap.mmap)
     if not hasattr(mmap, "MADV_DONTNEED"):  # Windows
         return
     begin = _address(rows) - _address(mapped) + mapped.offset % mmap.ALLOCATIONGRANULARITY

@@ -17,7 +17,7 @@ class NpzRows(BlockRows):
 
     def __init__(self, name: str, file, shape: tuple[int, int], is_fortran: bool, dtype: np.dtype, offset: int):
         super().__init__(shape, dtype)
-        self._name, self._file, self._offset, self._order = name, file, offset, "F" if is_fortran else "C"
+        self._name, self._file, self._offset, self._is_fortran = name, file, offset, is_fortran
         self._row_bytes = shape[1] * self.dtype.itemsize
         self._block_rows = max(1, shape[0] if is_fortran else BLOCK_BYTES // self._row_bytes)
 
@@ -30,7 +30,7 @@ class NpzRows(BlockRows):
         with library("zipfile", "", self._name):
             self._file.seek(self._offset + start * self._row_bytes)
             values = np.frombuffer(self._file.read(count * self._row_bytes), self.dtype)
-            return start, values.reshape((count, self.shape[1]), order=self._order)
+            return start, values.reshape((count, self.shape[1]), order="F" if self._is_fortran else "C")
 
 
 def open_npz(path: Path, size: int, name: str | None, part: str) -> NpzRows:

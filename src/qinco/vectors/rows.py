@@ -14,7 +14,7 @@ from qinco.vectors.block_rows import Parts, concat_rows
 from qinco.vectors.formats import open_array
 from qinco.vectors.mapped import Rows, by_name, check_matrix, release_pages
 
-_RELEASED_BYTES = 1 << 16
+_RELEASED_BYTES, _PIECE_VALUES = 1 << 16, 1 << 22
 _SAMPLED_ROWS = 256
 _STRATA, _MAX_RUN_ROWS = 8192, 1024
 _FLOAT32 = np.dtype(np.float32)
@@ -71,7 +71,7 @@ class VectorSource:
         if indices.ndim == 0:
             return self[[int(indices)]][0]
         indices = np.where(indices < 0, indices + len(self), indices).astype(np.int64) + self._start
-        vectors = _to_float32(self._rows[indices])
+        vectors = _to_float32(self._rows, indices)
         if vectors.nbytes >= _RELEASED_BYTES and isinstance(self._rows, np.ndarray):
             release_pages(self._rows[indices.min() : indices.max() + 1])
         return vectors
@@ -187,7 +187,7 @@ def _source(x, name: str, may_be_one: bool = False) -> tuple[VectorSource, bool]
     rows = as_rows(x, name)
     is_one = len(rows.shape) == 1 and may_be_one
     if len(rows.shape) == 1 and not is_one and not isinstance(x, np.ndarray) and not hasattr(x, "is_cuda"):
-        found = f"{name} is a row or column of {len(rows)} numbers"
+        found = f"{name} is a row or column of {rows.shape[0]} numbers"
         raise DataError(f"{found}: numpy.asarray(x)[None] is one vector, numpy.asarray(x)[:, None] has dimension 1")
     rows = rows[None] if is_one else rows
     check_matrix(rows.shape, rows.dtype, name)
@@ -264,7 +264,19 @@ class _Others:
         return rows_n + np.searchsorted(self.left_S, rows_n, "right")
 
 
-def _to_float32(rows: np.ndarray) -> np.ndarray:
-    """A fresh array; values that float32 cannot hold become infinite, which `check_finite` finds."""
+def _to_float32(rows, indices: np.ndarray | None = None) -> np.ndarray:
+    """A fresh array of all rows or some, in pieces between which Ctrl-C is heard.
+
+    Values that float32 cannot hold become infinite, which `check_finite` finds.
+    """
+    if indices is not None and not isinstance(rows, np.ndarray):
+        rows, indices = rows[indices], None
     with np.errstate(over="ignore", invalid="ignore"):
-        return rows.astype(np.float32, order="C", copy=not rows.flags.owndata)
+        if indices is None and (rows.flags.owndata or rows.size <= _PIECE_VALUES):
+            return rows.astype(np.float32, order="C", copy=not rows.flags.owndata)
+        count, step = len(rows) if indices is None else len(indices), max(1, _PIECE_VALUES // rows.shape[1])
+        vectors = np.empty((count, rows.shape[1]), np.float32)
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            vectors[part] = rows[part if indices is None else indices[part]]
+        return vectors

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qinco.atomic import check_output, write_atomically
+from qinco.atomic import check_output, user_path, write_atomically
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
 from qinco.maths.metrics import RANKS, recall
@@ -74,6 +74,7 @@ def find_neighbors(
         >>> found = qinco.find_neighbors("index", "query.fvecs", k=10, nprobe=32, output="ids.npy")
         >>> found.ids.shape
     """
+    output, distances_output = user_path(output), user_path(distances_output)
     require_int("k", k, 1, MAX_SHORTLIST)
     read = [*inputs, *input_files(index, queries, ground_truth)]
     _check_outputs(output, distances_output, overwrite, read)

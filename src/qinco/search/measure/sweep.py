@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qinco.atomic import check_output, exclusive, write_atomically
+from qinco.atomic import check_output, exclusive, user_path, write_atomically
 from qinco.codec.codec import Codec
 from qinco.config import require_int
 from qinco.decoders.pairwise import PairwiseDecoder
@@ -212,6 +212,7 @@ def sweep(
     """
     given = (index, queries, ground_truth, pairwise)
     read = [*inputs, *input_files(*given)]
+    output = user_path(output)
     if output is not None and Path(output).suffix.lower() != ".json":
         raise ConfigError(f"output={output}: the results of a search are written to a .json file")
     if output is not None:
@@ -261,7 +262,7 @@ def sweep(
 
 def open_searcher(index, codec: Codec | None = None, pairwise=None, device="cpu") -> tuple[Index, dict[str, str]]:
     """An index, or that of a folder or faiss file, with what is given, and its files' fingerprints: {"index": ...}."""
-    files = {}
+    files, index, pairwise = {}, user_path(index), user_path(pairwise)
     if not isinstance(index, Index) and is_directory(path := index):
         index = Index.load(path, codec=codec, device=device)
         checksums = {name: stored.crc32 for name, stored in read_manifest(path, "index").files.items()}

@@ -63,8 +63,8 @@ def _read_truth(ground_truth) -> tuple[np.ndarray, np.ndarray | None]:
         if sorted(part.dtype.kind in "iu" for part in pair) == [False, True]:
             distances, ids = sorted(pair, key=lambda part: part.dtype.kind in "iu")
             return ids, distances
-    if hasattr(ground_truth, "cpu"):
-        return ground_truth.cpu().numpy(), None
+    if (cpu := getattr(ground_truth, "cpu", None)) is not None:
+        return cpu().numpy(), None
     return np.asarray(as_rows(ground_truth, "the ground truth")[:]), None
 
 
