@@ -106,6 +106,8 @@ def check_output(
     `overwrite` and `resume` (None if the work cannot be resumed) allow that it exists, and `inputs`, which are paths or
     None, must not be replaced, nor folders among them be written to.
     """
+    if not isinstance(overwrite, bool):
+        raise ConfigError(f"overwrite must be true or false, not {overwrite!r}")
     try:
         target = Path(os.path.realpath(path := user_path(path)))
         if os.fspath(path).endswith(os.sep):

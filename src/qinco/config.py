@@ -29,7 +29,7 @@ METRIC_SPELLINGS = {
     **dict.fromkeys(("ip", "dot", "dot_product", "metric_inner_product", "0"), "inner_product"),
     **dict.fromkeys(("angular", "cos", "cosine_similarity"), "cosine"),
 }
-_MULTIPLE = "nmid_short"  # counts in multiples of nshort, and its field does not
+MULTIPLE = "nmid_short"  # counts in multiples of nshort, and its field does not
 # What the arguments of calls are called on the command line, where that is not the key of a field.
 KEYS_OF_ARGUMENTS = {
     "preset": "model_args", "num_parts": "pq", "rotate": "opq", "coarse_centroids": "ivf_centroids",
@@ -96,7 +96,7 @@ def accepts_keys(*options: type, **others: str) -> Callable:
 
 def by_field(settings: dict, *options: type, **others: str) -> dict:
     """Settings of which some are named by keys, by the names of fields; ConfigError if two that are one differ."""
-    fields = {key: field for field, key in _same_keys(*options).items()} | others
+    fields = {key: field for field, key in field_keys(*options).items() if key != MULTIPLE} | others
     if settings.keys().isdisjoint(fields):
         return settings
     named: dict = {}
@@ -275,16 +275,6 @@ def field_keys(*classes: type) -> dict[str, str]:
     """Names of fields on the command line: `{"num_steps": "M", ...}`."""
     declared = (field for options in classes for field in dataclasses.fields(options))
     return {field.name: field.metadata["key"] for field in declared if field.metadata.get("key")}
-
-
-def keys_of_arguments(*options: type) -> dict[str, str]:
-    """What fields of options, and other arguments, are called on the command line."""
-    return KEYS_OF_ARGUMENTS | _same_keys(*options)
-
-
-def _same_keys(*options: type) -> dict[str, str]:
-    """`field_keys` of those fields that have the values of their keys."""
-    return {field: key for field, key in field_keys(*options).items() if key != _MULTIPLE}
 
 
 def named(name: str) -> str:

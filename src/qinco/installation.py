@@ -17,15 +17,7 @@ from qinco.codec.codec import Codec
 from qinco.config import PRESETS, EncodeOptions, ModelConfig
 from qinco.datasets.catalogue import DATASETS
 from qinco.engines.engine import candidate_dtype, choose_engine, engines, pack
-from qinco.machine import (
-    allowed_cores,
-    cpuinfo,
-    free_memory,
-    group_limits,
-    processor_name,
-    total_memory,
-    usable_cores,
-)  # fmt: skip
+from qinco.machine import allowed_cores, cpuinfo, free_memory, group_limits, processor_name, total_memory, usable_cores
 from qinco.maths.assignment import faiss
 from qinco.maths.devices import choose_device, multiplies_bf16_fast
 from qinco.model.qinco import random_model

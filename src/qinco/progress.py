@@ -61,7 +61,7 @@ def reporting(progress: ProgressOption = None) -> Iterator[Progress]:
         finally:
             _SHOWN.release()
     else:
-        yield lines(lambda line, meter: print(line, file=LogStream(), flush=True))
+        yield lines(_print)
 
 
 def is_watched() -> bool:
@@ -156,6 +156,10 @@ def metered(show: Callable[[Meter], None]) -> Progress:
 
 def lines(write: Callable[[str, Meter], None]) -> Progress:
     """A `Progress` that calls `write` with a line and the stage's meter every 30 seconds at most."""
+    return metered(_in_lines(write))
+
+
+def _in_lines(write: Callable[[str, Meter], None]) -> Callable[[Meter], None]:
     last_at = time.monotonic()
 
     def show(meter: Meter) -> None:
@@ -164,7 +168,11 @@ def lines(write: Callable[[str, Meter], None]) -> Progress:
             last_at = time.monotonic()
             write(f"{meter.stage}: {meter.text()}", meter)
 
-    return metered(show)
+    return show
+
+
+def _print(line: str, meter: Meter | None = None) -> None:
+    print(line, file=LogStream(), flush=True)
 
 
 class _Screen(logging.Handler):
@@ -175,7 +183,7 @@ class _Screen(logging.Handler):
 
     def __init__(self, delay: float):
         super().__init__(logging.INFO)
-        self._delay, self._begun, self._records = delay, time.monotonic(), []
+        self._delay, self._begun, self._waiting = delay, time.monotonic(), []
         self._draw: Callable[[Meter], None] | None = None
         self._closing = ExitStack()
 
@@ -191,14 +199,14 @@ class _Screen(logging.Handler):
 
     def __exit__(self, *error) -> None:
         self._closing.close()
-        self._write(logging.WARNING)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._records.append(record)
         if getattr(record, "seconds", 0) >= self._delay:  # an estimate
             self._open()
-        if self._draw is not None:
-            self._write()
+        if self._draw is not None or record.levelno >= logging.WARNING:
+            _print(record.getMessage())
+        else:
+            self._waiting.append(record.getMessage())
 
     def _show(self, meter: Meter) -> None:
         if time.monotonic() - self._begun >= self._delay:
@@ -207,20 +215,11 @@ class _Screen(logging.Handler):
             self._draw(meter)
 
     def _open(self) -> None:
-        if self._draw is not None:
-            return
-        if _is_notebook() and find_spec("ipywidgets") is None:  # bars cannot be drawn there
-            report = lines(lambda line, meter: print(line, file=LogStream(), flush=True))
-            self._draw = lambda meter: report(meter.stage, meter.done, meter.total, meter.unit, **meter.fields)
-        else:
-            self._draw = self._closing.enter_context(_bars())
-        self._write()
-
-    def _write(self, least: int = logging.INFO) -> None:
-        records, self._records = self._records, []
-        for record in records:
-            if record.levelno >= least:
-                print(record.getMessage(), file=LogStream(), flush=True)
+        if self._draw is None:
+            has_bars = not _is_notebook() or find_spec("ipywidgets") is not None
+            self._draw = self._closing.enter_context(_bars()) if has_bars else _in_lines(_print)
+            for line in self._waiting:
+                _print(line)
 
 
 @contextmanager

@@ -127,8 +127,7 @@ def _prepare(task: Task, settings: Settings) -> None:
     # 21 % of wide encoding. torch reads it when it is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     threads = settings["threads"] if task.reads("threads") else None
-    most = max(256, 4 * usable_cores())
-    if threads is not None and threads > most:
+    if threads is not None and threads > (most := max(256, 4 * usable_cores())):
         raise ConfigError(f"threads={threads} is more than can be started: give at most {most}")
     for module in task.imports:
         import_module(module)

@@ -54,6 +54,7 @@ def kmeans(
     source = as_source(x, "training vectors")
     require_int("num_centroids (ivf_K)", num_centroids)
     require_int("num_iterations", num_iterations)
+    require_int("seed", seed, 0)
     require_int("max_points_per_centroid", max_points_per_centroid)
     target = choose_device(device)
     if output is not None:

@@ -269,7 +269,7 @@ class Codec:
             self._assigner = assigner(self.models[0].coarse_centroids)
         return self._assigner(self.models[0].normalize(x_ND)).cpu().numpy().astype(np.int32)
 
-    def decode(self, codes, lists=None, *, precision: str = "float32") -> np.ndarray:
+    def decode(self, codes, lists=None, *, precision: str = "float32", progress: ProgressOption = None) -> np.ndarray:
         """Reconstruct vectors from codes.
 
         Args:
@@ -277,14 +277,17 @@ class Codec:
                 `prefix`); or a pair of codes and lists.
             lists: (N,) integers, for an IVF codec whose codes are given without them.
             precision: "float32", "bf16", or "auto": bf16 where it is fast.
+            progress: see `qinco.progress`.
 
         Returns:
             float32 (N, D).
         """
         codes = self.check_codes(codes, lists)
         packings, decoded_ND = self._pack(precision), np.empty((len(codes), self.dim), np.float32)
-        for first, block in codes.blocks(self.block_rows):
-            self._decode(packings, block, decoded_ND[first : first + len(block)])
+        with reporting(progress) as report:
+            for first, block in codes.blocks(self.block_rows):
+                self._decode(packings, block, decoded_ND[first : first + len(block)])
+                report("decoding", first + len(block), len(codes))
         return decoded_ND
 
     def decode_blocks(self, codes, precision: str = "float32") -> Iterator[tuple[int, np.ndarray]]:

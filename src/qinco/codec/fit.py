@@ -17,7 +17,7 @@ from qinco.codec.recorder import Recorder, log_path
 from qinco.config import EncodeOptions, require_bool, require_int, require_number
 from qinco.errors import ConfigError, DataError
 from qinco.interrupts import handling
-from qinco.maths.devices import choose_device
+from qinco.maths.devices import choose_device, within_cores
 from qinco.maths.rotation import fit_rotation
 from qinco.model.qinco import Qinco
 from qinco.progress import Progress, ProgressOption, reporting
@@ -104,7 +104,7 @@ def fit(
     if output is not None and processes.is_main:  # two runs would go back behind each other's states
         lock = Path(output).with_name(f".{Path(output).name}.lock")
         alone = exclusive(lock, f"another process is training {output}: wait for it, or give another output")
-    with reporting(progress if processes.is_main else False) as report, terminable, alone:
+    with within_cores(), reporting(progress if processes.is_main else False) as report, terminable, alone:
         runs = _Runs(plan, processes, resume, overwrite, mse_scale, report, on_report)
         if num_parts > 1:
             return runs.train_parts(source, num_parts, rotate, output, tensorboard)

@@ -20,6 +20,7 @@ from qinco.decoders.pair_tables import fit_pair_tables
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.machine import free_memory
 from qinco.maths.clustering import kmeans, nearest
+from qinco.maths.devices import num_threads
 from qinco.progress import ProgressOption, reporting
 
 LIST_STREAMS = 5
@@ -148,7 +149,7 @@ def quantize_lists(centroids_VD: np.ndarray, codebook_size: int, seed: int = 0) 
     unit = np.float32(np.abs(left_VD).max() or 1)  # squares of very large or small values leave float32's range
     left_VD /= unit
     some = np.random.default_rng(seed).permutation(len(left_VD))[:_CLUSTERED_LISTS]
-    codes, books, threads = [], [], torch.get_num_threads()
+    codes, books, threads = [], [], num_threads()
     for stream in range(LIST_STREAMS):
         book_KD = kmeans(left_VD[some], codebook_size, seed=seed + stream, threads=threads)
         codes_V = nearest(left_VD, book_KD, threads)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qinco.maths.devices import CPU, holds, to_device
+from qinco.maths.devices import CPU, holds, num_threads, to_device
 from qinco.maths.distances import closest, smallest, squared_distances
 from qinco.progress import Progress, silent
 
@@ -23,9 +23,9 @@ _NUDGE = 1 / 1024  # moves apart the two centroids that a split gives, as in fai
 
 @contextmanager
 def faiss_threads(count: int | None) -> Iterator[None]:
-    """Let faiss use `count` threads for calls of this thread inside the block; None leaves the number alone."""
+    """Let faiss use `count` threads, by default as many as before, but no more than there are cores, in the block."""
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(count or before)
+    faiss.omp_set_num_threads(num_threads(count or before))
     try:
         yield
     finally:
@@ -95,7 +95,8 @@ def coarse_kmeans(
         centroids_VD = _array(lloyd(parts, to_device(centroids_VD, device), iterations, seed, report))
         return centroids_VD * np.float32(scale)
     for iteration in range(iterations):
-        centroids_VD, total = _lloyd_by_faiss(x_ND, centroids_VD, 1)
+        with faiss_threads(None):
+            centroids_VD, total = _lloyd_by_faiss(x_ND, centroids_VD, 1)
         report("k-means", iteration + 1, iterations, "iteration", mse=total / len(x_ND))
     return centroids_VD * np.float32(scale)
 

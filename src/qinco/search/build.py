@@ -1,5 +1,6 @@
 """Building an index: from vectors in memory (`Index.build`), and from codes of any size on disk (`build_index`)."""
 
+import logging
 import os
 import time
 from dataclasses import dataclass, replace
@@ -7,15 +8,15 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
-import torch
 
 from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
 from qinco.compat.faiss_files import FaissIndex, check_index_key, write_faiss
-from qinco.config import MAX_LISTS, require_int
+from qinco.config import MAX_LISTS, accepts_keys, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError
 from qinco.maths.clustering import coarse_kmeans
+from qinco.maths.devices import num_threads
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, check_same_codec, open_codes
 from qinco.search.fit import FitSample, assign_decoded, draw_sample, fit_lookup, open_pairwise, sample_rows
@@ -32,8 +33,9 @@ from qinco.store.folder import check_folder_output, write_folder
 from qinco.store.manifest import MANIFEST, is_kind
 from qinco.vectors.rows import VectorSource
 
+log = logging.getLogger(__name__)
 FAISS_SUFFIX = ".faissindex"
-_CLUSTER_ROWS_EACH, MIN_ROWS_EACH = 256, 39  # vectors of a list
+CLUSTER_ROWS_EACH, MIN_ROWS_EACH = 256, 39  # vectors of a list
 FIT_ROWS = 1_000_000
 _MAX_LENGTH_SPREAD = 0.01  # of vectors that count as of one length
 
@@ -50,10 +52,12 @@ def choose_num_lists(num_lists: int | None, num_vectors: int) -> int:
 
 
 def partition(
-    codec: Codec, codes: Codes, num_lists: int, seed: int, report: Progress = silent
+    codec: Codec, codes: Codes, num_lists: int, seed: int, report: Progress = silent, rows_each: int = CLUSTER_ROWS_EACH
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centroids float32 (V, D) of reconstructions, and the list of each, int32 (N,); without lists that are empty."""
-    rows = sample_rows(len(codes), _CLUSTER_ROWS_EACH * num_lists, seed)
+    rows = sample_rows(len(codes), rows_each * num_lists, seed)
+    if len(rows) < MIN_ROWS_EACH * num_lists and num_lists > 1:
+        log.warning("%d vectors for %d lists: %d or more are better", len(rows), num_lists, MIN_ROWS_EACH * num_lists)
     decoded_ND = np.concatenate([block for _, block in codec.decode_blocks(codes[rows], "auto")])
     report("partitioning", 0, num_lists, "list")
     if num_lists == 1:
@@ -88,7 +92,7 @@ def fill_lists(
     builder.allocate(id_dtype(edges), create)
     for first, block in codes.blocks(block_rows):
         codes_NM, lists_N = np.ascontiguousarray(block.codes, np.uint8), np.asarray(block.lists)
-        norm_codes_N = tables.norm_codes(codes_NM, lists_N, torch.get_num_threads())
+        norm_codes_N = tables.norm_codes(codes_NM, lists_N, num_threads())
         builder.fill(codes_NM, norm_codes_N, lists_N, np.asarray(ids[first : first + len(block)], np.int64))
         report("filling lists", first + len(block), len(codes))
     return builder.finish()
@@ -122,6 +126,7 @@ class BuiltIndex:
     metric: str
 
 
+@accepts_keys(M="num_codes", K="codebook_size")
 def build_index(
     codes, output: str | os.PathLike, *, codec: Codec | None = None, train_codes=None, train_vectors=None,
     centroids=None, num_lists: int | None = None, num_codes: int | None = None, codebook_size: int | None = None,
@@ -164,6 +169,7 @@ def build_index(
     if not is_faiss and database.codebook_size > ENTRIES:
         raise ConfigError(f"{database.name} holds codes of K={database.codebook_size}, and an index folder those of "
                           f"one byte: write a faiss file, NAME{FAISS_SUFFIX}")  # fmt: skip
+    num_clustered = None
     if num_lists is not None and codec is not None and codec.is_ivf:
         if num_lists != codec.config.num_lists:
             raise ConfigError(
@@ -174,7 +180,7 @@ def build_index(
             raise ConfigError("num_lists (ivf_K) is for codes without lists, needs their codec (model=), and replaces "
                               "centroids (ivf_centroids=)")  # fmt: skip
         some = train.rows(sample_rows(len(train), FIT_ROWS, seed))
-        centroids = partition(codec, some, choose_num_lists(num_lists, len(some)), seed)[0]
+        centroids, num_clustered = partition(codec, some, choose_num_lists(num_lists, len(some)), seed)[0], len(some)
     begun = time.monotonic()
     with reporting(progress) as report, TemporaryFile(dir=output.absolute().parent) as scratch:
         sample, centroids_VD = draw_sample(train, train_vectors, codec, centroids, num_training, seed, report)
@@ -191,10 +197,12 @@ def build_index(
         for first, block in database.blocks(num_lists=len(centroids_VD)):
             report("checking codes", first + len(block), len(database))
         fit = (sample, database.codebook_size, centroids_VD)
-        tables = None
+        tables, filled = None, sample
+        if codec is not None and train_vectors is None:
+            filled = sample.with_any_codes(codec, centroids_VD if adds_centroids else None, seed)
+        else:
+            sample.warn_of_few(database.codebook_size)
         if not is_faiss:
-            some_V = centroids_VD if adds_centroids else None
-            filled = sample if codec is None else sample.with_any_codes(codec, some_V, seed)
             tables = fit_tables(filled, *fit[1:], measure, adds_centroids, report)
         lookup = fit_lookup(*fit, moves_centroids=False, report=report) if tables is None else tables.lookup
         mse, fitted = sample.validated_mse(lookup), time.monotonic()
@@ -202,7 +210,7 @@ def build_index(
             write_faiss(output, key, lookup, database, inner_product=measure.scans_inner_products, progress=report)
             bytes_each = FaissIndex(output).bytes_per_vector
         else:
-            counts = len(sample.codes), None if num_lists is None else len(some), None, num_lists, seed
+            counts = len(sample.codes), num_clustered, None, num_lists, seed
             facts = SearchOptions(), len(database), database.fingerprint, Fitted(*counts)
             parts = IndexParts(tables, (), pairs, *facts)
             with write_folder(output, "index", {}) as writer:

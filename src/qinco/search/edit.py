@@ -37,8 +37,9 @@ class EditableIndex:
     def add(self, vectors, ids=None, *, codes=None, progress: ProgressOption = None) -> np.ndarray:
         """Encode vectors and add them. They are on disk when `save` is called.
 
-        When an index has more than twice as many vectors as its tables or lists were fitted to, these are fitted anew
-        to all of them: it finds what an index finds that was built of them at once.
+        An index that has grown to twice the vectors that its tables were fitted to (lists and pairs of `build`: four
+        times, lists of more than 40,000 vectors: by half) fits these anew to all: it finds what one finds that was
+        built at once.
 
         Args:
             vectors: (N, D) array, tensor, path or VectorSource.

@@ -17,11 +17,12 @@ import torch
 from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
 from qinco.codec.plan import check_values
+from qinco.config import accepts_keys, require_int, require_number
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codebook_size, check_memory
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import nearest
-from qinco.maths.devices import to_device
+from qinco.maths.devices import num_threads, to_device
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, list_centroids, open_codes, training_vectors
 from qinco.store.codes import Codes
@@ -36,7 +37,7 @@ _HELD_OUT = 20  # one in so many training vectors is held out for validation
 _MIN_HELD_OUT = 50
 _MAX_MOVED = 0.25  # refitted centroids stay within this fraction of the centroids' variance
 _ENCODED_ROWS = 100_000
-_MANY, _ANY_CODES = 50, 2  # vectors for each row of the tables
+_MANY, _ANY_CODES, _FEW = 50, 2, 5  # vectors for each row of the tables
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,12 @@ class FitSample:
 
         return replace(self, codes=Codes.concatenate([self.codes, added]), read=read, num_added=more)
 
+    def warn_of_few(self, codebook_size: int) -> None:
+        count, rows = len(self.codes), self.codes.shape[1] * codebook_size
+        if count < _FEW * rows:
+            log.warning("%s: tables of %d rows are fitted to %d vectors, and suit few others: %d or more are better",
+                        self.name, rows, count, _FEW * rows)  # fmt: skip
+
     def blocks(self, report: Progress = silent, held: bool | None = False) -> Iterator[tuple]:
         """Codes (n, M), lists (n,) or None, and vectors float32 (n, D): to fit to, held out, or all (None)."""
         positions = np.arange(len(self.codes)) if held is None else np.flatnonzero(self.is_held_T == held)
@@ -150,6 +157,7 @@ class FittedDecoder(Generic[Decoder]):
     num_vectors: int
 
 
+@accepts_keys(M="num_codes", K="codebook_size")
 def fit_lookup_decoder(
     vectors, codes=None, *, codec: Codec | None = None, centroids=None, num_codes: int | None = None,
     codebook_size: int | None = None, num_training: int | None = None, seed: int = 0, progress: ProgressOption = None,
@@ -178,15 +186,19 @@ def fit_lookup_decoder(
             if codec is None:
                 raise ConfigError("codes=None needs a codec to encode the vectors with")
             vectors = as_source(vectors)
-            vectors = vectors.take(sample_rows(len(vectors), num_training or _ENCODED_ROWS, seed))
+            vectors = vectors.take(
+                sample_rows(len(vectors), _ENCODED_ROWS if num_training is None else num_training, seed)
+            )
             codes = codec.encode(vectors, progress=report)
         file = open_codes(codes, codec, num_codes, codebook_size)
         sample, centroids_VD = draw_sample(file, vectors, codec, centroids, num_training, seed, report)
+        sample.warn_of_few(file.codebook_size)
         lookup = fit_lookup(sample, file.codebook_size, centroids_VD, report=report)
         mse = sample.validated_mse(lookup)
         return FittedDecoder(lookup, mse, mse, int((~sample.is_held_T).sum()))
 
 
+@accepts_keys(M="num_codes", K="codebook_size")
 def fit_pairwise_decoder(
     vectors, codes, *, codec: Codec | None = None, centroids=None, pairs_per_code: float = 2.0, dtype: str = "float32",
     num_codes: int | None = None, codebook_size: int | None = None, num_training: int | None = None, seed: int = 0,
@@ -214,10 +226,12 @@ def fit_pairwise_decoder(
         raise ConfigError(f"output={output}: pairwise decoders are written to .safetensors or .pt (the authors') files")
     if output is not None:
         check_output(output, overwrite=overwrite, inputs=inputs)
+    require_number("pairs_per_code", pairs_per_code, above=0)
     file = open_codes(codes, codec, num_codes, codebook_size)
     check_codebook_size(file.codebook_size)
     with reporting(progress) as report:
         sample, centroids_VD = draw_sample(file, vectors, codec, centroids, num_training, seed, report)
+        sample.warn_of_few(file.codebook_size)
         streams = file.num_codes + (0 if centroids_VD is None else LIST_STREAMS)
         num_pairs = min(max(1, round(pairs_per_code * file.num_codes)), streams * (streams - 1) // 2)
         count, number = int((~sample.is_held_T).sum()), np.dtype(dtype).type
@@ -245,7 +259,7 @@ def draw_sample(
     file: CodeFile, vectors, codec: Codec | None, centroids, num_training: int | None, seed: int, report: Progress
 ) -> tuple[FitSample, np.ndarray | None]:
     """A sample of codes, in lists where there are centroids, with vectors (None: reconstructions); and centroids."""
-    rows_T = sample_rows(len(file), num_training or 1_000_000, seed)
+    rows_T = sample_rows(len(file), 1_000_000 if num_training is None else num_training, seed)
     target = codec if vectors is None else training_vectors(file, vectors)
     if target is None:
         raise ConfigError("without training vectors a codec is needed, to whose reconstructions tables are fitted")
@@ -319,7 +333,7 @@ def assign_decoded(codec: Codec | None, codes: Codes, centroids_VD, report: Prog
     assert codec is not None
     on_device = to_device(centroids_VD, codec.device)
     for first, block in codec.decode_blocks(codes, "auto"):
-        found_N = torch.as_tensor(nearest(to_device(block, codec.device), on_device, torch.get_num_threads()))
+        found_N = torch.as_tensor(nearest(to_device(block, codec.device), on_device, num_threads()))
         lists_N[first : first + len(block)] = found_N.cpu().numpy()
         report("assigning vectors to lists", first + len(block), len(codes))
     return lists_N
@@ -327,6 +341,8 @@ def assign_decoded(codec: Codec | None, codes: Codes, centroids_VD, report: Prog
 
 def sample_rows(count: int, most: int, seed: int) -> np.ndarray:
     """At most `most` of `count` row numbers, drawn at random, in ascending order."""
+    require_int("num_training (search.aq_training_samples)", most)
+    require_int("seed", seed, 0)
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))

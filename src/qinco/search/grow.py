@@ -1,5 +1,6 @@
 """Indexes in memory: built of vectors, and extended. What an index has outgrown is fitted anew, as if built at once."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from qinco.decoders.pairwise import PAIRS_PER_CODE, PairwiseDecoder, check_memor
 from qinco.errors import ConfigError, DataError
 from qinco.progress import Progress
 from qinco.search.build import (
+    CLUSTER_ROWS_EACH,
     FIT_ROWS,
     MIN_ROWS_EACH,
     choose_num_lists,
@@ -24,12 +26,14 @@ from qinco.search.build import (
 from qinco.search.fit import FitSample, assign_decoded, codes_of_codec, sample_rows
 from qinco.search.ids import as_ids
 from qinco.search.metric import Metric, choose_metric
+from qinco.search.options import SearchOptions
 from qinco.search.parts import Fitted, IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource, as_source
 
-PAIRWISE_ROWS = 300_000
+log = logging.getLogger(__name__)
+PAIRWISE_ROWS, _AGAIN_ROWS_EACH = 300_000, 64
 
 
 def build_parts(
@@ -90,9 +94,9 @@ def encoded(codec: Codec, source: VectorSource, metric: Metric, codes, report: P
 
 
 def extended(codec: Codec | None, parts: IndexParts, codes: Codes, ids: np.ndarray, report: Progress) -> IndexParts:
-    """An index with further vectors; what was fitted to less than half of all is fitted again, to all of them.
+    """An index with further vectors; what was fitted to a small part of them is fitted again, to all of them.
 
-    After that the index is as if it had been built of its vectors in the order of their ids.
+    That gives what building of its vectors gives, in the order of their ids.
     """
     if not len(ids):
         return parts
@@ -108,7 +112,11 @@ def extended(codec: Codec | None, parts: IndexParts, codes: Codes, ids: np.ndarr
     order = np.argsort(ids, kind="stable")
     codes = Codes.concatenate([*own, codes])[order]
     codec.check_codes(codes_of_codec(codec, codes))  # mapped ones are not checked when an index is opened
-    return replace(_fit(codec, parts, codes, ids[order], parts.tables.metric, parts.fitted, report), next_id=next_id)
+    fitted = _fit(codec, parts, codes, ids[order], parts.tables.metric, parts.fitted, report)
+    if fitted.tables.num_lists != parts.tables.num_lists and parts.options != SearchOptions():
+        now, before = fitted.tables.num_lists, parts.tables.num_lists
+        log.warning("the index has %d lists now, not %d: its options were for those, tune it again", now, before)
+    return replace(fitted, next_id=next_id)
 
 
 def _fit(
@@ -122,7 +130,8 @@ def _fit(
     if "lists" in due:
         num_lists = None if fitted.num_lists is None else min(fitted.num_lists, count)
         codes = codes.with_lists(None)
-        centroids_VD, lists_N = partition(codec, codes, choose_num_lists(num_lists, count), seed, report)
+        each = CLUSTER_ROWS_EACH if old is None else _AGAIN_ROWS_EACH
+        centroids_VD, lists_N = partition(codec, codes, choose_num_lists(num_lists, count), seed, report, each)
         codes = codes.with_lists(lists_N)
 
     def sample(most: int) -> FitSample:

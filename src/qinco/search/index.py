@@ -8,13 +8,13 @@ from operator import index
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from qinco.atomic import user_path
 from qinco.codec.codec import Codec
-from qinco.config import require_int
+from qinco.config import accepts_keys, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError
+from qinco.maths.devices import num_threads
 from qinco.progress import ProgressOption, reporting
 from qinco.search.edit import EditableIndex, decode_ids
 from qinco.search.faiss_index import from_faiss
@@ -140,6 +140,7 @@ class Index(EditableIndex):
         with reporting(progress) as report:
             return cls(codec, build_parts(codec, vectors, num_lists, ids, pairwise, metric, seed, codes, report))
 
+    @accepts_keys(SearchOptions)
     def search(
         self, queries, k: int = 10, nprobe: int | None = None, num_short: int | None = None, filter=None, *,
         num_mid: int | None = None, ef_search: int | None = None, precision: str = "auto",
@@ -231,7 +232,7 @@ class Index(EditableIndex):
         count = len(parts) if allowed is None else min(len(parts), len(allowed))
 
         def scan(queries_QD: np.ndarray, length: int):
-            threads = torch.get_num_threads()
+            threads = num_threads()
             least = min(k, count) if fills else 0
             return parts.tables.shortlist(queries_QD, length, options, parts.segments, admitted, threads, least)
 

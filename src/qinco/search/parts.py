@@ -11,7 +11,10 @@ from qinco.search.lists import InvertedLists
 from qinco.search.options import SearchOptions
 from qinco.search.tables import SearchTables
 
-_FITTED = ("tables", "lists", "pairwise")
+# So many times as many vectors as they were fitted to are too many. Among few vectors a query visits most of the lists,
+# which may be of some of them alone; of many it misses those that were not fitted to what came later.
+_FITTED = {"tables": 2, "lists": 4, "pairwise": 4}
+_MANY, _MANY_LISTS = 40_000, 1.5
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,10 @@ class Fitted:
     seed: int = 0
 
     def outgrown(self, num_vectors: int) -> set[str]:
-        """The parts that were fitted to less than half of so many vectors."""
-        return {name for name in _FITTED if (count := getattr(self, name)) is not None and num_vectors > 2 * count}
+        """The parts that were fitted to too small a part of so many vectors."""
+        growth = _FITTED | ({"lists": _MANY_LISTS} if num_vectors > _MANY else {})
+        counts = {name: getattr(self, name) for name in _FITTED}
+        return {name for name, count in counts.items() if count is not None and num_vectors > growth[name] * count}
 
     def without(self, removed: int) -> "Fitted":
         """After the removal of vectors, which may have been any."""
@@ -81,6 +86,8 @@ class IndexParts:
     def given(self, name: str, value) -> "IndexParts":
         """With another value of a field; what is fitted to vectors is not fitted again then."""
         kept = {"tables": ("tables", "lists"), "pairwise": ("pairwise",)}.get(name, ())
+        if name == "pairwise" and value is not None and value.num_lists:  # it knows these lists
+            kept = ("pairwise", "lists")
         return replace(self, **{name: value}, fitted=replace(self.fitted, **dict.fromkeys(kept)))
 
     def stored(self, folder: str, token: str) -> "IndexParts":

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from qinco.maths.devices import num_threads
 from qinco.search.ids import are_among
 from qinco.search.options import SearchOptions
 from qinco.search.parts import IndexParts
@@ -27,7 +28,7 @@ def search_ranges(
     counts, found = [np.zeros(1, np.int64)], [none[1:]]
     for _, block in source.blocks(max(1, _MAX_VISITS // nprobe)):
         queries_QD = metric.prepare(block)
-        probes_QL, _ = parts.tables.probe(queries_QD, nprobe, options.ef_search, torch.get_num_threads())
+        probes_QL, _ = parts.tables.probe(queries_QD, nprobe, options.ef_search, num_threads())
         near = [none, *_near(parts, decoder, queries_QD, probes_QL, radius, allowed)]
         rows_F, distances_F, ids_F = map(np.concatenate, zip(*near, strict=True))
         order = np.lexsort((ids_F, distances_F if metric.name == "l2" else -distances_F, rows_F))

@@ -7,7 +7,7 @@ from torch import Tensor
 from qinco.config import ModelConfig
 from qinco.errors import DataError
 from qinco.maths.clustering import nearest, residual_kmeans
-from qinco.maths.devices import to_device
+from qinco.maths.devices import num_threads, to_device
 from qinco.model.qinco import Qinco
 from qinco.progress import Progress, silent
 from qinco.training.options import TrainOptions
@@ -82,7 +82,7 @@ def initialize_model(
     model: Qinco, source: VectorSource, options: TrainOptions, coarse_VD: np.ndarray | None, progress: Progress = silent
 ) -> None:
     """Set every weight: scales, then the steps to a residual quantizer of a sample (QINCo2 paper, section 3.3)."""
-    config, threads = model.config, torch.get_num_threads()
+    config, threads = model.config, num_threads()
     set_scales(model, source, options, coarse_VD)
     x_ND = sample(source, sample_rows(config, len(source)), options.seed)
     x_ND = model.normalize(to_device(x_ND, model.device))

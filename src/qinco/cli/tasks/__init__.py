@@ -3,7 +3,7 @@
 from importlib import import_module
 
 from qinco.cli.keys import OPTIONS, Key, Task
-from qinco.config import keys_of_arguments
+from qinco.config import KEYS_OF_ARGUMENTS, MULTIPLE, field_keys
 
 # In the order of the help.
 _MODULES = (
@@ -20,7 +20,8 @@ TASKS: dict[str, Task] = {
 KEYS: dict[str, Key] = {key.name: key for task in TASKS.values() for key in task.keys}
 ALIASES = {name.removeprefix("search."): name for name in KEYS if name.startswith("search.")}
 # Keys may be called as in Python, by the field or the argument that they stand for.
-ALIASES |= {field: ALIASES.get(key, key) for field, key in keys_of_arguments(*OPTIONS).items() if field not in KEYS}
+_SAME = {name: key for name, key in (KEYS_OF_ARGUMENTS | field_keys(*OPTIONS)).items() if key != MULTIPLE}
+ALIASES |= {name: ALIASES.get(key, key) for name, key in _SAME.items() if name not in KEYS}
 # What is suggested for a misspelled one, and so also by the last part of its name.
 SPELLINGS = {name.rpartition(".")[2].lower(): name for name in reversed(KEYS)} | ALIASES
 SPELLINGS |= {name.lower(): name for name in KEYS}

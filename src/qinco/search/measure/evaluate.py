@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from qinco.codec.codec import Codec
 from qinco.codec.evaluate import Evaluation
 from qinco.config import EncodeOptions, require_int
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import quantize_residually, residual_kmeans
+from qinco.maths.devices import num_threads
 from qinco.maths.metrics import RANKS, recall
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.exhaustive import nearest_in_blocks
@@ -23,7 +23,7 @@ from qinco.search.measure.truth import open_queries_among
 from qinco.search.metric import Metric, choose_metric
 from qinco.search.parts import Fitted
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source, stratified_rows
 
 _MAX_QUERIES = 1000
 _RQ_ROWS = 50_000  # vectors that the residual quantizer is fitted to
@@ -104,9 +104,9 @@ def evaluate_index(
 ) -> dict:
     """Estimate recall over vectors that an index has not seen; no ground truth is needed.
 
-    The last `num_queries` vectors are queries; the others are encoded into an index of their own with this one's codec,
-    tables and options. Recall falls with the number of vectors; and the options of a large index find less in a small
-    one, whose lists hold few vectors.
+    `num_queries` of all parts of the vectors are queries; the others are encoded into an index of their own with this
+    one's codec, tables and options. Recall falls with the number of vectors; and the options of a large index find less
+    in a small one, whose lists hold few vectors.
 
     Args:
         index: Index with a codec.
@@ -127,15 +127,16 @@ def evaluate_index(
     if not len(index):
         raise ConfigError("the index is empty: the residual quantizer is fitted to its vectors")
     codec.check_dim(source)
-    source = source.limit(max_vectors)
+    source = source.take(stratified_rows(len(source), max_vectors)) if len(source) > max_vectors else source
     count = min(_MAX_QUERIES, -(-len(source) // 10)) if num_queries is None else num_queries
     require_int("num_queries", count, 0 if num_queries is None else 1)
     if count >= len(source):
         raise DataError(f"{source.name}: {len(source)} vectors are too few to take {count} queries from")
     x_ND = next(block for _, block in source.blocks(len(source)))
-    x_ND, queries_QD = x_ND[:-count], x_ND[-count:]
+    rows_Q = stratified_rows(len(x_ND), count)
+    x_ND, queries_QD = np.delete(x_ND, rows_Q, 0), x_ND[rows_Q]
     choose_metric(None, source, own=index.metric)
-    metric, unseen, threads = index.tables.metric, index.emptied(), torch.get_num_threads()
+    metric, unseen, threads = index.tables.metric, index.emptied(), num_threads()
     unseen.parts = replace(unseen.parts, fitted=Fitted())  # the tables and lists of this index are judged
     with reporting(progress) as report:
         unseen.add(x_ND, progress=report)

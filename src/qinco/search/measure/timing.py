@@ -1,5 +1,6 @@
 """Recall and time of a search with some options, and the fastest options that reach a recall."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,10 +17,12 @@ from qinco.search.measure.truth import open_queries_of
 from qinco.search.metric import choose_metric
 from qinco.search.options import SearchOptions
 
+log = logging.getLogger(__name__)
 # Of the timed runs the one of median total is reported.
 MIN_REPEATS, MAX_REPEATS, MIN_SECONDS = 3, 100, 1.0
 TIMING = f"median of at least {MIN_REPEATS} runs and {MIN_SECONDS:g} s ({MAX_REPEATS} runs at most) after one warm-up"
 TUNED_LENGTHS = (5, 10, 20, 50, 100, 200, 500, 1000)
+_RELIABLE_QUERIES = 100
 _BATCH_SHORTLISTED = 1 << 21  # vectors in the shortlists of a batch: about 100 MB
 
 
@@ -74,6 +77,9 @@ def tune(
     choose_metric(metric, queries, ground_truth, own=index.metric)
     prepared_QD, nearest_Q = open_queries_of(index, queries, ground_truth)
     count = len(index)
+    if len(nearest_Q) < _RELIABLE_QUERIES:
+        error = 1 / len(nearest_Q) ** 0.5
+        log.warning("%d queries tell recall to within about %.2f: a thousand are better", len(nearest_Q), error)
     values = {
         "nprobe": [min(1 << power, index.num_lists) for power in range(12)],
         "quantizer_efSearch": [16, 64, 256] if index.has_graph else [16],
