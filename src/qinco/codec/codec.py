@@ -183,12 +183,12 @@ class Codec:
             models, rotation_DD, options, provenance = load_models(file)
         return cls(models, options, provenance, rotation_DD).to(target)
 
-    @accepts_keys(ModelConfig, EncodeOptions)
     @classmethod
     def from_bytes(cls, content: bytes, device: str | torch.device = "cpu") -> "Codec":
         """Read what `to_bytes` returned; see `load`."""
         return cls.load(content, device)
 
+    @accepts_keys(ModelConfig, EncodeOptions)
     def encode(
         self, x, *, num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
         precision: str | None = None, num_steps: int | None = None, progress: ProgressOption = None,
