@@ -22,7 +22,7 @@ from qinco.progress import ProgressOption, reporting
 from qinco.store.codec import check_suffix, load_models, save_models
 from qinco.store.codes import Codes
 from qinco.vectors.prefetch import read_ahead
-from qinco.vectors.rows import VectorSource, as_source, check_finite
+from qinco.vectors.rows import VectorSource, as_source, check_dim, check_finite
 
 
 class Codec:
@@ -79,6 +79,7 @@ class Codec:
 
     @property
     def device(self) -> torch.device:
+        """Where the models compute."""
         return self.models[0].device
 
     @property
@@ -350,7 +351,7 @@ class Codec:
         if codes.has_lists and not self.is_ivf:
             raise DataError("lists were given, but this codec has none: it was trained without coarse centroids")
         if codes.shape[1] % count:
-            raise DataError(f"codes have {codes.shape[1]} columns: {count} parts need equally many each")
+            raise DataError(f"codes must have a multiple of {count} columns, for equal parts, not {codes.shape[1]}")
         for first, block in codes.blocks(1 << 20) if len(codes) else [(0, codes)]:
             check_codes(block.codes, self.num_codes, self.config.codebook_size, codes.name, first)
             if codes.has_lists:
@@ -359,8 +360,7 @@ class Codec:
 
     def check_dim(self, source: VectorSource) -> None:
         """Raise DataError unless the source's vectors have the codec's dimension."""
-        if source.dim != self.dim:
-            raise DataError(f"{source.name}: vectors have {source.dim} dimensions, the codec was trained on {self.dim}")
+        check_dim(source, self.dim, "the codec")
 
     def _pack(self, precision: str, engine: str | None = None) -> list[Packed]:
         """The models packed by an engine, once for each precision."""

@@ -74,7 +74,7 @@ def encode_file(
         progress: see `qinco.progress`.
 
     Example:
-        >>> encode_file(codec, "base.fvecs", "codes", num_pairs=64, beam_width=32)
+        >>> encode_file(codec, "base.fvecs", "wide_codes", num_pairs=64, beam_width=32)
     """
     started, x, path = time.monotonic(), as_source(source), Path(user_path(output))
     codec.check_dim(x)

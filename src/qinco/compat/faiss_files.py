@@ -264,7 +264,7 @@ def write_faiss(
                 report("filling lists", (total + first + len(block)) // 2, total)
             faiss.write_index(index, str(temporary))
         except MemoryError as error:
-            raise ResourceError(f"not enough memory for the index {path} of {total} vectors") from error
+            raise ResourceError(f"not enough memory for the index {path}, ntotal {total}") from error
         except RuntimeError as error:
             raise ResourceError(f"cannot write {path}: {_reason(error)}") from error
         try:

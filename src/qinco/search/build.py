@@ -48,7 +48,7 @@ def choose_num_lists(num_lists: int | None, num_vectors: int) -> int:
         return max(1, min(wanted, num_vectors // MIN_ROWS_EACH))
     require_int("num_lists", num_lists, 1, MAX_LISTS)
     if num_lists > num_vectors:
-        raise ConfigError(f"num_lists={num_lists} is more than the {num_vectors} vectors: give fewer lists")
+        raise ConfigError(f"num_lists must be at most {num_vectors}, the number of vectors, not {num_lists}")
     return num_lists
 
 
@@ -168,8 +168,8 @@ def build_index(
 
     Example:
         >>> qinco.encode_file(codec, "base.fvecs", "base_codes")
-        >>> qinco.build_index("base_codes", "index", codec=codec, train_codes="codes", train_vectors="train.fvecs")
-        >>> index = qinco.Index.load("index")
+        >>> qinco.build_index("base_codes", "ix", codec=codec, train_codes="train_codes", train_vectors="train.fvecs")
+        >>> index = qinco.Index.load("ix")
     """
     output, metric = Path(user_path(output)), choose_metric(metric, train_vectors)
     is_faiss = _check_output(output, metric, pairwise, index_key, overwrite)
@@ -182,9 +182,7 @@ def build_index(
     num_clustered = None
     if num_lists is not None and codec is not None and codec.is_ivf:
         if num_lists != codec.config.num_lists:
-            raise ConfigError(
-                f"num_lists={num_lists}: the codec has {codec.config.num_lists} lists, leave num_lists out"
-            )
+            raise ConfigError(f"num_lists={num_lists} is not the codec's {codec.config.num_lists}: leave num_lists out")
     elif num_lists is not None:
         if centroids is not None or database.codes.has_lists or codec is None:
             raise ConfigError("num_lists (ivf_K) is for codes without lists, needs their codec (model=), and replaces "
@@ -249,8 +247,8 @@ def _one_length(sample: FitSample) -> float:
     lengths = np.concatenate([np.linalg.norm(x_nD, axis=1) for *_, x_nD in sample.blocks(held=None)])
     low, high = float(lengths.min()), float(lengths.max())
     if not 0 < high * (1 - _MAX_LENGTH_SPREAD) <= low:
-        raise ConfigError(f"metric=cosine is for codes of vectors of one length, and {sample.name} has {low:.4g} to "
-                          f"{high:.4g}: encode vectors of one length, or give metric=l2")  # fmt: skip
+        raise ConfigError(f"metric=cosine is for codes of vectors of one length, not of {low:.4g} to {high:.4g} "
+                          f"as in {sample.name}: encode vectors of one length, or give metric=l2")  # fmt: skip
     return float(lengths.mean())
 
 

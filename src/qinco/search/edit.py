@@ -134,7 +134,7 @@ class EditableIndex:
         "cosine" vectors have the length of the codec's training vectors.
         """
         if isinstance(id, range) and range_size(id) > len(self.parts):
-            raise DataError(f"{id} has ids that are not in the index, which holds {len(self.parts)} vectors")
+            raise DataError(f"ids must be in the index (of {len(self.parts)}), not {id}")
         return decode_ids(self.codec, self.parts, id_array(id))
 
     def missing_ids(self, ids_N: np.ndarray) -> np.ndarray:
@@ -156,7 +156,7 @@ def decode_ids(codec: Codec | None, parts: IndexParts, ids: np.ndarray, *, skips
         )
         is_known |= here
     if not (is_known.all() or skips_unknown):
-        raise DataError(f"id {wanted[~is_known][0]} is not in the index, which holds {len(parts)} vectors")
+        raise DataError(f"id {wanted[~is_known][0]} is not in the index (of {len(parts)})")
     decoder = parts.tables.lookup if codec is None else NeuralDecoder(codec, "float32")
     decoded_ND = np.full((len(wanted), parts.tables.lookup.dim), np.nan, np.float32)
     for segment, here, rows in places:
@@ -182,9 +182,8 @@ def _keeps_lists(codec: Codec | None, parts: IndexParts, other: IndexParts) -> b
     if parts.codec_fingerprint is None or other.codec_fingerprint != parts.codec_fingerprint or len(names) > 1:
         raise DataError("the other index is of another codec or metric, or that is unknown: add its vectors instead")
     if owned != (two.partition_VD is None) or (owned and one.num_lists != two.num_lists):
-        raise DataError(
-            f"lists belong to the codes of one of the indexes, of {one.num_lists} and {two.num_lists} lists"
-        )
+        sizes = f"num_lists is {one.num_lists} and {two.num_lists}"
+        raise DataError(f"lists belong to the codes of one of the indexes ({sizes}): add the other's vectors instead")
     if owned or np.array_equal(one.centroids_VD, two.centroids_VD):
         return True
     if codec is None:

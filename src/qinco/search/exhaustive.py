@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from qinco.config import require_int
-from qinco.errors import DataError
 from qinco.maths.devices import to_device
 from qinco.maths.distances import smallest, squared_distances
 from qinco.progress import ProgressOption, reporting
 from qinco.search.metric import L2, Metric, choose_metric
 from qinco.store.codes import Codes
-from qinco.vectors.rows import as_source
+from qinco.vectors.rows import as_source, check_dim
 
 _BLOCK_ROWS = 1 << 16
 _DISTANCES, _PIECE_ROWS = 1 << 23, 1 << 15
@@ -55,8 +54,7 @@ def exhaustive_search(
     else:
         database = as_source(vectors)
         dim, decoded = database.dim, database.blocks(_BLOCK_ROWS)
-    if dim != source.dim:
-        raise DataError(f"{source.name} have {source.dim} dimensions, the vectors that are searched {dim}")
+    check_dim(source, dim, "the vectors that are searched")
     with reporting(progress) as report:
 
         def blocks():

@@ -31,7 +31,7 @@ from qinco.search.options import SearchOptions
 from qinco.search.parts import Fitted, IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source, check_not_empty
 
 log = logging.getLogger(__name__)
 PAIRWISE_ROWS, _AGAIN_ROWS_EACH = 300_000, 64
@@ -50,10 +50,9 @@ def build_parts(
     require_int("seed", seed, 0)
     source = as_source(vectors)
     codec.check_dim(source)
-    if not len(source):
-        raise DataError(f"{source.name} holds no vectors: an index is fitted to some")
+    check_not_empty(source)
     if codec.is_ivf and num_lists not in (None, codec.config.num_lists):
-        raise ConfigError(f"num_lists={num_lists}: the codec has {codec.config.num_lists} lists, leave num_lists out")
+        raise ConfigError(f"num_lists={num_lists} is not the codec's {codec.config.num_lists}: leave num_lists out")
     if not codec.is_ivf:
         choose_num_lists(num_lists, len(source))
     ids = range(len(source)) if ids is None else as_ids(ids, len(source))
@@ -73,7 +72,7 @@ def encoded(codec: Codec, source: VectorSource, metric: Metric, codes, report: P
     else:
         found = codec.check_codes(codes)
     if len(found) > len(source):
-        raise DataError(f"there are {len(found)} codes for {len(source)} vectors: give those of the first vectors")
+        raise DataError(f"codes must be those of the first vectors, {len(source)} or fewer, not {len(found)}")
     try:
         if len(found) < len(source):
             rest = prepared(source.window(len(found), len(source)), metric)

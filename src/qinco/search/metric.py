@@ -25,7 +25,7 @@ class Metric:
 
     Args:
         name: "l2", "inner_product" or "cosine"; or another name of it, such as "euclidean", "ip" or "angular".
-        unit_length: for "cosine", that vectors are scaled to before they are encoded: as of the training vectors.
+        unit_length: the length that vectors are scaled to for "cosine", near that of the codec's training vectors.
     """
 
     name: str

@@ -152,7 +152,7 @@ def search_queries(
     try:
         distances_QR, ids_QR = np.empty((len(source), k), np.float32), np.empty((len(source), k), np.int64)
     except MemoryError:
-        raise ResourceError(f"{k} results of {len(source)} queries do not fit in memory: give a smaller k") from None
+        raise ResourceError(f"results of shape ({len(source)}, {k}) do not fit in memory: give a smaller k") from None
     bytes_each = pipeline.length * (num_codes + 16) + 16 * nprobe
     for start, queries_QD in source.blocks(max(1, min(1 << 20, batch_bytes // bytes_each))):
         part = slice(start, start + len(queries_QD))

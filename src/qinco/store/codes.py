@@ -79,14 +79,17 @@ class Codes(NDArrayOperatorsMixin):
 
     @property
     def has_lists(self) -> bool:
+        """Whether there are list numbers."""
         return self._lists is not None
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(N, M)."""
         return self._codes.shape[0], self._codes.shape[1]
 
     @property
     def dtype(self) -> np.dtype:
+        """Type of the codes, uint8 or uint16."""
         return self._codes.dtype
 
     def __len__(self) -> int:
@@ -223,7 +226,7 @@ class Codes(NDArrayOperatorsMixin):
             overwrite: replace what exists.
 
         Example:
-            >>> Codes(np.zeros((3, 8), np.uint8)).save("codes.npy")
+            >>> Codes(np.zeros((3, 8), np.uint8)).save("zeros.npy")
         """
         if codec is not None:
             codebook_size, dim = codec.config.codebook_size, codec.dim

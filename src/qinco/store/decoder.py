@@ -150,8 +150,8 @@ def _checked(path, scale, tables_MKD, pairs_P2, tables_PJD, list_codes_VI, centr
         )
     if centroids_VD is not None and (centroids_VD.dtype != np.float32 or centroids_VD.shape != (len(lists), dim)):
         raise DataError(
-            f"{path} is for {len(lists)} lists in {dim} dimensions: "
-            f"the centroids are {centroids_VD.dtype} of shape {centroids_VD.shape}"
+            f"{path} is for lists with centroids of shape ({len(lists)}, {dim}), "
+            f"not {centroids_VD.dtype} of shape {centroids_VD.shape}"
         )
     if centroids_VD is not None and not np.isfinite(centroids_VD).all():
         raise DataError(f"{path}: the centroids hold values that are not finite")

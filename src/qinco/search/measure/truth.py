@@ -16,7 +16,7 @@ from qinco.search.metric import METRICS
 from qinco.vectors.arrays import as_rows
 from qinco.vectors.binary import open_distances
 from qinco.vectors.formats import FORMATS, open_array, read_integers, split_part
-from qinco.vectors.rows import VectorSource, as_source, spread_rows
+from qinco.vectors.rows import VectorSource, as_source, check_dim, spread_rows
 
 log = logging.getLogger(__name__)
 _MAX_QUERIES, _MAX_LISTED = 64, 10  # that are looked at
@@ -38,8 +38,7 @@ def open_queries(queries, ground_truth, dim: int) -> tuple[np.ndarray, np.ndarra
     The ground truth is ids (Q,) or (Q, R), the path of a file of them, or a pair of distances and ids.
     """
     source = as_source(queries, "queries")
-    if source.dim != dim:
-        raise DataError(f"{source.name} have {source.dim} dimensions, the vectors to search {dim}")
+    check_dim(source, dim, "the vectors that are searched")
     if not len(source):
         raise DataError("there are no queries to measure with")
     truth, distances = _read_truth(ground_truth)
@@ -48,7 +47,7 @@ def open_queries(queries, ground_truth, dim: int) -> tuple[np.ndarray, np.ndarra
     else:
         truth = as_ids(truth, None)[:, None]
     if len(truth) != len(source):
-        raise DataError(f"the ground truth has {len(truth)} rows, and there are {len(source)} queries")
+        raise DataError(f"the ground truth must have a row for each query, {len(source)}, not {len(truth)}")
     distances_QR = None if distances is None else np.asarray(distances, np.float64).reshape(len(distances), -1)
     if distances_QR is not None and distances_QR.shape != truth.shape:
         raise DataError(f"the ground truth has distances of shape {distances_QR.shape}, and ids of {truth.shape}")
