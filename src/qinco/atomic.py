@@ -30,12 +30,13 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
 
     The temporary file, empty and hidden, lies beside `path` (beside the target of a symbolic link), with its suffix. It
     is flushed to disk before it is renamed, and removed on any exception; `path` is then unchanged. An OSError is a
-    ResourceError; a folder or a device as `path` is a ConfigError.
+    ResourceError; a folder or a device as `path` is a ConfigError. For missing folders see `require_folder`.
     """
     target = Path(os.path.realpath(path := user_path(path)))
     temporary = target.parent / f".{target.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}{target.suffix}"
     try:
         _check_replaceable(path, target)
+        require_folder(path, target.parent)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         mode = temporary.stat().st_mode
         yield temporary
@@ -45,7 +46,7 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
         flush_folder(target.parent)
     except OSError as error:
         is_ours = error.filename in (None, str(temporary), temporary)
-        raise ResourceError(f"cannot write {path}: {(error.strerror if is_ours else None) or error}") from error
+        raise ResourceError(f"cannot write {path}: {reason_of(error) if is_ours else error}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -127,8 +128,26 @@ def check_output(
     except ConfigError:
         raise
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(f"cannot write {path}: {reason_of(error)}") from error
     return Path(path)
+
+
+def reason_of(error: Exception) -> str:
+    """Why something cannot be written, whose folder is there."""
+    if isinstance(error, FileNotFoundError):  # in folders such as /proc
+        return "that folder takes no files, give another name"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def make_folder(path: Path) -> bool:
+    """Make a folder for output, where `require_folder` allows it; whether it was missing. Raises ConfigError."""
+    try:
+        require_folder(path, Path(os.path.realpath(path)).parent)
+        is_new = not path.exists()
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {reason_of(error)}") from error
+    return is_new
 
 
 def require_folder(path, folder: Path) -> None:

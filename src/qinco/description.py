@@ -69,6 +69,9 @@ def _find_describer(file: Path) -> Callable[..., dict]:
         return lambda path: {"kind": "packed codes", "note": note}
     kind = "index" if file.is_dir() else suffix
     if kind not in _DESCRIBERS:
-        kind = "pairwise" if import_module("qinco.store.tensors").read_header(file)["kind"] == "pairwise" else "codec"
+        held = import_module("qinco.store.tensors").find_content(file)
+        if held is None and suffix != ".safetensors":
+            raise DataError(f"{file} is no file that qinco knows")
+        kind = "pairwise" if held and "pairwise" in held else "codec"
     module, name = _DESCRIBERS[kind]
     return getattr(import_module(module), name)

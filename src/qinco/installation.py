@@ -22,6 +22,7 @@ from qinco.maths.assignment import faiss
 from qinco.maths.devices import choose_device, multiplies_bf16_fast
 from qinco.model.qinco import random_model
 from qinco.native import library
+from qinco.progress import counted
 from qinco.vectors.rows import as_source
 from qinco.version import __version__
 
@@ -159,7 +160,8 @@ def _machine_problems(root: Path, features: dict) -> Iterator[str]:
         yield f"torch {number} cannot use the NVIDIA GPU: install a CUDA build of torch that fits the driver"
     threads, cores = torch.get_num_threads(), usable_cores(root)
     if threads > cores:
-        yield f"torch uses {threads} threads on {cores} cores: give threads={cores} or set OMP_NUM_THREADS={cores}"
+        uses = f"torch uses {threads} threads on {counted(cores, 'core')}"
+        yield f"{uses}: give threads={cores} or set OMP_NUM_THREADS={cores}"
 
 
 @torch.no_grad()

@@ -127,7 +127,7 @@ class Meter:
         return max(0, self.total - self.done) / rate if (rate := self.rate) else None
 
     def text(self) -> str:
-        parts, rate = [f"{self.done:,}/{self.total:,} {self.unit}s"], self.rate
+        parts, rate = [f"{self.done:,}/{counted(self.total, self.unit)}"], self.rate
         if rate is not None:
             parts.append(f"{format_number(rate)} {self.unit}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit}")
             parts.append(f"{format_duration(self.seconds_left or 0)} left")
@@ -251,6 +251,13 @@ def format_number(value) -> str:
     if not 1e-3 <= abs(value) < 1e15:  # NaN, infinity and zero are here too
         return f"{value:.4g}"
     return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+
+
+def counted(number: int, noun: str) -> str:
+    """How many of what, with the noun in the right number: `1 epoch`, `1,000 queries`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun[:-1]}ies" if noun.endswith("y") else f"{number:,} {noun}s"
 
 
 def format_duration(seconds: float) -> str:

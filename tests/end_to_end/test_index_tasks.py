@@ -297,10 +297,10 @@ def test_info(capsys):
     assert found["bytes_per_vector"] == qinco.Index.load("ix").bytes_per_vector == 3 + 1 + 4 + 8 * (LISTS + 1) / BASE
     assert (found["metric"], found["pairwise"], found["options"]["nprobe"]) == ("l2", None, 16)
     pairs = run_json(capsys, "info", "pairs.safetensors")
-    assert (pairs["kind"], pairs["code_size"], pairs["num_lists"]) == ("pairwise decoder", 3, LISTS)
+    assert (pairs["kind"], pairs["num_codes"], pairs["num_lists"]) == ("pairwise decoder", 3, LISTS)
     assert pairs["table_bytes"] <= Path("pairs.safetensors").stat().st_size
     theirs = run_json(capsys, "info", "ix.faissindex")
-    assert (theirs["num_lists"], theirs["code_size"], theirs["codebook_size"]) == (LISTS, 3, 16)
+    assert (theirs["num_lists"], theirs["num_codes"], theirs["codebook_size"]) == (LISTS, 3, 16)
 
 
 def test_a_damaged_index_is_refused_by_the_name_of_the_file(tmp_path, capsys):
@@ -397,8 +397,8 @@ WRONG = {
     "codes as vectors": (build(trainset="shard.npy"), 3, "(1500, 3)"),
     "codes that say nothing": (build(encoded_db="gt.ivecs"), 2, "M= and K="),
     "codes out of range": (build("K=16", "M=3", IVF, encoded_db="large.npz"), 3, "large.part_0.npz"),
-    "lists out of range": (build(IVF, encoded_db="far.npz"), 3, "out of range"),
-    "no codes": (build("M=3", "K=16", encoded_db="empty.npy", encoded_trainset="empty.npy"), 3, "holds no codes"),
+    "lists out of range": (build(IVF, encoded_db="far.npz"), 3, "in the range"),
+    "no codes": (build("M=3", "K=16", encoded_db="empty.npy", encoded_trainset="empty.npy"), 3, "must not be empty"),
     "wide codes": (build("M=10", "K=512", encoded_db="gt.ivecs", encoded_trainset="gt.ivecs"), 2, "K=512"),
     "M": (build("M=4", "ivf_centroids=coarse.npy"), 2, "M=4"),
     "missing codes": (build(encoded_db="nowhere.npz"), 3, "nowhere.npz"),
@@ -423,11 +423,11 @@ WRONG = {
     "pairs exist": (f"{PAIRS} output=pairs.safetensors", 2, "overwrite=true"),
     "tables": (f"{PAIRS} output=n.pt tables=int8", 2, "float16"),
     "no index": (find("index=nowhere"), 3, "nowhere"),
-    "codes as an index": (find("index=ivf_base"), 3, "manifest.json"),
+    "codes as an index": (find("index=ivf_base"), 3, "ivf_base is a folder of codes"),
     "vectors as an index": (find("index=base.npy"), 3, "base.npy"),
     "faiss without a model": (find("index=ix.faissindex"), 2, "model="),
     "faiss of another codec": (find("index=ix.faissindex", OTHER), 3, "centroids are not the model's"),
-    "faiss of other codes": (find("index=ix.faissindex", LARGER), 3, "code_size is 3, not 2"),
+    "faiss of other codes": (find("index=ix.faissindex", LARGER), 3, "num_codes is 3, not 2"),
     "index of another codec": (find("index=ix", OTHER), 3, "another codec"),
     "values without truth": ("search index=ix queries=query.npy nprobe=[1,4]", 2, "nprobe"),
     "plot of neighbours": ("search index=ix queries=query.npy plot=p.svg", 2, "plot"),

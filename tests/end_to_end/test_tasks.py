@@ -165,7 +165,7 @@ WRONG = {
     "truncated vectors": ("eval model={codec} db={truncated}", 3, "truncated.fvecs"),
     "vectors as a codec": ("eval model={base} db={base}", 3, "base.npy"),
     "NaN": ("eval model={codec} db={nan}", 3, "row 7"),
-    "dimension": ("eval model={codec} db={gt}", 3, "dimensions"),
+    "dimension": ("eval model={codec} db={gt}", 3, "dimension"),
     "too few": ("train trainset={base} output={new} K=1024", 3, "1024"),
     "validation": ("train trainset={base} output={new} ds.valset=200", 2, "200"),
     "keys of an index": ("search model={codec} db={base} nprobe=4 queries={query} queries_gt={gt}", 2, "nprobe="),

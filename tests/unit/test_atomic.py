@@ -7,6 +7,7 @@ import pytest
 
 from qinco.atomic import check_output, exclusive, lock_file, remove_temporaries, write_atomically
 from qinco.errors import ConfigError, ResourceError
+from qinco.vectors.formats import write_vectors
 
 
 @pytest.fixture(autouse=True)
@@ -205,3 +206,14 @@ def test_a_lock_that_another_process_holds_is_waited_for_or_refused(tmp_path):
         lock_file(tmp_path / "part", wait=False)
     os.close(file)
     os.close(lock_file(tmp_path / "part", wait=False))
+
+
+def test_missing_folders_are_made_below_the_current_one_only(tmp_path, monkeypatch):
+    for write in (check_output, lambda path: write_vectors(path, [[1.0]])):
+        write("a/b/x.npy")
+        assert Path("a/b").is_dir()
+        with monkeypatch.context() as patched:
+            patched.chdir("a")
+            with pytest.raises(ConfigError, match="create it first"):
+                write(tmp_path / "elsewhere" / "x.npy")
+        assert not Path("elsewhere").exists()

@@ -11,7 +11,7 @@ import pytest
 
 import qinco
 from qinco import Codec, Index, progress
-from qinco.progress import format_duration, format_number, is_watched, lines, metered, reporting, silent
+from qinco.progress import counted, format_duration, format_number, is_watched, lines, metered, reporting, silent
 
 
 @pytest.fixture
@@ -197,3 +197,11 @@ def test_numbers_for_people(value, text):
 
 def test_durations():
     assert [format_duration(s) for s in (-1, 9.6, 309, 3909)] == ["0:00", "0:10", "5:09", "1:05:09"]
+
+
+def test_nouns_agree_with_their_numbers(clock):
+    assert [counted(n, "epoch") for n in (0, 1, 2000)] == ["0 epochs", "1 epoch", "2,000 epochs"]
+    assert counted(2, "query") == "2 queries"
+    seen = []
+    metered(lambda meter: seen.append(meter.text()))("measuring", 0, 1, "setting")
+    assert seen == ["0/1 setting"]

@@ -12,8 +12,8 @@ from textwrap import wrap
 
 from qinco.cli.completion import candidates
 from qinco.cli.console import Console, log_record, write_line
-from qinco.cli.defaults import resolve
-from qinco.cli.grammar import OPTIONS, find_task, parse_arguments, split_task, to_text
+from qinco.cli.defaults import Resolved, resolve
+from qinco.cli.grammar import DATA_SET, OPTIONS, find_task, list_needed, parse_arguments, split_task, to_text
 from qinco.cli.keys import EVERYWHERE, Key, Settings, Task
 from qinco.cli.tasks import KEYS, TASKS
 from qinco.errors import ConfigError, QincoError, ResourceError
@@ -156,10 +156,14 @@ def _overview() -> str:
 
 
 def _task_help(task: Task) -> str:
-    needed = ", ".join(names.replace("|", "= or ") + "=" for names in task.required)
-    keys = _columns([(f"{key.name}={_default_text(key)}", key.help) for key in task.keys], indent=2)
+    defaults = resolve(task, {})
+    rows = [_key_help(key, defaults[key.name]) for key in task.keys]
+    if any(names.endswith("|db") and not names.startswith("queries") for names in task.required):
+        rows = [(name, DATA_SET if name == "db=" else help) for name, help in rows]
+    keys = _columns(rows, indent=2)
     idle = ", ".join(name for name in EVERYWHERE if not task.reads(name))
-    lines = [f"qinco {task.name}: {task.help}", "", *([f"Needs {needed}", ""] if needed else [])]
+    needed = wrap(f"Needs {list_needed(task.required)}", 100)
+    lines = [f"qinco {task.name}: {task.help}", "", *([*needed, ""] if task.required else [])]
     lines += ["Keys and their defaults:", *keys, "", *wrap(f"Accepted without effect: {idle}", 100)]
     return "\n".join(lines)
 
@@ -169,10 +173,14 @@ def _columns(rows: Sequence[tuple[str, str]], indent: int = 0) -> list[str]:
     return [f"{'':{indent}}{left:<{width}}  {right}" for left, right in rows]
 
 
-def _default_text(key: Key) -> str:
-    if key.default is None:
-        return "null" if key.accepts_null and key.null_value is None else ""
-    return to_text(key, key.default)
+def _key_help(key: Key, default: Resolved) -> tuple[str, str]:
+    """A key with its default, and what it is; then where the default comes from, if not from the key itself."""
+    value, source = default
+    is_own = source.startswith("default")
+    has_text = value is not None or (is_own and key.default is None and key.accepts_null and key.null_value is None)
+    is_told = source == "default" or source.startswith("missing") or (is_own and has_text)
+    note = "" if is_told else f" ({source.removeprefix('default, ')})"
+    return f"{key.name}={to_text(key, value) if has_text else ''}", f"{key.help}{note}"
 
 
 def _fail(kind: str, message: str, exit_code: int, as_json: bool, **fields) -> int:

@@ -113,7 +113,7 @@ class Console:
             write_line(json_format.dumps(_plain(result, finite=True), allow_nan=False), sys.stdout)
             return
         for name, value in result.items():
-            write_line(f"{name}: {format_value(value)}", sys.stdout)
+            write_line(result_line(name, value), sys.stdout)
 
 
 class _Handler(logging.Handler):
@@ -122,6 +122,14 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         write = self.console.warn if record.levelno >= logging.WARNING else self.console.info
         write(record.getMessage())
+
+
+def result_line(name: str, value) -> str:
+    """`mse: 12.34`, `bytes_per_vector: 8`, or `recall@1: 0.5100, recall@10: 0.9350` for values by rank."""
+    if isinstance(value, Mapping) and value and all(str(rank).isdigit() for rank in value):
+        return ", ".join(f"{name}@{rank}: {format_value(element)}" for rank, element in value.items())
+    is_whole = isinstance(value, float) and value.is_integer() and name.startswith("bytes")
+    return f"{name}: {format_value(int(value) if is_whole else value)}"
 
 
 def format_value(value) -> str:

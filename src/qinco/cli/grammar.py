@@ -20,6 +20,7 @@ from qinco.config import MAX_INTEGER, find_preset, suggest
 from qinco.errors import ConfigError
 
 OPTIONS = ("--help", "--version", "--cfg", "--json-logs")
+DATA_SET = "the name of a data set"  # what db is in the place of another key
 _ASSIGNMENT = re.compile(r"([^\W\d][\w.-]*)=(.*)", re.DOTALL)
 # Keys of the authors' command lines that have no meaning here, by the first part of their names.
 _FOREIGN = {
@@ -124,8 +125,18 @@ def _bare_word(word: str, task: Task) -> str:
 def _require_keys(task: Task, values: Mapping[str, object]) -> None:
     missing = [names for names in task.required if all(values[name] in (None, False) for name in names.split("|"))]
     if missing:
-        wishes = [" or ".join(f"{name}= ({KEYS[name].help})" for name in names.split("|")) for names in missing]
-        raise ConfigError(f"task {task.name} needs {_join(wishes)}")
+        raise ConfigError(f"task {task.name} needs {list_needed(missing)}")
+
+
+def list_needed(required: Iterable[str]) -> str:
+    """Keys that a task needs, and what they are: `output= (file to write); either trainset= (...) or db= (...)`."""
+    wishes = []
+    for names in required:
+        keys = [KEYS[name] for name in names.split("|")]
+        helps = [DATA_SET if key.name == "db" and key is not keys[0] else key.help for key in keys]
+        texts = [f"{key.name}= ({help})" for key, help in zip(keys, helps, strict=True)]
+        wishes.append("either " * (len(texts) > 1) + " or ".join(texts))
+    return "; ".join(wishes)
 
 
 def _join(words: Sequence[str]) -> str:

@@ -109,7 +109,7 @@ def check_num_centroids(settings: Settings) -> None:
     """Raise ConfigError if `ivf_K=` is not the number of vectors in `ivf_centroids=`."""
     path, wanted = settings["ivf_centroids"], settings["ivf_K"]
     if path is not None and wanted is not None and (found := len(qinco.open_vectors(path))) != wanted:
-        raise ConfigError(f"ivf_K={wanted}, but {path} holds {found} centroids")
+        raise ConfigError(f"ivf_K must be {found}, the number of centroids in {path}, not {wanted}")
 
 
 def open_decoder(settings: Settings, codec: "qinco.Codec", progress: Progress):

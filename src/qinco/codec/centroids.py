@@ -62,12 +62,13 @@ def kmeans(
             raise ConfigError(f"output={output}: centroids are written to a .npy file")
         check_output(output, overwrite=overwrite, inputs=[*inputs, *input_files(x)])
     if len(source) < num_centroids:
-        raise DataError(f"{source.name} has {len(source)} vectors, fewer than {num_centroids} centroids (ivf_K)")
+        need = f"at least {num_centroids} vectors, one for each centroid (ivf_K)"
+        raise DataError(f"{source.name} must hold {need}, not {len(source)}")
     with reporting(progress) as report:
         check_values(source, report)
         enough = _MIN_POINTS_PER_CENTROID * num_centroids
         if len(source) < enough:
-            _LOG.warning(f"{len(source):,} vectors for {num_centroids:,} centroids: {enough:,} or more are better")
+            _LOG.warning(f"{enough:,} vectors or more are better for ivf_K={num_centroids}, not {len(source):,}")
         least = num_centroids + _SPARE_POINTS
         wanted = min(len(source), max(max_points_per_centroid * num_centroids, least))
         held = max(least, free_memory() // 2 // (4 * source.dim))

@@ -1,5 +1,6 @@
 """`Codec`: a trained quantizer between vectors in data space and codes."""
 
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from hashlib import sha256
 from io import BytesIO
@@ -18,10 +19,10 @@ from qinco.maths.devices import choose_device, to_device
 from qinco.model.qinco import Qinco
 from qinco.packing import check_codes, check_lists, code_dtype
 from qinco.progress import ProgressOption, reporting
-from qinco.store.codec import load_models, save_models
+from qinco.store.codec import check_suffix, load_models, save_models
 from qinco.store.codes import Codes
 from qinco.vectors.prefetch import read_ahead
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source, check_dim, check_finite
 
 
 class Codec:
@@ -78,6 +79,7 @@ class Codec:
 
     @property
     def device(self) -> torch.device:
+        """Where the models compute."""
         return self.models[0].device
 
     @property
@@ -160,6 +162,7 @@ class Codec:
             overwrite: replace a file that is there.
         """
         with writable(path, "codec.safetensors") as file:
+            check_suffix(file)
             check_output(file, overwrite=overwrite)
             save_models(file, self.models, self.rotation_DD, self.encode_options, self.provenance)
 
@@ -181,12 +184,12 @@ class Codec:
             models, rotation_DD, options, provenance = load_models(file)
         return cls(models, options, provenance, rotation_DD).to(target)
 
-    @accepts_keys(ModelConfig, EncodeOptions)
     @classmethod
     def from_bytes(cls, content: bytes, device: str | torch.device = "cpu") -> "Codec":
         """Read what `to_bytes` returned; see `load`."""
         return cls.load(content, device)
 
+    @accepts_keys(ModelConfig, EncodeOptions)
     def encode(
         self, x, *, num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
         precision: str | None = None, num_steps: int | None = None, progress: ProgressOption = None,
@@ -264,7 +267,9 @@ class Codec:
         """The nearest coarse centroid of float32 vectors (N, D): int32 (N,); None without IVF."""
         if not self.is_ivf:
             return None
-        x_ND = x_ND if isinstance(x_ND, torch.Tensor) else to_device(x_ND, self.device)
+        if not isinstance(x_ND, torch.Tensor):
+            check_finite(x_ND)
+            x_ND = to_device(x_ND, self.device)
         if self._assigner is None:
             self._assigner = assigner(self.models[0].coarse_centroids)
         return self._assigner(self.models[0].normalize(x_ND)).cpu().numpy().astype(np.int32)
@@ -274,8 +279,8 @@ class Codec:
 
         Args:
             codes: (N, m) Codes, array, tensor or lists of integers, m ≤ M: the first steps are a code of their own (see
-                `prefix`); or a pair of codes and lists.
-            lists: (N,) integers, for an IVF codec whose codes are given without them.
+                `prefix`); or a pair of codes and lists; or a path (see `Codes.load`).
+            lists: (N,) integers, for an IVF codec whose codes are given without them; for a path another path.
             precision: "float32", "bf16", or "auto": bf16 where it is fast.
             progress: see `qinco.progress`.
 
@@ -338,13 +343,15 @@ class Codec:
 
     def check_codes(self, codes, lists=None) -> Codes:
         """Codes of any kind that `decode` takes, as Codes; raises DataError unless they are ones of this codec."""
+        if isinstance(codes, str | os.PathLike):
+            codes, lists = Codes.load(codes, self, lists=lists), None
         codes, count = Codes.of(codes, lists), len(self.models)
         if self.is_ivf and not codes.has_lists:
             raise DataError("codes of an IVF codec are decoded with their list numbers: give lists")
         if codes.has_lists and not self.is_ivf:
             raise DataError("lists were given, but this codec has none: it was trained without coarse centroids")
         if codes.shape[1] % count:
-            raise DataError(f"codes have {codes.shape[1]} columns: {count} parts need equally many each")
+            raise DataError(f"codes must have a multiple of {count} columns, for equal parts, not {codes.shape[1]}")
         for first, block in codes.blocks(1 << 20) if len(codes) else [(0, codes)]:
             check_codes(block.codes, self.num_codes, self.config.codebook_size, codes.name, first)
             if codes.has_lists:
@@ -353,8 +360,7 @@ class Codec:
 
     def check_dim(self, source: VectorSource) -> None:
         """Raise DataError unless the source's vectors have the codec's dimension."""
-        if source.dim != self.dim:
-            raise DataError(f"{source.name}: vectors have {source.dim} dimensions, the codec was trained on {self.dim}")
+        check_dim(source, self.dim, "the codec")
 
     def _pack(self, precision: str, engine: str | None = None) -> list[Packed]:
         """The models packed by an engine, once for each precision."""

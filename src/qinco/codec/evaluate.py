@@ -13,11 +13,10 @@ import torch
 from qinco.codec.codec import Codec
 from qinco.config import DEFAULT_ENCODE_OPTIONS, PAPER_ENCODE_OPTIONS, EncodeOptions
 from qinco.engines.engine import candidate_dtype
-from qinco.errors import DataError
 from qinco.maths.devices import to_device
 from qinco.progress import ProgressOption, reporting
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source, check_not_empty
 
 _COMMON_OPTIONS = (PAPER_ENCODE_OPTIONS, DEFAULT_ENCODE_OPTIONS, EncodeOptions(num_pairs=16, beam_width=4))
 
@@ -75,8 +74,7 @@ def evaluate(
 
 def _some_vectors(x) -> VectorSource:
     source = as_source(x)
-    if len(source) == 0:
-        raise DataError(f"{source.name} holds no vectors")
+    check_not_empty(source)
     return source
 
 

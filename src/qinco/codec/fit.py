@@ -16,12 +16,12 @@ from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_tr
 from qinco.codec.recorder import Recorder, log_path
 from qinco.config import EncodeOptions, require_bool, require_int, require_number
 from qinco.errors import ConfigError, DataError
-from qinco.interrupts import handling
+from qinco.interrupts import StoppedTwice, handling
 from qinco.maths.devices import choose_device, within_cores
 from qinco.maths.rotation import fit_rotation
 from qinco.model.qinco import Qinco
 from qinco.progress import Progress, ProgressOption, reporting
-from qinco.store.codec import CHECKPOINT_SUFFIX, load_models, save_models
+from qinco.store.codec import CHECKPOINT_SUFFIX, check_suffix, load_models, save_models
 from qinco.store.run_state import load_state, state_path
 from qinco.training.codebooks import initialize_model, sample, set_scales, set_steps
 from qinco.training.loop import Training
@@ -85,9 +85,8 @@ def fit(
     require_number("mse_scale", mse_scale, above=0)
     source = as_source(x, "training vectors")
     output, tensorboard = user_path(output), user_path(tensorboard)
-    if output is not None and Path(output).suffix.lower() not in (".safetensors", CHECKPOINT_SUFFIX):
-        raise ConfigError(f"output={output}: a codec is written to a .safetensors (ours) or .pt (the authors') file")
     if output is not None:
+        check_suffix(output)
         check_output(output, overwrite=True, inputs=[*inputs, *input_files(x, coarse_centroids)])
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
     settings |= begun_with(output) if resume and output is not None else {}
@@ -138,12 +137,18 @@ class _Runs:
             if saved is None:
                 check_values(source, self.progress)
             self.processes.wait()
-            training = self._start(source, saved, listen)
-            model, provenance = Recorder(self.plan, training, header, output, saved and saved[0]).follow(listen)
+            try:
+                training = self._start(source, saved, listen)
+                model, provenance = Recorder(self.plan, training, header, output, saved and saved[0]).follow(listen)
+            except KeyboardInterrupt as stop:
+                if is_main and not any(stop.args) and not isinstance(stop, StoppedTwice):  # the start is not validated
+                    stop.args = ("what was saved is as it was",) if saved else ("nothing was saved: start again",)
+                raise
         if is_main and provenance["epoch"] == 0 and training.options.epochs > 0:
             _LOG.warning(
                 "no epoch improved on the start, so the codec is the residual quantizer that training began with: "
-                "give more epochs or vectors, or a lower lr"
+                "give more vectors (100,000 are a good start) or more epochs, and leave lr and batch out, so that they "
+                "are fitted to the run"
             )
         return model, provenance
 
@@ -161,6 +166,8 @@ class _Runs:
                 f"the run cannot be resumed, because {output} or {state_path(output)} is missing: "
                 "give overwrite=true without resume"
             )
+        if self.resume and saved is None and self.processes.is_main:
+            _LOG.info(f"there is nothing to resume at {output}: training begins")
         return saved
 
     def _start(self, source: VectorSource, saved, listen) -> Training:
@@ -185,8 +192,8 @@ class _Runs:
             training.position.epoch = initial.provenance.get("epoch", 0)
             if training.position.epoch >= options.epochs:
                 raise ConfigError(
-                    f"the initial codec was trained for {training.position.epoch} epochs: give more epochs than that, "
-                    f"not {options.epochs}"
+                    f"epochs must be more than {training.position.epoch}, which the initial codec was trained for, "
+                    f"not {options.epochs}: it counts from the beginning of that training"
                 )
         if is_new or training.position.epoch < options.epochs:
             listen(estimate(training))
@@ -206,7 +213,8 @@ class _Runs:
             if self.resume and is_complete and not self.overwrite:
                 models, rotation_DD, options, provenance = load_models(output)
                 if len(models) != num_parts:
-                    raise ConfigError(f"{output} has {len(models)} parts, not {num_parts}: give overwrite=true")
+                    what = f"num_parts (pq) of {output} is {len(models)}, not {num_parts}"
+                    raise ConfigError(f"{what}: give that, or overwrite=true")
                 return [model.to(self.processes.device) for model in models], rotation_DD, options, provenance
         check_values(source, self.progress)
         sampled = sample(source, _ROTATION_ROWS, self.plan.train_options.seed) if rotate else None
@@ -219,6 +227,8 @@ class _Runs:
             try:
                 model, provenance = self.train(_part(source, part, num_parts, rotation_DD), part_output, board)
             except (KeyboardInterrupt, ConfigError) as stop:
+                if part > 0 and output is not None and isinstance(stop, KeyboardInterrupt):
+                    stop.args = ("the parts before are saved: give resume=true to continue",)
                 vars(stop)["fitted"] = self._begun(source, rotation_DD, num_parts, models, provenances, stop)
                 raise
             models.append(model)
@@ -280,4 +290,7 @@ def _part(source: VectorSource, part: int, num_parts: int, rotation_DD: np.ndarr
 def cut(x_ND: np.ndarray, part: int, width: int, rotation_DD: np.ndarray | None) -> np.ndarray:
     """The columns of the rotated vectors that a codec's model number `part` encodes (PQ-QINCo)."""
     columns = slice(part * width, (part + 1) * width)
-    return x_ND[:, columns] if rotation_DD is None else x_ND @ rotation_DD[columns].T
+    if rotation_DD is None:
+        return x_ND[:, columns]
+    with np.errstate(over="ignore", invalid="ignore"):  # of vectors near the limit of float32
+        return x_ND @ rotation_DD[columns].T

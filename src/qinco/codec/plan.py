@@ -26,7 +26,7 @@ from qinco.progress import Progress, silent
 from qinco.store.codec import CHECKPOINT_SUFFIX
 from qinco.store.run_state import state_path
 from qinco.training.options import TrainOptions
-from qinco.vectors.rows import VectorSource, as_source, fingerprint, stratified_rows
+from qinco.vectors.rows import VectorSource, as_source, check_dim, fingerprint, stratified_rows
 
 MODEL_FIELDS = tuple(
     field.name for field in fields(ModelConfig) if field.name not in ("dim", "starts_from_coarse", "num_lists")
@@ -105,8 +105,7 @@ def _initial_config(source: VectorSource, initial, given: dict, coarse_VD) -> Mo
         names = ", ".join(map(named, given)) or "coarse_centroids"
         raise ConfigError(f"the initial codec determines the architecture: leave out {names}")
     config = models[0].config
-    if source.dim != config.dim:
-        raise DataError(f"{source.name}: vectors have {source.dim} dimensions, the initial codec has {config.dim}")
+    check_dim(source, config.dim, "the initial codec")
     return config
 
 
@@ -124,7 +123,7 @@ def read_centroids(coarse_centroids, dim: int) -> np.ndarray:
     """Coarse centroids as float32 (V, D); raises DataError for another dimension or values that are not finite."""
     source = as_source(coarse_centroids, "coarse centroids")
     if source.dim != dim or len(source) == 0:
-        raise DataError(f"{source.name} have the shape {source.shape}: give vectors of {dim} dimensions")
+        raise DataError(f"{source.name} must be vectors of dimension {dim}, not of the shape {source.shape}")
     return np.concatenate([block for _, block in source.blocks(_BLOCK_ROWS)])
 
 
@@ -146,16 +145,16 @@ def split_validation(
     """
     if num_valid is not None and num_valid > len(source) // 2:
         raise ConfigError(
-            f"num_valid (ds.valset) is {num_valid}, more than half of the {len(source)} vectors in {source.name}: "
-            f"give at most {len(source) // 2}"
+            f"num_valid (ds.valset) must be at most {len(source) // 2}, not {num_valid}: half of {len(source)}, the "
+            f"length of {source.name}"
         )
     count = min(10_000, max(1, len(source) // 10)) if num_valid is None else num_valid
     num_train = len(source) - count
     if num_train < codebook_size:
         raise DataError(
-            f"{source.name}: {max(num_train, 0)} training vectors ({len(source)} less {count} for validation) are "
-            f"fewer than the {codebook_size} codewords of a step: give more vectors, a smaller codebook_size (K) "
-            "or a smaller num_valid (ds.valset)"
+            f"{source.name} must hold at least {codebook_size} vectors to train on, one for each codeword of a step, "
+            f"not {max(num_train, 0)} ({len(source)} less {count} for validation): give more vectors, a smaller "
+            "codebook_size (K) or a smaller num_valid (ds.valset)"
         )
     if is_shuffled:
         return source.window(0, num_train), source.window(num_train, len(source))
@@ -181,5 +180,6 @@ def check_same_run(output, saved: dict, header: dict) -> None:
     if found:
         raise ConfigError(
             f"{state_path(output)} is the state of another run ({'; '.join(found)}): resume with the same settings, or "
-            f"give overwrite=true without resume, or continue from its codec with model={output} and another output"
+            "give overwrite=true without resume, or train on from its best codec with initial=Codec.load(...) "
+            f"(model={output}) and another output, where epochs counts from the beginning of the first run"
         )

@@ -81,7 +81,7 @@ def describe_encoded_set(path: str | os.PathLike) -> dict:
     sizes, rows, has_lists = read_npz_sizes(path)
     return {
         "kind": "encoded set of QINCo2", "num_vectors": sum(rows), "num_parts": len(rows), "dim": sizes["D"],
-        "codebook_size": sizes["K"], "code_size": sizes["M"], "has_lists": has_lists,
+        "codebook_size": sizes["K"], "num_codes": sizes["M"], "has_lists": has_lists,
         "bytes_per_vector": sizes["M"] * (sizes["K"].bit_length() - 1) / 8,
     }  # fmt: skip
 

@@ -72,7 +72,8 @@ class FaissIndex:
         self._path = Path(path)
         file_size(self._path)
         start = read_start(self._path, 4)
-        self._check(start in _KINDS, f"it begins with {start!r}, those with RQ or LSQ with {[*_KINDS]}")
+        found = start.decode() if start.isalnum() else "unknown"
+        self._check(start in _KINDS, f"its type is {found}, those with RQ or LSQ are IwRQ and IwLS")
         index = read_faiss_file(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
         quantizer, coarse = getattr(index, _KINDS[start]), faiss.downcast_index(index.quantizer)
         self.has_graph = isinstance(coarse, faiss.IndexHNSW)
@@ -191,7 +192,7 @@ def describe_faiss_file(path: str | os.PathLike) -> dict:
         return fields
     index = FaissIndex(path)
     return fields | {
-        "num_lists": index.num_lists, "code_size": index.num_codes, "codebook_size": index.codebook_size,
+        "num_lists": index.num_lists, "num_codes": index.num_codes, "codebook_size": index.codebook_size,
         "bytes_per_vector": index.bytes_per_vector, "table_bytes": index.centroids.nbytes + index.tables.nbytes,
     }  # fmt: skip
 
@@ -263,7 +264,7 @@ def write_faiss(
                 report("filling lists", (total + first + len(block)) // 2, total)
             faiss.write_index(index, str(temporary))
         except MemoryError as error:
-            raise ResourceError(f"not enough memory for the index {path} of {total} vectors") from error
+            raise ResourceError(f"not enough memory for the index {path}, ntotal {total}") from error
         except RuntimeError as error:
             raise ResourceError(f"cannot write {path}: {_reason(error)}") from error
         try:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from qinco.atomic import check_output, lock_file, remove_temporaries, user_path, write_atomically, write_to_disk
 from qinco.datasets.catalogue import PublishedFile, find_files
-from qinco.datasets.remote import TIMEOUT, ConnectionBroken, open_remote, refusal
+from qinco.datasets.remote import TIMEOUT, ConnectionBroken, open_remote, refusal, require_httpx
 from qinco.datasets.unpack import check_space, unpack
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.progress import Progress, ProgressOption, reporting, silent
@@ -69,6 +69,8 @@ def download(
     targets, results = [folder / file.target for file in files], []
     # Different files in the way are found before the first hour of work.
     present = [is_present(*pair, overwrite) for pair in zip(files, targets, strict=True)]
+    if not all(present):
+        require_httpx()
     with reporting(progress) as report:
         for file, target, is_there in zip(files, targets, present, strict=True):
             begun, state = time.monotonic(), "skipped" if is_there else "downloaded"

@@ -75,7 +75,7 @@ class PairwiseDecoder(TableDecoder):
         check_codebook_size(lookup.codebook_size)
         codes, lists = lookup._checked(codes, lists)
         if x.shape != (len(codes), lookup.dim):
-            raise DataError(f"there are {len(codes)} codes of dimension {lookup.dim} for vectors of shape {x.shape}")
+            raise DataError(f"vectors must have the shape ({len(codes)}, {lookup.dim}) of decoded codes, not {x.shape}")
         num_pairs = PAIRS_PER_CODE * lookup.num_codes if num_pairs is None else num_pairs
         check_memory(len(codes), num_pairs, lookup.codebook_size, lookup.dim, dtype)
         streams_NW, words_WKD, list_codes_VI = codes, np.array(lookup.tables_MKD), None
@@ -126,7 +126,7 @@ def check_memory(num_vectors: int, num_pairs: int, codebook_size: int, dim: int,
     free = free_memory()
     if tables + work > free:
         raise ResourceError(
-            f"{num_pairs} pairs of codes at {num_vectors:,} vectors take {size}, and {free / 2**20:,.0f} MiB are free: "
+            f"num_pairs={num_pairs} at {num_vectors:,} vectors takes {size}, and {free / 2**20:,.0f} MiB are free: "
             "fit fewer pairs (n_pairwise_codebooks=), tables in float16, or to fewer vectors"
         )
     return size

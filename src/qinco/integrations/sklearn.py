@@ -103,7 +103,7 @@ def _affordable_codebook_size(codebook_size: int, num_vectors: int, dim: int) ->
         return codebook_size
     lowered = 1 << (num_train.bit_length() - 1)
     warnings.warn(
-        f"codebook_size={codebook_size} is more than the {num_train} training vectors among {num_vectors}: "
+        f"codebook_size={codebook_size} is more than the number of training vectors, {num_train} of {num_vectors}: "
         f"{lowered} is used instead", UserWarning, stacklevel=3,
     )  # fmt: skip
     return lowered

@@ -17,7 +17,8 @@ KMEANS_ROWS = 200_000
 COARSE_ITERATIONS = 20
 _TILE_DISTANCES, _PART_BYTES = 1 << 21, 1 << 28
 _CALL_OPERATIONS, _PIECE_VALUES = 4e9, 1 << 22  # of a call that is not interrupted: a tenth of a second on a slow core
-_FAISS_ROWS, _FUSED_VALUES = 4096, 1 << 18  # a block of faiss, and what its fastest kernels (to 32 dimensions) want
+_FAISS_ROWS = 4096  # a block of faiss
+_FUSED_DIM, _FUSED_VALUES = 32, 1 << 18  # up to so many dimensions faiss is fastest, with so many values or more
 _NUDGE = 1 / 1024  # moves apart the two centroids that a split gives, as in faiss
 
 
@@ -103,7 +104,8 @@ def coarse_kmeans(
 
 def search_flat(index: faiss.IndexFlat, x_ND: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """`index.search`, in calls so short that Ctrl-C is heard between them; distances and numbers, (N, count) each."""
-    size = max(64, int(_CALL_OPERATIONS / max(1, 2 * index.ntotal * index.d)), _FUSED_VALUES // index.d)
+    least = _FUSED_VALUES // index.d if index.d <= _FUSED_DIM else 64
+    size = max(least, int(_CALL_OPERATIONS / max(1, 2 * index.ntotal * index.d)))
     size = size // _FAISS_ROWS * _FAISS_ROWS or size
     starts = list(range(0, max(1, len(x_ND) - size + 1), size))  # no call is smaller than that
     if len(starts) == 1:

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 FAISS_SUFFIX = ".faissindex"
 CLUSTER_ROWS_EACH, MIN_ROWS_EACH = 256, 39  # vectors of a list
 FIT_ROWS = 1_000_000
+_MIN_LENGTH, _MAX_LENGTH = 2.0**-60, 2.0**60
 _MAX_LENGTH_SPREAD = 0.01  # of vectors that count as of one length
 
 
@@ -47,7 +48,7 @@ def choose_num_lists(num_lists: int | None, num_vectors: int) -> int:
         return max(1, min(wanted, num_vectors // MIN_ROWS_EACH))
     require_int("num_lists", num_lists, 1, MAX_LISTS)
     if num_lists > num_vectors:
-        raise ConfigError(f"num_lists={num_lists} is more than the {num_vectors} vectors: give fewer lists")
+        raise ConfigError(f"num_lists must be at most {num_vectors}, the number of vectors, not {num_lists}")
     return num_lists
 
 
@@ -99,16 +100,25 @@ def fill_lists(
 
 
 def metric_of_codec(name: str, codec: Codec) -> Metric:
-    """The metric of this name, for vectors of a codec."""
-    if name != "cosine":
-        return Metric(name)
-    squares = [float(m.mean.double().square().sum() + m.config.dim * m.scale.double() ** 2) for m in codec.models]
-    return Metric(name, float(np.sqrt(sum(squares))))
+    """The metric of this name, for vectors of a codec; raises ConfigError where float32 cannot hold its values."""
+    spreads = [m.config.dim * m.scale.double() ** 2 for m in codec.models]
+    squares = [float(m.mean.double().square().sum() + spread) for m, spread in zip(codec.models, spreads, strict=True)]
+    length = float(np.sqrt(sum(map(float, spreads) if name == "l2" else squares)))
+    if not _MIN_LENGTH < length < _MAX_LENGTH:
+        raise ConfigError(f"the codec's vectors have lengths of about {length:.2g}, whose squares float32 cannot hold: "
+                          f"multiply vectors by {1 / length:.1g} before a codec is trained on them")  # fmt: skip
+    return Metric(name, length if name == "cosine" else 1.0)
 
 
 def prepared(source: VectorSource, metric: Metric) -> VectorSource:
     """The vectors as they are encoded for a metric."""
     return source.map(metric.prepare) if metric.name == "cosine" else source
+
+
+def zero_rows(source: VectorSource, metric: Metric) -> np.ndarray:
+    """The numbers of vectors that are zero, int64, for "cosine", by which these are similar to nothing; else none."""
+    blocks = source.blocks(1 << 16) if metric.name == "cosine" else ()
+    return np.concatenate([np.empty(0, np.int64), *(first + np.flatnonzero(~x.any(1)) for first, x in blocks)])
 
 
 @dataclass(frozen=True)
@@ -158,8 +168,8 @@ def build_index(
 
     Example:
         >>> qinco.encode_file(codec, "base.fvecs", "base_codes")
-        >>> qinco.build_index("base_codes", "index", codec=codec, train_codes="codes", train_vectors="train.fvecs")
-        >>> index = qinco.Index.load("index")
+        >>> qinco.build_index("base_codes", "ix", codec=codec, train_codes="train_codes", train_vectors="train.fvecs")
+        >>> index = qinco.Index.load("ix")
     """
     output, metric = Path(user_path(output)), choose_metric(metric, train_vectors)
     is_faiss = _check_output(output, metric, pairwise, index_key, overwrite)
@@ -172,9 +182,7 @@ def build_index(
     num_clustered = None
     if num_lists is not None and codec is not None and codec.is_ivf:
         if num_lists != codec.config.num_lists:
-            raise ConfigError(
-                f"num_lists={num_lists}: the codec has {codec.config.num_lists} lists, leave num_lists out"
-            )
+            raise ConfigError(f"num_lists={num_lists} is not the codec's {codec.config.num_lists}: leave num_lists out")
     elif num_lists is not None:
         if centroids is not None or database.codes.has_lists or codec is None:
             raise ConfigError("num_lists (ivf_K) is for codes without lists, needs their codec (model=), and replaces "
@@ -239,8 +247,8 @@ def _one_length(sample: FitSample) -> float:
     lengths = np.concatenate([np.linalg.norm(x_nD, axis=1) for *_, x_nD in sample.blocks(held=None)])
     low, high = float(lengths.min()), float(lengths.max())
     if not 0 < high * (1 - _MAX_LENGTH_SPREAD) <= low:
-        raise ConfigError(f"metric=cosine is for codes of vectors of one length, and {sample.name} has {low:.4g} to "
-                          f"{high:.4g}: encode vectors of one length, or give metric=l2")  # fmt: skip
+        raise ConfigError(f"metric=cosine is for codes of vectors of one length, not of {low:.4g} to {high:.4g} "
+                          f"as in {sample.name}: encode vectors of one length, or give metric=l2")  # fmt: skip
     return float(lengths.mean())
 
 

@@ -10,6 +10,7 @@ from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
 from qinco.forking import new_lock
 from qinco.progress import ProgressOption, reporting
+from qinco.search.build import zero_rows
 from qinco.search.grow import encoded, extended
 from qinco.search.ids import MISSING, admitted_ids, as_ids, check_new, id_array, next_ids, range_size
 from qinco.search.lists import InvertedLists
@@ -70,6 +71,7 @@ class EditableIndex:
         choose_metric(None, vectors, own=metric.name)
         given = None if ids is None else as_ids(ids, len(source))
         _free_ids(self.parts, given, len(source), replaces)
+        zeros = zero_rows(source, metric)
         with (
             reporting(progress) as report,
             encoded(self.codec, source, metric, codes, report) as codes,
@@ -77,7 +79,7 @@ class EditableIndex:
         ):
             given = _free_ids(self.parts, given, len(source), replaces)  # another thread may have added some
             kept = self.parts.without(given) if replaces else self.parts
-            self.parts = extended(self.codec, kept, codes, given, report)
+            self.parts = extended(self.codec, kept, codes, given, report).with_zeros(given[zeros])
         return given
 
     def merge_from(self, other: "EditableIndex", add_id: int = 0, *, progress: ProgressOption = None) -> None:
@@ -103,7 +105,7 @@ class EditableIndex:
                 codes = codes.with_lists(None)
             elif np.array_equal(parts.tables.lookup.tables_MKD, added.tables.lookup.tables_MKD):
                 parts = replace(parts, fitted=parts.fitted.merged(added.fitted))
-            self.parts = extended(self.codec, parts, codes, ids, report)
+            self.parts = extended(self.codec, parts, codes, ids, report).with_zeros(added.zeros + add_id)
 
     def remove(self, ids) -> int:
         """Remove vectors and return their number; the change is on disk when `save` is called.
@@ -132,7 +134,7 @@ class EditableIndex:
         "cosine" vectors have the length of the codec's training vectors.
         """
         if isinstance(id, range) and range_size(id) > len(self.parts):
-            raise DataError(f"{id} has ids that are not in the index, which holds {len(self.parts)} vectors")
+            raise DataError(f"ids must be in the index (of {len(self.parts)}), not {id}")
         return decode_ids(self.codec, self.parts, id_array(id))
 
     def missing_ids(self, ids_N: np.ndarray) -> np.ndarray:
@@ -154,12 +156,13 @@ def decode_ids(codec: Codec | None, parts: IndexParts, ids: np.ndarray, *, skips
         )
         is_known |= here
     if not (is_known.all() or skips_unknown):
-        raise DataError(f"id {wanted[~is_known][0]} is not in the index, which holds {len(parts)} vectors")
+        raise DataError(f"id {wanted[~is_known][0]} is not in the index (of {len(parts)})")
     decoder = parts.tables.lookup if codec is None else NeuralDecoder(codec, "float32")
     decoded_ND = np.full((len(wanted), parts.tables.lookup.dim), np.nan, np.float32)
     for segment, here, rows in places:
         block = decoder.decode(segment.rows(rows)[0], segment.lists_of(rows))
         decoded_ND[here] = block.cpu().numpy() if isinstance(block, torch.Tensor) else block
+    decoded_ND[np.isin(wanted, parts.zeros)] = 0
     return decoded_ND.reshape(*ids.shape, -1) if ids.size else np.empty((*ids.shape, decoded_ND.shape[1]), np.float32)
 
 
@@ -179,9 +182,8 @@ def _keeps_lists(codec: Codec | None, parts: IndexParts, other: IndexParts) -> b
     if parts.codec_fingerprint is None or other.codec_fingerprint != parts.codec_fingerprint or len(names) > 1:
         raise DataError("the other index is of another codec or metric, or that is unknown: add its vectors instead")
     if owned != (two.partition_VD is None) or (owned and one.num_lists != two.num_lists):
-        raise DataError(
-            f"lists belong to the codes of one of the indexes, of {one.num_lists} and {two.num_lists} lists"
-        )
+        sizes = f"num_lists is {one.num_lists} and {two.num_lists}"
+        raise DataError(f"lists belong to the codes of one of the indexes ({sizes}): add the other's vectors instead")
     if owned or np.array_equal(one.centroids_VD, two.centroids_VD):
         return True
     if codec is None:

@@ -23,7 +23,7 @@ from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codeboo
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import nearest
 from qinco.maths.devices import num_threads, to_device
-from qinco.progress import Progress, ProgressOption, reporting, silent
+from qinco.progress import Progress, ProgressOption, counted, reporting, silent
 from qinco.search.code_file import CodeFile, list_centroids, open_codes, training_vectors
 from qinco.store.codes import Codes
 from qinco.store.decoder import load_pairwise, save_pairwise
@@ -149,12 +149,16 @@ class FitSample:
 
 @dataclass(frozen=True)
 class FittedDecoder(Generic[Decoder]):
-    """A decoder fitted to `num_vectors`, its mean squared error on others, and that of its look-up tables alone."""
+    """A decoder fitted to `num_vectors`, its mean squared error on others, and its tables' and the codec's.
+
+    All of them are lower than on other vectors if the codec was trained on these.
+    """
 
     decoder: Decoder
     mse: float
     mse_lookup: float
     num_vectors: int
+    mse_neural: float | None = None
 
 
 @accepts_keys(M="num_codes", K="codebook_size")
@@ -210,11 +214,15 @@ def fit_pairwise_decoder(
     With a codec the tables are fitted to its reconstructions, if that decodes held-out vectors better.
 
     Args:
-        vectors: as all that is not described here, as in `fit_lookup_decoder`.
+        vectors, codes, codec, centroids, num_codes, codebook_size, num_training, seed, progress: as in
+            `fit_lookup_decoder`, but `codes` must be given.
         pairs_per_code: pairs of codes at most, in multiples of M.
         dtype: of the pairs' tables, "float32" or "float16".
         output: .safetensors file to write, or .pt, the authors' form, for which the lists' centroids stay as they are.
         overwrite, inputs: replace `output`; more files that are read, which it must not replace.
+
+    Returns:
+        FittedDecoder; `qinco.evaluate_decoder` measures its `decoder` on vectors that the codec was not trained on.
 
     Example:
         >>> fitted = fit_pairwise_decoder("train.fvecs", "train_codes", codec=codec, dtype="float16")
@@ -236,11 +244,13 @@ def fit_pairwise_decoder(
         num_pairs = min(max(1, round(pairs_per_code * file.num_codes)), streams * (streams - 1) // 2)
         count, number = int((~sample.is_held_T).sum()), np.dtype(dtype).type
         size = check_memory(count, num_pairs, file.codebook_size, sample.dim, number)
-        log.info("fitting at most %d pairs of codes to %s vectors: %s", num_pairs, f"{count:,}", size)
+        some = f"at most {counted(num_pairs, 'pair')} of codes to {counted(count, 'vector')}"
+        log.info("fitting %s: %s", some, size)
         fit = {"codebook_size": file.codebook_size, "centroids_VD": centroids_VD, "moves_centroids": suffix != ".pt"}
         target, lookup = sample, fit_lookup(sample, **fit, report=report)
-        mse_lookup = sample.validated_mse(lookup)
+        mse_lookup, mse_neural = sample.validated_mse(lookup), None
         if codec is not None:
+            mse_neural, _ = sample.mse(lambda *of: codec.decode(codes_of_codec(codec, Codes(*of)), precision="auto"))
             decoded = FitSample.decoded(codec, sample.codes, sample.name, holds_out=True)
             other = fit_lookup(decoded, **fit, report=report)
             if sample.mse(other.decode)[0] <= mse_lookup:
@@ -252,7 +262,7 @@ def fit_pairwise_decoder(
         decoder = PairwiseDecoder.fit(*data, num_pairs=num_pairs, dtype=number, seed=seed, progress=report)
         if output is not None:
             save_pairwise(output, decoder)
-        return FittedDecoder(decoder, sample.mse(decoder.decode)[0], mse_lookup, count)
+        return FittedDecoder(decoder, sample.mse(decoder.decode)[0], mse_lookup, count, mse_neural)
 
 
 def draw_sample(
@@ -277,7 +287,7 @@ def fit_lookup(
 ) -> LookupDecoder:
     """Look-up tables, added to centroids, float32 (V, D), where there are some; these are refitted, too, by default."""
     if not (~sample.is_held_T).any():
-        raise DataError(f"{sample.name} holds no vectors to fit look-up tables to")
+        raise DataError(f"{sample.name} must not be empty: look-up tables are fitted to vectors")
     sizes = sample.codes.shape[1], codebook_size
     lookup = LookupDecoder.fit(sample.blocks(report), *sizes, centroids_VD)
     if centroids_VD is not None and moves_centroids:

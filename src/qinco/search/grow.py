@@ -22,6 +22,7 @@ from qinco.search.build import (
     metric_of_codec,
     partition,
     prepared,
+    zero_rows,
 )  # fmt: skip
 from qinco.search.fit import FitSample, assign_decoded, codes_of_codec, sample_rows
 from qinco.search.ids import as_ids
@@ -30,7 +31,7 @@ from qinco.search.options import SearchOptions
 from qinco.search.parts import Fitted, IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source, check_not_empty
 
 log = logging.getLogger(__name__)
 PAIRWISE_ROWS, _AGAIN_ROWS_EACH = 300_000, 64
@@ -50,20 +51,20 @@ def build_parts(
     require_bool("pairwise", pairwise)
     source = as_source(vectors)
     codec.check_dim(source)
+    check_not_empty(source)
     if pairwise:
         size = PAIRS_PER_CODE * codec.num_codes, codec.config.codebook_size, codec.dim
         check_memory(min(len(source), PAIRWISE_ROWS), *size, np.float16)
-    if not len(source):
-        raise DataError(f"{source.name} holds no vectors: an index is fitted to some")
     if codec.is_ivf and num_lists not in (None, codec.config.num_lists):
-        raise ConfigError(f"num_lists={num_lists}: the codec has {codec.config.num_lists} lists, leave num_lists out")
+        raise ConfigError(f"num_lists={num_lists} is not the codec's {codec.config.num_lists}: leave num_lists out")
     if not codec.is_ivf:
         choose_num_lists(num_lists, len(source))
     ids = range(len(source)) if ids is None else as_ids(ids, len(source))
     measure = metric_of_codec(choose_metric(metric, vectors), codec)
     with encoded(codec, source, measure, codes, report) as codes:
         fitted = Fitted(0, None if codec.is_ivf else 0, 0 if pairwise else None, num_lists, seed)
-        return _fit(codec, None, codes, ids, measure, fitted, report)
+        parts = _fit(codec, None, codes, ids, measure, fitted, report)
+        return parts.with_zeros(np.asarray(ids, np.int64)[zero_rows(source, measure)])
 
 
 @contextmanager
@@ -75,7 +76,7 @@ def encoded(codec: Codec, source: VectorSource, metric: Metric, codes, report: P
     else:
         found = codec.check_codes(codes)
     if len(found) > len(source):
-        raise DataError(f"there are {len(found)} codes for {len(source)} vectors: give those of the first vectors")
+        raise DataError(f"codes must be those of the first vectors, {len(source)} or fewer, not {len(found)}")
     try:
         if len(found) < len(source):
             rest = prepared(source.window(len(found), len(source)), metric)

@@ -19,12 +19,12 @@ def as_ids(ids, count: int | None) -> np.ndarray:
     if isinstance(ids, Set):
         raise DataError("ids must be integers (N,) in the order of their vectors, which a set has not: give a list")
     if count is not None and isinstance(ids, range) and range_size(ids) != count:
-        raise DataError(f"there are {range_size(ids)} ids for {count} vectors")
+        raise DataError(f"there must be as many ids as vectors, {count}, not {range_size(ids)}")
     array = id_array(ids)
     if array.ndim != 1:
         raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}")
     if count is not None and len(array) != count:
-        raise DataError(f"there are {len(array)} ids for {count} vectors")
+        raise DataError(f"there must be as many ids as vectors, {count}, not {len(array)}")
     if (array == MISSING).any():
         raise DataError("ids must be other integers, not -1: it stands for no vector in the results of a search")
     if count is not None:

@@ -13,9 +13,9 @@ from qinco.atomic import user_path
 from qinco.codec.codec import Codec
 from qinco.config import accepts_keys, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError
 from qinco.maths.devices import num_threads
-from qinco.progress import ProgressOption, reporting
+from qinco.progress import ProgressOption, counted, reporting
 from qinco.search.edit import EditableIndex, decode_ids
 from qinco.search.faiss_index import from_faiss
 from qinco.search.grow import build_parts
@@ -29,7 +29,7 @@ from qinco.search.parts import IndexParts
 from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, plan_stages, search_queries
 from qinco.search.range_search import search_ranges
 from qinco.search.scan import make_filter
-from qinco.vectors.rows import VectorSource, as_queries
+from qinco.vectors.rows import VectorSource, as_queries, check_dim
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +84,8 @@ class Index(EditableIndex):
     def __repr__(self) -> str:
         pairwise = "" if self.pairwise is None else ", pairwise"
         return (
-            f"Index({len(self):,} vectors, dim={self.dim}, num_lists={self.num_lists}, metric={self.metric!r}, "
-            f"{self.bytes_per_vector:.2f} bytes a vector{pairwise})"
+            f"Index({counted(len(self), 'vector')}, dim={self.dim}, num_lists={self.num_lists}, "
+            f"metric={self.metric!r}, {self.bytes_per_vector:.2f} bytes a vector{pairwise})"
         )
 
     dim = d = property(lambda self: self.tables.lookup.dim, doc="Dimension of the vectors.")
@@ -215,8 +215,7 @@ class Index(EditableIndex):
     def _queries(self, queries) -> tuple[VectorSource, bool]:
         source, is_single = as_queries(queries)
         choose_metric(None, queries, own=self.metric)
-        if source.dim != self.dim:
-            raise DataError(f"{source.name} have {source.dim} dimensions, the index holds vectors of {self.dim}")
+        check_dim(source, self.dim, "the index")
         return source, is_single
 
     def pipeline(
@@ -238,7 +237,7 @@ class Index(EditableIndex):
 
         neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
         length, stages = plan_stages(options, k, None if decoder == "lookup" else parts.pairwise, neural)
-        return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric)
+        return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric, parts.zeros)
 
     def save(self, folder, *, overwrite: bool = False) -> None:
         """Write the index to a folder, whole or not at all; an index that is there is replaced.

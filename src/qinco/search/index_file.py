@@ -25,7 +25,7 @@ from qinco.store.folder import FolderWriter, OpenFolder, folder_size, read_folde
 from qinco.store.manifest import MANIFEST, token_in
 
 _FILE_SUFFIXES = (".faissindex", ".safetensors", ".pt", ".npy", ".npz", ".json")
-_LISTS = ("starts", "codes", "ids")
+_LISTS, _ZEROS = ("starts", "codes", "ids"), "zeros"
 _SIZES = ("num_lists", "code_size", "codebook_size", "dim")
 CODEC, PAIRWISE, GRAPH = "codec.safetensors", "pairwise.safetensors", "graph.faissindex"
 
@@ -97,6 +97,8 @@ def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> N
     writer.put("centroids", tables.centroids_VD)
     writer.put("tables", lookup.tables_MKD)
     writer.put("levels", tables.levels)
+    if len(parts.zeros):
+        writer.put(_ZEROS, parts.zeros)
     if tables.coarse is not None:
         writer.file(GRAPH).write_bytes(tables.coarse.serialize())
     if codec is not None:
@@ -122,8 +124,9 @@ def check_codec_of(path: Path, codec: Codec | None, sizes: dict) -> None:
     if codec.is_ivf:
         own["num_lists"] = codec.config.num_lists
     for name, value in own.items():
-        if value != sizes[name]:
-            raise DataError(f"{path} holds codes of another codec: its {name} is {sizes[name]}, not {value}")
+        if value != (found := sizes[name]):
+            name = name.replace("code_size", "num_codes")
+            raise DataError(f"{path} holds codes of another codec: its {name} is {found}, not {value}")
 
 
 def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec | None, IndexParts]:
@@ -161,7 +164,10 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     pairwise = load_pairwise(opened.files[PAIRWISE]) if PAIRWISE in opened.files else None
     if pairwise is not None and pairwise.num_lists and pairwise.centroids_VD is None:
         pairwise = replace(pairwise, centroids_VD=centroids_VD)
-    parts = IndexParts(tables, [lists], pairwise, options, next_id, fingerprint, fitted)
+    zeros = np.array(arrays.get(_ZEROS, np.empty(0, np.int64)))
+    if zeros.ndim != 1 or zeros.dtype != np.int64:
+        raise DataError(f"{path} is damaged: its {_ZEROS} are not int64 (n,)")
+    parts = IndexParts(tables, [lists], pairwise, options, next_id, fingerprint, fitted, zeros=zeros)
     return codec, parts.stored(os.path.realpath(path), opened.token)
 
 
@@ -180,8 +186,8 @@ def describe_index(folder: Path) -> dict:
     settings, arrays = opened.settings, opened.arrays
     try:
         num_vectors, bytes_of = len(arrays["ids"]), {name: array.nbytes for name, array in arrays.items()}
-        sizes = {name: settings[name] for name in ("num_lists", "dim", "metric", "code_size", "codebook_size")}
-        fields = {"kind": "index", "num_vectors": num_vectors} | sizes
+        fields = {"kind": "index", "num_vectors": num_vectors, "num_codes": settings["code_size"]}
+        fields |= {name: settings[name] for name in ("num_lists", "dim", "metric", "codebook_size")}
         fields["bytes_per_vector"] = sum(bytes_of[name] for name in _LISTS) / max(1, num_vectors)
         fields["id_bytes"] = arrays["ids"].dtype.itemsize
         fields["table_bytes"] = sum(bytes_of[name] for name in ("centroids", "tables", "levels"))

@@ -15,6 +15,7 @@ from qinco.errors import ConfigError
 from qinco.vectors.formats import stated_metric
 from qinco.vectors.rows import VectorSource
 
+_LONG, _SMALL = 2.0**60, 1e-30
 log = logging.getLogger(__name__)
 
 
@@ -24,7 +25,7 @@ class Metric:
 
     Args:
         name: "l2", "inner_product" or "cosine"; or another name of it, such as "euclidean", "ip" or "angular".
-        unit_length: for "cosine", that vectors are scaled to before they are encoded: as of the training vectors.
+        unit_length: the length that vectors are scaled to for "cosine", near that of the codec's training vectors.
     """
 
     name: str
@@ -48,6 +49,17 @@ class Metric:
         has_length = (lengths_N1 > 0) & np.isfinite(lengths_N1)  # NaN and infinity stay, so that checks find them
         return (x_ND * (self.unit_length / np.where(has_length, lengths_N1, 1))).astype(np.float32)
 
+    def scale(self, queries_QD: np.ndarray) -> np.ndarray | None:
+        """Factors, float32 (Q, 1), of queries that are too long for their squares to be float32s, or None.
+
+        Their inner products may be float32s all the same. Powers of two change neither their order nor their digits.
+        """
+        if self.name != "inner_product" or np.abs(queries_QD).max(initial=0) < _LONG:
+            return None
+        _, exponents_Q1 = np.frexp(np.abs(queries_QD).max(1, keepdims=True))
+        return np.exp2(-np.maximum(exponents_Q1, 0)).astype(np.float32) * np.float32(_LONG)
+
+    @np.errstate(over="ignore", invalid="ignore")
     def values(self, queries_ND: np.ndarray | Tensor, x_ND: np.ndarray | Tensor) -> np.ndarray:
         """The value of each pair of a prepared query and a reconstruction, float32 (N,)."""
         if self.name == "l2":
@@ -56,16 +68,19 @@ class Metric:
         products_N = _products(queries_ND, x_ND)
         if self.name == "inner_product":
             return -products_N
-        squares_N = _products(queries_ND, queries_ND) * _products(x_ND, x_ND)
+        squares = _products(queries_ND, queries_ND), _products(x_ND, x_ND)
+        squares_N, lengths_N = squares[0] * squares[1], np.sqrt(squares[0]) * np.sqrt(squares[1])
+        is_exact_N = (squares_N > _SMALL) & (squares_N < 1 / _SMALL)
+        lengths_N = np.where(is_exact_N, np.sqrt(squares_N), np.where(lengths_N > 0, lengths_N, np.inf))
         # As the squared distance of two vectors of length `unit_length`, so that values of all stages compare.
-        return 2 * self.unit_length**2 * (1 - products_N / np.sqrt(np.where(squares_N > 0, squares_N, np.inf)))
+        return 2 * self.unit_length**2 * (1 - products_N / lengths_N)
 
     def distances(self, values: np.ndarray) -> np.ndarray:
         """What `search` returns for values: squared distances, or similarities; ±inf where nothing was found."""
         if self.name == "l2":
             return values
         if self.name == "inner_product":
-            return -values
+            return 0 - values  # no negative zeros
         return np.where(np.isinf(values), -np.inf, 1 - values / (2 * self.unit_length**2)).astype(np.float32)
 
 

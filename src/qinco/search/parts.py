@@ -56,6 +56,7 @@ class IndexParts:
     `next_id` by a vector added without id: by default it is above all ids. `codec_fingerprint` is None if unknown.
     `fitted` counts the vectors that are still there.
     `generations` are the tokens of what it comes from, by folders, the last one loaded or saved at the end.
+    `zeros` are the ids of zero vectors under "cosine": they have no direction, though their codes have one.
     """
 
     tables: SearchTables
@@ -66,6 +67,7 @@ class IndexParts:
     codec_fingerprint: str | None = None
     fitted: Fitted = Fitted()
     generations: dict[str, str] = field(default_factory=dict)
+    zeros: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self):
         empty = InvertedLists.empty(self.tables.num_lists, self.tables.lookup.num_codes)
@@ -83,6 +85,9 @@ class IndexParts:
     def with_vectors(self, added: InvertedLists, next_id: int) -> "IndexParts":
         return replace(self, segments=merge_small((*self.segments, added)), next_id=next_id)
 
+    def with_zeros(self, ids: np.ndarray) -> "IndexParts":
+        return replace(self, zeros=np.concatenate([self.zeros, ids]))
+
     def given(self, name: str, value) -> "IndexParts":
         """With another value of a field; what is fitted to vectors is not fitted again then."""
         kept = {"tables": ("tables", "lists"), "pairwise": ("pairwise",)}.get(name, ())
@@ -95,13 +100,14 @@ class IndexParts:
         return replace(self, generations=others | {folder: token})
 
     def emptied(self) -> "IndexParts":
-        return replace(self, segments=(), next_id=0, fitted=self.fitted.without(len(self)))
+        return replace(self, segments=(), next_id=0, fitted=self.fitted.without(len(self)), zeros=self.zeros[:0])
 
     def without(self, removed: np.ndarray | range) -> "IndexParts":
         masks = [are_among(ids, removed) for ids in self.ids]
         left = [s.without(mask) if mask.any() else s for s, mask in zip(self.segments, masks, strict=True)]
-        segments = merge_small((left[0], *filter(len, left[1:])))
-        return replace(self, segments=segments, fitted=self.fitted.without(len(self) - sum(map(len, segments))))
+        segments, zeros = merge_small((left[0], *filter(len, left[1:]))), self.zeros[~are_among(self.zeros, removed)]
+        fitted = self.fitted.without(len(self) - sum(map(len, segments)))
+        return replace(self, segments=segments, fitted=fitted, zeros=zeros)
 
 
 def merge_small(segments: tuple[InvertedLists, ...]) -> tuple[InvertedLists, ...]:

@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -62,6 +62,7 @@ class Pipeline:
         scan: gives the nearest vectors by the look-up tables: (queries (Q, D), length) → Shortlist.
         length: vectors in each query's shortlist.
         stages, metric: in order; of the scan and of all stages.
+        zeros: ids of vectors that are zero, int64; for "cosine".
         seconds: spent so far, by the stages' timings.
     """
 
@@ -69,16 +70,36 @@ class Pipeline:
     length: int
     stages: Sequence[Stage] = ()
     metric: Metric = L2
+    zeros: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float, dict.fromkeys(STAGE_TIMINGS, 0.0)))
 
+    @np.errstate(over="ignore", invalid="ignore")  # nothing is near a query of very large values
     def run(self, queries_QD: np.ndarray, k: int) -> tuple[Shortlist, Shortlist]:
         """The k nearest of prepared float32 queries, and the shortlist of the scan."""
-        begun = time.perf_counter()
-        best = shortlist = self.scan(queries_QD, self.length)
+        begun, scale_Q1 = time.perf_counter(), self.metric.scale(queries_QD)
+        queries_QD = queries_QD if scale_Q1 is None else queries_QD * scale_Q1
+        shortlist = self.scan(queries_QD, self.length)
+        values_QS = self._defined(queries_QD, shortlist, shortlist.values)
+        if values_QS is not shortlist.values:
+            shortlist = shortlist.ranked(values_QS, values_QS.shape[1])
         self.seconds["search"] += time.perf_counter() - begun
+        best = shortlist
         for stage in self.stages:
             best = self._rerank(stage, queries_QD, best)
-        return best.first(k), shortlist
+        best = best.first(k)
+        return best if scale_Q1 is None else replace(best, values=best.values / scale_Q1), shortlist
+
+    def _defined(self, queries_QD: np.ndarray, shortlist: Shortlist, values_QS: np.ndarray) -> np.ndarray:
+        """Values that are those of similarity 0 where, for "cosine", the query or the vector is zero."""
+        if self.metric.name != "cosine":
+            return values_QS
+        is_zero_QS = ~queries_QD.any(1, keepdims=True)
+        if len(self.zeros):
+            is_zero_QS = is_zero_QS | np.isin(shortlist.ids, self.zeros)
+        if not is_zero_QS.any():
+            return values_QS
+        zero = np.float32(2 * self.metric.unit_length**2)
+        return np.where(is_zero_QS & (shortlist.lists >= 0), zero, values_QS)
 
     def _rerank(self, stage: Stage, queries_QD: np.ndarray, shortlist: Shortlist) -> Shortlist:
         rows_N = np.flatnonzero(shortlist.lists.ravel() >= 0)
@@ -97,7 +118,8 @@ class Pipeline:
             self.seconds[decoding] += between - before
             self.seconds[ranking] += time.perf_counter() - between
         before = time.perf_counter()
-        ranked = shortlist.ranked(values_N.reshape(shortlist.values.shape), stage.keep)
+        values_QS = self._defined(queries_QD, shortlist, values_N.reshape(shortlist.values.shape))
+        ranked = shortlist.ranked(values_QS, stage.keep)
         self.seconds[ranking] += time.perf_counter() - before
         return ranked
 
@@ -130,12 +152,11 @@ def search_queries(
     try:
         distances_QR, ids_QR = np.empty((len(source), k), np.float32), np.empty((len(source), k), np.int64)
     except MemoryError:
-        raise ResourceError(f"{k} results of {len(source)} queries do not fit in memory: give a smaller k") from None
+        raise ResourceError(f"results of shape ({len(source)}, {k}) do not fit in memory: give a smaller k") from None
     bytes_each = pipeline.length * (num_codes + 16) + 16 * nprobe
     for start, queries_QD in source.blocks(max(1, min(1 << 20, batch_bytes // bytes_each))):
         part = slice(start, start + len(queries_QD))
-        with np.errstate(over="ignore", invalid="ignore"):  # nothing is near a query of very large values
-            best, _ = pipeline.run(pipeline.metric.prepare(queries_QD), k)
+        best, _ = pipeline.run(pipeline.metric.prepare(queries_QD), k)
         distances_QR[part], ids_QR[part] = pipeline.metric.distances(best.values), best.ids
     return distances_QR, ids_QR
 

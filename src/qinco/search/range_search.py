@@ -28,7 +28,9 @@ def search_ranges(
     counts, found = [np.zeros(1, np.int64)], [none[1:]]
     for _, block in source.blocks(max(1, _MAX_VISITS // nprobe)):
         queries_QD = metric.prepare(block)
-        probes_QL, _ = parts.tables.probe(queries_QD, nprobe, options.ef_search, num_threads())
+        scale_Q1 = metric.scale(queries_QD)
+        probing_QD = queries_QD if scale_Q1 is None else queries_QD * scale_Q1
+        probes_QL, _ = parts.tables.probe(probing_QD, nprobe, options.ef_search, num_threads())
         near = [none, *_near(parts, decoder, queries_QD, probes_QL, radius, allowed)]
         rows_F, distances_F, ids_F = map(np.concatenate, zip(*near, strict=True))
         order = np.lexsort((ids_F, distances_F if metric.name == "l2" else -distances_F, rows_F))
@@ -55,6 +57,7 @@ def _near(parts: IndexParts, decoder: Decoder, queries_QD, probes_QL, radius: fl
                 lists_N = np.full(len(positions_N), number, np.int32)
                 decoded_ND = decoder.decode(segment.rows(positions_N, lists_N)[0], lists_N)
                 decoded_ND = decoded_ND.cpu().numpy() if isinstance(decoded_ND, torch.Tensor) else decoded_ND
+                decoded_ND[np.isin(ids_N, parts.zeros)] = 0
                 for row in rows_Q:
                     query_ND = np.repeat(queries_QD[row : row + 1], len(decoded_ND), axis=0)
                     distances_N = metric.distances(metric.values(query_ND, decoded_ND))

@@ -29,7 +29,7 @@ def is_directory(path) -> bool:
 
 def lists_beside(path: str | os.PathLike) -> Path:
     """Where the list numbers of a file of codes lie: NAME.lists.npy."""
-    return Path(f"{Path(path).with_suffix('')}.lists.npy")
+    return Path(f"{str(path := Path(path)).removesuffix(path.suffix)}.lists.npy")
 
 
 def files_of(path: Path, has_lists: bool) -> list[Path]:
@@ -136,7 +136,7 @@ class _RawRows:
     def __init__(self, path: Path, num_codes: int, bits: int):
         size, row = file_size(path), packed_size(num_codes, bits)
         if size % row:
-            wanted = f"a multiple of the {row} bytes of {num_codes} codes of {bits} bits"
+            wanted = f"a multiple of {row}, the size of a code (M={num_codes}, bits of each: {bits})"
             raise DataError(f"{path} has {size} bytes, not {wanted}: it is truncated or of another codec")
         self.shape, self.dtype = (size // row, num_codes), code_dtype(1 << bits)
         self._bits = bits

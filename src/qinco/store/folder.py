@@ -21,7 +21,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from qinco.atomic import WRITER, exclusive, flush_folder, remove_temporaries, write_atomically, write_to_disk
+from qinco.atomic import (
+    WRITER,
+    exclusive,
+    flush_folder,
+    make_folder,
+    remove_temporaries,
+    write_atomically,
+    write_to_disk,
+)
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.store.manifest import MANIFEST, PENDING, TOKEN, Manifest, path_of, read_manifest, token_in, write_manifest
 from qinco.vectors.binary import npy_header
@@ -31,7 +39,8 @@ LOCK = ".lock"
 VERIFIED_BYTES = 256 << 20  # a tenth of a second
 
 _OURS = rf"(\.?)[a-z][a-z0-9_]{{0,19}}-({TOKEN})({WRITER})?\.[a-z0-9]{{1,12}}"
-_STARTED = rf"{re.escape(LOCK)}|{re.escape(PENDING)}|\.(manifest|pending){WRITER}\.json|{_OURS}"
+_TENSORS = r"\.tmp\w{6}"  # safetensors, which earlier versions wrote tensors by, leaves such files where it is killed
+_STARTED = rf"{_TENSORS}|{re.escape(LOCK)}|{re.escape(PENDING)}|\.(manifest|pending){WRITER}\.json|{_OURS}"
 
 
 @dataclass(frozen=True)
@@ -116,9 +125,8 @@ def write_folder(
     """
     path = Path(path)
     check_folder_output(path, kind)
-    is_new = not path.exists()
+    is_new = make_folder(path)
     try:
-        path.mkdir(exist_ok=True)
         with exclusive(path / LOCK):
             remove_stale(path, kind)
             try:
@@ -163,7 +171,7 @@ def read_pending(folder: Path, kind: str) -> Manifest | None:
     return None if pending.token == token_in(folder / MANIFEST, kind) else pending  # a kill came after its commit
 
 
-def remove_stale(folder: Path, kind: str, others: str | None = None) -> None:
+def remove_stale(folder: Path, kind: str, others: str = "") -> None:
     """Remove what failed writers left, and files with names like the pattern `others`; the lock is held."""
     tokens = [token_in(folder / name, kind) for name in (MANIFEST, PENDING)]
     if tokens[0] is not None and tokens[0] == tokens[1]:
@@ -172,7 +180,7 @@ def remove_stale(folder: Path, kind: str, others: str | None = None) -> None:
         remove_temporaries(folder / name)
     for file in list(folder.iterdir()):
         match = re.fullmatch(_OURS, file.name)
-        is_stale = (match and (match[1] or match[2] not in tokens)) or (others and re.fullmatch(others, file.name))
+        is_stale = (match and (match[1] or match[2] not in tokens)) or re.fullmatch(f"{_TENSORS}|{others}", file.name)
         if is_stale and file.is_file():
             file.unlink(missing_ok=True)
 
@@ -218,18 +226,17 @@ def check_folder_output(path: str | os.PathLike, kind: str) -> None:
     path = Path(path)
     try:
         there = [file.name for file in path.iterdir()]
+        for name in {MANIFEST, PENDING}.intersection(there):
+            token_in(path / name, kind)
+        if MANIFEST in there and kind == "index":
+            read_manifest(path, kind)
     except FileNotFoundError:
-        if path.parent.is_dir():
-            return
-        raise ConfigError(f"the folder {path.parent} of {path} does not exist: create it first") from None
+        return
+    except DataError as error:
+        raise ConfigError(f"{error}: remove it, or give another name") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
-    if MANIFEST in there and kind == "index":
-        try:
-            read_manifest(path, kind)
-        except DataError as error:
-            raise ConfigError(f"{path} would be replaced, but {error}: remove it, or give another name") from None
-    elif MANIFEST not in there and any(not re.fullmatch(_STARTED, name) for name in there):
+    if MANIFEST not in there and any(not re.fullmatch(_STARTED, name) for name in there):
         raise ConfigError(f"{path} holds other files: give the name of a new folder")
 
 

@@ -212,7 +212,8 @@ class Training:
         if not math.isfinite(loss):
             raise ConfigError(
                 f"training diverged: the loss is {loss} at epoch {position.epoch + 1}, step {position.step + 1}. "
-                f"Give a learning rate (lr) below {lr:.2g}; the best codec so far is kept"
+                f"Give lr=null (None in Python), which fits it to the run, or if it was, less than {lr / 4:.2g}; and "
+                "for the same output overwrite=true. The best codec so far is kept"
             )
         if self.options.grad_clip is not None:
             torch.nn.utils.clip_grad_value_(self.parameters, self.options.grad_clip)

@@ -51,7 +51,7 @@ def as_rows(x, name: str) -> Rows:
     _refuse(x, name)
     if isinstance(x, Mapping):  # such as what numpy.load makes of an npz file
         if len(x) != 1:
-            raise DataError(f"{name} is a mapping of {list_names(list(map(str, x)))}: give one of its values")
+            raise DataError(f"{name} must be one value of the mapping, of {list_names(list(map(str, x)))}")
         return as_rows(next(iter(x.values())), name)
     is_array = any(hasattr(x, f"__{method}__") for method in ("getitem", "array", "dlpack"))
     if hasattr(x, "__next__") or (hasattr(x, "__iter__") and not is_array):
@@ -76,9 +76,9 @@ def tensor_rows(tensor, name: str) -> Rows:
     import torch
 
     if tensor.layout != torch.strided or tensor.is_meta:
-        raise DataError(f"{name} is sparse or has no data: give a dense tensor")
+        raise DataError(f"{name} must be a dense tensor with data")
     if tensor.dtype.is_complex or tensor.dtype == torch.bool or tensor.is_quantized:
-        raise DataError(f"{name} holds {tensor.dtype} values: vectors are integers or floats")
+        raise DataError(f"{name} must hold integers or floats, not {tensor.dtype}")
     tensor = tensor.detach()
     with suppress(TypeError):  # a type that numpy lacks: bfloat16 and the 8-bit floats
         if tensor.device.type == "cpu":
@@ -95,16 +95,16 @@ def _read_tensor(tensor, key) -> np.ndarray:
 
 def _refuse(x, name: str) -> None:
     if hasattr(x, "toarray"):
-        raise DataError(f"{name} is sparse: give {name}.toarray()")
+        raise DataError(f"{name} must be dense: give what its method toarray() returns")
     if isinstance(x, np.ma.MaskedArray):
-        raise DataError(f"{name} is a masked array: fill or remove its masked values")
+        raise DataError(f"{name} must not be a masked array: fill or remove its masked values")
     if isinstance(x, Set):
-        raise DataError(f"{name} is a set, which has no order: give a list")
+        raise DataError(f"{name} must be a list, not a set, which has no order")
     if hasattr(x, "readinto") or hasattr(x, "readline"):
-        raise DataError(f"{name} is an open file: give its path")
+        raise DataError(f"{name} must be the path of a file, not an open file")
     for method in ("collect", "compute"):  # a LazyFrame of polars, a DataFrame of dask
         if hasattr(x, method) and not _is_lazy(x):
-            raise DataError(f"{name} is not computed yet: give {name}.{method}()")
+            raise DataError(f"{name} must be computed first: give what its method {method}() returns")
 
 
 def _is_lazy(x) -> bool:
@@ -132,9 +132,9 @@ def _table_rows(table, name: str) -> Rows:
         return as_rows(table[vectors[0]], f"{name}[{vectors[0]!r}]")
     found = list_names(list(map(str, vectors or others)))
     if vectors:
-        raise DataError(f"{name} has several columns of vectors, {found}: give one of them, {name}[{vectors[0]!r}]")
+        raise DataError(f"{name} must be one of the columns of vectors, {found}: index the table with [{vectors[0]!r}]")
     if others:
-        raise DataError(f"{name} has columns that hold neither numbers nor vectors: give it without {found}")
+        raise DataError(f"{name} must have columns of numbers or one of vectors only: leave out {found}")
     return _convert(table, name)
 
 
@@ -148,16 +148,18 @@ def _gather_batches(batches: Iterable, name: str) -> Rows:
         check_matrix(found.shape, found.dtype, item)
         waiting.append(np.array(found[:]))
         if waiting[-1].shape[1] != waiting[0].shape[1]:
-            raise DataError(f"{item} has {waiting[-1].shape[1]} dimensions, others have {waiting[0].shape[1]}")
+            raise DataError(f"{item} must have dimension {waiting[0].shape[1]}, as others, not {waiting[-1].shape[1]}")
         held += waiting[-1].nbytes
         if held > most:
-            raise ResourceError(f"{name} takes half of the free memory or more: write it to a file, and give its path")
+            raise ResourceError(
+                f"{name} must take less than half of the free memory: write the vectors to a file, and give its path"
+            )
         if sum(map(len, waiting[:1])) + len(waiting) > _GATHERED_ROWS:
             parts, waiting = [*parts, np.concatenate(waiting)], []
     if waiting:
         parts.append(np.concatenate(waiting))
     if not parts:
-        raise DataError(f"{name} yields no vectors: an iterator can be read once only")
+        raise DataError(f"{name} must not be empty: an iterator can be read once only")
     return _join(parts, name)
 
 
@@ -190,7 +192,7 @@ def _convert(x, name: str) -> Rows:
     fault = _fault(rows)
     if fault is None and array is not None:
         return array
-    raise DataError(f"{name} is not a matrix of numbers: {fault or error}") from error
+    raise DataError(f"{name} must be a matrix of numbers: {fault or error}") from error
 
 
 def _as_plain(row, name: str):
@@ -211,8 +213,8 @@ def _fault(rows: list) -> str | None:
     vectors = Counter(length for length in lengths if length is not None).most_common(1)
     for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         if vectors and length != vectors[0][0]:
-            what = f"is {row!r:.40}" if length is None else f"has {length} values"
-            return f"row {number} {what}, others have {vectors[0][0]} values"
+            what = f"row {number} is {row!r:.40}" if length is None else f"the length of row {number} is {length}"
+            return f"{what}, that of others {vectors[0][0]}"
         for column, value in enumerate([row] if length is None else row):
             if not isinstance(value, Number):
                 return f"row {number} has {value!r:.40} in column {column}: remove or repair it"

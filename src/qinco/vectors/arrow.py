@@ -31,7 +31,7 @@ def lists_to_array(lists, dim: int, dtype, start: int, name: str) -> np.ndarray:
     lengths = np.asarray(lists.value_lengths())
     row = int(np.argmax(lengths != dim)) if len(lengths) else 0
     if len(lengths) and lengths[row] != dim:
-        raise DataError(f"row {start + row} of {name} has {lengths[row]} values, others have {dim}")
+        raise DataError(f"the length of row {start + row} of {name} is {lengths[row]}, that of others {dim}")
     values = lists.flatten()
     if values.null_count:
         row, position = divmod(_first_null(values), dim)

@@ -102,11 +102,11 @@ def open_bin(path: Path, size: int, suffix: str) -> np.ndarray:
     if suffix in (".ibin", ".bin") and size == offset + 4 * num_rows + 8 * dim:
         raise DataError(f"{path} is the ground truth of a range search: that of k nearest neighbours is needed")
     if not 1 <= dim <= MAX_DIM:
-        raise DataError(f"{path} is not a {suffix} file: its header gives {num_rows} rows of dimension {dim}")
+        raise DataError(f"{path} is not a {suffix} file: its header gives the shape ({num_rows}, {dim})")
     if suffix == ".bin" and size == offset + num_rows * dim:
         raise DataError(f"{path} does not say whether its bytes are signed: rename it to .u8bin, or to .i8bin")
     there = (size - offset) // (dim * dtype.itemsize)
-    check_size(path, size, offset + num_rows * dim * dtype.itemsize, f"{num_rows} rows, where {there} are")
+    check_size(path, size, offset + num_rows * dim * dtype.itemsize, f"N={num_rows}, where {there} fits")
     raise AssertionError
 
 

@@ -111,8 +111,8 @@ def concat_rows(parts: Iterable[Rows], names: Sequence[str], load: Callable[[int
         dims.append(part.shape[1])
         dtypes.add(part[:0].dtype)
         if dims[-1] != dims[0]:
-            dim = f"{dims[-1]} dimensions, {names[0]} has {dims[0]}"
-            raise DataError(f"{other} has {dim}: only vectors of one dimension can be joined")
+            dim = f"{dims[0]}, that of {names[0]}, not {dims[-1]}"
+            raise DataError(f"{other} must have dimension {dim}: only vectors of one dimension can be joined")
     return ConcatRows(load, starts, dims[0], np.result_type(*dtypes), name)
 
 
@@ -130,7 +130,7 @@ def gather(rows: StoredRows, rows_N: np.ndarray, read: Callable[[int], tuple[int
     """Rows in any order; `read(row)` gives the block that holds a row, and the number of its first row."""
     outside = (rows_N < -len(rows)) | (rows_N >= len(rows))
     if outside.any():
-        raise IndexError(f"row {rows_N[outside][0]} does not exist: there are {len(rows)} rows")
+        raise IndexError(f"row {rows_N[outside][0]} does not exist: N is {len(rows)}")
     rows_N = np.where(rows_N < 0, rows_N + len(rows), rows_N)
     order_N = np.argsort(rows_N, kind="stable")
     rows_N = rows_N[order_N]

@@ -55,7 +55,7 @@ def open_array(path, part: str = "train") -> Rows:
     what = f"{path if isinstance(path, str | os.PathLike) else 'the list'} ({len(files)} files, {first} to {last})"
     load = partial(_open_one, [(*file, part, file_stamp(file[0])) for file in files])
     rows = concat_rows(map(load, range(len(files))), [str(file) for file, _ in files], load, what)
-    _LOG.info(f"{what}: {rows.shape[0]:,} vectors of {rows.shape[1]} dimensions")
+    _LOG.info(f"{what}: {rows.shape[0]:,} vectors of dimension {rows.shape[1]}")
     return rows
 
 
@@ -254,7 +254,7 @@ class VectorWriter:
             file.seek(0)
             file.write(self._header(self.rows_written))  # as long as the first: numpy pads for 21 digits of rows
             if self.num_rows not in (None, self.rows_written):
-                raise DataError(f"{self.path} needs {self.num_rows} rows, but {self.rows_written} were written")
+                raise DataError(f"the number of rows of {self.path} must be {self.num_rows}, not {self.rows_written}")
 
     def _header(self, num_rows: int) -> bytes:
         return self._format.header((num_rows, self.dim), self.dtype)  # pyright: ignore[reportOptionalCall]
@@ -269,7 +269,11 @@ class VectorWriter:
             row, column = np.unravel_index(np.argmax(wrong), wrong.shape)
             limits = np.finfo(self.dtype) if self.dtype.kind == "f" else np.iinfo(self.dtype)
             where = f"{matrix[row, column]} in row {self.rows_written + row}"
-            raise DataError(f"{self.path} cannot hold {where}: {self.dtype} is between {limits.min} and {limits.max}")
+            kind = "numbers" if self.dtype.kind == "f" else "whole numbers"
+            raise DataError(
+                f"{self.path} cannot hold {where}: {self.dtype} are {kind} from {limits.min} to {limits.max}; "
+                "round and clip the values, or write them to .fvecs or .npy"
+            )
         return stored
 
 

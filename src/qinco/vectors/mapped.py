@@ -67,15 +67,15 @@ class Format:
     read_metric: Callable[[Path, str | None], str | None] | None = None  # what a path and a part state of distances
 
 
-def check_matrix(shape: tuple, dtype, name: str) -> None:
+def check_matrix(shape: tuple, dtype, name: str, how: str = "") -> None:
     """Raise DataError unless the shape is (N, D), with D at least 1, and a dtype of numpy is one of numbers."""
+    if isinstance(dtype, np.dtype) and dtype.kind not in "fiu":
+        raise DataError(f"{name} must hold integers or floats, not {dtype}")
     if len(shape) != 2:
-        hint = ": for a single vector give x[None]" if len(shape) == 1 else ""
+        hint = f": a single vector is a matrix of shape (1, {shape[0]}){how}" if len(shape) == 1 else ""
         raise DataError(f"{name} must be a matrix (N, D), not an array of shape {tuple(shape)}{hint}")
     if shape[1] < 1:
-        raise DataError(f"{name} has zero columns: vectors need at least one dimension")
-    if isinstance(dtype, np.dtype) and dtype.kind not in "fiu":
-        raise DataError(f"{name} holds {dtype} values: vectors are integers or floats")
+        raise DataError(f"{name} must have at least one column, not the shape {tuple(shape)}")
 
 
 def check_size(path: Path, size: int, expected: int, promise: str) -> None:
@@ -86,16 +86,17 @@ def check_size(path: Path, size: int, expected: int, promise: str) -> None:
 
 def missing_file(path: str | os.PathLike) -> DataError:
     """The error for a file that does not exist; suggests a file of a similar name in the same folder."""
-    folder, name = os.path.split(path)
-    names = {}
-    with suppress(OSError, ValueError), os.scandir(folder or os.curdir) as entries:
-        names = {entry.name: str(Path(folder, entry.name)) for entry in islice(entries, _MAX_NAMES)}
-    hint = suggest(name, names, 0.75)
+    wanted, found = Path(path), []
+    with suppress(OSError, ValueError), os.scandir(wanted.parent) as entries:
+        found = [wanted.parent / entry.name for entry in islice(entries, _MAX_NAMES) if entry.name != wanted.name]
+    # Equal suffixes say nothing about the names; but of files that have the same name otherwise, the last is suggested.
+    found.sort(key=lambda file: file.suffix == wanted.suffix)
+    hint = suggest(wanted.stem, {file.stem: str(file) for file in found}, 0.75)
     return DataError(f"No such file: {path}" + (f". {hint.strip()}" if hint else ""))
 
 
-def file_size(path: Path) -> int:
-    """Size in bytes of a regular file; DataError for anything else (opening a pipe would block)."""
+def file_size(path: Path, wanted: str = "a file") -> int:
+    """Size in bytes of a regular file; DataError for anything else (opening a pipe would block), for `wanted`."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -104,7 +105,7 @@ def file_size(path: Path) -> int:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise DataError(f"{path} is {kind}: give a file that can be memory-mapped")
+        raise DataError(f"{path} is {kind}: give {wanted}")
     return status.st_size
 
 
@@ -145,7 +146,7 @@ def by_name(rows):
 
 def file_stamp(path: Path, known: tuple[int, int] | None = None) -> tuple[int, int]:
     """Size and time of the last change of a file; DataError where they are not the `known` ones any more."""
-    stamp = file_size(path), path.stat().st_mtime_ns
+    stamp = file_size(path, "a file of vectors"), path.stat().st_mtime_ns
     if known not in (None, stamp):
         raise DataError(f"{path} has changed since it was opened: open it again")
     return stamp

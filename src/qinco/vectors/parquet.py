@@ -72,7 +72,7 @@ def open_parquet(path: Path, size: int, name: str | None, part: str, batch_bytes
             first = next(file.iter_batches(1, columns=[name], use_threads=False)).column(0)
             dim = getattr(first, "storage", first).value_lengths()[0].as_py() or 0
         if not 1 <= dim <= MAX_DIM:
-            raise DataError(f"row 0 of {where} has {dim} values: it must have between 1 and {MAX_DIM}")
+            raise DataError(f"row 0 of {where} must have 1 to {MAX_DIM} values, not {dim}")
         for group, (chunk, count) in enumerate(zip(chunks, sizes, strict=True)):
             if chunk.num_values != count * dim:
                 row = sum(sizes[:group])

@@ -67,7 +67,7 @@ class VectorSource:
             raise IndexError(f"rows of {self.name} are chosen by an integer, a slice or an array of integers")
         outside = (indices < -len(self)) | (indices >= len(self))
         if outside.any():
-            raise IndexError(f"row {indices[outside][0]} of {self.name} does not exist: there are {len(self)} rows")
+            raise IndexError(f"row {indices[outside][0]} of {self.name} does not exist: N is {len(self)}")
         if indices.ndim == 0:
             return self[[int(indices)]][0]
         indices = np.where(indices < 0, indices + len(self), indices).astype(np.int64) + self._start
@@ -190,8 +190,20 @@ def _source(x, name: str, may_be_one: bool = False) -> tuple[VectorSource, bool]
         found = f"{name} is a row or column of {rows.shape[0]} numbers"
         raise DataError(f"{found}: numpy.asarray(x)[None] is one vector, numpy.asarray(x)[:, None] has dimension 1")
     rows = rows[None] if is_one else rows
-    check_matrix(rows.shape, rows.dtype, name)
+    check_matrix(rows.shape, rows.dtype, name, ", as x[None] is")
     return VectorSource(rows, name), is_one
+
+
+def check_dim(source: VectorSource, dim: int, owner: str) -> None:
+    """Raise DataError unless the vectors have the dimension `dim`, that of `owner`."""
+    if source.dim != dim:
+        raise DataError(f"{source.name} must have dimension {dim}, that of {owner}, not {source.dim}")
+
+
+def check_not_empty(rows) -> None:
+    """Raise DataError where a source, or codes, hold no rows."""
+    if len(rows) == 0:
+        raise DataError(f"{rows.name} must not be empty")
 
 
 def spread_rows(count: int) -> np.ndarray:
@@ -223,9 +235,13 @@ def fingerprint(source: VectorSource, more: bytes = b"") -> str:
 
 def check_finite(block: np.ndarray, number: Callable[[int], int] = int, name: str = "vectors") -> None:
     """Raise DataError if a vector of `block`, float (n, D), is not finite; `number` gives its row's in `name`."""
-    is_finite = np.isfinite(block)
-    if not is_finite.all():
+    step = max(1, _PIECE_VALUES // max(1, block.shape[1]))
+    for start in range(0, len(block), step):
+        is_finite = np.isfinite(block[start : start + step])
+        if is_finite.all():
+            continue
         row, column = np.unravel_index(np.argmin(is_finite), is_finite.shape)
+        row += start
         value = "NaN" if np.isnan(block[row, column]) else "an infinite value (infinite, or beyond float32's ±3.4e38)"
         raise DataError(f"row {number(int(row))} of {name} holds {value} in column {column}: remove or repair it")
 

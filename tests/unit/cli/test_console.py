@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qinco import progress
-from qinco.cli.console import Console, format_value, write_line
+from qinco.cli.console import Console, format_value, result_line, write_line
 
 
 @pytest.fixture
@@ -32,6 +32,12 @@ def clock(monkeypatch):
 ])  # fmt: skip
 def test_values_for_people(value, text):
     assert format_value(value) == text
+
+
+def test_recall_names_its_rank_and_whole_bytes_have_no_fraction():
+    assert result_line("recall", {1: 0.51, 10: 0.935}) == "recall@1: 0.5100, recall@10: 0.9350"
+    assert result_line("bytes_per_vector", 8.0) == "bytes_per_vector: 8"
+    assert result_line("bytes_per_vector", 12.5) == "bytes_per_vector: 12.50"
 
 
 def test_streams(capsys):

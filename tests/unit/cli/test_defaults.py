@@ -102,13 +102,13 @@ def test_data_sets(dataset):
 
 def test_what_only_the_model_knows():
     found = resolved("eval", "model=m", "B=4")
-    assert (found["A"], found["B"]) == ((None, "the model's"), (4, "command line"))
+    assert (found["A"], found["B"]) == ((None, "the codec's own"), (4, "command line"))
     assert resolved("eval", "model=m", "C=4")["A"] == (None, "C is used instead")
     found = resolved(*TRAIN, "model=m", "recipe=paper")
-    assert found["M"] == found["de"] == found["A"] == (None, "the model's")
+    assert found["M"] == found["de"] == found["A"] == (None, "the codec's own")
     assert found["lr"] == (None, "recipe paper of this kind of model")
     assert found["codebook_noise_init"] == (0.1, "recipe paper")
-    assert resolved("train", "model=m", "output=a.pt")["A"][1] == "the model's, or A=16 B=32 if that has C"
+    assert resolved("train", "model=m", "output=a.pt")["A"][1] == "the codec's own, or A=16 B=32 if it has C"
     assert resolved("bench")["B"] == (None, "default, the usual options in turn")
     assert resolved("bench", "B=4")["C"] == (64, "default")
 

@@ -1,5 +1,7 @@
 """The grammar: what every form of an argument means, and that a mistake names what is wrong."""
 
+from dataclasses import replace
+
 import pytest
 
 from qinco.cli.grammar import parse_arguments, parse_value
@@ -149,8 +151,8 @@ def test_an_index_takes_the_place_of_the_database_and_of_the_model():
     settings = parse_arguments(["search", "index=i", "queries=q", "queries_gt=g", "nprobe=[4,8]", "search.nshort=7"])
     assert (settings["search.nprobe"], settings["search.nshort"]) == ((4, 8), (7,))
     assert parse_arguments(["search", "index=i", "db=deep1M"])["queries"] is None
-    refused(["search", "index=i", "model=m"], "search needs queries=", "or db=")
-    refused(["search"], "search needs model=", "or index=", "and queries=")
+    refused(["search", "index=i", "model=m"], "search needs either queries=", "or db=")
+    refused(["search"], "search needs either model=", "or index=", "; either queries=")
 
 
 def test_what_the_codes_say_is_left_open_in_the_kind_of_an_index():
@@ -182,8 +184,8 @@ def test_only_one_kind_of_preselection_is_given():
 
 
 def test_missing_keys_are_named_together():
-    refused(["encode", "db=x"], "encode needs model= (", "and output= (")
-    refused(["train"], "output= (", "and trainset= (", "or db= (")
+    refused(["encode", "db=x"], "encode needs model= (", "; output= (")
+    refused(["train"], "output= (", "; either trainset= (", "or db= (the name of a data set)")
     for task in TASKS.values():
         if task.required:
             refused([task.name], *(f"{name}= (" for names in task.required for name in names.split("|")))
@@ -191,7 +193,7 @@ def test_missing_keys_are_named_together():
 
 def test_encoding_the_training_set_needs_no_database():
     assert parse_arguments(["encode", "model=m", "output=o", "encode_trainset=true", "trainset=t"])["db"] is None
-    refused(["encode", "model=m", "output=o", "encode_trainset=false"], "needs db=", "or encode_trainset=")
+    refused(["encode", "model=m", "output=o", "encode_trainset=false"], "needs either db=", "or encode_trainset=")
 
 
 def test_words_without_a_key():
@@ -272,7 +274,7 @@ def test_the_declarations_agree():
         assert task.positional is None or task.positional in task.required
         assert all(task.reads(name) for names in task.required for name in names.split("|")), task.name
         for key in task.keys:
-            assert KEYS[key.name] == key, "a key means the same in all tasks"
+            assert replace(KEYS[key.name], help=key.help) == key, "a key has the same values in all tasks"
     for key in KEYS.values():
         assert key.kind != "choice" or key.default in (*key.choices, None)
         assert set(key.open_references) <= set(KEYS), key.name

@@ -97,7 +97,7 @@ def test_nothing_is_fitted_to_vectors_held_out():
     x_ND[sample.is_held_T] += 100
     assert np.array_equal(fit_lookup(sample, 16, None).tables_MKD, expected)
     assert sample.mse(LookupDecoder(expected).decode)[0] > 100
-    with pytest.raises(DataError, match="no vectors"):
+    with pytest.raises(DataError, match="empty"):
         fit_lookup(sample_of(codes[:0], x_ND[:0]), 16, None)
 
 
@@ -125,6 +125,9 @@ def test_a_pairwise_decoder_is_fitted_to_codes(tmp_path):
             qinco.fit_pairwise_decoder(vectors(4000, 2), codes, codec=codec, output=wrong)
     assert fitted.decoder.num_pairs <= 2 and fitted.decoder.tables_PJD.dtype == np.float16
     assert fitted.mse <= 1.01 * fitted.mse_lookup
+    held = slice(None, None, 20)
+    error = np.square(codec.decode(codes[held]) - vectors(4000, 2)[held]).sum(1).mean()
+    assert fitted.mse_neural == pytest.approx(error, rel=1e-3)
     with pytest.raises(DataError, match="4000"):
         qinco.fit_pairwise_decoder(vectors(), codes, codec=codec)
 

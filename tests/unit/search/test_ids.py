@@ -37,7 +37,7 @@ def test_small_types_and_nothing_at_all():
         ([[1, 2], [3, 4]], "must be integers"), (5, "must be integers"), ({1, 2}, "must be integers"),
         ([[1], [2, 3]], "must be integers"), ([2**64, 1], "must be integers"), (None, "must be integers"),
         (np.zeros((2, 0), int), "must be integers"), ([1, -1], "not -1"),
-        (np.array([1, 2**63], np.uint64), "not 9223372036854775808"), ([1], "1 ids for 2 vectors"),
+        (np.array([1, 2**63], np.uint64), "not 9223372036854775808"), ([1], "vectors, 2, not 1"),
         ([7, 7], "id 7 is given twice"),
     ],
 )  # fmt: skip

@@ -168,8 +168,8 @@ def test_batches_change_no_bit(kind, num_short):
 @pytest.mark.parametrize(
     ("queries", "options", "error", "message"),
     [
-        (np.zeros((2, 5)), {}, DataError, "queries have 5 dimensions, the index holds vectors of 6"),
-        (np.zeros(5), {}, DataError, "queries have 5 dimensions"), ([], {}, DataError, "queries"),
+        (np.zeros((2, 5)), {}, DataError, "dimension 6, that of the index, not 5"),
+        (np.zeros(5), {}, DataError, "queries .* not 5"), ([], {}, DataError, "queries"),
         (np.full((3, 6), np.nan), {}, DataError, "row 0 of queries holds NaN"),
         ([[1.0], [2, 3]], {}, DataError, "queries"),
         (np.array([1, 2, 3, np.inf, 5, 6]), {}, DataError, "an infinite value"),
@@ -206,8 +206,54 @@ def test_cosine_knows_no_length():
         found = index.search(QUERIES_QD.astype(np.float64) * scale)
         np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-5)
         assert (found[1][:, 0] == expected[1][:, 0]).mean() > 0.9
-    distances_R, ids_R = index.search(np.zeros(DIM), k=3)
-    assert (np.abs(distances_R) < 1e-6).all() and (ids_R >= 0).all()
+    for options in ({}, {"num_short": 0}):
+        distances_R, ids_R = index.search(np.zeros(DIM), k=3, **options)
+        assert not distances_R.any() and (ids_R >= 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e19, 1e30])
+def test_inner_products_of_queries_of_any_length_are_found(scale):
+    queries_QD, index = QUERIES_QD * np.float32(scale), built("plain", "inner_product")
+    for options in (ALL, ALL | {"num_short": 0}):
+        found_QR, ids_QR = index.search(queries_QD, **options)
+        expected_QR, expected_ids = index.search(QUERIES_QD, **options)
+        is_subnormal = scale < 1e-40
+        np.testing.assert_allclose(found_QR, expected_QR * scale, rtol=0.1 if is_subnormal else 1e-4, atol=1e-42)
+        assert is_subnormal or np.array_equal(ids_QR[:, 0], expected_ids[:, 0])
+
+
+@pytest.mark.parametrize("num_short", [0, 2 * NUM_VECTORS])
+def test_the_cosine_of_a_zero_vector_is_zero(num_short, tmp_path):
+    x_ND = np.concatenate([vectors()[:500] - vectors().mean(0), np.zeros((2, DIM))])
+    index = Index.build(trained("plain"), x_ND[::-1], 2, metric="cosine")  # ids 0 and 1 are zero
+    index.add(x_ND[:3] * [[1], [0], [1]], [600, 601, 602])
+    index.upsert(x_ND[[0, -1, -1]], [0, 501, 603])
+    index.save(tmp_path / "index")
+    merged = index.emptied()
+    merged.merge_from(index, 1000)
+    for searched, zeros in ((index, {1, 501, 601, 603}), (Index.load(tmp_path / "index"), {1, 501, 601, 603}),
+                            (merged, {1001, 1501, 1601, 1603})):  # fmt: skip
+        found_QR, ids_QR = searched.search(QUERIES_QD, k=506, nprobe=2, num_short=num_short)
+        for found_R, ids_R in zip(found_QR, ids_QR, strict=True):
+            assert set(ids_R[found_R == 0].tolist()) == zeros and len(set(ids_R)) == 506
+        assert (found_QR[:, 0] > 0).all() and (found_QR[:, -1] < 0).any() and (np.diff(found_QR) <= 0).all()
+        assert not searched.reconstruct(sorted(zeros)).any()
+        _, within, ids = searched.range_search(QUERIES_QD[:1], -1e-6, nprobe=2)
+        assert set(ids[within == 0].tolist()) == zeros
+    index.remove([1, 501])
+    index.add(x_ND[:1], [1])
+    assert set(index.parts.zeros.tolist()) == {601, 603} and not len(index.emptied().parts.zeros)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e20])
+def test_an_index_whose_distances_float32_cannot_hold_is_refused(scale):
+    model = random_model(ModelConfig(dim=DIM, num_steps=2, codebook_size=16, num_blocks=1, hidden_dim=8))
+    model.scale.fill_(scale)
+    model.mean.zero_()
+    codec = Codec(model, EncodeOptions())
+    for metric in METRICS:
+        with pytest.raises(ConfigError, match="multiply vectors"):
+            Index.build(codec, vectors(), 2, metric=metric)
 
 
 # Stages
@@ -289,10 +335,10 @@ def test_selectors_of_faiss_filter():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"num_lists": NUM_VECTORS + 1}, ConfigError, "num_lists=1501 is more than the 1500 vectors"),
+        ({"num_lists": NUM_VECTORS + 1}, ConfigError, "num_lists must be at most 1500, .* not 1501"),
         ({"num_lists": 0}, ConfigError, "num_lists must be"), ({"num_lists": 2.5}, ConfigError, "num_lists must be"),
         ({"metric": "hamming"}, ConfigError, "'hamming'"),
-        ({"ids": np.arange(5)}, DataError, "there are 5 ids for 1500 vectors"),
+        ({"ids": np.arange(5)}, DataError, "vectors, 1500, not 5"),
         ({"ids": np.zeros(NUM_VECTORS, int)}, DataError, "id 0 is given twice"),
         ({"ids": np.arange(NUM_VECTORS) - 1}, DataError, "not -1"),
         ({"ids": np.arange(NUM_VECTORS) * 1.0}, DataError, "must be integers"),
@@ -305,9 +351,9 @@ def test_what_cannot_be_built_is_refused_before_anything_is_encoded(settings, er
 
 
 def test_vectors_and_codecs_that_do_not_fit_are_refused():
-    with pytest.raises(DataError, match="have 5 dimensions, the codec was trained on 6"):
+    with pytest.raises(DataError, match="dimension 6, that of the codec, not 5"):
         Index.build(trained("plain"), vectors()[:, :5])
-    with pytest.raises(DataError, match="holds no vectors"):
+    with pytest.raises(DataError, match="must not be empty"):
         Index.build(trained("plain"), vectors()[:0])
     with pytest.raises(ConfigError, match="12 lists"):
         Index.build(trained("ivf"), vectors(), 13)
@@ -399,7 +445,8 @@ def test_ids_that_are_given_are_kept():
 
 
 @pytest.mark.parametrize(
-    ("ids", "message"), [([1, 9000], "id 1 "), ([9000, 9000], "9000"), ([9000, -1], "-1"), ([9000], "1 ids for 2")]
+    ("ids", "message"),
+    [([1, 9000], "id 1 "), ([9000, 9000], "9000"), ([9000, -1], "-1"), ([9000], "vectors, 2, not 1")],
 )
 def test_ids_that_cannot_be_added_are_refused(ids, message):
     index = copied(built())
@@ -412,7 +459,7 @@ def test_ids_that_cannot_be_added_are_refused(ids, message):
 def test_vectors_that_cannot_be_added_are_refused():
     index = copied(built("plain", "cosine"))
     for wrong, message in [
-        (vectors()[:, :5], "5 dimensions"), (vectors()[0], r"give x\[None\]"),
+        (vectors()[:, :5], "not 5"), (vectors()[0], r"\(1, 6\)"),
         (np.full((2, DIM), np.inf), "row 0 of vectors holds an infinite value"), (np.full((2, DIM), np.nan), "NaN"),
         ("nowhere.fvecs", "No such file"),
     ]:  # fmt: skip

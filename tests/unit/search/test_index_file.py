@@ -150,7 +150,7 @@ def test_a_codec_is_asked_for_its_shape_where_nothing_else_is_known(tmp_path):
     index = built("ivf")
     Index(None, replace(index.parts, codec_fingerprint=None)).save(tmp_path)
     assert same(Index.load(tmp_path, codec=trained("ivf")), index)
-    with pytest.raises(DataError, match="code_size is 4, not 8"):
+    with pytest.raises(DataError, match="num_codes is 4, not 8"):
         Index.load(tmp_path, codec=trained("product"))
     index = Index.build(trained("plain"), vectors(), 5)
     Index(None, replace(index.parts, codec_fingerprint=None)).save(tmp_path)

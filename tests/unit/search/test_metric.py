@@ -59,6 +59,13 @@ def test_cosine_of_a_zero_vector_is_zero():
         np.testing.assert_allclose(metric.distances(metric.values(q_ND, x_ND)), 0, atol=1e-6)
 
 
+def test_cosines_of_any_length_are_compared():
+    for length in (1e-18, 1e-12, 1e10, 1e18):
+        metric = Metric("cosine", length)
+        found_N = metric.distances(metric.values(metric.prepare(Q_ND), (X_ND * length).astype(np.float32)))
+        np.testing.assert_allclose(found_N, exact("cosine", Q_ND, X_ND), atol=1e-5)
+
+
 def test_values_that_are_not_finite_stay_so():
     x_ND = X_ND[:3].copy()
     x_ND[0, 1], x_ND[1, 2] = np.nan, -np.inf

@@ -99,7 +99,7 @@ def test_the_only_matrix_needs_no_name(path):
         ({"data": [["a"]]}, "object"),
         ({"data": h5py.Empty("f4")}, r"\(\)"),
         ({"data": np.float32(3)}, r"\(\)"),
-        ({"data": np.zeros((2, 0))}, "zero columns"),
+        ({"data": np.zeros((2, 0))}, "one column"),
         ({"shape": (3, 1_000_001), "dtype": "u1"}, "1000001"),
     ],
 )

@@ -29,7 +29,7 @@ def bench(settings, console) -> None:
         "precisions": [settings["precision"]] if settings.given("precision") else None,
         "options": [own] if any(settings.given(key) for key in ("A", "C", "B")) else None,
     }
-    console.info(f"measuring {name} on vectors of {codec.dim} dimensions, each combination for about two seconds")
+    console.info(f"measuring {name} on vectors of dimension {codec.dim}, each combination for about two seconds")
     measured = qinco.benchmark(codec, **cases, engine=settings["engine"], progress=console.progress)
     keys = field_keys(EncodeOptions)
     rows = [

@@ -24,7 +24,8 @@ def ivf_centroids(settings, console) -> None:
     )  # fmt: skip
     result = {
         "output": settings["output"], "num_lists": count, "dim": source.dim,
-        "num_vectors": min(len(source), MAX_POINTS_PER_CENTROID * count), "seconds": time.monotonic() - begun,
+        "num_vectors": len(source), "num_sampled": min(len(source), MAX_POINTS_PER_CENTROID * count),
+        "seconds": time.monotonic() - begun,
         "threads": conditions(settings)["threads"],
     }  # fmt: skip
     console.print_result(result, settings["json"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import qinco
 from qinco.cli import open as inputs
-from qinco.cli.console import format_value
+from qinco.cli.console import result_line
 from qinco.cli.keys import ENCODING, MACHINE, TRAINSET, Key, Settings, key_of_field, task
 from qinco.cli.recall import measure_decoded, measure_index
 from qinco.datasets.catalogue import DATASETS
@@ -91,7 +91,7 @@ def _answer(settings: Settings, console, queries, truth, is_exhaustive: bool) ->
     if settings["output"] is None:
         if not settings["json"]:
             if found.recall:
-                console.info(f"recall: {format_value(found.recall)}")
+                console.info(result_line("recall", found.recall))
             return console.print_records(found.records())
         result |= {"ids": found.ids, "distances": found.distances}
     console.print_result(result | inputs.conditions(settings), settings["json"])

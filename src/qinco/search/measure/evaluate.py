@@ -23,7 +23,7 @@ from qinco.search.measure.truth import open_queries_among
 from qinco.search.metric import Metric, choose_metric
 from qinco.search.parts import Fitted
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource, as_source, stratified_rows
+from qinco.vectors.rows import VectorSource, as_source, check_not_empty, stratified_rows
 
 _MAX_QUERIES = 1000
 _RQ_ROWS = 50_000  # vectors that the residual quantizer is fitted to
@@ -46,8 +46,7 @@ def evaluate_decoder(
     """
     source, begun, error = as_source(vectors), time.monotonic(), 0.0
     codec.check_dim(source)
-    if not len(source):
-        raise DataError(f"{source.name} holds no vectors to evaluate on")
+    check_not_empty(source)
     with reporting(progress) as report:
         for first, decoded_nD in _decoded(codec, source, decoder, options, None, "float32", report):
             x_nD = source[first : first + len(decoded_nD)]
@@ -131,7 +130,7 @@ def evaluate_index(
     count = min(_MAX_QUERIES, -(-len(source) // 10)) if num_queries is None else num_queries
     require_int("num_queries", count, 0 if num_queries is None else 1)
     if count >= len(source):
-        raise DataError(f"{source.name}: {len(source)} vectors are too few to take {count} queries from")
+        raise DataError(f"{source.name} must hold more than {len(source)} vectors to take {count} queries from")
     x_ND = next(block for _, block in source.blocks(len(source)))
     rows_Q = stratified_rows(len(x_ND), count)
     x_ND, queries_QD = np.delete(x_ND, rows_Q, 0), x_ND[rows_Q]

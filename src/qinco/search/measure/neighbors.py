@@ -14,7 +14,7 @@ import numpy as np
 
 from qinco.atomic import check_output, user_path, write_atomically
 from qinco.config import require_int
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError
 from qinco.maths.metrics import RANKS, recall
 from qinco.progress import ProgressOption, reporting
 from qinco.search.exhaustive import exhaustive_search
@@ -24,7 +24,7 @@ from qinco.search.metric import choose_metric
 from qinco.search.options import MAX_SHORTLIST
 from qinco.vectors.block_rows import library
 from qinco.vectors.formats import input_files, write_vectors
-from qinco.vectors.rows import as_source
+from qinco.vectors.rows import as_source, check_dim
 
 BATCH_QUERIES = 4096
 _ID_SUFFIXES, _DISTANCE_SUFFIXES = (".npy", ".ivecs", ".ibin"), (".npy", ".fvecs", ".fbin")
@@ -85,8 +85,7 @@ def find_neighbors(
     else:
         searcher = open_searcher(index)[0]
         dim, metric = searcher.dim, choose_metric(metric, queries, ground_truth, own=searcher.metric)
-    if source.dim != dim:
-        raise DataError(f"{source.name} have {source.dim} dimensions, the vectors to search {dim}")
+    check_dim(source, dim, "the vectors that are searched")
     nearest_Q = None
     if ground_truth is not None and isinstance(index, tuple):
         _, nearest_Q = open_queries_among(vectors, source, ground_truth, metric)

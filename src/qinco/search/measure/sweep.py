@@ -30,6 +30,7 @@ from qinco.search.measure.truth import open_queries_of
 from qinco.search.metric import choose_metric
 from qinco.search.options import SearchOptions
 from qinco.store.manifest import read_manifest
+from qinco.store.tensors import find_content
 from qinco.vectors.formats import input_files
 
 log = logging.getLogger(__name__)
@@ -268,6 +269,8 @@ def open_searcher(index, codec: Codec | None = None, pairwise=None, device="cpu"
         checksums = {name: stored.crc32 for name, stored in read_manifest(path, "index").files.items()}
         files["index"] = sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
     elif not isinstance(index, Index):
+        if held := find_content(path):
+            raise DataError(f"{path} holds {held}, not an index")
         index, files["index"] = Index(codec, scanned_by_faiss(path, codec)), _fingerprint_of_file(path)
     if pairwise is None:
         return index, files

@@ -16,7 +16,7 @@ from qinco.search.metric import METRICS
 from qinco.vectors.arrays import as_rows
 from qinco.vectors.binary import open_distances
 from qinco.vectors.formats import FORMATS, open_array, read_integers, split_part
-from qinco.vectors.rows import VectorSource, as_source, spread_rows
+from qinco.vectors.rows import VectorSource, as_source, check_dim, spread_rows
 
 log = logging.getLogger(__name__)
 _MAX_QUERIES, _MAX_LISTED = 64, 10  # that are looked at
@@ -38,8 +38,7 @@ def open_queries(queries, ground_truth, dim: int) -> tuple[np.ndarray, np.ndarra
     The ground truth is ids (Q,) or (Q, R), the path of a file of them, or a pair of distances and ids.
     """
     source = as_source(queries, "queries")
-    if source.dim != dim:
-        raise DataError(f"{source.name} have {source.dim} dimensions, the vectors to search {dim}")
+    check_dim(source, dim, "the vectors that are searched")
     if not len(source):
         raise DataError("there are no queries to measure with")
     truth, distances = _read_truth(ground_truth)
@@ -48,7 +47,7 @@ def open_queries(queries, ground_truth, dim: int) -> tuple[np.ndarray, np.ndarra
     else:
         truth = as_ids(truth, None)[:, None]
     if len(truth) != len(source):
-        raise DataError(f"the ground truth has {len(truth)} rows, and there are {len(source)} queries")
+        raise DataError(f"the ground truth must have a row for each query, {len(source)}, not {len(truth)}")
     distances_QR = None if distances is None else np.asarray(distances, np.float64).reshape(len(distances), -1)
     if distances_QR is not None and distances_QR.shape != truth.shape:
         raise DataError(f"the ground truth has distances of shape {distances_QR.shape}, and ids of {truth.shape}")
@@ -112,20 +111,19 @@ def open_queries_of(index, queries, ground_truth) -> tuple[np.ndarray, np.ndarra
     return index.tables.metric.prepare(queries_QD), nearest_Q
 
 
+@np.errstate(invalid="ignore")
 def check_neighbours(
     metric: str, queries_QD: np.ndarray, truth_QR: np.ndarray, distances_QR: np.ndarray | None,
     rows_of: Callable[[np.ndarray], np.ndarray], others_ND: np.ndarray, *, are_decoded: bool = False,
 ) -> None:  # fmt: skip
     """Warn of a ground truth that some of its queries show to be of another metric, or of other vectors.
 
-    Args:
-        rows_of: gives the vectors, float32 (n, D), of ids (n,) of the ground truth.
-        others_ND: some vectors of the database.
-        are_decoded: whether vectors are decoded ones, whose distances are not exact.
+    `rows_of` gives vectors, float32 (n, D), of ids (n,); these and some others of the database may be decoded ones.
     """
-    rows_q = np.unique(np.linspace(0, len(queries_QD) - 1, _MAX_QUERIES).astype(np.int64))
-    rows_q = rows_q[(truth_QR[rows_q, : 1 if are_decoded else _MAX_LISTED] != MISSING).all(1)]
-    ids_qR = truth_QR[rows_q, : 1 if are_decoded else _MAX_LISTED]
+    ids_qR = truth_QR[:, : 1 if are_decoded else _MAX_LISTED]
+    rows_q = np.flatnonzero((ids_qR != MISSING).all(1))
+    rows_q = rows_q[:: -(-len(rows_q) // _MAX_QUERIES) or 1]
+    ids_qR = ids_qR[rows_q]
     if not len(rows_q):
         return
     q_qD, x_qRD = queries_QD[rows_q], rows_of(ids_qR.ravel()).reshape(*ids_qR.shape, -1)

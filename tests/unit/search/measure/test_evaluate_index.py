@@ -87,8 +87,8 @@ def test_any_number_of_vectors_is_used():
     [
         (UNSEEN_ND[:1], None, DataError, "1 vectors"), (UNSEEN_ND[:0], None, DataError, "0 vectors"),
         (UNSEEN_ND[:9], 9, DataError, "9 vectors"), (UNSEEN_ND, 0, ConfigError, "num_queries.*0"),
-        (UNSEEN_ND, 1.5, ConfigError, "num_queries.*1.5"), (UNSEEN_ND[:, :3], None, DataError, "3 dimensions"),
-        (UNSEEN_ND[0], None, DataError, r"x\[None\]"), (UNSEEN_ND * np.nan, None, DataError, "NaN"),
+        (UNSEEN_ND, 1.5, ConfigError, "num_queries.*1.5"), (UNSEEN_ND[:, :3], None, DataError, "not 3"),
+        (UNSEEN_ND[0], None, DataError, r"\(1, "), (UNSEEN_ND * np.nan, None, DataError, "NaN"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_judged_is_refused(x, num_queries, error, message):
