@@ -175,10 +175,15 @@ def flush_folder(path: Path) -> None:
 
 
 @contextmanager
-def exclusive(lock: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block with the file `lock`; without locks of files nobody waits."""
+def exclusive(lock: Path, busy: str | None = None) -> Iterator[None]:
+    """Wait until no other process is in such a block with the file `lock`; without locks of files nobody waits.
+
+    With a message `busy` there is no waiting, but a ConfigError.
+    """
     try:
-        file = lock_file(lock)
+        file = lock_file(lock, wait=busy is None)
+    except BlockingIOError:
+        raise ConfigError(busy) from None
     except OSError as error:
         raise ResourceError(f"cannot write {lock}: {error.strerror}") from None
     try:

@@ -213,8 +213,6 @@ class Codec:
         """
         source, options = as_source(x), self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
         shape = len(source), self.check_steps(num_steps) * len(self.models)
-        if len(source) > self.block_rows:
-            check_values(source)  # before there is work to lose
         codes_NM = np.empty(shape, code_dtype(self.config.codebook_size))
         lists_N = np.empty(len(source), np.int32) if self.is_ivf else None
         with reporting(progress) as report:
@@ -251,6 +249,8 @@ class Codec:
         options.check_model(self.config)
         self.check_dim(source)
         self.check_steps(num_steps)
+        if ranges is None and len(source) > self.block_rows:
+            check_values(source)  # before there is work to lose
         packings, width = self._pack(options.precision, options.engine), self.config.dim
         # The next block is read, checked and sent while this one is encoded.
         blocks = (

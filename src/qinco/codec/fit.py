@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qinco.atomic import check_output, user_path
+from qinco.atomic import check_output, exclusive, user_path
 from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_training, rows_shuffled, split_validation
 from qinco.codec.recorder import Recorder, log_path
 from qinco.config import EncodeOptions, require_bool, require_int, require_number
@@ -99,8 +99,11 @@ def fit(
     processes = Processes(choose_device(device))
     if tensorboard is not None:
         summary_writer()  # must not be missed after a part has been trained
-    terminable = handling(signal.default_int_handler, signal.SIGTERM)
-    with within_cores(), reporting(progress if processes.is_main else False) as report, terminable:
+    terminable, alone = handling(signal.default_int_handler, signal.SIGTERM), nullcontext()
+    if output is not None and processes.is_main:  # two runs would go back behind each other's states
+        lock = Path(output).with_name(f".{Path(output).name}.lock")
+        alone = exclusive(lock, f"another process is training {output}: wait for it, or give another output")
+    with within_cores(), reporting(progress if processes.is_main else False) as report, terminable, alone:
         runs = _Runs(plan, processes, resume, overwrite, mse_scale, report, on_report)
         if num_parts > 1:
             return runs.train_parts(source, num_parts, rotate, output, tensorboard)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from qinco.codec.codec import Codec
-from qinco.config import require_int
-from qinco.decoders.pairwise import PairwiseDecoder
+from qinco.config import require_bool, require_int
+from qinco.decoders.pairwise import PAIRS_PER_CODE, PairwiseDecoder, check_memory
 from qinco.errors import ConfigError, DataError
 from qinco.progress import Progress
 from qinco.search.build import (
@@ -48,9 +48,13 @@ def build_parts(
         raise ConfigError(f"an index holds codes of one byte, and the codec has K={codec.config.codebook_size} "
                           f"codewords, not {ENTRIES} at most: use exhaustive_search")  # fmt: skip
     require_int("seed", seed, 0)
+    require_bool("pairwise", pairwise)
     source = as_source(vectors)
     codec.check_dim(source)
     check_not_empty(source)
+    if pairwise:
+        size = PAIRS_PER_CODE * codec.num_codes, codec.config.codebook_size, codec.dim
+        check_memory(min(len(source), PAIRWISE_ROWS), *size, np.float16)
     if codec.is_ivf and num_lists not in (None, codec.config.num_lists):
         raise ConfigError(f"num_lists={num_lists} is not the codec's {codec.config.num_lists}: leave num_lists out")
     if not codec.is_ivf:

@@ -1,6 +1,7 @@
 """Ids as users give them: of vectors to add, to remove, or that may be found."""
 
 from collections.abc import Iterable, Sequence, Set
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def admitted_ids(
         return _between(chosen if chosen.step > 0 else chosen[::-1], low, high, known)
     array = id_array(chosen, chooses=True)
     if array.ndim != 1 and not any_shape:
-        raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}: give ids.ravel()")
+        raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}: give numpy.ravel(ids)")
     if array.ndim == 1 and len(array) > len(np.unique(array[:3])) and array.min() >= 0 and array.max() <= 1:
         raise ConfigError(f"{len(array)} values that are 0 or 1 are either a mask or ids: give numpy.flatnonzero(mask) "
                           "or numpy.unique(ids)")  # fmt: skip
@@ -102,14 +103,14 @@ def range_size(ids: range) -> int:
     return max(0, -((ids.start - ids.stop) // ids.step))
 
 
-def id_array(ids, chooses: bool = False) -> np.ndarray:
+def id_array(ids: Any, chooses: bool = False) -> np.ndarray:
     """Ids of any kind and shape as int64; raises DataError unless they are integers of that type."""
     if isinstance(ids, range) and min(ids.start, ids.stop) >= -_LAST and max(ids.start, ids.stop) <= _LAST:
         ids = np.arange(ids.start, ids.stop, ids.step)
     elif isinstance(ids, Iterable) and not hasattr(ids, "__getitem__"):
         ids = list(ids)
     try:
-        array = np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids)
+        array = np.asarray(getattr(ids, "cpu", lambda: ids)())
         if array.dtype == object and array.ndim:
             array = np.array(array.tolist())  # a nullable column
     except (ValueError, TypeError, OverflowError) as error:

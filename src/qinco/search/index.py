@@ -3,7 +3,8 @@
 import logging
 import os
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Real
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,11 @@ class Index(EditableIndex):
 
     def __contains__(self, id) -> bool:
         """Whether a vector has this id."""
-        return isinstance(id, Integral) and any((ids == id).any() for ids in self.parts.ids)
+        try:
+            number = index(id)
+        except TypeError:
+            return False
+        return any((ids == number).any() for ids in self.parts.ids)
 
     def __getitem__(self, id) -> np.ndarray:
         """The decoded vector of an id, float32 (D,), or of n ids, (n, D): see `reconstruct`."""
@@ -174,10 +179,10 @@ class Index(EditableIndex):
 
     def search_and_reconstruct(self, queries, k: int = 10, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`search`, with the decoded vectors, float32 (Q, k, D), which are NaN where nothing was found."""
-        index = Index(self.codec, self.parts)  # as it is at this moment
-        index.batch_bytes = self.batch_bytes
-        distances, ids = index.search(queries, k, **options)
-        return distances, ids, decode_ids(index.codec, index.parts, ids, skips_unknown=True)
+        current = Index(self.codec, self.parts)  # as it is at this moment
+        current.batch_bytes = self.batch_bytes
+        distances, ids = current.search(queries, k, **options)
+        return distances, ids, decode_ids(current.codec, current.parts, ids, skips_unknown=True)
 
     def range_search(
         self, queries, radius: float, nprobe: int | None = None, filter=None, *, ef_search: int | None = None,

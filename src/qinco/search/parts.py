@@ -1,6 +1,6 @@
 """`IndexParts`: what an index consists of besides its codec. Building, loading and importing all end in one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -66,7 +66,7 @@ class IndexParts:
     next_id: int = -1
     codec_fingerprint: str | None = None
     fitted: Fitted = Fitted()
-    generations: Mapping[str, str] = field(default_factory=dict)
+    generations: dict[str, str] = field(default_factory=dict)
     zeros: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self):

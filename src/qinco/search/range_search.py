@@ -48,8 +48,9 @@ def _near(parts: IndexParts, decoder: Decoder, queries_QD, probes_QL, radius: fl
     lists, firsts = np.unique(probes_QL.ravel()[visits], return_index=True)
     for number, rows_Q in zip(lists.tolist(), np.split(visits // width, firsts[1:]), strict=True):
         for segment in parts.segments if number >= 0 else ():  # -1: a query has no more lists
-            for start in range(*segment.starts[number : number + 2].tolist(), _BLOCK_ROWS):
-                positions_N = np.arange(start, min(start + _BLOCK_ROWS, segment.starts[number + 1]))
+            begin, end = segment.starts[number : number + 2].tolist()
+            for start in range(begin, end, _BLOCK_ROWS):
+                positions_N = np.arange(start, min(start + _BLOCK_ROWS, end))
                 ids_N = segment.ids[positions_N].astype(np.int64)
                 if allowed is not None:
                     positions_N, ids_N = (array[are_among(ids_N, allowed)] for array in (positions_N, ids_N))

@@ -293,6 +293,21 @@ def test_an_output_that_exists_is_kept(tmp_path):
     assert Codec.load(fit_to(path)).num_codes == 3
 
 
+def test_two_runs_of_one_output_refuse_each_other(tmp_path):
+    """The one that is behind would replace the state of the other."""
+    refused = []
+
+    def begin_another(report):
+        if not refused:
+            with pytest.raises(ConfigError, match=r"x\.safetensors") as error:
+                fit(output=tmp_path / "x.safetensors", resume=True)
+            refused.append(error)
+
+    fit(output=tmp_path / "x.safetensors", on_report=begin_another)
+    assert refused and not list(tmp_path.glob(".*"))
+    fit(output=tmp_path / "x.safetensors", resume=True)
+
+
 def fit_to(path):
     fit(output=path, overwrite=True)
     return path

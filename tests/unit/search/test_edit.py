@@ -1,13 +1,17 @@
 """Replacing and merging vectors, and that what is refused is refused before there is work to lose."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, built, copied, trained, vectors
 
 from qinco.codec import Codec
-from qinco.errors import ConfigError, DataError
+from qinco.codec.evaluate import evaluate
+from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.search.edit import EditableIndex
 from qinco.search.index import Index
+from qinco.search.measure.evaluate import evaluate_decoder
 
 MORE = vectors(60, 9)
 
@@ -93,14 +97,23 @@ def test_what_cannot_be_added_is_refused_before_it_is_encoded(x_ND, ids, monkeyp
         index.add(x_ND, ids)
 
 
-def test_a_nan_in_the_last_block_is_found_before_the_first_is_encoded(monkeypatch):
-    codec = Codec(trained("plain").models[0], trained("plain").encode_options)
+def test_a_nan_in_the_last_block_is_found_before_the_first_is_encoded():
+    codec, stages = Codec(trained("plain").models[0], trained("plain").encode_options), []
     codec.block_rows, broken = 256, vectors().copy()
     broken[-1, DIM - 1] = np.nan
-    monkeypatch.setattr(Codec, "encode_blocks", lambda *arguments: pytest.fail("it was encoded"))
-    for work in (codec.encode, Index(codec, built().parts).add, lambda x_ND: Index.build(codec, x_ND)):
+    build, judge = partial(Index.build, codec), partial(evaluate_decoder, codec, decoder=codec)
+    for work in (codec.encode, Index(codec, built().parts).add, build, partial(evaluate, codec), judge):
         with pytest.raises(DataError, match=f"row {NUM_VECTORS - 1} "):
-            work(broken)
+            work(broken, progress=lambda stage, *arguments, **fields: stages.append(stage))
+    assert not [stage for stage in stages if "codi" in stage or "evaluating" in stage]
+
+
+def test_a_build_that_memory_does_not_allow_encodes_nothing(monkeypatch):
+    monkeypatch.setattr("qinco.decoders.pairwise.free_memory", lambda: 1000)
+    monkeypatch.setattr(Codec, "encode", lambda *arguments, **options: pytest.fail("it was encoded"))
+    for pairwise, error in ((True, ResourceError), ("pairs.safetensors", ConfigError)):
+        with pytest.raises(error):
+            Index.build(trained("plain"), vectors(), pairwise=pairwise)
 
 
 def test_names_of_faiss():

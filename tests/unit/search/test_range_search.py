@@ -33,16 +33,15 @@ def test_all_lists_are_searched_as_by_definition(kind, metric):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_distances_are_those_of_search(metric):
-    index = built("plain", metric)
-    distances_QR, ids_QR, x_QRD = index.search_and_reconstruct(
-        QUERIES_QD, k=NUM_VECTORS, nprobe=2, num_short=NUM_VECTORS
-    )
-    lims, distances, ids = index.range_search(QUERIES_QD, np.inf if metric == "l2" else -np.inf, nprobe=2)
-    is_found = ids_QR >= 0
-    assert (np.diff(lims) == is_found.sum(1)).all() and (np.sort(ids) == np.sort(ids_QR[is_found])).all()
-    np.testing.assert_allclose(distances, distances_QR[is_found], rtol=1e-5, atol=1e-6)
-    assert x_QRD.shape == (30, NUM_VECTORS, DIM) and np.isnan(x_QRD[~is_found]).all()
-    np.testing.assert_array_equal(x_QRD[is_found], index.reconstruct(ids_QR[is_found]))
+    index, options = built("plain", metric), {"nprobe": NUM_LISTS, "num_short": NUM_VECTORS}
+    distances_QR, ids_QR, x_QRD = index.search_and_reconstruct(QUERIES_QD, k=NUM_VECTORS, **options)
+    lims, distances, ids = index.range_search(QUERIES_QD, np.inf if metric == "l2" else -np.inf, nprobe=NUM_LISTS)
+    assert (np.diff(lims) == NUM_VECTORS).all() and (np.sort(ids.reshape(30, -1)) == np.arange(NUM_VECTORS)).all()
+    np.testing.assert_allclose(distances.reshape(30, -1), distances_QR, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(x_QRD, index.reconstruct(ids_QR))
+    few = index.search_and_reconstruct(QUERIES_QD, k=8, filter=range(5))
+    assert np.isnan(few[2][:, 5:]).all() and np.isfinite(few[2][:, :5]).all() and (few[1][:, 5:] == -1).all()
+    assert index.search_and_reconstruct(QUERIES_QD[0], k=8)[2].shape == (8, DIM)
 
 
 def test_filters_options_and_nothing_found():
