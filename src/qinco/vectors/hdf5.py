@@ -90,12 +90,11 @@ def _find(group, name: str):
 
 def read_metric(path: Path, name: str | None) -> str | None:
     """The attribute `distance` or `metric` of a data set or of its file, as ann-benchmarks writes it, or None."""
-    with library("h5py", "hdf5", path):
-        with _open_file(path) as file:
-            holders = [file] if name is None or (data := _find(file, name)) is None else [data, file]
-            stated = [holder.attrs[key] for holder in holders for key in ("distance", "metric") if key in holder.attrs]
-            text = next(iter(stated), None)
-            return text.decode(errors="replace") if isinstance(text, bytes) else text and str(text)
+    with library("h5py", "hdf5", path), _open_file(path) as file:
+        holders = [file] if name is None or (data := _find(file, name)) is None else [data, file]
+        stated = [holder.attrs[key] for holder in holders for key in ("distance", "metric") if key in holder.attrs]
+        text = next(iter(stated), None)
+        return text.decode(errors="replace") if isinstance(text, bytes) else text and str(text)
 
 
 FORMATS = (Format((".hdf5", ".h5"), open_hdf5, has_parts=True, read_metric=read_metric),)

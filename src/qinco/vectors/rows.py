@@ -187,7 +187,7 @@ def _source(x, name: str, may_be_one: bool = False) -> tuple[VectorSource, bool]
         return VectorSource(concat_rows(parts, [part.name for part in parts], parts), name), False
     rows = as_rows(x, name)
     is_one = len(rows.shape) == 1 and may_be_one
-    is_numbers = not isinstance(rows.dtype, np.dtype) or rows.dtype.kind in "fiu"
+    is_bare = len(rows.shape) == 1 and (not isinstance(rows.dtype, np.dtype) or rows.dtype.kind in "fiu")
     if (
         len(rows.shape) == 1
         and is_numbers
