@@ -188,13 +188,7 @@ def _source(x, name: str, may_be_one: bool = False) -> tuple[VectorSource, bool]
     rows = as_rows(x, name)
     is_one = len(rows.shape) == 1 and may_be_one
     is_bare = len(rows.shape) == 1 and (not isinstance(rows.dtype, np.dtype) or rows.dtype.kind in "fiu")
-    if (
-        len(rows.shape) == 1
-        and is_numbers
-        and not is_one
-        and not isinstance(x, np.ndarray)
-        and not hasattr(x, "is_cuda")
-    ):
+    if is_bare and not is_one and not isinstance(x, np.ndarray) and not hasattr(x, "is_cuda"):
         found = f"{name} is a row or column of {rows.shape[0]} numbers"
         raise DataError(f"{found}: numpy.asarray(x)[None] is one vector, numpy.asarray(x)[:, None] has dimension 1")
     rows = rows[None] if is_one else rows
