@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qinco.errors import ConfigError, QincoError, ResourceError
+from qinco.errors import ConfigError, DataError, QincoError, ResourceError
 
 try:
     import fcntl
@@ -66,7 +66,7 @@ def readable(source, name: str) -> Iterator:
     if isinstance(source, str | os.PathLike):
         yield user_path(source)
         return
-    content = source.read() if hasattr(source, "read") else source
+    content = read_content(source) if hasattr(source, "read") else source
     if not isinstance(content, bytes | bytearray | memoryview):
         kind = "a file opened as text" if isinstance(content, str) else type(source).__name__
         raise ConfigError(f"{name}: give a path, bytes or a file opened in binary mode, not {kind}")
@@ -87,7 +87,28 @@ def writable(target, name: str) -> Iterator:
         return
     with tempfile.TemporaryDirectory() as folder:
         yield (path := Path(folder, name))
-        target.write(path.read_bytes())
+        write_content(target, path.read_bytes())
+
+
+def read_content(file):
+    """What is left to read of a file object."""
+    try:
+        content = file.read()
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise DataError(f"cannot read {file!r:.100}: {error}") from error
+    if not content:
+        raise DataError(f"nothing is left to read of {file!r:.100}: call its seek(0) before")
+    return content
+
+
+def write_content(file, content: bytes) -> None:
+    """Write all of some bytes to a file object, which may take only some of them at a time."""
+    try:
+        while isinstance(written := file.write(content), int) and 0 < written < len(content):
+            content = content[written:]
+    except (OSError, TypeError, ValueError) as error:
+        kind = ResourceError if getattr(error, "errno", None) else ConfigError
+        raise kind(f"cannot write to {file!r:.100}, it must be open in binary mode: {error}") from error
 
 
 def remove_temporaries(path: str | os.PathLike) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qinco.atomic import user_path
+from qinco.atomic import user_path, write_content
 from qinco.codec.codec import Codec
 from qinco.config import accepts_keys, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
@@ -248,8 +248,7 @@ class Index(EditableIndex):
         is left alone (ConfigError) unless `overwrite` is given: `reload` and repeat the changes.
         """
         if hasattr(folder, "write"):
-            folder.write(self.to_bytes())
-            return
+            return write_content(folder, self.to_bytes())
         with self._changing:
             self.parts = save_parts(self.codec, self.parts, folder, overwrite)
             self._saved = self.parts.segments

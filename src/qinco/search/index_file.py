@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from qinco.atomic import user_path
+from qinco.atomic import read_content, user_path
 from qinco.codec.codec import Codec
 from qinco.config import require_bool, require_int
 from qinco.decoders.lookup import LookupDecoder
@@ -65,7 +65,7 @@ def to_bytes(codec: Codec | None, parts: IndexParts) -> bytes:
 
 def from_bytes(content, codec: Codec | None, device: str) -> tuple[Codec | None, IndexParts]:
     """Read what `to_bytes` made: a bytes-like object, an array of bytes or a binary file object."""
-    content = content.read() if hasattr(content, "read") else content
+    content = read_content(content) if hasattr(content, "read") else content
     with TemporaryDirectory() as folder:
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -100,7 +100,8 @@ def choose_metric(given: str | None, *sources, own: str | None = None) -> str:
     if given and own and given != own:
         raise ConfigError(f"metric={given}, and the index compares by {own}: leave metric= out, or build the index "
                           f"with metric={given}")  # fmt: skip
-    paths = (source.name if isinstance(source, VectorSource) else source for source in sources)
+    each = [one for given in sources for one in (given if isinstance(given, list | tuple) else [given])]
+    paths = (source.name if isinstance(source, VectorSource) else source for source in each)
     stated = {str(path): stated_metric(path) for path in paths if isinstance(path, str | os.PathLike)}
     stated = {path: word for path, word in stated.items() if word is not None}
     found = {metric_name(word) for word in stated.values()}

@@ -13,6 +13,7 @@ from torch import Tensor
 from qinco.codec.codec import Codec
 from qinco.config import PRECISIONS
 from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.machine import free_memory
 from qinco.maths.devices import to_device
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
@@ -23,6 +24,7 @@ from qinco.vectors.rows import VectorSource
 _BLOCK_VALUES = 1 << 19  # of reconstructions that are compared at a time: they stay in the cache
 _DEVICE_BLOCK_VALUES = 1 << 25  # a device needs more of them to be busy
 BATCH_BYTES = 1 << 25  # of a batch's shortlists
+_LARGE_BYTES = 1 << 28
 STAGE_TIMINGS = ("search", "pairwise", "decode", "rerank")
 
 
@@ -149,11 +151,11 @@ def search_queries(
     pipeline: Pipeline, source: VectorSource, k: int, nprobe: int, num_codes: int, batch_bytes: int = BATCH_BYTES
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run queries through a pipeline, in batches of bounded memory; what `Index.search` returns."""
-    try:
-        distances_QR, ids_QR = np.empty((len(source), k), np.float32), np.empty((len(source), k), np.int64)
-    except MemoryError:
-        raise ResourceError(f"results of shape ({len(source)}, {k}) do not fit in memory: give a smaller k") from None
-    bytes_each = pipeline.length * (num_codes + 16) + 16 * nprobe
+    size = k * (12 * len(source) + 4 * (num_codes + 16))  # with the work of one query
+    if size > _LARGE_BYTES and size > free_memory():
+        raise ResourceError(f"results of shape ({len(source)}, {k}) do not fit in memory: give a smaller k")
+    distances_QR, ids_QR = np.empty((len(source), k), np.float32), np.empty((len(source), k), np.int64)
+    bytes_each = max(pipeline.length, k) * (num_codes + 16) + 16 * nprobe
     for start, queries_QD in source.blocks(max(1, min(1 << 20, batch_bytes // bytes_each))):
         part = slice(start, start + len(queries_QD))
         best, _ = pipeline.run(pipeline.metric.prepare(queries_QD), k)

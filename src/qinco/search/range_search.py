@@ -19,6 +19,7 @@ _MAX_VISITS = 1 << 20  # of lists, by the queries of a batch
 _BLOCK_ROWS = 1 << 13  # vectors that are decoded at a time
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def search_ranges(
     parts: IndexParts, decoder: Decoder, source: VectorSource, radius: float, options: SearchOptions, allowed
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -40,7 +41,6 @@ def search_ranges(
     return np.cumsum(np.concatenate(counts)), distances_F, ids_F
 
 
-@np.errstate(over="ignore", invalid="ignore")
 def _near(parts: IndexParts, decoder: Decoder, queries_QD, probes_QL, radius: float, allowed) -> Iterator[tuple]:
     """Yield rows of queries, distances and ids of pairs within the radius, list by list."""
     metric, width = parts.tables.metric, probes_QL.shape[1]

@@ -40,6 +40,7 @@ _NAMED_PART = re.compile(rf"(.*?(?:{_WITH_PARTS})):(.+)", re.IGNORECASE | re.DOT
 
 _CROPPED = re.compile(r"\.crop_nb_[0-9]+$")  # what big-ann's tools append to the names of cropped files
 _ROLES = re.compile("base|learn|train|quer|test|valid|truth|neighb|centroid", re.IGNORECASE)
+_JOINED = re.compile(r" \([0-9]+ files, .*\)$", re.DOTALL)  # what `open_array` says of several
 _NUMBERS = re.compile("([0-9]+)")
 
 
@@ -52,7 +53,7 @@ def open_array(path, part: str = "train") -> Rows:
     if len(files) == 1:
         return _open_file(*files[0], part)
     first, last = (str(file) for file, _ in (files[0], files[-1]))
-    what = f"{path if isinstance(path, str | os.PathLike) else 'the list'} ({len(files)} files, {first} to {last})"
+    what = f"{path if isinstance(path, str | os.PathLike) else first} ({len(files)} files, {first} to {last})"
     load = partial(_open_one, [(*file, part, file_stamp(file[0])) for file in files])
     rows = concat_rows(map(load, range(len(files))), [str(file) for file, _ in files], load, what)
     _LOG.info(f"{what}: {rows.shape[0]:,} vectors of dimension {rows.shape[1]}")
@@ -139,9 +140,12 @@ def describe_vectors(path: str | os.PathLike) -> dict:
 
 
 def stated_metric(path: str | os.PathLike) -> str | None:
-    """The metric of neighbours that a file states, in its own words ("angular"); None if it does not, or is no file."""
+    """The metric of neighbours that a file states, in its own words ("angular"); None if it does not, or is no file.
+
+    Of several files, which may be given by the name of their source, it is that of the first.
+    """
     try:
-        file, part = find_files(path)[0]
+        file, part = find_files(_JOINED.sub("", os.fspath(path)))[0]
     except DataError:
         return None
     format = FORMATS.get(file.suffix.lower())

@@ -156,7 +156,7 @@ def open_vectors(path, part: str = "train") -> VectorSource:
         dtype('float32')
     """
     rows = open_array(path, part)
-    name = getattr(rows, "name", None) or str(path)
+    name = getattr(rows, "name", None) or str(path[0] if isinstance(path, list | tuple) else path)
     if rows.shape[0] == 0:
         raise DataError(f"{name} holds no vectors: its shape is {rows.shape}")
     return VectorSource(rows, name)

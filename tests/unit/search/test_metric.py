@@ -109,3 +109,14 @@ def test_a_file_chooses_the_metric_unless_it_is_given(tmp_path, caplog):
 def test_unknown_metrics_are_refused():
     with pytest.raises(ConfigError, match="l2, inner_product, cosine, not 'hamming'"):
         Metric("hamming")
+
+
+def test_the_metric_of_several_files(tmp_path):
+    x = np.ones((3, 2), np.float32)
+    for name in ("a.hdf5", "b.hdf5"):
+        with h5py.File(tmp_path / name, "w") as file:
+            file.attrs["distance"], file["train"] = "angular", x
+    paths = [str(tmp_path / name) for name in ("a.hdf5", "b.hdf5")]
+    several = [open_vectors(paths), open_vectors(paths[:1]), open_vectors(tmp_path), open_vectors(f"{tmp_path}/*.hdf5"),
+               open_vectors(paths).limit(4), paths, tuple(paths), [open_vectors(paths[0])], [x, paths[1]]]  # fmt: skip
+    assert [choose_metric(None, source) for source in several] == ["cosine"] * len(several)

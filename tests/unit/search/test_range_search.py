@@ -63,3 +63,9 @@ def test_what_is_no_radius_is_refused(radius):
         built().range_search(QUERIES_QD, radius)
     with pytest.raises(DataError):
         built().range_search(QUERIES_QD[:, :3], 1.0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_queries_whose_squares_no_float_holds():
+    lims, _, ids = built().range_search(np.full((1, DIM), 3e38, np.float32), 1e5, nprobe=NUM_LISTS)
+    assert lims.tolist() == [0, 0] and not len(ids)
