@@ -12,8 +12,6 @@ import numpy as np
 from qinco.codec.codec import Codec
 from qinco.codec.evaluate import Evaluation
 from qinco.config import EncodeOptions, require_int
-from qinco.decoders.lookup import LookupDecoder
-from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.engines.engine import candidate_dtype
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import quantize_residually, residual_kmeans
@@ -94,12 +92,10 @@ def _decoded(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Encode and decode blocks of a source: (first row, float32 (n, D))."""
     candidate_dtype(precision, codec.device, codec.config)  # refuses others
-    if decoder is not None:
-        sizes = codec.num_codes, codec.config.codebook_size, codec.dim
-        if not isinstance(decoder, LookupDecoder | PairwiseDecoder):
-            raise ConfigError(f"decoder must be a LookupDecoder or a PairwiseDecoder, not {decoder!r:.80}")
-        if (decoder.num_codes, decoder.codebook_size, decoder.dim) != sizes:
-            raise DataError("the decoder is for other codes: give one that is fitted to those of this codec")
+    if decoder is not None and not hasattr(decoder, "num_codes"):
+        raise ConfigError(f"decoder must be a LookupDecoder or a PairwiseDecoder, not {decoder!r:.80}")
+    if decoder is not None and (decoder.num_codes, decoder.dim) != (codec.num_codes, codec.dim):
+        raise DataError("the decoder is for other codes: give one that is fitted to those of this codec")
     for first, codes in codec.encode_blocks(source, options, num_steps):
         if decoder is not None and decoder.num_lists and not codes.has_lists:  # an index has lists, its codec none
             codes = codes.with_lists(assign_decoded(codec, codes, decoder.centroids_VD))
