@@ -25,7 +25,7 @@ from qinco.store.codes import Codes
 from qinco.vectors.prefetch import read_ahead
 from qinco.vectors.rows import VectorSource, as_source, check_dim, check_finite
 
-_LEAST_ROWS, _LEAST_SECONDS = 64, 0.5  # of a block, after which progress is shown, and which an interrupt keeps
+_LEAST_ROWS, _LEAST_SECONDS = 64, 0.1  # of a block, after which progress is shown, and which an interrupt keeps
 
 
 class Codec:
@@ -237,7 +237,7 @@ class Codec:
         self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None,
         ranges: Sequence[range] | None = None,
     ) -> Generator[tuple[int, Codes], None, None]:  # fmt: skip
-        """Encode consecutive blocks of a source, in bounded memory; of about a second where that is slow.
+        """Encode consecutive blocks of a source, in bounded memory; of less than a second on the CPU.
 
         Args:
             source: (N, D) vectors.
@@ -269,7 +269,7 @@ class Codec:
                 lists_N, end = None if lists is None else lists[part], min(end + size, len(sent[0]))
                 found = [p.encode(x[part], lists_N, options, num_steps) for p, x in zip(packings, sent, strict=True)]
                 if time.monotonic() - begun < _LEAST_SECONDS:
-                    size = min(2 * size, self.block_rows)
+                    size = min(4 * size, self.block_rows)
                 yield first + part.start, Codes(np.concatenate(found, 1), lists_N)
 
     def assign_lists(self, x_ND: np.ndarray | torch.Tensor) -> np.ndarray | None:
