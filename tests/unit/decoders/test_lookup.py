@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused(sample, decoder):
     with pytest.raises(DataError, match="must be whole"):
         decoder.decode(codes[:, :2], lists)
     for blocks, message in [
-        ([(codes, lists, x_ND[:-1])], "6000 codes for 5999 vectors"),
+        ([(codes, lists, x_ND[:-1])], "5999, not 6000"),
         ([], "no vectors"),
         ([(codes[:0], lists[:0], x_ND[:0])], "no vectors"),
         ([(codes, lists, np.full_like(x_ND, np.nan))], "not finite"),
