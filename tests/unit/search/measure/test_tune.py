@@ -48,7 +48,8 @@ def test_measurements_are_those_of_the_search(pairwise):
         assert sum(found.seconds_by_stage.values()) <= 2.001 * found.seconds_by_stage["total"]
         mid = length if not pairwise else options.num_mid or 4 * length
         # Not by `search`, which goes on to further lists where these hold fewer than `mid` vectors.
-        looked_up = index.pipeline(SearchOptions(options.nprobe, 0, 0), mid).run(QUERIES_QD, length)[1].ids
+        looked_up = index.with_pairwise(None).pipeline(SearchOptions(options.nprobe, mid, 0), length)
+        looked_up = looked_up.run(QUERIES_QD, length)[1].ids
         assert found.shortlist_recall == recall(looked_up, nearest_Q)
 
 
