@@ -135,7 +135,9 @@ class EditableIndex:
         """
         if isinstance(id, range) and range_size(id) > len(self.parts):
             raise DataError(f"ids must be in the index (of {len(self.parts)}), not {id}")
-        return decode_ids(self.codec, self.parts, id_array(id))
+        if isinstance(id, slice):
+            id = admitted_ids(id, self.parts.ids, self.parts.next_id)
+        return decode_ids(self.codec, self.parts, id_array(id, chooses=True))
 
     def missing_ids(self, ids_N: np.ndarray) -> np.ndarray:
         """Those of some ids that no vector has."""

@@ -22,7 +22,7 @@ def as_ids(ids, count: int | None) -> np.ndarray:
         raise DataError(f"there must be as many ids as vectors, {count}, not {range_size(ids)}")
     array = id_array(ids)
     if array.ndim != 1:
-        raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}")
+        raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}: give numpy.ravel(ids)")
     if count is not None and len(array) != count:
         raise DataError(f"there must be as many ids as vectors, {count}, not {len(array)}")
     if (array == MISSING).any():
@@ -76,16 +76,22 @@ def admitted_ids(
     array = id_array(chosen, chooses=True)
     if array.ndim != 1 and not any_shape:
         raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}: give numpy.ravel(ids)")
-    if array.ndim == 1 and len(array) > len(np.unique(array[:3])) and array.min() >= 0 and array.max() <= 1:
-        raise ConfigError(f"{len(array)} values that are 0 or 1 are either a mask or ids: give numpy.flatnonzero(mask) "
-                          "or numpy.unique(ids)")  # fmt: skip
+    is_column = array.ndim and array.size == len(array)
     array = array.ravel()
+    if is_column and len(array) > len(np.unique(array[:3])) and _is_mask(array):
+        raise ConfigError(f"{len(array)} values that are 0 or {max(1, array.max())} are either a mask or ids: give "
+                          "numpy.flatnonzero(mask) or numpy.unique(ids)")  # fmt: skip
     if len(array) > max(1 << 16, sum(map(len, known))):  # there is no need to sort those that nobody has
         low, high = _ends(known, next_id)
         array = array[(array >= low) & (array <= high)]
     if not (array[1:] > array[:-1]).all():
         array = np.unique(array)
     return array[array != MISSING]
+
+
+def _is_mask(array: np.ndarray) -> bool:
+    low, high = array.min(), array.max()
+    return low >= 0 and (high <= 1 or (low == 0 and high == 255 and bool(np.isin(array, (0, 255)).all())))
 
 
 def are_among(ids: np.ndarray, chosen: np.ndarray | range) -> np.ndarray:
@@ -124,7 +130,11 @@ def id_array(ids: Any, chooses: bool = False) -> np.ndarray:
         raise DataError(f"ids must be integers below 2^63, not {array.max()}: give numpy.asarray(ids, numpy.uint64)"
                         ".view(numpy.int64), which makes negative ids of them")  # fmt: skip
     if array.dtype.kind not in "iu":
-        remedy = _STRINGS if array.dtype.kind in "US" else "give numpy.asarray(ids, numpy.int64) of whole numbers"
+        remedy = "give numpy.asarray(ids, numpy.int64) of whole numbers"
+        if (array.dtype.kind == "f" and not np.isfinite(array).all()) or None in array.ravel().tolist():
+            remedy = "remove those that are missing"
+        elif array.dtype.kind in "USO":
+            remedy = _STRINGS if array.ndim else "give an array of them"
         raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}: {remedy}")
     return array.astype(np.int64, copy=False)
 

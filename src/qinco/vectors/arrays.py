@@ -3,6 +3,7 @@
 Libraries are recognised by what their objects can do: none of them is imported here unless its objects are there.
 """
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -11,6 +12,7 @@ from functools import partial
 from numbers import Number
 
 import numpy as np
+from numpy.lib.recfunctions import structured_to_unstructured
 
 from qinco.errors import DataError, ResourceError
 from qinco.machine import free_memory
@@ -42,13 +44,15 @@ def as_rows(x, name: str) -> Rows:
     of vectors, which is gathered in memory. Raises DataError for ragged rows, nulls and what is ambiguous.
     """
     if isinstance(x, np.ndarray) and x.dtype != object and not isinstance(x, np.ma.MaskedArray):
-        return np.asarray(x)
+        return np.asarray(x) if x.dtype.names is None else _record_rows(np.asarray(x), name)
     torch = sys.modules.get("torch")  # imported already if x is a tensor
     if torch is not None and isinstance(x, torch.Tensor):
         return tensor_rows(x, name)
     if hasattr(x, "__array__") and hasattr(x, "columns"):
         return _table_rows(x, name)
     _refuse(x, name)
+    if isinstance(x, np.ma.MaskedArray):
+        return x.data
     if isinstance(x, Mapping):  # such as what numpy.load makes of an npz file
         if len(x) != 1:
             raise DataError(f"{name} must be one value of the mapping, of {list_names(list(map(str, x)))}")
@@ -56,7 +60,7 @@ def as_rows(x, name: str) -> Rows:
     is_array = any(hasattr(x, f"__{method}__") for method in ("getitem", "array", "dlpack"))
     if hasattr(x, "__next__") or (hasattr(x, "__iter__") and not is_array):
         return _gather_batches(x, name)
-    if isinstance(x, list) and x and (len(getattr(x[0], "shape", ())) == 2 or hasattr(x[0], "columns")):
+    if isinstance(x, list | tuple) and x and (len(getattr(x[0], "shape", ())) == 2 or hasattr(x[0], "columns")):
         return _join([as_rows(batch, f"item {number} of {name}") for number, batch in enumerate(x)], name)
     is_arrow = hasattr(x, "__arrow_c_array__") or hasattr(x, "__arrow_c_stream__")
     if is_arrow and not hasattr(x, "iloc") and ("pyarrow" in sys.modules or not is_array):  # numpy reads pandas
@@ -75,7 +79,7 @@ def tensor_rows(tensor, name: str) -> Rows:
     """A torch tensor of any axes and device as rows, which share its memory where numpy can."""
     import torch
 
-    if tensor.layout != torch.strided or tensor.is_meta:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         raise DataError(f"{name} must be a dense tensor with data")
     if tensor.dtype.is_complex or tensor.dtype == torch.bool or tensor.is_quantized:
         raise DataError(f"{name} must hold integers or floats, not {tensor.dtype}")
@@ -96,8 +100,8 @@ def _read_tensor(tensor, key) -> np.ndarray:
 def _refuse(x, name: str) -> None:
     if hasattr(x, "toarray"):
         raise DataError(f"{name} must be dense: give what its method toarray() returns")
-    if isinstance(x, np.ma.MaskedArray):
-        raise DataError(f"{name} must not be a masked array: fill or remove its masked values")
+    if np.ma.is_masked(x):
+        raise DataError(f"{name} must have no masked values: fill or remove them")
     if isinstance(x, Set):
         raise DataError(f"{name} must be a list, not a set, which has no order")
     if hasattr(x, "readinto") or hasattr(x, "readline"):
@@ -124,7 +128,7 @@ def _table_rows(table, name: str) -> Rows:
     labels, vectors, others = list(getattr(table, "column_names", table.columns)), [], []
     for label in labels:
         first = np.asarray(table[label][:1])
-        if first.ndim == 2 or (len(first) and isinstance(first[0], np.ndarray | list | tuple)):
+        if first.ndim == 2 or (len(first) and hasattr(first[0], "__len__") and not isinstance(first[0], str | bytes)):
             vectors.append(label)
         elif not len(first) or not isinstance(first[0], Number):
             others.append(label)
@@ -138,11 +142,24 @@ def _table_rows(table, name: str) -> Rows:
     return _convert(table, name)
 
 
+def _record_rows(x: np.ndarray, name: str) -> np.ndarray:
+    """The only field of vectors of a structured array, or all of its fields where they are numbers."""
+    fields = [field for field in x.dtype.names if x.dtype[field].shape] or list(x.dtype.names)
+    if len(fields) == 1:
+        return x[fields[0]]
+    if any(x.dtype[field].kind not in "fiu" for field in fields):
+        raise DataError(f"{name} must be one field of the records, or some of numbers: index them with {fields[:1]}")
+    return structured_to_unstructured(x)
+
+
 def _gather_batches(batches: Iterable, name: str) -> Rows:
     """The batches (n, D), or vectors (D,), of an iterator, copied, as it may use their memory again."""
     parts, waiting, held, most = [], [], 0, free_memory() // 2
     for number, batch in enumerate(batches):
         item = f"item {number} of {name}"
+        if isinstance(batch, str | os.PathLike | Number):
+            what = "numbers of one vector: give list" if isinstance(batch, Number) else "paths: give sorted"
+            raise DataError(f"{name} must be vectors or batches of them, not an iterator of {what}(...) of it")
         found = as_rows(batch, item)
         found = found[None] if len(found.shape) == 1 else found
         check_matrix(found.shape, found.dtype, item)

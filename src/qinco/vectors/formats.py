@@ -62,6 +62,8 @@ def open_array(path, part: str = "train") -> Rows:
 def find_files(path) -> list[tuple[Path, str | None]]:
     """The files of a path, folder, pattern or list of paths, each with its matrix's name (None: the default)."""
     if not isinstance(path, str | os.PathLike):
+        if not isinstance(path, list | tuple) or not path:
+            raise ConfigError(f"files of vectors are named by a path or a list of paths, not {path!r:.80}")
         return [file for one in path for file in find_files(one)]
     file, name = split_part(path)
     text, found = str(file), [file]

@@ -35,7 +35,7 @@ def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: i
     with library("h5py", "hdf5", path):
         import h5py
 
-        file = h5py.File(path, "r", locking=False, rdcc_nbytes=block_bytes)
+        file = _open_file(path, rdcc_nbytes=block_bytes)
         found = {}
         file.visititems(lambda child, data: found.update({child: data}) if isinstance(data, h5py.Dataset) else None)
         found = dict(sorted(found.items(), key=lambda item: "/" in item[0]))
@@ -68,6 +68,15 @@ def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: i
         return Hdf5Rows(name, data, block_bytes)
 
 
+def _open_file(path: Path, **options):
+    import h5py
+
+    try:
+        return h5py.File(path, "r", locking=False, **options)
+    except OSError:  # HDF5 opens no file twice in a process with different locking
+        return h5py.File(path, "r", **options)
+
+
 def _find(group, name: str):
     """The data set of a name, or None. Only hard links are followed: others may lead into other files."""
     import h5py
@@ -81,14 +90,11 @@ def _find(group, name: str):
 
 def read_metric(path: Path, name: str | None) -> str | None:
     """The attribute `distance` or `metric` of a data set or of its file, as ann-benchmarks writes it, or None."""
-    with library("h5py", "hdf5", path):
-        import h5py
-
-        with h5py.File(path, "r", locking=False) as file:
-            holders = [file] if name is None or (data := _find(file, name)) is None else [data, file]
-            stated = [holder.attrs[key] for holder in holders for key in ("distance", "metric") if key in holder.attrs]
-            text = next(iter(stated), None)
-            return None if text is None else text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+    with library("h5py", "hdf5", path), _open_file(path) as file:
+        holders = [file] if name is None or (data := _find(file, name)) is None else [data, file]
+        stated = [holder.attrs[key] for holder in holders for key in ("distance", "metric") if key in holder.attrs]
+        text = next(iter(stated), None)
+        return None if text is None else text.decode(errors="replace") if isinstance(text, bytes) else str(text)
 
 
 FORMATS = (Format((".hdf5", ".h5"), open_hdf5, has_parts=True, read_metric=read_metric),)

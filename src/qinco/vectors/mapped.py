@@ -70,7 +70,8 @@ class Format:
 def check_matrix(shape: tuple, dtype, name: str, how: str = "") -> None:
     """Raise DataError unless the shape is (N, D), with D at least 1, and a dtype of numpy is one of numbers."""
     if isinstance(dtype, np.dtype) and dtype.kind not in "fiu":
-        raise DataError(f"{name} must hold integers or floats, not {dtype}")
+        hint = ": give numpy.asarray(x, numpy.float32) if they are numbers" if how else ""
+        raise DataError(f"{name} must hold integers or floats, not {dtype}{hint}")
     if len(shape) != 2:
         hint = f": a single vector is a matrix of shape (1, {shape[0]}){how}" if len(shape) == 1 else ""
         raise DataError(f"{name} must be a matrix (N, D), not an array of shape {tuple(shape)}{hint}")

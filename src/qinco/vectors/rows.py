@@ -179,14 +179,16 @@ def as_queries(x) -> tuple[VectorSource, bool]:
 def _source(x, name: str, may_be_one: bool = False) -> tuple[VectorSource, bool]:
     if isinstance(x, VectorSource):
         return x, False
-    if isinstance(x, str | os.PathLike) or (isinstance(x, list | tuple) and x and isinstance(x[0], str | os.PathLike)):
+    of_files = str | os.PathLike
+    if isinstance(x, of_files) or (isinstance(x, list | tuple) and x and all(isinstance(part, of_files) for part in x)):
         return open_vectors(x), False
-    if isinstance(x, list) and x and isinstance(x[0], VectorSource):
+    if isinstance(x, list | tuple) and any(isinstance(part, VectorSource | of_files) for part in x):
         parts = Parts(as_source(part) for part in x)
         return VectorSource(concat_rows(parts, [part.name for part in parts], parts), name), False
     rows = as_rows(x, name)
     is_one = len(rows.shape) == 1 and may_be_one
-    if len(rows.shape) == 1 and not is_one and not isinstance(x, np.ndarray) and not hasattr(x, "is_cuda"):
+    is_bare = len(rows.shape) == 1 and (not isinstance(rows.dtype, np.dtype) or rows.dtype.kind in "fiu")
+    if is_bare and not is_one and not isinstance(x, np.ndarray) and not hasattr(x, "is_cuda"):
         found = f"{name} is a row or column of {rows.shape[0]} numbers"
         raise DataError(f"{found}: numpy.asarray(x)[None] is one vector, numpy.asarray(x)[:, None] has dimension 1")
     rows = rows[None] if is_one else rows

@@ -170,3 +170,18 @@ def test_of_many_ids_only_known_ones_are_sorted():
 def test_what_chooses_no_ids_is_refused(chosen, error, message):
     with pytest.raises(error, match=message):
         admitted_ids(chosen, [np.arange(10)])
+
+
+def test_remedies_for_missing_ids_and_columns():
+    for ids in ([1, None], np.array([1.0, np.nan])):
+        with pytest.raises(DataError, match="missing"):
+            admitted_ids(ids, [])
+    with pytest.raises(DataError, match=r"numpy\.ravel\(ids\)"):
+        as_ids([[1], [2]], 2)
+
+
+def test_columns_of_masks():
+    for mask in (np.array([0, 255, 255, 0], np.uint8), np.array([[0], [1], [1], [0]])):
+        with pytest.raises(ConfigError, match="either a mask or ids"):
+            admitted_ids(mask, [np.arange(300)], any_shape=True)
+    assert admitted_ids([255, 255, 255, 255], [np.arange(300)]).tolist() == [255]

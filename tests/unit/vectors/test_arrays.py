@@ -182,19 +182,19 @@ def refused_kinds() -> dict:
     two = {"id": range(11), "title_emb": X.tolist(), "body_emb": X.tolist()}
     text = {"a": X[:, 0], "name": ["x"] * 11}
     return {
-        "row 11 .*1, .*3": [ragged, objects(ragged), pd.Series(ragged), pl.Series(ragged), pa.array(ragged)],
+        "row 11 .*1.*3": [ragged, objects(ragged), pd.Series(ragged), pl.Series(ragged), pa.array(ragged)],
         "row 11 .*(None|null|nan)": [gap, objects(gap), pd.Series(gap), pl.Series(gap), pa.array(gap)],
         "row 11 .*column 1": [holes, objects(holes), pd.Series(holes), pl.Series(holes), pa.array(holes),
                               pd.DataFrame(holes).convert_dtypes()],
         "'title_emb', 'body_emb'.*\\['title_emb'\\]": [pd.DataFrame(two), pl.DataFrame(two), pa.table(two)],
         "leave out 'name'": [pd.DataFrame(text), pl.DataFrame(text), pa.table(text)],
-        "one value .*'a', 'b'": [{"a": X, "b": X}],
+        "one value of the mapping, of 'a', 'b'": [{"a": X, "b": X}],
         "collect": [pl.DataFrame(X).lazy()],
         "set": [set(map(tuple, X.tolist()))],
         "must not be empty": [iter([]), iter(())],
         "dimension 3, .*4": [iter([X, np.ones((2, 4))]), [X, np.ones((2, 4))]],
         "item 1 of queries": [iter([X, None]), [X, X[0]]],
-        "not object": [[[Decimal(1), 2]]],
+        "not object: give": [[[Decimal(1), 2]]],
         "open file": [io.BytesIO(X.tobytes())],
     }  # fmt: skip
 
@@ -236,3 +236,41 @@ def test_a_lazy_matrix_is_read_by_blocks():
     with h5py.File("x", "w", driver="core", backing_store=False) as file:
         file["train"] = X
         np.testing.assert_array_equal(as_source(file["train"])[[4, 0, 4]], X[[4, 0, 4]])
+
+
+def test_records_masked_arrays_and_tuples_of_batches():
+    pd = pytest.importorskip("pandas")
+    one = np.zeros(11, [("id", "i8"), ("emb", "f4", 3)])
+    one["emb"] = X
+    columns = np.rec.fromarrays(X.T, names="a,b,c")
+    tensors = [torch.from_numpy(row) for row in X]
+    check({
+        "records of vectors": one, "recarray": one.view(np.recarray), "records of numbers": columns,
+        "masked array without masked values": np.ma.array(X, mask=False), "tuple of batches": (X[:4], X[4:]),
+        "chunks of a tensor": torch.from_numpy(X).chunk(3), "tuple of sources": (as_source(X[:4]), X[4:]),
+        "frame with a column of tensors": pd.DataFrame({"id": range(11), "emb": tensors}),
+    })  # fmt: skip
+
+
+def test_paths_and_vectors_in_one_list(tmp_path):
+    np.save(tmp_path / "x.npy", X[4:])
+    for path in (tmp_path / "x.npy", str(tmp_path / "x.npy")):
+        np.testing.assert_array_equal(as_source([X[:4], path])[:], X)
+        np.testing.assert_array_equal(as_source((path, as_source(X[:4])))[:], np.concatenate([X[4:], X[:4]]))
+        with pytest.raises(DataError, match="sorted"):
+            as_source(iter([path]))
+
+
+@pytest.mark.parametrize("x", [
+    iter([1.0, 2.0, 3.0]), [b"abc", b"abd"],
+    np.zeros(3, [("a", "f4", 2), ("b", "f4", 2)]), np.zeros(3, [("a", "f4"), ("b", "U2")]), np.array(["1", "2"]),
+])  # fmt: skip
+def test_what_is_nearly_vectors(x):
+    with pytest.raises(DataError, match=r"give|index them"):
+        as_source(x)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nested_tensors():
+    with pytest.raises(DataError, match="dense"):
+        as_source(torch.nested.nested_tensor([torch.zeros(3)]))

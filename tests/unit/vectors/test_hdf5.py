@@ -160,3 +160,9 @@ def test_without_h5py(path, monkeypatch):
         open_array(path)
     write_vectors(path.with_suffix(".npy"), DATA)
     assert open_array(path.with_suffix(".npy")).shape == DATA.shape
+
+
+@pytest.mark.parametrize("locking", [{}, {"locking": "best-effort"}, {"locking": False}])
+def test_a_file_that_the_caller_has_open(path, locking):
+    with h5py.File(save(path), "r", **locking):
+        assert open_vectors(path).shape == (57, 10)
