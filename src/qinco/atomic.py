@@ -242,7 +242,7 @@ def _lock(file: int, wait: bool) -> None:
         while fcntl is None and msvcrt is not None:
             try:
                 os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
-                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
                 os.lseek(file, 0, os.SEEK_SET)
                 break
             except PermissionError:

@@ -22,6 +22,7 @@ MAX_INTEGER = (1 << 63) - 1
 PRECISIONS = ("auto", "float32", "bf16")
 ENGINE_MODULES = {"native": "qinco.engines.native_engine", "torch": "qinco.engines.torch_engine"}  # best first
 ENGINES = ("auto", *ENGINE_MODULES)
+DECODERS = ("neural", "lookup", "pairwise")
 METRICS = ("l2", "inner_product", "cosine")
 # As faiss, ann-benchmarks and others call them, in lower case and with underscores.
 METRIC_SPELLINGS = {
@@ -39,7 +40,7 @@ KEYS_OF_ARGUMENTS = {
 }  # fmt: skip
 # What other libraries call them.
 _ELSEWHERE = {
-    "codebook_size": "n_clusters ksub num_codewords n_codewords nbits",
+    "codebook_size": "n_clusters ksub num_codewords n_codewords",
     "num_steps": "n_subquantizers num_subquantizers n_codebooks num_codebooks num_quantizers code_size",
     "num_lists": "nlist nlists n_lists",
     "nprobe": "n_probe n_probes nprobes num_probes",

@@ -23,7 +23,6 @@ from qinco.maths.devices import choose_device, multiplies_bf16_fast
 from qinco.model.qinco import random_model
 from qinco.native import library
 from qinco.progress import counted
-from qinco.vectors.rows import as_source
 from qinco.version import __version__
 
 # Instruction sets that decide how fast vectors are encoded: their name here, and in /proc/cpuinfo.
@@ -184,7 +183,7 @@ def self_check(device: torch.device) -> str | None:
     for engine in [name for name, engine in engines().items() if engine.supports(config, device) is None]:
         for precision in ("float32", "bf16") if multiplies_bf16_fast(device) else ("float32",):
             options = codec.encode_options.override(engine=engine, precision=precision)
-            _, codes = next(codec.encode_blocks(as_source(x), options))
+            codes = codec.with_options(options).encode(x, progress=False)
             ratio = np.square(codec.decode(codes) - x).sum() / error
             if not ratio < _MSE_TOLERANCE:
                 return f"engine={engine} precision={precision} has {ratio:.3f} times the reference's error"

@@ -1,10 +1,12 @@
 """Ctrl-C and SIGTERM during long calls: heard at once, but not in the middle of a change."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from ctypes import c_int32
+from importlib import import_module
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -64,6 +66,15 @@ def run_stoppable(call: Callable[[c_int32], T]) -> T:
         with suppress(RuntimeError):  # interrupted before it had begun
             thread.join()
     return results[0]
+
+
+def import_whole(name: str) -> None:
+    """Import a module that could not be imported again if Ctrl-C left it in pieces: that goes on in the background."""
+    if name not in sys.modules and _is_main():
+        thread = threading.Thread(target=import_module, args=(name,), name="import")
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
 
 
 def _is_main() -> bool:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Protocol, TextIO, cast
 
+from qinco.errors import ConfigError
+
 
 class Progress(Protocol):
     """A function that hears how far a long call has come.
@@ -49,6 +51,8 @@ def reporting(progress: ProgressOption = None) -> Iterator[Progress]:
     """Turn the `progress=` argument of a long call into a function to report to; a function is passed through."""
     if callable(progress):
         yield progress
+    elif progress is not None and not isinstance(progress, bool):
+        raise ConfigError(f"progress must be a function, true, false or None, not {progress!r}")
     elif progress is False or (progress is None and not is_watched()):
         yield silent
     elif is_watched():

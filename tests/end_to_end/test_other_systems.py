@@ -6,7 +6,7 @@ import sys
 import pytest
 
 SCRIPT = """
-import mmap, os, signal, sys, types
+import mmap, os, pathlib, signal, sys, types
 import faiss, safetensors, torch, torch._dynamo  # which know the real system
 
 sys.modules["fcntl"] = sys.modules["resource"] = None
@@ -31,6 +31,8 @@ import qinco
 from qinco.atomic import exclusive
 
 os.chdir(sys.argv[1])
+with exclusive(pathlib.Path("waited")):
+    pass
 x = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
 codec = qinco.Codec.fit(x, num_steps=2, codebook_size=8, num_blocks=1, epochs=1, output="codec.safetensors")
 qinco.encode_file(codec, x, "codes")

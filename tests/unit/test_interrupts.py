@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from qinco.interrupts import StoppedTwice, handling, held_back, run_stoppable
+from qinco.interrupts import StoppedTwice, handling, held_back, import_whole, run_stoppable
 
 
 def test_an_interrupt_is_held_back_until_the_block_ends():
@@ -66,3 +66,13 @@ def test_an_interrupt_stops_a_compiled_call(no_thread_is_left):
         run_stoppable(call)
     assert seen == [1]
     assert run_stoppable(lambda stop: 5) == 5
+
+
+def test_an_import_goes_on_when_it_is_interrupted(tmp_path, monkeypatch, no_thread_is_left):
+    name = "imported_in_pieces"
+    (tmp_path / f"{name}.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\n"
+                                         "time.sleep(0.1)\nwhole = True\n")  # fmt: skip
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        import_whole(name)
+    assert __import__(name).whole

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import qinco
-from qinco import Codec, Index, progress
+from qinco import Codec, ConfigError, Index, progress
 from qinco.progress import counted, format_duration, format_number, is_watched, lines, metered, reporting, silent
 
 
@@ -41,6 +41,12 @@ def test_a_function_is_passed_through():
         assert inner is report
         inner("encoding", 1, 2, "vector", mse=3)
     assert heard == [(("encoding", 1, 2, "vector"), {"mse": 3})]
+
+
+def test_what_is_no_function_is_refused():
+    for given in ("yes", 1, []):
+        with pytest.raises(ConfigError, match="progress"), reporting(given):
+            pass
 
 
 def test_nothing_is_shown_where_nobody_watches(monkeypatch, capsys):

@@ -128,8 +128,9 @@ def result_line(name: str, value) -> str:
     """`mse: 12.34`, `bytes_per_vector: 8`, or `recall@1: 0.5100, recall@10: 0.9350` for values by rank."""
     if isinstance(value, Mapping) and value and all(str(rank).isdigit() for rank in value):
         return ", ".join(f"{name}@{rank}: {format_value(element)}" for rank, element in value.items())
-    is_whole = isinstance(value, float) and value.is_integer() and name.startswith("bytes")
-    return f"{name}: {format_value(int(value) if is_whole else value)}"
+    if isinstance(value, float) and value.is_integer() and name.startswith("bytes"):
+        value = int(value)
+    return f"{name}: {format_value(value)}"
 
 
 def format_value(value) -> str:

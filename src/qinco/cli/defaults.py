@@ -13,6 +13,7 @@ from qinco.training.options import TrainOptions
 _SIZES = {key: field for field, key in field_keys(ModelConfig).items()}
 _ENCODING = {key: field for field, key in field_keys(EncodeOptions).items() if key in ("A", "C", "B")}
 _TRAINING = {key: field for field, key in field_keys(TrainOptions).items()}
+_DEFAULT_IF_NULL = {"model_args", "C", *_SIZES} - {"de"}
 _MODEL = "the codec's own"
 _READ_DATABASE = ("eval", "eval_time", "search", "encode")
 _NOTES = {
@@ -65,7 +66,7 @@ def _resolve(name: str, task: Task, given: Mapping[str, Any]) -> Resolved:
         return found
     if name == "de" and given.get("qinco1_mode"):
         return _size(name, task, given)
-    if name in given and not (name == "model_args" and given[name] is None):
+    if name in given and not (name in _DEFAULT_IF_NULL and given[name] is None):
         return Resolved(given[name], "command line")
     return effective(name, task, given)
 

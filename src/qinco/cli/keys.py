@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, get_args
 
-from qinco.config import METRIC_SPELLINGS, METRICS, PRESETS, EncodeOptions, ModelConfig, field_keys
+from qinco.config import DECODERS, METRIC_SPELLINGS, METRICS, PRESETS, EncodeOptions, ModelConfig, field_keys
 from qinco.search.options import SearchOptions
 from qinco.training.options import RECIPES, TrainOptions
 
@@ -181,8 +181,7 @@ SHARED = {
         Key("qinco1_mode", "switch", None, "a QINCo1 model"),
         Key("ivf_K", "integer", None, "number of coarse centroids"),
         Key("recipe", "choice", "default", "paper: the published recipe", choices=RECIPES),
-        Key("decoder", "choice", "neural", "what decodes; with index=: the last stage",
-            choices=("neural", "lookup", "pairwise")),
+        Key("decoder", "choice", "neural", "what decodes; with index=: the last stage", choices=DECODERS),
         Key("metric", "choice", None, "of neighbours; by default what an HDF5 file states, or else l2", choices=METRICS,
             spellings=METRIC_SPELLINGS),
         Key("prefix", "integer", None, "use only so many codes of each vector"),

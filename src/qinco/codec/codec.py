@@ -1,6 +1,7 @@
 """`Codec`: a trained quantizer between vectors in data space and codes."""
 
 import os
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from hashlib import sha256
 from io import BytesIO
@@ -23,6 +24,8 @@ from qinco.store.codec import check_suffix, load_models, save_models
 from qinco.store.codes import Codes
 from qinco.vectors.prefetch import read_ahead
 from qinco.vectors.rows import VectorSource, as_source, check_dim, check_finite
+
+_LEAST_ROWS, _LEAST_SECONDS = 64, 0.1  # of a block, after which progress is shown, and which an interrupt keeps
 
 
 class Codec:
@@ -234,7 +237,7 @@ class Codec:
         self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None,
         ranges: Sequence[range] | None = None,
     ) -> Generator[tuple[int, Codes], None, None]:  # fmt: skip
-        """Encode consecutive blocks of a source, in bounded memory.
+        """Encode consecutive blocks of a source, in bounded memory; of less than a second on the CPU.
 
         Args:
             source: (N, D) vectors.
@@ -258,10 +261,16 @@ class Codec:
             for rows in ([range(len(source))] if ranges is None else ranges)
             for first, block_ND in source.window(rows.start, rows.stop).blocks(self.block_rows)
         )
+        size = min(_LEAST_ROWS, self.block_rows) if self.device.type == "cpu" else self.block_rows
         for first, sent in read_ahead(blocks) if len(source) > self.block_rows else blocks:
-            lists_N = self.assign_lists(sent[0])
-            found = [p.encode(x, lists_N, options, num_steps) for p, x in zip(packings, sent, strict=True)]
-            yield first, Codes(np.concatenate(found, 1), lists_N)
+            lists, end = self.assign_lists(sent[0]), 0
+            while end < len(sent[0]):
+                part, begun = slice(end, end + size), time.monotonic()
+                lists_N, end = None if lists is None else lists[part], min(end + size, len(sent[0]))
+                found = [p.encode(x[part], lists_N, options, num_steps) for p, x in zip(packings, sent, strict=True)]
+                if time.monotonic() - begun < _LEAST_SECONDS:
+                    size = min(4 * size, self.block_rows)
+                yield first + part.start, Codes(np.concatenate(found, 1), lists_N)
 
     def assign_lists(self, x_ND: np.ndarray | torch.Tensor) -> np.ndarray | None:
         """The nearest coarse centroid of float32 vectors (N, D): int32 (N,); None without IVF."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from qinco.codec.codec import Codec
-from qinco.config import DEFAULT_ENCODE_OPTIONS, PAPER_ENCODE_OPTIONS, EncodeOptions
+from qinco.config import DEFAULT_ENCODE_OPTIONS, PAPER_ENCODE_OPTIONS, EncodeOptions, require_int
 from qinco.engines.engine import candidate_dtype
 from qinco.maths.devices import to_device
 from qinco.progress import ProgressOption, reporting
@@ -130,7 +130,10 @@ def benchmark(
     own = codec.encode_options.override(precision="auto", engine="auto")
     tried = options or dict.fromkeys((*(_COMMON_OPTIONS if config.has_preselector else [EncodeOptions()]), own))
     threads = threads or sorted({1, threads_before} if codec.device.type == "cpu" else {threads_before})
-    cases = list(product(threads, precisions or (["float32", "auto"] if is_bf16 else ["float32"]), tried))
+    for number in threads:
+        require_int("threads", number)
+    kinds = precisions or (["float32", "auto"] if is_bf16 else ["float32"])
+    cases = [(*case, case[-1].override(precision=case[1], engine=engine)) for case in product(threads, kinds, tried)]
     most = max(1, min(max_vectors, (1 << 24) // codec.dim))
     vectors = as_source(random.standard_normal((most, codec.dim), np.float32))
     codes_NM = random.integers(config.codebook_size, size=(most, codec.num_codes))
@@ -145,12 +148,11 @@ def benchmark(
 
     try:
         with reporting(progress) as report:
-            for number, precision, case in cases:
+            for number, precision, case, chosen in cases:
                 torch.set_num_threads(number)
                 decoded = "bf16" if precision == "bf16" else "float32"
                 if (number, decoded) not in decode_us:
                     decode_us[number, decoded] = median_us(partial(decode, decoded), most, pass_us)
-                chosen = case.override(precision=precision, engine=engine)
                 encode_us = median_us(partial(encode, chosen), most, pass_us)
                 rows.append(Speed(case, precision, number, encode_us, decode_us[number, decoded]))
                 report("measuring", len(rows), len(cases), "measurement")

@@ -82,6 +82,8 @@ def encode_file(
     options = options.override(num_candidates, num_pairs, beam_width, precision, engine)
     options.check_model(codec.config)
     index, count = share_of_process(shard)
+    if shard_rows is not None:
+        require_int("shard_rows", shard_rows)
     plan = CodePlan(
         num_vectors=len(x), num_codes=codec.num_codes, codebook_size=codec.config.codebook_size,
         num_lists=codec.config.num_lists, dim=codec.dim, shard_rows=shard_rows or default_shard_rows(len(x)),

@@ -1,6 +1,7 @@
 """`QincoTransformer`: a codec as a scikit-learn transformer, for pipelines, grid searches and cross-validation."""
 
 import warnings
+from typing import Any, cast
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -49,7 +50,7 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         X is (N, D) integers or floats, finite, of any kind that `Codec.fit` takes, at least 3 rows; a tenth (10,000 at
         most) is for validation.
         """
-        X = np.asarray(validate_data(self, _plain_matrix(X), dtype="numeric", ensure_min_samples=3))
+        X = np.asarray(validate_data(self, cast(Any, _plain_matrix(X)), dtype="numeric", ensure_min_samples=3))
         names = ("num_steps", "codebook_size", "epochs", "num_pairs", "num_candidates", "beam_width")
         settings = {name: _plain_int(getattr(self, name)) for name in names}
         settings["codebook_size"] = _affordable_codebook_size(settings["codebook_size"], *X.shape)
@@ -83,7 +84,7 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     def _check_vectors(self, X) -> np.ndarray:
         check_is_fitted(self)
-        return np.asarray(validate_data(self, _plain_matrix(X), dtype="numeric", reset=False))
+        return np.asarray(validate_data(self, cast(Any, _plain_matrix(X)), dtype="numeric", reset=False))
 
 
 def _plain_matrix(X):

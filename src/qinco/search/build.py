@@ -18,7 +18,7 @@ from qinco.errors import ConfigError
 from qinco.maths.clustering import coarse_kmeans
 from qinco.maths.devices import num_threads
 from qinco.progress import Progress, ProgressOption, reporting, silent
-from qinco.search.code_file import CodeFile, check_same_codec, open_codes
+from qinco.search.code_file import CodeFile, check_same_codec, open_codes, training_vectors
 from qinco.search.fit import FitSample, assign_decoded, draw_sample, fit_lookup, open_pairwise, sample_rows
 from qinco.search.index_file import put_parts
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
@@ -29,6 +29,7 @@ from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
 from qinco.store.code_files import is_directory, is_folder
 from qinco.store.codes import Codes
+from qinco.store.decoder import load_pairwise
 from qinco.store.folder import check_folder_output, write_folder
 from qinco.store.manifest import MANIFEST, is_kind
 from qinco.vectors.rows import VectorSource
@@ -187,10 +188,19 @@ def build_index(
         if centroids is not None or database.codes.has_lists or codec is None:
             raise ConfigError("num_lists (ivf_K) is for codes without lists, needs their codec (model=), and replaces "
                               "centroids (ivf_centroids=)")  # fmt: skip
-        some = train.rows(sample_rows(len(train), FIT_ROWS, seed))
-        centroids, num_clustered = partition(codec, some, choose_num_lists(num_lists, len(some)), seed)[0], len(some)
+        num_clustered = min(len(train), FIT_ROWS)
+        choose_num_lists(num_lists, num_clustered)
     begun = time.monotonic()
     with reporting(progress) as report, TemporaryFile(dir=output.absolute().parent) as scratch:
+        if num_clustered is not None:
+            if train_vectors is not None:  # what may be refused is refused before lists are made
+                training_vectors(train, train_vectors)
+            if isinstance(pairwise, str | os.PathLike):
+                load_pairwise(user_path(pairwise), database.num_codes)
+            if is_faiss:
+                _index_key(index_key, num_lists, database)
+            some = train.rows(sample_rows(len(train), FIT_ROWS, seed))
+            centroids = partition(codec, some, num_lists, seed, report)[0]
         sample, centroids_VD = draw_sample(train, train_vectors, codec, centroids, num_training, seed, report)
         pairs = open_pairwise(pairwise, database.num_codes, database.codebook_size, sample.dim, centroids_VD)
         key = _index_key(index_key, 1 if centroids_VD is None else len(centroids_VD), database) if is_faiss else ""

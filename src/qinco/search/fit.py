@@ -314,8 +314,10 @@ def open_pairwise(
     """A pairwise decoder, or the file of one, for codes in lists of these centroids; None for None."""
     if pairwise is None:
         return None
-    pairwise, is_file = user_path(pairwise), not isinstance(pairwise, PairwiseDecoder)
-    decoder, name = (load_pairwise(pairwise, num_codes), pairwise) if is_file else (pairwise, "the pairwise decoder")
+    decoder, name = pairwise, "the pairwise decoder"
+    if not isinstance(decoder, PairwiseDecoder):
+        name = user_path(pairwise)
+        decoder = load_pairwise(name, num_codes)
     sizes = {"M": (decoder.num_codes, num_codes), "K": (decoder.codebook_size, codebook_size), "D": (decoder.dim, dim)}
     if decoder.num_lists:
         sizes["number of lists"] = decoder.num_lists, 0 if centroids_VD is None else len(centroids_VD)

@@ -83,8 +83,8 @@ def encoded(codec: Codec, source: VectorSource, metric: Metric, codes, report: P
             found = Codes.concatenate([found, codec.encode(rest, progress=report)])
         yield found
     except KeyboardInterrupt as stop:
-        if hasattr(stop, "codes"):  # of the rest
-            found = Codes.concatenate([found, stop.codes])
+        if codes := vars(stop).get("codes"):  # of the rest
+            found = Codes.concatenate([found, codes])
         vars(stop)["codes"] = found
         stop.args = (
             f"{len(found):,} of {len(source):,} vectors are encoded, and their codes are in the exception: "
@@ -140,9 +140,9 @@ def _fit(
         return some.with_any_codes(codec, centroids_VD if adds_centroids else None, seed)
 
     # Tables that are fitted to reconstructions suit vectors to come as well as these, however few these are.
-    tables, pairwise = None if old is None else old.tables, None if old is None else old.pairwise
-    if due - {"pairwise"}:
-        lookup = None if "tables" in due else old.tables.lookup
+    tables, pairwise = (None, None) if old is None else (old.tables, old.pairwise)
+    if tables is None or due - {"pairwise"}:
+        lookup = None if tables is None or "tables" in due else tables.lookup
         tables = fit_tables(sample(FIT_ROWS), size, centroids_VD, metric, adds_centroids, report, lookup)
     if "pairwise" in due:
         some = sample(PAIRWISE_ROWS)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from qinco.codec.codec import Codec
-from qinco.config import PRECISIONS
-from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.engines.engine import candidate_dtype
+from qinco.errors import DataError, ResourceError
 from qinco.machine import free_memory
 from qinco.maths.devices import to_device
 from qinco.search.metric import L2, Metric
@@ -130,8 +130,7 @@ class NeuralDecoder:
     """Decodes by a codec's network, for a `Stage`; on another device than the processor to tensors there."""
 
     def __init__(self, codec: Codec, precision: str = "auto"):
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        candidate_dtype(precision, codec.device, codec.config)  # refuses what is none, before a search
         self.codec, self.precision = codec, precision
         self.on_device = codec.device.type != "cpu"
 

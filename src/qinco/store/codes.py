@@ -232,14 +232,15 @@ class Codes(NDArrayOperatorsMixin):
             codebook_size, dim = codec.config.codebook_size, codec.dim
         path = Path(user_path(path))
         suffix = path.suffix.lower()
-        if is_folder(path) and codec is None:
+        is_shards = is_folder(path)
+        if is_shards and codec is None:
             raise ConfigError(f"{path}: a folder of codes records its codec: give codec")
         self._check(codec, codebook_size)
         if codec is not None and self.shape[1] != codec.num_codes and suffix not in (".npy", ".ivecs"):
             raise DataError(
                 f"{self.name} are {self.shape[1]} of {codec.num_codes} columns: save them as .npy or .ivecs"
             )
-        if is_folder(path):
+        if is_shards and codec is not None:
             rows, config = default_shard_rows(len(self)), codec.config
             sizes = config.codebook_size, config.num_lists, codec.dim
             plan = CodePlan(*self.shape, *sizes, rows, codec.fingerprint(), source="", encode={})

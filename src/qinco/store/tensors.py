@@ -27,23 +27,13 @@ _HELD = {"codec": "a codec (model=)", "pairwise": "a pairwise decoder (pairwise_
 
 def write_tensors(path: str | os.PathLike, kind: str, header: dict, tensors: "dict[str, Tensor]") -> None:
     """Write torch tensors and a header of JSON values to `path`, which is replaced when all is on disk."""
-    import torch
+    from safetensors.torch import save
 
     text = json.dumps({"kind": kind, "format_version": FORMAT_VERSION, **header}, sort_keys=True)
-    # Wide values first, so that all are aligned.
-    plain = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, str(item[1].dtype), item[0]))
-    entries, end = {"__metadata__": {KEY: text}}, 0
-    for name, tensor in plain:
-        begin, end = end, end + tensor.nbytes
-        dtype = str(tensor.dtype)[6:].upper().replace("FLOAT", "F").replace("UINT", "U").replace("INT", "I")
-        entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    start = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    start += b" " * (-len(start) % 8)
-    # Not by safetensors, whose own temporary file would stay where a process is killed.
-    with write_atomically(path) as temporary, temporary.open("wb") as file:
-        file.write(len(start).to_bytes(8, "little") + start)
-        for _, tensor in plain:
-            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    # Not by save_file, whose own temporary file would stay where a process is killed.
+    content = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, {KEY: text})
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_tensors(path: str | os.PathLike, kind: str) -> "tuple[dict, dict[str, Tensor]]":

@@ -17,7 +17,7 @@ from torch import Tensor
 from qinco.config import EncodeOptions
 from qinco.engines.engine import candidate_dtype, pack
 from qinco.errors import ConfigError
-from qinco.interrupts import held_back
+from qinco.interrupts import held_back, import_whole
 from qinco.maths.assignment import assigner
 from qinco.maths.devices import to_device
 from qinco.model.qinco import Qinco
@@ -119,6 +119,7 @@ class Training:
         self.parameters = list(model.parameters())
         for parameter in self.parameters:  # in backward, which is a single call, Python hears of Ctrl-C in hooks only
             parameter.register_hook(lambda gradient: None)
+        import_whole("torch._dynamo")  # which optimizers do
         is_adam = options.optimizer == "adam"
         kind, decay = (torch.optim.Adam, 0.0) if is_adam else (torch.optim.AdamW, options.weight_decay)
         self.optimizer = kind(self.parameters, self.plan.lr, weight_decay=decay, fused=True)

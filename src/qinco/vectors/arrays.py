@@ -144,7 +144,8 @@ def _table_rows(table, name: str) -> Rows:
 
 def _record_rows(x: np.ndarray, name: str) -> np.ndarray:
     """The only field of vectors of a structured array, or all of its fields where they are numbers."""
-    fields = [field for field in x.dtype.names if x.dtype[field].shape] or list(x.dtype.names)
+    names = x.dtype.names or ()
+    fields = [field for field in names if x.dtype[field].shape] or list(names)
     if len(fields) == 1:
         return x[fields[0]]
     if any(x.dtype[field].kind not in "fiu" for field in fields):

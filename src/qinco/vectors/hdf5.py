@@ -94,7 +94,7 @@ def read_metric(path: Path, name: str | None) -> str | None:
         holders = [file] if name is None or (data := _find(file, name)) is None else [data, file]
         stated = [holder.attrs[key] for holder in holders for key in ("distance", "metric") if key in holder.attrs]
         text = next(iter(stated), None)
-        return text.decode(errors="replace") if isinstance(text, bytes) else text and str(text)
+        return None if text is None else text.decode(errors="replace") if isinstance(text, bytes) else str(text)
 
 
 FORMATS = (Format((".hdf5", ".h5"), open_hdf5, has_parts=True, read_metric=read_metric),)

@@ -388,3 +388,25 @@ def test_an_interrupt_carries_the_codes_so_far(codec):
     with pytest.raises(KeyboardInterrupt) as caught:
         codec.encode(x, progress=stop)
     assert np.array_equal(caught.value.codes.codes, codec.encode(x).codes[:600])
+
+
+@pytest.mark.parametrize("name", ["projected", "coarse"])
+def test_a_block_is_encoded_in_parts_that_an_interrupt_keeps(name):
+    codec = Codec(random_model(ARCHITECTURES[name]), EncodeOptions(num_pairs=6, beam_width=3))
+    x, whole = random_vectors(300, codec.dim), Codec(codec.models, codec.encode_options)
+    whole.block_rows = 64  # the first part, so that a block is encoded at once
+    seen: list[int] = []
+
+    def press(stage, done, *_, **fields):
+        seen.append(done)
+        if done >= 64:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        codec.encode(x, progress=press)
+    expected, kept = whole.encode(x), caught.value.codes
+    assert seen == [64] and len(kept) == 64
+    assert np.array_equal(kept.codes, expected.codes[:64])
+    found = codec.encode(x)
+    assert np.array_equal(found.codes, expected.codes)
+    assert not codec.is_ivf or np.array_equal(found.lists, expected.lists)

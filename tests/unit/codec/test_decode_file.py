@@ -94,6 +94,12 @@ def test_it_is_what_decode_gives(tmp_path, codec, suffix, count):
     assert names(tmp_path) == [f"x{suffix}"]
 
 
+def test_an_unknown_precision_is_refused(tmp_path, codec):
+    with pytest.raises(ConfigError, match="int8"):
+        decode(codec, some_codes(codec), tmp_path / "x.npy", precision="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_prefix_and_precision(tmp_path, codec):
     codes = some_codes(codec)
     decode(codec, codes, tmp_path / "x.npy", num_steps=2, precision="bf16")

@@ -322,6 +322,8 @@ def test_what_the_codec_cannot_do_is_refused_before_any_work(tmp_path, plain):
     qinco1 = Codec(random_model(ARCHITECTURES["qinco1"]), EncodeOptions())
     with pytest.raises(ConfigError):
         encode(qinco1, vectors(qinco1), tmp_path / "codes", RULE)
+    with pytest.raises(ConfigError, match="shard_rows"):
+        encode(plain, vectors(plain), tmp_path / "codes", shard_rows=-3)
     assert list(tmp_path.iterdir()) == []
 
 

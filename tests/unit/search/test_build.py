@@ -179,6 +179,19 @@ def test_what_cannot_be_built_of_codes_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_refused_is_refused_before_lists_are_made(tmp_path):
+    codec, heard, given = trained("plain"), [], tmp_path / "pairs.safetensors"
+    codes = codec.encode(vectors())
+    for output, options in (
+        ("index", {"pairwise": given}), ("index", {"train_vectors": vectors()[:9]}), ("index", {"progress": "yes"}),
+        ("ix.faissindex", {"index_key": "Flat"}),
+    ):  # fmt: skip
+        options = {"codec": codec, "num_lists": 3, "progress": lambda *report: heard.append(report)} | options
+        with pytest.raises((ConfigError, DataError)):
+            qinco.build_index(codes, tmp_path / output, **options)
+    assert heard == [] and list(tmp_path.iterdir()) == []
+
+
 def test_segments_are_merged_where_the_last_is_not_small():
     def segment(count):
         zeros_N = np.zeros(count, np.uint8)

@@ -12,6 +12,7 @@ import numpy as np
 from qinco.codec.codec import Codec
 from qinco.codec.evaluate import Evaluation
 from qinco.config import EncodeOptions, require_int
+from qinco.engines.engine import candidate_dtype
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import quantize_residually, residual_kmeans
 from qinco.maths.devices import num_threads
@@ -90,6 +91,11 @@ def _decoded(
     codec: Codec, source: VectorSource, decoder, options, num_steps, precision: str, report: Progress
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Encode and decode blocks of a source: (first row, float32 (n, D))."""
+    candidate_dtype(precision, codec.device, codec.config)  # refuses others
+    if decoder is not None and not hasattr(decoder, "num_codes"):
+        raise ConfigError(f"decoder must be a LookupDecoder or a PairwiseDecoder, not {decoder!r:.80}")
+    if decoder is not None and (decoder.num_codes, decoder.dim) != (codec.num_codes, codec.dim):
+        raise DataError("the decoder is for other codes: give one that is fitted to those of this codec")
     for first, codes in codec.encode_blocks(source, options, num_steps):
         if decoder is not None and decoder.num_lists and not codes.has_lists:  # an index has lists, its codec none
             codes = codes.with_lists(assign_decoded(codec, codes, decoder.centroids_VD))

@@ -14,7 +14,7 @@ import torch
 
 from qinco.atomic import check_output, exclusive, user_path, write_atomically
 from qinco.codec.codec import Codec
-from qinco.config import require_int
+from qinco.config import DECODERS, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError, differences
 from qinco.machine import processor_name
@@ -222,6 +222,10 @@ def sweep(
         check_output(check_plot_path(plot), overwrite=overwrite or resume, inputs=read)
     name = name or (Path(index).name if isinstance(index, str | os.PathLike) else "index")
     index, files = open_searcher(index, codec, pairwise)
+    for value in (batch_size, 1 if threads is None else threads, *nprobe):
+        require_int("each of nprobe, batch_size and threads", value)
+    if decoder not in DECODERS:
+        raise ConfigError(f"decoder must be one of {', '.join(DECODERS)}, not {decoder!r}")
     if decoder == "neural" and index.codec is None:
         raise ConfigError("the index holds no codec to decode with: give the codec (model=), or decoder=lookup")
     if decoder == "pairwise" and index.pairwise is None:
