@@ -31,7 +31,7 @@ def write_tensors(path: str | os.PathLike, kind: str, header: dict, tensors: "di
 
     text = json.dumps({"kind": kind, "format_version": FORMAT_VERSION, **header}, sort_keys=True)
     # Not by save_file, whose own temporary file would stay where a process is killed.
-    content = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, {KEY: text})
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {KEY: text})
     with write_atomically(path) as temporary:
         temporary.write_bytes(content)
 
