@@ -151,6 +151,12 @@ def require_bool(name: str, value) -> None:
         raise ConfigError(f"{name} must be true or false, not {value!r}")
 
 
+def require_precision(precision) -> None:
+    """Raise ConfigError unless it is the name of one."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+
+
 def require_number(name: str, value, minimum: float | None = None, maximum=None, above: float | None = None) -> None:
     """Raise ConfigError unless `value` is a finite number in these bounds; `above` is an exclusive minimum."""
     if isinstance(value, bool) or not isinstance(value, int | float):

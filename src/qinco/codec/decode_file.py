@@ -17,7 +17,7 @@ import numpy as np
 from qinco.atomic import check_output, flush_folder, lock_file, remove_temporaries
 from qinco.codec.codec import Codec
 from qinco.codec.files import FileResult, interruption
-from qinco.engines.engine import candidate_dtype
+from qinco.config import require_precision
 from qinco.errors import ConfigError, DataError, ResourceError, differences
 from qinco.progress import ProgressOption, reporting
 from qinco.store.code_files import lists_beside
@@ -115,7 +115,7 @@ def decode_file(
         codec.check_codes(codes)
     except DataError as error:
         raise error if codes.name in str(error) else DataError(f"{codes.name}: {error}") from None
-    candidate_dtype(precision, codec.device, codec.config)  # refuses what is none
+    require_precision(precision)
     part_path, count = Path(f"{target}.part"), len(codes)
     with reporting(progress) as report, interruption("the decoded vectors are kept"):
         if resume and target.exists() and not part_path.exists():

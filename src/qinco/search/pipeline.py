@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qinco.codec.codec import Codec
-from qinco.engines.engine import candidate_dtype
+from qinco.config import require_precision
 from qinco.errors import DataError, ResourceError
 from qinco.machine import free_memory
 from qinco.maths.devices import to_device
@@ -130,7 +130,7 @@ class NeuralDecoder:
     """Decodes by a codec's network, for a `Stage`; on another device than the processor to tensors there."""
 
     def __init__(self, codec: Codec, precision: str = "auto"):
-        candidate_dtype(precision, codec.device, codec.config)  # refuses what is none, before a search
+        require_precision(precision)  # before a search
         self.codec, self.precision = codec, precision
         self.on_device = codec.device.type != "cpu"
 

@@ -11,8 +11,7 @@ import numpy as np
 
 from qinco.codec.codec import Codec
 from qinco.codec.evaluate import Evaluation
-from qinco.config import EncodeOptions, require_int
-from qinco.engines.engine import candidate_dtype
+from qinco.config import EncodeOptions, require_int, require_precision
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import quantize_residually, residual_kmeans
 from qinco.maths.devices import num_threads
@@ -91,7 +90,7 @@ def _decoded(
     codec: Codec, source: VectorSource, decoder, options, num_steps, precision: str, report: Progress
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Encode and decode blocks of a source: (first row, float32 (n, D))."""
-    candidate_dtype(precision, codec.device, codec.config)  # refuses others
+    require_precision(precision)
     if decoder is not None and not hasattr(decoder, "num_codes"):
         raise ConfigError(f"decoder must be a LookupDecoder or a PairwiseDecoder, not {decoder!r:.80}")
     if decoder is not None and (decoder.num_codes, decoder.dim) != (codec.num_codes, codec.dim):
