@@ -192,7 +192,7 @@ def build_index(
         choose_num_lists(num_lists, num_clustered)
     begun = time.monotonic()
     with reporting(progress) as report, TemporaryFile(dir=output.absolute().parent) as scratch:
-        if num_clustered is not None:
+        if num_clustered is not None and codec is not None and num_lists is not None:
             if train_vectors is not None:  # what may be refused is refused before lists are made
                 training_vectors(train, train_vectors)
             if isinstance(pairwise, str | os.PathLike):
