@@ -37,7 +37,7 @@ examples of each.
 def summary(value) -> str:
     """The first sentence of a docstring, in one line."""
     text = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
-    return re.split(r"(?<=[.:]) (?=[A-Z])", text)[0]
+    return re.split(r"(?<=\.) (?=[A-Z])", text)[0]
 
 
 def signature(value) -> str:
@@ -75,7 +75,7 @@ def members(value: type) -> list[tuple[str, str]]:
             continue
         if isinstance(member, property):
             found.append((f"`.{name}`", summary(member)))
-        elif isinstance(member, classmethod | staticmethod) or inspect.isfunction(member):
+        elif isinstance(member, classmethod | staticmethod) or inspect.isroutine(member):
             found.append((f"`.{name}{signature(getattr(value, name))}`", summary(getattr(value, name))))
     return found
 
@@ -84,7 +84,8 @@ def entry(name: str, value) -> str:
     if inspect.isclass(value) and issubclass(value, Exception):
         return f"- **`{name}`**: {summary(value)}\n"
     if inspect.isclass(value):
-        text = f"### `{name}{signature(value)}`\n{summary(value)}\n"
+        arguments = "" if value.__init__ is object.__init__ else signature(value)  # else it is no one's to construct
+        text = f"### `{name}{arguments}`\n{summary(value)}\n"
         if dataclasses.is_dataclass(value):
             return text
         rows = "".join(f"| {written.replace('|', '&#124;')} | {told} |\n" for written, told in members(value))
@@ -115,7 +116,8 @@ def page() -> str:
     parts.append(
         "## Integrations\n"
         "### `qinco.integrations.sklearn.QincoTransformer`\n"
-        "A scikit-learn transformer that fits a codec and gives codes.\n"
+        "A scikit-learn transformer that fits a codec and gives codes; it must be imported: "
+        "`from qinco.integrations.sklearn import QincoTransformer`.\n"
     )
     return "\n".join(parts)
 

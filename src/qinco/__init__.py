@@ -16,11 +16,12 @@ Importing this package is quick: what needs torch is imported when it is first u
 
 from typing import TYPE_CHECKING
 
+import qinco.forking  # noqa: F401 (what is forked is set up from here on)
 from qinco.errors import ConfigError, DataError, QincoError, ResourceError
 from qinco.version import __version__
 
 if TYPE_CHECKING:
-    from qinco.codec import Codec, ProductCodec
+    from qinco.codec import Codec, ProductCodec, load_codec
     from qinco.codec.centroids import kmeans
     from qinco.codec.convert import convert_codec
     from qinco.codec.decode_file import decode_file
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from qinco.search.fit import fit_lookup_decoder, fit_pairwise_decoder
     from qinco.search.index import Index
     from qinco.search.measure.evaluate import evaluate_decoder, exhaustive_recall
+    from qinco.search.measure.neighbors import find_neighbors
     from qinco.search.measure.sweep import sweep
     from qinco.search.options import SearchOptions
     from qinco.store.codes import Codes
@@ -45,17 +47,17 @@ if TYPE_CHECKING:
     from qinco.vectors.rows import VectorSource, open_vectors
 
 __all__ = [
-    "PRESETS", "Codec", "Codes", "ConfigError", "DataError", "EncodeOptions", "Index", "LookupDecoder",
-    "ModelConfig", "PairwiseDecoder", "ProductCodec", "QincoError", "ResourceError", "SearchOptions",
-    "TrainOptions", "VectorSource", "__version__", "benchmark", "build_index", "check_installation",
-    "convert_codec", "decode_file", "describe", "download", "encode_file", "evaluate", "evaluate_decoder",
-    "exhaustive_recall", "exhaustive_search", "fit_lookup_decoder", "fit_pairwise_decoder", "kmeans",
-    "measure_time", "open_vectors", "sweep", "write_vectors",
+    "PRESETS", "Codec", "Codes", "ConfigError", "DataError", "EncodeOptions", "Index", "LookupDecoder", "ModelConfig",
+    "PairwiseDecoder", "ProductCodec", "QincoError", "ResourceError", "SearchOptions", "TrainOptions", "VectorSource",
+    "__version__", "benchmark", "build_index", "check_installation", "convert_codec", "decode_file", "describe",
+    "download", "encode_file", "evaluate", "evaluate_decoder", "exhaustive_recall", "exhaustive_search",
+    "find_neighbors", "fit_lookup_decoder", "fit_pairwise_decoder", "kmeans", "load_codec", "measure_time",
+    "open_vectors", "sweep", "write_vectors",
 ]  # fmt: skip
 
 # Where a name lives: nothing slow is imported before it is used.
 _PUBLIC = {
-    "qinco.codec": "Codec ProductCodec",
+    "qinco.codec": "Codec ProductCodec load_codec",
     "qinco.codec.centroids": "kmeans",
     "qinco.codec.convert": "convert_codec",
     "qinco.codec.decode_file": "decode_file",
@@ -72,6 +74,7 @@ _PUBLIC = {
     "qinco.search.fit": "fit_lookup_decoder fit_pairwise_decoder",
     "qinco.search.index": "Index",
     "qinco.search.measure.evaluate": "evaluate_decoder exhaustive_recall",
+    "qinco.search.measure.neighbors": "find_neighbors",
     "qinco.search.measure.sweep": "sweep",
     "qinco.search.options": "SearchOptions",
     "qinco.store.codes": "Codes",

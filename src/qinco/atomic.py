@@ -1,16 +1,26 @@
 """Files that are never left half written: atomic replacement, checks of output paths, locks and temporary names."""
 
-import fcntl
 import os
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qinco.errors import ConfigError, ResourceError
+from qinco.errors import ConfigError, DataError, QincoError, ResourceError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    try:
+        import msvcrt
+    except ImportError:
+        msvcrt = None
+
+_LOCKED_BYTE = (1 << 31) - 2  # behind what is written: nobody could write a byte that is locked on Windows
 WRITER = r"\.\d+-[0-9a-f]{8}"  # pattern of what `write_atomically` puts between the stem and the suffix
 
 
@@ -20,12 +30,13 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
 
     The temporary file, empty and hidden, lies beside `path` (beside the target of a symbolic link), with its suffix. It
     is flushed to disk before it is renamed, and removed on any exception; `path` is then unchanged. An OSError is a
-    ResourceError; a folder or a device as `path` is a ConfigError.
+    ResourceError; a folder or a device as `path` is a ConfigError. For missing folders see `require_folder`.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path := user_path(path)))
     temporary = target.parent / f".{target.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}{target.suffix}"
     try:
         _check_replaceable(path, target)
+        require_folder(path, target.parent)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         mode = temporary.stat().st_mode
         yield temporary
@@ -35,10 +46,69 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
         flush_folder(target.parent)
     except OSError as error:
         is_ours = error.filename in (None, str(temporary), temporary)
-        raise ResourceError(f"cannot write {path}: {(error.strerror if is_ours else None) or error}") from error
+        raise ResourceError(f"cannot write {path}: {reason_of(error) if is_ours else error}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def user_path(path):
+    """A path as shells read it: a leading ~/ is the user's folder. Anything else comes back as it is."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
+    if text.startswith("./~"):
+        return os.path.abspath(text)  # noqa: PTH100 (as a Path it would lose its ./)
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else path  # noqa: PTH111 (keeps a last /)
+
+
+@contextmanager
+def readable(source, name: str) -> Iterator:
+    """The path of a file to read: a given path, or a temporary file of given bytes or of what a file object holds."""
+    if isinstance(source, str | os.PathLike):
+        yield user_path(source)
+        return
+    content = read_content(source) if hasattr(source, "read") else source
+    if not isinstance(content, bytes | bytearray | memoryview):
+        kind = "a file opened as text" if isinstance(content, str) else type(source).__name__
+        raise ConfigError(f"{name}: give a path, bytes or a file opened in binary mode, not {kind}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_bytes(content)
+        try:
+            yield path
+        except QincoError as error:
+            raise type(error)(str(error).replace(str(path), f"the given {name}")) from error
+
+
+@contextmanager
+def writable(target, name: str) -> Iterator:
+    """The path of a file to write: a given path, or a temporary file that is then written to a given file object."""
+    if not hasattr(target, "write"):
+        yield user_path(target)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield (path := Path(folder, name))
+        write_content(target, path.read_bytes())
+
+
+def read_content(file):
+    """What is left to read of a file object."""
+    try:
+        content = file.read()
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise DataError(f"cannot read {file!r:.100}: {error}") from error
+    if not content:
+        raise DataError(f"nothing is left to read of {file!r:.100}: call its seek(0) before")
+    return content
+
+
+def write_content(file, content: bytes) -> None:
+    """Write all of some bytes to a file object, which may take only some of them at a time."""
+    try:
+        while isinstance(written := file.write(content), int) and 0 < written < len(content):
+            content = content[written:]
+    except (OSError, TypeError, ValueError) as error:
+        kind = ResourceError if getattr(error, "errno", None) else ConfigError
+        raise kind(f"cannot write to {file!r:.100}, it must be open in binary mode: {error}") from error
 
 
 def remove_temporaries(path: str | os.PathLike) -> None:
@@ -58,14 +128,17 @@ def check_output(
     `overwrite` and `resume` (None if the work cannot be resumed) allow that it exists. Paths among `inputs` must not be
     replaced, nor folders among them be written to; what is no path is passed over.
     """
+    if not isinstance(overwrite, bool):
+        raise ConfigError(f"overwrite must be true or false, not {overwrite!r}")
     try:
-        target = Path(os.path.realpath(path))
+        target = Path(os.path.realpath(path := user_path(path)))
         if os.fspath(path).endswith(os.sep):
             raise ConfigError(f"{path} names a folder: give the name of a file in it")
         _check_replaceable(path, target)
         for name in (one for one in inputs if isinstance(one, str | os.PathLike)):
-            if target.is_relative_to(os.path.realpath(name)):
-                where = "is read" if target == Path(os.path.realpath(name)) else f"lies in {name}, which is read"
+            read = Path(os.path.realpath(user_path(name)))
+            if target.is_relative_to(read):
+                where = "is read" if target == read else f"lies in {name}, which is read"
                 raise ConfigError(f"{path} {where}: give output another name")
         if target.exists() and not (overwrite or resume):
             hint = "" if resume is None else " or resume=true to continue it"
@@ -76,8 +149,26 @@ def check_output(
     except ConfigError:
         raise
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(f"cannot write {path}: {reason_of(error)}") from error
     return Path(path)
+
+
+def reason_of(error: Exception) -> str:
+    """Why something cannot be written, whose folder is there."""
+    if isinstance(error, FileNotFoundError):  # in folders such as /proc
+        return "that folder takes no files, give another name"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def make_folder(path: Path) -> bool:
+    """Make a folder for output, where `require_folder` allows it; whether it was missing. Raises ConfigError."""
+    try:
+        require_folder(path, Path(os.path.realpath(path)).parent)
+        is_new = not path.exists()
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {reason_of(error)}") from error
+    return is_new
 
 
 def require_folder(path, folder: Path) -> None:
@@ -91,7 +182,7 @@ def require_folder(path, folder: Path) -> None:
 
 def write_to_disk(path: Path) -> None:
     """Wait until a file, or the entries of a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
@@ -105,17 +196,23 @@ def flush_folder(path: Path) -> None:
 
 
 @contextmanager
-def exclusive(lock: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block with the file `lock`; without locks of files nobody waits."""
+def exclusive(lock: Path, busy: str | None = None) -> Iterator[None]:
+    """Wait until no other process is in such a block with the file `lock`; without locks of files nobody waits.
+
+    With a message `busy` there is no waiting, but a ConfigError.
+    """
     try:
-        file = lock_file(lock)
+        file = lock_file(lock, wait=busy is None)
+    except BlockingIOError:
+        raise ConfigError(busy) from None
     except OSError as error:
         raise ResourceError(f"cannot write {lock}: {error.strerror}") from None
     try:
         yield
     finally:
         if _is_at(lock, file):
-            lock.unlink(missing_ok=True)
+            with suppress(PermissionError):  # Windows keeps files that are open
+                lock.unlink(missing_ok=True)
         os.close(file)
 
 
@@ -126,20 +223,36 @@ def lock_file(path: Path, *, wait: bool = True) -> int:
     not one that has been removed or renamed meanwhile.
     """
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
         try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                raise
-            except OSError:  # a file system without locks
-                pass
+            _lock(file, wait)
             if _is_at(path, file):
                 return file
         except BaseException:
             os.close(file)
             raise
         os.close(file)
+
+
+def _lock(file: int, wait: bool) -> None:
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        while fcntl is None and msvcrt is not None:
+            try:
+                os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
+                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+                os.lseek(file, 0, os.SEEK_SET)
+                break
+            except PermissionError:
+                if not wait:
+                    raise BlockingIOError("another process has locked the file") from None
+                time.sleep(0.1)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        pass
 
 
 def _check_replaceable(path, target: Path) -> None:

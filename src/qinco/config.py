@@ -5,9 +5,9 @@ line derives its keys from these declarations.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from numbers import Integral
 from types import MappingProxyType, NoneType
 from typing import Any, get_args
@@ -18,9 +18,43 @@ MAX_CODEBOOK_SIZE = 65536
 MAX_WIDTH = 1 << 24
 MAX_DEPTH = 1024
 MAX_LISTS = (1 << 31) - 1
+MAX_INTEGER = (1 << 63) - 1
 PRECISIONS = ("auto", "float32", "bf16")
 ENGINE_MODULES = {"native": "qinco.engines.native_engine", "torch": "qinco.engines.torch_engine"}  # best first
 ENGINES = ("auto", *ENGINE_MODULES)
+DECODERS = ("neural", "lookup", "pairwise")
+METRICS = ("l2", "inner_product", "cosine")
+# As faiss, ann-benchmarks and others call them, in lower case and with underscores.
+METRIC_SPELLINGS = {
+    **dict.fromkeys(("euclidean", "squared_l2", "sqeuclidean", "metric_l2", "1"), "l2"),
+    **dict.fromkeys(("ip", "dot", "dot_product", "metric_inner_product", "0"), "inner_product"),
+    **dict.fromkeys(("angular", "cos", "cosine_similarity"), "cosine"),
+}
+MULTIPLE = "nmid_short"  # counts in multiples of nshort, and its field does not
+# What the arguments of calls are called on the command line, where that is not the key of a field.
+KEYS_OF_ARGUMENTS = {
+    "preset": "model_args", "num_parts": "pq", "rotate": "opq", "coarse_centroids": "ivf_centroids",
+    "centroids": "ivf_centroids", "num_lists": "ivf_K", "num_centroids": "ivf_K", "initial": "model",
+    "codec": "model", "pairwise": "pairwise_decoder", "ground_truth": "queries_gt", "progress": "verbose",
+    "num_training": "search.aq_training_samples",
+}  # fmt: skip
+# What other libraries call them.
+_ELSEWHERE = {
+    "codebook_size": "n_clusters ksub num_codewords n_codewords",
+    "num_steps": "n_subquantizers num_subquantizers n_codebooks num_codebooks num_quantizers code_size",
+    "num_lists": "nlist nlists n_lists",
+    "nprobe": "n_probe n_probes nprobes num_probes",
+    "epochs": "num_epochs n_epochs max_epochs max_iter n_iter niter",
+    "lr": "learning_rate learning_rate_init",
+    "batch_size": "batchsize minibatch_size",
+    "seed": "random_state random_seed",
+    "threads": "num_threads n_threads nthreads n_jobs num_workers",
+    "k": "top_k topk n_neighbors num_neighbors",
+    "output": "out output_path out_path save_path",
+    "overwrite": "force",
+}
+_SYNONYMS = {name: field for field, names in _ELSEWHERE.items() for name in names.split()}
+_SYNONYMS |= {key.rpartition(".")[2].lower(): name for name, key in reversed(KEYS_OF_ARGUMENTS.items())}
 
 
 def option(
@@ -41,7 +75,38 @@ def documented(cls):
     """List the fields of a dataclass of options in its docstring, from their help; `null` is None in Python."""
     lines = [f"        {f.name}: {f.metadata['help'].replace('null', 'None')}" for f in dataclasses.fields(cls)]
     cls.__doc__ = "\n".join([cls.__doc__.rstrip(), "", "    Attributes:", *lines, "    "])
+    cls.__init__ = accepts_keys(cls)(cls.__init__)
     return cls
+
+
+def accepts_keys(*options: type, **others: str) -> Callable:
+    """Let arguments of a function be named as on the command line, too: `M=8` for `num_steps=8`.
+
+    These are the keys of fields of `options`, and `others`: key -> argument.
+    """
+
+    def decorate(function):
+        @wraps(function)
+        def call(*args, **settings):
+            return function(*args, **by_field(settings, *options, **others))
+
+        return call
+
+    return decorate
+
+
+def by_field(settings: dict, *options: type, **others: str) -> dict:
+    """Settings of which some are named by keys, by the names of fields; ConfigError if two that are one differ."""
+    fields = {key: field for field, key in field_keys(*options).items() if key != MULTIPLE} | others
+    if settings.keys().isdisjoint(fields):
+        return settings
+    named: dict = {}
+    for name, value in settings.items():
+        field = fields.get(name, name)
+        if field in named and named[field] != value:
+            raise ConfigError(f"{field} is given twice, as {named[field]!r} and as {value!r}: keep one of them")
+        named[field] = value
+    return named
 
 
 @cache  # options are made for each search
@@ -62,9 +127,11 @@ def check_fields(options) -> None:
             require_bool(name, value)
         elif int in types:
             require_int(name, value, 1 if limits["minimum"] is None else limits["minimum"], limits["maximum"])
+            if value > MAX_INTEGER:
+                raise ConfigError(f"{name} must be at most {MAX_INTEGER}, not {value}")
             object.__setattr__(options, field, int(value))
         elif float in types:
-            _require_number(name, value, limits)
+            require_number(name, value, limits["minimum"], limits["maximum"], limits["above"])
         elif limits["choices"] and value not in limits["choices"]:
             raise ConfigError(f"{name} must be one of {', '.join(limits['choices'])}, not {value!r}")
 
@@ -84,15 +151,26 @@ def require_bool(name: str, value) -> None:
         raise ConfigError(f"{name} must be true or false, not {value!r}")
 
 
-def _require_number(name: str, value, limits: Mapping) -> None:
+def require_precision(precision) -> None:
+    """Raise ConfigError unless it is the name of one."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+
+
+def require_number(name: str, value, minimum: float | None = None, maximum=None, above: float | None = None) -> None:
+    """Raise ConfigError unless `value` is a finite number in these bounds; `above` is an exclusive minimum."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{name} must be a number, not {value!r}")
-    minimum, maximum, above = limits["minimum"], limits["maximum"], limits["above"]
     is_high_enough = value > above if above is not None else minimum is None or value >= minimum
     if not (is_high_enough and value < float("inf") and (maximum is None or value <= maximum)):
         bound = f"above {above}" if above is not None else f"at least {minimum}"
         bound = bound if maximum is None else f"between {minimum} and {maximum}"
         raise ConfigError(f"{name} must be {bound}, not {value}")
+
+
+def is_zero(value) -> bool:
+    """Whether a value is the number 0, which `== 0` says of False, too."""
+    return not isinstance(value, bool) and isinstance(value, Integral) and value == 0
 
 
 @documented
@@ -182,9 +260,10 @@ class EncodeOptions:
         """These options with some replaced: num_candidates replaces num_pairs and the reverse, 0 means neither."""
         fields = dataclasses.asdict(self)
         if num_candidates is not None or num_pairs is not None:
-            fields.update(num_candidates=num_candidates or None, num_pairs=num_pairs)
+            fields.update(num_candidates=None if is_zero(num_candidates) else num_candidates, num_pairs=num_pairs)
         given = {"beam_width": beam_width, "precision": precision, "engine": engine}
         fields.update({name: value for name, value in given.items() if value is not None})
+        fields["beam_width"] = 1 if is_zero(beam_width) else fields["beam_width"]
         return EncodeOptions(**fields)
 
     def check_model(self, config: ModelConfig) -> None:
@@ -198,6 +277,7 @@ class EncodeOptions:
         return {name: getattr(self, name) for name in ("num_candidates", "num_pairs", "beam_width")}
 
 
+@cache
 def field_keys(*classes: type) -> dict[str, str]:
     """Names of fields on the command line: `{"num_steps": "M", ...}`."""
     declared = (field for options in classes for field in dataclasses.fields(options))
@@ -240,10 +320,15 @@ def find_preset(name: str) -> dict:
     raise ConfigError(f"unknown preset {name!r}. {suggest(name, list(PRESETS), 0.4)}There are {', '.join(PRESETS)}")
 
 
-def suggest(name: str, known: Iterable[str] | Mapping[str, str], likeness: float = 0.6) -> str:
-    """ "Did you mean X? " for the known name (or that of a known spelling) that is most like `name`, or nothing."""
+def suggest(name: str, known: Iterable[str] | Mapping[str, str], likeness: float = 0.8) -> str:
+    """ "Did you mean X? " for the known name (or that of a known spelling) that `name` stands for, or nothing.
+
+    That is what other libraries call it, or what is spelled nearly so; single letters are like no others.
+    """
     from difflib import get_close_matches
 
     names = {spelling.lower(): known[spelling] if isinstance(known, Mapping) else spelling for spelling in known}
-    near = get_close_matches(str(name).lower(), names, 1, likeness)
+    name = str(name).lower()
+    near = [_SYNONYMS[name]] if _SYNONYMS.get(name) in names else []
+    near = near or (get_close_matches(name, names, 1, likeness) if len(name) > 1 else [])
     return f"Did you mean {names[near[0]]}? " if near else ""

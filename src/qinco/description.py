@@ -1,13 +1,16 @@
 """What a file holds, without reading more of it than that takes."""
 
+import glob
 import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+from qinco.atomic import user_path
+from qinco.compat.encoded_sets import is_encoded_set
 from qinco.errors import DataError
 from qinco.store.code_folder import describe_codes
-from qinco.store.manifest import is_kind
+from qinco.store.manifest import MANIFEST, PENDING, is_kind
 from qinco.vectors.formats import SUFFIXES, describe_vectors, split_part
 from qinco.vectors.mapped import missing_file
 
@@ -41,10 +44,12 @@ def describe(path: str | os.PathLike) -> dict:
         >>> qinco.describe("base.bvecs")["num_vectors"]
         1000000
     """
+    path = user_path(path)
     file, _ = split_part(path)
     try:
-        if file.is_dir():
-            return {"file": str(path)} | _find_describer(file)(file)
+        if file.is_dir() or (glob.has_magic(str(file)) and not file.exists()):
+            is_ours = any((file / name).exists() for name in (MANIFEST, PENDING))
+            return {"file": str(path)} | (_find_describer(file)(file) if is_ours else describe_vectors(path))
         if not file.is_file():
             raise DataError(f"{path} is not a regular file") if file.exists() else missing_file(path)
         size = file.stat().st_size
@@ -57,13 +62,16 @@ def _find_describer(file: Path) -> Callable[..., dict]:
     suffix = file.suffix.lower()
     if file.is_dir() and not is_kind(file, "index"):
         return describe_codes
-    if suffix in SUFFIXES:
+    if suffix in SUFFIXES and (suffix != ".npz" or not is_encoded_set(file)):
         return describe_vectors
     if suffix == ".raw":
         note = "without a header: the codec says how many bytes a vector has"
         return lambda path: {"kind": "packed codes", "note": note}
     kind = "index" if file.is_dir() else suffix
     if kind not in _DESCRIBERS:
-        kind = "pairwise" if import_module("qinco.store.tensors").read_header(file)["kind"] == "pairwise" else "codec"
+        held = import_module("qinco.store.tensors").find_content(file)
+        if held is None and suffix != ".safetensors":
+            raise DataError(f"{file} is no file that qinco knows")
+        kind = "pairwise" if held and "pairwise" in held else "codec"
     module, name = _DESCRIBERS[kind]
     return getattr(import_module(module), name)

@@ -28,13 +28,17 @@ class ResourceError(QincoError):
 def differences(there: Mapping, here: Mapping, labels: Mapping[str, str] | None = None) -> list[str]:
     """What differs between saved work and the work asked for, a phrase for each name; `labels` are phrases of names.
 
+    Values are written as on the command line and in JSON: null for None.
+
     Example:
         >>> differences({"dim": 3, "codec": "ab"}, {"dim": 4, "codec": "cd"}, {"codec": "another codec"})
         ['dim=3 there, 4 here', 'another codec']
     """
     names = [*here, *(name for name in there if name not in here)]
+    words = {"None": "null", "True": "true", "False": "false"}
+    old, new = ({name: words.get(str(of.get(name)), of.get(name)) for name in names} for of in (there, here))
     return [
-        (labels or {}).get(name, f"{name}={there.get(name)} there, {here.get(name)} here")
+        (labels or {}).get(name, f"{name}={old[name]} there, {new[name]} here")
         for name in names
         if there.get(name) != here.get(name)
     ]

@@ -17,12 +17,12 @@ from qinco.codec.codec import Codec
 from qinco.config import PRESETS, EncodeOptions, ModelConfig
 from qinco.datasets.catalogue import DATASETS
 from qinco.engines.engine import candidate_dtype, choose_engine, engines, pack
-from qinco.machine import cpuinfo, free_memory, group_limits, processor_name, usable_cores
+from qinco.machine import allowed_cores, cpuinfo, free_memory, group_limits, processor_name, total_memory, usable_cores
 from qinco.maths.assignment import faiss
 from qinco.maths.devices import choose_device, multiplies_bf16_fast
 from qinco.model.qinco import random_model
 from qinco.native import library
-from qinco.vectors.rows import as_source
+from qinco.progress import counted
 from qinco.version import __version__
 
 # Instruction sets that decide how fast vectors are encoded: their name here, and in /proc/cpuinfo.
@@ -68,10 +68,10 @@ def inspect(root: Path = Path("/")) -> tuple[dict, list[str]]:
         "not_installed": not_installed,
         "processor": {"name": processor_name(root), "platform": platform.platform()} | features,
         "cores": {"physical": _physical_cores(root), "logical": os.cpu_count(),
-                  "allowed": len(os.sched_getaffinity(0)), "quota": limits.cores},
+                  "allowed": allowed_cores(), "quota": limits.cores},
         "threads": {"torch": torch.get_num_threads(), "faiss": faiss.omp_get_max_threads()}
         | {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT")},
-        "memory": {"total_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "memory": {"total_bytes": total_memory(),
                    "available_bytes": free_memory(root), "limit_bytes": limits.memory},
         "libraries": {
             "torch_kernels": torch.backends.cpu.get_cpu_capability(),
@@ -159,7 +159,8 @@ def _machine_problems(root: Path, features: dict) -> Iterator[str]:
         yield f"torch {number} cannot use the NVIDIA GPU: install a CUDA build of torch that fits the driver"
     threads, cores = torch.get_num_threads(), usable_cores(root)
     if threads > cores:
-        yield f"torch uses {threads} threads on {cores} cores: give threads={cores} or set OMP_NUM_THREADS={cores}"
+        uses = f"torch uses {threads} threads on {counted(cores, 'core')}"
+        yield f"{uses}: give threads={cores} or set OMP_NUM_THREADS={cores}"
 
 
 @torch.no_grad()
@@ -182,7 +183,7 @@ def self_check(device: torch.device) -> str | None:
     for engine in [name for name, engine in engines().items() if engine.supports(config, device) is None]:
         for precision in ("float32", "bf16") if multiplies_bf16_fast(device) else ("float32",):
             options = codec.encode_options.override(engine=engine, precision=precision)
-            _, codes = next(codec.encode_blocks(as_source(x), options))
+            codes = codec.with_options(options).encode(x, progress=False)
             ratio = np.square(codec.decode(codes) - x).sum() / error
             if not ratio < _MSE_TOLERANCE:
                 return f"engine={engine} precision={precision} has {ratio:.3f} times the reference's error"

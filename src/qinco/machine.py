@@ -13,27 +13,50 @@ from pathlib import Path
 
 _ROOT = Path("/")
 _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a huge number
+# Limits of a group in bytes, of version 2 and of version 1, and what counts towards them; and where version 1 tells the
+# least limit of the groups around it, which are not seen in a container.
+_MEMORY_LIMITS = {
+    "memory.max": ("memory.current", ""),
+    "memory.high": ("memory.current", ""),  # beyond it the group is slowed down until it has freed memory
+    "memory.limit_in_bytes": ("memory.usage_in_bytes", "hierarchical_memory_limit"),
+    "memory.memsw.limit_in_bytes": ("memory.memsw.usage_in_bytes", "hierarchical_memsw_limit"),  # swap included
+}
 
 
 @dataclass(frozen=True)
 class GroupLimits:
     """What the control groups (v1 or v2) of this process allow; None without a limit."""
 
-    cores: float | None
+    cores: float | None  # the CPU quota
+    processors: int | None  # how many are in the group's set
     memory: int | None  # bytes
     free: int | None  # bytes that may still be allocated
 
 
 def usable_cores(root: Path = _ROOT) -> int:
-    """Number of cores this process can keep busy: its affinity mask, capped by its control group's CPU quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = group_limits(root).cores
-    return allowed if quota is None else min(allowed, max(1, math.ceil(quota)))
+    """Number of cores this process can keep busy: its affinity mask, and its control groups' set and CPU quota."""
+    limits = group_limits(root)
+    quota = allowed_cores() if limits.cores is None else max(1, math.ceil(limits.cores))
+    return min(allowed_cores(), quota, limits.processors or quota)
+
+
+def allowed_cores() -> int:
+    """Number of cores that the threads of this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def total_memory() -> int | None:
+    """Bytes of memory of the machine; None where the system does not tell."""
+    with suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def free_memory(root: Path = _ROOT) -> int:
     """Bytes that can be allocated without swapping and without exceeding the control group's limit."""
-    free, limit = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), group_limits(root).free
+    free, limit = (total_memory() or _UNLIMITED) // 2, group_limits(root).free  # a guess where nothing tells
+    with suppress(AttributeError, ValueError, OSError):
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, StopIteration), (root / "proc/meminfo").open() as file:
         free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
     return free if limit is None else min(free, limit)
@@ -55,30 +78,42 @@ def cpuinfo(root: Path = _ROOT) -> dict[str, str]:
 
 def group_limits(root: Path = _ROOT) -> GroupLimits:
     """The tightest limits of this process's control groups and of the groups that contain them."""
-    quotas, sizes, free = [], [], []
+    quotas, sets, sizes, free = [], [], [], []
     for folder in _group_folders(root):
         quota = _integers(folder / "cpu.max")
         quota = quota or _integers(folder / "cpu.cfs_quota_us") + _integers(folder / "cpu.cfs_period_us")
         if len(quota) == 2 and quota[0] > 0:
             quotas.append(quota[0] / quota[1])
-        limit = _integers(folder / "memory.max") or _integers(folder / "memory.limit_in_bytes")
-        if limit and limit[0] < _UNLIMITED:
-            sizes.append(limit[0])
-            free.append(max(0, limit[0] - _unreclaimable(folder)))
-    return GroupLimits(min(quotas, default=None), min(sizes, default=None), min(free, default=None))
+        sets += _set_sizes(folder)
+        stat = _statistics(folder)
+        for name, (usage, inherited) in _MEMORY_LIMITS.items():
+            limit = min([*_integers(folder / name), stat.get(inherited, _UNLIMITED)])
+            if limit < _UNLIMITED:
+                sizes.append(limit)
+                used = next(iter(_integers(folder / usage)), 0)
+                # Caches of files are dropped under pressure. v1 counts a group's children under total_*, as its usage
+                # does; v2 always does.
+                cached = stat.get("total_inactive_file", stat.get("inactive_file", 0))
+                free.append(max(0, limit - max(0, used - cached)))
+    return GroupLimits(
+        min(quotas, default=None), min(sets, default=None), min(sizes, default=None), min(free, default=None)
+    )
 
 
-def _unreclaimable(folder: Path) -> int:
-    """Bytes that a group uses, without file caches that the kernel drops under pressure."""
-    used = _integers(folder / "memory.current") or _integers(folder / "memory.usage_in_bytes")
-    if not used:
-        return 0
-    cached = {}
+def _statistics(folder: Path) -> dict[str, int]:
     with suppress(OSError, ValueError):
         lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        cached = {name: int(value) for name, value in lines}
-    # v1 counts a group's children under total_*, as its usage does; v2 always does
-    return max(0, used[0] - cached.get("total_inactive_file", cached.get("inactive_file", 0)))
+        return {name: int(value) for name, value in lines}
+    return {}
+
+
+def _set_sizes(folder: Path) -> list[int]:
+    """How many cores a group may use, if it says so: the size of a list such as `0-3,8`."""
+    for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
+        with suppress(OSError, ValueError):
+            ranges = [part.split("-") for part in (folder / name).read_text().strip().split(",")]
+            return [sum(int(ends[-1]) - int(ends[0]) + 1 for ends in ranges)]
+    return []
 
 
 def _group_folders(root: Path) -> Iterator[Path]:
@@ -86,7 +121,8 @@ def _group_folders(root: Path) -> Iterator[Path]:
     with suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            for controller in controllers.split(","):  # v2 has one controller, called ""
+            # v2 has one controller, called ""; v1 mounts several together, under all of their names or under each
+            for controller in {controllers, *controllers.split(","), controllers or "unified"}:
                 mount = root / "sys/fs/cgroup" / controller
                 group = mount / path.lstrip("/")
                 yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mount))

@@ -19,13 +19,14 @@ def check_codes(codes, num_codes: int, codebook_size: int, name: str = "codes", 
     if codes.ndim != 2 or codes.dtype.kind not in "iu":
         raise DataError(f"{name} must be a 2-D integer array (N, M), not {codes.dtype} of shape {codes.shape}")
     if not 1 <= codes.shape[1] <= num_codes:
-        raise DataError(f"{name} have {codes.shape[1]} columns: a code has {num_codes}, a prefix of it fewer")
+        columns = f"{num_codes} columns, or fewer for a prefix"
+        raise DataError(f"{name} must have {columns}, not {codes.shape[1]}")
     cannot_exceed = codes.dtype.kind == "u" and np.iinfo(codes.dtype).max < codebook_size
     if codes.size and not cannot_exceed and (codes.max() >= codebook_size or codes.min() < 0):
         row, column = np.argwhere((codes >= codebook_size) | (codes < 0))[0]
         value = codes[row, column]
         where = f"row {first_row + row}, column {column} is {value}"
-        raise DataError(f"{name} are out of range: {where}, codewords are numbered 0 to {codebook_size - 1}")
+        raise DataError(f"{name} must be in the range 0 to {codebook_size - 1}, the numbers of codewords: {where}")
     return codes
 
 
@@ -38,7 +39,7 @@ def check_lists(lists, num_vectors: int, num_lists: int, name: str = "lists", fi
     if lists.size and (lists.max() >= num_lists or lists.min() < 0):
         row = int(np.flatnonzero((lists >= num_lists) | (lists < 0))[0])
         value = f"row {first_row + row} is {lists[row]}"
-        raise DataError(f"{name} are out of range: {value}, the codec has {num_lists} lists")
+        raise DataError(f"{name} must be in the range 0 to {num_lists - 1}, the numbers of the lists: {value}")
     return lists
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import re
 import shlex
 import tomllib
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 import qinco
 from qinco.cli import main
+from qinco.datasets import catalogue
 from qinco.vectors.formats import write_vectors
 
 ROOT = Path(__file__).parents[2]
@@ -37,14 +39,14 @@ def script(path: Path):
     return module
 
 
-@pytest.fixture
-def vectors(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    generator = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """One folder for all pages: they are read, and pasted, one after another."""
+    folder, generator = tmp_path_factory.mktemp("pages"), np.random.default_rng(0)
     for name, count in (("train", 200), ("base", 50), ("query", 5)):
-        write_vectors(f"{name}.fvecs", generator.standard_normal((count, 8)).astype(np.float32))
-    write_vectors("gt.ivecs", generator.integers(0, 50, (5, 10)).astype(np.int32))
-    return tmp_path
+        write_vectors(folder / f"{name}.fvecs", generator.standard_normal((count, 8)).astype(np.float32))
+    write_vectors(folder / "gt.ivecs", generator.integers(0, 50, (5, 10)).astype(np.int32))
+    return folder
 
 
 def check_command(line: str, capsys) -> None:
@@ -65,7 +67,8 @@ def check_command(line: str, capsys) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_commands_and_examples_run(page, vectors, capsys):
+def test_commands_and_examples_run(page, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
     names: dict = {}
     for language, block in BLOCKS[page]:
         if language == "python":
@@ -125,6 +128,13 @@ def test_every_document_is_linked_from_the_index():
     index = (ROOT / "docs" / "index.md").read_text()
     for path in (ROOT / "docs").glob("*.md"):
         assert path.name == "index.md" or f"]({path.name})" in index, path.name
+
+
+def test_the_manual_lists_what_is_published():
+    listed = set()
+    for pattern in re.findall(r"`([\w{},-]+(?:\.pt|\.npy|\.faissindex)?)`", (ROOT / "docs" / "cli.md").read_text()):
+        listed |= set(map("".join, product(*(piece.split(",") for piece in re.split(r"[{}]", pattern)))))
+    assert set(catalogue.names()) <= listed
 
 
 def test_the_architecture_names_every_package():

@@ -77,6 +77,20 @@ def test_folders_of_codes_hold_the_same_codes(tmp_path):
     assert np.array_equal(Codes.load(tmp_path / "codes", codec).codes, arrays["codes"])
 
 
+def test_version_1_is_continued_where_it_was_to_replace_a_folder(tmp_path):
+    codec, arrays = Codec.load(DATA / "golden-ivf-codec-v1.safetensors"), np.load(DATA / "golden-ivf-codec-v1.npz")
+    encode_file(codec, arrays["vectors"][::-1], tmp_path / "codes", shard_rows=16)
+    shutil.copytree(DATA / "golden-begun-codes-v1", tmp_path / "codes.shards")
+    (tmp_path / ".codes.shards.done").mkdir()
+    (tmp_path / ".codes.shards.done" / "codes-00000.npy").touch()
+    done = encode_file(codec, arrays["vectors"], tmp_path / "codes", shard_rows=16, overwrite=True, resume=True)
+    assert (done.num_done, done.complete, [path.name for path in tmp_path.iterdir()]) == (8, True, ["codes"])
+    assert np.array_equal(Codes.load(tmp_path / "codes", codec).codes, arrays["codes"])
+    shutil.copytree(DATA / "golden-begun-codes-v1", tmp_path / "codes.shards")
+    encode_file(codec, arrays["vectors"][:20], tmp_path / "codes", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["codes"]
+
+
 # Indexes
 
 

@@ -13,7 +13,7 @@ ROOT = Path(qinco.__file__).parent
 # A room may import rooms of lower levels, and itself; rooms of one level do not know each other.
 LEVELS = [
     ["errors", "version"],
-    ["config", "atomic", "machine", "progress"],
+    ["config", "atomic", "forking", "interrupts", "machine", "progress"],
     ["packing"],
     ["vectors", "native"],
     ["maths", "datasets"],

@@ -61,7 +61,7 @@ def main(folder: Path) -> int:
         assert ids in (OLD.tolist(), NEW.tolist()), f"after an end at operation {point} there are {len(ids)} vectors"
         states.append(ids == NEW.tolist())
     assert found(path) == NEW.tolist() and states == sorted(states) and set(states) == {False, True}
-    index.save(path)  # what was killed before left nothing that is in the way
+    index.save(path, overwrite=True)  # what was killed before left nothing that is in the way
     assert found(path) == NEW.tolist() and len(list(path.iterdir())) == len(list(original.iterdir()))
     return point
 

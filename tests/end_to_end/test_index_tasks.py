@@ -75,6 +75,31 @@ def search(capsys, *arguments: str) -> dict[tuple, dict]:
     return {tuple(setting["parameters"].values()): setting for setting in found["settings"]}
 
 
+def test_neighbours_are_found_and_written(capsys, tmp_path):
+    common = ["search", "index=ix", "queries=query.npy", "k=5"]
+    found = run_json(capsys, *common, "nprobe=20", "nshort=50", "queries_gt=gt.ivecs", f"output={tmp_path}/ids.npy")
+    index = qinco.Index.load("ix")
+    _, ids = index.search("query.npy", 5, nprobe=20, num_short=50)
+    np.testing.assert_array_equal(np.load(tmp_path / "ids.npy"), ids)
+    assert found["recall"]["1"] == (ids[:, 0] == qinco.open_vectors("gt.ivecs")[:][:, 0]).mean()
+    run(*common, "decoder=lookup")
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    np.testing.assert_array_equal([record["ids"] for record in records], index.search("query.npy", 5, num_short=0)[1])
+    run("search", "model=plain.safetensors", "db=base.npy", "queries=query.npy", f"output={tmp_path}/all.ivecs")
+    codec = qinco.Codec.load("plain.safetensors")
+    _, ids = qinco.exhaustive_search("query.npy", codec.decode(codec.encode("base.npy")), 10)
+    np.testing.assert_array_equal(qinco.open_vectors(tmp_path / "all.ivecs")[:], ids)
+
+
+def test_ivf_k_without_centroids_makes_so_many_lists(capsys, tmp_path):
+    codes = ["encoded_trainset=plain_train", "encoded_db=plain_base", "trainset=train.npy", "model=plain.safetensors"]
+    assert run_json(capsys, "build_index", *codes, "ivf_K=8", f"output={tmp_path}/ix")["num_lists"] == 8
+    assert run_json(capsys, "build_index", *CODES, f"ivf_K={LISTS}", f"output={tmp_path}/ivf")["num_lists"] == LISTS
+    for words in (["build_index", *CODES, "ivf_K=8"], ["build_index", *codes[:3], "ivf_K=8"]):
+        assert main([*words, f"output={tmp_path}/none"]) == 2
+    assert not (tmp_path / "none").exists()
+
+
 def test_our_index_and_a_faiss_file_find_the_same(capsys):
     ours = search(capsys, "index=ix")
     theirs = search(capsys, "index=ix.faissindex", "model=ivf.safetensors")
@@ -272,10 +297,10 @@ def test_info(capsys):
     assert found["bytes_per_vector"] == qinco.Index.load("ix").bytes_per_vector == 3 + 1 + 4 + 8 * (LISTS + 1) / BASE
     assert (found["metric"], found["pairwise"], found["options"]["nprobe"]) == ("l2", None, 16)
     pairs = run_json(capsys, "info", "pairs.safetensors")
-    assert (pairs["kind"], pairs["code_size"], pairs["num_lists"]) == ("pairwise decoder", 3, LISTS)
+    assert (pairs["kind"], pairs["num_codes"], pairs["num_lists"]) == ("pairwise decoder", 3, LISTS)
     assert pairs["table_bytes"] <= Path("pairs.safetensors").stat().st_size
     theirs = run_json(capsys, "info", "ix.faissindex")
-    assert (theirs["num_lists"], theirs["code_size"], theirs["codebook_size"]) == (LISTS, 3, 16)
+    assert (theirs["num_lists"], theirs["num_codes"], theirs["codebook_size"]) == (LISTS, 3, 16)
 
 
 def test_a_damaged_index_is_refused_by_the_name_of_the_file(tmp_path, capsys):
@@ -360,20 +385,20 @@ PAIRS = "train_pairwise_decoder encoded_trainset=ivf_train trainset=train.npy iv
 OTHER, LARGER = "model=other.safetensors", "model=larger.safetensors"
 WRONG = {
     "no centroids": (build(), 2, "ivf_centroids="),
-    "other centroids": (build(ivf_centroids="query.npy"), 3, "30 centroids"),
+    "other centroids": (build(ivf_centroids="query.npy"), 3, "not 30"),
     "not a model's centroids": (build(IVF, ivf_centroids="shifted.npy"), 3, "leave it out"),
-    "number of lists": (build(ivf_centroids="coarse.npy", ivf_K="9"), 2, "ivf_K=9"),
+    "number of lists": (build(ivf_centroids="coarse.npy", ivf_K="9"), 2, "not 9"),
     "no lists to partition": (build("ivf_centroids=coarse.npy", **PLAIN), 2, "model="),
     "another model": (build("model=plain.safetensors"), 3, "another codec"),
     "codes of two codecs": (build(encoded_db="plain_base"), 3, "different codecs"),
-    "codes of other vectors": (build(encoded_trainset="ivf_base"), 3, "of other vectors than"),
+    "codes of other vectors": (build(encoded_trainset="ivf_base"), 3, "must be the vectors that were encoded to"),
     "more codes than vectors": (build(trainset="base.npy"), 3, "(400, 8)"),
-    "vectors as codes": (build("M=3", "K=16", encoded_db="base.npy"), 3, "codes are integers"),
+    "vectors as codes": (build("M=3", "K=16", encoded_db="base.npy"), 3, "must hold integers, 3 a vector"),
     "codes as vectors": (build(trainset="shard.npy"), 3, "(1500, 3)"),
     "codes that say nothing": (build(encoded_db="gt.ivecs"), 2, "M= and K="),
     "codes out of range": (build("K=16", "M=3", IVF, encoded_db="large.npz"), 3, "large.part_0.npz"),
-    "lists out of range": (build(IVF, encoded_db="far.npz"), 3, "out of range"),
-    "no codes": (build("M=3", "K=16", encoded_db="empty.npy", encoded_trainset="empty.npy"), 3, "holds no codes"),
+    "lists out of range": (build(IVF, encoded_db="far.npz"), 3, "in the range"),
+    "no codes": (build("M=3", "K=16", encoded_db="empty.npy", encoded_trainset="empty.npy"), 3, "must not be empty"),
     "wide codes": (build("M=10", "K=512", encoded_db="gt.ivecs", encoded_trainset="gt.ivecs"), 2, "K=512"),
     "M": (build("M=4", "ivf_centroids=coarse.npy"), 2, "M=4"),
     "missing codes": (build(encoded_db="nowhere.npz"), 3, "nowhere.npz"),
@@ -398,15 +423,23 @@ WRONG = {
     "pairs exist": (f"{PAIRS} output=pairs.safetensors", 2, "overwrite=true"),
     "tables": (f"{PAIRS} output=n.pt tables=int8", 2, "float16"),
     "no index": (find("index=nowhere"), 3, "nowhere"),
-    "codes as an index": (find("index=ivf_base"), 3, "manifest.json"),
+    "codes as an index": (find("index=ivf_base"), 3, "ivf_base is a folder of codes"),
     "vectors as an index": (find("index=base.npy"), 3, "base.npy"),
     "faiss without a model": (find("index=ix.faissindex"), 2, "model="),
     "faiss of another codec": (find("index=ix.faissindex", OTHER), 3, "centroids are not the model's"),
-    "faiss of other codes": (find("index=ix.faissindex", LARGER), 3, "code_size is 3, not 2"),
+    "faiss of other codes": (find("index=ix.faissindex", LARGER), 3, "num_codes is 3, not 2"),
     "index of another codec": (find("index=ix", OTHER), 3, "another codec"),
+    "values without truth": ("search index=ix queries=query.npy nprobe=[1,4]", 2, "nprobe"),
+    "plot of neighbours": ("search index=ix queries=query.npy plot=p.svg", 2, "plot"),
+    "neighbours in text": ("search index=ix queries=query.npy output=ids.txt", 2, ".parquet"),
+    "pairs exhaustively": (
+        "search model=plain.safetensors db=base.npy queries=query.npy decoder=pairwise",
+        2,
+        "decoder",
+    ),
     "truth of others": (find("index=ix", "queries_gt=others.ivecs"), 3, "names vector 400"),
     "vectors as truth": (find("index=ix", "queries_gt=base.npy"), 3, "integers"),
-    "too few queries": (find("index=ix", "queries=coarse.npy"), 3, "30 rows"),
+    "too few queries": (find("index=ix", "queries=coarse.npy"), 3, "not 30"),
     "plot": (find("index=ix", "plot=front.pdf"), 2, ".svg"),
     "results": (find("index=ix", "output=results.txt"), 2, ".json"),
     "damaged results": (find("index=ix", "output=damaged.json", "resume=true"), 3, "damaged.json"),

@@ -12,6 +12,7 @@ from qinco.codec import Codec
 from qinco.store.run_state import load_state
 from qinco.training.loop import EpochReport, StepReport
 from qinco.training.monitor import Estimate
+from qinco.vectors.rows import as_source
 
 SMALL = {
     "num_steps": 2, "codebook_size": 8, "num_blocks": 1, "embed_dim": 6, "hidden_dim": 8, "num_pairs": 12,
@@ -140,3 +141,25 @@ def test_a_product_codec_resumes(tmp_path, part):
     Codec.fit(x, output=tmp_path / "cut.safetensors", resume=True, **settings)
     assert same_tensors(tmp_path / "whole.safetensors", tmp_path / "cut.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
+
+
+def test_a_run_that_is_interrupted_anywhere_continues_exactly(tmp_path):
+    """While vectors are read: in the middle of an epoch, and of validation."""
+    x, path, reads = as_source(random_vectors(300, 4)), tmp_path / "cut.safetensors", []
+    Codec.fit(x, output=tmp_path / "whole.safetensors", **SMALL)
+
+    def interrupting(rows, at):
+        reads.append(len(rows))
+        if len(reads) == at:
+            signal.raise_signal(signal.SIGINT)
+        return rows
+
+    for at in range(1, 100):
+        reads.clear()
+        try:
+            Codec.fit(x.map(lambda rows, at=at: interrupting(rows, at)), output=path, resume=True, **SMALL)
+        except KeyboardInterrupt:
+            continue
+        break
+    assert at > 5 and same_tensors(tmp_path / "whole.safetensors.last", tmp_path / "cut.safetensors.last")
+    assert losses(tmp_path / "whole.safetensors.jsonl") == losses(tmp_path / "cut.safetensors.jsonl")

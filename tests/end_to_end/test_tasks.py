@@ -8,12 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 import qinco
 from qinco.cli import main
 from qinco.vectors.formats import write_vectors
+from qinco.vectors.rows import stratified_rows
 
 SMALL = ["M=3", "K=16", "L=1", "de=12", "dh=16", "C=8", "B=4"]
 
@@ -69,11 +71,54 @@ def test_trains_evaluates_encodes_decodes_and_searches(folder, capsys):
     assert times["encode_us"] > 0 and times["decode_us"] > 0 and times["threads"] == 1
 
 
-def test_validation_set_is_the_end_of_the_training_set(folder, capsys):
-    model = f"model={folder}/codec.safetensors"
-    done = run_json(capsys, "eval_valset", model, f"trainset={folder}/train.fvecs", "ds.valset=100")
-    codec, x = qinco.Codec.load(folder / "codec.safetensors"), qinco.open_vectors(folder / "train.fvecs")[-100:]
+def test_folders_patterns_and_lists_of_files_are_one_database(folder, tmp_path, capsys):
+    base = np.load(folder / "base.npy")
+    for number in range(12):
+        np.save(tmp_path / f"part-{number}.npy", base[25 * number :][:25])
+    model, expected = f"model={folder}/codec.safetensors", qinco.Codec.load(folder / "codec.safetensors").encode(base)
+    listed = ",".join(f"{tmp_path}/part-{number}.npy" for number in range(12))
+    for number, db in enumerate((tmp_path, f"{tmp_path}/part-*.npy", f"[{listed}]")):
+        output = folder / f"joined{number}.npy"
+        assert run_json(capsys, "encode", model, f"db={db}", f"output={output}")["num_vectors"] == 300
+        np.testing.assert_array_equal(np.load(output), expected.codes)
+        assert main(["encode", model, f"db={db}", f"output={tmp_path}/part-3.npy", "overwrite=true"]) == 2
+    assert np.array_equal(np.load(tmp_path / "part-3.npy"), base[75:100])
+    assert run_json(capsys, "info", str(tmp_path))["num_vectors"] == 300
+    assert run_json(capsys, "info", f"{tmp_path}/part-?.npy")["num_vectors"] == 250
+
+
+def test_the_metric_that_a_file_states_is_used_and_another_one_is_warned_of(folder, tmp_path, capsys):
+    base, queries = (qinco.open_vectors(folder / name)[:] for name in ("base.npy", "query.fvecs"))
+    ids = qinco.exhaustive_search(queries, base, 10, metric="cosine")[1]
+    with h5py.File(tmp_path / "angular.hdf5", "w") as file:
+        file.attrs["distance"] = "angular"
+        file["train"], file["test"], file["neighbors"] = base, queries, ids
+    path, codec = tmp_path / "angular.hdf5", qinco.Codec.load(folder / "codec.safetensors", "cpu")
+    command = [
+        "search",
+        f"model={folder}/codec.safetensors",
+        f"db={path}",
+        f"queries={path}:test",
+        f"queries_gt={path}",
+    ]
+    for given, metric in ([], "cosine"), (["metric=IP"], "inner_product"):
+        assert (found := run_json(capsys, *command, *given))["metric"] == metric
+        wanted = qinco.exhaustive_recall(codec, base, queries, ids, metric=metric)
+        assert found["recall"] == {str(rank): share for rank, share in wanted.items()}
+    assert main([*command, "metric=euclidean"]) == 0
+    assert "'angular'" in (said := capsys.readouterr().err) and "metric=l2" in said
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_validation_vectors_are_those_of_the_training(folder, tmp_path, recipe, capsys):
+    model, x = tmp_path / "codec.safetensors", qinco.open_vectors(folder / "train.fvecs")[:]
+    words = [f"trainset={folder}/train.fvecs", f"recipe={recipe}", *SMALL, "epochs=0", "ds.valset=100"]
+    trained = run_json(capsys, "train", f"output={model}", *words)
+    done = run_json(capsys, "eval_valset", f"model={model}", f"trainset={folder}/train.fvecs", "ds.valset=100")
+    codec, rows = qinco.Codec.load(model), range(len(x) - 100, len(x))
+    x = x[stratified_rows(len(x), 100) if recipe == "default" else rows]
     assert done["mse"] == pytest.approx(float(((codec.decode(codec.encode(x)) - x) ** 2).sum(1).mean()), rel=1e-5)
+    assert done["mse"] == pytest.approx(trained["mse"], rel=1e-3)
 
 
 def test_ivf_codec_through_files(folder, tmp_path, capsys):
@@ -120,7 +165,7 @@ WRONG = {
     "truncated vectors": ("eval model={codec} db={truncated}", 3, "truncated.fvecs"),
     "vectors as a codec": ("eval model={base} db={base}", 3, "base.npy"),
     "NaN": ("eval model={codec} db={nan}", 3, "row 7"),
-    "dimension": ("eval model={codec} db={gt}", 3, "dimensions"),
+    "dimension": ("eval model={codec} db={gt}", 3, "dimension"),
     "too few": ("train trainset={base} output={new} K=1024", 3, "1024"),
     "validation": ("train trainset={base} output={new} ds.valset=200", 2, "200"),
     "keys of an index": ("search model={codec} db={base} nprobe=4 queries={query} queries_gt={gt}", 2, "nprobe="),

@@ -1,12 +1,22 @@
 import errno
+import io
 import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from qinco.atomic import check_output, exclusive, lock_file, remove_temporaries, write_atomically
-from qinco.errors import ConfigError, ResourceError
+from qinco.atomic import (
+    check_output,
+    exclusive,
+    lock_file,
+    read_content,
+    remove_temporaries,
+    write_atomically,
+    write_content,
+)  # fmt: skip
+from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.vectors.formats import write_vectors
 
 
 @pytest.fixture(autouse=True)
@@ -205,3 +215,36 @@ def test_a_lock_that_another_process_holds_is_waited_for_or_refused(tmp_path):
         lock_file(tmp_path / "part", wait=False)
     os.close(file)
     os.close(lock_file(tmp_path / "part", wait=False))
+
+
+def test_missing_folders_are_made_below_the_current_one_only(tmp_path, monkeypatch):
+    for write in (check_output, lambda path: write_vectors(path, [[1.0]])):
+        write("a/b/x.npy")
+        assert Path("a/b").is_dir()
+        with monkeypatch.context() as patched:
+            patched.chdir("a")
+            with pytest.raises(ConfigError, match="create it first"):
+                write(tmp_path / "elsewhere" / "x.npy")
+        assert not Path("elsewhere").exists()
+
+
+class Pipe(io.BytesIO):
+    """A file object that takes a few bytes at a time, as pipes and sockets do."""
+
+    def write(self, content):
+        return super().write(content[:3])
+
+
+def test_file_objects_get_all_bytes_or_an_error(tmp_path):
+    write_content(pipe := Pipe(), b"12345678")
+    assert pipe.getvalue() == b"12345678"
+    closed = io.BytesIO()
+    closed.close()
+    (tmp_path / "x").write_bytes(b"")
+    with (tmp_path / "x").open("rb") as readonly:
+        for file in (closed, io.StringIO(), readonly):
+            with pytest.raises(ConfigError, match="binary mode"):
+                write_content(file, b"12345678")
+    for file in (closed, pipe):
+        with pytest.raises(DataError, match=r"closed|seek\(0\)"):
+            read_content(file)

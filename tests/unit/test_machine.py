@@ -102,3 +102,46 @@ def test_a_quota_of_many_cores_gives_none_that_are_not_there(tmp_path):
     write(tmp_path / "sys/fs/cgroup/cpu.max", "100000000 100000\n")
     assert math.isclose(group_limits(tmp_path).cores, 1000)
     assert usable_cores(tmp_path) == usable_cores(tmp_path / "nothing")
+
+
+def test_the_least_limit_of_all_groups_around_a_container_counts(tmp_path):
+    write(tmp_path / "proc/meminfo", "MemAvailable: 1000000 kB\n")
+    write(tmp_path / "proc/self/cgroup", "0::/pods/pod/box\n")
+    groups = tmp_path / "sys/fs/cgroup"
+    write(groups / "pods/pod/box/memory.max", "60000\n")
+    write(groups / "pods/pod/memory.high", "50000\n")
+    write(groups / "pods/pod/memory.current", "20000\n")
+    write(groups / "pods/memory.max", "max\n")
+    assert (group_limits(tmp_path).memory, free_memory(tmp_path)) == (50000, 30000)
+    write(groups / "pods/memory.max", "40000\n")
+    write(groups / "pods/memory.current", "35000\n")
+    write(groups / "pods/pod/box/memory.swap.max", "9000000\n")  # swap is not planned with
+    assert (group_limits(tmp_path).memory, free_memory(tmp_path)) == (40000, 5000)
+
+
+def test_version_1_tells_the_limits_of_groups_that_are_not_seen_and_of_swap(tmp_path):
+    write(tmp_path / "proc/meminfo", "MemAvailable: 1000000 kB\n")
+    write(tmp_path / "proc/self/cgroup", "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n3:cpuset:/docker/abc\n")
+    groups = tmp_path / "sys/fs/cgroup"
+    write(groups / "memory/memory.limit_in_bytes", "9223372036854771712\n")
+    write(groups / "memory/memory.usage_in_bytes", "10000\n")
+    write(
+        groups / "memory/memory.stat", "hierarchical_memory_limit 50000\nhierarchical_memsw_limit 9223372036854771712\n"
+    )
+    assert (group_limits(tmp_path).memory, free_memory(tmp_path)) == (50000, 40000)
+    write(groups / "memory/memory.memsw.limit_in_bytes", "55000\n")
+    write(groups / "memory/memory.memsw.usage_in_bytes", "30000\n")
+    assert free_memory(tmp_path) == 25000
+    write(groups / "cpu,cpuacct/cpu.cfs_quota_us", "150000\n")  # mounted under both names together
+    write(groups / "cpu,cpuacct/cpu.cfs_period_us", "100000\n")
+    assert group_limits(tmp_path).cores == 1.5
+
+
+@pytest.mark.parametrize(("text", "count"), [("0\n", 1), ("0-3,8\n", 5), ("\n", None), ("all\n", None)])
+def test_a_set_of_processors_is_a_limit(tmp_path, monkeypatch, text, count):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)), raising=False)
+    write(tmp_path / "proc/self/cgroup", "0::/box\n")
+    write(tmp_path / "sys/fs/cgroup/box/cpuset.cpus.effective", text)
+    assert usable_cores(tmp_path) == (count or 64)
+    write(tmp_path / "sys/fs/cgroup/cpu.max", "250000 100000\n")
+    assert usable_cores(tmp_path) == min(count or 64, 3)

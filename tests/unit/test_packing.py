@@ -27,8 +27,8 @@ def test_no_codes_and_prefixes_pass():
         ([[0, 1], [2, 4]], "row 1, column 1 is 4"),
         ([[0, 1], [-1, 0]], "row 1, column 0 is -1"),
         (np.array([[2**63]], np.uint64), "row 0, column 0 is 9223372036854775808"),
-        ([[0, 0, 0, 0]], "4 columns"),
-        (np.empty((5, 0), np.uint8), "have 0 columns"),
+        ([[0, 0, 0, 0]], "columns.* not 4"),
+        (np.empty((5, 0), np.uint8), "columns.* not 0"),
         ([0, 1], r"2-D integer array \(N, M\), not int64 of shape \(2,\)"),
         ([[0.0, 1.0]], "not float64"),
         ([[True]], "not bool"),
@@ -47,7 +47,7 @@ def test_lists_pass():
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        ([0, 5], "row 1 is 5, the codec has 5 lists"),
+        ([0, 5], "range 0 to 4.* row 1 is 5"),
         ([-1, 0], "row 0 is -1"),
         ([0], "must be 2 integers, one for each code"),
         ([[0, 1]], r"shape \(1, 2\)"),

@@ -1,13 +1,17 @@
 """One protocol of progress: who hears it, what a stage knows of itself, and what is shown where."""
 
+import inspect
 import io
+import logging
+import multiprocessing.process
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from qinco import progress
-from qinco.progress import format_duration, format_number, is_watched, lines, metered, reporting, silent
+import qinco
+from qinco import Codec, ConfigError, Index, progress
+from qinco.progress import counted, format_duration, format_number, is_watched, lines, metered, reporting, silent
 
 
 @pytest.fixture
@@ -39,6 +43,12 @@ def test_a_function_is_passed_through():
     assert heard == [(("encoding", 1, 2, "vector"), {"mse": 3})]
 
 
+def test_what_is_no_function_is_refused():
+    for given in ("yes", 1, []):
+        with pytest.raises(ConfigError, match="progress"), reporting(given):
+            pass
+
+
 def test_nothing_is_shown_where_nobody_watches(monkeypatch, capsys):
     for option in (None, False):
         with reporting(option) as report:
@@ -50,12 +60,13 @@ def test_nothing_is_shown_where_nobody_watches(monkeypatch, capsys):
         assert report is silent
 
 
-def test_terminals_and_notebooks_are_watched(monkeypatch):
+def test_terminals_and_notebooks_are_watched(monkeypatch, clock):
     terminal = on_terminal(monkeypatch)
     assert is_watched()
     with reporting() as report:
         report("encoding", 0, 20)
         report("encoding", 10, 20)
+        clock.seconds = 1
         report("encoding", 20, 20)
         report("filling lists", 5, 20)
     assert "filling lists" in terminal.getvalue()
@@ -66,6 +77,75 @@ def test_terminals_and_notebooks_are_watched(monkeypatch):
     shell = type("ZMQInteractiveShell", (), {})()
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     assert is_watched()
+
+
+def unheard_logger(monkeypatch):
+    """The library's logger as where nobody has set up logging; pytest has."""
+    logger = logging.getLogger("qinco")
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "handlers", [])
+    return logger
+
+
+def test_short_calls_show_nothing_but_warnings(monkeypatch, clock):
+    terminal, unheard = on_terminal(monkeypatch), unheard_logger(monkeypatch)
+    with reporting() as report:
+        report("encoding", 0, 20)
+        unheard.info("start: mse 1")
+        clock.seconds = 0.9
+        report("encoding", 20, 20)
+    assert terminal.getvalue() == ""
+    with reporting():
+        unheard.info("start: mse 1")
+        unheard.warning("few vectors")
+    assert terminal.getvalue() == "few vectors\n"
+    assert (unheard.handlers, unheard.level) == ([], logging.NOTSET)
+
+
+def test_the_estimate_of_a_long_call_is_shown_before_it(monkeypatch, clock):
+    terminal, unheard = on_terminal(monkeypatch), unheard_logger(monkeypatch)
+    with reporting():
+        unheard.info("training: about 3:00", extra={"seconds": 180.0})
+        assert "training: about 3:00" in terminal.getvalue()
+        with reporting() as inner:
+            assert inner is silent  # a second display would overwrite the first
+    with reporting() as report:
+        unheard.info("epoch 1/2: mse 1")
+        clock.seconds = 2
+        report("epoch 2/2", 1, 2, "step")
+    assert "epoch 1/2: mse 1" in terminal.getvalue() and "epoch 2/2" in terminal.getvalue()
+
+
+def test_what_is_heard_elsewhere_is_not_said_twice(monkeypatch, clock, caplog):
+    terminal = on_terminal(monkeypatch)
+    with reporting():
+        logging.getLogger("qinco").warning("few vectors")
+    assert caplog.messages == ["few vectors"] and terminal.getvalue() == ""
+
+
+def test_a_notebook_without_widgets_has_lines(monkeypatch, clock, capsys):
+    shell = type("ZMQInteractiveShell", (), {})()
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    with reporting() as report:
+        for clock.seconds in (0, 2, 40):
+            report("encoding", int(clock.seconds), 100)
+    assert "encoding: 40/100 vectors" in capsys.readouterr().err
+
+
+def test_workers_of_a_pool_are_not_watched(monkeypatch):
+    on_terminal(monkeypatch)
+    assert is_watched()
+    monkeypatch.setattr(multiprocessing.process, "_parent_process", object())
+    assert not is_watched()
+
+
+def test_every_long_call_shows_progress_by_default():
+    calls = [value for name in qinco.__all__ if callable(value := getattr(qinco, name))]
+    calls += [method for kind in (Codec, Index) for method in vars(kind).values()]
+    calls = [getattr(call, "__func__", call) for call in calls]
+    defaults = [inspect.signature(call).parameters.get("progress") for call in calls if inspect.isfunction(call)]
+    assert {default.default for default in defaults if default is not None} == {None}
 
 
 def test_true_writes_lines_where_there_is_no_terminal(clock, capsys):
@@ -123,3 +203,11 @@ def test_numbers_for_people(value, text):
 
 def test_durations():
     assert [format_duration(s) for s in (-1, 9.6, 309, 3909)] == ["0:00", "0:10", "5:09", "1:05:09"]
+
+
+def test_nouns_agree_with_their_numbers(clock):
+    assert [counted(n, "epoch") for n in (0, 1, 2000)] == ["0 epochs", "1 epoch", "2,000 epochs"]
+    assert counted(2, "query") == "2 queries"
+    seen = []
+    metered(lambda meter: seen.append(meter.text()))("measuring", 0, 1, "setting")
+    assert seen == ["0/1 setting"]

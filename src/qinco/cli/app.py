@@ -4,20 +4,22 @@ import errno
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from importlib import import_module
 from textwrap import wrap
 
 from qinco.cli.completion import candidates
 from qinco.cli.console import Console, log_record, write_line
-from qinco.cli.defaults import resolve
-from qinco.cli.grammar import OPTIONS, find_task, parse_arguments, split_task, to_text
+from qinco.cli.defaults import Resolved, resolve
+from qinco.cli.grammar import DATA_SET, OPTIONS, find_task, list_needed, parse_arguments, split_task, to_text
 from qinco.cli.keys import EVERYWHERE, Key, Settings, Task
 from qinco.cli.tasks import KEYS, TASKS
 from qinco.errors import ConfigError, QincoError, ResourceError
+from qinco.interrupts import handling
+from qinco.machine import usable_cores
+from qinco.progress import LogStream
 from qinco.version import __version__
 
 _USAGE = """\
@@ -57,11 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # An exception inside an import may be swallowed there, or come out as another one that looks like a bug, so the
     # process ends at once then; but not if other Python code calls `main`.
-    importing = _handling(end, signal.SIGINT, signal.SIGTERM) if argv is None else nullcontext()
+    importing = nullcontext()
+    if argv is None:
+        importing = handling(end, signal.SIGINT, signal.SIGTERM)
+        _fill_closed_streams()
     try:
-        with _handling(signal.default_int_handler, signal.SIGTERM):  # as Ctrl-C, so that a training is saved
+        with handling(signal.default_int_handler, signal.SIGTERM):  # as Ctrl-C, so that a training is saved
             return _run(words, options, importing)
     except QincoError as error:
+        _abandon_stdout()
         return fail("error: ", str(error), error.exit_code)
     except KeyboardInterrupt as interrupt:
         return fail("", ": ".join(filter(None, ("interrupted", str(interrupt)))), _EXIT_INTERRUPTED)
@@ -121,8 +127,7 @@ def _prepare(task: Task, settings: Settings) -> None:
     # 21 % of wide encoding. torch reads it when it is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     threads = settings["threads"] if task.reads("threads") else None
-    most = max(256, 4 * (os.cpu_count() or 1))
-    if threads is not None and threads > most:
+    if threads is not None and threads > (most := max(256, 4 * usable_cores())):
         raise ConfigError(f"threads={threads} is more than can be started: give at most {most}")
     for module in task.imports:
         import_module(module)
@@ -151,10 +156,14 @@ def _overview() -> str:
 
 
 def _task_help(task: Task) -> str:
-    needed = ", ".join(names.replace("|", "= or ") + "=" for names in task.required)
-    keys = _columns([(f"{key.name}={_default_text(key)}", key.help) for key in task.keys], indent=2)
+    defaults = resolve(task, {})
+    rows = [_key_help(key, defaults[key.name]) for key in task.keys]
+    if any(names.endswith("|db") and not names.startswith("queries") for names in task.required):
+        rows = [(name, DATA_SET if name == "db=" else help) for name, help in rows]
+    keys = _columns(rows, indent=2)
     idle = ", ".join(name for name in EVERYWHERE if not task.reads(name))
-    lines = [f"qinco {task.name}: {task.help}", "", *([f"Needs {needed}", ""] if needed else [])]
+    needed = wrap(f"Needs {list_needed(task.required)}", 100)
+    lines = [f"qinco {task.name}: {task.help}", "", *([*needed, ""] if task.required else [])]
     lines += ["Keys and their defaults:", *keys, "", *wrap(f"Accepted without effect: {idle}", 100)]
     return "\n".join(lines)
 
@@ -164,32 +173,20 @@ def _columns(rows: Sequence[tuple[str, str]], indent: int = 0) -> list[str]:
     return [f"{'':{indent}}{left:<{width}}  {right}" for left, right in rows]
 
 
-def _default_text(key: Key) -> str:
-    if key.default is None:
-        return "null" if key.accepts_null and key.null_value is None else ""
-    return to_text(key, key.default)
-
-
-@contextmanager
-def _handling(handler: Callable, *signals: signal.Signals) -> Iterator[None]:
-    """Send signals to `handler` unless this process was started to ignore them; only the main thread can do that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, handler) for number in signals
-                if signal.getsignal(number) is not signal.SIG_IGN}  # fmt: skip
-    try:
-        yield
-    finally:
-        for number, earlier in previous.items():
-            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
+def _key_help(key: Key, default: Resolved) -> tuple[str, str]:
+    """A key with its default, and what it is; then where the default comes from, if not from the key itself."""
+    value, source = default
+    is_own = source.startswith("default")
+    has_text = value is not None or (is_own and key.default is None and key.accepts_null and key.null_value is None)
+    is_told = source == "default" or source.startswith("missing") or (is_own and has_text)
+    note = "" if is_told else f" ({source.removeprefix('default, ')})"
+    return f"{key.name}={to_text(key, value) if has_text else ''}", f"{key.help}{note}"
 
 
 def _fail(kind: str, message: str, exit_code: int, as_json: bool, **fields) -> int:
     """Write the last line of standard error, with `fields` if it is JSON, and return the exit code."""
     line = log_record("error", message, exit_code=exit_code, **fields) if as_json else f"qinco: {kind}{message}"
-    with suppress(OSError):  # nobody reads standard error any more; the exit code still says it
-        write_line(line, sys.stderr)
+    write_line(line, LogStream())  # the exit code says it, too
     return exit_code
 
 
@@ -205,10 +202,19 @@ def _shortage(error: Exception) -> str | None:
     return None
 
 
+def _fill_closed_streams() -> None:
+    """Open closed standard streams on nothing, or files of data take their numbers and what C libraries print."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+
+
 def _abandon_stdout() -> None:
     """Discard what standard output still holds if it cannot be written, or Python complains about it at exit."""
     try:
-        sys.stdout.flush()
+        print(end="", flush=True)
     except (OSError, ValueError):
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,17 +4,24 @@ import json as json_format
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
-from qinco.progress import Progress, format_number, is_watched, lines, reporting
+from qinco.errors import ResourceError
+from qinco.progress import LogStream, Progress, format_number, is_watched, lines, reporting
 
 
 def write_line(line: str, stream) -> None:
     """Write a line; characters that the stream cannot encode (stray bytes of a file name) are escaped."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    try:
+        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ResourceError(f"standard output does not take the result ({reason})") from error
 
 
 def log_record(level: str, message: str, **fields) -> str:
@@ -39,11 +46,11 @@ class Console:
     def info(self, line: str) -> None:
         """Write a line to standard error if verbose."""
         if self.verbose:
-            write_line(log_record("info", line) if self.json_logs else line, sys.stderr)
+            write_line(log_record("info", line) if self.json_logs else line, LogStream())
 
     def warn(self, line: str) -> None:
         """Write a warning to standard error."""
-        write_line(log_record("warning", line) if self.json_logs else f"qinco: warning: {line}", sys.stderr)
+        write_line(log_record("warning", line) if self.json_logs else f"qinco: warning: {line}", LogStream())
 
     def progress(self, stage: str, done: int, total: int, unit: str = "vector", **fields) -> None:
         """A `qinco.progress.Progress`: bars on a terminal, lines every 30 seconds elsewhere, JSON with json_logs."""
@@ -55,7 +62,7 @@ class Console:
         self._report(stage, done, total, unit, **fields)
 
     def _write_progress(self, line: str, meter) -> None:
-        write_line(log_record("progress", line, **meter.record()) if self.json_logs else line, sys.stderr)
+        write_line(log_record("progress", line, **meter.record()) if self.json_logs else line, LogStream())
 
     def close(self) -> None:
         """Remove progress bars. Printing a result does so, too."""
@@ -93,6 +100,12 @@ class Console:
         for line in zip(*aligned, strict=True):
             write_line("  ".join(line).rstrip(), sys.stdout)
 
+    def print_records(self, records: Iterable[Mapping]) -> None:
+        """Write one line of JSON for each record to standard output."""
+        self.close()
+        for record in records:
+            write_line(json_format.dumps(_plain(record, finite=True), allow_nan=False), sys.stdout)
+
     def print_result(self, result: Mapping, json: bool) -> None:
         """Write a result to standard output: one `name: value` a line, or one line of JSON in full precision."""
         self.close()
@@ -100,7 +113,7 @@ class Console:
             write_line(json_format.dumps(_plain(result, finite=True), allow_nan=False), sys.stdout)
             return
         for name, value in result.items():
-            write_line(f"{name}: {format_value(value)}", sys.stdout)
+            write_line(result_line(name, value), sys.stdout)
 
 
 class _Handler(logging.Handler):
@@ -109,6 +122,15 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         write = self.console.warn if record.levelno >= logging.WARNING else self.console.info
         write(record.getMessage())
+
+
+def result_line(name: str, value) -> str:
+    """`mse: 12.34`, `bytes_per_vector: 8`, or `recall@1: 0.5100, recall@10: 0.9350` for values by rank."""
+    if isinstance(value, Mapping) and value and all(str(rank).isdigit() for rank in value):
+        return ", ".join(f"{name}@{rank}: {format_value(element)}" for rank, element in value.items())
+    if isinstance(value, float) and value.is_integer() and name.startswith("bytes"):
+        value = int(value)
+    return f"{name}: {format_value(value)}"
 
 
 def format_value(value) -> str:

@@ -13,7 +13,8 @@ from qinco.training.options import TrainOptions
 _SIZES = {key: field for field, key in field_keys(ModelConfig).items()}
 _ENCODING = {key: field for field, key in field_keys(EncodeOptions).items() if key in ("A", "C", "B")}
 _TRAINING = {key: field for field, key in field_keys(TrainOptions).items()}
-_MODEL = "the model's"
+_DEFAULT_IF_NULL = {"model_args", "C", *_SIZES} - {"de"}
+_MODEL = "the codec's own"
 _READ_DATABASE = ("eval", "eval_time", "search", "encode")
 _NOTES = {
     "lr": ", fitted to the run",
@@ -65,7 +66,7 @@ def _resolve(name: str, task: Task, given: Mapping[str, Any]) -> Resolved:
         return found
     if name == "de" and given.get("qinco1_mode"):
         return _size(name, task, given)
-    if name in given and not (name == "model_args" and given[name] is None):
+    if name in given and not (name in _DEFAULT_IF_NULL and given[name] is None):
         return Resolved(given[name], "command line")
     return effective(name, task, given)
 
@@ -109,7 +110,7 @@ def _encoding(name: str, task: Task, given: Mapping[str, Any]) -> Resolved:
     if not task.reads("L") or "model" in given:
         if other is not None and given.get(other) is not None:
             return Resolved(None, f"{other} is used instead")
-        return Resolved(None, _MODEL + (", or A=16 B=32 if that has C" if _is_checkpoint(given) else ""))
+        return Resolved(None, _MODEL + (", or A=16 B=32 if it has C" if _is_checkpoint(given) else ""))
     if task.name == "bench" and all(given.get(key) is None for key in _ENCODING):
         return Resolved(None, "default, the usual options in turn")
     options, source = _default_encoding(given)

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from qinco.cli.defaults import effective
 from qinco.cli.keys import Key, Settings, Task
 from qinco.cli.tasks import KEYS, SPELLINGS, TASKS, find_key
-from qinco.config import find_preset, suggest
+from qinco.config import MAX_INTEGER, find_preset, suggest
 from qinco.errors import ConfigError
 
 OPTIONS = ("--help", "--version", "--cfg", "--json-logs")
-MAX_INTEGER = 2**63 - 1
+DATA_SET = "the name of a data set"  # what db is in the place of another key
 _ASSIGNMENT = re.compile(r"([^\W\d][\w.-]*)=(.*)", re.DOTALL)
 # Keys of the authors' command lines that have no meaning here, by the first part of their names.
 _FOREIGN = {
@@ -100,7 +100,8 @@ def _accepted_key(name: str, task: Task) -> Key:
     if key is None and (reason := _FOREIGN.get(name.partition(".")[0])):
         raise ConfigError(f"{name} cannot be set ({reason}): leave it out")
     if key is None:
-        raise ConfigError(f"unknown key {name!r}. {suggest(name, SPELLINGS)}See qinco {task.name} --help")
+        known = {spelling: key for spelling, key in SPELLINGS.items() if task.accepts(key)}
+        raise ConfigError(f"unknown key {name!r}. {suggest(name, known)}See qinco {task.name} --help")
     if not task.accepts(key.name):
         readers = [other.name for other in TASKS.values() if other.reads(key.name)]
         raise ConfigError(f"task {task.name} has no key {name}; {_join(readers)} {'have' if readers[1:] else 'has'}")
@@ -124,8 +125,18 @@ def _bare_word(word: str, task: Task) -> str:
 def _require_keys(task: Task, values: Mapping[str, object]) -> None:
     missing = [names for names in task.required if all(values[name] in (None, False) for name in names.split("|"))]
     if missing:
-        wishes = [" or ".join(f"{name}= ({KEYS[name].help})" for name in names.split("|")) for names in missing]
-        raise ConfigError(f"task {task.name} needs {_join(wishes)}")
+        raise ConfigError(f"task {task.name} needs {list_needed(missing)}")
+
+
+def list_needed(required: Iterable[str]) -> str:
+    """Keys that a task needs, and what they are: `output= (file to write); either trainset= (...) or db= (...)`."""
+    wishes = []
+    for names in required:
+        keys = [KEYS[name] for name in names.split("|")]
+        helps = [DATA_SET if key.name == "db" and key is not keys[0] else key.help for key in keys]
+        texts = [f"{key.name}= ({help})" for key, help in zip(keys, helps, strict=True)]
+        wishes.append("either " * (len(texts) > 1) + " or ".join(texts))
+    return "; ".join(wishes)
 
 
 def _join(words: Sequence[str]) -> str:
@@ -289,7 +300,8 @@ def _parse(key: Key, text: str):
         case "switch":
             return {"true": True, "false": False}[text.lower()]
         case "choice":
-            return ({name: name for name in (*key.choices, *key.spellings.values())} | dict(key.spellings))[text]
+            values = {name: name for name in (*key.choices, *key.spellings.values())} | dict(key.spellings)
+            return values[text if text in values else text.lower()]
         case "share" if match := _SHARE.fullmatch(text):
             share = int(match[1]), int(match[2])
             if 1 <= share[1] >= share[0]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, get_args
 
-from qinco.config import PRESETS, EncodeOptions, ModelConfig, field_keys
+from qinco.config import DECODERS, METRIC_SPELLINGS, METRICS, PRESETS, EncodeOptions, ModelConfig, field_keys
 from qinco.search.options import SearchOptions
 from qinco.training.options import RECIPES, TrainOptions
 
@@ -152,11 +152,9 @@ def key_of_field(options: type, name: str, **changes) -> Key:
 
 
 def chosen_preset(given: Mapping[str, Any]) -> str | None:
-    """The preset of a new model: that of `model_args`, or qinco2-S if nothing is said about its size."""
-    named = given.get("model_args")
-    if named is not None or "model" in given or given.get("qinco1_mode"):
-        return named
-    return None if any(name in given for name in ("L", "de", "dh")) else "qinco2-S"
+    """The preset of a new model, some sizes of which may be given: that of `model_args`, or qinco2-S."""
+    default = None if "model" in given or given.get("qinco1_mode") else "qinco2-S"
+    return given.get("model_args", default)
 
 
 # Keys that several tasks read.
@@ -183,8 +181,9 @@ SHARED = {
         Key("qinco1_mode", "switch", None, "a QINCo1 model"),
         Key("ivf_K", "integer", None, "number of coarse centroids"),
         Key("recipe", "choice", "default", "paper: the published recipe", choices=RECIPES),
-        Key("decoder", "choice", "neural", "what decodes; with index=: the last stage",
-            choices=("neural", "lookup", "pairwise")),
+        Key("decoder", "choice", "neural", "what decodes; with index=: the last stage", choices=DECODERS),
+        Key("metric", "choice", None, "of neighbours; by default what an HDF5 file states, or else l2", choices=METRICS,
+            spellings=METRIC_SPELLINGS),
         Key("prefix", "integer", None, "use only so many codes of each vector"),
         Key("search.aq_training_samples", "integer", 1_000_000, "vectors to fit look-up and pair tables to, at most"),
         *(key_of_field(options, name) for options in OPTIONS[:3] for name in field_keys(options)),
@@ -192,7 +191,7 @@ SHARED = {
         key_of_field(ModelConfig, "embed_dim", nullable=True, zero_is_null=True),
         key_of_field(EncodeOptions, "num_candidates", minimum=0, null_value=0),
         key_of_field(EncodeOptions, "beam_width", default=None, null_value=1, zero_is_null=True),
-        key_of_field(TrainOptions, "num_valid", default=10_000, nullable=False),
+        key_of_field(TrainOptions, "num_valid", default=10_000),
         # Machine and report
         Key("device", "device", "auto", "auto, cpu, cuda or cuda:N"),
         Key("cpu", "switch", False, "the same as device=cpu"),

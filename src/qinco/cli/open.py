@@ -60,24 +60,42 @@ def open_database(settings: Settings) -> "qinco.VectorSource":
     return source
 
 
-def open_trainset(settings: Settings) -> "qinco.VectorSource":
-    """The vectors of `trainset=`, or of the data set that `db=` names; at most `ds.trainset` of them."""
+def open_trainset(settings: Settings, is_shuffled: bool = True) -> "qinco.VectorSource":
+    """The vectors of `trainset=`, or of the data set that `db=` names; at most `ds.trainset` of them.
+
+    These are the first ones if the rows are shuffled, or go with codes of the first ones; else some of all parts.
+    """
     dataset = DATASETS.get(settings["db"] or "")
     if (path := settings["trainset"] or (dataset and dataset.trainset)) is None:
         found = "" if settings["db"] is None else f", and db={settings['db']} is none"
         raise ConfigError(f"give trainset=FILE, or db=NAME of a data set{found}: {', '.join(DATASETS)}")
-    source = _open(path)
-    return source if settings["ds.trainset"] is None else source.limit(settings["ds.trainset"])
+    source, count = _open(path), settings["ds.trainset"]
+    if count is None or is_shuffled or settings["trainset"] is None:
+        return source if count is None else source.limit(count)
+    from qinco.vectors.rows import stratified_rows
+
+    return source.take(stratified_rows(len(source), count))
 
 
-def open_queries(settings: Settings) -> tuple["qinco.VectorSource", str]:
-    """The queries, and the path of their true nearest neighbours."""
+def open_queries(settings: Settings) -> tuple["qinco.VectorSource", str | None]:
+    """The queries, and the path of their true nearest neighbours if there are any."""
     dataset = DATASETS.get(settings["db"] or "")
     queries = settings["queries"] or (dataset and dataset.queries)
-    truth = settings["queries_gt"] or (dataset and dataset.ground_truth)
-    if queries is None or truth is None:
-        raise ConfigError("task search needs queries= and queries_gt=, or db= with the name of a data set")
-    return _open(queries, "test"), truth
+    if queries is None:
+        raise ConfigError("task search needs queries=, or db= with the name of a data set")
+    return _open(queries, "test"), settings["queries_gt"] or (dataset and dataset.ground_truth)
+
+
+def open_index(settings: Settings) -> tuple["qinco.Index", dict[str, str]]:
+    """The index of `index=`, with `model=` and `pairwise_decoder=` in it, and the fingerprints of these files."""
+    from qinco.search.measure.sweep import open_searcher
+
+    codec = None if settings["model"] is None else open_codec(settings)
+    device = str(find_device(settings))
+    index, files = open_searcher(settings["index"], codec, settings["pairwise_decoder"], device)
+    if codec is None and index.codec is not None:
+        index.codec = adjust_codec(settings, index.codec)
+    return index, files
 
 
 def open_codes(settings: Settings, name: str, codec: "qinco.Codec | None"):
@@ -91,7 +109,7 @@ def check_num_centroids(settings: Settings) -> None:
     """Raise ConfigError if `ivf_K=` is not the number of vectors in `ivf_centroids=`."""
     path, wanted = settings["ivf_centroids"], settings["ivf_K"]
     if path is not None and wanted is not None and (found := len(qinco.open_vectors(path))) != wanted:
-        raise ConfigError(f"ivf_K={wanted}, but {path} holds {found} centroids")
+        raise ConfigError(f"ivf_K must be {found}, the number of centroids in {path}, not {wanted}")
 
 
 def open_decoder(settings: Settings, codec: "qinco.Codec", progress: Progress):
@@ -134,9 +152,9 @@ def mse_scale(settings: Settings) -> float:
 
 def files_read(settings: Settings) -> list[Path]:
     """The files that the command line reads, which its output must not replace."""
-    from qinco.vectors.formats import split_part
+    from qinco.vectors.formats import input_files
 
-    return [split_part(settings[name])[0] for name in _READ if settings[name] is not None]
+    return input_files(*(settings[name] for name in _READ))
 
 
 def conditions(settings: Settings) -> dict:

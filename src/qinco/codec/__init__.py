@@ -2,7 +2,8 @@
 
 from qinco.codec.codec import Codec
 
-__all__ = ["Codec", "ProductCodec"]
+__all__ = ["Codec", "ProductCodec", "load_codec"]
+load_codec = Codec.load
 
 
 class ProductCodec:

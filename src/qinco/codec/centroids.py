@@ -15,12 +15,13 @@ from qinco.machine import free_memory
 from qinco.maths.clustering import COARSE_ITERATIONS, coarse_kmeans
 from qinco.maths.devices import choose_device
 from qinco.progress import ProgressOption, reporting
-from qinco.training.codebooks import SAMPLE_RUN_ROWS, sample
-from qinco.vectors.formats import write_vectors
+from qinco.training.codebooks import sample
+from qinco.vectors.formats import input_files, write_vectors
 from qinco.vectors.rows import as_source
 
 _LOG = logging.getLogger(__name__)
 MAX_POINTS_PER_CENTROID, _MIN_POINTS_PER_CENTROID = 256, 39  # as in faiss, which warns below the second
+_SPARE_POINTS = 256
 
 
 def kmeans(
@@ -53,21 +54,22 @@ def kmeans(
     source = as_source(x, "training vectors")
     require_int("num_centroids (ivf_K)", num_centroids)
     require_int("num_iterations", num_iterations)
+    require_int("seed", seed, 0)
     require_int("max_points_per_centroid", max_points_per_centroid)
     target = choose_device(device)
     if output is not None:
         if Path(output).suffix.lower() != ".npy":
             raise ConfigError(f"output={output}: centroids are written to a .npy file")
-        check_output(output, overwrite=overwrite, inputs=[*inputs, x])
+        check_output(output, overwrite=overwrite, inputs=[*inputs, *input_files(x)])
     if len(source) < num_centroids:
-        raise DataError(f"{source.name} has {len(source)} vectors, fewer than {num_centroids} centroids (ivf_K)")
+        need = f"at least {num_centroids} vectors, one for each centroid (ivf_K)"
+        raise DataError(f"{source.name} must hold {need}, not {len(source)}")
     with reporting(progress) as report:
         check_values(source, report)
         enough = _MIN_POINTS_PER_CENTROID * num_centroids
         if len(source) < enough:
-            _LOG.warning(f"{len(source):,} vectors for {num_centroids:,} centroids: {enough:,} or more are better")
-        # A sample of whole runs may be short by a part of one, and k-means needs a vector for each centroid.
-        least = num_centroids + SAMPLE_RUN_ROWS
+            _LOG.warning(f"{enough:,} vectors or more are better for ivf_K={num_centroids}, not {len(source):,}")
+        least = num_centroids + _SPARE_POINTS
         wanted = min(len(source), max(max_points_per_centroid * num_centroids, least))
         held = max(least, free_memory() // 2 // (4 * source.dim))
         if wanted > held:

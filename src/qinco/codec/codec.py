@@ -1,26 +1,31 @@
 """`Codec`: a trained quantizer between vectors in data space and codes."""
 
 import os
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from hashlib import sha256
+from io import BytesIO
 
 import numpy as np
 import torch
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, readable, writable
 from qinco.codec.fit import cut, fit
-from qinco.config import EncodeOptions, ModelConfig, require_int
+from qinco.codec.plan import check_values
+from qinco.config import EncodeOptions, ModelConfig, accepts_keys, by_field, require_int
 from qinco.engines.engine import Packed, TensorModel, candidate_dtype, choose_engine
-from qinco.errors import DataError
+from qinco.errors import ConfigError, DataError
 from qinco.maths.assignment import assigner
 from qinco.maths.devices import choose_device, to_device
 from qinco.model.qinco import Qinco
 from qinco.packing import check_codes, check_lists, code_dtype
 from qinco.progress import ProgressOption, reporting
-from qinco.store.codec import load_models, save_models
+from qinco.store.codec import check_suffix, load_models, save_models
 from qinco.store.codes import Codes
 from qinco.vectors.prefetch import read_ahead
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source, check_dim, check_finite
+
+_LEAST_ROWS, _LEAST_SECONDS = 64, 0.1  # of a block, after which progress is shown, and which an interrupt keeps
 
 
 class Codec:
@@ -77,6 +82,7 @@ class Codec:
 
     @property
     def device(self) -> torch.device:
+        """Where the models compute."""
         return self.models[0].device
 
     @property
@@ -118,12 +124,24 @@ class Codec:
 
         Raises:
             ConfigError, DataError: before any work begins.
+            KeyboardInterrupt: with an attribute `codec`, the best so far (None before the first validation):
+                `except KeyboardInterrupt as stop: codec = stop.codec`; in Jupyter `sys.last_value.codec`.
         """
-        models, rotation_DD, options, provenance = fit(x, preset, **settings)
+        try:
+            models, rotation_DD, options, provenance = fit(x, preset, **settings)
+        except (KeyboardInterrupt, ConfigError) as stop:
+            if found := getattr(stop, "fitted", None):
+                found = cls(found[0], found[2], found[3], found[1])
+            vars(stop)["codec"] = found
+            raise
         return cls(models, options, provenance, rotation_DD)
 
-    def with_options(self, options: EncodeOptions) -> "Codec":
-        """The same codec with other options for encoding; raises ConfigError if the models cannot serve them."""
+    def with_options(self, options: EncodeOptions | None = None, **settings) -> "Codec":
+        """The same codec with other options for encoding; raises ConfigError if the models cannot serve them.
+
+        `settings` replace some of them (the codec's own if None): `codec.with_options(num_pairs=64, beam_width=32)`.
+        """
+        options = (options or self.encode_options).override(**by_field(settings, EncodeOptions))
         return Codec(self.models, options, self.provenance, self.rotation_DD)
 
     def fingerprint(self) -> str:
@@ -139,21 +157,45 @@ class Codec:
         self._reset()
         return self
 
-    def save(self, path: str | os.PathLike, *, overwrite: bool = True) -> None:
-        """Write one safetensors file, whole or not at all; a .pt file is a checkpoint of the authors' code."""
-        check_output(path, overwrite=overwrite)
-        save_models(path, self.models, self.rotation_DD, self.encode_options, self.provenance)
+    def save(self, path, *, overwrite: bool = True) -> None:
+        """Write one safetensors file, whole or not at all; a .pt file is a checkpoint of the authors' code.
+
+        Args:
+            path: of the file, or a binary file object, which a safetensors file is written to.
+            overwrite: replace a file that is there.
+        """
+        with writable(path, "codec.safetensors") as file:
+            check_suffix(file)
+            check_output(file, overwrite=overwrite)
+            save_models(file, self.models, self.rotation_DD, self.encode_options, self.provenance)
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that `save` writes."""
+        self.save(buffer := BytesIO())
+        return buffer.getvalue()
 
     @classmethod
-    def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> "Codec":
-        """Read a codec that `save`, or the authors' code, wrote; executes no code."""
+    def load(cls, path, device: str | torch.device = "cpu") -> "Codec":
+        """Read a codec that `save`, or the authors' code, wrote; executes no code.
+
+        Args:
+            path: of the file, its content as bytes, or a binary file object.
+            device: "cpu", "cuda", "cuda:N" or "auto".
+        """
         target = choose_device(device)
-        models, rotation_DD, options, provenance = load_models(path)
+        with readable(path, "codec") as file:
+            models, rotation_DD, options, provenance = load_models(file)
         return cls(models, options, provenance, rotation_DD).to(target)
 
+    @classmethod
+    def from_bytes(cls, content: bytes, device: str | torch.device = "cpu") -> "Codec":
+        """Read what `to_bytes` returned; see `load`."""
+        return cls.load(content, device)
+
+    @accepts_keys(ModelConfig, EncodeOptions)
     def encode(
         self, x, *, num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
-        precision: str | None = None, num_steps: int | None = None, progress: ProgressOption = False,
+        precision: str | None = None, num_steps: int | None = None, progress: ProgressOption = None,
     ) -> Codes:  # fmt: skip
         """Search the codes of vectors (QINCo2 paper, section 3.2). Options that are not given are as in training.
 
@@ -168,25 +210,34 @@ class Codec:
 
         Returns:
             Codes, uint8 (N, M), uint16 above 256 codewords; with int32 list numbers (N,) for an IVF codec.
+
+        Raises:
+            KeyboardInterrupt: with an attribute `codes`, the Codes of the first vectors, whose blocks are complete.
         """
         source, options = as_source(x), self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
         shape = len(source), self.check_steps(num_steps) * len(self.models)
         codes_NM = np.empty(shape, code_dtype(self.config.codebook_size))
         lists_N = np.empty(len(source), np.int32) if self.is_ivf else None
         with reporting(progress) as report:
-            for first, block in self.encode_blocks(source, options, num_steps):
-                part = slice(first, first + len(block))
-                codes_NM[part] = block.codes
-                if lists_N is not None:
-                    lists_N[part] = np.asarray(block.lists)
-                report("encoding", part.stop, len(source))
+            done = 0
+            try:
+                for first, block in self.encode_blocks(source, options, num_steps):
+                    part = slice(first, first + len(block))
+                    codes_NM[part] = block.codes
+                    if lists_N is not None:
+                        lists_N[part] = np.asarray(block.lists)
+                    done = part.stop
+                    report("encoding", done, len(source))
+            except KeyboardInterrupt as stop:
+                vars(stop)["codes"] = Codes(codes_NM[:done], None if lists_N is None else lists_N[:done])
+                raise
         return Codes(codes_NM, lists_N)
 
     def encode_blocks(
         self, source: VectorSource, options: EncodeOptions | None = None, num_steps: int | None = None,
         ranges: Sequence[range] | None = None,
     ) -> Generator[tuple[int, Codes], None, None]:  # fmt: skip
-        """Encode consecutive blocks of a source, in bounded memory.
+        """Encode consecutive blocks of a source, in bounded memory; of less than a second on the CPU.
 
         Args:
             source: (N, D) vectors.
@@ -201,6 +252,8 @@ class Codec:
         options.check_model(self.config)
         self.check_dim(source)
         self.check_steps(num_steps)
+        if ranges is None and len(source) > self.block_rows:
+            check_values(source)  # before there is work to lose
         packings, width = self._pack(options.precision, options.engine), self.config.dim
         # The next block is read, checked and sent while this one is encoded.
         blocks = (
@@ -208,36 +261,47 @@ class Codec:
             for rows in ([range(len(source))] if ranges is None else ranges)
             for first, block_ND in source.window(rows.start, rows.stop).blocks(self.block_rows)
         )
+        size = min(_LEAST_ROWS, self.block_rows) if self.device.type == "cpu" else self.block_rows
         for first, sent in read_ahead(blocks) if len(source) > self.block_rows else blocks:
-            lists_N = self.assign_lists(sent[0])
-            found = [p.encode(x, lists_N, options, num_steps) for p, x in zip(packings, sent, strict=True)]
-            yield first, Codes(np.concatenate(found, 1), lists_N)
+            lists, end = self.assign_lists(sent[0]), 0
+            while end < len(sent[0]):
+                part, begun = slice(end, end + size), time.monotonic()
+                lists_N, end = None if lists is None else lists[part], min(end + size, len(sent[0]))
+                found = [p.encode(x[part], lists_N, options, num_steps) for p, x in zip(packings, sent, strict=True)]
+                if time.monotonic() - begun < _LEAST_SECONDS:
+                    size = min(4 * size, self.block_rows)
+                yield first + part.start, Codes(np.concatenate(found, 1), lists_N)
 
     def assign_lists(self, x_ND: np.ndarray | torch.Tensor) -> np.ndarray | None:
         """The nearest coarse centroid of float32 vectors (N, D): int32 (N,); None without IVF."""
         if not self.is_ivf:
             return None
-        x_ND = x_ND if isinstance(x_ND, torch.Tensor) else to_device(x_ND, self.device)
+        if not isinstance(x_ND, torch.Tensor):
+            check_finite(x_ND)
+            x_ND = to_device(x_ND, self.device)
         if self._assigner is None:
             self._assigner = assigner(self.models[0].coarse_centroids)
         return self._assigner(self.models[0].normalize(x_ND)).cpu().numpy().astype(np.int32)
 
-    def decode(self, codes, lists=None, *, precision: str = "float32") -> np.ndarray:
+    def decode(self, codes, lists=None, *, precision: str = "float32", progress: ProgressOption = None) -> np.ndarray:
         """Reconstruct vectors from codes.
 
         Args:
             codes: (N, m) Codes, array, tensor or lists of integers, m ≤ M: the first steps are a code of their own (see
-                `prefix`); or a pair of codes and lists.
-            lists: (N,) integers, for an IVF codec whose codes are given without them.
+                `prefix`); or a pair of codes and lists; or a path (see `Codes.load`).
+            lists: (N,) integers, for an IVF codec whose codes are given without them; for a path another path.
             precision: "float32", "bf16", or "auto": bf16 where it is fast.
+            progress: see `qinco.progress`.
 
         Returns:
             float32 (N, D).
         """
         codes = self.check_codes(codes, lists)
         packings, decoded_ND = self._pack(precision), np.empty((len(codes), self.dim), np.float32)
-        for first, block in codes.blocks(self.block_rows):
-            self._decode(packings, block, decoded_ND[first : first + len(block)])
+        with reporting(progress) as report:
+            for first, block in codes.blocks(self.block_rows):
+                self._decode(packings, block, decoded_ND[first : first + len(block)])
+                report("decoding", first + len(block), len(codes))
         return decoded_ND
 
     def decode_blocks(self, codes, precision: str = "float32") -> Iterator[tuple[int, np.ndarray]]:
@@ -280,6 +344,7 @@ class Codec:
 
     def prefix(self, codes, num_steps: int):
         """Shorten codes (an array, tensor or Codes) to their first `num_steps` steps, which decode on their own."""
+        codes = codes if hasattr(codes, "shape") else Codes.of(codes)
         count, width = self.check_steps(num_steps), codes.shape[1] // len(self.models)
         if len(self.models) == 1:
             return codes[:, :count]
@@ -287,13 +352,15 @@ class Codec:
 
     def check_codes(self, codes, lists=None) -> Codes:
         """Codes of any kind that `decode` takes, as Codes; raises DataError unless they are ones of this codec."""
+        if isinstance(codes, str | os.PathLike):
+            codes, lists = Codes.load(codes, self, lists=lists), None
         codes, count = Codes.of(codes, lists), len(self.models)
         if self.is_ivf and not codes.has_lists:
             raise DataError("codes of an IVF codec are decoded with their list numbers: give lists")
         if codes.has_lists and not self.is_ivf:
             raise DataError("lists were given, but this codec has none: it was trained without coarse centroids")
         if codes.shape[1] % count:
-            raise DataError(f"codes have {codes.shape[1]} columns: {count} parts need equally many each")
+            raise DataError(f"codes must have a multiple of {count} columns, for equal parts, not {codes.shape[1]}")
         for first, block in codes.blocks(1 << 20) if len(codes) else [(0, codes)]:
             check_codes(block.codes, self.num_codes, self.config.codebook_size, codes.name, first)
             if codes.has_lists:
@@ -302,8 +369,7 @@ class Codec:
 
     def check_dim(self, source: VectorSource) -> None:
         """Raise DataError unless the source's vectors have the codec's dimension."""
-        if source.dim != self.dim:
-            raise DataError(f"{source.name}: vectors have {source.dim} dimensions, the codec was trained on {self.dim}")
+        check_dim(source, self.dim, "the codec")
 
     def _pack(self, precision: str, engine: str | None = None) -> list[Packed]:
         """The models packed by an engine, once for each precision."""

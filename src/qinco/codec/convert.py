@@ -4,11 +4,10 @@ import logging
 import os
 from pathlib import Path
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
 from qinco.config import EncodeOptions, checkpoint_encode_options
-from qinco.errors import ConfigError
-from qinco.store.codec import CHECKPOINT_SUFFIX
+from qinco.store.codec import CHECKPOINT_SUFFIX, check_suffix
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,9 +36,8 @@ def convert_codec(
     """
     if not isinstance(codec, Codec):
         inputs, codec = [*inputs, codec], Codec.load(codec)
-    output = Path(output)
-    if output.suffix.lower() not in (CHECKPOINT_SUFFIX, ".safetensors"):
-        raise ConfigError(f"output={output}: codecs are written to .safetensors (ours) or .pt (the authors') files")
+    output = Path(user_path(output))
+    check_suffix(output)
     check_output(output, overwrite=overwrite, inputs=inputs)
     stored = options or codec.encode_options
     stored.check_model(codec.config)

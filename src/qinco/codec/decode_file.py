@@ -17,13 +17,14 @@ import numpy as np
 from qinco.atomic import check_output, flush_folder, lock_file, remove_temporaries
 from qinco.codec.codec import Codec
 from qinco.codec.files import FileResult, interruption
+from qinco.config import require_precision
 from qinco.errors import ConfigError, DataError, ResourceError, differences
 from qinco.progress import ProgressOption, reporting
 from qinco.store.code_files import lists_beside
 from qinco.store.codes import Codes
 from qinco.store.manifest import HEADER, VERSIONS, read_content, write_json
 from qinco.vectors.formats import FLOAT_SUFFIXES, VectorWriter, open_array
-from qinco.vectors.rows import spread_rows
+from qinco.vectors.rows import check_not_empty, spread_rows
 
 _KIND = "decoding"  # of the record
 # Two machines decode a vector alike up to this part of its length; bf16 differs more from float32.
@@ -106,8 +107,7 @@ def decode_file(
         codes = Codes.load(codes, codec, lists=lists)
     else:
         codes = Codes.of(codes, lists)
-    if len(codes) == 0:
-        raise DataError(f"{codes.name} holds no codes")
+    check_not_empty(codes)
     target = Path(os.path.realpath(check_output(output, overwrite=True, inputs=inputs)))
     if Path(output).suffix.lower() not in FLOAT_SUFFIXES:
         raise ConfigError(f"output={output}: vectors are written to {', '.join(FLOAT_SUFFIXES)} files")
@@ -115,6 +115,7 @@ def decode_file(
         codec.check_codes(codes)
     except DataError as error:
         raise error if codes.name in str(error) else DataError(f"{codes.name}: {error}") from None
+    require_precision(precision)
     part_path, count = Path(f"{target}.part"), len(codes)
     with reporting(progress) as report, interruption("the decoded vectors are kept"):
         if resume and target.exists() and not part_path.exists():
@@ -193,7 +194,13 @@ def open_part(
     try:
         with os.fdopen(lock_file(path, wait=False), "wb") as file:
             rows = _kept_rows(path, there, writer, work, resume, overwrite)
-            yield DecodedPart(path, file, writer, work, rows, save_seconds)
+            part = DecodedPart(path, file, writer, work, rows, save_seconds)
+            try:
+                yield part
+            finally:
+                if part.rows == 0:  # nothing is left of a run that wrote nothing
+                    path.unlink(missing_ok=True)
+                    _remove_record(path)
     except BlockingIOError:
         raise ConfigError(f"another process is decoding to {path}: wait until it ends") from None
     except OSError as error:
@@ -222,7 +229,7 @@ def _kept_rows(part: Path, there: dict | None, writer: VectorWriter, work: dict,
         kept = f"{rows} of {work['num_vectors']} vectors"
         raise ConfigError(f"{part} holds {kept}: give resume=true to continue, or {anew}")
     if rows > work["num_vectors"] or size < writer.size(rows):
-        raise ConfigError(f"{part} is damaged: its {size} bytes are not {rows} vectors; {anew}")
+        raise ConfigError(f"{part} is damaged: its size is {size}, not that of the {rows} rows recorded; {anew}")
     return rows
 
 

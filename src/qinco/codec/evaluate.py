@@ -11,13 +11,12 @@ import numpy as np
 import torch
 
 from qinco.codec.codec import Codec
-from qinco.config import DEFAULT_ENCODE_OPTIONS, PAPER_ENCODE_OPTIONS, EncodeOptions
+from qinco.config import DEFAULT_ENCODE_OPTIONS, PAPER_ENCODE_OPTIONS, EncodeOptions, require_int
 from qinco.engines.engine import candidate_dtype
-from qinco.errors import DataError
 from qinco.maths.devices import to_device
 from qinco.progress import ProgressOption, reporting
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source, check_not_empty
 
 _COMMON_OPTIONS = (PAPER_ENCODE_OPTIONS, DEFAULT_ENCODE_OPTIONS, EncodeOptions(num_pairs=16, beam_width=4))
 
@@ -75,8 +74,7 @@ def evaluate(
 
 def _some_vectors(x) -> VectorSource:
     source = as_source(x)
-    if len(source) == 0:
-        raise DataError(f"{source.name} holds no vectors")
+    check_not_empty(source)
     return source
 
 
@@ -132,7 +130,10 @@ def benchmark(
     own = codec.encode_options.override(precision="auto", engine="auto")
     tried = options or dict.fromkeys((*(_COMMON_OPTIONS if config.has_preselector else [EncodeOptions()]), own))
     threads = threads or sorted({1, threads_before} if codec.device.type == "cpu" else {threads_before})
-    cases = list(product(threads, precisions or (["float32", "auto"] if is_bf16 else ["float32"]), tried))
+    for number in threads:
+        require_int("threads", number)
+    kinds = precisions or (["float32", "auto"] if is_bf16 else ["float32"])
+    cases = [(*case, case[-1].override(precision=case[1], engine=engine)) for case in product(threads, kinds, tried)]
     most = max(1, min(max_vectors, (1 << 24) // codec.dim))
     vectors = as_source(random.standard_normal((most, codec.dim), np.float32))
     codes_NM = random.integers(config.codebook_size, size=(most, codec.num_codes))
@@ -147,12 +148,11 @@ def benchmark(
 
     try:
         with reporting(progress) as report:
-            for number, precision, case in cases:
+            for number, precision, case, chosen in cases:
                 torch.set_num_threads(number)
                 decoded = "bf16" if precision == "bf16" else "float32"
                 if (number, decoded) not in decode_us:
                     decode_us[number, decoded] = median_us(partial(decode, decoded), most, pass_us)
-                chosen = case.override(precision=precision, engine=engine)
                 encode_us = median_us(partial(encode, chosen), most, pass_us)
                 rows.append(Speed(case, precision, number, encode_us, decode_us[number, decoded]))
                 report("measuring", len(rows), len(cases), "measurement")

@@ -1,24 +1,28 @@
 """Encoding vectors of any number to a file or folder, resumed after an interruption."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qinco.atomic import check_output, exclusive, remove_temporaries, require_folder
+from qinco.atomic import check_output, exclusive, make_folder, remove_temporaries, user_path
 from qinco.codec.codec import Codec
-from qinco.config import EncodeOptions, require_int
-from qinco.errors import ConfigError
+from qinco.config import EncodeOptions, accepts_keys, require_int
+from qinco.errors import ConfigError, QincoError
 from qinco.progress import ProgressOption, reporting
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_folder, lists_beside, write_codes_file
-from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, remove_codes
+from qinco.store.code_folder import KIND, CodeFolder, CodePlan, default_shard_rows, remove_codes
 from qinco.store.codes import Codes
-from qinco.store.folder import LOCK, check_folder_output
+from qinco.store.folder import LOCK, check_folder_output, remove_stale
+from qinco.store.manifest import PENDING
+from qinco.vectors.formats import input_files
 from qinco.vectors.rows import VectorSource, as_source, fingerprint
 
+_LOG = logging.getLogger(__name__)
 _ENCODED_AGAIN = 64  # vectors by which a finished file is recognised
 
 
@@ -39,6 +43,7 @@ class FileResult:
         return self.seconds / self.num_done * 1e6 if self.num_done else None
 
 
+@accepts_keys(EncodeOptions)
 def encode_file(
     codec: Codec, source, output: str | os.PathLike, options: EncodeOptions | None = None, *,
     num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
@@ -69,14 +74,16 @@ def encode_file(
         progress: see `qinco.progress`.
 
     Example:
-        >>> encode_file(codec, "base.fvecs", "codes", num_pairs=64, beam_width=32)
+        >>> encode_file(codec, "base.fvecs", "wide_codes", num_pairs=64, beam_width=32)
     """
-    started, x, path = time.monotonic(), as_source(source), Path(output)
+    started, x, path = time.monotonic(), as_source(source), Path(user_path(output))
     codec.check_dim(x)
     options = options or codec.encode_options
     options = options.override(num_candidates, num_pairs, beam_width, precision, engine)
     options.check_model(codec.config)
     index, count = share_of_process(shard)
+    if shard_rows is not None:
+        require_int("shard_rows", shard_rows)
     plan = CodePlan(
         num_vectors=len(x), num_codes=codec.num_codes, codebook_size=codec.config.codebook_size,
         num_lists=codec.config.num_lists, dim=codec.dim, shard_rows=shard_rows or default_shard_rows(len(x)),
@@ -88,10 +95,12 @@ def encode_file(
         raise ConfigError(f"output={output}: codes are written to {forms}")
     folder = path.with_name(f"{path.name}.shards") if is_file else path
     shards = range(index, plan.num_shards, count)
+    if shard is not None and not shards:
+        _LOG.warning("share %d/%d holds no shard (%d in all): it has nothing to do", index, count, plan.num_shards)
     num_done, complete = 0, False
     if shards or index == 0 or resume:  # else nothing is left for this share, and others may be at work
         job = _Encoding(codec, x, options, plan, shards, count == 1, path, folder, is_file)
-        read = [source, *inputs] if isinstance(source, str | os.PathLike) else inputs
+        read = [*input_files(source), *inputs]
         with reporting(progress) as report, interruption("the finished shards are kept"):
             num_done, complete = job.run(report, resume, overwrite, read)
     lists = lists_beside(path)
@@ -131,7 +140,7 @@ class _Encoding:
 
     def run(self, report, resume: bool, overwrite: bool, inputs) -> tuple[int, bool]:
         """Encode what is missing; how many vectors that were, and whether the output is complete."""
-        self._prepare(inputs)
+        is_new = self._prepare(inputs)
         with exclusive(self.lock):
             if self.is_file:
                 is_started = any(CodeFolder.find(self.folder))
@@ -142,10 +151,14 @@ class _Encoding:
                     return 0, True
                 for path in files_of(self.output, self.codec.is_ivf):
                     check_output(path, overwrite=overwrite or (resume and is_started), inputs=inputs)
-                check_folder_output(self.folder, "codes")
-                self.folder.mkdir(exist_ok=True)
+                check_folder_output(self.folder, KIND)
+                is_new = make_folder(self.folder)
             folder = self._join(resume, overwrite)
-        num_done = self._encode(folder, report)
+        try:
+            num_done = self._encode(folder, report)
+        except BaseException:
+            self._withdraw(folder, is_new)
+            raise
         with exclusive(self.lock):
             if not folder.is_pending:
                 folder.tidy()
@@ -162,8 +175,8 @@ class _Encoding:
                 remove_codes(self.folder)
         return num_done, True
 
-    def _prepare(self, inputs) -> None:
-        """Make an output folder, or raise ConfigError."""
+    def _prepare(self, inputs) -> bool:
+        """Make an output folder, or raise ConfigError; whether there was none."""
         path, real = self.output, os.path.realpath(self.folder)
         for name in inputs:
             if name is not None and Path(os.path.realpath(name)).is_relative_to(real):
@@ -171,13 +184,20 @@ class _Encoding:
                 raise ConfigError(f"{name} is read and lies {where}: give another output")
         if self.is_file:
             check_output(path, overwrite=True)
-            return
-        try:
-            require_folder(path, Path(os.path.realpath(path)).parent)
-            check_folder_output(path, "codes")
-            path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+            return False
+        check_folder_output(path, KIND)
+        return make_folder(path)
+
+    def _withdraw(self, folder: CodeFolder, is_new: bool) -> None:
+        """Remove what this call has made, if it has no shard yet and nobody else works on it."""
+        with suppress(OSError, QincoError), exclusive(self.lock):
+            if not (self.is_alone and folder.is_current() and len(folder.missing()) == self.plan.num_shards):
+                return
+            (folder.path / PENDING).unlink()
+            remove_stale(folder.path, KIND)
+        if is_new:
+            with suppress(OSError):  # something else is there
+                folder.path.rmdir()
 
     def _join(self, resume: bool, overwrite: bool) -> CodeFolder:
         complete, pending = CodeFolder.find(self.folder)
@@ -191,6 +211,9 @@ class _Encoding:
             is_anew = overwrite and not (resume and there.plan == plan)
         if is_anew:
             return CodeFolder.create(self.folder, plan)
+        if there is complete and not resume and there.plan != plan:
+            what = "codes of another codec" if there.plan.codec != plan.codec else "codes of other vectors or options"
+            raise ConfigError(f"{self.folder} exists ({what}): give another output, or overwrite=true")
         plan.check_same(self.folder, there.plan)
         if not resume and (there is complete or self.is_alone or any(map(there.has, self.shards))):
             count = plan.num_shards - len(there.missing())

@@ -1,33 +1,37 @@
 """Training a codec: from vectors to the saved file."""
 
 import logging
+import signal
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from qinco.atomic import check_output
-from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_training, split_validation
+from qinco.atomic import check_output, exclusive, user_path
+from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_training, rows_shuffled, split_validation
 from qinco.codec.recorder import Recorder, log_path
-from qinco.config import EncodeOptions, require_int
+from qinco.config import EncodeOptions, require_bool, require_int, require_number
 from qinco.errors import ConfigError, DataError
-from qinco.maths.devices import choose_device
+from qinco.interrupts import StoppedTwice, handling
+from qinco.maths.devices import choose_device, within_cores
 from qinco.maths.rotation import fit_rotation
 from qinco.model.qinco import Qinco
 from qinco.progress import Progress, ProgressOption, reporting
-from qinco.store.codec import CHECKPOINT_SUFFIX, load_models, save_models
+from qinco.store.codec import CHECKPOINT_SUFFIX, check_suffix, load_models, save_models
 from qinco.store.run_state import load_state, state_path
 from qinco.training.codebooks import initialize_model, sample, set_scales, set_steps
 from qinco.training.loop import Training
 from qinco.training.monitor import Report, estimate, monitor, summary_writer
 from qinco.training.processes import Processes
+from qinco.vectors.formats import input_files
 from qinco.vectors.rows import VectorSource, as_source
 
 _LOG = logging.getLogger(__name__)
-_ROTATION_ROWS = 65_536
+_ROTATION_ROWS, _UNTRAINED_ROWS = 65_536, 1024
 Fitted = tuple[list[Qinco], np.ndarray | None, EncodeOptions, dict]
 
 
@@ -45,7 +49,8 @@ def fit(
 
     Args:
         x: (N, D) vectors: array, memory map, torch tensor, path or VectorSource of any integer or float type. A source
-            is streamed. The last `num_valid` vectors are for validation.
+            is streamed. `num_valid` vectors are for validation: some of all parts, so that the order of the rows does
+            not matter, or the last ones with `rows_shuffled` and the paper's recipe.
         preset: "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
         output: codec file to write (.pt: a checkpoint of the authors' code). The run's state and log lie beside it
             (`.last`, `.jsonl`); a codec of several parts has these for each part (`.part_i`) until it is complete.
@@ -71,27 +76,43 @@ def fit(
         and the provenance: how the models were trained, as plain values.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C or SIGTERM, when the state is saved. A second one acts at once.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, when the state is saved. A second one acts at once. Its attribute
+            `fitted` is what would have been returned, or None before the start was validated; parts that were not
+            begun are residual quantizers of a few vectors.
     """
+    for name, value in {"resume": resume, "overwrite": overwrite, "rotate (opq)": rotate}.items():
+        require_bool(name, value)
+    require_number("mse_scale", mse_scale, above=0)
     source = as_source(x, "training vectors")
-    if output is not None and Path(output).suffix.lower() not in (".safetensors", CHECKPOINT_SUFFIX):
-        raise ConfigError(f"output={output}: a codec is written to a .safetensors (ours) or .pt (the authors') file")
+    output, tensorboard = user_path(output), user_path(tensorboard)
     if output is not None:
-        check_output(output, overwrite=True, inputs=[*inputs, x, coarse_centroids])
+        check_suffix(output)
+        check_output(output, overwrite=True, inputs=[*inputs, *input_files(x, coarse_centroids)])
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
+    settings |= begun_with(output) if resume and output is not None else {}
     first = source if num_parts == 1 else _part(source, 0, num_parts, None)
     plan = plan_training(
-        first, preset, settings, coarse_centroids=coarse_centroids, initial=initial, recipe=recipe, output=output
-    )
+        first, preset, settings, coarse_centroids=coarse_centroids, initial=initial, recipe=recipe, output=output,
+        arguments=signature(fit).parameters,
+    )  # fmt: skip
     split_validation(source, plan.train_options.num_valid, plan.model_config.codebook_size)
     processes = Processes(choose_device(device))
     if tensorboard is not None:
         summary_writer()  # must not be missed after a part has been trained
-    with reporting(progress if processes.is_main else False) as report:
+    terminable, alone = handling(signal.default_int_handler, signal.SIGTERM), nullcontext()
+    if output is not None and processes.is_main:  # two runs would go back behind each other's states
+        lock = Path(output).with_name(f".{Path(output).name}.lock")
+        alone = exclusive(lock, f"another process is training {output}: wait for it, or give another output")
+    with within_cores(), reporting(progress if processes.is_main else False) as report, terminable, alone:
         runs = _Runs(plan, processes, resume, overwrite, mse_scale, report, on_report)
         if num_parts > 1:
             return runs.train_parts(source, num_parts, rotate, output, tensorboard)
-        model, provenance = runs.train(source, output, tensorboard)
+        try:
+            model, provenance = runs.train(source, output, tensorboard)
+        except (KeyboardInterrupt, ConfigError) as stop:
+            if found := getattr(stop, "fitted", None):
+                vars(stop)["fitted"] = [found[0]], None, plan.encode_options, found[1]
+            raise
         return [model], None, plan.encode_options, provenance
 
 
@@ -116,12 +137,18 @@ class _Runs:
             if saved is None:
                 check_values(source, self.progress)
             self.processes.wait()
-            training = self._start(source, saved, listen)
-            model, provenance = Recorder(self.plan, training, header, output, saved and saved[0]).follow(listen)
+            try:
+                training = self._start(source, saved, listen)
+                model, provenance = Recorder(self.plan, training, header, output, saved and saved[0]).follow(listen)
+            except KeyboardInterrupt as stop:
+                if is_main and not any(stop.args) and not isinstance(stop, StoppedTwice):  # the start is not validated
+                    stop.args = ("what was saved is as it was",) if saved else ("nothing was saved: start again",)
+                raise
         if is_main and provenance["epoch"] == 0 and training.options.epochs > 0:
             _LOG.warning(
                 "no epoch improved on the start, so the codec is the residual quantizer that training began with: "
-                "give more epochs or vectors, or a lower lr"
+                "give more vectors (100,000 are a good start) or more epochs, and leave lr and batch out, so that they "
+                "are fitted to the run"
             )
         return model, provenance
 
@@ -139,12 +166,15 @@ class _Runs:
                 f"the run cannot be resumed, because {output} or {state_path(output)} is missing: "
                 "give overwrite=true without resume"
             )
+        if self.resume and saved is None and self.processes.is_main:
+            _LOG.info(f"there is nothing to resume at {output}: training begins")
         return saved
 
     def _start(self, source: VectorSource, saved, listen) -> Training:
         """The run at its beginning, or where it was saved, on this process's device; `listen` hears an Estimate."""
         plan, options, initial = self.plan, self.plan.train_options, self.plan.initial
-        train, valid = split_validation(source, options.num_valid, plan.model_config.codebook_size)
+        sizes = options.num_valid, plan.model_config.codebook_size
+        train, valid = split_validation(source, *sizes, options.rows_shuffled)
         model = Qinco.empty(plan.model_config).to_empty(device=self.processes.device)
         is_new = saved is None and initial is None
         if is_new:  # weights of any value take the same time: the estimate does not wait for the codebooks
@@ -162,8 +192,8 @@ class _Runs:
             training.position.epoch = initial.provenance.get("epoch", 0)
             if training.position.epoch >= options.epochs:
                 raise ConfigError(
-                    f"the initial codec was trained for {training.position.epoch} epochs: give more epochs than that, "
-                    f"not {options.epochs}"
+                    f"epochs must be more than {training.position.epoch}, which the initial codec was trained for, "
+                    f"not {options.epochs}: it counts from the beginning of that training"
                 )
         if is_new or training.position.epoch < options.epochs:
             listen(estimate(training))
@@ -183,7 +213,8 @@ class _Runs:
             if self.resume and is_complete and not self.overwrite:
                 models, rotation_DD, options, provenance = load_models(output)
                 if len(models) != num_parts:
-                    raise ConfigError(f"{output} has {len(models)} parts, not {num_parts}: give overwrite=true")
+                    what = f"num_parts (pq) of {output} is {len(models)}, not {num_parts}"
+                    raise ConfigError(f"{what}: give that, or overwrite=true")
                 return [model.to(self.processes.device) for model in models], rotation_DD, options, provenance
         check_values(source, self.progress)
         sampled = sample(source, _ROTATION_ROWS, self.plan.train_options.seed) if rotate else None
@@ -193,16 +224,47 @@ class _Runs:
             if is_main:
                 _LOG.info(f"part {part + 1} of {num_parts}")
             board = None if tensorboard is None else Path(tensorboard, f"part_{part}")
-            model, provenance = self.train(_part(source, part, num_parts, rotation_DD), part_output, board)
+            try:
+                model, provenance = self.train(_part(source, part, num_parts, rotation_DD), part_output, board)
+            except (KeyboardInterrupt, ConfigError) as stop:
+                if part > 0 and output is not None and isinstance(stop, KeyboardInterrupt):
+                    stop.args = ("the parts before are saved: give resume=true to continue",)
+                vars(stop)["fitted"] = self._begun(source, rotation_DD, num_parts, models, provenances, stop)
+                raise
             models.append(model)
             provenances.append(provenance)
-        provenance = provenances[0] | {"valid_mse": sum(found["valid_mse"] for found in provenances)}
+        provenance = _joint(provenances, num_parts)
         if output is not None and is_main:
             save_models(output, models, rotation_DD, options, provenance)
             for path in outputs:
                 for file in (state_path(path), path, log_path(path)):  # without its state a part is not resumed
                     file.unlink(missing_ok=True)
         return models, rotation_DD, options, provenance
+
+    def _begun(self, source, rotation_DD, num_parts: int, models: list, provenances: list, stop) -> Fitted | None:
+        """What there is of a codec of several parts; None if there is nothing."""
+        if found := getattr(stop, "fitted", None):
+            models, provenances = [*models, found[0]], [*provenances, found[1]]
+        if not models:
+            return None
+        for part in range(len(models), num_parts):
+            rows = sample(_part(source, part, num_parts, rotation_DD), _UNTRAINED_ROWS, self.plan.train_options.seed)
+            model = Qinco.empty(self.plan.model_config).to_empty(device=self.processes.device)
+            initialize_model(model, as_source(rows), self.plan.train_options, None)
+            models = [*models, model]
+        return models, rotation_DD, self.plan.encode_options, _joint(provenances, num_parts)
+
+
+def _joint(provenances: list[dict], num_parts: int) -> dict:
+    """That of the first part, with the error of all; without it where some were not trained."""
+    joint = provenances[0] | {"valid_mse": sum(found["valid_mse"] for found in provenances)}
+    return joint if len(provenances) == num_parts else {n: v for n, v in joint.items() if n != "valid_mse"}
+
+
+def begun_with(output) -> dict:
+    """How the run of an output, if one is begun, treats the order of rows: the setting `rows_shuffled`."""
+    states = filter(None, map(load_state, (output, f"{output}.part_0")))
+    return next(({"rows_shuffled": rows_shuffled(header)} for header, _ in states), {})
 
 
 def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_centroids, initial, output) -> None:
@@ -228,4 +290,7 @@ def _part(source: VectorSource, part: int, num_parts: int, rotation_DD: np.ndarr
 def cut(x_ND: np.ndarray, part: int, width: int, rotation_DD: np.ndarray | None) -> np.ndarray:
     """The columns of the rotated vectors that a codec's model number `part` encodes (PQ-QINCo)."""
     columns = slice(part * width, (part + 1) * width)
-    return x_ND[:, columns] if rotation_DD is None else x_ND @ rotation_DD[columns].T
+    if rotation_DD is None:
+        return x_ND[:, columns]
+    with np.errstate(over="ignore", invalid="ignore"):  # of vectors near the limit of float32
+        return x_ND @ rotation_DD[columns].T

@@ -1,5 +1,6 @@
 """What a training run consists of, put together and checked before any work."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from qinco.config import (
     PAPER_ENCODE_OPTIONS,
     EncodeOptions,
     ModelConfig,
+    by_field,
     checkpoint_encode_options,
     field_keys,
     find_preset,
+    is_zero,
     named,
     suggest,
 )  # fmt: skip
@@ -23,7 +26,7 @@ from qinco.progress import Progress, silent
 from qinco.store.codec import CHECKPOINT_SUFFIX
 from qinco.store.run_state import state_path
 from qinco.training.options import TrainOptions
-from qinco.vectors.rows import VectorSource, as_source, fingerprint
+from qinco.vectors.rows import VectorSource, as_source, check_dim, fingerprint, stratified_rows
 
 MODEL_FIELDS = tuple(
     field.name for field in fields(ModelConfig) if field.name not in ("dim", "starts_from_coarse", "num_lists")
@@ -57,19 +60,23 @@ class TrainingPlan:
 
 def plan_training(
     source: VectorSource, preset: str | None, settings: dict, *, coarse_centroids=None, initial=None,
-    recipe: str = "default", output=None,
+    recipe: str = "default", output=None, arguments: Iterable[str] = (),
 ) -> TrainingPlan:  # fmt: skip
-    """Sort the settings of `fit` into the options of a run; the arguments are those of `fit`."""
+    """Sort the settings of `fit` into the options of a run; the arguments are those of `fit`, and all their names."""
     known = (*MODEL_FIELDS, *ENCODE_FIELDS, *TRAIN_FIELDS)
+    # JSON headers hold Python numbers only.
+    settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
+    settings = by_field(settings, ModelConfig, EncodeOptions, TrainOptions)
     for name in settings:
         if name not in known:
             keys = field_keys(ModelConfig, EncodeOptions, TrainOptions)  # those of the command line are known, too
-            spellings = {field: field for field in known} | {keys[field]: field for field in known if field in keys}
+            spellings = {field: field for field in (*known, *arguments)}
+            spellings |= {keys[field]: field for field in known if field in keys}
             raise ConfigError(f"unknown setting {name!r}. {suggest(name, spellings)}See qinco.Codec.fit")
-    # JSON headers hold Python numbers only.
-    settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
+    if settings.get("embed_dim", 1) is None or is_zero(settings.get("embed_dim")):
+        settings = {**settings, "embed_dim": source.dim}
     sizes = {} if preset is None else find_preset(preset)
-    if settings.get("num_candidates") == 0 and initial is None:
+    if is_zero(settings.get("num_candidates")) and initial is None:
         settings = {"has_preselector": False, **settings}
     given = {name: settings[name] for name in MODEL_FIELDS if settings.get(name) is not None}
     coarse_VD = None if coarse_centroids is None else read_centroids(coarse_centroids, source.dim)
@@ -85,6 +92,8 @@ def plan_training(
     if is_checkpoint:
         check_expressible(config, options)
     train_given = {name: value for name, value in settings.items() if name in TRAIN_FIELDS}
+    if initial is not None:
+        train_given.setdefault("rows_shuffled", rows_shuffled(initial.provenance))
     return TrainingPlan(config, options, TrainOptions.from_recipe(recipe, config, **train_given), coarse_VD, initial)
 
 
@@ -96,8 +105,7 @@ def _initial_config(source: VectorSource, initial, given: dict, coarse_VD) -> Mo
         names = ", ".join(map(named, given)) or "coarse_centroids"
         raise ConfigError(f"the initial codec determines the architecture: leave out {names}")
     config = models[0].config
-    if source.dim != config.dim:
-        raise DataError(f"{source.name}: vectors have {source.dim} dimensions, the initial codec has {config.dim}")
+    check_dim(source, config.dim, "the initial codec")
     return config
 
 
@@ -115,28 +123,43 @@ def read_centroids(coarse_centroids, dim: int) -> np.ndarray:
     """Coarse centroids as float32 (V, D); raises DataError for another dimension or values that are not finite."""
     source = as_source(coarse_centroids, "coarse centroids")
     if source.dim != dim or len(source) == 0:
-        raise DataError(f"{source.name} have the shape {source.shape}: give vectors of {dim} dimensions")
+        raise DataError(f"{source.name} must be vectors of dimension {dim}, not of the shape {source.shape}")
     return np.concatenate([block for _, block in source.blocks(_BLOCK_ROWS)])
 
 
+def rows_shuffled(header: dict) -> bool:
+    """Whether a run took the rows as shuffled, as the authors' and those of first versions did.
+
+    `header` is the provenance of a codec or that of a state.
+    """
+    options = header.get("train")
+    return not isinstance(options, dict) or options.get("rows_shuffled", True) is not False
+
+
 def split_validation(
-    source: VectorSource, num_valid: int | None, codebook_size: int
+    source: VectorSource, num_valid: int | None, codebook_size: int, is_shuffled: bool = False
 ) -> tuple[VectorSource, VectorSource]:
-    """The vectors to train on, and the last `num_valid` for validation (None: a tenth, 10,000 at most)."""
+    """The vectors to train on, and `num_valid` for validation (None: a tenth, 10,000 at most).
+
+    These are the last ones if the rows are shuffled, else some of all parts, whatever the order of the rows is.
+    """
     if num_valid is not None and num_valid > len(source) // 2:
         raise ConfigError(
-            f"num_valid (ds.valset) is {num_valid}, more than half of the {len(source)} vectors in {source.name}: "
-            f"give at most {len(source) // 2}"
+            f"num_valid (ds.valset) must be at most {len(source) // 2}, not {num_valid}: half of {len(source)}, the "
+            f"length of {source.name}"
         )
     count = min(10_000, max(1, len(source) // 10)) if num_valid is None else num_valid
     num_train = len(source) - count
     if num_train < codebook_size:
         raise DataError(
-            f"{source.name}: {max(num_train, 0)} training vectors ({len(source)} less {count} for validation) are "
-            f"fewer than the {codebook_size} codewords of a step: give more vectors, a smaller codebook_size (K) "
-            "or a smaller num_valid (ds.valset)"
+            f"{source.name} must hold at least {codebook_size} vectors to train on, one for each codeword of a step, "
+            f"not {max(num_train, 0)} ({len(source)} less {count} for validation): give more vectors, a smaller "
+            "codebook_size (K) or a smaller num_valid (ds.valset)"
         )
-    return source.window(0, num_train), source.window(num_train, len(source))
+    if is_shuffled:
+        return source.window(0, num_train), source.window(num_train, len(source))
+    chosen = stratified_rows(len(source), count)
+    return source.without(chosen), source.take(chosen)
 
 
 def check_values(source: VectorSource, report: Progress = silent) -> None:
@@ -148,7 +171,7 @@ def check_values(source: VectorSource, report: Progress = silent) -> None:
 
 def check_same_run(output, saved: dict, header: dict) -> None:
     """Raise ConfigError where the saved state of `output` belongs to another run."""
-    found = []
+    found, saved = [], saved | {"train": saved["train"] | {"rows_shuffled": rows_shuffled(saved)}}
     for part in ("model", "encode", "train"):
         there, here = ({named(name): of[part].get(name) for name in header[part]} for of in (saved, header))
         found += differences(there, here)
@@ -157,5 +180,6 @@ def check_same_run(output, saved: dict, header: dict) -> None:
     if found:
         raise ConfigError(
             f"{state_path(output)} is the state of another run ({'; '.join(found)}): resume with the same settings, or "
-            f"give overwrite=true without resume, or continue from its codec with model={output} and another output"
+            "give overwrite=true without resume, or train on from its best codec with initial=Codec.load(...) "
+            f"(model={output}) and another output, where epochs counts from the beginning of the first run"
         )

@@ -1,16 +1,16 @@
 """The files of a training run, and how it stops without losing anything."""
 
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from math import isfinite
 from pathlib import Path
 
 from qinco.atomic import write_atomically
 from qinco.codec.plan import TrainingPlan
+from qinco.errors import ConfigError
+from qinco.interrupts import StoppedTwice, held_back
 from qinco.model.qinco import Qinco
 from qinco.store.codec import load_models, save_models
 from qinco.store.run_state import save_state
@@ -36,21 +36,46 @@ class Recorder:
             self._trim_log()
 
     def follow(self, listen: Callable) -> tuple[Qinco, dict]:
-        """Train to the end, or to Ctrl-C or SIGTERM (KeyboardInterrupt); returns the best model and its provenance."""
+        """Train to the end; returns the best model and its provenance.
+
+        Raises:
+            KeyboardInterrupt, ConfigError: interrupted, or diverged; `fitted` is what would be returned now, or None.
+        """
         saved_at = time.monotonic()
-        with _stop_requests() as is_stopped:
-            for report in self.training.run():
-                if isinstance(report, EpochReport):
-                    self._finish_epoch(report)
-                    saved_at = time.monotonic()
-                elif self.writes and time.monotonic() - saved_at > _SAVE_SECONDS:
-                    self._save_state()
-                    saved_at = time.monotonic()
-                listen(report)
-                if is_stopped():
-                    self._save_state()
-                    raise KeyboardInterrupt("the run is saved: give resume=true to continue it" if self.writes else "")
+        try:
+            with closing(self.training.run()) as reports:
+                for report in reports:
+                    with held_back():
+                        if isinstance(report, EpochReport):
+                            self._finish_epoch(report)
+                            saved_at = time.monotonic()
+                        elif self.writes and time.monotonic() - saved_at > _SAVE_SECONDS:
+                            self._save_state()
+                            saved_at = time.monotonic()
+                        listen(report)
+        except (KeyboardInterrupt, ConfigError) as stop:
+            if not isinstance(stop, ConfigError | StoppedTwice):
+                with held_back():
+                    stop.args = (self._keep(),)
+            vars(stop)["fitted"] = self.best and self._fitted()
+            raise
         self.training.processes.wait()
+        return self._fitted()
+
+    def _keep(self) -> str:
+        """Save the state of an interrupted run; says what is kept, and how to get it."""
+        if self.best is None or (self.output is not None and not self.writes):
+            return ""
+        if self.writes:
+            self._save_state()
+            return "the run is saved: give resume=true to continue it"
+        return (
+            f"the best codec so far, of epoch {self.best[1]['epoch']}, is in the exception: "
+            "`except KeyboardInterrupt as stop: codec = stop.codec`, "
+            "or in Jupyter `import sys; codec = sys.last_value.codec`"
+        )
+
+    def _fitted(self) -> tuple[Qinco, dict]:
         assert self.best is not None  # an epoch has ended, now or before
         state, provenance = self.best
         model = Qinco.empty(self.plan.model_config)
@@ -94,24 +119,3 @@ class Recorder:
 
 def log_path(output) -> Path:
     return Path(f"{output}.jsonl")
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether Ctrl-C or SIGTERM has come; the second one acts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    requested = threading.Event()
-
-    def request(signum, frame):
-        requested.set()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield requested.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import zipfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,13 @@ def open_npz(path: Path, num_codes: int, codebook_size: int) -> tuple[ConcatRows
     return codes, ConcatRows(lambda i: read(i)[1], starts, 1, np.int32, str(path)) if has_lists else None
 
 
+def is_encoded_set(path: Path) -> bool:
+    """Whether an .npz file seems to be the index file of an encoded set, or one of its parts, or is damaged."""
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return not {"n_parts.npy", "codes.npy"}.isdisjoint(archive.namelist())
+    return True
+
+
 def describe_encoded_set(path: str | os.PathLike) -> dict:
     """Kind and sizes of an encoded set, by its index file, or of one of its parts, without reading the codes."""
     path = Path(path)
@@ -73,7 +81,7 @@ def describe_encoded_set(path: str | os.PathLike) -> dict:
     sizes, rows, has_lists = read_npz_sizes(path)
     return {
         "kind": "encoded set of QINCo2", "num_vectors": sum(rows), "num_parts": len(rows), "dim": sizes["D"],
-        "codebook_size": sizes["K"], "code_size": sizes["M"], "has_lists": has_lists,
+        "codebook_size": sizes["K"], "num_codes": sizes["M"], "has_lists": has_lists,
         "bytes_per_vector": sizes["M"] * (sizes["K"].bit_length() - 1) / 8,
     }  # fmt: skip
 

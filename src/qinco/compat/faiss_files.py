@@ -11,7 +11,6 @@ import struct
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 
 import faiss
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from qinco.atomic import write_atomically
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.forking import new_lock
 from qinco.maths.assignment import search_effort
 from qinco.packing import packed_size, unpack_codes
 from qinco.progress import ProgressOption, reporting
@@ -29,7 +29,7 @@ _KINDS = {b"IwRQ": "rq", b"IwLS": "lsq"}  # residual quantizer, local search qua
 _KEY = re.compile(r"IVF(\d{1,9})(?:_HNSW(\d{0,4}))?,(?:RQ|LSQ)(\d{1,4})x(\d{1,3})(?:_N(?:float|qint8|qint4))?")
 _NORM_BITS = {0: 0, 1: 0, 3: 32, 4: 8, 5: 4}  # bits of a stored norm by faiss's Search_type_t
 _HEADER = struct.Struct("<4siqqqBi")
-_READING = Lock()  # faiss's limits of reading are those of the process
+_READING = new_lock()  # faiss's limits of reading are those of the process
 
 
 def read_faiss_file(path: str | os.PathLike, flags: int = 0) -> faiss.Index:
@@ -72,7 +72,8 @@ class FaissIndex:
         self._path = Path(path)
         file_size(self._path)
         start = read_start(self._path, 4)
-        self._check(start in _KINDS, f"it begins with {start!r}, those with RQ or LSQ with {[*_KINDS]}")
+        found = start.decode() if start.isalnum() else "unknown"
+        self._check(start in _KINDS, f"its type is {found}, those with RQ or LSQ are IwRQ and IwLS")
         index = read_faiss_file(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
         quantizer, coarse = getattr(index, _KINDS[start]), faiss.downcast_index(index.quantizer)
         self.has_graph = isinstance(coarse, faiss.IndexHNSW)
@@ -191,7 +192,7 @@ def describe_faiss_file(path: str | os.PathLike) -> dict:
         return fields
     index = FaissIndex(path)
     return fields | {
-        "num_lists": index.num_lists, "code_size": index.num_codes, "codebook_size": index.codebook_size,
+        "num_lists": index.num_lists, "num_codes": index.num_codes, "codebook_size": index.codebook_size,
         "bytes_per_vector": index.bytes_per_vector, "table_bytes": index.centroids.nbytes + index.tables.nbytes,
     }  # fmt: skip
 
@@ -263,7 +264,7 @@ def write_faiss(
                 report("filling lists", (total + first + len(block)) // 2, total)
             faiss.write_index(index, str(temporary))
         except MemoryError as error:
-            raise ResourceError(f"not enough memory for the index {path} of {total} vectors") from error
+            raise ResourceError(f"not enough memory for the index {path}, ntotal {total}") from error
         except RuntimeError as error:
             raise ResourceError(f"cannot write {path}: {_reason(error)}") from error
         try:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from qinco.atomic import write_atomically
 from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.forking import new_lock
 from qinco.vectors.mapped import file_size, read_start
 
 _MODULES = {  # the only classes that a file may name
@@ -28,7 +28,7 @@ _MODULES = {  # the only classes that a file may name
     "torch.nn.modules.container": ("Sequential", "ModuleList"),
     "torch.nn.modules.activation": ("ReLU",),
 }
-_LOADING = Lock()  # torch's list of safe classes and Python's filters of warnings are those of the process
+_LOADING = new_lock()  # torch's list of safe classes and Python's filters of warnings are those of the process
 
 
 class Module:

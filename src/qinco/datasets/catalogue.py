@@ -153,7 +153,7 @@ def _find(name: str) -> list[PublishedFile]:
     file = _SINGLE_FILES.get(name) or by_stem.get(name)
     if file is not None:
         return [file]
-    groups = {"data sets": list(_TABLE)} | {group: [p[2] for p in patterns] for group, patterns in _GROUPS.items()}
-    listing = "; ".join(f"{group}: {', '.join(members)}" for group, members in groups.items())
-    hint = suggest(name, (*_SINGLE_FILES, *by_stem, *_TABLE))
-    raise ConfigError(f"Nothing is published as {name!r}. {hint}Available {listing}")
+    files = {stem: PurePosixPath(file.target).name for stem, file in by_stem.items()}
+    hint = suggest(PurePosixPath(name).stem, files | {name: name for name in _TABLE})
+    listing = f"data sets {', '.join(_TABLE)}; docs/cli.md lists the models, centroids and indexes"
+    raise ConfigError(f"nothing is published as {name!r}. {hint}There are the {listing}")

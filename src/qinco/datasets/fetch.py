@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from qinco.atomic import check_output, lock_file, remove_temporaries, write_atomically, write_to_disk
+from qinco.atomic import check_output, lock_file, remove_temporaries, user_path, write_atomically, write_to_disk
 from qinco.datasets.catalogue import PublishedFile, find_files
-from qinco.datasets.remote import TIMEOUT, ConnectionBroken, open_remote, refusal
+from qinco.datasets.remote import TIMEOUT, ConnectionBroken, open_remote, refusal, require_httpx
 from qinco.datasets.unpack import check_space, unpack
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.progress import Progress, ProgressOption, reporting, silent
@@ -63,11 +63,14 @@ def download(
         'data/bigann/bigann_query.bvecs'
     """
     files = find_files([names] if isinstance(names, str) else names, small, mirror)
-    if not Path(folder).is_dir():
+    folder = Path(user_path(folder))
+    if not folder.is_dir():
         raise ConfigError(f"folder={folder} is not a folder: create it first")
-    targets, results = [Path(folder) / file.target for file in files], []
+    targets, results = [folder / file.target for file in files], []
     # Different files in the way are found before the first hour of work.
     present = [is_present(*pair, overwrite) for pair in zip(files, targets, strict=True)]
+    if not all(present):
+        require_httpx()
     with reporting(progress) as report:
         for file, target, is_there in zip(files, targets, present, strict=True):
             begun, state = time.monotonic(), "skipped" if is_there else "downloaded"

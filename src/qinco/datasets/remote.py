@@ -39,13 +39,18 @@ def open_remote(address: str, start: int = 0, version: str | None = None, timeou
 
     Raises ConnectionBroken for failures that may be temporary, also while `blocks` are read, and DataError for others.
     """
-    with library("httpx", "download", "a download"):
-        import httpx  # noqa: F401
+    require_httpx()
     open_it = _open_ftp if address.startswith("ftp:") else _open_http
     with ExitStack() as stack:
         with _named_failures(address):
             reply = open_it(stack, address, start if version else 0, version, timeout)
         yield reply._replace(blocks=_checked(address, reply.blocks))
+
+
+def require_httpx() -> None:
+    """Raise ConfigError where the package that downloads is missing."""
+    with library("httpx", "download", "a download"):
+        import httpx  # noqa: F401
 
 
 def refusal(address: str, reason: str, kind=DataError) -> DataError:

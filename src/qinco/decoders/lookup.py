@@ -49,15 +49,16 @@ class TableDecoder:
 
     def _checked(self, codes, lists) -> tuple[np.ndarray, np.ndarray | None]:
         """Codes (N, M), and list numbers (N,) where there are lists; raises DataError for any others."""
+        if isinstance(codes, tuple) and lists is None:  # of an IVF codec
+            codes, lists = codes
+        lists = getattr(codes, "lists", None) if lists is None else lists
         codes = check_codes(codes, self.num_codes, self.codebook_size)
         if codes.shape[1] != self.num_codes:
-            raise DataError(
-                f"codes have {codes.shape[1]} columns, the decoder was fitted to {self.num_codes}: give whole codes"
-            )
+            raise DataError(f"codes must be whole, of the shape (N, {self.num_codes}), not {codes.shape}")
         if not self.num_lists:
             return codes, None
         if lists is None:
-            raise DataError(f"list numbers are missing: the decoder was fitted to {self.num_lists} lists, give lists")
+            raise DataError("list numbers are missing: the decoder was fitted to codes with lists, give lists")
         return codes, check_lists(lists, len(codes), self.num_lists)
 
     def _decode(self, codes: np.ndarray, lists: np.ndarray | None) -> np.ndarray:
@@ -115,7 +116,7 @@ class LookupDecoder(TableDecoder):
         for codes, lists, x_nD in blocks:
             codes, lists = self._checked(codes, lists)
             if x_nD.shape[0] != len(codes):
-                raise DataError(f"there are {len(codes)} codes for {x_nD.shape[0]} vectors")
+                raise DataError(f"there must be as many codes as vectors, {x_nD.shape[0]}, not {len(codes)}")
             num_vectors += len(codes)
             yield codes, x_nD if lists is None or self.centroids_VD is None else x_nD - self.centroids_VD[lists]
         if not num_vectors:

@@ -26,7 +26,7 @@ _NEIGHBOURS, _SKETCH_NEIGHBOURS = (2, 3, 5, 12), (3,)
 _SKETCH_DIM = 32
 _STANDARD_ERRORS, _HALVINGS = 2, 30
 _MIN_WEIGHT = 1e-3  # products of less would be subnormal, with which processors are slow
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS, _SPREAD_WORDS = 4096, 64
 
 
 def fit_pair_tables(
@@ -88,9 +88,13 @@ class _Rows:
     def spread(self, first_KK: Tensor, second_KK: Tensor) -> "_Rows":
         """To each row those of similar codewords in both places are added, weighted."""
         size, spread = len(first_KK), []
-        for values in (self.sums_JD, self.weights_J):
-            values_KKD = (first_KK @ values.view(size, -1)).view(size, size, -1)
-            spread.append(torch.matmul(second_KK, values_KKD).view(size**2, -1))
+        for values in (self.sums_JD, self.weights_J[:, None]):
+            values_KKD = values.view(size, size, -1).clone()
+            for part_KnD in values_KKD.split(_SPREAD_WORDS, 1):  # between which Ctrl-C is heard
+                part_KnD.copy_((first_KK @ part_KnD.flatten(1)).view(part_KnD.shape))
+            for part_nKD in values_KKD.split(_SPREAD_WORDS):
+                part_nKD.copy_(torch.matmul(second_KK, part_nKD))
+            spread.append(values_KKD.view(size**2, -1))
         return _Rows(spread[0], spread[1].view(-1))
 
     def fit_pull(self, joint_U: Tensor, left_UD: Tensor) -> "_Rows":

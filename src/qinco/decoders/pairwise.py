@@ -20,6 +20,7 @@ from qinco.decoders.pair_tables import fit_pair_tables
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.machine import free_memory
 from qinco.maths.clustering import kmeans, nearest
+from qinco.maths.devices import num_threads
 from qinco.progress import ProgressOption, reporting
 
 LIST_STREAMS = 5
@@ -74,7 +75,7 @@ class PairwiseDecoder(TableDecoder):
         check_codebook_size(lookup.codebook_size)
         codes, lists = lookup._checked(codes, lists)
         if x.shape != (len(codes), lookup.dim):
-            raise DataError(f"there are {len(codes)} codes of dimension {lookup.dim} for vectors of shape {x.shape}")
+            raise DataError(f"vectors must have the shape ({len(codes)}, {lookup.dim}) of decoded codes, not {x.shape}")
         num_pairs = PAIRS_PER_CODE * lookup.num_codes if num_pairs is None else num_pairs
         check_memory(len(codes), num_pairs, lookup.codebook_size, lookup.dim, dtype)
         streams_NW, words_WKD, list_codes_VI = codes, np.array(lookup.tables_MKD), None
@@ -125,7 +126,7 @@ def check_memory(num_vectors: int, num_pairs: int, codebook_size: int, dim: int,
     free = free_memory()
     if tables + work > free:
         raise ResourceError(
-            f"{num_pairs} pairs of codes at {num_vectors:,} vectors take {size}, and {free / 2**20:,.0f} MiB are free: "
+            f"num_pairs={num_pairs} at {num_vectors:,} vectors takes {size}, and {free / 2**20:,.0f} MiB are free: "
             "fit fewer pairs (n_pairwise_codebooks=), tables in float16, or to fewer vectors"
         )
     return size
@@ -148,7 +149,7 @@ def quantize_lists(centroids_VD: np.ndarray, codebook_size: int, seed: int = 0) 
     unit = np.float32(np.abs(left_VD).max() or 1)  # squares of very large or small values leave float32's range
     left_VD /= unit
     some = np.random.default_rng(seed).permutation(len(left_VD))[:_CLUSTERED_LISTS]
-    codes, books, threads = [], [], torch.get_num_threads()
+    codes, books, threads = [], [], num_threads()
     for stream in range(LIST_STREAMS):
         book_KD = kmeans(left_VD[some], codebook_size, seed=seed + stream, threads=threads)
         codes_V = nearest(left_VD, book_KD, threads)

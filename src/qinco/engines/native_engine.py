@@ -16,6 +16,7 @@ from torch import Tensor
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines.engine import TensorModel
 from qinco.errors import ConfigError
+from qinco.maths.devices import num_threads
 from qinco.model.qinco import Qinco
 from qinco.model.step import Step
 from qinco.native.library import NativeModel, Sizes, StepArrays, is_available
@@ -51,12 +52,12 @@ class NativeTensors(TensorModel):
         if beam * size >= _MAX_PAIRS:
             raise ConfigError(f"B={beam} (beam_width) is too wide for K={size}: give less than {_MAX_PAIRS // size}")
         search = {"num_candidates": options.num_candidates, "num_pairs": options.num_pairs, "beam_width": beam}
-        search |= {"num_steps": num_steps or self.packed.sizes.steps, "threads": torch.get_num_threads()}
+        search |= {"num_steps": num_steps or self.packed.sizes.steps, "threads": num_threads()}
         codes_NM, reached_ND = self.packed.encode(x_ND.numpy(), start_ND.numpy(), **search)
         return torch.from_numpy(codes_NM.astype("int64")), torch.from_numpy(reached_ND)
 
     def decode_tensors(self, codes_NM, start_ND):
-        decoded_ND = self.packed.decode(codes_NM.numpy(), start_ND.numpy(), threads=torch.get_num_threads())
+        decoded_ND = self.packed.decode(codes_NM.numpy(), start_ND.numpy(), threads=num_threads())
         return torch.from_numpy(decoded_ND)
 
 

@@ -1,6 +1,7 @@
 """`QincoTransformer`: a codec as a scikit-learn transformer, for pipelines, grid searches and cross-validation."""
 
 import warnings
+from typing import Any, cast
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -9,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from qinco.codec.codec import Codec
 from qinco.config import ModelConfig
+from qinco.vectors.rows import as_source
 
 
 class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -45,9 +47,10 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def fit(self, X, y=None):
         """Train a codec on vectors and return the transformer.
 
-        X is (N, D) integers or floats, finite, at least 3 rows; the last tenth (10,000 at most) is for validation.
+        X is (N, D) integers or floats, finite, of any kind that `Codec.fit` takes, at least 3 rows; a tenth (10,000 at
+        most) is for validation.
         """
-        X = np.asarray(validate_data(self, X, dtype="numeric", ensure_min_samples=3))
+        X = np.asarray(validate_data(self, cast(Any, _plain_matrix(X)), dtype="numeric", ensure_min_samples=3))
         names = ("num_steps", "codebook_size", "epochs", "num_pairs", "num_candidates", "beam_width")
         settings = {name: _plain_int(getattr(self, name)) for name in names}
         settings["codebook_size"] = _affordable_codebook_size(settings["codebook_size"], *X.shape)
@@ -81,7 +84,15 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     def _check_vectors(self, X) -> np.ndarray:
         check_is_fitted(self)
-        return np.asarray(validate_data(self, X, dtype="numeric", reset=False))
+        return np.asarray(validate_data(self, cast(Any, _plain_matrix(X)), dtype="numeric", reset=False))
+
+
+def _plain_matrix(X):
+    """What scikit-learn takes, or refuses, as it is; others that hold vectors (paths, columns, batches) as an array."""
+    is_table = hasattr(X, "columns") and hasattr(X, "__array__") and np.asarray(X[:1]).dtype != object
+    is_array = isinstance(X, np.ndarray) and (X.dtype != object or X.ndim != 1)
+    is_known = X is None or is_array or is_table or isinstance(X, list) or hasattr(X, "toarray")
+    return X if is_known else as_source(X, "X")[:]
 
 
 def _affordable_codebook_size(codebook_size: int, num_vectors: int, dim: int) -> int:
@@ -93,7 +104,7 @@ def _affordable_codebook_size(codebook_size: int, num_vectors: int, dim: int) ->
         return codebook_size
     lowered = 1 << (num_train.bit_length() - 1)
     warnings.warn(
-        f"codebook_size={codebook_size} is more than the {num_train} training vectors among {num_vectors}: "
+        f"codebook_size={codebook_size} is more than the number of training vectors, {num_train} of {num_vectors}: "
         f"{lowered} is used instead", UserWarning, stacklevel=3,
     )  # fmt: skip
     return lowered

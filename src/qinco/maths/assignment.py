@@ -1,14 +1,14 @@
 """Assignment of vectors to their nearest coarse centroids (IVF)."""
 
 from collections.abc import Callable
-from threading import Lock
 
 import faiss
 import numpy as np
 import torch
 from torch import Tensor
 
-from qinco.maths.clustering import faiss_threads
+from qinco.forking import new_lock
+from qinco.maths.clustering import faiss_threads, search_flat
 from qinco.maths.distances import closest
 
 
@@ -22,7 +22,7 @@ class NearestCentroids:
         self._centroids_VD = np.ascontiguousarray(centroids_VD, np.float32)
         self._flat: faiss.IndexFlat | None = None
         self._graph: faiss.IndexHNSWFlat | None = None
-        self._lock = Lock()
+        self._lock = new_lock()
 
     def search(self, x_ND: np.ndarray, count: int, effort: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The `count` nearest centroids of float32 (N, D), nearest first, by HNSW's efSearch; None compares all.
@@ -31,13 +31,13 @@ class NearestCentroids:
         """
         x_ND = np.ascontiguousarray(x_ND, np.float32)
         if effort is None:
-            values, lists = self.flat().search(x_ND, count)
+            values, lists = search_flat(self.flat(), x_ND, count)
         else:
             values, lists = self.graph().search(x_ND, count, params=faiss.SearchParametersHNSW(efSearch=effort))
             # A graph over duplicate centroids may not reach all of them.
             missed = np.flatnonzero((lists < 0).any(1))
             if missed.size:
-                values[missed], lists[missed] = self.flat().search(x_ND[missed], count)
+                values[missed], lists[missed] = search_flat(self.flat(), x_ND[missed], count)
         return (-values if self.inner_product else values), lists
 
     def flat(self) -> faiss.IndexFlat:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qinco.maths.devices import CPU, holds, to_device
+from qinco.maths.devices import CPU, holds, num_threads, to_device
 from qinco.maths.distances import closest, smallest, squared_distances
 from qinco.progress import Progress, silent
 
@@ -16,14 +16,17 @@ BEAM_WIDTH = 4
 KMEANS_ROWS = 200_000
 COARSE_ITERATIONS = 20
 _TILE_DISTANCES, _PART_BYTES = 1 << 21, 1 << 28
+_CALL_OPERATIONS, _PIECE_VALUES = 4e9, 1 << 22  # of a call that is not interrupted: a tenth of a second on a slow core
+_FAISS_ROWS = 4096  # a block of faiss
+_FUSED_DIM, _FUSED_VALUES = 32, 1 << 18  # up to so many dimensions faiss is fastest, with so many values or more
 _NUDGE = 1 / 1024  # moves apart the two centroids that a split gives, as in faiss
 
 
 @contextmanager
 def faiss_threads(count: int | None) -> Iterator[None]:
-    """Let faiss use `count` threads for calls of this thread inside the block; None leaves the number alone."""
+    """Let faiss use `count` threads, by default as many as before, but no more than there are cores, in the block."""
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(count or before)
+    faiss.omp_set_num_threads(num_threads(count or before))
     try:
         yield
     finally:
@@ -49,7 +52,7 @@ def kmeans(
     if isinstance(x_ND, Tensor):
         return _array(lloyd([x_ND], to_device(start_KD, x_ND.device), iterations, seed))
     with faiss_threads(threads):
-        centroids_KD = _train_faiss(np.ascontiguousarray(x_ND, np.float32), start_KD, iterations, seed).centroids
+        centroids_KD, _ = _lloyd_by_faiss(np.ascontiguousarray(x_ND, np.float32), start_KD, iterations)
     unusable = ~np.isfinite(centroids_KD).all(1)
     centroids_KD[unusable] = start_KD[unusable]
     return centroids_KD
@@ -75,8 +78,11 @@ def coarse_kmeans(
             fit, else 256 MiB at a time.
         progress: hears of every iteration, with `mse`, the mean squared distance (summed over dimensions) before it.
     """
-    scale = float(np.abs(x_ND).max()) or 1.0  # squares of very large or small values leave float32's range
-    x_ND = np.ascontiguousarray(x_ND / np.float32(scale), np.float32)
+    # Squares of very large or small values leave float32's range.
+    scale = max(float(np.abs(part).max()) for part in _pieces(x_ND)) or 1.0
+    given_ND, x_ND = x_ND, np.empty(x_ND.shape, np.float32)
+    for given, part in zip(_pieces(given_ND), _pieces(x_ND), strict=True):
+        np.divide(given, np.float32(scale), out=part, casting="unsafe")
     centroids_VD = x_ND[np.random.default_rng(seed).choice(len(x_ND), num_centroids, replace=False)]
 
     def report(stage: str, done: int, total: int, unit: str = "vector", **fields) -> None:
@@ -90,19 +96,71 @@ def coarse_kmeans(
         centroids_VD = _array(lloyd(parts, to_device(centroids_VD, device), iterations, seed, report))
         return centroids_VD * np.float32(scale)
     for iteration in range(iterations):
-        clustering = _train_faiss(x_ND, centroids_VD, 1, seed + iteration)
-        centroids_VD = clustering.centroids
-        report("k-means", iteration + 1, iterations, "iteration", mse=float(clustering.obj[-1]) / len(x_ND))
+        with faiss_threads(None):
+            centroids_VD, total = _lloyd_by_faiss(x_ND, centroids_VD, 1)
+        report("k-means", iteration + 1, iterations, "iteration", mse=total / len(x_ND))
     return centroids_VD * np.float32(scale)
 
 
-def _train_faiss(x_ND: np.ndarray, start_KD: np.ndarray, iterations: int, seed: int) -> faiss.Kmeans:
-    clustering = faiss.Kmeans(
-        x_ND.shape[1], len(start_KD), niter=iterations, seed=seed % 2**31, min_points_per_centroid=1,
-        max_points_per_centroid=len(x_ND),
-    )  # fmt: skip
-    clustering.train(x_ND, init_centroids=start_KD)
-    return clustering
+def search_flat(index: faiss.IndexFlat, x_ND: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """`index.search`, in calls so short that Ctrl-C is heard between them; distances and numbers, (N, count) each."""
+    least = _FUSED_VALUES // index.d if index.d <= _FUSED_DIM else 64
+    size = max(least, int(_CALL_OPERATIONS / max(1, 2 * index.ntotal * index.d)))
+    size = size // _FAISS_ROWS * _FAISS_ROWS or size
+    starts = list(range(0, max(1, len(x_ND) - size + 1), size))  # no call is smaller than that
+    if len(starts) == 1:
+        return index.search(x_ND, count)
+    distances, numbers = np.empty((len(x_ND), count), np.float32), np.empty((len(x_ND), count), np.int64)
+    for begin, end in zip(starts, [*starts[1:], len(x_ND)], strict=True):
+        index.search(x_ND[begin:end], count, D=distances[begin:end], I=numbers[begin:end])
+    return distances, numbers
+
+
+def _lloyd_by_faiss(x_ND: np.ndarray, centroids_KD: np.ndarray, iterations: int) -> tuple[np.ndarray, float]:
+    """What faiss.Kmeans finds, to the bit, and its last error, in pieces between which Ctrl-C is heard."""
+    size, index, total = len(centroids_KD), faiss.IndexFlatL2(x_ND.shape[1]), 0.0
+    if len(x_ND) == size:
+        return x_ND.copy(), total
+    for _ in range(iterations):
+        index.reset()
+        index.add(centroids_KD)
+        distances_N1, numbers_N1 = search_flat(index, x_ND, 1)
+        numbers_N = torch.from_numpy(numbers_N1[:, 0])
+        sums_KD, done = torch.zeros(centroids_KD.shape), 0
+        for part_ND in _pieces(x_ND):
+            sums_KD.index_add_(0, numbers_N[done : done + len(part_ND)], torch.from_numpy(part_ND))
+            done += len(part_ND)
+        counts_K = torch.bincount(numbers_N, minlength=size).numpy().astype(np.float32)
+        centroids_KD = sums_KD.numpy() * (1 / np.maximum(counts_K, 1))[:, None]
+        _split_as_faiss(centroids_KD, counts_K, len(x_ND))
+        total = float(distances_N1.sum(dtype=np.float64))
+    return centroids_KD, total
+
+
+def _split_as_faiss(centroids_KD: np.ndarray, counts_K: np.ndarray, num_vectors: int) -> None:
+    """Split large clusters to replace empty ones, drawn as faiss draws them; in place."""
+    size, dim = centroids_KD.shape
+    generator, draws = np.random.RandomState(1234), np.empty(0, np.float32)
+    nudge_D = np.where(np.arange(dim) % 2, 1 - _NUDGE, 1 + _NUDGE).astype(np.float32)
+    for empty in np.flatnonzero(counts_K == 0):
+        chances_K = ((counts_K.astype(np.float64) - 1) / (num_vectors - size)).astype(np.float32)
+        donors: np.ndarray = np.empty(0)
+        while not len(donors):
+            if len(draws) < size:
+                fresh = generator.randint(0, 1 << 32, size, np.uint32)
+                draws = np.concatenate([draws, fresh.astype(np.float32) / np.float32(1 << 32)])
+            donors = np.flatnonzero(draws[:size] < chances_K)
+            draws = draws[donors[0] + 1 if len(donors) else size :]
+        donor = donors[0]
+        centroids_KD[empty], centroids_KD[donor] = centroids_KD[donor] * nudge_D, centroids_KD[donor] * (2 - nudge_D)
+        counts_K[empty] = counts_K[donor] / 2
+        counts_K[donor] -= counts_K[empty]
+
+
+def _pieces(x_ND: np.ndarray) -> Iterator[np.ndarray]:
+    """Some rows at a time, which numpy and torch are done with soon."""
+    rows = max(1, _PIECE_VALUES // x_ND.shape[1])
+    return (x_ND[start : start + rows] for start in range(0, len(x_ND), rows))
 
 
 def lloyd(
@@ -157,7 +215,7 @@ def nearest(x_ND: np.ndarray | Tensor, centroids_KD: np.ndarray | Tensor, thread
     index = faiss.IndexFlatL2(centroids_KD.shape[1])
     index.add(np.ascontiguousarray(centroids_KD, np.float32))
     with faiss_threads(threads):
-        numbers_N = index.search(np.ascontiguousarray(x_ND, np.float32), 1)[1][:, 0]
+        numbers_N = search_flat(index, np.ascontiguousarray(x_ND, np.float32), 1)[1][:, 0]
     return torch.from_numpy(numbers_N) if isinstance(x_ND, Tensor) else numbers_N
 
 

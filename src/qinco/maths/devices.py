@@ -1,12 +1,18 @@
 """Choosing devices, and copying arrays to them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from qinco.errors import ConfigError
+from qinco.machine import usable_cores
 
 CPU = torch.device("cpu")
+_usable_cores = cache(usable_cores)  # searches ask each time
 DEVICE_TYPES = {"cpu", "cuda"}  # that codecs compute on
 
 
@@ -33,6 +39,22 @@ def multiplies_bf16_fast(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def num_threads(most: int | None = None) -> int:
+    """Threads of compiled code: `most`, by default as many as torch uses, but no more than a container has cores."""
+    return min(most or torch.get_num_threads(), _usable_cores())
+
+
+@contextmanager
+def within_cores() -> Iterator[None]:
+    """Let torch use no more threads than `num_threads` for calls inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

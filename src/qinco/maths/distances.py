@@ -10,9 +10,10 @@ _SELECT_DIRECTLY = 512
 _TILE_DISTANCES, _TILE_COLUMNS = 1 << 26, 16_384
 
 
-def squared_distances(x_ND: Tensor, c_KD: Tensor) -> Tensor:
-    """‖x − c‖² of every pair, by the expanded form, never below zero: float (N, K)."""
-    cross_NK = torch.addmm((c_KD * c_KD).sum(1)[None], x_ND, c_KD.T, alpha=-2)
+def squared_distances(x_ND: Tensor, c_KD: Tensor, squares_K: Tensor | None = None) -> Tensor:
+    """‖x − c‖² of every pair, by the expanded form, never below zero: float (N, K); ‖c‖² may be given."""
+    squares_K = (c_KD * c_KD).sum(1) if squares_K is None else squares_K
+    cross_NK = torch.addmm(squares_K[None], x_ND, c_KD.T, alpha=-2)
     return cross_NK.add_((x_ND * x_ND).sum(1)[:, None]).clamp_(min=0)
 
 

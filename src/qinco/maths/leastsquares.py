@@ -13,6 +13,7 @@ from torch.nn.functional import embedding_bag
 MAX_DENSE_ROWS = 8192
 _BLOCK_ROWS = 2048  # a block's vectors stay in cache while every step adds them to its own rows
 _BLOCK_COLUMNS = 128
+_WHOLE_ROWS, _CHOLESKY_ROWS = 2048, 256  # of matrices that are factored at once, and of the blocks of larger ones
 _MIN_RIDGE = 1e-9  # of the largest count: less is lost in rounding
 _TOLERANCE, _MAX_ITERATIONS = 1e-6, 200
 
@@ -48,7 +49,7 @@ def fit_additive_tables(
         gram_TT = _co_occurrences(rows_NM, codebook_size)
         counts_T = gram_TT.diagonal()
         counts_T += max(ridge, _MIN_RIDGE * float(counts_T.max()))
-        tables_TD = torch.cholesky_solve(right_TD, torch.linalg.cholesky(gram_TT))
+        tables_TD = _solve_directly(gram_TT, right_TD)
     else:
         tables_TD = torch.cat(
             [_solve_iteratively(rows_NM, part_TD, ridge) for part_TD in right_TD.split(_BLOCK_COLUMNS, 1)], 1
@@ -91,6 +92,28 @@ def _co_occurrences(rows_NM: Tensor, codebook_size: int) -> Tensor:
             counts_KK = torch.bincount(joint_N, minlength=size**2).view(size, size)
             gram_MKMK[i, :, j], gram_MKMK[j, :, i] = counts_KK, counts_KK.T
     return gram_MKMK.view(num_steps * size, -1)
+
+
+def _solve_directly(gram_TT: Tensor, right_TD: Tensor) -> Tensor:
+    """Solve the normal equations by Cholesky's method, large ones in blocks, in place: Ctrl-C is heard between them."""
+    size = len(gram_TT)
+    if size <= _WHOLE_ROWS:
+        return torch.cholesky_solve(right_TD, torch.linalg.cholesky(gram_TT))
+    blocks = [slice(start, start + _CHOLESKY_ROWS) for start in range(0, size, _CHOLESKY_ROWS)]
+    lower, solve = gram_TT, torch.linalg.solve_triangular
+    for number, j in enumerate(blocks):
+        for i in blocks[number:]:
+            lower[i, j] -= lower[i, : j.start] @ lower[j, : j.start].T
+            if i == j:
+                lower[j, j] = torch.linalg.cholesky(lower[j, j])
+            else:
+                lower[i, j] = solve(lower[j, j].T, lower[i, j], upper=True, left=False)
+    for j in blocks:
+        right_TD[j] = solve(lower[j, j], right_TD[j] - lower[j, : j.start] @ right_TD[: j.start], upper=False)
+    for j in reversed(blocks):
+        known = lower[j.stop :, j].T @ right_TD[j.stop :]
+        right_TD[j] = solve(lower[j, j].T, right_TD[j] - known, upper=True)
+    return right_TD
 
 
 def _solve_iteratively(rows_NM: Tensor, right_TD: Tensor, ridge: float) -> Tensor:

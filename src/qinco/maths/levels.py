@@ -30,4 +30,4 @@ def fit_levels(values_N: np.ndarray, count: int = 256) -> np.ndarray:
 
 def nearest_level(values_N: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """The number of the nearest of ascending levels (256 at most) for each value: uint8 (N,)."""
-    return np.searchsorted((levels[1:] + levels[:-1]) / 2, values_N).astype(np.uint8)
+    return np.searchsorted(levels[1:] / 2 + levels[:-1] / 2, values_N).astype(np.uint8)

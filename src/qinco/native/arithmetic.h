@@ -18,6 +18,8 @@
 #include <immintrin.h>
 #endif
 
+#include "engine.h"
+
 namespace ISA {
 
 typedef float vector __attribute__((vector_size(VECTOR * 4)));
@@ -184,16 +186,20 @@ struct NarrowTable {
   const typename A::element* operator[](size_t row) const { return values.get() + row * width; }
 };
 
-// Vectors over threads, of which each has `fewest` at least: each takes the next group until none is left.
+// Vectors over threads, of which each has `fewest` at least: each takes the next group until none is left, or it is told
+// to stop.
 template <class Make, class Run>
 static void over_threads(int64_t count, int fewest, int threads, Make make, Run run) {
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
+  const auto* request = stop_request;
   const auto work = [&] {
+    stop_request = request;
     try {
       auto worker = make();
       const int64_t size = worker->vectors();
-      for (int64_t from; (from = next.fetch_add(size)) < count;) run(*worker, from, (int)std::min(size, count - from));
+      for (int64_t from; !is_stopped() && (from = next.fetch_add(size)) < count;)
+        run(*worker, from, (int)std::min(size, count - from));
     } catch (const std::bad_alloc&) {
       failed = true;
     }

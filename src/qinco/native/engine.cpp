@@ -5,7 +5,12 @@
 
 #include "lists.h"
 
+thread_local const std::atomic<int32_t>* stop_request = nullptr;
+
 extern "C" {
+
+// Calls of this thread from now on stop when *request, an int32, is no longer 0; null: they do not.
+void qinco_watch(const void* request) { stop_request = (const std::atomic<int32_t>*)request; }
 
 // The best level that this processor has: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16.
 int qinco_level() {

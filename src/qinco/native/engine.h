@@ -1,5 +1,6 @@
 // What a caller hands over: sizes and plain float32 arrays, row-major, which are packed once and not kept.
 #pragma once
+#include <atomic>
 #include <cstdint>
 
 extern "C" {
@@ -37,6 +38,10 @@ struct qinco_search {
   int32_t steps;       // how many of the model's steps
 };
 }
+
+// Where a caller asks this thread's calls to stop, or null. Once it is not 0 they return early, with results of no meaning.
+extern thread_local const std::atomic<int32_t>* stop_request;
+inline bool is_stopped() { return stop_request && stop_request->load(std::memory_order_relaxed); }
 
 // One model, packed for one instruction set.
 struct AnyEngine {

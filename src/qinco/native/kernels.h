@@ -31,8 +31,9 @@ struct Engine : AnyEngine {
     const int64_t K = size.codewords, Ep = padded(size.stream);
     const int64_t each = search.pairs ? search.pairs : int64_t(search.beam) * (search.candidates ? search.candidates : K);
     if ((model.evaluations += count * each) < PAYING * K * K || K * K * Ep > MOST_PAIR_VALUES) return;
-    const std::lock_guard<std::mutex> lock(model.building);
-    if (model.pair_streams.load()) return;
+    // Not waited for: another thread fills it, or did so when this process was forked, and does not exist any more.
+    const std::unique_lock<std::mutex> lock(model.building, std::try_to_lock);
+    if (!lock || model.pair_streams.load()) return;
     array<typename A::element> values;
     try {
       values = allocate<typename A::element>(K * K * Ep);
@@ -42,6 +43,7 @@ struct Engine : AnyEngine {
     over_threads(
         K, MOST_VECTORS, threads, [&] { return std::make_unique<PairTabulator<A>>(model); },
         [&](PairTabulator<A>& tabulator, int64_t code, int) { tabulator.run(code, values.get() + code * K * Ep); });
+    if (is_stopped()) return;
     model.pair_values = std::move(values);
     model.pair_streams = model.pair_values.get();
   }

@@ -6,6 +6,7 @@ instruction set than the processor's best, `QINCO_NATIVE_LIBRARY` another build.
 
 import ctypes
 import os
+from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, fields
 from functools import cache
@@ -15,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from qinco.errors import ConfigError, ResourceError
+from qinco.interrupts import run_stoppable
 
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 _FLOATS = POINTER(c_float)
 _MAX_COUNT = (1 << 31) - 1  # larger counts of candidates mean all
+_SHORT_CALL = 1e9  # operations; on one slow core a tenth of a second, and anywhere many times what a thread costs
 
 
 class Sizes(Structure):
@@ -120,9 +123,14 @@ class NativeModel:
         codes_NM, reached_ND = np.empty((len(x_ND), num_steps), np.uint16), np.empty_like(x_ND)
         limits = (min(value or 0, _MAX_COUNT) for value in (num_candidates, num_pairs, beam_width))
         search = _Search(*limits, num_steps)
-        failed = compiled().qinco_encode(
-            self._engine, byref(search), x_ND.ctypes.data, address(start_ND), len(x_ND), threads,
-            codes_NM.ctypes.data, reached_ND.ctypes.data,
+        size = self.sizes.codewords
+        each = beam_width * min(num_candidates or size, size) if not num_pairs else min(num_pairs, beam_width * size)
+        failed = run(
+            lambda: compiled().qinco_encode(
+                self._engine, byref(search), x_ND.ctypes.data, address(start_ND), len(x_ND), threads,
+                codes_NM.ctypes.data, reached_ND.ctypes.data,
+            ),
+            self._operations(len(x_ND) * num_steps) * each,
         )  # fmt: skip
         check_memory(failed, "a smaller beam_width (B), fewer candidates or fewer threads")
         return codes_NM, reached_ND
@@ -133,16 +141,40 @@ class NativeModel:
         start_ND = None if start_ND is None else self._rows(start_ND)
         assert 1 <= codes_NM.shape[1] <= self.sizes.steps
         decoded_ND = np.empty((len(codes_NM), self.sizes.dim), np.float32)
-        failed = compiled().qinco_decode(
-            self._engine, codes_NM.ctypes.data, address(start_ND), codes_NM.shape[1], len(codes_NM), threads,
-            decoded_ND.ctypes.data,
+        failed = run(
+            lambda: compiled().qinco_decode(
+                self._engine, codes_NM.ctypes.data, address(start_ND), codes_NM.shape[1], len(codes_NM), threads,
+                decoded_ND.ctypes.data,
+            ),
+            self._operations(codes_NM.size),
         )  # fmt: skip
         check_memory(failed, "a smaller beam_width (B), fewer candidates or fewer threads")
         return decoded_ND
 
+    def _operations(self, evaluations: int) -> float:
+        """Of so many evaluations of the network."""
+        sizes = self.sizes
+        return evaluations * 2.0 * (2 * sizes.blocks * sizes.stream * sizes.hidden + 2 * sizes.stream * sizes.dim)
+
     def _rows(self, rows: np.ndarray) -> np.ndarray:
         assert rows.ndim == 2 and rows.shape[1] == self.sizes.dim
         return np.ascontiguousarray(rows, np.float32)
+
+
+def run(call: Callable[[], int], operations: float) -> int:
+    """Make a call of the library, of about so many operations, and stop it on Ctrl-C."""
+    watch = getattr(compiled(), "qinco_watch", None)  # older builds of the library have none
+    if operations < _SHORT_CALL or watch is None:
+        return call()
+
+    def watched(stop: c_int32) -> int:
+        watch(byref(stop))
+        try:
+            return call()
+        finally:
+            watch(None)
+
+    return run_stoppable(watched)
 
 
 def check_memory(failed: int, remedy: str) -> None:

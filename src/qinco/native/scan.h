@@ -160,6 +160,7 @@ class ListWorker {
     bool has_bytes = false;
     int64_t scanned = 0;
     for (int j = 0; j < request.num_probes && probes[j] >= 0 && (j < request.nprobe || !shortlist.is_full()); j++) {
+      if (is_stopped()) return;
       const int32_t list = probes[j];
       for (int s = 0; s < request.num_segments; s++) {
         const qinco_segment& segment = request.segments[s];

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qinco.errors import ResourceError
-from qinco.native.library import LEVELS, address, check_memory, compiled, level
+from qinco.native.library import LEVELS, address, check_memory, compiled, level, run
 
 ENTRIES = 256
 _REMEDY = "fewer queries at a time (batch_size) or fewer threads"
@@ -83,9 +83,12 @@ class NativeScanner:
         assert 1 <= nprobe <= self.num_lists
         shape = (len(queries_QD), nprobe)
         probes_QP, bases_QP = np.empty(shape, np.int32), np.empty(shape, np.float32)
-        failed = compiled().qinco_probe(
-            self._scanner, queries_QD.ctypes.data, len(queries_QD), nprobe, threads, probes_QP.ctypes.data,
-            bases_QP.ctypes.data,
+        failed = run(
+            lambda: compiled().qinco_probe(
+                self._scanner, queries_QD.ctypes.data, len(queries_QD), nprobe, threads, probes_QP.ctypes.data,
+                bases_QP.ctypes.data,
+            ),
+            2.0 * len(queries_QD) * self.num_lists * self.dim,
         )  # fmt: skip
         check_memory(failed, _REMEDY)
         return probes_QP, bases_QP
@@ -126,7 +129,11 @@ class NativeScanner:
             None if chosen is None else ctypes.addressof(chosen), len(queries_QD), len(segments),
             probes_QP.shape[1], num_short, nprobe, *(array.ctypes.data for array in results),
         )  # fmt: skip
-        check_memory(compiled().qinco_scan_lists(self._scanner, byref(request), threads), _REMEDY)
+        looked_up = sum(len(segment.ids) for segment in segments) * probes_QP.shape[1] / self.num_lists * self.steps
+        operations = len(queries_QD) * (looked_up + 2.0 * self.steps * ENTRIES * self.dim)
+        kept = request, given, chosen, segments, admitted, queries_QD, probes_QP, bases_QP, results
+        failed = run(lambda: compiled().qinco_scan_lists(self._scanner, byref(kept[0]), threads), operations)
+        check_memory(failed, _REMEDY)
         return results
 
     def norms(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int) -> np.ndarray:
@@ -134,8 +141,11 @@ class NativeScanner:
         codes_NM, lists_N = np.ascontiguousarray(codes_NM, np.uint8), np.ascontiguousarray(lists_N, np.int32)
         assert codes_NM.shape == (len(lists_N), self.steps) and ((lists_N >= 0) & (lists_N < self.num_lists)).all()
         norms_N = np.empty(len(lists_N), np.float32)
-        failed = compiled().qinco_scalars(
-            self._scanner, codes_NM.ctypes.data, lists_N.ctypes.data, len(lists_N), threads, norms_N.ctypes.data
+        failed = run(
+            lambda: compiled().qinco_scalars(
+                self._scanner, codes_NM.ctypes.data, lists_N.ctypes.data, len(lists_N), threads, norms_N.ctypes.data
+            ),
+            4.0 * codes_NM.size * self.dim,
         )
         check_memory(failed, _REMEDY)
         return norms_N

@@ -33,6 +33,7 @@ class Worker {
   // parts that come from the partial reconstruction are the rows of stream_x and hidden_x.
   void network(const Step<A>& step, int count, const int32_t* codes, const int32_t* parents, const float* stream_x,
                const float* hidden_x, float* stream) {
+    if (is_stopped()) return;  // what takes time is left out; the caller has no use for the rest
     if (!size.blocks) {
       for (int i = 0; i < count; i++) begin(step, codes[i], stream_x + size_t(parents[i]) * Ep, stream + size_t(i) * Ep);
       return;

@@ -1,5 +1,6 @@
 """Building an index: from vectors in memory (`Index.build`), and from codes of any size on disk (`build_index`)."""
 
+import logging
 import os
 import time
 from dataclasses import dataclass, replace
@@ -7,90 +8,58 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
-import torch
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
 from qinco.compat.faiss_files import FaissIndex, check_index_key, write_faiss
-from qinco.config import MAX_LISTS, require_int
-from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.errors import ConfigError, DataError
+from qinco.config import MAX_LISTS, accepts_keys, require_int
+from qinco.decoders.lookup import LookupDecoder
+from qinco.errors import ConfigError
 from qinco.maths.clustering import coarse_kmeans
+from qinco.maths.devices import num_threads
 from qinco.progress import Progress, ProgressOption, reporting, silent
-from qinco.search.code_file import CodeFile, check_same_codec, open_codes
+from qinco.search.code_file import CodeFile, check_same_codec, open_codes, training_vectors
 from qinco.search.fit import FitSample, assign_decoded, draw_sample, fit_lookup, open_pairwise, sample_rows
-from qinco.search.ids import as_ids
 from qinco.search.index_file import put_parts
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
-from qinco.search.metric import Metric
+from qinco.search.metric import Metric, choose_metric
 from qinco.search.options import SearchOptions
-from qinco.search.parts import IndexParts
+from qinco.search.parts import Fitted, IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
 from qinco.store.code_files import is_directory, is_folder
 from qinco.store.codes import Codes
+from qinco.store.decoder import load_pairwise
 from qinco.store.folder import check_folder_output, write_folder
 from qinco.store.manifest import MANIFEST, is_kind
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource
 
+log = logging.getLogger(__name__)
 FAISS_SUFFIX = ".faissindex"
-_CLUSTER_ROWS_EACH, _MIN_ROWS_EACH = 256, 39  # vectors of a list
-FIT_ROWS, PAIRWISE_ROWS = 1_000_000, 300_000
+CLUSTER_ROWS_EACH, MIN_ROWS_EACH = 256, 39  # vectors of a list
+FIT_ROWS = 1_000_000
+_MIN_LENGTH, _MAX_LENGTH = 2.0**-60, 2.0**60
 _MAX_LENGTH_SPREAD = 0.01  # of vectors that count as of one length
-
-
-def build_parts(
-    codec: Codec, vectors, num_lists: int | None, ids, pairwise: bool, metric: str, seed: int, report: Progress
-) -> IndexParts:
-    """Encode vectors and build an index of them in memory: see `Index.build`."""
-    if not isinstance(codec, Codec):
-        raise ConfigError(f"codec must be a Codec, not {type(codec).__name__}: see Codec.load")
-    if codec.config.codebook_size > ENTRIES:
-        raise ConfigError(f"an index holds codes of one byte, and the codec has K={codec.config.codebook_size} "
-                          f"codewords, not {ENTRIES} at most: use exhaustive_search")  # fmt: skip
-    require_int("seed", seed, 0)
-    source = as_source(vectors)
-    codec.check_dim(source)
-    if not len(source):
-        raise DataError(f"{source.name} holds no vectors: an index is fitted to some")
-    if codec.is_ivf and num_lists not in (None, codec.config.num_lists):
-        raise ConfigError(f"num_lists={num_lists}: the codec has {codec.config.num_lists} lists, leave num_lists out")
-    count = 0 if codec.is_ivf else choose_num_lists(num_lists, len(source))
-    ids = range(len(source)) if ids is None else as_ids(ids, len(source))
-    measure = metric_of_codec(metric, codec)
-    codes = codec.encode(prepared(source, measure), progress=report)
-    centroids_VD = codec.coarse_centroids
-    if not codec.is_ivf:
-        centroids_VD, lists_N = partition(codec, codes, count, seed, report)
-        codes = codes.with_lists(lists_N)
-    # Tables that are fitted to reconstructions suit vectors to come as well as these, however few these are.
-    sample = FitSample.decoded(codec, codes[sample_rows(len(codes), FIT_ROWS, seed)], source.name)
-    tables = fit_tables(sample, codec.config.codebook_size, centroids_VD, measure, codec.is_ivf, report)
-    decoder = None
-    if pairwise:
-        some = codes[sample_rows(len(codes), PAIRWISE_ROWS, seed)]
-        decoded_ND = codec.decode(some if codec.is_ivf else some.with_lists(None), precision="auto")
-        data = some.codes, some.lists, decoded_ND, tables.lookup
-        decoder = PairwiseDecoder.fit(*data, dtype=np.float16, seed=seed, progress=report)
-    return IndexParts(tables, [fill_lists(tables, codes, ids, report)], decoder)
 
 
 def choose_num_lists(num_lists: int | None, num_vectors: int) -> int:
     """`num_lists` if given, else about 4 √N, with at least 39 vectors per list."""
     if num_lists is None:
         wanted = 1 << max(0, round(np.log2(4 * np.sqrt(max(num_vectors, 1)))))
-        return max(1, min(wanted, num_vectors // _MIN_ROWS_EACH))
+        return max(1, min(wanted, num_vectors // MIN_ROWS_EACH))
     require_int("num_lists", num_lists, 1, MAX_LISTS)
     if num_lists > num_vectors:
-        raise ConfigError(f"num_lists={num_lists} is more than the {num_vectors} vectors: give fewer lists")
+        raise ConfigError(f"num_lists must be at most {num_vectors}, the number of vectors, not {num_lists}")
     return num_lists
 
 
 def partition(
-    codec: Codec, codes: Codes, num_lists: int, seed: int, report: Progress = silent
+    codec: Codec, codes: Codes, num_lists: int, seed: int, report: Progress = silent, rows_each: int = CLUSTER_ROWS_EACH
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centroids float32 (V, D) of reconstructions, and the list of each, int32 (N,); without lists that are empty."""
-    rows = sample_rows(len(codes), _CLUSTER_ROWS_EACH * num_lists, seed)
+    rows = sample_rows(len(codes), rows_each * num_lists, seed)
+    if len(rows) < MIN_ROWS_EACH * num_lists and num_lists > 1:
+        log.warning("%d vectors for %d lists: %d or more are better", len(rows), num_lists, MIN_ROWS_EACH * num_lists)
     decoded_ND = np.concatenate([block for _, block in codec.decode_blocks(codes[rows], "auto")])
     report("partitioning", 0, num_lists, "list")
     if num_lists == 1:
@@ -103,10 +72,12 @@ def partition(
 
 
 def fit_tables(
-    sample: FitSample, codebook_size: int, centroids_VD, metric: Metric, adds_centroids: bool, report: Progress = silent
-) -> SearchTables:
+    sample: FitSample, codebook_size: int, centroids_VD, metric: Metric, adds_centroids: bool,
+    report: Progress = silent, lookup: LookupDecoder | None = None,
+) -> SearchTables:  # fmt: skip
     """Fitted parts of an index; with `adds_centroids` (IVF codecs) codes say what the centroids do not."""
-    lookup = fit_lookup(sample, codebook_size, centroids_VD if adds_centroids else None, report=report)
+    if lookup is None:
+        lookup = fit_lookup(sample, codebook_size, centroids_VD if adds_centroids else None, report=report)
     codes, partition_VD = sample.codes, None if adds_centroids else centroids_VD
     return SearchTables.fit(lookup, codes.codes, codes.lists, metric, partition_VD)
 
@@ -123,23 +94,32 @@ def fill_lists(
     builder.allocate(id_dtype(edges), create)
     for first, block in codes.blocks(block_rows):
         codes_NM, lists_N = np.ascontiguousarray(block.codes, np.uint8), np.asarray(block.lists)
-        norm_codes_N = tables.norm_codes(codes_NM, lists_N, torch.get_num_threads())
+        norm_codes_N = tables.norm_codes(codes_NM, lists_N, num_threads())
         builder.fill(codes_NM, norm_codes_N, lists_N, np.asarray(ids[first : first + len(block)], np.int64))
         report("filling lists", first + len(block), len(codes))
     return builder.finish()
 
 
 def metric_of_codec(name: str, codec: Codec) -> Metric:
-    """The metric of this name, for vectors of a codec."""
-    if name != "cosine":
-        return Metric(name)
-    squares = [float(m.mean.double().square().sum() + m.config.dim * m.scale.double() ** 2) for m in codec.models]
-    return Metric(name, float(np.sqrt(sum(squares))))
+    """The metric of this name, for vectors of a codec; raises ConfigError where float32 cannot hold its values."""
+    spreads = [m.config.dim * m.scale.double() ** 2 for m in codec.models]
+    squares = [float(m.mean.double().square().sum() + spread) for m, spread in zip(codec.models, spreads, strict=True)]
+    length = float(np.sqrt(sum(map(float, spreads) if name == "l2" else squares)))
+    if not _MIN_LENGTH < length < _MAX_LENGTH:
+        raise ConfigError(f"the codec's vectors have lengths of about {length:.2g}, whose squares float32 cannot hold: "
+                          f"multiply vectors by {1 / length:.1g} before a codec is trained on them")  # fmt: skip
+    return Metric(name, length if name == "cosine" else 1.0)
 
 
 def prepared(source: VectorSource, metric: Metric) -> VectorSource:
     """The vectors as they are encoded for a metric."""
     return source.map(metric.prepare) if metric.name == "cosine" else source
+
+
+def zero_rows(source: VectorSource, metric: Metric) -> np.ndarray:
+    """The numbers of vectors that are zero, int64, for "cosine", by which these are similar to nothing; else none."""
+    blocks = source.blocks(1 << 16) if metric.name == "cosine" else ()
+    return np.concatenate([np.empty(0, np.int64), *(first + np.flatnonzero(~x.any(1)) for first, x in blocks)])
 
 
 @dataclass(frozen=True)
@@ -154,12 +134,14 @@ class BuiltIndex:
     bytes_per_vector: float
     mse_lookup: float
     seconds_by_stage: dict[str, float]
+    metric: str
 
 
+@accepts_keys(M="num_codes", K="codebook_size")
 def build_index(
     codes, output: str | os.PathLike, *, codec: Codec | None = None, train_codes=None, train_vectors=None,
     centroids=None, num_lists: int | None = None, num_codes: int | None = None, codebook_size: int | None = None,
-    metric: str = "l2", pairwise=None, num_training: int | None = None, index_key: str | None = None,
+    metric: str | None = None, pairwise=None, num_training: int | None = None, index_key: str | None = None,
     overwrite: bool = False, seed: int = 0, progress: ProgressOption = None,
 ) -> BuiltIndex:  # fmt: skip
     """Build an index from codes of any size, in bounded memory: lists are written straight to disk.
@@ -176,7 +158,8 @@ def build_index(
         centroids: (V, D) of the lists, or a path; those of an IVF codec if None.
         num_lists: V: partition the reconstructions by k-means instead. For codes without lists.
         num_codes, codebook_size: M and K, for files that do not say them.
-        metric: "l2", "inner_product", or "cosine", for which vectors must have one length.
+        metric: "l2", "inner_product", or "cosine", for which vectors must have one length; if None what the file of the
+            training vectors states, else "l2".
         pairwise: PairwiseDecoder or the path of one, for the pairwise stage.
         num_training: training vectors drawn to fit to; a million if None.
         index_key: faiss's name of the .faissindex file's kind; `${ivf_K}`, `${M}` and `${K}` are replaced.
@@ -186,10 +169,10 @@ def build_index(
 
     Example:
         >>> qinco.encode_file(codec, "base.fvecs", "base_codes")
-        >>> qinco.build_index("base_codes", "index", codec=codec, train_codes="codes", train_vectors="train.fvecs")
-        >>> index = qinco.Index.load("index")
+        >>> qinco.build_index("base_codes", "ix", codec=codec, train_codes="train_codes", train_vectors="train.fvecs")
+        >>> index = qinco.Index.load("ix")
     """
-    output = Path(output)
+    output, metric = Path(user_path(output)), choose_metric(metric, train_vectors)
     is_faiss = _check_output(output, metric, pairwise, index_key, overwrite)
     database = open_codes(codes, codec, num_codes, codebook_size)
     train = database if train_codes is None else open_codes(train_codes, codec, num_codes, codebook_size)
@@ -197,13 +180,27 @@ def build_index(
     if not is_faiss and database.codebook_size > ENTRIES:
         raise ConfigError(f"{database.name} holds codes of K={database.codebook_size}, and an index folder those of "
                           f"one byte: write a faiss file, NAME{FAISS_SUFFIX}")  # fmt: skip
-    if num_lists is not None:
+    num_clustered = None
+    if num_lists is not None and codec is not None and codec.is_ivf:
+        if num_lists != codec.config.num_lists:
+            raise ConfigError(f"num_lists={num_lists} is not the codec's {codec.config.num_lists}: leave num_lists out")
+    elif num_lists is not None:
         if centroids is not None or database.codes.has_lists or codec is None:
-            raise ConfigError("num_lists is for codes without lists, needs their codec, and replaces centroids")
-        some = train.rows(sample_rows(len(train), FIT_ROWS, seed))
-        centroids = partition(codec, some, choose_num_lists(num_lists, len(some)), seed)[0]
+            raise ConfigError("num_lists (ivf_K) is for codes without lists, needs their codec (model=), and replaces "
+                              "centroids (ivf_centroids=)")  # fmt: skip
+        num_clustered = min(len(train), FIT_ROWS)
+        choose_num_lists(num_lists, num_clustered)
     begun = time.monotonic()
     with reporting(progress) as report, TemporaryFile(dir=output.absolute().parent) as scratch:
+        if num_clustered is not None and codec is not None and num_lists is not None:
+            if train_vectors is not None:  # what may be refused is refused before lists are made
+                training_vectors(train, train_vectors)
+            if isinstance(pairwise, str | os.PathLike):
+                load_pairwise(user_path(pairwise), database.num_codes)
+            if is_faiss:
+                _index_key(index_key, num_lists, database)
+            some = train.rows(sample_rows(len(train), FIT_ROWS, seed))
+            centroids = partition(codec, some, num_lists, seed, report)[0]
         sample, centroids_VD = draw_sample(train, train_vectors, codec, centroids, num_training, seed, report)
         pairs = open_pairwise(pairwise, database.num_codes, database.codebook_size, sample.dim, centroids_VD)
         key = _index_key(index_key, 1 if centroids_VD is None else len(centroids_VD), database) if is_faiss else ""
@@ -218,21 +215,29 @@ def build_index(
         for first, block in database.blocks(num_lists=len(centroids_VD)):
             report("checking codes", first + len(block), len(database))
         fit = (sample, database.codebook_size, centroids_VD)
-        tables = None if is_faiss else fit_tables(*fit, measure, adds_centroids, report)
+        tables, filled = None, sample
+        if codec is not None and train_vectors is None:
+            filled = sample.with_any_codes(codec, centroids_VD if adds_centroids else None, seed)
+        else:
+            sample.warn_of_few(database.codebook_size)
+        if not is_faiss:
+            tables = fit_tables(filled, *fit[1:], measure, adds_centroids, report)
         lookup = fit_lookup(*fit, moves_centroids=False, report=report) if tables is None else tables.lookup
         mse, fitted = sample.validated_mse(lookup), time.monotonic()
         if tables is None:
             write_faiss(output, key, lookup, database, inner_product=measure.scans_inner_products, progress=report)
             bytes_each = FaissIndex(output).bytes_per_vector
         else:
-            parts = IndexParts(tables, (), pairs, SearchOptions(), len(database), database.fingerprint)
+            counts = len(sample.codes), num_clustered, None, num_lists, seed
+            facts = SearchOptions(), len(database), database.fingerprint, Fitted(*counts)
+            parts = IndexParts(tables, (), pairs, *facts)
             with write_folder(output, "index", {}) as writer:
                 put_parts(writer, codec, parts)
                 lists = fill_lists(tables, database, range(len(database)), report, writer.array)
                 writer.put("starts", lists.starts)
             bytes_each = lists.nbytes / len(lists)
     seconds = {"tables": fitted - begun, "vectors": time.monotonic() - fitted}
-    return BuiltIndex(str(output), len(database), len(centroids_VD), bytes_each, mse, seconds)
+    return BuiltIndex(str(output), len(database), len(centroids_VD), bytes_each, mse, seconds, metric)
 
 
 def _assigned(database: CodeFile, codec: Codec | None, centroids_VD: np.ndarray, scratch, report: Progress) -> CodeFile:
@@ -252,8 +257,8 @@ def _one_length(sample: FitSample) -> float:
     lengths = np.concatenate([np.linalg.norm(x_nD, axis=1) for *_, x_nD in sample.blocks(held=None)])
     low, high = float(lengths.min()), float(lengths.max())
     if not 0 < high * (1 - _MAX_LENGTH_SPREAD) <= low:
-        raise ConfigError(f"metric=cosine is for codes of vectors of one length, and {sample.name} has {low:.4g} to "
-                          f"{high:.4g}: divide vectors by their lengths before they are encoded")  # fmt: skip
+        raise ConfigError(f"metric=cosine is for codes of vectors of one length, not of {low:.4g} to {high:.4g} "
+                          f"as in {sample.name}: encode vectors of one length, or give metric=l2")  # fmt: skip
     return float(lengths.mean())
 
 
@@ -267,7 +272,6 @@ def _index_key(index_key: str | None, num_lists: int, file: CodeFile) -> str:
 
 def _check_output(output: Path, metric: str, pairwise, index_key: str | None, overwrite: bool) -> bool:
     """Whether the index is to be a faiss file; raises ConfigError unless `output` can be that or a folder."""
-    Metric(metric)
     if output.suffix.lower() == FAISS_SUFFIX and not is_directory(output):
         if metric == "cosine" or pairwise is not None:
             raise ConfigError("faiss files store no metric=cosine or pairwise_decoder=: write a folder, output=NAME")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qinco.atomic import user_path
 from qinco.codec.codec import Codec
 from qinco.codec.plan import read_centroids
 from qinco.compat.encoded_sets import read_npz_sizes
@@ -16,7 +17,7 @@ from qinco.store.code_files import is_directory
 from qinco.store.code_folder import CodeFolder
 from qinco.store.codes import Codes
 from qinco.vectors.mapped import release_pages
-from qinco.vectors.rows import VectorSource, as_source, fingerprint
+from qinco.vectors.rows import VectorSource, as_source, check_not_empty, fingerprint
 
 BLOCK_ROWS = 1 << 17
 _MAX_ROUNDING = 1e-3  # of the centroids' spread: what normalising and back costs in float32
@@ -71,7 +72,7 @@ def open_codes(
     """Open Codes, an array, a path, or a CodeFile; arrays, .npy, .ivecs and .raw need `codec`, or M and K."""
     if isinstance(codes, CodeFile):
         return codes
-    is_file = isinstance(codes, str | os.PathLike)
+    codes, is_file = user_path(codes), isinstance(codes, str | os.PathLike)
     sizes, facts = _facts(Path(codes)) if is_file else ((None, None), {})
     if codec is not None:
         sizes = codec.num_codes, codec.config.codebook_size
@@ -86,9 +87,8 @@ def open_codes(
     found = Codes.load(codes, codec, **sizes) if is_file else Codes.of(codes)
     if found.dtype.kind not in "iu" or found.shape[1] != (num_codes or found.shape[1]):
         what = f"{found.dtype} of {found.shape[1]} columns"
-        raise DataError(f"{found.name} holds {what}: codes are integers, {num_codes} a vector")
-    if not len(found):
-        raise DataError(f"{found.name} holds no codes")
+        raise DataError(f"{found.name} must hold integers, {num_codes} a vector, not {what}")
+    check_not_empty(found)
     facts.setdefault("num_lists", None if found.has_lists else 0)
     return CodeFile(found, codebook_size, **facts)
 
@@ -119,11 +119,11 @@ def training_vectors(file: CodeFile, vectors) -> VectorSource:
     """The vectors that codes stand for; raises DataError where they do not match."""
     source = as_source(vectors)
     if file.dim not in (None, source.dim) or len(file) > len(source):
-        wanted = f"{len(file)} vectors of {file.dim or source.dim} dimensions"
-        raise DataError(f"{file.name} holds codes of {wanted}, and {source.name} has the shape {source.shape}")
+        wanted = f"({len(file)}, {file.dim or source.dim})"
+        raise DataError(f"{source.name} must be what was encoded to {file.name}, {wanted}, not {source.shape}")
     source = source.limit(len(file))
     if file.source is not None and fingerprint(source) != file.source:
-        raise DataError(f"{file.name} holds codes of other vectors than {source.name}: give the vectors encoded")
+        raise DataError(f"{source.name} must be the vectors that were encoded to {file.name}, not others")
     return source
 
 
@@ -132,14 +132,15 @@ def list_centroids(file: CodeFile, codec: Codec | None, centroids, dim: int) -> 
     given_VD = None if centroids is None else read_centroids(centroids, dim)
     if not file.codes.has_lists:
         if given_VD is not None and codec is None and len(given_VD) > 1:
-            raise ConfigError(f"{file.name} holds codes without lists: give the codec (model=), to assign its "
+            raise ConfigError(f"there are no lists in {file.name}: give the codec (model=), to assign its "
                               "reconstructions to the centroids; or leave ivf_centroids= out")  # fmt: skip
         return given_VD
     if codec is None:
         if given_VD is None:
-            raise ConfigError(f"{file.name} holds codes of an IVF codec: give its ivf_centroids=, or model=")
+            raise ConfigError(f"there are lists in {file.name}: give the IVF codec (model=) or its ivf_centroids=")
         if file.num_lists not in (None, len(given_VD)):
-            raise DataError(f"there are {len(given_VD)} centroids, and {file.name} is of {file.num_lists} lists")
+            wanted = f"{file.num_lists}, one for each list of {file.name}"
+            raise DataError(f"the number of centroids must be {wanted}, not {len(given_VD)}")
         return given_VD
     if given_VD is not None and not same_centroids(given_VD, codec.coarse_centroids):
         raise DataError("ivf_centroids= are others than the codec was trained with: leave it out")

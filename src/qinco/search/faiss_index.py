@@ -17,7 +17,7 @@ from qinco.search.code_file import same_centroids
 from qinco.search.index_file import check_codec_of
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import Metric
-from qinco.search.parts import IndexParts
+from qinco.search.parts import Fitted, IndexParts
 from qinco.search.scan import ENTRIES, Shortlist
 from qinco.search.tables import LEVEL_ROWS, SearchTables
 from qinco.store.codes import Codes
@@ -31,7 +31,7 @@ def from_faiss(path: str | os.PathLike, codec: Codec | None = None) -> IndexPart
     nothing = np.empty((0, found.num_codes), np.uint8), np.empty(0, np.int32), np.empty(0, np.int64)
     codes, lists, _ = next(found.blocks(LEVEL_ROWS), nothing)
     fitted, vectors = SearchTables.fit(tables.lookup, codes, lists, tables.metric), _FaissLists(found)
-    return IndexParts(fitted, [fill_lists(fitted, cast(Codes, vectors), vectors.ids)])
+    return IndexParts(fitted, [fill_lists(fitted, cast(Codes, vectors), vectors.ids)], fitted=Fitted(tables=len(found)))
 
 
 def scanned_by_faiss(path: str | os.PathLike, codec: Codec | None = None) -> IndexParts:
@@ -58,7 +58,7 @@ class _FaissTables:
         self.metric = Metric("inner_product" if index.inner_product else "l2")
         self.coarse = index if index.has_graph else None
 
-    def shortlist(self, queries_QD, num_short, options, segments, admitted, threads) -> Shortlist:
+    def shortlist(self, queries_QD, num_short, options, segments, admitted, threads, least) -> Shortlist:
         with faiss_threads(threads):
             return Shortlist(*self._index.shortlist(queries_QD, num_short, options.nprobe, options.ef_search))
 

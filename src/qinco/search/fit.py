@@ -14,18 +14,20 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
 from qinco.codec.plan import check_values
+from qinco.config import accepts_keys, require_int, require_number
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codebook_size, check_memory
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import nearest
-from qinco.maths.devices import to_device
-from qinco.progress import Progress, ProgressOption, reporting, silent
+from qinco.maths.devices import num_threads, to_device
+from qinco.progress import Progress, ProgressOption, counted, reporting, silent
 from qinco.search.code_file import CodeFile, list_centroids, open_codes, training_vectors
 from qinco.store.codes import Codes
 from qinco.store.decoder import load_pairwise, save_pairwise
+from qinco.vectors.formats import input_files
 from qinco.vectors.rows import VectorSource, as_source
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ _HELD_OUT = 20  # one in so many training vectors is held out for validation
 _MIN_HELD_OUT = 50
 _MAX_MOVED = 0.25  # refitted centroids stay within this fraction of the centroids' variance
 _ENCODED_ROWS = 100_000
+_MANY, _ANY_CODES, _FEW = 50, 2, 5  # vectors for each row of the tables
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class FitSample:
     """Codes in memory, and `read`, which gives the vectors, float32 (n, D), of n positions in them.
 
     If it `holds_out`, nothing is fitted to one vector in 20, unless the rest would be too few. Messages call the
-    vectors `name`.
+    vectors `name`. The last `num_added` codes are no vectors' (see `with_any_codes`).
     """
 
     codes: Codes
@@ -51,12 +54,14 @@ class FitSample:
     name: str
     dim: int
     holds_out: bool = True
+    num_added: int = 0
 
     @cached_property
     def is_held_T(self) -> np.ndarray:
         """Which vectors are held out, bool (T,)."""
-        count = len(self.codes)
-        return (np.arange(count) % _HELD_OUT == 0) & (self.holds_out and count >= _MIN_HELD_OUT * _HELD_OUT)
+        numbers, count = np.arange(len(self.codes)), len(self.codes) - self.num_added
+        holds_out = self.holds_out and count >= _MIN_HELD_OUT * _HELD_OUT
+        return (numbers % _HELD_OUT == 0) & (numbers < count) & holds_out
 
     @classmethod
     def of_vectors(cls, codes: Codes, source: VectorSource, rows_T: np.ndarray, holds_out: bool = True) -> "FitSample":
@@ -75,6 +80,40 @@ class FitSample:
         """Codes with their reconstructions: nothing is fitted to what the codec has lost, which codes cannot tell."""
         own = codes_of_codec(codec, codes)
         return cls(codes, lambda part: codec.decode(own[part], precision="auto"), name, codec.dim, holds_out)
+
+    def with_any_codes(self, codec: Codec, centroids_VD: np.ndarray | None, seed: int) -> "FitSample":
+        """With decoded random codes, where vectors are too few to show all that codes can be: tables suit others, too.
+
+        Their lists are random in an IVF codec, else those of the nearest centroids (the first list if None).
+        """
+        size, steps = codec.config.codebook_size, codec.num_codes
+        if (count := len(self.codes)) >= _MANY * size * steps:
+            return self
+        generator, more = np.random.default_rng(seed), _ANY_CODES * size * steps
+        added = Codes(generator.integers(0, size, (more, steps)).astype(self.codes.dtype))
+        if self.codes.has_lists:
+            lists = np.zeros(more, np.int32)
+            if codec.is_ivf:
+                lists = generator.integers(0, codec.config.num_lists, more).astype(np.int32)
+            elif centroids_VD is not None:
+                lists = assign_decoded(codec, added, centroids_VD)
+            added = added.with_lists(lists)
+
+        def read(positions_n: np.ndarray) -> np.ndarray:
+            is_own = positions_n < count
+            x_nD = np.empty((len(positions_n), self.dim), np.float32)
+            x_nD[is_own] = self.read(positions_n[is_own])
+            some = codes_of_codec(codec, added[positions_n[~is_own] - count])
+            x_nD[~is_own] = codec.decode(some, precision="auto")
+            return x_nD
+
+        return replace(self, codes=Codes.concatenate([self.codes, added]), read=read, num_added=more)
+
+    def warn_of_few(self, codebook_size: int) -> None:
+        count, rows = len(self.codes), self.codes.shape[1] * codebook_size
+        if count < _FEW * rows:
+            log.warning("%s: tables of %d rows are fitted to %d vectors, and suit few others: %d or more are better",
+                        self.name, rows, count, _FEW * rows)  # fmt: skip
 
     def blocks(self, report: Progress = silent, held: bool | None = False) -> Iterator[tuple]:
         """Codes (n, M), lists (n,) or None, and vectors float32 (n, D): to fit to, held out, or all (None)."""
@@ -111,14 +150,19 @@ class FitSample:
 
 @dataclass(frozen=True)
 class FittedDecoder(Generic[Decoder]):
-    """A decoder fitted to `num_vectors`, its mean squared error on others, and that of its look-up tables alone."""
+    """A decoder fitted to `num_vectors`, its mean squared error on others, and its tables' and the codec's.
+
+    All of them are lower than on other vectors if the codec was trained on these.
+    """
 
     decoder: Decoder
     mse: float
     mse_lookup: float
     num_vectors: int
+    mse_neural: float | None = None
 
 
+@accepts_keys(M="num_codes", K="codebook_size")
 def fit_lookup_decoder(
     vectors, codes=None, *, codec: Codec | None = None, centroids=None, num_codes: int | None = None,
     codebook_size: int | None = None, num_training: int | None = None, seed: int = 0, progress: ProgressOption = None,
@@ -147,15 +191,19 @@ def fit_lookup_decoder(
             if codec is None:
                 raise ConfigError("codes=None needs a codec to encode the vectors with")
             vectors = as_source(vectors)
-            vectors = vectors.take(sample_rows(len(vectors), num_training or _ENCODED_ROWS, seed))
+            vectors = vectors.take(
+                sample_rows(len(vectors), _ENCODED_ROWS if num_training is None else num_training, seed)
+            )
             codes = codec.encode(vectors, progress=report)
         file = open_codes(codes, codec, num_codes, codebook_size)
         sample, centroids_VD = draw_sample(file, vectors, codec, centroids, num_training, seed, report)
+        sample.warn_of_few(file.codebook_size)
         lookup = fit_lookup(sample, file.codebook_size, centroids_VD, report=report)
         mse = sample.validated_mse(lookup)
         return FittedDecoder(lookup, mse, mse, int((~sample.is_held_T).sum()))
 
 
+@accepts_keys(M="num_codes", K="codebook_size")
 def fit_pairwise_decoder(
     vectors, codes, *, codec: Codec | None = None, centroids=None, pairs_per_code: float = 2.0, dtype: str = "float32",
     num_codes: int | None = None, codebook_size: int | None = None, num_training: int | None = None, seed: int = 0,
@@ -167,11 +215,15 @@ def fit_pairwise_decoder(
     With a codec the tables are fitted to its reconstructions, if that decodes held-out vectors better.
 
     Args:
-        vectors: as all that is not described here, as in `fit_lookup_decoder`.
+        vectors, codes, codec, centroids, num_codes, codebook_size, num_training, seed, progress: as in
+            `fit_lookup_decoder`, but `codes` must be given.
         pairs_per_code: pairs of codes at most, in multiples of M.
         dtype: of the pairs' tables, "float32" or "float16".
         output: .safetensors file to write, or .pt, the authors' form, for which the lists' centroids stay as they are.
         overwrite, inputs: replace `output`; more files that are read, which it must not replace.
+
+    Returns:
+        FittedDecoder; `qinco.evaluate_decoder` measures its `decoder` on vectors that the codec was not trained on.
 
     Example:
         >>> fitted = fit_pairwise_decoder("train.fvecs", "train_codes", codec=codec, dtype="float16")
@@ -182,20 +234,24 @@ def fit_pairwise_decoder(
     if suffix not in (".safetensors", ".pt"):
         raise ConfigError(f"output={output}: pairwise decoders are written to .safetensors or .pt (the authors') files")
     if output is not None:
-        check_output(output, overwrite=overwrite, inputs=[*inputs, vectors, codes, centroids])
+        check_output(output, overwrite=overwrite, inputs=[*inputs, *input_files(vectors, codes, centroids)])
+    require_number("pairs_per_code", pairs_per_code, above=0)
     file = open_codes(codes, codec, num_codes, codebook_size)
     check_codebook_size(file.codebook_size)
     with reporting(progress) as report:
         sample, centroids_VD = draw_sample(file, vectors, codec, centroids, num_training, seed, report)
+        sample.warn_of_few(file.codebook_size)
         streams = file.num_codes + (0 if centroids_VD is None else LIST_STREAMS)
         num_pairs = min(max(1, round(pairs_per_code * file.num_codes)), streams * (streams - 1) // 2)
         count, number = int((~sample.is_held_T).sum()), np.dtype(dtype).type
         size = check_memory(count, num_pairs, file.codebook_size, sample.dim, number)
-        log.info("fitting at most %d pairs of codes to %s vectors: %s", num_pairs, f"{count:,}", size)
+        some = f"at most {counted(num_pairs, 'pair')} of codes to {counted(count, 'vector')}"
+        log.info("fitting %s: %s", some, size)
         fit = {"codebook_size": file.codebook_size, "centroids_VD": centroids_VD, "moves_centroids": suffix != ".pt"}
         target, lookup = sample, fit_lookup(sample, **fit, report=report)
-        mse_lookup = sample.validated_mse(lookup)
+        mse_lookup, mse_neural = sample.validated_mse(lookup), None
         if codec is not None:
+            mse_neural, _ = sample.mse(lambda *of: codec.decode(codes_of_codec(codec, Codes(*of)), precision="auto"))
             decoded = FitSample.decoded(codec, sample.codes, sample.name, holds_out=True)
             other = fit_lookup(decoded, **fit, report=report)
             if sample.mse(other.decode)[0] <= mse_lookup:
@@ -207,14 +263,14 @@ def fit_pairwise_decoder(
         decoder = PairwiseDecoder.fit(*data, num_pairs=num_pairs, dtype=number, seed=seed, progress=report)
         if output is not None:
             save_pairwise(output, decoder)
-        return FittedDecoder(decoder, sample.mse(decoder.decode)[0], mse_lookup, count)
+        return FittedDecoder(decoder, sample.mse(decoder.decode)[0], mse_lookup, count, mse_neural)
 
 
 def draw_sample(
     file: CodeFile, vectors, codec: Codec | None, centroids, num_training: int | None, seed: int, report: Progress
 ) -> tuple[FitSample, np.ndarray | None]:
     """A sample of codes, in lists where there are centroids, with vectors (None: reconstructions); and centroids."""
-    rows_T = sample_rows(len(file), num_training or 1_000_000, seed)
+    rows_T = sample_rows(len(file), 1_000_000 if num_training is None else num_training, seed)
     target = codec if vectors is None else training_vectors(file, vectors)
     if target is None:
         raise ConfigError("without training vectors a codec is needed, to whose reconstructions tables are fitted")
@@ -232,7 +288,7 @@ def fit_lookup(
 ) -> LookupDecoder:
     """Look-up tables, added to centroids, float32 (V, D), where there are some; these are refitted, too, by default."""
     if not (~sample.is_held_T).any():
-        raise DataError(f"{sample.name} holds no vectors to fit look-up tables to")
+        raise DataError(f"{sample.name} must not be empty: look-up tables are fitted to vectors")
     sizes = sample.codes.shape[1], codebook_size
     lookup = LookupDecoder.fit(sample.blocks(report), *sizes, centroids_VD)
     if centroids_VD is not None and moves_centroids:
@@ -259,8 +315,10 @@ def open_pairwise(
     """A pairwise decoder, or the file of one, for codes in lists of these centroids; None for None."""
     if pairwise is None:
         return None
-    is_file = not isinstance(pairwise, PairwiseDecoder)
-    decoder, name = (load_pairwise(pairwise, num_codes), pairwise) if is_file else (pairwise, "the pairwise decoder")
+    decoder, name = pairwise, "the pairwise decoder"
+    if not isinstance(decoder, PairwiseDecoder):
+        name = user_path(pairwise)
+        decoder = load_pairwise(name, num_codes)
     sizes = {"M": (decoder.num_codes, num_codes), "K": (decoder.codebook_size, codebook_size), "D": (decoder.dim, dim)}
     if decoder.num_lists:
         sizes["number of lists"] = decoder.num_lists, 0 if centroids_VD is None else len(centroids_VD)
@@ -288,7 +346,7 @@ def assign_decoded(codec: Codec | None, codes: Codes, centroids_VD, report: Prog
     assert codec is not None
     on_device = to_device(centroids_VD, codec.device)
     for first, block in codec.decode_blocks(codes, "auto"):
-        found_N = torch.as_tensor(nearest(to_device(block, codec.device), on_device, torch.get_num_threads()))
+        found_N = torch.as_tensor(nearest(to_device(block, codec.device), on_device, num_threads()))
         lists_N[first : first + len(block)] = found_N.cpu().numpy()
         report("assigning vectors to lists", first + len(block), len(codes))
     return lists_N
@@ -296,6 +354,8 @@ def assign_decoded(codec: Codec | None, codes: Codes, centroids_VD, report: Prog
 
 def sample_rows(count: int, most: int, seed: int) -> np.ndarray:
     """At most `most` of `count` row numbers, drawn at random, in ascending order."""
+    require_int("num_training (search.aq_training_samples)", most)
+    require_int("seed", seed, 0)
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))

@@ -1,31 +1,37 @@
 """`Index`: vectors in inverted lists as codes, searched compressed (QINCo2 paper, section 4)."""
 
+import logging
 import os
-import threading
 from dataclasses import replace
-from numbers import Integral
+from numbers import Real
+from operator import index
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from qinco.atomic import user_path, write_content
 from qinco.codec.codec import Codec
-from qinco.config import require_int
+from qinco.config import accepts_keys, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.errors import ConfigError, DataError
-from qinco.progress import ProgressOption, reporting
-from qinco.search.build import build_parts, fill_lists, prepared
+from qinco.errors import ConfigError
+from qinco.maths.devices import num_threads
+from qinco.progress import ProgressOption, counted, reporting
+from qinco.search.edit import EditableIndex, decode_ids
 from qinco.search.faiss_index import from_faiss
-from qinco.search.fit import assign_decoded
-from qinco.search.ids import admitted_ids, as_ids, check_new, next_ids
-from qinco.search.index_file import load_parts, save_parts
+from qinco.search.grow import build_parts
+from qinco.search.ids import admitted_ids
+from qinco.search.index_file import from_bytes, holds_newer, load_parts, save_parts, to_bytes
 from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.timing import tune
+from qinco.search.metric import choose_metric
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
 from qinco.search.parts import IndexParts
-from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, as_queries, plan_stages, search_queries
+from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, plan_stages, search_queries
+from qinco.search.range_search import search_ranges
 from qinco.search.scan import make_filter
-from qinco.vectors.rows import as_source
+from qinco.vectors.rows import VectorSource, as_queries, check_dim
+
+log = logging.getLogger(__name__)
 
 
 def _part(name: str, doc: str) -> property:
@@ -33,12 +39,12 @@ def _part(name: str, doc: str) -> property:
 
     def change(self, value) -> None:
         with self._changing:
-            self.parts = replace(self.parts, **{name: value})
+            self.parts = self.parts.given(name, value)
 
     return property(lambda self: getattr(self.parts, name), change, doc=doc)
 
 
-class Index:
+class Index(EditableIndex):
     """Vectors in inverted lists, compressed by a codec (None: searched by its tables alone); see `build` and `load`.
 
     Threads may search at the same time, also while another thread adds or removes vectors. A search uses as many
@@ -52,10 +58,8 @@ class Index:
     """
 
     def __init__(self, codec: Codec | None, parts: IndexParts):
-        if codec is not None and parts.codec_fingerprint is None:
-            parts = replace(parts, codec_fingerprint=codec.fingerprint())
-        self.codec, self.parts, self.batch_bytes = codec, parts, BATCH_BYTES
-        self._changing = threading.Lock()
+        super().__init__(codec, parts)
+        self.batch_bytes = BATCH_BYTES
 
     def __getstate__(self):
         raise TypeError("an Index cannot be copied or pickled: save it, and load it where it is needed")
@@ -65,7 +69,11 @@ class Index:
 
     def __contains__(self, id) -> bool:
         """Whether a vector has this id."""
-        return isinstance(id, Integral) and any((ids == id).any() for ids in self.parts.ids)
+        try:
+            number = index(id)
+        except TypeError:
+            return False
+        return any((ids == number).any() for ids in self.parts.ids)
 
     def __getitem__(self, id) -> np.ndarray:
         """The decoded vector of an id, float32 (D,), or of n ids, (n, D): see `reconstruct`."""
@@ -76,11 +84,12 @@ class Index:
     def __repr__(self) -> str:
         pairwise = "" if self.pairwise is None else ", pairwise"
         return (
-            f"Index({len(self):,} vectors, dim={self.dim}, num_lists={self.num_lists}, metric={self.metric!r}, "
-            f"{self.bytes_per_vector:.2f} bytes a vector{pairwise})"
+            f"Index({counted(len(self), 'vector')}, dim={self.dim}, num_lists={self.num_lists}, "
+            f"metric={self.metric!r}, {self.bytes_per_vector:.2f} bytes a vector{pairwise})"
         )
 
     dim = d = property(lambda self: self.tables.lookup.dim, doc="Dimension of the vectors.")
+    is_trained = property(lambda self: True, doc="Always: an index is built with its tables.")
     ntotal = property(__len__, doc="Number of vectors.")
     num_lists = property(lambda self: self.tables.num_lists, doc="Number of inverted lists.")
     metric = property(lambda self: self.tables.metric.name, doc='"l2", "inner_product" or "cosine".')
@@ -100,11 +109,11 @@ class Index:
     @classmethod
     def build(
         cls, codec: Codec, vectors, num_lists: int | None = None, ids=None, pairwise: bool = False, *,
-        metric: str = "l2", seed: int = 0, progress: ProgressOption = None,
+        metric: str | None = None, seed: int = 0, codes=None, progress: ProgressOption = None,
     ) -> "Index":  # fmt: skip
         """Encode vectors and make an index of them in memory. `build_index` makes one from code files of any size.
 
-        The look-up tables are fitted to these vectors and not by `add`: begin with a hundred thousand or more.
+        It may begin with a few vectors and grow: see `add`.
 
         Args:
             codec: Codec of at most 256 codewords a step.
@@ -113,13 +122,25 @@ class Index:
                 None. An IVF codec has its own lists.
             ids: (N,) different integers from 0 on; 0 to N − 1 if None.
             pairwise: also fit a PairwiseDecoder, whose tables take 2 · M · K² · D numbers of 2 bytes.
-            metric: "l2", "inner_product" or "cosine".
+            metric: "l2", "inner_product" or "cosine"; if None what the file states (ann-benchmarks' HDF5), else "l2".
             seed: of the partition and of the samples that tables are fitted to.
+            codes: of the first vectors, which are not encoded again: those of an interrupted call.
             progress: see `qinco.progress`.
+
+        Raises:
+            KeyboardInterrupt: with an attribute `codes`, those of the first vectors.
+
+        Example:
+            >>> try:
+            ...     index = Index.build(codec, vectors)
+            ... except KeyboardInterrupt as stop:
+            ...     codes = stop.codes
+            >>> index = Index.build(codec, vectors, codes=codes)
         """
         with reporting(progress) as report:
-            return cls(codec, build_parts(codec, vectors, num_lists, ids, pairwise, metric, seed, report))
+            return cls(codec, build_parts(codec, vectors, num_lists, ids, pairwise, metric, seed, codes, report))
 
+    @accepts_keys(SearchOptions)
     def search(
         self, queries, k: int = 10, nprobe: int | None = None, num_short: int | None = None, filter=None, *,
         num_mid: int | None = None, ef_search: int | None = None, precision: str = "auto",
@@ -129,10 +150,10 @@ class Index:
         Args:
             queries: (Q, D) array, tensor, path or VectorSource; or one query (D,), which gives results (k,).
             k: results for each query.
-            nprobe: lists that are scanned.
+            nprobe: lists that are scanned; more, where these hold fewer than k vectors.
             num_short: vectors that the network decodes, at least k; 0: none, distances are those of the tables.
-            filter: ids that may be found: an array or set of them, or a faiss.IDSelector. More lists are scanned until
-                `num_short` such vectors are found or no list is left.
+            filter: ids that may be found: an array or column, set, range or slice of them, or a faiss.IDSelector. More
+                lists are scanned until `num_short` such vectors are found or no list is left.
             num_mid: vectors that the pairwise decoder decodes, if there is one; 0: none.
             ef_search: effort of the graph search for lists, where there are many.
             precision: of the network: "auto" is bf16 where that is fast, with distances within about a per mille.
@@ -148,130 +169,161 @@ class Index:
         if num_short is not None and num_mid is None:
             given["num_mid"] = None  # it was fitted to another length
         options = replace(self.options, **given)
-        source, is_single = as_queries(queries)
-        if source.dim != self.dim:
-            raise DataError(f"{source.name} have {source.dim} dimensions, the index holds vectors of {self.dim}")
+        source, is_single = self._queries(queries)
         parts = self.parts
-        allowed = None if filter is None else admitted_ids(filter, parts.ids)
+        allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
         pipeline = self.pipeline(options, k, parts=parts, allowed=allowed, precision=precision)
         scanned = min(options.nprobe, self.num_lists)
         found = search_queries(pipeline, source, k, scanned, self.tables.lookup.num_codes, self.batch_bytes)
         return tuple(column[0] for column in found) if is_single else found
 
+    def search_and_reconstruct(self, queries, k: int = 10, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`search`, with the decoded vectors, float32 (Q, k, D), which are NaN where nothing was found."""
+        current = Index(self.codec, self.parts)  # as it is at this moment
+        current.batch_bytes = self.batch_bytes
+        distances, ids = current.search(queries, k, **options)
+        return distances, ids, decode_ids(current.codec, current.parts, ids, skips_unknown=True)
+
+    def range_search(
+        self, queries, radius: float, nprobe: int | None = None, filter=None, *, ef_search: int | None = None,
+        precision: str = "auto",
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+        """Find all vectors whose squared distance is below a radius, or whose similarity is above it.
+
+        Every vector in the `nprobe` lists nearest to a query is decoded and compared exactly, without shortlists. What
+        is approximate: vectors in other lists are not found, and vectors are what their codes decode to.
+
+        Args:
+            queries: (Q, D), or one (D,), as `search` takes them.
+            radius: a squared L2 distance, inner product or cosine similarity, by the metric of the index.
+            nprobe: lists that are scanned, those of `self.options` if None; `num_lists` for all.
+            filter, ef_search, precision: as in `search`, but that a filter lets no more lists be scanned.
+
+        Returns:
+            As in faiss `lims`, int64 (Q + 1,), distances, float32, and ids, int64: those of query i, nearest first, are
+            `ids[lims[i] : lims[i + 1]]`.
+        """
+        if not isinstance(radius, Real) or np.isnan(radius):
+            raise ConfigError(f"radius must be a number, a squared distance or a similarity, not {radius!r}")
+        given = {"nprobe": nprobe, "ef_search": ef_search}
+        options = replace(self.options, **{name: value for name, value in given.items() if value is not None})
+        (source, _), parts = self._queries(queries), self.parts
+        allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
+        decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision)
+        return search_ranges(parts, decoder, source, float(radius), options, allowed)
+
+    def _queries(self, queries) -> tuple[VectorSource, bool]:
+        source, is_single = as_queries(queries)
+        choose_metric(None, queries, own=self.metric)
+        check_dim(source, self.dim, "the index")
+        return source, is_single
+
     def pipeline(
-        self, options: SearchOptions, k: int, *, parts: IndexParts | None = None, allowed: np.ndarray | None = None,
-        precision: str = "auto", decoder: str = "neural",
+        self, options: SearchOptions, k: int, *, parts: IndexParts | None = None,
+        allowed: np.ndarray | range | None = None, precision: str = "auto", decoder: str = "neural", fills: bool = True,
     ) -> Pipeline:  # fmt: skip
-        """The scan and stages of one search, down to a last decoder; `allowed` ids are int64 and ascending, or None."""
+        """The scan and stages of one search, down to a last decoder; `allowed` as of `admitted_ids`, or None.
+
+        If it `fills`, more than `nprobe` lists are scanned where these hold fewer than k vectors.
+        """
         parts = self.parts if parts is None else parts
         admitted = None if allowed is None else make_filter(allowed)
         count = len(parts) if allowed is None else min(len(parts), len(allowed))
 
         def scan(queries_QD: np.ndarray, length: int):
-            threads = torch.get_num_threads()
-            return parts.tables.shortlist(queries_QD, length, options, parts.segments, admitted, threads)
+            threads = num_threads()
+            least = min(k, count) if fills else 0
+            return parts.tables.shortlist(queries_QD, length, options, parts.segments, admitted, threads, least)
 
         neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
         length, stages = plan_stages(options, k, None if decoder == "lookup" else parts.pairwise, neural)
-        return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric)
+        return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric, parts.zeros)
 
-    def add(self, vectors, ids=None, *, progress: ProgressOption = None) -> np.ndarray:
-        """Encode vectors and add them. They are on disk when `save` is called.
+    def save(self, folder, *, overwrite: bool = False) -> None:
+        """Write the index to a folder, whole or not at all; an index that is there is replaced.
 
-        Args:
-            vectors: (N, D) array, tensor, path or VectorSource.
-            ids: (N,) different integers that the index does not hold; the next free ones if None.
-            progress: see `qinco.progress`.
+        Instead of a folder, a binary file object is written to.
 
-        Returns:
-            The ids, int64 (N,).
+        A folder that this index was loaded from or saved to, and that has been saved by another process or Index since,
+        is left alone (ConfigError) unless `overwrite` is given: `reload` and repeat the changes.
         """
-        if self.codec is None:
-            raise ConfigError("the index has no codec to encode with: load it with codec=")
-        source, tables = as_source(vectors), self.tables
-        self.codec.check_dim(source)
-        given = None if ids is None else as_ids(ids, len(source))
-        with reporting(progress) as report:
-            codes = self.codec.encode(prepared(source, tables.metric), progress=report)
-            if not codes.has_lists:
-                codes = codes.with_lists(assign_decoded(self.codec, codes, tables.centroids_VD, report))
-            with self._changing:
-                if given is None:
-                    given = next_ids(self.parts.next_id, len(source))
-                else:
-                    check_new(given, self.parts.ids, self.parts.next_id)
-                if len(source):
-                    added = fill_lists(tables, codes, given, report)
-                    self.parts = self.parts.with_vectors(added, max(self.parts.next_id, int(given.max()) + 1))
-        return given
-
-    def remove(self, ids) -> int:
-        """Remove vectors of one id, several, or a faiss.IDSelector, and return their number; unknown ids are ignored.
-
-        The change is on disk when `save` is called.
-        """
+        if hasattr(folder, "write"):
+            return write_content(folder, self.to_bytes())
         with self._changing:
-            before = len(self)
-            self.parts = self.parts.without(admitted_ids([ids] if isinstance(ids, Integral) else ids, self.parts.ids))
-            return before - len(self)
-
-    def reconstruct(self, id) -> np.ndarray:
-        """Decode the vector of an id, float32 (D,), or those of n ids, (n, D); raises DataError for unknown ids.
-
-        With metric "cosine" they have the length of the codec's training vectors.
-        """
-        wanted = as_ids(np.atleast_1d(np.asarray(id)), None)
-        parts = self.parts
-        decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, "float32")
-        decoded_ND = np.full((len(wanted), self.dim), np.nan, np.float32)
-        found = np.zeros(len(wanted), bool)
-        for segment in parts.segments:
-            positions = np.flatnonzero(np.isin(segment.ids, wanted))
-            positions = positions[np.argsort(segment.ids[positions])]
-            here = np.isin(wanted, segment.ids[positions])
-            rows = positions[np.searchsorted(segment.ids[positions].astype(np.int64), wanted[here])]
-            block = decoder.decode(segment.rows(rows)[0], segment.lists_of(rows))
-            decoded_ND[here] = block.cpu().numpy() if isinstance(block, torch.Tensor) else block
-            found |= here
-        if not found.all():
-            raise DataError(f"id {wanted[~found][0]} is not in the index, which holds {len(parts)} vectors")
-        return decoded_ND if np.ndim(id) else decoded_ND[0]
-
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write the index to a folder, whole or not at all; an index that is there is replaced."""
-        with self._changing:
-            save_parts(self.codec, self.parts, folder)
+            self.parts = save_parts(self.codec, self.parts, folder, overwrite)
+            self._saved = self.parts.segments
 
     @classmethod
     def load(cls, folder, mmap: bool = True, *, codec: Codec | None = None, device: str = "cpu") -> "Index":
         """Read what `save` or `build_index` wrote, or a faiss file (.faissindex); executes no code.
 
         Args:
+            folder: the folder or file; or a binary file object, or bytes, that hold one.
             mmap: leave the vectors on disk until they are searched.
             codec: for an index that was written without its codec, the one that made its codes.
             device: where the codec of the folder is loaded.
         """
+        if hasattr(folder, "read") or isinstance(folder, bytes | bytearray | memoryview):
+            return cls.from_bytes(folder, codec=codec, device=device)
         if not isinstance(folder, str | os.PathLike):
             raise ConfigError(f"an index is named by its folder or file, not {folder!r:.100}")
-        if (path := Path(folder)).suffix.lower() == ".faissindex" and not path.is_dir():
+        if (path := Path(user_path(folder))).suffix.lower() == ".faissindex" and not path.is_dir():
             return cls(codec, from_faiss(path, codec))
-        return cls(*load_parts(folder, mmap, codec, device))
+        return cls(*load_parts(path, mmap, codec, device))
+
+    def __enter__(self) -> "Index":
+        return self
+
+    def __exit__(self, *error) -> None:
+        """Changes are only saved by `save`."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the folder that the index was loaded from, or last saved to, holds nothing newer: see `reload`."""
+        return not holds_newer(self.parts)
+
+    def reload(self, mmap: bool = True) -> bool:
+        """Read again the folder that the index was loaded from or last saved to; returns whether it held a newer index.
+
+        Changes that were not saved are dropped, with a warning: repeat them, or save to another folder beforehand.
+        """
+        with self._changing:
+            if not self.parts.generations:
+                raise ConfigError("the index comes from no folder that could be read again: save it, or use Index.load")
+            was_current, folder = self.is_current, next(reversed(self.parts.generations))
+            codec, parts = load_parts(folder, mmap, self.codec, "cpu")
+            if self.parts.segments is not self._saved:
+                log.warning("%s is read again: changes that were not saved are dropped", folder)
+            generations = self.parts.stored(folder, parts.generations[folder]).generations
+            self.codec, self.parts, self._saved = codec, replace(parts, generations=generations), parts.segments
+            return not was_current
+
+    def to_bytes(self) -> bytes:
+        """The index as bytes, those of a zip file of the folder that `save` writes; see `from_bytes`."""
+        return to_bytes(self.codec, self.parts)
+
+    @classmethod
+    def from_bytes(cls, content, *, codec: Codec | None = None, device: str = "cpu") -> "Index":
+        """Read what `to_bytes` returned: bytes, an array of them or a file object; arguments as of `load`."""
+        return cls(*from_bytes(content, codec, device))
 
     def tune(
-        self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, *, progress: ProgressOption = None
-    ) -> SearchOptions:
+        self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, *, metric: str | None = None,
+        progress: ProgressOption = None,
+    ) -> SearchOptions:  # fmt: skip
         """Find the fastest options that reach a recall, and keep them as `options`, which `save` stores.
 
         Args:
             queries: (Q, D), as `search` takes them; a thousand give a reliable figure.
-            ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first.
+            ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first, as for `qinco.sweep`.
             target_recall: share of queries whose nearest neighbour must be among the first k results, above 0.
             k: results that are counted.
+            metric: of the ground truth, which must be that of the index.
 
         Raises:
             ConfigError: no options reach the target; the message says what recall is reached.
         """
-        self.options = tune(self, queries, ground_truth, target_recall, k, progress)
+        self.options = tune(self, queries, ground_truth, target_recall, k, progress, metric=metric)
         return self.options
 
     def evaluate(self, vectors, num_queries: int | None = None, *, progress: ProgressOption = None) -> dict:
@@ -280,16 +332,10 @@ class Index:
 
     def emptied(self) -> "Index":
         """An index with the same codec, tables and options, and no vectors."""
-        return Index(self.codec, replace(self.parts, segments=(), next_id=0))
+        return Index(self.codec, self.parts.emptied())
 
     has_graph = property(lambda self: self.tables.coarse is not None, doc="Whether lists are found by an HNSW graph.")
 
     def with_pairwise(self, pairwise: PairwiseDecoder | None) -> "Index":
         """The same vectors with another decoder for the pairwise stage."""
-        return Index(self.codec, replace(self.parts, pairwise=pairwise))
-
-    def missing_ids(self, ids_N: np.ndarray) -> np.ndarray:
-        """Those of some ids that no vector has."""
-        for ids in self.parts.ids:
-            ids_N = ids_N[~np.isin(ids_N, ids)]
-        return ids_N
+        return Index(self.codec, self.parts.given("pairwise", pairwise))

@@ -1,11 +1,15 @@
 """Index folders: which arrays and files an index consists of, and the settings that tie them together."""
 
+import io
 import os
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from qinco.atomic import read_content, user_path
 from qinco.codec.codec import Codec
 from qinco.config import require_bool, require_int
 from qinco.decoders.lookup import LookupDecoder
@@ -13,27 +17,65 @@ from qinco.errors import ConfigError, DataError
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
-from qinco.search.parts import IndexParts
+from qinco.search.parts import Fitted, IndexParts
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import CoarseGraph, SearchTables
 from qinco.store.decoder import describe_decoder, load_pairwise, save_pairwise
 from qinco.store.folder import FolderWriter, OpenFolder, folder_size, read_folder, write_folder
+from qinco.store.manifest import MANIFEST, token_in
 
 _FILE_SUFFIXES = (".faissindex", ".safetensors", ".pt", ".npy", ".npz", ".json")
-_LISTS = ("starts", "codes", "ids")
+_LISTS, _ZEROS = ("starts", "codes", "ids"), "zeros"
 _SIZES = ("num_lists", "code_size", "codebook_size", "dim")
 CODEC, PAIRWISE, GRAPH = "codec.safetensors", "pairwise.safetensors", "graph.faissindex"
 
 
-def save_parts(codec: Codec | None, parts: IndexParts, folder: str | os.PathLike) -> None:
-    """Write an index to a folder, whole or not at all."""
-    if (path := Path(folder)).suffix.lower() in _FILE_SUFFIXES and not path.is_dir():
+def save_parts(
+    codec: Codec | None, parts: IndexParts, folder: str | os.PathLike, overwrite: bool = False
+) -> IndexParts:
+    """Write an index to a folder, whole or not at all; returns its parts, which know the folder."""
+    require_bool("overwrite", overwrite)
+    if (path := Path(user_path(folder))).suffix.lower() in _FILE_SUFFIXES and not path.is_dir():
         raise ConfigError(f"{path}: an index is saved to a folder, give a name without {path.suffix}")
-    with write_folder(folder, "index", {}) as writer:
+    replaces = None if overwrite else parts.generations.get(os.path.realpath(path))
+    with write_folder(path, "index", {}, replaces) as writer:
         put_parts(writer, codec, parts)
         lists = parts.segments[0] if len(parts.segments) == 1 else InvertedLists.merged(parts.segments)
         for name in _LISTS:
             writer.put(name, getattr(lists, name))
+    return parts.stored(os.path.realpath(path), writer.token)
+
+
+def holds_newer(parts: IndexParts) -> bool:
+    """Whether the folder that was last loaded or saved holds another generation now."""
+    folder = next(reversed(parts.generations), None)
+    return folder is not None and token_in(Path(folder) / MANIFEST, "index") not in (parts.generations[folder], None)
+
+
+def to_bytes(codec: Codec | None, parts: IndexParts) -> bytes:
+    """The files of the folder of an index, in an archive (zip, not compressed)."""
+    content = io.BytesIO()
+    with TemporaryDirectory() as folder:
+        save_parts(codec, parts, folder)
+        with zipfile.ZipFile(content, "w") as archive:
+            for file in sorted(Path(folder).iterdir()):
+                archive.write(file, file.name)
+    return content.getvalue()
+
+
+def from_bytes(content, codec: Codec | None, device: str) -> tuple[Codec | None, IndexParts]:
+    """Read what `to_bytes` made: a bytes-like object, an array of bytes or a binary file object."""
+    content = read_content(content) if hasattr(content, "read") else content
+    with TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                if any(file.compress_type or Path(file.filename).name != file.filename for file in archive.infolist()):
+                    raise ValueError("it is another zip file")
+                archive.extractall(folder)
+        except (TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+            raise DataError(f"the bytes are not those of an index, as to_bytes() returns: {error}") from None
+        codec, parts = load_parts(folder, False, codec, device)
+    return codec, replace(parts, generations={})
 
 
 def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> None:
@@ -50,10 +92,13 @@ def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> N
         "next_id": parts.next_id,
         "codec": codec.fingerprint() if parts.codec_fingerprint is None and codec else parts.codec_fingerprint,
         "options": asdict(parts.options),
+        "fitted": asdict(parts.fitted),
     }
     writer.put("centroids", tables.centroids_VD)
     writer.put("tables", lookup.tables_MKD)
     writer.put("levels", tables.levels)
+    if len(parts.zeros):
+        writer.put(_ZEROS, parts.zeros)
     if tables.coarse is not None:
         writer.file(GRAPH).write_bytes(tables.coarse.serialize())
     if codec is not None:
@@ -79,8 +124,9 @@ def check_codec_of(path: Path, codec: Codec | None, sizes: dict) -> None:
     if codec.is_ivf:
         own["num_lists"] = codec.config.num_lists
     for name, value in own.items():
-        if value != sizes[name]:
-            raise DataError(f"{path} holds codes of another codec: its {name} is {sizes[name]}, not {value}")
+        if value != (found := sizes[name]):
+            name = name.replace("code_size", "num_codes")
+            raise DataError(f"{path} holds codes of another codec: its {name} is {found}, not {value}")
 
 
 def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec | None, IndexParts]:
@@ -88,6 +134,10 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     try:
         metric = Metric(settings["metric"], float(settings["radius"]))
         options, next_id, fingerprint = SearchOptions(**settings["options"]), settings["next_id"], settings["codec"]
+        there = arrays["ids"].size if "ids" in arrays else 0
+        fitted = Fitted(**settings.get("fitted", {"tables": there}))  # older indexes do not say it
+        for name, count in asdict(fitted).items():
+            require_int(f"fitted {name}", 0 if count is None else count, 0)
         num_lists, num_codes, codebook_size, dim = (settings[name] for name in _SIZES)
         for name in _SIZES:
             require_int(name, settings[name], 1)
@@ -114,7 +164,11 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     pairwise = load_pairwise(opened.files[PAIRWISE]) if PAIRWISE in opened.files else None
     if pairwise is not None and pairwise.num_lists and pairwise.centroids_VD is None:
         pairwise = replace(pairwise, centroids_VD=centroids_VD)
-    return codec, IndexParts(tables, [lists], pairwise, options, next_id, fingerprint)
+    zeros = np.array(arrays.get(_ZEROS, np.empty(0, np.int64)))
+    if zeros.ndim != 1 or zeros.dtype != np.int64:
+        raise DataError(f"{path} is damaged: its {_ZEROS} are not int64 (n,)")
+    parts = IndexParts(tables, [lists], pairwise, options, next_id, fingerprint, fitted, zeros=zeros)
+    return codec, parts.stored(os.path.realpath(path), opened.token)
 
 
 def _codec_of(opened: OpenFolder, given, fingerprint: str | None, device: str) -> Codec | None:
@@ -132,8 +186,8 @@ def describe_index(folder: Path) -> dict:
     settings, arrays = opened.settings, opened.arrays
     try:
         num_vectors, bytes_of = len(arrays["ids"]), {name: array.nbytes for name, array in arrays.items()}
-        sizes = {name: settings[name] for name in ("num_lists", "dim", "metric", "code_size", "codebook_size")}
-        fields = {"kind": "index", "num_vectors": num_vectors} | sizes
+        fields = {"kind": "index", "num_vectors": num_vectors, "num_codes": settings["code_size"]}
+        fields |= {name: settings[name] for name in ("num_lists", "dim", "metric", "codebook_size")}
         fields["bytes_per_vector"] = sum(bytes_of[name] for name in _LISTS) / max(1, num_vectors)
         fields["id_bytes"] = arrays["ids"].dtype.itemsize
         fields["table_bytes"] = sum(bytes_of[name] for name in ("centroids", "tables", "levels"))

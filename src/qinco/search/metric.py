@@ -1,16 +1,22 @@
-"""The metrics of an index: squared L2 distance, inner product, cosine similarity.
+"""The metrics of neighbours: squared L2 distance, inner product, cosine similarity.
 
 Internally all are values of which the smallest are nearest. Shape suffixes: N vectors or pairs, D dimension.
 """
 
+import logging
+import os
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
+from qinco.config import METRIC_SPELLINGS, METRICS
 from qinco.errors import ConfigError
+from qinco.vectors.formats import stated_metric
+from qinco.vectors.rows import VectorSource
 
-METRICS = ("l2", "inner_product", "cosine")
+_LONG, _SMALL = 2.0**60, 1e-30
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -18,16 +24,17 @@ class Metric:
     """A metric by its name.
 
     Args:
-        name: "l2", "inner_product" or "cosine".
-        unit_length: for "cosine", that vectors are scaled to before they are encoded: as of the training vectors.
+        name: "l2", "inner_product" or "cosine"; or another name of it, such as "euclidean", "ip" or "angular".
+        unit_length: the length that vectors are scaled to for "cosine", near that of the codec's training vectors.
     """
 
     name: str
     unit_length: float = 1.0
 
     def __post_init__(self):
-        if self.name not in METRICS:
+        if (name := metric_name(self.name)) is None:
             raise ConfigError(f"metric must be one of {', '.join(METRICS)}, not {self.name!r}")
+        object.__setattr__(self, "name", name)
 
     @property
     def scans_inner_products(self) -> bool:
@@ -42,6 +49,17 @@ class Metric:
         has_length = (lengths_N1 > 0) & np.isfinite(lengths_N1)  # NaN and infinity stay, so that checks find them
         return (x_ND * (self.unit_length / np.where(has_length, lengths_N1, 1))).astype(np.float32)
 
+    def scale(self, queries_QD: np.ndarray) -> np.ndarray | None:
+        """Factors, float32 (Q, 1), of queries that are too long for their squares to be float32s, or None.
+
+        Their inner products may be float32s all the same. Powers of two change neither their order nor their digits.
+        """
+        if self.name != "inner_product" or np.abs(queries_QD).max(initial=0) < _LONG:
+            return None
+        _, exponents_Q1 = np.frexp(np.abs(queries_QD).max(1, keepdims=True))
+        return np.exp2(-np.maximum(exponents_Q1, 0)).astype(np.float32) * np.float32(_LONG)
+
+    @np.errstate(over="ignore", invalid="ignore")
     def values(self, queries_ND: np.ndarray | Tensor, x_ND: np.ndarray | Tensor) -> np.ndarray:
         """The value of each pair of a prepared query and a reconstruction, float32 (N,)."""
         if self.name == "l2":
@@ -50,17 +68,51 @@ class Metric:
         products_N = _products(queries_ND, x_ND)
         if self.name == "inner_product":
             return -products_N
-        squares_N = _products(queries_ND, queries_ND) * _products(x_ND, x_ND)
+        squares = _products(queries_ND, queries_ND), _products(x_ND, x_ND)
+        squares_N, lengths_N = squares[0] * squares[1], np.sqrt(squares[0]) * np.sqrt(squares[1])
+        is_exact_N = (squares_N > _SMALL) & (squares_N < 1 / _SMALL)
+        lengths_N = np.where(is_exact_N, np.sqrt(squares_N), np.where(lengths_N > 0, lengths_N, np.inf))
         # As the squared distance of two vectors of length `unit_length`, so that values of all stages compare.
-        return 2 * self.unit_length**2 * (1 - products_N / np.sqrt(np.where(squares_N > 0, squares_N, np.inf)))
+        return 2 * self.unit_length**2 * (1 - products_N / lengths_N)
 
     def distances(self, values: np.ndarray) -> np.ndarray:
         """What `search` returns for values: squared distances, or similarities; ±inf where nothing was found."""
         if self.name == "l2":
             return values
         if self.name == "inner_product":
-            return -values
+            return 0 - values  # no negative zeros
         return np.where(np.isinf(values), -np.inf, 1 - values / (2 * self.unit_length**2)).astype(np.float32)
+
+
+def metric_name(text) -> str | None:
+    """The one of METRICS that has a name, in any spelling; None if there is none."""
+    word = str(text).lower().replace("-", "_").replace(" ", "_")
+    return word if word in METRICS else METRIC_SPELLINGS.get(word)
+
+
+def choose_metric(given: str | None, *sources, own: str | None = None) -> str:
+    """The metric of a call: `given`, or that of an index (`own`), or what the files of `sources` state, or "l2".
+
+    Files that state another one are warned about. Raises ConfigError where `given` and `own` differ, or where files
+    leave no metric to choose.
+    """
+    given = given if given is None else Metric(given).name
+    if given and own and given != own:
+        raise ConfigError(f"metric={given}, and the index compares by {own}: leave metric= out, or build the index "
+                          f"with metric={given}")  # fmt: skip
+    each = [one for given in sources for one in (given if isinstance(given, list | tuple) else [given])]
+    paths = (source.name if isinstance(source, VectorSource) else source for source in each)
+    stated = {str(path): stated_metric(path) for path in paths if isinstance(path, str | os.PathLike)}
+    stated = {path: word for path, word in stated.items() if word is not None}
+    found = {metric_name(word) for word in stated.values()}
+    chosen = given or own or (found.pop() if len(found) == 1 else None if found else "l2")
+    words = [f"{path} states the distance {word!r}" for path, word in stated.items()]
+    if chosen is None:
+        raise ConfigError(f"{' and '.join(words)}: choose metric={', metric='.join(METRICS)}")
+    for word, text in zip(stated.values(), words, strict=True):
+        if metric_name(word) != chosen:
+            log.warning("%s, and neighbours are compared by metric=%s", text, chosen)
+    return chosen
 
 
 def _products(a_ND: np.ndarray | Tensor, b_ND: np.ndarray | Tensor) -> np.ndarray:

@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -11,18 +11,20 @@ import torch
 from torch import Tensor
 
 from qinco.codec.codec import Codec
-from qinco.config import PRECISIONS
-from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.config import require_precision
+from qinco.errors import DataError, ResourceError
+from qinco.machine import free_memory
 from qinco.maths.devices import to_device
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
 from qinco.search.scan import Shortlist
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource
 
 _BLOCK_VALUES = 1 << 19  # of reconstructions that are compared at a time: they stay in the cache
 _DEVICE_BLOCK_VALUES = 1 << 25  # a device needs more of them to be busy
 BATCH_BYTES = 1 << 25  # of a batch's shortlists
+_LARGE_BYTES = 1 << 28
 STAGE_TIMINGS = ("search", "pairwise", "decode", "rerank")
 
 
@@ -62,6 +64,7 @@ class Pipeline:
         scan: gives the nearest vectors by the look-up tables: (queries (Q, D), length) → Shortlist.
         length: vectors in each query's shortlist.
         stages, metric: in order; of the scan and of all stages.
+        zeros: ids of vectors that are zero, int64; for "cosine".
         seconds: spent so far, by the stages' timings.
     """
 
@@ -69,16 +72,36 @@ class Pipeline:
     length: int
     stages: Sequence[Stage] = ()
     metric: Metric = L2
+    zeros: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float, dict.fromkeys(STAGE_TIMINGS, 0.0)))
 
+    @np.errstate(over="ignore", invalid="ignore")  # nothing is near a query of very large values
     def run(self, queries_QD: np.ndarray, k: int) -> tuple[Shortlist, Shortlist]:
         """The k nearest of prepared float32 queries, and the shortlist of the scan."""
-        begun = time.perf_counter()
-        best = shortlist = self.scan(queries_QD, self.length)
+        begun, scale_Q1 = time.perf_counter(), self.metric.scale(queries_QD)
+        queries_QD = queries_QD if scale_Q1 is None else queries_QD * scale_Q1
+        shortlist = self.scan(queries_QD, self.length)
+        values_QS = self._defined(queries_QD, shortlist, shortlist.values)
+        if values_QS is not shortlist.values:
+            shortlist = shortlist.ranked(values_QS, values_QS.shape[1])
         self.seconds["search"] += time.perf_counter() - begun
+        best = shortlist
         for stage in self.stages:
             best = self._rerank(stage, queries_QD, best)
-        return best.first(k), shortlist
+        best = best.first(k)
+        return best if scale_Q1 is None else replace(best, values=best.values / scale_Q1), shortlist
+
+    def _defined(self, queries_QD: np.ndarray, shortlist: Shortlist, values_QS: np.ndarray) -> np.ndarray:
+        """Values that are those of similarity 0 where, for "cosine", the query or the vector is zero."""
+        if self.metric.name != "cosine":
+            return values_QS
+        is_zero_QS = ~queries_QD.any(1, keepdims=True)
+        if len(self.zeros):
+            is_zero_QS = is_zero_QS | np.isin(shortlist.ids, self.zeros)
+        if not is_zero_QS.any():
+            return values_QS
+        zero = np.float32(2 * self.metric.unit_length**2)
+        return np.where(is_zero_QS & (shortlist.lists >= 0), zero, values_QS)
 
     def _rerank(self, stage: Stage, queries_QD: np.ndarray, shortlist: Shortlist) -> Shortlist:
         rows_N = np.flatnonzero(shortlist.lists.ravel() >= 0)
@@ -97,7 +120,8 @@ class Pipeline:
             self.seconds[decoding] += between - before
             self.seconds[ranking] += time.perf_counter() - between
         before = time.perf_counter()
-        ranked = shortlist.ranked(values_N.reshape(shortlist.values.shape), stage.keep)
+        values_QS = self._defined(queries_QD, shortlist, values_N.reshape(shortlist.values.shape))
+        ranked = shortlist.ranked(values_QS, stage.keep)
         self.seconds[ranking] += time.perf_counter() - before
         return ranked
 
@@ -106,8 +130,7 @@ class NeuralDecoder:
     """Decodes by a codec's network, for a `Stage`; on another device than the processor to tensors there."""
 
     def __init__(self, codec: Codec, precision: str = "auto"):
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        require_precision(precision)  # before a search
         self.codec, self.precision = codec, precision
         self.on_device = codec.device.type != "cpu"
 
@@ -127,26 +150,16 @@ def search_queries(
     pipeline: Pipeline, source: VectorSource, k: int, nprobe: int, num_codes: int, batch_bytes: int = BATCH_BYTES
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run queries through a pipeline, in batches of bounded memory; what `Index.search` returns."""
-    try:
-        distances_QR, ids_QR = np.empty((len(source), k), np.float32), np.empty((len(source), k), np.int64)
-    except MemoryError:
-        raise ResourceError(f"{k} results of {len(source)} queries do not fit in memory: give a smaller k") from None
-    bytes_each = pipeline.length * (num_codes + 16) + 16 * nprobe
+    size = k * (12 * len(source) + 4 * (num_codes + 16))  # with the work of one query
+    if size > _LARGE_BYTES and size > free_memory():
+        raise ResourceError(f"results of shape ({len(source)}, {k}) do not fit in memory: give a smaller k")
+    distances_QR, ids_QR = np.empty((len(source), k), np.float32), np.empty((len(source), k), np.int64)
+    bytes_each = max(pipeline.length, k) * (num_codes + 16) + 16 * nprobe
     for start, queries_QD in source.blocks(max(1, min(1 << 20, batch_bytes // bytes_each))):
         part = slice(start, start + len(queries_QD))
-        with np.errstate(over="ignore", invalid="ignore"):  # nothing is near a query of very large values
-            best, _ = pipeline.run(pipeline.metric.prepare(queries_QD), k)
+        best, _ = pipeline.run(pipeline.metric.prepare(queries_QD), k)
         distances_QR[part], ids_QR[part] = pipeline.metric.distances(best.values), best.ids
     return distances_QR, ids_QR
-
-
-def as_queries(queries) -> tuple[VectorSource, bool]:
-    """Queries as `as_source` takes them, or one query (D,); and whether they were one."""
-    is_list = isinstance(queries, list | tuple)
-    shape = np.shape(queries[:1]) if is_list else getattr(queries, "shape", ())
-    if len(shape) != 1:
-        return as_source(queries, "queries"), False
-    return as_source([queries] if is_list else queries[None], "queries"), True
 
 
 def _queries_of(decoded_ND: np.ndarray | Tensor, queries_QD: np.ndarray, rows_N: np.ndarray) -> np.ndarray | Tensor:

@@ -18,7 +18,7 @@ from qinco.native.library import is_available
 from qinco.native.scanner import ENTRIES, Filter, NativeScanner
 from qinco.search.lists import InvertedLists
 
-_MAX_BITS_PER_ID = 256  # of a filter that is stored as bits
+_MAX_BITS_PER_ID = 64  # of a filter that is stored as bits
 
 
 @dataclass(frozen=True)
@@ -108,16 +108,14 @@ class Scanner:
         return np.ascontiguousarray(queries_QD - self._shift_D, np.float32)
 
 
-def make_filter(admitted_N: np.ndarray) -> Filter:
-    """A filter of ids (int64, ascending, unique) for `Scanner.scan`: bits if they are dense, otherwise the ids."""
-    first = int(admitted_N[0]) if len(admitted_N) else 0
-    length = int(admitted_N[-1]) - first + 1 if len(admitted_N) else 0
-    if length > _MAX_BITS_PER_ID * max(len(admitted_N), 1):
-        return Filter(None, 0, np.ascontiguousarray(admitted_N, np.int64))
-    bits = np.zeros(-(-length // 8), np.uint8)
-    offsets_N = admitted_N - first
-    np.bitwise_or.at(bits, offsets_N // 8, (1 << (offsets_N % 8)).astype(np.uint8))
-    return Filter(bits, first, None)
+def make_filter(admitted: np.ndarray | range) -> Filter:
+    """A filter of ids (int64, ascending, unique; or a range that ascends): bits if they are dense, else the ids."""
+    first, length = (int(admitted[0]), int(admitted[-1]) - int(admitted[0]) + 1) if len(admitted) else (0, 0)
+    if not isinstance(admitted, range) and length > _MAX_BITS_PER_ID * max(len(admitted), 1):
+        return Filter(None, 0, np.ascontiguousarray(admitted, np.int64))
+    is_admitted = np.zeros(length, bool)
+    is_admitted[slice(None, None, admitted.step) if isinstance(admitted, range) else admitted - first] = True
+    return Filter(np.packbits(is_admitted, bitorder="little"), first, None)
 
 
 class _PlainScanner:

@@ -125,22 +125,23 @@ class SearchTables:
 
     def shortlist(
         self, queries_QD: np.ndarray, num_short: int, options: SearchOptions, segments: Sequence[InvertedLists],
-        admitted: Filter | None, threads: int, max_probes: int = MAX_PROBES,
+        admitted: Filter | None, threads: int, least: int = 0, max_probes: int = MAX_PROBES,
     ) -> Shortlist:  # fmt: skip
         """The `num_short` nearest of prepared queries by the tables, among the vectors of `nprobe` lists.
 
-        With a filter more lists are scanned until a query has `num_short` vectors or no list is left.
+        More lists are scanned while a query has fewer than `least` vectors, with a filter than `num_short`.
         """
 
         def scan(queries_QD, scanned: int) -> Shortlist:
-            probes = self._probe(queries_QD, scanned, options.ef_search, threads)
+            probes = self.probe(queries_QD, scanned, options.ef_search, threads)
             limits = {"nprobe": min(options.nprobe, scanned), "admitted": admitted, "threads": threads}
             return self.scanner.scan(queries_QD, *probes, segments, num_short, **limits)
 
         scanned = min(options.nprobe, self.num_lists)
         result = scan(queries_QD, scanned)
-        while admitted is not None and scanned < self.num_lists:
-            unfilled_U = np.flatnonzero(result.found < num_short)
+        least = num_short if admitted is not None else least
+        while least and scanned < self.num_lists:
+            unfilled_U = np.flatnonzero(result.lists[:, least - 1] < 0)
             if not len(unfilled_U):
                 break
             scanned = min(4 * scanned, self.num_lists)
@@ -150,7 +151,8 @@ class SearchTables:
                     getattr(result, name)[part] = array
         return result
 
-    def _probe(self, queries_QD, nprobe: int, ef_search: int | None, threads: int) -> tuple[np.ndarray, np.ndarray]:
+    def probe(self, queries_QD, nprobe: int, ef_search: int | None, threads: int) -> tuple[np.ndarray, np.ndarray]:
+        """The lists nearest to prepared queries, int32 (Q, nprobe), and the bases of their vectors' values."""
         if self.coarse is None or nprobe == self.num_lists:
             lists_QL, values_QL = self._prober.probe(queries_QD, nprobe, threads)
         else:

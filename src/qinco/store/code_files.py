@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qinco.atomic import write_atomically
+from qinco.atomic import user_path, write_atomically
 from qinco.compat.encoded_sets import npz_part, open_npz, read_npz_sizes, write_npz
 from qinco.errors import ConfigError, DataError
 from qinco.packing import code_dtype, pack_codes, packed_size, unpack_codes
@@ -29,7 +29,7 @@ def is_directory(path) -> bool:
 
 def lists_beside(path: str | os.PathLike) -> Path:
     """Where the list numbers of a file of codes lie: NAME.lists.npy."""
-    return Path(f"{Path(path).with_suffix('')}.lists.npy")
+    return Path(f"{str(path := Path(path)).removesuffix(path.suffix)}.lists.npy")
 
 
 def files_of(path: Path, has_lists: bool) -> list[Path]:
@@ -46,7 +46,8 @@ def open_codes_file(
 
     What is None of the codec's is taken from the file; `lists` is the path of list numbers that lie elsewhere.
     """
-    path, suffix, within, may_lie_beside = Path(path), Path(path).suffix.lower(), None, True
+    path, within, may_lie_beside = Path(user_path(path)), None, True
+    suffix = path.suffix.lower()
     if is_directory(path):
         folder, may_lie_beside = CodeFolder.open(path), False
         codes, within = folder.codes, folder.lists
@@ -135,7 +136,7 @@ class _RawRows:
     def __init__(self, path: Path, num_codes: int, bits: int):
         size, row = file_size(path), packed_size(num_codes, bits)
         if size % row:
-            wanted = f"a multiple of the {row} bytes of {num_codes} codes of {bits} bits"
+            wanted = f"a multiple of {row}, the size of a code (M={num_codes}, bits of each: {bits})"
             raise DataError(f"{path} has {size} bytes, not {wanted}: it is truncated or of another codec")
         self.shape, self.dtype = (size // row, num_codes), code_dtype(1 << bits)
         self._bits = bits

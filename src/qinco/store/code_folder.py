@@ -6,11 +6,12 @@ Folders of format version 1, whose files carry no token, are read, and continued
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from qinco.atomic import WRITER, exclusive
+from qinco.atomic import WRITER, exclusive, make_folder
 from qinco.errors import ConfigError, DataError, differences
 from qinco.packing import code_dtype
 from qinco.store.folder import (
@@ -24,7 +25,7 @@ from qinco.store.folder import (
     read_pending,
     remove_stale,
 )
-from qinco.store.manifest import HEADER, MANIFEST, PENDING, Manifest, path_of, read_content, read_manifest
+from qinco.store.manifest import HEADER, MANIFEST, PENDING, Manifest, is_kind, path_of, read_content, read_manifest
 from qinco.vectors.block_rows import ConcatRows
 from qinco.vectors.formats import open_array
 from qinco.vectors.mapped import missing_file
@@ -110,15 +111,24 @@ class CodeFolder:
     def find(cls, path: Path) -> tuple["CodeFolder | None", "CodeFolder | None"]:
         """The complete codes in a folder and the pending ones, or None; version 1 becomes 2. With the lock held."""
         complete = cls.read(path) if (path / MANIFEST).exists() else None
-        pending = read_pending(path, KIND)
-        if complete is not None and complete.is_pending:
-            old, complete, pending = complete, None, pending or begin(path, KIND, asdict(complete.plan))
+        pending, beside = read_pending(path, KIND), path.with_name(f"{path.name}.shards")
+        # Version 1 made what was to replace a folder in one beside it.
+        for old in (complete, cls.read(beside) if is_kind(beside, KIND) else None):
+            if old is None or old.manifest is not None or not old.is_pending:
+                continue
+            if old is not complete and pending is not None and pending.settings != asdict(old.plan):
+                continue
+            pending = pending or begin(path, KIND, asdict(old.plan))
             new = cls(path, old.plan, pending, True)
             for shard in range(old.plan.num_shards):
                 for name in ("lists", "codes"):  # a shard is there when its codes are
                     if old._path(name, shard).exists():
                         old._path(name, shard).rename(new._path(name, shard))
-            (path / MANIFEST).unlink()
+            (old.path / MANIFEST).unlink()
+            if old is complete:
+                complete = None
+            else:
+                remove_codes(old.path)
         if pending is None:
             return complete, None
         return complete, cls(path, _plan(path / PENDING, pending.settings), pending, True)
@@ -145,7 +155,7 @@ class CodeFolder:
         writer = self._writer()
         if lists_N is not None:
             writer.add(f"lists_{shard:05}", lists_N.astype(np.int32)[:, None])
-        writer.add(f"codes_{shard:05}", codes_NM)
+        writer.add(f"codes_{shard:05}", codes_NM.astype(code_dtype(self.plan.codebook_size), copy=False))
 
     def commit(self) -> None:
         """Replace the folder's complete codes by these, all of whose shards are there; with the lock held."""
@@ -162,6 +172,9 @@ class CodeFolder:
         """Remove what killed processes and version 1 left beside codes of version 2; with the lock held."""
         if self.manifest is not None:
             remove_stale(self.path, KIND, _V1_SHARD)
+        done = self.path.with_name(f".{self.path.name.removesuffix('.shards')}.shards.done")  # of version 1
+        if done.is_dir() and not is_kind(done, KIND):
+            remove_codes(done)
 
     @property
     def codes(self) -> ConcatRows:
@@ -195,17 +208,16 @@ class CodeFolder:
         return self
 
     def _rows(self, name: str, columns: int, dtype: np.dtype) -> ConcatRows:
-        plan = self.plan
-
-        def load(shard: int) -> np.ndarray:
-            path, shape = self._path(name, shard), (len(plan.rows(shard)), columns)
-            array = open_array(path)
-            if array.shape != shape or array.dtype != dtype or not isinstance(array, np.ndarray):
-                raise DataError(f"{path} is damaged: it is {array.dtype} {array.shape}, not {dtype} {shape}")
-            return array
-
+        plan, load = self.plan, partial(self._load, name, columns, dtype)
         starts = [plan.rows(shard).start for shard in range(plan.num_shards)]
         return ConcatRows(load, [*starts, plan.num_vectors], columns, dtype, str(self.path))
+
+    def _load(self, name: str, columns: int, dtype: np.dtype, shard: int) -> np.ndarray:
+        path, shape = self._path(name, shard), (len(self.plan.rows(shard)), columns)
+        array = open_array(path)
+        if array.shape != shape or array.dtype != dtype or not isinstance(array, np.ndarray):
+            raise DataError(f"{path} is damaged: it is {array.dtype} {array.shape}, not {dtype} {shape}")
+        return array
 
 
 def remove_codes(path: Path) -> None:
@@ -220,7 +232,7 @@ def remove_codes(path: Path) -> None:
 def save_codes(path: Path, plan: CodePlan, codes, lists, overwrite: bool = False) -> None:
     """Write rows of codes (N, M) and of list numbers (N,), (N, 1) or None to a folder, whole or not at all."""
     check_folder_output(path, KIND)
-    path.mkdir(exist_ok=True)
+    make_folder(path)
     with exclusive(path / LOCK):
         if any(CodeFolder.find(path)) and not overwrite:
             raise ConfigError(f"{path} holds codes: give overwrite=true to replace them")

@@ -8,12 +8,14 @@ from typing import Any, overload
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from qinco.atomic import check_output
+from qinco.atomic import check_output, user_path
+from qinco.config import MAX_LISTS, require_int
 from qinco.errors import ConfigError, DataError
-from qinco.packing import pack_codes, unpack_codes
+from qinco.packing import check_codes, check_lists, pack_codes, packed_size, unpack_codes
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, open_codes_file, write_codes_file
 from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, save_codes
-from qinco.vectors.mapped import Rows
+from qinco.vectors.arrays import as_rows
+from qinco.vectors.mapped import Rows, StoredRows, by_name
 
 BLOCK_ROWS = 1 << 16
 
@@ -22,10 +24,12 @@ class Codes(NDArrayOperatorsMixin):
     """Codes of N vectors: uint8 or uint16 (N, M), and int32 list numbers (N,) for an IVF codec.
 
     They lie in memory, or in a file or folder that is read when rows are asked for. Operators, numpy and an array's
-    methods treat them as the array (N, M). `codes, lists = codec.encode(x)` unpacks the codes of an IVF codec.
+    methods treat them as the array (N, M), and so does `torch.as_tensor`; `torch.from_numpy` takes `codes.codes`. Those
+    in memory are changed in place. `codes, lists = codec.encode(x)` unpacks the codes of an IVF codec.
 
     Args:
-        codes: (N, M) integers: an array, or rows on disk that have `shape`, `dtype` and `[slice or int array]`.
+        codes: (N, M) integers: an array, or rows on disk that have `shape`, `dtype` and `[slice or int array]`; or a
+            pair of them and of lists.
         lists: (N,) or (N, 1) integers, or None.
         name: what error messages call them, such as the path.
 
@@ -39,8 +43,12 @@ class Codes(NDArrayOperatorsMixin):
     ndim = 2
 
     def __init__(self, codes, lists=None, name: str = "codes"):
-        self._codes: Rows = codes if hasattr(codes, "shape") and hasattr(codes, "dtype") else np.asarray(codes)
-        self._lists: Any = lists if lists is None or hasattr(lists, "shape") else np.asarray(lists)
+        if lists is None and isinstance(codes, tuple | list) and len(codes) == 2 and np.ndim(codes[0]) == 2:
+            codes, lists = codes
+        if isinstance(codes, str | os.PathLike):
+            raise DataError(f"{codes} is a path: open it with Codes.load")
+        self._codes: Rows = _as_rows(codes, name)
+        self._lists: Any = None if lists is None else _as_rows(lists, f"lists of {name}")
         self.name = name
         if len(self._codes.shape) != 2:
             raise DataError(f"{name} must be a 2-D integer array (N, M), not {self.dtype} of shape {self._codes.shape}")
@@ -48,14 +56,16 @@ class Codes(NDArrayOperatorsMixin):
             shape = tuple(self._lists.shape)
             raise DataError(f"{name}: lists must be {len(self)} integers, one for each code, not an array of {shape}")
 
+    def __getstate__(self) -> dict:
+        """What is pickled of files are their paths, not their codes."""
+        return self.__dict__ | {"_codes": by_name(self._codes), "_lists": by_name(self._lists)}
+
     @classmethod
     def of(cls, codes, lists=None, name: str = "codes") -> "Codes":
-        """Codes from what users have of them: Codes, arrays, tensors on any device, nested lists, (codes, lists)."""
-        if isinstance(codes, tuple) and len(codes) == 2 and lists is None and np.ndim(codes[0]) == 2:
-            codes, lists = codes
+        """Codes from what users have of them: Codes, (codes, lists), arrays, tensors, tables, columns, nested lists."""
         if isinstance(codes, Codes):
-            return codes if lists is None else codes.with_lists(_as_rows(lists))
-        return cls(_as_rows(codes), None if lists is None else _as_rows(lists), name)
+            return codes if lists is None else codes.with_lists(lists)
+        return cls(codes, lists, name)
 
     @property
     def codes(self) -> np.ndarray:
@@ -69,14 +79,17 @@ class Codes(NDArrayOperatorsMixin):
 
     @property
     def has_lists(self) -> bool:
+        """Whether there are list numbers."""
         return self._lists is not None
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(N, M)."""
         return self._codes.shape[0], self._codes.shape[1]
 
     @property
     def dtype(self) -> np.dtype:
+        """Type of the codes, uint8 or uint16."""
         return self._codes.dtype
 
     def __len__(self) -> int:
@@ -95,9 +108,18 @@ class Codes(NDArrayOperatorsMixin):
     def __array_ufunc__(self, function, method, *inputs, **options):
         """Operators, comparisons among them, and numpy's functions are those of the array (N, M)."""
         inputs = [value.codes if isinstance(value, Codes) else value for value in inputs]
-        if "out" in options:
-            options["out"] = tuple(value.codes if isinstance(value, Codes) else value for value in options["out"])
-        return getattr(function, method)(*inputs, **options)
+        if outputs := options.get("out", ()):
+            options["out"] = tuple(value._in_place() if isinstance(value, Codes) else value for value in outputs)
+        result = getattr(function, method)(*inputs, **options)
+        return outputs[0] if len(outputs) == 1 else result
+
+    def __dlpack__(self, **options):
+        """What `torch.as_tensor(codes)` takes; a read-only file is copied."""
+        codes_NM = self.codes
+        return (codes_NM if codes_NM.flags.writeable else codes_NM.copy()).__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return 1, 0  # main memory
 
     def __getattr__(self, name: str):
         """The array's methods: `codes.max()`, `codes.astype(...)`, `codes.tolist()`."""
@@ -112,15 +134,24 @@ class Codes(NDArrayOperatorsMixin):
     def __getitem__(self, key):
         """Rows, as Codes in memory, by a slice or an array of row numbers or truth values; `codes[:, :m]` cuts columns.
 
-        One row, by an integer, is an array (M,).
+        Anything else gives what the array (N, M) gives: one row, by an integer, is an array (M,).
         """
-        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
-        if np.ndim(rows) == 0 and not isinstance(rows, slice):
-            return self.codes[rows, columns]
+        rows, columns = key if isinstance(key, tuple) and len(key) == 2 else (key, slice(None))
+        if isinstance(rows, tuple):
+            return self.codes[key]
+        if isinstance(rows, int | np.integer) and not isinstance(rows, bool):
+            return np.asarray(self._codes[np.array([range(len(self))[rows]])])[0, columns]
         if not isinstance(rows, slice):
-            rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else np.asarray(rows, np.int64)
+            rows = np.asarray(rows if np.size(rows) else np.empty(0, np.int64))
+            if rows.dtype == bool and rows.shape == (len(self),):
+                rows = np.flatnonzero(rows)
+            if rows.ndim != 1 or rows.dtype.kind not in "iu" or not isinstance(columns, slice):
+                return self.codes[key]
         picked = np.asarray(self._codes[rows])[:, columns]
         return Codes(picked, self._lists_at(rows), self.name) if picked.ndim == 2 else picked
+
+    def __setitem__(self, key, value) -> None:
+        self._in_place()[key] = value
 
     def blocks(self, size: int = BLOCK_ROWS, first: int = 0) -> Iterator[tuple[int, "Codes"]]:
         """Yield (first row, Codes in memory) for consecutive blocks of `size` vectors, from row `first` on."""
@@ -140,11 +171,14 @@ class Codes(NDArrayOperatorsMixin):
 
     def pack(self, bits: int = 8) -> np.ndarray:
         """The codes in `bits` bits each, uint8 (N, bytes): the first in the lowest bits, as faiss packs them."""
-        return pack_codes(self.codes, bits)
+        require_int("bits", bits, 1, 16)
+        return pack_codes(check_codes(self.codes, self.shape[1], 1 << bits, self.name), bits)
 
     @classmethod
     def unpack(cls, packed: np.ndarray, num_codes: int, bits: int = 8, lists=None) -> "Codes":
         """Codes (N, num_codes) from what `pack` made, uint8 (N, bytes)."""
+        if packed.shape[1:] != (packed_size(num_codes, bits),):
+            raise DataError(f"packed codes of shape {packed.shape} do not hold {num_codes} of {bits} bits each")
         return cls(unpack_codes(packed, num_codes, bits), lists)
 
     @classmethod
@@ -192,18 +226,24 @@ class Codes(NDArrayOperatorsMixin):
             overwrite: replace what exists.
 
         Example:
-            >>> Codes(np.zeros((3, 8), np.uint8)).save("codes.npy")
+            >>> Codes(np.zeros((3, 8), np.uint8)).save("zeros.npy")
         """
         if codec is not None:
-            codec.check_codes(self)
             codebook_size, dim = codec.config.codebook_size, codec.dim
-        path, suffix = Path(path), Path(path).suffix.lower()
-        if is_folder(path):
-            if codec is None:
-                raise ConfigError(f"{path}: a folder of codes records its codec: give codec")
-            num_lists, rows = codec.config.num_lists if self.has_lists else 0, default_shard_rows(len(self))
-            shape, size, key = self.shape, codec.config.codebook_size, codec.fingerprint()
-            plan = CodePlan(*shape, size, num_lists, codec.dim, rows, key, source="", encode={})
+        path = Path(user_path(path))
+        suffix = path.suffix.lower()
+        is_shards = is_folder(path)
+        if is_shards and codec is None:
+            raise ConfigError(f"{path}: a folder of codes records its codec: give codec")
+        self._check(codec, codebook_size)
+        if codec is not None and self.shape[1] != codec.num_codes and suffix not in (".npy", ".ivecs"):
+            raise DataError(
+                f"{self.name} are {self.shape[1]} of {codec.num_codes} columns: save them as .npy or .ivecs"
+            )
+        if is_shards and codec is not None:
+            rows, config = default_shard_rows(len(self)), codec.config
+            sizes = config.codebook_size, config.num_lists, codec.dim
+            plan = CodePlan(*self.shape, *sizes, rows, codec.fingerprint(), source="", encode={})
             save_codes(path, plan, self._codes, self._lists, overwrite)
             return [path]
         if suffix not in FILE_SUFFIXES:
@@ -214,15 +254,34 @@ class Codes(NDArrayOperatorsMixin):
             check_output(file, overwrite=overwrite)
         return write_codes_file(path, self._codes, self._lists, codebook_size, dim)
 
+    def _check(self, codec, codebook_size: int | None) -> None:
+        """Raise an error unless these are codes of this codec, or of so many codewords."""
+        if codec is not None:
+            return codec.check_codes(self)
+        size = 1 << 16 if codebook_size is None else codebook_size
+        if not 2 <= size <= 1 << 16 or size & (size - 1):
+            raise ConfigError(f"codebook_size (K) must be a power of two up to 65536, not {size}")
+        for first, block in self.blocks() if len(self) else [(0, self)]:
+            check_codes(block.codes, self.shape[1], size, self.name, first)
+            if block.has_lists:
+                check_lists(block.lists, len(block), MAX_LISTS, first_row=first)
+
+    def _in_place(self) -> np.ndarray:
+        """The array that is changed by assignments."""
+        if not isinstance(self._codes, np.ndarray):
+            raise ValueError(f"{self.name} is on disk and is not changed: change Codes(codes.codes, codes.lists)")
+        return self._codes
+
     def _lists_at(self, rows) -> np.ndarray | None:
         return None if self._lists is None else np.asarray(self._lists[rows]).reshape(-1)
 
 
-def _as_rows(values) -> Any:
-    """A numpy array, or rows on disk as they are."""
+def _as_rows(values, name: str) -> Any:
+    """Integers of any kind as a numpy array, or rows on disk as they are."""
     if hasattr(values, "cpu"):  # a torch tensor
         return values.detach().cpu().numpy()
-    return values if hasattr(values, "shape") and hasattr(values, "dtype") else np.asarray(values)
+    is_rows = hasattr(values, "shape") and hasattr(values, "dtype") and not hasattr(values, "__array__")
+    return values if is_rows or isinstance(values, StoredRows) else as_rows(values, name)
 
 
 class _First:
@@ -231,5 +290,11 @@ class _First:
     def __init__(self, rows, count: int):
         self._rows, self.shape, self.dtype = rows, (count, *rows.shape[1:]), rows.dtype
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_rows": by_name(self._rows)}
+
     def __getitem__(self, key) -> np.ndarray:
-        return self._rows[slice(*key.indices(self.shape[0])) if isinstance(key, slice) else key]
+        if not isinstance(key, slice):
+            return self._rows[np.where(key < 0, key + self.shape[0], key)]
+        start, stop, step = key.indices(self.shape[0])
+        return self._rows[slice(start, None if stop < 0 else stop, step)]

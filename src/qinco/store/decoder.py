@@ -67,7 +67,7 @@ def describe_decoder(path: str | os.PathLike) -> dict:
         except (KeyError, ValueError):
             raise DataError(f"{path} is damaged: tensors of a pairwise decoder are missing or misshapen") from None
     return {
-        "kind": "pairwise decoder", "code_size": num_codes, "codebook_size": codebook_size, "dim": dim,
+        "kind": "pairwise decoder", "num_codes": num_codes, "codebook_size": codebook_size, "dim": dim,
         "num_lists": num_lists, "num_pairs": pairs, "tables": {"F32": "float32", "F16": "float16"}.get(dtype, dtype),
         "table_bytes": pairs * rows * dim * (2 if dtype == "F16" else 4),
     }  # fmt: skip
@@ -150,8 +150,8 @@ def _checked(path, scale, tables_MKD, pairs_P2, tables_PJD, list_codes_VI, centr
         )
     if centroids_VD is not None and (centroids_VD.dtype != np.float32 or centroids_VD.shape != (len(lists), dim)):
         raise DataError(
-            f"{path} is for {len(lists)} lists in {dim} dimensions: "
-            f"the centroids are {centroids_VD.dtype} of shape {centroids_VD.shape}"
+            f"{path} is for lists with centroids of shape ({len(lists)}, {dim}), "
+            f"not {centroids_VD.dtype} of shape {centroids_VD.shape}"
         )
     if centroids_VD is not None and not np.isfinite(centroids_VD).all():
         raise DataError(f"{path}: the centroids hold values that are not finite")

@@ -21,7 +21,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from qinco.atomic import WRITER, exclusive, flush_folder, remove_temporaries, write_atomically, write_to_disk
+from qinco.atomic import (
+    WRITER,
+    exclusive,
+    flush_folder,
+    make_folder,
+    remove_temporaries,
+    write_atomically,
+    write_to_disk,
+)
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.store.manifest import MANIFEST, PENDING, TOKEN, Manifest, path_of, read_manifest, token_in, write_manifest
 from qinco.vectors.binary import npy_header
@@ -31,7 +39,8 @@ LOCK = ".lock"
 VERIFIED_BYTES = 256 << 20  # a tenth of a second
 
 _OURS = rf"(\.?)[a-z][a-z0-9_]{{0,19}}-({TOKEN})({WRITER})?\.[a-z0-9]{{1,12}}"
-_STARTED = rf"{re.escape(LOCK)}|{re.escape(PENDING)}|\.(manifest|pending){WRITER}\.json|{_OURS}"
+_TENSORS = r"\.tmp\w{6}"  # safetensors, which earlier versions wrote tensors by, leaves such files where it is killed
+_STARTED = rf"{_TENSORS}|{re.escape(LOCK)}|{re.escape(PENDING)}|\.(manifest|pending){WRITER}\.json|{_OURS}"
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class OpenFolder:
     """A generation that has been opened. When it is replaced its files vanish, and the arrays stay."""
 
     path: Path
+    token: str
     settings: dict
     arrays: dict[str, np.ndarray]  # by name without suffix; read-only memory maps, or arrays in memory
     files: dict[str, Path]  # the other files, by name
@@ -56,8 +66,9 @@ class FolderWriter:
         """A new array on disk, to be filled before the block ends. Its space is allocated at once."""
         with self._create(name, dtype, shape) as file:
             offset = file.tell()
+            size = offset + math.prod(shape) * np.dtype(dtype).itemsize
             # A full disk is noticed here: filling a map would end the process.
-            os.posix_fallocate(file.fileno(), 0, offset + math.prod(shape) * np.dtype(dtype).itemsize)
+            os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
         return np.memmap(file.name, dtype, "r+", offset, shape)
 
     def put(self, name: str, array: np.ndarray, *, piece_bytes: int = 1 << 24) -> None:
@@ -103,22 +114,26 @@ class FolderWriter:
 
 
 @contextmanager
-def write_folder(path: str | os.PathLike, kind: str, settings: dict) -> Iterator[FolderWriter]:
+def write_folder(
+    path: str | os.PathLike, kind: str, settings: dict, replaces: str | None = None
+) -> Iterator[FolderWriter]:
     """Yield a writer whose files become the folder's generation when the block ends without an exception.
 
     The folder is created if it is missing; after an exception it is as it was. Only one process at a time is in such a
-    block. `settings` are read when it ends.
+    block. `settings` are read when it ends. A ConfigError unless the folder's generation is the one of token `replaces`
+    (if given).
     """
     path = Path(path)
     check_folder_output(path, kind)
-    is_new = not path.exists()
+    is_new = make_folder(path)
     try:
-        path.mkdir(exist_ok=True)
         with exclusive(path / LOCK):
             remove_stale(path, kind)
             try:
+                _check_replaced(path, kind, replaces)
                 writer = FolderWriter(path, kind, settings)
                 yield writer
+                _check_replaced(path, kind, replaces)  # on a file system without locks nobody has waited
                 writer.commit()
             finally:
                 remove_stale(path, kind)
@@ -128,6 +143,12 @@ def write_folder(path: str | os.PathLike, kind: str, settings: dict) -> Iterator
         if is_new:
             with suppress(OSError):  # it holds the new generation
                 path.rmdir()
+
+
+def _check_replaced(path: Path, kind: str, replaces: str | None) -> None:
+    if replaces is not None and token_in(path / MANIFEST, kind) not in (replaces, None):
+        raise ConfigError(f"{path} has changed since it was loaded: reload() and repeat your changes, save to another "
+                          "folder, or give overwrite=True to replace it nevertheless")  # fmt: skip
 
 
 def begin(folder: Path, kind: str, settings: dict) -> Manifest:
@@ -150,7 +171,7 @@ def read_pending(folder: Path, kind: str) -> Manifest | None:
     return None if pending.token == token_in(folder / MANIFEST, kind) else pending  # a kill came after its commit
 
 
-def remove_stale(folder: Path, kind: str, others: str | None = None) -> None:
+def remove_stale(folder: Path, kind: str, others: str = "") -> None:
     """Remove what failed writers left, and files with names like the pattern `others`; the lock is held."""
     tokens = [token_in(folder / name, kind) for name in (MANIFEST, PENDING)]
     if tokens[0] is not None and tokens[0] == tokens[1]:
@@ -159,7 +180,7 @@ def remove_stale(folder: Path, kind: str, others: str | None = None) -> None:
         remove_temporaries(folder / name)
     for file in list(folder.iterdir()):
         match = re.fullmatch(_OURS, file.name)
-        is_stale = (match and (match[1] or match[2] not in tokens)) or (others and re.fullmatch(others, file.name))
+        is_stale = (match and (match[1] or match[2] not in tokens)) or re.fullmatch(f"{_TENSORS}|{others}", file.name)
         if is_stale and file.is_file():
             file.unlink(missing_ok=True)
 
@@ -183,7 +204,7 @@ def read_folder(
             else:
                 mapped = map_file(file, np.dtype(stored.dtype), stored.shape, offset)
                 arrays[name.removesuffix(".npy")] = mapped if mmap else np.array(mapped)
-        return OpenFolder(folder, manifest.settings, arrays, files)
+        return OpenFolder(folder, manifest.token, manifest.settings, arrays, files)
 
     folder = Path(path)
     return read_current(lambda: read_manifest(folder, kind), lambda manifest: load(opened(manifest)))
@@ -205,18 +226,17 @@ def check_folder_output(path: str | os.PathLike, kind: str) -> None:
     path = Path(path)
     try:
         there = [file.name for file in path.iterdir()]
+        for name in {MANIFEST, PENDING}.intersection(there):
+            token_in(path / name, kind)
+        if MANIFEST in there and kind == "index":
+            read_manifest(path, kind)
     except FileNotFoundError:
-        if path.parent.is_dir():
-            return
-        raise ConfigError(f"the folder {path.parent} of {path} does not exist: create it first") from None
+        return
+    except DataError as error:
+        raise ConfigError(f"{error}: remove it, or give another name") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
-    if MANIFEST in there and kind == "index":
-        try:
-            read_manifest(path, kind)
-        except DataError as error:
-            raise ConfigError(f"{path} would be replaced, but {error}: remove it, or give another name") from None
-    elif MANIFEST not in there and any(not re.fullmatch(_STARTED, name) for name in there):
+    if MANIFEST not in there and any(not re.fullmatch(_STARTED, name) for name in there):
         raise ConfigError(f"{path} holds other files: give the name of a new folder")
 
 

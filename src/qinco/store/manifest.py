@@ -65,6 +65,8 @@ def read_content(file: Path, kind: str) -> dict:
     """The JSON object in a file, whose `kind` and `format_version` are known; raises DataError for any other."""
     content = _read_object(file)
     found, version = map(content.get, HEADER)
+    if file.name in (MANIFEST, PENDING) and found in ("index", "codes") and found != kind:
+        raise DataError(f"{file.parent} is {NOUNS[found]}, not {NOUNS[kind]}")
     if found != kind:
         raise DataError(f"{file} is not that of {NOUNS[kind]}: its kind is {found!r:.50}")
     if type(version) is not int or version < 1:

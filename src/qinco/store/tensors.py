@@ -7,41 +7,42 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
 from qinco.atomic import write_atomically
-from qinco.errors import DataError, ResourceError
-from qinco.vectors.mapped import file_size
+from qinco.errors import DataError
+from qinco.vectors.mapped import file_size, read_start
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT_VERSION = 1
 KEY = "qinco"
+_HELD = {"codec": "a codec (model=)", "pairwise": "a pairwise decoder (pairwise_decoder=)"}  # by kind
 
 
 def write_tensors(path: str | os.PathLike, kind: str, header: dict, tensors: "dict[str, Tensor]") -> None:
     """Write torch tensors and a header of JSON values to `path`, which is replaced when all is on disk."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     text = json.dumps({"kind": kind, "format_version": FORMAT_VERSION, **header}, sort_keys=True)
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Not by save_file, whose own temporary file would stay where a process is killed.
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {KEY: text})
     with write_atomically(path) as temporary:
-        try:
-            save_file(plain, temporary, metadata={KEY: text})
-        except SafetensorError as error:  # a full disk comes as this, with its text only
-            raise ResourceError(f"cannot write {path}: {error}") from error
+        temporary.write_bytes(content)
 
 
 def read_tensors(path: str | os.PathLike, kind: str) -> "tuple[dict, dict[str, Tensor]]":
     """Header and tensors, on the CPU, of a file of ours that holds a `kind`; raises DataError for any other file."""
-    with open_tensors(path, "pt") as (header, file):
+    wanted = _held(kind).partition(" (")[0]
+    with open_tensors(path, "pt", f"{wanted} file") as (header, file):
         if header["kind"] != kind:
-            raise DataError(f"{path} holds a {header['kind']}, not a {kind}")
+            remedy = f": give {str(path).removesuffix('.last')}" if str(path).endswith(".last") else ""
+            raise DataError(f"{path} holds {_held(header['kind'])}, not {wanted}{remedy}")
         return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
@@ -51,16 +52,29 @@ def read_header(path: str | os.PathLike) -> dict:
         return header
 
 
+def find_content(path: str | os.PathLike) -> str | None:
+    """What a file of ours holds, in words with the key that takes it; None for any other file."""
+    with suppress(DataError):
+        return _held(read_header(path)["kind"])
+    return None
+
+
 @contextmanager
-def open_tensors(path: str | os.PathLike, framework: str) -> Iterator[tuple[dict, safe_open]]:
+def open_tensors(path, framework: str, wanted: str = "a file that qinco knows") -> Iterator[tuple[dict, safe_open]]:
     """The header of a file of ours, and the open file, whose tensors come as those of `framework` ("numpy", "pt")."""
-    file_size(Path(path))
+    file_size(Path(path), wanted)
+    if read_start(Path(path), 9)[8:] != b"{":
+        raise DataError(f"{path} is not a readable safetensors file: give {wanted}")
     try:
         with safe_open(path, framework=framework) as file:
             yield _parse(path, file.metadata() or {}), file
     except (SafetensorError, OSError) as error:
         reason = re.sub(r"\s+", " ", str(error))
         raise DataError(f"{path} is not a readable safetensors file: {reason}") from None
+
+
+def _held(kind: str) -> str:
+    return _HELD.get(kind, f"a {kind:.50}")
 
 
 def _parse(path: str | os.PathLike, metadata: dict) -> dict:

@@ -7,25 +7,30 @@ from torch import Tensor
 from qinco.config import ModelConfig
 from qinco.errors import DataError
 from qinco.maths.clustering import nearest, residual_kmeans
-from qinco.maths.devices import to_device
+from qinco.maths.devices import num_threads, to_device
 from qinco.model.qinco import Qinco
 from qinco.progress import Progress, silent
 from qinco.training.options import TrainOptions
-from qinco.vectors.rows import VectorSource
+from qinco.vectors.rows import VectorSource, stratified_rows
 
-SAMPLE_RUN_ROWS = 256
+_READ_ROWS = 4096
 _STATISTICS_ROWS = 100_000
 _SAMPLE_ROWS, _SAMPLE_BYTES = 100_000, 1 << 27
 _MAX_LENGTH_RATIO = 1e6
 
 
 def sample(source: VectorSource, count: int, seed: int) -> np.ndarray:
-    """About `count` rows, or all where there are fewer, in random runs of 256 consecutive ones: float32 (N, D)."""
+    """`count` rows from all parts of a source, or all where there are fewer: float32 (N, D)."""
     if count >= len(source):
         return source[:]
-    num_runs = -(-len(source) // SAMPLE_RUN_ROWS)
-    chosen = np.sort(np.random.default_rng(seed).choice(num_runs, -(-count // SAMPLE_RUN_ROWS), replace=False))
-    return np.concatenate([source[int(run) * SAMPLE_RUN_ROWS : (int(run) + 1) * SAMPLE_RUN_ROWS] for run in chosen])
+    return _read(source, stratified_rows(len(source), count, seed))
+
+
+def _read(source: VectorSource, rows_S: np.ndarray) -> np.ndarray:
+    x_SD = np.empty((len(rows_S), source.dim), np.float32)
+    for start in range(0, len(rows_S), _READ_ROWS):  # so that the pages of a file are not all kept
+        x_SD[start : start + _READ_ROWS] = source[rows_S[start : start + _READ_ROWS]]
+    return x_SD
 
 
 def sample_rows(config: ModelConfig, num_vectors: int) -> int:
@@ -36,17 +41,20 @@ def sample_rows(config: ModelConfig, num_vectors: int) -> int:
 
 @torch.no_grad()
 def set_scales(model: Qinco, source: VectorSource, options: TrainOptions, coarse_VD: np.ndarray | None) -> None:
-    """Set mean (per dimension) and scale (one number) from the first 100,000 vectors, and the coarse centroids.
+    """Set mean (per dimension) and scale (one number) from 100,000 vectors at most, and the coarse centroids.
 
     With `range_scaling` (QINCo1's recipe) they come from the range of the values, as in the authors' code.
     """
-    x_ND = source[:_STATISTICS_ROWS]
+    rows = stratified_rows(len(source), _STATISTICS_ROWS)
+    rows = np.arange(len(rows)) if options.rows_shuffled else rows
+    x_ND = _read(source, rows)
     squares_N = np.einsum("nd,nd->n", x_ND, x_ND, dtype=np.float64)
     longest, median = int(squares_N.argmax()), float(np.median(squares_N))
     if median > 0 and squares_N[longest] > _MAX_LENGTH_RATIO**2 * median:
         raise DataError(
-            f"{source.name}: the vector in row {longest} is {np.sqrt(squares_N[longest] / median):.1g} times as long "
-            "as most others, which a codec could not tell apart then: remove or repair it"
+            f"{source.name}: the vector in row {source.row_number(rows[longest])} is "
+            f"{np.sqrt(squares_N[longest] / median):.1g} times as long as most others, which a codec could not "
+            "tell apart then: remove or repair it"
         )
     if options.range_scaling:
         low, high = float(x_ND.min()), float(x_ND.max())
@@ -74,7 +82,7 @@ def initialize_model(
     model: Qinco, source: VectorSource, options: TrainOptions, coarse_VD: np.ndarray | None, progress: Progress = silent
 ) -> None:
     """Set every weight: scales, then the steps to a residual quantizer of a sample (QINCo2 paper, section 3.3)."""
-    config, threads = model.config, torch.get_num_threads()
+    config, threads = model.config, num_threads()
     set_scales(model, source, options, coarse_VD)
     x_ND = sample(source, sample_rows(config, len(source)), options.seed)
     x_ND = model.normalize(to_device(x_ND, model.device))

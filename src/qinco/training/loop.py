@@ -6,7 +6,7 @@ that an interrupted run continues exactly.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from qinco.config import EncodeOptions
 from qinco.engines.engine import candidate_dtype, pack
 from qinco.errors import ConfigError
+from qinco.interrupts import held_back, import_whole
 from qinco.maths.assignment import assigner
 from qinco.maths.devices import to_device
 from qinco.model.qinco import Qinco
@@ -62,13 +63,17 @@ class EpochReport:
 
 @dataclass
 class RunPosition:
-    """Where a run is: plain values, kept in the state file beside those of the schedule."""
+    """Where a run is: plain values, kept in the state file beside those of the schedule.
+
+    `unused` counts the codewords redrawn after an epoch that is to be validated; None while an epoch is under way.
+    """
 
     epoch: int = 0
     step: int = 0
     best_mse: float = float("inf")
     loss_sum: float = 0.0
     seconds: float = 0.0
+    unused: int | None = None
 
 
 def narrow_options(options: EncodeOptions) -> EncodeOptions:
@@ -112,6 +117,9 @@ class Training:
         self.schedule = SCHEDULES[options.schedule](options, self.plan)
         self.dtype = candidate_dtype(options.precision, model.device, model.config)
         self.parameters = list(model.parameters())
+        for parameter in self.parameters:  # in backward, which is a single call, Python hears of Ctrl-C in hooks only
+            parameter.register_hook(lambda gradient: None)
+        import_whole("torch._dynamo")  # which optimizers do
         is_adam = options.optimizer == "adam"
         kind, decay = (torch.optim.Adam, 0.0) if is_adam else (torch.optim.AdamW, options.weight_decay)
         self.optimizer = kind(self.parameters, self.plan.lr, weight_decay=decay, fused=True)
@@ -125,10 +133,12 @@ class Training:
         return named | {"use": self.use.flat}
 
     def progress(self) -> dict:
-        return asdict(self.position) | self.schedule.state()
+        position = {name: value for name, value in asdict(self.position).items() if value is not None}
+        return position | self.schedule.state()
 
     def restore(self, tensors: dict[str, Tensor], progress: dict) -> None:
-        self.position = RunPosition(**{field.name: progress[field.name] for field in fields(RunPosition)})
+        self.position = RunPosition(**{field.name: progress[field.name] for field in fields(RunPosition)[:-1]})
+        self.position.unused = progress.get("unused")
         self.schedule.restore(progress)
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
         self.assigner = None
@@ -140,24 +150,28 @@ class Training:
         self.optimizer.load_state_dict(state)
         self.use.flat.copy_(tensors["use"])
 
-    def run(self) -> Iterator[StepReport | EpochReport]:
-        """Train to the end; yields a report of the start, and one after every step and every epoch."""
+    def run(self) -> Generator[StepReport | EpochReport, None, None]:
+        """Train to the end; yields a report of the start, and one after every step and every epoch.
+
+        An interrupt (KeyboardInterrupt) leaves the state as it was after the last step, or before the validation that
+        it ended. It is held back while a report of an epoch is worked on.
+        """
         position, begun = self.position, time.monotonic() - self.position.seconds
         if position.step == 0 and position.best_mse == float("inf"):
-            yield self._report(0, None, position.epoch, begun)
-        while position.epoch < self.options.epochs and not self.schedule.is_over(position.epoch):
-            for report in self._epoch(position):
-                position.seconds = time.monotonic() - begun
-                yield report
-            # So many counts that a codeword without any is rare, and not just missed by chance.
-            is_counted = self.use.counts_MK[0].sum() >= _VECTORS_PER_CODEWORD * self.model.config.codebook_size
-            unused = self._redraw() if is_counted else 0
-            loss = position.loss_sum / self.plan.epoch_vectors
-            position.epoch, position.step, position.loss_sum = position.epoch + 1, 0, 0.0
-            report = self._report(unused, loss, position.epoch, begun)
-            if is_counted:
-                self.use = CodewordUse(self.model)
-            yield report
+            yield from self._report(None, begun)
+        while position.unused is not None or (
+            position.epoch < self.options.epochs and not self.schedule.is_over(position.epoch)
+        ):
+            if position.unused is None:
+                yield from self._epoch(position, begun)
+                with held_back():
+                    position.unused = self._redraw() if self._is_counted() else 0
+                    position.epoch, position.step = position.epoch + 1, 0
+            yield from self._report(position.loss_sum / self.plan.epoch_vectors, begun)
+
+    def _is_counted(self) -> bool:
+        """Whether there are so many counts that a codeword without any is rare, and not just missed by chance."""
+        return bool(self.use.counts_MK[0].sum() >= _VECTORS_PER_CODEWORD * self.model.config.codebook_size)
 
     def _redraw(self) -> int:
         """Redraw unused codewords while there is training left for them; returns how many there were."""
@@ -166,31 +180,26 @@ class Training:
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.position.epoch)
         return redraw_unused(self.model, self.use, self.options.redraw, generator)
 
-    def _epoch(self, position: RunPosition) -> Iterator[StepReport]:
+    def _epoch(self, position: RunPosition, begun: float) -> Iterator[StepReport]:
         plan, options = self.plan, self.options
         count = plan.steps_per_epoch * options.grad_accumulate
         bounds = np.arange(count + 1) * plan.epoch_vectors // count
         first = position.step * options.grad_accumulate
-        stream = batches(self.train_source, position.epoch, bounds, first, options.seed)
+        shuffled = options.rows_shuffled
+        stream = batches(self.train_source, position.epoch, bounds, first, options.seed, rows_shuffled=shuffled)
         with closing(stream):
             while position.step < plan.steps_per_epoch:
                 lr = self.schedule.rate(position.epoch * plan.steps_per_epoch + position.step)
                 parts = [next(stream) for _ in range(options.grad_accumulate)]
                 loss = self.optimizer_step(parts, lr)
-                epoch, step = position.epoch + 1, position.step + 1
-                if not math.isfinite(loss):
-                    raise ConfigError(
-                        f"training diverged: the loss is {loss} at epoch {epoch}, step {step}. "
-                        f"Give a learning rate (lr) below {lr:.2g}; the best codec so far is kept"
-                    )
-                position.step, position.loss_sum = step, position.loss_sum + loss * sum(map(len, parts))
-                yield StepReport(epoch, options.epochs, step, plan.steps_per_epoch, lr, loss)
+                position.seconds = time.monotonic() - begun
+                yield StepReport(position.epoch + 1, options.epochs, position.step, plan.steps_per_epoch, lr, loss)
 
     def optimizer_step(self, parts: list[np.ndarray], lr: float) -> float:
         """One step on accumulated batches, float32 (n, D) of all processes together; returns the loss per vector."""
         total = torch.zeros((), device=self.model.device)
         packed = pack(self.model, self.batch_encode_options.engine, self.dtype)
-        use, num_vectors = CodewordUse(self.model), sum(map(len, parts))
+        use, num_vectors, position = CodewordUse(self.model), sum(map(len, parts)), self.position
         self.optimizer.zero_grad(set_to_none=True)
         for part in parts:
             x_ND = self.model.normalize(to_device(part[self.processes.share(len(part))], self.model.device))
@@ -200,13 +209,22 @@ class Training:
             loss.backward()
             total += loss.detach()
         self.processes.sum_gradients(self.parameters)
-        self.use.flat += self.processes.sum(use.flat)
+        counts, loss = self.processes.sum(use.flat), float(self.processes.sum(total))
+        if not math.isfinite(loss):
+            raise ConfigError(
+                f"training diverged: the loss is {loss} at epoch {position.epoch + 1}, step {position.step + 1}. "
+                f"Give lr=null (None in Python), which fits it to the run, or if it was, less than {lr / 4:.2g}; and "
+                "for the same output overwrite=true. The best codec so far is kept"
+            )
         if self.options.grad_clip is not None:
             torch.nn.utils.clip_grad_value_(self.parameters, self.options.grad_clip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
-        return float(self.processes.sum(total))
+        with held_back():
+            self.optimizer.step()
+            self.use.flat += counts
+            position.step, position.loss_sum = position.step + 1, position.loss_sum + loss * num_vectors
+        return loss
 
     def loss(self, x_ND: Tensor, start_ND: Tensor, codes_NM: Tensor, use: CodewordUse) -> Tensor:
         with torch.autocast(x_ND.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
@@ -218,18 +236,23 @@ class Training:
             self.assigner = assigner(self.model.coarse_centroids)
         return self.model.initial_reconstruction(len(x_ND), None if self.assigner is None else self.assigner(x_ND))
 
-    def _report(self, unused: int, loss: float | None, epoch: int, begun: float) -> EpochReport:
+    def _report(self, loss: float | None, begun: float) -> Iterator[EpochReport]:
+        """Validate, and yield the one report of an epoch that is over; without `loss`, of the start."""
         per_step, position = self.validate(), self.position
-        mse = per_step[-1]
-        is_best = mse < position.best_mse
-        self.schedule.observe(epoch, mse)
-        position.best_mse = min(position.best_mse, mse)
-        position.seconds = time.monotonic() - begun
-        lr = self.schedule.rate(max(0, epoch * self.plan.steps_per_epoch - 1))
-        entropy, share = float("nan") if loss is None else self.use.entropy(), unused / self.use.counts_MK.numel()
-        return EpochReport(
-            epoch, self.options.epochs, mse, per_step, loss, lr, unused, share, entropy, position.seconds, is_best
-        )
+        mse, epoch, unused = per_step[-1], position.epoch, position.unused or 0
+        with held_back():
+            is_best = mse < position.best_mse
+            self.schedule.observe(epoch, mse)
+            position.best_mse = min(position.best_mse, mse)
+            position.seconds = time.monotonic() - begun
+            lr = self.schedule.rate(max(0, epoch * self.plan.steps_per_epoch - 1))
+            entropy, share = float("nan") if loss is None else self.use.entropy(), unused / self.use.counts_MK.numel()
+            if position.unused is not None and self._is_counted():
+                self.use = CodewordUse(self.model)
+            position.unused, position.loss_sum = None, 0.0
+            yield EpochReport(
+                epoch, self.options.epochs, mse, per_step, loss, lr, unused, share, entropy, position.seconds, is_best
+            )
 
     @torch.no_grad()
     def validate(self) -> list[float]:

@@ -13,23 +13,27 @@ from qinco.engines.engine import pack
 from qinco.errors import ConfigError
 from qinco.maths.clustering import BEAM_WIDTH, KMEANS_ROWS
 from qinco.maths.devices import to_device
-from qinco.progress import Progress, format_duration, format_number, silent
+from qinco.progress import Progress, counted, format_duration, format_number, silent
 from qinco.training.batches import BUFFER_BYTES
 from qinco.training.codebooks import CodewordUse, sample_rows
 from qinco.training.loop import EpochReport, StepReport, Training
 
 _LOG = logging.getLogger(__name__)
 _WARN_UNUSED_SHARE = 0.02
-_ESTIMATE_ROWS = 256
+_ESTIMATE_ROWS, _ESTIMATE_SECONDS = 256, 0.5
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take: `seconds` and `epochs` from now to its end, and `memory_bytes` beyond the libraries'."""
+    """What a run will take: `seconds` and `epochs` from now to its end, and `memory_bytes` beyond the libraries'.
+
+    `total_epochs` are those of the whole run, also before it was interrupted.
+    """
 
     seconds: float
     memory_bytes: int
     epochs: int
+    total_epochs: int
     steps_per_epoch: int
     num_train: int
     num_valid: int
@@ -55,8 +59,8 @@ def estimate(training: Training) -> Estimate:
     per_epoch = (plan.epoch_vectors * train_seconds + num_valid * valid_seconds) / training.processes.count
     num_parameters = sum(parameter.numel() for parameter in training.parameters)
     return Estimate(
-        epochs * per_epoch, _memory(training), epochs, plan.steps_per_epoch, num_train, num_valid, num_parameters,
-        plan.batch_size, plan.lr,
+        epochs * per_epoch, _memory(training), epochs, training.options.epochs, plan.steps_per_epoch, num_train,
+        num_valid, num_parameters, plan.batch_size, plan.lr,
     )  # fmt: skip
 
 
@@ -66,11 +70,16 @@ def _encode(training: Training, x_ND: torch.Tensor, options: EncodeOptions) -> t
 
 
 def _seconds(work, x_ND: torch.Tensor) -> float:
-    begun = time.monotonic()
-    work()
-    if x_ND.is_cuda:
-        torch.cuda.synchronize(x_ND.device)
-    return (time.monotonic() - begun) / len(x_ND)
+    seconds = 0.0
+    for _ in range(2):  # a first call may start threads and compile kernels
+        begun = time.monotonic()
+        work()
+        if x_ND.is_cuda:
+            torch.cuda.synchronize(x_ND.device)
+        seconds = time.monotonic() - begun
+        if seconds > _ESTIMATE_SECONDS:
+            break
+    return seconds / len(x_ND)
 
 
 def _memory(training: Training) -> int:
@@ -99,11 +108,15 @@ def monitor(
 
     def show(report: Report) -> None:
         if isinstance(report, Estimate):
+            epochs = counted(report.total_epochs, "epoch")
+            if report.epochs < report.total_epochs:
+                epochs = f"the last {report.epochs:,} of {epochs}"
             _LOG.info(
-                f"training {report.num_parameters:,} parameters on {report.num_train:,} vectors "
-                f"({report.num_valid:,} for validation), {report.epochs} epochs of {report.steps_per_epoch:,} steps, "
+                f"training {counted(report.num_parameters, 'parameter')} on {counted(report.num_train, 'vector')} "
+                f"({report.num_valid:,} for validation), {epochs} of {counted(report.steps_per_epoch, 'step')}, "
                 f"batch {report.batch_size:,}, learning rate {report.lr:.2g}: about {format_duration(report.seconds)} "
-                f"and {report.memory_bytes / 2**20:,.0f} MiB beyond the libraries"
+                f"and {report.memory_bytes / 2**20:,.0f} MiB beyond the libraries",
+                extra={"seconds": report.seconds},
             )
         elif isinstance(report, StepReport):
             stage = f"epoch {report.epoch}/{report.epochs}"
@@ -131,12 +144,13 @@ def _log_epoch(report: EpochReport, scale: float) -> None:
     _LOG.info(
         f"epoch {report.epoch}/{report.epochs}: mse {mse}{' (best)' if report.is_best else ''}, "
         f"loss {format_number(report.loss)}, lr {report.lr:.2g}, code entropy {report.code_entropy:.2f} bits, "
-        f"{report.unused_codewords:,} codewords unused, {format_duration(report.seconds)}"
+        f"{counted(report.unused_codewords, 'codeword')} unused, {format_duration(report.seconds)}"
     )
     if report.unused_share > _WARN_UNUSED_SHARE:
         _LOG.warning(
-            f"{report.unused_codewords:,} codewords ({report.unused_share:.0%}) were not used in epoch {report.epoch} "
-            "and have been redrawn; if this continues, train on more vectors, or with a smaller codebook_size (K) or lr"
+            f"{report.unused_share:.0%} of the codewords ({report.unused_codewords:,}) were not used in epoch "
+            f"{report.epoch} and have been redrawn; if this continues, train on more vectors, or with a smaller "
+            "codebook_size (K)"
         )
 
 

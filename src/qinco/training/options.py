@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from qinco.config import PRECISIONS, ModelConfig, check_fields, documented, option
+from qinco.config import MAX_INTEGER, PRECISIONS, ModelConfig, check_fields, documented, option
 from qinco.errors import ConfigError
 
 OPTIMIZERS = ("adamw", "adam")
@@ -19,7 +19,9 @@ class TrainOptions:
     epoch_size: int = option(10_000_000, key="ds.loop", help="training vectors per epoch, at most")
     batch_size: int | None = option(None, key="batch", help="vectors per step; null: fitted to the run, 1024 or less")
     grad_accumulate: int = option(1, key="grad_accumulate", help="batches per optimizer step")
-    num_valid: int | None = option(None, key="ds.valset", help="last vectors, for validation; at most a tenth if null")
+    num_valid: int | None = option(None, key="ds.valset", help="vectors for validation; at most a tenth if null")
+    rows_shuffled: bool = option(False, help="the rows are in random order, so the last are for validation, as in the "
+                                 "papers; else some of all parts")  # fmt: skip
     optimizer: str = option("adamw", key="optimizer", help="optimizer", choices=OPTIMIZERS)
     lr: float | None = option(None, key="lr", help="learning rate; null: fitted to the number of steps", above=0)
     weight_decay: float = option(0.1, key="wd", help="weight decay", minimum=0)
@@ -42,7 +44,7 @@ class TrainOptions:
     range_scaling: bool = option(False, help="normalize by the range (QINCo1) instead of the standard deviation")
     narrow_beam: bool = option(True, help="encode training batches with at most C=16 B=4")
     precision: str = option("auto", key="precision", help=f"arithmetic: {', '.join(PRECISIONS)}", choices=PRECISIONS)
-    seed: int = option(0, key="seed", help="seed of all random choices", minimum=0, maximum=2**63 - 1)
+    seed: int = option(0, key="seed", help="seed of all random choices", minimum=0, maximum=MAX_INTEGER)
 
     def __post_init__(self):
         check_fields(self)
@@ -58,7 +60,7 @@ class TrainOptions:
         fields = {}
         if recipe == "paper":
             fields = {"exact_start": False, "codebook_noise": 0.1, "redraw": "targets", "narrow_beam": False}
-            fields["lr"] = 8e-4 if model.codeword_skip else 1e-4
+            fields |= {"rows_shuffled": True, "lr": 8e-4 if model.codeword_skip else 1e-4}
         if recipe == "paper" and not model.codeword_skip:
             fields |= {"optimizer": "adam", "weight_decay": 0.0, "grad_clip": None, "schedule": "plateau",
                        "range_scaling": True, "stop_patience": 20}  # fmt: skip

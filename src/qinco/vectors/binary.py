@@ -1,7 +1,7 @@
-"""fvecs, bvecs and ivecs; npy; fbin, u8bin, i8bin and ibin: binary files, which are memory-mapped.
+"""fvecs, bvecs and ivecs; npy; fbin, u8bin, i8bin, ibin and bin: binary files, which are memory-mapped.
 
 A row of an fvecs file is its dimension (little-endian int32), then its values. A file of the `bin` formats of the
-big-ann benchmarks has one header, two little-endian uint32 with the numbers of rows and columns.
+big-ann benchmarks has one header, two little-endian uint32 (or uint64) with the numbers of rows and columns.
 """
 
 import io
@@ -17,8 +17,9 @@ from qinco.vectors.mapped import MAX_DIM, Format, StoredRows, check_matrix, chec
 
 _VECS_TYPES = {".fvecs": np.dtype("<f4"), ".bvecs": np.dtype("u1"), ".ivecs": np.dtype("<i4")}
 _BIN_TYPES = {".fbin": np.dtype("<f4"), ".u8bin": np.dtype("u1"), ".i8bin": np.dtype("i1"), ".ibin": np.dtype("<i4")}
-_NPY_HEADER_BYTES = 65536
-_BIN_HEADER = struct.Struct("<II")
+NPY_HEADER_BYTES = 65536  # bounded: a damaged length would have numpy read gigabytes
+_BIN_HEADERS = struct.Struct("<II"), struct.Struct("<QQ")  # for more than 2^32 rows
+_FLOAT = np.dtype("<f4")
 
 
 class FramedRows(StoredRows):
@@ -64,13 +65,8 @@ def _record_type(dim: int, dtype: np.dtype) -> np.dtype:
 
 def open_npy(path: Path, size: int) -> np.ndarray:
     """Map an npy file of `size` bytes; raises DataError unless it holds exactly a matrix of numbers."""
-    shape, is_fortran, dtype, offset = _parse_npy_header(path)
-    if dtype.hasobject:
-        raise DataError(f"{path} holds pickled Python objects, which are never loaded: save an array of numbers")
-    check_matrix(shape, dtype, str(path))
+    shape, is_fortran, dtype, offset = parse_npy_header(read_start(path, NPY_HEADER_BYTES), path)
     num_rows, dim = shape
-    if num_rows < 0 or dim > MAX_DIM:
-        raise DataError(f"{path} is damaged: its header gives the shape {shape}")
     check_size(path, size, offset + num_rows * dim * dtype.itemsize, f"{shape}, {dtype}")
     return map_file(path, dtype, shape, offset, "F" if is_fortran else "C")
 
@@ -83,31 +79,64 @@ def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
 
 
 def open_bin(path: Path, size: int, suffix: str) -> np.ndarray:
-    """Map a `bin` file of `size` bytes; raises DataError unless its header fits its size."""
-    dtype, offset = _BIN_TYPES[suffix], _BIN_HEADER.size
-    if size < offset:
+    """Map a `bin` file of `size` bytes; raises DataError unless its header fits its size.
+
+    Of a ground truth, ids and then distances, the ids. A file named *.crop_nb_N has N rows whatever its header says.
+    The values of a .bin file are float32, or the ids of a ground truth.
+    """
+    if size < _BIN_HEADERS[0].size:
         raise DataError(f"{path} is truncated: {size} bytes are less than the header of a {suffix} file")
-    num_rows, dim = _BIN_HEADER.unpack(read_start(path, offset))
+    dtype, (_, _, crop) = _BIN_TYPES.get(suffix, _FLOAT), path.name.rpartition(".crop_nb_")
+    for header in _BIN_HEADERS:
+        offset, start = header.size, read_start(path, header.size)
+        num_rows, dim = header.unpack(start) if len(start) == offset else (0, 0)
+        num_rows = min(num_rows, int(crop)) if crop.isdecimal() else num_rows
+        values, left = num_rows * dim, size - offset
+        if not 1 <= dim <= MAX_DIM:
+            continue
+        if left == values * dtype.itemsize or (crop.isdecimal() and left > values * dtype.itemsize):
+            return map_file(path, dtype, (num_rows, dim), offset)
+        if suffix in (".ibin", ".bin") and left == 8 * values:
+            return map_file(path, _BIN_TYPES[".ibin"], (num_rows, dim), offset)
+    offset, (num_rows, dim) = _BIN_HEADERS[0].size, _BIN_HEADERS[0].unpack(read_start(path, 8))
+    if suffix in (".ibin", ".bin") and size == offset + 4 * num_rows + 8 * dim:
+        raise DataError(f"{path} is the ground truth of a range search: that of k nearest neighbours is needed")
     if not 1 <= dim <= MAX_DIM:
-        raise DataError(f"{path} is not a {suffix} file: its header gives {num_rows} rows of dimension {dim}")
-    row_size = dim * dtype.itemsize
-    check_size(path, size, offset + num_rows * row_size, f"{num_rows} rows, where {(size - offset) // row_size} are")
-    return map_file(path, dtype, (num_rows, dim), offset)
+        raise DataError(f"{path} is not a {suffix} file: its header gives the shape ({num_rows}, {dim})")
+    if suffix == ".bin" and size == offset + num_rows * dim:
+        raise DataError(f"{path} does not say whether its bytes are signed: rename it to .u8bin, or to .i8bin")
+    there = (size - offset) // (dim * dtype.itemsize)
+    check_size(path, size, offset + num_rows * dim * dtype.itemsize, f"N={num_rows}, where {there} fits")
+    raise AssertionError
 
 
-def _parse_npy_header(path: Path) -> tuple[tuple, bool, np.dtype, int]:
-    """Shape, Fortran order, dtype and the offset of the values."""
-    start = io.BytesIO(read_start(path, _NPY_HEADER_BYTES))  # bounded: a damaged length would have numpy read gigabytes
+def open_distances(path: Path) -> np.ndarray | None:
+    """The distances after the ids of a ground truth of big-ann, float32 (Q, k); None for other files."""
+    size, start = path.stat().st_size, read_start(path, _BIN_HEADERS[0].size)
+    num_rows, dim = _BIN_HEADERS[0].unpack(start) if len(start) == _BIN_HEADERS[0].size else (0, 0)
+    offset = _BIN_HEADERS[0].size + 4 * num_rows * dim
+    is_truth = num_rows * dim > 0 and size == offset + 4 * num_rows * dim
+    return map_file(path, _FLOAT, (num_rows, dim), offset) if is_truth else None
+
+
+def parse_npy_header(start: bytes, path) -> tuple[tuple, bool, np.dtype, int]:
+    """Shape, Fortran order, dtype and the offset of the values, from the first bytes of an npy file."""
+    file = io.BytesIO(start)
     try:
-        major, _ = npy_format.read_magic(start)
+        major, _ = npy_format.read_magic(file)
         # Version 3 differs from 2 in the encoding of field names, and arrays with fields are refused.
         read = npy_format.read_array_header_1_0 if major == 1 else npy_format.read_array_header_2_0
-        shape, is_fortran, dtype = read(start)
+        shape, is_fortran, dtype = read(file)
         if len(shape) > 32 or any(length.bit_length() > 128 for length in shape):
             raise ValueError("no array has such a shape")
     except Exception as error:  # it parses a Python literal: damage can raise nearly anything
         raise DataError(f"{path} is not an npy file, or its header is damaged") from error
-    return tuple(map(int, shape)), is_fortran, dtype, start.tell()
+    if dtype.hasobject:
+        raise DataError(f"{path} holds pickled Python objects, which are never loaded: save an array of numbers")
+    check_matrix(shape, dtype, str(path))
+    if shape[0] < 0 or shape[1] > MAX_DIM:
+        raise DataError(f"{path} is damaged: its header gives the shape {shape}")
+    return tuple(map(int, shape)), is_fortran, dtype, file.tell()
 
 
 FORMATS = (
@@ -117,7 +146,8 @@ FORMATS = (
     ),
     Format((".npy",), open_npy, header=npy_header),
     *(
-        Format((suffix,), partial(open_bin, suffix=suffix), False, dtype, lambda shape, _: _BIN_HEADER.pack(*shape))
+        Format((suffix,), partial(open_bin, suffix=suffix), False, dtype, lambda shape, _: _BIN_HEADERS[0].pack(*shape))
         for suffix, dtype in _BIN_TYPES.items()
     ),
+    Format((".bin",), partial(open_bin, suffix=".bin")),
 )

@@ -30,16 +30,19 @@ class Hdf5Rows(BlockRows):
 def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: int = BLOCK_BYTES):
     """A data set of an HDF5 file of `size` bytes: a memory map (N, D) or Hdf5Rows, read `block_bytes` at a time.
 
-    `name` may lie in groups (`group/train`); without a name it is `part`, or else the only matrix of the file.
+    `name` may lie in groups (`group/train`); without one it is `part`, or else the only matrix of the file's groups.
     """
     with library("h5py", "hdf5", path):
         import h5py
 
-        file = h5py.File(path, "r", locking=False, rdcc_nbytes=block_bytes)
-        found = {str(child): data for child in file if (data := _find(file, str(child))) is not None}
+        file = _open_file(path, rdcc_nbytes=block_bytes)
+        found = {}
+        file.visititems(lambda child, data: found.update({child: data}) if isinstance(data, h5py.Dataset) else None)
+        found = dict(sorted(found.items(), key=lambda item: "/" in item[0]))
         if name is None:
             matrices = [child for child, data in found.items() if data.ndim == 2 and data.dtype.kind in "fiu"]
-            name = part if part in found else choose_part(path, matrices, part, "matrix")
+            outer = [child for child in matrices if "/" not in child]
+            name = part if part in found else choose_part(path, outer or matrices, part, "matrix")
         data = _find(file, name)
         if data is None:
             raise DataError(f"{path} holds no data set {name!r}" + (f", but {list_names(found)}" if found else ""))
@@ -65,6 +68,15 @@ def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: i
         return Hdf5Rows(name, data, block_bytes)
 
 
+def _open_file(path: Path, **options):
+    import h5py
+
+    try:
+        return h5py.File(path, "r", locking=False, **options)
+    except OSError:  # HDF5 opens no file twice in a process with different locking
+        return h5py.File(path, "r", **options)
+
+
 def _find(group, name: str):
     """The data set of a name, or None. Only hard links are followed: others may lead into other files."""
     import h5py
@@ -76,4 +88,13 @@ def _find(group, name: str):
     return group if isinstance(group, h5py.Dataset) else None
 
 
-FORMATS = (Format((".hdf5", ".h5"), open_hdf5, has_parts=True),)
+def read_metric(path: Path, name: str | None) -> str | None:
+    """The attribute `distance` or `metric` of a data set or of its file, as ann-benchmarks writes it, or None."""
+    with library("h5py", "hdf5", path), _open_file(path) as file:
+        holders = [file] if name is None or (data := _find(file, name)) is None else [data, file]
+        stated = [holder.attrs[key] for holder in holders for key in ("distance", "metric") if key in holder.attrs]
+        text = next(iter(stated), None)
+        return None if text is None else text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+
+
+FORMATS = (Format((".hdf5", ".h5"), open_hdf5, has_parts=True, read_metric=read_metric),)

@@ -35,11 +35,16 @@ class Rows(Protocol):
 class StoredRows(ABC):
     """Rows (N, D) in a file that numpy cannot map; reading them raises DataError where the file is damaged."""
 
+    reopen: tuple[Callable, tuple] | None = None  # a function and its arguments, as which the rows are pickled
+
     def __init__(self, shape: tuple[int, int], dtype):
         self.shape, self.dtype = shape, np.dtype(dtype)
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __reduce_ex__(self, protocol):
+        return self.reopen or super().__reduce_ex__(protocol)
 
     @abstractmethod
     def __getitem__(self, key) -> np.ndarray: ...
@@ -59,27 +64,19 @@ class Format:
     dtype: np.dtype | None = None  # the stored type; None for any
     header: Callable[[tuple[int, int], np.dtype], bytes] | None = None  # as many bytes for any shape; None: only read
     frame: Callable[[np.ndarray], np.ndarray] = np.asarray  # gives the array whose bytes are written for rows (n, D)
+    read_metric: Callable[[Path, str | None], str | None] | None = None  # what a path and a part state of distances
 
 
-def as_matrix(array, name: str) -> np.ndarray:
-    """What numpy makes of `array`; raises DataError unless it is a matrix (N, D) of numbers."""
-    try:
-        matrix = np.asarray(array)
-    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a tensor that requires a gradient
-        raise DataError(f"{name} is not a matrix of numbers: {error}") from error
-    check_matrix(matrix.shape, matrix.dtype, name)
-    return matrix
-
-
-def check_matrix(shape: tuple, dtype, name: str) -> None:
+def check_matrix(shape: tuple, dtype, name: str, how: str = "") -> None:
     """Raise DataError unless the shape is (N, D), with D at least 1, and a dtype of numpy is one of numbers."""
+    if isinstance(dtype, np.dtype) and dtype.kind not in "fiu":
+        hint = ": give numpy.asarray(x, numpy.float32) if they are numbers" if how else ""
+        raise DataError(f"{name} must hold integers or floats, not {dtype}{hint}")
     if len(shape) != 2:
-        hint = ": for a single vector give x[None]" if len(shape) == 1 else ""
+        hint = f": a single vector is a matrix of shape (1, {shape[0]}){how}" if len(shape) == 1 else ""
         raise DataError(f"{name} must be a matrix (N, D), not an array of shape {tuple(shape)}{hint}")
     if shape[1] < 1:
-        raise DataError(f"{name} has zero columns: vectors need at least one dimension")
-    if isinstance(dtype, np.dtype) and dtype.kind not in "fiu":
-        raise DataError(f"{name} holds {dtype} values: vectors are integers or floats")
+        raise DataError(f"{name} must have at least one column, not the shape {tuple(shape)}")
 
 
 def check_size(path: Path, size: int, expected: int, promise: str) -> None:
@@ -90,16 +87,17 @@ def check_size(path: Path, size: int, expected: int, promise: str) -> None:
 
 def missing_file(path: str | os.PathLike) -> DataError:
     """The error for a file that does not exist; suggests a file of a similar name in the same folder."""
-    folder, name = os.path.split(path)
-    names = {}
-    with suppress(OSError, ValueError), os.scandir(folder or os.curdir) as entries:
-        names = {entry.name: str(Path(folder, entry.name)) for entry in islice(entries, _MAX_NAMES)}
-    hint = suggest(name, names, 0.75)
+    wanted, found = Path(path), []
+    with suppress(OSError, ValueError), os.scandir(wanted.parent) as entries:
+        found = [wanted.parent / entry.name for entry in islice(entries, _MAX_NAMES) if entry.name != wanted.name]
+    # Equal suffixes say nothing about the names; but of files that have the same name otherwise, the last is suggested.
+    found.sort(key=lambda file: file.suffix == wanted.suffix)
+    hint = suggest(wanted.stem, {file.stem: str(file) for file in found}, 0.75)
     return DataError(f"No such file: {path}" + (f". {hint.strip()}" if hint else ""))
 
 
-def file_size(path: Path) -> int:
-    """Size in bytes of a regular file; DataError for anything else (opening a pipe would block)."""
+def file_size(path: Path, wanted: str = "a file") -> int:
+    """Size in bytes of a regular file; DataError for anything else (opening a pipe would block), for `wanted`."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -108,7 +106,7 @@ def file_size(path: Path) -> int:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise DataError(f"{path} is {kind}: give a file that can be memory-mapped")
+        raise DataError(f"{path} is {kind}: give {wanted}")
     return status.st_size
 
 
@@ -128,16 +126,58 @@ def map_file(path: Path, dtype: np.dtype, shape: tuple, offset: int = 0, order: 
     return np.asarray(np.memmap(path, dtype, "r", offset, shape, order))
 
 
-def release_pages(rows: np.ndarray) -> None:
-    """Release the memory of consecutive rows of a memory map, which can be read again; nothing for other arrays."""
+class ByName:
+    """Stands for a view of a memory map in a pickle: it is pickled as file and place, and unpickled as the view."""
+
+    def __init__(self, view: np.ndarray, mapped: np.memmap):
+        path, offset = Path(str(mapped.filename)), mapped.offset + _address(view) - _address(mapped)
+        self._arguments = path, file_stamp(path), view.dtype, view.shape, view.strides, offset
+
+    def __reduce__(self):
+        return _map_again, self._arguments
+
+
+def by_name(rows):
+    """What to pickle for rows: a ByName for a memory map of a file, also the user's own; else the rows."""
+    mapped = _mapped_by(rows) if isinstance(rows, np.ndarray) else None
+    if mapped is None or mapped.filename is None or mapped.mode == "c":  # "c": changes are private
+        return rows
+    return ByName(rows, mapped)
+
+
+def file_stamp(path: Path, known: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Size and time of the last change of a file; DataError where they are not the `known` ones any more."""
+    stamp = file_size(path, "a file of vectors"), path.stat().st_mtime_ns
+    if known not in (None, stamp):
+        raise DataError(f"{path} has changed since it was opened: open it again")
+    return stamp
+
+
+def _map_again(path: Path, stamp: tuple[int, int], dtype: np.dtype, shape: tuple, strides: tuple, offset: int):
+    file_stamp(path, stamp)
+    return np.ndarray(shape, dtype, map_file(path, np.dtype(np.uint8), stamp[:1]), offset, strides)
+
+
+def _mapped_by(rows: np.ndarray) -> np.memmap | None:
+    """The memory map that an array is a view of, if any."""
     mapped = rows
     while isinstance(mapped.base, np.ndarray):
         mapped = mapped.base
-    if not (isinstance(mapped, np.memmap) and isinstance(mapped.base, mmap.mmap) and mapped.mode == "r"):
+    return mapped if isinstance(mapped, np.memmap) and isinstance(mapped.base, mmap.mmap) else None
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def release_pages(rows: np.ndarray) -> None:
+    """Release the memory of consecutive rows of a memory map, which can be read again; nothing for other arrays."""
+    mapped = _mapped_by(rows)
+    if mapped is None or mapped.mode != "r" or rows.size == 0 or rows.strides[0] < rows[0].nbytes:
         return
-    if rows.size == 0 or rows.strides[0] < rows[0].nbytes:
+    assert isinstance(mapped.base, mmap.mmap)
+    if not hasattr(mmap, "MADV_DONTNEED"):  # Windows
         return
-    begin = rows.__array_interface__["data"][0] - mapped.__array_interface__["data"][0]
-    begin += mapped.offset % mmap.ALLOCATIONGRANULARITY
+    begin = _address(rows) - _address(mapped) + mapped.offset % mmap.ALLOCATIONGRANULARITY
     start = begin - begin % mmap.PAGESIZE
     mapped.base.madvise(mmap.MADV_DONTNEED, start, begin + rows.strides[0] * len(rows) - start)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from qinco.errors import DataError
+from qinco.vectors.arrow import list_type, lists_to_array
 from qinco.vectors.block_rows import BlockRows, choose_part, library, list_names
 from qinco.vectors.mapped import MAX_DIM, Format
 
@@ -41,21 +42,8 @@ class ParquetRows(BlockRows):
             for batch in self._file.iter_batches(self._batch_rows, [group], [self._column], use_threads=False):
                 lists = batch.column(self._column)
                 lists.validate(full=True)
-                yield start, self._to_array(lists, start)
+                yield start, lists_to_array(lists, self.shape[1], self.dtype, start, self._name)
                 start += len(lists)
-
-    def _to_array(self, lists, start: int) -> np.ndarray:
-        if lists.null_count:
-            raise DataError(f"row {start + _first_null(lists)} of {self._name} is null: remove it")
-        lengths, dim = np.asarray(lists.value_lengths()), self.shape[1]
-        row = int(np.argmax(lengths != dim))
-        if lengths[row] != dim:
-            raise DataError(f"row {start + row} of {self._name} has {lengths[row]} values, others have {dim}")
-        values = lists.flatten()
-        if values.null_count:
-            row, position = divmod(_first_null(values), dim)
-            raise DataError(f"row {start + row} of {self._name} holds a null in column {position}: remove or repair it")
-        return values.to_numpy().reshape(-1, dim).astype(self.dtype, copy=False)
 
 
 def open_parquet(path: Path, size: int, name: str | None, part: str, batch_bytes: int = _BATCH_BYTES) -> ParquetRows:
@@ -67,7 +55,7 @@ def open_parquet(path: Path, size: int, name: str | None, part: str, batch_bytes
         import pyarrow.parquet
 
         file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
-        columns = _list_columns(file.schema_arrow)
+        columns = {field.name: found for field in file.schema_arrow if (found := list_type(field.type)) is not None}
         if name is None:
             name = choose_part(path, columns, part, "column of lists of numbers")
         elif name not in columns:
@@ -82,31 +70,14 @@ def open_parquet(path: Path, size: int, name: str | None, part: str, batch_bytes
             raise DataError(f"{where} holds no rows")
         if dim is None:  # the length of the first list
             first = next(file.iter_batches(1, columns=[name], use_threads=False)).column(0)
-            dim = first.value_lengths()[0].as_py() or 0
+            dim = getattr(first, "storage", first).value_lengths()[0].as_py() or 0
         if not 1 <= dim <= MAX_DIM:
-            raise DataError(f"row 0 of {where} has {dim} values: it must have between 1 and {MAX_DIM}")
+            raise DataError(f"row 0 of {where} must have 1 to {MAX_DIM} values, not {dim}")
         for group, (chunk, count) in enumerate(zip(chunks, sizes, strict=True)):
             if chunk.num_values != count * dim:
                 row = sum(sizes[:group])
                 raise DataError(f"{where}: row {row} or one of the next {count} is not of dimension {dim}")
         return ParquetRows(where, name, file, sizes, dim, dtype, batch_bytes)
-
-
-def _list_columns(schema) -> dict[str, tuple[np.dtype, int | None]]:
-    """The type of the numbers, and D where the schema has it, of each column of lists of numbers."""
-    from pyarrow import types
-
-    columns = {}
-    for field in schema:
-        if types.is_fixed_size_list(field.type) or types.is_list(field.type) or types.is_large_list(field.type):
-            value = field.type.value_type
-            if types.is_integer(value) or types.is_floating(value):
-                columns[field.name] = np.dtype(value.to_pandas_dtype()), getattr(field.type, "list_size", None)
-    return columns
-
-
-def _first_null(array) -> int:
-    return int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
 
 
 FORMATS = (Format((".parquet",), open_parquet, has_parts=True),)

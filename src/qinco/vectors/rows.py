@@ -1,27 +1,31 @@
 """How the rest of the package reads vectors, whether they lie in a file, an array, a tensor, or are computed."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 
 import numpy as np
 
 from qinco.config import require_int
 from qinco.errors import DataError
+from qinco.vectors.arrays import ComputedRows, as_rows
+from qinco.vectors.block_rows import Parts, concat_rows
 from qinco.vectors.formats import open_array
-from qinco.vectors.mapped import Rows, as_matrix, check_matrix, release_pages
+from qinco.vectors.mapped import Rows, by_name, check_matrix, release_pages
 
-_RELEASED_BYTES = 1 << 16
+_RELEASED_BYTES, _PIECE_VALUES = 1 << 16, 1 << 22
 _SAMPLED_ROWS = 256
+_STRATA, _MAX_RUN_ROWS = 8192, 1024
+_FLOAT32 = np.dtype(np.float32)
 
 
 class VectorSource:
     """Vectors (N, D) that are read when they are asked for, as float32 whatever their stored type.
 
     `source[i]` is float32 (D,); `source[a:b]`, `source[a:b:c]` and `source[int_array]` are float32 (n, D). Each is a
-    fresh C-contiguous array. Damage and values that are not finite are a DataError when `blocks` reads them.
+    fresh C-contiguous array. Damage and values that are not finite are a DataError when `blocks` reads them. A source
+    of files is pickled as their paths, and opens them again: a DataError if they are missing or have changed.
 
     Args:
         rows: what holds the vectors.
@@ -45,6 +49,10 @@ class VectorSource:
         """The stored type: a numpy dtype, or torch's for tensors on a device and types that numpy lacks (bfloat16)."""
         return self._rows.dtype
 
+    def __getstate__(self) -> dict:
+        """What is pickled of files are their paths, not their vectors."""
+        return self.__dict__ | {"_rows": by_name(self._rows)}
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -59,11 +67,14 @@ class VectorSource:
             raise IndexError(f"rows of {self.name} are chosen by an integer, a slice or an array of integers")
         outside = (indices < -len(self)) | (indices >= len(self))
         if outside.any():
-            raise IndexError(f"row {indices[outside][0]} of {self.name} does not exist: there are {len(self)} rows")
+            raise IndexError(f"row {indices[outside][0]} of {self.name} does not exist: N is {len(self)}")
         if indices.ndim == 0:
             return self[[int(indices)]][0]
-        indices = indices.astype(np.int64)
-        return _to_float32(self._rows[np.where(indices < 0, indices + len(self), indices) + self._start])
+        indices = np.where(indices < 0, indices + len(self), indices).astype(np.int64) + self._start
+        vectors = _to_float32(self._rows, indices)
+        if vectors.nbytes >= _RELEASED_BYTES and isinstance(self._rows, np.ndarray):
+            release_pages(self._rows[indices.min() : indices.max() + 1])
+        return vectors
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         if copy is False:
@@ -84,14 +95,25 @@ class VectorSource:
     def map(self, function: Callable[[np.ndarray], np.ndarray], dim: int | None = None) -> "VectorSource":
         """What `function` makes of vectors, float32 (n, D), when they are read: float32 (n, dim), by default (n, D)."""
         whole = VectorSource(self._rows, self.name)  # so that messages name the row in the file
-        rows = _ComputedRows((len(whole), dim or self.dim), np.dtype(np.float32), lambda key: function(whole[key]))
+        rows = ComputedRows((len(whole), dim or self.dim), _FLOAT32, partial(_apply, function, whole), whole.row_number)
         return VectorSource(rows, self.name, self._start, self._stop)
 
     def take(self, rows_S) -> "VectorSource":
         """The vectors of the row numbers `rows_S`, int (S,), in that order, not read yet."""
         rows_S = np.asarray(rows_S, np.int64)
-        rows = _ComputedRows((len(rows_S), self.dim), np.dtype(np.float32), lambda key: self[rows_S[key]])
+        number = partial(_picked, self, rows_S)
+        rows = ComputedRows((len(rows_S), self.dim), _FLOAT32, partial(_pick, self, rows_S), number)
         return VectorSource(rows, self.name)
+
+    def without(self, rows_S: np.ndarray) -> "VectorSource":
+        """The vectors that are left without those of the ascending row numbers `rows_S`, int (S,), not read yet."""
+        others = _Others(self, rows_S)
+        rows = ComputedRows((others.count, self.dim), _FLOAT32, others.read, others.row_number)
+        return VectorSource(rows, self.name)
+
+    def row_number(self, row: int) -> int:
+        """The number that a row has in the file or array which the source was opened with."""
+        return getattr(self._rows, "row_number", int)(self._start + int(row))
 
     def blocks(self, size: int, check: bool = True) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (start, float32 (n, D)) for each `size` vectors; `check` that they are finite: DataError if not."""
@@ -100,7 +122,7 @@ class VectorSource:
         for start in range(0, len(self), size):
             block = self[start : start + size]
             if check and not holds_integers:
-                check_finite(block, self._start + start, self.name)
+                check_finite(block, lambda row: self.row_number(start + row), self.name)  # noqa: B023 (called here)
             yield start, block
 
     def _read_range(self, wanted: range) -> np.ndarray:
@@ -114,26 +136,19 @@ class VectorSource:
         return vectors
 
 
-class _ComputedRows:
-    """Rows that are computed when they are read: `read` takes a slice or an int64 array."""
-
-    def __init__(self, shape: tuple[int, int], dtype, read: Callable[..., np.ndarray]):
-        self.shape, self.dtype, self._read = shape, dtype, read
-
-    def __getitem__(self, key) -> np.ndarray:
-        return self._read(key)
-
-
-def open_vectors(path: str | os.PathLike, part: str = "train") -> VectorSource:
-    """Open a file of vectors without reading it, in the format of its suffix.
+def open_vectors(path, part: str = "train") -> VectorSource:
+    """Open files of vectors without reading them, in the format of their suffix.
 
     Args:
-        path: .fvecs, .bvecs, .ivecs, .npy, .fbin, .u8bin, .i8bin, .ibin, .hdf5, .h5 or .parquet; the latter three may
-            name a data set or column, as in `glove.hdf5:test`.
+        path: .fvecs, .bvecs, .ivecs, .npy, .npz, .fbin, .u8bin, .i8bin, .bin, .ibin, .hdf5, .h5 or .parquet; HDF5, npz
+            and Parquet may name a data set or column, as in `glove.hdf5:test`. A folder, a pattern such as
+            `emb/*.parquet` (also with `:NAME`) or a list of paths is several files joined: in natural order (part-2
+            before part-10), or that of the list.
         part: the data set or column where the path names none; where the file has none of that name, its only matrix.
 
     Raises:
-        DataError: the file is missing, truncated, damaged, not a matrix of integers or floats, or has no rows.
+        DataError: a file is missing, truncated, damaged, not a matrix of integers or floats, or has no rows; or files
+            have different dimensions.
         ConfigError: the suffix is unknown, or the package that reads it is not installed.
 
     Example:
@@ -141,29 +156,56 @@ def open_vectors(path: str | os.PathLike, part: str = "train") -> VectorSource:
         dtype('float32')
     """
     rows = open_array(path, part)
+    name = getattr(rows, "name", None) or str(path[0] if isinstance(path, list | tuple) else path)
     if rows.shape[0] == 0:
-        raise DataError(f"{path} holds no vectors: its shape is {rows.shape}")
-    return VectorSource(rows, str(path))
+        raise DataError(f"{name} holds no vectors: its shape is {rows.shape}")
+    return VectorSource(rows, name)
 
 
 def as_source(x, name: str = "vectors") -> VectorSource:
-    """Vectors (N, D) as a source, which messages call `name`; nothing is copied as a whole.
+    """Vectors (N, D) as a source, which messages call `name`; nothing is copied as a whole, except iterators.
 
-    `x` is a source, a path, a numpy array or memory map, a torch tensor on any device, or anything that numpy converts,
-    of any integer or float type (torch's bfloat16 too); N may be 0.
+    `x` is a source, a path, or what `qinco.vectors.arrays.as_rows` takes, of any integer or float type (torch's
+    bfloat16 too), or a list of paths or sources; N may be 0.
     """
+    return _source(x, name)[0]
+
+
+def as_queries(x) -> tuple[VectorSource, bool]:
+    """Queries as `as_source` takes them, or one query (D,); and whether they were one."""
+    return _source(x, "queries", may_be_one=True)
+
+
+def _source(x, name: str, may_be_one: bool = False) -> tuple[VectorSource, bool]:
     if isinstance(x, VectorSource):
-        return x
-    if isinstance(x, str | os.PathLike):
-        return open_vectors(x)
-    torch = sys.modules.get("torch")  # imported already if x is a tensor
-    if torch is not None and isinstance(x, torch.Tensor):
-        return VectorSource(_tensor_rows(x, name), name)
-    if hasattr(x, "toarray"):
-        raise DataError(f"{name} is sparse: give {name}.toarray()")
-    if np.ma.isMaskedArray(x):
-        raise DataError(f"{name} is a masked array: fill or remove its masked values")
-    return VectorSource(as_matrix(x, name), name)
+        return x, False
+    of_files = str | os.PathLike
+    if isinstance(x, of_files) or (isinstance(x, list | tuple) and x and all(isinstance(part, of_files) for part in x)):
+        return open_vectors(x), False
+    if isinstance(x, list | tuple) and any(isinstance(part, VectorSource | of_files) for part in x):
+        parts = Parts(as_source(part) for part in x)
+        return VectorSource(concat_rows(parts, [part.name for part in parts], parts), name), False
+    rows = as_rows(x, name)
+    is_one = len(rows.shape) == 1 and may_be_one
+    is_bare = len(rows.shape) == 1 and (not isinstance(rows.dtype, np.dtype) or rows.dtype.kind in "fiu")
+    if is_bare and not is_one and not isinstance(x, np.ndarray) and not hasattr(x, "is_cuda"):
+        found = f"{name} is a row or column of {rows.shape[0]} numbers"
+        raise DataError(f"{found}: numpy.asarray(x)[None] is one vector, numpy.asarray(x)[:, None] has dimension 1")
+    rows = rows[None] if is_one else rows
+    check_matrix(rows.shape, rows.dtype, name, ", as x[None] is")
+    return VectorSource(rows, name), is_one
+
+
+def check_dim(source: VectorSource, dim: int, owner: str) -> None:
+    """Raise DataError unless the vectors have the dimension `dim`, that of `owner`."""
+    if source.dim != dim:
+        raise DataError(f"{source.name} must have dimension {dim}, that of {owner}, not {source.dim}")
+
+
+def check_not_empty(rows) -> None:
+    """Raise DataError where a source, or codes, hold no rows."""
+    if len(rows) == 0:
+        raise DataError(f"{rows.name} must not be empty")
 
 
 def spread_rows(count: int) -> np.ndarray:
@@ -171,41 +213,88 @@ def spread_rows(count: int) -> np.ndarray:
     return np.unique(np.linspace(0, max(0, count - 1), min(_SAMPLED_ROWS, count)).astype(np.int64))
 
 
+def stratified_rows(num_rows: int, count: int, seed: int = 0) -> np.ndarray:
+    """At most `count` ascending row numbers, int64: of equal parts of all rows one row each, drawn at random.
+
+    Such a sample is like the whole in whatever order the rows are, sorted or periodic. Where it is large it is of short
+    runs of rows, which are faster to read.
+    """
+    if count >= num_rows:
+        return np.arange(num_rows)
+    run_rows = min(max(1, count // _STRATA), _MAX_RUN_ROWS)
+    num_runs = -(-count // run_rows)
+    if num_runs * run_rows > num_rows:
+        run_rows, num_runs = 1, count
+    edges = np.arange(num_runs + 1) * num_rows // num_runs
+    starts = np.random.default_rng(seed).integers(edges[:-1], edges[1:] - run_rows + 1)
+    return (starts[:, None] + np.arange(run_rows)).reshape(-1)[:count]
+
+
 def fingerprint(source: VectorSource, more: bytes = b"") -> str:
     """SHA-256 of some vectors of a source, and of `more`: work is not resumed on other vectors."""
     return sha256(source[spread_rows(len(source))].tobytes() + more).hexdigest()
 
 
-def check_finite(block: np.ndarray, start: int = 0, name: str = "vectors") -> None:
-    """Raise DataError if a vector of `block`, float (n, D), which begins at row `start` of `name`, is not finite."""
-    is_finite = np.isfinite(block)
-    if not is_finite.all():
+def check_finite(block: np.ndarray, number: Callable[[int], int] = int, name: str = "vectors") -> None:
+    """Raise DataError if a vector of `block`, float (n, D), is not finite; `number` gives its row's in `name`."""
+    step = max(1, _PIECE_VALUES // max(1, block.shape[1]))
+    for start in range(0, len(block), step):
+        is_finite = np.isfinite(block[start : start + step])
+        if is_finite.all():
+            continue
         row, column = np.unravel_index(np.argmin(is_finite), is_finite.shape)
+        row += start
         value = "NaN" if np.isnan(block[row, column]) else "an infinite value (infinite, or beyond float32's ±3.4e38)"
-        raise DataError(f"row {start + row} of {name} holds {value} in column {column}: remove or repair it")
+        raise DataError(f"row {number(int(row))} of {name} holds {value} in column {column}: remove or repair it")
 
 
-def _tensor_rows(tensor, name: str):
-    import torch
-
-    check_matrix(tuple(tensor.shape), tensor.dtype, name)
-    if tensor.layout != torch.strided or tensor.is_meta:
-        raise DataError(f"{name} is sparse or has no data: give a dense tensor")
-    if tensor.dtype.is_complex or tensor.dtype == torch.bool or tensor.is_quantized:
-        raise DataError(f"{name} holds {tensor.dtype} values: vectors are integers or floats")
-    tensor = tensor.detach()
-    with suppress(TypeError):  # a type that numpy lacks: bfloat16 and the 8-bit floats
-        if tensor.device.type == "cpu":
-            return tensor.numpy(force=True)  # shares the tensor's memory
-
-    def read(key) -> np.ndarray:
-        key = key if isinstance(key, slice) else torch.from_numpy(key).to(tensor.device)
-        return tensor[key].to("cpu", torch.float32).numpy()
-
-    return _ComputedRows(tuple(tensor.shape), tensor.dtype, read)
+def _apply(function: Callable, source: VectorSource, key) -> np.ndarray:
+    return function(source[key])
 
 
-def _to_float32(rows: np.ndarray) -> np.ndarray:
-    """A fresh array; values that float32 cannot hold become infinite, which `check_finite` finds."""
+def _pick(source: VectorSource, rows_S: np.ndarray, key) -> np.ndarray:
+    return source[rows_S[key]]
+
+
+def _picked(source: VectorSource, rows_S: np.ndarray, row: int) -> int:
+    return source.row_number(rows_S[row])
+
+
+class _Others:
+    """The rows of a source without those of ascending numbers."""
+
+    def __init__(self, source: VectorSource, rows_S: np.ndarray):
+        self.source, self.count = source, len(source) - len(rows_S)
+        self.left_S = rows_S - np.arange(len(rows_S))  # how many are left before each
+
+    def row_number(self, row: int) -> int:
+        return self.source.row_number(self._number(row))
+
+    def read(self, key) -> np.ndarray:
+        if not isinstance(key, slice):
+            return self.source[self._number(key)]
+        rows_n = self._number(np.arange(*key.indices(self.count)))
+        if key.step not in (None, 1) or not len(rows_n):
+            return self.source[rows_n]
+        return self.source[rows_n[0] : rows_n[-1] + 1][rows_n - rows_n[0]]
+
+    def _number(self, rows_n):
+        return rows_n + np.searchsorted(self.left_S, rows_n, "right")
+
+
+def _to_float32(rows, indices: np.ndarray | None = None) -> np.ndarray:
+    """A fresh array of all rows or some, in pieces between which Ctrl-C is heard.
+
+    Values that float32 cannot hold become infinite, which `check_finite` finds.
+    """
+    if indices is not None and not isinstance(rows, np.ndarray):
+        rows, indices = rows[indices], None
     with np.errstate(over="ignore", invalid="ignore"):
-        return rows.astype(np.float32, order="C", copy=not rows.flags.owndata)
+        if indices is None and (rows.flags.owndata or rows.size <= _PIECE_VALUES):
+            return rows.astype(np.float32, order="C", copy=not rows.flags.owndata)
+        count, step = len(rows) if indices is None else len(indices), max(1, _PIECE_VALUES // rows.shape[1])
+        vectors = np.empty((count, rows.shape[1]), np.float32)
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            vectors[part] = rows[part if indices is None else indices[part]]
+        return vectors

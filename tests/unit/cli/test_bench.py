@@ -79,7 +79,7 @@ def test_table(capsys):
     for column in ("model", "options", "precision", "threads", "encode us", "encode vectors/s", "decode us"):
         assert column in lines[0]
     assert lines[2].startswith("M=2 K=16 L=1 de=16 dh=16  A=2 B=3  float32")
-    assert lines[-1].startswith("weights: random") and "128 dimensions" in err
+    assert lines[-1].startswith("weights: random") and "dimension 128" in err
 
 
 @pytest.mark.parametrize("fields", [{}, {"starts_from_coarse": True, "num_lists": 5}, {"parts": 2}])

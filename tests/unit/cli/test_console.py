@@ -1,5 +1,6 @@
 """Results on standard output, everything else on standard error, and numbers that people can read."""
 
+import errno
 import io
 import json
 import logging
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from qinco import progress
-from qinco.cli.console import Console, format_value, write_line
+from qinco.cli.console import Console, format_value, result_line, write_line
 
 
 @pytest.fixture
@@ -31,6 +32,12 @@ def clock(monkeypatch):
 ])  # fmt: skip
 def test_values_for_people(value, text):
     assert format_value(value) == text
+
+
+def test_recall_names_its_rank_and_whole_bytes_have_no_fraction():
+    assert result_line("recall", {1: 0.51, 10: 0.935}) == "recall@1: 0.5100, recall@10: 0.9350"
+    assert result_line("bytes_per_vector", 8.0) == "bytes_per_vector: 8"
+    assert result_line("bytes_per_vector", 12.5) == "bytes_per_vector: 12.50"
 
 
 def test_streams(capsys):
@@ -161,3 +168,26 @@ def test_progress_in_json(monkeypatch, clock):
         "description": "training", "done": 400, "total": 1000, "unit": "step", "rate": 10.0, "seconds_left": 60.0,
         "fields": {"mse": 20000.5, "lr": None},
     }  # fmt: skip
+
+
+class FullStream(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("kind", ["none", "closed", "full"])
+def test_standard_error_that_takes_nothing_is_no_matter(kind, clock, monkeypatch, capsys):
+    stream = None if kind == "none" else FullStream()
+    if kind == "closed":
+        stream.close()
+    monkeypatch.setattr("sys.stderr", stream)
+    console = Console()
+    console.info("one")
+    console.warn("two")
+    with progress.reporting(True) as report:
+        for told in (report, console.progress):
+            told("encoding", 0, 10)
+            clock.now += 31
+            told("encoding", 10, 10)
+    console.close()
+    assert capsys.readouterr().out == ""

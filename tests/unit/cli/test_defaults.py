@@ -60,7 +60,7 @@ def test_every_task_says_what_is_missing(task):
 
 def test_an_index_is_searched_without_a_database():
     found = resolved("search", "index=i")
-    assert missing(found) == ["queries", "queries_gt"]
+    assert missing(found) == ["queries"]
     assert found["queries"] == (None, "missing, unless db names a data set")
     found = resolved("search", "index=i", "db=deep1M", "nprobe=[4,8]")
     assert not missing(found)
@@ -102,13 +102,13 @@ def test_data_sets(dataset):
 
 def test_what_only_the_model_knows():
     found = resolved("eval", "model=m", "B=4")
-    assert (found["A"], found["B"]) == ((None, "the model's"), (4, "command line"))
+    assert (found["A"], found["B"]) == ((None, "the codec's own"), (4, "command line"))
     assert resolved("eval", "model=m", "C=4")["A"] == (None, "C is used instead")
     found = resolved(*TRAIN, "model=m", "recipe=paper")
-    assert found["M"] == found["de"] == found["A"] == (None, "the model's")
+    assert found["M"] == found["de"] == found["A"] == (None, "the codec's own")
     assert found["lr"] == (None, "recipe paper of this kind of model")
     assert found["codebook_noise_init"] == (0.1, "recipe paper")
-    assert resolved("train", "model=m", "output=a.pt")["A"][1] == "the model's, or A=16 B=32 if that has C"
+    assert resolved("train", "model=m", "output=a.pt")["A"][1] == "the codec's own, or A=16 B=32 if it has C"
     assert resolved("bench")["B"] == (None, "default, the usual options in turn")
     assert resolved("bench", "B=4")["C"] == (64, "default")
 
@@ -135,6 +135,7 @@ def test_sources():
         "output=y.pt K=4 B=2", "output=y.pt K=4 ivf_centroids=c", "output=y.pt A=4 recipe=paper",
         "output=y.pt A=0 B=0", "L=1 B=0", "dh=32 de=0 B=7", "de=24 A=null epochs=3 ds.valset=7",
         "C=16 batch=8 grad_clip=null", "ivf_centroids=c K=4 concat_rank=3", "K=2 A=2 seed=3 precision=float32",
+        "C=null L=null K=null M=null dh=null model_args=qinco2-M",
     ],
 )  # fmt: skip
 def test_it_is_what_training_does(words):

@@ -1,5 +1,7 @@
 """The grammar: what every form of an argument means, and that a mistake names what is wrong."""
 
+from dataclasses import replace
+
 import pytest
 
 from qinco.cli.grammar import parse_arguments, parse_value
@@ -104,9 +106,11 @@ def test_wrong_values(argument, expected):
 
 
 @pytest.mark.parametrize("argument, facts", [
-    ("epoch=3", ["'epoch'", "Did you mean epochs?"]), ("ramp_epochs=3", ["Did you mean scheduler.ramp_epochs?"]),
-    ("ds.val_set=3", ["Did you mean ds.valset?"]), ("num_steps=3", ["Did you mean M?"]),
-    ("embed_dim=3", ["Did you mean de?"]), ("num_short=3", ["Did you mean search.nshort?"]),
+    ("epoch=3", ["'epoch'", "Did you mean epochs?"]), ("ramp_epoch=3", ["Did you mean scheduler.ramp_epochs?"]),
+    ("ds.val_set=3", ["Did you mean ds.valset?"]), ("num_step=3", ["Did you mean M?"]),
+    ("embeddim=3", ["Did you mean de?"]), ("num_short=3", ["task train has no key num_short; search has"]),
+    ("num_epochs=3", ["Did you mean epochs?"]), ("learning_rate=3", ["Did you mean lr?"]),
+    ("n_clusters=3", ["Did you mean K?"]), ("nlist=3", ["Did you mean ivf_K?"]), ("M=8 num_steps=8", ["twice"]),
     ("model_args=qinco2-s", ["Did you mean qinco2-S?"]), ("zzz=3", ["'zzz'", "qinco train --help"]),
     ("--lr=3", ["'lr=3'", "'--lr=3'"]), ("+lr=3", ["'lr=3'"]), ("++lr=3", ["'lr=3'"]),
     ("--multirun", ["'--multirun'"]), ("-x", ["'-x'", "--help, --version, --cfg, --json-logs"]),
@@ -119,7 +123,23 @@ def test_wrong_values(argument, expected):
     ("index=i", ["task train has no key index; eval and search have"]),
 ])  # fmt: skip
 def test_wrong_arguments(argument, facts):
-    refused([*TRAIN, argument], *facts)
+    refused([*TRAIN, *(argument.split() or [""])], *facts)
+
+
+def test_long_names_are_those_of_python():
+    long = "num_steps=4 codebook_size=16 embed_dim=8 preset=qinco2-M num_pairs=9 beam_width=3 batch_size=7 num_parts=2"
+    short = "M=4 K=16 de=8 model_args=qinco2-M C=9 B=3 batch=7 pq=2"
+    assert parse_arguments([*TRAIN, *long.split()]) == parse_arguments([*TRAIN, *short.split()])
+    assert parse_arguments(["train", "trainset=x", "M=16", "output=${num_steps}"])["output"] == "16"
+    searched = parse_arguments([*SEARCH, "num_short=[7]", "ef_search=5"])
+    assert (searched["search.nshort"], searched["search.quantizer_efSearch"]) == ((7,), (5,))
+
+
+@pytest.mark.parametrize("name", ["k", "m", "num_mid", "ramp", "beam", "verify"])
+def test_a_hint_is_the_right_one_or_none(name):
+    with pytest.raises(ConfigError) as caught:
+        parse_arguments([*TRAIN, f"{name}=10"])
+    assert "Did you mean" not in str(caught.value)
 
 
 def test_unknown_tasks():
@@ -131,8 +151,8 @@ def test_an_index_takes_the_place_of_the_database_and_of_the_model():
     settings = parse_arguments(["search", "index=i", "queries=q", "queries_gt=g", "nprobe=[4,8]", "search.nshort=7"])
     assert (settings["search.nprobe"], settings["search.nshort"]) == ((4, 8), (7,))
     assert parse_arguments(["search", "index=i", "db=deep1M"])["queries"] is None
-    refused(["search", "index=i", "model=m"], "search needs queries=", "or db=", "and queries_gt=")
-    refused(["search"], "search needs model=", "or index=", "and queries_gt=")
+    refused(["search", "index=i", "model=m"], "search needs either queries=", "or db=")
+    refused(["search"], "search needs either model=", "or index=", "; either queries=")
 
 
 def test_what_the_codes_say_is_left_open_in_the_kind_of_an_index():
@@ -164,8 +184,8 @@ def test_only_one_kind_of_preselection_is_given():
 
 
 def test_missing_keys_are_named_together():
-    refused(["encode", "db=x"], "encode needs model= (", "and output= (")
-    refused(["train"], "output= (", "and trainset= (", "or db= (")
+    refused(["encode", "db=x"], "encode needs model= (", "; output= (")
+    refused(["train"], "output= (", "; either trainset= (", "or db= (the name of a data set)")
     for task in TASKS.values():
         if task.required:
             refused([task.name], *(f"{name}= (" for names in task.required for name in names.split("|")))
@@ -173,7 +193,7 @@ def test_missing_keys_are_named_together():
 
 def test_encoding_the_training_set_needs_no_database():
     assert parse_arguments(["encode", "model=m", "output=o", "encode_trainset=true", "trainset=t"])["db"] is None
-    refused(["encode", "model=m", "output=o", "encode_trainset=false"], "needs db=", "or encode_trainset=")
+    refused(["encode", "model=m", "output=o", "encode_trainset=false"], "needs either db=", "or encode_trainset=")
 
 
 def test_words_without_a_key():
@@ -228,7 +248,7 @@ def test_interpolated_values_are_parsed():
 
 
 @pytest.mark.parametrize("words, fact", [
-    (["output=${outputs}"], "Did you mean output?"), (["output=${num_steps}"], "Did you mean M?"),
+    (["output=${outputs}"], "Did you mean output?"), (["output=${num_step}"], "Did you mean M?"),
     (["output=${qqq}"], "${qqq}"), (["output=${}"], "${}"), (["output=${output}"], "output -> output"),
     (["output=${model}", "model=x${tensorboard}", "tensorboard=${model}"], "model -> tensorboard -> model"),
     (["output=x${M"], "output"), (["output=${oc.env:QINCO_NONE}"], "'QINCO_NONE'"),
@@ -254,7 +274,7 @@ def test_the_declarations_agree():
         assert task.positional is None or task.positional in task.required
         assert all(task.reads(name) for names in task.required for name in names.split("|")), task.name
         for key in task.keys:
-            assert KEYS[key.name] == key, "a key means the same in all tasks"
+            assert replace(KEYS[key.name], help=key.help) == key, "a key has the same values in all tasks"
     for key in KEYS.values():
         assert key.kind != "choice" or key.default in (*key.choices, None)
         assert set(key.open_references) <= set(KEYS), key.name

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from qinco.cli import main
@@ -88,8 +89,11 @@ def test_help_of_a_task_lists_the_keys_that_it_reads(task, capsys):
 def test_help_shows_defaults(capsys):
     main(["train", "--help"])
     shown = capsys.readouterr().out
-    for default in ("lr=null ", "epochs=60 ", "seed=0 ", "wd=0.1 ", "opq=false ", "recipe=default ", "A= ", "output= "):
-        assert f"  {default}" in shown
+    for default in ("lr=null", "epochs=60", "seed=0", "wd=0.1", "opq=false", "A=", "C=64", "B=32", "output="):
+        assert f"  {default} " in shown
+    assert "either trainset= (training vectors) or db= (the name of a data set)" in " ".join(shown.split())
+    main(["encode", "--help"])
+    assert capsys.readouterr().out.count("(the codec's own)") == 3
 
 
 @pytest.mark.parametrize("arguments, fact", [
@@ -221,4 +225,13 @@ def test_output_to_a_full_disk():
     with Path("/dev/full").open("w") as full:
         done = print_help_to(full)
     assert done.returncode == 4
-    assert done.stderr.startswith("qinco: error: no space left") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("qinco: error: standard output") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_closed_and_full_streams_do_not_stop_work(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((100, 4), np.float32))
+    options = "ivf_centroids ivf_K=4 trainset=x.npy output=c.npy"
+    command = f"{sys.executable} -m qinco {options} <&- >&- 2>/dev/full"
+    assert subprocess.run(command, shell=True, cwd=tmp_path, timeout=60).returncode == 0
+    assert np.load(tmp_path / "c.npy").shape == (4, 4)

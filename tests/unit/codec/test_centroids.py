@@ -44,7 +44,7 @@ def test_large_sources_are_sampled(num_vectors, points, sample, caplog):
 @pytest.mark.parametrize(
     ("settings", "error", "fact"),
     [
-        ({"num_centroids": 21}, DataError, "20 vectors.* 21 "),
+        ({"num_centroids": 21}, DataError, "21 vectors.* not 20"),
         ({"num_centroids": 0}, ConfigError, "ivf_K"),
         ({"num_iterations": 0}, ConfigError, "num_iterations"),
         ({"max_points_per_centroid": 0}, ConfigError, "max_points_per_centroid"),

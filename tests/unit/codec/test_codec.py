@@ -1,5 +1,6 @@
 """Codecs of one model and of several: shapes and types of what goes in and out, on every device."""
 
+import signal
 from copy import deepcopy
 
 import numpy as np
@@ -157,10 +158,10 @@ def test_saved_codecs_are_the_same(tmp_path, each, named_device):
 
 def test_a_file_does_not_know_the_device(tmp_path, placed, placed_ivf, codec, ivf, named_device):
     for there, here in ((placed, codec), (placed_ivf, ivf)):
-        there.save(tmp_path / "there"), here.save(tmp_path / "here")
-        assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
-        assert there.fingerprint() == here.fingerprint() == Codec.load(tmp_path / "there").fingerprint()
-        assert Codec.load(tmp_path / "there").models[0].device.type == "cpu"
+        there.save(tmp_path / "there.safetensors"), here.save(tmp_path / "here.safetensors")
+        assert (tmp_path / "there.safetensors").read_bytes() == (tmp_path / "here.safetensors").read_bytes()
+        assert there.fingerprint() == here.fingerprint() == Codec.load(tmp_path / "there.safetensors").fingerprint()
+        assert Codec.load(tmp_path / "there.safetensors").models[0].device.type == "cpu"
     assert codec.to(named_device).models[0].device.type == placed.models[0].device.type
     assert np.array_equal(codec.encode(random_vectors(30, 3)), placed.encode(random_vectors(30, 3)))
 
@@ -181,7 +182,7 @@ def test_the_row_that_is_not_finite_is_named(codec, value):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.zeros((4, 5), np.float32), "vectors have 5 dimensions, the codec was trained on 3"),
+        (np.zeros((4, 5), np.float32), "dimension 3, that of the codec, not 5"),
         (np.zeros(3, np.float32), "vectors"),
         ("nowhere.fvecs", "nowhere.fvecs"),
     ],
@@ -217,18 +218,18 @@ def test_a_codec_without_preselector_says_so(options):
     [
         ("codec", [[0, 0, 4]], None, "row 0, column 2 is 4"),
         ("codec", [[0, -1, 0]], None, "row 0, column 1 is -1"),
-        ("codec", [[0, 0, 0, 0]], None, "4 columns"),
+        ("codec", [[0, 0, 0, 0]], None, "columns.* not 4"),
         ("codec", [[0.5, 0, 0]], None, "integer array"),
         ("codec", [0, 0, 0], None, "2-D integer array"),
         ("codec", [[0, 0, 0]], [0], "this codec has none"),
-        ("product", [[0] * 5], None, "5 columns: 2 parts"),
-        ("product", [[0] * 8], None, "8 columns"),
-        ("product", np.empty((3, 0), np.uint8), None, "0 columns"),
+        ("product", [[0] * 5], None, "multiple of 2 columns.* not 5"),
+        ("product", [[0] * 8], None, "columns.* not 8"),
+        ("product", np.empty((3, 0), np.uint8), None, "columns.* not 0"),
         ("product", [[0, 0, 0, 0, 0, 9]], None, "row 0, column 5 is 9"),
         ("product", [[0] * 6], [0], "lists"),
         ("ivf", [[0, 0, 0]], None, "give lists"),
         ("ivf", [[0, 0, 0], [1, 1, 1]], [0], "must be 2 integers"),
-        ("ivf", [[0, 0, 0], [1, 1, 1]], [0, 5], "row 1 is 5, the codec has 5 lists"),
+        ("ivf", [[0, 0, 0], [1, 1, 1]], [0, 5], "range 0 to 4.* row 1 is 5"),
         ("ivf", [[0, 0, 0], [1, 1, 1]], [-1, 0], "row 0 is -1"),
     ],
 )
@@ -351,8 +352,61 @@ def test_shorter_codes_take_the_first_steps_of_every_part(product):
     assert product.encode(random_vectors(40, 6), num_steps=1).shape == (40, 2)
 
 
+@pytest.mark.parametrize("name", ["x.txt", "x", "x.bin"])
+def test_codecs_are_saved_under_the_suffixes_of_codecs_and_read_by_content(tmp_path, codec, name):
+    with pytest.raises(ConfigError, match="safetensors"):
+        codec.save(tmp_path / name)
+    codec.save(tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").rename(tmp_path / name)
+    assert Codec.load(tmp_path / name).fingerprint() == codec.fingerprint()
+
+
+def test_paths_of_codes_are_decoded(tmp_path, ivf):
+    codes = ivf.encode(random_vectors(40, ivf.dim))
+    for name in ("codes", "codes.npy"):
+        codes.save(tmp_path / name, ivf)
+        assert np.array_equal(ivf.decode(str(tmp_path / name)), ivf.decode(codes))
+    with pytest.raises(DataError):
+        ivf.decode([[1, 2, 3], [1]])
+
+
 def test_the_alias_makes_and_loads_codecs(tmp_path, product):
-    product.save(tmp_path / "x")
-    assert ProductCodec.load(tmp_path / "x").fingerprint() == product.fingerprint()
+    product.save(tmp_path / "x.safetensors")
+    assert ProductCodec.load(tmp_path / "x.safetensors").fingerprint() == product.fingerprint()
     with pytest.raises(ConfigError, match="must divide the dimension 6, not 4"):
         ProductCodec.fit(random_vectors(40, 6), num_parts=4)
+
+
+def test_an_interrupt_carries_the_codes_so_far(codec):
+    x = random_vectors(1000, 3)
+    codec.block_rows = 300
+
+    def stop(stage, done, total, unit="vector"):
+        if done >= 600:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        codec.encode(x, progress=stop)
+    assert np.array_equal(caught.value.codes.codes, codec.encode(x).codes[:600])
+
+
+@pytest.mark.parametrize("name", ["projected", "coarse"])
+def test_a_block_is_encoded_in_parts_that_an_interrupt_keeps(name):
+    codec = Codec(random_model(ARCHITECTURES[name]), EncodeOptions(num_pairs=6, beam_width=3))
+    x, whole = random_vectors(300, codec.dim), Codec(codec.models, codec.encode_options)
+    whole.block_rows = 64  # the first part, so that a block is encoded at once
+    seen: list[int] = []
+
+    def press(stage, done, *_, **fields):
+        seen.append(done)
+        if done >= 64:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        codec.encode(x, progress=press)
+    expected, kept = whole.encode(x), caught.value.codes
+    assert seen == [64] and len(kept) == 64
+    assert np.array_equal(kept.codes, expected.codes[:64])
+    found = codec.encode(x)
+    assert np.array_equal(found.codes, expected.codes)
+    assert not codec.is_ivf or np.array_equal(found.lists, expected.lists)

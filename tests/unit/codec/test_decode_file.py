@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -93,6 +94,12 @@ def test_it_is_what_decode_gives(tmp_path, codec, suffix, count):
     assert names(tmp_path) == [f"x{suffix}"]
 
 
+def test_an_unknown_precision_is_refused(tmp_path, codec):
+    with pytest.raises(ConfigError, match="int8"):
+        decode(codec, some_codes(codec), tmp_path / "x.npy", precision="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_prefix_and_precision(tmp_path, codec):
     codes = some_codes(codec)
     decode(codec, codes, tmp_path / "x.npy", num_steps=2, precision="bf16")
@@ -167,12 +174,13 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path, plain):
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_run_that_has_decoded_nothing_is_replaced(tmp_path, plain, monkeypatch, resume):
     with monkeypatch.context() as patched:
-        patched.setattr(plain, "decode_blocks", lambda *given: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        patched.setattr(plain, "decode_blocks", lambda *given: shutil.copytree(tmp_path, tmp_path / "killed") / 0)
+        with pytest.raises(TypeError):
             decode(plain, some_codes(plain, 1), tmp_path / "x.npy")
-    assert names(tmp_path) == ["x.npy.part", "x.npy.part.json"]
-    decode(plain, some_codes(plain), tmp_path / "x.npy", resume=resume)
-    assert np.array_equal(np.load(tmp_path / "x.npy"), expected(plain, some_codes(plain)))
+    killed = tmp_path / "killed"
+    assert names(tmp_path) == ["killed"] and names(killed) == ["x.npy.part", "x.npy.part.json"]
+    decode(plain, some_codes(plain), killed / "x.npy", resume=resume)
+    assert np.array_equal(np.load(killed / "x.npy"), expected(plain, some_codes(plain)))
 
 
 def test_the_old_output_is_there_until_the_new_one_is(tmp_path, plain):

@@ -11,7 +11,7 @@ from qinco.codec import Codec
 from qinco.codec import evaluate as module
 from qinco.codec.evaluate import benchmark, evaluate, measure_time, median_us
 from qinco.config import EncodeOptions
-from qinco.errors import DataError
+from qinco.errors import ConfigError, DataError
 
 OWN = EncodeOptions(num_pairs=6, beam_width=3)
 quick = partial(benchmark, pass_us=1, max_vectors=64)
@@ -43,7 +43,7 @@ def test_the_error_is_that_of_every_prefix(name, device):
 
 def test_no_vectors_are_refused():
     for call in (evaluate, measure_time):
-        with pytest.raises(DataError, match="no vectors"):
+        with pytest.raises(DataError, match="must not be empty"):
             call(make_codec("projected"), random_vectors(0, 3))
 
 
@@ -69,6 +69,14 @@ def test_only_what_is_asked_for_is_measured():
     assert (row.threads, row.precision, row.options) == (1, "bf16", OWN)
     rows = quick(make_codec("qinco1"), threads=[1], precisions=["float32"])
     assert [row.options for row in rows] == [EncodeOptions()]
+
+
+@pytest.mark.parametrize("wrong", [{"threads": [1, 0]}, {"precisions": ["float32", "int8"]}, {"engine": "abacus"}])
+def test_no_combination_is_measured_when_one_is_wrong(wrong):
+    heard = []
+    with pytest.raises(ConfigError):
+        quick(make_codec("projected"), **wrong, progress=lambda *report: heard.append(report))
+    assert heard == []
 
 
 def test_threads_come_back_after_an_interrupt():

@@ -17,7 +17,7 @@ from qinco.codec.files import FileResult, encode_file, share_of_process
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.store.codes import Codes
-from qinco.store.manifest import MANIFEST, PENDING
+from qinco.store.manifest import MANIFEST, PENDING, write_manifest
 from qinco.vectors.formats import write_vectors
 from qinco.vectors.rows import as_source, open_vectors
 
@@ -153,7 +153,7 @@ def test_ctrl_c_keeps_the_finished_shards(tmp_path, coarse, form, row):
     interrupted(coarse, source, tmp_path / form, row)
     kept = row // SHARD_ROWS
     folder = tmp_path / (form if form == "codes" else f"{form}.shards")
-    assert shards(folder) == list(range(kept)) and names(tmp_path) == [folder.name]
+    assert shards(folder) == list(range(kept)) and names(tmp_path) == [folder.name] * (kept > 0)
     if kept:
         with pytest.raises(ConfigError, match=rf"{kept} of 5 shards"):
             encode(coarse, source, tmp_path / form)
@@ -225,7 +225,7 @@ def test_a_damaged_or_newer_folder_is_not_cleared(tmp_path, plain, name, text):
     (tmp_path / "codes" / name).write_text(text)
     before = content(tmp_path)
     for options in ({}, {"resume": True}, {"overwrite": True}):
-        with pytest.raises((ConfigError, DataError), match=name):
+        with pytest.raises((ConfigError, DataError), match="is an index" if "index" in text else name):
             encode(plain, vectors(plain), tmp_path / "codes", **options)
     assert content(tmp_path) == before
 
@@ -317,11 +317,13 @@ def test_folders_below_the_current_one_are_made(tmp_path, monkeypatch, plain):
 
 
 def test_what_the_codec_cannot_do_is_refused_before_any_work(tmp_path, plain):
-    with pytest.raises(DataError, match="4 dimensions"):
+    with pytest.raises(DataError, match=r"dimension.* not 4"):
         encode(plain, as_source(random_vectors(9, 4)), tmp_path / "codes")
     qinco1 = Codec(random_model(ARCHITECTURES["qinco1"]), EncodeOptions())
     with pytest.raises(ConfigError):
         encode(qinco1, vectors(qinco1), tmp_path / "codes", RULE)
+    with pytest.raises(ConfigError, match="shard_rows"):
+        encode(plain, vectors(plain), tmp_path / "codes", shard_rows=-3)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -462,3 +464,44 @@ def test_codecs_are_converted_both_ways(tmp_path, caplog):
         with pytest.raises(ConfigError, match=output.name):
             convert_codec(tmp_path / "a.safetensors", output, overwrite=True)
     assert json.loads(json.dumps(again.encode_options.to_dict()))["beam_width"] == 2
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_codes_of_another_codec_are_refused_before_anything_is_written(tmp_path, coarse, plain, form):
+    good, path = coarse.encode(vectors(coarse)), tmp_path / form
+    wide = Codes(good.codes.astype(np.int64), good.lists)  # such as an .ivecs file gives
+    wide.save(path, coarse)
+    read = Codes.load(path, coarse)
+    assert np.array_equal(read.codes, good.codes) and np.array_equal(read.lists, good.lists)
+    before = content(tmp_path)
+    for codes, codec in (
+        (good, plain), (good.with_lists(None), coarse), (Codes(good.codes + 4, good.lists), coarse),
+        (Codes(-wide.codes, good.lists), coarse), (good.with_lists(good.lists + 5), coarse),
+        (Codes(good.codes * 1.0, good.lists), coarse),
+    ):  # fmt: skip
+        with pytest.raises(DataError):
+            codes.save(path, codec, overwrite=True)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_is_left_of_a_run_that_wrote_nothing(tmp_path, coarse, form):
+    x = vectors(coarse)[:]
+    x[3, 0] = np.nan
+    for options in ({}, {"overwrite": True}):
+        before = content(tmp_path)
+        with pytest.raises(DataError, match="row 3"):
+            encode(coarse, x, tmp_path / form, **options)
+        assert content(tmp_path) == before and (before or not names(tmp_path))
+        encode(coarse, vectors(coarse), tmp_path / form, overwrite=True)
+
+
+def test_what_stands_in_the_way_is_named(tmp_path, coarse, plain):
+    assert encode(plain, vectors(plain), tmp_path / "codes")
+    with pytest.raises(ConfigError, match="codes of another codec"):
+        encode(coarse, vectors(coarse), tmp_path / "codes")
+    write_manifest(tmp_path / MANIFEST, "index", "s000000000000", {}, {})
+    x = vectors(plain)
+    for write in (lambda: encode(plain, x, tmp_path), lambda: plain.encode(x).save(tmp_path, plain)):
+        with pytest.raises(ConfigError, match="is an index"):
+            write()

@@ -7,7 +7,8 @@ import torch
 from small_models import random_vectors
 
 from qinco.codec import Codec
-from qinco.config import EncodeOptions
+from qinco.codec.files import encode_file
+from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
 from qinco.training.loop import EpochReport, StepReport
 from qinco.training.monitor import Estimate
@@ -174,7 +175,7 @@ def test_a_trained_codec_goes_on(tmp_path):
         Codec.fit(x, initial=second, epochs=second.provenance["epoch"], **kept)
     with pytest.raises(ConfigError, match="num_steps"):
         Codec.fit(x, initial=second, epochs=9, num_steps=4)
-    with pytest.raises(DataError, match="2 dimensions"):
+    with pytest.raises(DataError, match=r"dimension.* not 2"):
         Codec.fit(random_vectors(400, 2), initial=second, epochs=9)
 
 
@@ -210,7 +211,7 @@ def test_one_dimension():
 
 def test_the_fewest_vectors_that_train():
     assert fit(random_vectors(9, 4)).num_codes == 3
-    with pytest.raises(DataError, match=r"7 training vectors \(8 less 1 .* 8 codewords"):
+    with pytest.raises(DataError, match=r"at least 8 vectors.* not 7 \(8 less 1"):
         fit(random_vectors(8, 4))
 
 
@@ -230,7 +231,7 @@ BAD_ROW[390, 2] = np.nan
     ("x", "settings", "error", "message"),
     [
         (BAD_ROW, {}, DataError, r"row 390 of training vectors .*column 2"),
-        (np.zeros((0, 4), np.float32), {}, DataError, "8 codewords"),
+        (np.zeros((0, 4), np.float32), {}, DataError, "at least 8 vectors"),
         (np.zeros(4, np.float32), {}, DataError, "training vectors"),
         ("nowhere.fvecs", {}, DataError, "nowhere.fvecs"),
         (None, {"num_valid": 201}, ConfigError, r"num_valid \(ds.valset\) .*201.*400"),
@@ -242,12 +243,12 @@ BAD_ROW[390, 2] = np.nan
         (None, {"num_candidates": 4}, ConfigError, r"A=4\).*C=12\)"),
         (None, {"preset": "qinco1", "embed_dim": None}, ConfigError, r"num_pairs \(C\)"),
         (None, {"codebook_size": 12}, ConfigError, r"codebook_size \(K\).*12"),
-        (None, {"codebook_size": 512}, DataError, "512 codewords"),
+        (None, {"codebook_size": 512}, DataError, "at least 512 vectors"),
         (None, {"epochs": -1}, ConfigError, "epochs .*0"),
         (None, {"epochs": None}, ConfigError, "epochs .*None"),
         (None, {"lr": "fast"}, ConfigError, "lr .*fast"),
         (None, {"device": "gpu"}, ConfigError, "'gpu'"),
-        (None, {"coarse_centroids": np.zeros((3, 5))}, DataError, r"coarse centroids.*\(3, 5\).* 4 "),
+        (None, {"coarse_centroids": np.zeros((3, 5))}, DataError, r"coarse centroids.* 4, .*\(3, 5\)"),
         (None, {"coarse_centroids": np.zeros((0, 4))}, DataError, "coarse centroids"),
         (None, {"coarse_centroids": np.full((3, 4), np.nan)}, DataError, "row 0 of coarse centroids"),
         (None, {"output": "/nowhere/x.safetensors"}, ConfigError, "/nowhere"),
@@ -292,6 +293,21 @@ def test_an_output_that_exists_is_kept(tmp_path):
     assert Codec.load(fit_to(path)).num_codes == 3
 
 
+def test_two_runs_of_one_output_refuse_each_other(tmp_path):
+    """The one that is behind would replace the state of the other."""
+    refused = []
+
+    def begin_another(report):
+        if not refused:
+            with pytest.raises(ConfigError, match=r"x\.safetensors") as error:
+                fit(output=tmp_path / "x.safetensors", resume=True)
+            refused.append(error)
+
+    fit(output=tmp_path / "x.safetensors", on_report=begin_another)
+    assert refused and not list(tmp_path.glob(".*"))
+    fit(output=tmp_path / "x.safetensors", resume=True)
+
+
 def fit_to(path):
     fit(output=path, overwrite=True)
     return path
@@ -332,3 +348,93 @@ def test_a_run_in_another_thread_trains():
 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(fit).result().num_codes == 3
+
+
+def test_the_letters_of_the_papers_are_settings_too(tmp_path):
+    x = random_vectors(60, 4)
+    short = Codec.fit(x, M=2, K=8, L=1, de=4, dh=6, A=4, B=2, epochs=0, device="cpu")
+    long = {"num_steps": 2, "codebook_size": 8, "num_blocks": 1, "embed_dim": 4, "hidden_dim": 6}
+    codec = Codec.fit(x, **long, num_candidates=4, beam_width=2, M=2, epochs=0, device="cpu")
+    assert codec.fingerprint() == short.fingerprint() and codec.encode_options == short.encode_options
+    assert ModelConfig(4, M=2, K=8, L=1, de=4, dh=6) == codec.config
+    assert EncodeOptions(A=4, B=2) == codec.encode_options
+    greedy = codec.with_options(A=0, B=1)
+    assert greedy.encode_options == codec.with_options(EncodeOptions()).encode_options == EncodeOptions()
+    assert np.array_equal(codec.encode(x, A=0, B=0).codes, greedy.encode(x).codes)
+    assert np.array_equal(codec.encode(x, M=1, C=3).codes, codec.encode(x, num_steps=1, num_pairs=3).codes)
+    assert encode_file(codec, x, tmp_path / "codes.npy", A=2, beam_width=3).complete
+    for call, given in ((Codec.fit, x), (codec.encode, x), (ModelConfig, 4)):
+        with pytest.raises(ConfigError, match=r"num_steps .* 2 .* 3"):
+            call(given, M=2, num_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("num_epochs", "epochs"), ("learning_rate", "lr"), ("n_clusters", "codebook_size"), ("model_args", "preset"),
+     ("outptu", "output"), ("NUM_STEPS", "num_steps"), ("pq", "num_parts"), ("k", None), ("m", None), ("nlist", None),
+     ("ivf_K", None), ("verify", None)],
+)  # fmt: skip
+def test_a_hint_is_the_right_one_or_none(name, meant):
+    with pytest.raises(ConfigError, match=f"'{name}'") as caught:
+        Codec.fit(random_vectors(60, 4), **{name: 10})
+    assert ("Did you mean" in str(caught.value)) == (meant is not None)
+    assert meant is None or f"Did you mean {meant}?" in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{"overwrite": "no"}, {"resume": 1}, {"rotate": "no"}, {"mse_scale": 0}])
+def test_switches_and_factors_are_checked(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Codec.fit(random_vectors(60, 4), **wrong)
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_an_interrupt_carries_the_best_codec(tmp_path, num_parts):
+    x = random_vectors(400, 4)
+
+    def stop(report):
+        if isinstance(report, EpochReport) and report.epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=r"codec = stop\.codec") as caught:
+        fit(x, epochs=20, num_parts=num_parts, on_report=stop)
+    codec = caught.value.codec
+    assert codec.provenance["epoch"] <= 2 and len(codec.models) == num_parts
+    assert mse(codec, x) < x.var(0).sum()
+    with pytest.raises(KeyboardInterrupt, match="resume=true"):
+        fit(x, epochs=20, num_parts=num_parts, on_report=stop, output=tmp_path / "x.safetensors")
+    part = next(path for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".part_0"))
+    assert Codec.load(part).models[0].fingerprint() == codec.models[0].fingerprint()
+
+
+def test_an_interrupt_before_the_first_validation_carries_no_codec():
+    def stop(report):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="nothing was saved") as caught:
+        fit(on_report=stop)
+    assert caught.value.codec is None
+
+
+def test_a_run_without_a_state_says_that_it_begins(tmp_path, caplog):
+    caplog.set_level("INFO")
+    fit(output=tmp_path / "x.safetensors", resume=True, epochs=0)
+    assert f"nothing to resume at {tmp_path / 'x.safetensors'}" in caplog.text
+
+
+def test_vectors_near_the_limit_of_float32_are_rotated_without_warnings(recwarn):
+    codec = fit(num_parts=2, rotate=True, epochs=0, embed_dim=2)
+    codec.encode(np.full((3, 4), 3e38, np.float32))
+    assert not recwarn.list
+
+
+def test_a_run_that_diverges_carries_the_best_codec():
+    with pytest.raises(ConfigError, match="diverged") as caught:
+        fit(lr=1e30, ramp_epochs=0)
+    assert caught.value.codec.provenance["epoch"] == 0
+
+
+def test_the_remedy_for_a_run_that_diverged_works(tmp_path):
+    settings = {"output": tmp_path / "x.safetensors", "ramp_epochs": 0}
+    with pytest.raises(ConfigError, match=r"lr=null.*overwrite=true"):
+        fit(lr=1e30, **settings)
+    assert fit(lr=None, overwrite=True, **settings).provenance["epoch"] > 0

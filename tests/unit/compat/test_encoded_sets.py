@@ -80,7 +80,7 @@ def test_numpy_reads_what_we_write(tmp_path, num_vectors, has_lists):
 def test_sets_and_parts_are_described(tmp_path):
     assert describe_encoded_set(UPSTREAM / "enc_db.npz") == {
         "kind": "encoded set of QINCo2", "num_vectors": 3000, "num_parts": 1, "dim": 32, "codebook_size": 256,
-        "code_size": 4, "has_lists": True, "bytes_per_vector": 4,
+        "num_codes": 4, "has_lists": True, "bytes_per_vector": 4,
     }  # fmt: skip
     described = describe_encoded_set(UPSTREAM / "enc_db.part_0.npz")
     assert (described["num_vectors"], described["columns"]) == (3000, 5)

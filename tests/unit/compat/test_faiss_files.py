@@ -220,7 +220,7 @@ def test_indexes_that_faiss_trained_itself_are_read(tmp_path, key, metric):
     index.nprobe = 2
     np.testing.assert_array_equal(opened.shortlist(QUERIES, 5, 2, ef_search=16)[1], index.search(QUERIES, 5)[1])
     described = describe_faiss_file(path)
-    assert (described["num_vectors"], described["code_size"]) == (400, opened.num_codes)
+    assert (described["num_vectors"], described["num_codes"]) == (400, opened.num_codes)
     assert described["bytes_per_vector"] == index.code_size + 8
 
 

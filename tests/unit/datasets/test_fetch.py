@@ -287,7 +287,10 @@ def test_ctrl_c_says_what_is_kept(server):
     assert Path("models/bigann_8x8_L2.pt.part").read_bytes() == b"weigh"
 
 
-def test_without_httpx(file, monkeypatch):
+def test_without_httpx(file, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "httpx", None)
     with pytest.raises(ConfigError, match=r"pip install 'qinco\[download\]'"):
         fetch_now(file, TARGET)
+    with pytest.raises(ConfigError, match="httpx"):
+        download("bigann1M", mirror="http://127.0.0.1:9")
+    assert not caplog.records, "nothing is announced"

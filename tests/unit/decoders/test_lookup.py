@@ -73,16 +73,16 @@ def test_arrays_that_cannot_be_written_are_read(sample):
 
 def test_what_does_not_fit_is_refused(sample, decoder):
     codes, lists, centroids_VD, x_ND = sample
-    with pytest.raises(DataError, match="6 lists"):
+    with pytest.raises(DataError, match="list numbers"):
         decoder.decode(codes)
     with pytest.raises(DataError, match="row 0, column 1 is 16"):
         decoder.decode(np.array([[0, SIZE, 0]]), np.array([0]))
-    with pytest.raises(DataError, match="row 0 is 6, the codec has 6 lists"):
+    with pytest.raises(DataError, match=r"range 0 to 5.* row 0 is 6"):
         decoder.decode(codes[:1], np.array([LISTS]))
-    with pytest.raises(DataError, match="fitted to 3: give whole codes"):
+    with pytest.raises(DataError, match="must be whole"):
         decoder.decode(codes[:, :2], lists)
     for blocks, message in [
-        ([(codes, lists, x_ND[:-1])], "6000 codes for 5999 vectors"),
+        ([(codes, lists, x_ND[:-1])], "5999, not 6000"),
         ([], "no vectors"),
         ([(codes[:0], lists[:0], x_ND[:0])], "no vectors"),
         ([(codes, lists, np.full_like(x_ND, np.nan))], "not finite"),

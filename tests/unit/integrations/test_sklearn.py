@@ -73,14 +73,14 @@ def test_a_lowered_codebook_is_the_largest_that_can_be_trained(num_vectors):
     source = as_source(np.zeros((num_vectors, 1), np.float32))
     split_validation(source, None, size)
     if size < 65536:
-        with pytest.raises(DataError, match="fewer than"):
+        with pytest.raises(DataError, match="for each codeword"):
             split_validation(source, None, 2 * size)
 
 
 def test_tiny_sets_lower_the_codebook_and_say_so():
     x = make_vectors(12)
     transformer = QincoTransformer(**QUICK | {"codebook_size": 256})
-    with pytest.warns(UserWarning, match="codebook_size=256 is more than the 11 training vectors among 12: 8 is used"):
+    with pytest.warns(UserWarning, match="codebook_size=256 .* 11 of 12: 8 is used"):
         transformer.fit(x)
     assert transformer.codebook_size_ == transformer.codec_.config.codebook_size == 8
     assert transformer.codebook_size == 256
@@ -173,7 +173,7 @@ def test_wrong_use_is_told():
         with pytest.raises(ConfigError, match=message):
             QincoTransformer(**QUICK | wrong).fit(x)
     fitted = QincoTransformer(**QUICK).fit(x)
-    with pytest.raises(DataError, match="out of range"):
+    with pytest.raises(DataError, match="in the range"):
         fitted.inverse_transform(np.full((1, 2), 4))
     with pytest.raises(ValueError, match="expecting 3 features"):
         fitted.transform(x[:, :2])

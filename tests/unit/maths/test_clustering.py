@@ -1,8 +1,9 @@
+import faiss
 import numpy as np
 import pytest
 from small_models import random_vectors
 
-from qinco.maths.clustering import coarse_kmeans, kmeans, lloyd, nearest, residual_kmeans
+from qinco.maths.clustering import coarse_kmeans, kmeans, lloyd, nearest, residual_kmeans, search_flat
 from qinco.maths.devices import CPU, to_device
 
 
@@ -112,3 +113,28 @@ def test_centroids_of_no_vectors_are_put_beside_others(device):
     found_KD = lloyd([to_device(x_ND, device)], to_device(start_KD, device), 10, 0).cpu().numpy()
     assert len(np.unique(nearest(x_ND, found_KD))) == 20
     assert error(x_ND, found_KD) < 0.9 * error(x_ND, kmeans(x_ND, 10))
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "dim", "repeated"), [(3000, 64, 16, 2800), (9000, 256, 40, 0), (64, 64, 8, 0)]
+)
+def test_kmeans_in_pieces_is_that_of_faiss(count, size, dim, repeated):
+    """To the bit, with the clusters that it splits."""
+    x_ND = random_vectors(count, dim)
+    x_ND[:repeated] = x_ND[0]
+    for iterations in (1, 4):
+        found = coarse_kmeans(x_ND, size, iterations=iterations)
+        scale = np.float32(np.abs(x_ND).max())
+        start_KD = (x_ND / scale)[np.random.default_rng(0).choice(count, size, replace=False)]
+        for _ in range(iterations):
+            theirs = faiss.Kmeans(dim, size, niter=1, min_points_per_centroid=1, max_points_per_centroid=count)
+            theirs.train(x_ND / scale, init_centroids=start_KD)
+            start_KD = theirs.centroids
+        assert np.array_equal(found, start_KD * scale)
+
+
+def test_searches_in_pieces_are_whole_searches():
+    x_ND, index = random_vectors(9000, 700), faiss.IndexFlatL2(700)
+    index.add(x_ND[:2000])
+    for some_ND in (x_ND[:1], x_ND[:4000], x_ND):
+        assert np.array_equal(search_flat(index, some_ND, 2)[1], index.search(some_ND, 2)[1])

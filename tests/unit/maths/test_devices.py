@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from qinco.errors import ConfigError
-from qinco.maths.devices import choose_device, holds, to_device
+from qinco.machine import usable_cores
+from qinco.maths.devices import choose_device, holds, num_threads, to_device, within_cores
 
 
 def test_arrays_arrive_whole(device):
@@ -37,3 +38,15 @@ def test_devices_by_name():
 def test_devices_that_do_not_exist_are_refused(device):
     with pytest.raises(ConfigError, match=device):
         choose_device(device)
+
+
+def test_no_more_threads_than_a_container_has_cores():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(64)
+        assert num_threads() == min(64, usable_cores())
+        with within_cores():
+            assert torch.get_num_threads() == num_threads()
+        assert torch.get_num_threads() == 64
+    finally:
+        torch.set_num_threads(before)

@@ -82,3 +82,13 @@ def test_more_table_rows_than_a_matrix_is_made_for():
     found_MKD = leastsquares.fit_additive_tables([(codes_NM, x_ND)], 2, size, ridge=1e-4)
     used = codes_NM[np.bincount(codes_NM[:, 0], minlength=size)[codes_NM[:, 0]] > 1]
     np.testing.assert_allclose(decoded(found_MKD, used), decoded(tables_MKD, used) + 5, atol=0.02)
+
+
+def test_many_rows_are_solved_in_blocks():
+    """As by conjugate gradients."""
+    random = np.random.default_rng(0)
+    codes_NM, x_ND = random.integers(0, 2100, (3000, 1)), random.standard_normal((3000, 2)).astype(np.float32)
+    direct, iterated = (
+        leastsquares.fit_additive_tables([(codes_NM, x_ND)], 1, 2100, max_dense_rows=rows) for rows in (4000, 0)
+    )
+    np.testing.assert_allclose(direct, iterated, atol=1e-5)

@@ -1,15 +1,17 @@
 """The compiled engine on arrays made by hand, against a few lines of numpy."""
 
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Timer, main_thread
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from native_levels import LEVELS, needs_native
+from native_levels import LEVELS, needs_native, needs_stop
 
 from qinco.errors import ConfigError, ResourceError
 from qinco.native import library
@@ -225,3 +227,19 @@ def test_exhausted_memory_is_a_resource_error(monkeypatch):
             encode(model, x_ND)
         with pytest.raises(ResourceError, match="memory"):
             model.decode(np.zeros((3, 1), np.uint16), None, threads=1)
+
+
+@needs_stop
+@pytest.mark.parametrize("threads", [1, 3])
+def test_ctrl_c_ends_calls_that_would_take_hours(threads):
+    rows, tall = 1 << 15, 2048
+    sizes, arrays = conditioned(steps=8, dim=4, size=256, hidden=tall)
+    model, x, codes = NativeModel(sizes, arrays), normal(rows, 4), np.zeros((100 * rows, 8), np.uint16)
+    search = {"num_candidates": None, "num_pairs": None, "beam_width": 64, "num_steps": 8, "threads": threads}
+    before = model.encode(x[:1], None, **search)
+    for call in (lambda: model.encode(x, None, **search), lambda: model.decode(codes, None, threads=threads)):
+        Timer(0.1, signal.pthread_kill, (main_thread().ident, signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    for one, other in zip(before, model.encode(x[:1], None, **search), strict=True):
+        assert np.array_equal(one, other)

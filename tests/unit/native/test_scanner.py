@@ -1,11 +1,14 @@
 """Searching inverted lists with the compiled engine on arrays made by hand, against a few lines of numpy."""
 
+import signal
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Timer, main_thread
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from native_levels import LEVELS, needs_native
+from native_levels import LEVELS, needs_native, needs_stop
 from small_lists import lists_of
 
 from qinco.errors import ResourceError
@@ -307,3 +310,13 @@ def test_exhausted_memory_is_a_resource_error(monkeypatch):
             scanner.scan(queries_QD, *probed, [lists], 3, nprobe=2, admitted=None, threads=1)
         with pytest.raises(ResourceError, match="fewer queries"):
             scanner.norms(np.zeros((2, 3), np.uint8), np.zeros(2, int), 1)
+
+
+@needs_stop
+def test_ctrl_c_ends_searches_that_would_take_hours():
+    queries, segments = normal(20_000, 5), [make_lists(100_000, 3, 100)] * 10_000
+    search = partial(make_scanner(num_lists=100).scan, queries, nprobe=100, admitted=None, threads=1)
+    probes, bases = np.tile(np.arange(100, dtype=np.int32), (20_000, 1)), np.zeros((20_000, 100), np.float32)
+    Timer(0.1, signal.pthread_kill, (main_thread().ident, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        search(probes, bases, segments, 1)

@@ -97,7 +97,7 @@ def test_nothing_is_fitted_to_vectors_held_out():
     x_ND[sample.is_held_T] += 100
     assert np.array_equal(fit_lookup(sample, 16, None).tables_MKD, expected)
     assert sample.mse(LookupDecoder(expected).decode)[0] > 100
-    with pytest.raises(DataError, match="no vectors"):
+    with pytest.raises(DataError, match="empty"):
         fit_lookup(sample_of(codes[:0], x_ND[:0]), 16, None)
 
 
@@ -129,6 +129,9 @@ def test_a_pairwise_decoder_is_fitted_to_codes(tmp_path):
         qinco.fit_pairwise_decoder(vectors(4000, 2), tmp_path / "codes", codec=codec, output=within)
     assert fitted.decoder.num_pairs <= 2 and fitted.decoder.tables_PJD.dtype == np.float16
     assert fitted.mse <= 1.01 * fitted.mse_lookup
+    held = slice(None, None, 20)
+    error = np.square(codec.decode(codes[held]) - vectors(4000, 2)[held]).sum(1).mean()
+    assert fitted.mse_neural == pytest.approx(error, rel=1e-3)
     with pytest.raises(DataError, match="4000"):
         qinco.fit_pairwise_decoder(vectors(), codes, codec=codec)
 
@@ -178,6 +181,19 @@ def test_what_cannot_be_built_of_codes_is_refused(tmp_path):
         with pytest.raises(error):
             qinco.build_index(codes, output, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_refused_is_refused_before_lists_are_made(tmp_path):
+    codec, heard, given = trained("plain"), [], tmp_path / "pairs.safetensors"
+    codes = codec.encode(vectors())
+    for output, options in (
+        ("index", {"pairwise": given}), ("index", {"train_vectors": vectors()[:9]}), ("index", {"progress": "yes"}),
+        ("ix.faissindex", {"index_key": "Flat"}),
+    ):  # fmt: skip
+        options = {"codec": codec, "num_lists": 3, "progress": lambda *report: heard.append(report)} | options
+        with pytest.raises((ConfigError, DataError)):
+            qinco.build_index(codes, tmp_path / output, **options)
+    assert heard == [] and list(tmp_path.iterdir()) == []
 
 
 def test_segments_are_merged_where_the_last_is_not_small():

@@ -45,6 +45,22 @@ def test_codes_are_searched_by_any_decoder(kind):
         assert np.array_equal(ids_QR, exhaustive_search(queries_QD, lookup.decode(codes.codes, codes.lists), 4)[1])
 
 
+@pytest.mark.parametrize("metric", ["l2", "inner_product", "cosine"])
+@pytest.mark.parametrize("lengths", [(1e-30, 1e-30), (1e30, 1e30), (1e19, 3), (1e-30, 1e36), (1e25, 1e-30)])
+def test_what_float32_cannot_square_is_compared(metric, lengths):
+    x_ND, queries_QD = (random_vectors(n, 4, n) * np.float32(s) for n, s in zip((300, 9), lengths, strict=True))
+    values_QN = exact(metric, queries_QD, x_ND) * (1 if metric == "l2" else -1)
+    x_ND[7] = 0
+    values_QN[:, 7] = np.square(queries_QD.astype(np.float64)).sum(1) if metric == "l2" else 0
+    found_QR, ids_QR = exhaustive_search(queries_QD, x_ND, 300, metric=metric)
+    best_QR = np.sort(values_QN, 1)
+    rounding = {"rtol": 1e-4, "atol": 1e-6 if metric == "cosine" else 0}
+    np.testing.assert_allclose(np.take_along_axis(values_QN, ids_QR, 1), best_QR, **rounding)
+    with np.errstate(over="ignore"):
+        best_QR = best_QR.astype(np.float32) * (1 if metric == "l2" else -1)
+    np.testing.assert_allclose(found_QR, best_QR, **rounding)
+
+
 def test_missing_neighbours_are_told(device):
     blocks = [(5, np.ones((1, 3), np.float32))]
     distances_QR, ids_QR = nearest_in_blocks(np.zeros((2, 3), np.float32), blocks, 3, device)

@@ -1,10 +1,13 @@
+import hashlib
+
 import faiss
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from qinco.errors import ConfigError, DataError
-from qinco.search.ids import admitted_ids, as_ids, check_new, next_ids
+from qinco.search.ids import admitted_ids, are_among, as_ids, check_new, next_ids
 
 LAST = 2**63 - 1
 
@@ -33,8 +36,8 @@ def test_small_types_and_nothing_at_all():
         ([1.0, 2.0], "must be integers"), ([True, False], "must be integers"), (["a", "b"], "must be integers"),
         ([[1, 2], [3, 4]], "must be integers"), (5, "must be integers"), ({1, 2}, "must be integers"),
         ([[1], [2, 3]], "must be integers"), ([2**64, 1], "must be integers"), (None, "must be integers"),
-        (np.zeros((2, 0), int), "must be integers"), ([1, -1], r"from 0 to 2\^63 - 1, not -1"),
-        (np.array([1, 2**63], np.uint64), "not 9223372036854775808"), ([1], "1 ids for 2 vectors"),
+        (np.zeros((2, 0), int), "must be integers"), ([1, -1], "not -1"),
+        (np.array([1, 2**63], np.uint64), "not 9223372036854775808"), ([1], "vectors, 2, not 1"),
         ([7, 7], "id 7 is given twice"),
     ],
 )  # fmt: skip
@@ -89,16 +92,96 @@ def test_selectors_are_asked_about_all_that_is_known():
     assert admitted_ids(faiss.IDSelectorAll(), []).tolist() == []
 
 
+@pytest.mark.parametrize("ids", [[-7, 5], np.array([-7, 5]), [np.int8(-7), 5], iter([-7, 5]), pa.array([-7, 5])])
+def test_hashes_are_ids(ids):
+    assert as_ids(ids, 2).tolist() == [-7, 5]
+
+
+def test_remedies_for_ids_of_other_types_work():
+    wide, words = np.array([5, 2**63 + 9], np.uint64), ["a", "b"]
+    for ids in (wide, wide.tolist(), words, np.array(words), pa.array(words), [0.0, 3.0], np.array([2**70, 1])):
+        with pytest.raises(DataError):
+            as_ids(ids, 2)
+    assert as_ids(np.asarray(wide, np.uint64).view(np.int64), 2).tolist() == [5, 9 - 2**63]
+    assert as_ids(np.asarray([0.0, 3.0], np.int64), 2).tolist() == [0, 3]
+    hashes = [int.from_bytes(hashlib.blake2b(s.encode(), digest_size=8).digest(), "little", signed=True) for s in words]
+    assert as_ids(hashes, 2).tolist() == hashes and as_ids(range(2), 2).tolist() == [0, 1]
+
+
+def test_ranges_and_slices_are_not_written_out():
+    known = [np.arange(50, 100, dtype=np.uint32), np.array([5, 120])]
+    held = np.concatenate(known)
+    for chosen, expected in [
+        (ids, ids) for ids in (range(10**30), range(-(10**30), 60, 7), range(60, 50, -3), range(5, 6), range(-9, 9, 2))
+    ] + [(slice(None), held), (slice(110, 90, -1), range(91, 111)), (slice(8, None, 50), range(8, 121, 50))]:
+        found = admitted_ids(chosen, known)
+        assert isinstance(found, range) and 0 <= found[0] <= found[-1] <= 120
+        assert held[are_among(held, found)].tolist() == [i for i in held.tolist() if i in expected]
+    far = [np.array([-(2**62), 7, 2**62])]
+    assert admitted_ids(range(-(2**62), 2**62, 2), far).tolist() == [-(2**62)]
+    for chosen in (slice(-3, None), slice(None, -2)):
+        with pytest.raises(ConfigError, match=r"range\(0, 121\)"):
+            admitted_ids(chosen, known)
+    with pytest.raises(ConfigError, match=r"range\(-4611686018427387904, 4611686018427387905\)"):
+        admitted_ids(slice(None), far)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.array([0, 0, 1], np.uint8), [0, 1, 0], [1, 1], np.array([0, 1, 1], object), pa.array([0, 1, 0]),
+        torch.tensor([1, 0, 0]), [True, False, True], np.array([True, False], object), pa.array([True]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_masks_are_refused_with_a_remedy_that_works(mask):
+    for any_shape in (False, True):
+        with pytest.raises(ConfigError, match=r"numpy\.flatnonzero\(mask\)"):
+            admitted_ids(mask, [np.arange(3)], any_shape=any_shape)
+    assert admitted_ids(np.flatnonzero(mask), []).tolist() == np.asarray(mask).nonzero()[0].tolist()
+    assert admitted_ids([0, 1], []).tolist() == [0, 1] and admitted_ids(np.unique([1, 0, 1]), []).tolist() == [0, 1]
+
+
+def test_what_a_search_returned_chooses_ids():
+    found_QR = np.array([[1, 0, -1], [0, 1, -1]])
+    for ids in (found_QR, found_QR.tolist(), torch.from_numpy(found_QR), found_QR[:, :2]):
+        assert admitted_ids(ids, [], any_shape=True).tolist() == [0, 1]
+    assert admitted_ids(found_QR[0], []).tolist() == [0, 1] and admitted_ids([-1], []).tolist() == []
+
+
+def test_of_many_ids_only_known_ones_are_sorted():
+    many = np.random.default_rng(0).permutation(1 << 17) - 100
+    known = [np.array([3, 77], np.uint32)]
+    assert admitted_ids(many, known).tolist() == [*range(78)] == admitted_ids(many.tolist(), known).tolist()
+    assert admitted_ids(many, known, 100).tolist() == [*range(100)]
+
+
 @pytest.mark.parametrize(
     ("chosen", "error", "message"),
     [
         (np.ones(5, bool), ConfigError, "not by a mask: give numpy.flatnonzero"),
         (torch.ones(5, dtype=torch.bool), ConfigError, "not by a mask"), (lambda i: True, ConfigError, "by a function"),
         ("abc", ConfigError, "by a str"), ({"a": 1}, ConfigError, "by a dict"), ([1.5], DataError, "must be integers"),
-        ([-1], DataError, "not -1"), (5, DataError, "must be integers"), (None, DataError, "must be integers"),
+        ([[1, 2]], DataError, "must be integers"), (5, DataError, "must be integers"),
+        (None, DataError, "must be integers"),
         (faiss.IndexFlatL2(3), DataError, "IndexFlatL2"),
     ],
 )  # fmt: skip
 def test_what_chooses_no_ids_is_refused(chosen, error, message):
     with pytest.raises(error, match=message):
         admitted_ids(chosen, [np.arange(10)])
+
+
+def test_remedies_for_missing_ids_and_columns():
+    for ids in ([1, None], np.array([1.0, np.nan])):
+        with pytest.raises(DataError, match="missing"):
+            admitted_ids(ids, [])
+    with pytest.raises(DataError, match=r"numpy\.ravel\(ids\)"):
+        as_ids([[1], [2]], 2)
+
+
+def test_columns_of_masks():
+    for mask in (np.array([0, 255, 255, 0], np.uint8), np.array([[0], [1], [1], [0]])):
+        with pytest.raises(ConfigError, match="either a mask or ids"):
+            admitted_ids(mask, [np.arange(300)], any_shape=True)
+    assert admitted_ids([255, 255, 255, 255], [np.arange(300)]).tolist() == [255]

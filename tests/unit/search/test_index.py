@@ -168,8 +168,8 @@ def test_batches_change_no_bit(kind, num_short):
 @pytest.mark.parametrize(
     ("queries", "options", "error", "message"),
     [
-        (np.zeros((2, 5)), {}, DataError, "queries have 5 dimensions, the index holds vectors of 6"),
-        (np.zeros(5), {}, DataError, "queries have 5 dimensions"), ([], {}, DataError, "queries"),
+        (np.zeros((2, 5)), {}, DataError, "dimension 6, that of the index, not 5"),
+        (np.zeros(5), {}, DataError, "queries .* not 5"), ([], {}, DataError, "queries"),
         (np.full((3, 6), np.nan), {}, DataError, "row 0 of queries holds NaN"),
         ([[1.0], [2, 3]], {}, DataError, "queries"),
         (np.array([1, 2, 3, np.inf, 5, 6]), {}, DataError, "an infinite value"),
@@ -181,7 +181,7 @@ def test_batches_change_no_bit(kind, num_short):
         (QUERIES_QD, {"num_mid": 50}, ConfigError, "num_mid"), (QUERIES_QD, {"ef_search": 0}, ConfigError, "ef_search"),
         (QUERIES_QD, {"filter": np.ones(9, bool)}, ConfigError, "not by a mask"),
         (QUERIES_QD, {"filter": [0.5]}, DataError, "ids must be integers"),
-        (QUERIES_QD, {"filter": [-1]}, DataError, "not -1"),
+        (QUERIES_QD, {"filter": [[1, 2]]}, DataError, r"give numpy\.ravel\(ids\)"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_searched_is_refused(queries, options, error, message):
@@ -206,8 +206,54 @@ def test_cosine_knows_no_length():
         found = index.search(QUERIES_QD.astype(np.float64) * scale)
         np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-5)
         assert (found[1][:, 0] == expected[1][:, 0]).mean() > 0.9
-    distances_R, ids_R = index.search(np.zeros(DIM), k=3)
-    assert (np.abs(distances_R) < 1e-6).all() and (ids_R >= 0).all()
+    for options in ({}, {"num_short": 0}):
+        distances_R, ids_R = index.search(np.zeros(DIM), k=3, **options)
+        assert not distances_R.any() and (ids_R >= 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e19, 1e30])
+def test_inner_products_of_queries_of_any_length_are_found(scale):
+    queries_QD, index = QUERIES_QD * np.float32(scale), built("plain", "inner_product")
+    for options in (ALL, ALL | {"num_short": 0}):
+        found_QR, ids_QR = index.search(queries_QD, **options)
+        expected_QR, expected_ids = index.search(QUERIES_QD, **options)
+        is_subnormal = scale < 1e-40
+        np.testing.assert_allclose(found_QR, expected_QR * scale, rtol=0.1 if is_subnormal else 1e-4, atol=1e-42)
+        assert is_subnormal or np.array_equal(ids_QR[:, 0], expected_ids[:, 0])
+
+
+@pytest.mark.parametrize("num_short", [0, 2 * NUM_VECTORS])
+def test_the_cosine_of_a_zero_vector_is_zero(num_short, tmp_path):
+    x_ND = np.concatenate([vectors()[:500] - vectors().mean(0), np.zeros((2, DIM))])
+    index = Index.build(trained("plain"), x_ND[::-1], 2, metric="cosine")  # ids 0 and 1 are zero
+    index.add(x_ND[:3] * [[1], [0], [1]], [600, 601, 602])
+    index.upsert(x_ND[[0, -1, -1]], [0, 501, 603])
+    index.save(tmp_path / "index")
+    merged = index.emptied()
+    merged.merge_from(index, 1000)
+    for searched, zeros in ((index, {1, 501, 601, 603}), (Index.load(tmp_path / "index"), {1, 501, 601, 603}),
+                            (merged, {1001, 1501, 1601, 1603})):  # fmt: skip
+        found_QR, ids_QR = searched.search(QUERIES_QD, k=506, nprobe=2, num_short=num_short)
+        for found_R, ids_R in zip(found_QR, ids_QR, strict=True):
+            assert set(ids_R[found_R == 0].tolist()) == zeros and len(set(ids_R)) == 506
+        assert (found_QR[:, 0] > 0).all() and (found_QR[:, -1] < 0).any() and (np.diff(found_QR) <= 0).all()
+        assert not searched.reconstruct(sorted(zeros)).any()
+        _, within, ids = searched.range_search(QUERIES_QD[:1], -1e-6, nprobe=2)
+        assert set(ids[within == 0].tolist()) == zeros
+    index.remove([1, 501])
+    index.add(x_ND[:1], [1])
+    assert set(index.parts.zeros.tolist()) == {601, 603} and not len(index.emptied().parts.zeros)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e20])
+def test_an_index_whose_distances_float32_cannot_hold_is_refused(scale):
+    model = random_model(ModelConfig(dim=DIM, num_steps=2, codebook_size=16, num_blocks=1, hidden_dim=8))
+    model.scale.fill_(scale)
+    model.mean.zero_()
+    codec = Codec(model, EncodeOptions())
+    for metric in METRICS:
+        with pytest.raises(ConfigError, match="multiply vectors"):
+            Index.build(codec, vectors(), 2, metric=metric)
 
 
 # Stages
@@ -289,10 +335,10 @@ def test_selectors_of_faiss_filter():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"num_lists": NUM_VECTORS + 1}, ConfigError, "num_lists=1501 is more than the 1500 vectors"),
+        ({"num_lists": NUM_VECTORS + 1}, ConfigError, "num_lists must be at most 1500, .* not 1501"),
         ({"num_lists": 0}, ConfigError, "num_lists must be"), ({"num_lists": 2.5}, ConfigError, "num_lists must be"),
         ({"metric": "hamming"}, ConfigError, "'hamming'"),
-        ({"ids": np.arange(5)}, DataError, "there are 5 ids for 1500 vectors"),
+        ({"ids": np.arange(5)}, DataError, "vectors, 1500, not 5"),
         ({"ids": np.zeros(NUM_VECTORS, int)}, DataError, "id 0 is given twice"),
         ({"ids": np.arange(NUM_VECTORS) - 1}, DataError, "not -1"),
         ({"ids": np.arange(NUM_VECTORS) * 1.0}, DataError, "must be integers"),
@@ -305,11 +351,11 @@ def test_what_cannot_be_built_is_refused_before_anything_is_encoded(settings, er
 
 
 def test_vectors_and_codecs_that_do_not_fit_are_refused():
-    with pytest.raises(DataError, match="have 5 dimensions, the codec was trained on 6"):
+    with pytest.raises(DataError, match="dimension 6, that of the codec, not 5"):
         Index.build(trained("plain"), vectors()[:, :5])
-    with pytest.raises(DataError, match="holds no vectors"):
+    with pytest.raises(DataError, match="must not be empty"):
         Index.build(trained("plain"), vectors()[:0])
-    with pytest.raises(ConfigError, match="12 lists"):
+    with pytest.raises(ConfigError, match=r"13 .*12"):
         Index.build(trained("ivf"), vectors(), 13)
     wide = Codec(random_model(ModelConfig(dim=6, num_steps=2, codebook_size=512, hidden_dim=4)), EncodeOptions())
     for codec, named in ((wide, "K=512"), ("codec.safetensors", "str")):
@@ -399,7 +445,8 @@ def test_ids_that_are_given_are_kept():
 
 
 @pytest.mark.parametrize(
-    ("ids", "message"), [([1, 9000], "id 1 "), ([9000, 9000], "9000"), ([9000, -1], "-1"), ([9000], "1 ids for 2")]
+    ("ids", "message"),
+    [([1, 9000], "id 1 "), ([9000, 9000], "9000"), ([9000, -1], "-1"), ([9000], "vectors, 2, not 1")],
 )
 def test_ids_that_cannot_be_added_are_refused(ids, message):
     index = copied(built())
@@ -412,7 +459,7 @@ def test_ids_that_cannot_be_added_are_refused(ids, message):
 def test_vectors_that_cannot_be_added_are_refused():
     index = copied(built("plain", "cosine"))
     for wrong, message in [
-        (vectors()[:, :5], "5 dimensions"), (vectors()[0], r"give x\[None\]"),
+        (vectors()[:, :5], "not 5"), (vectors()[0], r"\(1, 6\)"),
         (np.full((2, DIM), np.inf), "row 0 of vectors holds an infinite value"), (np.full((2, DIM), np.nan), "NaN"),
         ("nowhere.fvecs", "No such file"),
     ]:  # fmt: skip
@@ -441,7 +488,7 @@ def test_removed_vectors_are_gone(has_pairs):
 def test_the_habits_of_other_indexes_work():
     index = copied(built("ivf"))
     assert (index.ntotal, index.d) == (len(index), index.dim) == (NUM_VECTORS, DIM)
-    assert 0 in index and np.int64(NUM_VECTORS - 1) in index
+    assert all(id in index for id in (0, np.int64(NUM_VECTORS - 1), torch.tensor(3), np.array(4, np.uint8)))
     assert all(missing not in index for missing in (NUM_VECTORS, -1, "0", None))
     assert np.array_equal(index[7], index.reconstruct(7)) and np.array_equal(index[[7, 3]], index.reconstruct([7, 3]))
     index.remove(7)
@@ -454,9 +501,11 @@ def test_the_habits_of_other_indexes_work():
 
 def test_what_can_be_removed():
     index = copied(built())
-    given = (3, np.int64(4), [3, 4, 5], {5, 6}, torch.tensor([7]), [], [10**9], faiss.IDSelectorRange(0, 10))
-    assert [index.remove(ids) for ids in given] == [1, 1, 1, 1, 1, 0, 0, 5]
-    for wrong, error in (([-5], DataError), (np.ones(5, bool), ConfigError), ("all", ConfigError)):
+    given = (3, np.int64(4), [3, 4, 5], {5, 6}, torch.tensor([7]), [], [10**9], faiss.IDSelectorRange(0, 10), [-5])
+    assert [index.remove(ids) for ids in given] == [1, 1, 1, 1, 1, 0, 0, 5, 0]
+    given = (range(-(10**12), 20), range(10**12, 28, -1), slice(20, 22), [[22, -1], [23, 22]], [24, -1])
+    assert [index.remove(ids) for ids in given] == [10, NUM_VECTORS - 29, 2, 2, 1]
+    for wrong, error in (([-5.0], DataError), (np.ones(5, bool), ConfigError), ("all", ConfigError)):
         with pytest.raises(error):
             index.remove(wrong)
 
@@ -493,9 +542,10 @@ def test_reconstructions_of_ids_in_any_order(kind):
         np.testing.assert_allclose(index.reconstruct(one), found[1], rtol=1e-5, atol=1e-5)
     assert index.reconstruct(np.array(wanted)[:0]).shape == (0, DIM)
     assert np.array_equal(index.reconstruct(torch.tensor(wanted)), found)
+    assert np.array_equal(index.reconstruct(np.reshape(wanted, (2, 3))), found.reshape(2, 3, DIM))
 
 
-@pytest.mark.parametrize("id", [NUM_VECTORS, [1, LAST], -1, 1.0, [[1]], "1", None])
+@pytest.mark.parametrize("id", [NUM_VECTORS, [1, LAST], -1, 1.0, [[1], [-1]], "1", None, range(10**15)])
 def test_what_cannot_be_reconstructed_is_refused(id):
     with pytest.raises(DataError):
         built().reconstruct(id)

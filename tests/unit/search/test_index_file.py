@@ -1,5 +1,7 @@
+import io
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -148,7 +150,7 @@ def test_a_codec_is_asked_for_its_shape_where_nothing_else_is_known(tmp_path):
     index = built("ivf")
     Index(None, replace(index.parts, codec_fingerprint=None)).save(tmp_path)
     assert same(Index.load(tmp_path, codec=trained("ivf")), index)
-    with pytest.raises(DataError, match="code_size is 4, not 8"):
+    with pytest.raises(DataError, match="num_codes is 4, not 8"):
         Index.load(tmp_path, codec=trained("product"))
     index = Index.build(trained("plain"), vectors(), 5)
     Index(None, replace(index.parts, codec_fingerprint=None)).save(tmp_path)
@@ -240,6 +242,7 @@ def missing(*names):
         (setting("codec", 5), "manifest"), (setting("options", {"nprobe": 0}), "nprobe"),
         (setting("options", {"speed": 1}), "speed"),
         (setting("options", None), "manifest"), (setting("adds_centroids", 1), "manifest"),
+        (setting("fitted", {"tables": -1}), "manifest"),
         (lambda settings, arrays, files: settings.clear(), "manifest"), (missing("centroids"), "centroids"),
         (missing("tables"), "tables"), (missing("levels"), "levels"), (missing("codes", "ids"), "codes, ids"),
         (array("centroids", lambda old: old.astype(np.float64)), "centroids"),
@@ -265,5 +268,80 @@ def test_the_manifest_says_what_it_is(saved):
         "metric": "l2", "radius": 1.0, "num_lists": NUM_LISTS, "adds_centroids": True, "dim": DIM, "code_size": 4,
         "codebook_size": 16, "next_id": NUM_VECTORS, "codec": index.codec.fingerprint(),
         "options": {"nprobe": 16, "num_short": 100, "num_mid": None, "ef_search": None},
+        "fitted": {"tables": NUM_VECTORS, "lists": None, "pairwise": NUM_VECTORS, "num_lists": None, "seed": 0},
     }  # fmt: skip
     assert json.loads((saved / MANIFEST).read_text())["kind"] == "index"
+
+
+# Lost updates
+
+
+def test_a_save_over_what_another_has_saved_is_refused(tmp_path, monkeypatch):
+    folder, more = tmp_path / "index", vectors(15, 3)
+    copied(built()).save(folder)
+    one, other, reader = (Index.load(folder) for _ in range(3))
+    given = one.add(more[:10])
+    one.save(folder)
+    assert other.add(more).tolist()[:10] == given.tolist() and one.is_current and not other.is_current
+    before = (folder / MANIFEST).read_bytes()
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for name in (folder, "index", tmp_path / "link", "link/../index/"):
+        with pytest.raises(ConfigError, match=r"reload\(\)"):
+            other.save(name)
+    assert (folder / MANIFEST).read_bytes() == before and len(other) == NUM_VECTORS + 15
+    assert not reader.is_current and reader.reload() and reader.is_current and not reader.reload()
+    assert len(reader) == NUM_VECTORS + 10 and same(reader, one)
+    other.reload()
+    assert other.add(more).tolist() == list(range(NUM_VECTORS + 10, NUM_VECTORS + 25))
+    other.save(folder)
+    assert len(Index.load(folder)) == NUM_VECTORS + 25 and other.is_current and not one.is_current
+
+
+def test_saving_elsewhere_or_to_overwrite_is_what_it_was(tmp_path, caplog):
+    one, other = tmp_path / "one", tmp_path / "other"
+    copied(built()).save(one)
+    index, newer = Index.load(one), Index.load(one)
+    newer.remove([0])
+    newer.save(one)
+    index.add(vectors(3, 3))
+    index.save(other)
+    assert index.is_current and len(Index.load(other)) == NUM_VECTORS + 3
+    with pytest.raises(ConfigError):
+        Index(index.codec, index.parts).save(one)
+    index.save(one, overwrite=True)
+    assert len(Index.load(one)) == NUM_VECTORS + 3 and not newer.is_current
+    index.add(vectors(2, 4))
+    index.reload()
+    assert len(index) == NUM_VECTORS + 3 and "dropped" in caplog.text
+    copied(built()).save(one)
+    shutil.rmtree(other)
+    newer.save(other)
+    assert Index.load(one).next_id == NUM_VECTORS and len(Index.load(other)) == NUM_VECTORS - 1
+    with pytest.raises(ConfigError, match="no folder"):
+        copied(built()).reload()
+
+
+# Bytes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_is_made_of_its_bytes(tmp_path, kind):
+    index = copied(built(kind, pairwise=True))
+    index.add(vectors(9, 3), ids=np.arange(-10, -1))
+    content = index.to_bytes()
+    for given in (content, bytearray(content), np.frombuffer(content, np.uint8)):
+        with Index.from_bytes(given) as found:
+            assert same(found, index) and found.next_id == index.next_id and found.is_current and found.is_trained
+    assert same(Index.from_bytes(content, codec=trained(kind)), index)
+    for wrong in (b"", content[:-9], None, "text", content.replace(b"manifest", b"manifesT"), 7):
+        with pytest.raises(DataError):
+            Index.from_bytes(wrong)
+
+
+def test_bytes_do_not_write_elsewhere(tmp_path):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("../manifest.json", "{}")
+    with pytest.raises(DataError):
+        Index.from_bytes(content.getvalue())

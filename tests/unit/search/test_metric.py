@@ -1,8 +1,10 @@
+import h5py
 import numpy as np
 import pytest
 
 from qinco.errors import ConfigError
-from qinco.search.metric import METRICS, Metric
+from qinco.search.metric import METRICS, Metric, choose_metric
+from qinco.vectors.rows import open_vectors
 
 GENERATOR = np.random.default_rng(0)
 Q_ND, X_ND = (GENERATOR.standard_normal((50, 7)).astype(np.float32) * scale for scale in (2, 3))
@@ -57,6 +59,13 @@ def test_cosine_of_a_zero_vector_is_zero():
         np.testing.assert_allclose(metric.distances(metric.values(q_ND, x_ND)), 0, atol=1e-6)
 
 
+def test_cosines_of_any_length_are_compared():
+    for length in (1e-18, 1e-12, 1e10, 1e18):
+        metric = Metric("cosine", length)
+        found_N = metric.distances(metric.values(metric.prepare(Q_ND), (X_ND * length).astype(np.float32)))
+        np.testing.assert_allclose(found_N, exact("cosine", Q_ND, X_ND), atol=1e-5)
+
+
 def test_values_that_are_not_finite_stay_so():
     x_ND = X_ND[:3].copy()
     x_ND[0, 1], x_ND[1, 2] = np.nan, -np.inf
@@ -68,6 +77,46 @@ def test_shortlists_of_cosine_are_those_of_distances():
     assert [Metric(name).scans_inner_products for name in METRICS] == [False, True, False]
 
 
+def test_metrics_have_the_names_of_faiss_and_of_ann_benchmarks():
+    known = {"l2": ("L2", "euclidean", "METRIC_L2", 1), "inner_product": ("ip", "dot", "Inner-Product", 0)}
+    for name, spellings in (known | {"cosine": ("angular", "Cosine", "cos")}).items():
+        assert {Metric(spelling).name for spelling in spellings} == {name}
+
+
+def test_a_file_chooses_the_metric_unless_it_is_given(tmp_path, caplog):
+    for name, stated in {"a": "angular", "e": b"euclidean", "h": "hamming"}.items():
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["x"], file.attrs["distance"] = X_ND, stated
+    a, e, h = (tmp_path / f"{name}.h5" for name in "aeh")
+    np.save(tmp_path / "x.npy", X_ND)
+    assert choose_metric(None, X_ND, tmp_path / "x.npy", tmp_path / "none.h5") == "l2"
+    assert (
+        choose_metric(None, a, X_ND)
+        == choose_metric(None, f"{a}:x")
+        == choose_metric("cos", open_vectors(a))
+        == "cosine"
+    )
+    assert not caplog.text
+    for files in ((a, e), (h,), (a, h)):
+        with pytest.raises(ConfigError, match="choose metric="):
+            choose_metric(None, *files)
+    assert choose_metric("ip", h, e) == "inner_product" and choose_metric(None, a, own="l2") == "l2"
+    assert [word in caplog.text for word in ("hamming", "euclidean", "angular")] == [True] * 3
+    with pytest.raises(ConfigError, match="metric=cosine"):
+        choose_metric("angular", own="l2")
+
+
 def test_unknown_metrics_are_refused():
     with pytest.raises(ConfigError, match="l2, inner_product, cosine, not 'hamming'"):
         Metric("hamming")
+
+
+def test_the_metric_of_several_files(tmp_path):
+    x = np.ones((3, 2), np.float32)
+    for name in ("a.hdf5", "b.hdf5"):
+        with h5py.File(tmp_path / name, "w") as file:
+            file.attrs["distance"], file["train"] = "angular", x
+    paths = [str(tmp_path / name) for name in ("a.hdf5", "b.hdf5")]
+    several = [open_vectors(paths), open_vectors(paths[:1]), open_vectors(tmp_path), open_vectors(f"{tmp_path}/*.hdf5"),
+               open_vectors(paths).limit(4), paths, tuple(paths), [open_vectors(paths[0])], [x, paths[1]]]  # fmt: skip
+    assert [choose_metric(None, source) for source in several] == ["cosine"] * len(several)

@@ -7,8 +7,9 @@ import torch
 from qinco.errors import DataError
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
-from qinco.search.pipeline import STAGE_TIMINGS, Pipeline, Stage, as_queries, plan_stages
+from qinco.search.pipeline import STAGE_TIMINGS, Pipeline, Stage, plan_stages
 from qinco.search.scan import Shortlist
+from qinco.vectors.rows import as_queries
 
 Q, N, D = 5, 40, 3
 GENERATOR = np.random.default_rng(0)

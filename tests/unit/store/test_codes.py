@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_indexes import trained, vectors
 
-from qinco.errors import DataError
+from qinco.errors import ConfigError, DataError
 from qinco.store.codes import Codes
 
 ARRAY = np.arange(24, dtype=np.uint8).reshape(6, 4)
@@ -134,3 +134,54 @@ def test_in_place_operators_are_those_of_the_array():
     np.add(codes, 1, out=codes)
     codes += 1
     assert np.array_equal(codes, np.full((2, 3), 2))
+
+
+KEYS = [
+    ([0, 1], [0, 1]),
+    (slice(1, 3), [0, 2]),
+    None,
+    (..., 0),
+    [0.5],
+    (0, 1, 2),
+    [True, False],
+    [],
+    (2, slice(1, 3)),
+    (),
+]
+
+
+@pytest.mark.parametrize("key", [*KEYS, ARRAY > 5, [[0, 1], [2, 3]], -7])
+def test_keys_give_what_an_array_gives(codes, key):
+    try:
+        wanted = ARRAY[key]
+    except IndexError:
+        with pytest.raises(IndexError):
+            codes[key]
+    else:
+        assert np.array_equal(codes[key], wanted)
+
+
+def test_codes_in_memory_are_changed_in_place():
+    own = codes = Codes(ARRAY.copy(), LISTS)
+    codes += 1
+    assert codes is own and np.array_equal(codes.codes, ARRAY + 1) and np.add(codes, 1, out=codes) is codes
+    codes[0], codes[:, 1] = 5, 6
+    assert codes.codes[:2].tolist() == [[5, 6, 5, 5], [6, 6, 8, 9]] and codes.has_lists
+    on_disk = Codes(OnDisk(ARRAY))
+    for change in (lambda: on_disk.__setitem__(0, 1), lambda: np.add(on_disk, 1, out=on_disk)):
+        with pytest.raises(ValueError, match="on disk"):
+            change()
+
+
+@pytest.mark.filterwarnings("error")
+def test_torch_takes_them_as_an_array(codes):
+    assert torch.equal(torch.as_tensor(codes), torch.from_numpy(ARRAY))
+
+
+def test_what_does_not_fit_into_bits_is_not_packed():
+    packed = Codes(ARRAY).pack(5)
+    for wrong in (lambda: Codes(ARRAY).pack(4), lambda: Codes.unpack(packed, 9, 5), lambda: Codes(ARRAY).pack(0)):
+        with pytest.raises((ConfigError, DataError)):
+            wrong()
+    with pytest.raises(DataError, match=r"Codes\.load"):
+        Codes("codes.npy")

@@ -84,7 +84,7 @@ def test_codes_and_centroids_must_be_those_of_the_file(tmp_path):
     for suffix in ("safetensors", "pt"):
         path = tmp_path / f"p.{suffix}"
         save_pairwise(path, decoder())
-        with pytest.raises(DataError, match=r"is for 6 lists in 3 dimensions: the centroids are float32 .*\(7, 3\)"):
+        with pytest.raises(DataError, match=r"centroids of shape \(6, 3\), not float32 .*\(7, 3\)"):
             load_pairwise(path, STEPS, np.zeros((7, DIM), np.float32))
         with pytest.raises(DataError, match="not finite"):
             load_pairwise(path, STEPS, np.full((LISTS, DIM), np.inf, np.float32))

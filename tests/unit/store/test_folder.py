@@ -307,3 +307,10 @@ def end_everywhere(folder: Path, old: int | None) -> int:
 
 if __name__ == "__main__":
     print(sum(end_everywhere(Path(sys.argv[1]), old) for old in (None, 1)))
+
+
+def test_temporary_files_of_safetensors_are_not_others(tmp_path):
+    for name in (".tmpQ3xZa9", ".tmp000000"):  # which a killed process of an earlier version left
+        (tmp_path / name).touch()
+        save(tmp_path, 3)
+        assert found(tmp_path) == 3 and listing(tmp_path) == expected_listing(tmp_path)

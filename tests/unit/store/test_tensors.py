@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from small_models import ARCHITECTURES
 
 from qinco.errors import DataError, QincoError
@@ -39,7 +39,7 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    monkeypatch.setattr("qinco.atomic.write_to_disk", fail)
     with pytest.raises(QincoError, match="No space left"):
         write_tensors(path, "test", {}, {})
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
@@ -109,3 +109,14 @@ def test_shapes_are_known_without_building_every_step(name):
         blocks = sum(".blocks." in key for key in expected)
         with pytest.raises(DataError, match="x does not fit its configuration"):
             check_promise("x", config, num_steps + blocks - 1)
+
+
+def test_files_are_those_of_safetensors(tmp_path):
+    types = [torch.uint8, torch.float16, torch.float32, torch.int64]
+    tensors = {f"é{rows}": torch.ones(rows, 3).to(dtype) for rows, dtype in enumerate(types)} | {"a": torch.tensor(3)}
+    write_tensors(tmp_path / "x", "test", {"a": "é"}, tensors)
+    header = json.dumps({"kind": "test", "format_version": 1, "a": "é"}, sort_keys=True)
+    assert (tmp_path / "x").read_bytes() == save(tensors, {"qinco": header})
+    others = {str(dtype): torch.ones(3).to(dtype) for dtype in (torch.bool, torch.bfloat16, torch.int16, torch.float64)}
+    write_tensors(tmp_path / "x", "test", {}, others)
+    assert all(torch.equal(others[name], tensor) for name, tensor in read_tensors(tmp_path / "x", "test")[1].items())

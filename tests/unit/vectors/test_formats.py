@@ -100,7 +100,7 @@ def test_an_empty_file_holds_no_vectors(tmp_path, suffix):
 def test_a_cropped_bin_file_says_how_many_rows_it_has(tmp_path):
     path = tmp_path / "x.u8bin"
     path.write_bytes(struct.pack("<II", 10**9, 4) + bytes(4 * 3))
-    with pytest.raises(DataError, match=r"x\.u8bin .*20 bytes.*1000000000 rows.* 3 .*4000000008"):
+    with pytest.raises(DataError, match=r"x\.u8bin .*20 bytes.*N=1000000000.* 3 .*4000000008"):
         open_array(path)
     for content in (struct.pack("<II", 3, 4) + bytes(4 * 3 + 1), bytes(7)):
         path.write_bytes(content)
@@ -135,10 +135,10 @@ def test_an_unknown_suffix_lists_the_known_ones(tmp_path):
         (np.zeros((2, 2), bool), "bool"),
         (np.zeros((2, 2), [("a", "f4")]), "f4"),
         (np.array([["a"]]), "<U1"),
-        (np.zeros(5), r"\(5,\).* x\[None\]"),
+        (np.zeros(5), r"\(5,\).* \(1, 5\)"),
         (np.zeros((2, 2, 2)), r"\(2, 2, 2\)"),
         (np.array(5.0), r"\(\)"),
-        (np.zeros((5, 0)), "zero columns"),
+        (np.zeros((5, 0)), "one column"),
     ],
 )
 def test_npy_files_without_a_matrix_of_numbers(tmp_path, array, value):
@@ -157,14 +157,14 @@ def test_files_that_are_not_a_ground_truth(tmp_path, array, value):
 @pytest.mark.parametrize(
     "suffix, value, limit",
     [
-        (".bvecs", 0.5, "0 and 255"),
-        (".bvecs", 256.0, "0 and 255"),
-        (".bvecs", -1, "0 and 255"),
-        (".bvecs", np.nan, "0 and 255"),
-        (".ivecs", np.float32(2**31), "-2147483648 and 2147483647"),
+        (".bvecs", 0.5, "whole numbers from 0 to 255; round"),
+        (".bvecs", 256.0, "0 to 255"),
+        (".bvecs", -1, "0 to 255"),
+        (".bvecs", np.nan, "0 to 255"),
+        (".ivecs", np.float32(2**31), "-2147483648 to 2147483647"),
         (".fvecs", 1e39, "float32"),
         (".fbin", 1e39, "float32"),
-        (".i8bin", 128, "-128 and 127"),
+        (".i8bin", 128, "-128 to 127"),
     ],
 )
 def test_values_that_the_format_cannot_hold(tmp_path, suffix, value, limit):
@@ -196,7 +196,7 @@ def test_a_stream_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(DataError, match=r"4.* 3"), VectorWriter(path, 3) as writer:
         writer.append(FLOATS)
         writer.append(np.zeros((1, 4)))
-    with pytest.raises(DataError, match=r"3 rows.* 2 "), VectorWriter(path, 3, num_rows=3) as writer:
+    with pytest.raises(DataError, match=r"must be 3, not 2"), VectorWriter(path, 3, num_rows=3) as writer:
         writer.append(FLOATS)
     with pytest.raises(KeyboardInterrupt), VectorWriter(path, 3) as writer:
         raise KeyboardInterrupt

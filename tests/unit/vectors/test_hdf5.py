@@ -99,7 +99,7 @@ def test_the_only_matrix_needs_no_name(path):
         ({"data": [["a"]]}, "object"),
         ({"data": h5py.Empty("f4")}, r"\(\)"),
         ({"data": np.float32(3)}, r"\(\)"),
-        ({"data": np.zeros((2, 0))}, "zero columns"),
+        ({"data": np.zeros((2, 0))}, "one column"),
         ({"shape": (3, 1_000_001), "dtype": "u1"}, "1000001"),
     ],
 )
@@ -160,3 +160,9 @@ def test_without_h5py(path, monkeypatch):
         open_array(path)
     write_vectors(path.with_suffix(".npy"), DATA)
     assert open_array(path.with_suffix(".npy")).shape == DATA.shape
+
+
+@pytest.mark.parametrize("locking", [{}, {"locking": "best-effort"}, {"locking": False}])
+def test_a_file_that_the_caller_has_open(path, locking):
+    with h5py.File(save(path), "r", **locking):
+        assert open_vectors(path).shape == (57, 10)

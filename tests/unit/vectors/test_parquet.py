@@ -115,7 +115,7 @@ def test_rows_whose_lengths_cancel_out_are_found_when_they_are_read(path):
     source = open_vectors(save(path, rows))
     np.testing.assert_array_equal(source[:40], DATA[:40])
     for _ in range(2):  # and again
-        with pytest.raises(DataError, match=r"row 41 of .* 5 values"):
+        with pytest.raises(DataError, match=r"row 41 of .* is 5, that of others 6"):
             source[45:]
 
 

@@ -6,7 +6,7 @@ import torch
 
 from qinco.errors import ConfigError, DataError
 from qinco.vectors.formats import write_vectors
-from qinco.vectors.rows import VectorSource, as_source, open_vectors
+from qinco.vectors.rows import VectorSource, as_source, open_vectors, stratified_rows
 
 DATA = np.random.default_rng(0).integers(0, 200, (11, 3)).astype(np.float32)
 
@@ -179,20 +179,21 @@ class Sparse:
 @pytest.mark.parametrize(
     "x, message",
     [
-        (DATA[0], r"\(3,\).* x\[None\]"),
-        (torch.zeros(3), r"\(3,\).* x\[None\]"),
+        (DATA[0], r"\(3,\).* \(1, 3\)"),
+        (torch.zeros(3), r"\(3,\).* \(1, 3\)"),
+        (np.array(["a", "b"]), "must hold integers or floats, not <U1"),
         (torch.zeros(1, 2, 3), r"\(1, 2, 3\)"),
-        (None, r"\(\)"),
-        (DATA[:, :0], "zero columns"),
-        (DATA.astype(complex), "holds complex128"),
-        (DATA.astype(bool), "holds bool"),
-        (torch.zeros(2, 2, dtype=torch.bool), "holds torch.bool"),
-        (torch.zeros(2, 2).to_sparse(), "is sparse"),
-        (torch.zeros(2, 2, device="meta"), "has no data"),
-        (Sparse(), "is sparse: give queries.toarray"),
+        (None, "not object"),
+        (DATA[:, :0], "one column"),
+        (DATA.astype(complex), "not complex128"),
+        (DATA.astype(bool), "not bool"),
+        (torch.zeros(2, 2, dtype=torch.bool), "not torch.bool"),
+        (torch.zeros(2, 2).to_sparse(), "must be a dense"),
+        (torch.zeros(2, 2, device="meta"), "with data"),
+        (Sparse(), "toarray"),
         (np.ma.array(DATA, mask=DATA > 5), "masked"),
-        ([[1, 2], [3]], "not a matrix of numbers"),
-        ([[2**70]], "holds object"),
+        ([[1, 2], [3]], "must be a matrix of numbers"),
+        ([[2**70]], "not object"),
     ],
 )
 def test_what_cannot_be_a_source(x, message):
@@ -204,3 +205,25 @@ def test_a_tensor_on_a_device_is_read_by_slices(device):
     source = as_source(torch.from_numpy(DATA).to(device))
     np.testing.assert_array_equal(source, DATA)
     np.testing.assert_array_equal(source[[3, -1]], DATA[[3, -1]])
+
+
+def test_vectors_without_some_are_the_others():
+    x_ND, rows = np.arange(40, dtype=np.float32).reshape(20, 2), np.array([0, 3, 4, 19])
+    left, expected = as_source(x_ND).window(0, 20).without(rows), np.delete(x_ND, rows, 0)
+    for key in (slice(None), slice(2, 7), slice(1, 3), slice(10, 2), slice(14, 2, -3), [5, 0, -1], np.array([2])):
+        assert np.array_equal(left[key], expected[key])
+    assert np.array_equal(np.concatenate([block for _, block in left.limit(9).blocks(4)]), expected[:9])
+    x_ND[5, 1] = np.nan
+    for source in (left, left.take(np.arange(16)), left.map(np.copy).window(1, 16)):
+        with pytest.raises(DataError, match="row 5 of"):
+            list(source.blocks(3))
+
+
+@pytest.mark.parametrize(("num_rows", "count"), [(10, 10), (10, 11), (1000, 999), (1000, 1), (100_000, 65_000)])
+def test_a_stratified_sample_is_spread_over_all_rows(num_rows, count):
+    rows = stratified_rows(num_rows, count, 1)
+    assert len(rows) == len(np.unique(rows)) == min(count, num_rows)
+    assert (np.diff(rows) > 0).all() and rows[0] >= 0 and rows[-1] < num_rows
+    edges = np.linspace(0, num_rows, 5)
+    counts = np.histogram(rows, edges)[0] if count >= 100 else [count / 4]
+    assert np.allclose(counts, count / 4, rtol=0.01)

@@ -3,7 +3,7 @@
 from importlib import import_module
 
 from qinco.cli.keys import OPTIONS, Key, Task
-from qinco.config import field_keys
+from qinco.config import KEYS_OF_ARGUMENTS, MULTIPLE, field_keys
 
 # In the order of the help.
 _MODULES = (
@@ -19,12 +19,14 @@ TASKS: dict[str, Task] = {
 }
 KEYS: dict[str, Key] = {key.name: key for task in TASKS.values() for key in task.keys}
 ALIASES = {name.removeprefix("search."): name for name in KEYS if name.startswith("search.")}
-# What a key may also be called: by the last part of its name, and by the field that it stands for.
-SPELLINGS = {name.rpartition(".")[2].lower(): name for name in reversed(KEYS)}
-SPELLINGS |= {field: ALIASES.get(key, key) for field, key in reversed(field_keys(*OPTIONS).items())}
+# Keys may be called as in Python, by the field or the argument that they stand for.
+_SAME = {name: key for name, key in (KEYS_OF_ARGUMENTS | field_keys(*OPTIONS)).items() if key != MULTIPLE}
+ALIASES |= {name: ALIASES.get(key, key) for name, key in _SAME.items() if name not in KEYS}
+# What is suggested for a misspelled one, and so also by the last part of its name.
+SPELLINGS = {name.rpartition(".")[2].lower(): name for name in reversed(KEYS)} | ALIASES
 SPELLINGS |= {name.lower(): name for name in KEYS}
 
 
 def find_key(name: str) -> Key | None:
-    """The key called `name`, with or without the prefix `search.`."""
+    """The key called `name`, with or without the prefix `search.`, or as in Python."""
     return KEYS.get(ALIASES.get(name, name))

@@ -29,7 +29,7 @@ def bench(settings, console) -> None:
         "precisions": [settings["precision"]] if settings.given("precision") else None,
         "options": [own] if any(settings.given(key) for key in ("A", "C", "B")) else None,
     }
-    console.info(f"measuring {name} on vectors of {codec.dim} dimensions, each combination for about two seconds")
+    console.info(f"measuring {name} on vectors of dimension {codec.dim}, each combination for about two seconds")
     measured = qinco.benchmark(codec, **cases, engine=settings["engine"], progress=console.progress)
     keys = field_keys(EncodeOptions)
     rows = [
@@ -73,4 +73,5 @@ def _codec(settings: Settings) -> "tuple[str, qinco.Codec]":
     plan = plan_training(as_source(np.empty((1, _DIM), np.float32)), preset, arguments, recipe=recipe)
     sizes = [f"{key}={settings[key]}" for key in given if key != "model_args"]
     codec = qinco.Codec(random_model(plan.model_config), plan.encode_options).to(find_device(settings))
-    return " ".join([*filter(None, [preset]), *sizes]), codec
+    is_whole = {"L", "de", "dh"}.issubset(given)  # nothing is left of the preset
+    return " ".join([*([] if preset is None or is_whole else [preset]), *sizes]), codec

@@ -17,14 +17,15 @@ from qinco.cli.open import conditions, files_read, find_device, open_trainset
 def ivf_centroids(settings, console) -> None:
     from qinco.codec.centroids import MAX_POINTS_PER_CENTROID
 
-    source, count, begun = open_trainset(settings), settings["ivf_K"], time.monotonic()
+    source, count, begun = open_trainset(settings, False), settings["ivf_K"], time.monotonic()
     qinco.kmeans(
         source, count, seed=settings["seed"], device=find_device(settings), output=settings["output"],
         overwrite=settings["overwrite"], inputs=files_read(settings), progress=console.progress,
     )  # fmt: skip
     result = {
         "output": settings["output"], "num_lists": count, "dim": source.dim,
-        "num_vectors": min(len(source), MAX_POINTS_PER_CENTROID * count), "seconds": time.monotonic() - begun,
+        "num_vectors": len(source), "num_sampled": min(len(source), MAX_POINTS_PER_CENTROID * count),
+        "seconds": time.monotonic() - begun,
         "threads": conditions(settings)["threads"],
     }  # fmt: skip
     console.print_result(result, settings["json"])

@@ -30,7 +30,7 @@ def encode(settings, console) -> None:
         progress=console.progress,
     )  # fmt: skip
     if not done.complete:
-        console.info("this share is done; the output is complete when all the others are")
+        console.info("the output is complete when all shares are done")
         if Processes.count_by_environment() > 1:  # the process that completes the output reports for all
             return
     result = {"output": settings["output"], "complete": done.complete}

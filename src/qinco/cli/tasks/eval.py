@@ -25,16 +25,18 @@ def eval_database(settings, console) -> None:
     _print(settings, console, result, done.num_vectors, done.seconds)
 
 
-@task("eval_valset", "mean squared error over the last training vectors", required=("model", "trainset|db"),
+@task("eval_valset", "mean squared error over the validation vectors", required=("model", "trainset|db"),
       imports=_IMPORTS, keys=[f"model {TRAINSET} ds.valset {ENCODING} prefix mse_scale {MACHINE} enc_max_bs"],
 )  # fmt: skip
 def eval_validation(settings, console) -> None:
-    from qinco.codec.plan import split_validation
+    from qinco.codec.plan import rows_shuffled, split_validation
 
-    codec, source = inputs.open_codec(settings), inputs.open_trainset(settings)
+    codec = inputs.open_codec(settings)
+    is_shuffled = rows_shuffled(codec.provenance)
+    source = inputs.open_trainset(settings, is_shuffled)
     codec.check_dim(source)
     wanted = settings["ds.valset"] if settings.given("ds.valset") else None
-    _evaluate(settings, console, codec, split_validation(source, wanted, 1)[1])
+    _evaluate(settings, console, codec, split_validation(source, wanted, 1, is_shuffled)[1])
 
 
 @task("eval_time", "microseconds per vector, encoding and decoding", required=("model", "db"), imports=_IMPORTS,

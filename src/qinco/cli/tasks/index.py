@@ -14,8 +14,7 @@ from qinco.cli.open import check_num_centroids, conditions, mse_scale, open_code
     keys=[
         "encoded_trainset",
         Key("encoded_db", "path", None, "codes of the database"),
-        f"{TRAINSET} output overwrite model ivf_centroids ivf_K M K ds.db pairwise_decoder",
-        Key("metric", "choice", "l2", "distance or similarity", choices=("l2", "inner_product", "cosine")),
+        f"{TRAINSET} output overwrite model ivf_centroids ivf_K M K ds.db pairwise_decoder metric",
         Key("search.index_key", "text", "IVF${ivf_K}_HNSW32,RQ${M}x8_Nqint8", "kind of a .faissindex file",
             open_references=("ivf_K", "M", "K")),
         f"search.aq_training_samples mse_scale seed {MACHINE} enc_max_bs",
@@ -26,12 +25,14 @@ from qinco.cli.open import check_num_centroids, conditions, mse_scale, open_code
 def build_index(settings, console) -> None:
     codec = None if settings["model"] is None else open_codec(settings)
     check_num_centroids(settings)
+    num_lists = settings["ivf_K"] if settings["ivf_centroids"] is None else None
     begun = time.monotonic()
     done = qinco.build_index(
         open_codes(settings, "encoded_db", codec).limit(settings["ds.db"]), settings["output"], codec=codec,
         train_codes=open_codes(settings, "encoded_trainset", codec).limit(settings["ds.trainset"]),
-        train_vectors=open_trainset(settings), centroids=settings["ivf_centroids"], metric=settings["metric"],
-        pairwise=settings["pairwise_decoder"], num_training=settings["search.aq_training_samples"],
+        train_vectors=open_trainset(settings), centroids=settings["ivf_centroids"], num_lists=num_lists,
+        metric=settings["metric"], pairwise=settings["pairwise_decoder"],
+        num_training=settings["search.aq_training_samples"],
         index_key=settings["search.index_key"] if settings.given("search.index_key") else None,
         overwrite=settings["overwrite"], seed=settings["seed"], progress=console.progress,
     )  # fmt: skip

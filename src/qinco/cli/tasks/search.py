@@ -1,20 +1,19 @@
-"""`qinco search`: recall over a decoded database, or recall and time of an index."""
+"""`qinco search`: the neighbours of queries, recall over a decoded database, or recall and time of an index."""
 
-import time
 from pathlib import Path
 
 import qinco
 from qinco.cli import open as inputs
+from qinco.cli.console import result_line
 from qinco.cli.keys import ENCODING, MACHINE, TRAINSET, Key, Settings, key_of_field, task
+from qinco.cli.recall import measure_decoded, measure_index
 from qinco.datasets.catalogue import DATASETS
 from qinco.errors import ConfigError
 from qinco.search.options import SearchOptions
 
 _OF_VECTORS = ("A", "B", "C", "prefix", "trainset")
-_OF_AN_INDEX = (
-    "output", "plot", "search.nthreads", "search.batch_size", "search.nprobe", "search.nshort", "search.nmid_short",
-    "search.quantizer_efSearch",
-)  # fmt: skip
+_OF_A_SWEEP = ("plot", "resume", "search.nthreads", "search.batch_size")
+_OF_AN_INDEX = ("search.nprobe", "search.nshort", "search.nmid_short", "search.quantizer_efSearch")
 
 
 def _values(field: str, *default: int) -> Key:
@@ -24,12 +23,14 @@ def _values(field: str, *default: int) -> Key:
 
 @task(
     "search",
-    "recall@1/10/100 over the decoded database, or recall and time of an index (index=)",
+    "the nearest neighbours of queries; with queries_gt=, recall and time of an index, or recall over decoded vectors",
     keys=[
-        f"model index {TRAINSET} ds.db",
+        f"model index {TRAINSET} ds.db metric",
         Key("queries", "path", None, "query vectors"),
-        Key("queries_gt", "path", None, "true neighbours of the queries"),
+        Key("queries_gt", "path", None, "true neighbours of the queries: measure recall"),
+        Key("k", "integer", 10, "neighbours to find; with queries_gt=: instead of measuring many settings"),
         "output overwrite resume",
+        Key("distances", "path", None, "file to write the neighbours' distances to: .npy, .fvecs or .fbin"),
         Key("plot", "path", None, "draw recall over time to a .png or .svg file"),
         f"{ENCODING} prefix decoder pairwise_decoder search.aq_training_samples",
         _values("nprobe", 4),
@@ -40,73 +41,72 @@ def _values(field: str, *default: int) -> Key:
         Key("search.batch_size", "integer", 12288, "queries at a time, at most"),
         f"{MACHINE} enc_max_bs seed",
     ],
-    required=("model|index", "db|index", "queries|db", "queries_gt|db"),
+    required=("model|index", "db|index", "queries|db"),
     imports=("qinco.codec", "qinco.search.index"),
 )
 def search(settings, console) -> None:
+    from qinco.search.measure.neighbors import NEIGHBOR_SUFFIXES
+
     index, db = settings["index"], settings["db"]
     is_exhaustive = index is None or (db is not None and DATASETS.get(db) is None)
     if index is not None and is_exhaustive and settings["decoder"] == "neural":
         raise ConfigError(f"index={index} and db={db} are both to be searched: keep one of them, or give "
                           "decoder=lookup to decode the database by the tables of the index")  # fmt: skip
-    for name in filter(settings.given, _OF_AN_INDEX if is_exhaustive else _OF_VECTORS):
-        wanted = "the search of an index" if is_exhaustive else "vectors that are encoded"
-        raise ConfigError(f"{name}= is for {wanted}: {'give index= without db=' if is_exhaustive else 'leave it out'}")
-    (_search_decoded if is_exhaustive else _search_index)(settings, console)
-
-
-def _search_decoded(settings: Settings, console) -> None:
-    """Recall of the exact neighbours among decoded vectors, exhaustively."""
-    codec, source = inputs.open_codec(settings), inputs.open_database(settings)
     queries, truth = inputs.open_queries(settings)
-    decoder, begun = inputs.open_decoder(settings, codec, console.progress), time.monotonic()
-    found = qinco.exhaustive_recall(
-        codec, source, queries, truth, decoder=decoder, options=inputs.encode_options(settings, codec),
-        num_steps=settings["prefix"], precision=inputs.decode_precision(settings),
-        device=inputs.find_device(settings), progress=console.progress,
+    is_answer = truth is None or any(map(settings.given, ("k", "distances")))
+    is_answer |= Path(settings["output"] or "").suffix.lower() in NEIGHBOR_SUFFIXES
+    barred = _OF_VECTORS * (not is_exhaustive) + _OF_AN_INDEX * is_exhaustive
+    barred += _OF_A_SWEEP * (is_answer or is_exhaustive) + ("output",) * (is_exhaustive and not is_answer)
+    for name in filter(settings.given, barred):
+        wanted = "the search of an index: give index= without db=, or leave it out"
+        if name in _OF_VECTORS:
+            wanted = "vectors that are encoded, and an index holds codes: leave it out"
+        elif is_answer and name in _OF_A_SWEEP:
+            wanted = "measuring many settings: give queries_gt= without k=, and output= with the suffix .json"
+        raise ConfigError(f"{name}= is for {wanted}")
+    if is_answer:
+        return _answer(settings, console, queries, truth, is_exhaustive)
+    (measure_decoded if is_exhaustive else measure_index)(settings, console, queries, truth)
+
+
+def _answer(settings: Settings, console, queries, truth, is_exhaustive: bool) -> None:
+    """Find neighbours, and write or print them."""
+    if not is_exhaustive:
+        index = inputs.open_index(settings)[0]
+        options = _one_setting(settings, index.options) | {"precision": settings["precision"]}
+    elif settings["decoder"] == "neural":
+        codec = inputs.open_codec(settings)
+        index = codec.with_options(inputs.encode_options(settings, codec)), inputs.open_database(settings)
+        options = {"num_steps": settings["prefix"], "device": str(codec.device)}
+    else:
+        raise ConfigError(f"decoder={settings['decoder']} is measured with queries_gt=: leave k= and output= out")
+    found = qinco.find_neighbors(
+        index, queries, settings["k"], ground_truth=truth, output=settings["output"],
+        distances_output=settings["distances"], overwrite=settings["overwrite"], inputs=inputs.files_read(settings),
+        metric=settings["metric"], progress=console.progress, **options,
     )  # fmt: skip
-    result = {"decoder": settings["decoder"], "recall": found, "num_vectors": len(source), "num_queries": len(queries)}
-    result |= {"seconds": time.monotonic() - begun}
+    result = {"k": settings["k"], "metric": found.metric, "num_queries": len(queries), "seconds": found.seconds}
+    result |= {"recall": found.recall} if found.recall else {}
+    result |= {name: settings[name] for name in ("output", "distances") if settings[name] is not None}
+    if settings["output"] is None:
+        if not settings["json"]:
+            if found.recall:
+                console.info(result_line("recall", found.recall))
+            return console.print_records(found.records())
+        result |= {"ids": found.ids, "distances": found.distances}
     console.print_result(result | inputs.conditions(settings), settings["json"])
 
 
-def _search_index(settings: Settings, console) -> None:
-    from qinco.search.measure.sweep import open_searcher
-
-    path, begun, threads = settings["index"], time.monotonic(), _threads(settings, console)
-    codec = None if settings["model"] is None else inputs.open_codec(settings)
-    index, files = open_searcher(path, codec, settings["pairwise_decoder"], str(inputs.find_device(settings)))
-    if codec is None and index.codec is not None:
-        index.codec = inputs.adjust_codec(settings, index.codec)
-    queries, truth = inputs.open_queries(settings)
-    result = qinco.sweep(
-        index, queries, truth, nprobe=settings["search.nprobe"], ef_search=settings["search.quantizer_efSearch"],
-        num_short=settings["search.nshort"], mid_factors=settings["search.nmid_short"], decoder=settings["decoder"],
-        precision=settings["precision"], batch_size=settings["search.batch_size"], threads=threads,
-        output=settings["output"], plot=settings["plot"], name=Path(path).name, resume=settings["resume"],
-        overwrite=settings["overwrite"], inputs=inputs.files_read(settings), conditions=files,
-        progress=console.progress,
-    )  # fmt: skip
-    others = ", the others cannot be the best for any time" if result.skipped else ""
-    total = len(result.measured) + len(result.skipped)
-    console.info(f"measured {len(result.measured)} of {total} settings{others}; the best:")
-    if not settings["json"]:
-        return console.print_table(*result.front_table())
-    report = {"settings": result.settings(), "num_vectors": len(index), "num_queries": len(queries)}
-    report |= {"seconds": time.monotonic() - begun, "threads": threads, "precision": settings["precision"]}
-    console.print_result(report, True)
-
-
-def _threads(settings: Settings, console) -> int:
-    import torch
-
-    from qinco.machine import usable_cores
-
-    count, wanted, is_given = settings["threads"], settings["search.nthreads"], settings.given("search.nthreads")
-    if count is None:
-        count = min(wanted, usable_cores(), wanted if is_given else torch.get_num_threads())
-        if wanted > count:
-            console.info(f"searching with {count} threads, as many as there are processors (search.nthreads={wanted})")
-    elif is_given and count != wanted:
-        raise ConfigError(f"threads={count} and search.nthreads={wanted} mean the same: keep one of them")
-    return count
+def _one_setting(settings: Settings, options: SearchOptions) -> dict:
+    """The options of one search: the given ones, which count pairs in multiples of nshort, and the index's own."""
+    given = {}
+    for name in filter(settings.given, _OF_AN_INDEX):
+        if len(settings[name]) != 1:
+            raise ConfigError(f"{name}={list(settings[name])}: give one value, or queries_gt= to measure several")
+        given[name.removeprefix("search.")] = settings[name][0]
+    nshort, multiple = given.get("nshort"), given.get("nmid_short")
+    num_mid = None if multiple is None else multiple * (nshort or options.num_short) * (multiple > 1)
+    if settings["decoder"] != "neural":
+        nshort, num_mid = 0, 0 if settings["decoder"] == "lookup" else num_mid
+    return {"nprobe": given.get("nprobe"), "ef_search": given.get("quantizer_efSearch"), "num_short": nshort,
+            "num_mid": num_mid}  # fmt: skip

@@ -17,7 +17,9 @@ from qinco.training.options import TrainOptions
         f"output {TRAINSET} model_args M K L de dh concat_rank qinco1_mode",
         Key("pq", "integer", None, "cut the vectors into so many parts, a codec for each (PQ-QINCo)"),
         Key("opq", "switch", False, "with pq=: rotate the vectors before they are cut"),
-        f"ivf_centroids ivf_K model resume overwrite {ENCODING} recipe {TRAINING}",
+        "ivf_centroids ivf_K",
+        Key("model", "path", None, "codec to train on from, in place of a new one; epochs counts from its beginning"),
+        f"resume overwrite {ENCODING} recipe {TRAINING}",
         Key("tensorboard", "path", None, "folder for TensorBoard"),
         f"{MACHINE} enc_max_bs mse_scale",
     ],
@@ -26,9 +28,11 @@ from qinco.training.options import TrainOptions
     is_distributed=True,
 )
 def train(settings, console) -> None:
+    from qinco.codec.fit import begun_with
     from qinco.training.processes import Processes
 
-    source = open_trainset(settings)
+    begun = begun_with(settings["output"]) if settings["resume"] else {}
+    source = open_trainset(settings, begun.get("rows_shuffled", settings["recipe"] == "paper"))
     arguments = fit_arguments(settings, source.dim) | _start(settings)
     is_main, begun = Processes.is_main_by_environment(), time.monotonic()
     if is_main and settings["ivf_K"] is not None and settings["ivf_centroids"] is None and settings["model"] is None:
@@ -65,8 +69,8 @@ def fit_arguments(settings: Settings, dim: int) -> dict:
     """The given arguments of `Codec.fit`; the others are for the preset and the recipe to decide."""
     given = settings.fields(ModelConfig, EncodeOptions, TrainOptions)
     given.pop("engine", None)
-    if settings.given("de") and settings["de"] is None:
-        given["embed_dim"] = dim
+    if settings["trainset"] is None:  # that of a data set, whose rows are in random order
+        given["rows_shuffled"] = True
     if settings["qinco1_mode"]:
         if settings["model_args"] not in (None, "qinco1"):
             raise ConfigError(f"qinco1_mode=true contradicts model_args={settings['model_args']}: keep one of them")

@@ -5,22 +5,25 @@ Shape suffixes: N vectors, n vectors of a block, Q queries, D dimension, M codes
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
-import torch
 
 from qinco.codec.codec import Codec
 from qinco.codec.evaluate import Evaluation
-from qinco.config import EncodeOptions, require_int
+from qinco.config import EncodeOptions, require_int, require_precision
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import quantize_residually, residual_kmeans
+from qinco.maths.devices import num_threads
 from qinco.maths.metrics import RANKS, recall
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.exhaustive import nearest_in_blocks
 from qinco.search.fit import assign_decoded, codes_of_codec, sample_rows
-from qinco.search.measure.timing import check_truth, open_queries
+from qinco.search.measure.truth import open_queries_among
+from qinco.search.metric import Metric, choose_metric
+from qinco.search.parts import Fitted
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source, check_not_empty, stratified_rows
 
 _MAX_QUERIES = 1000
 _RQ_ROWS = 50_000  # vectors that the residual quantizer is fitted to
@@ -43,8 +46,7 @@ def evaluate_decoder(
     """
     source, begun, error = as_source(vectors), time.monotonic(), 0.0
     codec.check_dim(source)
-    if not len(source):
-        raise DataError(f"{source.name} holds no vectors to evaluate on")
+    check_not_empty(source)
     with reporting(progress) as report:
         for first, decoded_nD in _decoded(codec, source, decoder, options, None, "float32", report):
             x_nD = source[first : first + len(decoded_nD)]
@@ -54,7 +56,8 @@ def evaluate_decoder(
 
 def exhaustive_recall(
     codec: Codec, vectors, queries, ground_truth, *, decoder=None, options: EncodeOptions | None = None,
-    num_steps: int | None = None, precision: str = "float32", device=None, progress: ProgressOption = None,
+    num_steps: int | None = None, precision: str = "float32", device=None, metric: str | None = None,
+    progress: ProgressOption = None,
 ) -> dict[int, float]:  # fmt: skip
     """Recall at 1, 10 and 100 of exact search among what the codes of a database decode to, in bounded memory.
 
@@ -67,6 +70,7 @@ def exhaustive_recall(
         num_steps: use so many codes only.
         precision: of the network.
         device: where distances are computed; the codec's if None.
+        metric: "l2", "inner_product" or "cosine"; if None what the files state (ann-benchmarks' HDF5), else "l2".
         progress: see `qinco.progress`.
 
     Example:
@@ -74,11 +78,11 @@ def exhaustive_recall(
     """
     source = as_source(vectors)
     codec.check_dim(source)
-    queries_QD, nearest_Q = open_queries(queries, ground_truth, codec.dim)
-    check_truth(nearest_Q[nearest_Q >= len(source)])
+    metric = choose_metric(metric, source, queries, ground_truth)
+    queries_QD, nearest_Q = open_queries_among(source, queries, ground_truth, metric)
     with reporting(progress) as report:
         blocks = _decoded(codec, source, decoder, options, num_steps, precision, report)
-        _, ids_QR = nearest_in_blocks(queries_QD, blocks, max(RANKS), device or codec.device)
+        _, ids_QR = nearest_in_blocks(queries_QD, blocks, max(RANKS), device or codec.device, Metric(metric))
     return recall(ids_QR, nearest_Q)
 
 
@@ -86,6 +90,11 @@ def _decoded(
     codec: Codec, source: VectorSource, decoder, options, num_steps, precision: str, report: Progress
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Encode and decode blocks of a source: (first row, float32 (n, D))."""
+    require_precision(precision)
+    if decoder is not None and not hasattr(decoder, "num_codes"):
+        raise ConfigError(f"decoder must be a LookupDecoder or a PairwiseDecoder, not {decoder!r:.80}")
+    if decoder is not None and (decoder.num_codes, decoder.dim) != (codec.num_codes, codec.dim):
+        raise DataError("the decoder is for other codes: give one that is fitted to those of this codec")
     for first, codes in codec.encode_blocks(source, options, num_steps):
         if decoder is not None and decoder.num_lists and not codes.has_lists:  # an index has lists, its codec none
             codes = codes.with_lists(assign_decoded(codec, codes, decoder.centroids_VD))
@@ -99,9 +108,9 @@ def evaluate_index(
 ) -> dict:
     """Estimate recall over vectors that an index has not seen; no ground truth is needed.
 
-    The last `num_queries` vectors are queries; the others are encoded into an index of their own with this one's codec,
-    tables and options. Recall falls with the number of vectors; and the options of a large index find less in a small
-    one, whose lists hold few vectors.
+    `num_queries` of all parts of the vectors are queries; the others are encoded into an index of their own with this
+    one's codec, tables and options. Recall falls with the number of vectors; and the options of a large index find less
+    in a small one, whose lists hold few vectors.
 
     Args:
         index: Index with a codec.
@@ -122,14 +131,17 @@ def evaluate_index(
     if not len(index):
         raise ConfigError("the index is empty: the residual quantizer is fitted to its vectors")
     codec.check_dim(source)
-    source = source.limit(max_vectors)
+    source = source.take(stratified_rows(len(source), max_vectors)) if len(source) > max_vectors else source
     count = min(_MAX_QUERIES, -(-len(source) // 10)) if num_queries is None else num_queries
     require_int("num_queries", count, 0 if num_queries is None else 1)
     if count >= len(source):
-        raise DataError(f"{source.name}: {len(source)} vectors are too few to take {count} queries from")
+        raise DataError(f"{source.name} must hold more than {len(source)} vectors to take {count} queries from")
     x_ND = next(block for _, block in source.blocks(len(source)))
-    x_ND, queries_QD = x_ND[:-count], x_ND[-count:]
-    metric, unseen, threads = index.tables.metric, index.emptied(), torch.get_num_threads()
+    rows_Q = stratified_rows(len(x_ND), count)
+    x_ND, queries_QD = np.delete(x_ND, rows_Q, 0), x_ND[rows_Q]
+    choose_metric(None, source, own=index.metric)
+    metric, unseen, threads = index.tables.metric, index.emptied(), num_threads()
+    unseen.parts = replace(unseen.parts, fitted=Fitted())  # the tables and lists of this index are judged
     with reporting(progress) as report:
         unseen.add(x_ND, progress=report)
     _, found_QR = unseen.search(queries_QD, max(RANKS))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qinco.atomic import write_atomically
+from qinco.atomic import user_path, write_atomically
 from qinco.errors import ConfigError
 from qinco.search.measure.explore import pareto_front
 
@@ -16,7 +16,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 def check_plot_path(path: str | os.PathLike) -> Path:
     """The path, if a plot can be drawn to it; raises ConfigError for another suffix, or without matplotlib."""
-    path = Path(path)
+    path = Path(user_path(path))
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"plot={path} must end in {' or '.join(SUFFIXES)}")
     try:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qinco.atomic import check_output, write_atomically
+from qinco.atomic import check_output, exclusive, user_path, write_atomically
 from qinco.codec.codec import Codec
-from qinco.config import require_int
+from qinco.config import DECODERS, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError, differences
 from qinco.machine import processor_name
@@ -25,9 +25,13 @@ from qinco.search.fit import open_pairwise
 from qinco.search.index import Index
 from qinco.search.measure.explore import Measurement, Setting, combinations, explore, pareto_front
 from qinco.search.measure.plot import check_plot_path, plot_fronts
-from qinco.search.measure.timing import TIMING, check_truth, measure, open_queries
+from qinco.search.measure.timing import TIMING, measure
+from qinco.search.measure.truth import open_queries_of
+from qinco.search.metric import choose_metric
 from qinco.search.options import SearchOptions
 from qinco.store.manifest import read_manifest
+from qinco.store.tensors import find_content
+from qinco.vectors.formats import input_files
 
 log = logging.getLogger(__name__)
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BYTES = 256, 1 << 12
@@ -97,13 +101,17 @@ def record_sweep(
     """Measure the combinations of values (a list for each field of `Setting`), as `sweep` does."""
     settings, path = combinations(values), None if output is None else Path(output)
     known = read_measurements(path, conditions) if resume and path is not None and path.exists() else {}
-    result = SweepResult(settings, known, [], conditions)
+    result, continues = SweepResult(settings, known, [], conditions), resume
 
     def record(measured: dict[Setting, Measurement], skipped: list[Setting]) -> None:
-        nonlocal result
+        nonlocal result, continues
         result = SweepResult(settings, dict(measured), skipped, conditions)
         if path is not None and measured:
-            result.save(path)
+            with exclusive(path.with_name(f".{path.name}.lock")):
+                if continues and path.exists():  # another process may have measured other settings meanwhile
+                    result = SweepResult(settings, read_measurements(path, conditions) | measured, skipped, conditions)
+                result.save(path)
+            continues = True
         done = len(skipped) + sum(setting in measured for setting in settings)
         report("measuring", done, len(settings), "setting")
 
@@ -167,14 +175,16 @@ def sweep(
     pairwise: PairwiseDecoder | str | os.PathLike | None = None, decoder: str = "neural", precision: str = "auto",
     batch_size: int = 12_288, threads: int | None = None, output: str | os.PathLike | None = None,
     plot: str | os.PathLike | None = None, name: str | None = None, resume: bool = False, overwrite: bool = False,
-    inputs: Iterable = (), conditions: dict[str, str] | None = None, progress: ProgressOption = None,
+    inputs: Iterable = (), conditions: dict[str, str] | None = None, metric: str | None = None,
+    progress: ProgressOption = None,
 ) -> SweepResult:  # fmt: skip
     """Measure the combinations of options that may be Pareto-optimal: no other finds more in less time.
 
     Args:
         index: Index, or the path of an index folder or .faissindex file, which faiss scans.
         queries: (Q, D) array, tensor, path or VectorSource.
-        ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first; or the path of a file of them.
+        ground_truth: (Q,) or (Q, any): ids of the true neighbours, the nearest first; or the path of a file of them, or
+            a pair of distances and ids.
         nprobe: numbers of lists that are scanned.
         ef_search: efforts of the graph search for lists; without effect where there is no graph.
         num_short: numbers of vectors that the network decodes.
@@ -190,6 +200,7 @@ def sweep(
         resume, overwrite: continue the results of `output` if it exists; replace it.
         inputs: more files that are read, which must not be replaced.
         conditions: more of what results depend on, compared when they are resumed.
+        metric: of the ground truth, which must be that of the index; a file that states another one is warned about.
         progress: see `qinco.progress`.
 
     Returns:
@@ -200,7 +211,9 @@ def sweep(
         >>> for setting in result.front:
         ...     print(setting, result.measured[setting].recall[1], result.measured[setting].microseconds)
     """
-    read = [*inputs, index, queries, ground_truth, pairwise]
+    given = (index, queries, ground_truth, pairwise)
+    read = [*inputs, *input_files(*given)]
+    output = user_path(output)
     if output is not None and Path(output).suffix.lower() != ".json":
         raise ConfigError(f"output={output}: the results of a search are written to a .json file")
     if output is not None:
@@ -209,15 +222,16 @@ def sweep(
         check_output(check_plot_path(plot), overwrite=overwrite or resume, inputs=read)
     name = name or (Path(index).name if isinstance(index, str | os.PathLike) else "index")
     index, files = open_searcher(index, codec, pairwise)
+    for value in (batch_size, 1 if threads is None else threads, *nprobe):
+        require_int("each of nprobe, batch_size and threads", value)
+    if decoder not in DECODERS:
+        raise ConfigError(f"decoder must be one of {', '.join(DECODERS)}, not {decoder!r}")
     if decoder == "neural" and index.codec is None:
         raise ConfigError("the index holds no codec to decode with: give the codec (model=), or decoder=lookup")
     if decoder == "pairwise" and index.pairwise is None:
         raise ConfigError("decoder=pairwise needs a pairwise decoder: see fit_pairwise_decoder (pairwise_decoder=)")
-    if not len(index):
-        raise DataError("the index holds no vectors")
-    queries_QD, nearest_Q = open_queries(queries, ground_truth, index.dim)
-    check_truth(index.missing_ids(np.unique(nearest_Q)))
-    queries_QD = index.tables.metric.prepare(queries_QD)
+    choose_metric(metric, queries, ground_truth, own=index.metric)
+    queries_QD, nearest_Q = open_queries_of(index, queries, ground_truth)
     if not index.has_graph and len(set(ef_search)) > 1:
         log.info("all %s centroids are compared: ef_search has no effect", f"{index.num_lists:,}")
     values = {
@@ -253,12 +267,14 @@ def sweep(
 
 def open_searcher(index, codec: Codec | None = None, pairwise=None, device="cpu") -> tuple[Index, dict[str, str]]:
     """An index, or that of a folder or faiss file, with what is given, and its files' fingerprints: {"index": ...}."""
-    files = {}
+    files, index, pairwise = {}, user_path(index), user_path(pairwise)
     if not isinstance(index, Index) and is_directory(path := index):
         index = Index.load(path, codec=codec, device=device)
         checksums = {name: stored.crc32 for name, stored in read_manifest(path, "index").files.items()}
         files["index"] = sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
     elif not isinstance(index, Index):
+        if held := find_content(path):
+            raise DataError(f"{path} holds {held}, not an index")
         index, files["index"] = Index(codec, scanned_by_faiss(path, codec)), _fingerprint_of_file(path)
     if pairwise is None:
         return index, files

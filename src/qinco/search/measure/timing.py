@@ -1,6 +1,6 @@
 """Recall and time of a search with some options, and the fastest options that reach a recall."""
 
-import os
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -9,19 +9,20 @@ from numbers import Real
 import numpy as np
 
 from qinco.config import require_int
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError
 from qinco.maths.metrics import RANKS, recall
 from qinco.progress import ProgressOption, reporting
-from qinco.search.ids import as_ids
 from qinco.search.measure.explore import Measurement, combinations, explore, pareto_front
+from qinco.search.measure.truth import open_queries_of
+from qinco.search.metric import choose_metric
 from qinco.search.options import SearchOptions
-from qinco.vectors.formats import read_integers
-from qinco.vectors.rows import as_source
 
+log = logging.getLogger(__name__)
 # Of the timed runs the one of median total is reported.
 MIN_REPEATS, MAX_REPEATS, MIN_SECONDS = 3, 100, 1.0
 TIMING = f"median of at least {MIN_REPEATS} runs and {MIN_SECONDS:g} s ({MAX_REPEATS} runs at most) after one warm-up"
 TUNED_LENGTHS = (5, 10, 20, 50, 100, 200, 500, 1000)
+_RELIABLE_QUERIES = 100
 _BATCH_SHORTLISTED = 1 << 21  # vectors in the shortlists of a batch: about 100 MB
 
 
@@ -39,7 +40,7 @@ def measure(
     k = min(options.num_short or max(RANKS), max(RANKS)) if rank is None else rank
     ranks = RANKS if rank is None else (rank,)
     batch_size = min(batch_size, max(1, _BATCH_SHORTLISTED // max(k, options.num_short, options.num_mid or 0)))
-    pipeline = index.pipeline(options, k, precision=precision, decoder=decoder)
+    pipeline = index.pipeline(options, k, precision=precision, decoder=decoder, fills=rank is not None)
     found: list[tuple[np.ndarray, np.ndarray]] = []
 
     def run() -> dict[str, float]:
@@ -65,38 +66,20 @@ def measure_stages(run: Callable[[], Mapping[str, float]]) -> dict[str, float]:
     return dict(sorted(runs, key=lambda stages: stages["total"])[(len(runs) - 1) // 2])
 
 
-def open_queries(queries, ground_truth, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Queries, float32 (Q, D), and the ids of their nearest neighbours, int64 (Q,), from what `sweep` takes."""
-    source = as_source(queries, "queries")
-    if source.dim != dim:
-        raise DataError(f"{source.name} have {source.dim} dimensions, the vectors to search {dim}")
-    truth = ground_truth.cpu() if hasattr(ground_truth, "cpu") else ground_truth
-    truth = np.asarray(read_integers(truth) if isinstance(truth, str | os.PathLike) else truth)
-    nearest_Q = as_ids(truth[:, 0] if truth.ndim == 2 and truth.shape[1] else truth, None)
-    if len(nearest_Q) != len(source):
-        raise DataError(f"the ground truth has {len(nearest_Q)} rows, and there are {len(source)} queries")
-    if not len(source):
-        raise DataError("there are no queries to measure with")
-    return next(block for _, block in source.blocks(len(source))), nearest_Q
-
-
-def check_truth(missing_ids: np.ndarray) -> None:
-    """Raise DataError if the ground truth names vectors that the database has not."""
-    if len(missing_ids):
-        raise DataError(f"the ground truth names vector {missing_ids[0]}, which the database has not: one of them is "
-                        "of other vectors, or the database leaves vectors out")  # fmt: skip
-
-
 def tune(
     index, queries, ground_truth, target_recall: float = 0.9, k: int = 10, progress: ProgressOption = None,
-    measure_options=None,
+    measure_options=None, metric: str | None = None,
 ) -> SearchOptions:  # fmt: skip
     """See `Index.tune`. `measure_options` gives the Measurement of SearchOptions; it searches the queries if None."""
     if not isinstance(target_recall, Real) or not 0 < target_recall <= 1:
         raise ConfigError(f"target_recall must be above 0 and at most 1, not {target_recall!r}")
     require_int("k", k, 1, 1 << 20)
-    queries_QD, nearest_Q = open_queries(queries, ground_truth, index.dim)
-    prepared_QD, count = index.tables.metric.prepare(queries_QD), max(1, len(index))
+    choose_metric(metric, queries, ground_truth, own=index.metric)
+    prepared_QD, nearest_Q = open_queries_of(index, queries, ground_truth)
+    count = len(index)
+    if len(nearest_Q) < _RELIABLE_QUERIES:
+        error = 1 / len(nearest_Q) ** 0.5
+        log.warning("%d queries tell recall to within about %.2f: a thousand are better", len(nearest_Q), error)
     values = {
         "nprobe": [min(1 << power, index.num_lists) for power in range(12)],
         "quantizer_efSearch": [16, 64, 256] if index.has_graph else [16],

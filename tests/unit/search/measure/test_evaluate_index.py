@@ -6,8 +6,12 @@ from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import quantize_residually, residual_kmeans
 from qinco.search.measure.evaluate import evaluate_index as evaluate
 from qinco.search.options import SearchOptions
+from qinco.vectors.rows import stratified_rows
 
-UNSEEN_ND = vectors(1200, 9)
+QUERY_ROWS = stratified_rows(1200, 120)
+UNSEEN_ND = np.empty_like(vectors(1200, 9))
+UNSEEN_ND[QUERY_ROWS] = vectors(1200, 9)[-120:]
+UNSEEN_ND[np.delete(np.arange(1200), QUERY_ROWS)] = vectors(1200, 9)[:-120]
 
 
 def nearest(queries_QD, x_ND, metric, k):
@@ -27,7 +31,7 @@ def shares(found_QR, nearest_Q):
 def test_figures_are_what_they_say(kind, metric):
     index, codec = built(kind, metric), trained(kind)
     found = index.evaluate(UNSEEN_ND)
-    x_ND, queries_QD = UNSEEN_ND[:-120], UNSEEN_ND[-120:]
+    x_ND, queries_QD = np.delete(UNSEEN_ND, QUERY_ROWS, 0), UNSEEN_ND[QUERY_ROWS]
     assert (found["num_vectors"], found["num_queries"]) == (1080, 120)
     nearest_Q = nearest(queries_QD, x_ND, metric, 1)[:, 0]
     prepared_ND = index.tables.metric.prepare(x_ND)
@@ -62,10 +66,10 @@ def test_the_index_and_its_options_are_judged_and_stay_as_they_are():
     assert index.segments is before and len(index) == NUM_VECTORS and index.next_id == NUM_VECTORS
 
 
-def test_queries_are_the_last_vectors():
+def test_queries_are_of_all_parts_of_the_vectors():
     index = built("ivf")
     swapped = UNSEEN_ND.copy()
-    swapped[-50:] += 100
+    swapped[stratified_rows(1200, 50)] += 100
     near, far = (evaluate(index, x_ND, 50) for x_ND in (UNSEEN_ND, swapped))
     assert near["num_queries"] == far["num_queries"] == 50
     assert near["mse"] == pytest.approx(far["mse"]) and near["recall"] != far["recall"]
@@ -75,7 +79,7 @@ def test_any_number_of_vectors_is_used():
     for count, num_queries in ((2, 1), (11, 2), (12, 11)):
         found = evaluate(built(), UNSEEN_ND[:count], num_queries)
         assert (found["num_vectors"], found["num_queries"]) == (count - num_queries, num_queries)
-    assert evaluate(built(), UNSEEN_ND, max_vectors=300) == evaluate(built(), UNSEEN_ND[:300])
+    assert evaluate(built(), UNSEEN_ND, max_vectors=300) == evaluate(built(), UNSEEN_ND[stratified_rows(1200, 300)])
 
 
 @pytest.mark.parametrize(
@@ -83,10 +87,19 @@ def test_any_number_of_vectors_is_used():
     [
         (UNSEEN_ND[:1], None, DataError, "1 vectors"), (UNSEEN_ND[:0], None, DataError, "0 vectors"),
         (UNSEEN_ND[:9], 9, DataError, "9 vectors"), (UNSEEN_ND, 0, ConfigError, "num_queries.*0"),
-        (UNSEEN_ND, 1.5, ConfigError, "num_queries.*1.5"), (UNSEEN_ND[:, :3], None, DataError, "3 dimensions"),
-        (UNSEEN_ND[0], None, DataError, r"x\[None\]"), (UNSEEN_ND * np.nan, None, DataError, "NaN"),
+        (UNSEEN_ND, 1.5, ConfigError, "num_queries.*1.5"), (UNSEEN_ND[:, :3], None, DataError, "not 3"),
+        (UNSEEN_ND[0], None, DataError, r"\(1, "), (UNSEEN_ND * np.nan, None, DataError, "NaN"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_judged_is_refused(x, num_queries, error, message):
     with pytest.raises(error, match=message):
         built().evaluate(x, num_queries)
+
+
+def test_a_sorted_file_is_judged_by_queries_of_all_its_parts():
+    index, order = built("plain"), np.argsort(UNSEEN_ND[:, 0])
+    sorted_ND, far_ND = UNSEEN_ND[order], UNSEEN_ND[order].copy()
+    far_ND[-120:] += 100  # a class at the end
+    shuffled, found = (evaluate(index, x_ND)["mse"] for x_ND in (UNSEEN_ND, sorted_ND))
+    assert found == pytest.approx(shuffled, rel=0.1)
+    assert evaluate(index, far_ND)["mse"] > 2 * found  # most of that class is encoded

@@ -1,6 +1,7 @@
 """Sweeps, and measurements with other decoders, as Python's users call them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +68,9 @@ def test_what_cannot_be_swept_is_refused(tmp_path):
         ((index, QUERIES_QD, NEAREST_Q), {"decoder": "pairwise"}, ConfigError),
         ((tmp_path / "index.faissindex", QUERIES_QD, NEAREST_Q), {}, ConfigError),
         ((index, QUERIES_QD, NEAREST_Q), {"nprobe": []}, ConfigError),
+        ((index, QUERIES_QD, NEAREST_Q), {"nprobe": [1, "2"]}, ConfigError),
+        ((index, QUERIES_QD, NEAREST_Q), {"decoder": "network"}, ConfigError),
+        ((index, QUERIES_QD, NEAREST_Q), {"threads": -1}, ConfigError),
         ((index, QUERIES_QD, NEAREST_Q), {"output": tmp_path / "sweep.csv"}, ConfigError),
         ((index, QUERIES_QD, NEAREST_Q), {"plot": tmp_path / "sweep.jpg"}, ConfigError),
         ((tmp_path / "index", QUERIES_QD, NEAREST_Q), {"output": tmp_path / "index" / "sweep.json"}, ConfigError),
@@ -82,9 +86,45 @@ def test_other_decoders_are_measured(kind):
     found = qinco.evaluate_decoder(codec, vectors(), lookup)
     codes = codec.encode(vectors())
     assert found.mse == pytest.approx(np.square(lookup.decode(codes.codes, codes.lists) - vectors()).sum(1).mean())
-    assert found.mse >= qinco.evaluate(codec, vectors()).mse and found.num_vectors == NUM_VECTORS
+    # Tables of a codec that is a residual quantizer decode as it does, but for rounding.
+    assert found.mse >= 0.999 * qinco.evaluate(codec, vectors()).mse and found.num_vectors == NUM_VECTORS
     shares = [
         qinco.exhaustive_recall(codec, vectors(), QUERIES_QD, NEAREST_Q, decoder=decoder) for decoder in (None, lookup)
     ]
     _, ids_QR = qinco.exhaustive_search(QUERIES_QD, decoded(kind), 100)
     assert shares[0] == recall(ids_QR, NEAREST_Q) and shares[1][100] > 0.5
+
+
+def test_nothing_is_encoded_for_what_is_no_decoder_or_precision():
+    codec, other, queries, heard = trained("plain"), built("ivf").tables.lookup, (QUERIES_QD, NEAREST_Q), []
+    listen = {"progress": lambda *report: heard.append(report)}
+    foreign = replace(other, tables_MKD=other.tables_MKD[:-1])
+    for wrong, error in (("lookup", ConfigError), (foreign, DataError)):
+        with pytest.raises(error):
+            qinco.evaluate_decoder(codec, vectors(), wrong, **listen)
+        with pytest.raises(error):
+            qinco.exhaustive_recall(codec, vectors(), *queries, decoder=wrong, **listen)
+    with pytest.raises(ConfigError, match="int8"):
+        qinco.exhaustive_recall(codec, vectors(), *queries, precision="int8", **listen)
+    assert heard == []
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong"),
+    [
+        (qinco.fit_lookup_decoder, {"num_training": 0}), (qinco.fit_lookup_decoder, {"num_training": -1}),
+        (qinco.fit_lookup_decoder, {"seed": -1}), (qinco.fit_pairwise_decoder, {"pairs_per_code": -1}),
+        (qinco.fit_pairwise_decoder, {"num_training": 1.5}), (qinco.fit_pairwise_decoder, {"overwrite": "no"}),
+    ],
+)  # fmt: skip
+def test_values_that_the_command_line_refuses_are_refused_in_python(tmp_path, call, wrong):
+    codec = trained("plain")
+    output = {"output": tmp_path / "pairs.safetensors"} if call is qinco.fit_pairwise_decoder else {}
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        call(vectors(), codec.encode(vectors()), codec=codec, **output, **wrong)
+
+
+def test_kmeans_refuses_what_the_command_line_refuses(tmp_path):
+    for wrong in ({"seed": -1}, {"overwrite": "no", "output": tmp_path / "c.npy"}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            qinco.kmeans(vectors(), 4, **wrong)

@@ -235,6 +235,22 @@ def test_an_interrupted_sweep_is_resumed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_settings_that_another_process_measures_meanwhile_are_kept(tmp_path, resume):
+    output, wide = tmp_path / "results.json", SMALL | {"nprobe": [64]}
+
+    def interrupted(options):
+        if output.exists() and options.nprobe == 16:
+            record_sweep(wide, measure, CONDITIONS, output, resume=True)
+        return measure(options)
+
+    if resume:
+        record_sweep(SMALL | {"nprobe": [4]}, measure, CONDITIONS, output)
+    result = record_sweep(SMALL, interrupted, CONDITIONS, output, resume=resume)
+    there = {setting["parameters"]["nprobe"] for setting in json.loads(output.read_text())["settings"]}
+    assert there == {4, 16, 64} == {setting.nprobe for setting in result.measured}
+
+
 def test_results_without_a_number_of_queries_for_each_setting_are_resumed(tmp_path):
     """As earlier versions wrote them."""
     output = tmp_path / "results.json"

@@ -47,7 +47,9 @@ def test_measurements_are_those_of_the_search(pairwise):
         assert found.seconds_by_stage.keys() == {"search", "pairwise", "decode", "rerank", "total"}
         assert sum(found.seconds_by_stage.values()) <= 2.001 * found.seconds_by_stage["total"]
         mid = length if not pairwise else options.num_mid or 4 * length
-        looked_up = index.search(QUERIES_QD, mid, options.nprobe, 0, num_mid=0)[1]
+        # Not by `search`, which goes on to further lists where these hold fewer than `mid` vectors.
+        looked_up = index.with_pairwise(None).pipeline(SearchOptions(options.nprobe, mid, 0), length)
+        looked_up = looked_up.run(QUERIES_QD, length)[1].ids
         assert found.shortlist_recall == recall(looked_up, nearest_Q)
 
 
@@ -102,7 +104,7 @@ def test_a_target_out_of_reach_says_how_far_it_is():
     with pytest.raises(ConfigError, match=f"{most:.4f}"):
         index.tune(QUERIES_QD, nearest(1), 1.0, k=1)
     assert index.options is before
-    with pytest.raises(ConfigError, match=r"0\.0000"):
+    with pytest.raises(DataError, match="no vectors"):  # before anything is measured
         index.emptied().tune(QUERIES_QD, nearest(1), 0.1)
 
 
@@ -111,12 +113,12 @@ def test_a_target_out_of_reach_says_how_far_it_is():
     [
         *(({"target_recall": wrong}, ConfigError, f"{wrong}") for wrong in (0, 1.01, float("nan"), "high")),
         ({"k": 0}, ConfigError, "k must be"), ({"k": 1.5}, ConfigError, "k must be"),
-        ({"queries": QUERIES_QD[:, :5]}, DataError, "5 dimensions"), ({"queries": QUERIES_QD[:9]}, DataError, "60"),
+        ({"queries": QUERIES_QD[:, :5]}, DataError, "not 5"), ({"queries": QUERIES_QD[:9]}, DataError, "60"),
         ({"queries": QUERIES_QD[:0], "ground_truth": []}, DataError, "no queries"),
-        ({"queries": QUERIES_QD * np.nan}, DataError, "NaN"), ({"queries": QUERIES_QD[0]}, DataError, r"x\[None\]"),
+        ({"queries": QUERIES_QD * np.nan}, DataError, "NaN"), ({"queries": QUERIES_QD[0]}, DataError, r"\(1, "),
         ({"ground_truth": nearest(1) * 1.0}, DataError, "integers"),
         ({"ground_truth": nearest(1)[:, :0]}, DataError, "integers"),
-        ({"ground_truth": nearest(1) - 10**6}, DataError, "from 0 to"),
+        ({"ground_truth": nearest(1) - 10**6}, DataError, "not in the index"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_tuned_is_refused(change, error, message):

@@ -1,0 +1,31 @@
+"""Processes that are forked (multiprocessing's default on Linux up to Python 3.13): they compute on, in one thread.
+
+A child has no other threads than the one that forked. OpenMP would wait for those of the parent in torch and faiss, and
+locks that they held would never be released.
+"""
+
+import os
+import sys
+from threading import Lock
+from weakref import WeakSet
+
+_locks: WeakSet = WeakSet()
+
+
+def new_lock() -> Lock:
+    """A `threading.Lock` that is free in a child, whoever held it in the parent."""
+    lock = Lock()
+    _locks.add(lock)
+    return lock
+
+
+def _set_up_child() -> None:
+    for lock in list(_locks):
+        lock._at_fork_reinit()  # as the locks of the standard library are
+    for name, function in (("torch", "set_num_threads"), ("faiss", "omp_set_num_threads")):
+        if hasattr(sys.modules.get(name), function):  # else it is not loaded, and has no threads to wait for
+            getattr(sys.modules[name], function)(1)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_set_up_child)

@@ -1,0 +1,65 @@
+"""Range search: the vectors in the lists near a query whose distance, decoded, is within a radius.
+
+Shape suffixes: Q queries, L lists visited, D dimension, N vectors of a list, F pairs that were found.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from qinco.maths.devices import num_threads
+from qinco.search.ids import are_among
+from qinco.search.options import SearchOptions
+from qinco.search.parts import IndexParts
+from qinco.search.pipeline import Decoder
+from qinco.vectors.rows import VectorSource
+
+_MAX_VISITS = 1 << 20  # of lists, by the queries of a batch
+_BLOCK_ROWS = 1 << 13  # vectors that are decoded at a time
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def search_ranges(
+    parts: IndexParts, decoder: Decoder, source: VectorSource, radius: float, options: SearchOptions, allowed
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `Index.range_search` returns; `allowed` ids as of `admitted_ids`. A batch decodes each vector once."""
+    metric, nprobe = parts.tables.metric, min(options.nprobe, parts.tables.num_lists)
+    none = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64)
+    counts, found = [np.zeros(1, np.int64)], [none[1:]]
+    for _, block in source.blocks(max(1, _MAX_VISITS // nprobe)):
+        queries_QD = metric.prepare(block)
+        scale_Q1 = metric.scale(queries_QD)
+        probing_QD = queries_QD if scale_Q1 is None else queries_QD * scale_Q1
+        probes_QL, _ = parts.tables.probe(probing_QD, nprobe, options.ef_search, num_threads())
+        near = [none, *_near(parts, decoder, queries_QD, probes_QL, radius, allowed)]
+        rows_F, distances_F, ids_F = map(np.concatenate, zip(*near, strict=True))
+        order = np.lexsort((ids_F, distances_F if metric.name == "l2" else -distances_F, rows_F))
+        counts.append(np.bincount(rows_F, minlength=len(queries_QD)))
+        found.append((distances_F[order], ids_F[order]))
+    distances_F, ids_F = map(np.concatenate, zip(*found, strict=True))
+    return np.cumsum(np.concatenate(counts)), distances_F, ids_F
+
+
+def _near(parts: IndexParts, decoder: Decoder, queries_QD, probes_QL, radius: float, allowed) -> Iterator[tuple]:
+    """Yield rows of queries, distances and ids of pairs within the radius, list by list."""
+    metric, width = parts.tables.metric, probes_QL.shape[1]
+    visits = np.argsort(probes_QL, axis=None, kind="stable")
+    lists, firsts = np.unique(probes_QL.ravel()[visits], return_index=True)
+    for number, rows_Q in zip(lists.tolist(), np.split(visits // width, firsts[1:]), strict=True):
+        for segment in parts.segments if number >= 0 else ():  # -1: a query has no more lists
+            begin, end = segment.starts[number : number + 2].tolist()
+            for start in range(begin, end, _BLOCK_ROWS):
+                positions_N = np.arange(start, min(start + _BLOCK_ROWS, end))
+                ids_N = segment.ids[positions_N].astype(np.int64)
+                if allowed is not None:
+                    positions_N, ids_N = (array[are_among(ids_N, allowed)] for array in (positions_N, ids_N))
+                lists_N = np.full(len(positions_N), number, np.int32)
+                decoded_ND = decoder.decode(segment.rows(positions_N, lists_N)[0], lists_N)
+                decoded_ND = decoded_ND.cpu().numpy() if isinstance(decoded_ND, torch.Tensor) else decoded_ND
+                decoded_ND[np.isin(ids_N, parts.zeros)] = 0
+                for row in rows_Q:
+                    query_ND = np.repeat(queries_QD[row : row + 1], len(decoded_ND), axis=0)
+                    distances_N = metric.distances(metric.values(query_ND, decoded_ND))
+                    is_near = distances_N < radius if metric.name == "l2" else distances_N > radius
+                    yield np.full(is_near.sum(), row), distances_N[is_near], ids_N[is_near]

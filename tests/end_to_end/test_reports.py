@@ -1,0 +1,26 @@
+"""Small inputs behind what users reported of other libraries: each script ends with 0 unless its fault is there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from parity_files import PARITY
+
+RUNNER = Path(__file__).parents[1] / "run_report.py"
+SCRIPTS = sorted((PARITY.parent / "reports").glob("[0-9]*.py"))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SCRIPTS, reason="the reports are not beside the checkout")]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Where the scripts keep the codec that they share."""
+    return str(tmp_path_factory.mktemp("reports"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_no_fault_is_there(script, cache):
+    command = [sys.executable, str(RUNNER), str(script)]
+    done = subprocess.run(command, env=os.environ | {"QINCO_TRY_CACHE": cache}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,71 @@
+"""Range search finds what comparing everything finds, in the lists that it visits."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, built, copied, exact, vectors
+
+from qinco.errors import ConfigError, DataError
+from qinco.search.index import Index
+from qinco.search.metric import METRICS
+
+QUERIES_QD = vectors(30, 1)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_lists_are_searched_as_by_definition(kind, metric):
+    index, sign = copied(built(kind, metric)), 1 if metric == "l2" else -1
+    index.add(vectors(100, 4))
+    values_QN = sign * exact(metric, QUERIES_QD, index.reconstruct(index.ids))
+    radius = sign * np.unique(values_QN.round(4))[800:802].mean()  # between two values
+    lims, distances, ids = index.range_search(QUERIES_QD, radius, nprobe=NUM_LISTS, precision="float32")
+    assert (lims.dtype, distances.dtype, ids.dtype) == (np.int64, np.float32, np.int64)
+    assert lims.shape == (31,) and lims[0] == 0 and lims[-1] == len(ids) == len(distances) > 700
+    for row, (first, last) in enumerate(pairwise(lims)):
+        assert set(ids[first:last]) == set(index.ids[values_QN[row] < sign * radius])
+        assert (np.diff(sign * distances[first:last]) >= 0).all()
+    one = index.range_search(QUERIES_QD[3], radius, nprobe=NUM_LISTS, precision="float32")
+    np.testing.assert_array_equal(one[0], [0, lims[4] - lims[3]])
+    np.testing.assert_array_equal(one[2], ids[lims[3] : lims[4]])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_distances_are_those_of_search(metric):
+    index, options = built("plain", metric), {"nprobe": NUM_LISTS, "num_short": NUM_VECTORS}
+    distances_QR, ids_QR, x_QRD = index.search_and_reconstruct(QUERIES_QD, k=NUM_VECTORS, **options)
+    lims, distances, ids = index.range_search(QUERIES_QD, np.inf if metric == "l2" else -np.inf, nprobe=NUM_LISTS)
+    assert (np.diff(lims) == NUM_VECTORS).all() and (np.sort(ids.reshape(30, -1)) == np.arange(NUM_VECTORS)).all()
+    np.testing.assert_allclose(distances.reshape(30, -1), distances_QR, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(x_QRD, index.reconstruct(ids_QR))
+    few = index.search_and_reconstruct(QUERIES_QD, k=8, filter=range(5))
+    assert np.isnan(few[2][:, 5:]).all() and np.isfinite(few[2][:, :5]).all() and (few[1][:, 5:] == -1).all()
+    assert index.search_and_reconstruct(QUERIES_QD[0], k=8)[2].shape == (8, DIM)
+
+
+def test_filters_options_and_nothing_found():
+    index = built()
+    for chosen in (range(0, 500, 7), np.arange(0, 500, 7)):
+        ids = index.range_search(QUERIES_QD, np.inf, filter=chosen)[2]
+        assert ids.tolist() == sorted(ids.tolist()) or set(ids.tolist()) <= set(range(0, 500, 7))
+        assert index.range_search(QUERIES_QD, np.inf, NUM_LISTS, chosen)[0][-1] == 30 * len(chosen)
+    for lims, distances, ids in (index.range_search(QUERIES_QD, 0), index.emptied().range_search(QUERIES_QD, 9.5)):
+        assert lims.tolist() == [0] * 31 and distances.shape == ids.shape == (0,)
+    bare = Index(None, index.parts)
+    assert bare.range_search(QUERIES_QD, np.inf, NUM_LISTS)[0][-1] == 30 * NUM_VECTORS
+    assert index.range_search(QUERIES_QD[:0], 5.0)[0].tolist() == [0]
+
+
+@pytest.mark.parametrize("radius", [None, "5", np.nan, [1.0]])
+def test_what_is_no_radius_is_refused(radius):
+    with pytest.raises(ConfigError):
+        built().range_search(QUERIES_QD, radius)
+    with pytest.raises(DataError):
+        built().range_search(QUERIES_QD[:, :3], 1.0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_queries_whose_squares_no_float_holds():
+    lims, _, ids = built().range_search(np.full((1, DIM), 3e38, np.float32), 1e5, nprobe=NUM_LISTS)
+    assert lims.tolist() == [0, 0] and not len(ids)
