@@ -12,7 +12,6 @@ from qinco.native import library
 
 LEVELS = library.LEVELS[: library.LEVELS.index(library.level()) + 1] if library.is_available() else ()
 needs_native = pytest.mark.skipif(not LEVELS, reason="the native engine is not compiled in this installation")
-needs_stop = pytest.mark.skipif(not (LEVELS and hasattr(library.compiled(), "qinco_watch")), reason="built before")
 needs_bf16 = pytest.mark.skipif("avx512_bf16" not in LEVELS, reason="this processor does not multiply bf16")
 
 

@@ -3,11 +3,10 @@
 import os
 import signal
 import threading
-import time
 
 import pytest
 
-from qinco.interrupts import StoppedTwice, handling, held_back, import_whole, run_stoppable
+from qinco.interrupts import StoppedTwice, handling, held_back, import_whole
 
 
 def test_an_interrupt_is_held_back_until_the_block_ends():
@@ -45,27 +44,12 @@ def test_signals_that_a_process_ignores_stay_ignored():
 def test_other_threads_leave_signals_alone():
     def work():
         with held_back(), handling(print, signal.SIGTERM):
-            found.append(run_stoppable(lambda stop: signal.getsignal(signal.SIGINT)))
+            found.append(signal.getsignal(signal.SIGINT))
 
     found, thread = [], threading.Thread(target=work)
     thread.start()
     thread.join()
     assert found == [signal.getsignal(signal.SIGINT)]
-
-
-def test_an_interrupt_stops_a_compiled_call(no_thread_is_left):
-    seen = []
-
-    def call(stop):
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        while not stop.value:
-            time.sleep(0.001)
-        seen.append(stop.value)
-
-    with pytest.raises(KeyboardInterrupt):
-        run_stoppable(call)
-    assert seen == [1]
-    assert run_stoppable(lambda stop: 5) == 5
 
 
 def test_an_import_goes_on_when_it_is_interrupted(tmp_path, monkeypatch, no_thread_is_left):

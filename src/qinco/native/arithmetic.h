@@ -192,9 +192,9 @@ template <class Make, class Run>
 static void over_threads(int64_t count, int fewest, int threads, Make make, Run run) {
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
-  const auto* request = stop_request;
+  Watch* const watched = watch;
   const auto work = [&] {
-    stop_request = request;
+    watch = watched;
     try {
       auto worker = make();
       const int64_t size = worker->vectors();

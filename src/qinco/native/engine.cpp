@@ -1,16 +1,52 @@
 // The C interface: chooses the instruction set and keeps exceptions from crossing into the caller.
 #include "engine.h"
 
+#include <atomic>
+#include <chrono>
 #include <new>
+#include <optional>
+#include <thread>
 
 #include "lists.h"
 
-thread_local const std::atomic<int32_t>* stop_request = nullptr;
+using Clock = std::chrono::steady_clock;
+static constexpr std::chrono::milliseconds BETWEEN_CHECKS{50};
+
+struct Watch {
+  qinco_python python;
+  std::thread::id caller = std::this_thread::get_id();  // who alone checks: Python handles signals in its main thread
+  Clock::time_point next = Clock::now() + BETWEEN_CHECKS;
+  std::atomic<bool> is_stopped{false};
+
+  explicit Watch(const qinco_python& python) : python(python) {}
+
+  void check() {
+    const int state = python.ensure();
+    if (python.check()) {
+      python.fetch(python.raised, python.raised + 1, python.raised + 2);
+      is_stopped = true;
+    }
+    python.release(state);
+    next = Clock::now() + BETWEEN_CHECKS;
+  }
+};
+
+thread_local Watch* watch = nullptr;
+
+bool is_stopped() {
+  if (!watch) return false;
+  if (std::this_thread::get_id() == watch->caller && !watch->is_stopped && Clock::now() >= watch->next) watch->check();
+  return watch->is_stopped.load(std::memory_order_relaxed);
+}
 
 extern "C" {
 
-// Calls of this thread from now on stop when *request, an int32, is no longer 0; null: they do not.
-void qinco_watch(const void* request) { stop_request = (const std::atomic<int32_t>*)request; }
+// Calls of this thread run handlers of signals from now on, and stop when one of them raises; null: they do not.
+void qinco_watch(const qinco_python* python) {
+  static thread_local std::optional<Watch> own;
+  own.reset();
+  watch = python ? &own.emplace(*python) : nullptr;
+}
 
 // The best level that this processor has: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16.
 int qinco_level() {

@@ -1,6 +1,5 @@
 // What a caller hands over: sizes and plain float32 arrays, row-major, which are packed once and not kept.
 #pragma once
-#include <atomic>
 #include <cstdint>
 
 extern "C" {
@@ -37,11 +36,22 @@ struct qinco_search {
   int32_t beam;        // B
   int32_t steps;       // how many of the model's steps
 };
+
+// Python's PyGILState_Ensure, PyErr_CheckSignals, PyErr_Fetch and PyGILState_Release.
+struct qinco_python {
+  int (*ensure)();
+  int (*check)();
+  void (*fetch)(void** type, void** value, void** traceback);
+  void (*release)(int state);
+  void** raised;  // (3,), what a handler of a signal raised
+};
 }
 
-// Where a caller asks this thread's calls to stop, or null. Once it is not 0 they return early, with results of no meaning.
-extern thread_local const std::atomic<int32_t>* stop_request;
-inline bool is_stopped() { return stop_request && stop_request->load(std::memory_order_relaxed); }
+// What watches this thread's calls, or null (see qinco_watch).
+struct Watch;
+extern thread_local Watch* watch;
+// Once this is true, calls return early, with results of no meaning.
+bool is_stopped();
 
 // One model, packed for one instruction set.
 struct AnyEngine {

@@ -7,7 +7,7 @@ instruction set than the processor's best, `QINCO_NATIVE_LIBRARY` another build.
 import ctypes
 import os
 from collections.abc import Callable
-from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, PYFUNCTYPE, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from qinco.errors import ConfigError, ResourceError
-from qinco.interrupts import run_stoppable
+from qinco.interrupts import is_main_thread
 
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 _FLOATS = POINTER(c_float)
 _MAX_COUNT = (1 << 31) - 1  # larger counts of candidates mean all
-_SHORT_CALL = 1e9  # operations; on one slow core a tenth of a second, and anywhere many times what a thread costs
+_SHORT_CALL = 1e8  # operations: on one slow core a hundredth of a second
+# Raises an exception that PyErr_Fetch took: its type, value and traceback.
+_raise = PYFUNCTYPE(None, c_void_p, c_void_p, c_void_p)(("PyErr_Restore", ctypes.pythonapi))
 
 
 class Sizes(Structure):
@@ -55,6 +57,12 @@ class _Step(Structure):
     _fields_ = [
         (field.name, POINTER(_FLOATS) if field.name in ("up", "down") else _FLOATS) for field in fields(StepArrays)
     ]
+
+
+class _Python(Structure):
+    """`qinco_python` in engine.h."""
+
+    _fields_ = [(name, c_void_p) for name in ("ensure", "check", "fetch", "release")] + [("raised", POINTER(c_void_p))]
 
 
 class _Search(Structure):
@@ -162,19 +170,27 @@ class NativeModel:
 
 
 def run(call: Callable[[], int], operations: float) -> int:
-    """Make a call of the library, of about so many operations, and stop it on Ctrl-C."""
-    watch = getattr(compiled(), "qinco_watch", None)  # older builds of the library have none
-    if operations < _SHORT_CALL or watch is None:
+    """Make a call of the library, of about so many operations; what a handler of signals raises meanwhile ends it.
+
+    Python handles signals in the main thread alone, and not within compiled code, unless that lets it.
+    """
+    if operations < _SHORT_CALL or not is_main_thread():
         return call()
+    python = _Python(*_python_api(), raised := (c_void_p * 3)())
+    compiled().qinco_watch(byref(python))
+    try:
+        failed = call()
+    finally:
+        compiled().qinco_watch(None)
+    if raised[0] is not None:
+        _raise(*raised)
+    return failed
 
-    def watched(stop: c_int32) -> int:
-        watch(byref(stop))
-        try:
-            return call()
-        finally:
-            watch(None)
 
-    return run_stoppable(watched)
+@cache
+def _python_api() -> tuple[int | None, ...]:
+    names = "PyGILState_Ensure", "PyErr_CheckSignals", "PyErr_Fetch", "PyGILState_Release"
+    return tuple(ctypes.cast(getattr(ctypes.pythonapi, name), c_void_p).value for name in names)
 
 
 def check_memory(failed: int, remedy: str) -> None:
@@ -211,6 +227,7 @@ def compiled() -> Any:
     except OSError:
         return None
     for name, (result, *arguments) in {
+        "qinco_watch": (None, c_void_p),
         "qinco_create": (c_void_p, POINTER(Sizes), POINTER(_Step), c_int),
         "qinco_destroy": (None, c_void_p),
         "qinco_encode": (c_int, c_void_p, POINTER(_Search), *[c_void_p] * 2, c_int64, c_int, *[c_void_p] * 2),

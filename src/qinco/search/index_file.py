@@ -72,7 +72,9 @@ def from_bytes(content, codec: Codec | None, device: str) -> tuple[Codec | None,
                 if any(file.compress_type or Path(file.filename).name != file.filename for file in archive.infolist()):
                     raise ValueError("it is another zip file")
                 archive.extractall(folder)
-        except (TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        except OSError:
+            raise
+        except Exception as error:  # damaged bytes can raise nearly anything
             raise DataError(f"the bytes are not those of an index, as to_bytes() returns: {error}") from None
         codec, parts = load_parts(folder, False, codec, device)
     return codec, replace(parts, generations={})

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from native_levels import LEVELS, needs_native, needs_stop
+from native_levels import LEVELS, needs_native
 
 from qinco.errors import ConfigError, ResourceError
 from qinco.native import library
@@ -201,7 +201,9 @@ def test_without_its_library_the_engine_is_not_available(tmp_path):
 def test_rules_beyond_all_bounds_are_not_wrapped_around(monkeypatch):
     """A beam of 2³² + 1 hypotheses is no beam of one."""
     model, seen = NativeModel(*bare()), []
-    spy = SimpleNamespace(qinco_encode=lambda engine, search, *_: seen.append(search._obj) or 0)
+    spy = SimpleNamespace(
+        qinco_encode=lambda engine, search, *_: seen.append(search._obj) or 0, qinco_watch=lambda python: None
+    )  # fmt: skip
     with monkeypatch.context() as patch:
         patch.setattr(library, "compiled", lambda: spy)
         encode(model, normal(3, 5), beam=2**32 + 1, pairs=2**31)
@@ -229,7 +231,7 @@ def test_exhausted_memory_is_a_resource_error(monkeypatch):
             model.decode(np.zeros((3, 1), np.uint16), None, threads=1)
 
 
-@needs_stop
+@needs_native
 @pytest.mark.parametrize("threads", [1, 3])
 def test_ctrl_c_ends_calls_that_would_take_hours(threads):
     rows, tall = 1 << 15, 2048
@@ -243,3 +245,28 @@ def test_ctrl_c_ends_calls_that_would_take_hours(threads):
             call()
     for one, other in zip(before, model.encode(x[:1], None, **search), strict=True):
         assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("is_raising", [False, True])
+def test_handlers_of_any_signal_run_within_a_call(is_raising):
+    came, before = [], signal.getsignal(signal.SIGUSR1)
+    model, codes = NativeModel(*conditioned(steps=4, dim=4, size=256, hidden=512)), np.zeros((20_000, 4), np.uint16)
+
+    def handle(number, frame):
+        came.append(number)
+        if is_raising:
+            raise TimeoutError("too slow")
+
+    signal.signal(signal.SIGUSR1, handle)
+    try:
+        Timer(0.02, signal.pthread_kill, (main_thread().ident, signal.SIGUSR1)).start()
+        if is_raising:
+            with pytest.raises(TimeoutError, match="too slow"):
+                while True:
+                    model.decode(codes, None, threads=2)
+        else:
+            while not came:
+                decoded = model.decode(codes, None, threads=2)
+            assert np.array_equal(decoded, model.decode(codes[:1], None, threads=1).repeat(20_000, 0))
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from native_levels import LEVELS, needs_native, needs_stop
+from native_levels import LEVELS, needs_native
 from small_lists import lists_of
 
 from qinco.errors import ResourceError
@@ -312,7 +312,6 @@ def test_exhausted_memory_is_a_resource_error(monkeypatch):
             scanner.norms(np.zeros((2, 3), np.uint8), np.zeros(2, int), 1)
 
 
-@needs_stop
 def test_ctrl_c_ends_searches_that_would_take_hours():
     queries, segments = normal(20_000, 5), [make_lists(100_000, 3, 100)] * 10_000
     search = partial(make_scanner(num_lists=100).scan, queries, nprobe=100, admitted=None, threads=1)
