@@ -21,7 +21,7 @@ from qinco.interrupts import is_main_thread
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 _FLOATS = POINTER(c_float)
 _MAX_COUNT = (1 << 31) - 1  # larger counts of candidates mean all
-_SHORT_CALL = 1e8  # operations: on one slow core a hundredth of a second
+_SHORT_CALL = 1e9  # operations: a fraction of a second on one slow core
 # Raises an exception that PyErr_Fetch took: its type, value and traceback.
 _raise = PYFUNCTYPE(None, c_void_p, c_void_p, c_void_p)(("PyErr_Restore", ctypes.pythonapi))
 

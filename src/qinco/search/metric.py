@@ -100,6 +100,8 @@ def choose_metric(given: str | None, *sources, own: str | None = None) -> str:
     if given and own and given != own:
         raise ConfigError(f"metric={given}, and the index compares by {own}: leave metric= out, or build the index "
                           f"with metric={given}")  # fmt: skip
+    if given is None and all(isinstance(one, np.ndarray) for one in sources):
+        return own or "l2"
     each = [one for given in sources for one in (given if isinstance(given, list | tuple) else [given])]
     paths = (source.name if isinstance(source, VectorSource) else source for source in each)
     stated = {str(path): stated_metric(path) for path in paths if isinstance(path, str | os.PathLike)}
