@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "lists.h"
+#include "nearest.h"
 
 using Clock = std::chrono::steady_clock;
 static constexpr std::chrono::milliseconds BETWEEN_CHECKS{50};
@@ -138,6 +139,42 @@ int qinco_scan_lists(const void* scanner, const qinco_scan* request, int threads
 int qinco_scalars(const void* scanner, const uint8_t* codes, const int32_t* lists, int64_t count, int threads, float* out) {
   try {
     ((const AnyScanner*)scanner)->scalars(codes, lists, count, threads, out);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+// Vectors (count, dim) to search exactly, or null where memory is exhausted; they are read in every search.
+void* qinco_create_flat(const float* vectors, int64_t count, int dim, int inner_product, int level) {
+  try {
+#if defined(__x86_64__)
+    if (level >= 2) return avx512::make_flat(vectors, count, dim, inner_product);
+    if (level == 1) return avx2::make_flat(vectors, count, dim, inner_product);
+#endif
+    return portable::make_flat(vectors, count, dim, inner_product);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
+void qinco_destroy_flat(void* flat) { delete (AnyFlat*)flat; }
+
+// These return 0, or 1 where memory is exhausted.
+int qinco_search_flat(const void* flat, const float* queries, int64_t count, int64_t wanted, int threads, float* values,
+                      int64_t* numbers) {
+  try {
+    ((const AnyFlat*)flat)->search(queries, count, wanted, threads, values, numbers);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+int qinco_sums(const void* flat, const float* x, const int64_t* numbers, int64_t count, int threads, double* sums,
+               int64_t* counts) {
+  try {
+    ((const AnyFlat*)flat)->sums(x, numbers, count, threads, sums, counts);
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;
