@@ -4,5 +4,5 @@
 #define TILE 6
 #define BF16 0
 #include "kernels.h"
-#include "flat.h"
+#include "graph.h"
 #include "scan.h"

@@ -180,4 +180,32 @@ int qinco_sums(const void* flat, const float* x, const int64_t* numbers, int64_t
     return 1;
   }
 }
+
+// Fills a graph's links, or returns them unfinished where it is stopped.
+int qinco_build_graph(const qinco_graph* graph, int effort, int level) {
+  try {
+#if defined(__x86_64__)
+    if (level >= 2) return avx512::build_graph(*graph, effort), 0;
+    if (level == 1) return avx2::build_graph(*graph, effort), 0;
+#endif
+    return portable::build_graph(*graph, effort), 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+// The `wanted` <= effort nearest that a walk finds which keeps `effort`: values and numbers (count, wanted), infinite and
+// -1 where it does not find so many.
+int qinco_search_graph(const qinco_graph* graph, const float* queries, int64_t count, int64_t wanted, int effort,
+                       int threads, float* values, int64_t* numbers, int level) {
+  try {
+#if defined(__x86_64__)
+    if (level >= 2) return avx512::search_graph(*graph, queries, count, wanted, effort, threads, values, numbers), 0;
+    if (level == 1) return avx2::search_graph(*graph, queries, count, wanted, effort, threads, values, numbers), 0;
+#endif
+    return portable::search_graph(*graph, queries, count, wanted, effort, threads, values, numbers), 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
 }

@@ -55,16 +55,46 @@ static inline vector lower(vector a, vector b) {
 #endif
 }
 
-// All lanes combined, two halves at a time.
-template <class Combine>
-static inline float over_lanes(vector v, Combine combine) {
-  for (int width = VECTOR / 2; width; width /= 2) {
-    ivector places = {};
-    for (int j = 0; j < VECTOR; j++) places[j] = (j + width) % VECTOR;
-    v = combine(v, __builtin_shuffle(v, places));
-  }
-  return v[0];
+// The total and the least of all lanes.
+#if VECTOR >= 8
+static inline float total_of(__m256 v) {
+  const __m256 two = _mm256_add_ps(v, _mm256_movehdup_ps(v));
+  const __m256 one = _mm256_add_ps(two, _mm256_permute_ps(two, 2));
+  return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(one), _mm256_extractf128_ps(one, 1)));
 }
+// Of four at once, added up in the same order.
+static inline void totals_of(__m256 a, __m256 b, __m256 c, __m256 d, float* out) {
+  const __m256 four = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1)));
+}
+static inline float least_of(__m256 v) {
+  const __m128 four = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)));
+}
+#endif
+#if VECTOR == 16
+template <int HALF>
+static inline __m256 half_of(vector v) {
+  return _mm512_maskz_extractf32x8_ps(0xff, (__m512)v, HALF);
+}
+static inline __m256 halves_of(vector v) { return _mm256_add_ps(half_of<0>(v), half_of<1>(v)); }
+static inline float total_of(vector v) { return total_of(halves_of(v)); }
+static inline void totals_of(const vector* four, float* out) {
+  totals_of(halves_of(four[0]), halves_of(four[1]), halves_of(four[2]), halves_of(four[3]), out);
+}
+static inline float least_of(vector v) { return least_of(_mm256_min_ps(half_of<0>(v), half_of<1>(v))); }
+#elif VECTOR == 8
+static inline void totals_of(const vector* four, float* out) {
+  totals_of((__m256)four[0], (__m256)four[1], (__m256)four[2], (__m256)four[3], out);
+}
+#else
+static inline float total_of(vector v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+static inline void totals_of(const vector* four, float* out) {
+  for (int i = 0; i < 4; i++) out[i] = total_of(four[i]);
+}
+static inline float least_of(vector v) { return std::min(std::min(v[0], v[2]), std::min(v[1], v[3])); }
+#endif
 
 // Integers in the order of (value, number), and back.
 static inline uint64_t key_of(float value, uint32_t number) {
@@ -118,7 +148,7 @@ struct FlatVectors {
       }
     float rest = 0;
     for (; d < dim; d++) rest += (x[d] - c[d]) * (x[d] - c[d]);
-    const float total = over_lanes(totals[0] + totals[1], [](vector a, vector b) { return a + b; }) + rest;
+    const float total = total_of(totals[0] + totals[1]) + rest;
     return total == total ? total : INFINITY;
   }
 };
@@ -156,7 +186,7 @@ class OneFound {
 
  private:
   static inline __attribute__((always_inline)) void take(Best& to, int64_t first, const vector* values, vector least) {
-    const float value = over_lanes(least, lower);
+    const float value = least_of(least);
     uint64_t lanes = 0;
     for (int j = 0; j < PANELS; j++) lanes |= equal(values[j], vector{} + value) << VECTOR * j;
     to = {value, first + __builtin_ctzll(lanes)};

@@ -247,6 +247,17 @@ def compiled() -> Any:
         "qinco_create_flat": (c_void_p, c_void_p, c_int64, c_int, c_int, c_int),
         "qinco_destroy_flat": (None, c_void_p),
         "qinco_search_flat": (c_int, c_void_p, c_void_p, c_int64, c_int64, c_int, *[c_void_p] * 2),
+        "qinco_build_graph": (c_int, c_void_p, c_int, c_int),
+        "qinco_search_graph": (
+            c_int,
+            *[c_void_p] * 2,
+            c_int64,
+            c_int64,
+            c_int,
+            c_int,
+            *[c_void_p] * 2,
+            c_int,
+        ),
         "qinco_sums": (c_int, *[c_void_p] * 3, c_int64, c_int, *[c_void_p] * 2),
     }.items():
         function = getattr(library, name)

@@ -43,7 +43,8 @@ def values_of(x_ND, vectors_VD, inner_product):
     ("num_vectors", "dim", "num_queries", "count"),
     [
         (1, 1, 1, 1), (3, 2, 4, 3), (15, 7, 13, 1), (64, 32, 5, 64), (65, 33, 2, 64), (700, 5, 97, 10),
-        (1300, 4, 99, 1), (1300, 4, 3, 1000), (200, 1024, 7, 3), (129, 1025, 9, 128), (40, 2300, 1, 2), (300, 96, 200, 150),
+        (1300, 4, 99, 1), (1300, 4, 3, 1000), (200, 1024, 7, 3), (129, 1025, 9, 128), (40, 2300, 1, 2),
+        (300, 96, 200, 150),
     ],
 )  # fmt: skip
 def test_the_nearest_in_order_of_value_and_number(num_vectors, dim, num_queries, count, inner_product):
