@@ -98,13 +98,13 @@ def plan_training(
 
 
 def _initial_config(source: VectorSource, initial, given: dict, coarse_VD) -> ModelConfig:
-    models = getattr(initial, "models", ())
-    if len(models) != 1:
+    weights = getattr(initial, "weights", ())
+    if len(weights) != 1:
         raise ConfigError(f"initial must be a Codec of one model (see Codec.load), not {initial!r:.80}")
     if given or coarse_VD is not None:
         names = ", ".join(map(named, given)) or "coarse_centroids"
         raise ConfigError(f"the initial codec determines the architecture: leave out {names}")
-    config = models[0].config
+    config = weights[0].config
     check_dim(source, config.dim, "the initial codec")
     return config
 
@@ -183,3 +183,12 @@ def check_same_run(output, saved: dict, header: dict) -> None:
             "give overwrite=true without resume, or train on from its best codec with initial=Codec.load(...) "
             f"(model={output}) and another output, where epochs counts from the beginning of the first run"
         )
+
+
+def cut(x_ND: np.ndarray, part: int, width: int, rotation_DD: np.ndarray | None) -> np.ndarray:
+    """The columns of the rotated vectors that a codec's model number `part` encodes (PQ-QINCo)."""
+    columns = slice(part * width, (part + 1) * width)
+    if rotation_DD is None:
+        return x_ND[:, columns]
+    with np.errstate(over="ignore", invalid="ignore"):  # of vectors near the limit of float32
+        return x_ND @ rotation_DD[columns].T

@@ -18,9 +18,8 @@ from torch.nn.functional import embedding_bag
 from qinco.decoders.lookup import LookupDecoder, TableDecoder
 from qinco.decoders.pair_tables import fit_pair_tables
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.machine import free_memory
+from qinco.machine import free_memory, num_threads
 from qinco.maths.clustering import kmeans, nearest
-from qinco.maths.devices import num_threads
 from qinco.progress import ProgressOption, reporting
 
 LIST_STREAMS = 5
