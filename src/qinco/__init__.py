@@ -21,9 +21,9 @@ import qinco.forking  # noqa: F401 (what is forked is set up from here on)
 from qinco.errors import ConfigError, DataError, QincoError, ResourceError
 from qinco.version import __version__
 
-# torch's OpenMP threads that spin while they wait take cores from other programs. Beside a busy program, a training step
-# on two threads takes 314 us a vector with this and 473 without; on idle cores it costs 11 % of a training step. torch
-# reads it when it is imported.
+# torch's OpenMP threads that spin while they wait take cores from other programs. Beside a busy program, a training
+# step on two threads takes 314 us a vector with this and 473 without; on idle cores it costs 11 % of a training step.
+# torch reads it when it is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from small_models import ARCHITECTURES
 
 from qinco.errors import DataError, QincoError
 from qinco.model.qinco import Qinco
-from qinco.model.state import check_promise, state_shapes
+from qinco.model.weights import check_promise, state_shapes
 from qinco.store.tensors import FORMAT_VERSION, read_header, read_tensors, write_tensors
 
 
