@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qinco.atomic import check_output, readable, writable
-from qinco.codec.plan import check_values, cut
+from qinco.codec.columns import cut, first_steps, join
+from qinco.codec.plan import check_values
 from qinco.config import EncodeOptions, ModelConfig, accepts_keys, by_field, require_int
 from qinco.engines.engine import Packed, candidate_precision, choose_engine
 from qinco.errors import ConfigError, DataError, needs_extra
@@ -55,24 +56,25 @@ class Codec:
         self, models: "Weights | Qinco | Sequence[Weights | Qinco]", encode_options: EncodeOptions,
         provenance: dict | None = None, rotation_DD: np.ndarray | None = None,
     ):  # fmt: skip
-        self.device, self.weights, self.rotation_DD = CPU, [], rotation_DD
+        device, self.weights, self.rotation_DD = CPU, [], rotation_DD
         for model in models if isinstance(models, Sequence) else [models]:
             if not isinstance(model, Weights):
-                self.device, module = str(model.device), model.eval().requires_grad_(False)
+                device, module = str(model.device), model.eval().requires_grad_(False)
                 model = module.weights()
-                model.models[self.device] = module
+                model.models[device] = module
             self.weights.append(model)
         self.encode_options, self.provenance = encode_options, provenance or {}
         encode_options.check_model(self.config)
-        self._reset()
+        self._on(device)
 
-    def _reset(self) -> None:
-        """Set what depends on the device that the models are on."""
-        config = self.config
+    def _on(self, device: str) -> "Codec":
+        """Compute on a device, with models that are packed anew."""
+        self.device, config = device, self.config
         block_bytes = 1 << 24 if self.device == CPU else 1 << 28  # a GPU needs more vectors to be busy
         self.block_rows = max(256, block_bytes // (4 * max(config.dim, config.embed_dim, config.hidden_dim)))
         self._assigner: Callable[[Any], np.ndarray] | None = None
         self._packings: dict[tuple[str, str], list[Packed]] = {}
+        return self
 
     def __getstate__(self) -> dict:
         """What is copied and pickled: not what is made again when it is needed."""
@@ -156,8 +158,7 @@ class Codec:
         `settings` replace some of them (the codec's own if None): `codec.with_options(num_pairs=64, beam_width=32)`.
         """
         options = (options or self.encode_options).override(**by_field(settings, EncodeOptions))
-        codec = Codec(self.weights, options, self.provenance, self.rotation_DD)
-        return codec._on(self.device)
+        return Codec(self.weights, options, self.provenance, self.rotation_DD)._on(self.device)
 
     def fingerprint(self) -> str:
         """SHA-256 of the architecture and all weights: codes belong to the codec of the same fingerprint."""
@@ -167,17 +168,12 @@ class Codec:
 
     def to(self, device: "str | torch.device") -> "Codec":
         """Move the codec to a device ("auto", "cpu", "cuda", "cuda:N") and return it."""
-        return self._on(choose_device(device))
-
-    def _on(self, device: str) -> "Codec":
-        if device != self.device:
-            from qinco.model.qinco import Qinco
-
-            for weights in self.weights:
-                weights.models = {CPU: module} if (module := weights.models.get(CPU)) else {}
-            self.device = device if device == CPU else str(Qinco.of(self.weights[0], device).device)
-            self._reset()
-        return self
+        device = choose_device(device)
+        if device != CPU:
+            device = str(to_device(np.empty(0), device).device)  # with its number
+        for weights in self.weights if device != self.device else ():
+            weights.models.pop(self.device, None)
+        return self._on(device)
 
     def save(self, path, *, overwrite: bool = True) -> None:
         """Write one safetensors file, whole or not at all; a .pt file is a checkpoint of the authors' code.
@@ -335,9 +331,12 @@ class Codec:
             yield first, self._decode(packings, block)
 
     def decode_tensors(self, codes, precision: str = "float32") -> "Iterator[tuple[int, torch.Tensor]]":
-        """`decode_blocks` with tensors on the codec's device, which is a GPU."""
+        """`decode_blocks` with tensors on the codec's device."""
         import torch
 
+        if self.device == CPU:
+            yield from ((first, torch.from_numpy(x_ND)) for first, x_ND in self.decode_blocks(codes, precision))
+            return
         packings: list[Any] = self._pack(precision)  # each a TensorModel, see Engine
         for first, block in Codes.of(codes).blocks(self.block_rows):
             parts = zip(packings, np.split(block.codes, len(packings), 1), strict=True)
@@ -349,25 +348,19 @@ class Codec:
         codes, packings = Codes.of(codes), self._pack("float32")
         parts = zip(packings, np.split(codes.codes, len(packings), 1), strict=True)
         for reached in zip(*(packed.prefixes(part_NM, codes.lists) for packed, part_NM in parts), strict=True):
-            x_ND = reached[0] if len(reached) == 1 else np.concatenate(reached, 1)
-            yield x_ND if self.rotation_DD is None else x_ND @ self.rotation_DD
+            yield join(reached, self.rotation_DD)
 
     def _decode(self, packings: list[Packed], codes: Codes, out_ND: np.ndarray | None = None) -> np.ndarray:
         if len(packings) == 1:
             return packings[0].decode(codes.codes, codes.lists, out_ND)
         parts = zip(packings, np.split(codes.codes, len(packings), 1), strict=True)
-        x_ND = np.concatenate([packed.decode(codes_NM) for packed, codes_NM in parts], 1, out=out_ND)
-        if self.rotation_DD is not None:
-            x_ND[:] = x_ND @ self.rotation_DD
-        return x_ND
+        return join([packed.decode(codes_NM) for packed, codes_NM in parts], self.rotation_DD, out_ND)
 
     def prefix(self, codes, num_steps: int):
         """Shorten codes (an array, tensor or Codes) to their first `num_steps` steps, which decode on their own."""
         codes = codes if hasattr(codes, "shape") else Codes.of(codes)
-        count, width = self.check_steps(num_steps), codes.shape[1] // len(self.weights)
-        if len(self.weights) == 1:
-            return codes[:, :count]
-        return codes[:, [part * width + step for part in range(len(self.weights)) for step in range(count)]]
+        count, parts = self.check_steps(num_steps), len(self.weights)
+        return codes[:, :count] if parts == 1 else codes[:, first_steps(parts, codes.shape[1] // parts, count)]
 
     def check_codes(self, codes, lists=None) -> Codes:
         """Codes of any kind that `decode` takes, as Codes; raises DataError unless they are ones of this codec."""

@@ -154,8 +154,8 @@ def benchmark(
                 if (number, decoded) not in decode_us:
                     decode_us[number, decoded] = median_us(partial(decode, decoded), most, pass_us)
                 encode_us = median_us(partial(encode, chosen), most, pass_us)
-            rows.append(Speed(case, precision, number, encode_us, decode_us[number, decoded]))
-            report("measuring", len(rows), len(cases), "measurement")
+                rows.append(Speed(case, precision, number, encode_us, decode_us[number, decoded]))
+                report("measuring", len(rows), len(cases), "measurement")
     return rows
 
 

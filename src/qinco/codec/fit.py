@@ -12,15 +12,8 @@ import numpy as np
 import torch
 
 from qinco.atomic import check_output, exclusive, user_path
-from qinco.codec.plan import (
-    TrainingPlan,
-    check_same_run,
-    check_values,
-    cut,
-    plan_training,
-    rows_shuffled,
-    split_validation,
-)
+from qinco.codec.columns import cut
+from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_training, rows_shuffled, split_validation
 from qinco.codec.recorder import Recorder, log_path
 from qinco.config import EncodeOptions, require_bool, require_int, require_number
 from qinco.errors import ConfigError, DataError

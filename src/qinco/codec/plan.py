@@ -183,12 +183,3 @@ def check_same_run(output, saved: dict, header: dict) -> None:
             "give overwrite=true without resume, or train on from its best codec with initial=Codec.load(...) "
             f"(model={output}) and another output, where epochs counts from the beginning of the first run"
         )
-
-
-def cut(x_ND: np.ndarray, part: int, width: int, rotation_DD: np.ndarray | None) -> np.ndarray:
-    """The columns of the rotated vectors that a codec's model number `part` encodes (PQ-QINCo)."""
-    columns = slice(part * width, (part + 1) * width)
-    if rotation_DD is None:
-        return x_ND[:, columns]
-    with np.errstate(over="ignore", invalid="ignore"):  # of vectors near the limit of float32
-        return x_ND @ rotation_DD[columns].T

@@ -179,7 +179,7 @@ def _parse_v1_part(path, module: Module, state: dict) -> tuple[ModelConfig, dict
         starts_from_coarse=kind == "IVFQINCo", num_lists=get("K_IVF") if kind == "IVFQINCo" else 0,
     )  # fmt: skip
     scale = module.state.get("db_scale", 1.0)
-    scale = as_tensor(np.float32(scale)) if type(scale) in (int, float) else scale
+    scale = as_tensor(np.float64(scale)) if type(scale) in (int, float) else scale
     check_tensors(path, {"db_scale": scale})
     mean = as_tensor(np.zeros(1, np.float32)).expand(config.dim)
     state |= {"mean": mean, "db_scale": scale[0] if scale.shape == (1,) else scale}

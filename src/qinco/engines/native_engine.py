@@ -77,6 +77,7 @@ class NativeCoder:
         return self.packed.decode(codes_NM, start_ND, threads=num_threads())
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of diverged training
 def pack(weights: Weights, precision: str, device: str = CPU) -> NativeCoder:
     """Copy and rearrange the weights."""
     config = weights.config
@@ -125,6 +126,5 @@ def _orthogonal_outputs(out_DE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return out_DE @ basis_EE, basis_EE
 
 
-@np.errstate(over="ignore", invalid="ignore")  # of diverged training
 def _float32(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32)

@@ -64,13 +64,17 @@ def _torch_device() -> type:
     return str if torch is None else torch.device
 
 
-@cache
 def multiplies_bf16_fast(device: str = CPU) -> bool:
     """Whether the device has matrix instructions for bf16; emulated ones are slower than float32."""
     if device_type(device) == "cuda":
         import torch
 
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    return _processor_multiplies_bf16()
+
+
+@cache
+def _processor_multiplies_bf16() -> bool:
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpuinfo().get("flags", "").split())
 
 

@@ -41,7 +41,7 @@ class Qinco(nn.Module):
     def of(cls, weights: Weights, device: str | torch.device = "cpu") -> "Qinco":
         """A model that is not trained, made once for each device; on the CPU it shares the memory of the weights."""
         key = str(device)
-        if key not in weights.models:
+        if key not in weights.models or str(weights.models[key].device) != key:  # it may have been moved since
             # Arrays of a file that is only read cannot be shared.
             arrays = {name: np.require(array, requirements=["C", "W"]) for name, array in weights.arrays.items()}
             model = cls.empty(weights.config).eval().requires_grad_(False)

@@ -22,9 +22,6 @@ from qinco.vectors.rows import VectorSource
 if TYPE_CHECKING:
     from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 _BLOCK_VALUES = 1 << 19  # of reconstructions that are compared at a time: they stay in the cache
 _DEVICE_BLOCK_VALUES = 1 << 25  # a device needs more of them to be busy
 BATCH_BYTES = 1 << 25  # of a batch's shortlists
