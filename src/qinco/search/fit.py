@@ -23,6 +23,7 @@ from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codeboo
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import nearest
 from qinco.maths.devices import num_threads, to_device
+from qinco.native.tables import sum_by_row
 from qinco.progress import Progress, ProgressOption, counted, reporting, silent
 from qinco.search.code_file import CodeFile, list_centroids, open_codes, training_vectors
 from qinco.store.codes import Codes
@@ -300,13 +301,13 @@ def fit_lookup(
 def _moved_centroids(lookup: LookupDecoder, sample: FitSample) -> np.ndarray:
     """Centroids (V, D) moved by the mean of what tables leave of their lists' vectors, less where these are few."""
     assert lookup.centroids_VD is not None
-    sums_VD = torch.zeros(lookup.centroids_VD.shape)
-    counts_V = np.zeros(lookup.num_lists, np.float32)
+    sums_VD, counts_V = np.zeros(lookup.centroids_VD.shape, np.float32), np.zeros(lookup.num_lists, np.float32)
     for codes_NM, lists_N, x_ND in sample.blocks():
         left_ND = x_ND - lookup.decode(codes_NM, lists_N)
-        sums_VD.index_add_(0, torch.from_numpy(lists_N.astype(np.int64)), torch.from_numpy(left_ND))
+        lists_N1 = np.ascontiguousarray(lists_N[:, None], np.int32)
+        sum_by_row(left_ND, lists_N1, lookup.num_lists, sums_VD, threads=num_threads())
         counts_V += np.bincount(lists_N, minlength=len(counts_V))
-    return lookup.centroids_VD + sums_VD.numpy() / (counts_V + _HALF_WEIGHT_ROWS)[:, None]
+    return lookup.centroids_VD + sums_VD / (counts_V + _HALF_WEIGHT_ROWS)[:, None]
 
 
 def open_pairwise(
