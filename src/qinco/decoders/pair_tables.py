@@ -69,7 +69,7 @@ class _Part:
     def joint(self, pair: Pair, size: int) -> np.ndarray:
         return self.streams_TW[:, pair[0]] * np.int32(size) + self.streams_TW[:, pair[1]]
 
-    def blocks(self, pair: Pair, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def blocks(self, pair: Pair, size: int) -> Iterator[tuple[np.ndarray, ...]]:
         return _blocks(self.joint(pair, size), self.left_TD)
 
 

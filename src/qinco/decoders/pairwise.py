@@ -104,9 +104,9 @@ class PairwiseDecoder(TableDecoder):
 
     @cached_property
     def _pairs_P2(self) -> np.ndarray:
-        num_streams = self.num_codes + (0 if self.list_codes_VI is None else self.list_codes_VI.shape[1])
-        assert not self.pairs_P2.size or 0 <= self.pairs_P2.min() <= self.pairs_P2.max() < num_streams
-        assert not self.num_lists or self.list_codes_VI.max() < self.codebook_size
+        lists_VI = np.empty((0, 0), np.uint8) if self.list_codes_VI is None else self.list_codes_VI
+        num_streams = self.num_codes + lists_VI.shape[1]
+        assert ((self.pairs_P2 >= 0) & (self.pairs_P2 < num_streams)).all() and (lists_VI < self.codebook_size).all()
         return np.ascontiguousarray(self.pairs_P2, np.int32)
 
     @cached_property

@@ -40,6 +40,7 @@ constexpr int FEWEST_TABLE_VECTORS = 2048;  // for a thread
 constexpr int TABLE_VECTORS = 256;          // that a thread takes at a time
 constexpr int TABLE_COLUMNS = 32;           // that a thread sums at a time: so much of all rows stays in its cache
 constexpr int AHEAD = 8;                    // vectors whose sums are fetched before their turn
+constexpr int BETWEEN_CHECKS = 1 << 16;     // rows
 constexpr int LINE = 64;                    // bytes
 
 static inline float widened(float value) { return value; }
@@ -169,8 +170,9 @@ class ColumnSummer {
   int vectors() const { return TABLE_COLUMNS; }
 
   void run(int from, int columns, const float* x, T* sums) const {
+    const int64_t between_checks = BETWEEN_CHECKS / std::max(1, rows.num_rows) + 1;
     for (int64_t n = 0; n < rows.count; n++) {
-      if (n % (1 << 14) == 0 && is_stopped()) return;
+      if (n % between_checks == 0 && is_stopped()) return;
       if (n + AHEAD < rows.count)
         for (int p = 0; p < rows.num_rows; p++)
           for (size_t byte = 0; byte < columns * sizeof(T); byte += LINE)

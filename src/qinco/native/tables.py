@@ -1,6 +1,6 @@
 """Sums of rows of additive tables, and of vectors by table row: compiled, or by numpy where nothing is compiled.
 
-Tables lie one after the other, (T, D). A vector has a row in each: its code, or a · K + b for a pair (a, b) of its codes.
+Tables lie one after the other, (T, D). A vector has a row in each: its code, or a · K + b for two codes a, b.
 
 Shape suffixes: N vectors, n vectors of a block, D dimension, W codes of a vector, P pairs, K codewords, T table rows.
 """
@@ -39,13 +39,7 @@ def decode_rows(
     rows = _rows(codes_NW, pairs_P2, codebook_size, tables_TD, out_ND)
     assert out_ND.dtype == np.float32 and tables_TD.dtype in (np.float32, np.float16)
     if compiled() is None:
-        for first in range(0, len(codes_NW), _BLOCK_ROWS):
-            block = slice(first, first + _BLOCK_ROWS)
-            sums_nD = np.zeros(out_ND[block].shape, np.float32)
-            for rows_n in _row_numbers(codes_NW[block], pairs_P2, codebook_size):
-                sums_nD += tables_TD[rows_n]
-            sums_nD *= np.float32(scale)
-            out_ND[block] = sums_nD if add_to is None else out_ND[block] + sums_nD
+        _decode_by_numpy(tables_TD, codes_NW, codebook_size, pairs_P2, scale, out_ND, add_to is not None)
         return out_ND
     failed = run(
         lambda: compiled().qinco_decode_rows(
@@ -65,9 +59,7 @@ def sum_by_row(
     rows = _rows(codes_NW, None, codebook_size, sums_TD, x_ND)
     assert x_ND.dtype == np.float32 and sums_TD.dtype in (np.float32, np.float64)
     if compiled() is None:
-        for first, codes_N in zip(range(0, len(sums_TD), codebook_size), codes_NW.T, strict=True):
-            for sums_K, x_N in zip(sums_TD[first : first + codebook_size].T, x_ND.T, strict=True):
-                sums_K += np.bincount(codes_N, x_N, codebook_size).astype(sums_TD.dtype)
+        _sum_by_numpy(x_ND, codes_NW, codebook_size, sums_TD)
         return
     failed = run(
         lambda: compiled().qinco_sum_by_row(
@@ -87,6 +79,25 @@ def _rows(codes_NW, pairs_P2, codebook_size: int, tables_TD, x_ND) -> _Rows:
     assert all(array is None or array.flags.c_contiguous for array in (codes_NW, pairs_P2, tables_TD, x_ND))
     sizes = len(codes_NW), codes_NW.shape[1], num_rows, codebook_size, x_ND.shape[1]
     return _Rows(codes_NW.ctypes.data, address(pairs_P2), *sizes)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # as compiled
+def _decode_by_numpy(tables_TD, codes_NW, codebook_size: int, pairs_P2, scale: float, out_ND, adds: bool) -> None:
+    for first in range(0, len(codes_NW), _BLOCK_ROWS):
+        block = slice(first, first + _BLOCK_ROWS)
+        sums_nD = np.zeros(out_ND[block].shape, np.float32)
+        for rows_n in _row_numbers(codes_NW[block], pairs_P2, codebook_size):
+            sums_nD += tables_TD[rows_n]
+        sums_nD *= np.float32(scale)
+        out_ND[block] = out_ND[block] + sums_nD if adds else sums_nD
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _sum_by_numpy(x_ND, codes_NW, codebook_size: int, sums_TD) -> None:
+    rows_WN = _row_numbers(codes_NW, None, codebook_size)
+    for d, x_N in enumerate(x_ND.T.astype(np.float64)):
+        for rows_N in rows_WN:
+            sums_TD[:, d] += np.bincount(rows_N, x_N, len(sums_TD)).astype(sums_TD.dtype)
 
 
 def _row_numbers(codes_NW, pairs_P2, codebook_size: int) -> np.ndarray:

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
 
 from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
@@ -345,10 +344,11 @@ def assign_decoded(codec: Codec | None, codes: Codes, centroids_VD, report: Prog
     if len(centroids_VD) == 1:
         return lists_N
     assert codec is not None
-    on_device = to_device(centroids_VD, codec.device)
+    is_cpu = str(codec.device) == "cpu"
+    near_VD = centroids_VD if is_cpu else to_device(centroids_VD, codec.device)
     for first, block in codec.decode_blocks(codes, "auto"):
-        found_N = torch.as_tensor(nearest(to_device(block, codec.device), on_device, num_threads()))
-        lists_N[first : first + len(block)] = found_N.cpu().numpy()
+        found_N: Any = nearest(block if is_cpu else to_device(block, codec.device), near_VD, num_threads())
+        lists_N[first : first + len(block)] = found_N if is_cpu else found_N.cpu()
         report("assigning vectors to lists", first + len(block), len(codes))
     return lists_N
 
