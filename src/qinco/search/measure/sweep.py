@@ -214,12 +214,10 @@ def sweep(
     given = (index, queries, ground_truth, pairwise)
     read = [*inputs, *input_files(*given)]
     output = user_path(output)
-    if output is not None and Path(output).suffix.lower() != ".json":
-        raise ConfigError(f"output={output}: the results of a search are written to a .json file")
     if output is not None:
-        check_output(output, overwrite=overwrite, resume=resume, inputs=read)
+        check_output(output, suffixes=(".json",), overwrite=overwrite, resume=resume, inputs=read)
     if plot is not None:
-        check_output(check_plot_path(plot), overwrite=overwrite or resume, inputs=read)
+        check_plot_path(plot, overwrite or resume, read)
     name = name or (Path(index).name if isinstance(index, str | os.PathLike) else "index")
     index, files = open_searcher(index, codec, pairwise)
     for value in (batch_size, 1 if threads is None else threads, *nprobe):
