@@ -17,7 +17,7 @@ import numpy as np
 from qinco.atomic import check_output, flush_folder, lock_file, remove_temporaries
 from qinco.codec.codec import Codec
 from qinco.codec.files import FileResult, interruption
-from qinco.config import require_precision
+from qinco.config import PRECISIONS, require_choice
 from qinco.errors import ConfigError, DataError, ResourceError, differences
 from qinco.progress import ProgressOption, reporting
 from qinco.store.code_files import lists_beside
@@ -114,7 +114,7 @@ def decode_file(
         codec.check_codes(codes)
     except DataError as error:
         raise error if codes.name in str(error) else DataError(f"{codes.name}: {error}") from None
-    require_precision(precision)
+    require_choice("precision", precision, PRECISIONS)
     part_path, count = Path(f"{target}.part"), len(codes)
     with reporting(progress) as report, interruption("the decoded vectors are kept"):
         if resume and target.exists() and not part_path.exists():
