@@ -108,7 +108,7 @@ def decode_file(
     else:
         codes = Codes.of(codes, lists)
     check_not_empty(codes)
-    target = Path(os.path.realpath(check_output(output, overwrite=True, inputs=inputs)))
+    target = Path(os.path.realpath(output := check_output(output, overwrite=True, inputs=inputs)))
     if Path(output).suffix.lower() not in FLOAT_SUFFIXES:
         raise ConfigError(f"output={output}: vectors are written to {', '.join(FLOAT_SUFFIXES)} files")
     try:
