@@ -132,8 +132,8 @@ def check_fields(options) -> None:
             object.__setattr__(options, field, int(value))
         elif float in types:
             require_number(name, value, limits["minimum"], limits["maximum"], limits["above"])
-        elif limits["choices"] and value not in limits["choices"]:
-            raise ConfigError(f"{name} must be one of {', '.join(limits['choices'])}, not {value!r}")
+        elif limits["choices"]:
+            require_choice(name, value, limits["choices"])
 
 
 def require_int(name: str, value, minimum: int = 1, maximum: int | None = None) -> None:
@@ -151,10 +151,10 @@ def require_bool(name: str, value) -> None:
         raise ConfigError(f"{name} must be true or false, not {value!r}")
 
 
-def require_precision(precision) -> None:
-    """Raise ConfigError unless it is the name of one."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+def require_choice(name: str, value, choices: Iterable[str]) -> None:
+    """Raise ConfigError unless `value` is one of the choices."""
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 def require_number(name: str, value, minimum: float | None = None, maximum=None, above: float | None = None) -> None:

@@ -210,7 +210,7 @@ class Index(EditableIndex):
         options = replace(self.options, **{name: value for name, value in given.items() if value is not None})
         (source, _), parts = self._queries(queries), self.parts
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
-        decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision)
+        decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision, keeps=False)
         return search_ranges(parts, decoder, source, float(radius), options, allowed)
 
     def _queries(self, queries) -> tuple[VectorSource, bool]:

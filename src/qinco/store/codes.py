@@ -15,6 +15,7 @@ from qinco.packing import check_codes, check_lists, pack_codes, packed_size, unp
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, open_codes_file, write_codes_file
 from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, save_codes
 from qinco.vectors.arrays import as_rows
+from qinco.vectors.block_rows import ConcatRows, Parts
 from qinco.vectors.mapped import Rows, StoredRows, by_name
 
 BLOCK_ROWS = 1 << 16
@@ -163,7 +164,8 @@ class Codes(NDArrayOperatorsMixin):
         """The first `count` codes, not read yet; all where there are fewer."""
         if count >= len(self):
             return self
-        return Codes(_First(self._codes, count), None if self._lists is None else _First(self._lists, count), self.name)
+        lists = None if self._lists is None else _first_rows(self._lists, count)
+        return Codes(_first_rows(self._codes, count), lists, self.name)
 
     def with_lists(self, lists) -> "Codes":
         """The same codes with other list numbers, or None."""
@@ -284,17 +286,6 @@ def _as_rows(values, name: str) -> Any:
     return values if is_rows or isinstance(values, StoredRows) else as_rows(values, name)
 
 
-class _First:
-    """The first rows of rows on disk, read when they are asked for."""
-
-    def __init__(self, rows, count: int):
-        self._rows, self.shape, self.dtype = rows, (count, *rows.shape[1:]), rows.dtype
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_rows": by_name(self._rows)}
-
-    def __getitem__(self, key) -> np.ndarray:
-        if not isinstance(key, slice):
-            return self._rows[np.where(key < 0, key + self.shape[0], key)]
-        start, stop, step = key.indices(self.shape[0])
-        return self._rows[slice(start, None if stop < 0 else stop, step)]
+def _first_rows(rows, count: int) -> Rows:
+    is_array = isinstance(rows, np.ndarray)
+    return rows[:count] if is_array else ConcatRows(Parts([rows]), [0, count], rows.shape[1], rows.dtype)

@@ -46,7 +46,7 @@ def as_rows(x, name: str) -> Rows:
     of vectors, which is gathered in memory. Raises DataError for ragged rows, nulls and what is ambiguous.
     """
     if isinstance(x, np.ndarray) and x.dtype != object and not isinstance(x, np.ma.MaskedArray):
-        return np.asarray(x) if x.dtype.names is None else _record_rows(np.asarray(x), name)
+        return np.asarray(x) if x.dtype.names is None else _table_rows(np.asarray(x), name)
     torch = sys.modules.get("torch")  # imported already if x is a tensor
     if torch is not None and isinstance(x, torch.Tensor):
         return tensor_rows(x, name)
@@ -136,11 +136,12 @@ def _is_lazy(x) -> bool:
 
 
 def _table_rows(table, name: str) -> Rows:
-    """The only column of vectors of a table, or all of its columns where they hold numbers."""
+    """The only column of vectors of a table or of records, or all of its columns where they hold numbers."""
     head = np.asarray(table[:1])
     if head.ndim == 2 and head.dtype != object:
         return _convert(table, name)
-    labels, vectors, others = list(getattr(table, "column_names", table.columns)), [], []
+    labels = head.dtype.names or list(getattr(table, "column_names", table.columns))
+    vectors, others = [], []
     for label in labels:
         first = np.asarray(table[label][:1])
         if first.ndim == 2 or (len(first) and hasattr(first[0], "__len__") and not isinstance(first[0], str | bytes)):
@@ -154,18 +155,7 @@ def _table_rows(table, name: str) -> Rows:
         raise DataError(f"{name} must be one of the columns of vectors, {found}: index the table with [{vectors[0]!r}]")
     if others:
         raise DataError(f"{name} must have columns of numbers or one of vectors only: leave out {found}")
-    return _convert(table, name)
-
-
-def _record_rows(x: np.ndarray, name: str) -> np.ndarray:
-    """The only field of vectors of a structured array, or all of its fields where they are numbers."""
-    names = x.dtype.names or ()
-    fields = [field for field in names if x.dtype[field].shape] or list(names)
-    if len(fields) == 1:
-        return x[fields[0]]
-    if any(x.dtype[field].kind not in "fiu" for field in fields):
-        raise DataError(f"{name} must be one field of the records, or some of numbers: index them with {fields[:1]}")
-    return structured_to_unstructured(x)
+    return _convert(table, name) if head.dtype.names is None else structured_to_unstructured(table)
 
 
 def _gather_batches(batches: Iterable, name: str) -> Rows:

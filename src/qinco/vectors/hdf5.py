@@ -8,26 +8,23 @@ from pathlib import Path
 import numpy as np
 
 from qinco.errors import DataError
-from qinco.vectors.block_rows import BLOCK_BYTES, BlockRows, choose_part, library, list_names
+from qinco.vectors.block_rows import BLOCK_BYTES, SlicedRows, choose_part, library, list_names
 from qinco.vectors.mapped import MAX_DIM, Format, check_matrix, map_file
 
 _METRIC_WORDS = "distance", "metric", "distance_metric", "metric_type"
 _MAX_CHUNKS = 1 << 24  # counting more, as a damaged header may promise, takes minutes
 
 
-class Hdf5Rows(BlockRows):
-    """The rows of an open h5py data set, read in blocks of whole chunks where these are small enough."""
+class Hdf5Rows(SlicedRows):
+    """The rows of an open h5py data set."""
 
     def __init__(self, name: str, data, block_bytes: int):
-        super().__init__(data.shape, data.dtype)
-        rows = max(1, block_bytes // (data.shape[1] * data.dtype.itemsize))
-        self._name, self._data = name, data
-        self._block_rows = rows - rows % min(rows, data.chunks[0] if data.chunks else 1)
+        super().__init__(data, block_bytes, data.chunks[0] if data.chunks else 1)
+        self._name = name
 
     def _read_block(self, row: int) -> tuple[int, np.ndarray]:
-        start = row - row % self._block_rows
         with library("h5py", "hdf5", self._name):
-            return start, self._data[start : start + self._block_rows]
+            return super()._read_block(row)
 
 
 def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: int = BLOCK_BYTES):
