@@ -19,10 +19,10 @@ from qinco.errors import ConfigError, DataError
 from qinco.maths.assignment import assigner
 from qinco.maths.devices import choose_device, to_device
 from qinco.model.qinco import Qinco
-from qinco.packing import check_codes, check_lists, code_dtype
+from qinco.packing import code_dtype
 from qinco.progress import ProgressOption, reporting
 from qinco.store.codec import SUFFIXES, load_models, save_models
-from qinco.store.codes import Codes
+from qinco.store.codes import Codes, check_range
 from qinco.vectors.prefetch import read_ahead
 from qinco.vectors.rows import VectorSource, as_source, check_dim, check_finite
 
@@ -363,10 +363,7 @@ class Codec:
             raise DataError("lists were given, but this codec has none: it was trained without coarse centroids")
         if codes.shape[1] % count:
             raise DataError(f"codes must have a multiple of {count} columns, for equal parts, not {codes.shape[1]}")
-        for first, block in codes.blocks(1 << 20) if len(codes) else [(0, codes)]:
-            check_codes(block.codes, self.num_codes, self.config.codebook_size, codes.name, first)
-            if codes.has_lists:
-                check_lists(block.lists, len(block), self.config.num_lists, first_row=first)
+        check_range(codes, self.num_codes, self.config.codebook_size, self.config.num_lists)
         return codes
 
     def check_dim(self, source: VectorSource) -> None:

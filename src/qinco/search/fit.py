@@ -23,7 +23,7 @@ from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import nearest
 from qinco.maths.devices import num_threads, to_device
 from qinco.progress import Progress, ProgressOption, counted, reporting, silent
-from qinco.search.code_file import CodeFile, list_centroids, open_codes, training_vectors
+from qinco.search.code_file import BLOCK_ROWS, CodeFile, list_centroids, open_codes, training_vectors
 from qinco.store.codes import Codes
 from qinco.store.decoder import SUFFIXES, load_pairwise, save_pairwise
 from qinco.vectors.formats import input_files
@@ -31,7 +31,6 @@ from qinco.vectors.rows import VectorSource, as_source
 
 log = logging.getLogger(__name__)
 Decoder = TypeVar("Decoder", LookupDecoder, PairwiseDecoder)
-BLOCK_ROWS = 1 << 17
 _HALF_WEIGHT_ROWS = np.float32(30)  # a list of so many vectors moves its centroid half of the way to their mean
 _HELD_OUT = 20  # one in so many training vectors is held out for validation
 _MIN_HELD_OUT = 50

@@ -62,11 +62,11 @@ class Codes(NDArrayOperatorsMixin):
         return self.__dict__ | {"_codes": by_name(self._codes), "_lists": by_name(self._lists)}
 
     @classmethod
-    def of(cls, codes, lists=None, name: str = "codes") -> "Codes":
+    def of(cls, codes, lists=None) -> "Codes":
         """Codes from what users have of them: Codes, (codes, lists), arrays, tensors, tables, columns, nested lists."""
         if isinstance(codes, Codes):
             return codes if lists is None else codes.with_lists(lists)
-        return cls(codes, lists, name)
+        return cls(codes, lists)
 
     @property
     def codes(self) -> np.ndarray:
@@ -263,10 +263,7 @@ class Codes(NDArrayOperatorsMixin):
         size = 1 << 16 if codebook_size is None else codebook_size
         if not 2 <= size <= 1 << 16 or size & (size - 1):
             raise ConfigError(f"codebook_size (K) must be a power of two up to 65536, not {size}")
-        for first, block in self.blocks() if len(self) else [(0, self)]:
-            check_codes(block.codes, self.shape[1], size, self.name, first)
-            if block.has_lists:
-                check_lists(block.lists, len(block), MAX_LISTS, first_row=first)
+        check_range(self, self.shape[1], size, MAX_LISTS)
 
     def _in_place(self) -> np.ndarray:
         """The array that is changed by assignments."""
@@ -276,6 +273,14 @@ class Codes(NDArrayOperatorsMixin):
 
     def _lists_at(self, rows) -> np.ndarray | None:
         return None if self._lists is None else np.asarray(self._lists[rows]).reshape(-1)
+
+
+def check_range(codes: Codes, num_codes: int, codebook_size: int, num_lists: int) -> None:
+    """Raise DataError for codes or list numbers that are out of range, and for more columns than `num_codes`."""
+    for first, block in codes.blocks() if len(codes) else [(0, codes)]:
+        check_codes(block.codes, num_codes, codebook_size, codes.name, first)
+        if block.has_lists:
+            check_lists(block.lists, len(block), num_lists, first_row=first)
 
 
 def _as_rows(values, name: str) -> Any:
