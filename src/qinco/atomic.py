@@ -53,7 +53,9 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def user_path(path):
-    """A path as shells read it: a leading ~/ is the user's folder. Anything else comes back as it is."""
+    """A path as shells read it: a leading ~/ is the user's folder. Anything else but open files comes back as it is."""
+    if isinstance(path, bytes | bytearray | memoryview) or hasattr(path, "read") or hasattr(path, "write"):
+        raise ConfigError(f"give the path of a file, not {path!r:.100}")
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
     if text.startswith("./~"):
         return os.path.abspath(text)  # noqa: PTH100 (as a Path it would lose its ./)
@@ -96,8 +98,9 @@ def write_content(file, content: bytes) -> None:
         while isinstance(written := file.write(content), int) and 0 < written < len(content):
             content = content[written:]
     except (OSError, TypeError, ValueError) as error:
-        kind = ResourceError if getattr(error, "errno", None) else ConfigError
-        raise kind(f"cannot write to {file!r:.100}, it must be open in binary mode: {error}") from error
+        if reason := getattr(error, "strerror", None):
+            raise ResourceError(f"cannot write to {file!r:.100}: {reason}") from error
+        raise ConfigError(f"cannot write to {file!r:.100}, it must be open in binary mode: {error}") from error
 
 
 def remove_temporaries(path: str | os.PathLike) -> None:

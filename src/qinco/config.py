@@ -26,8 +26,8 @@ DECODERS = ("neural", "lookup", "pairwise")
 METRICS = ("l2", "inner_product", "cosine")
 # As faiss, ann-benchmarks and others call them, in lower case and with underscores.
 METRIC_SPELLINGS = {
-    **dict.fromkeys(("euclidean", "squared_l2", "sqeuclidean", "metric_l2", "1"), "l2"),
-    **dict.fromkeys(("ip", "dot", "dot_product", "metric_inner_product", "0"), "inner_product"),
+    **dict.fromkeys(("euclidean", "euclid", "squared_l2", "l2_squared", "sqeuclidean", "metric_l2", "1"), "l2"),
+    **dict.fromkeys(("ip", "dot", "dot_product", "mips", "metric_inner_product", "0"), "inner_product"),
     **dict.fromkeys(("angular", "cos", "cosine_similarity"), "cosine"),
 }
 MULTIPLE = "nmid_short"  # counts in multiples of nshort, and its field does not

@@ -108,8 +108,8 @@ def decode_file(
     else:
         codes = Codes.of(codes, lists)
     check_not_empty(codes)
-    target = check_output(output, suffixes=FLOAT_SUFFIXES, overwrite=True, inputs=inputs)
-    target = Path(os.path.realpath(target))
+    output = check_output(output, suffixes=FLOAT_SUFFIXES, overwrite=True, inputs=inputs)
+    target = Path(os.path.realpath(output))
     try:
         codec.check_codes(codes)
     except DataError as error:

@@ -1,6 +1,7 @@
 """Ids as users give them: of vectors to add, to remove, or that may be found."""
 
 from collections.abc import Iterable, Sequence, Set
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,8 @@ def id_array(ids: Any, chooses: bool = False, any_shape: bool = False) -> np.nda
         ids = list(ids)
     try:
         array = np.asarray(getattr(ids, "cpu", lambda: ids)())
+        if array.dtype.kind == "f" and isinstance(ids, list | tuple) and all(isinstance(i, Integral) for i in ids):
+            array = np.array(ids, np.uint64)  # some are beyond int64
         if array.dtype == object and array.ndim:
             array = np.array(array.tolist())  # a nullable column
     except (ValueError, TypeError, OverflowError) as error:

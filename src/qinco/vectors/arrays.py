@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
 from functools import partial
 from numbers import Number
+from pathlib import Path
 
 import numpy as np
 from numpy.lib.recfunctions import structured_to_unstructured
@@ -18,6 +19,7 @@ from qinco.errors import DataError, ResourceError
 from qinco.machine import free_memory
 from qinco.vectors.arrow import column_arrays, to_arrow
 from qinco.vectors.block_rows import Parts, SlicedRows, concat_rows, list_names
+from qinco.vectors.hdf5 import name_on_disk, open_hdf5
 from qinco.vectors.mapped import Rows, StoredRows, check_matrix
 
 _GATHERED_ROWS = 4096  # single vectors of an iterator that are stacked at a time
@@ -60,7 +62,7 @@ def as_rows(x, name: str) -> Rows:
     is_array = any(hasattr(x, f"__{method}__") for method in ("getitem", "array", "dlpack"))
     if hasattr(x, "__next__") or (hasattr(x, "__iter__") and not is_array):
         return _gather_batches(x, name)
-    if isinstance(x, list | tuple) and x and (len(getattr(x[0], "shape", ())) == 2 or hasattr(x[0], "columns")):
+    if isinstance(x, list | tuple) and x and _is_batch(x[0], name):
         return _join([as_rows(batch, f"item {number} of {name}") for number, batch in enumerate(x)], name)
     is_arrow = hasattr(x, "__arrow_c_array__") or hasattr(x, "__arrow_c_stream__")
     if is_arrow and not hasattr(x, "iloc") and ("pyarrow" in sys.modules or not is_array):  # numpy reads pandas
@@ -72,7 +74,20 @@ def as_rows(x, name: str) -> Rows:
         x = x if is_array else column
     if isinstance(x, StoredRows):
         return x
-    return SlicedRows(x) if _is_lazy(x) else _convert(x, name)
+    if not _is_lazy(x):
+        return _convert(x, name)
+    rows = SlicedRows(x)
+    path, _, data = (name_on_disk(x) or "").rpartition(":")
+    if path:
+        rows.reopen = open_hdf5, (Path(path), Path(path).stat().st_size, data, "")
+    return rows
+
+
+def _is_batch(x, name: str) -> bool:
+    """Whether the first item of a list is a batch of vectors, such as a column of them, and not a vector."""
+    is_table = len(getattr(x, "shape", ())) == 2 or hasattr(x, "columns")
+    is_column = any(hasattr(x, kind) for kind in ("iloc", "__arrow_c_array__", "__arrow_c_stream__"))
+    return is_table or (is_column and len(as_rows(x, name).shape) == 2)
 
 
 def tensor_rows(tensor, name: str) -> Rows:

@@ -29,6 +29,12 @@ class BlockRows(StoredRows):
         self._start, self._block = 0, np.empty((0, shape[1]), self.dtype)
         self._lock = new_lock()
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_lock": None, "_start": 0, "_block": self._block[:0].copy()}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, _lock=new_lock())
+
     def __getitem__(self, key) -> np.ndarray:
         with self._lock:
             if not isinstance(key, slice):

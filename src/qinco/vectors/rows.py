@@ -12,6 +12,7 @@ from qinco.errors import DataError
 from qinco.vectors.arrays import ComputedRows, as_rows
 from qinco.vectors.block_rows import Parts, concat_rows
 from qinco.vectors.formats import open_array
+from qinco.vectors.hdf5 import name_on_disk
 from qinco.vectors.mapped import Rows, by_name, check_matrix, release_pages
 
 _RELEASED_BYTES, _PIECE_VALUES = 1 << 16, 1 << 22
@@ -182,7 +183,7 @@ def _source(x, name: str, may_be_one: bool = False) -> tuple[VectorSource, bool]
     if isinstance(x, list | tuple) and any(isinstance(part, VectorSource | of_files) for part in x):
         parts = Parts(as_source(part) for part in x)
         return VectorSource(concat_rows(parts, [part.name for part in parts], parts), name), False
-    rows = as_rows(x, name)
+    rows, name = as_rows(x, name), name_on_disk(x) or name
     is_one = len(rows.shape) == 1 and may_be_one
     is_bare = len(rows.shape) == 1 and (not isinstance(rows.dtype, np.dtype) or rows.dtype.kind in "fiu")
     if is_bare and not is_one and not isinstance(x, np.ndarray) and not hasattr(x, "is_cuda"):

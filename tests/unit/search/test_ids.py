@@ -91,6 +91,8 @@ def test_selectors_are_asked_about_all_that_is_known():
 
 def test_remedies_for_ids_of_other_types_work():
     wide, words = np.array([5, 2**63 + 9], np.uint64), ["a", "b"]
+    with pytest.raises(DataError, match="uint64"):
+        as_ids([2**63, 0], 2)  # which numpy takes for floats
     for ids in (wide, wide.tolist(), words, np.array(words), pa.array(words), [0.0, 3.0], np.array([2**70, 1])):
         with pytest.raises(DataError):
             as_ids(ids, 2)

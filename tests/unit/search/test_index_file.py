@@ -337,6 +337,9 @@ def test_an_index_is_made_of_its_bytes(tmp_path, kind):
         with Index.from_bytes(given) as found:
             assert same(found, index) and found.next_id == index.next_id and found.is_current and found.is_trained
     assert same(Index.from_bytes(content, codec=trained(kind)), index)
+    with (tmp_path / "file").open("wb") as file:
+        index.save(file)
+    assert same(Index.load(tmp_path / "file"), index)
     for wrong in (b"", content[:-9], None, "text", content.replace(b"manifest", b"manifesT"), 7):
         with pytest.raises(DataError):
             Index.from_bytes(wrong)

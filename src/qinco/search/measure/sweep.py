@@ -205,7 +205,8 @@ def sweep(
         progress: see `qinco.progress`.
 
     Returns:
-        SweepResult: `front` has the Pareto-optimal settings, `measured` the Measurement of each.
+        SweepResult: `front` has the Pareto-optimal settings, `measured` the Measurement of each. On Ctrl-C, without an
+        output, the KeyboardInterrupt has an attribute `measured`.
 
     Example:
         >>> result = qinco.sweep("index", "query.fvecs", "groundtruth.ivecs", nprobe=[4, 16, 64], num_short=[10, 100])
