@@ -26,8 +26,8 @@ DECODERS = ("neural", "lookup", "pairwise")
 METRICS = ("l2", "inner_product", "cosine")
 # As faiss, ann-benchmarks and others call them, in lower case and with underscores.
 METRIC_SPELLINGS = {
-    **dict.fromkeys(("euclidean", "squared_l2", "sqeuclidean", "metric_l2", "1"), "l2"),
-    **dict.fromkeys(("ip", "dot", "dot_product", "metric_inner_product", "0"), "inner_product"),
+    **dict.fromkeys(("euclidean", "euclid", "squared_l2", "l2_squared", "sqeuclidean", "metric_l2", "1"), "l2"),
+    **dict.fromkeys(("ip", "dot", "dot_product", "mips", "metric_inner_product", "0"), "inner_product"),
     **dict.fromkeys(("angular", "cos", "cosine_similarity"), "cosine"),
 }
 MULTIPLE = "nmid_short"  # counts in multiples of nshort, and its field does not
@@ -134,8 +134,8 @@ def check_fields(options) -> None:
             object.__setattr__(options, field, int(value))
         elif float in types:
             require_number(name, value, limits["minimum"], limits["maximum"], limits["above"])
-        elif limits["choices"] and value not in limits["choices"]:
-            raise ConfigError(f"{name} must be one of {', '.join(limits['choices'])}, not {value!r}")
+        elif limits["choices"]:
+            require_choice(name, value, limits["choices"])
 
 
 def require_int(name: str, value, minimum: int = 1, maximum: int | None = None) -> None:
@@ -153,10 +153,10 @@ def require_bool(name: str, value) -> None:
         raise ConfigError(f"{name} must be true or false, not {value!r}")
 
 
-def require_precision(precision) -> None:
-    """Raise ConfigError unless it is the name of one."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+def require_choice(name: str, value, choices: Iterable[str]) -> None:
+    """Raise ConfigError unless `value` is one of the choices."""
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 def require_number(name: str, value, minimum: float | None = None, maximum=None, above: float | None = None) -> None:

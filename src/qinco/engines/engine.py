@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qinco.config import ENGINE_MODULES, EncodeOptions, ModelConfig, require_precision
+from qinco.config import ENGINE_MODULES, PRECISIONS, EncodeOptions, ModelConfig, require_choice
 from qinco.errors import ConfigError
 from qinco.maths.devices import multiplies_bf16_fast, to_device
 from qinco.model.qinco import Qinco
@@ -80,7 +80,7 @@ def pack(model: Qinco, engine: str, dtype: torch.dtype) -> "TensorModel":
 
 def candidate_dtype(precision: str, device: torch.device, config: ModelConfig) -> torch.dtype:
     """The dtype that a model's candidates are evaluated in: "auto" is bf16 where that is fast; raises ConfigError."""
-    require_precision(precision)
+    require_choice("precision", precision, PRECISIONS)
     is_small = config.embed_dim * config.hidden_dim < _SMALL_MATRIX
     if precision == "bf16" or (precision == "auto" and not is_small and multiplies_bf16_fast(device)):
         return torch.bfloat16

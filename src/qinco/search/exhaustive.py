@@ -115,7 +115,10 @@ def _merge(
         part = slice(begin, begin + rows)
         q_QD = queries_QD[part]
         values = -(q_QD @ x_ND.T) if squares_N is None else squared_distances(q_QD, x_ND, squares_N)
-        distances, columns = smallest(values, count)
-        merged = torch.cat([best_QR[part], distances], 1)
-        best_QR[part], order = torch.topk(merged, best_QR.shape[1], dim=1, largest=False)
-        ids_QR[part] = torch.cat([ids_QR[part], columns + first], 1).gather(1, order)
+        step = max(1, rows * len(x_ND) // (2 * (count + best_QR.shape[1])))  # Ctrl-C is heard in between
+        for start in range(0, len(values), step):
+            some = slice(begin + start, begin + min(start + step, len(values)))
+            distances, columns = smallest(values[start : start + step], count)
+            merged = torch.cat([best_QR[some], distances], 1)
+            best_QR[some], order = torch.topk(merged, best_QR.shape[1], dim=1, largest=False)
+            ids_QR[some] = torch.cat([ids_QR[some], columns + first], 1).gather(1, order)

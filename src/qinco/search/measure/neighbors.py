@@ -120,12 +120,9 @@ def find_neighbors(
 
 
 def _check_outputs(output, distances_output, overwrite: bool, read: list) -> None:
-    kinds = ("output", output, NEIGHBOR_SUFFIXES), ("distances", distances_output, _DISTANCE_SUFFIXES)
-    for name, path, suffixes in kinds:
+    for path, suffixes in ((output, NEIGHBOR_SUFFIXES), (distances_output, _DISTANCE_SUFFIXES)):
         if path is not None:
-            if Path(path).suffix.lower() not in suffixes:
-                raise ConfigError(f"{name}={path}: the suffix must be one of {', '.join(suffixes)}")
-            check_output(path, overwrite=overwrite, inputs=read)
+            check_output(path, suffixes=suffixes, overwrite=overwrite, inputs=read)
     if None not in (output, distances_output) and os.path.realpath(output) == os.path.realpath(distances_output):
         raise ConfigError(f"output and distances are both {output}: give one of them another name")
     if output is not None and Path(output).suffix.lower() == ".parquet":
