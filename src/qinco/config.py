@@ -99,7 +99,8 @@ def accepts_keys(*options: type, **others: str) -> Callable:
 
 def by_field(settings: dict, *options: type, **others: str) -> dict:
     """Settings of which some are named by keys, by the names of fields; ConfigError if two that are one differ."""
-    fields = {key: field for field, key in field_keys(*options).items() if key != MULTIPLE} | others
+    fields = _fields_by_key(*options)
+    fields = fields | others if others else fields
     if settings.keys().isdisjoint(fields):
         return settings
     named: dict = {}
@@ -112,6 +113,11 @@ def by_field(settings: dict, *options: type, **others: str) -> dict:
 
 
 @cache  # options are made for each search
+def _fields_by_key(*options: type) -> dict[str, str]:
+    return {key: field for field, key in field_keys(*options).items() if key != MULTIPLE}
+
+
+@cache
 def _declared(cls) -> list[tuple[str, str, Mapping, tuple]]:
     """The name of each field, its name in messages, its limits and its types."""
     keys = [(f, f.metadata.get("key")) for f in dataclasses.fields(cls)]
