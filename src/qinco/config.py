@@ -42,7 +42,9 @@ KEYS_OF_ARGUMENTS = {
 _ELSEWHERE = {
     "codebook_size": "n_clusters ksub num_codewords n_codewords",
     "num_steps": "n_subquantizers num_subquantizers n_codebooks num_codebooks num_quantizers code_size",
-    "num_lists": "nlist nlists n_lists",
+    "num_lists": "nlist nlists n_lists ncentroids n_centroids",
+    "embed_dim": "d_model embedding_dim",
+    "metric": "distance metric_type space",
     "nprobe": "n_probe n_probes nprobes num_probes",
     "epochs": "num_epochs n_epochs max_epochs max_iter n_iter niter",
     "lr": "learning_rate learning_rate_init",
@@ -329,6 +331,7 @@ def suggest(name: str, known: Iterable[str] | Mapping[str, str], likeness: float
 
     names = {spelling.lower(): known[spelling] if isinstance(known, Mapping) else spelling for spelling in known}
     name = str(name).lower()
-    near = [_SYNONYMS[name]] if _SYNONYMS.get(name) in names else []
+    meant = _SYNONYMS.get(name, "")
+    near = [meant.lower()] if meant in known else []  # k is not K
     near = near or (get_close_matches(name, names, 1, likeness) if len(name) > 1 else [])
     return f"Did you mean {names[near[0]]}? " if near else ""

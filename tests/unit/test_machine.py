@@ -139,3 +139,27 @@ def test_a_set_of_processors_is_a_limit(tmp_path, monkeypatch, text, count):
     assert usable_cores(tmp_path) == (count or 64)
     write(tmp_path / "sys/fs/cgroup/cpu.max", "250000 100000\n")
     assert usable_cores(tmp_path) == min(count or 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("groups", "mount", "files"),
+    [("0::/docker/abc/job\n", "/docker/abc /sys/fs/cgroup rw - cgroup2 cgroup rw", "sys/fs/cgroup/job/memory.max"),
+     ("0::/docker/abc/job\n", "/docker /sys/fs/cgroup rw - cgroup2 cgroup rw", "sys/fs/cgroup/abc/memory.max"),
+     ("0::/job\n", "/ /groups rw - cgroup2 none rw", "groups/job/memory.max"),
+     ("7:memory:/docker/abc/job\n", "/docker/abc /sys/fs/cgroup/memory rw master:7 - cgroup cgroup rw,memory",
+      "sys/fs/cgroup/memory/job/memory.limit_in_bytes"),
+     ("7:memory,hugetlb:/job\n", "/ /dev/groups rw - cgroup cgroup rw,hugetlb,memory",
+      "dev/groups/job/memory.limit_in_bytes")],
+)  # fmt: skip
+def test_groups_are_where_they_are_mounted(tmp_path, groups, mount, files):
+    write(tmp_path / "proc/self/cgroup", groups)
+    write(tmp_path / "proc/self/mountinfo", f"22 21 0:20 / /proc rw - proc proc rw\n30 21 0:26 {mount}\n")
+    write(tmp_path / files, "5000\n")
+    assert cores_and_memory(tmp_path) == (None, 5000)
+
+
+def test_controllers_of_version_1_are_mounted_under_names_in_any_order(tmp_path):
+    write(tmp_path / "proc/self/cgroup", "4:cpuacct,cpu:/box\n")
+    write(tmp_path / "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_quota_us", "200000\n")
+    write(tmp_path / "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_period_us", "100000\n")
+    assert group_limits(tmp_path).cores == 2

@@ -74,6 +74,8 @@ def encoded(codec: Codec, source: VectorSource, metric: Metric, codes, report: P
         found = Codes(*codes)
     else:
         found = codec.check_codes(codes)
+        if found.shape[1] != codec.num_codes:
+            raise DataError(f"codes must be whole, {codec.num_codes} of each vector, not {found.shape[1]}")
     if len(found) > len(source):
         raise DataError(f"codes must be those of the first vectors, {len(source)} or fewer, not {len(found)}")
     try:

@@ -185,6 +185,7 @@ class Index(EditableIndex):
         distances, ids = current.search(queries, k, **options)
         return distances, ids, decode_ids(current.codec, current.parts, ids, skips_unknown=True)
 
+    @accepts_keys(SearchOptions)
     def range_search(
         self, queries, radius: float, nprobe: int | None = None, filter=None, *, ef_search: int | None = None,
         precision: str = "auto",

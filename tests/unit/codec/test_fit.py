@@ -372,7 +372,8 @@ def test_the_letters_of_the_papers_are_settings_too(tmp_path):
     ("name", "meant"),
     [("num_epochs", "epochs"), ("learning_rate", "lr"), ("n_clusters", "codebook_size"), ("model_args", "preset"),
      ("outptu", "output"), ("NUM_STEPS", "num_steps"), ("pq", "num_parts"), ("k", None), ("m", None), ("nlist", None),
-     ("ivf_K", None), ("verify", None)],
+     ("ivf_K", None), ("verify", None), ("topk", None), ("n_neighbors", None), ("d_model", "embed_dim"),
+     ("metric_type", None)],
 )  # fmt: skip
 def test_a_hint_is_the_right_one_or_none(name, meant):
     with pytest.raises(ConfigError, match=f"'{name}'") as caught:

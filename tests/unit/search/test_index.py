@@ -618,3 +618,12 @@ def test_threads_that_add_get_ids_of_their_own():
     in_threads(add, 6)
     assert sorted(given) == list(range(NUM_VECTORS, NUM_VECTORS + 420)) and len(index) == NUM_VECTORS + 420
     np.testing.assert_array_equal(index.reconstruct(sorted(given)[:7]), index.reconstruct(np.arange(7)))
+
+
+def test_the_names_of_the_command_line_are_options_too():
+    assert SearchOptions(nprobe=3, nshort=5, quantizer_efSearch=7) == SearchOptions(3, 5, None, 7)
+    index, x = built("plain"), vectors(3)
+    for one, two in zip(
+        index.range_search(x, 9.0, quantizer_efSearch=5), index.range_search(x, 9.0, ef_search=5), strict=True
+    ):
+        np.testing.assert_array_equal(one, two)

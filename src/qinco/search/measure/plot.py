@@ -16,9 +16,10 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 def check_plot_path(path: str | os.PathLike, overwrite: bool = True, inputs: Iterable = ()) -> Path:
     """`check_output` for a plot; raises ConfigError without matplotlib, too."""
+    path = check_output(path, suffixes=SUFFIXES, overwrite=overwrite, inputs=inputs)
     with library("matplotlib", "plot", path):
         import matplotlib  # noqa: F401
-    return check_output(path, suffixes=SUFFIXES, overwrite=overwrite, inputs=inputs)
+    return path
 
 
 def plot_fronts(path: str | os.PathLike, fronts: Mapping[str, Sequence[tuple[float, float]]], title: str = "") -> None:
