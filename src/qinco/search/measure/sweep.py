@@ -205,8 +205,7 @@ def sweep(
         progress: see `qinco.progress`.
 
     Returns:
-        SweepResult: `front` has the Pareto-optimal settings, `measured` the Measurement of each. On Ctrl-C, without an
-        output, the KeyboardInterrupt has an attribute `measured`.
+        SweepResult: `front` has the Pareto-optimal settings, `measured` (of a KeyboardInterrupt, too) all Measurements.
 
     Example:
         >>> result = qinco.sweep("index", "query.fvecs", "groundtruth.ivecs", nprobe=[4, 16, 64], num_short=[10, 100])
