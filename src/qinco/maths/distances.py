@@ -85,10 +85,13 @@ class BestOnDevice:
             part = slice(begin, begin + rows)
             q_QD = self.queries_QD[part]
             values = -(q_QD @ vectors.T) if squares_N is None else squared_distances(q_QD, vectors, squares_N)
-            distances, columns = smallest(values, count)
-            merged = torch.cat([self.values_QR[part], distances], 1)
-            self.values_QR[part], order = torch.topk(merged, self.values_QR.shape[1], dim=1, largest=False)
-            self.ids_QR[part] = torch.cat([self.ids_QR[part], columns + first], 1).gather(1, order)
+            step = max(1, rows * len(vectors) // (2 * (count + self.values_QR.shape[1])))  # Ctrl-C is heard in between
+            for start in range(0, len(values), step):
+                some = slice(begin + start, begin + min(start + step, len(values)))
+                distances, columns = smallest(values[start : start + step], count)
+                merged = torch.cat([self.values_QR[some], distances], 1)
+                self.values_QR[some], order = torch.topk(merged, self.values_QR.shape[1], dim=1, largest=False)
+                self.ids_QR[some] = torch.cat([self.ids_QR[some], columns + first], 1).gather(1, order)
 
     def found(self) -> tuple[np.ndarray, np.ndarray]:
         """Values and numbers, (Q, R) each."""

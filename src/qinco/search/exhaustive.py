@@ -120,7 +120,8 @@ class _Best:
         near = None if is_double else NearestCentroids(x_ND, inner_product=self.inner_product)
         if is_double and self.values_QR.dtype == np.float32:
             self.values_QR = self.values_QR.astype(np.float64)
-        rows = max(1, self.max_distances // (len(x_ND) if is_double else count))
+        each = max(len(x_ND) if is_double else 0, 4 * (count + self.values_QR.shape[1]))
+        rows = max(1, self.max_distances // each)  # Ctrl-C is heard in between
         for begin in range(0, len(self.queries_QD), rows):
             part = slice(begin, begin + rows)
             queries_QD = self.queries_QD[part]

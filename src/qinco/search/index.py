@@ -6,6 +6,7 @@ from dataclasses import replace
 from numbers import Real
 from operator import index
 from pathlib import Path
+from zipfile import is_zipfile
 
 import numpy as np
 
@@ -184,6 +185,7 @@ class Index(EditableIndex):
         distances, ids = current.search(queries, k, **options)
         return distances, ids, decode_ids(current.codec, current.parts, ids, skips_unknown=True)
 
+    @accepts_keys(SearchOptions)
     def range_search(
         self, queries, radius: float, nprobe: int | None = None, filter=None, *, ef_search: int | None = None,
         precision: str = "auto",
@@ -209,7 +211,7 @@ class Index(EditableIndex):
         options = replace(self.options, **{name: value for name, value in given.items() if value is not None})
         (source, _), parts = self._queries(queries), self.parts
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
-        decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision)
+        decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision, keeps=False)
         return search_ranges(parts, decoder, source, float(radius), options, allowed)
 
     def _queries(self, queries) -> tuple[VectorSource, bool]:
@@ -269,6 +271,8 @@ class Index(EditableIndex):
             raise ConfigError(f"an index is named by its folder or file, not {folder!r:.100}")
         if (path := Path(user_path(folder))).suffix.lower() == ".faissindex" and not path.is_dir():
             return cls(codec, from_faiss(path, codec))
+        if path.is_file() and is_zipfile(path):  # what `save` wrote to a file object
+            return cls.from_bytes(path.read_bytes(), codec=codec, device=device)
         return cls(*load_parts(path, mmap, codec, device))
 
     def __enter__(self) -> "Index":
@@ -322,6 +326,7 @@ class Index(EditableIndex):
 
         Raises:
             ConfigError: no options reach the target; the message says what recall is reached.
+            KeyboardInterrupt: with an attribute `measured`, as that of `qinco.sweep`.
         """
         self.options = tune(self, queries, ground_truth, target_recall, k, progress, metric=metric)
         return self.options
