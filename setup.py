@@ -1,8 +1,8 @@
 """Builds the native engine where there is a C++ compiler; without one, or where it fails, qinco uses torch instead.
 
 One shared library holds the kernels of every instruction set, each compiled with its own options and chosen when the
-program runs. `QINCO_NATIVE_FLAGS` adds options for compiling and linking, such as those of the sanitizers. A wheel serves
-every Python 3 of its platform: nothing in it is compiled against Python.
+program runs. `QINCO_NATIVE_FLAGS` adds options for compiling and linking, such as those of the sanitizers. A wheel
+serves every Python 3 of its platform: nothing in it is compiled against Python.
 """
 
 import os
