@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "lists.h"
+#include "tables.h"
 
 using Clock = std::chrono::steady_clock;
 static constexpr std::chrono::milliseconds BETWEEN_CHECKS{50};
@@ -139,6 +140,32 @@ int qinco_scalars(const void* scanner, const uint8_t* codes, const int32_t* list
   try {
     ((const AnyScanner*)scanner)->scalars(codes, lists, count, threads, out);
     return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+// Both return 0, or 1 where memory is exhausted; see tables.h.
+int qinco_decode_rows(const qinco_rows* rows, const void* tables, int half, float scale, int threads, int level, int adds,
+                      float* out) {
+  try {
+#if defined(__x86_64__)
+    if (level >= 2) return avx512::decode_rows(*rows, tables, half, scale, threads, adds, out), 0;
+    if (level == 1) return avx2::decode_rows(*rows, tables, half, scale, threads, adds, out), 0;
+#endif
+    return portable::decode_rows(*rows, tables, half, scale, threads, adds, out), 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+int qinco_sum_by_row(const qinco_rows* rows, const float* x, int threads, int level, int wide, void* sums) {
+  try {
+#if defined(__x86_64__)
+    if (level >= 2) return avx512::sum_by_row(*rows, x, threads, wide, sums), 0;
+    if (level == 1) return avx2::sum_by_row(*rows, x, threads, wide, sums), 0;
+#endif
+    return portable::sum_by_row(*rows, x, threads, wide, sums), 0;
   } catch (const std::bad_alloc&) {
     return 1;
   }

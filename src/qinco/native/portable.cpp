@@ -5,3 +5,4 @@
 #define BF16 0
 #include "kernels.h"
 #include "scan.h"
+#include "tables.h"

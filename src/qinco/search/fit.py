@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
 
 from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
@@ -23,6 +22,7 @@ from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codeboo
 from qinco.errors import ConfigError, DataError
 from qinco.maths.clustering import nearest
 from qinco.maths.devices import num_threads, to_device
+from qinco.native.tables import sum_by_row
 from qinco.progress import Progress, ProgressOption, counted, reporting, silent
 from qinco.search.code_file import CodeFile, list_centroids, open_codes, training_vectors
 from qinco.store.codes import Codes
@@ -300,13 +300,13 @@ def fit_lookup(
 def _moved_centroids(lookup: LookupDecoder, sample: FitSample) -> np.ndarray:
     """Centroids (V, D) moved by the mean of what tables leave of their lists' vectors, less where these are few."""
     assert lookup.centroids_VD is not None
-    sums_VD = torch.zeros(lookup.centroids_VD.shape)
-    counts_V = np.zeros(lookup.num_lists, np.float32)
+    sums_VD, counts_V = np.zeros(lookup.centroids_VD.shape, np.float32), np.zeros(lookup.num_lists, np.float32)
     for codes_NM, lists_N, x_ND in sample.blocks():
         left_ND = x_ND - lookup.decode(codes_NM, lists_N)
-        sums_VD.index_add_(0, torch.from_numpy(lists_N.astype(np.int64)), torch.from_numpy(left_ND))
+        lists_N1 = np.ascontiguousarray(lists_N[:, None], np.int32)
+        sum_by_row(left_ND, lists_N1, lookup.num_lists, sums_VD, threads=num_threads())
         counts_V += np.bincount(lists_N, minlength=len(counts_V))
-    return lookup.centroids_VD + sums_VD.numpy() / (counts_V + _HALF_WEIGHT_ROWS)[:, None]
+    return lookup.centroids_VD + sums_VD / (counts_V + _HALF_WEIGHT_ROWS)[:, None]
 
 
 def open_pairwise(
@@ -344,10 +344,11 @@ def assign_decoded(codec: Codec | None, codes: Codes, centroids_VD, report: Prog
     if len(centroids_VD) == 1:
         return lists_N
     assert codec is not None
-    on_device = to_device(centroids_VD, codec.device)
+    is_cpu = str(codec.device) == "cpu"
+    near_VD = centroids_VD if is_cpu else to_device(centroids_VD, codec.device)
     for first, block in codec.decode_blocks(codes, "auto"):
-        found_N = torch.as_tensor(nearest(to_device(block, codec.device), on_device, num_threads()))
-        lists_N[first : first + len(block)] = found_N.cpu().numpy()
+        found_N: Any = nearest(block if is_cpu else to_device(block, codec.device), near_VD, num_threads())
+        lists_N[first : first + len(block)] = found_N if is_cpu else found_N.cpu()
         report("assigning vectors to lists", first + len(block), len(codes))
     return lists_N
 
