@@ -6,12 +6,19 @@
 import math
 import os
 import platform
+import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from numbers import Integral
 from pathlib import Path
+from typing import Any
+
+from qinco.errors import ConfigError
 
 _ROOT = Path("/")
+_threads: int | None = None  # of set_num_threads
 _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a huge number
 # Limits of a group in bytes, of version 2 and of version 1, and what counts towards them; and where version 1 tells the
 # least limit of the groups around it, which are not seen in a container.
@@ -31,6 +38,46 @@ class GroupLimits:
     processors: int | None  # how many are in the group's set
     memory: int | None  # bytes
     free: int | None  # bytes that may still be allocated
+
+
+def num_threads() -> int:
+    """Threads of a call: those of `set_num_threads`, QINCO_NUM_THREADS or OMP_NUM_THREADS, or as many as usable cores.
+
+    The numbers of torch and faiss are their own.
+    """
+    if _threads is not None:
+        return _threads
+    text = os.environ.get("QINCO_NUM_THREADS")
+    if text is not None and not (text.isdigit() and int(text) > 0):
+        raise ConfigError(f"QINCO_NUM_THREADS={text} is not a number of threads, 1 or more")
+    text = text or os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested levels, the first
+    return int(text) if text.isdigit() and int(text) > 0 else _cores()
+
+
+def set_num_threads(count: int | None) -> None:
+    """Let calls use `count` threads of the processor from now on, torch's too; None: the default of `num_threads`.
+
+    Example:
+        >>> qinco.set_num_threads(4)
+    """
+    global _threads
+    if count is not None and (isinstance(count, bool) or not isinstance(count, Integral) or count < 1):
+        raise ConfigError(f"the number of threads must be an integer of 1 or more, not {count!r}")
+    _threads = None if count is None else int(count)
+    torch: Any = sys.modules.get("torch")
+    if hasattr(torch, "set_num_threads"):
+        torch.set_num_threads(num_threads())
+
+
+@contextmanager
+def using_threads(count: int | None) -> Iterator[None]:
+    """Let calls within the block use `count` threads, as `set_num_threads` does; None: as many as before."""
+    before = _threads
+    set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        set_num_threads(before)
 
 
 def usable_cores(root: Path = _ROOT) -> int:
@@ -133,3 +180,6 @@ def _integers(path: Path) -> list[int]:
         return [int(word) for word in path.read_text().split() if word != "max"]
     except (OSError, ValueError):
         return []
+
+
+_cores = cache(usable_cores)  # searches ask each time

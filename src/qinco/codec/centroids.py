@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from qinco.atomic import check_output
 from qinco.codec.plan import check_values
@@ -15,9 +14,8 @@ from qinco.machine import free_memory
 from qinco.maths.clustering import COARSE_ITERATIONS, coarse_kmeans
 from qinco.maths.devices import choose_device
 from qinco.progress import ProgressOption, reporting
-from qinco.training.codebooks import sample
 from qinco.vectors.formats import input_files, write_vectors
-from qinco.vectors.rows import as_source
+from qinco.vectors.rows import as_source, sample
 
 _LOG = logging.getLogger(__name__)
 MAX_POINTS_PER_CENTROID, _MIN_POINTS_PER_CENTROID = 256, 39  # as in faiss, which warns below the second
@@ -26,7 +24,7 @@ _SPARE_POINTS = 256
 
 def kmeans(
     x, num_centroids: int, *, num_iterations: int = COARSE_ITERATIONS,
-    max_points_per_centroid: int = MAX_POINTS_PER_CENTROID, seed: int = 0, device: str | torch.device = "auto",
+    max_points_per_centroid: int = MAX_POINTS_PER_CENTROID, seed: int = 0, device: str = "auto",
     output: str | Path | None = None, overwrite: bool = False, inputs: Iterable = (), progress: ProgressOption = None,
 ) -> np.ndarray:  # fmt: skip
     """Fit coarse centroids to vectors by k-means.

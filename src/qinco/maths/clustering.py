@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qinco.maths.devices import CPU, holds, num_threads, to_device
+from qinco.machine import num_threads
+from qinco.maths.devices import CPU, holds, to_device
 from qinco.maths.distances import closest, smallest, squared_distances
 from qinco.progress import Progress, silent
 
@@ -26,7 +27,7 @@ _NUDGE = 1 / 1024  # moves apart the two centroids that a split gives, as in fai
 def faiss_threads(count: int | None) -> Iterator[None]:
     """Let faiss use `count` threads, by default as many as before, but no more than there are cores, in the block."""
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(num_threads(count or before))
+    faiss.omp_set_num_threads(min(count or before, num_threads()))
     try:
         yield
     finally:
@@ -64,7 +65,7 @@ def coarse_kmeans(
     *,
     iterations: int = COARSE_ITERATIONS,
     seed: int = 0,
-    device: torch.device = CPU,
+    device: str = CPU,
     part_rows: int | None = None,
     progress: Progress = silent,
 ) -> np.ndarray:
@@ -88,7 +89,7 @@ def coarse_kmeans(
     def report(stage: str, done: int, total: int, unit: str = "vector", **fields) -> None:
         progress(stage, done, total, unit, mse=fields["mse"] * scale**2)
 
-    if device.type != "cpu":
+    if device != CPU:
         rows = part_rows or max(1, _PART_BYTES // (4 * x_ND.shape[1]))
         parts = [x_ND[start : start + rows] for start in range(0, len(x_ND), rows)]
         if part_rows is None and holds(device, x_ND.nbytes):

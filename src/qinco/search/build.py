@@ -15,8 +15,8 @@ from qinco.compat.faiss_files import FaissIndex, check_index_key, write_faiss
 from qinco.config import MAX_LISTS, accepts_keys, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError
+from qinco.machine import num_threads
 from qinco.maths.clustering import coarse_kmeans
-from qinco.maths.devices import num_threads
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, check_same_codec, open_codes, training_vectors
 from qinco.search.fit import FitSample, assign_decoded, draw_sample, fit_lookup, open_pairwise, sample_rows
@@ -102,8 +102,9 @@ def fill_lists(
 
 def metric_of_codec(name: str, codec: Codec) -> Metric:
     """The metric of this name, for vectors of a codec; raises ConfigError where float32 cannot hold its values."""
-    spreads = [m.config.dim * m.scale.double() ** 2 for m in codec.models]
-    squares = [float(m.mean.double().square().sum() + spread) for m, spread in zip(codec.models, spreads, strict=True)]
+    spreads = [part.config.dim * float(part.scale) ** 2 for part in codec.weights]
+    means = [float(np.square(part.mean_D, dtype=np.float64).sum()) for part in codec.weights]
+    squares = [square + spread for square, spread in zip(means, spreads, strict=True)]
     length = float(np.sqrt(sum(map(float, spreads) if name == "l2" else squares)))
     if not _MIN_LENGTH < length < _MAX_LENGTH:
         raise ConfigError(f"the codec's vectors have lengths of about {length:.2g}, whose squares float32 cannot hold: "

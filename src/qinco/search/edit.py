@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from qinco.codec.codec import Codec
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
 from qinco.forking import new_lock
+from qinco.maths.devices import as_array
 from qinco.progress import ProgressOption, reporting
 from qinco.search.build import zero_rows
 from qinco.search.grow import encoded, extended
@@ -163,7 +163,7 @@ def decode_ids(codec: Codec | None, parts: IndexParts, ids: np.ndarray, *, skips
     decoded_ND = np.full((len(wanted), parts.tables.lookup.dim), np.nan, np.float32)
     for segment, here, rows in places:
         block = decoder.decode(segment.rows(rows)[0], segment.lists_of(rows))
-        decoded_ND[here] = block.cpu().numpy() if isinstance(block, torch.Tensor) else block
+        decoded_ND[here] = as_array(block)
     decoded_ND[np.isin(wanted, parts.zeros)] = 0
     return decoded_ND.reshape(*ids.shape, -1) if ids.size else np.empty((*ids.shape, decoded_ND.shape[1]), np.float32)
 

@@ -20,8 +20,9 @@ from qinco.config import accepts_keys, require_int, require_number
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codebook_size, check_memory
 from qinco.errors import ConfigError, DataError
+from qinco.machine import num_threads
 from qinco.maths.clustering import nearest
-from qinco.maths.devices import num_threads, to_device
+from qinco.maths.devices import to_device
 from qinco.native.tables import sum_by_row
 from qinco.progress import Progress, ProgressOption, counted, reporting, silent
 from qinco.search.code_file import CodeFile, list_centroids, open_codes, training_vectors

@@ -14,7 +14,7 @@ from qinco.codec.codec import Codec
 from qinco.config import accepts_keys, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError
-from qinco.maths.devices import num_threads
+from qinco.machine import num_threads
 from qinco.progress import ProgressOption, counted, reporting
 from qinco.search.edit import EditableIndex, decode_ids
 from qinco.search.faiss_index import from_faiss
@@ -48,7 +48,7 @@ class Index(EditableIndex):
     """Vectors in inverted lists, compressed by a codec (None: searched by its tables alone); see `build` and `load`.
 
     Threads may search at the same time, also while another thread adds or removes vectors. A search uses as many
-    processor threads as torch does (`torch.set_num_threads`), and `batch_bytes` for the shortlists of a batch.
+    processor threads as `qinco.set_num_threads` says, and `batch_bytes` for the shortlists of a batch.
 
     Example:
         >>> index = Index.build(codec, vectors)

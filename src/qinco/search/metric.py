@@ -6,14 +6,17 @@ Internally all are values of which the smallest are nearest. Shape suffixes: N v
 import logging
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from qinco.config import METRIC_SPELLINGS, METRICS
 from qinco.errors import ConfigError
 from qinco.vectors.formats import stated_metric
 from qinco.vectors.rows import VectorSource
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LONG, _SMALL = 2.0**60, 1e-30
 log = logging.getLogger(__name__)
@@ -60,7 +63,7 @@ class Metric:
         return np.exp2(-np.maximum(exponents_Q1, 0)).astype(np.float32) * np.float32(_LONG)
 
     @np.errstate(over="ignore", invalid="ignore")
-    def values(self, queries_ND: np.ndarray | Tensor, x_ND: np.ndarray | Tensor) -> np.ndarray:
+    def values(self, queries_ND: "np.ndarray | Tensor", x_ND: "np.ndarray | Tensor") -> np.ndarray:
         """The value of each pair of a prepared query and a reconstruction, float32 (N,)."""
         if self.name == "l2":
             difference_ND = x_ND - queries_ND
@@ -117,11 +120,11 @@ def choose_metric(given: str | None, *sources, own: str | None = None) -> str:
     return chosen
 
 
-def _products(a_ND: np.ndarray | Tensor, b_ND: np.ndarray | Tensor) -> np.ndarray:
-    """The inner product of each pair, (N,)."""
-    if isinstance(a_ND, Tensor):
-        return (a_ND * b_ND).sum(1).cpu().numpy()
-    return np.einsum("nd,nd->n", a_ND, b_ND)
+def _products(a_ND, b_ND) -> np.ndarray:
+    """The inner product of each pair of arrays or tensors, (N,)."""
+    if isinstance(a_ND, np.ndarray):
+        return np.einsum("nd,nd->n", a_ND, b_ND)
+    return (a_ND * b_ND).sum(1).cpu().numpy()
 
 
 L2 = Metric("l2")

@@ -6,9 +6,9 @@ Shape suffixes: Q queries, L lists visited, D dimension, N vectors of a list, F 
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
-from qinco.maths.devices import num_threads
+from qinco.machine import num_threads
+from qinco.maths.devices import as_array
 from qinco.search.ids import are_among
 from qinco.search.options import SearchOptions
 from qinco.search.parts import IndexParts
@@ -55,8 +55,7 @@ def _near(parts: IndexParts, decoder: Decoder, queries_QD, probes_QL, radius: fl
                 if allowed is not None:
                     positions_N, ids_N = (array[are_among(ids_N, allowed)] for array in (positions_N, ids_N))
                 lists_N = np.full(len(positions_N), number, np.int32)
-                decoded_ND = decoder.decode(segment.rows(positions_N, lists_N)[0], lists_N)
-                decoded_ND = decoded_ND.cpu().numpy() if isinstance(decoded_ND, torch.Tensor) else decoded_ND
+                decoded_ND = as_array(decoder.decode(segment.rows(positions_N, lists_N)[0], lists_N))
                 decoded_ND[np.isin(ids_N, parts.zeros)] = 0
                 for row in rows_Q:
                     query_ND = np.repeat(queries_QD[row : row + 1], len(decoded_ND), axis=0)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from qinco.config import EncodeOptions
-from qinco.engines.engine import pack
-from qinco.errors import ConfigError
+from qinco.engines.tensors import pack
+from qinco.errors import ConfigError, needs_extra
 from qinco.maths.clustering import BEAM_WIDTH, KMEANS_ROWS
 from qinco.maths.devices import to_device
 from qinco.progress import Progress, counted, format_duration, format_number, silent
@@ -65,7 +65,7 @@ def estimate(training: Training) -> Estimate:
 
 
 def _encode(training: Training, x_ND: torch.Tensor, options: EncodeOptions) -> torch.Tensor:
-    packed = pack(training.model, options.engine, training.dtype)
+    packed = pack(training.model, options.engine, training.precision)
     return packed.encode_tensors(x_ND, training.initial_reconstructions(x_ND), options)[0]
 
 
@@ -156,10 +156,8 @@ def _log_epoch(report: EpochReport, scale: float) -> None:
 
 def summary_writer() -> type:
     """TensorBoard's writer; raises ConfigError where the package is missing."""
-    try:
+    with needs_extra("tensorboard=", "tensorboard", "tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError("tensorboard needs the package tensorboard: pip install 'qinco[tensorboard]'") from None
     return SummaryWriter
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qinco.errors import ConfigError, DataError, QincoError
+from qinco.errors import DataError, QincoError, needs_extra
 from qinco.forking import new_lock
 from qinco.vectors.mapped import Rows, StoredRows, by_name
 
@@ -148,11 +148,10 @@ def gather(rows: StoredRows, rows_N: np.ndarray, read: Callable[[int], tuple[int
 def library(package: str, extra: str, name) -> Iterator[None]:
     """Turn what a file library raises (nearly anything, where a file is damaged) into an error that names the file."""
     try:
-        yield
+        with needs_extra(str(name), package, extra):
+            yield
     except QincoError:
         raise
-    except ImportError as error:
-        raise ConfigError(f"{name} needs the package {package}: pip install 'qinco[{extra}]'") from error
     except Exception as error:
         message = " ".join(ascii(str(error))[1:-1].split())[:_MAX_REASON_LENGTH]  # it may quote the file
         raise DataError(f"{name} cannot be read by {package}, it may be damaged: {message}") from error

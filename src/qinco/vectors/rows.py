@@ -15,7 +15,7 @@ from qinco.vectors.formats import open_array
 from qinco.vectors.mapped import Rows, by_name, check_matrix, release_pages
 
 _RELEASED_BYTES, _PIECE_VALUES = 1 << 16, 1 << 22
-_SAMPLED_ROWS = 256
+_SAMPLED_ROWS, _READ_ROWS = 256, 4096
 _STRATA, _MAX_RUN_ROWS = 8192, 1024
 _FLOAT32 = np.dtype(np.float32)
 
@@ -228,6 +228,19 @@ def stratified_rows(num_rows: int, count: int, seed: int = 0) -> np.ndarray:
     edges = np.arange(num_runs + 1) * num_rows // num_runs
     starts = np.random.default_rng(seed).integers(edges[:-1], edges[1:] - run_rows + 1)
     return (starts[:, None] + np.arange(run_rows)).reshape(-1)[:count]
+
+
+def sample(source: VectorSource, count: int, seed: int) -> np.ndarray:
+    """`count` vectors from all parts of a source, or all where there are fewer: float32 (N, D)."""
+    return source[:] if count >= len(source) else read_rows(source, stratified_rows(len(source), count, seed))
+
+
+def read_rows(source: VectorSource, rows_S: np.ndarray) -> np.ndarray:
+    """The vectors of these row numbers, float32 (S, D)."""
+    x_SD = np.empty((len(rows_S), source.dim), np.float32)
+    for start in range(0, len(rows_S), _READ_ROWS):  # so that the pages of a file are not all kept
+        x_SD[start : start + _READ_ROWS] = source[rows_S[start : start + _READ_ROWS]]
+    return x_SD
 
 
 def fingerprint(source: VectorSource, more: bytes = b"") -> str:

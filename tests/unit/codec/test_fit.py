@@ -403,7 +403,7 @@ def test_an_interrupt_carries_the_best_codec(tmp_path, num_parts):
     with pytest.raises(KeyboardInterrupt, match="resume=true"):
         fit(x, epochs=20, num_parts=num_parts, on_report=stop, output=tmp_path / "x.safetensors")
     part = next(path for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".part_0"))
-    assert Codec.load(part).models[0].fingerprint() == codec.models[0].fingerprint()
+    assert Codec.load(part).weights[0].fingerprint() == codec.weights[0].fingerprint()
 
 
 def test_an_interrupt_before_the_first_validation_carries_no_codec():

@@ -13,8 +13,8 @@ from qinco.codec.codec import Codec
 from qinco.codec.evaluate import Evaluation
 from qinco.config import EncodeOptions, require_int, require_precision
 from qinco.errors import ConfigError, DataError
+from qinco.machine import num_threads
 from qinco.maths.clustering import quantize_residually, residual_kmeans
-from qinco.maths.devices import num_threads
 from qinco.maths.metrics import RANKS, recall
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.exhaustive import nearest_in_blocks

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qinco.atomic import user_path, write_atomically
-from qinco.errors import ConfigError
+from qinco.errors import ConfigError, needs_extra
 from qinco.search.measure.explore import pareto_front
 
 SUFFIXES = (".png", ".svg")
@@ -19,10 +19,8 @@ def check_plot_path(path: str | os.PathLike) -> Path:
     path = Path(user_path(path))
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"plot={path} must end in {' or '.join(SUFFIXES)}")
-    try:
+    with needs_extra(f"plot={path}", "matplotlib", "plot"):
         import matplotlib  # noqa: F401
-    except ImportError:
-        raise ConfigError(f"plot={path} needs the package matplotlib: pip install 'qinco[plot]'") from None
     return path
 
 

@@ -10,14 +10,14 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from qinco.atomic import check_output, exclusive, user_path, write_atomically
 from qinco.codec.codec import Codec
 from qinco.config import DECODERS, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError, differences
-from qinco.machine import processor_name
+from qinco.machine import num_threads, processor_name, using_threads
+from qinco.maths.devices import device_type
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import is_directory
 from qinco.search.faiss_index import scanned_by_faiss
@@ -194,7 +194,7 @@ def sweep(
         decoder: last stage of the pipeline: "neural", "pairwise" or "lookup".
         precision: of the network, as in `Index.search`.
         batch_size: queries searched at a time, at most.
-        threads: processor threads; as many as torch uses if None.
+        threads: processor threads; those of `qinco.set_num_threads` if None.
         output: results file (.json), written after every setting.
         plot, name: picture of the front (.png, .svg), and what it calls the index.
         resume, overwrite: continue the results of `output` if it exists; replace it.
@@ -246,20 +246,15 @@ def sweep(
         facts["index"] = _fingerprint_of(index)
     if decoder == "neural" and index.codec is not None:
         facts["model"] = index.codec.fingerprint()
-        engine, device = index.codec.encode_options.engine, index.codec.device.type
+        engine, device = index.codec.encode_options.engine, device_type(index.codec.device)
         facts["precision, engine or device"] = f"{precision} {engine} {device}"
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        found = {"fingerprint": facts, "threads": torch.get_num_threads(), "machine": processor_name()}
-        with reporting(progress) as report:
-            result = record_sweep(
-                values, lambda options: measure(
-                    index, queries_QD, nearest_Q, options, batch_size, precision=precision, decoder=decoder
-                ), found, output, resume, report,
-            )  # fmt: skip
-    finally:
-        torch.set_num_threads(before)
+    with using_threads(threads), reporting(progress) as report:
+        found = {"fingerprint": facts, "threads": num_threads(), "machine": processor_name()}
+        result = record_sweep(
+            values, lambda options: measure(
+                index, queries_QD, nearest_Q, options, batch_size, precision=precision, decoder=decoder
+            ), found, output, resume, report,
+        )  # fmt: skip
     if plot is not None:
         plot_fronts(plot, {name: result.points()}, f"{len(queries_QD):,} queries, threads: {found['threads']}")
     return result
