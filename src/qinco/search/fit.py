@@ -21,7 +21,7 @@ from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codeboo
 from qinco.errors import ConfigError, DataError
 from qinco.machine import num_threads
 from qinco.maths.clustering import nearest
-from qinco.maths.devices import to_device
+from qinco.maths.devices import CPU, to_device
 from qinco.native.tables import sum_by_row
 from qinco.progress import Progress, ProgressOption, counted, reporting, silent
 from qinco.search.code_file import BLOCK_ROWS, CodeFile, list_centroids, open_codes, training_vectors
@@ -342,7 +342,7 @@ def assign_decoded(codec: Codec | None, codes: Codes, centroids_VD, report: Prog
     if len(centroids_VD) == 1:
         return lists_N
     assert codec is not None
-    is_cpu = str(codec.device) == "cpu"
+    is_cpu = codec.device == CPU
     near_VD = centroids_VD if is_cpu else to_device(centroids_VD, codec.device)
     for first, block in codec.decode_blocks(codes, "auto"):
         found_N: Any = nearest(block if is_cpu else to_device(block, codec.device), near_VD, num_threads())

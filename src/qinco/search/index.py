@@ -18,7 +18,6 @@ from qinco.errors import ConfigError
 from qinco.machine import num_threads
 from qinco.progress import ProgressOption, counted, reporting
 from qinco.search.edit import EditableIndex, decode_ids
-from qinco.search.faiss_index import from_faiss
 from qinco.search.grow import build_parts
 from qinco.search.ids import admitted_ids
 from qinco.search.index_file import from_bytes, holds_newer, load_parts, save_parts, to_bytes
@@ -270,6 +269,8 @@ class Index(EditableIndex):
         if not isinstance(folder, str | os.PathLike):
             raise ConfigError(f"an index is named by its folder or file, not {folder!r:.100}")
         if (path := Path(user_path(folder))).suffix.lower() == ".faissindex" and not path.is_dir():
+            from qinco.search.faiss_index import from_faiss
+
             return cls(codec, from_faiss(path, codec))
         if path.is_file() and is_zipfile(path):  # what `save` wrote to a file object
             return cls.from_bytes(path.read_bytes(), codec=codec, device=device)

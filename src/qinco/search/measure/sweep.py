@@ -20,7 +20,6 @@ from qinco.machine import num_threads, processor_name, using_threads
 from qinco.maths.devices import device_type
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import is_directory
-from qinco.search.faiss_index import scanned_by_faiss
 from qinco.search.fit import open_pairwise
 from qinco.search.index import Index
 from qinco.search.measure.explore import Measurement, Setting, combinations, explore, pareto_front
@@ -268,6 +267,8 @@ def open_searcher(index, codec: Codec | None = None, pairwise=None, device="cpu"
     elif not isinstance(index, Index):
         if held := find_content(path):
             raise DataError(f"{path} holds {held}, not an index")
+        from qinco.search.faiss_index import scanned_by_faiss
+
         index, files["index"] = Index(codec, scanned_by_faiss(path, codec)), _fingerprint_of_file(path)
     if pairwise is None:
         return index, files
