@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from qinco.errors import DataError
+from qinco.machine import num_threads
 from qinco.maths.leastsquares import fit_additive_tables
+from qinco.native.tables import decode_rows
 from qinco.packing import check_codes, check_lists
-
-_BLOCK_ROWS = 4096
 
 
 class TableDecoder:
@@ -62,19 +59,20 @@ class TableDecoder:
         return codes, check_lists(lists, len(codes), self.num_lists)
 
     def _decode(self, codes: np.ndarray, lists: np.ndarray | None) -> np.ndarray:
-        decoded_ND = np.empty((len(codes), self.dim), np.float32)
-        first_rows_M = np.arange(self.num_codes, dtype=np.int32) * self.codebook_size
-        for first in range(0, len(codes), _BLOCK_ROWS):
-            rows = slice(first, first + _BLOCK_ROWS)
-            rows_nM = torch.from_numpy(codes[rows].astype(np.int32) + first_rows_M)
-            decoded_ND[rows] = embedding_bag(rows_nM, self._tables_TD, mode="sum").numpy()
-            if self.centroids_VD is not None and lists is not None:
-                decoded_ND[rows] += self.centroids_VD[lists[rows]]
+        codes_NM, threads = np.ascontiguousarray(codes, np.int32), num_threads()
+        decoded_ND = decode_rows(self._tables_TD, codes_NM, self.codebook_size, threads=threads)
+        if self._origins_VD is not None and lists is not None:
+            lists_N1 = np.ascontiguousarray(lists[:, None], np.int32)
+            decode_rows(self._origins_VD, lists_N1, self.num_lists, threads=threads, add_to=decoded_ND)
         return decoded_ND
 
     @cached_property
-    def _tables_TD(self) -> Tensor:
-        return torch.from_numpy(np.require(self.tables_MKD, np.float32, ["C", "W"])).flatten(0, 1)
+    def _tables_TD(self) -> np.ndarray:
+        return np.require(self.tables_MKD, np.float32, "C").reshape(-1, self.dim)
+
+    @cached_property
+    def _origins_VD(self) -> np.ndarray | None:
+        return None if self.centroids_VD is None else np.require(self.centroids_VD, np.float32, "C")
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,26 +12,26 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from qinco.errors import DataError
+from qinco.machine import num_threads
+from qinco.native.tables import sum_by_row
 from qinco.progress import Progress
 
 Pair = tuple[int, int]
 _MAX_HELD_OUT, _MIN_HELD_OUT = 50_000, 1_000
-_LARGEST = 256  # of a normalised residual: float16 holds the sum of 255 such rows
+_LARGEST = 256  # of a normalised residual: float16 holds rows of such values, and of much smaller ones
 _PULLS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 _NEIGHBOURS, _SKETCH_NEIGHBOURS = (2, 3, 5, 12), (3,)
 _SKETCH_DIM = 32
 _STANDARD_ERRORS, _HALVINGS = 2, 30
 _MIN_WEIGHT = 1e-3  # products of less would be subnormal, with which processors are slow
-_BLOCK_ROWS, _SPREAD_WORDS = 4096, 64
+_BLOCK_ROWS, _SPREAD_WORDS = 1024, 64
 
 
 def fit_pair_tables(
-    streams_NW: np.ndarray, words_WKD: np.ndarray, residual_ND: np.ndarray, num_pairs: int, dtype: torch.dtype,
-    seed: int, report: Progress,
+    streams_NW: np.ndarray, words_WKD: np.ndarray, residual_ND: np.ndarray, num_pairs: int, dtype: np.dtype, seed: int,
+    report: Progress,
 ) -> tuple[np.ndarray, np.ndarray, float]:  # fmt: skip
     """Pairs of streams int64 (P, 2), their tables (P, K², D) of `dtype`, and the scale to multiply the tables by.
 
@@ -45,7 +45,7 @@ def fit_pair_tables(
     scale = _normalize(residual_ND)
     fit = _Fit(streams_NW, words_WKD, residual_ND, np.random.default_rng(seed))
     num_pairs = min(num_pairs, len(fit.gains))
-    tables_PJD = torch.empty(num_pairs, fit.size**2, residual_ND.shape[1], dtype=dtype)
+    tables_PJD = np.empty((num_pairs, fit.size**2, residual_ND.shape[1]), dtype)
     pairs: list[Pair] = []
     while len(pairs) < num_pairs and (pair := fit.next_pair()) is not None:
         rows = fit.best_rows(pair)
@@ -54,56 +54,61 @@ def fit_pair_tables(
         tables_PJD[len(pairs)] = rows.table()
         fit.subtract(pair, rows)
         pairs.append(pair)
-        mse = float(fit.held.left_TD.square().sum(1).double().mean()) * scale**2
+        mse = float(_products(fit.held.left_TD, fit.held.left_TD).mean()) * scale**2
         report("fitting pairs", len(pairs), num_pairs, "table", residual=mse)
-    return np.array(pairs, np.int64).reshape(-1, 2), tables_PJD[: len(pairs)].numpy(), scale
+    return np.array(pairs, np.int64).reshape(-1, 2), tables_PJD[: len(pairs)], scale
 
 
 @dataclass
 class _Part:
     """Some of the vectors: their streams int32 (T, W), and what is left of them, float32 (T, D)."""
 
-    streams_TW: Tensor
-    left_TD: Tensor
+    streams_TW: np.ndarray
+    left_TD: np.ndarray
 
-    def joint(self, pair: Pair, size: int) -> Tensor:
-        return self.streams_TW[:, pair[0]] * size + self.streams_TW[:, pair[1]]
+    def joint(self, pair: Pair, size: int) -> np.ndarray:
+        return self.streams_TW[:, pair[0]] * np.int32(size) + self.streams_TW[:, pair[1]]
 
-    def blocks(self, pair: Pair, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.joint(pair, size).split(_BLOCK_ROWS), self.left_TD.split(_BLOCK_ROWS), strict=True)
+    def blocks(self, pair: Pair, size: int) -> Iterator[tuple[np.ndarray, ...]]:
+        return _blocks(self.joint(pair, size), self.left_TD)
 
 
 @dataclass
 class _Rows:
     """A pair's table: a row is its sum / (its weight + pull). `gain`: a lower bound of how much it lowers the error."""
 
-    sums_JD: Tensor
-    weights_J: Tensor
+    sums_JD: np.ndarray
+    weights_J: np.ndarray
     pull: float = 1.0
     gain: float = -np.inf
 
-    def table(self) -> Tensor:
-        return self.sums_JD / (self.weights_J + self.pull)[:, None]
+    def table(self) -> np.ndarray:
+        return self.sums_JD / (self.weights_J + np.float32(self.pull))[:, None]
 
-    def spread(self, first_KK: Tensor, second_KK: Tensor) -> "_Rows":
+    def spread(self, first_KK: np.ndarray, second_KK: np.ndarray) -> "_Rows":
         """To each row those of similar codewords in both places are added, weighted."""
-        size, spread = len(first_KK), []
-        for values in (self.sums_JD, self.weights_J[:, None]):
-            values_KKD = values.view(size, size, -1).clone()
-            for part_KnD in values_KKD.split(_SPREAD_WORDS, 1):  # between which Ctrl-C is heard
-                part_KnD.copy_((first_KK @ part_KnD.flatten(1)).view(part_KnD.shape))
-            for part_nKD in values_KKD.split(_SPREAD_WORDS):
-                part_nKD.copy_(torch.matmul(second_KK, part_nKD))
-            spread.append(values_KKD.view(size**2, -1))
-        return _Rows(spread[0], spread[1].view(-1))
+        size, dim = len(first_KK), self.sums_JD.shape[1]
+        sums_KC, mixed_KC = self.sums_JD.reshape(size, size * dim), np.empty((size, size * dim), np.float32)
+        for first in range(0, size * dim, _SPREAD_WORDS * dim):  # between which Ctrl-C is heard
+            part = np.s_[:, first : first + _SPREAD_WORDS * dim]
+            np.matmul(first_KK, sums_KC[part], out=mixed_KC[part])
+        mixed_KKD, spread_KKD = mixed_KC.reshape(size, size, dim), np.empty((size, size, dim), np.float32)
+        for first in range(0, size, _SPREAD_WORDS):
+            part = np.s_[first : first + _SPREAD_WORDS]
+            np.matmul(second_KK, mixed_KKD[part], out=spread_KKD[part])
+        weights_KK = first_KK @ self.weights_J.reshape(size, size) @ second_KK.T
+        return _Rows(spread_KKD.reshape(size**2, dim), weights_KK.ravel())
 
-    def fit_pull(self, joint_U: Tensor, left_UD: Tensor) -> "_Rows":
+    def fit_pull(self, joint_U: np.ndarray, left_UD: np.ndarray) -> "_Rows":
         """Find the pull with the largest gain on held-out vectors, less some standard errors of it."""
-        sums_UD, weights_U = self.sums_JD[joint_U], self.weights_J[joint_U].double()
-        cross_U, square_U = (left_UD * sums_UD).sum(1).double(), (sums_UD * sums_UD).sum(1).double()
+        cross_U, square_U = np.empty((2, len(joint_U)))
+        for joint_u, left_uD, cross_u, square_u in _blocks(joint_U, left_UD, cross_U, square_U):
+            sums_uD = self.sums_JD[joint_u]
+            cross_u[:], square_u[:] = _products(left_uD, sums_uD), _products(sums_uD, sums_uD)
+        weights_U = self.weights_J[joint_U].astype(np.float64)
         for pull in _PULLS:
             gains_U = (2 * cross_U - square_U / (weights_U + pull)) / (weights_U + pull)
-            gain = float(gains_U.sum() - _STANDARD_ERRORS * gains_U.square().sum().sqrt())
+            gain = float(gains_U.sum() - _STANDARD_ERRORS * np.sqrt(np.square(gains_U).sum()))
             if gain > self.gain:
                 self.pull, self.gain = pull, gain
         return self
@@ -118,16 +123,15 @@ class _Fit:
         count = len(residual_ND)  # a tenth is held out, but enough for an estimate where there are as many
         num_held = min(max(count // 10, min(count // 2, _MIN_HELD_OUT)), _MAX_HELD_OUT)
         self.held, self.fitted = (
-            _Part(torch.from_numpy(streams_NW[rows].astype(np.int32)), torch.from_numpy(residual_ND[rows]))
+            _Part(streams_NW[rows].astype(np.int32), residual_ND[rows])
             for rows in map(np.sort, (order_N[:num_held], order_N[num_held:]))
         )
         self.kernels = [
-            {count: _kernel(torch.from_numpy(words_KD), count) for count in {*_NEIGHBOURS, *_SKETCH_NEIGHBOURS}}
-            for words_KD in words_WKD
+            {count: _kernel(words_KD, count) for count in {*_NEIGHBOURS, *_SKETCH_NEIGHBOURS}} for words_KD in words_WKD
         ]
         dim = residual_ND.shape[1]  # a pair's gain along random directions is in proportion to its whole gain
         directions_Dd = np.linalg.qr(generator.standard_normal((dim, min(dim, _SKETCH_DIM))))[0]
-        self.sketch_Dd = torch.from_numpy(directions_Dd.astype(np.float32))
+        self.sketch_Dd = directions_Dd.astype(np.float32)
         self.gains = dict.fromkeys(combinations(range(len(words_WKD)), 2), np.inf)
 
     def next_pair(self) -> Pair | None:
@@ -150,7 +154,7 @@ class _Fit:
 
     def best_rows(self, pair: Pair) -> _Rows:
         """The table of a pair with the neighbourhood and the pull that lower the error of held-out vectors most."""
-        best = _Rows(torch.empty(0), torch.empty(0))
+        best = _Rows(np.empty(0), np.empty(0))
         for rows in self._rows(pair, self.fitted.left_TD, self.held.left_TD, _NEIGHBOURS):
             if rows.gain < best.gain:  # larger neighbourhoods lose more
                 break
@@ -166,14 +170,18 @@ class _Fit:
         for joint_t, left_tD in self.held.blocks(pair, self.size):
             left_tD -= table_JD[joint_t]
         for joint_t, left_tD in self.fitted.blocks(pair, self.size):
-            weights_t = (rows.weights_J[joint_t] - 1).clamp_(min=0) + rows.pull
-            left_tD -= (rows.sums_JD[joint_t] - left_tD) / weights_t[:, None]
+            weights_t = np.maximum(rows.weights_J[joint_t] - 1, 0) + np.float32(rows.pull)
+            others_tD = rows.sums_JD[joint_t]
+            others_tD -= left_tD
+            others_tD /= weights_t[:, None]
+            left_tD -= others_tD
 
-    def _rows(self, pair: Pair, fitted_TD: Tensor, held_UD: Tensor, neighbours) -> Iterator[_Rows]:
+    def _rows(self, pair: Pair, fitted_TD: np.ndarray, held_UD: np.ndarray, neighbours) -> Iterator[_Rows]:
         """A pair's tables of what is left: without neighbours, then with more and more of them."""
         joint_T, joint_U = self.fitted.joint(pair, self.size), self.held.joint(pair, self.size)
-        sums_JD = torch.zeros(self.size**2, fitted_TD.shape[1]).index_add_(0, joint_T, fitted_TD)
-        alone = _Rows(sums_JD, torch.bincount(joint_T, minlength=self.size**2).float())
+        sums_JD = np.zeros((self.size**2, fitted_TD.shape[1]), np.float32)
+        sum_by_row(fitted_TD, joint_T[:, None], len(sums_JD), sums_JD, threads=num_threads())
+        alone = _Rows(sums_JD, np.bincount(joint_T, minlength=len(sums_JD)).astype(np.float32))
         yield alone.fit_pull(joint_U, held_UD)
         for count in neighbours:
             yield alone.spread(*(self.kernels[stream][count] for stream in pair)).fit_pull(joint_U, held_UD)
@@ -192,15 +200,29 @@ def _normalize(residual_ND: np.ndarray) -> float:
     return scale
 
 
-def _kernel(words_KD: Tensor, neighbours: float) -> Tensor:
+def _blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """Some rows of all arrays at a time, which stay in the cache."""
+    for first in range(0, len(arrays[0]), _BLOCK_ROWS):
+        yield tuple(array[first : first + _BLOCK_ROWS] for array in arrays)
+
+
+def _products(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
+    """Inner products of rows, float64 (N,)."""
+    return np.einsum("nd,nd->n", a_ND, b_ND).astype(np.float64)
+
+
+def _kernel(words_KD: np.ndarray, neighbours: float) -> np.ndarray:
     """Weights of all words for each, (K, K): exp(−distance² / width), the width such that they sum to `neighbours`."""
-    words_KD = words_KD.double()
-    distances_KK = torch.cdist(words_KD, words_KD).square_().fill_diagonal_(0)
-    distances_KK = (distances_KK / distances_KK.mean().clamp(min=torch.finfo(torch.float64).tiny)).float()
-    low_K1, high_K1 = (torch.full((len(words_KD), 1), bound) for bound in (1e-6, 1e3))
+    words_KD = words_KD - words_KD.mean(0, dtype=np.float64)
+    squares_K = _products(words_KD, words_KD)
+    distances_KK = np.maximum(squares_K[:, None] + squares_K - 2 * words_KD @ words_KD.T, 0)
+    np.fill_diagonal(distances_KK, 0)
+    distances_KK = (distances_KK / max(distances_KK.mean(), np.finfo(np.float64).tiny)).astype(np.float32)
+    low_K1, high_K1 = (np.full((len(words_KD), 1), bound, np.float32) for bound in (1e-6, 1e3))
     for _ in range(_HALVINGS):
-        width_K1 = (low_K1 * high_K1).sqrt()
-        is_wide = torch.exp(-distances_KK / width_K1).sum(1, keepdim=True) > neighbours
-        low_K1, high_K1 = torch.where(is_wide, low_K1, width_K1), torch.where(is_wide, width_K1, high_K1)
-    weights_KK = torch.exp(-distances_KK / width_K1)
-    return weights_KK.masked_fill_(weights_KK < _MIN_WEIGHT, 0)
+        width_K1 = np.sqrt(low_K1 * high_K1)
+        is_wide = np.exp(-distances_KK / width_K1).sum(1, keepdims=True) > neighbours
+        low_K1, high_K1 = np.where(is_wide, low_K1, width_K1), np.where(is_wide, width_K1, high_K1)
+    weights_KK = np.exp(-distances_KK / width_K1)
+    weights_KK[weights_KK < _MIN_WEIGHT] = 0
+    return weights_KK

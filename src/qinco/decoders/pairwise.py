@@ -11,23 +11,18 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from qinco.decoders.lookup import LookupDecoder, TableDecoder
 from qinco.decoders.pair_tables import fit_pair_tables
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.machine import free_memory
+from qinco.machine import free_memory, num_threads
 from qinco.maths.clustering import kmeans, nearest
-from qinco.maths.devices import num_threads
+from qinco.native.tables import decode_rows
 from qinco.progress import ProgressOption, reporting
 
 LIST_STREAMS = 5
 MAX_CODEWORDS = 256
 PAIRS_PER_CODE = 2
-_BLOCK_ROWS = 1024
-_TORCH_TYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float16): torch.float16}
 _CLUSTERED_LISTS = 1 << 16
 
 
@@ -85,7 +80,7 @@ class PairwiseDecoder(TableDecoder):
             words_WKD = np.concatenate([words_WKD, books_IKD])
         left_ND = lookup._decode(codes, lists)
         np.subtract(x, left_ND, out=left_ND, casting="same_kind")
-        options = num_pairs, _TORCH_TYPES[np.dtype(dtype)], seed
+        options = num_pairs, np.dtype(dtype), seed
         with reporting(progress) as report:
             pairs = fit_pair_tables(streams_NW, words_WKD, left_ND, *options, report)
         return cls(lookup.tables_MKD, *pairs, list_codes_VI, lookup.centroids_VD)
@@ -99,23 +94,23 @@ class PairwiseDecoder(TableDecoder):
         return len(self.pairs_P2)
 
     def _decode(self, codes: np.ndarray, lists: np.ndarray | None) -> np.ndarray:
-        decoded_ND, size = super()._decode(codes, lists), np.int32(self.codebook_size)
-        first_rows_P = np.arange(self.num_pairs, dtype=np.int32) * size**2
-        for first in range(0, len(codes) if self.num_pairs else 0, _BLOCK_ROWS):
-            rows = slice(first, first + _BLOCK_ROWS)
-            streams_nW = codes[rows].astype(np.int32)
-            if lists is not None and self.list_codes_VI is not None:
-                streams_nW = np.concatenate([streams_nW, self.list_codes_VI[lists[rows]]], 1, dtype=np.int32)
-            joint_nP = streams_nW[:, self.pairs_P2[:, 0]] * size
-            joint_nP += streams_nW[:, self.pairs_P2[:, 1]]
-            joint_nP += first_rows_P
-            sums_nD = embedding_bag(torch.from_numpy(joint_nP), self._pair_rows, mode="sum")
-            decoded_ND[rows] += sums_nD.float().mul_(self.scale).numpy()
-        return decoded_ND
+        decoded_ND, streams_NW = super()._decode(codes, lists), codes
+        if lists is not None and self.list_codes_VI is not None:
+            streams_NW = np.concatenate([codes, self.list_codes_VI[lists]], 1, dtype=np.int32, casting="unsafe")
+        streams_NW = np.ascontiguousarray(streams_NW, np.int32)
+        pairs = {"pairs_P2": self._pairs_P2, "scale": self.scale, "threads": num_threads(), "add_to": decoded_ND}
+        return decode_rows(self._pair_rows_TD, streams_NW, self.codebook_size, **pairs)
 
     @cached_property
-    def _pair_rows(self) -> Tensor:
-        return torch.from_numpy(np.require(self.tables_PJD, requirements=["C", "W"])).flatten(0, 1)
+    def _pairs_P2(self) -> np.ndarray:
+        lists_VI = np.empty((0, 0), np.uint8) if self.list_codes_VI is None else self.list_codes_VI
+        num_streams = self.num_codes + lists_VI.shape[1]
+        assert ((self.pairs_P2 >= 0) & (self.pairs_P2 < num_streams)).all() and (lists_VI < self.codebook_size).all()
+        return np.ascontiguousarray(self.pairs_P2, np.int32)
+
+    @cached_property
+    def _pair_rows_TD(self) -> np.ndarray:
+        return np.require(self.tables_PJD, requirements="C").reshape(-1, self.dim)
 
 
 def check_memory(num_vectors: int, num_pairs: int, codebook_size: int, dim: int, dtype: type = np.float32) -> str:

@@ -4,18 +4,19 @@ Shape suffixes: N vectors, n vectors of a block, D dimension, M steps, K codewor
 """
 
 from collections.abc import Iterable
+from itertools import combinations_with_replacement
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import embedding_bag
+
+from qinco.machine import num_threads
+from qinco.native.tables import decode_rows, sum_by_row
 
 MAX_DENSE_ROWS = 8192
-_BLOCK_ROWS = 2048  # a block's vectors stay in cache while every step adds them to its own rows
-_BLOCK_COLUMNS = 128
-_WHOLE_ROWS, _CHOLESKY_ROWS = 2048, 256  # of matrices that are factored at once, and of the blocks of larger ones
+_BLOCK_ROWS, _BLOCK_COLUMNS = 1 << 14, 128
+_CHOLESKY_ROWS, _PRODUCT_ROWS = 256, 2048  # of blocks between which Ctrl-C is heard
 _MIN_RIDGE = 1e-9  # of the largest count: less is lost in rounding
 _TOLERANCE, _MAX_ITERATIONS = 1e-6, 200
+_TINY = np.finfo(np.float64).tiny
 
 
 def fit_additive_tables(
@@ -43,102 +44,87 @@ def fit_additive_tables(
     Returns:
         float32 (M, K, D). A row that no code uses holds its share of the mean.
     """
-    right_TD, shift_D, rows_NM = _right_side(blocks, num_steps, codebook_size)
-    ridge *= len(right_TD) / len(rows_NM)
-    if len(right_TD) <= max_dense_rows:
-        gram_TT = _co_occurrences(rows_NM, codebook_size)
-        counts_T = gram_TT.diagonal()
-        counts_T += max(ridge, _MIN_RIDGE * float(counts_T.max()))
-        tables_TD = _solve_directly(gram_TT, right_TD)
-    else:
-        tables_TD = torch.cat(
-            [_solve_iteratively(rows_NM, part_TD, ridge) for part_TD in right_TD.split(_BLOCK_COLUMNS, 1)], 1
-        )
-    tables_TD += shift_D / num_steps
-    return tables_TD.float().view(num_steps, codebook_size, -1).numpy()
+    codes_NM, right_TD = _right_side(blocks, num_steps, codebook_size)
+    counts_T = np.concatenate([np.bincount(codes_N, minlength=codebook_size) for codes_N in codes_NM.T])
+    mean_D = right_TD[:codebook_size].sum(0) / len(codes_NM)
+    ridge *= len(right_TD) / len(codes_NM)
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller sees that tables are not finite
+        right_TD -= counts_T[:, None] * mean_D
+        if len(right_TD) <= max_dense_rows:
+            gram_TT = _co_occurrences(codes_NM, codebook_size)
+            gram_TT.flat[:: len(gram_TT) + 1] += max(ridge, _MIN_RIDGE * float(counts_T.max()))
+            _solve_directly(gram_TT, right_TD)
+        else:
+            for first in range(0, right_TD.shape[1], _BLOCK_COLUMNS):
+                part_TD = right_TD[:, first : first + _BLOCK_COLUMNS]
+                part_TD[:] = _solve_iteratively(codes_NM, codebook_size, part_TD, counts_T + ridge, ridge)
+        right_TD += mean_D / num_steps
+        return right_TD.astype(np.float32).reshape(num_steps, codebook_size, -1)
 
 
-def _right_side(blocks, num_steps: int, codebook_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of the vectors, minus a shift, of each table row, float64 (T, D); the shift (D,); codes as rows (N, M)."""
-    right_TD, shift_D, kept = torch.empty(0), torch.empty(0), []
+def _right_side(blocks, num_steps: int, codebook_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """All codes, int32 (N, M), and the sums of the vectors of each table row, float64 (T, D)."""
+    kept, right_TD = [], np.empty((0, 0))
     for codes_nM, x_nD in blocks:
-        if not len(codes_nM):
-            continue
         if not kept:
-            right_TD = torch.zeros(num_steps * codebook_size, x_nD.shape[1], dtype=torch.float64)
-            shift_D = torch.from_numpy(x_nD.mean(0, dtype=np.float64))
-        # Codes as rows of the tables laid one after the other.
-        rows_nM = torch.from_numpy(codes_nM.astype(np.int32) + np.arange(num_steps, dtype=np.int32) * codebook_size)
-        kept.append(rows_nM)
-        for first in range(0, len(x_nD), _BLOCK_ROWS):
-            part_nD = torch.from_numpy(x_nD[first : first + _BLOCK_ROWS].astype(np.float64))
-            _add_to_rows(right_TD, rows_nM[first : first + _BLOCK_ROWS], part_nD - shift_D)
-    return right_TD, shift_D, torch.cat(kept)
+            right_TD = np.zeros((num_steps * codebook_size, x_nD.shape[1]))
+        kept.append(np.ascontiguousarray(codes_nM, np.int32))
+        x_nD = np.ascontiguousarray(x_nD, np.float32)
+        sum_by_row(x_nD, kept[-1], codebook_size, right_TD, threads=num_threads())
+    return np.concatenate(kept), right_TD
 
 
-def _add_to_rows(sums_TD: Tensor, rows_nM: Tensor, x_nD: Tensor) -> None:
-    for rows_n in rows_nM.unbind(1):
-        sums_TD.index_add_(0, rows_n, x_nD)
-
-
-def _co_occurrences(rows_NM: Tensor, codebook_size: int) -> Tensor:
+def _co_occurrences(codes_NM: np.ndarray, codebook_size: int) -> np.ndarray:
     """Number of vectors that use each pair of table rows: float64 (T, T)."""
-    rows_MN = rows_NM.T.contiguous().long()
-    num_steps, size = len(rows_MN), codebook_size
-    gram_MKMK = torch.zeros(num_steps, size, num_steps, size, dtype=torch.float64)
-    for i in range(num_steps):
-        for j in range(i, num_steps):
-            joint_N = (rows_MN[i] - i * size) * size + (rows_MN[j] - j * size)
-            counts_KK = torch.bincount(joint_N, minlength=size**2).view(size, size)
-            gram_MKMK[i, :, j], gram_MKMK[j, :, i] = counts_KK, counts_KK.T
-    return gram_MKMK.view(num_steps * size, -1)
+    codes_MN, size = codes_NM.T.astype(np.int64, order="C"), codebook_size
+    gram_MKMK = np.zeros((len(codes_MN), size, len(codes_MN), size))
+    for i, j in combinations_with_replacement(range(len(codes_MN)), 2):
+        counts_KK = np.bincount(codes_MN[i] * size + codes_MN[j], minlength=size**2).reshape(size, size)
+        gram_MKMK[i, :, j], gram_MKMK[j, :, i] = counts_KK, counts_KK.T
+    return gram_MKMK.reshape(len(codes_MN) * size, -1)
 
 
-def _solve_directly(gram_TT: Tensor, right_TD: Tensor) -> Tensor:
-    """Solve the normal equations by Cholesky's method, large ones in blocks, in place: Ctrl-C is heard between them."""
-    size = len(gram_TT)
-    if size <= _WHOLE_ROWS:
-        return torch.cholesky_solve(right_TD, torch.linalg.cholesky(gram_TT))
-    blocks = [slice(start, start + _CHOLESKY_ROWS) for start in range(0, size, _CHOLESKY_ROWS)]
-    lower, solve = gram_TT, torch.linalg.solve_triangular
-    for number, j in enumerate(blocks):
-        for i in blocks[number:]:
-            lower[i, j] -= lower[i, : j.start] @ lower[j, : j.start].T
-            if i == j:
-                lower[j, j] = torch.linalg.cholesky(lower[j, j])
-            else:
-                lower[i, j] = solve(lower[j, j].T, lower[i, j], upper=True, left=False)
+def _solve_directly(gram_TT: np.ndarray, right_TD: np.ndarray) -> None:
+    """Solve the normal equations by Cholesky's method, in blocks and in place."""
+    size, lower_TT, inverses = len(gram_TT), gram_TT, []
+    blocks = [slice(start, min(start + _CHOLESKY_ROWS, size)) for start in range(0, size, _CHOLESKY_ROWS)]
     for j in blocks:
-        right_TD[j] = solve(lower[j, j], right_TD[j] - lower[j, : j.start] @ right_TD[: j.start], upper=False)
-    for j in reversed(blocks):
-        known = lower[j.stop :, j].T @ right_TD[j.stop :]
-        right_TD[j] = solve(lower[j, j].T, right_TD[j] - known, upper=True)
-    return right_TD
+        for start in range(j.start, size, _PRODUCT_ROWS):
+            i = slice(start, start + _PRODUCT_ROWS)
+            lower_TT[i, j] -= lower_TT[i, : j.start] @ lower_TT[j, : j.start].T
+        # Blocks on the diagonal are inverted: numpy solves no triangular equations.
+        inverses.append(np.linalg.inv(np.linalg.cholesky(lower_TT[j, j])))
+        lower_TT[j.stop :, j] = lower_TT[j.stop :, j] @ inverses[-1].T
+        right_TD[j] = inverses[-1] @ (right_TD[j] - lower_TT[j, : j.start] @ right_TD[: j.start])
+    for j, inverse in zip(reversed(blocks), reversed(inverses), strict=True):
+        right_TD[j] = inverse.T @ (right_TD[j] - lower_TT[j.stop :, j].T @ right_TD[j.stop :])
 
 
-def _solve_iteratively(rows_NM: Tensor, right_TD: Tensor, ridge: float) -> Tensor:
+def _solve_iteratively(codes_NM: np.ndarray, codebook_size: int, right_TD: np.ndarray, diagonal_T, ridge: float):
     """Solve the normal equations by conjugate gradients, preconditioned by the diagonal, for each column separately.
 
     The matrix is never formed: its product with the tables decodes all codes and sums the results by table row.
     """
-    diagonal_T1 = torch.bincount(rows_NM.flatten(), minlength=len(right_TD)).double()[:, None] + ridge
-    solution_TD = torch.zeros_like(right_TD)
-    residual_TD = right_TD.clone()
-    direction_TD = residual_TD / diagonal_T1
+    solution_TD, residual_TD = np.zeros_like(right_TD), right_TD.copy()
+    direction_TD = residual_TD / diagonal_T[:, None]
     energy_D = (residual_TD * direction_TD).sum(0)
     enough_D = energy_D * _TOLERANCE**2
     for _ in range(_MAX_ITERATIONS):
         product_TD = direction_TD * ridge
-        weights_TD = direction_TD.float()
-        for rows_nM in rows_NM.split(_BLOCK_ROWS):
-            _add_to_rows(product_TD, rows_nM, embedding_bag(rows_nM, weights_TD, mode="sum").double())
-        tiny = torch.finfo(torch.float64).tiny
-        step_D = energy_D / (direction_TD * product_TD).sum(0).clamp_(min=tiny)
+        _add_product(codes_NM, codebook_size, direction_TD.astype(np.float32), product_TD)
+        step_D = energy_D / np.maximum((direction_TD * product_TD).sum(0), _TINY)
         solution_TD += step_D * direction_TD
         residual_TD -= step_D * product_TD
-        scaled_TD = residual_TD / diagonal_T1
+        scaled_TD = residual_TD / diagonal_T[:, None]
         before_D, energy_D = energy_D, (residual_TD * scaled_TD).sum(0)
         if (energy_D <= enough_D).all():
             break
-        direction_TD = scaled_TD + energy_D / before_D.clamp(min=tiny) * direction_TD
+        direction_TD = scaled_TD + energy_D / np.maximum(before_D, _TINY) * direction_TD
     return solution_TD
+
+
+def _add_product(codes_NM: np.ndarray, codebook_size: int, tables_TD: np.ndarray, product_TD: np.ndarray) -> None:
+    for first in range(0, len(codes_NM), _BLOCK_ROWS):
+        codes_nM = codes_NM[first : first + _BLOCK_ROWS]
+        decoded_nD = decode_rows(tables_TD, codes_nM, codebook_size, threads=num_threads())
+        sum_by_row(decoded_nD, codes_nM, codebook_size, product_TD, threads=num_threads())

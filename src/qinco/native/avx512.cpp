@@ -6,3 +6,4 @@
 #include "kernels.h"
 #include "graph.h"
 #include "scan.h"
+#include "tables.h"

@@ -9,6 +9,7 @@
 
 #include "lists.h"
 #include "nearest.h"
+#include "tables.h"
 
 using Clock = std::chrono::steady_clock;
 static constexpr std::chrono::milliseconds BETWEEN_CHECKS{50};
@@ -91,9 +92,9 @@ int qinco_encode(const void* engine, const qinco_search* search, const float* x,
 }
 
 int qinco_decode(const void* engine, const uint16_t* codes, const float* start, int steps, int64_t count, int threads,
-                 float* out) {
+                 int each, float* out) {
   try {
-    ((const AnyEngine*)engine)->decode(codes, start, steps, count, threads, out);
+    ((const AnyEngine*)engine)->decode(codes, start, steps, count, threads, each, out);
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;
@@ -145,6 +146,32 @@ int qinco_scalars(const void* scanner, const uint8_t* codes, const int32_t* list
   }
 }
 
+// Both return 0, or 1 where memory is exhausted; see tables.h.
+int qinco_decode_rows(const qinco_rows* rows, const void* tables, int half, float scale, int threads, int level, int adds,
+                      float* out) {
+  try {
+#if defined(__x86_64__)
+    if (level >= 2) return avx512::decode_rows(*rows, tables, half, scale, threads, adds, out), 0;
+    if (level == 1) return avx2::decode_rows(*rows, tables, half, scale, threads, adds, out), 0;
+#endif
+    return portable::decode_rows(*rows, tables, half, scale, threads, adds, out), 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+int qinco_sum_by_row(const qinco_rows* rows, const float* x, int threads, int level, int wide, void* sums) {
+  try {
+#if defined(__x86_64__)
+    if (level >= 2) return avx512::sum_by_row(*rows, x, threads, wide, sums), 0;
+    if (level == 1) return avx2::sum_by_row(*rows, x, threads, wide, sums), 0;
+#endif
+    return portable::sum_by_row(*rows, x, threads, wide, sums), 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
 // Vectors (count, dim) to search exactly, or null where memory is exhausted; they are read in every search.
 void* qinco_create_flat(const float* vectors, int64_t count, int dim, int inner_product, int level) {
   try {
@@ -165,16 +192,6 @@ int qinco_search_flat(const void* flat, const float* queries, int64_t count, int
                       int64_t* numbers) {
   try {
     ((const AnyFlat*)flat)->search(queries, count, wanted, threads, values, numbers);
-    return 0;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
-}
-
-int qinco_sums(const void* flat, const float* x, const int64_t* numbers, int64_t count, int threads, double* sums,
-               int64_t* counts) {
-  try {
-    ((const AnyFlat*)flat)->sums(x, numbers, count, threads, sums, counts);
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;

@@ -389,31 +389,7 @@ struct Flat final : AnyFlat {
                         values, numbers);
   }
 
-  // Each cluster is added up in the order of its vectors, whatever thread does it.
-  void sums(const float* x, const int64_t* numbers, int64_t count, int threads, double* sums,
-            int64_t* counts) const override {
-    const int64_t V = vectors.count, D = vectors.dim;
-    std::vector<int64_t> ends(V + 1), order(count);
-    for (int64_t i = 0; i < count; i++) ends[numbers[i] + 1]++;
-    for (int64_t v = 0; v < V; v++) counts[v] = ends[v + 1], ends[v + 1] += ends[v];
-    for (int64_t i = 0; i < count; i++) order[ends[numbers[i]]++] = i;  // a start becomes the end
-    over_threads(
-        V, 16, threads, [] { return std::make_unique<Clusters>(); },
-        [&](Clusters&, int64_t from, int now) {
-          for (int64_t v = from; v < from + now; v++) {
-            double* total = sums + v * D;
-            std::fill_n(total, D, 0);
-            for (int64_t i = ends[v] - counts[v]; i < ends[v] && !(i % 4096 == 0 && is_stopped()); i++)
-              for (int64_t d = 0; d < D; d++) total[d] += x[order[i] * D + d];
-          }
-        });
-  }
-
  private:
-  struct Clusters {
-    int vectors() const { return 8; }
-  };
-
   template <class Found>
   void run(int64_t most, const float* queries, int64_t count, int64_t wanted, int threads, float* values,
            int64_t* numbers) const {

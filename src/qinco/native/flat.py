@@ -56,21 +56,6 @@ class NativeFlat:
         check_memory(failed, _REMEDY)
         return values_NR, numbers_NR
 
-    def sums(self, x_ND: np.ndarray, numbers_N: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sums, float64 (V, D), and counts, int64 (V,), of the vectors of each number: those of k-means' clusters."""
-        x_ND, numbers_N = self._rows(x_ND), np.ascontiguousarray(numbers_N, np.int64)
-        assert numbers_N.shape == x_ND.shape[:1] and ((numbers_N >= 0) & (numbers_N < self.count)).all()
-        sums_VD, counts_V = np.empty((self.count, self.dim)), np.empty(self.count, np.int64)
-        failed = run(
-            lambda: compiled().qinco_sums(
-                self._flat, address(x_ND), address(numbers_N), len(x_ND), threads, address(sums_VD),
-                address(counts_V),
-            ),
-            10.0 * x_ND.size,
-        )  # fmt: skip
-        check_memory(failed, _REMEDY)
-        return sums_VD, counts_V
-
     def _rows(self, x_ND: np.ndarray) -> np.ndarray:
         assert x_ND.ndim == 2 and x_ND.shape[1] == self.dim
         return np.ascontiguousarray(x_ND, np.float32)

@@ -10,9 +10,6 @@ struct AnyFlat {
   // numbers, (count, wanted) each. What is no number counts as infinite.
   virtual void search(const float* queries, int64_t count, int64_t wanted, int threads, float* values,
                       int64_t* numbers) const = 0;
-  // Sums (V, D) and counts (V) of the vectors x (count, D) of each number 0 <= numbers < V.
-  virtual void sums(const float* x, const int64_t* numbers, int64_t count, int threads, double* sums,
-                    int64_t* counts) const = 0;
 };
 
 extern "C" {

@@ -5,6 +5,7 @@ from qinco.decoders import pairwise
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, quantize_lists
 from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.native import tables
 
 STEPS, SIZE, DIM = 3, 8, 6
 
@@ -111,6 +112,17 @@ def test_the_same_seed_gives_the_same_decoder_and_inputs_stay_as_they_are():
     np.testing.assert_array_equal(first.pairs_P2, second.pairs_P2)
     for array, old in zip(inputs, before, strict=True):
         np.testing.assert_array_equal(array, old)
+
+
+def test_numpy_alone_gives_the_same_decoder(monkeypatch):
+    codes, lists, centroids_VD, x_ND = sample(2500)
+    _, first = fitted(codes, lists, centroids_VD, x_ND)
+    decoded = first.decode(codes, lists)
+    monkeypatch.setattr(tables, "compiled", lambda: None)
+    np.testing.assert_allclose(first.decode(codes, lists), decoded, rtol=1e-5)
+    _, second = fitted(codes, lists, centroids_VD, x_ND)
+    np.testing.assert_array_equal(first.pairs_P2, second.pairs_P2)
+    np.testing.assert_allclose(second.decode(codes, lists), decoded, atol=1e-4)
 
 
 def test_lists_have_streams_of_their_own():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from qinco.maths import leastsquares
+from qinco.native import tables
 
 STEPS, SIZE, DIM = 3, 8, 5
 
@@ -92,3 +93,10 @@ def test_many_rows_are_solved_in_blocks():
         leastsquares.fit_additive_tables([(codes_NM, x_ND)], 1, 2100, max_dense_rows=rows) for rows in (4000, 0)
     )
     np.testing.assert_allclose(direct, iterated, atol=1e-5)
+
+
+def test_numpy_alone_gives_the_same_tables(fit_additive_tables, monkeypatch):
+    codes_NM, x_ND = codes_and_vectors(3000)
+    found_MKD = fit_additive_tables([(codes_NM, x_ND)], STEPS, SIZE)
+    monkeypatch.setattr(tables, "compiled", lambda: None)
+    np.testing.assert_allclose(fit_additive_tables([(codes_NM, x_ND)], STEPS, SIZE), found_MKD, atol=1e-5)

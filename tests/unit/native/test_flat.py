@@ -114,19 +114,6 @@ def test_nothing_near_is_the_first(level):
     assert np.array_equal(NativeFlat(far_VD).nearest(-far_VD[:4], 1)[0], np.zeros(4))
 
 
-def test_sums_of_clusters_are_those_of_float64():
-    x_ND, numbers_N = normal(5000, 11), np.random.default_rng(0).integers(0, 40, 5000)
-    numbers_N[numbers_N == 7] = 8
-    flat = NativeFlat(normal(40, 11))
-    wanted_VD = np.zeros((40, 11))
-    np.add.at(wanted_VD, numbers_N, x_ND.astype(np.float64))
-    sums_VD, counts_V = flat.sums(x_ND, numbers_N, 1)
-    assert np.array_equal(sums_VD, wanted_VD) and np.array_equal(counts_V, np.bincount(numbers_N, minlength=40))
-    assert all(map(np.array_equal, flat.sums(x_ND, numbers_N, 5), (sums_VD, counts_V)))
-    empty = flat.sums(x_ND[:0], numbers_N[:0], 2)
-    assert not empty[0].any() and not empty[1].any()
-
-
 def test_no_queries_and_queries_of_any_layout():
     flat, x_ND = NativeFlat(normal(30, 8)), normal(10, 8, seed=1)
     assert flat.search(x_ND[:0], 3, 2)[0].shape == (0, 3)
@@ -135,8 +122,7 @@ def test_no_queries_and_queries_of_any_layout():
     read_only_ND.flags.writeable = False
     for given_ND in (np.asfortranarray(x_ND), np.repeat(x_ND, 2, 0)[::2], x_ND.astype(np.float64), read_only_ND):
         assert all(map(np.array_equal, flat.search(given_ND, 3, 1), wanted))
-    for refused in (lambda: flat.search(x_ND[:, :7], 3, 1), lambda: flat.search(x_ND, 31, 1),
-                    lambda: flat.sums(x_ND, np.full(10, 30), 1)):  # fmt: skip
+    for refused in (lambda: flat.search(x_ND[:, :7], 3, 1), lambda: flat.search(x_ND, 31, 1)):
         with pytest.raises(AssertionError):
             refused()
 
@@ -151,12 +137,10 @@ def test_threads_of_the_caller_share_it():
 
 def test_exhausted_memory_is_a_resource_error(monkeypatch):
     flat, x_ND = NativeFlat(normal(5, 2)), normal(3, 2)
-    exhausted = SimpleNamespace(
-        qinco_create_flat=lambda *_: None, qinco_search_flat=lambda *_: 1, qinco_sums=lambda *_: 1
-    )
+    exhausted = SimpleNamespace(qinco_create_flat=lambda *_: None, qinco_search_flat=lambda *_: 1)
     with monkeypatch.context() as patch:
         patch.setattr(module, "compiled", lambda: exhausted)
-        for call in (lambda: NativeFlat(x_ND), lambda: flat.nearest(x_ND, 1), lambda: flat.sums(x_ND, [0, 1, 2], 1)):
+        for call in (lambda: NativeFlat(x_ND), lambda: flat.nearest(x_ND, 1)):
             with pytest.raises(ResourceError, match="memory"):
                 call()
 
