@@ -299,7 +299,7 @@ void search_graph(const qinco_graph& graph, const float* queries, int64_t count,
         for (int64_t i = 0; i < wanted; i++) {
           const bool is_there = i < (int64_t)walk.found();
           values[n * wanted + i] = is_there ? value_of(walk.key(i)) : INFINITY;
-          numbers[n * wanted + i] = is_there ? uint32_t(walk.key(i)) : -1;
+          numbers[n * wanted + i] = is_there ? int64_t(uint32_t(walk.key(i))) : -1;
         }
       });
 }

@@ -257,16 +257,7 @@ def compiled() -> Any:
         "qinco_destroy_flat": (None, c_void_p),
         "qinco_search_flat": (c_int, c_void_p, c_void_p, c_int64, c_int64, c_int, *[c_void_p] * 2),
         "qinco_build_graph": (c_int, c_void_p, c_int, c_int),
-        "qinco_search_graph": (
-            c_int,
-            *[c_void_p] * 2,
-            c_int64,
-            c_int64,
-            c_int,
-            c_int,
-            *[c_void_p] * 2,
-            c_int,
-        ),  # fmt: skip
+        "qinco_search_graph": (c_int, *[c_void_p] * 2, *[c_int64] * 2, *[c_int] * 2, *[c_void_p] * 2, c_int),
     }.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
