@@ -30,14 +30,7 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HOMES = {
-    "faiss": {
-        "maths/assignment.py",
-        "search/tables.py",
-        "maths/clustering.py",
-        "compat/faiss_files.py",
-        "maths/rotation.py",
-        "installation.py",
-    },
+    "faiss": {"compat/faiss_files.py", "installation.py"},
     "accelerate": {"training/processes.py"},
     "matplotlib": {"search/measure/plot.py"},
 }

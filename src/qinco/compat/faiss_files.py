@@ -9,6 +9,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError, DataError, ResourceError, needs_extra
 from qinco.forking import new_lock
 from qinco.maths.assignment import search_effort
+from qinco.native.graph import Links
 from qinco.packing import packed_size, unpack_codes
 from qinco.progress import ProgressOption, reporting
 from qinco.vectors.mapped import file_size, map_file, read_start, release_pages
@@ -50,6 +52,32 @@ def read_faiss_file(path: str | os.PathLike, flags: int = 0) -> faiss.Index:
         finally:
             faiss.set_deserialization_vector_byte_limit(before[0])
             faiss.set_deserialization_loop_limit(before[1])
+
+
+def read_links(path: str | os.PathLike, count: int, dim: int, inner_product: bool) -> Links | None:
+    """The links of an HNSW graph in a file without its vectors; None for another index or graph."""
+    graph = read_faiss_file(path)
+    metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
+    is_graph = isinstance(graph, faiss.IndexHNSWFlat) and graph.storage is None
+    if not is_graph or (graph.ntotal, graph.d, graph.metric_type) != (count, dim, metric):
+        return None
+    hnsw, names = graph.hnsw, ("levels", "offsets", "neighbors", "cum_nneighbor_per_level")
+    levels, offsets, neighbors, most = (faiss.vector_to_array(getattr(hnsw, name)) for name in names)
+    links = int(most[1]) // 2 if len(most) > 1 else 0
+    if not np.array_equal(most[1:], links * np.arange(2, len(most) + 1)):
+        return None
+    return Links(levels, offsets.astype(np.int64), neighbors, hnsw.entry_point, links)
+
+
+@contextmanager
+def faiss_threads(count: int) -> Iterator[None]:
+    """Let faiss use at most `count` of its threads in the block; in a forked child it has one."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(min(count, before))
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _reason(error: Exception) -> str:

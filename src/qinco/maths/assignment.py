@@ -3,67 +3,56 @@
 from collections.abc import Callable
 from typing import Any
 
-import faiss
 import numpy as np
 
 from qinco.forking import new_lock
-from qinco.maths.clustering import faiss_threads, search_flat
+from qinco.machine import num_threads
 from qinco.maths.devices import CPU, to_device
-from qinco.maths.distances import closest
+from qinco.native.flat import Flat
+from qinco.native.graph import Links, NativeGraph
+from qinco.native.library import is_available
 
 
 class NearestCentroids:
-    """Finds the nearest centroids (or largest inner products), exactly or by an HNSW graph; threads may share it."""
+    """Finds the nearest centroids (or largest inner products), exactly or by an HNSW graph; threads may share it.
 
-    def __init__(self, centroids_VD: np.ndarray, *, inner_product: bool = False):
+    Without compiled kernels, all centroids are always compared. The links of a graph may be given.
+    """
+
+    def __init__(self, centroids_VD: np.ndarray, *, inner_product: bool = False, links: Links | None = None):
         self.num_lists, self.dim = centroids_VD.shape
         self.inner_product = inner_product
-        self._metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
         self._centroids_VD = np.ascontiguousarray(centroids_VD, np.float32)
-        self._flat: faiss.IndexFlat | None = None
-        self._graph: faiss.IndexHNSWFlat | None = None
+        self._flat, self._links = Flat(self._centroids_VD, inner_product), links
+        self._graph: NativeGraph | None = None
         self._lock = new_lock()
 
-    def search(self, x_ND: np.ndarray, count: int, effort: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, x_ND: np.ndarray, count: int, effort: int | None = None, threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The `count` nearest centroids of float32 (N, D), nearest first, by HNSW's efSearch; None compares all.
 
         Returns squared distances or negative inner products, float32 (N, R), and list numbers, int64 (N, R).
         """
-        x_ND = np.ascontiguousarray(x_ND, np.float32)
-        if effort is None:
-            values, lists = search_flat(self.flat(), x_ND, count)
-        else:
-            values, lists = self.graph().search(x_ND, count, params=faiss.SearchParametersHNSW(efSearch=effort))
-            # A graph over duplicate centroids may not reach all of them.
-            missed = np.flatnonzero((lists < 0).any(1))
-            if missed.size:
-                values[missed], lists[missed] = search_flat(self.flat(), x_ND[missed], count)
-        return (-values if self.inner_product else values), lists
+        threads = num_threads() if threads is None else threads
+        if effort is None or not is_available():
+            return self._flat.search(x_ND, count, threads)
+        values, lists = self._made_graph().search(x_ND, count, effort, threads)
+        missed = np.flatnonzero(lists[:, -1] < 0)  # a graph may not reach all centroids
+        if missed.size:
+            values[missed], lists[missed] = self._flat.search(x_ND[missed], count, threads)
+        return values, lists
 
-    def flat(self) -> faiss.IndexFlat:
-        """The faiss index that compares all centroids, built on first use."""
-        with self._lock:
-            if self._flat is None:
-                flat = faiss.IndexFlat(self.dim, self._metric)
-                flat.add(self._centroids_VD)
-                self._flat = flat
-            return self._flat
+    @property
+    def links(self) -> Links | None:
+        """Those of the graph, which is made when they are asked for; None without compiled kernels."""
+        return self._made_graph().links if is_available() else self._links
 
-    def graph(self) -> faiss.IndexHNSWFlat:
-        """The HNSW graph, built on first use."""
+    def _made_graph(self) -> NativeGraph:
         with self._lock:
             if self._graph is None:
-                graph = faiss.IndexHNSWFlat(self.dim, 32, self._metric)
-                with faiss_threads(1):  # not every release of faiss builds the same graph with several threads
-                    graph.add(self._centroids_VD)
-                self._graph = graph
+                self._graph = NativeGraph(self._centroids_VD, self._links, inner_product=self.inner_product)
             return self._graph
-
-    def use_graph(self, graph: faiss.IndexHNSWFlat) -> None:
-        """Take a graph that was read from a file; its vectors are these centroids."""
-        graph.storage = self.flat()  # which lives as long as self
-        graph.own_fields = False
-        self._graph = graph
 
 
 def assigner(
@@ -76,6 +65,8 @@ def assigner(
     above.
     """
     if device != CPU:
+        from qinco.maths.distances import closest
+
         on_device = to_device(centroids_VD, device)
         return lambda x_ND: closest(x_ND, on_device)[0].cpu().numpy()
     centroids = NearestCentroids(centroids_VD)

@@ -173,13 +173,13 @@ int qinco_sum_by_row(const qinco_rows* rows, const float* x, int threads, int le
 }
 
 // Vectors (count, dim) to search exactly, or null where memory is exhausted; they are read in every search.
-void* qinco_create_flat(const float* vectors, int64_t count, int dim, int inner_product, int level) {
+void* qinco_create_flat(const float* vectors, int64_t count, int dim, int inner_product, int packs, int level) {
   try {
 #if defined(__x86_64__)
-    if (level >= 2) return avx512::make_flat(vectors, count, dim, inner_product);
-    if (level == 1) return avx2::make_flat(vectors, count, dim, inner_product);
+    if (level >= 2) return avx512::make_flat(vectors, count, dim, inner_product, packs);
+    if (level == 1) return avx2::make_flat(vectors, count, dim, inner_product, packs);
 #endif
-    return portable::make_flat(vectors, count, dim, inner_product);
+    return portable::make_flat(vectors, count, dim, inner_product, packs);
   } catch (const std::bad_alloc&) {
     return nullptr;
   }

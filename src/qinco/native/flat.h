@@ -1,7 +1,8 @@
 // Exact nearest neighbours for one instruction set: a blocked product, of which each panel is looked through at once for
 // values that are small enough.
 //
-// A distance is found as |c|^2 - 2 <x, c>, and computed anew from differences for those that are found.
+// A distance is found as |c|^2 - 2 <x, c>. The values of those that are found are computed anew, distances from
+// differences: they do not depend on how many queries were compared at once.
 #pragma once
 #include <cmath>
 #if VECTOR >= 8
@@ -111,17 +112,49 @@ static inline float value_of(uint64_t key) {
   return value;
 }
 
+// Values of N vectors, one or four, at once: squared distances or negative inner products; infinite where they are none.
+template <int N>
+static inline void compare(const float* x, const float* const* vectors, int dim, bool inner_product, float* out) {
+  vector totals[N] = {};
+  float rest[N] = {};
+  int d = 0;
+  if (inner_product) {
+    for (; d + VECTOR <= dim; d += VECTOR)
+      for (int i = 0; i < N; i++) totals[i] -= load(x + d) * load(vectors[i] + d);
+    for (; d < dim; d++)
+      for (int i = 0; i < N; i++) rest[i] -= x[d] * vectors[i][d];
+  } else {
+    for (; d + VECTOR <= dim; d += VECTOR)
+      for (int i = 0; i < N; i++) {
+        const vector difference = load(x + d) - load(vectors[i] + d);
+        totals[i] += difference * difference;
+      }
+    for (; d < dim; d++)
+      for (int i = 0; i < N; i++) rest[i] += (x[d] - vectors[i][d]) * (x[d] - vectors[i][d]);
+  }
+  if (N == 4)
+    totals_of(totals, out);
+  else
+    out[0] = total_of(totals[0]);
+  for (int i = 0; i < N; i++) {
+    const float value = out[i] + rest[i];
+    out[i] = value == value ? value : INFINITY;
+  }
+}
+
 struct FlatVectors {
   const float* rows;
   const int64_t count;
   const int dim;
   const bool inner_product;
-  array<float> panels;  // (V / PANEL, D, PANEL), padded with zeros
+  array<float> panels;  // (V / PANEL, D, PANEL), padded with zeros; or null, which a few queries do not need
   array<float> norms;   // what a value begins with; infinite for the padding
 
-  FlatVectors(const float* vectors, int64_t number, int D, bool by_products)
-      : rows(vectors), count(number), dim(D), inner_product(by_products),
-        panels(allocate<float>(padded_count() * D)), norms(allocate<float>(padded_count())) {
+  FlatVectors(const float* vectors, int64_t number, int D, bool by_products, bool packs)
+      : rows(vectors), count(number), dim(D), inner_product(by_products) {
+    if (!packs) return;
+    panels = allocate<float>(padded_count() * D);
+    norms = allocate<float>(padded_count());
     std::fill_n(norms.get(), padded_count(), INFINITY);
     for (int64_t v = 0; v < count; v++) {
       float* panel = panels.get() + v / PANEL * PANEL * dim + v % PANEL;
@@ -136,20 +169,11 @@ struct FlatVectors {
   }
   size_t padded_count() const { return size_t(count + PANEL - 1) / PANEL * PANEL; }
 
-  // |x - c|^2 of vector c; infinite where it is no number.
-  float distance(const float* x, int64_t number) const {
-    const float* c = rows + number * dim;
-    vector totals[2] = {};
-    int d = 0;
-    for (; d + 2 * VECTOR <= dim; d += 2 * VECTOR)
-      for (int j = 0; j < 2; j++) {
-        const vector difference = load(x + d + VECTOR * j) - load(c + d + VECTOR * j);
-        totals[j] += difference * difference;
-      }
-    float rest = 0;
-    for (; d < dim; d++) rest += (x[d] - c[d]) * (x[d] - c[d]);
-    const float total = total_of(totals[0] + totals[1]) + rest;
-    return total == total ? total : INFINITY;
+  float value(const float* x, int64_t number) const {
+    const float* const c = rows + number * dim;
+    float value;
+    compare<1>(x, &c, dim, inner_product, &value);
+    return value;
   }
 };
 
@@ -181,7 +205,7 @@ class OneFound {
 
   void write(const FlatVectors& vectors, int row, const float* query, float* values, int64_t* numbers) const {
     *numbers = best[row].number;
-    *values = vectors.inner_product ? best[row].value : vectors.distance(query, *numbers);
+    *values = vectors.value(query, *numbers);
   }
 
  private:
@@ -225,8 +249,7 @@ class SeveralFound {
     uint64_t* const own = keys.get() + row * capacity;
     if (sizes[row] > wanted) cut(row);
     if (sizes[row] < wanted) fill(own, sizes[row]);
-    if (!vectors.inner_product)
-      for (size_t i = 0; i < wanted; i++) own[i] = key_of(vectors.distance(query, uint32_t(own[i])), own[i]);
+    for (size_t i = 0; i < wanted; i++) own[i] = key_of(vectors.value(query, uint32_t(own[i])), own[i]);
     std::sort(own, own + wanted);
     for (size_t i = 0; i < wanted; i++) values[i] = value_of(own[i]), numbers[i] = uint32_t(own[i]);
   }
@@ -296,13 +319,15 @@ class FlatWorker {
 
  public:
   FlatWorker(const FlatVectors& v, int rows, int64_t wanted)
-      : all(v), group(rows), found(v, rows, wanted), partial(allocate<float>(v.dim > DEPTH ? rows * PANEL : 0)) {}
+      : all(v), group(rows), found(v, rows, wanted), partial(allocate<float>(v.dim > DEPTH ? size_t(rows) * PANEL : 0)) {}
 
   int vectors() const { return group; }
 
   void run(const float* queries, int count, int64_t wanted, float* values, int64_t* numbers) {
     found.clear(count);
-    if (count > FEW)
+    if (!all.panels)
+      unpacked(queries, count);
+    else if (count > FEW)
       in_tiles(queries, count);
     else
       in_rows(queries, count);
@@ -311,6 +336,23 @@ class FlatWorker {
   }
 
  private:
+  void unpacked(const float* queries, int count) {
+    const size_t D = all.dim;
+    for (int64_t first = 0; first < all.count && !is_stopped(); first += PANEL) {
+      const int now = std::min<int64_t>(PANEL, all.count - first);
+      const float* rows[PANEL];
+      for (int j = 0; j < now; j++) rows[j] = all.rows + (first + j) * D;
+      for (int i = 0; i < count; i++) {
+        alignas(64) float values[PANEL];
+        std::fill_n(values, PANEL, INFINITY);
+        int j = 0;
+        for (; j + 4 <= now; j += 4) compare<4>(queries + i * D, rows + j, D, all.inner_product, values + j);
+        for (; j < now; j++) compare<1>(queries + i * D, rows + j, D, all.inner_product, values + j);
+        found.look(i, first, (const vector*)values);
+      }
+    }
+  }
+
   // Too few rows for a tile's sums not to wait for each other: several panels at a time.
   void in_rows(const float* queries, int count) {
     int64_t first = 0;
@@ -378,7 +420,8 @@ class FlatWorker {
 
 struct Flat final : AnyFlat {
   FlatVectors vectors;
-  Flat(const float* rows, int64_t count, int dim, bool inner_product) : vectors(rows, count, dim, inner_product) {}
+  Flat(const float* rows, int64_t count, int dim, bool inner_product, bool packs)
+      : vectors(rows, count, dim, inner_product, packs) {}
 
   void search(const float* queries, int64_t count, int64_t wanted, int threads, float* values,
               int64_t* numbers) const override {
@@ -403,7 +446,7 @@ struct Flat final : AnyFlat {
   }
 };
 
-AnyFlat* make_flat(const float* vectors, int64_t count, int dim, bool inner_product) {
-  return new Flat(vectors, count, dim, inner_product);
+AnyFlat* make_flat(const float* vectors, int64_t count, int dim, bool inner_product, bool packs) {
+  return new Flat(vectors, count, dim, inner_product, packs);
 }
 }  // namespace ISA

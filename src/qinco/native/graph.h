@@ -58,33 +58,9 @@ class Walk {
   // Values of N vectors, one or four, at once.
   template <int N>
   void compare(const float* x, const int32_t* numbers, float* out) const {
-    vector totals[N] = {};
     const float* rows[N];
-    float rest[N] = {};
     for (int i = 0; i < N; i++) rows[i] = vector_of(numbers[i]);
-    int d = 0;
-    if (graph.inner_product) {
-      for (; d + VECTOR <= graph.dim; d += VECTOR)
-        for (int i = 0; i < N; i++) totals[i] -= load(x + d) * load(rows[i] + d);
-      for (; d < graph.dim; d++)
-        for (int i = 0; i < N; i++) rest[i] -= x[d] * rows[i][d];
-    } else {
-      for (; d + VECTOR <= graph.dim; d += VECTOR)
-        for (int i = 0; i < N; i++) {
-          const vector difference = load(x + d) - load(rows[i] + d);
-          totals[i] += difference * difference;
-        }
-      for (; d < graph.dim; d++)
-        for (int i = 0; i < N; i++) rest[i] += (x[d] - rows[i][d]) * (x[d] - rows[i][d]);
-    }
-    if (N == 4)
-      totals_of(totals, out);
-    else
-      out[0] = total_of(totals[0]);
-    for (int i = 0; i < N; i++) {
-      const float value = out[i] + rest[i];
-      out[i] = value == value ? value : INFINITY;
-    }
+    ISA::compare<N>(x, rows, graph.dim, graph.inner_product, out);
   }
 
   // Begins a walk for a query at the vector where the last one ended, or at the entry.

@@ -37,7 +37,10 @@ class Links:
     def are_sound(self) -> bool:
         """Whether a search stays within the arrays."""
         levels, count = self.levels, len(self.levels)
-        if not count or levels.min() < 1 or self.links < 1 or not 0 <= self.entry < count:
+        kinds = [(array.dtype, array.ndim) for array in (levels, self.offsets, self.neighbors)]
+        if kinds != [(np.int32, 1), (np.int64, 1), (np.int32, 1)]:
+            return False
+        if not count or levels.min() < 1 or not 1 <= self.links < 1 << 20 or not 0 <= self.entry < count:
             return False
         steps = (levels.astype(np.int64) + 1) * self.links
         is_laid_out = self.offsets.shape == (count + 1,) and self.offsets[0] == 0

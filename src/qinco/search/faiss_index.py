@@ -8,10 +8,9 @@ from typing import cast
 import numpy as np
 
 from qinco.codec.codec import Codec
-from qinco.compat.faiss_files import FaissIndex
+from qinco.compat.faiss_files import FaissIndex, faiss_threads
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import DataError
-from qinco.maths.clustering import faiss_threads
 from qinco.search.build import fill_lists
 from qinco.search.code_file import same_centroids
 from qinco.search.index_file import check_codec_of

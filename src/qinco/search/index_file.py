@@ -4,6 +4,7 @@ import io
 import os
 import zipfile
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,7 +28,8 @@ from qinco.store.manifest import MANIFEST, token_in
 _FILE_SUFFIXES = (".faissindex", ".safetensors", ".pt", ".npy", ".npz", ".json")
 _LISTS, _ZEROS = ("starts", "codes", "ids"), "zeros"
 _SIZES = ("num_lists", "code_size", "codebook_size", "dim")
-CODEC, PAIRWISE, GRAPH = "codec.safetensors", "pairwise.safetensors", "graph.faissindex"
+CODEC, PAIRWISE = "codec.safetensors", "pairwise.safetensors"
+GRAPH, FAISS_GRAPH = "graph.safetensors", "graph.faissindex"  # the latter in older indexes
 
 
 def save_parts(
@@ -101,8 +103,8 @@ def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> N
     writer.put("levels", tables.levels)
     if len(parts.zeros):
         writer.put(_ZEROS, parts.zeros)
-    if tables.coarse is not None:
-        writer.file(GRAPH).write_bytes(tables.coarse.serialize())
+    if tables.coarse is not None and tables.coarse.links is not None:
+        tables.coarse.save(writer.file(GRAPH))
     if codec is not None:
         codec.save(writer.file(CODEC))
     if pairwise is not None:
@@ -158,9 +160,11 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     lists = InvertedLists.from_stored(arrays["starts"], arrays["codes"], arrays["ids"], num_lists, num_codes, str(path))
     centroids_VD = np.array(arrays["centroids"])
     lookup = LookupDecoder(np.array(arrays["tables"]), centroids_VD if adds_centroids else None)
-    graph = None
-    if GRAPH in opened.files and opened.files[GRAPH].stat().st_size:  # version 1 has empty ones, too
-        graph = CoarseGraph.read(opened.files[GRAPH], centroids_VD, inner_product=metric.scans_inner_products)
+    graph, file = None, opened.files.get(GRAPH)
+    if file is None and find_spec("faiss"):  # without it the graph of an older index is built anew
+        file = opened.files.get(FAISS_GRAPH)
+    if file is not None and file.stat().st_size:  # version 1 has empty ones, too
+        graph = CoarseGraph.read(file, centroids_VD, inner_product=metric.scans_inner_products)
     tables = SearchTables(lookup, np.array(arrays["levels"]), metric, graph, None if adds_centroids else centroids_VD)
     codec = _codec_of(opened, codec, fingerprint, device)
     pairwise = load_pairwise(opened.files[PAIRWISE]) if PAIRWISE in opened.files else None

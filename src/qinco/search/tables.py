@@ -7,49 +7,62 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
-import faiss
 import numpy as np
 
-from qinco.compat.faiss_files import read_faiss_file
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import DataError
 from qinco.maths.assignment import NearestCentroids, search_effort
-from qinco.maths.clustering import faiss_threads
 from qinco.maths.levels import fit_levels, nearest_level
+from qinco.native.graph import Links
 from qinco.native.scanner import Filter
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
 from qinco.search.scan import Scanner, Shortlist
+from qinco.store.tensors import read_tensors, write_tensors
 
 LEVEL_ROWS = 200_000
 MIN_GRAPH_LISTS = 4096  # so many centroids are searched through a graph
+GRAPH_KIND, FAISS_SUFFIX = "graph", ".faissindex"
+_LINKS = "levels", "offsets", "neighbors"
 MAX_PROBES = 1 << 22  # of the queries that are searched again at a time
 
 
 class CoarseGraph(NearestCentroids):
     """An HNSW graph over the coarse centroids."""
 
-    def probe(self, queries_QD: np.ndarray, nprobe: int, ef_search: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def probe(
+        self, queries_QD: np.ndarray, nprobe: int, ef_search: int | None = None, threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The `nprobe` nearest centroids as `search` gives them; HNSW's efSearch is fitted to nprobe if None."""
         nprobe = min(nprobe, self.num_lists)
-        return self.search(queries_QD, nprobe, search_effort(nprobe, ef_search))
+        return self.search(queries_QD, nprobe, search_effort(nprobe, ef_search), threads)
 
-    def serialize(self) -> bytes:
-        """The graph without the centroids."""
-        return faiss.serialize_index(self.graph(), faiss.IO_FLAG_SKIP_STORAGE).tobytes()
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the graph without the centroids."""
+        assert self.links is not None
+        arrays = {name: getattr(self.links, name) for name in _LINKS}
+        header = {"entry": self.links.entry, "links": self.links.links, "inner_product": self.inner_product}
+        write_tensors(path, GRAPH_KIND, header, arrays)
 
     @classmethod
     def read(cls, path: str | os.PathLike, centroids_VD: np.ndarray, *, inner_product: bool = False) -> "CoarseGraph":
-        """Read a file of what `serialize` returned, for the same centroids."""
-        graph, found = read_faiss_file(path), cls(centroids_VD, inner_product=inner_product)
-        is_graph = isinstance(graph, faiss.IndexHNSWFlat) and graph.storage is None
-        wanted = (*centroids_VD.shape, found.flat().metric_type, len(centroids_VD))
-        if not is_graph or (graph.ntotal, graph.d, graph.metric_type, graph.hnsw.levels.size()) != wanted:
+        """Read a file of `save`, or one of faiss without its vectors, for the same centroids."""
+        if Path(path).suffix == FAISS_SUFFIX:
+            from qinco.compat.faiss_files import read_links
+
+            links = read_links(path, len(centroids_VD), centroids_VD.shape[1], inner_product)
+        else:
+            links, (header, arrays) = None, read_tensors(path, GRAPH_KIND)
+            entry, most = header.get("entry"), header.get("links")
+            is_graph = set(arrays) == set(_LINKS) and header.get("inner_product") is inner_product
+            if is_graph and isinstance(entry, int) and isinstance(most, int):
+                links = Links(*(arrays[name] for name in _LINKS), entry, most)
+        if links is None or len(links.levels) != len(centroids_VD) or not links.are_sound():
             raise DataError(f"{path} is damaged, or no HNSW graph of these centroids")
-        found.use_graph(graph)
-        return found
+        return cls(centroids_VD, inner_product=inner_product, links=links)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +169,7 @@ class SearchTables:
         if self.coarse is None or nprobe == self.num_lists:
             lists_QL, values_QL = self._prober.probe(queries_QD, nprobe, threads)
         else:
-            with faiss_threads(threads):
-                values_QL, lists_QL = self.coarse.probe(queries_QD, nprobe, ef_search)
+            values_QL, lists_QL = self.coarse.probe(queries_QD, nprobe, ef_search, threads)
         if self.partition_VD is not None:  # the same base for all lists
             square_Q = np.square(queries_QD - self._origin_D).sum(1) * (not self.metric.scans_inner_products)
             values_QL = np.broadcast_to(square_Q[:, None], lists_QL.shape)

@@ -1,9 +1,16 @@
-import faiss
 import numpy as np
 import pytest
 from small_models import random_vectors
 
-from qinco.maths.clustering import coarse_kmeans, kmeans, lloyd, nearest, residual_kmeans, search_flat
+from qinco.maths.clustering import (
+    BEAM_WIDTH,
+    coarse_kmeans,
+    kmeans,
+    nearest,
+    quantize_residually,
+    residual_kmeans,
+)  # fmt: skip
+from qinco.maths.device_clustering import lloyd
 from qinco.maths.devices import CPU, to_device
 
 
@@ -40,7 +47,7 @@ def test_kmeans_is_the_same_for_the_same_seed_alone(device):
 def test_kmeans_of_fewer_distinct_vectors_than_centroids(x_ND, device):
     found = kmeans(to_device(x_ND, device), 8)
     assert np.isfinite(found).all()
-    assert error(x_ND, found) < 1e-4
+    assert error(x_ND, found) < 2e-4  # a split moves centroids by a thousandth
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
@@ -51,14 +58,12 @@ def test_kmeans_of_no_more_vectors_than_centroids_keeps_them(count, device):
     assert error(x_ND, found) == pytest.approx(0, abs=1e-4)
 
 
-def test_kmeans_changes_neither_its_input_nor_the_number_of_threads():
-    import faiss
-
+def test_kmeans_does_not_change_its_input():
     x_ND = random_vectors(100, 4)
-    before, threads = x_ND.copy(), faiss.omp_get_max_threads()
+    before = x_ND.copy()
     kmeans(x_ND, 4)
     residual_kmeans(x_ND, 2, 4)
-    assert np.array_equal(x_ND, before) and faiss.omp_get_max_threads() == threads
+    assert np.array_equal(x_ND, before)
 
 
 def test_nearest_is_the_nearest(device):
@@ -118,8 +123,9 @@ def test_centroids_of_no_vectors_are_put_beside_others(device):
 @pytest.mark.parametrize(
     ("count", "size", "dim", "repeated"), [(3000, 64, 16, 2800), (9000, 256, 40, 0), (64, 64, 8, 0)]
 )
-def test_kmeans_in_pieces_is_that_of_faiss(count, size, dim, repeated):
-    """To the bit, with the clusters that it splits."""
+def test_kmeans_is_that_of_faiss(count, size, dim, repeated):
+    """With the clusters that it splits; sums are rounded otherwise, and so a few vectors go elsewhere after a while."""
+    faiss = pytest.importorskip("faiss")
     x_ND = random_vectors(count, dim)
     x_ND[:repeated] = x_ND[0]
     for iterations in (1, 4):
@@ -130,11 +136,23 @@ def test_kmeans_in_pieces_is_that_of_faiss(count, size, dim, repeated):
             theirs = faiss.Kmeans(dim, size, niter=1, min_points_per_centroid=1, max_points_per_centroid=count)
             theirs.train(x_ND / scale, init_centroids=start_KD)
             start_KD = theirs.centroids
-        assert np.array_equal(found, start_KD * scale)
+        if iterations == 1:
+            np.testing.assert_allclose(found, start_KD * scale, rtol=0, atol=1e-4 * scale)
+        assert error(x_ND, found) <= 1.02 * error(x_ND, start_KD * scale) + 1e-5
 
 
-def test_searches_in_pieces_are_whole_searches():
-    x_ND, index = random_vectors(9000, 700), faiss.IndexFlatL2(700)
-    index.add(x_ND[:2000])
-    for some_ND in (x_ND[:1], x_ND[:4000], x_ND):
-        assert np.array_equal(search_flat(index, some_ND, 2)[1], index.search(some_ND, 2)[1])
+def test_kmeans_does_not_depend_on_threads():
+    x_ND = random_vectors(3000, 7)
+    assert np.array_equal(kmeans(x_ND, 50, threads=1), kmeans(x_ND, 50, threads=3))
+
+
+def test_vectors_are_quantized_with_a_beam():
+    """Residuals of the best continuations of all hypotheses, against comparing all pairs."""
+    x_ND, books_MKD = random_vectors(60, 5), random_vectors(24, 5, seed=1).reshape(3, 8, 5)
+    beam_NBD = x_ND[:, None]
+    for book_KD in books_MKD:
+        next_NBD = (beam_NBD[:, :, None] - book_KD).reshape(60, -1, 5)
+        order_NB = np.argsort(np.square(next_NBD).sum(2), axis=1, kind="stable")[:, :BEAM_WIDTH]
+        beam_NBD = np.take_along_axis(next_NBD, order_NB[..., None], 1)
+    found_ND = quantize_residually(x_ND, books_MKD)
+    np.testing.assert_allclose(found_ND, x_ND - beam_NBD[:, 0], rtol=1e-5, atol=1e-5)

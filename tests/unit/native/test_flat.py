@@ -11,14 +11,16 @@ from native_levels import LEVELS, needs_native
 
 from qinco.errors import ResourceError
 from qinco.native import flat as module
-from qinco.native.flat import NativeFlat
-
-pytestmark = needs_native
+from qinco.native.flat import Flat
 
 
-@pytest.fixture(params=[level for level in LEVELS if level != "avx512_bf16"], autouse=True)
+@pytest.fixture(params=[*(level for level in LEVELS if level != "avx512_bf16"), "numpy"], autouse=True)
 def level(request, monkeypatch):
-    monkeypatch.setenv("QINCO_NATIVE_LEVEL", request.param)
+    """Each instruction set that the processor has, and numpy."""
+    if request.param == "numpy":
+        monkeypatch.setattr(module, "compiled", lambda: None)
+    else:
+        monkeypatch.setenv("QINCO_NATIVE_LEVEL", request.param)
     return request.param
 
 
@@ -51,7 +53,7 @@ def test_the_nearest_in_order_of_value_and_number(num_vectors, dim, num_queries,
     x_ND, vectors_VD = whole(num_queries, dim, 1), whole(num_vectors, dim, 2)
     wanted_NV = values_of(x_ND, vectors_VD, inner_product)
     order_NR = np.argsort(wanted_NV, axis=1, kind="stable")[:, :count]
-    flat = NativeFlat(vectors_VD, inner_product)
+    flat = Flat(vectors_VD, inner_product)
     for threads in (1, 3):
         values_NR, numbers_NR = flat.search(x_ND, count, threads)
         assert (values_NR.dtype, numbers_NR.dtype) == (np.float32, np.int64)
@@ -66,14 +68,14 @@ def test_the_nearest_in_order_of_value_and_number(num_vectors, dim, num_queries,
 def test_values_of_any_numbers(count, inner_product):
     x_ND, vectors_VD = normal(60, 40, seed=1), normal(3000, 40)
     wanted_NV = values_of(x_ND, vectors_VD, inner_product)
-    values_NR, numbers_NR = NativeFlat(vectors_VD, inner_product).search(x_ND, count, 1)
+    values_NR, numbers_NR = Flat(vectors_VD, inner_product).search(x_ND, count, 1)
     assert (np.diff(values_NR, axis=1) >= 0).all() and all(len(set(row)) == count for row in numbers_NR.tolist())
     for found_NR in (values_NR, np.take_along_axis(wanted_NV, numbers_NR, 1)):
         np.testing.assert_allclose(found_NR, np.sort(wanted_NV)[:, :count], rtol=1e-4, atol=1e-4)
 
 
 def test_results_do_not_depend_on_what_is_searched_together():
-    x_ND, flat = normal(200, 48, seed=1), NativeFlat(normal(900, 48))
+    x_ND, flat = normal(200, 48, seed=1), Flat(normal(900, 48))
     for count in (1, 20):
         wanted = flat.search(x_ND, count, 1)
         for threads in (0, 2, 7, 40):
@@ -86,10 +88,21 @@ def test_results_do_not_depend_on_what_is_searched_together():
 def test_found_distances_are_those_of_the_differences():
     """Also far from zero, where the expanded form has lost nearly all of them."""
     vectors_VD = normal(50, 20) + np.float32(4000)
-    values_NR, numbers_NR = NativeFlat(vectors_VD).search(vectors_VD, 9, 1)
+    values_NR, numbers_NR = Flat(vectors_VD).search(vectors_VD, 9, 1)
     found_NR = np.square(vectors_VD[:, None].astype(np.float64) - vectors_VD[numbers_NR]).sum(2)
     np.testing.assert_allclose(values_NR, found_NR, rtol=1e-5)
     assert (np.diff(values_NR) >= 0).all()
+
+
+@pytest.mark.parametrize("inner_product", [False, True])
+def test_a_few_queries_find_what_many_find(inner_product):
+    """They are compared with vectors that are not packed."""
+    x_ND, vectors_VD = normal(40, 19, seed=1), normal(700, 19)
+    for count in (1, 9, 700):
+        many = Flat(vectors_VD, inner_product).search(x_ND, count, 1)
+        for rows in (1, 3, 9):
+            few = Flat(vectors_VD, inner_product).search(x_ND[:rows], count, 2)
+            assert all(np.array_equal(found, wanted[:rows]) for found, wanted in zip(few, many, strict=True))
 
 
 @pytest.mark.parametrize("inner_product", [False, True])
@@ -98,7 +111,7 @@ def test_what_overflows_comes_last(count, inner_product):
     vectors_VD, x_ND = normal(200, 6), normal(9, 6, seed=1)
     vectors_VD[::3] *= np.float32(1e30)
     x_ND[::2] *= np.float32(1e35)
-    values_NR, numbers_NR = NativeFlat(vectors_VD, inner_product).search(x_ND, count, 1)
+    values_NR, numbers_NR = Flat(vectors_VD, inner_product).search(x_ND, count, 1)
     assert all(len(set(row)) == count for row in numbers_NR.tolist()) and not np.isnan(values_NR).any()
     assert numbers_NR.min() >= 0 and numbers_NR.max() < 200
     assert not (values_NR[:, 1:] < values_NR[:, :-1]).any()
@@ -109,13 +122,13 @@ def test_what_overflows_comes_last(count, inner_product):
 
 def test_nothing_near_is_the_first(level):
     far_VD = np.full((70, 3), 3e38, np.float32)
-    values_NR, numbers_NR = NativeFlat(far_VD).search(-far_VD[:4], 70, 1)
+    values_NR, numbers_NR = Flat(far_VD).search(-far_VD[:4], 70, 1)
     assert np.isposinf(values_NR).all() and np.array_equal(numbers_NR, [np.arange(70)] * 4)
-    assert np.array_equal(NativeFlat(far_VD).nearest(-far_VD[:4], 1)[0], np.zeros(4))
+    assert np.array_equal(Flat(far_VD).nearest(-far_VD[:4], 1)[0], np.zeros(4))
 
 
 def test_no_queries_and_queries_of_any_layout():
-    flat, x_ND = NativeFlat(normal(30, 8)), normal(10, 8, seed=1)
+    flat, x_ND = Flat(normal(30, 8)), normal(10, 8, seed=1)
     assert flat.search(x_ND[:0], 3, 2)[0].shape == (0, 3)
     wanted = flat.search(x_ND, 3, 1)
     read_only_ND = x_ND.copy()
@@ -128,26 +141,29 @@ def test_no_queries_and_queries_of_any_layout():
 
 
 def test_threads_of_the_caller_share_it():
-    flat, x_ND = NativeFlat(normal(500, 20)), normal(300, 20, seed=1)
-    wanted = flat.search(x_ND, 6, 1)
+    """Also while the vectors are packed."""
+    x_ND = normal(300, 20, seed=1)
+    wanted, flat = Flat(normal(500, 20)).search(x_ND, 6, 1), Flat(normal(500, 20))
     with ThreadPoolExecutor(4) as pool:
         for call in [pool.submit(flat.search, x_ND, 6, 2) for _ in range(20)]:
             assert all(map(np.array_equal, call.result(), wanted))
 
 
+@needs_native
 def test_exhausted_memory_is_a_resource_error(monkeypatch):
-    flat, x_ND = NativeFlat(normal(5, 2)), normal(3, 2)
-    exhausted = SimpleNamespace(qinco_create_flat=lambda *_: None, qinco_search_flat=lambda *_: 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "compiled", lambda: exhausted)
-        for call in (lambda: NativeFlat(x_ND), lambda: flat.nearest(x_ND, 1)):
-            with pytest.raises(ResourceError, match="memory"):
-                call()
+    for made in (None, 1):
+        exhausted = SimpleNamespace(
+            qinco_create_flat=lambda *_, made=made: made, qinco_search_flat=lambda *_: 1, qinco_destroy_flat=print
+        )
+        monkeypatch.setattr(module, "compiled", lambda exhausted=exhausted: exhausted)
+        with pytest.raises(ResourceError, match="memory"):
+            Flat(normal(5, 2)).nearest(normal(3, 2), 1)
 
 
+@needs_native
 @pytest.mark.parametrize("count", [1, 100])
 def test_ctrl_c_ends_a_search_that_would_take_hours(count):
-    flat, x_ND = NativeFlat(normal(20_000, 64)), normal(10, 64, seed=1)
+    flat, x_ND = Flat(normal(20_000, 64)), normal(10, 64, seed=1)
     before, many_ND = flat.search(x_ND, count, 1), np.broadcast_to(x_ND[:1], (3_000_000, 64))
     many_ND = np.ascontiguousarray(many_ND[: 3_000_000 // count])
     Timer(0.2, signal.pthread_kill, (main_thread().ident, signal.SIGINT)).start()

@@ -12,7 +12,7 @@ from native_levels import LEVELS, needs_native
 
 from qinco.errors import ResourceError
 from qinco.native import graph as module
-from qinco.native.flat import NativeFlat
+from qinco.native.flat import Flat
 from qinco.native.graph import Links, NativeGraph
 
 pytestmark = needs_native
@@ -43,7 +43,7 @@ def share(found_NR, wanted_NR):
 @pytest.mark.parametrize(("count", "dim"), [(1, 3), (2, 1), (60, 5), (400, 17), (3000, 40)])
 def test_the_nearest_are_found(count, dim, inner_product):
     vectors_VD, x_ND = normal(count, dim), normal(50, dim, seed=1)
-    wanted = NativeFlat(vectors_VD, inner_product).search(x_ND, min(count, 10), 1)
+    wanted = Flat(vectors_VD, inner_product).search(x_ND, min(count, 10), 1)
     graph = NativeGraph(vectors_VD, inner_product=inner_product)
     values_NR, numbers_NR = graph.search(x_ND, min(count, 10), 400, 1)
     assert (values_NR.dtype, numbers_NR.dtype) == (np.float32, np.int64)
@@ -81,7 +81,7 @@ def test_a_graph_is_the_same_for_the_same_seed_alone():
 
 def test_effort_finds_more():
     vectors_VD, x_ND = normal(4000, 20), normal(100, 20, seed=1)
-    wanted_NR = NativeFlat(vectors_VD).search(x_ND, 5, 1)[1]
+    wanted_NR = Flat(vectors_VD).search(x_ND, 5, 1)[1]
     graph = NativeGraph(vectors_VD)
     found = [share(graph.search(x_ND, 5, effort, 1)[1], wanted_NR) for effort in (5, 50, 4000, 10**6)]
     assert found[0] < found[1] < found[2] == found[3] > 0.999

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from native_levels import needs_native
 
-from qinco.native.flat import NativeFlat
+from qinco.native.flat import Flat
 
 pytestmark = [needs_native, pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")]
 THREADS = 3
 SETUP = """
 import os, signal, threading, time
 import numpy as np
-from qinco.native.flat import NativeFlat
+from qinco.native.flat import Flat
 random = np.random.default_rng(0)
 flat, x = (random.standard_normal((count, 16), np.float32) for count in (2000, 3000))
-flat = NativeFlat(flat)
+flat = Flat(flat)
 def search(threads=3):
     return flat.search(x, 5, threads)[1].tobytes()
 def tasks():
@@ -37,7 +37,7 @@ def search():
     """A call that its threads share, and that the parent has made."""
     random = np.random.default_rng(0)
     vectors, x = (random.standard_normal((count, 16), np.float32) for count in (2000, 3000))
-    flat = NativeFlat(vectors)
+    flat = Flat(vectors)
     flat.search(x, 5, THREADS)
     return lambda: flat.search(x, 5, THREADS)[1].tobytes()
 

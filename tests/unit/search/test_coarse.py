@@ -1,16 +1,18 @@
 """Coarse centroids: which list a vector belongs to, and which lists a query probes."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
-import faiss
 import numpy as np
 import pytest
 import torch
+from native_levels import needs_native
 from small_models import random_vectors
 
 from qinco.errors import DataError
+from qinco.maths import assignment
 from qinco.maths.assignment import NearestCentroids, assigner, search_effort
-from qinco.maths.clustering import faiss_threads
+from qinco.native import flat
 from qinco.search.tables import CoarseGraph
 
 CENTROIDS = random_vectors(500, 6, seed=1)
@@ -66,14 +68,21 @@ def test_the_effort_of_the_search_is_honoured():
     assert search_effort(16, 4) == 16 and search_effort(4, 90) == 90 and search_effort(100, None) == 200
 
 
+@needs_native
 def test_a_graph_that_does_not_lead_everywhere_is_helped():
-    centroids_VD = np.repeat(random_vectors(3, 6), 200, axis=0)
-    assigner = CoarseGraph(centroids_VD)
-    plain = faiss.IndexHNSWFlat(6, 32)
-    plain.add(centroids_VD)
-    assert (plain.search(QUERIES, 600)[1] < 0).any()
-    values, lists = assigner.probe(QUERIES, 600)
-    assert (np.sort(lists, axis=1) == np.arange(600)).all() and np.isfinite(values).all()
+    links = CoarseGraph(CENTROIDS).links
+    alone = replace(links, neighbors=np.full_like(links.neighbors, -1))
+    graph = CoarseGraph(CENTROIDS, links=alone)
+    values, lists = graph.probe(QUERIES, 7)
+    for found, wanted in zip((values, lists), NearestCentroids(CENTROIDS).search(QUERIES, 7), strict=True):
+        assert np.array_equal(found, wanted)
+
+
+def test_without_compiled_kernels_all_are_compared(monkeypatch, tmp_path):
+    monkeypatch.setattr(assignment, "is_available", lambda: False)
+    monkeypatch.setattr(flat, "compiled", lambda: None)
+    graph = CoarseGraph(CENTROIDS)
+    assert np.array_equal(graph.probe(QUERIES, 5, 5)[1], exact(QUERIES, CENTROIDS)[1][:, :5]) and graph.links is None
 
 
 def test_threads_with_different_efforts_do_not_disturb_each_other():
@@ -86,53 +95,80 @@ def test_threads_with_different_efforts_do_not_disturb_each_other():
         np.testing.assert_array_equal(lists, alone[effort])
 
 
-def test_the_graph_does_not_depend_on_threads():
-    with faiss_threads(2):
-        assert faiss.omp_get_max_threads() == 2
-        several = CoarseGraph(CENTROIDS).serialize()
-    with faiss_threads(1):
-        assert CoarseGraph(CENTROIDS).serialize() == several
+def of_faiss(tmp_path, index, centroids_VD=CENTROIDS, flags=None):
+    faiss = pytest.importorskip("faiss")
+    index.add(centroids_VD)
+    path = tmp_path / "graph.faissindex"
+    path.write_bytes(faiss.serialize_index(index, faiss.IO_FLAG_SKIP_STORAGE if flags is None else flags).tobytes())
+    return path
 
 
+@needs_native
 @pytest.mark.parametrize("inner_product", [False, True])
 def test_a_graph_comes_back_from_a_file(tmp_path, inner_product):
-    graph = CoarseGraph(CENTROIDS, inner_product=inner_product)
-    data = graph.serialize()
-    whole = NearestCentroids(CENTROIDS, inner_product=inner_product).graph()
-    assert len(data) < faiss.serialize_index(whole).nbytes - CENTROIDS.nbytes
-    path = tmp_path / "graph.faissindex"
-    path.write_bytes(data)
+    graph, path = CoarseGraph(CENTROIDS, inner_product=inner_product), tmp_path / "graph.safetensors"
+    graph.save(path)
     again = CoarseGraph.read(path, CENTROIDS, inner_product=inner_product)
     for mine, theirs in zip(again.probe(QUERIES, 5, 5), graph.probe(QUERIES, 5, 5), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    assert again.serialize() == data
+    again.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
-def _of_faiss(index) -> bytes:
-    index.add(CENTROIDS)
-    return faiss.serialize_index(index).tobytes()
+@needs_native
+@pytest.mark.parametrize("inner_product", [False, True])
+def test_a_graph_of_faiss_is_taken(tmp_path, inner_product):
+    faiss = pytest.importorskip("faiss")
+    metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
+    theirs = faiss.IndexHNSWFlat(6, 32, metric)
+    graph = CoarseGraph.read(of_faiss(tmp_path, theirs), CENTROIDS, inner_product=inner_product)
+    wanted = theirs.search(QUERIES, 5, params=faiss.SearchParametersHNSW(efSearch=20))[1]
+    assert agreement(graph.probe(QUERIES, 5, 20)[1], wanted) > 0.97
+    assert np.array_equal(graph.links.levels, faiss.vector_to_array(theirs.hnsw.levels))
 
 
+@needs_native
 @pytest.mark.parametrize(
     ("data", "centroids", "options"),
     [
         (lambda good: good[:-1], CENTROIDS, {}), (lambda good: good[:3], CENTROIDS, {}),
-        (lambda good: good, CENTROIDS[:-1], {}), (lambda good: good, CENTROIDS[:, :-1], {}),
-        (lambda good: good, CENTROIDS, {"inner_product": True}),
-        (lambda good: _of_faiss(faiss.IndexFlatL2(6)), CENTROIDS, {}),
-        (lambda good: _of_faiss(faiss.IndexHNSWFlat(6, 32)), CENTROIDS, {}),
+        (lambda good: good, CENTROIDS[:-1], {}), (lambda good: good, CENTROIDS, {"inner_product": True}),
+        (lambda good: good.replace(b"levels", b"levelz"), CENTROIDS, {}),
+        (lambda good: good.replace(b'"entry', b'"entrz'), CENTROIDS, {}),
     ],
 )  # fmt: skip
 def test_what_is_no_graph_of_the_centroids_is_refused(tmp_path, data, centroids, options):
     path = tmp_path / "hnsw.bin"
-    path.write_bytes(data(CoarseGraph(CENTROIDS).serialize()))
+    CoarseGraph(CENTROIDS).save(path)
+    path.write_bytes(data(path.read_bytes()))
     with pytest.raises(DataError, match=r"hnsw\.bin"):
         CoarseGraph.read(path, centroids, **options)
 
 
-def test_a_damaged_graph_is_refused_or_harmless(tmp_path):
+def test_other_files_of_faiss_are_refused(tmp_path):
+    faiss = pytest.importorskip("faiss")
+    for index, flags, centroids, options in (
+        (faiss.IndexHNSWFlat(6, 32), None, CENTROIDS[:-1], {}),
+        (faiss.IndexHNSWFlat(6, 32), None, CENTROIDS[:, :-1], {}),
+        (faiss.IndexHNSWFlat(6, 32), None, CENTROIDS, {"inner_product": True}),
+        (faiss.IndexFlatL2(6), 0, CENTROIDS, {}),
+        (faiss.IndexHNSWFlat(6, 32), 0, CENTROIDS, {}),
+    ):
+        path = of_faiss(tmp_path, index, flags=flags)
+        with pytest.raises(DataError, match=r"graph\.faissindex"):
+            CoarseGraph.read(path, centroids, **options)
+
+
+@needs_native
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_damaged_graph_is_refused_or_harmless(tmp_path, is_ours):
     centroids_VD, path = CENTROIDS[:40], tmp_path / "hnsw.bin"
-    good = np.frombuffer(CoarseGraph(centroids_VD).serialize(), np.uint8)
+    if is_ours:
+        CoarseGraph(centroids_VD).save(path)
+    else:
+        faiss = pytest.importorskip("faiss")
+        path = of_faiss(tmp_path, faiss.IndexHNSWFlat(6, 32), centroids_VD)
+    good = np.frombuffer(path.read_bytes(), np.uint8)
     generator = np.random.default_rng(0)
     refused = 0
     for place in [*range(400), *generator.integers(len(good), size=600)]:

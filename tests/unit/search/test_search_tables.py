@@ -98,8 +98,9 @@ def test_a_graph_leads_to_many_lists(metric, monkeypatch):
     efforts = []
     probe = CoarseGraph.probe
     monkeypatch.setattr(
-        CoarseGraph, "probe", lambda self, x, n, effort: (efforts.append(effort), probe(self, x, n, effort))[1]
-    )
+        CoarseGraph, "probe",
+        lambda self, x, n, effort, threads: (efforts.append(effort), probe(self, x, n, effort, threads))[1],
+    )  # fmt: skip
     for effort in (None, 7):  # a dozen centroids are all linked to one another: the graph finds what comparing does
         found = tables.shortlist(prepared_QD, 20, SearchOptions(nprobe=4, ef_search=effort), index.segments, None, 1)
         assert np.array_equal(found.ids, expected.ids)
