@@ -12,8 +12,8 @@ import qinco
 ROOT = Path(qinco.__file__).parent
 # A room may import rooms of lower levels, and itself; rooms of one level do not know each other.
 LEVELS = [
-    ["errors", "version"],
-    ["config", "atomic", "forking", "interrupts", "machine", "progress"],
+    ["errors", "forking", "version"],
+    ["config", "atomic", "interrupts", "machine", "progress"],
     ["packing"],
     ["vectors", "native"],
     ["maths", "datasets"],

@@ -198,3 +198,23 @@ def test_the_largest_codebook_takes_little_memory():
         assert torch.equal(codes_NM, wanted_NM)
         torch.testing.assert_close(reached_ND, wanted_ND, rtol=1e-4, atol=1e-4)
     assert resident_bytes() - before < 1 << 29
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_prefixes_are_those_of_the_module(name, level):
+    model, generator = random_model(ARCHITECTURES[name]), np.random.default_rng(0)
+    codes_NM = generator.integers(4, size=(COUNT, model.config.num_steps), dtype=np.uint8)
+    lists_N = generator.integers(5, size=COUNT, dtype=np.int32) if model.config.starts_from_coarse else None
+    start_ND = model.initial_reconstruction(COUNT, None if lists_N is None else torch.from_numpy(lists_N).long())
+    wanted = model.reconstructions(torch.from_numpy(codes_NM).long(), start_ND)
+    coder = pack_at(level, model).coder
+    for steps, (found_ND, wanted_ND) in enumerate(zip(coder.prefixes(codes_NM, lists_N), wanted, strict=True), 1):
+        wanted_ND = model.denormalize(wanted_ND).numpy()
+        np.testing.assert_allclose(found_ND, wanted_ND, atol=1e-5 * np.abs(wanted_ND).max())
+        assert found_ND.tobytes() == coder.decode(codes_NM[:, :steps], lists_N).tobytes()
+    alone = [x_ND.tobytes() for x_ND in coder.prefixes(codes_NM, lists_N)]
+    with using_threads(3):
+        assert [x_ND.tobytes() for x_ND in coder.prefixes(codes_NM, lists_N)] == alone
+    nothing = coder.prefixes(codes_NM[:0], None if lists_N is None else lists_N[:0])
+    assert [x_ND.shape for x_ND in nothing] == [(0, model.config.dim)] * model.config.num_steps
