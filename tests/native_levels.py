@@ -3,6 +3,7 @@
 import os
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from qinco.engines.tensors import TensorModel, pack
@@ -12,6 +13,10 @@ from qinco.native import library
 LEVELS = library.LEVELS[: library.LEVELS.index(library.level()) + 1] if library.is_available() else ()
 needs_native = pytest.mark.skipif(not LEVELS, reason="the native engine is not compiled in this installation")
 needs_bf16 = pytest.mark.skipif("avx512_bf16" not in LEVELS, reason="this processor does not multiply bf16")
+
+
+def normal(*shape, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def pack_at(level: str, model: Qinco, precision: str = "float32") -> TensorModel:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qinco import forking
@@ -173,14 +173,32 @@ def _set_sizes(folder: Path) -> list[int]:
 
 def _group_folders(root: Path) -> Iterator[Path]:
     """The folder of each controller's group, and those around it; a container may not see all of them."""
+    mounts = _group_mounts(root)
     with suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            # v2 has one controller, called ""; v1 mounts several together, under all of their names or under each
-            for controller in {controllers, *controllers.split(","), controllers or "unified"}:
-                mount = root / "sys/fs/cgroup" / controller
-                group = mount / path.lstrip("/")
+            for top, mount in [found for names, *found in mounts if names & {*controllers.split(",")}]:
+                # a container may have mounted its own group alone, or see only the path that the host knows
+                inner = PurePosixPath(path)
+                group = mount / inner.relative_to(top if inner.is_relative_to(top) else "/")
                 yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mount))
+
+
+def _group_mounts(root: Path) -> list[tuple]:
+    """Of each mounted hierarchy its controllers (that of v2 is called ""), the group at its top, and its folder."""
+    # v1 mounts several controllers together, under all of their names or under each.
+    usual = root / "sys/fs/cgroup"
+    found: list[tuple] = [({""}, "/", usual), ({""}, "/", usual / "unified")]
+    with suppress(OSError):
+        found += [({*folder.name.split(",")}, "/", folder) for folder in usual.iterdir() if folder.is_dir()]
+    with suppress(OSError, ValueError):
+        for line in (root / "proc/self/mountinfo").read_text().splitlines():
+            before, _, after = line.partition(" - ")
+            if (kind := after.split(" ")[0]) in ("cgroup", "cgroup2"):
+                top, folder = before.split(" ")[3:5]
+                names = {""} if kind == "cgroup2" else {*after.split(" ")[2].split(",")}
+                found.append((names, top, root / folder.lstrip("/")))
+    return found
 
 
 def _integers(path: Path) -> list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 from qinco.atomic import check_output
 from qinco.codec.plan import check_values
 from qinco.config import require_int
-from qinco.errors import ConfigError, DataError
+from qinco.errors import DataError
 from qinco.machine import free_memory
 from qinco.maths.clustering import COARSE_ITERATIONS, coarse_kmeans
 from qinco.maths.devices import choose_device
@@ -56,9 +56,7 @@ def kmeans(
     require_int("max_points_per_centroid", max_points_per_centroid)
     target = choose_device(device)
     if output is not None:
-        if Path(output).suffix.lower() != ".npy":
-            raise ConfigError(f"output={output}: centroids are written to a .npy file")
-        check_output(output, overwrite=overwrite, inputs=[*inputs, *input_files(x)])
+        check_output(output, suffixes=(".npy",), overwrite=overwrite, inputs=[*inputs, *input_files(x)])
     if len(source) < num_centroids:
         need = f"at least {num_centroids} vectors, one for each centroid (ivf_K)"
         raise DataError(f"{source.name} must hold {need}, not {len(source)}")

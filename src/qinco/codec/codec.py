@@ -4,12 +4,13 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from hashlib import sha256
-from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qinco.atomic import check_output, readable, writable
+from qinco.atomic import check_output, readable, write_content
 from qinco.codec.columns import cut, first_steps, join
 from qinco.codec.plan import check_values
 from qinco.config import EncodeOptions, ModelConfig, accepts_keys, by_field, require_int
@@ -18,10 +19,10 @@ from qinco.errors import ConfigError, DataError, needs_extra
 from qinco.maths.assignment import assigner
 from qinco.maths.devices import CPU, choose_device, to_device
 from qinco.model.weights import Weights
-from qinco.packing import check_codes, check_lists, code_dtype
+from qinco.packing import code_dtype
 from qinco.progress import ProgressOption, reporting
-from qinco.store.codec import check_suffix, load_models, save_models
-from qinco.store.codes import Codes
+from qinco.store.codec import SUFFIXES, load_models, save_models
+from qinco.store.codes import Codes, check_range
 from qinco.vectors.prefetch import read_ahead
 from qinco.vectors.rows import VectorSource, as_source, check_dim, check_finite
 
@@ -182,15 +183,16 @@ class Codec:
             path: of the file, or a binary file object, which a safetensors file is written to.
             overwrite: replace a file that is there.
         """
-        with writable(path, "codec.safetensors") as file:
-            check_suffix(file)
-            check_output(file, overwrite=overwrite)
-            save_models(file, self.weights, self.rotation_DD, self.encode_options, self.provenance)
+        if hasattr(path, "write"):
+            return write_content(path, self.to_bytes())
+        file = check_output(path, suffixes=SUFFIXES, overwrite=overwrite)
+        save_models(file, self.weights, self.rotation_DD, self.encode_options, self.provenance)
 
     def to_bytes(self) -> bytes:
         """The content of the file that `save` writes."""
-        self.save(buffer := BytesIO())
-        return buffer.getvalue()
+        with TemporaryDirectory() as folder:
+            self.save(file := Path(folder, "codec.safetensors"))
+            return file.read_bytes()
 
     @classmethod
     def load(cls, path, device: "str | torch.device" = CPU) -> "Codec":
@@ -373,10 +375,7 @@ class Codec:
             raise DataError("lists were given, but this codec has none: it was trained without coarse centroids")
         if codes.shape[1] % count:
             raise DataError(f"codes must have a multiple of {count} columns, for equal parts, not {codes.shape[1]}")
-        for first, block in codes.blocks(1 << 20) if len(codes) else [(0, codes)]:
-            check_codes(block.codes, self.num_codes, self.config.codebook_size, codes.name, first)
-            if codes.has_lists:
-                check_lists(block.lists, len(block), self.config.num_lists, first_row=first)
+        check_range(codes, self.num_codes, self.config.codebook_size, self.config.num_lists)
         return codes
 
     def check_dim(self, source: VectorSource) -> None:

@@ -17,7 +17,7 @@ from qinco.engines.engine import candidate_precision
 from qinco.machine import num_threads, using_threads
 from qinco.progress import ProgressOption, reporting
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource, as_source, check_not_empty
+from qinco.vectors.rows import as_source, check_not_empty
 
 _COMMON_OPTIONS = (PAPER_ENCODE_OPTIONS, DEFAULT_ENCODE_OPTIONS, EncodeOptions(num_pairs=16, beam_width=4))
 
@@ -62,7 +62,7 @@ def evaluate(
     Example:
         >>> evaluate(codec, "base.fvecs").mse
     """
-    source, begun = _some_vectors(x), time.monotonic()
+    source, begun = check_not_empty(as_source(x)), time.monotonic()
     errors_M = np.zeros(codec.check_steps(num_steps))
     with reporting(progress) as report:
         for first, codes in codec.encode_blocks(source, options, num_steps):
@@ -71,12 +71,6 @@ def evaluate(
                 errors_M[m] += np.square(decoded_ND - x_ND, dtype=np.float64).sum()
             report("evaluating", first + len(codes), len(source))
     return Evaluation((errors_M / len(source)).tolist(), len(source), time.monotonic() - begun)
-
-
-def _some_vectors(x) -> VectorSource:
-    source = as_source(x)
-    check_not_empty(source)
-    return source
 
 
 def measure_time(
@@ -93,7 +87,7 @@ def measure_time(
     Example:
         >>> encode_us, decode_us = measure_time(codec, "base.fvecs")
     """
-    some = as_source(_some_vectors(x).limit(10_000)[:])
+    some = as_source(check_not_empty(as_source(x)).limit(10_000)[:])
     coder = codec if options is None else codec.with_options(options)
     coder.encode(some.limit(256))
     codes = coder.encode(some)

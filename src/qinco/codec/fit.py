@@ -22,7 +22,7 @@ from qinco.maths.devices import choose_device, within_cores
 from qinco.maths.rotation import fit_rotation
 from qinco.model.qinco import Qinco
 from qinco.progress import Progress, ProgressOption, reporting
-from qinco.store.codec import CHECKPOINT_SUFFIX, check_suffix, load_models, save_models
+from qinco.store.codec import CHECKPOINT_SUFFIX, SUFFIXES, load_models, save_models
 from qinco.store.run_state import load_state, state_path
 from qinco.training.codebooks import initialize_model, set_scales, set_steps
 from qinco.training.loop import Training
@@ -87,8 +87,8 @@ def fit(
     source = as_source(x, "training vectors")
     output, tensorboard = user_path(output), user_path(tensorboard)
     if output is not None:
-        check_suffix(output)
-        check_output(output, overwrite=True, inputs=[*inputs, *input_files(x, coarse_centroids)])
+        read = [*inputs, *input_files(x, coarse_centroids)]
+        check_output(output, suffixes=SUFFIXES, overwrite=True, inputs=read)
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
     settings |= begun_with(output) if resume and output is not None else {}
     first = source if num_parts == 1 else _part(source, 0, num_parts, None)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from qinco.config import ENGINE_MODULES, EncodeOptions, ModelConfig, require_precision
+from qinco.config import ENGINE_MODULES, PRECISIONS, EncodeOptions, ModelConfig, require_choice
 from qinco.errors import ConfigError, needs_extra
 from qinco.maths.devices import multiplies_bf16_fast
 from qinco.model.weights import Weights
@@ -82,7 +82,7 @@ def choose_engine(name: str, config: ModelConfig, device: str) -> Engine:
 
 def candidate_precision(precision: str, device: str, config: ModelConfig) -> str:
     """What a model's candidates are evaluated in, "float32" or "bf16": "auto" is bf16 where that is fast."""
-    require_precision(precision)
+    require_choice("precision", precision, PRECISIONS)
     is_small = config.embed_dim * config.hidden_dim < _SMALL_MATRIX
     is_fast = precision == "auto" and not is_small and multiplies_bf16_fast(device)
     return "bf16" if precision == "bf16" or is_fast else "float32"

@@ -221,17 +221,9 @@ def nearest(x_ND: np.ndarray | Tensor, centroids_KD: np.ndarray | Tensor, thread
 
 
 def residual_kmeans(
-    x_ND: np.ndarray | Tensor,
-    num_steps: int,
-    num_centroids: int,
-    *,
-    beam_width: int = BEAM_WIDTH,
-    iterations: int = 10,
-    max_rows: int = KMEANS_ROWS,
-    seed: int = 0,
-    threads: int = 1,
-    progress: Progress = silent,
-) -> np.ndarray:
+    x_ND: np.ndarray | Tensor, num_steps: int, num_centroids: int, *, max_rows: int = KMEANS_ROWS, seed: int = 0,
+    threads: int = 1, progress: Progress = silent,
+) -> np.ndarray:  # fmt: skip
     """Fit the codebooks of a residual quantizer, float32 (M, K, D), to float32 vectors, on the device of a tensor.
 
     Each codebook is fitted to the residuals of all hypotheses of a beam, at most `max_rows` of them, and not of the
@@ -239,12 +231,12 @@ def residual_kmeans(
     """
     # One buffer for all hypotheses, of which the first `beam` are in use.
     x_ND = torch.as_tensor(x_ND)
-    residual_NBD = torch.empty(len(x_ND), beam_width, x_ND.shape[1], device=x_ND.device)
+    residual_NBD = torch.empty(len(x_ND), BEAM_WIDTH, x_ND.shape[1], device=x_ND.device)
     residual_NBD[:, 0] = x_ND
     beam, codebooks = 1, []
     for step in range(num_steps):
         points_ND = _some_residuals(residual_NBD[:, :beam], max_rows, seed + step)
-        codebook_KD = kmeans(points_ND, num_centroids, iterations=iterations, seed=seed + step, threads=threads)
+        codebook_KD = kmeans(points_ND, num_centroids, seed=seed + step, threads=threads)
         codebooks.append(codebook_KD)
         progress("fitting the first codebooks", step + 1, num_steps, "codebook")
         if step + 1 < num_steps:

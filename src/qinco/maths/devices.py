@@ -102,11 +102,6 @@ def to_device(array: np.ndarray, device: "str | torch.device") -> "Tensor":
     return tensor.to(target)
 
 
-def as_array(x: "np.ndarray | Tensor") -> np.ndarray:
-    """An array, or a tensor of any device, as an array."""
-    return x if isinstance(x, np.ndarray) else x.cpu().numpy()
-
-
 def holds(device: "str | torch.device", num_bytes: int) -> bool:
     """Whether `num_bytes` fit into half of the free memory of a GPU; always true on the CPU."""
     import torch

@@ -11,7 +11,6 @@ import numpy as np
 
 from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
-from qinco.compat.faiss_files import FaissIndex, check_index_key, write_faiss
 from qinco.config import MAX_LISTS, accepts_keys, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError
@@ -226,6 +225,8 @@ def build_index(
         lookup = fit_lookup(*fit, moves_centroids=False, report=report) if tables is None else tables.lookup
         mse, fitted = sample.validated_mse(lookup), time.monotonic()
         if tables is None:
+            from qinco.compat.faiss_files import FaissIndex, write_faiss
+
             write_faiss(output, key, lookup, database, inner_product=measure.scans_inner_products, progress=report)
             bytes_each = FaissIndex(output).bytes_per_vector
         else:
@@ -264,6 +265,8 @@ def _one_length(sample: FitSample) -> float:
 
 
 def _index_key(index_key: str | None, num_lists: int, file: CodeFile) -> str:
+    from qinco.compat.faiss_files import check_index_key
+
     key = index_key or f"IVF{num_lists}_HNSW32,RQ{file.num_codes}x{file.codebook_size.bit_length() - 1}_Nqint8"
     for name, value in (("ivf_K", num_lists), ("M", file.num_codes), ("K", file.codebook_size)):
         key = key.replace(f"${{{name}}}", str(value))

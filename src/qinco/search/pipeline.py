@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from qinco.codec.codec import Codec
-from qinco.config import require_precision
+from qinco.config import PRECISIONS, require_choice
 from qinco.errors import DataError, ResourceError
 from qinco.machine import free_memory
 from qinco.maths.devices import CPU, to_device
@@ -128,12 +128,12 @@ class Pipeline:
 
 
 class NeuralDecoder:
-    """Decodes by a codec's network, for a `Stage`; on another device than the processor to tensors there."""
+    """Decodes by a codec's network, to arrays, or to tensors that it `keeps` on another device than the processor."""
 
-    def __init__(self, codec: Codec, precision: str = "auto"):
-        require_precision(precision)  # before a search
+    def __init__(self, codec: Codec, precision: str = "auto", keeps: bool = True):
+        require_choice("precision", precision, PRECISIONS)  # before a search
         self.codec, self.precision = codec, precision
-        self.on_device = codec.device != CPU
+        self.on_device = keeps and codec.device != CPU
 
     def decode(self, codes: np.ndarray, lists: np.ndarray) -> "np.ndarray | Tensor":
         size = self.codec.config.codebook_size

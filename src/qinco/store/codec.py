@@ -17,14 +17,9 @@ from qinco.model.weights import Weights, check_promise, check_scale, check_shape
 from qinco.store.tensors import read_header, read_tensors, write_tensors
 
 KIND = "codec"
-CHECKPOINT_SUFFIX, SUFFIX = ".pt", ".safetensors"
+CHECKPOINT_SUFFIX = ".pt"
+SUFFIXES = (".safetensors", CHECKPOINT_SUFFIX)
 _ROTATION = "rotation"
-
-
-def check_suffix(path) -> None:
-    """Raise ConfigError unless codecs are written to files of this name."""
-    if Path(path).suffix.lower() not in (SUFFIX, CHECKPOINT_SUFFIX):
-        raise ConfigError(f"output={path}: a codec is written to a {SUFFIX} (ours) or .pt (the authors') file")
 
 
 def save_models(

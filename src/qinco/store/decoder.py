@@ -24,6 +24,7 @@ from qinco.errors import ConfigError, DataError
 from qinco.store.tensors import open_tensors, read_tensors, write_tensors
 
 KIND = "pairwise"
+SUFFIXES = (".safetensors", ".pt")
 _FIELDS = {
     "tables": "tables_MKD", "pairs": "pairs_P2", "pair_tables": "tables_PJD",
     "list_codes": "list_codes_VI", "centroids": "centroids_VD",

@@ -10,13 +10,14 @@ import torch
 
 from qinco.config import EncodeOptions
 from qinco.engines.tensors import pack
-from qinco.errors import ConfigError, needs_extra
+from qinco.errors import ConfigError
 from qinco.maths.clustering import BEAM_WIDTH, KMEANS_ROWS
 from qinco.maths.devices import to_device
 from qinco.progress import Progress, counted, format_duration, format_number, silent
 from qinco.training.batches import BUFFER_BYTES
 from qinco.training.codebooks import CodewordUse, sample_rows
 from qinco.training.loop import EpochReport, StepReport, Training
+from qinco.vectors.block_rows import library
 
 _LOG = logging.getLogger(__name__)
 _WARN_UNUSED_SHARE = 0.02
@@ -156,7 +157,7 @@ def _log_epoch(report: EpochReport, scale: float) -> None:
 
 def summary_writer() -> type:
     """TensorBoard's writer; raises ConfigError where the package is missing."""
-    with needs_extra("tensorboard=", "tensorboard", "tensorboard"):
+    with library("tensorboard", "tensorboard", "tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter
 

@@ -29,6 +29,12 @@ class BlockRows(StoredRows):
         self._start, self._block = 0, np.empty((0, shape[1]), self.dtype)
         self._lock = new_lock()
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_lock": None, "_start": 0, "_block": self._block[:0].copy()}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, _lock=new_lock())
+
     def __getitem__(self, key) -> np.ndarray:
         with self._lock:
             if not isinstance(key, slice):
@@ -92,11 +98,15 @@ class ConcatRows(StoredRows):
 
 
 class SlicedRows(BlockRows):
-    """The rows of an array that is read by slices, such as a data set of h5py, zarr or dask."""
+    """The rows of an array that is read by slices, such as a data set of h5py, zarr or dask.
 
-    def __init__(self, array):
+    They are read in blocks of whole chunks, of `chunk_rows`, where these are small enough.
+    """
+
+    def __init__(self, array, block_bytes: int = BLOCK_BYTES, chunk_rows: int = 1):
         super().__init__(array.shape, array.dtype)
-        self._array, self._rows = array, max(1, BLOCK_BYTES // (array.shape[1] * self.dtype.itemsize))
+        rows = max(1, block_bytes // (array.shape[1] * self.dtype.itemsize))
+        self._array, self._rows = array, rows - rows % min(rows, chunk_rows)
 
     def _read_block(self, row: int) -> tuple[int, np.ndarray]:
         start = row - row % self._rows
