@@ -1,6 +1,8 @@
 """The native engine against the readable one, at every instruction set that the processor has."""
 
 import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -143,6 +145,39 @@ def test_equal_models_are_packed_equally_by_any_number_of_threads(embed_dim, pre
             packed = pack(model, "native", precision)
             results.append(Encoder(packed, EncodeOptions(beam_width=3)).encode(x_ND, model.initial_reconstruction(20)))
     assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0], strict=True))
+
+
+def test_equal_models_are_packed_equally_whatever_number_of_threads_numpy_has():
+    code = """
+from hashlib import sha256
+import numpy as np
+from qinco.config import ModelConfig
+from qinco.engines import native_engine
+from qinco.model.weights import random_weights
+digest = sha256()
+for dim, width in ((96, 96), (200, 128), (128, 384)):
+    weights = random_weights(ModelConfig(dim, 2, 256, 2, width, 250))
+    for field in vars(native_engine._arrays(weights.step(1))).values():
+        for array in field if isinstance(field, tuple) else [field]:
+            digest.update(b"" if array is None else array.tobytes())
+print(digest.hexdigest())
+"""
+    found = set()
+    for count in ("1", "2", "3"):
+        environment = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), count)
+        run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+        found.add(run.stdout)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
+def test_outputs_become_orthogonal_and_stay_the_same(shape):
+    for out_DE in (np.random.default_rng(0).standard_normal(shape), np.zeros(shape), np.ones(shape)):
+        rotated_DE, basis_EE = native_engine._orthogonal_outputs(out_DE)
+        products_EE = rotated_DE.T @ rotated_DE
+        np.testing.assert_allclose(products_EE, np.diag(np.diag(products_EE)), atol=1e-6)
+        np.testing.assert_allclose(basis_EE.T @ basis_EE, np.eye(shape[1]), atol=1e-12)
+        np.testing.assert_allclose(rotated_DE @ basis_EE.T, out_DE, atol=1e-12)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
