@@ -5,9 +5,11 @@
 #   make test-all        the slow tests too
 #   make test-levels     engines, codecs and search forced to each instruction set of this processor
 #   make test-sanitized  the native engine under the address and undefined-behaviour sanitizers
+#   make wheel           a wheel in DIST, for every Python 3 and every Linux with glibc 2.24 or newer
 #   make demo            train a small codec and compare it with PQ and RQ
 PYTHON ?= python3
 DIST ?= dist
+PLATFORM ?= manylinux_2_24_$(shell uname -m)
 RUN = .venv/bin/python -m
 
 # Threads that spin while they wait slow tests down many times where other programs use the same cores.
@@ -54,10 +56,15 @@ format: venv
 types: venv
 	$(RUN) pyright
 
-# setuptools packs what an older run left in build/, so that goes first.
+# setuptools packs what an older run left in build/, so that goes first. Without a C++ compiler the wheel has no engine
+# and is for any platform; auditwheel refuses an engine that would not load on PLATFORM.
 wheel: venv
 	rm -rf build
-	$(RUN) build --wheel --outdir '$(DIST)'
+	$(RUN) build --wheel --outdir build/unrepaired
+	mkdir -p '$(DIST)'
+	set -e; for wheel in build/unrepaired/*.whl; do case $$wheel in \
+	    *-any.whl) cp $$wheel '$(DIST)' ;; \
+	    *) PATH=.venv/bin:$$PATH $(RUN) auditwheel repair --plat $(PLATFORM) --wheel-dir '$(DIST)' $$wheel ;; esac; done
 	rm -rf build
 
 clean:

@@ -31,10 +31,11 @@ from torch import Tensor
 from qinco.codec import Codec
 from qinco.codec.evaluate import evaluate
 from qinco.config import PAPER_ENCODE_OPTIONS, PRESETS, EncodeOptions, ModelConfig
-from qinco.engines import native_engine, torch_engine
-from qinco.engines.engine import candidate_dtype
+from qinco.engines import torch_engine
+from qinco.engines.engine import candidate_precision
+from qinco.engines.tensors import pack
 from qinco.errors import ConfigError
-from qinco.machine import processor_name, usable_cores
+from qinco.machine import processor_name, set_num_threads, usable_cores
 from qinco.model.qinco import Qinco, random_model
 from qinco.native import library
 from qinco.vectors.rows import as_source
@@ -48,8 +49,8 @@ SMALL = PRESETS["qinco2-S"]
 CONFIGS = {f"QINCo2-S D={D} M={M}": ModelConfig(D, M, **SMALL) for D in (128, 768) for M in (8, 16)}
 FIRST, *_ = CONFIGS
 CONFIGS["QINCo1 L=2 D=128 M=8"] = ModelConfig(128, **PRESETS["qinco1"] | {"num_blocks": 2})
-PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
-FAST = candidate_dtype("auto", torch.device("cpu"), CONFIGS[FIRST])
+PRECISIONS = ("float32", "bf16")
+FAST = candidate_precision("auto", "cpu", CONFIGS[FIRST])
 ROWS, TRIAL_ROWS, REFERENCE_ROWS = 16_384, 16, 2000
 PLAIN_CANDIDATES = 65_536  # per batch, as in the published code
 PASS_US, MOST_US = 1.5e5, 8e6  # at least, per pass; at most, per case
@@ -96,7 +97,7 @@ class Case(NamedTuple):
 
     def time(self, count: int) -> float:
         """Microseconds of one pass of `count` vectors."""
-        torch.set_num_threads(self.threads)
+        set_num_threads(self.threads)
         time.sleep(0.01)  # until the threads of another case have stopped spinning
         begun = time.perf_counter()
         self.work(count)
@@ -112,8 +113,8 @@ def on_both(key: tuple, least: int, work: Callable, *arrays: Tensor) -> list[Cas
     return [Case(key, threads, least, lambda n: work(*(array[:n] for array in arrays))) for threads in (1, 2)]
 
 
-def native(key: tuple, model: Qinco, x_ND: Tensor, dtype: torch.dtype, rules: dict) -> Iterator[Case]:
-    packed, start_ND = native_engine.pack(model, dtype), torch.zeros_like(x_ND)
+def native(key: tuple, model: Qinco, x_ND: Tensor, precision: str, rules: dict) -> Iterator[Case]:
+    packed, start_ND = pack(model, "native", precision), torch.zeros_like(x_ND)
     # The engine tabulates the second step after some thousands of vectors; two steps are enough to trigger it.
     packed.encode_tensors(x_ND[:4096], start_ND[:4096], next(iter(rules.values())), 2)
     for rule, options in rules.items():
@@ -125,7 +126,7 @@ def encoding(name: str, model: Qinco, x_ND: Tensor) -> Iterator[Case]:
     rules, start_ND = RULES[model.config.has_preselector], torch.zeros_like(x_ND)
     for number, (rule, options) in enumerate(rules.items()):
         each = options.num_pairs or options.beam_width * (options.num_candidates or model.config.codebook_size)
-        tile, packed = torch_engine.TILE_CANDIDATES // each, torch_engine.pack(model, FAST)
+        tile, packed = torch_engine.TILE_CANDIDATES // each, pack(model, "torch", FAST)
         for engine, rows in {"plain": PLAIN_CANDIDATES // each, "plain in cache": tile}.items() if number == 0 else ():
             yield from on_both((name, engine, rule), rows, partial(encode_plainly, model, options, rows), x_ND)
         yield from on_both((name, "torch", rule), tile, partial(packed.encode_tensors, options=options), x_ND, start_ND)
@@ -134,24 +135,22 @@ def encoding(name: str, model: Qinco, x_ND: Tensor) -> Iterator[Case]:
     for level in library.LEVELS if name == FIRST else ():
         # A level that the processor lacks raises ConfigError. Only the best one has bf16, so all use float32.
         with suppress(ConfigError), mock.patch.dict(os.environ, QINCO_NATIVE_LEVEL=level):
-            yield from native(
-                (name, f"native float32 {level}"), model, x_ND, torch.float32, {PAPER: PAPER_ENCODE_OPTIONS}
-            )
+            yield from native((name, f"native float32 {level}"), model, x_ND, "float32", {PAPER: PAPER_ENCODE_OPTIONS})
 
 
 def decoding(name: str, model: Qinco, start_ND: Tensor) -> Iterator[Case]:
     codes_NM = torch.randint(model.config.codebook_size, (len(start_ND), model.config.num_steps))
-    for precision, dtype in PRECISIONS.items():
-        for engine in (torch_engine, native_engine):
-            decode = engine.pack(model, dtype).decode_tensors
-            yield from on_both((name, engine.name, precision), 256, decode, codes_NM, start_ND)
+    for precision, engine in product(PRECISIONS, ("torch", "native")):
+        decode = pack(model, engine, precision).decode_tensors
+        yield from on_both((name, engine, precision), 256, decode, codes_NM, start_ND)
 
 
 def products() -> Iterator[Case]:
     """Torch's matrix products at the sizes of the network, with few rows (in cache) and with many."""
+    dtype = torch.bfloat16 if FAST == "bf16" else torch.float32
     for rows, (inner, outer) in product((256, 1024, 4096, 16_384), ((128, 256), (256, 128))):
-        a, b = (torch.randn(shape).to(FAST) for shape in ((rows, inner), (outer, inner)))
-        multiply = partial(torch.mm, a, b.T, out=torch.empty(rows, outer, dtype=FAST))
+        a, b = (torch.randn(shape).to(dtype) for shape in ((rows, inner), (outer, inner)))
+        multiply = partial(torch.mm, a, b.T, out=torch.empty(rows, outer, dtype=dtype))
         yield Case((rows, inner, outer), 1, 1, lambda n, multiply=multiply: [multiply() for _ in range(n)])
 
 
@@ -202,7 +201,7 @@ def report_network(us: dict[tuple, float], products: list[Case]) -> None:
 
 
 def report_errors(codec: Codec, x_ND: np.ndarray) -> None:
-    torch.set_num_threads(usable_cores())
+    set_num_threads(usable_cores())
     few, rows = min(len(x_ND), REFERENCE_ROWS), []
     for rule, options in RULES[codec.config.has_preselector].items():
         exact = evaluate(codec, as_source(x_ND[:few]), options.override(precision="float32", engine="torch")).mse

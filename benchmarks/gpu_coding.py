@@ -17,9 +17,10 @@ from gpu_setting import Setting, report_kernels, table
 from torch import Tensor
 
 from qinco.codec import Codec
-from qinco.config import DEFAULT_ENCODE_OPTIONS, ENGINES, PAPER_ENCODE_OPTIONS, EncodeOptions, ModelConfig
+from qinco.config import DEFAULT_ENCODE_OPTIONS, PAPER_ENCODE_OPTIONS, EncodeOptions, ModelConfig
 from qinco.engines import torch_engine
-from qinco.engines.engine import choose_engine, pack
+from qinco.engines.engine import choose_engine
+from qinco.engines.tensors import pack
 from qinco.errors import ConfigError
 from qinco.model.qinco import Qinco, random_model
 
@@ -28,7 +29,7 @@ RULES = {PAPER: PAPER_ENCODE_OPTIONS} | {
     f"C={C} B={B}": EncodeOptions(num_pairs=C, beam_width=B) for C, B in ((64, 32), (64, 40), (128, 64))
 }
 PLAIN = ("plain float16", PAPER)
-PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = ("float32", "bf16")
 ERROR_ROWS, REFERENCE_ROWS, SAME_ERROR = 10_000, 4000, 1e-3
 WANTED = {"qinco2-S": (800_000, 10), "qinco2-L": (None, 5)}  # vectors per second, speedup over plain torch
 WANTED_DECODED = {"on the device": 1e8, "to host memory": 2e7}
@@ -44,8 +45,8 @@ class Subject(NamedTuple):
     is_trained: bool
 
 
-def decode_by_torch(model: Qinco, codes_NM: Tensor, start_ND: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch_engine.pack(model, dtype).decode_tensors(codes_NM, start_ND)
+def decode_by_torch(model: Qinco, codes_NM: Tensor, start_ND: Tensor, precision: str) -> Tensor:
+    return torch_engine.pack_tensors(model, precision).decode_tensors(codes_NM, start_ND)
 
 
 def most_vectors(setting: Setting, on_card: int) -> int:
@@ -139,11 +140,11 @@ def _codings(plain: Callable, encoders: dict) -> dict[tuple, Callable[[Tensor], 
 
 def engines(model: Qinco) -> dict[tuple[str, str], object]:
     """Functions that encode, by engine and options, in bf16. Prints which engines cannot run here, and why."""
-    print(f"engine=auto is {choose_engine('auto', model.config, model.device).name} here.")
+    print(f"engine=auto is {choose_engine('auto', model.config, str(model.device)).name} here.")
     found, reasons = {}, {}
-    for engine, (rule, options) in product(ENGINES[1:], RULES.items()):
+    for engine, (rule, options) in product(("native", "torch"), RULES.items()):
         try:
-            found[engine, rule] = partial(pack(model, engine, torch.bfloat16).encode_tensors, options=options)
+            found[engine, rule] = partial(pack(model, engine, "bf16").encode_tensors, options=options)
         except ConfigError as error:
             reasons.setdefault(str(error), []).append(rule)
     for reason, rules in reasons.items():
@@ -197,11 +198,11 @@ def decode(setting: Setting) -> None:
     codes_NM = torch.randint(codec.config.codebook_size, shape, generator=torch.Generator().manual_seed(0))
     host_codes, codes_NM = codes_NM.numpy().astype(np.uint8), codes_NM.to(setting.device)
     cases = {}
-    for name, dtype in PRECISIONS.items():
+    for name in PRECISIONS:
 
-        def on_device(count: int, dtype=dtype) -> Tensor:
+        def on_device(count: int, name=name) -> Tensor:
             return model.denormalize(
-                decode_by_torch(model, codes_NM[:count], model.initial_reconstruction(count), dtype)
+                decode_by_torch(model, codes_NM[:count], model.initial_reconstruction(count), name)
             )
 
         cases["on the device", name] = on_device
@@ -223,22 +224,22 @@ def error(setting: Setting) -> None:
         return
     model, here = codec.models[0], setting.codec("cpu").models[0]
     x_ND = here.normalize(torch.from_numpy(setting.vectors("base").limit(REFERENCE_ROWS)[:]))
-    there_ND, rows = x_ND.to(setting.device), []
+    there_ND, start_ND, rows = x_ND.to(setting.device), model.initial_reconstruction(len(x_ND)), []
     for rule, options in RULES.items():
         if setting.left < 0:
             print(f"Not reached in time: {rule}.")
             continue
-        exact = pack(here, "torch", torch.float32)
+        exact = pack(here, "torch", "float32")
         codes_NM = exact.encode_tensors(x_ND, torch.zeros_like(x_ND), options)[0]
         reference = _data_mse(here, x_ND, here(codes_NM, here.initial_reconstruction(len(x_ND))))
         sent_NM = codes_NM.to(setting.device)
-        for precision, dtype in PRECISIONS.items():
-            packed = pack(model, "auto", dtype)
+        for precision in PRECISIONS:
+            packed = pack(model, "auto", precision)
             own_NM = packed.encode_tensors(there_ND, torch.zeros_like(there_ND), options)[0]
             decoded = {
                 "encoded there": here(own_NM.cpu(), here.initial_reconstruction(len(x_ND))),
-                "decoded there": decode_by_torch(model, sent_NM, model.initial_reconstruction(len(x_ND)), dtype).cpu(),
-                "both": decode_by_torch(model, own_NM, model.initial_reconstruction(len(x_ND)), dtype).cpu(),
+                "decoded there": decode_by_torch(model, sent_NM, start_ND, precision).cpu(),
+                "both": decode_by_torch(model, own_NM, start_ND, precision).cpu(),
             }
             for what, reached_ND in decoded.items():
                 found = _data_mse(here, x_ND, reached_ND)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from qinco.codec import Codec
-from qinco.machine import processor_name
+from qinco.machine import processor_name, set_num_threads
 from qinco.maths.metrics import recall
 from qinco.search.build import fill_lists, fit_tables
 from qinco.search.code_file import open_codes
@@ -161,7 +161,7 @@ def report_scan(index: Index, queries_QD) -> None:
 def main(words: list[str]) -> None:
     given = dict(word.split("=", 1) for word in words if "=" in word)
     quick = "quick" in words
-    torch.set_num_threads(1)
+    set_num_threads(1)
     faiss.omp_set_num_threads(1)
     report_machine(words)
     codec = Codec.load(given["model"])

@@ -3,10 +3,10 @@
 import os
 from unittest import mock
 
+import numpy as np
 import pytest
-import torch
 
-from qinco.engines import native_engine
+from qinco.engines.tensors import TensorModel, pack
 from qinco.model.qinco import Qinco
 from qinco.native import library
 
@@ -15,6 +15,10 @@ needs_native = pytest.mark.skipif(not LEVELS, reason="the native engine is not c
 needs_bf16 = pytest.mark.skipif("avx512_bf16" not in LEVELS, reason="this processor does not multiply bf16")
 
 
-def pack_at(level: str, model: Qinco, dtype: torch.dtype = torch.float32) -> native_engine.NativeTensors:
+def normal(*shape, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def pack_at(level: str, model: Qinco, precision: str = "float32") -> TensorModel:
     with mock.patch.dict(os.environ, QINCO_NATIVE_LEVEL=level):
-        return native_engine.pack(model, dtype)
+        return pack(model, "native", precision)

@@ -47,14 +47,14 @@ class Encoder:
         return self.packed.encode_tensors(x_ND, start_ND, self.options, num_steps)
 
 
-def torch_encoder(model: Qinco, options: EncodeOptions, dtype: torch.dtype = torch.float32) -> Encoder:
+def torch_encoder(model: Qinco, options: EncodeOptions, precision: str = "float32") -> Encoder:
     """What encodes with the torch engine, which the others are compared with."""
-    return Encoder(torch_engine.pack(model, dtype), options)
+    return Encoder(torch_engine.pack_tensors(model, precision), options)
 
 
-def torch_decode(model: Qinco, codes_NM, start_ND, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def torch_decode(model: Qinco, codes_NM, start_ND, precision: str = "float32") -> torch.Tensor:
     """What the torch engine decodes normalised tensors to."""
-    return torch_engine.pack(model, dtype).decode_tensors(codes_NM, start_ND)
+    return torch_engine.pack_tensors(model, precision).decode_tensors(codes_NM, start_ND)
 
 
 def random_vectors(count: int, dim: int, seed: int = 0) -> np.ndarray:

@@ -5,7 +5,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -53,7 +53,9 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def user_path(path):
-    """A path as shells read it: a leading ~/ is the user's folder. Anything else comes back as it is."""
+    """A path as shells read it: a leading ~/ is the user's folder. Anything else but open files comes back as it is."""
+    if isinstance(path, bytes | bytearray | memoryview) or hasattr(path, "read") or hasattr(path, "write"):
+        raise ConfigError(f"give the path of a file, not {path!r:.100}")
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
     if text.startswith("./~"):
         return os.path.abspath(text)  # noqa: PTH100 (as a Path it would lose its ./)
@@ -79,17 +81,6 @@ def readable(source, name: str) -> Iterator:
             raise type(error)(str(error).replace(str(path), f"the given {name}")) from error
 
 
-@contextmanager
-def writable(target, name: str) -> Iterator:
-    """The path of a file to write: a given path, or a temporary file that is then written to a given file object."""
-    if not hasattr(target, "write"):
-        yield user_path(target)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield (path := Path(folder, name))
-        write_content(target, path.read_bytes())
-
-
 def read_content(file):
     """What is left to read of a file object."""
     try:
@@ -107,8 +98,9 @@ def write_content(file, content: bytes) -> None:
         while isinstance(written := file.write(content), int) and 0 < written < len(content):
             content = content[written:]
     except (OSError, TypeError, ValueError) as error:
-        kind = ResourceError if getattr(error, "errno", None) else ConfigError
-        raise kind(f"cannot write to {file!r:.100}, it must be open in binary mode: {error}") from error
+        if reason := getattr(error, "strerror", None):
+            raise ResourceError(f"cannot write to {file!r:.100}: {reason}") from error
+        raise ConfigError(f"cannot write to {file!r:.100}, it must be open in binary mode: {error}") from error
 
 
 def remove_temporaries(path: str | os.PathLike) -> None:
@@ -121,17 +113,21 @@ def remove_temporaries(path: str | os.PathLike) -> None:
 
 
 def check_output(
-    path: str | os.PathLike, *, overwrite: bool = False, resume: bool | None = None, inputs: Iterable = ()
-) -> Path:
+    path: str | os.PathLike, *, suffixes: Collection[str] = (), overwrite: bool = False, resume: bool | None = None,
+    inputs: Iterable = (),
+) -> Path:  # fmt: skip
     """Return `path` if the file can be written, or raise ConfigError; missing folders below the current one are made.
 
-    `overwrite` and `resume` (None if the work cannot be resumed) allow that it exists. Paths among `inputs` must not be
-    replaced, nor folders among them be written to; what is no path is passed over.
+    If there are `suffixes` it must have one of them. `overwrite` and `resume` (None if the work cannot be resumed)
+    allow that it exists. Paths among `inputs` must not be replaced, nor folders among them be written to; what is no
+    path is passed over.
     """
     if not isinstance(overwrite, bool):
         raise ConfigError(f"overwrite must be true or false, not {overwrite!r}")
     try:
         target = Path(os.path.realpath(path := user_path(path)))
+        if suffixes and Path(path).suffix.lower() not in suffixes:
+            raise ConfigError(f"{path} has the suffix {Path(path).suffix!r}: use one of {', '.join(suffixes)}")
         if os.fspath(path).endswith(os.sep):
             raise ConfigError(f"{path} names a folder: give the name of a file in it")
         _check_replaceable(path, target)

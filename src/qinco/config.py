@@ -20,14 +20,14 @@ MAX_DEPTH = 1024
 MAX_LISTS = (1 << 31) - 1
 MAX_INTEGER = (1 << 63) - 1
 PRECISIONS = ("auto", "float32", "bf16")
-ENGINE_MODULES = {"native": "qinco.engines.native_engine", "torch": "qinco.engines.torch_engine"}  # best first
+ENGINE_MODULES = {name: f"qinco.engines.{name}_engine" for name in ("native", "torch", "numpy")}  # best first
 ENGINES = ("auto", *ENGINE_MODULES)
 DECODERS = ("neural", "lookup", "pairwise")
 METRICS = ("l2", "inner_product", "cosine")
 # As faiss, ann-benchmarks and others call them, in lower case and with underscores.
 METRIC_SPELLINGS = {
-    **dict.fromkeys(("euclidean", "squared_l2", "sqeuclidean", "metric_l2", "1"), "l2"),
-    **dict.fromkeys(("ip", "dot", "dot_product", "metric_inner_product", "0"), "inner_product"),
+    **dict.fromkeys(("euclidean", "euclid", "squared_l2", "l2_squared", "sqeuclidean", "metric_l2", "1"), "l2"),
+    **dict.fromkeys(("ip", "dot", "dot_product", "mips", "metric_inner_product", "0"), "inner_product"),
     **dict.fromkeys(("angular", "cos", "cosine_similarity"), "cosine"),
 }
 MULTIPLE = "nmid_short"  # counts in multiples of nshort, and its field does not
@@ -42,7 +42,9 @@ KEYS_OF_ARGUMENTS = {
 _ELSEWHERE = {
     "codebook_size": "n_clusters ksub num_codewords n_codewords",
     "num_steps": "n_subquantizers num_subquantizers n_codebooks num_codebooks num_quantizers code_size",
-    "num_lists": "nlist nlists n_lists",
+    "num_lists": "nlist nlists n_lists ncentroids n_centroids",
+    "embed_dim": "d_model embedding_dim",
+    "metric": "distance metric_type space",
     "nprobe": "n_probe n_probes nprobes num_probes",
     "epochs": "num_epochs n_epochs max_epochs max_iter n_iter niter",
     "lr": "learning_rate learning_rate_init",
@@ -97,7 +99,8 @@ def accepts_keys(*options: type, **others: str) -> Callable:
 
 def by_field(settings: dict, *options: type, **others: str) -> dict:
     """Settings of which some are named by keys, by the names of fields; ConfigError if two that are one differ."""
-    fields = {key: field for field, key in field_keys(*options).items() if key != MULTIPLE} | others
+    fields = _fields_by_key(*options)
+    fields = fields | others if others else fields
     if settings.keys().isdisjoint(fields):
         return settings
     named: dict = {}
@@ -110,6 +113,11 @@ def by_field(settings: dict, *options: type, **others: str) -> dict:
 
 
 @cache  # options are made for each search
+def _fields_by_key(*options: type) -> dict[str, str]:
+    return {key: field for field, key in field_keys(*options).items() if key != MULTIPLE}
+
+
+@cache
 def _declared(cls) -> list[tuple[str, str, Mapping, tuple]]:
     """The name of each field, its name in messages, its limits and its types."""
     keys = [(f, f.metadata.get("key")) for f in dataclasses.fields(cls)]
@@ -132,8 +140,8 @@ def check_fields(options) -> None:
             object.__setattr__(options, field, int(value))
         elif float in types:
             require_number(name, value, limits["minimum"], limits["maximum"], limits["above"])
-        elif limits["choices"] and value not in limits["choices"]:
-            raise ConfigError(f"{name} must be one of {', '.join(limits['choices'])}, not {value!r}")
+        elif limits["choices"]:
+            require_choice(name, value, limits["choices"])
 
 
 def require_int(name: str, value, minimum: int = 1, maximum: int | None = None) -> None:
@@ -151,10 +159,10 @@ def require_bool(name: str, value) -> None:
         raise ConfigError(f"{name} must be true or false, not {value!r}")
 
 
-def require_precision(precision) -> None:
-    """Raise ConfigError unless it is the name of one."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+def require_choice(name: str, value, choices: Iterable[str]) -> None:
+    """Raise ConfigError unless `value` is one of the choices."""
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 def require_number(name: str, value, minimum: float | None = None, maximum=None, above: float | None = None) -> None:
@@ -329,6 +337,7 @@ def suggest(name: str, known: Iterable[str] | Mapping[str, str], likeness: float
 
     names = {spelling.lower(): known[spelling] if isinstance(known, Mapping) else spelling for spelling in known}
     name = str(name).lower()
-    near = [_SYNONYMS[name]] if _SYNONYMS.get(name) in names else []
+    meant = _SYNONYMS.get(name, "")
+    near = [meant.lower()] if meant in known else []  # k is not K
     near = near or (get_close_matches(name, names, 1, likeness) if len(name) > 1 else [])
     return f"Did you mean {names[near[0]]}? " if near else ""

@@ -1,6 +1,7 @@
 """Exceptions, one class for each exit code, and wording that several messages share."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 class QincoError(Exception):
@@ -23,6 +24,17 @@ class ResourceError(QincoError):
     """Memory or disk is exhausted, or cannot be written."""
 
     exit_code = 4
+
+
+@contextmanager
+def needs_extra(what: str, package: str, extra: str) -> Iterator[None]:
+    """Raise ConfigError with the command to type where `what` imports a package that is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or package).partition(".")[0] != package:
+            raise
+        raise ConfigError(f"{what} needs the package {package}: pip install 'qinco[{extra}]'") from None
 
 
 def differences(there: Mapping, here: Mapping, labels: Mapping[str, str] | None = None) -> list[str]:

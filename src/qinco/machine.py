@@ -6,12 +6,19 @@
 import math
 import os
 import platform
+import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from numbers import Integral
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from qinco.errors import ConfigError
 
 _ROOT = Path("/")
+_threads: int | None = None  # of set_num_threads
 _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a huge number
 # Limits of a group in bytes, of version 2 and of version 1, and what counts towards them; and where version 1 tells the
 # least limit of the groups around it, which are not seen in a container.
@@ -31,6 +38,46 @@ class GroupLimits:
     processors: int | None  # how many are in the group's set
     memory: int | None  # bytes
     free: int | None  # bytes that may still be allocated
+
+
+def num_threads() -> int:
+    """Threads of a call: those of `set_num_threads`, QINCO_NUM_THREADS or OMP_NUM_THREADS, or as many as usable cores.
+
+    The numbers of torch and faiss are their own.
+    """
+    if _threads is not None:
+        return _threads
+    text = os.environ.get("QINCO_NUM_THREADS")
+    if text is not None and not (text.isdigit() and int(text) > 0):
+        raise ConfigError(f"QINCO_NUM_THREADS={text} is not a number of threads, 1 or more")
+    text = text or os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested levels, the first
+    return int(text) if text.isdigit() and int(text) > 0 else _cores()
+
+
+def set_num_threads(count: int | None) -> None:
+    """Let calls use `count` threads of the processor from now on, torch's too; None: the default of `num_threads`.
+
+    Example:
+        >>> qinco.set_num_threads(4)
+    """
+    global _threads
+    if count is not None and (isinstance(count, bool) or not isinstance(count, Integral) or count < 1):
+        raise ConfigError(f"the number of threads must be an integer of 1 or more, not {count!r}")
+    _threads = None if count is None else int(count)
+    torch: Any = sys.modules.get("torch")
+    if hasattr(torch, "set_num_threads"):
+        torch.set_num_threads(num_threads())
+
+
+@contextmanager
+def using_threads(count: int | None) -> Iterator[None]:
+    """Let calls within the block use `count` threads, as `set_num_threads` does; None: as many as before."""
+    before = _threads
+    set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        set_num_threads(before)
 
 
 def usable_cores(root: Path = _ROOT) -> int:
@@ -118,14 +165,32 @@ def _set_sizes(folder: Path) -> list[int]:
 
 def _group_folders(root: Path) -> Iterator[Path]:
     """The folder of each controller's group, and those around it; a container may not see all of them."""
+    mounts = _group_mounts(root)
     with suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            # v2 has one controller, called ""; v1 mounts several together, under all of their names or under each
-            for controller in {controllers, *controllers.split(","), controllers or "unified"}:
-                mount = root / "sys/fs/cgroup" / controller
-                group = mount / path.lstrip("/")
+            for top, mount in [found for names, *found in mounts if names & {*controllers.split(",")}]:
+                # a container may have mounted its own group alone, or see only the path that the host knows
+                inner = PurePosixPath(path)
+                group = mount / inner.relative_to(top if inner.is_relative_to(top) else "/")
                 yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mount))
+
+
+def _group_mounts(root: Path) -> list[tuple]:
+    """Of each mounted hierarchy its controllers (that of v2 is called ""), the group at its top, and its folder."""
+    # v1 mounts several controllers together, under all of their names or under each.
+    usual = root / "sys/fs/cgroup"
+    found: list[tuple] = [({""}, "/", usual), ({""}, "/", usual / "unified")]
+    with suppress(OSError):
+        found += [({*folder.name.split(",")}, "/", folder) for folder in usual.iterdir() if folder.is_dir()]
+    with suppress(OSError, ValueError):
+        for line in (root / "proc/self/mountinfo").read_text().splitlines():
+            before, _, after = line.partition(" - ")
+            if (kind := after.split(" ")[0]) in ("cgroup", "cgroup2"):
+                top, folder = before.split(" ")[3:5]
+                names = {""} if kind == "cgroup2" else {*after.split(" ")[2].split(",")}
+                found.append((names, top, root / folder.lstrip("/")))
+    return found
 
 
 def _integers(path: Path) -> list[int]:
@@ -133,3 +198,6 @@ def _integers(path: Path) -> list[int]:
         return [int(word) for word in path.read_text().split() if word != "max"]
     except (OSError, ValueError):
         return []
+
+
+_cores = cache(usable_cores)  # searches ask each time

@@ -30,16 +30,16 @@ def check_codes(codes, num_codes: int, codebook_size: int, name: str = "codes", 
     return codes
 
 
-def check_lists(lists, num_vectors: int, num_lists: int, name: str = "lists", first_row: int = 0) -> np.ndarray:
+def check_lists(lists, num_vectors: int, num_lists: int, first_row: int = 0) -> np.ndarray:
     """List numbers as an integer array (N,) with every value below num_lists; see `check_codes`."""
     lists = np.asarray(lists)
     if lists.shape != (num_vectors,) or lists.dtype.kind not in "iu":
         found = f"{lists.dtype} of shape {lists.shape}"
-        raise DataError(f"{name} must be {num_vectors} integers, one for each code, not {found}")
+        raise DataError(f"lists must be {num_vectors} integers, one for each code, not {found}")
     if lists.size and (lists.max() >= num_lists or lists.min() < 0):
         row = int(np.flatnonzero((lists >= num_lists) | (lists < 0))[0])
         value = f"row {first_row + row} is {lists[row]}"
-        raise DataError(f"{name} must be in the range 0 to {num_lists - 1}, the numbers of the lists: {value}")
+        raise DataError(f"lists must be in the range 0 to {num_lists - 1}, the numbers of the lists: {value}")
     return lists
 
 

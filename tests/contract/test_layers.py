@@ -36,6 +36,7 @@ HOMES = {
         "maths/clustering.py",
         "compat/faiss_files.py",
         "maths/rotation.py",
+        "installation.py",
     },
     "accelerate": {"training/processes.py"},
     "matplotlib": {"search/measure/plot.py"},

@@ -21,9 +21,9 @@ CALLS = [call for call in PUBLIC if callable(call)]
 CALLS += [method for kind in PUBLIC if inspect.isclass(kind) for method in vars(kind).values()]
 CALLS = [call for call in (getattr(call, "__func__", call) for call in CALLS) if callable(call)]
 # Of other programs, or of the environment; and what is looked at, not given.
-OTHERS = {"QINCO_NATIVE_LEVEL", "RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "small", "add_id", "n_pairwise_codebooks",
-          "key", "starts_from_coarse", "num_lists", "asarray", "flatnonzero", "range", "ravel", "toarray", "unique",
-          "view"}  # fmt: skip
+OTHERS = {"QINCO_NATIVE_LEVEL", "QINCO_NUM_THREADS", "RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "small", "add_id",
+          "n_pairwise_codebooks", "key", "starts_from_coarse", "num_lists", "asarray", "flatnonzero", "range", "ravel",
+          "toarray", "unique", "view"}  # fmt: skip
 
 
 def messages():

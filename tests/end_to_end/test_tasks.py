@@ -94,13 +94,8 @@ def test_the_metric_that_a_file_states_is_used_and_another_one_is_warned_of(fold
         file.attrs["distance"] = "angular"
         file["train"], file["test"], file["neighbors"] = base, queries, ids
     path, codec = tmp_path / "angular.hdf5", qinco.Codec.load(folder / "codec.safetensors", "cpu")
-    command = [
-        "search",
-        f"model={folder}/codec.safetensors",
-        f"db={path}",
-        f"queries={path}:test",
-        f"queries_gt={path}",
-    ]
+    command = ["search", f"model={folder}/codec.safetensors", f"db={path}", f"queries={path}:test"]
+    command.append(f"queries_gt={path}")
     for given, metric in ([], "cosine"), (["metric=IP"], "inner_product"):
         assert (found := run_json(capsys, *command, *given))["metric"] == metric
         wanted = qinco.exhaustive_recall(codec, base, queries, ids, metric=metric)

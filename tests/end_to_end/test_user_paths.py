@@ -81,15 +81,3 @@ def test_codecs_in_memory(codec, tmp_path):
     for source, error in wrong:
         with pytest.raises(error):
             qinco.Codec.load(source)
-
-
-def test_indexes_in_memory(codec):
-    x = np.random.default_rng(1).standard_normal((300, 8), np.float32)
-    index, file = qinco.Index.build(codec, x), io.BytesIO()
-    index.save(file)
-    content = file.getvalue()
-    for source in (content, io.BytesIO(content)):
-        np.testing.assert_array_equal(qinco.Index.load(source).search(x[:5])[1], index.search(x[:5])[1])
-    for wrong in (b"", content[:-9], codec.to_bytes(), 3, io.StringIO("x")):
-        with pytest.raises((ConfigError, DataError)):
-            qinco.Index.load(wrong)

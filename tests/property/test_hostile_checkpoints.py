@@ -36,9 +36,9 @@ class Called:
 def samples(tmp_path_factory):
     """A small file of each kind, by name."""
     folder = tmp_path_factory.mktemp("samples")
-    model, options = random_model(ARCHITECTURES["one dimension"]), EncodeOptions(num_candidates=2)
-    save_models(folder / "second.pt", [model], None, options, {"epoch": 1})
-    save_models(folder / "ours.safetensors", [model], None, options, {"epoch": 1})
+    weights, options = random_model(ARCHITECTURES["one dimension"]).weights(), EncodeOptions(num_candidates=2)
+    save_models(folder / "second.pt", [weights], None, options, {"epoch": 1})
+    save_models(folder / "ours.safetensors", [weights], None, options, {"epoch": 1})
     first = replace(ARCHITECTURES["qinco1"], num_steps=2, num_blocks=1)
     save_first_code(folder / "first.pt", [random_model(first)], np.float32(2.0))
     save_first_code(folder / "product.pt", [random_model(first), random_model(first, 1)], 2.0, torch.eye(6), True)
@@ -50,14 +50,13 @@ def outcome(path, data: bytes) -> str:
     path.write_bytes(data)
     is_torch_file(path)
     try:
-        models, rotation_DD, options, provenance = load_models(path)
+        parts, rotation_DD, options, provenance = load_models(path)
     except DataError as error:
         assert str(path) in str(error) and str(error).isprintable() and len(str(error)) < 400 + len(str(path))
         return str(error)
-    tensors = [tensor for model in models for tensor in model.state_dict().values()]
-    assert all(tensor.isfinite().all() for tensor in tensors)
+    assert all(np.isfinite(array).all() for weights in parts for array in weights.arrays.values())
     assert rotation_DD is None or np.isfinite(rotation_DD).all()
-    assert all(model.scale > 0 for model in models) and isinstance(options, EncodeOptions)
+    assert all(weights.scale > 0 for weights in parts) and isinstance(options, EncodeOptions)
     assert isinstance(provenance, dict)
     return "read"
 

@@ -1,8 +1,6 @@
 """The native engine on random shapes, rules and inputs: as the reference, the same bits however it is called, and
 never outside its arrays."""
 
-from unittest import mock
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -11,10 +9,11 @@ from native_levels import LEVELS, needs_native, pack_at
 from small_models import ARCHITECTURES, Encoder, random_model, torch_decode, torch_encoder
 
 from qinco.config import EncodeOptions, ModelConfig
+from qinco.machine import using_threads
 
 pytestmark = needs_native
 SEEDS = st.integers(0, 2**31)
-DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
+PRECISIONS = st.sampled_from(["float32", "bf16"])
 levels = st.sampled_from(LEVELS or ["portable"])
 # Inputs are drawn anew only when this file changes: two float32 sums that tie by chance are no failure.
 checked = settings(
@@ -141,16 +140,16 @@ def bits(*tensors) -> list[bytes]:
 
 
 @checked
-@given(search=searches(most_rows=120, most_dim=30), level=levels, dtype=DTYPES, data=st.data())
-def test_threads_blocks_and_the_order_of_rows_change_no_bit(search, level, dtype, data):
+@given(search=searches(most_rows=120, most_dim=30), level=levels, precision=PRECISIONS, data=st.data())
+def test_threads_blocks_and_the_order_of_rows_change_no_bit(search, level, precision, data):
     (model, x_ND, start_ND), rule = search
     count = len(x_ND)
-    packed = pack_at(level, model, dtype)
+    packed = pack_at(level, model, precision)
     encoder = Encoder(packed, rule)
     whole_NM, reached_ND = encoder.encode(x_ND, start_ND)
     decoded_ND = packed.decode_tensors(whole_NM, start_ND)
     for threads in (2, 3, 7):
-        with mock.patch.object(torch, "get_num_threads", lambda threads=threads: threads):
+        with using_threads(threads):
             assert bits(*encoder.encode(x_ND, start_ND)) == bits(whole_NM, reached_ND)
             assert bits(packed.decode_tensors(whole_NM, start_ND)) == bits(decoded_ND)
     rows = data.draw(st.integers(1, max(1, count)))
@@ -164,17 +163,17 @@ def test_threads_blocks_and_the_order_of_rows_change_no_bit(search, level, dtype
     assert bits(packed.decode_tensors(whole_NM[order_N], start_ND[order_N])) == bits(decoded_ND[order_N])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", ["same width", "projected", "qinco1", "no blocks"])
-def test_what_was_encoded_before_changes_no_bit(name, level, dtype):
+def test_what_was_encoded_before_changes_no_bit(name, level, precision):
     """Whatever tables a model fills once it has been used for long."""
     model, x_ND, start_ND = problem(ARCHITECTURES[name], 5, 300)
     rules = [EncodeOptions(beam_width=3)]
     if model.config.has_preselector:
         rules += [EncodeOptions(num_candidates=2, beam_width=3), EncodeOptions(num_pairs=7, beam_width=4)]
     for rule in rules:
-        encoders = [Encoder(pack_at(level, model, dtype), rule) for _ in range(2)]
+        encoders = [Encoder(pack_at(level, model, precision), rule) for _ in range(2)]
         fresh = [encoders[0].encode(x_ND[n : n + 1], start_ND[n : n + 1]) for n in range(3)]
         encoders[1].encode(x_ND.repeat(40, 1), start_ND.repeat(40, 1))
         used = encoders[1].encode(x_ND[:3], start_ND[:3])
@@ -190,10 +189,10 @@ def check_codes(codes_NM, config: ModelConfig) -> None:
 
 
 @checked
-@given(search=searches(most_dim=40), level=levels, dtype=DTYPES, data=st.data())
-def test_extreme_vectors_get_codes_in_range_and_do_not_reach_their_neighbours(search, level, dtype, data):
+@given(search=searches(most_dim=40), level=levels, precision=PRECISIONS, data=st.data())
+def test_extreme_vectors_get_codes_in_range_and_do_not_reach_their_neighbours(search, level, precision, data):
     (model, x_ND, start_ND), rule = search
-    packed = pack_at(level, model, dtype)
+    packed = pack_at(level, model, precision)
     encoder = Encoder(packed, rule)
     calm_NM, calm_ND = encoder.encode(x_ND, start_ND)
     wild = data.draw(st.lists(st.integers(0, max(0, len(x_ND) - 1)), max_size=4)) if len(x_ND) else []
@@ -211,15 +210,15 @@ def test_extreme_vectors_get_codes_in_range_and_do_not_reach_their_neighbours(se
 
 
 @checked
-@given(search=searches(most_dim=40), level=levels, dtype=DTYPES, data=st.data())
-def test_extreme_weights_give_codes_in_range(search, level, dtype, data):
+@given(search=searches(most_dim=40), level=levels, precision=PRECISIONS, data=st.data())
+def test_extreme_weights_give_codes_in_range(search, level, precision, data):
     (model, x_ND, start_ND), rule = search
     weights = [weight for _, weight in sorted(model.named_parameters())]
     with torch.no_grad():
         for _ in range(data.draw(st.integers(1, 3))):
             weight = data.draw(st.sampled_from(weights)).flatten()
             weight[data.draw(st.integers(0, len(weight) - 1)) :: data.draw(st.integers(1, 5))] = data.draw(NUMBERS)
-    packed = pack_at(level, model, dtype)
+    packed = pack_at(level, model, precision)
     codes_NM, _ = Encoder(packed, rule).encode(x_ND, start_ND)
     if len(x_ND):
         check_codes(codes_NM, model.config)

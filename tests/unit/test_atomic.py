@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import qinco
 from qinco.atomic import (
     check_output,
     exclusive,
@@ -248,3 +249,10 @@ def test_file_objects_get_all_bytes_or_an_error(tmp_path):
     for file in (closed, pipe):
         with pytest.raises(DataError, match=r"closed|seek\(0\)"):
             read_content(file)
+
+
+def test_an_open_file_is_no_path():
+    for file in (io.BytesIO(b"x"), b"x", memoryview(b"x")):
+        for call in (qinco.open_vectors, qinco.describe, qinco.Codes.load, lambda to: write_vectors(to, [[1.0]])):
+            with pytest.raises(ConfigError):
+                call(file)

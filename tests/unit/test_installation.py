@@ -15,6 +15,8 @@ from qinco.cli import main
 from qinco.config import ENGINES
 from qinco.engines.torch_engine import TorchTensors
 from qinco.installation import inspect
+from qinco.machine import num_threads, using_threads
+from qinco.maths import devices
 from qinco.maths.assignment import NearestCentroids
 from qinco.native import library
 from qinco.version import __version__
@@ -36,7 +38,7 @@ def test_json_is_one_object(capsys):
     assert facts["self_check"] == "ok" and isinstance(facts["problems"], list)
     versions = {name: facts["versions"][name] for name in ("qinco", "torch", "numpy")}
     assert versions == {"qinco": __version__, "torch": torch.__version__, "numpy": np.__version__}
-    assert facts["threads"]["torch"] == torch.get_num_threads()
+    assert facts["threads"]["used"] == num_threads()
     assert facts["automatic"]["engine"] in ENGINES
     assert (facts["automatic"]["native_kernels"] in library.LEVELS) == library.is_available()
     here = facts["folders"]["current"]
@@ -93,8 +95,8 @@ def test_cores_and_memory(tmp_path, monkeypatch):
     write(tmp_path / "sys/fs/cgroup/cpu.max", "50000 100000\n")
     write(tmp_path / "sys/fs/cgroup/memory.max", "1000000\n")
     for threads, is_problem in ((64, True), (1, False)):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        facts, problems = inspect(tmp_path)
+        with using_threads(threads):
+            facts, problems = inspect(tmp_path)
         assert any(f"{threads} threads" in problem and "threads=1" in problem for problem in problems) == is_problem
     assert (facts["cores"]["physical"], facts["cores"]["quota"]) == (2, 0.5)
     assert (facts["memory"]["available_bytes"], facts["memory"]["limit_bytes"]) == (1 << 19, 1_000_000)
@@ -104,20 +106,20 @@ def test_cores_and_memory(tmp_path, monkeypatch):
 def test_problems_of_torch(is_fine, tmp_path, monkeypatch):
     """Each is a problem only where its cause is there."""
     write(tmp_path / "dev/nvidiactl")
-    write(tmp_path / "proc/cpuinfo", "flags : avx512f avx512_bf16\n")
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(installation, "choose_device", lambda name: torch.device("cpu"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_fine)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(installation, "choose_device", lambda name: "cuda" if is_fine else "cpu")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: is_fine)
-    monkeypatch.setattr(installation, "multiplies_bf16_fast", lambda device: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": is_fine}, raising=False)
+    monkeypatch.setattr(installation, "multiplies_bf16_fast", lambda device="cpu": True)
     problems = " ".join(inspect(tmp_path)[1])
-    assert [word in problems for word in ("NVIDIA", "oneDNN")] == [not is_fine] * 2
-    monkeypatch.setattr(installation, "multiplies_bf16_fast", lambda device: is_fine)
-    assert ("fast at bf16" in " ".join(inspect(tmp_path)[1])) != is_fine
+    assert [word in problems for word in ("NVIDIA", "oneDNN", "fast at bf16")] == [not is_fine] * 3
+    monkeypatch.setattr(installation, "multiplies_bf16_fast", lambda device="cpu": False)
+    assert not any(word in " ".join(inspect(tmp_path)[1]) for word in ("oneDNN", "fast at bf16"))
 
 
 def test_gpus_are_listed(monkeypatch):
+    monkeypatch.setattr(devices, "_DRIVERS", [str(Path.cwd())])
     properties = SimpleNamespace(name="Graphics 7", total_memory=3 << 30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -147,16 +149,14 @@ def test_the_self_check_sees_what_is_wrong(monkeypatch, capsys):
     def broken(self, *arguments):
         raise RuntimeError("illegal instruction")
 
-    honest, calls = TorchTensors.encode_tensors, []
+    encode, decode = TorchTensors.encode_tensors, TorchTensors.decode_tensors
 
     def bad_codes(self, *arguments):
-        codes, reached = honest(self, *arguments)
-        calls.append(self)
-        return (codes if len(calls) == 1 else codes.roll(1, 0)), reached
+        codes, reached = encode(self, *arguments)
+        return codes.roll(1, 0), reached
 
     def wrong_sums(self, *arguments):
-        codes, reached = honest(self, *arguments)
-        return codes, reached + 1e-2
+        return decode(self, *arguments) + 1e-2
 
     def wrong_lists(self, x_ND, *_):
         return None, np.zeros((len(x_ND), 1), np.int64)
@@ -169,8 +169,8 @@ def test_the_self_check_sees_what_is_wrong(monkeypatch, capsys):
 
     for owner, name, wrong, reason in (
         (TorchTensors, "encode_tensors", broken, "RuntimeError: illegal instruction"),
-        (TorchTensors, "encode_tensors", wrong_sums, "differ"),
-        (TorchTensors, "encode_tensors", bad_codes, "times the reference's error"),
+        (TorchTensors, "decode_tensors", wrong_sums, "engine=torch decodes vectors that differ"),
+        (TorchTensors, "encode_tensors", bad_codes, "times the least error"),
         (NearestCentroids, "search", wrong_lists, "nearest coarse centroids"),
         (library.NativeModel, "encode", wrong_kernels, "engine=native precision=float32"),
     ):

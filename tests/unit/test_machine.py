@@ -13,6 +13,14 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+def write_groups(root: Path, group: str, files: dict[str, str]) -> None:
+    """Which groups the process is in, and files of groups, by their paths below the folder of all."""
+    write(root / "proc/meminfo", "MemAvailable: 1000000 kB\n")
+    write(root / "proc/self/cgroup", group)
+    for path, text in files.items():
+        write(root / "sys/fs/cgroup" / path, text)
+
+
 def cores_and_memory(root: Path) -> tuple:
     limits = group_limits(root)
     return limits.cores, limits.memory
@@ -33,10 +41,8 @@ def test_free_memory_where_the_kernel_does_not_tell(tmp_path):
 
 
 def test_a_container_of_version_2_leaves_what_its_group_has_not_used(tmp_path):
-    write(tmp_path / "proc/meminfo", "MemAvailable: 1000000 kB\n")
-    write(tmp_path / "proc/self/cgroup", "0::/\n")
     groups = tmp_path / "sys/fs/cgroup"
-    write(groups / "memory.max", "50000\n")
+    write_groups(tmp_path, "0::/\n", {"memory.max": "50000\n"})
     assert free_memory(tmp_path) == 50000
     write(groups / "memory.current", "30000\n")
     assert free_memory(tmp_path) == 20000
@@ -47,12 +53,10 @@ def test_a_container_of_version_2_leaves_what_its_group_has_not_used(tmp_path):
 
 
 def test_a_container_of_version_1_leaves_what_its_group_has_not_used(tmp_path):
-    write(tmp_path / "proc/meminfo", "MemAvailable: 1000000 kB\n")
-    write(tmp_path / "proc/self/cgroup", "5:memory:/docker/abc\n")  # a path that only the host can see
-    groups = tmp_path / "sys/fs/cgroup/memory"
-    write(groups / "memory.limit_in_bytes", "50000\n")
-    write(groups / "memory.usage_in_bytes", "40000\n")
-    write(groups / "memory.stat", "inactive_file 1000\ntotal_inactive_file 5000\n")
+    write_groups(tmp_path, "5:memory:/docker/abc\n", {  # a path that only the host can see
+        "memory/memory.limit_in_bytes": "50000\n", "memory/memory.usage_in_bytes": "40000\n",
+        "memory/memory.stat": "inactive_file 1000\ntotal_inactive_file 5000\n",
+    })  # fmt: skip
     assert free_memory(tmp_path) == 15000
 
 
@@ -63,10 +67,8 @@ def test_the_processor_has_a_name(tmp_path):
 
 
 def test_groups_of_version_2(tmp_path):
-    write(tmp_path / "proc/self/cgroup", "0::/outer/inner\n")
-    groups = tmp_path / "sys/fs/cgroup"
-    write(groups / "outer/inner/cpu.max", "max 100000\n")
-    write(groups / "outer/inner/memory.max", "max\n")
+    groups, inner = tmp_path / "sys/fs/cgroup", "outer/inner"
+    write_groups(tmp_path, f"0::/{inner}\n", {f"{inner}/cpu.max": "max 100000\n", f"{inner}/memory.max": "max\n"})
     assert cores_and_memory(tmp_path) == (None, None)
     write(groups / "outer/cpu.max", "250000 100000\n")
     write(groups / "outer/memory.max", "5000\n")
@@ -78,11 +80,11 @@ def test_groups_of_version_2(tmp_path):
 
 
 def test_groups_of_version_1(tmp_path):
-    write(tmp_path / "proc/self/cgroup", "5:memory:/box\n4:cpu,cpuacct:/box\n1:name=systemd:/\n0::/\n")
     groups = tmp_path / "sys/fs/cgroup"
-    write(groups / "cpu/cpu.cfs_quota_us", "-1\n")
-    write(groups / "cpu/cpu.cfs_period_us", "100000\n")
-    write(groups / "memory/memory.limit_in_bytes", "9223372036854771712\n")
+    write_groups(tmp_path, "5:memory:/box\n4:cpu,cpuacct:/box\n1:name=systemd:/\n0::/\n", {
+        "cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n",
+        "memory/memory.limit_in_bytes": "9223372036854771712\n",
+    })  # fmt: skip
     assert cores_and_memory(tmp_path) == (None, None)
     write(groups / "cpu/cpu.cfs_quota_us", "300000\n")
     write(groups / "memory/box/memory.limit_in_bytes", "7000\n")
@@ -91,27 +93,23 @@ def test_groups_of_version_1(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "0::/\n", "nonsense\n"])
 def test_groups_that_say_nothing(tmp_path, text):
-    write(tmp_path / "proc/self/cgroup", text)
-    write(tmp_path / "sys/fs/cgroup/cpu.max", "what\n")
+    write_groups(tmp_path, text, {"cpu.max": "what\n"})
     assert cores_and_memory(tmp_path) == (None, None)
     assert usable_cores(tmp_path) == usable_cores(tmp_path / "nothing") >= 1
 
 
 def test_a_quota_of_many_cores_gives_none_that_are_not_there(tmp_path):
-    write(tmp_path / "proc/self/cgroup", "0::/\n")
-    write(tmp_path / "sys/fs/cgroup/cpu.max", "100000000 100000\n")
+    write_groups(tmp_path, "0::/\n", {"cpu.max": "100000000 100000\n"})
     assert math.isclose(group_limits(tmp_path).cores, 1000)
     assert usable_cores(tmp_path) == usable_cores(tmp_path / "nothing")
 
 
 def test_the_least_limit_of_all_groups_around_a_container_counts(tmp_path):
-    write(tmp_path / "proc/meminfo", "MemAvailable: 1000000 kB\n")
-    write(tmp_path / "proc/self/cgroup", "0::/pods/pod/box\n")
     groups = tmp_path / "sys/fs/cgroup"
-    write(groups / "pods/pod/box/memory.max", "60000\n")
-    write(groups / "pods/pod/memory.high", "50000\n")
-    write(groups / "pods/pod/memory.current", "20000\n")
-    write(groups / "pods/memory.max", "max\n")
+    write_groups(tmp_path, "0::/pods/pod/box\n", {
+        "pods/pod/box/memory.max": "60000\n", "pods/pod/memory.high": "50000\n",
+        "pods/pod/memory.current": "20000\n", "pods/memory.max": "max\n",
+    })  # fmt: skip
     assert (group_limits(tmp_path).memory, free_memory(tmp_path)) == (50000, 30000)
     write(groups / "pods/memory.max", "40000\n")
     write(groups / "pods/memory.current", "35000\n")
@@ -120,14 +118,11 @@ def test_the_least_limit_of_all_groups_around_a_container_counts(tmp_path):
 
 
 def test_version_1_tells_the_limits_of_groups_that_are_not_seen_and_of_swap(tmp_path):
-    write(tmp_path / "proc/meminfo", "MemAvailable: 1000000 kB\n")
-    write(tmp_path / "proc/self/cgroup", "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n3:cpuset:/docker/abc\n")
-    groups = tmp_path / "sys/fs/cgroup"
-    write(groups / "memory/memory.limit_in_bytes", "9223372036854771712\n")
-    write(groups / "memory/memory.usage_in_bytes", "10000\n")
-    write(
-        groups / "memory/memory.stat", "hierarchical_memory_limit 50000\nhierarchical_memsw_limit 9223372036854771712\n"
-    )
+    groups, none = tmp_path / "sys/fs/cgroup", "9223372036854771712\n"
+    write_groups(tmp_path, "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n3:cpuset:/docker/abc\n", {
+        "memory/memory.limit_in_bytes": none, "memory/memory.usage_in_bytes": "10000\n",
+        "memory/memory.stat": f"hierarchical_memory_limit 50000\nhierarchical_memsw_limit {none}",
+    })  # fmt: skip
     assert (group_limits(tmp_path).memory, free_memory(tmp_path)) == (50000, 40000)
     write(groups / "memory/memory.memsw.limit_in_bytes", "55000\n")
     write(groups / "memory/memory.memsw.usage_in_bytes", "30000\n")
@@ -140,8 +135,31 @@ def test_version_1_tells_the_limits_of_groups_that_are_not_seen_and_of_swap(tmp_
 @pytest.mark.parametrize(("text", "count"), [("0\n", 1), ("0-3,8\n", 5), ("\n", None), ("all\n", None)])
 def test_a_set_of_processors_is_a_limit(tmp_path, monkeypatch, text, count):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)), raising=False)
-    write(tmp_path / "proc/self/cgroup", "0::/box\n")
-    write(tmp_path / "sys/fs/cgroup/box/cpuset.cpus.effective", text)
+    write_groups(tmp_path, "0::/box\n", {"box/cpuset.cpus.effective": text})
     assert usable_cores(tmp_path) == (count or 64)
     write(tmp_path / "sys/fs/cgroup/cpu.max", "250000 100000\n")
     assert usable_cores(tmp_path) == min(count or 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("groups", "mount", "files"),
+    [("0::/docker/abc/job\n", "/docker/abc /sys/fs/cgroup rw - cgroup2 cgroup rw", "sys/fs/cgroup/job/memory.max"),
+     ("0::/docker/abc/job\n", "/docker /sys/fs/cgroup rw - cgroup2 cgroup rw", "sys/fs/cgroup/abc/memory.max"),
+     ("0::/job\n", "/ /groups rw - cgroup2 none rw", "groups/job/memory.max"),
+     ("7:memory:/docker/abc/job\n", "/docker/abc /sys/fs/cgroup/memory rw master:7 - cgroup cgroup rw,memory",
+      "sys/fs/cgroup/memory/job/memory.limit_in_bytes"),
+     ("7:memory,hugetlb:/job\n", "/ /dev/groups rw - cgroup cgroup rw,hugetlb,memory",
+      "dev/groups/job/memory.limit_in_bytes")],
+)  # fmt: skip
+def test_groups_are_where_they_are_mounted(tmp_path, groups, mount, files):
+    write(tmp_path / "proc/self/cgroup", groups)
+    write(tmp_path / "proc/self/mountinfo", f"22 21 0:20 / /proc rw - proc proc rw\n30 21 0:26 {mount}\n")
+    write(tmp_path / files, "5000\n")
+    assert cores_and_memory(tmp_path) == (None, 5000)
+
+
+def test_controllers_of_version_1_are_mounted_under_names_in_any_order(tmp_path):
+    write(tmp_path / "proc/self/cgroup", "4:cpuacct,cpu:/box\n")
+    write(tmp_path / "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_quota_us", "200000\n")
+    write(tmp_path / "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_period_us", "100000\n")
+    assert group_limits(tmp_path).cores == 2

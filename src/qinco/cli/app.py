@@ -18,7 +18,7 @@ from qinco.cli.keys import EVERYWHERE, Key, Settings, Task
 from qinco.cli.tasks import KEYS, TASKS
 from qinco.errors import ConfigError, QincoError, ResourceError
 from qinco.interrupts import handling
-from qinco.machine import usable_cores
+from qinco.machine import set_num_threads, usable_cores
 from qinco.progress import LogStream
 from qinco.version import __version__
 
@@ -122,19 +122,12 @@ def _run(words: list[str], options: set[str], importing: AbstractContextManager)
 
 def _prepare(task: Task, settings: Settings) -> None:
     """Import what is slow and set the number of threads."""
-    # OpenMP threads that spin while they wait take cores from other programs. Beside a busy program, a training step on
-    # two threads takes 314 us a vector with this and 473 without; on idle cores it costs 11 % of a training step and
-    # 21 % of wide encoding. torch reads it when it is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     threads = settings["threads"] if task.reads("threads") else None
     if threads is not None and threads > (most := max(256, 4 * usable_cores())):
         raise ConfigError(f"threads={threads} is more than can be started: give at most {most}")
     for module in task.imports:
         import_module(module)
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+    set_num_threads(threads)
 
 
 def _print_configuration(task: Task, settings: Settings) -> None:

@@ -110,8 +110,7 @@ class Console:
         """Write a result to standard output: one `name: value` a line, or one line of JSON in full precision."""
         self.close()
         if json:
-            write_line(json_format.dumps(_plain(result, finite=True), allow_nan=False), sys.stdout)
-            return
+            return self.print_records([result])
         for name, value in result.items():
             write_line(result_line(name, value), sys.stdout)
 

@@ -96,11 +96,12 @@ def _sort_words(task: Task, words: Iterable[str]) -> dict[str, list[str]]:
 
 def _accepted_key(name: str, task: Task) -> Key:
     """The key called `name`; raises ConfigError unless the task accepts it."""
-    key = find_key(name)
+    key = find_key(name, task)
     if key is None and (reason := _FOREIGN.get(name.partition(".")[0])):
         raise ConfigError(f"{name} cannot be set ({reason}): leave it out")
     if key is None:
-        known = {spelling: key for spelling, key in SPELLINGS.items() if task.accepts(key)}
+        found = {spelling: find_key(spelling, task) or KEYS[key] for spelling, key in SPELLINGS.items()}
+        known = {spelling: key.name for spelling, key in found.items() if task.reads(key.name)}
         raise ConfigError(f"unknown key {name!r}. {suggest(name, known)}See qinco {task.name} --help")
     if not task.accepts(key.name):
         readers = [other.name for other in TASKS.values() if other.reads(key.name)]
@@ -182,7 +183,7 @@ class _GivenValues(Mapping):
         """The text that `${name}` stands for."""
         if name == "task":
             return self._task.name
-        key, referrer = find_key(name), self._pending[-1]
+        key, referrer = find_key(name, self._task), self._pending[-1]
         if key is None:
             raise ConfigError(f"{referrer}: ${{{name}}} is no key. {suggest(name, SPELLINGS)}A plain ${{ is \\${{")
         if key.name in self:

@@ -9,6 +9,7 @@ from qinco.cli.keys import Settings
 from qinco.config import EncodeOptions, suggest
 from qinco.datasets.catalogue import DATASETS
 from qinco.errors import ConfigError, DataError
+from qinco.machine import num_threads
 from qinco.progress import Progress
 
 _READ = ("model", "db", "trainset", "codes", "lists", "ivf_centroids", "encoded_trainset", "encoded_db", "index",
@@ -16,13 +17,13 @@ _READ = ("model", "db", "trainset", "codes", "lists", "ivf_centroids", "encoded_
 
 
 def find_device(settings: Settings):
-    """The torch.device that `device=` and `cpu=` name."""
+    """The device that `device=` and `cpu=` name."""
     from qinco.maths.devices import choose_device
 
     if settings["cpu"] and settings.given("device") and settings["device"] != "cpu":
         raise ConfigError(f"cpu=true contradicts device={settings['device']}: keep one of them")
     device = choose_device("cpu" if settings["cpu"] else settings["device"])
-    if device.type == "cuda" and device.index is None:  # torchrun gives each process a GPU of its own
+    if device == "cuda":  # torchrun gives each process a GPU of its own
         device = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     return device
 
@@ -159,9 +160,7 @@ def files_read(settings: Settings) -> list[Path]:
 
 def conditions(settings: Settings) -> dict:
     """What a measurement ran on, for its report."""
-    import torch
-
-    return {"threads": torch.get_num_threads(), "precision": settings["precision"]}
+    return {"threads": num_threads(), "precision": settings["precision"]}
 
 
 def _open(path: str, part: str = "train") -> "qinco.VectorSource":

@@ -51,13 +51,11 @@ def measure_index(settings: Settings, console, queries, truth) -> None:
 
 
 def _threads(settings: Settings, console) -> int:
-    import torch
-
-    from qinco.machine import usable_cores
+    from qinco.machine import num_threads, usable_cores
 
     count, wanted, is_given = settings["threads"], settings["search.nthreads"], settings.given("search.nthreads")
     if count is None:
-        count = min(wanted, usable_cores(), wanted if is_given else torch.get_num_threads())
+        count = min(wanted, usable_cores(), wanted if is_given else num_threads())
         if is_given and wanted > count:
             console.info(f"search.nthreads={wanted} is more than the processors: threads: {count}")
     elif is_given and count != wanted:

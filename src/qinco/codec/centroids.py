@@ -5,19 +5,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from qinco.atomic import check_output
 from qinco.codec.plan import check_values
 from qinco.config import require_int
-from qinco.errors import ConfigError, DataError
+from qinco.errors import DataError
 from qinco.machine import free_memory
 from qinco.maths.clustering import COARSE_ITERATIONS, coarse_kmeans
 from qinco.maths.devices import choose_device
 from qinco.progress import ProgressOption, reporting
-from qinco.training.codebooks import sample
 from qinco.vectors.formats import input_files, write_vectors
-from qinco.vectors.rows import as_source
+from qinco.vectors.rows import as_source, sample
 
 _LOG = logging.getLogger(__name__)
 MAX_POINTS_PER_CENTROID, _MIN_POINTS_PER_CENTROID = 256, 39  # as in faiss, which warns below the second
@@ -26,7 +24,7 @@ _SPARE_POINTS = 256
 
 def kmeans(
     x, num_centroids: int, *, num_iterations: int = COARSE_ITERATIONS,
-    max_points_per_centroid: int = MAX_POINTS_PER_CENTROID, seed: int = 0, device: str | torch.device = "auto",
+    max_points_per_centroid: int = MAX_POINTS_PER_CENTROID, seed: int = 0, device: str = "auto",
     output: str | Path | None = None, overwrite: bool = False, inputs: Iterable = (), progress: ProgressOption = None,
 ) -> np.ndarray:  # fmt: skip
     """Fit coarse centroids to vectors by k-means.
@@ -58,9 +56,7 @@ def kmeans(
     require_int("max_points_per_centroid", max_points_per_centroid)
     target = choose_device(device)
     if output is not None:
-        if Path(output).suffix.lower() != ".npy":
-            raise ConfigError(f"output={output}: centroids are written to a .npy file")
-        check_output(output, overwrite=overwrite, inputs=[*inputs, *input_files(x)])
+        check_output(output, suffixes=(".npy",), overwrite=overwrite, inputs=[*inputs, *input_files(x)])
     if len(source) < num_centroids:
         need = f"at least {num_centroids} vectors, one for each centroid (ivf_K)"
         raise DataError(f"{source.name} must hold {need}, not {len(source)}")

@@ -4,26 +4,32 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from hashlib import sha256
-from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from qinco.atomic import check_output, readable, writable
-from qinco.codec.fit import cut, fit
+from qinco.atomic import check_output, readable, write_content
+from qinco.codec.columns import cut, first_steps, join
 from qinco.codec.plan import check_values
 from qinco.config import EncodeOptions, ModelConfig, accepts_keys, by_field, require_int
-from qinco.engines.engine import Packed, TensorModel, candidate_dtype, choose_engine
-from qinco.errors import ConfigError, DataError
+from qinco.engines.engine import Packed, candidate_precision, choose_engine
+from qinco.errors import ConfigError, DataError, needs_extra
 from qinco.maths.assignment import assigner
-from qinco.maths.devices import choose_device, to_device
-from qinco.model.qinco import Qinco
-from qinco.packing import check_codes, check_lists, code_dtype
+from qinco.maths.devices import CPU, choose_device, to_device
+from qinco.model.weights import Weights
+from qinco.packing import code_dtype
 from qinco.progress import ProgressOption, reporting
-from qinco.store.codec import check_suffix, load_models, save_models
-from qinco.store.codes import Codes
+from qinco.store.codec import SUFFIXES, load_models, save_models
+from qinco.store.codes import Codes, check_range
 from qinco.vectors.prefetch import read_ahead
 from qinco.vectors.rows import VectorSource, as_source, check_dim, check_finite
+
+if TYPE_CHECKING:
+    import torch
+
+    from qinco.model.qinco import Qinco
 
 _LEAST_ROWS, _LEAST_SECONDS = 64, 0.1  # of a block, after which progress is shown, and which an interrupt keeps
 
@@ -35,7 +41,8 @@ class Codec:
     part of the columns (PQ-QINCo; QINCo paper, section 5.3), whose codes stand side by side.
 
     Attributes:
-        models: the networks.
+        weights: the architecture and arrays of each model.
+        device: where the models compute: "cpu", "cuda:0".
         rotation_DD: float32 (D, D), by which vectors are rotated before the columns are split (OPQ), or None.
         encode_options: EncodeOptions of the training, which `encode` uses unless told otherwise.
         provenance: plain values: how the codec was trained, and on how many vectors.
@@ -47,22 +54,28 @@ class Codec:
     """
 
     def __init__(
-        self, models: Qinco | Sequence[Qinco], encode_options: EncodeOptions, provenance: dict | None = None,
-        rotation_DD: np.ndarray | None = None,
+        self, models: "Weights | Qinco | Sequence[Weights | Qinco]", encode_options: EncodeOptions,
+        provenance: dict | None = None, rotation_DD: np.ndarray | None = None,
     ):  # fmt: skip
-        models = [models] if isinstance(models, Qinco) else models
-        self.models, self.rotation_DD = [model.eval().requires_grad_(False) for model in models], rotation_DD
+        device, self.weights, self.rotation_DD = CPU, [], rotation_DD
+        for model in models if isinstance(models, Sequence) else [models]:
+            if not isinstance(model, Weights):
+                device, module = str(model.device), model.eval().requires_grad_(False)
+                model = module.weights()
+                model.models[device] = module
+            self.weights.append(model)
         self.encode_options, self.provenance = encode_options, provenance or {}
         encode_options.check_model(self.config)
-        self._reset()
+        self._on(device)
 
-    def _reset(self) -> None:
-        """Set what depends on the device that the models are on."""
-        config = self.config
-        block_bytes = 1 << 24 if self.device.type == "cpu" else 1 << 28  # a GPU needs more vectors to be busy
+    def _on(self, device: str) -> "Codec":
+        """Compute on a device, with models that are packed anew."""
+        self.device, config = device, self.config
+        block_bytes = 1 << 24 if self.device == CPU else 1 << 28  # a GPU needs more vectors to be busy
         self.block_rows = max(256, block_bytes // (4 * max(config.dim, config.embed_dim, config.hidden_dim)))
-        self._assigner: Callable[[torch.Tensor], torch.Tensor] | None = None
-        self._packings: dict[tuple[str, torch.dtype], list[Packed]] = {}
+        self._assigner: Callable[[Any], np.ndarray] | None = None
+        self._packings: dict[tuple[str, str], list[Packed]] = {}
+        return self
 
     def __getstate__(self) -> dict:
         """What is copied and pickled: not what is made again when it is needed."""
@@ -71,34 +84,37 @@ class Codec:
     def __repr__(self) -> str:
         config = self.config
         text = f"dim={self.dim}, num_steps={config.num_steps}, codebook_size={config.codebook_size}"
-        text += f", num_parts={len(self.models)}" if len(self.models) > 1 else ""
+        text += f", num_parts={len(self.weights)}" if len(self.weights) > 1 else ""
         text += f", num_lists={config.num_lists}" if self.is_ivf else ""
         return f"Codec({text}, {self.bytes_per_vector:g} bytes a vector, device={self.device})"
 
     @property
     def config(self) -> ModelConfig:
         """The architecture of each model."""
-        return self.models[0].config
+        return self.weights[0].config
 
     @property
-    def device(self) -> torch.device:
-        """Where the models compute."""
-        return self.models[0].device
+    def models(self) -> "list[Qinco]":
+        """The networks, as modules of torch on the device, which share the weights' memory on the CPU."""
+        with needs_extra("Codec.models", "torch", "train"):
+            from qinco.model.qinco import Qinco
+
+        return [Qinco.of(weights, self.device) for weights in self.weights]
 
     @property
     def dim(self) -> int:
         """D, the dimension of the vectors."""
-        return self.config.dim * len(self.models)
+        return self.config.dim * len(self.weights)
 
     @property
     def num_codes(self) -> int:
         """M, the columns of a code array."""
-        return self.config.num_steps * len(self.models)
+        return self.config.num_steps * len(self.weights)
 
     @property
     def bytes_per_vector(self) -> float:
         """Size of a packed code, the list number of an IVF codec apart."""
-        return self.config.bytes_per_vector * len(self.models)
+        return self.config.bytes_per_vector * len(self.weights)
 
     @property
     def is_ivf(self) -> bool:
@@ -108,8 +124,7 @@ class Codec:
     @property
     def coarse_centroids(self) -> np.ndarray | None:
         """The centroids of an IVF codec's lists in data space, float32 (V, D); None without lists."""
-        model = self.models[0]
-        return model.denormalize(model.coarse_centroids).cpu().numpy() if self.is_ivf else None
+        return self.weights[0].denormalize(self.weights[0].coarse_centroids_VD) if self.is_ivf else None
 
     @classmethod
     def fit(cls, x, preset: str | None = "qinco2-S", **settings) -> "Codec":
@@ -127,6 +142,8 @@ class Codec:
             KeyboardInterrupt: with an attribute `codec`, the best so far (None before the first validation):
                 `except KeyboardInterrupt as stop: codec = stop.codec`; in Jupyter `sys.last_value.codec`.
         """
+        with needs_extra("training", "torch", "train"):
+            from qinco.codec.fit import fit
         try:
             models, rotation_DD, options, provenance = fit(x, preset, **settings)
         except (KeyboardInterrupt, ConfigError) as stop:
@@ -142,20 +159,22 @@ class Codec:
         `settings` replace some of them (the codec's own if None): `codec.with_options(num_pairs=64, beam_width=32)`.
         """
         options = (options or self.encode_options).override(**by_field(settings, EncodeOptions))
-        return Codec(self.models, options, self.provenance, self.rotation_DD)
+        return Codec(self.weights, options, self.provenance, self.rotation_DD)._on(self.device)
 
     def fingerprint(self) -> str:
         """SHA-256 of the architecture and all weights: codes belong to the codec of the same fingerprint."""
-        joined = "".join(model.fingerprint() for model in self.models)
+        joined = "".join(weights.fingerprint() for weights in self.weights)
         rotation = b"" if self.rotation_DD is None else self.rotation_DD.tobytes()
-        return joined if len(self.models) == 1 else sha256(joined.encode() + rotation).hexdigest()
+        return joined if len(self.weights) == 1 else sha256(joined.encode() + rotation).hexdigest()
 
-    def to(self, device: str | torch.device) -> "Codec":
+    def to(self, device: "str | torch.device") -> "Codec":
         """Move the codec to a device ("auto", "cpu", "cuda", "cuda:N") and return it."""
-        target = choose_device(device)
-        self.models = [model.to(target) for model in self.models]
-        self._reset()
-        return self
+        device = choose_device(device)
+        if device != CPU:
+            device = str(to_device(np.empty(0), device).device)  # with its number
+        for weights in self.weights if device != self.device else ():
+            weights.models.pop(self.device, None)
+        return self._on(device)
 
     def save(self, path, *, overwrite: bool = True) -> None:
         """Write one safetensors file, whole or not at all; a .pt file is a checkpoint of the authors' code.
@@ -164,18 +183,19 @@ class Codec:
             path: of the file, or a binary file object, which a safetensors file is written to.
             overwrite: replace a file that is there.
         """
-        with writable(path, "codec.safetensors") as file:
-            check_suffix(file)
-            check_output(file, overwrite=overwrite)
-            save_models(file, self.models, self.rotation_DD, self.encode_options, self.provenance)
+        if hasattr(path, "write"):
+            return write_content(path, self.to_bytes())
+        file = check_output(path, suffixes=SUFFIXES, overwrite=overwrite)
+        save_models(file, self.weights, self.rotation_DD, self.encode_options, self.provenance)
 
     def to_bytes(self) -> bytes:
         """The content of the file that `save` writes."""
-        self.save(buffer := BytesIO())
-        return buffer.getvalue()
+        with TemporaryDirectory() as folder:
+            self.save(file := Path(folder, "codec.safetensors"))
+            return file.read_bytes()
 
     @classmethod
-    def load(cls, path, device: str | torch.device = "cpu") -> "Codec":
+    def load(cls, path, device: "str | torch.device" = CPU) -> "Codec":
         """Read a codec that `save`, or the authors' code, wrote; executes no code.
 
         Args:
@@ -184,11 +204,11 @@ class Codec:
         """
         target = choose_device(device)
         with readable(path, "codec") as file:
-            models, rotation_DD, options, provenance = load_models(file)
-        return cls(models, options, provenance, rotation_DD).to(target)
+            weights, rotation_DD, options, provenance = load_models(file)
+        return cls(weights, options, provenance, rotation_DD).to(target)
 
     @classmethod
-    def from_bytes(cls, content: bytes, device: str | torch.device = "cpu") -> "Codec":
+    def from_bytes(cls, content: bytes, device: "str | torch.device" = CPU) -> "Codec":
         """Read what `to_bytes` returned; see `load`."""
         return cls.load(content, device)
 
@@ -215,7 +235,7 @@ class Codec:
             KeyboardInterrupt: with an attribute `codes`, the Codes of the first vectors, whose blocks are complete.
         """
         source, options = as_source(x), self.encode_options.override(num_candidates, num_pairs, beam_width, precision)
-        shape = len(source), self.check_steps(num_steps) * len(self.models)
+        shape = len(source), self.check_steps(num_steps) * len(self.weights)
         codes_NM = np.empty(shape, code_dtype(self.config.codebook_size))
         lists_N = np.empty(len(source), np.int32) if self.is_ivf else None
         with reporting(progress) as report:
@@ -261,7 +281,7 @@ class Codec:
             for rows in ([range(len(source))] if ranges is None else ranges)
             for first, block_ND in source.window(rows.start, rows.stop).blocks(self.block_rows)
         )
-        size = min(_LEAST_ROWS, self.block_rows) if self.device.type == "cpu" else self.block_rows
+        size = min(_LEAST_ROWS, self.block_rows) if self.device == CPU else self.block_rows
         for first, sent in read_ahead(blocks) if len(source) > self.block_rows else blocks:
             lists, end = self.assign_lists(sent[0]), 0
             while end < len(sent[0]):
@@ -272,16 +292,18 @@ class Codec:
                     size = min(4 * size, self.block_rows)
                 yield first + part.start, Codes(np.concatenate(found, 1), lists_N)
 
-    def assign_lists(self, x_ND: np.ndarray | torch.Tensor) -> np.ndarray | None:
+    def assign_lists(self, x_ND: "np.ndarray | torch.Tensor") -> np.ndarray | None:
         """The nearest coarse centroid of float32 vectors (N, D): int32 (N,); None without IVF."""
         if not self.is_ivf:
             return None
-        if not isinstance(x_ND, torch.Tensor):
+        if isinstance(x_ND, np.ndarray):
             check_finite(x_ND)
-            x_ND = to_device(x_ND, self.device)
         if self._assigner is None:
-            self._assigner = assigner(self.models[0].coarse_centroids)
-        return self._assigner(self.models[0].normalize(x_ND)).cpu().numpy().astype(np.int32)
+            self._assigner = assigner(self.weights[0].coarse_centroids_VD, self.device)
+        if self.device == CPU:
+            return self._assigner(self.weights[0].normalize(np.asarray(x_ND))).astype(np.int32)
+        x_ND = to_device(x_ND, self.device) if isinstance(x_ND, np.ndarray) else x_ND
+        return self._assigner(self.models[0].normalize(x_ND)).astype(np.int32)
 
     def decode(self, codes, lists=None, *, precision: str = "float32", progress: ProgressOption = None) -> np.ndarray:
         """Reconstruct vectors from codes.
@@ -310,61 +332,50 @@ class Codec:
         for first, block in Codes.of(codes).blocks(self.block_rows):
             yield first, self._decode(packings, block)
 
-    def decode_tensors(self, codes, precision: str = "float32") -> Iterator[tuple[int, torch.Tensor]]:
+    def decode_tensors(self, codes, precision: str = "float32") -> "Iterator[tuple[int, torch.Tensor]]":
         """`decode_blocks` with tensors on the codec's device."""
-        packings = [packed for packed in self._pack(precision) if isinstance(packed, TensorModel)]  # see Engine
+        import torch
+
+        if self.device == CPU:
+            yield from ((first, torch.from_numpy(x_ND)) for first, x_ND in self.decode_blocks(codes, precision))
+            return
+        packings: list[Any] = self._pack(precision)  # each a TensorModel, see Engine
         for first, block in Codes.of(codes).blocks(self.block_rows):
             parts = zip(packings, np.split(block.codes, len(packings), 1), strict=True)
-            yield first, self._join([packed.reconstruct(codes_NM, block.lists) for packed, codes_NM in parts])
+            x_ND = torch.cat([packed.reconstruct(codes_NM, block.lists) for packed, codes_NM in parts], 1)
+            yield first, x_ND if self.rotation_DD is None else x_ND @ to_device(self.rotation_DD, x_ND.device)
 
-    def decode_prefixes(self, codes) -> Iterator[torch.Tensor]:
-        """Yield what the first 1, 2, ... steps of codes (N, M) decode to, float32 (N, D) on the codec's device."""
-        codes = Codes.of(codes)
-        lists_N = None if codes.lists is None else to_device(codes.lists.astype(np.int64), self.device)
-        start_ND = self.models[0].initial_reconstruction(len(codes), lists_N)  # several models start from zero
-        codes_NM = to_device(codes.codes.astype(np.int64), self.device)
-        parts = zip(self.models, codes_NM.chunk(len(self.models), 1), strict=True)
-        streams = [model.reconstructions(part_NM, start_ND) for model, part_NM in parts]
-        for reached in zip(*streams, strict=True):
-            yield self._join([model.denormalize(x_ND) for model, x_ND in zip(self.models, reached, strict=True)])
+    def decode_prefixes(self, codes) -> Iterator[np.ndarray]:
+        """Yield what the first 1, 2, ... steps of codes (N, M) decode to, float32 (N, D)."""
+        codes, packings = Codes.of(codes), self._pack("float32")
+        parts = zip(packings, np.split(codes.codes, len(packings), 1), strict=True)
+        for reached in zip(*(packed.prefixes(part_NM, codes.lists) for packed, part_NM in parts), strict=True):
+            yield join(reached, self.rotation_DD)
 
     def _decode(self, packings: list[Packed], codes: Codes, out_ND: np.ndarray | None = None) -> np.ndarray:
         if len(packings) == 1:
             return packings[0].decode(codes.codes, codes.lists, out_ND)
         parts = zip(packings, np.split(codes.codes, len(packings), 1), strict=True)
-        x_ND = np.concatenate([packed.decode(codes_NM) for packed, codes_NM in parts], 1, out=out_ND)
-        if self.rotation_DD is not None:
-            x_ND[:] = x_ND @ self.rotation_DD
-        return x_ND
-
-    def _join(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        """The vectors, not rotated any more, of which each model has decoded its columns."""
-        x_ND = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return x_ND if self.rotation_DD is None else x_ND @ to_device(self.rotation_DD, x_ND.device)
+        return join([packed.decode(codes_NM) for packed, codes_NM in parts], self.rotation_DD, out_ND)
 
     def prefix(self, codes, num_steps: int):
         """Shorten codes (an array, tensor or Codes) to their first `num_steps` steps, which decode on their own."""
         codes = codes if hasattr(codes, "shape") else Codes.of(codes)
-        count, width = self.check_steps(num_steps), codes.shape[1] // len(self.models)
-        if len(self.models) == 1:
-            return codes[:, :count]
-        return codes[:, [part * width + step for part in range(len(self.models)) for step in range(count)]]
+        count, parts = self.check_steps(num_steps), len(self.weights)
+        return codes[:, :count] if parts == 1 else codes[:, first_steps(parts, codes.shape[1] // parts, count)]
 
     def check_codes(self, codes, lists=None) -> Codes:
         """Codes of any kind that `decode` takes, as Codes; raises DataError unless they are ones of this codec."""
         if isinstance(codes, str | os.PathLike):
             codes, lists = Codes.load(codes, self, lists=lists), None
-        codes, count = Codes.of(codes, lists), len(self.models)
+        codes, count = Codes.of(codes, lists), len(self.weights)
         if self.is_ivf and not codes.has_lists:
             raise DataError("codes of an IVF codec are decoded with their list numbers: give lists")
         if codes.has_lists and not self.is_ivf:
             raise DataError("lists were given, but this codec has none: it was trained without coarse centroids")
         if codes.shape[1] % count:
             raise DataError(f"codes must have a multiple of {count} columns, for equal parts, not {codes.shape[1]}")
-        for first, block in codes.blocks(1 << 20) if len(codes) else [(0, codes)]:
-            check_codes(block.codes, self.num_codes, self.config.codebook_size, codes.name, first)
-            if codes.has_lists:
-                check_lists(block.lists, len(block), self.config.num_lists, first_row=first)
+        check_range(codes, self.num_codes, self.config.codebook_size, self.config.num_lists)
         return codes
 
     def check_dim(self, source: VectorSource) -> None:
@@ -373,11 +384,11 @@ class Codec:
 
     def _pack(self, precision: str, engine: str | None = None) -> list[Packed]:
         """The models packed by an engine, once for each precision."""
-        dtype = candidate_dtype(precision, self.device, self.config)
         chosen = choose_engine(engine or self.encode_options.engine, self.config, self.device)
-        if (chosen.name, dtype) not in self._packings:
-            self._packings[chosen.name, dtype] = [chosen.pack(model, dtype) for model in self.models]
-        return self._packings[chosen.name, dtype]
+        key = chosen.name, candidate_precision(precision, self.device, self.config)
+        if key not in self._packings:
+            self._packings[key] = [chosen.pack(weights, key[1], self.device) for weights in self.weights]
+        return self._packings[key]
 
     def check_steps(self, num_steps: int | None) -> int:
         """The number of steps to use, M if None; raises ConfigError if the model has fewer."""

@@ -2,12 +2,11 @@
 
 import logging
 import os
-from pathlib import Path
 
-from qinco.atomic import check_output, user_path
+from qinco.atomic import check_output
 from qinco.codec.codec import Codec
 from qinco.config import EncodeOptions, checkpoint_encode_options
-from qinco.store.codec import CHECKPOINT_SUFFIX, check_suffix
+from qinco.store.codec import CHECKPOINT_SUFFIX, SUFFIXES
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,9 +35,7 @@ def convert_codec(
     """
     if not isinstance(codec, Codec):
         inputs, codec = [*inputs, codec], Codec.load(codec)
-    output = Path(user_path(output))
-    check_suffix(output)
-    check_output(output, overwrite=overwrite, inputs=inputs)
+    output = check_output(output, suffixes=SUFFIXES, overwrite=overwrite, inputs=inputs)
     stored = options or codec.encode_options
     stored.check_model(codec.config)
     if output.suffix.lower() == CHECKPOINT_SUFFIX and stored.num_pairs is not None and options is None:

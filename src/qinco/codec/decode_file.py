@@ -17,7 +17,7 @@ import numpy as np
 from qinco.atomic import check_output, flush_folder, lock_file, remove_temporaries
 from qinco.codec.codec import Codec
 from qinco.codec.files import FileResult, interruption
-from qinco.config import require_precision
+from qinco.config import PRECISIONS, require_choice
 from qinco.errors import ConfigError, DataError, ResourceError, differences
 from qinco.progress import ProgressOption, reporting
 from qinco.store.code_files import lists_beside
@@ -108,14 +108,13 @@ def decode_file(
     else:
         codes = Codes.of(codes, lists)
     check_not_empty(codes)
-    target = Path(os.path.realpath(check_output(output, overwrite=True, inputs=inputs)))
-    if Path(output).suffix.lower() not in FLOAT_SUFFIXES:
-        raise ConfigError(f"output={output}: vectors are written to {', '.join(FLOAT_SUFFIXES)} files")
+    output = check_output(output, suffixes=FLOAT_SUFFIXES, overwrite=True, inputs=inputs)
+    target = Path(os.path.realpath(output))
     try:
         codec.check_codes(codes)
     except DataError as error:
         raise error if codes.name in str(error) else DataError(f"{codes.name}: {error}") from None
-    require_precision(precision)
+    require_choice("precision", precision, PRECISIONS)
     part_path, count = Path(f"{target}.part"), len(codes)
     with reporting(progress) as report, interruption("the decoded vectors are kept"):
         if resume and target.exists() and not part_path.exists():

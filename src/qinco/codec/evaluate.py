@@ -1,22 +1,23 @@
 """Measure a codec's reconstruction error and speed."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
-import torch
 
 from qinco.codec.codec import Codec
 from qinco.config import DEFAULT_ENCODE_OPTIONS, PAPER_ENCODE_OPTIONS, EncodeOptions, require_int
-from qinco.engines.engine import candidate_dtype
-from qinco.maths.devices import to_device
+from qinco.engines.engine import candidate_precision
+from qinco.machine import num_threads, using_threads
 from qinco.progress import ProgressOption, reporting
 from qinco.store.codes import Codes
-from qinco.vectors.rows import VectorSource, as_source, check_not_empty
+from qinco.vectors.rows import as_source, check_not_empty
 
 _COMMON_OPTIONS = (PAPER_ENCODE_OPTIONS, DEFAULT_ENCODE_OPTIONS, EncodeOptions(num_pairs=16, beam_width=4))
 
@@ -61,21 +62,15 @@ def evaluate(
     Example:
         >>> evaluate(codec, "base.fvecs").mse
     """
-    source, begun = _some_vectors(x), time.monotonic()
-    errors_M = torch.zeros(codec.check_steps(num_steps), dtype=torch.float64, device=codec.device)
+    source, begun = check_not_empty(as_source(x)), time.monotonic()
+    errors_M = np.zeros(codec.check_steps(num_steps))
     with reporting(progress) as report:
         for first, codes in codec.encode_blocks(source, options, num_steps):
-            x_ND = to_device(source[first : first + len(codes)], codec.device)
+            x_ND = source[first : first + len(codes)]
             for m, decoded_ND in enumerate(codec.decode_prefixes(codes)):
-                errors_M[m] += (decoded_ND - x_ND).double().square().sum()
+                errors_M[m] += np.square(decoded_ND - x_ND, dtype=np.float64).sum()
             report("evaluating", first + len(codes), len(source))
-    return Evaluation((errors_M.cpu() / len(source)).tolist(), len(source), time.monotonic() - begun)
-
-
-def _some_vectors(x) -> VectorSource:
-    source = as_source(x)
-    check_not_empty(source)
-    return source
+    return Evaluation((errors_M / len(source)).tolist(), len(source), time.monotonic() - begun)
 
 
 def measure_time(
@@ -92,7 +87,7 @@ def measure_time(
     Example:
         >>> encode_us, decode_us = measure_time(codec, "base.fvecs")
     """
-    some = as_source(_some_vectors(x).limit(10_000)[:])
+    some = as_source(check_not_empty(as_source(x)).limit(10_000)[:])
     coder = codec if options is None else codec.with_options(options)
     coder.encode(some.limit(256))
     codes = coder.encode(some)
@@ -125,11 +120,11 @@ def benchmark(
         >>> for row in benchmark(codec):
         ...     print(row.options, row.precision, row.threads, row.encode_us, row.decode_us)
     """
-    threads_before, config, random = torch.get_num_threads(), codec.config, np.random.default_rng(0)
-    is_bf16 = candidate_dtype("auto", codec.device, config) is torch.bfloat16
+    config, random = codec.config, np.random.default_rng(0)
+    is_bf16 = candidate_precision("auto", codec.device, config) == "bf16"
     own = codec.encode_options.override(precision="auto", engine="auto")
     tried = options or dict.fromkeys((*(_COMMON_OPTIONS if config.has_preselector else [EncodeOptions()]), own))
-    threads = threads or sorted({1, threads_before} if codec.device.type == "cpu" else {threads_before})
+    threads = threads or sorted({1, num_threads()} if codec.device == "cpu" else {num_threads()})
     for number in threads:
         require_int("threads", number)
     kinds = precisions or (["float32", "auto"] if is_bf16 else ["float32"])
@@ -146,18 +141,15 @@ def benchmark(
     def decode(precision: str, count: int) -> None:
         codec.decode(codes[:count], precision=precision)
 
-    try:
-        with reporting(progress) as report:
-            for number, precision, case, chosen in cases:
-                torch.set_num_threads(number)
+    with reporting(progress) as report:
+        for number, precision, case, chosen in cases:
+            with using_threads(number):
                 decoded = "bf16" if precision == "bf16" else "float32"
                 if (number, decoded) not in decode_us:
                     decode_us[number, decoded] = median_us(partial(decode, decoded), most, pass_us)
                 encode_us = median_us(partial(encode, chosen), most, pass_us)
                 rows.append(Speed(case, precision, number, encode_us, decode_us[number, decoded]))
                 report("measuring", len(rows), len(cases), "measurement")
-    finally:
-        torch.set_num_threads(threads_before)
     return rows
 
 
@@ -170,7 +162,8 @@ def median_us(work: Callable[[int], object], most: int, pass_us: float | None = 
     while True:
         seconds = []
         for _ in range(3):
-            if torch.cuda.is_available():
+            torch: Any = sys.modules.get("torch")
+            if hasattr(torch, "cuda") and torch.cuda.is_available():
                 torch.cuda.synchronize()
             begun = time.perf_counter()
             work(count)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from qinco.atomic import check_output, exclusive, user_path
+from qinco.codec.columns import cut
 from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_training, rows_shuffled, split_validation
 from qinco.codec.recorder import Recorder, log_path
 from qinco.config import EncodeOptions, require_bool, require_int, require_number
@@ -21,14 +22,14 @@ from qinco.maths.devices import choose_device, within_cores
 from qinco.maths.rotation import fit_rotation
 from qinco.model.qinco import Qinco
 from qinco.progress import Progress, ProgressOption, reporting
-from qinco.store.codec import CHECKPOINT_SUFFIX, check_suffix, load_models, save_models
+from qinco.store.codec import CHECKPOINT_SUFFIX, SUFFIXES, load_models, save_models
 from qinco.store.run_state import load_state, state_path
-from qinco.training.codebooks import initialize_model, sample, set_scales, set_steps
+from qinco.training.codebooks import initialize_model, set_scales, set_steps
 from qinco.training.loop import Training
 from qinco.training.monitor import Report, estimate, monitor, summary_writer
 from qinco.training.processes import Processes
 from qinco.vectors.formats import input_files
-from qinco.vectors.rows import VectorSource, as_source
+from qinco.vectors.rows import VectorSource, as_source, sample
 
 _LOG = logging.getLogger(__name__)
 _ROTATION_ROWS, _UNTRAINED_ROWS = 65_536, 1024
@@ -37,7 +38,7 @@ Fitted = tuple[list[Qinco], np.ndarray | None, EncodeOptions, dict]
 
 def fit(
     x, preset: str | None = "qinco2-S", *, output: str | Path | None = None, resume: bool = False,
-    overwrite: bool = False, device: str | torch.device = "auto", coarse_centroids=None, initial=None,
+    overwrite: bool = False, device: "str | torch.device" = "auto", coarse_centroids=None, initial=None,
     recipe: str = "default", num_parts: int = 1, rotate: bool = False, tensorboard: str | Path | None = None,
     mse_scale: float = 1.0, inputs: Iterable = (), progress: ProgressOption = None,
     on_report: Callable[[Report], None] | None = None, **settings,
@@ -86,8 +87,8 @@ def fit(
     source = as_source(x, "training vectors")
     output, tensorboard = user_path(output), user_path(tensorboard)
     if output is not None:
-        check_suffix(output)
-        check_output(output, overwrite=True, inputs=[*inputs, *input_files(x, coarse_centroids)])
+        read = [*inputs, *input_files(x, coarse_centroids)]
+        check_output(output, suffixes=SUFFIXES, overwrite=True, inputs=read)
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
     settings |= begun_with(output) if resume and output is not None else {}
     first = source if num_parts == 1 else _part(source, 0, num_parts, None)
@@ -96,7 +97,7 @@ def fit(
         arguments=signature(fit).parameters,
     )  # fmt: skip
     split_validation(source, plan.train_options.num_valid, plan.model_config.codebook_size)
-    processes = Processes(choose_device(device))
+    processes = Processes(torch.device(choose_device(device)))
     if tensorboard is not None:
         summary_writer()  # must not be missed after a part has been trained
     terminable, alone = handling(signal.default_int_handler, signal.SIGTERM), nullcontext()
@@ -211,11 +212,12 @@ class _Runs:
                 check_output(output, overwrite=self.overwrite, resume=self.resume)
             is_complete = Path(output).exists() and not state_path(outputs[0]).exists()
             if self.resume and is_complete and not self.overwrite:
-                models, rotation_DD, options, provenance = load_models(output)
-                if len(models) != num_parts:
-                    what = f"num_parts (pq) of {output} is {len(models)}, not {num_parts}"
+                parts, rotation_DD, options, provenance = load_models(output)
+                if len(parts) != num_parts:
+                    what = f"num_parts (pq) of {output} is {len(parts)}, not {num_parts}"
                     raise ConfigError(f"{what}: give that, or overwrite=true")
-                return [model.to(self.processes.device) for model in models], rotation_DD, options, provenance
+                models = [Qinco.of(weights, self.processes.device) for weights in parts]
+                return models, rotation_DD, options, provenance
         check_values(source, self.progress)
         sampled = sample(source, _ROTATION_ROWS, self.plan.train_options.seed) if rotate else None
         rotation_DD = None if sampled is None else fit_rotation(sampled, num_parts)
@@ -235,7 +237,7 @@ class _Runs:
             provenances.append(provenance)
         provenance = _joint(provenances, num_parts)
         if output is not None and is_main:
-            save_models(output, models, rotation_DD, options, provenance)
+            save_models(output, [model.weights() for model in models], rotation_DD, options, provenance)
             for path in outputs:
                 for file in (state_path(path), path, log_path(path)):  # without its state a part is not resumed
                     file.unlink(missing_ok=True)
@@ -285,12 +287,3 @@ def _part(source: VectorSource, part: int, num_parts: int, rotation_DD: np.ndarr
     width = source.dim // num_parts
     rows = source.map(lambda x_ND: cut(x_ND, part, width, rotation_DD), width)
     return VectorSource(rows, f"{source.name}, part {part}")
-
-
-def cut(x_ND: np.ndarray, part: int, width: int, rotation_DD: np.ndarray | None) -> np.ndarray:
-    """The columns of the rotated vectors that a codec's model number `part` encodes (PQ-QINCo)."""
-    columns = slice(part * width, (part + 1) * width)
-    if rotation_DD is None:
-        return x_ND[:, columns]
-    with np.errstate(over="ignore", invalid="ignore"):  # of vectors near the limit of float32
-        return x_ND @ rotation_DD[columns].T

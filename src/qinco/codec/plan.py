@@ -98,13 +98,13 @@ def plan_training(
 
 
 def _initial_config(source: VectorSource, initial, given: dict, coarse_VD) -> ModelConfig:
-    models = getattr(initial, "models", ())
-    if len(models) != 1:
+    weights = getattr(initial, "weights", ())
+    if len(weights) != 1:
         raise ConfigError(f"initial must be a Codec of one model (see Codec.load), not {initial!r:.80}")
     if given or coarse_VD is not None:
         names = ", ".join(map(named, given)) or "coarse_centroids"
         raise ConfigError(f"the initial codec determines the architecture: leave out {names}")
-    config = models[0].config
+    config = weights[0].config
     check_dim(source, config.dim, "the initial codec")
     return config
 

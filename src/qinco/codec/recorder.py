@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import closing
+from copy import deepcopy
 from math import isfinite
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from qinco.codec.plan import TrainingPlan
 from qinco.errors import ConfigError
 from qinco.interrupts import StoppedTwice, held_back
 from qinco.model.qinco import Qinco
+from qinco.model.weights import Weights
 from qinco.store.codec import load_models, save_models
 from qinco.store.run_state import save_state
 from qinco.training.loop import EpochReport, Training
@@ -29,9 +31,9 @@ class Recorder:
     def __init__(self, plan: TrainingPlan, training: Training, header: dict, output, saved: dict | None):
         self.plan, self.training, self.header, self.output = plan, training, header, output
         self.writes = output is not None and training.processes.is_main
-        self.best: tuple[dict, dict] | None = None
+        self.best: tuple[Weights, dict] | None = None
         if saved is not None and output is not None:
-            self.best = (load_models(output)[0][0].state_dict(), saved["best"])
+            self.best = (load_models(output)[0][0], saved["best"])
         if self.writes:
             self._trim_log()
 
@@ -77,10 +79,8 @@ class Recorder:
 
     def _fitted(self) -> tuple[Qinco, dict]:
         assert self.best is not None  # an epoch has ended, now or before
-        state, provenance = self.best
-        model = Qinco.empty(self.plan.model_config)
-        model.load_state_dict(state, assign=True)
-        return model.eval().requires_grad_(False).to(self.training.processes.device), provenance
+        weights, provenance = self.best
+        return Qinco.of(weights, self.training.processes.device), provenance
 
     def _finish_epoch(self, report: EpochReport) -> None:
         if report.is_best or self.best is None:
@@ -92,10 +92,10 @@ class Recorder:
                 "seconds": round(report.seconds, 1),
                 "train": self.header["train"],
             }
-            state = {name: tensor.cpu().clone() for name, tensor in self.training.model.state_dict().items()}
-            self.best = (state, provenance)
+            weights = deepcopy(self.training.model.weights())
+            self.best = (weights, provenance)
             if self.writes:
-                save_models(self.output, [self.training.model], None, self.plan.encode_options, provenance)
+                save_models(self.output, [weights], None, self.plan.encode_options, provenance)
         if self.writes:  # JSON has no numbers that are not finite
             values = {n: None if isinstance(v, float) and not isfinite(v) else v for n, v in vars(report).items()}
             with log_path(self.output).open("a") as log:
@@ -105,7 +105,7 @@ class Recorder:
     def _save_state(self) -> None:
         if self.writes:
             header = self.header | {"progress": self.training.progress(), "best": self.best[1] if self.best else {}}
-            save_state(self.output, header, self.training.tensors())
+            save_state(self.output, header, self.training.arrays())
 
     def _trim_log(self) -> None:
         """Begin the log, or drop what it holds beyond the state that the run continues from."""

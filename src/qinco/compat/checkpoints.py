@@ -3,16 +3,21 @@
 import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from qinco.compat.torch_files import Module, check_tensors, errors_as_damage, read_torch_file, write_torch_file
+from qinco.compat.torch_files import (
+    Module,
+    as_tensor,
+    check_tensors,
+    errors_as_damage,
+    read_torch_file,
+    write_torch_file,
+)
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
-from qinco.model.qinco import Qinco
-from qinco.model.state import check_promise, check_scale, check_shapes, check_values, state_shapes
+from qinco.model.weights import Weights, check_promise, check_scale, check_shapes, check_values, weight_shapes
 
 V1, V2 = "QINCo checkpoint (v1)", "QINCo2 checkpoint (v2)"
 PAIRWISE_KEYS = ("ivf_code_map", "combine_mvals_m", "codebook_MKD")  # of a pairwise decoder
@@ -25,25 +30,24 @@ _V2_MODULES = {  # parts of names, ours and the authors'
 _MAX_CANDIDATES = 65536
 
 
-def read_checkpoint(path: str | os.PathLike) -> tuple[list[Qinco], np.ndarray | None, EncodeOptions, dict]:
-    """Models, rotation (D, D) or None, encode options and provenance of an authors' checkpoint, on the CPU."""
+def read_checkpoint(path: str | os.PathLike) -> tuple[list[Weights], np.ndarray | None, EncodeOptions, dict]:
+    """Weights, rotation (D, D) or None, encode options and provenance of an authors' checkpoint."""
     content = read_torch_file(path)
     with errors_as_damage(path):
         parts, rotation_DD, options, provenance = _parse(path, content)
         name_of = _v1_name if provenance["source"] == V1 else _v2_name
-        models = [_model(path, config, state, name_of) for config, state in parts]
+        weights = [_weights(path, config, state, name_of) for config, state in parts]
         if rotation_DD is not None:
-            dim = len(models) * models[0].config.dim
-            expected = {"opq_matrix": torch.empty(dim, dim, device="meta")}
-            rotation_DD = _copies(path, {"opq_matrix": rotation_DD}, expected)["opq_matrix"].numpy()
-    return models, rotation_DD, options, provenance
+            dim = len(weights) * weights[0].config.dim
+            rotation_DD = _copies(path, {"opq_matrix": rotation_DD}, {"opq_matrix": (dim, dim)})["opq_matrix"]
+    return weights, rotation_DD, options, provenance
 
 
 def describe_checkpoint(path: str | os.PathLike) -> dict:
     """Kind, configuration and sizes of a checkpoint or pairwise decoder of the authors, without reading the tensors."""
     content = read_torch_file(path)
     if isinstance(content, dict) and set(PAIRWISE_KEYS) <= set(content):
-        shapes = {name: list(t.shape) for name, t in content.items() if isinstance(t, Tensor)}
+        shapes = {name: list(t.shape) for name, t in content.items() if hasattr(t, "shape")}
         return {"kind": "pairwise decoder of QINCo2"} | shapes
     with errors_as_damage(path):
         parts, _, options, provenance = _parse(path, content)
@@ -55,16 +59,16 @@ def describe_checkpoint(path: str | os.PathLike) -> dict:
     }  # fmt: skip
 
 
-def write_checkpoint(path, models: list[Qinco], options: EncodeOptions, provenance: dict) -> None:
+def write_checkpoint(path, weights: list[Weights], options: EncodeOptions, provenance: dict) -> None:
     """Write a v2 checkpoint, which the authors' `run.py` loads; raises ConfigError as `check_expressible` does."""
-    config = models[0].config
-    check_expressible(config, options, len(models))
+    config = weights[0].config
+    check_expressible(config, options, len(weights))
     count, beam = _search_sizes(config, options)
-    tensors = models[0].state_dict().items()
-    state = {_v2_name(name, config): tensor.detach().cpu().clone() for name, tensor in tensors}
+    arrays = {_v2_name(name, config): array for name, array in weights[0].arrays.items()}
     for step in range(config.starts_from_coarse, config.num_steps + config.starts_from_coarse):
-        state[f"steps.{step}.xtarget_mean"] = torch.zeros(config.dim)
-        state[f"steps.{step}.xtarget_var"] = torch.ones(config.dim)
+        arrays[f"steps.{step}.xtarget_mean"] = np.zeros(config.dim, np.float32)
+        arrays[f"steps.{step}.xtarget_var"] = np.ones(config.dim, np.float32)
+    state = {name: as_tensor(array) for name, array in arrays.items()}
     parameters = {
         "K": config.codebook_size, "M": config.num_steps, "de": config.embed_dim if config.projects else None,
         "dh": config.hidden_dim, "L": config.num_blocks, "B": beam, "A": count if config.has_preselector else 0,
@@ -104,27 +108,25 @@ def _search_sizes(config: ModelConfig, options: EncodeOptions) -> tuple[int, int
     return count, options.beam_width if any(map(config.is_conditioned, range(config.num_steps))) else 1
 
 
-def _model(path, config: ModelConfig, state: dict, name_of: Callable[[str, ModelConfig], str]) -> Qinco:
-    shapes = state_shapes(config)
+def _weights(path, config: ModelConfig, state: dict, name_of: Callable[[str, ModelConfig], str]) -> Weights:
+    shapes = weight_shapes(config)
     names = {ours: name_of(ours, config) for ours in shapes}
     copies = _copies(path, state, {names[ours]: shape for ours, shape in shapes.items()})
-    model = Qinco.empty(config)
-    model.load_state_dict({ours: copies[theirs] for ours, theirs in names.items()}, assign=True)
-    check_scale(path, model)
-    return model.eval().requires_grad_(False)
+    weights = Weights(config, {ours: copies[theirs] for ours, theirs in names.items()})
+    check_scale(path, weights)
+    return weights
 
 
-def _copies(path, tensors: dict, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Float32 copies, independent of the file, of tensors that are checked."""
+def _copies(path, tensors: dict, expected: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Float32 arrays, independent of the file, of tensors that are checked."""
     check_tensors(path, tensors)
     check_shapes(path, tensors, expected)
-    contiguous = {"copy": True, "memory_format": torch.contiguous_format}
-    copies = {name: tensor.detach().to(torch.float32, **contiguous) for name, tensor in tensors.items()}
+    copies = {name: np.array(tensor.detach().float().numpy(), order="C") for name, tensor in tensors.items()}
     check_values(path, copies)
     return copies
 
 
-def _parse(path, content) -> tuple[list[tuple[ModelConfig, dict]], Tensor | None, EncodeOptions, dict]:
+def _parse(path, content) -> tuple[list[tuple[ModelConfig, dict]], Any, EncodeOptions, dict]:
     """Configurations and tensors (by the authors' names) of the parts, rotation, encode options and provenance."""
     if isinstance(content, Module):
         return *_parse_v1(path, content), EncodeOptions(), {"source": V1}
@@ -151,7 +153,7 @@ def _parse(path, content) -> tuple[list[tuple[ModelConfig, dict]], Tensor | None
     return [(config, state)], None, options, provenance
 
 
-def _parse_v1(path, content: Module) -> tuple[list[tuple[ModelConfig, dict]], Tensor | None]:
+def _parse_v1(path, content: Module) -> tuple[list[tuple[ModelConfig, dict]], Any]:
     is_product = type(content).__name__ == "PQ_QINCo"
     children = content.state["_modules"]
     modules = [children[f"sub_quantizer_{m}"] for m in range(len(children))] if is_product else [content]
@@ -177,9 +179,10 @@ def _parse_v1_part(path, module: Module, state: dict) -> tuple[ModelConfig, dict
         starts_from_coarse=kind == "IVFQINCo", num_lists=get("K_IVF") if kind == "IVFQINCo" else 0,
     )  # fmt: skip
     scale = module.state.get("db_scale", 1.0)
-    scale = torch.tensor(float(scale)) if type(scale) in (int, float) else scale
+    scale = as_tensor(np.float64(scale)) if type(scale) in (int, float) else scale
     check_tensors(path, {"db_scale": scale})
-    state |= {"mean": torch.zeros(1).expand(config.dim), "db_scale": scale[0] if scale.shape == (1,) else scale}
+    mean = as_tensor(np.zeros(1, np.float32)).expand(config.dim)
+    state |= {"mean": mean, "db_scale": scale[0] if scale.shape == (1,) else scale}
     check_promise(path, config, len(state))
     return config, state
 

@@ -12,17 +12,19 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-import faiss
 import numpy as np
 
 from qinco.atomic import write_atomically
 from qinco.decoders.lookup import LookupDecoder
-from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.errors import ConfigError, DataError, ResourceError, needs_extra
 from qinco.forking import new_lock
 from qinco.maths.assignment import search_effort
 from qinco.packing import packed_size, unpack_codes
 from qinco.progress import ProgressOption, reporting
 from qinco.vectors.mapped import file_size, map_file, read_start, release_pages
+
+with needs_extra("a file of faiss", "faiss", "faiss"):
+    import faiss
 
 MAX_STEPS, MAX_BITS = 256, 16
 _KINDS = {b"IwRQ": "rq", b"IwLS": "lsq"}  # residual quantizer, local search quantizer

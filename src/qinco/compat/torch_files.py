@@ -13,11 +13,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from qinco.atomic import write_atomically
-from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.errors import ConfigError, DataError, ResourceError, needs_extra
 from qinco.forking import new_lock
 from qinco.vectors.mapped import file_size, read_start
 
@@ -78,6 +76,7 @@ def read_torch_file(path: str | os.PathLike):
         ) from None
     if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
         raise DataError(f"{path} is damaged: its entries are compressed or overlap, as those of torch.save never do")
+    torch = _torch(path)
     misnamed = path.suffix.lower() == ".safetensors"  # torch would not look into the file, and maps no open files
     try:
         with _LOADING, warnings.catch_warnings(), torch.serialization.safe_globals(_safe_globals()):
@@ -93,10 +92,11 @@ def read_torch_file(path: str | os.PathLike):
 
 def check_tensors(path: str | os.PathLike, tensors: dict) -> None:
     """Raise DataError unless all values are plain tensors that fit in memory twice the size of the file."""
+    torch = _torch(path)
     for name, tensor in tensors.items():
         if type(name) is not str or not name.isprintable() or len(name) > 256:
             raise DataError(f"{path} is damaged: it has a tensor without a proper name")
-        is_plain = isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
+        is_plain = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not is_plain or tensor.is_quantized or tensor.is_nested or tensor.is_complex():
             raise DataError(f"{path} is damaged: {name} is not a tensor")
     # Tensors that share their values could make a small file fill the memory.
@@ -106,11 +106,25 @@ def check_tensors(path: str | os.PathLike, tensors: dict) -> None:
 
 def write_torch_file(path: str | os.PathLike, content: dict) -> None:
     """Write `content` with `torch.save`, whole or not at all."""
+    torch = _torch(path)
     with write_atomically(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # what torch makes of a full disk
             raise ResourceError(f"cannot write {path}: {error.__context__ or error}") from error
+
+
+def as_tensor(array):
+    """A tensor for `write_torch_file`."""
+    import torch
+
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+def _torch(path):
+    with needs_extra(f"{path}, a file of PyTorch,", "torch", "train"):
+        import torch
+    return torch
 
 
 class _DType:  # stands for numpy.dtype

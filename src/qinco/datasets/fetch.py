@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from qinco.atomic import check_output, lock_file, remove_temporaries, user_path, write_atomically, write_to_disk
 from qinco.datasets.catalogue import PublishedFile, find_files
-from qinco.datasets.remote import TIMEOUT, ConnectionBroken, open_remote, refusal, require_httpx
+from qinco.datasets.remote import ConnectionBroken, open_remote, refusal, require_httpx
 from qinco.datasets.unpack import check_space, unpack
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.progress import Progress, ProgressOption, reporting, silent
@@ -102,9 +102,7 @@ def is_present(file: PublishedFile, target: Path, overwrite: bool = False) -> bo
     return True
 
 
-def fetch(
-    file: PublishedFile, target: Path, report: Progress = silent, *, resume: bool = True, pauses=PAUSES, timeout=TIMEOUT
-) -> None:
+def fetch(file: PublishedFile, target: Path, report: Progress = silent, *, resume: bool = True, pauses=PAUSES) -> None:
     """Download `file`, unpack it, verify it, and only then give it the name `target`, replacing an existing file.
 
     What arrived is kept on errors, unless it is complete and wrong, and continued with `resume`.
@@ -121,7 +119,7 @@ def fetch(
         with os.fdopen(lock_file(path, wait=False), "r+b") as part:
             part.seek(0, os.SEEK_END if resume else os.SEEK_SET)
             try:
-                _receive(part, record, file, target, report, pauses, timeout)
+                _receive(part, record, file, target, report, pauses)
             finally:
                 if part.tell() == 0:
                     discard()
@@ -139,12 +137,12 @@ def fetch(
         raise KeyboardInterrupt(f"the same command continues {path}" if path.exists() else "") from None
 
 
-def _receive(part: BinaryIO, record: Path, file: PublishedFile, target: Path, report, pauses, timeout: float) -> None:
+def _receive(part: BinaryIO, record: Path, file: PublishedFile, target: Path, report, pauses) -> None:
     """Fill `part`, with another attempt after each pause as long as the connection breaks."""
     left, furthest = list(pauses), part.tell()
     while True:
         try:
-            _receive_once(part, record, file, target, report, timeout)
+            _receive_once(part, record, file, target, report)
             return part.flush()
         except ConnectionBroken as error:
             if part.tell() > furthest:
@@ -155,10 +153,10 @@ def _receive(part: BinaryIO, record: Path, file: PublishedFile, target: Path, re
             time.sleep(left.pop(0))
 
 
-def _receive_once(part: BinaryIO, record: Path, file: PublishedFile, target: Path, report, timeout: float) -> None:
+def _receive_once(part: BinaryIO, record: Path, file: PublishedFile, target: Path, report) -> None:
     known = record.read_text(errors="replace").split("\n") if record.exists() else []
     version = known[1] if len(known) == 2 and known[0] == file.address else None
-    with open_remote(file.address, part.tell(), version, timeout) as reply:
+    with open_remote(file.address, part.tell(), version) as reply:
         if reply.start == 0:
             # Emptied first: a kill in between must not leave old bytes under a new version.
             part.truncate(part.seek(0))

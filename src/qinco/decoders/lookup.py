@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from qinco.errors import DataError
-from qinco.maths.devices import num_threads
+from qinco.machine import num_threads
 from qinco.maths.leastsquares import fit_additive_tables
 from qinco.native.tables import decode_rows
 from qinco.packing import check_codes, check_lists

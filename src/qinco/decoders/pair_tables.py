@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from qinco.errors import DataError
-from qinco.maths.devices import num_threads
+from qinco.machine import num_threads
 from qinco.native.tables import multiply, sum_by_row
 from qinco.progress import Progress
 

@@ -15,9 +15,8 @@ import numpy as np
 from qinco.decoders.lookup import LookupDecoder, TableDecoder
 from qinco.decoders.pair_tables import fit_pair_tables
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.machine import free_memory
+from qinco.machine import free_memory, num_threads
 from qinco.maths.clustering import kmeans, nearest
-from qinco.maths.devices import num_threads
 from qinco.native.tables import decode_rows
 from qinco.progress import ProgressOption, reporting
 

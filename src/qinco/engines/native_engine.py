@@ -7,19 +7,18 @@ the output projection are orthogonal, which makes a candidate's distance a sum o
 Shape suffixes: N vectors, D dimension, M steps, K codewords, E stream width, H hidden width.
 """
 
-from copy import deepcopy
+from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines.engine import TensorModel
 from qinco.errors import ConfigError
-from qinco.maths.devices import num_threads
-from qinco.model.qinco import Qinco
-from qinco.model.step import Step
+from qinco.machine import num_threads
+from qinco.maths.devices import CPU
+from qinco.model.weights import StepWeights, Weights
 from qinco.native.library import NativeModel, Sizes, StepArrays, is_available
+from qinco.packing import code_dtype
 
 name = "native"
 
@@ -28,8 +27,8 @@ _MAX_PAIRS = 1 << 31  # hypotheses times codewords
 _MAX_CROSSED = 1024  # codewords, up to which products of all pairs of two codebooks are kept
 
 
-def supports(config: ModelConfig, device: torch.device) -> str | None:
-    if device.type != "cpu":
+def supports(config: ModelConfig, device: str) -> str | None:
+    if device != CPU:
         return f"it runs on the CPU, not on {device}"
     if not is_available():
         return "this installation has no compiled kernels"
@@ -40,82 +39,92 @@ def supports(config: ModelConfig, device: torch.device) -> str | None:
     return None
 
 
-class NativeTensors(TensorModel):
-    """A model packed for the compiled kernels, which run in as many threads as torch."""
+class NativeCoder:
+    """A model packed for the compiled kernels."""
 
-    def __init__(self, model: Qinco, dtype: torch.dtype, packed: NativeModel):
-        super().__init__(model, dtype)
-        self.packed = packed
+    def __init__(self, weights: Weights, packed: NativeModel):
+        self.weights, self.packed = weights, packed
 
-    def encode_tensors(self, x_ND, start_ND, options: EncodeOptions, num_steps: int | None = None):
+    def send(self, x_ND: np.ndarray) -> np.ndarray:
+        return x_ND
+
+    def encode(self, x_ND: np.ndarray, lists_N, options: EncodeOptions, num_steps: int | None = None) -> np.ndarray:
+        codes_NM, _ = self.search(self.weights.normalize(x_ND), self.weights.start(lists_N), options, num_steps)
+        return codes_NM.astype(code_dtype(self.packed.sizes.codewords))
+
+    def decode(self, codes_NM: np.ndarray, lists_N=None, out_ND: np.ndarray | None = None) -> np.ndarray:
+        decoded_ND = self.reconstruct(codes_NM, self.weights.start(lists_N))
+        return self.weights.denormalize(decoded_ND, decoded_ND if out_ND is None else out_ND)
+
+    def prefixes(self, codes_NM: np.ndarray, lists_N: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        start_ND = self.weights.start(lists_N)
+        for step_ND in self.packed.decode_each(codes_NM, start_ND, threads=num_threads()):
+            yield self.weights.denormalize(step_ND)
+
+    def search(
+        self, x_ND: np.ndarray, start_ND: np.ndarray | None, options: EncodeOptions, num_steps: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Codes of normalised vectors, uint16 (N, num_steps), and their reconstructions, float32 (N, D)."""
         size, beam = self.packed.sizes.codewords, options.beam_width
         if beam * size >= _MAX_PAIRS:
             raise ConfigError(f"B={beam} (beam_width) is too wide for K={size}: give less than {_MAX_PAIRS // size}")
-        search = {"num_candidates": options.num_candidates, "num_pairs": options.num_pairs, "beam_width": beam}
-        search |= {"num_steps": num_steps or self.packed.sizes.steps, "threads": num_threads()}
-        codes_NM, reached_ND = self.packed.encode(x_ND.numpy(), start_ND.numpy(), **search)
-        return torch.from_numpy(codes_NM.astype("int64")), torch.from_numpy(reached_ND)
+        wanted = {"num_candidates": options.num_candidates, "num_pairs": options.num_pairs, "beam_width": beam}
+        wanted |= {"num_steps": num_steps or self.packed.sizes.steps, "threads": num_threads()}
+        return self.packed.encode(x_ND, start_ND, **wanted)
 
-    def decode_tensors(self, codes_NM, start_ND):
-        decoded_ND = self.packed.decode(codes_NM.numpy(), start_ND.numpy(), threads=num_threads())
-        return torch.from_numpy(decoded_ND)
+    def reconstruct(self, codes_NM: np.ndarray, start_ND: np.ndarray | None) -> np.ndarray:
+        """Normalised reconstructions, float32 (N, D)."""
+        return self.packed.decode(codes_NM, start_ND, threads=num_threads())
 
 
-@torch.no_grad()
-def pack(model: Qinco, dtype: torch.dtype) -> NativeTensors:
-    """Copy and rearrange the weights, for candidates in `dtype` (float32 or bfloat16)."""
-    config = model.config
+@np.errstate(over="ignore", invalid="ignore")  # of diverged training
+def pack(weights: Weights, precision: str, device: str = CPU) -> NativeCoder:
+    """Copy and rearrange the weights."""
+    config = weights.config
     sizes = Sizes(
         config.dim, config.embed_dim, config.hidden_dim, config.num_blocks, config.codebook_size, config.num_steps,
-        config.codeword_skip, not config.starts_from_coarse, dtype is torch.bfloat16,
+        config.codeword_skip, not config.starts_from_coarse, precision == "bf16",
     )  # fmt: skip
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # products and eigenvectors depend on the number of threads
-    try:
-        steps = [_arrays(step) for step in model.steps]
-        if not model.steps[0].conditioned and config.codebook_size <= _MAX_CROSSED:
-            for preselector in [step.preselector for step in model.steps[1:2] if step.preselector is not None]:
-                cross_KK = model.steps[0].codebook.weight.double() @ preselector.weight.double().T
-                steps[1] = replace(steps[1], first_cross=_numpy(cross_KK))
-    finally:
-        torch.set_num_threads(threads)
-    return NativeTensors(model, dtype, NativeModel(sizes, steps))
+    steps = [weights.step(number) for number in range(config.num_steps)]
+    arrays = [_arrays(step) for step in steps]
+    if not steps[0].conditioned and config.codebook_size <= _MAX_CROSSED:
+        for proposals_KD in [step.preselector_KD for step in steps[1:2] if step.preselector_KD is not None]:
+            cross_KK = steps[0].codebook_KD.astype(np.float64) @ proposals_KD.astype(np.float64).T
+            arrays[1] = replace(arrays[1], first_cross=_float32(cross_KK))
+    return NativeCoder(weights, NativeModel(sizes, arrays))
 
 
-def _arrays(step: Step) -> StepArrays:
-    # In double precision: float32 products depend on memory alignment, and equal models must be packed equally.
-    step = deepcopy(step).double()
-    codebook_KD = step.codebook.weight
+def _arrays(step: StepWeights) -> StepArrays:
+    # In double precision: float32 products depend on the processor and on threads.
     if not step.conditioned:
-        return StepArrays(_numpy(codebook_KD))
-    stream_KE = step.embed(codebook_KD)
-    stream_x_ED = step.concat.from_reconstruction(torch.eye(codebook_KD.shape[1], dtype=torch.float64)).T
+        return StepArrays(step.codebook_KD)
+    codebook_KD, stream_KE = step.codebook_KD.astype(np.float64), step.embed(np.float64)
+    _, stream_x_ED = step.concat(np.float64)
     arrays = {}
-    if step.preselector is not None:
-        arrays["preselector"] = _numpy(step.preselector.weight)
-    if step.blocks:
-        up_HE = step.blocks[0].up.weight
-        arrays |= {"hidden_table": _numpy(stream_KE @ up_HE.T), "hidden_x": _numpy(up_HE @ stream_x_ED)}
-    up, down = [block.up.weight for block in step.blocks], [block.down.weight for block in step.blocks]
-    if step.project_out is not None:
-        out_DE, basis_EE = _orthogonal_outputs(step.project_out.weight)
+    if step.preselector_KD is not None:
+        arrays["preselector"] = step.preselector_KD
+    up, down = ([weight.astype(np.float64) for weight in weights] for weights in (step.up, step.down))
+    if up:
+        arrays |= {"hidden_table": _float32(stream_KE @ up[0].T), "hidden_x": _float32(up[0] @ stream_x_ED)}
+    if step.project_out_DE is not None:
+        out_DE, basis_EE = _orthogonal_outputs(step.project_out_DE.astype(np.float64))
         stream_KE, stream_x_ED = stream_KE @ basis_EE, basis_EE.T @ stream_x_ED
         up, down = [weight @ basis_EE for weight in up], [basis_EE.T @ weight for weight in down]
-        arrays |= {"project_out": _numpy(out_DE), "gram": _numpy(out_DE.square().sum(0))}
-        arrays["codeword_back"] = _numpy(codebook_KD @ out_DE)
-    arrays |= {"up": tuple(map(_numpy, up)), "down": tuple(map(_numpy, down))}
-    return StepArrays(_numpy(codebook_KD), stream_table=_numpy(stream_KE), stream_x=_numpy(stream_x_ED), **arrays)
+        arrays |= {"project_out": _float32(out_DE), "gram": _float32(np.square(out_DE).sum(0))}
+        arrays["codeword_back"] = _float32(codebook_KD @ out_DE)
+    arrays |= {"up": tuple(map(_float32, up)), "down": tuple(map(_float32, down))}
+    return StepArrays(step.codebook_KD, stream_table=_float32(stream_KE), stream_x=_float32(stream_x_ED), **arrays)
 
 
-def _orthogonal_outputs(out_DE: Tensor) -> tuple[Tensor, Tensor]:
+def _orthogonal_outputs(out_DE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The output projection in a basis of the stream that makes its columns orthogonal, and that basis (E, E)."""
     # Rounded, so that the order of summation does not change the basis.
-    gram_EE = (out_DE.T @ out_DE).float().double()
-    if not gram_EE.isfinite().all():  # diverged training: the results will show it
-        return out_DE, torch.eye(len(gram_EE), dtype=torch.float64)
-    basis_EE = torch.linalg.eigh(gram_EE)[1]
+    gram_EE = (out_DE.T @ out_DE).astype(np.float32).astype(np.float64)
+    if not np.isfinite(gram_EE).all():  # diverged training: the results will show it
+        return out_DE, np.eye(len(gram_EE))
+    basis_EE = np.linalg.eigh(gram_EE)[1]
     return out_DE @ basis_EE, basis_EE
 
 
-def _numpy(tensor: Tensor):
-    return tensor.detach().float().numpy()
+def _float32(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32)

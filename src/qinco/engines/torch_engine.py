@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines.engine import TensorModel
+from qinco.engines.tensors import TensorModel
 from qinco.maths.distances import smallest, squared_distances
 from qinco.model.qinco import Qinco
 from qinco.model.step import StepTables
+from qinco.model.weights import Weights
 
 name = "torch"
 
@@ -26,16 +27,28 @@ DEVICE_TILE_BYTES = 1 << 30
 TABLE_BYTES = 1 << 28
 
 
-def supports(config: ModelConfig, device: torch.device) -> None:
+def supports(config: ModelConfig, device: str) -> None:
     """The engine runs every model on every device."""
 
 
-def pack(model: Qinco, dtype: torch.dtype) -> "TorchTensors":
-    return TorchTensors(model, dtype)
+def pack(weights: Weights, precision: str, device: str) -> "TorchTensors":
+    return pack_tensors(Qinco.of(weights, device), precision)
+
+
+def pack_tensors(model: Qinco, precision: str) -> "TorchTensors":
+    """A model with its current weights, for training."""
+    return TorchTensors(model, torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
 class TorchTensors(TensorModel):
-    """A model, and its tables from the first encoding on. Distances, selection and reconstructions are float32."""
+    """A model, and its tables from the first encoding on. Distances, selection and reconstructions are float32.
+
+    `dtype` is that of candidates in encoding and of products in decoding.
+    """
+
+    def __init__(self, model: Qinco, dtype: torch.dtype):
+        super().__init__(model)
+        self.dtype = dtype
 
     @cached_property
     def tables(self) -> list[StepTables]:

@@ -1,14 +1,14 @@
 """Assignment of vectors to their nearest coarse centroids (IVF)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import faiss
 import numpy as np
-import torch
-from torch import Tensor
 
 from qinco.forking import new_lock
 from qinco.maths.clustering import faiss_threads, search_flat
+from qinco.maths.devices import CPU, to_device
 from qinco.maths.distances import closest
 
 
@@ -66,17 +66,21 @@ class NearestCentroids:
         self._graph = graph
 
 
-def assigner(centroids_VD: Tensor, max_exact: int = 65_536, effort: int = 128) -> Callable[[Tensor], Tensor]:
-    """A function from float32 vectors (N, D) to the numbers of their nearest centroids, int64 (N,), on one device.
+def assigner(
+    centroids_VD: np.ndarray, device: str = CPU, max_exact: int = 65_536, effort: int = 128
+) -> Callable[[Any], np.ndarray]:
+    """A function from float32 vectors (N, D) to the numbers of their nearest centroids, int64 (N,).
 
-    GPUs compare all centroids. The processor does so up to `max_exact` of them, where it costs less than an HNSW graph
-    that hardly ever errs, and searches such a graph above.
+    Vectors are tensors on `device` unless that is the processor. GPUs compare all centroids. The processor does so up
+    to `max_exact` of them, where it costs less than an HNSW graph that hardly ever errs, and searches such a graph
+    above.
     """
-    if centroids_VD.device.type != "cpu":
-        return lambda x_ND: closest(x_ND, centroids_VD)[0]
-    centroids = NearestCentroids(centroids_VD.numpy())
+    if device != CPU:
+        on_device = to_device(centroids_VD, device)
+        return lambda x_ND: closest(x_ND, on_device)[0].cpu().numpy()
+    centroids = NearestCentroids(centroids_VD)
     graph_effort = None if centroids.num_lists <= max_exact else effort
-    return lambda x_ND: torch.from_numpy(centroids.search(x_ND.numpy(), 1, graph_effort)[1][:, 0])
+    return lambda x_ND: centroids.search(x_ND, 1, graph_effort)[1][:, 0]
 
 
 def search_effort(nprobe: int, ef_search: int | None) -> int:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qinco.maths.devices import CPU, holds, num_threads, to_device
+from qinco.machine import num_threads
+from qinco.maths.devices import CPU, holds, to_device
 from qinco.maths.distances import closest, smallest, squared_distances
 from qinco.progress import Progress, silent
 
@@ -26,7 +27,7 @@ _NUDGE = 1 / 1024  # moves apart the two centroids that a split gives, as in fai
 def faiss_threads(count: int | None) -> Iterator[None]:
     """Let faiss use `count` threads, by default as many as before, but no more than there are cores, in the block."""
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(num_threads(count or before))
+    faiss.omp_set_num_threads(min(count or before, num_threads()))
     try:
         yield
     finally:
@@ -64,7 +65,7 @@ def coarse_kmeans(
     *,
     iterations: int = COARSE_ITERATIONS,
     seed: int = 0,
-    device: torch.device = CPU,
+    device: str = CPU,
     part_rows: int | None = None,
     progress: Progress = silent,
 ) -> np.ndarray:
@@ -88,7 +89,7 @@ def coarse_kmeans(
     def report(stage: str, done: int, total: int, unit: str = "vector", **fields) -> None:
         progress(stage, done, total, unit, mse=fields["mse"] * scale**2)
 
-    if device.type != "cpu":
+    if device != CPU:
         rows = part_rows or max(1, _PART_BYTES // (4 * x_ND.shape[1]))
         parts = [x_ND[start : start + rows] for start in range(0, len(x_ND), rows)]
         if part_rows is None and holds(device, x_ND.nbytes):
@@ -220,17 +221,9 @@ def nearest(x_ND: np.ndarray | Tensor, centroids_KD: np.ndarray | Tensor, thread
 
 
 def residual_kmeans(
-    x_ND: np.ndarray | Tensor,
-    num_steps: int,
-    num_centroids: int,
-    *,
-    beam_width: int = BEAM_WIDTH,
-    iterations: int = 10,
-    max_rows: int = KMEANS_ROWS,
-    seed: int = 0,
-    threads: int = 1,
-    progress: Progress = silent,
-) -> np.ndarray:
+    x_ND: np.ndarray | Tensor, num_steps: int, num_centroids: int, *, max_rows: int = KMEANS_ROWS, seed: int = 0,
+    threads: int = 1, progress: Progress = silent,
+) -> np.ndarray:  # fmt: skip
     """Fit the codebooks of a residual quantizer, float32 (M, K, D), to float32 vectors, on the device of a tensor.
 
     Each codebook is fitted to the residuals of all hypotheses of a beam, at most `max_rows` of them, and not of the
@@ -238,12 +231,12 @@ def residual_kmeans(
     """
     # One buffer for all hypotheses, of which the first `beam` are in use.
     x_ND = torch.as_tensor(x_ND)
-    residual_NBD = torch.empty(len(x_ND), beam_width, x_ND.shape[1], device=x_ND.device)
+    residual_NBD = torch.empty(len(x_ND), BEAM_WIDTH, x_ND.shape[1], device=x_ND.device)
     residual_NBD[:, 0] = x_ND
     beam, codebooks = 1, []
     for step in range(num_steps):
         points_ND = _some_residuals(residual_NBD[:, :beam], max_rows, seed + step)
-        codebook_KD = kmeans(points_ND, num_centroids, iterations=iterations, seed=seed + step, threads=threads)
+        codebook_KD = kmeans(points_ND, num_centroids, seed=seed + step, threads=threads)
         codebooks.append(codebook_KD)
         progress("fitting the first codebooks", step + 1, num_steps, "codebook")
         if step + 1 < num_steps:

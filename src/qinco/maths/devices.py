@@ -1,54 +1,88 @@
-"""Choosing devices, and copying arrays to them."""
+"""Choosing devices, which are strings ("cpu", "cuda:0"), and copying arrays to them."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from qinco.errors import ConfigError
-from qinco.machine import usable_cores
+from qinco.errors import ConfigError, needs_extra
+from qinco.machine import cpuinfo, num_threads
 
-CPU = torch.device("cpu")
-_usable_cores = cache(usable_cores)  # searches ask each time
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+CPU = "cpu"
 DEVICE_TYPES = {"cpu", "cuda"}  # that codecs compute on
+_DRIVERS = "/dev/nvidiactl", "/dev/dxg", "/dev/kfd", r"C:\Windows\System32\nvcuda.dll"  # where there is a GPU
 
 
-def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device called `device`; "auto" is the first GPU, or the CPU if there is none."""
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ConfigError(f"unknown device {device!r}: give auto, cpu, cuda or cuda:N") from None
-    if chosen.type not in DEVICE_TYPES:
-        raise ConfigError(f"device={device} is not supported: give auto, cpu, cuda or cuda:N")
-    if chosen.type == "cuda":
+def choose_device(device: "str | torch.device" = "auto") -> str:
+    """The device called `device`; "auto" is the first GPU that torch can use, or the CPU if there is none."""
+    name = str(device)
+    kind, _, number = name.partition(":")
+    if name == CPU:
+        return CPU
+    if name == "auto":
+        if not any(map(os.path.exists, _DRIVERS)) or find_spec("torch") is None:
+            return CPU
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else CPU
+    if kind not in DEVICE_TYPES or (number and not number.isdigit()) or not isinstance(device, str | _torch_device()):
+        raise ConfigError(f"device={device!r:.80} is not supported: give auto, cpu, cuda or cuda:N")
+    if kind == "cuda":
+        with needs_extra("device=cuda", "torch", "train"):
+            import torch
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (chosen.index or 0) >= count:
-            raise ConfigError(f"device={device} does not exist: this machine has {count} GPUs; device=cpu always works")
-    return chosen
+        if int(number or 0) >= count:
+            raise ConfigError(f"device={name} does not exist: this machine has {count} GPUs; device=cpu always works")
+    return CPU if kind == CPU else name
 
 
-def multiplies_bf16_fast(device: torch.device) -> bool:
+def device_type(device: str) -> str:
+    """The kind of a device, "cpu" or "cuda"."""
+    return device.partition(":")[0]
+
+
+def device_name(device: str) -> str:
+    """The name of a GPU; "cpu" for the processor."""
+    if device_type(device) != "cuda":
+        return device
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def _torch_device() -> type:
+    torch = sys.modules.get("torch")
+    return str if torch is None else torch.device
+
+
+def multiplies_bf16_fast(device: str = CPU) -> bool:
     """Whether the device has matrix instructions for bf16; emulated ones are slower than float32."""
-    if device.type == "cuda":
+    if device_type(device) == "cuda":
+        import torch
+
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    return _processor_multiplies_bf16()
 
 
-def num_threads(most: int | None = None) -> int:
-    """Threads of compiled code: `most`, by default as many as torch uses, but no more than a container has cores."""
-    return min(most or torch.get_num_threads(), _usable_cores())
+@cache
+def _processor_multiplies_bf16() -> bool:
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpuinfo().get("flags", "").split())
 
 
 @contextmanager
 def within_cores() -> Iterator[None]:
-    """Let torch use no more threads than `num_threads` for calls inside the block."""
+    """Let torch use as many threads as `num_threads` says for calls inside the block."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads())
     try:
@@ -57,15 +91,20 @@ def within_cores() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+def to_device(array: np.ndarray, device: "str | torch.device") -> "Tensor":
     """Copy an array to a GPU, through page-locked memory and asynchronously; the CPU shares a contiguous one."""
-    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
-    if device.type == "cuda":
-        with torch.cuda.device(device):  # new threads start on the first GPU and would allocate memory there
-            return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+    import torch
+
+    tensor, target = torch.from_numpy(np.require(array, requirements=["C", "W"])), torch.device(device)
+    if target.type == "cuda":
+        with torch.cuda.device(target):  # new threads start on the first GPU and would allocate memory there
+            return tensor.pin_memory().to(target, non_blocking=True)
+    return tensor.to(target)
 
 
-def holds(device: torch.device, num_bytes: int) -> bool:
+def holds(device: "str | torch.device", num_bytes: int) -> bool:
     """Whether `num_bytes` fit into half of the free memory of a GPU; always true on the CPU."""
-    return device.type != "cuda" or num_bytes <= torch.cuda.mem_get_info(device)[0] // 2
+    import torch
+
+    target = torch.device(device)
+    return target.type != "cuda" or num_bytes <= torch.cuda.mem_get_info(target)[0] // 2

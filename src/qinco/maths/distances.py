@@ -3,8 +3,11 @@
 Shape suffixes: N rows, D dimension, K codewords, S selected.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from qinco.maths.devices import to_device
 
 _SELECT_DIRECTLY = 512
 _TILE_DISTANCES, _TILE_COLUMNS = 1 << 26, 16_384
@@ -56,3 +59,40 @@ def smallest(values_NK: Tensor, count: int) -> tuple[Tensor, Tensor]:
     columns_NS = (chosen_NS[:, None] + within_G[:, None]).flatten(1)
     values_NS, order_NS = torch.topk(values_NK.gather(1, columns_NS), count, dim=1, largest=False)
     return values_NS, columns_NS.gather(1, order_NS)
+
+
+class BestOnDevice:
+    """The nearest of queries' vectors so far on a device: squared distances, or negative inner products."""
+
+    def __init__(self, queries_QD: np.ndarray, count: int, inner_product: bool, max_distances: int, device: str):
+        self.queries_QD, self.inner_product = to_device(queries_QD, device), inner_product
+        self.max_distances, self.device = max_distances, device
+        self.values_QR = torch.full((len(queries_QD), count), torch.inf, device=device)
+        self.ids_QR = torch.full((len(queries_QD), count), -1, dtype=torch.int64, device=device)
+
+    def merge(self, x_ND: np.ndarray, first: int, is_double: bool) -> None:
+        """Merge vectors, of which the first has this number; from the first `is_double` on in float64."""
+        vectors, count = to_device(x_ND, self.device), min(self.values_QR.shape[1], len(x_ND))
+        if is_double:
+            vectors, self.queries_QD, self.values_QR = (
+                vectors.double(),
+                self.queries_QD.double(),
+                self.values_QR.double(),
+            )
+        squares_N = None if self.inner_product else (vectors * vectors).sum(1)
+        rows = max(1, self.max_distances // len(vectors))
+        for begin in range(0, len(self.queries_QD), rows):
+            part = slice(begin, begin + rows)
+            q_QD = self.queries_QD[part]
+            values = -(q_QD @ vectors.T) if squares_N is None else squared_distances(q_QD, vectors, squares_N)
+            step = max(1, rows * len(vectors) // (2 * (count + self.values_QR.shape[1])))  # Ctrl-C is heard in between
+            for start in range(0, len(values), step):
+                some = slice(begin + start, begin + min(start + step, len(values)))
+                distances, columns = smallest(values[start : start + step], count)
+                merged = torch.cat([self.values_QR[some], distances], 1)
+                self.values_QR[some], order = torch.topk(merged, self.values_QR.shape[1], dim=1, largest=False)
+                self.ids_QR[some] = torch.cat([self.ids_QR[some], columns + first], 1).gather(1, order)
+
+    def found(self) -> tuple[np.ndarray, np.ndarray]:
+        """Values and numbers, (Q, R) each."""
+        return self.values_QR.cpu().numpy(), self.ids_QR.cpu().numpy()

@@ -8,7 +8,7 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 
-from qinco.maths.devices import num_threads
+from qinco.machine import num_threads
 from qinco.native.tables import decode_rows, sum_by_row
 
 MAX_DENSE_ROWS = 8192

@@ -1,1 +1,1 @@
-"""The networks, in normalised space: torch only, no files, no prints."""
+"""Models: as plain arrays (`weights`), and as networks of torch in normalised space."""

@@ -3,15 +3,15 @@
 Everything but `normalize` and `denormalize` is in normalised space.
 """
 
-import math
 from collections.abc import Iterator
-from hashlib import sha256
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from qinco.config import ModelConfig
 from qinco.model.step import Step
+from qinco.model.weights import Weights, random_weights
 
 
 class Qinco(nn.Module):
@@ -37,12 +37,22 @@ class Qinco(nn.Module):
         with torch.device("meta"):
             return cls(config)
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the architecture and all weights."""
-        digest = sha256(repr(sorted(self.config.to_dict().items())).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+    @classmethod
+    def of(cls, weights: Weights, device: str | torch.device = "cpu") -> "Qinco":
+        """A model that is not trained, made once for each device; on the CPU it shares the memory of the weights."""
+        key = str(device)
+        if key not in weights.models or str(weights.models[key].device) != key:  # it may have been moved since
+            # Arrays of a file that is only read cannot be shared.
+            arrays = {name: np.require(array, requirements=["C", "W"]) for name, array in weights.arrays.items()}
+            model = cls.empty(weights.config).eval().requires_grad_(False)
+            model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, assign=True)
+            weights.models[key] = model.to(device)
+        return weights.models[key]
+
+    def weights(self) -> Weights:
+        """The current weights; on the CPU they share the model's memory."""
+        state = self.state_dict().items()
+        return Weights(self.config, {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in state})
 
     @property
     def device(self) -> torch.device:
@@ -72,12 +82,6 @@ class Qinco(nn.Module):
         return x_ND
 
 
-@torch.no_grad()
 def random_model(config: ModelConfig, seed: int = 0) -> Qinco:
-    """A model on the CPU with random weights, whose values neither grow nor vanish with depth, to measure speed."""
-    generator, model = torch.Generator().manual_seed(seed), Qinco.empty(config).to_empty(device="cpu")
-    for tensor in [*model.parameters(), *model.buffers()]:
-        width = tensor.shape[-1] if tensor.ndim else 1
-        tensor.copy_(torch.randn(tensor.shape, generator=generator) * (0.5 / math.sqrt(width)))
-    model.scale.fill_(1.0)
-    return model
+    """A model of `random_weights`."""
+    return Qinco.of(random_weights(config, seed))

@@ -25,8 +25,8 @@ class Decoder {
 
   int vectors() const { return ROWS; }
 
-  // codes (count, steps) -> out (count, D), from `start` (count, D) or zeros
-  void run(const uint16_t* codes, const float* start, int steps, int count, float* out) {
+  // codes (count, steps) -> out (count, D), from `start` (count, D) or zeros; after each step, if they have a stride
+  void run(const uint16_t* codes, const float* start, int steps, int count, float* out, int64_t stride) {
     for (int i = 0; i < count; i++) {
       memset(reached.get() + size_t(i) * Dp, 0, Dp * 4);
       if (start) memcpy(reached.get() + size_t(i) * Dp, start + size_t(i) * D, D * 4);
@@ -40,14 +40,16 @@ class Decoder {
             float* to = reached.get() + size_t(i) * Dp + d;
             store(to, load(to) + load(step.codebook[column[i]] + d));
           }
-        continue;
+      } else {
+        Worker<A>::narrowed(reached.get(), narrow_rows.get(), count, Dp);
+        worker.project(step, count, narrow_rows.get(), stream_x.get(), hidden_x.get());
+        worker.network(step, count, column.data(), own.data(), stream_x.get(), hidden_x.get(), stream.get());
+        worker.add_outputs(step, count, column.data(), stream.get(), reached.get(), narrow_outputs.get());
       }
-      Worker<A>::narrowed(reached.get(), narrow_rows.get(), count, Dp);
-      worker.project(step, count, narrow_rows.get(), stream_x.get(), hidden_x.get());
-      worker.network(step, count, column.data(), own.data(), stream_x.get(), hidden_x.get(), stream.get());
-      worker.add_outputs(step, count, column.data(), stream.get(), reached.get(), narrow_outputs.get());
+      if (stride || m == steps - 1)
+        for (int i = 0; i < count; i++)
+          memcpy(out + m * stride + size_t(i) * D, reached.get() + size_t(i) * Dp, D * 4);
     }
-    for (int i = 0; i < count; i++) memcpy(out + size_t(i) * D, reached.get() + size_t(i) * Dp, D * 4);
   }
 };
 

@@ -91,9 +91,9 @@ int qinco_encode(const void* engine, const qinco_search* search, const float* x,
 }
 
 int qinco_decode(const void* engine, const uint16_t* codes, const float* start, int steps, int64_t count, int threads,
-                 float* out) {
+                 int each, float* out) {
   try {
-    ((const AnyEngine*)engine)->decode(codes, start, steps, count, threads, out);
+    ((const AnyEngine*)engine)->decode(codes, start, steps, count, threads, each, out);
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;

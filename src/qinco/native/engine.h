@@ -58,7 +58,8 @@ struct AnyEngine {
   virtual ~AnyEngine() = default;
   virtual void encode(const qinco_search& search, const float* x, const float* start, int64_t count, int threads,
                       uint16_t* codes, float* reached) const = 0;
-  virtual void decode(const uint16_t* codes, const float* start, int steps, int64_t count, int threads,
+  // The reconstructions (count, D) after the last step or, with `each`, those after every step: (steps, count, D).
+  virtual void decode(const uint16_t* codes, const float* start, int steps, int64_t count, int threads, bool each,
                       float* out) const = 0;
 };
 

@@ -48,13 +48,14 @@ struct Engine : AnyEngine {
     model.pair_streams = model.pair_values.get();
   }
 
-  void decode(const uint16_t* codes, const float* start, int steps, int64_t count, int threads,
+  void decode(const uint16_t* codes, const float* start, int steps, int64_t count, int threads, bool each,
               float* out) const override {
     const int D = model.size.dim;
+    const int64_t stride = each ? count * D : 0;
     over_threads(
         count, MOST_VECTORS, threads, [&] { return std::make_unique<Decoder<A>>(model); },
         [&](Decoder<A>& decoder, int64_t from, int now) {
-          decoder.run(codes + from * steps, start ? start + from * D : nullptr, steps, now, out + from * D);
+          decoder.run(codes + from * steps, start ? start + from * D : nullptr, steps, now, out + from * D, stride);
         });
   }
 };

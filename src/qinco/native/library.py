@@ -145,14 +145,21 @@ class NativeModel:
 
     def decode(self, codes_NM: np.ndarray, start_ND: np.ndarray | None, *, threads: int) -> np.ndarray:
         """Decode codes (N, m), m ≤ M, of any integer type: float32 (N, D)."""
+        return self._decode(codes_NM, start_ND, (), threads)
+
+    def decode_each(self, codes_NM: np.ndarray, start_ND: np.ndarray | None, *, threads: int) -> np.ndarray:
+        """What the first 1, 2, ... m steps of codes (N, m) decode to: float32 (m, N, D)."""
+        return self._decode(codes_NM, start_ND, codes_NM.shape[1:], threads)
+
+    def _decode(self, codes_NM, start_ND, each: tuple[int, ...], threads: int) -> np.ndarray:
         codes_NM = np.ascontiguousarray(codes_NM, np.uint16)
         start_ND = None if start_ND is None else self._rows(start_ND)
         assert 1 <= codes_NM.shape[1] <= self.sizes.steps
-        decoded_ND = np.empty((len(codes_NM), self.sizes.dim), np.float32)
+        decoded_ND = np.empty((*each, len(codes_NM), self.sizes.dim), np.float32)
         failed = run(
             lambda: compiled().qinco_decode(
                 self._engine, codes_NM.ctypes.data, address(start_ND), codes_NM.shape[1], len(codes_NM), threads,
-                decoded_ND.ctypes.data,
+                bool(each), decoded_ND.ctypes.data,
             ),
             self._operations(codes_NM.size),
         )  # fmt: skip
@@ -231,7 +238,7 @@ def compiled() -> Any:
         "qinco_create": (c_void_p, POINTER(Sizes), POINTER(_Step), c_int),
         "qinco_destroy": (None, c_void_p),
         "qinco_encode": (c_int, c_void_p, POINTER(_Search), *[c_void_p] * 2, c_int64, c_int, *[c_void_p] * 2),
-        "qinco_decode": (c_int, *[c_void_p] * 3, c_int, c_int64, c_int, c_void_p),
+        "qinco_decode": (c_int, *[c_void_p] * 3, c_int, c_int64, c_int, c_int, c_void_p),
         "qinco_create_scanner": (c_void_p, *[c_void_p] * 4, c_int),
         "qinco_destroy_scanner": (None, c_void_p),
         "qinco_probe": (c_int, c_void_p, c_void_p, c_int64, c_int, c_int, c_void_p, c_void_p),

@@ -11,12 +11,11 @@ import numpy as np
 
 from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
-from qinco.compat.faiss_files import FaissIndex, check_index_key, write_faiss
 from qinco.config import MAX_LISTS, accepts_keys, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError
+from qinco.machine import num_threads
 from qinco.maths.clustering import coarse_kmeans
-from qinco.maths.devices import num_threads
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, check_same_codec, open_codes, training_vectors
 from qinco.search.fit import FitSample, assign_decoded, draw_sample, fit_lookup, open_pairwise, sample_rows
@@ -102,8 +101,9 @@ def fill_lists(
 
 def metric_of_codec(name: str, codec: Codec) -> Metric:
     """The metric of this name, for vectors of a codec; raises ConfigError where float32 cannot hold its values."""
-    spreads = [m.config.dim * m.scale.double() ** 2 for m in codec.models]
-    squares = [float(m.mean.double().square().sum() + spread) for m, spread in zip(codec.models, spreads, strict=True)]
+    spreads = [part.config.dim * float(part.scale) ** 2 for part in codec.weights]
+    means = [float(np.square(part.mean_D, dtype=np.float64).sum()) for part in codec.weights]
+    squares = [square + spread for square, spread in zip(means, spreads, strict=True)]
     length = float(np.sqrt(sum(map(float, spreads) if name == "l2" else squares)))
     if not _MIN_LENGTH < length < _MAX_LENGTH:
         raise ConfigError(f"the codec's vectors have lengths of about {length:.2g}, whose squares float32 cannot hold: "
@@ -225,6 +225,8 @@ def build_index(
         lookup = fit_lookup(*fit, moves_centroids=False, report=report) if tables is None else tables.lookup
         mse, fitted = sample.validated_mse(lookup), time.monotonic()
         if tables is None:
+            from qinco.compat.faiss_files import FaissIndex, write_faiss
+
             write_faiss(output, key, lookup, database, inner_product=measure.scans_inner_products, progress=report)
             bytes_each = FaissIndex(output).bytes_per_vector
         else:
@@ -263,6 +265,8 @@ def _one_length(sample: FitSample) -> float:
 
 
 def _index_key(index_key: str | None, num_lists: int, file: CodeFile) -> str:
+    from qinco.compat.faiss_files import check_index_key
+
     key = index_key or f"IVF{num_lists}_HNSW32,RQ{file.num_codes}x{file.codebook_size.bit_length() - 1}_Nqint8"
     for name, value in (("ivf_K", num_lists), ("M", file.num_codes), ("K", file.codebook_size)):
         key = key.replace(f"${{{name}}}", str(value))

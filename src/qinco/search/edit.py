@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from qinco.codec.codec import Codec
 from qinco.config import require_int
@@ -137,7 +136,7 @@ class EditableIndex:
             raise DataError(f"ids must be in the index (of {len(self.parts)}), not {id}")
         if isinstance(id, slice):
             id = admitted_ids(id, self.parts.ids, self.parts.next_id)
-        return decode_ids(self.codec, self.parts, id_array(id, chooses=True))
+        return decode_ids(self.codec, self.parts, id_array(id, chooses=True, any_shape=True))
 
     def missing_ids(self, ids_N: np.ndarray) -> np.ndarray:
         """Those of some ids that no vector has."""
@@ -159,11 +158,10 @@ def decode_ids(codec: Codec | None, parts: IndexParts, ids: np.ndarray, *, skips
         is_known |= here
     if not (is_known.all() or skips_unknown):
         raise DataError(f"id {wanted[~is_known][0]} is not in the index (of {len(parts)})")
-    decoder = parts.tables.lookup if codec is None else NeuralDecoder(codec, "float32")
+    decoder = parts.tables.lookup if codec is None else NeuralDecoder(codec, "float32", keeps=False)
     decoded_ND = np.full((len(wanted), parts.tables.lookup.dim), np.nan, np.float32)
     for segment, here, rows in places:
-        block = decoder.decode(segment.rows(rows)[0], segment.lists_of(rows))
-        decoded_ND[here] = block.cpu().numpy() if isinstance(block, torch.Tensor) else block
+        decoded_ND[here] = decoder.decode(segment.rows(rows)[0], segment.lists_of(rows))
     decoded_ND[np.isin(wanted, parts.zeros)] = 0
     return decoded_ND.reshape(*ids.shape, -1) if ids.size else np.empty((*ids.shape, decoded_ND.shape[1]), np.float32)
 

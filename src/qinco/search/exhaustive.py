@@ -3,12 +3,10 @@
 from collections.abc import Iterable
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from qinco.config import require_int
-from qinco.maths.devices import to_device
-from qinco.maths.distances import smallest, squared_distances
+from qinco.maths.assignment import NearestCentroids
+from qinco.maths.devices import CPU
 from qinco.progress import ProgressOption, reporting
 from qinco.search.metric import L2, Metric, choose_metric
 from qinco.store.codes import Codes
@@ -66,56 +64,81 @@ def exhaustive_search(
 
 
 def nearest_in_blocks(
-    queries_QD: np.ndarray, blocks: Iterable[tuple[int, np.ndarray]], k: int, device: str | torch.device = "cpu",
-    metric: Metric = L2, *, piece_rows: int = _PIECE_ROWS, max_distances: int | None = None,
+    queries_QD: np.ndarray, blocks: Iterable[tuple[int, np.ndarray]], k: int, device: str = CPU, metric: Metric = L2, *,
+    piece_rows: int = _PIECE_ROWS, max_distances: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """`exhaustive_search` of float32 queries among (number of the first vector, float32 (n, D)) blocks.
 
     It compares `piece_rows` vectors at a time, and computes `max_distances`, which are fitted to the device if None.
     """
-    device, unit = torch.device(device), Metric(metric.name)
-    queries = to_device(unit.prepare(np.asarray(queries_QD, np.float32)), device)
-    lengths_Q1, scale_Q1 = torch.linalg.vector_norm(queries.double(), dim=1, keepdim=True), None
+    unit = Metric(metric.name)
+    queries_QD = unit.prepare(np.asarray(queries_QD, np.float32))
+    lengths_Q1, scale_Q1 = np.linalg.norm(queries_QD.astype(np.float64), axis=1, keepdims=True), None
     if metric.name == "inner_product":  # powers of two change no digits, and products stay within float32
-        scale_Q1 = torch.exp2(-_SPARE_BITS - torch.frexp(lengths_Q1)[1].double())
-        queries = (queries * scale_Q1).float()
-    best_QR = torch.full((len(queries), k), torch.inf, device=device)
-    ids_QR = torch.full((len(queries), k), -1, dtype=torch.int64, device=device)
-    most = max_distances or (_DISTANCES if device.type == "cpu" else _DEVICE_DISTANCES)
-    longest, is_double = float(lengths_Q1.max()) if len(queries) else 0.0, False
+        scale_Q1 = np.exp2(-_SPARE_BITS - np.frexp(lengths_Q1)[1].astype(np.float64))
+        queries_QD = (queries_QD * scale_Q1).astype(np.float32)
+    if device == CPU:
+        best = _Best(queries_QD, k, metric.name != "l2", max_distances or _DISTANCES)
+    else:
+        from qinco.maths.distances import BestOnDevice
+
+        best = BestOnDevice(queries_QD, k, metric.name != "l2", max_distances or _DEVICE_DISTANCES, device)
+    longest, is_double = float(lengths_Q1.max(initial=0)), False
     for first, block in blocks:
-        for piece in to_device(unit.prepare(np.asarray(block, np.float32)), device).split(piece_rows):
-            if len(piece):
-                squares = (piece * piece).sum(1) if metric.name == "l2" else None
-                if squares is not None and (is_double or _leaves_float32(longest, piece, squares)):
-                    is_double, queries, best_QR, piece = True, queries.double(), best_QR.double(), piece.double()
-                    squares = (piece * piece).sum(1)
-                _merge(queries, piece, first, best_QR, ids_QR, squares, max(1, most // len(piece)))
-            first += len(piece)
+        for start in range(0, len(block), piece_rows):
+            piece_ND = unit.prepare(np.asarray(block[start : start + piece_rows], np.float32))
+            is_double = is_double or (metric.name == "l2" and _leaves_float32(longest, piece_ND))
+            best.merge(piece_ND, first + start, is_double)
+    values_QR, ids_QR = best.found()
     if metric.name != "l2":
-        best_QR = 0 - (best_QR if scale_Q1 is None else best_QR / scale_Q1)
-    return best_QR.float().cpu().numpy(), ids_QR.cpu().numpy()
+        values_QR = 0 - (values_QR if scale_Q1 is None else values_QR / scale_Q1)
+    with np.errstate(over="ignore"):
+        return values_QR.astype(np.float32), ids_QR
 
 
-def _leaves_float32(longest: float, x_ND: Tensor, squares_N: Tensor) -> bool:
+def _leaves_float32(longest: float, x_ND: np.ndarray) -> bool:
     """Whether squared distances from queries, the longest of this length, may be infinite or zero in float32."""
-    length = float(squares_N.max().sqrt())
+    with np.errstate(over="ignore", under="ignore"):
+        length = float(np.sqrt(np.einsum("nd,nd->n", x_ND, x_ND).max(initial=0)))
     if not _SHORT < length < _LONG:
-        length = float(torch.linalg.vector_norm(x_ND.double(), dim=1).max())
+        length = float(np.linalg.norm(x_ND.astype(np.float64), axis=1).max(initial=0))
     longest = max(longest, length)
     return longest > 0 and not _SHORT < longest < _LONG
 
 
-def _merge(
-    queries_QD: Tensor, x_ND: Tensor, first: int, best_QR: Tensor, ids_QR: Tensor, squares_N: Tensor | None, rows: int
-) -> None:
-    """Merge vectors into the best so far, which are changed in place; by inner products without the squares."""
-    count = min(best_QR.shape[1], len(x_ND))
-    for begin in range(0, len(queries_QD), rows):
-        part = slice(begin, begin + rows)
-        q_QD = queries_QD[part]
-        values = -(q_QD @ x_ND.T) if squares_N is None else squared_distances(q_QD, x_ND, squares_N)
-        distances, columns = smallest(values, count)
-        merged = torch.cat([best_QR[part], distances], 1)
-        best_QR[part], order = torch.topk(merged, best_QR.shape[1], dim=1, largest=False)
-        ids_QR[part] = torch.cat([ids_QR[part], columns + first], 1).gather(1, order)
+class _Best:
+    """The best values of each query so far, and the numbers of their vectors."""
+
+    def __init__(self, queries_QD: np.ndarray, count: int, inner_product: bool, max_distances: int):
+        self.queries_QD, self.inner_product, self.max_distances = queries_QD, inner_product, max_distances
+        self.values_QR = np.full((len(queries_QD), count), np.inf, np.float32)
+        self.ids_QR = np.full((len(queries_QD), count), -1, np.int64)
+
+    def merge(self, x_ND: np.ndarray, first: int, is_double: bool) -> None:
+        """Merge vectors, of which the first has this number."""
+        count = min(self.values_QR.shape[1], len(x_ND))
+        near = None if is_double else NearestCentroids(x_ND, inner_product=self.inner_product)
+        if is_double and self.values_QR.dtype == np.float32:
+            self.values_QR = self.values_QR.astype(np.float64)
+        each = max(len(x_ND) if is_double else 0, 4 * (count + self.values_QR.shape[1]))
+        rows = max(1, self.max_distances // each)  # Ctrl-C is heard in between
+        for begin in range(0, len(self.queries_QD), rows):
+            part = slice(begin, begin + rows)
+            queries_QD = self.queries_QD[part]
+            values, numbers = near.search(queries_QD, count) if near else _nearest_in_double(queries_QD, x_ND, count)
+            values = np.concatenate([self.values_QR[part], values], 1)
+            ids = np.concatenate([self.ids_QR[part], numbers + first], 1)
+            order = np.argsort(values, 1, kind="stable")[:, : self.values_QR.shape[1]]
+            self.values_QR[part], self.ids_QR[part] = (np.take_along_axis(of, order, 1) for of in (values, ids))
+
+    def found(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.values_QR, self.ids_QR
+
+
+def _nearest_in_double(queries_QD: np.ndarray, x_ND: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest vectors of queries, values float64 (Q, R) and numbers int64 (Q, R), in any order."""
+    queries_QD, x_ND = queries_QD.astype(np.float64), x_ND.astype(np.float64)
+    squares_Q1, squares_N = np.square(queries_QD).sum(1, keepdims=True), np.square(x_ND).sum(1)
+    values_QN = np.maximum(squares_Q1 + squares_N - 2 * (queries_QD @ x_ND.T), 0)
+    numbers_QR = np.argpartition(values_QN, count - 1, 1)[:, :count]
+    return np.take_along_axis(values_QN, numbers_QR, 1), numbers_QR

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -20,19 +19,19 @@ from qinco.config import accepts_keys, require_int, require_number
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codebook_size, check_memory
 from qinco.errors import ConfigError, DataError
+from qinco.machine import num_threads
 from qinco.maths.clustering import nearest
-from qinco.maths.devices import num_threads, to_device
+from qinco.maths.devices import CPU, to_device
 from qinco.native.tables import sum_by_row
 from qinco.progress import Progress, ProgressOption, counted, reporting, silent
-from qinco.search.code_file import CodeFile, list_centroids, open_codes, training_vectors
+from qinco.search.code_file import BLOCK_ROWS, CodeFile, list_centroids, open_codes, training_vectors
 from qinco.store.codes import Codes
-from qinco.store.decoder import load_pairwise, save_pairwise
+from qinco.store.decoder import SUFFIXES, load_pairwise, save_pairwise
 from qinco.vectors.formats import input_files
 from qinco.vectors.rows import VectorSource, as_source
 
 log = logging.getLogger(__name__)
 Decoder = TypeVar("Decoder", LookupDecoder, PairwiseDecoder)
-BLOCK_ROWS = 1 << 17
 _HALF_WEIGHT_ROWS = np.float32(30)  # a list of so many vectors moves its centroid half of the way to their mean
 _HELD_OUT = 20  # one in so many training vectors is held out for validation
 _MIN_HELD_OUT = 50
@@ -230,11 +229,9 @@ def fit_pairwise_decoder(
         >>> fitted.mse <= fitted.mse_lookup
         True
     """
-    suffix = ".safetensors" if output is None else Path(output).suffix.lower()
-    if suffix not in (".safetensors", ".pt"):
-        raise ConfigError(f"output={output}: pairwise decoders are written to .safetensors or .pt (the authors') files")
     if output is not None:
-        check_output(output, overwrite=overwrite, inputs=[*inputs, *input_files(vectors, codes, centroids)])
+        read = [*inputs, *input_files(vectors, codes, centroids)]
+        output = check_output(output, suffixes=SUFFIXES, overwrite=overwrite, inputs=read)
     require_number("pairs_per_code", pairs_per_code, above=0)
     file = open_codes(codes, codec, num_codes, codebook_size)
     check_codebook_size(file.codebook_size)
@@ -247,7 +244,8 @@ def fit_pairwise_decoder(
         size = check_memory(count, num_pairs, file.codebook_size, sample.dim, number)
         some = f"at most {counted(num_pairs, 'pair')} of codes to {counted(count, 'vector')}"
         log.info("fitting %s: %s", some, size)
-        fit = {"codebook_size": file.codebook_size, "centroids_VD": centroids_VD, "moves_centroids": suffix != ".pt"}
+        moves_centroids = output is None or output.suffix.lower() == SUFFIXES[0]
+        fit = {"codebook_size": file.codebook_size, "centroids_VD": centroids_VD, "moves_centroids": moves_centroids}
         target, lookup = sample, fit_lookup(sample, **fit, report=report)
         mse_lookup, mse_neural = sample.validated_mse(lookup), None
         if codec is not None:
@@ -344,7 +342,7 @@ def assign_decoded(codec: Codec | None, codes: Codes, centroids_VD, report: Prog
     if len(centroids_VD) == 1:
         return lists_N
     assert codec is not None
-    is_cpu = str(codec.device) == "cpu"
+    is_cpu = codec.device == CPU
     near_VD = centroids_VD if is_cpu else to_device(centroids_VD, codec.device)
     for first, block in codec.decode_blocks(codes, "auto"):
         found_N: Any = nearest(block if is_cpu else to_device(block, codec.device), near_VD, num_threads())

@@ -28,7 +28,7 @@ from qinco.search.fit import FitSample, assign_decoded, codes_of_codec, sample_r
 from qinco.search.ids import as_ids
 from qinco.search.metric import Metric, choose_metric
 from qinco.search.options import SearchOptions
-from qinco.search.parts import Fitted, IndexParts
+from qinco.search.parts import Fitted, IndexParts, merge_small
 from qinco.search.scan import ENTRIES
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource, as_source, check_not_empty
@@ -49,9 +49,8 @@ def build_parts(
                           f"codewords, not {ENTRIES} at most: use exhaustive_search")  # fmt: skip
     require_int("seed", seed, 0)
     require_bool("pairwise", pairwise)
-    source = as_source(vectors)
+    source = check_not_empty(as_source(vectors))
     codec.check_dim(source)
-    check_not_empty(source)
     if pairwise:
         size = PAIRS_PER_CODE * codec.num_codes, codec.config.codebook_size, codec.dim
         check_memory(min(len(source), PAIRWISE_ROWS), *size, np.float16)
@@ -75,6 +74,8 @@ def encoded(codec: Codec, source: VectorSource, metric: Metric, codes, report: P
         found = Codes(*codes)
     else:
         found = codec.check_codes(codes)
+        if found.shape[1] != codec.num_codes:
+            raise DataError(f"codes must be whole, {codec.num_codes} of each vector, not {found.shape[1]}")
     if len(found) > len(source):
         raise DataError(f"codes must be those of the first vectors, {len(source)} or fewer, not {len(found)}")
     try:
@@ -106,7 +107,8 @@ def extended(codec: Codec | None, parts: IndexParts, codes: Codes, ids: np.ndarr
     if "lists" not in due and not codes.has_lists:
         codes = codes.with_lists(assign_decoded(codec, codes, parts.tables.centroids_VD, report))
     if codec is None or not due:
-        return parts.with_vectors(fill_lists(parts.tables, codes, ids, report), next_id)
+        segments = merge_small((*parts.segments, fill_lists(parts.tables, codes, ids, report)))
+        return replace(parts, segments=segments, next_id=next_id)
     blocks = [block for segment in parts.segments for block in segment.blocks()]
     own = [Codes(block[0], block[2] if codes.has_lists else None, "the index") for block in blocks]
     ids = np.concatenate([*(block[3] for block in blocks), ids], dtype=np.int64)

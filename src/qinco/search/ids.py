@@ -1,6 +1,7 @@
 """Ids as users give them: of vectors to add, to remove, or that may be found."""
 
 from collections.abc import Iterable, Sequence, Set
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,6 @@ def as_ids(ids, count: int | None) -> np.ndarray:
     if count is not None and isinstance(ids, range) and range_size(ids) != count:
         raise DataError(f"there must be as many ids as vectors, {count}, not {range_size(ids)}")
     array = id_array(ids)
-    if array.ndim != 1:
-        raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}: give numpy.ravel(ids)")
     if count is not None and len(array) != count:
         raise DataError(f"there must be as many ids as vectors, {count}, not {len(array)}")
     if (array == MISSING).any():
@@ -73,9 +72,7 @@ def admitted_ids(
                 raise ConfigError(f"{chosen} is of ids from 0 on, not of negative ones: give range({low}, {high + 1})")
             chosen = range(*chosen.indices(high + 1))
         return _between(chosen if chosen.step > 0 else chosen[::-1], low, high, known)
-    array = id_array(chosen, chooses=True)
-    if array.ndim != 1 and not any_shape:
-        raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}: give numpy.ravel(ids)")
+    array = id_array(chosen, chooses=True, any_shape=any_shape)
     is_column = array.ndim and array.size == len(array)
     array = array.ravel()
     if is_column and len(array) > len(np.unique(array[:3])) and _is_mask(array):
@@ -109,14 +106,16 @@ def range_size(ids: range) -> int:
     return max(0, -((ids.start - ids.stop) // ids.step))
 
 
-def id_array(ids: Any, chooses: bool = False) -> np.ndarray:
-    """Ids of any kind and shape as int64; raises DataError unless they are integers of that type."""
+def id_array(ids: Any, chooses: bool = False, any_shape: bool = False) -> np.ndarray:
+    """Ids of any kind as int64 (N,), or of any shape; raises DataError unless they are integers of that type."""
     if isinstance(ids, range) and min(ids.start, ids.stop) >= -_LAST and max(ids.start, ids.stop) <= _LAST:
         ids = np.arange(ids.start, ids.stop, ids.step)
     elif isinstance(ids, Iterable) and not hasattr(ids, "__getitem__"):
         ids = list(ids)
     try:
         array = np.asarray(getattr(ids, "cpu", lambda: ids)())
+        if array.dtype.kind == "f" and isinstance(ids, list | tuple) and all(isinstance(i, Integral) for i in ids):
+            array = np.array(ids, np.uint64)  # some are beyond int64
         if array.dtype == object and array.ndim:
             array = np.array(array.tolist())  # a nullable column
     except (ValueError, TypeError, OverflowError) as error:
@@ -136,6 +135,8 @@ def id_array(ids: Any, chooses: bool = False) -> np.ndarray:
         elif array.dtype.kind in "USO":
             remedy = _STRINGS if array.ndim else "give an array of them"
         raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}: {remedy}")
+    if array.ndim != 1 and not any_shape:
+        raise DataError(f"ids must be integers (N,), not {array.dtype} of shape {array.shape}: give numpy.ravel(ids)")
     return array.astype(np.int64, copy=False)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from numbers import Real
 from operator import index
 from pathlib import Path
+from zipfile import is_zipfile
 
 import numpy as np
 
@@ -14,10 +15,9 @@ from qinco.codec.codec import Codec
 from qinco.config import accepts_keys, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError
-from qinco.maths.devices import num_threads
+from qinco.machine import num_threads
 from qinco.progress import ProgressOption, counted, reporting
 from qinco.search.edit import EditableIndex, decode_ids
-from qinco.search.faiss_index import from_faiss
 from qinco.search.grow import build_parts
 from qinco.search.ids import admitted_ids
 from qinco.search.index_file import from_bytes, holds_newer, load_parts, save_parts, to_bytes
@@ -48,7 +48,7 @@ class Index(EditableIndex):
     """Vectors in inverted lists, compressed by a codec (None: searched by its tables alone); see `build` and `load`.
 
     Threads may search at the same time, also while another thread adds or removes vectors. A search uses as many
-    processor threads as torch does (`torch.set_num_threads`), and `batch_bytes` for the shortlists of a batch.
+    processor threads as `qinco.set_num_threads` says, and `batch_bytes` for the shortlists of a batch.
 
     Example:
         >>> index = Index.build(codec, vectors)
@@ -184,6 +184,7 @@ class Index(EditableIndex):
         distances, ids = current.search(queries, k, **options)
         return distances, ids, decode_ids(current.codec, current.parts, ids, skips_unknown=True)
 
+    @accepts_keys(SearchOptions)
     def range_search(
         self, queries, radius: float, nprobe: int | None = None, filter=None, *, ef_search: int | None = None,
         precision: str = "auto",
@@ -209,7 +210,7 @@ class Index(EditableIndex):
         options = replace(self.options, **{name: value for name, value in given.items() if value is not None})
         (source, _), parts = self._queries(queries), self.parts
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
-        decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision)
+        decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision, keeps=False)
         return search_ranges(parts, decoder, source, float(radius), options, allowed)
 
     def _queries(self, queries) -> tuple[VectorSource, bool]:
@@ -268,7 +269,11 @@ class Index(EditableIndex):
         if not isinstance(folder, str | os.PathLike):
             raise ConfigError(f"an index is named by its folder or file, not {folder!r:.100}")
         if (path := Path(user_path(folder))).suffix.lower() == ".faissindex" and not path.is_dir():
+            from qinco.search.faiss_index import from_faiss
+
             return cls(codec, from_faiss(path, codec))
+        if path.is_file() and is_zipfile(path):  # what `save` wrote to a file object
+            return cls.from_bytes(path.read_bytes(), codec=codec, device=device)
         return cls(*load_parts(path, mmap, codec, device))
 
     def __enter__(self) -> "Index":
@@ -322,6 +327,7 @@ class Index(EditableIndex):
 
         Raises:
             ConfigError: no options reach the target; the message says what recall is reached.
+            KeyboardInterrupt: with an attribute `measured`, as that of `qinco.sweep`.
         """
         self.options = tune(self, queries, ground_truth, target_recall, k, progress, metric=metric)
         return self.options

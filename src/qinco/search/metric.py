@@ -5,17 +5,23 @@ Internally all are values of which the smallest are nearest. Shape suffixes: N v
 
 import logging
 import os
+import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from qinco.config import METRIC_SPELLINGS, METRICS
 from qinco.errors import ConfigError
 from qinco.vectors.formats import stated_metric
+from qinco.vectors.hdf5 import name_on_disk
 from qinco.vectors.rows import VectorSource
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _LONG, _SMALL = 2.0**60, 1e-30
+_SEPARATORS, _NAMES = re.compile(r"(?<=\w)[-_ ]+"), [*zip(METRICS, METRICS, strict=True), *METRIC_SPELLINGS.items()]
 log = logging.getLogger(__name__)
 
 
@@ -60,7 +66,7 @@ class Metric:
         return np.exp2(-np.maximum(exponents_Q1, 0)).astype(np.float32) * np.float32(_LONG)
 
     @np.errstate(over="ignore", invalid="ignore")
-    def values(self, queries_ND: np.ndarray | Tensor, x_ND: np.ndarray | Tensor) -> np.ndarray:
+    def values(self, queries_ND: "np.ndarray | Tensor", x_ND: "np.ndarray | Tensor") -> np.ndarray:
         """The value of each pair of a prepared query and a reconstruction, float32 (N,)."""
         if self.name == "l2":
             difference_ND = x_ND - queries_ND
@@ -86,8 +92,8 @@ class Metric:
 
 def metric_name(text) -> str | None:
     """The one of METRICS that has a name, in any spelling; None if there is none."""
-    word = str(text).lower().replace("-", "_").replace(" ", "_")
-    return word if word in METRICS else METRIC_SPELLINGS.get(word)
+    word = _SEPARATORS.sub("", str(text).strip().lower())
+    return next((name for word_of, name in _NAMES if _SEPARATORS.sub("", word_of) == word), None)
 
 
 def choose_metric(given: str | None, *sources, own: str | None = None) -> str:
@@ -103,7 +109,7 @@ def choose_metric(given: str | None, *sources, own: str | None = None) -> str:
     if given is None and all(isinstance(one, np.ndarray) for one in sources):
         return own or "l2"
     each = [one for given in sources for one in (given if isinstance(given, list | tuple) else [given])]
-    paths = (source.name if isinstance(source, VectorSource) else source for source in each)
+    paths = (one.name if isinstance(one, VectorSource) else name_on_disk(one) or one for one in each)
     stated = {str(path): stated_metric(path) for path in paths if isinstance(path, str | os.PathLike)}
     stated = {path: word for path, word in stated.items() if word is not None}
     found = {metric_name(word) for word in stated.values()}
@@ -117,11 +123,11 @@ def choose_metric(given: str | None, *sources, own: str | None = None) -> str:
     return chosen
 
 
-def _products(a_ND: np.ndarray | Tensor, b_ND: np.ndarray | Tensor) -> np.ndarray:
-    """The inner product of each pair, (N,)."""
-    if isinstance(a_ND, Tensor):
-        return (a_ND * b_ND).sum(1).cpu().numpy()
-    return np.einsum("nd,nd->n", a_ND, b_ND)
+def _products(a_ND, b_ND) -> np.ndarray:
+    """The inner product of each pair of arrays or tensors, (N,)."""
+    if isinstance(a_ND, np.ndarray):
+        return np.einsum("nd,nd->n", a_ND, b_ND)
+    return (a_ND * b_ND).sum(1).cpu().numpy()
 
 
 L2 = Metric("l2")

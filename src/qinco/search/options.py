@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from qinco.config import MAX_LISTS, check_fields, option, require_int
+from qinco.config import MAX_LISTS, accepts_keys, check_fields, option, require_int
 from qinco.errors import ConfigError
 
 MAX_SHORTLIST = (1 << 31) - 1
@@ -44,3 +44,6 @@ class SearchOptions:
         require_int("num_mid (nmid_short)", nmid_short, 0, MAX_SHORTLIST)
         num_mid = nmid_short * nshort
         return SearchOptions(nprobe, nshort, num_mid if num_mid > nshort else 0, quantizer_efSearch)
+
+
+SearchOptions.__init__ = accepts_keys(SearchOptions)(SearchOptions.__init__)

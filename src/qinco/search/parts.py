@@ -82,9 +82,6 @@ class IndexParts:
 
     ids = property(lambda self: [segment.ids for segment in self.segments])
 
-    def with_vectors(self, added: InvertedLists, next_id: int) -> "IndexParts":
-        return replace(self, segments=merge_small((*self.segments, added)), next_id=next_id)
-
     def with_zeros(self, ids: np.ndarray) -> "IndexParts":
         return replace(self, zeros=np.concatenate([self.zeros, ids]))
 

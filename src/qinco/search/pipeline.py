@@ -4,22 +4,23 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from qinco.codec.codec import Codec
-from qinco.config import require_precision
+from qinco.config import PRECISIONS, require_choice
 from qinco.errors import DataError, ResourceError
 from qinco.machine import free_memory
-from qinco.maths.devices import to_device
+from qinco.maths.devices import CPU, to_device
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
 from qinco.search.scan import Shortlist
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BLOCK_VALUES = 1 << 19  # of reconstructions that are compared at a time: they stay in the cache
 _DEVICE_BLOCK_VALUES = 1 << 25  # a device needs more of them to be busy
@@ -31,7 +32,7 @@ STAGE_TIMINGS = ("search", "pairwise", "decode", "rerank")
 class Decoder(Protocol):
     """Decodes codes (n, M) in lists (n,) to float32 (n, D): an array, or a tensor that is compared on its device."""
 
-    def decode(self, codes: np.ndarray, lists: np.ndarray) -> np.ndarray | Tensor: ...
+    def decode(self, codes: np.ndarray, lists: np.ndarray) -> "np.ndarray | Tensor": ...
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,14 @@ class Pipeline:
 
 
 class NeuralDecoder:
-    """Decodes by a codec's network, for a `Stage`; on another device than the processor to tensors there."""
+    """Decodes by a codec's network, to arrays, or to tensors that it `keeps` on another device than the processor."""
 
-    def __init__(self, codec: Codec, precision: str = "auto"):
-        require_precision(precision)  # before a search
+    def __init__(self, codec: Codec, precision: str = "auto", keeps: bool = True):
+        require_choice("precision", precision, PRECISIONS)  # before a search
         self.codec, self.precision = codec, precision
-        self.on_device = codec.device.type != "cpu"
+        self.on_device = keeps and codec.device != CPU
 
-    def decode(self, codes: np.ndarray, lists: np.ndarray) -> np.ndarray | Tensor:
+    def decode(self, codes: np.ndarray, lists: np.ndarray) -> "np.ndarray | Tensor":
         size = self.codec.config.codebook_size
         if codes.max(initial=0) >= size:  # mapped codes are not checked when an index is opened
             raise DataError(f"the index is damaged: it holds the code {codes.max()}, the codec's are below {size}")
@@ -143,7 +144,11 @@ class NeuralDecoder:
         decoded: list = [block for _, block in blocks(found, self.precision)]
         if len(decoded) <= 1:
             return decoded[0] if decoded else np.empty((0, self.codec.dim), np.float32)
-        return torch.cat(decoded) if self.on_device else np.concatenate(decoded)
+        if not self.on_device:
+            return np.concatenate(decoded)
+        import torch
+
+        return torch.cat(decoded)
 
 
 def search_queries(
@@ -162,7 +167,7 @@ def search_queries(
     return distances_QR, ids_QR
 
 
-def _queries_of(decoded_ND: np.ndarray | Tensor, queries_QD: np.ndarray, rows_N: np.ndarray) -> np.ndarray | Tensor:
+def _queries_of(decoded_ND, queries_QD: np.ndarray, rows_N: np.ndarray) -> "np.ndarray | Tensor":
     if isinstance(decoded_ND, np.ndarray):
         return queries_QD[rows_N]
     return to_device(queries_QD, decoded_ND.device)[to_device(rows_N, decoded_ND.device)]

@@ -6,9 +6,8 @@ Shape suffixes: Q queries, L lists visited, D dimension, N vectors of a list, F 
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
-from qinco.maths.devices import num_threads
+from qinco.machine import num_threads
 from qinco.search.ids import are_among
 from qinco.search.options import SearchOptions
 from qinco.search.parts import IndexParts
@@ -32,7 +31,7 @@ def search_ranges(
         scale_Q1 = metric.scale(queries_QD)
         probing_QD = queries_QD if scale_Q1 is None else queries_QD * scale_Q1
         probes_QL, _ = parts.tables.probe(probing_QD, nprobe, options.ef_search, num_threads())
-        near = [none, *_near(parts, decoder, queries_QD, probes_QL, radius, allowed)]
+        near = [none, *_near(parts, decoder, probing_QD, scale_Q1, probes_QL, radius, allowed)]
         rows_F, distances_F, ids_F = map(np.concatenate, zip(*near, strict=True))
         order = np.lexsort((ids_F, distances_F if metric.name == "l2" else -distances_F, rows_F))
         counts.append(np.bincount(rows_F, minlength=len(queries_QD)))
@@ -41,8 +40,8 @@ def search_ranges(
     return np.cumsum(np.concatenate(counts)), distances_F, ids_F
 
 
-def _near(parts: IndexParts, decoder: Decoder, queries_QD, probes_QL, radius: float, allowed) -> Iterator[tuple]:
-    """Yield rows of queries, distances and ids of pairs within the radius, list by list."""
+def _near(parts: IndexParts, decoder: Decoder, queries_QD, scale_Q1, probes_QL, radius, allowed) -> Iterator[tuple]:
+    """Yield rows of queries (scaled), distances and ids of pairs within the radius, list by list."""
     metric, width = parts.tables.metric, probes_QL.shape[1]
     visits = np.argsort(probes_QL, axis=None, kind="stable")
     lists, firsts = np.unique(probes_QL.ravel()[visits], return_index=True)
@@ -56,10 +55,10 @@ def _near(parts: IndexParts, decoder: Decoder, queries_QD, probes_QL, radius: fl
                     positions_N, ids_N = (array[are_among(ids_N, allowed)] for array in (positions_N, ids_N))
                 lists_N = np.full(len(positions_N), number, np.int32)
                 decoded_ND = decoder.decode(segment.rows(positions_N, lists_N)[0], lists_N)
-                decoded_ND = decoded_ND.cpu().numpy() if isinstance(decoded_ND, torch.Tensor) else decoded_ND
                 decoded_ND[np.isin(ids_N, parts.zeros)] = 0
                 for row in rows_Q:
                     query_ND = np.repeat(queries_QD[row : row + 1], len(decoded_ND), axis=0)
-                    distances_N = metric.distances(metric.values(query_ND, decoded_ND))
+                    values_N = metric.values(query_ND, decoded_ND)
+                    distances_N = metric.distances(values_N if scale_Q1 is None else values_N / scale_Q1[row])
                     is_near = distances_N < radius if metric.name == "l2" else distances_N > radius
                     yield np.full(is_near.sum(), row), distances_N[is_near], ids_N[is_near]

@@ -40,8 +40,6 @@ class Shortlist:
     codes: np.ndarray
     scanned: np.ndarray
 
-    found = property(lambda self: (self.lists >= 0).sum(1), doc="Vectors of each query's shortlist, int64 (Q,).")
-
     def first(self, count: int) -> "Shortlist":
         """The first `count` vectors of each query, padded where there are fewer."""
         columns = [array[:, :count] for array in self._columns()]

@@ -8,72 +8,64 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from qinco.compat.checkpoints import read_checkpoint, write_checkpoint
 from qinco.compat.torch_files import is_torch_file
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
-from qinco.model.qinco import Qinco
-from qinco.model.state import check_promise, check_scale, check_shapes, check_values, state_shapes
+from qinco.model.weights import Weights, check_promise, check_scale, check_shapes, check_values, weight_shapes
 from qinco.store.tensors import read_header, read_tensors, write_tensors
 
 KIND = "codec"
-CHECKPOINT_SUFFIX, SUFFIX = ".pt", ".safetensors"
+CHECKPOINT_SUFFIX = ".pt"
+SUFFIXES = (".safetensors", CHECKPOINT_SUFFIX)
 _ROTATION = "rotation"
 
 
-def check_suffix(path) -> None:
-    """Raise ConfigError unless codecs are written to files of this name."""
-    if Path(path).suffix.lower() not in (SUFFIX, CHECKPOINT_SUFFIX):
-        raise ConfigError(f"output={path}: a codec is written to a {SUFFIX} (ours) or .pt (the authors') file")
-
-
 def save_models(
-    path, models: list[Qinco], rotation_DD: np.ndarray | None, options: EncodeOptions, provenance: dict
+    path, weights: list[Weights], rotation_DD: np.ndarray | None, options: EncodeOptions, provenance: dict
 ) -> None:
     """Write a codec of one model, or of one for each part of the columns (PQ-QINCo) and perhaps their rotation (D, D).
 
     A path that ends in .pt is written as a checkpoint of the authors' code, or ConfigError if that has no such codec.
     """
     if Path(path).suffix.lower() == CHECKPOINT_SUFFIX:
-        write_checkpoint(path, models, options, provenance)
+        write_checkpoint(path, weights, options, provenance)
         return
-    header = {"model": models[0].config.to_dict(), "num_parts": len(models), "encode": options.to_dict()}
+    header = {"model": weights[0].config.to_dict(), "num_parts": len(weights), "encode": options.to_dict()}
     header["provenance"] = provenance
-    states = [(_prefix(part, len(models)), model.state_dict()) for part, model in enumerate(models)]
-    tensors = {prefix + name: tensor for prefix, state in states for name, tensor in state.items()}
+    parts = [(_prefix(part, len(weights)), each.arrays) for part, each in enumerate(weights)]
+    arrays = {prefix + name: array for prefix, part in parts for name, array in part.items()}
     if rotation_DD is not None:
-        tensors[_ROTATION] = torch.from_numpy(rotation_DD)
-    write_tensors(path, KIND, header, tensors)
+        arrays[_ROTATION] = rotation_DD
+    write_tensors(path, KIND, header, arrays)
 
 
-def load_models(path: str | os.PathLike) -> tuple[list[Qinco], np.ndarray | None, EncodeOptions, dict]:
-    """Models on the CPU, rotation or None, encode options and provenance that `save_models` or the authors' code wrote.
+def load_models(path: str | os.PathLike) -> tuple[list[Weights], np.ndarray | None, EncodeOptions, dict]:
+    """Weights, rotation or None, encode options and provenance that `save_models` or the authors' code wrote.
 
     Raises:
         DataError: the file is no codec, or its tensors do not match its configuration.
     """
     if is_torch_file(path) or Path(path).suffix.lower() == CHECKPOINT_SUFFIX:
         return read_checkpoint(path)
-    header, tensors = read_tensors(path, KIND)
+    header, arrays = read_tensors(path, KIND)
     config = parse_config(path, ModelConfig, header.get("model"))
     options = parse_config(path, EncodeOptions, header.get("encode"))
     count, provenance = header.get("num_parts", 1), header.get("provenance", {})
     if not isinstance(count, int) or count < 1 or not isinstance(provenance, dict):
         raise DataError(f"{path} has a damaged qinco header")
-    check_promise(path, config, len(tensors) // count)
-    expected = {f"{_prefix(p, count)}{n}": t for p in range(count) for n, t in state_shapes(config).items()}
-    if count > 1 and _ROTATION in tensors:
-        expected[_ROTATION] = torch.empty(config.dim * count, config.dim * count, device="meta")
-    check_shapes(path, tensors, expected)
-    check_values(path, tensors)
-    models = [Qinco.empty(config) for _ in range(count)]
-    for part, model in enumerate(models):
-        state = {name: tensors[_prefix(part, count) + name] for name in model.state_dict()}
-        model.eval().requires_grad_(False).load_state_dict(state, assign=True)
-        check_scale(path, model)
-    return models, tensors[_ROTATION].numpy() if _ROTATION in tensors else None, options, provenance
+    check_promise(path, config, len(arrays) // count)
+    shapes = weight_shapes(config)
+    expected = {f"{_prefix(part, count)}{name}": shape for part in range(count) for name, shape in shapes.items()}
+    if count > 1 and _ROTATION in arrays:
+        expected[_ROTATION] = config.dim * count, config.dim * count
+    check_shapes(path, arrays, expected)
+    check_values(path, arrays)
+    weights = [Weights(config, {n: arrays[_prefix(part, count) + n] for n in shapes}) for part in range(count)]
+    for part in weights:
+        check_scale(path, part)
+    return weights, arrays.get(_ROTATION), options, provenance
 
 
 def describe_codec(path: str | os.PathLike) -> dict:

@@ -15,6 +15,7 @@ from qinco.packing import check_codes, check_lists, pack_codes, packed_size, unp
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, open_codes_file, write_codes_file
 from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, save_codes
 from qinco.vectors.arrays import as_rows
+from qinco.vectors.block_rows import ConcatRows, Parts
 from qinco.vectors.mapped import Rows, StoredRows, by_name
 
 BLOCK_ROWS = 1 << 16
@@ -61,11 +62,11 @@ class Codes(NDArrayOperatorsMixin):
         return self.__dict__ | {"_codes": by_name(self._codes), "_lists": by_name(self._lists)}
 
     @classmethod
-    def of(cls, codes, lists=None, name: str = "codes") -> "Codes":
+    def of(cls, codes, lists=None) -> "Codes":
         """Codes from what users have of them: Codes, (codes, lists), arrays, tensors, tables, columns, nested lists."""
         if isinstance(codes, Codes):
             return codes if lists is None else codes.with_lists(lists)
-        return cls(codes, lists, name)
+        return cls(codes, lists)
 
     @property
     def codes(self) -> np.ndarray:
@@ -163,7 +164,8 @@ class Codes(NDArrayOperatorsMixin):
         """The first `count` codes, not read yet; all where there are fewer."""
         if count >= len(self):
             return self
-        return Codes(_First(self._codes, count), None if self._lists is None else _First(self._lists, count), self.name)
+        lists = None if self._lists is None else _first_rows(self._lists, count)
+        return Codes(_first_rows(self._codes, count), lists, self.name)
 
     def with_lists(self, lists) -> "Codes":
         """The same codes with other list numbers, or None."""
@@ -261,10 +263,7 @@ class Codes(NDArrayOperatorsMixin):
         size = 1 << 16 if codebook_size is None else codebook_size
         if not 2 <= size <= 1 << 16 or size & (size - 1):
             raise ConfigError(f"codebook_size (K) must be a power of two up to 65536, not {size}")
-        for first, block in self.blocks() if len(self) else [(0, self)]:
-            check_codes(block.codes, self.shape[1], size, self.name, first)
-            if block.has_lists:
-                check_lists(block.lists, len(block), MAX_LISTS, first_row=first)
+        check_range(self, self.shape[1], size, MAX_LISTS)
 
     def _in_place(self) -> np.ndarray:
         """The array that is changed by assignments."""
@@ -276,6 +275,14 @@ class Codes(NDArrayOperatorsMixin):
         return None if self._lists is None else np.asarray(self._lists[rows]).reshape(-1)
 
 
+def check_range(codes: Codes, num_codes: int, codebook_size: int, num_lists: int) -> None:
+    """Raise DataError for codes or list numbers that are out of range, and for more columns than `num_codes`."""
+    for first, block in codes.blocks() if len(codes) else [(0, codes)]:
+        check_codes(block.codes, num_codes, codebook_size, codes.name, first)
+        if block.has_lists:
+            check_lists(block.lists, len(block), num_lists, first_row=first)
+
+
 def _as_rows(values, name: str) -> Any:
     """Integers of any kind as a numpy array, or rows on disk as they are."""
     if hasattr(values, "cpu"):  # a torch tensor
@@ -284,17 +291,6 @@ def _as_rows(values, name: str) -> Any:
     return values if is_rows or isinstance(values, StoredRows) else as_rows(values, name)
 
 
-class _First:
-    """The first rows of rows on disk, read when they are asked for."""
-
-    def __init__(self, rows, count: int):
-        self._rows, self.shape, self.dtype = rows, (count, *rows.shape[1:]), rows.dtype
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_rows": by_name(self._rows)}
-
-    def __getitem__(self, key) -> np.ndarray:
-        if not isinstance(key, slice):
-            return self._rows[np.where(key < 0, key + self.shape[0], key)]
-        start, stop, step = key.indices(self.shape[0])
-        return self._rows[slice(start, None if stop < 0 else stop, step)]
+def _first_rows(rows, count: int) -> Rows:
+    is_array = isinstance(rows, np.ndarray)
+    return rows[:count] if is_array else ConcatRows(Parts([rows]), [0, count], rows.shape[1], rows.dtype)

@@ -9,15 +9,22 @@ import os
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from qinco.compat.checkpoints import PAIRWISE_KEYS
-from qinco.compat.torch_files import check_tensors, errors_as_damage, is_torch_file, read_torch_file, write_torch_file
+from qinco.compat.torch_files import (
+    as_tensor,
+    check_tensors,
+    errors_as_damage,
+    is_torch_file,
+    read_torch_file,
+    write_torch_file,
+)
 from qinco.decoders.pairwise import MAX_CODEWORDS, PairwiseDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.store.tensors import open_tensors, read_tensors, write_tensors
 
 KIND = "pairwise"
+SUFFIXES = (".safetensors", ".pt")
 _FIELDS = {
     "tables": "tables_MKD", "pairs": "pairs_P2", "pair_tables": "tables_PJD",
     "list_codes": "list_codes_VI", "centroids": "centroids_VD",
@@ -34,8 +41,7 @@ def save_pairwise(path: str | os.PathLike, decoder: PairwiseDecoder) -> None:
         _write_upstream(path, decoder)
     elif suffix == ".safetensors":
         arrays = {name: array for name, field in _FIELDS.items() if (array := getattr(decoder, field)) is not None}
-        tensors = {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in arrays.items()}
-        write_tensors(path, KIND, {"scale": decoder.scale}, tensors)
+        write_tensors(path, KIND, {"scale": decoder.scale}, arrays)
     else:
         raise ConfigError(f"{path} does not end in .safetensors, nor in .pt as QINCo's pairwise decoders do: rename it")
 
@@ -57,7 +63,7 @@ def load_pairwise(
 
 def describe_decoder(path: str | os.PathLike) -> dict:
     """The sizes of a pairwise decoder of ours, as JSON values, from the shapes of its tensors; raises DataError."""
-    with open_tensors(path, "numpy") as (_, file):
+    with open_tensors(path) as (_, file):
         try:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             pairs, rows, dim = slices["pair_tables"].get_shape()
@@ -74,14 +80,13 @@ def describe_decoder(path: str | os.PathLike) -> dict:
 
 
 def _read_ours(path, centroids_VD: np.ndarray | None) -> PairwiseDecoder:
-    header, tensors = read_tensors(path, KIND)
-    required, has_bfloat16 = {*list(_FIELDS)[:3]}, torch.bfloat16 in {tensor.dtype for tensor in tensors.values()}
-    if has_bfloat16 or not required <= set(tensors) <= set(_FIELDS):
-        raise DataError(f"{path} is damaged: it has the tensors {', '.join(sorted(tensors))}")
+    header, found = read_tensors(path, KIND)
+    if not {*list(_FIELDS)[:3]} <= set(found) <= set(_FIELDS):
+        raise DataError(f"{path} is damaged: it has the tensors {', '.join(sorted(found))}")
     scale = header.get("scale")
     if not isinstance(scale, float) or not 0 < scale < math.inf:
         raise DataError(f"{path} is damaged: its scale is {str(scale)[:50]}")
-    arrays = dict.fromkeys(_FIELDS) | {name: tensor.numpy() for name, tensor in tensors.items()}
+    arrays = dict.fromkeys(_FIELDS) | found
     if centroids_VD is not None:
         arrays["centroids"] = centroids_VD
     return _checked(path, scale, *arrays.values())
@@ -119,12 +124,8 @@ def _write_upstream(path, decoder: PairwiseDecoder) -> None:
     for m, table_KD in enumerate(decoder.tables_MKD):
         pair = int(np.flatnonzero((pairs_P2 == m).any(1))[0])
         tables_PKKD[pair] += table_KD[:, None] if pairs_P2[pair, 0] == m else table_KD[None]
-    content = {
-        "ivf_code_map": torch.from_numpy(decoder.list_codes_VI).long(),
-        "combine_mvals_m": torch.from_numpy(np.ascontiguousarray(pairs_P2.T)),
-        "codebook_MKD": torch.from_numpy(tables_PKKD).flatten(1, 2),
-    }
-    write_torch_file(path, content)
+    arrays = decoder.list_codes_VI.astype(np.int64), pairs_P2.T, tables_PKKD.reshape(len(pairs_P2), -1, dim)
+    write_torch_file(path, dict(zip(PAIRWISE_KEYS, map(as_tensor, arrays), strict=True)))
 
 
 def _checked(path, scale, tables_MKD, pairs_P2, tables_PJD, list_codes_VI, centroids_VD) -> PairwiseDecoder:

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from torch import Tensor
+import numpy as np
 
 from qinco.errors import DataError
 from qinco.store.tensors import read_tensors, write_tensors
@@ -22,22 +22,22 @@ def state_path(output: str | os.PathLike) -> Path:
     return Path(f"{output}.last")
 
 
-def save_state(output, header: dict, tensors: dict[str, Tensor]) -> None:
+def save_state(output, header: dict, arrays: dict[str, np.ndarray]) -> None:
     """Write the state of the run of `output`; docs/formats.md names the fields of the header and the tensors."""
     assert set(header) == set(_PARTS)
-    write_tensors(state_path(output), KIND, header, tensors)
+    write_tensors(state_path(output), KIND, header, arrays)
 
 
-def load_state(output: str | os.PathLike) -> tuple[dict, dict[str, Tensor]] | None:
-    """Header and tensors that `save_state` wrote, on the CPU; None without a file. Raises DataError if damaged."""
+def load_state(output: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]] | None:
+    """Header and arrays that `save_state` wrote; None without a file. Raises DataError if damaged."""
     path = state_path(output)
     if not path.exists():
         return None
-    header, tensors = read_tensors(path, KIND)
+    header, arrays = read_tensors(path, KIND)
     for name, kind in _PARTS.items():
         if not isinstance(header.get(name), kind):
             raise DataError(f"{path} has a damaged qinco header: {name} is missing")
-    return header, tensors
+    return header, arrays
 
 
 def describe_log(path: str | os.PathLike) -> dict:

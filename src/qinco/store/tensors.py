@@ -9,46 +9,50 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from qinco.atomic import write_atomically
 from qinco.errors import DataError
 from qinco.vectors.mapped import file_size, read_start
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 FORMAT_VERSION = 1
 KEY = "qinco"
 _HELD = {"codec": "a codec (model=)", "pairwise": "a pairwise decoder (pairwise_decoder=)"}  # by kind
 
 
-def write_tensors(path: str | os.PathLike, kind: str, header: dict, tensors: "dict[str, Tensor]") -> None:
-    """Write torch tensors and a header of JSON values to `path`, which is replaced when all is on disk."""
-    from safetensors.torch import save
-
+def write_tensors(path: str | os.PathLike, kind: str, header: dict, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays and a header of JSON values to `path`, which is replaced when all is on disk."""
     text = json.dumps({"kind": kind, "format_version": FORMAT_VERSION, **header}, sort_keys=True)
     # Not by save_file, whose own temporary file would stay where a process is killed.
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {KEY: text})
+    content = save({name: np.require(array, requirements="C") for name, array in arrays.items()}, {KEY: text})
     with write_atomically(path) as temporary:
         temporary.write_bytes(content)
 
 
-def read_tensors(path: str | os.PathLike, kind: str) -> "tuple[dict, dict[str, Tensor]]":
-    """Header and tensors, on the CPU, of a file of ours that holds a `kind`; raises DataError for any other file."""
+def read_tensors(path: str | os.PathLike, kind: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """Header and arrays of a file of ours that holds a `kind`; raises DataError for any other file."""
     wanted = _held(kind).partition(" (")[0]
-    with open_tensors(path, "pt", f"{wanted} file") as (header, file):
+    with open_tensors(path, f"{wanted} file") as (header, file):
         if header["kind"] != kind:
             remedy = f": give {str(path).removesuffix('.last')}" if str(path).endswith(".last") else ""
             raise DataError(f"{path} holds {_held(header['kind'])}, not {wanted}{remedy}")
-        return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return header, {name: _array(path, name, file) for name in file.keys()}  # noqa: SIM118
+
+
+def _array(path, name: str, file) -> np.ndarray:
+    try:
+        return file.get_tensor(name)
+    except (TypeError, ValueError, AttributeError, KeyError):  # bfloat16 and shorter floats, which numpy has not
+        kind = file.get_slice(name).get_dtype()
+        raise DataError(f"{path} does not fit its configuration: tensor {name} is {kind:.20}, not float32") from None
 
 
 def read_header(path: str | os.PathLike) -> dict:
     """The header of a file of ours, without its tensors; raises DataError for any other file."""
-    with open_tensors(path, "numpy") as (header, _):
+    with open_tensors(path) as (header, _):
         return header
 
 
@@ -60,13 +64,13 @@ def find_content(path: str | os.PathLike) -> str | None:
 
 
 @contextmanager
-def open_tensors(path, framework: str, wanted: str = "a file that qinco knows") -> Iterator[tuple[dict, safe_open]]:
-    """The header of a file of ours, and the open file, whose tensors come as those of `framework` ("numpy", "pt")."""
+def open_tensors(path, wanted: str = "a file that qinco knows") -> Iterator[tuple[dict, safe_open]]:
+    """The header of a file of ours, and the open file."""
     file_size(Path(path), wanted)
     if read_start(Path(path), 9)[8:] != b"{":
         raise DataError(f"{path} is not a readable safetensors file: give {wanted}")
     try:
-        with safe_open(path, framework=framework) as file:
+        with safe_open(path, framework="numpy") as file:
             yield _parse(path, file.metadata() or {}), file
     except (SafetensorError, OSError) as error:
         reason = re.sub(r"\s+", " ", str(error))

@@ -6,31 +6,17 @@ from torch import Tensor
 
 from qinco.config import ModelConfig
 from qinco.errors import DataError
+from qinco.machine import num_threads
 from qinco.maths.clustering import nearest, residual_kmeans
-from qinco.maths.devices import num_threads, to_device
+from qinco.maths.devices import to_device
 from qinco.model.qinco import Qinco
 from qinco.progress import Progress, silent
 from qinco.training.options import TrainOptions
-from qinco.vectors.rows import VectorSource, stratified_rows
+from qinco.vectors.rows import VectorSource, read_rows, sample, stratified_rows
 
-_READ_ROWS = 4096
 _STATISTICS_ROWS = 100_000
 _SAMPLE_ROWS, _SAMPLE_BYTES = 100_000, 1 << 27
 _MAX_LENGTH_RATIO = 1e6
-
-
-def sample(source: VectorSource, count: int, seed: int) -> np.ndarray:
-    """`count` rows from all parts of a source, or all where there are fewer: float32 (N, D)."""
-    if count >= len(source):
-        return source[:]
-    return _read(source, stratified_rows(len(source), count, seed))
-
-
-def _read(source: VectorSource, rows_S: np.ndarray) -> np.ndarray:
-    x_SD = np.empty((len(rows_S), source.dim), np.float32)
-    for start in range(0, len(rows_S), _READ_ROWS):  # so that the pages of a file are not all kept
-        x_SD[start : start + _READ_ROWS] = source[rows_S[start : start + _READ_ROWS]]
-    return x_SD
 
 
 def sample_rows(config: ModelConfig, num_vectors: int) -> int:
@@ -47,7 +33,7 @@ def set_scales(model: Qinco, source: VectorSource, options: TrainOptions, coarse
     """
     rows = stratified_rows(len(source), _STATISTICS_ROWS)
     rows = np.arange(len(rows)) if options.rows_shuffled else rows
-    x_ND = _read(source, rows)
+    x_ND = read_rows(source, rows)
     squares_N = np.einsum("nd,nd->n", x_ND, x_ND, dtype=np.float64)
     longest, median = int(squares_N.argmax()), float(np.median(squares_N))
     if median > 0 and squares_N[longest] > _MAX_LENGTH_RATIO**2 * median:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from qinco.config import EncodeOptions
-from qinco.engines.engine import candidate_dtype, pack
+from qinco.engines.engine import candidate_precision
+from qinco.engines.tensors import pack
 from qinco.errors import ConfigError
 from qinco.interrupts import held_back, import_whole
 from qinco.maths.assignment import assigner
-from qinco.maths.devices import to_device
+from qinco.maths.devices import CPU, to_device
 from qinco.model.qinco import Qinco
 from qinco.training.batches import batches
 from qinco.training.codebooks import CodewordUse, redraw_unused
@@ -115,7 +116,7 @@ class Training:
         self.batch_encode_options = narrow_options(encode_options) if options.narrow_beam else encode_options
         self.plan = StepPlan.from_options(options, len(train))
         self.schedule = SCHEDULES[options.schedule](options, self.plan)
-        self.dtype = candidate_dtype(options.precision, model.device, model.config)
+        self.precision = candidate_precision(options.precision, str(model.device), model.config)
         self.parameters = list(model.parameters())
         for parameter in self.parameters:  # in backward, which is a single call, Python hears of Ctrl-C in hooks only
             parameter.register_hook(lambda gradient: None)
@@ -125,18 +126,19 @@ class Training:
         self.optimizer = kind(self.parameters, self.plan.lr, weight_decay=decay, fused=True)
         self.use, self.position, self.assigner = CodewordUse(model), RunPosition(), None
 
-    def tensors(self) -> dict[str, Tensor]:
+    def arrays(self) -> dict[str, np.ndarray]:
         """What a resumed run needs besides `progress`: weights, the optimizer's moments, codeword counts."""
         named = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for i, moments in self.optimizer.state_dict()["state"].items():
             named |= {f"optimizer.{i}.{name}": tensor for name, tensor in moments.items()}
-        return named | {"use": self.use.flat}
+        return {name: tensor.cpu().numpy() for name, tensor in (named | {"use": self.use.flat}).items()}
 
     def progress(self) -> dict:
         position = {name: value for name, value in asdict(self.position).items() if value is not None}
         return position | self.schedule.state()
 
-    def restore(self, tensors: dict[str, Tensor], progress: dict) -> None:
+    def restore(self, arrays: dict[str, np.ndarray], progress: dict) -> None:
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.position = RunPosition(**{field.name: progress[field.name] for field in fields(RunPosition)[:-1]})
         self.position.unused = progress.get("unused")
         self.schedule.restore(progress)
@@ -198,7 +200,7 @@ class Training:
     def optimizer_step(self, parts: list[np.ndarray], lr: float) -> float:
         """One step on accumulated batches, float32 (n, D) of all processes together; returns the loss per vector."""
         total = torch.zeros((), device=self.model.device)
-        packed = pack(self.model, self.batch_encode_options.engine, self.dtype)
+        packed = pack(self.model, self.batch_encode_options.engine, self.precision)
         use, num_vectors, position = CodewordUse(self.model), sum(map(len, parts)), self.position
         self.optimizer.zero_grad(set_to_none=True)
         for part in parts:
@@ -227,14 +229,18 @@ class Training:
         return loss
 
     def loss(self, x_ND: Tensor, start_ND: Tensor, codes_NM: Tensor, use: CodewordUse) -> Tensor:
-        with torch.autocast(x_ND.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+        with torch.autocast(x_ND.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return prefix_losses(self.model, x_ND, start_ND, codes_NM, use)
 
     def initial_reconstructions(self, x_ND: Tensor) -> Tensor:
         """The reconstructions of normalised vectors before the first step: zeros, or coarse centroids: (N, D)."""
-        if self.model.config.starts_from_coarse and self.assigner is None:
-            self.assigner = assigner(self.model.coarse_centroids)
-        return self.model.initial_reconstruction(len(x_ND), None if self.assigner is None else self.assigner(x_ND))
+        if not self.model.config.starts_from_coarse:
+            return self.model.initial_reconstruction(len(x_ND))
+        device = str(self.model.device)
+        if self.assigner is None:
+            self.assigner = assigner(self.model.coarse_centroids.cpu().numpy(), device)
+        lists_N = self.assigner(x_ND.numpy() if device == CPU else x_ND)
+        return self.model.initial_reconstruction(len(x_ND), to_device(lists_N, device))
 
     def _report(self, loss: float | None, begun: float) -> Iterator[EpochReport]:
         """Validate, and yield the one report of an epoch that is over; without `loss`, of the start."""
@@ -257,7 +263,7 @@ class Training:
     @torch.no_grad()
     def validate(self) -> list[float]:
         """Mean squared error of each prefix on the validation vectors, in data space, summed over dimensions."""
-        packed = pack(self.model, self.encode_options.engine, self.dtype)
+        packed = pack(self.model, self.encode_options.engine, self.precision)
         errors_M = torch.zeros(self.model.config.num_steps, dtype=torch.float64, device=self.model.device)
         mine = self.processes.share(len(self.valid_source))
         for _, block in self.valid_source.window(mine.start, mine.stop).blocks(_VALID_ROWS):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from qinco.config import EncodeOptions
-from qinco.engines.engine import pack
+from qinco.engines.tensors import pack
 from qinco.errors import ConfigError
 from qinco.maths.clustering import BEAM_WIDTH, KMEANS_ROWS
 from qinco.maths.devices import to_device
@@ -17,6 +17,7 @@ from qinco.progress import Progress, counted, format_duration, format_number, si
 from qinco.training.batches import BUFFER_BYTES
 from qinco.training.codebooks import CodewordUse, sample_rows
 from qinco.training.loop import EpochReport, StepReport, Training
+from qinco.vectors.block_rows import library
 
 _LOG = logging.getLogger(__name__)
 _WARN_UNUSED_SHARE = 0.02
@@ -65,7 +66,7 @@ def estimate(training: Training) -> Estimate:
 
 
 def _encode(training: Training, x_ND: torch.Tensor, options: EncodeOptions) -> torch.Tensor:
-    packed = pack(training.model, options.engine, training.dtype)
+    packed = pack(training.model, options.engine, training.precision)
     return packed.encode_tensors(x_ND, training.initial_reconstructions(x_ND), options)[0]
 
 
@@ -156,10 +157,8 @@ def _log_epoch(report: EpochReport, scale: float) -> None:
 
 def summary_writer() -> type:
     """TensorBoard's writer; raises ConfigError where the package is missing."""
-    try:
+    with library("tensorboard", "tensorboard", "tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError("tensorboard needs the package tensorboard: pip install 'qinco[tensorboard]'") from None
     return SummaryWriter
 
 

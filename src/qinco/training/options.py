@@ -2,8 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from qinco.config import MAX_INTEGER, PRECISIONS, ModelConfig, check_fields, documented, option
-from qinco.errors import ConfigError
+from qinco.config import MAX_INTEGER, PRECISIONS, ModelConfig, check_fields, documented, option, require_choice
 
 OPTIMIZERS = ("adamw", "adam")
 SCHEDULES = ("cosine", "plateau")
@@ -55,8 +54,7 @@ class TrainOptions:
 
         The recipe is "default" or "paper": QINCo's for a model without codeword skip, QINCo2's for others.
         """
-        if recipe not in RECIPES:
-            raise ConfigError(f"recipe must be one of {', '.join(RECIPES)}, not {recipe!r}")
+        require_choice("recipe", recipe, RECIPES)
         fields = {}
         if recipe == "paper":
             fields = {"exact_start": False, "codebook_noise": 0.1, "redraw": "targets", "narrow_beam": False}

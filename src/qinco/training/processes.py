@@ -1,6 +1,7 @@
 """The processes of a run, each with a share of every batch: one, or several that torchrun and accelerate connect."""
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ class Processes:
     """This process's rank among all, and sums over them."""
 
     def __init__(self, device: torch.device):
-        self.rank, self.count, self.device = 0, 1, device
+        self.rank, self.count = 0, 1
+        self.device: Any = device  # torch.device
         if self.count_by_environment() > 1:
             from accelerate import PartialState
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
 from functools import partial
 from numbers import Number
+from pathlib import Path
 
 import numpy as np
 from numpy.lib.recfunctions import structured_to_unstructured
@@ -18,6 +19,7 @@ from qinco.errors import DataError, ResourceError
 from qinco.machine import free_memory
 from qinco.vectors.arrow import column_arrays, to_arrow
 from qinco.vectors.block_rows import Parts, SlicedRows, concat_rows, list_names
+from qinco.vectors.hdf5 import name_on_disk, open_hdf5
 from qinco.vectors.mapped import Rows, StoredRows, check_matrix
 
 _GATHERED_ROWS = 4096  # single vectors of an iterator that are stacked at a time
@@ -44,7 +46,7 @@ def as_rows(x, name: str) -> Rows:
     of vectors, which is gathered in memory. Raises DataError for ragged rows, nulls and what is ambiguous.
     """
     if isinstance(x, np.ndarray) and x.dtype != object and not isinstance(x, np.ma.MaskedArray):
-        return np.asarray(x) if x.dtype.names is None else _record_rows(np.asarray(x), name)
+        return np.asarray(x) if x.dtype.names is None else _table_rows(np.asarray(x), name)
     torch = sys.modules.get("torch")  # imported already if x is a tensor
     if torch is not None and isinstance(x, torch.Tensor):
         return tensor_rows(x, name)
@@ -60,7 +62,7 @@ def as_rows(x, name: str) -> Rows:
     is_array = any(hasattr(x, f"__{method}__") for method in ("getitem", "array", "dlpack"))
     if hasattr(x, "__next__") or (hasattr(x, "__iter__") and not is_array):
         return _gather_batches(x, name)
-    if isinstance(x, list | tuple) and x and (len(getattr(x[0], "shape", ())) == 2 or hasattr(x[0], "columns")):
+    if isinstance(x, list | tuple) and x and _is_batch(x[0], name):
         return _join([as_rows(batch, f"item {number} of {name}") for number, batch in enumerate(x)], name)
     is_arrow = hasattr(x, "__arrow_c_array__") or hasattr(x, "__arrow_c_stream__")
     if is_arrow and not hasattr(x, "iloc") and ("pyarrow" in sys.modules or not is_array):  # numpy reads pandas
@@ -72,7 +74,20 @@ def as_rows(x, name: str) -> Rows:
         x = x if is_array else column
     if isinstance(x, StoredRows):
         return x
-    return SlicedRows(x) if _is_lazy(x) else _convert(x, name)
+    if not _is_lazy(x):
+        return _convert(x, name)
+    rows = SlicedRows(x)
+    path, _, data = (name_on_disk(x) or "").rpartition(":")
+    if path:
+        rows.reopen = open_hdf5, (Path(path), Path(path).stat().st_size, data, "")
+    return rows
+
+
+def _is_batch(x, name: str) -> bool:
+    """Whether the first item of a list is a batch of vectors, such as a column of them, and not a vector."""
+    is_table = len(getattr(x, "shape", ())) == 2 or hasattr(x, "columns")
+    is_column = any(hasattr(x, kind) for kind in ("iloc", "__arrow_c_array__", "__arrow_c_stream__"))
+    return is_table or (is_column and len(as_rows(x, name).shape) == 2)
 
 
 def tensor_rows(tensor, name: str) -> Rows:
@@ -121,11 +136,12 @@ def _is_lazy(x) -> bool:
 
 
 def _table_rows(table, name: str) -> Rows:
-    """The only column of vectors of a table, or all of its columns where they hold numbers."""
+    """The only column of vectors of a table or of records, or all of its columns where they hold numbers."""
     head = np.asarray(table[:1])
     if head.ndim == 2 and head.dtype != object:
         return _convert(table, name)
-    labels, vectors, others = list(getattr(table, "column_names", table.columns)), [], []
+    labels = head.dtype.names or list(getattr(table, "column_names", table.columns))
+    vectors, others = [], []
     for label in labels:
         first = np.asarray(table[label][:1])
         if first.ndim == 2 or (len(first) and hasattr(first[0], "__len__") and not isinstance(first[0], str | bytes)):
@@ -139,18 +155,7 @@ def _table_rows(table, name: str) -> Rows:
         raise DataError(f"{name} must be one of the columns of vectors, {found}: index the table with [{vectors[0]!r}]")
     if others:
         raise DataError(f"{name} must have columns of numbers or one of vectors only: leave out {found}")
-    return _convert(table, name)
-
-
-def _record_rows(x: np.ndarray, name: str) -> np.ndarray:
-    """The only field of vectors of a structured array, or all of its fields where they are numbers."""
-    names = x.dtype.names or ()
-    fields = [field for field in names if x.dtype[field].shape] or list(names)
-    if len(fields) == 1:
-        return x[fields[0]]
-    if any(x.dtype[field].kind not in "fiu" for field in fields):
-        raise DataError(f"{name} must be one field of the records, or some of numbers: index them with {fields[:1]}")
-    return structured_to_unstructured(x)
+    return _convert(table, name) if head.dtype.names is None else structured_to_unstructured(table)
 
 
 def _gather_batches(batches: Iterable, name: str) -> Rows:

@@ -112,11 +112,13 @@ def open_bin(path: Path, size: int, suffix: str) -> np.ndarray:
 
 def open_distances(path: Path) -> np.ndarray | None:
     """The distances after the ids of a ground truth of big-ann, float32 (Q, k); None for other files."""
-    size, start = path.stat().st_size, read_start(path, _BIN_HEADERS[0].size)
-    num_rows, dim = _BIN_HEADERS[0].unpack(start) if len(start) == _BIN_HEADERS[0].size else (0, 0)
-    offset = _BIN_HEADERS[0].size + 4 * num_rows * dim
-    is_truth = num_rows * dim > 0 and size == offset + 4 * num_rows * dim
-    return map_file(path, _FLOAT, (num_rows, dim), offset) if is_truth else None
+    size = path.stat().st_size
+    for header in _BIN_HEADERS:
+        start = read_start(path, header.size)
+        num_rows, dim = header.unpack(start) if len(start) == header.size else (0, 0)
+        if num_rows * dim > 0 and size == header.size + 8 * num_rows * dim:
+            return map_file(path, _FLOAT, (num_rows, dim), header.size + 4 * num_rows * dim)
+    return None
 
 
 def parse_npy_header(start: bytes, path) -> tuple[tuple, bool, np.dtype, int]:

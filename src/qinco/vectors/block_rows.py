@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qinco.errors import ConfigError, DataError, QincoError
+from qinco.errors import DataError, QincoError, needs_extra
 from qinco.forking import new_lock
 from qinco.vectors.mapped import Rows, StoredRows, by_name
 
@@ -28,6 +28,12 @@ class BlockRows(StoredRows):
         super().__init__(shape, dtype)
         self._start, self._block = 0, np.empty((0, shape[1]), self.dtype)
         self._lock = new_lock()
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_lock": None, "_start": 0, "_block": self._block[:0].copy()}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, _lock=new_lock())
 
     def __getitem__(self, key) -> np.ndarray:
         with self._lock:
@@ -92,11 +98,15 @@ class ConcatRows(StoredRows):
 
 
 class SlicedRows(BlockRows):
-    """The rows of an array that is read by slices, such as a data set of h5py, zarr or dask."""
+    """The rows of an array that is read by slices, such as a data set of h5py, zarr or dask.
 
-    def __init__(self, array):
+    They are read in blocks of whole chunks, of `chunk_rows`, where these are small enough.
+    """
+
+    def __init__(self, array, block_bytes: int = BLOCK_BYTES, chunk_rows: int = 1):
         super().__init__(array.shape, array.dtype)
-        self._array, self._rows = array, max(1, BLOCK_BYTES // (array.shape[1] * self.dtype.itemsize))
+        rows = max(1, block_bytes // (array.shape[1] * self.dtype.itemsize))
+        self._array, self._rows = array, rows - rows % min(rows, chunk_rows)
 
     def _read_block(self, row: int) -> tuple[int, np.ndarray]:
         start = row - row % self._rows
@@ -148,11 +158,10 @@ def gather(rows: StoredRows, rows_N: np.ndarray, read: Callable[[int], tuple[int
 def library(package: str, extra: str, name) -> Iterator[None]:
     """Turn what a file library raises (nearly anything, where a file is damaged) into an error that names the file."""
     try:
-        yield
+        with needs_extra(str(name), package, extra):
+            yield
     except QincoError:
         raise
-    except ImportError as error:
-        raise ConfigError(f"{name} needs the package {package}: pip install 'qinco[{extra}]'") from error
     except Exception as error:
         message = " ".join(ascii(str(error))[1:-1].split())[:_MAX_REASON_LENGTH]  # it may quote the file
         raise DataError(f"{name} cannot be read by {package}, it may be damaged: {message}") from error

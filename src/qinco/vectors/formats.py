@@ -162,14 +162,14 @@ def split_part(path: str | os.PathLike) -> tuple[Path, str | None]:
     return (Path(text), None) if named is None else (Path(named[1]), named[2])
 
 
-def read_integers(path, part: str = "neighbors") -> np.ndarray:
+def read_integers(path) -> np.ndarray:
     """Read whole files of integers, such as a ground truth, as int64 (N, k); DataError for other numbers.
 
     Of big-ann's ground truths, ids and then distances under one header, the ids are read; their names need no suffix.
     """
     file, _ = find_files(path)[0]
     is_known = _bare_suffix(file) in SUFFIXES
-    array = open_array(path, part) if is_known else binary.open_bin(file, file_size(file), ".bin")
+    array = open_array(path, "neighbors") if is_known else binary.open_bin(file, file_size(file), ".bin")
     if array.dtype == np.float32 and (not is_known or _bare_suffix(file) == ".bin"):
         array = array[:].view("<i4")  # the file does not say what its four bytes are
     if array.dtype.kind not in "iu":

@@ -1,30 +1,30 @@
 """HDF5, as ann-benchmarks writes it, read by h5py; contiguous data sets are memory-mapped."""
 
 import math
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from qinco.errors import DataError
-from qinco.vectors.block_rows import BLOCK_BYTES, BlockRows, choose_part, library, list_names
+from qinco.vectors.block_rows import BLOCK_BYTES, SlicedRows, choose_part, library, list_names
 from qinco.vectors.mapped import MAX_DIM, Format, check_matrix, map_file
 
+_METRIC_WORDS = "distance", "metric", "distance_metric", "metric_type"
 _MAX_CHUNKS = 1 << 24  # counting more, as a damaged header may promise, takes minutes
 
 
-class Hdf5Rows(BlockRows):
-    """The rows of an open h5py data set, read in blocks of whole chunks where these are small enough."""
+class Hdf5Rows(SlicedRows):
+    """The rows of an open h5py data set."""
 
     def __init__(self, name: str, data, block_bytes: int):
-        super().__init__(data.shape, data.dtype)
-        rows = max(1, block_bytes // (data.shape[1] * data.dtype.itemsize))
-        self._name, self._data = name, data
-        self._block_rows = rows - rows % min(rows, data.chunks[0] if data.chunks else 1)
+        super().__init__(data, block_bytes, data.chunks[0] if data.chunks else 1)
+        self._name = name
 
     def _read_block(self, row: int) -> tuple[int, np.ndarray]:
-        start = row - row % self._block_rows
         with library("h5py", "hdf5", self._name):
-            return start, self._data[start : start + self._block_rows]
+            return super()._read_block(row)
 
 
 def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: int = BLOCK_BYTES):
@@ -89,12 +89,24 @@ def _find(group, name: str):
 
 
 def read_metric(path: Path, name: str | None) -> str | None:
-    """The attribute `distance` or `metric` of a data set or of its file, as ann-benchmarks writes it, or None."""
+    """What a data set, a group that it is in, or the file says of distances, as ann-benchmarks writes it, or None."""
     with library("h5py", "hdf5", path), _open_file(path) as file:
-        holders = [file] if name is None or (data := _find(file, name)) is None else [data, file]
-        stated = [holder.attrs[key] for holder in holders for key in ("distance", "metric") if key in holder.attrs]
-        text = next(iter(stated), None)
-        return None if text is None else text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+        holders: list = [_find(file, name or "train") or file]
+        while holders[-1].name != "/":
+            holders.append(holders[-1].parent)
+        for attributes in (holder.attrs for holder in holders):
+            names = {str(key).lower(): key for key in attributes}
+            for key in (names[word] for word in _METRIC_WORDS if word in names):
+                for text in np.asarray(attributes[key], object).ravel()[:1]:
+                    return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+    return None
+
+
+def name_on_disk(data) -> str | None:
+    """FILE:NAME of an open data set of h5py; None for anything else, and where there is no file."""
+    h5py = sys.modules.get("h5py")
+    is_stored = h5py and isinstance(data, h5py.Dataset) and data.name and os.path.isfile(data.file.filename)  # noqa: PTH113
+    return f"{os.path.abspath(data.file.filename)}:{data.name}" if is_stored else None  # noqa: PTH100
 
 
 FORMATS = (Format((".hdf5", ".h5"), open_hdf5, has_parts=True, read_metric=read_metric),)

@@ -12,10 +12,11 @@ from qinco.errors import DataError
 from qinco.vectors.arrays import ComputedRows, as_rows
 from qinco.vectors.block_rows import Parts, concat_rows
 from qinco.vectors.formats import open_array
+from qinco.vectors.hdf5 import name_on_disk
 from qinco.vectors.mapped import Rows, by_name, check_matrix, release_pages
 
 _RELEASED_BYTES, _PIECE_VALUES = 1 << 16, 1 << 22
-_SAMPLED_ROWS = 256
+_SAMPLED_ROWS, _READ_ROWS = 256, 4096
 _STRATA, _MAX_RUN_ROWS = 8192, 1024
 _FLOAT32 = np.dtype(np.float32)
 
@@ -101,15 +102,12 @@ class VectorSource:
     def take(self, rows_S) -> "VectorSource":
         """The vectors of the row numbers `rows_S`, int (S,), in that order, not read yet."""
         rows_S = np.asarray(rows_S, np.int64)
-        number = partial(_picked, self, rows_S)
-        rows = ComputedRows((len(rows_S), self.dim), _FLOAT32, partial(_pick, self, rows_S), number)
-        return VectorSource(rows, self.name)
+        return VectorSource(_Chosen(self, len(rows_S), partial(np.take, rows_S)), self.name)
 
     def without(self, rows_S: np.ndarray) -> "VectorSource":
         """The vectors that are left without those of the ascending row numbers `rows_S`, int (S,), not read yet."""
-        others = _Others(self, rows_S)
-        rows = ComputedRows((others.count, self.dim), _FLOAT32, others.read, others.row_number)
-        return VectorSource(rows, self.name)
+        left_S = rows_S - np.arange(len(rows_S))  # how many are left before each
+        return VectorSource(_Chosen(self, len(self) - len(rows_S), partial(_number_of_left, left_S)), self.name)
 
     def row_number(self, row: int) -> int:
         """The number that a row has in the file or array which the source was opened with."""
@@ -185,7 +183,7 @@ def _source(x, name: str, may_be_one: bool = False) -> tuple[VectorSource, bool]
     if isinstance(x, list | tuple) and any(isinstance(part, VectorSource | of_files) for part in x):
         parts = Parts(as_source(part) for part in x)
         return VectorSource(concat_rows(parts, [part.name for part in parts], parts), name), False
-    rows = as_rows(x, name)
+    rows, name = as_rows(x, name), name_on_disk(x) or name
     is_one = len(rows.shape) == 1 and may_be_one
     is_bare = len(rows.shape) == 1 and (not isinstance(rows.dtype, np.dtype) or rows.dtype.kind in "fiu")
     if is_bare and not is_one and not isinstance(x, np.ndarray) and not hasattr(x, "is_cuda"):
@@ -202,10 +200,11 @@ def check_dim(source: VectorSource, dim: int, owner: str) -> None:
         raise DataError(f"{source.name} must have dimension {dim}, that of {owner}, not {source.dim}")
 
 
-def check_not_empty(rows) -> None:
-    """Raise DataError where a source, or codes, hold no rows."""
+def check_not_empty(rows):
+    """Return a source, or codes, or raise DataError where they hold no rows."""
     if len(rows) == 0:
         raise DataError(f"{rows.name} must not be empty")
+    return rows
 
 
 def spread_rows(count: int) -> np.ndarray:
@@ -228,6 +227,19 @@ def stratified_rows(num_rows: int, count: int, seed: int = 0) -> np.ndarray:
     edges = np.arange(num_runs + 1) * num_rows // num_runs
     starts = np.random.default_rng(seed).integers(edges[:-1], edges[1:] - run_rows + 1)
     return (starts[:, None] + np.arange(run_rows)).reshape(-1)[:count]
+
+
+def sample(source: VectorSource, count: int, seed: int) -> np.ndarray:
+    """`count` vectors from all parts of a source, or all where there are fewer: float32 (N, D)."""
+    return source[:] if count >= len(source) else read_rows(source, stratified_rows(len(source), count, seed))
+
+
+def read_rows(source: VectorSource, rows_S: np.ndarray) -> np.ndarray:
+    """The vectors of these row numbers, float32 (S, D)."""
+    x_SD = np.empty((len(rows_S), source.dim), np.float32)
+    for start in range(0, len(rows_S), _READ_ROWS):  # so that the pages of a file are not all kept
+        x_SD[start : start + _READ_ROWS] = source[rows_S[start : start + _READ_ROWS]]
+    return x_SD
 
 
 def fingerprint(source: VectorSource, more: bytes = b"") -> str:
@@ -254,34 +266,25 @@ def _apply(function: Callable, source: VectorSource, key) -> np.ndarray:
     return function(source[key])
 
 
-def _pick(source: VectorSource, rows_S: np.ndarray, key) -> np.ndarray:
-    return source[rows_S[key]]
+def _number_of_left(left_S: np.ndarray, rows_n):
+    return rows_n + np.searchsorted(left_S, rows_n, "right")
 
 
-def _picked(source: VectorSource, rows_S: np.ndarray, row: int) -> int:
-    return source.row_number(rows_S[row])
+class _Chosen:
+    """Some rows of a source, whose numbers there `number` gives for an int or int64 array of rows here."""
 
-
-class _Others:
-    """The rows of a source without those of ascending numbers."""
-
-    def __init__(self, source: VectorSource, rows_S: np.ndarray):
-        self.source, self.count = source, len(source) - len(rows_S)
-        self.left_S = rows_S - np.arange(len(rows_S))  # how many are left before each
+    def __init__(self, source: VectorSource, count: int, number: Callable):
+        self.source, self.number, self.shape, self.dtype = source, number, (count, source.dim), _FLOAT32
 
     def row_number(self, row: int) -> int:
-        return self.source.row_number(self._number(row))
+        return self.source.row_number(self.number(row))
 
-    def read(self, key) -> np.ndarray:
-        if not isinstance(key, slice):
-            return self.source[self._number(key)]
-        rows_n = self._number(np.arange(*key.indices(self.count)))
-        if key.step not in (None, 1) or not len(rows_n):
+    def __getitem__(self, key) -> np.ndarray:
+        rows_n = self.number(np.arange(*key.indices(self.shape[0])) if isinstance(key, slice) else key)
+        first, stop = (rows_n.min(), rows_n.max() + 1) if rows_n.size else (0, 0)
+        if not 0 < stop - first <= 2 * rows_n.size:
             return self.source[rows_n]
-        return self.source[rows_n[0] : rows_n[-1] + 1][rows_n - rows_n[0]]
-
-    def _number(self, rows_n):
-        return rows_n + np.searchsorted(self.left_S, rows_n, "right")
+        return self.source[first:stop][rows_n - first]  # what lies close together is read at once
 
 
 def _to_float32(rows, indices: np.ndarray | None = None) -> np.ndarray:

@@ -111,6 +111,7 @@ def test_wrong_values(argument, expected):
     ("embeddim=3", ["Did you mean de?"]), ("num_short=3", ["task train has no key num_short; search has"]),
     ("num_epochs=3", ["Did you mean epochs?"]), ("learning_rate=3", ["Did you mean lr?"]),
     ("n_clusters=3", ["Did you mean K?"]), ("nlist=3", ["Did you mean ivf_K?"]), ("M=8 num_steps=8", ["twice"]),
+    ("ncentroids=3", ["Did you mean ivf_K?"]), ("d_model=3", ["Did you mean de?"]),
     ("model_args=qinco2-s", ["Did you mean qinco2-S?"]), ("zzz=3", ["'zzz'", "qinco train --help"]),
     ("--lr=3", ["'lr=3'", "'--lr=3'"]), ("+lr=3", ["'lr=3'"]), ("++lr=3", ["'lr=3'"]),
     ("--multirun", ["'--multirun'"]), ("-x", ["'-x'", "--help, --version, --cfg, --json-logs"]),
@@ -278,3 +279,18 @@ def test_the_declarations_agree():
     for key in KEYS.values():
         assert key.kind != "choice" or key.default in (*key.choices, None)
         assert set(key.open_references) <= set(KEYS), key.name
+
+
+def test_a_hint_is_a_key_with_an_effect_in_the_task():
+    for argument, hint in (("batchsize=3", "search.batch_size"), ("distance=l2", "metric"), ("top_k=3", "k")):
+        refused(["search", "index=i", "queries=q", argument], f"Did you mean {hint}?")
+    for argument in ("nlist=3", "num_valids=3"):  # ivf_K and ds.valset are accepted by all tasks
+        with pytest.raises(ConfigError) as caught:
+            parse_arguments(["encode", "model=m", "db=d", "output=o", argument])
+        assert "Did you mean" not in str(caught.value)
+
+
+def test_a_name_that_two_keys_have_is_that_of_the_task():
+    settings = parse_arguments(["search", "index=i", "queries=q", "batch_size=3"])
+    assert (settings["search.batch_size"], settings["batch"]) == (3, None)
+    assert parse_arguments([*TRAIN, "batch_size=3"])["batch"] == 3

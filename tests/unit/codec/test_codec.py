@@ -272,7 +272,7 @@ def test_prefixes_decode_one_after_the_other(each):
     for steps, x_ND in enumerate(each.decode_prefixes(codes), 1):
         prefix = each.prefix(codes, steps)
         assert prefix.shape == (40, steps * len(each.models))
-        np.testing.assert_allclose(x_ND.cpu().numpy(), each.decode(prefix), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(x_ND, each.decode(prefix), rtol=1e-4, atol=1e-4)
     assert steps == each.config.num_steps
 
 

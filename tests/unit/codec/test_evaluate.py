@@ -12,6 +12,7 @@ from qinco.codec import evaluate as module
 from qinco.codec.evaluate import benchmark, evaluate, measure_time, median_us
 from qinco.config import EncodeOptions
 from qinco.errors import ConfigError, DataError
+from qinco.machine import num_threads, using_threads
 
 OWN = EncodeOptions(num_pairs=6, beam_width=3)
 quick = partial(benchmark, pass_us=1, max_vectors=64)
@@ -49,14 +50,11 @@ def test_no_vectors_are_refused():
 
 @pytest.mark.parametrize("name", ["projected", "coarse", "product"])
 def test_every_combination_is_measured(name, monkeypatch):
-    monkeypatch.setattr(module, "candidate_dtype", lambda *given: torch.bfloat16)
-    threads_before, heard = torch.get_num_threads(), []
-    try:
-        torch.set_num_threads(2)
+    monkeypatch.setattr(module, "candidate_precision", lambda *given: "bf16")
+    heard = []
+    with using_threads(2):
         rows = quick(make_codec(name), progress=lambda *report: heard.append(report))
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads_before)
+        assert num_threads() == torch.get_num_threads() == 2
     found = [(row.threads, row.precision, row.options.num_pairs, row.options.num_candidates) for row in rows]
     options = [(None, 16), (64, None), (16, None), (6, None)]
     assert found == [(t, p, *own) for t in (1, 2) for p in ("float32", "auto") for own in options]
@@ -81,17 +79,13 @@ def test_no_combination_is_measured_when_one_is_wrong(wrong):
 
 def test_threads_come_back_after_an_interrupt():
     def interrupt(*report):
-        assert torch.get_num_threads() == 1
+        assert num_threads() == torch.get_num_threads() == 1
         raise KeyboardInterrupt
 
-    threads_before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
+    with using_threads(2):
         with pytest.raises(KeyboardInterrupt):
             quick(make_codec("projected"), progress=interrupt)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads_before)
+        assert num_threads() == torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize(("us_per_vector", "last"), [(1, 1000), (1000, 200), (1e6, 1)])

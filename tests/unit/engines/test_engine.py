@@ -11,32 +11,34 @@ from small_models import ARCHITECTURES, random_model, random_vectors
 from qinco import Codec, ConfigError, EncodeOptions
 from qinco.config import ENGINE_MODULES, ENGINES
 from qinco.engines import native_engine
-from qinco.engines.engine import choose_engine, engines, pack
+from qinco.engines.engine import choose_engine, find_engine
+from qinco.engines.tensors import pack
 from qinco.engines.torch_engine import TorchTensors
+from qinco.model.qinco import Qinco
 from qinco.native import library
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 SMALL = ARCHITECTURES["projected"]
 native = pytest.mark.skipif(not library.is_available(), reason="this installation has no compiled kernels")
 
 
 def test_the_engines_go_by_their_names():
-    assert ENGINES == ("auto", *engines()) == ("auto", *(engine.name for engine in engines().values()))
+    assert ENGINES == ("auto", *ENGINE_MODULES) == ("auto", *(find_engine(name).name for name in ENGINE_MODULES))
 
 
 @native
 def test_the_native_engine_is_taken_where_it_is_there():
-    assert choose_engine("auto", SMALL, CPU) is choose_engine("native", SMALL, CPU) is engines()["native"]
+    assert choose_engine("auto", SMALL, CPU) is choose_engine("native", SMALL, CPU) is find_engine("native")
     assert choose_engine("torch", SMALL, CPU).name == "torch"
-    assert choose_engine("auto", SMALL, torch.device("cuda")).name == "torch"
+    assert choose_engine("auto", SMALL, "cuda").name == "torch"
     with pytest.raises(ConfigError, match="cuda"):
-        choose_engine("native", SMALL, torch.device("cuda"))
+        choose_engine("native", SMALL, "cuda")
 
 
 def test_without_compiled_kernels_torch_serves(monkeypatch):
     monkeypatch.setattr(native_engine, "is_available", lambda: False)
     assert choose_engine("auto", SMALL, CPU).name == "torch"
-    assert isinstance(pack(random_model(SMALL), "auto", torch.float32), TorchTensors)
+    assert isinstance(pack(random_model(SMALL), "auto", "float32"), TorchTensors)
     with pytest.raises(ConfigError, match="engine=native"):
         choose_engine("native", SMALL, CPU)
 
@@ -58,13 +60,18 @@ def test_a_codec_gives_the_same_with_each_engine_and_on_each_device(name, device
 @pytest.mark.parametrize("engine", ENGINES[1:])
 def test_an_engine_works_on_arrays(engine):
     model, x_ND = random_model(ARCHITECTURES["coarse"]), random_vectors(20, 3)
-    chosen, options, lists_N = engines()[engine], EncodeOptions(beam_width=3), np.arange(20, dtype=np.int32) % 5
+    chosen, options, lists_N = find_engine(engine), EncodeOptions(beam_width=3), np.arange(20, dtype=np.int32) % 5
     if chosen.supports(model.config, CPU) is not None:
         pytest.skip(chosen.supports(model.config, CPU))
-    packed = chosen.pack(model, torch.float32)
-    codes_NM = packed.encode(packed.send(x_ND), lists_N, options)
+    packed = chosen.pack(model.weights(), "float32", CPU)
+    if engine == "numpy":
+        with pytest.raises(ConfigError, match=r"needs the compiled engine or torch: .* pip install 'qinco\[train\]'"):
+            packed.encode(packed.send(x_ND), lists_N, options)
+        codes_NM = np.random.default_rng(0).integers(4, size=(20, 3), dtype=np.uint8)
+    else:
+        codes_NM = packed.encode(packed.send(x_ND), lists_N, options)
+        assert packed.encode(packed.send(x_ND), lists_N, options, 2).shape == (20, 2)
     assert codes_NM.dtype == np.uint8 and codes_NM.shape == (20, 3)
-    assert packed.encode(packed.send(x_ND), lists_N, options, 2).shape == (20, 2)
     decoded_ND, out_ND = packed.decode(codes_NM, lists_N), np.empty((20, 3), np.float32)
     assert packed.decode(codes_NM.astype(np.int64), lists_N, out_ND) is out_ND
     assert np.array_equal(out_ND, decoded_ND) and decoded_ND.dtype == np.float32
@@ -115,17 +122,19 @@ def test_an_engine_is_a_module_and_a_line(monkeypatch, name):
     expected = Codec(models, options).encode(x_ND)
     expected_ND = Codec(models, options).decode(expected)
     plain = SimpleNamespace(
-        name="plain", supports=lambda config, device: None, pack=lambda model, dtype: PlainPacked(model)
+        name="plain",
+        supports=lambda config, device: None,
+        pack=lambda weights, precision, device: PlainPacked(Qinco.of(weights)),
     )
     monkeypatch.setitem(sys.modules, "plain_engine", plain)
     monkeypatch.setitem(ENGINE_MODULES, "torch", "plain_engine")
-    engines.cache_clear()
+    find_engine.cache_clear()
     try:
         codes = Codec(models, options).encode(x_ND)
         assert (codes == expected).all(1).mean() > 0.97  # ties within rounding
         np.testing.assert_allclose(Codec(models, options).decode(expected), expected_ND, rtol=1e-4, atol=1e-4)
     finally:
-        engines.cache_clear()
+        find_engine.cache_clear()
 
 
 @native

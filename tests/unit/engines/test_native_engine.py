@@ -26,13 +26,15 @@ from small_models import ARCHITECTURES, Encoder, random_model, torch_encoder
 from qinco.codec import Codec
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import native_engine
+from qinco.engines.tensors import pack
+from qinco.machine import using_threads
 
 pytestmark = needs_native
 
 
-def check(problem: Problem, level: str, rules, dtype=torch.float32) -> None:
-    packed = pack_at(level, problem.model, dtype)
-    compare = problem.check_float32 if dtype is torch.float32 else problem.check_bf16
+def check(problem: Problem, level: str, rules, precision="float32") -> None:
+    packed = pack_at(level, problem.model, precision)
+    compare = problem.check_float32 if precision == "float32" else problem.check_bf16
     for rule in rules:
         if applies(rule, problem.model.config):
             compare(rule, Encoder(packed, rule).encode, packed.decode_tensors)
@@ -52,9 +54,7 @@ def test_every_architecture_is_searched_and_decoded_as_by_the_reference(name, le
 def test_bf16_without_its_instructions_is_float32(name):
     problem, rule = random_problem(name), RULES["everything"]
     for level in set(LEVELS) - {"avx512_bf16"}:
-        found = [
-            encode(problem, pack_at(level, problem.model, dtype), rule) for dtype in (torch.float32, torch.bfloat16)
-        ]
+        found = [encode(problem, pack_at(level, problem.model, each), rule) for each in ("float32", "bf16")]
         assert all(map(torch.equal, *found))
 
 
@@ -84,7 +84,7 @@ def test_trained_models_in_float32(name, level):
 @needs_bf16
 @pytest.mark.parametrize("name", TRAINED)
 def test_trained_models_in_bf16(name):
-    check(trained_problem(name), "avx512_bf16", TRAINED_RULES, torch.bfloat16)
+    check(trained_problem(name), "avx512_bf16", TRAINED_RULES, "bf16")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -113,38 +113,35 @@ SIFT_RULES = [EncodeOptions(num_candidates=4, beam_width=4), EncodeOptions(num_p
 def test_sift(level):
     check(sift_problem(), level, SIFT_RULES)
     if level == "avx512_bf16":
-        check(sift_problem(), level, SIFT_RULES, torch.bfloat16)
+        check(sift_problem(), level, SIFT_RULES, "bf16")
 
 
 def test_packing_does_not_change_or_follow_the_model():
     problem = random_problem("projected")
     model = random_model(problem.model.config, 1).requires_grad_(True)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    packed = native_engine.pack(model, torch.float32)
+    packed = pack(model, "native", "float32")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     wanted = encode(problem, packed, RULES["pairs"])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
     assert all(map(torch.equal, encode(problem, packed, RULES["pairs"]), wanted))
-    codes_NM, _ = encode(problem, native_engine.pack(model, torch.float32), RULES["pairs"])
+    codes_NM, _ = encode(problem, pack(model, "native", "float32"), RULES["pairs"])
     assert not codes_NM.any()
 
 
 @pytest.mark.parametrize("embed_dim", [96, 128], ids=["same width", "projected"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
-def test_equal_models_are_packed_equally_by_any_number_of_threads(embed_dim, dtype):
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_equal_models_are_packed_equally_by_any_number_of_threads(embed_dim, precision):
     config = ModelConfig(dim=96, embed_dim=embed_dim, num_steps=2, codebook_size=16, num_blocks=2, hidden_dim=128)
     model = random_model(config)
     x_ND = torch.randn(20, 96, generator=torch.Generator().manual_seed(0))
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            packed = native_engine.pack(model, dtype)
+    results = []
+    for count in (1, 2, 3):
+        with using_threads(count):
+            packed = pack(model, "native", precision)
             results.append(Encoder(packed, EncodeOptions(beam_width=3)).encode(x_ND, model.initial_reconstruction(20)))
-    finally:
-        torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0], strict=True))
 
 
@@ -156,7 +153,7 @@ def test_weights_that_are_no_numbers_are_packed(embed_dim, value):
     for name, _ in random_model(config).named_parameters():
         model = random_model(config)
         model.get_parameter(name).flatten()[:3] = value
-        packed = native_engine.pack(model, torch.float32)
+        packed = pack(model, "native", "float32")
         codes_NM, _ = Encoder(packed, EncodeOptions(num_pairs=9, beam_width=4)).encode(
             torch.ones(3, 30), model.initial_reconstruction(3)
         )
@@ -178,10 +175,10 @@ def test_codewords_that_are_no_numbers_are_never_chosen(name, level):
 
 
 def test_what_the_engine_cannot_serve():
-    cpu, large = torch.device("cpu"), {"codebook_size": 65536, "hidden_dim": 16}
+    large = {"codebook_size": 65536, "hidden_dim": 16}
     for config in (ModelConfig(dim=128), ModelConfig(dim=1536, embed_dim=384), ModelConfig(8, 2, **large)):
-        assert native_engine.supports(config, cpu) is None
-    assert native_engine.supports(ModelConfig(128, 16, **large), cpu)
+        assert native_engine.supports(config, "cpu") is None
+    assert native_engine.supports(ModelConfig(128, 16, **large), "cpu")
 
 
 def resident_bytes() -> int:
@@ -194,7 +191,7 @@ def test_the_largest_codebook_takes_little_memory():
     model = random_model(config)
     x_ND, start_ND = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), model.initial_reconstruction(3)
     before = resident_bytes()
-    packed = native_engine.pack(model, torch.float32)
+    packed = pack(model, "native", "float32")
     for rule in (EncodeOptions(beam_width=4), EncodeOptions(num_pairs=64, beam_width=32)):
         codes_NM, reached_ND = Encoder(packed, rule).encode(x_ND, start_ND)
         wanted_NM, wanted_ND = torch_encoder(model, rule).encode(x_ND, start_ND)

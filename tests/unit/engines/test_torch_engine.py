@@ -17,7 +17,7 @@ from small_models import ARCHITECTURES, random_model, torch_decode, torch_encode
 
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import torch_engine
-from qinco.engines.engine import candidate_dtype
+from qinco.engines.engine import candidate_precision
 from qinco.maths.devices import multiplies_bf16_fast
 from qinco.model.step import StepTables
 
@@ -26,17 +26,20 @@ def vectors(count, dim, seed=0):
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-def on_device(problem: Problem, device, rule: EncodeOptions, dtype=torch.float32):
+def on_device(problem: Problem, device, rule: EncodeOptions, precision="float32"):
     """Encoding and decoding of a problem's model on a device, from and to the processor."""
     model = deepcopy(problem.model).to(device)
-    encoder = torch_encoder(model, rule, dtype)
+    encoder = torch_encoder(model, rule, precision)
 
     def encode(x_ND, start_ND):
         codes_NM, reached_ND = encoder.encode(x_ND.to(device), start_ND.to(device))
         assert codes_NM.device.type == reached_ND.device.type == device.type
         return codes_NM.cpu(), reached_ND.cpu()
 
-    return encode, lambda codes_NM, start_ND: torch_decode(model, codes_NM.to(device), start_ND.to(device), dtype).cpu()
+    def decode(codes_NM, start_ND):
+        return torch_decode(model, codes_NM.to(device), start_ND.to(device), precision).cpu()
+
+    return encode, decode
 
 
 def check_float32(problem: Problem, device, rules) -> None:
@@ -99,8 +102,8 @@ def test_bf16_candidates_lose_little():
     model = random_model(ARCHITECTURES["projected"])
     x_ND, rule = vectors(500, 3), EncodeOptions(num_pairs=8, beam_width=4)
     errors = []
-    for dtype in (torch.float32, torch.bfloat16):
-        codes_NM, _ = torch_encoder(model, rule, dtype).encode(x_ND, model.initial_reconstruction(500))
+    for precision in ("float32", "bf16"):
+        codes_NM, _ = torch_encoder(model, rule, precision).encode(x_ND, model.initial_reconstruction(500))
         errors.append(
             float((torch_decode(model, codes_NM, model.initial_reconstruction(500)) - x_ND).square().sum(1).mean())
         )
@@ -113,7 +116,7 @@ def test_bf16_decoding_is_close_and_returns_float32(name):
     model = random_model(ARCHITECTURES[name])
     codes_NM = torch.randint(4, (50, 3), generator=torch.Generator().manual_seed(0))
     start_ND = model.initial_reconstruction(50, torch.zeros(50, dtype=torch.int64))
-    rough_ND = torch_decode(model, codes_NM, start_ND, torch.bfloat16)
+    rough_ND = torch_decode(model, codes_NM, start_ND, "bf16")
     assert rough_ND.dtype == torch.float32
     torch.testing.assert_close(rough_ND, torch_decode(model, codes_NM, start_ND), rtol=0.1, atol=0.2)
 
@@ -129,7 +132,7 @@ def test_trained_models_elsewhere(name, elsewhere):
     check_float32(problem, elsewhere, TRAINED_RULES)
     for rule in TRAINED_RULES:
         if applies(rule, problem.model.config):
-            problem.check_bf16(rule, *on_device(problem, elsewhere, rule, torch.bfloat16))
+            problem.check_bf16(rule, *on_device(problem, elsewhere, rule, "bf16"))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -148,8 +151,8 @@ def test_an_encoder_does_not_change_the_model(device):
 
 
 def test_precisions_by_name():
-    cpu, small, large = torch.device("cpu"), ARCHITECTURES["projected"], ModelConfig(dim=128, hidden_dim=256)
-    assert candidate_dtype("bf16", cpu, small) is torch.bfloat16
-    assert candidate_dtype("float32", cpu, large) is torch.float32
-    assert candidate_dtype("auto", cpu, small) is torch.float32  # nothing to gain
-    assert candidate_dtype("auto", cpu, large) is (torch.bfloat16 if multiplies_bf16_fast(cpu) else torch.float32)
+    small, large = ARCHITECTURES["projected"], ModelConfig(dim=128, hidden_dim=256)
+    assert candidate_precision("bf16", "cpu", small) == "bf16"
+    assert candidate_precision("float32", "cpu", large) == "float32"
+    assert candidate_precision("auto", "cpu", small) == "float32"  # nothing to gain
+    assert candidate_precision("auto", "cpu", large) == ("bf16" if multiplies_bf16_fast("cpu") else "float32")

@@ -11,23 +11,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from native_levels import LEVELS, needs_native
+from native_levels import needs_native, normal
 
 from qinco.errors import ConfigError, ResourceError
 from qinco.native import library
 from qinco.native.library import NativeModel, Sizes, StepArrays
 
 pytestmark = needs_native
-
-
-@pytest.fixture(params=LEVELS)
-def level(request, monkeypatch):
-    monkeypatch.setenv("QINCO_NATIVE_LEVEL", request.param)
-    return request.param
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def bare(dim=5, size=8, seed=0) -> tuple[Sizes, list[StepArrays]]:

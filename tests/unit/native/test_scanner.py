@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from native_levels import LEVELS, needs_native
+from native_levels import needs_native, normal
 from small_lists import lists_of
 
 from qinco.errors import ResourceError
@@ -16,18 +16,8 @@ from qinco.native import scanner as module
 from qinco.native.scanner import Filter, NativeScanner
 from qinco.search.lists import InvertedLists
 
-pytestmark = needs_native
+pytestmark = [needs_native, pytest.mark.usefixtures("level")]
 NO_LEVELS = np.zeros(256, np.float32)
-
-
-@pytest.fixture(params=LEVELS, autouse=True)
-def level(request, monkeypatch):
-    monkeypatch.setenv("QINCO_NATIVE_LEVEL", request.param)
-    return request.param
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def make_lists(count, steps, num_lists, seed=0) -> InvertedLists:

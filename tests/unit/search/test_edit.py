@@ -83,18 +83,22 @@ def test_indexes_that_do_not_fit_are_not_merged():
 
 
 @pytest.mark.parametrize(
-    ("x_ND", "ids"),
+    ("x_ND", "ids", "message"),
     [
-        (MORE, [5, *range(9000, 9059)]), (MORE, [9000] * 60), (MORE, range(9000, 9059)), (MORE, range(10**18)),
-        (MORE[:, :4], None), (MORE, ["a"] * 60), (MORE, [*range(9000, 9059), -1]),
+        (MORE, [5, *range(9000, 9059)], "id 5 "), (MORE, [9000] * 60, "9000"), (MORE, range(9000, 9059), "60, not 59"),
+        (MORE, range(10**18), f"not {10**18}"), (MORE, ["a"] * 60, "integers"), (MORE, [*range(9000, 9059), -1], "-1"),
+        (MORE[:, :5], None, "not 5"), (MORE[0], None, r"\(1, 6\)"), (MORE * np.nan, None, "NaN"),
+        (MORE * np.float32(np.inf), None, "row 0 of vectors holds an infinite value"),
+        ("nowhere.fvecs", None, "No such file"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_added_is_refused_before_it_is_encoded(x_ND, ids, monkeypatch):
-    index = copied(built())
+def test_what_cannot_be_added_is_refused_before_it_is_encoded(x_ND, ids, message, monkeypatch):
+    index = copied(built("plain", "cosine"))
     index.add(MORE[:1])
-    monkeypatch.setattr(Codec, "encode", lambda *arguments, **options: pytest.fail("it was encoded"))
-    with pytest.raises(DataError):
+    with monkeypatch.context() as patch, pytest.raises(DataError, match=message):
+        patch.setattr(Codec, "encode_blocks", lambda *arguments: pytest.fail("it was encoded"))
         index.add(x_ND, ids)
+    assert len(index) == NUM_VECTORS + 1 and index.add(MORE[:1]).tolist() == [NUM_VECTORS + 1]
 
 
 def test_a_nan_in_the_last_block_is_found_before_the_first_is_encoded():

@@ -76,3 +76,12 @@ def test_what_cannot_be_compared_is_refused():
     ):  # fmt: skip
         with pytest.raises(error):
             exhaustive_search(queries, x_ND, **options)
+
+
+@pytest.mark.parametrize("most", [1, 9000, 1 << 24])
+def test_many_results_are_selected_in_parts(most, device):
+    x_ND, queries_QD = random_vectors(2100, 4), random_vectors(9, 4, 1)
+    found_QR, ids_QR = nearest_in_blocks(queries_QD, [(0, x_ND)], 2000, device, max_distances=most)
+    values_QN = exact("l2", queries_QD, x_ND)
+    np.testing.assert_allclose(found_QR, np.sort(values_QN, 1)[:, :2000], rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(found_QR, np.take_along_axis(values_QN, ids_QR, 1), rtol=1e-4, atol=1e-2)

@@ -151,3 +151,11 @@ def test_as_many_results_come_as_there_are_vectors(metric):
     one = index.search(QUERIES_QD, 10, nprobe=1)
     other = index.search(QUERIES_QD, 10, nprobe=2)
     assert index.num_lists == NUM_LISTS and not np.array_equal(one[1], other[1])  # ordinary searches visit no more
+
+
+def test_codes_to_go_on_with_are_whole():
+    codec = trained("plain")
+    codes = codec.encode(SORTED).codes
+    for some in (codes[:5, :-1], codes[:, :-1]):
+        with pytest.raises(DataError, match=f"{codec.num_codes}"):
+            Index.build(codec, SORTED, codes=some)

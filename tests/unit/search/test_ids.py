@@ -16,7 +16,7 @@ LAST = 2**63 - 1
     "ids",
     [
         [3, 0, LAST], (3, 0, LAST), np.array([3, 0, LAST]), np.array([3, 0, LAST], np.uint64),
-        torch.tensor([3, 0, LAST]),
+        torch.tensor([3, 0, LAST]), iter([3, 0, LAST]), pa.array([3, 0, LAST]), [3, np.int8(0), LAST],
     ],
 )  # fmt: skip
 def test_integers_of_any_kind_are_ids(ids):
@@ -24,9 +24,10 @@ def test_integers_of_any_kind_are_ids(ids):
     assert found.dtype == np.int64 and found.tolist() == [3, 0, LAST]
 
 
-def test_small_types_and_nothing_at_all():
+def test_small_types_hashes_repeated_ones_and_nothing_at_all():
     assert as_ids(np.array([1, 255], np.uint8), 2).tolist() == [1, 255]
-    assert as_ids(range(4, 7), 3).tolist() == [4, 5, 6]
+    assert as_ids(range(4, 7), 3).tolist() == [4, 5, 6] and as_ids([-7, 5], 2).tolist() == [-7, 5]
+    assert as_ids([7, 7], None).tolist() == [7, 7]
     assert as_ids([], 0).tolist() == [] and as_ids([], 0).dtype == np.int64
 
 
@@ -38,16 +39,12 @@ def test_small_types_and_nothing_at_all():
         ([[1], [2, 3]], "must be integers"), ([2**64, 1], "must be integers"), (None, "must be integers"),
         (np.zeros((2, 0), int), "must be integers"), ([1, -1], "not -1"),
         (np.array([1, 2**63], np.uint64), "not 9223372036854775808"), ([1], "vectors, 2, not 1"),
-        ([7, 7], "id 7 is given twice"),
+        ([7, 7], "id 7 is given twice"), ([[1], [2]], r"numpy\.ravel\(ids\)"),
     ],
 )  # fmt: skip
 def test_what_is_no_ids_is_refused(ids, message):
     with pytest.raises(DataError, match=message):
         as_ids(ids, 2)
-
-
-def test_ids_that_are_asked_for_may_be_repeated():
-    assert as_ids([7, 7], None).tolist() == [7, 7]
 
 
 def test_ids_follow_one_another_up_to_the_last():
@@ -92,13 +89,10 @@ def test_selectors_are_asked_about_all_that_is_known():
     assert admitted_ids(faiss.IDSelectorAll(), []).tolist() == []
 
 
-@pytest.mark.parametrize("ids", [[-7, 5], np.array([-7, 5]), [np.int8(-7), 5], iter([-7, 5]), pa.array([-7, 5])])
-def test_hashes_are_ids(ids):
-    assert as_ids(ids, 2).tolist() == [-7, 5]
-
-
 def test_remedies_for_ids_of_other_types_work():
     wide, words = np.array([5, 2**63 + 9], np.uint64), ["a", "b"]
+    with pytest.raises(DataError, match="uint64"):
+        as_ids([2**63, 0], 2)  # which numpy takes for floats
     for ids in (wide, wide.tolist(), words, np.array(words), pa.array(words), [0.0, 3.0], np.array([2**70, 1])):
         with pytest.raises(DataError):
             as_ids(ids, 2)
@@ -164,20 +158,13 @@ def test_of_many_ids_only_known_ones_are_sorted():
         ("abc", ConfigError, "by a str"), ({"a": 1}, ConfigError, "by a dict"), ([1.5], DataError, "must be integers"),
         ([[1, 2]], DataError, "must be integers"), (5, DataError, "must be integers"),
         (None, DataError, "must be integers"),
-        (faiss.IndexFlatL2(3), DataError, "IndexFlatL2"),
+        (faiss.IndexFlatL2(3), DataError, "IndexFlatL2"), ([1, None], DataError, "missing"),
+        (np.array([1.0, np.nan]), DataError, "missing"),
     ],
 )  # fmt: skip
 def test_what_chooses_no_ids_is_refused(chosen, error, message):
     with pytest.raises(error, match=message):
         admitted_ids(chosen, [np.arange(10)])
-
-
-def test_remedies_for_missing_ids_and_columns():
-    for ids in ([1, None], np.array([1.0, np.nan])):
-        with pytest.raises(DataError, match="missing"):
-            admitted_ids(ids, [])
-    with pytest.raises(DataError, match=r"numpy\.ravel\(ids\)"):
-        as_ids([[1], [2]], 2)
 
 
 def test_columns_of_masks():

@@ -329,14 +329,23 @@ def test_saving_elsewhere_or_to_overwrite_is_what_it_was(tmp_path, caplog):
 def test_an_index_is_made_of_its_bytes(tmp_path, kind):
     index = copied(built(kind, pairwise=True))
     index.add(vectors(9, 3), ids=np.arange(-10, -1))
-    content = index.to_bytes()
+    content, file = index.to_bytes(), io.BytesIO()
+    index.save(file)
+    for load in (Index.load, Index.from_bytes):
+        assert same(load(io.BytesIO(file.getvalue())), index) and same(load(content), index)
     for given in (content, bytearray(content), np.frombuffer(content, np.uint8)):
         with Index.from_bytes(given) as found:
             assert same(found, index) and found.next_id == index.next_id and found.is_current and found.is_trained
     assert same(Index.from_bytes(content, codec=trained(kind)), index)
+    with (tmp_path / "file").open("wb") as file:
+        index.save(file)
+    assert same(Index.load(tmp_path / "file"), index)
     for wrong in (b"", content[:-9], None, "text", content.replace(b"manifest", b"manifesT"), 7):
         with pytest.raises(DataError):
             Index.from_bytes(wrong)
+    for wrong in (b"", content[:-9], trained(kind).to_bytes(), 7, io.StringIO("x")):
+        with pytest.raises((ConfigError, DataError)):
+            Index.load(wrong)
 
 
 def test_bytes_do_not_write_elsewhere(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from qinco.errors import ConfigError
 from qinco.search.metric import METRICS, Metric, choose_metric
-from qinco.vectors.rows import open_vectors
+from qinco.vectors.rows import as_source, open_vectors
 
 GENERATOR = np.random.default_rng(0)
 Q_ND, X_ND = (GENERATOR.standard_normal((50, 7)).astype(np.float32) * scale for scale in (2, 3))
@@ -79,6 +79,8 @@ def test_shortlists_of_cosine_are_those_of_distances():
 
 def test_metrics_have_the_names_of_faiss_and_of_ann_benchmarks():
     known = {"l2": ("L2", "euclidean", "METRIC_L2", 1), "inner_product": ("ip", "dot", "Inner-Product", 0)}
+    known["l2"] += "EUCLID", "L2Squared", "squared l2"
+    known["inner_product"] += "DotProduct", "innerproduct", "MIPS", " IP "
     for name, spellings in (known | {"cosine": ("angular", "Cosine", "cos")}).items():
         assert {Metric(spelling).name for spelling in spellings} == {name}
 
@@ -90,12 +92,8 @@ def test_a_file_chooses_the_metric_unless_it_is_given(tmp_path, caplog):
     a, e, h = (tmp_path / f"{name}.h5" for name in "aeh")
     np.save(tmp_path / "x.npy", X_ND)
     assert choose_metric(None, X_ND, tmp_path / "x.npy", tmp_path / "none.h5") == "l2"
-    assert (
-        choose_metric(None, a, X_ND)
-        == choose_metric(None, f"{a}:x")
-        == choose_metric("cos", open_vectors(a))
-        == "cosine"
-    )
+    chosen = choose_metric(None, a, X_ND), choose_metric(None, f"{a}:x"), choose_metric("cos", open_vectors(a))
+    assert chosen == ("cosine",) * 3
     assert not caplog.text
     for files in ((a, e), (h,), (a, h)):
         with pytest.raises(ConfigError, match="choose metric="):
@@ -120,3 +118,17 @@ def test_the_metric_of_several_files(tmp_path):
     several = [open_vectors(paths), open_vectors(paths[:1]), open_vectors(tmp_path), open_vectors(f"{tmp_path}/*.hdf5"),
                open_vectors(paths).limit(4), paths, tuple(paths), [open_vectors(paths[0])], [x, paths[1]]]  # fmt: skip
     assert [choose_metric(None, source) for source in several] == ["cosine"] * len(several)
+
+
+def test_hdf5_states_its_metric_in_any_form_and_place(tmp_path):
+    for number, (place, key, value) in enumerate([
+        ("/", "distance", np.array([b"angular"])), ("/", "Distance", "Cosine"), ("g", "metric", "angular"),
+        ("g/x", "distance_metric", b"COS"), ("train", "metric_type", "Angular"),
+    ]):  # fmt: skip
+        with h5py.File(path := tmp_path / f"{number}.hdf5", "w") as file:
+            file["train"], file["g/x"] = X_ND, X_ND
+            file[place].attrs[key] = value
+        assert choose_metric(None, f"{path}:g/x" if place[0] == "g" else path) == "cosine", (place, key)
+        with h5py.File(path) as file:
+            data = file["g/x" if place[0] == "g" else "train"]
+            assert choose_metric(None, data) == choose_metric(None, as_source(data)) == "cosine"

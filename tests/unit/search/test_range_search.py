@@ -69,3 +69,13 @@ def test_what_is_no_radius_is_refused(radius):
 def test_queries_whose_squares_no_float_holds():
     lims, _, ids = built().range_search(np.full((1, DIM), 3e38, np.float32), 1e5, nprobe=NUM_LISTS)
     assert lims.tolist() == [0, 0] and not len(ids)
+
+
+@pytest.mark.parametrize("length", [1e18, 1e30, 3e37])
+def test_inner_products_of_long_queries_are_those_of_search(length):
+    index, queries_QD = built("plain", "inner_product"), QUERIES_QD * np.float32(length / np.abs(QUERIES_QD).max())
+    with np.errstate(over="ignore"):
+        values_QN = exact("inner_product", queries_QD, index.reconstruct(index.ids)).astype(np.float32)
+    lims, distances, ids = index.range_search(queries_QD, 0.0, nprobe=NUM_LISTS, precision="float32")
+    assert (np.diff(lims) == (values_QN > 0).sum(1)).all() and lims[-1] > 1000
+    np.testing.assert_allclose(distances, values_QN[np.repeat(np.arange(30), np.diff(lims)), ids], rtol=1e-4)

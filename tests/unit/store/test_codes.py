@@ -69,7 +69,7 @@ def test_limits_read_nothing():
     first = Codes(rows).limit(4)
     assert first.shape == (4, 4) and not rows.read and len(Codes(rows).limit(9)) == 6
     assert np.array_equal(first.codes, ARRAY[:4]) and np.array_equal(first[2:9].codes, ARRAY[2:4])
-    assert rows.read == [slice(0, 4, 1), slice(2, 4, 1)]
+    assert [(key.start, key.stop) for key in rows.read] == [(0, 4), (2, 4)]
 
 
 def test_what_does_not_belong_together():
@@ -136,21 +136,10 @@ def test_in_place_operators_are_those_of_the_array():
     assert np.array_equal(codes, np.full((2, 3), 2))
 
 
-KEYS = [
-    ([0, 1], [0, 1]),
-    (slice(1, 3), [0, 2]),
-    None,
-    (..., 0),
-    [0.5],
-    (0, 1, 2),
-    [True, False],
-    [],
-    (2, slice(1, 3)),
-    (),
-]
-
-
-@pytest.mark.parametrize("key", [*KEYS, ARRAY > 5, [[0, 1], [2, 3]], -7])
+@pytest.mark.parametrize("key", [
+    ([0, 1], [0, 1]), (slice(1, 3), [0, 2]), None, (..., 0), [0.5], (0, 1, 2), [True, False], [], (2, slice(1, 3)), (),
+    ARRAY > 5, [[0, 1], [2, 3]], -7,
+])  # fmt: skip
 def test_keys_give_what_an_array_gives(codes, key):
     try:
         wanted = ARRAY[key]

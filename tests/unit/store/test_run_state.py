@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -19,11 +20,11 @@ HEADER = {
 
 
 def test_a_state_survives(tmp_path):
-    save_state(tmp_path / "x.safetensors", HEADER, {"a": torch.arange(3)})
+    save_state(tmp_path / "x.safetensors", HEADER, {"a": np.arange(3)})
     assert state_path(tmp_path / "x.safetensors").name == "x.safetensors.last"
-    header, tensors = load_state(tmp_path / "x.safetensors")
+    header, arrays = load_state(tmp_path / "x.safetensors")
     assert {name: header[name] for name in HEADER} == HEADER
-    assert torch.equal(tensors["a"], torch.arange(3))
+    assert arrays["a"].tolist() == [0, 1, 2]
 
 
 def test_no_state_is_none(tmp_path):

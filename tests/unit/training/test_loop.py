@@ -85,7 +85,7 @@ def check_elsewhere(elsewhere, config=ARCHITECTURES["projected"], rel=1e-3, **op
     runs = [
         training(config, count=150, coarse_VD=centroids(config), device=place, **options) for place in (CPU, elsewhere)
     ]
-    runs[1].restore({name: tensor.clone() for name, tensor in runs[0].tensors().items()}, runs[0].progress())
+    runs[1].restore({name: array.copy() for name, array in runs[0].arrays().items()}, runs[0].progress())
     for wanted, found in zip(*map(epochs_of, runs), strict=True):
         assert found.mse_per_step == pytest.approx(wanted.mse_per_step, rel=rel)
         assert (found.loss or 0) == pytest.approx(wanted.loss or 0, rel=rel)
@@ -214,9 +214,9 @@ def test_a_restored_run_is_the_same_run(device, schedule):
     stream = run.run()
     for _ in range(12):
         next(stream)
-    tensors = {name: tensor.cpu().clone() for name, tensor in run.tensors().items()}  # as they lie in a file
+    arrays = {name: array.copy() for name, array in run.arrays().items()}  # as they lie in a file
     other = training(epochs=3, schedule=schedule, patience=1, device=device)
-    other.restore(tensors, run.progress())
+    other.restore(arrays, run.progress())
     assert other.position == run.position and other.progress() == run.progress()
     rest = [list(stream), list(other.run())]
     for a, b in zip(*rest, strict=True):
@@ -230,16 +230,16 @@ def test_states_of_format_version_1_hold_all_fields_for_every_schedule(schedule)
     run = training(schedule=schedule)
     saved = {"epoch": 1, "step": 3, "best_mse": 8.0, "best_epoch": 1, "reference_mse": 8.5, "reductions": 2,
              "reduced_at": 1, "loss_sum": 4.0, "seconds": 5.0}  # fmt: skip
-    run.restore(run.tensors(), saved)
+    run.restore(run.arrays(), saved)
     assert saved == saved | run.progress()
     assert schedule == "cosine" or run.progress() == saved
 
 
 def test_an_estimate_changes_nothing(device):
     run = training(device=device)
-    before = {name: tensor.clone() for name, tensor in run.tensors().items()}
+    before = {name: array.copy() for name, array in run.arrays().items()}
     found = estimate(run)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in run.tensors().items())
+    assert all(np.array_equal(array, before[name]) for name, array in run.arrays().items())
     assert all(p.grad is None for p in run.parameters)
     assert (found.epochs, found.steps_per_epoch, found.num_train, found.num_valid) == (2, 8, 250, 50)
     assert found.seconds > 0 and found.num_parameters == sum(p.numel() for p in run.model.parameters())

@@ -56,6 +56,7 @@ def test_curves_need_their_package_and_a_folder(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     with pytest.raises(ConfigError, match="file"), monitor(silent, 1, tmp_path / "file"):
         pass
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match="pip install"), monitor(silent, 1, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(ConfigError, match=r"pip install 'qinco\[tensorboard"), monitor(silent, 1, tmp_path):
         pass

@@ -100,6 +100,7 @@ def tables() -> dict:
         "arrow table of numbers": pa.table(list(X.T.copy()), names=list("abc")),
         "arrow batch": pa.record_batch({"emb": fixed}),
         "arrow batches": lambda: pa.table({"id": ids, "emb": fixed}).to_reader(4),
+        "arrow list of columns": [fixed[:4], fixed[4:]],
         "arrow list of batches": pa.table({"id": ids, "emb": fixed}).to_batches(4),
     }
     return made
@@ -119,6 +120,8 @@ def frames() -> dict:
         "pandas arrow series": pd.Series(X.tolist(), dtype=pd.ArrowDtype(pa.list_(pa.float32()))),
         "pandas extension array": pd.Series(X.tolist(), dtype=pd.ArrowDtype(pa.list_(pa.float32(), 3))).array,
         "pandas table": pd.DataFrame({"id": range(11), "text": "a", "emb": list(X)}, index=range(7, 18)),
+        "pandas list of columns": [pd.Series(list(X[:4])), pd.Series(list(X[4:]))],
+        "polars list of columns": [pl.Series(X[:4]), pl.Series(X[4:])],
         "pandas rows": list(pd.DataFrame(X).itertuples(index=False)),
         "pandas chunks": lambda: (pd.DataFrame(X[i : i + 4]) for i in range(0, 11, 4)),
         "polars frame": pl.DataFrame(X),
@@ -266,7 +269,7 @@ def test_paths_and_vectors_in_one_list(tmp_path):
     np.zeros(3, [("a", "f4", 2), ("b", "f4", 2)]), np.zeros(3, [("a", "f4"), ("b", "U2")]), np.array(["1", "2"]),
 ])  # fmt: skip
 def test_what_is_nearly_vectors(x):
-    with pytest.raises(DataError, match=r"give|index them"):
+    with pytest.raises(DataError, match=r"give|index|leave out"):
         as_source(x)
 
 

@@ -1,5 +1,6 @@
 """HDF5 files as h5py writes them; damage is a DataError that names the file."""
 
+import pickle
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from qinco.errors import ConfigError, DataError
 from qinco.vectors.formats import open_array, read_integers, write_vectors
 from qinco.vectors.hdf5 import open_hdf5
-from qinco.vectors.rows import open_vectors
+from qinco.vectors.rows import as_source, open_vectors
 
 h5py = pytest.importorskip("h5py")
 DATA = np.random.default_rng(0).standard_normal((57, 10)).astype(np.float32)
@@ -166,3 +167,14 @@ def test_without_h5py(path, monkeypatch):
 def test_a_file_that_the_caller_has_open(path, locking):
     with h5py.File(save(path), "r", **locking):
         assert open_vectors(path).shape == (57, 10)
+
+
+@pytest.mark.parametrize("settings", [{}, PACKED])
+def test_an_open_data_set_is_pickled_by_name(path, settings):
+    with h5py.File(save(path, np.tile(DATA, (100, 1)), "g/x", **settings), "r") as file:
+        source = as_source(file["g/x"])
+        assert str(path) in repr(source) and source[5].tolist() == DATA[5].tolist()
+        content = pickle.dumps(source.window(3, 60))
+    assert len(content) < 1000 and np.array_equal(pickle.loads(content)[:], np.tile(DATA, (2, 1))[3:60])
+    with h5py.File("none", "w", driver="core", backing_store=False) as file:
+        assert as_source(file.create_dataset("x", data=DATA)).name == "vectors"

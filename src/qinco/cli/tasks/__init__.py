@@ -27,6 +27,7 @@ SPELLINGS = {name.rpartition(".")[2].lower(): name for name in reversed(KEYS)} |
 SPELLINGS |= {name.lower(): name for name in KEYS}
 
 
-def find_key(name: str) -> Key | None:
-    """The key called `name`, with or without the prefix `search.`, or as in Python."""
-    return KEYS.get(ALIASES.get(name, name))
+def find_key(name: str, task: Task | None = None) -> Key | None:
+    """The key called `name`, with or without the prefix `search.` (first if a task reads that), or as in Python."""
+    own = f"search.{name}"
+    return KEYS[own] if task is not None and task.reads(own) else KEYS.get(ALIASES.get(name, name))

@@ -18,9 +18,8 @@ _ARCHITECTURE = ("model_args", "qinco1_mode", "M", "K", "L", "de", "dh")
     imports=("qinco.codec",),
 )
 def bench(settings, console) -> None:
-    import torch
-
     from qinco.machine import processor_name, usable_cores
+    from qinco.maths.devices import device_name
 
     name, codec = _codec(settings)
     own = encode_options(settings, codec).override(precision="auto", engine="auto")
@@ -43,8 +42,7 @@ def bench(settings, console) -> None:
         for speed in measured
     ]  # fmt: skip
     machine = {
-        "processor": processor_name(), "cores": usable_cores(), "torch": torch.__version__,
-        "device": "cpu" if codec.device.type == "cpu" else torch.cuda.get_device_name(codec.device),
+        "processor": processor_name(), "cores": usable_cores(), "device": device_name(codec.device),
         "weights": "trained" if settings["model"] else "random, as fast as trained ones",
     }  # fmt: skip
     if settings["json"]:
@@ -65,13 +63,13 @@ def _codec(settings: Settings) -> "tuple[str, qinco.Codec]":
     import numpy as np
 
     from qinco.codec.plan import plan_training
-    from qinco.model.qinco import random_model
+    from qinco.model.weights import random_weights
     from qinco.vectors.rows import as_source
 
     arguments = fit_arguments(settings, _DIM)
     preset, recipe = arguments.pop("preset"), arguments.pop("recipe")
     plan = plan_training(as_source(np.empty((1, _DIM), np.float32)), preset, arguments, recipe=recipe)
     sizes = [f"{key}={settings[key]}" for key in given if key != "model_args"]
-    codec = qinco.Codec(random_model(plan.model_config), plan.encode_options).to(find_device(settings))
+    codec = qinco.Codec(random_weights(plan.model_config), plan.encode_options).to(find_device(settings))
     is_whole = {"L", "de", "dh"}.issubset(given)  # nothing is left of the preset
     return " ".join([*([] if preset is None or is_whole else [preset]), *sizes]), codec

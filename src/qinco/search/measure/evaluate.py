@@ -11,10 +11,10 @@ import numpy as np
 
 from qinco.codec.codec import Codec
 from qinco.codec.evaluate import Evaluation
-from qinco.config import EncodeOptions, require_int, require_precision
+from qinco.config import PRECISIONS, EncodeOptions, require_choice, require_int
 from qinco.errors import ConfigError, DataError
+from qinco.machine import num_threads
 from qinco.maths.clustering import quantize_residually, residual_kmeans
-from qinco.maths.devices import num_threads
 from qinco.maths.metrics import RANKS, recall
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.exhaustive import nearest_in_blocks
@@ -44,9 +44,8 @@ def evaluate_decoder(
     Example:
         >>> evaluate_decoder(codec, "base.fvecs", fit_lookup_decoder("train.fvecs", codec=codec).decoder).mse
     """
-    source, begun, error = as_source(vectors), time.monotonic(), 0.0
+    source, begun, error = check_not_empty(as_source(vectors)), time.monotonic(), 0.0
     codec.check_dim(source)
-    check_not_empty(source)
     with reporting(progress) as report:
         for first, decoded_nD in _decoded(codec, source, decoder, options, None, "float32", report):
             x_nD = source[first : first + len(decoded_nD)]
@@ -90,7 +89,7 @@ def _decoded(
     codec: Codec, source: VectorSource, decoder, options, num_steps, precision: str, report: Progress
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Encode and decode blocks of a source: (first row, float32 (n, D))."""
-    require_precision(precision)
+    require_choice("precision", precision, PRECISIONS)
     if decoder is not None and not hasattr(decoder, "num_codes"):
         raise ConfigError(f"decoder must be a LookupDecoder or a PairwiseDecoder, not {decoder!r:.80}")
     if decoder is not None and (decoder.num_codes, decoder.dim) != (codec.num_codes, codec.dim):

@@ -101,7 +101,11 @@ def explore(
             return measured
         # The one farthest from all measured: the cheapest, the most expensive, and then what lies between.
         setting = settings[np.where(can_gain_S, bounds.distance_S, -1).argmax()]
-        found = measured[setting] = measure(setting.options)
+        try:
+            found = measured[setting] = measure(setting.options)
+        except KeyboardInterrupt as stop:
+            vars(stop)["measured"] = measured
+            raise
         bounds.add(setting, found.recall[rank], found.microseconds)
 
 

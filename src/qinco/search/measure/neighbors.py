@@ -6,7 +6,7 @@ Shape suffixes: Q queries, R results.
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 from qinco.atomic import check_output, user_path, write_atomically
 from qinco.config import require_int
 from qinco.errors import ConfigError
+from qinco.maths.devices import choose_device
 from qinco.maths.metrics import RANKS, recall
 from qinco.progress import ProgressOption, reporting
 from qinco.search.exhaustive import exhaustive_search
@@ -27,7 +28,8 @@ from qinco.vectors.formats import input_files, write_vectors
 from qinco.vectors.rows import as_source, check_dim
 
 BATCH_QUERIES = 4096
-_ID_SUFFIXES, _DISTANCE_SUFFIXES = (".npy", ".ivecs", ".ibin"), (".npy", ".fvecs", ".fbin")
+_INT32_SUFFIXES, _DISTANCE_SUFFIXES = (".ivecs", ".ibin"), (".npy", ".fvecs", ".fbin")
+_ID_SUFFIXES = (".npy", *_INT32_SUFFIXES)
 NEIGHBOR_SUFFIXES = (*_ID_SUFFIXES, ".jsonl", ".parquet")
 
 
@@ -82,8 +84,12 @@ def find_neighbors(
     if isinstance(index, tuple):
         codec, vectors = index[0], as_source(index[1])
         dim, metric = codec.dim, choose_metric(metric, vectors, queries, ground_truth)
+        if unknown := options.keys() - {"device"}:
+            raise ConfigError(f"{unknown.pop()} is for the search of an index, not of vectors: leave it out")
+        choose_device(options.get("device") or "auto")
     else:
         searcher = open_searcher(index)[0]
+        _check_ids(output, searcher.parts.ids)
         dim, metric = searcher.dim, choose_metric(metric, queries, ground_truth, own=searcher.metric)
     check_dim(source, dim, "the vectors that are searched")
     nearest_Q = None
@@ -114,17 +120,24 @@ def find_neighbors(
 
 
 def _check_outputs(output, distances_output, overwrite: bool, read: list) -> None:
-    kinds = ("output", output, NEIGHBOR_SUFFIXES), ("distances", distances_output, _DISTANCE_SUFFIXES)
-    for name, path, suffixes in kinds:
+    for path, suffixes in ((output, NEIGHBOR_SUFFIXES), (distances_output, _DISTANCE_SUFFIXES)):
         if path is not None:
-            if Path(path).suffix.lower() not in suffixes:
-                raise ConfigError(f"{name}={path}: the suffix must be one of {', '.join(suffixes)}")
-            check_output(path, overwrite=overwrite, inputs=read)
+            check_output(path, suffixes=suffixes, overwrite=overwrite, inputs=read)
     if None not in (output, distances_output) and os.path.realpath(output) == os.path.realpath(distances_output):
         raise ConfigError(f"output and distances are both {output}: give one of them another name")
     if output is not None and Path(output).suffix.lower() == ".parquet":
         with library("pyarrow", "parquet", output):
             import pyarrow  # noqa: F401
+
+
+def _check_ids(output, ids: Sequence[np.ndarray]) -> None:
+    """Refuse a file that cannot hold the ids of an index."""
+    if Path(output or "").suffix.lower() not in _INT32_SUFFIXES:
+        return
+    ends = [int(end) for some in ids if len(some) for end in (some.min(), some.max())]
+    if ends and not -(1 << 31) <= min(ends) <= max(ends) < 1 << 31:
+        raise ConfigError(f"{output} is for numbers of 32 bits, and the index has ids from {min(ends)} to {max(ends)}: "
+                          "give output the suffix .npy, .jsonl or .parquet")  # fmt: skip
 
 
 def _write(path: Path, result: Neighbors) -> None:

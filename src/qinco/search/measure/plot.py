@@ -1,12 +1,12 @@
 """Fronts of recall against time, drawn to a file."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from qinco.atomic import user_path, write_atomically
-from qinco.errors import ConfigError
+from qinco.atomic import check_output, write_atomically
 from qinco.search.measure.explore import pareto_front
+from qinco.vectors.block_rows import library
 
 SUFFIXES = (".png", ".svg")
 # Told apart in colour-blindness (Okabe and Ito's colours), and by shape where there is no colour.
@@ -14,15 +14,11 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
-def check_plot_path(path: str | os.PathLike) -> Path:
-    """The path, if a plot can be drawn to it; raises ConfigError for another suffix, or without matplotlib."""
-    path = Path(user_path(path))
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"plot={path} must end in {' or '.join(SUFFIXES)}")
-    try:
+def check_plot_path(path: str | os.PathLike, overwrite: bool = True, inputs: Iterable = ()) -> Path:
+    """`check_output` for a plot; raises ConfigError without matplotlib, too."""
+    path = check_output(path, suffixes=SUFFIXES, overwrite=overwrite, inputs=inputs)
+    with library("matplotlib", "plot", path):
         import matplotlib  # noqa: F401
-    except ImportError:
-        raise ConfigError(f"plot={path} needs the package matplotlib: pip install 'qinco[plot]'") from None
     return path
 
 

@@ -10,17 +10,16 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from qinco.atomic import check_output, exclusive, user_path, write_atomically
 from qinco.codec.codec import Codec
-from qinco.config import DECODERS, require_int
+from qinco.config import DECODERS, require_choice, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError, differences
-from qinco.machine import processor_name
+from qinco.machine import num_threads, processor_name, using_threads
+from qinco.maths.devices import device_type
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import is_directory
-from qinco.search.faiss_index import scanned_by_faiss
 from qinco.search.fit import open_pairwise
 from qinco.search.index import Index
 from qinco.search.measure.explore import Measurement, Setting, combinations, explore, pareto_front
@@ -32,6 +31,7 @@ from qinco.search.options import SearchOptions
 from qinco.store.manifest import read_manifest
 from qinco.store.tensors import find_content
 from qinco.vectors.formats import input_files
+from qinco.vectors.rows import spread_rows
 
 log = logging.getLogger(__name__)
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BYTES = 256, 1 << 12
@@ -194,7 +194,7 @@ def sweep(
         decoder: last stage of the pipeline: "neural", "pairwise" or "lookup".
         precision: of the network, as in `Index.search`.
         batch_size: queries searched at a time, at most.
-        threads: processor threads; as many as torch uses if None.
+        threads: processor threads; those of `qinco.set_num_threads` if None.
         output: results file (.json), written after every setting.
         plot, name: picture of the front (.png, .svg), and what it calls the index.
         resume, overwrite: continue the results of `output` if it exists; replace it.
@@ -204,7 +204,7 @@ def sweep(
         progress: see `qinco.progress`.
 
     Returns:
-        SweepResult: `front` has the Pareto-optimal settings, `measured` the Measurement of each.
+        SweepResult: `front` has the Pareto-optimal settings, `measured` (of a KeyboardInterrupt, too) all Measurements.
 
     Example:
         >>> result = qinco.sweep("index", "query.fvecs", "groundtruth.ivecs", nprobe=[4, 16, 64], num_short=[10, 100])
@@ -214,18 +214,15 @@ def sweep(
     given = (index, queries, ground_truth, pairwise)
     read = [*inputs, *input_files(*given)]
     output = user_path(output)
-    if output is not None and Path(output).suffix.lower() != ".json":
-        raise ConfigError(f"output={output}: the results of a search are written to a .json file")
     if output is not None:
-        check_output(output, overwrite=overwrite, resume=resume, inputs=read)
+        check_output(output, suffixes=(".json",), overwrite=overwrite, resume=resume, inputs=read)
     if plot is not None:
-        check_output(check_plot_path(plot), overwrite=overwrite or resume, inputs=read)
+        check_plot_path(plot, overwrite or resume, read)
     name = name or (Path(index).name if isinstance(index, str | os.PathLike) else "index")
     index, files = open_searcher(index, codec, pairwise)
     for value in (batch_size, 1 if threads is None else threads, *nprobe):
         require_int("each of nprobe, batch_size and threads", value)
-    if decoder not in DECODERS:
-        raise ConfigError(f"decoder must be one of {', '.join(DECODERS)}, not {decoder!r}")
+    require_choice("decoder", decoder, DECODERS)
     if decoder == "neural" and index.codec is None:
         raise ConfigError("the index holds no codec to decode with: give the codec (model=), or decoder=lookup")
     if decoder == "pairwise" and index.pairwise is None:
@@ -246,20 +243,15 @@ def sweep(
         facts["index"] = _fingerprint_of(index)
     if decoder == "neural" and index.codec is not None:
         facts["model"] = index.codec.fingerprint()
-        engine, device = index.codec.encode_options.engine, index.codec.device.type
+        engine, device = index.codec.encode_options.engine, device_type(index.codec.device)
         facts["precision, engine or device"] = f"{precision} {engine} {device}"
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        found = {"fingerprint": facts, "threads": torch.get_num_threads(), "machine": processor_name()}
-        with reporting(progress) as report:
-            result = record_sweep(
-                values, lambda options: measure(
-                    index, queries_QD, nearest_Q, options, batch_size, precision=precision, decoder=decoder
-                ), found, output, resume, report,
-            )  # fmt: skip
-    finally:
-        torch.set_num_threads(before)
+    with using_threads(threads), reporting(progress) as report:
+        found = {"fingerprint": facts, "threads": num_threads(), "machine": processor_name()}
+        result = record_sweep(
+            values, lambda options: measure(
+                index, queries_QD, nearest_Q, options, batch_size, precision=precision, decoder=decoder
+            ), found, output, resume, report,
+        )  # fmt: skip
     if plot is not None:
         plot_fronts(plot, {name: result.points()}, f"{len(queries_QD):,} queries, threads: {found['threads']}")
     return result
@@ -275,6 +267,8 @@ def open_searcher(index, codec: Codec | None = None, pairwise=None, device="cpu"
     elif not isinstance(index, Index):
         if held := find_content(path):
             raise DataError(f"{path} holds {held}, not an index")
+        from qinco.search.faiss_index import scanned_by_faiss
+
         index, files["index"] = Index(codec, scanned_by_faiss(path, codec)), _fingerprint_of_file(path)
     if pairwise is None:
         return index, files
@@ -301,6 +295,6 @@ def _fingerprint_of_file(path: str | os.PathLike) -> str:
 def _fingerprint_of(index: Index) -> str:
     digest = sha256(index.tables.lookup.tables_MKD.tobytes())
     for segment in index.parts.segments:
-        rows = np.unique(np.linspace(0, max(0, len(segment) - 1), _FINGERPRINT_BLOCKS).astype(np.int64))[: len(segment)]
+        rows = spread_rows(len(segment))
         digest.update(segment.starts.tobytes() + segment.rows(rows)[0].tobytes() + segment.ids[rows].tobytes())
     return digest.hexdigest()

@@ -16,7 +16,7 @@ from qinco.search.metric import METRICS
 from qinco.vectors.arrays import as_rows
 from qinco.vectors.binary import open_distances
 from qinco.vectors.formats import FORMATS, open_array, read_integers, split_part
-from qinco.vectors.rows import VectorSource, as_source, check_dim, spread_rows
+from qinco.vectors.rows import VectorSource, as_source, check_dim, check_not_empty, spread_rows
 
 log = logging.getLogger(__name__)
 _MAX_QUERIES, _MAX_LISTED = 64, 10  # that are looked at
@@ -37,10 +37,8 @@ def open_queries(queries, ground_truth, dim: int) -> tuple[np.ndarray, np.ndarra
 
     The ground truth is ids (Q,) or (Q, R), the path of a file of them, or a pair of distances and ids.
     """
-    source = as_source(queries, "queries")
+    source = check_not_empty(as_source(queries, "queries"))
     check_dim(source, dim, "the vectors that are searched")
-    if not len(source):
-        raise DataError("there are no queries to measure with")
     truth, distances = _read_truth(ground_truth)
     if truth.ndim == 2 and truth.shape[1]:
         as_ids(truth[:, 0], None)  # others than the first may be missing (-1)
@@ -62,9 +60,8 @@ def _read_truth(ground_truth) -> tuple[np.ndarray, np.ndarray | None]:
         if sorted(part.dtype.kind in "iu" for part in pair) == [False, True]:
             distances, ids = sorted(pair, key=lambda part: part.dtype.kind in "iu")
             return ids, distances
-    if (cpu := getattr(ground_truth, "cpu", None)) is not None:
-        return cpu().numpy(), None
-    return np.asarray(as_rows(ground_truth, "the ground truth")[:]), None
+    on_processor = getattr(ground_truth, "cpu", lambda: ground_truth)()
+    return np.asarray(as_rows(on_processor, "the ground truth")[:]), None
 
 
 def _stored_distances(path) -> np.ndarray | None:

@@ -68,3 +68,26 @@ def test_what_cannot_be_is_refused_before_the_search(tmp_path):
     with pytest.raises(DataError):
         qinco.find_neighbors(index, QUERIES_QD[:, :-1])
     assert list(tmp_path.iterdir()) == [there] and there.read_bytes() == b""
+
+
+@pytest.mark.parametrize("suffix", [".ivecs", ".ibin"])
+@pytest.mark.parametrize("odd", [1 << 31, -(1 << 31) - 1])
+def test_ids_that_a_file_cannot_hold_are_refused_before_the_search(suffix, odd, tmp_path, monkeypatch):
+    index = qinco.Index.build(trained("plain"), vectors(3), ids=[1, odd, 2])
+    monkeypatch.setattr(qinco.Index, "search", None)
+    with pytest.raises(ConfigError, match=rf"{odd}.*\.npy"):
+        qinco.find_neighbors(index, QUERIES_QD, 2, output=tmp_path / f"ids{suffix}")
+    monkeypatch.undo()
+    assert odd in qinco.find_neighbors(index, QUERIES_QD, 3, output=tmp_path / "ids.npy").ids
+    index.remove(odd)
+    qinco.find_neighbors(index, QUERIES_QD, 2, output=tmp_path / f"ids{suffix}")
+    index.reset()
+    qinco.find_neighbors(index, QUERIES_QD, 2, output=tmp_path / f"none{suffix}")
+
+
+@pytest.mark.parametrize("options", [{"nprobe": 3}, {"filter": [1]}, {"device": "tpu"}])
+def test_options_that_a_pair_has_not_are_refused_before_it_is_encoded(options, monkeypatch):
+    codec = trained("plain")
+    monkeypatch.setattr(qinco.Codec, "encode", None)
+    with pytest.raises(ConfigError):
+        qinco.find_neighbors((codec, vectors()), QUERIES_QD, **options)

@@ -218,6 +218,9 @@ def test_the_file_has_the_keys_of_the_authors_code_and_ours(tmp_path):
 
 
 def test_an_interrupted_sweep_is_resumed(tmp_path):
+    with pytest.raises(KeyboardInterrupt) as stop:
+        record_sweep(VALUES, Recorder(interrupt_after=3), CONDITIONS)
+    assert len(stop.value.measured) == 3
     output = tmp_path / "results.json"
     output.write_text("old")
     for count in (0, 3):  # the old file is kept until there is something to replace it by

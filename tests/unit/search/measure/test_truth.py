@@ -1,5 +1,7 @@
 """Ground truths of other vectors, of another metric, or of a shape that does not fit are noticed."""
 
+import struct
+
 import h5py
 import numpy as np
 import pytest
@@ -109,3 +111,12 @@ def test_a_pair_of_distances_and_ids_is_a_ground_truth():
         _, found, distances = open_queries(Q_ND, pair, DIM)
         assert np.array_equal(found, ids) and np.array_equal(distances, values)
     assert np.array_equal(open_queries(Q_ND[:2], ([3, 4], [5, 6]), DIM)[1], [[3, 4], [5, 6]])
+
+
+@pytest.mark.parametrize("header", ["<II", "<QQ"])
+def test_the_distances_of_a_big_ann_file_are_read_whatever_its_header(header, tmp_path):
+    ids, values = truth_of("l2")
+    content = struct.pack(header, *ids.shape) + ids.astype("<u4").tobytes() + values.astype("<f4").tobytes()
+    (tmp_path / "gt100").write_bytes(content)
+    _, found, distances = open_queries(Q_ND, tmp_path / "gt100", DIM)
+    assert np.array_equal(found, ids) and np.array_equal(distances, values.astype(np.float32))

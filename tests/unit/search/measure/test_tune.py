@@ -114,7 +114,7 @@ def test_a_target_out_of_reach_says_how_far_it_is():
         *(({"target_recall": wrong}, ConfigError, f"{wrong}") for wrong in (0, 1.01, float("nan"), "high")),
         ({"k": 0}, ConfigError, "k must be"), ({"k": 1.5}, ConfigError, "k must be"),
         ({"queries": QUERIES_QD[:, :5]}, DataError, "not 5"), ({"queries": QUERIES_QD[:9]}, DataError, "60"),
-        ({"queries": QUERIES_QD[:0], "ground_truth": []}, DataError, "no queries"),
+        ({"queries": QUERIES_QD[:0], "ground_truth": []}, DataError, "queries must not be empty"),
         ({"queries": QUERIES_QD * np.nan}, DataError, "NaN"), ({"queries": QUERIES_QD[0]}, DataError, r"\(1, "),
         ({"ground_truth": nearest(1) * 1.0}, DataError, "integers"),
         ({"ground_truth": nearest(1)[:, :0]}, DataError, "integers"),
