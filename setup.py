@@ -25,7 +25,7 @@ X86 = {
     "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16"],
 }
 # Linked in this order: of code that several objects share, the copy that every processor can run is taken.
-LEVELS = {"engine": [], "portable": []} | (X86 if get_platform().endswith(("x86_64", "amd64")) else {})
+LEVELS = {"engine": [], "pool": [], "portable": []} | (X86 if get_platform().endswith(("x86_64", "amd64")) else {})
 SOURCES = [FOLDER / f"{name}.cpp" for name in LEVELS]
 
 
