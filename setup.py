@@ -18,14 +18,14 @@ from setuptools.errors import CompileError
 
 FOLDER = Path("src/qinco/native")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized", "-fno-math-errno"]
-FLAGS += ["-include", str(FOLDER / "glibc.h")]
+FLAGS += ["-include", str(FOLDER / "symbols.h")]
 X86 = {
     "avx2": ["-march=x86-64-v3"],
     "avx512": ["-march=x86-64-v4"],
     "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16"],
 }
 # Linked in this order: of code that several objects share, the copy that every processor can run is taken.
-LEVELS = {"engine": [], "portable": []} | (X86 if get_platform().endswith(("x86_64", "amd64")) else {})
+LEVELS = {"engine": [], "pool": [], "portable": []} | (X86 if get_platform().endswith(("x86_64", "amd64")) else {})
 SOURCES = [FOLDER / f"{name}.cpp" for name in LEVELS]
 
 

@@ -18,6 +18,7 @@ export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 export OMP_NUM_THREADS=1  # of torch; the engine makes its own
 # Without this the tests would be skipped where the build failed or cannot be loaded.
 "$python" -c 'from qinco.native.library import is_available; assert is_available(), "the sanitized build is not there"'
-# Searches with trained models are left out: they take longest, and what they look at is how good the codes are.
-"$python" -m pytest -q -k 'not trained' tests/unit/native tests/unit/engines/test_native_engine.py tests/unit/search/test_scan.py \
+# Searches with trained models are left out: they take longest, and what they look at is how good the codes are. The
+# sanitizers need more memory than a process may have that is given no threads.
+"$python" -m pytest -q -k 'not trained and not without_threads' tests/unit/native tests/unit/engines/test_native_engine.py tests/unit/search/test_scan.py \
     tests/property/test_native.py tests/property/test_native_scan.py "$@"

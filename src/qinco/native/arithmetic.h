@@ -11,14 +11,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <system_error>
-#include <thread>
 #include <vector>
 #if BF16
 #include <immintrin.h>
 #endif
 
 #include "engine.h"
+#include "pool.h"
 
 namespace ISA {
 
@@ -189,28 +188,32 @@ struct NarrowTable {
 // Vectors over threads, of which each has `fewest` at least: each takes the next group until none is left, or it is told
 // to stop.
 template <class Make, class Run>
-static void over_threads(int64_t count, int fewest, int threads, Make make, Run run) {
+struct Groups final : Job {
+  const int64_t count;
+  Make& make;
+  Run& run_group;
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
-  Watch* const watched = watch;
-  const auto work = [&] {
-    watch = watched;
+
+  Groups(int64_t number, Make& m, Run& r) : count(number), make(m), run_group(r) {}
+
+  void work() override {
     try {
       auto worker = make();
       const int64_t size = worker->vectors();
-      for (int64_t from; !is_stopped() && (from = next.fetch_add(size)) < count;)
-        run(*worker, from, (int)std::min(size, count - from));
+      for (int64_t from; !is_stopped() && !leaves() && (from = next.fetch_add(size)) < count;)
+        run_group(*worker, from, (int)std::min(size, count - from));
     } catch (const std::bad_alloc&) {
       failed = true;
     }
-  };
-  std::vector<std::thread> others;
-  try {
-    for (int t = 1; t < threads && t * int64_t(fewest) < count; t++) others.emplace_back(work);
-  } catch (const std::system_error&) {  // the system gives no more threads: those there are do the work
   }
-  work();
-  for (auto& other : others) other.join();
-  if (failed) throw std::bad_alloc();
+};
+
+template <class Make, class Run>
+static void over_threads(int64_t count, int fewest, int threads, Make make, Run run) {
+  Groups<Make, Run> groups(count, make, run);
+  const int64_t useful = (count + fewest - 1) / fewest;
+  while (!groups.run(std::max<int64_t>(1, std::min<int64_t>(threads, useful)))) groups.next = 0;
+  if (groups.failed) throw std::bad_alloc();
 }
 }  // namespace ISA

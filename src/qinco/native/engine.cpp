@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "lists.h"
+#include "nearest.h"
 #include "tables.h"
 
 using Clock = std::chrono::steady_clock;
@@ -145,7 +146,7 @@ int qinco_scalars(const void* scanner, const uint8_t* codes, const int32_t* list
   }
 }
 
-// Both return 0, or 1 where memory is exhausted; see tables.h.
+// These return 0, or 1 where memory is exhausted; see tables.h.
 int qinco_decode_rows(const qinco_rows* rows, const void* tables, int half, float scale, int threads, int level, int adds,
                       float* out) {
   try {
@@ -166,6 +167,73 @@ int qinco_sum_by_row(const qinco_rows* rows, const float* x, int threads, int le
     if (level == 1) return avx2::sum_by_row(*rows, x, threads, wide, sums), 0;
 #endif
     return portable::sum_by_row(*rows, x, threads, wide, sums), 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+int qinco_multiply(const float* a, const float* b, int64_t count, int rows, int inner, int64_t columns, int threads,
+                   int level, float* out) {
+  try {
+#if defined(__x86_64__)
+    if (level >= 2) return avx512::multiply(a, b, count, rows, inner, columns, threads, out), 0;
+    if (level == 1) return avx2::multiply(a, b, count, rows, inner, columns, threads, out), 0;
+#endif
+    return portable::multiply(a, b, count, rows, inner, columns, threads, out), 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+// Vectors (count, dim) to search exactly, or null where memory is exhausted; they are read in every search.
+void* qinco_create_flat(const float* vectors, int64_t count, int dim, int inner_product, int level) {
+  try {
+#if defined(__x86_64__)
+    if (level >= 2) return avx512::make_flat(vectors, count, dim, inner_product);
+    if (level == 1) return avx2::make_flat(vectors, count, dim, inner_product);
+#endif
+    return portable::make_flat(vectors, count, dim, inner_product);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
+void qinco_destroy_flat(void* flat) { delete (AnyFlat*)flat; }
+
+// These return 0, or 1 where memory is exhausted.
+int qinco_search_flat(const void* flat, const float* queries, int64_t count, int64_t wanted, int threads, float* values,
+                      int64_t* numbers) {
+  try {
+    ((const AnyFlat*)flat)->search(queries, count, wanted, threads, values, numbers);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+// Fills a graph's links, or returns them unfinished where it is stopped.
+int qinco_build_graph(const qinco_graph* graph, int effort, int level) {
+  try {
+#if defined(__x86_64__)
+    if (level >= 2) return avx512::build_graph(*graph, effort), 0;
+    if (level == 1) return avx2::build_graph(*graph, effort), 0;
+#endif
+    return portable::build_graph(*graph, effort), 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+// The `wanted` <= effort nearest that a walk finds which keeps `effort`: values and numbers (count, wanted), infinite and
+// -1 where it does not find so many.
+int qinco_search_graph(const qinco_graph* graph, const float* queries, int64_t count, int64_t wanted, int effort,
+                       int threads, float* values, int64_t* numbers, int level) {
+  try {
+#if defined(__x86_64__)
+    if (level >= 2) return avx512::search_graph(*graph, queries, count, wanted, effort, threads, values, numbers), 0;
+    if (level == 1) return avx2::search_graph(*graph, queries, count, wanted, effort, threads, values, numbers), 0;
+#endif
+    return portable::search_graph(*graph, queries, count, wanted, effort, threads, values, numbers), 0;
   } catch (const std::bad_alloc&) {
     return 1;
   }

@@ -7,7 +7,7 @@ instruction set than the processor's best, `QINCO_NATIVE_LIBRARY` another build.
 import ctypes
 import os
 from collections.abc import Callable
-from ctypes import POINTER, PYFUNCTYPE, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, PYFUNCTYPE, Structure, byref, c_char, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -222,7 +222,14 @@ def _pointer(array: np.ndarray, shape: tuple[int, ...], kept: list):
 
 
 def address(array: np.ndarray | None) -> int | None:
-    return None if array is None else array.ctypes.data
+    """Where an array's values begin; `array.ctypes` takes longer than some calls do."""
+    if array is None:
+        return None
+    memory: Any = array  # a buffer, of which the types do not know yet
+    try:
+        return ctypes.addressof(c_char.from_buffer(memory))
+    except (TypeError, ValueError, BufferError):  # it cannot be written to, or has no values
+        return array.ctypes.data
 
 
 @cache
@@ -245,7 +252,13 @@ def compiled() -> Any:
         "qinco_scan_lists": (c_int, c_void_p, c_void_p, c_int),
         "qinco_scalars": (c_int, *[c_void_p] * 3, c_int64, c_int, c_void_p),
         "qinco_decode_rows": (c_int, c_void_p, c_void_p, c_int, c_float, *[c_int] * 3, c_void_p),
+        "qinco_multiply": (c_int, *[c_void_p] * 2, c_int64, c_int, c_int, c_int64, c_int, c_int, c_void_p),
         "qinco_sum_by_row": (c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_void_p),
+        "qinco_create_flat": (c_void_p, c_void_p, c_int64, c_int, c_int, c_int),
+        "qinco_destroy_flat": (None, c_void_p),
+        "qinco_search_flat": (c_int, c_void_p, c_void_p, c_int64, c_int64, c_int, *[c_void_p] * 2),
+        "qinco_build_graph": (c_int, c_void_p, c_int, c_int),
+        "qinco_search_graph": (c_int, *[c_void_p] * 2, *[c_int64] * 2, *[c_int] * 2, *[c_void_p] * 2, c_int),
     }.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

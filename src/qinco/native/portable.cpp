@@ -4,5 +4,6 @@
 #define TILE 6
 #define BF16 0
 #include "kernels.h"
+#include "graph.h"
 #include "scan.h"
 #include "tables.h"
