@@ -18,7 +18,7 @@ from setuptools.errors import CompileError
 
 FOLDER = Path("src/qinco/native")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized", "-fno-math-errno"]
-FLAGS += ["-include", str(FOLDER / "glibc.h")]
+FLAGS += ["-include", str(FOLDER / "symbols.h")]
 X86 = {
     "avx2": ["-march=x86-64-v3"],
     "avx512": ["-march=x86-64-v4"],

@@ -7,7 +7,7 @@ Shape suffixes: N vectors, D dimension, d dimension of a sketch, K codewords, W 
 codes, T vectors to fit to, U vectors held out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from qinco.errors import DataError
 from qinco.machine import num_threads
-from qinco.native.tables import sum_by_row
+from qinco.native.tables import multiply, sum_by_row
 from qinco.progress import Progress
 
 Pair = tuple[int, int]
@@ -26,7 +26,7 @@ _NEIGHBOURS, _SKETCH_NEIGHBOURS = (2, 3, 5, 12), (3,)
 _SKETCH_DIM = 32
 _STANDARD_ERRORS, _HALVINGS = 2, 30
 _MIN_WEIGHT = 1e-3  # products of less would be subnormal, with which processors are slow
-_BLOCK_ROWS, _SPREAD_WORDS = 1024, 64
+_BLOCK_ROWS = 1024
 
 
 def fit_pair_tables(
@@ -87,17 +87,12 @@ class _Rows:
 
     def spread(self, first_KK: np.ndarray, second_KK: np.ndarray) -> "_Rows":
         """To each row those of similar codewords in both places are added, weighted."""
-        size, dim = len(first_KK), self.sums_JD.shape[1]
-        sums_KC, mixed_KC = self.sums_JD.reshape(size, size * dim), np.empty((size, size * dim), np.float32)
-        for first in range(0, size * dim, _SPREAD_WORDS * dim):  # between which Ctrl-C is heard
-            part = np.s_[:, first : first + _SPREAD_WORDS * dim]
-            np.matmul(first_KK, sums_KC[part], out=mixed_KC[part])
-        mixed_KKD, spread_KKD = mixed_KC.reshape(size, size, dim), np.empty((size, size, dim), np.float32)
-        for first in range(0, size, _SPREAD_WORDS):
-            part = np.s_[first : first + _SPREAD_WORDS]
-            np.matmul(second_KK, mixed_KKD[part], out=spread_KKD[part])
-        weights_KK = first_KK @ self.weights_J.reshape(size, size) @ second_KK.T
-        return _Rows(spread_KKD.reshape(size**2, dim), weights_KK.ravel())
+        size, threads = len(first_KK), num_threads()
+        spread = []
+        for values_J in (self.sums_JD, self.weights_J):
+            mixed_1KC = multiply(first_KK, values_J.reshape(1, size, -1), threads=threads)
+            spread.append(multiply(second_KK, mixed_1KC.reshape(size, size, -1), threads=threads))
+        return _Rows(spread[0].reshape(size**2, -1), spread[1].ravel())
 
     def fit_pull(self, joint_U: np.ndarray, left_UD: np.ndarray) -> "_Rows":
         """Find the pull with the largest gain on held-out vectors, less some standard errors of it."""
@@ -126,9 +121,7 @@ class _Fit:
             _Part(streams_NW[rows].astype(np.int32), residual_ND[rows])
             for rows in map(np.sort, (order_N[:num_held], order_N[num_held:]))
         )
-        self.kernels = [
-            {count: _kernel(words_KD, count) for count in {*_NEIGHBOURS, *_SKETCH_NEIGHBOURS}} for words_KD in words_WKD
-        ]
+        self.kernels = [_kernels(words_KD, {*_NEIGHBOURS, *_SKETCH_NEIGHBOURS}) for words_KD in words_WKD]
         dim = residual_ND.shape[1]  # a pair's gain along random directions is in proportion to its whole gain
         directions_Dd = np.linalg.qr(generator.standard_normal((dim, min(dim, _SKETCH_DIM))))[0]
         self.sketch_Dd = directions_Dd.astype(np.float32)
@@ -211,14 +204,18 @@ def _products(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
     return np.einsum("nd,nd->n", a_ND, b_ND).astype(np.float64)
 
 
-def _kernel(words_KD: np.ndarray, neighbours: float) -> np.ndarray:
-    """Weights of all words for each, (K, K): exp(−distance² / width), the width such that they sum to `neighbours`."""
+def _kernels(words_KD: np.ndarray, numbers: Iterable[int]) -> dict[int, np.ndarray]:
+    """Weights of all words for each, (K, K): exp(−distance² / width), the width such that they sum to each number."""
     words_KD = words_KD - words_KD.mean(0, dtype=np.float64)
     squares_K = _products(words_KD, words_KD)
     distances_KK = np.maximum(squares_K[:, None] + squares_K - 2 * words_KD @ words_KD.T, 0)
     np.fill_diagonal(distances_KK, 0)
     distances_KK = (distances_KK / max(distances_KK.mean(), np.finfo(np.float64).tiny)).astype(np.float32)
-    low_K1, high_K1 = (np.full((len(words_KD), 1), bound, np.float32) for bound in (1e-6, 1e3))
+    return {number: _kernel(distances_KK, number) for number in numbers}
+
+
+def _kernel(distances_KK: np.ndarray, neighbours: int) -> np.ndarray:
+    low_K1, high_K1 = (np.full((len(distances_KK), 1), bound, np.float32) for bound in (1e-6, 1e3))
     for _ in range(_HALVINGS):
         width_K1 = np.sqrt(low_K1 * high_K1)
         is_wide = np.exp(-distances_KK / width_K1).sum(1, keepdims=True) > neighbours

@@ -146,7 +146,7 @@ int qinco_scalars(const void* scanner, const uint8_t* codes, const int32_t* list
   }
 }
 
-// Both return 0, or 1 where memory is exhausted; see tables.h.
+// These return 0, or 1 where memory is exhausted; see tables.h.
 int qinco_decode_rows(const qinco_rows* rows, const void* tables, int half, float scale, int threads, int level, int adds,
                       float* out) {
   try {
@@ -167,6 +167,19 @@ int qinco_sum_by_row(const qinco_rows* rows, const float* x, int threads, int le
     if (level == 1) return avx2::sum_by_row(*rows, x, threads, wide, sums), 0;
 #endif
     return portable::sum_by_row(*rows, x, threads, wide, sums), 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+int qinco_multiply(const float* a, const float* b, int64_t count, int rows, int inner, int64_t columns, int threads,
+                   int level, float* out) {
+  try {
+#if defined(__x86_64__)
+    if (level >= 2) return avx512::multiply(a, b, count, rows, inner, columns, threads, out), 0;
+    if (level == 1) return avx2::multiply(a, b, count, rows, inner, columns, threads, out), 0;
+#endif
+    return portable::multiply(a, b, count, rows, inner, columns, threads, out), 0;
   } catch (const std::bad_alloc&) {
     return 1;
   }

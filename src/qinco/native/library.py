@@ -252,6 +252,7 @@ def compiled() -> Any:
         "qinco_scan_lists": (c_int, c_void_p, c_void_p, c_int),
         "qinco_scalars": (c_int, *[c_void_p] * 3, c_int64, c_int, c_void_p),
         "qinco_decode_rows": (c_int, c_void_p, c_void_p, c_int, c_float, *[c_int] * 3, c_void_p),
+        "qinco_multiply": (c_int, *[c_void_p] * 2, c_int64, c_int, c_int, c_int64, c_int, c_int, c_void_p),
         "qinco_sum_by_row": (c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_void_p),
         "qinco_create_flat": (c_void_p, c_void_p, c_int64, *[c_int] * 4),
         "qinco_destroy_flat": (None, c_void_p),

@@ -1,5 +1,5 @@
-// Additive tables: sums of table rows, which decode, and sums of vectors by table row, to which tables are fitted.
-// Arrays are row-major.
+// Additive tables: sums of table rows, which decode, sums of vectors by table row, to which tables are fitted, and
+// products that mix the rows of a table. Arrays are row-major.
 //   N vectors, D dimension, W codes of a vector, P table rows of a vector, K codewords
 #pragma once
 #include <cstdint>
@@ -18,11 +18,14 @@ struct qinco_rows {
 // decode_rows: `out` (N, D) is `scale` times the sum of each vector's rows, float32 or float16 (`half`), added to what it
 // held if `adds`.
 // sum_by_row: x (N, D) is added to its rows of `sums`, float32 or float64 (`wide`).
+// multiply: each of `count` matrices b (inner, columns) becomes a b (rows, columns), a being (rows, inner).
 #define QINCO_TABLES(isa)                                                                                    \
   namespace isa {                                                                                            \
   void decode_rows(const qinco_rows&, const void* tables, bool half, float scale, int threads, bool adds,    \
                    float* out);                                                                              \
   void sum_by_row(const qinco_rows&, const float* x, int threads, bool wide, void* sums);                    \
+  void multiply(const float* a, const float* b, int64_t count, int rows, int inner, int64_t columns, int threads, \
+                float* out);                                                                                 \
   }
 QINCO_TABLES(avx512)
 QINCO_TABLES(avx2)
@@ -41,6 +44,7 @@ constexpr int TABLE_VECTORS = 256;          // that a thread takes at a time
 constexpr int TABLE_COLUMNS = 32;           // that a thread sums at a time: so much of all rows stays in its cache
 constexpr int AHEAD = 8;                    // vectors whose sums are fetched before their turn
 constexpr int BETWEEN_CHECKS = 1 << 16;     // rows
+constexpr int64_t FEWEST_PRODUCTS = 1 << 20;  // for a thread
 constexpr int LINE = 64;                    // bytes
 
 static inline float widened(float value) { return value; }
@@ -199,6 +203,52 @@ void sum_by_row(const qinco_rows& given, const float* x, int threads, bool wide,
         [&](Summer& summer, int64_t from, int now) { summer.run(from, now, x, numbers); });
   };
   wide ? over((double*)sums) : over((float*)sums);
+}
+
+// Multiplies a panel at a time: columns of one b, or of some narrow ones.
+class PanelMultiplier {
+  const float* const a;
+  const int rows, inner;
+  const int64_t columns;
+  Matrix<Float> panel;
+
+  struct Part {
+    int64_t matrix, column;
+    int first, width;  // in the panel
+  };
+  std::vector<Part> parts;
+
+ public:
+  PanelMultiplier(const float* a, int rows, int inner, int64_t columns) : a(a), rows(rows), inner(inner), columns(columns) {
+    panel.out = PANEL, panel.in = inner, panel.values = allocate<float>(size_t(inner) * PANEL);
+  }
+
+  int vectors() const { return PANEL; }
+
+  void run(int64_t from, int width, const float* b, float* out) {
+    parts.clear();
+    for (int first = 0; first < width;) {
+      const int64_t column = (from + first) % columns;
+      const int some = std::min<int64_t>(width - first, columns - column);
+      parts.push_back({(from + first) / columns, column, first, some});
+      first += some;
+    }
+    for (const Part& part : parts)
+      for (int i = 0; i < inner; i++)
+        memcpy(&panel.values[i * PANEL + part.first], b + (part.matrix * inner + i) * columns + part.column, part.width * 4);
+    panel.apply(a, rows, [&](int row, int, const vector* sums) {
+      for (const Part& part : parts)
+        memcpy(out + (part.matrix * rows + row) * columns + part.column, (const float*)sums + part.first, part.width * 4);
+    });
+  }
+};
+
+void multiply(const float* a, const float* b, int64_t count, int rows, int inner, int64_t columns, int threads, float* out) {
+  const int64_t most = count * rows * inner * columns / FEWEST_PRODUCTS + 1;
+  over_threads(
+      count * columns, PANEL, std::min<int64_t>(threads, most),
+      [&] { return std::make_unique<PanelMultiplier>(a, rows, inner, columns); },
+      [&](PanelMultiplier& multiplier, int64_t from, int now) { multiplier.run(from, now, b, out); });
 }
 }  // namespace ISA
 #endif

@@ -1,8 +1,9 @@
-"""Sums of rows of additive tables, and of vectors by table row: compiled, or by numpy where nothing is compiled.
+"""Sums of rows of additive tables, of vectors by table row, and products: compiled, or by numpy where nothing is.
 
 Tables lie one after the other, (T, D). A vector has a row in each: its code, or a · K + b for two codes a, b.
 
-Shape suffixes: N vectors, n vectors of a block, D dimension, W codes of a vector, P pairs, K codewords, T table rows.
+Shape suffixes: N vectors, n vectors of a block, D dimension, W codes of a vector, P pairs, K codewords, T table rows;
+B matrices (I, C), R rows.
 """
 
 from ctypes import Structure, byref, c_int32, c_int64, c_void_p
@@ -69,6 +70,28 @@ def sum_by_row(
         _OPERATIONS * rows.count * rows.num_rows * rows.dim,
     )  # fmt: skip
     check_memory(failed, _REMEDY)
+
+
+def multiply(a_RI: np.ndarray, b_BIC: np.ndarray, *, threads: int) -> np.ndarray:
+    """The products of one matrix with each of some others, float32 (B, R, C).
+
+    numpy's own library would use a number of threads of its own, and they wait for each other in every small product.
+    """
+    (num_rows, inner), (count, _, columns) = a_RI.shape, b_BIC.shape
+    assert a_RI.dtype == b_BIC.dtype == np.float32 and b_BIC.shape[1] == inner
+    assert a_RI.flags.c_contiguous and b_BIC.flags.c_contiguous
+    if compiled() is None:
+        return a_RI @ b_BIC
+    out_BRC = np.empty((count, num_rows, columns), np.float32)
+    failed = run(
+        lambda: compiled().qinco_multiply(
+            a_RI.ctypes.data, b_BIC.ctypes.data, count, num_rows, inner, columns, threads, LEVELS.index(level()),
+            out_BRC.ctypes.data,
+        ),
+        2.0 * num_rows * b_BIC.size,
+    )  # fmt: skip
+    check_memory(failed, _REMEDY)
+    return out_BRC
 
 
 def _rows(codes_NW, pairs_P2, codebook_size: int, tables_TD, x_ND) -> _Rows:

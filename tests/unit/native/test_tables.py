@@ -9,7 +9,7 @@ from native_levels import LEVELS
 
 from qinco.errors import ResourceError
 from qinco.native import tables as module
-from qinco.native.tables import decode_rows, sum_by_row
+from qinco.native.tables import decode_rows, multiply, sum_by_row
 
 SIZE = 7
 
@@ -121,3 +121,13 @@ def test_exhausted_memory_is_said(level, monkeypatch):
         decode_rows(normal(7, 3), draw_codes(5, 1), SIZE, threads=1)
     with pytest.raises(ResourceError, match="out of memory"):
         sum_by_row(normal(5, 3), draw_codes(5, 1), SIZE, np.zeros((7, 3)), threads=1)
+
+
+@pytest.mark.parametrize(("num_rows", "inner", "columns"), [(1, 1, 1), (5, 7, 3), (9, 9, 64), (33, 20, 130), (4, 3, 0)])
+def test_products_of_one_matrix_with_others(num_rows, inner, columns):
+    a_RI, b_BIC = normal(num_rows, inner), normal(4, inner, columns, seed=1)
+    found_BRC = multiply(a_RI, b_BIC, threads=3)
+    assert found_BRC.dtype == np.float32
+    np.testing.assert_allclose(found_BRC, a_RI.astype(np.float64) @ b_BIC.astype(np.float64), atol=1e-4)
+    np.testing.assert_array_equal(multiply(a_RI, b_BIC, threads=1), found_BRC)
+    assert multiply(a_RI, b_BIC[:0], threads=1).shape == (0, num_rows, columns)
