@@ -59,7 +59,7 @@ class CoarseGraph(NearestCentroids):
             entry, most = header.get("entry"), header.get("links")
             is_graph = set(arrays) == set(_LINKS) and header.get("inner_product") is inner_product
             if is_graph and isinstance(entry, int) and isinstance(most, int):
-                links = Links(*(arrays[name] for name in _LINKS), entry, most)
+                links = Links(arrays["levels"], arrays["offsets"], arrays["neighbors"], entry, most)
         if links is None or len(links.levels) != len(centroids_VD) or not links.are_sound():
             raise DataError(f"{path} is damaged, or no HNSW graph of these centroids")
         return cls(centroids_VD, inner_product=inner_product, links=links)

@@ -9,11 +9,12 @@ import pytest
 from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, built, copied, trained, vectors
 
 from qinco.errors import ConfigError, DataError
+from qinco.search import index_file
 from qinco.search import tables as tables_module
 from qinco.search.index import Index
 from qinco.search.index_file import CODEC, GRAPH, PAIRWISE
 from qinco.search.options import SearchOptions
-from qinco.search.tables import MIN_GRAPH_LISTS
+from qinco.search.tables import MIN_GRAPH_LISTS, CoarseGraph
 from qinco.store.folder import read_folder, write_folder
 from qinco.store.manifest import MANIFEST, read_manifest
 
@@ -125,6 +126,30 @@ def test_many_lists_are_saved_with_their_graph(tmp_path, monkeypatch):
         for effort in (1, 256)
     ]
     assert shares[0] <= shares[1] and shares[1] > 0.95
+
+
+@pytest.mark.parametrize("metric", ["l2", "inner_product"])
+def test_graphs_of_older_indexes_are_read_with_faiss_and_made_anew_without(tmp_path, monkeypatch, metric):
+    faiss = pytest.importorskip("faiss")
+    index = copied(built("plain", metric))
+    index.parts = replace(index.parts, tables=replace(index.tables, min_graph_lists=5))
+    theirs = faiss.IndexHNSWFlat(DIM, 32, faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
+    theirs.add(index.tables.centroids_VD)
+    content = faiss.serialize_index(theirs, faiss.IO_FLAG_SKIP_STORAGE).tobytes()
+    with monkeypatch.context() as older:
+        older.setattr(index_file, "GRAPH", "graph.faissindex")
+        older.setattr(CoarseGraph, "save", lambda self, path: path.write_bytes(content))
+        index.save(tmp_path / "older")
+    assert "graph.faissindex" in files_of(tmp_path / "older")
+    loaded = Index.load(tmp_path / "older")
+    assert np.array_equal(loaded.tables.graph.links.neighbors, faiss.vector_to_array(theirs.hnsw.neighbors))
+    assert same(loaded, index, nprobe=4)
+    loaded.save(tmp_path / "newer")
+    assert GRAPH in files_of(tmp_path / "newer") and "graph.faissindex" not in files_of(tmp_path / "newer")
+    assert same(Index.load(tmp_path / "newer"), loaded, nprobe=4)
+    monkeypatch.setattr(index_file, "find_spec", lambda name: None)
+    loaded = Index.load(tmp_path / "older")
+    assert loaded.tables.graph is None and same(loaded, index, nprobe=4)
 
 
 # Codecs
