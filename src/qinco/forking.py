@@ -9,6 +9,7 @@ import sys
 from threading import Lock
 from weakref import WeakSet
 
+generation = 0  # of this process: its parents since this module was imported
 _locks: WeakSet = WeakSet()
 
 
@@ -20,6 +21,8 @@ def new_lock() -> Lock:
 
 
 def _set_up_child() -> None:
+    global generation
+    generation += 1
     for lock in list(_locks):
         lock._at_fork_reinit()  # as the locks of the standard library are
     for name, function in (("torch", "set_num_threads"), ("faiss", "omp_set_num_threads")):

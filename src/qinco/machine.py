@@ -15,10 +15,11 @@ from numbers import Integral
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from qinco import forking
 from qinco.errors import ConfigError
 
 _ROOT = Path("/")
-_threads: int | None = None  # of set_num_threads
+_threads: tuple[int, int] | None = None  # of set_num_threads, and the generation of the process that called it
 _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a huge number
 # Limits of a group in bytes, of version 2 and of version 1, and what counts towards them; and where version 1 tells the
 # least limit of the groups around it, which are not seen in a container.
@@ -43,10 +44,12 @@ class GroupLimits:
 def num_threads() -> int:
     """Threads of a call: those of `set_num_threads`, QINCO_NUM_THREADS or OMP_NUM_THREADS, or as many as usable cores.
 
-    The numbers of torch and faiss are their own.
+    The numbers of torch and faiss are their own. A forked child uses one thread, until it calls `set_num_threads`.
     """
-    if _threads is not None:
-        return _threads
+    if _threads is not None and _threads[1] == forking.generation:
+        return _threads[0]
+    if forking.generation:
+        return 1
     text = os.environ.get("QINCO_NUM_THREADS")
     if text is not None and not (text.isdigit() and int(text) > 0):
         raise ConfigError(f"QINCO_NUM_THREADS={text} is not a number of threads, 1 or more")
@@ -60,10 +63,14 @@ def set_num_threads(count: int | None) -> None:
     Example:
         >>> qinco.set_num_threads(4)
     """
-    global _threads
     if count is not None and (isinstance(count, bool) or not isinstance(count, Integral) or count < 1):
         raise ConfigError(f"the number of threads must be an integer of 1 or more, not {count!r}")
-    _threads = None if count is None else int(count)
+    _set(None if count is None else (int(count), forking.generation))
+
+
+def _set(threads: tuple[int, int] | None) -> None:
+    global _threads
+    _threads = threads
     torch: Any = sys.modules.get("torch")
     if hasattr(torch, "set_num_threads"):
         torch.set_num_threads(num_threads())
@@ -73,11 +80,12 @@ def set_num_threads(count: int | None) -> None:
 def using_threads(count: int | None) -> Iterator[None]:
     """Let calls within the block use `count` threads, as `set_num_threads` does; None: as many as before."""
     before = _threads
-    set_num_threads(before if count is None else count)
+    if count is not None:
+        set_num_threads(count)
     try:
         yield
     finally:
-        set_num_threads(before)
+        _set(before)
 
 
 def usable_cores(root: Path = _ROOT) -> int:

@@ -12,8 +12,8 @@ import qinco
 ROOT = Path(qinco.__file__).parent
 # A room may import rooms of lower levels, and itself; rooms of one level do not know each other.
 LEVELS = [
-    ["errors", "version"],
-    ["config", "atomic", "forking", "interrupts", "machine", "progress"],
+    ["errors", "forking", "version"],
+    ["config", "atomic", "interrupts", "machine", "progress"],
     ["packing"],
     ["vectors", "native"],
     ["maths", "datasets"],
@@ -101,6 +101,33 @@ def test_importing_the_package_loads_nothing_heavy(statement):
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "qinco" in loaded
     assert not {"torch", "faiss", "accelerate", "safetensors", "sklearn", "scipy", "matplotlib"} & set(loaded)
+
+
+@pytest.mark.parametrize("module", ["engines.native_engine", "engines.numpy_engine", "store.codec", "store.codes",
+                                    "compat.checkpoints", "cli.app", "cli.tasks"])  # fmt: skip
+def test_the_core_loads_neither_torch_nor_faiss(module):
+    code = f"import sys, qinco.{module}; print(*sorted({{'torch', 'faiss'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+
+
+def test_without_torch_codecs_of_any_kind_are_read_and_decoded(tmp_path):
+    """By the compiled kernels, or by numpy."""
+    golden = Path(__file__).parents[1] / "data"
+    code = f"""
+import sys
+sys.modules["torch"] = None
+import numpy as np
+from pathlib import Path
+from qinco.engines.engine import choose_engine
+from qinco.store.codec import load_models, save_models
+weights, _, options, provenance = load_models({str(golden / "golden-codec-v1.safetensors")!r})
+save_models(Path({str(tmp_path)!r}) / "c.safetensors", weights, None, options, provenance)
+data = np.load({str(golden / "golden-codec-v1.npz")!r})
+packed = choose_engine("auto", weights[0].config, "cpu").pack(weights[0], "float32", "cpu")
+print(np.allclose(packed.decode(data["codes"]), data["decoded"], rtol=1e-4, atol=1e-4))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "True\n"
+    assert (tmp_path / "c.safetensors").read_bytes() == (golden / "golden-codec-v1.safetensors").read_bytes()
 
 
 def test_every_public_name_is_there():

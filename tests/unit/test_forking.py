@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import select
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -17,19 +19,20 @@ from qinco import Codec, Index, exhaustive_search
 from qinco.codec.centroids import kmeans
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.forking import new_lock
+from qinco.machine import num_threads, set_num_threads, using_threads
 from qinco.maths.assignment import NearestCentroids
 from qinco.model.qinco import random_model
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 X = random_vectors(2200, 16)
 CALLS = {}
+FOUR = {"QINCO_NUM_THREADS": "4"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def used_in_the_parent():
     """Calls that the parent has made on two threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    set_num_threads(2)
     codec = Codec(random_model(ModelConfig(16, 3, 64, 1, 16, 24)), EncodeOptions(num_pairs=16, beam_width=4))
     torch_codec = codec.with_options(EncodeOptions(num_pairs=16, beam_width=4, engine="torch"))
     codes, index, centroids = codec.encode(X), Index.build(codec, X, 50), NearestCentroids(X[:200])
@@ -43,7 +46,7 @@ def used_in_the_parent():
         small = {"num_steps": 2, "codebook_size": 8, "num_blocks": 1, "epochs": 1}
         CALLS["fit"] = lambda: Codec.fit(X[:500], None, **small).encode(X[:9]).codes
     yield
-    torch.set_num_threads(before)
+    set_num_threads(None)
 
 
 def in_child(work) -> bytes:
@@ -71,6 +74,31 @@ def test_every_call_works_in_a_forked_child_and_in_its_child():
     here = results()
     assert in_child(results) == here
     assert in_child(lambda: in_child(results)) == here
+
+
+def test_a_child_uses_one_thread_until_it_says_otherwise():
+    def numbers() -> list[int]:
+        return [num_threads(), torch.get_num_threads()]
+
+    def in_turn() -> bytes:
+        found = [numbers()]
+        with using_threads(3):
+            found.append(numbers()[:1])
+        set_num_threads(None)
+        return repr([*found, numbers()]).encode()
+
+    assert numbers() == [2, 2] and in_child(in_turn) == b"[[1, 1], [3], [1, 1]]"
+    # Also where the parent had not asked for any number, and what counts threads is imported in the child.
+    code = """
+import os, qinco.forking
+child = os.fork()
+if child: os.waitpid(child, 0)
+else:
+    import qinco.machine
+    print(qinco.machine.num_threads())
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | FOUR).stdout
+    assert out == "1\n"
 
 
 def test_a_child_of_a_thread_computes():

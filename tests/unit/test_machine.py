@@ -3,9 +3,20 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from qinco.machine import free_memory, group_limits, processor_name, usable_cores
+from qinco.errors import ConfigError
+from qinco.machine import (
+    free_memory,
+    group_limits,
+    num_threads,
+    processor_name,
+    set_num_threads,
+    usable_cores,
+    using_threads,
+)
 
 
 def write(path: Path, text: str) -> None:
@@ -24,6 +35,60 @@ def write_groups(root: Path, group: str, files: dict[str, str]) -> None:
 def cores_and_memory(root: Path) -> tuple:
     limits = group_limits(root)
     return limits.cores, limits.memory
+
+
+@pytest.fixture
+def threads_of_nobody(monkeypatch):
+    """No number of threads is set, neither here nor in the environment."""
+    for name in ("QINCO_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    before = torch.get_num_threads()
+    with using_threads(None):
+        set_num_threads(None)
+        yield
+    torch.set_num_threads(before)
+
+
+def test_the_number_of_threads_is_asked_in_order(threads_of_nobody, monkeypatch):
+    torch.set_num_threads(7)
+    assert num_threads() == usable_cores()
+    monkeypatch.setenv("OMP_NUM_THREADS", "41,3")  # one number for each level of nesting
+    assert num_threads() == 41
+    monkeypatch.setenv("QINCO_NUM_THREADS", "42")
+    assert num_threads() == 42
+    set_num_threads(np.int64(3))
+    assert num_threads() == torch.get_num_threads() == 3
+    with using_threads(4):
+        assert num_threads() == torch.get_num_threads() == 4
+        with using_threads(None):
+            assert num_threads() == 4
+    assert num_threads() == torch.get_num_threads() == 3
+    set_num_threads(None)
+    assert num_threads() == torch.get_num_threads() == 42
+
+
+def test_threads_come_back_after_an_error(threads_of_nobody):
+    with pytest.raises(KeyboardInterrupt), using_threads(5):
+        raise KeyboardInterrupt
+    assert num_threads() == usable_cores()
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.0, True, "2", np.float64(2)])
+def test_numbers_of_threads_that_are_none_are_refused(threads_of_nobody, count):
+    with pytest.raises(ConfigError, match=f"must be an integer of 1 or more, not .*{count}"):
+        set_num_threads(count)
+    assert num_threads() == usable_cores()
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "", "2,3"])
+def test_an_environment_that_names_no_number_of_threads(threads_of_nobody, monkeypatch, text):
+    """OMP_NUM_THREADS is not ours to judge: OpenMP passes over what it does not understand, too."""
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert num_threads() == (2 if text == "2,3" else usable_cores())
+    with monkeypatch.context() as patch:
+        patch.setenv("QINCO_NUM_THREADS", text)
+        with pytest.raises(ConfigError, match=f"^QINCO_NUM_THREADS={text} is not a number of threads, 1 or more$"):
+            num_threads()
 
 
 def test_free_memory_is_what_the_machine_can_have():

@@ -118,12 +118,17 @@ def _arrays(step: StepWeights) -> StepArrays:
 
 def _orthogonal_outputs(out_DE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The output projection in a basis of the stream that makes its columns orthogonal, and that basis (E, E)."""
-    # Rounded, so that the order of summation does not change the basis.
-    gram_EE = (out_DE.T @ out_DE).astype(np.float32).astype(np.float64)
-    if not np.isfinite(gram_EE).all():  # diverged training: the results will show it
-        return out_DE, np.eye(len(gram_EE))
-    basis_EE = np.linalg.eigh(gram_EE)[1]
-    return out_DE @ basis_EE, basis_EE
+    dim, width = out_DE.shape
+    gram = out_DE.T @ out_DE if width <= dim else out_DE @ out_DE.T
+    gram = gram.astype(np.float32).astype(np.float64)  # so that the order of summation does not change the basis
+    if not np.isfinite(gram).all():  # diverged training: the results will show it
+        return out_DE, np.eye(width)
+    basis_EE = np.linalg.eigh(gram)[1]
+    if width > dim:  # any rounding would change eigenvectors of the eigenvalue zero, but not what completes the others
+        basis_EE = np.linalg.qr(out_DE.T @ basis_EE[:, ::-1], "complete")[0]
+    out_DE = out_DE @ basis_EE
+    out_DE[:, dim:] = 0  # but for rounding
+    return out_DE, basis_EE
 
 
 def _float32(array: np.ndarray) -> np.ndarray:

@@ -1,6 +1,8 @@
 """The native engine against the readable one, at every instruction set that the processor has."""
 
 import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -145,6 +147,39 @@ def test_equal_models_are_packed_equally_by_any_number_of_threads(embed_dim, pre
     assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0], strict=True))
 
 
+def test_equal_models_are_packed_equally_whatever_number_of_threads_numpy_has():
+    code = """
+from hashlib import sha256
+import numpy as np
+from qinco.config import ModelConfig
+from qinco.engines import native_engine
+from qinco.model.weights import random_weights
+digest = sha256()
+for dim, width in ((96, 96), (200, 128), (128, 384)):
+    weights = random_weights(ModelConfig(dim, 2, 256, 2, width, 250))
+    for field in vars(native_engine._arrays(weights.step(1))).values():
+        for array in field if isinstance(field, tuple) else [field]:
+            digest.update(b"" if array is None else array.tobytes())
+print(digest.hexdigest())
+"""
+    found = set()
+    for count in ("1", "2", "3"):
+        environment = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), count)
+        run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+        found.add(run.stdout)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
+def test_outputs_become_orthogonal_and_stay_the_same(shape):
+    for out_DE in (np.random.default_rng(0).standard_normal(shape), np.zeros(shape), np.ones(shape)):
+        rotated_DE, basis_EE = native_engine._orthogonal_outputs(out_DE)
+        products_EE = rotated_DE.T @ rotated_DE
+        np.testing.assert_allclose(products_EE, np.diag(np.diag(products_EE)), atol=1e-6)
+        np.testing.assert_allclose(basis_EE.T @ basis_EE, np.eye(shape[1]), atol=1e-12)
+        np.testing.assert_allclose(rotated_DE @ basis_EE.T, out_DE, atol=1e-12)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
 @pytest.mark.parametrize("embed_dim", [30, 6], ids=["same width", "projected"])
 def test_weights_that_are_no_numbers_are_packed(embed_dim, value):
@@ -198,3 +233,23 @@ def test_the_largest_codebook_takes_little_memory():
         assert torch.equal(codes_NM, wanted_NM)
         torch.testing.assert_close(reached_ND, wanted_ND, rtol=1e-4, atol=1e-4)
     assert resident_bytes() - before < 1 << 29
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_prefixes_are_those_of_the_module(name, level):
+    model, generator = random_model(ARCHITECTURES[name]), np.random.default_rng(0)
+    codes_NM = generator.integers(4, size=(COUNT, model.config.num_steps), dtype=np.uint8)
+    lists_N = generator.integers(5, size=COUNT, dtype=np.int32) if model.config.starts_from_coarse else None
+    start_ND = model.initial_reconstruction(COUNT, None if lists_N is None else torch.from_numpy(lists_N).long())
+    wanted = model.reconstructions(torch.from_numpy(codes_NM).long(), start_ND)
+    coder = pack_at(level, model).coder
+    for steps, (found_ND, wanted_ND) in enumerate(zip(coder.prefixes(codes_NM, lists_N), wanted, strict=True), 1):
+        wanted_ND = model.denormalize(wanted_ND).numpy()
+        np.testing.assert_allclose(found_ND, wanted_ND, atol=1e-5 * np.abs(wanted_ND).max())
+        assert found_ND.tobytes() == coder.decode(codes_NM[:, :steps], lists_N).tobytes()
+    alone = [x_ND.tobytes() for x_ND in coder.prefixes(codes_NM, lists_N)]
+    with using_threads(3):
+        assert [x_ND.tobytes() for x_ND in coder.prefixes(codes_NM, lists_N)] == alone
+    nothing = coder.prefixes(codes_NM[:0], None if lists_N is None else lists_N[:0])
+    assert [x_ND.shape for x_ND in nothing] == [(0, model.config.dim)] * model.config.num_steps

@@ -9,6 +9,7 @@ import torch
 from small_models import random_vectors
 
 from qinco.errors import DataError
+from qinco.machine import using_threads
 from qinco.maths.assignment import NearestCentroids, assigner, search_effort
 from qinco.maths.clustering import faiss_threads
 from qinco.search.tables import CoarseGraph
@@ -31,17 +32,20 @@ def agreement(lists, expected):
 
 
 def test_assignment_is_exact(device):
-    assign = assigner(torch.from_numpy(CENTROIDS).to(device))
-    lists_N = assign(torch.from_numpy(QUERIES[::2].copy()).to(device))
-    assert lists_N.dtype == torch.int64 and lists_N.device.type == device.type
-    np.testing.assert_array_equal(lists_N.cpu().numpy(), exact(QUERIES[::2], CENTROIDS)[1][:, 0])
-    assert assign(torch.empty(0, 6, device=device)).shape == (0,)
+    def sent(x_ND):
+        return x_ND if device.type == "cpu" else torch.from_numpy(x_ND).to(device)
+
+    assign = assigner(CENTROIDS, str(device))
+    lists_N = assign(sent(QUERIES[::2].copy()))
+    assert lists_N.dtype == np.int64
+    np.testing.assert_array_equal(lists_N, exact(QUERIES[::2], CENTROIDS)[1][:, 0])
+    assert assign(sent(np.empty((0, 6), np.float32))).shape == (0,)
 
 
 def test_very_many_centroids_are_assigned_through_a_graph():
     x_ND = random_vectors(2000, 6, seed=3)
-    assign = {effort: assigner(torch.from_numpy(CENTROIDS), 100, effort) for effort in (1, 128)}
-    lists = {effort: found(torch.from_numpy(x_ND)).numpy() for effort, found in assign.items()}
+    assign = {effort: assigner(CENTROIDS, max_exact=100, effort=effort) for effort in (1, 128)}
+    lists = {effort: found(x_ND) for effort, found in assign.items()}
     share = {effort: (lists_N == exact(x_ND, CENTROIDS)[1][:, 0]).mean() for effort, lists_N in lists.items()}
     assert share[1] < 0.99 < share[128]
 
@@ -87,7 +91,7 @@ def test_threads_with_different_efforts_do_not_disturb_each_other():
 
 
 def test_the_graph_does_not_depend_on_threads():
-    with faiss_threads(2):
+    with using_threads(2), faiss_threads(2):
         assert faiss.omp_get_max_threads() == 2
         several = CoarseGraph(CENTROIDS).serialize()
     with faiss_threads(1):

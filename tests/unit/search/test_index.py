@@ -28,6 +28,7 @@ from small_models import random_model
 from qinco.codec import Codec
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError, DataError
+from qinco.machine import using_threads
 from qinco.search.index import Index
 from qinco.search.metric import METRICS
 from qinco.search.options import SearchOptions
@@ -153,12 +154,8 @@ def test_batches_change_no_bit(kind, num_short):
         assert same([np.concatenate(column) for column in zip(*parts, strict=True)], expected)
     index.batch_bytes = 5000
     assert same(index.search(QUERIES_QD, 10, 4, num_short), expected)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
+    with using_threads(3):
         assert same(index.search(QUERIES_QD, 10, 4, num_short), expected)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
