@@ -19,13 +19,15 @@ from setuptools.errors import CompileError
 FOLDER = Path("src/qinco/native")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized", "-fno-math-errno"]
 FLAGS += ["-include", str(FOLDER / "symbols.h")]
+IS_X86 = get_platform().endswith(("x86_64", "amd64"))
+FLAGS += [] if IS_X86 else ["-Wno-unused-parameter"]  # the level, where there is one only
 X86 = {
     "avx2": ["-march=x86-64-v3"],
     "avx512": ["-march=x86-64-v4"],
     "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16"],
 }
 # Linked in this order: of code that several objects share, the copy that every processor can run is taken.
-LEVELS = {"engine": [], "pool": [], "portable": []} | (X86 if get_platform().endswith(("x86_64", "amd64")) else {})
+LEVELS = {"engine": [], "pool": [], "portable": []} | (X86 if IS_X86 else {})
 SOURCES = [FOLDER / f"{name}.cpp" for name in LEVELS]
 
 

@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a QINCo2 codec and compare it with PQ and RQ.")
     parser.add_argument("--threads", type=int, default=2, help="threads of every method (2)")
     threads = parser.parse_args().threads
-    torch.set_num_threads(threads)
+    qinco.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
     begun = time.monotonic()
 

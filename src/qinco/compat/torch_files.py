@@ -116,13 +116,12 @@ def write_torch_file(path: str | os.PathLike, content: dict) -> None:
 
 def as_tensor(array):
     """A tensor for `write_torch_file`."""
-    import torch
-
-    return torch.from_numpy(np.array(array, order="C"))
+    return _torch().from_numpy(np.array(array, order="C"))
 
 
-def _torch(path):
-    with needs_extra(f"{path}, a file of PyTorch,", "torch", "train"):
+def _torch(path=None):
+    what = "a file of PyTorch" if path is None else f"{path}, a file of PyTorch,"
+    with needs_extra(what, "torch", "train"):
         import torch
     return torch
 

@@ -37,7 +37,7 @@ def choose_device(device: "str | torch.device" = "auto") -> str:
     if kind not in DEVICE_TYPES or (number and not number.isdigit()) or not isinstance(device, str | _torch_device()):
         raise ConfigError(f"device={device!r:.80} is not supported: give auto, cpu, cuda or cuda:N")
     if kind == "cuda":
-        with needs_extra("device=cuda", "torch", "train"):
+        with needs_extra("device=cuda", "torch", "gpu"):
             import torch
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(number or 0) >= count:

@@ -1,20 +1,24 @@
 """The processes of a run, each with a share of every batch: one, or several that torchrun and accelerate connect."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from qinco.errors import needs_extra
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class Processes:
     """This process's rank among all, and sums over them."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: "torch.device"):
         self.rank, self.count = 0, 1
         self.device: Any = device  # torch.device
         if self.count_by_environment() > 1:
-            from accelerate import PartialState
+            with needs_extra("a run of several processes", "accelerate", "train"):
+                from accelerate import PartialState
 
             state = PartialState(cpu=device.type == "cpu")
             self.rank, self.count, self.device = state.process_index, state.num_processes, state.device
@@ -33,17 +37,19 @@ class Processes:
     def share(self, count: int) -> slice:
         return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def sum(self, tensor: "Tensor") -> "Tensor":
         if self.count == 1:
             return tensor
         from accelerate.utils import reduce
 
         return reduce(tensor, "sum")  # pyright: ignore[reportReturnType]  (a tensor for a tensor)
 
-    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+    def sum_gradients(self, parameters: "list[torch.nn.Parameter]") -> None:
         """Replace every gradient by its sum over all processes, in one message."""
         if self.count == 1:
             return
+        import torch
+
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = self.sum(torch.cat([grad.flatten() for grad in grads]))
         for parameter, grad, part in zip(parameters, grads, flat.split([grad.numel() for grad in grads]), strict=True):
@@ -55,7 +61,7 @@ class Processes:
 
             wait_for_everyone()
 
-    def copy_from_main(self, module: torch.nn.Module) -> None:
+    def copy_from_main(self, module: "torch.nn.Module") -> None:
         """Copy the weights and buffers of the main process to all others."""
         if self.count > 1:
             from accelerate.utils import broadcast

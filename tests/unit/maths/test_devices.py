@@ -68,7 +68,7 @@ def test_without_torch_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(devices, "find_spec", lambda name: None)
     assert choose_device("auto") == "cpu"
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ConfigError, match=r"^device=cuda needs the package torch: pip install 'qinco\[train\]'$"):
+    with pytest.raises(ConfigError, match=r"^device=cuda needs the package torch: pip install 'qinco\[gpu\]'$"):
         choose_device("cuda")
 
 

@@ -6,7 +6,7 @@ import qinco
 from qinco.cli.keys import ENCODING, MACHINE, TRAINING, TRAINSET, Key, Settings, chosen_preset, task
 from qinco.cli.open import check_num_centroids, conditions, files_read, find_device, mse_scale, open_trainset
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.errors import ConfigError
+from qinco.errors import ConfigError, needs_extra
 from qinco.training.options import TrainOptions
 
 
@@ -28,8 +28,10 @@ from qinco.training.options import TrainOptions
     is_distributed=True,
 )
 def train(settings, console) -> None:
-    from qinco.codec.fit import begun_with
     from qinco.training.processes import Processes
+
+    with needs_extra("training", "torch", "train"):
+        from qinco.codec.fit import begun_with
 
     begun = begun_with(settings["output"]) if settings["resume"] else {}
     source = open_trainset(settings, begun.get("rows_shuffled", settings["recipe"] == "paper"))
