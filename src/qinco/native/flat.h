@@ -230,7 +230,7 @@ class SeveralFound {
         spare(allocate<uint64_t>(capacity)), sizes(rows), limits(rows) {}
 
   static size_t capacity_for(const FlatVectors& vectors, size_t wanted) {
-    return std::min(vectors.padded_count(), wanted + std::max<size_t>(wanted / 2, 32)) + PANEL;
+    return std::min(vectors.padded_count(), wanted + std::max<size_t>(wanted / 2, 128)) + PANEL;
   }
 
   void clear(int rows) {
