@@ -103,8 +103,9 @@ class Walk {
         if (size == effort && key >= near[size - 1]) continue;
         const size_t place = place_of(key);
         if (size < effort) size++;
-        memmove(&near[place + 1], &near[place], (size - 1 - place) * sizeof(uint64_t));
-        near[place] = key;
+        uint64_t* const at = near.data() + place;
+        memmove(at + 1, at, (size - 1 - place) * sizeof(uint64_t));
+        *at = key;
         next = std::min(next, place);
       }
     }
