@@ -29,7 +29,8 @@ def answers() -> dict:
         "in_range": index.range_search(queries[:99], 0.5)[2].tolist(), "of_ids": index.reconstruct([3, 1, 2]).tolist(),
         "built": qinco.Index.build(codec, queries, pairwise=True, progress=False).search(queries[:9], 3)[1].tolist(),
         "tables": float(qinco.fit_lookup_decoder(queries, codec=codec, progress=False).mse),
-        "saved": len(qinco.Index.from_bytes(index.to_bytes())), "in_prefix": codec.decode(codec.prefix(codes, 2)).tolist(),
+        "saved": len(qinco.Index.from_bytes(index.to_bytes())),
+        "in_prefix": codec.decode(codec.prefix(codes, 2)).tolist(),
         "centroids": qinco.kmeans(queries, 7, progress=False).tolist(), "error": qinco.evaluate(codec, queries).mse,
         "heavy": [name for name in ("torch", "faiss") if name in sys.modules],
     }  # fmt: skip
