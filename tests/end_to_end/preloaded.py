@@ -26,6 +26,11 @@ def answers() -> dict:
         "found": found[1].tolist(), "by_tables": index.search(queries, k=5, num_short=0)[1].tolist(),
         "codes": codes.tolist(), "decoded": codec.decode(codes).tolist(), "size": len(grown),
         "exhaustive": qinco.exhaustive_search(queries[:9], queries, 3)[1].tolist(),
+        "in_range": index.range_search(queries[:99], 0.5)[2].tolist(), "of_ids": index.reconstruct([3, 1, 2]).tolist(),
+        "built": qinco.Index.build(codec, queries, pairwise=True, progress=False).search(queries[:9], 3)[1].tolist(),
+        "tables": float(qinco.fit_lookup_decoder(queries, codec=codec, progress=False).mse),
+        "saved": len(qinco.Index.from_bytes(index.to_bytes())),
+        "in_prefix": codec.decode(codec.prefix(codes, 2)).tolist(),
         "centroids": qinco.kmeans(queries, 7, progress=False).tolist(), "error": qinco.evaluate(codec, queries).mse,
         "heavy": [name for name in ("torch", "faiss") if name in sys.modules],
     }  # fmt: skip

@@ -37,7 +37,7 @@ def ask(port: int) -> dict:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=120) as answer:
                 return json.load(answer)
-        except ConnectionRefusedError:  # not there yet
+        except OSError:  # it is not there yet
             time.sleep(0.1)
     raise TimeoutError("the server does not answer")
 

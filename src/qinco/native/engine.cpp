@@ -50,6 +50,9 @@ void qinco_watch(const qinco_python* python) {
   watch = python ? &own.emplace(*python) : nullptr;
 }
 
+// Which functions and types there are: a library of another number is not called.
+int qinco_interface() { return QINCO_INTERFACE; }
+
 // The best level that this processor has: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16.
 int qinco_level() {
 #if defined(__x86_64__)

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#define QINCO_INTERFACE 2  // one more with each change of what is exported; as in library.py
+
 extern "C" {
 
 // One conditioned step. The stream's basis is the caller's choice: with projections it is the one in which the output

@@ -5,6 +5,7 @@ instruction set than the processor's best, `QINCO_NATIVE_LIBRARY` another build.
 """
 
 import ctypes
+import logging
 import os
 from collections.abc import Callable
 from ctypes import POINTER, PYFUNCTYPE, Structure, byref, c_char, c_float, c_int, c_int32, c_int64, c_void_p
@@ -19,6 +20,8 @@ from qinco.errors import ConfigError, ResourceError
 from qinco.interrupts import is_main_thread
 
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
+_LOG = logging.getLogger(__name__)
+_INTERFACE = 2  # of the library, as in engine.h
 _FLOATS = POINTER(c_float)
 _MAX_COUNT = (1 << 31) - 1  # larger counts of candidates mean all
 _SHORT_CALL = 1e9  # operations: a fraction of a second on one slow core
@@ -234,11 +237,14 @@ def address(array: np.ndarray | None) -> int | None:
 
 @cache
 def compiled() -> Any:
-    """The loaded library (ctypes.CDLL) with the types of its functions; None where there is none."""
+    """The loaded library (ctypes.CDLL) with the types of its functions; None where there is none of this version."""
     path = os.environ.get("QINCO_NATIVE_LIBRARY") or Path(__file__).with_name("engine.so")
     try:
         library = ctypes.CDLL(str(path))
     except OSError:
+        return None
+    if getattr(library, "qinco_interface", int)() != _INTERFACE:
+        _LOG.warning("%s is of another version of qinco and is not used: pip install --force-reinstall qinco", path)
         return None
     for name, (result, *arguments) in {
         "qinco_watch": (None, c_void_p),
