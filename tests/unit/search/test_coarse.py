@@ -43,6 +43,7 @@ def test_assignment_is_exact(device):
     assert assign(sent(np.empty((0, 6), np.float32))).shape == (0,)
 
 
+@needs_native
 def test_very_many_centroids_are_assigned_through_a_graph():
     x_ND = random_vectors(2000, 6, seed=3)
     assign = {effort: assigner(CENTROIDS, max_exact=100, effort=effort) for effort in (1, 128)}
@@ -63,6 +64,7 @@ def test_the_nearest_centroids_are_found(inner_product, effort):
     assert (np.diff(values, axis=1) >= 0).all()
 
 
+@needs_native
 def test_the_effort_of_the_search_is_honoured():
     order_QV = exact(QUERIES, CENTROIDS)[1]
     assigner = CoarseGraph(CENTROIDS)
