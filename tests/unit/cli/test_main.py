@@ -182,14 +182,14 @@ def test_termination_is_an_interrupt_and_the_handler_comes_back(commands, capsys
 @pytest.mark.parametrize("swallowed", ["pass", "raise ImportError('cannot load module more than once per process')"])
 def test_interrupted_imports_end_with_a_line(name, swallowed, tmp_path):
     """Whatever the imported module does with the exception that Python makes of the signal."""
-    torch = f"""
+    imported = f"""
 import os, signal
 try:
     os.kill(os.getpid(), signal.{name})
 except KeyboardInterrupt:
     {swallowed}
 """
-    (tmp_path / "torch.py").write_text(torch)
+    (tmp_path / "safetensors.py").write_text(imported)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = run_python("-m", "qinco", "bench", env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "qinco: interrupted\n")
