@@ -132,6 +132,10 @@ before = deaf()
 with ThreadPoolExecutor(8) as callers:
     found = [callers.submit(search) for _ in range(100)]
     print(all(one.result() == wanted for one in found), end=" ")
+for _ in range(200):  # threads that end are deaf, too, for a moment
+    if deaf() - before == 2:
+        break
+    time.sleep(0.01)
 print(deaf() - before)
 """
     assert run(code) == "True 2"  # that signals pass by
