@@ -102,7 +102,7 @@ def trained_problem(name: str) -> Problem:
     x_ND = random_vectors(5000, 32)
     search = {} if name == "qinco1" else {"num_candidates": 4, "beam_width": 4}
     codec = Codec.fit(
-        x_ND[:3000], None, recipe="paper", epochs=2, batch_size=256, num_steps=4, codebook_size=64, hidden_dim=64,
+        x_ND[:3000], None, recipe="paper", epochs=4, batch_size=256, num_steps=4, codebook_size=64, hidden_dim=64,
         device="cpu", **{"lr": 4e-3} | search | TRAINED[name],
     )  # fmt: skip
     assert codec.provenance["epoch"] > 0
