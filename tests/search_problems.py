@@ -27,7 +27,7 @@ TRAINED = {
     "same width": {"embed_dim": 32, "num_blocks": 2},
     "projected": {"embed_dim": 16, "num_blocks": 1},
     "wider": {"embed_dim": 40, "num_blocks": 1},
-    "qinco1": {"embed_dim": 32, "num_blocks": 2, "num_candidates": 0, "codeword_skip": False, "lr": 1e-3},
+    "qinco1": {"embed_dim": 32, "num_blocks": 2, "num_candidates": 0, "codeword_skip": False, "lr": 4e-4},
 }
 TRAINED_RULES = [
     EncodeOptions(num_candidates=8, beam_width=8),
