@@ -30,7 +30,6 @@ from qinco.maths.metrics import recall
 from qinco.search.build import fill_lists, fit_tables
 from qinco.search.code_file import open_codes
 from qinco.search.exhaustive import nearest_in_blocks
-from qinco.search.fit import FitSample
 from qinco.search.index import Index
 from qinco.search.measure.plot import plot_fronts
 from qinco.search.measure.sweep import SweepResult, record_sweep
@@ -38,6 +37,7 @@ from qinco.search.measure.timing import measure, measure_stages
 from qinco.search.metric import L2
 from qinco.search.options import SearchOptions
 from qinco.search.parts import IndexParts
+from qinco.search.sample import FitSample
 from qinco.search.scan import Scanner
 from qinco.store.codes import Codes
 from qinco.store.decoder import load_pairwise

@@ -18,12 +18,13 @@ from qinco.machine import num_threads
 from qinco.maths.clustering import coarse_kmeans
 from qinco.progress import Progress, ProgressOption, reporting, silent
 from qinco.search.code_file import CodeFile, check_same_codec, open_codes, training_vectors
-from qinco.search.fit import FitSample, assign_decoded, draw_sample, fit_lookup, open_pairwise, sample_rows
+from qinco.search.fit import fit_lookup, open_pairwise
 from qinco.search.index_file import put_parts
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
 from qinco.search.metric import Metric, choose_metric
 from qinco.search.options import SearchOptions
 from qinco.search.parts import Fitted, IndexParts
+from qinco.search.sample import FitSample, assign_decoded, draw_sample, sample_rows
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import SearchTables
 from qinco.store.code_files import is_directory, is_folder

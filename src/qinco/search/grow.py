@@ -24,11 +24,11 @@ from qinco.search.build import (
     prepared,
     zero_rows,
 )  # fmt: skip
-from qinco.search.fit import FitSample, assign_decoded, codes_of_codec, sample_rows
 from qinco.search.ids import as_ids
 from qinco.search.metric import Metric, choose_metric
 from qinco.search.options import SearchOptions
 from qinco.search.parts import Fitted, IndexParts, merge_small
+from qinco.search.sample import FitSample, assign_decoded, codes_of_codec, sample_rows
 from qinco.search.scan import ENTRIES
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource, as_source, check_not_empty

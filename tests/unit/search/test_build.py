@@ -9,10 +9,11 @@ import qinco
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.search.build import choose_num_lists, fill_lists, fit_tables, metric_of_codec, partition, prepared
-from qinco.search.fit import FitSample, assign_decoded, fit_lookup, fit_lookup_decoder
+from qinco.search.fit import fit_lookup, fit_lookup_decoder
 from qinco.search.index import Index
 from qinco.search.metric import L2, Metric
 from qinco.search.parts import merge_small
+from qinco.search.sample import FitSample, assign_decoded
 from qinco.store.decoder import load_pairwise
 from qinco.vectors.rows import as_source
 

@@ -18,10 +18,10 @@ from qinco.maths.clustering import quantize_residually, residual_kmeans
 from qinco.maths.metrics import RANKS, recall
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.exhaustive import nearest_in_blocks
-from qinco.search.fit import assign_decoded, codes_of_codec, sample_rows
 from qinco.search.measure.truth import open_queries_among
 from qinco.search.metric import Metric, choose_metric
 from qinco.search.parts import Fitted
+from qinco.search.sample import assign_decoded, codes_of_codec, sample_rows
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource, as_source, check_not_empty, stratified_rows
 
