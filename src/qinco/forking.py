@@ -1,4 +1,4 @@
-"""Processes that are forked (multiprocessing's default on Linux up to Python 3.13): they compute on, in one thread.
+"""Processes that are forked (multiprocessing's default on Linux up to Python 3.13): they compute on.
 
 A child has no other threads than the one that forked. OpenMP would wait for those of the parent in torch and faiss, and
 locks that they held would never be released.

@@ -44,17 +44,23 @@ class GroupLimits:
 def num_threads() -> int:
     """Threads of a call: those of `set_num_threads`, QINCO_NUM_THREADS or OMP_NUM_THREADS, or as many as usable cores.
 
-    The numbers of torch and faiss are their own. A forked child uses one thread, until it calls `set_num_threads`.
+    The numbers of torch and faiss are their own. In a forked child, which is often one of many, the default is one, and
+    the number that its parent set does not count.
     """
     if _threads is not None and _threads[1] == forking.generation:
         return _threads[0]
-    if forking.generation:
-        return 1
     text = os.environ.get("QINCO_NUM_THREADS")
     if text is not None and not (text.isdigit() and int(text) > 0):
         raise ConfigError(f"QINCO_NUM_THREADS={text} is not a number of threads, 1 or more")
     text = text or os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested levels, the first
-    return int(text) if text.isdigit() and int(text) > 0 else _cores()
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    return 1 if forking.generation else _cores()
+
+
+def num_openmp_threads() -> int:
+    """Threads of calls into torch and faiss: as many as `num_threads`; one in a forked child, where more would hang."""
+    return 1 if forking.generation else num_threads()
 
 
 def set_num_threads(count: int | None) -> None:
@@ -73,7 +79,7 @@ def _set(threads: tuple[int, int] | None) -> None:
     _threads = threads
     torch: Any = sys.modules.get("torch")
     if hasattr(torch, "set_num_threads"):
-        torch.set_num_threads(num_threads())
+        torch.set_num_threads(num_openmp_threads())
 
 
 @contextmanager

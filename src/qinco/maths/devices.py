@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qinco.errors import ConfigError, needs_extra
-from qinco.machine import cpuinfo, num_threads
+from qinco.machine import cpuinfo, num_openmp_threads
 
 if TYPE_CHECKING:
     import torch
@@ -80,11 +80,11 @@ def _processor_multiplies_bf16() -> bool:
 
 @contextmanager
 def within_cores() -> Iterator[None]:
-    """Let torch use as many threads as `num_threads` says for calls inside the block."""
+    """Let torch use as many threads as `num_openmp_threads` says for calls inside the block."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(num_threads())
+    torch.set_num_threads(num_openmp_threads())
     try:
         yield
     finally:
