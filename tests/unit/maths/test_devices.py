@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from qinco.errors import ConfigError
 from qinco.machine import num_threads
@@ -78,12 +79,15 @@ def test_devices_that_do_not_exist_are_refused(device):
         choose_device(device)
 
 
-def test_torch_uses_as_many_threads_as_the_others():
+def test_torch_uses_as_many_threads_as_the_others_and_numpy_one():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(64)
-        with within_cores():
-            assert torch.get_num_threads() == num_threads()
-        assert torch.get_num_threads() == 64
+        with threadpool_limits(2, "blas"):
+            with within_cores():
+                assert torch.get_num_threads() == num_threads()
+                assert {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"} == {1}
+            assert torch.get_num_threads() == 64
+            assert {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"} == {2}
     finally:
         torch.set_num_threads(before)
