@@ -84,7 +84,7 @@ def fit_tables(
 
 def fill_lists(
     tables: SearchTables, codes: Codes | CodeFile, ids: np.ndarray | range, report: Progress = silent, create=None,
-    block_rows: int = 1 << 17,
+    block_rows: int = 1 << 17, corrections_N: np.ndarray | None = None,
 ) -> InvertedLists:  # fmt: skip
     """Inverted lists of codes that have list numbers, read twice in blocks; `create` as in `ListsBuilder.allocate`."""
     builder = ListsBuilder(tables.num_lists, tables.lookup.num_codes)
@@ -94,7 +94,8 @@ def fill_lists(
     builder.allocate(id_dtype(edges), create)
     for first, block in codes.blocks(block_rows):
         codes_NM, lists_N = np.ascontiguousarray(block.codes, np.uint8), np.asarray(block.lists)
-        norm_codes_N = tables.norm_codes(codes_NM, lists_N, num_threads())
+        own_N = None if corrections_N is None else corrections_N[first : first + len(block)]
+        norm_codes_N = tables.norm_codes(codes_NM, lists_N, num_threads(), own_N)
         builder.fill(codes_NM, norm_codes_N, lists_N, np.asarray(ids[first : first + len(block)], np.int64))
         report("filling lists", first + len(block), len(codes))
     return builder.finish()

@@ -24,12 +24,14 @@ from qinco.search.build import (
     prepared,
     zero_rows,
 )  # fmt: skip
+from qinco.search.calibrate import calibrated, corrections_of, mean_of
 from qinco.search.ids import as_ids
 from qinco.search.metric import Metric, choose_metric
 from qinco.search.options import SearchOptions
 from qinco.search.parts import Fitted, IndexParts, merge_small
 from qinco.search.sample import FitSample, assign_decoded, codes_of_codec, sample_rows
 from qinco.search.scan import ENTRIES
+from qinco.search.tables import LEVEL_ROWS
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource, as_source, check_not_empty
 
@@ -62,7 +64,7 @@ def build_parts(
     measure = metric_of_codec(choose_metric(metric, vectors), codec)
     with encoded(codec, source, measure, codes, report) as codes:
         fitted = Fitted(0, None if codec.is_ivf else 0, 0 if pairwise else None, num_lists, seed)
-        parts = _fit(codec, None, codes, ids, measure, fitted, report)
+        parts = _fit(codec, None, codes, None, ids, measure, fitted, report, prepared(source, measure))
         return parts.with_zeros(np.asarray(ids, np.int64)[zero_rows(source, measure)])
 
 
@@ -95,10 +97,14 @@ def encoded(codec: Codec, source: VectorSource, metric: Metric, codes, report: P
         raise
 
 
-def extended(codec: Codec | None, parts: IndexParts, codes: Codes, ids: np.ndarray, report: Progress) -> IndexParts:
+def extended(
+    codec: Codec | None, parts: IndexParts, codes: Codes, corrections_N: np.ndarray | None, ids: np.ndarray,
+    report: Progress, source: VectorSource | None = None,
+) -> IndexParts:  # fmt: skip
     """An index with further vectors; what was fitted to a small part of them is fitted again, to all of them.
 
-    That gives what building of its vectors gives, in the order of their ids.
+    That gives what building of its vectors gives, in the order of their ids. `source` has the new vectors, if there
+    are any: the ranking is fitted to vectors themselves, of which an index keeps none.
     """
     if not len(ids):
         return parts
@@ -107,15 +113,23 @@ def extended(codec: Codec | None, parts: IndexParts, codes: Codes, ids: np.ndarr
     if "lists" not in due and not codes.has_lists:
         codes = codes.with_lists(assign_decoded(codec, codes, parts.tables.centroids_VD, report))
     if codec is None or not due:
-        segments = merge_small((*parts.segments, fill_lists(parts.tables, codes, ids, report)))
-        return replace(parts, segments=segments, next_id=next_id)
+        lists = fill_lists(parts.tables, codes, ids, report, corrections_N=corrections_N)
+        return replace(parts, segments=merge_small((*parts.segments, lists)), next_id=next_id)
     blocks = [block for segment in parts.segments for block in segment.blocks()]
     own = [Codes(block[0], block[2] if codes.has_lists else None, "the index") for block in blocks]
     ids = np.concatenate([*(block[3] for block in blocks), ids], dtype=np.int64)
     order = np.argsort(ids, kind="stable")
+    if (ranking := parts.tables.ranking) is not None:
+        if corrections_N is None:
+            corrections_N = np.full(len(codes), ranking.typical, np.float32)
+        own_N = [parts.tables.corrections(*block[:3]) for block in blocks]
+        corrections_N = np.concatenate([*own_N, corrections_N])[order]
+    is_new_N = order >= len(order) - len(codes)
+    source = None if source is None else source.take(order[is_new_N] - len(order) + len(codes))
     codes = Codes.concatenate([*own, codes])[order]
     codec.check_codes(codes_of_codec(codec, codes))  # mapped ones are not checked when an index is opened
-    fitted = _fit(codec, parts, codes, ids[order], parts.tables.metric, parts.fitted, report)
+    given = ids[order], parts.tables.metric, parts.fitted, report, source, np.flatnonzero(is_new_N)
+    fitted = _fit(codec, parts, codes, corrections_N, *given)
     if fitted.tables.num_lists != parts.tables.num_lists and parts.options != SearchOptions():
         now, before = fitted.tables.num_lists, parts.tables.num_lists
         log.warning("the index has %d lists now, not %d: its options were for those, tune it again", now, before)
@@ -123,9 +137,13 @@ def extended(codec: Codec | None, parts: IndexParts, codes: Codes, ids: np.ndarr
 
 
 def _fit(
-    codec: Codec, old: IndexParts | None, codes: Codes, ids, metric: Metric, fitted: Fitted, report: Progress
-) -> IndexParts:
-    """An index of all these codes, with what an index `old` has not outgrown of its parts."""
+    codec: Codec, old: IndexParts | None, codes: Codes, corrections_N: np.ndarray | None, ids, metric: Metric,
+    fitted: Fitted, report: Progress, source: VectorSource | None = None, rows_n: np.ndarray | None = None,
+) -> IndexParts:  # fmt: skip
+    """An index of all these codes, with what an index `old` has not outgrown of its parts.
+
+    `source` has the vectors `rows_n` among them, all if None.
+    """
     count, seed, size = len(codes), fitted.seed, codec.config.codebook_size
     due = fitted.outgrown(count)
     adds_centroids = codec.is_ivf or (old is not None and old.tables.partition_VD is None)
@@ -150,8 +168,21 @@ def _fit(
         some = sample(PAIRWISE_ROWS)
         data = some.codes.codes, some.codes.lists, some.read(np.arange(len(some.codes))), tables.lookup
         pairwise = PairwiseDecoder.fit(*data, dtype=np.float16, seed=seed, progress=report)
+    ranking = None if old is None else old.tables.ranking
+    if old is None and source is not None:
+        mean_D = mean_of(codec, tables)
+        corrections_N = corrections_of(codec, codes, source, mean_D, report)
+        tables = calibrated(tables, codec, codes, corrections_N, source, mean_D, seed, pairwise, report)
+    elif ranking is not None and corrections_N is not None:
+        if source is not None and rows_n is not None and len(rows_n) > ranking.num_vectors:
+            new = codes[rows_n], corrections_N[rows_n], source
+            ranking = calibrated(tables, codec, *new, ranking.mean_D, seed, pairwise, report).ranking
+        rows_n = sample_rows(count, LEVEL_ROWS, seed)
+        some = codes[rows_n]
+        lists_n = np.ascontiguousarray(some.lists)
+        tables = tables.ranked(ranking, np.ascontiguousarray(some.codes), lists_n, corrections_N[rows_n])
     least = {"tables": size * codec.num_codes, "lists": MIN_ROWS_EACH, "pairwise": size * codec.num_codes}
     fitted = replace(fitted, **{name: max(count, least[name]) for name in due})
     changed = {"tables": tables, "pairwise": pairwise, "fitted": fitted}
-    segments = [fill_lists(tables, codes, ids, report)]
+    segments = [fill_lists(tables, codes, ids, report, corrections_N=corrections_N)]
     return IndexParts(segments=segments, **changed) if old is None else replace(old, segments=segments, **changed)

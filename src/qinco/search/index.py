@@ -143,7 +143,7 @@ class Index(EditableIndex):
     @accepts_keys(SearchOptions)
     def search(
         self, queries, k: int = 10, nprobe: int | None = None, num_short: int | None = None, filter=None, *,
-        num_mid: int | None = None, ef_search: int | None = None, precision: str = "auto",
+        num_mid: int | None = None, ef_search: int | None = None, ranking: str = "calibrated", precision: str = "auto",
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Find the k nearest vectors of each query. Options that are not given are those of `self.options`.
 
@@ -156,11 +156,14 @@ class Index(EditableIndex):
                 lists are scanned until `num_short` such vectors are found or no list is left.
             num_mid: vectors that the pairwise decoder decodes, if there is one; 0: none.
             ef_search: effort of the graph search for lists, where there are many.
+            ranking: "calibrated" by what the index knows of vectors besides their codes (docs/ranking.md), or "decoded"
+                by distances to what codes decode to, as in the papers.
             precision: of the network: "auto" is bf16 where that is fast, with distances within about a per mille.
 
         Returns:
             Distances, float32 (Q, k), and ids, int64 (Q, k), nearest first. Distances are squared L2 distances, inner
-            products or cosine similarities. Where fewer than k vectors are found, the rest is +inf (−inf for
+            products or cosine similarities: estimates of those to the vectors themselves, or with ranking="decoded"
+            those to what codes decode to. Where fewer than k vectors are found, the rest is +inf (−inf for
             similarities) with the id −1.
         """
         require_int("k", k, 1, MAX_SHORTLIST)
@@ -172,7 +175,7 @@ class Index(EditableIndex):
         source, is_single = self._queries(queries)
         parts = self.parts
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
-        pipeline = self.pipeline(options, k, parts=parts, allowed=allowed, precision=precision)
+        pipeline = self.pipeline(options, k, parts=parts, allowed=allowed, ranking=ranking, precision=precision)
         scanned = min(options.nprobe, self.num_lists)
         found = search_queries(pipeline, source, k, scanned, self.tables.lookup.num_codes, self.batch_bytes)
         return tuple(column[0] for column in found) if is_single else found
@@ -187,18 +190,18 @@ class Index(EditableIndex):
     @accepts_keys(SearchOptions)
     def range_search(
         self, queries, radius: float, nprobe: int | None = None, filter=None, *, ef_search: int | None = None,
-        precision: str = "auto",
+        ranking: str = "calibrated", precision: str = "auto",
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         """Find all vectors whose squared distance is below a radius, or whose similarity is above it.
 
-        Every vector in the `nprobe` lists nearest to a query is decoded and compared exactly, without shortlists. What
-        is approximate: vectors in other lists are not found, and vectors are what their codes decode to.
+        Every vector in the `nprobe` lists nearest to a query is decoded and compared, without shortlists. What is
+        approximate: vectors in other lists are not found, and distances are those that `search` returns.
 
         Args:
             queries: (Q, D), or one (D,), as `search` takes them.
             radius: a squared L2 distance, inner product or cosine similarity, by the metric of the index.
             nprobe: lists that are scanned, those of `self.options` if None; `num_lists` for all.
-            filter, ef_search, precision: as in `search`, but that a filter lets no more lists be scanned.
+            filter, ef_search, ranking, precision: as in `search`, but that a filter lets no more lists be scanned.
 
         Returns:
             As in faiss `lims`, int64 (Q + 1,), distances, float32, and ids, int64: those of query i, nearest first, are
@@ -211,7 +214,7 @@ class Index(EditableIndex):
         (source, _), parts = self._queries(queries), self.parts
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
         decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision, keeps=False)
-        return search_ranges(parts, decoder, source, float(radius), options, allowed)
+        return search_ranges(parts, decoder, source, float(radius), options, allowed, ranking)
 
     def _queries(self, queries) -> tuple[VectorSource, bool]:
         source, is_single = as_queries(queries)
@@ -221,7 +224,8 @@ class Index(EditableIndex):
 
     def pipeline(
         self, options: SearchOptions, k: int, *, parts: IndexParts | None = None,
-        allowed: np.ndarray | range | None = None, precision: str = "auto", decoder: str = "neural", fills: bool = True,
+        allowed: np.ndarray | range | None = None, ranking: str = "calibrated", precision: str = "auto",
+        decoder: str = "neural", fills: bool = True,
     ) -> Pipeline:  # fmt: skip
         """The scan and stages of one search, down to a last decoder; `allowed` as of `admitted_ids`, or None.
 
@@ -237,8 +241,9 @@ class Index(EditableIndex):
             return parts.tables.shortlist(queries_QD, length, options, parts.segments, admitted, threads, least)
 
         neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
-        length, stages = plan_stages(options, k, None if decoder == "lookup" else parts.pairwise, neural)
-        return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric, parts.zeros)
+        pairwise = None if decoder == "lookup" else parts.pairwise
+        length, stages = plan_stages(options, k, pairwise, neural, parts.tables, ranking)
+        return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric, parts.tables, parts.zeros)
 
     def save(self, folder, *, overwrite: bool = False) -> None:
         """Write the index to a folder, whole or not at all; an index that is there is replaced.

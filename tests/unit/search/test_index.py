@@ -37,7 +37,7 @@ from qinco.vectors.rows import as_source
 
 QUERIES_QD = vectors(40, 1)
 LAST = 2**63 - 1
-ALL = {"nprobe": NUM_LISTS, "num_short": NUM_VECTORS}
+ALL = {"nprobe": NUM_LISTS, "num_short": NUM_VECTORS, "ranking": "decoded"}
 
 
 def same(one, other) -> bool:
