@@ -22,6 +22,7 @@ from qinco.vectors.rows import VectorSource
 
 _MAX_QUERIES, _CANDIDATES = 1000, 50
 _PRIOR = 0.5  # κ of distances, where nothing is known
+_OUTLIERS = 1e-3  # the share of corrections on either side that do not count for their limits
 _MIN_ROWS = 100  # with fewer nothing is fitted
 _MAX_ROWS, _MAX_VALUES = 1 << 16, 1 << 25  # of the sample that is searched
 
@@ -46,17 +47,23 @@ def corrections_of(
 
 def calibrated(
     tables: SearchTables, codec: Codec, codes: Codes, corrections_N: np.ndarray, source: VectorSource,
-    mean_D: np.ndarray, seed: int, pairwise: Decoder | None = None, report: Progress = silent,
+    mean_D: np.ndarray, leveled: tuple[Codes, np.ndarray], seed: int, pairwise: Decoder | None = None,
+    report: Progress = silent,
 ) -> SearchTables:  # fmt: skip
-    """Tables with a ranking that is fitted to vectors, as they are encoded, their codes in lists and corrections."""
+    """Tables with a ranking that is fitted to vectors, as they are encoded, their codes in lists and corrections.
+
+    Levels are fitted to other codes and corrections (`with_spread`).
+    """
     report("calibrating", 0, 1, "ranking")
     rows_n = sample_rows(len(codes), min(_MAX_ROWS, max(1, _MAX_VALUES // source.dim)), seed)
     sample = _Sample(tables, codes[rows_n], corrections_N[rows_n], source[rows_n], mean_D, seed)
     lookup = sample.fit(tables.lookup, sample.corrections_n)
     typical = float(sample.corrections_n.mean(dtype=np.float64))
-    ranking = Ranking(mean_D, lookup, lookup, lookup, typical, len(codes))
+    low, high = np.quantile(leveled[1].astype(np.float64), [_OUTLIERS, 1 - _OUTLIERS])
+    limits = float(low - (high - low) / 2), float(high + (high - low) / 2)
+    ranking = Ranking(mean_D, lookup, lookup, lookup, typical, *limits, len(codes))
+    tables = tables.ranked(ranking, leveled[0].codes, leveled[0].lists, leveled[1])
     codes_nM, lists_n = (np.ascontiguousarray(part) for part in (sample.codes.codes, sample.codes.lists))
-    tables = tables.ranked(ranking, codes_nM, lists_n, sample.corrections_n)
     # What the norm codes still know of the corrections.
     norm_codes_n = tables.norm_codes(codes_nM, lists_n, 1, sample.corrections_n)
     known_n = tables.corrections(codes_nM, norm_codes_n, lists_n)
@@ -64,6 +71,14 @@ def calibrated(
     pairs = Score() if pairwise is None else sample.fit(pairwise, known_n)
     report("calibrating", 1, 1, "ranking")
     return replace(tables, ranking=replace(ranking, neural=neural, pairwise=pairs))
+
+
+def with_spread(corrections_T: np.ndarray, num_added: int, seed: int) -> np.ndarray:
+    """Corrections of vectors, and such as vectors to come may have, the wider spread the fewer are known."""
+    generator, count = np.random.default_rng(seed), len(corrections_T)
+    width = float(np.abs(corrections_T).mean(dtype=np.float64)) * _MIN_ROWS / (_MIN_ROWS + count)
+    added = generator.choice(corrections_T, num_added) + generator.uniform(-width, width, num_added)
+    return np.concatenate([corrections_T, added], dtype=np.float32)
 
 
 class _Sample:

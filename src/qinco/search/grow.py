@@ -24,14 +24,13 @@ from qinco.search.build import (
     prepared,
     zero_rows,
 )  # fmt: skip
-from qinco.search.calibrate import calibrated, corrections_of, mean_of
+from qinco.search.calibrate import calibrated, corrections_of, mean_of, with_spread
 from qinco.search.ids import as_ids
 from qinco.search.metric import Metric, choose_metric
 from qinco.search.options import SearchOptions
 from qinco.search.parts import Fitted, IndexParts, merge_small
 from qinco.search.sample import FitSample, assign_decoded, codes_of_codec, sample_rows
 from qinco.search.scan import ENTRIES
-from qinco.search.tables import LEVEL_ROWS
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource, as_source, check_not_empty
 
@@ -64,7 +63,8 @@ def build_parts(
     measure = metric_of_codec(choose_metric(metric, vectors), codec)
     with encoded(codec, source, measure, codes, report) as codes:
         fitted = Fitted(0, None if codec.is_ivf else 0, 0 if pairwise else None, num_lists, seed)
-        parts = _fit(codec, None, codes, None, ids, measure, fitted, report, prepared(source, measure))
+        vectors = prepared(source, measure), np.arange(len(source))
+        parts = _fit(codec, None, codes, None, ids, measure, fitted, report, *vectors)
         return parts.with_zeros(np.asarray(ids, np.int64)[zero_rows(source, measure)])
 
 
@@ -138,12 +138,9 @@ def extended(
 
 def _fit(
     codec: Codec, old: IndexParts | None, codes: Codes, corrections_N: np.ndarray | None, ids, metric: Metric,
-    fitted: Fitted, report: Progress, source: VectorSource | None = None, rows_n: np.ndarray | None = None,
+    fitted: Fitted, report: Progress, source: VectorSource | None, rows_n: np.ndarray,
 ) -> IndexParts:  # fmt: skip
-    """An index of all these codes, with what an index `old` has not outgrown of its parts.
-
-    `source` has the vectors `rows_n` among them, all if None.
-    """
+    """An index of all these codes, with what an index `old` has not outgrown; `source` has the vectors `rows_n`."""
     count, seed, size = len(codes), fitted.seed, codec.config.codebook_size
     due = fitted.outgrown(count)
     adds_centroids = codec.is_ivf or (old is not None and old.tables.partition_VD is None)
@@ -160,27 +157,25 @@ def _fit(
         return some.with_any_codes(codec, centroids_VD if adds_centroids else None, seed)
 
     # Tables that are fitted to reconstructions suit vectors to come as well as these, however few these are.
-    tables, pairwise = (None, None) if old is None else (old.tables, old.pairwise)
+    tables, pairwise, some = (None, None, None) if old is None else (old.tables, old.pairwise, None)
     if tables is None or due - {"pairwise"}:
-        lookup = None if tables is None or "tables" in due else tables.lookup
-        tables = fit_tables(sample(FIT_ROWS), size, centroids_VD, metric, adds_centroids, report, lookup)
+        lookup, some = None if tables is None or "tables" in due else tables.lookup, sample(FIT_ROWS)
+        tables = fit_tables(some, size, centroids_VD, metric, adds_centroids, report, lookup)
     if "pairwise" in due:
-        some = sample(PAIRWISE_ROWS)
-        data = some.codes.codes, some.codes.lists, some.read(np.arange(len(some.codes))), tables.lookup
+        pairs = sample(PAIRWISE_ROWS)
+        data = pairs.codes.codes, pairs.codes.lists, pairs.read(np.arange(len(pairs.codes))), tables.lookup
         pairwise = PairwiseDecoder.fit(*data, dtype=np.float16, seed=seed, progress=report)
     ranking = None if old is None else old.tables.ranking
     if old is None and source is not None:
-        mean_D = mean_of(codec, tables)
-        corrections_N = corrections_of(codec, codes, source, mean_D, report)
-        tables = calibrated(tables, codec, codes, corrections_N, source, mean_D, seed, pairwise, report)
-    elif ranking is not None and corrections_N is not None:
-        if source is not None and rows_n is not None and len(rows_n) > ranking.num_vectors:
-            new = codes[rows_n], corrections_N[rows_n], source
-            ranking = calibrated(tables, codec, *new, ranking.mean_D, seed, pairwise, report).ranking
-        rows_n = sample_rows(count, LEVEL_ROWS, seed)
-        some = codes[rows_n]
-        lists_n = np.ascontiguousarray(some.lists)
-        tables = tables.ranked(ranking, np.ascontiguousarray(some.codes), lists_n, corrections_N[rows_n])
+        corrections_N = corrections_of(codec, codes, source, mean_of(codec, tables), report)
+    if some is not None and corrections_N is not None:
+        drawn_T = with_spread(corrections_N[sample_rows(count, FIT_ROWS, seed)], some.num_added, seed)
+        if source is not None and (ranking is None or len(rows_n) > ranking.num_vectors):
+            mean_D = mean_of(codec, tables) if ranking is None else ranking.mean_D
+            new = codes[rows_n], corrections_N[rows_n], source, mean_D, (some.codes, drawn_T)
+            tables = calibrated(tables, codec, *new, seed, pairwise, report)
+        else:
+            tables = tables.ranked(ranking, some.codes.codes, some.codes.lists, drawn_T)
     least = {"tables": size * codec.num_codes, "lists": MIN_ROWS_EACH, "pairwise": size * codec.num_codes}
     fitted = replace(fitted, **{name: max(count, least[name]) for name in due})
     changed = {"tables": tables, "pairwise": pairwise, "fitted": fitted}

@@ -190,11 +190,12 @@ def _ranking_of(opened: OpenFolder, dim: int) -> Ranking | None:
     mean_D = np.array(opened.arrays.get(_MEAN, np.empty(0, np.float32)))
     try:
         scores = {name: Score(**{field: float(value) for field, value in stored[name].items()}) for name in SCORES}
-        ranking = Ranking(mean_D, **scores, typical=float(stored["typical"]), num_vectors=stored["num_vectors"])
+        numbers = {name: float(stored[name]) for name in ("typical", "low", "high")}
+        ranking = Ranking(mean_D, **scores, **numbers, num_vectors=stored["num_vectors"])
         require_int("num_vectors", ranking.num_vectors, 0)
-        numbers = [ranking.typical, *(number for score in scores.values() for number in astuple(score))]
-        if not np.isfinite(numbers).all() or not all(score.slope > 0 for score in scores.values()):
-            raise ValueError("a score is not finite, or its slope not positive")
+        numbers = [*numbers.values(), *(number for score in scores.values() for number in astuple(score))]
+        if not np.isfinite(numbers).all():
+            raise ValueError("a number is not finite")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{opened.path} is damaged: its manifest does not describe a ranking ({error})") from None
     if mean_D.shape != (dim,) or mean_D.dtype != np.float32 or not np.isfinite(mean_D).all():

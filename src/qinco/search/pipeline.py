@@ -122,7 +122,7 @@ class Pipeline:
         if self.metric.name != "cosine" or not is_zero_QS.any():
             return values_QS
         zero = np.float32(2 * self.metric.unit_length**2)
-        zero = zero if score is None else (zero - np.float32(score.offset)) / np.float32(score.slope)
+        zero = zero if score is None else zero - np.float32(score.offset)
         return np.where(is_zero_QS & (shortlist.lists >= 0), zero, values_QS)
 
     def _is_zero(self, queries_QD: np.ndarray, shortlist: Shortlist) -> np.ndarray:

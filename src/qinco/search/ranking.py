@@ -6,7 +6,7 @@ ranked by ‖q − x̂‖² + κ T (docs/ranking.md has the derivation). κ is f
 Shape suffixes: N vectors or pairs of a query and a vector, D dimension, Q queries, C candidates.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -23,12 +23,11 @@ _ESTIMATED = 10  # results whose distances are compared with the true ones
 class Score:
     """How one stage values a vector: its decoded value + correction · T + length · ‖x̂ − μ‖².
 
-    The decoded value is ‖q − x̂‖², or −⟨q, x̂⟩ for a query of length 1. slope · value + offset estimates the true one.
+    The decoded value is ‖q − x̂‖², or −⟨q, x̂⟩ for a query of length 1. value + offset estimates the true one.
     """
 
     correction: float = 0.0
     length: float = 0.0
-    slope: float = 1.0
     offset: float = 0.0
 
     def adjusted(self, values_N: np.ndarray, decoded_ND, mean_D: np.ndarray, corrections_N: np.ndarray) -> np.ndarray:
@@ -39,7 +38,7 @@ class Score:
         return values_N.astype(np.float32, copy=False)
 
     def estimates(self, values: np.ndarray) -> np.ndarray:
-        return (np.float32(self.slope) * values + np.float32(self.offset)).astype(np.float32, copy=False)
+        return (values + np.float32(self.offset)).astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class Ranking:
         mean_D: μ, float32.
         lookup, neural, pairwise: the Score of each stage.
         typical: the mean correction, for vectors whose own is not known.
+        low, high: limits of corrections. A norm code that tells another one is of a vector beyond all levels.
         num_vectors: how many it was fitted to.
     """
 
@@ -58,6 +58,8 @@ class Ranking:
     neural: Score = field(default_factory=Score)
     pairwise: Score = field(default_factory=Score)
     typical: float = 0.0
+    low: float = -np.inf
+    high: float = np.inf
     num_vectors: int = 0
 
 
@@ -111,17 +113,5 @@ def fit_score(
     values_QC = values_QC + score.correction * corrections_QC
     values_QC = values_QC if lengths_QC is None else values_QC + score.length * lengths_QC
     first_QE = np.argsort(values_QC, 1, kind="stable")[:, :_ESTIMATED]
-    return _with_estimates(score, *(np.take_along_axis(of, first_QE, 1).ravel() for of in (values_QC, true_QC)))
-
-
-def _with_estimates(score: Score, values_N: np.ndarray, true_N: np.ndarray) -> Score:
-    """A score whose estimates of true values have the least squared error, with a slope near 1 for few pairs."""
-    if not len(values_N):
-        return score
-    values_N, true_N = values_N.astype(np.float64), true_N.astype(np.float64)
-    centred_N, errors_N = values_N - values_N.mean(), true_N - values_N
-    variance = np.square(centred_N).sum()
-    shrunk = len(values_N) / (len(values_N) + _PRIOR_QUERIES * _ESTIMATED)
-    slope = 1 + shrunk * float(centred_N @ errors_N / variance) if variance > 0 else 1.0
-    slope = float(np.clip(slope, 0.25, 4))
-    return Score(score.correction, score.length, slope, float(true_N.mean() - slope * values_N.mean()))
+    missing_QE = np.take_along_axis(np.asarray(true_QC, np.float64) - values_QC, first_QE, 1)
+    return replace(score, offset=float(missing_QE.mean()))

@@ -147,7 +147,9 @@ class SearchTables:
         if self.ranking is None or not self.ranking.lookup.correction:
             return np.zeros(len(codes_NM), np.float32)
         known_N = self._added(codes_NM, lists_N, num_threads(), np.zeros(len(codes_NM), np.float32))
-        return (self.levels[norm_codes_N] - known_N) / np.float32(self.ranking.lookup.correction)
+        found_N = (self.levels[norm_codes_N] - known_N) / np.float32(self.ranking.lookup.correction)
+        is_possible_N = (found_N >= self.ranking.low) & (found_N <= self.ranking.high)
+        return np.where(is_possible_N, found_N, np.float32(self.ranking.typical))
 
     def values(self, score: Score | None, queries_ND, decoded_ND, corrections_N: np.ndarray | None) -> np.ndarray:
         """The values of pairs of a prepared query and a reconstruction, by a score or by their distance: (N,)."""
