@@ -21,7 +21,7 @@ from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource
 
 _MAX_QUERIES, _CANDIDATES = 1000, 50
-_PRIOR = 0.5  # κ of distances, where nothing is known
+_PRIOR = 0.25  # κ of distances, where nothing is known: low rather than high
 _OUTLIERS = 1e-3  # the share of corrections on either side that do not count for their limits
 _MIN_ROWS = 100  # with fewer nothing is fitted
 _MAX_ROWS, _MAX_VALUES = 1 << 16, 1 << 25  # of the sample that is searched
@@ -74,9 +74,10 @@ def calibrated(
 
 
 def with_spread(corrections_T: np.ndarray, num_added: int, seed: int) -> np.ndarray:
-    """Corrections of vectors, and such as vectors to come may have, the wider spread the fewer are known."""
+    """Corrections of vectors, and such as vectors to come may have: spread wider, and more so where few are known."""
     generator, count = np.random.default_rng(seed), len(corrections_T)
     width = float(np.abs(corrections_T).mean(dtype=np.float64)) * _MIN_ROWS / (_MIN_ROWS + count)
+    width += float(corrections_T.std(dtype=np.float64))
     added = generator.choice(corrections_T, num_added) + generator.uniform(-width, width, num_added)
     return np.concatenate([corrections_T, added], dtype=np.float32)
 

@@ -113,7 +113,7 @@ def extended(
     if "lists" not in due and not codes.has_lists:
         codes = codes.with_lists(assign_decoded(codec, codes, parts.tables.centroids_VD, report))
     if codec is None or not due:
-        lists = fill_lists(parts.tables, codes, ids, report, corrections_N=corrections_N)
+        lists = fill_lists(parts.tables, codes, ids, report, corrections=_rows_of(corrections_N))
         return replace(parts, segments=merge_small((*parts.segments, lists)), next_id=next_id)
     blocks = [block for segment in parts.segments for block in segment.blocks()]
     own = [Codes(block[0], block[2] if codes.has_lists else None, "the index") for block in blocks]
@@ -170,7 +170,8 @@ def _fit(
         corrections_N = corrections_of(codec, codes, source, mean_of(codec, tables), report)
     if some is not None and corrections_N is not None:
         drawn_T = with_spread(corrections_N[sample_rows(count, FIT_ROWS, seed)], some.num_added, seed)
-        if source is not None and (ranking is None or len(rows_n) > ranking.num_vectors):
+        # To as many vectors as ever, or to most of those there are.
+        if source is not None and (ranking is None or len(rows_n) >= min(ranking.num_vectors + 1, count / 2)):
             mean_D = mean_of(codec, tables) if ranking is None else ranking.mean_D
             new = codes[rows_n], corrections_N[rows_n], source, mean_D, (some.codes, drawn_T)
             tables = calibrated(tables, codec, *new, seed, pairwise, report)
@@ -179,5 +180,10 @@ def _fit(
     least = {"tables": size * codec.num_codes, "lists": MIN_ROWS_EACH, "pairwise": size * codec.num_codes}
     fitted = replace(fitted, **{name: max(count, least[name]) for name in due})
     changed = {"tables": tables, "pairwise": pairwise, "fitted": fitted}
-    segments = [fill_lists(tables, codes, ids, report, corrections_N=corrections_N)]
+    segments = [fill_lists(tables, codes, ids, report, corrections=_rows_of(corrections_N))]
     return IndexParts(segments=segments, **changed) if old is None else replace(old, segments=segments, **changed)
+
+
+def _rows_of(corrections_N: np.ndarray | None):
+    """Gives the corrections of a block, for `fill_lists`."""
+    return None if corrections_N is None else lambda first, block: corrections_N[first : first + len(block)]

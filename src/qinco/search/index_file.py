@@ -189,18 +189,23 @@ def _ranking_of(opened: OpenFolder, dim: int) -> Ranking | None:
         return None
     mean_D = np.array(opened.arrays.get(_MEAN, np.empty(0, np.float32)))
     try:
-        scores = {name: Score(**{field: float(value) for field, value in stored[name].items()}) for name in SCORES}
-        numbers = {name: float(stored[name]) for name in ("typical", "low", "high")}
-        ranking = Ranking(mean_D, **scores, **numbers, num_vectors=stored["num_vectors"])
-        require_int("num_vectors", ranking.num_vectors, 0)
-        numbers = [*numbers.values(), *(number for score in scores.values() for number in astuple(score))]
+        lookup, neural, pairwise = (_score_of(stored[name]) for name in SCORES)
+        numbers = [float(stored[name]) for name in ("typical", "low", "high")]
+        require_int("num_vectors", count := stored["num_vectors"], 0)
         if not np.isfinite(numbers).all():
             raise ValueError("a number is not finite")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{opened.path} is damaged: its manifest does not describe a ranking ({error})") from None
     if mean_D.shape != (dim,) or mean_D.dtype != np.float32 or not np.isfinite(mean_D).all():
         raise DataError(f"{opened.path} is damaged: its {_MEAN} is not finite float32 ({dim},)")
-    return ranking
+    return Ranking(mean_D, lookup, neural, pairwise, *numbers, num_vectors=count)
+
+
+def _score_of(stored: dict) -> Score:
+    score = Score(**{name: float(value) for name, value in stored.items()})
+    if not np.isfinite(astuple(score)).all():
+        raise ValueError("a number is not finite")
+    return score
 
 
 def _codec_of(opened: OpenFolder, given, fingerprint: str | None, device: str) -> Codec | None:
