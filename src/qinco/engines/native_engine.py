@@ -39,6 +39,13 @@ def supports(config: ModelConfig, device: str) -> str | None:
     return None
 
 
+def sizes_of(config: ModelConfig, precision: str) -> Sizes:
+    return Sizes(
+        config.dim, config.embed_dim, config.hidden_dim, config.num_blocks, config.codebook_size, config.num_steps,
+        config.codeword_skip, not config.starts_from_coarse, precision == "bf16",
+    )  # fmt: skip
+
+
 class NativeCoder:
     """A model packed for the compiled kernels."""
 
@@ -81,17 +88,13 @@ class NativeCoder:
 def pack(weights: Weights, precision: str, device: str = CPU) -> NativeCoder:
     """Copy and rearrange the weights."""
     config = weights.config
-    sizes = Sizes(
-        config.dim, config.embed_dim, config.hidden_dim, config.num_blocks, config.codebook_size, config.num_steps,
-        config.codeword_skip, not config.starts_from_coarse, precision == "bf16",
-    )  # fmt: skip
     steps = [weights.step(number) for number in range(config.num_steps)]
     arrays = [_arrays(step) for step in steps]
     if not steps[0].conditioned and config.codebook_size <= _MAX_CROSSED:
         for proposals_KD in [step.preselector_KD for step in steps[1:2] if step.preselector_KD is not None]:
             cross_KK = steps[0].codebook_KD.astype(np.float64) @ proposals_KD.astype(np.float64).T
             arrays[1] = replace(arrays[1], first_cross=_float32(cross_KK))
-    return NativeCoder(weights, NativeModel(sizes, arrays))
+    return NativeCoder(weights, NativeModel(sizes_of(config, precision), arrays))
 
 
 def _arrays(step: StepWeights) -> StepArrays:
