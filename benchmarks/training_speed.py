@@ -60,7 +60,7 @@ def cases(dim: int, precision: str) -> dict[str, Callable]:
         training.optimizer.step()
 
     return {
-        "packing weights": lambda: pack(model, "native", precision),
+        "packing weights": lambda: pack(model, "native", precision, is_for_one_batch=True),
         "encoding, C=16 B=4": lambda: engine.encode_tensors(x_ND, start_ND, training.batch_encode_options),
         "forward+backward, torch": lambda: gradients("torch"),
         OPERATIONS: lambda: gradients("native"),

@@ -185,7 +185,7 @@ class Training:
     def optimizer_step(self, parts: list[np.ndarray], lr: float) -> float:
         """One step on accumulated batches, float32 (n, D) of all processes together; returns the loss per vector."""
         total = torch.zeros((), device=self.model.device)
-        packed = pack(self.model, self.batch_encode_options.engine, self.precision)
+        packed = pack(self.model, self.batch_encode_options.engine, self.precision, is_for_one_batch=True)
         use, num_vectors, position = CodewordUse(self.model), sum(map(len, parts)), self.position
         self.optimizer.zero_grad(set_to_none=True)
         for part in parts:

@@ -1,5 +1,8 @@
 """The compiled gradients are those of autograd."""
 
+import signal
+from threading import Timer, main_thread
+
 import pytest
 import torch
 from native_levels import LEVELS, needs_bf16, needs_native
@@ -96,3 +99,20 @@ def test_the_engine_of_encoding_computes_gradients():
     model = random_model(ARCHITECTURES["projected"])
     assert isinstance(gradients_of(model, "auto", "float32"), NativeGradients)
     assert isinstance(gradients_of(model, "torch", "float32"), TorchGradients)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_ctrl_c_ends_gradients_of_many_vectors(threads):
+    config = ModelConfig(dim=4, num_steps=4, codebook_size=16, hidden_dim=2048)
+    kernel, use = (
+        NativeGradients(random_model(config).requires_grad_(True), "float32"),
+        CodewordUse(random_model(config)),
+    )
+    before = num_threads()
+    set_num_threads(threads)
+    try:
+        Timer(0.1, signal.pthread_kill, (main_thread().ident, signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            kernel.add(*batch(config, 300_000), use, 1.0)
+    finally:
+        set_num_threads(before)
