@@ -82,6 +82,10 @@ def test_neighbours_are_found_and_written(capsys, tmp_path):
     _, ids = index.search("query.npy", 5, nprobe=20, num_short=50)
     np.testing.assert_array_equal(np.load(tmp_path / "ids.npy"), ids)
     assert found["recall"]["1"] == (ids[:, 0] == qinco.open_vectors("gt.ivecs")[:][:, 0]).mean()
+    run_json(capsys, *common, "refine=base.npy", "num_refine=60", "nprobe=20", f"output={tmp_path}/fine.npy")
+    refined = index.search("query.npy", 5, nprobe=20, refine="base.npy", num_refine=60)[1]
+    np.testing.assert_array_equal(np.load(tmp_path / "fine.npy"), refined)
+    assert (refined != ids).any()
     run(*common, "decoder=lookup")
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     np.testing.assert_array_equal([record["ids"] for record in records], index.search("query.npy", 5, num_short=0)[1])
@@ -432,6 +436,16 @@ WRONG = {
     "values without truth": ("search index=ix queries=query.npy nprobe=[1,4]", 2, "nprobe"),
     "plot of neighbours": ("search index=ix queries=query.npy plot=p.svg", 2, "plot"),
     "neighbours in text": ("search index=ix queries=query.npy output=ids.txt", 2, ".parquet"),
+    "refined by others": (
+        "search index=ix queries=query.npy refine=coarse.npy",
+        3,
+        "id 399 of the index is no row of coarse.npy",
+    ),
+    "refined by nothing": ("search index=ix queries=query.npy num_refine=50", 2, "refine="),
+    "refined too little": ("search index=ix queries=query.npy refine=base.npy num_refine=9", 2, "num_refine"),
+    "a refined sweep": (find("index=ix", "refine=base.npy"), 2, "k="),
+    "refined vectors": ("search model=plain.safetensors db=base.npy queries=query.npy refine=base.npy", 2, "index="),
+    "refined to its file": ("search index=ix queries=query.npy refine=base.npy output=base.npy", 2, "base.npy"),
     "pairs exhaustively": (
         "search model=plain.safetensors db=base.npy queries=query.npy decoder=pairwise",
         2,
