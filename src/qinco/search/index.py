@@ -116,7 +116,8 @@ class Index(StoredIndex):
                 None. An IVF codec has its own lists.
             ids: (N,) different integers from 0 on; 0 to N − 1 if None.
             pairwise: also fit a PairwiseDecoder, whose tables take 2 · M · K² · D numbers of 2 bytes.
-            metric: "l2", "inner_product" or "cosine"; if None what the file states (ann-benchmarks' HDF5), else "l2".
+            metric: "l2", "inner_product" or "cosine"; if None what the file states (ann-benchmarks' HDF5), else
+                "cosine" for vectors of length 1 and "l2" for others.
             seed: of the partition and of the samples that tables are fitted to.
             codes: of the first vectors, which are not encoded again: those of an interrupted call.
             progress: see `qinco.progress`.

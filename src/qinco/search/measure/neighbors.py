@@ -85,7 +85,7 @@ def find_neighbors(
     source = as_source(queries, "queries")
     if isinstance(index, tuple):
         codec, vectors = index[0], as_source(index[1])
-        dim, metric = codec.dim, choose_metric(metric, vectors, queries, ground_truth)
+        dim, metric = codec.dim, choose_metric(metric, vectors, queries, ground_truth, compared=vectors)
         if unknown := options.keys() - {"device"} or ({"refine"} if refine is not None else ()):
             raise ConfigError(f"{unknown.pop()} is for the search of an index, not of vectors: leave it out")
         choose_device(options.get("device") or "auto")
