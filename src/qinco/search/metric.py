@@ -137,7 +137,7 @@ def are_unit(source: VectorSource) -> bool:
 def _default(compared: VectorSource | None) -> str:
     if compared is None or not are_unit(compared):
         return "l2"
-    log.info("%s have length 1, and are compared by metric=cosine: give another if you want it", compared.name)
+    log.info("%s: vectors of length 1 are compared by metric=cosine; give metric= for another", compared.name)
     return "cosine"
 
 

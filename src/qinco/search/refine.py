@@ -3,6 +3,7 @@
 Shape suffixes: Q queries, S results of each, D dimension, P pairs of a query and a result, U vectors that are read.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -12,13 +13,16 @@ import numpy as np
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
 from qinco.search.ids import ends
+from qinco.search.lists import InvertedLists
 from qinco.search.metric import Metric
 from qinco.search.options import MAX_SHORTLIST
 from qinco.search.parts import IndexParts
 from qinco.search.scan import Shortlist
 from qinco.vectors.rows import VectorSource, as_source, check_dim
 
+log = logging.getLogger(__name__)
 DEFAULT_RESULTS = 100
+_LEAST_ROWS, _JUDGED_ROWS, _LEAST_SHARE = 8, 32, 0.75  # that are looked at, and of these that must be near
 _READ_VALUES, _COMPARED_VALUES = 1 << 22, 1 << 17  # the latter stay in the cache
 
 
@@ -31,7 +35,7 @@ class Originals:
         self._checked: Sequence | None = None  # the lists whose ids are known to be rows
 
     def check(self, parts: IndexParts) -> None:
-        """Raise DataError unless each id of an index is a row."""
+        """Raise DataError unless each id of an index is a row; warn if these seem to be other vectors."""
         if parts.segments is self._checked:
             return
         low, high = ends(parts.ids, parts.next_id or None)  # what faiss scans has no next id
@@ -43,7 +47,23 @@ class Originals:
             )
             raise DataError(f"{found}: give refine= the vectors that were indexed, whose row numbers are the ids, or "
                             "search with refine=False")  # fmt: skip
+        if self._checked is None and self._are_others(parts):
+            log.warning("%s seems to hold other vectors than the index, or in another order: refine= takes those that "
+                        "were indexed, whose row numbers are the ids", self.source.name)  # fmt: skip
         self._checked = parts.segments
+
+    def _are_others(self, parts: IndexParts) -> bool:
+        """Whether some vectors are mostly no nearer than others to what their codes decode to."""
+        lists, metric = max(parts.segments, key=len), parts.tables.metric
+        if not isinstance(lists, InvertedLists) or len(lists) < _LEAST_ROWS:  # those of faiss give no codes
+            return False
+        places_N = np.linspace(0, len(lists) - 1, _JUDGED_ROWS).astype(np.int64)
+        x_ND = metric.prepare(self.source[lists.ids[places_N]]).astype(np.float64)
+        decoded_ND = parts.tables.lookup.decode(lists.rows(places_N)[0], lists.lists_of(places_N))
+        with np.errstate(invalid="ignore"):  # a search refuses what is not finite
+            distances_NN = np.square(x_ND).sum(1)[:, None] - 2 * x_ND @ decoded_ND.T  # less what a column has in common
+            is_near_N = np.diag(distances_NN) < np.median(distances_NN, 0)
+        return bool(np.isfinite(distances_NN).all()) and is_near_N.mean() < _LEAST_SHARE
 
     def ranked(self, metric: Metric, queries_QD: np.ndarray, found: Shortlist, k: int) -> Shortlist:
         """The k nearest of results for prepared queries, by exact values."""

@@ -115,20 +115,22 @@ class Reading:
 
 
 def test_each_vector_is_read_once_and_in_order(monkeypatch):
-    index, rows = built(), Reading(vectors())
+    index, rows = copied(built()), Reading(vectors())
     wanted = index.search(QUERIES_QD[:3], num_refine=20, refine=vectors())
-    found = index.search(QUERIES_QD[:3], num_refine=20, refine=VectorSource(rows))
+    index.refine = VectorSource(rows)
+    rows.read.clear()
+    found = index.search(QUERIES_QD[:3], num_refine=20)
     check(found, wanted)
-    plain_QS = index.search(QUERIES_QD[:3], 20)[1]
+    plain_QS = index.search(QUERIES_QD[:3], 20, refine=False)[1]
     np.testing.assert_array_equal(np.concatenate(rows.read), np.unique(plain_QS))
     assert len(rows.read) == 1
     monkeypatch.setattr(stage, "_READ_VALUES", 7 * DIM)
     monkeypatch.setattr(stage, "_COMPARED_VALUES", 3 * DIM)
     rows.read.clear()
-    check(index.search(QUERIES_QD[:3], num_refine=20, refine=VectorSource(rows)), wanted)
+    check(index.search(QUERIES_QD[:3], num_refine=20), wanted)
     assert len(rows.read) > 3 and (np.diff(np.concatenate(rows.read)) > 0).all()
     rows.read.clear()  # of vectors that lie together all are read at once
-    index.search(QUERIES_QD[:3], num_refine=20, filter=range(100, 120), refine=VectorSource(rows))
+    index.search(QUERIES_QD[:3], num_refine=20, filter=range(100, 120))
     assert all((np.diff(read) == 1).all() for read in rows.read)
 
 
@@ -242,6 +244,20 @@ def test_originals_that_are_not_finite_are_named(tmp_path):
     index.search(QUERIES_QD, 3, filter=range(70), refine=tmp_path / "x.npy")
     with pytest.raises(DataError, match=r"row 77 of .*x.npy holds NaN in column 3"):
         index.search(QUERIES_QD, 3, filter=range(60, 90), refine=tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_vectors_are_warned_of(kind, metric, caplog):
+    index = copied(built(kind, metric))
+    index.refine = vectors() * (3 if metric == "cosine" else 1)
+    few = Index.build(trained("plain"), vectors()[:20], 1)
+    few.refine = vectors()
+    assert not caplog.text
+    for others in (vectors()[::-1], vectors(seed=3), np.roll(vectors(), 1, axis=0)):
+        caplog.clear()
+        index.refine = others
+        assert "refine seems to hold other vectors than the index" in caplog.text
 
 
 def test_threads_search_at_the_same_time(tmp_path):
