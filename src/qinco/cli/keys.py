@@ -182,8 +182,8 @@ SHARED = {
         Key("ivf_K", "integer", None, "number of coarse centroids"),
         Key("recipe", "choice", "default", "paper: the published recipe", choices=RECIPES),
         Key("decoder", "choice", "neural", "what decodes; with index=: the last stage", choices=DECODERS),
-        Key("metric", "choice", None, "of neighbours; by default what an HDF5 file states, or else l2", choices=METRICS,
-            spellings=METRIC_SPELLINGS),
+        Key("metric", "choice", None, "of neighbours; by default what an HDF5 file states, or else cosine for "
+            "vectors of length 1, and l2 for others", choices=METRICS, spellings=METRIC_SPELLINGS),
         Key("prefix", "integer", None, "use only so many codes of each vector"),
         Key("search.aq_training_samples", "integer", 1_000_000, "vectors to fit look-up and pair tables to, at most"),
         *(key_of_field(options, name) for options in OPTIONS[:3] for name in field_keys(options)),

@@ -15,6 +15,7 @@ from qinco.machine import free_memory
 from qinco.maths.devices import CPU, to_device
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
+from qinco.search.refine import Originals
 from qinco.search.scan import Shortlist
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource
@@ -66,6 +67,7 @@ class Pipeline:
         length: vectors in each query's shortlist.
         stages, metric: in order; of the scan and of all stages.
         zeros: ids of vectors that are zero, int64; for "cosine".
+        originals, num_refine: what ranks the first results in the end, and how many, if any.
         seconds: spent so far, by the stages' timings.
     """
 
@@ -74,12 +76,14 @@ class Pipeline:
     stages: Sequence[Stage] = ()
     metric: Metric = L2
     zeros: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    originals: Originals | None = None
+    num_refine: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float, dict.fromkeys(STAGE_TIMINGS, 0.0)))
 
     @np.errstate(over="ignore", invalid="ignore")  # nothing is near a query of very large values
     def run(self, queries_QD: np.ndarray, k: int) -> tuple[Shortlist, Shortlist]:
         """The k nearest of prepared float32 queries, and the shortlist of the scan."""
-        begun, scale_Q1 = time.perf_counter(), self.metric.scale(queries_QD)
+        begun, scale_Q1, given_QD = time.perf_counter(), self.metric.scale(queries_QD), queries_QD
         queries_QD = queries_QD if scale_Q1 is None else queries_QD * scale_Q1
         shortlist = self.scan(queries_QD, self.length)
         values_QS = self._defined(queries_QD, shortlist, shortlist.values)
@@ -89,8 +93,14 @@ class Pipeline:
         best = shortlist
         for stage in self.stages:
             best = self._rerank(stage, queries_QD, best)
-        best = best.first(k)
-        return best if scale_Q1 is None else replace(best, values=best.values / scale_Q1), shortlist
+        best = best.first(max(k, self.num_refine))
+        if self.originals is not None:
+            begun = time.perf_counter()
+            best = self.originals.ranked(self.metric, given_QD, best, k)
+            self.seconds["refine"] += time.perf_counter() - begun
+        elif scale_Q1 is not None:
+            best = replace(best, values=best.values / scale_Q1)
+        return best, shortlist
 
     def _defined(self, queries_QD: np.ndarray, shortlist: Shortlist, values_QS: np.ndarray) -> np.ndarray:
         """Values that are those of similarity 0 where, for "cosine", the query or the vector is zero."""
