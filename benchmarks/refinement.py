@@ -27,10 +27,10 @@ from qinco.vectors.rows import open_vectors
 
 NPROBES = (16, 32, 64)
 SETTINGS = (  # names, and options of a search
-    ("codes alone", {"num_short": 100}),
-    ("refine the tables' 100", {"num_short": 100, "num_refine": 100}),
-    ("refine the network's 100 of 200", {"num_short": 200, "num_refine": 100}),
-    ("refine the tables' 200", {"num_short": 100, "num_refine": 200}),
+    ("look-up tables", {"num_short": 0}),
+    ("network, nshort 100", {"num_short": 100}),
+    ("refine, nshort 100", {"num_short": 100, "num_refine": 100}),
+    ("refine 200, nshort 100", {"num_short": 100, "num_refine": 200}),
 )
 SINGLE = 200  # queries that are searched one at a time
 
