@@ -21,7 +21,7 @@ from qinco.interrupts import is_main_thread
 
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 _LOG = logging.getLogger(__name__)
-_INTERFACE = 3  # of the library, as in engine.h
+_INTERFACE = 4  # of the library, as in engine.h
 _FLOATS = POINTER(c_float)
 _MAX_COUNT = (1 << 31) - 1  # larger counts of candidates mean all
 _SHORT_CALL = 1e9  # operations: a fraction of a second on one slow core
@@ -96,7 +96,7 @@ class NativeModel:
         self._engine = None
         kept, given = [], (_Step * len(steps))()
         for target, arrays in zip(given, steps, strict=True):
-            for name, shape in _shapes(sizes).items():
+            for name, shape in shapes(sizes).items():
                 value = getattr(arrays, name)
                 if value is None or (isinstance(value, tuple) and not value):
                     continue
@@ -208,7 +208,8 @@ def check_memory(failed: int, remedy: str) -> None:
         raise ResourceError(f"out of memory: give {remedy}")
 
 
-def _shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+def shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    """Of the arrays of a step, by their names in `StepArrays`."""
     dim, stream, hidden, size = sizes.dim, sizes.stream, sizes.hidden, sizes.codewords
     return {
         "codebook": (size, dim), "preselector": (size, dim), "stream_table": (size, stream),
@@ -252,6 +253,9 @@ def compiled() -> Any:
         "qinco_destroy": (None, c_void_p),
         "qinco_encode": (c_int, c_void_p, POINTER(_Search), *[c_void_p] * 2, c_int64, c_int, *[c_void_p] * 2),
         "qinco_decode": (c_int, *[c_void_p] * 3, c_int, c_int64, c_int, c_int, c_void_p),
+        "qinco_create_gradient": (c_void_p, POINTER(Sizes), c_int),
+        "qinco_destroy_gradient": (None, c_void_p),
+        "qinco_add_gradient": (c_int, *[c_void_p] * 4, c_int),
         "qinco_create_scanner": (c_void_p, *[c_void_p] * 4, c_int),
         "qinco_destroy_scanner": (None, c_void_p),
         "qinco_probe": (c_int, c_void_p, c_void_p, c_int64, c_int, c_int, c_void_p, c_void_p),

@@ -24,6 +24,7 @@ from qinco.maths.devices import CPU, to_device
 from qinco.model.qinco import Qinco
 from qinco.training.batches import batches
 from qinco.training.codebooks import CodewordUse, redraw_unused
+from qinco.training.gradients import gradients_of
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
 from qinco.training.schedule import SCHEDULES, StepPlan
@@ -86,23 +87,6 @@ def narrow_options(options: EncodeOptions) -> EncodeOptions:
     return replace(options, **{name: min(value, limits[name]) for name, value in given.items() if value is not None})
 
 
-def prefix_losses(model: Qinco, x_ND: Tensor, start_ND: Tensor, codes_NM: Tensor, use: CodewordUse) -> Tensor:
-    """The squared errors of all prefixes, and of the pre-selectors, summed over vectors and averaged over dimensions.
-
-    Training minimises their sum over steps (QINCo2 paper, section 3.3). Returns a scalar with its gradient.
-    """
-    total, reached_ND = x_ND.new_zeros(()), start_ND
-    for m, reconstructed_ND in enumerate(model.reconstructions(codes_NM, start_ND)):
-        targets_ND = x_ND - reached_ND.detach()
-        use.add(m, codes_NM[:, m], targets_ND)
-        preselector = model.steps[m].preselector
-        if preselector is not None:
-            total = total + (preselector(codes_NM[:, m]) - targets_ND).square().sum()
-        total = total + (reconstructed_ND - x_ND).square().sum()
-        reached_ND = reconstructed_ND
-    return total / x_ND.shape[1]
-
-
 class Training:
     """One run on a model, on its device, that has been initialized (`initialize_model`) or restored."""
 
@@ -117,6 +101,7 @@ class Training:
         self.plan = StepPlan.from_options(options, len(train))
         self.schedule = SCHEDULES[options.schedule](options, self.plan)
         self.precision = candidate_precision(options.precision, str(model.device), model.config)
+        self.gradients = gradients_of(model, encode_options.engine, self.precision)
         self.parameters = list(model.parameters())
         for parameter in self.parameters:  # in backward, which is a single call, Python hears of Ctrl-C in hooks only
             parameter.register_hook(lambda gradient: None)
@@ -200,16 +185,14 @@ class Training:
     def optimizer_step(self, parts: list[np.ndarray], lr: float) -> float:
         """One step on accumulated batches, float32 (n, D) of all processes together; returns the loss per vector."""
         total = torch.zeros((), device=self.model.device)
-        packed = pack(self.model, self.batch_encode_options.engine, self.precision)
+        packed = pack(self.model, self.batch_encode_options.engine, self.precision, is_for_one_batch=True)
         use, num_vectors, position = CodewordUse(self.model), sum(map(len, parts)), self.position
         self.optimizer.zero_grad(set_to_none=True)
         for part in parts:
             x_ND = self.model.normalize(to_device(part[self.processes.share(len(part))], self.model.device))
             start_ND = self.initial_reconstructions(x_ND)
             codes_NM, _ = packed.encode_tensors(x_ND, start_ND, self.batch_encode_options)
-            loss = self.loss(x_ND, start_ND, codes_NM, use) / num_vectors
-            loss.backward()
-            total += loss.detach()
+            total += self.gradients.add(x_ND, start_ND, codes_NM, use, 1 / num_vectors)
         self.processes.sum_gradients(self.parameters)
         counts, loss = self.processes.sum(use.flat), float(self.processes.sum(total))
         if not math.isfinite(loss):
@@ -227,10 +210,6 @@ class Training:
             self.use.flat += counts
             position.step, position.loss_sum = position.step + 1, position.loss_sum + loss * num_vectors
         return loss
-
-    def loss(self, x_ND: Tensor, start_ND: Tensor, codes_NM: Tensor, use: CodewordUse) -> Tensor:
-        with torch.autocast(x_ND.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return prefix_losses(self.model, x_ND, start_ND, codes_NM, use)
 
     def initial_reconstructions(self, x_ND: Tensor) -> Tensor:
         """The reconstructions of normalised vectors before the first step: zeros, or coarse centroids: (N, D)."""

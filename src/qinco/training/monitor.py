@@ -50,7 +50,8 @@ def estimate(training: Training) -> Estimate:
     codes_NM = _encode(training, x_ND, training.batch_encode_options)
 
     def gradients() -> None:
-        training.loss(x_ND, training.initial_reconstructions(x_ND), codes_NM, CodewordUse(training.model)).backward()
+        use = CodewordUse(training.model)
+        training.gradients.add(x_ND, training.initial_reconstructions(x_ND), codes_NM, use, 1.0)
         training.optimizer.zero_grad(set_to_none=True)
 
     train_seconds = _seconds(lambda: _encode(training, x_ND, training.batch_encode_options), x_ND)

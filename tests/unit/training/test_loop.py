@@ -9,7 +9,8 @@ from small_models import ARCHITECTURES, random_model, random_vectors, torch_enco
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.model.qinco import Qinco
 from qinco.training.codebooks import CodewordUse, initialize_model
-from qinco.training.loop import EpochReport, StepReport, Training, narrow_options, prefix_losses
+from qinco.training.gradients import prefix_losses
+from qinco.training.loop import EpochReport, StepReport, Training, narrow_options
 from qinco.training.monitor import estimate
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
