@@ -93,14 +93,13 @@ class Pipeline:
         best = shortlist
         for stage in self.stages:
             best = self._rerank(stage, queries_QD, best)
-        best = best.first(max(k, self.num_refine))
         if self.originals is not None:
             begun = time.perf_counter()
-            best = self.originals.ranked(self.metric, given_QD, best, k)
+            best = self.originals.ranked(self.metric, given_QD, best.first(min(self.num_refine, best.ids.shape[1])), k)
             self.seconds["refine"] += time.perf_counter() - begun
         elif scale_Q1 is not None:
             best = replace(best, values=best.values / scale_Q1)
-        return best, shortlist
+        return best.first(k), shortlist
 
     def _defined(self, queries_QD: np.ndarray, shortlist: Shortlist, values_QS: np.ndarray) -> np.ndarray:
         """Values that are those of similarity 0 where, for "cosine", the query or the vector is zero."""

@@ -55,6 +55,8 @@ def test_the_default_refines_a_hundred_results_or_k():
     index = built()
     check(index.search(QUERIES_QD, refine=vectors()), by_definition(index, QUERIES_QD, vectors(), 10, 100))
     check(index.search(QUERIES_QD, 150, refine=vectors()), by_definition(index, QUERIES_QD, vectors(), 150, 150))
+    everything = index.search(QUERIES_QD, refine=vectors(), num_refine=2**31 - 1)
+    check(everything, by_definition(index, QUERIES_QD, vectors(), 10, NUM_VECTORS))
 
 
 def test_everything_refined_is_exact_search():
