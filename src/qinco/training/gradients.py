@@ -53,8 +53,8 @@ class TorchGradients:
 class NativeGradients:
     """Gradients by the compiled engine.
 
-    What comes from a codeword alone is computed and differentiated once for each codeword of a batch; and by torch, once
-    for a batch, the product of matrices that a low-rank concatenation consists of.
+    What comes from a codeword alone is computed and differentiated once for each codeword of a batch. torch multiplies
+    the two matrices of a low-rank concatenation, and differentiates that.
     """
 
     def __init__(self, model: Qinco, precision: str):
