@@ -19,7 +19,7 @@ from torch import Tensor
 from qinco.config import PAPER_ENCODE_OPTIONS
 from qinco.model.qinco import Qinco
 from qinco.training.codebooks import CodewordUse, redraw_unused
-from qinco.training.loop import prefix_losses
+from qinco.training.gradients import prefix_losses
 from qinco.training.options import TrainOptions
 from qinco.training.schedule import SCHEDULES, StepPlan
 from qinco.vectors.rows import VectorSource

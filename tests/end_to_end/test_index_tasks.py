@@ -82,6 +82,10 @@ def test_neighbours_are_found_and_written(capsys, tmp_path):
     _, ids = index.search("query.npy", 5, nprobe=20, num_short=50)
     np.testing.assert_array_equal(np.load(tmp_path / "ids.npy"), ids)
     assert found["recall"]["1"] == (ids[:, 0] == qinco.open_vectors("gt.ivecs")[:][:, 0]).mean()
+    run_json(capsys, *common, "refine=base.npy", "num_refine=60", "nprobe=20", f"output={tmp_path}/fine.npy")
+    refined = index.search("query.npy", 5, nprobe=20, refine="base.npy", num_refine=60)[1]
+    np.testing.assert_array_equal(np.load(tmp_path / "fine.npy"), refined)
+    assert (refined != ids).any()
     run(*common, "decoder=lookup")
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     np.testing.assert_array_equal([record["ids"] for record in records], index.search("query.npy", 5, num_short=0)[1])
@@ -197,6 +201,39 @@ def test_other_metrics(name, tmp_path, capsys):
     there = "nprobe=4", "nshort=100", f"queries_gt={tmp_path}/gt.ivecs"
     (found,) = search(capsys, f"index={tmp_path}/{name}", "model=plain.safetensors", *there).values()
     assert found["recall"]["10"] > 0.6
+    for more in (["k=10"], []):  # finding neighbours, and measuring settings
+        asked = [*command(f"index={tmp_path}/{name}", "model=plain.safetensors", *there), *more]
+        assert run_json(capsys, *asked, "metric=IP")["metric"] == "inner_product"
+        assert main([*asked, "metric=cosine"]) == 2
+        assert "metric=cosine, and the index compares by inner_product" in capsys.readouterr().err
+
+
+def test_vectors_of_length_1_are_searched_by_cosine(tmp_path, capsys):
+    for name in ("base", "train"):
+        x_ND = np.load(f"{name}.npy")
+        np.save(tmp_path / f"{name}.npy", x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True))
+    _, ids = qinco.exhaustive_search("query.npy", tmp_path / "base.npy", 10, metric="l2")
+    write_vectors(tmp_path / "gt.ivecs", ids.astype(np.int32))
+    asked = ["search", "model=plain.safetensors", f"db={tmp_path}/base.npy", "queries=query.npy"]
+    recalls = {}
+    for metric in ([], ["metric=cosine"], ["metric=l2"]):
+        found = run_json(capsys, *asked, f"queries_gt={tmp_path}/gt.ivecs", *metric)
+        recalls[found["metric"], len(metric)] = found["recall"]
+    assert recalls["cosine", 0] == recalls["cosine", 1] and ("l2", 1) in recalls
+    assert main([*asked, f"output={tmp_path}/ids.npy"]) == 0
+    out, err = capsys.readouterr()
+    assert "metric: cosine" in out and err.count("\n") == 1
+    assert err.startswith(f"{tmp_path}/base.npy: vectors of length 1 are compared by metric=cosine")
+    run("encode", "model=ivf.safetensors", f"db={tmp_path}/train.npy", f"output={tmp_path}/codes")
+    build = [
+        "build_index",
+        "model=ivf.safetensors",
+        f"encoded_trainset={tmp_path}/codes",
+        f"encoded_db={tmp_path}/codes",
+    ]
+    build += [f"trainset={tmp_path}/train.npy", "ivf_centroids=coarse.npy"]
+    assert run_json(capsys, *build, f"output={tmp_path}/ix")["metric"] == "cosine"
+    assert run_json(capsys, *build, f"output={tmp_path}/ix", "metric=l2", "overwrite=true")["metric"] == "l2"
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -432,6 +469,16 @@ WRONG = {
     "values without truth": ("search index=ix queries=query.npy nprobe=[1,4]", 2, "nprobe"),
     "plot of neighbours": ("search index=ix queries=query.npy plot=p.svg", 2, "plot"),
     "neighbours in text": ("search index=ix queries=query.npy output=ids.txt", 2, ".parquet"),
+    "refined by others": (
+        "search index=ix queries=query.npy refine=coarse.npy",
+        3,
+        "id 399 of the index is no row of coarse.npy",
+    ),
+    "refined by nothing": ("search index=ix queries=query.npy num_refine=50", 2, "refine="),
+    "refined too little": ("search index=ix queries=query.npy refine=base.npy num_refine=9", 2, "num_refine"),
+    "a refined sweep": (find("index=ix", "refine=base.npy"), 2, "k="),
+    "refined vectors": ("search model=plain.safetensors db=base.npy queries=query.npy refine=base.npy", 2, "index="),
+    "refined to its file": ("search index=ix queries=query.npy refine=base.npy output=base.npy", 2, "base.npy"),
     "pairs exhaustively": (
         "search model=plain.safetensors db=base.npy queries=query.npy decoder=pairwise",
         2,

@@ -182,8 +182,8 @@ SHARED = {
         Key("ivf_K", "integer", None, "number of coarse centroids"),
         Key("recipe", "choice", "default", "paper: the published recipe", choices=RECIPES),
         Key("decoder", "choice", "neural", "what decodes; with index=: the last stage", choices=DECODERS),
-        Key("metric", "choice", None, "of neighbours; by default what an HDF5 file states, or else l2", choices=METRICS,
-            spellings=METRIC_SPELLINGS),
+        Key("metric", "choice", None, "of neighbours; by default what an HDF5 file states, or else cosine for "
+            "vectors of length 1, and l2 for others", choices=METRICS, spellings=METRIC_SPELLINGS),
         Key("prefix", "integer", None, "use only so many codes of each vector"),
         Key("search.aq_training_samples", "integer", 1_000_000, "vectors to fit look-up and pair tables to, at most"),
         *(key_of_field(options, name) for options in OPTIONS[:3] for name in field_keys(options)),
@@ -192,6 +192,7 @@ SHARED = {
         key_of_field(EncodeOptions, "num_candidates", minimum=0, null_value=0),
         key_of_field(EncodeOptions, "beam_width", default=None, null_value=1, zero_is_null=True),
         key_of_field(TrainOptions, "num_valid", default=10_000),
+        key_of_field(TrainOptions, "epochs", nullable=False),
         # Machine and report
         Key("device", "device", "auto", "auto, cpu, cuda or cuda:N"),
         Key("cpu", "switch", False, "the same as device=cpu"),

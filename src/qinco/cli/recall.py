@@ -14,13 +14,13 @@ def measure_decoded(settings: Settings, console, queries, truth) -> None:
     from qinco.search.metric import choose_metric
 
     codec, source = inputs.open_codec(settings), inputs.open_database(settings)
+    metric = settings["metric"] or choose_metric(None, source, queries, truth, compared=source)
     decoder, begun = inputs.open_decoder(settings, codec, console.progress), time.monotonic()
     found = qinco.exhaustive_recall(
         codec, source, queries, truth, decoder=decoder, options=inputs.encode_options(settings, codec),
         num_steps=settings["prefix"], precision=inputs.decode_precision(settings),
-        device=inputs.find_device(settings), metric=settings["metric"], progress=console.progress,
+        device=inputs.find_device(settings), metric=metric, progress=console.progress,
     )  # fmt: skip
-    metric = settings["metric"] or choose_metric(None, source, queries, truth)
     result = {"decoder": settings["decoder"], "metric": metric, "recall": found, "num_vectors": len(source)}
     result |= {"num_queries": len(queries), "seconds": time.monotonic() - begun}
     console.print_result(result | inputs.conditions(settings), settings["json"])

@@ -7,8 +7,10 @@ the output projection are orthogonal, which makes a candidate's distance a sum o
 Shape suffixes: N vectors, D dimension, M steps, K codewords, E stream width, H hidden width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -37,6 +39,13 @@ def supports(config: ModelConfig, device: str) -> str | None:
     if tables > MAX_TABLE_BYTES:
         return f"the model's tables take {tables:,} bytes, more than {MAX_TABLE_BYTES:,}"
     return None
+
+
+def sizes_of(config: ModelConfig, precision: str) -> Sizes:
+    return Sizes(
+        config.dim, config.embed_dim, config.hidden_dim, config.num_blocks, config.codebook_size, config.num_steps,
+        config.codeword_skip, not config.starts_from_coarse, precision == "bf16",
+    )  # fmt: skip
 
 
 class NativeCoder:
@@ -77,39 +86,49 @@ class NativeCoder:
         return self.packed.decode(codes_NM, start_ND, threads=num_threads())
 
 
-@np.errstate(over="ignore", invalid="ignore")  # of diverged training
 def pack(weights: Weights, precision: str, device: str = CPU) -> NativeCoder:
     """Copy and rearrange the weights."""
+    # In double precision: float32 products depend on the processor and on threads.
+    return _pack(weights, precision, np.float64, map)
+
+
+def pack_quickly(weights: Weights, precision: str) -> NativeCoder:
+    """As `pack`, for weights that change after every batch: with products in float32, and several steps at once."""
+    if num_threads() == 1:
+        return _pack(weights, precision, np.float32, map)
+    with ThreadPoolExecutor(min(num_threads(), weights.config.num_steps), "pack") as pool:
+        return _pack(weights, precision, np.float32, pool.map)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # of diverged training
+def _pack(weights: Weights, precision: str, dtype: type, over_steps: Callable) -> NativeCoder:
     config = weights.config
-    sizes = Sizes(
-        config.dim, config.embed_dim, config.hidden_dim, config.num_blocks, config.codebook_size, config.num_steps,
-        config.codeword_skip, not config.starts_from_coarse, precision == "bf16",
-    )  # fmt: skip
     steps = [weights.step(number) for number in range(config.num_steps)]
-    arrays = [_arrays(step) for step in steps]
+    arrays = list(over_steps(partial(_arrays, dtype=dtype), steps))
     if not steps[0].conditioned and config.codebook_size <= _MAX_CROSSED:
         for proposals_KD in [step.preselector_KD for step in steps[1:2] if step.preselector_KD is not None]:
-            cross_KK = steps[0].codebook_KD.astype(np.float64) @ proposals_KD.astype(np.float64).T
+            cross_KK = steps[0].codebook_KD.astype(dtype) @ proposals_KD.astype(dtype).T
             arrays[1] = replace(arrays[1], first_cross=_float32(cross_KK))
-    return NativeCoder(weights, NativeModel(sizes, arrays))
+    return NativeCoder(weights, NativeModel(sizes_of(config, precision), arrays))
 
 
-def _arrays(step: StepWeights) -> StepArrays:
-    # In double precision: float32 products depend on the processor and on threads.
+@np.errstate(over="ignore", invalid="ignore")
+def _arrays(step: StepWeights, dtype: type = np.float64) -> StepArrays:
     if not step.conditioned:
         return StepArrays(step.codebook_KD)
-    codebook_KD, stream_KE = step.codebook_KD.astype(np.float64), step.embed(np.float64)
-    _, stream_x_ED = step.concat(np.float64)
+    codebook_KD, stream_KE = step.codebook_KD.astype(dtype), step.embed(dtype)
+    _, stream_x_ED = step.concat(dtype)
     arrays = {}
     if step.preselector_KD is not None:
         arrays["preselector"] = step.preselector_KD
-    up, down = ([weight.astype(np.float64) for weight in weights] for weights in (step.up, step.down))
+    up, down = ([weight.astype(dtype) for weight in weights] for weights in (step.up, step.down))
     if up:
         arrays |= {"hidden_table": _float32(stream_KE @ up[0].T), "hidden_x": _float32(up[0] @ stream_x_ED)}
     if step.project_out_DE is not None:
-        out_DE, basis_EE = _orthogonal_outputs(step.project_out_DE.astype(np.float64))
+        out_DE, basis_EE = _orthogonal_outputs(step.project_out_DE.astype(dtype))
         stream_KE, stream_x_ED = stream_KE @ basis_EE, basis_EE.T @ stream_x_ED
-        up, down = [weight @ basis_EE for weight in up], [basis_EE.T @ weight for weight in down]
+        # The first hidden layer is read from its own table and product.
+        up, down = up[:1] + [weight @ basis_EE for weight in up[1:]], [basis_EE.T @ weight for weight in down]
         arrays |= {"project_out": _float32(out_DE), "gram": _float32(np.square(out_DE).sum(0))}
         arrays["codeword_back"] = _float32(codebook_KD @ out_DE)
     arrays |= {"up": tuple(map(_float32, up)), "down": tuple(map(_float32, down))}
@@ -120,7 +139,7 @@ def _orthogonal_outputs(out_DE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The output projection in a basis of the stream that makes its columns orthogonal, and that basis (E, E)."""
     dim, width = out_DE.shape
     gram = out_DE.T @ out_DE if width <= dim else out_DE @ out_DE.T
-    gram = gram.astype(np.float32).astype(np.float64)  # so that the order of summation does not change the basis
+    gram = gram.astype(np.float32).astype(gram.dtype)  # so that the order of summation does not change the basis
     if not np.isfinite(gram).all():  # diverged training: the results will show it
         return out_DE, np.eye(width)
     basis_EE = np.linalg.eigh(gram)[1]
@@ -132,4 +151,4 @@ def _orthogonal_outputs(out_DE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _float32(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32)
+    return array.astype(np.float32, copy=False)

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <vector>
 #if BF16
 #include <immintrin.h>
@@ -51,7 +52,8 @@ static array<T> allocate(size_t count) {
   return array<T>((T*)memory);
 }
 
-// Arithmetic of candidates: float32, or bf16 products with float32 sums.
+// Arithmetic of networks: float32, or bf16 products with float32 sums. `multiply` adds to sums [i][j] the products of number
+// k of row i, which is at rows[i * stride + k * step] (with pairs, in units of them), and number k of the panel's outputs j.
 
 struct Float {
   using element = float;
@@ -62,15 +64,16 @@ struct Float {
   }
   static vector load_wide(const element* from) { return load(from); }
   static vector rounded(vector v) { return v; }
+  static void pair(element* to, const element* first, const element*) { store(to, load(first)); }
   template <int N>
-  static inline __attribute__((always_inline)) void multiply(const element* rows, int stride, int in, const element* panel,
-                                                             vector (*sums)[PANELS]) {
+  static inline __attribute__((always_inline)) void multiply(const element* rows, int stride, int step, int in,
+                                                             const element* panel, vector (*sums)[PANELS]) {
     for (int k = 0; k < in; k++) {
       vector b[PANELS];
       for (int j = 0; j < PANELS; j++) b[j] = *(const vector*)(panel + k * PANEL + VECTOR * j);
 #pragma GCC unroll 8
       for (int i = 0; i < N; i++) {
-        const float a = rows[i * stride + k];
+        const float a = rows[i * stride + k * step];
         for (int j = 0; j < PANELS; j++) sums[i][j] += a * b[j];
       }
     }
@@ -98,16 +101,22 @@ struct Bfloat {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
     return (vector)_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
+  // VECTOR pairs of a number of the one row and a number of the other.
+  static void pair(element* to, const element* first, const element* second) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)first));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)second));
+    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
   template <int N>
-  static inline __attribute__((always_inline)) void multiply(const element* rows, int stride, int in, const element* panel,
-                                                             vector (*sums)[PANELS]) {
+  static inline __attribute__((always_inline)) void multiply(const element* rows, int stride, int step, int in,
+                                                             const element* panel, vector (*sums)[PANELS]) {
     for (int k = 0; k < in / 2; k++) {
       __m512bh b[PANELS];
       for (int j = 0; j < PANELS; j++) b[j] = (__m512bh)_mm512_load_si512(panel + k * 2 * PANEL + 32 * j);
 #pragma GCC unroll 8
       for (int i = 0; i < N; i++) {
         int32_t two;
-        memcpy(&two, rows + i * stride + 2 * k, 4);
+        memcpy(&two, rows + i * stride + 2 * k * step, 4);
         const __m512bh a = (__m512bh)_mm512_set1_epi32(two);
         for (int j = 0; j < PANELS; j++) sums[i][j] = (vector)_mm512_dpbf16_ps((__m512)sums[i][j], a, b[j]);
       }
@@ -116,6 +125,30 @@ struct Bfloat {
 };
 #endif
 
+// body(the number of rows as a constant, the first of them) for tiles of `count` rows.
+template <class Body>
+static inline __attribute__((always_inline)) void in_tiles(int count, Body body) {
+  int i = 0;
+  for (; i + TILE <= count; i += TILE) body(std::integral_constant<int, TILE>(), i);
+  switch (count - i) {
+    case 5: body(std::integral_constant<int, 5>(), i); break;
+    case 4: body(std::integral_constant<int, 4>(), i); break;
+    case 3: body(std::integral_constant<int, 3>(), i); break;
+    case 2: body(std::integral_constant<int, 2>(), i); break;
+    case 1: body(std::integral_constant<int, 1>(), i);
+  }
+}
+
+// Rows of float32 in the arithmetic of networks, padded with zeros; null is a row of zeros.
+template <class A>
+static void narrow_row(const float* from, int width, typename A::element* to) {
+  for (int p = 0; p < width; p += PANEL) {
+    alignas(64) float values[PANEL] = {};
+    if (from) memcpy(values, from + p, std::min(PANEL, width - p) * 4);
+    A::store_panel(to + p, (const vector*)values);
+  }
+}
+
 // A matrix (out, in) in panels of PANEL outputs, in the order in which tiles read it; padded with zeros.
 template <class A>
 struct Matrix {
@@ -123,13 +156,33 @@ struct Matrix {
   int out = 0, in = 0;  // padded
   array<T> values;
 
-  void pack(const float* W, int rows, int columns) {
-    out = padded(rows), in = padded(columns);
-    values = allocate<T>(size_t(out) * in);
-    for (int r = 0; r < rows; r++) {
+  // W (rows, columns), whose rows are `stride` apart.
+  void pack(const float* W, int rows, int columns, int stride) {
+    resize(rows, columns);
+    const array<T> block = allocate<T>(size_t(VECTOR) * in);
+    for (int r = 0; r < rows; r += VECTOR) {
+      for (int i = 0; i < VECTOR; i++)
+        narrow_row<A>(r + i < rows ? W + size_t(r + i) * stride : nullptr, columns, &block[size_t(i) * in]);
       T* panel = values.get() + size_t(r / PANEL) * PANEL * in + r % PANEL * A::PAIR;
-      for (int c = 0; c < columns; c++)
-        panel[size_t(c / A::PAIR) * PANEL * A::PAIR + c % A::PAIR] = A::convert(W[size_t(r) * columns + c]);
+      for (int k = 0; k < in / A::PAIR; k++)
+        for (int i = 0; i < VECTOR; i++)
+          memcpy(panel + (size_t(k) * PANEL + i) * A::PAIR, &block[size_t(i) * in + k * A::PAIR], 4);
+    }
+  }
+
+  void pack(const float* W, int rows, int columns) { pack(W, rows, columns, columns); }
+
+  // The transpose of W (columns, rows), whose rows are `stride` apart.
+  void pack_transposed(const float* W, int rows, int columns, int stride) {
+    resize(rows, columns);
+    const array<T> first = allocate<T>(out), second = allocate<T>(out);
+    for (int c = 0; c < columns; c += A::PAIR) {
+      narrow_row<A>(W + size_t(c) * stride, rows, first.get());
+      if (A::PAIR == 2) narrow_row<A>(c + 1 < columns ? W + size_t(c + 1) * stride : nullptr, rows, second.get());
+      for (int r = 0; r < out; r += VECTOR) {
+        T* panel = values.get() + size_t(r / PANEL) * PANEL * in + r % PANEL * A::PAIR;
+        A::pair(panel + size_t(c) * PANEL, &first[r], &second[r]);
+      }
     }
   }
 
@@ -138,24 +191,19 @@ struct Matrix {
   inline __attribute__((always_inline)) void apply(const T* rows, int count, Finish finish) const {
     for (int p = 0; p < out; p += PANEL) {
       const T* panel = values.get() + size_t(p) * in;
-      int i = 0;
-      for (; i + TILE <= count; i += TILE) tile<TILE>(rows, i, p, panel, finish);
-      switch (count - i) {
-        case 5: tile<5>(rows, i, p, panel, finish); break;
-        case 4: tile<4>(rows, i, p, panel, finish); break;
-        case 3: tile<3>(rows, i, p, panel, finish); break;
-        case 2: tile<2>(rows, i, p, panel, finish); break;
-        case 1: tile<1>(rows, i, p, panel, finish);
-      }
+      in_tiles(count, [&](auto tile, int i) __attribute__((always_inline)) {
+        vector sums[tile()][PANELS] = {};
+        A::template multiply<tile()>(rows + size_t(i) * in, in, 1, in, panel, sums);
+        for (int r = 0; r < tile(); r++) finish(i + r, p, sums[r]);
+      });
     }
   }
 
  private:
-  template <int N, class Finish>
-  inline __attribute__((always_inline)) void tile(const T* rows, int i, int p, const T* panel, Finish finish) const {
-    vector sums[N][PANELS] = {};
-    A::template multiply<N>(rows + size_t(i) * in, in, in, panel, sums);
-    for (int r = 0; r < N; r++) finish(i + r, p, sums[r]);
+  void resize(int rows, int columns) {
+    if (out == padded(rows) && in == padded(columns)) return;
+    out = padded(rows), in = padded(columns);
+    values = allocate<T>(size_t(out) * in);
   }
 };
 

@@ -3,6 +3,7 @@
 #define PANELS 4
 #define TILE 6
 #define BF16 0
+#include "gradient.h"
 #include "kernels.h"
 #include "graph.h"
 #include "scan.h"

@@ -3,4 +3,5 @@
 #define PANELS 4
 #define TILE 6
 #define BF16 1
+#include "gradient.h"
 #include "kernels.h"

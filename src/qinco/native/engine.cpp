@@ -104,6 +104,35 @@ int qinco_decode(const void* engine, const uint16_t* codes, const float* start, 
   }
 }
 
+// What computes gradients for models of these sizes, and keeps its memory for the next batch; or null.
+void* qinco_create_gradient(const qinco_sizes* sizes, int level) {
+  try {
+#if defined(__x86_64__)
+    switch (level) {
+      case 3: return avx512_bf16::make_gradient(*sizes);
+      case 2: return avx512::make_gradient(*sizes);
+      case 1: return avx2::make_gradient(*sizes);
+    }
+#endif
+    return portable::make_gradient(*sizes);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
+void qinco_destroy_gradient(void* gradient) { delete (AnyGradient*)gradient; }
+
+// Returns 0, or 1 where memory is exhausted.
+int qinco_add_gradient(void* gradient, const qinco_batch* batch, const qinco_layers* weights,
+                       const qinco_layers* gradients, int threads) {
+  try {
+    ((AnyGradient*)gradient)->add(*batch, weights, gradients, threads);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
 // Tables and centroids for searching inverted lists, or null where memory is exhausted.
 void* qinco_create_scanner(const qinco_scanner_sizes* sizes, const float* centroids, const float* tables,
                            const float* levels, int level) {

@@ -39,6 +39,29 @@ struct qinco_search {
   int32_t steps;       // how many of the model's steps
 };
 
+// The weights of one step as they are trained, or their gradients. Null where a step does not have them; a bare one has a
+// codebook only.
+struct qinco_layers {
+  float* codebook;     // (K, D)
+  float* preselector;  // (K, D)
+  float* project_in;   // (E, D)
+  float* concat;       // (E, E + D): columns for the projected codeword, and for the partial reconstruction
+  float* bias;         // (E)
+  float* const* up;    // L pointers to (H, E)
+  float* const* down;  // L pointers to (E, H)
+  float* project_out;  // (D, E)
+};
+
+struct qinco_batch {
+  const float *x, *start;  // (N, D): vectors, and reconstructions before the first step
+  const int32_t* codes;    // (N, M)
+  int64_t count;           // N
+  float scale;             // of the squared errors in the loss
+  // What is added to: the loss of each step (M), how often a codeword is used (M, K), and the sums (M, D) of what steps
+  // had left to approximate, and of its squares.
+  double *losses, *counts, *sums, *squares;
+};
+
 // Python's PyGILState_Ensure, PyErr_CheckSignals, PyErr_Fetch and PyGILState_Release.
 struct qinco_python {
   int (*ensure)();
@@ -65,7 +88,25 @@ struct AnyEngine {
                       float* out) const = 0;
 };
 
-namespace avx512_bf16 { AnyEngine* make(const qinco_sizes&, const qinco_step*); }
-namespace avx512 { AnyEngine* make(const qinco_sizes&, const qinco_step*); }
-namespace avx2 { AnyEngine* make(const qinco_sizes&, const qinco_step*); }
-namespace portable { AnyEngine* make(const qinco_sizes&, const qinco_step*); }
+struct AnyGradient {
+  virtual ~AnyGradient() = default;
+  // Adds to the gradients, (M) structures as the weights.
+  virtual void add(const qinco_batch&, const qinco_layers* weights, const qinco_layers* gradients, int threads) = 0;
+};
+
+namespace avx512_bf16 {
+AnyEngine* make(const qinco_sizes&, const qinco_step*);
+AnyGradient* make_gradient(const qinco_sizes&);
+}
+namespace avx512 {
+AnyEngine* make(const qinco_sizes&, const qinco_step*);
+AnyGradient* make_gradient(const qinco_sizes&);
+}
+namespace avx2 {
+AnyEngine* make(const qinco_sizes&, const qinco_step*);
+AnyGradient* make_gradient(const qinco_sizes&);
+}
+namespace portable {
+AnyEngine* make(const qinco_sizes&, const qinco_step*);
+AnyGradient* make_gradient(const qinco_sizes&);
+}

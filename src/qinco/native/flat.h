@@ -404,7 +404,7 @@ class FlatWorker {
       for (int r = 0; r < N; r++)
         for (int j = 0; j < PANELS; j++) sums[r][j] = load(kept + r * PANEL + VECTOR * j);
     const float* panel = all.panels.get() + size_t(first) * D + size_t(from) * PANEL;
-    Float::multiply<N>(queries + size_t(i) * D + from, D, now, panel, sums);
+    Float::multiply<N>(queries + size_t(i) * D + from, D, 1, now, panel, sums);
     if (from + now < D) {
       for (int r = 0; r < N; r++)
         for (int j = 0; j < PANELS; j++) store(kept + r * PANEL + VECTOR * j, sums[r][j]);

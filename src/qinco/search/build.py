@@ -23,7 +23,7 @@ from qinco.search.code_file import CodeFile, check_same_codec, open_codes, train
 from qinco.search.fit import fit_lookup, open_pairwise
 from qinco.search.index_file import put_parts
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
-from qinco.search.metric import Metric, choose_metric
+from qinco.search.metric import L2, Metric, choose_metric
 from qinco.search.options import SearchOptions
 from qinco.search.parts import Fitted, IndexParts
 from qinco.search.sample import FitSample, assign_decoded, draw_sample, sample_rows
@@ -34,7 +34,7 @@ from qinco.store.codes import Codes
 from qinco.store.decoder import load_pairwise
 from qinco.store.folder import check_folder_output, write_folder
 from qinco.store.manifest import MANIFEST, is_kind
-from qinco.vectors.rows import VectorSource
+from qinco.vectors.rows import VectorSource, as_source
 
 log = logging.getLogger(__name__)
 FAISS_SUFFIX = ".faissindex"
@@ -170,7 +170,7 @@ def build_index(
         num_lists: V: partition the reconstructions by k-means instead. For codes without lists.
         num_codes, codebook_size: M and K, for files that do not say them.
         metric: "l2", "inner_product", or "cosine", for which vectors must have one length; if None what the file of the
-            training vectors states, else "l2".
+            training vectors states, else "cosine" in a folder if these have length 1, and "l2" otherwise.
         pairwise: PairwiseDecoder or the path of one, for the pairwise stage.
         num_training: training vectors drawn to fit to; a million if None.
         index_key: faiss's name of the .faissindex file's kind; `${ivf_K}`, `${M}` and `${K}` are replaced.
@@ -183,7 +183,9 @@ def build_index(
         >>> qinco.build_index("base_codes", "ix", codec=codec, train_codes="train_codes", train_vectors="train.fvecs")
         >>> index = qinco.Index.load("ix")
     """
-    output, metric = Path(user_path(output)), choose_metric(metric, train_vectors if vectors is None else vectors)
+    output, train_vectors = Path(user_path(output)), None if train_vectors is None else as_source(train_vectors)
+    vectors = None if vectors is None else as_source(vectors)
+    metric, is_default = _choose_metric(metric, train_vectors if vectors is None else vectors, output)
     is_faiss = _check_output(output, metric, pairwise, index_key, overwrite)
     database = open_codes(codes, codec, num_codes, codebook_size)
     train = database if train_codes is None else open_codes(train_codes, codec, num_codes, codebook_size)
@@ -218,7 +220,7 @@ def build_index(
         sample, centroids_VD = draw_sample(train, train_vectors, codec, centroids, num_training, seed, report)
         pairs = open_pairwise(pairwise, database.num_codes, database.codebook_size, sample.dim, centroids_VD)
         key = _index_key(index_key, 1 if centroids_VD is None else len(centroids_VD), database) if is_faiss else ""
-        measure = Metric("cosine", _one_length(sample)) if metric == "cosine" else Metric(metric)
+        measure = _metric_of(sample, metric, is_default)
         # Codes without lists describe whole vectors, and centroids only where to find them; faiss adds them to all.
         adds_centroids = train.codes.has_lists or is_faiss
         if centroids_VD is None:
@@ -256,7 +258,7 @@ def build_index(
                 writer.put("starts", lists.starts)
             bytes_each = lists.nbytes / len(lists)
     seconds = {"tables": fitted - begun, "vectors": time.monotonic() - fitted}
-    return BuiltIndex(str(output), len(database), len(centroids_VD), bytes_each, mse, seconds, metric)
+    return BuiltIndex(str(output), len(database), len(centroids_VD), bytes_each, mse, seconds, measure.name)
 
 
 def _assigned(database: CodeFile, codec: Codec | None, centroids_VD: np.ndarray, scratch, report: Progress) -> CodeFile:
@@ -289,14 +291,26 @@ def _corrections(tables: SearchTables, codec: Codec | None, base: VectorSource |
     return lambda first, codes: corrections_of(codec, codes, base.window(first, first + len(codes)), mean_D)
 
 
-def _one_length(sample: FitSample) -> float:
-    """The mean length of vectors, for metric "cosine"; raises ConfigError unless it is nearly that of all."""
+def _choose_metric(given: str | None, vectors: VectorSource | None, output: Path) -> tuple[str, bool]:
+    """The metric of an index, and whether it is "cosine" only because vectors have length 1; faiss's files lack it."""
+    is_faiss = output.suffix.lower() == FAISS_SUFFIX
+    metric = choose_metric(given, vectors, compared=None if is_faiss else vectors)
+    return metric, given is None and metric != choose_metric(None, vectors)
+
+
+def _metric_of(sample: FitSample, name: str, is_default: bool) -> Metric:
+    """The metric of vectors. Where their lengths differ, "cosine" is "l2" if it is only a default, else an error."""
+    if name != "cosine":
+        return Metric(name)
     lengths = np.concatenate([np.linalg.norm(x_nD, axis=1) for *_, x_nD in sample.blocks(held=None)])
     low, high = float(lengths.min()), float(lengths.max())
+    if not 0 < high * (1 - _MAX_LENGTH_SPREAD) <= low and is_default:
+        log.info("others of %s have other lengths, and metric=l2 is used", sample.name)
+        return L2
     if not 0 < high * (1 - _MAX_LENGTH_SPREAD) <= low:
         raise ConfigError(f"metric=cosine is for codes of vectors of one length, not of {low:.4g} to {high:.4g} "
                           f"as in {sample.name}: encode vectors of one length, or give metric=l2")  # fmt: skip
-    return float(lengths.mean())
+    return Metric(name, float(lengths.mean()))
 
 
 def _index_key(index_key: str | None, num_lists: int, file: CodeFile) -> str:

@@ -30,7 +30,8 @@ def exhaustive_search(
         vectors: (N, D), of the same kinds; or a pair (decoder, codes) of a Codec, LookupDecoder or PairwiseDecoder and
             the Codes (N, M) that it decodes.
         k: R, results for each query.
-        metric: "l2", "inner_product" or "cosine"; if None what the files state (ann-benchmarks' HDF5), else "l2".
+        metric: "l2", "inner_product" or "cosine"; if None what the files state (ann-benchmarks' HDF5), else "cosine"
+            for vectors of length 1, and "l2" for others and for codes.
         device: where distances are computed; the codec's device, or the processor, if None.
         progress: see `qinco.progress`.
 
@@ -43,17 +44,19 @@ def exhaustive_search(
         >>> _, found = exhaustive_search(queries, (codec, codes), k=10)
     """
     require_int("k", k, 1, (1 << 31) - 1)
-    source, measure = as_source(queries, "queries"), Metric(choose_metric(metric, queries, vectors))
-    queries_QD = np.concatenate([np.empty((0, source.dim), np.float32), *(x for _, x in source.blocks(_BLOCK_ROWS))])
+    source = as_source(queries, "queries")
     if isinstance(vectors, tuple):
-        decoder, database = vectors[0], Codes.of(vectors[1])
+        decoder, database, compared = vectors[0], Codes.of(vectors[1]), None
         dim, device = decoder.dim, device or getattr(decoder, "device", "cpu")
         decoded = ((first, decoder.decode(block.codes, block.lists)) for first, block in database.blocks(_BLOCK_ROWS))
     else:
-        database = as_source(vectors)
+        database = compared = as_source(vectors)
         dim, decoded = database.dim, database.blocks(_BLOCK_ROWS)
     check_dim(source, dim, "the vectors that are searched")
     with reporting(progress) as report:
+        measure = Metric(choose_metric(metric, queries, vectors, compared=compared))
+        blocks_qD = (block for _, block in source.blocks(_BLOCK_ROWS))
+        queries_QD = np.concatenate([np.empty((0, source.dim), np.float32), *blocks_qD])
 
         def blocks():
             for first, block in decoded:

@@ -60,7 +60,7 @@ def build_parts(
     if not codec.is_ivf:
         choose_num_lists(num_lists, len(source))
     ids = range(len(source)) if ids is None else as_ids(ids, len(source))
-    measure = metric_of_codec(choose_metric(metric, vectors), codec)
+    measure = metric_of_codec(choose_metric(metric, vectors, compared=source), codec)
     with encoded(codec, source, measure, codes, report) as codes:
         fitted = Fitted(0, None if codec.is_ivf else 0, 0 if pairwise else None, num_lists, seed)
         vectors = prepared(source, measure), np.arange(len(source))

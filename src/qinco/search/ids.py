@@ -66,7 +66,7 @@ def admitted_ids(
     if callable(chosen) or isinstance(chosen, str | dict):
         raise ConfigError(f"ids are chosen by an array of them or a faiss.IDSelector, not by a {type(chosen).__name__}")
     if isinstance(chosen, range | slice):
-        low, high = _ends(known, next_id)
+        low, high = ends(known, next_id)
         if isinstance(chosen, slice):
             if min(low, chosen.start or 0, chosen.stop or 0) < 0:
                 raise ConfigError(f"{chosen} is of ids from 0 on, not of negative ones: give range({low}, {high + 1})")
@@ -79,7 +79,7 @@ def admitted_ids(
         raise ConfigError(f"{len(array)} values that are 0 or {max(1, array.max())} are either a mask or ids: give "
                           "numpy.flatnonzero(mask) or numpy.unique(ids)")  # fmt: skip
     if len(array) > max(1 << 16, sum(map(len, known))):  # there is no need to sort those that nobody has
-        low, high = _ends(known, next_id)
+        low, high = ends(known, next_id)
         array = array[(array >= low) & (array <= high)]
     if not (array[1:] > array[:-1]).all():
         array = np.unique(array)
@@ -151,7 +151,7 @@ def _between(ids: range, low: int, high: int, known: Sequence[np.ndarray]) -> np
     return np.sort(np.concatenate([some[are_among(some, found)] for some in known], dtype=np.int64))
 
 
-def _ends(known: Sequence[np.ndarray], next_id: int | None) -> tuple[int, int]:
+def ends(known: Sequence[np.ndarray], next_id: int | None) -> tuple[int, int]:
     """Bounds of the known ids, of which only those that may be negative are read if `next_id` is above all."""
     some = [ids for ids in known if len(ids)]
     low = min((int(ids.min()) if ids.dtype.kind == "i" else 0 for ids in some), default=0)

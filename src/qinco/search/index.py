@@ -1,26 +1,20 @@
 """`Index`: vectors in inverted lists as codes, searched compressed (QINCo2 paper, section 4)."""
 
-import logging
-import os
 from dataclasses import replace
 from numbers import Real
 from operator import index
-from pathlib import Path
-from zipfile import is_zipfile
 
 import numpy as np
 
-from qinco.atomic import user_path, write_content
 from qinco.codec.codec import Codec
 from qinco.config import accepts_keys, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError
 from qinco.machine import num_threads
 from qinco.progress import ProgressOption, counted, reporting
-from qinco.search.edit import EditableIndex, decode_ids
+from qinco.search.edit import decode_ids
 from qinco.search.grow import build_parts
 from qinco.search.ids import admitted_ids
-from qinco.search.index_file import from_bytes, holds_newer, load_parts, save_parts, to_bytes
 from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.timing import tune
 from qinco.search.metric import choose_metric
@@ -28,10 +22,10 @@ from qinco.search.options import MAX_SHORTLIST, SearchOptions
 from qinco.search.parts import IndexParts
 from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, plan_stages, search_queries
 from qinco.search.range_search import search_ranges
+from qinco.search.refine import Originals, choose_originals, choosing_stages
 from qinco.search.scan import make_filter
+from qinco.search.stored import StoredIndex
 from qinco.vectors.rows import VectorSource, as_queries, check_dim
-
-log = logging.getLogger(__name__)
 
 
 def _part(name: str, doc: str) -> property:
@@ -44,7 +38,7 @@ def _part(name: str, doc: str) -> property:
     return property(lambda self: getattr(self.parts, name), change, doc=doc)
 
 
-class Index(EditableIndex):
+class Index(StoredIndex):
     """Vectors in inverted lists, compressed by a codec (None: searched by its tables alone); see `build` and `load`.
 
     Threads may search at the same time, also while another thread adds or removes vectors. A search uses as many
@@ -122,7 +116,8 @@ class Index(EditableIndex):
                 None. An IVF codec has its own lists.
             ids: (N,) different integers from 0 on; 0 to N − 1 if None.
             pairwise: also fit a PairwiseDecoder, whose tables take 2 · M · K² · D numbers of 2 bytes.
-            metric: "l2", "inner_product" or "cosine"; if None what the file states (ann-benchmarks' HDF5), else "l2".
+            metric: "l2", "inner_product" or "cosine"; if None what the file states (ann-benchmarks' HDF5), else
+                "cosine" for vectors of length 1 and "l2" for others.
             seed: of the partition and of the samples that tables are fitted to.
             codes: of the first vectors, which are not encoded again: those of an interrupted call.
             progress: see `qinco.progress`.
@@ -144,6 +139,7 @@ class Index(EditableIndex):
     def search(
         self, queries, k: int = 10, nprobe: int | None = None, num_short: int | None = None, filter=None, *,
         num_mid: int | None = None, ef_search: int | None = None, ranking: str = "calibrated", precision: str = "auto",
+        refine=None, num_refine: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Find the k nearest vectors of each query. Options that are not given are those of `self.options`.
 
@@ -159,6 +155,10 @@ class Index(EditableIndex):
             ranking: "calibrated" by what the index knows of vectors besides their codes (docs/ranking.md), or "decoded"
                 by distances to what codes decode to, as in the papers.
             precision: of the network: "auto" is bf16 where that is fast, with distances within about a per mille.
+            refine: the original vectors (N, D), an id being a row number: an array, path, VectorSource or list of them.
+                The first `num_refine` results are ranked by these, which are read where they lie, and distances are
+                exact. None: those of the attribute `refine`, if any; False: none.
+            num_refine: results that are ranked so, 100 or k if None. The network decodes only if `num_short` is larger.
 
         Returns:
             Distances, float32 (Q, k), and ids, int64 (Q, k), nearest first. Distances are squared L2 distances, inner
@@ -174,8 +174,10 @@ class Index(EditableIndex):
         options = replace(self.options, **given)
         source, is_single = self._queries(queries)
         parts = self.parts
+        refined = choose_originals(refine, num_refine, k, self._originals, parts)
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
-        pipeline = self.pipeline(options, k, parts=parts, allowed=allowed, ranking=ranking, precision=precision)
+        stages = {"allowed": allowed, "ranking": ranking, "precision": precision, "refined": refined}
+        pipeline = self.pipeline(options, k, parts=parts, **stages)
         scanned = min(options.nprobe, self.num_lists)
         found = search_queries(pipeline, source, k, scanned, self.tables.lookup.num_codes, self.batch_bytes)
         return tuple(column[0] for column in found) if is_single else found
@@ -183,7 +185,7 @@ class Index(EditableIndex):
     def search_and_reconstruct(self, queries, k: int = 10, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`search`, with the decoded vectors, float32 (Q, k, D), which are NaN where nothing was found."""
         current = Index(self.codec, self.parts)  # as it is at this moment
-        current.batch_bytes = self.batch_bytes
+        current.batch_bytes, current._originals = self.batch_bytes, self._originals
         distances, ids = current.search(queries, k, **options)
         return distances, ids, decode_ids(current.codec, current.parts, ids, skips_unknown=True)
 
@@ -225,15 +227,17 @@ class Index(EditableIndex):
     def pipeline(
         self, options: SearchOptions, k: int, *, parts: IndexParts | None = None,
         allowed: np.ndarray | range | None = None, ranking: str = "calibrated", precision: str = "auto",
-        decoder: str = "neural", fills: bool = True,
+        decoder: str = "neural", fills: bool = True, refined: tuple[Originals | None, int] = (None, 0),
     ) -> Pipeline:  # fmt: skip
         """The scan and stages of one search, down to a last decoder; `allowed` as of `admitted_ids`, or None.
 
-        If it `fills`, more than `nprobe` lists are scanned where these hold fewer than k vectors.
+        If it `fills`, more than `nprobe` lists are scanned where these hold fewer than k vectors. `refined` is what
+        ranks the first results in the end, and how many.
         """
         parts = self.parts if parts is None else parts
         admitted = None if allowed is None else make_filter(allowed)
         count = len(parts) if allowed is None else min(len(parts), len(allowed))
+        k = max(k, refined[1])
 
         def scan(queries_QD: np.ndarray, length: int):
             threads = num_threads()
@@ -241,81 +245,10 @@ class Index(EditableIndex):
             return parts.tables.shortlist(queries_QD, length, options, parts.segments, admitted, threads, least)
 
         neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
-        pairwise = None if decoder == "lookup" else parts.pairwise
-        length, stages = plan_stages(options, k, pairwise, neural, parts.tables, ranking)
-        return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric, parts.tables, parts.zeros)
-
-    def save(self, folder, *, overwrite: bool = False) -> None:
-        """Write the index to a folder, whole or not at all; an index that is there is replaced.
-
-        Instead of a folder, a binary file object is written to.
-
-        A folder that this index was loaded from or saved to, and that has been saved by another process or Index since,
-        is left alone (ConfigError) unless `overwrite` is given: `reload` and repeat the changes.
-        """
-        if hasattr(folder, "write"):
-            return write_content(folder, self.to_bytes())
-        with self._changing:
-            self.parts = save_parts(self.codec, self.parts, folder, overwrite)
-            self._saved = self.parts.segments
-
-    @classmethod
-    def load(cls, folder, mmap: bool = True, *, codec: Codec | None = None, device: str = "cpu") -> "Index":
-        """Read what `save` or `build_index` wrote, or a faiss file (.faissindex); executes no code.
-
-        Args:
-            folder: the folder or file; or a binary file object, or bytes, that hold one.
-            mmap: leave the vectors on disk until they are searched.
-            codec: for an index that was written without its codec, the one that made its codes.
-            device: where the codec of the folder is loaded.
-        """
-        if hasattr(folder, "read") or isinstance(folder, bytes | bytearray | memoryview):
-            return cls.from_bytes(folder, codec=codec, device=device)
-        if not isinstance(folder, str | os.PathLike):
-            raise ConfigError(f"an index is named by its folder or file, not {folder!r:.100}")
-        if (path := Path(user_path(folder))).suffix.lower() == ".faissindex" and not path.is_dir():
-            from qinco.search.faiss_index import from_faiss
-
-            return cls(codec, from_faiss(path, codec))
-        if path.is_file() and is_zipfile(path):  # what `save` wrote to a file object
-            return cls.from_bytes(path.read_bytes(), codec=codec, device=device)
-        return cls(*load_parts(path, mmap, codec, device))
-
-    def __enter__(self) -> "Index":
-        return self
-
-    def __exit__(self, *error) -> None:
-        """Changes are only saved by `save`."""
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the folder that the index was loaded from, or last saved to, holds nothing newer: see `reload`."""
-        return not holds_newer(self.parts)
-
-    def reload(self, mmap: bool = True) -> bool:
-        """Read again the folder that the index was loaded from or last saved to; returns whether it held a newer index.
-
-        Changes that were not saved are dropped, with a warning: repeat them, or save to another folder beforehand.
-        """
-        with self._changing:
-            if not self.parts.generations:
-                raise ConfigError("the index comes from no folder that could be read again: save it, or use Index.load")
-            was_current, folder = self.is_current, next(reversed(self.parts.generations))
-            codec, parts = load_parts(folder, mmap, self.codec, "cpu")
-            if self.parts.segments is not self._saved:
-                log.warning("%s is read again: changes that were not saved are dropped", folder)
-            generations = self.parts.stored(folder, parts.generations[folder]).generations
-            self.codec, self.parts, self._saved = codec, replace(parts, generations=generations), parts.segments
-            return not was_current
-
-    def to_bytes(self) -> bytes:
-        """The index as bytes, those of a zip file of the folder that `save` writes; see `from_bytes`."""
-        return to_bytes(self.codec, self.parts)
-
-    @classmethod
-    def from_bytes(cls, content, *, codec: Codec | None = None, device: str = "cpu") -> "Index":
-        """Read what `to_bytes` returned: bytes, an array of them or a file object; arguments as of `load`."""
-        return cls(*from_bytes(content, codec, device))
+        pairwise, tables = None if decoder == "lookup" else parts.pairwise, parts.tables
+        length, stages = plan_stages(options, k, pairwise, neural, tables, ranking)
+        stages = stages if refined[0] is None else choosing_stages(length, stages)
+        return Pipeline(scan, min(length, max(1, count)), stages, tables.metric, tables, parts.zeros, *refined)
 
     def tune(
         self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, *, metric: str | None = None,
@@ -349,4 +282,6 @@ class Index(EditableIndex):
 
     def with_pairwise(self, pairwise: PairwiseDecoder | None) -> "Index":
         """The same vectors with another decoder for the pairwise stage."""
-        return Index(self.codec, self.parts.given("pairwise", pairwise))
+        other = Index(self.codec, self.parts.given("pairwise", pairwise))
+        other._originals = self._originals
+        return other

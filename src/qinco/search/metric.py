@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LONG, _SMALL = 2.0**60, 1e-30
+_UNIT_ROWS, _UNIT_ERROR = 1000, 1e-3  # what is looked at, and what float16 rounds
 _SEPARATORS, _NAMES = re.compile(r"(?<=\w)[-_ ]+"), [*zip(METRICS, METRICS, strict=True), *METRIC_SPELLINGS.items()]
 log = logging.getLogger(__name__)
 
@@ -96,24 +97,25 @@ def metric_name(text) -> str | None:
     return next((name for word_of, name in _NAMES if _SEPARATORS.sub("", word_of) == word), None)
 
 
-def choose_metric(given: str | None, *sources, own: str | None = None) -> str:
-    """The metric of a call: `given`, or that of an index (`own`), or what the files of `sources` state, or "l2".
+def choose_metric(given: str | None, *sources, own: str | None = None, compared: VectorSource | None = None) -> str:
+    """The metric of a call: `given`, or that of an index (`own`), or what the files of `sources` state, or a default.
 
-    Files that state another one are warned about. Raises ConfigError where `given` and `own` differ, or where files
-    leave no metric to choose.
+    That is "cosine", and logged, if the vectors that are `compared` have length 1, and else "l2". Files that state
+    another metric are warned about. Raises ConfigError where `given` and `own` differ, or where files leave no metric
+    to choose.
     """
     given = given if given is None else Metric(given).name
     if given and own and given != own:
         raise ConfigError(f"metric={given}, and the index compares by {own}: leave metric= out, or build the index "
                           f"with metric={given}")  # fmt: skip
     if given is None and all(isinstance(one, np.ndarray) for one in sources):
-        return own or "l2"
+        return own or _default(compared)
     each = [one for given in sources for one in (given if isinstance(given, list | tuple) else [given])]
     paths = (one.name if isinstance(one, VectorSource) else name_on_disk(one) or one for one in each)
     stated = {str(path): stated_metric(path) for path in paths if isinstance(path, str | os.PathLike)}
     stated = {path: word for path, word in stated.items() if word is not None}
     found = {metric_name(word) for word in stated.values()}
-    chosen = given or own or (found.pop() if len(found) == 1 else None if found else "l2")
+    chosen = given or own or (found.pop() if len(found) == 1 else None if found else _default(compared))
     words = [f"{path} states the distance {word!r}" for path, word in stated.items()]
     if chosen is None:
         raise ConfigError(f"{' and '.join(words)}: choose metric={', metric='.join(METRICS)}")
@@ -121,6 +123,22 @@ def choose_metric(given: str | None, *sources, own: str | None = None) -> str:
         if metric_name(word) != chosen:
             log.warning("%s, and neighbours are compared by metric=%s", text, chosen)
     return chosen
+
+
+def are_unit(source: VectorSource) -> bool:
+    """Whether the first thousand vectors have length 1, within what float16 rounds. Integers never count as such."""
+    if source.holds_integers or not len(source):
+        return False
+    with np.errstate(invalid="ignore"):
+        lengths_N = np.linalg.norm(source[:_UNIT_ROWS].astype(np.float64), axis=1)
+    return bool((np.abs(lengths_N - 1) < _UNIT_ERROR).all())
+
+
+def _default(compared: VectorSource | None) -> str:
+    if compared is None or not are_unit(compared):
+        return "l2"
+    log.info("%s: vectors of length 1 are compared by metric=cosine; give metric= for another", compared.name)
+    return "cosine"
 
 
 def products(a_ND, b_ND) -> np.ndarray:

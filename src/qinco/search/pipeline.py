@@ -16,6 +16,7 @@ from qinco.maths.devices import CPU, to_device
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
 from qinco.search.ranking import Ranking, Score
+from qinco.search.refine import Originals
 from qinco.search.scan import Shortlist
 from qinco.search.tables import SearchTables
 from qinco.store.codes import Codes
@@ -80,6 +81,7 @@ class Pipeline:
         stages, metric: in order; of the scan and of all stages.
         tables: of an index whose ranking is calibrated.
         zeros: ids of vectors that are zero, int64; for "cosine".
+        originals, num_refine: what ranks the first results in the end, and how many, if any.
         seconds: spent so far, by the stages' timings.
     """
 
@@ -89,12 +91,14 @@ class Pipeline:
     metric: Metric = L2
     tables: SearchTables | None = None
     zeros: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    originals: Originals | None = None
+    num_refine: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float, dict.fromkeys(STAGE_TIMINGS, 0.0)))
 
     @np.errstate(over="ignore", invalid="ignore")  # nothing is near a query of very large values
     def run(self, queries_QD: np.ndarray, k: int) -> tuple[Shortlist, Shortlist]:
         """The k nearest of prepared float32 queries, and the shortlist of the scan."""
-        begun = time.perf_counter()
+        begun, given_QD = time.perf_counter(), queries_QD
         queries_QD, factors_Q1 = scaled_queries(queries_QD, self.metric, self._ranking is not None)
         shortlist, score = self.scan(queries_QD, self.length), None if self._ranking is None else self._ranking.lookup
         values_QS = self._defined(queries_QD, shortlist, shortlist.values, score)
@@ -104,6 +108,11 @@ class Pipeline:
         best = shortlist
         for stage in self.stages:
             best, score = self._rerank(stage, queries_QD, best), stage.score
+        if self.originals is not None:
+            begun = time.perf_counter()
+            best = self.originals.ranked(self.metric, given_QD, best.first(min(self.num_refine, best.ids.shape[1])), k)
+            self.seconds["refine"] += time.perf_counter() - begun
+            return best.first(k), shortlist
         best = best.first(k)
         values_QR = best.values
         if score is not None:

@@ -50,6 +50,10 @@ class VectorSource:
         """The stored type: a numpy dtype, or torch's for tensors on a device and types that numpy lacks (bfloat16)."""
         return self._rows.dtype
 
+    @property
+    def holds_integers(self) -> bool:
+        return self.dtype.kind in "iu" if isinstance(self.dtype, np.dtype) else "int" in str(self.dtype)
+
     def __getstate__(self) -> dict:
         """What is pickled of files are their paths, not their vectors."""
         return self.__dict__ | {"_rows": by_name(self._rows)}
@@ -116,10 +120,9 @@ class VectorSource:
     def blocks(self, size: int, check: bool = True) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (start, float32 (n, D)) for each `size` vectors; `check` that they are finite: DataError if not."""
         require_int("block size", size)
-        holds_integers = self.dtype.kind in "iu" if isinstance(self.dtype, np.dtype) else "int" in str(self.dtype)
         for start in range(0, len(self), size):
             block = self[start : start + size]
-            if check and not holds_integers:
+            if check and not self.holds_integers:
                 check_finite(block, lambda row: self.row_number(start + row), self.name)  # noqa: B023 (called here)
             yield start, block
 

@@ -53,6 +53,17 @@ def test_every_architecture_is_searched_and_decoded_as_by_the_reference(name, le
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_packed_for_one_batch_every_architecture_is_searched_and_decoded_as_by_the_reference(name, threads):
+    problem = random_problem(name)
+    with using_threads(threads):
+        packed = pack(problem.model, "native", "float32", is_for_one_batch=True)
+    for rule in RULES.values():
+        if applies(rule, problem.model.config):
+            problem.check_float32(rule, Encoder(packed, rule).encode, packed.decode_tensors)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_bf16_without_its_instructions_is_float32(name):
     problem, rule = random_problem(name), RULES["everything"]
     for level in set(LEVELS) - {"avx512_bf16"}:

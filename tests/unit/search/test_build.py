@@ -208,3 +208,31 @@ def test_segments_are_merged_where_the_last_is_not_small():
 
     assert sizes(10) == [10] and sizes(10, 4) == [10, 4] and sizes(10, 5) == [15] and sizes(10, 4, 2) == [16]
     assert sizes(100, 40, 5) == [100, 40, 5] and sizes(0, 0) == [0] and sizes(0, 3) == [3] and sizes(9, 0) == [9, 0]
+
+
+def test_vectors_of_length_1_are_indexed_by_cosine(tmp_path, caplog):
+    caplog.set_level("INFO", "qinco")
+    codec, unit_ND = trained("ivf"), Metric("cosine").prepare(vectors())
+    assert Index.build(codec, unit_ND).metric == "cosine" and "metric=cosine" in caplog.text
+    assert Index.build(codec, unit_ND, metric="l2").metric == Index.build(codec, vectors()).metric == "l2"
+    index = Index.build(codec, vectors())
+    index.add(unit_ND, ids=range(5000, 6500))
+    assert index.metric == "l2"
+    codes = codec.encode(unit_ND)
+    for vectors_ND, metric in ((unit_ND, "cosine"), (vectors(), "l2"), (None, "l2")):
+        found = qinco.build_index(codes, tmp_path / "ix", codec=codec, train_vectors=vectors_ND, overwrite=True)
+        assert found.metric == Index.load(tmp_path / "ix").metric == metric
+    found = qinco.build_index(codes, tmp_path / "ix.faissindex", codec=codec, train_vectors=unit_ND)
+    assert found.metric == "l2"  # faiss's files know no cosine
+
+
+def test_vectors_of_which_only_the_first_have_length_1(tmp_path, caplog):
+    codec, x_ND = trained("ivf"), Metric("cosine").prepare(vectors()).copy()
+    x_ND[1200] = 0
+    codes, output = codec.encode(x_ND), tmp_path / "ix"
+    with caplog.at_level("INFO", "qinco"):
+        assert qinco.build_index(codes, output, codec=codec, train_vectors=x_ND).metric == "l2"
+    assert "other lengths, and metric=l2 is used" in caplog.text
+    with pytest.raises(ConfigError, match="one length"):
+        qinco.build_index(codes, output, codec=codec, train_vectors=x_ND, metric="cosine", overwrite=True)
+    assert Index.load(output).metric == "l2"

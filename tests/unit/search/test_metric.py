@@ -1,10 +1,11 @@
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from qinco.errors import ConfigError
 from qinco.search.metric import METRICS, Metric, choose_metric
-from qinco.vectors.rows import as_source, open_vectors
+from qinco.vectors.rows import VectorSource, as_source, open_vectors
 
 GENERATOR = np.random.default_rng(0)
 Q_ND, X_ND = (GENERATOR.standard_normal((50, 7)).astype(np.float32) * scale for scale in (2, 3))
@@ -132,3 +133,69 @@ def test_hdf5_states_its_metric_in_any_form_and_place(tmp_path):
         with h5py.File(path) as file:
             data = file["g/x" if place[0] == "g" else "train"]
             assert choose_metric(None, data) == choose_metric(None, as_source(data)) == "cosine"
+
+
+def unit(count=1500, dim=24, seed=0):
+    x_ND = np.random.default_rng(seed).standard_normal((count, dim))
+    return (x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_vectors_of_length_1_are_noticed(tmp_path, caplog):
+    caplog.set_level("INFO", "qinco")
+    x_ND = unit()
+    np.save(tmp_path / "x.npy", x_ND)
+    coarse = torch.from_numpy(unit(dim=256)).to(torch.bfloat16)
+    for x in (x_ND, x_ND.astype(np.float16), coarse, tmp_path / "x.npy", x_ND[:1]):
+        caplog.clear()
+        assert choose_metric(None, x, compared=as_source(x)) == "cosine"
+        assert len(caplog.messages) == 1 and "length 1" in caplog.text and "metric=cosine" in caplog.text
+    caplog.clear()
+    longer_ND = x_ND.copy()
+    longer_ND[999] *= 1.002
+    zero_ND = x_ND.copy()
+    zero_ND[3] = 0
+    others = [
+        x_ND * 127,
+        (x_ND * 127).astype(np.int8),
+        np.eye(24, dtype=np.int8),
+        np.eye(24, dtype=np.uint8),
+        longer_ND,
+    ]
+    others += [zero_ND, np.where(x_ND > 0.9, np.nan, x_ND * np.nan), x_ND[:0], torch.eye(24).to(torch.int8)]
+    for x in others:
+        assert choose_metric(None, compared=as_source(x)) == "l2"
+    longer_ND[999], longer_ND[1000:] = x_ND[999], 7
+    assert not caplog.messages
+    assert choose_metric(None, compared=as_source(longer_ND)) == "cosine"  # a thousand rows are read
+
+
+def test_what_is_given_or_stated_is_before_what_is_noticed(tmp_path, caplog):
+    caplog.set_level("INFO", "qinco")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["train"], file.attrs["distance"] = unit(), "euclidean"
+    source = open_vectors(tmp_path / "x.h5")
+    assert choose_metric(None, source, compared=source) == "l2"
+    assert choose_metric("ip", unit(), compared=as_source(unit())) == "inner_product"
+    assert choose_metric(None, unit(), own="l2", compared=as_source(unit())) == "l2"
+    assert choose_metric(None, tmp_path / "none.h5", own="inner_product", compared=source) == "inner_product"
+    assert "length 1" not in caplog.text
+
+
+class Counting:
+    """Rows that count how many of them are read."""
+
+    def __init__(self, x_ND):
+        self.x_ND, self.shape, self.dtype, self.read = x_ND, x_ND.shape, x_ND.dtype, 0
+
+    def __getitem__(self, key):
+        self.read += len(self.x_ND[key])
+        return self.x_ND[key]
+
+
+def test_a_thousand_rows_are_read():
+    rows = Counting(unit())
+    choose_metric(None, compared=VectorSource(rows))
+    assert rows.read == 1000
+    choose_metric("l2", compared=VectorSource(rows))
+    choose_metric(None, own="l2", compared=VectorSource(rows))
+    assert rows.read == 1000

@@ -14,6 +14,7 @@ from qinco.search.options import SearchOptions
 _OF_VECTORS = ("A", "B", "C", "prefix", "trainset")
 _OF_A_SWEEP = ("plot", "resume", "search.nthreads", "search.batch_size")
 _OF_AN_INDEX = ("search.nprobe", "search.nshort", "search.nmid_short", "search.quantizer_efSearch")
+_OF_REFINEMENT = ("refine", "num_refine")
 
 
 def _values(field: str, *default: int) -> Key:
@@ -31,6 +32,8 @@ def _values(field: str, *default: int) -> Key:
         Key("k", "integer", 10, "neighbours to find; with queries_gt=: instead of measuring many settings"),
         "output overwrite resume",
         Key("distances", "path", None, "file to write the neighbours' distances to: .npy, .fvecs or .fbin"),
+        Key("refine", "path", None, "the vectors that an index was built of: rank the first results by them"),
+        Key("num_refine", "integer", None, "results that refine= ranks; null: 100, or k"),
         Key("plot", "path", None, "draw recall over time to a .png or .svg file"),
         f"{ENCODING} prefix decoder pairwise_decoder search.aq_training_samples",
         _values("nprobe", 4),
@@ -55,12 +58,15 @@ def search(settings, console) -> None:
     queries, truth = inputs.open_queries(settings)
     is_answer = truth is None or any(map(settings.given, ("k", "distances")))
     is_answer |= Path(settings["output"] or "").suffix.lower() in NEIGHBOR_SUFFIXES
-    barred = _OF_VECTORS * (not is_exhaustive) + _OF_AN_INDEX * is_exhaustive
+    barred = _OF_VECTORS * (not is_exhaustive) + (*_OF_AN_INDEX, *_OF_REFINEMENT) * is_exhaustive
+    barred += _OF_REFINEMENT * (not is_answer and not is_exhaustive)
     barred += _OF_A_SWEEP * (is_answer or is_exhaustive) + ("output",) * (is_exhaustive and not is_answer)
     for name in filter(settings.given, barred):
         wanted = "the search of an index: give index= without db=, or leave it out"
         if name in _OF_VECTORS:
             wanted = "vectors that are encoded, and an index holds codes: leave it out"
+        elif name in _OF_REFINEMENT and not is_exhaustive:
+            wanted = "finding neighbours with one setting: give k=, too"
         elif is_answer and name in _OF_A_SWEEP:
             wanted = "measuring many settings: give queries_gt= without k=, and output= with the suffix .json"
         raise ConfigError(f"{name}= is for {wanted}")
@@ -74,6 +80,7 @@ def _answer(settings: Settings, console, queries, truth, is_exhaustive: bool) ->
     if not is_exhaustive:
         index = inputs.open_index(settings)[0]
         options = _one_setting(settings, index.options) | {"precision": settings["precision"]}
+        options |= {name: settings[name] for name in _OF_REFINEMENT}
     elif settings["decoder"] == "neural":
         codec = inputs.open_codec(settings)
         index = codec.with_options(inputs.encode_options(settings, codec)), inputs.open_database(settings)

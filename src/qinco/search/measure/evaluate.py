@@ -69,7 +69,8 @@ def exhaustive_recall(
         num_steps: use so many codes only.
         precision: of the network.
         device: where distances are computed; the codec's if None.
-        metric: "l2", "inner_product" or "cosine"; if None what the files state (ann-benchmarks' HDF5), else "l2".
+        metric: "l2", "inner_product" or "cosine"; if None what the files state (ann-benchmarks' HDF5), else "cosine"
+            for vectors of length 1 and "l2" for others.
         progress: see `qinco.progress`.
 
     Example:
@@ -77,7 +78,7 @@ def exhaustive_recall(
     """
     source = as_source(vectors)
     codec.check_dim(source)
-    metric = choose_metric(metric, source, queries, ground_truth)
+    metric = choose_metric(metric, source, queries, ground_truth, compared=source)
     queries_QD, nearest_Q = open_queries_among(source, queries, ground_truth, metric)
     with reporting(progress) as report:
         blocks = _decoded(codec, source, decoder, options, num_steps, precision, report)

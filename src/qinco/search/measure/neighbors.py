@@ -23,6 +23,7 @@ from qinco.search.measure.sweep import open_searcher
 from qinco.search.measure.truth import open_queries_among, open_queries_of
 from qinco.search.metric import choose_metric
 from qinco.search.options import MAX_SHORTLIST
+from qinco.search.refine import opened_originals
 from qinco.vectors.block_rows import library
 from qinco.vectors.formats import input_files, write_vectors
 from qinco.vectors.rows import as_source, check_dim
@@ -53,7 +54,7 @@ class Neighbors:
 def find_neighbors(
     index, queries, k: int = 10, *, ground_truth=None, output: str | os.PathLike | None = None,
     distances_output: str | os.PathLike | None = None, overwrite: bool = False, inputs: Iterable = (),
-    num_steps: int | None = None, metric: str | None = None, progress: ProgressOption = None, **options,
+    num_steps: int | None = None, metric: str | None = None, refine=None, progress: ProgressOption = None, **options,
 ) -> Neighbors:  # fmt: skip
     """Find the k nearest vectors of each query, and write them to a file.
 
@@ -69,6 +70,7 @@ def find_neighbors(
         overwrite, inputs: replace the outputs; files that are read, which they must not replace.
         num_steps: for a pair: use so many codes only.
         metric: for a pair: as for `exhaustive_search`; otherwise that of the index.
+        refine: for an index: the original vectors, as for `Index.search`.
         progress: see `qinco.progress`.
         **options: those of `Index.search`; for a pair, of `exhaustive_search`.
 
@@ -78,19 +80,20 @@ def find_neighbors(
     """
     output, distances_output = user_path(output), user_path(distances_output)
     require_int("k", k, 1, MAX_SHORTLIST)
-    read = [*inputs, *input_files(index, queries, ground_truth)]
+    read = [*inputs, *input_files(index, queries, ground_truth, refine)]
     _check_outputs(output, distances_output, overwrite, read)
     source = as_source(queries, "queries")
     if isinstance(index, tuple):
         codec, vectors = index[0], as_source(index[1])
-        dim, metric = codec.dim, choose_metric(metric, vectors, queries, ground_truth)
-        if unknown := options.keys() - {"device"}:
+        dim, metric = codec.dim, choose_metric(metric, vectors, queries, ground_truth, compared=vectors)
+        if unknown := options.keys() - {"device"} or ({"refine"} if refine is not None else ()):
             raise ConfigError(f"{unknown.pop()} is for the search of an index, not of vectors: leave it out")
         choose_device(options.get("device") or "auto")
     else:
         searcher = open_searcher(index)[0]
         _check_ids(output, searcher.parts.ids)
         dim, metric = searcher.dim, choose_metric(metric, queries, ground_truth, own=searcher.metric)
+        options["refine"] = opened_originals(refine, searcher.parts)
     check_dim(source, dim, "the vectors that are searched")
     nearest_Q = None
     if ground_truth is not None and isinstance(index, tuple):

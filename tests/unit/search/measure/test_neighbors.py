@@ -9,6 +9,7 @@ from small_indexes import built, trained, vectors
 import qinco
 from qinco.errors import ConfigError, DataError
 from qinco.search.measure import neighbors
+from qinco.search.metric import Metric
 from qinco.vectors.formats import open_array, write_vectors
 
 QUERIES_QD = vectors(40, 1)
@@ -91,3 +92,20 @@ def test_options_that_a_pair_has_not_are_refused_before_it_is_encoded(options, m
     monkeypatch.setattr(qinco.Codec, "encode", None)
     with pytest.raises(ConfigError):
         qinco.find_neighbors((codec, vectors()), QUERIES_QD, **options)
+
+
+def test_vectors_of_length_1_are_compared_by_cosine(caplog):
+    codec, unit_ND = trained("plain"), Metric("cosine").prepare(vectors())
+    truth = qinco.exhaustive_search(QUERIES_QD, unit_ND, metric="l2")
+    similarities_QR, ids_QR = qinco.exhaustive_search(QUERIES_QD, unit_ND)
+    np.testing.assert_allclose(similarities_QR, qinco.exhaustive_search(QUERIES_QD, unit_ND, metric="cosine")[0])
+    np.testing.assert_array_equal(ids_QR, truth[1])  # one order by each metric
+    found = {metric: qinco.find_neighbors((codec, unit_ND), QUERIES_QD, ground_truth=truth, metric=metric)
+             for metric in (None, "cosine", "l2")}  # fmt: skip
+    assert found[None].metric == "cosine" and found["l2"].metric == "l2"
+    assert found[None].recall == found["cosine"].recall
+    np.testing.assert_array_equal(found[None].ids, found["cosine"].ids)
+    recall = qinco.exhaustive_recall(codec, unit_ND, QUERIES_QD, truth)
+    assert recall[1] == found[None].recall[1] and recall[10] == found[None].recall[10]
+    assert qinco.find_neighbors(built("plain"), QUERIES_QD).metric == "l2"
+    assert not caplog.text  # the ground truth is theirs, though it was found by l2
