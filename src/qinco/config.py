@@ -47,6 +47,7 @@ _ELSEWHERE = {
     "metric": "distance metric_type space",
     "nprobe": "n_probe n_probes nprobes num_probes",
     "epochs": "num_epochs n_epochs max_epochs max_iter n_iter niter",
+    "minutes": "max_minutes time_budget time_limit budget max_time",
     "lr": "learning_rate learning_rate_init",
     "batch_size": "batchsize minibatch_size",
     "seed": "random_state random_seed",

@@ -70,7 +70,7 @@ def test_examples_of_public_names_run(name, lines, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder[0])
     variables = NAMES | folder[1]
     for line in lines:
-        line = line.replace("epochs=10", SMALLER).replace("epochs=5", "epochs=1")
+        line = line.replace("minutes=10", SMALLER).replace("epochs=5", "epochs=1")
         exec(compile(line, name, "single"), variables)
 
 

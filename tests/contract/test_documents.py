@@ -59,7 +59,7 @@ def check_command(line: str, capsys) -> None:
     elif "qinco" in words:  # behind torchrun, too, which is left out
         words = words[words.index("qinco") + 1 :]
         if words[0] == "train":
-            replaced = tuple(f"{word.split('=')[0]}=" for word in SMALLER_COMMAND)
+            replaced = tuple(f"{word.split('=')[0]}=" for word in [*SMALLER_COMMAND, "minutes"])
             words = [word for word in words if not word.startswith(replaced)] + SMALLER_COMMAND
         assert main(words) == 0, (line, capsys.readouterr().err)
     else:
@@ -72,7 +72,7 @@ def test_commands_and_examples_run(page, folder, monkeypatch, capsys):
     names: dict = {}
     for language, block in BLOCKS[page]:
         if language == "python":
-            exec(compile(block.replace("epochs=10", SMALLER_CALL), page.name, "exec"), names)
+            exec(compile(block.replace("minutes=10", SMALLER_CALL), page.name, "exec"), names)
         else:
             for line in block.splitlines():
                 check_command(line, capsys)

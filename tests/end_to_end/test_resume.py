@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from safetensors.torch import load_file
 from small_models import random_vectors
 
 from qinco.codec import Codec
+from qinco.errors import ConfigError
 from qinco.store.run_state import load_state
 from qinco.training.loop import EpochReport, StepReport
 from qinco.training.monitor import Estimate
+from qinco.training.schedule import StepPlan
 from qinco.vectors.rows import as_source
 
 SMALL = {
@@ -26,6 +29,7 @@ RUNS = {
     "coarse": {"coarse_centroids": random_vectors(5, 4, 3)},
     "bf16": {"precision": "bf16"},
     "qinco1": {"preset": "qinco1", "embed_dim": None, "num_pairs": None},
+    "without an end": {"epochs": None, "epoch_size": 128, "least_gain": 0.9},
 }
 
 
@@ -67,6 +71,29 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, name):
     assert same_tensors(tmp_path / "whole.safetensors.last", tmp_path / "cut.safetensors.last")
     assert losses(tmp_path / "whole.safetensors.jsonl") == losses(tmp_path / "cut.safetensors.jsonl")
     assert resumed.provenance | {"seconds": 0} == whole.provenance | {"seconds": 0}
+
+
+def test_a_run_of_minutes_keeps_the_plan_that_was_settled_first(tmp_path, monkeypatch):
+    """However fast or busy the machine is when the run goes on."""
+    plans = [
+        StepPlan(160, 20, 8, 5, 4, 1e-2, seconds=1e6, num_valid=20),
+        StepPlan(100, 10, 10, 2, 2, 1e-3, seconds=1.0),
+    ]
+    remaining = iter([plans[0], plans[0], plans[1]])
+    monkeypatch.setattr("qinco.codec.fit.settle", lambda *arguments: next(remaining))
+    x, settings = random_vectors(300, 4), SMALL | {"epochs": None, "batch_size": None, "minutes": 0.01}
+    whole, path = Codec.fit(x, output=tmp_path / "whole.safetensors", **settings), tmp_path / "cut.safetensors"
+    for interruption in (interrupter(StepReport, 1, 1), interrupter(StepReport, 3, 3), interrupter(EpochReport, 4)):
+        with pytest.raises(KeyboardInterrupt):
+            Codec.fit(x, output=path, resume=True, on_report=interruption, **settings)
+    assert load_state(path)[0]["progress"]["plan"] == asdict(plans[0])
+    resumed = Codec.fit(x, output=path, resume=True, **settings)
+    assert same_tensors(tmp_path / "whole.safetensors", path)
+    assert losses(tmp_path / "whole.safetensors.jsonl") == losses(tmp_path / "cut.safetensors.jsonl")
+    assert resumed.provenance["epoch"] == whole.provenance["epoch"]
+    for other in ({"minutes": 0.02}, {"minutes": None, "epochs": 4}):
+        with pytest.raises(ConfigError, match=r"minutes=0\.01 there"):
+            Codec.fit(x, output=path, resume=True, **settings | other)
 
 
 def test_an_interrupt_says_whether_something_was_saved(tmp_path):

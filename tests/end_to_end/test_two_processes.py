@@ -20,12 +20,12 @@ def free_port():
         return server.getsockname()[1]
 
 
-def train(folder, *launcher):
+def train(folder, *launcher, words=()):
     folder.mkdir()
     np.save(folder / "x.npy", random_vectors(501, 4))
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "default"}
-    command = [sys.executable, *launcher, str(SCRIPT), str(folder)]
+    command = [sys.executable, *launcher, str(SCRIPT), str(folder), *words]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, env=environment)
     return [json.loads(line) for line in (folder / "codec.safetensors.jsonl").read_text().splitlines()]
 
@@ -47,3 +47,14 @@ def test_two_processes_train_what_one_trains(tmp_path):
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(
         [*(f"codec.safetensors{end}" for end in ("", ".jsonl", ".last")), "rank0", "rank1", "x.npy"]
     )
+
+
+@pytest.mark.slow
+def test_two_processes_follow_the_plan_of_the_first(tmp_path):
+    if not torch.distributed.is_gloo_available():
+        pytest.skip("torch without gloo")
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    epochs = train(tmp_path / "two", *launcher, words=["0.05"])
+    ranks = [load_file(tmp_path / "two" / f"rank{rank}") for rank in (0, 1)]
+    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
+    assert epochs[-1]["epoch"] == epochs[-1]["epochs"] > 1

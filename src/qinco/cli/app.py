@@ -33,7 +33,7 @@ qinco {version}: neural residual quantization (QINCo, QINCo2), vectors in a few 
 """
 _EXAMPLE = """\
 Example:
-  qinco train trainset=train.fvecs model_args=qinco2-S M=8 epochs=10 output=codec.safetensors
+  qinco train trainset=train.fvecs model_args=qinco2-S M=8 minutes=10 output=codec.safetensors
   qinco encode model=codec.safetensors db=base.fvecs output=codes.npy
   qinco decode model=codec.safetensors codes=codes.npy output=decoded.fvecs"""
 _EXIT_INTERRUPTED = 130

@@ -147,15 +147,21 @@ def _is_checkpoint(given: Mapping[str, Any]) -> bool:
 
 
 def _training(name: str, given: Mapping[str, Any]) -> Resolved:
+    minutes = given.get("minutes")
+
     def value_of(recipe: str, codeword_skip: bool):
         # A recipe depends on the model's codeword skip only; the dimension does not matter.
-        return getattr(TrainOptions.from_recipe(recipe, ModelConfig(1, codeword_skip=codeword_skip)), _TRAINING[name])
+        end = {"minutes": minutes} if minutes is not None else {"epochs": TrainOptions.epochs}
+        options = TrainOptions.from_recipe(recipe, ModelConfig(1, codeword_skip=codeword_skip), **end)
+        return getattr(options, _TRAINING[name])
 
     recipe = given.get("recipe", "default")
     preset = PRESETS.get(chosen_preset(given) or "", {})
     if "model" in given and value_of(recipe, True) != value_of(recipe, False):
         return Resolved(None, f"recipe {recipe} of this kind of model")
     value = value_of(recipe, preset.get("codeword_skip", True) and not given.get("qinco1_mode"))
+    if minutes is not None and name in ("epochs", "scheduler.name"):
+        return Resolved(value, "fitted to minutes")
     if value != value_of("default", True):
         return Resolved(value, f"recipe {recipe}")
     return Resolved(KEYS[name].default if name == "ds.valset" else value, "default" + _NOTES.get(name, ""))

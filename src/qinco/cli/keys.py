@@ -192,6 +192,7 @@ SHARED = {
         key_of_field(EncodeOptions, "num_candidates", minimum=0, null_value=0),
         key_of_field(EncodeOptions, "beam_width", default=None, null_value=1, zero_is_null=True),
         key_of_field(TrainOptions, "num_valid", default=10_000),
+        key_of_field(TrainOptions, "epochs", nullable=False),
         # Machine and report
         Key("device", "device", "auto", "auto, cpu, cuda or cuda:N"),
         Key("cpu", "switch", False, "the same as device=cpu"),

@@ -49,7 +49,7 @@ class Codec:
         block_rows: vectors that are encoded or decoded at a time, which bounds the memory of a call.
 
     Example:
-        >>> codec = Codec.fit(x, num_steps=8, epochs=10)
+        >>> codec = Codec.fit(x, num_steps=8, minutes=10)
         >>> x_hat = codec.decode(codec.encode(x))
     """
 
@@ -135,7 +135,8 @@ class Codec:
             preset: "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
             **settings: all arguments of `qinco.codec.fit.fit`: `num_parts` and `rotate` (PQ-QINCo, OPQ), `output`,
                 `resume` and `overwrite`, `device`, `coarse_centroids` (IVF), `initial`, `recipe`, `progress`,
-                `on_report`, and the fields of ModelConfig, EncodeOptions and TrainOptions (`num_steps`, `epochs`, ...).
+                `on_report`, and the fields of ModelConfig, EncodeOptions and TrainOptions (`num_steps`, ...). Give
+                `minutes`, which all of it may take, or `epochs`; with neither, training ends when it pays no more.
 
         Raises:
             ConfigError, DataError: before any work begins.

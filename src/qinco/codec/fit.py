@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from qinco.model.qinco import Qinco
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.store.codec import CHECKPOINT_SUFFIX, SUFFIXES, load_models, save_models
 from qinco.store.run_state import load_state, state_path
+from qinco.training.budget import MEASURED_BATCHES, MEASURED_SECONDS, MEASURED_SHARE, measure, settle, start_rows
 from qinco.training.codebooks import initialize_model, set_scales, set_steps
 from qinco.training.loop import Training
 from qinco.training.monitor import Report, estimate, monitor, summary_writer
@@ -70,7 +72,9 @@ def fit(
         on_report: called with an Estimate, then with a StepReport or EpochReport after each step and epoch.
         **settings: fields of ModelConfig (num_steps, codebook_size, num_blocks, embed_dim, hidden_dim, ...), of
             EncodeOptions (num_candidates, where 0 means a model without pre-selector, num_pairs, beam_width) and of
-            TrainOptions (epochs, lr, batch_size, seed, ...).
+            TrainOptions (minutes or epochs, lr, batch_size, seed, ...). `minutes` are those of the whole call, also
+            where it is resumed; epochs, batch size and learning rate are fitted to what this machine does in them. With
+            neither minutes nor epochs, training ends when another doubling of its length would gain little.
 
     Returns:
         The models (one for each part), the float32 rotation (D, D) before the cut or None, the options for encoding,
@@ -81,6 +85,7 @@ def fit(
             `fitted` is what would have been returned, or None before the start was validated; parts that were not
             begun are residual quantizers of a few vectors.
     """
+    begun = time.monotonic()
     for name, value in {"resume": resume, "overwrite": overwrite, "rotate (opq)": rotate}.items():
         require_bool(name, value)
     require_number("mse_scale", mse_scale, above=0)
@@ -105,11 +110,11 @@ def fit(
         lock = Path(output).with_name(f".{Path(output).name}.lock")
         alone = exclusive(lock, f"another process is training {output}: wait for it, or give another output")
     with within_cores(), reporting(progress if processes.is_main else False) as report, terminable, alone:
-        runs = _Runs(plan, processes, resume, overwrite, mse_scale, report, on_report)
+        runs = _Runs(plan, processes, resume, overwrite, mse_scale, report, on_report, num_parts)
         if num_parts > 1:
-            return runs.train_parts(source, num_parts, rotate, output, tensorboard)
+            return runs.train_parts(source, rotate, output, tensorboard, begun)
         try:
-            model, provenance = runs.train(source, output, tensorboard)
+            model, provenance = runs.train(source, output, tensorboard, begun)
         except (KeyboardInterrupt, ConfigError) as stop:
             if found := getattr(stop, "fitted", None):
                 vars(stop)["fitted"] = [found[0]], None, plan.encode_options, found[1]
@@ -128,9 +133,13 @@ class _Runs:
     mse_scale: float
     progress: Progress
     on_report: Callable | None
+    num_parts: int
 
-    def train(self, source: VectorSource, output, tensorboard) -> tuple[Qinco, dict]:
-        """Train one model, on the vectors of one part; returns its best state and provenance."""
+    def train(self, source: VectorSource, output, tensorboard, begun: float) -> tuple[Qinco, dict]:
+        """Train one model, on the vectors of one part; returns its best state and provenance.
+
+        A budget of time counts from `begun`, and is divided evenly between the parts.
+        """
         is_main, header = self.processes.is_main, self.plan.header(source)
         saved = None if output is None else self._open(output, header)
         shown = monitor(self.progress, self.mse_scale, tensorboard, self.on_report)
@@ -139,16 +148,16 @@ class _Runs:
                 check_values(source, self.progress)
             self.processes.wait()
             try:
-                training = self._start(source, saved, listen)
+                training = self._start(source, saved, listen, begun)
                 model, provenance = Recorder(self.plan, training, header, output, saved and saved[0]).follow(listen)
             except KeyboardInterrupt as stop:
                 if is_main and not any(stop.args) and not isinstance(stop, StoppedTwice):  # the start is not validated
                     stop.args = ("what was saved is as it was",) if saved else ("nothing was saved: start again",)
                 raise
-        if is_main and provenance["epoch"] == 0 and training.options.epochs > 0:
+        if is_main and provenance["epoch"] == 0 and training.position.epoch > 0:
             _LOG.warning(
                 "no epoch improved on the start, so the codec is the residual quantizer that training began with: "
-                "give more vectors (100,000 are a good start) or more epochs, and leave lr and batch out, so that they "
+                "give more vectors (100,000 are a good start) or more time, and leave lr and batch out, so that they "
                 "are fitted to the run"
             )
         return model, provenance
@@ -171,7 +180,7 @@ class _Runs:
             _LOG.info(f"there is nothing to resume at {output}: training begins")
         return saved
 
-    def _start(self, source: VectorSource, saved, listen) -> Training:
+    def _start(self, source: VectorSource, saved, listen, begun: float) -> Training:
         """The run at its beginning, or where it was saved, on this process's device; `listen` hears an Estimate."""
         plan, options, initial = self.plan, self.plan.train_options, self.plan.initial
         sizes = options.num_valid, plan.model_config.codebook_size
@@ -189,23 +198,47 @@ class _Runs:
                 training.restore(saved[1], saved[0]["progress"])
             except (RuntimeError, KeyError, ValueError, TypeError) as error:
                 raise DataError(f"the saved state of the run is damaged: {error}") from None
-        elif initial is not None:
+        elif options.minutes is not None:
+            return self._within_minutes(training, is_new, listen, begun)
+        elif initial is not None and options.epochs is not None:
             training.position.epoch = initial.provenance.get("epoch", 0)
             if training.position.epoch >= options.epochs:
                 raise ConfigError(
                     f"epochs must be more than {training.position.epoch}, which the initial codec was trained for, "
                     f"not {options.epochs}: it counts from the beginning of that training"
                 )
-        if is_new or training.position.epoch < options.epochs:
+        if is_new or not training.schedule.is_over(training.position.epoch):
             listen(estimate(training))
         if is_new and self.processes.is_main:
             initialize_model(model, train, options, plan.coarse_VD, self.progress)
         self.processes.copy_from_main(model)
         return training
 
-    def train_parts(self, source: VectorSource, num_parts: int, rotate: bool, output, tensorboard) -> Fitted:
+    def _within_minutes(self, training: Training, is_new: bool, listen, begun: float) -> Training:
+        """A run at its beginning whose plan fills the time that the start leaves."""
+        options, processes, minutes = training.options, training.processes, training.options.minutes
+        assert minutes is not None
+        model, train, seconds = training.model, training.train_source, 60 * minutes / self.num_parts
+        limit = min(MEASURED_SECONDS, MEASURED_SHARE * seconds)
+        batches = MEASURED_BATCHES if options.batch_size is None else (options.batch_size,)
+        if is_new and processes.is_main:
+            rows = start_rows(model.config, len(train), seconds, str(processes.device))
+            initialize_model(model, train, options, self.plan.coarse_VD, self.progress, rows)
+        processes.copy_from_main(model)
+        pace = measure(training, batches, limit)
+        left = processes.from_main(begun + seconds - time.monotonic())
+        training.begin(settle(options, pace, left, len(train), len(training.all_valid)))
+        listen(estimate(training, pace))
+        if training.plan.epochs == 0 and processes.is_main:
+            _LOG.warning(
+                f"minutes={minutes:g} are over after the start, a residual quantizer, which is what the codec is: give "
+                "more minutes"
+            )
+        return training
+
+    def train_parts(self, source: VectorSource, rotate: bool, output, tensorboard, begun: float) -> Fitted:
         """Train a model for each part, one after the other, with files `output.part_i` until all are complete."""
-        is_main, options = self.processes.is_main, self.plan.encode_options
+        is_main, options, num_parts = self.processes.is_main, self.plan.encode_options, self.num_parts
         outputs = [Path(f"{output}.part_{part}") for part in range(num_parts)]
         if output is not None:
             if is_main:
@@ -227,7 +260,8 @@ class _Runs:
                 _LOG.info(f"part {part + 1} of {num_parts}")
             board = None if tensorboard is None else Path(tensorboard, f"part_{part}")
             try:
-                model, provenance = self.train(_part(source, part, num_parts, rotation_DD), part_output, board)
+                vectors = _part(source, part, num_parts, rotation_DD)
+                model, provenance = self.train(vectors, part_output, board, time.monotonic() if part else begun)
             except (KeyboardInterrupt, ConfigError) as stop:
                 if part > 0 and output is not None and isinstance(stop, KeyboardInterrupt):
                     stop.args = ("the parts before are saved: give resume=true to continue",)

@@ -127,7 +127,8 @@ def _arrays(step: StepWeights, dtype: type = np.float64) -> StepArrays:
     if step.project_out_DE is not None:
         out_DE, basis_EE = _orthogonal_outputs(step.project_out_DE.astype(dtype))
         stream_KE, stream_x_ED = stream_KE @ basis_EE, basis_EE.T @ stream_x_ED
-        up, down = [weight @ basis_EE for weight in up], [basis_EE.T @ weight for weight in down]
+        # The first hidden layer is read from its own table and product.
+        up, down = up[:1] + [weight @ basis_EE for weight in up[1:]], [basis_EE.T @ weight for weight in down]
         arrays |= {"project_out": _float32(out_DE), "gram": _float32(np.square(out_DE).sum(0))}
         arrays["codeword_back"] = _float32(codebook_KD @ out_DE)
     arrays |= {"up": tuple(map(_float32, up)), "down": tuple(map(_float32, down))}

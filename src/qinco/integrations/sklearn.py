@@ -12,6 +12,8 @@ from qinco.codec.codec import Codec
 from qinco.config import ModelConfig
 from qinco.vectors.rows import as_source
 
+_USUAL_EPOCHS = 10
+
 
 class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Compresses vectors to codes of `num_steps` small integers, and back with `inverse_transform`.
@@ -20,7 +22,8 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         preset: "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L".
         num_steps: M, codes per vector.
         codebook_size: K, codewords per step, a power of two; at most the training vectors, with a UserWarning.
-        epochs: passes over the training vectors.
+        epochs: passes over the training vectors; 10 where minutes are not given either.
+        minutes: instead of epochs: how long `fit` may take; see `Codec.fit`.
         num_pairs: C, pairs that the encoder proposes over the whole beam; the preset's if None.
         num_candidates: A, codewords proposed for each hypothesis; instead of num_pairs.
         beam_width: B, hypotheses that the encoder keeps; the preset's if None.
@@ -37,10 +40,11 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     """
 
     def __init__(
-        self, preset="qinco2-S", *, num_steps=8, codebook_size=256, epochs=10, num_pairs=None, num_candidates=None,
-        beam_width=None, random_state=0, device="auto",
+        self, preset="qinco2-S", *, num_steps=8, codebook_size=256, epochs=None, minutes=None, num_pairs=None,
+        num_candidates=None, beam_width=None, random_state=0, device="auto",
     ):  # fmt: skip
-        self.preset, self.num_steps, self.codebook_size, self.epochs = preset, num_steps, codebook_size, epochs
+        self.preset, self.num_steps, self.codebook_size = preset, num_steps, codebook_size
+        self.epochs, self.minutes = epochs, minutes
         self.num_pairs, self.num_candidates, self.beam_width = num_pairs, num_candidates, beam_width
         self.random_state, self.device = random_state, device
 
@@ -51,8 +55,10 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         most) is for validation.
         """
         X = np.asarray(validate_data(self, cast(Any, _plain_matrix(X)), dtype="numeric", ensure_min_samples=3))
-        names = ("num_steps", "codebook_size", "epochs", "num_pairs", "num_candidates", "beam_width")
+        names = ("num_steps", "codebook_size", "epochs", "minutes", "num_pairs", "num_candidates", "beam_width")
         settings = {name: _plain_int(getattr(self, name)) for name in names}
+        if settings["epochs"] is None and settings["minutes"] is None:
+            settings["epochs"] = _USUAL_EPOCHS
         settings["codebook_size"] = _affordable_codebook_size(settings["codebook_size"], *X.shape)
         self.codec_ = Codec.fit(X, self.preset, seed=_seed(self.random_state), device=self.device, **settings)
         self.codebook_size_ = self.codec_.config.codebook_size

@@ -17,7 +17,7 @@ from qinco.progress import Progress, silent
 if TYPE_CHECKING:
     from torch import Tensor
 
-BEAM_WIDTH = 4
+BEAM_WIDTH, ITERATIONS = 4, 10
 KMEANS_ROWS = 200_000
 COARSE_ITERATIONS = 20
 _PART_BYTES = 1 << 28
@@ -26,7 +26,7 @@ _NUDGE = 1 / 1024  # moves apart the two centroids that a split gives, as in fai
 
 
 def kmeans(
-    x_ND: "np.ndarray | Tensor", num_centroids: int, *, iterations: int = 10, seed: int = 0, threads: int = 1
+    x_ND: "np.ndarray | Tensor", num_centroids: int, *, iterations: int = ITERATIONS, seed: int = 0, threads: int = 1
 ) -> np.ndarray:
     """Fit a codebook, float32 (K, D), to float32 vectors; a tensor is clustered on its device.
 

@@ -34,11 +34,9 @@ class Concat(nn.Module):
         self.inner = None if rank is None else nn.Linear(embed_dim + dim, rank, bias=False)
         self.outer = nn.Linear(rank or embed_dim + dim, embed_dim, bias=rank is None)
 
-    def for_reconstruction(self) -> Tensor:
-        """The matrix of `from_reconstruction`, (E, D)."""
-        if self.inner is None:
-            return self.outer.weight[:, self.embed_dim :]
-        return self.outer.weight @ self.inner.weight[:, self.embed_dim :]
+    def matrix(self) -> Tensor:
+        """W, (E, E + D)."""
+        return self.outer.weight if self.inner is None else self.outer.weight @ self.inner.weight
 
     def from_codeword(self, z_NE: Tensor) -> Tensor:
         return self._part(z_NE, slice(None, self.embed_dim), self.outer.bias)

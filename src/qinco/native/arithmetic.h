@@ -156,12 +156,13 @@ struct Matrix {
   int out = 0, in = 0;  // padded
   array<T> values;
 
-  void pack(const float* W, int rows, int columns) {
+  // W (rows, columns), whose rows are `stride` apart.
+  void pack(const float* W, int rows, int columns, int stride) {
     resize(rows, columns);
     const array<T> block = allocate<T>(size_t(VECTOR) * in);
     for (int r = 0; r < rows; r += VECTOR) {
       for (int i = 0; i < VECTOR; i++)
-        narrow_row<A>(r + i < rows ? W + size_t(r + i) * columns : nullptr, columns, &block[size_t(i) * in]);
+        narrow_row<A>(r + i < rows ? W + size_t(r + i) * stride : nullptr, columns, &block[size_t(i) * in]);
       T* panel = values.get() + size_t(r / PANEL) * PANEL * in + r % PANEL * A::PAIR;
       for (int k = 0; k < in / A::PAIR; k++)
         for (int i = 0; i < VECTOR; i++)
@@ -169,13 +170,15 @@ struct Matrix {
     }
   }
 
-  // The transpose of W (columns, rows).
-  void pack_transposed(const float* W, int rows, int columns) {
+  void pack(const float* W, int rows, int columns) { pack(W, rows, columns, columns); }
+
+  // The transpose of W (columns, rows), whose rows are `stride` apart.
+  void pack_transposed(const float* W, int rows, int columns, int stride) {
     resize(rows, columns);
     const array<T> first = allocate<T>(out), second = allocate<T>(out);
     for (int c = 0; c < columns; c += A::PAIR) {
-      narrow_row<A>(W + size_t(c) * rows, rows, first.get());
-      if (A::PAIR == 2) narrow_row<A>(c + 1 < columns ? W + size_t(c + 1) * rows : nullptr, rows, second.get());
+      narrow_row<A>(W + size_t(c) * stride, rows, first.get());
+      if (A::PAIR == 2) narrow_row<A>(c + 1 < columns ? W + size_t(c + 1) * stride : nullptr, rows, second.get());
       for (int r = 0; r < out; r += VECTOR) {
         T* panel = values.get() + size_t(r / PANEL) * PANEL * in + r % PANEL * A::PAIR;
         A::pair(panel + size_t(c) * PANEL, &first[r], &second[r]);

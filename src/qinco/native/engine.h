@@ -39,16 +39,17 @@ struct qinco_search {
   int32_t steps;       // how many of the model's steps
 };
 
-// The weights of one step, or their gradients: what there is in `qinco_step` by the same names. Null where a step does
-// not have them; a bare one has a codebook only.
+// The weights of one step as they are trained, or their gradients. Null where a step does not have them; a bare one has a
+// codebook only.
 struct qinco_layers {
-  float* codebook;      // (K, D)
-  float* preselector;   // (K, D)
-  float* stream_table;  // (K, E)
-  float* stream_x;      // (E, D)
-  float* const* up;     // L pointers to (H, E)
-  float* const* down;   // L pointers to (E, H)
-  float* project_out;   // (D, E)
+  float* codebook;     // (K, D)
+  float* preselector;  // (K, D)
+  float* project_in;   // (E, D)
+  float* concat;       // (E, E + D): columns for the projected codeword, and for the partial reconstruction
+  float* bias;         // (E)
+  float* const* up;    // L pointers to (H, E)
+  float* const* down;  // L pointers to (E, H)
+  float* project_out;  // (D, E)
 };
 
 struct qinco_batch {

@@ -17,13 +17,14 @@ struct RowProducts {
   const T *left, *right;
   int rows, columns;
   float* out;
+  int stride;  // between rows of `out`
 };
 
-// Sums over the vectors of a part: of products, and of what belongs to codewords.
+// Sums over the vectors of a part: of products, and of what belongs to codewords; and gradients of tables over codewords.
 template <class A>
 class Summer {
   using T = typename A::element;
-  const Trace<A>& trace;
+  Trace<A>& trace;
   const qinco_batch& batch;
   const qinco_layers *const weights, *const gradients;
   const qinco_sizes& size;
@@ -32,7 +33,7 @@ class Summer {
   array<float> sums, difference;
 
  public:
-  Summer(const Trace<A>& t, const qinco_batch& b, const qinco_layers* w, const qinco_layers* g)
+  Summer(Trace<A>& t, const qinco_batch& b, const qinco_layers* w, const qinco_layers* g)
       : trace(t), batch(b), weights(w), gradients(g), size(t.size) {
     const int widest = std::max({t.Dp, t.Ep, t.Hp});
     zeros.resize(widest);
@@ -69,14 +70,14 @@ class Summer {
         });
       }
     }
-    for (int r = 0; r < of.rows; r++) add_row(of.out + size_t(r) * of.columns, &sums[size_t(r) * columns], of.columns);
+    for (int r = 0; r < of.rows; r++) add_row(of.out + size_t(r) * of.stride, &sums[size_t(r) * columns], of.columns);
   }
 
   // Of step m: its loss, the use of its codewords, and the gradients of what is looked up by code.
   void lookups(int m, int64_t first, int64_t count) {
-    const int D = size.dim, E = size.stream, K = size.codewords, M = size.steps, Dp = trace.Dp, Ep = trace.Ep;
-    const TracedStep<A>& step = trace.steps[m];
+    const int D = size.dim, K = size.codewords, M = size.steps, Dp = trace.Dp, Ep = trace.Ep;
     const qinco_layers &weight = weights[m], &to = gradients[m];
+    TracedStep<A>& step = trace.steps[m];
     double *own_sums = batch.sums + size_t(m) * D, *own_squares = batch.squares + size_t(m) * D, loss = 0;
     for (int64_t n = 0; n < count; n++) {
       const int code = batch.codes[(first + n) * M + m];
@@ -99,14 +100,30 @@ class Summer {
       }
       if (trace.is_bare(m)) continue;
       const T* stream = step.stream_gradient[0].get() + n * Ep;
-      float* row = to.stream_table + size_t(code) * E;
-      int e = 0;
-      for (; e + VECTOR <= E; e += VECTOR) store(row + e, load(row + e) + A::load_wide(stream + e));
-      if (e == E) continue;
-      const vector rest = A::load_wide(stream + e);
-      for (int i = 0; e + i < E; i++) row[e + i] += rest[i];
+      float* row = &step.table_sums[size_t(code) * Ep];
+      for (int e = 0; e < Ep; e += VECTOR) store(row + e, load(row + e) + A::load_wide(stream + e));
     }
     batch.losses[m] += loss * batch.scale;
+  }
+
+  // From the gradients of what streams of step m begin with to those of codewords and of the layers after them.
+  void return_to_codewords(int m) {
+    const int D = size.dim, E = size.stream, K = size.codewords, Ep = trace.Ep;
+    TracedStep<A>& step = trace.steps[m];
+    const qinco_layers& to = gradients[m];
+    float* sums = step.table_sums.get();
+    for (int k = 0; to.bias && k < K; k++) add_row(to.bias, sums + size_t(k) * Ep, E);
+    Worker<A>::narrowed(sums, step.table_gradient.get(), K, Ep);
+    products({step.table_gradient.get(), step.projections(), E, E, to.concat, E + D}, K);
+    step.concat_codeword.backward.apply(step.table_gradient.get(), K, add_to<A>(sums, Ep, step.projected_gradient.get()));
+    if (!to.project_in) {
+      for (int k = 0; k < K; k++) add_row(to.codebook + size_t(k) * D, sums + size_t(k) * Ep, D);
+      return;
+    }
+    products({step.projected_gradient.get(), step.codewords.get(), E, D, to.project_in, D}, K);
+    step.project_in.backward.apply(step.projected_gradient.get(), K, [&](int k, int p, const vector* gradient) {
+      if (p < D) add_row(to.codebook + size_t(k) * D + p, (const float*)gradient, std::min(PANEL, D - p));
+    });
   }
 
  private:
@@ -117,7 +134,7 @@ class Summer {
   }
 };
 
-// What packs a step's weights at a time.
+// Takes one step at a time.
 struct OneByOne {
   int vectors() const { return 1; }
 };
@@ -137,8 +154,11 @@ class Gradient final : public AnyGradient {
     over_threads(
         size.steps, 1, threads, [&] { return std::make_unique<OneByOne>(); },
         [&](OneByOne&, int64_t m, int) {
-          if (!trace.is_bare(m)) trace.steps[m].pack(size, weights[m]);
+          if (trace.is_bare(m)) return;
+          trace.steps[m].pack(size, weights[m]);
+          trace.steps[m].tabulate(size, weights[m]);
         });
+    const auto make_summer = [&] { return std::make_unique<Summer<A>>(trace, batch, weights, gradients); };
     for (int64_t first = 0; first < batch.count && !is_stopped(); first += part) {
       const int64_t now = std::min(part, batch.count - first);
       over_threads(
@@ -147,7 +167,7 @@ class Gradient final : public AnyGradient {
       const auto products = all_products(weights, gradients);
       const int64_t many = products.size();
       over_threads(
-          many + size.steps, 1, threads, [&] { return std::make_unique<Summer<A>>(trace, batch, weights, gradients); },
+          many + size.steps, 1, threads, make_summer,
           [&](Summer<A>& summer, int64_t number, int) {
             if (number < many)
               summer.products(products[number], now);
@@ -155,6 +175,9 @@ class Gradient final : public AnyGradient {
               summer.lookups(number - many, first, now);
           });
     }
+    over_threads(size.steps, 1, threads, make_summer, [&](Summer<A>& summer, int64_t m, int) {
+      if (!trace.is_bare(m)) summer.return_to_codewords(m);
+    });
   }
 
  private:
@@ -164,13 +187,13 @@ class Gradient final : public AnyGradient {
     for (int m = size.first_is_bare; m < size.steps; m++) {
       const TracedStep<A>& step = trace.steps[m];
       const qinco_layers& to = gradients[m];
-      all.push_back({step.stream_gradient[0].get(), step.x.get(), E, D, to.stream_x});
+      all.push_back({step.stream_gradient[0].get(), step.x.get(), E, D, to.concat + E, E + D});
       for (int j = 0; j < size.blocks; j++) {
-        all.push_back({step.hidden_gradient[j].get(), step.stream[j].get(), H, E, to.up[j]});
-        all.push_back({step.stream_gradient[j + 1].get(), step.hidden[j].get(), E, H, to.down[j]});
+        all.push_back({step.hidden_gradient[j].get(), step.stream[j].get(), H, E, to.up[j], E});
+        all.push_back({step.stream_gradient[j + 1].get(), step.hidden[j].get(), E, H, to.down[j], H});
       }
       if (weights[m].project_out)
-        all.push_back({step.output_gradient.get(), step.stream[size.blocks].get(), D, E, to.project_out});
+        all.push_back({step.output_gradient.get(), step.stream[size.blocks].get(), D, E, to.project_out, E});
     }
     return all;
   }

@@ -9,20 +9,21 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from qinco.errors import ResourceError
-from qinco.native.library import LEVELS, Sizes, address, check_memory, compiled, level, run, shapes
+from qinco.native.library import LEVELS, Sizes, address, check_memory, compiled, level, run
 
 
 @dataclass(frozen=True)
 class Layers:
-    """The weights of a step, or their gradients: contiguous float32 arrays, by the names of `StepArrays`."""
+    """The weights of a step as they are trained, or their gradients: contiguous float32 arrays."""
 
-    codebook: np.ndarray
-    preselector: np.ndarray | None = None
-    stream_table: np.ndarray | None = None
-    stream_x: np.ndarray | None = None
-    up: tuple[np.ndarray, ...] = ()
-    down: tuple[np.ndarray, ...] = ()
-    project_out: np.ndarray | None = None
+    codebook: np.ndarray  # (K, D)
+    preselector: np.ndarray | None = None  # (K, D)
+    project_in: np.ndarray | None = None  # (E, D)
+    concat: np.ndarray | None = None  # (E, E + D)
+    bias: np.ndarray | None = None  # (E,)
+    up: tuple[np.ndarray, ...] = ()  # (H, E) each
+    down: tuple[np.ndarray, ...] = ()  # (E, H) each
+    project_out: np.ndarray | None = None  # (D, E)
 
 
 class _Layers(Structure):
@@ -40,7 +41,12 @@ class GradientKernel:
     """Adds gradients of the loss of batches; its memory is kept from one to the next."""
 
     def __init__(self, sizes: Sizes):
-        self.sizes, self._shapes = sizes, shapes(sizes)
+        size, dim, stream, hidden = sizes.codewords, sizes.dim, sizes.stream, sizes.hidden
+        self.sizes, self._shapes = sizes, {
+            "codebook": (size, dim), "preselector": (size, dim), "project_in": (stream, dim),
+            "concat": (stream, stream + dim), "bias": (stream,), "up": (hidden, stream), "down": (stream, hidden),
+            "project_out": (dim, stream),
+        }  # fmt: skip
         self._kernel = compiled().qinco_create_gradient(byref(sizes), LEVELS.index(level()))
         if not self._kernel:
             raise ResourceError("out of memory: there is no room for gradients")
@@ -93,7 +99,7 @@ class GradientKernel:
     def _structures(self, steps: list[Layers]):
         structures = (_Layers * len(steps))()
         for structure, layers in zip(structures, steps, strict=True):
-            for name in ("codebook", "preselector", "stream_table", "stream_x", "project_out"):
+            for name in ("codebook", "preselector", "project_in", "concat", "bias", "project_out"):
                 setattr(structure, name, self._address(name, getattr(layers, name)))
             for name in ("up", "down"):
                 pointers = [self._address(name, array) for array in getattr(layers, name)]

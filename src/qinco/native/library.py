@@ -96,7 +96,7 @@ class NativeModel:
         self._engine = None
         kept, given = [], (_Step * len(steps))()
         for target, arrays in zip(given, steps, strict=True):
-            for name, shape in shapes(sizes).items():
+            for name, shape in _shapes(sizes).items():
                 value = getattr(arrays, name)
                 if value is None or (isinstance(value, tuple) and not value):
                     continue
@@ -208,8 +208,7 @@ def check_memory(failed: int, remedy: str) -> None:
         raise ResourceError(f"out of memory: give {remedy}")
 
 
-def shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
-    """Of the arrays of a step, by their names in `StepArrays`."""
+def _shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
     dim, stream, hidden, size = sizes.dim, sizes.stream, sizes.hidden, sizes.codewords
     return {
         "codebook": (size, dim), "preselector": (size, dim), "stream_table": (size, stream),

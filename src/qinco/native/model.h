@@ -70,10 +70,7 @@ struct Model {
       }
       if (from.project_out) {
         to.project_out.pack(from.project_out, D, E);
-        std::vector<float> transposed(size_t(E) * D);
-        for (int d = 0; d < D; d++)
-          for (int e = 0; e < E; e++) transposed[size_t(e) * D + d] = from.project_out[size_t(d) * E + e];
-        to.back.pack(transposed.data(), E, D);
+        to.back.pack_transposed(from.project_out, E, D, E);
         to.back_codewords.pack(from.codeword_back, K, E);
         to.gram.assign(padded(E), 0);
         std::copy(from.gram, from.gram + E, to.gram.begin());

@@ -12,12 +12,25 @@ static inline void add_row(float* to, const float* from, int width) {
   for (; i < width; i++) to[i] += from[i];
 }
 
+// Adds sums to rows, which are then kept in the arithmetic of networks unless `kept` is null.
+template <class A>
+static auto add_to(float* rows, int width, typename A::element* kept) {
+  return [=](int i, int p, vector* sums) {
+    float* to = rows + size_t(i) * width + p;
+    for (int j = 0; j < PANELS; j++) {
+      sums[j] += load(to + VECTOR * j);
+      store(to + VECTOR * j, sums[j]);
+    }
+    if (kept) A::store_panel(kept + size_t(i) * width + p, sums);
+  };
+}
+
 template <class A>
 struct Layer {
   Matrix<A> forward, backward;
-  void pack(const float* W, int out, int in) {
-    forward.pack(W, out, in);
-    backward.pack_transposed(W, in, out);
+  void pack(const float* W, int out, int in, int stride) {
+    forward.pack(W, out, in, stride);
+    backward.pack_transposed(W, in, out, stride);
   }
 };
 
@@ -25,8 +38,12 @@ struct Layer {
 template <class A>
 struct TracedStep {
   using T = typename A::element;
-  Layer<A> stream_x, project_out;
+  Layer<A> project_in, concat_codeword, concat_x, project_out;
   std::vector<Layer<A>> up, down;
+
+  // Of each codeword: itself, its projection and what the stream begins with, and the gradients of the latter two.
+  array<T> codewords, projected, projected_gradient, table_gradient;
+  array<float> table, table_sums;                        // (K, Ep); the latter is summed over vectors
 
   array<T> x, output_gradient;                           // (N, Dp); the gradient where there are projections
   std::vector<array<T>> stream, stream_gradient;         // (N, Ep), before each block and after the last
@@ -34,13 +51,39 @@ struct TracedStep {
   array<float> residual, gradient;                       // (N, Dp): x̂ - x before the step, the gradient of x̂ after it
 
   void pack(const qinco_sizes& size, const qinco_layers& from) {
-    stream_x.pack(from.stream_x, size.stream, size.dim);
+    const int D = size.dim, E = size.stream, H = size.hidden;
+    if (from.project_in) project_in.pack(from.project_in, E, D, D);
+    concat_codeword.pack(from.concat, E, E, E + D);
+    concat_x.pack(from.concat + E, E, D, E + D);
     up.resize(size.blocks), down.resize(size.blocks);
     for (int j = 0; j < size.blocks; j++) {
-      up[j].pack(from.up[j], size.hidden, size.stream);
-      down[j].pack(from.down[j], size.stream, size.hidden);
+      up[j].pack(from.up[j], H, E, E);
+      down[j].pack(from.down[j], E, H, H);
     }
-    if (from.project_out) project_out.pack(from.project_out, size.dim, size.stream);
+    if (from.project_out) project_out.pack(from.project_out, D, E, E);
+  }
+
+  // What codewords are before the concatenation.
+  const T* projections() const { return projected ? projected.get() : codewords.get(); }
+
+  // What streams begin with, by codeword: z + W z + b.
+  void tabulate(const qinco_sizes& size, const qinco_layers& from) {
+    const int D = size.dim, E = size.stream, K = size.codewords, Dp = padded(D), Ep = padded(E);
+    if (!table) {
+      codewords = allocate<T>(size_t(K) * Dp);
+      if (from.project_in) projected = allocate<T>(size_t(K) * Ep);
+      projected_gradient = allocate<T>(size_t(K) * Ep), table_gradient = allocate<T>(size_t(K) * Ep);
+      table_sums = allocate<float>(size_t(K) * Ep), table = allocate<float>(size_t(K) * Ep);
+    }
+    memset(table_sums.get(), 0, size_t(K) * Ep * 4);
+    memset(table.get(), 0, size_t(K) * Ep * 4);
+    for (int k = 0; k < K; k++) {
+      narrow_row<A>(from.codebook + size_t(k) * D, D, &codewords[size_t(k) * Dp]);
+      if (!from.project_in) memcpy(&table[size_t(k) * Ep], from.codebook + size_t(k) * D, D * 4);
+    }
+    if (from.project_in) project_in.forward.apply(codewords.get(), K, add_to<A>(table.get(), Ep, projected.get()));
+    concat_codeword.forward.apply(projections(), K, add_to<A>(table.get(), Ep, nullptr));
+    for (int k = 0; from.bias && k < K; k++) add_row(&table[size_t(k) * Ep], from.bias, E);
   }
 
   void resize(const qinco_sizes& size, int64_t count, bool conditioned, bool projects) {
@@ -145,18 +188,6 @@ class Tracer {
       store(to + from * Dp + d, load(&reached[d]) - load(&x[d]));
   }
 
-  // Adds sums to rows, which are then kept in the arithmetic of networks unless `kept` is null.
-  static auto add_to(float* rows, int width, T* kept) {
-    return [=](int i, int p, vector* sums) {
-      float* to = rows + size_t(i) * width + p;
-      for (int j = 0; j < PANELS; j++) {
-        sums[j] += load(to + VECTOR * j);
-        store(to + VECTOR * j, sums[j]);
-      }
-      if (kept) A::store_panel(kept + size_t(i) * width + p, sums);
-    };
-  }
-
   void run_network(int m) {
     TracedStep<A>& step = trace.steps[m];
     const int width = Hp;
@@ -164,18 +195,18 @@ class Tracer {
     T* x_rows = step.x.get() + from * Dp;
     Worker<A>::narrowed(reached.get(), x_rows, count, Dp);
     for (int i = 0; i < count; i++)
-      memcpy(&stream[size_t(i) * Ep], weights[m].stream_table + size_t(codes[size_t(i) * M + m]) * size.stream, size.stream * 4);
-    step.stream_x.forward.apply(x_rows, count, add_to(stream.get(), Ep, stream_rows(0)));
+      memcpy(&stream[size_t(i) * Ep], &step.table[size_t(codes[size_t(i) * M + m]) * Ep], Ep * 4);
+    step.concat_x.forward.apply(x_rows, count, add_to<A>(stream.get(), Ep, stream_rows(0)));
     for (int block = 0; block < size.blocks; block++) {
       T* hidden = step.hidden[block].get() + from * Hp;
       step.up[block].forward.apply(stream_rows(block), count, [=](int i, int p, vector* sums) {
         for (int j = 0; j < PANELS; j++) sums[j] = relu(sums[j]);
         A::store_panel(hidden + size_t(i) * width + p, sums);
       });
-      step.down[block].forward.apply(hidden, count, add_to(stream.get(), Ep, stream_rows(block + 1)));
+      step.down[block].forward.apply(hidden, count, add_to<A>(stream.get(), Ep, stream_rows(block + 1)));
     }
     if (weights[m].project_out)
-      step.project_out.forward.apply(stream_rows(size.blocks), count, add_to(reached.get(), Dp, nullptr));
+      step.project_out.forward.apply(stream_rows(size.blocks), count, add_to<A>(reached.get(), Dp, nullptr));
     else
       add_row(reached.get(), stream.get(), count * Dp);
   }
@@ -189,7 +220,7 @@ class Tracer {
       T* rows = step.output_gradient.get() + from * Dp;
       Worker<A>::narrowed(gradient.get(), rows, count, Dp);
       memset(stream_gradient.get(), 0, size_t(count) * Ep * 4);
-      step.project_out.backward.apply(rows, count, add_to(stream_gradient.get(), Ep, gradient_rows(size.blocks)));
+      step.project_out.backward.apply(rows, count, add_to<A>(stream_gradient.get(), Ep, gradient_rows(size.blocks)));
     } else {
       memcpy(stream_gradient.get(), gradient.get(), size_t(count) * Ep * 4);
       Worker<A>::narrowed(gradient.get(), gradient_rows(size.blocks), count, Ep);
@@ -202,9 +233,9 @@ class Tracer {
         for (int j = 0; j < PANELS; j++) sums[j] = A::load_wide(hidden + at + VECTOR * j) > 0 ? sums[j] : vector{};
         A::store_panel(rows + at, sums);
       });
-      step.up[block].backward.apply(rows, count, add_to(stream_gradient.get(), Ep, gradient_rows(block)));
+      step.up[block].backward.apply(rows, count, add_to<A>(stream_gradient.get(), Ep, gradient_rows(block)));
     }
-    if (m > 0) step.stream_x.backward.apply(gradient_rows(0), count, add_to(gradient.get(), Dp, nullptr));
+    if (m > 0) step.concat_x.backward.apply(gradient_rows(0), count, add_to<A>(gradient.get(), Dp, nullptr));
   }
 };
 }  // namespace ISA

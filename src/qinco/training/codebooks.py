@@ -65,12 +65,16 @@ def set_steps(model: Qinco, codebooks_MKD: Tensor, options: TrainOptions) -> Non
 
 @torch.no_grad()
 def initialize_model(
-    model: Qinco, source: VectorSource, options: TrainOptions, coarse_VD: np.ndarray | None, progress: Progress = silent
-) -> None:
-    """Set every weight: scales, then the steps to a residual quantizer of a sample (QINCo2 paper, section 3.3)."""
+    model: Qinco, source: VectorSource, options: TrainOptions, coarse_VD: np.ndarray | None,
+    progress: Progress = silent, rows: int | None = None,
+) -> None:  # fmt: skip
+    """Set every weight: scales, then the steps to a residual quantizer of a sample (QINCo2 paper, section 3.3).
+
+    The sample has `rows` vectors, by default `sample_rows`.
+    """
     config, threads = model.config, num_threads()
     set_scales(model, source, options, coarse_VD)
-    x_ND = sample(source, sample_rows(config, len(source)), options.seed)
+    x_ND = sample(source, rows or sample_rows(config, len(source)), options.seed)
     x_ND = model.normalize(to_device(x_ND, model.device))
     if coarse_VD is not None:
         x_ND -= model.coarse_centroids[nearest(x_ND, model.coarse_centroids, threads)]

@@ -53,8 +53,8 @@ class TorchGradients:
 class NativeGradients:
     """Gradients by the compiled engine.
 
-    What comes from a codeword alone is a table over codewords, which torch computes and differentiates, for each batch
-    once instead of for every vector; so is the product of matrices that a low-rank concatenation consists of.
+    What comes from a codeword alone is computed and differentiated once for each codeword of a batch. torch multiplies
+    the two matrices of a low-rank concatenation, and differentiates that.
     """
 
     def __init__(self, model: Qinco, precision: str):
@@ -77,30 +77,30 @@ class NativeGradients:
 def _layers(step: Step, computed: list[Tensor], gradients: list[Tensor]) -> tuple[Layers, Layers]:
     """The arrays of a step, and those of their gradients; lists what is computed from parameters, and its gradients."""
 
-    def of_parameter(parameter: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        return parameter.detach().numpy(), parameter.grad.numpy()
+    def pair(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        if tensor.is_leaf and tensor.grad is None:
+            tensor.grad = torch.zeros_like(tensor)
+        elif not tensor.is_leaf:
+            computed.append(tensor)
+            gradients.append(torch.zeros_like(tensor))
+        gradient = tensor.grad if tensor.is_leaf else gradients[-1]
+        return tensor.detach().numpy(), gradient.numpy()
 
-    def of_computed(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        computed.append(tensor.contiguous())
-        gradients.append(torch.zeros_like(computed[-1]))
-        return computed[-1].detach().numpy(), gradients[-1].numpy()
-
-    pairs = {"codebook": of_parameter(step.codebook.weight)}
+    tensors, blocks = {"codebook": step.codebook.weight}, []
     if step.preselector is not None:
-        pairs["preselector"] = of_parameter(step.preselector.weight)
-    blocks = []
+        tensors["preselector"] = step.preselector.weight
     if step.conditioned:
-        pairs["stream_table"] = of_computed(step.embed(step.codebook.weight))
-        pairs["stream_x"] = of_computed(step.concat.for_reconstruction())
-        blocks = [(of_parameter(block.up.weight), of_parameter(block.down.weight)) for block in step.blocks]
-        if step.project_out is not None:
-            pairs["project_out"] = of_parameter(step.project_out.weight)
+        tensors["concat"] = step.concat.matrix()
+        blocks = [(pair(block.up.weight), pair(block.down.weight)) for block in step.blocks]
+        if step.concat.outer.bias is not None:
+            tensors["bias"] = step.concat.outer.bias
+        if step.project_in is not None and step.project_out is not None:
+            tensors |= {"project_in": step.project_in.weight, "project_out": step.project_out.weight}
+    pairs = {name: pair(tensor) for name, tensor in tensors.items()}
     weights, wanted = (
         Layers(
             up=tuple(up[which] for up, _ in blocks), down=tuple(down[which] for _, down in blocks),
-            **{name: pair[which] for name, pair in pairs.items()},
+            **{name: of[which] for name, of in pairs.items()},
         )
         for which in (0, 1)
     )  # fmt: skip

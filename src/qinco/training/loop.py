@@ -6,9 +6,11 @@ that an interrupted run continues exactly.
 
 import math
 import time
+from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -28,18 +30,22 @@ from qinco.training.gradients import gradients_of
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
 from qinco.training.schedule import SCHEDULES, StepPlan
-from qinco.vectors.rows import VectorSource
+from qinco.vectors.rows import VectorSource, stratified_rows
 
 _VECTORS_PER_CODEWORD = 16
 _VALID_ROWS = 4096
+_LATE_SHARE, _PACE_EPOCHS = 0.05, 3  # of the time that a run has; the last epochs, whose time says how fast it goes
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """After an optimizer step: steps done in the epoch, and the loss of the last batch (normalised space)."""
+    """After an optimizer step: steps done in the epoch, and the loss of the last batch (normalised space).
+
+    `epochs` is None until it is known how many there will be.
+    """
 
     epoch: int
-    epochs: int
+    epochs: int | None
     step: int
     steps: int
     lr: float
@@ -48,10 +54,13 @@ class StepReport:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """After an epoch (number 0 is the start): mean squared errors in data space, summed over dimensions."""
+    """After an epoch (number 0 is the start): mean squared errors in data space, summed over dimensions.
+
+    `epochs` is None until it is known how many there will be.
+    """
 
     epoch: int
-    epochs: int
+    epochs: int | None
     mse: float
     mse_per_step: list[float]
     loss: float | None
@@ -96,20 +105,41 @@ class Training:
     ):  # fmt: skip
         encode_options.check_model(model.config)
         self.model, self.options, self.encode_options, self.processes = model, options, encode_options, processes
-        self.train_source, self.valid_source = train, valid
+        self.train_source, self.all_valid = train, valid
         self.batch_encode_options = narrow_options(encode_options) if options.narrow_beam else encode_options
-        self.plan = StepPlan.from_options(options, len(train))
-        self.schedule = SCHEDULES[options.schedule](options, self.plan)
         self.precision = candidate_precision(options.precision, str(model.device), model.config)
         self.gradients = gradients_of(model, encode_options.engine, self.precision)
         self.parameters = list(model.parameters())
         for parameter in self.parameters:  # in backward, which is a single call, Python hears of Ctrl-C in hooks only
             parameter.register_hook(lambda gradient: None)
         import_whole("torch._dynamo")  # which optimizers do
-        is_adam = options.optimizer == "adam"
-        kind, decay = (torch.optim.Adam, 0.0) if is_adam else (torch.optim.AdamW, options.weight_decay)
-        self.optimizer = kind(self.parameters, self.plan.lr, weight_decay=decay, fused=True)
-        self.use, self.position, self.assigner = CodewordUse(model), RunPosition(), None
+        self.assigner = None
+        self.begin(StepPlan.from_options(options, len(train)))
+
+    def begin(self, plan: StepPlan) -> None:
+        """Stand at the beginning of a plan, with the weights as they are."""
+        self.plan, self.schedule = plan, SCHEDULES[self.options.schedule](self.options, plan)
+        count = len(self.all_valid)
+        rows = plan.num_valid or count
+        self.valid_source = self.all_valid.take(stratified_rows(count, rows)) if rows < count else self.all_valid
+        is_adam = self.options.optimizer == "adam"
+        kind, decay = (torch.optim.Adam, 0.0) if is_adam else (torch.optim.AdamW, self.options.weight_decay)
+        self.optimizer = kind(self.parameters, plan.lr, weight_decay=decay, fused=True)
+        self.use, self.position = CodewordUse(self.model), RunPosition()
+        # When an epoch was last reported, and how long the last ones took; None where they were not seen as a whole.
+        self.reported_at: float | None = None
+        self.epoch_seconds: deque[float] = deque(maxlen=_PACE_EPOCHS)
+
+    @contextmanager
+    def on_trial(self) -> Iterator[None]:
+        """Optimizer steps within leave position, moments and counts as they were, and with rate 0 the weights."""
+        kept = vars(self).copy()
+        self.begin(self.plan)
+        try:
+            yield
+        finally:
+            vars(self).update(kept)
+            self.optimizer.zero_grad(set_to_none=True)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a resumed run needs besides `progress`: weights, the optimizer's moments, codeword counts."""
@@ -120,12 +150,16 @@ class Training:
 
     def progress(self) -> dict:
         position = {name: value for name, value in asdict(self.position).items() if value is not None}
-        return position | self.schedule.state()
+        plan = {} if self.plan.seconds is None else {"plan": asdict(self.plan)}  # others follow from the options
+        return position | self.schedule.state() | plan
 
     def restore(self, arrays: dict[str, np.ndarray], progress: dict) -> None:
+        if "plan" in progress:
+            self.begin(StepPlan(**progress["plan"]))
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.position = RunPosition(**{field.name: progress[field.name] for field in fields(RunPosition)[:-1]})
         self.position.unused = progress.get("unused")
+        self.reported_at = None if self.position.step else self.position.seconds
         self.schedule.restore(progress)
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
         self.assigner = None
@@ -140,15 +174,15 @@ class Training:
     def run(self) -> Generator[StepReport | EpochReport, None, None]:
         """Train to the end; yields a report of the start, and one after every step and every epoch.
 
+        A run that has so many seconds ends earlier than planned where epochs take much longer than they were to.
+
         An interrupt (KeyboardInterrupt) leaves the state as it was after the last step, or before the validation that
         it ended. It is held back while a report of an epoch is worked on.
         """
         position, begun = self.position, time.monotonic() - self.position.seconds
         if position.step == 0 and position.best_mse == float("inf"):
             yield from self._report(None, begun)
-        while position.unused is not None or (
-            position.epoch < self.options.epochs and not self.schedule.is_over(position.epoch)
-        ):
+        while position.unused is not None or not self.schedule.is_over(position.epoch):
             if position.unused is None:
                 yield from self._epoch(position, begun)
                 with held_back():
@@ -162,7 +196,7 @@ class Training:
 
     def _redraw(self) -> int:
         """Redraw unused codewords while there is training left for them; returns how many there were."""
-        if self.position.epoch + 1 == self.options.epochs:
+        if self.position.epoch + 1 == self.schedule.epochs:
             return int((self.use.counts_MK == 0).sum())
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.position.epoch)
         return redraw_unused(self.model, self.use, self.options.redraw, generator)
@@ -180,7 +214,8 @@ class Training:
                 parts = [next(stream) for _ in range(options.grad_accumulate)]
                 loss = self.optimizer_step(parts, lr)
                 position.seconds = time.monotonic() - begun
-                yield StepReport(position.epoch + 1, options.epochs, position.step, plan.steps_per_epoch, lr, loss)
+                epochs = self.schedule.epochs
+                yield StepReport(position.epoch + 1, epochs, position.step, plan.steps_per_epoch, lr, loss)
 
     def optimizer_step(self, parts: list[np.ndarray], lr: float) -> float:
         """One step on accumulated batches, float32 (n, D) of all processes together; returns the loss per vector."""
@@ -230,26 +265,42 @@ class Training:
             self.schedule.observe(epoch, mse)
             position.best_mse = min(position.best_mse, mse)
             position.seconds = time.monotonic() - begun
+            self._keep_time()
             lr = self.schedule.rate(max(0, epoch * self.plan.steps_per_epoch - 1))
             entropy, share = float("nan") if loss is None else self.use.entropy(), unused / self.use.counts_MK.numel()
             if position.unused is not None and self._is_counted():
                 self.use = CodewordUse(self.model)
             position.unused, position.loss_sum = None, 0.0
             yield EpochReport(
-                epoch, self.options.epochs, mse, per_step, loss, lr, unused, share, entropy, position.seconds, is_best
+                epoch, self.schedule.epochs, mse, per_step, loss, lr, unused, share, entropy, position.seconds, is_best
             )
 
+    def _keep_time(self) -> None:
+        """Bring the end forward where epochs take longer than planned, so that the run takes the time that it has."""
+        position, limit, epochs = self.position, self.plan.seconds, self.schedule.epochs
+        since, self.reported_at = self.reported_at, position.seconds
+        if limit is None or epochs is None or since is None:
+            return
+        self.epoch_seconds.append(position.seconds - since)
+        pace, left = fmean(self.epoch_seconds), limit - position.seconds
+        is_late = (epochs - position.epoch) * pace > left + _LATE_SHARE * limit
+        wanted = max(position.epoch + 1, position.epoch + int(left / pace)) if is_late else epochs
+        wanted = self.processes.from_main(wanted)
+        if wanted < epochs:
+            self.schedule.finish(position.epoch, wanted)
+
     @torch.no_grad()
-    def validate(self) -> list[float]:
-        """Mean squared error of each prefix on the validation vectors, in data space, summed over dimensions."""
+    def validate(self, source: VectorSource | None = None) -> list[float]:
+        """Mean squared error of each prefix on validation vectors, in data space, summed over dimensions: (M,)."""
+        source = self.valid_source if source is None else source
         packed = pack(self.model, self.encode_options.engine, self.precision)
         errors_M = torch.zeros(self.model.config.num_steps, dtype=torch.float64, device=self.model.device)
-        mine = self.processes.share(len(self.valid_source))
-        for _, block in self.valid_source.window(mine.start, mine.stop).blocks(_VALID_ROWS):
+        mine = self.processes.share(len(source))
+        for _, block in source.window(mine.start, mine.stop).blocks(_VALID_ROWS):
             x_ND = self.model.normalize(to_device(block, self.model.device))
             start_ND = self.initial_reconstructions(x_ND)
             codes_NM, _ = packed.encode_tensors(x_ND, start_ND, self.encode_options)
             for m, reached_ND in enumerate(self.model.reconstructions(codes_NM, start_ND)):
                 errors_M[m] += (reached_ND - x_ND).square().sum()
-        errors_M = self.processes.sum(errors_M) * self.model.scale.double() ** 2 / len(self.valid_source)
+        errors_M = self.processes.sum(errors_M) * self.model.scale.double() ** 2 / len(source)
         return errors_M.tolist()

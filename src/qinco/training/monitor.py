@@ -1,41 +1,39 @@
 """What a person sees of a run: an estimate of its time and memory, log lines, progress and TensorBoard curves."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-
-from qinco.config import EncodeOptions
-from qinco.engines.tensors import pack
 from qinco.errors import ConfigError
 from qinco.maths.clustering import BEAM_WIDTH, KMEANS_ROWS
-from qinco.maths.devices import to_device
 from qinco.progress import Progress, counted, format_duration, format_number, silent
 from qinco.training.batches import BUFFER_BYTES
-from qinco.training.codebooks import CodewordUse, sample_rows
+from qinco.training.budget import Pace, measure
+from qinco.training.codebooks import sample_rows
 from qinco.training.loop import EpochReport, StepReport, Training
 from qinco.vectors.block_rows import library
 
 _LOG = logging.getLogger(__name__)
 _WARN_UNUSED_SHARE = 0.02
-_ESTIMATE_ROWS, _ESTIMATE_SECONDS = 256, 0.5
+_MEASURED_BATCH = 256
 
 
 @dataclass(frozen=True)
 class Estimate:
     """What a run will take: `seconds` and `epochs` from now to its end, and `memory_bytes` beyond the libraries'.
 
-    `total_epochs` are those of the whole run, also before it was interrupted.
+    `total_epochs` are those of the whole run, also before it was interrupted. They, `epochs` and `seconds` are None
+    where training goes on until it pays no more. `passes` is how many times an epoch sees each training vector.
     """
 
-    seconds: float
+    seconds: float | None
+    epoch_seconds: float
     memory_bytes: int
-    epochs: int
-    total_epochs: int
+    epochs: int | None
+    total_epochs: int | None
     steps_per_epoch: int
+    passes: float
     num_train: int
     num_valid: int
     num_parameters: int
@@ -43,45 +41,19 @@ class Estimate:
     lr: float
 
 
-def estimate(training: Training) -> Estimate:
-    """Time encoding, gradients and validation on a few vectors, but not the fit of the first codebooks."""
-    plan, num_train, num_valid = training.plan, len(training.train_source), len(training.valid_source)
-    x_ND = training.model.normalize(to_device(training.train_source[:_ESTIMATE_ROWS], training.model.device))
-    codes_NM = _encode(training, x_ND, training.batch_encode_options)
-
-    def gradients() -> None:
-        use = CodewordUse(training.model)
-        training.gradients.add(x_ND, training.initial_reconstructions(x_ND), codes_NM, use, 1.0)
-        training.optimizer.zero_grad(set_to_none=True)
-
-    train_seconds = _seconds(lambda: _encode(training, x_ND, training.batch_encode_options), x_ND)
-    train_seconds += _seconds(gradients, x_ND)
-    valid_seconds = _seconds(lambda: _encode(training, x_ND, training.encode_options), x_ND)
-    epochs = training.options.epochs - training.position.epoch
-    per_epoch = (plan.epoch_vectors * train_seconds + num_valid * valid_seconds) / training.processes.count
-    num_parameters = sum(parameter.numel() for parameter in training.parameters)
+def estimate(training: Training, pace: Pace | None = None) -> Estimate:
+    """What a run takes at the pace of this machine, by default measured now, but without the first codebooks."""
+    plan, total, num_valid = training.plan, training.schedule.epochs, len(training.valid_source)
+    pace = pace or measure(training, (min(_MEASURED_BATCH, plan.batch_size),))
+    step_seconds = pace.step(plan.batch_size) * training.options.grad_accumulate
+    per_epoch = plan.steps_per_epoch * step_seconds + pace.validation(num_valid)
+    epochs = None if total is None else total - training.position.epoch
+    num_train, num_parameters = len(training.train_source), sum(parameter.numel() for parameter in training.parameters)
     return Estimate(
-        epochs * per_epoch, _memory(training), epochs, training.options.epochs, plan.steps_per_epoch, num_train,
-        num_valid, num_parameters, plan.batch_size, plan.lr,
+        None if epochs is None else epochs * per_epoch, per_epoch, _memory(training), epochs, total,
+        plan.steps_per_epoch, plan.epoch_vectors / num_train, num_train, num_valid, num_parameters, plan.batch_size,
+        plan.lr,
     )  # fmt: skip
-
-
-def _encode(training: Training, x_ND: torch.Tensor, options: EncodeOptions) -> torch.Tensor:
-    packed = pack(training.model, options.engine, training.precision)
-    return packed.encode_tensors(x_ND, training.initial_reconstructions(x_ND), options)[0]
-
-
-def _seconds(work, x_ND: torch.Tensor) -> float:
-    seconds = 0.0
-    for _ in range(2):  # a first call may start threads and compile kernels
-        begun = time.monotonic()
-        work()
-        if x_ND.is_cuda:
-            torch.cuda.synchronize(x_ND.device)
-        seconds = time.monotonic() - begun
-        if seconds > _ESTIMATE_SECONDS:
-            break
-    return seconds / len(x_ND)
 
 
 def _memory(training: Training) -> int:
@@ -110,18 +82,9 @@ def monitor(
 
     def show(report: Report) -> None:
         if isinstance(report, Estimate):
-            epochs = counted(report.total_epochs, "epoch")
-            if report.epochs < report.total_epochs:
-                epochs = f"the last {report.epochs:,} of {epochs}"
-            _LOG.info(
-                f"training {counted(report.num_parameters, 'parameter')} on {counted(report.num_train, 'vector')} "
-                f"({report.num_valid:,} for validation), {epochs} of {counted(report.steps_per_epoch, 'step')}, "
-                f"batch {report.batch_size:,}, learning rate {report.lr:.2g}: about {format_duration(report.seconds)} "
-                f"and {report.memory_bytes / 2**20:,.0f} MiB beyond the libraries",
-                extra={"seconds": report.seconds},
-            )
+            _LOG.info(_estimate_line(report), extra={"seconds": report.seconds or report.epoch_seconds})
         elif isinstance(report, StepReport):
-            stage = f"epoch {report.epoch}/{report.epochs}"
+            stage = f"epoch {_of_all(report)}"
             progress(stage, report.step, report.steps, "step", loss=report.loss, lr=report.lr)
         else:
             _log_epoch(report, mse_scale)
@@ -138,13 +101,34 @@ def monitor(
             board.close()
 
 
+def _estimate_line(report: Estimate) -> str:
+    steps, time = counted(report.steps_per_epoch, "step"), format_duration(report.seconds or report.epoch_seconds)
+    epochs = f"epochs of {steps} until they pay no more" if report.total_epochs is None else (
+        f"{counted(report.total_epochs, 'epoch')} of {steps}"
+    )  # fmt: skip
+    if report.epochs is not None and report.total_epochs is not None and report.epochs < report.total_epochs:
+        epochs = f"the last {report.epochs:,} of {epochs}"
+    if not 0.99 < report.passes < 1.01:
+        epochs += f" ({report.passes:.2g} passes over the vectors each)"
+    return (
+        f"training {counted(report.num_parameters, 'parameter')} on {counted(report.num_train, 'vector')} "
+        f"({report.num_valid:,} for validation), {epochs}, batch {report.batch_size:,}, learning rate "
+        f"{report.lr:.2g}: about {time}{' an epoch' if report.seconds is None else ''} and "
+        f"{report.memory_bytes / 2**20:,.0f} MiB beyond the libraries"
+    )
+
+
+def _of_all(report: StepReport | EpochReport) -> str:
+    return f"{report.epoch}" if report.epochs is None else f"{report.epoch}/{report.epochs}"
+
+
 def _log_epoch(report: EpochReport, scale: float) -> None:
     mse = format_number(report.mse * scale)
     if report.loss is None:
         _LOG.info(f"start: mse {mse}")
         return
     _LOG.info(
-        f"epoch {report.epoch}/{report.epochs}: mse {mse}{' (best)' if report.is_best else ''}, "
+        f"epoch {_of_all(report)}: mse {mse}{' (best)' if report.is_best else ''}, "
         f"loss {format_number(report.loss)}, lr {report.lr:.2g}, code entropy {report.code_entropy:.2f} bits, "
         f"{counted(report.unused_codewords, 'codeword')} unused, {format_duration(report.seconds)}"
     )

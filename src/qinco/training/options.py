@@ -3,9 +3,10 @@
 from dataclasses import asdict, dataclass
 
 from qinco.config import MAX_INTEGER, PRECISIONS, ModelConfig, check_fields, documented, option, require_choice
+from qinco.errors import ConfigError
 
 OPTIMIZERS = ("adamw", "adam")
-SCHEDULES = ("cosine", "plateau")
+SCHEDULES = ("cosine", "plateau", "cooldown")
 RECIPES = ("default", "paper")
 
 
@@ -14,7 +15,9 @@ RECIPES = ("default", "paper")
 class TrainOptions:
     """How a model is trained."""
 
-    epochs: int = option(60, key="epochs", help="epochs, ramp included", minimum=0)
+    epochs: int | None = option(60, key="epochs", help="epochs, ramp included", minimum=0)
+    minutes: float | None = option(None, key="minutes", help="instead of epochs: minutes that all of it may take, to "
+                                   "which epochs, batch and lr are fitted", above=0)  # fmt: skip
     epoch_size: int = option(10_000_000, key="ds.loop", help="training vectors per epoch, at most")
     batch_size: int | None = option(None, key="batch", help="vectors per step; null: fitted to the run, 1024 or less")
     grad_accumulate: int = option(1, key="grad_accumulate", help="batches per optimizer step")
@@ -31,6 +34,8 @@ class TrainOptions:
     lr_min_factor: float = option(1e-3, key="scheduler.lr_min_fact", help="cosine: final learning rate as a fraction "
                                   "of lr", minimum=0, maximum=1)  # fmt: skip
     stop_patience: int = option(10, key="scheduler.stop_patience", help="plateau: epochs without gain before the end")
+    least_gain: float = option(0.02, help="cooldown without epochs and minutes: relative gain of the last doubling of "
+                               "the run, below which it ends", minimum=0, maximum=1)  # fmt: skip
     reduce_factor: float = option(0.1, key="scheduler.reduce_fact", help="plateau: factor on the learning rate",
                                   minimum=0, maximum=1)  # fmt: skip
     patience: int = option(10, key="scheduler.patience", help="plateau: epochs without gain before a reduction")
@@ -47,12 +52,15 @@ class TrainOptions:
 
     def __post_init__(self):
         check_fields(self)
+        if self.epochs is not None and self.minutes is not None:
+            raise ConfigError(f"epochs={self.epochs} and minutes={self.minutes:g} exclude each other: give one of them")
 
     @staticmethod
     def from_recipe(recipe: str, model: ModelConfig, **given) -> "TrainOptions":
         """Options of a recipe, with the fields `given` in place of its own.
 
-        The recipe is "default" or "paper": QINCo's for a model without codeword skip, QINCo2's for others.
+        The recipe is "default" or "paper": QINCo's for a model without codeword skip, QINCo2's for others. The default
+        recipe without epochs, minutes and schedule trains until it pays no more.
         """
         require_choice("recipe", recipe, RECIPES)
         fields = {}
@@ -62,6 +70,10 @@ class TrainOptions:
         if recipe == "paper" and not model.codeword_skip:
             fields |= {"optimizer": "adam", "weight_decay": 0.0, "grad_clip": None, "schedule": "plateau",
                        "range_scaling": True, "stop_patience": 20}  # fmt: skip
+        given = {name: value for name, value in given.items() if name != "epochs" or value is not None}
+        is_fitted = recipe == "default" and "schedule" not in given
+        if "epochs" not in given and (is_fitted or given.get("minutes") is not None):
+            fields |= {"epochs": None} | ({"schedule": "cooldown"} if is_fitted else {})
         return TrainOptions(**(fields | given))
 
     def to_dict(self) -> dict:

@@ -55,6 +55,14 @@ class Processes:
         for parameter, grad, part in zip(parameters, grads, flat.split([grad.numel() for grad in grads]), strict=True):
             parameter.grad = grad.copy_(part.view_as(grad))
 
+    def from_main(self, value):
+        """The main process's value, a plain one, in every process."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
     def wait(self) -> None:
         if self.count > 1:
             from accelerate.utils import wait_for_everyone

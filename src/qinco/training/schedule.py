@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from qinco.training.options import TrainOptions
@@ -12,6 +13,11 @@ from qinco.training.options import TrainOptions
 _SHORT_RUN, _LONG_RUN, _THEIR_BATCH = (2_000, 4e-3), (586_000, 8e-4), 1024
 _ENOUGH_STEPS = 900  # below, smaller batches end lower: MSE 16,550, 16,095 and 15,811 with 1,024, 512 and 256 there
 _BATCH_SIZES = (1024, 512, 256, 128)
+# Of runs whose length nobody gave: the batch is that of so many epochs, and an epoch has so many steps, so that
+# validation is neither rare nor dear.
+_USUAL_EPOCHS, _STEPS_PER_EPOCH = 60, (100, 1000)
+_MOST_RAMP_STEPS = 300
+_COOLDOWN, _JUDGED_EPOCHS = 0.25, 8  # the share of a run, and the epochs before which no gain is judged
 
 
 def fitted_lr(num_steps: int, batch_size: int) -> float:
@@ -24,36 +30,57 @@ def fitted_lr(num_steps: int, batch_size: int) -> float:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How a run is cut into optimizer steps."""
+    """How a run is cut into optimizer steps. An epoch of it may be a part of a pass over the vectors, or several."""
 
     epoch_vectors: int
     batch_size: int  # vectors of all processes together
     steps_per_epoch: int
-    total_steps: int
+    epochs: int  # at most
     ramp_steps: int  # of the linear ramp at the beginning
     lr: float  # the highest
+    seconds: float | None = None  # the training should not take longer, start not included
+    num_valid: int | None = None  # vectors to validate on; None: all that there are for it
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
 
     @classmethod
     def from_options(cls, options: TrainOptions, num_train: int) -> "StepPlan":
         """The plan of a run on `num_train` vectors; batch size and learning rate are fitted where none are given."""
-        vectors = min(options.epoch_size, num_train)
-        num_vectors = vectors * options.epochs // options.grad_accumulate
-        enough = (size for size in _BATCH_SIZES if num_vectors / size >= _ENOUGH_STEPS)
-        batch_size = options.batch_size or next(enough, _BATCH_SIZES[-1])
-        vectors_per_step = batch_size * options.grad_accumulate
-        per_epoch = max(1, round(vectors / vectors_per_step))
-        total = per_epoch * options.epochs
-        ramp = min(round(options.ramp_epochs * per_epoch), total // 10)
-        return cls(vectors, batch_size, per_epoch, total, ramp, options.lr or fitted_lr(total, vectors_per_step))
+        vectors, accumulate, epochs = min(options.epoch_size, num_train), options.grad_accumulate, options.epochs
+        num_vectors = vectors * (_USUAL_EPOCHS if epochs is None else epochs) // accumulate
+        batch_size = options.batch_size or fitted_batch(lambda size: num_vectors / size)
+        per_step = batch_size * accumulate
+        if epochs is None:
+            fewest, most = _STEPS_PER_EPOCH
+            vectors = min(options.epoch_size, max(fewest * per_step, min(most * per_step, num_train)))
+        per_epoch = max(1, round(vectors / per_step))
+        lr = options.lr or fitted_lr(0 if epochs is None else per_epoch * epochs, per_step)
+        ramp = min(
+            round(options.ramp_epochs * per_epoch), _MOST_RAMP_STEPS if epochs is None else per_epoch * epochs // 10
+        )
+        epochs = max(1, _LONG_RUN[0] // per_epoch) if epochs is None else epochs
+        return cls(vectors, batch_size, per_epoch, epochs, ramp, lr)
+
+
+def fitted_batch(num_steps: Callable[[int], float]) -> int:
+    """The largest batch of which a run has enough steps; `num_steps` says how many it has for a batch size."""
+    return next((size for size in _BATCH_SIZES if num_steps(size) >= _ENOUGH_STEPS), _BATCH_SIZES[-1])
 
 
 class Schedule(ABC):
-    """The learning rate of each step, from 0: a linear ramp to the plan's highest rate, and then `factor` of it."""
+    """The learning rate of each step, from 0: a linear ramp to the plan's highest rate, and then `factor` of it.
+
+    `epochs` is how many there will be; None while nobody knows.
+    """
 
     STATE: tuple[str, ...] = ()  # attributes that a resumed run needs
+    ENDING: tuple[str, ...] = ("epochs",)  # and those that it needs when its end has been brought forward
 
     def __init__(self, options: TrainOptions, plan: StepPlan):
-        self.options, self.plan = options, plan
+        self.options, self.plan, self.ends_early = options, plan, False
+        self.epochs: int | None = plan.epochs
 
     def rate(self, step: int) -> float:
         if step < self.plan.ramp_steps:
@@ -67,25 +94,103 @@ class Schedule(ABC):
     def observe(self, epoch: int, mse: float) -> None:  # noqa: B027 (a schedule need not listen)
         """Hear the validation error after an epoch; the first one is that of the start."""
 
+    def finish(self, epoch: int, epochs: int) -> None:
+        """After `epoch` epochs, decide to end after `epochs`."""
+        self.epochs, self.ends_early = epochs, True
+
     def is_over(self, epoch: int) -> bool:
         """Whether training ends after this epoch."""
-        return False
+        return self.epochs is not None and epoch >= self.epochs
 
     def state(self) -> dict:
-        return {name: getattr(self, name) for name in self.STATE}
+        return {name: getattr(self, name) for name in self.STATE + (self.ENDING if self.ends_early else ())}
 
     def restore(self, state: dict) -> None:
-        for name in self.STATE:
+        self.ends_early = "epochs" in state
+        for name in self.STATE + (self.ENDING if self.ends_early else ()):
             setattr(self, name, state[name])
+
+    def _last_step(self) -> int:
+        return self.plan.steps_per_epoch * (self.epochs or self.plan.epochs) - 1
 
 
 class CosineSchedule(Schedule):
-    """A quarter of a cosine, which stays high for long and ends steeply, down to lr · lr_min_factor."""
+    """A quarter of a cosine, which stays high for long and ends steeply, down to lr · lr_min_factor.
+
+    `bend` is a step and the share of the cosine that is done there, from where the rest is spread over what is left.
+    """
+
+    ENDING = ("epochs", "bend")
+
+    def __init__(self, options: TrainOptions, plan: StepPlan):
+        super().__init__(options, plan)
+        self.bend = [plan.ramp_steps, 0.0]
 
     def factor(self, step: int) -> float:
-        done = (step - self.plan.ramp_steps) / max(1, self.plan.total_steps - 1 - self.plan.ramp_steps)
         lowest = self.options.lr_min_factor
-        return lowest + (1 - lowest) * math.cos(min(done, 1.0) * math.pi / 2)
+        return lowest + (1 - lowest) * math.cos(min(self._share_done(step), 1.0) * math.pi / 2)
+
+    def finish(self, epoch: int, epochs: int) -> None:
+        step = max(epoch * self.plan.steps_per_epoch, self.plan.ramp_steps)
+        self.bend = [step, self._share_done(step)]
+        super().finish(epoch, epochs)
+
+    def _share_done(self, step: int) -> float:
+        begin, share = self.bend
+        return share + (1 - share) * max(0, step - begin) / max(1, self._last_step() - begin)
+
+
+class CooldownSchedule(Schedule):
+    """A high rate, and then a straight fall to lr · lr_min_factor over the last quarter of the run.
+
+    Where it is not known how long the run will be, the high rate is the one that is fitted to a run of the steps so
+    far. The fall begins when training pays no more: when the best error of the second half of the run is not lower than
+    that of the first by `least_gain` of it, or, where the length is known, not lower at all.
+    """
+
+    STATE = ("errors",)
+    ENDING = ("epochs", "cooldown_from")
+
+    def __init__(self, options: TrainOptions, plan: StepPlan):
+        super().__init__(options, plan)
+        self.errors: list[float] = []  # of the start and each epoch
+        self.has_end = options.epochs is not None or options.minutes is not None
+        self.epochs = plan.epochs if self.has_end else None
+        self.cooldown_from = self._usual_begin(plan.epochs) if self.has_end else None
+
+    def factor(self, step: int) -> float:
+        begin = self.cooldown_from
+        if begin is None or step < begin:
+            return self._high(step)
+        lowest, end = self.options.lr_min_factor, self._last_step() + 1
+        return self._high(begin) * (lowest + (1 - lowest) * max(0, end - step) / max(1, end - begin))
+
+    def _high(self, step: int) -> float:
+        if self.has_end or self.options.lr is not None:
+            return 1.0
+        batch = self.plan.batch_size * self.options.grad_accumulate
+        return fitted_lr(step, batch) / self.plan.lr
+
+    def observe(self, epoch: int, mse: float) -> None:
+        self.errors = [*self.errors, mse]
+        done = len(self.errors) - 1
+        if self.cooldown_from is not None and epoch * self.plan.steps_per_epoch >= self.cooldown_from:
+            return
+        tail = max(1, math.ceil(done * _COOLDOWN / (1 - _COOLDOWN)))
+        first, second = self.errors[: done // 2 + 1], self.errors[done // 2 + 1 :]
+        least = 0.0 if self.has_end else self.options.least_gain
+        if done >= _JUDGED_EPOCHS and min(second) >= min(first) * (1 - least):
+            self.finish(epoch, min(self.plan.epochs, epoch + tail))
+        elif self.cooldown_from is None and epoch + tail >= self.plan.epochs:
+            self.finish(epoch, self.plan.epochs)
+
+    def finish(self, epoch: int, epochs: int) -> None:
+        super().finish(epoch, epochs)
+        begin = max(epoch * self.plan.steps_per_epoch, self._usual_begin(epochs))
+        self.cooldown_from = begin if self.cooldown_from is None else min(begin, self.cooldown_from)
+
+    def _usual_begin(self, epochs: int) -> int:
+        return round(epochs * self.plan.steps_per_epoch * (1 - _COOLDOWN))
 
 
 class PlateauSchedule(Schedule):
@@ -111,7 +216,9 @@ class PlateauSchedule(Schedule):
             self.reductions, self.reduced_at = self.reductions + 1, epoch
 
     def is_over(self, epoch: int) -> bool:
-        return epoch - self.best_epoch >= self.options.stop_patience
+        return super().is_over(epoch) or epoch - self.best_epoch >= self.options.stop_patience
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"cosine": CosineSchedule, "plateau": PlateauSchedule}
+SCHEDULES: dict[str, type[Schedule]] = {
+    "cosine": CosineSchedule, "plateau": PlateauSchedule, "cooldown": CooldownSchedule
+}  # fmt: skip

@@ -135,7 +135,8 @@ def test_sources():
         "output=y.pt K=4 B=2", "output=y.pt K=4 ivf_centroids=c", "output=y.pt A=4 recipe=paper",
         "output=y.pt A=0 B=0", "L=1 B=0", "dh=32 de=0 B=7", "de=24 A=null epochs=3 ds.valset=7",
         "C=16 batch=8 grad_clip=null", "ivf_centroids=c K=4 concat_rank=3", "K=2 A=2 seed=3 precision=float32",
-        "C=null L=null K=null M=null dh=null model_args=qinco2-M",
+        "C=null L=null K=null M=null dh=null model_args=qinco2-M", "minutes=0.5", "minutes=5 recipe=paper",
+        "minutes=5 model_args=qinco1 recipe=paper", "minutes=5 scheduler.name=cosine lr=1e-3",
     ],
 )  # fmt: skip
 def test_it_is_what_training_does(words):

@@ -1,5 +1,6 @@
 import json
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -161,6 +162,64 @@ def test_no_epochs_give_the_residual_quantizer():
     torch.testing.assert_close(codec.models[0].steps[1](torch.arange(8), torch.randn(8, 4)), book_KD)
 
 
+def timed_fit(x=None, **settings):
+    """A codec, its reports and how long it took."""
+    reports, begun = [], time.monotonic()
+    codec = fit(x, **{"epochs": None, "batch_size": None, "on_report": reports.append} | settings)
+    return codec, reports, time.monotonic() - begun
+
+
+def test_minutes_settle_the_plan():
+    codec, reports, seconds = timed_fit(minutes=0.01)
+    assert 0.1 < seconds < 5  # 0.6 on an idle machine
+    estimate, start, last = reports[0], reports[1], reports[-1]
+    assert isinstance(estimate, Estimate) and estimate.seconds < 0.6 and estimate.total_epochs > 1
+    assert start.epoch == 0 and last.epoch == last.epochs <= estimate.total_epochs
+    assert codec.provenance["train"]["minutes"] == 0.01 and codec.provenance["train"]["epochs"] is None
+    assert codec.provenance["valid_mse"] <= start.mse
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": 1e-3, "schedule": "cosine"}, {"recipe": "paper"}, {"coarse_centroids": random_vectors(6, 4, 5)},
+        {"num_parts": 2, "embed_dim": 4}, {"preset": "qinco1", "embed_dim": None, "num_pairs": None},
+        {"batch_size": 16, "grad_accumulate": 2}, {"x": random_vectors(30, 4)}, {"num_valid": 5},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)  # fmt: skip
+def test_minutes_go_with_all_other_settings(settings):
+    codec, reports, seconds = timed_fit(**{"minutes": 0.005} | settings)
+    assert seconds < 5 and np.isfinite(codec.provenance["valid_mse"])
+    assert len([report for report in reports if isinstance(report, Estimate)]) == settings.get("num_parts", 1)
+    assert "lr" not in settings or reports[0].lr == 1e-3
+
+
+def test_minutes_that_the_start_takes_leave_a_residual_quantizer(caplog):
+    codec, reports, _ = timed_fit(minutes=1e-6)
+    assert codec.provenance["epoch"] == 0 and not [report for report in reports if isinstance(report, StepReport)]
+    assert [r.getMessage() for r in caplog.records if "minutes=1e-06 are over after the start" in r.getMessage()]
+    assert not [r for r in caplog.records if "no epoch improved" in r.getMessage()]
+
+
+def test_a_codec_is_trained_on_for_minutes():
+    first = fit()
+    reports = []
+    codec = Codec.fit(random_vectors(400, 4), minutes=0.01, initial=first, device="cpu", on_report=reports.append)
+    assert reports[1].epoch == 0 and reports[1].mse == pytest.approx(first.provenance["valid_mse"], rel=0.2)
+    assert codec.provenance["valid_mse"] <= reports[1].mse
+
+
+def test_with_neither_minutes_nor_epochs_training_ends_when_it_pays_no_more():
+    codec, reports, _ = timed_fit(least_gain=0.5)
+    epochs = [report for report in reports if isinstance(report, EpochReport)]
+    assert reports[0].seconds is None and reports[0].epoch_seconds > 0
+    assert [report.epochs for report in epochs] == [None] * 8 + [
+        11
+    ] * 4  # the first judgement, and a quarter to cool down
+    assert codec.provenance["epoch"] > 0 and epochs[-1].lr < epochs[8].lr / 10
+
+
 def test_a_trained_codec_goes_on(tmp_path):
     x = random_vectors(400, 4)
     reports = []
@@ -245,7 +304,11 @@ BAD_ROW[390, 2] = np.nan
         (None, {"codebook_size": 12}, ConfigError, r"codebook_size \(K\).*12"),
         (None, {"codebook_size": 512}, DataError, "at least 512 vectors"),
         (None, {"epochs": -1}, ConfigError, "epochs .*0"),
-        (None, {"epochs": None}, ConfigError, "epochs .*None"),
+        (None, {"minutes": 0, "epochs": None}, ConfigError, "minutes must be above 0, not 0"),
+        (None, {"minutes": -1, "epochs": None}, ConfigError, "minutes .*-1"),
+        (None, {"minutes": np.float32("nan"), "epochs": None}, ConfigError, "minutes .*nan"),
+        (None, {"minutes": "ten", "epochs": None}, ConfigError, "minutes must be a number, not 'ten'"),
+        (None, {"minutes": 10}, ConfigError, "epochs=2 and minutes=10 exclude each other"),
         (None, {"lr": "fast"}, ConfigError, "lr .*fast"),
         (None, {"device": "gpu"}, ConfigError, "'gpu'"),
         (None, {"coarse_centroids": np.zeros((3, 5))}, DataError, r"coarse centroids.* 4, .*\(3, 5\)"),

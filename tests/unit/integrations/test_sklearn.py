@@ -59,8 +59,19 @@ def test_every_parameter_reaches_the_codec():
     assert (rule.num_candidates, rule.num_pairs, rule.beam_width) == (2, None, 3)
     assert (model.num_steps, model.codebook_size, model.num_blocks, model.embed_dim) == (2, 4, 4, 384)
     assert (train["epochs"], train["seed"]) == (1, 5)
-    left_out = {"num_pairs"}
+    left_out = {"num_pairs", "minutes"}
     assert {*inspect.signature(QincoTransformer).parameters} == {*given} | left_out
+
+
+def test_it_takes_epochs_or_minutes():
+    assert "10 where minutes" in QincoTransformer.__doc__
+    x = make_vectors(40)
+    train = QincoTransformer(**QUICK | {"epochs": None}).fit(x).codec_.provenance["train"]
+    assert (train["epochs"], train["minutes"]) == (10, None)
+    train = QincoTransformer(**QUICK | {"epochs": None, "minutes": np.float64(0.002)}).fit(x).codec_.provenance["train"]
+    assert (train["epochs"], train["minutes"]) == (None, 0.002)
+    with pytest.raises(ConfigError, match="epochs=1 and minutes=3 exclude each other"):
+        QincoTransformer(**QUICK, minutes=3).fit(x)
 
 
 @pytest.mark.parametrize("num_vectors", [3, 4, 5, 9, 10, 19, 20, 71, 72, 284, 285, 72_817, 72_818, 200_000])

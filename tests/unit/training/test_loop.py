@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -14,7 +15,7 @@ from qinco.training.loop import EpochReport, StepReport, Training, narrow_option
 from qinco.training.monitor import estimate
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
-from qinco.training.schedule import SCHEDULES
+from qinco.training.schedule import SCHEDULES, StepPlan
 from qinco.vectors.rows import as_source
 
 CPU = torch.device("cpu")
@@ -198,6 +199,61 @@ def test_cosine_runs_all_its_epochs_without_gain():
     assert len(epochs_of(scripted(training(count=90, epochs=30), [1.0] * 31))) == 31
 
 
+class Clock:
+    """A clock that validation and steps move on, at a speed that changes."""
+
+    def __init__(self, run: Training, step_seconds):
+        self.now, step, seconds = 0.0, run.optimizer_step, iter(step_seconds)
+
+        def optimizer_step(parts, lr):
+            self.now += next(seconds)
+            return step(parts, lr)
+
+        run.optimizer_step = optimizer_step
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def within(monkeypatch, step_seconds, schedule="cooldown"):
+    """The reports of a run whose plan is 10 epochs of 5 steps of a second, for 52 seconds."""
+    run = training(epochs=None, minutes=1.0, schedule=schedule, batch_size=50)
+    run.begin(StepPlan(250, 50, 5, 10, 0, 1e-3, seconds=52.0, num_valid=20))
+    monkeypatch.setattr("qinco.training.loop.time", Clock(run, step_seconds))
+    return epochs_of(run)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "cooldown"])
+def test_a_run_that_is_slower_than_planned_ends_earlier(monkeypatch, schedule):
+    as_planned = within(monkeypatch, [1.0] * 50, schedule)
+    assert as_planned[-1].epoch == as_planned[-1].epochs == 10 and as_planned[-1].seconds == 50
+    faster = within(monkeypatch, [0.1] * 50, schedule)
+    assert faster[-1].epoch == 10  # the plan is settled
+    slow = within(monkeypatch, [3.0] * 50, schedule)
+    assert [report.epochs for report in slow] == [10, 3, 3, 3] and slow[-1].seconds == 45
+
+
+def test_an_end_follows_what_lasts(monkeypatch):
+    later = within(monkeypatch, [1.0] * 25 + [3.0] * 25)
+    assert later[-1].epoch == later[-1].epochs < 10 and later[-1].seconds <= 1.2 * 52
+    once = within(monkeypatch, [1.0] * 20 + [2.0] + [1.0] * 29)
+    assert once[-1].epoch == 10
+
+
+def test_the_end_of_a_slow_run_is_saved(monkeypatch):
+    run = training(epochs=None, minutes=1.0, schedule="cooldown", batch_size=50)
+    run.begin(StepPlan(250, 50, 5, 10, 0, 1e-3, seconds=52.0, num_valid=20))
+    monkeypatch.setattr("qinco.training.loop.time", Clock(run, [3.0] * 50))
+    reports = run.run()
+    while not isinstance(report := next(reports), EpochReport) or report.epoch < 1:
+        pass
+    other = training(epochs=None, minutes=1.0, schedule="cooldown", batch_size=50)
+    other.restore({name: array.copy() for name, array in run.arrays().items()}, json.loads(json.dumps(run.progress())))
+    assert other.plan == run.plan and len(other.valid_source) == 20
+    assert other.progress() == run.progress() and other.schedule.epochs == 3
+    assert [other.schedule.rate(step) for step in range(15)] == [run.schedule.rate(step) for step in range(15)]
+
+
 def test_unused_codewords_are_redrawn_but_after_the_last_epoch(device):
     config = ModelConfig(dim=3, num_steps=2, codebook_size=16, hidden_dim=4)
     run = training(config, count=400, epochs=2, device=device)
@@ -231,9 +287,10 @@ def test_states_of_format_version_1_hold_all_fields_for_every_schedule(schedule)
     run = training(schedule=schedule)
     saved = {"epoch": 1, "step": 3, "best_mse": 8.0, "best_epoch": 1, "reference_mse": 8.5, "reductions": 2,
              "reduced_at": 1, "loss_sum": 4.0, "seconds": 5.0}  # fmt: skip
+    saved |= {"errors": [9.0, 8.0]} if schedule == "cooldown" else {}
     run.restore(run.arrays(), saved)
     assert saved == saved | run.progress()
-    assert schedule == "cosine" or run.progress() == saved
+    assert schedule != "plateau" or run.progress() == saved
 
 
 def test_an_estimate_changes_nothing(device):

@@ -60,6 +60,87 @@ def test_cosine_runs_to_its_end_whatever_the_errors():
     assert not schedule.is_over(9) and schedule.state() == {}
 
 
+def rates_of(schedule):
+    return [schedule.rate(step) for step in range(schedule.plan.steps_per_epoch * schedule.epochs)]
+
+
+def test_a_cosine_that_is_to_end_earlier_falls_faster_from_where_it_is():
+    schedule = scheduled(epochs=20)
+    before = rates_of(schedule)
+    for epoch, epochs in ((10, 14), (12, 13)):
+        schedule.finish(epoch, epochs)
+        rates = rates_of(schedule)
+        assert len(rates) == 10 * epochs and rates[-1] == pytest.approx(2e-3)
+        assert rates[10 * epoch] == pytest.approx(before[10 * epoch])  # without a jump
+        assert rates[10 * epoch :] == sorted(rates[10 * epoch :], reverse=True)
+        before = rates
+    assert schedule.is_over(13) and not schedule.is_over(12)
+
+
+def test_a_cooldown_falls_over_the_last_quarter():
+    rates = rates_of(scheduled(epochs=20, schedule="cooldown"))
+    assert set(rates[20:150]) == {2.0} and rates[:20] == sorted(rates[:20])
+    assert rates[150:] == sorted(rates[150:], reverse=True) and rates[-1] < 0.05
+    assert rates[175] == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_cooldown_that_is_to_end_earlier_keeps_its_shape():
+    schedule = scheduled(epochs=20, schedule="cooldown")
+    schedule.finish(2, 8)
+    assert rates_of(schedule)[20:] == rates_of(scheduled(epochs=8, schedule="cooldown"))[20:]
+    schedule.finish(7, 7)
+    assert schedule.is_over(7)
+
+
+def test_training_without_an_end_goes_on_while_a_doubling_pays():
+    schedule = scheduled(epochs=None, schedule="cooldown", ramp_epochs=0, least_gain=0.1)
+    assert schedule.epochs is None and not schedule.is_over(10**6)
+    errors = [100.0 * 0.9**epoch for epoch in range(12)] + [28.0] * 30  # the last gain is after epoch 12
+    for epoch, mse in enumerate(errors):
+        schedule.observe(epoch, mse)
+        if schedule.epochs is not None:
+            break
+    assert epoch == 24  # nothing was gained in the second half, 13 to 24, on the first
+    assert schedule.epochs == 32 and schedule.rate(epoch * 100) == 2.0 and schedule.rate(32 * 100 - 1) < 0.01
+    for later in range(epoch + 1, 32):
+        schedule.observe(later, 1.0)
+        assert not schedule.is_over(later)
+    assert schedule.is_over(32)
+
+
+def test_the_rate_of_a_run_without_an_end_is_that_of_its_length_so_far():
+    schedule = scheduled(100_000, epochs=None, schedule="cooldown", batch_size=None, lr=None)
+    assert schedule.plan.batch_size == 1024
+    for step in (2000, 10_000, 100_000):
+        assert schedule.rate(step) == pytest.approx(fitted_lr(step, 1024))
+
+
+def test_a_run_without_an_end_has_one():
+    schedule = scheduled(1000, epochs=None, schedule="cooldown", batch_size=100)
+    most = schedule.plan.epochs
+    assert schedule.plan.total_steps <= 586_000
+    for epoch in range(most):
+        schedule.observe(epoch, 1.0 / (epoch + 1))
+    assert schedule.epochs == most and schedule.is_over(most)
+
+
+@pytest.mark.parametrize(("num_train", "steps", "batch"), [(500, 100, 128), (100_000, 100, 1024), (400_000, 391, 1024),
+                                                           (10**8, 1000, 1024)])  # fmt: skip
+def test_epochs_of_a_run_without_an_end_are_neither_short_nor_long(num_train, steps, batch):
+    plan = StepPlan.from_options(TrainOptions(epochs=None), num_train)
+    assert (plan.steps_per_epoch, plan.batch_size) == (steps, batch)
+    assert StepPlan.from_options(TrainOptions(epochs=None, epoch_size=300, batch_size=10), 10**6).epoch_vectors == 300
+
+
+def test_a_run_of_known_length_ends_early_only_where_nothing_is_gained():
+    falling, rising = (scheduled(epochs=20, schedule="cooldown") for _ in range(2))
+    for epoch in range(13):
+        falling.observe(epoch, 1 - 1e-6 * epoch)
+        rising.observe(epoch, 1 + 1e-6 * epoch)
+    assert falling.epochs == 20 and falling.state().keys() == {"errors"}
+    assert rising.epochs == 11 and rising.is_over(11)
+
+
 def test_plateau_is_lowered_after_epochs_without_gain_alone():
     schedule = scheduled(schedule="plateau", reduce_factor=0.1, ramp_epochs=0, patience=2, stop_patience=7)
     rates = []
@@ -80,14 +161,17 @@ def test_a_gain_begins_the_patience_anew():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_restored_schedule_goes_on(name):
-    errors = [9.0, 8.0, 8.0, 8.0, 7.0, 7.0, 7.0, 7.0]
+@pytest.mark.parametrize("finishes", [False, True])
+def test_a_restored_schedule_goes_on(name, finishes):
+    errors = [9.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 7.0, 7.0, 7.0]
     whole = scheduled(schedule=name, patience=1, stop_patience=3)
-    for epoch, mse in enumerate(errors[:5]):
+    for epoch, mse in enumerate(errors[:9]):
         whole.observe(epoch, mse)
+    if finishes:
+        whole.finish(8, 9)
     other = scheduled(schedule=name, patience=1, stop_patience=3)
     other.restore(whole.state())
-    for epoch, mse in enumerate(errors[5:], 5):
+    for epoch, mse in enumerate(errors[9:], 9):
         for schedule in (whole, other):
             schedule.observe(epoch, mse)
         assert (whole.rate(70), whole.is_over(epoch)) == (other.rate(70), other.is_over(epoch))

@@ -71,6 +71,8 @@ def fit_arguments(settings: Settings, dim: int) -> dict:
     """The given arguments of `Codec.fit`; the others are for the preset and the recipe to decide."""
     given = settings.fields(ModelConfig, EncodeOptions, TrainOptions)
     given.pop("engine", None)
+    if settings["minutes"] is None and settings.task == "train":
+        given["epochs"] = settings["epochs"]
     if settings["trainset"] is None:  # that of a data set, whose rows are in random order
         given["rows_shuffled"] = True
     if settings["qinco1_mode"]:
