@@ -23,6 +23,7 @@ from qinco.vectors.rows import VectorSource
 _MAX_QUERIES, _CANDIDATES = 1000, 50
 _PRIOR = 0.25  # κ of distances, where nothing is known: low rather than high
 _OUTLIERS = 1e-3  # the share of corrections on either side that do not count for their limits
+_MARGIN = 1.5  # standard deviations; with more, half a per mille more of nearest vectors are among the first 10
 _MIN_ROWS = 100  # with fewer nothing is fitted
 _MAX_ROWS, _MAX_VALUES = 1 << 16, 1 << 25  # of the sample that is searched
 
@@ -57,7 +58,8 @@ def calibrated(
     report("calibrating", 0, 1, "ranking")
     rows_n = sample_rows(len(codes), min(_MAX_ROWS, max(1, _MAX_VALUES // source.dim)), seed)
     sample = _Sample(tables, codes[rows_n], corrections_N[rows_n], source[rows_n], mean_D, seed)
-    lookup = sample.fit(tables.lookup, sample.corrections_n)
+    lookup_nD, neural_nD = sample.decode(tables.lookup), sample.decode(NeuralDecoder(codec, keeps=False))
+    lookup = sample.fit(lookup_nD, sample.corrections_n)
     typical = float(sample.corrections_n.mean(dtype=np.float64))
     low, high = np.quantile(leveled[1].astype(np.float64), [_OUTLIERS, 1 - _OUTLIERS])
     limits = float(low - (high - low) / 2), float(high + (high - low) / 2)
@@ -67,10 +69,11 @@ def calibrated(
     # What the norm codes still know of the corrections.
     norm_codes_n = tables.norm_codes(codes_nM, lists_n, 1, sample.corrections_n)
     known_n = tables.corrections(codes_nM, norm_codes_n, lists_n)
-    neural = sample.fit(NeuralDecoder(codec, keeps=False), known_n)
-    pairs = Score() if pairwise is None else sample.fit(pairwise, known_n)
+    neural = sample.fit(neural_nD, known_n)
+    pairs = Score() if pairwise is None else sample.fit(sample.decode(pairwise), known_n)
+    margin = sample.margin((lookup, lookup_nD), (neural, neural_nD), known_n)
     report("calibrating", 1, 1, "ranking")
-    return replace(tables, ranking=replace(ranking, neural=neural, pairwise=pairs))
+    return replace(tables, ranking=replace(ranking, neural=neural, pairwise=pairs, margin=margin))
 
 
 def with_spread(corrections_T: np.ndarray, num_added: int, seed: int) -> np.ndarray:
@@ -98,23 +101,39 @@ class _Sample:
     def _search(self, x_nD: np.ndarray, k: int) -> np.ndarray:
         return nearest_in_blocks(self._queries_QD, [(0, x_nD)], min(k, len(x_nD)), metric=self.metric)[1]
 
-    def fit(self, decoder: Decoder, corrections_n: np.ndarray) -> Score:
-        """The score of what a decoder decodes, given the corrections that are known."""
-        rows_n, lists_n = self._rows_n, np.asarray(self.codes.lists)
-        decoded_nD: Any = decoder.decode(np.ascontiguousarray(self.codes.codes[rows_n]), lists_n[rows_n])
-        found_QC = self._search(decoded_nD, _CANDIDATES)
-        (count, width), numbers_N = found_QC.shape, found_QC.ravel()
-        queries_ND = np.repeat(self._queries_QD, width, 0)
+    def decode(self, decoder: Decoder) -> Any:
+        """What the searched vectors decode to."""
+        codes_NM, lists_N = (np.asarray(part)[self._rows_n] for part in (self.codes.codes, self.codes.lists))
+        return decoder.decode(np.ascontiguousarray(codes_NM), lists_N)
 
-        def values(x_nD: np.ndarray) -> np.ndarray:
-            return self.metric.values(queries_ND, x_nD).reshape(count, width)
-
+    def fit(self, decoded_ND: np.ndarray, corrections_n: np.ndarray) -> Score:
+        """The score of what the searched vectors decode to, given the corrections that are known."""
+        found_QC = self._search(decoded_ND, _CANDIDATES)
         lengths_QC, prior = None, 0.0 if self.metric.scans_inner_products else _PRIOR
         if self.metric.scans_inner_products or not corrections_n.any():
-            lengths_QC = squared_lengths(decoded_nD, self.mean_D)[found_QC]
-        is_nearest_QC = rows_n[found_QC] == self._nearest_Q1
+            lengths_QC = squared_lengths(decoded_ND, self.mean_D)[found_QC]
+        is_nearest_QC = self._rows_n[found_QC] == self._nearest_Q1
         nearest_Q = np.where(is_nearest_QC.any(1), is_nearest_QC.argmax(1), -1)
-        true_QC = values(self._x_nD[rows_n][numbers_N])
-        return fit_score(
-            values(decoded_nD[numbers_N]), corrections_n[rows_n][found_QC], lengths_QC, true_QC, nearest_Q, prior
-        )
+        values_QC, true_QC = self._values(decoded_ND, found_QC), self._values(self._x_nD[self._rows_n], found_QC)
+        return fit_score(values_QC, corrections_n[self._rows_n][found_QC], lengths_QC, true_QC, nearest_Q, prior)
+
+    def margin(self, first: tuple[Score, Any], second: tuple[Score, Any], corrections_n: np.ndarray) -> float | None:
+        """How much smaller than by a first score few values are by a second one, of vectors that the first finds.
+
+        Each score is of what its decoder decodes. None where nothing is searched.
+        """
+        if not len(self._queries_QD):
+            return None
+        found_QC = self._search(first[1], _CANDIDATES)
+        first_QC, second_QC = (self._scored(*each, corrections_n, found_QC) for each in (first, second))
+        smaller_QC = (first_QC - second_QC).astype(np.float64)
+        return float(smaller_QC.mean() + _MARGIN * smaller_QC.std())
+
+    def _scored(self, score: Score, decoded_ND, corrections_n: np.ndarray, found_QC: np.ndarray) -> np.ndarray:
+        nothing_N = np.zeros(len(decoded_ND), np.float32)
+        added_N = score.adjusted(nothing_N, decoded_ND, self.mean_D, corrections_n[self._rows_n])
+        return self._values(decoded_ND, found_QC) + added_N[found_QC]
+
+    def _values(self, x_ND: np.ndarray, found_QC: np.ndarray) -> np.ndarray:
+        queries_PD = np.repeat(self._queries_QD, found_QC.shape[1], 0)
+        return self.metric.values(queries_PD, x_ND[found_QC.ravel()]).reshape(found_QC.shape)

@@ -147,7 +147,8 @@ class Index(StoredIndex):
             queries: (Q, D) array, tensor, path or VectorSource; or one query (D,), which gives results (k,).
             k: results for each query.
             nprobe: lists that are scanned; more, where these hold fewer than k vectors.
-            num_short: vectors that the network decodes, at least k; 0: none, distances are those of the tables.
+            num_short: vectors that the network decodes at most, or k if that is more; 0: none, distances are those of
+                the tables. It decodes fewer where those left are too far by the tables to be among the k.
             filter: ids that may be found: an array or column, set, range or slice of them, or a faiss.IDSelector. More
                 lists are scanned until `num_short` such vectors are found or no list is left.
             num_mid: vectors that the pairwise decoder decodes, if there is one; 0: none.

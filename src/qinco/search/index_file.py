@@ -192,13 +192,14 @@ def _ranking_of(opened: OpenFolder, dim: int) -> Ranking | None:
         lookup, neural, pairwise = (_score_of(stored[name]) for name in SCORES)
         numbers = [float(stored[name]) for name in ("typical", "low", "high")]
         require_int("num_vectors", count := stored["num_vectors"], 0)
-        if not np.isfinite(numbers).all():
+        margin = None if stored.get("margin") is None else float(stored["margin"])
+        if not np.isfinite([*numbers, margin or 0]).all():
             raise ValueError("a number is not finite")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{opened.path} is damaged: its manifest does not describe a ranking ({error})") from None
     if mean_D.shape != (dim,) or mean_D.dtype != np.float32 or not np.isfinite(mean_D).all():
         raise DataError(f"{opened.path} is damaged: its {_MEAN} is not finite float32 ({dim},)")
-    return Ranking(mean_D, lookup, neural, pairwise, *numbers, num_vectors=count)
+    return Ranking(mean_D, lookup, neural, pairwise, *numbers, num_vectors=count, margin=margin)
 
 
 def _score_of(stored: dict) -> Score:

@@ -14,7 +14,7 @@ class SearchOptions:
 
     Attributes:
         nprobe: Inverted lists that are scanned (all where there are fewer).
-        num_short: S, vectors that the network decodes; 0 for no neural re-ranking.
+        num_short: S, vectors that the network decodes at most; 0 for no neural re-ranking.
         num_mid: Length of the look-up shortlist from which the pairwise decoder chooses the num_short vectors; with
             num_short=0 its order is the final one. 0 for no pairwise stage; None for a fitted length if the index has
             a pairwise decoder.
@@ -22,7 +22,7 @@ class SearchOptions:
     """
 
     nprobe: int = option(16, key="nprobe", help="inverted lists that are scanned", maximum=MAX_LISTS)
-    num_short: int = option(100, key="nshort", help="vectors that the network decodes", minimum=0,
+    num_short: int = option(100, key="nshort", help="vectors that the network decodes at most", minimum=0,
                             maximum=MAX_SHORTLIST)  # fmt: skip
     num_mid: int | None = option(None, key="nmid_short", help="vectors that the pairwise decoder decodes, in multiples "
                                  "of nshort; 0 or 1: none", minimum=0, maximum=MAX_SHORTLIST)  # fmt: skip

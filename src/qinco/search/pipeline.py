@@ -19,6 +19,7 @@ from qinco.search.ranking import Ranking, Score
 from qinco.search.refine import Originals
 from qinco.search.scan import Shortlist
 from qinco.search.tables import SearchTables
+from qinco.search.walk import walk
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource
 
@@ -43,13 +44,15 @@ class Decoder(Protocol):
 class Stage:
     """Decode a shortlist and keep the vectors nearest to the query; `timings` name the seconds of each.
 
-    Without a score, near is what decodes to something near.
+    Without a score, near is what decodes to something near. With a margin only those vectors are decoded that may be
+    kept, if values are smaller than the shortlist's by no more than that.
     """
 
     decoder: Decoder
     keep: int
     timings: tuple[str, str]
     score: Score | None = None
+    margin: float | None = None
 
 
 def plan_stages(
@@ -61,9 +64,13 @@ def plan_stages(
     fitted, has_scores = None if tables is None else tables.ranking, ranking == "calibrated"
     scores = (fitted.pairwise, fitted.neural) if fitted is not None and has_scores else (None, None)
     stages, wanted = [], k  # planned from the last to the first: each must pass on what the next one wants
+    has_pairwise = pairwise is not None and options.num_mid != 0
     if neural is not None and options.num_short:
-        stages, wanted = [Stage(neural, wanted, ("decode", "rerank"), scores[1])], max(options.num_short, k)
-    if pairwise is not None and options.num_mid != 0:
+        # A device decodes many vectors at a time, and pairwise values differ by another margin than the look-up's.
+        walks = scores[1] is not None and not has_pairwise and not getattr(neural, "on_device", False)
+        margin = fitted.margin if fitted is not None and walks else None
+        stages, wanted = [Stage(neural, wanted, ("decode", "rerank"), scores[1], margin)], max(options.num_short, k)
+    if pairwise is not None and has_pairwise:
         stages.insert(0, Stage(pairwise, wanted, ("pairwise", "pairwise"), scores[0]))
         wanted = max(options.num_mid or 4 * wanted, wanted)
     if not stages and tables is not None and fitted is not None and not has_scores:  # the scan's are calibrated
@@ -140,10 +147,21 @@ class Pipeline:
         return np.logical_or(is_zero_QS, np.isin(shortlist.ids, self.zeros)) if len(self.zeros) else is_zero_QS
 
     def _rerank(self, stage: Stage, queries_QD: np.ndarray, shortlist: Shortlist) -> Shortlist:
-        rows_N = np.flatnonzero(shortlist.lists.ravel() >= 0)
+        values_QS = np.full(shortlist.values.shape, np.inf, np.float32)
+        for rows_N in walk(shortlist, values_QS, stage.keep, stage.margin):
+            self._value(stage, queries_QD, shortlist, rows_N, values_QS.reshape(-1))
+            before = time.perf_counter()
+            values_QS[:] = self._defined(queries_QD, shortlist, values_QS, stage.score)
+            self.seconds[stage.timings[1]] += time.perf_counter() - before
+        before = time.perf_counter()
+        ranked = shortlist.ranked(values_QS, stage.keep)
+        self.seconds[stage.timings[1]] += time.perf_counter() - before
+        return ranked
+
+    def _value(self, stage: Stage, queries_QD, shortlist: Shortlist, rows_N: np.ndarray, values_N: np.ndarray) -> None:
+        """Put the values of some vectors of the flattened shortlists in their places."""
         width = shortlist.lists.shape[1]
         codes_NM, lists_N = shortlist.codes.reshape(-1, shortlist.codes.shape[2]), shortlist.lists.ravel()
-        values_N = np.full(lists_N.shape, np.inf, np.float32)
         on_device = getattr(stage.decoder, "on_device", False)
         size = max(1, (_DEVICE_BLOCK_VALUES if on_device else _BLOCK_VALUES) // queries_QD.shape[1])
         norm_codes_N = shortlist.norm_codes.ravel()
@@ -161,11 +179,6 @@ class Pipeline:
                 values_N[part] = self.tables.values(stage.score, *given, known)
             self.seconds[decoding] += between - before
             self.seconds[ranking] += time.perf_counter() - between
-        before = time.perf_counter()
-        values_QS = self._defined(queries_QD, shortlist, values_N.reshape(shortlist.values.shape), stage.score)
-        ranked = shortlist.ranked(values_QS, stage.keep)
-        self.seconds[ranking] += time.perf_counter() - before
-        return ranked
 
 
 class NeuralDecoder:

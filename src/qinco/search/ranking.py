@@ -51,6 +51,8 @@ class Ranking:
         typical: the mean correction, for vectors whose own is not known.
         low, high: limits of corrections. A norm code that tells another one is of a vector beyond all levels.
         num_vectors: how many it was fitted to.
+        margin: what is left of a shortlist is not decoded where look-up values, less this, are beyond all results;
+            None where it is not known.
     """
 
     mean_D: np.ndarray
@@ -61,6 +63,7 @@ class Ranking:
     low: float = -np.inf
     high: float = np.inf
     num_vectors: int = 0
+    margin: float | None = None
 
 
 def corrections(x_ND: np.ndarray, decoded_ND: np.ndarray, mean_D: np.ndarray) -> np.ndarray:

@@ -110,7 +110,10 @@ def choose_originals(
 
 
 def choosing_stages(length: int, stages: list) -> list:
-    """The stages without the last ones that only order what they are given, `length` results or fewer."""
+    """The stages without the last ones that only order what they are given, `length` results or fewer.
+
+    They have no margin, since it was fitted to what the first results are.
+    """
     while stages and stages[-1].keep >= (stages[-2].keep if len(stages) > 1 else length):
         stages = stages[:-1]
-    return stages
+    return [replace(stage, margin=None) for stage in stages]

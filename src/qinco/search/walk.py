@@ -1,0 +1,37 @@
+"""Which vectors of shortlists a slower decoder is to decode: those that may still come among the first.
+
+Shape suffixes: Q queries, A of them that go on, S shortlist, N vectors of all shortlists.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from qinco.search.scan import Shortlist
+
+_CHUNK = 8  # vectors of a query in a round, or a quarter of what it has decoded, so that rounds stay few
+
+
+def walk(shortlist: Shortlist, values_QS: np.ndarray, wanted: int, margin: float | None) -> Iterator[np.ndarray]:
+    """Numbers in the flattened shortlists of the vectors to value next, int64 (N,), in rounds over all queries.
+
+    A query goes on while the value of its next vector, less the margin, is below that of the last of the `wanted` best.
+
+    Args:
+        shortlist: ascending by values.
+        values_QS: +inf; the caller puts in what it finds for a round before it asks for the next.
+        wanted: results of each query.
+        margin: by how much a vector's value may be found smaller; None: all vectors are valued, in one round.
+    """
+    num_queries, width = shortlist.lists.shape
+    end = width if margin is None else min(wanted + _CHUNK, width)
+    rows_A, begin = np.arange(num_queries), 0
+    while len(rows_A) and begin < end:
+        places_A, places_S = np.nonzero(shortlist.lists[rows_A, begin:end] >= 0)
+        yield rows_A[places_A] * width + begin + places_S
+        begin, end = end, min(end + max(_CHUNK, end // 4), width)
+        if begin == width or margin is None:
+            return
+        worst_A = np.partition(values_QS[rows_A], wanted - 1, axis=1)[:, wanted - 1]
+        is_lost_A = shortlist.values[rows_A, begin] - np.float32(margin) >= worst_A  # not of values that are NaN
+        rows_A = rows_A[~is_lost_A & (shortlist.lists[rows_A, begin] >= 0)]

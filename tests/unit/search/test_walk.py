@@ -1,0 +1,147 @@
+"""Shortlists of which no more is decoded than may come among the first."""
+
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+
+import numpy as np
+import pytest
+from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, built, copied, vectors
+
+import qinco
+from qinco.search.index import Index
+from qinco.search.metric import METRICS
+from qinco.search.options import SearchOptions
+from qinco.search.pipeline import NeuralDecoder
+from qinco.search.scan import Shortlist
+from qinco.search.walk import walk
+
+QUERIES_QD = vectors(200, 21)
+OPTIONS = {"nprobe": NUM_LISTS, "num_short": 200}
+
+
+def with_margin(index: Index, margin: float | None) -> Index:
+    other = copied(index)
+    other.tables = replace(other.tables, ranking=replace(other.tables.ranking, margin=margin))
+    return other
+
+
+def num_decoded(monkeypatch, search) -> int:
+    """How many vectors the network decodes for a search."""
+    decode, counts = NeuralDecoder.decode, []
+    with monkeypatch.context() as patch:
+        patch.setattr(NeuralDecoder, "decode", lambda *given: [counts.append(len(given[1])), decode(*given)][1])
+        search()
+    return sum(counts)
+
+
+def walked(look_up_QS, neural_QS, wanted, margin):
+    """The rounds of a walk, as numbers of flattened shortlists; what is −1 by both is not there."""
+    look_up_QS, neural_QS = np.float32(look_up_QS), np.float32(neural_QS)
+    lists_QS = np.where(neural_QS < 0, -1, 0).astype(np.int32)
+    nothing_QS, values_QS = np.zeros_like(lists_QS), np.full(neural_QS.shape, np.inf, np.float32)
+    shortlist = Shortlist(look_up_QS, nothing_QS, lists_QS, nothing_QS[..., None], nothing_QS, nothing_QS[:, 0])
+    rounds = []
+    for rows_N in walk(shortlist, values_QS, wanted, margin):
+        assert np.isinf(values_QS.ravel()[rows_N]).all()
+        values_QS.reshape(-1)[rows_N] = neural_QS.ravel()[rows_N]
+        rounds.append(rows_N.tolist())
+    return rounds
+
+
+def test_a_query_goes_on_while_its_next_may_win():
+    look_up_QS = np.stack([np.arange(30.0)] * 3)
+    neural_QS = look_up_QS + np.array([[0.0], [5.5], [100.0]])
+    first, second, *others = walked(look_up_QS, neural_QS, 2, 4)
+    assert first == [*range(10), *range(30, 40), *range(60, 70)]
+    assert second == [*range(40, 48), *range(70, 78)]  # the first stops: 10 − 4 is no less than its second, 1
+    assert others == [[*range(78, 86)], [*range(86, 90)]]
+    assert walked(look_up_QS, neural_QS, 2, None) == [list(range(90))]
+    assert sorted(chain(*walked(look_up_QS, neural_QS, 2, 1e30))) == list(range(90))
+    assert walked(look_up_QS, neural_QS, 25, 0) == [list(range(90))]
+
+
+def test_what_is_missing_is_not_decoded():
+    look_up_QS = np.array([[*range(12), *[np.inf] * 8], [np.inf] * 20])
+    assert walked(look_up_QS, np.where(np.isinf(look_up_QS), -1, look_up_QS), 1, 1e30) == [[*range(9)], [9, 10, 11]]
+    assert walked(np.full((2, 20), np.inf), np.full((2, 20), -1), 1, 1) == [[]]
+    assert walked(np.empty((0, 20)), np.empty((0, 20)), 1, 1) == []
+
+
+def test_queries_without_numbers_go_on():
+    look_up_QS = np.arange(20.0)[None]
+    assert sum(map(len, walked(look_up_QS, np.full((1, 20), np.nan), 3, 0))) == 20
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_a_wide_margin_all_is_decoded(kind, metric, monkeypatch):
+    index = built(kind, metric)
+    wide, none = with_margin(index, 1e30), with_margin(index, None)
+    for k, filtered in ((1, range(0, NUM_VECTORS, 30)), (30, None)):  # 50 may be found of the shortlists' 60
+        found, counts = [], []
+        for one in (wide, none):
+            search = partial(one.search, QUERIES_QD[:30], k, NUM_LISTS, 60, filtered)
+            counts.append(num_decoded(monkeypatch, lambda search=search, found=found: found.append(search())))
+        assert counts == [30 * (60 if filtered is None else 50)] * 2
+        for one, other in zip(*found, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_fitted_margin_finds_the_same_and_decodes_less(metric, monkeypatch):
+    index = built("plain", metric)
+    assert np.isfinite(index.tables.ranking.margin)
+    _, nearest_Q1 = qinco.exhaustive_search(QUERIES_QD, vectors(), 1, metric=metric)
+    everything = with_margin(index, None)
+    for k in (1, 10):
+        (_, found_QR), (_, all_QR) = (one.search(QUERIES_QD, k, **OPTIONS) for one in (index, everything))
+        assert abs((found_QR == nearest_Q1).any(1).mean() - (all_QR == nearest_Q1).any(1).mean()) <= 0.01
+        assert (found_QR >= 0).all() and all(len(set(row)) == k for row in found_QR.tolist())
+        assert num_decoded(monkeypatch, lambda k=k: index.search(QUERIES_QD, k, **OPTIONS)) < 200 * 200 // 2
+
+
+def test_single_queries_and_batches_find_the_same():
+    index = built("ivf")
+    distances_QR, ids_QR = index.search(QUERIES_QD, 5, **OPTIONS)
+    for query in range(0, 200, 40):
+        distances_R, ids_R = index.search(QUERIES_QD[query], 5, **OPTIONS)
+        np.testing.assert_allclose(distances_R, distances_QR[query], rtol=1e-5)
+        assert (ids_R == ids_QR[query]).all()
+
+
+def test_zero_vectors_are_similar_to_nothing():
+    x_ND = vectors().copy()
+    x_ND[::10] = 0
+    index = Index.build(built().codec, x_ND, NUM_LISTS, metric="cosine")
+    queries_QD = np.concatenate([QUERIES_QD[:50], np.zeros((2, DIM), np.float32)])
+    for k in (1, 40):
+        found = [one.search(queries_QD, k, **OPTIONS) for one in (with_margin(index, 1e30), with_margin(index, None))]
+        for one, other in zip(*found, strict=True):
+            np.testing.assert_array_equal(one, other)
+        distances_QR, ids_QR = index.search(queries_QD, k, **OPTIONS)
+        assert not distances_QR[50:].any() and (ids_QR >= 0).all()
+        assert not distances_QR[ids_QR % 10 == 0].any()
+
+
+def test_other_orders_are_decoded_whole(monkeypatch):
+    index = built("plain", "l2", True)
+    stage = index.pipeline(SearchOptions(num_short=50, num_mid=0), 10).stages[-1]
+    assert stage.margin == index.tables.ranking.margin
+    for options, given in (
+        (SearchOptions(num_short=50), {}), (SearchOptions(num_short=50, num_mid=0), {"ranking": "decoded"}),
+        (SearchOptions(num_short=50), {"ranking": "decoded"}),
+    ):  # fmt: skip
+        assert {stage.margin for stage in index.pipeline(options, 10, **given).stages} == {None}
+    index = with_margin(built(), 0.0)
+    search = {"k": 5, **OPTIONS, "refine": vectors(), "num_refine": 20}
+    assert num_decoded(monkeypatch, lambda: index.search(QUERIES_QD, **search)) == 200 * 200
+
+
+def test_the_margin_is_stored(tmp_path):
+    index = built()
+    index.save(tmp_path / "one")
+    assert Index.load(tmp_path / "one").tables.ranking.margin == index.tables.ranking.margin
+    few = Index.build(index.codec, vectors()[:50], 2)
+    few.save(tmp_path / "few")
+    assert few.tables.ranking.margin is None is Index.load(tmp_path / "few").tables.ranking.margin
