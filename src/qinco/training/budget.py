@@ -59,13 +59,15 @@ def measure(training: Training, batches: tuple[int, ...] = MEASURED_BATCHES, lim
     def validate(count: int) -> None:
         training.validate(valid.window(0, count))
 
+    def step(count: int) -> None:
+        training.optimizer_step([x_ND[:count]], 0.0)
+
     shares, times = training.batch_options_shares(), []
     with training.on_trial():
         for options in shares:
             training.batch_encode_options = options
-            step = lambda count: training.optimizer_step([x_ND[:count]], 0.0)  # noqa: E731
             times.append(_times(step, batches, limit / len(shares), training.processes))
-    steps = {
+    steps: dict[int, float] = {
         size: sum(share * of[size] for share, of in zip(shares.values(), times, strict=True))
         for size in batches if all(size in of for of in times)
     }  # fmt: skip
