@@ -180,3 +180,22 @@ def test_cosines_of_calibrated_values_are_cosines():
     assert Metric("cosine", 2.0).distances(np.float32([0, 8, 16])).tolist() == [1, 0, -1]
     distances_QR, _ = built("plain", "cosine").search(prepared(built("plain", "cosine"))[:300], 3, **MANY)
     assert (distances_QR <= 1).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_exhaustive_search_of_an_index_is_that_of_all_its_lists(kind, metric):
+    index = copied(built(kind, metric))
+    index.add(vectors(200, 33), ids=np.arange(200) + 2**40)
+    for ranking in ("calibrated", "decoded"):
+        options = {"nprobe": NUM_LISTS, "num_short": 2 * NUM_VECTORS, "ranking": ranking}
+        distances_QR, ids_QR = index.search(QUERIES_QD[:50], 20, **options)
+        found_QR, found_ids_QR = qinco.exhaustive_search(QUERIES_QD[:50], index, 20, ranking=ranking)
+        np.testing.assert_allclose(found_QR, distances_QR, rtol=1e-4, atol=1e-3)
+        assert (found_ids_QR == ids_QR).mean() > 0.9  # of equal codes another one is first
+    bare = Index(None, index.parts)
+    expected_QR, _ = bare.search(QUERIES_QD[:50], 20, nprobe=NUM_LISTS)
+    np.testing.assert_allclose(qinco.exhaustive_search(QUERIES_QD[:50], bare, 20)[0], expected_QR, rtol=1e-2, atol=0.5)
+    few = Index.build(trained(kind), vectors()[:3], metric=metric)
+    few_QR, few_ids_QR = qinco.exhaustive_search(QUERIES_QD[:1], few, 5)
+    assert (few_ids_QR[:, 3:] == -1).all() and np.isinf(few_QR[:, 3:]).all() and np.isfinite(few_QR[:, :3]).all()
