@@ -179,9 +179,9 @@ def sweep(
     num_short: Sequence[int] = (10, 100), mid_factors: Sequence[int] = (1, 4), codec: Codec | None = None,
     pairwise: PairwiseDecoder | str | os.PathLike | None = None, decoder: str = "neural", precision: str = "auto",
     ranking: str = "calibrated", batch_size: int = 12_288, threads: int | None = None,
-    output: str | os.PathLike | None = None, plot: str | os.PathLike | None = None, name: str | None = None, resume: bool = False, overwrite: bool = False,
-    inputs: Iterable = (), conditions: dict[str, str] | None = None, metric: str | None = None,
-    progress: ProgressOption = None,
+    output: str | os.PathLike | None = None, plot: str | os.PathLike | None = None, name: str | None = None,
+    resume: bool = False, overwrite: bool = False, inputs: Iterable = (), conditions: dict[str, str] | None = None,
+    metric: str | None = None, progress: ProgressOption = None,
 ) -> SweepResult:  # fmt: skip
     """Measure the combinations of options that may be Pareto-optimal: no other finds more in less time.
 
