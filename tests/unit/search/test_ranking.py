@@ -42,6 +42,9 @@ def test_norm_codes_tell_the_corrections_to_half_a_level(kind, metric):
     codes_NM, norm_codes_N, lists_N, ids_N = next(index.segments[0].blocks())
     ranking, levels = index.tables.ranking, index.tables.levels
     known_N = index.tables.corrections(codes_NM, norm_codes_N, lists_N)
+    if not ranking.lookup.correction:  # they say too little of these vectors to be stored
+        assert kind == "product" and not known_N.any()
+        return
     true_N = corrections(prepared(index)[ids_N], index.reconstruct(ids_N.astype(int)), ranking.mean_D)
     steps = norm_codes_N.astype(int)
     gaps_N = np.maximum(levels[np.minimum(steps + 1, 255)] - levels[steps], levels[steps] - levels[steps - 1])
@@ -65,8 +68,8 @@ def test_values_are_by_definition(kind, metric):
         values_QN = -(queries_QD / norms_Q1) @ decoded_ND.T + score.correction * known + score.length * lengths_N
         expected_QN = -(values_QN + score.offset) * norms_Q1
     else:
-        values_QN = np.square(queries_QD[:, None] - decoded_ND).sum(2) + score.correction * known + score.offset
-        expected_QN = np.maximum(values_QN, 0)
+        values_QN = np.square(queries_QD[:, None] - decoded_ND).sum(2) + score.correction * known
+        expected_QN = np.maximum(values_QN + score.length * lengths_N + score.offset, 0)
         if metric == "cosine":
             expected_QN = 1 - expected_QN / (2 * index.tables.metric.unit_length**2)
     distances_QR, ids_QR = index.search(QUERIES_QD, 50, **ALL, precision="float32")
@@ -202,7 +205,8 @@ def test_exhaustive_search_of_an_index_is_that_of_all_its_lists(kind, metric):
         assert (found_ids_QR == ids_QR).mean() > 0.9  # of equal codes another one is first
     bare = Index(None, index.parts)
     expected_QR, _ = bare.search(QUERIES_QD[:50], 20, nprobe=NUM_LISTS)
-    np.testing.assert_allclose(qinco.exhaustive_search(QUERIES_QD[:50], bare, 20)[0], expected_QR, rtol=1e-2, atol=0.5)
+    found_QR, _ = qinco.exhaustive_search(QUERIES_QD[:50], bare, 20)
+    np.testing.assert_allclose(found_QR, expected_QR, rtol=0.02, atol=2)  # a scan adds a level, not the scalar itself
     few = Index.build(trained(kind), vectors()[:3], metric=metric)
     few_QR, few_ids_QR = qinco.exhaustive_search(QUERIES_QD[:1], few, 5)
     assert (few_ids_QR[:, 3:] == -1).all() and np.isinf(few_QR[:, 3:]).all() and np.isfinite(few_QR[:, :3]).all()
