@@ -2,8 +2,9 @@
 
     python benchmarks/training_speed.py [quick]
 
-Models are QINCo2-S with M=8, at their start; batches have 1,024 random vectors. Takes about two minutes. Set OMP_NUM_THREADS=1 and GOMP_SPINCOUNT=1000: torch's threads are set for each case, and spin while they wait.
-Each level is measured in a process of its own, in which torch is limited to the same instructions.
+Models are QINCo2-S with M=8, at their start; batches have 1,024 random vectors. Takes about two minutes. Set
+OMP_NUM_THREADS=1 and GOMP_SPINCOUNT=1000: torch's threads are set for each case, and spin while they wait. Each level
+is measured in a process of its own, in which torch is limited to the same instructions.
 """
 
 import os
