@@ -3,40 +3,53 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 import torch
 
-from qinco.config import ModelConfig
+from qinco.config import EncodeOptions, ModelConfig
 from qinco.machine import num_threads
 from qinco.maths.clustering import BEAM_WIDTH, ITERATIONS, KMEANS_ROWS, nearest
 from qinco.training.codebooks import sample_rows
 from qinco.training.loop import Training
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
-from qinco.training.schedule import StepPlan, fitted_batch, fitted_lr
+from qinco.training.schedule import COOLDOWN, StepPlan, fitted_batch, fitted_lr, narrow_steps
 
 MEASURED_SECONDS, MEASURED_SHARE = 1.0, 0.01  # of steps of each size, and of validation
 MEASURED_BATCHES = (128, 1024)
 _MEASURED_VALID, _MEASURED_CALLS = (64, 1024), 5
 _START_SHARE, _START_ROWS = 0.15, 4096  # of the time, at most, for the first codebooks; rows to measure them with
 _FILLED = 0.96  # of the time that is left, for the rest varies
-_VALID_SHARE, _EPOCHS, _LEAST_VALID = 0.06, (6, 16), 500
+_VALID_SHARE, _EPOCHS = 0.06, (6, 16)
+_LEAST_VALID, _FEWEST_VALID = 500, 100  # vectors for validation, if possible and in any case
 _ROWS_PER_BATCH = 16  # vectors for each one of a batch, at least: few vectors are trained on in small batches
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an optimizer step by its batch size, and of validation by its vectors, on all processes together."""
+    """Seconds of an optimizer step by its batch size, and of validation by its vectors, on all processes together.
+
+    `narrow` are those of steps that are encoded with C=4 B=1; None where there are none.
+    """
 
     steps: dict[int, float]
     valid: dict[int, float]
+    narrow: dict[int, float] | None = None
 
     def step(self, batch_size: int) -> float:
         """Of one step: on the line through the smallest and the largest batch that were measured."""
         return _on_line(self.steps, batch_size)
+
+    def short(self) -> "Pace":
+        """That of a short run, all steps alike: narrow ones, and others in the cooldown."""
+        narrow = self.narrow or {}
+        steps = {
+            size: (1 - COOLDOWN) * narrow[size] + COOLDOWN * self.steps[size] for size in narrow if size in self.steps
+        }
+        return Pace(steps or self.steps, self.valid)
 
     def validation(self, num_valid: int) -> float:
         return num_valid * min(seconds / rows for rows, seconds in self.valid.items())
@@ -59,10 +72,15 @@ def measure(training: Training, batches: tuple[int, ...] = MEASURED_BATCHES, lim
     def validate(count: int) -> None:
         training.validate(valid.window(0, count))
 
+    def steps(options: EncodeOptions) -> dict[int, float]:
+        training.batch_encode_options = options
+        return _times(lambda count: training.optimizer_step([x_ND[:count]], 0.0), batches, limit, training.processes)
+
     with training.on_trial():
-        steps = _times(lambda count: training.optimizer_step([x_ND[:count]], 0.0), batches, limit, training.processes)
+        usual = steps(training.usual_options)
+        narrow = steps(training.narrowest_options) if narrow_steps(training.options, 0) else None
     sizes = tuple(sorted({min(size, len(valid)) for size in _MEASURED_VALID}))
-    return Pace(steps, _times(validate, sizes, limit, training.processes))
+    return Pace(usual, _times(validate, sizes, limit, training.processes), narrow)
 
 
 def _times(work: Callable[[int], object], sizes: tuple[int, ...], limit: float, processes: Processes) -> dict:
@@ -107,6 +125,14 @@ def start_rows(config: ModelConfig, num_train: int, seconds: float, device: str)
 
 def settle(options: TrainOptions, pace: Pace, seconds: float, num_train: int, num_valid: int) -> StepPlan:
     """The plan of a run that takes at most `seconds` from now on; the start's validation is included."""
+    if pace.narrow is not None:
+        plan = _fill(options, pace.short(), seconds, num_train, num_valid)
+        if count := narrow_steps(options, plan.total_steps):
+            return replace(plan, narrow_steps=count)
+    return _fill(options, pace, seconds, num_train, num_valid)
+
+
+def _fill(options: TrainOptions, pace: Pace, seconds: float, num_train: int, num_valid: int) -> StepPlan:
     usable = _FILLED * seconds
     epochs, rows, valid_seconds = _validations(options, pace, usable, num_valid)
     accumulate, left = options.grad_accumulate, max(0.0, usable - (epochs + 1) * valid_seconds)
@@ -138,5 +164,5 @@ def _validations(options: TrainOptions, pace: Pace, usable: float, num_valid: in
         rows = min(num_valid, max(_LEAST_VALID, int(share / ((epochs + 1) * each))))
     epochs = max(fewest, min(epochs, int(2 * share / (rows * each)) - 1))
     if options.num_valid is None:
-        rows = max(1, min(rows, int(4 * share / ((epochs + 1) * each))))
+        rows = min(rows, max(_FEWEST_VALID, int(4 * share / ((epochs + 1) * each))))
     return epochs, rows, rows * each

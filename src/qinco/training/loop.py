@@ -87,12 +87,12 @@ class RunPosition:
     unused: int | None = None
 
 
-def narrow_options(options: EncodeOptions) -> EncodeOptions:
-    """The options that training batches are encoded with: as `options`, but at most C=16 B=4."""
+def narrow_options(options: EncodeOptions, beam_width: int = 4) -> EncodeOptions:
+    """The options that training batches are encoded with: as `options`, but at most B=`beam_width` and C=4B."""
     if not options.preselects:
         return options
     given = {name: getattr(options, name) for name in ("num_pairs", "num_candidates", "beam_width")}
-    limits = {"num_pairs": 16, "num_candidates": 4, "beam_width": 4}
+    limits = {"num_pairs": 4 * beam_width, "num_candidates": 4, "beam_width": beam_width}
     return replace(options, **{name: min(value, limits[name]) for name, value in given.items() if value is not None})
 
 
@@ -106,7 +106,9 @@ class Training:
         encode_options.check_model(model.config)
         self.model, self.options, self.encode_options, self.processes = model, options, encode_options, processes
         self.train_source, self.all_valid = train, valid
-        self.batch_encode_options = narrow_options(encode_options) if options.narrow_beam else encode_options
+        self.usual_options = narrow_options(encode_options) if options.narrow_beam else encode_options
+        self.narrowest_options = narrow_options(encode_options, 1)
+        self.batch_encode_options = self.usual_options
         self.precision = candidate_precision(options.precision, str(model.device), model.config)
         self.gradients = gradients_of(model, encode_options.engine, self.precision)
         self.parameters = list(model.parameters())
@@ -210,7 +212,10 @@ class Training:
         stream = batches(self.train_source, position.epoch, bounds, first, options.seed, rows_shuffled=shuffled)
         with closing(stream):
             while position.step < plan.steps_per_epoch:
-                lr = self.schedule.rate(position.epoch * plan.steps_per_epoch + position.step)
+                step = position.epoch * plan.steps_per_epoch + position.step
+                is_narrow = step < plan.narrow_steps and not self.schedule.is_cooling(step)
+                self.batch_encode_options = self.narrowest_options if is_narrow else self.usual_options
+                lr = self.schedule.rate(step)
                 parts = [next(stream) for _ in range(options.grad_accumulate)]
                 loss = self.optimizer_step(parts, lr)
                 position.seconds = time.monotonic() - begun

@@ -36,7 +36,7 @@ def test_a_plan_fills_the_time(seconds, num_train, num_valid):
     plan = settled(seconds, num_train, num_valid)
     assert (0.9 if plan.total_steps > 100 else 0.8) * seconds < seconds_of(plan) <= 0.98 * seconds
     assert plan.seconds == seconds and 0 < plan.num_valid <= num_valid
-    assert plan.epochs * plan.num_valid * 0.001 <= 0.25 * seconds
+    assert plan.epochs * plan.num_valid * 0.001 <= max(0.25 * seconds, 0.7)
 
 
 def test_validations_are_a_small_share_of_the_time():
@@ -62,6 +62,19 @@ def test_batch_and_rate_fit_the_steps_that_there_is_time_for():
     assert seconds_of(twice, accumulate=2) <= 0.98 * 600
     short = settled(3600, epoch_size=200_000)
     assert short.epoch_vectors <= 200_000 and seconds_of(short) <= 0.98 * 3600
+
+
+def test_short_runs_are_encoded_narrowly():
+    pace = Pace(PACE.steps, PACE.valid, {128: 0.02, 1024: 0.06})
+    for seconds, is_short in ((10, True), (300, True), (3600, False)):
+        plan = settled(seconds, pace=pace)
+        assert (plan.narrow_steps > 0.75 * plan.total_steps) == is_short
+        assert 0.9 * seconds < seconds_of(plan, pace.short() if is_short else pace) <= 0.98 * seconds
+    assert settled(10, pace=pace).total_steps > settled(10).total_steps
+    assert settled(10).narrow_steps == 0  # of a pace without them
+    assert measure(run_of(schedule="cooldown", epochs=None, minutes=1.0), (8,), 0.01).narrow.keys() == {8}
+    for options in ({}, {"schedule": "cooldown", "epochs": None, "minutes": 1.0, "narrow_beam": False}):
+        assert measure(run_of(**options), (8,), 0.01).narrow is None
 
 
 @pytest.mark.parametrize("seconds", [-5.0, 0.0, 0.01])

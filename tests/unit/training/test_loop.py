@@ -174,6 +174,20 @@ def test_narrow_is_never_wider(wide, narrow):
     assert narrow_options(wide) == narrow
 
 
+def test_short_runs_encode_most_narrowly_until_the_cooldown():
+    run = training(encode=EncodeOptions(num_pairs=64, beam_width=32), epochs=None, minutes=1.0, schedule="cooldown")
+    run.begin(StepPlan(250, 50, 5, 4, 0, 1e-3, seconds=1e6, narrow_steps=100))
+    step, widths = run.optimizer_step, []
+    run.optimizer_step = lambda parts, lr: (widths.append(run.batch_encode_options), step(parts, lr))[1]
+    epochs_of(run)
+    narrow, wide = EncodeOptions(num_pairs=4, beam_width=1), EncodeOptions(num_pairs=16, beam_width=4)
+    assert widths == [narrow] * 15 + [wide] * 5
+    widths.clear()
+    run.begin(StepPlan(250, 50, 5, 4, 0, 1e-3, seconds=1e6, narrow_steps=7))
+    epochs_of(run)
+    assert widths == [narrow] * 7 + [wide] * 13
+
+
 def scripted(run: Training, errors):
     values = iter(errors)
     run.validate = lambda: [0.0] * (run.model.config.num_steps - 1) + [next(values)]
