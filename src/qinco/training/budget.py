@@ -154,15 +154,11 @@ def _fill(options: TrainOptions, pace: Pace, seconds: float, num_train: int, num
 
 def _validations(options: TrainOptions, pace: Pace, usable: float, num_valid: int) -> tuple[int, int, float]:
     """Epochs, the vectors to validate on after each, and how long that takes: a small share of all if possible."""
-    fewest, epochs = _EPOCHS
     batch = options.batch_size or MEASURED_BATCHES[-1]
     needed = math.ceil(usable / pace.step(batch) * batch / options.epoch_size)
-    fewest, epochs = max(fewest, needed), max(epochs, needed)
+    fewest, epochs = (max(count, needed) for count in _EPOCHS)
     share, each = _VALID_SHARE * usable, pace.validation(1)
-    rows = num_valid
-    if options.num_valid is None:
-        rows = min(num_valid, max(_LEAST_VALID, int(share / ((epochs + 1) * each))))
+    rows = min(num_valid, max(_LEAST_VALID, int(share / ((epochs + 1) * each))))
     epochs = max(fewest, min(epochs, int(2 * share / (rows * each)) - 1))
-    if options.num_valid is None:
-        rows = min(rows, max(_FEWEST_VALID, int(4 * share / ((epochs + 1) * each))))
+    rows = min(rows, max(_FEWEST_VALID, int(4 * share / ((epochs + 1) * each))))
     return epochs, rows, rows * each

@@ -19,8 +19,8 @@ _USUAL_EPOCHS, _STEPS_PER_EPOCH = 60, (100, 1000)
 _MOST_RAMP_STEPS = 300
 COOLDOWN, _JUDGED_EPOCHS = 0.25, 8  # the share of a run, and the epochs before which no gain is judged
 # With C=4 B=1 a step takes two thirds of the time that it takes with C=16 B=4, which pays in short runs until the
-# cooldown: on 60,000 SIFT vectors (M=8, batches of 256), 1,200 steps end at MSE 17,062, and 900 steps of C=16 B=4 in the
-# same time at 17,803 (one seed, validation vectors; with M=4, 2,000 steps of either end at 31,698 and 31,587).
+# cooldown: on 60,000 SIFT vectors (M=8, batches of 256), 1,200 steps end at MSE 17,062, and 900 steps of C=16 B=4 in
+# the same time at 17,803 (one seed, validation vectors; with M=4, 2,000 steps of either end at 31,698 and 31,587).
 _MOST_NARROW_STEPS = 5000
 
 
