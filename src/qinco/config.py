@@ -23,6 +23,7 @@ PRECISIONS = ("auto", "float32", "bf16")
 ENGINE_MODULES = {name: f"qinco.engines.{name}_engine" for name in ("native", "torch", "numpy")}  # best first
 ENGINES = ("auto", *ENGINE_MODULES)
 DECODERS = ("neural", "lookup", "pairwise")
+RANKINGS = ("calibrated", "decoded")
 METRICS = ("l2", "inner_product", "cosine")
 # As faiss, ann-benchmarks and others call them, in lower case and with underscores.
 METRIC_SPELLINGS = {

@@ -41,6 +41,7 @@ struct qinco_scan {
   int64_t* ids;           // (Q, S)
   int32_t* lists;         // (Q, S)
   uint8_t* codes;         // (Q, S, M)
+  uint8_t* norm_codes;    // (Q, S)
   int64_t* scanned;       // (Q): vectors looked at
 };
 }

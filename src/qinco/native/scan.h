@@ -325,6 +325,7 @@ class ListWorker {
     std::fill_n(request.ids + from, S, -1);
     std::fill_n(request.lists + from, S, -1);
     memset(request.codes + from * M, 0, S * M);
+    memset(request.norm_codes + from, 0, S);
     // Ids come from far apart: a loop that does nothing else waits for many at a time.
     for (int64_t i = 0; i < filled; i++) request.ids[from + i] = id_of(request.segments[shortlist[i].segment], shortlist[i].row);
     for (int64_t i = 0; i < filled; i++) {
@@ -336,6 +337,7 @@ class ListWorker {
       const int64_t width = std::min<int64_t>(BLOCK, segment.starts[found.list + 1] - begin - block);
       const uint8_t* codes = segment.codes + (begin + block) * (M + 1) + (found.row - begin - block);
       for (int m = 0; m < M; m++) request.codes[(from + i) * M + m] = codes[m * width];
+      request.norm_codes[from + i] = codes[M * width];
     }
   }
 };

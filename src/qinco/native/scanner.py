@@ -48,7 +48,7 @@ class _Scan(Structure):
         *((name, c_void_p) for name in ("queries", "probes", "bases", "segments", "filter")),
         ("count", c_int64),
         *((name, c_int32) for name in ("num_segments", "num_probes", "num_short", "nprobe")),
-        *((name, c_void_p) for name in ("values", "ids", "lists", "codes", "scanned")),
+        *((name, c_void_p) for name in ("values", "ids", "lists", "codes", "norm_codes", "scanned")),
     ]
 
 
@@ -96,7 +96,7 @@ class NativeScanner:
     def scan(
         self, queries_QD: np.ndarray, probes_QP: np.ndarray, bases_QP: np.ndarray, segments: Sequence, num_short: int,
         *, nprobe: int, admitted: Filter | None, threads: int,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    ) -> tuple[np.ndarray, ...]:  # fmt: skip
         """Search lists for the vectors of smallest value. Of equal values, the first one visited comes first.
 
         Args:
@@ -108,8 +108,9 @@ class NativeScanner:
             admitted: ids that may be returned; None for all.
 
         Returns:
-            Values, float32 (Q, S); ids, int64 (Q, S); lists, int32 (Q, S); codes, uint8 (Q, S, M); and the number of
-            vectors scanned, int64 (Q,). Missing results are +inf, -1, -1 and zeros; values that overflow are missing.
+            Values, float32 (Q, S); ids, int64 (Q, S); lists, int32 (Q, S); codes, uint8 (Q, S, M); norm codes,
+            uint8 (Q, S); and the number of vectors scanned, int64 (Q,). Missing results are +inf, -1, -1 and zeros;
+            values that overflow are missing.
         """
         queries_QD, probes_QP = self._rows(queries_QD), np.ascontiguousarray(probes_QP, np.int32)
         bases_QP = np.ascontiguousarray(bases_QP, np.float32)
@@ -118,7 +119,7 @@ class NativeScanner:
         shape = (len(queries_QD), num_short)
         results = (
             np.empty(shape, np.float32), np.empty(shape, np.int64), np.empty(shape, np.int32),
-            np.empty((*shape, self.steps), np.uint8), np.empty(len(queries_QD), np.int64),
+            np.empty((*shape, self.steps), np.uint8), np.empty(shape, np.uint8), np.empty(len(queries_QD), np.int64),
         )  # fmt: skip
         given = (_Segment * len(segments))(*(self._segment(segment) for segment in segments))
         chosen = None

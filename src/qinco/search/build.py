@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -17,6 +18,7 @@ from qinco.errors import ConfigError
 from qinco.machine import num_threads
 from qinco.maths.clustering import coarse_kmeans
 from qinco.progress import Progress, ProgressOption, reporting, silent
+from qinco.search.calibrate import calibrated, corrections_of, mean_of, with_spread
 from qinco.search.code_file import CodeFile, check_same_codec, open_codes, training_vectors
 from qinco.search.fit import fit_lookup, open_pairwise
 from qinco.search.index_file import put_parts
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 FAISS_SUFFIX = ".faissindex"
 CLUSTER_ROWS_EACH, MIN_ROWS_EACH = 256, 39  # vectors of a list
 FIT_ROWS = 1_000_000
+_CALIBRATION_ROWS = 1 << 17
 _MIN_LENGTH, _MAX_LENGTH = 2.0**-60, 2.0**60
 _MAX_LENGTH_SPREAD = 0.01  # of vectors that count as of one length
 
@@ -84,9 +87,12 @@ def fit_tables(
 
 def fill_lists(
     tables: SearchTables, codes: Codes | CodeFile, ids: np.ndarray | range, report: Progress = silent, create=None,
-    block_rows: int = 1 << 17,
+    block_rows: int = 1 << 17, corrections: Callable[[int, Codes], np.ndarray] | None = None,
 ) -> InvertedLists:  # fmt: skip
-    """Inverted lists of codes that have list numbers, read twice in blocks; `create` as in `ListsBuilder.allocate`."""
+    """Inverted lists of codes that have list numbers, read twice in blocks; `create` as in `ListsBuilder.allocate`.
+
+    `corrections` gives those of a block, by the number of its first vector and its codes.
+    """
     builder = ListsBuilder(tables.num_lists, tables.lookup.num_codes)
     for _, block in codes.blocks(block_rows):
         builder.add_counts(block.lists)
@@ -94,7 +100,8 @@ def fill_lists(
     builder.allocate(id_dtype(edges), create)
     for first, block in codes.blocks(block_rows):
         codes_NM, lists_N = np.ascontiguousarray(block.codes, np.uint8), np.asarray(block.lists)
-        norm_codes_N = tables.norm_codes(codes_NM, lists_N, num_threads())
+        own_N = None if corrections is None else corrections(first, block)
+        norm_codes_N = tables.norm_codes(codes_NM, lists_N, num_threads(), own_N)
         builder.fill(codes_NM, norm_codes_N, lists_N, np.asarray(ids[first : first + len(block)], np.int64))
         report("filling lists", first + len(block), len(codes))
     return builder.finish()
@@ -141,8 +148,9 @@ class BuiltIndex:
 @accepts_keys(M="num_codes", K="codebook_size")
 def build_index(
     codes, output: str | os.PathLike, *, codec: Codec | None = None, train_codes=None, train_vectors=None,
-    centroids=None, num_lists: int | None = None, num_codes: int | None = None, codebook_size: int | None = None,
-    metric: str | None = None, pairwise=None, num_training: int | None = None, index_key: str | None = None,
+    vectors=None, centroids=None, num_lists: int | None = None, num_codes: int | None = None,
+    codebook_size: int | None = None, metric: str | None = None, pairwise=None, num_training: int | None = None,
+    index_key: str | None = None,
     overwrite: bool = False, seed: int = 0, progress: ProgressOption = None,
 ) -> BuiltIndex:  # fmt: skip
     """Build an index from codes of any size, in bounded memory: lists are written straight to disk.
@@ -156,6 +164,8 @@ def build_index(
         codec: the Codec of the codes, stored in the folder; without it the index is searched by its tables alone.
         train_codes: codes that look-up tables are fitted to; `codes` if None.
         train_vectors: (N, D) vectors of the train_codes: array, path or VectorSource; their reconstructions if None.
+        vectors: (N, D) vectors of the database: array, path or VectorSource. Distances are then calibrated for them
+            (docs/ranking.md), in the same bytes; else they are those of what codes decode to.
         centroids: (V, D) of the lists, or a path; those of an IVF codec if None.
         num_lists: V: partition the reconstructions by k-means instead. For codes without lists.
         num_codes, codebook_size: M and K, for files that do not say them.
@@ -174,11 +184,15 @@ def build_index(
         >>> index = qinco.Index.load("ix")
     """
     output, train_vectors = Path(user_path(output)), None if train_vectors is None else as_source(train_vectors)
-    metric, is_default = _choose_metric(metric, train_vectors, output)
+    vectors = None if vectors is None else as_source(vectors)
+    metric, is_default = _choose_metric(metric, train_vectors if vectors is None else vectors, output)
     is_faiss = _check_output(output, metric, pairwise, index_key, overwrite)
     database = open_codes(codes, codec, num_codes, codebook_size)
     train = database if train_codes is None else open_codes(train_codes, codec, num_codes, codebook_size)
     check_same_codec(database, train)
+    base = None if vectors is None else training_vectors(database, vectors)
+    if base is not None and (codec is None or is_faiss):
+        raise ConfigError("vectors= needs the codec (model=), and a folder as output, not a faiss file")
     if not is_faiss and database.codebook_size > ENTRIES:
         raise ConfigError(f"{database.name} holds codes of K={database.codebook_size}, and an index folder those of "
                           f"one byte: write a faiss file, NAME{FAISS_SUFFIX}")  # fmt: skip
@@ -224,6 +238,8 @@ def build_index(
             sample.warn_of_few(database.codebook_size)
         if not is_faiss:
             tables = fit_tables(filled, *fit[1:], measure, adds_centroids, report)
+        if tables is not None and codec is not None and base is not None:
+            tables = _calibrated(tables, codec, database, base, pairs, seed, report)
         lookup = fit_lookup(*fit, moves_centroids=False, report=report) if tables is None else tables.lookup
         mse, fitted = sample.validated_mse(lookup), time.monotonic()
         if tables is None:
@@ -237,7 +253,8 @@ def build_index(
             parts = IndexParts(tables, (), pairs, *facts)
             with write_folder(output, "index", {}) as writer:
                 put_parts(writer, codec, parts)
-                lists = fill_lists(tables, database, range(len(database)), report, writer.array)
+                own = _corrections(tables, codec, base)
+                lists = fill_lists(tables, database, range(len(database)), report, writer.array, corrections=own)
                 writer.put("starts", lists.starts)
             bytes_each = lists.nbytes / len(lists)
     seconds = {"tables": fitted - begun, "vectors": time.monotonic() - fitted}
@@ -254,6 +271,24 @@ def _assigned(database: CodeFile, codec: Codec | None, centroids_VD: np.ndarray,
         scratch.flush()
         lists = np.memmap(scratch, np.int32, "r", shape=(len(database),))
     return replace(database, codes=database.codes.with_lists(lists))
+
+
+def _calibrated(
+    tables: SearchTables, codec: Codec, database: CodeFile, base: VectorSource, pairwise, seed: int, report: Progress
+) -> SearchTables:
+    rows_n, mean_D = sample_rows(len(database), _CALIBRATION_ROWS, seed), mean_of(codec, tables)
+    codes, source = database.rows(rows_n, tables.num_lists), base.take(rows_n)
+    corrections_n = corrections_of(codec, codes, source, mean_D, report)
+    leveled = codes, with_spread(corrections_n, 0, seed)
+    return calibrated(tables, codec, codes, corrections_n, source, mean_D, leveled, seed, pairwise, report)
+
+
+def _corrections(tables: SearchTables, codec: Codec | None, base: VectorSource | None):
+    """Gives the corrections of a block of codes, for `fill_lists`; None without vectors."""
+    if codec is None or base is None or tables.ranking is None:
+        return None
+    mean_D = tables.ranking.mean_D
+    return lambda first, codes: corrections_of(codec, codes, base.window(first, first + len(codes)), mean_D)
 
 
 def _choose_metric(given: str | None, vectors: VectorSource | None, output: Path) -> tuple[str, bool]:

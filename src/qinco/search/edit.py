@@ -9,7 +9,8 @@ from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
 from qinco.forking import new_lock
 from qinco.progress import ProgressOption, reporting
-from qinco.search.build import zero_rows
+from qinco.search.build import prepared, zero_rows
+from qinco.search.calibrate import corrections_of
 from qinco.search.grow import encoded, extended
 from qinco.search.ids import MISSING, admitted_ids, as_ids, check_new, id_array, next_ids, range_size
 from qinco.search.lists import InvertedLists
@@ -78,7 +79,10 @@ class EditableIndex:
         ):
             given = _free_ids(self.parts, given, len(source), replaces)  # another thread may have added some
             kept = self.parts.without(given) if replaces else self.parts
-            self.parts = extended(self.codec, kept, codes, given, report).with_zeros(given[zeros])
+            ranking, source = kept.tables.ranking, prepared(source, metric)
+            found_N = None if ranking is None else corrections_of(self.codec, codes, source, ranking.mean_D, report)
+            parts = extended(self.codec, kept, codes, found_N, given, report, source)
+            self.parts = parts.with_zeros(given[zeros])
         return given
 
     def merge_from(self, other: "EditableIndex", add_id: int = 0, *, progress: ProgressOption = None) -> None:
@@ -95,7 +99,7 @@ class EditableIndex:
         require_int("add_id", add_id, -(1 << 62), 1 << 62)
         parts, added = self.parts, other.parts
         _keeps_lists(self.codec, parts, added)
-        ids, codes = _vectors_of(added, add_id)
+        ids, codes, corrections_N = _vectors_of(added, add_id)
         check_new(ids, parts.ids, parts.next_id, f"give add_id={parts.next_id} to shift those of the other")
         with reporting(progress) as report, self._changing:
             check_new(ids, self.parts.ids, self.parts.next_id)
@@ -104,7 +108,8 @@ class EditableIndex:
                 codes = codes.with_lists(None)
             elif np.array_equal(parts.tables.lookup.tables_MKD, added.tables.lookup.tables_MKD):
                 parts = replace(parts, fitted=parts.fitted.merged(added.fitted))
-            self.parts = extended(self.codec, parts, codes, ids, report).with_zeros(added.zeros + add_id)
+            parts = extended(self.codec, parts, codes, corrections_N, ids, report)
+            self.parts = parts.with_zeros(added.zeros + add_id)
 
     def remove(self, ids) -> int:
         """Remove vectors and return their number; the change is on disk when `save` is called.
@@ -191,10 +196,13 @@ def _keeps_lists(codec: Codec | None, parts: IndexParts, other: IndexParts) -> b
     return False
 
 
-def _vectors_of(parts: IndexParts, add_id: int) -> tuple[np.ndarray, Codes]:
-    """Ids, with a number added, and codes with their lists."""
+def _vectors_of(parts: IndexParts, add_id: int) -> tuple[np.ndarray, Codes, np.ndarray | None]:
+    """Ids, with a number added, codes with their lists, and corrections if they are known."""
     lists = InvertedLists.merged(parts.segments)
     ids_N, positions_N = lists.ids.astype(np.int64) + add_id, np.arange(len(lists))
     if MISSING in ids_N or (add_id and ((ids_N < lists.ids) != (add_id < 0)).any()):
         raise DataError(f"add_id={add_id} makes -1, or numbers beyond 64 bits, of ids of the other: give another")
-    return ids_N, Codes(lists.rows(positions_N)[0], lists.lists_of(positions_N))
+    lists_N, (codes_NM, norm_codes_N) = lists.lists_of(positions_N), lists.rows(positions_N)
+    is_ranked = parts.tables.ranking is not None
+    corrections_N = parts.tables.corrections(codes_NM, norm_codes_N, lists_N) if is_ranked else None
+    return ids_N, Codes(codes_NM, lists_N), corrections_N

@@ -53,13 +53,16 @@ class _FaissTables:
 
     def __init__(self, index: FaissIndex):
         self._index, self.lookup = index, LookupDecoder(index.tables, index.centroids)
-        self.centroids_VD, self.num_lists = index.centroids, index.num_lists
+        self.centroids_VD, self.num_lists, self.ranking = index.centroids, index.num_lists, None
         self.metric = Metric("inner_product" if index.inner_product else "l2")
         self.coarse = index if index.has_graph else None
 
     def shortlist(self, queries_QD, num_short, options, segments, admitted, threads, least) -> Shortlist:
         with faiss_threads(threads):
-            return Shortlist(*self._index.shortlist(queries_QD, num_short, options.nprobe, options.ef_search))
+            found = self._index.shortlist(queries_QD, num_short, options.nprobe, options.ef_search)
+        values_QS, ids_QS, lists_QS, codes_QSM, scanned_Q = found
+        norm_codes_QS = np.zeros(ids_QS.shape, np.uint8)  # nothing is read of them
+        return Shortlist(values_QS, ids_QS, lists_QS, codes_QSM, norm_codes_QS, scanned_Q)
 
 
 class _FaissLists:

@@ -24,6 +24,7 @@ from qinco.search.build import (
     prepared,
     zero_rows,
 )  # fmt: skip
+from qinco.search.calibrate import calibrated, corrections_of, mean_of, with_spread
 from qinco.search.ids import as_ids
 from qinco.search.metric import Metric, choose_metric
 from qinco.search.options import SearchOptions
@@ -62,7 +63,8 @@ def build_parts(
     measure = metric_of_codec(choose_metric(metric, vectors, compared=source), codec)
     with encoded(codec, source, measure, codes, report) as codes:
         fitted = Fitted(0, None if codec.is_ivf else 0, 0 if pairwise else None, num_lists, seed)
-        parts = _fit(codec, None, codes, ids, measure, fitted, report)
+        vectors = prepared(source, measure), np.arange(len(source))
+        parts = _fit(codec, None, codes, None, ids, measure, fitted, report, *vectors)
         return parts.with_zeros(np.asarray(ids, np.int64)[zero_rows(source, measure)])
 
 
@@ -95,10 +97,14 @@ def encoded(codec: Codec, source: VectorSource, metric: Metric, codes, report: P
         raise
 
 
-def extended(codec: Codec | None, parts: IndexParts, codes: Codes, ids: np.ndarray, report: Progress) -> IndexParts:
+def extended(
+    codec: Codec | None, parts: IndexParts, codes: Codes, corrections_N: np.ndarray | None, ids: np.ndarray,
+    report: Progress, source: VectorSource | None = None,
+) -> IndexParts:  # fmt: skip
     """An index with further vectors; what was fitted to a small part of them is fitted again, to all of them.
 
-    That gives what building of its vectors gives, in the order of their ids.
+    That gives what building of its vectors gives, in the order of their ids. `source` has the new vectors, if there
+    are any: the ranking is fitted to vectors themselves, of which an index keeps none.
     """
     if not len(ids):
         return parts
@@ -107,15 +113,23 @@ def extended(codec: Codec | None, parts: IndexParts, codes: Codes, ids: np.ndarr
     if "lists" not in due and not codes.has_lists:
         codes = codes.with_lists(assign_decoded(codec, codes, parts.tables.centroids_VD, report))
     if codec is None or not due:
-        segments = merge_small((*parts.segments, fill_lists(parts.tables, codes, ids, report)))
-        return replace(parts, segments=segments, next_id=next_id)
+        lists = fill_lists(parts.tables, codes, ids, report, corrections=_rows_of(corrections_N))
+        return replace(parts, segments=merge_small((*parts.segments, lists)), next_id=next_id)
     blocks = [block for segment in parts.segments for block in segment.blocks()]
     own = [Codes(block[0], block[2] if codes.has_lists else None, "the index") for block in blocks]
     ids = np.concatenate([*(block[3] for block in blocks), ids], dtype=np.int64)
     order = np.argsort(ids, kind="stable")
+    if (ranking := parts.tables.ranking) is not None:
+        if corrections_N is None:
+            corrections_N = np.full(len(codes), ranking.typical, np.float32)
+        own_N = [parts.tables.corrections(*block[:3]) for block in blocks]
+        corrections_N = np.concatenate([*own_N, corrections_N])[order]
+    is_new_N = order >= len(order) - len(codes)
+    source = None if source is None else source.take(order[is_new_N] - len(order) + len(codes))
     codes = Codes.concatenate([*own, codes])[order]
     codec.check_codes(codes_of_codec(codec, codes))  # mapped ones are not checked when an index is opened
-    fitted = _fit(codec, parts, codes, ids[order], parts.tables.metric, parts.fitted, report)
+    given = ids[order], parts.tables.metric, parts.fitted, report, source, np.flatnonzero(is_new_N)
+    fitted = _fit(codec, parts, codes, corrections_N, *given)
     if fitted.tables.num_lists != parts.tables.num_lists and parts.options != SearchOptions():
         now, before = fitted.tables.num_lists, parts.tables.num_lists
         log.warning("the index has %d lists now, not %d: its options were for those, tune it again", now, before)
@@ -123,9 +137,10 @@ def extended(codec: Codec | None, parts: IndexParts, codes: Codes, ids: np.ndarr
 
 
 def _fit(
-    codec: Codec, old: IndexParts | None, codes: Codes, ids, metric: Metric, fitted: Fitted, report: Progress
-) -> IndexParts:
-    """An index of all these codes, with what an index `old` has not outgrown of its parts."""
+    codec: Codec, old: IndexParts | None, codes: Codes, corrections_N: np.ndarray | None, ids, metric: Metric,
+    fitted: Fitted, report: Progress, source: VectorSource | None, rows_n: np.ndarray,
+) -> IndexParts:  # fmt: skip
+    """An index of all these codes, with what an index `old` has not outgrown; `source` has the vectors `rows_n`."""
     count, seed, size = len(codes), fitted.seed, codec.config.codebook_size
     due = fitted.outgrown(count)
     adds_centroids = codec.is_ivf or (old is not None and old.tables.partition_VD is None)
@@ -142,16 +157,33 @@ def _fit(
         return some.with_any_codes(codec, centroids_VD if adds_centroids else None, seed)
 
     # Tables that are fitted to reconstructions suit vectors to come as well as these, however few these are.
-    tables, pairwise = (None, None) if old is None else (old.tables, old.pairwise)
+    tables, pairwise, some = (None, None, None) if old is None else (old.tables, old.pairwise, None)
     if tables is None or due - {"pairwise"}:
-        lookup = None if tables is None or "tables" in due else tables.lookup
-        tables = fit_tables(sample(FIT_ROWS), size, centroids_VD, metric, adds_centroids, report, lookup)
+        lookup, some = None if tables is None or "tables" in due else tables.lookup, sample(FIT_ROWS)
+        tables = fit_tables(some, size, centroids_VD, metric, adds_centroids, report, lookup)
     if "pairwise" in due:
-        some = sample(PAIRWISE_ROWS)
-        data = some.codes.codes, some.codes.lists, some.read(np.arange(len(some.codes))), tables.lookup
+        pairs = sample(PAIRWISE_ROWS)
+        data = pairs.codes.codes, pairs.codes.lists, pairs.read(np.arange(len(pairs.codes))), tables.lookup
         pairwise = PairwiseDecoder.fit(*data, dtype=np.float16, seed=seed, progress=report)
+    ranking = None if old is None else old.tables.ranking
+    if old is None and source is not None:
+        corrections_N = corrections_of(codec, codes, source, mean_of(codec, tables), report)
+    if some is not None and corrections_N is not None:
+        drawn_T = with_spread(corrections_N[sample_rows(count, FIT_ROWS, seed)], some.num_added, seed)
+        # To as many vectors as ever, or to most of those there are.
+        if source is not None and (ranking is None or len(rows_n) >= min(ranking.num_vectors + 1, count / 2)):
+            mean_D = mean_of(codec, tables) if ranking is None else ranking.mean_D
+            new = codes[rows_n], corrections_N[rows_n], source, mean_D, (some.codes, drawn_T)
+            tables = calibrated(tables, codec, *new, seed, pairwise, report)
+        else:
+            tables = tables.ranked(ranking, some.codes.codes, some.codes.lists, drawn_T)
     least = {"tables": size * codec.num_codes, "lists": MIN_ROWS_EACH, "pairwise": size * codec.num_codes}
     fitted = replace(fitted, **{name: max(count, least[name]) for name in due})
     changed = {"tables": tables, "pairwise": pairwise, "fitted": fitted}
-    segments = [fill_lists(tables, codes, ids, report)]
+    segments = [fill_lists(tables, codes, ids, report, corrections=_rows_of(corrections_N))]
     return IndexParts(segments=segments, **changed) if old is None else replace(old, segments=segments, **changed)
+
+
+def _rows_of(corrections_N: np.ndarray | None):
+    """Gives the corrections of a block, for `fill_lists`."""
+    return None if corrections_N is None else lambda first, block: corrections_N[first : first + len(block)]

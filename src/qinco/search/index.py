@@ -138,8 +138,8 @@ class Index(StoredIndex):
     @accepts_keys(SearchOptions)
     def search(
         self, queries, k: int = 10, nprobe: int | None = None, num_short: int | None = None, filter=None, *,
-        num_mid: int | None = None, ef_search: int | None = None, precision: str = "auto", refine=None,
-        num_refine: int | None = None,
+        num_mid: int | None = None, ef_search: int | None = None, ranking: str = "calibrated", precision: str = "auto",
+        refine=None, num_refine: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Find the k nearest vectors of each query. Options that are not given are those of `self.options`.
 
@@ -152,6 +152,8 @@ class Index(StoredIndex):
                 lists are scanned until `num_short` such vectors are found or no list is left.
             num_mid: vectors that the pairwise decoder decodes, if there is one; 0: none.
             ef_search: effort of the graph search for lists, where there are many.
+            ranking: "calibrated" by what the index knows of vectors besides their codes (docs/ranking.md), or "decoded"
+                by distances to what codes decode to, as in the papers.
             precision: of the network: "auto" is bf16 where that is fast, with distances within about a per mille.
             refine: the original vectors (N, D), an id being a row number: an array, path, VectorSource or list of them.
                 The first `num_refine` results are ranked by these, which are read where they lie, and distances are
@@ -160,7 +162,8 @@ class Index(StoredIndex):
 
         Returns:
             Distances, float32 (Q, k), and ids, int64 (Q, k), nearest first. Distances are squared L2 distances, inner
-            products or cosine similarities. Where fewer than k vectors are found, the rest is +inf (−inf for
+            products or cosine similarities: estimates of those to the vectors themselves, or with ranking="decoded"
+            those to what codes decode to. Where fewer than k vectors are found, the rest is +inf (−inf for
             similarities) with the id −1.
         """
         require_int("k", k, 1, MAX_SHORTLIST)
@@ -173,7 +176,8 @@ class Index(StoredIndex):
         parts = self.parts
         refined = choose_originals(refine, num_refine, k, self._originals, parts)
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
-        pipeline = self.pipeline(options, k, parts=parts, allowed=allowed, precision=precision, refined=refined)
+        stages = {"allowed": allowed, "ranking": ranking, "precision": precision, "refined": refined}
+        pipeline = self.pipeline(options, k, parts=parts, **stages)
         scanned = min(options.nprobe, self.num_lists)
         found = search_queries(pipeline, source, k, scanned, self.tables.lookup.num_codes, self.batch_bytes)
         return tuple(column[0] for column in found) if is_single else found
@@ -188,18 +192,18 @@ class Index(StoredIndex):
     @accepts_keys(SearchOptions)
     def range_search(
         self, queries, radius: float, nprobe: int | None = None, filter=None, *, ef_search: int | None = None,
-        precision: str = "auto",
+        ranking: str = "calibrated", precision: str = "auto",
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         """Find all vectors whose squared distance is below a radius, or whose similarity is above it.
 
-        Every vector in the `nprobe` lists nearest to a query is decoded and compared exactly, without shortlists. What
-        is approximate: vectors in other lists are not found, and vectors are what their codes decode to.
+        Every vector in the `nprobe` lists nearest to a query is decoded and compared, without shortlists. What is
+        approximate: vectors in other lists are not found, and distances are those that `search` returns.
 
         Args:
             queries: (Q, D), or one (D,), as `search` takes them.
             radius: a squared L2 distance, inner product or cosine similarity, by the metric of the index.
             nprobe: lists that are scanned, those of `self.options` if None; `num_lists` for all.
-            filter, ef_search, precision: as in `search`, but that a filter lets no more lists be scanned.
+            filter, ef_search, ranking, precision: as in `search`, but that a filter lets no more lists be scanned.
 
         Returns:
             As in faiss `lims`, int64 (Q + 1,), distances, float32, and ids, int64: those of query i, nearest first, are
@@ -212,7 +216,7 @@ class Index(StoredIndex):
         (source, _), parts = self._queries(queries), self.parts
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
         decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision, keeps=False)
-        return search_ranges(parts, decoder, source, float(radius), options, allowed)
+        return search_ranges(parts, decoder, source, float(radius), options, allowed, ranking)
 
     def _queries(self, queries) -> tuple[VectorSource, bool]:
         source, is_single = as_queries(queries)
@@ -222,8 +226,8 @@ class Index(StoredIndex):
 
     def pipeline(
         self, options: SearchOptions, k: int, *, parts: IndexParts | None = None,
-        allowed: np.ndarray | range | None = None, precision: str = "auto", decoder: str = "neural", fills: bool = True,
-        refined: tuple[Originals | None, int] = (None, 0),
+        allowed: np.ndarray | range | None = None, ranking: str = "calibrated", precision: str = "auto",
+        decoder: str = "neural", fills: bool = True, refined: tuple[Originals | None, int] = (None, 0),
     ) -> Pipeline:  # fmt: skip
         """The scan and stages of one search, down to a last decoder; `allowed` as of `admitted_ids`, or None.
 
@@ -241,9 +245,10 @@ class Index(StoredIndex):
             return parts.tables.shortlist(queries_QD, length, options, parts.segments, admitted, threads, least)
 
         neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
-        length, stages = plan_stages(options, k, None if decoder == "lookup" else parts.pairwise, neural)
+        pairwise, tables = None if decoder == "lookup" else parts.pairwise, parts.tables
+        length, stages = plan_stages(options, k, pairwise, neural, tables, ranking)
         stages = stages if refined[0] is None else choosing_stages(length, stages)
-        return Pipeline(scan, min(length, max(1, count)), stages, parts.tables.metric, parts.zeros, *refined)
+        return Pipeline(scan, min(length, max(1, count)), stages, tables.metric, tables, parts.zeros, *refined)
 
     def tune(
         self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, *, metric: str | None = None,

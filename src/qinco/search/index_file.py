@@ -3,7 +3,7 @@
 import io
 import os
 import zipfile
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ from qinco.search.lists import InvertedLists
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
 from qinco.search.parts import Fitted, IndexParts
+from qinco.search.ranking import SCORES, Ranking, Score
 from qinco.search.scan import ENTRIES
 from qinco.search.tables import CoarseGraph, SearchTables
 from qinco.store.decoder import describe_decoder, load_pairwise, save_pairwise
@@ -26,7 +27,7 @@ from qinco.store.folder import FolderWriter, OpenFolder, folder_size, read_folde
 from qinco.store.manifest import MANIFEST, token_in
 
 _FILE_SUFFIXES = (".faissindex", ".safetensors", ".pt", ".npy", ".npz", ".json")
-_LISTS, _ZEROS = ("starts", "codes", "ids"), "zeros"
+_LISTS, _ZEROS, _MEAN = ("starts", "codes", "ids"), "zeros", "mean"
 _SIZES = ("num_lists", "code_size", "codebook_size", "dim")
 CODEC, PAIRWISE = "codec.safetensors", "pairwise.safetensors"
 GRAPH, FAISS_GRAPH = "graph.safetensors", "graph.faissindex"  # the latter in older indexes
@@ -97,10 +98,14 @@ def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> N
         "codec": codec.fingerprint() if parts.codec_fingerprint is None and codec else parts.codec_fingerprint,
         "options": asdict(parts.options),
         "fitted": asdict(parts.fitted),
+        "ranking": None,
     }
     writer.put("centroids", tables.centroids_VD)
     writer.put("tables", lookup.tables_MKD)
     writer.put("levels", tables.levels)
+    if tables.ranking is not None:
+        writer.settings["ranking"] = scores = asdict(tables.ranking)
+        writer.put(_MEAN, scores.pop("mean_D"))
     if len(parts.zeros):
         writer.put(_ZEROS, parts.zeros)
     if tables.coarse is not None and tables.coarse.links is not None:
@@ -166,6 +171,7 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     if file is not None and file.stat().st_size:  # version 1 has empty ones, too
         graph = CoarseGraph.read(file, centroids_VD, inner_product=metric.scans_inner_products)
     tables = SearchTables(lookup, np.array(arrays["levels"]), metric, graph, None if adds_centroids else centroids_VD)
+    tables = replace(tables, ranking=_ranking_of(opened, dim))
     codec = _codec_of(opened, codec, fingerprint, device)
     pairwise = load_pairwise(opened.files[PAIRWISE]) if PAIRWISE in opened.files else None
     if pairwise is not None and pairwise.num_lists and pairwise.centroids_VD is None:
@@ -175,6 +181,31 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
         raise DataError(f"{path} is damaged: its {_ZEROS} are not int64 (n,)")
     parts = IndexParts(tables, [lists], pairwise, options, next_id, fingerprint, fitted, zeros=zeros)
     return codec, parts.stored(os.path.realpath(path), opened.token)
+
+
+def _ranking_of(opened: OpenFolder, dim: int) -> Ranking | None:
+    stored = opened.settings.get("ranking")  # none in version 1
+    if stored is None:
+        return None
+    mean_D = np.array(opened.arrays.get(_MEAN, np.empty(0, np.float32)))
+    try:
+        lookup, neural, pairwise = (_score_of(stored[name]) for name in SCORES)
+        numbers = [float(stored[name]) for name in ("typical", "low", "high")]
+        require_int("num_vectors", count := stored["num_vectors"], 0)
+        if not np.isfinite(numbers).all():
+            raise ValueError("a number is not finite")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{opened.path} is damaged: its manifest does not describe a ranking ({error})") from None
+    if mean_D.shape != (dim,) or mean_D.dtype != np.float32 or not np.isfinite(mean_D).all():
+        raise DataError(f"{opened.path} is damaged: its {_MEAN} is not finite float32 ({dim},)")
+    return Ranking(mean_D, lookup, neural, pairwise, *numbers, num_vectors=count)
+
+
+def _score_of(stored: dict) -> Score:
+    score = Score(**{name: float(value) for name, value in stored.items()})
+    if not np.isfinite(astuple(score)).all():
+        raise ValueError("a number is not finite")
+    return score
 
 
 def _codec_of(opened: OpenFolder, given, fingerprint: str | None, device: str) -> Codec | None:

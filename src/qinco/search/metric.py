@@ -71,11 +71,11 @@ class Metric:
         """The value of each pair of a prepared query and a reconstruction, float32 (N,)."""
         if self.name == "l2":
             difference_ND = x_ND - queries_ND
-            return _products(difference_ND, difference_ND)
-        products_N = _products(queries_ND, x_ND)
+            return products(difference_ND, difference_ND)
+        products_N = products(queries_ND, x_ND)
         if self.name == "inner_product":
             return -products_N
-        squares = _products(queries_ND, queries_ND), _products(x_ND, x_ND)
+        squares = products(queries_ND, queries_ND), products(x_ND, x_ND)
         squares_N, lengths_N = squares[0] * squares[1], np.sqrt(squares[0]) * np.sqrt(squares[1])
         is_exact_N = (squares_N > _SMALL) & (squares_N < 1 / _SMALL)
         lengths_N = np.where(is_exact_N, np.sqrt(squares_N), np.where(lengths_N > 0, lengths_N, np.inf))
@@ -141,7 +141,7 @@ def _default(compared: VectorSource | None) -> str:
     return "cosine"
 
 
-def _products(a_ND, b_ND) -> np.ndarray:
+def products(a_ND, b_ND) -> np.ndarray:
     """The inner product of each pair of arrays or tensors, (N,)."""
     if isinstance(a_ND, np.ndarray):
         return np.einsum("nd,nd->n", a_ND, b_ND)

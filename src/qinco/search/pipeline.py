@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from qinco.codec.codec import Codec
-from qinco.config import PRECISIONS, require_choice
+from qinco.config import PRECISIONS, RANKINGS, require_choice
 from qinco.errors import DataError, ResourceError
 from qinco.machine import free_memory
 from qinco.maths.devices import CPU, to_device
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
+from qinco.search.ranking import Ranking, Score
 from qinco.search.refine import Originals
 from qinco.search.scan import Shortlist
+from qinco.search.tables import SearchTables
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource
 
@@ -27,6 +29,7 @@ _BLOCK_VALUES = 1 << 19  # of reconstructions that are compared at a time: they 
 _DEVICE_BLOCK_VALUES = 1 << 25  # a device needs more of them to be busy
 BATCH_BYTES = 1 << 25  # of a batch's shortlists
 _LARGE_BYTES = 1 << 28
+_SPARE = 2  # times as many vectors as are wanted, where another order chooses from them
 STAGE_TIMINGS = ("search", "pairwise", "decode", "rerank")
 
 
@@ -38,23 +41,33 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """Decode a shortlist and keep the vectors nearest to the query; `timings` name the seconds of each."""
+    """Decode a shortlist and keep the vectors nearest to the query; `timings` name the seconds of each.
+
+    Without a score, near is what decodes to something near.
+    """
 
     decoder: Decoder
     keep: int
     timings: tuple[str, str]
+    score: Score | None = None
 
 
 def plan_stages(
-    options: SearchOptions, k: int, pairwise: Decoder | None = None, neural: Decoder | None = None
-) -> tuple[int, list[Stage]]:
+    options: SearchOptions, k: int, pairwise: Decoder | None = None, neural: Decoder | None = None,
+    tables: SearchTables | None = None, ranking: str = "calibrated",
+) -> tuple[int, list[Stage]]:  # fmt: skip
     """The length of the first shortlist of a search for k results, and its stages."""
+    require_choice("ranking", ranking, RANKINGS)
+    fitted, has_scores = None if tables is None else tables.ranking, ranking == "calibrated"
+    scores = (fitted.pairwise, fitted.neural) if fitted is not None and has_scores else (None, None)
     stages, wanted = [], k  # planned from the last to the first: each must pass on what the next one wants
     if neural is not None and options.num_short:
-        stages, wanted = [Stage(neural, wanted, ("decode", "rerank"))], max(options.num_short, k)
+        stages, wanted = [Stage(neural, wanted, ("decode", "rerank"), scores[1])], max(options.num_short, k)
     if pairwise is not None and options.num_mid != 0:
-        stages.insert(0, Stage(pairwise, wanted, ("pairwise", "pairwise")))
+        stages.insert(0, Stage(pairwise, wanted, ("pairwise", "pairwise"), scores[0]))
         wanted = max(options.num_mid or 4 * wanted, wanted)
+    if not stages and tables is not None and fitted is not None and not has_scores:  # the scan's are calibrated
+        stages, wanted = [Stage(tables.lookup, wanted, ("rerank", "rerank"))], _SPARE * wanted
     return wanted, stages
 
 
@@ -66,6 +79,7 @@ class Pipeline:
         scan: gives the nearest vectors by the look-up tables: (queries (Q, D), length) → Shortlist.
         length: vectors in each query's shortlist.
         stages, metric: in order; of the scan and of all stages.
+        tables: of an index whose ranking is calibrated.
         zeros: ids of vectors that are zero, int64; for "cosine".
         originals, num_refine: what ranks the first results in the end, and how many, if any.
         seconds: spent so far, by the stages' timings.
@@ -75,6 +89,7 @@ class Pipeline:
     length: int
     stages: Sequence[Stage] = ()
     metric: Metric = L2
+    tables: SearchTables | None = None
     zeros: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     originals: Originals | None = None
     num_refine: int = 0
@@ -83,35 +98,46 @@ class Pipeline:
     @np.errstate(over="ignore", invalid="ignore")  # nothing is near a query of very large values
     def run(self, queries_QD: np.ndarray, k: int) -> tuple[Shortlist, Shortlist]:
         """The k nearest of prepared float32 queries, and the shortlist of the scan."""
-        begun, scale_Q1, given_QD = time.perf_counter(), self.metric.scale(queries_QD), queries_QD
-        queries_QD = queries_QD if scale_Q1 is None else queries_QD * scale_Q1
-        shortlist = self.scan(queries_QD, self.length)
-        values_QS = self._defined(queries_QD, shortlist, shortlist.values)
+        begun, given_QD = time.perf_counter(), queries_QD
+        queries_QD, factors_Q1 = scaled_queries(queries_QD, self.metric, self._ranking is not None)
+        shortlist, score = self.scan(queries_QD, self.length), None if self._ranking is None else self._ranking.lookup
+        values_QS = self._defined(queries_QD, shortlist, shortlist.values, score)
         if values_QS is not shortlist.values:
             shortlist = shortlist.ranked(values_QS, values_QS.shape[1])
         self.seconds["search"] += time.perf_counter() - begun
         best = shortlist
         for stage in self.stages:
-            best = self._rerank(stage, queries_QD, best)
+            best, score = self._rerank(stage, queries_QD, best), stage.score
         if self.originals is not None:
             begun = time.perf_counter()
             best = self.originals.ranked(self.metric, given_QD, best.first(min(self.num_refine, best.ids.shape[1])), k)
             self.seconds["refine"] += time.perf_counter() - begun
-        elif scale_Q1 is not None:
-            best = replace(best, values=best.values / scale_Q1)
-        return best.first(k), shortlist
+            return best.first(k), shortlist
+        best = best.first(k)
+        values_QR = best.values
+        if score is not None:
+            values_QR = estimated(self.metric, score, values_QR, self._is_zero(queries_QD, best))
+        return replace(best, values=values_QR if factors_Q1 is None else scaled(values_QR, factors_Q1)), shortlist
 
-    def _defined(self, queries_QD: np.ndarray, shortlist: Shortlist, values_QS: np.ndarray) -> np.ndarray:
+    @property
+    def _ranking(self) -> Ranking | None:
+        return None if self.tables is None else self.tables.ranking
+
+    def _defined(
+        self, queries_QD: np.ndarray, shortlist: Shortlist, values_QS: np.ndarray, score: Score | None = None
+    ) -> np.ndarray:
         """Values that are those of similarity 0 where, for "cosine", the query or the vector is zero."""
-        if self.metric.name != "cosine":
-            return values_QS
-        is_zero_QS = ~queries_QD.any(1, keepdims=True)
-        if len(self.zeros):
-            is_zero_QS = is_zero_QS | np.isin(shortlist.ids, self.zeros)
-        if not is_zero_QS.any():
+        is_zero_QS = self._is_zero(queries_QD, shortlist)
+        if self.metric.name != "cosine" or not is_zero_QS.any():
             return values_QS
         zero = np.float32(2 * self.metric.unit_length**2)
+        zero = zero if score is None else zero - np.float32(score.offset)
         return np.where(is_zero_QS & (shortlist.lists >= 0), zero, values_QS)
+
+    def _is_zero(self, queries_QD: np.ndarray, shortlist: Shortlist) -> np.ndarray:
+        """Where the query or the vector is zero, bool (Q, S) or (Q, 1)."""
+        is_zero_QS = np.asarray(~queries_QD.any(1, keepdims=True))
+        return np.logical_or(is_zero_QS, np.isin(shortlist.ids, self.zeros)) if len(self.zeros) else is_zero_QS
 
     def _rerank(self, stage: Stage, queries_QD: np.ndarray, shortlist: Shortlist) -> Shortlist:
         rows_N = np.flatnonzero(shortlist.lists.ravel() >= 0)
@@ -120,17 +146,23 @@ class Pipeline:
         values_N = np.full(lists_N.shape, np.inf, np.float32)
         on_device = getattr(stage.decoder, "on_device", False)
         size = max(1, (_DEVICE_BLOCK_VALUES if on_device else _BLOCK_VALUES) // queries_QD.shape[1])
+        norm_codes_N = shortlist.norm_codes.ravel()
         decoding, ranking = stage.timings
         for start in range(0, len(rows_N), size):
             part = rows_N[start : start + size]
             before = time.perf_counter()
             decoded_ND = stage.decoder.decode(codes_NM[part], lists_N[part])
             between = time.perf_counter()
-            values_N[part] = self.metric.values(_queries_of(decoded_ND, queries_QD, part // width), decoded_ND)
+            given = _queries_of(decoded_ND, queries_QD, part // width), decoded_ND
+            if self.tables is None or stage.score is None:
+                values_N[part] = self.metric.values(*given)
+            else:
+                known = self.tables.corrections(codes_NM[part], norm_codes_N[part], lists_N[part])
+                values_N[part] = self.tables.values(stage.score, *given, known)
             self.seconds[decoding] += between - before
             self.seconds[ranking] += time.perf_counter() - between
         before = time.perf_counter()
-        values_QS = self._defined(queries_QD, shortlist, values_N.reshape(shortlist.values.shape))
+        values_QS = self._defined(queries_QD, shortlist, values_N.reshape(shortlist.values.shape), stage.score)
         ranked = shortlist.ranked(values_QS, stage.keep)
         self.seconds[ranking] += time.perf_counter() - before
         return ranked
@@ -174,6 +206,35 @@ def search_queries(
         best, _ = pipeline.run(pipeline.metric.prepare(queries_QD), k)
         distances_QR[part], ids_QR[part] = pipeline.metric.distances(best.values), best.ids
     return distances_QR, ids_QR
+
+
+def estimated(metric: Metric, score: Score, values: np.ndarray, is_zero: np.ndarray) -> np.ndarray:
+    """What calibrated values say of the true ones: similarity 0 under "cosine" where a query or a vector is zero."""
+    values = score.estimates(values)
+    if metric.scans_inner_products:
+        return values
+    values = np.maximum(values, 0)
+    if metric.name != "cosine":
+        return values
+    return np.where(is_zero & (values < np.inf), np.float32(2 * metric.unit_length**2), values)
+
+
+def scaled_queries(queries_QD: np.ndarray, metric: Metric, is_ranked: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Queries as they are compared, and the factors, float32 (Q, 1), that their values are multiplied by, or None.
+
+    Calibrated inner products are those of queries of length 1.
+    """
+    if is_ranked and metric.scans_inner_products:
+        lengths_Q1 = np.linalg.norm(queries_QD.astype(np.float64), axis=1, keepdims=True)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return (queries_QD / np.where(lengths_Q1 > 0, lengths_Q1, 1)).astype(np.float32), lengths_Q1
+    scale_Q1 = metric.scale(queries_QD)
+    return (queries_QD, None) if scale_Q1 is None else (queries_QD * scale_Q1, 1 / scale_Q1)
+
+
+def scaled(values_QR: np.ndarray, factors_Q1: np.ndarray) -> np.ndarray:
+    """Values times the factors of their queries; +inf stays for what was not found."""
+    return np.where(values_QR == np.inf, values_QR, values_QR * factors_Q1).astype(np.float32)
 
 
 def _queries_of(decoded_ND, queries_QD: np.ndarray, rows_N: np.ndarray) -> "np.ndarray | Tensor":

@@ -4,14 +4,17 @@ Shape suffixes: Q queries, L lists visited, D dimension, N vectors of a list, F 
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from qinco.config import RANKINGS, require_choice
 from qinco.machine import num_threads
 from qinco.search.ids import are_among
 from qinco.search.options import SearchOptions
 from qinco.search.parts import IndexParts
-from qinco.search.pipeline import Decoder
+from qinco.search.pipeline import Decoder, estimated, scaled, scaled_queries
+from qinco.search.ranking import Score
 from qinco.vectors.rows import VectorSource
 
 _MAX_VISITS = 1 << 20  # of lists, by the queries of a batch
@@ -20,18 +23,27 @@ _BLOCK_ROWS = 1 << 13  # vectors that are decoded at a time
 
 @np.errstate(over="ignore", invalid="ignore")
 def search_ranges(
-    parts: IndexParts, decoder: Decoder, source: VectorSource, radius: float, options: SearchOptions, allowed
+    parts: IndexParts,
+    decoder: Decoder,
+    source: VectorSource,
+    radius: float,
+    options: SearchOptions,
+    allowed,
+    ranking: str = "calibrated",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What `Index.range_search` returns; `allowed` ids as of `admitted_ids`. A batch decodes each vector once."""
-    metric, nprobe = parts.tables.metric, min(options.nprobe, parts.tables.num_lists)
+    require_choice("ranking", ranking, RANKINGS)
+    metric, nprobe, fitted = parts.tables.metric, min(options.nprobe, parts.tables.num_lists), parts.tables.ranking
+    score = None
+    if fitted is not None and ranking == "calibrated":
+        score = fitted.lookup if decoder is parts.tables.lookup else fitted.neural
     none = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64)
     counts, found = [np.zeros(1, np.int64)], [none[1:]]
     for _, block in source.blocks(max(1, _MAX_VISITS // nprobe)):
         queries_QD = metric.prepare(block)
-        scale_Q1 = metric.scale(queries_QD)
-        probing_QD = queries_QD if scale_Q1 is None else queries_QD * scale_Q1
-        probes_QL, _ = parts.tables.probe(probing_QD, nprobe, options.ef_search, num_threads())
-        near = [none, *_near(parts, decoder, probing_QD, scale_Q1, probes_QL, radius, allowed)]
+        queries_QD, factors_Q1 = scaled_queries(queries_QD, metric, fitted is not None)
+        probes_QL, _ = parts.tables.probe(queries_QD, nprobe, options.ef_search, num_threads())
+        near = [none, *_near(parts, decoder, score, queries_QD, factors_Q1, probes_QL, radius, allowed)]
         rows_F, distances_F, ids_F = map(np.concatenate, zip(*near, strict=True))
         order = np.lexsort((ids_F, distances_F if metric.name == "l2" else -distances_F, rows_F))
         counts.append(np.bincount(rows_F, minlength=len(queries_QD)))
@@ -40,9 +52,11 @@ def search_ranges(
     return np.cumsum(np.concatenate(counts)), distances_F, ids_F
 
 
-def _near(parts: IndexParts, decoder: Decoder, queries_QD, scale_Q1, probes_QL, radius, allowed) -> Iterator[tuple]:
+def _near(
+    parts: IndexParts, decoder: Decoder, score: Score | None, queries_QD, factors_Q1, probes_QL, radius, allowed
+) -> Iterator[tuple]:
     """Yield rows of queries (scaled), distances and ids of pairs within the radius, list by list."""
-    metric, width = parts.tables.metric, probes_QL.shape[1]
+    tables, metric, width = parts.tables, parts.tables.metric, probes_QL.shape[1]
     visits = np.argsort(probes_QL, axis=None, kind="stable")
     lists, firsts = np.unique(probes_QL.ravel()[visits], return_index=True)
     for number, rows_Q in zip(lists.tolist(), np.split(visits // width, firsts[1:]), strict=True):
@@ -54,11 +68,17 @@ def _near(parts: IndexParts, decoder: Decoder, queries_QD, scale_Q1, probes_QL, 
                 if allowed is not None:
                     positions_N, ids_N = (array[are_among(ids_N, allowed)] for array in (positions_N, ids_N))
                 lists_N = np.full(len(positions_N), number, np.int32)
-                decoded_ND = decoder.decode(segment.rows(positions_N, lists_N)[0], lists_N)
-                decoded_ND[np.isin(ids_N, parts.zeros)] = 0
+                codes_NM, norm_codes_N = segment.rows(positions_N, lists_N)
+                decoded_ND: Any = decoder.decode(codes_NM, lists_N)
+                is_zero_N = np.isin(ids_N, parts.zeros)
+                decoded_ND[is_zero_N] = 0
+                corrections_N = None if score is None else tables.corrections(codes_NM, norm_codes_N, lists_N)
                 for row in rows_Q:
                     query_ND = np.repeat(queries_QD[row : row + 1], len(decoded_ND), axis=0)
-                    values_N = metric.values(query_ND, decoded_ND)
-                    distances_N = metric.distances(values_N if scale_Q1 is None else values_N / scale_Q1[row])
+                    values_N = tables.values(score, query_ND, decoded_ND, corrections_N)
+                    if score is not None:
+                        values_N = estimated(metric, score, values_N, is_zero_N | ~queries_QD[row].any())
+                    values_N = values_N if factors_Q1 is None else scaled(values_N, factors_Q1[row])
+                    distances_N = metric.distances(values_N)
                     is_near = distances_N < radius if metric.name == "l2" else distances_N > radius
                     yield np.full(is_near.sum(), row), distances_N[is_near], ids_N[is_near]

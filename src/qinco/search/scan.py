@@ -31,6 +31,7 @@ class Shortlist:
         values: float32 (Q, S), squared L2 distances or negative inner products.
         ids, lists: int64 and int32 (Q, S).
         codes: uint8 (Q, S, M).
+        norm_codes: uint8 (Q, S).
         scanned: int64 (Q,), vectors that were compared.
     """
 
@@ -38,13 +39,14 @@ class Shortlist:
     ids: np.ndarray
     lists: np.ndarray
     codes: np.ndarray
+    norm_codes: np.ndarray
     scanned: np.ndarray
 
     def first(self, count: int) -> "Shortlist":
         """The first `count` vectors of each query, padded where there are fewer."""
         columns = [array[:, :count] for array in self._columns()]
         if (missing := count - self.values.shape[1]) > 0:
-            widths, filling = ((0, 0), (0, missing), (0, 0)), (np.inf, -1, -1, 0)
+            widths, filling = ((0, 0), (0, missing), (0, 0)), (np.inf, -1, -1, 0, 0)
             columns = [np.pad(a, widths[: a.ndim], constant_values=f) for a, f in zip(columns, filling, strict=True)]
         return Shortlist(*columns, scanned=self.scanned)
 
@@ -55,7 +57,7 @@ class Shortlist:
         return Shortlist(*(a[rows_Q1, order_QS] for a in (values_QS, *self._columns()[1:])), scanned=self.scanned)
 
     def _columns(self) -> tuple[np.ndarray, ...]:
-        return self.values, self.ids, self.lists, self.codes
+        return self.values, self.ids, self.lists, self.codes, self.norm_codes
 
 
 class Scanner:
@@ -142,6 +144,7 @@ class _PlainScanner:
         ids_QS = np.full((num_queries, num_short), -1, np.int64)
         lists_QS = np.full((num_queries, num_short), -1, np.int32)
         codes_QSM = np.zeros((num_queries, num_short, steps), np.uint8)
+        norm_codes_QS = np.zeros((num_queries, num_short), np.uint8)
         scanned_Q = np.zeros(num_queries, np.int64)
         factor = -1 if self.inner_product else -2
         for query in range(num_queries):
@@ -159,15 +162,17 @@ class _PlainScanner:
                     for entries_K, codes_N in zip(table_MK, codes_NM.T, strict=True):  # in this order they are rounded
                         values_N += entries_K[codes_N]
                     values_N += self.levels[norm_codes_N]
-                    columns = (values_N, segment.ids[rows].astype(np.int64), np.full(len(rows), probe), codes_NM)
+                    numbers = segment.ids[rows].astype(np.int64), np.full(len(rows), probe)
+                    columns = (values_N, *numbers, codes_NM, norm_codes_N)
                     found.append([column[np.isfinite(values_N)] for column in columns])
             if not found:
                 continue
             columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
             best = np.argsort(columns[0], kind="stable")[:num_short]
-            for target, column in zip((values_QS, ids_QS, lists_QS, codes_QSM), columns, strict=True):
+            results = values_QS, ids_QS, lists_QS, codes_QSM, norm_codes_QS
+            for target, column in zip(results, columns, strict=True):
                 target[query, : len(best)] = column[best]
-        return values_QS, ids_QS, lists_QS, codes_QSM, scanned_Q
+        return values_QS, ids_QS, lists_QS, codes_QSM, norm_codes_QS, scanned_Q
 
     @np.errstate(over="ignore", invalid="ignore")
     def norms(self, codes_NM, lists_N, threads):

@@ -13,6 +13,7 @@ import numpy as np
 
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import DataError
+from qinco.machine import num_threads
 from qinco.maths.assignment import NearestCentroids, search_effort
 from qinco.maths.levels import fit_levels, nearest_level
 from qinco.native.graph import Links
@@ -20,6 +21,7 @@ from qinco.native.scanner import Filter
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
+from qinco.search.ranking import Ranking, Score
 from qinco.search.scan import Scanner, Shortlist
 from qinco.store.tensors import read_tensors, write_tensors
 
@@ -82,6 +84,7 @@ class SearchTables:
     graph: CoarseGraph | None = None
     partition_VD: np.ndarray | None = None
     min_graph_lists: int = MIN_GRAPH_LISTS
+    ranking: Ranking | None = None
 
     @classmethod
     def fit(
@@ -89,10 +92,13 @@ class SearchTables:
     ) -> "SearchTables":
         """Tables whose levels are fitted to the codes and lists of at least `level_rows` vectors, if there are."""
         tables = cls(lookup, np.zeros(256, np.float32), metric, None, partition_VD)
-        if metric.scans_inner_products:
-            return tables
         step = max(1, len(codes_NM) // level_rows)
-        return replace(tables, levels=fit_levels(tables.scanner.norms(codes_NM[::step], lists_N[::step])))
+        return tables.ranked(None, codes_NM[::step], lists_N[::step])
+
+    def ranked(self, ranking: Ranking | None, codes_NM, lists_N, corrections_N=None) -> "SearchTables":
+        """These tables with another ranking, whose levels are fitted to some vectors."""
+        tables = replace(self, ranking=ranking)
+        return replace(tables, levels=fit_levels(tables._added(codes_NM, lists_N, 1, corrections_N)))
 
     @property
     def centroids_VD(self) -> np.ndarray:
@@ -132,9 +138,37 @@ class SearchTables:
             return self.graph
         return CoarseGraph(self.centroids_VD, inner_product=self.metric.scans_inner_products)
 
-    def norm_codes(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int) -> np.ndarray:
+    def norm_codes(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int, corrections_N=None) -> np.ndarray:
         """The norm code of each vector, the number of its level: uint8 (N,)."""
-        return nearest_level(self.scanner.norms(codes_NM, lists_N, threads), self.levels)
+        return nearest_level(self._added(codes_NM, lists_N, threads, corrections_N), self.levels)
+
+    def corrections(self, codes_NM: np.ndarray, norm_codes_N: np.ndarray, lists_N: np.ndarray) -> np.ndarray:
+        """The corrections of vectors, as far as their norm codes tell: float32 (N,)."""
+        if self.ranking is None or not self.ranking.lookup.correction:
+            return np.zeros(len(codes_NM), np.float32)
+        known_N = self._added(codes_NM, lists_N, num_threads(), np.zeros(len(codes_NM), np.float32))
+        found_N = (self.levels[norm_codes_N] - known_N) / np.float32(self.ranking.lookup.correction)
+        is_possible_N = (found_N >= self.ranking.low) & (found_N <= self.ranking.high)
+        return np.where(is_possible_N, found_N, np.float32(self.ranking.typical))
+
+    def values(self, score: Score | None, queries_ND, decoded_ND, corrections_N: np.ndarray | None) -> np.ndarray:
+        """The values of pairs of a prepared query and a reconstruction, by a score or by their distance: (N,)."""
+        if score is None or self.ranking is None or corrections_N is None:
+            return self.metric.values(queries_ND, decoded_ND)
+        metric = self.metric if self.metric.scans_inner_products else L2
+        values_N = metric.values(queries_ND, decoded_ND)
+        return score.adjusted(values_N, decoded_ND, self.ranking.mean_D, corrections_N)
+
+    def _added(self, codes_NM, lists_N, threads: int, corrections_N: np.ndarray | None) -> np.ndarray:
+        """What the scan adds to a vector's value besides its tables' entries, float32 (N,)."""
+        norms_N = self.scanner.norms(codes_NM, lists_N, threads)
+        if self.ranking is None:
+            return norms_N
+        score, mean_D = self.ranking.lookup, self.ranking.mean_D
+        if corrections_N is None:
+            corrections_N = np.full(len(norms_N), self.ranking.typical, np.float32)
+        decoded_ND = self.lookup.decode(codes_NM, lists_N) if score.length else None
+        return score.adjusted(norms_N, decoded_ND, mean_D, corrections_N)
 
     def shortlist(
         self, queries_QD: np.ndarray, num_short: int, options: SearchOptions, segments: Sequence[InvertedLists],

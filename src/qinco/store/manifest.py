@@ -19,7 +19,8 @@ from qinco.errors import DataError
 from qinco.vectors.mapped import file_size, missing_file, read_start
 
 MANIFEST, PENDING = "manifest.json", "pending.json"
-VERSIONS = {"index": 1, "codes": 2, "decoding": 1}  # the newest format version of each kind
+VERSIONS = {"index": 2, "codes": 2, "decoding": 1}  # the newest format version of each kind
+_READ = {"index": {1, 2}}  # versions that are read alike, where there is more than the newest
 HEADER = ("kind", "format_version")  # fields of every manifest
 MAX_BYTES = 1 << 24
 NOUNS = {"index": "an index", "codes": "a folder of codes", "decoding": "a decoding"}
@@ -56,7 +57,7 @@ def read_manifest(path: str | os.PathLike, kind: str, name: str = MANIFEST) -> M
         raise damage if os.path.lexists(path) else missing_file(path)
     content = read_content(file, kind)
     try:
-        return _parse(content, VERSIONS[kind])
+        return _parse(content, _READ.get(kind, {VERSIONS[kind]}))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is damaged: {error}") from None
 
@@ -124,8 +125,8 @@ def write_json(file: Path, content: dict) -> None:
         temporary.write_text(text)
 
 
-def _parse(content: dict, version: int) -> Manifest:
-    if content.pop("crc32", None) != _checksum_of_content(content) or content["format_version"] != version:
+def _parse(content: dict, versions: set[int]) -> Manifest:
+    if content.pop("crc32", None) != _checksum_of_content(content) or content["format_version"] not in versions:
         raise ValueError("its checksum or its version is wrong")
     token, settings, files = map(content.get, ("token", "settings", "files"))
     if not isinstance(token, str) or not re.fullmatch(TOKEN, token):

@@ -157,11 +157,12 @@ def test_an_index_built_of_codes_is_that_of_their_vectors(kind, tmp_path):
     codes = codec.encode(vectors())
     lists = {} if kind == "ivf" else {"num_lists": NUM_LISTS}
     built = qinco.build_index(
-        codes, tmp_path / "index", codec=codec, **lists, progress=lambda *told, **fields: heard.append(told)
-    )
+        codes, tmp_path / "index", codec=codec, **lists, progress=lambda *told, **fields: heard.append(told),
+        vectors=vectors(),
+    )  # fmt: skip
     assert (built.num_vectors, built.num_lists) == (NUM_VECTORS, NUM_LISTS) and built.mse_lookup > 0
     found, expected = Index.load(tmp_path / "index"), Index.build(codec, vectors(), **lists)
-    everything = {"nprobe": NUM_LISTS, "num_short": NUM_VECTORS}
+    everything = {"nprobe": NUM_LISTS, "num_short": NUM_VECTORS, "ranking": "decoded"}
     assert np.array_equal(
         found.search(vectors(30, 1), **everything)[0], expected.search(vectors(30, 1), **everything)[0]
     )

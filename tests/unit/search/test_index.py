@@ -37,7 +37,7 @@ from qinco.vectors.rows import as_source
 
 QUERIES_QD = vectors(40, 1)
 LAST = 2**63 - 1
-ALL = {"nprobe": NUM_LISTS, "num_short": NUM_VECTORS}
+ALL = {"nprobe": NUM_LISTS, "num_short": NUM_VECTORS, "ranking": "decoded"}
 
 
 def same(one, other) -> bool:
@@ -96,7 +96,8 @@ def test_an_index_is_copied_by_saving_it(make):
 def test_few_visits_and_a_short_list_find_nearly_all(kind, metric):
     index = built(kind, metric)
     nearest_Q = index.search(QUERIES_QD, **ALL)[0][:, 0]
-    found = [index.search(QUERIES_QD, nprobe=nprobe, num_short=20)[0][:, 0] for nprobe in (1, 4, NUM_LISTS)]
+    options = {"num_short": 20, "ranking": "decoded"}
+    found = [index.search(QUERIES_QD, nprobe=nprobe, **options)[0][:, 0] for nprobe in (1, 4, NUM_LISTS)]
     shares = [(found_Q == nearest_Q).mean() for found_Q in found]
     assert shares[0] <= shares[1] <= shares[2] and shares[2] >= 0.95
     assert shares[1] > (0.6 if metric == "inner_product" else 0.9)
@@ -259,7 +260,7 @@ def test_each_stage_orders_better_than_the_one_before(kind, metric):
     nearest_Q = index.search(vectors(300, 2), 1, **ALL)[0][:, 0]
 
     def share(**options):
-        _, ids_QR = index.search(vectors(300, 2), 1, nprobe=NUM_LISTS, **options)
+        _, ids_QR = index.search(vectors(300, 2), 1, nprobe=NUM_LISTS, ranking="decoded", **options)
         found_Q = exact(metric, vectors(300, 2), index.reconstruct(ids_QR[:, 0]))[np.arange(300), np.arange(300)]
         return np.isclose(found_Q, nearest_Q, rtol=1e-4, atol=1e-4).mean()
 
@@ -307,7 +308,8 @@ def test_a_filter_admits_its_ids_wherever_they_are(metric):
     values_QN = exact(metric, QUERIES_QD, index.reconstruct(admitted))
     best_QR = np.sort(values_QN if metric == "l2" else -values_QN)
     for chosen in kinds:
-        distances_QR, ids_QR = index.search(QUERIES_QD, k=len(admitted) + 2, nprobe=1, num_short=50, filter=chosen)
+        options = {"nprobe": 1, "num_short": 50, "ranking": "decoded", "filter": chosen}
+        distances_QR, ids_QR = index.search(QUERIES_QD, k=len(admitted) + 2, **options)
         assert (ids_QR[:, -2:] == -1).all()
         assert (np.sort(ids_QR[:, :-2]) == admitted).all()
         np.testing.assert_allclose(distances_QR[:, :-2], best_QR if metric == "l2" else -best_QR, rtol=1e-5, atol=1e-4)
@@ -372,7 +374,8 @@ def test_progress_is_told():
     Index.build(trained("plain"), vectors(), 10, pairwise=True, progress=lambda *told, **fields: heard.append(told))
     stages = list(dict.fromkeys(stage for stage, *_ in heard))
     assert [stage for stage in stages if stage != "fitting pairs"] == [
-        "encoding", "partitioning", "assigning vectors to lists", "fitting look-up tables", "filling lists",
+        "encoding", "partitioning", "assigning vectors to lists", "fitting look-up tables",
+        "measuring what codes lose", "calibrating", "filling lists",
     ]  # fmt: skip
     assert all(0 <= done <= total for _, done, total, *_ in heard)
     assert heard[-1] == ("filling lists", NUM_VECTORS, NUM_VECTORS)
@@ -401,7 +404,7 @@ def test_added_vectors_are_as_those_it_was_built_of(kind, metric):
     ids = index.add(vectors())
     assert ids.tolist() == list(range(NUM_VECTORS, 2 * NUM_VECTORS)) and len(index) == 2 * NUM_VECTORS
     assert np.array_equal(index.reconstruct(ids), index.reconstruct(ids - NUM_VECTORS))
-    distances_QR, _ = index.search(QUERIES_QD, k=20, nprobe=NUM_LISTS, num_short=2 * NUM_VECTORS)
+    distances_QR, _ = index.search(QUERIES_QD, k=20, **ALL | {"num_short": 2 * NUM_VECTORS})
     expected_QR, _ = built(kind, metric).search(QUERIES_QD, **ALL)
     assert np.array_equal(distances_QR[:, ::2], expected_QR) and np.array_equal(distances_QR[:, 1::2], expected_QR)
     assert len(built(kind, metric)) == NUM_VECTORS
@@ -492,14 +495,14 @@ def test_an_index_may_be_emptied_and_filled_again(kind):
     assert (index.search(QUERIES_QD, filter=[3], num_short=0)[1] == -1).all()
     assert index.remove([1]) == 0 and index.reconstruct([]).shape == (0, DIM) and index.bytes_per_vector > 0
     assert index.add(vectors()).tolist() == list(range(NUM_VECTORS, 2 * NUM_VECTORS))
-    assert np.array_equal(index.search(QUERIES_QD)[0], built(kind).search(QUERIES_QD)[0])
+    assert np.array_equal(index.search(QUERIES_QD, **ALL)[0], built(kind).search(QUERIES_QD, **ALL)[0])
 
 
 def test_an_index_may_begin_empty():
     index = built().emptied()
     assert len(index) == 0 and (index.search(QUERIES_QD)[1] == -1).all() and index.remove([0]) == 0
     assert index.add(vectors()).tolist() == list(range(NUM_VECTORS))
-    assert same(index.search(QUERIES_QD), built().search(QUERIES_QD))
+    assert np.array_equal(index.search(QUERIES_QD, **ALL)[0], built().search(QUERIES_QD, **ALL)[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -579,7 +582,7 @@ def test_threads_search_while_one_changes(tmp_path):
         generator = np.random.default_rng(number)
         while not done.is_set():
             queries_QD = QUERIES_QD[generator.integers(0, 40, 4)]
-            distances_QR, ids_QR = index.search(queries_QD, k=20, num_short=40, nprobe=6)
+            distances_QR, ids_QR = index.search(queries_QD, k=20, num_short=40, nprobe=6, ranking="decoded")
             values_QR = np.square(queries_QD[:, None] - x_ND[ids_QR % NUM_VECTORS]).sum(2)
             np.testing.assert_allclose(distances_QR, values_QR, rtol=1e-4, atol=1e-3)
             assert all(len(set(row)) == 20 for row in ids_QR.tolist())
@@ -603,7 +606,8 @@ def test_threads_search_while_one_changes(tmp_path):
             done.set()
 
     in_threads(change, 9)
-    assert len(index) == NUM_VECTORS and np.array_equal(index.search(QUERIES_QD)[0], built("ivf").search(QUERIES_QD)[0])
+    expected_QR, _ = built("ivf").search(QUERIES_QD, **ALL)
+    assert len(index) == NUM_VECTORS and np.array_equal(index.search(QUERIES_QD, **ALL)[0], expected_QR)
 
 
 def test_threads_that_add_get_ids_of_their_own():

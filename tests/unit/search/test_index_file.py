@@ -2,7 +2,7 @@ import io
 import json
 import shutil
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def is_mapped(array: np.ndarray) -> bool:
     return isinstance(array, np.memmap)
 
 
-ARRAYS = {f"{name}.npy" for name in ("centroids", "tables", "levels", "starts", "codes", "ids")}
+ARRAYS = {f"{name}.npy" for name in ("centroids", "tables", "levels", "starts", "codes", "ids", "mean")}
 
 
 @pytest.mark.parametrize("mmap", [True, False])
@@ -294,6 +294,7 @@ def test_the_manifest_says_what_it_is(saved):
         "codebook_size": 16, "next_id": NUM_VECTORS, "codec": index.codec.fingerprint(),
         "options": {"nprobe": 16, "num_short": 100, "num_mid": None, "ef_search": None},
         "fitted": {"tables": NUM_VECTORS, "lists": None, "pairwise": NUM_VECTORS, "num_lists": None, "seed": 0},
+        "ranking": {name: value for name, value in asdict(index.tables.ranking).items() if name != "mean_D"},
     }  # fmt: skip
     assert json.loads((saved / MANIFEST).read_text())["kind"] == "index"
 

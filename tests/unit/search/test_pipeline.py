@@ -31,6 +31,7 @@ class Searched:
         row = (
             np.where(there, numbers, np.inf).astype(np.float32), np.where(there, numbers + 1000, -1),
             np.where(there, 0, -1).astype(np.int32), np.where(there, numbers, 0).astype(np.uint8)[:, None],
+            np.zeros(length, np.uint8),
         )  # fmt: skip
         columns = (np.stack([column] * Q)[: len(queries_QD)] for column in row)
         return Shortlist(*columns, np.full(len(queries_QD), self.found))

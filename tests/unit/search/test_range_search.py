@@ -20,13 +20,14 @@ def test_all_lists_are_searched_as_by_definition(kind, metric):
     index.add(vectors(100, 4))
     values_QN = sign * exact(metric, QUERIES_QD, index.reconstruct(index.ids))
     radius = sign * np.unique(values_QN.round(4))[800:802].mean()  # between two values
-    lims, distances, ids = index.range_search(QUERIES_QD, radius, nprobe=NUM_LISTS, precision="float32")
+    options = {"nprobe": NUM_LISTS, "precision": "float32", "ranking": "decoded"}
+    lims, distances, ids = index.range_search(QUERIES_QD, radius, **options)
     assert (lims.dtype, distances.dtype, ids.dtype) == (np.int64, np.float32, np.int64)
     assert lims.shape == (31,) and lims[0] == 0 and lims[-1] == len(ids) == len(distances) > 700
     for row, (first, last) in enumerate(pairwise(lims)):
         assert set(ids[first:last]) == set(index.ids[values_QN[row] < sign * radius])
         assert (np.diff(sign * distances[first:last]) >= 0).all()
-    one = index.range_search(QUERIES_QD[3], radius, nprobe=NUM_LISTS, precision="float32")
+    one = index.range_search(QUERIES_QD[3], radius, **options)
     np.testing.assert_array_equal(one[0], [0, lims[4] - lims[3]])
     np.testing.assert_array_equal(one[2], ids[lims[3] : lims[4]])
 
@@ -76,6 +77,7 @@ def test_inner_products_of_long_queries_are_those_of_search(length):
     index, queries_QD = built("plain", "inner_product"), QUERIES_QD * np.float32(length / np.abs(QUERIES_QD).max())
     with np.errstate(over="ignore"):
         values_QN = exact("inner_product", queries_QD, index.reconstruct(index.ids)).astype(np.float32)
-    lims, distances, ids = index.range_search(queries_QD, 0.0, nprobe=NUM_LISTS, precision="float32")
+    options = {"nprobe": NUM_LISTS, "precision": "float32", "ranking": "decoded"}
+    lims, distances, ids = index.range_search(queries_QD, 0.0, **options)
     assert (np.diff(lims) == (values_QN > 0).sum(1)).all() and lims[-1] > 1000
     np.testing.assert_allclose(distances, values_QN[np.repeat(np.arange(30), np.diff(lims)), ids], rtol=1e-4)

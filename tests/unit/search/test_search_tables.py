@@ -110,8 +110,10 @@ def test_a_graph_leads_to_many_lists(metric, monkeypatch):
     assert efforts == [None, 7], "all lists are visited: nothing is to be found"
 
 
-def test_inner_products_have_no_levels():
-    assert not built("ivf", "inner_product").tables.levels.any()
+def test_inner_products_have_levels_for_corrections_only():
+    tables = built("ivf", "inner_product").tables
+    codes_NM, _, lists_N, _ = next(built("ivf").segments[0].blocks())
+    assert tables.levels.any() and not tables.ranked(None, codes_NM, lists_N).levels.any()
     levels = built("ivf").tables.levels
     assert (np.diff(levels) >= 0).all() and levels[0] < levels[-1]
 

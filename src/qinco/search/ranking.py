@@ -1,0 +1,117 @@
+"""Calibrated ranking: distances to vectors, estimated from their codes and one number more of each.
+
+With x̂ what a code decodes to and μ the mean of vectors, a vector's correction is T = ⟨x − x̂, x − μ⟩, and vectors are
+ranked by ‖q − x̂‖² + κ T (docs/ranking.md has the derivation). κ is fitted for each stage of a search.
+
+Shape suffixes: N vectors or pairs of a query and a vector, D dimension, Q queries, C candidates.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from qinco.maths.choice import fit_choice
+from qinco.search.metric import products
+
+SCORES = ("lookup", "neural", "pairwise")  # of a Ranking
+_MIN_SHARE = 0.02  # of the spread of values: corrections that change them by less are left out
+_PRIOR_QUERIES = 10.0  # how many queries the prior counts for
+_ESTIMATED = 10  # results whose distances are compared with the true ones
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one stage values a vector: its decoded value + correction · T + length · ‖x̂ − μ‖².
+
+    The decoded value is ‖q − x̂‖², or −⟨q, x̂⟩ for a query of length 1. value + offset estimates the true one.
+    """
+
+    correction: float = 0.0
+    length: float = 0.0
+    offset: float = 0.0
+
+    def adjusted(self, values_N: np.ndarray, decoded_ND, mean_D: np.ndarray, corrections_N: np.ndarray) -> np.ndarray:
+        """Values of pairs, float32 (N,), from their decoded ones."""
+        values_N = values_N + np.float32(self.correction) * corrections_N
+        if self.length:
+            values_N = values_N + np.float32(self.length) * squared_lengths(decoded_ND, mean_D)
+        return values_N.astype(np.float32, copy=False)
+
+    def estimates(self, values: np.ndarray) -> np.ndarray:
+        return (values + np.float32(self.offset)).astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The fitted part of an index's ranking.
+
+    Attributes:
+        mean_D: μ, float32.
+        lookup, neural, pairwise: the Score of each stage.
+        typical: the mean correction, for vectors whose own is not known.
+        low, high: limits of corrections. A norm code that tells another one is of a vector beyond all levels.
+        num_vectors: how many it was fitted to.
+    """
+
+    mean_D: np.ndarray
+    lookup: Score = field(default_factory=Score)
+    neural: Score = field(default_factory=Score)
+    pairwise: Score = field(default_factory=Score)
+    typical: float = 0.0
+    low: float = -np.inf
+    high: float = np.inf
+    num_vectors: int = 0
+
+
+def corrections(x_ND: np.ndarray, decoded_ND: np.ndarray, mean_D: np.ndarray) -> np.ndarray:
+    """T = ⟨x − x̂, x − μ⟩ of vectors and what they are decoded to: float32 (N,)."""
+    x_ND = x_ND.astype(np.float64)
+    return np.einsum("nd,nd->n", x_ND - decoded_ND, x_ND - mean_D).astype(np.float32)
+
+
+def squared_lengths(decoded_ND, mean_D: np.ndarray) -> np.ndarray:
+    """‖x̂ − μ‖² of an array or a tensor, float32 (N,)."""
+    if isinstance(decoded_ND, np.ndarray):
+        centred_ND = decoded_ND - mean_D
+    else:
+        centred_ND = decoded_ND - decoded_ND.new_tensor(mean_D)
+    return products(centred_ND, centred_ND)
+
+
+def fit_score(
+    values_QC: np.ndarray, corrections_QC: np.ndarray, lengths_QC: np.ndarray | None, true_QC: np.ndarray,
+    nearest_Q: np.ndarray, prior: float,
+) -> Score:  # fmt: skip
+    """The score by which the nearest vector of a query is most likely to come first (a conditional logit).
+
+    Args:
+        values_QC: decoded values of some candidates of each query.
+        corrections_QC: their corrections; all zero where none are known.
+        lengths_QC: their ‖x̂ − μ‖²; None: length stays 0.
+        true_QC: their true values.
+        nearest_Q: which of them is the nearest, −1 for none of them.
+        prior: κ where queries tell nothing.
+    """
+    if not len(values_QC):
+        return Score(prior)
+    known_Q = nearest_Q >= 0
+    columns = [values_QC + prior * corrections_QC, corrections_QC, *([] if lengths_QC is None else [lengths_QC])]
+    features_QCF = np.stack(columns, -1).astype(np.float64)
+    centred_QCF = features_QCF - features_QCF.mean(1, keepdims=True)
+    scales_F = np.sqrt(np.square(centred_QCF).mean((0, 1)))
+    scales_F[scales_F == 0] = 1
+    penalty_F = np.array([0.0, *[_PRIOR_QUERIES] * (len(columns) - 1)])
+    score = Score(prior)
+    if known_Q.any():
+        penalty_F[0] = 1e-3
+        weights_F = fit_choice(-centred_QCF[known_Q] / scales_F, nearest_Q[known_Q], penalty_F) / scales_F
+        if weights_F[0] > 0:
+            others = weights_F[1:] / weights_F[0]
+            score = Score(float(prior + others[0]), float(others[1]) if len(others) > 1 else 0.0)
+        if abs(score.correction) * scales_F[1] < _MIN_SHARE * scales_F[0]:
+            score = Score(0.0, score.length)
+    values_QC = values_QC + score.correction * corrections_QC
+    values_QC = values_QC if lengths_QC is None else values_QC + score.length * lengths_QC
+    first_QE = np.argsort(values_QC, 1, kind="stable")[:, :_ESTIMATED]
+    missing_QE = np.take_along_axis(np.asarray(true_QC, np.float64) - values_QC, first_QE, 1)
+    return replace(score, offset=float(missing_QE.mean()))

@@ -1,0 +1,182 @@
+"""Calibrated ranking: what an index knows of vectors besides their codes, and what it makes of it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small_indexes import KINDS, NUM_LISTS, NUM_VECTORS, built, copied, exact, trained, vectors
+
+import qinco
+from qinco.errors import ConfigError, DataError
+from qinco.search.index import Index
+from qinco.search.metric import METRICS, Metric
+from qinco.search.ranking import Score, corrections, fit_score
+
+QUERIES_QD = vectors(200, 21)
+ALL = {"nprobe": NUM_LISTS, "num_short": NUM_VECTORS}
+MANY = {"nprobe": NUM_LISTS, "num_short": 200}
+
+
+def known_of(index: Index) -> tuple[np.ndarray, np.ndarray]:
+    """The corrections that norm codes tell, by ascending ids, and the vectors' own."""
+    blocks = [block for segment in index.segments for block in segment.blocks()]
+    ids, known = (
+        np.concatenate(part) for part in ([b[3] for b in blocks], [index.tables.corrections(*b[:3]) for b in blocks])
+    )
+    return known[np.argsort(ids)], ids
+
+
+def prepared(index: Index, x_ND=None) -> np.ndarray:
+    return index.tables.metric.prepare(vectors() if x_ND is None else x_ND)
+
+
+def recall(index: Index, x_ND: np.ndarray, k: int = 1, **options) -> float:
+    _, nearest = qinco.exhaustive_search(QUERIES_QD, x_ND, 1, metric=index.metric)
+    return float((index.search(QUERIES_QD, k, **options)[1] == nearest).any(1).mean())
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_norm_codes_tell_the_corrections(kind, metric):
+    index = built(kind, metric)
+    known, _ = known_of(index)
+    true = corrections(prepared(index), index.reconstruct(np.arange(NUM_VECTORS)), index.tables.ranking.mean_D)
+    assert np.corrcoef(known, true)[0, 1] > 0.7 and abs(known.mean() - true.mean()) < 0.2 * true.std()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_are_by_definition(kind, metric):
+    """‖q − x̂‖² + κ T + offset, or of inner products those of a query of length 1, times its length."""
+    index = built(kind, metric)
+    ranking, known = index.tables.ranking, known_of(index)[0].astype(np.float64)
+    decoded_ND = index.reconstruct(np.arange(NUM_VECTORS)).astype(np.float64)
+    queries_QD, score = prepared(index, QUERIES_QD).astype(np.float64), ranking.neural
+    lengths_N = np.square(decoded_ND - ranking.mean_D).sum(1)
+    if metric == "inner_product":
+        norms_Q1 = np.linalg.norm(queries_QD, axis=1, keepdims=True)
+        values_QN = -(queries_QD / norms_Q1) @ decoded_ND.T + score.correction * known + score.length * lengths_N
+        expected_QN = -(values_QN + score.offset) * norms_Q1
+    else:
+        values_QN = np.square(queries_QD[:, None] - decoded_ND).sum(2) + score.correction * known + score.offset
+        expected_QN = np.maximum(values_QN, 0)
+        if metric == "cosine":
+            expected_QN = 1 - expected_QN / (2 * index.tables.metric.unit_length**2)
+    distances_QR, ids_QR = index.search(QUERIES_QD, 50, **ALL, precision="float32")
+    np.testing.assert_allclose(distances_QR, np.take_along_axis(expected_QN, ids_QR, 1), rtol=1e-4, atol=1e-3)
+    best_QR = np.sort(expected_QN if metric == "l2" else -expected_QN)[:, :50]
+    np.testing.assert_allclose(distances_QR, best_QR if metric == "l2" else -best_QR, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_more_is_found_and_distances_are_less_biased(metric):
+    """Of sets drawn as the index's, not of its queries; short codes, where there is most to gain."""
+    index = built("plain", metric)
+    assert recall(index, vectors(), **MANY) > recall(index, vectors(), **MANY, ranking="decoded") - 0.03
+    if metric == "inner_product":
+        assert recall(index, vectors(), **MANY) > 2 * recall(index, vectors(), **MANY, ranking="decoded")
+    errors = []
+    for ranking in ("calibrated", "decoded"):
+        distances_QR, ids_QR = index.search(QUERIES_QD, 10, **MANY, ranking=ranking)
+        true_QN = exact(metric, QUERIES_QD, vectors())
+        errors.append(abs(float((distances_QR - np.take_along_axis(true_QN, ids_QR, 1)).mean())))
+    assert errors[0] < 0.7 * errors[1]
+
+
+def test_the_shortlist_is_better_too():
+    index = built("plain", "inner_product")
+    options = {"nprobe": NUM_LISTS, "num_short": 0}
+    assert recall(index, vectors(), **options) > 1.5 * recall(index, vectors(), **options, ranking="decoded")
+
+
+def test_the_length_of_a_query_changes_no_order():
+    index = built("plain", "inner_product")
+    distances_QR, ids_QR = index.search(QUERIES_QD, 10, **MANY)
+    for factor in (1e-20, 8.0, 1e20):
+        found_QR, found_ids_QR = index.search(QUERIES_QD * np.float32(factor), 10, **MANY)
+        np.testing.assert_allclose(found_QR, distances_QR * factor, rtol=1e-3)
+        assert (found_ids_QR == ids_QR).mean() > 0.99
+    zeros_QR, ids_QR = index.search(np.zeros((1, QUERIES_QD.shape[1])), 3, **MANY)
+    assert not zeros_QR.any() and (ids_QR >= 0).all()
+
+
+def test_corrections_survive_what_an_index_goes_through(tmp_path):
+    index = copied(built("ivf", "inner_product"))
+    index.add(vectors(500, 31))
+    index.remove(np.arange(0, NUM_VECTORS, 3))
+    index.save(tmp_path / "index")
+    loaded = Index.load(tmp_path / "index")
+    merged = Index.build(trained("ivf"), vectors(2000, 32), metric="inner_product")
+    merged.merge_from(loaded, 10_000)
+    both = np.concatenate([vectors(), vectors(500, 31)])
+    for found, first in ((loaded, 0), (merged, 10_000)):
+        known, ids = known_of(found)
+        rows = np.sort(ids[ids >= first]).astype(int) - first
+        true = corrections(both[rows], found.reconstruct(rows + first), found.tables.ranking.mean_D)
+        assert np.corrcoef(known[-len(rows) :], true)[0, 1] > 0.95
+
+
+def test_few_vectors_have_a_ranking_too():
+    for count in (1, 2, 30, 150):
+        index = Index.build(trained("plain"), vectors()[:count])
+        assert index.tables.ranking.num_vectors == count
+        assert (index.search(vectors()[:count], 1, **ALL)[1][:, 0] == np.arange(count)).mean() > 0.9
+
+
+def test_without_vectors_an_index_ranks_by_what_codes_decode_to(tmp_path):
+    codec = trained("plain")
+    codes, options = codec.encode(vectors()), {"codec": codec, "num_lists": 4}
+    qinco.build_index(codes, tmp_path / "decoded", **options)
+    index = Index.load(tmp_path / "decoded")
+    assert index.tables.ranking is None
+    for one, other in zip(index.search(QUERIES_QD), index.search(QUERIES_QD, ranking="decoded"), strict=True):
+        np.testing.assert_array_equal(one, other)
+    qinco.build_index(codes, tmp_path / "calibrated", **options, vectors=vectors())
+    assert Index.load(tmp_path / "calibrated").tables.ranking.num_vectors == NUM_VECTORS
+    for wrong, error in (
+        ({"vectors": vectors()[:9]}, DataError),
+        ({"vectors": vectors(), "output": tmp_path / "x.faissindex"}, ConfigError),
+        ({"vectors": vectors(), "codec": None, "num_lists": None, "codebook_size": 16}, ConfigError),
+    ):  # fmt: skip
+        with pytest.raises(error):
+            qinco.build_index(codes, **{"output": tmp_path / "no"} | options | wrong)
+
+
+@pytest.mark.parametrize("ranking", ["exact", None, 1])
+def test_other_rankings_are_refused(ranking):
+    with pytest.raises(ConfigError, match="ranking must be one of calibrated, decoded"):
+        built().search(QUERIES_QD, ranking=ranking)
+    with pytest.raises(ConfigError, match="ranking must be one of calibrated, decoded"):
+        built().range_search(QUERIES_QD, 1.0, ranking=ranking)
+
+
+@pytest.mark.parametrize("field", ["low", "num_vectors", "neural", "mean"])
+def test_a_damaged_ranking_is_refused(field, tmp_path, monkeypatch):
+    index = copied(built())
+    ranking = index.tables.ranking
+    damage = {
+        "low": {"low": float("nan")}, "num_vectors": {"num_vectors": -1}, "mean": {"mean_D": ranking.mean_D[:2]},
+        "neural": {"neural": Score(correction=float("inf"))},
+    }[field]  # fmt: skip
+    index.tables = replace(index.tables, ranking=replace(ranking, **damage))
+    with pytest.raises((DataError, ValueError)):  # JSON has no such numbers, and a reader refuses the rest
+        index.save(tmp_path / "index")
+        Index.load(tmp_path / "index")
+
+
+def test_the_weight_of_corrections_is_found():
+    """Of queries whose true distances are the decoded ones plus a share of the corrections."""
+    generator = np.random.default_rng(0)
+    values_QC, corrections_QC = generator.uniform(1, 2, (800, 20)), generator.uniform(0, 1, (800, 20))
+    true_QC = values_QC + 0.4 * corrections_QC + 0.02 * generator.standard_normal((800, 20)) + 3
+    score = fit_score(values_QC, corrections_QC, None, true_QC, true_QC.argmin(1), 0.25)
+    assert score.correction == pytest.approx(0.4, abs=0.05) and score.offset == pytest.approx(3, abs=0.02)
+    assert fit_score(values_QC[:0], corrections_QC[:0], None, true_QC[:0], np.empty(0, int), 0.25) == Score(0.25)
+    nothing = fit_score(values_QC, corrections_QC, None, values_QC, values_QC.argmin(1), 0.25)
+    assert abs(nothing.correction) < 0.02
+
+
+def test_cosines_of_calibrated_values_are_cosines():
+    assert Metric("cosine", 2.0).distances(np.float32([0, 8, 16])).tolist() == [1, 0, -1]
+    distances_QR, _ = built("plain", "cosine").search(prepared(built("plain", "cosine"))[:300], 3, **MANY)
+    assert (distances_QR <= 1).all()
