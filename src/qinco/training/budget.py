@@ -3,20 +3,20 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 import torch
 
-from qinco.config import EncodeOptions, ModelConfig
+from qinco.config import ModelConfig
 from qinco.machine import num_threads
 from qinco.maths.clustering import BEAM_WIDTH, ITERATIONS, KMEANS_ROWS, nearest
 from qinco.training.codebooks import sample_rows
 from qinco.training.loop import Training
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
-from qinco.training.schedule import COOLDOWN, StepPlan, fitted_batch, fitted_lr, narrow_steps
+from qinco.training.schedule import StepPlan, fitted_batch, fitted_lr
 
 MEASURED_SECONDS, MEASURED_SHARE = 1.0, 0.01  # of steps of each size, and of validation
 MEASURED_BATCHES = (128, 1024)
@@ -30,26 +30,14 @@ _ROWS_PER_BATCH = 16  # vectors for each one of a batch, at least: few vectors a
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an optimizer step by its batch size, and of validation by its vectors, on all processes together.
-
-    `narrow` are those of steps that are encoded with C=4 B=1; None where there are none.
-    """
+    """Seconds of an optimizer step by its batch size, and of validation by its vectors, on all processes together."""
 
     steps: dict[int, float]
     valid: dict[int, float]
-    narrow: dict[int, float] | None = None
 
     def step(self, batch_size: int) -> float:
         """Of one step: on the line through the smallest and the largest batch that were measured."""
         return _on_line(self.steps, batch_size)
-
-    def short(self) -> "Pace":
-        """That of a short run, all steps alike: narrow ones, and others in the cooldown."""
-        narrow = self.narrow or {}
-        steps = {
-            size: (1 - COOLDOWN) * narrow[size] + COOLDOWN * self.steps[size] for size in narrow if size in self.steps
-        }
-        return Pace(steps or self.steps, self.valid)
 
     def validation(self, num_valid: int) -> float:
         return num_valid * min(seconds / rows for rows, seconds in self.valid.items())
@@ -72,15 +60,20 @@ def measure(training: Training, batches: tuple[int, ...] = MEASURED_BATCHES, lim
     def validate(count: int) -> None:
         training.validate(valid.window(0, count))
 
-    def steps(options: EncodeOptions) -> dict[int, float]:
-        training.batch_encode_options = options
-        return _times(lambda count: training.optimizer_step([x_ND[:count]], 0.0), batches, limit, training.processes)
+    def step(count: int) -> None:
+        training.optimizer_step([x_ND[:count]], 0.0)
 
+    shares, times = training.batch_options_shares(), []
     with training.on_trial():
-        usual = steps(training.usual_options)
-        narrow = steps(training.narrowest_options) if narrow_steps(training.options, 0) else None
+        for options in shares:
+            training.batch_encode_options = options
+            times.append(_times(step, batches, limit / len(shares), training.processes))
+    steps: dict[int, float] = {
+        size: sum(share * of[size] for share, of in zip(shares.values(), times, strict=True))
+        for size in batches if all(size in of for of in times)
+    }  # fmt: skip
     sizes = tuple(sorted({min(size, len(valid)) for size in _MEASURED_VALID}))
-    return Pace(usual, _times(validate, sizes, limit, training.processes), narrow)
+    return Pace(steps, _times(validate, sizes, limit, training.processes))
 
 
 def _times(work: Callable[[int], object], sizes: tuple[int, ...], limit: float, processes: Processes) -> dict:
@@ -125,14 +118,6 @@ def start_rows(config: ModelConfig, num_train: int, seconds: float, device: str)
 
 def settle(options: TrainOptions, pace: Pace, seconds: float, num_train: int, num_valid: int) -> StepPlan:
     """The plan of a run that takes at most `seconds` from now on; the start's validation is included."""
-    if pace.narrow is not None:
-        plan = _fill(options, pace.short(), seconds, num_train, num_valid)
-        if count := narrow_steps(options, plan.total_steps):
-            return replace(plan, narrow_steps=count)
-    return _fill(options, pace, seconds, num_train, num_valid)
-
-
-def _fill(options: TrainOptions, pace: Pace, seconds: float, num_train: int, num_valid: int) -> StepPlan:
     usable = _FILLED * seconds
     epochs, rows, valid_seconds = _validations(options, pace, usable, num_valid)
     accumulate, left = options.grad_accumulate, max(0.0, usable - (epochs + 1) * valid_seconds)

@@ -45,7 +45,6 @@ def estimate(training: Training, pace: Pace | None = None) -> Estimate:
     """What a run takes at the pace of this machine, by default measured now, but without the first codebooks."""
     plan, total, num_valid = training.plan, training.schedule.epochs, len(training.valid_source)
     pace = pace or measure(training, (min(_MEASURED_BATCH, plan.batch_size),))
-    pace = pace.short() if plan.narrow_steps else pace
     step_seconds = pace.step(plan.batch_size) * training.options.grad_accumulate
     per_epoch = plan.steps_per_epoch * step_seconds + pace.validation(num_valid)
     epochs = None if total is None else total - training.position.epoch

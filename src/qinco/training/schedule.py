@@ -17,11 +17,7 @@ _BATCH_SIZES = (1024, 512, 256, 128)
 # validation is neither rare nor dear.
 _USUAL_EPOCHS, _STEPS_PER_EPOCH = 60, (100, 1000)
 _MOST_RAMP_STEPS = 300
-COOLDOWN, _JUDGED_EPOCHS = 0.25, 8  # the share of a run, and the epochs before which no gain is judged
-# With C=4 B=1 a step takes two thirds of the time that it takes with C=16 B=4, which pays in short runs until the
-# cooldown: on 60,000 SIFT vectors (M=8, batches of 256), 1,200 steps end at MSE 17,062, and 900 steps of C=16 B=4 in
-# the same time at 17,803 (one seed, validation vectors; with M=4, 2,000 steps of either end at 31,698 and 31,587).
-_MOST_NARROW_STEPS = 5000
+_COOLDOWN, _JUDGED_EPOCHS = 0.25, 8  # the share of a run, and the epochs before which no gain is judged
 
 
 def fitted_lr(num_steps: int, batch_size: int) -> float:
@@ -30,6 +26,9 @@ def fitted_lr(num_steps: int, batch_size: int) -> float:
     slope = math.log(low / high) / math.log(long / short)
     rate = min(high, max(low, high * (max(num_steps, 1) / short) ** slope))
     return rate * min(1.0, batch_size / _THEIR_BATCH) ** 0.5
+
+
+_LATE_FACTOR, _SAMPLED_STEPS = 0.5, 200
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ class StepPlan:
     lr: float  # the highest
     seconds: float | None = None  # the training should not take longer, start not included
     num_valid: int | None = None  # vectors to validate on; None: all that there are for it
-    narrow_steps: int = 0  # the first ones, before a cooldown, which are encoded with C=4 B=1
 
     @property
     def total_steps(self) -> int:
@@ -66,19 +64,12 @@ class StepPlan:
             round(options.ramp_epochs * per_epoch), _MOST_RAMP_STEPS if epochs is None else per_epoch * epochs // 10
         )
         epochs = max(1, _LONG_RUN[0] // per_epoch) if epochs is None else epochs
-        narrow = narrow_steps(options, per_epoch * epochs)
-        return cls(vectors, batch_size, per_epoch, epochs, ramp, lr, narrow_steps=narrow)
+        return cls(vectors, batch_size, per_epoch, epochs, ramp, lr)
 
 
 def fitted_batch(num_steps: Callable[[int], float]) -> int:
     """The largest batch of which a run has enough steps; `num_steps` says how many it has for a batch size."""
     return next((size for size in _BATCH_SIZES if num_steps(size) >= _ENOUGH_STEPS), _BATCH_SIZES[-1])
-
-
-def narrow_steps(options: TrainOptions, total_steps: int) -> int:
-    """Steps of a run that are encoded with C=4 B=1, at most: those of a short one while codes still move."""
-    is_short = (options.epochs is None and options.minutes is None) or total_steps <= _MOST_NARROW_STEPS
-    return _MOST_NARROW_STEPS if is_short and options.narrow_beam and options.schedule == "cooldown" else 0
 
 
 class Schedule(ABC):
@@ -103,9 +94,14 @@ class Schedule(ABC):
     def factor(self, step: int) -> float:
         """The share of the highest rate that a step after the ramp has."""
 
-    def is_cooling(self, step: int) -> bool:
-        """Whether the rate falls to its end, and codes hardly move any more."""
-        return False
+    def is_late(self, step: int) -> bool:
+        """Whether the rate has fallen below half of the highest, so that codes change little from step to step."""
+        return step >= self.plan.ramp_steps and self.factor(step) < _LATE_FACTOR
+
+    def late_share(self) -> float:
+        """The share of such steps in a whole run, as far as that is known."""
+        total = self._last_step() + 1
+        return sum(self.is_late(total * i // _SAMPLED_STEPS) for i in range(_SAMPLED_STEPS)) / _SAMPLED_STEPS
 
     def observe(self, epoch: int, mse: float) -> None:  # noqa: B027 (a schedule need not listen)
         """Hear the validation error after an epoch; the first one is that of the start."""
@@ -177,12 +173,20 @@ class CooldownSchedule(Schedule):
         self.epochs = plan.epochs if self.has_end else None
         self.cooldown_from = self._usual_begin(plan.epochs) if self.has_end else None
 
-    def is_cooling(self, step: int) -> bool:
+    def is_late(self, step: int) -> bool:
+        """Whether the rate falls to its end, or has halved before.
+
+        On 60,000 SIFT vectors (M=8, batches of 256), 1,200 steps of which those before the fall are encoded with C=4 B=1
+        end at MSE 17,062, and 900 steps of C=16 B=4 in the same time at 17,803.
+        """
+        return self._is_cooling(step) or super().is_late(step)
+
+    def _is_cooling(self, step: int) -> bool:
         return self.cooldown_from is not None and step >= self.cooldown_from
 
     def factor(self, step: int) -> float:
         begin = self.cooldown_from
-        if begin is None or not self.is_cooling(step):
+        if begin is None or step < begin:
             return self._high(step)
         lowest, end = self.options.lr_min_factor, self._last_step() + 1
         return self._high(begin) * (lowest + (1 - lowest) * max(0, end - step) / max(1, end - begin))
@@ -196,9 +200,9 @@ class CooldownSchedule(Schedule):
     def observe(self, epoch: int, mse: float) -> None:
         self.errors = [*self.errors, mse]
         done = len(self.errors) - 1
-        if self.is_cooling(epoch * self.plan.steps_per_epoch):
+        if self._is_cooling(epoch * self.plan.steps_per_epoch):
             return
-        tail = max(1, math.ceil(done * COOLDOWN / (1 - COOLDOWN)))
+        tail = max(1, math.ceil(done * _COOLDOWN / (1 - _COOLDOWN)))
         first, second = self.errors[: done // 2 + 1], self.errors[done // 2 + 1 :]
         least = 0.0 if self.has_end else self.options.least_gain
         if done >= _JUDGED_EPOCHS and min(second) >= min(first) * (1 - least):
@@ -212,7 +216,7 @@ class CooldownSchedule(Schedule):
         self.cooldown_from = begin if self.cooldown_from is None else min(begin, self.cooldown_from)
 
     def _usual_begin(self, epochs: int) -> int:
-        return round(epochs * self.plan.steps_per_epoch * (1 - COOLDOWN))
+        return round(epochs * self.plan.steps_per_epoch * (1 - _COOLDOWN))
 
 
 class PlateauSchedule(Schedule):

@@ -62,19 +62,6 @@ def test_batch_and_rate_fit_the_steps_that_there_is_time_for():
     assert short.epoch_vectors <= 200_000 and seconds_of(short) <= 0.98 * 3600
 
 
-def test_short_runs_are_encoded_narrowly():
-    pace = Pace(PACE.steps, PACE.valid, {128: 0.02, 1024: 0.06})
-    for seconds, is_short in ((10, True), (300, True), (3600, False)):
-        plan = settled(seconds, pace=pace)
-        assert (plan.narrow_steps > 0.75 * plan.total_steps) == is_short
-        assert 0.9 * seconds < seconds_of(plan, pace.short() if is_short else pace) <= 0.98 * seconds
-    assert settled(10, pace=pace).total_steps > settled(10).total_steps
-    assert settled(10).narrow_steps == 0  # of a pace without them
-    assert measure(run_of(schedule="cooldown", epochs=None, minutes=1.0), (8,), 0.01).narrow.keys() == {8}
-    for options in ({}, {"schedule": "cooldown", "epochs": None, "minutes": 1.0, "narrow_beam": False}):
-        assert measure(run_of(**options), (8,), 0.01).narrow is None
-
-
 @pytest.mark.parametrize("seconds", [-5.0, 0.0, 0.01])
 def test_without_time_there_are_no_epochs(seconds):
     plan = settled(seconds)
