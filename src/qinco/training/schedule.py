@@ -176,8 +176,8 @@ class CooldownSchedule(Schedule):
     def is_late(self, step: int) -> bool:
         """Whether the rate falls to its end, or has halved before.
 
-        On 60,000 SIFT vectors (M=8, batches of 256), 1,200 steps that are encoded with C=4 B=1 before the fall end at MSE
-        17,062, and 900 steps of C=16 B=4 in the same time at 17,803.
+        On 60,000 SIFT vectors (M=8, batches of 256), 1,200 steps that are encoded with C=4 B=1 before the fall end at
+        MSE 17,062, and 900 steps of C=16 B=4 in the same time at 17,803.
         """
         return self._is_cooling(step) or super().is_late(step)
 
