@@ -139,7 +139,7 @@ def test_other_orders_are_decoded_whole(monkeypatch):
 
 
 def test_the_margin_is_stored(tmp_path):
-    index = built()
+    index = copied(built())  # that knows its folder
     index.save(tmp_path / "one")
     assert Index.load(tmp_path / "one").tables.ranking.margin == index.tables.ranking.margin
     few = Index.build(index.codec, vectors()[:50], 2)
