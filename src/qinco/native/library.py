@@ -21,7 +21,7 @@ from qinco.interrupts import is_main_thread
 
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 _LOG = logging.getLogger(__name__)
-_INTERFACE = 4  # of the library, as in engine.h
+_INTERFACE = 5  # of the library, as in engine.h
 _FLOATS = POINTER(c_float)
 _MAX_COUNT = (1 << 31) - 1  # larger counts of candidates mean all
 _SHORT_CALL = 1e9  # operations: a fraction of a second on one slow core

@@ -59,8 +59,18 @@ def measure(training: Training, batches: tuple[int, ...] = MEASURED_BATCHES, lim
     def validate(count: int) -> None:
         training.validate(valid.window(0, count))
 
+    def step(count: int) -> None:
+        training.optimizer_step([x_ND[:count]], 0.0)
+
+    shares, times = training.batch_options_shares(), []
     with training.on_trial():
-        steps = _times(lambda count: training.optimizer_step([x_ND[:count]], 0.0), batches, limit, training.processes)
+        for options in shares:
+            training.batch_encode_options = options
+            times.append(_times(step, batches, limit / len(shares), training.processes))
+    steps: dict[int, float] = {
+        size: sum(share * of[size] for share, of in zip(shares.values(), times, strict=True))
+        for size in batches if all(size in of for of in times)
+    }  # fmt: skip
     sizes = tuple(sorted({min(size, len(valid)) for size in _MEASURED_VALID}))
     return Pace(steps, _times(validate, sizes, limit, training.processes))
 

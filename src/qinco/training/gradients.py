@@ -78,12 +78,12 @@ def _layers(step: Step, computed: list[Tensor], gradients: list[Tensor]) -> tupl
     """The arrays of a step, and those of their gradients; lists what is computed from parameters, and its gradients."""
 
     def pair(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        if tensor.is_leaf and tensor.grad is None:
-            tensor.grad = torch.zeros_like(tensor)
-        elif not tensor.is_leaf:
+        gradient = torch.zeros_like(tensor) if not tensor.is_leaf or tensor.grad is None else tensor.grad
+        if tensor.is_leaf:
+            tensor.grad = gradient
+        else:
             computed.append(tensor)
-            gradients.append(torch.zeros_like(tensor))
-        gradient = tensor.grad if tensor.is_leaf else gradients[-1]
+            gradients.append(gradient)
         return tensor.detach().numpy(), gradient.numpy()
 
     tensors, blocks = {"codebook": step.codebook.weight}, []

@@ -87,12 +87,20 @@ class RunPosition:
     unused: int | None = None
 
 
-def narrow_options(options: EncodeOptions) -> EncodeOptions:
-    """The options that training batches are encoded with: as `options`, but at most C=16 B=4."""
+def narrow_options(options: EncodeOptions, is_late: bool) -> EncodeOptions:
+    """The options that training batches are encoded with: as `options`, but at most C=4 B=2 or, late, C=16 B=4.
+
+    Two thirds of five epochs with C=4 cost .1 to .4 % more error than C=16 throughout on SIFT and .2 % on sentence
+    embeddings; encoding with it takes a third of the time.
+    """
     if not options.preselects:
         return options
     given = {name: getattr(options, name) for name in ("num_pairs", "num_candidates", "beam_width")}
-    limits = {"num_pairs": 16, "num_candidates": 4, "beam_width": 4}
+    early, late = (
+        {"num_pairs": 4, "num_candidates": 2, "beam_width": 2},
+        {"num_pairs": 16, "num_candidates": 4, "beam_width": 4},
+    )
+    limits = late if is_late else early
     return replace(options, **{name: min(value, limits[name]) for name, value in given.items() if value is not None})
 
 
@@ -106,7 +114,6 @@ class Training:
         encode_options.check_model(model.config)
         self.model, self.options, self.encode_options, self.processes = model, options, encode_options, processes
         self.train_source, self.all_valid = train, valid
-        self.batch_encode_options = narrow_options(encode_options) if options.narrow_beam else encode_options
         self.precision = candidate_precision(options.precision, str(model.device), model.config)
         self.gradients = gradients_of(model, encode_options.engine, self.precision)
         self.parameters = list(model.parameters())
@@ -119,6 +126,7 @@ class Training:
     def begin(self, plan: StepPlan) -> None:
         """Stand at the beginning of a plan, with the weights as they are."""
         self.plan, self.schedule = plan, SCHEDULES[self.options.schedule](self.options, plan)
+        self.batch_encode_options = self._batch_options(is_late=False)
         count = len(self.all_valid)
         rows = plan.num_valid or count
         self.valid_source = self.all_valid.take(stratified_rows(count, rows)) if rows < count else self.all_valid
@@ -129,6 +137,17 @@ class Training:
         # When an epoch was last reported, and how long the last ones took; None where they were not seen as a whole.
         self.reported_at: float | None = None
         self.epoch_seconds: deque[float] = deque(maxlen=_PACE_EPOCHS)
+
+    def _batch_options(self, is_late: bool) -> EncodeOptions:
+        return narrow_options(self.encode_options, is_late) if self.options.narrow_beam else self.encode_options
+
+    def batch_options_shares(self) -> dict[EncodeOptions, float]:
+        """The options that batches are encoded with in the course of the run, and their shares of the steps."""
+        late, shares = self.schedule.late_share(), {}
+        for is_late, share in ((False, 1 - late), (True, late)):
+            options = self._batch_options(is_late)
+            shares[options] = shares.get(options, 0.0) + share
+        return shares
 
     @contextmanager
     def on_trial(self) -> Iterator[None]:
@@ -210,7 +229,9 @@ class Training:
         stream = batches(self.train_source, position.epoch, bounds, first, options.seed, rows_shuffled=shuffled)
         with closing(stream):
             while position.step < plan.steps_per_epoch:
-                lr = self.schedule.rate(position.epoch * plan.steps_per_epoch + position.step)
+                number = position.epoch * plan.steps_per_epoch + position.step
+                lr = self.schedule.rate(number)
+                self.batch_encode_options = self._batch_options(self.schedule.is_late(number))
                 parts = [next(stream) for _ in range(options.grad_accumulate)]
                 loss = self.optimizer_step(parts, lr)
                 position.seconds = time.monotonic() - begun

@@ -46,7 +46,9 @@ class TrainOptions:
     redraw: str = option("split", help="put unused codewords beside a frequent one, or around the step's targets",
                          choices=("split", "targets"))  # fmt: skip
     range_scaling: bool = option(False, help="normalize by the range (QINCo1) instead of the standard deviation")
-    narrow_beam: bool = option(True, help="encode training batches with at most C=16 B=4")
+    narrow_beam: bool = option(
+        True, help="encode training batches with at most C=4 B=2, and C=16 B=4 once the rate has halved"
+    )
     precision: str = option("auto", key="precision", help=f"arithmetic: {', '.join(PRECISIONS)}", choices=PRECISIONS)
     seed: int = option(0, key="seed", help="seed of all random choices", minimum=0, maximum=MAX_INTEGER)
 

@@ -28,6 +28,9 @@ def fitted_lr(num_steps: int, batch_size: int) -> float:
     return rate * min(1.0, batch_size / _THEIR_BATCH) ** 0.5
 
 
+_LATE_FACTOR, _SAMPLED_STEPS = 0.5, 200
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """How a run is cut into optimizer steps. An epoch of it may be a part of a pass over the vectors, or several."""
@@ -90,6 +93,15 @@ class Schedule(ABC):
     @abstractmethod
     def factor(self, step: int) -> float:
         """The share of the highest rate that a step after the ramp has."""
+
+    def is_late(self, step: int) -> bool:
+        """Whether the rate has fallen below half of the highest, so that codes change little from step to step."""
+        return step >= self.plan.ramp_steps and self.factor(step) < _LATE_FACTOR
+
+    def late_share(self) -> float:
+        """The share of such steps in a whole run, as far as that is known."""
+        total = self._last_step() + 1
+        return sum(self.is_late(total * i // _SAMPLED_STEPS) for i in range(_SAMPLED_STEPS)) / _SAMPLED_STEPS
 
     def observe(self, epoch: int, mse: float) -> None:  # noqa: B027 (a schedule need not listen)
         """Hear the validation error after an epoch; the first one is that of the start."""

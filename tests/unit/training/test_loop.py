@@ -54,7 +54,8 @@ def test_reports_come_after_every_step_and_every_epoch():
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_training_lowers_the_error_of_every_architecture(name):
     config = ARCHITECTURES[name]
-    reports = epochs_of(training(config, coarse_VD=centroids(config), epochs=10))
+    # Losses of batches can be compared where all are encoded as widely.
+    reports = epochs_of(training(config, coarse_VD=centroids(config), epochs=10, narrow_beam=False))
     assert reports[-1].loss < reports[1].loss
     assert math.isfinite(reports[-1].mse)
     assert len(reports[-1].mse_per_step) == config.num_steps and reports[-1].mse == reports[-1].mse_per_step[-1]
@@ -76,7 +77,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_option_trains(options):
-    reports = epochs_of(training(epochs=10, **options))
+    reports = epochs_of(training(epochs=10, narrow_beam=False, **options))
     assert len(reports) == 11 and math.isfinite(reports[-1].mse)
     if "epoch_size" not in options:  # an epoch of a few vectors says little about the next
         assert reports[-1].loss < reports[1].loss
@@ -157,21 +158,27 @@ def test_validation_is_the_error_of_encoding_in_data_space(device):
 
 def test_training_encodes_narrowly_and_the_paper_as_evaluation_does():
     wide = EncodeOptions(num_pairs=64, beam_width=32)
-    assert training(encode=wide).batch_encode_options == EncodeOptions(num_pairs=16, beam_width=4)
-    assert training(encode=wide, narrow_beam=False).batch_encode_options == wide
+    assert training(encode=wide, narrow_beam=False).batch_options_shares() == {wide: 1.0}
+    run = training(encode=wide, epochs=6, batch_size=80)
+    early, late = (EncodeOptions(num_pairs=C, beam_width=B) for C, B in ((4, 2), (16, 4)))
+    assert run.batch_options_shares() == pytest.approx({early: 2 / 3, late: 1 / 3}, abs=0.05)
+    used = [run.batch_encode_options for report in run.run() if isinstance(report, StepReport)]
+    begin = round(len(used) * 2 / 3)
+    assert set(used[: begin - 1]) == {early} and set(used[begin + 1 :]) == {late}
 
 
 @pytest.mark.parametrize(
-    ("wide", "narrow"),
+    ("wide", "early", "late"),
     [
-        (EncodeOptions(num_candidates=16, beam_width=32), EncodeOptions(num_candidates=4, beam_width=4)),
-        (EncodeOptions(num_candidates=2, beam_width=2), EncodeOptions(num_candidates=2, beam_width=2)),
-        (EncodeOptions(num_pairs=8, beam_width=32), EncodeOptions(num_pairs=8, beam_width=4)),
-        (EncodeOptions(beam_width=8), EncodeOptions(beam_width=8)),
+        ((16, None, 32), (2, None, 2), (4, None, 4)),
+        ((2, None, 1), (2, None, 1), (2, None, 1)),
+        ((None, 8, 32), (None, 4, 2), (None, 8, 4)),
+        ((None, None, 8), (None, None, 8), (None, None, 8)),
     ],
 )
-def test_narrow_is_never_wider(wide, narrow):
-    assert narrow_options(wide) == narrow
+def test_narrow_is_never_wider(wide, early, late):
+    for is_late, narrow in ((False, early), (True, late)):
+        assert narrow_options(EncodeOptions(*wide), is_late) == EncodeOptions(*narrow)
 
 
 def scripted(run: Training, errors):
