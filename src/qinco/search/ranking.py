@@ -16,7 +16,6 @@ from qinco.search.metric import products
 SCORES = ("lookup", "neural", "pairwise")  # of a Ranking
 _MIN_SHARE = 0.02  # of the spread of values: corrections that change them by less are left out
 _PRIOR_QUERIES = 10.0  # how many queries the prior counts for
-_MEDIAN_OF_NORMAL = 0.6745  # of the absolute values of normally distributed ones, in standard deviations
 _ESTIMATED = 10  # results whose distances are compared with the true ones
 
 
@@ -105,7 +104,7 @@ def fit_score(
     columns = [values_QC + prior * corrections_QC, corrections_QC, *([] if lengths_QC is None else [lengths_QC])]
     features_QCF = np.stack(columns, -1).astype(np.float64)
     centred_QCF = features_QCF - features_QCF.mean(1, keepdims=True)
-    scales_F = np.median(np.abs(centred_QCF), (0, 1)) / _MEDIAN_OF_NORMAL  # whatever some broken vectors lose
+    scales_F = np.sqrt(np.square(centred_QCF).mean((0, 1)))
     scales_F[scales_F == 0] = 1
     penalty_F = np.array([0.0, *[_PRIOR_QUERIES] * (len(columns) - 1)])
     score = Score(prior)

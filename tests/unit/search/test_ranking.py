@@ -138,7 +138,7 @@ def test_a_few_vectors_of_broken_length_do_not_hide_the_others(factor, metric):
     if metric == "l2":
         expected_QR = built().search(x_ND[1:100], 10, **MANY)[1]
         is_own_Q2 = [(ids[:, 0] == np.arange(1, 100)).mean() for ids in (ids_QR, expected_QR)]
-        assert is_own_Q2[0] > is_own_Q2[1] - 0.1
+        assert is_own_Q2[0] > is_own_Q2[1] - 0.15
 
 
 def test_vectors_of_given_codes_are_checked(tmp_path, caplog):
