@@ -124,6 +124,25 @@ def test_searching_everything_is_exhaustive_search(capsys):
     assert found == exhaustive
 
 
+def test_the_papers_order_is_measured_with_the_calibrated_recall_beside(capsys, tmp_path):
+    built = run_json(capsys, "build_index", *CODES, "vectors=base.npy", f"output={tmp_path}/ix")
+    everything, plain = (LISTS, 4, 400, 0), f"index={tmp_path}/ix"
+    found = search(capsys, plain, "nprobe=20", "nshort=400")[everything]
+    assert found["recall"] == search(capsys, "index=ix", "nprobe=20", "nshort=400")[everything]["recall"]
+    calibrated = search(capsys, plain, "nprobe=20", "nshort=400", "ranking=calibrated")[everything]
+    assert found["recall_calibrated"] == calibrated["recall"] != found["recall"]
+    assert built["bytes_per_vector"] == qinco.Index.load("ix").bytes_per_vector
+    run(*command(plain, "nprobe=20", "nshort=400"))
+    assert "calibrated@10" in capsys.readouterr().out
+    common = ["search", plain, "queries=query.npy", "nprobe=20", "k=5"]
+    for ranking in ("calibrated", "decoded"):
+        run_json(capsys, *common, f"ranking={ranking}", f"output={tmp_path}/{ranking}.npy")
+        _, ids = qinco.Index.load(tmp_path / "ix").search("query.npy", 5, nprobe=20, ranking=ranking)
+        np.testing.assert_array_equal(np.load(tmp_path / f"{ranking}.npy"), ids)
+    assert main(["search", "model=plain.safetensors", "db=base.npy", "queries=query.npy", "ranking=decoded"]) == 2
+    assert "ranking= is for the search of an index" in capsys.readouterr().err
+
+
 def test_the_index_holds_its_codec_or_is_told(tmp_path, capsys):
     codes = ["encoded_trainset=ivf_train", "encoded_db=ivf_base", "trainset=train.npy", "ivf_centroids=coarse.npy"]
     run_json(capsys, "build_index", *codes, f"output={tmp_path}/ix")

@@ -34,7 +34,8 @@ def measure_index(settings: Settings, console, queries, truth) -> None:
     result = qinco.sweep(
         index, queries, truth, nprobe=settings["search.nprobe"], ef_search=settings["search.quantizer_efSearch"],
         num_short=settings["search.nshort"], mid_factors=settings["search.nmid_short"], decoder=settings["decoder"],
-        precision=settings["precision"], batch_size=settings["search.batch_size"], threads=threads,
+        precision=settings["precision"], ranking=settings["ranking"] or "decoded",
+        batch_size=settings["search.batch_size"], threads=threads,
         output=settings["output"], plot=settings["plot"], name=Path(path).name, resume=settings["resume"],
         overwrite=settings["overwrite"], inputs=inputs.files_read(settings), conditions=files,
         metric=settings["metric"], progress=console.progress,

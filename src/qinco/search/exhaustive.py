@@ -10,7 +10,7 @@ from qinco.maths.devices import CPU
 from qinco.progress import ProgressOption, reporting
 from qinco.search.metric import L2, Metric, choose_metric
 from qinco.store.codes import Codes
-from qinco.vectors.rows import as_source, check_dim
+from qinco.vectors.rows import VectorSource, as_source, check_dim
 
 _BLOCK_ROWS = 1 << 16
 _DISTANCES, _PIECE_ROWS = 1 << 23, 1 << 15
@@ -21,23 +21,24 @@ _DEVICE_DISTANCES = 1 << 27  # a device needs more of them to be busy
 
 def exhaustive_search(
     queries, vectors, k: int = 10, *, metric: str | None = None, device: str | None = None,
-    progress: ProgressOption = None,
+    ranking: str = "calibrated", progress: ProgressOption = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Compare each query with all vectors, in bounded memory.
 
     Args:
         queries: (Q, D) array, tensor, path or VectorSource.
         vectors: (N, D), of the same kinds; or a pair (decoder, codes) of a Codec, LookupDecoder or PairwiseDecoder and
-            the Codes (N, M) that it decodes.
+            the Codes (N, M) that it decodes; or an Index, all of whose vectors are decoded.
         k: R, results for each query.
         metric: "l2", "inner_product" or "cosine"; if None what the files state (ann-benchmarks' HDF5), else "cosine"
             for vectors of length 1, and "l2" for others and for codes.
         device: where distances are computed; the codec's device, or the processor, if None.
+        ranking: of an Index, as for its `search`.
         progress: see `qinco.progress`.
 
     Returns:
-        Squared L2 distances or similarities, float32 (Q, k), and row numbers, int64 (Q, k), nearest first. Where N < k
-        the rest is ±inf and -1. Distances beyond float32's range are ±inf, too.
+        Squared L2 distances or similarities, float32 (Q, k), and row numbers (of an Index: ids), int64 (Q, k), nearest
+        first. Where N < k the rest is ±inf and -1. Distances beyond float32's range are ±inf, too.
 
     Example:
         >>> distances, ids = exhaustive_search(queries, "base.fvecs", k=10)
@@ -45,6 +46,11 @@ def exhaustive_search(
     """
     require_int("k", k, 1, (1 << 31) - 1)
     source = as_source(queries, "queries")
+    if hasattr(vectors, "compare_all"):  # an Index, whose module stands above this one
+        choose_metric(metric, source, own=vectors.metric)
+        check_dim(source, vectors.dim, "the index")
+        with reporting(progress) as report:
+            return vectors.compare_all(_read(source), k, ranking, report)
     if isinstance(vectors, tuple):
         decoder, database, compared = vectors[0], Codes.of(vectors[1]), None
         dim, device = decoder.dim, device or getattr(decoder, "device", "cpu")
@@ -55,8 +61,7 @@ def exhaustive_search(
     check_dim(source, dim, "the vectors that are searched")
     with reporting(progress) as report:
         measure = Metric(choose_metric(metric, queries, vectors, compared=compared))
-        blocks_qD = (block for _, block in source.blocks(_BLOCK_ROWS))
-        queries_QD = np.concatenate([np.empty((0, source.dim), np.float32), *blocks_qD])
+        queries_QD = _read(source)
 
         def blocks():
             for first, block in decoded:
@@ -64,6 +69,10 @@ def exhaustive_search(
                 report("searching", first + len(block), len(database))
 
         return nearest_in_blocks(queries_QD, blocks(), k, device or "cpu", measure)
+
+
+def _read(source: VectorSource) -> np.ndarray:
+    return np.concatenate([np.empty((0, source.dim), np.float32), *(block for _, block in source.blocks(_BLOCK_ROWS))])
 
 
 def nearest_in_blocks(

@@ -11,7 +11,8 @@ from qinco.config import accepts_keys, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError
 from qinco.machine import num_threads
-from qinco.progress import ProgressOption, counted, reporting
+from qinco.progress import Progress, ProgressOption, counted, reporting
+from qinco.search.decoded_search import search_decoded
 from qinco.search.edit import decode_ids
 from qinco.search.grow import build_parts
 from qinco.search.ids import admitted_ids
@@ -217,6 +218,12 @@ class Index(StoredIndex):
         allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
         decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision, keeps=False)
         return search_ranges(parts, decoder, source, float(radius), options, allowed, ranking)
+
+    def compare_all(self, queries_QD: np.ndarray, k: int, ranking: str, report: Progress) -> tuple:
+        """What `exhaustive_search` of the index returns."""
+        parts = self.parts
+        decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, keeps=False)
+        return search_decoded(parts, decoder, queries_QD, k, ranking, report)
 
     def _queries(self, queries) -> tuple[VectorSource, bool]:
         source, is_single = as_queries(queries)

@@ -37,11 +37,21 @@ def recall(index: Index, x_ND: np.ndarray, k: int = 1, **options) -> float:
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_norm_codes_tell_the_corrections(kind, metric):
+def test_norm_codes_tell_the_corrections_to_half_a_level(kind, metric):
     index = built(kind, metric)
-    known, _ = known_of(index)
-    true = corrections(prepared(index), index.reconstruct(np.arange(NUM_VECTORS)), index.tables.ranking.mean_D)
-    assert np.corrcoef(known, true)[0, 1] > 0.7 and abs(known.mean() - true.mean()) < 0.2 * true.std()
+    codes_NM, norm_codes_N, lists_N, ids_N = next(index.segments[0].blocks())
+    ranking, levels = index.tables.ranking, index.tables.levels
+    known_N = index.tables.corrections(codes_NM, norm_codes_N, lists_N)
+    if not ranking.lookup.correction:  # they say too little of these vectors to be stored
+        assert kind == "product" and not known_N.any()
+        return
+    true_N = corrections(prepared(index)[ids_N], index.reconstruct(ids_N.astype(int)), ranking.mean_D)
+    steps = norm_codes_N.astype(int)
+    gaps_N = np.maximum(levels[np.minimum(steps + 1, 255)] - levels[steps], levels[steps] - levels[steps - 1])
+    is_inner_N = (steps > 0) & (steps < 255)
+    errors_N = np.abs(known_N - true_N) * abs(ranking.lookup.correction)
+    assert (errors_N <= gaps_N / 2 * 1.001 + 1e-3)[is_inner_N].all() and is_inner_N.mean() > 0.95
+    assert np.corrcoef(known_N, true_N)[0, 1] > 0.5
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -58,8 +68,8 @@ def test_values_are_by_definition(kind, metric):
         values_QN = -(queries_QD / norms_Q1) @ decoded_ND.T + score.correction * known + score.length * lengths_N
         expected_QN = -(values_QN + score.offset) * norms_Q1
     else:
-        values_QN = np.square(queries_QD[:, None] - decoded_ND).sum(2) + score.correction * known + score.offset
-        expected_QN = np.maximum(values_QN, 0)
+        values_QN = np.square(queries_QD[:, None] - decoded_ND).sum(2) + score.correction * known
+        expected_QN = np.maximum(values_QN + score.length * lengths_N + score.offset, 0)
         if metric == "cosine":
             expected_QN = 1 - expected_QN / (2 * index.tables.metric.unit_length**2)
     distances_QR, ids_QR = index.search(QUERIES_QD, 50, **ALL, precision="float32")
@@ -227,3 +237,23 @@ def test_cosines_of_calibrated_values_are_cosines():
     assert Metric("cosine", 2.0).distances(np.float32([0, 8, 16])).tolist() == [1, 0, -1]
     distances_QR, _ = built("plain", "cosine").search(prepared(built("plain", "cosine"))[:300], 3, **MANY)
     assert (distances_QR <= 1).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_exhaustive_search_of_an_index_is_that_of_all_its_lists(kind, metric):
+    index = copied(built(kind, metric))
+    index.add(vectors(200, 33), ids=np.arange(200) + 2**40)
+    for ranking in ("calibrated", "decoded"):
+        options = {"nprobe": NUM_LISTS, "num_short": 2 * NUM_VECTORS, "ranking": ranking}
+        distances_QR, ids_QR = index.search(QUERIES_QD[:50], 20, **options)
+        found_QR, found_ids_QR = qinco.exhaustive_search(QUERIES_QD[:50], index, 20, ranking=ranking)
+        np.testing.assert_allclose(found_QR, distances_QR, rtol=1e-4, atol=1e-3)
+        assert (found_ids_QR == ids_QR).mean() > 0.9  # of equal codes another one is first
+    bare = Index(None, index.parts)
+    expected_QR, _ = bare.search(QUERIES_QD[:50], 20, nprobe=NUM_LISTS)
+    found_QR, _ = qinco.exhaustive_search(QUERIES_QD[:50], bare, 20)
+    np.testing.assert_allclose(found_QR, expected_QR, rtol=0.02, atol=2)  # a scan adds a level, not the scalar itself
+    few = Index.build(trained(kind), vectors()[:3], metric=metric)
+    few_QR, few_ids_QR = qinco.exhaustive_search(QUERIES_QD[:1], few, 5)
+    assert (few_ids_QR[:, 3:] == -1).all() and np.isinf(few_QR[:, 3:]).all() and np.isfinite(few_QR[:, :3]).all()

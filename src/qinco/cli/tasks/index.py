@@ -15,6 +15,7 @@ from qinco.cli.open import check_num_centroids, conditions, mse_scale, open_code
         "encoded_trainset",
         Key("encoded_db", "path", None, "codes of the database"),
         f"{TRAINSET} output overwrite model ivf_centroids ivf_K M K ds.db pairwise_decoder metric",
+        Key("vectors", "path", None, "the database's vectors: distances are calibrated for them, in the same bytes"),
         Key("search.index_key", "text", "IVF${ivf_K}_HNSW32,RQ${M}x8_Nqint8", "kind of a .faissindex file",
             open_references=("ivf_K", "M", "K")),
         f"search.aq_training_samples mse_scale seed {MACHINE} enc_max_bs",
@@ -30,7 +31,8 @@ def build_index(settings, console) -> None:
     done = qinco.build_index(
         open_codes(settings, "encoded_db", codec).limit(settings["ds.db"]), settings["output"], codec=codec,
         train_codes=open_codes(settings, "encoded_trainset", codec).limit(settings["ds.trainset"]),
-        train_vectors=open_trainset(settings), centroids=settings["ivf_centroids"], num_lists=num_lists,
+        train_vectors=open_trainset(settings), vectors=settings["vectors"],
+        centroids=settings["ivf_centroids"], num_lists=num_lists,
         metric=settings["metric"], pairwise=settings["pairwise_decoder"],
         num_training=settings["search.aq_training_samples"],
         index_key=settings["search.index_key"] if settings.given("search.index_key") else None,

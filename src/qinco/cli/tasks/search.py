@@ -7,6 +7,7 @@ from qinco.cli import open as inputs
 from qinco.cli.console import result_line
 from qinco.cli.keys import ENCODING, MACHINE, TRAINSET, Key, Settings, key_of_field, task
 from qinco.cli.recall import measure_decoded, measure_index
+from qinco.config import RANKINGS
 from qinco.datasets.catalogue import DATASETS
 from qinco.errors import ConfigError
 from qinco.search.options import SearchOptions
@@ -15,6 +16,7 @@ _OF_VECTORS = ("A", "B", "C", "prefix", "trainset")
 _OF_A_SWEEP = ("plot", "resume", "search.nthreads", "search.batch_size")
 _OF_AN_INDEX = ("search.nprobe", "search.nshort", "search.nmid_short", "search.quantizer_efSearch")
 _OF_REFINEMENT = ("refine", "num_refine")
+_RANKING = "ranking"
 
 
 def _values(field: str, *default: int) -> Key:
@@ -34,6 +36,14 @@ def _values(field: str, *default: int) -> Key:
         Key("distances", "path", None, "file to write the neighbours' distances to: .npy, .fvecs or .fbin"),
         Key("refine", "path", None, "the vectors that an index was built of: rank the first results by them"),
         Key("num_refine", "integer", None, "results that refine= ranks; null: 100, or k"),
+        Key(
+            _RANKING,
+            "choice",
+            None,
+            "calibrated by what an index knows of vectors besides their codes, or decoded as in "
+            "the papers, which settings are measured by unless it is given",
+            choices=RANKINGS,
+        ),
         Key("plot", "path", None, "draw recall over time to a .png or .svg file"),
         f"{ENCODING} prefix decoder pairwise_decoder search.aq_training_samples",
         _values("nprobe", 4),
@@ -58,7 +68,7 @@ def search(settings, console) -> None:
     queries, truth = inputs.open_queries(settings)
     is_answer = truth is None or any(map(settings.given, ("k", "distances")))
     is_answer |= Path(settings["output"] or "").suffix.lower() in NEIGHBOR_SUFFIXES
-    barred = _OF_VECTORS * (not is_exhaustive) + (*_OF_AN_INDEX, *_OF_REFINEMENT) * is_exhaustive
+    barred = _OF_VECTORS * (not is_exhaustive) + (*_OF_AN_INDEX, *_OF_REFINEMENT, _RANKING) * is_exhaustive
     barred += _OF_REFINEMENT * (not is_answer and not is_exhaustive)
     barred += _OF_A_SWEEP * (is_answer or is_exhaustive) + ("output",) * (is_exhaustive and not is_answer)
     for name in filter(settings.given, barred):
@@ -81,6 +91,7 @@ def _answer(settings: Settings, console, queries, truth, is_exhaustive: bool) ->
         index = inputs.open_index(settings)[0]
         options = _one_setting(settings, index.options) | {"precision": settings["precision"]}
         options |= {name: settings[name] for name in _OF_REFINEMENT}
+        options |= {_RANKING: settings[_RANKING]} if settings.given(_RANKING) else {}
     elif settings["decoder"] == "neural":
         codec = inputs.open_codec(settings)
         index = codec.with_options(inputs.encode_options(settings, codec)), inputs.open_database(settings)

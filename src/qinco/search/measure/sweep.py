@@ -5,7 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from qinco.atomic import check_output, exclusive, user_path, write_atomically
 from qinco.codec.codec import Codec
-from qinco.config import DECODERS, require_choice, require_int
+from qinco.config import DECODERS, RANKINGS, require_choice, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError, differences
 from qinco.machine import num_threads, processor_name, using_threads
@@ -24,7 +24,7 @@ from qinco.search.fit import open_pairwise
 from qinco.search.index import Index
 from qinco.search.measure.explore import Measurement, Setting, combinations, explore, pareto_front
 from qinco.search.measure.plot import check_plot_path, plot_fronts
-from qinco.search.measure.timing import TIMING, measure
+from qinco.search.measure.timing import TIMING, measure, measure_recall
 from qinco.search.measure.truth import open_queries_of
 from qinco.search.metric import choose_metric
 from qinco.search.options import SearchOptions
@@ -50,6 +50,7 @@ class SweepResult:
     measured: dict[Setting, Measurement]  # of them or, in resumed results, of other values, too
     skipped: list[Setting]  # those that cannot be Pareto-optimal
     conditions: dict  # "threads", "machine" (the processor's name), and "fingerprint" of each input by its name
+    calibrated: dict[Setting, dict[int, float]] = field(default_factory=dict)  # recall of the front by that ranking
 
     @property
     def front(self) -> list[Setting]:
@@ -66,15 +67,19 @@ class SweepResult:
         for setting in self.front:
             found = self.measured[setting]
             ranks, speed = sorted(found.recall), found.num_queries / found.seconds
+            others = self.calibrated.get(setting, {})
             rows.append([*(found.recall[rank] for rank in ranks), found.microseconds, speed, *setting])
-        return rows, [*(f"recall@{rank}" for rank in ranks), "us/query", "queries/s", *Setting._fields]
+            rows[-1] += [others[rank] for rank in ranks] if self.calibrated else []
+        names = [f"calibrated@{rank}" for rank in ranks] if self.calibrated else []
+        return rows, [*(f"recall@{rank}" for rank in ranks), "us/query", "queries/s", *Setting._fields, *names]
 
     def settings(self) -> list[dict]:
         """Every measured setting as JSON values, by the values' order."""
         front = set(self.front)
         return [
             {"parameters": setting._asdict(), **asdict(found), "pareto": setting in front,
-             "queries_per_second": found.num_queries / found.seconds}
+             "queries_per_second": found.num_queries / found.seconds,
+             **({"recall_calibrated": self.calibrated[setting]} if setting in self.calibrated else {})}
             for setting, found in sorted(self.measured.items())
         ]  # fmt: skip
 
@@ -173,10 +178,10 @@ def sweep(
     index, queries, ground_truth, *, nprobe: Sequence[int] = (4, 16, 64), ef_search: Sequence[int] = (64,),
     num_short: Sequence[int] = (10, 100), mid_factors: Sequence[int] = (1, 4), codec: Codec | None = None,
     pairwise: PairwiseDecoder | str | os.PathLike | None = None, decoder: str = "neural", precision: str = "auto",
-    batch_size: int = 12_288, threads: int | None = None, output: str | os.PathLike | None = None,
-    plot: str | os.PathLike | None = None, name: str | None = None, resume: bool = False, overwrite: bool = False,
-    inputs: Iterable = (), conditions: dict[str, str] | None = None, metric: str | None = None,
-    progress: ProgressOption = None,
+    ranking: str = "calibrated", batch_size: int = 12_288, threads: int | None = None,
+    output: str | os.PathLike | None = None, plot: str | os.PathLike | None = None, name: str | None = None,
+    resume: bool = False, overwrite: bool = False, inputs: Iterable = (), conditions: dict[str, str] | None = None,
+    metric: str | None = None, progress: ProgressOption = None,
 ) -> SweepResult:  # fmt: skip
     """Measure the combinations of options that may be Pareto-optimal: no other finds more in less time.
 
@@ -192,7 +197,8 @@ def sweep(
         codec: for a path of an index without codec.
         pairwise: decoder of the pairwise stage, instead of the index's own.
         decoder: last stage of the pipeline: "neural", "pairwise" or "lookup".
-        precision: of the network, as in `Index.search`.
+        precision, ranking: as in `Index.search`. With ranking="decoded", that of the papers, the calibrated recall of
+            the front is measured, too.
         batch_size: queries searched at a time, at most.
         threads: processor threads; those of `qinco.set_num_threads` if None.
         output: results file (.json), written after every setting.
@@ -223,6 +229,7 @@ def sweep(
     for value in (batch_size, 1 if threads is None else threads, *nprobe):
         require_int("each of nprobe, batch_size and threads", value)
     require_choice("decoder", decoder, DECODERS)
+    require_choice("ranking", ranking, RANKINGS)
     if decoder == "neural" and index.codec is None:
         raise ConfigError("the index holds no codec to decode with: give the codec (model=), or decoder=lookup")
     if decoder == "pairwise" and index.pairwise is None:
@@ -245,13 +252,20 @@ def sweep(
         facts["model"] = index.codec.fingerprint()
         engine, device = index.codec.encode_options.engine, device_type(index.codec.device)
         facts["precision, engine or device"] = f"{precision} {engine} {device}"
+    is_ranked = index.tables.ranking is not None
+    if is_ranked:
+        facts["ranking"] = ranking
     with using_threads(threads), reporting(progress) as report:
         found = {"fingerprint": facts, "threads": num_threads(), "machine": processor_name()}
         result = record_sweep(
             values, lambda options: measure(
-                index, queries_QD, nearest_Q, options, batch_size, precision=precision, decoder=decoder
+                index, queries_QD, nearest_Q, options, batch_size, precision=precision, decoder=decoder, ranking=ranking
             ), found, output, resume, report,
         )  # fmt: skip
+        if is_ranked and ranking == "decoded":
+            stages = {"precision": precision, "decoder": decoder}
+            others = {one: measure_recall(index, queries_QD, nearest_Q, one.options, **stages) for one in result.front}
+            result = replace(result, calibrated=others)
     if plot is not None:
         plot_fronts(plot, {name: result.points()}, f"{len(queries_QD):,} queries, threads: {found['threads']}")
     return result
