@@ -10,6 +10,7 @@ import numpy as np
 
 from qinco.codec.codec import Codec
 from qinco.codec.columns import join
+from qinco.codec.plan import check_values
 from qinco.progress import Progress, silent
 from qinco.search.exhaustive import nearest_in_blocks
 from qinco.search.metric import L2
@@ -23,7 +24,8 @@ from qinco.vectors.rows import VectorSource
 _MAX_QUERIES, _CANDIDATES = 1000, 50
 _PRIOR = 0.25  # κ of distances, where nothing is known: low rather than high
 _OUTLIERS = 1e-3  # the share of corrections on either side that do not count for their limits
-_MARGIN = 1.5  # standard deviations; with more, half a per mille more of nearest vectors are among the first 10
+_MOST_SPREADS = 1e4  # times the variance of the codec's vectors: what some broken vectors lose must not hide all else
+_MARGIN = 0.95  # the share of values within the margin; with more, a half per mille more is among the first 10
 _MIN_ROWS = 100  # with fewer nothing is fitted
 _MAX_ROWS, _MAX_VALUES = 1 << 16, 1 << 25  # of the sample that is searched
 
@@ -39,9 +41,13 @@ def corrections_of(
 ) -> np.ndarray:
     """The corrections of vectors, as they are encoded, by their codes: float32 (N,)."""
     found_N = np.empty(len(codes), np.float32)
+    most = _MOST_SPREADS * sum(part.config.dim * float(part.scale) ** 2 for part in codec.weights)
     for first, decoded_nD in codec.decode_blocks(codes_of_codec(codec, codes), "auto"):
         part = slice(first, first + len(decoded_nD))
-        found_N[part] = corrections(source[part], decoded_nD, mean_D)
+        x_nD = source[part]
+        if not np.isfinite(x_nD).all():  # codes may be given
+            check_values(source)  # names the row
+        found_N[part] = np.clip(corrections(x_nD, decoded_nD, mean_D), -most, most)
         report("measuring what codes lose", part.stop, len(codes))
     return found_N
 
@@ -120,14 +126,15 @@ class _Sample:
     def margin(self, first: tuple[Score, Any], second: tuple[Score, Any], corrections_n: np.ndarray) -> float | None:
         """How much smaller than by a first score few values are by a second one, of vectors that the first finds.
 
-        Each score is of what its decoder decodes. None where nothing is searched.
+        Each score is of what its decoder decodes. None where there is nothing to compare.
         """
         if not len(self._queries_QD):
             return None
         found_QC = self._search(first[1], _CANDIDATES)
         first_QC, second_QC = (self._scored(*each, corrections_n, found_QC) for each in (first, second))
-        smaller_QC = (first_QC - second_QC).astype(np.float64)
-        return float(smaller_QC.mean() + _MARGIN * smaller_QC.std())
+        smaller_QC = first_QC - second_QC
+        smaller_N = smaller_QC[np.isfinite(smaller_QC)]  # not those of a query of very large values
+        return float(np.quantile(smaller_N, _MARGIN)) if len(smaller_N) else None
 
     def _scored(self, score: Score, decoded_ND, corrections_n: np.ndarray, found_QC: np.ndarray) -> np.ndarray:
         nothing_N = np.zeros(len(decoded_ND), np.float32)
