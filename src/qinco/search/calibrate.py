@@ -123,6 +123,7 @@ class _Sample:
         values_QC, true_QC = self._values(decoded_ND, found_QC), self._values(self._x_nD[self._rows_n], found_QC)
         return fit_score(values_QC, corrections_n[self._rows_n][found_QC], lengths_QC, true_QC, nearest_Q, prior)
 
+    @np.errstate(over="ignore", invalid="ignore")  # of queries of very large values
     def margin(self, first: tuple[Score, Any], second: tuple[Score, Any], corrections_n: np.ndarray) -> float | None:
         """How much smaller than by a first score few values are by a second one, of vectors that the first finds.
 
@@ -133,7 +134,7 @@ class _Sample:
         found_QC = self._search(first[1], _CANDIDATES)
         first_QC, second_QC = (self._scored(*each, corrections_n, found_QC) for each in (first, second))
         smaller_QC = first_QC - second_QC
-        smaller_N = smaller_QC[np.isfinite(smaller_QC)]  # not those of a query of very large values
+        smaller_N = smaller_QC[np.isfinite(smaller_QC)]
         return float(np.quantile(smaller_N, _MARGIN)) if len(smaller_N) else None
 
     def _scored(self, score: Score, decoded_ND, corrections_n: np.ndarray, found_QC: np.ndarray) -> np.ndarray:
