@@ -207,13 +207,14 @@ def test_other_rankings_are_refused(ranking):
         built().range_search(QUERIES_QD, 1.0, ranking=ranking)
 
 
-@pytest.mark.parametrize("field", ["low", "num_vectors", "neural", "mean"])
+@pytest.mark.parametrize("field", ["low", "high", "typical", "num_vectors", "neural", "lookup", "mean"])
 def test_a_damaged_ranking_is_refused(field, tmp_path, monkeypatch):
     index = copied(built())
     ranking = index.tables.ranking
     damage = {
         "low": {"low": float("nan")}, "num_vectors": {"num_vectors": -1}, "mean": {"mean_D": ranking.mean_D[:2]},
-        "neural": {"neural": Score(correction=float("inf"))},
+        "neural": {"neural": Score(correction=float("inf"))}, "lookup": {"lookup": Score(length=10**400)},
+        "high": {"high": ranking.low - 1}, "typical": {"typical": 1e300},
     }[field]  # fmt: skip
     index.tables = replace(index.tables, ranking=replace(ranking, **damage))
     with pytest.raises((DataError, ValueError)):  # JSON has no such numbers, and a reader refuses the rest
