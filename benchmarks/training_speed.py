@@ -2,9 +2,9 @@
 
     python benchmarks/training_speed.py [quick]
 
-Models are QINCo2-S with M=8, at their start; batches have 1,024 random vectors, encoded with C=16 B=4. Takes about two
-minutes. Set OMP_NUM_THREADS=1 and GOMP_SPINCOUNT=1000: torch's threads are set for each case, and spin while they wait.
-Each level is measured in a process of its own, in which torch is limited to the same instructions.
+Models are QINCo2-S with M=8, at their start; batches have 1,024 random vectors. Takes about two minutes. Set
+OMP_NUM_THREADS=1 and GOMP_SPINCOUNT=1000: torch's threads are set for each case, and spin while they wait. Each level
+is measured in a process of its own, in which torch is limited to the same instructions.
 """
 
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qinco.config import DEFAULT_ENCODE_OPTIONS, PRESETS, ModelConfig
+from qinco.config import DEFAULT_ENCODE_OPTIONS, PRESETS, EncodeOptions, ModelConfig
 from qinco.engines.tensors import pack
 from qinco.machine import processor_name, set_num_threads, usable_cores
 from qinco.model.qinco import Qinco
@@ -35,7 +35,7 @@ OPERATIONS = "forward+backward, native"
 
 
 def cases(dim: int, precision: str) -> dict[str, Callable]:
-    """The parts of a step, each for a whole batch; the last is all of it."""
+    """The parts of a step, each for a whole batch; the last ones are all of it."""
     config = ModelConfig(dim=dim, **PRESETS["qinco2-S"])
     vectors_ND = np.random.default_rng(0).standard_normal((8 * BATCH, dim)).astype(np.float32)
     source, options = as_source(vectors_ND), TrainOptions(precision=precision, batch_size=BATCH)
@@ -46,7 +46,8 @@ def cases(dim: int, precision: str) -> dict[str, Callable]:
     )
     x_ND = model.normalize(torch.from_numpy(vectors_ND[:BATCH]))
     start_ND, engine = model.initial_reconstruction(BATCH), pack(model, "native", precision)
-    codes_NM, _ = engine.encode_tensors(x_ND, start_ND, training.batch_encode_options)
+    early, late = training.batch_options_shares()
+    codes_NM, _ = engine.encode_tensors(x_ND, start_ND, late)
     kinds = {"native": NativeGradients(model, precision), "torch": TorchGradients(model, precision)}
 
     def gradients(kind: str) -> None:
@@ -57,13 +58,20 @@ def cases(dim: int, precision: str) -> dict[str, Callable]:
         torch.nn.utils.clip_grad_value_(training.parameters, 0.1)
         training.optimizer.step()
 
+    def step(options: EncodeOptions) -> None:
+        training.batch_encode_options = options
+        training.optimizer_step([vectors_ND[:BATCH]], 1e-6)
+
     return {
-        "packing weights": lambda: pack(model, "native", precision, is_for_one_batch=True),
-        "encoding, C=16 B=4": lambda: engine.encode_tensors(x_ND, start_ND, training.batch_encode_options),
+        "packing weights in float64": lambda: pack(model, "native", precision),
+        "packing weights for one batch": lambda: pack(model, "native", precision, is_for_one_batch=True),
+        "encoding, C=4 B=2": lambda: engine.encode_tensors(x_ND, start_ND, early),
+        "encoding, C=16 B=4": lambda: engine.encode_tensors(x_ND, start_ND, late),
         "forward+backward, torch": lambda: gradients("torch"),
         OPERATIONS: lambda: gradients("native"),
         "AdamW": update,
-        "a whole step": lambda: training.optimizer_step([vectors_ND[:BATCH]], 1e-6),
+        "a whole step, C=4 B=2": lambda: step(early),
+        "a whole step, C=16 B=4": lambda: step(late),
     }
 
 

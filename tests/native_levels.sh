@@ -9,5 +9,6 @@ levels=$("$python" -c 'from qinco.native.library import LEVELS, level; print(*LE
 for level in $levels; do
     echo "QINCO_NATIVE_LEVEL=$level"
     QINCO_NATIVE_LEVEL=$level "$python" -m pytest -q --durations=0 --durations-min=5 tests/unit/engines \
-        tests/unit/native tests/unit/codec tests/unit/search tests/property/test_encoding.py "$@"
+        tests/unit/native tests/unit/codec tests/unit/search tests/unit/training/test_gradients.py \
+        tests/property/test_encoding.py "$@"
 done

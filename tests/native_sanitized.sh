@@ -21,4 +21,5 @@ export OMP_NUM_THREADS=1  # of torch; the engine makes its own
 # Searches with trained models are left out: they take longest, and what they look at is how good the codes are. The
 # sanitizers need more memory than a process may have that is given no threads.
 "$python" -m pytest -q -k 'not trained and not without_threads' tests/unit/native tests/unit/engines/test_native_engine.py tests/unit/search/test_scan.py \
+    tests/unit/training/test_gradients.py \
     tests/property/test_native.py tests/property/test_native_scan.py "$@"

@@ -187,10 +187,7 @@ class _Runs:
         train, valid = split_validation(source, *sizes, options.rows_shuffled)
         model = Qinco.empty(plan.model_config).to_empty(device=self.processes.device)
         is_new = saved is None and initial is None
-        if is_new:  # weights of any value take the same time: the estimate does not wait for the codebooks
-            set_scales(model, train, options, plan.coarse_VD)
-            set_steps(model, torch.zeros(len(model.steps), plan.model_config.codebook_size, train.dim), options)
-        elif saved is None and initial is not None:
+        if saved is None and initial is not None:
             model.load_state_dict(initial.models[0].state_dict())
         training = Training(model, train, valid, options, plan.encode_options, self.processes)
         if saved is not None:
@@ -207,6 +204,9 @@ class _Runs:
                     f"epochs must be more than {training.position.epoch}, which the initial codec was trained for, "
                     f"not {options.epochs}: it counts from the beginning of that training"
                 )
+        if is_new:  # weights of any value take the same time: the estimate does not wait for the codebooks
+            set_scales(model, train, options, plan.coarse_VD)
+            set_steps(model, torch.zeros(len(model.steps), plan.model_config.codebook_size, train.dim), options)
         if is_new or not training.schedule.is_over(training.position.epoch):
             listen(estimate(training))
         if is_new and self.processes.is_main:

@@ -41,6 +41,7 @@ FAISS_SUFFIX = ".faissindex"
 CLUSTER_ROWS_EACH, MIN_ROWS_EACH = 256, 39  # vectors of a list
 FIT_ROWS = 1_000_000
 _CALIBRATION_ROWS = 1 << 17
+_MEASURED_ROWS, _UNRELATED = 10_000, 0.9  # the share of what vectors are that their codes lose
 _MIN_LENGTH, _MAX_LENGTH = 2.0**-60, 2.0**60
 _MAX_LENGTH_SPREAD = 0.01  # of vectors that count as of one length
 
@@ -190,9 +191,12 @@ def build_index(
     database = open_codes(codes, codec, num_codes, codebook_size)
     train = database if train_codes is None else open_codes(train_codes, codec, num_codes, codebook_size)
     check_same_codec(database, train)
-    base = None if vectors is None else training_vectors(database, vectors)
-    if base is not None and (codec is None or is_faiss):
+    if vectors is not None and (codec is None or is_faiss):
         raise ConfigError("vectors= needs the codec (model=), and a folder as output, not a faiss file")
+    base = None
+    if vectors is not None and codec is not None:
+        codec.check_dim(vectors)
+        base = training_vectors(database, vectors)
     if not is_faiss and database.codebook_size > ENTRIES:
         raise ConfigError(f"{database.name} holds codes of K={database.codebook_size}, and an index folder those of "
                           f"one byte: write a faiss file, NAME{FAISS_SUFFIX}")  # fmt: skip
@@ -279,6 +283,10 @@ def _calibrated(
     rows_n, mean_D = sample_rows(len(database), _CALIBRATION_ROWS, seed), mean_of(codec, tables)
     codes, source = database.rows(rows_n, tables.num_lists), base.take(rows_n)
     corrections_n = corrections_of(codec, codes, source, mean_D, report)
+    spread = np.square(source[:_MEASURED_ROWS] - mean_D, dtype=np.float64).sum(1).mean()
+    if corrections_n[:_MEASURED_ROWS].mean(dtype=np.float64) > _UNRELATED * spread > 0:
+        log.warning("what %s decode to tells nothing of %s: are they the codes of these vectors, in this order?",
+                    database.name, base.name)  # fmt: skip
     leveled = codes, with_spread(corrections_n, 0, seed)
     return calibrated(tables, codec, codes, corrections_n, source, mean_D, leveled, seed, pairwise, report)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from qinco.codec.codec import Codec
 from qinco.codec.columns import join
+from qinco.codec.plan import check_values
 from qinco.progress import Progress, silent
 from qinco.search.exhaustive import nearest_in_blocks
 from qinco.search.metric import L2
@@ -23,6 +24,7 @@ from qinco.vectors.rows import VectorSource
 _MAX_QUERIES, _CANDIDATES = 1000, 50
 _PRIOR = 0.25  # κ of distances, where nothing is known: low rather than high
 _OUTLIERS = 1e-3  # the share of corrections on either side that do not count for their limits
+_MOST_SPREADS = 1e4  # times the variance of the codec's vectors: what some broken vectors lose must not hide all else
 _MIN_ROWS = 100  # with fewer nothing is fitted
 _MAX_ROWS, _MAX_VALUES = 1 << 16, 1 << 25  # of the sample that is searched
 
@@ -38,9 +40,13 @@ def corrections_of(
 ) -> np.ndarray:
     """The corrections of vectors, as they are encoded, by their codes: float32 (N,)."""
     found_N = np.empty(len(codes), np.float32)
+    most = _MOST_SPREADS * sum(part.config.dim * float(part.scale) ** 2 for part in codec.weights)
     for first, decoded_nD in codec.decode_blocks(codes_of_codec(codec, codes), "auto"):
         part = slice(first, first + len(decoded_nD))
-        found_N[part] = corrections(source[part], decoded_nD, mean_D)
+        x_nD = source[part]
+        if not np.isfinite(x_nD).all():  # codes may be given
+            check_values(source)  # names the row
+        found_N[part] = np.clip(corrections(x_nD, decoded_nD, mean_D), -most, most)
         report("measuring what codes lose", part.stop, len(codes))
     return found_N
 

@@ -82,7 +82,7 @@ class EditableIndex:
             ranking, source = kept.tables.ranking, prepared(source, metric)
             found_N = None if ranking is None else corrections_of(self.codec, codes, source, ranking.mean_D, report)
             parts = extended(self.codec, kept, codes, found_N, given, report, source)
-            self.parts = parts.with_zeros(given[zeros])
+            self.parts = parts.with_zeros(given[zeros]).with_recent(given, source)
         return given
 
     def merge_from(self, other: "EditableIndex", add_id: int = 0, *, progress: ProgressOption = None) -> None:
@@ -203,6 +203,6 @@ def _vectors_of(parts: IndexParts, add_id: int) -> tuple[np.ndarray, Codes, np.n
     if MISSING in ids_N or (add_id and ((ids_N < lists.ids) != (add_id < 0)).any()):
         raise DataError(f"add_id={add_id} makes -1, or numbers beyond 64 bits, of ids of the other: give another")
     lists_N, (codes_NM, norm_codes_N) = lists.lists_of(positions_N), lists.rows(positions_N)
-    is_ranked = parts.tables.ranking is not None
+    is_ranked = parts.tables.ranking is not None and bool(parts.tables.ranking.lookup.correction)
     corrections_N = parts.tables.corrections(codes_NM, norm_codes_N, lists_N) if is_ranked else None
     return ids_N, Codes(codes_NM, lists_N), corrections_N

@@ -28,7 +28,7 @@ from qinco.search.calibrate import calibrated, corrections_of, mean_of, with_spr
 from qinco.search.ids import as_ids
 from qinco.search.metric import Metric, choose_metric
 from qinco.search.options import SearchOptions
-from qinco.search.parts import Fitted, IndexParts, merge_small
+from qinco.search.parts import MIN_RANKED, Fitted, IndexParts, merge_small
 from qinco.search.sample import FitSample, assign_decoded, codes_of_codec, sample_rows
 from qinco.search.scan import ENTRIES
 from qinco.store.codes import Codes
@@ -65,7 +65,8 @@ def build_parts(
         fitted = Fitted(0, None if codec.is_ivf else 0, 0 if pairwise else None, num_lists, seed)
         vectors = prepared(source, measure), np.arange(len(source))
         parts = _fit(codec, None, codes, None, ids, measure, fitted, report, *vectors)
-        return parts.with_zeros(np.asarray(ids, np.int64)[zero_rows(source, measure)])
+        ids = np.asarray(ids, np.int64)
+        return parts.with_zeros(ids[zero_rows(source, measure)]).with_recent(ids, vectors[0])
 
 
 @contextmanager
@@ -122,18 +123,36 @@ def extended(
     if (ranking := parts.tables.ranking) is not None:
         if corrections_N is None:
             corrections_N = np.full(len(codes), ranking.typical, np.float32)
-        own_N = [parts.tables.corrections(*block[:3]) for block in blocks]
+        own_N = [np.full(len(block[0]), ranking.typical, np.float32) for block in blocks]
+        if ranking.lookup.correction:  # else norm codes do not tell them
+            own_N = [parts.tables.corrections(*block[:3]) for block in blocks]
         corrections_N = np.concatenate([*own_N, corrections_N])[order]
-    is_new_N = order >= len(order) - len(codes)
+    is_new_N, ids = order >= len(order) - len(codes), ids[order]
+    rows_n = np.flatnonzero(is_new_N)
     source = None if source is None else source.take(order[is_new_N] - len(order) + len(codes))
     codes = Codes.concatenate([*own, codes])[order]
     codec.check_codes(codes_of_codec(codec, codes))  # mapped ones are not checked when an index is opened
-    given = ids[order], parts.tables.metric, parts.fitted, report, source, np.flatnonzero(is_new_N)
+    if parts.recent is not None and (source is None or len(source) < MIN_RANKED):
+        source, rows_n = _with_recent(*parts.recent, ids, source, rows_n)
+        if ranking is not None and corrections_N is not None:
+            corrections_N[rows_n] = corrections_of(codec, codes[rows_n], source, ranking.mean_D, report)
+    given = ids, parts.tables.metric, parts.fitted, report, source, rows_n
     fitted = _fit(codec, parts, codes, corrections_N, *given)
     if fitted.tables.num_lists != parts.tables.num_lists and parts.options != SearchOptions():
         now, before = fitted.tables.num_lists, parts.tables.num_lists
         log.warning("the index has %d lists now, not %d: its options were for those, tune it again", now, before)
     return replace(fitted, next_id=next_id)
+
+
+def _with_recent(
+    recent_ids: np.ndarray, recent_ND: np.ndarray, ids: np.ndarray, source: VectorSource | None, rows_n: np.ndarray
+) -> tuple[VectorSource, np.ndarray]:
+    """Vectors and their places in ascending `ids`: recent ones, and those of `source`, in the places `rows_n`."""
+    rows_N, x_ND = np.searchsorted(ids, recent_ids), recent_ND
+    if source is not None:
+        rows_N, x_ND = np.concatenate([rows_N, rows_n]), np.concatenate([x_ND, source[:]])
+    order = np.argsort(rows_N)
+    return as_source(x_ND[order]), rows_N[order]
 
 
 def _fit(

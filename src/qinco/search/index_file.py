@@ -3,7 +3,7 @@
 import io
 import os
 import zipfile
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +28,7 @@ from qinco.store.manifest import MANIFEST, token_in
 
 _FILE_SUFFIXES = (".faissindex", ".safetensors", ".pt", ".npy", ".npz", ".json")
 _LISTS, _ZEROS, _MEAN = ("starts", "codes", "ids"), "zeros", "mean"
+_MAX_NUMBER = float(np.finfo(np.float32).max)
 _SIZES = ("num_lists", "code_size", "codebook_size", "dim")
 CODEC, PAIRWISE = "codec.safetensors", "pairwise.safetensors"
 GRAPH, FAISS_GRAPH = "graph.safetensors", "graph.faissindex"  # the latter in older indexes
@@ -190,10 +191,10 @@ def _ranking_of(opened: OpenFolder, dim: int) -> Ranking | None:
     mean_D = np.array(opened.arrays.get(_MEAN, np.empty(0, np.float32)))
     try:
         lookup, neural, pairwise = (_score_of(stored[name]) for name in SCORES)
-        numbers = [float(stored[name]) for name in ("typical", "low", "high")]
+        numbers = [_number(stored[name]) for name in ("typical", "low", "high")]
         require_int("num_vectors", count := stored["num_vectors"], 0)
-        if not np.isfinite(numbers).all():
-            raise ValueError("a number is not finite")
+        if numbers[1] > numbers[2]:
+            raise ValueError("its limits are none")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{opened.path} is damaged: its manifest does not describe a ranking ({error})") from None
     if mean_D.shape != (dim,) or mean_D.dtype != np.float32 or not np.isfinite(mean_D).all():
@@ -202,10 +203,13 @@ def _ranking_of(opened: OpenFolder, dim: int) -> Ranking | None:
 
 
 def _score_of(stored: dict) -> Score:
-    score = Score(**{name: float(value) for name, value in stored.items()})
-    if not np.isfinite(astuple(score)).all():
-        raise ValueError("a number is not finite")
-    return score
+    return Score(**{name: _number(stored[name]) for name in asdict(Score())})
+
+
+def _number(stored) -> float:
+    if not isinstance(stored, int | float) or isinstance(stored, bool) or not abs(stored) <= _MAX_NUMBER:
+        raise ValueError(f"{stored!r:.100} is no number that float32 holds")
+    return float(stored)
 
 
 def _codec_of(opened: OpenFolder, given, fingerprint: str | None, device: str) -> Codec | None:

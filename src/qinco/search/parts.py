@@ -10,11 +10,13 @@ from qinco.search.ids import are_among
 from qinco.search.lists import InvertedLists
 from qinco.search.options import SearchOptions
 from qinco.search.tables import SearchTables
+from qinco.vectors.rows import VectorSource
 
 # So many times as many vectors as they were fitted to are too many. Among few vectors a query visits most of the lists,
 # which may be of some of them alone; of many it misses those that were not fitted to what came later.
 _FITTED = {"tables": 2, "lists": 4, "pairwise": 4}
 _MANY, _MANY_LISTS = 40_000, 1.5
+MIN_RANKED = 2000  # vectors that a ranking is fitted to at least, once there are so many
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class IndexParts:
     `next_id` by a vector added without id: by default it is above all ids. `codec_fingerprint` is None if unknown.
     `fitted` counts the vectors that are still there.
     `generations` are the tokens of what it comes from, by folders, the last one loaded or saved at the end.
+    `recent` are ids and vectors, as they are encoded, that the ranking is fitted to next; they are not saved.
     `zeros` are the ids of zero vectors under "cosine": they have no direction, though their codes have one.
     """
 
@@ -68,6 +71,7 @@ class IndexParts:
     fitted: Fitted = Fitted()
     generations: dict[str, str] = field(default_factory=dict)
     zeros: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    recent: tuple[np.ndarray, np.ndarray] | None = None
 
     def __post_init__(self):
         empty = InvertedLists.empty(self.tables.num_lists, self.tables.lookup.num_codes)
@@ -85,6 +89,15 @@ class IndexParts:
     def with_zeros(self, ids: np.ndarray) -> "IndexParts":
         return replace(self, zeros=np.concatenate([self.zeros, ids]))
 
+    def with_recent(self, ids: np.ndarray, source: VectorSource) -> "IndexParts":
+        """With further vectors that the ranking may be fitted to, while it is fitted to few."""
+        ranking = self.tables.ranking
+        if ranking is None or ranking.num_vectors >= MIN_RANKED:
+            return self if self.recent is None else replace(self, recent=None)
+        own_N, own_ND = self.recent or (np.empty(0, np.int64), np.empty((0, source.dim), np.float32))
+        count = max(0, min(MIN_RANKED - len(own_N), len(source)))
+        return replace(self, recent=(np.concatenate([own_N, ids[:count]]), np.concatenate([own_ND, source[:count]])))
+
     def given(self, name: str, value) -> "IndexParts":
         """With another value of a field; what is fitted to vectors is not fitted again then."""
         kept = {"tables": ("tables", "lists"), "pairwise": ("pairwise",)}.get(name, ())
@@ -97,14 +110,19 @@ class IndexParts:
         return replace(self, generations=others | {folder: token})
 
     def emptied(self) -> "IndexParts":
-        return replace(self, segments=(), next_id=0, fitted=self.fitted.without(len(self)), zeros=self.zeros[:0])
+        return replace(self, segments=(), next_id=0, fitted=self.fitted.without(len(self)), zeros=self.zeros[:0],
+                       recent=None)  # fmt: skip
 
     def without(self, removed: np.ndarray | range) -> "IndexParts":
         masks = [are_among(ids, removed) for ids in self.ids]
         left = [s.without(mask) if mask.any() else s for s, mask in zip(self.segments, masks, strict=True)]
         segments, zeros = merge_small((left[0], *filter(len, left[1:]))), self.zeros[~are_among(self.zeros, removed)]
         fitted = self.fitted.without(len(self) - sum(map(len, segments)))
-        return replace(self, segments=segments, fitted=fitted, zeros=zeros)
+        recent = self.recent
+        if recent is not None:
+            is_left_N = ~are_among(recent[0], removed)
+            recent = recent[0][is_left_N], recent[1][is_left_N]
+        return replace(self, segments=segments, fitted=fitted, zeros=zeros, recent=recent)
 
 
 def merge_small(segments: tuple[InvertedLists, ...]) -> tuple[InvertedLists, ...]:

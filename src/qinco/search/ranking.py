@@ -49,7 +49,8 @@ class Ranking:
         mean_D: μ, float32.
         lookup, neural, pairwise: the Score of each stage.
         typical: the mean correction, for vectors whose own is not known.
-        low, high: limits of corrections. A norm code that tells another one is of a vector beyond all levels.
+        low, high: limits of likely corrections. What a norm code tells beyond them counts if the code rules out all
+            likely ones; else the vector's value is far from any level.
         num_vectors: how many it was fitted to.
     """
 
@@ -64,9 +65,9 @@ class Ranking:
 
 
 def corrections(x_ND: np.ndarray, decoded_ND: np.ndarray, mean_D: np.ndarray) -> np.ndarray:
-    """T = ⟨x − x̂, x − μ⟩ of vectors and what they are decoded to: float32 (N,)."""
+    """T = ⟨x − x̂, x − μ⟩ of vectors and what they are decoded to: float64 (N,)."""
     x_ND = x_ND.astype(np.float64)
-    return np.einsum("nd,nd->n", x_ND - decoded_ND, x_ND - mean_D).astype(np.float32)
+    return np.einsum("nd,nd->n", x_ND - decoded_ND, x_ND - mean_D)
 
 
 def squared_lengths(decoded_ND, mean_D: np.ndarray) -> np.ndarray:
@@ -92,8 +93,13 @@ def fit_score(
         nearest_Q: which of them is the nearest, −1 for none of them.
         prior: κ where queries tell nothing.
     """
-    if not len(values_QC):
+    is_finite_Q = np.isfinite(values_QC).all(1)  # not those of a query of very large values
+    if not is_finite_Q.any():
         return Score(prior)
+    if not is_finite_Q.all():
+        lengths_QC = None if lengths_QC is None else lengths_QC[is_finite_Q]
+        part = values_QC[is_finite_Q], corrections_QC[is_finite_Q], lengths_QC, true_QC[is_finite_Q]
+        return fit_score(*part, nearest_Q[is_finite_Q], prior)
     known_Q = nearest_Q >= 0
     columns = [values_QC + prior * corrections_QC, corrections_QC, *([] if lengths_QC is None else [lengths_QC])]
     features_QCF = np.stack(columns, -1).astype(np.float64)
@@ -114,4 +120,9 @@ def fit_score(
     values_QC = values_QC if lengths_QC is None else values_QC + score.length * lengths_QC
     first_QE = np.argsort(values_QC, 1, kind="stable")[:, :_ESTIMATED]
     missing_QE = np.take_along_axis(np.asarray(true_QC, np.float64) - values_QC, first_QE, 1)
-    return replace(score, offset=float(missing_QE.mean()))
+    missing_N = missing_QE[np.isfinite(missing_QE)]
+    if not len(missing_N):
+        return score
+    low, high = np.quantile(missing_N, [0.25, 0.75])
+    is_usual_N = (missing_N >= low - 3 * (high - low)) & (missing_N <= high + 3 * (high - low))
+    return replace(score, offset=float(missing_N[is_usual_N].mean()))

@@ -29,6 +29,7 @@ LEVEL_ROWS = 200_000
 MIN_GRAPH_LISTS = 4096  # so many centroids are searched through a graph
 GRAPH_KIND, FAISS_SUFFIX = "graph", ".faissindex"
 _LINKS = "levels", "offsets", "neighbors"
+_ROUNDING = 8 * float(np.finfo(np.float32).eps)
 MAX_PROBES = 1 << 22  # of the queries that are searched again at a time
 
 
@@ -147,9 +148,18 @@ class SearchTables:
         if self.ranking is None or not self.ranking.lookup.correction:
             return np.zeros(len(codes_NM), np.float32)
         known_N = self._added(codes_NM, lists_N, num_threads(), np.zeros(len(codes_NM), np.float32))
-        found_N = (self.levels[norm_codes_N] - known_N) / np.float32(self.ranking.lookup.correction)
-        is_possible_N = (found_N >= self.ranking.low) & (found_N <= self.ranking.high)
-        return np.where(is_possible_N, found_N, np.float32(self.ranking.typical))
+        correction, low, high = self.ranking.lookup.correction, self.ranking.low, self.ranking.high
+        found_N = (self.levels[norm_codes_N] - known_N) / np.float32(correction)
+        # Its norm code leaves open which of these it is.
+        edges = np.concatenate([[-np.inf], self.levels[1:] / 2 + self.levels[:-1] / 2, [np.inf]])
+        rounding_N = _ROUNDING * (np.abs(known_N) + np.abs(self.levels[norm_codes_N]))
+        least_N = (edges[norm_codes_N] - known_N - rounding_N) / correction
+        most_N = (edges[norm_codes_N + np.intp(1)] - known_N + rounding_N) / correction
+        if correction < 0:
+            least_N, most_N = most_N, least_N
+        is_likely_N = (found_N >= low) & (found_N <= high)
+        is_known_N = is_likely_N | (least_N > high) | (most_N < low)
+        return np.where(is_known_N, found_N, np.float32(self.ranking.typical))
 
     def values(self, score: Score | None, queries_ND, decoded_ND, corrections_N: np.ndarray | None) -> np.ndarray:
         """The values of pairs of a prepared query and a reconstruction, by a score or by their distance: (N,)."""

@@ -23,7 +23,8 @@ MEASURED_BATCHES = (128, 1024)
 _MEASURED_VALID, _MEASURED_CALLS = (64, 1024), 5
 _START_SHARE, _START_ROWS = 0.15, 4096  # of the time, at most, for the first codebooks; rows to measure them with
 _FILLED = 0.96  # of the time that is left, for the rest varies
-_VALID_SHARE, _EPOCHS, _LEAST_VALID = 0.06, (6, 16), 500
+_VALID_SHARE, _EPOCHS = 0.06, (6, 16)
+_LEAST_VALID, _FEWEST_VALID = 500, 100  # vectors for validation, if possible and in any case
 _ROWS_PER_BATCH = 16  # vectors for each one of a batch, at least: few vectors are trained on in small batches
 
 
@@ -138,15 +139,11 @@ def settle(options: TrainOptions, pace: Pace, seconds: float, num_train: int, nu
 
 def _validations(options: TrainOptions, pace: Pace, usable: float, num_valid: int) -> tuple[int, int, float]:
     """Epochs, the vectors to validate on after each, and how long that takes: a small share of all if possible."""
-    fewest, epochs = _EPOCHS
     batch = options.batch_size or MEASURED_BATCHES[-1]
     needed = math.ceil(usable / pace.step(batch) * batch / options.epoch_size)
-    fewest, epochs = max(fewest, needed), max(epochs, needed)
+    fewest, epochs = (max(count, needed) for count in _EPOCHS)
     share, each = _VALID_SHARE * usable, pace.validation(1)
-    rows = num_valid
-    if options.num_valid is None:
-        rows = min(num_valid, max(_LEAST_VALID, int(share / ((epochs + 1) * each))))
+    rows = min(num_valid, max(_LEAST_VALID, int(share / ((epochs + 1) * each))))
     epochs = max(fewest, min(epochs, int(2 * share / (rows * each)) - 1))
-    if options.num_valid is None:
-        rows = max(1, min(rows, int(4 * share / ((epochs + 1) * each))))
+    rows = min(rows, max(_FEWEST_VALID, int(4 * share / ((epochs + 1) * each))))
     return epochs, rows, rows * each

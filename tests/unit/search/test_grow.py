@@ -49,6 +49,29 @@ def test_recall_does_not_depend_on_what_came_first(kind, sizes):
     assert len(index) == NUM_VECTORS and np.array_equal(index.ids, np.arange(NUM_VECTORS))
 
 
+@pytest.mark.parametrize(("first", "step"), [(1, 7), (200, 100)])
+def test_rankings_are_fitted_anew_though_vectors_come_one_by_one(first, step):
+    nearest_Q1 = (QUERIES_QD @ SORTED.T).argmax(1)[:, None]
+
+    def share_found(index: Index) -> float:
+        return float((index.search(QUERIES_QD, 1, 100, 50)[1] == nearest_Q1).mean())
+
+    index = Index.build(trained("plain"), SORTED[:first], metric="inner_product")
+    for start in range(first, NUM_VECTORS, step):
+        index.add(SORTED[start : start + step])
+    assert share_found(index) > 0.85 * share_found(Index.build(trained("plain"), SORTED, metric="inner_product"))
+    assert index.tables.ranking.num_vectors > NUM_VECTORS / 2 and len(index.parts.recent[0]) == NUM_VECTORS
+    index.upsert(SORTED[:50], np.arange(50))
+    index.remove(np.arange(40, 90))
+    index.add(SORTED[:3], [70, 80, 2**40])
+    recent_N, recent_ND = index.parts.recent
+    assert sorted(recent_N) == index.ids.tolist()
+    rows_N = [{70: 0, 80: 1, 2**40: 2}.get(int(id), id) for id in recent_N]
+    np.testing.assert_array_equal(recent_ND, SORTED[rows_N])
+    index.reset()
+    assert index.parts.recent is None
+
+
 def test_pairwise_decoders_grow_with_the_index():
     whole = Index.build(trained("plain"), SORTED[:400], pairwise=True)
     index = grown(Index.build(trained("plain"), SORTED[:9], pairwise=True), SORTED[9:400])

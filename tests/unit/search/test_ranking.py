@@ -126,6 +126,53 @@ def test_corrections_survive_what_an_index_goes_through(tmp_path):
         assert np.corrcoef(known[-len(rows) :], true)[0, 1] > 0.95
 
 
+def test_rare_corrections_are_known_where_levels_are_near():
+    """Under inner products of vectors of very different lengths, the longest are found, whose corrections are rare."""
+    lengths_N1 = np.exp(np.random.default_rng(0).standard_normal((NUM_VECTORS, 1)))
+    x_ND = (vectors() * lengths_N1).astype(np.float32)
+    index = Index.build(trained("plain"), x_ND, NUM_LISTS, metric="inner_product")
+    true = corrections(x_ND, index.reconstruct(np.arange(NUM_VECTORS)), index.tables.ranking.mean_D)
+    known, longest = known_of(index)[0], np.argsort(-lengths_N1[:, 0])[:10]
+    np.testing.assert_allclose(known[longest], true[longest], rtol=0.05)
+    assert recall(index, x_ND, **MANY) > 1.3 * recall(index, x_ND, **MANY, ranking="decoded")
+
+
+@pytest.mark.parametrize("metric", ["l2", "inner_product"])
+@pytest.mark.parametrize("factor", [1e10, 1e25])
+def test_a_few_vectors_of_broken_length_do_not_hide_the_others(factor, metric):
+    x_ND = vectors().copy()
+    x_ND[::100] *= np.float32(factor)
+    index = Index.build(trained("plain"), x_ND, NUM_LISTS, metric=metric)
+    distances_QR, ids_QR = index.search(x_ND[1:100], 10, **MANY)
+    assert np.isfinite(distances_QR).all() and np.abs(distances_QR).max() < 1e4
+    if metric == "l2":
+        expected_QR = built().search(x_ND[1:100], 10, **MANY)[1]
+        is_own_Q2 = [(ids[:, 0] == np.arange(1, 100)).mean() for ids in (ids_QR, expected_QR)]
+        assert is_own_Q2[0] > is_own_Q2[1] - 0.15
+
+
+def test_vectors_of_given_codes_are_checked(tmp_path, caplog):
+    """Codes that are given are not made of the vectors, which the ranking is fitted to all the same."""
+    codec, broken_ND = trained("plain"), vectors().copy()
+    codes, broken_ND[700] = codec.encode(vectors()), np.nan
+    index = copied(built())
+    for call in (
+        lambda: Index.build(codec, broken_ND, codes=codes),
+        lambda: index.add(broken_ND, codes=codes),
+        lambda: qinco.build_index(codes, tmp_path / "no", codec=codec, vectors=broken_ND, metric="l2"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match="row 700 of vectors holds NaN"):
+            call()
+    assert len(index) == NUM_VECTORS
+    with pytest.raises(DataError, match="vectors must have dimension 6, that of the codec, not 5"):
+        qinco.build_index(codes, tmp_path / "no", codec=codec, vectors=vectors()[:, :5], metric="l2")
+    assert not caplog.messages
+    qinco.build_index(codes, tmp_path / "yes", codec=codec, vectors=vectors())
+    assert not caplog.messages
+    qinco.build_index(codes, tmp_path / "other", codec=codec, vectors=vectors()[::-1])
+    assert "are they the codes of these vectors, in this order?" in caplog.text
+
+
 def test_few_vectors_have_a_ranking_too():
     for count in (1, 2, 30, 150):
         index = Index.build(trained("plain"), vectors()[:count])
@@ -160,13 +207,14 @@ def test_other_rankings_are_refused(ranking):
         built().range_search(QUERIES_QD, 1.0, ranking=ranking)
 
 
-@pytest.mark.parametrize("field", ["low", "num_vectors", "neural", "mean"])
+@pytest.mark.parametrize("field", ["low", "high", "typical", "num_vectors", "neural", "lookup", "mean"])
 def test_a_damaged_ranking_is_refused(field, tmp_path, monkeypatch):
     index = copied(built())
     ranking = index.tables.ranking
     damage = {
         "low": {"low": float("nan")}, "num_vectors": {"num_vectors": -1}, "mean": {"mean_D": ranking.mean_D[:2]},
-        "neural": {"neural": Score(correction=float("inf"))},
+        "neural": {"neural": Score(correction=float("inf"))}, "lookup": {"lookup": Score(length=10**400)},
+        "high": {"high": ranking.low - 1}, "typical": {"typical": 1e300},
     }[field]  # fmt: skip
     index.tables = replace(index.tables, ranking=replace(ranking, **damage))
     with pytest.raises((DataError, ValueError)):  # JSON has no such numbers, and a reader refuses the rest

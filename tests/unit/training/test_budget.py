@@ -36,16 +36,14 @@ def test_a_plan_fills_the_time(seconds, num_train, num_valid):
     plan = settled(seconds, num_train, num_valid)
     assert (0.9 if plan.total_steps > 100 else 0.8) * seconds < seconds_of(plan) <= 0.98 * seconds
     assert plan.seconds == seconds and 0 < plan.num_valid <= num_valid
-    assert plan.epochs * plan.num_valid * 0.001 <= 0.25 * seconds
+    assert plan.epochs * plan.num_valid * 0.001 <= max(0.25 * seconds, 0.7)
 
 
 def test_validations_are_a_small_share_of_the_time():
     plan = settled(600)
     assert plan.epochs == 16 and plan.num_valid * 17 * 0.001 == pytest.approx(0.06 * 0.96 * 600, rel=0.01)
     assert settled(36_000).num_valid == 10_000
-    options = TrainOptions.from_recipe("default", ModelConfig(4), minutes=10, num_valid=5_000)
-    given = settle(options, PACE, 600, 100_000, 5_000)
-    assert (given.num_valid, given.epochs) == (5_000, 12)  # what is given stays
+    assert (settled(600, num_valid=200).num_valid, settled(600, num_valid=200).epochs) == (200, 16)
 
 
 def test_batch_and_rate_fit_the_steps_that_there_is_time_for():

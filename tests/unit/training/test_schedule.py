@@ -132,6 +132,16 @@ def test_epochs_of_a_run_without_an_end_are_neither_short_nor_long(num_train, st
     assert StepPlan.from_options(TrainOptions(epochs=None, epoch_size=300, batch_size=10), 10**6).epoch_vectors == 300
 
 
+def test_a_cooldown_is_late_while_the_rate_falls():
+    schedule = scheduled(epochs=20, schedule="cooldown")
+    assert [schedule.is_late(step) for step in (0, 30, 149, 150, 199)] == [False, False, False, True, True]
+    assert schedule.late_share() == 0.25
+    schedule.finish(2, 8)
+    assert not schedule.is_late(59) and schedule.is_late(60)
+    without_end = scheduled(100_000, epochs=None, schedule="cooldown", lr=None)
+    assert not without_end.is_late(10_000) and without_end.is_late(100_000)  # as the rate has halved
+
+
 def test_a_run_of_known_length_ends_early_only_where_nothing_is_gained():
     falling, rising = (scheduled(epochs=20, schedule="cooldown") for _ in range(2))
     for epoch in range(13):
