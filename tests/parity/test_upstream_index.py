@@ -39,7 +39,8 @@ def experiment(request):
 @pytest.fixture
 def shortlist(index, experiment):
     given = experiment["parameters"]
-    return Shortlist(*index.shortlist(QUERIES, given["nshort"], given["nprobe"], given["quantizer_efSearch"]))
+    *columns, scanned_Q = index.shortlist(QUERIES, given["nshort"], given["nprobe"], given["quantizer_efSearch"])
+    return Shortlist(*columns, np.zeros(columns[0].shape, np.uint8), scanned_Q)
 
 
 def reranked(shortlist, queries_QD, decoded_QSD):

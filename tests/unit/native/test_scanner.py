@@ -54,10 +54,11 @@ def test_a_few_vectors_by_hand():
         np.array([70, 80, 2**40]), 2,
     )  # fmt: skip
     scanner = NativeScanner(np.array([[0], [5]], np.float32), tables_MKD, levels, False)
-    values, ids, numbers, codes, scanned = search(scanner, np.array([[3]], np.float32), [lists], 4)
+    values, ids, numbers, codes, norm_codes, scanned = search(scanner, np.array([[3]], np.float32), [lists], 4)
     # 9 - 2·3·2 + 4,  4 - 0 + 7,  4 - 2·3·11 + 100
     assert values.tolist() == [[1, 11, 38, np.inf]] and ids.tolist() == [[70, 2**40, 80, -1]]
     assert numbers.tolist() == [[0, 1, 1, -1]] and scanned.tolist() == [3]
+    assert norm_codes.tolist() == [[4, 7, 100, 0]]
     assert codes.tolist() == [[[2, 0], [0, 0], [1, 1], [0, 0]]]
 
 
@@ -251,9 +252,10 @@ def test_no_queries_and_no_lists_are_nothing():
     for array in search(scanner, np.empty((0, 5), np.float32), [make_lists(300, 3, 4)], threads=3):
         assert len(array) == 0
     for segments in ([], [make_lists(0, 3, 4)]):
-        values, ids, lists, codes, scanned = search(scanner, normal(2, 5), segments, 3)
+        values, ids, lists, codes, norm_codes, scanned = search(scanner, normal(2, 5), segments, 3)
         assert np.isposinf(values).all() and (ids == -1).all() and (lists == -1).all()
         assert codes.shape == (2, 3, 3) and not codes.any() and not scanned.any()
+        assert norm_codes.shape == (2, 3) and not norm_codes.any()
 
 
 def test_arrays_that_do_not_fit_are_refused():
