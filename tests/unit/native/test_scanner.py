@@ -305,9 +305,10 @@ def test_exhausted_memory_is_a_resource_error(monkeypatch):
 
 
 def test_ctrl_c_ends_searches_that_would_take_hours():
-    queries, segments = normal(20_000, 5), [make_lists(100_000, 3, 100)] * 10_000
+    queries, segments = normal(20_000, 5), [make_lists(100_000, 3, 100)] * 1000
     search = partial(make_scanner(num_lists=100).scan, queries, nprobe=100, admitted=None, threads=1)
     probes, bases = np.tile(np.arange(100, dtype=np.int32), (20_000, 1)), np.zeros((20_000, 100), np.float32)
-    Timer(0.1, signal.pthread_kill, (main_thread().ident, signal.SIGINT)).start()
+    # Late enough to come within the call: Python drops what is raised where it calls back, as in finalizers.
+    Timer(0.5, signal.pthread_kill, (main_thread().ident, signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         search(probes, bases, segments, 1)
