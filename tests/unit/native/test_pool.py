@@ -17,7 +17,7 @@ from qinco.native.flat import Flat
 pytestmark = [needs_native, pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")]
 THREADS = 3
 SETUP = """
-import os, signal, threading, time
+import contextlib, os, signal, threading, time
 import numpy as np
 from qinco.native.flat import Flat
 random = np.random.default_rng(0)
@@ -26,7 +26,11 @@ flat = Flat(flat)
 def search(threads=3):
     return flat.search(x, 5, threads)[1].tobytes()
 def tasks():
-    return [open(f"/proc/self/task/{task}/status").read() for task in os.listdir("/proc/self/task")]
+    found = []
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/status") as status:  # it may end meanwhile
+            found.append(status.read())
+    return found
 wanted = search(1)
 before = len(tasks())
 """
