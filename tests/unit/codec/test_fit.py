@@ -170,12 +170,12 @@ def timed_fit(x=None, **settings):
 
 
 def test_minutes_settle_the_plan():
-    codec, reports, seconds = timed_fit(minutes=0.01)
-    assert 0.1 < seconds < 5  # 0.6 on an idle machine
+    codec, reports, seconds = timed_fit(minutes=0.05)
+    assert 0.1 < seconds < 60  # 3 on an idle machine
     estimate, start, last = reports[0], reports[1], reports[-1]
-    assert isinstance(estimate, Estimate) and estimate.seconds < 0.6 and estimate.total_epochs > 1
+    assert isinstance(estimate, Estimate) and estimate.seconds < 3 and estimate.total_epochs > 1
     assert start.epoch == 0 and last.epoch == last.epochs <= estimate.total_epochs
-    assert codec.provenance["train"]["minutes"] == 0.01 and codec.provenance["train"]["epochs"] is None
+    assert codec.provenance["train"]["minutes"] == 0.05 and codec.provenance["train"]["epochs"] is None
     assert codec.provenance["valid_mse"] <= start.mse
 
 
@@ -190,7 +190,7 @@ def test_minutes_settle_the_plan():
 )  # fmt: skip
 def test_minutes_go_with_all_other_settings(settings):
     codec, reports, seconds = timed_fit(**{"minutes": 0.005} | settings)
-    assert seconds < 5 and np.isfinite(codec.provenance["valid_mse"])
+    assert seconds < 60 and np.isfinite(codec.provenance["valid_mse"])
     assert len([report for report in reports if isinstance(report, Estimate)]) == settings.get("num_parts", 1)
     assert "lr" not in settings or reports[0].lr == 1e-3
 
@@ -205,7 +205,7 @@ def test_minutes_that_the_start_takes_leave_a_residual_quantizer(caplog):
 def test_a_codec_is_trained_on_for_minutes():
     first = fit()
     reports = []
-    codec = Codec.fit(random_vectors(400, 4), minutes=0.01, initial=first, device="cpu", on_report=reports.append)
+    codec = Codec.fit(random_vectors(400, 4), minutes=0.05, initial=first, device="cpu", on_report=reports.append)
     assert reports[1].epoch == 0 and reports[1].mse == pytest.approx(first.provenance["valid_mse"], rel=0.2)
     assert codec.provenance["valid_mse"] <= reports[1].mse
 
