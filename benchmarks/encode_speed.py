@@ -12,7 +12,6 @@ Shape suffixes: N vectors, D dimension, M steps, A candidates of a hypothesis, C
 import os
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from report import commit, without_folders
 from torch import Tensor
 
 from qinco.codec import Codec
@@ -214,16 +214,12 @@ def report_errors(codec: Codec, x_ND: np.ndarray) -> None:
 
 
 def report_machine(words: list[str]) -> None:
-    def git(*command: str) -> str:
-        return subprocess.check_output(["git", *command], cwd=Path(__file__).parent, text=True).strip()
-
-    commit = git("rev-parse", "--short", "HEAD") + (" and changes since" if git("status", "--porcelain") else "")
     settings = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT") if name in os.environ]
-    shown = [f"{key}{equals}{Path(value).name}" for key, equals, value in (word.partition("=") for word in words)]
+    shown = without_folders(words)
     print(f"""# Speed of encoding and decoding
 
 Machine: {usable_cores()} cores of {processor_name()}, native level {library.level()}; torch {torch.__version__}.
-Commit: {commit}. Command: `{shlex.join([*settings, "python", "benchmarks/encode_speed.py", *shown])}`.
+Commit: {commit()}. Command: `{shlex.join([*settings, "python", "benchmarks/encode_speed.py", *shown])}`.
 Medians of up to five passes, cases interleaved. Weights are random except for a trained model. Native and torch
 evaluate candidates in {FAST}; plain is the papers' algorithm as written, in float32 torch, with {PLAIN_CANDIDATES:,}
 candidates per batch (in cache: {torch_engine.TILE_CANDIDATES:,}).

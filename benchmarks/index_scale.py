@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from report import commit
 
 from qinco.machine import processor_name
 from qinco.search.index import Index
@@ -66,12 +67,9 @@ def main(words: list[str]) -> None:
     given = dict(word.split("=", 1) for word in words)
     sizes = [float(size) for size in given.get("sizes", "5,10,20").split(",")]
     dim, num_lists = int(given.get("dim", 128)), int(given.get("lists", 65_536))
-    root = Path(__file__).parent.parent
-    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=root, text=True).strip()
-    changed = subprocess.check_output(["git", "status", "--porcelain"], cwd=root, text=True).strip()
     print("# An index of random codes\n")
     print(f"- {os.cpu_count()} cores of {processor_name()}, all of them used")
-    print(f"- commit {commit}{' and changes since' if changed else ''}, {num_lists:,} lists, dimension {dim}")
+    print(f"- commit {commit()}, {num_lists:,} lists, dimension {dim}")
     print(f"- `python benchmarks/index_scale.py {shlex.join(words)}`\n", flush=True)
     _, base, base_anonymous, _ = peak_of([sys.executable, "-c", IMPORTS])
     print(f"Libraries alone: {base / 2**20:,.0f} MiB resident, {base_anonymous / 2**20:,.0f} MiB of it anonymous.\n")

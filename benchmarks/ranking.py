@@ -11,12 +11,11 @@ Shape suffixes: Q queries, D dimension, R results.
 
 import os
 import shlex
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
+from report import commit, without_folders
 
 from qinco.codec import Codec
 from qinco.config import RANKINGS
@@ -88,16 +87,8 @@ def similarities(metric: str, a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
 
 
 def report_machine() -> None:
-    root = Path(__file__).parent.parent
-    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=root, text=True).strip()
-    changed = subprocess.check_output(["git", "status", "--porcelain"], cwd=root, text=True).strip()
-    named = [
-        f"{key}{equals}{Path(value).name}" for key, equals, value in (word.partition("=") for word in sys.argv[1:])
-    ]
     print(f"{processor_name()}, level {level()}, one thread, load {os.getloadavg()[0]:.2f} at the start")
-    print(
-        f"Commit {commit}{' and changes since' if changed else ''}: `python benchmarks/ranking.py {shlex.join(named)}`"
-    )
+    print(f"Commit {commit()}: `python benchmarks/ranking.py {shlex.join(without_folders(sys.argv[1:]))}`")
 
 
 if __name__ == "__main__":

@@ -10,18 +10,17 @@ Shape suffixes: Q queries, D dimension, R results.
 
 import os
 import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+
+from report import commit, microseconds, without_folders
 
 from qinco.codec import Codec
 from qinco.machine import processor_name, set_num_threads
 from qinco.maths.metrics import recall
 from qinco.native.library import level
 from qinco.search.index import Index
-from qinco.search.measure.timing import measure_stages
 from qinco.vectors.formats import input_files, read_integers
 from qinco.vectors.rows import open_vectors
 
@@ -35,17 +34,6 @@ SETTINGS = (  # names, and options of a search
 SINGLE = 200  # queries that are searched one at a time
 
 
-def microseconds(work: Callable[[], object], count: int) -> float:
-    """Of `work` for each of `count` queries."""
-
-    def run() -> dict[str, float]:
-        begun = time.perf_counter()
-        work()
-        return {"total": time.perf_counter() - begun}
-
-    return measure_stages(run)["total"] / count * 1e6
-
-
 def drop_pages(path: str) -> None:
     """Let the system forget what it has read of files."""
     for file in input_files(path):
@@ -55,14 +43,10 @@ def drop_pages(path: str) -> None:
 
 
 def report_machine(words: list[str]) -> None:
-    root = Path(__file__).parent.parent
-    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=root, text=True).strip()
-    changed = subprocess.check_output(["git", "status", "--porcelain"], cwd=root, text=True).strip()
-    named = [f"{key}{equals}{Path(value).name}" for key, equals, value in (word.partition("=") for word in words)]
     print("# Exact refinement\n")
     print(f"- {processor_name()}, level {level()}, one thread")
-    print(f"- commit {commit}{' and changes since' if changed else ''}, load {os.getloadavg()[0]:.2f} at the start")
-    print(f"- `python benchmarks/refinement.py {shlex.join(named)}`", flush=True)
+    print(f"- commit {commit()}, load {os.getloadavg()[0]:.2f} at the start")
+    print(f"- `python benchmarks/refinement.py {shlex.join(without_folders(words))}`", flush=True)
 
 
 def opened_index(given: dict[str, str]) -> Index:

@@ -13,16 +13,14 @@ Shape suffixes: N vectors, Q queries, D dimension, R results.
 
 import os
 import shlex
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import faiss
 import numpy as np
 import torch
+from report import commit, microseconds, without_folders
 
 from qinco.codec import Codec
 from qinco.machine import processor_name, set_num_threads
@@ -33,7 +31,7 @@ from qinco.search.exhaustive import nearest_in_blocks
 from qinco.search.index import Index
 from qinco.search.measure.plot import plot_fronts
 from qinco.search.measure.sweep import SweepResult, record_sweep
-from qinco.search.measure.timing import measure, measure_stages
+from qinco.search.measure.timing import measure
 from qinco.search.metric import L2
 from qinco.search.options import SearchOptions
 from qinco.search.parts import IndexParts
@@ -81,17 +79,6 @@ def faiss_points(index: faiss.Index, queries_QD, nearest_Q) -> list[tuple[float,
     return points
 
 
-def microseconds(work: Callable[[], object], count: int) -> float:
-    """Of `work` for each of `count` queries."""
-
-    def run() -> dict[str, float]:
-        begun = time.perf_counter()
-        work()
-        return {"total": time.perf_counter() - begun}
-
-    return measure_stages(run)["total"] / count * 1e6
-
-
 def shortlists(scanner: Scanner, index: Index, queries_QD: np.ndarray, options: SearchOptions) -> None:
     probes_QP, bases_QP = scanner.probe(queries_QD, options.nprobe)
     scanner.scan(queries_QD, probes_QP, bases_QP, index.segments, options.num_short)
@@ -122,14 +109,10 @@ def table(columns: str, rows: list[tuple]) -> None:
 
 
 def report_machine(words: list[str]) -> None:
-    root = Path(__file__).parent.parent
-    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=root, text=True).strip()
-    changed = subprocess.check_output(["git", "status", "--porcelain"], cwd=root, text=True).strip()
-    named = [f"{key}{equals}{Path(value).name}" for key, equals, value in (word.partition("=") for word in words)]
     print("# Searching\n")
     print(f"- {processor_name()}, one thread, torch {torch.__version__}, faiss {faiss.__version__}")
-    print(f"- commit {commit}{' and changes since' if changed else ''}, load {os.getloadavg()[0]:.2f} at the start")
-    print(f"- `python benchmarks/search_speed.py {shlex.join(named)}`", flush=True)
+    print(f"- commit {commit()}, load {os.getloadavg()[0]:.2f} at the start")
+    print(f"- `python benchmarks/search_speed.py {shlex.join(without_folders(words))}`", flush=True)
 
 
 def report_pipeline(index: Index, decoded_ND, queries_QD, nearest_Q) -> None:

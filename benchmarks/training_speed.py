@@ -12,10 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from report import commit
 
 from qinco.config import DEFAULT_ENCODE_OPTIONS, PRESETS, EncodeOptions, ModelConfig
 from qinco.engines.tensors import pack
@@ -104,13 +104,11 @@ def main(words: list[str]) -> None:
         sys.exit("usage: python benchmarks/training_speed.py [quick]")
     if not library.is_available():
         sys.exit("this installation has no compiled kernels: install it where there is a C++ compiler")
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.check_output(command, cwd=Path(__file__).parent, text=True).strip()
     settings = [f"{name}={os.environ[name]} " for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT") if name in os.environ]
     print(
         f"""# Speed of training
 
-Machine: {usable_cores()} cores of {processor_name()}; torch {torch.__version__}. Commit: {commit}.
+Machine: {usable_cores()} cores of {processor_name()}; torch {torch.__version__}. Commit: {commit()}.
 Command: `{"".join(settings)}python benchmarks/training_speed.py`.
 Microseconds a vector, in batches of {BATCH:,}; the fastest of {rounds} rounds, interleaved. At level avx2 torch is
 limited to it, too.""",
