@@ -125,13 +125,16 @@ def choose_metric(given: str | None, *sources, own: str | None = None, compared:
     return chosen
 
 
-def are_unit(source: VectorSource) -> bool:
-    """Whether the first thousand vectors have length 1, within what float16 rounds. Integers never count as such."""
+def are_unit(source: VectorSource, share: float = 1.0, error: float = _UNIT_ERROR) -> bool:
+    """Whether a share of the first thousand vectors have length 1, by default within what float16 rounds.
+
+    Integers never count as such: they are of one length by chance, as those of SIFT.
+    """
     if source.holds_integers or not len(source):
         return False
     with np.errstate(invalid="ignore"):
         lengths_N = np.linalg.norm(source[:_UNIT_ROWS].astype(np.float64), axis=1)
-    return bool((np.abs(lengths_N - 1) < _UNIT_ERROR).all())
+    return bool((np.abs(lengths_N - 1) < error).mean() >= share)
 
 
 def _default(compared: VectorSource | None) -> str:

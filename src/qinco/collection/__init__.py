@@ -1,0 +1,1 @@
+"""A durable collection of compressed vectors with ids and payloads."""
