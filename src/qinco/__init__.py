@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from qinco.search.measure.neighbors import find_neighbors
     from qinco.search.measure.sweep import sweep
     from qinco.search.options import SearchOptions
+    from qinco.search.selection import Selection
     from qinco.store.codes import Codes
     from qinco.training.options import TrainOptions
     from qinco.vectors.formats import write_vectors
@@ -55,9 +56,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRESETS", "Codec", "Codes", "ConfigError", "DataError", "EncodeOptions", "Index", "LookupDecoder", "ModelConfig",
-    "PairwiseDecoder", "ProductCodec", "QincoError", "ResourceError", "SearchOptions", "TrainOptions", "VectorSource",
-    "__version__", "benchmark", "build_index", "check_installation", "convert_codec", "decode_file", "describe",
-    "download", "encode_file", "evaluate", "evaluate_decoder", "exhaustive_recall", "exhaustive_search",
+    "PairwiseDecoder", "ProductCodec", "QincoError", "ResourceError", "SearchOptions", "Selection", "TrainOptions",
+    "VectorSource", "__version__", "benchmark", "build_index", "check_installation", "convert_codec", "decode_file",
+    "describe", "download", "encode_file", "evaluate", "evaluate_decoder", "exhaustive_recall", "exhaustive_search",
     "find_neighbors", "fit_lookup_decoder", "fit_pairwise_decoder", "kmeans", "load_codec", "measure_time",
     "open_vectors", "set_num_threads", "sweep", "write_vectors",
 ]  # fmt: skip
@@ -85,6 +86,7 @@ _PUBLIC = {
     "qinco.search.measure.neighbors": "find_neighbors",
     "qinco.search.measure.sweep": "sweep",
     "qinco.search.options": "SearchOptions",
+    "qinco.search.selection": "Selection",
     "qinco.store.codes": "Codes",
     "qinco.training.options": "TrainOptions",
     "qinco.vectors.formats": "write_vectors",
