@@ -29,10 +29,11 @@ class Selection:
         segments: those that it is of.
 
     Example:
-        >>> recent = index.select(range(500_000, 1_000_000))
+        >>> index = Index.build(codec, vectors)
+        >>> recent = index.select(range(500, 1000))
         >>> distances, ids = index.search(queries, k=10, filter=recent)
         >>> recent.count
-        500000
+        500
     """
 
     words: tuple[np.ndarray | None, ...]
