@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from qinco.search.measure.neighbors import find_neighbors
     from qinco.search.measure.sweep import sweep
     from qinco.search.options import SearchOptions
+    from qinco.search.selection import Selection
     from qinco.store.codes import Codes
     from qinco.training.options import TrainOptions
     from qinco.vectors.formats import write_vectors
@@ -58,9 +59,9 @@ if TYPE_CHECKING:
 __all__ = [
     "PRESETS", "Codec", "Codes", "Collection", "ConfigError", "DataError", "EncodeOptions", "Hit", "Index",
     "LookupDecoder", "ModelConfig", "PairwiseDecoder", "ProductCodec", "QincoError", "Record", "ResourceError",
-    "SearchOptions", "TrainOptions", "VectorSource",
-    "__version__", "benchmark", "build_index", "check_installation", "convert_codec", "decode_file", "describe",
-    "download", "encode_file", "evaluate", "evaluate_decoder", "exhaustive_recall", "exhaustive_search",
+    "SearchOptions", "Selection", "TrainOptions", "VectorSource", "__version__", "benchmark", "build_index",
+    "check_installation", "convert_codec", "decode_file", "describe", "download", "encode_file", "evaluate",
+    "evaluate_decoder", "exhaustive_recall", "exhaustive_search",
     "find_neighbors", "fit_lookup_decoder", "fit_pairwise_decoder", "kmeans", "load_codec", "measure_time",
     "open_vectors", "set_num_threads", "sweep", "write_vectors",
 ]  # fmt: skip
@@ -90,6 +91,7 @@ _PUBLIC = {
     "qinco.search.measure.neighbors": "find_neighbors",
     "qinco.search.measure.sweep": "sweep",
     "qinco.search.options": "SearchOptions",
+    "qinco.search.selection": "Selection",
     "qinco.store.codes": "Codes",
     "qinco.training.options": "TrainOptions",
     "qinco.vectors.formats": "write_vectors",

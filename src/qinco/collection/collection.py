@@ -156,7 +156,7 @@ class Collection:
         texts = payload_texts(payloads, len(ids))
         rows_n, vectors_nD = vector_rows(vectors, len(ids), self.dim)
         if not has_points and (any(texts) or len(rows_n) < len(ids) or any(isinstance(id, str) for id in ids)):
-            raise ConfigError("the collection was created with payload=False, for vectors with integer ids alone: create "
+            raise ConfigError("the collection was created with payload=False, for vectors with integer ids: create "
                               "another without it")  # fmt: skip
         with self._database.writing() as connection:
             if len(rows_n):
