@@ -11,15 +11,18 @@ from typing import Any, Self
 
 import numpy as np
 
-from qinco.atomic import make_folder, user_path
+from qinco.atomic import check_output, make_folder, user_path
 from qinco.codec.codec import Codec
-from qinco.collection import changes, finding, searching
+from qinco.collection import changes, finding, searching, upkeep
 from qinco.collection.moments import Moments, View
+from qinco.collection.optimize import Optimizer, check_training
 from qinco.collection.records import Hit, Id, Record, payload_texts, record_ids, require_one_of, vector_rows
 from qinco.collection.schema import FILE, LOCK, Database, set_value, value_of
 from qinco.collection.segments import codec_path
 from qinco.config import require_bool, require_int, require_number
 from qinco.errors import ConfigError, DataError
+from qinco.forking import new_lock
+from qinco.progress import ProgressOption, reporting
 from qinco.search.metric import Metric
 from qinco.search.options import MAX_SHORTLIST
 from qinco.search.scan import ENTRIES
@@ -51,6 +54,7 @@ class Collection:
             names = ("metric", "has_points", "bytes", "exact_below")
             metric, has_points, self.bytes, self.exact_below = (value_of(connection, name) for name in names)
         self._moments, self._keys = Moments(self.folder, Metric(metric), has_points, device), finding.KeyCache()
+        self._optimizing = new_lock()
 
     @classmethod
     def create(
@@ -280,14 +284,82 @@ class Collection:
             dim = value_of(view.connection, "dim")
             if dim is not None:
                 check_dim(source, dim, "the collection")
-            allowed = None if where is None else self._keys.keys(view, where)
+            allowed = None if where is None else self._keys.allowed(view, where)
             if filter is not None:
                 chosen = finding.keys_among(view, filter)
-                allowed = chosen if allowed is None else np.intersect1d(chosen, allowed, assume_unique=True)
+                chosen = chosen if allowed is None else np.intersect1d(chosen, allowed.keys, assume_unique=True)
+                allowed = finding.Allowed(chosen)
             found = searching.nearest(view.moment, source, options, allowed)
             kinds = {"with_payload": with_payload, "with_vectors": with_vectors, "limit": score_limit}
             hits: list[list[Hit]] = searching.hits_of(view, self._moments.metric, *found, **kinds)
         return hits[0] if is_single else hits
+
+    def optimize(self, *, minutes: float | None = None, progress: ProgressOption = None, **training) -> dict:
+        """Encode fresh vectors, after training a codec if there is none and `exact_below` vectors are there; merge.
+
+        It may be interrupted, also by a kill, and called again: it goes on where it was. Other threads may read and
+        write meanwhile.
+
+        Args:
+            minutes: of training; None: it ends when it pays no more.
+            progress: see `qinco.progress`.
+            **training: other settings of `Codec.fit`, such as preset="qinco2-M".
+
+        Returns:
+            What was done: "trained", whether a codec was; "encoded", vectors; "merged_segments", their number.
+
+        Example:
+            >>> docs.optimize()["trained"]
+            False
+        """
+        check_training(training)
+        self._database.check_writable()
+        if not self._optimizing.acquire(blocking=False):
+            raise ConfigError(f"{self.folder} is being optimized by another thread: wait for it")
+        try:
+            with reporting(progress) as report:
+                settings = training if minutes is None else training | {"minutes": minutes}
+                return Optimizer(self._database, self._moments, report).run(settings)
+        finally:
+            self._optimizing.release()
+
+    def stats(self) -> dict:
+        """Numbers of records, vectors and bytes, the error of segments, and warnings.
+
+        "error" is the mean of ‖x − x̂‖² / ‖x‖² of vectors that the codec was not trained on, or that it encoded first;
+        "drift" is how many times larger it is in the newest segment.
+
+        Example:
+            >>> docs.stats()["records"]
+            2
+        """
+        with self._viewing() as view:
+            return upkeep.statistics(view, self._database)
+
+    def verify(self) -> list[str]:
+        """Read everything, and compare checksums and counts; returns what is wrong, a sentence each."""
+        with self._viewing() as view:
+            return upkeep.faults(view, self._database)
+
+    def snapshot(self, folder) -> None:
+        """Copy the collection as it is now to a new folder, a collection of its own, while others read and write.
+
+        Segments are hard links where the file system has them, which take no space.
+        """
+        upkeep.copy(self._database, Path(user_path(folder)))
+
+    def export(self, output, *, with_vectors: bool = False, overwrite: bool = False) -> int:
+        """Write all records to a Parquet file; returns their number.
+
+        Args:
+            output: .parquet file of columns id, payload (JSON), code and, `with_vectors`, vector; null where a record
+                has none.
+            with_vectors: exact vectors of fresh records, and decoded ones.
+            overwrite: replace a file that is there.
+        """
+        path = check_output(output, suffixes=(".parquet",), overwrite=overwrite)
+        with self._viewing() as view:
+            return upkeep.export(view, path, with_vectors)
 
     @contextmanager
     def _viewing(self) -> Iterator[View]:
@@ -296,7 +368,7 @@ class Collection:
 
     def _chosen(self, view: View, ids, where) -> np.ndarray:
         """The keys of records, int64."""
-        return finding.keys_among(view, ids) if where is None else self._keys.keys(view, where)
+        return finding.keys_among(view, ids) if where is None else self._keys.allowed(view, where).keys
 
     def _check_dim(self, connection, dim: int) -> None:
         """Raise DataError for vectors of another dimension than those before; the first ones say it."""

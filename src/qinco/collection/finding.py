@@ -11,13 +11,14 @@ import numpy as np
 
 from qinco.collection.changes import find, keys_of
 from qinco.collection.filter_sql import to_sql
-from qinco.collection.moments import View
+from qinco.collection.moments import Moment, View
 from qinco.collection.records import Id, Record, payload_of, record_ids
 from qinco.collection.where import parse
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
 from qinco.forking import new_lock
 from qinco.search.edit import decode_ids
+from qinco.search.selection import Selection, select
 
 _CACHE_BYTES = 64 << 20
 _MAX_KEY = (1 << 63) - 1
@@ -33,15 +34,30 @@ def condition(where, view: View) -> tuple[str, Sequence]:
     return expression, tuple(parameters)
 
 
+class Allowed:
+    """Records that a search may find, by their keys, int64, ascending."""
+
+    def __init__(self, keys: np.ndarray):
+        self.keys = keys
+        self._selection: Selection | None = None
+
+    def selection(self, moment: Moment) -> Selection:
+        """Their vectors in segments; the moment is always the same."""
+        if self._selection is None:
+            self._selection = select(moment.lists, self.keys, moment.dead)
+            assert self._selection is not None
+        return self._selection
+
+
 class KeyCache:
-    """Keys that filters admit, the last used ones up to 64 MB, each for one version of the collection."""
+    """Records that filters admit, of the last filters up to 64 MB, each for one version of the collection."""
 
     def __init__(self):
         self._lock, self._bytes = new_lock(), 0
-        self._kept: OrderedDict[tuple, np.ndarray] = OrderedDict()
+        self._kept: OrderedDict[tuple, Allowed] = OrderedDict()
 
-    def keys(self, view: View, where) -> np.ndarray:
-        """The keys of the records for which a filter is true, int64, ascending."""
+    def allowed(self, view: View, where) -> Allowed:
+        """The records for which a filter is true."""
         expression, parameters = condition(where, view)
         name = expression, parameters, view.version
         with self._lock:
@@ -49,14 +65,18 @@ class KeyCache:
                 self._kept.move_to_end(name)
                 return self._kept[name]
         rows = view.connection.execute(f"SELECT key FROM points WHERE {expression}", parameters)
-        keys = np.sort(np.fromiter((key for (key,) in rows), np.int64))
+        found = Allowed(np.sort(np.fromiter((key for (key,) in rows), np.int64)))
         with self._lock:
             if name not in self._kept:
-                self._kept[name] = keys
-                self._bytes += keys.nbytes
+                self._kept[name] = found
+                self._bytes += _size(found)
             while self._bytes > _CACHE_BYTES:
-                self._bytes -= self._kept.popitem(last=False)[1].nbytes
-        return keys
+                self._bytes -= _size(self._kept.popitem(last=False)[1])
+        return found
+
+
+def _size(allowed: Allowed) -> int:
+    return 2 * allowed.keys.nbytes + 1000  # with the bits of a selection, of which there may be fewer
 
 
 def keys_among(view: View, ids) -> np.ndarray:

@@ -18,6 +18,7 @@ from qinco.search.index import Index
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import Metric
 from qinco.search.parts import IndexParts
+from qinco.search.selection import Selection
 
 _NO_KEYS = np.empty(0, np.int64)
 _NEXT_ID = (1 << 63) - 1  # above all keys
@@ -80,12 +81,20 @@ class Moment:
         if self.tables is None or not self.num_stored:
             return None
         zeros = np.concatenate([_NO_KEYS, *(segment.zeros for segment in self.segments)])
-        return Index(self.codec, replace(self.tables, segments=self._lists, zeros=zeros, next_id=_NEXT_ID))
+        return Index(self.codec, replace(self.tables, segments=self.lists, zeros=zeros, next_id=_NEXT_ID))
 
     @cached_property
-    def _lists(self) -> tuple[InvertedLists, ...]:
+    def lists(self) -> tuple[InvertedLists, ...]:
+        return tuple(segment.lists for segment in self.segments)
+
+    @cached_property
+    def dead(self) -> Selection | None:
+        """The vectors of segments that are deleted; None where none is."""
+        if all(mask is None for mask in self.live):
+            return None
         pairs = zip(self.segments, self.live, strict=True)
-        return tuple(segment.lists if mask is None else segment.lists.without(~mask) for segment, mask in pairs)
+        masks = [np.zeros(len(segment), bool) if mask is None else ~mask for segment, mask in pairs]
+        return Selection.from_masks(masks, self.lists)
 
     @property
     def num_stored(self) -> int:
@@ -132,7 +141,7 @@ class Moments:
 
     def __init__(self, folder: Path, metric: Metric, has_points: bool, device: str):
         self.metric, self.has_points = metric, has_points
-        self._folder, self._device = folder, device
+        self._folder, self.device = folder, device
         self._lock = new_lock()
         self._newest: Moment | None = None
 
@@ -160,7 +169,7 @@ class Moments:
         if old is not None and old.tables_token == token:
             moment = replace(moment, codec=old.codec, tables=old.tables, tables_token=token)
         else:
-            codec = Codec.load(codec_path(self._folder, fingerprint), self._device)
+            codec = Codec.load(codec_path(self._folder, fingerprint), self.device)
             moment = replace(moment, codec=codec, tables=load_tables(self._folder, token), tables_token=token)
         known = {} if old is None or old.tables_token != token else {one.number: one for one in old.segments}
         assert moment.tables is not None
@@ -171,15 +180,17 @@ class Moments:
         """With the masks of a moment's segments; those of `old` segments are brought up to date."""
         known, last = {}, 0
         if old is not None and [one.number for one in old.segments] == [one.number for one in moment.segments]:
-            known, last = dict(zip(old.segments, old.live, strict=True)), old.last_dead
+            known, last = {one.number: mask for one, mask in zip(old.segments, old.live, strict=True)}, old.last_dead
         dead = connection.execute("SELECT row, key, segment FROM dead WHERE row > ? ORDER BY row", (last,)).fetchall()
         last = dead[-1][0] if dead else last
         keys, until = (np.array([row[column] for row in dead], np.int64) for column in (1, 2))
-        live = []
+        live, segments = [], []
         for segment in moment.segments:
-            mask, own = known.get(segment), keys[until >= segment.number]
+            mask, own = known.get(segment.number), keys[until >= segment.number]
             is_dead = np.isin(segment.lists.ids, own) if len(own) else None
             if is_dead is not None and is_dead.any():
                 mask = ~is_dead if mask is None else mask & ~is_dead
+                segment = replace(segment, zeros=segment.zeros[~np.isin(segment.zeros, own)])
             live.append(mask)
-        return replace(moment, live=tuple(live), last_dead=last)
+            segments.append(segment)
+        return replace(moment, segments=tuple(segments), live=tuple(live), last_dead=last)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qinco.collection.finding import records_of
+from qinco.collection.finding import Allowed, records_of
 from qinco.collection.moments import Moment, View
 from qinco.collection.records import Hit
 from qinco.search.exhaustive import nearest_in_blocks
@@ -29,11 +29,11 @@ class Search:
 
 
 def nearest(
-    moment: Moment, queries: VectorSource, search: Search, allowed: np.ndarray | None
+    moment: Moment, queries: VectorSource, search: Search, allowed: Allowed | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores float32 (Q, R) and keys int64 (Q, R) of the nearest vectors, nearest first; -1 where there are fewer.
 
-    `allowed` are the keys that may be found, ascending, or None for all.
+    `allowed` are those that may be found, or None for all.
     """
     found = [_in_segments(moment, queries, search, allowed), _among_fresh(moment, queries, search, allowed)]
     scores_QR, keys_QR = (np.concatenate(parts, 1) for parts in zip(*found, strict=True))
@@ -64,12 +64,12 @@ def _nothing(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _among_fresh(
-    moment: Moment, queries: VectorSource, search: Search, allowed: np.ndarray | None
+    moment: Moment, queries: VectorSource, search: Search, allowed: Allowed | None
 ) -> tuple[np.ndarray, np.ndarray]:
     fresh = moment.fresh
     keys_N, vectors_ND = fresh.keys, fresh.vectors_ND
     if allowed is not None:
-        places = np.flatnonzero(np.isin(keys_N, allowed))
+        places = np.flatnonzero(np.isin(keys_N, allowed.keys))
         keys_N, vectors_ND = keys_N[places], vectors_ND[places]
     if not len(keys_N):
         return _nothing(len(queries))
@@ -87,12 +87,19 @@ def _among_fresh(
 
 
 def _in_segments(
-    moment: Moment, queries: VectorSource, search: Search, allowed: np.ndarray | None
+    moment: Moment, queries: VectorSource, search: Search, allowed: Allowed | None
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Of few that are allowed all are decoded and compared, wherever they lie; else lists are scanned."""
     index = moment.index
-    if index is None or (allowed is not None and not len(allowed)):
+    if index is None:
         return _nothing(len(queries))
     options = {"nprobe": search.nprobe, "num_short": search.num_short, "precision": search.precision}
-    if search.exact:
-        options |= {"nprobe": index.num_lists, "num_short": max(search.k, len(index))}
-    return index.search(queries, min(search.k, max(1, len(index))), filter=allowed, **options)
+    if allowed is None and not search.exact:
+        return index.search(queries, min(search.k, moment.num_stored), exclude=moment.dead, **options)
+    selection = index.select(exclude=moment.dead) if allowed is None else allowed.selection(moment)
+    if not selection.count:
+        return _nothing(len(queries))
+    k = min(search.k, selection.count)
+    if selection.is_small or search.exact:
+        return index.search_among(queries, selection, k, precision=search.precision)
+    return index.search(queries, k, filter=selection, **options)

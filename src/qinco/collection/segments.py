@@ -9,7 +9,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,8 @@ def codec_path(folder: Path, fingerprint: str) -> Path:
 def write_tables(folder: Path, parts: IndexParts) -> str:
     """Write the fitted part of an index to a folder of its own; returns its token."""
     token = secrets.token_hex(6)
-    save_parts(None, parts.emptied(), folder / f"tables-{token}")
+    nothing = replace(parts, segments=(), zeros=parts.zeros[:0], recent=None, generations={})
+    save_parts(None, nothing, folder / f"tables-{token}")
     flush_folder(folder)
     return token
 
@@ -93,13 +94,13 @@ def open_segment(
     return segment
 
 
-def remove_unused(folder: Path, names: Iterable[str], *, grace: float = GRACE_SECONDS) -> None:
+def remove_unused(folder: Path, names: Iterable[str]) -> None:
     """Remove segments, tables and codecs that are not among `names`, unless they are young."""
     used, now = set(names), time.time()
     there = [*folder.glob("tables-*"), *folder.glob(f"codec-*{_SUFFIX}")]
     there += list((folder / SEGMENTS).iterdir()) if (folder / SEGMENTS).is_dir() else []
     for path in there:
-        if path.name in used or now - path.stat().st_mtime < grace:
+        if path.name in used or now - path.stat().st_mtime < GRACE_SECONDS:
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
