@@ -88,6 +88,12 @@ class Selection:
         """Whether so few are selected that looking at each is faster than scanning lists for them."""
         return self.count <= FEW
 
+    @cached_property
+    def lists(self) -> np.ndarray:
+        """The lists that hold selected vectors, int32, ascending."""
+        holding = [segment.lists_of(self.positions(number)) for number, segment in enumerate(self.segments)]
+        return np.unique(np.concatenate(holding))
+
     def without(self, other: "Selection") -> "Selection":
         """Those of these vectors that the other does not select."""
         _check(other, self.segments)
