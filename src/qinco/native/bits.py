@@ -75,5 +75,5 @@ def positions(words: np.ndarray) -> np.ndarray:
     """The positions whose bits are set, int64, ascending."""
     rows = np.flatnonzero(words)
     bits = np.unpackbits(words[rows].astype("<u8", copy=False).view(np.uint8), bitorder="little")
-    places = np.flatnonzero(bits)
+    places = np.flatnonzero(bits.view(bool))
     return rows[places // WORD_BITS] * WORD_BITS + places % WORD_BITS

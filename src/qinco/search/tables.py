@@ -230,10 +230,8 @@ class SearchTables:
 
     def _shortlist_among(self, queries_QD, num_short, segments, selection: Selection, threads: int) -> Shortlist:
         """The nearest of a selection by the tables, whose values are computed for all of it."""
-        holding = [segment.lists_of(selection.positions(number)) for number, segment in enumerate(segments)]
-        lists_L = np.unique(np.concatenate(holding))
-        probes_QL = np.broadcast_to(lists_L, (len(queries_QD), len(lists_L)))
-        bases_QL = self._bases(queries_QD, lists_L)
+        probes_QL = np.broadcast_to(selection.lists, (len(queries_QD), len(selection.lists)))
+        bases_QL = self._bases(queries_QD, selection.lists)
         limits = {"admitted": selection.words, "threads": threads}
         return self.scanner.scan(queries_QD, probes_QL, bases_QL, segments, num_short, **limits)
 
