@@ -1,0 +1,1 @@
+"""Collections: a database of compressed vectors with ids, payloads and filters."""
