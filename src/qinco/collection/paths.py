@@ -39,8 +39,8 @@ def path_steps(path: str) -> tuple[Step, ...]:
         if path[place] != ".":
             break
         place += 1
-    raise ConfigError(f"{path!r:.80} is no path of a field: join keys by dots, as in a.b or tags[].name, and write those "
-                      f"that hold dots, brackets or quotes as JSON strings, as in {quoted(path[:40])}")  # fmt: skip
+    raise ConfigError(f"{path!r:.80} is no path of a field: join keys by dots, as in a.b or tags[].x, and write "
+                      f"those with dots, brackets or quotes as {quoted(path[:40])}")  # fmt: skip
 
 
 def quoted(key: str) -> str:

@@ -110,7 +110,7 @@ def test_text_of_declared_datetimes_is_a_time():
     ({"a": float("nan")}, "NaN"),
     ({"a": b"x"}, "compare with"),
     ({"a": "\ud800"}, "surrogate"),
-    ({"a..b": 1}, "JSON string"),
+    ({"a..b": 1}, "join keys by dots"),
     ({1: 1}, "strings"),
     ({"$id": [True]}, "id"),
     ({"$and": {"a": 1}}, "list"),
