@@ -157,6 +157,8 @@ def _store(database, rows) -> list:
 )
 @example(filter=filters.Eq("a", 1), rows=[(1, {"a": True}), (2, {"a": "1"}), (3, {"a": 1.0}), (4, {"a": [2, 1]})])
 @example(filter=filters.Not(filters.Range("a", gt=0)), rows=[(1, {}), (2, {"a": None}), (3, None), (4, {"a": "1"})])
+@example(filter=filters.Element("a", filters.Has((1,))), rows=[(1, {"a": [{}]}), (2, {"a": [{}]})])
+@example(filter=filters.AtLeast(1, (filters.Has((1,)), filters.And(()))), rows=[(1, None), (2, None)])
 @example(filter=filters.Eq("a", 2**53 + 1), rows=[(1, {"a": 2**53}), (2, {"a": float(2**53)}), (3, {"a": 2**53 + 1})])
 def test_sql_and_python_agree(database, filter, rows):
     rows = _store(database, rows)

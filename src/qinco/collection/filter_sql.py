@@ -305,10 +305,11 @@ def _has(filter: Has) -> Sql:
     listed = [] if bound is ids else [one for one in ids if not (isinstance(one, str) and "\0" in one)]
     tests = []
     if bound:
-        tests.append(Sql(f"id IN ({', '.join('?' * len(bound))})", tuple(bound)))
+        tests.append(Sql(f"points.id IN ({', '.join('?' * len(bound))})", tuple(bound)))
     if listed:
-        tests.append(Sql("id IN (SELECT value FROM json_each(?))", (json.dumps(listed, ensure_ascii=False),)))
-    return _joined(tests, " OR ") if tests else Sql("0")
+        tests.append(Sql("points.id IN (SELECT value FROM json_each(?))", (json.dumps(listed, ensure_ascii=False),)))
+    found = _joined(tests, " OR ")
+    return Sql(f"({found.text or 0})", found.parameters)
 
 
 def _of_field(filter: Null | Exists | Empty | Count, place: _Place) -> Sql:
