@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from qinco.errors import ConfigError
-from qinco.native.bits import count_bits, mark_ids, num_words, packed, positions, unpacked
+from qinco.native.bits import WORD_BITS, count_bits, mark_ids, num_words, packed, positions, unpacked
 from qinco.search.ids import are_among, chosen_ids
 from qinco.search.lists import InvertedLists
 
@@ -94,21 +94,23 @@ class Selection:
         holding = [segment.lists_of(self.positions(number)) for number, segment in enumerate(self.segments)]
         return np.unique(np.concatenate(holding))
 
-    def without(self, other: "Selection") -> "Selection":
-        """Those of these vectors that the other does not select."""
-        _check(other, self.segments)
-        words, counts = [], []
-        for own, theirs, size in zip(self.words, other.words, map(len, self.segments), strict=True):
-            if theirs is None:
-                left = np.zeros(num_words(size), np.uint64)
-            elif own is not None:
-                left = own & ~theirs
-            else:
-                left = ~theirs
-                if size % 64:
-                    left[-1] &= np.uint64((1 << size % 64) - 1)
+    @cached_property
+    def inverse(self) -> "Selection":
+        """The vectors that are not selected."""
+        words = []
+        for own, segment in zip(self.words, self.segments, strict=True):
+            left = np.zeros(num_words(len(segment)), np.uint64) if own is None else ~own
+            if own is not None and len(segment) % WORD_BITS:
+                left[-1] &= np.uint64((1 << len(segment) % WORD_BITS) - 1)
             words.append(left)
-            counts.append(0 if theirs is None else count_bits(left))
+        counts = (len(segment) - count for segment, count in zip(self.segments, self.counts, strict=True))
+        return Selection(tuple(words), tuple(counts), self.segments)
+
+    def without(self, other: "Selection") -> "Selection":
+        """Those of these vectors that the other, of the same segments, does not select."""
+        pairs = zip(self.words, other.inverse.words, strict=True)
+        words = [left if own is None else own if left is None else own & left for own, left in pairs]
+        counts = [len(s) if left is None else count_bits(left) for left, s in zip(words, self.segments, strict=True)]
         return Selection(tuple(words), tuple(counts), self.segments)
 
     def positions(self, number: int) -> np.ndarray:
@@ -126,22 +128,18 @@ def select(segments: Sequence[InvertedLists], ids, exclude, next_id: int | None 
     """The vectors that `ids` admit and `exclude` does not, each ids or a Selection; None where neither is given."""
     if ids is None and exclude is None:
         return None
-    every = [None] * len(segments)
-    admitted = Selection.from_masks(every, segments) if ids is None else selection_of(segments, ids, next_id)
+    if ids is None:
+        return selection_of(segments, exclude, next_id).inverse
+    admitted = selection_of(segments, ids, next_id)
     return admitted if exclude is None else admitted.without(selection_of(segments, exclude, next_id))
 
 
 def selection_of(segments: Sequence[InvertedLists], chosen, next_id: int | None) -> Selection:
     """A Selection that is given, if it is of these segments, or that of ids."""
     if isinstance(chosen, Selection):
-        _check(chosen, segments)
+        own = chosen.segments
+        if len(own) != len(segments) or any(one is not other for one, other in zip(own, segments, strict=True)):
+            raise ConfigError(f"{chosen!r} is of another index, or of this one before vectors were added or removed: "
+                              "make it again by index.select")  # fmt: skip
         return chosen
     return Selection.of_ids(segments, chosen, next_id)
-
-
-def _check(selection: Selection, segments: Sequence[InvertedLists]) -> None:
-    """Raise ConfigError unless a selection is of these segments."""
-    own = selection.segments
-    if len(own) != len(segments) or any(one is not other for one, other in zip(own, segments, strict=True)):
-        raise ConfigError(f"{selection!r} is of another index, or of this one before vectors were added or removed: "
-                          "make it again by index.select")  # fmt: skip
