@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from qinco.collection.filter_sql import index_sql
 from qinco.collection.records import Id, payload_of, payload_text
 from qinco.errors import DataError
 
@@ -87,6 +88,28 @@ def change_payloads(connection: sqlite3.Connection, keys: Sequence[int], change:
     rows = find(connection, "SELECT key, payload FROM points WHERE key IN ({})", keys)
     new = [(payload_text(change(payload_of(text) or {})), key) for key, text in rows]
     connection.executemany("UPDATE points SET payload = ? WHERE key = ?", new)
+
+
+def add_field(connection: sqlite3.Connection, path: str, kind: str) -> None:
+    """Declare a field, and make an index of it; one that is there is made anew."""
+    expression = index_sql(path, kind)
+    drop_field(connection, path)
+    connection.execute("INSERT INTO fields VALUES (?, ?)", (path, kind))
+    connection.execute(f"CREATE INDEX {_index_of(connection, path)} ON points({expression})")
+
+
+def drop_field(connection: sqlite3.Connection, path: str) -> bool:
+    """Remove the index of a field; whether there was one."""
+    name = _index_of(connection, path)
+    if name is not None:
+        connection.execute(f"DROP INDEX IF EXISTS {name}")
+        connection.execute("DELETE FROM fields WHERE path = ?", (path,))
+    return name is not None
+
+
+def _index_of(connection: sqlite3.Connection, path: str) -> str | None:
+    row = connection.execute("SELECT rowid FROM fields WHERE path = ?", (path,)).fetchone()
+    return None if row is None else f"field_{row[0]}"
 
 
 def payload_change(payload, mode: str, path: str | None) -> Callable[[dict], dict]:

@@ -323,6 +323,28 @@ class Collection:
         finally:
             self._optimizing.release()
 
+    def add_field(self, path: str, kind: str) -> None:
+        """Make an index of a field of payloads, which makes filters on it some hundred times as fast.
+
+        Args:
+            path: as in filters, such as "author.name".
+            kind: "keyword", "integer", "float", "bool" or "datetime".
+
+        Example:
+            >>> docs.add_field("year", "integer")
+            >>> docs.stats()["fields"]
+            {'year': 'integer'}
+        """
+        if not self._moments.has_points:
+            raise ConfigError("the collection was created with payload=False: it has no fields")
+        with self._database.writing() as connection:
+            changes.add_field(connection, path, kind)
+
+    def drop_field(self, path: str) -> bool:
+        """Remove the index of a field; returns whether there was one."""
+        with self._database.writing() as connection:
+            return changes.drop_field(connection, path)
+
     def stats(self) -> dict:
         """Numbers of records, vectors and bytes, the error of segments, and warnings.
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qinco.collection.changes import find, keys_of
-from qinco.collection.filter_sql import to_sql
+from qinco.collection.filter_sql import find_keys, to_sql
 from qinco.collection.moments import Moment, View
 from qinco.collection.records import Id, Record, payload_of, record_ids
 from qinco.collection.where import parse
@@ -30,8 +30,8 @@ def condition(where, view: View) -> tuple[str, Sequence]:
         return "1", ()
     if not view.has_points:
         raise ConfigError("the collection was created with payload=False: choose records by their ids, not by where=")
-    expression, parameters = to_sql(parse(where))
-    return expression, tuple(parameters)
+    kinds = dict(view.connection.execute("SELECT path, kind FROM fields"))
+    return to_sql(parse(where, kinds))
 
 
 class Allowed:
@@ -64,8 +64,7 @@ class KeyCache:
             if name in self._kept:
                 self._kept.move_to_end(name)
                 return self._kept[name]
-        rows = view.connection.execute(f"SELECT key FROM points WHERE {expression}", parameters)
-        found = Allowed(np.sort(np.fromiter((key for (key,) in rows), np.int64)))
+        found = Allowed(find_keys(view.connection, expression, parameters))
         with self._lock:
             if name not in self._kept:
                 self._kept[name] = found

@@ -109,7 +109,18 @@ def payload_text(payload: Any) -> str:
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"a payload must hold JSON values, and not {payload!r:.60} ({error!s:.100})") from None
+    # SQLite before 3.45 ends a string there, so that filters and indexes would differ from machine to machine
+    if "\\u0000" in text and (found := _with_nul(json.loads(text))) is not None:
+        raise DataError(f"a payload holds the character NUL in {found!r:.60}: remove it, as by replace('\\0', '')")
     return text
+
+
+def _with_nul(value: Any) -> str | None:
+    """A string with NUL that is somewhere in a JSON value."""
+    if isinstance(value, str):
+        return value if "\0" in value else None
+    inside = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for one in inside if (found := _with_nul(one)) is not None), None)
 
 
 def _plain(value: Any) -> Any:

@@ -144,6 +144,21 @@ def test_payloads_change_and_vectors_stay(docs):
     assert docs.get("bare")[0].payload == {"x": {"y": {"a": 1}}}
 
 
+def test_declared_fields_are_found_by_an_index(docs):
+    wanted = docs.get(where={"author.name": "a1", "n": {"gte": 40}})
+    for path, kind in (("author.name", "keyword"), ("n", "integer"), ("n", "float")):
+        docs.add_field(path, kind)
+        assert docs.get(where={"author.name": "a1", "n": {"gte": 40}}) == wanted
+    assert docs.stats()["fields"] == {"author.name": "keyword", "n": "float"}
+    docs.upsert(["late"], X[:1], [{"author": {"name": "a1"}, "n": 500}])
+    assert len(docs.get(where={"author.name": "a1", "n": {"gte": 40}})) == len(wanted) + 1
+    assert docs.drop_field("n") and not docs.drop_field("n") and docs.count({"n": 500}) == 1
+    with pytest.raises(ConfigError):
+        docs.add_field("n", "number")
+    with pytest.raises(ConfigError):
+        docs.add_field("tags[]", "keyword")
+
+
 def test_deletes_by_ids_and_filters(docs):
     assert docs.delete([1, "s2", "unknown"]) == 2 and docs.delete(where={"group": 0}) == 100 and len(docs) == N - 102
     assert {hit.payload["n"] for hit in docs.search(QUERIES[0], N)} == {
