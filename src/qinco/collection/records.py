@@ -109,7 +109,7 @@ def payload_text(payload: Any) -> str:
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"a payload must hold JSON values, and not {payload!r:.60} ({error!s:.100})") from None
-    # SQLite before 3.45 ends a string there, so that filters and indexes would differ from machine to machine
+    # Older SQLite (3.40) ends a string there and newer does not: filters and indexes would differ between machines
     if "\\u0000" in text and (found := _with_nul(json.loads(text))) is not None:
         raise DataError(f"a payload holds the character NUL in {found!r:.60}: remove it, as by replace('\\0', '')")
     return text

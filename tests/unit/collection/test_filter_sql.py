@@ -63,7 +63,7 @@ def test_declared_fields_are_searched_by_index(database, filter, index):
     expression, parameters = to_sql(filter)
     plan = database.execute(f"EXPLAIN QUERY PLAN SELECT key FROM points WHERE {expression}", parameters).fetchall()
     steps = [text for *_, text in plan]
-    assert any(f"USING INDEX {index}" in text for text in steps) and "SCAN points" not in steps, steps
+    assert any(f"INDEX {index} " in text for text in steps) and "SCAN points" not in steps, steps
     assert found(database, filter) == expected(filter) != []
 
 
