@@ -53,7 +53,8 @@ def statistics(view: View, database: Database) -> dict:
             "database": sum(_size(path) for path in folder.glob(f"{FILE}*")),
         },
         "bytes_per_vector": code_bytes / moment.num_stored if moment.num_stored else None,
-        "fields": dict(connection.execute("SELECT path, kind FROM fields ORDER BY path")), "error": first, "drift": drift, "warnings": warnings,
+        "fields": dict(connection.execute("SELECT path, kind FROM fields ORDER BY path")),
+        "error": first, "drift": drift, "warnings": warnings,
     }  # fmt: skip
 
 
