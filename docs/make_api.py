@@ -15,6 +15,7 @@ PAGE = Path(__file__).parent / "api" / "index.md"
 SECTIONS = {
     "Vectors": ("vectors", "datasets"),
     "Codecs": ("codec", "store", "training"),
+    "Collections": ("collection",),
     "Search": ("search", "decoders", "maths"),
     "Options": ("config",),
     "Files and machine": ("description", "installation", "machine", "progress", "engines"),

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from qinco.codec.decode_file import decode_file
     from qinco.codec.evaluate import benchmark, evaluate, measure_time
     from qinco.codec.files import encode_file
+    from qinco.collection.collection import Collection
+    from qinco.collection.records import Hit, Record
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
     from qinco.datasets.fetch import download
     from qinco.decoders.lookup import LookupDecoder
@@ -48,16 +50,18 @@ if TYPE_CHECKING:
     from qinco.search.measure.neighbors import find_neighbors
     from qinco.search.measure.sweep import sweep
     from qinco.search.options import SearchOptions
+    from qinco.search.selection import Selection
     from qinco.store.codes import Codes
     from qinco.training.options import TrainOptions
     from qinco.vectors.formats import write_vectors
     from qinco.vectors.rows import VectorSource, open_vectors
 
 __all__ = [
-    "PRESETS", "Codec", "Codes", "ConfigError", "DataError", "EncodeOptions", "Index", "LookupDecoder", "ModelConfig",
-    "PairwiseDecoder", "ProductCodec", "QincoError", "ResourceError", "SearchOptions", "TrainOptions", "VectorSource",
-    "__version__", "benchmark", "build_index", "check_installation", "convert_codec", "decode_file", "describe",
-    "download", "encode_file", "evaluate", "evaluate_decoder", "exhaustive_recall", "exhaustive_search",
+    "PRESETS", "Codec", "Codes", "Collection", "ConfigError", "DataError", "EncodeOptions", "Hit", "Index",
+    "LookupDecoder", "ModelConfig", "PairwiseDecoder", "ProductCodec", "QincoError", "Record", "ResourceError",
+    "SearchOptions", "Selection", "TrainOptions", "VectorSource", "__version__", "benchmark", "build_index",
+    "check_installation", "convert_codec", "decode_file", "describe", "download", "encode_file", "evaluate",
+    "evaluate_decoder", "exhaustive_recall", "exhaustive_search",
     "find_neighbors", "fit_lookup_decoder", "fit_pairwise_decoder", "kmeans", "load_codec", "measure_time",
     "open_vectors", "set_num_threads", "sweep", "write_vectors",
 ]  # fmt: skip
@@ -70,6 +74,8 @@ _PUBLIC = {
     "qinco.codec.decode_file": "decode_file",
     "qinco.codec.evaluate": "benchmark evaluate measure_time",
     "qinco.codec.files": "encode_file",
+    "qinco.collection.collection": "Collection",
+    "qinco.collection.records": "Hit Record",
     "qinco.config": "EncodeOptions ModelConfig PRESETS",
     "qinco.datasets.fetch": "download",
     "qinco.decoders.lookup": "LookupDecoder",
@@ -85,6 +91,7 @@ _PUBLIC = {
     "qinco.search.measure.neighbors": "find_neighbors",
     "qinco.search.measure.sweep": "sweep",
     "qinco.search.options": "SearchOptions",
+    "qinco.search.selection": "Selection",
     "qinco.store.codes": "Codes",
     "qinco.training.options": "TrainOptions",
     "qinco.vectors.formats": "write_vectors",

@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 generation = 0  # of this process: its parents since this module was imported
 _locks: WeakSet = WeakSet()
+_files: set[int] = set()
 
 
 def new_lock() -> Lock:
@@ -20,11 +21,26 @@ def new_lock() -> Lock:
     return lock
 
 
+def keep_from_children(file: int) -> None:
+    """Close a descriptor in children, where it would hold a lock of this process, until `release` is called."""
+    _files.add(file)
+
+
+def release(file: int) -> None:
+    """Close a descriptor of `keep_from_children`."""
+    if file in _files:
+        _files.remove(file)
+        os.close(file)
+
+
 def _set_up_child() -> None:
     global generation
     generation += 1
     for lock in list(_locks):
         lock._at_fork_reinit()  # as the locks of the standard library are
+    for file in _files:
+        os.close(file)
+    _files.clear()
     for name, function in (("torch", "set_num_threads"), ("faiss", "omp_set_num_threads")):
         if hasattr(sys.modules.get(name), function):  # else it is not loaded, and has no threads to wait for
             getattr(sys.modules[name], function)(1)

@@ -59,10 +59,13 @@ def folder(tmp_path_factory) -> tuple[Path, dict]:
         qinco.encode_file(codec, "base.fvecs", "codes")
         qinco.encode_file(codec, "train.fvecs", "train_codes")
         qinco.Index.build(codec, sets["base"]).save("index")
+        docs = qinco.Collection.create("shown.qinco")
+        docs.upsert(["a", "b"], sets["base"][:2], [{"year": 2009}, {"year": 2012}])
     finally:
         os.chdir(before)
     variables = {"qinco": qinco, "np": np, "numpy": np, "codec": codec, "codes": codes, "x": sets["train"]}
-    return folder, variables | {"X": sets["train"], "vectors": sets["base"], "queries": sets["query"]}
+    variables |= {"docs": docs, "X": sets["train"], "vectors": sets["base"], "queries": sets["query"]}
+    return folder, variables
 
 
 @pytest.mark.parametrize(("name", "lines"), public_examples().items(), ids=public_examples())

@@ -9,6 +9,7 @@ import pytest
 
 from qinco.codec import Codec
 from qinco.codec.files import encode_file
+from qinco.collection.collection import Collection
 from qinco.errors import DataError
 from qinco.search.index import Index
 from qinco.search.options import SearchOptions
@@ -159,3 +160,16 @@ def test_their_manifest_is_of_version_one(name):
         "metric", "radius", "num_lists", "adds_centroids", "dim", "code_size", "codebook_size", "next_id", "codec",
         "options",
     }  # fmt: skip
+
+
+def test_a_collection_finds_what_it_found(tmp_path):
+    shutil.copytree(DATA / "golden-collection-v1", tmp_path / "c")
+    arrays = np.load(DATA / "golden-collection-v1.npz")
+    with Collection.open(tmp_path / "c", read_only=True) as docs:
+        found = docs.search(arrays["queries"], 5, nprobe=100)
+        assert docs.verify() == [] and len(docs) == 231 and docs.get("bare")[0].payload == {"n": -2}
+    assert np.array_equal([[str(hit.id) for hit in hits] for hits in found], arrays["ids"])
+    np.testing.assert_allclose([[hit.score for hit in hits] for hits in found], arrays["scores"], rtol=1e-3, atol=1e-3)
+    with Collection.open(tmp_path / "c") as docs:
+        docs.upsert(["more"], arrays["queries"][:1])
+        assert docs.optimize(progress=False)["encoded"] == 2 and docs.verify() == [] and len(docs) == 232

@@ -24,6 +24,7 @@ LEVELS = [
     ["training", "store"],
     ["codec"],
     ["search"],
+    ["collection"],
     ["description", "installation", "integrations"],
     ["cli"],
     ["__main__"],

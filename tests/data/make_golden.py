@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from qinco.codec import Codec
+from qinco.collection.collection import Collection
 from qinco.search.index import Index
 from qinco.search.options import SearchOptions
 
@@ -74,6 +75,25 @@ def make_indexes(x_ND: np.ndarray) -> None:
         np.savez(HERE / f"{name}.npz", queries=x_ND[250:], ids=ids, decoded=index.reconstruct(ids), **expected)
 
 
+def make_collection(x_ND: np.ndarray) -> None:
+    """Two segments, tombstones, fresh vectors, ids of both kinds, and a record without a vector."""
+    if (folder := HERE / "golden-collection-v1").exists():
+        return
+    with Collection.create(folder, metric="l2", codec=HERE / "golden-codec-v1.safetensors") as docs:
+        docs.upsert(range(200), x_ND[:200], [{"n": n} for n in range(200)])
+        docs.optimize()
+        docs.upsert([f"t{n}" for n in range(50)], x_ND[200:250])
+        docs.optimize()
+        docs.delete(range(0, 20))
+        docs.upsert([30, "bare"], [x_ND[250], None], [{"n": -1}, {"n": -2}])
+        found = docs.search(x_ND[250:260], 5, nprobe=100)
+    (folder / "lock").unlink()
+    ids = np.array([[str(hit.id) for hit in hits] for hits in found])
+    scores = np.array([[hit.score for hit in hits] for hits in found], np.float32)
+    np.savez(HERE / "golden-collection-v1.npz", ids=ids, scores=scores, queries=x_ND[250:260])
+
+
 if __name__ == "__main__":
     make_codecs(vectors())
     make_indexes(vectors())
+    make_collection(vectors())

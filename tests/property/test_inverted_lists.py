@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from small_lists import lists_of
 
 from qinco.errors import DataError
-from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
+from qinco.native.bits import packed
+from qinco.search.index_file import put_lists
+from qinco.search.lists import InvertedLists, ListsBuilder, Merge, id_dtype
 from qinco.store.folder import read_folder, write_folder
 from qinco.store.manifest import MANIFEST, read_manifest
 
@@ -105,6 +107,30 @@ def test_merging_and_leaving_out_are_those_of_the_vectors(several, share):
     kept = ~np.isin(ids, merged.ids[is_removed].astype(np.int64))
     for removed in (is_removed, np.flatnonzero(is_removed)):
         assert_are(merged.without(removed), [column[kept] for column in columns], 7)
+
+
+@given(
+    several=st.lists(vectors(300, num_codes=2, num_lists=3), min_size=1, max_size=3),
+    share=st.sampled_from([0, 0.5, 0.99, 1]), size=st.sampled_from([1, 50, 64, 100, 1000]),
+)  # fmt: skip
+@checked
+def test_merging_in_pieces_is_merging_at_once(several, share, size):
+    """Also where lists are longer than a piece, and where some vectors are left out."""
+    parts = [lists_of(*one[:3], np.arange(len(one[0])) + 2**33 * place, 3) for place, one in enumerate(several)]
+    masks = [np.random.default_rng(place).random(len(part)) < share for place, part in enumerate(parts)]
+    left = [part.without(~mask) for part, mask in zip(parts, masks, strict=True)]
+    for kept, wanted in ((None, InvertedLists.merged(parts)), (list(map(packed, masks)), InvertedLists.merged(left))):
+        merge = Merge(parts, kept)
+        blocks = [(np.zeros(0, np.uint8), np.zeros(0, merge.id_dtype)), *merge.blocks(size)]
+        codes, ids = map(np.concatenate, zip(*blocks, strict=True))
+        assert np.array_equal(merge.starts, wanted.starts) and np.array_equal(codes, wanted.codes)
+        assert np.array_equal(ids, wanted.ids) and ids.dtype == wanted.ids.dtype
+        assert max(len(block) for _, block in blocks) <= 2 * max(64, size)
+        with tempfile.TemporaryDirectory() as folder:
+            with write_folder(folder, "index", {}) as writer:
+                assert put_lists(writer, parts, kept) == len(wanted)
+            arrays = read_folder(folder, "index").arrays
+            assert all(np.array_equal(arrays[name], getattr(wanted, name)) for name in ("starts", "codes", "ids"))
 
 
 @given(starts=st.lists(st.sampled_from([0, 1, 2, 5, 9, 10, 11, -1, 1 << 62, -(1 << 63)]), min_size=1, max_size=6))

@@ -12,7 +12,8 @@ from native_levels import LEVELS, needs_native
 from small_lists import lists_of
 
 from qinco.search.lists import InvertedLists
-from qinco.search.scan import Scanner, Shortlist, make_filter
+from qinco.search.scan import Scanner, Shortlist
+from qinco.search.selection import Selection
 
 pytestmark = needs_native
 LIST_SIZES = (0, 0, 1, 2, 63, 64, 65, 128, 200)
@@ -41,6 +42,7 @@ class Problem:
         self.tables_MKD = self.numbers(self.steps, self.entries, self.dim)
         self.levels = np.sort(self.numbers(256) * np.float32(self.pick([0, 1, 30]) * (spread or 1)))
         self.segments = self.make_segments()
+        self.admitted_N = self.pick_ids()
 
     def pick(self, choices):
         return choices[self.random.integers(len(choices))]
@@ -75,13 +77,20 @@ class Problem:
         with mock.patch.dict(os.environ, QINCO_NATIVE_LEVEL=level or ""):
             return Scanner(*parts, inner_product=self.inner_product, native=is_native)
 
-    def filter(self):
-        kind = self.pick(["none", "none", "half", "few", "all", "others", "empty"])
-        share = {"half": 0.5, "few": 0.02, "all": 1}.get(kind, 0)
+    def filter(self, segments=None):
+        """Bits of the positions in segments; with the same ids at every call."""
+        segments = self.segments if segments is None else segments
+        if self.admitted_N is None:
+            return None
+        return Selection.of_ids(segments, self.admitted_N).words if segments else []
+
+    def pick_ids(self):
+        kind = self.pick(["none", "none", "half", "some", "few", "all", "others", "empty"])
+        share = {"half": 0.5, "some": 0.1, "few": 0.02, "all": 1}.get(kind, 0)
         admitted_N = np.sort(self.ids_N[self.random.random(len(self.ids_N)) < share])
         if kind == "others":
             admitted_N = np.setdiff1d(np.arange(0, 3000, self.pick([1, 500])), self.ids_N)
-        return None if kind == "none" else make_filter(admitted_N)
+        return None if kind == "none" else admitted_N.astype(np.int64)
 
     def num_short(self) -> int:
         """Mostly so few that there is a limit early, which is when tables of bytes are made."""
@@ -201,14 +210,15 @@ def test_the_nearest_of_all_within_rounding(level, seed, scale):
 def test_threads_batches_the_order_of_queries_and_segments_change_no_bit(level, seed, scale):
     problem = Problem(seed, *scale)
     scanner, probed = problem.scanner(level), problem.pick(range(1, problem.num_lists + 1))
-    num_short, admitted = problem.num_short(), problem.filter()
+    num_short = problem.num_short()
 
     def search(rows=slice(None), threads=1, segments=problem.segments):
         queries_QD = problem.queries_QD[rows]
         visited = scanner.probe(queries_QD, probed, threads)
         found = scanner.scan(
-            queries_QD, *visited, segments, num_short, nprobe=(probed + 1) // 2, admitted=admitted, threads=threads
-        )
+            queries_QD, *visited, segments, num_short, nprobe=(probed + 1) // 2, admitted=problem.filter(segments),
+            threads=threads,
+        )  # fmt: skip
         return visited, found
 
     visited, whole = search()

@@ -1,1 +1,1 @@
-"""A durable collection of compressed vectors with ids and payloads."""
+"""Collections: a database of compressed vectors with ids, payloads and filters."""

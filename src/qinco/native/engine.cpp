@@ -7,6 +7,7 @@
 #include <optional>
 #include <thread>
 
+#include "ids.h"
 #include "lists.h"
 #include "nearest.h"
 #include "tables.h"
@@ -172,6 +173,22 @@ int qinco_scan_lists(const void* scanner, const qinco_scan* request, int threads
 int qinco_scalars(const void* scanner, const uint8_t* codes, const int32_t* lists, int64_t count, int threads, float* out) {
   try {
     ((const AnyScanner*)scanner)->scalars(codes, lists, count, threads, out);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+// Marks the positions of `num_parts` arrays that hold one of the `count` ids: 0, or 1 where memory is exhausted.
+int qinco_mark_ids(const int64_t* ids, int64_t count, qinco_ids* parts, int num_parts) {
+  try {
+    const IdSet chosen(ids, count);
+    for (qinco_ids* part = parts; part < parts + num_parts; part++) {
+      if (part->are_wide)
+        chosen.mark<int64_t>(*part);
+      else
+        chosen.mark<uint32_t>(*part);
+    }
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define QINCO_INTERFACE 5  // one more with each change of what is exported; as in library.py
+#define QINCO_INTERFACE 6  // one more with each change of what is exported; as in library.py
 
 extern "C" {
 

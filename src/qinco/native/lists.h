@@ -16,14 +16,8 @@ struct qinco_segment {
   const int64_t* starts;  // (V + 1)
   const uint8_t* codes;
   const void* ids;        // (N): uint32, or int64 where ids_are_wide
+  const uint64_t* admitted;  // a bit for each row, the lowest first: whether it may be found; null: all may
   int32_t ids_are_wide;
-};
-
-// Which ids are admitted: those whose bit is set among `length` from `first` on, or those in an ascending array.
-struct qinco_filter {
-  const uint8_t* bits;    // or null
-  int64_t first, length;
-  const int64_t* sorted;  // (length), where bits is null
 };
 
 struct qinco_scan {
@@ -31,7 +25,6 @@ struct qinco_scan {
   const int32_t* probes;  // (Q, P): lists in the order of their visit; -1: none further
   const float* bases;     // (Q, P): what the values of a list's vectors begin with; +inf: none is near
   const qinco_segment* segments;
-  const qinco_filter* filter;  // or null
   int64_t count;          // Q
   int32_t num_segments, num_probes, num_short;
   int32_t nprobe;         // lists visited at least; further ones until a shortlist is full

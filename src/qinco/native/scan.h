@@ -23,10 +23,17 @@ constexpr int MANY = 8 * BLOCK;         // vectors left in a list that are worth
 constexpr int MOST_QUERIES = 2 * TILE;  // of a group: they share what a product loads into the cache
 constexpr int MOST_BYTE_TABLES = 257;   // whose sums fit in 16 bits
 
-static bool admits(const qinco_filter& filter, int64_t id) {
-  if (!filter.bits) return std::binary_search(filter.sorted, filter.sorted + filter.length, id);
-  const uint64_t place = uint64_t(id) - uint64_t(filter.first);
-  return place < uint64_t(filter.length) && (filter.bits[place / 8] >> place % 8 & 1);
+constexpr int SPARSE = VECTOR >= 16 ? 6 : VECTOR >= 8 ? 16 : 24;  // vectors of a block that are summed one by one
+
+// The vectors of a block, a bit each, that may be found.
+static uint64_t admitted_lanes(const qinco_segment& segment, int64_t row, int width) {
+  const uint64_t there = width == BLOCK ? ~uint64_t(0) : (uint64_t(1) << width) - 1;
+  if (!segment.admitted) return there;
+  const uint64_t* words = segment.admitted + row / 64;
+  const int shift = row % 64;
+  uint64_t lanes = words[0] >> shift;
+  if (shift + width > 64) lanes |= words[1] << (64 - shift);
+  return lanes & there;
 }
 
 static int64_t id_of(const qinco_segment& segment, int64_t row) {
@@ -168,16 +175,21 @@ class ListWorker {
         const uint8_t* codes = segment.codes + begin * (M + 1);
         for (int64_t row = begin; row < end; row += BLOCK) {
           const int width = std::min<int64_t>(BLOCK, end - row);
+          const uint64_t lanes = admitted_lanes(segment, row, width);
           const Found where = {bases[j], list, s, row};
-          const bool is_worth_it = row == begin || end - row >= MANY;
-          if (scanner.fits_bytes && !has_bytes && is_worth_it && shortlist.limit < INFINITY) {
-            round_down(table, *std::min_element(bases + j, bases + request.num_probes));
-            has_bytes = true;
+          if (segment.admitted && __builtin_popcountll(lanes) <= SPARSE) {
+            keep_all(where, lanes, codes, width, table);
+          } else {
+            const bool is_worth_it = row == begin || end - row >= MANY;
+            if (scanner.fits_bytes && !has_bytes && is_worth_it && shortlist.limit < INFINITY) {
+              round_down(table, *std::min_element(bases + j, bases + request.num_probes));
+              has_bytes = true;
+            }
+            if (has_bytes)
+              by_bytes(where, lanes, codes, width, table);
+            else
+              by_floats(where, lanes, codes, width, table);
           }
-          if (has_bytes)
-            by_bytes(request, where, codes, width, table);
-          else
-            by_floats(request, where, codes, width, table);
           codes += size_t(width) * (M + 1);
         }
         scanned += end - begin;
@@ -218,38 +230,45 @@ class ListWorker {
     return base;
   }
 
-  void keep(const qinco_scan& request, Found found, int lane, float value) {
+  void keep(Found found, int lane, float value) {
     if (!(value < shortlist.limit && value > -INFINITY)) return;  // nor what has overflowed
     found.value = value;
     found.row += lane;
-    if (request.filter && !admits(*request.filter, id_of(request.segments[found.segment], found.row))) return;
     shortlist.add(found);
   }
 
-  void by_floats(const qinco_scan& request, const Found& where, const uint8_t* codes, int width, const float* table) {
+  // Sums each of some lanes, in the order in which `by_floats` sums all.
+  void keep_all(const Found& where, uint64_t lanes, const uint8_t* codes, int width, const float* table) {
+    for (; lanes; lanes &= lanes - 1) {
+      const int lane = __builtin_ctzll(lanes);
+      keep(where, lane, value_of(codes, width, lane, where.value, table));
+    }
+  }
+
+  void by_floats(const Found& where, uint64_t lanes, const uint8_t* codes, int width, const float* table) {
     float sums[BLOCK];
     for (int i = 0; i < width; i++) sums[i] = where.value;
     for (int m = 0; m <= M; m++)
       for (int i = 0; i < width; i++) sums[i] += table[m * ENTRIES + codes[m * width + i]];
-    for (int i = 0; i < width; i++) keep(request, where, i, sums[i]);
+    for (; lanes; lanes &= lanes - 1) {
+      const int lane = __builtin_ctzll(lanes);
+      keep(where, lane, sums[lane]);
+    }
   }
 
-  void by_bytes(const qinco_scan& request, const Found& where, const uint8_t* codes, int width, const float* table) {
+  void by_bytes(const Found& where, uint64_t admitted, const uint8_t* codes, int width, const float* table) {
     // Sums of floats are rounded, that of the candidate like those here: what could be within the limit is looked at.
     const float rounding = (M + 4) * 1.2e-7f * (std::fabs(where.value) + largest);
     const float units = (shortlist.limit - where.value - lowest + rounding) / step * 1.0001f + 1;
     if (units < 0) return;
     const uint16_t most = std::min(65535.f, units);  // all where it is no number
-    const uint64_t there = width == BLOCK ? ~uint64_t(0) : (uint64_t(1) << width) - 1;
 #if VECTOR == 16
-    uint64_t lanes = scanner.permutes_bytes ? by_permutes(codes, width, there, most) : by_shuffles(codes, width, most);
+    const uint64_t there = width == BLOCK ? ~uint64_t(0) : (uint64_t(1) << width) - 1;
+    const uint64_t lanes = scanner.permutes_bytes ? by_permutes(codes, width, there, most) : by_shuffles(codes, width, most);
 #else
-    uint64_t lanes = by_shuffles(codes, width, most);
+    const uint64_t lanes = by_shuffles(codes, width, most);
 #endif
-    for (lanes &= there; lanes; lanes &= lanes - 1) {
-      const int lane = __builtin_ctzll(lanes);
-      keep(request, where, lane, value_of(codes, width, lane, where.value, table));
-    }
+    keep_all(where, lanes & admitted, codes, width, table);
   }
 
   // The lanes of a block whose sums of bytes are at most `most`.

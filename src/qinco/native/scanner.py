@@ -6,29 +6,15 @@ Shape suffixes: V lists, D dimension, M codes of a vector, Q queries, P lists vi
 import ctypes
 from collections.abc import Sequence
 from ctypes import Structure, byref, c_int32, c_int64, c_void_p
-from dataclasses import dataclass
 
 import numpy as np
 
 from qinco.errors import ResourceError
+from qinco.native.bits import num_words
 from qinco.native.library import LEVELS, address, check_memory, compiled, level, run
 
 ENTRIES = 256
 _REMEDY = "fewer queries at a time (batch_size) or fewer threads"
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Ids that a search may return: a bit mask from id `first` on (uint8, lowest bit first), or sorted int64."""
-
-    bits: np.ndarray | None
-    first: int
-    sorted: np.ndarray | None
-
-    def __len__(self) -> int:
-        if self.bits is not None:
-            return 8 * len(self.bits)
-        return 0 if self.sorted is None else len(self.sorted)
 
 
 class _Sizes(Structure):
@@ -36,16 +22,12 @@ class _Sizes(Structure):
 
 
 class _Segment(Structure):
-    _fields_ = [("starts", c_void_p), ("codes", c_void_p), ("ids", c_void_p), ("ids_are_wide", c_int32)]
-
-
-class _Filter(Structure):
-    _fields_ = [("bits", c_void_p), ("first", c_int64), ("length", c_int64), ("sorted", c_void_p)]
+    _fields_ = [(name, c_void_p) for name in ("starts", "codes", "ids", "admitted")] + [("ids_are_wide", c_int32)]
 
 
 class _Scan(Structure):
     _fields_ = [
-        *((name, c_void_p) for name in ("queries", "probes", "bases", "segments", "filter")),
+        *((name, c_void_p) for name in ("queries", "probes", "bases", "segments")),
         ("count", c_int64),
         *((name, c_int32) for name in ("num_segments", "num_probes", "num_short", "nprobe")),
         *((name, c_void_p) for name in ("values", "ids", "lists", "codes", "norm_codes", "scanned")),
@@ -95,7 +77,7 @@ class NativeScanner:
 
     def scan(
         self, queries_QD: np.ndarray, probes_QP: np.ndarray, bases_QP: np.ndarray, segments: Sequence, num_short: int,
-        *, nprobe: int, admitted: Filter | None, threads: int,
+        *, nprobe: int, admitted: Sequence[np.ndarray | None] | None, threads: int,
     ) -> tuple[np.ndarray, ...]:  # fmt: skip
         """Search lists for the vectors of smallest value. Of equal values, the first one visited comes first.
 
@@ -105,7 +87,7 @@ class NativeScanner:
             bases_QP: values of these lists, float32 (Q, P).
             segments: objects with `starts` int64 (V + 1,), `codes` uint8, `ids` uint32 or int64 (N,); see lists.h.
             nprobe: lists to visit for each query.
-            admitted: ids that may be returned; None for all.
+            admitted: of each segment the bits of positions that may be found, uint64 (⌈N / 64⌉,), or None for all.
 
         Returns:
             Values, float32 (Q, S); ids, int64 (Q, S); lists, int32 (Q, S); codes, uint8 (Q, S, M); norm codes,
@@ -121,18 +103,17 @@ class NativeScanner:
             np.empty(shape, np.float32), np.empty(shape, np.int64), np.empty(shape, np.int32),
             np.empty((*shape, self.steps), np.uint8), np.empty(shape, np.uint8), np.empty(len(queries_QD), np.int64),
         )  # fmt: skip
-        given = (_Segment * len(segments))(*(self._segment(segment) for segment in segments))
-        chosen = None
-        if admitted is not None:
-            chosen = _Filter(address(admitted.bits), admitted.first, len(admitted), address(admitted.sorted))
+        bits = [None] * len(segments) if admitted is None else admitted
+        parts = [self._segment(*pair) for pair in zip(segments, bits, strict=True)]
+        given = (_Segment * len(segments))(*parts)
         request = _Scan(
             queries_QD.ctypes.data, probes_QP.ctypes.data, bases_QP.ctypes.data, ctypes.addressof(given),
-            None if chosen is None else ctypes.addressof(chosen), len(queries_QD), len(segments),
-            probes_QP.shape[1], num_short, nprobe, *(array.ctypes.data for array in results),
+            len(queries_QD), len(segments), probes_QP.shape[1], num_short, nprobe,
+            *(array.ctypes.data for array in results),
         )  # fmt: skip
         looked_up = sum(len(segment.ids) for segment in segments) * probes_QP.shape[1] / self.num_lists * self.steps
         operations = len(queries_QD) * (looked_up + 2.0 * self.steps * ENTRIES * self.dim)
-        kept = request, given, chosen, segments, admitted, queries_QD, probes_QP, bases_QP, results
+        kept = request, given, segments, admitted, queries_QD, probes_QP, bases_QP, results
         failed = run(lambda: compiled().qinco_scan_lists(self._scanner, byref(kept[0]), threads), operations)
         check_memory(failed, _REMEDY)
         return results
@@ -155,10 +136,14 @@ class NativeScanner:
         assert queries_QD.ndim == 2 and queries_QD.shape[1] == self.dim
         return np.ascontiguousarray(queries_QD, np.float32)
 
-    def _segment(self, segment) -> _Segment:
+    def _segment(self, segment, admitted: np.ndarray | None) -> _Segment:
         assert segment.starts.dtype == np.int64 and len(segment.starts) == self.num_lists + 1
         assert segment.codes.dtype == np.uint8 and len(segment.codes) == (self.steps + 1) * len(segment.ids)
         assert segment.ids.dtype in (np.uint32, np.int64) and segment.starts[-1] == len(segment.ids)
         assert all(array.flags.c_contiguous for array in (segment.starts, segment.codes, segment.ids))
-        wide = segment.ids.dtype == np.int64
-        return _Segment(segment.starts.ctypes.data, segment.codes.ctypes.data, segment.ids.ctypes.data, wide)
+        if admitted is not None:
+            assert admitted.dtype == np.uint64 and admitted.flags.c_contiguous
+            assert admitted.shape == (num_words(len(segment.ids)),)
+        arrays = segment.starts, segment.codes, segment.ids
+        addresses = (array.ctypes.data for array in arrays)
+        return _Segment(*addresses, address(admitted), segment.ids.dtype == np.int64)

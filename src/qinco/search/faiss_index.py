@@ -57,7 +57,7 @@ class _FaissTables:
         self.metric = Metric("inner_product" if index.inner_product else "l2")
         self.coarse = index if index.has_graph else None
 
-    def shortlist(self, queries_QD, num_short, options, segments, admitted, threads, least) -> Shortlist:
+    def shortlist(self, queries_QD, num_short, options, segments, selection, threads, least) -> Shortlist:
         with faiss_threads(threads):
             found = self._index.shortlist(queries_QD, num_short, options.nprobe, options.ef_search)
         values_QS, ids_QS, lists_QS, codes_QSM, scanned_Q = found

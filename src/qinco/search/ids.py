@@ -59,6 +59,17 @@ def admitted_ids(
     `chosen` is an array of any kind, a set, an iterator, a range, a slice, or a faiss.IDSelector (which is asked about
     all `known` ids, below `next_id`). -1 stands for no vector. With `any_shape` also one id, or (Q, k) of them.
     """
+    found = chosen_ids(chosen, known, next_id, any_shape=any_shape)
+    if isinstance(found, range):
+        return found
+    found = found if (found[1:] > found[:-1]).all() else np.unique(found)
+    return found[found != MISSING]
+
+
+def chosen_ids(
+    chosen, known: Sequence[np.ndarray], next_id: int | None = None, *, any_shape: bool = False
+) -> np.ndarray | range:
+    """Those of `admitted_ids`, but in any order, also repeated and with -1."""
     if type(chosen).__module__.split(".")[0] == "faiss":
         from qinco.compat.faiss_files import selected_ids
 
@@ -81,9 +92,7 @@ def admitted_ids(
     if len(array) > max(1 << 16, sum(map(len, known))):  # there is no need to sort those that nobody has
         low, high = ends(known, next_id)
         array = array[(array >= low) & (array <= high)]
-    if not (array[1:] > array[:-1]).all():
-        array = np.unique(array)
-    return array[array != MISSING]
+    return array
 
 
 def _is_mask(array: np.ndarray) -> bool:

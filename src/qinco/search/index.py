@@ -12,19 +12,18 @@ from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError
 from qinco.machine import num_threads
 from qinco.progress import Progress, ProgressOption, counted, reporting
-from qinco.search.decoded_search import search_decoded
+from qinco.search.decoded_search import search_among, search_decoded
 from qinco.search.edit import decode_ids
 from qinco.search.grow import build_parts
-from qinco.search.ids import admitted_ids
 from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.timing import tune
 from qinco.search.metric import choose_metric
 from qinco.search.options import MAX_SHORTLIST, SearchOptions
 from qinco.search.parts import IndexParts
-from qinco.search.pipeline import BATCH_BYTES, NeuralDecoder, Pipeline, plan_stages, search_queries
+from qinco.search.pipeline import BATCH_BYTES, Decoder, NeuralDecoder, Pipeline, plan_stages, search_queries
 from qinco.search.range_search import search_ranges
 from qinco.search.refine import Originals, choose_originals, choosing_stages
-from qinco.search.scan import make_filter
+from qinco.search.selection import Selection, select, selection_of
 from qinco.search.stored import StoredIndex
 from qinco.vectors.rows import VectorSource, as_queries, check_dim
 
@@ -139,8 +138,8 @@ class Index(StoredIndex):
     @accepts_keys(SearchOptions)
     def search(
         self, queries, k: int = 10, nprobe: int | None = None, num_short: int | None = None, filter=None, *,
-        num_mid: int | None = None, ef_search: int | None = None, ranking: str = "calibrated", precision: str = "auto",
-        refine=None, num_refine: int | None = None,
+        exclude=None, num_mid: int | None = None, ef_search: int | None = None, ranking: str = "calibrated",
+        precision: str = "auto", refine=None, num_refine: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Find the k nearest vectors of each query. Options that are not given are those of `self.options`.
 
@@ -150,8 +149,10 @@ class Index(StoredIndex):
             nprobe: lists that are scanned; more, where these hold fewer than k vectors.
             num_short: vectors that the network decodes at most, or k if that is more; 0: none, distances are those of
                 the tables. It decodes fewer where those left are too far by the tables to be among the k.
-            filter: ids that may be found: an array or column, set, range or slice of them, or a faiss.IDSelector. More
-                lists are scanned until `num_short` such vectors are found or no list is left.
+            filter: ids that may be found: an array or column, set, range or slice of them, a faiss.IDSelector, or a
+                Selection (see `select`). More lists are scanned until `num_short` such vectors are found or no list is
+                left. Of few vectors (2,000 at most) the nearest are found wherever they lie.
+            exclude: ids that are not found, given in the same ways.
             num_mid: vectors that the pairwise decoder decodes, if there is one; 0: none.
             ef_search: effort of the graph search for lists, where there are many.
             ranking: "calibrated" by what the index knows of vectors besides their codes (docs/ranking.md), or "decoded"
@@ -177,11 +178,42 @@ class Index(StoredIndex):
         source, is_single = self._queries(queries)
         parts = self.parts
         refined = choose_originals(refine, num_refine, k, self._originals, parts)
-        allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
-        stages = {"allowed": allowed, "ranking": ranking, "precision": precision, "refined": refined}
+        selection = select(parts.segments, filter, exclude, parts.next_id)
+        stages = {"selection": selection, "ranking": ranking, "precision": precision, "refined": refined}
         pipeline = self.pipeline(options, k, parts=parts, **stages)
         scanned = min(options.nprobe, self.num_lists)
         found = search_queries(pipeline, source, k, scanned, self.tables.lookup.num_codes, self.batch_bytes)
+        return tuple(column[0] for column in found) if is_single else found
+
+    def select(self, ids=None, exclude=None) -> Selection:
+        """The vectors that have one of `ids` (None: all) and none of `exclude`, to `filter` several searches by.
+
+        Ids are given as `filter` of `search` takes them. A selection is of the vectors that the index holds now: once
+        some are added or removed, make another.
+        """
+        parts = self.parts
+        found = select(parts.segments, ids, exclude, parts.next_id)
+        return Selection.from_masks([None] * len(parts.segments), parts.segments) if found is None else found
+
+    def search_among(
+        self, queries, ids, k: int = 10, *, ranking: str = "calibrated", precision: str = "auto", refine=None,
+        num_refine: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """Find the k nearest of the vectors that have one of `ids`: all of these are decoded, and no list is scanned.
+
+        Args:
+            queries: (Q, D), or one (D,), as `search` takes them.
+            ids: as `filter` of `search`: ids in any of its ways, or a Selection.
+            k, ranking, precision, refine, num_refine: as in `search`.
+
+        Returns:
+            Distances, float32 (Q, k), and ids, int64 (Q, k), as `search` returns them.
+        """
+        require_int("k", k, 1, MAX_SHORTLIST)
+        (source, is_single), parts = self._queries(queries), self.parts
+        refined = choose_originals(refine, num_refine, k, self._originals, parts)
+        selection = selection_of(parts.segments, ids, parts.next_id)
+        found = search_among(parts, self._decoder(parts, precision), source, k, selection, ranking, refined)
         return tuple(column[0] for column in found) if is_single else found
 
     def search_and_reconstruct(self, queries, k: int = 10, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -193,8 +225,8 @@ class Index(StoredIndex):
 
     @accepts_keys(SearchOptions)
     def range_search(
-        self, queries, radius: float, nprobe: int | None = None, filter=None, *, ef_search: int | None = None,
-        ranking: str = "calibrated", precision: str = "auto",
+        self, queries, radius: float, nprobe: int | None = None, filter=None, *, exclude=None,
+        ef_search: int | None = None, ranking: str = "calibrated", precision: str = "auto",
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         """Find all vectors whose squared distance is below a radius, or whose similarity is above it.
 
@@ -205,7 +237,8 @@ class Index(StoredIndex):
             queries: (Q, D), or one (D,), as `search` takes them.
             radius: a squared L2 distance, inner product or cosine similarity, by the metric of the index.
             nprobe: lists that are scanned, those of `self.options` if None; `num_lists` for all.
-            filter, ef_search, ranking, precision: as in `search`, but that a filter lets no more lists be scanned.
+            filter, exclude, ef_search, ranking, precision: as in `search`, but that a filter lets no more lists be
+                scanned.
 
         Returns:
             As in faiss `lims`, int64 (Q + 1,), distances, float32, and ids, int64: those of query i, nearest first, are
@@ -216,15 +249,18 @@ class Index(StoredIndex):
         given = {"nprobe": nprobe, "ef_search": ef_search}
         options = replace(self.options, **{name: value for name, value in given.items() if value is not None})
         (source, _), parts = self._queries(queries), self.parts
-        allowed = None if filter is None else admitted_ids(filter, parts.ids, parts.next_id)
-        decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision, keeps=False)
-        return search_ranges(parts, decoder, source, float(radius), options, allowed, ranking)
+        selection = select(parts.segments, filter, exclude, parts.next_id)
+        decoder = self._decoder(parts, precision)
+        return search_ranges(parts, decoder, source, float(radius), options, selection, ranking)
 
     def compare_all(self, queries_QD: np.ndarray, k: int, ranking: str, report: Progress) -> tuple:
         """What `exhaustive_search` of the index returns."""
         parts = self.parts
-        decoder = parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, keeps=False)
-        return search_decoded(parts, decoder, queries_QD, k, ranking, report)
+        return search_decoded(parts, self._decoder(parts, "auto"), queries_QD, k, ranking, report)
+
+    def _decoder(self, parts: IndexParts, precision: str) -> Decoder:
+        """What decodes to arrays, as exactly as the index can."""
+        return parts.tables.lookup if self.codec is None else NeuralDecoder(self.codec, precision, keeps=False)
 
     def _queries(self, queries) -> tuple[VectorSource, bool]:
         source, is_single = as_queries(queries)
@@ -234,23 +270,22 @@ class Index(StoredIndex):
 
     def pipeline(
         self, options: SearchOptions, k: int, *, parts: IndexParts | None = None,
-        allowed: np.ndarray | range | None = None, ranking: str = "calibrated", precision: str = "auto",
+        selection: Selection | None = None, ranking: str = "calibrated", precision: str = "auto",
         decoder: str = "neural", fills: bool = True, refined: tuple[Originals | None, int] = (None, 0),
     ) -> Pipeline:  # fmt: skip
-        """The scan and stages of one search, down to a last decoder; `allowed` as of `admitted_ids`, or None.
+        """The scan and stages of one search, down to a last decoder.
 
         If it `fills`, more than `nprobe` lists are scanned where these hold fewer than k vectors. `refined` is what
         ranks the first results in the end, and how many.
         """
         parts = self.parts if parts is None else parts
-        admitted = None if allowed is None else make_filter(allowed)
-        count = len(parts) if allowed is None else min(len(parts), len(allowed))
+        count = len(parts) if selection is None else selection.count
         k = max(k, refined[1])
 
         def scan(queries_QD: np.ndarray, length: int):
             threads = num_threads()
             least = min(k, count) if fills else 0
-            return parts.tables.shortlist(queries_QD, length, options, parts.segments, admitted, threads, least)
+            return parts.tables.shortlist(queries_QD, length, options, parts.segments, selection, threads, least)
 
         neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
         pairwise, tables = None if decoder == "lookup" else parts.pairwise, parts.tables

@@ -3,6 +3,7 @@
 import io
 import os
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ from qinco.codec.codec import Codec
 from qinco.config import require_bool, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError, DataError
-from qinco.search.lists import InvertedLists
+from qinco.search.lists import InvertedLists, Merge
 from qinco.search.metric import Metric
 from qinco.search.options import SearchOptions
 from qinco.search.parts import Fitted, IndexParts
@@ -44,10 +45,31 @@ def save_parts(
     replaces = None if overwrite else parts.generations.get(os.path.realpath(path))
     with write_folder(path, "index", {}, replaces) as writer:
         put_parts(writer, codec, parts)
-        lists = parts.segments[0] if len(parts.segments) == 1 else InvertedLists.merged(parts.segments)
-        for name in _LISTS:
-            writer.put(name, getattr(lists, name))
+        put_lists(writer, parts.segments)
     return parts.stored(os.path.realpath(path), writer.token)
+
+
+def put_lists(
+    writer: FolderWriter, segments: Sequence[InvertedLists], kept: Sequence[np.ndarray | None] | None = None
+) -> int:
+    """Write the vectors of segments as one, list by list in bounded memory, and return their number.
+
+    `kept` are the bits of each segment's positions that are written (see `Selection`), or None for all of them.
+    """
+    if len(segments) == 1 and (kept is None or kept[0] is None):
+        for name in _LISTS:
+            writer.put(name, getattr(segments[0], name))
+        return len(segments[0])
+    merge = Merge(segments, kept)
+    writer.put("starts", merge.starts)
+    with (
+        writer.stream("codes", np.uint8, (merge.code_bytes,)) as codes_file,
+        writer.stream("ids", merge.id_dtype, (merge.num_vectors,)) as ids_file,
+    ):
+        for codes, ids in merge.blocks():
+            codes_file.write(codes.data)
+            ids_file.write(ids.data)
+    return merge.num_vectors
 
 
 def holds_newer(parts: IndexParts) -> bool:

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from qinco.errors import DataError
+from qinco.native.bits import packed, unpacked
+from qinco.vectors.mapped import release_pages
 
 WIDTH = 64  # vectors of a block
 BLOCK_ROWS = 1 << 20  # vectors that are copied at once
+MERGE_ROWS = 1 << 18  # vectors that are merged at a time
 TILE = 1 << 14  # vectors whose columns are copied one after the other, while their blocks stay in cache
 _ID_TYPES = (np.dtype(np.uint32), np.dtype(np.int64))
 
@@ -64,28 +67,26 @@ class InvertedLists:
         return cls(starts, codes, ids, num_codes)
 
     @classmethod
-    def merged(cls, several: Sequence["InvertedLists"]) -> "InvertedLists":
-        """The vectors of `several` with equal numbers of lists and codes; in a list, those of the first come first."""
-        builder = ListsBuilder(several[0].num_lists, several[0].num_codes)
-        for lists in several:
-            builder.counts += np.diff(lists.starts)
-        builder.allocate(np.result_type(*(lists.ids for lists in several)))
-        for lists in several:
-            for block in lists.blocks():
-                builder.fill(*block)
-        return builder.finish()
+    def merged(
+        cls, several: Sequence["InvertedLists"], kept: Sequence[np.ndarray | None] | None = None
+    ) -> "InvertedLists":
+        """The vectors of `several` with equal numbers of lists and codes; in a list, those of the first come first.
+
+        `kept` are the bits of each one's positions that stay, or None for all of them.
+        """
+        merge = Merge(several, kept)
+        codes, ids, end = np.empty(merge.code_bytes, np.uint8), np.empty(merge.num_vectors, merge.id_dtype), 0
+        for some_codes, some_ids in merge.blocks():
+            begin, end = end, end + len(some_ids)
+            ids[begin:end] = some_ids
+            codes[begin * (merge.num_codes + 1) : end * (merge.num_codes + 1)] = some_codes
+        return cls(merge.starts, codes, ids, merge.num_codes)
 
     def without(self, removed) -> "InvertedLists":
         """All vectors but those at `removed`, an array of positions or a mask bool (N,)."""
-        kept, spans = np.ones(len(self), bool), list(_spans(len(self), BLOCK_ROWS))
+        kept = np.ones(len(self), bool)
         kept[removed] = False
-        builder = ListsBuilder(self.num_lists, self.num_codes)
-        for span in spans:
-            builder.add_counts(self.lists_of(span.start + np.flatnonzero(kept[span])))
-        builder.allocate(self.ids.dtype if self.ids.dtype == np.uint32 else id_dtype(self.ids[kept]))
-        for span, block in zip(spans, self.blocks(), strict=True):
-            builder.fill(*(array[kept[span]] for array in block))
-        return builder.finish()
+        return InvertedLists.merged([self], [packed(kept)])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -110,12 +111,14 @@ class InvertedLists:
             norm_codes[tile] = self.codes[offsets]
         return codes, norm_codes
 
-    def blocks(self, size: int = BLOCK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-        """All vectors in order, `size` at a time: codes (n, M), norm codes (n,), lists (n,), ids (n,)."""
-        for span in _spans(len(self), size):
-            positions = np.arange(span.start, span.stop)
+    def blocks(
+        self, size: int = BLOCK_ROWS, places: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """Vectors at ascending positions (None: all), `size` at a time: codes (n, M), norm codes, lists, ids (n,)."""
+        for span in _spans(len(self) if places is None else len(places), size):
+            positions = np.arange(span.start, span.stop) if places is None else places[span]
             lists = self.lists_of(positions)
-            yield *self.rows(positions, lists), lists, self.ids[span]
+            yield *self.rows(positions, lists), lists, self.ids[span if places is None else positions]
 
 
 class ListsBuilder:
@@ -168,6 +171,83 @@ class ListsBuilder:
         self._next[runs] += lengths
         assert (self._next[runs] <= self.starts[runs + 1]).all(), "more vectors than were counted"
         return positions
+
+
+class Merge:
+    """The vectors of several inverted lists, or those of them that are kept, as one, in bounded memory."""
+
+    def __init__(self, several: Sequence[InvertedLists], kept: Sequence[np.ndarray | None] | None = None):
+        self._several, self._kept = several, [None] * len(several) if kept is None else kept
+        self.num_lists, self.num_codes = several[0].num_lists, several[0].num_codes
+        assert all((s.num_lists, s.num_codes) == (self.num_lists, self.num_codes) for s in several)
+        counts, is_wide = np.zeros(self.num_lists, np.int64), False
+        for lists, words in zip(several, self._kept, strict=True):
+            if words is None:
+                counts += np.diff(lists.starts)
+                is_wide = is_wide or lists.ids.dtype == np.int64
+                continue
+            for span in _spans(len(lists), BLOCK_ROWS):
+                places = span.start + np.flatnonzero(unpacked(words, span.start, span.stop))
+                counts += np.bincount(lists.lists_of(places), minlength=self.num_lists)
+                is_wide = is_wide or (lists.ids.dtype == np.int64 and id_dtype(lists.ids[places]) == np.int64)
+        self.starts, self.id_dtype = np.concatenate([[0], np.cumsum(counts)]), np.dtype((np.uint32, np.int64)[is_wide])
+
+    num_vectors = property(lambda self: int(self.starts[-1]))
+    code_bytes = property(lambda self: self.num_vectors * (self.num_codes + 1))
+
+    def blocks(self, size: int = MERGE_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Codes and ids, as they are stored, of about `size` vectors at a time: of lists, or of part of a long one."""
+        total_V = np.sum([np.diff(lists.starts) for lists in self._several], axis=0)
+        first = 0
+        while first < self.num_lists:
+            sizes = np.cumsum(total_V[first : first + size])
+            last = first + max(1, int(np.searchsorted(sizes, size, side="right")))
+            if last == first + 1:
+                yield from self._long_list(first, size)
+            elif sizes[last - first - 1]:
+                yield self._stored(
+                    first, last, [self._rows(number, first, last) for number in range(len(self._several))]
+                )
+            first = last
+
+    def _long_list(self, number: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A single list in pieces of whole blocks."""
+        left = []
+        for place, lists in enumerate(self._several):
+            begin, end = lists.starts[number : number + 2].tolist()
+            for span in _spans(end - begin, size):
+                left.append(self._rows(place, number, number + 1, begin + span.start, begin + span.stop))
+                whole = sum(len(rows[-1]) for rows in left) // WIDTH * WIDTH
+                if whole >= size:
+                    columns = [np.concatenate(parts) for parts in zip(*left, strict=True)]
+                    yield self._stored(number, number + 1, [tuple(column[:whole] for column in columns)])
+                    left = [tuple(column[whole:] for column in columns)]
+        if any(len(rows[-1]) for rows in left):
+            yield self._stored(number, number + 1, left)
+
+    def _rows(self, place: int, first: int, last: int, begin: int | None = None, end: int | None = None) -> tuple:
+        """Codes, norm codes, list numbers and ids of what is kept in lists `first` to `last`, or in a part of them."""
+        lists, words = self._several[place], self._kept[place]
+        begin = int(lists.starts[first]) if begin is None else begin
+        end = int(lists.starts[last]) if end is None else end
+        places = np.arange(begin, end)
+        if words is not None:
+            places = places[unpacked(words, begin, end)]
+        numbers = lists.lists_of(places)
+        codes, norm_codes = lists.rows(places, numbers)
+        release_pages(lists.codes[begin * (self.num_codes + 1) : end * (self.num_codes + 1)])
+        ids = lists.ids[places].astype(self.id_dtype)
+        release_pages(lists.ids[begin:end])
+        return codes, norm_codes, numbers, ids
+
+    def _stored(self, first: int, last: int, parts: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
+        builder = ListsBuilder(last - first, self.num_codes)
+        for _, _, numbers, _ in parts:
+            builder.add_counts(numbers - first)
+        builder.allocate(self.id_dtype)
+        for codes, norm_codes, numbers, ids in parts:
+            builder.fill(codes, norm_codes, numbers - first, ids)
+        return builder.codes, builder.ids
 
 
 def id_dtype(ids) -> np.dtype:

@@ -10,11 +10,11 @@ import numpy as np
 
 from qinco.config import RANKINGS, require_choice
 from qinco.machine import num_threads
-from qinco.search.ids import are_among
 from qinco.search.options import SearchOptions
 from qinco.search.parts import IndexParts
 from qinco.search.pipeline import Decoder, estimated, scaled, scaled_queries
 from qinco.search.ranking import Score
+from qinco.search.selection import Selection
 from qinco.vectors.rows import VectorSource
 
 _MAX_VISITS = 1 << 20  # of lists, by the queries of a batch
@@ -28,10 +28,10 @@ def search_ranges(
     source: VectorSource,
     radius: float,
     options: SearchOptions,
-    allowed,
+    selection: Selection | None = None,
     ranking: str = "calibrated",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What `Index.range_search` returns; `allowed` ids as of `admitted_ids`. A batch decodes each vector once."""
+    """What `Index.range_search` returns. A batch decodes each vector once."""
     require_choice("ranking", ranking, RANKINGS)
     metric, nprobe, fitted = parts.tables.metric, min(options.nprobe, parts.tables.num_lists), parts.tables.ranking
     score = None
@@ -43,7 +43,7 @@ def search_ranges(
         queries_QD = metric.prepare(block)
         queries_QD, factors_Q1 = scaled_queries(queries_QD, metric, fitted is not None)
         probes_QL, _ = parts.tables.probe(queries_QD, nprobe, options.ef_search, num_threads())
-        near = [none, *_near(parts, decoder, score, queries_QD, factors_Q1, probes_QL, radius, allowed)]
+        near = [none, *_near(parts, decoder, score, queries_QD, factors_Q1, probes_QL, radius, selection)]
         rows_F, distances_F, ids_F = map(np.concatenate, zip(*near, strict=True))
         order = np.lexsort((ids_F, distances_F if metric.name == "l2" else -distances_F, rows_F))
         counts.append(np.bincount(rows_F, minlength=len(queries_QD)))
@@ -53,20 +53,30 @@ def search_ranges(
 
 
 def _near(
-    parts: IndexParts, decoder: Decoder, score: Score | None, queries_QD, factors_Q1, probes_QL, radius, allowed
+    parts: IndexParts,
+    decoder: Decoder,
+    score: Score | None,
+    queries_QD,
+    factors_Q1,
+    probes_QL,
+    radius,
+    selection: Selection | None,
 ) -> Iterator[tuple]:
     """Yield rows of queries (scaled), distances and ids of pairs within the radius, list by list."""
     tables, metric, width = parts.tables, parts.tables.metric, probes_QL.shape[1]
     visits = np.argsort(probes_QL, axis=None, kind="stable")
     lists, firsts = np.unique(probes_QL.ravel()[visits], return_index=True)
     for number, rows_Q in zip(lists.tolist(), np.split(visits // width, firsts[1:]), strict=True):
-        for segment in parts.segments if number >= 0 else ():  # -1: a query has no more lists
+        for place, segment in enumerate(parts.segments) if number >= 0 else ():  # -1: a query has no more lists
             begin, end = segment.starts[number : number + 2].tolist()
             for start in range(begin, end, _BLOCK_ROWS):
-                positions_N = np.arange(start, min(start + _BLOCK_ROWS, end))
+                stop = min(start + _BLOCK_ROWS, end)
+                positions_N = np.arange(start, stop)
+                if selection is not None:
+                    positions_N = positions_N[selection.mask(place, start, stop)]
+                if not len(positions_N):
+                    continue
                 ids_N = segment.ids[positions_N].astype(np.int64)
-                if allowed is not None:
-                    positions_N, ids_N = (array[are_among(ids_N, allowed)] for array in (positions_N, ids_N))
                 lists_N = np.full(len(positions_N), number, np.int32)
                 codes_NM, norm_codes_N = segment.rows(positions_N, lists_N)
                 decoded_ND: Any = decoder.decode(codes_NM, lists_N)

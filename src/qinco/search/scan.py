@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qinco.native.bits import unpacked
 from qinco.native.library import is_available
-from qinco.native.scanner import ENTRIES, Filter, NativeScanner
+from qinco.native.scanner import ENTRIES, NativeScanner
 from qinco.search.lists import InvertedLists
-
-_MAX_BITS_PER_ID = 64  # of a filter that is stored as bits
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,13 @@ class Scanner:
 
     def scan(
         self, queries_QD: np.ndarray, probes_QL: np.ndarray, bases_QL: np.ndarray, segments: Sequence[InvertedLists],
-        num_short: int, *, nprobe: int | None = None, admitted: Filter | None = None, threads: int = 1,
+        num_short: int, *, nprobe: int | None = None, admitted: Sequence[np.ndarray | None] | None = None,
+        threads: int = 1,
     ) -> Shortlist:  # fmt: skip
         """The `num_short` vectors of least value in the lists that `probe` returned (−1: no more lists).
 
-        Of the lists, `nprobe` (all if None) are scanned, and more only while a shortlist is not full.
+        Of the lists, `nprobe` (all if None) are scanned, and more only while a shortlist is not full. `admitted` are
+        the bits of each segment's positions that may be found, or None for all of them: see `Selection`.
         """
         limits = {"nprobe": probes_QL.shape[1] if nprobe is None else nprobe, "admitted": admitted, "threads": threads}
         queries_QD = self._shifted(queries_QD)
@@ -106,16 +107,6 @@ class Scanner:
 
     def _shifted(self, queries_QD: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(queries_QD - self._shift_D, np.float32)
-
-
-def make_filter(admitted: np.ndarray | range) -> Filter:
-    """A filter of ids (int64, ascending, unique; or a range that ascends): bits if they are dense, else the ids."""
-    first, length = (int(admitted[0]), int(admitted[-1]) - int(admitted[0]) + 1) if len(admitted) else (0, 0)
-    if not isinstance(admitted, range) and length > _MAX_BITS_PER_ID * max(len(admitted), 1):
-        return Filter(None, 0, np.ascontiguousarray(admitted, np.int64))
-    is_admitted = np.zeros(length, bool)
-    is_admitted[slice(None, None, admitted.step) if isinstance(admitted, range) else admitted - first] = True
-    return Filter(np.packbits(is_admitted, bitorder="little"), first, None)
 
 
 class _PlainScanner:
@@ -153,10 +144,11 @@ class _PlainScanner:
             for place, (probe, base) in enumerate(zip(probes_QL[query], bases_QL[query], strict=True)):
                 if probe < 0 or (place >= nprobe and sum(len(part[0]) for part in found) >= num_short):
                     break
-                for segment in segments:
-                    rows = np.arange(segment.starts[probe], segment.starts[probe + 1])
+                for segment, words in zip(segments, admitted or [None] * len(segments), strict=True):
+                    begin, end = segment.starts[probe : probe + 2].tolist()
+                    rows = np.arange(begin, end)
                     scanned_Q[query] += len(rows)
-                    rows = rows if admitted is None else rows[_admits(admitted, segment.ids[rows])]
+                    rows = rows if words is None else rows[unpacked(words, begin, end)]
                     codes_NM, norm_codes_N = segment.rows(rows)
                     values_N = np.full(len(rows), base, np.float32)
                     for entries_K, codes_N in zip(table_MK, codes_NM.T, strict=True):  # in this order they are rounded
@@ -180,13 +172,3 @@ class _PlainScanner:
         for table_KD, codes_N in zip(self.tables_MKD, codes_NM.T, strict=True):
             r_ND += table_KD[codes_N]
         return np.einsum("nd,nd->n", 2 * self.centroids_VD[lists_N] + r_ND, r_ND)
-
-
-def _admits(admitted: Filter, ids_N: np.ndarray) -> np.ndarray:
-    if admitted.bits is None:
-        return np.isin(ids_N, np.asarray(admitted.sorted))
-    offsets_N = ids_N.astype(np.int64) - admitted.first
-    inside = (offsets_N >= 0) & (offsets_N < len(admitted))
-    offsets_N = offsets_N[inside]
-    inside[inside] = admitted.bits[offsets_N // 8] >> (offsets_N % 8) & 1
-    return inside

@@ -17,12 +17,12 @@ from qinco.machine import num_threads
 from qinco.maths.assignment import NearestCentroids, search_effort
 from qinco.maths.levels import fit_levels, nearest_level
 from qinco.native.graph import Links
-from qinco.native.scanner import Filter
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
 from qinco.search.ranking import Ranking, Score
 from qinco.search.scan import Scanner, Shortlist
+from qinco.search.selection import Selection
 from qinco.store.tensors import read_tensors, write_tensors
 
 LEVEL_ROWS = 200_000
@@ -30,6 +30,7 @@ MIN_GRAPH_LISTS = 4096  # so many centroids are searched through a graph
 GRAPH_KIND, FAISS_SUFFIX = "graph", ".faissindex"
 _LINKS = "levels", "offsets", "neighbors"
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)
+_SPARE_LISTS = 1.5  # times as many as hold the wanted vectors on average
 MAX_PROBES = 1 << 22  # of the queries that are searched again at a time
 
 
@@ -182,21 +183,32 @@ class SearchTables:
 
     def shortlist(
         self, queries_QD: np.ndarray, num_short: int, options: SearchOptions, segments: Sequence[InvertedLists],
-        admitted: Filter | None, threads: int, least: int = 0, max_probes: int = MAX_PROBES,
+        selection: Selection | None, threads: int, least: int = 0, max_probes: int = MAX_PROBES,
     ) -> Shortlist:  # fmt: skip
         """The `num_short` nearest of prepared queries by the tables, among the vectors of `nprobe` lists.
 
-        More lists are scanned while a query has fewer than `least` vectors, with a filter than `num_short`.
+        More lists are scanned while a query has fewer than `least` vectors, of a selection than `num_short`. Where few
+        are selected, their lists are scanned and no others.
         """
+        admitted = None if selection is None else selection.words
+        if selection is not None:
+            rows = max(1, max_probes // self._num_scanned(num_short, options, selection))
+            if len(queries_QD) > rows:
+                given = num_short, options, segments, selection, threads
+                pieces = np.split(queries_QD, range(rows, len(queries_QD), rows))
+                found = (vars(self.shortlist(piece, *given, max_probes=max_probes)).values() for piece in pieces)
+                return Shortlist(*map(np.concatenate, zip(*found, strict=True)))
+            if selection.is_small:
+                return self._shortlist_among(queries_QD, num_short, segments, selection, threads)
 
         def scan(queries_QD, scanned: int) -> Shortlist:
             probes = self.probe(queries_QD, scanned, options.ef_search, threads)
             limits = {"nprobe": min(options.nprobe, scanned), "admitted": admitted, "threads": threads}
             return self.scanner.scan(queries_QD, *probes, segments, num_short, **limits)
 
-        scanned = min(options.nprobe, self.num_lists)
+        scanned = self._num_scanned(num_short, options, selection)
+        least = num_short if selection is not None else least
         result = scan(queries_QD, scanned)
-        least = num_short if admitted is not None else least
         while least and scanned < self.num_lists:
             unfilled_U = np.flatnonzero(result.lists[:, least - 1] < 0)
             if not len(unfilled_U):
@@ -208,13 +220,45 @@ class SearchTables:
                     getattr(result, name)[part] = array
         return result
 
+    def _num_scanned(self, num_short: int, options: SearchOptions, selection: Selection | None) -> int:
+        """How many lists are chosen for each query, before any is scanned; of a selection so many as may be needed."""
+        wanted = options.nprobe
+        if selection is not None:
+            wanted = max(wanted, int(_SPARE_LISTS * num_short * self.num_lists / max(1, selection.count)))
+            wanted = selection.count if selection.is_small else wanted
+        return max(1, min(wanted, self.num_lists))
+
+    def _shortlist_among(self, queries_QD, num_short, segments, selection: Selection, threads: int) -> Shortlist:
+        """The nearest of a selection by the tables, whose values are computed for all of it."""
+        probes_QL = np.broadcast_to(selection.lists, (len(queries_QD), len(selection.lists)))
+        bases_QL = self._bases(queries_QD, selection.lists)
+        limits = {"admitted": selection.words, "threads": threads}
+        return self.scanner.scan(queries_QD, probes_QL, bases_QL, segments, num_short, **limits)
+
+    def _bases(self, queries_QD: np.ndarray, lists_L: np.ndarray) -> np.ndarray:
+        """The bases of the vectors' values in some lists, float32 (Q, L), as `probe` gives them for the nearest."""
+        is_product = self.metric.scans_inner_products
+        if self.partition_VD is not None:
+            return self._same_bases(queries_QD, len(lists_L))
+        centroids_LD = self.centroids_VD[lists_L]
+        if is_product:
+            return -(queries_QD @ centroids_LD.T)
+        middle_D = centroids_LD.mean(0, np.float64).astype(np.float32) if len(lists_L) else 0
+        queries_QD, centroids_LD = queries_QD - middle_D, centroids_LD - middle_D
+        squares_Q1, squares_L = np.square(queries_QD).sum(1, keepdims=True), np.square(centroids_LD).sum(1)
+        return np.maximum(squares_Q1 + squares_L - 2 * (queries_QD @ centroids_LD.T), 0)
+
     def probe(self, queries_QD, nprobe: int, ef_search: int | None, threads: int) -> tuple[np.ndarray, np.ndarray]:
         """The lists nearest to prepared queries, int32 (Q, nprobe), and the bases of their vectors' values."""
         if self.coarse is None or nprobe == self.num_lists:
             lists_QL, values_QL = self._prober.probe(queries_QD, nprobe, threads)
         else:
             values_QL, lists_QL = self.coarse.probe(queries_QD, nprobe, ef_search, threads)
-        if self.partition_VD is not None:  # the same base for all lists
-            square_Q = np.square(queries_QD - self._origin_D).sum(1) * (not self.metric.scans_inner_products)
-            values_QL = np.broadcast_to(square_Q[:, None], lists_QL.shape)
+        if self.partition_VD is not None:
+            values_QL = self._same_bases(queries_QD, lists_QL.shape[1])
         return lists_QL.astype(np.int32, copy=False), values_QL
+
+    def _same_bases(self, queries_QD: np.ndarray, count: int) -> np.ndarray:
+        """Those of lists that the tables do not know: the same for all."""
+        square_Q = np.square(queries_QD - self._origin_D).sum(1) * (not self.metric.scans_inner_products)
+        return np.broadcast_to(square_Q[:, None], (len(queries_QD), count))

@@ -64,17 +64,24 @@ class FolderWriter:
 
     def array(self, name: str, dtype, shape: tuple) -> np.memmap:
         """A new array on disk, to be filled before the block ends. Its space is allocated at once."""
-        with self._create(name, dtype, shape) as file:
+        with self.stream(name, dtype, shape) as file:
             offset = file.tell()
             size = offset + math.prod(shape) * np.dtype(dtype).itemsize
             # A full disk is noticed here: filling a map would end the process.
             os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
         return np.memmap(file.name, dtype, "r+", offset, shape)
 
+    def stream(self, name: str, dtype, shape: tuple) -> BinaryIO:
+        """The file of a new array, with its header; the caller writes the array's bytes, all of them, and closes it."""
+        file = self.file(f"{name}.npy").open("xb")
+        self.expect(name, dtype, shape)
+        file.write(npy_header(tuple(map(int, shape)), np.dtype(dtype)))
+        return file
+
     def put(self, name: str, array: np.ndarray, *, piece_bytes: int = 1 << 24) -> None:
         """Write an array of integers, floats or truth values with one axis or more, in pieces of so many bytes."""
         rows = max(1, piece_bytes // max(1, array[:1].nbytes))
-        with self._create(name, array.dtype, array.shape) as file:
+        with self.stream(name, array.dtype, array.shape) as file:
             for start in range(0, len(array), rows):
                 file.write(np.ascontiguousarray(array[start : start + rows]).data)
                 release_pages(array[start : start + rows])
@@ -104,13 +111,6 @@ class FolderWriter:
             write_to_disk(path)  # including what was written through maps
         flush_folder(self.folder)
         write_manifest(self.folder / MANIFEST, self.kind, self.token, self.settings, self._parts)
-
-    def _create(self, name: str, dtype, shape: tuple) -> BinaryIO:
-        """The file of an array, with its header."""
-        file = self.file(f"{name}.npy").open("xb")
-        self.expect(name, dtype, shape)
-        file.write(npy_header(tuple(map(int, shape)), np.dtype(dtype)))
-        return file
 
 
 @contextmanager

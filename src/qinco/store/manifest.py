@@ -19,11 +19,11 @@ from qinco.errors import DataError
 from qinco.vectors.mapped import file_size, missing_file, read_start
 
 MANIFEST, PENDING = "manifest.json", "pending.json"
-VERSIONS = {"index": 2, "codes": 2, "decoding": 1}  # the newest format version of each kind
+VERSIONS = {"index": 2, "codes": 2, "decoding": 1, "segment": 1}  # the newest format version of each kind
 _READ = {"index": {1, 2}}  # versions that are read alike, where there is more than the newest
 HEADER = ("kind", "format_version")  # fields of every manifest
 MAX_BYTES = 1 << 24
-NOUNS = {"index": "an index", "codes": "a folder of codes", "decoding": "a decoding"}
+NOUNS = {"index": "an index", "codes": "a folder of codes", "decoding": "a decoding", "segment": "a segment"}
 NAME = r"([a-z][a-z0-9_]{0,19})(\.[a-z0-9]{1,12})"  # of a file, without the token
 TOKEN = r"s[0-9a-f]{12}"
 _MAX_AXES = 8

@@ -13,7 +13,8 @@ from small_lists import lists_of
 
 from qinco.errors import ResourceError
 from qinco.native import scanner as module
-from qinco.native.scanner import Filter, NativeScanner
+from qinco.native.bits import packed
+from qinco.native.scanner import NativeScanner
 from qinco.search.lists import InvertedLists
 
 pytestmark = [needs_native, pytest.mark.usefixtures("level")]
@@ -184,18 +185,20 @@ def test_further_lists_are_visited_until_a_shortlist_is_full():
             assert scanned[query] == ends[min(wanted, 4) - 1]
 
 
-def test_bits_and_sorted_ids_admit_the_same():
-    lists, scanner, queries_QD = make_lists(700, 3, 4), make_scanner(), normal(6, 5, seed=4)
-    admitted_N = np.arange(100, 640, 3)
-    mask = np.zeros(640, np.uint8)
-    mask[admitted_N] = 1
-    bits = Filter(np.packbits(mask[96:], bitorder="little"), 96, None)
-    found = [search(scanner, queries_QD, [lists], 30, 1, admitted=one) for one in (bits, Filter(None, 0, admitted_N))]
-    assert all(map(np.array_equal, *found)) and np.isin(found[0][1], admitted_N).all()
-    _, ids, *_ = search(scanner, queries_QD, [lists], 700)
-    wanted_QS = np.array([row[np.isin(row, admitted_N)] for row in ids])
-    _, ids, *_ = search(scanner, queries_QD, [lists], 180, admitted=bits)
-    assert np.array_equal(ids, wanted_QS)
+@pytest.mark.parametrize("share", [0, 0.01, 0.1, 0.3, 0.9, 1])
+@pytest.mark.parametrize(("count", "num_lists"), [(700, 4), (3000, 1), (333, 100)])
+def test_vectors_whose_bits_are_not_set_are_as_if_they_were_not_there(count, num_lists, share):
+    """However many of a block are: few are summed one by one, many by the tables of bytes or of floats."""
+    lists, queries_QD = make_lists(count, 3, num_lists), normal(6, 5, seed=4)
+    scanner, mask_N = make_scanner(num_lists=num_lists), np.random.default_rng(3).random(count) < share
+    words, left = packed(mask_N), lists.without(~mask_N)
+    for num_short in (1, 30, count):
+        found = search(scanner, queries_QD, [lists, lists], num_short, admitted=[words, None])[:-1]
+        wanted = search(scanner, queries_QD, [left, lists], num_short)[:-1]
+        assert all(map(np.array_equal, found, wanted))
+        *found, scanned = search(scanner, queries_QD, [lists], num_short, admitted=[words])
+        assert all(map(np.array_equal, found, search(scanner, queries_QD, [left], num_short)))
+        assert (scanned == count).all()
 
 
 @pytest.mark.parametrize("threads", [0, 2, 3, 7, 40])
@@ -280,6 +283,9 @@ def test_arrays_that_do_not_fit_are_refused():
     for codes_NM, lists_N in (((2, 2), [0, 0]), ((2, 3), [0, 4]), ((2, 3), [-1, 0]), ((3, 3), [0, 0])):
         with pytest.raises(AssertionError):
             scanner.norms(np.zeros(codes_NM, np.uint8), np.array(lists_N), 1)
+    for words in (np.zeros(4, np.uint64), np.zeros(5, np.int64), np.zeros(10, np.uint64)[::2]):
+        with pytest.raises(AssertionError):
+            search(scanner, queries_QD, [lists], admitted=[words])
     for nprobe in (0, 5):
         with pytest.raises(AssertionError):
             scanner.probe(queries_QD, nprobe, 1)

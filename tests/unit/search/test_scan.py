@@ -5,10 +5,10 @@ import pytest
 from native_levels import needs_native
 from small_lists import lists_of
 
-from qinco.native.scanner import Filter
 from qinco.search import scan as module
 from qinco.search.lists import InvertedLists
-from qinco.search.scan import Scanner, make_filter
+from qinco.search.scan import Scanner
+from qinco.search.selection import Selection
 
 ENGINES = pytest.mark.parametrize(
     "native", [False, pytest.param(True, marks=needs_native)], ids=["plain", "native"]
@@ -104,7 +104,7 @@ def test_only_what_the_lists_hold_is_found(native):
 def test_further_lists_are_visited_where_a_filter_admits_few(native):
     world = World(native)
     admitted_N = np.sort(world.ids_N)[::60]
-    found = world.search(12, nprobe=1, admitted=make_filter(admitted_N))
+    found = world.search(12, nprobe=1, admitted=Selection.of_ids([world.lists], admitted_N).words)
     probes_QV, _ = world.scanner.probe(world.queries_QD, V)
     sizes_V = np.bincount(world.lists_N, minlength=V)
     admitted_V = np.bincount(world.lists_N[world.rows(admitted_N)], minlength=V)
@@ -161,42 +161,15 @@ def test_the_native_engine_is_used_where_it_is():
     assert World(None).scanner.is_native and not World(False).scanner.is_native
 
 
-def admits(admitted: Filter, ids) -> list[bool]:
-    """By definition."""
-    if admitted.bits is None:
-        return [number in set(admitted.sorted.tolist()) for number in ids]
-    bits = np.unpackbits(admitted.bits, bitorder="little")
-    return [0 <= number - admitted.first < len(bits) and bool(bits[number - admitted.first]) for number in ids]
-
-
-@pytest.mark.parametrize(
-    "ids",
-    [[], [0], [5], [2**62], [0, 1, 2], [7, 8, 9, 15, 16, 17], [3, 2**40], [0, 2**63 - 1], list(range(0, 90_000, 255))],
-    ids=str,
-)
-def test_a_filter_admits_what_it_is_made_of(ids):
-    admitted = make_filter(np.array(ids, np.int64))
-    asked = sorted({near for number in ids[:50] for near in (number - 1, number, number + 1)} | {0, 1, 2**40})
-    assert admits(admitted, asked) == [number in set(ids) for number in asked]
-
-
-def test_a_filter_takes_bits_where_they_are_dense():
-    dense, sparse = make_filter(np.arange(10**9, 10**9 + 8000)), make_filter(np.array([0, 10**12]))
-    assert dense.bits.nbytes == 1000 and dense.first == 10**9 and dense.sorted is None and len(dense) == 8000
-    assert sparse.bits is None and sparse.sorted.dtype == np.int64 and len(sparse) == 2
-
-
 @ENGINES
-@pytest.mark.parametrize("kind", ["bits", "sorted"])
 @pytest.mark.parametrize("width", [np.uint32, np.int64])
-def test_only_admitted_ids_are_found(native, kind, width):
+def test_only_admitted_ids_are_found(native, width):
     world = World(native)
     shift = 2**40 if width == np.int64 else 0
     lists = InvertedLists(world.lists.starts, world.lists.codes, world.lists.ids.astype(width) + width(shift), M)
     for admitted_N in (np.arange(1100, 1900, 7), np.arange(0, 1000), np.empty(0, np.int64), np.arange(2000)):
         admitted_N = admitted_N + shift
-        admitted = make_filter(admitted_N) if kind == "bits" else Filter(None, 0, admitted_N)
-        assert (admitted.bits is None) == (kind == "sorted")
+        admitted = Selection.of_ids([lists], admitted_N).words
         found = world.search(COUNT, segments=[lists], admitted=admitted)
         wanted = set((world.ids_N + shift).tolist()) & set(admitted_N.tolist())
         assert (counts(found) == len(wanted)).all() and (found.scanned == COUNT).all()

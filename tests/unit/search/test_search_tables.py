@@ -5,17 +5,18 @@ import pytest
 from small_indexes import DIM, NUM_VECTORS, built, trained, vectors
 
 from qinco.decoders.lookup import LookupDecoder
+from qinco.search import selection as selection_module
 from qinco.search.metric import METRICS
 from qinco.search.options import SearchOptions
-from qinco.search.scan import make_filter
+from qinco.search.selection import Selection
 from qinco.search.tables import CoarseGraph, SearchTables
 
 QUERIES_QD = vectors(30, 1)
 
 
-def shortlist(index, num_short, options, admitted=None, **limits):
+def shortlist(index, num_short, options, selection=None, **limits):
     queries_QD = index.tables.metric.prepare(QUERIES_QD)
-    return index.tables.shortlist(queries_QD, num_short, options, index.segments, admitted, 1, **limits)
+    return index.tables.shortlist(queries_QD, num_short, options, index.segments, selection, 1, **limits)
 
 
 def looked_up(index):
@@ -67,9 +68,13 @@ def test_lists_are_visited_nearest_first():
                 assert set(lists_S[lists_S >= 0]) <= set(visited_V)
 
 
+@pytest.mark.parametrize("few", [0, selection_module.FEW])
+@pytest.mark.parametrize("kind", ["plain", "ivf"])
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_filter_finds_its_vectors_wherever_they_are(metric):
-    index = built("plain", metric)
+def test_a_filter_finds_its_vectors_wherever_they_are(metric, kind, few, monkeypatch):
+    """By scanning more lists, or those that hold them."""
+    monkeypatch.setattr(selection_module, "FEW", few)
+    index = built(kind, metric)
     whole = shortlist(index, NUM_VECTORS, SearchOptions(nprobe=index.num_lists))
     for rows in (1 << 22, 8):  # the second: one query at a time
         for ids in (
@@ -78,7 +83,7 @@ def test_a_filter_finds_its_vectors_wherever_they_are(metric):
             np.array([3, 10**6, 10**15]),
             np.arange(NUM_VECTORS),
         ):
-            found = shortlist(index, 5, SearchOptions(nprobe=1), make_filter(ids), max_probes=rows)
+            found = shortlist(index, 5, SearchOptions(nprobe=1), Selection.of_ids(index.segments, ids), max_probes=rows)
             there = ids[ids < NUM_VECTORS]
             assert ((found.lists >= 0).sum(1) == min(5, len(there))).all()
             if len(there) > 5:

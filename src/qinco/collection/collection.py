@@ -1,0 +1,307 @@
+"""`Collection`: a durable, embedded database of records, whose vectors are kept as codes."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qinco.atomic import make_folder, user_path
+from qinco.codec.codec import Codec
+from qinco.collection import changes, finding, searching
+from qinco.collection.maintained import MaintainedCollection
+from qinco.collection.moments import View
+from qinco.collection.records import Hit, Id, Record, payload_texts, record_ids, require_one_of, vector_rows
+from qinco.collection.schema import FILE, LOCK, Database, set_value, value_of
+from qinco.collection.segments import codec_path
+from qinco.config import require_bool, require_int, require_number
+from qinco.errors import ConfigError, DataError
+from qinco.search.metric import Metric
+from qinco.search.options import MAX_SHORTLIST
+from qinco.search.scan import ENTRIES
+from qinco.vectors.rows import as_queries, check_dim
+
+EXACT_BELOW = 20_000
+
+
+class Collection(MaintainedCollection):
+    """Records of an id, a payload and a vector, in a folder; see `create` and `open`.
+
+    A write that has returned survives a crash, and is whole or not there. Vectors are kept exactly, and searched so,
+    until `optimize` encodes them. Threads may share a collection. One process writes at a time; any number of others
+    read at the same time (`read_only=True`), and see whole writes.
+
+    Example:
+        >>> docs = qinco.Collection.create("docs.qinco")
+        >>> docs.upsert(["a", "b"], vectors[:2], [{"year": 2009}, {"year": 2012}])
+        >>> docs.search(vectors[1], k=10, where={"year": {"gte": 2010}})[0].id
+        'b'
+        >>> docs.close()
+    """
+
+    def __init__(self, database: Database, device: str = "cpu"):
+        super().__init__(database, device)
+        self._keys = finding.KeyCache()
+
+    @classmethod
+    def create(
+        cls, folder, *, metric: str = "cosine", bytes: int = 8, dim: int | None = None, codec=None,
+        payload: bool = True, exact_below: int = EXACT_BELOW, overwrite: bool = False, device: str = "cpu",
+    ) -> "Collection":  # fmt: skip
+        """Create an empty collection, and open it.
+
+        Args:
+            folder: to be made; by custom its name ends in .qinco.
+            metric: "cosine", "inner_product" or "l2".
+            bytes: of the codes of a vector, for a codec that `optimize` trains.
+            dim: D of the vectors; that of the first ones if None.
+            codec: Codec, or the path of one, that encodes the vectors; None: `optimize` trains one.
+            payload: False: there are only integer ids and vectors, which takes 13 bytes a vector with bytes=8.
+            exact_below: with fewer vectors none is encoded, unless a codec is given.
+            overwrite: replace a collection that is there.
+            device: where the codec computes.
+        """
+        folder = Path(user_path(folder))
+        require_int("bytes", bytes, 1, 256)
+        require_int("exact_below", exact_below, 0)
+        require_bool("payload", payload)
+        if dim is not None:
+            require_int("dim", dim)
+        meta = {"metric": Metric(metric).name, "bytes": bytes, "dim": dim, "has_points": payload,
+                "exact_below": exact_below, "codec": None, "tables": None}  # fmt: skip
+        codec = codec if codec is None or isinstance(codec, Codec) else Codec.load(codec, device)
+        if codec is not None:
+            meta |= {"dim": codec.dim, "codec": codec.fingerprint(), "bytes": codec.num_codes}
+            if dim not in (None, codec.dim):
+                raise ConfigError(f"dim must be {codec.dim}, that of the codec, not {dim}")
+            if codec.config.codebook_size > ENTRIES:
+                size = codec.config.codebook_size
+                raise ConfigError(f"a collection holds codes of one byte, and the codec has K={size}, above {ENTRIES}")
+        with _replacing(folder, overwrite):
+            database = Database(folder, read_only=False)
+            try:
+                if codec is not None:
+                    codec.save(codec_path(folder, codec.fingerprint()))
+                database.create(meta)
+            except BaseException:
+                database.close()
+                raise
+        return cls(database, device)
+
+    @classmethod
+    def open(cls, folder, *, read_only: bool = False, device: str = "cpu") -> "Collection":
+        """Open a collection.
+
+        Args:
+            folder: of the collection.
+            read_only: neither change it nor keep others from changing it; also on media that cannot be written.
+            device: where the codec computes.
+        """
+        folder = Path(user_path(folder))
+        require_bool("read_only", read_only)
+        if not (folder / FILE).is_file():
+            raise DataError(f"{folder} is not a collection: " + (f"it has no {FILE}" if folder.exists() else "there is "
+                            "no such folder; see Collection.create"))  # fmt: skip
+        return cls(Database(folder, read_only=read_only), device)
+
+    def __getstate__(self):
+        raise TypeError("a Collection cannot be copied or pickled: open it where it is needed")
+
+    def __repr__(self) -> str:
+        return f"Collection({str(self.folder)!r}, metric={self.metric!r})"
+
+    def upsert(self, ids, vectors, payloads=None) -> None:
+        """Add records, and let each whose id is there replace that record: all of them, or none after an exception.
+
+        Batches of 100 to 10,000 are fast.
+
+        Args:
+            ids: N integers from 0 on or strings, of which 1 and "1" are two. Of equal ones the last counts.
+            vectors: (N, D) array, tensor or list of vectors, all values finite. None instead of a vector, or of all of
+                them: the record has none, and no search finds it.
+            payloads: N objects of JSON values (dates become ISO 8601 text), or None.
+
+        Example:
+            >>> docs.upsert([1, "b"], vectors[:2], [{"tags": ["x"]}, None])
+        """
+        self._database.check_writable()
+        ids, has_points = record_ids(ids, many=True), self._moments.has_points
+        texts = payload_texts(payloads, len(ids))
+        rows_n, vectors_nD = vector_rows(vectors, len(ids), self.dim)
+        if not has_points and (any(texts) or len(rows_n) < len(ids) or any(isinstance(id, str) for id in ids)):
+            raise ConfigError("the collection was created with payload=False, for vectors with integer ids: create "
+                              "another without it")  # fmt: skip
+        with self._database.writing() as connection:
+            if len(rows_n):
+                self._check_dim(connection, vectors_nD.shape[1])
+            if has_points:
+                changes.put(connection, ids, texts, rows_n, vectors_nD)
+            else:
+                moment = View(connection, self._moments).moment
+                changes.put_vectors(connection, [int(id) for id in ids], vectors_nD, moment.are_stored)
+
+    def update_payload(self, payload, *, ids=None, where=None, mode: str = "merge", key: str | None = None) -> int:
+        """Change the payload of records, whose vectors stay; returns their number.
+
+        Args:
+            payload: an object; for mode "remove" a list of names.
+            ids: of the records; unknown ones are passed over. Or:
+            where: a filter, as of `search`.
+            mode: "merge": its fields replace those of the same names; "replace": it replaces the whole payload;
+                "remove": the fields of these names are removed.
+            key: the path of an object in the payload that is changed instead of the whole, such as "author".
+
+        Example:
+            >>> docs.update_payload({"seen": True}, where={"year": 2012})
+            1
+        """
+        require_one_of(ids, where, "update_payload")
+        self._database.check_writable()
+        if not self._moments.has_points:
+            raise ConfigError("the collection was created with payload=False: create another to keep payloads")
+        change = changes.payload_change(changes.check_changed(payload, mode), mode, key)
+        with self._database.writing() as connection:
+            keys = self._chosen(View(connection, self._moments), ids, where)
+            changes.change_payloads(connection, keys.tolist(), change)
+        return len(keys)
+
+    def delete(self, ids=None, where=None) -> int:
+        """Delete records by their ids, of which unknown ones are passed over, or by a filter; returns their number."""
+        require_one_of(ids, where, "delete")
+        self._database.check_writable()
+        with self._database.writing() as connection:
+            keys = self._chosen(View(connection, self._moments), ids, where).tolist()
+            changes.remove(connection, keys)
+        return len(keys)
+
+    def clear(self) -> None:
+        """Delete all records; the codec stays."""
+        with self._database.writing() as connection:
+            changes.remove_all(connection)
+
+    def get(
+        self, ids=None, where=None, *, limit: int | None = None, after: Id | None = None, order_by: str | None = None,
+        with_payload: bool = True, with_vectors: bool = False,
+    ) -> list[Record]:  # fmt: skip
+        """Records by their ids, in that order, or page by page those for which a filter is true.
+
+        Args:
+            ids: one id or several; unknown ones are passed over.
+            where: a filter, as of `search`; None for all records.
+            limit: records at most.
+            after: the last id of the page before.
+            order_by: the path of a field, ascending, or with a minus before it descending; records without it come
+                last. None: by ids, integers first.
+            with_payload, with_vectors: what is read besides ids.
+
+        Example:
+            >>> [record.id for record in docs.get(limit=10, order_by="-year")]
+            ['b', 'a']
+        """
+        with self._viewing() as view:
+            page = {"limit": limit, "after": after, "order_by": order_by}
+            return finding.get(view, ids, where, **page, with_payload=with_payload, with_vectors=with_vectors)
+
+    def count(self, where=None) -> int:
+        """The number of records, or of those for which a filter is true."""
+        with self._viewing() as view:
+            return finding.count(view, where)
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __bool__(self) -> bool:
+        return True  # also without records
+
+    def __contains__(self, id) -> bool:
+        """Whether a record has this id."""
+        try:
+            given = record_ids(id)
+        except DataError:
+            return False
+        with self._viewing() as view:
+            return len(given) == 1 and len(finding.keys_among(view, given)) == 1
+
+    __iter__ = None  # see `get`
+
+    def search(
+        self, queries, k: int = 10, where=None, *, filter=None, exact: bool = False, with_payload: bool = True,
+        with_vectors: bool = False, score_limit: float | None = None, nprobe: int | None = None,
+        num_short: int | None = None, precision: str = "auto",
+    ) -> Any:  # fmt: skip
+        """Find the k records nearest to each query.
+
+        Args:
+            queries: one query (D,), or (Q, D) as an array, tensor, list, path or VectorSource.
+            k: hits for each query.
+            where: a filter: `{"lang": "de", "year": {"gte": 2010}}`.
+            filter: ids of records that may be found, besides `where`.
+            exact: compare with all vectors: fresh ones and what compressed ones decode to.
+            with_payload, with_vectors: what hits hold besides ids and scores.
+            score_limit: the lowest similarity, or with metric "l2" the largest distance, of a hit.
+            nprobe, num_short, precision: of the compressed vectors, as in `Index.search`.
+
+        Returns:
+            list[Hit], nearest first, of one query; list[list[Hit]] of several.
+        """
+        require_int("k", k, 1, MAX_SHORTLIST)
+        if score_limit is not None:
+            require_number("score_limit", score_limit)
+        source, is_single = as_queries(queries)
+        options = searching.Search(k, exact, nprobe, num_short, precision)
+        with self._viewing() as view:
+            dim = value_of(view.connection, "dim")
+            if dim is not None:
+                check_dim(source, dim, "the collection")
+            allowed = None if where is None else self._keys.allowed(view, where)
+            if filter is not None:
+                chosen = finding.keys_among(view, filter)
+                chosen = chosen if allowed is None else np.intersect1d(chosen, allowed.keys, assume_unique=True)
+                allowed = finding.Allowed(chosen)
+            found = searching.nearest(view.moment, source, options, allowed)
+            kinds = {"with_payload": with_payload, "with_vectors": with_vectors, "limit": score_limit}
+            hits: list[list[Hit]] = searching.hits_of(view, self._moments.metric, *found, **kinds)
+        return hits[0] if is_single else hits
+
+    def _chosen(self, view: View, ids, where) -> np.ndarray:
+        """The keys of records, int64."""
+        return finding.keys_among(view, ids) if where is None else self._keys.allowed(view, where).keys
+
+    def _check_dim(self, connection, dim: int) -> None:
+        """Raise DataError for vectors of another dimension than those before; the first ones say it."""
+        there = value_of(connection, "dim")
+        if there is None:
+            set_value(connection, "dim", dim)
+        elif there != dim:
+            raise DataError(f"vectors must have dimension {there}, that of the collection, not {dim}")
+
+
+@contextmanager
+def _replacing(folder: Path, overwrite: bool) -> Iterator[None]:
+    """Make a folder for a new collection; one that is there is put aside, and removed when the block ends."""
+    require_bool("overwrite", overwrite)
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if there - {LOCK, f"{FILE}-journal"} and FILE not in there and not all(name.startswith("codec-") for name in there):
+        raise ConfigError(f"{folder} holds other files: give the name of a new folder")
+    if FILE in there and not overwrite and (folder / FILE).stat().st_size:
+        raise ConfigError(f"{folder} holds a collection: use Collection.open, or give overwrite=True to replace it")
+    old = None
+    if there:
+        database = Database(folder, read_only=False)  # nobody else is writing
+        old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+        os.rename(folder, old)  # noqa: PTH104 (also of folders with a trailing slash)
+        database.close()
+    make_folder(folder)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        if old is not None:
+            os.rename(old, folder)  # noqa: PTH104
+        raise
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)

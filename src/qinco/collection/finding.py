@@ -1,0 +1,183 @@
+"""Which records a call is about: filters and ids as keys, and records as they are read.
+
+Shape suffixes: n keys, D dimension.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qinco.collection.changes import find, keys_of
+from qinco.collection.filter_sql import find_keys, to_sql
+from qinco.collection.moments import Moment, View
+from qinco.collection.records import Id, Record, payload_of, record_ids
+from qinco.collection.where import parse
+from qinco.config import require_int
+from qinco.errors import ConfigError, DataError
+from qinco.forking import new_lock
+from qinco.search.edit import decode_ids
+from qinco.search.selection import Selection, select
+
+_CACHE_BYTES = 64 << 20
+_MAX_KEY = (1 << 63) - 1
+
+
+def condition(where, view: View) -> tuple[str, Sequence]:
+    """A filter as an SQL expression over `points` and its parameters."""
+    if where is None:
+        return "1", ()
+    if not view.has_points:
+        raise ConfigError("the collection was created with payload=False: choose records by their ids, not by where=")
+    kinds = dict(view.connection.execute("SELECT path, kind FROM fields"))
+    return to_sql(parse(where, kinds))
+
+
+class Allowed:
+    """Records that a search may find, by their keys, int64, ascending."""
+
+    def __init__(self, keys: np.ndarray):
+        self.keys = keys
+        self._selection: Selection | None = None
+
+    def selection(self, moment: Moment) -> Selection:
+        """Their vectors in segments; the moment is always the same."""
+        if self._selection is None:
+            self._selection = select(moment.lists, self.keys, moment.dead)
+            assert self._selection is not None
+        return self._selection
+
+
+class KeyCache:
+    """Records that filters admit, of the last filters up to 64 MB, each for one version of the collection."""
+
+    def __init__(self):
+        self._lock, self._bytes = new_lock(), 0
+        self._kept: OrderedDict[tuple, Allowed] = OrderedDict()
+
+    def allowed(self, view: View, where) -> Allowed:
+        """The records for which a filter is true."""
+        expression, parameters = condition(where, view)
+        name = expression, parameters, view.version
+        with self._lock:
+            if name in self._kept:
+                self._kept.move_to_end(name)
+                return self._kept[name]
+        found = Allowed(find_keys(view.connection, expression, parameters))
+        with self._lock:
+            if name not in self._kept:
+                self._kept[name] = found
+                self._bytes += _size(found)
+            while self._bytes > _CACHE_BYTES:
+                self._bytes -= _size(self._kept.popitem(last=False)[1])
+        return found
+
+
+def _size(allowed: Allowed) -> int:
+    return 2 * allowed.keys.nbytes + 1000  # with the bits of a selection, of which there may be fewer
+
+
+def keys_among(view: View, ids) -> np.ndarray:
+    """The keys of those ids that there are, int64, ascending."""
+    given = record_ids(ids)
+    if view.has_points:
+        return np.array(sorted(keys_of(view.connection, given).values()), np.int64)
+    known = np.unique(np.array([id for id in given if not isinstance(id, str)], np.int64))
+    return known[np.isin(known, view.moment.fresh.keys) | view.moment.are_stored(known)]
+
+
+def count(view: View, where) -> int:
+    """How many records there are, or those for which a filter is true."""
+    if where is None and not view.has_points:
+        return view.moment.num_stored + len(view.moment.fresh)
+    expression, parameters = condition(where, view)
+    return view.connection.execute(f"SELECT count(*) FROM points WHERE {expression}", parameters).fetchone()[0]
+
+
+def records_of(view: View, keys: Sequence[int], *, with_payload: bool, with_vectors: bool) -> dict[int, Record]:
+    """The records of keys that there are."""
+    found: dict[int, tuple[Any, dict | None]] = {key: (key, None) for key in keys}
+    if view.has_points:
+        columns = "key, id, payload" if with_payload else "key, id, NULL"
+        rows = find(view.connection, f"SELECT {columns} FROM points WHERE key IN ({{}})", keys)
+        found = {key: (id, payload_of(text)) for key, id, text in rows}
+    vectors = vectors_of(view, keys) if with_vectors else {}
+    return {key: Record(id, payload, vectors.get(key)) for key, (id, payload) in found.items()}
+
+
+def vectors_of(view: View, keys: Sequence[int]) -> dict[int, np.ndarray]:
+    """Vectors of keys: fresh ones as they were given, others decoded; those that there are."""
+    rows = find(view.connection, "SELECT key, vector FROM fresh WHERE key IN ({})", keys)
+    vectors = {key: np.frombuffer(blob, "<f4").astype(np.float32) for key, blob in rows}
+    others = np.array([key for key in keys if key not in vectors], np.int64)
+    if len(others) and (index := view.moment.index) is not None:
+        decoded_nD = view.moment.metric.prepare(decode_ids(index.codec, index.parts, others, skips_unknown=True))
+        vectors |= {key: x_D for key, x_D in zip(others.tolist(), decoded_nD, strict=True) if not np.isnan(x_D).any()}
+    return vectors
+
+
+def get(
+    view: View, ids, where, *, limit: int | None, after: Id | None,
+    order_by: str | None, with_payload: bool, with_vectors: bool,
+) -> list[Record]:  # fmt: skip
+    """What `Collection.get` returns."""
+    if limit is not None:
+        require_int("limit", limit, 0)
+    if ids is not None:
+        if where is not None or after is not None or order_by is not None:
+            raise ConfigError("get takes ids= alone, and returns their records in that order")
+        keys = _in_order(view, record_ids(ids))[:limit]
+    elif view.has_points:
+        keys = _page(view, where, limit, after, order_by)
+    else:
+        condition(where, view)
+        first = 0 if after is None else int(np.searchsorted(view.moment.keys, record_ids(after)[0], "right"))
+        keys = view.moment.keys[first : None if limit is None else first + limit].tolist()
+    kinds = {"with_payload": with_payload, "with_vectors": with_vectors}
+    found = records_of(view, list(dict.fromkeys(keys)), **kinds)
+    return [found[key] for key in keys if key in found]
+
+
+def _in_order(view: View, ids: list[Id]) -> list[int]:
+    if view.has_points:
+        known = keys_of(view.connection, ids)
+        return [known[id] for id in ids if id in known]
+    known = set(keys_among(view, ids).tolist())
+    return [id for id in ids if isinstance(id, int) and id in known]
+
+
+def _page(view: View, where, limit: int | None, after: Id | None, order_by: str | None) -> list[int]:
+    """Keys in the order of ids, integers first, or of a field and then ids, from behind the record `after` on."""
+    expression, given = condition(where, view)
+    order, parameters = "id", list(given)
+    if order_by is None and after is not None:
+        expression, parameters = f"({expression}) AND id > ?", [*parameters, *record_ids(after)]
+    if order_by is not None:
+        value, word = _field(order_by.removeprefix("-")), "DESC" if order_by.startswith("-") else "ASC"
+        order = f"{value} IS NULL, {value} {word}, id"
+        if after is not None:
+            sign = "<" if word == "DESC" else ">"
+            last = _place(view, value, after)
+            beyond = f"({value} IS NULL) = ? AND ({value} {sign} ? OR ({value} IS ? AND id > ?))"
+            expression = f"({expression}) AND (({value} IS NULL) > ? OR ({beyond}))"
+            parameters += [last[0], last[0], last[1], last[1], last[2]]
+    query = f"SELECT key FROM points WHERE {expression} ORDER BY {order} LIMIT ?"
+    return [key for (key,) in view.connection.execute(query, [*parameters, _MAX_KEY if limit is None else limit])]
+
+
+def _field(path: str) -> str:
+    """The value of a field, names apart by dots, as SQL."""
+    if '"' in path or not all(path.split(".")):
+        raise ConfigError(f"order_by is the path of a field, such as author.name or -year, not {path!r:.60}")
+    steps = "".join(f'."{name}"' for name in path.replace("'", "''").split("."))
+    return f"json_extract(payload, '${steps}')"
+
+
+def _place(view: View, value: str, after: Id) -> tuple:
+    """Whether a record lacks the value, the value, and its id."""
+    query = f"SELECT {value} IS NULL, {value}, id FROM points WHERE id = ?"
+    last = view.connection.execute(query, record_ids(after)).fetchone()
+    if last is None:
+        raise DataError(f"after={after!r} is the id of no record, of which order_by needs the value: begin again")
+    return last

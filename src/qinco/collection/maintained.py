@@ -1,0 +1,143 @@
+"""Upkeep of collections: `MaintainedCollection` has the methods of `Collection` that are not about single records."""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from qinco.atomic import check_output, user_path
+from qinco.collection import changes, upkeep
+from qinco.collection.moments import Moments, View
+from qinco.collection.optimize import Optimizer, check_training
+from qinco.collection.schema import Database, value_of
+from qinco.errors import ConfigError
+from qinco.forking import new_lock
+from qinco.progress import ProgressOption, reporting
+from qinco.search.metric import Metric
+
+
+class MaintainedCollection:
+    """An open collection, and how it is kept small, fast and sound."""
+
+    def __init__(self, database: Database, device: str):
+        self._database, self.folder = database, database.folder
+        self._close = weakref.finalize(self, database.close)
+        database.check()
+        with database.reading() as connection:
+            names = ("metric", "has_points", "bytes", "exact_below")
+            metric, has_points, self.bytes, self.exact_below = (value_of(connection, name) for name in names)
+        self._moments = Moments(self.folder, Metric(metric), has_points, device)
+        self._optimizing = new_lock()
+
+    def close(self) -> None:
+        """Close the files, so that another process may write. What was written is on disk before."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    metric = property(lambda self: self._moments.metric.name, doc='"cosine", "inner_product" or "l2".')
+
+    @property
+    def dim(self) -> int | None:
+        """D of the vectors; None before there are any."""
+        with self._database.reading() as connection:
+            return value_of(connection, "dim")
+
+    def optimize(self, *, minutes: float | None = None, progress: ProgressOption = None, **training) -> dict:
+        """Encode fresh vectors, after training a codec if there is none and `exact_below` vectors are there; merge.
+
+        It may be interrupted, also by a kill, and called again: it goes on where it was. Other threads may read and
+        write meanwhile.
+
+        Args:
+            minutes: of training; None: it ends when it pays no more.
+            progress: see `qinco.progress`.
+            **training: other settings of `Codec.fit`, such as preset="qinco2-M".
+
+        Returns:
+            What was done: "trained", whether a codec was; "encoded", vectors; "merged_segments", their number.
+
+        Example:
+            >>> docs.optimize()["trained"]
+            False
+        """
+        check_training(training)
+        self._database.check_writable()
+        if not self._optimizing.acquire(blocking=False):
+            raise ConfigError(f"{self.folder} is being optimized by another thread: wait for it")
+        try:
+            with reporting(progress) as report:
+                settings = training if minutes is None else training | {"minutes": minutes}
+                return Optimizer(self._database, self._moments, report).run(settings)
+        finally:
+            self._optimizing.release()
+
+    def add_field(self, path: str, kind: str) -> None:
+        """Make an index of a field of payloads, which makes filters on it some hundred times as fast.
+
+        Args:
+            path: as in filters, such as "author.name".
+            kind: "keyword", "integer", "float", "bool" or "datetime".
+
+        Example:
+            >>> docs.add_field("year", "integer")
+            >>> docs.stats()["fields"]
+            {'year': 'integer'}
+        """
+        if not self._moments.has_points:
+            raise ConfigError("the collection was created with payload=False: it has no fields")
+        with self._database.writing() as connection:
+            changes.add_field(connection, path, kind)
+
+    def drop_field(self, path: str) -> bool:
+        """Remove the index of a field; returns whether there was one."""
+        with self._database.writing() as connection:
+            return changes.drop_field(connection, path)
+
+    def stats(self) -> dict:
+        """Numbers of records, vectors and bytes, the error of segments, and warnings.
+
+        "error" is the mean of ‖x − x̂‖² / ‖x‖² of vectors that the codec was not trained on, or that it encoded first;
+        "drift" is how many times larger it is in the newest segment.
+
+        Example:
+            >>> docs.stats()["records"]
+            2
+        """
+        with self._viewing() as view:
+            return upkeep.statistics(view, self._database)
+
+    def verify(self) -> list[str]:
+        """Read everything, and compare checksums and counts; returns what is wrong, a sentence each."""
+        with self._viewing() as view:
+            return upkeep.faults(view, self._database)
+
+    def snapshot(self, folder) -> None:
+        """Copy the collection as it is now to a new folder, a collection of its own, while others read and write.
+
+        Segments are hard links where the file system has them, which take no space.
+        """
+        upkeep.copy(self._database, Path(user_path(folder)))
+
+    def export(self, output, *, with_vectors: bool = False, overwrite: bool = False) -> int:
+        """Write all records to a Parquet file; returns their number.
+
+        Args:
+            output: .parquet file of columns id, payload (JSON), code and, `with_vectors`, vector; null where a record
+                has none.
+            with_vectors: exact vectors of fresh records, and decoded ones.
+            overwrite: replace a file that is there.
+        """
+        path = check_output(output, suffixes=(".parquet",), overwrite=overwrite)
+        with self._viewing() as view:
+            return upkeep.export(view, path, with_vectors)
+
+    @contextmanager
+    def _viewing(self) -> Iterator[View]:
+        with self._database.reading() as connection:
+            yield View(connection, self._moments)

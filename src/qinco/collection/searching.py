@@ -1,0 +1,105 @@
+"""Searches of a collection: exactly among fresh vectors, compressed in segments, merged by their scores.
+
+Shape suffixes: Q queries, R results, N vectors, D dimension.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qinco.collection.finding import Allowed, records_of
+from qinco.collection.moments import Moment, View
+from qinco.collection.records import Hit
+from qinco.search.exhaustive import nearest_in_blocks
+from qinco.search.metric import Metric
+from qinco.vectors.rows import VectorSource
+
+_QUERY_ROWS = 1 << 14
+
+
+@dataclass(frozen=True)
+class Search:
+    """Options of a search for the `k` nearest of each query."""
+
+    k: int
+    exact: bool = False
+    nprobe: int | None = None
+    num_short: int | None = None
+    precision: str = "auto"
+
+
+def nearest(
+    moment: Moment, queries: VectorSource, search: Search, allowed: Allowed | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores float32 (Q, R) and keys int64 (Q, R) of the nearest vectors, nearest first; -1 where there are fewer.
+
+    `allowed` are those that may be found, or None for all.
+    """
+    found = [_in_segments(moment, queries, search, allowed), _among_fresh(moment, queries, search, allowed)]
+    scores_QR, keys_QR = (np.concatenate(parts, 1) for parts in zip(*found, strict=True))
+    order_QR = scores_QR if moment.metric.name == "l2" else -scores_QR
+    first_QR = np.argsort(order_QR, 1, kind="stable")[:, : search.k]
+    return np.take_along_axis(scores_QR, first_QR, 1), np.take_along_axis(keys_QR, first_QR, 1)
+
+
+def hits_of(
+    view: View, metric: Metric, scores_QR: np.ndarray, keys_QR: np.ndarray, *, with_payload: bool,
+    with_vectors: bool, limit: float | None,
+) -> list[list[Hit]]:  # fmt: skip
+    """The hits of each query; with a `limit` those whose score is no worse."""
+    is_hit_QR = keys_QR >= 0
+    if limit is not None:
+        is_hit_QR &= scores_QR <= limit if metric.name == "l2" else scores_QR >= limit
+    keys = np.unique(keys_QR[is_hit_QR]).tolist()
+    records = records_of(view, keys, with_payload=with_payload, with_vectors=with_vectors)
+    found = []
+    for scores, keys, is_hit in zip(scores_QR.tolist(), keys_QR.tolist(), is_hit_QR.tolist(), strict=True):
+        rows = [(records[key], score) for score, key, ok in zip(scores, keys, is_hit, strict=True) if ok]
+        found.append([Hit(record.id, score, record.payload, record.vector) for record, score in rows])
+    return found
+
+
+def _nothing(count: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.empty((count, 0), np.float32), np.empty((count, 0), np.int64)
+
+
+def _among_fresh(
+    moment: Moment, queries: VectorSource, search: Search, allowed: Allowed | None
+) -> tuple[np.ndarray, np.ndarray]:
+    fresh = moment.fresh
+    keys_N, vectors_ND = fresh.keys, fresh.vectors_ND
+    if allowed is not None:
+        places = np.flatnonzero(np.isin(keys_N, allowed.keys))
+        keys_N, vectors_ND = keys_N[places], vectors_ND[places]
+    if not len(keys_N):
+        return _nothing(len(queries))
+    is_cosine = moment.metric.name == "cosine"  # vectors and queries have length 1 already, or are zero
+    measure = Metric("inner_product") if is_cosine else moment.metric
+    scores, keys = [], []
+    for _, queries_QD in queries.blocks(_QUERY_ROWS):
+        queries_QD = moment.metric.prepare(queries_QD)
+        scores_QR, rows_QR = nearest_in_blocks(
+            queries_QD, [(0, vectors_ND)], min(search.k, len(keys_N)), metric=measure
+        )
+        scores.append(scores_QR)
+        keys.append(keys_N[rows_QR])
+    return (np.concatenate(scores), np.concatenate(keys)) if scores else _nothing(0)
+
+
+def _in_segments(
+    moment: Moment, queries: VectorSource, search: Search, allowed: Allowed | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of few that are allowed all are decoded and compared, wherever they lie; else lists are scanned."""
+    index = moment.index
+    if index is None:
+        return _nothing(len(queries))
+    options = {"nprobe": search.nprobe, "num_short": search.num_short, "precision": search.precision}
+    if allowed is None and not search.exact:
+        return index.search(queries, min(search.k, moment.num_stored), exclude=moment.dead, **options)
+    selection = index.select(exclude=moment.dead) if allowed is None else allowed.selection(moment)
+    if not selection.count:
+        return _nothing(len(queries))
+    k = min(search.k, selection.count)
+    if selection.is_small or search.exact:
+        return index.search_among(queries, selection, k, precision=search.precision)
+    return index.search(queries, k, filter=selection, **options)

@@ -1,0 +1,155 @@
+"""Stages of `Collection.optimize` whose results are kept on disk until the last one commits: training and encoding.
+
+Shape suffixes: N vectors, n vectors of a piece, D dimension, M codes of a vector.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from qinco.atomic import make_folder, write_atomically
+from qinco.codec.codec import Codec
+from qinco.errors import DataError
+from qinco.progress import Progress
+from qinco.store.codes import Codes
+from qinco.store.manifest import write_json
+from qinco.store.tensors import read_tensors, write_tensors
+from qinco.vectors.rows import VectorSource, stratified_rows
+
+log = logging.getLogger(__name__)
+WORK = "work"
+PIECE_ROWS = 1 << 14  # vectors whose codes are written to disk at a time
+_TRAIN_ROWS, _TRAIN_BYTES = 500_000, 1 << 30
+_HELD_ROWS, _HELD_SHARE = 2000, 10  # vectors that are not trained on, and measured: at most, and one in so many
+_ERROR_ROWS = 4096
+_CODES, _SETTINGS, _TRAIN, _HELD = "codes", "settings.json", "train.npy", "held.npy"
+
+
+def is_begun(folder: Path, settings: dict) -> bool:
+    """Whether there are files of a training with these settings; those of another are removed."""
+    path = folder / WORK / _SETTINGS
+    if path.exists() and json.loads(path.read_text()) == json.loads(json.dumps(settings)):
+        return True
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    return False
+
+
+def begin(folder: Path, source: VectorSource, settings: dict, report: Progress) -> None:
+    """Write a sample of vectors, as they are encoded, to train on, and others to measure the error with."""
+    work, most = folder / WORK, max(1, min(_TRAIN_ROWS, _TRAIN_BYTES // (4 * source.dim)))
+    make_folder(work)
+    is_held_N = np.zeros(len(source), bool)
+    is_held_N[stratified_rows(len(source), min(_HELD_ROWS, len(source) // _HELD_SHARE))] = True
+    others = np.flatnonzero(~is_held_N)
+    _write_rows(work / _TRAIN, source.take(others[stratified_rows(len(others), most)]), report)
+    _write_rows(work / _HELD, source.take(np.flatnonzero(is_held_N)), report)
+    write_json(work / _SETTINGS, settings)
+
+
+def train(folder: Path, settings: dict, report: Progress) -> tuple[Codec, float | None]:
+    """Train a codec, or go on with it where it stopped; and its error on other vectors."""
+    work = folder / WORK
+    output = work / "codec.safetensors"
+    codec = Codec.fit(str(work / _TRAIN), output=output, resume=True, progress=report, **settings)
+    return codec, error_of(codec, np.load(work / _HELD))
+
+
+def forget_training(folder: Path) -> None:
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+
+
+def _write_rows(path: Path, source: VectorSource, report: Progress) -> None:
+    with write_atomically(path) as temporary:
+        shape = len(source), source.dim
+        rows_ND = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+        for first, block in source.blocks(PIECE_ROWS):
+            rows_ND[first : first + len(block)] = block
+            report("copying training vectors", first + len(block), len(source))
+        rows_ND.flush()
+
+
+def error_of(codec: Codec, x_ND: np.ndarray) -> float | None:
+    """The mean of ‖x − x̂‖² / ‖x‖² of vectors as they are encoded; None where all are zero or there are none."""
+    squares_N = np.square(x_ND, dtype=np.float64).sum(1)
+    x_ND, squares_N = x_ND[squares_N > 0], squares_N[squares_N > 0]
+    if not len(x_ND):
+        return None
+    decoded_ND = codec.decode(codec.encode(x_ND, progress=False), precision="auto", progress=False)
+    return float((np.square(x_ND - decoded_ND, dtype=np.float64).sum(1) / squares_N).mean())
+
+
+def sample_error(codec: Codec, source: VectorSource, codes: Codes) -> float | None:
+    """`error_of` of some vectors whose codes are there."""
+    rows_n = stratified_rows(len(source), _ERROR_ROWS)
+    x_nD, decoded_nD = source[rows_n], codec.decode(codes[rows_n], precision="auto", progress=False)
+    squares_n = np.square(x_nD, dtype=np.float64).sum(1)
+    errors_n = np.square(x_nD - decoded_nD, dtype=np.float64).sum(1)[squares_n > 0] / squares_n[squares_n > 0]
+    return float(errors_n.mean()) if len(errors_n) else None
+
+
+class EncodedPieces:
+    """Codes of fresh vectors by the number of their row, in files that outlive an interrupted call."""
+
+    def __init__(self, folder: Path, codec: Codec):
+        self._folder, self._codec = folder / WORK, codec
+        make_folder(self._folder)
+        fingerprint, pieces = codec.fingerprint(), []
+        for path in sorted(self._folder.glob("codes-*.safetensors")):
+            try:
+                header, arrays = read_tensors(path, _CODES)
+            except DataError:
+                continue
+            if header.get("codec") == fingerprint:
+                pieces.append((arrays["rows"], arrays["codes"], arrays.get("lists")))
+        self._pieces = pieces
+
+    def missing(self, rows_N: np.ndarray) -> np.ndarray:
+        """Those of some rows whose codes are not there."""
+        return rows_N[~np.isin(rows_N, np.concatenate([np.empty(0, np.int64), *(piece[0] for piece in self._pieces)]))]
+
+    def encode(self, rows_N: np.ndarray, read: Callable[[np.ndarray], tuple], report: Progress) -> None:
+        """Encode what is missing; `read` gives the rows that are still there, and their vectors."""
+        left_n = self.missing(rows_N)
+        known = len(rows_N) - len(left_n)
+        report("encoding", known, len(rows_N))
+        for start in range(0, len(left_n), PIECE_ROWS):
+            some_n, x_nD = read(left_n[start : start + PIECE_ROWS])
+            begun = known + start
+
+            def tell(stage: str, done: int, total: int, unit: str = "vector", **fields) -> None:
+                report("encoding", begun + done, len(rows_N))  # noqa: B023 (called here)
+
+            if not len(some_n):
+                continue
+            try:
+                self._keep(some_n, self._codec.encode(x_nD, progress=tell))
+            except KeyboardInterrupt as stop:
+                found = vars(stop).get("codes")
+                if found is not None and len(found):
+                    self._keep(some_n[: len(found)], found)
+                stop.args = ("the codes so far are kept: call optimize again to go on",)
+                raise
+
+    def codes(self, rows_N: np.ndarray) -> Codes:
+        """The codes of rows, all of which are there."""
+        rows, codes = (np.concatenate([piece[column] for piece in self._pieces]) for column in (0, 1))
+        order = np.argsort(rows)
+        places = order[np.searchsorted(rows, rows_N, sorter=order)]
+        lists = np.concatenate([piece[2] for piece in self._pieces]) if self._codec.is_ivf else None
+        return Codes(codes[places], None if lists is None else lists[places])
+
+    def forget(self) -> None:
+        self._pieces = []
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _keep(self, rows_n: np.ndarray, codes: Codes) -> None:
+        arrays = {"rows": rows_n, "codes": np.asarray(codes.codes)}
+        if codes.lists is not None:
+            arrays["lists"] = np.asarray(codes.lists)
+        name = f"codes-{rows_n[0]}-{rows_n[-1]}.safetensors"
+        write_tensors(self._folder / name, _CODES, {"codec": self._codec.fingerprint()}, arrays)
+        self._pieces.append((arrays["rows"], arrays["codes"], arrays.get("lists")))

@@ -1,0 +1,200 @@
+"""What a collection holds and costs, whether it is sound, and copies of it."""
+
+import os
+import secrets
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from qinco.atomic import flush_folder, write_atomically, write_to_disk
+from qinco.collection import segments
+from qinco.collection.changes import find
+from qinco.collection.finding import vectors_of
+from qinco.collection.moments import Moment, View
+from qinco.collection.optimize import named_files
+from qinco.collection.schema import FILE, Database, value_of
+from qinco.errors import ConfigError, DataError, QincoError, ResourceError, needs_extra
+
+MAX_DRIFT = 1.25
+_EXPORTED_ROWS = 1 << 14
+
+
+def statistics(view: View, database: Database) -> dict:
+    """What `Collection.stats` returns."""
+    moment, connection, folder = view.moment, view.connection, database.folder
+    first, number = value_of(connection, "first_error"), len(moment.fresh) + moment.num_stored
+    each = []
+    for segment, mask in zip(moment.segments, moment.live, strict=True):
+        live = len(segment) if mask is None else int(np.count_nonzero(mask))
+        drift = segment.error / first if segment.error and first else None
+        each.append({"token": segment.token, "vectors": live, "deleted": len(segment) - live,
+                     "bytes": _size(folder / segments.SEGMENTS / segment.token), "error": segment.error,
+                     "drift": drift})  # fmt: skip
+    drifts = [one["drift"] for one in each if one["drift"]]
+    drift, code_bytes = drifts[-1] if drifts else None, sum(one["bytes"] for one in each)
+    warnings = []
+    if drift is not None and drift > MAX_DRIFT:
+        warnings.append(f"the newest vectors lose {drift:.2f} times what the first lost: train another codec")
+    (records,) = connection.execute("SELECT count(*) FROM points").fetchone()
+    fingerprint, tables = value_of(connection, "codec"), moment.tables_token
+    return {
+        "records": records if view.has_points else number,
+        "dim": value_of(connection, "dim"), "metric": moment.metric.name, "version": moment.version,
+        "vectors": number, "fresh": len(moment.fresh), "compressed": moment.num_stored,
+        "deleted": sum(one["deleted"] for one in each), "segments": each, "codec": fingerprint,
+        "bytes": {
+            "codes": code_bytes,
+            "tables": 0 if tables is None else _size(folder / f"tables-{tables}"),
+            "codec": 0 if fingerprint is None else _size(segments.codec_path(folder, fingerprint)),
+            "database": sum(_size(path) for path in folder.glob(f"{FILE}*")),
+        },
+        "bytes_per_vector": code_bytes / moment.num_stored if moment.num_stored else None,
+        "fields": dict(connection.execute("SELECT path, kind FROM fields ORDER BY path")),
+        "error": first, "drift": drift, "warnings": warnings,
+    }  # fmt: skip
+
+
+def _size(path: Path) -> int:
+    with suppress(FileNotFoundError):
+        return sum(map(_size, path.iterdir())) if path.is_dir() else path.stat().st_size
+    return 0
+
+
+def faults(view: View, database: Database) -> list[str]:
+    """What `Collection.verify` returns."""
+    found = [f"{FILE}: {row[0]}" for row in view.connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
+    try:
+        moment = view.moment
+    except QincoError as error:
+        return [*found, str(error)]
+    for segment in moment.segments:
+        row = view.connection.execute("SELECT segment, token, rows, crc32, error FROM segments WHERE segment = ?",
+                                      (segment.number,)).fetchone()  # fmt: skip
+        try:
+            assert moment.tables is not None
+            segments.open_segment(database.folder, row, moment.tables, verified_bytes=1 << 62)
+        except QincoError as error:
+            found.append(str(error))
+    found += _faults_of_keys(view, moment)
+    if moment.codec is not None and moment.codec.fingerprint() != value_of(view.connection, "codec"):
+        found.append("the codec is another than the one that made the codes")
+    return found
+
+
+def _faults_of_keys(view: View, moment: Moment) -> Iterator[str]:
+    """Vectors that are there twice, or of no record."""
+    keys = moment.keys
+    if len(twice := keys[1:][keys[1:] == keys[:-1]]):
+        yield f"{len(twice)} vectors are there twice, such as that of key {twice[0]}"
+    (count,) = view.connection.execute("SELECT count(*) FROM fresh WHERE length(vector) != 4 * ?",
+                                       (value_of(view.connection, "dim") or 0,)).fetchone()  # fmt: skip
+    if count:
+        yield f"{count} fresh vectors have another dimension than the collection"
+    if view.has_points:
+        rows = view.connection.execute("SELECT key FROM points")
+        known = np.fromiter((key for (key,) in rows), np.int64)
+        if len(lost := keys[~np.isin(keys, known)]):
+            yield f"{len(lost)} vectors are of no record, such as that of key {lost[0]}"
+
+
+def copy(database: Database, path: Path) -> None:
+    """What `Collection.snapshot` does."""
+    if path.exists():
+        raise ConfigError(f"{path} exists: give another name")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"the folder {path.parent} of {path} does not exist: create it first")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir()
+        with database.reading() as connection:
+            target = sqlite3.connect(temporary / FILE)
+            try:
+                connection.backup(target)
+            finally:
+                target.close()
+            for name in named_files(connection):
+                source = database.folder / name
+                place = Path(name) if source.exists() else Path(segments.SEGMENTS, name)
+                _link(database.folder / place, temporary / place)
+        write_to_disk(temporary / FILE)
+        for folder in [one for one in temporary.rglob("*") if one.is_dir()]:
+            flush_folder(folder)
+        flush_folder(temporary)
+        os.rename(temporary, path)  # noqa: PTH104 (Path.rename would replace an empty folder silently, too)
+        flush_folder(path.absolute().parent)
+    except OSError as error:
+        raise ResourceError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link of a file, or of those in a folder; copies where the file system has none."""
+    target.parent.mkdir(exist_ok=True)
+    if source.is_dir():
+        target.mkdir()
+        for file in source.iterdir():
+            if not file.name.startswith("."):
+                _link(file, target / file.name)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        write_to_disk(target)
+
+
+def export(view: View, output: Path, with_vectors: bool) -> int:
+    """What `Collection.export` does."""
+    with needs_extra("export", "pyarrow", "parquet"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+    moment, connection = view.moment, view.connection
+    kinds = {"integer"} if not view.has_points else {
+        kind for (kind,) in connection.execute("SELECT DISTINCT typeof(id) FROM points")
+    }  # fmt: skip
+    if len(kinds) > 1:
+        raise DataError(
+            "a column has ids of one kind, and the collection has integers and strings: export what `get` gives"
+        )
+    code = None if moment.codec is None else pa.binary(moment.codec.num_codes)
+    fields = [("id", pa.string() if "text" in kinds else pa.int64()), ("payload", pa.string())]
+    fields += [] if code is None else [("code", code)]
+    fields += [("vector", pa.list_(pa.float32(), value_of(connection, "dim") or 1))] if with_vectors else []
+    schema, count = pa.schema(fields), 0
+    with write_atomically(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for keys, codes in _pieces(view, moment):
+            rows = {key: (key, None) for key in keys}
+            if view.has_points:
+                found = find(connection, "SELECT key, id, payload FROM points WHERE key IN ({})", keys)
+                rows = {key: (id, text) for key, id, text in found}
+            columns = [[rows[key][0] for key in keys], [rows[key][1] for key in keys]]
+            columns += [] if code is None else [[codes.get(key) for key in keys]]
+            if with_vectors:
+                vectors = vectors_of(view, keys)
+                columns.append([vectors.get(key) for key in keys])
+            writer.write_table(pa.Table.from_arrays([pa.array(column, field.type) for column, field in
+                                                     zip(columns, schema, strict=True)], schema=schema))  # fmt: skip
+            count += len(keys)
+    return count
+
+
+def _pieces(view: View, moment: Moment) -> Iterator[tuple[list[int], dict[int, bytes]]]:
+    """The keys of all records, some at a time, and codes by key of those that are compressed."""
+    for segment, mask in zip(moment.segments, moment.live, strict=True):
+        places = None if mask is None else np.flatnonzero(mask)
+        for codes_nM, _, _, keys_n in segment.lists.blocks(_EXPORTED_ROWS, places):
+            keys = keys_n.astype(np.int64).tolist()
+            yield keys, dict(zip(keys, (row.tobytes() for row in codes_nM), strict=True))
+    keys = moment.fresh.keys
+    if view.has_points:
+        rows = view.connection.execute("SELECT key FROM points ORDER BY key")
+        known = np.fromiter((key for (key,) in rows), np.int64)
+        keys = known[~moment.are_stored(known)]
+    for start in range(0, len(keys), _EXPORTED_ROWS):
+        yield keys[start : start + _EXPORTED_ROWS].tolist(), {}
