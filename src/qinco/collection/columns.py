@@ -58,11 +58,15 @@ def choose_columns(
     """
     known, guesses = {column.name: column for column in columns}, []
     vector_column = _choose_vectors(known, name, vector, guesses)
-    if isinstance(ids, str):
+    if ids is False:
+        id_column = None
+    elif ids is not None:
         _find(known, ids, name, "ids")
-        reason = fault(ids) if known[ids].is_id else f"its values are {known[ids].what}, and ids are integers or strings"
+        reason = (
+            fault(ids) if known[ids].is_id else f"its values are {known[ids].what}, and ids are integers or strings"
+        )
         if reason is not None:
-            raise DataError(f"column {ids!r} of {name} cannot be ids, as {reason}: name another, or give ids=range(N) "
+            raise DataError(f"column {ids!r} of {name} cannot be ids, as {reason}: name another, or give ids=False "
                             "for row numbers")  # fmt: skip
         id_column = ids
     else:
@@ -147,9 +151,13 @@ def check_names(names: Iterable, name: str) -> None:
     seen = set()
     for one in names:
         if not isinstance(one, str):
-            raise DataError(f"{name} has a column named {one!r:.40} of type {type(one).__name__}: rename it to a string")
+            raise DataError(
+                f"{name} has a column named {one!r:.40} of type {type(one).__name__}: rename it to a string"
+            )
         if one in seen:
             raise DataError(f"{name} has two columns named {one!r:.40}: rename one of them")
+        if "\0" in one:
+            raise DataError(f"{name} has a column named {one!r:.40}, with the character NUL: rename it")
         seen.add(one)
 
 

@@ -18,13 +18,13 @@ from qinco.vectors.mapped import file_stamp
 class Table(ABC):
     """Rows in columns.
 
-    `num_rows` is None where it is not known; `stamps` are path, size and time of change of the files that are read. A
-    table that `is_read_once` gives its batches once.
+    `num_rows` is None where it is not known; `mark` tells files of different values apart, by their sizes. A table that
+    `is_read_once` gives its batches once.
     """
 
     num_rows: int | None = None
     is_read_once = False
-    stamps: Sequence[tuple] = ()
+    mark = ""
 
     def __init__(self, name: str, schema):
         self.name, self.schema = name, schema
@@ -43,8 +43,8 @@ class Table(ABC):
                 break
         return found
 
-    def check_lists(self, column: str, dim: int) -> None:  # noqa: B027 (only files know it before they are read)
-        """Raise DataError where lists of a column are known to be null or of another length."""
+    def check_lists(self, column: str, dim: int, missing: bool) -> None:  # noqa: B027 (only files know it before)
+        """Raise DataError where lists of a column are known to be of another length, or null unless they may be."""
 
 
 class MemoryTable(Table):
@@ -68,12 +68,11 @@ class ParquetTable(Table):
     """Parquet files of the same columns. One row group is decoded at a time, `rows` rows of it."""
 
     def __init__(self, name: str, paths: Sequence[Path]):
-        self._paths, self.stamps, self._metadata, self._schemas = list(paths), [], [], []
+        self._paths, self._stamps, self._metadata, self._schemas = list(paths), [], [], []
         for path in self._paths:
-            size, changed = file_stamp(path)
-            if size == 0:
+            self._stamps.append(file_stamp(path))
+            if self._stamps[-1][0] == 0:
                 raise DataError(f"{path} holds no rows: the file is empty")
-            self.stamps.append((str(path), size, changed))
             file = self._open(path)
             schema = file.schema_arrow
             is_same = bool(self._schemas) and schema.equals(self._schemas[0])
@@ -81,6 +80,9 @@ class ParquetTable(Table):
             self._metadata.append(file.metadata)
         super().__init__(name, self._schemas[0])
         self.num_rows = sum(metadata.num_rows for metadata in self._metadata)
+        self.mark = str(
+            [(size, metadata.num_rows) for (size, _), metadata in zip(self._stamps, self._metadata, strict=True)]
+        )
 
     def _open(self, path: Path) -> Any:
         with library("pyarrow", "parquet", path):
@@ -94,11 +96,11 @@ class ParquetTable(Table):
             if missing := [column for column in columns if column not in schema.names]:
                 raise DataError(f"{path} has no column {missing[0]!r}, which {self._paths[0]} has: give files of the "
                                 "same columns")  # fmt: skip
-        for path, metadata, (_, *stamp) in zip(self._paths, self._metadata, self.stamps, strict=True):
+        for path, metadata, stamp in zip(self._paths, self._metadata, self._stamps, strict=True):
             if start >= metadata.num_rows:
                 start -= metadata.num_rows
                 continue
-            file_stamp(path, (stamp[0], stamp[1]))
+            file_stamp(path, stamp)
             file = self._open(path)
             for group in range(metadata.num_row_groups):
                 count = metadata.row_group(group).num_rows
@@ -107,16 +109,24 @@ class ParquetTable(Table):
                         yield from _skip(file.iter_batches(rows, [group], list(columns), use_threads=False), start)
                 start = max(0, start - count)
 
-    def check_lists(self, column: str, dim: int) -> None:
+    def check_lists(self, column: str, dim: int, missing: bool) -> None:
         first = 0
         for metadata in self._metadata:
             leaves = [leaf for leaf in range(metadata.num_columns)
                       if metadata.schema.column(leaf).path.startswith(f"{column}.")]  # fmt: skip
             for group in map(metadata.row_group, range(metadata.num_row_groups)):
                 count = group.num_rows
-                if len(leaves) == 1 and group.column(leaves[0]).num_values != count * dim:
-                    raise DataError(f"{self.name}: row {first} or one of the next {count} is null, or not of dimension "
-                                    f"{dim}, in the column {column!r}")  # fmt: skip
+                if len(leaves) != 1:
+                    continue
+                chunk, nulls = group.column(leaves[0]), 0
+                if missing:  # a null list is stored as one null
+                    known = chunk.statistics
+                    if known is None or not known.has_null_count:
+                        continue
+                    nulls = known.null_count
+                if chunk.num_values != (count - nulls) * dim + nulls:
+                    raise DataError(f"{self.name}: row {first} or one of the next {count} {'' if missing else 'is null, or '}"
+                                    f"is not of dimension {dim} in the column {column!r}: remove or repair it")  # fmt: skip
                 first += count
 
 
@@ -129,8 +139,7 @@ class DatasetTable(Table):
         with library("pyarrow", "parquet", name):
             self._counts = [fragment.count_rows() for fragment in self._fragments]
         self.num_rows = sum(self._counts)
-        files = [Path(file) for file in getattr(data, "files", [])]
-        self.stamps = [(str(file), *file_stamp(file)) for file in files if file.is_file()]
+        self.mark = str(self._counts)
 
     def batches(self, columns: Sequence[str], start: int, rows: int) -> Iterator:
         options: dict = {"use_threads": False, "batch_readahead": 0, "fragment_readahead": 0}
@@ -192,6 +201,8 @@ def as_table(x, name: str) -> Table | None:
             return MemoryTable(name, arrow.Table.from_pandas(x))
     if isinstance(x, Mapping):
         return MemoryTable(name, _table_of_columns(x, name))
+    if hasattr(x, "to_frame") and not is_frame:  # a column
+        return None
     if hasattr(x, "__arrow_c_stream__"):
         with library("pyarrow", "parquet", name):
             import pyarrow as arrow
