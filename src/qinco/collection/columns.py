@@ -50,9 +50,10 @@ class Choice:
 
 
 def choose_columns(
-    columns: Sequence[Column], name: str, ids: str | None, vector: str | None, payload, fault: Callable[[str], str | None]
+    columns: Sequence[Column], name: str, ids: str | bool | None, vector: str | None, payload,
+    fault: Callable[[str], str | None],
 ) -> Choice:  # fmt: skip
-    """Choose columns; `fault` says why the ids of a column are none, as a clause, or gives None.
+    """Choose columns; `fault` says why the ids of a column are none, as a clause, or gives None. `ids` False: none.
 
     Raises DataError for columns that are missing or hold something else, or where several could hold the vectors.
     """
@@ -62,6 +63,7 @@ def choose_columns(
         id_column = None
     elif ids is not None:
         _find(known, ids, name, "ids")
+        assert isinstance(ids, str)
         reason = (
             fault(ids) if known[ids].is_id else f"its values are {known[ids].what}, and ids are integers or strings"
         )
@@ -80,8 +82,9 @@ def _choose_vectors(known: Mapping[str, Column], name: str, vector: str | None, 
         _find(known, vector, name, "vector")
         if known[vector].vectors is None:
             lists = [column.name for column in known.values() if column.vectors]
+            others = f"{list_names(lists)} {'holds' if len(lists) == 1 else 'hold'}" if lists else "no column holds"
             raise DataError(f"column {vector!r} of {name} holds {known[vector].what}, not lists of numbers, "
-                            f"which {list_names(lists) + ' holds' if len(lists) == 1 else list_names(lists) + ' hold' if lists else 'no column holds'}")  # fmt: skip
+                            f"which {others}")  # fmt: skip
         return vector
     found: list[str] = []
     for kind in ("floats", "integers"):
@@ -184,7 +187,7 @@ def repeated_id(read: Callable[[], Iterator[Sequence]]) -> str | None:
     row, seen = 0, {}
     for block in read():
         for place in np.flatnonzero(np.isin(_keys(block), suspects)):
-            value = block[place]
+            value = block[int(place)]
             value = int(value) if isinstance(value, np.integer) else value
             if value in seen:
                 return f"rows {seen[value]} and {row + int(place)} have the same, {value!r:.80}"

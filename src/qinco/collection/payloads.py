@@ -71,13 +71,13 @@ def _other(value, where: str, depth: int) -> Any:
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, np.datetime64):
-        return time_texts(value[None])[0]
+        return time_texts(np.array([value]))[0]
     if isinstance(value, np.bool_):
         return bool(value)
     if hasattr(value, "tolist") and not isinstance(value, bytes | bytearray | memoryview):  # of numpy, torch, pandas
         return json_value(value.tolist(), where, depth)
     if hasattr(value, "as_py"):  # a scalar of Arrow
-        return json_value(value.as_py(), where, depth)
+        return json_value(value.as_py(), where, depth)  # pyright: ignore[reportAttributeAccessIssue]
     if type(value).__name__ in ("NAType", "NaTType"):  # what pandas calls missing
         return None
     raise DataError(f"{where} holds {_short(value)}, which JSON has not: make it text or a number, or leave it out")
@@ -98,7 +98,7 @@ def _short(value) -> str:
 def time_texts(times_N: np.ndarray) -> list[str | None]:
     """Instants, datetime64 (N,), as RFC 3339 text in UTC; None for those that are missing."""
     seconds_N = times_N.astype("M8[s]")
-    texts = [f"{text}Z" for text in np.datetime_as_string(seconds_N).tolist()]
+    texts: list[str | None] = [f"{text}Z" for text in np.datetime_as_string(seconds_N).tolist()]
     for row in np.flatnonzero(seconds_N != times_N):  # NaT differs from itself
         texts[row] = None if np.isnat(times_N[row]) else f"{np.datetime_as_string(times_N[row])}".rstrip("0") + "Z"
     return texts

@@ -106,8 +106,8 @@ class RecordRows(RowSource):
 
     def _check(self, record: Mapping, row: int) -> None:
         if not isinstance(record, Mapping):
-            raise DataError(f"row {row} of {self.name} is {record!r:.40} of type {type(record).__name__}: each must be a "
-                            "dict, as others are")  # fmt: skip
+            raise DataError(f"row {row} of {self.name} is {record!r:.40} of type {type(record).__name__}: each "
+                            "must be a dict, as others are")  # fmt: skip
         if wrong := [name for name in record if not isinstance(name, str)]:
             raise DataError(f"row {row} of {self.name} has a field named {wrong[0]!r:.40}: names are strings")
 
@@ -177,16 +177,18 @@ class RecordRows(RowSource):
             with np.errstate(over="ignore"):
                 vectors_nD = np.asarray(found, np.float32).reshape(len(found), self.dim)
         except (ValueError, TypeError) as error:
-            raise DataError(f"{self.vector_column!r} of a row from {start} to {start + len(records) - 1} of {self.name} "
-                            f"holds something else than numbers: {error}") from None  # fmt: skip
+            raise DataError(f"{self.vector_column!r} of one of the rows {start} to {start + len(records) - 1} of "
+                            f"{self.name} holds something else than numbers: {error}") from None  # fmt: skip
         check_finite(vectors_nD, rows.__getitem__, self.name)
         return vectors_nD, len(records) - len(found)
 
     def _payloads(self, records: list[Mapping], start: int) -> list[dict[str, Any] | None]:
         payloads = []
         for row, record in enumerate(records, start):
-            fields = {name: value for name, value in record.items() if name not in self._left_out} if (
-                self._takes_others) else {name: record[name] for name in self.payload_columns if name in record}  # fmt: skip
+            names = self.payload_columns
+            if self._takes_others:
+                names = [name for name in record if name not in self._left_out]
+            fields = {name: record[name] for name in names if name in record}
             payload, removed = without_nuls(json_object(fields, f"row {row} of {self.name}"))
             self.removed_nuls += removed
             payloads.append(payload)

@@ -5,7 +5,7 @@ Shape suffixes: N rows, n rows of a block, D dimension.
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -23,7 +23,7 @@ BLOCK_BYTES = 1 << 24  # of the vectors of a block, unless its rows are given
 _LAST = (1 << 63) - 1
 Ids = np.ndarray | list[Id]  # int64 (n,), or strings and integers
 Vectors = np.ndarray | list[np.ndarray | None]  # float32 (n, D); a list where some records have none
-Block = tuple[Ids, Vectors, list[dict | None] | None]
+Block = tuple[Ids, Vectors, Sequence[dict | None] | None]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class RowSource(ABC):
 
     def guess_metric(self, x_ND: np.ndarray) -> None:
         """Choose the metric by some vectors of the stored type."""
-        self.metric, why = default_metric(VectorSource(x_ND, self.name))
+        self.metric, why = default_metric(VectorSource(x_ND, self.name), share=0.99, error=0.01)
         self.guesses.append(why)
 
 
@@ -172,7 +172,8 @@ def id_fault(read) -> str | None:
         if isinstance(block, np.ndarray):
             wrong_n = (block < 0) | (block > _LAST)
             if wrong_n.any():
-                return f"row {row + int(np.argmax(wrong_n))} has {block[np.argmax(wrong_n)]}, which is not from 0 to 2^63 - 1"
+                place = int(np.argmax(wrong_n))
+                return f"row {row + place} has {block[place]}, which is not from 0 to 2^63 - 1"
         else:
             try:
                 record_ids(block)

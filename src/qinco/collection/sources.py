@@ -62,7 +62,7 @@ def open_rows(
     return _open(source, Asked(ids, payload, vector, dim, missing), "source", 0)
 
 
-def _open(source, asked: Asked, name: str, first_row: int) -> RowSource:
+def _open(source: Any, asked: Asked, name: str, first_row: int) -> RowSource:
     if _is_path(source) or (isinstance(source, list | tuple) and source and all(map(_is_path, source))):
         return _open_files(source, asked, first_row)
     if isinstance(source, VectorSource | np.ndarray) and not getattr(getattr(source, "dtype", None), "names", None):
@@ -73,7 +73,7 @@ def _open(source, asked: Asked, name: str, first_row: int) -> RowSource:
         return RecordRows(ListedRecords(name, source), asked, first_row)
     is_array = any(hasattr(source, f"__{method}__") for method in ("getitem", "array", "dlpack", "len"))
     if hasattr(source, "__next__") or (hasattr(source, "__iter__") and not is_array):
-        return StreamedRows(source, asked, name, first_row)
+        return StreamedRows(iter(source), asked, name, first_row)
     if isinstance(source, list | tuple) and not source:
         raise DataError(f"{name} holds no rows")
     return ArrayRows(as_source(source, name), asked, first_row)

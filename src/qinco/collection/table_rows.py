@@ -103,9 +103,10 @@ class TableRows(RowSource):
         assert found is not None
         lists = [_lists(batch.column(column)).drop_null() for batch in self._table.head([column], SAMPLED_ROWS)]
         self.dim = next((found[1] or len(first[0]) for first in lists if len(first)), found[1] or asked.dim or 0)
+        if not any(map(len, lists)) and not self.dim:
+            raise DataError(f"the first {SAMPLED_ROWS} rows of {name} have no vectors: choose another column")
         if not 1 <= self.dim <= MAX_DIM:
-            raise DataError(f"the first {SAMPLED_ROWS} rows of {name} have no vectors: choose another column" if not any(
-                map(len, lists)) else f"row 0 of {name} must have 1 to {MAX_DIM} values, not {self.dim}")  # fmt: skip
+            raise DataError(f"vectors of {name} must have 1 to {MAX_DIM} values, not {self.dim}")
         require_dim(asked.dim, self.dim, name)
         self._table.check_lists(column, self.dim, asked.missing)
         self.guess_metric(np.concatenate([lists_to_array(one, self.dim, found[0], 0, name) for one in lists if len(one)]
@@ -148,8 +149,8 @@ class TableRows(RowSource):
         if lists.null_count:
             has_vector_n = lists.is_valid().to_numpy(zero_copy_only=False)
             if not self._missing:
-                raise DataError(f"row {start + int(np.argmin(has_vector_n))} of {name} is null: remove it, or fill it with "
-                                "a vector")  # fmt: skip
+                row = start + int(np.argmin(has_vector_n))
+                raise DataError(f"row {row} of {name} is null: remove it, or fill it with a vector")
             rows_n, lists = start + np.flatnonzero(has_vector_n), lists.drop_null()
         with np.errstate(over="ignore"):
             vectors_nD = lists_to_array(lists, self.dim, np.float32, start if rows_n is None else rows_n, name)

@@ -125,8 +125,10 @@ class ParquetTable(Table):
                         continue
                     nulls = known.null_count
                 if chunk.num_values != (count - nulls) * dim + nulls:
-                    raise DataError(f"{self.name}: row {first} or one of the next {count} {'' if missing else 'is null, or '}"
-                                    f"is not of dimension {dim} in the column {column!r}: remove or repair it")  # fmt: skip
+                    null = "" if missing else "is null, or "
+                    where = f"{self.name}: row {first} or one of the next {count}"
+                    raise DataError(f"{where} {null}is not of dimension {dim} in the column {column!r}: remove or "
+                                    "repair it")  # fmt: skip
                 first += count
 
 

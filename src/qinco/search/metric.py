@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LONG, _SMALL = 2.0**60, 1e-30
-_UNIT_ROWS, _UNIT_SHARE, _UNIT_ERROR = 1000, 0.99, 1e-2  # of the vectors that are looked at
+_UNIT_ROWS, _UNIT_ERROR = 1000, 1e-3  # what is looked at, and what float16 rounds
 _SEPARATORS, _NAMES = re.compile(r"(?<=\w)[-_ ]+"), [*zip(METRICS, METRICS, strict=True), *METRIC_SPELLINGS.items()]
 log = logging.getLogger(__name__)
 
@@ -125,17 +125,17 @@ def choose_metric(given: str | None, *sources, own: str | None = None, compared:
     return chosen
 
 
-def default_metric(compared: VectorSource) -> tuple[str, str]:
+def default_metric(compared: VectorSource, share: float = 1.0, error: float = _UNIT_ERROR) -> tuple[str, str]:
     """The metric of vectors for which none is given, and why, as a sentence.
 
-    It is "cosine" if 99 % of the first thousand have length 1 within 1 %, which is more than float16 rounds. Integers
-    never count as such.
+    It is "cosine" if a share of the first thousand have length 1, by default within what float16 rounds. Integers never
+    count as such.
     """
     if compared.holds_integers or not len(compared):
         return "l2", f"{compared.name}: vectors are compared by metric=l2; give metric= for another"
     with np.errstate(invalid="ignore"):
         lengths_N = np.linalg.norm(compared[:_UNIT_ROWS].astype(np.float64), axis=1)
-    if (np.abs(lengths_N - 1) < _UNIT_ERROR).mean() >= _UNIT_SHARE:
+    if (np.abs(lengths_N - 1) < error).mean() >= share:
         return "cosine", f"{compared.name}: vectors of length 1 are compared by metric=cosine; give metric= for another"
     return "l2", f"{compared.name}: vectors of different lengths are compared by metric=l2; give metric= for another"
 
