@@ -3,6 +3,8 @@
 import datetime
 import json
 from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas
@@ -52,7 +54,7 @@ class HuggingFace:
     """What is used of a datasets.Dataset, of which some rows are selected."""
 
     def __init__(self):
-        self.data = type("", (), {"table": pa.concat_tables([table(), table()])})()
+        self.data: Any = SimpleNamespace(table=pa.concat_tables([table(), table()]))
         self._indices = pa.table({"indices": pa.array(range(N, 2 * N), pa.uint64())})
         self.column_names = self.data.table.column_names
 
@@ -154,19 +156,19 @@ def test_vectors_have_row_numbers_and_what_is_given(tmp_path):
     for given in (X_ND, torch.from_numpy(X_ND), X_ND.tolist(), polars.Series(X_ND), table()["embedding"]):
         check(open_rows(given), 7, numbers, none)
         check(open_rows(given, ids=IDS, payload=PAYLOADS), 7)
-    check(open_rows(table(), ids=range(5, N + 5)), 3, list(range(5, N + 5)), [{"id": id, **one} for id, one in
-                                                                             zip(IDS, PAYLOADS, strict=True)])  # fmt: skip
+    others = [{"id": id, **one} for id, one in zip(IDS, PAYLOADS, strict=True)]
+    check(open_rows(table(), ids=range(5, N + 5)), 3, list(range(5, N + 5)), others)
     batches = (X_ND[first : first + 50] for first in range(0, N, 50))
     check(open_rows(batches), 0, numbers, none)
     integers = open_rows((X_ND * 10).astype(np.int8))
-    assert next(integers.blocks())[1].dtype == np.float32
+    assert np.asarray(next(integers.blocks())[1]).dtype == np.float32
 
 
 def test_integer_ids_stay_arrays_and_vectors_views():
     source = table().set_column(0, "id", pa.array(range(N), pa.int32())).combine_chunks()
     rows = open_rows(source)
     ids, vectors, _ = next(rows.blocks(0, 1000))
-    assert ids.dtype == np.int64 and rows.has_integer_ids
+    assert isinstance(ids, np.ndarray) and ids.dtype == np.int64 and rows.has_integer_ids
     assert np.shares_memory(vectors, source["embedding"].chunk(0).values.to_numpy())
 
 
@@ -189,7 +191,8 @@ def test_payloads_are_json():
     more = {
         "score": [float("nan"), 0.5] * (N // 2), "price": [Decimal("1.25")] * N, "day": [datetime.date(2020, 1, 2)] * N,
         "when": [when] * N, "image": [{"bytes": b"x", "path": "a"}] * N, "raw": [b"x"] * N, "none": [None] * N,
-        "tags": [["a", "b\0"]] * N, "text": ["a\0b"] * N, "other": pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(N * 99)), 99),
+        "tags": [["a", "b\0"]] * N, "text": ["a\0b"] * N,
+        "other": pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(N * 99)), 99),
     }  # fmt: skip
     source = open_rows(table(**more), vector="embedding")
     assert all(f"'{name}'" in " ".join(source.guesses) for name in ("image", "raw", "other"))
@@ -231,7 +234,7 @@ def test_null_vectors_are_records_without_one_where_they_may_be(is_file, tmp_pat
         rows = open_rows(one, missing=True)
         found = [x_D for _, vectors, _ in rows.blocks(100, 64) for x_D in vectors]
         assert [row for row, x_D in enumerate(found) if x_D is None] == [30] and rows.missing_vectors == 1
-        np.testing.assert_array_equal(np.stack(found[31:]), X_ND[131:])
+        np.testing.assert_array_equal(np.array(found[31:]), X_ND[131:])
 
 
 RAGGED = pa.array([[1.0, 2], [1.0]])
