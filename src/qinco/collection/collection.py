@@ -12,14 +12,16 @@ import numpy as np
 
 from qinco.atomic import make_folder, user_path
 from qinco.codec.codec import Codec
-from qinco.collection import changes, finding, searching
-from qinco.collection.maintained import MaintainedCollection
+from qinco.collection import changes, filling, finding, searching
+from qinco.collection.filled import FilledCollection
 from qinco.collection.moments import View
 from qinco.collection.records import Hit, Id, Record, payload_texts, record_ids, require_one_of, vector_rows
 from qinco.collection.schema import FILE, LOCK, Database, set_value, value_of
 from qinco.collection.segments import codec_path
+from qinco.collection.sources import open_rows
 from qinco.config import require_bool, require_int, require_number
 from qinco.errors import ConfigError, DataError
+from qinco.progress import ProgressOption
 from qinco.search.metric import Metric
 from qinco.search.options import MAX_SHORTLIST
 from qinco.search.scan import ENTRIES
@@ -28,7 +30,7 @@ from qinco.vectors.rows import as_queries, check_dim
 EXACT_BELOW = 20_000
 
 
-class Collection(MaintainedCollection):
+class Collection(FilledCollection):
     """Records of an id, a payload and a vector, in a folder; see `create` and `open`.
 
     A write that has returned survives a crash, and is whole or not there. Vectors are kept exactly, and searched so,
@@ -49,31 +51,57 @@ class Collection(MaintainedCollection):
 
     @classmethod
     def create(
-        cls, folder, *, metric: str = "cosine", bytes: int = 8, dim: int | None = None, codec=None,
-        payload: bool = True, exact_below: int = EXACT_BELOW, overwrite: bool = False, device: str = "cpu",
+        cls, folder, source=None, *, ids=None, payload=None, vector: str | None = None, metric: str | None = None,
+        bytes: int = 8, dim: int | None = None, codec=None, minutes: float | None = None,
+        progress: ProgressOption = None, exact_below: int = EXACT_BELOW, overwrite: bool = False, device: str = "cpu",
     ) -> "Collection":  # fmt: skip
-        """Create an empty collection, and open it.
+        """Create a collection, empty or of all records of a source, and open it.
+
+        With a source its records are stored, encoded by `optimize`, and the recall of compressed search is logged; so
+        is what was guessed of columns and metric. After a kill the same call goes on where it was, unless the source is
+        an iterator.
 
         Args:
             folder: to be made; by custom its name ends in .qinco.
-            metric: "cosine", "inner_product" or "l2".
+            source: files, tables, arrays or batches; with ids, payload and vector as of `upsert_from`.
+            ids: of the source.
+            payload: of the source; False: there are only integer ids and vectors, which takes 13 bytes a vector with
+                bytes=8, and is the default for a source of such; True: records may have payloads.
+            vector: of the source.
+            metric: "cosine", "inner_product" or "l2"; None: guessed of a source, "cosine" without one.
             bytes: of the codes of a vector, for a codec that `optimize` trains.
             dim: D of the vectors; that of the first ones if None.
             codec: Codec, or the path of one, that encodes the vectors; None: `optimize` trains one.
-            payload: False: there are only integer ids and vectors, which takes 13 bytes a vector with bytes=8.
+            minutes: of training, with a source.
+            progress: see `qinco.progress`.
             exact_below: with fewer vectors none is encoded, unless a codec is given.
             overwrite: replace a collection that is there.
             device: where the codec computes.
+
+        Example:
+            >>> qinco.Collection.create("docs.qinco", {"id": ["a", "b"], "vector": vectors[:2]}).count()
+            2
         """
-        folder = Path(user_path(folder))
+        folder, rows = Path(user_path(folder)), None
         require_int("bytes", bytes, 1, 256)
         require_int("exact_below", exact_below, 0)
-        require_bool("payload", payload)
+        codec = codec if codec is None or isinstance(codec, Codec) else Codec.load(codec, device)
+        has_points = payload is not False
+        settings = {"metric": metric, "bytes": bytes, "exact_below": exact_below,
+                    "codec": None if codec is None else codec.fingerprint()}  # fmt: skip
+        if source is not None:
+            rows = open_rows(source, ids=ids, payload=payload, vector=vector, dim=dim, missing=has_points)
+            has_points = bool(rows.payload_columns) or not rows.has_integer_ids or payload is True
+            metric, dim = metric or rows.metric, rows.dim
+            if not overwrite and filling.is_begun(folder, rows, settings):
+                return cls.open(folder, device=device)._filled(rows, minutes, progress)
+        elif ids is not None or vector is not None or not isinstance(payload, bool | None):
+            raise ConfigError("ids, vector and names for payload are columns of a source: give one, or leave them out")
         if dim is not None:
             require_int("dim", dim)
-        meta = {"metric": Metric(metric).name, "bytes": bytes, "dim": dim, "has_points": payload,
+        meta = {"metric": Metric(metric or "cosine").name, "bytes": bytes, "dim": dim, "has_points": has_points,
                 "exact_below": exact_below, "codec": None, "tables": None}  # fmt: skip
-        codec = codec if codec is None or isinstance(codec, Codec) else Codec.load(codec, device)
+        meta |= {} if rows is None else {filling.STATE: filling.new_state(rows, settings)}
         if codec is not None:
             meta |= {"dim": codec.dim, "codec": codec.fingerprint(), "bytes": codec.num_codes}
             if dim not in (None, codec.dim):
@@ -90,7 +118,8 @@ class Collection(MaintainedCollection):
             except BaseException:
                 database.close()
                 raise
-        return cls(database, device)
+        collection = cls(database, device)
+        return collection if rows is None else collection._filled(rows, minutes, progress)
 
     @classmethod
     def open(cls, folder, *, read_only: bool = False, device: str = "cpu") -> "Collection":
@@ -128,6 +157,10 @@ class Collection(MaintainedCollection):
         Example:
             >>> docs.upsert([1, "b"], vectors[:2], [{"tags": ["x"]}, None])
         """
+        self.put_block(ids, vectors, payloads, {})
+
+    def put_block(self, ids, vectors, payloads, values: dict[str, Any]) -> None:
+        """`upsert`, and in the same transaction set values of the table `meta`."""
         self._database.check_writable()
         ids, has_points = record_ids(ids, many=True), self._moments.has_points
         texts = payload_texts(payloads, len(ids))
@@ -141,8 +174,11 @@ class Collection(MaintainedCollection):
             if has_points:
                 changes.put(connection, ids, texts, rows_n, vectors_nD)
             else:
-                moment = View(connection, self._moments).moment
-                changes.put_vectors(connection, [int(id) for id in ids], vectors_nD, moment.are_stored)
+                (segments,) = connection.execute("SELECT count(*) FROM segments").fetchone()
+                are_stored = View(connection, self._moments).moment.are_stored if segments else np.zeros_like
+                changes.put_vectors(connection, [int(id) for id in ids], vectors_nD, are_stored)
+            for name, value in values.items():
+                set_value(connection, name, value)
 
     def update_payload(self, payload, *, ids=None, where=None, mode: str = "merge", key: str | None = None) -> int:
         """Change the payload of records, whose vectors stay; returns their number.

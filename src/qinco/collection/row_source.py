@@ -94,7 +94,9 @@ class RowSource(ABC):
         if self.is_read_once:
             return None
         chosen = [self.num_rows, self.dim, self.id_column, self.vector_column, self.payload_columns]
-        return sha256(json.dumps(chosen).encode() + self._mark()).hexdigest()
+        ids = getattr(self, "_ids", None)  # that were given as values
+        given = ids.tobytes() if isinstance(ids, np.ndarray) else repr(ids).encode()
+        return sha256(json.dumps(chosen).encode() + given + self._mark()).hexdigest()
 
     @abstractmethod
     def _blocks(self, start: int, rows: int) -> Iterator[Block]:
