@@ -79,7 +79,7 @@ class Collection(FilledCollection):
             device: where the codec computes.
 
         Example:
-            >>> qinco.Collection.create("docs.qinco", {"id": ["a", "b"], "vector": vectors[:2]}).count()
+            >>> qinco.Collection.create("notes.qinco", {"id": ["a", "b"], "vector": vectors[:2]}).count()
             2
         """
         folder, rows = Path(user_path(folder)), None
