@@ -20,7 +20,7 @@ from qinco.collection.schema import FILE, Database, value_of
 from qinco.collection.spans import expanded
 from qinco.errors import ConfigError, DataError, QincoError, ResourceError, needs_extra
 
-MAX_DRIFT = 1.25
+MAX_DRIFT, MEASURED = 1.25, 500  # of fewer vectors the error says little
 _EXPORTED_ROWS = 1 << 12
 
 
@@ -31,7 +31,7 @@ def statistics(view: View, database: Database) -> dict:
     each = []
     for segment, mask in zip(moment.segments, moment.live, strict=True):
         live = len(segment) if mask is None else int(np.count_nonzero(mask))
-        drift = segment.error / first if segment.error and first else None
+        drift = segment.error / first if segment.error and first and len(segment) >= MEASURED else None
         each.append({"token": segment.token, "vectors": live, "deleted": len(segment) - live,
                      "bytes": _size(folder / segments.SEGMENTS / segment.token), "error": segment.error,
                      "drift": drift})  # fmt: skip
