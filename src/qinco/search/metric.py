@@ -125,20 +125,26 @@ def choose_metric(given: str | None, *sources, own: str | None = None, compared:
     return chosen
 
 
-def are_unit(source: VectorSource) -> bool:
-    """Whether the first thousand vectors have length 1, within what float16 rounds. Integers never count as such."""
-    if source.holds_integers or not len(source):
-        return False
+def default_metric(compared: VectorSource, share: float = 1.0, error: float = _UNIT_ERROR) -> tuple[str, str]:
+    """The metric of vectors for which none is given, and why, as a sentence.
+
+    It is "cosine" if a share of the first thousand have length 1, by default within what float16 rounds. Integers never
+    count as such.
+    """
+    if compared.holds_integers or not len(compared):
+        return "l2", f"{compared.name}: vectors are compared by metric=l2; give metric= for another"
     with np.errstate(invalid="ignore"):
-        lengths_N = np.linalg.norm(source[:_UNIT_ROWS].astype(np.float64), axis=1)
-    return bool((np.abs(lengths_N - 1) < _UNIT_ERROR).all())
+        lengths_N = np.linalg.norm(compared[:_UNIT_ROWS].astype(np.float64), axis=1)
+    if (np.abs(lengths_N - 1) < error).mean() >= share:
+        return "cosine", f"{compared.name}: vectors of length 1 are compared by metric=cosine; give metric= for another"
+    return "l2", f"{compared.name}: vectors of different lengths are compared by metric=l2; give metric= for another"
 
 
 def _default(compared: VectorSource | None) -> str:
-    if compared is None or not are_unit(compared):
-        return "l2"
-    log.info("%s: vectors of length 1 are compared by metric=cosine; give metric= for another", compared.name)
-    return "cosine"
+    name, why = ("l2", "") if compared is None else default_metric(compared)
+    if name == "cosine":
+        log.info("%s", why)
+    return name
 
 
 def products(a_ND, b_ND) -> np.ndarray:

@@ -20,22 +20,24 @@ def list_type(type) -> tuple[np.dtype, int | None] | None:
     return (np.dtype(value.to_pandas_dtype()), dim) if is_number else None
 
 
-def lists_to_array(lists, dim: int, dtype, start: int, name: str) -> np.ndarray:
-    """An Arrow array of lists as (N, dim), without a copy if possible; `start` is its first row in what `name` names.
+def lists_to_array(lists, dim: int, dtype, start: int | np.ndarray, name: str) -> np.ndarray:
+    """An Arrow array of lists as (N, dim), without a copy if possible.
 
-    Raises DataError for nulls and lists of other lengths.
+    `start` is its first row in what `name` names, or the numbers of all rows. Raises DataError for nulls and lists of
+    other lengths.
     """
     lists = getattr(lists, "storage", lists)
+    number = start.__add__ if isinstance(start, int) else start.__getitem__
     if lists.null_count:
-        raise DataError(f"row {start + _first_null(lists)} of {name} is null: remove it")
+        raise DataError(f"row {number(_first_null(lists))} of {name} is null: remove it")
     lengths = np.asarray(lists.value_lengths())
     row = int(np.argmax(lengths != dim)) if len(lengths) else 0
     if len(lengths) and lengths[row] != dim:
-        raise DataError(f"the length of row {start + row} of {name} is {lengths[row]}, that of others {dim}")
+        raise DataError(f"the length of row {number(row)} of {name} is {lengths[row]}, that of others {dim}")
     values = lists.flatten()
     if values.null_count:
         row, position = divmod(_first_null(values), dim)
-        raise DataError(f"row {start + row} of {name} holds a null in column {position}: remove or repair it")
+        raise DataError(f"row {number(row)} of {name} holds a null in column {position}: remove or repair it")
     return values.to_numpy(zero_copy_only=False).reshape(-1, dim).astype(dtype, copy=False)
 
 
