@@ -9,6 +9,11 @@ import sys
 from threading import Lock
 from weakref import WeakSet
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
 generation = 0  # of this process: its parents since this module was imported
 _locks: WeakSet = WeakSet()
 _files: set[int] = set()
@@ -27,9 +32,11 @@ def keep_from_children(file: int) -> None:
 
 
 def release(file: int) -> None:
-    """Close a descriptor of `keep_from_children`."""
+    """Unlock and close a descriptor of `keep_from_children`."""
     if file in _files:
         _files.remove(file)
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_UN)  # also for a child that was forked just now, and has not closed it yet
         os.close(file)
 
 

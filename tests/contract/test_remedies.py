@@ -18,7 +18,7 @@ from qinco.errors import QincoError
 SOURCES = sorted(Path(qinco.__file__).parent.rglob("*.py"))
 PUBLIC = [getattr(qinco, name) for name in qinco.__all__ if name != "__version__"]
 CALLS = [call for call in PUBLIC if callable(call)]
-CALLS += [method for kind in PUBLIC if inspect.isclass(kind) for method in vars(kind).values()]
+CALLS += [method for kind in PUBLIC if inspect.isclass(kind) for base in kind.__mro__ for method in vars(base).values()]
 CALLS = [call for call in (getattr(call, "__func__", call) for call in CALLS) if callable(call)]
 # Of other programs, or of the environment; and what is looked at, not given.
 OTHERS = {"QINCO_NATIVE_LEVEL", "QINCO_NUM_THREADS", "RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "small", "add_id",

@@ -1,6 +1,6 @@
 """Changes of records, each within a transaction of `Database.writing`.
 
-Shape suffixes: N records, n records that have a vector, D dimension.
+Shape suffixes: N records, R different ones, n vectors, D dimension.
 """
 
 import json
@@ -31,15 +31,25 @@ def keys_of(connection: sqlite3.Connection, ids: Sequence[Id]) -> dict[Id, int]:
 def put(
     connection: sqlite3.Connection, ids: list[Id], texts: list[str | None], rows_n: np.ndarray, vectors_nD: np.ndarray
 ) -> None:
-    """Insert records, and replace those whose id is there. Of records with equal ids the last one counts."""
+    """Insert records, and replace those whose id is there. Of records with equal ids the last one counts.
+
+    `rows_n` say of which record each vector is, ascending.
+    """
     last = {id: row for row, id in enumerate(ids)}
     remove(connection, list(keys_of(connection, list(last)).values()))
+    if not last:
+        return
     found = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'points'").fetchone()
-    first = 1 if found is None else found[0] + 1
-    keys = {row: first + number for number, row in enumerate(sorted(last.values()))}
-    new = ((key, ids[row], texts[row]) for row, key in keys.items())
-    connection.executemany("INSERT INTO points VALUES (?, ?, ?)", new)
-    _put_fresh(connection, keys, rows_n, vectors_nD)
+    rows_R, counts_N = np.sort(list(last.values())), np.bincount(rows_n, minlength=len(ids))
+    ends_R = np.cumsum(np.maximum(counts_N[rows_R], 1)) + (0 if found is None else found[0])  # the last key of each
+    keys_N = np.full(len(ids), -1, np.int64)
+    keys_N[rows_R] = ends_R - np.maximum(counts_N[rows_R], 1) + 1
+    new = ((int(keys_N[row]), ids[row], texts[row], int(counts_N[row])) for row in rows_R.tolist())
+    connection.executemany("INSERT INTO points VALUES (?, ?, ?, ?)", new)
+    connection.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'points'", (int(ends_R[-1]),))
+    number_n = np.arange(len(rows_n)) - np.searchsorted(rows_n, rows_n)  # of a vector within its record
+    is_kept_n = keys_N[rows_n] >= 0
+    _put_fresh(connection, (keys_N[rows_n] + number_n)[is_kept_n], vectors_nD[is_kept_n])
 
 
 def put_vectors(
@@ -50,24 +60,30 @@ def put_vectors(
 ) -> None:
     """`put` where ids are keys; `are_stored` says which keys have a vector in a segment."""
     last = {id: row for row, id in enumerate(ids)}
-    keys_N = np.array(list(last), np.int64)
-    _bury(connection, keys_N[are_stored(keys_N)].tolist())
+    keys_n = np.array(list(last), np.int64)
+    _bury(connection, keys_n[are_stored(keys_n)].tolist())
     connection.executemany("DELETE FROM fresh WHERE key = ?", ((id,) for id in last))
-    _put_fresh(connection, {row: id for id, row in last.items()}, np.arange(len(ids)), vectors_ND)
+    _put_fresh(connection, keys_n, vectors_ND[list(last.values())])
 
 
-def _put_fresh(connection: sqlite3.Connection, keys: dict[int, int], rows_n: np.ndarray, vectors_nD) -> None:
+def _put_fresh(connection: sqlite3.Connection, keys_n: np.ndarray, vectors_nD: np.ndarray) -> None:
     vectors_nD = np.ascontiguousarray(vectors_nD, "<f4")
-    new = ((keys[row], x_D.tobytes()) for row, x_D in zip(rows_n.tolist(), vectors_nD, strict=True) if row in keys)
+    new = ((key, x_D.tobytes()) for key, x_D in zip(keys_n.tolist(), vectors_nD, strict=True))
     connection.executemany("INSERT INTO fresh(key, vector) VALUES (?, ?)", new)
 
 
 def remove(connection: sqlite3.Connection, keys: Sequence[int]) -> None:
     """Delete records by their keys, all of which there are."""
+    found = find(connection, "SELECT key, vectors FROM points WHERE key IN ({})", keys)
+    remove_vectors(connection, [key for first, count in found for key in range(first, first + count)])
+    connection.executemany("DELETE FROM points WHERE key = ?", ((key,) for key in keys))
+
+
+def remove_vectors(connection: sqlite3.Connection, keys: Sequence[int]) -> None:
+    """Delete vectors by their keys, all of which there are."""
     fresh = {key for (key,) in find(connection, "SELECT key FROM fresh WHERE key IN ({})", keys)}
     _bury(connection, [key for key in keys if key not in fresh])
     connection.executemany("DELETE FROM fresh WHERE key = ?", ((key,) for key in fresh))
-    connection.executemany("DELETE FROM points WHERE key = ?", ((key,) for key in keys))
 
 
 def _bury(connection: sqlite3.Connection, keys: Sequence[int]) -> None:

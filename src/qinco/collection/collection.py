@@ -12,25 +12,24 @@ import numpy as np
 
 from qinco.atomic import make_folder, user_path
 from qinco.codec.codec import Codec
-from qinco.collection import changes, filling, finding, searching
+from qinco.collection import changes, filling, finding
 from qinco.collection.filled import FilledCollection
 from qinco.collection.moments import View
-from qinco.collection.records import Hit, Id, Record, payload_texts, record_ids, require_one_of, vector_rows
+from qinco.collection.records import Id, Record, payload_texts, record_ids, require_one_of, vector_rows
 from qinco.collection.schema import FILE, LOCK, Database, set_value, value_of
+from qinco.collection.searched import SearchedCollection
 from qinco.collection.segments import codec_path
 from qinco.collection.sources import open_rows
-from qinco.config import require_bool, require_int, require_number
+from qinco.config import require_bool, require_int
 from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption
 from qinco.search.metric import Metric
-from qinco.search.options import MAX_SHORTLIST
 from qinco.search.scan import ENTRIES
-from qinco.vectors.rows import as_queries, check_dim
 
 EXACT_BELOW = 20_000
 
 
-class Collection(FilledCollection):
+class Collection(SearchedCollection, FilledCollection):
     """Records of an id, a payload and a vector, in a folder; see `create` and `open`.
 
     A write that has returned survives a crash, and is whole or not there. Vectors are kept exactly, and searched so,
@@ -45,14 +44,10 @@ class Collection(FilledCollection):
         >>> docs.close()
     """
 
-    def __init__(self, database: Database, device: str = "cpu"):
-        super().__init__(database, device)
-        self._keys = finding.KeyCache()
-
     @classmethod
     def create(
         cls, folder, source=None, *, ids=None, payload=None, vector: str | None = None, metric: str | None = None,
-        bytes: int = 8, dim: int | None = None, codec=None, minutes: float | None = None,
+        bytes: int = 8, dim: int | None = None, codec=None, multi: bool = False, minutes: float | None = None,
         progress: ProgressOption = None, exact_below: int = EXACT_BELOW, overwrite: bool = False, device: str = "cpu",
     ) -> "Collection":  # fmt: skip
         """Create a collection, empty or of all records of a source, and open it.
@@ -72,6 +67,8 @@ class Collection(FilledCollection):
             bytes: of the codes of a vector, for a codec that `optimize` trains.
             dim: D of the vectors; that of the first ones if None.
             codec: Codec, or the path of one, that encodes the vectors; None: `optimize` trains one.
+            multi: True: a record holds several vectors, such as those of a text's words; see `search_multi`. Without a
+                source.
             minutes: of training, with a source.
             progress: see `qinco.progress`.
             exact_below: with fewer vectors none is encoded, unless a codec is given.
@@ -85,11 +82,17 @@ class Collection(FilledCollection):
         folder, rows = Path(user_path(folder)), None
         require_int("bytes", bytes, 1, 256)
         require_int("exact_below", exact_below, 0)
+        require_bool("multi", multi)
         codec = codec if codec is None or isinstance(codec, Codec) else Codec.load(codec, device)
         has_points = payload is not False
+        if multi and not has_points:
+            raise ConfigError("multi=True needs records, which payload=False leaves out: leave payload= out")
         settings = {"metric": metric, "bytes": bytes, "exact_below": exact_below,
                     "codec": None if codec is None else codec.fingerprint()}  # fmt: skip
         if source is not None:
+            if multi:
+                raise ConfigError("a source has one vector a row: create a collection with multi=True empty, and upsert"
+                                  " records")  # fmt: skip
             rows = open_rows(source, ids=ids, payload=payload, vector=vector, dim=dim, missing=has_points)
             has_points = bool(rows.payload_columns) or not rows.has_integer_ids or payload is True
             metric, dim = metric or rows.metric, rows.dim
@@ -100,7 +103,7 @@ class Collection(FilledCollection):
         if dim is not None:
             require_int("dim", dim)
         meta = {"metric": Metric(metric or "cosine").name, "bytes": bytes, "dim": dim, "has_points": has_points,
-                "exact_below": exact_below, "codec": None, "tables": None}  # fmt: skip
+                "multi": multi, "exact_below": exact_below, "codec": None, "tables": None}  # fmt: skip
         meta |= {} if rows is None else {filling.STATE: filling.new_state(rows, settings)}
         if codec is not None:
             meta |= {"dim": codec.dim, "codec": codec.fingerprint(), "bytes": codec.num_codes}
@@ -150,8 +153,8 @@ class Collection(FilledCollection):
 
         Args:
             ids: N integers from 0 on or strings, of which 1 and "1" are two. Of equal ones the last counts.
-            vectors: (N, D) array, tensor or list of vectors, all values finite. None instead of a vector, or of all of
-                them: the record has none, and no search finds it.
+            vectors: (N, D) array, tensor or list of vectors, all values finite; with multi=True a list of N such
+                arrays (n, D). None instead of a vector, or of all of them: the record has none, and no search finds it.
             payloads: N objects of JSON values (dates become ISO 8601 text), or None.
 
         Example:
@@ -164,7 +167,7 @@ class Collection(FilledCollection):
         self._database.check_writable()
         ids, has_points = record_ids(ids, many=True), self._moments.has_points
         texts = payload_texts(payloads, len(ids))
-        rows_n, vectors_nD = vector_rows(vectors, len(ids), self.dim)
+        rows_n, vectors_nD = vector_rows(vectors, len(ids), self.dim, multi=self._moments.is_multi)
         if not has_points and (any(texts) or len(rows_n) < len(ids) or any(isinstance(id, str) for id in ids)):
             raise ConfigError("the collection was created with payload=False, for vectors with integer ids: create "
                               "another without it")  # fmt: skip
@@ -211,7 +214,7 @@ class Collection(FilledCollection):
         self._database.check_writable()
         with self._database.writing() as connection:
             keys = self._chosen(View(connection, self._moments), ids, where).tolist()
-            changes.remove(connection, keys)
+            (changes.remove if self._moments.has_points else changes.remove_vectors)(connection, keys)
         return len(keys)
 
     def clear(self) -> None:
@@ -263,45 +266,6 @@ class Collection(FilledCollection):
             return len(given) == 1 and len(finding.keys_among(view, given)) == 1
 
     __iter__ = None  # see `get`
-
-    def search(
-        self, queries, k: int = 10, where=None, *, filter=None, exact: bool = False, with_payload: bool = True,
-        with_vectors: bool = False, score_limit: float | None = None, nprobe: int | None = None,
-        num_short: int | None = None, precision: str = "auto",
-    ) -> Any:  # fmt: skip
-        """Find the k records nearest to each query.
-
-        Args:
-            queries: one query (D,), or (Q, D) as an array, tensor, list, path or VectorSource.
-            k: hits for each query.
-            where: a filter: `{"lang": "de", "year": {"gte": 2010}}`.
-            filter: ids of records that may be found, besides `where`.
-            exact: compare with all vectors: fresh ones and what compressed ones decode to.
-            with_payload, with_vectors: what hits hold besides ids and scores.
-            score_limit: the lowest similarity, or with metric "l2" the largest distance, of a hit.
-            nprobe, num_short, precision: of the compressed vectors, as in `Index.search`.
-
-        Returns:
-            list[Hit], nearest first, of one query; list[list[Hit]] of several.
-        """
-        require_int("k", k, 1, MAX_SHORTLIST)
-        if score_limit is not None:
-            require_number("score_limit", score_limit)
-        source, is_single = as_queries(queries)
-        options = searching.Search(k, exact, nprobe, num_short, precision)
-        with self._viewing() as view:
-            dim = value_of(view.connection, "dim")
-            if dim is not None:
-                check_dim(source, dim, "the collection")
-            allowed = None if where is None else self._keys.allowed(view, where)
-            if filter is not None:
-                chosen = finding.keys_among(view, filter)
-                chosen = chosen if allowed is None else np.intersect1d(chosen, allowed.keys, assume_unique=True)
-                allowed = finding.Allowed(chosen)
-            found = searching.nearest(view.moment, source, options, allowed)
-            kinds = {"with_payload": with_payload, "with_vectors": with_vectors, "limit": score_limit}
-            hits: list[list[Hit]] = searching.hits_of(view, self._moments.metric, *found, **kinds)
-        return hits[0] if is_single else hits
 
     def _chosen(self, view: View, ids, where) -> np.ndarray:
         """The keys of records, int64."""

@@ -8,6 +8,7 @@ from qinco.collection import filling
 from qinco.collection.maintained import MaintainedCollection
 from qinco.collection.row_source import RowSource
 from qinco.collection.sources import open_rows
+from qinco.errors import ConfigError
 from qinco.progress import ProgressOption, reporting
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class FilledCollection(MaintainedCollection):
             1
         """
         self._database.check_writable()
+        if self._moments.is_multi:
+            raise ConfigError("a source has one vector a row, and records of multi=True hold several: use upsert")
         has_points = self._moments.has_points
         payload = False if payload is None and not has_points else payload
         rows = open_rows(source, ids=ids, payload=payload, vector=vector, dim=self.dim, missing=has_points)

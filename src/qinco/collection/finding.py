@@ -39,12 +39,19 @@ class Allowed:
 
     def __init__(self, keys: np.ndarray):
         self.keys = keys
+        self._vector_keys: np.ndarray | None = None
         self._selection: Selection | None = None
 
+    def vector_keys(self, moment: Moment) -> np.ndarray:
+        """The keys of their vectors, some of which there may not be; the moment is always the same."""
+        if self._vector_keys is None:
+            self._vector_keys = self.keys if moment.spans is None else moment.spans.vector_keys(self.keys)
+        return self._vector_keys
+
     def selection(self, moment: Moment) -> Selection:
-        """Their vectors in segments; the moment is always the same."""
+        """Their vectors in segments."""
         if self._selection is None:
-            self._selection = select(moment.lists, self.keys, moment.dead)
+            self._selection = select(moment.lists, self.vector_keys(moment), moment.dead)
             assert self._selection is not None
         return self._selection
 
@@ -87,6 +94,13 @@ def keys_among(view: View, ids) -> np.ndarray:
     return known[np.isin(known, view.moment.fresh.keys) | view.moment.are_stored(known)]
 
 
+def keys_by_id(view: View, ids: list[Id]) -> dict[Id, int]:
+    """The keys of those ids that there are."""
+    if view.has_points:
+        return keys_of(view.connection, ids)
+    return {key: key for key in keys_among(view, ids).tolist()}
+
+
 def count(view: View, where) -> int:
     """How many records there are, or those for which a filter is true."""
     if where is None and not view.has_points:
@@ -107,7 +121,37 @@ def records_of(view: View, keys: Sequence[int], *, with_payload: bool, with_vect
 
 
 def vectors_of(view: View, keys: Sequence[int]) -> dict[int, np.ndarray]:
-    """Vectors of keys: fresh ones as they were given, others decoded; those that there are."""
+    """Vectors of records by their keys, float32 (D,), or (n, D) of several; of those that have any.
+
+    Fresh ones are as they were given, and others decoded.
+    """
+    if view.moment.spans is None:
+        return _vectors(view, keys)
+    found, records = {}, np.array(keys, np.int64)
+    vectors = _vectors(view, view.moment.spans.vector_keys(records).tolist())
+    for key, count in zip(keys, view.moment.spans.counts_of(records).tolist(), strict=True):
+        if count:
+            found[key] = np.stack([vectors[one] for one in range(key, key + count)])
+    return found
+
+
+def vectors_at(moment: Moment, keys_n: np.ndarray) -> np.ndarray:
+    """Vectors of ascending keys, all of which there are, as they are compared, float32 (n, D)."""
+    fresh = moment.fresh
+    places = np.searchsorted(fresh.keys, keys_n)
+    is_fresh = fresh.keys[np.minimum(places, len(fresh) - 1)] == keys_n if len(fresh) else np.zeros(len(keys_n), bool)
+    if is_fresh.all():
+        return fresh.vectors_ND[places]
+    assert moment.index is not None
+    decoded_nD = decode_ids(moment.index.codec, moment.index.parts, keys_n[~is_fresh])
+    found = np.empty((len(keys_n), decoded_nD.shape[1]), np.float32)
+    found[~is_fresh] = moment.metric.prepare(decoded_nD)
+    found[is_fresh] = fresh.vectors_ND[places[is_fresh]] if is_fresh.any() else 0
+    return found
+
+
+def _vectors(view: View, keys: Sequence[int]) -> dict[int, np.ndarray]:
+    """`vectors_of` by the keys of vectors."""
     rows = find(view.connection, "SELECT key, vector FROM fresh WHERE key IN ({})", keys)
     vectors = {key: np.frombuffer(blob, "<f4").astype(np.float32) for key, blob in rows}
     others = np.array([key for key in keys if key not in vectors], np.int64)
@@ -140,11 +184,8 @@ def get(
 
 
 def _in_order(view: View, ids: list[Id]) -> list[int]:
-    if view.has_points:
-        known = keys_of(view.connection, ids)
-        return [known[id] for id in ids if id in known]
-    known = set(keys_among(view, ids).tolist())
-    return [id for id in ids if isinstance(id, int) and id in known]
+    known = keys_by_id(view, ids)
+    return [known[id] for id in ids if id in known]
 
 
 def _page(view: View, where, limit: int | None, after: Id | None, order_by: str | None) -> list[int]:

@@ -1,5 +1,6 @@
 """Upkeep of collections: `MaintainedCollection` has the methods of `Collection` that are not about single records."""
 
+import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +11,16 @@ from qinco.atomic import check_output, user_path
 from qinco.collection import changes, upkeep
 from qinco.collection.moments import Moments, View
 from qinco.collection.optimize import Optimizer, check_training
+from qinco.collection.records import record_ids
+from qinco.collection.retrain import Retrainer
 from qinco.collection.schema import Database, value_of
-from qinco.errors import ConfigError
+from qinco.errors import ConfigError, DataError
 from qinco.forking import new_lock
-from qinco.progress import ProgressOption, reporting
+from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.metric import Metric
+from qinco.vectors.rows import as_source
+
+log = logging.getLogger(__name__)
 
 
 class MaintainedCollection:
@@ -25,9 +31,9 @@ class MaintainedCollection:
         self._close = weakref.finalize(self, database.close)
         database.check()
         with database.reading() as connection:
-            names = ("metric", "has_points", "bytes", "exact_below")
-            metric, has_points, self.bytes, self.exact_below = (value_of(connection, name) for name in names)
-        self._moments = Moments(self.folder, Metric(metric), has_points, device)
+            metric = Metric(value_of(connection, "metric"))
+            has_points, is_multi = value_of(connection, "has_points"), value_of(connection, "multi")
+        self._moments = Moments(self.folder, metric, has_points, is_multi, device)
         self._optimizing = new_lock()
 
     def close(self) -> None:
@@ -67,15 +73,40 @@ class MaintainedCollection:
             False
         """
         check_training(training)
-        self._database.check_writable()
-        if not self._optimizing.acquire(blocking=False):
-            raise ConfigError(f"{self.folder} is being optimized by another thread: wait for it")
-        try:
-            with reporting(progress) as report:
-                settings = training if minutes is None else training | {"minutes": minutes}
-                return Optimizer(self._database, self._moments, report).run(settings)
-        finally:
-            self._optimizing.release()
+        settings = training if minutes is None else training | {"minutes": minutes}
+        with self._exclusively(progress) as report:
+            done = Optimizer(self._database, self._moments, report).run(settings)
+        for warning in self.stats()["warnings"] if done["encoded"] else ():
+            log.warning("%s: %s", self.folder, warning)
+        return done
+
+    def retrain(
+        self, ids, vectors, *, minutes: float | None = None, progress: ProgressOption = None, **training
+    ) -> dict:
+        """Train another codec on the original vectors, and encode all of them anew: for data that has changed.
+
+        Until it is done everything is found as before. It may be interrupted, and goes on if it is called again.
+
+        Args:
+            ids: of the records, of which all that are compressed must be there; others are passed over.
+            vectors: (N, D) array, tensor, path or VectorSource, their original vectors.
+            minutes, progress, **training: as of `optimize`.
+
+        Returns:
+            What was done, as `optimize` returns it.
+        """
+        check_training(training)
+        if self._moments.is_multi:
+            raise ConfigError("retrain takes a vector for each record, and those of multi=True hold several: create "
+                              "another collection of the originals")  # fmt: skip
+        given, source = record_ids(ids, many=True), as_source(vectors)
+        if len(given) != len(source):
+            raise DataError(f"there must be as many vectors as ids, {len(given)}, not {len(source)}")
+        settings = training if minutes is None else training | {"minutes": minutes}
+        with self._exclusively(progress) as report:
+            done = Retrainer(self._database, self._moments, report).retrain(given, source, settings)
+            rest = Optimizer(self._database, self._moments, report).run({})
+        return done | {"encoded": done["encoded"] + rest["encoded"]}
 
     def add_field(self, path: str, kind: str) -> None:
         """Make an index of a field of payloads, which makes filters on it some hundred times as fast.
@@ -128,14 +159,26 @@ class MaintainedCollection:
         """Write all records to a Parquet file; returns their number.
 
         Args:
-            output: .parquet file of columns id, payload (JSON), code and, `with_vectors`, vector; null where a record
-                has none.
+            output: .parquet file of columns id, payload (JSON), code (not with multi=True) and, `with_vectors`, vector;
+                null where a record has none.
             with_vectors: exact vectors of fresh records, and decoded ones.
             overwrite: replace a file that is there.
         """
         path = check_output(output, suffixes=(".parquet",), overwrite=overwrite)
         with self._viewing() as view:
             return upkeep.export(view, path, with_vectors)
+
+    @contextmanager
+    def _exclusively(self, progress: ProgressOption) -> Iterator[Progress]:
+        """For one thread of the process that writes, what it reports to."""
+        self._database.check_writable()
+        if not self._optimizing.acquire(blocking=False):
+            raise ConfigError(f"{self.folder} is being optimized by another thread: wait for it")
+        try:
+            with reporting(progress) as report:
+                yield report
+        finally:
+            self._optimizing.release()
 
     @contextmanager
     def _viewing(self) -> Iterator[View]:

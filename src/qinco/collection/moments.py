@@ -13,6 +13,7 @@ import numpy as np
 from qinco.codec.codec import Codec
 from qinco.collection.schema import value_of
 from qinco.collection.segments import Segment, codec_path, load_tables, open_segment
+from qinco.collection.spans import Spans
 from qinco.forking import new_lock
 from qinco.search.index import Index
 from qinco.search.lists import InvertedLists
@@ -62,7 +63,7 @@ class Moment:
     """What a collection held after a commit.
 
     `live` are masks over the positions of segments, None where no vector is deleted; `last_dead` is the last row of the
-    table of tombstones that they know.
+    table of tombstones that they know. There are `spans` where records may have several vectors.
     """
 
     version: int
@@ -74,6 +75,7 @@ class Moment:
     codec: Codec | None = None
     tables: IndexParts | None = None
     tables_token: str | None = None
+    spans: Spans | None = None
 
     @cached_property
     def index(self) -> Index | None:
@@ -122,7 +124,8 @@ class View:
     """What one transaction sees of a collection; its vectors are read when they are asked for."""
 
     def __init__(self, connection: sqlite3.Connection, moments: "Moments"):
-        self.connection, self.has_points, self._moments = connection, moments.has_points, moments
+        self.connection, self._moments = connection, moments
+        self.has_points, self.is_multi = moments.has_points, moments.is_multi
 
     @cached_property
     def version(self) -> int:
@@ -136,11 +139,12 @@ class View:
 class Moments:
     """The newest known moment of a collection in this process; threads share it.
 
-    `has_points`: ids and payloads are in the table of points, or else keys are ids.
+    `has_points`: ids and payloads are in the table of points, or else keys are ids. `is_multi`: records may have
+    several vectors.
     """
 
-    def __init__(self, folder: Path, metric: Metric, has_points: bool, device: str):
-        self.metric, self.has_points = metric, has_points
+    def __init__(self, folder: Path, metric: Metric, has_points: bool, is_multi: bool, device: str):
+        self.metric, self.has_points, self.is_multi = metric, has_points, is_multi
         self._folder, self.device = folder, device
         self._lock = new_lock()
         self._newest: Moment | None = None
@@ -161,7 +165,8 @@ class Moments:
 
     def _read(self, connection: sqlite3.Connection, version: int, old: Moment | None) -> Moment:
         fresh = (_NO_FRESH if old is None else old.fresh).updated(connection, self.metric)
-        moment = Moment(version, self.metric, fresh)
+        spans = (old.spans if old and old.spans else Spans.empty()).updated(connection) if self.is_multi else None
+        moment = Moment(version, self.metric, fresh, spans=spans)
         rows = connection.execute("SELECT segment, token, rows, crc32, error FROM segments ORDER BY segment").fetchall()
         fingerprint, token = value_of(connection, "codec"), value_of(connection, "tables")
         if token is None:

@@ -163,9 +163,12 @@ class Optimizer:
 
     def _commit(
         self, moment: Moment, written: Written, tables: str | None, replaced: Sequence[segments.Segment], *,
-        encoded: tuple[np.ndarray, np.ndarray] | None = None,
+        encoded: tuple[np.ndarray, np.ndarray] | None = None, meta: dict | None = None,
     ) -> None:  # fmt: skip
-        """List a segment instead of those that it replaces, and of the fresh rows and keys that it holds."""
+        """List a segment instead of those that it replaces, and of the fresh rows and keys that it holds.
+
+        `meta` are values that change with it.
+        """
         with self.database.writing() as connection:
             number = connection.execute(
                 "INSERT INTO segments(token, rows, crc32, error) VALUES (?, ?, ?, ?)",
@@ -185,6 +188,8 @@ class Optimizer:
                     set_value(connection, "first_error", written.error)
             if tables is not None:
                 set_value(connection, "tables", tables)
+            for name, value in (meta or {}).items():
+                set_value(connection, name, value)
         segments.touch_unused(self.folder, [one.token for one in replaced])
         if tables is not None and moment.tables_token is not None:
             segments.touch_unused(self.folder, [f"tables-{moment.tables_token}"])

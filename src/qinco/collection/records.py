@@ -1,6 +1,6 @@
 """What goes into a collection and comes out of it: ids, payloads and vectors, checked before anything is written.
 
-Shape suffixes: N records, n records that have a vector, D dimension.
+Shape suffixes: N records, n vectors, D dimension.
 """
 
 import datetime
@@ -28,8 +28,8 @@ class Record:
     Attributes:
         id: an integer or a string.
         payload: a JSON object, or None.
-        vector: float32 (D,) if it was asked for and there is one. One that is compressed is decoded; its error is that
-            of `Collection.stats`, and with metric "cosine" its length is 1.
+        vector: float32 (D,), or (n, D) of several, if it was asked for and there is one. What is compressed is decoded;
+            its error is that of `Collection.stats`, and with metric "cosine" its length is 1.
     """
 
     id: Id
@@ -145,8 +145,13 @@ def payload_of(text: str | None) -> dict | None:
     return None if text is None else json.loads(text)
 
 
-def vector_rows(vectors: Any, count: int, dim: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `count` records have a vector, int64 (n,), and the vectors, float32 (n, D), all finite."""
+def vector_rows(vectors: Any, count: int, dim: int | None, *, multi: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Of which of `count` records each vector is, int64 (n,), ascending, and the vectors, float32 (n, D), all finite.
+
+    Records have one vector or None each, or with `multi` several.
+    """
+    if multi:
+        return _rows_of_several(vectors, count, dim)
     rows_n = np.arange(count)
     if vectors is None:
         return rows_n[:0], np.empty((0, dim or 0), np.float32)
@@ -164,6 +169,21 @@ def vector_rows(vectors: Any, count: int, dim: int | None) -> tuple[np.ndarray, 
     if dim is not None:
         check_dim(source, dim, "the collection")
     return rows_n, np.concatenate([block for _, block in source.blocks(_BLOCK_ROWS)])
+
+
+def _rows_of_several(vectors: Any, count: int, dim: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """`vector_rows` of a (n, D) array or None for each record."""
+    given = [None] * count if vectors is None else list(vectors)
+    if len(given) != count:
+        raise DataError(f"there must be as many arrays of vectors as ids, {count}, not {len(given)}")
+    found = {row: as_source(one) for row, one in enumerate(given) if one is not None and len(one)}
+    if not found:
+        return np.empty(0, np.int64), np.empty((0, dim or 0), np.float32)
+    dim = next(iter(found.values())).dim if dim is None else dim
+    for source in found.values():
+        check_dim(source, dim, "the collection")
+    rows_n = np.repeat(list(found), [len(source) for source in found.values()])
+    return rows_n, np.concatenate([block for source in found.values() for _, block in source.blocks(_BLOCK_ROWS)])
 
 
 def require_one_of(ids: Any, where: Any, call: str) -> None:

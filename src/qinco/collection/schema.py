@@ -21,12 +21,13 @@ FILE, LOCK = "collection.sqlite", "lock"
 APPLICATION_ID, FORMAT_VERSION = 0x51494E43, 1
 _BUSY_SECONDS = 60.0  # for another process that recovers or copies the file
 _CACHE_KIB, _JOURNAL_BYTES = 16 << 10, 64 << 20
-# A key is never used twice. A row of `dead` says that the vector of a key in segments up to that number is deleted or
-# replaced: where keys are ids, a newer segment may hold a newer one. Rows of `fresh` and `dead` are numbered, so that
-# readers read what is new.
+# A key is never used twice. A record has `vectors`, so many, whose keys are its own and the next ones. A row of `dead`
+# says that the vector of a key in segments up to that number is deleted or replaced: where keys are ids, a newer
+# segment may hold a newer one. Rows of `fresh` and `dead` are numbered, so that readers read what is new.
 _TABLES = """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE points(key INTEGER PRIMARY KEY AUTOINCREMENT, id NOT NULL UNIQUE, payload TEXT);
+CREATE TABLE points(key INTEGER PRIMARY KEY AUTOINCREMENT, id NOT NULL UNIQUE, payload TEXT,
+                    vectors INTEGER NOT NULL);
 CREATE TABLE fresh(row INTEGER PRIMARY KEY AUTOINCREMENT, key INTEGER NOT NULL UNIQUE, vector BLOB NOT NULL);
 CREATE TABLE dead(row INTEGER PRIMARY KEY AUTOINCREMENT, key INTEGER NOT NULL UNIQUE, segment INTEGER NOT NULL);
 CREATE TABLE segments(segment INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE, rows INTEGER NOT NULL,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qinco.collection.finding import Allowed, records_of
+from qinco.collection.finding import Allowed, records_of, vectors_at
 from qinco.collection.moments import Moment, View
 from qinco.collection.records import Hit
 from qinco.search.exhaustive import nearest_in_blocks
@@ -42,6 +42,30 @@ def nearest(
     return np.take_along_axis(scores_QR, first_QR, 1), np.take_along_axis(keys_QR, first_QR, 1)
 
 
+def diverse(
+    moment: Moment, scores_QR: np.ndarray, keys_QR: np.ndarray, k: int, diversity: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and keys, (Q, k), of those results that maximal marginal relevance chooses, in its order."""
+    is_l2 = moment.metric.name == "l2"
+    keys = np.unique(keys_QR[keys_QR >= 0])
+    chosen_Qk = np.full((len(keys_QR), min(k, keys_QR.shape[1])), -1)
+    vectors_nD = vectors_at(moment, keys) if len(keys) else np.empty((0, 1), np.float32)
+    for row, (scores_R, keys_R) in enumerate(zip(scores_QR, keys_QR, strict=True)):
+        count = int(np.count_nonzero(keys_R >= 0))  # those that were found come first
+        x_RD = vectors_nD[np.searchsorted(keys, keys_R[:count])]
+        relevance_R = (1 - diversity) * (-scores_R[:count] if is_l2 else scores_R[:count])
+        nearest_R = np.zeros(count, np.float32)  # similarity to the nearest result that is chosen
+        for step in range(min(k, count)):
+            values_R = relevance_R - diversity * nearest_R
+            values_R[chosen_Qk[row, :step]] = -np.inf
+            best = int(values_R.argmax())
+            chosen_Qk[row, step] = best
+            similarity_R = -np.square(x_RD - x_RD[best]).sum(1) if is_l2 else x_RD @ x_RD[best]
+            nearest_R = similarity_R if step == 0 else np.maximum(nearest_R, similarity_R)
+    keys_Qk = np.where(chosen_Qk >= 0, np.take_along_axis(keys_QR, chosen_Qk, 1), -1)
+    return np.take_along_axis(scores_QR, chosen_Qk, 1), keys_Qk
+
+
 def hits_of(
     view: View, metric: Metric, scores_QR: np.ndarray, keys_QR: np.ndarray, *, with_payload: bool,
     with_vectors: bool, limit: float | None,
@@ -69,7 +93,7 @@ def _among_fresh(
     fresh = moment.fresh
     keys_N, vectors_ND = fresh.keys, fresh.vectors_ND
     if allowed is not None:
-        places = np.flatnonzero(np.isin(keys_N, allowed.keys))
+        places = np.flatnonzero(np.isin(keys_N, allowed.vector_keys(moment)))
         keys_N, vectors_ND = keys_N[places], vectors_ND[places]
     if not len(keys_N):
         return _nothing(len(queries))

@@ -94,16 +94,17 @@ def sample_error(codec: Codec, source: VectorSource, codes: Codes) -> float | No
 class EncodedPieces:
     """Codes of fresh vectors by the number of their row, in files that outlive an interrupted call."""
 
-    def __init__(self, folder: Path, codec: Codec):
+    def __init__(self, folder: Path, codec: Codec, purpose: str = "encoding"):
         self._folder, self._codec = folder / WORK, codec
+        self._header = {"codec": codec.fingerprint(), "purpose": purpose}  # of which depends what the numbers are
         make_folder(self._folder)
-        fingerprint, pieces = codec.fingerprint(), []
+        pieces = []
         for path in sorted(self._folder.glob("codes-*.safetensors")):
             try:
                 header, arrays = read_tensors(path, _CODES)
             except DataError:
                 continue
-            if header.get("codec") == fingerprint:
+            if all(header.get(name) == value for name, value in self._header.items()):
                 pieces.append((arrays["rows"], arrays["codes"], arrays.get("lists")))
         self._pieces = pieces
 
@@ -150,6 +151,6 @@ class EncodedPieces:
         arrays = {"rows": rows_n, "codes": np.asarray(codes.codes)}
         if codes.lists is not None:
             arrays["lists"] = np.asarray(codes.lists)
-        name = f"codes-{rows_n[0]}-{rows_n[-1]}.safetensors"
-        write_tensors(self._folder / name, _CODES, {"codec": self._codec.fingerprint()}, arrays)
+        name = f"codes-{self._header['purpose']}-{rows_n[0]}-{rows_n[-1]}.safetensors"
+        write_tensors(self._folder / name, _CODES, self._header, arrays)
         self._pieces.append((arrays["rows"], arrays["codes"], arrays.get("lists")))

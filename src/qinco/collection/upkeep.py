@@ -17,10 +17,11 @@ from qinco.collection.finding import vectors_of
 from qinco.collection.moments import Moment, View
 from qinco.collection.optimize import named_files
 from qinco.collection.schema import FILE, Database, value_of
+from qinco.collection.spans import expanded
 from qinco.errors import ConfigError, DataError, QincoError, ResourceError, needs_extra
 
-MAX_DRIFT = 1.25
-_EXPORTED_ROWS = 1 << 14
+MAX_DRIFT, MEASURED = 1.25, 500  # of fewer vectors the error says little
+_EXPORTED_ROWS = 1 << 12
 
 
 def statistics(view: View, database: Database) -> dict:
@@ -30,7 +31,7 @@ def statistics(view: View, database: Database) -> dict:
     each = []
     for segment, mask in zip(moment.segments, moment.live, strict=True):
         live = len(segment) if mask is None else int(np.count_nonzero(mask))
-        drift = segment.error / first if segment.error and first else None
+        drift = segment.error / first if segment.error and first and len(segment) >= MEASURED else None
         each.append({"token": segment.token, "vectors": live, "deleted": len(segment) - live,
                      "bytes": _size(folder / segments.SEGMENTS / segment.token), "error": segment.error,
                      "drift": drift})  # fmt: skip
@@ -38,7 +39,8 @@ def statistics(view: View, database: Database) -> dict:
     drift, code_bytes = drifts[-1] if drifts else None, sum(one["bytes"] for one in each)
     warnings = []
     if drift is not None and drift > MAX_DRIFT:
-        warnings.append(f"the newest vectors lose {drift:.2f} times what the first lost: train another codec")
+        warnings.append(f"the newest vectors lose {drift:.2f} times what the first lost: retrain(ids, vectors) "
+                        "trains another codec on the originals")  # fmt: skip
     (records,) = connection.execute("SELECT count(*) FROM points").fetchone()
     fingerprint, tables = value_of(connection, "codec"), moment.tables_token
     return {
@@ -95,10 +97,12 @@ def _faults_of_keys(view: View, moment: Moment) -> Iterator[str]:
     if count:
         yield f"{count} fresh vectors have another dimension than the collection"
     if view.has_points:
-        rows = view.connection.execute("SELECT key FROM points")
-        known = np.fromiter((key for (key,) in rows), np.int64)
+        rows = view.connection.execute("SELECT key, vectors FROM points").fetchall()
+        known = expanded(*np.array(rows, np.int64).reshape(-1, 2).T)
         if len(lost := keys[~np.isin(keys, known)]):
             yield f"{len(lost)} vectors are of no record, such as that of key {lost[0]}"
+        if len(lost := known[~np.isin(known, keys)]):
+            yield f"{len(lost)} vectors are missing, such as that of key {lost[0]}"
 
 
 def copy(database: Database, path: Path) -> None:
@@ -162,10 +166,11 @@ def export(view: View, output: Path, with_vectors: bool) -> int:
         raise DataError(
             "a column has ids of one kind, and the collection has integers and strings: export what `get` gives"
         )
-    code = None if moment.codec is None else pa.binary(moment.codec.num_codes)
+    code = None if moment.codec is None or view.is_multi else pa.binary(moment.codec.num_codes)
     fields = [("id", pa.string() if "text" in kinds else pa.int64()), ("payload", pa.string())]
     fields += [] if code is None else [("code", code)]
-    fields += [("vector", pa.list_(pa.float32(), value_of(connection, "dim") or 1))] if with_vectors else []
+    vector = pa.list_(pa.float32(), value_of(connection, "dim") or 1)
+    fields += [("vector", pa.list_(vector) if view.is_multi else vector)] if with_vectors else []
     schema, count = pa.schema(fields), 0
     with write_atomically(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for keys, codes in _pieces(view, moment):
@@ -177,7 +182,8 @@ def export(view: View, output: Path, with_vectors: bool) -> int:
             columns += [] if code is None else [[codes.get(key) for key in keys]]
             if with_vectors:
                 vectors = vectors_of(view, keys)
-                columns.append([vectors.get(key) for key in keys])
+                several = list if view.is_multi else np.asarray
+                columns.append([None if key not in vectors else several(vectors[key]) for key in keys])
             writer.write_table(pa.Table.from_arrays([pa.array(column, field.type) for column, field in
                                                      zip(columns, schema, strict=True)], schema=schema))  # fmt: skip
             count += len(keys)
@@ -186,7 +192,7 @@ def export(view: View, output: Path, with_vectors: bool) -> int:
 
 def _pieces(view: View, moment: Moment) -> Iterator[tuple[list[int], dict[int, bytes]]]:
     """The keys of all records, some at a time, and codes by key of those that are compressed."""
-    for segment, mask in zip(moment.segments, moment.live, strict=True):
+    for segment, mask in zip(moment.segments, moment.live, strict=True) if not view.is_multi else ():
         places = None if mask is None else np.flatnonzero(mask)
         for codes_nM, _, _, keys_n in segment.lists.blocks(_EXPORTED_ROWS, places):
             keys = keys_n.astype(np.int64).tolist()
@@ -195,6 +201,6 @@ def _pieces(view: View, moment: Moment) -> Iterator[tuple[list[int], dict[int, b
     if view.has_points:
         rows = view.connection.execute("SELECT key FROM points ORDER BY key")
         known = np.fromiter((key for (key,) in rows), np.int64)
-        keys = known[~moment.are_stored(known)]
+        keys = known if view.is_multi else known[~moment.are_stored(known)]
     for start in range(0, len(keys), _EXPORTED_ROWS):
         yield keys[start : start + _EXPORTED_ROWS].tolist(), {}

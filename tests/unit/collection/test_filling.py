@@ -99,3 +99,13 @@ def test_columns_need_a_source(tmp_path):
     with pytest.raises(DataError):
         Collection.create(tmp_path / "c.qinco", {"vector": X_ND}, ids="idd")
     assert not (tmp_path / "c.qinco").exists()
+
+
+def test_a_source_has_one_vector_a_record(tmp_path):
+    with pytest.raises(ConfigError, match="one vector a row"):
+        Collection.create(tmp_path / "c.qinco", X_ND, multi=True)
+    assert not (tmp_path / "c.qinco").exists()
+    with Collection.create(tmp_path / "c.qinco", multi=True) as docs:
+        with pytest.raises(ConfigError, match="one vector a row"):
+            docs.upsert_from(X_ND)
+        assert docs.count() == 0
