@@ -3,7 +3,7 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from qinco.atomic import make_folder, user_path
 from qinco.codec.codec import Codec
 from qinco.collection import changes, filling, finding
 from qinco.collection.filled import FilledCollection
+from qinco.collection.filter_sql import index_sql
 from qinco.collection.moments import View
 from qinco.collection.records import Id, Record, payload_texts, record_ids, require_one_of, vector_rows
 from qinco.collection.schema import FILE, LOCK, Database, set_value, value_of
@@ -47,14 +48,15 @@ class Collection(SearchedCollection, FilledCollection):
     @classmethod
     def create(
         cls, folder, source=None, *, ids=None, payload=None, vector: str | None = None, metric: str | None = None,
-        bytes: int = 8, dim: int | None = None, codec=None, multi: bool = False, minutes: float | None = None,
-        progress: ProgressOption = None, exact_below: int = EXACT_BELOW, overwrite: bool = False, device: str = "cpu",
+        fields: Mapping[str, str] | None = None, bytes: int = 8, dim: int | None = None, codec=None,
+        multi: bool = False, minutes: float | None = None, progress: ProgressOption = None,
+        exact_below: int = EXACT_BELOW, overwrite: bool = False, device: str = "cpu",
     ) -> "Collection":  # fmt: skip
         """Create a collection, empty or of all records of a source, and open it.
 
-        With a source its records are stored, encoded by `optimize`, and the recall of compressed search is logged; so
-        is what was guessed of columns and metric. After a kill the same call goes on where it was, unless the source is
-        an iterator.
+        With a source its records are stored and encoded by `optimize`; then recall is measured by `evaluate` and
+        logged. So is what was guessed of columns and metric. After a kill the same call goes on where it was. Of an
+        iterator, which is read once, it does not, and measures no recall.
 
         Args:
             folder: to be made; by custom its name ends in .qinco.
@@ -64,6 +66,7 @@ class Collection(SearchedCollection, FilledCollection):
                 bytes=8, and is the default for a source of such; True: records may have payloads.
             vector: of the source.
             metric: "cosine", "inner_product" or "l2"; None: guessed of a source, "cosine" without one.
+            fields: of payloads that get an index, with their kinds, as of `add_field`: {"year": "integer"}.
             bytes: of the codes of a vector, for a codec that `optimize` trains.
             dim: D of the vectors; that of the first ones if None.
             codec: Codec, or the path of one, that encodes the vectors; None: `optimize` trains one.
@@ -79,7 +82,7 @@ class Collection(SearchedCollection, FilledCollection):
             >>> qinco.Collection.create("notes.qinco", {"id": ["a", "b"], "vector": vectors[:2]}).count()
             2
         """
-        folder, rows = Path(user_path(folder)), None
+        folder, rows, originals = Path(user_path(folder)), None, {}
         require_int("bytes", bytes, 1, 256)
         require_int("exact_below", exact_below, 0)
         require_bool("multi", multi)
@@ -87,7 +90,10 @@ class Collection(SearchedCollection, FilledCollection):
         has_points = payload is not False
         if multi and not has_points:
             raise ConfigError("multi=True needs records, which payload=False leaves out: leave payload= out")
-        settings = {"metric": metric, "bytes": bytes, "exact_below": exact_below,
+        fields = dict(fields or {})
+        for path, kind in fields.items():
+            index_sql(path, kind)
+        settings = {"metric": metric, "bytes": bytes, "exact_below": exact_below, "fields": fields,
                     "codec": None if codec is None else codec.fingerprint()}  # fmt: skip
         if source is not None:
             if multi:
@@ -96,33 +102,37 @@ class Collection(SearchedCollection, FilledCollection):
             rows = open_rows(source, ids=ids, payload=payload, vector=vector, dim=dim, missing=has_points)
             has_points = bool(rows.payload_columns) or not rows.has_integer_ids or payload is True
             metric, dim = metric or rows.metric, rows.dim
+            originals = {"source": source, "ids": ids, "vector": vector}
             if not overwrite and filling.is_begun(folder, rows, settings):
-                return cls.open(folder, device=device)._filled(rows, minutes, progress)
+                return cls.open(folder, device=device)._filled(rows, originals, minutes, progress)
         elif ids is not None or vector is not None or not isinstance(payload, bool | None):
             raise ConfigError("ids, vector and names for payload are columns of a source: give one, or leave them out")
+        if fields and not has_points:
+            raise ConfigError(f"fields= are of payloads, and there are none: leave out {', '.join(fields)}")
         if dim is not None:
             require_int("dim", dim)
         meta = {"metric": Metric(metric or "cosine").name, "bytes": bytes, "dim": dim, "has_points": has_points,
                 "multi": multi, "exact_below": exact_below, "codec": None, "tables": None}  # fmt: skip
         meta |= {} if rows is None else {filling.STATE: filling.new_state(rows, settings)}
         if codec is not None:
+            _check_codec(codec, dim)
             meta |= {"dim": codec.dim, "codec": codec.fingerprint(), "bytes": codec.num_codes}
-            if dim not in (None, codec.dim):
-                raise ConfigError(f"dim must be {codec.dim}, that of the codec, not {dim}")
-            if codec.config.codebook_size > ENTRIES:
-                size = codec.config.codebook_size
-                raise ConfigError(f"a collection holds codes of one byte, and the codec has K={size}, above {ENTRIES}")
+
+        def prepare(connection) -> None:
+            for path, kind in fields.items():
+                changes.add_field(connection, path, kind)
+
         with _replacing(folder, overwrite):
             database = Database(folder, read_only=False)
             try:
                 if codec is not None:
                     codec.save(codec_path(folder, codec.fingerprint()))
-                database.create(meta)
+                database.create(meta, prepare)
             except BaseException:
                 database.close()
                 raise
         collection = cls(database, device)
-        return collection if rows is None else collection._filled(rows, minutes, progress)
+        return collection if rows is None else collection._filled(rows, originals, minutes, progress)
 
     @classmethod
     def open(cls, folder, *, read_only: bool = False, device: str = "cpu") -> "Collection":
@@ -278,6 +288,14 @@ class Collection(SearchedCollection, FilledCollection):
             set_value(connection, "dim", dim)
         elif there != dim:
             raise DataError(f"vectors must have dimension {there}, that of the collection, not {dim}")
+
+
+def _check_codec(codec: Codec, dim: int | None) -> None:
+    if dim not in (None, codec.dim):
+        raise ConfigError(f"dim must be {codec.dim}, that of the codec, not {dim}")
+    if codec.config.codebook_size > ENTRIES:
+        size = codec.config.codebook_size
+        raise ConfigError(f"a collection holds codes of one byte, and the codec has K={size}, above {ENTRIES}")
 
 
 @contextmanager

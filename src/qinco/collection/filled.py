@@ -4,12 +4,12 @@ import logging
 from functools import partial
 from typing import Self
 
-from qinco.collection import filling
+from qinco.collection import evaluation, filling
 from qinco.collection.maintained import MaintainedCollection
 from qinco.collection.row_source import RowSource
 from qinco.collection.sources import open_rows
 from qinco.errors import ConfigError
-from qinco.progress import ProgressOption, reporting
+from qinco.progress import ProgressOption, counted, reporting
 
 log = logging.getLogger(__name__)
 
@@ -52,17 +52,53 @@ class FilledCollection(MaintainedCollection):
             filling.finish(self._database)
         return number
 
-    def _filled(self, rows: RowSource, minutes: float | None, progress: ProgressOption) -> Self:
-        """Do what `create` does with a source, and return the collection."""
+    def evaluate(
+        self, source, *, ids=None, vector: str | None = None, queries=None, num_queries: int = 100, k: int = 10,
+        nprobe: int | None = None, num_short: int | None = None, progress: ProgressOption = None,
+    ) -> dict:  # fmt: skip
+        """Measure the recall of `search` beside an exact search over the original vectors.
+
+        Args:
+            source, ids, vector: what the records were made of, as of `upsert_from`.
+            queries: (Q, D) array, tensor, path or VectorSource, held out; None: `num_queries` records of all parts of
+                the source, each of which is no hit of itself.
+            num_queries: records to take.
+            k: hits of each query.
+            nprobe, num_short: as of `search`.
+            progress: see `qinco.progress`.
+
+        Returns:
+            "recall", the share of the k nearest records that `search` finds; "k", "num_queries" and "num_vectors".
+
+        Example:
+            >>> docs.evaluate({"id": ["a", "b"], "vector": vectors[:2]}, k=1)["recall"]
+            1.0
+        """
+        if self._moments.is_multi:
+            raise ConfigError("a source has one vector a row, and records of multi=True hold several: compare search "
+                              "with exact=True")  # fmt: skip
+        rows = open_rows(source, ids=ids, payload=False, vector=vector, dim=self.dim, missing=True)
+        if rows.is_read_once and queries is None:
+            raise ConfigError(f"{rows.name} is read once, and the queries would be taken of it: give queries=")
+        options = {"nprobe": nprobe, "num_short": num_short}
+        with reporting(progress) as report:
+            return evaluation.evaluate(self, rows, queries, num_queries, k, options, report)
+
+    def _filled(self, rows: RowSource, originals: dict, minutes: float | None, progress: ProgressOption) -> Self:
+        """Do what `create` does with a source, and return the collection; `originals` are arguments of `evaluate`."""
         try:
             with reporting(progress) as report:
                 encode = partial(self.optimize, minutes=minutes, progress=report)
                 for guess in rows.guesses:
                     log.info("%s", guess)
-                filling.store(self, self._database, rows, report, encode)
-                filling.note_exact_hits(self, self._database)
+                number, found = filling.store(self, self._database, rows, report, encode), None
                 encode()
-                filling.finish(self._database, filling.measured_recall(self, self._database))
+                if number > 1 and not rows.is_read_once and self.stats()["compressed"]:
+                    found = self.evaluate(**originals, progress=report)
+                    log.info("recall@%d is %.3f: the share of the %d nearest records of an exact search that search "
+                             "finds (%s)", found["k"], found["recall"], found["k"],
+                             counted(found["num_queries"], "query"))  # fmt: skip
+                filling.finish(self._database, found)
         except BaseException:
             self.close()
             raise

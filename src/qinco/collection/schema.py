@@ -7,7 +7,7 @@ of segments. Readers, in any process, see whole commits and take no lock.
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,8 @@ class Database:
         self._lock = -1 if read_only else _lock(folder)
         self._is_immutable = False
 
-    def create(self, meta: dict[str, Any]) -> None:
-        """Make the tables of a new collection, with values by name in `meta`."""
+    def create(self, meta: dict[str, Any], prepare: Callable[[sqlite3.Connection], None] = lambda _: None) -> None:
+        """Make the tables of a new collection, with values by name in `meta` and what `prepare` adds."""
         with self._errors():
             connection = self._connected("rwc")
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -65,6 +65,7 @@ class Database:
                 connection.execute(statement)
             rows = ((name, json.dumps(value)) for name, value in {"version": 0, **meta}.items())
             connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+            prepare(connection)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
 

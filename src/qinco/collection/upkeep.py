@@ -56,7 +56,7 @@ def statistics(view: View, database: Database) -> dict:
         },
         "bytes_per_vector": code_bytes / moment.num_stored if moment.num_stored else None,
         "fields": dict(connection.execute("SELECT path, kind FROM fields ORDER BY path")),
-        "error": first, "drift": drift, "warnings": warnings,
+        "error": first, "drift": drift, "recall": value_of(connection, "recall"), "warnings": warnings,
     }  # fmt: skip
 
 

@@ -1,0 +1,74 @@
+"""Recall of collections beside an exact search over the original vectors."""
+
+import json
+
+import numpy as np
+import pytest
+from small_indexes import trained, vectors
+
+from qinco.collection.collection import Collection
+from qinco.errors import ConfigError, DataError
+
+X_ND = vectors(3000, 3)
+IDS = [f"doc-{row}" for row in range(len(X_ND))]
+
+
+def plain_recall(docs, queries_QD, own_Q, k, ids=IDS, x_ND=X_ND):
+    """By all distances of float64."""
+    shares = []
+    for query_D, own in zip(queries_QD, own_Q, strict=True):
+        order = np.argsort(np.square(x_ND.astype(float) - query_D).sum(1), kind="stable")
+        near = [ids[row] for row in order if ids[row] != own][:k]
+        found = [hit.id for hit in docs.search(query_D, k + 1) if hit.id != own][:k]
+        shares.append(len({*near} & {*found}) / k)
+    return np.mean(shares)
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation") / "c.qinco"
+    table = {"id": IDS, "vector": X_ND, "year": list(range(len(X_ND)))}
+    with Collection.create(folder, table, codec=trained("plain"), metric="l2", fields={"year": "integer"}) as docs:
+        yield docs
+
+
+def test_creation_measures_recall_of_sampled_records(docs):
+    found = docs.stats()["recall"]
+    assert found == docs.evaluate({"id": IDS, "vector": X_ND}) and 0 < found["recall"] < 1
+    assert (found["k"], found["num_queries"], found["num_vectors"]) == (10, 100, len(X_ND))
+    starts = np.unique(np.linspace(0, len(X_ND) - 5, 20).astype(int))
+    rows = (starts[:, None] + np.arange(5)).ravel()
+    assert found["recall"] == pytest.approx(plain_recall(docs, X_ND[rows], [IDS[row] for row in rows], 10))
+    assert docs.stats()["fields"] == {"year": "integer"}
+
+
+def test_given_queries_are_compared_with_all_vectors(docs):
+    queries_QD = vectors(20, 7)
+    batches = ({"id": IDS[row : row + 700], "vector": X_ND[row : row + 700]} for row in range(0, len(X_ND), 700))
+    found = docs.evaluate(batches, queries=queries_QD, k=5)
+    assert found["recall"] == pytest.approx(plain_recall(docs, queries_QD, [None] * 20, 5))
+    assert found["num_vectors"] == len(X_ND) and found["num_queries"] == 20
+
+
+def test_sources_of_unknown_length_and_without_some_vectors(docs, tmp_path):
+    lines = [{"id": id, "vector": None if row % 3 == 0 else x_D.tolist()} for row, (id, x_D) in
+             enumerate(zip(IDS[:300], X_ND[:300], strict=True))]  # fmt: skip
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = docs.evaluate(tmp_path / "x.jsonl", num_queries=30)
+    assert found["num_vectors"] == 200 and found["num_queries"] == 20
+    with pytest.raises(DataError, match="more than one"):
+        docs.evaluate({"id": IDS[:1], "vector": X_ND[:1]})
+
+
+def test_what_cannot_be_measured_is_said(docs, tmp_path):
+    with pytest.raises(ConfigError, match="queries="):
+        docs.evaluate(iter([{"id": IDS, "vector": X_ND}]))
+    with pytest.raises(DataError, match="dimension"):
+        docs.evaluate({"id": IDS[:2], "vector": X_ND[:2, :3]})
+    with Collection.create(tmp_path / "m.qinco", multi=True) as several, pytest.raises(ConfigError, match="multi"):
+        several.evaluate(X_ND)
+    with pytest.raises(ConfigError, match="fields="):
+        Collection.create(tmp_path / "n.qinco", X_ND, fields={"year": "integer"})
+    with pytest.raises(ConfigError, match="kinds"):
+        Collection.create(tmp_path / "n.qinco", fields={"year": "number"})
+    assert not (tmp_path / "n.qinco").exists()
