@@ -21,13 +21,11 @@ from qinco.collection.schema import FILE, LOCK, Database, set_value, value_of
 from qinco.collection.searched import SearchedCollection
 from qinco.collection.segments import codec_path
 from qinco.collection.sources import open_rows
-from qinco.config import require_bool, require_int
+from qinco.config import EXACT_BELOW, require_bool, require_int
 from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption
 from qinco.search.metric import Metric
 from qinco.search.scan import ENTRIES
-
-EXACT_BELOW = 20_000
 
 
 class Collection(SearchedCollection, FilledCollection):
