@@ -202,6 +202,7 @@ class ModelConfig:
                             maximum=MAX_WIDTH)  # fmt: skip
     hidden_dim: int = option(256, key="dh", help="width inside a residual block", maximum=MAX_WIDTH)
     has_preselector: bool = option(True, help="a second codebook per step proposes candidates cheaply (QINCo2)")
+    has_ranker: bool = option(False, help="pre-selected pairs are ranked by the network's first hidden layer")
     codeword_skip: bool = option(True, help="the codeword is added to the network's output (QINCo2)")
     concat_rank: int | None = option(None, key="concat_rank", help="rank of the concatenation layer (QINCo-LR)",
                                      maximum=MAX_WIDTH)  # fmt: skip
@@ -219,6 +220,8 @@ class ModelConfig:
         if not self.codeword_skip and self.embed_dim != self.dim:
             widths = f"{self.embed_dim} and {self.dim}"
             raise ConfigError(f"a model without a codeword skip (QINCo1) needs embed_dim = dim, not {widths}")
+        if self.has_ranker and not (self.has_preselector and self.num_blocks):
+            raise ConfigError("has_ranker=True needs a pre-selector and a residual block: leave it out")
 
     @property
     def projects(self) -> bool:
@@ -238,8 +241,15 @@ class ModelConfig:
         """Whether `step` (from 0) has a network; the first has none unless it starts from a coarse centroid."""
         return step > 0 or self.starts_from_coarse
 
+    def is_ranked(self, step: int) -> bool:
+        """Whether `step` has a ranker: those do that follow a step with a network."""
+        return self.has_ranker and step > 0 and self.is_conditioned(step - 1)
+
     def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        if not self.has_ranker:  # files and fingerprints of models without rankers are older than these
+            del fields["has_ranker"]
+        return fields
 
 
 @documented

@@ -36,6 +36,13 @@ def test_only_the_first_step_without_a_coarse_start_is_unconditioned():
     assert ModelConfig(dim=7, starts_from_coarse=True, num_lists=2).is_conditioned(0)
 
 
+def test_steps_that_follow_a_network_are_ranked():
+    coarse = {"starts_from_coarse": True, "num_lists": 2}
+    for fields, wanted in (({}, [False, False, True]), (coarse, [False, True, True])):
+        assert [ModelConfig(dim=7, has_ranker=True, **fields).is_ranked(m) for m in range(3)] == wanted
+    assert not ModelConfig(dim=7).is_ranked(2)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -53,6 +60,8 @@ def test_only_the_first_step_without_a_coarse_start_is_unconditioned():
         ({"starts_from_coarse": True}, "contradicts num_lists=0"),
         ({"num_lists": 3}, "contradicts num_lists=3"),
         ({"codeword_skip": False, "embed_dim": 3}, "needs embed_dim = dim, not 3 and 7"),
+        ({"has_ranker": True, "has_preselector": False}, "has_ranker=True needs a pre-selector"),
+        ({"has_ranker": True, "num_blocks": 0}, "has_ranker=True needs a pre-selector"),
     ],
 )
 def test_wrong_architectures_are_refused(fields, message):

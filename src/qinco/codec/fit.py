@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from qinco.training.codebooks import initialize_model, set_scales, set_steps
 from qinco.training.loop import Training
 from qinco.training.monitor import Report, estimate, monitor, summary_writer
 from qinco.training.processes import Processes
+from qinco.training.ranked import ranked_rows
+from qinco.training.ranking import clear_rankers
 from qinco.vectors.formats import input_files
 from qinco.vectors.rows import VectorSource, as_source, sample
 
@@ -95,7 +97,8 @@ def fit(
         read = [*inputs, *input_files(x, coarse_centroids)]
         check_output(output, suffixes=SUFFIXES, overwrite=True, inputs=read)
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
-    settings |= begun_with(output) if resume and output is not None else {}
+    if resume and output is not None:
+        settings |= begun_with(output, initial is None)
     first = source if num_parts == 1 else _part(source, 0, num_parts, None)
     plan = plan_training(
         first, preset, settings, coarse_centroids=coarse_centroids, initial=initial, recipe=recipe, output=output,
@@ -149,7 +152,8 @@ class _Runs:
             self.processes.wait()
             try:
                 training = self._start(source, saved, listen, begun)
-                model, provenance = Recorder(self.plan, training, header, output, saved and saved[0]).follow(listen)
+                recorder = Recorder(self.plan, training, header, output, saved and saved[0], self.mse_scale)
+                model, provenance = recorder.follow(listen)
             except KeyboardInterrupt as stop:
                 if is_main and not any(stop.args) and not isinstance(stop, StoppedTwice):  # the start is not validated
                     stop.args = ("what was saved is as it was",) if saved else ("nothing was saved: start again",)
@@ -189,6 +193,7 @@ class _Runs:
         is_new = saved is None and initial is None
         if saved is None and initial is not None:
             model.load_state_dict(initial.models[0].state_dict())
+            clear_rankers(model)
         training = Training(model, train, valid, options, plan.encode_options, self.processes)
         if saved is not None:
             try:
@@ -226,8 +231,10 @@ class _Runs:
             initialize_model(model, train, options, self.plan.coarse_VD, self.progress, rows)
         processes.copy_from_main(model)
         pace = measure(training, batches, limit)
-        left = processes.from_main(begun + seconds - time.monotonic())
-        training.begin(settle(options, pace, left, len(train), len(training.all_valid)))
+        num_ranked, needed = map(processes.from_main, ranked_rows(training, seconds))
+        left = processes.from_main(begun + seconds - time.monotonic()) - needed
+        plan = settle(options, pace, left, len(train), len(training.all_valid))
+        training.begin(replace(plan, num_ranked=num_ranked))
         listen(estimate(training, pace))
         if training.plan.epochs == 0 and processes.is_main:
             _LOG.warning(
@@ -297,10 +304,13 @@ def _joint(provenances: list[dict], num_parts: int) -> dict:
     return joint if len(provenances) == num_parts else {n: v for n, v in joint.items() if n != "valid_mse"}
 
 
-def begun_with(output) -> dict:
-    """How the run of an output, if one is begun, treats the order of rows: the setting `rows_shuffled`."""
+def begun_with(output, is_new_model: bool = False) -> dict:
+    """The settings of the run of an output, if one is begun, that older versions did not have."""
     states = filter(None, map(load_state, (output, f"{output}.part_0")))
-    return next(({"rows_shuffled": rows_shuffled(header)} for header, _ in states), {})
+    for header, _ in states:
+        ranks = {"has_ranker": header["model"].get("has_ranker", False)} if is_new_model else {}
+        return {"rows_shuffled": rows_shuffled(header)} | ranks
+    return {}
 
 
 def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_centroids, initial, output) -> None:

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define QINCO_INTERFACE 5  // one more with each change of what is exported; as in library.py
+#define QINCO_INTERFACE 6  // one more with each change of what is exported; as in library.py
 
 extern "C" {
 
@@ -23,6 +23,14 @@ struct qinco_step {
   const float* codeword_back; // (K, E): codebook times project_out; or null
   const float* first_cross;   // (K, K): products of the first step's codewords with this step's preselector; only for
                               // the second step after a bare first one, and null where K is large
+  // The ranker of pre-selected pairs (see ranking.h), or nulls.
+  const float* rank_codebook;       // (K, D)
+  const float* rank_offset;         // (K)
+  const float* rank_map;            // (E, D)
+  const float* rank_slope;          // (D)
+  const float* rank_hidden_map;     // (E, H)
+  const float* rank_hidden_slope;   // (H)
+  const float* rank_hidden_square;  // (H)
 };
 
 struct qinco_sizes {

@@ -5,6 +5,7 @@
 
 #include "arithmetic.h"
 #include "engine.h"
+#include "ranking.h"
 
 namespace ISA {
 
@@ -18,6 +19,7 @@ struct Step {
   std::vector<Matrix<A>> up, down;
   Matrix<A> back;                  // project_out transposed (E, D)
   Table back_codewords;            // (K, E): codewords times project_out
+  Ranker<A> ranker;
   // Where the step follows a bare codebook, it meets K partial reconstructions only, and much of it can be looked up.
   Matrix<Float> exact_proposals;   // (K, D)
   Table first_cross;               // (K, K): first codewords times proposals
@@ -52,6 +54,7 @@ struct Model {
         to.proposals.pack(from.preselector, K, D);
         to.proposal_norms = norms(from.preselector, K, D, to.proposals.out);
       }
+      if (from.rank_codebook) to.ranker.pack(from, K, D, E, H);
       if (from.first_cross) {
         to.exact_proposals.pack(from.preselector, K, D);
         to.first_cross.pack(from.first_cross, K, K);

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <utility>
 
-#include "arithmetic.h"
+#include "lanes.h"
 
 namespace ISA {
 
@@ -12,42 +12,41 @@ struct Selection {
   std::vector<int32_t> places;
 
   void smallest(const float* values, int count, int wanted) {
-    places.clear();
-    kept.clear();
     const float limit = wanted < count ? bound(values, count, wanted) : INFINITY;
-    int i = 0;
-    for (; i + VECTOR <= count; i += VECTOR) {
-      const ivector within = load(values + i) <= (vector{} + limit);
-      if (!any(within)) continue;
-      for (int j = 0; j < VECTOR; j++)
-        if (within[j]) kept.push_back({values[i + j], i + j});
-    }
+    if ((int)found.size() < count) found.resize(count), near.resize(count);
+    int i = 0, total = 0;
+    for (; i + VECTOR <= count; i += VECTOR)
+      for (uint64_t lanes = at_most(load(values + i), vector{} + limit); lanes; lanes &= lanes - 1)
+        found[total++] = i + __builtin_ctzll(lanes);
     for (; i < count; i++)
-      if (values[i] <= limit) kept.push_back({values[i], i});
-    for (i = 0; i < count && (int)kept.size() < wanted; i++)  // values that are no numbers come last
-      if (!(values[i] <= limit)) kept.push_back({INFINITY, i});
-    if ((int)kept.size() > wanted) {
-      std::nth_element(kept.begin(), kept.begin() + wanted, kept.end());
-      kept.resize(wanted);
-      std::sort(kept.begin(), kept.end(), [](auto& a, auto& b) { return a.second < b.second; });
-    }
-    for (auto& one : kept) places.push_back(one.second);
+      if (values[i] <= limit) found[total++] = i;
+    if (total > wanted) total = drop_far(values, total, wanted);
+    for (i = 0; i < count && total < wanted; i++)  // values that are no numbers come last
+      if (!(values[i] <= limit)) found[total++] = i;
+    places.assign(found.begin(), found.begin() + total);
   }
 
  private:
-  std::vector<std::pair<float, int32_t>> kept;
-  std::vector<float> minima;
+  std::vector<int32_t> found;
+  std::vector<float> near, minima;
 
-  static bool any(ivector mask) {
-    int32_t bits = 0;
-    for (int j = 0; j < VECTOR; j++) bits |= mask[j];
-    return bits;
+  int drop_far(const float* values, int total, int wanted) {
+    for (int i = 0; i < total; i++) near[i] = values[found[i]];
+    std::nth_element(near.begin(), near.begin() + wanted - 1, near.begin() + total);
+    const float last = near[wanted - 1];
+    int ties = wanted, kept = 0;
+    for (int i = 0; i < wanted; i++) ties -= near[i] < last;
+    for (int i = 0; i < total; i++) {
+      const float value = values[found[i]];
+      if (value < last || (value == last && ties-- > 0)) found[kept++] = found[i];
+    }
+    return kept;
   }
 
   // A value that at least `wanted` and not many more values reach. The minima of groups of values decide: as many
   // groups as are wanted have one below the minimum that is the `wanted`-th.
   float bound(const float* values, int count, int wanted) {
-    const int groups = std::max((8 * wanted + VECTOR - 1) / VECTOR * VECTOR, 16 * VECTOR);
+    const int groups = std::max((4 * wanted + VECTOR - 1) / VECTOR * VECTOR, 16 * VECTOR);
     if (count < 2 * groups) return bisect(values, count, wanted);
     minima.assign(values, values + groups);
     int i = groups;
@@ -62,7 +61,16 @@ struct Selection {
 
   // Bisection on the bits, whose order is that of floats from zero on, until few more than wanted are left.
   static float bisect(const float* values, int count, int wanted) {
-    uint32_t low = 0, high = 0x7f800000;
+    vector least = vector{} + INFINITY, most = {};
+    for (int i = 0; i + VECTOR <= count; i += VECTOR) {
+      const vector own = load(values + i);
+      least = own < least ? own : least, most = own > most ? own : most;
+    }
+    float lowest = INFINITY, highest = 0;
+    for (int j = 0; j < VECTOR; j++) lowest = std::min(lowest, least[j]), highest = std::max(highest, most[j]);
+    for (int i = count / VECTOR * VECTOR; i < count; i++)
+      if (values[i] >= 0) lowest = std::min(lowest, values[i]), highest = std::max(highest, values[i]);
+    uint32_t low = as_bits(std::min(lowest, highest)), high = as_bits(highest);
     const int slack = wanted + wanted / 8;
     while (low < high) {
       const uint32_t middle = low + (high - low) / 2;
@@ -77,6 +85,11 @@ struct Selection {
     return as_float(high);
   }
 
+  static uint32_t as_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+  }
   static float as_float(uint32_t bits) {
     float value;
     memcpy(&value, &bits, 4);

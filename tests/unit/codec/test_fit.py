@@ -95,6 +95,30 @@ def test_every_preset_and_recipe_trains(preset, recipe):
         )
 
 
+def test_the_best_codec_is_ranked_in_the_end(tmp_path):
+    x, ranked = random_vectors(600, 4), {"has_ranker": True, "num_pairs": 3, "beam_width": 3}
+    codec = fit(x, output=tmp_path / "x.safetensors", **ranked)
+    assert codec.provenance["ranked"] and codec.models[0].steps[2].ranker.is_fitted
+    assert codec.provenance["valid_mse"] < fit(x, **ranked | {"has_ranker": False}).provenance["valid_mse"]
+    again = fit(x, output=tmp_path / "x.safetensors", resume=True, **ranked)
+    assert again.fingerprint() == codec.fingerprint() and again.provenance == codec.provenance
+
+    def stop(report):
+        if isinstance(report, EpochReport) and report.epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        fit(x, output=tmp_path / "y.safetensors", on_report=stop, **ranked)
+    assert not stopped.value.codec.models[0].steps[2].ranker.is_fitted
+    assert fit(x, output=tmp_path / "y.safetensors", resume=True, **ranked).fingerprint() == codec.fingerprint()
+
+
+def test_runs_that_began_without_rankers_go_on_without_them(tmp_path):
+    codec = fit(output=tmp_path / "x.safetensors", preset="qinco2-S", has_ranker=False)
+    again = fit(output=tmp_path / "x.safetensors", preset="qinco2-S", resume=True)
+    assert again.fingerprint() == codec.fingerprint() and not again.config.has_ranker
+
+
 def test_arrays_tensors_lists_paths_and_sources_train_alike(tmp_path):
     x = np.round(random_vectors(300, 4))
     np.save(tmp_path / "x.npy", x)
