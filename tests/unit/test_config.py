@@ -118,7 +118,7 @@ def test_presets_are_the_published_sizes():
         "qinco1": (16, None, 256), "qinco2-S": (2, 128, 256), "qinco2-M": (4, 384, 384), "qinco2-L": (16, 384, 384),
     }  # fmt: skip
     assert EncodeOptions(num_candidates=16, beam_width=32) == PAPER_ENCODE_OPTIONS
-    assert EncodeOptions(num_pairs=64, beam_width=32) == DEFAULT_ENCODE_OPTIONS
+    assert EncodeOptions(num_pairs=64, beam_width=48) == DEFAULT_ENCODE_OPTIONS
 
 
 def test_an_unknown_preset_names_the_nearest():

@@ -32,13 +32,12 @@ struct Selection {
 
   int drop_far(const float* values, int total, int wanted) {
     for (int i = 0; i < total; i++) near[i] = values[found[i]];
-    std::nth_element(near.begin(), near.begin() + wanted - 1, near.begin() + total);
-    const float last = near[wanted - 1];
+    const float last = bisect(near.data(), total, wanted, wanted);
     int ties = wanted, kept = 0;
-    for (int i = 0; i < wanted; i++) ties -= near[i] < last;
+    for (int i = 0; i < total; i++) ties -= near[i] < last;
     for (int i = 0; i < total; i++) {
-      const float value = values[found[i]];
-      if (value < last || (value == last && ties-- > 0)) found[kept++] = found[i];
+      found[kept] = found[i];
+      kept += near[i] < last || (near[i] == last && ties-- > 0);
     }
     return kept;
   }
@@ -47,7 +46,7 @@ struct Selection {
   // groups as are wanted have one below the minimum that is the `wanted`-th.
   float bound(const float* values, int count, int wanted) {
     const int groups = std::max((4 * wanted + VECTOR - 1) / VECTOR * VECTOR, 16 * VECTOR);
-    if (count < 2 * groups) return bisect(values, count, wanted);
+    if (count < 2 * groups) return bisect(values, count, wanted, wanted + wanted / 8);
     minima.assign(values, values + groups);
     int i = groups;
     for (; i + groups <= count; i += groups)
@@ -56,11 +55,12 @@ struct Selection {
         store(&minima[j], b < a ? b : a);
       }
     for (; i < count; i++) minima[i % groups] = std::min(minima[i % groups], values[i]);
-    return bisect(minima.data(), groups, wanted);
+    return bisect(minima.data(), groups, wanted, wanted + wanted / 8);
   }
 
-  // Bisection on the bits, whose order is that of floats from zero on, until few more than wanted are left.
-  static float bisect(const float* values, int count, int wanted) {
+  // Bisection on the bits, whose order is that of floats from zero on, until at least `wanted` and at most `enough` values
+  // reach the limit, or it is the `wanted`-th.
+  static float bisect(const float* values, int count, int wanted, int enough) {
     vector least = vector{} + INFINITY, most = {};
     for (int i = 0; i + VECTOR <= count; i += VECTOR) {
       const vector own = load(values + i);
@@ -71,7 +71,6 @@ struct Selection {
     for (int i = count / VECTOR * VECTOR; i < count; i++)
       if (values[i] >= 0) lowest = std::min(lowest, values[i]), highest = std::max(highest, values[i]);
     uint32_t low = as_bits(std::min(lowest, highest)), high = as_bits(highest);
-    const int slack = wanted + wanted / 8;
     while (low < high) {
       const uint32_t middle = low + (high - low) / 2;
       const int found = below(values, count, as_float(middle));
@@ -79,7 +78,7 @@ struct Selection {
         low = middle + 1;
       } else {
         high = middle;
-        if (found <= slack) break;
+        if (found <= enough) break;
       }
     }
     return as_float(high);
@@ -98,9 +97,7 @@ struct Selection {
 
   static int below(const float* values, int count, float limit) {
     int total = 0, i = 0;
-    ivector counts = {};
-    for (; i + VECTOR <= count; i += VECTOR) counts -= load(values + i) <= (vector{} + limit);
-    for (int j = 0; j < VECTOR; j++) total += counts[j];
+    for (; i + VECTOR <= count; i += VECTOR) total += __builtin_popcountll(at_most(load(values + i), vector{} + limit));
     for (; i < count; i++) total += values[i] <= limit;
     return total;
   }
