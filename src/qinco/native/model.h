@@ -66,7 +66,7 @@ struct Model {
       }
       if (size.blocks) {
         to.hidden_table.pack(from.hidden_table, K, H);
-        to.hidden_x.pack(from.hidden_x, H, D);
+        to.hidden_x.pack(from.hidden_x, H, std::min(D, E));
       }
       if (from.project_out) {
         to.project_out.pack(from.project_out, D, E);
