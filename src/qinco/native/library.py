@@ -212,9 +212,9 @@ def _shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
     dim, stream, hidden, size = sizes.dim, sizes.stream, sizes.hidden, sizes.codewords
     return {
         "codebook": (size, dim), "preselector": (size, dim), "stream_table": (size, stream),
-        "hidden_table": (size, hidden), "stream_x": (stream, dim), "hidden_x": (hidden, min(dim, stream)), "up": (hidden, stream),
-        "down": (stream, hidden), "project_out": (dim, stream), "gram": (stream,), "codeword_back": (size, stream),
-        "first_cross": (size, size),
+        "hidden_table": (size, hidden), "stream_x": (stream, dim), "hidden_x": (hidden, min(dim, stream)),
+        "up": (hidden, stream), "down": (stream, hidden), "project_out": (dim, stream), "gram": (stream,),
+        "codeword_back": (size, stream), "first_cross": (size, size),
     }  # fmt: skip
 
 
