@@ -12,6 +12,7 @@ import numpy as np
 
 from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
+from qinco.codec.given import CodecLike, as_codec
 from qinco.config import MAX_LISTS, accepts_keys, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError
@@ -148,7 +149,7 @@ class BuiltIndex:
 
 @accepts_keys(M="num_codes", K="codebook_size")
 def build_index(
-    codes, output: str | os.PathLike, *, codec: Codec | None = None, train_codes=None, train_vectors=None,
+    codes, output: str | os.PathLike, *, codec: CodecLike | None = None, train_codes=None, train_vectors=None,
     vectors=None, centroids=None, num_lists: int | None = None, num_codes: int | None = None,
     codebook_size: int | None = None, metric: str | None = None, pairwise=None, num_training: int | None = None,
     index_key: str | None = None,
@@ -162,7 +163,7 @@ def build_index(
     Args:
         codes: of the database: path, Codes, array or CodeFile.
         output: a folder (a name without suffix), or a .faissindex file for faiss, which is made in memory.
-        codec: the Codec of the codes, stored in the folder; without it the index is searched by its tables alone.
+        codec: the Codec of the codes, or its path, stored in the folder; if None tables alone search the index.
         train_codes: codes that look-up tables are fitted to; `codes` if None.
         train_vectors: (N, D) vectors of the train_codes: array, path or VectorSource; their reconstructions if None.
         vectors: (N, D) vectors of the database: array, path or VectorSource. Distances are then calibrated for them
@@ -184,7 +185,8 @@ def build_index(
         >>> qinco.build_index("base_codes", "ix", codec=codec, train_codes="train_codes", train_vectors="train.fvecs")
         >>> index = qinco.Index.load("ix")
     """
-    output, train_vectors = Path(user_path(output)), None if train_vectors is None else as_source(train_vectors)
+    codec, output = None if codec is None else as_codec(codec), Path(user_path(output))
+    train_vectors = None if train_vectors is None else as_source(train_vectors)
     vectors = None if vectors is None else as_source(vectors)
     metric, is_default = _choose_metric(metric, train_vectors if vectors is None else vectors, output)
     is_faiss = _check_output(output, metric, pairwise, index_key, overwrite)

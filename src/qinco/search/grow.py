@@ -43,8 +43,6 @@ def build_parts(
     report: Progress,
 ) -> IndexParts:  # fmt: skip
     """Encode vectors and build an index of them in memory: see `Index.build`."""
-    if not isinstance(codec, Codec):
-        raise ConfigError(f"codec must be a Codec, not {type(codec).__name__}: see Codec.load")
     if codec.config.codebook_size > ENTRIES:
         raise ConfigError(f"an index holds codes of one byte, and the codec has K={codec.config.codebook_size} "
                           f"codewords, not {ENTRIES} at most: use exhaustive_search")  # fmt: skip

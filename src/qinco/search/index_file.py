@@ -128,8 +128,6 @@ def load_parts(folder, mmap: bool, codec: Codec | None, device: str) -> tuple[Co
 def check_codec_of(path: Path, codec: Codec | None, sizes: dict) -> None:
     if codec is None:
         return
-    if not isinstance(codec, Codec):
-        raise ConfigError(f"codec must be a Codec, not {type(codec).__name__}: see Codec.load")
     own = {"dim": codec.dim, "code_size": codec.num_codes, "codebook_size": codec.config.codebook_size}
     if codec.is_ivf:
         own["num_lists"] = codec.config.num_lists
