@@ -284,7 +284,7 @@ def _calibrated(
 ) -> SearchTables:
     rows_n, mean_D = sample_rows(len(database), _CALIBRATION_ROWS, seed), mean_of(codec, tables)
     codes, source = database.rows(rows_n, tables.num_lists), base.take(rows_n)
-    corrections_n = corrections_of(codec, codes, source, mean_D, report)
+    corrections_n = corrections_of(codec, tables.lookup, codes, source, mean_D, report)
     spread = np.square(source[:_MEASURED_ROWS] - mean_D, dtype=np.float64).sum(1).mean()
     if corrections_n[:_MEASURED_ROWS].mean(dtype=np.float64) > _UNRELATED * spread > 0:
         log.warning("what %s decode to tells nothing of %s: are they the codes of these vectors, in this order?",
@@ -297,8 +297,8 @@ def _corrections(tables: SearchTables, codec: Codec | None, base: VectorSource |
     """Gives the corrections of a block of codes, for `fill_lists`; None without vectors."""
     if codec is None or base is None or tables.ranking is None:
         return None
-    mean_D = tables.ranking.mean_D
-    return lambda first, codes: corrections_of(codec, codes, base.window(first, first + len(codes)), mean_D)
+    given, mean_D = (codec, tables.lookup), tables.ranking.mean_D
+    return lambda first, codes: corrections_of(*given, codes, base.window(first, first + len(codes)), mean_D)
 
 
 def _choose_metric(given: str | None, vectors: VectorSource | None, output: Path) -> tuple[str, bool]:

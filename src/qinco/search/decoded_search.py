@@ -49,7 +49,7 @@ def _blocks(parts: IndexParts, decoder: Decoder, score: Score | None, report: Pr
             decoded_ND, is_zero_N = np.asarray(decoder.decode(codes_NM, lists_N)), np.isin(ids_N, parts.zeros)
             decoded_ND[is_zero_N] = 0
             if score is not None:
-                known_N = tables.corrections(codes_NM, norm_codes_N, lists_N)
+                known_N = tables.corrections(codes_NM, norm_codes_N, lists_N, decoded_ND)
                 added_N = score.adjusted(np.zeros_like(known_N), decoded_ND, mean_D, known_N)
                 added_N[is_zero_N] = tables.metric.unit_length**2 - score.offset  # similarity 0
                 decoded_ND = np.concatenate([decoded_ND, added_N[:, None]], 1)

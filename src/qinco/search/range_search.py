@@ -82,7 +82,8 @@ def _near(
                 decoded_ND: Any = decoder.decode(codes_NM, lists_N)
                 is_zero_N = np.isin(ids_N, parts.zeros)
                 decoded_ND[is_zero_N] = 0
-                corrections_N = None if score is None else tables.corrections(codes_NM, norm_codes_N, lists_N)
+                known = codes_NM, norm_codes_N, lists_N, decoded_ND
+                corrections_N = None if score is None else tables.corrections(*known)
                 for row in rows_Q:
                     query_ND = np.repeat(queries_QD[row : row + 1], len(decoded_ND), axis=0)
                     values_N = tables.values(score, query_ND, decoded_ND, corrections_N)

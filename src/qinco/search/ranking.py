@@ -1,7 +1,8 @@
 """Calibrated ranking: distances to vectors, estimated from their codes and one number more of each.
 
 With x̂ what a code decodes to and μ the mean of vectors, a vector's correction is T = ⟨x − x̂, x − μ⟩, and vectors are
-ranked by ‖q − x̂‖² + κ T (docs/ranking.md has the derivation). κ is fitted for each stage of a search.
+ranked by ‖q − x̂‖² + κ T (docs/ranking.md has the derivation). κ is fitted for each stage of a search. An index stores T
+of the look-up decoder; that of another decoder follows from it but for a small part.
 
 Shape suffixes: N vectors or pairs of a query and a vector, D dimension, Q queries, C candidates.
 """
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from qinco.maths.choice import fit_choice
+from qinco.maths.devices import to_device
 from qinco.search.metric import products
 
 SCORES = ("lookup", "neural", "pairwise")  # of a Ranking
@@ -48,12 +50,13 @@ class Ranking:
     Attributes:
         mean_D: μ, float32.
         lookup, neural, pairwise: the Score of each stage.
-        typical: the mean correction, for vectors whose own is not known.
+        typical: the mean correction of the look-up decoder, for vectors whose own is not known.
         low, high: limits of likely corrections. What a norm code tells beyond them counts if the code rules out all
             likely ones; else the vector's value is far from any level.
         num_vectors: how many it was fitted to.
         margin: what is left of a shortlist is not decoded where look-up values, less this, are beyond all results;
             None where it is not known.
+        pairwise_margin: the same of a shortlist in the pairwise decoder's order.
     """
 
     mean_D: np.ndarray
@@ -65,6 +68,7 @@ class Ranking:
     high: float = np.inf
     num_vectors: int = 0
     margin: float | None = None
+    pairwise_margin: float | None = None
 
 
 def corrections(x_ND: np.ndarray, decoded_ND: np.ndarray, mean_D: np.ndarray) -> np.ndarray:
@@ -75,11 +79,17 @@ def corrections(x_ND: np.ndarray, decoded_ND: np.ndarray, mean_D: np.ndarray) ->
 
 def squared_lengths(decoded_ND, mean_D: np.ndarray) -> np.ndarray:
     """‖x̂ − μ‖² of an array or a tensor, float32 (N,)."""
-    if isinstance(decoded_ND, np.ndarray):
-        centred_ND = decoded_ND - mean_D
-    else:
-        centred_ND = decoded_ND - decoded_ND.new_tensor(mean_D)
+    centred_ND = decoded_ND - _like(decoded_ND, mean_D)
     return products(centred_ND, centred_ND)
+
+
+def shared_part(decoded_ND, lookup_ND: np.ndarray, mean_D: np.ndarray) -> np.ndarray:
+    """⟨x̂ − x̂', x̂ − μ⟩ of x̂, an array or a tensor, and what the tables decode, x̂': about T' − T, float32 (N,)."""
+    return products(decoded_ND - _like(decoded_ND, lookup_ND), decoded_ND - _like(decoded_ND, mean_D))
+
+
+def _like(decoded_ND, array: np.ndarray):
+    return array if isinstance(decoded_ND, np.ndarray) else to_device(array, decoded_ND.device)
 
 
 def fit_score(
