@@ -16,7 +16,7 @@ from qinco.progress import Progress, silent
 from qinco.search.exhaustive import nearest_in_blocks
 from qinco.search.metric import L2
 from qinco.search.pipeline import Decoder, NeuralDecoder, scaled_queries
-from qinco.search.ranking import Ranking, Score, corrections, fit_score, shared_part, squared_lengths
+from qinco.search.ranking import Ranking, Score, corrections, fit_score, origin_of, shared_part, squared_lengths
 from qinco.search.sample import sample_rows
 from qinco.search.tables import SearchTables
 from qinco.store.codes import Codes
@@ -120,7 +120,8 @@ class _Sample:
     """Vectors that are searched, and others that are queries, with the true nearest of each."""
 
     def __init__(self, tables: SearchTables, codes: Codes, x_nD: np.ndarray, mean_D, seed: int):
-        self.metric, self.mean_D = tables.metric if tables.metric.scans_inner_products else L2, mean_D
+        self.metric = tables.metric if tables.metric.scans_inner_products else L2
+        self._origin_D = origin_of(tables.metric, mean_D)
         is_query_n = np.zeros(len(x_nD), bool)
         if len(x_nD) >= _MIN_ROWS:
             is_query_n[sample_rows(len(x_nD), min(_MAX_QUERIES, len(x_nD) // 10), seed + 1)] = True
@@ -147,11 +148,10 @@ class _Sample:
         found_QC = self._search(decoded_ND, _CANDIDATES)
         lengths_QC, prior = None, 0.0 if self.metric.scans_inner_products else _PRIOR
         if self.metric.scans_inner_products or not corrections_N.any():
-            lengths_QC = squared_lengths(decoded_ND, self.mean_D)[found_QC]
-        is_nearest_QC = found_QC == self._nearest_Q1
-        nearest_Q = np.where(is_nearest_QC.any(1), is_nearest_QC.argmax(1), -1)
+            lengths_QC = squared_lengths(decoded_ND, self._origin_D)[found_QC]
+        is_known_Q = (found_QC == self._nearest_Q1).any(1)
         values_QC, true_QC = self._values(decoded_ND, found_QC), self._values(self._x_ND, found_QC)
-        return fit_score(values_QC, corrections_N[found_QC], lengths_QC, true_QC, nearest_Q, prior)
+        return fit_score(values_QC, corrections_N[found_QC], lengths_QC, true_QC, is_known_Q, prior)
 
     @np.errstate(over="ignore", invalid="ignore")  # of queries of very large values
     def margin(self, first: tuple[Score, Any, np.ndarray], second: tuple[Score, Any, np.ndarray]) -> float | None:
@@ -169,7 +169,7 @@ class _Sample:
 
     def _scored(self, score: Score, decoded_ND, corrections_N: np.ndarray, found_QC: np.ndarray) -> np.ndarray:
         nothing_N = np.zeros(len(decoded_ND), np.float32)
-        added_N = score.adjusted(nothing_N, decoded_ND, self.mean_D, corrections_N)
+        added_N = score.adjusted(nothing_N, decoded_ND, self._origin_D, corrections_N)
         return self._values(decoded_ND, found_QC) + added_N[found_QC]
 
     def _values(self, x_ND: np.ndarray, found_QC: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from qinco.native.scanner import Filter
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
-from qinco.search.ranking import Ranking, Score, shared_part
+from qinco.search.ranking import Ranking, Score, origin_of, shared_part
 from qinco.search.scan import Scanner, Shortlist
 from qinco.store.tensors import read_tensors, write_tensors
 
@@ -175,18 +175,18 @@ class SearchTables:
             return self.metric.values(queries_ND, decoded_ND)
         metric = self.metric if self.metric.scans_inner_products else L2
         values_N = metric.values(queries_ND, decoded_ND)
-        return score.adjusted(values_N, decoded_ND, self.ranking.mean_D, corrections_N)
+        return score.adjusted(values_N, decoded_ND, origin_of(metric, self.ranking.mean_D), corrections_N)
 
     def _added(self, codes_NM, lists_N, threads: int, corrections_N: np.ndarray | None) -> np.ndarray:
         """What the scan adds to a vector's value besides its tables' entries, float32 (N,)."""
         norms_N = self.scanner.norms(codes_NM, lists_N, threads)
         if self.ranking is None:
             return norms_N
-        score, mean_D = self.ranking.lookup, self.ranking.mean_D
+        score, origin_D = self.ranking.lookup, origin_of(self.metric, self.ranking.mean_D)
         if corrections_N is None:
             corrections_N = np.full(len(norms_N), self.ranking.typical, np.float32)
         decoded_ND = self.lookup.decode(codes_NM, lists_N) if score.length else None
-        return score.adjusted(norms_N, decoded_ND, mean_D, corrections_N)
+        return score.adjusted(norms_N, decoded_ND, origin_D, corrections_N)
 
     def shortlist(
         self, queries_QD: np.ndarray, num_short: int, options: SearchOptions, segments: Sequence[InvertedLists],

@@ -66,12 +66,13 @@ def test_values_are_by_definition(kind, metric):
     if ranking.lookup.correction:
         known = known - ((decoded_ND - lookup_ND) * (decoded_ND - ranking.mean_D)).sum(1)
     queries_QD, score = prepared(index, QUERIES_QD).astype(np.float64), ranking.neural
-    lengths_N = np.square(decoded_ND - ranking.mean_D).sum(1)
     if metric == "inner_product":
+        lengths_N = np.square(decoded_ND).sum(1)
         norms_Q1 = np.linalg.norm(queries_QD, axis=1, keepdims=True)
         values_QN = -(queries_QD / norms_Q1) @ decoded_ND.T + score.correction * known + score.length * lengths_N
         expected_QN = -(values_QN + score.offset) * norms_Q1
     else:
+        lengths_N = np.square(decoded_ND - ranking.mean_D).sum(1)
         values_QN = np.square(queries_QD[:, None] - decoded_ND).sum(2) + score.correction * known
         expected_QN = np.maximum(values_QN + score.length * lengths_N + score.offset, 0)
         if metric == "cosine":
@@ -248,10 +249,10 @@ def test_the_weight_of_corrections_is_found():
     generator = np.random.default_rng(0)
     values_QC, corrections_QC = generator.uniform(1, 2, (800, 20)), generator.uniform(0, 1, (800, 20))
     true_QC = values_QC + 0.4 * corrections_QC + 0.02 * generator.standard_normal((800, 20)) + 3
-    score = fit_score(values_QC, corrections_QC, None, true_QC, true_QC.argmin(1), 0.25)
+    score = fit_score(values_QC, corrections_QC, None, true_QC, np.ones(800, bool), 0.25)
     assert score.correction == pytest.approx(0.4, abs=0.05) and score.offset == pytest.approx(3, abs=0.02)
-    assert fit_score(values_QC[:0], corrections_QC[:0], None, true_QC[:0], np.empty(0, int), 0.25) == Score(0.25)
-    nothing = fit_score(values_QC, corrections_QC, None, values_QC, values_QC.argmin(1), 0.25)
+    assert fit_score(values_QC[:0], corrections_QC[:0], None, true_QC[:0], np.empty(0, bool), 0.25) == Score(0.25)
+    nothing = fit_score(values_QC, corrections_QC, None, values_QC, np.ones(800, bool), 0.25)
     assert abs(nothing.correction) < 0.02
 
 
