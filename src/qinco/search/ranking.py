@@ -126,7 +126,7 @@ def fit_score(
     columns = [values_QC + prior * corrections_QC, corrections_QC, *([] if lengths_QC is None else [lengths_QC])]
     features_QCF = np.stack(columns, -1).astype(np.float64)
     centred_QCF = features_QCF - features_QCF.mean(1, keepdims=True)
-    scales_F = np.sqrt(np.square(centred_QCF).mean((0, 1)))
+    scales_F = np.median(np.abs(centred_QCF), (0, 1))  # a few broken vectors have corrections of any size
     scales_F[scales_F == 0] = 1
     penalty_F = np.array([1e-3, *[_PRIOR_QUERIES] * (len(columns) - 1)])
     order_KC = np.argsort(true_QC[is_known_Q], 1, kind="stable")
