@@ -23,8 +23,8 @@ from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource
 
 _MAX_QUERIES, _CANDIDATES = 1000, 50
-# κ of distances, where nothing is known. Few vectors lie far apart, and queries know little of any: among 90, recall@1 is
-# .525 and .634 with κ = .25 and .8 (text), .760 and .780 (sift), .338 and .386 (Gaussian); among 300 nothing changes.
+# κ of distances, where nothing is known. Few vectors lie far apart, and queries know little of any: among 90 recall@1
+# is .525 and .634 with κ = .25 and .8 (text), .760 and .780 (sift), .338 and .386 (Gaussian), among 300 the same.
 _PRIOR = 0.8
 _OUTLIERS = 1e-3  # the share of corrections on either side that do not count for their limits
 _MOST_SPREADS = 1e4  # times the variance of the codec's vectors: what some broken vectors lose must not hide all else
