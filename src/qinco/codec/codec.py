@@ -145,6 +145,8 @@ class Codec:
         """
         with needs_extra("training", "torch", "train"):
             from qinco.codec.fit import fit
+        if isinstance(initial := settings.get("initial"), str | os.PathLike):
+            settings["initial"] = cls.load(initial)
         try:
             models, rotation_DD, options, provenance = fit(x, preset, **settings)
         except (KeyboardInterrupt, ConfigError) as stop:

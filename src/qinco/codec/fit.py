@@ -61,7 +61,7 @@ def fit(
         overwrite: replace `output`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         coarse_centroids: (V, D) vectors: an IVF codec, whose reconstructions start at the nearest of them.
-        initial: Codec whose architecture, weights and epoch the run continues from.
+        initial: Codec, or the path of one, whose architecture, weights and epoch the run continues from.
         recipe: "default", or "paper" for the published one, of QINCo or QINCo2.
         num_parts: cut the vectors into so many parts, and train a model for each (PQ-QINCo; QINCo paper, section 5.3).
         rotate: with parts: learn a rotation that spreads the variance over them (OPQ).
