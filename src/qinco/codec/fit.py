@@ -56,14 +56,14 @@ def fit(
         x: (N, D) vectors: array, memory map, torch tensor, path or VectorSource of any integer or float type. A source
             is streamed. `num_valid` vectors are for validation: some of all parts, so that the order of the rows does
             not matter, or the last ones with `rows_shuffled` and the paper's recipe.
-        preset: "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
+        preset: "qinco1", "qinco2-XS", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
         output: codec file to write (.pt: a checkpoint of the authors' code). The run's state and log lie beside it
             (`.last`, `.jsonl`); a codec of several parts has these for each part (`.part_i`) until it is complete.
         resume: continue the run of `output` where it stopped; start it where there is none.
         overwrite: replace `output`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         coarse_centroids: (V, D) vectors: an IVF codec, whose reconstructions start at the nearest of them.
-        initial: Codec whose architecture, weights and epoch the run continues from.
+        initial: Codec, or the path of one, whose architecture, weights and epoch the run continues from.
         recipe: "default", or "paper" for the published one, of QINCo or QINCo2.
         num_parts: cut the vectors into so many parts, and train a model for each (PQ-QINCo; QINCo paper, section 5.3).
         rotate: with parts: learn a rotation that spreads the variance over them (OPQ).

@@ -15,7 +15,8 @@ struct qinco_step {
   const float* stream_table;  // (K, E): the stream's beginning that comes from the codeword
   const float* hidden_table;  // (K, H): the same for the first hidden layer; null where L is 0
   const float* stream_x;      // (E, D): the stream's part that comes from the partial reconstruction
-  const float* hidden_x;      // (H, D): the same for the first hidden layer; null where L is 0
+  const float* hidden_x;      // the same for the first hidden layer, (H, D); where E < D from the stream's part of the
+                              // partial reconstruction instead, (H, E), which is less work; null where L is 0
   const float* const* up;     // L pointers to (H, E); the first is not read, hidden_table and hidden_x replace it
   const float* const* down;   // L pointers to (E, H)
   const float* project_out;   // (D, E), or null where E = D

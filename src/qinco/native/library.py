@@ -47,7 +47,7 @@ class StepArrays:
     stream_table: np.ndarray | None = None  # (K, E)
     hidden_table: np.ndarray | None = None  # (K, H)
     stream_x: np.ndarray | None = None  # (E, D)
-    hidden_x: np.ndarray | None = None  # (H, D)
+    hidden_x: np.ndarray | None = None  # (H, min(D, E))
     up: tuple[np.ndarray, ...] = ()  # (H, E) each
     down: tuple[np.ndarray, ...] = ()  # (E, H) each
     project_out: np.ndarray | None = None  # (D, E)
@@ -219,11 +219,11 @@ def _shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
     dim, stream, hidden, size = sizes.dim, sizes.stream, sizes.hidden, sizes.codewords
     return {
         "codebook": (size, dim), "preselector": (size, dim), "stream_table": (size, stream),
-        "hidden_table": (size, hidden), "stream_x": (stream, dim), "hidden_x": (hidden, dim), "up": (hidden, stream),
-        "down": (stream, hidden), "project_out": (dim, stream), "gram": (stream,), "codeword_back": (size, stream),
-        "first_cross": (size, size), "rank_codebook": (size, dim), "rank_offset": (size,), "rank_map": (stream, dim),
-        "rank_slope": (dim,), "rank_hidden_map": (stream, hidden), "rank_hidden_slope": (hidden,),
-        "rank_hidden_square": (hidden,),
+        "hidden_table": (size, hidden), "stream_x": (stream, dim), "hidden_x": (hidden, min(dim, stream)),
+        "up": (hidden, stream), "down": (stream, hidden), "project_out": (dim, stream), "gram": (stream,),
+        "codeword_back": (size, stream), "first_cross": (size, size), "rank_codebook": (size, dim),
+        "rank_offset": (size,), "rank_map": (stream, dim), "rank_slope": (dim,), "rank_hidden_map": (stream, hidden),
+        "rank_hidden_slope": (hidden,), "rank_hidden_square": (hidden,),
     }  # fmt: skip
 
 

@@ -33,11 +33,12 @@ struct Model {
   std::vector<float> first_norms;
   std::vector<Step<A>> steps;
 
-  // The second step's streams of all pairs of codes, (K * K, Ep), once enough vectors have been encoded to pay for it.
+  // The second step's streams of all pairs of codes, (K * K, Ep), once enough evaluations would have paid for it.
   mutable std::mutex building;
   mutable std::atomic<const typename A::element*> pair_streams{nullptr};
   mutable array<typename A::element> pair_values;
   mutable std::atomic<int64_t> evaluations{0};
+  mutable int64_t tabulated = 0;  // first codes, by who holds `building`
 
   Model(const qinco_sizes& sizes, const qinco_step* given) : size(sizes), steps(sizes.steps) {
     const int K = size.codewords, D = size.dim, E = size.stream, H = size.hidden;
@@ -69,7 +70,7 @@ struct Model {
       }
       if (size.blocks) {
         to.hidden_table.pack(from.hidden_table, K, H);
-        to.hidden_x.pack(from.hidden_x, H, D);
+        to.hidden_x.pack(from.hidden_x, H, std::min(D, E));
       }
       if (from.project_out) {
         to.project_out.pack(from.project_out, D, E);

@@ -22,7 +22,7 @@ OPTIONS = {"nprobe": NUM_LISTS, "num_short": 200}
 
 def with_margin(index: Index, margin: float | None) -> Index:
     other = copied(index)
-    other.tables = replace(other.tables, ranking=replace(other.tables.ranking, margin=margin))
+    other.tables = replace(other.tables, ranking=replace(other.tables.ranking, margin=margin, pairwise_margin=margin))
     return other
 
 
@@ -88,10 +88,12 @@ def test_with_a_wide_margin_all_is_decoded(kind, metric, monkeypatch):
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("pairwise", [False, True])
 @pytest.mark.parametrize("metric", METRICS)
-def test_the_fitted_margin_finds_the_same_and_decodes_less(metric, monkeypatch):
-    index = built("plain", metric)
-    assert np.isfinite(index.tables.ranking.margin)
+def test_the_fitted_margins_find_the_same_and_decode_less(metric, pairwise, monkeypatch):
+    index = built("plain", metric, pairwise)
+    ranking = index.tables.ranking
+    assert np.isfinite(ranking.pairwise_margin if pairwise else ranking.margin)
     _, nearest_Q1 = qinco.exhaustive_search(QUERIES_QD, vectors(), 1, metric=metric)
     everything = with_margin(index, None)
     for k in (1, 10):
@@ -124,24 +126,28 @@ def test_zero_vectors_are_similar_to_nothing():
         assert not distances_QR[ids_QR % 10 == 0].any()
 
 
-def test_other_orders_are_decoded_whole(monkeypatch):
+def test_orders_without_a_margin_are_decoded_whole(monkeypatch):
     index = built("plain", "l2", True)
     stage = index.pipeline(SearchOptions(num_short=50, num_mid=0), 10).stages[-1]
     assert stage.margin == index.tables.ranking.margin
-    for options, given in (
-        (SearchOptions(num_short=50), {}), (SearchOptions(num_short=50, num_mid=0), {"ranking": "decoded"}),
-        (SearchOptions(num_short=50), {"ranking": "decoded"}),
-    ):  # fmt: skip
-        assert {stage.margin for stage in index.pipeline(options, 10, **given).stages} == {None}
+    first, last = index.pipeline(SearchOptions(num_short=50), 10).stages
+    assert (first.margin, last.margin) == (None, index.tables.ranking.pairwise_margin)
+    for options in (SearchOptions(num_short=50, num_mid=0), SearchOptions(num_short=50)):
+        stages = index.pipeline(options, 10, ranking="decoded").stages
+        assert {stage.margin for stage in stages} == {None}
+    other = index.with_pairwise(index.pairwise)  # may be any
+    assert other.pipeline(SearchOptions(num_short=50), 10).stages[-1].margin is None
+    assert other.tables.ranking.margin == index.tables.ranking.margin
     index = with_margin(built(), 0.0)
     search = {"k": 5, **OPTIONS, "refine": vectors(), "num_refine": 20}
     assert num_decoded(monkeypatch, lambda: index.search(QUERIES_QD, **search)) == 200 * 200
 
 
 def test_the_margin_is_stored(tmp_path):
-    index = copied(built())  # that knows its folder
+    index = copied(built("plain", "l2", True))  # that knows its folder
     index.save(tmp_path / "one")
-    assert Index.load(tmp_path / "one").tables.ranking.margin == index.tables.ranking.margin
+    for name in ("margin", "pairwise_margin"):
+        assert getattr(Index.load(tmp_path / "one").tables.ranking, name) == getattr(index.tables.ranking, name)
     few = Index.build(index.codec, vectors()[:50], 2)
     few.save(tmp_path / "few")
     assert few.tables.ranking.margin is None is Index.load(tmp_path / "few").tables.ranking.margin
