@@ -213,7 +213,7 @@ class StepTables:
         of_hidden_N = (h_NH * (q_BH.index_select(0, rows_N) + ranker.hidden_square * h_NH)).sum(1)
         products_N = (residual_ND.index_select(0, rows_N) * ranker.codebook.index_select(0, codes_N)).sum(1)
         own_N = own_B.index_select(0, rows_N) + ranker.offset.index_select(0, codes_N)
-        return (own_N - 2 * products_N + of_hidden_N).clamp(min=0)
+        return own_N - 2 * products_N + of_hidden_N
 
     def evaluate(self, codes_N: Tensor, rows_N: Tensor, parts) -> Tensor:
         """f(c, x̂), float32 (N, D), of codes, int64 (N,), and of rows, int64 (N,), of `reconstruction_parts`."""

@@ -84,8 +84,7 @@ class Ranking {
       }
     for (int d = 0; d < Dp; d += VECTOR) products += A::load_wide(codeword + d) * load(residual + d);
     for (int j = 1; j < PANELS; j++) totals[0] += totals[j];
-    const float error = own[row] + ranker.offset[code] + sum(totals[0] - 2 * products);
-    return error < 0 ? 0 : error;  // what is no number stays so
+    return own[row] + ranker.offset[code] + sum(totals[0] - 2 * products);
   }
 };
 }  // namespace ISA

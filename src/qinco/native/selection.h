@@ -7,7 +7,7 @@
 
 namespace ISA {
 
-// The `wanted` smallest of `count` values that are not below zero, in the order of their places; ties go to the first.
+// The `wanted` smallest of `count` values, in the order of their places; ties go to the first.
 struct Selection {
   std::vector<int32_t> places;
 
@@ -58,22 +58,21 @@ struct Selection {
     return bisect(minima.data(), groups, wanted, wanted + wanted / 8);
   }
 
-  // Bisection on the bits, whose order is that of floats from zero on, until at least `wanted` and at most `enough` values
-  // reach the limit, or it is the `wanted`-th.
+  // Bisection on keys, until at least `wanted` and at most `enough` values reach the limit, or it is the `wanted`-th.
   static float bisect(const float* values, int count, int wanted, int enough) {
-    vector least = vector{} + INFINITY, most = {};
+    vector least = vector{} + INFINITY, most = vector{} - INFINITY;
     for (int i = 0; i + VECTOR <= count; i += VECTOR) {
       const vector own = load(values + i);
       least = own < least ? own : least, most = own > most ? own : most;
     }
-    float lowest = INFINITY, highest = 0;
+    float lowest = INFINITY, highest = -INFINITY;
     for (int j = 0; j < VECTOR; j++) lowest = std::min(lowest, least[j]), highest = std::max(highest, most[j]);
     for (int i = count / VECTOR * VECTOR; i < count; i++)
-      if (values[i] >= 0) lowest = std::min(lowest, values[i]), highest = std::max(highest, values[i]);
-    uint32_t low = as_bits(std::min(lowest, highest)), high = as_bits(highest);
+      if (values[i] == values[i]) lowest = std::min(lowest, values[i]), highest = std::max(highest, values[i]);
+    uint32_t low = key_of(std::min(lowest, highest)), high = key_of(highest);
     while (low < high) {
       const uint32_t middle = low + (high - low) / 2;
-      const int found = below(values, count, as_float(middle));
+      const int found = below(values, count, value_of(middle));
       if (found < wanted) {
         low = middle + 1;
       } else {
@@ -81,15 +80,18 @@ struct Selection {
         if (found <= enough) break;
       }
     }
-    return as_float(high);
+    return value_of(high);
   }
 
-  static uint32_t as_bits(float value) {
+  // Integers in the order of floats: the bits of negative floats are in the opposite order, and come first.
+  static constexpr uint32_t SIGN = 1u << 31;
+  static uint32_t key_of(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
-    return bits;
+    return bits & SIGN ? ~bits : bits | SIGN;
   }
-  static float as_float(uint32_t bits) {
+  static float value_of(uint32_t key) {
+    const uint32_t bits = key & SIGN ? key & ~SIGN : ~key;
     float value;
     memcpy(&value, &bits, 4);
     return value;
