@@ -28,7 +28,7 @@ _MAX_QUERIES, _CANDIDATES = 1000, 50
 _PRIOR = 0.8
 _OUTLIERS = 1e-3  # the share of corrections on either side that do not count for their limits
 _MOST_SPREADS = 1e4  # times the variance of the codec's vectors: what some broken vectors lose must not hide all else
-_MARGIN = 0.95  # the share of values within the margin; with more, a half per mille more is among the first 10
+_FIRST, _MARGIN = 10, 0.98  # the share of the first ten results that are within the margin
 _MIN_ROWS = 100  # with fewer nothing is fitted
 _BLOCK_ROWS = 1 << 14  # of vectors that are compared with what they decode to
 _MAX_ROWS, _MAX_VALUES = 1 << 16, 1 << 25  # of the sample that is searched
@@ -157,7 +157,7 @@ class _Sample:
 
     @np.errstate(over="ignore", invalid="ignore")  # of queries of very large values
     def margin(self, first: tuple[Score, Any, np.ndarray], second: tuple[Score, Any, np.ndarray]) -> float | None:
-        """How much smaller than by a first score few values are by a second one, of vectors that the first finds.
+        """How far behind the last of the first ten by a second score nearly all of them are by a first score.
 
         Each score comes with what its decoder decodes and the corrections of that. None where nothing can be compared.
         """
@@ -165,9 +165,10 @@ class _Sample:
             return None
         found_QC = self._search(first[1], _CANDIDATES)
         first_QC, second_QC = (self._scored(*each, found_QC) for each in (first, second))
-        smaller_QC = first_QC - second_QC
-        smaller_N = smaller_QC[np.isfinite(smaller_QC)]
-        return float(np.quantile(smaller_N, _MARGIN)) if len(smaller_N) else None
+        last_Q1 = np.sort(second_QC, 1)[:, min(_FIRST, second_QC.shape[1]) - 1, None]
+        behind_N = (first_QC - last_Q1)[second_QC <= last_Q1]
+        behind_N = behind_N[np.isfinite(behind_N)]
+        return float(np.quantile(behind_N, _MARGIN)) if len(behind_N) else None
 
     def _scored(self, score: Score, decoded_ND, corrections_N: np.ndarray, found_QC: np.ndarray) -> np.ndarray:
         nothing_N = np.zeros(len(decoded_ND), np.float32)

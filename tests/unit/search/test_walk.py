@@ -18,6 +18,7 @@ from qinco.search.walk import walk
 
 QUERIES_QD = vectors(200, 21)
 OPTIONS = {"nprobe": NUM_LISTS, "num_short": 200}
+MANY = 48
 
 
 def with_margin(index: Index, margin: float | None) -> Index:
@@ -36,8 +37,11 @@ def num_decoded(monkeypatch, search) -> int:
 
 
 def walked(look_up_QS, neural_QS, wanted, margin):
-    """The rounds of a walk, as numbers of flattened shortlists; what is −1 by both is not there."""
-    look_up_QS, neural_QS = np.float32(look_up_QS), np.float32(neural_QS)
+    """The rounds of a walk, as numbers of flattened shortlists; what is −1 by both is not there.
+
+    All queries are there MANY times, of which the first counts: rounds of few vectors are longer.
+    """
+    look_up_QS, neural_QS = (np.tile(np.float32(values_QS), (MANY, 1)) for values_QS in (look_up_QS, neural_QS))
     lists_QS = np.where(neural_QS < 0, -1, 0).astype(np.int32)
     nothing_QS, values_QS = np.zeros_like(lists_QS), np.full(neural_QS.shape, np.inf, np.float32)
     shortlist = Shortlist(look_up_QS, nothing_QS, lists_QS, nothing_QS[..., None], nothing_QS, nothing_QS[:, 0])
@@ -45,7 +49,7 @@ def walked(look_up_QS, neural_QS, wanted, margin):
     for rows_N in walk(shortlist, values_QS, wanted, margin):
         assert np.isinf(values_QS.ravel()[rows_N]).all()
         values_QS.reshape(-1)[rows_N] = neural_QS.ravel()[rows_N]
-        rounds.append(rows_N.tolist())
+        rounds.append(rows_N[rows_N < neural_QS.size // MANY].tolist())
     return rounds
 
 
@@ -55,10 +59,18 @@ def test_a_query_goes_on_while_its_next_may_win():
     first, second, *others = walked(look_up_QS, neural_QS, 2, 4)
     assert first == [*range(10), *range(30, 40), *range(60, 70)]
     assert second == [*range(40, 48), *range(70, 78)]  # the first stops: 10 − 4 is no less than its second, 1
-    assert others == [[*range(78, 86)], [*range(86, 90)]]
+    assert others == [[*range(78, 90)]]  # a round of the last four would be short
     assert walked(look_up_QS, neural_QS, 2, None) == [list(range(90))]
     assert sorted(chain(*walked(look_up_QS, neural_QS, 2, 1e30))) == list(range(90))
     assert walked(look_up_QS, neural_QS, 25, 0) == [list(range(90))]
+
+
+@pytest.mark.parametrize(("width", "ends"), [(40, [40]), (65, [65]), (66, [58, 66]), (300, [58, 106, 154, 202, 252, 300])])
+def test_rounds_of_one_query_are_not_short(width, ends):
+    lists_1S = np.zeros((1, width), np.int32)
+    values_1S, codes_1SM = np.zeros((1, width), np.float32), np.zeros((1, width, 1), np.uint8)
+    shortlist = Shortlist(values_1S, lists_1S, lists_1S, codes_1SM, codes_1SM[..., 0], lists_1S[:, 0])
+    assert [rows_N[-1] + 1 for rows_N in walk(shortlist, np.full((1, width), np.inf), 10, 1.0)] == ends
 
 
 def test_what_is_missing_is_not_decoded():
