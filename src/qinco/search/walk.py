@@ -39,6 +39,6 @@ def walk(shortlist: Shortlist, values_QS: np.ndarray, wanted: int, margin: float
 
 
 def _end(begin: int, chunk: int, num_queries: int, width: int) -> int:
-    """Where a round ends: it has so many vectors of each query, and more where few would be left or all would be few."""
+    """Where a round ends: after a chunk of each query, or later where it would be short, or what is left would be."""
     end = begin + max(chunk, -(-_LEAST // max(1, num_queries)))
     return width if end + _CHUNK > width else end

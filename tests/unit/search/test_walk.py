@@ -65,7 +65,9 @@ def test_a_query_goes_on_while_its_next_may_win():
     assert walked(look_up_QS, neural_QS, 25, 0) == [list(range(90))]
 
 
-@pytest.mark.parametrize(("width", "ends"), [(40, [40]), (65, [65]), (66, [58, 66]), (300, [58, 106, 154, 202, 252, 300])])
+@pytest.mark.parametrize(
+    ("width", "ends"), [(40, [40]), (65, [65]), (66, [58, 66]), (300, [58, 106, 154, 202, 252, 300])]
+)
 def test_rounds_of_one_query_are_not_short(width, ends):
     lists_1S = np.zeros((1, width), np.int32)
     values_1S, codes_1SM = np.zeros((1, width), np.float32), np.zeros((1, width, 1), np.uint8)
