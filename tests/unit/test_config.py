@@ -119,7 +119,7 @@ def test_presets_are_the_published_sizes_and_a_smaller_one():
         "qinco2-L": (16, 384, 384),
     }  # fmt: skip
     assert EncodeOptions(num_candidates=16, beam_width=32) == PAPER_ENCODE_OPTIONS
-    assert EncodeOptions(num_pairs=64, beam_width=48) == DEFAULT_ENCODE_OPTIONS
+    assert EncodeOptions(num_pairs=80, beam_width=40) == DEFAULT_ENCODE_OPTIONS
 
 
 def test_an_unknown_preset_names_the_nearest():

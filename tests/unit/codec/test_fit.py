@@ -88,7 +88,7 @@ def test_every_preset_and_recipe_trains(preset, recipe):
     assert np.isfinite(codec.provenance["valid_mse"])
     assert codec.config.codeword_skip == (preset != "qinco1")
     if codec.config.has_preselector:
-        wanted = EncodeOptions(num_pairs=64) if recipe == "default" else EncodeOptions(num_candidates=16)
+        wanted = EncodeOptions(num_pairs=80) if recipe == "default" else EncodeOptions(num_candidates=16)
         assert (codec.encode_options.num_pairs, codec.encode_options.num_candidates) == (
             wanted.num_pairs,
             wanted.num_candidates,
@@ -96,7 +96,7 @@ def test_every_preset_and_recipe_trains(preset, recipe):
 
 
 def test_the_best_codec_is_ranked_in_the_end(tmp_path):
-    x, ranked = random_vectors(600, 4), {"has_ranker": True, "num_pairs": 3, "beam_width": 3}
+    x, ranked = random_vectors(1500, 4), {"has_ranker": True, "num_pairs": 3, "beam_width": 3}
     codec = fit(x, output=tmp_path / "x.safetensors", **ranked)
     assert codec.provenance["ranked"] and codec.models[0].steps[2].ranker.is_fitted
     assert codec.provenance["valid_mse"] < fit(x, **ranked | {"has_ranker": False}).provenance["valid_mse"]
@@ -365,8 +365,10 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
 
 
 def test_only_a_codec_can_go_on():
-    with pytest.raises(ConfigError, match=r"initial.*x\.safetensors"):
+    with pytest.raises(DataError, match=r"x\.safetensors"):
         Codec.fit(random_vectors(400, 4), initial="x.safetensors", epochs=2)
+    with pytest.raises(ConfigError, match=r"initial.*3"):
+        Codec.fit(random_vectors(400, 4), initial=3, epochs=2)
 
 
 def test_an_output_that_exists_is_kept(tmp_path):
@@ -443,7 +445,7 @@ def test_the_letters_of_the_papers_are_settings_too(tmp_path):
     long = {"num_steps": 2, "codebook_size": 8, "num_blocks": 1, "embed_dim": 4, "hidden_dim": 6}
     codec = Codec.fit(x, **long, num_candidates=4, beam_width=2, M=2, epochs=0, device="cpu")
     assert codec.fingerprint() == short.fingerprint() and codec.encode_options == short.encode_options
-    assert ModelConfig(4, M=2, K=8, L=1, de=4, dh=6) == codec.config
+    assert ModelConfig(4, M=2, K=8, L=1, de=4, dh=6, has_ranker=True) == codec.config
     assert EncodeOptions(A=4, B=2) == codec.encode_options
     greedy = codec.with_options(A=0, B=1)
     assert greedy.encode_options == codec.with_options(EncodeOptions()).encode_options == EncodeOptions()
