@@ -31,7 +31,7 @@ from qinco.training.loop import Training
 from qinco.training.monitor import Report, estimate, monitor, summary_writer
 from qinco.training.processes import Processes
 from qinco.training.ranked import ranked_rows
-from qinco.training.ranking import clear_rankers
+from qinco.training.rankers import clear_rankers
 from qinco.vectors.formats import input_files
 from qinco.vectors.rows import VectorSource, as_source, sample
 

@@ -56,7 +56,7 @@ class Ranker(nn.Module):
 
     Linear in φ and x̂, f is about c' + P_out (A x̂ + Q φ), and its squared length about b + g·x̂ + v·φ + s·φ². The error
     that these make, of a residual r, is ‖r‖² - 2 r·(c' + P_out (A x̂ + Q φ)) + b + g·x̂ + v·φ + s·φ². All are zeros until
-    `qinco.training.ranking` fits them; the optimizer leaves them alone.
+    `qinco.training.rankers` fits them; the optimizer leaves them alone.
     """
 
     codebook: Tensor  # c', (K, D)

@@ -10,7 +10,7 @@ from qinco.maths.devices import to_device
 from qinco.model.qinco import Qinco
 from qinco.model.weights import Weights
 from qinco.training.loop import Training, narrow_options
-from qinco.training.ranking import clear_rankers, fit_rankers
+from qinco.training.rankers import clear_rankers, fit_rankers
 from qinco.vectors.rows import read_rows, stratified_rows
 
 _ROWS = 8192  # vectors that rankers are fitted to; with half of them the error is .1 % higher

@@ -11,7 +11,7 @@ from qinco.training.loop import Training
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
 from qinco.training.ranked import rank_best, ranked_rows
-from qinco.training.ranking import fit_rankers
+from qinco.training.rankers import fit_rankers
 from qinco.vectors.rows import as_source
 
 COUNT, SIZE = 2000, 8
