@@ -21,6 +21,10 @@ ARCHITECTURES = {
     "coarse": ModelConfig(**_TINY, **_IVF),
     "coarse, projected": ModelConfig(**_TINY, **_IVF, embed_dim=6),
     "coarse, qinco1": ModelConfig(**_TINY, **_IVF, **_QINCO1),
+    "ranked": ModelConfig(**_TINY, has_ranker=True),
+    "ranked, projected": ModelConfig(**_TINY | {"num_steps": 4}, embed_dim=6, has_ranker=True),
+    "ranked, narrow": ModelConfig(**_TINY, embed_dim=2, has_ranker=True),
+    "ranked, coarse": ModelConfig(**_TINY, **_IVF, has_ranker=True),
     "one dimension": ModelConfig(**_TINY | {"dim": 1}),
     "one step": ModelConfig(**_TINY | {"num_steps": 1}),
 }
@@ -34,6 +38,9 @@ def random_model(config: ModelConfig, seed: int = 0) -> Qinco:
         for tensor in [*model.parameters(), *model.buffers()]:
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.6)
         model.scale.fill_(1.7)
+        for step in model.steps:
+            if step.ranker is not None:
+                step.ranker.offset += 50  # some estimates are below zero, others are not
     return model.eval().requires_grad_(False)
 
 

@@ -20,6 +20,7 @@ ARCHITECTURES = {
     "projections, low rank": {"embed_dim": 5, "concat_rank": 3},
     "no blocks": {"num_blocks": 0},
     "ivf": {"starts_from_coarse": True, "num_lists": 9},
+    "ranked": {"has_ranker": True},
     "uint16 codes": {"codebook_size": 512, "num_steps": 2},
 }
 

@@ -95,7 +95,7 @@ def refusal(call, *arguments, **settings) -> str:
 
 def test_a_codec_is_loaded_as_messages_say(codec, tmp_path):
     codec.save(tmp_path / "c.safetensors")
-    assert "Codec.load" in refusal(qinco.Index.build, str(tmp_path / "c.safetensors"), random_vectors(300, 4))
+    assert "Codec.load" in refusal(qinco.Codes.load, tmp_path / "codes.raw", str(tmp_path / "c.safetensors"))
     for load in (qinco.load_codec, qinco.Codec.load, qinco.ProductCodec.load):
         assert load(tmp_path / "c.safetensors").fingerprint() == codec.fingerprint()
 

@@ -31,6 +31,14 @@ def full(step, width=D, proposes=True, rank=None):
     return {f"steps.{step}.{name}": shape for name, shape in names.items()}
 
 
+def ranker(step, width=D):
+    shapes = {
+        "codebook": (K, D), "offset": (K,), "map": (width, D), "slope": (D,), "hidden_map": (width, H),
+        "hidden_slope": (H,), "hidden_square": (H,),
+    }  # fmt: skip
+    return {f"steps.{step}.ranker.{name}": shape for name, shape in shapes.items()}
+
+
 @pytest.mark.parametrize(
     ("fields", "names"),
     [
@@ -42,6 +50,11 @@ def full(step, width=D, proposes=True, rank=None):
         (IVF, {"coarse_centroids": (V, D)} | full(0) | full(1)),
         ({**IVF, "embed_dim": E}, {"coarse_centroids": (V, D)} | full(0, E) | full(1, E)),
         ({"num_steps": 1}, bare(0)),
+        ({"num_steps": 3, "has_ranker": True}, bare(0) | full(1) | full(2) | ranker(2)),
+        (
+            {**IVF, "embed_dim": E, "has_ranker": True},
+            {"coarse_centroids": (V, D)} | full(0, E) | full(1, E) | ranker(1, E),
+        ),
     ],
     ids=[
         "same width",
@@ -52,6 +65,8 @@ def full(step, width=D, proposes=True, rank=None):
         "ivf",
         "ivf projected",
         "one step",
+        "ranked",
+        "ranked ivf projected",
     ],
 )
 def test_state_names(fields, names):
@@ -65,3 +80,5 @@ def test_fields_of_the_header():
         "dim", "num_steps", "codebook_size", "num_blocks", "embed_dim", "hidden_dim", "has_preselector",
         "codeword_skip", "concat_rank", "starts_from_coarse", "num_lists",
     ]  # fmt: skip
+    ranked = ModelConfig(dim=D, has_ranker=True).to_dict()
+    assert ranked.pop("has_ranker") is True and ranked == ModelConfig(dim=D).to_dict()  # left out where it is false

@@ -22,6 +22,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from endings import OPERATIONS, content, ends_at
 
+from qinco.codec.codec import Codec
 from qinco.codec.decode_file import decode_file
 from qinco.codec.files import encode_file
 from qinco.config import EncodeOptions
@@ -35,12 +36,15 @@ RESUMED_TWICE = 7  # each so many-th resumption is ended, too
 appended = mmap.mmap(-1, 1)  # rows that the last decoding had appended
 
 
-class RoundingCodec:
+class RoundingCodec(Codec):
     """An IVF codec without a network, for the files are what matters here: the codes are the vectors' values."""
 
     dim, num_codes, is_ivf, block_rows = 3, 3, True, BLOCK_ROWS
     config = SimpleNamespace(codebook_size=1024, num_lists=100, num_steps=3, has_preselector=True)
     encode_options = EncodeOptions(num_pairs=4)
+
+    def __init__(self):
+        pass
 
     def check_dim(self, source):
         assert source.dim == self.dim

@@ -181,6 +181,22 @@ def test_what_was_encoded_before_changes_no_bit(name, level, precision):
             assert bits(*fresh[n]) == bits(*(rows[n : n + 1] for rows in used))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["same width", "projected", "no blocks"])
+def test_what_was_decoded_before_changes_no_bit(name, level, precision):
+    """Nor how much of a table is filled, when one call evaluates less than the table holds."""
+    model, size = random_model(ARCHITECTURES[name]), ARCHITECTURES[name].codebook_size
+    codes_NM = torch.randint(size, (5 * size**2, model.config.num_steps), generator=torch.Generator().manual_seed(0))
+    packed, start_ND = pack_at(level, model, precision), model.initial_reconstruction(len(codes_NM))
+    fresh_ND = packed.decode_tensors(codes_NM[:100], start_ND[:100])
+    for n in range(len(codes_NM)):
+        packed.decode_tensors(codes_NM[n : n + 1], start_ND[n : n + 1])
+        if n % size == 0:
+            assert bits(packed.decode_tensors(codes_NM[:9], start_ND[:9])) == bits(fresh_ND[:9])
+    assert bits(packed.decode_tensors(codes_NM[:100], start_ND[:100])) == bits(fresh_ND)
+
+
 NUMBERS = st.sampled_from([0.0, -0.0, 1.0, -3.0, 1e-42, 1e-30, 1e15, -1e30, 3e38, float("inf"), float("nan")])
 
 

@@ -36,6 +36,13 @@ def test_only_the_first_step_without_a_coarse_start_is_unconditioned():
     assert ModelConfig(dim=7, starts_from_coarse=True, num_lists=2).is_conditioned(0)
 
 
+def test_steps_that_follow_a_network_are_ranked():
+    coarse = {"starts_from_coarse": True, "num_lists": 2}
+    for fields, wanted in (({}, [False, False, True]), (coarse, [False, True, True])):
+        assert [ModelConfig(dim=7, has_ranker=True, **fields).is_ranked(m) for m in range(3)] == wanted
+    assert not ModelConfig(dim=7).is_ranked(2)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -53,6 +60,8 @@ def test_only_the_first_step_without_a_coarse_start_is_unconditioned():
         ({"starts_from_coarse": True}, "contradicts num_lists=0"),
         ({"num_lists": 3}, "contradicts num_lists=3"),
         ({"codeword_skip": False, "embed_dim": 3}, "needs embed_dim = dim, not 3 and 7"),
+        ({"has_ranker": True, "has_preselector": False}, "has_ranker=True needs a pre-selector"),
+        ({"has_ranker": True, "num_blocks": 0}, "has_ranker=True needs a pre-selector"),
     ],
 )
 def test_wrong_architectures_are_refused(fields, message):
@@ -102,20 +111,21 @@ def test_what_is_stored_is_the_rule_not_the_machine():
     assert EncodeOptions(num_pairs=4, beam_width=2, precision="bf16").to_dict() == stored
 
 
-def test_presets_are_the_published_sizes():
+def test_presets_are_the_published_sizes_and_a_smaller_one():
     names = ("num_blocks", "embed_dim", "hidden_dim")
     sizes = {name: tuple(preset.get(field) for field in names) for name, preset in PRESETS.items()}
     assert sizes == {
-        "qinco1": (16, None, 256), "qinco2-S": (2, 128, 256), "qinco2-M": (4, 384, 384), "qinco2-L": (16, 384, 384),
+        "qinco1": (16, None, 256), "qinco2-XS": (2, 64, 128), "qinco2-S": (2, 128, 256), "qinco2-M": (4, 384, 384),
+        "qinco2-L": (16, 384, 384),
     }  # fmt: skip
     assert EncodeOptions(num_candidates=16, beam_width=32) == PAPER_ENCODE_OPTIONS
-    assert EncodeOptions(num_pairs=64, beam_width=32) == DEFAULT_ENCODE_OPTIONS
+    assert EncodeOptions(num_pairs=80, beam_width=40) == DEFAULT_ENCODE_OPTIONS
 
 
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean qinco2-S"):
         find_preset("qinco2-s")
-    with pytest.raises(ConfigError, match="There are qinco1, qinco2-S"):
+    with pytest.raises(ConfigError, match="There are qinco1, qinco2-XS, qinco2-S"):
         find_preset("zzz")
 
 

@@ -132,7 +132,7 @@ class Codec:
 
         Args:
             x: (N, D) array, memory map, torch tensor, path or VectorSource of any float or integer type.
-            preset: "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
+            preset: "qinco1", "qinco2-XS", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
             **settings: all arguments of `qinco.codec.fit.fit`: `num_parts` and `rotate` (PQ-QINCo, OPQ), `output`,
                 `resume` and `overwrite`, `device`, `coarse_centroids` (IVF), `initial`, `recipe`, `progress`,
                 `on_report`, and the fields of ModelConfig, EncodeOptions and TrainOptions (`num_steps`, ...). Give
@@ -145,6 +145,8 @@ class Codec:
         """
         with needs_extra("training", "torch", "train"):
             from qinco.codec.fit import fit
+        if isinstance(initial := settings.get("initial"), str | os.PathLike):
+            settings["initial"] = cls.load(initial)
         try:
             models, rotation_DD, options, provenance = fit(x, preset, **settings)
         except (KeyboardInterrupt, ConfigError) as stop:

@@ -5,6 +5,7 @@ import os
 
 from qinco.atomic import check_output
 from qinco.codec.codec import Codec
+from qinco.codec.given import CodecLike, as_codec
 from qinco.config import EncodeOptions, checkpoint_encode_options
 from qinco.store.codec import CHECKPOINT_SUFFIX, SUFFIXES
 
@@ -12,7 +13,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def convert_codec(
-    codec: Codec | str | os.PathLike, output: str | os.PathLike, options: EncodeOptions | None = None, *,
+    codec: CodecLike, output: str | os.PathLike, options: EncodeOptions | None = None, *,
     overwrite: bool = False, inputs=(),
 ) -> Codec:  # fmt: skip
     """Write a codec in another form: .safetensors is ours, .pt the authors' checkpoint.
@@ -34,7 +35,7 @@ def convert_codec(
         >>> convert_codec("codec.safetensors", "codec.pt")
     """
     if not isinstance(codec, Codec):
-        inputs, codec = [*inputs, codec], Codec.load(codec)
+        inputs, codec = [*inputs, codec], as_codec(codec)
     output = check_output(output, suffixes=SUFFIXES, overwrite=overwrite, inputs=inputs)
     stored = options or codec.encode_options
     stored.check_model(codec.config)

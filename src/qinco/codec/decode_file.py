@@ -17,6 +17,7 @@ import numpy as np
 from qinco.atomic import check_output, flush_folder, lock_file, remove_temporaries
 from qinco.codec.codec import Codec
 from qinco.codec.files import FileResult, interruption
+from qinco.codec.given import CodecLike, as_codec
 from qinco.config import PRECISIONS, require_choice
 from qinco.errors import ConfigError, DataError, ResourceError, differences
 from qinco.progress import ProgressOption, reporting
@@ -77,7 +78,7 @@ class DecodedPart:
 
 
 def decode_file(
-    codec: Codec, codes, output: str | os.PathLike, *, lists=None, num_steps: int | None = None,
+    codec: CodecLike, codes, output: str | os.PathLike, *, lists=None, num_steps: int | None = None,
     precision: str = "float32", resume: bool = False, overwrite: bool = False, inputs=(), save_seconds: float = 1.0,
     progress: ProgressOption = None,
 ) -> FileResult:  # fmt: skip
@@ -86,7 +87,7 @@ def decode_file(
     Vectors are collected in `NAME.part`, with a record `NAME.part.json`, until all are there. Memory: two blocks.
 
     Args:
-        codec: the codec that made the codes.
+        codec: the Codec that made the codes, or its path.
         codes: path of a file or folder, Codes, or an integer array (N, M).
         output: .npy, .fvecs or .fbin file of float32 (N, D).
         lists: path of the list numbers, if they are neither within nor beside the codes; or an integer array (N,).
@@ -102,6 +103,7 @@ def decode_file(
         >>> decode_file(codec, "codes", "decoded.fvecs")
     """
     started = time.monotonic()
+    inputs, codec = [*inputs, codec], as_codec(codec)
     if isinstance(codes, str | os.PathLike):
         inputs = [*inputs, codes, lists_beside(codes), lists if isinstance(lists, str | os.PathLike) else None]
         codes = Codes.load(codes, codec, lists=lists)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qinco.codec.codec import Codec
+from qinco.codec.given import CodecLike, as_codec
 from qinco.config import DEFAULT_ENCODE_OPTIONS, PAPER_ENCODE_OPTIONS, EncodeOptions, require_int
 from qinco.engines.engine import candidate_precision
 from qinco.machine import num_threads, using_threads
@@ -47,13 +47,13 @@ class Speed:
 
 
 def evaluate(
-    codec: Codec, x, options: EncodeOptions | None = None, num_steps: int | None = None, *,
+    codec: CodecLike, x, options: EncodeOptions | None = None, num_steps: int | None = None, *,
     progress: ProgressOption = None,
 ) -> Evaluation:  # fmt: skip
     """Encode and decode vectors, and measure the error, in bounded memory.
 
     Args:
-        codec: a Codec.
+        codec: a Codec, or the path of one.
         x: (N, D) vectors, as for `Codec.encode`.
         options: for encoding; the codec's own if None.
         num_steps: encode so many steps only, the best code of that length.
@@ -62,7 +62,7 @@ def evaluate(
     Example:
         >>> evaluate(codec, "base.fvecs").mse
     """
-    source, begun = check_not_empty(as_source(x)), time.monotonic()
+    codec, source, begun = as_codec(codec), check_not_empty(as_source(x)), time.monotonic()
     errors_M = np.zeros(codec.check_steps(num_steps))
     with reporting(progress) as report:
         for first, codes in codec.encode_blocks(source, options, num_steps):
@@ -74,12 +74,12 @@ def evaluate(
 
 
 def measure_time(
-    codec: Codec, x, options: EncodeOptions | None = None, precision: str = "float32"
+    codec: CodecLike, x, options: EncodeOptions | None = None, precision: str = "float32"
 ) -> tuple[float, float]:
     """Microseconds a vector for encoding, and for decoding: the median of three passes after a short one.
 
     Args:
-        codec: a Codec.
+        codec: a Codec, or the path of one.
         x: (N, D) vectors, of which 10,000 at most are used.
         options: for encoding; the codec's own if None.
         precision: of decoding: "auto", "float32" or "bf16".
@@ -87,7 +87,7 @@ def measure_time(
     Example:
         >>> encode_us, decode_us = measure_time(codec, "base.fvecs")
     """
-    some = as_source(check_not_empty(as_source(x)).limit(10_000)[:])
+    codec, some = as_codec(codec), as_source(check_not_empty(as_source(x)).limit(10_000)[:])
     coder = codec if options is None else codec.with_options(options)
     coder.encode(some.limit(256))
     codes = coder.encode(some)
@@ -97,14 +97,15 @@ def measure_time(
 
 
 def benchmark(
-    codec: Codec, *, threads: Sequence[int] | None = None, precisions: Sequence[str] | None = None,
+    codec: CodecLike, *, threads: Sequence[int] | None = None, precisions: Sequence[str] | None = None,
     options: Sequence[EncodeOptions] | None = None, engine: str = "auto", pass_us: float = 400_000,
     max_vectors: int = 32_768, progress: ProgressOption = None,
 ) -> list[Speed]:  # fmt: skip
     """Measure the speed of a codec on random vectors, for about two seconds each combination.
 
     Args:
-        codec: a Codec; one of `qinco.model.qinco.random_model` takes the same time as a trained one.
+        codec: a Codec, or the path of one; that of `qinco.model.qinco.random_model` takes the same time as a trained
+            one.
         threads: numbers of threads; one and all of them if None (on a GPU all).
         precisions: "float32", "bf16" or "auto"; if None float32, and what "auto" is unless it is float32.
         options: for encoding; those of the papers, cheaper ones and the codec's own if None.
@@ -120,7 +121,8 @@ def benchmark(
         >>> for row in benchmark(codec):
         ...     print(row.options, row.precision, row.threads, row.encode_us, row.decode_us)
     """
-    config, random = codec.config, np.random.default_rng(0)
+    codec, random = as_codec(codec), np.random.default_rng(0)
+    config = codec.config
     is_bf16 = candidate_precision("auto", codec.device, config) == "bf16"
     own = codec.encode_options.override(precision="auto", engine="auto")
     tried = options or dict.fromkeys((*(_COMMON_OPTIONS if config.has_preselector else [EncodeOptions()]), own))

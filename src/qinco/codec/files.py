@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qinco.atomic import check_output, exclusive, make_folder, remove_temporaries, user_path
 from qinco.codec.codec import Codec
+from qinco.codec.given import CodecLike, as_codec
 from qinco.config import EncodeOptions, accepts_keys, require_int
 from qinco.errors import ConfigError, QincoError
 from qinco.progress import ProgressOption, reporting
@@ -45,7 +46,7 @@ class FileResult:
 
 @accepts_keys(EncodeOptions)
 def encode_file(
-    codec: Codec, source, output: str | os.PathLike, options: EncodeOptions | None = None, *,
+    codec: CodecLike, source, output: str | os.PathLike, options: EncodeOptions | None = None, *,
     num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
     precision: str | None = None, engine: str | None = None, resume: bool = False, overwrite: bool = False,
     shard: tuple[int, int] | None = None, shard_rows: int | None = None, inputs=(), progress: ProgressOption = None,
@@ -56,7 +57,7 @@ def encode_file(
     the new codes are. Memory: a block of vectors and the codes of two shards.
 
     Args:
-        codec: the codec.
+        codec: a Codec, or the path of one.
         source: (N, D) vectors: path, array, tensor or VectorSource.
         output: a folder (a name without suffix), .npy, .ivecs, .raw (packed bits) or .npz (the authors' form). List
             numbers are within a folder or .npz, and beside other files as NAME.lists.npy.
@@ -77,6 +78,7 @@ def encode_file(
         >>> encode_file(codec, "base.fvecs", "wide_codes", num_pairs=64, beam_width=32)
     """
     started, x, path = time.monotonic(), as_source(source), Path(user_path(output))
+    own, codec = codec, as_codec(codec)
     codec.check_dim(x)
     options = options or codec.encode_options
     options = options.override(num_candidates, num_pairs, beam_width, precision, engine)
@@ -100,7 +102,7 @@ def encode_file(
     num_done, complete = 0, False
     if shards or index == 0 or resume:  # else nothing is left for this share, and others may be at work
         job = _Encoding(codec, x, options, plan, shards, count == 1, path, folder, is_file)
-        read = [*input_files(source), *inputs]
+        read = [*input_files(source, own), *inputs]
         with reporting(progress) as report, interruption("the finished shards are kept"):
             num_done, complete = job.run(report, resume, overwrite, read)
     lists = lists_beside(path)

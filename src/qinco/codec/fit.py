@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from qinco.training.codebooks import initialize_model, set_scales, set_steps
 from qinco.training.loop import Training
 from qinco.training.monitor import Report, estimate, monitor, summary_writer
 from qinco.training.processes import Processes
+from qinco.training.ranked import ranked_rows
+from qinco.training.rankers import clear_rankers
 from qinco.vectors.formats import input_files
 from qinco.vectors.rows import VectorSource, as_source, sample
 
@@ -54,14 +56,14 @@ def fit(
         x: (N, D) vectors: array, memory map, torch tensor, path or VectorSource of any integer or float type. A source
             is streamed. `num_valid` vectors are for validation: some of all parts, so that the order of the rows does
             not matter, or the last ones with `rows_shuffled` and the paper's recipe.
-        preset: "qinco1", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
+        preset: "qinco1", "qinco2-XS", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
         output: codec file to write (.pt: a checkpoint of the authors' code). The run's state and log lie beside it
             (`.last`, `.jsonl`); a codec of several parts has these for each part (`.part_i`) until it is complete.
         resume: continue the run of `output` where it stopped; start it where there is none.
         overwrite: replace `output`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         coarse_centroids: (V, D) vectors: an IVF codec, whose reconstructions start at the nearest of them.
-        initial: Codec whose architecture, weights and epoch the run continues from.
+        initial: Codec, or the path of one, whose architecture, weights and epoch the run continues from.
         recipe: "default", or "paper" for the published one, of QINCo or QINCo2.
         num_parts: cut the vectors into so many parts, and train a model for each (PQ-QINCo; QINCo paper, section 5.3).
         rotate: with parts: learn a rotation that spreads the variance over them (OPQ).
@@ -95,7 +97,8 @@ def fit(
         read = [*inputs, *input_files(x, coarse_centroids)]
         check_output(output, suffixes=SUFFIXES, overwrite=True, inputs=read)
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
-    settings |= begun_with(output) if resume and output is not None else {}
+    if resume and output is not None:
+        settings |= begun_with(output, initial is None)
     first = source if num_parts == 1 else _part(source, 0, num_parts, None)
     plan = plan_training(
         first, preset, settings, coarse_centroids=coarse_centroids, initial=initial, recipe=recipe, output=output,
@@ -149,7 +152,8 @@ class _Runs:
             self.processes.wait()
             try:
                 training = self._start(source, saved, listen, begun)
-                model, provenance = Recorder(self.plan, training, header, output, saved and saved[0]).follow(listen)
+                recorder = Recorder(self.plan, training, header, output, saved and saved[0], self.mse_scale)
+                model, provenance = recorder.follow(listen)
             except KeyboardInterrupt as stop:
                 if is_main and not any(stop.args) and not isinstance(stop, StoppedTwice):  # the start is not validated
                     stop.args = ("what was saved is as it was",) if saved else ("nothing was saved: start again",)
@@ -189,6 +193,7 @@ class _Runs:
         is_new = saved is None and initial is None
         if saved is None and initial is not None:
             model.load_state_dict(initial.models[0].state_dict())
+            clear_rankers(model)
         training = Training(model, train, valid, options, plan.encode_options, self.processes)
         if saved is not None:
             try:
@@ -226,8 +231,10 @@ class _Runs:
             initialize_model(model, train, options, self.plan.coarse_VD, self.progress, rows)
         processes.copy_from_main(model)
         pace = measure(training, batches, limit)
-        left = processes.from_main(begun + seconds - time.monotonic())
-        training.begin(settle(options, pace, left, len(train), len(training.all_valid)))
+        num_ranked, needed = map(processes.from_main, ranked_rows(training, seconds))
+        left = processes.from_main(begun + seconds - time.monotonic()) - needed
+        plan = settle(options, pace, left, len(train), len(training.all_valid))
+        training.begin(replace(plan, num_ranked=num_ranked))
         listen(estimate(training, pace))
         if training.plan.epochs == 0 and processes.is_main:
             _LOG.warning(
@@ -297,10 +304,13 @@ def _joint(provenances: list[dict], num_parts: int) -> dict:
     return joint if len(provenances) == num_parts else {n: v for n, v in joint.items() if n != "valid_mse"}
 
 
-def begun_with(output) -> dict:
-    """How the run of an output, if one is begun, treats the order of rows: the setting `rows_shuffled`."""
+def begun_with(output, is_new_model: bool = False) -> dict:
+    """The settings of the run of an output, if one is begun, that older versions did not have."""
     states = filter(None, map(load_state, (output, f"{output}.part_0")))
-    return next(({"rows_shuffled": rows_shuffled(header)} for header, _ in states), {})
+    for header, _ in states:
+        ranks = {"has_ranker": header["model"].get("has_ranker", False)} if is_new_model else {}
+        return {"rows_shuffled": rows_shuffled(header)} | ranks
+    return {}
 
 
 def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_centroids, initial, output) -> None:

@@ -1,6 +1,7 @@
 """The files of a training run, and how it stops without losing anything."""
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -14,11 +15,14 @@ from qinco.errors import ConfigError
 from qinco.interrupts import StoppedTwice, held_back
 from qinco.model.qinco import Qinco
 from qinco.model.weights import Weights
+from qinco.progress import format_number
 from qinco.store.codec import load_models, save_models
 from qinco.store.run_state import save_state
 from qinco.training.loop import EpochReport, Training
+from qinco.training.ranked import rank_best
 from qinco.version import __version__
 
+_LOG = logging.getLogger(__name__)
 _SAVE_SECONDS = 300
 
 
@@ -28,9 +32,11 @@ class Recorder:
     `header` is the plan's, and `saved` that of the state that the run continues from, None for a new run.
     """
 
-    def __init__(self, plan: TrainingPlan, training: Training, header: dict, output, saved: dict | None):
+    def __init__(
+        self, plan: TrainingPlan, training: Training, header: dict, output, saved: dict | None, mse_scale: float = 1.0
+    ):  # fmt: skip
         self.plan, self.training, self.header, self.output = plan, training, header, output
-        self.writes = output is not None and training.processes.is_main
+        self.mse_scale, self.writes = mse_scale, output is not None and training.processes.is_main
         self.best: tuple[Weights, dict] | None = None
         if saved is not None and output is not None:
             self.best = (load_models(output)[0][0], saved["best"])
@@ -55,6 +61,7 @@ class Recorder:
                             self._save_state()
                             saved_at = time.monotonic()
                         listen(report)
+            self._rank()
         except (KeyboardInterrupt, ConfigError) as stop:
             if not isinstance(stop, ConfigError | StoppedTwice):
                 with held_back():
@@ -63,6 +70,21 @@ class Recorder:
             raise
         self.training.processes.wait()
         return self._fitted()
+
+    def _rank(self) -> None:
+        """Fit the rankers of the best weights when the run is over, unless that has been done."""
+        if self.best is None or self.best[1].get("ranked"):
+            return
+        weights, provenance = self.best
+        ranked = rank_best(self.training, weights, provenance["valid_mse"])
+        if ranked is None:
+            return
+        with held_back():
+            self.best = ranked[0], provenance | {"valid_mse": ranked[1], "ranked": True}
+            _LOG.info(f"candidates are ranked now: mse {format_number(ranked[1] * self.mse_scale)}")
+            if self.writes:
+                save_models(self.output, [self.best[0]], None, self.plan.encode_options, self.best[1])
+            self._save_state()
 
     def _keep(self) -> str:
         """Save the state of an interrupted run; says what is kept, and how to get it."""

@@ -64,7 +64,8 @@ def write_checkpoint(path, weights: list[Weights], options: EncodeOptions, prove
     config = weights[0].config
     check_expressible(config, options, len(weights))
     count, beam = _search_sizes(config, options)
-    arrays = {_v2_name(name, config): array for name, array in weights[0].arrays.items()}
+    shared = {name: array for name, array in weights[0].arrays.items() if ".ranker." not in name}  # they have none
+    arrays = {_v2_name(name, config): array for name, array in shared.items()}
     for step in range(config.starts_from_coarse, config.num_steps + config.starts_from_coarse):
         arrays[f"steps.{step}.xtarget_mean"] = np.zeros(config.dim, np.float32)
         arrays[f"steps.{step}.xtarget_var"] = np.ones(config.dim, np.float32)

@@ -1,8 +1,9 @@
 """The native engine: rearranges a model's weights for the compiled kernels, and runs them.
 
 Two exact rearrangements beside the tables of `StepTables`: the contribution of a reconstruction to the first hidden
-layer is one product (up · W_x); and with projections the basis of the residual stream is rotated so that the columns of
-the output projection are orthogonal, which makes a candidate's distance a sum over the stream instead of a product.
+layer is one product (up · W_x), unless the stream is narrower than the vectors; and with projections the basis of the
+residual stream is rotated so that the columns of the output projection are orthogonal, which makes a candidate's
+distance a sum over the stream instead of a product.
 
 Shape suffixes: N vectors, D dimension, M steps, K codewords, E stream width, H hidden width.
 """
@@ -121,16 +122,23 @@ def _arrays(step: StepWeights, dtype: type = np.float64) -> StepArrays:
     arrays = {}
     if step.preselector_KD is not None:
         arrays["preselector"] = step.preselector_KD
+    ranker = {}
+    if step.ranker and step.ranker["offset"].any():  # it has been fitted
+        ranker |= step.ranker
     up, down = ([weight.astype(dtype) for weight in weights] for weights in (step.up, step.down))
     if up:
-        arrays |= {"hidden_table": _float32(stream_KE @ up[0].T), "hidden_x": _float32(up[0] @ stream_x_ED)}
+        arrays["hidden_table"] = _float32(stream_KE @ up[0].T)
     if step.project_out_DE is not None:
         out_DE, basis_EE = _orthogonal_outputs(step.project_out_DE.astype(dtype))
         stream_KE, stream_x_ED = stream_KE @ basis_EE, basis_EE.T @ stream_x_ED
-        # The first hidden layer is read from its own table and product.
-        up, down = up[:1] + [weight @ basis_EE for weight in up[1:]], [basis_EE.T @ weight for weight in down]
+        ranker |= {name: basis_EE.T @ ranker[name].astype(dtype) for name in ("map", "hidden_map") if ranker}
+        up, down = [weight @ basis_EE for weight in up], [basis_EE.T @ weight for weight in down]
         arrays |= {"project_out": _float32(out_DE), "gram": _float32(np.square(out_DE).sum(0))}
         arrays["codeword_back"] = _float32(codebook_KD @ out_DE)
+    if up:
+        embed_dim, dim = stream_x_ED.shape
+        arrays["hidden_x"] = _float32(up[0] if embed_dim < dim else up[0] @ stream_x_ED)
+    arrays |= {f"rank_{name}": _float32(array) for name, array in ranker.items()}
     arrays |= {"up": tuple(map(_float32, up)), "down": tuple(map(_float32, down))}
     return StepArrays(step.codebook_KD, stream_table=_float32(stream_KE), stream_x=_float32(stream_x_ED), **arrays)
 

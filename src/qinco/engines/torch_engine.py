@@ -24,6 +24,7 @@ name = "torch"
 TILE_CANDIDATES = 4096
 TILE_DISTANCES = 1 << 21
 DEVICE_TILE_BYTES = 1 << 30
+SHORTLISTED, LAST_SHARE, LEAST_LAST = 4, 4, 16  # as in native/ranking.h
 TABLE_BYTES = 1 << 28
 
 
@@ -89,6 +90,8 @@ class _Search:
             # Per candidate: stream, hidden layer and a copy of each, codeword, residual and two sums. Per hypothesis:
             # the pre-selector's distances, minima of groups of them and what is gathered.
             row_bytes = 2 * self.dtype.itemsize * (config.embed_dim + config.hidden_dim) + 16 * config.dim
+            if config.has_ranker:
+                row_bytes += SHORTLISTED * (12 * config.hidden_dim + 8 * config.dim)
             tile_bytes = candidates * row_bytes + 12 * beam * config.codebook_size
             return max(1, DEVICE_TILE_BYTES // tile_bytes)
         by_distances = TILE_DISTANCES // (beam * config.codebook_size)
@@ -98,8 +101,11 @@ class _Search:
         reached_NBD = start_ND[:, None]
         codes_NBM = torch.empty(len(x_ND), 1, 0, dtype=torch.int64, device=x_ND.device)
         for table in tables:
-            step = self._first_step if not table.step.conditioned else self._step
-            hypotheses_NB, chosen_NB, reached_NBD = step(table, x_ND, reached_NBD)
+            if not table.step.conditioned:
+                hypotheses_NB, chosen_NB, reached_NBD = self._first_step(table, x_ND, reached_NBD)
+            else:
+                is_last = table is tables[-1]
+                hypotheses_NB, chosen_NB, reached_NBD = self._step(table, x_ND, reached_NBD, is_last)
             kept_NBM = codes_NBM.gather(1, hypotheses_NB[..., None].expand(-1, -1, codes_NBM.shape[2]))
             codes_NBM = torch.cat([kept_NBM, chosen_NB[..., None]], 2)
         return codes_NBM[:, 0], reached_NBD[:, 0]
@@ -111,14 +117,21 @@ class _Search:
         chosen_NB = smallest(distances_NK, count)[1]
         return torch.zeros_like(chosen_NB), chosen_NB, start_N1D + table.codebook_KD[chosen_NB]
 
-    def _step(self, table: StepTables, x_ND: Tensor, reached_NBD: Tensor):
+    def _step(self, table: StepTables, x_ND: Tensor, reached_NBD: Tensor, is_last: bool):
         """A step with a network: propose, evaluate, select. Returns hypotheses, codes and reconstructions."""
         num_vectors, beam, dim = reached_NBD.shape
         residual_NBD = x_ND[:, None] - reached_NBD
-        hypotheses_NC, codes_NC = self._propose(table, residual_NBD)
+        count, is_ranked = self._num_candidates(table, beam, is_last), self._ranks(table)
+        hypotheses_NC, codes_NC = self._propose(table, residual_NBD, count * SHORTLISTED if is_ranked else count)
         offsets_N1 = torch.arange(num_vectors, device=x_ND.device)[:, None] * beam
-        rows = (hypotheses_NC + offsets_N1).flatten()
         parts = table.reconstruction_parts(reached_NBD.flatten(0, 1))
+        if is_ranked:
+            rows = (hypotheses_NC + offsets_N1).flatten()
+            states = reached_NBD.flatten(0, 1), residual_NBD.flatten(0, 1)
+            estimates_NC = table.estimate(codes_NC.flatten(), rows, *states, parts).view_as(codes_NC)
+            chosen_NC = self._ranked(estimates_NC, beam, count)
+            hypotheses_NC, codes_NC = hypotheses_NC.gather(1, chosen_NC), codes_NC.gather(1, chosen_NC)
+        rows = (hypotheses_NC + offsets_N1).flatten()
         f_ND = table.evaluate(codes_NC.flatten(), rows, parts)
         errors_ND = residual_NBD.flatten(0, 1).index_select(0, rows).sub_(f_ND)
         distances_NC = torch.linalg.vector_norm(errors_ND, dim=1).view(num_vectors, -1)
@@ -128,8 +141,28 @@ class _Search:
         kept_NBD = reached_NBD.gather(1, hypotheses_NB[..., None].expand(-1, -1, dim))
         return hypotheses_NB, codes_NC.gather(1, winners_NB), kept_NBD + f_NBD
 
-    def _propose(self, table: StepTables, residual_NBD: Tensor) -> tuple[Tensor, Tensor]:
-        """The candidates of each vector as (hypothesis, codeword), int64 (N, C) each."""
+    def _ranks(self, table: StepTables) -> bool:
+        return table.ranker is not None and self.options.preselects
+
+    def _num_candidates(self, table: StepTables, beam: int, is_last: bool) -> int:
+        """How many candidates a step evaluates: of the whole beam with C, else of each hypothesis."""
+        options = self.options
+        if options.num_pairs is not None:
+            count = options.num_pairs
+            return max(min(count, LEAST_LAST), -(-count // LAST_SHARE)) if is_last and self._ranks(table) else count
+        # With one hypothesis, propose enough codewords to fill the beam.
+        return max(options.num_candidates or 0, options.beam_width if beam == 1 else 0)
+
+    def _ranked(self, estimates_NC: Tensor, beam: int, count: int) -> Tensor:
+        """The places of the smallest estimates: `count` of each vector with C, else of each hypothesis."""
+        groups = 1 if self.options.num_pairs is not None else beam
+        each = estimates_NC.shape[1] // groups
+        chosen_NGC = smallest(estimates_NC.unflatten(1, (groups, each)).flatten(0, 1), min(count, each))[1]
+        firsts_G1 = torch.arange(groups, device=estimates_NC.device)[:, None] * each
+        return (chosen_NGC.view(len(estimates_NC), groups, -1) + firsts_G1).flatten(1)
+
+    def _propose(self, table: StepTables, residual_NBD: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """`count` candidates of each vector with C, else of each hypothesis: hypotheses and codes, int64 (N, C)."""
         num_vectors, beam, _ = residual_NBD.shape
         size, options = self.model.config.codebook_size, self.options
         if not options.preselects:
@@ -140,10 +173,8 @@ class _Search:
         # ‖r − c̃‖² of the pre-selector for all hypotheses and codewords
         distances_NBK = squared_distances(residual_NBD.flatten(0, 1), table.proposals_KD).view(num_vectors, beam, -1)
         if options.num_pairs is not None:
-            pairs_NC = smallest(distances_NBK.flatten(1), min(options.num_pairs, beam * size))[1]
+            pairs_NC = smallest(distances_NBK.flatten(1), min(count, beam * size))[1]
             return pairs_NC // size, pairs_NC % size
-        # With one hypothesis, propose enough codewords to fill the beam.
-        count = max(options.num_candidates or 0, options.beam_width if beam == 1 else 0)
         codes_NBA = smallest(distances_NBK.flatten(0, 1), min(count, size))[1].view(num_vectors, beam, -1)
         hypotheses_B1 = torch.arange(beam, device=residual_NBD.device)[:, None]
         return hypotheses_B1.expand_as(codes_NBA).flatten(1), codes_NBA.flatten(1)

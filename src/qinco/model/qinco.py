@@ -28,7 +28,7 @@ class Qinco(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         if config.starts_from_coarse:
             self.register_buffer("coarse_centroids", torch.zeros(config.num_lists, config.dim))
-        steps = (Step(config, config.is_conditioned(m)) for m in range(config.num_steps))
+        steps = (Step(config, m) for m in range(config.num_steps))
         self.steps: tuple[Step, ...] = nn.ModuleList(steps)  # pyright: ignore[reportAttributeAccessIssue]
 
     @classmethod

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qinco.config import ModelConfig
+from qinco.model.weights import RANKER
 
 
 class ResidualBlock(nn.Module):
@@ -50,6 +51,39 @@ class Concat(nn.Module):
         return functional.linear(functional.linear(rows, self.inner.weight[:, columns]), self.outer.weight, bias)
 
 
+class Ranker(nn.Module):
+    """A cheap estimate of the error of a pair of hypothesis and codeword, from the network's first hidden layer φ.
+
+    Linear in φ and x̂, f is about c' + P_out (A x̂ + Q φ), and its squared length about b + g·x̂ + v·φ + s·φ². The error
+    that these make, of a residual r, is ‖r‖² - 2 r·(c' + P_out (A x̂ + Q φ)) + b + g·x̂ + v·φ + s·φ². All are zeros until
+    `qinco.training.rankers` fits them; the optimizer leaves them alone.
+    """
+
+    codebook: Tensor  # c', (K, D)
+    offset: Tensor  # b, (K,)
+    map: Tensor  # A, (E, D)
+    slope: Tensor  # g, (D,)
+    hidden_map: Tensor  # Q, (E, H)
+    hidden_slope: Tensor  # v, (H,)
+    hidden_square: Tensor  # s, (H,)
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        size, dim, width, hidden = config.codebook_size, config.dim, config.embed_dim, config.hidden_dim
+        shapes = (size, dim), (size,), (width, dim), (dim,), (width, hidden), (hidden,), (hidden,)
+        for name, shape in zip(RANKER, shapes, strict=True):
+            self.register_buffer(name, torch.zeros(shape))
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.offset.any())
+
+    @torch.no_grad()
+    def clear(self) -> None:
+        for buffer in self.buffers():
+            buffer.zero_()
+
+
 def _codebook(config: ModelConfig) -> nn.Embedding:
     """A codebook without values: initialising one takes a second on the meta device."""
     return nn.Embedding.from_pretrained(torch.empty(config.codebook_size, config.dim), freeze=False)
@@ -58,11 +92,13 @@ def _codebook(config: ModelConfig) -> nn.Embedding:
 class Step(nn.Module):
     """One quantization step: its codebooks and, where the step is conditioned, its network."""
 
-    def __init__(self, config: ModelConfig, conditioned: bool):
+    def __init__(self, config: ModelConfig, number: int):
         super().__init__()
-        self.codeword_skip, self.conditioned = config.codeword_skip, conditioned
+        self.codeword_skip, self.conditioned = config.codeword_skip, config.is_conditioned(number)
+        conditioned = self.conditioned
         self.codebook = _codebook(config)
         self.preselector = _codebook(config) if conditioned and config.has_preselector else None
+        self.ranker = Ranker(config) if config.is_ranked(number) else None
         if not conditioned:
             return
         self.project_in = nn.Linear(config.dim, config.embed_dim, bias=False) if config.projects else None
@@ -113,6 +149,8 @@ class Step(nn.Module):
             return
         if self.preselector is not None:
             self.preselector.weight.copy_(codebook_KD)
+        if self.ranker is not None:
+            self.ranker.clear()
         for parameter in self.concat.outer.parameters():
             parameter.zero_()
         if self.concat.inner is not None:
@@ -138,6 +176,7 @@ class StepTables:
     def __init__(self, step: Step, dtype: torch.dtype, tabulate: bool):
         self.step, self.dtype, self.codebook_KD = step, dtype, step.codebook.weight
         self.proposals_KD = None if step.preselector is None else step.preselector.weight
+        self.ranker = step.ranker if step.ranker is not None and step.ranker.is_fitted else None
         if step.conditioned:
             self.blocks = [(block.up.weight.to(dtype), block.down.weight.to(dtype)) for block in step.blocks]
             self.out_DE = None if step.project_out is None else step.project_out.weight.to(dtype)
@@ -160,6 +199,21 @@ class StepTables:
         with torch.autocast(x_ND.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             v_NE = self.step.concat.from_reconstruction(x_ND)
             return v_NE, self.step.blocks[0].up(v_NE) if self.blocks else None
+
+    def estimate(self, codes_N: Tensor, rows_N: Tensor, x_ND: Tensor, residual_ND: Tensor, parts) -> Tensor:
+        """The ranker's estimates of squared errors (N,), as `evaluate`; x̂ and residuals are those of `parts`' rows."""
+        ranker, (_, u_BH) = self.ranker, parts
+        assert ranker is not None
+        own_B = residual_ND.square().sum(1) + x_ND @ ranker.slope
+        project_out = self.step.project_out
+        back_BE = residual_ND if project_out is None else residual_ND @ project_out.weight
+        own_B -= 2 * (back_BE * functional.linear(x_ND, ranker.map)).sum(1)
+        q_BH = ranker.hidden_slope - 2 * back_BE @ ranker.hidden_map
+        h_NH = (self.codeword_parts(codes_N)[1] + u_BH.index_select(0, rows_N)).relu_().float()
+        of_hidden_N = (h_NH * (q_BH.index_select(0, rows_N) + ranker.hidden_square * h_NH)).sum(1)
+        products_N = (residual_ND.index_select(0, rows_N) * ranker.codebook.index_select(0, codes_N)).sum(1)
+        own_N = own_B.index_select(0, rows_N) + ranker.offset.index_select(0, codes_N)
+        return own_N - 2 * products_N + of_hidden_N
 
     def evaluate(self, codes_N: Tensor, rows_N: Tensor, parts) -> Tensor:
         """f(c, x̂), float32 (N, D), of codes, int64 (N,), and of rows, int64 (N,), of `reconstruction_parts`."""

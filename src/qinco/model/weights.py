@@ -61,6 +61,9 @@ class Weights:
         return StepWeights(self.config, self.arrays, f"steps.{number}.")
 
 
+RANKER = ("codebook", "offset", "map", "slope", "hidden_map", "hidden_slope", "hidden_square")
+
+
 class StepWeights:
     """The arrays of one step; None, or none of them, where a model has no such layer. See `qinco.model.step.Step`."""
 
@@ -70,6 +73,8 @@ class StepWeights:
 
         self.codebook_KD = arrays[f"{prefix}codebook.weight"]
         self.preselector_KD = array("preselector.weight")
+        found = {name: array(f"ranker.{name}") for name in RANKER}
+        self.ranker = {name: value for name, value in found.items() if value is not None}
         self.conditioned = f"{prefix}concat.outer.weight" in arrays
         self.project_in_ED, self.project_out_DE = array("project_in.weight"), array("project_out.weight")
         self.outer, self.outer_bias_E, self.inner = (
@@ -103,6 +108,10 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         step: dict[str, tuple[int, ...]] = {"codebook": (size, dim)}
         if config.is_conditioned(number):
             step |= {"preselector": (size, dim)} if config.has_preselector else {}
+            if config.is_ranked(number):
+                of_ranker = ((size, dim), (size,), (width, dim), (dim,), (width, hidden), (hidden,), (hidden,))
+                named = zip(RANKER, of_ranker, strict=True)
+                shapes |= {f"steps.{number}.ranker.{name}": shape for name, shape in named}
             step |= {"project_in": (width, dim), "project_out": (dim, width)} if config.projects else {}
             step["concat.outer"] = width, config.concat_rank or width + dim
             step |= {"concat.inner": (config.concat_rank, width + dim)} if config.concat_rank else {}

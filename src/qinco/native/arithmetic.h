@@ -52,6 +52,13 @@ static array<T> allocate(size_t count) {
   return array<T>((T*)memory);
 }
 
+template <int N>
+static inline __attribute__((always_inline)) void copy(vector (*to)[PANELS], const vector (*from)[PANELS]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < N; i++)
+    for (int j = 0; j < PANELS; j++) to[i][j] = from[i][j];
+}
+
 // Arithmetic of networks: float32, or bf16 products with float32 sums. `multiply` adds to sums [i][j] the products of number
 // k of row i, which is at rows[i * stride + k * step] (with pairs, in units of them), and number k of the panel's outputs j.
 
@@ -68,15 +75,18 @@ struct Float {
   template <int N>
   static inline __attribute__((always_inline)) void multiply(const element* rows, int stride, int step, int in,
                                                              const element* panel, vector (*sums)[PANELS]) {
+    vector own[N][PANELS];  // which stay in registers: nothing else points to them
+    copy<N>(own, sums);
     for (int k = 0; k < in; k++) {
       vector b[PANELS];
       for (int j = 0; j < PANELS; j++) b[j] = *(const vector*)(panel + k * PANEL + VECTOR * j);
 #pragma GCC unroll 8
       for (int i = 0; i < N; i++) {
         const float a = rows[i * stride + k * step];
-        for (int j = 0; j < PANELS; j++) sums[i][j] += a * b[j];
+        for (int j = 0; j < PANELS; j++) own[i][j] += a * b[j];
       }
     }
+    copy<N>(sums, own);
   }
 };
 
@@ -110,6 +120,8 @@ struct Bfloat {
   template <int N>
   static inline __attribute__((always_inline)) void multiply(const element* rows, int stride, int step, int in,
                                                              const element* panel, vector (*sums)[PANELS]) {
+    vector own[N][PANELS];  // which stay in registers: nothing else points to them
+    copy<N>(own, sums);
     for (int k = 0; k < in / 2; k++) {
       __m512bh b[PANELS];
       for (int j = 0; j < PANELS; j++) b[j] = (__m512bh)_mm512_load_si512(panel + k * 2 * PANEL + 32 * j);
@@ -118,9 +130,10 @@ struct Bfloat {
         int32_t two;
         memcpy(&two, rows + i * stride + 2 * k * step, 4);
         const __m512bh a = (__m512bh)_mm512_set1_epi32(two);
-        for (int j = 0; j < PANELS; j++) sums[i][j] = (vector)_mm512_dpbf16_ps((__m512)sums[i][j], a, b[j]);
+        for (int j = 0; j < PANELS; j++) own[i][j] = (vector)_mm512_dpbf16_ps((__m512)own[i][j], a, b[j]);
       }
     }
+    copy<N>(sums, own);
   }
 };
 #endif

@@ -4,20 +4,22 @@
 
 namespace ISA {
 
+constexpr int PAIRS_AHEAD = 8;  // vectors whose streams are fetched before their turn
+
 template <class A>
 class Decoder {
   const Model<A>& model;
   Worker<A> worker;
-  const int D, Dp;
-  array<float> reached, next, stream_x, hidden_x, stream;
+  const int D, Dp, Ep;
+  array<float> reached, stream_x, hidden_x, stream;
   array<typename A::element> narrow_rows, narrow_outputs;
   std::vector<int32_t> column, own;
 
  public:
-  explicit Decoder(const Model<A>& m) : model(m), worker(m), D(m.size.dim), Dp(padded(m.size.dim)), column(ROWS), own(ROWS) {
-    const int Ep = padded(m.size.stream), Hp = padded(m.size.hidden);
+  explicit Decoder(const Model<A>& m)
+      : model(m), worker(m), D(m.size.dim), Dp(padded(D)), Ep(padded(m.size.stream)), column(ROWS), own(ROWS) {
     reached = allocate<float>(size_t(ROWS) * Dp), stream = allocate<float>(size_t(ROWS) * Ep);
-    stream_x = allocate<float>(size_t(ROWS) * Ep), hidden_x = allocate<float>(size_t(ROWS) * Hp);
+    stream_x = allocate<float>(size_t(ROWS) * Ep), hidden_x = allocate<float>(size_t(ROWS) * padded(m.size.hidden));
     narrow_rows = allocate<typename A::element>(size_t(ROWS) * Dp);
     narrow_outputs = allocate<typename A::element>(size_t(ROWS) * Ep);
     for (int i = 0; i < ROWS; i++) own[i] = i;
@@ -31,6 +33,7 @@ class Decoder {
       memset(reached.get() + size_t(i) * Dp, 0, Dp * 4);
       if (start) memcpy(reached.get() + size_t(i) * Dp, start + size_t(i) * D, D * 4);
     }
+    const auto* pairs = steps > 1 && model.steps[1].follows_bare() ? model.pair_streams.load() : nullptr;
     for (int m = 0; m < steps; m++) {
       for (int i = 0; i < count; i++) column[i] = codes[size_t(i) * steps + m];
       const Step<A>& step = model.steps[m];
@@ -41,14 +44,33 @@ class Decoder {
             store(to, load(to) + load(step.codebook[column[i]] + d));
           }
       } else {
-        Worker<A>::narrowed(reached.get(), narrow_rows.get(), count, Dp);
-        worker.project(step, count, narrow_rows.get(), stream_x.get(), hidden_x.get());
-        worker.network(step, count, column.data(), own.data(), stream_x.get(), hidden_x.get(), stream.get());
+        if (m == 1 && pairs) {
+          look_up(pairs, codes, steps, count);
+        } else {
+          Worker<A>::narrowed(reached.get(), narrow_rows.get(), count, Dp);
+          worker.project(step, count, narrow_rows.get(), stream_x.get(), hidden_x.get());
+          worker.network(step, count, column.data(), own.data(), stream_x.get(), hidden_x.get(), stream.get());
+          if (step.follows_bare())  // rounded as the table is, so that results do not depend on whether it is there
+            for (int e = 0; e < count * Ep; e += VECTOR) store(stream.get() + e, A::rounded(load(stream.get() + e)));
+        }
         worker.add_outputs(step, count, column.data(), stream.get(), reached.get(), narrow_outputs.get());
       }
       if (stride || m == steps - 1)
         for (int i = 0; i < count; i++)
           memcpy(out + m * stride + size_t(i) * D, reached.get() + size_t(i) * Dp, D * 4);
+    }
+  }
+
+ private:
+  void look_up(const typename A::element* pairs, const uint16_t* codes, int steps, int count) {
+    const auto row_of = [&](int i) {
+      const uint16_t* own = codes + size_t(i) * steps;
+      return pairs + (size_t(own[0]) * model.size.codewords + own[1]) * Ep;
+    };
+    for (int i = 0; i < count; i++) {
+      const char* later = (const char*)row_of(std::min(i + PAIRS_AHEAD, count - 1));
+      for (size_t byte = 0; byte < Ep * sizeof(*pairs); byte += 64) __builtin_prefetch(later + byte);
+      for (int e = 0; e < Ep; e += VECTOR) store(stream.get() + size_t(i) * Ep + e, A::load_wide(row_of(i) + e));
     }
   }
 };

@@ -18,11 +18,13 @@ class Encoder {
   int64_t widest = 1;          // the largest beam that the search arrives at
   int group, most_candidates;  // vectors of a group; candidates of one vector that are evaluated together
   Worker<A> worker;
+  Ranking<A> ranking;
   Selection selection;
   array<float> x, reached, next, residual, stream_x, hidden_x, back_x, cheap, cross, stream, distances, best_stream[2];
   array<T> narrow_rows, narrow_outputs;
   std::vector<int32_t> codes, next_codes;               // (group * beam, steps)
   std::vector<int32_t> candidate_codes, candidate_rows; // of a group, `proposed` for each vector
+  std::vector<float> estimates;                         // of one vector's candidates
   std::vector<int32_t> tile_codes, tile_rows, tile_parts, row_of;  // row_of: where a row's parts are
   struct Best {
     float distance;
@@ -35,11 +37,11 @@ class Encoder {
  public:
   Encoder(const Model<A>& m, const qinco_search& s)
       : model(m), size(m.size), search(s), D(size.dim), K(size.codewords), Dp(padded(D)), Ep(padded(size.stream)),
-        Hp(padded(size.hidden)), worker(m) {
+        Hp(padded(size.hidden)), worker(m), ranking(m.size) {
     int64_t most = 1, hypotheses = 1;  // most: candidates of one vector
     for (int m = 0; m < search.steps; m++) {
       const bool bare = m == 0 && size.first_is_bare;
-      const int64_t found = bare ? K : candidates(hypotheses);
+      const int64_t found = bare ? K : candidates(hypotheses, m);
       if (!bare) most = std::max(most, found);
       widest = std::max(widest, hypotheses);
       hypotheses = std::min<int64_t>(search.beam, found);
@@ -55,6 +57,7 @@ class Encoder {
     stream = allocate<float>(size_t(group) * most_candidates * Ep);
     distances = allocate<float>(size_t(group) * (most_candidates + widest));
     for (int side : {0, 1}) best_stream[side] = allocate<float>(rows * Ep), best[side].resize(rows);
+    if (ranks(search.steps - 1)) ranking.resize(rows);
     narrow_rows = allocate<T>(rows * Dp), narrow_outputs = allocate<T>(rows * Ep);
     codes.resize(rows * search.steps), next_codes.resize(rows * search.steps);
     tile_codes.resize(std::max(rows, size_t(group) * most_candidates)), tile_rows.resize(tile_codes.size());
@@ -64,11 +67,22 @@ class Encoder {
 
   int vectors() const { return group; }
 
-  // How many candidates of one vector a step evaluates that starts from `beam` hypotheses.
-  int64_t candidates(int64_t beam) const {
-    if (search.pairs) return std::min<int64_t>(search.pairs, beam * K);
+  bool ranks(int m) const { return (search.pairs || search.candidates) && model.steps[m].ranker.is_fitted(); }
+
+  // How many candidates of one vector step m evaluates that starts from `beam` hypotheses.
+  int64_t candidates(int64_t beam, int m) const { return proposals(beam, m, 1); }
+
+  // `times` as many pairs as these candidates, at most all.
+  int64_t proposals(int64_t beam, int m, int64_t times) const {
+    if (search.pairs) {
+      int64_t wanted = search.pairs;
+      if (ranks(m) && m + 1 == search.steps)
+        wanted = std::max(std::min<int64_t>(wanted, LEAST_LAST), (wanted + LAST_SHARE - 1) / LAST_SHARE);
+      return std::min(wanted * times, beam * K);
+    }
     if (!search.candidates) return beam * K;
-    return beam * std::min(beam == 1 ? std::max(search.candidates, search.beam) : search.candidates, K);
+    const int64_t each = beam == 1 ? std::max(search.candidates, search.beam) : search.candidates;
+    return beam * std::min<int64_t>(each * times, K);
   }
 
   // vectors, start (count, D) -> codes (count, steps), reached (count, D); start may be null: zeros
@@ -140,8 +154,9 @@ class Encoder {
   }
 
   void step(const Step<A>& step, int m, int count, int wanted) {
-    propose(step, count);
-    project_used(step, count);
+    propose(step, count, proposals(beam, m, ranks(m) ? SHORTLISTED : 1));
+    project_used(step, count, ranks(m));
+    if (ranks(m)) choose_ranked(step, count, candidates(beam, m));
     std::fill(best_count.begin(), best_count.end(), 0);
     const int kept = std::min(wanted, proposed);
     for (int from = 0; from < proposed; from += most_candidates) {
@@ -164,16 +179,13 @@ class Encoder {
     beam = kept;
   }
 
-  // Candidates of each vector: `proposed` pairs of a row (hypothesis) and a code, in the order of rows.
-  void propose(const Step<A>& step, int count) {
+  // Candidates of each vector: `wanted` pairs of a row (hypothesis) and a code, in the order of rows.
+  void propose(const Step<A>& step, int count, int64_t wanted) {
     const int rows = count * beam, width = step.proposals.out;
     candidate_codes.clear(), candidate_rows.clear();
-    if (!search.candidates && !search.pairs) {
-      proposed = beam * K;  // all of them: they need no list
-      return;
-    }
+    proposed = wanted;
+    if (!search.candidates && !search.pairs) return;  // all of them: they need no list
     if (!step.follows_bare()) Worker<A>::narrowed(residual.get(), narrow_rows.get(), rows, Dp);
-    proposed = candidates(beam);
     const int each = proposed / beam;
     std::vector<float> own(beam);
     if (step.follows_bare())
@@ -224,7 +236,7 @@ class Encoder {
     }
   }
 
-  void project_used(const Step<A>& step, int count) {
+  void project_used(const Step<A>& step, int count, bool is_ranked) {
     const int rows = count * beam;
     int used = 0;
     if (candidate_rows.empty()) {
@@ -243,13 +255,45 @@ class Encoder {
     if (!step.follows_bare() || !model.pair_streams.load()) {
       gather(reached.get());
       worker.project(step, used, narrow_rows.get(), stream_x.get(), hidden_x.get());
+      if (is_ranked) ranking.map_reached(step.ranker, used, narrow_rows.get());
     }
+    if (!step.project_out.out && !is_ranked) return;
+    gather(residual.get());
     if (step.project_out.out) {
-      gather(residual.get());
       step.back.apply(narrow_rows.get(), used, [&](int i, int p, vector* sums) {
         for (int j = 0; j < PANELS; j++) store(back_x.get() + size_t(i) * Ep + p + VECTOR * j, sums[j]);
       });
+      if (is_ranked) Worker<A>::narrowed(back_x.get(), narrow_outputs.get(), used, Ep);
     }
+    if (!is_ranked) return;
+    const bool projects = step.project_out.out;
+    ranking.map_back(step.ranker, used, projects ? narrow_outputs.get() : narrow_rows.get());
+    for (int r = 0; r < rows; r++) {
+      const float* own = residual.get() + size_t(r) * Dp;
+      if (row_of[r] < 0) continue;
+      const float* back = projects ? back_x.get() + size_t(row_of[r]) * Ep : own;
+      ranking.set_own(step.ranker, row_of[r], own, reached.get() + size_t(r) * Dp, back);
+    }
+  }
+
+  // Of the proposed pairs, those of the smallest estimates: `wanted` of each vector, or evenly of each of its hypotheses.
+  void choose_ranked(const Step<A>& step, int count, int wanted) {
+    const int groups = search.pairs ? 1 : beam, each = proposed / groups, kept = wanted / groups;
+    size_t to = 0;
+    estimates.resize(each);
+    for (size_t from = 0; from < size_t(count) * proposed; from += each) {
+      for (int i = 0; i < each; i++) {
+        const int code = candidate_codes[from + i], row = candidate_rows[from + i], part = row_of[row];
+        estimates[i] = ranking.estimate(step.ranker, code, part, residual.get() + size_t(row) * Dp, step.hidden_table[code],
+                                        hidden_x.get() + size_t(part) * Hp);
+      }
+      selection.smallest(estimates.data(), each, kept);
+      for (const int place : selection.places) {
+        candidate_codes[to] = candidate_codes[from + place];
+        candidate_rows[to++] = candidate_rows[from + place];
+      }
+    }
+    proposed = wanted;
   }
 
   int candidate_row(int v, int i) const {

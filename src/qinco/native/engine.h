@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define QINCO_INTERFACE 6  // one more with each change of what is exported; as in library.py
+#define QINCO_INTERFACE 7  // one more with each change of what is exported; as in library.py
 
 extern "C" {
 
@@ -15,7 +15,8 @@ struct qinco_step {
   const float* stream_table;  // (K, E): the stream's beginning that comes from the codeword
   const float* hidden_table;  // (K, H): the same for the first hidden layer; null where L is 0
   const float* stream_x;      // (E, D): the stream's part that comes from the partial reconstruction
-  const float* hidden_x;      // (H, D): the same for the first hidden layer; null where L is 0
+  const float* hidden_x;      // the same for the first hidden layer, (H, D); where E < D from the stream's part of the
+                              // partial reconstruction instead, (H, E), which is less work; null where L is 0
   const float* const* up;     // L pointers to (H, E); the first is not read, hidden_table and hidden_x replace it
   const float* const* down;   // L pointers to (E, H)
   const float* project_out;   // (D, E), or null where E = D
@@ -23,6 +24,14 @@ struct qinco_step {
   const float* codeword_back; // (K, E): codebook times project_out; or null
   const float* first_cross;   // (K, K): products of the first step's codewords with this step's preselector; only for
                               // the second step after a bare first one, and null where K is large
+  // The ranker of pre-selected pairs (see ranking.h), or nulls.
+  const float* rank_codebook;       // (K, D)
+  const float* rank_offset;         // (K)
+  const float* rank_map;            // (E, D)
+  const float* rank_slope;          // (D)
+  const float* rank_hidden_map;     // (E, H)
+  const float* rank_hidden_slope;   // (H)
+  const float* rank_hidden_square;  // (H)
 };
 
 struct qinco_sizes {

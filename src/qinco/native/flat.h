@@ -5,11 +5,7 @@
 // differences: they do not depend on how many queries were compared at once.
 #pragma once
 #include <cmath>
-#if VECTOR >= 8
-#include <immintrin.h>
-#endif
-
-#include "arithmetic.h"
+#include "lanes.h"
 #include "nearest.h"
 
 namespace ISA {
@@ -18,39 +14,6 @@ constexpr int DEPTH = 1024;           // dimensions multiplied at a time: their 
 constexpr int MOST_ROWS = 16 * TILE;  // queries of a group, which share what is loaded of the vectors
 constexpr int FEW = 2, WIDE = 8 / PANELS;  // rows that take WIDE panels at a time
 constexpr size_t FOUND_VALUES = 1 << 18;  // kept for a group, unless one query needs more
-
-#if VECTOR == 16
-// gcc 12 stores two bytes of a mask that it extends, and reads eight, where it has no register left for it.
-static inline uint64_t bits_of(__mmask16 lanes) {
-  uint32_t bits;
-  asm("kmovw %1, %0" : "=r"(bits) : "k"(lanes));
-  return bits;
-}
-#elif VECTOR == 8
-static inline uint64_t bits_of(ivector lanes) { return _mm256_movemask_ps((__m256)lanes); }
-#elif VECTOR == 4
-static inline uint64_t bits_of(ivector lanes) {
-  uint64_t bits = 0;
-  for (int j = 0; j < VECTOR; j++) bits |= uint64_t(lanes[j] & 1) << j;
-  return bits;
-}
-#endif
-
-// The lanes in which a < b, or a = b, as bits.
-static inline uint64_t below(vector a, vector b) {
-#if VECTOR == 16
-  return bits_of(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ));
-#else
-  return bits_of(a < b);
-#endif
-}
-static inline uint64_t equal(vector a, vector b) {
-#if VECTOR == 16
-  return bits_of(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ));
-#else
-  return bits_of(a == b);
-#endif
-}
 
 // The smaller of each lane; `b` where one is no number.
 static inline vector lower(vector a, vector b) {

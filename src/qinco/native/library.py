@@ -21,7 +21,7 @@ from qinco.interrupts import is_main_thread
 
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 _LOG = logging.getLogger(__name__)
-_INTERFACE = 6  # of the library, as in engine.h
+_INTERFACE = 7  # of the library, as in engine.h
 _FLOATS = POINTER(c_float)
 _MAX_COUNT = (1 << 31) - 1  # larger counts of candidates mean all
 _SHORT_CALL = 1e9  # operations: a fraction of a second on one slow core
@@ -47,13 +47,20 @@ class StepArrays:
     stream_table: np.ndarray | None = None  # (K, E)
     hidden_table: np.ndarray | None = None  # (K, H)
     stream_x: np.ndarray | None = None  # (E, D)
-    hidden_x: np.ndarray | None = None  # (H, D)
+    hidden_x: np.ndarray | None = None  # (H, min(D, E))
     up: tuple[np.ndarray, ...] = ()  # (H, E) each
     down: tuple[np.ndarray, ...] = ()  # (E, H) each
     project_out: np.ndarray | None = None  # (D, E)
     gram: np.ndarray | None = None  # (E,)
     codeword_back: np.ndarray | None = None  # (K, E)
     first_cross: np.ndarray | None = None  # (K, K)
+    rank_codebook: np.ndarray | None = None  # (K, D)
+    rank_offset: np.ndarray | None = None  # (K,)
+    rank_map: np.ndarray | None = None  # (E, D)
+    rank_slope: np.ndarray | None = None  # (D,)
+    rank_hidden_map: np.ndarray | None = None  # (E, H)
+    rank_hidden_slope: np.ndarray | None = None  # (H,)
+    rank_hidden_square: np.ndarray | None = None  # (H,)
 
 
 class _Step(Structure):
@@ -212,9 +219,11 @@ def _shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
     dim, stream, hidden, size = sizes.dim, sizes.stream, sizes.hidden, sizes.codewords
     return {
         "codebook": (size, dim), "preselector": (size, dim), "stream_table": (size, stream),
-        "hidden_table": (size, hidden), "stream_x": (stream, dim), "hidden_x": (hidden, dim), "up": (hidden, stream),
-        "down": (stream, hidden), "project_out": (dim, stream), "gram": (stream,), "codeword_back": (size, stream),
-        "first_cross": (size, size),
+        "hidden_table": (size, hidden), "stream_x": (stream, dim), "hidden_x": (hidden, min(dim, stream)),
+        "up": (hidden, stream), "down": (stream, hidden), "project_out": (dim, stream), "gram": (stream,),
+        "codeword_back": (size, stream), "first_cross": (size, size), "rank_codebook": (size, dim),
+        "rank_offset": (size,), "rank_map": (stream, dim), "rank_slope": (dim,), "rank_hidden_map": (stream, hidden),
+        "rank_hidden_slope": (hidden,), "rank_hidden_square": (hidden,),
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@
 
 #include "arithmetic.h"
 #include "engine.h"
+#include "ranking.h"
 
 namespace ISA {
 
@@ -18,6 +19,7 @@ struct Step {
   std::vector<Matrix<A>> up, down;
   Matrix<A> back;                  // project_out transposed (E, D)
   Table back_codewords;            // (K, E): codewords times project_out
+  Ranker<A> ranker;
   // Where the step follows a bare codebook, it meets K partial reconstructions only, and much of it can be looked up.
   Matrix<Float> exact_proposals;   // (K, D)
   Table first_cross;               // (K, K): first codewords times proposals
@@ -31,11 +33,12 @@ struct Model {
   std::vector<float> first_norms;
   std::vector<Step<A>> steps;
 
-  // The second step's streams of all pairs of codes, (K * K, Ep), once enough vectors have been encoded to pay for it.
+  // The second step's streams of all pairs of codes, (K * K, Ep), once enough evaluations would have paid for it.
   mutable std::mutex building;
   mutable std::atomic<const typename A::element*> pair_streams{nullptr};
   mutable array<typename A::element> pair_values;
   mutable std::atomic<int64_t> evaluations{0};
+  mutable int64_t tabulated = 0;  // first codes, by who holds `building`
 
   Model(const qinco_sizes& sizes, const qinco_step* given) : size(sizes), steps(sizes.steps) {
     const int K = size.codewords, D = size.dim, E = size.stream, H = size.hidden;
@@ -52,6 +55,7 @@ struct Model {
         to.proposals.pack(from.preselector, K, D);
         to.proposal_norms = norms(from.preselector, K, D, to.proposals.out);
       }
+      if (from.rank_codebook) to.ranker.pack(from, K, D, E, H);
       if (from.first_cross) {
         to.exact_proposals.pack(from.preselector, K, D);
         to.first_cross.pack(from.first_cross, K, K);
@@ -66,7 +70,7 @@ struct Model {
       }
       if (size.blocks) {
         to.hidden_table.pack(from.hidden_table, K, H);
-        to.hidden_x.pack(from.hidden_x, H, D);
+        to.hidden_x.pack(from.hidden_x, H, std::min(D, E));
       }
       if (from.project_out) {
         to.project_out.pack(from.project_out, D, E);

@@ -100,7 +100,13 @@ class Worker {
       };
     };
     step.stream_x.apply(reached, count, into(stream_x, Ep));
-    if (size.blocks) step.hidden_x.apply(reached, count, into(hidden_x, Hp));
+    if (size.blocks && size.stream >= size.dim) step.hidden_x.apply(reached, count, into(hidden_x, Hp));
+    if (size.blocks && size.stream < size.dim)
+      for (int from = 0; from < count; from += ROWS) {
+        const int rows = std::min(ROWS, count - from);
+        narrowed(stream_x + size_t(from) * Ep, narrow.get(), rows, Ep);
+        step.hidden_x.apply(narrow.get(), rows, into(hidden_x + size_t(from) * Hp, Hp));
+      }
   }
 
  private:

@@ -12,6 +12,7 @@ import numpy as np
 
 from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
+from qinco.codec.given import CodecLike, as_codec
 from qinco.config import MAX_LISTS, accepts_keys, require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError
@@ -148,7 +149,7 @@ class BuiltIndex:
 
 @accepts_keys(M="num_codes", K="codebook_size")
 def build_index(
-    codes, output: str | os.PathLike, *, codec: Codec | None = None, train_codes=None, train_vectors=None,
+    codes, output: str | os.PathLike, *, codec: CodecLike | None = None, train_codes=None, train_vectors=None,
     vectors=None, centroids=None, num_lists: int | None = None, num_codes: int | None = None,
     codebook_size: int | None = None, metric: str | None = None, pairwise=None, num_training: int | None = None,
     index_key: str | None = None,
@@ -162,7 +163,7 @@ def build_index(
     Args:
         codes: of the database: path, Codes, array or CodeFile.
         output: a folder (a name without suffix), or a .faissindex file for faiss, which is made in memory.
-        codec: the Codec of the codes, stored in the folder; without it the index is searched by its tables alone.
+        codec: the Codec of the codes, or its path, stored in the folder; if None tables alone search the index.
         train_codes: codes that look-up tables are fitted to; `codes` if None.
         train_vectors: (N, D) vectors of the train_codes: array, path or VectorSource; their reconstructions if None.
         vectors: (N, D) vectors of the database: array, path or VectorSource. Distances are then calibrated for them
@@ -184,7 +185,8 @@ def build_index(
         >>> qinco.build_index("base_codes", "ix", codec=codec, train_codes="train_codes", train_vectors="train.fvecs")
         >>> index = qinco.Index.load("ix")
     """
-    output, train_vectors = Path(user_path(output)), None if train_vectors is None else as_source(train_vectors)
+    codec, output = None if codec is None else as_codec(codec), Path(user_path(output))
+    train_vectors = None if train_vectors is None else as_source(train_vectors)
     vectors = None if vectors is None else as_source(vectors)
     metric, is_default = _choose_metric(metric, train_vectors if vectors is None else vectors, output)
     is_faiss = _check_output(output, metric, pairwise, index_key, overwrite)
@@ -282,7 +284,7 @@ def _calibrated(
 ) -> SearchTables:
     rows_n, mean_D = sample_rows(len(database), _CALIBRATION_ROWS, seed), mean_of(codec, tables)
     codes, source = database.rows(rows_n, tables.num_lists), base.take(rows_n)
-    corrections_n = corrections_of(codec, codes, source, mean_D, report)
+    corrections_n = corrections_of(codec, tables.lookup, codes, source, mean_D, report)
     spread = np.square(source[:_MEASURED_ROWS] - mean_D, dtype=np.float64).sum(1).mean()
     if corrections_n[:_MEASURED_ROWS].mean(dtype=np.float64) > _UNRELATED * spread > 0:
         log.warning("what %s decode to tells nothing of %s: are they the codes of these vectors, in this order?",
@@ -295,8 +297,8 @@ def _corrections(tables: SearchTables, codec: Codec | None, base: VectorSource |
     """Gives the corrections of a block of codes, for `fill_lists`; None without vectors."""
     if codec is None or base is None or tables.ranking is None:
         return None
-    mean_D = tables.ranking.mean_D
-    return lambda first, codes: corrections_of(codec, codes, base.window(first, first + len(codes)), mean_D)
+    given, mean_D = (codec, tables.lookup), tables.ranking.mean_D
+    return lambda first, codes: corrections_of(*given, codes, base.window(first, first + len(codes)), mean_D)
 
 
 def _choose_metric(given: str | None, vectors: VectorSource | None, output: Path) -> tuple[str, bool]:

@@ -14,7 +14,7 @@ from qinco.search.ids import MISSING
 from qinco.search.metric import Metric
 from qinco.search.parts import IndexParts
 from qinco.search.pipeline import Decoder, estimated, scaled, scaled_queries
-from qinco.search.ranking import Score
+from qinco.search.ranking import Score, origin_of
 from qinco.search.refine import Originals
 from qinco.search.scan import Shortlist
 from qinco.search.selection import Selection
@@ -78,15 +78,15 @@ def _blocks(
 ) -> Iterator[tuple]:
     """Yield numbers of first vectors and decoded vectors, (N, D); with a score (N, D + 1), what it adds at the end."""
     tables, first = parts.tables, 0
-    mean_D = np.zeros(0, np.float32) if tables.ranking is None else tables.ranking.mean_D
+    origin_D = np.zeros(0, np.float32) if tables.ranking is None else origin_of(tables.metric, tables.ranking.mean_D)
     for number, segment in enumerate(parts.segments):
         places = None if some is None else some[number]
         for codes_NM, norm_codes_N, lists_N, ids_N in segment.blocks(_BLOCK_ROWS, places):
             decoded_ND, is_zero_N = np.asarray(decoder.decode(codes_NM, lists_N)), np.isin(ids_N, parts.zeros)
             decoded_ND[is_zero_N] = 0
             if score is not None:
-                known_N = tables.corrections(codes_NM, norm_codes_N, lists_N)
-                added_N = score.adjusted(np.zeros_like(known_N), decoded_ND, mean_D, known_N)
+                known_N = tables.corrections(codes_NM, norm_codes_N, lists_N, decoded_ND)
+                added_N = score.adjusted(np.zeros_like(known_N), decoded_ND, origin_D, known_N)
                 added_N[is_zero_N] = tables.metric.unit_length**2 - score.offset  # similarity 0
                 decoded_ND = np.concatenate([decoded_ND, added_N[:, None]], 1)
             yield first, decoded_ND
@@ -99,9 +99,9 @@ def _least_values(parts: IndexParts, queries_QD: np.ndarray, blocks, k: int) -> 
 
     Origins in the middle keep what is subtracted small.
     """
-    is_product, ranking = parts.tables.metric.scans_inner_products, parts.tables.ranking
+    metric, ranking = parts.tables.metric, parts.tables.ranking
     assert ranking is not None
-    origin_D = np.zeros_like(ranking.mean_D) if is_product else ranking.mean_D
+    is_product, origin_D = metric.scans_inner_products, origin_of(metric, ranking.mean_D)
 
     def turned():
         for first, extended_ND in blocks:

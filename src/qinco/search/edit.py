@@ -10,7 +10,7 @@ from qinco.errors import ConfigError, DataError
 from qinco.forking import new_lock
 from qinco.progress import ProgressOption, reporting
 from qinco.search.build import prepared, zero_rows
-from qinco.search.calibrate import corrections_of
+from qinco.search.calibrate import corrections_of, with_other_tables
 from qinco.search.grow import encoded, extended
 from qinco.search.ids import MISSING, admitted_ids, as_ids, check_new, id_array, next_ids, range_size
 from qinco.search.lists import InvertedLists
@@ -80,7 +80,9 @@ class EditableIndex:
             given = _free_ids(self.parts, given, len(source), replaces)  # another thread may have added some
             kept = self.parts.without(given) if replaces else self.parts
             ranking, source = kept.tables.ranking, prepared(source, metric)
-            found_N = None if ranking is None else corrections_of(self.codec, codes, source, ranking.mean_D, report)
+            found_N = None
+            if ranking is not None:
+                found_N = corrections_of(self.codec, kept.tables.lookup, codes, source, ranking.mean_D, report)
             parts = extended(self.codec, kept, codes, found_N, given, report, source)
             self.parts = parts.with_zeros(given[zeros]).with_recent(given, source)
         return given
@@ -104,6 +106,9 @@ class EditableIndex:
         with reporting(progress) as report, self._changing:
             check_new(ids, self.parts.ids, self.parts.next_id)
             parts = self.parts
+            if corrections_N is not None and (ranking := parts.tables.ranking) is not None:
+                given = added.tables.lookup, parts.tables.lookup, ranking.mean_D
+                corrections_N = with_other_tables(corrections_N, codes, *given)
             if not _keeps_lists(self.codec, parts, added):
                 codes = codes.with_lists(None)
             elif np.array_equal(parts.tables.lookup.tables_MKD, added.tables.lookup.tables_MKD):

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from qinco.codec.given import as_codec
 from qinco.config import require_int
 from qinco.maths.assignment import NearestCentroids
 from qinco.maths.devices import CPU
@@ -27,8 +28,8 @@ def exhaustive_search(
 
     Args:
         queries: (Q, D) array, tensor, path or VectorSource.
-        vectors: (N, D), of the same kinds; or a pair (decoder, codes) of a Codec, LookupDecoder or PairwiseDecoder and
-            the Codes (N, M) that it decodes; or an Index, all of whose vectors are decoded.
+        vectors: (N, D), of the same kinds; or a pair (decoder, codes) of a Codec or its path, a LookupDecoder or a
+            PairwiseDecoder, and the Codes (N, M) that it decodes; or an Index, all of whose vectors are decoded.
         k: R, results for each query.
         metric: "l2", "inner_product" or "cosine"; if None what the files state (ann-benchmarks' HDF5), else "cosine"
             for vectors of length 1, and "l2" for others and for codes.
@@ -53,6 +54,7 @@ def exhaustive_search(
             return vectors.compare_all(_read(source), k, ranking, report)
     if isinstance(vectors, tuple):
         decoder, database, compared = vectors[0], Codes.of(vectors[1]), None
+        decoder = decoder if hasattr(decoder, "num_codes") else as_codec(decoder)
         dim, device = decoder.dim, device or getattr(decoder, "device", "cpu")
         decoded = ((first, decoder.decode(block.codes, block.lists)) for first, block in database.blocks(_BLOCK_ROWS))
     else:

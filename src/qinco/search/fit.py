@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from qinco.atomic import check_output, user_path
-from qinco.codec.codec import Codec
+from qinco.codec.given import CodecLike, as_codec
 from qinco.config import accepts_keys, require_number
 from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import LIST_STREAMS, PairwiseDecoder, check_codebook_size, check_memory
@@ -50,7 +50,7 @@ class FittedDecoder(Generic[Decoder]):
 
 @accepts_keys(M="num_codes", K="codebook_size")
 def fit_lookup_decoder(
-    vectors, codes=None, *, codec: Codec | None = None, centroids=None, num_codes: int | None = None,
+    vectors, codes=None, *, codec: CodecLike | None = None, centroids=None, num_codes: int | None = None,
     codebook_size: int | None = None, num_training: int | None = None, seed: int = 0, progress: ProgressOption = None,
 ) -> FittedDecoder[LookupDecoder]:  # fmt: skip
     """Fit additive look-up tables: one row for each codeword of each step (QINCo2 paper, section 4).
@@ -58,7 +58,7 @@ def fit_lookup_decoder(
     Args:
         vectors: (N, D) array, tensor, path or VectorSource.
         codes: their Codes, or the path of them; encoded by the codec if None.
-        codec: the Codec of the codes; codes with lists need it or `centroids`.
+        codec: the Codec of the codes, or its path; codes with lists need it or `centroids`.
         centroids: (V, D) coarse centroids of the codes' lists, or a path.
         num_codes, codebook_size: M and K, for arrays and files that do not say them.
         num_training: vectors drawn at random to fit to; a million if None (100,000 where they must be encoded).
@@ -72,6 +72,7 @@ def fit_lookup_decoder(
         >>> fitted = fit_lookup_decoder("train.fvecs", "train_codes", codec=codec)
         >>> fitted.decoder.decode(codes.codes, codes.lists)
     """
+    codec = None if codec is None else as_codec(codec)
     with reporting(progress) as report:
         if codes is None:
             if codec is None:
@@ -91,10 +92,10 @@ def fit_lookup_decoder(
 
 @accepts_keys(M="num_codes", K="codebook_size")
 def fit_pairwise_decoder(
-    vectors, codes, *, codec: Codec | None = None, centroids=None, pairs_per_code: float = 2.0, dtype: str = "float32",
-    num_codes: int | None = None, codebook_size: int | None = None, num_training: int | None = None, seed: int = 0,
-    output: str | os.PathLike | None = None, overwrite: bool = False, inputs: Iterable = (),
-    progress: ProgressOption = None,
+    vectors, codes, *, codec: CodecLike | None = None, centroids=None, pairs_per_code: float = 2.0,
+    dtype: str = "float32", num_codes: int | None = None, codebook_size: int | None = None,
+    num_training: int | None = None, seed: int = 0, output: str | os.PathLike | None = None, overwrite: bool = False,
+    inputs: Iterable = (), progress: ProgressOption = None,
 ) -> FittedDecoder[PairwiseDecoder]:  # fmt: skip
     """Fit tables of pairs of codes to what look-up tables leave of the vectors (QINCo2 paper, section 4.2).
 
@@ -117,9 +118,10 @@ def fit_pairwise_decoder(
         True
     """
     if output is not None:
-        read = [*inputs, *input_files(vectors, codes, centroids)]
+        read = [*inputs, *input_files(vectors, codes, centroids), codec]
         output = check_output(output, suffixes=SUFFIXES, overwrite=overwrite, inputs=read)
     require_number("pairs_per_code", pairs_per_code, above=0)
+    codec = None if codec is None else as_codec(codec)
     file = open_codes(codes, codec, num_codes, codebook_size)
     check_codebook_size(file.codebook_size)
     with reporting(progress) as report:

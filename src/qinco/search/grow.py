@@ -24,7 +24,7 @@ from qinco.search.build import (
     prepared,
     zero_rows,
 )  # fmt: skip
-from qinco.search.calibrate import calibrated, corrections_of, mean_of, with_spread
+from qinco.search.calibrate import calibrated, corrections_of, mean_of, with_other_tables, with_spread
 from qinco.search.ids import as_ids
 from qinco.search.metric import Metric, choose_metric
 from qinco.search.options import SearchOptions
@@ -43,8 +43,6 @@ def build_parts(
     report: Progress,
 ) -> IndexParts:  # fmt: skip
     """Encode vectors and build an index of them in memory: see `Index.build`."""
-    if not isinstance(codec, Codec):
-        raise ConfigError(f"codec must be a Codec, not {type(codec).__name__}: see Codec.load")
     if codec.config.codebook_size > ENTRIES:
         raise ConfigError(f"an index holds codes of one byte, and the codec has K={codec.config.codebook_size} "
                           f"codewords, not {ENTRIES} at most: use exhaustive_search")  # fmt: skip
@@ -135,7 +133,8 @@ def extended(
     if parts.recent is not None and (source is None or len(source) < MIN_RANKED):
         source, rows_n = _with_recent(*parts.recent, ids, source, rows_n)
         if ranking is not None and corrections_N is not None:
-            corrections_N[rows_n] = corrections_of(codec, codes[rows_n], source, ranking.mean_D, report)
+            given = parts.tables.lookup, codes[rows_n], source, ranking.mean_D
+            corrections_N[rows_n] = corrections_of(codec, *given, report)
     given = ids, parts.tables.metric, parts.fitted, report, source, rows_n
     fitted = _fit(codec, parts, codes, corrections_N, *given)
     if fitted.tables.num_lists != parts.tables.num_lists and parts.options != SearchOptions():
@@ -186,7 +185,12 @@ def _fit(
         pairwise = PairwiseDecoder.fit(*data, dtype=np.float16, seed=seed, progress=report)
     ranking = None if old is None else old.tables.ranking
     if old is None and source is not None:
-        corrections_N = corrections_of(codec, codes, source, mean_of(codec, tables), report)
+        corrections_N = corrections_of(codec, tables.lookup, codes, source, mean_of(codec, tables), report)
+    elif old is not None and ranking is not None and corrections_N is not None:
+        given = old.tables.lookup, tables.lookup, ranking.mean_D
+        corrections_N = with_other_tables(corrections_N, codes, *given)
+        if source is not None and tables.lookup is not old.tables.lookup:
+            corrections_N[rows_n] = corrections_of(codec, tables.lookup, codes[rows_n], source, ranking.mean_D, report)
     if some is not None and corrections_N is not None:
         drawn_T = with_spread(corrections_N[sample_rows(count, FIT_ROWS, seed)], some.num_added, seed)
         # To as many vectors as ever, or to most of those there are.

@@ -7,6 +7,7 @@ from operator import index
 import numpy as np
 
 from qinco.codec.codec import Codec
+from qinco.codec.given import CodecLike, as_codec
 from qinco.config import accepts_keys, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError
@@ -102,7 +103,7 @@ class Index(StoredIndex):
 
     @classmethod
     def build(
-        cls, codec: Codec, vectors, num_lists: int | None = None, ids=None, pairwise: bool = False, *,
+        cls, codec: CodecLike, vectors, num_lists: int | None = None, ids=None, pairwise: bool = False, *,
         metric: str | None = None, seed: int = 0, codes=None, progress: ProgressOption = None,
     ) -> "Index":  # fmt: skip
         """Encode vectors and make an index of them in memory. `build_index` makes one from code files of any size.
@@ -110,7 +111,7 @@ class Index(StoredIndex):
         It may begin with a few vectors and grow: see `add`.
 
         Args:
-            codec: Codec of at most 256 codewords a step.
+            codec: a Codec, or the path of one, of at most 256 codewords a step.
             vectors: (N, D) array, tensor, path or VectorSource, N at least 1.
             num_lists: V, lists that the decoded vectors are partitioned into (empty ones are dropped); about 4 √N if
                 None. An IVF codec has its own lists.
@@ -132,6 +133,7 @@ class Index(StoredIndex):
             ...     codes = stop.codes
             >>> index = Index.build(codec, vectors, codes=codes)
         """
+        codec = as_codec(codec)
         with reporting(progress) as report:
             return cls(codec, build_parts(codec, vectors, num_lists, ids, pairwise, metric, seed, codes, report))
 
@@ -235,7 +237,8 @@ class Index(StoredIndex):
 
         Args:
             queries: (Q, D), or one (D,), as `search` takes them.
-            radius: a squared L2 distance, inner product or cosine similarity, by the metric of the index.
+            radius: a squared L2 distance, inner product or cosine similarity, by the metric of the index; inf (for
+                similarities −inf) gives all vectors of these lists, as in faiss.
             nprobe: lists that are scanned, those of `self.options` if None; `num_lists` for all.
             filter, exclude, ef_search, ranking, precision: as in `search`, but that a filter lets no more lists be
                 scanned.

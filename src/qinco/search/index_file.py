@@ -29,6 +29,7 @@ from qinco.store.manifest import MANIFEST, token_in
 
 _FILE_SUFFIXES = (".faissindex", ".safetensors", ".pt", ".npy", ".npz", ".json")
 _LISTS, _ZEROS, _MEAN = ("starts", "codes", "ids"), "zeros", "mean"
+_MARGINS = "margin", "pairwise_margin"  # of a Ranking
 _MAX_NUMBER = float(np.finfo(np.float32).max)
 _SIZES = ("num_lists", "code_size", "codebook_size", "dim")
 CODEC, PAIRWISE = "codec.safetensors", "pairwise.safetensors"
@@ -150,8 +151,6 @@ def load_parts(folder, mmap: bool, codec: Codec | None, device: str) -> tuple[Co
 def check_codec_of(path: Path, codec: Codec | None, sizes: dict) -> None:
     if codec is None:
         return
-    if not isinstance(codec, Codec):
-        raise ConfigError(f"codec must be a Codec, not {type(codec).__name__}: see Codec.load")
     own = {"dim": codec.dim, "code_size": codec.num_codes, "codebook_size": codec.config.codebook_size}
     if codec.is_ivf:
         own["num_lists"] = codec.config.num_lists
@@ -215,14 +214,14 @@ def _ranking_of(opened: OpenFolder, dim: int) -> Ranking | None:
         lookup, neural, pairwise = (_score_of(stored[name]) for name in SCORES)
         numbers = [_number(stored[name]) for name in ("typical", "low", "high")]
         require_int("num_vectors", count := stored["num_vectors"], 0)
-        margin = None if stored.get("margin") is None else _number(stored["margin"])
+        margins = {name: _number(stored[name]) for name in _MARGINS if stored.get(name) is not None}
         if numbers[1] > numbers[2]:
             raise ValueError("its limits are none")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{opened.path} is damaged: its manifest does not describe a ranking ({error})") from None
     if mean_D.shape != (dim,) or mean_D.dtype != np.float32 or not np.isfinite(mean_D).all():
         raise DataError(f"{opened.path} is damaged: its {_MEAN} is not finite float32 ({dim},)")
-    return Ranking(mean_D, lookup, neural, pairwise, *numbers, num_vectors=count, margin=margin)
+    return Ranking(mean_D, lookup, neural, pairwise, *numbers, num_vectors=count, **margins)
 
 
 def _score_of(stored: dict) -> Score:

@@ -100,10 +100,13 @@ class IndexParts:
 
     def given(self, name: str, value) -> "IndexParts":
         """With another value of a field; what is fitted to vectors is not fitted again then."""
-        kept = {"tables": ("tables", "lists"), "pairwise": ("pairwise",)}.get(name, ())
+        kept, ranking = {"tables": ("tables", "lists"), "pairwise": ("pairwise",)}.get(name, ()), self.tables.ranking
         if name == "pairwise" and value is not None and value.num_lists:  # it knows these lists
             kept = ("pairwise", "lists")
-        return replace(self, **{name: value}, fitted=replace(self.fitted, **dict.fromkeys(kept)))
+        changed = {name: value, "fitted": replace(self.fitted, **dict.fromkeys(kept))}
+        if name == "pairwise" and ranking is not None:  # its margin was fitted to the one before
+            changed["tables"] = replace(self.tables, ranking=replace(ranking, pairwise_margin=None))
+        return replace(self, **changed)
 
     def stored(self, folder: str, token: str) -> "IndexParts":
         others = {path: other for path, other in self.generations.items() if path != folder}

@@ -66,9 +66,10 @@ def plan_stages(
     stages, wanted = [], k  # planned from the last to the first: each must pass on what the next one wants
     has_pairwise = pairwise is not None and options.num_mid != 0
     if neural is not None and options.num_short:
-        # A device decodes many vectors at a time, and pairwise values differ by another margin than the look-up's.
-        walks = scores[1] is not None and not has_pairwise and not getattr(neural, "on_device", False)
-        margin = fitted.margin if fitted is not None and walks else None
+        walks = scores[1] is not None and not getattr(neural, "on_device", False)  # a device decodes many at a time
+        margin = None
+        if fitted is not None and walks:
+            margin = fitted.pairwise_margin if has_pairwise else fitted.margin
         stages, wanted = [Stage(neural, wanted, ("decode", "rerank"), scores[1], margin)], max(options.num_short, k)
     if pairwise is not None and has_pairwise:
         stages.insert(0, Stage(pairwise, wanted, ("pairwise", "pairwise"), scores[0]))
@@ -175,7 +176,7 @@ class Pipeline:
             if self.tables is None or stage.score is None:
                 values_N[part] = self.metric.values(*given)
             else:
-                known = self.tables.corrections(codes_NM[part], norm_codes_N[part], lists_N[part])
+                known = self.tables.corrections(codes_NM[part], norm_codes_N[part], lists_N[part], decoded_ND)
                 values_N[part] = self.tables.values(stage.score, *given, known)
             self.seconds[decoding] += between - before
             self.seconds[ranking] += time.perf_counter() - between

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from qinco.config import RANKINGS, require_choice
-from qinco.machine import num_threads
+from qinco.errors import ResourceError
+from qinco.machine import free_memory, num_threads
 from qinco.search.options import SearchOptions
 from qinco.search.parts import IndexParts
 from qinco.search.pipeline import Decoder, estimated, scaled, scaled_queries
@@ -19,6 +20,7 @@ from qinco.vectors.rows import VectorSource
 
 _MAX_VISITS = 1 << 20  # of lists, by the queries of a batch
 _BLOCK_ROWS = 1 << 13  # vectors that are decoded at a time
+_PAIR_BYTES, _LARGE_BYTES = 60, 1 << 28  # of a result while results are put in order
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -37,13 +39,21 @@ def search_ranges(
     score = None
     if fitted is not None and ranking == "calibrated":
         score = fitted.lookup if decoder is parts.tables.lookup else fitted.neural
-    none = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64)
+    none, num_found, checked = (np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64)), 0, _LARGE_BYTES
     counts, found = [np.zeros(1, np.int64)], [none[1:]]
     for _, block in source.blocks(max(1, _MAX_VISITS // nprobe)):
         queries_QD = metric.prepare(block)
         queries_QD, factors_Q1 = scaled_queries(queries_QD, metric, fitted is not None)
         probes_QL, _ = parts.tables.probe(queries_QD, nprobe, options.ef_search, num_threads())
-        near = [none, *_near(parts, decoder, score, queries_QD, factors_Q1, probes_QL, radius, selection)]
+        near = [none]
+        for pairs in _near(parts, decoder, score, queries_QD, factors_Q1, probes_QL, radius, selection):
+            near.append(pairs)
+            num_found += len(pairs[0])
+            if (size := _PAIR_BYTES * num_found) > checked:
+                checked = 1.25 * size
+                if size > free_memory():
+                    raise ResourceError(f"more than {num_found:,} results do not fit in memory: search for fewer "
+                                        f"queries at a time, or with another radius than {radius:g}")  # fmt: skip
         rows_F, distances_F, ids_F = map(np.concatenate, zip(*near, strict=True))
         order = np.lexsort((ids_F, distances_F if metric.name == "l2" else -distances_F, rows_F))
         counts.append(np.bincount(rows_F, minlength=len(queries_QD)))
@@ -82,7 +92,8 @@ def _near(
                 decoded_ND: Any = decoder.decode(codes_NM, lists_N)
                 is_zero_N = np.isin(ids_N, parts.zeros)
                 decoded_ND[is_zero_N] = 0
-                corrections_N = None if score is None else tables.corrections(codes_NM, norm_codes_N, lists_N)
+                known = codes_NM, norm_codes_N, lists_N, decoded_ND
+                corrections_N = None if score is None else tables.corrections(*known)
                 for row in rows_Q:
                     query_ND = np.repeat(queries_QD[row : row + 1], len(decoded_ND), axis=0)
                     values_N = tables.values(score, query_ND, decoded_ND, corrections_N)

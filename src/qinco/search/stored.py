@@ -9,6 +9,7 @@ from zipfile import is_zipfile
 
 from qinco.atomic import user_path, write_content
 from qinco.codec.codec import Codec
+from qinco.codec.given import CodecLike, as_codec
 from qinco.errors import ConfigError
 from qinco.search.edit import EditableIndex
 from qinco.search.index_file import from_bytes, holds_newer, load_parts, save_parts, to_bytes
@@ -54,14 +55,14 @@ class StoredIndex(EditableIndex):
 
     @classmethod
     def load(
-        cls, folder, mmap: bool = True, *, codec: Codec | None = None, device: str = "cpu", refine=None
+        cls, folder, mmap: bool = True, *, codec: CodecLike | None = None, device: str = "cpu", refine=None
     ) -> Self:  # fmt: skip
         """Read what `save` or `build_index` wrote, or a faiss file (.faissindex); executes no code.
 
         Args:
             folder: the folder or file; or a binary file object, or bytes, that hold one.
             mmap: leave the vectors on disk until they are searched.
-            codec: for an index that was written without its codec, the one that made its codes.
+            codec: for an index that was written without its codec, the one that made its codes, or its path.
             device: where the codec of the folder is loaded.
             refine: the original vectors, which then rank what searches find: see the attribute `refine`.
         """
@@ -71,7 +72,8 @@ class StoredIndex(EditableIndex):
         return index
 
     @classmethod
-    def _loaded(cls, folder, mmap: bool, codec: Codec | None, device: str) -> Self:
+    def _loaded(cls, folder, mmap: bool, codec, device: str) -> Self:
+        codec = None if codec is None else as_codec(codec)
         if hasattr(folder, "read") or isinstance(folder, bytes | bytearray | memoryview):
             return cls.from_bytes(folder, codec=codec, device=device)
         if not isinstance(folder, str | os.PathLike):
@@ -116,6 +118,6 @@ class StoredIndex(EditableIndex):
         return to_bytes(self.codec, self.parts)
 
     @classmethod
-    def from_bytes(cls, content, *, codec: Codec | None = None, device: str = "cpu") -> Self:
+    def from_bytes(cls, content, *, codec: CodecLike | None = None, device: str = "cpu") -> Self:
         """Read what `to_bytes` returned: bytes, an array of them or a file object; arguments as of `load`."""
-        return cls(*from_bytes(content, codec, device))
+        return cls(*from_bytes(content, None if codec is None else as_codec(codec), device))

@@ -20,7 +20,7 @@ from qinco.native.graph import Links
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
-from qinco.search.ranking import Ranking, Score
+from qinco.search.ranking import Ranking, Score, origin_of, shared_part
 from qinco.search.scan import Scanner, Shortlist
 from qinco.search.selection import Selection
 from qinco.store.tensors import read_tensors, write_tensors
@@ -144,8 +144,13 @@ class SearchTables:
         """The norm code of each vector, the number of its level: uint8 (N,)."""
         return nearest_level(self._added(codes_NM, lists_N, threads, corrections_N), self.levels)
 
-    def corrections(self, codes_NM: np.ndarray, norm_codes_N: np.ndarray, lists_N: np.ndarray) -> np.ndarray:
-        """The corrections of vectors, as far as their norm codes tell: float32 (N,)."""
+    def corrections(
+        self, codes_NM: np.ndarray, norm_codes_N: np.ndarray, lists_N: np.ndarray, decoded_ND=None
+    ) -> np.ndarray:
+        """The corrections of vectors, as far as their norm codes tell: float32 (N,).
+
+        They are those of what the tables decode, or of what another decoder has decoded: an array, or a tensor.
+        """
         if self.ranking is None or not self.ranking.lookup.correction:
             return np.zeros(len(codes_NM), np.float32)
         known_N = self._added(codes_NM, lists_N, num_threads(), np.zeros(len(codes_NM), np.float32))
@@ -160,7 +165,10 @@ class SearchTables:
             least_N, most_N = most_N, least_N
         is_likely_N = (found_N >= low) & (found_N <= high)
         is_known_N = is_likely_N | (least_N > high) | (most_N < low)
-        return np.where(is_known_N, found_N, np.float32(self.ranking.typical))
+        found_N = np.where(is_known_N, found_N, np.float32(self.ranking.typical))
+        if decoded_ND is None:
+            return found_N
+        return found_N - shared_part(decoded_ND, self.lookup.decode(codes_NM, lists_N), self.ranking.mean_D)
 
     def values(self, score: Score | None, queries_ND, decoded_ND, corrections_N: np.ndarray | None) -> np.ndarray:
         """The values of pairs of a prepared query and a reconstruction, by a score or by their distance: (N,)."""
@@ -168,18 +176,18 @@ class SearchTables:
             return self.metric.values(queries_ND, decoded_ND)
         metric = self.metric if self.metric.scans_inner_products else L2
         values_N = metric.values(queries_ND, decoded_ND)
-        return score.adjusted(values_N, decoded_ND, self.ranking.mean_D, corrections_N)
+        return score.adjusted(values_N, decoded_ND, origin_of(metric, self.ranking.mean_D), corrections_N)
 
     def _added(self, codes_NM, lists_N, threads: int, corrections_N: np.ndarray | None) -> np.ndarray:
         """What the scan adds to a vector's value besides its tables' entries, float32 (N,)."""
         norms_N = self.scanner.norms(codes_NM, lists_N, threads)
         if self.ranking is None:
             return norms_N
-        score, mean_D = self.ranking.lookup, self.ranking.mean_D
+        score, origin_D = self.ranking.lookup, origin_of(self.metric, self.ranking.mean_D)
         if corrections_N is None:
             corrections_N = np.full(len(norms_N), self.ranking.typical, np.float32)
         decoded_ND = self.lookup.decode(codes_NM, lists_N) if score.length else None
-        return score.adjusted(norms_N, decoded_ND, mean_D, corrections_N)
+        return score.adjusted(norms_N, decoded_ND, origin_D, corrections_N)
 
     def shortlist(
         self, queries_QD: np.ndarray, num_short: int, options: SearchOptions, segments: Sequence[InvertedLists],

@@ -10,6 +10,7 @@ import numpy as np
 from qinco.search.scan import Shortlist
 
 _CHUNK = 8  # vectors of a query in a round, or a quarter of what it has decoded, so that rounds stay few
+_LEAST = 48  # vectors of a round: a round of fewer takes hardly less time
 
 
 def walk(shortlist: Shortlist, values_QS: np.ndarray, wanted: int, margin: float | None) -> Iterator[np.ndarray]:
@@ -24,14 +25,20 @@ def walk(shortlist: Shortlist, values_QS: np.ndarray, wanted: int, margin: float
         margin: by how much a vector's value may be found smaller; None: all vectors are valued, in one round.
     """
     num_queries, width = shortlist.lists.shape
-    end = width if margin is None else min(wanted + _CHUNK, width)
     rows_A, begin = np.arange(num_queries), 0
+    end = width if margin is None else _end(wanted, _CHUNK, num_queries, width)
     while len(rows_A) and begin < end:
         places_A, places_S = np.nonzero(shortlist.lists[rows_A, begin:end] >= 0)
         yield rows_A[places_A] * width + begin + places_S
-        begin, end = end, min(end + max(_CHUNK, end // 4), width)
+        begin, end = end, _end(end, max(_CHUNK, end // 4), len(rows_A), width)
         if begin == width or margin is None:
             return
         worst_A = np.partition(values_QS[rows_A], wanted - 1, axis=1)[:, wanted - 1]
         is_lost_A = shortlist.values[rows_A, begin] - np.float32(margin) >= worst_A  # not of values that are NaN
         rows_A = rows_A[~is_lost_A & (shortlist.lists[rows_A, begin] >= 0)]
+
+
+def _end(begin: int, chunk: int, num_queries: int, width: int) -> int:
+    """Where a round ends: after a chunk of each query, or later where it would be short, or what is left would be."""
+    end = begin + max(chunk, -(-_LEAST // max(1, num_queries)))
+    return width if end + _CHUNK > width else end

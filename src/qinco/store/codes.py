@@ -209,6 +209,7 @@ class Codes(NDArrayOperatorsMixin):
         """
         has_lists = None
         if codec is not None:
+            _check_kind(codec)
             num_codes, codebook_size, has_lists = codec.num_codes, codec.config.codebook_size, codec.is_ivf
             if is_directory(path) and CodeFolder.read(path).plan.codec != codec.fingerprint():
                 raise DataError(f"{path} holds codes of another codec: give the model that they were encoded with")
@@ -231,6 +232,7 @@ class Codes(NDArrayOperatorsMixin):
             >>> Codes(np.zeros((3, 8), np.uint8)).save("zeros.npy")
         """
         if codec is not None:
+            _check_kind(codec)
             codebook_size, dim = codec.config.codebook_size, codec.dim
         path = Path(user_path(path))
         suffix = path.suffix.lower()
@@ -273,6 +275,11 @@ class Codes(NDArrayOperatorsMixin):
 
     def _lists_at(self, rows) -> np.ndarray | None:
         return None if self._lists is None else np.asarray(self._lists[rows]).reshape(-1)
+
+
+def _check_kind(codec) -> None:
+    if not hasattr(codec, "fingerprint"):  # Codec is of a module above this one
+        raise ConfigError(f"codec must be a Codec, not {codec!r:.80}: see Codec.load")
 
 
 def check_range(codes: Codes, num_codes: int, codebook_size: int, num_lists: int) -> None:

@@ -43,6 +43,7 @@ class StepPlan:
     lr: float  # the highest
     seconds: float | None = None  # the training should not take longer, start not included
     num_valid: int | None = None  # vectors to validate on; None: all that there are for it
+    num_ranked: int | None = None  # vectors that rankers are fitted to in the end; None: the usual number
 
     @property
     def total_steps(self) -> int:

@@ -50,7 +50,7 @@ def save(path, parts=1, **fields) -> str:
 def test_what_is_reported(capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "candidate_precision", lambda precision, device, config: "bf16")
     report = results(capsys, *TINY)
-    options = ("A=16 B=32", "C=64 B=32", "C=16 B=4")
+    options = ("A=16 B=32", "C=80 B=40", "C=16 B=4")
     assert cases(report, "threads", "precision", "rule") == list(product((1, 2), ("float32", "auto"), options))
     for row in report["results"]:
         assert row["model"] == "M=2 K=16 L=1 de=16 dh=16"
@@ -85,7 +85,7 @@ def test_table(capsys):
 def test_a_codec_file(fields, capsys, tmp_path):
     model = save(tmp_path / "c.safetensors", **fields)
     report = results(capsys, model, "threads=1")
-    assert cases(report, "rule") == [("A=16 B=32",), ("C=64 B=32",), ("C=16 B=4",), ("C=3 B=2",)]
+    assert cases(report, "rule") == [("A=16 B=32",), ("C=80 B=40",), ("C=16 B=4",), ("C=3 B=2",)]
     assert {row["model"] for row in report["results"]} == {model.removeprefix("model=")}
     assert report["weights"] == "trained"
 

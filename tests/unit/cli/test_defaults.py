@@ -110,13 +110,13 @@ def test_what_only_the_model_knows():
     assert found["codebook_noise_init"] == (0.1, "recipe paper")
     assert resolved("train", "model=m", "output=a.pt")["A"][1] == "the codec's own, or A=16 B=32 if it has C"
     assert resolved("bench")["B"] == (None, "default, the usual options in turn")
-    assert resolved("bench", "B=4")["C"] == (64, "default")
+    assert resolved("bench", "B=4")["C"] == (80, "default")
 
 
 def test_sources():
     found = resolved(*TRAIN)
     assert found["model_args"] == ("qinco2-S", "default")
-    assert (found["C"], found["A"]) == ((64, "default"), (None, "C is used instead"))
+    assert (found["C"], found["A"]) == ((80, "default"), (None, "C is used instead"))
     assert resolved("train", "output=x.PT")["A"] == (16, "default of .pt files")
     assert resolved(*TRAIN, "recipe=paper")["A"] == (16, "recipe paper")
     assert resolved(*TRAIN, "model_args=qinco1")["A"] == (0, "preset qinco1")

@@ -224,7 +224,7 @@ def test_shares():
     ("${ds.trainset}/${ds.loop}/${epochs}", "100000/10000000/60"), ("${trainset}.pt", "t/deep1M.fvecs.pt"),
     ("${ trainset }.pt", "t/deep1M.fvecs.pt"),
     ("${db}-${lr}-${wd}-${cpu}-${task}", "deep1M-0.0008-0.1-false-train"),
-    ("${scheduler.name}", "reduce_lr_plateau"), ("a${A}-b${B}.pt", "a16-b32.pt"), ("c${C}-b${B}", "c64-b32"),
+    ("${scheduler.name}", "reduce_lr_plateau"), ("a${A}-b${B}.pt", "a16-b32.pt"), ("c${C}-b${B}", "c80-b40"),
     ("${oc.env:QINCO_FOLDER}/x", "f o/x"),
     ("${oc.env:QINCO_NONE,d}/${oc.env:QINCO_NONE,${M}}/${oc.env:QINCO_NONE,'a, b'}", "d/16/a, b"),
     ("${oc.env:QINCO_NONE, ${oc.env:QINCO_FOLDER}}", "f o"), ("\\${M}-${M}-\\\\${M}-}{$", "${M}-16-\\${M}-}{$"),
@@ -241,7 +241,7 @@ def test_interpolation(output, expected, monkeypatch):
 
 def test_interpolated_values_are_parsed():
     settings = parse_arguments([*TRAIN, "dh=${de}", "de=${oc.env:QINCO_NONE,'32'}", "ds.trainset=${batch}", "C=${B}"])
-    assert (settings["dh"], settings["de"], settings["ds.trainset"], settings["C"]) == (32, 32, None, 32)
+    assert (settings["dh"], settings["de"], settings["ds.trainset"], settings["C"]) == (32, 32, None, 40)
     assert settings.given_keys == {"trainset", "output", "dh", "de", "ds.trainset", "C"}
     assert parse_arguments(["info", "${oc.env:QINCO_NONE,a}", "b"])["file"] == ("a", "b")
     shared = parse_arguments(["encode", "model=m", "db=d", "shard=1/4", "output=${shard}-${nprobe}"])

@@ -89,7 +89,7 @@ def test_help_of_a_task_lists_the_keys_that_it_reads(task, capsys):
 def test_help_shows_defaults(capsys):
     main(["train", "--help"])
     shown = capsys.readouterr().out
-    for default in ("lr=null", "epochs=60", "seed=0", "wd=0.1", "opq=false", "A=", "C=64", "B=32", "output="):
+    for default in ("lr=null", "epochs=60", "seed=0", "wd=0.1", "opq=false", "A=", "C=80", "B=40", "output="):
         assert f"  {default} " in shown
     assert "either trainset= (training vectors) or db= (the name of a data set)" in " ".join(shown.split())
     main(["encode", "--help"])

@@ -117,5 +117,5 @@ def test_a_size_beside_nothing_keeps_the_rest_of_the_preset(words):
     given = fit_arguments(settings, 384)
     preset, recipe = given.pop("preset"), given.pop("recipe")
     plan = plan_training(as_source(np.zeros((100, 384), np.float32)), preset, given, recipe=recipe)
-    fields = settings.fields(ModelConfig) | ({"embed_dim": 384} if words == "de=0" else {})
+    fields = settings.fields(ModelConfig) | ({"embed_dim": 384, "has_ranker": True} if words == "de=0" else {})
     assert plan.model_config == ModelConfig(384, **PRESETS["qinco2-S"] | fields)

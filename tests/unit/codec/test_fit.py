@@ -79,7 +79,7 @@ def test_more_steps_have_a_lower_error_and_training_a_lower_one_than_its_start()
     assert errors == sorted(errors, reverse=True)
 
 
-@pytest.mark.parametrize("preset", ["qinco1", "qinco2-S", "qinco2-M", None])
+@pytest.mark.parametrize("preset", ["qinco1", "qinco2-XS", "qinco2-S", "qinco2-M", None])
 @pytest.mark.parametrize("recipe", ["default", "paper"])
 def test_every_preset_and_recipe_trains(preset, recipe):
     rule = {"num_pairs": None, "beam_width": 2}
@@ -88,11 +88,35 @@ def test_every_preset_and_recipe_trains(preset, recipe):
     assert np.isfinite(codec.provenance["valid_mse"])
     assert codec.config.codeword_skip == (preset != "qinco1")
     if codec.config.has_preselector:
-        wanted = EncodeOptions(num_pairs=64) if recipe == "default" else EncodeOptions(num_candidates=16)
+        wanted = EncodeOptions(num_pairs=80) if recipe == "default" else EncodeOptions(num_candidates=16)
         assert (codec.encode_options.num_pairs, codec.encode_options.num_candidates) == (
             wanted.num_pairs,
             wanted.num_candidates,
         )
+
+
+def test_the_best_codec_is_ranked_in_the_end(tmp_path):
+    x, ranked = random_vectors(1500, 4), {"has_ranker": True, "num_pairs": 3, "beam_width": 3}
+    codec = fit(x, output=tmp_path / "x.safetensors", **ranked)
+    assert codec.provenance["ranked"] and codec.models[0].steps[2].ranker.is_fitted
+    assert codec.provenance["valid_mse"] < fit(x, **ranked | {"has_ranker": False}).provenance["valid_mse"]
+    again = fit(x, output=tmp_path / "x.safetensors", resume=True, **ranked)
+    assert again.fingerprint() == codec.fingerprint() and again.provenance == codec.provenance
+
+    def stop(report):
+        if isinstance(report, EpochReport) and report.epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        fit(x, output=tmp_path / "y.safetensors", on_report=stop, **ranked)
+    assert not stopped.value.codec.models[0].steps[2].ranker.is_fitted
+    assert fit(x, output=tmp_path / "y.safetensors", resume=True, **ranked).fingerprint() == codec.fingerprint()
+
+
+def test_runs_that_began_without_rankers_go_on_without_them(tmp_path):
+    codec = fit(output=tmp_path / "x.safetensors", preset="qinco2-S", has_ranker=False)
+    again = fit(output=tmp_path / "x.safetensors", preset="qinco2-S", resume=True)
+    assert again.fingerprint() == codec.fingerprint() and not again.config.has_ranker
 
 
 def test_arrays_tensors_lists_paths_and_sources_train_alike(tmp_path):
@@ -341,8 +365,10 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
 
 
 def test_only_a_codec_can_go_on():
-    with pytest.raises(ConfigError, match=r"initial.*x\.safetensors"):
+    with pytest.raises(DataError, match=r"x\.safetensors"):
         Codec.fit(random_vectors(400, 4), initial="x.safetensors", epochs=2)
+    with pytest.raises(ConfigError, match=r"initial.*3"):
+        Codec.fit(random_vectors(400, 4), initial=3, epochs=2)
 
 
 def test_an_output_that_exists_is_kept(tmp_path):
@@ -419,7 +445,7 @@ def test_the_letters_of_the_papers_are_settings_too(tmp_path):
     long = {"num_steps": 2, "codebook_size": 8, "num_blocks": 1, "embed_dim": 4, "hidden_dim": 6}
     codec = Codec.fit(x, **long, num_candidates=4, beam_width=2, M=2, epochs=0, device="cpu")
     assert codec.fingerprint() == short.fingerprint() and codec.encode_options == short.encode_options
-    assert ModelConfig(4, M=2, K=8, L=1, de=4, dh=6) == codec.config
+    assert ModelConfig(4, M=2, K=8, L=1, de=4, dh=6, has_ranker=True) == codec.config
     assert EncodeOptions(A=4, B=2) == codec.encode_options
     greedy = codec.with_options(A=0, B=1)
     assert greedy.encode_options == codec.with_options(EncodeOptions()).encode_options == EncodeOptions()

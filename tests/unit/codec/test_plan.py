@@ -6,7 +6,7 @@ from small_models import random_model
 
 from qinco.codec.centroids import kmeans
 from qinco.codec.codec import Codec
-from qinco.codec.plan import split_validation
+from qinco.codec.plan import plan_training, split_validation
 from qinco.config import ModelConfig
 from qinco.store.run_state import load_state, save_state
 from qinco.training.batches import batches
@@ -84,3 +84,28 @@ def test_every_batch_has_some_of_every_part_of_the_file():
     parts = list(batches(numbered(), 0, bounds, 0, 0, 4 * 4 * 5000, rows_shuffled=False))
     assert sorted(np.concatenate(parts)[:, 0]) == list(range(20_000))
     assert min(shares(part).min() for part in parts) > 40
+
+
+@pytest.mark.parametrize(
+    ("dim", "options", "wanted"),
+    [
+        (128, {}, True),
+        (64, {}, True),
+        (384, {}, False),
+        (384, {"embed_dim": 0}, True),
+        (384, {"has_ranker": True}, True),
+        (128, {"has_ranker": False}, False),
+        (128, {"num_blocks": 0}, False),
+        (128, {"num_blocks": 4}, False),
+        (128, {"num_candidates": 0}, False),
+        (128, {"has_preselector": False}, False),
+    ],
+)
+def test_small_models_of_a_preset_have_rankers_where_these_pay(dim, options, wanted):
+    source = as_source(np.zeros((300, dim), np.float32))
+    assert plan_training(source, "qinco2-S", options).model_config.has_ranker is wanted
+    if "has_ranker" not in options:
+        others = {"preset": None}, {"preset": "qinco1"}, {"recipe": "paper"}, {"output": "x.pt"}, {"preset": "qinco2-L"}
+        for other in others:
+            config = plan_training(source, **{"preset": "qinco2-S", "settings": options} | other).model_config
+            assert not config.has_ranker

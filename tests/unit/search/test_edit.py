@@ -56,8 +56,10 @@ def test_merged_vectors_are_what_they_were(kind):
     )
     added = copied(built(kind))
     added.add(MORE)
-    for merged, wanted in zip(*(one.search(MORE, 3, nprobe=NUM_LISTS) for one in (index, added)), strict=True):
-        np.testing.assert_array_equal(merged, wanted)
+    (merged, ids), (wanted, expected) = (one.search(MORE, 3, nprobe=NUM_LISTS) for one in (index, added))
+    np.testing.assert_array_equal(ids, expected)
+    assert (merged == wanted).mean() > 0.95  # what is known of a vector besides its code goes through two bytes
+    np.testing.assert_allclose(merged, wanted, atol=1)
 
 
 def test_lists_that_are_the_same_are_kept(monkeypatch):

@@ -353,7 +353,7 @@ def test_vectors_and_codecs_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match=r"13 .*12"):
         Index.build(trained("ivf"), vectors(), 13)
     wide = Codec(random_model(ModelConfig(dim=6, num_steps=2, codebook_size=512, hidden_dim=4)), EncodeOptions())
-    for codec, named in ((wide, "K=512"), ("codec.safetensors", "str")):
+    for codec, named in ((wide, "K=512"), (None, "a Codec or the path of one, not None")):
         with pytest.raises(ConfigError, match=named):
             Index.build(codec, vectors())
     broken = vectors().copy()

@@ -167,8 +167,6 @@ def test_an_index_without_its_codec_takes_one(tmp_path):
     for wrong in (trained("plain"), trained("product")):
         with pytest.raises(DataError, match=r"holds codes of another codec than .*: give the one that made them"):
             Index.load(tmp_path, codec=wrong)
-    with pytest.raises(ConfigError, match="codec must be a Codec, not str"):
-        Index.load(tmp_path, codec="codec.safetensors")
 
 
 def test_a_codec_is_asked_for_its_shape_where_nothing_else_is_known(tmp_path):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, built, copied, exact, vectors
 
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.search import range_search
 from qinco.search.index import Index
 from qinco.search.metric import METRICS
 
@@ -56,6 +57,18 @@ def test_filters_options_and_nothing_found():
     bare = Index(None, index.parts)
     assert bare.range_search(QUERIES_QD, np.inf, NUM_LISTS)[0][-1] == 30 * NUM_VECTORS
     assert index.range_search(QUERIES_QD[:0], 5.0)[0].tolist() == [0]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_an_infinite_radius_gives_all_or_nothing(metric, monkeypatch):
+    index, sign = built("plain", metric), 1 if metric == "l2" else -1
+    assert index.range_search(QUERIES_QD, sign * np.inf, NUM_LISTS)[0][-1] == 30 * NUM_VECTORS
+    assert index.range_search(QUERIES_QD, -sign * np.inf, NUM_LISTS)[0][-1] == 0
+    monkeypatch.setattr(range_search, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(range_search, "free_memory", lambda: 10_000 * 60)
+    with pytest.raises(ResourceError, match=r"^more than 1\d,... results do not fit in memory: search for"):
+        index.range_search(QUERIES_QD, sign * np.inf, NUM_LISTS)
+    assert index.range_search(QUERIES_QD[:3], sign * np.inf, NUM_LISTS)[0][-1] == 3 * NUM_VECTORS
 
 
 @pytest.mark.parametrize("radius", [None, "5", np.nan, [1.0]])

@@ -4,26 +4,28 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from small_indexes import KINDS, NUM_LISTS, NUM_VECTORS, built, copied, exact, trained, vectors
 
 import qinco
 from qinco.errors import ConfigError, DataError
+from qinco.search.calibrate import with_other_tables
 from qinco.search.index import Index
 from qinco.search.metric import METRICS, Metric
-from qinco.search.ranking import Score, corrections, fit_score
+from qinco.search.ranking import Score, corrections, fit_score, shared_part
 
 QUERIES_QD = vectors(200, 21)
 ALL = {"nprobe": NUM_LISTS, "num_short": NUM_VECTORS}
 MANY = {"nprobe": NUM_LISTS, "num_short": 200}
 
 
-def known_of(index: Index) -> tuple[np.ndarray, np.ndarray]:
-    """The corrections that norm codes tell, by ascending ids, and the vectors' own."""
-    blocks = [block for segment in index.segments for block in segment.blocks()]
-    ids, known = (
-        np.concatenate(part) for part in ([b[3] for b in blocks], [index.tables.corrections(*b[:3]) for b in blocks])
-    )
-    return known[np.argsort(ids)], ids
+def known_of(index: Index) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The corrections that norm codes tell, ids, and what the tables decode, by ascending ids."""
+    blocks, tables = [block for segment in index.segments for block in segment.blocks()], index.tables
+    parts = [(tables.corrections(*b[:3]), b[3], tables.lookup.decode(b[0], b[2])) for b in blocks]
+    known, ids, decoded_ND = (np.concatenate(part) for part in zip(*parts, strict=True))
+    order = np.argsort(ids)
+    return known[order], ids[order], decoded_ND[order]
 
 
 def prepared(index: Index, x_ND=None) -> np.ndarray:
@@ -45,7 +47,7 @@ def test_norm_codes_tell_the_corrections_to_half_a_level(kind, metric):
     if not ranking.lookup.correction:  # they say too little of these vectors to be stored
         assert kind == "product" and not known_N.any()
         return
-    true_N = corrections(prepared(index)[ids_N], index.reconstruct(ids_N.astype(int)), ranking.mean_D)
+    true_N = corrections(prepared(index)[ids_N], known_of(index)[2][ids_N], ranking.mean_D)
     steps = norm_codes_N.astype(int)
     gaps_N = np.maximum(levels[np.minimum(steps + 1, 255)] - levels[steps], levels[steps] - levels[steps - 1])
     is_inner_N = (steps > 0) & (steps < 255)
@@ -59,15 +61,18 @@ def test_norm_codes_tell_the_corrections_to_half_a_level(kind, metric):
 def test_values_are_by_definition(kind, metric):
     """‖q − x̂‖² + κ T + offset, or of inner products those of a query of length 1, times its length."""
     index = built(kind, metric)
-    ranking, known = index.tables.ranking, known_of(index)[0].astype(np.float64)
+    ranking, (known, _, lookup_ND) = index.tables.ranking, known_of(index)
     decoded_ND = index.reconstruct(np.arange(NUM_VECTORS)).astype(np.float64)
+    if ranking.lookup.correction:
+        known = known - ((decoded_ND - lookup_ND) * (decoded_ND - ranking.mean_D)).sum(1)
     queries_QD, score = prepared(index, QUERIES_QD).astype(np.float64), ranking.neural
-    lengths_N = np.square(decoded_ND - ranking.mean_D).sum(1)
     if metric == "inner_product":
+        lengths_N = np.square(decoded_ND).sum(1)
         norms_Q1 = np.linalg.norm(queries_QD, axis=1, keepdims=True)
         values_QN = -(queries_QD / norms_Q1) @ decoded_ND.T + score.correction * known + score.length * lengths_N
         expected_QN = -(values_QN + score.offset) * norms_Q1
     else:
+        lengths_N = np.square(decoded_ND - ranking.mean_D).sum(1)
         values_QN = np.square(queries_QD[:, None] - decoded_ND).sum(2) + score.correction * known
         expected_QN = np.maximum(values_QN + score.length * lengths_N + score.offset, 0)
         if metric == "cosine":
@@ -120,10 +125,27 @@ def test_corrections_survive_what_an_index_goes_through(tmp_path):
     merged.merge_from(loaded, 10_000)
     both = np.concatenate([vectors(), vectors(500, 31)])
     for found, first in ((loaded, 0), (merged, 10_000)):
-        known, ids = known_of(found)
-        rows = np.sort(ids[ids >= first]).astype(int) - first
-        true = corrections(both[rows], found.reconstruct(rows + first), found.tables.ranking.mean_D)
+        known, ids, decoded_ND = known_of(found)
+        rows = ids[ids >= first].astype(int) - first
+        true = corrections(both[rows], decoded_ND[-len(rows) :], found.tables.ranking.mean_D)
         assert np.corrcoef(known[-len(rows) :], true)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_corrections_are_those_of_any_decoder_but_for_a_small_part(kind):
+    """From those of the tables follow the network's, and those of tables that are fitted anew."""
+    codec, x_ND, mean_D = trained(kind), vectors(), built(kind).tables.ranking.mean_D
+    one, other = built(kind).tables.lookup, Index.build(codec, vectors(800, 34), NUM_LISTS).tables.lookup
+    codes = codec.encode(x_ND)
+    of_one, of_other = (corrections(x_ND, lookup.decode(codes.codes, codes.lists), mean_D) for lookup in (one, other))
+    moved = with_other_tables(of_one, codes, one, other, mean_D)
+    assert np.corrcoef(moved, of_other)[0, 1] > 0.99
+    np.testing.assert_array_equal(with_other_tables(of_one, codes, one, one, mean_D), of_one)
+    decoded_ND = codec.decode(codes)
+    known = of_one - shared_part(decoded_ND, one.decode(codes.codes, codes.lists), mean_D)
+    assert np.corrcoef(known, corrections(x_ND, decoded_ND, mean_D))[0, 1] > 0.95
+    tensors = shared_part(torch.from_numpy(decoded_ND), one.decode(codes.codes, codes.lists), mean_D)
+    np.testing.assert_allclose(of_one - tensors, known, rtol=1e-4, atol=1e-4)
 
 
 def test_rare_corrections_are_known_where_levels_are_near():
@@ -131,8 +153,8 @@ def test_rare_corrections_are_known_where_levels_are_near():
     lengths_N1 = np.exp(np.random.default_rng(0).standard_normal((NUM_VECTORS, 1)))
     x_ND = (vectors() * lengths_N1).astype(np.float32)
     index = Index.build(trained("plain"), x_ND, NUM_LISTS, metric="inner_product")
-    true = corrections(x_ND, index.reconstruct(np.arange(NUM_VECTORS)), index.tables.ranking.mean_D)
-    known, longest = known_of(index)[0], np.argsort(-lengths_N1[:, 0])[:10]
+    known, _, decoded_ND = known_of(index)
+    true, longest = corrections(x_ND, decoded_ND, index.tables.ranking.mean_D), np.argsort(-lengths_N1[:, 0])[:10]
     np.testing.assert_allclose(known[longest], true[longest], rtol=0.05)
     assert recall(index, x_ND, **MANY) > 1.3 * recall(index, x_ND, **MANY, ranking="decoded")
 
@@ -227,10 +249,10 @@ def test_the_weight_of_corrections_is_found():
     generator = np.random.default_rng(0)
     values_QC, corrections_QC = generator.uniform(1, 2, (800, 20)), generator.uniform(0, 1, (800, 20))
     true_QC = values_QC + 0.4 * corrections_QC + 0.02 * generator.standard_normal((800, 20)) + 3
-    score = fit_score(values_QC, corrections_QC, None, true_QC, true_QC.argmin(1), 0.25)
+    score = fit_score(values_QC, corrections_QC, None, true_QC, np.ones(800, bool), 0.25)
     assert score.correction == pytest.approx(0.4, abs=0.05) and score.offset == pytest.approx(3, abs=0.02)
-    assert fit_score(values_QC[:0], corrections_QC[:0], None, true_QC[:0], np.empty(0, int), 0.25) == Score(0.25)
-    nothing = fit_score(values_QC, corrections_QC, None, values_QC, values_QC.argmin(1), 0.25)
+    assert fit_score(values_QC[:0], corrections_QC[:0], None, true_QC[:0], np.empty(0, bool), 0.25) == Score(0.25)
+    nothing = fit_score(values_QC, corrections_QC, None, values_QC, np.ones(800, bool), 0.25)
     assert abs(nothing.correction) < 0.02
 
 

@@ -18,11 +18,12 @@ from qinco.search.walk import walk
 
 QUERIES_QD = vectors(200, 21)
 OPTIONS = {"nprobe": NUM_LISTS, "num_short": 200}
+MANY = 48
 
 
 def with_margin(index: Index, margin: float | None) -> Index:
     other = copied(index)
-    other.tables = replace(other.tables, ranking=replace(other.tables.ranking, margin=margin))
+    other.tables = replace(other.tables, ranking=replace(other.tables.ranking, margin=margin, pairwise_margin=margin))
     return other
 
 
@@ -36,8 +37,11 @@ def num_decoded(monkeypatch, search) -> int:
 
 
 def walked(look_up_QS, neural_QS, wanted, margin):
-    """The rounds of a walk, as numbers of flattened shortlists; what is −1 by both is not there."""
-    look_up_QS, neural_QS = np.float32(look_up_QS), np.float32(neural_QS)
+    """The rounds of a walk, as numbers of flattened shortlists; what is −1 by both is not there.
+
+    All queries are there MANY times, of which the first counts: rounds of few vectors are longer.
+    """
+    look_up_QS, neural_QS = (np.tile(np.float32(values_QS), (MANY, 1)) for values_QS in (look_up_QS, neural_QS))
     lists_QS = np.where(neural_QS < 0, -1, 0).astype(np.int32)
     nothing_QS, values_QS = np.zeros_like(lists_QS), np.full(neural_QS.shape, np.inf, np.float32)
     shortlist = Shortlist(look_up_QS, nothing_QS, lists_QS, nothing_QS[..., None], nothing_QS, nothing_QS[:, 0])
@@ -45,7 +49,7 @@ def walked(look_up_QS, neural_QS, wanted, margin):
     for rows_N in walk(shortlist, values_QS, wanted, margin):
         assert np.isinf(values_QS.ravel()[rows_N]).all()
         values_QS.reshape(-1)[rows_N] = neural_QS.ravel()[rows_N]
-        rounds.append(rows_N.tolist())
+        rounds.append(rows_N[rows_N < neural_QS.size // MANY].tolist())
     return rounds
 
 
@@ -55,10 +59,20 @@ def test_a_query_goes_on_while_its_next_may_win():
     first, second, *others = walked(look_up_QS, neural_QS, 2, 4)
     assert first == [*range(10), *range(30, 40), *range(60, 70)]
     assert second == [*range(40, 48), *range(70, 78)]  # the first stops: 10 − 4 is no less than its second, 1
-    assert others == [[*range(78, 86)], [*range(86, 90)]]
+    assert others == [[*range(78, 90)]]  # a round of the last four would be short
     assert walked(look_up_QS, neural_QS, 2, None) == [list(range(90))]
     assert sorted(chain(*walked(look_up_QS, neural_QS, 2, 1e30))) == list(range(90))
     assert walked(look_up_QS, neural_QS, 25, 0) == [list(range(90))]
+
+
+@pytest.mark.parametrize(
+    ("width", "ends"), [(40, [40]), (65, [65]), (66, [58, 66]), (300, [58, 106, 154, 202, 252, 300])]
+)
+def test_rounds_of_one_query_are_not_short(width, ends):
+    lists_1S = np.zeros((1, width), np.int32)
+    values_1S, codes_1SM = np.zeros((1, width), np.float32), np.zeros((1, width, 1), np.uint8)
+    shortlist = Shortlist(values_1S, lists_1S, lists_1S, codes_1SM, codes_1SM[..., 0], lists_1S[:, 0])
+    assert [rows_N[-1] + 1 for rows_N in walk(shortlist, np.full((1, width), np.inf), 10, 1.0)] == ends
 
 
 def test_what_is_missing_is_not_decoded():
@@ -88,10 +102,12 @@ def test_with_a_wide_margin_all_is_decoded(kind, metric, monkeypatch):
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("pairwise", [False, True])
 @pytest.mark.parametrize("metric", METRICS)
-def test_the_fitted_margin_finds_the_same_and_decodes_less(metric, monkeypatch):
-    index = built("plain", metric)
-    assert np.isfinite(index.tables.ranking.margin)
+def test_the_fitted_margins_find_the_same_and_decode_less(metric, pairwise, monkeypatch):
+    index = built("plain", metric, pairwise)
+    ranking = index.tables.ranking
+    assert np.isfinite(ranking.pairwise_margin if pairwise else ranking.margin)
     _, nearest_Q1 = qinco.exhaustive_search(QUERIES_QD, vectors(), 1, metric=metric)
     everything = with_margin(index, None)
     for k in (1, 10):
@@ -124,24 +140,28 @@ def test_zero_vectors_are_similar_to_nothing():
         assert not distances_QR[ids_QR % 10 == 0].any()
 
 
-def test_other_orders_are_decoded_whole(monkeypatch):
+def test_orders_without_a_margin_are_decoded_whole(monkeypatch):
     index = built("plain", "l2", True)
     stage = index.pipeline(SearchOptions(num_short=50, num_mid=0), 10).stages[-1]
     assert stage.margin == index.tables.ranking.margin
-    for options, given in (
-        (SearchOptions(num_short=50), {}), (SearchOptions(num_short=50, num_mid=0), {"ranking": "decoded"}),
-        (SearchOptions(num_short=50), {"ranking": "decoded"}),
-    ):  # fmt: skip
-        assert {stage.margin for stage in index.pipeline(options, 10, **given).stages} == {None}
+    first, last = index.pipeline(SearchOptions(num_short=50), 10).stages
+    assert (first.margin, last.margin) == (None, index.tables.ranking.pairwise_margin)
+    for options in (SearchOptions(num_short=50, num_mid=0), SearchOptions(num_short=50)):
+        stages = index.pipeline(options, 10, ranking="decoded").stages
+        assert {stage.margin for stage in stages} == {None}
+    other = index.with_pairwise(index.pairwise)  # may be any
+    assert other.pipeline(SearchOptions(num_short=50), 10).stages[-1].margin is None
+    assert other.tables.ranking.margin == index.tables.ranking.margin
     index = with_margin(built(), 0.0)
     search = {"k": 5, **OPTIONS, "refine": vectors(), "num_refine": 20}
     assert num_decoded(monkeypatch, lambda: index.search(QUERIES_QD, **search)) == 200 * 200
 
 
 def test_the_margin_is_stored(tmp_path):
-    index = copied(built())  # that knows its folder
+    index = copied(built("plain", "l2", True))  # that knows its folder
     index.save(tmp_path / "one")
-    assert Index.load(tmp_path / "one").tables.ranking.margin == index.tables.ranking.margin
+    for name in ("margin", "pairwise_margin"):
+        assert getattr(Index.load(tmp_path / "one").tables.ranking, name) == getattr(index.tables.ranking, name)
     few = Index.build(index.codec, vectors()[:50], 2)
     few.save(tmp_path / "few")
     assert few.tables.ranking.margin is None is Index.load(tmp_path / "few").tables.ranking.margin

@@ -11,6 +11,7 @@ import numpy as np
 
 from qinco.codec.codec import Codec
 from qinco.codec.evaluate import Evaluation
+from qinco.codec.given import CodecLike, as_codec
 from qinco.config import PRECISIONS, EncodeOptions, require_choice, require_int
 from qinco.errors import ConfigError, DataError
 from qinco.machine import num_threads
@@ -30,12 +31,12 @@ _RQ_ROWS = 50_000  # vectors that the residual quantizer is fitted to
 
 
 def evaluate_decoder(
-    codec: Codec, vectors, decoder, options: EncodeOptions | None = None, *, progress: ProgressOption = None
+    codec: CodecLike, vectors, decoder, options: EncodeOptions | None = None, *, progress: ProgressOption = None
 ) -> Evaluation:
     """Encode vectors and measure what another decoder makes of their codes, as an Evaluation of whole codes.
 
     Args:
-        codec: encodes.
+        codec: a Codec, or the path of one, which encodes.
         vectors: (N, D) array, tensor, path or VectorSource.
         decoder: LookupDecoder or PairwiseDecoder of such codes.
         options: of encoding; the codec's own if None.
@@ -44,7 +45,7 @@ def evaluate_decoder(
     Example:
         >>> evaluate_decoder(codec, "base.fvecs", fit_lookup_decoder("train.fvecs", codec=codec).decoder).mse
     """
-    source, begun, error = check_not_empty(as_source(vectors)), time.monotonic(), 0.0
+    codec, source, begun, error = as_codec(codec), check_not_empty(as_source(vectors)), time.monotonic(), 0.0
     codec.check_dim(source)
     with reporting(progress) as report:
         for first, decoded_nD in _decoded(codec, source, decoder, options, None, "float32", report):
@@ -54,14 +55,14 @@ def evaluate_decoder(
 
 
 def exhaustive_recall(
-    codec: Codec, vectors, queries, ground_truth, *, decoder=None, options: EncodeOptions | None = None,
+    codec: CodecLike, vectors, queries, ground_truth, *, decoder=None, options: EncodeOptions | None = None,
     num_steps: int | None = None, precision: str = "float32", device=None, metric: str | None = None,
     progress: ProgressOption = None,
 ) -> dict[int, float]:  # fmt: skip
     """Recall at 1, 10 and 100 of exact search among what the codes of a database decode to, in bounded memory.
 
     Args:
-        codec: encodes the database.
+        codec: a Codec, or the path of one, which encodes the database.
         vectors: (N, D) database.
         queries, ground_truth: as for `sweep`; row numbers of the database.
         decoder: LookupDecoder or PairwiseDecoder; the codec's network if None.
@@ -76,7 +77,7 @@ def exhaustive_recall(
     Example:
         >>> exhaustive_recall(codec, "base.fvecs", "query.fvecs", "groundtruth.ivecs")[10]
     """
-    source = as_source(vectors)
+    codec, source = as_codec(codec), as_source(vectors)
     codec.check_dim(source)
     metric = choose_metric(metric, source, queries, ground_truth, compared=source)
     queries_QD, nearest_Q = open_queries_among(source, queries, ground_truth, metric)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from qinco.atomic import check_output, exclusive, user_path, write_atomically
-from qinco.codec.codec import Codec
+from qinco.codec.given import CodecLike, as_codec
 from qinco.config import DECODERS, RANKINGS, require_choice, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError, DataError, differences
@@ -176,7 +176,7 @@ def describe_results(path: str | os.PathLike) -> dict:
 
 def sweep(
     index, queries, ground_truth, *, nprobe: Sequence[int] = (4, 16, 64), ef_search: Sequence[int] = (64,),
-    num_short: Sequence[int] = (10, 100), mid_factors: Sequence[int] = (1, 4), codec: Codec | None = None,
+    num_short: Sequence[int] = (10, 100), mid_factors: Sequence[int] = (1, 4), codec: CodecLike | None = None,
     pairwise: PairwiseDecoder | str | os.PathLike | None = None, decoder: str = "neural", precision: str = "auto",
     ranking: str = "calibrated", batch_size: int = 12_288, threads: int | None = None,
     output: str | os.PathLike | None = None, plot: str | os.PathLike | None = None, name: str | None = None,
@@ -194,7 +194,7 @@ def sweep(
         ef_search: efforts of the graph search for lists; without effect where there is no graph.
         num_short: numbers of vectors that the network decodes.
         mid_factors: length of the pairwise stage's shortlist in multiples of num_short; 0 or 1: no such stage.
-        codec: for a path of an index without codec.
+        codec: a Codec, or the path of one, for a path of an index without codec.
         pairwise: decoder of the pairwise stage, instead of the index's own.
         decoder: last stage of the pipeline: "neural", "pairwise" or "lookup".
         precision, ranking: as in `Index.search`. With ranking="decoded", that of the papers, the calibrated recall of
@@ -271,9 +271,10 @@ def sweep(
     return result
 
 
-def open_searcher(index, codec: Codec | None = None, pairwise=None, device="cpu") -> tuple[Index, dict[str, str]]:
+def open_searcher(index, codec=None, pairwise=None, device="cpu") -> tuple[Index, dict[str, str]]:
     """An index, or that of a folder or faiss file, with what is given, and its files' fingerprints: {"index": ...}."""
     files, index, pairwise = {}, user_path(index), user_path(pairwise)
+    codec = None if codec is None else as_codec(codec)
     if not isinstance(index, Index) and is_directory(path := index):
         index = Index.load(path, codec=codec, device=device)
         checksums = {name: stored.crc32 for name, stored in read_manifest(path, "index").files.items()}
