@@ -159,7 +159,11 @@ class Optimizer:
 
     def _corrections(self, codec: Codec, codes: Codes, vectors: VectorSource, parts: IndexParts) -> np.ndarray | None:
         ranking = parts.tables.ranking
-        return None if ranking is None else corrections_of(codec, codes, vectors, ranking.mean_D, self.report)
+        return (
+            None
+            if ranking is None
+            else corrections_of(codec, parts.tables.lookup, codes, vectors, ranking.mean_D, self.report)
+        )
 
     def _commit(
         self, moment: Moment, written: Written, tables: str | None, replaced: Sequence[segments.Segment], *,
