@@ -109,3 +109,13 @@ def test_a_source_has_one_vector_a_record(tmp_path):
         with pytest.raises(ConfigError, match="one vector a row"):
             docs.upsert_from(X_ND)
         assert docs.count() == 0
+
+
+def test_the_metric_is_told_where_it_is_guessed(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "qinco")
+    with Collection.create(tmp_path / "a.qinco", X_ND[:5]) as docs:
+        assert any("metric=l2" in message for message in caplog.messages)
+        caplog.clear()
+        docs.upsert_from(X_ND[5:9], ids=[5, 6, 7, 8])
+    Collection.create(tmp_path / "b.qinco", X_ND[:5], metric="cosine").close()
+    assert not any("metric" in message for message in caplog.messages)
