@@ -12,7 +12,7 @@ from qinco.cli.open import find_device
 from qinco.errors import ConfigError
 
 _INTEGER = re.compile(r"-?[0-9]+")
-_LONGEST_CELL = 80  # characters of a payload in a table
+_LONGEST_CELL = 80  # characters of a payload or vector in a table
 
 
 def open_collection(settings: Settings, *, read_only: bool = False) -> "qinco.Collection":
@@ -93,9 +93,11 @@ def print_rows(settings: Settings, console, rows: Sequence[Mapping], headers: Se
     console.print_table([[_cell(row[header]) for header in headers] for row in rows], headers)
 
 
-def _cell(value):
+def _cell(value: Any):
     if isinstance(value, Mapping):
         value = json.dumps(value, ensure_ascii=False)
+    if hasattr(value, "ravel"):
+        value = " ".join(f"{number:.4g}" for number in value.ravel())
     if isinstance(value, str) and len(value) > _LONGEST_CELL:
         return value[: _LONGEST_CELL - 3] + "..."
     return value

@@ -146,7 +146,7 @@ class Collection(SearchedCollection, FilledCollection):
         require_bool("read_only", read_only)
         if not (folder / FILE).is_file():
             raise DataError(f"{folder} is not a collection: " + (f"it has no {FILE}" if folder.exists() else "there is "
-                            "no such folder; see Collection.create"))  # fmt: skip
+                            "no such folder; Collection.create or qinco index makes one"))  # fmt: skip
         return cls(Database(folder, read_only=read_only), device)
 
     def __getstate__(self):

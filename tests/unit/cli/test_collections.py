@@ -83,6 +83,9 @@ def test_recall_is_printed_of_compressed_vectors(here, capsys):
     assert "token" in capsys.readouterr().out
     assert main(["query", "c.qinco", "ids=d0", "format=table", "k=2"]) == 0
     assert capsys.readouterr().out.split("\n")[0].split() == ["query", "id", "score", "payload"]
+    assert main(["query", "c.qinco", "queries=q.npy", "k=1", "format=table", "with_vectors=true"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[-1] == "vector" and len(table) == 4 and max(map(len, table)) < 200
     assert "overwrite=" in refused(capsys, *words)
     assert main([*words[:-1], "overwrite=true", "id=false", "payload=false"]) == 0
     assert lines(capsys, "query", "c.qinco", "ids=5", "k=1")[0]["query"] == 5
