@@ -90,10 +90,12 @@ def print_rows(settings: Settings, console, rows: Sequence[Mapping], headers: Se
     """Print a line of JSON for each row, or a table of all, with long texts cut."""
     if prints_lines(settings):
         return console.print_records(rows)
-    console.print_table([[_cell(row[header]) for header in headers] for row in rows], headers)
+    console.print_table([[_cell(row[header], header) for header in headers] for row in rows], headers)
 
 
-def _cell(value: Any):
+def _cell(value: Any, header: str):
+    if header in ("id", "query"):
+        return str(value)  # numbers of records have no commas
     if isinstance(value, Mapping):
         value = json.dumps(value, ensure_ascii=False)
     if hasattr(value, "ravel"):

@@ -96,6 +96,10 @@ def test_ids_are_words_or_json(here, capsys):
         docs.upsert([7, "7", 8, "a", "b,c"], X_ND[:5])
     assert lines(capsys, "delete", "c.qinco", "ids=7,a") == [{"deleted": 2, "records": 3}]
     assert lines(capsys, "delete", "c.qinco", 'ids=["7", "b,c"]') == [{"deleted": 2, "records": 1}]
+    with qinco.Collection.open("c.qinco") as docs:
+        docs.upsert([12345], X_ND[:1])
+    assert main(["query", "c.qinco", "queries=q.npy", "format=table"]) == 0
+    assert " 12345 " in capsys.readouterr().out
     assert "ids= is no JSON" in refused(capsys, "delete", "c.qinco", "ids=[7")
 
 
