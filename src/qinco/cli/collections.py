@@ -12,7 +12,7 @@ from qinco.cli.open import find_device
 from qinco.errors import ConfigError
 
 _INTEGER = re.compile(r"-?[0-9]+")
-_LONGEST_CELL = 80  # characters of a payload in a table
+_LONGEST_CELL = 80  # characters of a payload or vector in a table
 
 
 def open_collection(settings: Settings, *, read_only: bool = False) -> "qinco.Collection":
@@ -90,12 +90,16 @@ def print_rows(settings: Settings, console, rows: Sequence[Mapping], headers: Se
     """Print a line of JSON for each row, or a table of all, with long texts cut."""
     if prints_lines(settings):
         return console.print_records(rows)
-    console.print_table([[_cell(row[header]) for header in headers] for row in rows], headers)
+    console.print_table([[_cell(row[header], header) for header in headers] for row in rows], headers)
 
 
-def _cell(value):
+def _cell(value: Any, header: str):
+    if header in ("id", "query"):
+        return str(value)  # numbers of records have no commas
     if isinstance(value, Mapping):
         value = json.dumps(value, ensure_ascii=False)
+    if hasattr(value, "ravel"):
+        value = " ".join(f"{number:.4g}" for number in value.ravel())
     if isinstance(value, str) and len(value) > _LONGEST_CELL:
         return value[: _LONGEST_CELL - 3] + "..."
     return value

@@ -54,7 +54,11 @@ def train(folder: Path, settings: dict, report: Progress) -> tuple[Codec, float 
     """Train a codec, or go on with it where it stopped; and its error on other vectors."""
     work = folder / WORK
     output = work / "codec.safetensors"
-    codec = Codec.fit(str(work / _TRAIN), output=output, resume=True, progress=report, **settings)
+    try:
+        codec = Codec.fit(str(work / _TRAIN), output=output, resume=True, progress=report, **settings)
+    except KeyboardInterrupt as stop:
+        stop.args = ("the training so far is kept: the same call goes on",)
+        raise
     return codec, error_of(codec, np.load(work / _HELD))
 
 

@@ -83,6 +83,9 @@ def test_recall_is_printed_of_compressed_vectors(here, capsys):
     assert "token" in capsys.readouterr().out
     assert main(["query", "c.qinco", "ids=d0", "format=table", "k=2"]) == 0
     assert capsys.readouterr().out.split("\n")[0].split() == ["query", "id", "score", "payload"]
+    assert main(["query", "c.qinco", "queries=q.npy", "k=1", "format=table", "with_vectors=true"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[-1] == "vector" and len(table) == 4 and max(map(len, table)) < 200
     assert "overwrite=" in refused(capsys, *words)
     assert main([*words[:-1], "overwrite=true", "id=false", "payload=false"]) == 0
     assert lines(capsys, "query", "c.qinco", "ids=5", "k=1")[0]["query"] == 5
@@ -93,6 +96,10 @@ def test_ids_are_words_or_json(here, capsys):
         docs.upsert([7, "7", 8, "a", "b,c"], X_ND[:5])
     assert lines(capsys, "delete", "c.qinco", "ids=7,a") == [{"deleted": 2, "records": 3}]
     assert lines(capsys, "delete", "c.qinco", 'ids=["7", "b,c"]') == [{"deleted": 2, "records": 1}]
+    with qinco.Collection.open("c.qinco") as docs:
+        docs.upsert([12345], X_ND[:1])
+    assert main(["query", "c.qinco", "queries=q.npy", "format=table"]) == 0
+    assert " 12345 " in capsys.readouterr().out
     assert "ids= is no JSON" in refused(capsys, "delete", "c.qinco", "ids=[7")
 
 

@@ -39,7 +39,8 @@ def query(settings, console) -> None:
         for number, hits in enumerate(found)
         for hit in hits
     ]
-    collections.print_rows(settings, console, rows, ("query", "id", "score", "payload"))
+    headers = ["query", "id", "score", "payload", *(["vector"] if settings["with_vectors"] else [])]
+    collections.print_rows(settings, console, rows, headers)
 
 
 @task(

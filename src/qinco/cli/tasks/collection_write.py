@@ -1,15 +1,17 @@
 """`qinco index`, `upsert`, `delete` and `optimize`: what changes collections."""
 
 import time
+from dataclasses import replace
 
 import qinco
 from qinco.cli import collections
-from qinco.cli.keys import Key, task
+from qinco.cli.keys import SHARED, Key, task
 from qinco.cli.open import find_device
 from qinco.config import EXACT_BELOW
 
 _IMPORTS = ("qinco.collection.collection",)
 _MACHINE = "device cpu threads format"
+_MINUTES = replace(SHARED["minutes"], help="of training, if a codec is trained; null: until it pays no more")
 
 
 @task(
@@ -18,7 +20,8 @@ _MACHINE = "device cpu threads format"
     keys=[
         "source output overwrite",
         Key("bytes", "integer", 8, "of the codes of a vector"),
-        "minutes metric id payload vector",
+        _MINUTES,
+        "metric id payload vector",
         Key("fields", "text", None, "fields of payloads that get an index, with kinds: year:integer,lang:keyword"),
         "model",
         Key("exact_below", "integer", EXACT_BELOW, "with fewer vectors none is compressed, unless model= is given",
@@ -85,7 +88,7 @@ def delete(settings, console) -> None:
 @task(
     "optimize",
     "compress the new vectors of a collection, and merge its segments",
-    keys=[f"collection minutes model_args {_MACHINE}"],
+    keys=["collection", _MINUTES, f"model_args {_MACHINE}"],
     required=("collection",),
     positional="collection",
     imports=_IMPORTS,
