@@ -70,7 +70,7 @@ class Collection(SearchedCollection, FilledCollection):
             codec: Codec, or the path of one, that encodes the vectors; None: `optimize` trains one.
             multi: True: a record holds several vectors, such as those of a text's words; see `search_multi`. Without a
                 source.
-            minutes: of training, with a source.
+            minutes: of training, with a source; None: one for 10,000 vectors, and ten at most.
             progress: see `qinco.progress`.
             exact_below: with fewer vectors none is encoded, unless a codec is given.
             overwrite: replace a collection that is there.

@@ -61,7 +61,7 @@ class MaintainedCollection:
         write meanwhile.
 
         Args:
-            minutes: of training; None: it ends when it pays no more.
+            minutes: of training; None: one for 10,000 vectors, and ten at most, unless epochs= is given.
             progress: see `qinco.progress`.
             **training: other settings of `Codec.fit`, such as preset="qinco2-M".
 

@@ -26,6 +26,8 @@ PIECE_ROWS = 1 << 14  # vectors whose codes are written to disk at a time
 _TRAIN_ROWS, _TRAIN_BYTES = 500_000, 1 << 30
 _HELD_ROWS, _HELD_SHARE = 2000, 10  # vectors that are not trained on, and measured: at most, and one in so many
 _ERROR_ROWS = 4096
+# Of training, where neither minutes nor epochs are given: bounded on any machine, and little for few vectors.
+_MINUTES, _ROWS_A_MINUTE = 10, 10_000
 _CODES, _SETTINGS, _TRAIN, _HELD = "codes", "settings.json", "train.npy", "held.npy"
 
 
@@ -54,6 +56,9 @@ def train(folder: Path, settings: dict, report: Progress) -> tuple[Codec, float 
     """Train a codec, or go on with it where it stopped; and its error on other vectors."""
     work = folder / WORK
     output = work / "codec.safetensors"
+    if not settings.keys() & {"minutes", "epochs"}:
+        num_rows = len(np.load(work / _TRAIN, mmap_mode="r"))
+        settings = settings | {"minutes": min(_MINUTES, num_rows / _ROWS_A_MINUTE)}
     try:
         codec = Codec.fit(str(work / _TRAIN), output=output, resume=True, progress=report, **settings)
     except KeyboardInterrupt as stop:
