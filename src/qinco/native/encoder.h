@@ -39,10 +39,12 @@ class Encoder {
       : model(m), size(m.size), search(s), D(size.dim), K(size.codewords), Dp(padded(D)), Ep(padded(size.stream)),
         Hp(padded(size.hidden)), worker(m), ranking(m.size) {
     int64_t most = 1, hypotheses = 1;  // most: candidates of one vector
+    bool is_ranked = false;  // not every ranker of a model may have been fitted
     for (int m = 0; m < search.steps; m++) {
       const bool bare = m == 0 && size.first_is_bare;
       const int64_t found = bare ? K : candidates(hypotheses, m);
       if (!bare) most = std::max(most, found);
+      is_ranked |= ranks(m);
       widest = std::max(widest, hypotheses);
       hypotheses = std::min<int64_t>(search.beam, found);
     }
@@ -57,7 +59,7 @@ class Encoder {
     stream = allocate<float>(size_t(group) * most_candidates * Ep);
     distances = allocate<float>(size_t(group) * (most_candidates + widest));
     for (int side : {0, 1}) best_stream[side] = allocate<float>(rows * Ep), best[side].resize(rows);
-    if (ranks(search.steps - 1)) ranking.resize(rows);
+    if (is_ranked) ranking.resize(rows);
     narrow_rows = allocate<T>(rows * Dp), narrow_outputs = allocate<T>(rows * Ep);
     codes.resize(rows * search.steps), next_codes.resize(rows * search.steps);
     tile_codes.resize(std::max(rows, size_t(group) * most_candidates)), tile_rows.resize(tile_codes.size());

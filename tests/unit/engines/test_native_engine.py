@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def encode(problem: Problem, packed, rule: EncodeOptions):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_is_searched_and_decoded_as_by_the_reference(name, level):
     check(random_problem(name), level, RULES.values())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("fitted", [1, 2, 3])
+def test_a_model_may_have_one_fitted_ranker(fitted, level):
+    problem = random_problem("ranked, projected")
+    model = deepcopy(problem.model)
+    for m, step in enumerate(model.steps):
+        if step.ranker is not None and m != fitted:
+            step.ranker.clear()
+    check(Problem(model, problem.x_ND), level, RULES.values())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
