@@ -16,12 +16,15 @@ from qinco.collection import changes, filling, finding
 from qinco.collection.filled import FilledCollection
 from qinco.collection.filter_sql import index_sql
 from qinco.collection.moments import View
+from qinco.collection.paths import path_steps
 from qinco.collection.records import Id, Record, payload_texts, record_ids, require_one_of, vector_rows
+from qinco.collection.row_source import RowSource
 from qinco.collection.schema import FILE, LOCK, Database, set_value, value_of
 from qinco.collection.searched import SearchedCollection
 from qinco.collection.segments import codec_path
 from qinco.collection.sources import open_rows
-from qinco.config import EXACT_BELOW, require_bool, require_int
+from qinco.collection.table_rows import TableRows
+from qinco.config import EXACT_BELOW, require_bool, require_int, suggest
 from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption
 from qinco.search.metric import Metric
@@ -99,6 +102,7 @@ class Collection(SearchedCollection, FilledCollection):
                                   " records")  # fmt: skip
             rows = open_rows(source, ids=ids, payload=payload, vector=vector, dim=dim, missing=has_points)
             has_points = bool(rows.payload_columns) or not rows.has_integer_ids or payload is True
+            _check_fields(fields, rows)
             rows.guesses += [rows.metric_guess] if metric is None else []
             metric, dim = metric or rows.metric, rows.dim
             originals = {"source": source, "ids": ids, "vector": vector}
@@ -295,6 +299,15 @@ def describe_collection(path: Path) -> dict:
         stats = collection.stats()
     names = ("records", "dim", "metric", "vectors", "fresh", "compressed", "bytes_per_vector", "fields", "codec")
     return {"kind": "collection", "bytes": sum(stats["bytes"].values())} | {name: stats[name] for name in names}
+
+
+def _check_fields(fields: Mapping[str, str], rows: RowSource) -> None:
+    """Refuse fields that no record of a table can have; records of other sources may differ."""
+    for path in fields if isinstance(rows, TableRows) and rows.payload_columns else ():
+        if (column := path_steps(path)[0]) not in rows.payload_columns:
+            raise ConfigError(f"fields= names {path!r}, which is not in the payload. "
+                              f"{suggest(str(column), rows.payload_columns)}There are "
+                              f"{', '.join(map(repr, rows.payload_columns))}")  # fmt: skip
 
 
 def _check_codec(codec: Codec, dim: int | None) -> None:

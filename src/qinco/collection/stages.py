@@ -17,6 +17,7 @@ from qinco.errors import DataError
 from qinco.progress import Progress
 from qinco.store.codes import Codes
 from qinco.store.manifest import write_json
+from qinco.store.run_state import state_path
 from qinco.store.tensors import read_tensors, write_tensors
 from qinco.vectors.rows import VectorSource, stratified_rows
 
@@ -59,8 +60,9 @@ def train(folder: Path, settings: dict, report: Progress) -> tuple[Codec, float 
     if not settings.keys() & {"minutes", "epochs"}:
         num_rows = len(np.load(work / _TRAIN, mmap_mode="r"))
         settings = settings | {"minutes": min(_MINUTES, num_rows / _ROWS_A_MINUTE)}
+    begun = output.exists() or state_path(output).exists()
     try:
-        codec = Codec.fit(str(work / _TRAIN), output=output, resume=True, progress=report, **settings)
+        codec = Codec.fit(str(work / _TRAIN), output=output, resume=begun, progress=report, **settings)
     except KeyboardInterrupt as stop:
         stop.args = ("the training so far is kept: the same call goes on",)
         raise

@@ -11,7 +11,7 @@ from qinco.config import EXACT_BELOW
 
 _IMPORTS = ("qinco.collection.collection",)
 _MACHINE = "device cpu threads format"
-_MINUTES = replace(SHARED["minutes"], help="of training, if a codec is trained; null: one for 10,000 vectors, and ten at most")
+_MINUTES = replace(SHARED["minutes"], help="of training, if it is due; null: one for 10,000 vectors, ten at most")
 
 
 @task(
