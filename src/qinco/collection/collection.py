@@ -17,7 +17,7 @@ from qinco.collection.filled import FilledCollection
 from qinco.collection.filter_sql import index_sql
 from qinco.collection.moments import View
 from qinco.collection.records import Id, Record, payload_texts, record_ids, require_one_of, vector_rows
-from qinco.collection.schema import FILE, LOCK, Database, set_value, value_of
+from qinco.collection.schema import FILE, LOCK, OPTIMIZE_LOCK, Database, set_value, value_of
 from qinco.collection.searched import SearchedCollection
 from qinco.collection.segments import codec_path
 from qinco.collection.sources import open_rows
@@ -303,7 +303,7 @@ def _replacing(folder: Path, overwrite: bool) -> Iterator[None]:
     """Make a folder for a new collection; one that is there is put aside, and removed when the block ends."""
     require_bool("overwrite", overwrite)
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if there - {LOCK, f"{FILE}-journal"} and FILE not in there and not all(name.startswith("codec-") for name in there):
+    if there - {LOCK, OPTIMIZE_LOCK, f"{FILE}-journal"} and FILE not in there and not all(name.startswith("codec-") for name in there):
         raise ConfigError(f"{folder} holds other files: give the name of a new folder")
     if FILE in there and not overwrite and (folder / FILE).stat().st_size:
         raise ConfigError(f"{folder} holds a collection: use Collection.open, or give overwrite=True to replace it")
@@ -311,7 +311,8 @@ def _replacing(folder: Path, overwrite: bool) -> Iterator[None]:
     if there:
         database = Database(folder, read_only=False)  # nobody else is writing
         old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-        os.rename(folder, old)  # noqa: PTH104 (also of folders with a trailing slash)
+        with database.optimizing():
+            os.rename(folder, old)  # noqa: PTH104 (also of folders with a trailing slash)
         database.close()
     make_folder(folder)
     try:

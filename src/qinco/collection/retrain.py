@@ -39,7 +39,8 @@ class Retrainer(Optimizer):
         if source.dim != dim:
             raise DataError(f"vectors must have dimension {dim}, that of the collection, not {source.dim}")
         originals = source.take(np.array([rows[key] for key in keys_N.tolist()], np.int64))
-        return self._replace(moment, keys_N, originals, settings)
+        with self.database.optimizing():
+            return self._replace(moment, keys_N, originals, settings)
 
     def _replace(self, moment: Moment, keys_N: np.ndarray, originals: VectorSource, settings: dict) -> dict:
         begun = settings | {"retrained": len(keys_N)}

@@ -18,6 +18,7 @@ from qinco.progress import Progress
 from qinco.store.codes import Codes
 from qinco.store.manifest import write_json
 from qinco.store.tensors import read_tensors, write_tensors
+from qinco.vectors.binary import npy_header
 from qinco.vectors.rows import VectorSource, stratified_rows
 
 log = logging.getLogger(__name__)
@@ -63,13 +64,11 @@ def forget_training(folder: Path) -> None:
 
 
 def _write_rows(path: Path, source: VectorSource, report: Progress) -> None:
-    with write_atomically(path) as temporary:
-        shape = len(source), source.dim
-        rows_ND = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        file.write(npy_header((len(source), source.dim), np.dtype(np.float32)))
         for first, block in source.blocks(PIECE_ROWS):
-            rows_ND[first : first + len(block)] = block
+            file.write(np.ascontiguousarray(block, np.float32).data)
             report("copying training vectors", first + len(block), len(source))
-        rows_ND.flush()
 
 
 def error_of(codec: Codec, x_ND: np.ndarray) -> float | None:

@@ -89,12 +89,14 @@ def test_a_child_that_lives_on_does_not_keep_the_lock(docs):
     if not child:
         os.read(reading, 1)
         os._exit(0)
-    docs.close()
-    Collection.open(docs.folder).close()
-    os.write(writing, b"x")
-    os.waitpid(child, 0)
-    os.close(reading)
-    os.close(writing)
+    try:
+        docs.close()
+        Collection.open(docs.folder).close()
+    finally:
+        os.write(writing, b"x")
+        os.waitpid(child, 0)
+        os.close(reading)
+        os.close(writing)
 
 
 @needs_fork
