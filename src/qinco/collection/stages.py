@@ -55,7 +55,8 @@ def train(folder: Path, settings: dict, report: Progress) -> tuple[Codec, float 
     """Train a codec, or go on with it where it stopped; and its error on other vectors."""
     work = folder / WORK
     output = work / "codec.safetensors"
-    codec = Codec.fit(str(work / _TRAIN), output=output, resume=True, progress=report, **settings)
+    files = {"output": output, "resume": True, "overwrite": True}  # a kill may have left too little to resume
+    codec = Codec.fit(str(work / _TRAIN), **files, progress=report, **settings)
     return codec, error_of(codec, np.load(work / _HELD))
 
 
