@@ -303,7 +303,11 @@ def _replacing(folder: Path, overwrite: bool) -> Iterator[None]:
     """Make a folder for a new collection; one that is there is put aside, and removed when the block ends."""
     require_bool("overwrite", overwrite)
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if there - {LOCK, OPTIMIZE_LOCK, f"{FILE}-journal"} and FILE not in there and not all(name.startswith("codec-") for name in there):
+    if (
+        there - {LOCK, OPTIMIZE_LOCK, f"{FILE}-journal"}
+        and FILE not in there
+        and not all(name.startswith("codec-") for name in there)
+    ):
         raise ConfigError(f"{folder} holds other files: give the name of a new folder")
     if FILE in there and not overwrite and (folder / FILE).stat().st_size:
         raise ConfigError(f"{folder} holds a collection: use Collection.open, or give overwrite=True to replace it")

@@ -154,7 +154,9 @@ class Moments:
         """Those of an open collection."""
         with database.reading() as connection:
             metric = Metric(value_of(connection, "metric"))
-            return cls(database.folder, metric, value_of(connection, "has_points"), value_of(connection, "multi"), device)
+            return cls(
+                database.folder, metric, value_of(connection, "has_points"), value_of(connection, "multi"), device
+            )
 
     def at(self, connection: sqlite3.Connection, version: int) -> Moment:
         """The moment that a transaction sees, whose version is given."""

@@ -131,7 +131,9 @@ class Database:
         except (OSError, QincoError) as error:
             cause = error if isinstance(error, OSError) else error.__cause__
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise ResourceError(f"{error}; nothing is lost: make room on the disk, and call again to go on") from cause
+                raise ResourceError(
+                    f"{error}; nothing is lost: make room on the disk, and call again to go on"
+                ) from cause
             raise
         finally:
             forking.release(file)

@@ -95,9 +95,9 @@ def open_segment(
 
 
 def remove_unused(folder: Path, names: Iterable[str]) -> None:
-    """Remove segments, tables and codecs that are not among `names`, unless they are young."""
+    """Remove segments, tables and codecs, also half written ones, that are not among `names`, unless they are young."""
     used, now = set(names), time.time()
-    there = [*folder.glob("tables-*"), *folder.glob(f"codec-*{_SUFFIX}")]
+    there = [*folder.glob("tables-*"), *folder.glob(f"codec-*{_SUFFIX}"), *folder.glob(f".codec-*{_SUFFIX}")]
     there += list((folder / SEGMENTS).iterdir()) if (folder / SEGMENTS).is_dir() else []
     for path in there:
         if path.name in used or now - path.stat().st_mtime < GRACE_SECONDS:
