@@ -31,6 +31,7 @@ METRIC_SPELLINGS = {
     **dict.fromkeys(("ip", "dot", "dot_product", "mips", "metric_inner_product", "0"), "inner_product"),
     **dict.fromkeys(("angular", "cos", "cosine_similarity"), "cosine"),
 }
+EXACT_BELOW = 20_000  # vectors that collections train a codec on at least
 MULTIPLE = "nmid_short"  # counts in multiples of nshort, and its field does not
 # What the arguments of calls are called on the command line, where that is not the key of a field.
 KEYS_OF_ARGUMENTS = {

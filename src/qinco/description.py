@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from qinco.atomic import user_path
+from qinco.collection.schema import FILE
 from qinco.compat.encoded_sets import is_encoded_set
 from qinco.errors import DataError
 from qinco.store.code_folder import describe_codes
@@ -17,6 +18,7 @@ from qinco.vectors.mapped import missing_file
 # By kind or suffix. Modules are imported when they are needed: a file of vectors needs no torch.
 _DESCRIBERS = {
     "codec": ("qinco.store.codec", "describe_codec"),
+    "collection": ("qinco.collection.collection", "describe_collection"),
     "index": ("qinco.search.index_file", "describe_index"),
     "pairwise": ("qinco.store.decoder", "describe_decoder"),
     ".faissindex": ("qinco.compat.faiss_files", "describe_faiss_file"),
@@ -31,8 +33,8 @@ def describe(path: str | os.PathLike) -> dict:
     """Say what a file or folder is and holds.
 
     Args:
-        path: A codec, codes, a decoder, an index, a training log or the results of a search, of ours or of the authors'
-            code; a faiss index; or vectors. Its suffix says what it should be.
+        path: A codec, codes, a decoder, an index, a collection, a training log or the results of a search, of ours or
+            of the authors' code; a faiss index; or vectors. Its suffix says what it should be.
 
     Returns:
         "file", "kind", "bytes" and what its header says, as JSON values.
@@ -48,7 +50,7 @@ def describe(path: str | os.PathLike) -> dict:
     file, _ = split_part(path)
     try:
         if file.is_dir() or (glob.has_magic(str(file)) and not file.exists()):
-            is_ours = any((file / name).exists() for name in (MANIFEST, PENDING))
+            is_ours = any((file / name).exists() for name in (MANIFEST, PENDING, FILE))
             return {"file": str(path)} | (_find_describer(file)(file) if is_ours else describe_vectors(path))
         if not file.is_file():
             raise DataError(f"{path} is not a regular file") if file.exists() else missing_file(path)
@@ -60,14 +62,15 @@ def describe(path: str | os.PathLike) -> dict:
 
 def _find_describer(file: Path) -> Callable[..., dict]:
     suffix = file.suffix.lower()
-    if file.is_dir() and not is_kind(file, "index"):
+    is_collection = (file / FILE).exists()
+    if file.is_dir() and not is_collection and not is_kind(file, "index"):
         return describe_codes
     if suffix in SUFFIXES and (suffix != ".npz" or not is_encoded_set(file)):
         return describe_vectors
     if suffix == ".raw":
         note = "without a header: the codec says how many bytes a vector has"
         return lambda path: {"kind": "packed codes", "note": note}
-    kind = "index" if file.is_dir() else suffix
+    kind = "collection" if is_collection else "index" if file.is_dir() else suffix
     if kind not in _DESCRIBERS:
         held = import_module("qinco.store.tensors").find_content(file)
         if held is None and suffix != ".safetensors":

@@ -9,6 +9,8 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import qinco
@@ -45,6 +47,10 @@ def folder(tmp_path_factory) -> Path:
     folder, generator = tmp_path_factory.mktemp("pages"), np.random.default_rng(0)
     for name, count in (("train", 200), ("base", 50), ("query", 5)):
         write_vectors(folder / f"{name}.fvecs", generator.standard_normal((count, 8)).astype(np.float32))
+    x_ND = generator.standard_normal((50, 8)).astype(np.float32)
+    columns = {"id": [f"text-{row}" for row in range(50)], "year": list(range(1980, 2030))}
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(x_ND.ravel()), 8)
+    pq.write_table(pa.table(columns), folder / "text.parquet")
     write_vectors(folder / "gt.ivecs", generator.integers(0, 50, (5, 10)).astype(np.int32))
     return folder
 

@@ -46,3 +46,11 @@ def test_what_is_no_such_file_is_refused(suffix, tmp_path):
     path.write_bytes(b'{"a": [1, 2]}\n')
     with pytest.raises(DataError, match=path.name):
         describe(path)
+
+
+def test_a_collection(tmp_path):
+    with qinco.Collection.create(tmp_path / "c.qinco", metric="l2", fields={"year": "integer"}) as docs:
+        docs.upsert(["a"], [[1.0, 2.0]], [{"year": 1990}])
+        found = describe(tmp_path / "c.qinco")
+    wanted = {"kind": "collection", "records": 1, "dim": 2, "metric": "l2", "fresh": 1, "fields": {"year": "integer"}}
+    assert wanted.items() <= found.items() and found["bytes"] > 0

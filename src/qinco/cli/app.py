@@ -32,7 +32,9 @@ qinco {version}: neural residual quantization (QINCo, QINCo2), vectors in a few 
   qinco --version
 """
 _EXAMPLE = """\
-Example:
+Examples:
+  qinco index text.parquet:embedding output=docs.qinco bytes=8
+  qinco query docs.qinco queries=query.fvecs k=10
   qinco train trainset=train.fvecs model_args=qinco2-S M=8 minutes=10 output=codec.safetensors
   qinco encode model=codec.safetensors db=base.fvecs output=codes.npy
   qinco decode model=codec.safetensors codes=codes.npy output=decoded.fvecs"""

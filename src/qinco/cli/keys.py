@@ -176,6 +176,18 @@ SHARED = {
         Key("ds.trainset", "integer", None, "use at most so many training vectors"),
         Key("ds.db", "integer", None, "use at most so many database vectors"),
         Key("mse_scale", "positive", 1.0, "factor on reported squared errors"),
+        Key("queries", "path", None, "query vectors"),
+        # Collections
+        Key("collection", "path", None, "folder of a collection"),
+        Key("source", "paths", None, "files of records: vectors, Parquet (text.parquet:embedding), folders, .jsonl"),
+        Key("id", "text", None, "column of ids, or false: row numbers; by default guessed"),
+        Key("payload", "text", None, "columns of payloads, such as title,year, or false: none; by default all others"),
+        Key("vector", "text", None, "column of vectors; by default guessed"),
+        Key("ids", "text", None, "ids, such as 7 or a,b; as JSON to tell numbers from strings: [7,\"7\"]"),
+        Key("where", "text", None, 'filter of payloads, as JSON: {"year": {"gte": 2010}}'),
+        Key("with_vectors", "switch", False, "vectors, too: those that are compressed are decoded"),
+        Key("format", "choice", None, "of results: table, the default on a terminal, or jsonl, elsewhere",
+            choices=("table", "jsonl")),
         # Models, codes and training
         Key("model_args", "preset", None, f"preset: {', '.join(PRESETS)}", choices=tuple(PRESETS)),
         Key("qinco1_mode", "switch", None, "a QINCo1 model"),

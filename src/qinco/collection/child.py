@@ -71,7 +71,7 @@ class Child:
                 else:
                     return values[0]
         except KeyboardInterrupt as stop:
-            stop.args = stop.args or ("what was trained and encoded is kept: call optimize again to go on",)
+            stop.args = stop.args or ("what was trained and encoded is kept: the same call goes on",)
             raise
         finally:
             self._end()

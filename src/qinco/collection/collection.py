@@ -21,13 +21,11 @@ from qinco.collection.schema import FILE, LOCK, OPTIMIZE_LOCK, Database, set_val
 from qinco.collection.searched import SearchedCollection
 from qinco.collection.segments import codec_path
 from qinco.collection.sources import open_rows
-from qinco.config import require_bool, require_int
+from qinco.config import EXACT_BELOW, require_bool, require_int
 from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption
 from qinco.search.metric import Metric
 from qinco.search.scan import ENTRIES
-
-EXACT_BELOW = 20_000
 
 
 class Collection(SearchedCollection, FilledCollection):
@@ -101,6 +99,7 @@ class Collection(SearchedCollection, FilledCollection):
                                   " records")  # fmt: skip
             rows = open_rows(source, ids=ids, payload=payload, vector=vector, dim=dim, missing=has_points)
             has_points = bool(rows.payload_columns) or not rows.has_integer_ids or payload is True
+            rows.guesses += [rows.metric_guess] if metric is None else []
             metric, dim = metric or rows.metric, rows.dim
             originals = {"source": source, "ids": ids, "vector": vector}
             if not overwrite and filling.is_begun(folder, rows, settings):
@@ -147,7 +146,7 @@ class Collection(SearchedCollection, FilledCollection):
         require_bool("read_only", read_only)
         if not (folder / FILE).is_file():
             raise DataError(f"{folder} is not a collection: " + (f"it has no {FILE}" if folder.exists() else "there is "
-                            "no such folder; see Collection.create"))  # fmt: skip
+                            "no such folder; Collection.create or qinco index makes one"))  # fmt: skip
         return cls(Database(folder, read_only=read_only), device)
 
     def __getstate__(self):
@@ -288,6 +287,14 @@ class Collection(SearchedCollection, FilledCollection):
             set_value(connection, "dim", dim)
         elif there != dim:
             raise DataError(f"vectors must have dimension {there}, that of the collection, not {dim}")
+
+
+def describe_collection(path: Path) -> dict:
+    """What `qinco.describe` says of a collection."""
+    with Collection.open(path, read_only=True) as collection:
+        stats = collection.stats()
+    names = ("records", "dim", "metric", "vectors", "fresh", "compressed", "bytes_per_vector", "fields", "codec")
+    return {"kind": "collection", "bytes": sum(stats["bytes"].values())} | {name: stats[name] for name in names}
 
 
 def _check_codec(codec: Codec, dim: int | None) -> None:

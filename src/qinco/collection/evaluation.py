@@ -3,7 +3,6 @@
 Shape suffixes: Q queries, R results, N records, n vectors of a block, D dimension.
 """
 
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -57,13 +56,16 @@ def _sample(rows: RowSource, count: int) -> tuple[list[Id], np.ndarray]:
     starts = np.unique(np.linspace(0, max(0, total - each), places if total else 1).astype(int))
     ids_Q, vectors, end = [], [], 0
     for start in starts.tolist():
-        blocks = rows.blocks(max(start, end), each if total else count)
-        for ids, some, _ in islice(blocks, 1):
-            ids_n, x_nD = _with_vectors(ids, some, rows.dim)
+        place = max(start, end)
+        end = place + (each if total else count)
+        for ids, some, _ in rows.blocks(place, end - place):  # the first ones may be small
+            ids_n, x_nD = _with_vectors(ids[: end - place], some[: end - place], rows.dim)
             ids_Q += ids_n.tolist()
             vectors.append(x_nD)
-        end = max(start, end) + each
-    return ids_Q[:count], np.concatenate(vectors)[:count]
+            place += len(ids)
+            if place >= end:
+                break
+    return ids_Q[:count], np.concatenate([np.empty((0, rows.dim), np.float32), *vectors])[:count]
 
 
 def _with_vectors(ids, vectors: Vectors, dim: int) -> tuple[np.ndarray, np.ndarray]:

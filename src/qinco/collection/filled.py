@@ -99,7 +99,10 @@ class FilledCollection(MaintainedCollection):
                              "finds (%s)", found["k"], found["recall"], found["k"],
                              counted(found["num_queries"], "query"))  # fmt: skip
                 filling.finish(self._database, found)
-        except BaseException:
+        except BaseException as stop:
+            if isinstance(stop, KeyboardInterrupt):
+                again = "call optimize to go on with these" if rows.is_read_once else "the same call goes on"
+                stop.args = (f"what is in {self.folder} is kept: {again}",)
             self.close()
             raise
         return self

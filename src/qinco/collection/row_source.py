@@ -49,7 +49,8 @@ class RowSource(ABC):
         payload_columns: names of columns, also of fields of records.
         has_integer_ids: whether all ids are integers.
         metric: "cosine" if 99 % of the first 1,000 vectors have length 1 within 1 %, what a file states, or else "l2".
-        guesses: what was guessed, a sentence each.
+        metric_guess: how the metric was chosen, a sentence.
+        guesses: what else was guessed, a sentence each.
         is_read_once: whether `blocks` can be called once only, from the first row on.
         removed_nuls: strings of payloads from which NUL characters were removed, up to now.
         missing_vectors: records without a vector, up to now.
@@ -63,6 +64,7 @@ class RowSource(ABC):
     payload_columns: list[str] = field(default_factory=list)
     has_integer_ids: bool = True
     metric: str = "l2"
+    metric_guess: str = ""
     guesses: list[str] = field(default_factory=list)
     is_read_once: bool = False
     removed_nuls: int = 0
@@ -108,8 +110,7 @@ class RowSource(ABC):
 
     def guess_metric(self, x_ND: np.ndarray) -> None:
         """Choose the metric by some vectors of the stored type."""
-        self.metric, why = default_metric(VectorSource(x_ND, self.name), share=0.99, error=0.01)
-        self.guesses.append(why)
+        self.metric, self.metric_guess = default_metric(VectorSource(x_ND, self.name), share=0.99, error=0.01)
 
 
 def require_rows(rows: int) -> int:

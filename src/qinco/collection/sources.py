@@ -134,7 +134,7 @@ class ArrayRows(RowSource):
         word = None if path is None else stated_metric(path)
         if word is not None and (name := metric_name(word)) is not None:
             self.metric = name
-            self.guesses.append(f"{self.name} states the distance {word!r}: metric={name}")
+            self.metric_guess = f"{self.name} states the distance {word!r}: metric={name}"
         else:
             self.guess_metric(source.limit(1000)[:] if not source.holds_integers else np.empty((0, self.dim), np.int8))
 
@@ -186,6 +186,7 @@ class StreamedRows(RowSource):
             raise DataError(f"{name} holds no rows: an iterator can be read once only")
         first = self._first = self._opened(item, first_row)
         self.dim, self.metric, self.guesses = first.dim, first.metric, first.guesses
+        self.metric_guess = first.metric_guess
         self.id_column, self.vector_column = first.id_column, first.vector_column
         self.payload_columns, self.has_integer_ids = first.payload_columns, first.has_integer_ids
         if first.vector_column is not None:

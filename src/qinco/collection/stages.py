@@ -56,7 +56,11 @@ def train(folder: Path, settings: dict, report: Progress) -> tuple[Codec, float 
     work = folder / WORK
     output = work / "codec.safetensors"
     files = {"output": output, "resume": True, "overwrite": True}  # a kill may have left too little to resume
-    codec = Codec.fit(str(work / _TRAIN), **files, progress=report, **settings)
+    try:
+        codec = Codec.fit(str(work / _TRAIN), **files, progress=report, **settings)
+    except KeyboardInterrupt as stop:
+        stop.args = ("the training so far is kept: the same call goes on",)
+        raise
     return codec, error_of(codec, np.load(work / _HELD))
 
 

@@ -17,7 +17,8 @@ from qinco.datasets.catalogue import DATASETS
 
 @pytest.mark.parametrize("typed, expected", [
     ([""], [*TASKS, "help"]), (["tr"], ["train", "train_pairwise_decoder"]), (["--ver"], ["--version"]),
-    (["train", "--c"], ["--cfg"]), (["task=d"], ["task=decode", "task=download", "task=doctor"]),
+    (["train", "--c"], ["--cfg"]),
+    (["task=d"], ["task=delete", "task=decode", "task=download", "task=doctor"]),
     (["help", "en"], ["encode"]), (["train", "ep"], ["epochs="]),
     (["task=train", "--json-logs", "ep"], ["epochs="]), (["train", "epochs=3", "ep"], []),
     (["train", "search.np"], []), (["search", "search.np"], ["search.nprobe="]),

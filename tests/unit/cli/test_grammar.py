@@ -120,7 +120,7 @@ def test_wrong_values(argument, expected):
     ("env.PYTORCH_JIT=0", ["env.PYTORCH_JIT", "leave it out"]), ("inference=true", ["inference", "leave it out"]),
     ("ivf_in_use=true", ["ivf_in_use", "leave it out"]), ("lr", ["'lr'", "key=value"]), ("", ["''"]),
     ("=3", ["'=3'"]), ("trainset=z", ["trainset", "twice"]), ("task=train", ["twice"]), ("task=eval", ["twice"]),
-    ("queries=q", ["task train has no key queries; search has"]),
+    ("queries=q", ["task train has no key queries; query and search have"]),
     ("index=i", ["task train has no key index; eval and search have"]),
 ])  # fmt: skip
 def test_wrong_arguments(argument, facts):

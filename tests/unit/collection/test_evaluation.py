@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from small_indexes import trained, vectors
 
@@ -58,6 +60,12 @@ def test_sources_of_unknown_length_and_without_some_vectors(docs, tmp_path):
     assert found["num_vectors"] == 200 and found["num_queries"] == 20
     with pytest.raises(DataError, match="more than one"):
         docs.evaluate({"id": IDS[:1], "vector": X_ND[:1]})
+
+
+def test_queries_are_sampled_across_row_groups(docs, tmp_path):
+    columns = {"id": IDS, "vector": pa.FixedSizeListArray.from_arrays(pa.array(X_ND.ravel()), X_ND.shape[1])}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet", row_group_size=7)
+    assert docs.evaluate(tmp_path / "x.parquet") == docs.stats()["recall"]
 
 
 def test_what_cannot_be_measured_is_said(docs, tmp_path):

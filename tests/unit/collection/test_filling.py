@@ -64,6 +64,19 @@ def test_what_is_stored_is_not_read_again_after_a_kill(path, tmp_path, at):
         assert [record.id for record in docs.get(limit=2)] == ["doc-0", "doc-1"]
 
 
+def test_ctrl_c_says_how_to_go_on(path, tmp_path):
+    def stop(stage, done, total, unit="vector", **fields):
+        if done > 5000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="the same call"):
+        Collection.create(tmp_path / "c.qinco", path, codec=trained("plain"), progress=stop)
+    with pytest.raises(KeyboardInterrupt, match="call optimize"):
+        Collection.create(tmp_path / "d.qinco", iter([X_ND]), codec=trained("plain"), progress=stop)
+    with Collection.open(tmp_path / "d.qinco") as docs:
+        assert docs.count() > 5000
+
+
 def test_integer_ids_without_payload_are_all_that_is_kept(tmp_path):
     with Collection.create(tmp_path / "a.qinco", X_ND) as docs:
         assert docs.search(X_ND[7], 1)[0].id == 7 and docs.count() == N
@@ -109,3 +122,13 @@ def test_a_source_has_one_vector_a_record(tmp_path):
         with pytest.raises(ConfigError, match="one vector a row"):
             docs.upsert_from(X_ND)
         assert docs.count() == 0
+
+
+def test_the_metric_is_told_where_it_is_guessed(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "qinco")
+    with Collection.create(tmp_path / "a.qinco", X_ND[:5]) as docs:
+        assert any("metric=l2" in message for message in caplog.messages)
+        caplog.clear()
+        docs.upsert_from(X_ND[5:9], ids=[5, 6, 7, 8])
+    Collection.create(tmp_path / "b.qinco", X_ND[:5], metric="cosine").close()
+    assert not any("metric" in message for message in caplog.messages)

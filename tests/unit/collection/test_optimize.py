@@ -178,7 +178,7 @@ def test_a_codec_is_trained_when_there_are_enough_vectors(tmp_path):
             if len({one for one in stages if one.startswith("epoch")}) == 2:
                 raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="the same call"):
             docs.optimize(progress=stop, **quick)
         assert docs.stats()["codec"] is None and len(docs.search(QUERIES[0], N)) == N
         begun = len(stages)

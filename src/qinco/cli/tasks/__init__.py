@@ -1,4 +1,4 @@
-"""The tasks of the command line: a module for each. A new task is a new module, named here."""
+"""The tasks of the command line, in a module for each or for those of one kind. New modules are named here."""
 
 from importlib import import_module
 
@@ -7,8 +7,8 @@ from qinco.config import KEYS_OF_ARGUMENTS, MULTIPLE, field_keys
 
 # In the order of the help.
 _MODULES = (
-    "train", "eval", "search", "encode", "decode", "info", "centroids", "index", "pairwise", "convert", "download",
-    "doctor", "bench", "completion",
+    "collection_write", "collection_read", "train", "eval", "search", "encode", "decode", "info", "centroids", "index",
+    "pairwise", "convert", "download", "doctor", "bench", "completion",
 )  # fmt: skip
 
 TASKS: dict[str, Task] = {

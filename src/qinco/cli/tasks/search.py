@@ -28,8 +28,7 @@ def _values(field: str, *default: int) -> Key:
     "search",
     "the nearest neighbours of queries; with queries_gt=, recall and time of an index, or recall over decoded vectors",
     keys=[
-        f"model index {TRAINSET} ds.db metric",
-        Key("queries", "path", None, "query vectors"),
+        f"model index {TRAINSET} ds.db metric queries",
         Key("queries_gt", "path", None, "true neighbours of the queries: measure recall"),
         Key("k", "integer", 10, "neighbours to find; with queries_gt=: instead of measuring many settings"),
         "output overwrite resume",

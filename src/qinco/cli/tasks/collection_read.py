@@ -1,0 +1,101 @@
+"""`qinco query`, `stats`, `verify` and `export`: what reads collections. Others may write them meanwhile."""
+
+import time
+
+from qinco.cli import collections
+from qinco.cli.keys import Key, task
+from qinco.errors import ConfigError, DataError
+
+_IMPORTS = ("qinco.collection.collection",)
+_MACHINE = "device cpu threads format"
+
+
+@task(
+    "query",
+    "the records of a collection nearest to queries, or to records: qinco query docs.qinco queries=q.fvecs",
+    keys=[
+        "collection queries ids",
+        Key("k", "integer", 10, "records for each query"),
+        "where",
+        Key("exact", "switch", False, "compare with all vectors, as they are decoded"),
+        f"with_vectors {_MACHINE}",
+    ],
+    required=("collection", "queries|ids"),
+    positional="collection",
+    imports=_IMPORTS,
+)
+def query(settings, console) -> None:
+    collections.prints_lines(settings)  # a contradiction is told before any work
+    ids, queries, where = collections.ids_of(settings), settings["queries"], collections.where_of(settings)
+    if ids is not None and queries is not None:
+        raise ConfigError(f"queries={queries} and ids={settings['ids']} are both to be searched for: keep one of them")
+    options = {"exact": settings["exact"], "with_vectors": settings["with_vectors"]}
+    with collections.open_collection(settings, read_only=True) as docs:
+        search, wanted = (docs.search, queries) if ids is None else (docs.search_by_id, ids)
+        found = search(wanted, settings["k"], where, **options)
+    rows = [
+        {"query": number if ids is None else ids[number], "id": hit.id, "score": hit.score, "payload": hit.payload}
+        | ({"vector": hit.vector} if settings["with_vectors"] else {})
+        for number, hits in enumerate(found)
+        for hit in hits
+    ]
+    headers = ["query", "id", "score", "payload", *(["vector"] if settings["with_vectors"] else [])]
+    collections.print_rows(settings, console, rows, headers)
+
+
+@task(
+    "stats",
+    "numbers of records, vectors and bytes of a collection, error and recall of compressed ones, and warnings",
+    keys=[f"collection {_MACHINE}"],
+    required=("collection",),
+    positional="collection",
+    imports=_IMPORTS,
+)
+def stats(settings, console) -> None:
+    as_lines = collections.prints_lines(settings)
+    with collections.open_collection(settings, read_only=True) as docs:
+        found = docs.stats()
+    if as_lines:
+        return console.print_result(found, True)
+    segments, warnings = found.pop("segments"), found.pop("warnings")
+    console.print_result(found | {"segments": len(segments)}, False)
+    if segments:
+        console.print_table([list(one.values()) for one in segments], list(segments[0]))
+    for warning in warnings:
+        console.warn(warning)
+
+
+@task(
+    "verify",
+    "read all of a collection, and compare checksums and counts",
+    keys=[f"collection {_MACHINE}"],
+    required=("collection",),
+    positional="collection",
+    imports=_IMPORTS,
+)
+def verify(settings, console) -> None:
+    as_lines = collections.prints_lines(settings)
+    with collections.open_collection(settings, read_only=True) as docs:
+        faults = docs.verify()
+    console.print_result({"is_sound": not faults} | ({"faults": faults} if as_lines else {}), as_lines)
+    if faults:
+        for fault in faults[1:]:
+            console.warn(fault)
+        raise DataError(f"{settings['collection']} is damaged: {faults[0]}")
+
+
+@task(
+    "export",
+    "write the records of a collection to a Parquet file: qinco export docs.qinco output=docs.parquet",
+    keys=[f"collection output overwrite with_vectors {_MACHINE}"],
+    required=("collection", "output"),
+    positional="collection",
+    imports=_IMPORTS,
+)
+def export(settings, console) -> None:
+    as_lines, begun = collections.prints_lines(settings), time.monotonic()
+    options = {"with_vectors": settings["with_vectors"], "overwrite": settings["overwrite"]}
+    with collections.open_collection(settings, read_only=True) as docs:
+        number = docs.export(settings["output"], **options)
+    result = {"output": settings["output"], "records": number, "seconds": time.monotonic() - begun}
+    console.print_result(result, as_lines)

@@ -1,0 +1,101 @@
+"""`qinco index`, `upsert`, `delete` and `optimize`: what changes collections."""
+
+import time
+from dataclasses import replace
+
+import qinco
+from qinco.cli import collections
+from qinco.cli.keys import SHARED, Key, task
+from qinco.cli.open import find_device
+from qinco.config import EXACT_BELOW
+
+_IMPORTS = ("qinco.collection.collection",)
+_MACHINE = "device cpu threads format"
+_MINUTES = replace(SHARED["minutes"], help="of training, if a codec is trained; null: until it pays no more")
+
+
+@task(
+    "index",
+    "make a searchable collection of records with vectors: qinco index text.parquet:embedding output=docs.qinco",
+    keys=[
+        "source output overwrite",
+        Key("bytes", "integer", 8, "of the codes of a vector"),
+        _MINUTES,
+        "metric id payload vector",
+        Key("fields", "text", None, "fields of payloads that get an index, with kinds: year:integer,lang:keyword"),
+        "model",
+        Key("exact_below", "integer", EXACT_BELOW, "with fewer vectors none is compressed, unless model= is given",
+            minimum=0),
+        _MACHINE,
+    ],
+    required=("source", "output"),
+    positional="source",
+    imports=_IMPORTS,
+)  # fmt: skip
+def index(settings, console) -> None:
+    as_lines, begun = collections.prints_lines(settings), time.monotonic()
+    names = ("bytes", "minutes", "metric", "exact_below", "overwrite")
+    with qinco.Collection.create(
+        settings["output"], collections.source_of(settings), **collections.columns_of(settings),
+        fields=collections.fields_of(settings), codec=settings["model"], device=str(find_device(settings)),
+        progress=console.progress, **{name: settings[name] for name in names},
+    ) as docs:  # fmt: skip
+        stats = docs.stats()
+    if not stats["compressed"]:
+        console.info(f"fewer than exact_below={settings['exact_below']:,} vectors are kept and searched exactly")
+    result = {"output": settings["output"]}
+    result |= {name: stats[name] for name in ("records", "dim", "metric", "compressed", "fresh", "bytes_per_vector")}
+    if (found := stats["recall"]) is not None:
+        result["recall"] = {found["k"]: found["recall"]}
+    result |= {"bytes": sum(stats["bytes"].values()), "seconds": time.monotonic() - begun}
+    console.print_result(result, as_lines)
+
+
+@task(
+    "upsert",
+    "add and replace records of a collection: qinco upsert docs.qinco source=more.parquet:embedding",
+    keys=[f"collection source id payload vector {_MACHINE}"],
+    required=("collection", "source"),
+    positional="collection",
+    imports=_IMPORTS,
+)
+def upsert(settings, console) -> None:
+    as_lines, begun = collections.prints_lines(settings), time.monotonic()
+    with collections.open_collection(settings) as docs:
+        number = docs.upsert_from(
+            collections.source_of(settings), **collections.columns_of(settings), progress=console.progress
+        )
+        result = {"upserted": number, "records": docs.count(), "seconds": time.monotonic() - begun}
+    console.print_result(result, as_lines)
+
+
+@task(
+    "delete",
+    "delete records of a collection: qinco delete docs.qinco ids=a,b",
+    keys=[f"collection ids where {_MACHINE}"],
+    required=("collection", "ids|where"),
+    positional="collection",
+    imports=_IMPORTS,
+)
+def delete(settings, console) -> None:
+    as_lines = collections.prints_lines(settings)
+    chosen = {"ids": collections.ids_of(settings), "where": collections.where_of(settings)}
+    with collections.open_collection(settings) as docs:
+        result = {"deleted": docs.delete(**chosen), "records": docs.count()}
+    console.print_result(result, as_lines)
+
+
+@task(
+    "optimize",
+    "compress the new vectors of a collection, and merge its segments",
+    keys=["collection", _MINUTES, f"model_args {_MACHINE}"],
+    required=("collection",),
+    positional="collection",
+    imports=_IMPORTS,
+)
+def optimize(settings, console) -> None:
+    as_lines, begun = collections.prints_lines(settings), time.monotonic()
+    training = {} if settings["model_args"] is None else {"preset": settings["model_args"]}
+    with collections.open_collection(settings) as docs:
+        done = docs.optimize(minutes=settings["minutes"], progress=console.progress, **training)
+    console.print_result(done | {"seconds": time.monotonic() - begun}, as_lines)

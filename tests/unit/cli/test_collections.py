@@ -1,0 +1,130 @@
+"""The tasks of collections: what they print and change, and what they refuse."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_indexes import trained, vectors
+
+import qinco
+from qinco.cli import main
+from qinco.errors import DataError
+
+X_ND = vectors(600, 3)
+
+
+def write(path, x_ND, **columns):
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(x_ND.ravel()), x_ND.shape[1])
+    pq.write_table(pa.table(columns | {"embedding": lists}), path)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Files of records, which are the working folder's."""
+    monkeypatch.chdir(tmp_path)
+    years = [1990 + row % 30 for row in range(len(X_ND))]
+    write("text.parquet", X_ND, id=[f"d{row}" for row in range(len(X_ND))], year=years, title=["T"] * len(X_ND))
+    write("more.parquet", X_ND[:2], id=["d0", "new"], year=[1, 2])
+    np.save("q.npy", X_ND[:2])
+    return tmp_path
+
+
+def lines(capsys, *words) -> list:
+    capsys.readouterr()
+    assert main(list(words)) == 0, capsys.readouterr().err
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def refused(capsys, *words, code=2) -> str:
+    capsys.readouterr()
+    assert main(list(words)) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("qinco: error: ")
+    return err
+
+
+def test_a_collection_is_made_changed_and_searched(here, capsys):
+    (made,) = lines(capsys, "index", "text.parquet:embedding", "output=c.qinco", "fields=year:integer", "bytes=4")
+    assert (made["records"], made["fresh"], made["compressed"], made["metric"]) == (600, 600, 0, "l2")
+    assert "recall" not in made
+    assert lines(capsys, "upsert", "c.qinco", "source=more.parquet")[0] | {"seconds": 0} == {
+        "upserted": 2, "records": 601, "seconds": 0}  # fmt: skip
+    hits = lines(capsys, "query", "c.qinco", "queries=q.npy", "k=3")
+    assert [hit["query"] for hit in hits] == [0, 0, 0, 1, 1, 1]
+    assert hits[0] == {"query": 0, "id": "d0", "score": 0.0, "payload": {"year": 1}}
+    with qinco.Collection.open("c.qinco", read_only=True) as docs:
+        where = {"year": {"lt": 1995}}
+        found = docs.search_by_id("d7", 2, where)
+        assert docs.stats()["fields"] == {"year": "integer"}
+    near = lines(capsys, "query", "c.qinco", "ids=d7", "k=2", f"where={json.dumps(where)}", "with_vectors=true")
+    assert [(hit["query"], hit["id"]) for hit in near] == [("d7", hit.id) for hit in found]
+    assert np.allclose(near[0]["vector"], X_ND[int(near[0]["id"][1:])])
+    assert lines(capsys, "delete", "c.qinco", "ids=new,d1,unknown") == [{"deleted": 2, "records": 599}]
+    assert lines(capsys, "delete", "c.qinco", 'where={"year": 1}') == [{"deleted": 1, "records": 598}]
+    assert lines(capsys, "optimize", "c.qinco")[0]["trained"] is False
+    assert lines(capsys, "stats", "c.qinco", "json=true")[0]["records"] == 598
+    assert lines(capsys, "verify", "c.qinco") == [{"is_sound": True, "faults": []}]
+    assert lines(capsys, "export", "c.qinco", "output=x.parquet", "with_vectors=true")[0]["records"] == 598
+    assert pq.read_table("x.parquet").column_names == ["id", "payload", "vector"]
+
+
+def test_recall_is_printed_of_compressed_vectors(here, capsys):
+    trained("plain").save("codec.safetensors")
+    words = ["index", "text.parquet", "output=c.qinco", "model=codec.safetensors", "format=table", "payload=year,title"]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    with qinco.Collection.open("c.qinco") as docs:
+        recall = docs.stats()["recall"]["recall"]
+        assert docs.stats()["compressed"] == len(X_ND) and set(docs.get("d0")[0].payload) == {"year", "title"}
+    assert f"recall@10: {recall:.4f}" in out and f"recall@10 is {recall:.3f}" in err
+    assert main(["stats", "c.qinco", "format=table"]) == 0
+    assert "token" in capsys.readouterr().out
+    assert main(["query", "c.qinco", "ids=d0", "format=table", "k=2"]) == 0
+    assert capsys.readouterr().out.split("\n")[0].split() == ["query", "id", "score", "payload"]
+    assert main(["query", "c.qinco", "queries=q.npy", "k=1", "format=table", "with_vectors=true"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[-1] == "vector" and len(table) == 4 and max(map(len, table)) < 200
+    assert "overwrite=" in refused(capsys, *words)
+    assert main([*words[:-1], "overwrite=true", "id=false", "payload=false"]) == 0
+    assert lines(capsys, "query", "c.qinco", "ids=5", "k=1")[0]["query"] == 5
+
+
+def test_ids_are_words_or_json(here, capsys):
+    with qinco.Collection.create("c.qinco") as docs:
+        docs.upsert([7, "7", 8, "a", "b,c"], X_ND[:5])
+    assert lines(capsys, "delete", "c.qinco", "ids=7,a") == [{"deleted": 2, "records": 3}]
+    assert lines(capsys, "delete", "c.qinco", 'ids=["7", "b,c"]') == [{"deleted": 2, "records": 1}]
+    with qinco.Collection.open("c.qinco") as docs:
+        docs.upsert([12345], X_ND[:1])
+    assert main(["query", "c.qinco", "queries=q.npy", "format=table"]) == 0
+    assert " 12345 " in capsys.readouterr().out
+    assert "ids= is no JSON" in refused(capsys, "delete", "c.qinco", "ids=[7")
+
+
+@pytest.mark.parametrize("words, fact", [
+    (["index", "text.parquet"], "output="),
+    (["index", "text.parquet", "output=c.qinco", "fields=year"], "year:integer"),
+    (["index", "text.parquet", "output=c.qinco", "fields=year:number"], "keyword"),
+    (["index", "text.parquet", "output=c.qinco", "bytes=0"], "bytes"),
+    (["query", "c.qinco"], "queries="), (["query", "c.qinco", "ids=1", "queries=q.npy"], "ids=1"),
+    (["query", "c.qinco", "ids=1", "where=year"], "JSON"), (["query", "c.qinco", "ids=1", "where=[1]"], "JSON"),
+    (["delete", "c.qinco"], "where="), (["stats", "c.qinco", "json=true", "format=table"], "format=table"),
+])  # fmt: skip
+def test_wrong_settings_are_one_sentence(here, capsys, words, fact):
+    assert fact in refused(capsys, *words)
+    assert not (here / "c.qinco").exists()
+
+
+def test_wrong_data_is_one_sentence(here, capsys, monkeypatch):
+    assert "c.qinco" in refused(capsys, "stats", "c.qinco", code=3)
+    assert "none.parquet" in refused(capsys, "index", "none.parquet", "output=c.qinco", code=DataError.exit_code)
+    with qinco.Collection.create("c.qinco") as docs:
+        docs.upsert(["a", "b"], X_ND[:2])
+    assert "'x'" in refused(capsys, "query", "c.qinco", "ids=x", code=3)
+    with qinco.Collection.open("c.qinco") as docs, docs._database.writing() as connection:
+        connection.execute("DELETE FROM points WHERE id = 'a'")
+    assert main(["verify", "c.qinco"]) == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out)["is_sound"] is False and "c.qinco is damaged" in err
