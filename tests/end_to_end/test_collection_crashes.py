@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from endings import ends_at
-from killed_collections import Delete, Killer, Merge, Optimize, Retrain, Upsert, X
+from killed_collections import Delete, Killer, Merge, Optimize, Retrain, Upsert, X, check, check_files
 from small_indexes import trained
 
 from qinco.collection.collection import Collection
@@ -72,3 +72,33 @@ def test_optimize_may_end_before_any_operation_on_files(tmp_path, every):
             break
         point += every
     assert point >= 26
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(2))
+@pytest.mark.parametrize("name", ["optimize", "retrain"])
+def test_training_may_end_before_operations_on_files(tmp_path, name, first):
+    """Each ninth operation, of hundreds; then the same call goes on."""
+    end_training(tmp_path, name, range(4 * first, 10_000, 9))
+
+
+def end_training(folder: Path, name: str, points: range) -> None:
+    kind, place = KINDS[name](), folder / "place"
+    state = kind.create(folder / "prepared")
+
+    def work() -> None:
+        with Collection.open(place) as docs:
+            kind.run(docs, 1, state, lambda *_, **__: None)
+
+    for point in points:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(folder / "prepared", place)
+        is_ended = ends_at(point, place, work)
+        with Collection.open(place) as docs:
+            assert check(docs) == state
+            kind.run(docs, 1, state, lambda *_, **__: None)
+            assert check(docs) == state and docs.stats()["fresh"] == 0
+            check_files(docs)
+        if not is_ended:
+            break
+    assert point > 100

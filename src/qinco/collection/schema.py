@@ -149,11 +149,10 @@ class Database:
 
     def shrink(self) -> None:
         """Give pages that are not used any more back to the file system, where it has room to do so."""
-        with self._writing, self._errors(), suppress(sqlite3.OperationalError):
-            if self._writer is not None:
-                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-                self._writer.execute("PRAGMA incremental_vacuum").fetchall()
-                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        with self._writing, self._errors():
+            for pragma in ("incremental_vacuum", "wal_checkpoint(TRUNCATE)") if self._writer is not None else ():
+                with suppress(sqlite3.OperationalError):
+                    self._writer.execute(f"PRAGMA {pragma}").fetchall()
 
     def close(self) -> None:
         self._is_open = False
