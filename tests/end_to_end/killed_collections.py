@@ -135,6 +135,14 @@ class Merge(Upsert):
         return state
 
 
+class InChild(Merge):
+    """The process that encodes is not the one that is killed."""
+
+    def run(self, docs, step, state, tell):
+        write(docs, groups_of(step, 4), step)
+        docs.optimize(in_child=True, progress=tell)
+
+
 class Retrain(Optimize):
     """Another codec for all vectors, some of which are fresh."""
 

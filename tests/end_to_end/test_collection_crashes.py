@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from endings import ends_at
-from killed_collections import Delete, Killer, Merge, Optimize, Retrain, Upsert, X, check, check_files
+from killed_collections import Delete, InChild, Killer, Merge, Optimize, Retrain, Upsert, X, check, check_files
 from small_indexes import trained
 
 from qinco.collection.collection import Collection
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-KINDS = {"upsert": Upsert, "delete": Delete, "optimize": Optimize, "merge": Merge, "retrain": Retrain}
+KINDS = {"upsert": Upsert, "delete": Delete, "optimize": Optimize, "merge": Merge, "retrain": Retrain,
+         "child": InChild}  # fmt: skip
 
 
 def kill(name: str, folder: Path, times: int, seed: int = 0) -> None:
@@ -32,7 +33,7 @@ def test_kills_lose_no_acknowledged_write(tmp_path, name, times):
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", range(4))
 @pytest.mark.parametrize(
-    ("name", "times"), {"upsert": 50, "delete": 50, "optimize": 50, "merge": 25, "retrain": 25}.items()
+    ("name", "times"), {"upsert": 50, "delete": 50, "optimize": 50, "merge": 25, "retrain": 25, "child": 10}.items()
 )
 def test_many_kills_lose_no_acknowledged_write(tmp_path, name, times, shard):
     kill(name, tmp_path, times, shard + 1)

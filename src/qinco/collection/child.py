@@ -120,8 +120,7 @@ def main(folder: str, device: str, settings: dict, parent: int, log_level: int) 
     logger.addHandler(_Sender(send))
     logger.setLevel(log_level)
     logger.propagate = False
-    threading.Thread(target=_stop_with, args=(parent,), daemon=True).start()
-    answer = _answer(Path(folder), device, settings, report)
+    answer = _answer(Path(folder), device, settings, parent, report)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if answer is not None:
         send(*answer)
@@ -129,9 +128,10 @@ def main(folder: str, device: str, settings: dict, parent: int, log_level: int) 
     os._exit(1 if answer is None else 0)
 
 
-def _answer(folder: Path, device: str, settings: dict, report: Progress) -> tuple | None:
+def _answer(folder: Path, device: str, settings: dict, parent: int, report: Progress) -> tuple | None:
     """The last message; None where it was stopped."""
     try:
+        threading.Thread(target=_stop_with, args=(parent,), daemon=True).start()
         database = Database(folder, read_only=False, locked=False)
         try:
             return "done", Optimizer(database, Moments.of(database, device), report).run(settings)
