@@ -94,7 +94,8 @@ class Child:
         try:
             for _ in self._output:  # nothing holds it up
                 pass
-            self._process.wait(_STOP_SECONDS)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_SECONDS)
         finally:
             self._process.kill()
             self._process.wait()
