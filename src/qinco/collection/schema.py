@@ -150,7 +150,9 @@ class Database:
     def shrink(self) -> None:
         """Give pages that are not used any more back to the file system, where it has room to do so."""
         with self._writing, self._errors():
-            for pragma in ("incremental_vacuum", "wal_checkpoint(TRUNCATE)") if self._writer is not None else ():
+            if self._writer is None:
+                return
+            for pragma in ("incremental_vacuum", "wal_checkpoint(TRUNCATE)"):
                 with suppress(sqlite3.OperationalError):
                     self._writer.execute(f"PRAGMA {pragma}").fetchall()
 
