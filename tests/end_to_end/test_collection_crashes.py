@@ -5,14 +5,18 @@ No write that was acknowledged is missing, nothing is half there, and other proc
 
 import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from endings import ends_at
-from killed_collections import KINDS, Killer, X, check, check_files
+from killed_collections import KINDS, Killer, X, check, check_files, forked
 from small_indexes import trained
 
 from qinco.collection.collection import Collection
+from qinco.errors import DataError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 KILLS = {"upsert": 50, "delete": 50, "optimize": 50, "merge": 25, "retrain": 25, "child": 10, "upsert-ids": 10,
@@ -40,6 +44,42 @@ def test_many_kills_lose_no_acknowledged_write(tmp_path, name, times, shard):
 def found(docs: Collection) -> dict:
     """The steps by which the records were written that there are, told by their payloads."""
     return {record.id: record.payload["step"] for record in docs.get()}
+
+
+@pytest.mark.parametrize("times", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_killed_creation_can_be_repeated(tmp_path, overwrite, times):
+    """One that replaces another collection leaves that or the new one."""
+    generator, seconds, codec = np.random.default_rng(0), 0.0, trained("plain")
+
+    def create(folder: Path, year: str) -> Collection:
+        given = codec if year == "new" else None
+        return Collection.create(folder, codec=given, fields={year: "integer"}, overwrite=overwrite)
+
+    for number in range(times):
+        folder = tmp_path / str(number)
+        if overwrite:
+            create(folder, "old").close()
+        begun_at = time.monotonic()
+        create(tmp_path / f"{number}-whole", "new").close()
+        seconds = max(seconds, time.monotonic() - begun_at)
+        reading, writing = os.pipe()
+        child = forked(lambda: (os.write(writing, b"x"), create(folder, "new"), time.sleep(60)))  # noqa: B023
+        os.close(writing)
+        os.read(reading, 1)
+        os.close(reading)
+        time.sleep(generator.uniform(0, 1.5 * seconds))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        try:
+            with Collection.open(folder) as docs:
+                assert docs.verify() == [] and docs.stats()["fields"] in ({"old": "integer"}, {"new": "integer"})
+        except DataError as error:
+            assert not overwrite and "reate" in str(error)
+            create(folder, "new").close()
+        with Collection.open(folder) as docs:
+            docs.upsert([1], X[:1])
+            assert docs.verify() == [] and len(docs) == 1
 
 
 @pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])

@@ -30,8 +30,12 @@ class MaintainedCollection:
     def __init__(self, database: Database, device: str):
         self._database, self.folder = database, database.folder
         self._close = weakref.finalize(self, database.close)
-        database.check()
-        self._moments = Moments.of(database, device)
+        try:
+            database.check()
+            self._moments = Moments.of(database, device)
+        except BaseException:
+            self._close()  # at once: who handles the exception may open or create it again
+            raise
         self._optimizing = new_lock()
         self._child: Child | None = None
 

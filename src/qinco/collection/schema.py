@@ -85,6 +85,15 @@ class Database:
         if found[1] > FORMAT_VERSION:
             raise DataError(f"{self.path} has format version {found[1]}, newer than {FORMAT_VERSION}: update qinco")
 
+    def is_empty(self) -> bool:
+        """Whether the file has no tables: a kill ended `create`."""
+        with self._errors():
+            connection = self._connected("rw")
+            try:
+                return connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+            finally:
+                connection.close()
+
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A connection that sees the state of one moment until the block ends."""

@@ -26,6 +26,7 @@ KIND, SEGMENTS = "segment", "segments"
 GRACE_SECONDS = 60.0  # readers of the list before may still open what it names
 _VERIFIED_BYTES = 32 << 20  # of a segment that is opened: a fiftieth of a second
 _SUFFIX = ".safetensors"
+CODEC_NAME = r"codec-[0-9a-f]{12}(\.\d+-[0-9a-f]{8})?\.safetensors"  # a pattern, also of one that is being written
 
 
 @dataclass(frozen=True, eq=False)

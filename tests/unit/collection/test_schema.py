@@ -180,6 +180,28 @@ def test_what_is_there_is_replaced_only_if_asked(docs, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.qinco", "other"]
 
 
+def test_files_of_others_stay(tmp_path):
+    """Also those that look like files of a collection."""
+    mine = tmp_path / "codec-0123456789ab.safetensors"
+    mine.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="other files"):
+            Collection.create(tmp_path, overwrite=overwrite)
+    assert mine.read_text() == "mine"
+
+
+def test_a_collection_that_cannot_be_opened_is_not_kept_locked(docs):
+    docs.close()
+    for path in docs.folder.glob(f"{FILE}*"):
+        path.unlink()
+    sqlite3.connect(docs.folder / FILE).close()
+    (docs.folder / FILE).touch()
+    with pytest.raises(DataError, match="create it again") as error:
+        Collection.open(docs.folder)
+    with Collection.create(docs.folder) as again:
+        assert error.value and again.verify() == [] and len(again) == 0
+
+
 def test_a_full_disk_loses_nothing(docs):
     """A limit on the size of files is as a full disk."""
     folder = docs.folder
