@@ -46,7 +46,7 @@ def found(docs: Collection) -> dict:
     return {record.id: record.payload["step"] for record in docs.get()}
 
 
-@pytest.mark.parametrize("times", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [3, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_killed_creation_can_be_repeated(tmp_path, overwrite, times):
     """One that replaces another collection leaves that or the new one."""
