@@ -24,6 +24,10 @@ class Retrainer(Optimizer):
 
     def retrain(self, ids: Sequence[Id], source: VectorSource, settings: dict) -> dict:
         """Train on originals, encode them, and replace all segments; then encode what is fresh."""
+        with self.database.optimizing():
+            return self._retrained(ids, source, settings)
+
+    def _retrained(self, ids: Sequence[Id], source: VectorSource, settings: dict) -> dict:
         with self.database.reading() as connection:
             view = View(connection, self.moments)
             moment, dim = view.moment, value_of(connection, "dim")
@@ -39,8 +43,7 @@ class Retrainer(Optimizer):
         if source.dim != dim:
             raise DataError(f"vectors must have dimension {dim}, that of the collection, not {source.dim}")
         originals = source.take(np.array([rows[key] for key in keys_N.tolist()], np.int64))
-        with self.database.optimizing():
-            return self._replace(moment, keys_N, originals, settings)
+        return self._replace(moment, keys_N, originals, settings)
 
     def _replace(self, moment: Moment, keys_N: np.ndarray, originals: VectorSource, settings: dict) -> dict:
         begun = settings | {"retrained": len(keys_N)}
