@@ -286,7 +286,7 @@ class Killer:
             self.longest = self.longest or self._seconds_of_a_call(folder, state)
             readers = [forked(lambda: read_throughout(folder, parent)) for _ in range(self.kind.readers)]  # noqa: B023
             try:
-                self._kill_in(folder, state, times)
+                state = self._kill_in(folder, state, times)
             finally:
                 for reader in readers:
                     ended = os.waitpid(reader, os.WNOHANG)
@@ -295,8 +295,9 @@ class Killer:
                         os.waitpid(reader, 0)
                     assert ended == (0, 0), f"a reader ended: {ended}"
             with Collection.open(folder) as docs:
-                if docs.stats()["codec"] is not None:
-                    check_files(docs)
+                self.kind.run(docs, self.step, state, lambda *_, **__: None)
+                check(docs, [self.kind.after(state, self.step)], payload=self.kind.payload)
+                check_files(docs)
             shutil.rmtree(folder)
 
     def _seconds_of_a_call(self, folder: Path, state: dict) -> float:
@@ -312,7 +313,7 @@ class Killer:
         shutil.rmtree(copy)
         return max(0.1, 1.2 * (time.monotonic() - begun_at))
 
-    def _kill_in(self, folder: Path, state: dict, times: int) -> None:
+    def _kill_in(self, folder: Path, state: dict, times: int) -> dict:
         while self.killed.total() < times:
             done, pending = self._killed_one(folder, state)
             for step in done:
@@ -323,7 +324,8 @@ class Killer:
                 state = self.kind.refill(docs, found, self.step)
                 self.step += 1
                 if self.kind.is_over(docs):
-                    return
+                    return state
+        return state
 
     def _killed_one(self, folder: Path, state: dict) -> tuple[list[int], int | None]:
         """The steps that a process acknowledged before it was killed, and the one that it had begun."""

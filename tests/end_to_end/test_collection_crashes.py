@@ -106,6 +106,7 @@ def test_optimize_may_end_before_any_operation_on_files(tmp_path, every):
             assert docs.verify() == [] and found(docs) == wanted
             docs.optimize(progress=False)
             assert docs.verify() == [] and found(docs) == wanted and docs.stats()["fresh"] == 0
+            check_files(docs)
             assert {hit.id for hit in docs.search(X[0], 1000, nprobe=100, num_short=1000)} == wanted.keys()
         if not is_ended:
             break

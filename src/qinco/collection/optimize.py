@@ -67,6 +67,7 @@ class Optimizer:
                 trained = codec is not None
             if codec is not None:
                 encoded = self._encode(codec)
+                stages.forget_encoding(self.folder)  # also what a kill left after it was listed
                 while chosen := self._to_merge():
                     merged += self._merge(chosen)
             self.tidy()
@@ -125,7 +126,6 @@ class Optimizer:
             done = self._written(codec, moment, metric, source, keys_n, pieces.codes(rows_n)) if len(rows_n) else None
         if done is not None:
             self._commit(moment, *done, encoded=(rows_n, keys_n))
-        pieces.forget()
         return len(rows_n)
 
     def _written(

@@ -27,6 +27,7 @@ PIECE_ROWS = 1 << 14  # vectors whose codes are written to disk at a time
 _TRAIN_ROWS, _TRAIN_BYTES = 500_000, 1 << 30
 _HELD_ROWS, _HELD_SHARE = 2000, 10  # vectors that are not trained on, and measured: at most, and one in so many
 _ERROR_ROWS = 4096
+_FRESH = "encoding"
 _CODES, _SETTINGS, _TRAIN, _HELD = "codes", "settings.json", "train.npy", "held.npy"
 
 
@@ -68,6 +69,14 @@ def forget_training(folder: Path) -> None:
     shutil.rmtree(folder / WORK, ignore_errors=True)
 
 
+def forget_encoding(folder: Path) -> None:
+    """Remove the codes of fresh vectors; what a training goes on with stays."""
+    if not (folder / WORK / _SETTINGS).exists():
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+    for path in (folder / WORK).glob(f"codes-{_FRESH}-*"):
+        path.unlink(missing_ok=True)
+
+
 def _write_rows(path: Path, source: VectorSource, report: Progress) -> None:
     with write_atomically(path) as temporary, temporary.open("wb") as file:
         file.write(npy_header((len(source), source.dim), np.dtype(np.float32)))
@@ -98,7 +107,7 @@ def sample_error(codec: Codec, source: VectorSource, codes: Codes) -> float | No
 class EncodedPieces:
     """Codes of fresh vectors by the number of their row, in files that outlive an interrupted call."""
 
-    def __init__(self, folder: Path, codec: Codec, purpose: str = "encoding"):
+    def __init__(self, folder: Path, codec: Codec, purpose: str = _FRESH):
         self._folder, self._codec = folder / WORK, codec
         self._header = {"codec": codec.fingerprint(), "purpose": purpose}  # of which depends what the numbers are
         make_folder(self._folder)
@@ -146,10 +155,6 @@ class EncodedPieces:
         places = order[np.searchsorted(rows, rows_N, sorter=order)]
         lists = np.concatenate([piece[2] for piece in self._pieces]) if self._codec.is_ivf else None
         return Codes(codes[places], None if lists is None else lists[places])
-
-    def forget(self) -> None:
-        self._pieces = []
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _keep(self, rows_n: np.ndarray, codes: Codes) -> None:
         arrays = {"rows": rows_n, "codes": np.asarray(codes.codes)}
