@@ -141,8 +141,8 @@ class Collection(SearchedCollection, FilledCollection):
         folder = Path(user_path(folder))
         require_bool("read_only", read_only)
         if not (folder / FILE).is_file():
-            raise DataError(f"{folder} is not a collection: " + (f"it has no {FILE}" if folder.exists() else "there is "
-                            "no such folder; Collection.create or qinco index makes one"))  # fmt: skip
+            reason = f"it has no {FILE}" if folder.exists() else "there is no such folder"
+            raise DataError(f"{folder} is not a collection: {reason}; Collection.create or qinco index makes one")
         return cls(Database(folder, read_only=read_only), device)
 
     def __getstate__(self):
