@@ -1,25 +1,22 @@
 """`Collection`: a durable, embedded database of records, whose vectors are kept as codes."""
 
-import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qinco.atomic import make_folder, user_path
+from qinco.atomic import user_path
 from qinco.codec.codec import Codec
 from qinco.collection import changes, filling, finding
+from qinco.collection.creation import new_folder
 from qinco.collection.filled import FilledCollection
 from qinco.collection.filter_sql import index_sql
 from qinco.collection.moments import View
 from qinco.collection.paths import path_steps
 from qinco.collection.records import Id, Record, payload_texts, record_ids, require_one_of, vector_rows
 from qinco.collection.row_source import RowSource
-from qinco.collection.schema import FILE, LOCK, Database, set_value, value_of
+from qinco.collection.schema import FILE, Database, set_value, value_of
 from qinco.collection.searched import SearchedCollection
 from qinco.collection.segments import codec_path
 from qinco.collection.sources import open_rows
@@ -125,16 +122,15 @@ class Collection(SearchedCollection, FilledCollection):
             for path, kind in fields.items():
                 changes.add_field(connection, path, kind)
 
-        with _replacing(folder, overwrite):
-            database = Database(folder, read_only=False)
+        with new_folder(folder, overwrite) as place:
+            database = Database(place, read_only=False)
             try:
                 if codec is not None:
-                    codec.save(codec_path(folder, codec.fingerprint()))
+                    codec.save(codec_path(place, codec.fingerprint()))
                 database.create(meta, prepare)
-            except BaseException:
+            finally:
                 database.close()
-                raise
-        collection = cls(database, device)
+        collection = cls(Database(folder, read_only=False), device)
         return collection if rows is None else collection._filled(rows, originals, minutes, progress)
 
     @classmethod
@@ -149,8 +145,8 @@ class Collection(SearchedCollection, FilledCollection):
         folder = Path(user_path(folder))
         require_bool("read_only", read_only)
         if not (folder / FILE).is_file():
-            raise DataError(f"{folder} is not a collection: " + (f"it has no {FILE}" if folder.exists() else "there is "
-                            "no such folder; Collection.create or qinco index makes one"))  # fmt: skip
+            reason = f"it has no {FILE}" if folder.exists() else "there is no such folder"
+            raise DataError(f"{folder} is not a collection: {reason}; Collection.create or qinco index makes one")
         return cls(Database(folder, read_only=read_only), device)
 
     def __getstate__(self):
@@ -316,30 +312,3 @@ def _check_codec(codec: Codec, dim: int | None) -> None:
     if codec.config.codebook_size > ENTRIES:
         size = codec.config.codebook_size
         raise ConfigError(f"a collection holds codes of one byte, and the codec has K={size}, above {ENTRIES}")
-
-
-@contextmanager
-def _replacing(folder: Path, overwrite: bool) -> Iterator[None]:
-    """Make a folder for a new collection; one that is there is put aside, and removed when the block ends."""
-    require_bool("overwrite", overwrite)
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if there - {LOCK, f"{FILE}-journal"} and FILE not in there and not all(name.startswith("codec-") for name in there):
-        raise ConfigError(f"{folder} holds other files: give the name of a new folder")
-    if FILE in there and not overwrite and (folder / FILE).stat().st_size:
-        raise ConfigError(f"{folder} holds a collection: use Collection.open, or give overwrite=True to replace it")
-    old = None
-    if there:
-        database = Database(folder, read_only=False)  # nobody else is writing
-        old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-        os.rename(folder, old)  # noqa: PTH104 (also of folders with a trailing slash)
-        database.close()
-    make_folder(folder)
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        if old is not None:
-            os.rename(old, folder)  # noqa: PTH104
-        raise
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)

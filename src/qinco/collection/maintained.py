@@ -9,15 +9,16 @@ from typing import Self
 
 from qinco.atomic import check_output, user_path
 from qinco.collection import changes, upkeep
+from qinco.collection.child import Child
 from qinco.collection.moments import Moments, View
 from qinco.collection.optimize import Optimizer, check_training
 from qinco.collection.records import record_ids
 from qinco.collection.retrain import Retrainer
 from qinco.collection.schema import Database, value_of
+from qinco.config import require_bool
 from qinco.errors import ConfigError, DataError
 from qinco.forking import new_lock
 from qinco.progress import Progress, ProgressOption, reporting
-from qinco.search.metric import Metric
 from qinco.vectors.rows import as_source
 
 log = logging.getLogger(__name__)
@@ -29,15 +30,19 @@ class MaintainedCollection:
     def __init__(self, database: Database, device: str):
         self._database, self.folder = database, database.folder
         self._close = weakref.finalize(self, database.close)
-        database.check()
-        with database.reading() as connection:
-            metric = Metric(value_of(connection, "metric"))
-            has_points, is_multi = value_of(connection, "has_points"), value_of(connection, "multi")
-        self._moments = Moments(self.folder, metric, has_points, is_multi, device)
+        try:
+            database.check()
+            self._moments = Moments.of(database, device)
+        except BaseException:
+            self._close()  # at once: who handles the exception may open or create it again
+            raise
         self._optimizing = new_lock()
+        self._child: Child | None = None
 
     def close(self) -> None:
         """Close the files, so that another process may write. What was written is on disk before."""
+        if (child := self._child) is not None:
+            child.stop()
         self._close()
 
     def __enter__(self) -> Self:
@@ -54,7 +59,9 @@ class MaintainedCollection:
         with self._database.reading() as connection:
             return value_of(connection, "dim")
 
-    def optimize(self, *, minutes: float | None = None, progress: ProgressOption = None, **training) -> dict:
+    def optimize(
+        self, *, minutes: float | None = None, in_child: bool = False, progress: ProgressOption = None, **training
+    ) -> dict:
         """Encode fresh vectors, after training a codec if there is none and `exact_below` vectors are there; merge.
 
         It may be interrupted, also by a kill, and called again: it goes on where it was. Other threads may read and
@@ -62,6 +69,8 @@ class MaintainedCollection:
 
         Args:
             minutes: of training; None: one for 10,000 vectors, and ten at most, unless epochs= is given.
+            in_child: let another process do the work, with a low priority and memory of its own, for servers: searches
+                of this process stay fast. It ends when this process does, and loses nothing.
             progress: see `qinco.progress`.
             **training: other settings of `Codec.fit`, such as preset="qinco2-M".
 
@@ -73,9 +82,13 @@ class MaintainedCollection:
             False
         """
         check_training(training)
+        require_bool("in_child", in_child)
         settings = training if minutes is None else training | {"minutes": minutes}
         with self._exclusively(progress) as report:
-            done = Optimizer(self._database, self._moments, report).run(settings)
+            if in_child:
+                done = self._optimize_in_child(settings, report)
+            else:
+                done = Optimizer(self._database, self._moments, report).run(settings)
         for warning in self.stats()["warnings"] if done["encoded"] else ():
             log.warning("%s: %s", self.folder, warning)
         return done
@@ -167,6 +180,13 @@ class MaintainedCollection:
         path = check_output(output, suffixes=(".parquet",), overwrite=overwrite)
         with self._viewing() as view:
             return upkeep.export(view, path, with_vectors)
+
+    def _optimize_in_child(self, settings: dict, report: Progress) -> dict:
+        self._child = Child(self.folder, self._moments.device, settings)
+        try:
+            return self._child.result(report)
+        finally:
+            self._child = None
 
     @contextmanager
     def _exclusively(self, progress: ProgressOption) -> Iterator[Progress]:

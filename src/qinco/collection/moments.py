@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from qinco.codec.codec import Codec
-from qinco.collection.schema import value_of
+from qinco.collection.schema import Database, value_of
 from qinco.collection.segments import Segment, codec_path, load_tables, open_segment
 from qinco.collection.spans import Spans
 from qinco.forking import new_lock
@@ -148,6 +148,15 @@ class Moments:
         self._folder, self.device = folder, device
         self._lock = new_lock()
         self._newest: Moment | None = None
+
+    @classmethod
+    def of(cls, database: Database, device: str) -> "Moments":
+        """Those of an open collection."""
+        with database.reading() as connection:
+            metric = Metric(value_of(connection, "metric"))
+            return cls(
+                database.folder, metric, value_of(connection, "has_points"), value_of(connection, "multi"), device
+            )
 
     def at(self, connection: sqlite3.Connection, version: int) -> Moment:
         """The moment that a transaction sees, whose version is given."""

@@ -6,6 +6,7 @@ marked as such in the segment that it wrote.
 Shape suffixes: N vectors, n some of them, D dimension.
 """
 
+import json
 import logging
 import sqlite3
 from collections.abc import Sequence
@@ -59,15 +60,17 @@ class Optimizer:
     def run(self, settings: dict) -> dict:
         """Do all that is due; returns what was done. `settings` are those of training."""
         trained, encoded, merged = False, 0, 0
-        codec = self._codec()
-        if codec is None:
-            codec = self._train(settings)
-            trained = codec is not None
-        if codec is not None:
-            encoded = self._encode(codec)
-            while chosen := self._to_merge():
-                merged += self._merge(chosen)
-        self.tidy()
+        with self.database.optimizing():
+            codec = self._codec()
+            if codec is None:
+                codec = self._train(settings)
+                trained = codec is not None
+            if codec is not None:
+                encoded = self._encode(codec)
+                stages.forget_encoding(self.folder)  # also what a kill left after it was listed
+                while chosen := self._to_merge():
+                    merged += self._merge(chosen)
+            self.tidy()
         return {"trained": trained, "encoded": encoded, "merged_segments": merged}
 
     def _codec(self) -> Codec | None:
@@ -123,7 +126,6 @@ class Optimizer:
             done = self._written(codec, moment, metric, source, keys_n, pieces.codes(rows_n)) if len(rows_n) else None
         if done is not None:
             self._commit(moment, *done, encoded=(rows_n, keys_n))
-        pieces.forget()
         return len(rows_n)
 
     def _written(
@@ -317,3 +319,8 @@ def check_training(settings: dict) -> None:
         raise ConfigError(
             f"{', '.join(sorted(wrong))}: the collection decides this; bytes= of create is what a code takes"
         )
+    for name, value in settings.items():  # which are written down, to go on with after a kill
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise ConfigError(f"{name} must be a JSON value, such as text or a number, not {value!r:.100}") from None

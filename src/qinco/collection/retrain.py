@@ -24,6 +24,10 @@ class Retrainer(Optimizer):
 
     def retrain(self, ids: Sequence[Id], source: VectorSource, settings: dict) -> dict:
         """Train on originals, encode them, and replace all segments; then encode what is fresh."""
+        with self.database.optimizing():
+            return self._retrained(ids, source, settings)
+
+    def _retrained(self, ids: Sequence[Id], source: VectorSource, settings: dict) -> dict:
         with self.database.reading() as connection:
             view = View(connection, self.moments)
             moment, dim = view.moment, value_of(connection, "dim")
@@ -47,7 +51,8 @@ class Retrainer(Optimizer):
             stages.begin(self.folder, prepared(originals, moment.metric), begun, self.report)
         codec, error = stages.train(self.folder, settings, self.report)
         codec = codec.to(self.moments.device)
-        pieces, metric = stages.EncodedPieces(self.folder, codec, "retrain"), metric_of_codec(moment.metric.name, codec)
+        purpose = f"retrain{moment.segments[-1].number}"  # codes of keys, whose vectors may be others in newer segments
+        pieces, metric = stages.EncodedPieces(self.folder, codec, purpose), metric_of_codec(moment.metric.name, codec)
 
         def read(some_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             x_nD = originals[np.searchsorted(keys_N, some_n)]

@@ -4,6 +4,7 @@ It holds all that changes: ids, payloads, vectors that are not encoded yet (`fre
 of segments. Readers, in any process, see whole commits and take no lock.
 """
 
+import errno
 import json
 import os
 import sqlite3
@@ -15,9 +16,9 @@ from urllib.parse import quote
 
 from qinco import forking
 from qinco.atomic import lock_file
-from qinco.errors import ConfigError, DataError, ResourceError
+from qinco.errors import ConfigError, DataError, QincoError, ResourceError
 
-FILE, LOCK = "collection.sqlite", "lock"
+FILE, LOCK, OPTIMIZE_LOCK = "collection.sqlite", "lock", "lock-optimize"
 APPLICATION_ID, FORMAT_VERSION = 0x51494E43, 1
 _BUSY_SECONDS = 60.0  # for another process that recovers or copies the file
 _CACHE_KIB, _JOURNAL_BYTES = 16 << 10, 64 << 20
@@ -34,23 +35,27 @@ CREATE TABLE segments(segment INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT 
                       crc32 INTEGER NOT NULL, error REAL);
 CREATE TABLE fields(path TEXT PRIMARY KEY, kind TEXT NOT NULL);
 """
+_REMEDIES = {"SQLITE_FULL": "make room on the disk", "SQLITE_IOERR": "see that the disk works and has room",
+             "SQLITE_CANTOPEN": "see that the folder can be written to and has room", "SQLITE_NOMEM": "free memory",
+             "SQLITE_READONLY": "see that the folder can be written to"}  # fmt: skip
 _abandoned: list = []  # connections of a parent process, which must not even be closed in a child
 
 
 class Database:
     """The connections of one collection in this process: one that writes, and one for each thread that reads.
 
-    A forked child reads by connections of its own, and cannot write.
+    A forked child reads by connections of its own, and cannot write. A process that optimizes for the one that holds
+    the lock writes without it (`locked=False`).
     """
 
-    def __init__(self, folder: Path, *, read_only: bool):
+    def __init__(self, folder: Path, *, read_only: bool, locked: bool = True):
         self.folder, self.path, self.read_only = folder, folder / FILE, read_only
         self._generation, self._is_open = forking.generation, True
         self._idle_of = self._generation  # the process that made the idle connections
         self._pooling, self._writing = forking.new_lock(), forking.new_lock()
         self._idle: list[sqlite3.Connection] = []
         self._writer: sqlite3.Connection | None = None
-        self._lock = -1 if read_only else _lock(folder)
+        self._lock = _lock(folder) if locked and not read_only else -1
         self._is_immutable = False
 
     def create(self, meta: dict[str, Any], prepare: Callable[[sqlite3.Connection], None] = lambda _: None) -> None:
@@ -79,6 +84,15 @@ class Database:
             raise DataError(f"{self.path} is not that of a collection, or it was not completed: create it again")
         if found[1] > FORMAT_VERSION:
             raise DataError(f"{self.path} has format version {found[1]}, newer than {FORMAT_VERSION}: update qinco")
+
+    def is_empty(self) -> bool:
+        """Whether the file has no tables: a kill ended `create`."""
+        with self._errors():
+            connection = self._connected("rw")
+            try:
+                return connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+            finally:
+                connection.close()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -112,6 +126,27 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
 
+    @contextmanager
+    def optimizing(self) -> Iterator[None]:
+        """Wait until no other process optimizes the collection, such as one whose parent was killed just now."""
+        path = self.folder / OPTIMIZE_LOCK
+        try:
+            file = lock_file(path)
+        except OSError as error:
+            raise ResourceError(f"cannot write {path} ({error.strerror}): make room, and try again") from None
+        forking.keep_from_children(file)
+        try:
+            yield
+        except (OSError, QincoError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise ResourceError(
+                    f"{error}; nothing is lost: make room on the disk, and call again to go on"
+                ) from cause
+            raise
+        finally:
+            forking.release(file)
+
     def check_writable(self) -> None:
         if not self._is_open:
             raise ConfigError(f"{self.folder} is closed: open it again")
@@ -122,11 +157,13 @@ class Database:
                               "close it there, and open it in this process")  # fmt: skip
 
     def shrink(self) -> None:
-        """Give pages that are not used any more back to the file system."""
+        """Give pages that are not used any more back to the file system, where it has room to do so."""
         with self._writing, self._errors():
-            if self._writer is not None:
-                self._writer.execute("PRAGMA incremental_vacuum").fetchall()
-                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            if self._writer is None:
+                return
+            for pragma in ("incremental_vacuum", "wal_checkpoint(TRUNCATE)"):
+                with suppress(sqlite3.OperationalError):
+                    self._writer.execute(f"PRAGMA {pragma}").fetchall()
 
     def close(self) -> None:
         self._is_open = False
@@ -205,9 +242,11 @@ class Database:
                 raise DataError(f"{self.path} is damaged: {error}") from error
             if name.startswith("SQLITE_BUSY"):
                 raise ResourceError(f"{self.path} is locked by another program: try again when it is done") from error
-            if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOMEM")):
-                raise ResourceError(f"{self.path}: {error}; nothing of this call was written") from error
-            raise
+            remedy = next((text for start, text in _REMEDIES.items() if name.startswith(start)), None)
+            if remedy is None:
+                raise
+            raise ResourceError(f"{self.path}: {error}; nothing of this call was written: {remedy}, and try "
+                                "again") from error  # fmt: skip
 
 
 def value_of(connection: sqlite3.Connection, name: str, default: Any = None) -> Any:
@@ -226,14 +265,16 @@ def _lock(folder: Path) -> int:
     try:
         file = lock_file(path, wait=False)
     except BlockingIOError:
+        process = ""
         with suppress(OSError):
             process = path.read_text().strip()
-            raise ConfigError(f"{folder} is open for writing in process {process}: open it with read_only=True, or "
-                              "close it there") from None  # fmt: skip
-        raise ConfigError(f"{folder} is open for writing elsewhere: open it with read_only=True") from None
+        where = f"in process {process}" if process else "elsewhere"
+        raise ConfigError(f"{folder} is open for writing {where}: open it with read_only=True, or close it "
+                          "there") from None  # fmt: skip
     except OSError as error:
         raise ResourceError(f"cannot write {path} ({error.strerror}): open it with read_only=True") from None
     forking.keep_from_children(file)
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+    with suppress(OSError):  # on a full disk nobody is told which process it is
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
     return file

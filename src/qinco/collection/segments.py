@@ -26,6 +26,7 @@ KIND, SEGMENTS = "segment", "segments"
 GRACE_SECONDS = 60.0  # readers of the list before may still open what it names
 _VERIFIED_BYTES = 32 << 20  # of a segment that is opened: a fiftieth of a second
 _SUFFIX = ".safetensors"
+CODEC_NAME = r"codec-[0-9a-f]{12}(\.\d+-[0-9a-f]{8})?\.safetensors"  # a pattern, also of one that is being written
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +96,9 @@ def open_segment(
 
 
 def remove_unused(folder: Path, names: Iterable[str]) -> None:
-    """Remove segments, tables and codecs that are not among `names`, unless they are young."""
+    """Remove segments, tables and codecs, also half written ones, that are not among `names`, unless they are young."""
     used, now = set(names), time.time()
-    there = [*folder.glob("tables-*"), *folder.glob(f"codec-*{_SUFFIX}")]
+    there = [*folder.glob("tables-*"), *folder.glob(f"codec-*{_SUFFIX}"), *folder.glob(f".codec-*{_SUFFIX}")]
     there += list((folder / SEGMENTS).iterdir()) if (folder / SEGMENTS).is_dir() else []
     for path in there:
         if path.name in used or now - path.stat().st_mtime < GRACE_SECONDS:

@@ -19,6 +19,7 @@ from qinco.store.codes import Codes
 from qinco.store.manifest import write_json
 from qinco.store.run_state import state_path
 from qinco.store.tensors import read_tensors, write_tensors
+from qinco.vectors.binary import npy_header
 from qinco.vectors.rows import VectorSource, stratified_rows
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ _HELD_ROWS, _HELD_SHARE = 2000, 10  # vectors that are not trained on, and measu
 _ERROR_ROWS = 4096
 # Of training, where neither minutes nor epochs are given: bounded on any machine, and little for few vectors.
 _MINUTES, _ROWS_A_MINUTE = 10, 10_000
+_FRESH = "encoding"
 _CODES, _SETTINGS, _TRAIN, _HELD = "codes", "settings.json", "train.npy", "held.npy"
 
 
@@ -61,8 +63,9 @@ def train(folder: Path, settings: dict, report: Progress) -> tuple[Codec, float 
         num_rows = len(np.load(work / _TRAIN, mmap_mode="r"))
         settings = settings | {"minutes": min(_MINUTES, num_rows / _ROWS_A_MINUTE)}
     begun = output.exists() or state_path(output).exists()
+    files = {"output": output, "resume": begun, "overwrite": True}  # a kill may have left too little to resume
     try:
-        codec = Codec.fit(str(work / _TRAIN), output=output, resume=begun, progress=report, **settings)
+        codec = Codec.fit(str(work / _TRAIN), **files, progress=report, **settings)
     except KeyboardInterrupt as stop:
         stop.args = ("the training so far is kept: the same call goes on",)
         raise
@@ -73,14 +76,20 @@ def forget_training(folder: Path) -> None:
     shutil.rmtree(folder / WORK, ignore_errors=True)
 
 
+def forget_encoding(folder: Path) -> None:
+    """Remove the codes of fresh vectors; what a training goes on with stays."""
+    if not (folder / WORK / _SETTINGS).exists():
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+    for path in (folder / WORK).glob(f"codes-{_FRESH}-*"):
+        path.unlink(missing_ok=True)
+
+
 def _write_rows(path: Path, source: VectorSource, report: Progress) -> None:
-    with write_atomically(path) as temporary:
-        shape = len(source), source.dim
-        rows_ND = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        file.write(npy_header((len(source), source.dim), np.dtype(np.float32)))
         for first, block in source.blocks(PIECE_ROWS):
-            rows_ND[first : first + len(block)] = block
+            file.write(np.ascontiguousarray(block, np.float32).data)
             report("copying training vectors", first + len(block), len(source))
-        rows_ND.flush()
 
 
 def error_of(codec: Codec, x_ND: np.ndarray) -> float | None:
@@ -105,7 +114,7 @@ def sample_error(codec: Codec, source: VectorSource, codes: Codes) -> float | No
 class EncodedPieces:
     """Codes of fresh vectors by the number of their row, in files that outlive an interrupted call."""
 
-    def __init__(self, folder: Path, codec: Codec, purpose: str = "encoding"):
+    def __init__(self, folder: Path, codec: Codec, purpose: str = _FRESH):
         self._folder, self._codec = folder / WORK, codec
         self._header = {"codec": codec.fingerprint(), "purpose": purpose}  # of which depends what the numbers are
         make_folder(self._folder)
@@ -153,10 +162,6 @@ class EncodedPieces:
         places = order[np.searchsorted(rows, rows_N, sorter=order)]
         lists = np.concatenate([piece[2] for piece in self._pieces]) if self._codec.is_ivf else None
         return Codes(codes[places], None if lists is None else lists[places])
-
-    def forget(self) -> None:
-        self._pieces = []
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _keep(self, rows_n: np.ndarray, codes: Codes) -> None:
         arrays = {"rows": rows_n, "codes": np.asarray(codes.codes)}

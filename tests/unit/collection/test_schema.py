@@ -89,12 +89,14 @@ def test_a_child_that_lives_on_does_not_keep_the_lock(docs):
     if not child:
         os.read(reading, 1)
         os._exit(0)
-    docs.close()
-    Collection.open(docs.folder).close()
-    os.write(writing, b"x")
-    os.waitpid(child, 0)
-    os.close(reading)
-    os.close(writing)
+    try:
+        docs.close()
+        Collection.open(docs.folder).close()
+    finally:
+        os.write(writing, b"x")
+        os.waitpid(child, 0)
+        os.close(reading)
+        os.close(writing)
 
 
 @needs_fork
@@ -178,6 +180,28 @@ def test_what_is_there_is_replaced_only_if_asked(docs, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.qinco", "other"]
 
 
+def test_files_of_others_stay(tmp_path):
+    """Also those that look like files of a collection."""
+    mine = tmp_path / "codec-0123456789ab.safetensors"
+    mine.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="other files"):
+            Collection.create(tmp_path, overwrite=overwrite)
+    assert mine.read_text() == "mine"
+
+
+def test_a_collection_that_cannot_be_opened_is_not_kept_locked(docs):
+    docs.close()
+    for path in docs.folder.glob(f"{FILE}*"):
+        path.unlink()
+    sqlite3.connect(docs.folder / FILE).close()
+    (docs.folder / FILE).touch()
+    with pytest.raises(DataError, match="create it again") as error:
+        Collection.open(docs.folder)
+    with Collection.create(docs.folder) as again:
+        assert error.value and again.verify() == [] and len(again) == 0
+
+
 def test_a_full_disk_loses_nothing(docs):
     """A limit on the size of files is as a full disk."""
     folder = docs.folder
@@ -202,20 +226,45 @@ def test_a_full_disk_loses_nothing(docs):
         assert len(again) % 200 == 51
 
 
-def test_a_torn_log_loses_only_what_was_not_acknowledged(docs, tmp_path):
-    log = docs.folder / f"{FILE}-wal"
-    sizes = []
-    for step in range(4):
-        docs.upsert([f"s{step}"], X[step : step + 1])
-        sizes.append(log.stat().st_size)
-    whole = log.read_bytes()
-    for number, size in enumerate([sizes[1], sizes[1] + 1, sizes[2] - 1, sizes[2], sizes[3] - 100]):
-        copy = tmp_path / f"copy{number}"
-        shutil.copytree(docs.folder, copy, ignore=shutil.ignore_patterns("*-shm"))
-        (copy / log.name).write_bytes(whole[:size] + bytes(len(whole) - size) if number % 2 else whole[:size])
-        acknowledged = [f"s{step}" for step in range(4) if sizes[step] <= size]
-        with Collection.open(copy) as again:
-            assert len(again) == 50 + len(acknowledged) and all(id in again for id in acknowledged)
+@pytest.mark.parametrize("rest", ["cut", "zeros", "noise"])
+def test_a_log_torn_anywhere_is_read_to_its_last_whole_commit(docs, tmp_path, rest):
+    """Commits of one page to a hundred; readers see what the next writer does."""
+    docs.close()
+    generator, log = np.random.default_rng(0), docs.folder / f"{FILE}-wal"
+    commits = [
+        lambda docs: docs.upsert(["one"], X[:1]),
+        lambda docs: docs.upsert([f"a{n}" for n in range(300)], np.tile(X, (3, 1)), [{"text": "x" * 90}] * 300),
+        lambda docs: docs.delete(where={"n": {"gte": 20}}),
+        lambda docs: docs.update_payload({"more": "y" * 200}, ids=range(10)),
+        lambda docs: docs.upsert(range(10), X[50:60], [{"n": -n} for n in range(10)]),
+        lambda docs: docs.clear(),
+        lambda docs: docs.upsert(["last"], X[:1]),
+    ]
+    with Collection.open(docs.folder) as writer:
+        sizes, states = [0], [told(writer)]
+        for commit in commits:
+            commit(writer)
+            sizes.append(log.stat().st_size)
+            states.append(told(writer))
+        assert sizes == sorted(set(sizes))
+        shutil.copytree(docs.folder, tmp_path / "whole")
+    whole = (tmp_path / "whole" / log.name).read_bytes()
+    cuts = {*sizes, *(size - 1 for size in sizes[1:]), *generator.integers(0, sizes[-1], 30).tolist()}
+    for cut in sorted(cuts):
+        copy = tmp_path / f"copy{cut}"
+        shutil.copytree(tmp_path / "whole", copy, ignore=shutil.ignore_patterns("*-shm"))
+        lost = len(whole) - cut
+        torn = whole[:cut] + {"cut": b"", "zeros": bytes(lost), "noise": generator.bytes(lost)}[rest]
+        (copy / log.name).write_bytes(torn)
+        expected = states[sum(torn[:size] == whole[:size] for size in sizes) - 1]
+        with Collection.open(copy, read_only=True) as reader, Collection.open(copy) as writer:
+            assert told(reader) == expected == told(writer) and reader.verify() == []
+            writer.upsert(["after"], X[:1])
+            assert "after" in reader and len(reader) == len(expected) + 1
+
+
+def told(docs) -> list:
+    return [(record.id, record.payload, record.vector.tolist()) for record in docs.get(with_vectors=True)]
 
 
 WRITER = """
