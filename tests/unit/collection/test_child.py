@@ -153,7 +153,9 @@ docs.optimize(in_child=True, progress=told)
 """
 
 
-@pytest.mark.parametrize("number", ["SIGKILL", "SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", ["SIGKILL", *(pytest.param(one, marks=pytest.mark.slow) for one in ("SIGINT", "SIGTERM"))]
+)
 def test_it_ends_with_its_parent(docs, number):
     docs.upsert(range(N, 20 * N), np.tile(X, (19, 1)))
     docs.close()
