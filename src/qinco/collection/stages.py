@@ -7,11 +7,12 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from qinco.atomic import make_folder, write_atomically
+from qinco.atomic import flush_folder, make_folder, write_atomically
 from qinco.codec.codec import Codec
 from qinco.errors import DataError
 from qinco.progress import Progress
@@ -39,7 +40,7 @@ def is_begun(folder: Path, settings: dict) -> bool:
     path = folder / WORK / _SETTINGS
     if path.exists() and json.loads(path.read_text()) == json.loads(json.dumps(settings)):
         return True
-    shutil.rmtree(folder / WORK, ignore_errors=True)
+    forget_training(folder)
     return False
 
 
@@ -73,13 +74,17 @@ def train(folder: Path, settings: dict, report: Progress) -> tuple[Codec, float 
 
 
 def forget_training(folder: Path) -> None:
+    """Remove all files of a training: first those settings without which the others are nothing to go on with."""
+    with suppress(OSError):
+        (folder / WORK / _SETTINGS).unlink()
+        flush_folder(folder / WORK)
     shutil.rmtree(folder / WORK, ignore_errors=True)
 
 
 def forget_encoding(folder: Path) -> None:
     """Remove the codes of fresh vectors; what a training goes on with stays."""
     if not (folder / WORK / _SETTINGS).exists():
-        shutil.rmtree(folder / WORK, ignore_errors=True)
+        forget_training(folder)
     for path in (folder / WORK).glob(f"codes-{_FRESH}-*"):
         path.unlink(missing_ok=True)
 
