@@ -46,7 +46,7 @@ class Retrainer(Optimizer):
         return self._replace(moment, keys_N, originals, settings)
 
     def _replace(self, moment: Moment, keys_N: np.ndarray, originals: VectorSource, settings: dict) -> dict:
-        begun = settings | {"retrained": len(keys_N)}
+        begun = settings | {stages.RETRAINED: len(keys_N)}
         if not stages.is_begun(self.folder, begun):
             stages.begin(self.folder, prepared(originals, moment.metric), begun, self.report)
         codec, error = stages.train(self.folder, settings, self.report)

@@ -31,17 +31,22 @@ _HELD_ROWS, _HELD_SHARE = 2000, 10  # vectors that are not trained on, and measu
 _ERROR_ROWS = 4096
 # Of training, where neither minutes nor epochs are given: bounded on any machine, and little for few vectors.
 _MINUTES, _ROWS_A_MINUTE = 10, 10_000
-_FRESH = "encoding"
+_FRESH, RETRAINED = "encoding", "retrained"  # RETRAINED: a setting that only retraining has
 _CODES, _SETTINGS, _TRAIN, _HELD = "codes", "settings.json", "train.npy", "held.npy"
 
 
 def is_begun(folder: Path, settings: dict) -> bool:
     """Whether there are files of a training with these settings; those of another are removed."""
-    path = folder / WORK / _SETTINGS
-    if path.exists() and json.loads(path.read_text()) == json.loads(json.dumps(settings)):
+    if _settings(folder) == json.loads(json.dumps(settings)):
         return True
     forget_training(folder)
     return False
+
+
+def _settings(folder: Path) -> dict:
+    """Of the training whose files there are, if there are any."""
+    path = folder / WORK / _SETTINGS
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def begin(folder: Path, source: VectorSource, settings: dict, report: Progress) -> None:
@@ -82,8 +87,8 @@ def forget_training(folder: Path) -> None:
 
 
 def forget_encoding(folder: Path) -> None:
-    """Remove the codes of fresh vectors; what a training goes on with stays."""
-    if not (folder / WORK / _SETTINGS).exists():
+    """Remove the codes of fresh vectors, and what is left of the first training; what a retraining goes on with stays."""
+    if RETRAINED not in _settings(folder):
         forget_training(folder)
     for path in (folder / WORK).glob(f"codes-{_FRESH}-*"):
         path.unlink(missing_ok=True)
