@@ -87,7 +87,7 @@ def forget_training(folder: Path) -> None:
 
 
 def forget_encoding(folder: Path) -> None:
-    """Remove the codes of fresh vectors, and what is left of the first training; what a retraining goes on with stays."""
+    """Remove the codes of fresh vectors and what is left of the first training, not what a retraining goes on with."""
     if RETRAINED not in _settings(folder):
         forget_training(folder)
     for path in (folder / WORK).glob(f"codes-{_FRESH}-*"):
