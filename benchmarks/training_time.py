@@ -1,6 +1,6 @@
 """Train a codec for a time or so many epochs, and measure its error: a row of a Markdown table on stdout.
 
-    python benchmarks/training_time.py train=PATH output=CODEC [valid=10000] [M=8 minutes=15 | epochs=N ...]
+    python benchmarks/training_time.py train=PATH output=CODEC [valid=10000 M=8 preset=qinco2-S] [minutes=15 | epochs=N ...]
 
 Other words are settings of `Codec.fit`. The error is that of the last `valid` vectors of the file. Older checkouts only
 validate on them; newer ones train on them unless rows_shuffled=true is given, for which rows must be in random order.
@@ -50,7 +50,7 @@ def error(codec, vectors) -> float:
 def main() -> None:
     given = {name: value_of(text) for name, text in (word.split("=", 1) for word in sys.argv[1:])}
     vectors, count = qinco.open_vectors(given.pop("train")), given.pop("valid", 10_000)
-    settings = {"preset": "qinco2-S", "num_steps": given.pop("M", 8), "num_valid": count, "output": given.pop("output")}
+    settings = {"preset": "qinco2-S", "num_steps": given.pop("M", 8), "num_valid": count} | given
     begun, used = time.monotonic(), time.process_time()
 
     def show(report) -> None:
@@ -58,7 +58,7 @@ def main() -> None:
             seconds = time.monotonic() - begun
             print(f"{seconds:.0f} s: epoch {epoch}, validation error {mse:.6g}", file=sys.stderr, flush=True)
 
-    codec = qinco.Codec.fit(vectors, on_report=show, **settings, **given)
+    codec = qinco.Codec.fit(vectors, on_report=show, **settings)
     seconds, processor_seconds = time.monotonic() - begun, time.process_time() - used
     mse = error(codec, vectors[len(vectors) - count : len(vectors)])
     words = " ".join(word for word in sys.argv[1:] if not word.startswith(("train=", "output=")))
