@@ -1,6 +1,7 @@
 """Train a codec for a time or so many epochs, and measure its error: a row of a Markdown table on stdout.
 
-    python benchmarks/training_time.py train=PATH output=CODEC [valid=10000 M=8 preset=qinco2-S] [minutes=15 | epochs=N ...]
+    python benchmarks/training_time.py train=PATH output=CODEC [valid=10000 M=8 preset=qinco2-S]
+        [minutes=15 | epochs=N ...]
 
 Other words are settings of `Codec.fit`. The error is that of the last `valid` vectors of the file. Older checkouts only
 validate on them; newer ones train on them unless rows_shuffled=true is given, for which rows must be in random order.
