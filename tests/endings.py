@@ -17,6 +17,19 @@ UNTOLD = ("fsync", "posix_fallocate")  # functions of `os` without an audit even
 _OF_ANY_FILE = ("fcntl.flock", "os.truncate", "test.write")  # audit events that name no path
 
 
+def forked(work: Callable[[], object]) -> int:
+    """The number of a forked process that does some work, and exits with 0, or 1 where it failed."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
 def ends_at(
     point: int,
     folder: Path,

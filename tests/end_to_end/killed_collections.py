@@ -7,7 +7,6 @@ which its vector is known, too.
 import os
 import shutil
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from endings import forked
 from small_indexes import trained, vectors
 
 from qinco.codec import Codec
@@ -225,18 +225,6 @@ def check_files(docs: Collection) -> None:
     assert len(tables) == 1 and there - tables == named, there
     tokens = {path.name for path in (docs.folder / segments.SEGMENTS).iterdir()}
     assert tokens == {one["token"] for one in stats["segments"]}
-
-
-def forked(work: Callable[[], object]) -> int:
-    child = os.fork()
-    if not child:
-        try:
-            work()
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-        os._exit(0)
-    return child
 
 
 def write_on(kind: Upsert, folder: Path, step: int, state: dict, output: int) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from endings import ends_at
-from killed_collections import KINDS, Killer, X, check, check_files, forked
+from endings import ends_at, forked
+from killed_collections import KINDS, Killer, X, check, check_files
 from small_indexes import trained
 
 from qinco.collection.collection import Collection

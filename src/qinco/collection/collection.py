@@ -302,7 +302,7 @@ def _check_fields(fields: Mapping[str, str], rows: RowSource) -> None:
     for path in fields if isinstance(rows, TableRows) and rows.payload_columns else ():
         if (column := path_steps(path)[0]) not in rows.payload_columns:
             raise ConfigError(f"fields= names {path!r}, which is not in the payload. "
-                              f"{suggest(str(column), rows.payload_columns)}There are "
+                              f"{suggest(str(column), rows.payload_columns, 0.6)}There are "
                               f"{', '.join(map(repr, rows.payload_columns))}")  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def test_what_cannot_be_measured_is_said(docs, tmp_path):
     with pytest.raises(ConfigError, match="fields="):
         Collection.create(tmp_path / "n.qinco", X_ND, fields={"year": "integer"})
     for path in ("yaer", "yaer.first"):
-        with pytest.raises(ConfigError, match="'year'"):
+        with pytest.raises(ConfigError, match="Did you mean year"):
             Collection.create(tmp_path / "n.qinco", {"vector": X_ND, "year": IDS}, fields={path: "integer"})
     with pytest.raises(ConfigError, match="kinds"):
         Collection.create(tmp_path / "n.qinco", fields={"year": "number"})

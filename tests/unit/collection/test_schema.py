@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from endings import forked
 from small_models import random_vectors
 
 from qinco.collection.collection import Collection
@@ -29,15 +30,7 @@ def docs(tmp_path):
 
 def in_child(work) -> int:
     """The exit status of a forked child that does some work: 0, or 1 where it failed."""
-    child = os.fork()
-    if not child:
-        try:
-            work()
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return os.waitstatus_to_exitcode(os.waitpid(forked(work), 0)[1])
 
 
 def test_a_second_writer_is_told_who_writes(docs):
