@@ -26,6 +26,7 @@ LEVELS = [
     ["search"],
     ["collection"],
     ["description", "installation", "integrations"],
+    ["server"],
     ["cli"],
     ["__main__"],
 ]
