@@ -105,7 +105,7 @@ def _keys_of(path: Path) -> list[str | None]:
         ) from None
     keys = [line for line in lines if line]
     if not 1 <= len(keys) <= 2:
-        raise ConfigError(f"api_key_file={path} must hold a key in its first line, and perhaps one for reading alone in "
+        raise ConfigError(f"api_key_file={path} must hold a key in its first line, and perhaps one for reading in "
                           f"its second, not {len(keys)} lines")  # fmt: skip
     return [*keys, None][:2]
 
