@@ -195,9 +195,7 @@ async def _examples(state: Any, name: str, body: Request, given: Sequence[Any]) 
         if id not in known:
             raise NotFoundError(f"Not found: No point with id {id!r:.60} found")
         if known[id] is None:
-            raise NotFoundError(
-                f"Not found: Point {id!r:.60} has no vector{f' {using}' if using else ''} to search with"
-            )
+            raise NotFoundError(f"Not found: Point {id!r:.60} has no vector {using or ''} to search with")
     vectors = [known[id_of(one)] if isinstance(one, int | str) else dense(one) for one in given]
     is_same = state.catalog.resolve(place) == state.catalog.resolve(name)
     return vectors, frozenset(ids if is_same else ())
