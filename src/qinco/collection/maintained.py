@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from qinco.atomic import check_output, user_path
-from qinco.collection import changes, upkeep
+from qinco.collection import changes, histograms, upkeep
 from qinco.collection.child import Child
 from qinco.collection.moments import Moments, View
 from qinco.collection.optimize import Optimizer, check_training
@@ -155,6 +155,21 @@ class MaintainedCollection:
         """
         with self._viewing() as view:
             return upkeep.statistics(view, self._database)
+
+    def histograms(self) -> dict:
+        """How errors of compressed vectors and sizes of inverted lists are spread.
+
+        Returns:
+            "error": "edges", the lower ends of bins of ‖x − x̂‖² / ‖x‖², and "segments", of each of which "shares" is
+            the share of its vectors in each bin, measured when it was written. "list_size": "edges" of bins, and
+            "lists", how many inverted lists are in each; None without any.
+
+        Example:
+            >>> docs.histograms()["list_size"] is None  # nothing is compressed
+            True
+        """
+        with self._viewing() as view:
+            return histograms.of_view(view)
 
     def verify(self) -> list[str]:
         """Read everything, and compare checksums and counts; returns what is wrong, a sentence each."""
