@@ -101,18 +101,19 @@ function chart(label, axis, edges, series, isLog) {
 
 function errorsPart(one) {
   const { edges, segments } = one.error_histogram;
-  if (!segments.length) return part("Error", element("p", {}, "No vector is compressed yet, so all are exact."));
+  if (!one.segments.length) return part("Error", element("p", {}, "No vector is compressed yet, so all are exact."));
   const used = edges.map((_, at) => segments.some((segment) => segment.shares[at] > 0));
   const first = Math.max(1, used.indexOf(true) - 1), last = Math.min(edges.length, used.lastIndexOf(true) + 2);
-  const series = segments.map((segment, at) => ({ name: `segment ${at + 1}`, values: segment.shares.slice(first, last) }));
+  const names = Object.fromEntries(one.segments.map((segment, at) => [segment.token, `segment ${at + 1}`]));
+  const series = segments.map((segment) => ({ name: names[segment.token], values: segment.shares.slice(first, last) }));
   const drift = one.drift ? `The newest segment loses ${digits(one.drift, 3)} times what the first vectors lost.`
     : "There are too few new vectors to tell whether they have drifted.";
-  const rows = one.segments.map((segment, at) => [`segment ${at + 1}`, count(segment.vectors), count(segment.deleted),
+  const rows = one.segments.map((segment) => [names[segment.token], count(segment.vectors), count(segment.deleted),
     size(segment.bytes), digits(segment.error, 3), digits(segment.drift, 3)]);
   const headers = ["Segment", "Vectors", "Deleted", "Size", "Error", "Drift"].map((name, at) => ({ name, kind: at ? "number" : null }));
   return part("Error",
     element("p", { class: "hint" }, "Squared error of vectors relative to their squared length. ", drift),
-    ...chart("Share of vectors by error", "relative squared error", edges.slice(first, last), series, true),
+    ...(series.length ? chart("Share of vectors by error", "relative squared error", edges.slice(first, last), series, true) : []),
     table("Segments", headers, rows));
 }
 
@@ -137,7 +138,7 @@ const payloadText = (payload) => (typeof payload === "string" ? payload : payloa
 
 function hitsTable(caption, hits) {
   const headers = [{ name: "Rank", kind: "number" }, { name: "Id" }, { name: "Score", kind: "number" },
-    { name: "Rank with all compared", kind: "number" }, { name: "Payload", kind: "payload" }];
+    { name: "Rank among all", kind: "number" }, { name: "Payload", kind: "payload" }];
   return table(caption, headers, hits.map((hit, at) => [String(at + 1), String(hit.id), digits(hit.score), hit.exact_rank === null
     ? "beyond" : String(hit.exact_rank), payloadText(hit.payload)]));
 }
