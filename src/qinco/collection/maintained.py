@@ -54,6 +54,8 @@ class MaintainedCollection:
     closed = property(lambda self: not self._close.alive, doc="Whether `close` was called.")
     metric = property(lambda self: self._moments.metric.name, doc='"cosine", "inner_product" or "l2".')
 
+    is_multi = property(lambda self: self._moments.is_multi, doc="Whether records hold several vectors each.")
+
     @property
     def dim(self) -> int | None:
         """D of the vectors; None before there are any."""
