@@ -51,13 +51,22 @@ class MaintainedCollection:
     def __exit__(self, *error) -> None:
         self.close()
 
+    closed = property(lambda self: not self._close.alive, doc="Whether `close` was called.")
     metric = property(lambda self: self._moments.metric.name, doc='"cosine", "inner_product" or "l2".')
+
+    is_multi = property(lambda self: self._moments.is_multi, doc="Whether records hold several vectors each.")
 
     @property
     def dim(self) -> int | None:
         """D of the vectors; None before there are any."""
         with self._database.reading() as connection:
             return value_of(connection, "dim")
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The kinds of those fields that have an index, by their paths."""
+        with self._database.reading() as connection:
+            return dict(connection.execute("SELECT path, kind FROM fields ORDER BY path"))
 
     def optimize(
         self, *, minutes: float | None = None, in_child: bool = False, progress: ProgressOption = None, **training
