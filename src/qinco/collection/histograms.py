@@ -58,5 +58,5 @@ def of_view(view: View) -> dict:
         return {"error": {"edges": edges, "segments": []}, "list_size": None}
     sizes = sum(np.diff(lists.starts) for lists in moment.lists)
     counts, bounds = np.histogram(sizes, bins=_LIST_BINS)
-    return {"error": {"edges": edges, "segments": errors},
-            "list_size": {"edges": [round(bound, 2) for bound in bounds[:-1].tolist()], "lists": counts.tolist()}}  # fmt: skip
+    sizes_found = {"edges": [round(bound, 2) for bound in bounds[:-1].tolist()], "lists": counts.tolist()}
+    return {"error": {"edges": edges, "segments": errors}, "list_size": sizes_found}
