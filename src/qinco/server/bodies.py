@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from fastapi import FastAPI, Request
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from qinco.server.envelope import MalformedError, TimedRoute, faults
 from qinco.server.refusals import refuse_unsupported
@@ -41,9 +41,9 @@ class Parser:
         return found
 
 
-def plain(model: Any) -> dict | None:
-    """A model as JSON values, such as a filter for `where=`; None stays None."""
-    return None if model is None else model.model_dump(mode="json", by_alias=True, exclude_none=True)
+def plain(model: BaseModel) -> dict[str, Any]:
+    """A model as JSON values."""
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 class DescribedRoute(TimedRoute):
