@@ -8,6 +8,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from qinco.server.envelope import MalformedError, TimedRoute, faults
 from qinco.server.refusals import refuse_unsupported
+from qinco.server.schemas import supported_schema
 
 _IN_THREAD_BYTES = 64 << 10  # larger bodies take milliseconds
 _definitions: dict[str, Any] = {}  # schemas of models by name
@@ -27,7 +28,7 @@ class Parser:
 
     def description(self) -> dict[str, Any]:
         """The body as OpenAPI has it; models that it refers to become components."""
-        schema = self.adapter.json_schema(ref_template="#/components/schemas/{model}")
+        schema = supported_schema(self.adapter.json_schema(ref_template="#/components/schemas/{model}"))
         _definitions.update(schema.pop("$defs", {}))
         return {"required": True, "content": {"application/json": {"schema": schema}}}
 
