@@ -175,7 +175,7 @@ class Collection(SearchedCollection, FilledCollection):
         """`upsert`, and in the same transaction set values of the table `meta`."""
         self._database.check_writable()
         ids, has_points = record_ids(ids, many=True), self._moments.has_points
-        texts = payload_texts(payloads, len(ids))
+        texts = payload_texts(payloads, ids)
         rows_n, vectors_nD = vector_rows(vectors, len(ids), self.dim, multi=self._moments.is_multi)
         if not has_points and (any(texts) or len(rows_n) < len(ids) or any(isinstance(id, str) for id in ids)):
             raise ConfigError("the collection was created with payload=False, for vectors with integer ids: create "

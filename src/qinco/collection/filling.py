@@ -66,8 +66,6 @@ def store(
         if encode is not None and waiting >= MAX_FRESH_BYTES:
             encode()
             waiting = 0
-    if rows.removed_nuls:
-        log.warning("NUL characters were removed from %s of payloads", counted(rows.removed_nuls, "string"))
     if rows.missing_vectors:
         log.warning("%s have no vector, and no search finds them", counted(rows.missing_vectors, "record"))
     return state["row"]

@@ -77,6 +77,23 @@ def test_ctrl_c_says_how_to_go_on(path, tmp_path):
         assert docs.count() > 5000
 
 
+@pytest.mark.parametrize("kind", ["table", "records", "array", "arrow"])
+@pytest.mark.parametrize("value", ["a\0b", ["a", "\0"], {"x": "\0"}, [[{"x": "\0"}]]])
+def test_a_payload_with_nul_is_refused_and_tells_whose(tmp_path, kind, value):
+    values = ["fine", value] if isinstance(value, str) else [None, value]
+    x_ND = X_ND[:2]
+    sources = {
+        "table": {"id": ["one", "two"], "vector": x_ND, "text": values},
+        "records": [{"id": id, "vector": x_D, "text": text} for id, x_D, text in zip(["one", "two"], x_ND, values)],
+        "array": iter([(["one", "two"], x_ND, [{"text": text} for text in values])]),
+        "arrow": pa.table({"id": ["one", "two"], "vector": x_ND.tolist(), "text": values}),
+    }  # fmt: skip
+    with Collection.create(tmp_path / "c.qinco") as docs:
+        with pytest.raises(DataError, match="'two' holds the character NUL"):
+            docs.upsert_from(sources[kind])
+        assert docs.count() == 0
+
+
 def test_integer_ids_without_payload_are_all_that_is_kept(tmp_path):
     with Collection.create(tmp_path / "a.qinco", X_ND) as docs:
         assert docs.search(X_ND[7], 1)[0].id == 7 and docs.count() == N
