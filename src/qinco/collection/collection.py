@@ -9,7 +9,7 @@ import numpy as np
 from qinco.atomic import user_path
 from qinco.codec.codec import Codec
 from qinco.collection import changes, filling, finding
-from qinco.collection.creation import new_folder
+from qinco.collection.creation import clear_leftovers, new_folder
 from qinco.collection.filled import FilledCollection
 from qinco.collection.filter_sql import index_sql
 from qinco.collection.moments import View
@@ -87,7 +87,7 @@ class Collection(SearchedCollection, FilledCollection):
         codec = codec if codec is None or isinstance(codec, Codec) else Codec.load(codec, device)
         has_points = payload is not False
         if multi and not has_points:
-            raise ConfigError("multi=True needs records, which payload=False leaves out: leave payload= out")
+            raise ConfigError("multi=true needs records, which payload=false leaves out: leave payload= out")
         fields = dict(fields or {})
         for path, kind in fields.items():
             index_sql(path, kind)
@@ -95,7 +95,7 @@ class Collection(SearchedCollection, FilledCollection):
                     "codec": None if codec is None else codec.fingerprint()}  # fmt: skip
         if source is not None:
             if multi:
-                raise ConfigError("a source has one vector a row: create a collection with multi=True empty, and upsert"
+                raise ConfigError("a source has one vector a row: create a collection with multi=true empty, and upsert"
                                   " records")  # fmt: skip
             rows = open_rows(source, ids=ids, payload=payload, vector=vector, dim=dim, missing=has_points)
             has_points = bool(rows.payload_columns) or not rows.has_integer_ids or payload is True
@@ -144,6 +144,8 @@ class Collection(SearchedCollection, FilledCollection):
         """
         folder = Path(user_path(folder))
         require_bool("read_only", read_only)
+        if not read_only or not folder.exists():
+            clear_leftovers(folder)
         if not (folder / FILE).is_file():
             reason = f"it has no {FILE}" if folder.exists() else "there is no such folder"
             raise DataError(f"{folder} is not a collection: {reason}; Collection.create or qinco index makes one")
@@ -178,7 +180,7 @@ class Collection(SearchedCollection, FilledCollection):
         texts = payload_texts(payloads, ids)
         rows_n, vectors_nD = vector_rows(vectors, len(ids), self.dim, multi=self._moments.is_multi)
         if not has_points and (any(texts) or len(rows_n) < len(ids) or any(isinstance(id, str) for id in ids)):
-            raise ConfigError("the collection was created with payload=False, for vectors with integer ids: create "
+            raise ConfigError("the collection was created with payload=false, for vectors with integer ids: create "
                               "another without it")  # fmt: skip
         with self._database.writing() as connection:
             if len(rows_n):
@@ -210,7 +212,7 @@ class Collection(SearchedCollection, FilledCollection):
         require_one_of(ids, where, "update_payload")
         self._database.check_writable()
         if not self._moments.has_points:
-            raise ConfigError("the collection was created with payload=False: create another to keep payloads")
+            raise ConfigError("the collection was created with payload=false: create another to keep payloads")
         change = changes.payload_change(changes.check_changed(payload, mode), mode, key)
         with self._database.writing() as connection:
             keys = self._chosen(View(connection, self._moments), ids, where)
