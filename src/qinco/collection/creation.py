@@ -14,14 +14,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qinco import forking
-from qinco.atomic import flush_folder, lock_file, make_folder
+from qinco.atomic import OLD, flush_folder, lock_file, make_folder, replace_path
 from qinco.collection.schema import FILE, LOCK, OPTIMIZE_LOCK, Database
 from qinco.collection.segments import CODEC_NAME, GRACE_SECONDS
 from qinco.config import require_bool
 from qinco.errors import ConfigError, DataError
 
 _PARTS = rf"{LOCK}|{re.escape(FILE)}(-journal|-wal|-shm)?|\.?{CODEC_NAME}"
-_OLD = ".old"
 
 
 @contextmanager
@@ -75,11 +74,11 @@ def hidden_folder(folder: Path) -> Iterator[Path]:
 def clear_leftovers(folder: Path) -> None:
     """Remove what killed processes left beside a collection; one that was about to be replaced is there again."""
     folder = folder.resolve()
-    name = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}({re.escape(_OLD)})?")
+    name = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}({re.escape(OLD)})?")
     with suppress(OSError):
         for path in [path for path in folder.parent.iterdir() if name.fullmatch(path.name)]:
             with _abandoned(path) as is_abandoned:
-                if is_abandoned and path.suffix == _OLD and not folder.exists():
+                if is_abandoned and path.suffix == OLD and not folder.exists():
                     os.rename(path, folder)  # noqa: PTH104 (also of folders with a trailing slash)
                 elif is_abandoned:
                     shutil.rmtree(path, ignore_errors=True)
@@ -122,20 +121,11 @@ def _is_cleared(folder: Path, there: set[str]) -> bool:
 
 def _replace(folder: Path, new: Path) -> None:
     database = Database(folder, read_only=False)  # nobody else is writing
-    unused = _beside(folder)
-    old = unused.with_name(unused.name + _OLD)
     try:
         with database.optimizing():
-            os.rename(folder, old)  # noqa: PTH104 (also of folders with a trailing slash)
-            try:
-                os.rename(new, folder)  # noqa: PTH104
-            except BaseException:
-                os.rename(old, folder)  # noqa: PTH104
-                raise
-            old.rename(unused)  # from here on it is no longer what a kill would bring back
+            replace_path(folder, new)
     finally:
         database.close()
-    shutil.rmtree(unused, ignore_errors=True)
 
 
 def _beside(folder: Path) -> Path:
