@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 
@@ -58,10 +58,6 @@ async def asset(asset: str) -> Response:
     if asset not in {path.name for path in ASSETS.iterdir() if path.suffix in _TYPES}:
         raise NotFoundError(f"the page has no {asset:.60}")
     return FileResponse(ASSETS / asset, media_type=_TYPES[f".{asset.rpartition('.')[2]}"], headers=_HEADERS)
-
-
-def install(app: FastAPI) -> None:
-    app.include_router(router)
 
 
 def _neighbours(collection: Collection, body: NeighboursRequest) -> dict[str, Any]:
