@@ -165,7 +165,7 @@ class EncodedPieces:
                 found = vars(stop).get("codes")
                 if found is not None and len(found):
                     self._keep(some_n[: len(found)], found)
-                stop.args = ("the codes so far are kept: call optimize again to go on",)
+                stop.args = ("the codes so far are kept: optimize goes on with them",)
                 raise
 
     def codes(self, rows_N: np.ndarray) -> Codes:
