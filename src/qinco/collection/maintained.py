@@ -53,6 +53,8 @@ class MaintainedCollection:
 
     metric = property(lambda self: self._moments.metric.name, doc='"cosine", "inner_product" or "l2".')
 
+    is_multi = property(lambda self: self._moments.is_multi, doc="Whether records hold several vectors each.")
+
     @property
     def dim(self) -> int | None:
         """D of the vectors; None before there are any."""
