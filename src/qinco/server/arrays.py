@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from qinco.config import require_int, require_number
 from qinco.errors import ConfigError, DataError, QincoError
 from qinco.search.metric import Metric
 from qinco.server import arrow_stream, npy
-from qinco.server.envelope import RESPONSES, TimedRoute, TooLargeError, answer, refusal, status_of
+from qinco.server.envelope import RESPONSES, MediaTypeError, TimedRoute, TooLargeError, answer, refusal, status_of
 from qinco.server.limits import Refused, linger
 from qinco.server.qdrant_changes import check_payloads
 from qinco.server.work import Unavailable
@@ -157,7 +156,7 @@ class _Upserts(Response):
         except ClientDisconnect:
             return
         except (QincoError, Unavailable, Refused) as error:
-            status = error.status if isinstance(error, Refused) else 503 if isinstance(error, Unavailable) else status_of(error)
+            status = error.status if isinstance(error, Refused) else status_of(error)
             if not is_begun:
                 answered = refusal(status, str(error), {"Connection": "close"})
                 await send({"type": "http.response.start", "status": status, "headers": answered.raw_headers})
@@ -179,8 +178,8 @@ class _Upserts(Response):
         columns = {"ids": self._columns["id"], "vector": self._columns["vector"], "payload": chosen}
         rows = open_rows(table, dim=self._collection.dim, missing=True, **columns)
         if rows.id_column is None:
-            raise DataError("a batch must have a column of ids, different integers from 0 on or strings: name it id, or "
-                            "give id=NAME")  # fmt: skip
+            raise DataError("a batch must have a column of ids, different integers from 0 on or strings: call it id, "
+                            "or give id=NAME")  # fmt: skip
         ids, vectors, payloads = next(iter(rows.blocks(rows=len(table))))
         if payloads is not None:
             check_payloads(ids, payloads, self._state.settings.max_payload_bytes)
@@ -230,7 +229,7 @@ def _check_names(given, known: tuple[str, ...]) -> None:
 def _body_type(request: Request, *known: str) -> str:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in known:
-        raise _MediaTypeError(f"the body must have the Content-Type {' or '.join(known)}, not {kind or 'none'!r:.60}")
+        raise MediaTypeError(f"the body must have the Content-Type {' or '.join(known)}, not {kind or 'none'!r:.60}")
     return kind
 
 
@@ -242,11 +241,7 @@ def _accepted(request: Request, kind: str) -> str:
             return asked
         if asked in ("*/*", "application/*"):
             return kind
-    raise _MediaTypeError(f"an answer can have the type {', '.join(_FORMATS)}: ask for one of these by Accept")
-
-
-class _MediaTypeError(ConfigError):
-    """A body, or an answer that is asked for, of a type that the route does not know: status 415."""
+    raise MediaTypeError(f"an answer can have the type {', '.join(_FORMATS)}: ask for one of these by Accept")
 
 
 def _rows(body: bytes, kind: str, max_bytes: int, what: str) -> np.ndarray:
@@ -306,7 +301,7 @@ def _as_arrow(found: list[list[Hit]], k: int, with_payload: bool) -> bytes:
         raise DataError(f"ids are integers and strings: ask for Accept: {_JSON}") from None
     columns = {
         "query": pa.array(np.repeat(np.arange(len(found), dtype=np.int32), counts)),
-        "rank": pa.array(np.concatenate([np.arange(0, dtype=np.int32), *(np.arange(n, dtype=np.int32) for n in counts)])),
+        "rank": pa.array(np.concatenate([np.empty(0, np.int32), *map(np.arange, counts)]).astype(np.int32)),
         "id": ids, "score": pa.array([hit.score for hit in hits], pa.float32()),
     }  # fmt: skip
     if with_payload:

@@ -56,7 +56,9 @@ class BatchParser:
             return None
         size = 8 + metadata + (_body_size(self._buffer) if metadata else 0)
         if size + len(self._head) > self._max_bytes:
-            raise TooLargeError(f"a batch may have {self._max_bytes:,} bytes: send smaller ones, of 1,000 to 10,000 rows")
+            raise TooLargeError(
+                f"a batch may have {self._max_bytes:,} bytes: send smaller ones, of 1,000 to 10,000 rows"
+            )
         return size
 
     def _take(self, message: bytes) -> Any:

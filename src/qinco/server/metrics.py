@@ -29,9 +29,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         named = {"registry": self._registry}
         self.requests = Counter("qinco_requests", "Requests.", ("route", "method", "code"), **named)
-        self.seconds = Histogram(
-            "qinco_request_seconds", "Seconds of requests.", ("route",), buckets=_SECONDS, **named
-        )
+        self.seconds = Histogram("qinco_request_seconds", "Seconds of requests.", ("route",), buckets=_SECONDS, **named)
         sizes = (1, 2, 4, 8, 16, 32, 64)
         self.batch_size = Histogram(
             "qinco_search_batch_size", "Queries that are answered together.", buckets=sizes, **named

@@ -31,7 +31,7 @@ class ServerSettings:
         max_payload_bytes: of a point, as JSON.
         timeout: seconds of a request, of which one that is in progress then is answered with 503.
         receive_timeout: seconds between two pieces of a request, after which its connection is closed.
-        max_waiting: requests that wait for one of these threads, or for another that writes; more are answered with 503.
+        max_waiting: requests that wait for a thread; more are answered with 503.
         max_connections: more are closed at once.
         drain: seconds that requests have to end after SIGTERM.
         optimize: compress fresh vectors when there are many, without being asked.
@@ -64,7 +64,7 @@ class ServerSettings:
             require_bool(name, getattr(self, name))
         require_int("port", self.port, 0, 65535)
         sizes = ("readers", "max_body_bytes", "max_k", "max_queries", "max_payload_bytes", "max_waiting",
-                , "max_connections")  # fmt: skip
+                 "max_connections")  # fmt: skip
         for name in sizes:
             require_int(name, getattr(self, name))
         for name in ("timeout", "receive_timeout", "drain"):
