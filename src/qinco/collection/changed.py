@@ -115,7 +115,8 @@ class ChangedCollection(SearchedCollection):
         """Change the payload of records, whose vectors stay; returns their number.
 
         Args:
-            payload: an object; for mode "remove" a list of names.
+            payload: an object; for mode "remove" a list of names; or a function of the old payload, {} without one,
+                that returns the new one, alone.
             ids: of the records; unknown ones are passed over. Or:
             where: a filter, as of `search`.
             mode: "merge": its fields replace those of the same names; "replace": it replaces the whole payload;
@@ -125,12 +126,18 @@ class ChangedCollection(SearchedCollection):
         Example:
             >>> docs.update_payload({"seen": True}, where={"year": 2012})
             1
+            >>> docs.update_payload(lambda payload: payload | {"old": payload.get("year", 0) < 2010}, ids=["a", "b"])
+            2
         """
         require_one_of(ids, where, "update_payload")
         self._database.check_writable()
         if not self._moments.has_points:
             raise ConfigError("the collection was created with payload=False: create another to keep payloads")
-        change = changes.payload_change(changes.check_changed(payload, mode), mode, key)
+        change = payload
+        if not callable(payload):
+            change = changes.payload_change(changes.check_changed(payload, mode), mode, key)
+        elif mode != "merge" or key is not None:
+            raise ConfigError("a function makes the whole payload: leave mode= and key= out")
         with self._database.writing() as connection:
             keys = self._chosen(View(connection, self._moments), ids, where)
             changes.change_payloads(connection, keys.tolist(), change)

@@ -174,6 +174,16 @@ class Collection(ChangedCollection, FilledCollection):
             page = {"limit": limit, "after": after, "order_by": order_by}
             return finding.get(view, ids, where, **page, with_payload=with_payload, with_vectors=with_vectors)
 
+    def sample(self, number: int = 1, *, seed: int | None = None) -> list[Id]:
+        """Ids of random records that have a vector, all of them if there are fewer than `number`.
+
+        Example:
+            >>> docs.search_by_id(docs.sample()[0])  # what is near a record
+        """
+        require_int("number", number)
+        with self._viewing() as view:
+            return finding.sample(view, number, seed)
+
     def count(self, where=None) -> int:
         """The number of records, or of those for which a filter is true."""
         with self._viewing() as view:

@@ -109,6 +109,17 @@ def count(view: View, where) -> int:
     return view.connection.execute(f"SELECT count(*) FROM points WHERE {expression}", parameters).fetchone()[0]
 
 
+def sample(view: View, number: int, seed: int | None) -> list[Id]:
+    """Ids of some records that have a vector, each once, in random order."""
+    keys = view.moment.keys
+    chosen = np.random.default_rng(seed).permutation(len(keys))[: number if not view.is_multi else 4 * number]
+    if not view.has_points:
+        return keys[chosen].tolist()
+    query = "SELECT id FROM points WHERE key <= ? ORDER BY key DESC LIMIT 1"  # the record that a vector is of
+    ids = (view.connection.execute(query, (key,)).fetchone()[0] for key in keys[chosen].tolist())
+    return list(dict.fromkeys(ids))[:number]
+
+
 def records_of(view: View, keys: Sequence[int], *, with_payload: bool, with_vectors: bool) -> dict[int, Record]:
     """The records of keys that there are."""
     found: dict[int, tuple[Any, dict | None]] = {key: (key, None) for key in keys}

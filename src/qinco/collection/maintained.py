@@ -9,7 +9,7 @@ from typing import Self
 
 from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
-from qinco.collection import changes, upkeep
+from qinco.collection import changes, histograms, upkeep
 from qinco.collection.child import Child
 from qinco.collection.moments import Moments, View
 from qinco.collection.optimize import Optimizer, check_training
@@ -52,6 +52,7 @@ class MaintainedCollection:
     def __exit__(self, *error) -> None:
         self.close()
 
+    closed = property(lambda self: not self._close.alive, doc="Whether `close` was called.")
     metric = property(lambda self: self._moments.metric.name, doc='"cosine", "inner_product" or "l2".')
 
     is_multi = property(lambda self: self._moments.is_multi, doc="Whether records hold several vectors each.")
@@ -67,6 +68,12 @@ class MaintainedCollection:
         """The codec of compressed vectors; None before there is one."""
         with self._viewing() as view:
             return view.moment.codec
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The kinds of those fields that have an index, by their paths."""
+        with self._database.reading() as connection:
+            return dict(connection.execute("SELECT path, kind FROM fields ORDER BY path"))
 
     def optimize(
         self, *, minutes: float | None = None, in_child: bool = False, progress: ProgressOption = None, **training
@@ -164,6 +171,21 @@ class MaintainedCollection:
         """
         with self._viewing() as view:
             return upkeep.statistics(view, self._database)
+
+    def histograms(self) -> dict:
+        """How errors of compressed vectors and sizes of inverted lists are spread.
+
+        Returns:
+            "error": "edges", the lower ends of bins of ‖x − x̂‖² / ‖x‖², and "segments", of each of which "shares" is
+            the share of its vectors in each bin, measured when it was written. "list_size": "edges" of bins, and
+            "lists", how many inverted lists are in each; None without any.
+
+        Example:
+            >>> docs.histograms()["list_size"] is None  # nothing is compressed
+            True
+        """
+        with self._viewing() as view:
+            return histograms.of_view(view)
 
     def verify(self) -> list[str]:
         """Read everything, and compare checksums and counts; returns what is wrong, a sentence each."""

@@ -160,10 +160,9 @@ class Database:
         """Give pages that are not used any more back to the file system, where it has room to do so."""
         with self._writing, self._errors():
             if self._writer is None:
-                return
-            for pragma in ("incremental_vacuum", "wal_checkpoint(TRUNCATE)"):
-                with suppress(sqlite3.OperationalError):
-                    self._writer.execute(f"PRAGMA {pragma}").fetchall()
+                self._writer = self._connected("rw")
+            with suppress(sqlite3.OperationalError):  # a script, as `execute` would end it after its first page
+                self._writer.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")
 
     def close(self) -> None:
         self._is_open = False

@@ -4,14 +4,13 @@ import asyncio
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.openapi.utils import get_openapi
-from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 
-from qinco.server.envelope import MalformedError, faults
+from qinco.server.envelope import MalformedError, TimedRoute, faults
 from qinco.server.refusals import refuse_unsupported
 
 _IN_THREAD_BYTES = 64 << 10  # larger bodies take milliseconds
+_definitions: dict[str, Any] = {}  # schemas of models by name
 
 
 class Parser:
@@ -25,6 +24,12 @@ class Parser:
         if len(body) > _IN_THREAD_BYTES:
             return await asyncio.to_thread(self.parse, body)
         return self.parse(body)
+
+    def description(self) -> dict[str, Any]:
+        """The body as OpenAPI has it; models that it refers to become components."""
+        schema = self.adapter.json_schema(ref_template="#/components/schemas/{model}")
+        _definitions.update(schema.pop("$defs", {}))
+        return {"required": True, "content": {"application/json": {"schema": schema}}}
 
     def parse(self, body: bytes) -> Any:
         """The body as a model; MalformedError if it is none."""
@@ -41,31 +46,23 @@ def plain(model: Any) -> dict | None:
     return None if model is None else model.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+class DescribedRoute(TimedRoute):
+    """A route whose parser is in the OpenAPI document."""
+
+    def __init__(self, *args, **named):
+        super().__init__(*args, **named)
+        for dependency in self.dependant.dependencies:
+            if isinstance(dependency.call, Parser):
+                self.openapi_extra = (self.openapi_extra or {}) | {"requestBody": dependency.call.description()}
+
+
 def install(app: FastAPI) -> None:
     """Put the schemas of bodies into the app's OpenAPI document."""
+    plain_document = app.openapi
 
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = _document(app)
-        return app.openapi_schema
+        document = plain_document()
+        document.setdefault("components", {}).setdefault("schemas", {}).update(_definitions)
+        return document
 
     app.openapi = openapi
-
-
-def _document(app: FastAPI) -> dict[str, Any]:
-    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for route in app.routes:
-        if not isinstance(route, APIRoute):
-            continue
-        for dependency in route.dependant.dependencies:
-            if not isinstance(dependency.call, Parser):
-                continue
-            schema = dependency.call.adapter.json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(schema.pop("$defs", {}))
-            for method in route.methods:
-                document["paths"][route.path][method.lower()]["requestBody"] = {
-                    "required": True,
-                    "content": {"application/json": {"schema": schema}},
-                }
-    return document

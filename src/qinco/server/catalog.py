@@ -188,9 +188,7 @@ class Catalog:
             state = json.loads(path.read_text())
             aliases, details = dict(state["aliases"]), dict(state["collections"])
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} is damaged ({error!s:.60}): restore or delete it"
-            ) from None
+            raise DataError(f"{path} is damaged ({error!s:.60}): restore or delete it") from None
         self._aliases = {alias: name for alias, name in aliases.items() if name in self._open}
         self._details = {name: one for name, one in details.items() if name in self._open}
 

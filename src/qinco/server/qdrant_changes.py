@@ -5,7 +5,7 @@ raise NotFoundError.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qdrant_client.http import models as m
@@ -116,7 +116,7 @@ CHANGES: dict[str, Callable[[Any, Any, int], None]] = {
 }  # fmt: skip
 
 
-def check_payloads(ids: list[Id], payloads: list[dict | None], max_bytes: int) -> None:
+def check_payloads(ids: list[Id], payloads: Sequence[dict | None], max_bytes: int) -> None:
     """Raise TooLargeError for a payload of more bytes as JSON."""
     for id, payload in zip(ids, payloads, strict=True):
         if payload and (size := len(json.dumps(payload, ensure_ascii=False).encode(errors="replace"))) > max_bytes:

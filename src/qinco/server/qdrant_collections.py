@@ -10,13 +10,13 @@ from qdrant_client.http import models as m
 from qinco.collection.collection import Collection
 from qinco.config import EXACT_BELOW
 from qinco.errors import ConfigError
-from qinco.server.bodies import Parser
+from qinco.server.bodies import DescribedRoute, Parser
 from qinco.server.catalog import Catalog
-from qinco.server.envelope import RESPONSES, TimedRoute, answer, done
+from qinco.server.envelope import RESPONSES, answer, done
 from qinco.server.qdrant_records import UNNAMED
 from qinco.server.refusals import UnsupportedError, ignored_hints
 
-router = APIRouter(route_class=TimedRoute, responses=RESPONSES, tags=["collections"])
+router = APIRouter(route_class=DescribedRoute, responses=RESPONSES, tags=["collections"])
 CATALOG = "/catalog"  # the writer of what is of no single collection; no collection has this name
 METRICS = {m.Distance.COSINE: "cosine", m.Distance.DOT: "inner_product", m.Distance.EUCLID: "l2"}
 _DISTANCES = {metric: distance.value for distance, metric in METRICS.items()}
@@ -157,7 +157,7 @@ def _vector_settings(params: m.VectorParams, quantization: Any, bytes: Any, name
     if params.datatype not in (None, m.Datatype.FLOAT32, m.Datatype.FLOAT16):
         raise UnsupportedError(f"the datatype {params.datatype.value}", "datatype")
     config = params.quantization_config or quantization
-    if bytes is None and config is not None:
+    if bytes is None and isinstance(config, m.ProductQuantization):  # the others are refused
         bytes = _bytes_of(config.product.compression, params.size)
     return {"dim": params.size, "metric": METRICS[params.distance], "bytes": _DEFAULT_BYTES if bytes is None else bytes}
 

@@ -8,13 +8,13 @@ from qdrant_client.http import models as m
 
 from qinco.errors import ConfigError
 from qinco.server import qdrant_changes as changes
-from qinco.server.bodies import Parser
-from qinco.server.envelope import RESPONSES, NotFoundError, TimedRoute, answer, done
+from qinco.server.bodies import DescribedRoute, Parser
+from qinco.server.envelope import RESPONSES, NotFoundError, answer, done
 from qinco.server.qdrant_order import ordered
 from qinco.server.qdrant_records import Shape, id_of, ids_of, page, where_of
 from qinco.server.settings import ServerSettings
 
-router = APIRouter(prefix="/collections/{name}", route_class=TimedRoute, responses=RESPONSES, tags=["points"])
+router = APIRouter(prefix="/collections/{name}", route_class=DescribedRoute, responses=RESPONSES, tags=["points"])
 _LIMIT = 10
 Selector = Annotated[m.PointIdsList | m.FilterSelector, Depends(Parser(m.PointIdsList | m.FilterSelector))]
 SetPayload = Annotated[m.SetPayload, Depends(Parser(m.SetPayload))]
@@ -72,9 +72,7 @@ async def scroll(request: Request, name: str, body: Annotated[m.ScrollRequest, D
     where = where_of(body.filter)
     if body.order_by is not None:
         if body.offset is not None:
-            raise ConfigError(
-                "Wrong input: offset is an id, which order_by passes by: give order_by.start_from"
-            )
+            raise ConfigError("Wrong input: offset is an id, which order_by passes by: give order_by.start_from")
         found = await state.work.read(ordered, collection, where, body.order_by, limit, shape.kinds)
         return answer(request, {"points": [shape.of(record) | {"order_value": value} for record, value in found],
                                 "next_page_offset": None})  # fmt: skip

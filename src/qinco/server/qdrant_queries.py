@@ -7,13 +7,13 @@ from fastapi import APIRouter, Depends, Request
 from qdrant_client.http import models as m
 
 from qinco.errors import ConfigError
-from qinco.server.bodies import Parser
-from qinco.server.envelope import RESPONSES, TimedRoute, answer
+from qinco.server.bodies import DescribedRoute, Parser
+from qinco.server.envelope import RESPONSES, answer
 from qinco.server.qdrant_points import limit_of
 from qinco.server.qdrant_records import Shape
 from qinco.server.qdrant_search import find, groups
 
-router = APIRouter(prefix="/collections/{name}", route_class=TimedRoute, responses=RESPONSES, tags=["search"])
+router = APIRouter(prefix="/collections/{name}", route_class=DescribedRoute, responses=RESPONSES, tags=["search"])
 
 
 @router.post("/points/query")
@@ -44,8 +44,8 @@ async def query_groups(
 async def _points(state: Any, name: str, body: m.QueryRequest) -> list[dict[str, Any]]:
     limit, offset = limit_of(body.limit, state.settings), body.offset or 0
     if not 0 <= offset <= state.settings.max_k - limit:
-        raise ConfigError(f"Wrong input: offset must be 0 or more, and {state.settings.max_k:,} at most with limit, not "
-                          f"{offset} and {limit}")  # fmt: skip
+        raise ConfigError(f"Wrong input: offset must be 0 or more, and {state.settings.max_k:,} at most with limit, "
+                          f"not {offset} and {limit}")  # fmt: skip
     shape = Shape(state.catalog.get(name), body.with_payload, body.with_vector, payload_by_default=False)
     found = await find(state, name, body, limit + offset, shape.kinds)
     return [one.json(shape) for one in found[offset:]]

@@ -83,7 +83,7 @@ def _unit(x_D: np.ndarray) -> np.ndarray:
 
 def columns_of(
     points: Sequence[m.PointStruct] | m.Batch, names: Iterable[str]
-) -> tuple[list[Id], Any, list[dict | None]]:
+) -> tuple[list[Id], Any, Sequence[dict | None]]:
     """Ids, vectors and payloads as `Collection.upsert` takes them."""
     if isinstance(points, m.Batch):
         _check_lengths(points)

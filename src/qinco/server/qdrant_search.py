@@ -68,6 +68,9 @@ async def find(state: Any, name: str, body: Request, k: int, kinds: dict[str, An
     metric = metric_of(collection, body.using)
     target = await _target(state, name, body, k)
     width = k + len(target.left_out)
+    if target.left_out and target.options:  # hits are to differ from each other, not from these
+        rest = {"must_not": [{"has_id": sorted(target.left_out, key=str)}]}
+        where = rest if where is None else {"must": [where, rest]}
     options = target.options | _options(body.params, width) | named(body.using) | kinds
     threshold = body.score_threshold
     if threshold is not None:
@@ -161,7 +164,9 @@ async def _target(state: Any, name: str, body: Request, k: int) -> Target:
         query = query.nearest
     if not isinstance(query, m.RecommendQuery):
         vectors, ids = await _examples(state, name, body, [query])
-        return Target(vectors[0], ids, options | ({"candidates": options["candidates"] + len(ids)} if options else {}))
+        if options:
+            options["candidates"] += len(ids)
+        return Target(vectors[0], ids, options)
     recommend = query.recommend
     if recommend.strategy not in (None, m.RecommendStrategy.AVERAGE_VECTOR):
         raise UnsupportedError(f"the strategy {recommend.strategy.value}: use average_vector", "it")
@@ -195,9 +200,7 @@ async def _examples(state: Any, name: str, body: Request, given: Sequence[Any]) 
         if id not in known:
             raise NotFoundError(f"Not found: No point with id {id!r:.60} found")
         if known[id] is None:
-            raise NotFoundError(
-                f"Not found: Point {id!r:.60} has no vector{f' {using}' if using else ''} to search with"
-            )
+            raise NotFoundError(f"Not found: Point {id!r:.60} has no vector {using or ''} to search with")
     vectors = [known[id_of(one)] if isinstance(one, int | str) else dense(one) for one in given]
     is_same = state.catalog.resolve(place) == state.catalog.resolve(name)
     return vectors, frozenset(ids if is_same else ())

@@ -1,4 +1,4 @@
-"""`qinco query`, `stats`, `verify` and `export`: what reads collections. Others may write them meanwhile."""
+"""`qinco query`, `stats`, `verify`, `export` and `page`: what reads collections. Others may write them meanwhile."""
 
 import time
 
@@ -99,3 +99,20 @@ def export(settings, console) -> None:
         number = docs.export(settings["output"], **options)
     result = {"output": settings["output"], "records": number, "seconds": time.monotonic() - begun}
     console.print_result(result, as_lines)
+
+
+@task(
+    "page",
+    "write a page about a collection as one HTML file: qinco page docs.qinco output=docs.html",
+    keys=[f"collection output overwrite {_MACHINE}"],
+    required=("collection", "output"),
+    positional="collection",
+    imports=("qinco.page.html",),
+)
+def page(settings, console) -> None:
+    from qinco.page import write_page
+
+    as_lines = collections.prints_lines(settings)
+    with collections.open_collection(settings, read_only=True) as docs:
+        path = write_page(docs, settings["output"], overwrite=settings["overwrite"])
+    console.print_result({"output": str(path), "bytes": path.stat().st_size}, as_lines)
