@@ -34,12 +34,12 @@ class RequestLimits:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if STREAMED.fullmatch(scope["path"]):
-            await self.app(scope, self._patient(receive), send)
-            return
         headers = {name: value for name, value in scope["headers"] if name in (b"content-length", b"transfer-encoding")}
         held = 0
         try:
+            if STREAMED.fullmatch(scope["path"]):
+                await self.app(scope, self._patient(receive), send)
+                return
             if headers:
                 body = await self._body(receive, headers.get(b"content-length"))
                 held = len(body)

@@ -6,7 +6,7 @@ from served import error, result, served
 pytest.importorskip("fastapi")
 pytest.importorskip("qdrant_client")
 
-from qinco.server.auth import reads
+from qinco.server.auth import reads  # noqa: E402
 
 MAKE = {"vectors": {"size": 2, "distance": "Dot"}}
 
@@ -29,18 +29,23 @@ def test_everything_but_health_needs_a_key(client):
         response = client.get(path)
         assert "key" in error(response, 401) and "Basic" in response.headers["WWW-Authenticate"]
     for headers in ({"api-key": "other"}, {"api-key": ""}, {"api-key": "al"}, {"Authorization": "Bearer allx"},
-                    {"Authorization": "all"}, basic("x"), {"Authorization": "Basic %%%"}, {"api-key": "é".encode()}):  # fmt: skip
+                    {"Authorization": "all"}, basic("x"), {"Authorization": "Basic %%%"},
+                    {"api-key": "é".encode()}):  # fmt: skip
         error(client.get("/collections", headers=headers), 401)
 
 
-@pytest.mark.parametrize("headers", [{"api-key": "all"}, {"Authorization": "Bearer all"}, {"Authorization": "bearer all"}])
+@pytest.mark.parametrize(
+    "headers", [{"api-key": "all"}, {"Authorization": "Bearer all"}, {"Authorization": "bearer all"}]
+)
 def test_the_key_for_everything_reads_and_writes(client, headers):
     assert result(client.put("/collections/b", json=MAKE, headers=headers))
     assert result(client.get("/collections", headers=headers))
     assert result(client.delete("/collections/b", headers=headers))
 
 
-@pytest.mark.parametrize("headers", [{"api-key": "look"}, {"Authorization": "Bearer look"}, basic("look"), basic("all")])
+@pytest.mark.parametrize(
+    "headers", [{"api-key": "look"}, {"Authorization": "Bearer look"}, basic("look"), basic("all")]
+)
 def test_other_keys_read_alone(client, headers):
     for path, body in (("points/query", {"query": [1, 2]}), ("points/scroll", {}), ("points/count", {}),
                        ("points", {"ids": [1]})):  # fmt: skip
