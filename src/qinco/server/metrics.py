@@ -1,6 +1,7 @@
 """What Prometheus reads at `/metrics`."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
@@ -27,7 +28,7 @@ class Metrics:
 
     def __init__(self, catalog: Catalog):
         self._registry = CollectorRegistry()
-        named = {"registry": self._registry}
+        named: dict[str, Any] = {"registry": self._registry}
         self.requests = Counter("qinco_requests", "Requests.", ("route", "method", "code"), **named)
         self.seconds = Histogram("qinco_request_seconds", "Seconds of requests.", ("route",), buckets=_SECONDS, **named)
         sizes = (1, 2, 4, 8, 16, 32, 64)

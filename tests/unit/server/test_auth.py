@@ -6,7 +6,7 @@ from served import error, result, served
 pytest.importorskip("fastapi")
 pytest.importorskip("qdrant_client")
 
-from qinco.server.auth import reads  # noqa: E402
+from qinco.server.auth import reads
 
 MAKE = {"vectors": {"size": 2, "distance": "Dot"}}
 

@@ -4,9 +4,9 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from qinco.errors import DataError  # noqa: E402
-from qinco.server.envelope import ConflictError  # noqa: E402
-from qinco.server.jobs import Jobs, is_due  # noqa: E402
+from qinco.errors import DataError
+from qinco.server.envelope import ConflictError
+from qinco.server.jobs import Jobs, is_due
 
 STATS = {"exact_below": 20_000, "fresh": 0, "compressed": 0, "version": 7}
 

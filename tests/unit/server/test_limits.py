@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("qdrant_client")
 
-from qinco.server.limits import RequestLimits  # noqa: E402
-from qinco.server.settings import ServerSettings  # noqa: E402
+from qinco.server.limits import RequestLimits
+from qinco.server.settings import ServerSettings
 
 SETTINGS = ServerSettings(max_body_bytes=1000, timeout=0.3, receive_timeout=0.2, readers=1, max_waiting=1)
 

@@ -3,9 +3,9 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("qdrant_client")
 
-from served import served  # noqa: E402
+from served import served
 
-from qinco.server.local import LocalCheck  # noqa: E402
+from qinco.server.local import LocalCheck
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("qdrant_client")
 
-from qinco.errors import QincoError  # noqa: E402
-from qinco.server.npy import array_bytes, read_array  # noqa: E402
+from qinco.errors import QincoError
+from qinco.server.npy import array_bytes, read_array
 
 
 def saved(x, **options):
