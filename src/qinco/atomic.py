@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -174,6 +175,33 @@ def require_folder(path, folder: Path) -> None:
     if not folder.is_dir() and not folder.is_relative_to(Path.cwd().resolve()):
         raise ConfigError(f"the folder {folder} of {path} does not exist: create it first")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def replace_path(path: Path, new: Path) -> None:
+    """Rename a file or folder `new` to `path`, beside it. What is there is removed then, and stays after an error."""
+    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        try:
+            with suppress(FileNotFoundError):
+                path.rename(old)
+            new.rename(path)
+        except BaseException:
+            if os.path.lexists(old) and not os.path.lexists(path):
+                old.rename(path)
+            raise
+    except OSError as error:
+        raise ResourceError(f"cannot write {path}: {reason_of(error)}") from error
+    finally:
+        _remove(new)
+    flush_folder(path.absolute().parent)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_to_disk(path: Path) -> None:

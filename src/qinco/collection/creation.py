@@ -1,6 +1,5 @@
 """The folder of a new collection: whole or not there, whatever ends its creation."""
 
-import os
 import re
 import secrets
 import shutil
@@ -8,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qinco.atomic import flush_folder, make_folder
+from qinco.atomic import flush_folder, make_folder, replace_path
 from qinco.collection.schema import FILE, LOCK, Database
 from qinco.collection.segments import CODEC_NAME
 from qinco.config import require_bool
@@ -61,18 +60,11 @@ def _is_cleared(folder: Path, there: set[str]) -> bool:
 
 def _replace(folder: Path, new: Path) -> None:
     database = Database(folder, read_only=False)  # nobody else is writing
-    old = _beside(folder)
     try:
         with database.optimizing():
-            os.rename(folder, old)  # noqa: PTH104 (also of folders with a trailing slash)
-            try:
-                os.rename(new, folder)  # noqa: PTH104
-            except BaseException:
-                os.rename(old, folder)  # noqa: PTH104
-                raise
+            replace_path(folder, new)
     finally:
         database.close()
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _beside(folder: Path) -> Path:
