@@ -1,7 +1,7 @@
 """Routes of arrays, `/v1`: searches, codes and streams of records as .npy and Arrow, and optimizations as jobs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
@@ -145,8 +145,9 @@ class _Upserts(Response):
             line = f"{json.dumps(fields)}\n".encode()
             await send({"type": "http.response.body", "body": line, "more_body": True})
 
+        body = _Body(receive)
         try:
-            async for piece in _pieces(receive):
+            async for piece in body.pieces():
                 for table in self._parser.feed(piece):
                     rows = await self._state.work.read(self._rows, table)
                     await self._state.work.write(self._name, self._collection.upsert, *rows)
@@ -163,7 +164,8 @@ class _Upserts(Response):
                 await send({"type": "http.response.body", "body": answered.body, "more_body": True})
             else:
                 await say(error=str(error), status=status, committed=committed)
-            await linger(receive)
+            if not body.is_whole:
+                await linger(receive)
         else:
             if not committed:
                 await say(committed=0)
@@ -182,17 +184,23 @@ class _Upserts(Response):
                             "or give id=NAME")  # fmt: skip
         ids, vectors, payloads = next(iter(rows.blocks(rows=len(table))))
         if payloads is not None:
-            check_payloads(ids, payloads, self._state.settings.max_payload_bytes)
+            check_payloads(list(ids), payloads, self._state.settings.max_payload_bytes)
         return ids, vectors, payloads
 
 
-async def _pieces(receive: Receive):
-    """The pieces of a body as they come."""
-    while (message := await receive())["type"] == "http.request":
-        yield message.get("body", b"")
-        if not message.get("more_body", False):
-            return
-    raise ClientDisconnect
+class _Body:
+    """A body as it comes, and whether all of it has."""
+
+    def __init__(self, receive: Receive):
+        self._receive, self.is_whole = receive, False
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        while (message := await self._receive())["type"] == "http.request":
+            self.is_whole = not message.get("more_body", False)
+            yield message.get("body", b"")
+            if self.is_whole:
+                return
+        raise ClientDisconnect
 
 
 def _search_options(request: Request) -> dict[str, Any]:
