@@ -115,7 +115,7 @@ def _kind(message: bytes | bytearray) -> int:
             if kind == _DICTIONARY:
                 content = _table(message, _field(message, content, 1))
             if _field(message, content, 3):
-                raise DataError("the Arrow stream is compressed: write it without (IpcWriteOptions(compression=None))")
+                raise DataError("the Arrow stream is compressed: write it without compression")
         return kind
     except (struct.error, IndexError):
         raise MalformedError("the Arrow stream is damaged: send it again") from None
