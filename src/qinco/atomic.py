@@ -22,6 +22,7 @@ except ImportError:  # Windows
         msvcrt = None
 
 _LOCKED_BYTE = (1 << 31) - 2  # behind what is written: nobody could write a byte that is locked on Windows
+OLD = ".old"  # ends the names of what `replace_path` is about to replace
 WRITER = r"\.\d+-[0-9a-f]{8}"  # pattern of what `write_atomically` puts between the stem and the suffix
 
 
@@ -178,8 +179,12 @@ def require_folder(path, folder: Path) -> None:
 
 
 def replace_path(path: Path, new: Path) -> None:
-    """Rename a file or folder `new` to `path`, beside it. What is there is removed then, and stays after an error."""
-    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    """Rename a file or folder `new` to `path`, beside it. What is there is removed then, and stays after an error.
+
+    A kill between the two renames leaves it beside, with `OLD` at the end of its hidden name.
+    """
+    removed = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    old = removed.with_name(removed.name + OLD)
     try:
         try:
             with suppress(FileNotFoundError):
@@ -194,7 +199,9 @@ def replace_path(path: Path, new: Path) -> None:
     finally:
         _remove(new)
     flush_folder(path.absolute().parent)
-    _remove(old)
+    with suppress(FileNotFoundError):
+        old.rename(removed)  # what is half removed is nothing to bring back
+    _remove(removed)
 
 
 def _remove(path: Path) -> None:
