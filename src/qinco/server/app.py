@@ -4,7 +4,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 
-from qinco.server import bodies, envelope, qdrant_collections, qdrant_points, qdrant_queries
+from qinco.server import bodies, envelope, operations, pages, qdrant_collections, qdrant_points, qdrant_queries
 from qinco.server.catalog import Catalog
 from qinco.server.settings import ServerSettings
 from qinco.server.work import Work
@@ -38,8 +38,12 @@ def create_app(catalog: Catalog, settings: ServerSettings | None = None) -> Fast
 
     @app.get("/")
     async def root(request: Request):
+        """The page for browsers; for clients, the version of Qdrant that this server speaks like."""
+        if pages.wants_page(request):
+            return pages.page()
         return {"title": "qinco", "version": settings.qdrant_version}
 
-    for routes in (qdrant_collections, qdrant_points, qdrant_queries):
+    for routes in (qdrant_collections, qdrant_points, qdrant_queries, pages):
         app.include_router(routes.router)
+    operations.install(app)
     return app
