@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from serving import serving
 
+from qinco import Collection
+
 pytest.importorskip("uvicorn")
 pytest.importorskip("schemathesis")
 
@@ -24,10 +26,11 @@ parameters = { "path.name" = "other" }
 
 def test_all_checks_of_schemathesis_pass(tmp_path):
     (tmp_path / "settings.toml").write_text(SETTINGS)
-    with serving(tmp_path / "data") as client:
-        client.create("points", dim=3).upsert(range(5), [[1, 2, 3]] * 5, [{"a": n} for n in range(5)])
+    with serving(tmp_path / "data") as (url, catalog):
+        catalog.create("points", lambda folder: Collection.create(folder, dim=3), {})
+        catalog.get("points").upsert(range(5), [[1, 2, 3]] * 5, [{"a": n} for n in range(5)])
         command = [Path(sys.executable).with_name("schemathesis"), "--config-file", tmp_path / "settings.toml", "run",
-                   f"{client.url}/openapi.json", "--checks", "all", "--phases", "fuzzing", "--max-examples", "15",
+                   f"{url}/openapi.json", "--checks", "all", "--phases", "fuzzing", "--max-examples", "15",
                    "--seed", "1", "--no-color"]  # fmt: skip
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-6000:]
