@@ -34,6 +34,13 @@ class _Scan(Structure):
     ]
 
 
+class _Sums(Structure):
+    _fields_ = [
+        ("codes", c_void_p), ("lists", c_void_p), ("count", c_int64),
+        *((name, c_void_p) for name in ("decoded", "origin", "mean", "centre", "norms", "squares", "shared")),
+    ]  # fmt: skip
+
+
 class NativeScanner:
     """A copy of centroids (V, D), tables (M, 256, D) and levels (256,), float32, in the layout of the kernels.
 
@@ -119,17 +126,39 @@ class NativeScanner:
 
     def norms(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int) -> np.ndarray:
         """2 <c, r> + |r|^2 of codes and their lists' centroids c, r being the sum of a code's rows: float32 (N,)."""
+        return self._sums(codes_NM, lists_N, threads, 1)[0]
+
+    def compare(
+        self, codes_NM: np.ndarray, lists_N: np.ndarray, decoded_ND: np.ndarray, origin_D: np.ndarray,
+        mean_D: np.ndarray, centre_D: np.ndarray, threads: int,
+    ) -> np.ndarray:  # fmt: skip
+        """Norms of codes; |x' - centre|^2, x' being origin + c + r; and <x - x', x - mean> of other reconstructions x.
+
+        Float32 (3, N). Origin, mean and centre are float32 (D,).
+        """
+        given = [
+            self._rows(decoded_ND),
+            *(np.ascontiguousarray(of_D, np.float32) for of_D in (origin_D, mean_D, centre_D)),
+        ]
+        assert len(decoded_ND) == len(codes_NM) and all(of_D.shape == (self.dim,) for of_D in given[1:])
+        return self._sums(codes_NM, lists_N, threads, 3, given)
+
+    def _sums(self, codes_NM, lists_N, threads: int, count: int, given: Sequence[np.ndarray | None] = (None,) * 4):
         codes_NM, lists_N = np.ascontiguousarray(codes_NM, np.uint8), np.ascontiguousarray(lists_N, np.int32)
-        assert codes_NM.shape == (len(lists_N), self.steps) and ((lists_N >= 0) & (lists_N < self.num_lists)).all()
-        norms_N = np.empty(len(lists_N), np.float32)
+        assert codes_NM.shape == (len(lists_N), self.steps)
+        assert lists_N.min(initial=0) >= 0 and lists_N.max(initial=0) < self.num_lists
+        sums_CN = np.empty((count, len(lists_N)), np.float32)
+        begin, step = address(sums_CN) or 0, sums_CN.itemsize * len(lists_N)
+        request = _Sums(
+            address(codes_NM), address(lists_N), len(lists_N), *map(address, given),
+            *(begin + number * step for number in range(count)),
+        )  # fmt: skip
         failed = run(
-            lambda: compiled().qinco_scalars(
-                self._scanner, address(codes_NM), address(lists_N), len(lists_N), threads, address(norms_N)
-            ),
+            lambda: compiled().qinco_sum_codes(self._scanner, byref(request), threads),
             4.0 * codes_NM.size * self.dim,
         )
         check_memory(failed, _REMEDY)
-        return norms_N
+        return sums_CN
 
     def _rows(self, queries_QD: np.ndarray) -> np.ndarray:
         assert queries_QD.ndim == 2 and queries_QD.shape[1] == self.dim

@@ -112,6 +112,18 @@ class Scanner:
             return np.zeros(len(codes_NM), np.float32)
         return self._scanner.norms(codes_NM, lists_N, threads)
 
+    def compare(
+        self, codes_NM: np.ndarray, lists_N: np.ndarray, decoded_ND: np.ndarray, mean_D: np.ndarray,
+        centre_D: np.ndarray, threads: int = 1,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+        """What codes decode to by the tables, x̂', beside what they decode to otherwise, x̂, float32 (N, D).
+
+        Returns s, ‖x̂' − centre‖² and ⟨x̂ − x̂', x̂ − mean⟩, float32 (N,).
+        """
+        given = codes_NM, lists_N, decoded_ND, self._shift_D, mean_D, centre_D
+        norms_N, squares_N, shared_N = self._scanner.compare(*given, threads)
+        return np.zeros_like(norms_N) if self.inner_product else norms_N, squares_N, shared_N
+
     def _shifted(self, queries_QD: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(queries_QD - self._shift_D, np.float32)
 
@@ -175,7 +187,18 @@ class _PlainScanner:
 
     @np.errstate(over="ignore", invalid="ignore")
     def norms(self, codes_NM, lists_N, threads):
+        r_ND = self._sums_of_rows(codes_NM)
+        return np.einsum("nd,nd->n", 2 * self.centroids_VD[lists_N] + r_ND, r_ND)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def compare(self, codes_NM, lists_N, decoded_ND, origin_D, mean_D, centre_D, threads):
+        r_ND = self.centroids_VD[lists_N] + self._sums_of_rows(codes_NM)
+        squares_N = np.square(origin_D - centre_D + r_ND).sum(1)
+        shared_N = np.einsum("nd,nd->n", decoded_ND - origin_D - r_ND, decoded_ND - mean_D)
+        return self.norms(codes_NM, lists_N, threads), squares_N, shared_N
+
+    def _sums_of_rows(self, codes_NM) -> np.ndarray:
         r_ND = np.zeros((len(codes_NM), self.centroids_VD.shape[1]), np.float32)
         for table_KD, codes_N in zip(self.tables_MKD, codes_NM.T, strict=True):
             r_ND += table_KD[codes_N]
-        return np.einsum("nd,nd->n", 2 * self.centroids_VD[lists_N] + r_ND, r_ND)
+        return r_ND
