@@ -47,7 +47,7 @@ struct qinco_sums {
   int64_t count;                        // N
   const float* decoded;                 // x, (N, D), or null
   const float *origin, *mean, *centre;  // (D)
-  float *norms, *squares, *shared;      // (N)
+  float* sums;                          // (N): norms; where x are given (3, N): norms, squares, shared
 };
 }
 

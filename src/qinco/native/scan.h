@@ -173,7 +173,7 @@ class ListWorker {
       product += r * load(centroid + d);
       square += r * r;
     }
-    request.norms[i] = 2 * sum(product) + sum(square);
+    request.sums[i] = 2 * sum(product) + sum(square);
   }
 
   void sum_compared(const qinco_sums& request, int64_t i) {
@@ -190,9 +190,9 @@ class ListWorker {
       centred += from_centre * from_centre;
       shared += (load(x + d) - o - c - r) * (load(x + d) - load(mean + d));
     }
-    request.norms[i] = 2 * sum(product) + sum(square);
-    request.squares[i] = sum(centred);
-    request.shared[i] = sum(shared);
+    request.sums[i] = 2 * sum(product) + sum(square);
+    request.sums[request.count + i] = sum(centred);
+    request.sums[2 * request.count + i] = sum(shared);
   }
 
   // What selection takes: nothing below zero, and what is no number last.

@@ -118,7 +118,8 @@ class SearchTables:
         if origins_VD is None:
             tables_MKD = tables_MKD - self._origin_D / np.float32(len(tables_MKD))
             origins_VD = np.broadcast_to(self._origin_D, self.centroids_VD.shape)
-        return Scanner(origins_VD, tables_MKD, self.levels, inner_product=self.metric.scans_inner_products)
+        mean_D, is_product = None if self.ranking is None else self.ranking.mean_D, self.metric.scans_inner_products
+        return Scanner(origins_VD, tables_MKD, self.levels, inner_product=is_product, mean_D=mean_D)
 
     @cached_property
     def _prober(self) -> Scanner:
@@ -155,8 +156,7 @@ class SearchTables:
             return np.zeros(len(codes_NM), np.float32)
         ranking, threads = self.ranking, num_threads()
         if isinstance(decoded_ND, np.ndarray):
-            given = codes_NM, lists_N, decoded_ND, ranking.mean_D, origin_of(self.metric, ranking.mean_D)
-            known_N, squares_N, shared_N = self.scanner.compare(*given, threads)
+            known_N, squares_N, shared_N = self.scanner.compare(codes_NM, lists_N, decoded_ND, threads)
             if ranking.lookup.length:
                 known_N = known_N + np.float32(ranking.lookup.length) * squares_N
             return self._read(ranking, norm_codes_N, known_N) - shared_N
