@@ -29,7 +29,7 @@ def condition(where, view: View) -> tuple[str, Sequence]:
     if where is None:
         return "1", ()
     if not view.has_points:
-        raise ConfigError("the collection was created with payload=False: choose records by their ids, not by where=")
+        raise ConfigError("the collection was created with payload=false: choose records by their ids, not by where=")
     kinds = dict(view.connection.execute("SELECT path, kind FROM fields"))
     return to_sql(parse(where, kinds))
 

@@ -32,10 +32,10 @@ def examples(collection: Collection, *, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def neighbours(collection: Collection, id: Id, k: int = _NEIGHBOURS) -> list[dict[str, Any]]:
+def neighbours(collection: Collection, id: Id, k: int = _NEIGHBOURS, where=None) -> list[dict[str, Any]]:
     """The records nearest to a record; "exact_rank" is their place where all vectors are compared, None beyond k."""
-    found = collection.search_by_id(id, k)
-    exact = collection.search_by_id(id, k, exact=True, with_payload=False)
+    found = collection.search_by_id(id, k, where)
+    exact = collection.search_by_id(id, k, where, exact=True, with_payload=False)
     ranks = {hit.id: rank for rank, hit in enumerate(exact, 1)}
     return [_row(hit, ranks) for hit in found]
 
