@@ -4,7 +4,7 @@
 
 The database is encoded (with C and B, if given) and indexed in N lists (as `Index.build` chooses) unless the folder
 holds its index, which is kept there. Times are of the processor, of one run: each setting is measured right beside the
-unfiltered search that its ratio is to. A filter is a Selection that is used again, or ids that are given anew to each call.
+unfiltered search that its ratio is to. A filter is a Selection that is used again, or ids that each call is given anew.
 """
 
 import os
