@@ -91,7 +91,8 @@ class QincoVectorStore(BasePydanticVectorStore):
             found = open_store(folder, read_only, create)
         else:
             found, folder = collection, collection.folder
-        super().__init__(folder=None if folder is None else str(folder), read_only=read_only)
+        settings: dict[str, Any] = {"folder": None if folder is None else str(folder), "read_only": read_only}
+        super().__init__(**settings)
         self._collection = found
 
     @classmethod
