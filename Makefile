@@ -5,6 +5,7 @@
 #   make test-all        the slow tests too
 #   make test-levels     engines, codecs and search forced to each instruction set of this processor
 #   make test-sanitized  the native engine under the address and undefined-behaviour sanitizers
+#   make test-integrations  the server and the stores beside the suites of their clients and frameworks; none may skip
 #   make wheel           a wheel in DIST, for every Python 3 and every Linux with glibc 2.24 or newer
 #   make demo            train a small codec and compare it with PQ and RQ
 PYTHON ?= python3
@@ -15,7 +16,7 @@ RUN = .venv/bin/python -m
 # Threads that spin while they wait slow tests down many times where other programs use the same cores.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: venv test test-slow test-all test-levels test-sanitized demo lint format types wheel clean
+.PHONY: venv test test-slow test-all test-levels test-sanitized test-integrations demo lint format types wheel clean
 
 venv: .venv/installed
 
@@ -44,6 +45,16 @@ test-sanitized: venv
 demo: venv
 	.venv/bin/python examples/demo/demo.py
 
+# An environment of its own: the frameworks bring plugins of pytest that other tests need not have.
+.venv-integrations/installed: pyproject.toml constraints.txt setup.py $(wildcard src/qinco/native/*.cpp src/qinco/native/*.h)
+	$(PYTHON) -m venv .venv-integrations
+	.venv-integrations/bin/python -m pip install -c constraints.txt -e '.[integrations]'
+	touch $@
+
+test-integrations: .venv-integrations/installed
+	QINCO_NO_SKIPS=1 .venv-integrations/bin/python -m pytest tests/integrations -m 'not gpu' -p no:codspeed \
+	    -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
+
 lint: venv
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
@@ -68,5 +79,5 @@ wheel: venv
 	rm -rf build
 
 clean:
-	rm -rf .venv build dist src/*.egg-info src/qinco/native/*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-integrations build dist src/*.egg-info src/qinco/native/*.so .pytest_cache .ruff_cache .hypothesis
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -105,6 +105,26 @@ class Delete(Upsert):
         return dict.fromkeys(range(GROUPS), step)
 
 
+class Vectors(Upsert):
+    """Records whose vectors change in one call, and whose payloads are replaced in another, where they still fulfil a
+    filter: each write is whole.
+    """
+
+    def run(self, docs, step, state, tell):
+        groups = [group for group in groups_of(step) if group in state]
+        ids = ids_of(groups)
+        if step % 2:
+            rows = [vector_of(id, step) for id in ids]
+            docs.upsert(ids, X[rows], [payload_of(id, step) for id in ids], mode="update", only_where={"group": groups})
+        else:
+            docs.update_vectors(ids, X[[vector_of(id, state[id // GROUP] + len(X)) for id in ids]])
+
+    def after(self, state, step):
+        if step % 2 == 0:  # which give vectors that are those there were
+            return state
+        return state | {group: step for group in groups_of(step) if group in state}
+
+
 class Optimize(Upsert):
     """Training a codec, and encoding everything."""
 
@@ -178,7 +198,7 @@ class Retrain(Optimize):
 
 
 KINDS = {"upsert": Upsert, "delete": Delete, "optimize": Optimize, "merge": Merge, "retrain": Retrain, "child": InChild,
-         "upsert-ids": UpsertIds, "merge-ids": MergeIds}  # fmt: skip
+         "vectors": Vectors, "upsert-ids": UpsertIds, "merge-ids": MergeIds}  # fmt: skip
 
 
 @cache

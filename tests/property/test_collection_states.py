@@ -48,6 +48,30 @@ class Machine(RuleBasedStateMachine):
         self.docs.upsert(range(100, 100 + count), [self.vectors(row) for row in rows])
         self.records |= {100 + number: (None, int(row)) for number, row in enumerate(rows)}
 
+    @rule(new=st.lists(st.tuples(IDS | TEXTS, ROWS, PAYLOADS), max_size=20), mode=st.sampled_from(["insert", "update"]))
+    def upsert_if(self, new, mode):
+        if not self.has_payload:
+            new = [(id, row, None) for id, row, _ in new if isinstance(id, int)]
+        payloads = [payload for *_, payload in new]
+        self.docs.upsert([id for id, *_ in new], [self.vectors(row) for _, row, _ in new], payloads, mode=mode)
+        for id, row, payload in new:
+            if (id in self.records) == (mode == "update"):
+                self.records[id] = payload, row
+
+    @rule(new=st.lists(st.tuples(IDS | TEXTS | st.integers(100, 250), ROWS | st.none()), max_size=20))
+    def update_vectors(self, new):
+        new = [(id, row) for id, row in new if id in self.records and (self.has_payload or row is not None)]
+        given = [None if row is None else self.vectors(row) for _, row in new]
+        self.docs.update_vectors([id for id, _ in new], given)
+        self.records |= {id: (self.records[id][0], row) for id, row in new}
+
+    @rule(ids=st.lists(IDS | TEXTS | st.integers(100, 250), max_size=20))
+    def delete_vectors(self, ids):
+        if self.has_payload:
+            having = {id for id in ids if self.records.get(id, (None, None))[1] is not None}
+            assert self.docs.delete_vectors(ids) == len(having)
+            self.records |= {id: (self.records[id][0], None) for id in having}
+
     @rule(ids=st.lists(IDS | TEXTS | st.integers(100, 250), max_size=20))
     def delete(self, ids):
         assert self.docs.delete(ids) == sum(self.records.pop(id, None) is not None for id in set(ids))

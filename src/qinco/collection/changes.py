@@ -16,11 +16,11 @@ from qinco.errors import DataError
 _CHUNK = 500  # values in a list of SQL
 
 
-def find(connection: sqlite3.Connection, query: str, values: Sequence) -> Iterator[tuple]:
-    """Rows of a query whose `{}` is a list of some of the values, for all of them."""
+def find(connection: sqlite3.Connection, query: str, values: Sequence, then: Sequence = ()) -> Iterator[tuple]:
+    """Rows of a query whose `{}` is a list of some of the values, for all of them; `then` are other parameters."""
     for start in range(0, len(values), _CHUNK):
         some = values[start : start + _CHUNK]
-        yield from connection.execute(query.format(",".join("?" * len(some))), some)
+        yield from connection.execute(query.format(",".join("?" * len(some))), [*some, *then])
 
 
 def keys_of(connection: sqlite3.Connection, ids: Sequence[Id]) -> dict[Id, int]:
@@ -39,14 +39,43 @@ def put(
     remove(connection, list(keys_of(connection, list(last)).values()))
     if not last:
         return
-    found = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'points'").fetchone()
     rows_R, counts_N = np.sort(list(last.values())), np.bincount(rows_n, minlength=len(ids))
-    ends_R = np.cumsum(np.maximum(counts_N[rows_R], 1)) + (0 if found is None else found[0])  # the last key of each
     keys_N = np.full(len(ids), -1, np.int64)
-    keys_N[rows_R] = ends_R - np.maximum(counts_N[rows_R], 1) + 1
+    keys_N[rows_R] = _new_keys(connection, counts_N[rows_R])
     new = ((int(keys_N[row]), ids[row], texts[row], int(counts_N[row])) for row in rows_R.tolist())
     connection.executemany("INSERT INTO points VALUES (?, ?, ?, ?)", new)
-    connection.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'points'", (int(ends_R[-1]),))
+    _put_vectors_of(connection, keys_N, rows_n, vectors_nD)
+
+
+def replace_vectors(
+    connection: sqlite3.Connection, keys: Sequence[int], rows_n: np.ndarray, vectors_nD: np.ndarray
+) -> None:
+    """Give records, by their different keys, other vectors, or none; they get new keys. `rows_n`: as of `put`."""
+    counts_N = np.bincount(rows_n, minlength=len(keys))
+    _remove_vectors_of(connection, keys)
+    keys_N = _new_keys(connection, counts_N)
+    changed = zip(keys_N.tolist(), counts_N.tolist(), keys, strict=True)
+    connection.executemany("UPDATE points SET key = ?, vectors = ? WHERE key = ?", changed)
+    _put_vectors_of(connection, keys_N, rows_n, vectors_nD)
+
+
+def _new_keys(connection: sqlite3.Connection, counts_N: np.ndarray) -> np.ndarray:
+    """Keys of records with so many vectors, int64 (N,), none of which was ever used."""
+    found = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'points'").fetchone()
+    taken_N = np.maximum(counts_N, 1)
+    ends_N = np.cumsum(taken_N) + (0 if found is None else found[0])
+    last = int(ends_N[-1]) if len(ends_N) else 0
+    if found is None:
+        connection.execute("INSERT INTO sqlite_sequence VALUES ('points', ?)", (last,))
+    elif len(ends_N):
+        connection.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'points'", (last,))
+    return ends_N - taken_N + 1
+
+
+def _put_vectors_of(
+    connection: sqlite3.Connection, keys_N: np.ndarray, rows_n: np.ndarray, vectors_nD: np.ndarray
+) -> None:
+    """Insert vectors of records by their keys, which are -1 for those that are left out."""
     number_n = np.arange(len(rows_n)) - np.searchsorted(rows_n, rows_n)  # of a vector within its record
     is_kept_n = keys_N[rows_n] >= 0
     _put_fresh(connection, (keys_N[rows_n] + number_n)[is_kept_n], vectors_nD[is_kept_n])
@@ -74,9 +103,13 @@ def _put_fresh(connection: sqlite3.Connection, keys_n: np.ndarray, vectors_nD: n
 
 def remove(connection: sqlite3.Connection, keys: Sequence[int]) -> None:
     """Delete records by their keys, all of which there are."""
+    _remove_vectors_of(connection, keys)
+    connection.executemany("DELETE FROM points WHERE key = ?", ((key,) for key in keys))
+
+
+def _remove_vectors_of(connection: sqlite3.Connection, keys: Sequence[int]) -> None:
     found = find(connection, "SELECT key, vectors FROM points WHERE key IN ({})", keys)
     remove_vectors(connection, [key for first, count in found for key in range(first, first + count)])
-    connection.executemany("DELETE FROM points WHERE key = ?", ((key,) for key in keys))
 
 
 def remove_vectors(connection: sqlite3.Connection, keys: Sequence[int]) -> None:

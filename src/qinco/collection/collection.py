@@ -2,22 +2,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from qinco.atomic import user_path
 from qinco.codec.codec import Codec
-from qinco.collection import changes, filling, finding
-from qinco.collection.creation import new_folder
+from qinco.collection import changes, facets, filling, finding
+from qinco.collection.changed import ChangedCollection
+from qinco.collection.creation import clear_leftovers, new_folder
 from qinco.collection.filled import FilledCollection
 from qinco.collection.filter_sql import index_sql
-from qinco.collection.moments import View
 from qinco.collection.paths import path_steps
-from qinco.collection.records import Id, Record, payload_texts, record_ids, require_one_of, vector_rows
+from qinco.collection.records import Id, Record, record_ids
 from qinco.collection.row_source import RowSource
-from qinco.collection.schema import FILE, Database, set_value, value_of
-from qinco.collection.searched import SearchedCollection
+from qinco.collection.schema import FILE, Database
 from qinco.collection.segments import codec_path
 from qinco.collection.sources import open_rows
 from qinco.collection.table_rows import TableRows
@@ -28,7 +24,7 @@ from qinco.search.metric import Metric
 from qinco.search.scan import ENTRIES
 
 
-class Collection(SearchedCollection, FilledCollection):
+class Collection(ChangedCollection, FilledCollection):
     """Records of an id, a payload and a vector, in a folder; see `create` and `open`.
 
     A write that has returned survives a crash, and is whole or not there. Vectors are kept exactly, and searched so,
@@ -87,7 +83,7 @@ class Collection(SearchedCollection, FilledCollection):
         codec = codec if codec is None or isinstance(codec, Codec) else Codec.load(codec, device)
         has_points = payload is not False
         if multi and not has_points:
-            raise ConfigError("multi=True needs records, which payload=False leaves out: leave payload= out")
+            raise ConfigError("multi=true needs records, which payload=false leaves out: leave payload= out")
         fields = dict(fields or {})
         for path, kind in fields.items():
             index_sql(path, kind)
@@ -95,7 +91,7 @@ class Collection(SearchedCollection, FilledCollection):
                     "codec": None if codec is None else codec.fingerprint()}  # fmt: skip
         if source is not None:
             if multi:
-                raise ConfigError("a source has one vector a row: create a collection with multi=True empty, and upsert"
+                raise ConfigError("a source has one vector a row: create a collection with multi=true empty, and upsert"
                                   " records")  # fmt: skip
             rows = open_rows(source, ids=ids, payload=payload, vector=vector, dim=dim, missing=has_points)
             has_points = bool(rows.payload_columns) or not rows.has_integer_ids or payload is True
@@ -144,6 +140,8 @@ class Collection(SearchedCollection, FilledCollection):
         """
         folder = Path(user_path(folder))
         require_bool("read_only", read_only)
+        if not read_only or not folder.exists():
+            clear_leftovers(folder)
         if not (folder / FILE).is_file():
             reason = f"it has no {FILE}" if folder.exists() else "there is no such folder"
             raise DataError(f"{folder} is not a collection: {reason}; Collection.create or qinco index makes one")
@@ -154,82 +152,6 @@ class Collection(SearchedCollection, FilledCollection):
 
     def __repr__(self) -> str:
         return f"Collection({str(self.folder)!r}, metric={self.metric!r})"
-
-    def upsert(self, ids, vectors, payloads=None) -> None:
-        """Add records, and let each whose id is there replace that record: all of them, or none after an exception.
-
-        Batches of 100 to 10,000 are fast.
-
-        Args:
-            ids: N integers from 0 on or strings, of which 1 and "1" are two. Of equal ones the last counts.
-            vectors: (N, D) array, tensor or list of vectors, all values finite; with multi=True a list of N such
-                arrays (n, D). None instead of a vector, or of all of them: the record has none, and no search finds it.
-            payloads: N objects of JSON values (dates become ISO 8601 text), or None.
-
-        Example:
-            >>> docs.upsert([1, "b"], vectors[:2], [{"tags": ["x"]}, None])
-        """
-        self.put_block(ids, vectors, payloads, {})
-
-    def put_block(self, ids, vectors, payloads, values: dict[str, Any]) -> None:
-        """`upsert`, and in the same transaction set values of the table `meta`."""
-        self._database.check_writable()
-        ids, has_points = record_ids(ids, many=True), self._moments.has_points
-        texts = payload_texts(payloads, len(ids))
-        rows_n, vectors_nD = vector_rows(vectors, len(ids), self.dim, multi=self._moments.is_multi)
-        if not has_points and (any(texts) or len(rows_n) < len(ids) or any(isinstance(id, str) for id in ids)):
-            raise ConfigError("the collection was created with payload=False, for vectors with integer ids: create "
-                              "another without it")  # fmt: skip
-        with self._database.writing() as connection:
-            if len(rows_n):
-                self._check_dim(connection, vectors_nD.shape[1])
-            if has_points:
-                changes.put(connection, ids, texts, rows_n, vectors_nD)
-            else:
-                (segments,) = connection.execute("SELECT count(*) FROM segments").fetchone()
-                are_stored = View(connection, self._moments).moment.are_stored if segments else np.zeros_like
-                changes.put_vectors(connection, [int(id) for id in ids], vectors_nD, are_stored)
-            for name, value in values.items():
-                set_value(connection, name, value)
-
-    def update_payload(self, payload, *, ids=None, where=None, mode: str = "merge", key: str | None = None) -> int:
-        """Change the payload of records, whose vectors stay; returns their number.
-
-        Args:
-            payload: an object; for mode "remove" a list of names.
-            ids: of the records; unknown ones are passed over. Or:
-            where: a filter, as of `search`.
-            mode: "merge": its fields replace those of the same names; "replace": it replaces the whole payload;
-                "remove": the fields of these names are removed.
-            key: the path of an object in the payload that is changed instead of the whole, such as "author".
-
-        Example:
-            >>> docs.update_payload({"seen": True}, where={"year": 2012})
-            1
-        """
-        require_one_of(ids, where, "update_payload")
-        self._database.check_writable()
-        if not self._moments.has_points:
-            raise ConfigError("the collection was created with payload=False: create another to keep payloads")
-        change = changes.payload_change(changes.check_changed(payload, mode), mode, key)
-        with self._database.writing() as connection:
-            keys = self._chosen(View(connection, self._moments), ids, where)
-            changes.change_payloads(connection, keys.tolist(), change)
-        return len(keys)
-
-    def delete(self, ids=None, where=None) -> int:
-        """Delete records by their ids, of which unknown ones are passed over, or by a filter; returns their number."""
-        require_one_of(ids, where, "delete")
-        self._database.check_writable()
-        with self._database.writing() as connection:
-            keys = self._chosen(View(connection, self._moments), ids, where).tolist()
-            (changes.remove if self._moments.has_points else changes.remove_vectors)(connection, keys)
-        return len(keys)
-
-    def clear(self) -> None:
-        """Delete all records; the codec stays."""
-        with self._database.writing() as connection:
-            changes.remove_all(connection)
 
     def get(
         self, ids=None, where=None, *, limit: int | None = None, after: Id | None = None, order_by: str | None = None,
@@ -254,10 +176,41 @@ class Collection(SearchedCollection, FilledCollection):
             page = {"limit": limit, "after": after, "order_by": order_by}
             return finding.get(view, ids, where, **page, with_payload=with_payload, with_vectors=with_vectors)
 
+    def sample(self, number: int = 1, *, seed: int | None = None) -> list[Id]:
+        """Ids of random records that have a vector, all of them if there are fewer than `number`.
+
+        Example:
+            >>> docs.search_by_id(docs.sample()[0])  # what is near a record
+        """
+        require_int("number", number)
+        with self._viewing() as view:
+            return finding.sample(view, number, seed)
+
     def count(self, where=None) -> int:
         """The number of records, or of those for which a filter is true."""
         with self._viewing() as view:
             return finding.count(view, where)
+
+    def facet(self, path: str, where=None, limit: int | None = 10) -> list[tuple[str | int | bool, int]]:
+        """The most frequent values of a field, with the numbers of their records: strings, integers and booleans.
+
+        Of an array each element counts, once a record. It is fast if the field has an index.
+
+        Args:
+            path: as in filters, such as "author.name".
+            where: a filter that records must fulfil; None for all.
+            limit: values at most; None: all.
+
+        Returns:
+            (value, number of records), most frequent first; of equally frequent ones booleans, integers and then
+            strings, each ascending.
+
+        Example:
+            >>> docs.facet("year")
+            [(2009, 1), (2012, 1)]
+        """
+        with self._viewing() as view:
+            return facets.facet(view, path, where, limit)
 
     def __len__(self) -> int:
         return self.count()
@@ -275,18 +228,6 @@ class Collection(SearchedCollection, FilledCollection):
             return len(given) == 1 and len(finding.keys_among(view, given)) == 1
 
     __iter__ = None  # see `get`
-
-    def _chosen(self, view: View, ids, where) -> np.ndarray:
-        """The keys of records, int64."""
-        return finding.keys_among(view, ids) if where is None else self._keys.allowed(view, where).keys
-
-    def _check_dim(self, connection, dim: int) -> None:
-        """Raise DataError for vectors of another dimension than those before; the first ones say it."""
-        there = value_of(connection, "dim")
-        if there is None:
-            set_value(connection, "dim", dim)
-        elif there != dim:
-            raise DataError(f"vectors must have dimension {there}, that of the collection, not {dim}")
 
 
 def describe_collection(path: Path) -> dict:

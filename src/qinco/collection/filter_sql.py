@@ -1,9 +1,7 @@
 """Filters as SQL over the table `points(key, id, payload)`, and the indexes that make them fast.
 
-Everything rests on one expression for the value at a path, which is never NULL: text and numbers as they are, and a
-blob for true, false, arrays, objects, and for null and missing fields. SQLite orders numbers before text before blobs,
-and no two of them are equal, so that comparisons keep types apart. An index on this expression holds all that a
-condition on a scalar needs, and the rows whose value is an array, the only ones whose payload is read.
+An index on the value of a field (`places.Place`) holds all that a condition on a scalar needs, and the rows whose value
+is an array, the only ones whose payload is read.
 SQLite uses such an index only for the same expression with the path written out: paths are quoted literals, and all
 values are bound. No text of a payload holds an escaped NUL (`records.payload_text`).
 """
@@ -11,12 +9,9 @@ values are bound. No text of a payload holds an escaped NUL (`records.payload_te
 import datetime
 import json
 import math
-import re
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
@@ -40,21 +35,13 @@ from qinco.collection.filters import (
     Text,
 )
 from qinco.collection.instants import microseconds
-from qinco.collection.paths import Step, path_steps
+from qinco.collection.paths import path_steps
+from qinco.collection.places import ARRAY, FALSE, NULL, TRUE, Place, Sql, place_of
 from qinco.errors import ConfigError
 
 KINDS = "keyword", "integer", "float", "bool", "datetime"  # of declared fields
-_TRUE, _FALSE, _ARRAY, _OBJECT, _NULL = "x'01'", "x'02'", "x'03'", "x'04'", "x''"
-_NOT_PLAIN = re.compile(r'[\x00-\x1f"\\]|^$')  # in keys: what SQLite's paths cannot hold in all versions
 _GROUP = 16  # parts beside each other: SQLite's trees of expressions are 1000 deep at most
 _SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
-
-
-class Sql(NamedTuple):
-    """An expression with `?` in it, and the parameters in their order."""
-
-    text: str
-    parameters: tuple = ()
 
 
 def to_sql(filter: Filter) -> Sql:
@@ -81,77 +68,11 @@ def index_sql(path: str, kind: str) -> str:
     """The expression of an index on a declared field, which `to_sql` finds: CREATE INDEX field_1 ON points(HERE)."""
     if kind not in KINDS:
         raise ConfigError(f"a field has one of the kinds {', '.join(KINDS)}, not {kind!r}")
-    place = _place(path_steps(path), "payload", 0)
+    place = place_of(path_steps(path), "payload", 0)
     if place.tables:
         raise ConfigError(f"{path} cannot be indexed: declare a field without [] and without quotes and backslashes in "
                           "its keys; an array's field is declared without [], as tags")  # fmt: skip
     return place.instant if kind == "datetime" else place.value
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a path leads: SQL of the type and of the scalar there, and the arguments of json_each for its elements.
-
-    Without `tables` it is one place of each row; else one for each row of these tables for which `holds`.
-    """
-
-    type: str
-    scalar: str
-    each: str
-    tables: tuple[str, ...] = ()
-    holds: Sql = field(default_factory=lambda: Sql(""))
-
-    @property
-    def value(self) -> str:
-        return (f"CASE {self.type} WHEN 'true' THEN {_TRUE} WHEN 'false' THEN {_FALSE} WHEN 'array' THEN {_ARRAY} "
-                f"WHEN 'object' THEN {_OBJECT} ELSE COALESCE({self.scalar}, {_NULL}) END")  # fmt: skip
-
-    @property
-    def instant(self) -> str:
-        """Microseconds since 1970 for RFC 3339 text, as `filters.instant` has them."""
-        v = self.scalar
-        start = f"(substr({v}, 1, 10) || 'T' || CASE length({v}) WHEN 10 THEN '00:00:00' ELSE substr({v}, 12, 8) END)"
-        rest = f"substr({v}, 20)"
-        offset = f"CASE WHEN {rest} GLOB '.[0-9]*' THEN ltrim(substr({v}, 21), '0123456789') ELSE {rest} END"
-        is_time = (
-            f"{v} GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*' AND substr({v}, 11, 1) IN ('', 'T', 't', ' ') "
-            f"AND {start} >= '0001' AND strftime('%Y-%m-%dT%H:%M:%S', {start}, '+0 seconds') = {start} "
-            f"AND ({offset} IN ('', 'Z', 'z') OR {offset} GLOB '[+-][0-9][0-9]:[0-9][0-9]')"
-        )
-        fraction = f"CASE WHEN {rest} GLOB '.[0-9]*' THEN CAST('0.' || substr({v}, 21, 6) AS REAL) ELSE 0 END"
-        seconds = f"CAST(strftime('%s', {start} || {offset}) AS INTEGER)"
-        microseconds = f"{seconds} * 1000000 + CAST(round(({fraction}) * 1000000) AS INTEGER)"
-        return (f"CASE {self.type} WHEN 'array' THEN {_ARRAY} WHEN 'text' THEN COALESCE(CASE WHEN {is_time} "
-                f"THEN {microseconds} END, {_NULL}) ELSE {_NULL} END")  # fmt: skip
-
-
-def _place(steps: tuple[Step, ...], source: str, level: int) -> _Place:
-    tables, holds, parameters = [], [], []
-    run = "$"
-    at_end = ""  # the row of json_each that the path has come to, where no step follows it
-    for step in steps:
-        if isinstance(step, int):
-            run, at_end = f"{run}[{step}]", ""
-        elif step is not None and not _NOT_PLAIN.search(step):
-            run, at_end = f'{run}."{step}"', ""
-        else:  # every element, or a key that a path cannot name: a row for each, and the one with this key
-            alias = f"n{level}_{len(tables)}"
-            place = _at(source, run)
-            tables.append(f"json_each({place.each}) AS {alias}")
-            holds.append(f"{place.type} = '{'array' if step is None else 'object'}'")
-            if step is not None:
-                holds.append(f"{alias}.key = ?")
-                parameters.append(step)
-            source, run, at_end = f"CASE WHEN {alias}.type IN ('array', 'object') THEN {alias}.value END", "$", alias
-    found = _at(source, run)
-    if at_end:
-        found = replace(found, type=f"{at_end}.type", scalar=f"{at_end}.atom")
-    return replace(found, tables=tuple(tables), holds=Sql(" AND ".join(holds), tuple(parameters)))
-
-
-def _at(source: str, run: str) -> _Place:
-    arguments = f"{source}, " + "'" + run.replace("'", "''") + "'"
-    return _Place(f"json_type({arguments})", f"json_extract({arguments})", arguments)
 
 
 def _sql(filter: Filter, source: str, level: int) -> tuple[Sql, int]:
@@ -164,7 +85,7 @@ def _sql(filter: Filter, source: str, level: int) -> tuple[Sql, int]:
     if isinstance(filter, And | Or | AtLeast):
         parts = [_sql(part, source, level) for part in filter.parts]
         return _combined(filter, parts), 1 + max((depth for _, depth in parts), default=0)
-    place = _place(path_steps(filter.path), source, level)
+    place = place_of(path_steps(filter.path), source, level)
     if isinstance(filter, Element):
         alias = f"o{level}"
         inner, depth = _sql(filter.part, f"CASE {alias}.type WHEN 'object' THEN {alias}.value END", level + 1)
@@ -197,24 +118,24 @@ def _exists(tables: Iterable[str], test: Sql) -> Sql:
     return Sql(f"EXISTS (SELECT 1 FROM {', '.join(tables)} WHERE {test.text})", test.parameters)
 
 
-def _anywhere(place: _Place, test: Sql) -> Sql:
+def _anywhere(place: Place, test: Sql) -> Sql:
     """Whether a test holds at one of the places."""
     if not place.tables:
         return test
     return _exists(place.tables, Sql(f"{place.holds.text} AND {test.text}", place.holds.parameters + test.parameters))
 
 
-def _of_elements(place: _Place, filter: Filter) -> Sql:
+def _of_elements(place: Place, filter: Filter) -> Sql:
     """A condition on a scalar, or on one element of an array."""
     alternatives = []
-    element = _Place("e.type", "e.atom", "")
+    element = Place("e.type", "e.atom", "")
     for kind, test in _tests(filter):
         own, array = getattr(place, kind), getattr(element, kind)
         found, inside = test(own), test(array)
         if isinstance(filter, Except):  # an array is no value itself
-            found = Sql(f"{own} <> {_ARRAY} AND {found.text}", found.parameters)
+            found = Sql(f"{own} <> {ARRAY} AND {found.text}", found.parameters)
         within = _exists((f"json_each({place.each}) AS e",), inside)
-        either = f"({found.text}) OR ({own} = {_ARRAY} AND {within.text})"
+        either = f"({found.text}) OR ({own} = {ARRAY} AND {within.text})"
         alternatives.append(Sql(either, found.parameters + within.parameters))
     text = " OR ".join(one.text for one in alternatives) or "0"
     return Sql(f"({text})", sum((one.parameters for one in alternatives), ()))
@@ -231,7 +152,7 @@ def _tests(filter: Filter) -> list[tuple[str, Callable[[str], Sql]]]:
     if isinstance(filter, In):  # or Except, which is one
         lists = [(kind, _list(values)) for kind, values in _by_kind(filter.values)]
         if isinstance(filter, Except):
-            known = lists[0][1] if lists else Sql(_NULL)
+            known = lists[0][1] if lists else Sql(NULL)
             return [("value", partial(_is_none_of, known))]
         return [(kind, partial(_is_in, known)) for kind, known in lists]
     assert isinstance(filter, Range)
@@ -243,7 +164,7 @@ def _is_in(known: Sql, value: str) -> Sql:
 
 
 def _is_none_of(known: Sql, value: str) -> Sql:
-    return Sql(f"{value} <> {_NULL} AND {value} NOT IN ({known.text})", known.parameters)
+    return Sql(f"{value} <> {NULL} AND {value} NOT IN ({known.text})", known.parameters)
 
 
 def _range(filter: Range, value: str) -> Sql:
@@ -255,7 +176,7 @@ def _range(filter: Range, value: str) -> Sql:
         parameters += wanted.parameters
     # Beyond the last number come texts, and beyond the last text blobs
     if not bounds.keys() & {"lt", "lte"}:
-        tests.append(f"{value} < {_NULL if filter.kind == 'text' else repr('')}")
+        tests.append(f"{value} < {NULL if filter.kind == 'text' else repr('')}")
     if filter.kind == "text" and not bounds.keys() & {"gt", "gte"}:
         tests.append(f"{value} >= ''")
     return Sql(" AND ".join(tests), parameters)
@@ -264,7 +185,7 @@ def _range(filter: Range, value: str) -> Sql:
 def _bound(value) -> Sql:
     """A value that an expression of a field can be compared with."""
     if isinstance(value, bool):
-        return Sql(_TRUE if value else _FALSE)
+        return Sql(TRUE if value else FALSE)
     if isinstance(value, datetime.datetime):
         return Sql("?", (microseconds(value),))
     if isinstance(value, int):
@@ -312,13 +233,13 @@ def _has(filter: Has) -> Sql:
     return Sql(f"({found.text or 0})", found.parameters)
 
 
-def _of_field(filter: Null | Exists | Empty | Count, place: _Place) -> Sql:
+def _of_field(filter: Null | Exists | Empty | Count, place: Place) -> Sql:
     """Conditions on the field itself, not on an array's elements."""
     there = _anywhere(place, Sql(f"{place.type} IS NOT NULL"))
     if isinstance(filter, Exists):
         return Sql(f"({there.text})", there.parameters)
     if isinstance(filter, Null):
-        null = _anywhere(place, Sql(f"{place.value} = {_NULL}"))
+        null = _anywhere(place, Sql(f"{place.value} = {NULL}"))
         if not place.tables:
             return Sql(f"({null.text})", null.parameters)
         return Sql(f"(NOT {there.text} OR {null.text})", there.parameters + null.parameters)

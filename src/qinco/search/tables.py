@@ -31,6 +31,7 @@ GRAPH_KIND, FAISS_SUFFIX = "graph", ".faissindex"
 _LINKS = "levels", "offsets", "neighbors"
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)
 _SPARE_LISTS = 1.5  # times as many as hold the wanted vectors on average
+_GATHERED_QUERIES = 16  # for fewer, copying what is selected does not pay
 MAX_PROBES = 1 << 22  # of the queries that are searched again at a time
 
 
@@ -153,22 +154,31 @@ class SearchTables:
         """
         if self.ranking is None or not self.ranking.lookup.correction:
             return np.zeros(len(codes_NM), np.float32)
-        known_N = self._added(codes_NM, lists_N, num_threads(), np.zeros(len(codes_NM), np.float32))
+        score, lookup_ND = self.ranking.lookup, None
+        if score.length or decoded_ND is not None:
+            lookup_ND = self.lookup.decode(codes_NM, lists_N)
+        known_N = self.scanner.norms(codes_NM, lists_N, num_threads())
+        if score.length:
+            known_N = score.lengthened(known_N, lookup_ND, origin_of(self.metric, self.ranking.mean_D))
+        found_N = (self.levels[norm_codes_N] - known_N) / np.float32(score.correction)
+        is_unlikely_N = ~((found_N >= self.ranking.low) & (found_N <= self.ranking.high))
+        if is_unlikely_N.any():
+            is_known_n = self._are_beyond_limits(norm_codes_N[is_unlikely_N], known_N[is_unlikely_N])
+            found_N[is_unlikely_N] = np.where(is_known_n, found_N[is_unlikely_N], np.float32(self.ranking.typical))
+        if decoded_ND is None:
+            return found_N
+        return found_N - shared_part(decoded_ND, lookup_ND, self.ranking.mean_D)
+
+    def _are_beyond_limits(self, norm_codes_N: np.ndarray, known_N: np.ndarray) -> np.ndarray:
+        """Whether norm codes leave only corrections beyond the likely ones open, bool (N,)."""
         correction, low, high = self.ranking.lookup.correction, self.ranking.low, self.ranking.high
-        found_N = (self.levels[norm_codes_N] - known_N) / np.float32(correction)
-        # Its norm code leaves open which of these it is.
         edges = np.concatenate([[-np.inf], self.levels[1:] / 2 + self.levels[:-1] / 2, [np.inf]])
         rounding_N = _ROUNDING * (np.abs(known_N) + np.abs(self.levels[norm_codes_N]))
         least_N = (edges[norm_codes_N] - known_N - rounding_N) / correction
         most_N = (edges[norm_codes_N + np.intp(1)] - known_N + rounding_N) / correction
         if correction < 0:
             least_N, most_N = most_N, least_N
-        is_likely_N = (found_N >= low) & (found_N <= high)
-        is_known_N = is_likely_N | (least_N > high) | (most_N < low)
-        found_N = np.where(is_known_N, found_N, np.float32(self.ranking.typical))
-        if decoded_ND is None:
-            return found_N
-        return found_N - shared_part(decoded_ND, self.lookup.decode(codes_NM, lists_N), self.ranking.mean_D)
+        return (least_N > high) | (most_N < low)
 
     def values(self, score: Score | None, queries_ND, decoded_ND, corrections_N: np.ndarray | None) -> np.ndarray:
         """The values of pairs of a prepared query and a reconstruction, by a score or by their distance: (N,)."""
@@ -218,9 +228,9 @@ class SearchTables:
         least = num_short if selection is not None else least
         result = scan(queries_QD, scanned)
         while least and scanned < self.num_lists:
-            unfilled_U = np.flatnonzero(result.lists[:, least - 1] < 0)
-            if not len(unfilled_U):
+            if result.lists[:, least - 1].min(initial=0) >= 0:
                 break
+            unfilled_U = np.flatnonzero(result.lists[:, least - 1] < 0)
             scanned = min(4 * scanned, self.num_lists)
             rows = max(1, max_probes // scanned)
             for part in np.split(unfilled_U, range(rows, len(unfilled_U), rows)):
@@ -238,10 +248,22 @@ class SearchTables:
 
     def _shortlist_among(self, queries_QD, num_short, segments, selection: Selection, threads: int) -> Shortlist:
         """The nearest of a selection by the tables, whose values are computed for all of it."""
+        if self.partition_VD is not None and len(queries_QD) >= _GATHERED_QUERIES:
+            return self._shortlist_gathered(queries_QD, num_short, selection, threads)
         probes_QL = np.broadcast_to(selection.lists, (len(queries_QD), len(selection.lists)))
         bases_QL = self._bases(queries_QD, selection.lists)
         limits = {"admitted": selection.words, "threads": threads}
         return self.scanner.scan(queries_QD, probes_QL, bases_QL, segments, num_short, **limits)
+
+    def _shortlist_gathered(self, queries_QD, num_short: int, selection: Selection, threads: int) -> Shortlist:
+        """`_shortlist_among` where values do not depend on lists: blocks are full, not of a vector or two of a list."""
+        gathered, lists_N, ids_N = selection.gathered
+        probes_QL, bases_QL = np.zeros((len(queries_QD), 1), np.int32), self._same_bases(queries_QD, 1)
+        found = self.scanner.scan(queries_QD, probes_QL, bases_QL, (gathered,), num_short, threads=threads)
+        is_found_QS = found.ids >= 0
+        for of, own_N in ((found.lists, lists_N), (found.ids, ids_N)):
+            of[is_found_QS] = own_N[found.ids[is_found_QS]]
+        return found
 
     def _bases(self, queries_QD: np.ndarray, lists_L: np.ndarray) -> np.ndarray:
         """The bases of the vectors' values in some lists, float32 (Q, L), as `probe` gives them for the nearest."""
@@ -268,5 +290,6 @@ class SearchTables:
 
     def _same_bases(self, queries_QD: np.ndarray, count: int) -> np.ndarray:
         """Those of lists that the tables do not know: the same for all."""
-        square_Q = np.square(queries_QD - self._origin_D).sum(1) * (not self.metric.scans_inner_products)
-        return np.broadcast_to(square_Q[:, None], (len(queries_QD), count))
+        if self.metric.scans_inner_products:
+            return np.zeros((len(queries_QD), count), np.float32)
+        return np.repeat(np.square(queries_QD - self._origin_D).sum(1, keepdims=True), count, 1)

@@ -1,0 +1,1 @@
+"""`qinco serve`: collections over HTTP, for clients of Qdrant and for arrays."""
