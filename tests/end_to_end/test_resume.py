@@ -81,6 +81,7 @@ def test_a_run_of_minutes_keeps_the_plan_that_was_settled_first(tmp_path, monkey
     ]
     remaining = iter([plans[0], plans[0], plans[1]])
     monkeypatch.setattr("qinco.codec.fit.settle", lambda *arguments: next(remaining))
+    monkeypatch.setattr("qinco.codec.fit.start_rows", lambda *arguments: 300)  # which two runs may choose differently
     x, settings = random_vectors(300, 4), SMALL | {"epochs": None, "batch_size": None, "minutes": 0.01}
     settings["has_ranker"] = False  # how many vectors they are fitted to is a matter of the machine, too
     whole, path = Codec.fit(x, output=tmp_path / "whole.safetensors", **settings), tmp_path / "cut.safetensors"
@@ -101,6 +102,7 @@ def test_a_run_of_minutes_that_overfits_ends_alike_when_it_is_resumed(tmp_path, 
     """Interrupted before its end is brought forward, with that, and while its rate falls."""
     plan = StepPlan(160, 20, 8, 16, 4, 1e-2, seconds=1e6)
     monkeypatch.setattr("qinco.codec.fit.settle", lambda *arguments: plan)
+    monkeypatch.setattr("qinco.codec.fit.start_rows", lambda *arguments: 100)
     x, settings = random_vectors(100, 4), SMALL | {"epochs": None, "batch_size": None, "minutes": 0.01}
     settings |= {"has_ranker": False, "hidden_dim": 64}
     whole, path = Codec.fit(x, output=tmp_path / "whole.safetensors", **settings), tmp_path / "cut.safetensors"
