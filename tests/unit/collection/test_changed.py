@@ -10,7 +10,7 @@ from small_indexes import trained, vectors
 
 from qinco.collection.collection import Collection
 from qinco.collection.facets import facet_queries
-from qinco.collection.filters import matches
+from qinco.collection.matching import matches
 from qinco.collection.paths import nodes, path_steps
 from qinco.collection.where import parse
 from qinco.errors import ConfigError, DataError
