@@ -52,7 +52,8 @@ demo: venv
 	touch $@
 
 test-integrations: .venv-integrations/installed
-	QINCO_NO_SKIPS=1 .venv-integrations/bin/python -m pytest tests/integrations
+	QINCO_NO_SKIPS=1 .venv-integrations/bin/python -m pytest tests/integrations -m 'not gpu' -p no:codspeed \
+	    -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 
 lint: venv
 	$(RUN) ruff check .
@@ -78,5 +79,5 @@ wheel: venv
 	rm -rf build
 
 clean:
-	rm -rf .venv build dist src/*.egg-info src/qinco/native/*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-integrations build dist src/*.egg-info src/qinco/native/*.so .pytest_cache .ruff_cache .hypothesis
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -21,6 +22,7 @@ except ImportError:  # Windows
         msvcrt = None
 
 _LOCKED_BYTE = (1 << 31) - 2  # behind what is written: nobody could write a byte that is locked on Windows
+OLD = ".old"  # ends the names of what `replace_path` is about to replace
 WRITER = r"\.\d+-[0-9a-f]{8}"  # pattern of what `write_atomically` puts between the stem and the suffix
 
 
@@ -174,6 +176,39 @@ def require_folder(path, folder: Path) -> None:
     if not folder.is_dir() and not folder.is_relative_to(Path.cwd().resolve()):
         raise ConfigError(f"the folder {folder} of {path} does not exist: create it first")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def replace_path(path: Path, new: Path) -> None:
+    """Rename a file or folder `new` to `path`, beside it. What is there is removed then, and stays after an error.
+
+    A kill between the two renames leaves it beside, with `OLD` at the end of its hidden name.
+    """
+    removed = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    old = removed.with_name(removed.name + OLD)
+    try:
+        try:
+            with suppress(FileNotFoundError):
+                path.rename(old)
+            new.rename(path)
+        except BaseException:
+            if os.path.lexists(old) and not os.path.lexists(path):
+                old.rename(path)
+            raise
+    except OSError as error:
+        raise ResourceError(f"cannot write {path}: {reason_of(error)}") from error
+    finally:
+        _remove(new)
+    flush_folder(path.absolute().parent)
+    with suppress(FileNotFoundError):
+        old.rename(removed)  # what is half removed is nothing to bring back
+    _remove(removed)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_to_disk(path: Path) -> None:

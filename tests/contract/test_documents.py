@@ -20,11 +20,11 @@ from qinco.vectors.formats import write_vectors
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# The decoder printed in formats.md has a test of its own.
+# The decoder printed in formats.md has a test of its own, and so have the examples of integrations.md.
 BLOCKS = {
     path: re.findall(r"^```(sh|python)\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
     for path in DOCUMENTS
-    if path.name != "formats.md"
+    if path.name not in ("formats.md", "integrations.md")
 }
 PAGES = [path for path, blocks in BLOCKS.items() if blocks]
 SMALLER_COMMAND = ["epochs=1", "K=4", "L=1", "dh=8"]

@@ -25,7 +25,7 @@ LEVELS = [
     ["codec"],
     ["search"],
     ["collection"],
-    ["description", "installation", "integrations"],
+    ["description", "installation", "integrations", "page"],
     ["server"],
     ["cli"],
     ["__main__"],

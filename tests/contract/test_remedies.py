@@ -9,6 +9,7 @@ import pytest
 from small_models import random_vectors
 
 import qinco
+import qinco.codec.fit
 from qinco.cli import main
 from qinco.cli.grammar import parse_arguments
 from qinco.cli.tasks import TASKS, find_key

@@ -16,6 +16,7 @@ from killed_collections import KINDS, Killer, X, check, check_files
 from small_indexes import trained
 
 from qinco.collection.collection import Collection
+from qinco.collection.creation import hidden_folder
 from qinco.errors import DataError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -80,6 +81,63 @@ def test_a_killed_creation_can_be_repeated(tmp_path, overwrite, times):
         with Collection.open(folder) as docs:
             docs.upsert([1], X[:1])
             assert docs.verify() == [] and len(docs) == 1
+
+
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("call", ["create", "snapshot"])
+def test_what_ended_calls_leave_beside_a_collection_is_removed(tmp_path, call, every):
+    """One that was being replaced is the old or the new one; who only reads finds it, too."""
+    prepared, place = tmp_path / "prepared", tmp_path / "place"
+    folder, copy = place / "c.qinco", place / "copy.qinco"
+    prepared.mkdir()
+    with Collection.create(prepared / "c.qinco", codec=trained("plain"), fields={"old": "integer"}) as docs:
+        docs.upsert(range(60), X[:60])
+        docs.optimize(progress=False)
+
+    def work():
+        if call == "create":
+            Collection.create(folder, codec=trained("plain"), fields={"new": "integer"}, overwrite=True)
+        else:
+            with Collection.open(folder) as docs:
+                docs.snapshot(copy)
+
+    def there() -> set[str]:
+        return {path.name for path in place.iterdir()}
+
+    point, left = 0, 0
+    while True:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(prepared, place)
+        is_ended = ends_at(point, place, work)
+        left += len(there() - {"c.qinco", "copy.qinco"})
+        for path in place.glob(".c*"):
+            os.utime(path, (0, 0))  # as if long ago: its process might have been about to lock it
+        with Collection.open(folder, read_only=bool(point % 2)) as docs:
+            assert docs.verify() == [] and (len(docs), docs.stats()["fields"]) in (
+                (60, {"old": "integer"}), (0, {"new": "integer"}))  # fmt: skip
+            if not copy.exists():
+                docs.snapshot(copy)
+        Collection.open(folder).close()
+        with Collection.open(copy) as docs:
+            assert docs.verify() == []
+        assert there() == {"c.qinco", "copy.qinco"}
+        if not is_ended:
+            break
+        point += every
+    assert point > 20 and left > 2
+
+
+def test_what_a_living_process_makes_beside_a_collection_stays(tmp_path):
+    folder = tmp_path / "c.qinco"
+    Collection.create(folder).close()
+    with hidden_folder(folder) as place:
+        os.utime(place, (0, 0))
+        Collection.open(folder).close()
+        assert place.exists()
+        other = folder.with_name(f".{folder.name}.0123456789.txt")
+        other.mkdir()
+    Collection.open(folder).close()
+    assert not place.exists() and other.exists()
 
 
 @pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])

@@ -13,6 +13,7 @@ from qinco.atomic import (
     lock_file,
     read_content,
     remove_temporaries,
+    replace_path,
     write_atomically,
     write_content,
 )  # fmt: skip
@@ -102,6 +103,25 @@ def test_any_name_that_the_file_system_takes_can_be_written(name):
     with write_atomically(name) as temporary:
         temporary.write_bytes(b"x")
     assert listing() == [name]
+
+
+@pytest.mark.parametrize("kind", ["nothing", "file", "folder", "link"])
+def test_whole_folders_replace_what_is_there(kind):
+    Path("other").mkdir()
+    if kind == "file":
+        Path("x").write_bytes(b"old")
+    elif kind == "folder":
+        Path("x").mkdir()
+        Path("x/old").write_bytes(b"old")
+    elif kind == "link":
+        Path("x").symlink_to("other")
+    Path("new").mkdir()
+    Path("new/file").write_bytes(b"new")
+    replace_path(Path("x"), Path("new"))
+    assert listing() == ["other", "x"] and listing("x") == ["file"] and listing("other") == []
+    with pytest.raises(ResourceError):
+        replace_path(Path("x"), Path("missing"))
+    assert listing() == ["other", "x"] and listing("x") == ["file"]
 
 
 def test_an_output_that_is_an_input_is_refused_whatever_its_name():

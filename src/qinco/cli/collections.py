@@ -62,17 +62,17 @@ def where_of(settings: Settings) -> dict | None:
     return where
 
 
-def ids_of(settings: Settings) -> list | None:
+def ids_of(settings: Settings, key: str = "ids") -> list | None:
     """The ids of `ids=`: words between commas, of which digits are integers, or a JSON list or string."""
-    text = settings["ids"]
+    text = settings[key]
     if text is None:
         return None
     if text[:1] in ("[", '"'):
         try:
             found = json.loads(text)
         except ValueError as error:
-            raise ConfigError(f"ids= is no JSON ({error}): write words, such as ids=a,b, or a list, such as "
-                              f'ids=\'[7, "7"]\', not {text!r:.60}') from None  # fmt: skip
+            raise ConfigError(f"{key}= is no JSON ({error}): write words, such as {key}=a,b, or a list, such as "
+                              f'{key}=\'[7, "7"]\', not {text!r:.60}') from None  # fmt: skip
         return found if isinstance(found, list) else [found]
     return [int(word) if _INTEGER.fullmatch(word) else word for word in text.split(",")]
 

@@ -8,11 +8,13 @@ from qinco.cli.keys import Task, chosen_preset
 from qinco.cli.tasks import KEYS
 from qinco.config import PRESETS, EncodeOptions, ModelConfig, field_keys
 from qinco.datasets.catalogue import DATASETS
+from qinco.search.options import SearchOptions
 from qinco.training.options import TrainOptions
 
 _SIZES = {key: field for field, key in field_keys(ModelConfig).items()}
 _ENCODING = {key: field for field, key in field_keys(EncodeOptions).items() if key in ("A", "C", "B")}
 _TRAINING = {key: field for field, key in field_keys(TrainOptions).items()}
+_SEARCHED = {f"search.{key}": field for field, key in field_keys(SearchOptions).items()}
 _DEFAULT_IF_NULL = {"model_args", "C", *_SIZES} - {"de"}
 _MODEL = "the codec's own"
 _READ_DATABASE = ("eval", "eval_time", "search", "encode")
@@ -55,6 +57,8 @@ def effective(name: str, task: Task, given: Mapping[str, Any]) -> Resolved:
         return _encoding(name, task, given)
     if name in _TRAINING and task.name == "train":
         return _training(name, given)
+    if name in _SEARCHED and task.name == "query":
+        return Resolved((getattr(SearchOptions(), _SEARCHED[name]),), "default")
     if name == "device" and given.get("cpu"):
         return Resolved("cpu", "cpu=true")
     return Resolved(KEYS[name].default, "default" + _NOTES.get(name, ""))

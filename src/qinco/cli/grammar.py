@@ -296,7 +296,7 @@ def _parse(key: Key, text: str):
             is_list = text.startswith("[") and text.endswith("]")
             elements = text[1:-1].split(",") if is_list else [text]
             return tuple(_integer(key, element.strip()) for element in elements)
-        case "number" | "positive":
+        case "number" | "positive" | "signed":
             return _number(key, text)
         case "switch":
             return {"true": True, "false": False}[text.lower()]
@@ -323,7 +323,8 @@ def _integer(key: Key, text: str) -> int:
 
 def _number(key: Key, text: str) -> float:
     value = float(text) if _NUMBER.fullmatch(text) else math.nan
-    if not 0 <= value < math.inf or (key.kind == "positive" and value == 0):
+    least = -math.inf if key.kind == "signed" else 0
+    if not least <= value < math.inf or math.isinf(value) or (key.kind == "positive" and value == 0):
         raise ValueError
     return value
 
@@ -333,7 +334,8 @@ def _expectation(key: Key) -> str:
         "path": "a path", "paths": "a path", "text": "a text", "texts": "a text",
         "integer": f"an integer of at least {key.minimum}",
         "integers": f"a list, such as [4,10], of integers of at least {key.minimum}",
-        "number": "a number of at least 0", "positive": "a number above 0", "switch": "true or false",
+        "number": "a number of at least 0", "positive": "a number above 0", "signed": "a number",
+        "switch": "true or false",
         "choice": f"one of {', '.join(key.choices)}", "preset": f"one of {', '.join(key.choices)}",
         "device": "auto, cpu, cuda or cuda:N", "share": "a share i/n of n, such as 1/4",
     }[key.kind]  # fmt: skip

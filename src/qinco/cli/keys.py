@@ -24,8 +24,8 @@ class Key:
     Attributes:
         name: As typed, with a dot if it is nested.
         kind: "path", "paths", "text", "texts" (taken verbatim, except for a leading ~/ of a path), "integer",
-            "integers" (a list), "number" (at least 0), "positive" (above 0), "switch", "choice", "device", "preset"
-            or "share" (i/n).
+            "integers" (a list), "number" (at least 0), "positive" (above 0), "signed" (any number), "switch", "choice",
+            "device", "preset" or "share" (i/n).
         default: Value if the key is not given.
         help: One line.
         choices: Values of a "choice".
@@ -151,6 +151,12 @@ def key_of_field(options: type, name: str, **changes) -> Key:
     return dataclasses.replace(key, **changes)
 
 
+def values_of_field(field: str, *default: int) -> Key:
+    """The key of a list of values of a field of `SearchOptions`, several of which `qinco search` measures."""
+    key = key_of_field(SearchOptions, field)
+    return Key(f"search.{key.name}", "integers", default, key.help, minimum=key.minimum)
+
+
 def chosen_preset(given: Mapping[str, Any]) -> str | None:
     """The preset of a new model, some sizes of which may be given: that of `model_args`, or qinco2-S."""
     default = None if "model" in given or given.get("qinco1_mode") else "qinco2-S"
@@ -198,6 +204,8 @@ SHARED = {
             "vectors of length 1, and l2 for others", choices=METRICS, spellings=METRIC_SPELLINGS),
         Key("prefix", "integer", None, "use only so many codes of each vector"),
         Key("search.aq_training_samples", "integer", 1_000_000, "vectors to fit look-up and pair tables to, at most"),
+        values_of_field("nprobe", 4),
+        values_of_field("num_short", 4, 10),
         *(key_of_field(options, name) for options in OPTIONS[:3] for name in field_keys(options)),
         # The preset, the recipe or the model decides about sizes and about A, C and B unless they are given.
         key_of_field(ModelConfig, "embed_dim", nullable=True, zero_is_null=True),

@@ -45,10 +45,10 @@ class ChangedCollection(SearchedCollection):
         self._database.check_writable()
         conditional.check_mode(mode)
         ids, has_points = record_ids(ids, many=True), self._moments.has_points
-        texts = payload_texts(payloads, len(ids))
+        texts = payload_texts(payloads, ids)
         rows_n, vectors_nD = vector_rows(vectors, len(ids), self.dim, multi=self._moments.is_multi)
         if not has_points and (any(texts) or len(rows_n) < len(ids) or any(isinstance(id, str) for id in ids)):
-            raise ConfigError("the collection was created with payload=False, for vectors with integer ids: create "
+            raise ConfigError("the collection was created with payload=false, for vectors with integer ids: create "
                               "another without it")  # fmt: skip
         with self._database.writing() as connection:
             if len(rows_n):
@@ -89,7 +89,7 @@ class ChangedCollection(SearchedCollection):
             if self._moments.has_points:
                 changes.replace_vectors(connection, [known[ids[row]] for row in rows], own_n, own_nD)
             elif len(own_n) < len(rows):
-                raise ConfigError("records of a collection created with payload=False are their vectors: give one each")
+                raise ConfigError("records of a collection created with payload=false are their vectors: give one each")
             else:
                 self._put_ids(view, [ids[row] for row in rows], own_nD)
 
@@ -103,7 +103,7 @@ class ChangedCollection(SearchedCollection):
         require_one_of(ids, where, "delete_vectors")
         self._database.check_writable()
         if not self._moments.has_points:
-            raise ConfigError("records of a collection created with payload=False are their vectors: use delete")
+            raise ConfigError("records of a collection created with payload=false are their vectors: use delete")
         with self._database.writing() as connection:
             keys = self._chosen(View(connection, self._moments), ids, where).tolist()
             query = "SELECT key FROM points WHERE vectors > 0 AND key IN ({})"
@@ -115,7 +115,8 @@ class ChangedCollection(SearchedCollection):
         """Change the payload of records, whose vectors stay; returns their number.
 
         Args:
-            payload: an object; for mode "remove" a list of names.
+            payload: an object; for mode "remove" a list of names; or a function of the old payload, {} without one,
+                that returns the new one, alone.
             ids: of the records; unknown ones are passed over. Or:
             where: a filter, as of `search`.
             mode: "merge": its fields replace those of the same names; "replace": it replaces the whole payload;
@@ -125,12 +126,18 @@ class ChangedCollection(SearchedCollection):
         Example:
             >>> docs.update_payload({"seen": True}, where={"year": 2012})
             1
+            >>> docs.update_payload(lambda payload: payload | {"old": payload.get("year", 0) < 2010}, ids=["a", "b"])
+            2
         """
         require_one_of(ids, where, "update_payload")
         self._database.check_writable()
         if not self._moments.has_points:
-            raise ConfigError("the collection was created with payload=False: create another to keep payloads")
-        change = changes.payload_change(changes.check_changed(payload, mode), mode, key)
+            raise ConfigError("the collection was created with payload=false: create another to keep payloads")
+        change = payload
+        if not callable(payload):
+            change = changes.payload_change(changes.check_changed(payload, mode), mode, key)
+        elif mode != "merge" or key is not None:
+            raise ConfigError("a function makes the whole payload: leave mode= and key= out")
         with self._database.writing() as connection:
             keys = self._chosen(View(connection, self._moments), ids, where)
             changes.change_payloads(connection, keys.tolist(), change)

@@ -80,7 +80,7 @@ class Child:
         status = self._process.returncode
         how = f"signal {-status}" if status < 0 else f"status {status}"
         raise ResourceError(f"the process that optimized {self._folder} was ended ({how}), perhaps for want of memory; "
-                            "nothing is lost: call optimize again to go on")  # fmt: skip
+                            "nothing is lost: optimize goes on where it was")  # fmt: skip
 
     def stop(self) -> None:
         """End it, for another thread than the one that waits for its result."""

@@ -7,7 +7,7 @@ from qinco.atomic import user_path
 from qinco.codec.codec import Codec
 from qinco.collection import changes, facets, filling, finding
 from qinco.collection.changed import ChangedCollection
-from qinco.collection.creation import new_folder
+from qinco.collection.creation import clear_leftovers, new_folder
 from qinco.collection.filled import FilledCollection
 from qinco.collection.filter_sql import index_sql
 from qinco.collection.paths import path_steps
@@ -83,7 +83,7 @@ class Collection(ChangedCollection, FilledCollection):
         codec = codec if codec is None or isinstance(codec, Codec) else Codec.load(codec, device)
         has_points = payload is not False
         if multi and not has_points:
-            raise ConfigError("multi=True needs records, which payload=False leaves out: leave payload= out")
+            raise ConfigError("multi=true needs records, which payload=false leaves out: leave payload= out")
         fields = dict(fields or {})
         for path, kind in fields.items():
             index_sql(path, kind)
@@ -91,7 +91,7 @@ class Collection(ChangedCollection, FilledCollection):
                     "codec": None if codec is None else codec.fingerprint()}  # fmt: skip
         if source is not None:
             if multi:
-                raise ConfigError("a source has one vector a row: create a collection with multi=True empty, and upsert"
+                raise ConfigError("a source has one vector a row: create a collection with multi=true empty, and upsert"
                                   " records")  # fmt: skip
             rows = open_rows(source, ids=ids, payload=payload, vector=vector, dim=dim, missing=has_points)
             has_points = bool(rows.payload_columns) or not rows.has_integer_ids or payload is True
@@ -140,6 +140,8 @@ class Collection(ChangedCollection, FilledCollection):
         """
         folder = Path(user_path(folder))
         require_bool("read_only", read_only)
+        if not read_only or not folder.exists():
+            clear_leftovers(folder)
         if not (folder / FILE).is_file():
             reason = f"it has no {FILE}" if folder.exists() else "there is no such folder"
             raise DataError(f"{folder} is not a collection: {reason}; Collection.create or qinco index makes one")
@@ -173,6 +175,16 @@ class Collection(ChangedCollection, FilledCollection):
         with self._viewing() as view:
             page = {"limit": limit, "after": after, "order_by": order_by}
             return finding.get(view, ids, where, **page, with_payload=with_payload, with_vectors=with_vectors)
+
+    def sample(self, number: int = 1, *, seed: int | None = None) -> list[Id]:
+        """Ids of random records that have a vector, all of them if there are fewer than `number`.
+
+        Example:
+            >>> docs.search_by_id(docs.sample()[0])  # what is near a record
+        """
+        require_int("number", number)
+        with self._viewing() as view:
+            return finding.sample(view, number, seed)
 
     def count(self, where=None) -> int:
         """The number of records, or of those for which a filter is true."""

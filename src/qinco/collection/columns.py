@@ -68,8 +68,8 @@ def choose_columns(
             fault(ids) if known[ids].is_id else f"its values are {known[ids].what}, and ids are integers or strings"
         )
         if reason is not None:
-            raise DataError(f"column {ids!r} of {name} cannot be ids, as {reason}: name another, or give ids=False "
-                            "for row numbers")  # fmt: skip
+            raise DataError(f"column {ids!r} of {name} cannot be ids, as {reason}: name another, or take row "
+                            "numbers, by ids=false (id=false in the shell)")  # fmt: skip
         id_column = ids
     else:
         id_column = _choose_ids(known, vector_column, fault, guesses)
@@ -110,7 +110,7 @@ def _choose_ids(known: Mapping[str, Column], vector: str, fault: Callable, guess
     for column in candidates:
         if (reason := fault(column.name)) is None:
             others = [other.name for other in candidates if other.name not in (column.name, *refused)]
-            more = f"; for {list_names(others)} give ids=NAME" if others else ""
+            more = f"; for {list_names(others)} give ids=NAME (id=NAME in the shell)" if others else ""
             guesses.append(f"ids are those of the column {column.name!r}{more}")
             return column.name
         refused.append(column.name)

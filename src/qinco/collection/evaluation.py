@@ -3,12 +3,15 @@
 Shape suffixes: Q queries, R results, N records, n vectors of a block, D dimension.
 """
 
+import sqlite3
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from qinco.collection.records import Id
 from qinco.collection.row_source import RowSource, Vectors
+from qinco.collection.schema import set_value, value_of
 from qinco.config import require_int
 from qinco.errors import DataError
 from qinco.progress import Progress
@@ -19,6 +22,7 @@ from qinco.vectors.rows import as_source, check_dim
 
 _PLACES = 20  # of a source where sampled queries begin: each is read by itself
 _BLOCK_ROWS = 1 << 14
+_KEPT = "recall"  # in the table `meta`
 
 
 def evaluate(
@@ -38,15 +42,32 @@ def evaluate(
         own_Q, count = [None] * len(queries_QD), k
     exact, number = _exact_ids(rows, queries_QD, count, Metric(collection.metric), report)
     found = collection.search(queries_QD, count, with_payload=False, **options)
-    shares = []
+    wanted = met = num_queries = 0
     for own, ids, hits in zip(own_Q, exact, found, strict=True):
-        near = [id for id in ids if id != own][:k]
-        hit = [one.id for one in hits if one.id != own][:k]
-        if near:
-            shares.append(len({*near} & {*hit}) / len(near))
-    if not shares:
+        near = set([id for id in ids if id != own][:k])
+        hits = set([one.id for one in hits if one.id != own][:k])
+        wanted, met, num_queries = wanted + len(near), met + len(near & hits), num_queries + bool(near)
+    if not wanted:
         raise DataError(f"{rows.name} must hold more than one vector, and there must be a query, to measure recall")
-    return {"recall": float(np.mean(shares)), "k": k, "num_queries": len(shares), "num_vectors": number}
+    return {"recall": met / wanted, "k": k, "num_queries": num_queries, "num_vectors": number}
+
+
+def keep_recall(connection: sqlite3.Connection, found: dict) -> None:
+    """Write down what `evaluate` has measured just now."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    set_value(connection, _KEPT, found | {"measured_at": now, "state": _state(connection)})
+
+
+def kept_recall(connection: sqlite3.Connection) -> dict | None:
+    """What was written down last, and whether vectors are still those that were searched."""
+    found = value_of(connection, _KEPT)
+    return None if found is None else found | {"is_current": found.pop("state", None) == _state(connection)}
+
+
+def _state(connection: sqlite3.Connection) -> list:
+    """What changes whenever vectors do."""
+    ends = "SELECT name, seq FROM sqlite_sequence WHERE name IN ('fresh', 'dead', 'segments') ORDER BY name"
+    return [*map(list, connection.execute(ends)), *connection.execute("SELECT count(*) FROM fresh").fetchone()]
 
 
 def _sample(rows: RowSource, count: int) -> tuple[list[Id], np.ndarray]:

@@ -18,7 +18,7 @@ def facet(view: View, path: str, where, limit: int | None) -> list[tuple[str | i
     if limit is not None:
         require_int("limit", limit)
     if not view.has_points:
-        raise ConfigError("the collection was created with payload=False: it has no fields to count")
+        raise ConfigError("the collection was created with payload=false: it has no fields to count")
     counts: Counter = Counter()
     for query, parameters in facet_queries(path, *condition(where, view)):
         for value, number in view.connection.execute(query, parameters):

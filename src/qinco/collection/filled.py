@@ -4,12 +4,16 @@ import logging
 from functools import partial
 from typing import Self
 
-from qinco.collection import evaluation, filling
+from qinco.collection import evaluation, filling, finding
 from qinco.collection.maintained import MaintainedCollection
+from qinco.collection.optimize import Optimizer, check_training
+from qinco.collection.records import record_ids
+from qinco.collection.retrain import Retrainer
 from qinco.collection.row_source import RowSource
 from qinco.collection.sources import open_rows
-from qinco.errors import ConfigError
-from qinco.progress import ProgressOption, counted, reporting
+from qinco.errors import ConfigError, DataError
+from qinco.progress import Progress, ProgressOption, counted, reporting
+from qinco.vectors.rows import as_source
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +45,8 @@ class FilledCollection(MaintainedCollection):
         """
         self._database.check_writable()
         if self._moments.is_multi:
-            raise ConfigError("a source has one vector a row, and records of multi=True hold several: use upsert")
+            raise ConfigError("a source has one vector a row, and records of multi=true hold several: use "
+                              "Collection.upsert")  # fmt: skip
         has_points = self._moments.has_points
         payload = False if payload is None and not has_points else payload
         rows = open_rows(source, ids=ids, payload=payload, vector=vector, dim=self.dim, missing=has_points)
@@ -75,14 +80,55 @@ class FilledCollection(MaintainedCollection):
             1.0
         """
         if self._moments.is_multi:
-            raise ConfigError("a source has one vector a row, and records of multi=True hold several: compare search "
-                              "with exact=True")  # fmt: skip
+            raise ConfigError("a source has one vector a row, and records of multi=true hold several: compare search "
+                              "with exact=true")  # fmt: skip
         rows = open_rows(source, ids=ids, payload=False, vector=vector, dim=self.dim, missing=True)
         if rows.is_read_once and queries is None:
             raise ConfigError(f"{rows.name} is read once, and the queries would be taken of it: give queries=")
         options = {"nprobe": nprobe, "num_short": num_short}
         with reporting(progress) as report:
             return evaluation.evaluate(self, rows, queries, num_queries, k, options, report)
+
+    def retrain(
+        self, ids, vectors, *, minutes: float | None = None, progress: ProgressOption = None, **training
+    ) -> dict:
+        """Train another codec on the original vectors, and encode all of them anew: for data that has changed.
+
+        Until it is done everything is found as before. It may be interrupted, and goes on if it is called again. If all
+        records are given, recall is measured again by `evaluate`.
+
+        Args:
+            ids: of the records, of which all that are compressed must be there; others are passed over.
+            vectors: (N, D) array, tensor, path or VectorSource, their original vectors.
+            minutes, progress, **training: as of `optimize`.
+
+        Returns:
+            What was done, as `optimize` returns it.
+        """
+        check_training(training)
+        if self._moments.is_multi:
+            raise ConfigError("retrain takes a vector for each record, and those of multi=true hold several: create "
+                              "another collection of the originals")  # fmt: skip
+        given, source = record_ids(ids, many=True), as_source(vectors)
+        if len(given) != len(source):
+            raise DataError(f"there must be as many vectors as ids, {len(given)}, not {len(source)}")
+        settings = training if minutes is None else training | {"minutes": minutes}
+        with self._exclusively(progress) as report:
+            done = Retrainer(self._database, self._moments, report).retrain(given, source, settings)
+            rest = Optimizer(self._database, self._moments, report).run({})
+            with self._viewing() as view:
+                is_whole = len(given) == len(finding.keys_by_id(view, given)) == len(view.moment.keys) > 1
+            if is_whole:
+                self._measure({"source": source, "ids": given}, report)
+        return done | {"encoded": done["encoded"] + rest["encoded"]}
+
+    def _measure(self, originals: dict, report: Progress) -> None:
+        """Measure recall, say it, and write it down; `originals` are arguments of `evaluate`."""
+        found = self.evaluate(**originals, progress=report)
+        log.info("recall@%d is %.3f: the share of the %d nearest records of an exact search that search finds (%s)",
+                 found["k"], found["recall"], found["k"], counted(found["num_queries"], "query"))  # fmt: skip
+        with self._database.writing() as connection:
+            evaluation.keep_recall(connection, found)
 
     def _filled(self, rows: RowSource, originals: dict, minutes: float | None, progress: ProgressOption) -> Self:
         """Do what `create` does with a source, and return the collection; `originals` are arguments of `evaluate`."""
@@ -91,17 +137,14 @@ class FilledCollection(MaintainedCollection):
                 encode = partial(self.optimize, minutes=minutes, progress=report)
                 for guess in rows.guesses:
                     log.info("%s", guess)
-                number, found = filling.store(self, self._database, rows, report, encode), None
+                number = filling.store(self, self._database, rows, report, encode)
                 encode()
                 if number > 1 and not rows.is_read_once and self.stats()["compressed"]:
-                    found = self.evaluate(**originals, progress=report)
-                    log.info("recall@%d is %.3f: the share of the %d nearest records of an exact search that search "
-                             "finds (%s)", found["k"], found["recall"], found["k"],
-                             counted(found["num_queries"], "query"))  # fmt: skip
-                filling.finish(self._database, found)
+                    self._measure(originals, report)
+                filling.finish(self._database)
         except BaseException as stop:
             if isinstance(stop, KeyboardInterrupt):
-                again = "call optimize to go on with these" if rows.is_read_once else "the same call goes on"
+                again = "optimize goes on with these" if rows.is_read_once else "the same call goes on"
                 stop.args = (f"what is in {self.folder} is kept: {again}",)
             self.close()
             raise

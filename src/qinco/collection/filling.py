@@ -38,7 +38,7 @@ def is_begun(folder: Path, rows: RowSource, settings: dict) -> bool:
     if state is None or state["source"] != rows.fingerprint():
         return False
     if found := differences(state["settings"], settings):
-        raise ConfigError(f"{folder} was begun with other settings ({', '.join(found)}): give those, or overwrite=True")
+        raise ConfigError(f"{folder} was begun with other settings ({', '.join(found)}): give those, or overwrite=true")
     return True
 
 
@@ -66,16 +66,12 @@ def store(
         if encode is not None and waiting >= MAX_FRESH_BYTES:
             encode()
             waiting = 0
-    if rows.removed_nuls:
-        log.warning("NUL characters were removed from %s of payloads", counted(rows.removed_nuls, "string"))
     if rows.missing_vectors:
         log.warning("%s have no vector, and no search finds them", counted(rows.missing_vectors, "record"))
     return state["row"]
 
 
-def finish(database: Database, found: dict | None = None) -> None:
-    """Forget the source; `found` is what was measured."""
+def finish(database: Database) -> None:
+    """Forget the source."""
     with database.writing() as connection:
         set_value(connection, STATE, None)
-        if found is not None:
-            set_value(connection, "recall", found)

@@ -29,7 +29,7 @@ def condition(where, view: View) -> tuple[str, Sequence]:
     if where is None:
         return "1", ()
     if not view.has_points:
-        raise ConfigError("the collection was created with payload=False: choose records by their ids, not by where=")
+        raise ConfigError("the collection was created with payload=false: choose records by their ids, not by where=")
     kinds = dict(view.connection.execute("SELECT path, kind FROM fields"))
     return to_sql(parse(where, kinds))
 
@@ -107,6 +107,17 @@ def count(view: View, where) -> int:
         return view.moment.num_stored + len(view.moment.fresh)
     expression, parameters = condition(where, view)
     return view.connection.execute(f"SELECT count(*) FROM points WHERE {expression}", parameters).fetchone()[0]
+
+
+def sample(view: View, number: int, seed: int | None) -> list[Id]:
+    """Ids of some records that have a vector, each once, in random order."""
+    keys = view.moment.keys
+    chosen = np.random.default_rng(seed).permutation(len(keys))[: number if not view.is_multi else 4 * number]
+    if not view.has_points:
+        return keys[chosen].tolist()
+    query = "SELECT id FROM points WHERE key <= ? ORDER BY key DESC LIMIT 1"  # the record that a vector is of
+    ids = (view.connection.execute(query, (key,)).fetchone()[0] for key in keys[chosen].tolist())
+    return list(dict.fromkeys(ids))[:number]
 
 
 def records_of(view: View, keys: Sequence[int], *, with_payload: bool, with_vectors: bool) -> dict[int, Record]:

@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import Self
 
 from qinco.atomic import check_output, user_path
-from qinco.collection import changes, upkeep
+from qinco.collection import changes, histograms, upkeep
 from qinco.collection.child import Child
 from qinco.collection.moments import Moments, View
 from qinco.collection.optimize import Optimizer, check_training
-from qinco.collection.records import record_ids
-from qinco.collection.retrain import Retrainer
 from qinco.collection.schema import Database, value_of
 from qinco.config import require_bool
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError
 from qinco.forking import new_lock
 from qinco.progress import Progress, ProgressOption, reporting
-from qinco.vectors.rows import as_source
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +48,7 @@ class MaintainedCollection:
     def __exit__(self, *error) -> None:
         self.close()
 
+    closed = property(lambda self: not self._close.alive, doc="Whether `close` was called.")
     metric = property(lambda self: self._moments.metric.name, doc='"cosine", "inner_product" or "l2".')
 
     is_multi = property(lambda self: self._moments.is_multi, doc="Whether records hold several vectors each.")
@@ -60,6 +58,12 @@ class MaintainedCollection:
         """D of the vectors; None before there are any."""
         with self._database.reading() as connection:
             return value_of(connection, "dim")
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The kinds of those fields that have an index, by their paths."""
+        with self._database.reading() as connection:
+            return dict(connection.execute("SELECT path, kind FROM fields ORDER BY path"))
 
     def optimize(
         self, *, minutes: float | None = None, in_child: bool = False, progress: ProgressOption = None, **training
@@ -95,34 +99,6 @@ class MaintainedCollection:
             log.warning("%s: %s", self.folder, warning)
         return done
 
-    def retrain(
-        self, ids, vectors, *, minutes: float | None = None, progress: ProgressOption = None, **training
-    ) -> dict:
-        """Train another codec on the original vectors, and encode all of them anew: for data that has changed.
-
-        Until it is done everything is found as before. It may be interrupted, and goes on if it is called again.
-
-        Args:
-            ids: of the records, of which all that are compressed must be there; others are passed over.
-            vectors: (N, D) array, tensor, path or VectorSource, their original vectors.
-            minutes, progress, **training: as of `optimize`.
-
-        Returns:
-            What was done, as `optimize` returns it.
-        """
-        check_training(training)
-        if self._moments.is_multi:
-            raise ConfigError("retrain takes a vector for each record, and those of multi=True hold several: create "
-                              "another collection of the originals")  # fmt: skip
-        given, source = record_ids(ids, many=True), as_source(vectors)
-        if len(given) != len(source):
-            raise DataError(f"there must be as many vectors as ids, {len(given)}, not {len(source)}")
-        settings = training if minutes is None else training | {"minutes": minutes}
-        with self._exclusively(progress) as report:
-            done = Retrainer(self._database, self._moments, report).retrain(given, source, settings)
-            rest = Optimizer(self._database, self._moments, report).run({})
-        return done | {"encoded": done["encoded"] + rest["encoded"]}
-
     def add_field(self, path: str, kind: str) -> None:
         """Make an index of a field of payloads, which makes filters on it some hundred times as fast.
 
@@ -136,7 +112,7 @@ class MaintainedCollection:
             {'year': 'integer'}
         """
         if not self._moments.has_points:
-            raise ConfigError("the collection was created with payload=False: it has no fields")
+            raise ConfigError("the collection was created with payload=false: it has no fields")
         with self._database.writing() as connection:
             changes.add_field(connection, path, kind)
 
@@ -149,7 +125,8 @@ class MaintainedCollection:
         """Numbers of records, vectors and bytes, the error of segments, and warnings.
 
         "error" is the mean of ‖x − x̂‖² / ‖x‖² of vectors that the codec was not trained on, or that it encoded first;
-        "drift" is how many times larger it is in the newest segment.
+        "drift" is how many times larger it is in the newest segment. "recall" is what `create` or `retrain` measured
+        last, when, and whether vectors are the same since.
 
         Example:
             >>> docs.stats()["records"]
@@ -157,6 +134,21 @@ class MaintainedCollection:
         """
         with self._viewing() as view:
             return upkeep.statistics(view, self._database)
+
+    def histograms(self) -> dict:
+        """How errors of compressed vectors and sizes of inverted lists are spread.
+
+        Returns:
+            "error": "edges", the lower ends of bins of ‖x − x̂‖² / ‖x‖², and "segments", of each of which "shares" is
+            the share of its vectors in each bin, measured when it was written. "list_size": "edges" of bins, and
+            "lists", how many inverted lists are in each; None without any.
+
+        Example:
+            >>> docs.histograms()["list_size"] is None  # nothing is compressed
+            True
+        """
+        with self._viewing() as view:
+            return histograms.of_view(view)
 
     def verify(self) -> list[str]:
         """Read everything, and compare checksums and counts; returns what is wrong, a sentence each."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from qinco.codec.codec import Codec
-from qinco.collection import segments, stages
+from qinco.collection import histograms, segments, stages
 from qinco.collection.moments import Moment, Moments, View
 from qinco.collection.schema import Database, set_value, value_of
 from qinco.errors import ConfigError
@@ -48,6 +48,7 @@ class Written:
     crc32: int
     rows: int
     error: float | None
+    shares: list[float] | None = None  # of errors, see `histograms`
 
 
 class Optimizer:
@@ -132,8 +133,9 @@ class Optimizer:
         self, codec: Codec, moment: Moment, metric: Metric, source: VectorSource, keys_n: np.ndarray, codes: Codes
     ) -> tuple[Written, str | None, Sequence[segments.Segment]]:
         """Write a segment of fresh vectors; with the tables, if they are new, and the segments that it replaces."""
-        vectors, error = prepared(source, metric), None
-        error = stages.sample_error(codec, vectors, codes)
+        vectors = prepared(source, metric)
+        errors_n = stages.sample_errors(codec, vectors, codes)
+        error, shares = stages.mean_of(errors_n), histograms.shares_of(errors_n)
         zeros = keys_n[zero_rows(source, metric)]
         old = moment.tables
         if old is not None and not old.fitted.outgrown(moment.num_stored + len(keys_n)):
@@ -147,7 +149,7 @@ class Optimizer:
                 writer.put("starts", lists.starts)
 
             written = segments.write_segment(self.folder, write, zeros)
-            return Written(*written, len(keys_n), error), None, ()
+            return Written(*written, len(keys_n), error, shares), None, ()
         if old is None:
             parts = build_parts(codec, source, None, keys_n, False, metric.name, 0, codes, self.report)
         else:  # all vectors move to new lists
@@ -157,7 +159,7 @@ class Optimizer:
             zeros = np.concatenate([live.zeros, zeros])
         token = segments.write_tables(self.folder, parts)
         written = segments.write_segment(self.folder, lambda writer: put_lists(writer, parts.segments), zeros)
-        return Written(*written, len(parts), error), token, moment.segments
+        return Written(*written, len(parts), error, shares), token, moment.segments
 
     def _corrections(self, codec: Codec, codes: Codes, vectors: VectorSource, parts: IndexParts) -> np.ndarray | None:
         ranking = parts.tables.ranking
@@ -181,6 +183,7 @@ class Optimizer:
                 (written.token, written.rows, written.crc32, written.error),
             ).lastrowid
             connection.executemany("DELETE FROM segments WHERE segment = ?", ((one.number,) for one in replaced))
+            histograms.keep(connection, written.token, written.shares, [one.token for one in replaced])
             if replaced:
                 self._move_tombstones(connection, moment, replaced, int(number or 0))
             if encoded is not None:
@@ -238,10 +241,12 @@ class Optimizer:
         errors = [(one.error, len(one)) for one, _ in pairs if one.error is not None]
         error = sum(one * count for one, count in errors) / sum(count for _, count in errors) if errors else None
         replaced = [one for one, _ in pairs]
+        with self.database.reading() as connection:
+            shares = histograms.merged(connection, {one.token: len(one) for one in replaced})
         if rows:
             lists, zeros = [one.lists for one in replaced], np.concatenate([one.zeros for one in replaced])
             written = segments.write_segment(self.folder, lambda writer: put_lists(writer, lists, kept), zeros)
-            self._commit(moment, Written(*written, rows, error), None, replaced)
+            self._commit(moment, Written(*written, rows, error, shares), None, replaced)
         else:
             self._drop(moment, replaced)
         self.report("merging", len(pairs), len(pairs), "segment")
@@ -251,6 +256,7 @@ class Optimizer:
         """Unlist segments all of whose vectors are deleted."""
         with self.database.writing() as connection:
             connection.executemany("DELETE FROM segments WHERE segment = ?", ((one.number,) for one in emptied))
+            histograms.forget(connection, [one.token for one in emptied])
             self._move_tombstones(connection, moment, emptied, max(one.number for one in moment.segments))
         segments.touch_unused(self.folder, [one.token for one in emptied])
 

@@ -137,47 +137,13 @@ def column_values(array) -> list:
     return values if _is_plain(type) else [json_value(value, "a column") for value in values]
 
 
-def payloads_of(columns: Sequence, names: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
-    """The payload of each row of some Arrow arrays of equal length, without fields that are null, and how many strings
-    had NUL characters, which are removed.
-    """
-    values, names, count = [], tuple(names), 0
-    for column in columns:
-        found, removed = (
-            without_nuls(column_values(column)) if _has_strings(column.type) else (column_values(column), 0)
-        )
-        values.append(found)
-        count += removed
+def payloads_of(columns: Sequence, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The payload of each row of some Arrow arrays of equal length, without fields that are null."""
+    values, names = [column_values(column) for column in columns], tuple(names)
     if not any(None in column for column in values):
-        return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)], count
+        return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
     return [{name: value for name, value in zip(names, row, strict=True) if value is not None}
-            for row in zip(*values, strict=True)], count  # fmt: skip
-
-
-def without_nuls(value) -> tuple[Any, int]:
-    """A JSON value without NUL characters, which SQLite's functions stop at, and how many strings had them."""
-    if isinstance(value, str):
-        return (value.replace("\0", ""), 1) if "\0" in value else (value, 0)
-    if isinstance(value, dict):
-        pairs = {name.replace("\0", ""): without_nuls(one) for name, one in value.items()}
-        count = sum(number for _, number in pairs.values()) + sum("\0" in name for name in value)
-        return ({name: one for name, (one, _) in pairs.items()}, count) if count else (value, 0)
-    if isinstance(value, list) and not all(type(one) is str and "\0" not in one for one in value):
-        found = [without_nuls(one) for one in value]
-        count = sum(number for _, number in found)
-        return ([one for one, _ in found], count) if count else (value, 0)
-    return value, 0
-
-
-def _has_strings(type) -> bool:
-    from pyarrow import types
-
-    if types.is_dictionary(type):
-        return _has_strings(type.value_type)
-    kinds = ("string", "large_string", "string_view")
-    if any(getattr(types, f"is_{kind}", lambda _: False)(type) for kind in kinds):
-        return True
-    return any(_has_strings(type.field(number).type) for number in range(type.num_fields))
+            for row in zip(*values, strict=True)]  # fmt: skip
 
 
 def why_no_json(type) -> str | None:

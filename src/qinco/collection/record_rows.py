@@ -15,7 +15,7 @@ from uuid import UUID
 import numpy as np
 
 from qinco.collection.columns import MAX_NUMBERS, SAMPLED_ROWS, Column, choose_columns
-from qinco.collection.payloads import json_object, without_nuls
+from qinco.collection.payloads import json_object
 from qinco.collection.records import record_ids
 from qinco.collection.row_source import Asked, Block, RowSource, given_ids, id_fault, require_dim
 from qinco.errors import DataError
@@ -189,9 +189,7 @@ class RecordRows(RowSource):
             if self._takes_others:
                 names = [name for name in record if name not in self._left_out]
             fields = {name: record[name] for name in names if name in record}
-            payload, removed = without_nuls(json_object(fields, f"row {row} of {self.name}"))
-            self.removed_nuls += removed
-            payloads.append(payload)
+            payloads.append(json_object(fields, f"row {row} of {self.name}"))
         return payloads
 
 

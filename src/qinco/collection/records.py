@@ -5,7 +5,7 @@ Shape suffixes: N records, n vectors, D dimension.
 
 import datetime
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -88,30 +88,31 @@ def _checked(one: Any) -> Id:
     raise DataError(f"ids must be integers or strings, not {type(one).__name__} ({one!r:.60}): give str(id) or int(id)")
 
 
-def payload_texts(payloads: Any, count: int) -> list[str | None]:
-    """Payloads as JSON texts, None where there is none."""
+def payload_texts(payloads: Any, ids: Sequence[Id]) -> list[str | None]:
+    """The payloads of records as JSON texts, None where there is none."""
     if payloads is None:
-        return [None] * count
+        return [None] * len(ids)
     if isinstance(payloads, Mapping | str):
         raise DataError(f"payloads must be a list with an object or None for each record, not {payloads!r:.60}")
-    texts = [None if one is None else payload_text(one) for one in payloads]
-    if len(texts) != count:
-        raise DataError(f"there must be as many payloads as ids, {count}, not {len(texts)}")
-    return texts
+    given = list(payloads)
+    if len(given) != len(ids):
+        raise DataError(f"there must be as many payloads as ids, {len(ids)}, not {len(given)}")
+    pairs = zip(ids, given, strict=True)
+    return [None if one is None else payload_text(one, f"the payload of the record {id!r:.60}") for id, one in pairs]
 
 
-def payload_text(payload: Any) -> str:
-    """A payload as JSON; raises DataError unless it is an object of JSON values."""
+def payload_text(payload: Any, name: str = "a payload") -> str:
+    """A payload as JSON; raises DataError, which begins with `name`, unless it is an object of JSON values."""
     if not isinstance(payload, Mapping):
-        raise DataError(f"a payload must be an object, {{name: value}}, not {payload!r:.60}")
+        raise DataError(f"{name} must be an object, {{name: value}}, not {payload!r:.60}")
     try:
         text = json.dumps(_plain(payload), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"a payload must hold JSON values, and not {payload!r:.60} ({error!s:.100})") from None
+        raise DataError(f"{name} must hold JSON values, and not {payload!r:.60} ({error!s:.100})") from None
     # Older SQLite (3.40) ends a string there and newer does not: filters and indexes would differ between machines
     if "\\u0000" in text and (found := _with_nul(json.loads(text))) is not None:
-        raise DataError(f"a payload holds the character NUL in {found!r:.60}: remove it, as by replace('\\0', '')")
+        raise DataError(f"{name} holds the character NUL in {found!r:.60}: replace it, or leave that field out")
     return text
 
 

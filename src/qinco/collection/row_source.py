@@ -52,7 +52,6 @@ class RowSource(ABC):
         metric_guess: how the metric was chosen, a sentence.
         guesses: what else was guessed, a sentence each.
         is_read_once: whether `blocks` can be called once only, from the first row on.
-        removed_nuls: strings of payloads from which NUL characters were removed, up to now.
         missing_vectors: records without a vector, up to now.
     """
 
@@ -67,7 +66,6 @@ class RowSource(ABC):
     metric_guess: str = ""
     guesses: list[str] = field(default_factory=list)
     is_read_once: bool = False
-    removed_nuls: int = 0
     missing_vectors: int = 0
 
     def __len__(self) -> int:

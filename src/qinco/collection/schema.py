@@ -152,7 +152,7 @@ class Database:
         if not self._is_open:
             raise ConfigError(f"{self.folder} is closed: open it again")
         if self.read_only:
-            raise ConfigError(f"{self.folder} is open with read_only=True: open it without to change it")
+            raise ConfigError(f"{self.folder} is open with read_only=true: open it without to change it")
         if self._generation != forking.generation:
             raise ConfigError(f"{self.folder} was opened by the parent of this process, which alone may change it: "
                               "close it there, and open it in this process")  # fmt: skip
@@ -161,10 +161,9 @@ class Database:
         """Give pages that are not used any more back to the file system, where it has room to do so."""
         with self._writing, self._errors():
             if self._writer is None:
-                return
-            for pragma in ("incremental_vacuum", "wal_checkpoint(TRUNCATE)"):
-                with suppress(sqlite3.OperationalError):
-                    self._writer.execute(f"PRAGMA {pragma}").fetchall()
+                self._writer = self._connected("rw")
+            with suppress(sqlite3.OperationalError):  # a script, as `execute` would end it after its first page
+                self._writer.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")
 
     def close(self) -> None:
         self._is_open = False
@@ -273,10 +272,11 @@ def _lock(folder: Path) -> int:
         with suppress(OSError):
             process = path.read_text().strip()
         where = f"in process {process}" if process else "elsewhere"
-        raise ConfigError(f"{folder} is open for writing {where}: open it with read_only=True, or close it "
-                          "there") from None  # fmt: skip
+        raise ConfigError(f"{folder} is open for writing {where}: wait until it is closed there, or only read it "
+                          "meanwhile (query, stats, read_only=true)") from None  # fmt: skip
     except OSError as error:
-        raise ResourceError(f"cannot write {path} ({error.strerror}): open it with read_only=True") from None
+        raise ResourceError(f"cannot write {path} ({error.strerror}): see that the folder can be written to, or only "
+                            "read it (query, stats, read_only=true)") from None  # fmt: skip
     forking.keep_from_children(file)
     with suppress(OSError):  # on a full disk nobody is told which process it is
         os.ftruncate(file, 0)

@@ -61,7 +61,7 @@ class SearchedCollection(MaintainedCollection):
         kinds = {"with_payload": with_payload, "with_vectors": with_vectors, "limit": score_limit}
         if self._moments.is_multi:
             if diversity:
-                raise ConfigError("diversity= compares single vectors, and records of multi=True hold several: leave it"
+                raise ConfigError("diversity= compares single vectors, and records of multi=true hold several: leave it"
                                   " out")  # fmt: skip
             tokens = [query_D[None] for _, block in source.blocks(1 << 14) for query_D in block]
             hits = self._among_several(tokens, options, where, filter, candidates, kinds)
@@ -97,7 +97,8 @@ class SearchedCollection(MaintainedCollection):
             vectors = finding.vectors_of(view, list(dict.fromkeys(keys.values())))
         for id in given:
             if id not in keys:
-                raise DataError(f"no record has the id {id!r:.60}: see `get`")
+                kind = "text" if isinstance(id, str) else "a number"
+                raise DataError(f"no record has the id {id!r:.60}, {kind}: give one that there is")
             if keys[id] not in vectors:
                 raise DataError(f"the record {id!r:.60} has no vector to search with")
         call = self.search_multi if self._moments.is_multi else self.search
@@ -133,7 +134,7 @@ class SearchedCollection(MaintainedCollection):
             'b'
         """
         if not self._moments.is_multi:
-            raise ConfigError("records hold one vector each: use search, or create a collection with multi=True")
+            raise ConfigError("records hold one vector each: use search, or create a collection with multi=true")
         tokens, is_single = _queries_of_several(queries)
         options = self._options(k, exact, nprobe, num_short, precision, score_limit)
         require_int("candidates", candidates or k, k, MAX_SHORTLIST)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qinco.collection.payloads import json_object, without_nuls
+from qinco.collection.payloads import json_object
 from qinco.collection.record_rows import JsonLines, ListedRecords, RecordRows
 from qinco.collection.row_source import Asked, Block, RowSource, given_ids, require_dim
 from qinco.collection.table_rows import TableRows
@@ -161,10 +161,7 @@ class ArrayRows(RowSource):
         assert self._payloads is not None
         found: list[dict | None] = []
         for row, payload in enumerate(self._payloads[first:stop], first):
-            if payload is not None:
-                payload, removed = without_nuls(json_object(payload, f"payload {row}"))
-                self.removed_nuls += removed
-            found.append(payload)
+            found.append(None if payload is None else json_object(payload, f"payload {row}"))
         return found
 
     def _mark(self) -> bytes:
@@ -219,7 +216,6 @@ class StreamedRows(RowSource):
                 row += len(block[0])
             self._next_row = row
             self.missing_vectors += batch.missing_vectors
-            self.removed_nuls += batch.removed_nuls
 
     def _sources(self, first: RowSource) -> Iterator[RowSource]:
         yield first

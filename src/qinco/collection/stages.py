@@ -104,21 +104,24 @@ def _write_rows(path: Path, source: VectorSource, report: Progress) -> None:
 
 def error_of(codec: Codec, x_ND: np.ndarray) -> float | None:
     """The mean of ‖x − x̂‖² / ‖x‖² of vectors as they are encoded; None where all are zero or there are none."""
-    squares_N = np.square(x_ND, dtype=np.float64).sum(1)
-    x_ND, squares_N = x_ND[squares_N > 0], squares_N[squares_N > 0]
-    if not len(x_ND):
-        return None
-    decoded_ND = codec.decode(codec.encode(x_ND, progress=False), precision="auto", progress=False)
-    return float((np.square(x_ND - decoded_ND, dtype=np.float64).sum(1) / squares_N).mean())
+    return mean_of(_relative_errors(codec, x_ND, codec.encode(x_ND, progress=False))) if len(x_ND) else None
 
 
-def sample_error(codec: Codec, source: VectorSource, codes: Codes) -> float | None:
-    """`error_of` of some vectors whose codes are there."""
+def sample_errors(codec: Codec, source: VectorSource, codes: Codes) -> np.ndarray:
+    """‖x − x̂‖² / ‖x‖² of some vectors whose codes are there, float64 (n,); zeros are left out."""
     rows_n = stratified_rows(len(source), _ERROR_ROWS)
-    x_nD, decoded_nD = source[rows_n], codec.decode(codes[rows_n], precision="auto", progress=False)
-    squares_n = np.square(x_nD, dtype=np.float64).sum(1)
-    errors_n = np.square(x_nD - decoded_nD, dtype=np.float64).sum(1)[squares_n > 0] / squares_n[squares_n > 0]
+    return _relative_errors(codec, source[rows_n], codes[rows_n])
+
+
+def mean_of(errors_n: np.ndarray) -> float | None:
     return float(errors_n.mean()) if len(errors_n) else None
+
+
+def _relative_errors(codec: Codec, x_nD: np.ndarray, codes: Codes) -> np.ndarray:
+    decoded_nD = codec.decode(codes, precision="auto", progress=False)
+    squares_n = np.square(x_nD, dtype=np.float64).sum(1)
+    errors_n = np.square(x_nD - decoded_nD, dtype=np.float64).sum(1)
+    return errors_n[squares_n > 0] / squares_n[squares_n > 0]
 
 
 class EncodedPieces:
@@ -162,7 +165,7 @@ class EncodedPieces:
                 found = vars(stop).get("codes")
                 if found is not None and len(found):
                     self._keep(some_n[: len(found)], found)
-                stop.args = ("the codes so far are kept: call optimize again to go on",)
+                stop.args = ("the codes so far are kept: optimize goes on with them",)
                 raise
 
     def codes(self, rows_N: np.ndarray) -> Codes:

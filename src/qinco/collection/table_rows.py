@@ -139,8 +139,7 @@ class TableRows(RowSource):
                 ids = np.arange(start, start + count) + self._first_row
             if self.payload_columns:
                 columns = [batch.column(name) for name in self.payload_columns]
-                payloads, removed = payloads_of(columns, self.payload_columns)
-                self.removed_nuls += removed
+                payloads = payloads_of(columns, self.payload_columns)
             return ids, self._vectors(_lists(batch.column(self.vector_column)), start), payloads
 
     def _vectors(self, lists, start: int):

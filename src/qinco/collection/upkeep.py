@@ -1,7 +1,6 @@
 """What a collection holds and costs, whether it is sound, and copies of it."""
 
 import os
-import secrets
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ import numpy as np
 from qinco.atomic import flush_folder, write_atomically, write_to_disk
 from qinco.collection import segments
 from qinco.collection.changes import find
+from qinco.collection.creation import clear_leftovers, hidden_folder
+from qinco.collection.evaluation import kept_recall
 from qinco.collection.finding import vectors_of
 from qinco.collection.moments import Moment, View
 from qinco.collection.optimize import named_files
@@ -56,7 +57,7 @@ def statistics(view: View, database: Database) -> dict:
         },
         "bytes_per_vector": code_bytes / moment.num_stored if moment.num_stored else None,
         "fields": dict(connection.execute("SELECT path, kind FROM fields ORDER BY path")),
-        "error": first, "drift": drift, "recall": value_of(connection, "recall"), "warnings": warnings,
+        "error": first, "drift": drift, "recall": kept_recall(connection), "warnings": warnings,
     }  # fmt: skip
 
 
@@ -107,33 +108,39 @@ def _faults_of_keys(view: View, moment: Moment) -> Iterator[str]:
 
 def copy(database: Database, path: Path) -> None:
     """What `Collection.snapshot` does."""
+    clear_leftovers(path)
     if path.exists():
         raise ConfigError(f"{path} exists: give another name")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"the folder {path.parent} of {path} does not exist: create it first")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        temporary.mkdir()
-        with database.reading() as connection:
-            target = sqlite3.connect(temporary / FILE)
-            try:
-                connection.backup(target)
-            finally:
-                target.close()
-            for name in named_files(connection):
-                source = database.folder / name
-                place = Path(name) if source.exists() else Path(segments.SEGMENTS, name)
-                _link(database.folder / place, temporary / place)
-        write_to_disk(temporary / FILE)
-        for folder in [one for one in temporary.rglob("*") if one.is_dir()]:
-            flush_folder(folder)
-        flush_folder(temporary)
-        os.rename(temporary, path)  # noqa: PTH104 (Path.rename would replace an empty folder silently, too)
+        with hidden_folder(path) as temporary:
+            with database.reading() as connection:
+                _copy_database(connection, temporary / FILE)
+                for name in named_files(connection):
+                    source = database.folder / name
+                    place = Path(name) if source.exists() else Path(segments.SEGMENTS, name)
+                    _link(database.folder / place, temporary / place)
+            write_to_disk(temporary / FILE)
+            for folder in [one for one in temporary.rglob("*") if one.is_dir()]:
+                flush_folder(folder)
+            flush_folder(temporary)
+            os.rename(temporary, path)  # noqa: PTH104 (Path.rename would replace an empty folder silently, too)
         flush_folder(path.absolute().parent)
     except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise ResourceError(f"cannot write {path} ({reason}), and nothing of it is there: make room, or give another "
+                            "disk") from error  # fmt: skip
+
+
+def _copy_database(connection: sqlite3.Connection, path: Path) -> None:
+    target = sqlite3.connect(path)
+    try:
+        connection.backup(target)
+    except sqlite3.Error as error:
+        raise OSError(str(error)) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        target.close()
 
 
 def _link(source: Path, target: Path) -> None:
@@ -164,7 +171,8 @@ def export(view: View, output: Path, with_vectors: bool) -> int:
     }  # fmt: skip
     if len(kinds) > 1:
         raise DataError(
-            "a column has ids of one kind, and the collection has integers and strings: export what `get` gives"
+            "a column of Parquet has ids of one kind, and the collection has integers and strings: write what "
+            "Collection.get returns, such as in two files"
         )
     code = None if moment.codec is None or view.is_multi else pa.binary(moment.codec.num_codes)
     fields = [("id", pa.string() if "text" in kinds else pa.int64()), ("payload", pa.string())]

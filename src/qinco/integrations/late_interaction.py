@@ -15,9 +15,9 @@ from qinco.atomic import user_path
 from qinco.codec.given import CodecLike, as_codec
 from qinco.collection.collection import Collection
 from qinco.collection.records import Id, record_ids
-from qinco.collection.schema import FILE
 from qinco.config import EXACT_BELOW, require_int
 from qinco.errors import ConfigError, DataError
+from qinco.integrations.stores import open_store
 from qinco.store.codes import Codes
 from qinco.vectors.rows import as_source, check_finite
 
@@ -47,18 +47,17 @@ class LateInteractionIndex:
     def __init__(
         self, index_folder="indexes", index_name: str = "colbert", override: bool = False, *,
         collection: Collection | None = None, bytes: int = 8, codec: CodecLike | None = None,
-        exact_below: int = EXACT_BELOW, metric: str = "cosine", minutes: float | None = None, device: str = "cpu",
+        exact_below: int = EXACT_BELOW, metric: str | None = None, minutes: float | None = None, device: str = "cpu",
     ):  # fmt: skip
         if collection is None:
             folder = Path(user_path(index_folder), index_name)
-            if (folder / FILE).exists() and not override:
-                collection = Collection.open(folder, device=device)
+            create: dict[str, Any] = {"multi": True, "metric": metric, "bytes": bytes, "codec": codec,
+                                      "exact_below": exact_below, "device": device}  # fmt: skip
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if override:
+                collection = Collection.create(folder, overwrite=True, **create)
             else:
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                collection = Collection.create(
-                    folder, multi=True, metric=metric, bytes=bytes, codec=codec, exact_below=exact_below,
-                    overwrite=override, device=device,
-                )  # fmt: skip
+                collection = open_store(folder, False, create)
         if not collection.is_multi:
             raise ConfigError("records of the collection hold one vector each: create one with multi=True")
         self.collection, self.minutes = collection, minutes

@@ -67,8 +67,8 @@ class NativeScanner:
         probes_QP, bases_QP = np.empty(shape, np.int32), np.empty(shape, np.float32)
         failed = run(
             lambda: compiled().qinco_probe(
-                self._scanner, queries_QD.ctypes.data, len(queries_QD), nprobe, threads, probes_QP.ctypes.data,
-                bases_QP.ctypes.data,
+                self._scanner, address(queries_QD), len(queries_QD), nprobe, threads, address(probes_QP),
+                address(bases_QP),
             ),
             2.0 * len(queries_QD) * self.num_lists * self.dim,
         )  # fmt: skip
@@ -97,19 +97,18 @@ class NativeScanner:
         queries_QD, probes_QP = self._rows(queries_QD), np.ascontiguousarray(probes_QP, np.int32)
         bases_QP = np.ascontiguousarray(bases_QP, np.float32)
         assert probes_QP.shape == bases_QP.shape and len(probes_QP) == len(queries_QD)
-        assert num_short >= 1 and (probes_QP < self.num_lists).all()
+        assert num_short >= 1 and probes_QP.max(initial=-1) < self.num_lists
         shape = (len(queries_QD), num_short)
         results = (
             np.empty(shape, np.float32), np.empty(shape, np.int64), np.empty(shape, np.int32),
             np.empty((*shape, self.steps), np.uint8), np.empty(shape, np.uint8), np.empty(len(queries_QD), np.int64),
         )  # fmt: skip
         bits = [None] * len(segments) if admitted is None else admitted
-        parts = [self._segment(*pair) for pair in zip(segments, bits, strict=True)]
+        parts = map(self._segment, segments, bits)
         given = (_Segment * len(segments))(*parts)
         request = _Scan(
-            queries_QD.ctypes.data, probes_QP.ctypes.data, bases_QP.ctypes.data, ctypes.addressof(given),
-            len(queries_QD), len(segments), probes_QP.shape[1], num_short, nprobe,
-            *(array.ctypes.data for array in results),
+            address(queries_QD), address(probes_QP), address(bases_QP), ctypes.addressof(given), len(queries_QD),
+            len(segments), probes_QP.shape[1], num_short, nprobe, *map(address, results),
         )  # fmt: skip
         looked_up = sum(len(segment.ids) for segment in segments) * probes_QP.shape[1] / self.num_lists * self.steps
         operations = len(queries_QD) * (looked_up + 2.0 * self.steps * ENTRIES * self.dim)
@@ -125,7 +124,7 @@ class NativeScanner:
         norms_N = np.empty(len(lists_N), np.float32)
         failed = run(
             lambda: compiled().qinco_scalars(
-                self._scanner, codes_NM.ctypes.data, lists_N.ctypes.data, len(lists_N), threads, norms_N.ctypes.data
+                self._scanner, address(codes_NM), address(lists_N), len(lists_N), threads, address(norms_N)
             ),
             4.0 * codes_NM.size * self.dim,
         )
@@ -140,10 +139,10 @@ class NativeScanner:
         assert segment.starts.dtype == np.int64 and len(segment.starts) == self.num_lists + 1
         assert segment.codes.dtype == np.uint8 and len(segment.codes) == (self.steps + 1) * len(segment.ids)
         assert segment.ids.dtype in (np.uint32, np.int64) and segment.starts[-1] == len(segment.ids)
-        assert all(array.flags.c_contiguous for array in (segment.starts, segment.codes, segment.ids))
+        arrays = segment.starts, segment.codes, segment.ids
+        assert all(array.flags.c_contiguous for array in arrays)
         if admitted is not None:
             assert admitted.dtype == np.uint64 and admitted.flags.c_contiguous
             assert admitted.shape == (num_words(len(segment.ids)),)
-        arrays = segment.starts, segment.codes, segment.ids
-        addresses = (array.ctypes.data for array in arrays)
+        addresses = [array.ctypes.data for array in arrays]  # `address` is slow for arrays that are not written to
         return _Segment(*addresses, address(admitted), segment.ids.dtype == np.int64)

@@ -135,15 +135,19 @@ class Pipeline:
         self, queries_QD: np.ndarray, shortlist: Shortlist, values_QS: np.ndarray, score: Score | None = None
     ) -> np.ndarray:
         """Values that are those of similarity 0 where, for "cosine", the query or the vector is zero."""
+        if self.metric.name != "cosine":
+            return values_QS
         is_zero_QS = self._is_zero(queries_QD, shortlist)
-        if self.metric.name != "cosine" or not is_zero_QS.any():
+        if not is_zero_QS.any():
             return values_QS
         zero = np.float32(2 * self.metric.unit_length**2)
         zero = zero if score is None else zero - np.float32(score.offset)
         return np.where(is_zero_QS & (shortlist.lists >= 0), zero, values_QS)
 
     def _is_zero(self, queries_QD: np.ndarray, shortlist: Shortlist) -> np.ndarray:
-        """Where the query or the vector is zero, bool (Q, S) or (Q, 1)."""
+        """Where for "cosine" the query or the vector is zero, bool (Q, S) or (Q, 1)."""
+        if self.metric.name != "cosine":
+            return np.zeros((1, 1), bool)
         is_zero_QS = np.asarray(~queries_QD.any(1, keepdims=True))
         return np.logical_or(is_zero_QS, np.isin(shortlist.ids, self.zeros)) if len(self.zeros) else is_zero_QS
 
@@ -192,7 +196,8 @@ class NeuralDecoder:
 
     def decode(self, codes: np.ndarray, lists: np.ndarray) -> "np.ndarray | Tensor":
         size = self.codec.config.codebook_size
-        if codes.max(initial=0) >= size:  # mapped codes are not checked when an index is opened
+        # Mapped codes are not checked when an index is opened.
+        if size < 1 << 8 * codes.itemsize and codes.max(initial=0) >= size:
             raise DataError(f"the index is damaged: it holds the code {codes.max()}, the codec's are below {size}")
         found = Codes(codes, lists if self.codec.is_ivf else None)
         blocks = self.codec.decode_tensors if self.on_device else self.codec.decode_blocks

@@ -43,6 +43,8 @@ class Shortlist:
 
     def first(self, count: int) -> "Shortlist":
         """The first `count` vectors of each query, padded where there are fewer."""
+        if count == self.values.shape[1]:
+            return self
         columns = [array[:, :count] for array in self._columns()]
         if (missing := count - self.values.shape[1]) > 0:
             widths, filling = ((0, 0), (0, missing), (0, 0)), (np.inf, -1, -1, 0, 0)
@@ -51,9 +53,14 @@ class Shortlist:
 
     def ranked(self, values_QS: np.ndarray, keep: int) -> "Shortlist":
         """The `keep` vectors of least value by other values (Q, S); of equal ones the first stays first."""
+        num_queries, width = values_QS.shape
         order_QS = np.argsort(values_QS, axis=1, kind="stable")[:, :keep]
-        rows_Q1 = np.arange(len(values_QS))[:, None]
-        return Shortlist(*(a[rows_Q1, order_QS] for a in (values_QS, *self._columns()[1:])), scanned=self.scanned)
+        rows_QS = order_QS + np.arange(0, num_queries * width, width)[:, None]
+        values_QS, ids_QS, lists_QS, norm_codes_QS = (
+            array.take(rows_QS) for array in (values_QS, self.ids, self.lists, self.norm_codes)
+        )
+        codes_QSM = self.codes.reshape(num_queries * width, -1).take(rows_QS, 0)
+        return Shortlist(values_QS, ids_QS, lists_QS, codes_QSM, norm_codes_QS, self.scanned)
 
     def _columns(self) -> tuple[np.ndarray, ...]:
         return self.values, self.ids, self.lists, self.codes, self.norm_codes

@@ -153,22 +153,31 @@ class SearchTables:
         """
         if self.ranking is None or not self.ranking.lookup.correction:
             return np.zeros(len(codes_NM), np.float32)
-        known_N = self._added(codes_NM, lists_N, num_threads(), np.zeros(len(codes_NM), np.float32))
+        score, lookup_ND = self.ranking.lookup, None
+        if score.length or decoded_ND is not None:
+            lookup_ND = self.lookup.decode(codes_NM, lists_N)
+        known_N = self.scanner.norms(codes_NM, lists_N, num_threads())
+        if score.length:
+            known_N = score.lengthened(known_N, lookup_ND, origin_of(self.metric, self.ranking.mean_D))
+        found_N = (self.levels[norm_codes_N] - known_N) / np.float32(score.correction)
+        is_unlikely_N = ~((found_N >= self.ranking.low) & (found_N <= self.ranking.high))
+        if is_unlikely_N.any():
+            is_known_n = self._are_beyond_limits(norm_codes_N[is_unlikely_N], known_N[is_unlikely_N])
+            found_N[is_unlikely_N] = np.where(is_known_n, found_N[is_unlikely_N], np.float32(self.ranking.typical))
+        if decoded_ND is None:
+            return found_N
+        return found_N - shared_part(decoded_ND, lookup_ND, self.ranking.mean_D)
+
+    def _are_beyond_limits(self, norm_codes_N: np.ndarray, known_N: np.ndarray) -> np.ndarray:
+        """Whether norm codes leave only corrections beyond the likely ones open, bool (N,)."""
         correction, low, high = self.ranking.lookup.correction, self.ranking.low, self.ranking.high
-        found_N = (self.levels[norm_codes_N] - known_N) / np.float32(correction)
-        # Its norm code leaves open which of these it is.
         edges = np.concatenate([[-np.inf], self.levels[1:] / 2 + self.levels[:-1] / 2, [np.inf]])
         rounding_N = _ROUNDING * (np.abs(known_N) + np.abs(self.levels[norm_codes_N]))
         least_N = (edges[norm_codes_N] - known_N - rounding_N) / correction
         most_N = (edges[norm_codes_N + np.intp(1)] - known_N + rounding_N) / correction
         if correction < 0:
             least_N, most_N = most_N, least_N
-        is_likely_N = (found_N >= low) & (found_N <= high)
-        is_known_N = is_likely_N | (least_N > high) | (most_N < low)
-        found_N = np.where(is_known_N, found_N, np.float32(self.ranking.typical))
-        if decoded_ND is None:
-            return found_N
-        return found_N - shared_part(decoded_ND, self.lookup.decode(codes_NM, lists_N), self.ranking.mean_D)
+        return (least_N > high) | (most_N < low)
 
     def values(self, score: Score | None, queries_ND, decoded_ND, corrections_N: np.ndarray | None) -> np.ndarray:
         """The values of pairs of a prepared query and a reconstruction, by a score or by their distance: (N,)."""
@@ -218,9 +227,9 @@ class SearchTables:
         least = num_short if selection is not None else least
         result = scan(queries_QD, scanned)
         while least and scanned < self.num_lists:
-            unfilled_U = np.flatnonzero(result.lists[:, least - 1] < 0)
-            if not len(unfilled_U):
+            if result.lists[:, least - 1].min(initial=0) >= 0:
                 break
+            unfilled_U = np.flatnonzero(result.lists[:, least - 1] < 0)
             scanned = min(4 * scanned, self.num_lists)
             rows = max(1, max_probes // scanned)
             for part in np.split(unfilled_U, range(rows, len(unfilled_U), rows)):
@@ -268,5 +277,6 @@ class SearchTables:
 
     def _same_bases(self, queries_QD: np.ndarray, count: int) -> np.ndarray:
         """Those of lists that the tables do not know: the same for all."""
-        square_Q = np.square(queries_QD - self._origin_D).sum(1) * (not self.metric.scans_inner_products)
-        return np.broadcast_to(square_Q[:, None], (len(queries_QD), count))
+        if self.metric.scans_inner_products:
+            return np.zeros((len(queries_QD), count), np.float32)
+        return np.repeat(np.square(queries_QD - self._origin_D).sum(1, keepdims=True), count, 1)

@@ -61,6 +61,15 @@ def test_a_collection_is_made_changed_and_searched(here, capsys):
     near = lines(capsys, "query", "c.qinco", "ids=d7", "k=2", f"where={json.dumps(where)}", "with_vectors=true")
     assert [(hit["query"], hit["id"]) for hit in near] == [("d7", hit.id) for hit in found]
     assert np.allclose(near[0]["vector"], X_ND[int(near[0]["id"][1:])])
+    options = {"exact": True, "score_limit": 30, "diversity": 0.3, "candidates": 9, "precision": "float32",
+               "with_payload": False}  # fmt: skip
+    with qinco.Collection.open("c.qinco", read_only=True) as docs:
+        wanted = docs.search(X_ND[:2], 3, filter=["d0", "d1", "d2", "d3", 7], nprobe=3, num_short=0, **options)
+    words = [f"{name}={json.dumps(value).strip(chr(34))}" for name, value in options.items()]
+    words += ["filter=d0,d1,d2,d3,7", "nprobe=3", "num_short=0", "queries=q.npy", "k=3"]
+    found = lines(capsys, "query", "c.qinco", *words)
+    assert [list(hit) for hit in found] == [["query", "id", "score"]] * len(found) and len(found) > 2
+    assert [(hit["id"], hit["score"]) for hit in found] == [(hit.id, hit.score) for hits in wanted for hit in hits]
     assert lines(capsys, "delete", "c.qinco", "ids=new,d1,unknown") == [{"deleted": 2, "records": 599}]
     assert lines(capsys, "delete", "c.qinco", 'where={"year": 1}') == [{"deleted": 1, "records": 598}]
     assert lines(capsys, "optimize", "c.qinco")[0]["trained"] is False
@@ -110,6 +119,9 @@ def test_ids_are_words_or_json(here, capsys):
     (["index", "text.parquet", "output=c.qinco", "bytes=0"], "bytes"),
     (["query", "c.qinco"], "queries="), (["query", "c.qinco", "ids=1", "queries=q.npy"], "ids=1"),
     (["query", "c.qinco", "ids=1", "where=year"], "JSON"), (["query", "c.qinco", "ids=1", "where=[1]"], "JSON"),
+    (["query", "c.qinco", "ids=1", "score_limit=inf"], "a number"),
+    (["query", "c.qinco", "ids=1", "nprobe=[3,4]"], "one number"),
+    (["query", "c.qinco", "ids=1", "filter=[7"], "filter= is no JSON"),
     (["delete", "c.qinco"], "where="), (["stats", "c.qinco", "json=true", "format=table"], "format=table"),
 ])  # fmt: skip
 def test_wrong_settings_are_one_sentence(here, capsys, words, fact):

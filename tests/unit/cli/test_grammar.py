@@ -108,7 +108,7 @@ def test_wrong_values(argument, expected):
 @pytest.mark.parametrize("argument, facts", [
     ("epoch=3", ["'epoch'", "Did you mean epochs?"]), ("ramp_epoch=3", ["Did you mean scheduler.ramp_epochs?"]),
     ("ds.val_set=3", ["Did you mean ds.valset?"]), ("num_step=3", ["Did you mean M?"]),
-    ("embeddim=3", ["Did you mean de?"]), ("num_short=3", ["task train has no key num_short; search has"]),
+    ("embeddim=3", ["Did you mean de?"]), ("num_short=3", ["task train has no key num_short; query and search have"]),
     ("num_epochs=3", ["Did you mean epochs?"]), ("learning_rate=3", ["Did you mean lr?"]),
     ("n_clusters=3", ["Did you mean K?"]), ("nlist=3", ["Did you mean ivf_K?"]), ("M=8 num_steps=8", ["twice"]),
     ("ncentroids=3", ["Did you mean ivf_K?"]), ("d_model=3", ["Did you mean de?"]),

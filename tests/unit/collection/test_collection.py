@@ -141,6 +141,7 @@ def test_payloads_change_and_vectors_stay(docs):
     assert docs.get(3)[0].payload["author"] == {"name": "a3", "born": 1900}
     docs.upsert(["bare"], X[:1])
     docs.update_payload({"a": 1}, ids="bare", key="x.y")
+    assert docs.update_payload(lambda old: {"was": old.get("n")}, ids=["s2", "unknown"]) == 1
     assert docs.get("bare")[0].payload == {"x": {"y": {"a": 1}}}
 
 
@@ -176,7 +177,9 @@ def test_deletes_by_ids_and_filters(docs):
     lambda docs: docs.get([1], where={"a": 1}), lambda docs: docs.search(QUERIES, k=0),
     lambda docs: docs.search(QUERIES[:, :3]), lambda docs: docs.get(order_by='a"b'), lambda docs: docs.get(limit=-1),
     lambda docs: docs.get(order_by="n", after="unknown"), lambda docs: docs.search(QUERIES, where=5),
-    lambda docs: docs.update_payload(5, ids=[1]), lambda docs: docs.update_payload({}, ids=[1], mode="other"),
+    lambda docs: docs.update_payload(5, ids=[1]), lambda docs: docs.update_payload(lambda old: 5, ids=[1]),
+    lambda docs: docs.update_payload(dict, ids=[1], mode="replace"),
+    lambda docs: docs.update_payload({}, ids=[1], mode="other"),
     lambda docs: docs.search(QUERIES, score_limit="high"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(docs, call):

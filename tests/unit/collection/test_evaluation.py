@@ -1,6 +1,7 @@
 """Recall of collections beside an exact search over the original vectors."""
 
 import json
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,9 @@ def docs(tmp_path_factory):
 
 
 def test_creation_measures_recall_of_sampled_records(docs):
-    found = docs.stats()["recall"]
+    kept = docs.stats()["recall"]
+    assert kept.pop("is_current") and datetime.fromisoformat(kept.pop("measured_at")).tzinfo is not None
+    found = kept
     assert found == docs.evaluate({"id": IDS, "vector": X_ND}) and 0 < found["recall"] < 1
     assert (found["k"], found["num_queries"], found["num_vectors"]) == (10, 100, len(X_ND))
     starts = np.unique(np.linspace(0, len(X_ND) - 5, 20).astype(int))
@@ -65,7 +68,33 @@ def test_sources_of_unknown_length_and_without_some_vectors(docs, tmp_path):
 def test_queries_are_sampled_across_row_groups(docs, tmp_path):
     columns = {"id": IDS, "vector": pa.FixedSizeListArray.from_arrays(pa.array(X_ND.ravel()), X_ND.shape[1])}
     pq.write_table(pa.table(columns), tmp_path / "x.parquet", row_group_size=7)
-    assert docs.evaluate(tmp_path / "x.parquet") == docs.stats()["recall"]
+    found = docs.evaluate(tmp_path / "x.parquet")
+    assert found == {name: docs.stats()["recall"][name] for name in found}
+
+
+@pytest.mark.parametrize("payload", [True, False])
+def test_recall_is_dated_and_measured_again_where_the_originals_are_there(tmp_path, payload):
+    def kept():
+        with Collection.open(tmp_path / "c.qinco", read_only=True) as reader:
+            return reader.stats()["recall"]
+
+    x_ND, training = X_ND[:1200], {"epochs": 1, "num_blocks": 1, "hidden_dim": 8, "batch_size": 256}
+    changes = [lambda: docs.upsert([0], X_ND[-1:]), lambda: docs.delete([0]), lambda: docs.upsert([0], X_ND[:1]),
+               lambda: docs.optimize(progress=False)]  # fmt: skip
+    with Collection.create(tmp_path / "c.qinco", x_ND, codec=trained("plain"), metric="l2", payload=payload) as docs:
+        first = kept()
+        assert first["is_current"]
+        for change in changes:
+            change()
+            assert kept() == first | {"is_current": False}
+        docs.retrain([*range(1200), 9999], X_ND[:1201], **training)
+        assert kept() == first | {"is_current": False}  # by some others than the records
+        docs.upsert([1, 2], X_ND[1:3])
+        docs.retrain(range(1200), x_ND, **training)
+        found, again = kept(), docs.evaluate(x_ND)
+        assert found["is_current"] and again == {name: found[name] for name in again} and found["num_vectors"] == 1200
+        docs.add_field("year", "integer") if payload else None
+        assert kept()["is_current"]
 
 
 def test_what_cannot_be_measured_is_said(docs, tmp_path):

@@ -37,7 +37,7 @@ def test_a_collection_is_made_of_a_file_and_tells_what_it_guessed(path, tmp_path
         assert docs.verify() == []
     told = [message for message in caplog.messages if "recall@10" in message]
     assert len(told) == 1 and any("'id'" in message for message in caplog.messages)
-    with pytest.raises(ConfigError, match="overwrite=True"):  # it is complete
+    with pytest.raises(ConfigError, match="overwrite=true"):  # it is complete
         Collection.create(tmp_path / "c.qinco", path, codec=trained("plain"))
 
 
@@ -71,10 +71,28 @@ def test_ctrl_c_says_how_to_go_on(path, tmp_path):
 
     with pytest.raises(KeyboardInterrupt, match="the same call"):
         Collection.create(tmp_path / "c.qinco", path, codec=trained("plain"), progress=stop)
-    with pytest.raises(KeyboardInterrupt, match="call optimize"):
+    with pytest.raises(KeyboardInterrupt, match="optimize goes on"):
         Collection.create(tmp_path / "d.qinco", iter([X_ND]), codec=trained("plain"), progress=stop)
     with Collection.open(tmp_path / "d.qinco") as docs:
         assert docs.count() > 5000
+
+
+@pytest.mark.parametrize("kind", ["table", "records", "array", "arrow"])
+@pytest.mark.parametrize("value", ["a\0b", ["a", "\0"], {"x": "\0"}, [[{"x": "\0"}]]])
+def test_a_payload_with_nul_is_refused_and_tells_whose(tmp_path, kind, value):
+    values = ["fine", value] if isinstance(value, str) else [None, value]
+    x_ND = X_ND[:2]
+    sources = {
+        "table": {"id": ["one", "two"], "vector": x_ND, "text": values},
+        "records": [{"id": id, "vector": X_ND[0], "text": text} for id, text in
+                    zip(("one", "two"), values, strict=True)],
+        "array": iter([(["one", "two"], x_ND, [{"text": text} for text in values])]),
+        "arrow": pa.table({"id": ["one", "two"], "vector": x_ND.tolist(), "text": values}),
+    }  # fmt: skip
+    with Collection.create(tmp_path / "c.qinco") as docs:
+        with pytest.raises(DataError, match="'two' holds the character NUL"):
+            docs.upsert_from(sources[kind])
+        assert docs.count() == 0
 
 
 def test_integer_ids_without_payload_are_all_that_is_kept(tmp_path):

@@ -31,6 +31,14 @@ def docs(tmp_path):
         yield docs
 
 
+def test_exact_vectors_take_no_space_once_they_are_encoded(tmp_path):
+    with create(tmp_path, payload=False) as docs:
+        empty = docs.stats()["bytes"]["database"]
+        docs.upsert(range(N), X)
+        docs.optimize()
+        assert docs.stats()["bytes"]["database"] <= empty + (16 << 10)
+
+
 def ids_of(found) -> list:
     return [[hit.id for hit in hits] for hits in found]
 

@@ -42,14 +42,15 @@ def test_payloads_are_objects_of_json_values():
         "t": "2020-01-02T03:00:00+00:00",
         "d": "2020-01-02",
     }
-    assert payload_texts(None, 2) == [None, None] and payload_texts([{}, None], 2) == ["{}", None]
+    assert payload_texts(None, [1, 2]) == [None, None] and payload_texts([{}, None], [1, 2]) == ["{}", None]
 
 
 @pytest.mark.parametrize("wrong", [{"a": float("nan")}, {"a": float("inf")}, {1: 2}, {"a": {2: 1}}, {"a": b"x"},
-                                   {"a": {1, 2}}, {"a": "\ud800"}, [1], "text", 5])  # fmt: skip
+                                   {"a": {1, 2}}, {"a": "\ud800"}, {"a": "\0"}, {"a\0": 1}, [1], "text",
+                                   5])  # fmt: skip
 def test_other_payloads_are_refused(wrong):
     with pytest.raises(DataError):
-        payload_texts([wrong], 1)
+        payload_texts([wrong], [1])
 
 
 def test_a_payload_within_itself_is_refused():

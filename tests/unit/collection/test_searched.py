@@ -167,7 +167,7 @@ def test_several_vectors_that_do_not_fit_are_refused(tmp_path, call):
 
 
 def test_collections_of_single_vectors_say_so(docs, tmp_path):
-    with pytest.raises(ConfigError, match="multi=True"):
+    with pytest.raises(ConfigError, match="multi=true"):
         docs.search_multi(X[:2])
     with pytest.raises(ConfigError, match="payload"):
         Collection.create(tmp_path / "d.qinco", multi=True, payload=False)

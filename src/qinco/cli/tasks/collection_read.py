@@ -1,13 +1,15 @@
-"""`qinco query`, `stats`, `verify` and `export`: what reads collections. Others may write them meanwhile."""
+"""`qinco query`, `stats`, `verify`, `export` and `page`: what reads collections. Others may write them meanwhile."""
 
 import time
+from typing import Any
 
 from qinco.cli import collections
-from qinco.cli.keys import Key, task
+from qinco.cli.keys import Key, Settings, task
 from qinco.errors import ConfigError, DataError
 
 _IMPORTS = ("qinco.collection.collection",)
 _MACHINE = "device cpu threads format"
+_OPTIONS = "exact", "with_payload", "with_vectors", "score_limit", "candidates", "precision"
 
 
 @task(
@@ -17,8 +19,13 @@ _MACHINE = "device cpu threads format"
         "collection queries ids",
         Key("k", "integer", 10, "records for each query"),
         "where",
+        Key("filter", "text", None, "ids of records that may be found, besides where="),
         Key("exact", "switch", False, "compare with all vectors, as they are decoded"),
-        f"with_vectors {_MACHINE}",
+        Key("score_limit", "signed", None, "lowest similarity, or with metric l2 largest distance, of what is found"),
+        Key("diversity", "number", 0.0, "from 0 to 1: above 0, choose records that differ from each other"),
+        Key("candidates", "integer", None, "records that these are chosen from; null: 5 k"),
+        Key("with_payload", "switch", True, "payloads, too"),
+        f"with_vectors search.nprobe search.nshort precision {_MACHINE}",
     ],
     required=("collection", "queries|ids"),
     positional="collection",
@@ -29,18 +36,32 @@ def query(settings, console) -> None:
     ids, queries, where = collections.ids_of(settings), settings["queries"], collections.where_of(settings)
     if ids is not None and queries is not None:
         raise ConfigError(f"queries={queries} and ids={settings['ids']} are both to be searched for: keep one of them")
-    options = {"exact": settings["exact"], "with_vectors": settings["with_vectors"]}
+    options: dict[str, Any] = {name: settings[name] for name in _OPTIONS} | {
+        "filter": collections.ids_of(settings, "filter")
+    }
+    options |= {"nprobe": _single(settings, "search.nprobe"), "num_short": _single(settings, "search.nshort")}
+    if settings["diversity"]:  # records of several vectors have none
+        options["diversity"] = settings["diversity"]
     with collections.open_collection(settings, read_only=True) as docs:
         search, wanted = (docs.search, queries) if ids is None else (docs.search_by_id, ids)
         found = search(wanted, settings["k"], where, **options)
+    asked = [name for name, key in (("payload", "with_payload"), ("vector", "with_vectors")) if settings[key]]
     rows = [
-        {"query": number if ids is None else ids[number], "id": hit.id, "score": hit.score, "payload": hit.payload}
-        | ({"vector": hit.vector} if settings["with_vectors"] else {})
+        {"query": number if ids is None else ids[number], "id": hit.id, "score": hit.score}
+        | {name: getattr(hit, name) for name in asked}
         for number, hits in enumerate(found)
         for hit in hits
     ]
-    headers = ["query", "id", "score", "payload", *(["vector"] if settings["with_vectors"] else [])]
-    collections.print_rows(settings, console, rows, headers)
+    collections.print_rows(settings, console, rows, ["query", "id", "score", *asked])
+
+
+def _single(settings: Settings, key: str) -> int | None:
+    """The number of a key of lists; None unless it is given."""
+    if not settings.given(key):
+        return None
+    if len(settings[key]) != 1:
+        raise ConfigError(f"{key} is one number in this task, not {list(settings[key])}")
+    return settings[key][0]
 
 
 @task(
@@ -99,3 +120,20 @@ def export(settings, console) -> None:
         number = docs.export(settings["output"], **options)
     result = {"output": settings["output"], "records": number, "seconds": time.monotonic() - begun}
     console.print_result(result, as_lines)
+
+
+@task(
+    "page",
+    "write a page about a collection as one HTML file: qinco page docs.qinco output=docs.html",
+    keys=[f"collection output overwrite {_MACHINE}"],
+    required=("collection", "output"),
+    positional="collection",
+    imports=("qinco.page.html",),
+)
+def page(settings, console) -> None:
+    from qinco.page import write_page
+
+    as_lines = collections.prints_lines(settings)
+    with collections.open_collection(settings, read_only=True) as docs:
+        path = write_page(docs, settings["output"], overwrite=settings["overwrite"])
+    console.print_result({"output": str(path), "bytes": path.stat().st_size}, as_lines)

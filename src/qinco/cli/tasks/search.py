@@ -5,7 +5,7 @@ from pathlib import Path
 import qinco
 from qinco.cli import open as inputs
 from qinco.cli.console import result_line
-from qinco.cli.keys import ENCODING, MACHINE, TRAINSET, Key, Settings, key_of_field, task
+from qinco.cli.keys import ENCODING, MACHINE, TRAINSET, Key, Settings, task, values_of_field
 from qinco.cli.recall import measure_decoded, measure_index
 from qinco.config import RANKINGS
 from qinco.datasets.catalogue import DATASETS
@@ -17,11 +17,6 @@ _OF_A_SWEEP = ("plot", "resume", "search.nthreads", "search.batch_size")
 _OF_AN_INDEX = ("search.nprobe", "search.nshort", "search.nmid_short", "search.quantizer_efSearch")
 _OF_REFINEMENT = ("refine", "num_refine")
 _RANKING = "ranking"
-
-
-def _values(field: str, *default: int) -> Key:
-    key = key_of_field(SearchOptions, field)
-    return Key(f"search.{key.name}", "integers", default, key.help, minimum=key.minimum)
 
 
 @task(
@@ -45,10 +40,9 @@ def _values(field: str, *default: int) -> Key:
         ),
         Key("plot", "path", None, "draw recall over time to a .png or .svg file"),
         f"{ENCODING} prefix decoder pairwise_decoder search.aq_training_samples",
-        _values("nprobe", 4),
-        _values("num_short", 4, 10),
-        _values("num_mid", 1, 4),
-        _values("ef_search", 4),
+        "search.nprobe search.nshort",
+        values_of_field("num_mid", 1, 4),
+        values_of_field("ef_search", 4),
         Key("search.nthreads", "integer", 32, "threads that search an index, at most"),
         Key("search.batch_size", "integer", 12288, "queries at a time, at most"),
         f"{MACHINE} enc_max_bs seed",

@@ -1,0 +1,118 @@
+"""Bodies of answers: results and errors as clients of Qdrant read them."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from qinco.errors import ConfigError, QincoError, ResourceError
+from qinco.server.work import Unavailable
+
+log = logging.getLogger(__name__)
+_SHOWN_FAULTS = 3
+
+
+class NotFoundError(QincoError):
+    """There is no collection, record or alias of this name: status 404."""
+
+
+class ConflictError(ConfigError):
+    """There is one of this name already: status 409."""
+
+
+class TooLargeError(ConfigError):
+    """A body, or a part of it, is larger than the server takes: status 413."""
+
+
+class MalformedError(ConfigError):
+    """A body that does not have the form of its schema: status 422."""
+
+
+_ERROR = {
+    "type": "object",
+    "required": ["status", "time"],
+    "properties": {
+        "status": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
+        "time": {"type": "number"},
+    },
+}
+_MEANINGS = {400: "Refused", 404: "Not found", 409: "There already", 413: "Too large", 422: "Not of the schema",
+             503: "Not now"}  # fmt: skip
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    code: {"description": meaning, "content": {"application/json": {"schema": _ERROR}}}
+    for code, meaning in _MEANINGS.items()
+}
+
+
+class TimedRoute(APIRoute):
+    """A route that notes when it began to answer."""
+
+    def get_route_handler(self) -> Callable:
+        handler = super().get_route_handler()
+
+        async def timed(request: Request):
+            request.state.started = time.perf_counter()
+            return await handler(request)
+
+        return timed
+
+
+def answer(request: Request, result: Any) -> JSONResponse:
+    """A result, and how long it took."""
+    seconds = time.perf_counter() - request.state.started
+    return JSONResponse({"result": result, "status": "ok", "time": seconds})
+
+
+def done(request: Request) -> JSONResponse:
+    """A change that is on disk."""
+    return answer(request, {"operation_id": 0, "status": "completed"})
+
+
+def refusal(code: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error, in one sentence."""
+    return JSONResponse({"status": {"error": message}, "time": 0.0}, code, headers)
+
+
+def faults(error: ValidationError | RequestValidationError) -> str:
+    """What is wrong with a body, in one sentence."""
+    found = error.errors()
+    shown = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in found[:_SHOWN_FAULTS]]
+    more = f", and {len(found) - _SHOWN_FAULTS} more faults" if len(found) > _SHOWN_FAULTS else ""
+    return f"the body is not of its schema: {', '.join(shown)}{more}"
+
+
+def _status(error: Exception) -> int:
+    codes = {NotFoundError: 404, ConflictError: 409, TooLargeError: 413, MalformedError: 422, ResourceError: 503}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), 400)
+
+
+def install(app: FastAPI) -> None:
+    """Answer exceptions by the envelope."""
+
+    @app.exception_handler(QincoError)
+    async def refused(request: Request, error: QincoError):
+        return refusal(_status(error), str(error))
+
+    @app.exception_handler(Unavailable)
+    async def unavailable(request: Request, error: Unavailable):
+        return refusal(503, str(error), {"Retry-After": str(error.retry_after)})
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: Request, error: RequestValidationError):
+        return refusal(422, faults(error))
+
+    @app.exception_handler(HTTPException)
+    async def failed(request: Request, error: HTTPException):
+        return refusal(error.status_code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception):
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return refusal(500, f"the server failed ({type(error).__name__}): see its log, and report it")

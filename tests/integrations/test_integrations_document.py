@@ -1,0 +1,41 @@
+"""The examples of docs/integrations.md run, each where its library is installed."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from compressed import codec
+
+PAGE = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text()
+SECTIONS = {
+    section.partition("\n")[0].strip("# "): re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    for section in re.split(r"^(?=##+ )", PAGE, flags=re.MULTILINE)
+}
+LIBRARIES = {"LangChain": "langchain_core", "Haystack": "haystack", "LlamaIndex": "llama_index.core"}
+
+
+class Model:
+    """In place of a late-interaction model."""
+
+    def encode(self, texts: list[str], **options) -> list[np.ndarray]:
+        return [np.random.default_rng(len(text)).standard_normal((5, 6)).astype(np.float32) for text in texts]
+
+
+def names_of(section: str) -> dict:
+    """What the examples of a section take for granted."""
+    if not section.startswith("Late interaction"):
+        return {}
+    codec(6).save("token-codec.safetensors")
+    codes = [codec(6).encode(tokens) for tokens in Model().encode(["a", "bb"])]
+    return {"model": Model(), "documents": ["a", "bb"], "codes_of_a": codes[0], "codes_of_b": codes[1]}
+
+
+@pytest.mark.parametrize("section", [section for section, blocks in SECTIONS.items() if blocks])
+def test_examples_run(section, tmp_path, monkeypatch):
+    if section in LIBRARIES:
+        pytest.importorskip(LIBRARIES[section], reason="the extra integrations is not installed")
+    monkeypatch.chdir(tmp_path)
+    names = names_of(section)
+    for block in SECTIONS[section]:
+        exec(compile(block, section, "exec"), names)

@@ -1,0 +1,145 @@
+"""The page in Debian's Chromium: light and dark, small and large, with a keyboard, and with hostile payloads."""
+
+import shutil
+import socket
+import threading
+import time
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+import qinco
+
+sync_api = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+uvicorn = pytest.importorskip("uvicorn")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
+
+HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><b>bold</b>"
+VIEWS = [(scheme, width) for scheme in ("light", "dark") for width in (1280, 390)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A compressed collection with some exact vectors, one that is new, and one with a record."""
+    folder, rng = tmp_path_factory.mktemp("collections"), np.random.default_rng(0)
+    x_ND = rng.standard_normal((1500, 16), dtype=np.float32)
+    codec = qinco.Codec.fit(x_ND, num_steps=4, codebook_size=16, epochs=1, seed=0)
+    with qinco.Collection.create(folder / "docs.qinco", codec=codec) as docs:
+        docs.upsert(range(1200), x_ND[:1200], [{"text": HOSTILE, "year": 1990 + n % 30} for n in range(1200)])
+        docs.optimize()
+        docs.upsert([HOSTILE, "42"], x_ND[1200:1202], [{"year": 2000}, {"year": 2001}])
+    qinco.Collection.create(folder / "new.qinco").close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(folder):
+    from qinco.server.app import create_app
+    from qinco.server.catalog import Catalog
+
+    with Catalog.open(folder) as catalog, socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(create_app(catalog), log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def frozen(folder, tmp_path_factory) -> str:
+    with qinco.Collection.open(folder / "docs.qinco", read_only=True) as docs:
+        return qinco.page.write_page(docs, tmp_path_factory.mktemp("page") / "docs.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """A function that opens an address; in the end no script has failed and nothing was asked of another origin."""
+    problems, asked, contexts = [], [], []
+
+    def open_page(address, scheme="light", width=1280):
+        context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: asked.append((address, request.url)))
+        page.goto(address)
+        page.wait_for_selector("h2")
+        return page
+
+    yield open_page
+    assert problems == []
+    assert all(urlsplit(one)[:2] == urlsplit(of)[:2] for of, one in asked)
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize(("scheme", "width"), VIEWS)
+@pytest.mark.parametrize("kind", ["served", "frozen"])
+def test_every_view_is_accessible_and_fits(opened, url, frozen, kind, scheme, width):
+    page = opened(url if kind == "served" else frozen, scheme, width)
+    violations = axe.Axe().run(page).response["violations"]
+    assert [one["id"] for one in violations if one["impact"] in ("serious", "critical")] == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.locator("canvas").count() == 2  # errors and sizes of lists
+
+
+def test_numbers_are_shown(opened, url):
+    page = opened(f"{url}/#docs")
+    facts = dict(zip(page.locator("dt").all_inner_texts(), page.locator("dd").all_inner_texts(), strict=True))
+    assert facts["Records"] == "1,202" and facts["Compressed"] == "1,200" and facts["Kept exactly"] == "2"
+    page.locator("nav a", has_text="new").click()
+    page.wait_for_selector("h1:has-text('new')")
+    assert page.locator("dd").first.inner_text() == "0"
+
+
+@pytest.mark.parametrize("kind", ["served", "frozen"])
+def test_a_payload_is_text(opened, url, frozen, kind):
+    page = opened(f"{url}/#docs" if kind == "served" else frozen)
+    if kind == "served":
+        page.get_by_label("Id of a record").fill(HOSTILE)
+        page.get_by_role("button", name="Search").click()
+        page.wait_for_selector("td.payload")
+    assert HOSTILE in page.locator("main").inner_text().replace('\\"', '"')
+    assert page.locator("main img, main b").count() == 0 and page.title() == "docs – qinco"
+
+
+def test_search_with_the_keyboard(opened, url):
+    page = opened(f"{url}/#docs")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.get_by_label("Id of a record").focus()
+    page.keyboard.type("7")
+    page.keyboard.press("Tab")
+    page.keyboard.type('{"year": 2000}')
+    page.keyboard.press("Enter")
+    page.wait_for_selector("td.payload")
+    assert all('"year":2000' in text for text in page.locator("td.payload").all_inner_texts())
+    page.get_by_role("button", name="Random record").press("Enter")
+    page.get_by_label("Filter").fill("{")
+    page.get_by_role("button", name="Search").press("Enter")
+    assert page.get_by_role("alert").inner_text() == "The filter is no JSON object."
+
+
+def test_an_id_is_found_as_it_is_typed(opened, url):
+    page = opened(f"{url}/#docs")
+    for typed, found in (("7", "7"), ("42", "42"), ('"42"', "42")):  # the last is a string of digits
+        page.get_by_label("Id of a record").fill(typed)
+        page.get_by_role("button", name="Search").click()
+        page.wait_for_selector(f"caption:has-text('nearest to {found}')")
