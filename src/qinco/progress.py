@@ -31,13 +31,14 @@ class Progress(Protocol):
         stage: what is being done, for people: "encoding", "fitting look-up tables".
         done, total: units that are done (the first report of a stage says how many an earlier run did), and in all.
         unit: singular noun: "vector", "step", "setting".
-        **fields: values to show until they change (mse=..., lr=...).
+        **fields: values to show until they change (mse=..., lr=...); `JOB_LEFT`, seconds, where a call has many stages.
     """
 
     def __call__(self, stage: str, done: int, total: int, unit: str = "vector", **fields) -> None: ...
 
 
 ProgressOption = bool | Progress | None
+JOB_LEFT = "job_seconds_left"
 _SHORT_SECONDS = 1.0  # a call that takes no longer shows nothing
 _SHOWN = threading.Lock()
 
@@ -135,7 +136,10 @@ class Meter:
         if rate is not None:
             parts.append(f"{format_number(rate)} {self.unit}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit}")
             parts.append(f"{format_duration(self.seconds_left or 0)} left")
-        return ", ".join(parts + [f"{name} {format_number(value)}" for name, value in self.fields.items()])
+        fields = dict(self.fields)
+        job_left = fields.pop(JOB_LEFT, None)
+        parts += [f"{name} {format_number(value)}" for name, value in fields.items()]
+        return ", ".join(parts + ([] if job_left is None else [f"{format_duration(job_left)} left of the whole job"]))
 
     def record(self) -> dict:
         """The same as JSON values."""

@@ -6,11 +6,14 @@ from typing import Self
 
 from qinco.collection import evaluation, filling, finding
 from qinco.collection.maintained import MaintainedCollection
-from qinco.collection.optimize import Optimizer, check_training
+from qinco.collection.optimize import LEAST_TRAINED, Optimizer, check_training
 from qinco.collection.records import record_ids
 from qinco.collection.retrain import Retrainer
 from qinco.collection.row_source import RowSource
+from qinco.collection.schema import value_of
 from qinco.collection.sources import open_rows
+from qinco.collection.stages import usual_minutes
+from qinco.collection.whole_job import WholeJob
 from qinco.errors import ConfigError, DataError
 from qinco.progress import Progress, ProgressOption, counted, reporting
 from qinco.vectors.rows import as_source
@@ -122,6 +125,21 @@ class FilledCollection(MaintainedCollection):
                 self._measure({"source": source, "ids": given}, report)
         return done | {"encoded": done["encoded"] + rest["encoded"]}
 
+    def _job(self, rows: RowSource, minutes: float | None, report: Progress) -> Progress:
+        """What also tells how long all of `create` takes, where the number of records is known."""
+        if rows.num_rows is None:
+            return report
+        with self._viewing() as view:
+            encoded, exact_below = view.moment.num_stored, value_of(view.connection, "exact_below")
+            has_codec = value_of(view.connection, "codec") is not None
+        if not has_codec and rows.num_rows < max(exact_below, LEAST_TRAINED):
+            return WholeJob(report, {"storing": rows.num_rows}, rows.dim)
+        left = rows.num_rows - encoded
+        counts = {"storing": rows.num_rows, "encoding": left, "indexing": left}
+        counts |= {} if rows.is_read_once else {"evaluating": rows.num_rows}
+        minutes = usual_minutes(rows.num_rows) if minutes is None else minutes
+        return WholeJob(report, counts, rows.dim, 0.0 if has_codec else 60 * minutes)
+
     def _measure(self, originals: dict, report: Progress) -> None:
         """Measure recall, say it, and write it down; `originals` are arguments of `evaluate`."""
         found = self.evaluate(**originals, progress=report)
@@ -134,6 +152,7 @@ class FilledCollection(MaintainedCollection):
         """Do what `create` does with a source, and return the collection; `originals` are arguments of `evaluate`."""
         try:
             with reporting(progress) as report:
+                report = self._job(rows, minutes, report)
                 encode = partial(self.optimize, minutes=minutes, progress=report)
                 for guess in rows.guesses:
                     log.info("%s", guess)

@@ -67,7 +67,7 @@ def train(folder: Path, settings: dict, report: Progress) -> tuple[Codec, float 
     output = work / "codec.safetensors"
     if not settings.keys() & {"minutes", "epochs"}:
         num_rows = len(np.load(work / _TRAIN, mmap_mode="r"))
-        settings = settings | {"minutes": min(_MINUTES, num_rows / _ROWS_A_MINUTE)}
+        settings = settings | {"minutes": usual_minutes(num_rows)}
     begun = output.exists() or state_path(output).exists()
     files = {"output": output, "resume": begun, "overwrite": True}  # a kill may have left too little to resume
     try:
@@ -76,6 +76,11 @@ def train(folder: Path, settings: dict, report: Progress) -> tuple[Codec, float 
         stop.args = ("the training so far is kept: the same call goes on",)
         raise
     return codec, error_of(codec, np.load(work / _HELD))
+
+
+def usual_minutes(num_rows: int) -> float:
+    """Of training on so many vectors, where neither minutes nor epochs are given."""
+    return min(_MINUTES, num_rows / _ROWS_A_MINUTE)
 
 
 def forget_training(folder: Path) -> None:
