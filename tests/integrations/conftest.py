@@ -4,6 +4,10 @@ import os
 
 import pytest
 
+# Before the libraries are imported: nothing is sent anywhere.
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 
 def pytest_sessionfinish(session, exitstatus):
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from traceback import format_exception
 
 from qinco.errors import ResourceError
 from qinco.progress import LogStream, Progress, format_number, is_watched, lines, reporting
@@ -43,14 +44,14 @@ class Console:
         self._bars = ExitStack()
         self._report: Progress | None = None
 
-    def info(self, line: str) -> None:
-        """Write a line to standard error if verbose."""
+    def info(self, line: str, **fields) -> None:
+        """Write a line to standard error if verbose; `fields` are for scripts."""
         if self.verbose:
-            write_line(log_record("info", line) if self.json_logs else line, LogStream())
+            write_line(log_record("info", line, **fields) if self.json_logs else line, LogStream())
 
-    def warn(self, line: str) -> None:
+    def warn(self, line: str, **fields) -> None:
         """Write a warning to standard error."""
-        write_line(log_record("warning", line) if self.json_logs else f"qinco: warning: {line}", LogStream())
+        write_line(log_record("warning", line, **fields) if self.json_logs else f"qinco: warning: {line}", LogStream())
 
     def progress(self, stage: str, done: int, total: int, unit: str = "vector", **fields) -> None:
         """A `qinco.progress.Progress`: bars on a terminal, lines every 30 seconds elsewhere, JSON with json_logs."""
@@ -120,7 +121,11 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         write = self.console.warn if record.levelno >= logging.WARNING else self.console.info
-        write(record.getMessage())
+        line, fields = record.getMessage(), dict(getattr(record, "fields", {}))
+        if record.exc_info:  # a bug, in a thread or a request: the process goes on
+            trace = "".join(format_exception(*record.exc_info))
+            line, fields = (line, fields | {"traceback": trace}) if self.console.json_logs else (f"{line}\n{trace}", {})
+        write(line, **fields)
 
 
 def result_line(name: str, value) -> str:

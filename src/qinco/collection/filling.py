@@ -22,6 +22,19 @@ def new_state(rows: RowSource, settings: dict) -> dict:
     return {"source": rows.fingerprint(), "row": 0, "settings": settings}
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder is a collection that was being filled from a source."""
+    if not (folder / FILE).is_file() or not (folder / FILE).stat().st_size:
+        return False
+    database = Database(folder, read_only=True)
+    try:
+        database.check()
+        with database.reading() as connection:
+            return value_of(connection, STATE) is not None
+    finally:
+        database.close()
+
+
 def is_begun(folder: Path, rows: RowSource, settings: dict) -> bool:
     """Whether a folder is a collection that was being filled from this source; ConfigError if with other settings."""
     if rows.is_read_once or not (folder / FILE).is_file() or not (folder / FILE).stat().st_size:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from qinco.atomic import check_output, user_path
+from qinco.codec.codec import Codec
 from qinco.collection import changes, histograms, upkeep
 from qinco.collection.child import Child
 from qinco.collection.moments import Moments, View
@@ -58,6 +59,12 @@ class MaintainedCollection:
         """D of the vectors; None before there are any."""
         with self._database.reading() as connection:
             return value_of(connection, "dim")
+
+    @property
+    def codec(self) -> Codec | None:
+        """The codec of compressed vectors; None before there is one."""
+        with self._viewing() as view:
+            return view.moment.codec
 
     @property
     def fields(self) -> dict[str, str]:

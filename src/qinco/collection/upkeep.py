@@ -56,6 +56,7 @@ def statistics(view: View, database: Database) -> dict:
             "database": sum(_size(path) for path in folder.glob(f"{FILE}*")),
         },
         "bytes_per_vector": code_bytes / moment.num_stored if moment.num_stored else None,
+        "exact_below": value_of(connection, "exact_below"),
         "fields": dict(connection.execute("SELECT path, kind FROM fields ORDER BY path")),
         "error": first, "drift": drift, "recall": kept_recall(connection), "warnings": warnings,
     }  # fmt: skip

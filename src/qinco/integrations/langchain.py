@@ -1,7 +1,7 @@
 """`QincoVectorStore`: a collection as a vector store of LangChain."""
 
 # pyright: reportMissingImports=false
-import math
+import functools
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from qinco.collection.collection import Collection
 from qinco.collection.filters import Filter
 from qinco.collection.records import Hit, Record
 from qinco.errors import ConfigError, needs_extra
-from qinco.integrations.stores import below, matching, open_store
+from qinco.integrations.stores import below, matching, open_store, relevance
 
 with needs_extra("qinco.integrations.langchain", "langchain_core", "langchain"):
     from langchain_core.documents import Document
@@ -143,11 +143,7 @@ class QincoVectorStore(VectorStore):
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         """Scores as relevance from 0 to 1, of which larger is nearer."""
-        return {
-            "cosine": lambda score: min(1.0, max(0.0, (1 + score) / 2)),
-            "inner_product": lambda score: (1 + math.tanh(score / 2)) / 2,
-            "l2": lambda score: 1 / (1 + score),
-        }[self.collection.metric]
+        return functools.partial(relevance, self.collection)
 
     def _hits(self, embedding: list[float], k: int, filter: FilterOption, search: dict) -> list[Hit]:
         if callable(filter):

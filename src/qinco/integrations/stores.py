@@ -65,6 +65,15 @@ def similarity(collection: Collection, score: float) -> float:
     return -score if collection.metric == "l2" else score
 
 
+def relevance(collection: Collection, score: float, scale: float = 1.0) -> float:
+    """A score as a number from 0 to 1, of which larger is nearer; inner products are divided by `scale`."""
+    if collection.metric == "l2":
+        return 1 / (1 + score)
+    if collection.metric == "cosine":
+        return min(1.0, max(0.0, (1 + score) / 2))  # rounding may exceed 1
+    return (1 + math.tanh(score / scale / 2)) / 2
+
+
 def matching(
     collection: Collection, where: Filter | None, accepts: Callable[[Record], bool], *, with_vectors: bool = False
 ) -> Iterator[Record]:

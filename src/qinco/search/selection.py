@@ -12,7 +12,7 @@ import numpy as np
 from qinco.errors import ConfigError
 from qinco.native.bits import WORD_BITS, count_bits, mark_ids, num_words, packed, positions, unpacked
 from qinco.search.ids import are_among, chosen_ids
-from qinco.search.lists import InvertedLists
+from qinco.search.lists import InvertedLists, ListsBuilder
 
 FEW = 2000  # selected vectors whose lists alone are scanned
 
@@ -93,6 +93,23 @@ class Selection:
         """The lists that hold selected vectors, int32, ascending."""
         holding = [segment.lists_of(self.positions(number)) for number, segment in enumerate(self.segments)]
         return np.unique(np.concatenate(holding))
+
+    @cached_property
+    def gathered(self) -> tuple[InvertedLists, np.ndarray, np.ndarray]:
+        """Copies of all selected vectors in one list, whose ids are 0 to n - 1; their lists and their ids, (n,)."""
+        parts = []
+        for number, segment in enumerate(self.segments):
+            parts += segment.blocks(max(1, self.count), self.positions(number))
+        empty = np.empty((0, self.segments[0].num_codes), np.uint8), *(np.empty(0, t) for t in (np.uint8, int, int))
+        codes, norm_codes, lists, ids = (np.concatenate(columns) for columns in zip(empty, *parts, strict=True))
+        order = np.argsort(lists, kind="stable")  # as a scan of the lists finds them
+        builder = ListsBuilder(self.segments[0].num_lists, codes.shape[1])
+        builder.add_counts(np.zeros(len(ids), np.int64))
+        builder.allocate(np.dtype(np.uint32))
+        builder.fill(
+            codes[order], norm_codes[order], np.zeros(len(ids), np.int64), np.arange(len(ids), dtype=np.uint32)
+        )
+        return builder.finish(), lists[order].astype(np.int32), ids[order].astype(np.int64)
 
     @cached_property
     def inverse(self) -> "Selection":

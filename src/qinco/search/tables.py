@@ -31,6 +31,7 @@ GRAPH_KIND, FAISS_SUFFIX = "graph", ".faissindex"
 _LINKS = "levels", "offsets", "neighbors"
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)
 _SPARE_LISTS = 1.5  # times as many as hold the wanted vectors on average
+_GATHERED_QUERIES = 16  # for fewer, copying what is selected does not pay
 MAX_PROBES = 1 << 22  # of the queries that are searched again at a time
 
 
@@ -247,10 +248,22 @@ class SearchTables:
 
     def _shortlist_among(self, queries_QD, num_short, segments, selection: Selection, threads: int) -> Shortlist:
         """The nearest of a selection by the tables, whose values are computed for all of it."""
+        if self.partition_VD is not None and len(queries_QD) >= _GATHERED_QUERIES:
+            return self._shortlist_gathered(queries_QD, num_short, selection, threads)
         probes_QL = np.broadcast_to(selection.lists, (len(queries_QD), len(selection.lists)))
         bases_QL = self._bases(queries_QD, selection.lists)
         limits = {"admitted": selection.words, "threads": threads}
         return self.scanner.scan(queries_QD, probes_QL, bases_QL, segments, num_short, **limits)
+
+    def _shortlist_gathered(self, queries_QD, num_short: int, selection: Selection, threads: int) -> Shortlist:
+        """`_shortlist_among` where values do not depend on lists: blocks are full, not of a vector or two of a list."""
+        gathered, lists_N, ids_N = selection.gathered
+        probes_QL, bases_QL = np.zeros((len(queries_QD), 1), np.int32), self._same_bases(queries_QD, 1)
+        found = self.scanner.scan(queries_QD, probes_QL, bases_QL, (gathered,), num_short, threads=threads)
+        is_found_QS = found.ids >= 0
+        for of, own_N in ((found.lists, lists_N), (found.ids, ids_N)):
+            of[is_found_QS] = own_N[found.ids[is_found_QS]]
+        return found
 
     def _bases(self, queries_QD: np.ndarray, lists_L: np.ndarray) -> np.ndarray:
         """The bases of the vectors' values in some lists, float32 (Q, L), as `probe` gives them for the nearest."""

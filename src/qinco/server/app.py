@@ -4,7 +4,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 
-from qinco.server import bodies, envelope, pages, qdrant_collections, qdrant_points, qdrant_queries
+from qinco.server import bodies, envelope, operations, pages, qdrant_collections, qdrant_points, qdrant_queries
 from qinco.server.catalog import Catalog
 from qinco.server.settings import ServerSettings
 from qinco.server.work import Work
@@ -45,4 +45,5 @@ def create_app(catalog: Catalog, settings: ServerSettings | None = None) -> Fast
 
     for routes in (qdrant_collections, qdrant_points, qdrant_queries, pages):
         app.include_router(routes.router)
+    operations.install(app)
     return app

@@ -31,6 +31,10 @@ class TooLargeError(ConfigError):
     """A body, or a part of it, is larger than the server takes: status 413."""
 
 
+class MediaTypeError(ConfigError):
+    """A body, or an answer that is asked for, of a type that the route does not know: status 415."""
+
+
 class MalformedError(ConfigError):
     """A body that does not have the form of its schema: status 422."""
 
@@ -88,8 +92,10 @@ def faults(error: ValidationError | RequestValidationError) -> str:
     return f"the body is not of its schema: {', '.join(shown)}{more}"
 
 
-def _status(error: Exception) -> int:
-    codes = {NotFoundError: 404, ConflictError: 409, TooLargeError: 413, MalformedError: 422, ResourceError: 503}
+def status_of(error: Exception) -> int:
+    """The status of an answer that tells of an error."""
+    codes = {NotFoundError: 404, ConflictError: 409, TooLargeError: 413, MediaTypeError: 415, MalformedError: 422,
+             ResourceError: 503, Unavailable: 503}  # fmt: skip
     return next((code for kind, code in codes.items() if isinstance(error, kind)), 400)
 
 
@@ -98,7 +104,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(QincoError)
     async def refused(request: Request, error: QincoError):
-        return refusal(_status(error), str(error))
+        return refusal(status_of(error), str(error))
 
     @app.exception_handler(Unavailable)
     async def unavailable(request: Request, error: Unavailable):

@@ -29,12 +29,13 @@ class ServerSettings:
         max_body_bytes: of a request; only streams of `/v1/{collection}/points` may be longer, of which no batch may be.
         max_k, max_queries: results of a query, and queries of a request.
         max_payload_bytes: of a point, as JSON.
-        max_filter_depth: filters within filters.
         timeout: seconds of a request, of which one that is in progress then is answered with 503.
         receive_timeout: seconds between two pieces of a request, after which its connection is closed.
-        max_waiting: calls that wait for a thread; more are answered with 503.
+        max_waiting: requests that wait for a thread; more are answered with 503.
         max_connections: more are closed at once.
         drain: seconds that requests have to end after SIGTERM.
+        optimize: compress fresh vectors when there are many, without being asked.
+        log_requests: log every request.
         qdrant_version: of which clients are told that this server speaks its protocol.
     """
 
@@ -49,20 +50,21 @@ class ServerSettings:
     max_k: int = 10_000
     max_queries: int = 1024
     max_payload_bytes: int = 64 << 10
-    max_filter_depth: int = 16
     timeout: float = 60.0
     receive_timeout: float = 20.0
     max_waiting: int = 256
     max_connections: int = 10_000
     drain: float = 30.0
+    optimize: bool = True
+    log_requests: bool = False
     qdrant_version: str = "1.20.0"
 
     def __post_init__(self):
-        for name in ("insecure", "read_only"):
+        for name in ("insecure", "read_only", "optimize", "log_requests"):
             require_bool(name, getattr(self, name))
         require_int("port", self.port, 0, 65535)
-        sizes = ("readers", "max_body_bytes", "max_k", "max_queries", "max_payload_bytes", "max_filter_depth",
-                 "max_waiting", "max_connections")  # fmt: skip
+        sizes = ("readers", "max_body_bytes", "max_k", "max_queries", "max_payload_bytes", "max_waiting",
+                 "max_connections")  # fmt: skip
         for name in sizes:
             require_int(name, getattr(self, name))
         for name in ("timeout", "receive_timeout", "drain"):

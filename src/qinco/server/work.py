@@ -1,10 +1,9 @@
 """What a server's event loop does not do itself: reads and searches in threads, and writes in one a collection."""
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -29,40 +28,33 @@ class Work:
     """Runs blocking calls for the routes of a server, all of them on one event loop.
 
     A call that is cancelled while it waits is not begun; one that has begun is completed, though nobody waits for it.
+    How many wait is limited by `RequestLimits`.
 
     Attributes:
         on_batch: is told how many queries a search answers.
     """
 
     def __init__(self, settings: ServerSettings):
-        self._max_waiting = settings.max_waiting
-        self._readers = _Threads(settings.readers, "qinco-reader")
-        self._writers: dict[str, _Threads] = {}
+        self._readers = ThreadPoolExecutor(settings.readers, "qinco-reader")
+        self._writers: dict[str, ThreadPoolExecutor] = {}
         self._searches: dict[tuple, deque[tuple[np.ndarray, asyncio.Future]]] = {}
         self._batches: set[asyncio.Task] = set()
         self.on_batch: Callable[[int], None] = lambda size: None
 
-    @property
-    def waiting(self) -> int:
-        """Reads and searches that wait for others."""
-        return self._readers.waiting + sum(map(len, self._searches.values()))
-
     async def read(self, function: Callable, *args, **named) -> Any:
         """What a function returns that reads."""
-        self._admit(self.waiting)
-        return await self._readers.run(partial(function, *args, **named))
+        return await _run(self._readers, partial(function, *args, **named))
 
     async def write(self, name: str, function: Callable, *args, **named) -> Any:
         """What a function returns that changes the collection of this name; such calls run one after the other."""
         if (writer := self._writers.get(name)) is None:
-            writer = self._writers[name] = _Threads(1, f"qinco-writer-{name}")
-        self._admit(writer.waiting)
-        return await writer.run(partial(function, *args, **named))
+            writer = self._writers[name] = ThreadPoolExecutor(1, f"qinco-writer-{name}")
+        return await _run(writer, partial(function, *args, **named))
 
     def forget(self, name: str) -> None:
         """End the thread that writes a collection that was dropped."""
         if (writer := self._writers.pop(name, None)) is not None:
-            writer.executor.shutdown(wait=False)
+            writer.shutdown(wait=False)
 
     async def search(self, name: str, collection: Collection, query: Any, k: int = 10, **options) -> list[Hit]:
         """The hits of one query, as `Collection.search` finds them.
@@ -73,7 +65,6 @@ class Work:
         query_D = _plain_query(query)
         if query_D is None or not options.keys().isdisjoint(("where", "filter")):
             return await self.read(collection.search, query, k, **options)
-        self._admit(self.waiting)
         key = (name, id(collection), k, len(query_D), *sorted(options.items()))
         found = asyncio.get_running_loop().create_future()
         if key in self._searches:
@@ -87,12 +78,8 @@ class Work:
 
     def close(self) -> None:
         """Wait for what is running; what still waits is given up."""
-        for threads in (self._readers, *self._writers.values()):
-            threads.executor.shutdown(wait=True, cancel_futures=True)
-
-    def _admit(self, waiting: int) -> None:
-        if waiting >= self._max_waiting:
-            raise Unavailable(f"{waiting} requests are waiting already: try again in a second")
+        for executor in (self._readers, *self._writers.values()):
+            executor.shutdown(wait=True, cancel_futures=True)
 
     async def _answer(self, key: tuple, search: Callable) -> None:
         """Answer the searches of a key until none waits."""
@@ -109,7 +96,11 @@ class Work:
         queries_QD = np.stack([query_D for query_D, _ in batch])
         self.on_batch(len(batch))
         try:
-            hits = await self._readers.run(partial(search, queries_QD))
+            hits = await _run(self._readers, partial(search, queries_QD))
+        except asyncio.CancelledError:
+            for _, found in batch:
+                found.cancel()
+            raise
         except Exception as error:
             for _, found in batch:
                 if not found.done():
@@ -120,31 +111,12 @@ class Work:
                 found.set_result(own)
 
 
-class _Threads:
-    """Threads, and how many calls wait for one of them."""
-
-    def __init__(self, count: int, name: str):
-        self.executor = ThreadPoolExecutor(count, name)
-        self._count, self._calls, self._lock = count, 0, threading.Lock()
-
-    @property
-    def waiting(self) -> int:
-        return max(0, self._calls - self._count)
-
-    async def run(self, call: Callable) -> Any:
-        with self._lock:
-            self._calls += 1
-        try:
-            future = self.executor.submit(call)
-        except RuntimeError:  # it was shut down
-            self._ended(None)
-            raise Unavailable("the server is ending: try again when it is back", 5) from None
-        future.add_done_callback(self._ended)
-        return await asyncio.wrap_future(future)
-
-    def _ended(self, future) -> None:
-        with self._lock:
-            self._calls -= 1
+async def _run(executor: Executor, call: Callable) -> Any:
+    try:
+        waiting = asyncio.get_running_loop().run_in_executor(executor, call)
+    except RuntimeError:  # it was shut down
+        raise Unavailable("the server is ending: try again when it is back", 5) from None
+    return await waiting
 
 
 def _plain_query(query: Any) -> np.ndarray | None:

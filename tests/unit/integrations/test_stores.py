@@ -105,8 +105,9 @@ def test_a_temporary_collection_goes_with_its_store():
 
 
 @pytest.mark.parametrize(
-    ("module", "package", "extra"), [("langchain", "langchain_core", "langchain")]
-)  # fmt: skip
+    ("module", "package", "extra"),
+    [("langchain", "langchain_core", "langchain"), ("haystack", "haystack", "haystack")],
+)
 def test_a_missing_framework_is_named_with_its_extra(module, package, extra):
     code = f"import sys; sys.modules['{package}'] = None; import qinco.integrations.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

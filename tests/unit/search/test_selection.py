@@ -92,6 +92,25 @@ def test_searches_find_the_nearest_of_what_is_selected(metric, few, monkeypatch)
             assert np.isin(near, ids).all() and (np.diff(lims) == (wanted_QN < sign * radius).sum(1)).all()
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", ["plain", "ivf"])
+def test_queries_find_together_what_each_finds_alone(kind, metric):
+    """Also where copies of few selected vectors are scanned, of several segments, some of which are equally near."""
+    index, random = copied(built(kind, metric)), np.random.default_rng(2)
+    for seed in (4, 4, 5):
+        index.add(vectors(100, seed))
+    queries_QD = vectors(40, 9)
+    for ids in (random.choice(index.ids, 300, replace=False), index.ids[-250:], index.ids[-3:], []):
+        selection = index.select(ids)
+        for options in ({"num_short": 0}, {"num_short": 30}, {"num_short": 0, "ranking": "decoded"}):
+            together = index.search(queries_QD, 20, filter=selection, **options)
+            alone = [index.search(query_D, 20, filter=index.select(ids), **options) for query_D in queries_QD]
+            distances_QR, ids_QR = (np.stack(each) for each in zip(*alone, strict=True))
+            np.testing.assert_allclose(together[0], distances_QR, rtol=1e-5, atol=1e-5)
+            if kind == "plain" and options["num_short"] == 0:  # else products of matrices round in other ways
+                assert np.array_equal(together[0], distances_QR) and np.array_equal(together[1], ids_QR)
+
+
 @pytest.mark.parametrize("ranking", ["calibrated", "decoded"])
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", ["plain", "ivf"])

@@ -11,7 +11,11 @@ from qinco.config import EXACT_BELOW
 
 _IMPORTS = ("qinco.collection.collection",)
 _MACHINE = "device cpu threads format"
-_MINUTES = replace(SHARED["minutes"], help="of training, if it is due; null: one for 10,000 vectors, ten at most")
+MINUTES = replace(SHARED["minutes"], help="of training, if it is due; null: one for 10,000 vectors, ten at most")
+
+
+BYTES = Key("bytes", "integer", 8, "of the codes of a vector")
+FIELDS = Key("fields", "text", None, "fields of payloads that get an index, with kinds: year:integer,lang:keyword")
 
 
 @task(
@@ -19,10 +23,10 @@ _MINUTES = replace(SHARED["minutes"], help="of training, if it is due; null: one
     "make a searchable collection of records with vectors: qinco index text.parquet:embedding output=docs.qinco",
     keys=[
         "source output overwrite",
-        Key("bytes", "integer", 8, "of the codes of a vector"),
-        _MINUTES,
+        BYTES,
+        MINUTES,
         "metric id payload vector",
-        Key("fields", "text", None, "fields of payloads that get an index, with kinds: year:integer,lang:keyword"),
+        FIELDS,
         "model",
         Key("exact_below", "integer", EXACT_BELOW, "with fewer vectors none is compressed, unless model= is given",
             minimum=0),
@@ -88,7 +92,7 @@ def delete(settings, console) -> None:
 @task(
     "optimize",
     "compress the new vectors of a collection, and merge its segments",
-    keys=["collection", _MINUTES, f"model_args {_MACHINE}"],
+    keys=["collection", MINUTES, f"model_args {_MACHINE}"],
     required=("collection",),
     positional="collection",
     imports=_IMPORTS,
