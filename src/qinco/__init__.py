@@ -59,12 +59,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRESETS", "Codec", "Codes", "Collection", "ConfigError", "DataError", "EncodeOptions", "Hit", "Index",
-    "LookupDecoder", "ModelConfig", "NamedCollection", "PairwiseDecoder", "ProductCodec", "QincoError", "Record", "ResourceError",
-    "SearchOptions", "Selection", "TrainOptions", "VectorSource", "__version__", "benchmark", "build_index",
-    "check_installation", "convert_codec", "decode_file", "describe", "download", "encode_file", "evaluate",
-    "evaluate_decoder", "exhaustive_recall", "exhaustive_search",
-    "find_neighbors", "fit_lookup_decoder", "fit_pairwise_decoder", "kmeans", "load_codec", "measure_time",
-    "open_vectors", "set_num_threads", "sweep", "write_vectors",
+    "LookupDecoder", "ModelConfig", "NamedCollection", "PairwiseDecoder", "ProductCodec", "QincoError", "Record",
+    "ResourceError", "SearchOptions", "Selection", "TrainOptions", "VectorSource", "__version__", "benchmark",
+    "build_index", "check_installation", "convert_codec", "decode_file", "describe", "download", "encode_file",
+    "evaluate", "evaluate_decoder", "exhaustive_recall", "exhaustive_search", "find_neighbors", "fit_lookup_decoder",
+    "fit_pairwise_decoder", "kmeans", "load_codec", "measure_time", "open_vectors", "set_num_threads", "sweep",
+    "write_vectors",
 ]  # fmt: skip
 
 # Where a name lives: nothing slow is imported before it is used.
