@@ -15,6 +15,7 @@ from qinco.server.catalog import Catalog, Served
 from qinco.server.envelope import RESPONSES, answer, done
 from qinco.server.qdrant_records import UNNAMED
 from qinco.server.refusals import UnsupportedError, ignored_hints
+from qinco.server.totals import parts_of
 
 router = APIRouter(route_class=DescribedRoute, responses=RESPONSES, tags=["collections"])
 CATALOG = "/catalog"  # the writer of what is of no single collection; no collection has this name
@@ -188,10 +189,9 @@ def field_kind(schema: Any) -> str:
 def describe(collection: Served, details: dict[str, Any]) -> dict[str, Any]:
     """What `GET /collections/{name}` says."""
     stats = collection.stats()
-    if isinstance(collection, Collection):
-        params, each = _params(stats), [stats]
-    else:
-        params, each = {name: _params(own) for name, own in stats["vectors"].items()}, list(stats["vectors"].values())
+    each = parts_of(stats)
+    is_named = isinstance(collection, NamedCollection)
+    params = dict(zip(stats["vectors"], map(_params, each), strict=True)) if is_named else _params(stats)
     warnings = [*details.get("warnings", ()), *stats["warnings"]]
     return {
         "optimizer_status": "ok",
