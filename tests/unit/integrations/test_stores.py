@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qinco import Collection, ConfigError
-from qinco.collection.filters import And, Eq, Has, Not, Range, matches
+from qinco.collection.filters import And, Eq, Has, Not, Range
+from qinco.collection.matching import matches
 from qinco.collection.where import parse
 from qinco.integrations import stores
 from qinco.integrations.stores import EVERYTHING, UNKNOWN, Part, all_of, any_of, complement
