@@ -224,7 +224,8 @@ class Database:
         connection = sqlite3.connect(name, _BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
         for pragma in (
             "synchronous = FULL", f"cache_size = -{_CACHE_KIB}", f"journal_size_limit = {_JOURNAL_BYTES}",
-            "secure_delete = OFF", "temp_store = MEMORY", f"query_only = {int('ro' in options)}",
+            "secure_delete = OFF", "temp_store = MEMORY", "trusted_schema = OFF",
+            f"query_only = {int('ro' in options)}",
         ):  # fmt: skip
             connection.execute(f"PRAGMA {pragma}")
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # opens the file
