@@ -40,8 +40,8 @@ def statistics(view: View, database: Database) -> dict:
     drift, code_bytes = drifts[-1] if drifts else None, sum(one["bytes"] for one in each)
     warnings = []
     if drift is not None and drift > MAX_DRIFT:
-        warnings.append(f"the newest vectors lose {drift:.2f} times what the first lost: retrain(ids, vectors) "
-                        "trains another codec on the originals")  # fmt: skip
+        warnings.append(f"the newest vectors lose {drift:.2f} times what the first lost: retrain makes another "
+                        "codec of the originals")  # fmt: skip
     (records,) = connection.execute("SELECT count(*) FROM points").fetchone()
     fingerprint, tables = value_of(connection, "codec"), moment.tables_token
     return {

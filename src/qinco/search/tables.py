@@ -248,7 +248,7 @@ class SearchTables:
 
     def _shortlist_among(self, queries_QD, num_short, segments, selection: Selection, threads: int) -> Shortlist:
         """The nearest of a selection by the tables, whose values are computed for all of it."""
-        if self.partition_VD is not None and len(queries_QD) >= _GATHERED_QUERIES:
+        if self.partition_VD is not None and (len(queries_QD) >= _GATHERED_QUERIES or selection.is_scanned_again):
             return self._shortlist_gathered(queries_QD, num_short, selection, threads)
         probes_QL = np.broadcast_to(selection.lists, (len(queries_QD), len(selection.lists)))
         bases_QL = self._bases(queries_QD, selection.lists)

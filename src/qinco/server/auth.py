@@ -16,6 +16,7 @@ _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="qinco", Basic realm="qinco"'}
 _READING = re.compile(
     r"/collections/[^/]+/(points|points/(query|query/batch|query/groups|scroll|count)|facet)"
     r"|/v1/[^/]+/(search|encode|decode)"
+    r"|/page/collections/[^/]+/neighbours"
 )
 
 
