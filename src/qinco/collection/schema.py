@@ -80,8 +80,12 @@ class Database:
             raise DataError(f"{self.folder} is not a collection: it has no {FILE}")
         with self.reading() as connection:
             found = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+            strange = connection.execute("SELECT name FROM sqlite_schema WHERE type IN ('view', 'trigger') OR "
+                                         "sql LIKE 'CREATE VIRTUAL%'").fetchone()  # fmt: skip
         if found[0] != APPLICATION_ID:
             raise DataError(f"{self.path} is not that of a collection, or it was not completed: create it again")
+        if strange is not None:  # SQL that would run when records are read
+            raise DataError(f"{self.path} holds {strange[0]!r:.60}, which no collection has: do not open it")
         if found[1] > FORMAT_VERSION:
             raise DataError(f"{self.path} has format version {found[1]}, newer than {FORMAT_VERSION}: update qinco")
 
@@ -224,8 +228,7 @@ class Database:
         connection = sqlite3.connect(name, _BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
         for pragma in (
             "synchronous = FULL", f"cache_size = -{_CACHE_KIB}", f"journal_size_limit = {_JOURNAL_BYTES}",
-            "secure_delete = OFF", "temp_store = MEMORY", "trusted_schema = OFF",
-            f"query_only = {int('ro' in options)}",
+            "secure_delete = OFF", "temp_store = MEMORY", f"query_only = {int('ro' in options)}",
         ):  # fmt: skip
             connection.execute(f"PRAGMA {pragma}")
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # opens the file
