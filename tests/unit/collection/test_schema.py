@@ -166,7 +166,7 @@ def test_files_whose_sql_would_run_by_itself_are_refused(docs, statement):
     connection = sqlite3.connect(docs.folder / FILE)
     connection.execute(statement)
     connection.close()
-    with pytest.raises(DataError, match="'spy'.*do not open it"):
+    with pytest.raises(DataError, match=r"'spy'.*do not open it"):
         Collection.open(docs.folder, read_only=True)
 
 
