@@ -3,17 +3,20 @@
     python benchmarks/filtered_search.py model=PATH db=PATH queries=PATH [lists=N] [index=FOLDER] [C=N B=N]
 
 The database is encoded (with C and B, if given) and indexed in N lists (as `Index.build` chooses) unless the folder
-holds its index, which is kept there. Times are of one run: each setting is measured right beside the unfiltered search
-that its ratio is to. A filter is a Selection that is used again, or ids that are given anew to each call.
+holds its index, which is kept there. Times are of the processor, of one run: each setting is measured right beside the
+unfiltered search that its ratio is to. A filter is a Selection that is used again, or ids that each call is given anew.
 """
 
 import os
 import shlex
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from report import commit, microseconds, without_folders
+from report import commit, without_folders
+from report import microseconds as measured
 
 from qinco.codec import Codec
 from qinco.machine import processor_name, set_num_threads
@@ -23,6 +26,7 @@ from qinco.vectors.rows import open_vectors
 
 SINGLE, BATCH = 100, 500  # queries that are searched one at a time, and in one call
 FEW = 10
+microseconds = partial(measured, clock=time.process_time)
 
 
 def opened_index(given: dict[str, str]) -> Index:
@@ -85,7 +89,7 @@ def main(words: list[str]) -> None:
     given = dict(word.split("=", 1) for word in words)
     set_num_threads(1)
     print("# Filtered search\n")
-    print(f"- {processor_name()}, level {level()}, one thread")
+    print(f"- {processor_name()}, level {level()}, one thread, processor time")
     print(f"- commit {commit()}, load {os.getloadavg()[0]:.2f} at the start")
     print(f"- `python benchmarks/filtered_search.py {shlex.join(without_folders(words))}`", flush=True)
     index, queries_QD = opened_index(given), open_vectors(given["queries"])[:BATCH]

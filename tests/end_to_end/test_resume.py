@@ -81,6 +81,7 @@ def test_a_run_of_minutes_keeps_the_plan_that_was_settled_first(tmp_path, monkey
     ]
     remaining = iter([plans[0], plans[0], plans[1]])
     monkeypatch.setattr("qinco.codec.fit.settle", lambda *arguments: next(remaining))
+    monkeypatch.setattr("qinco.codec.fit.start_rows", lambda *arguments: 300)  # which two runs may choose differently
     x, settings = random_vectors(300, 4), SMALL | {"epochs": None, "batch_size": None, "minutes": 0.01}
     settings["has_ranker"] = False  # how many vectors they are fitted to is a matter of the machine, too
     whole, path = Codec.fit(x, output=tmp_path / "whole.safetensors", **settings), tmp_path / "cut.safetensors"
@@ -95,6 +96,30 @@ def test_a_run_of_minutes_keeps_the_plan_that_was_settled_first(tmp_path, monkey
     for other in ({"minutes": 0.02}, {"minutes": None, "epochs": 4}):
         with pytest.raises(ConfigError, match=r"minutes=0\.01 there"):
             Codec.fit(x, output=path, resume=True, **settings | other)
+
+
+def test_a_run_of_minutes_that_overfits_ends_alike_when_it_is_resumed(tmp_path, monkeypatch):
+    """Interrupted before its end is brought forward, with that, and while its rate falls."""
+    plan = StepPlan(160, 20, 8, 16, 4, 1e-2, seconds=1e6)
+    monkeypatch.setattr("qinco.codec.fit.settle", lambda *arguments: plan)
+    monkeypatch.setattr("qinco.codec.fit.start_rows", lambda *arguments: 100)
+    x, settings = random_vectors(100, 4), SMALL | {"epochs": None, "batch_size": None, "minutes": 0.01}
+    settings |= {"has_ranker": False, "hidden_dim": 64}
+    whole, path = Codec.fit(x, output=tmp_path / "whole.safetensors", **settings), tmp_path / "cut.safetensors"
+    log = losses(tmp_path / "whole.safetensors.jsonl")
+    decided = next(line["epoch"] for line in log if line["ending"])
+    assert log[decided - 1]["epochs"] == 16 > log[decided]["epochs"] == log[-1]["epoch"] > decided
+    assert whole.provenance["epoch"] == min(log, key=lambda line: line["mse"])["epoch"]
+    for interruption in (
+        interrupter(StepReport, decided, 2),
+        interrupter(EpochReport, decided),
+        interrupter(StepReport, decided + 1, 1),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            Codec.fit(x, output=path, resume=True, on_report=interruption, **settings)
+    Codec.fit(x, output=path, resume=True, **settings)
+    assert same_tensors(tmp_path / "whole.safetensors", path)
+    assert losses(tmp_path / "whole.safetensors.jsonl") == losses(tmp_path / "cut.safetensors.jsonl")
 
 
 def test_an_interrupt_says_whether_something_was_saved(tmp_path):

@@ -75,8 +75,9 @@ def fit(
         **settings: fields of ModelConfig (num_steps, codebook_size, num_blocks, embed_dim, hidden_dim, ...), of
             EncodeOptions (num_candidates, where 0 means a model without pre-selector, num_pairs, beam_width) and of
             TrainOptions (minutes or epochs, lr, batch_size, seed, ...). `minutes` are those of the whole call, also
-            where it is resumed; epochs, batch size and learning rate are fitted to what this machine does in them. With
-            neither minutes nor epochs, training ends when another doubling of its length would gain little.
+            where it is resumed; epochs, batch size and learning rate are fitted to what this machine does in them, and
+            training ends before when it only learns few vectors by heart. With neither minutes nor epochs, it ends when
+            another doubling of its length would gain little.
 
     Returns:
         The models (one for each part), the float32 rotation (D, D) before the cut or None, the options for encoding,

@@ -80,7 +80,7 @@ def _sample(rows: RowSource, count: int) -> tuple[list[Id], np.ndarray]:
         place = max(start, end)
         end = place + (each if total else count)
         for ids, some, _ in rows.blocks(place, end - place):  # the first ones may be small
-            ids_n, x_nD = _with_vectors(ids[: end - place], some[: end - place], rows.dim)
+            ids_n, x_nD = with_vectors(ids[: end - place], some[: end - place], rows.dim)
             ids_Q += ids_n.tolist()
             vectors.append(x_nD)
             place += len(ids)
@@ -89,7 +89,7 @@ def _sample(rows: RowSource, count: int) -> tuple[list[Id], np.ndarray]:
     return ids_Q[:count], np.concatenate([np.empty((0, rows.dim), np.float32), *vectors])[:count]
 
 
-def _with_vectors(ids, vectors: Vectors, dim: int) -> tuple[np.ndarray, np.ndarray]:
+def with_vectors(ids, vectors: Vectors, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids, as objects, and vectors of the records that have one."""
     ids_n = np.empty(len(ids), object)
     ids_n[:] = ids.tolist() if isinstance(ids, np.ndarray) else ids
@@ -106,7 +106,7 @@ def _exact_ids(
     number, done = 0, 0
     scores_QR, ids_QR = np.empty((len(queries_QD), 0), np.float32), np.empty((len(queries_QD), 0), object)
     for ids, vectors, _ in rows.blocks():
-        ids_n, x_nD = _with_vectors(ids, vectors, rows.dim)
+        ids_n, x_nD = with_vectors(ids, vectors, rows.dim)
         if len(x_nD):
             new_QR, rows_QR = nearest_in_blocks(queries_QD, [(0, x_nD)], min(count, len(x_nD)), metric=metric)
             scores_QR, ids_QR = np.concatenate([scores_QR, new_QR], 1), np.concatenate([ids_QR, ids_n[rows_QR]], 1)

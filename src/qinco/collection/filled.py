@@ -1,8 +1,12 @@
 """`FilledCollection` has the methods of `Collection` that read whole sources of records."""
 
 import logging
+from contextlib import ExitStack
 from functools import partial
+from tempfile import TemporaryFile
 from typing import Self
+
+import numpy as np
 
 from qinco.collection import evaluation, filling, finding
 from qinco.collection.maintained import MaintainedCollection
@@ -14,7 +18,7 @@ from qinco.collection.schema import value_of
 from qinco.collection.sources import open_rows
 from qinco.collection.stages import usual_minutes
 from qinco.collection.whole_job import WholeJob
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.progress import Progress, ProgressOption, counted, reporting
 from qinco.vectors.rows import as_source
 
@@ -108,14 +112,13 @@ class FilledCollection(MaintainedCollection):
         Returns:
             What was done, as `optimize` returns it.
         """
-        check_training(training)
+        settings = check_training(training, minutes)
         if self._moments.is_multi:
             raise ConfigError("retrain takes a vector for each record, and those of multi=true hold several: create "
                               "another collection of the originals")  # fmt: skip
         given, source = record_ids(ids, many=True), as_source(vectors)
         if len(given) != len(source):
             raise DataError(f"there must be as many vectors as ids, {len(given)}, not {len(source)}")
-        settings = training if minutes is None else training | {"minutes": minutes}
         with self._exclusively(progress) as report:
             done = Retrainer(self._database, self._moments, report).retrain(given, source, settings)
             rest = Optimizer(self._database, self._moments, report).run({})
@@ -124,6 +127,43 @@ class FilledCollection(MaintainedCollection):
             if is_whole:
                 self._measure({"source": source, "ids": given}, report)
         return done | {"encoded": done["encoded"] + rest["encoded"]}
+
+    def retrain_from(
+        self, source, *, ids=None, vector: str | None = None, minutes: float | None = None,
+        progress: ProgressOption = None, **training,
+    ) -> dict:  # fmt: skip
+        """`retrain` on the original vectors of a source, of which a copy lies in the folder until it is done.
+
+        Args:
+            source, ids, vector: as of `upsert_from`: those that the records were made of.
+            minutes, progress, **training: as of `optimize`.
+
+        Returns:
+            What was done, as `optimize` returns it.
+        """
+        check_training(training, minutes)
+        self._database.check_writable()
+        rows = open_rows(source, ids=ids, payload=False, vector=vector, dim=self.dim, missing=True)
+        given, done = [], 0
+        with reporting(progress) as report, ExitStack() as files:
+            for guess in rows.guesses:
+                log.info("%s", guess)
+            try:
+                file = files.enter_context(TemporaryFile(dir=self.folder))
+                for some, vectors, _ in rows.blocks():
+                    ids_n, x_nD = evaluation.with_vectors(some, vectors, rows.dim)
+                    file.write(np.ascontiguousarray(x_nD, np.float32).data)
+                    given += ids_n.tolist()
+                    done += len(some)
+                    report("copying originals", done, rows.num_rows or done, "record")
+                file.flush()
+            except OSError as error:
+                raise ResourceError(f"cannot copy originals to {self.folder} ({error.strerror}); nothing is lost: make "
+                                    "room on the disk, and call again") from error  # fmt: skip
+            if not given:
+                raise DataError(f"{rows.name} holds no vectors: give the originals of all that are compressed")
+            originals = np.memmap(file, np.float32, "r", shape=(len(given), rows.dim))
+            return self.retrain(given, originals, minutes=minutes, progress=report, **training)
 
     def _job(self, rows: RowSource, minutes: float | None, report: Progress) -> Progress:
         """What also tells how long all of `create` takes, where the number of records is known."""
@@ -158,7 +198,11 @@ class FilledCollection(MaintainedCollection):
                     log.info("%s", guess)
                 number = filling.store(self, self._database, rows, report, encode)
                 encode()
-                if number > 1 and not rows.is_read_once and self.stats()["compressed"]:
+                stats = self.stats()
+                if stats["compressed"]:
+                    log.info("codes take %.1f bytes a vector, ids and payloads %.1f bytes a record",
+                             stats["bytes_per_vector"], stats["database_bytes_per_record"])  # fmt: skip
+                if number > 1 and not rows.is_read_once and stats["compressed"]:
                     self._measure(originals, report)
                 filling.finish(self._database)
         except BaseException as stop:

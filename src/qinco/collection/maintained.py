@@ -94,9 +94,8 @@ class MaintainedCollection:
             >>> docs.optimize()["trained"]
             False
         """
-        check_training(training)
+        settings = check_training(training, minutes)
         require_bool("in_child", in_child)
-        settings = training if minutes is None else training | {"minutes": minutes}
         with self._exclusively(progress) as report:
             if in_child:
                 done = self._optimize_in_child(settings, report)

@@ -37,7 +37,9 @@ class Retrainer(Optimizer):
         keys_N = np.sort(np.array(list(rows), np.int64))
         stored_N = moment.are_stored(keys_N)
         keys_N = keys_N[stored_N]
-        if (missing := moment.num_stored - len(keys_N)) or not len(keys_N):
+        if not moment.num_stored:
+            raise DataError("no vectors are compressed: optimize trains the first codec")
+        if missing := moment.num_stored - len(keys_N):
             raise DataError(f"{missing:,} of {moment.num_stored:,} compressed vectors are not among those given: give "
                             "the originals of all of them, as codes cannot be encoded anew")  # fmt: skip
         if source.dim != dim:

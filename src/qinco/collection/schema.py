@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from qinco import forking
 from qinco.atomic import lock_file
+from qinco.collection.functions import add_functions, raised_within
 from qinco.errors import ConfigError, DataError, QincoError, ResourceError
 
 FILE, LOCK, OPTIMIZE_LOCK = "collection.sqlite", "lock", "lock-optimize"
@@ -228,6 +229,7 @@ class Database:
         ):  # fmt: skip
             connection.execute(f"PRAGMA {pragma}")
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # opens the file
+        add_functions(connection)
         return connection
 
     @contextmanager
@@ -236,6 +238,8 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
+            if (within := raised_within()) is not None:
+                raise within from None
             name = getattr(error, "sqlite_errorname", None) or ""
             if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT")):
                 raise DataError(f"{self.path} is damaged: {error}") from error

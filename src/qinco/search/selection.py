@@ -91,8 +91,15 @@ class Selection:
     @cached_property
     def lists(self) -> np.ndarray:
         """The lists that hold selected vectors, int32, ascending."""
-        holding = [segment.lists_of(self.positions(number)) for number, segment in enumerate(self.segments)]
-        return np.unique(np.concatenate(holding))
+        is_holding_V = np.zeros(self.segments[0].num_lists, bool)
+        for number, segment in enumerate(self.segments):
+            is_holding_V[segment.lists_of(self.positions(number))] = True
+        return np.flatnonzero(is_holding_V).astype(np.int32)
+
+    @property
+    def is_scanned_again(self) -> bool:
+        """Whether its lists were scanned before, and copies of what is selected will pay."""
+        return "lists" in vars(self) or "gathered" in vars(self)
 
     @cached_property
     def gathered(self) -> tuple[InvertedLists, np.ndarray, np.ndarray]:

@@ -149,6 +149,8 @@ class _Upserts(Response):
         try:
             async for piece in body.pieces():
                 for table in self._parser.feed(piece):
+                    if self._state.traffic.is_ending:
+                        raise Unavailable("the server is ending: send the rest when it is back")
                     rows = await self._state.work.read(self._rows, table)
                     await self._state.work.write(self._name, self._collection.upsert, *rows)
                     committed += len(rows[0])

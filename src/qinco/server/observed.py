@@ -12,6 +12,7 @@ from qinco.server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 _RETRY_SECONDS = "5"
+_NO_SNIFFING = (b"x-content-type-options", b"nosniff")  # what users have stored is never taken for a page
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -43,7 +44,9 @@ class Observer:
 
         async def sending(message: Message) -> None:
             nonlocal status
-            status = message.get("status", status)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), _NO_SNIFFING]
             await send(message)
 
         self._traffic.active += not is_health

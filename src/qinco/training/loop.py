@@ -56,7 +56,7 @@ class StepReport:
 class EpochReport:
     """After an epoch (number 0 is the start): mean squared errors in data space, summed over dimensions.
 
-    `epochs` is None until it is known how many there will be.
+    `epochs` is None until it is known how many there will be. `ending` says why it has become less, where it has.
     """
 
     epoch: int
@@ -70,6 +70,7 @@ class EpochReport:
     code_entropy: float
     seconds: float
     is_best: bool
+    ending: str | None = None
 
 
 @dataclass
@@ -283,32 +284,35 @@ class Training:
         mse, epoch, unused = per_step[-1], position.epoch, position.unused or 0
         with held_back():
             is_best = mse < position.best_mse
-            self.schedule.observe(epoch, mse)
+            ending = self.schedule.observe(epoch, mse, loss)
             position.best_mse = min(position.best_mse, mse)
             position.seconds = time.monotonic() - begun
-            self._keep_time()
+            ending = self._keep_time() or ending
             lr = self.schedule.rate(max(0, epoch * self.plan.steps_per_epoch - 1))
             entropy, share = float("nan") if loss is None else self.use.entropy(), unused / self.use.counts_MK.numel()
             if position.unused is not None and self._is_counted():
                 self.use = CodewordUse(self.model)
             position.unused, position.loss_sum = None, 0.0
             yield EpochReport(
-                epoch, self.schedule.epochs, mse, per_step, loss, lr, unused, share, entropy, position.seconds, is_best
-            )
+                epoch, self.schedule.epochs, mse, per_step, loss, lr, unused, share, entropy, position.seconds, is_best,
+                ending,
+            )  # fmt: skip
 
-    def _keep_time(self) -> None:
+    def _keep_time(self) -> str | None:
         """Bring the end forward where epochs take longer than planned, so that the run takes the time that it has."""
         position, limit, epochs = self.position, self.plan.seconds, self.schedule.epochs
         since, self.reported_at = self.reported_at, position.seconds
         if limit is None or epochs is None or since is None:
-            return
+            return None
         self.epoch_seconds.append(position.seconds - since)
         pace, left = fmean(self.epoch_seconds), limit - position.seconds
         is_late = (epochs - position.epoch) * pace > left + _LATE_SHARE * limit
         wanted = max(position.epoch + 1, position.epoch + int(left / pace)) if is_late else epochs
         wanted = self.processes.from_main(wanted)
-        if wanted < epochs:
-            self.schedule.finish(position.epoch, wanted)
+        if wanted >= epochs:
+            return None
+        self.schedule.finish(position.epoch, wanted)
+        return "epochs take longer than planned"
 
     @torch.no_grad()
     def validate(self, source: VectorSource | None = None) -> list[float]:
@@ -324,4 +328,4 @@ class Training:
             for m, reached_ND in enumerate(self.model.reconstructions(codes_NM, start_ND)):
                 errors_M[m] += (reached_ND - x_ND).square().sum()
         errors_M = self.processes.sum(errors_M) * self.model.scale.double() ** 2 / len(source)
-        return errors_M.tolist()
+        return self.processes.from_main(errors_M.tolist())  # so that all decide alike

@@ -24,7 +24,8 @@ class Estimate:
     """What a run will take: `seconds` and `epochs` from now to its end, and `memory_bytes` beyond the libraries'.
 
     `total_epochs` are those of the whole run, also before it was interrupted. They, `epochs` and `seconds` are None
-    where training goes on until it pays no more. `passes` is how many times an epoch sees each training vector.
+    where training goes on until it pays no more; where that may end it before, they are the most it takes
+    (`may_end_early`). `passes` is how many times an epoch sees each training vector.
     """
 
     seconds: float | None
@@ -39,6 +40,7 @@ class Estimate:
     num_parameters: int
     batch_size: int
     lr: float
+    may_end_early: bool = False
 
 
 def estimate(training: Training, pace: Pace | None = None) -> Estimate:
@@ -52,7 +54,7 @@ def estimate(training: Training, pace: Pace | None = None) -> Estimate:
     return Estimate(
         None if epochs is None else epochs * per_epoch, per_epoch, _memory(training), epochs, total,
         plan.steps_per_epoch, plan.epoch_vectors / num_train, num_train, num_valid, num_parameters, plan.batch_size,
-        plan.lr,
+        plan.lr, training.schedule.may_end_early,
     )  # fmt: skip
 
 
@@ -88,6 +90,8 @@ def monitor(
             progress(stage, report.step, report.steps, "step", loss=report.loss, lr=report.lr)
         else:
             _log_epoch(report, mse_scale)
+            if report.ending is not None:
+                _LOG.info(f"{report.ending}: training ends after epoch {report.epochs}")
             if board is not None:
                 for name, value in _curves(report, mse_scale).items():
                     board.add_scalar(name, value, report.epoch)
@@ -108,6 +112,8 @@ def _estimate_line(report: Estimate) -> str:
     )  # fmt: skip
     if report.epochs is not None and report.total_epochs is not None and report.epochs < report.total_epochs:
         epochs = f"the last {report.epochs:,} of {epochs}"
+    if report.may_end_early and report.epochs is not None:
+        epochs = f"at most {epochs}"
     if not 0.99 < report.passes < 1.01:
         epochs += f" ({report.passes:.2g} passes over the vectors each)"
     return (

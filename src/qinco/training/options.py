@@ -34,8 +34,8 @@ class TrainOptions:
     lr_min_factor: float = option(1e-3, key="scheduler.lr_min_fact", help="cosine: final learning rate as a fraction "
                                   "of lr", minimum=0, maximum=1)  # fmt: skip
     stop_patience: int = option(10, key="scheduler.stop_patience", help="plateau: epochs without gain before the end")
-    least_gain: float = option(0.02, help="cooldown without epochs and minutes: relative gain of the last doubling of "
-                               "the run, below which it ends", minimum=0, maximum=1)  # fmt: skip
+    least_gain: float = option(0.02, help="cooldown: relative gain of the last doubling of the run, below which it "
+                               "ends; with epochs or minutes only if it overfits", minimum=0, maximum=1)  # fmt: skip
     reduce_factor: float = option(0.1, key="scheduler.reduce_fact", help="plateau: factor on the learning rate",
                                   minimum=0, maximum=1)  # fmt: skip
     patience: int = option(10, key="scheduler.patience", help="plateau: epochs without gain before a reduction")

@@ -96,6 +96,10 @@ def test_recall_is_printed_of_compressed_vectors(here, capsys):
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[-1] == "vector" and len(table) == 4 and max(map(len, table)) < 200
     assert "overwrite=" in refused(capsys, *words)
+    assert main(["retrain", "c.qinco", "source=text.parquet", "minutes=0.02", "format=table"]) == 0
+    assert "trained: true" in (out := capsys.readouterr().out) and "recall@10: " in out
+    words_of_ids = "source=text.parquet", "id=false", "vector=embedding", "verbose=false"
+    assert "600 of 600" in refused(capsys, "retrain", "c.qinco", *words_of_ids, code=3)
     assert main([*words[:-1], "overwrite=true", "id=false", "payload=false"]) == 0
     assert lines(capsys, "query", "c.qinco", "ids=5", "k=1")[0]["query"] == 5
 

@@ -83,6 +83,23 @@ def test_an_interrupted_one_leaves_no_codes_to_fresh_vectors(docs):
     assert np.allclose(found, wanted, atol=1e-3) and docs.verify() == []
 
 
+@pytest.mark.parametrize("docs", [True], indirect=True)
+def test_originals_are_read_of_a_source(docs, tmp_path):
+    ids = [*range(N), *range(2000, 2020), 9999]
+    given = [*originals(), *CHANGED[:20], None]
+    batches = iter([{"id": ids[first : first + 500], "vector": given[first : first + 500]} for first in (0, 500, 1000)])
+    done = docs.retrain_from(batches, **SETTINGS)
+    assert done["trained"] and done["encoded"] == N + 10 and docs.verify() == [] and docs.stats()["recall"] is None
+    docs.delete(range(2000, 2020))
+    docs.retrain_from({"id": range(10, N), "vector": originals()[10:]}, **SETTINGS)
+    assert docs.stats()["recall"]["is_current"]
+    assert not [path for path in docs.folder.iterdir() if path.name.startswith("tmp")]
+    with pytest.raises(DataError, match="1,189 of 1,190"):
+        docs.retrain_from({"id": [11], "vector": X[:1]})
+    with Collection.create(tmp_path / "e.qinco") as empty, pytest.raises(DataError, match="compressed"):
+        empty.retrain_from(X)
+
+
 def test_all_originals_are_needed(docs, tmp_path):
     with pytest.raises(DataError, match="1 of 1,190"):
         docs.retrain(range(N - 1), originals()[:-1], **SETTINGS)

@@ -9,7 +9,7 @@ import pytest
 from qinco.errors import ConfigError
 from qinco.progress import silent
 from qinco.training.loop import EpochReport, StepReport
-from qinco.training.monitor import monitor
+from qinco.training.monitor import Estimate, monitor
 
 EPOCH = EpochReport(3, 10, 2.5, [4.0, 2.5], 1.25, 1e-3, 7, 0.01, 2.75, 5.0, True)
 
@@ -23,6 +23,24 @@ def test_an_epoch_is_a_line_with_scaled_errors(caplog):
     assert messages[0].startswith("start") and "2,500" in messages[0]
     for fact in ("3/10", "2,500", "best", "1.25", "0.001", "2.75 bits", "7 codewords", "0:05"):
         assert fact in messages[1]
+
+
+def test_an_end_that_is_brought_forward_is_a_line(caplog):
+    caplog.set_level(logging.INFO, "qinco")
+    with monitor() as show:
+        show(replace(EPOCH, epochs=7, ending="no gain in 2 epochs"))
+    assert len(caplog.messages) == 2 and "no gain in 2 epochs" in caplog.messages[1] and "7" in caplog.messages[1]
+
+
+def test_an_estimate_says_whether_the_run_may_end_early(caplog):
+    caplog.set_level(logging.INFO, "qinco")
+    estimate = Estimate(60.0, 4.0, 2**20, 16, 16, 100, 1.0, 1000, 100, 5000, 32, 1e-3, may_end_early=True)
+    with monitor() as show:
+        show(estimate)
+        show(replace(estimate, may_end_early=False))
+        show(replace(estimate, seconds=None, epochs=None, total_epochs=None))
+    assert ["at most 16 epochs" in message for message in caplog.messages] == [True, False, False]
+    assert "until they pay no more" in caplog.messages[2]
 
 
 @pytest.mark.parametrize(("share", "is_warned"), [(0.01, False), (0.03, True)])

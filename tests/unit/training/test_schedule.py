@@ -56,7 +56,7 @@ def test_cosine_climbs_then_falls_to_its_end():
 def test_cosine_runs_to_its_end_whatever_the_errors():
     schedule = scheduled(stop_patience=1)
     for epoch in range(9):
-        schedule.observe(epoch, 1.0)
+        schedule.observe(epoch, 1.0, None)
     assert not schedule.is_over(9) and schedule.state() == {}
 
 
@@ -97,13 +97,13 @@ def test_training_without_an_end_goes_on_while_a_doubling_pays():
     assert schedule.epochs is None and not schedule.is_over(10**6)
     errors = [100.0 * 0.9**epoch for epoch in range(12)] + [28.0] * 30  # the last gain is after epoch 12
     for epoch, mse in enumerate(errors):
-        schedule.observe(epoch, mse)
+        schedule.observe(epoch, mse, 5.0)
         if schedule.epochs is not None:
             break
     assert epoch == 24  # nothing was gained in the second half, 13 to 24, on the first
     assert schedule.epochs == 32 and schedule.rate(epoch * 100) == 2.0 and schedule.rate(32 * 100 - 1) < 0.01
     for later in range(epoch + 1, 32):
-        schedule.observe(later, 1.0)
+        schedule.observe(later, 1.0, 5.0)
         assert not schedule.is_over(later)
     assert schedule.is_over(32)
 
@@ -120,7 +120,7 @@ def test_a_run_without_an_end_has_one():
     most = schedule.plan.epochs
     assert schedule.plan.total_steps <= 586_000
     for epoch in range(most):
-        schedule.observe(epoch, 1.0 / (epoch + 1))
+        schedule.observe(epoch, 1.0 / (epoch + 1), 5.0)
     assert schedule.epochs == most and schedule.is_over(most)
 
 
@@ -142,13 +142,44 @@ def test_a_cooldown_is_late_while_the_rate_falls():
     assert not without_end.is_late(10_000) and without_end.is_late(100_000)  # as the rate has halved
 
 
-def test_a_run_of_known_length_ends_early_only_where_nothing_is_gained():
-    falling, rising = (scheduled(epochs=20, schedule="cooldown") for _ in range(2))
-    for epoch in range(13):
-        falling.observe(epoch, 1 - 1e-6 * epoch)
-        rising.observe(epoch, 1 + 1e-6 * epoch)
-    assert falling.epochs == 20 and falling.state().keys() == {"errors"}
-    assert rising.epochs == 11 and rising.is_over(11)
+def heard(errors, losses, **options):
+    """A schedule of 16 epochs that heard of the start and some epochs, and what it said to each."""
+    schedule = scheduled(**{"epochs": 16, "schedule": "cooldown"} | options)
+    return schedule, [schedule.observe(*epoch) for epoch in zip(range(17), errors, [None, *losses], strict=False)]
+
+
+LOSSES = [7.0 * 0.98**epoch for epoch in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("errors", "losses"),
+    [
+        ([9.0 * 0.98**epoch for epoch in range(17)], LOSSES),  # validation gains as much
+        ([9.0 * 0.987**epoch for epoch in range(17)], LOSSES),  # more than half as much
+        ([9.0 * 0.998**epoch for epoch in range(17)], [7.0 * 0.997**epoch for epoch in range(16)]),  # both gain little
+        ([9.0 * 0.97**epoch for epoch in range(17)], [7.0 * 0.8**epoch for epoch in range(16)]),  # both gain much
+        ([9.0] + [10.0 * 0.98**epoch for epoch in range(16)], LOSSES),  # above the start
+        ([9.0, 8.9, 8.95, 8.5, 8.55, 8.2, 8.3, 8.1, 8.05, 7.9, 7.95, *[7.8] * 6], LOSSES),  # noise
+    ],
+)
+def test_a_run_that_gains_keeps_its_schedule(errors, losses):
+    schedule, said = heard(errors, losses)
+    assert said == [None] * 17 and schedule.epochs == 16 and schedule.state().keys() == {"errors", "losses"}
+    assert rates_of(schedule) == rates_of(scheduled(epochs=16, schedule="cooldown"))
+
+
+@pytest.mark.parametrize(("gains_until", "judged_at", "ends_after"), [(1, 4, 6), (3, 6, 8), (4, 8, 11), (5, 10, 14)])
+def test_a_run_that_learns_its_vectors_by_heart_cools_down(gains_until, judged_at, ends_after):
+    errors = [9.0 * 0.96 ** min(epoch, gains_until) for epoch in range(judged_at + 1)]
+    schedule, said = heard(errors, LOSSES)
+    assert said[:-1] == [None] * judged_at and said[-1] is not None
+    assert schedule.epochs == ends_after and schedule.is_over(ends_after) and not schedule.is_over(ends_after - 1)
+    rates = rates_of(schedule)
+    assert rates[10 * judged_at] == 2.0 and rates[10 * judged_at :] == sorted(rates[10 * judged_at :], reverse=True)
+    assert rates[10 * judged_at + 6] < 2.0 and rates[-1] < 0.3
+    for epoch in range(judged_at + 1, ends_after + 1):  # nothing that follows changes it
+        assert schedule.observe(epoch, 100.0, 1.0) is None
+    assert schedule.epochs == ends_after
 
 
 def test_plateau_is_lowered_after_epochs_without_gain_alone():
@@ -156,7 +187,7 @@ def test_plateau_is_lowered_after_epochs_without_gain_alone():
     rates = []
     for epoch, mse in enumerate([9.0, 8.0, *[7.9999] * 7]):  # gains below the threshold are none
         assert not schedule.is_over(epoch - 1)
-        schedule.observe(epoch, mse)
+        schedule.observe(epoch, mse, 5.0)
         assert schedule.rate(0) == schedule.rate(99)
         rates.append(schedule.rate(99))
     assert rates == pytest.approx([2.0] * 4 + [0.2] * 3 + [0.02] * 2)
@@ -166,7 +197,7 @@ def test_plateau_is_lowered_after_epochs_without_gain_alone():
 def test_a_gain_begins_the_patience_anew():
     schedule = scheduled(schedule="plateau", patience=1, stop_patience=3)
     for epoch, mse in enumerate([9.0, 9.0, 8.0, 8.0, 7.0, 7.0, 7.0]):
-        schedule.observe(epoch, mse)
+        schedule.observe(epoch, mse, 5.0)
     assert not schedule.is_over(6) and schedule.best_epoch == 4 and schedule.reductions == 1
 
 
@@ -176,14 +207,14 @@ def test_a_restored_schedule_goes_on(name, finishes):
     errors = [9.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 7.0, 7.0, 7.0]
     whole = scheduled(schedule=name, patience=1, stop_patience=3)
     for epoch, mse in enumerate(errors[:9]):
-        whole.observe(epoch, mse)
+        whole.observe(epoch, mse, 7.0 - epoch / 4)
     if finishes:
         whole.finish(8, 9)
     other = scheduled(schedule=name, patience=1, stop_patience=3)
     other.restore(whole.state())
     for epoch, mse in enumerate(errors[9:], 9):
         for schedule in (whole, other):
-            schedule.observe(epoch, mse)
+            schedule.observe(epoch, mse, 5.0)
         assert (whole.rate(70), whole.is_over(epoch)) == (other.rate(70), other.is_over(epoch))
         assert whole.state() == other.state()
 

@@ -1,4 +1,4 @@
-"""`qinco index`, `upsert`, `delete` and `optimize`: what changes collections."""
+"""`qinco index`, `upsert`, `delete`, `optimize` and `retrain`: what changes collections."""
 
 import time
 from dataclasses import replace
@@ -102,4 +102,24 @@ def optimize(settings, console) -> None:
     training = {} if settings["model_args"] is None else {"preset": settings["model_args"]}
     with collections.open_collection(settings) as docs:
         done = docs.optimize(minutes=settings["minutes"], progress=console.progress, **training)
+    console.print_result(done | {"seconds": time.monotonic() - begun}, as_lines)
+
+
+@task(
+    "retrain",
+    "make another codec of a collection's original vectors: qinco retrain docs.qinco source=text.parquet:embedding",
+    keys=["collection source id vector", MINUTES, f"model_args {_MACHINE}"],
+    required=("collection", "source"),
+    positional="collection",
+    imports=_IMPORTS,
+)
+def retrain(settings, console) -> None:
+    as_lines, begun = collections.prints_lines(settings), time.monotonic()
+    training = {} if settings["model_args"] is None else {"preset": settings["model_args"]}
+    columns = {name: value for name, value in collections.columns_of(settings).items() if name != "payload"}
+    with collections.open_collection(settings) as docs:
+        done = docs.retrain_from(collections.source_of(settings), **columns, minutes=settings["minutes"],
+                                 progress=console.progress, **training)  # fmt: skip
+        if (found := docs.stats()["recall"]) is not None and found["is_current"]:
+            done["recall"] = {found["k"]: found["recall"]}
     console.print_result(done | {"seconds": time.monotonic() - begun}, as_lines)
