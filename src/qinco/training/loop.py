@@ -260,8 +260,10 @@ class Training:
             )
         if self.options.grad_clip is not None:
             torch.nn.utils.clip_grad_value_(self.parameters, self.options.grad_clip)
+        number = position.epoch * self.plan.steps_per_epoch + position.step
+        decay = self.weight_decay * self.schedule.decay_factor(number)
         for group in self.optimizer.param_groups:
-            group["lr"], group["weight_decay"] = lr, self.weight_decay * self.schedule.decay_factor
+            group["lr"], group["weight_decay"] = lr, decay
         with held_back():
             self.optimizer.step()
             self.use.flat += counts
