@@ -106,7 +106,11 @@ def test_a_temporary_collection_goes_with_its_store():
 
 @pytest.mark.parametrize(
     ("module", "package", "extra"),
-    [("langchain", "langchain_core", "langchain"), ("haystack", "haystack", "haystack")],
+    [
+        ("langchain", "langchain_core", "langchain"),
+        ("haystack", "haystack", "haystack"),
+        ("llama_index", "llama_index", "llama-index"),
+    ],
 )
 def test_a_missing_framework_is_named_with_its_extra(module, package, extra):
     code = f"import sys; sys.modules['{package}'] = None; import qinco.integrations.{module}"
