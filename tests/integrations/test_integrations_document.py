@@ -1,5 +1,6 @@
 """The examples of docs/integrations.md run, each where its library is installed."""
 
+import gc
 import re
 from pathlib import Path
 
@@ -57,3 +58,6 @@ def test_examples_run(section, tmp_path, monkeypatch):
     for value in names.values():
         if hasattr(value, "close") and not isinstance(value, type):
             value.close()
+    value = None
+    names.clear()
+    gc.collect()

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from qinco.collection import filters
 from qinco.collection.filter_sql import find_keys, index_sql, to_sql
-from qinco.collection.filters import matches
+from qinco.collection.functions import add_functions
+from qinco.collection.geo import Box, Circle, Polygon
 from qinco.collection.instants import instant
+from qinco.collection.matching import matches
 from qinco.collection.paths import quoted
 from qinco.collection.records import payload_text
+from qinco.collection.words import MATCHES
 
 KEYS = ["a", "b", "x.y", 'q"t', "ü", "", "it's", "back\\slash", "[0]", "$c", "\n", "\x7f", "nul\0key"]
 TIMES = [
@@ -69,8 +72,10 @@ scalars = st.one_of(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=4),
 )  # fmt: skip
 keys = st.sampled_from([key for key in KEYS if "\0" not in key])
+places = st.fixed_dictionaries({"lat": st.sampled_from([0, 1, 1.5, 90, None, True, "1", 10**400]),
+                                "lon": st.sampled_from([0, 1, 1.25, 180])})  # fmt: skip
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=8
+    scalars | places, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=8
 )
 payloads = st.none() | st.dictionaries(keys, values, max_size=4)
 ids = st.integers(-5, 20) | st.sampled_from([2**63 - 1, "a", "1", "nul\0id"])
@@ -102,6 +107,14 @@ def lists_of(one):
     return st.lists(one, max_size=4).map(tuple) | st.lists(one, min_size=17, max_size=20).map(tuple)
 
 
+degrees = st.sampled_from([-180, -90, 0, 1, 1.5, 2, 90, 180, 179.5])
+points = st.tuples(degrees, degrees)
+rings = st.lists(points, min_size=3, max_size=5).map(tuple)
+areas = st.one_of(
+    st.builds(Box, degrees, degrees, degrees, degrees),
+    st.builds(Circle, degrees, degrees, st.sampled_from([0.0, 1e5, 1e7])),
+    st.builds(Polygon, rings, st.lists(rings, max_size=1).map(tuple)),
+)
 field = simple | paths
 conditions = st.one_of(
     st.builds(filters.Eq, field, present | times),
@@ -113,7 +126,11 @@ conditions = st.one_of(
     st.builds(filters.Exists, field),
     st.builds(filters.Empty, field),
     st.builds(filters.Text, field, st.sampled_from(TEXTS) | st.just("\0")),
+    st.builds(filters.Prefix, field, st.sampled_from([*TEXTS, "\0", "a\0"])),
+    st.builds(filters.Words, field, st.sampled_from([*TEXTS, "A a", "01 2024"]), st.sampled_from(MATCHES)),
+    st.builds(filters.Within, field, areas),
     st.builds(filters.Has, lists_of(ids)),
+    st.builds(filters.HasVector, st.sampled_from([None, "", "other"])),
 )
 
 
@@ -133,7 +150,8 @@ all_filters = st.recursive(conditions | elements, compound, max_leaves=6)
 @pytest.fixture(scope="module", params=["plain", "indexed"])
 def database(request):
     database = sqlite3.connect(":memory:")
-    database.execute("CREATE TABLE points(key INTEGER PRIMARY KEY, id NOT NULL UNIQUE, payload TEXT)")
+    database.execute("CREATE TABLE points(key INTEGER PRIMARY KEY, id NOT NULL UNIQUE, payload TEXT, vectors)")
+    add_functions(database)
     if request.param == "indexed":
         for number, (path, kind) in enumerate([("a", "keyword"), ("a", "datetime"), ("b", "integer"), ("a.b", "float"),
                                                ("ü", "bool"), ("ü", "datetime"), ("a[0]", "keyword")]):  # fmt: skip
@@ -147,7 +165,7 @@ def _store(database, rows) -> list:
     database.execute("DELETE FROM points")
     texts = [None if payload is None else payload_text(payload) for _, payload in rows]
     for key, ((id, _), text) in enumerate(zip(rows, texts, strict=True)):
-        database.execute("INSERT INTO points VALUES (?, ?, ?)", (key, id, text))
+        database.execute("INSERT INTO points VALUES (?, ?, ?, ?)", (key, id, text, key % 3))
     return [(id, None if text is None else json.loads(text)) for (id, _), text in zip(rows, texts, strict=True)]
 
 
@@ -162,7 +180,7 @@ def _store(database, rows) -> list:
 @example(filter=filters.Eq("a", 2**53 + 1), rows=[(1, {"a": 2**53}), (2, {"a": float(2**53)}), (3, {"a": 2**53 + 1})])
 def test_sql_and_python_agree(database, filter, rows):
     rows = _store(database, rows)
-    expected = [int(matches(filter, id, payload)) for id, payload in rows]
+    expected = [int(matches(filter, id, payload, [""] if key % 3 else [])) for key, (id, payload) in enumerate(rows)]
     expression, parameters = to_sql(filter)
     assert [
         found for (found,) in database.execute(f"SELECT {expression} FROM points ORDER BY key", parameters)

@@ -10,6 +10,7 @@ from qinco.collection.changed import ChangedCollection
 from qinco.collection.creation import clear_leftovers, new_folder
 from qinco.collection.filled import FilledCollection
 from qinco.collection.filter_sql import index_sql
+from qinco.collection.optimize import check_training
 from qinco.collection.paths import path_steps
 from qinco.collection.records import Id, Record, record_ids
 from qinco.collection.row_source import RowSource
@@ -80,6 +81,7 @@ class Collection(ChangedCollection, FilledCollection):
         require_int("bytes", bytes, 1, 256)
         require_int("exact_below", exact_below, 0)
         require_bool("multi", multi)
+        check_training({}, minutes)
         codec = codec if codec is None or isinstance(codec, Codec) else Codec.load(codec, device)
         has_points = payload is not False
         if multi and not has_points:

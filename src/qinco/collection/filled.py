@@ -112,14 +112,13 @@ class FilledCollection(MaintainedCollection):
         Returns:
             What was done, as `optimize` returns it.
         """
-        check_training(training)
+        settings = check_training(training, minutes)
         if self._moments.is_multi:
             raise ConfigError("retrain takes a vector for each record, and those of multi=true hold several: create "
                               "another collection of the originals")  # fmt: skip
         given, source = record_ids(ids, many=True), as_source(vectors)
         if len(given) != len(source):
             raise DataError(f"there must be as many vectors as ids, {len(given)}, not {len(source)}")
-        settings = training if minutes is None else training | {"minutes": minutes}
         with self._exclusively(progress) as report:
             done = Retrainer(self._database, self._moments, report).retrain(given, source, settings)
             rest = Optimizer(self._database, self._moments, report).run({})
@@ -142,7 +141,7 @@ class FilledCollection(MaintainedCollection):
         Returns:
             What was done, as `optimize` returns it.
         """
-        check_training(training)
+        check_training(training, minutes)
         self._database.check_writable()
         rows = open_rows(source, ids=ids, payload=False, vector=vector, dim=self.dim, missing=True)
         given, done = [], 0
@@ -199,7 +198,11 @@ class FilledCollection(MaintainedCollection):
                     log.info("%s", guess)
                 number = filling.store(self, self._database, rows, report, encode)
                 encode()
-                if number > 1 and not rows.is_read_once and self.stats()["compressed"]:
+                stats = self.stats()
+                if stats["compressed"]:
+                    log.info("codes take %.1f bytes a vector, ids and payloads %.1f bytes a record",
+                             stats["bytes_per_vector"], stats["database_bytes_per_record"])  # fmt: skip
+                if number > 1 and not rows.is_read_once and stats["compressed"]:
                     self._measure(originals, report)
                 filling.finish(self._database)
         except BaseException as stop:

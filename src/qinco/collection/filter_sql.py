@@ -10,7 +10,7 @@ import datetime
 import json
 import math
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -27,12 +27,16 @@ from qinco.collection.filters import (
     Exists,
     Filter,
     Has,
+    HasVector,
     In,
     Not,
     Null,
     Or,
+    Prefix,
     Range,
     Text,
+    Within,
+    Words,
 )
 from qinco.collection.instants import microseconds
 from qinco.collection.paths import path_steps
@@ -40,19 +44,23 @@ from qinco.collection.places import ARRAY, FALSE, NULL, TRUE, Place, Sql, place_
 from qinco.errors import ConfigError
 
 KINDS = "keyword", "integer", "float", "bool", "datetime"  # of declared fields
+PLAIN_VECTORS: Mapping[str | None, str] = dict.fromkeys((None, ""), "points.vectors > 0")
 _GROUP = 16  # parts beside each other: SQLite's trees of expressions are 1000 deep at most
 _SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
 
-def to_sql(filter: Filter) -> Sql:
+def to_sql(filter: Filter, vectors: Mapping[str | None, str] = PLAIN_VECTORS) -> Sql:
     """A filter as an expression over `points` that is 1 or 0, never NULL, with its parameters.
+
+    `vectors` are expressions that are 1 where a point has the vector of a name, and with the name None any vector. The
+    connection has the functions of `add_functions`.
 
     Example:
         >>> expression, parameters = to_sql(Eq("lang", "de"))
         >>> database.execute(f"SELECT key FROM points WHERE {expression}", parameters)
     """
     filters.check_size(filter)
-    return _sql(filter, "payload", 0)[0]
+    return _sql(filter, "payload", 0, vectors)[0]
 
 
 def find_keys(connection: sqlite3.Connection, expression: str, parameters: Sequence) -> np.ndarray:
@@ -75,24 +83,28 @@ def index_sql(path: str, kind: str) -> str:
     return place.instant if kind == "datetime" else place.value
 
 
-def _sql(filter: Filter, source: str, level: int) -> tuple[Sql, int]:
+def _sql(filter: Filter, source: str, level: int, vectors: Mapping[str | None, str]) -> tuple[Sql, int]:
     """A filter as SQL, in brackets where it needs any, and how deep it is."""
     if isinstance(filter, Has):
         return _has(filter), 1
+    if isinstance(filter, HasVector):
+        return Sql(f"({vectors.get(filter.name, 0)})"), 1
     if isinstance(filter, Not):
-        part, depth = _sql(filter.part, source, level)
+        part, depth = _sql(filter.part, source, level, vectors)
         return Sql(f"({part.text} = 0)", part.parameters), depth + 1
     if isinstance(filter, And | Or | AtLeast):
-        parts = [_sql(part, source, level) for part in filter.parts]
+        parts = [_sql(part, source, level, vectors) for part in filter.parts]
         return _combined(filter, parts), 1 + max((depth for _, depth in parts), default=0)
     place = place_of(path_steps(filter.path), source, level)
     if isinstance(filter, Element):
         alias = f"o{level}"
-        inner, depth = _sql(filter.part, f"CASE {alias}.type WHEN 'object' THEN {alias}.value END", level + 1)
+        inner, depth = _sql(filter.part, f"CASE {alias}.type WHEN 'object' THEN {alias}.value END", level + 1, vectors)
         test = Sql(f"{inner.text} AND {alias}.type = 'object' AND {place.type} = 'array'", inner.parameters)
         return _anywhere(place, _exists((f"json_each({place.each}) AS {alias}",), test)), depth + 1
     if isinstance(filter, Null | Exists | Empty | Count):
         return _of_field(filter, place), 1
+    if isinstance(filter, Within):
+        return _anywhere(place, _within(place, filter)), 1
     return _anywhere(place, _of_elements(place, filter)), 1
 
 
@@ -141,10 +153,24 @@ def _of_elements(place: Place, filter: Filter) -> Sql:
     return Sql(f"({text})", sum((one.parameters for one in alternatives), ()))
 
 
+def _within(place: Place, filter: Within) -> Sql:
+    """Whether the object at a place, or one in the array there, lies in an area."""
+    inside = "EXISTS (SELECT 1 FROM json_each({}) AS e WHERE e.type = 'object' AND qinco_within(?, e.value))"
+    text = (f"(CASE {place.type} WHEN 'object' THEN qinco_within(?, {place.json}) WHEN 'array' THEN "
+            f"{inside.format(place.each)} ELSE 0 END)")  # fmt: skip
+    return Sql(text, (filter.area.text,) * 2)
+
+
 def _tests(filter: Filter) -> list[tuple[str, Callable[[str], Sql]]]:
     """The kinds of expression that a condition compares, and its SQL for such an expression."""
     if isinstance(filter, Text):
         return [("value", lambda value: Sql(f"typeof({value}) = 'text' AND instr({value}, ?) > 0", (filter.text,)))]
+    if isinstance(filter, Prefix):
+        start = "typeof({0}) = 'text' AND substr({0}, 1, length(?)) = ?"
+        return [("value", lambda value: Sql(start.format(value), (filter.text,) * 2))]
+    if isinstance(filter, Words):
+        test = "typeof({0}) = 'text' AND qinco_words(?, ?, {0})"
+        return [("value", lambda value: Sql(test.format(value), (filter.match, filter.query)))]
     if isinstance(filter, Eq):
         wanted = _bound(filter.value)
         kind = "instant" if isinstance(filter.value, datetime.datetime) else "value"

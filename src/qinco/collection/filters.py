@@ -1,4 +1,4 @@
-"""Filters as values, and what they mean: `matches` is the definition that their SQL is tested against.
+"""Filters as values; `matches` (`qinco.collection.matching`) is what they mean.
 
 A condition on a field is true or false, never unknown: it is false where the field is missing, and `Not` is the
 complement. Types are those of JSON: 1, "1" and true differ, 1 and 1.0 do not. On an array a condition on a value is
@@ -7,13 +7,13 @@ true if it is for one element. `where` (`qinco.collection.where`) is how users w
 
 import datetime
 import math
-import operator
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 
+from qinco.collection.geo import Area
 from qinco.collection.instants import instant, microseconds
-from qinco.collection.paths import nodes, path_steps
+from qinco.collection.paths import path_steps
+from qinco.collection.words import MATCHES
 from qinco.errors import ConfigError
 
 MAX_DEPTH = 16  # of conditions in each other; SQLite's parser and its trees of expressions are limited
@@ -79,14 +79,14 @@ class In(_OfField):
 
     @cached_property
     def _typed(self) -> frozenset:
-        return frozenset(_typed(value) for value in self.values)
+        return frozenset(typed(value) for value in self.values)
 
     @cached_property
     def _has_instants(self) -> bool:
         return any(isinstance(value, datetime.datetime) for value in self.values)
 
     def holds(self, value) -> bool:
-        if _typed(value) in self._typed:
+        if typed(value) in self._typed:
             return True
         return self._has_instants and isinstance(value, str) and ("instant", instant(value)) in self._typed
 
@@ -112,7 +112,7 @@ class Range(_OfField):
 
     def __post_init__(self):
         super().__post_init__()
-        kinds = {_typed(bound)[0] for bound in self.bounds().values()}
+        kinds = {typed(bound)[0] for bound in self.bounds().values()}
         if len(kinds) != 1 or not kinds <= {"number", "text", "instant"}:
             raise ConfigError(f"a range of {self.path} has bounds of one kind, numbers, text or datetimes, not "
                               f"{self.bounds() or 'none'}: give gt, gte, lt or lte")  # fmt: skip
@@ -124,7 +124,7 @@ class Range(_OfField):
     @property
     def kind(self) -> str:
         """number, text or instant."""
-        return _typed(next(iter(self.bounds().values())))[0]
+        return typed(next(iter(self.bounds().values())))[0]
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,33 @@ class Text(_OfField):
 
 
 @dataclass(frozen=True)
+class Prefix(_OfField):
+    """The value, or one of an array's, is text that begins with this text, case and all."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Words(_OfField):
+    """The value, or one of an array's, is text with the words of a query, whatever their case; see `words.MATCHES`."""
+
+    query: str
+    match: str = "all"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.match not in MATCHES:
+            raise ConfigError(f"words match in one of the ways {', '.join(MATCHES)}, not {self.match!r:.40}")
+
+
+@dataclass(frozen=True)
+class Within(_OfField):
+    """The value, or one of an array's, is an object with numbers `lat` and `lon` that lie in an area."""
+
+    area: Area
+
+
+@dataclass(frozen=True)
 class Element(_OfField):
     """One element of the array is an object for which a filter is true."""
 
@@ -187,7 +214,15 @@ class Has:
         return frozenset(self.ids)
 
 
-Filter = And | Or | AtLeast | Not | Eq | In | Except | Range | Count | Null | Exists | Empty | Text | Element | Has
+@dataclass(frozen=True)
+class HasVector:
+    """The point has the vector of this name, which is "" where vectors have none; None: any vector."""
+
+    name: str | None = None
+
+
+_OfValue = Eq | In | Except | Range | Text | Prefix | Words | Within
+Filter = And | Or | AtLeast | Not | _OfValue | Count | Null | Exists | Empty | Element | Has | HasVector
 
 
 def parts_of(filter: Filter) -> tuple[Filter, ...]:
@@ -223,72 +258,7 @@ def check_value(value: Scalar, place: str) -> None:
             raise ConfigError(f"{place}: {value!r:.40} holds half of a surrogate pair: give valid Unicode") from None
 
 
-def matches(filter: Filter, id: int | str, payload: dict | None) -> bool:
-    """Whether a point is what the filter asks for: the same answer as SQLite's.
-
-    Example:
-        >>> matches(And((Eq("lang", "de"), Range("year", gte=2010))), 7, {"lang": "de", "year": 2024})
-        True
-    """
-    if isinstance(filter, And):
-        return all(matches(part, id, payload) for part in filter.parts)
-    if isinstance(filter, Or):
-        return any(matches(part, id, payload) for part in filter.parts)
-    if isinstance(filter, AtLeast):
-        return sum(matches(part, id, payload) for part in filter.parts) >= filter.count
-    if isinstance(filter, Not):
-        return not matches(filter.part, id, payload)
-    if isinstance(filter, Has):
-        return id in filter._ids
-    found = list(nodes(payload, path_steps(filter.path)))
-    if isinstance(filter, Element):
-        return any(isinstance(value, dict) and matches(filter.part, id, value) for value in _elements(found, only=True))
-    if isinstance(filter, Null | Exists | Empty | Count):
-        return _of_field(filter, found)
-    return any(_of_value(filter, value) for value in _elements(found))
-
-
-def _of_field(filter: Null | Exists | Empty | Count, found: list) -> bool:
-    if isinstance(filter, Exists):
-        return bool(found)
-    if isinstance(filter, Null):
-        return not found or any(value is None for value in found)
-    if isinstance(filter, Empty):
-        return all(value is None or value == [] for value in found)
-    counts = [0 if value is None else len(value) if isinstance(value, list) else 1 for value in found]
-    return any(_is_within(count, filter.bounds()) for count in counts or [0])
-
-
-def _of_value(filter: Filter, value) -> bool:
-    if isinstance(filter, Text):
-        return isinstance(value, str) and filter.text in value
-    if isinstance(filter, Except):
-        return value is not None and not filter.holds(value)
-    if isinstance(filter, In):
-        return filter.holds(value)
-    if isinstance(filter, Eq):
-        kind, wanted = _typed(filter.value)
-        return _as_kind(value, kind) == (kind, wanted)
-    assert isinstance(filter, Range)
-    kind, found = _as_kind(value, filter.kind)
-    bounds = {name: _typed(bound)[1] for name, bound in filter.bounds().items()}
-    return kind == filter.kind and found is not None and _is_within(found, bounds)
-
-
-def _is_within(value, bounds: dict) -> bool:
-    return all(_COMPARE[name](value, bound) for name, bound in bounds.items())
-
-
-def _elements(found: list, only: bool = False) -> Iterator:
-    """The elements of arrays, and, unless `only` they are wanted, the values that are none."""
-    for value in found:
-        if isinstance(value, list):
-            yield from value
-        elif not only:
-            yield value
-
-
-def _typed(value) -> tuple:
+def typed(value) -> tuple:
     """The type that values are compared in, and what is compared."""
     if isinstance(value, bool):
         return "bool", value
@@ -301,11 +271,11 @@ def _typed(value) -> tuple:
     return type(value).__name__, None  # null, an array or an object, which equal nothing
 
 
-def _as_kind(value, kind: str) -> tuple:
+def as_kind(value, kind: str) -> tuple:
     """As `_typed`, but text as an instant where that is what is asked for."""
     if kind == "instant":
         return kind, instant(value) if isinstance(value, str) else None
-    return _typed(value)
+    return typed(value)
 
 
 def number(value: int | float) -> int | float:
@@ -316,6 +286,3 @@ def number(value: int | float) -> int | float:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
-
-
-_COMPARE = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}

@@ -187,6 +187,10 @@ def get(
         keys = _page(view, where, limit, after, order_by)
     else:
         condition(where, view)
+        if order_by is not None:
+            raise ConfigError(
+                "the collection was created with payload=false: its records come in the order of their ids"
+            )
         first = 0 if after is None else int(np.searchsorted(view.moment.keys, record_ids(after)[0], "right"))
         keys = view.moment.keys[first : None if limit is None else first + limit].tolist()
     kinds = {"with_payload": with_payload, "with_vectors": with_vectors}

@@ -19,6 +19,7 @@ from qinco.codec.codec import Codec
 from qinco.collection import histograms, segments, stages
 from qinco.collection.moments import Moment, Moments, View
 from qinco.collection.schema import Database, set_value, value_of
+from qinco.config import require_number
 from qinco.errors import ConfigError
 from qinco.native.bits import packed
 from qinco.progress import Progress, counted
@@ -319,8 +320,10 @@ def _live_parts(moment: Moment, parts: IndexParts) -> IndexParts:
     return replace(parts, segments=() if lists is None else (lists,), zeros=zeros)
 
 
-def check_training(settings: dict) -> None:
-    """Raise ConfigError for settings of training that a collection decides."""
+def check_training(settings: dict, minutes: float | None = None) -> dict:
+    """Settings of training with their minutes; raises ConfigError for those that a collection decides."""
+    if minutes is not None:
+        require_number("minutes", minutes, above=0)
     if wrong := set(settings) & {"num_steps", "output", "resume", "overwrite", "progress", "M", "codebook_size", "K"}:
         raise ConfigError(
             f"{', '.join(sorted(wrong))}: the collection decides this; bytes= of create is what a code takes"
@@ -330,3 +333,4 @@ def check_training(settings: dict) -> None:
             json.dumps(value)
         except TypeError:
             raise ConfigError(f"{name} must be a JSON value, such as text or a number, not {value!r:.100}") from None
+    return settings if minutes is None else settings | {"minutes": minutes}

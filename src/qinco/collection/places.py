@@ -36,6 +36,11 @@ class Place:
     holds: Sql = field(default_factory=lambda: Sql(""))
 
     @property
+    def json(self) -> str:
+        """The object or array there as JSON."""
+        return self.scalar.removesuffix(".atom") + ".value" if self.scalar.endswith(".atom") else self.scalar
+
+    @property
     def value(self) -> str:
         return (f"CASE {self.type} WHEN 'true' THEN {TRUE} WHEN 'false' THEN {FALSE} WHEN 'array' THEN {ARRAY} "
                 f"WHEN 'object' THEN {OBJECT} ELSE COALESCE({self.scalar}, {NULL}) END")  # fmt: skip

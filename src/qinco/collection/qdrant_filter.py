@@ -3,13 +3,34 @@
 from collections.abc import Mapping
 
 from qinco.collection import operands
-from qinco.collection.filters import And, AtLeast, Element, Empty, Eq, Except, Exists, Filter, In, Not, Null, Or, Text
+from qinco.collection.filters import (
+    And,
+    AtLeast,
+    Element,
+    Empty,
+    Eq,
+    Except,
+    Exists,
+    Filter,
+    HasVector,
+    In,
+    Not,
+    Null,
+    Or,
+    Prefix,
+    Text,
+    Within,
+    Words,
+)
 from qinco.collection.instants import parsed_time
+from qinco.collection.qdrant_geo import area
 from qinco.config import suggest
 from qinco.errors import ConfigError
 
 CLAUSES = "must", "should", "must_not", "min_should"
-_TESTS = "match", "range", "values_count", "is_null", "is_empty"
+_GEO = "geo_bounding_box", "geo_radius", "geo_polygon"
+_TESTS = "match", "range", "values_count", "is_null", "is_empty", *_GEO
+_TEXTS = {"text": "all", "text_any": "any", "phrase": "phrase"}  # how the words of each match
 
 
 def is_qdrant(where: Mapping) -> bool:
@@ -68,6 +89,8 @@ def _condition(given, here: str, depth: int) -> Filter:
         return parse_qdrant(given, here, depth)
     if "has_id" in given:
         return operands.ids(given["has_id"], f"{here}['has_id']")
+    if "has_vector" in given:
+        return HasVector(operands.text(given["has_vector"], f"{here}['has_vector']"))
     if "nested" in given:
         return _nested(given["nested"], f"{here}['nested']", depth)
     for name in ("is_null", "is_empty"):
@@ -76,7 +99,7 @@ def _condition(given, here: str, depth: int) -> Filter:
     tests = [name for name in given if name != "key"]
     if "key" not in given or len(tests) != 1 or tests[0] not in _TESTS:
         raise ConfigError(f"{here} is {operands.short(given)}: give a key and one of {', '.join(_TESTS)}, or has_id, "
-                          "nested or a filter, and two conditions for two tests")  # fmt: skip
+                          "has_vector, nested or a filter, and two conditions for two tests")  # fmt: skip
     return _of_field(operands.text(given["key"], f"{here}['key']"), tests[0], given[tests[0]], f"{here}[{tests[0]!r}]")
 
 
@@ -100,6 +123,8 @@ def _of_field(path: str, name: str, wanted, here: str) -> Filter:
     wanted = {key: one for key, one in wanted.items() if one is not None}
     if name == "values_count":
         return operands.count_of(path, wanted, here)
+    if name in _GEO:
+        return Within(path, area(name, wanted, here))
     return _match(path, wanted, here) if name == "match" else _range(path, wanted, here)
 
 
@@ -108,12 +133,15 @@ def _match(path: str, wanted: Mapping, here: str) -> Filter:
     at = f"{here}[{name!r}]"
     if name == "value":
         return Eq(path, operands.scalar(value, at))
-    if name in ("any", "except"):
+    if name in ("any", "except", "except_"):
         values = tuple(operands.scalar(one, at) for one in operands.listed(value, at))
         return In(path, values) if name == "any" else Except(path, values)
-    if name == "text":
-        return Text(path, operands.text(value, at))
-    raise ConfigError(f"{here} is {operands.short(dict(wanted))}: give one of value, any, except and text")
+    if name in _TEXTS:
+        return Words(path, operands.text(value, at), _TEXTS[name])
+    if name in ("prefix", "substring"):
+        return (Prefix if name == "prefix" else Text)(path, operands.text(value, at))
+    raise ConfigError(f"{here} is {operands.short(dict(wanted))}: give one of value, any, except, text, text_any, "
+                      "phrase, prefix and substring")  # fmt: skip
 
 
 def _range(path: str, wanted: Mapping, here: str) -> Filter:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from qinco import forking
 from qinco.atomic import lock_file
+from qinco.collection.functions import add_functions, raised_within
 from qinco.errors import ConfigError, DataError, QincoError, ResourceError
 
 FILE, LOCK, OPTIMIZE_LOCK = "collection.sqlite", "lock", "lock-optimize"
@@ -80,8 +81,12 @@ class Database:
             raise DataError(f"{self.folder} is not a collection: it has no {FILE}")
         with self.reading() as connection:
             found = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+            strange = connection.execute("SELECT name FROM sqlite_schema WHERE type IN ('view', 'trigger') OR "
+                                         "sql LIKE 'CREATE VIRTUAL%'").fetchone()  # fmt: skip
         if found[0] != APPLICATION_ID:
             raise DataError(f"{self.path} is not that of a collection, or it was not completed: create it again")
+        if strange is not None:  # SQL that would run when records are read
+            raise DataError(f"{self.path} holds {strange[0]!r:.60}, which no collection has: do not open it")
         if found[1] > FORMAT_VERSION:
             raise DataError(f"{self.path} has format version {found[1]}, newer than {FORMAT_VERSION}: update qinco")
 
@@ -228,6 +233,7 @@ class Database:
         ):  # fmt: skip
             connection.execute(f"PRAGMA {pragma}")
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # opens the file
+        add_functions(connection)
         return connection
 
     @contextmanager
@@ -236,6 +242,8 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
+            if (within := raised_within()) is not None:
+                raise within from None
             name = getattr(error, "sqlite_errorname", None) or ""
             if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT")):
                 raise DataError(f"{self.path} is damaged: {error}") from error

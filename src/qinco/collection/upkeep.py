@@ -44,8 +44,10 @@ def statistics(view: View, database: Database) -> dict:
                         "codec of the originals")  # fmt: skip
     (records,) = connection.execute("SELECT count(*) FROM points").fetchone()
     fingerprint, tables = value_of(connection, "codec"), moment.tables_token
+    records = records if view.has_points else number
+    database_bytes = sum(_size(path) for path in folder.glob(f"{FILE}*"))
     return {
-        "records": records if view.has_points else number,
+        "records": records,
         "dim": value_of(connection, "dim"), "metric": moment.metric.name, "version": moment.version,
         "vectors": number, "fresh": len(moment.fresh), "compressed": moment.num_stored,
         "deleted": sum(one["deleted"] for one in each), "segments": each, "codec": fingerprint,
@@ -53,8 +55,9 @@ def statistics(view: View, database: Database) -> dict:
             "codes": code_bytes,
             "tables": 0 if tables is None else _size(folder / f"tables-{tables}"),
             "codec": 0 if fingerprint is None else _size(segments.codec_path(folder, fingerprint)),
-            "database": sum(_size(path) for path in folder.glob(f"{FILE}*")),
+            "database": database_bytes,
         },
+        "database_bytes_per_record": database_bytes / records if records else None,
         "bytes_per_vector": code_bytes / moment.num_stored if moment.num_stored else None,
         "exact_below": value_of(connection, "exact_below"),
         "fields": dict(connection.execute("SELECT path, kind FROM fields ORDER BY path")),
@@ -154,7 +157,7 @@ def _link(source: Path, target: Path) -> None:
                 _link(file, target / file.name)
         return
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)  # files in the cache of the Hugging Face hub are symbolic links
     except OSError:
         shutil.copyfile(source, target)
         write_to_disk(target)

@@ -5,14 +5,28 @@ from collections.abc import Mapping
 import numpy as np
 
 from qinco.collection import operands
-from qinco.collection.filters import And, Element, Empty, Eq, Exists, Filter, In, Not, Null, Or, Text, check_size
+from qinco.collection.filters import (
+    And,
+    Element,
+    Empty,
+    Eq,
+    Exists,
+    Filter,
+    HasVector,
+    In,
+    Not,
+    Null,
+    Or,
+    Text,
+    check_size,
+)
 from qinco.collection.instants import parsed_time
 from qinco.collection.paths import quoted
 from qinco.collection.qdrant_filter import CLAUSES, is_qdrant, parse_qdrant
 from qinco.config import suggest
 from qinco.errors import ConfigError
 
-_LOGIC = "$and", "$or", "$nor", "$not", "$id"
+_LOGIC = "$and", "$or", "$nor", "$not", "$id", "$vector"
 _OPERATORS = "eq", "ne", "in", "nin", *operands.BOUNDS, "exists", "null", "empty", "count", "text", "any", "not"
 _OTHER_NAMES = {
     "not_in": "nin", "contains": "text", "elemMatch": "any", "size": "count",
@@ -79,6 +93,8 @@ class _Parser:
             )
         if name == "$id":
             return operands.ids(wanted if operands.is_list(wanted) else [wanted], here)
+        if name == "$vector":
+            return self.vector(wanted, here)
         if name == "$not" and not operands.is_list(wanted):
             return Not(self.mapping(wanted, here, depth))
         given = enumerate(operands.listed(wanted, here))
@@ -86,6 +102,13 @@ class _Parser:
         if name == "$and":
             return And(parts)
         return Or(parts) if name == "$or" else Not(Or(parts))
+
+    def vector(self, wanted, here: str) -> Filter:
+        if isinstance(wanted, bool | np.bool_):
+            return HasVector() if wanted else Not(HasVector())
+        if not isinstance(wanted, str):
+            raise ConfigError(f"{here} is {operands.short(wanted)}: give true, false, or the name of a vector")
+        return HasVector(wanted)
 
     def field(self, path: str, wanted, here: str, depth: int) -> Filter:
         if wanted is None:

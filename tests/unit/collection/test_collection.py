@@ -180,7 +180,8 @@ def test_deletes_by_ids_and_filters(docs):
     lambda docs: docs.update_payload(5, ids=[1]), lambda docs: docs.update_payload(lambda old: 5, ids=[1]),
     lambda docs: docs.update_payload(dict, ids=[1], mode="replace"),
     lambda docs: docs.update_payload({}, ids=[1], mode="other"),
-    lambda docs: docs.search(QUERIES, score_limit="high"),
+    lambda docs: docs.search(QUERIES, score_limit="high"), lambda docs: docs.optimize(minutes=0),
+    lambda docs: docs.retrain([1], X[:1], minutes=-1),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(docs, call):
     with pytest.raises((ConfigError, DataError)):

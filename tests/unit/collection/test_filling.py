@@ -36,7 +36,8 @@ def test_a_collection_is_made_of_a_file_and_tells_what_it_guessed(path, tmp_path
         assert docs.search(X_ND[5], 5, exact=True)
         assert docs.verify() == []
     told = [message for message in caplog.messages if "recall@10" in message]
-    assert len(told) == 1 and any("'id'" in message for message in caplog.messages)
+    assert len(told) == 1 and any("bytes a vector" in message for message in caplog.messages)
+    assert any("'id'" in message for message in caplog.messages)
     with pytest.raises(ConfigError, match="overwrite=true"):  # it is complete
         Collection.create(tmp_path / "c.qinco", path, codec=trained("plain"))
 
@@ -98,6 +99,8 @@ def test_a_payload_with_nul_is_refused_and_tells_whose(tmp_path, kind, value):
 def test_integer_ids_without_payload_are_all_that_is_kept(tmp_path):
     with Collection.create(tmp_path / "a.qinco", X_ND) as docs:
         assert docs.search(X_ND[7], 1)[0].id == 7 and docs.count() == N
+        with pytest.raises(ConfigError, match="order"):
+            docs.get(order_by="year")
         assert docs.upsert_from((X_ND[first : first + 100] for first in (0, 100)), progress=False) == 200
         assert docs.count() == N
     with Collection.create(tmp_path / "b.qinco", X_ND, payload=True) as docs:
@@ -125,6 +128,8 @@ def test_sources_replace_records_and_are_resumed(path, tmp_path):
 
 
 def test_columns_need_a_source(tmp_path):
+    with pytest.raises(ConfigError, match="minutes"):  # before anything is stored
+        Collection.create(tmp_path / "c.qinco", X_ND, minutes=0)
     with pytest.raises(ConfigError, match="source"):
         Collection.create(tmp_path / "c.qinco", ids="id")
     with pytest.raises(DataError):

@@ -7,7 +7,8 @@ import pytest
 
 from qinco.collection import filters
 from qinco.collection.filter_sql import find_keys, index_sql, to_sql
-from qinco.collection.filters import And, AtLeast, Element, Eq, Has, In, Not, Or, Range, matches
+from qinco.collection.filters import And, AtLeast, Element, Eq, Has, In, Not, Or, Range
+from qinco.collection.matching import matches
 from qinco.collection.records import payload_text
 from qinco.errors import ConfigError
 

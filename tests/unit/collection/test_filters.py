@@ -15,19 +15,25 @@ from qinco.collection.filters import (
     Except,
     Exists,
     Has,
+    HasVector,
     In,
     Not,
     Null,
     Or,
+    Prefix,
     Range,
     Text,
-    matches,
+    Within,
+    Words,
 )
+from qinco.collection.geo import Box, Circle, Polygon
+from qinco.collection.matching import matches
 from qinco.errors import ConfigError
 
 POINT = {
     "text": "Ein Satz", "one": 1, "half": 0.5, "yes": True, "nothing": None, "tags": ["a", 2, None], "none": [],
     "time": "2024-01-01T01:00:00+01:00", "large": 2**53 + 1, "a.b": 3,
+    "place": {"lat": 52.5, "lon": 13.4}, "places": [{"lat": 1, "lon": 179}, {"lat": "1", "lon": 2}, 5],
     "author": {"name": "Ada", "born": 1815}, "parts": [{"n": 1, "kind": "x"}, {"n": 2, "kind": "y"}],
 }  # fmt: skip
 NOON = datetime.datetime(2024, 1, 1, 12)
@@ -40,11 +46,15 @@ NOON = datetime.datetime(2024, 1, 1, 12)
     Range("text", gte="E", lt="F"), Range("time", lt=NOON), Null("nothing"), Null("missing"), Exists("nothing"),
     Empty("none"), Empty("nothing"), Empty("missing"), Text("text", "Satz"), Count("tags", gte=3, lte=3),
     Count("one", gte=1), Count("missing", lte=0), Has((7,)),
+    Prefix("text", "Ein S"), Prefix("tags", ""), Words("text", "satz EIN"), Words("text", "satz x", "any"),
+    Words("text", "ein satz!", "phrase"), Within("place", Box(53, 13, 52, 14)), Within("places", Box(2, 178, 0, -178)),
+    Within("place", Circle(52.5, 13.41, 1000)), Within("place", Polygon(((50, 10), (50, 20), (60, 13)))),
+    HasVector(), HasVector("image"),
     Not(Eq("missing", 1)), And(()), AtLeast(1, (Or(()), And(()))),
     Element("parts", And((Eq("n", 1), Eq("kind", "x")))),
 ])  # fmt: skip
 def test_true(filter):
-    assert matches(filter, 7, POINT)
+    assert matches(filter, 7, POINT, {"image"})
 
 
 @pytest.mark.parametrize("filter", [
@@ -52,11 +62,15 @@ def test_true(filter):
     Eq("large", float(2**53)), Eq("parts.n", 1), In("one", ()), Except("one", (1,)), Except("missing", ()),
     Except("nothing", ()), Range("text", gte=0), Range("yes", gte=0), Range("one", gte="0"), Range("text", lt=NOON),
     Null("one"), Null("tags"), Exists("missing"), Empty("one"), Text("one", "1"), Text("text", "satz"), Has(("7",)),
+    Prefix("text", "ein"), Prefix("one", ""), Words("text", ""), Words("text", "sat"), Words("text", "satz x"),
+    Words("text", "satz ein", "phrase"), Words("one", "1"), Within("place", Box(52.5, 13, 52, 14)),
+    Within("place", Circle(52.5, 13.5, 1000)), Within("place.lat", Box(90, -180, -90, 180)),
+    Within("place", Polygon(((50, 10), (50, 20), (60, 13)), (((52, 13), (52, 14), (53, 13)),))), HasVector("text"),
     Or(()), AtLeast(2, (And(()), Or(()))), Element("author", And(())),
     Element("parts", And((Eq("n", 1), Eq("kind", "y")))),
 ])  # fmt: skip
 def test_false(filter):
-    assert not matches(filter, 7, POINT)
+    assert not matches(filter, 7, POINT, {"image"})
 
 
 def test_wrong_filters_are_refused():
@@ -68,6 +82,7 @@ def test_wrong_filters_are_refused():
         lambda: Range("a", gte=True),
         lambda: Except("a", (NOON,)),
         lambda: Has((True,)),
+        lambda: Words("a", "b", "none"),
         lambda: Eq("a..b", 1),
     ):
         with pytest.raises(ConfigError):

@@ -16,13 +16,18 @@ from qinco.collection.filters import (
     Except,
     Exists,
     Has,
+    HasVector,
     In,
     Not,
     Null,
     Or,
+    Prefix,
     Range,
     Text,
+    Within,
+    Words,
 )
+from qinco.collection.geo import Box, Circle, Polygon
 from qinco.collection.where import parse
 from qinco.errors import ConfigError
 
@@ -55,6 +60,9 @@ NOON = datetime.datetime(2024, 1, 1, 12, tzinfo=datetime.UTC)
     ({"$not": [{"a": 1}]}, Not(Or((Eq("a", 1),)))),
     ({"$nor": [{"a": 1}]}, Not(Or((Eq("a", 1),)))),
     ({"$and": [Eq("a", 1)]}, And((Eq("a", 1),))),
+    ({"$vector": True}, HasVector()),
+    ({"$vector": False}, Not(HasVector())),
+    ({"$vector": "image"}, HasVector("image")),
     ({"$id": 5, '"$a"': 1}, And((Has((5,)), Eq('"$a"', 1)))),
     ({"must": "x"}, Eq("must", "x")),
     (Eq("a", 1), Eq("a", 1)),
@@ -67,8 +75,18 @@ def test_mappings(where, filter):
     ({"must": [{"key": "a", "match": {"value": 1}}]}, Eq("a", 1)),
     ({"must": {"key": "a", "match": {"any": ["x", "y"]}}, "must_not": [{"has_id": [1, "u"]}]},
      And((In("a", ("x", "y")), Not(Has((1, "u")))))),
-    ({"should": [{"key": "a", "match": {"except": [1]}}, {"key": "b", "match": {"text": "t"}}]},
+    ({"should": [{"key": "a", "match": {"except": [1]}}, {"key": "b", "match": {"substring": "t"}}]},
      Or((Except("a", (1,)), Text("b", "t")))),
+    ({"should": [{"key": "a", "match": {name: "t u"}} for name in ("text", "text_any", "phrase", "prefix")]},
+     Or((Words("a", "t u"), Words("a", "t u", "any"), Words("a", "t u", "phrase"), Prefix("a", "t u")))),
+    ({"must": [{"has_vector": "image"}]}, HasVector("image")),
+    ({"must": [{"key": "a", "geo_radius": {"center": {"lat": 1, "lon": 2}, "radius": 3}}]},
+     Within("a", Circle(1.0, 2.0, 3.0))),
+    ({"must": [{"key": "a", "geo_bounding_box": {"top_left": {"lat": 3, "lon": 1}, "bottom_right":
+                                                 {"lat": 1, "lon": 2}}}]}, Within("a", Box(3.0, 1.0, 1.0, 2.0))),
+    ({"must": [{"key": "a", "geo_polygon": {"exterior": {"points": [{"lat": n, "lon": n * n} for n in range(3)]},
+                                            "interiors": None}}]},
+     Within("a", Polygon(((0.0, 0.0), (1.0, 1.0), (2.0, 4.0))))),
     ({"must": [], "should": None}, And(())),
     ({"must": [{"should": [{"key": "a", "range": {"gte": 1.0, "lt": None}}]}]}, Or((Range("a", gte=1.0),))),
     ({"must": [{"key": "t", "range": {"lt": "2024-01-01T13:00:00+01:00"}}]}, Range("t", lt=NOON)),
@@ -118,7 +136,12 @@ def test_text_of_declared_datetimes_is_a_time():
     ({"must": [{"key": "a", "match": {"value": 1}, "range": {"gt": 1}}]}, "two conditions"),
     ({"must": [{"key": "a", "match": {"values": 1}}]}, "value, any"),
     ({"must": [{"key": "a", "range": {"gtt": 1}}]}, "gt"),
-    ({"must": [{"key": "a", "geo_radius": {}}]}, "values_count"),
+    ({"must": [{"key": "a", "geo_radius": {}}]}, "center"),
+    ({"must": [{"key": "a", "geo_radius": {"center": {"lat": 1, "lon": 2}, "radius": -1}}]}, "radius"),
+    ({"must": [{"key": "a", "geo_polygon": {"exterior": {"points": []}}}]}, "three points"),
+    ({"must": [{"key": "a", "geo": {}}]}, "geo_radius"),
+    ({"must": [{"slice": {"total": 4, "index": 1}}]}, "has_id"),
+    ({"$vector": 1}, "name of a vector"),
     ({"min_should": {"conditions": []}}, "min_count"),
 ])  # fmt: skip
 def test_wrong_filters_are_refused_with_a_remedy(where, said):

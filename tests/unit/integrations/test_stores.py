@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qinco import Collection, ConfigError
-from qinco.collection.filters import And, Eq, Has, Not, Range, matches
+from qinco.collection.filters import And, Eq, Has, Not, Range
+from qinco.collection.matching import matches
 from qinco.collection.where import parse
 from qinco.integrations import stores
 from qinco.integrations.stores import EVERYTHING, UNKNOWN, Part, all_of, any_of, complement
@@ -105,7 +106,11 @@ def test_a_temporary_collection_goes_with_its_store():
 
 @pytest.mark.parametrize(
     ("module", "package", "extra"),
-    [("langchain", "langchain_core", "langchain"), ("haystack", "haystack", "haystack")],
+    [
+        ("langchain", "langchain_core", "langchain"),
+        ("haystack", "haystack", "haystack"),
+        ("llama_index", "llama_index", "llama-index"),
+    ],
 )
 def test_a_missing_framework_is_named_with_its_extra(module, package, extra):
     code = f"import sys; sys.modules['{package}'] = None; import qinco.integrations.{module}"
