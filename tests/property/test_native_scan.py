@@ -168,6 +168,12 @@ def test_exact_scalars_are_those_of_the_plain_scan(level, seed):
     for count in (0, 1, 77):
         ours, theirs = (problem.scanner(one).norms(codes_NM[:count], lists_N[:count]) for one in (level, None))
         assert np.array_equal(ours, theirs) and ours.dtype == theirs.dtype == np.float32
+    decoded_ND = problem.numbers(77, problem.dim)
+    for count in (0, 1, 77):
+        given_ = codes_NM[:count], lists_N[:count], decoded_ND[:count]
+        ours, theirs = (problem.scanner(one).compare(*given_, threads=2) for one in (level, None))
+        for our_N, their_N in zip(ours, theirs, strict=True):
+            assert np.array_equal(our_N, their_N) and our_N.dtype == their_N.dtype == np.float32
 
 
 def check_found(problem: Problem, found: Shortlist, values_QN, limits_QN) -> None:

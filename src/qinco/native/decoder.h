@@ -1,5 +1,7 @@
 // Decoding: reconstructions of a tile of codes, and the second step's streams of all pairs of codes.
 #pragma once
+#include <numeric>
+
 #include "worker.h"
 
 namespace ISA {
@@ -16,13 +18,14 @@ class Decoder {
   std::vector<int32_t> column, own;
 
  public:
-  explicit Decoder(const Model<A>& m)
-      : model(m), worker(m), D(m.size.dim), Dp(padded(D)), Ep(padded(m.size.stream)), column(ROWS), own(ROWS) {
-    reached = allocate<float>(size_t(ROWS) * Dp), stream = allocate<float>(size_t(ROWS) * Ep);
-    stream_x = allocate<float>(size_t(ROWS) * Ep), hidden_x = allocate<float>(size_t(ROWS) * padded(m.size.hidden));
-    narrow_rows = allocate<typename A::element>(size_t(ROWS) * Dp);
-    narrow_outputs = allocate<typename A::element>(size_t(ROWS) * Ep);
-    for (int i = 0; i < ROWS; i++) own[i] = i;
+  // rows: vectors at a time, ROWS or all where there are fewer
+  Decoder(const Model<A>& m, size_t rows)
+      : model(m), worker(m, rows), D(m.size.dim), Dp(padded(D)), Ep(padded(m.size.stream)), column(rows), own(rows) {
+    reached = allocate<float>(rows * Dp), stream = allocate<float>(rows * Ep);
+    stream_x = allocate<float>(rows * Ep), hidden_x = allocate<float>(rows * padded(m.size.hidden));
+    narrow_rows = allocate<typename A::element>(rows * Dp);
+    narrow_outputs = allocate<typename A::element>(rows * Ep);
+    std::iota(own.begin(), own.end(), 0);
   }
 
   int vectors() const { return ROWS; }

@@ -170,9 +170,9 @@ int qinco_scan_lists(const void* scanner, const qinco_scan* request, int threads
   }
 }
 
-int qinco_scalars(const void* scanner, const uint8_t* codes, const int32_t* lists, int64_t count, int threads, float* out) {
+int qinco_sum_codes(const void* scanner, const qinco_sums* request, int threads) {
   try {
-    ((const AnyScanner*)scanner)->scalars(codes, lists, count, threads, out);
+    ((const AnyScanner*)scanner)->sum(*request, threads);
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;
@@ -234,14 +234,16 @@ int qinco_multiply(const float* a, const float* b, int64_t count, int rows, int 
   }
 }
 
-// Vectors (count, dim) to search exactly, or null where memory is exhausted; they are read in every search.
-void* qinco_create_flat(const float* vectors, int64_t count, int dim, int inner_product, int packs, int level) {
+// Vectors (count, dim) to search exactly, or null where memory is exhausted; they are read in every search. `added`
+// (count), or null, is what their values have more than distances or negative inner products.
+void* qinco_create_flat(const float* vectors, const float* added, int64_t count, int dim, int inner_product, int packs,
+                        int level) {
   try {
 #if defined(__x86_64__)
-    if (level >= 2) return avx512::make_flat(vectors, count, dim, inner_product, packs);
-    if (level == 1) return avx2::make_flat(vectors, count, dim, inner_product, packs);
+    if (level >= 2) return avx512::make_flat(vectors, added, count, dim, inner_product, packs);
+    if (level == 1) return avx2::make_flat(vectors, added, count, dim, inner_product, packs);
 #endif
-    return portable::make_flat(vectors, count, dim, inner_product, packs);
+    return portable::make_flat(vectors, added, count, dim, inner_product, packs);
   } catch (const std::bad_alloc&) {
     return nullptr;
   }

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define QINCO_INTERFACE 7  // one more with each change of what is exported; as in library.py
+#define QINCO_INTERFACE 8  // one more with each change of what is exported; as in library.py
 
 extern "C" {
 

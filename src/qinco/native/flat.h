@@ -113,15 +113,15 @@ static inline void compare(const float* x, const float* const* vectors, int dim,
 }
 
 struct FlatVectors {
-  const float* rows;
+  const float *rows, *added;  // (V, D), and (V) or null: what is added to the value of each
   const int64_t count;
   const int dim;
   const bool inner_product;
   array<float> panels;  // (V / PANEL, D, PANEL), padded with zeros; or null, which a few queries do not need
   array<float> norms;   // what a value begins with; infinite for the padding
 
-  FlatVectors(const float* vectors, int64_t number, int D, bool by_products, bool packs)
-      : rows(vectors), count(number), dim(D), inner_product(by_products) {
+  FlatVectors(const float* vectors, const float* more, int64_t number, int D, bool by_products, bool packs)
+      : rows(vectors), added(more), count(number), dim(D), inner_product(by_products) {
     if (!packs) return;
     panels = allocate<float>(padded_count() * D);
     norms = allocate<float>(padded_count());
@@ -134,16 +134,17 @@ struct FlatVectors {
         panel[size_t(d) * PANEL] = value;
         total += double(value) * value;
       }
-      norms[v] = inner_product ? 0 : total;
+      norms[v] = (inner_product ? 0 : total) + added_to(v);
     }
   }
+  float added_to(int64_t number) const { return added ? added[number] : 0; }
   size_t padded_count() const { return size_t(count + PANEL - 1) / PANEL * PANEL; }
 
   float value(const float* x, int64_t number) const {
     const float* const c = rows + number * dim;
     float value;
     compare<1>(x, &c, dim, inner_product, &value);
-    return value;
+    return value + added_to(number);
   }
 };
 
@@ -318,6 +319,7 @@ class FlatWorker {
         int j = 0;
         for (; j + 4 <= now; j += 4) compare<4>(queries + i * D, rows + j, D, all.inner_product, values + j);
         for (; j < now; j++) compare<1>(queries + i * D, rows + j, D, all.inner_product, values + j);
+        for (j = 0; j < now; j++) values[j] += all.added_to(first + j);
         found.look(i, first, (const vector*)values);
       }
     }
@@ -390,8 +392,8 @@ class FlatWorker {
 
 struct Flat final : AnyFlat {
   FlatVectors vectors;
-  Flat(const float* rows, int64_t count, int dim, bool inner_product, bool packs)
-      : vectors(rows, count, dim, inner_product, packs) {}
+  Flat(const float* rows, const float* added, int64_t count, int dim, bool inner_product, bool packs)
+      : vectors(rows, added, count, dim, inner_product, packs) {}
 
   void search(const float* queries, int64_t count, int64_t wanted, int threads, float* values,
               int64_t* numbers) const override {
@@ -416,7 +418,7 @@ struct Flat final : AnyFlat {
   }
 };
 
-AnyFlat* make_flat(const float* vectors, int64_t count, int dim, bool inner_product, bool packs) {
-  return new Flat(vectors, count, dim, inner_product, packs);
+AnyFlat* make_flat(const float* vectors, const float* added, int64_t count, int dim, bool inner_product, bool packs) {
+  return new Flat(vectors, added, count, dim, inner_product, packs);
 }
 }  // namespace ISA

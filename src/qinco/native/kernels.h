@@ -57,7 +57,8 @@ struct Engine : AnyEngine {
     const int64_t stride = each ? count * D : 0;
     if (steps > 1) tabulate_pairs(count, threads);
     over_threads(
-        count, MOST_VECTORS, threads, [&] { return std::make_unique<Decoder<A>>(model); },
+        count, MOST_VECTORS, threads,
+        [&] { return std::make_unique<Decoder<A>>(model, std::min<int64_t>(count, ROWS)); },
         [&](Decoder<A>& decoder, int64_t from, int now) {
           decoder.run(codes + from * steps, start ? start + from * D : nullptr, steps, now, out + from * D, stride);
         });

@@ -21,7 +21,7 @@ from qinco.interrupts import is_main_thread
 
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 _LOG = logging.getLogger(__name__)
-_INTERFACE = 7  # of the library, as in engine.h
+_INTERFACE = 8  # of the library, as in engine.h
 _FLOATS = POINTER(c_float)
 _MAX_COUNT = (1 << 31) - 1  # larger counts of candidates mean all
 _SHORT_CALL = 1e9  # operations: a fraction of a second on one slow core
@@ -268,12 +268,12 @@ def compiled() -> Any:
         "qinco_destroy_scanner": (None, c_void_p),
         "qinco_probe": (c_int, c_void_p, c_void_p, c_int64, c_int, c_int, c_void_p, c_void_p),
         "qinco_scan_lists": (c_int, c_void_p, c_void_p, c_int),
-        "qinco_scalars": (c_int, *[c_void_p] * 3, c_int64, c_int, c_void_p),
+        "qinco_sum_codes": (c_int, c_void_p, c_void_p, c_int),
         "qinco_mark_ids": (c_int, c_void_p, c_int64, c_void_p, c_int),
         "qinco_decode_rows": (c_int, c_void_p, c_void_p, c_int, c_float, *[c_int] * 3, c_void_p),
         "qinco_multiply": (c_int, *[c_void_p] * 2, c_int64, c_int, c_int, c_int64, c_int, c_int, c_void_p),
         "qinco_sum_by_row": (c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_void_p),
-        "qinco_create_flat": (c_void_p, c_void_p, c_int64, *[c_int] * 4),
+        "qinco_create_flat": (c_void_p, *[c_void_p] * 2, c_int64, *[c_int] * 4),
         "qinco_destroy_flat": (None, c_void_p),
         "qinco_search_flat": (c_int, c_void_p, c_void_p, c_int64, c_int64, c_int, *[c_void_p] * 2),
         "qinco_build_graph": (c_int, c_void_p, c_int, c_int),

@@ -37,6 +37,18 @@ struct qinco_scan {
   uint8_t* norm_codes;    // (Q, S)
   int64_t* scanned;       // (Q): vectors looked at
 };
+
+// Vectors x' = o + c + r by their codes: o is the origin of the centroids, c the centroid of a list, and r the sum of the
+// codes' rows of the tables. `norms` are 2 <c, r> + |r|^2. Where another decoder's reconstructions x are given, `squares`
+// are |x' - centre|^2, and `shared` are <x - x', x - mean>.
+struct qinco_sums {
+  const uint8_t* codes;                 // (N, M)
+  const int32_t* lists;                 // (N)
+  int64_t count;                        // N
+  const float* decoded;                 // x, (N, D), or null
+  const float *origin, *mean, *centre;  // (D)
+  float* sums;                          // (N): norms; where x are given (3, N): norms, squares, shared
+};
 }
 
 // Tables and centroids packed for one instruction set.
@@ -45,8 +57,7 @@ struct AnyScanner {
   // The `nprobe` nearest centroids of queries (count, D) in order, and the bases of their lists.
   virtual void probe(const float* queries, int64_t count, int nprobe, int threads, int32_t* probes, float* bases) const = 0;
   virtual void scan(const qinco_scan& request, int threads) const = 0;
-  // 2 <centroid, r> + |r|^2 of codes (count, M) in their lists, r being the sum of their rows of the tables.
-  virtual void scalars(const uint8_t* codes, const int32_t* lists, int64_t count, int threads, float* out) const = 0;
+  virtual void sum(const qinco_sums& request, int threads) const = 0;
 };
 
 // centroids (V, D), tables (M, 256, D), levels (256): what a scalar byte stands for.

@@ -31,7 +31,7 @@ struct qinco_graph {
 // vectors (V, D), V < 2^31, which stay where they are; they are packed (`packs`) for more than a few queries.
 #define QINCO_NEAREST(isa)                                                                                          \
   namespace isa {                                                                                                   \
-  AnyFlat* make_flat(const float* vectors, int64_t count, int dim, bool inner_product, bool packs);                 \
+  AnyFlat* make_flat(const float* vectors, const float* added, int64_t count, int dim, bool inner_product, bool packs); \
   void build_graph(const qinco_graph&, int effort);                                                                \
   void search_graph(const qinco_graph&, const float* queries, int64_t count, int64_t wanted, int effort, int threads, \
                     float* values, int64_t* numbers);                                                              \

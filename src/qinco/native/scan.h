@@ -72,7 +72,7 @@ struct ScannerTables {
 class ListWorker {
   const ScannerTables& scanner;
   const int M, D, Dp, entries;
-  array<float> rows, values, exact;  // (MOST_QUERIES, Dp), (MOST_QUERIES, Vp), (MOST_QUERIES, entries)
+  array<float> rows, values, exact;  // (num_rows, Dp), (probing, Vp), (scanning, entries)
   array<uint8_t> coarse;             // tables of bytes
   float step = 1, lowest = 0;        // of the tables of bytes: their unit, and what zero stands for
   float largest = 0;                 // what the tables' entries may add up to
@@ -81,11 +81,11 @@ class ListWorker {
   std::vector<std::pair<float, int32_t>> near;
 
  public:
-  explicit ListWorker(const ScannerTables& s, bool probes)
+  // For so many rows at a time, of which some look for lists, and some scan them.
+  ListWorker(const ScannerTables& s, size_t num_rows, size_t probing, size_t scanning)
       : scanner(s), M(s.size.steps), D(s.size.dim), Dp(s.tables.in), entries((M + 1) * ENTRIES),
-        rows(allocate<float>(size_t(MOST_QUERIES) * Dp)),
-        values(allocate<float>(probes ? size_t(MOST_QUERIES) * s.centroids.out : 1)),
-        exact(allocate<float>(size_t(MOST_QUERIES) * entries)), coarse(allocate<uint8_t>(entries)) {}
+        rows(allocate<float>(num_rows * Dp)), values(allocate<float>(probing * s.centroids.out)),
+        exact(allocate<float>(scanning * entries)), coarse(allocate<uint8_t>(entries)) {}
 
   int vectors() const { return MOST_QUERIES; }
 
@@ -132,23 +132,67 @@ class ListWorker {
     }
   }
 
-  void scalars(const uint8_t* codes, const int32_t* lists, int count, float* out) {
-    for (int i = 0; i < count; i++) {
-      vector product = {}, square = {};
-      const float* centroid = scanner.centroid_rows[lists[i]];
-      for (int d = 0; d < Dp; d += VECTOR) {
-        vector r = {};
-        for (int m = 0; m < M; m++) r += load(scanner.table_rows[size_t(m) * ENTRIES + codes[size_t(i) * M + m]] + d);
-        product += r * load(centroid + d);
-        square += r * r;
-      }
-      out[i] = 2 * sum(product) + sum(square);
+  void sum_all(const qinco_sums& request, int64_t from, int count) {
+    if (request.decoded) {
+      take(request.origin, 1, ORIGIN);
+      take(request.mean, 1, MEAN);
+      take(request.centre, 1, CENTRE);
+    }
+    for (int64_t i = from; i < from + count; i++) {
+      for (int m = 0; m < M && i + 1 < from + count; m++)
+        for (int d = 0; d < Dp; d += 64 / 4) __builtin_prefetch(row_of(request, i + 1, m) + d);
+      if (request.decoded)
+        sum_compared(request, i);
+      else
+        sum_alone(request, i);
     }
   }
 
  private:
-  void take(const float* queries, int count) {
-    for (int i = 0; i < count; i++) memcpy(rows.get() + size_t(i) * Dp, queries + size_t(i) * D, D * 4);
+  enum { DECODED, ORIGIN, MEAN, CENTRE };  // rows of `sum_compared`
+
+  void take(const float* vectors, int count, int first = 0) {
+    for (int i = 0; i < count; i++) memcpy(rows.get() + size_t(first + i) * Dp, vectors + size_t(i) * D, D * 4);
+  }
+
+  const float* row_of(const qinco_sums& request, int64_t i, int m) const {
+    return scanner.table_rows[size_t(m) * ENTRIES + request.codes[i * M + m]];
+  }
+
+  vector sum_of_rows(const qinco_sums& request, int64_t i, int d) const {
+    vector r = {};
+    for (int m = 0; m < M; m++) r += load(row_of(request, i, m) + d);
+    return r;
+  }
+
+  void sum_alone(const qinco_sums& request, int64_t i) const {
+    vector product = {}, square = {};
+    const float* centroid = scanner.centroid_rows[request.lists[i]];
+    for (int d = 0; d < Dp; d += VECTOR) {
+      const vector r = sum_of_rows(request, i, d);
+      product += r * load(centroid + d);
+      square += r * r;
+    }
+    request.sums[i] = 2 * sum(product) + sum(square);
+  }
+
+  void sum_compared(const qinco_sums& request, int64_t i) {
+    take(request.decoded + i * D, 1, DECODED);
+    vector product = {}, square = {}, centred = {}, shared = {};
+    const float* centroid = scanner.centroid_rows[request.lists[i]];
+    const float *x = rows.get() + DECODED * Dp, *origin = rows.get() + ORIGIN * Dp;
+    const float *mean = rows.get() + MEAN * Dp, *centre = rows.get() + CENTRE * Dp;
+    for (int d = 0; d < Dp; d += VECTOR) {
+      const vector r = sum_of_rows(request, i, d), c = load(centroid + d), o = load(origin + d);
+      product += r * c;
+      square += r * r;
+      const vector from_centre = (o - load(centre + d)) + c + r;
+      centred += from_centre * from_centre;
+      shared += (load(x + d) - o - c - r) * (load(x + d) - load(mean + d));
+    }
+    request.sums[i] = 2 * sum(product) + sum(square);
+    request.sums[request.count + i] = sum(centred);
+    request.sums[2 * request.count + i] = sum(shared);
   }
 
   // What selection takes: nothing below zero, and what is no number last.
@@ -367,24 +411,27 @@ struct Scanner : AnyScanner {
       : tables(sizes, centroids, given, levels) {}
 
   template <class Run>
-  void over(int64_t count, int threads, bool probes, Run run) const {
-    over_threads(count, MOST_QUERIES, threads, [&] { return std::make_unique<ListWorker>(tables, probes); }, run);
+  void over(int64_t count, int threads, bool probes, bool scans, Run run) const {
+    const size_t least = 4, rows = std::max<size_t>(least, std::min<int64_t>(count, MOST_QUERIES));
+    over_threads(
+        count, MOST_QUERIES, threads,
+        [&] { return std::make_unique<ListWorker>(tables, rows, probes ? rows : 0, scans ? rows : 0); }, run);
   }
 
   void probe(const float* queries, int64_t count, int nprobe, int threads, int32_t* probes, float* bases) const override {
-    over(count, threads, true, [&](ListWorker& worker, int64_t from, int now) {
+    over(count, threads, true, false, [&](ListWorker& worker, int64_t from, int now) {
       worker.probe(queries + from * tables.size.dim, now, nprobe, probes + from * nprobe, bases + from * nprobe);
     });
   }
 
   void scan(const qinco_scan& request, int threads) const override {
-    over(request.count, threads, false, [&](ListWorker& worker, int64_t from, int now) { worker.scan(request, from, now); });
+    over(request.count, threads, false, true,
+         [&](ListWorker& worker, int64_t from, int now) { worker.scan(request, from, now); });
   }
 
-  void scalars(const uint8_t* codes, const int32_t* lists, int64_t count, int threads, float* out) const override {
-    over(count, threads, false, [&](ListWorker& worker, int64_t from, int now) {
-      worker.scalars(codes + from * tables.size.steps, lists + from, now, out + from);
-    });
+  void sum(const qinco_sums& request, int threads) const override {
+    over(request.count, threads, false, false,
+         [&](ListWorker& worker, int64_t from, int now) { worker.sum_all(request, from, now); });
   }
 };
 

@@ -21,8 +21,18 @@ class _Sizes(Structure):
     _fields_ = [(name, c_int32) for name in ("dim", "lists", "steps", "inner_product")]
 
 
-class _Segment(Structure):
+class Segment(Structure):
+    """The arrays of inverted lists, as the kernels read them: see lists.h. They must outlive it."""
+
     _fields_ = [(name, c_void_p) for name in ("starts", "codes", "ids", "admitted")] + [("ids_are_wide", c_int32)]
+
+    @classmethod
+    def of(cls, starts: np.ndarray, codes: np.ndarray, ids: np.ndarray) -> "Segment":
+        """Of starts int64 (V + 1,), codes uint8 (N · (M + 1),), and ids uint32 or int64 (N,)."""
+        assert starts.dtype == np.int64 and codes.dtype == np.uint8 and ids.dtype in (np.uint32, np.int64)
+        assert starts[-1] == len(ids) and all(array.flags.c_contiguous for array in (starts, codes, ids))
+        addresses = (array.ctypes.data for array in (starts, codes, ids))
+        return cls(*addresses, None, ids.dtype == np.int64)
 
 
 class _Scan(Structure):
@@ -34,17 +44,30 @@ class _Scan(Structure):
     ]
 
 
+class _Sums(Structure):
+    _fields_ = [
+        ("codes", c_void_p), ("lists", c_void_p), ("count", c_int64),
+        *((name, c_void_p) for name in ("decoded", "origin", "mean", "centre", "sums")),
+    ]  # fmt: skip
+
+
 class NativeScanner:
     """A copy of centroids (V, D), tables (M, 256, D) and levels (256,), float32, in the layout of the kernels.
 
-    Values are squared L2 distances or negative inner products: the smaller the nearer.
+    Values are squared L2 distances or negative inner products: the smaller the nearer. `compared` are the origin of the
+    centroids, a mean and a centre, (D,), for `compare`.
     """
 
-    def __init__(self, centroids_VD: np.ndarray, tables_MKD: np.ndarray, levels: np.ndarray, inner_product: bool):
+    def __init__(
+        self, centroids_VD: np.ndarray, tables_MKD: np.ndarray, levels: np.ndarray, inner_product: bool,
+        compared: Sequence[np.ndarray] = (),
+    ):  # fmt: skip
         self._scanner = None
         (self.num_lists, self.dim), self.steps = centroids_VD.shape, len(tables_MKD)
         assert tables_MKD.shape == (self.steps, ENTRIES, self.dim) and levels.shape == (ENTRIES,)
         given = [np.ascontiguousarray(array, np.float32) for array in (centroids_VD, tables_MKD, levels)]
+        self._compared = [np.array(of_D, np.float32) for of_D in compared]
+        assert all(of_D.shape == (self.dim,) for of_D in self._compared)
         sizes = _Sizes(self.dim, self.num_lists, self.steps, inner_product)
         self._scanner = compiled().qinco_create_scanner(
             byref(sizes), *(array.ctypes.data for array in given), LEVELS.index(level())
@@ -85,7 +108,7 @@ class NativeScanner:
             queries_QD: float32 (Q, D).
             probes_QP: lists to visit, int32 (Q, P).
             bases_QP: values of these lists, float32 (Q, P).
-            segments: objects with `starts` int64 (V + 1,), `codes` uint8, `ids` uint32 or int64 (N,); see lists.h.
+            segments: inverted lists, with the arrays `starts`, `codes` and `ids`, and a Segment of these, `native`.
             nprobe: lists to visit for each query.
             admitted: of each segment the bits of positions that may be found, uint64 (⌈N / 64⌉,), or None for all.
 
@@ -105,7 +128,7 @@ class NativeScanner:
         )  # fmt: skip
         bits = [None] * len(segments) if admitted is None else admitted
         parts = map(self._segment, segments, bits)
-        given = (_Segment * len(segments))(*parts)
+        given = (Segment * len(segments))(*parts)
         request = _Scan(
             address(queries_QD), address(probes_QP), address(bases_QP), ctypes.addressof(given), len(queries_QD),
             len(segments), probes_QP.shape[1], num_short, nprobe, *map(address, results),
@@ -119,30 +142,39 @@ class NativeScanner:
 
     def norms(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int) -> np.ndarray:
         """2 <c, r> + |r|^2 of codes and their lists' centroids c, r being the sum of a code's rows: float32 (N,)."""
+        return self._sums(codes_NM, lists_N, threads, 1)[0]
+
+    def compare(self, codes_NM: np.ndarray, lists_N: np.ndarray, decoded_ND: np.ndarray, threads: int) -> np.ndarray:
+        """Norms of codes; |x' - centre|^2, x' being origin + c + r; and <x - x', x - mean> of other reconstructions x.
+
+        Float32 (3, N).
+        """
+        assert len(decoded_ND) == len(codes_NM) and len(self._compared) == 3
+        return self._sums(codes_NM, lists_N, threads, 3, (self._rows(decoded_ND), *self._compared))
+
+    def _sums(self, codes_NM, lists_N, threads: int, count: int, compared: Sequence[np.ndarray | None] = (None,) * 4):
         codes_NM, lists_N = np.ascontiguousarray(codes_NM, np.uint8), np.ascontiguousarray(lists_N, np.int32)
-        assert codes_NM.shape == (len(lists_N), self.steps) and ((lists_N >= 0) & (lists_N < self.num_lists)).all()
-        norms_N = np.empty(len(lists_N), np.float32)
+        assert codes_NM.shape == (len(lists_N), self.steps)
+        assert lists_N.view(np.uint32).max(initial=0) < self.num_lists
+        sums_CN = np.empty((count, len(lists_N)), np.float32)
+        addresses = address(codes_NM), address(lists_N), len(lists_N), *map(address, compared), address(sums_CN)
+        request = _Sums(*addresses)
         failed = run(
-            lambda: compiled().qinco_scalars(
-                self._scanner, address(codes_NM), address(lists_N), len(lists_N), threads, address(norms_N)
-            ),
+            lambda: compiled().qinco_sum_codes(self._scanner, byref(request), threads),
             4.0 * codes_NM.size * self.dim,
         )
         check_memory(failed, _REMEDY)
-        return norms_N
+        return sums_CN
 
     def _rows(self, queries_QD: np.ndarray) -> np.ndarray:
         assert queries_QD.ndim == 2 and queries_QD.shape[1] == self.dim
         return np.ascontiguousarray(queries_QD, np.float32)
 
-    def _segment(self, segment, admitted: np.ndarray | None) -> _Segment:
-        assert segment.starts.dtype == np.int64 and len(segment.starts) == self.num_lists + 1
-        assert segment.codes.dtype == np.uint8 and len(segment.codes) == (self.steps + 1) * len(segment.ids)
-        assert segment.ids.dtype in (np.uint32, np.int64) and segment.starts[-1] == len(segment.ids)
-        arrays = segment.starts, segment.codes, segment.ids
-        assert all(array.flags.c_contiguous for array in arrays)
-        if admitted is not None:
-            assert admitted.dtype == np.uint64 and admitted.flags.c_contiguous
-            assert admitted.shape == (num_words(len(segment.ids)),)
-        addresses = [array.ctypes.data for array in arrays]  # `address` is slow for arrays that are not written to
-        return _Segment(*addresses, address(admitted), segment.ids.dtype == np.int64)
+    def _segment(self, segment, admitted: np.ndarray | None) -> Segment:
+        assert len(segment.starts) == self.num_lists + 1 and len(segment.codes) == (self.steps + 1) * len(segment.ids)
+        native: Segment = segment.native
+        if admitted is None:
+            return native
+        assert admitted.dtype == np.uint64 and admitted.flags.c_contiguous
+        assert admitted.shape == (num_words(len(segment.ids)),)
+        return Segment(native.starts, native.codes, native.ids, address(admitted), native.ids_are_wide)

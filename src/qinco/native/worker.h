@@ -13,13 +13,13 @@ class Worker {
   const Model<A>& model;
   const qinco_sizes& size;
   const int Dp, Ep, Hp;
-  array<T> hidden, narrow;                       // (ROWS, Hp), (ROWS, Ep)
+  array<T> hidden, narrow;                       // (rows, Hp), (rows, Ep)
   std::vector<array<float>> owned;
 
  public:
-  explicit Worker(const Model<A>& m)
+  explicit Worker(const Model<A>& m, size_t rows = ROWS)
       : model(m), size(m.size), Dp(padded(m.size.dim)), Ep(padded(m.size.stream)), Hp(padded(m.size.hidden)),
-        hidden(allocate<T>(size_t(ROWS) * Hp)), narrow(allocate<T>(size_t(ROWS) * Ep)) {}
+        hidden(allocate<T>(rows * Hp)), narrow(allocate<T>(rows * Ep)) {}
 
   static void narrowed(const float* from, T* to, size_t rows, int width) {
     for (size_t i = 0; i < rows * width; i += PANEL) {

@@ -11,7 +11,7 @@ from qinco.config import RANKINGS, require_choice
 from qinco.progress import Progress, silent
 from qinco.search.exhaustive import nearest_in_blocks
 from qinco.search.ids import MISSING
-from qinco.search.metric import Metric
+from qinco.search.metric import L2, Metric
 from qinco.search.parts import IndexParts
 from qinco.search.pipeline import Decoder, estimated, scaled, scaled_queries
 from qinco.search.ranking import Score, origin_of
@@ -40,12 +40,13 @@ def search_decoded(
     some = None if selection is None else [selection.positions(number) for number in range(len(parts.segments))]
     parts_ids = parts.ids if some is None else [ids[rows] for ids, rows in zip(parts.ids, some, strict=True)]
     ids_N = np.concatenate([*parts_ids, [MISSING]], dtype=np.int64)  # the last one is that of row -1
-    blocks = _blocks(parts, decoder, score, report, some)
+    blocks, is_product = _blocks(parts, decoder, score, report, some), metric.scans_inner_products
     if score is None:
         distances_QR, rows_QR = nearest_in_blocks(queries_QD, blocks, k, metric=Metric(metric.name))
     else:
         prepared_QD, factors_Q1 = scaled_queries(metric.prepare(queries_QD), metric, True)
-        values_QR, rows_QR = _least_values(parts, prepared_QD, blocks, k)
+        values_QR, rows_QR = nearest_in_blocks(prepared_QD, blocks, k, metric=metric if is_product else L2, adds=True)
+        values_QR = -values_QR if is_product else values_QR
         is_zero_QR = ~prepared_QD.any(1, keepdims=True) | np.isin(ids_N[rows_QR], parts.zeros)
         values_QR = estimated(metric, score, values_QR, is_zero_QR)
         distances_QR = metric.distances(values_QR if factors_Q1 is None else scaled(values_QR, factors_Q1))
@@ -76,7 +77,7 @@ def search_among(
 def _blocks(
     parts: IndexParts, decoder: Decoder, score: Score | None, report: Progress, some: list[np.ndarray] | None
 ) -> Iterator[tuple]:
-    """Yield numbers of first vectors and decoded vectors, (N, D); with a score (N, D + 1), what it adds at the end."""
+    """Yield numbers of first vectors and decoded vectors, (N, D); with a score what it adds to their values, too."""
     tables, first = parts.tables, 0
     origin_D = np.zeros(0, np.float32) if tables.ranking is None else origin_of(tables.metric, tables.ranking.mean_D)
     for number, segment in enumerate(parts.segments):
@@ -84,36 +85,12 @@ def _blocks(
         for codes_NM, norm_codes_N, lists_N, ids_N in segment.blocks(_BLOCK_ROWS, places):
             decoded_ND, is_zero_N = np.asarray(decoder.decode(codes_NM, lists_N)), np.isin(ids_N, parts.zeros)
             decoded_ND[is_zero_N] = 0
-            if score is not None:
+            if score is None:
+                yield first, decoded_ND
+            else:
                 known_N = tables.corrections(codes_NM, norm_codes_N, lists_N, decoded_ND)
                 added_N = score.adjusted(np.zeros_like(known_N), decoded_ND, origin_D, known_N)
                 added_N[is_zero_N] = tables.metric.unit_length**2 - score.offset  # similarity 0
-                decoded_ND = np.concatenate([decoded_ND, added_N[:, None]], 1)
-            yield first, decoded_ND
+                yield first, decoded_ND, added_N
             first += len(codes_NM)
             report("searching", first, len(parts))
-
-
-def _least_values(parts: IndexParts, queries_QD: np.ndarray, blocks, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The least ‖q − x̂‖² + added, or −⟨q, x̂⟩ + added, by inner products with one dimension more: ⟨(q, 1), (x̂, …)⟩.
-
-    Origins in the middle keep what is subtracted small.
-    """
-    metric, ranking = parts.tables.metric, parts.tables.ranking
-    assert ranking is not None
-    is_product, origin_D = metric.scans_inner_products, origin_of(metric, ranking.mean_D)
-
-    def turned():
-        for first, extended_ND in blocks:
-            x_ND, added_N = extended_ND[:, :-1] - origin_D, extended_ND[:, -1]
-            if not is_product:
-                added_N = (np.einsum("nd,nd->n", x_ND, x_ND) + added_N) / 2
-            yield first, np.concatenate([x_ND, -added_N[:, None]], 1, dtype=np.float32)
-
-    centred_QD = queries_QD - origin_D
-    given_QD = np.concatenate([centred_QD, np.ones((len(centred_QD), 1))], 1, dtype=np.float32)
-    products_QR, rows_QR = nearest_in_blocks(given_QD, turned(), k, metric=Metric("inner_product"))
-    if is_product:
-        return -products_QR, rows_QR
-    squares_Q1 = np.square(centred_QD, dtype=np.float64).sum(1, keepdims=True)
-    return (squares_Q1 - 2 * products_QR.astype(np.float64)).astype(np.float32), rows_QR

@@ -6,8 +6,9 @@ import numpy as np
 
 from qinco.codec.given import as_codec
 from qinco.config import require_int
-from qinco.maths.assignment import NearestCentroids
+from qinco.machine import num_threads
 from qinco.maths.devices import CPU
+from qinco.native.flat import Flat
 from qinco.progress import ProgressOption, reporting
 from qinco.search.metric import L2, Metric, choose_metric
 from qinco.store.codes import Codes
@@ -78,17 +79,19 @@ def _read(source: VectorSource) -> np.ndarray:
 
 
 def nearest_in_blocks(
-    queries_QD: np.ndarray, blocks: Iterable[tuple[int, np.ndarray]], k: int, device: str = CPU, metric: Metric = L2, *,
-    piece_rows: int = _PIECE_ROWS, max_distances: int | None = None,
+    queries_QD: np.ndarray, blocks: Iterable[tuple], k: int, device: str = CPU, metric: Metric = L2, *,
+    adds: bool = False, piece_rows: int = _PIECE_ROWS, max_distances: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """`exhaustive_search` of float32 queries among (number of the first vector, float32 (n, D)) blocks.
 
-    It compares `piece_rows` vectors at a time, and computes `max_distances`, which are fitted to the device if None.
+    If it `adds`, blocks have a third part, float32 (n,), that is added to their vectors' distances, or subtracted from
+    their inner products, and queries are no longer than vectors. It compares `piece_rows` vectors at a time, and
+    computes `max_distances`, which are fitted to the device if None.
     """
     unit = Metric(metric.name)
     queries_QD = unit.prepare(np.asarray(queries_QD, np.float32))
     lengths_Q1, scale_Q1 = np.linalg.norm(queries_QD.astype(np.float64), axis=1, keepdims=True), None
-    if metric.name == "inner_product":  # powers of two change no digits, and products stay within float32
+    if metric.name == "inner_product" and not adds:  # powers of two change no digits, and products stay within float32
         scale_Q1 = np.exp2(-_SPARE_BITS - np.frexp(lengths_Q1)[1].astype(np.float64))
         queries_QD = (queries_QD * scale_Q1).astype(np.float32)
     if device == CPU:
@@ -98,11 +101,12 @@ def nearest_in_blocks(
 
         best = BestOnDevice(queries_QD, k, metric.name != "l2", max_distances or _DEVICE_DISTANCES, device)
     longest, is_double = float(lengths_Q1.max(initial=0)), False
-    for first, block in blocks:
+    for first, block, *added in blocks:
         for start in range(0, len(block), piece_rows):
-            piece_ND = unit.prepare(np.asarray(block[start : start + piece_rows], np.float32))
+            part = slice(start, start + piece_rows)
+            piece_ND = unit.prepare(np.asarray(block[part], np.float32))
             is_double = is_double or (metric.name == "l2" and _leaves_float32(longest, piece_ND))
-            best.merge(piece_ND, first + start, is_double)
+            best.merge(piece_ND, first + start, is_double, *(added_N[part] for added_N in added))
     values_QR, ids_QR = best.found()
     if metric.name != "l2":
         values_QR = 0 - (values_QR if scale_Q1 is None else values_QR / scale_Q1)
@@ -128,10 +132,10 @@ class _Best:
         self.values_QR = np.full((len(queries_QD), count), np.inf, np.float32)
         self.ids_QR = np.full((len(queries_QD), count), -1, np.int64)
 
-    def merge(self, x_ND: np.ndarray, first: int, is_double: bool) -> None:
-        """Merge vectors, of which the first has this number."""
+    def merge(self, x_ND: np.ndarray, first: int, is_double: bool, added_N: np.ndarray | None = None) -> None:
+        """Merge vectors, of which the first has this number, and what is added to their values."""
         count = min(self.values_QR.shape[1], len(x_ND))
-        near = None if is_double else NearestCentroids(x_ND, inner_product=self.inner_product)
+        near = None if is_double else Flat(x_ND, self.inner_product, added_N)
         if is_double and self.values_QR.dtype == np.float32:
             self.values_QR = self.values_QR.astype(np.float64)
         each = max(len(x_ND) if is_double else 0, 4 * (count + self.values_QR.shape[1]))
@@ -139,7 +143,10 @@ class _Best:
         for begin in range(0, len(self.queries_QD), rows):
             part = slice(begin, begin + rows)
             queries_QD = self.queries_QD[part]
-            values, numbers = near.search(queries_QD, count) if near else _nearest_in_double(queries_QD, x_ND, count)
+            if near:
+                values, numbers = near.search(queries_QD, count, num_threads())
+            else:
+                values, numbers = _nearest_in_double(queries_QD, x_ND, count, added_N)
             values = np.concatenate([self.values_QR[part], values], 1)
             ids = np.concatenate([self.ids_QR[part], numbers + first], 1)
             order = np.argsort(values, 1, kind="stable")[:, : self.values_QR.shape[1]]
@@ -149,10 +156,13 @@ class _Best:
         return self.values_QR, self.ids_QR
 
 
-def _nearest_in_double(queries_QD: np.ndarray, x_ND: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _nearest_in_double(
+    queries_QD: np.ndarray, x_ND: np.ndarray, count: int, added_N: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """The nearest vectors of queries, values float64 (Q, R) and numbers int64 (Q, R), in any order."""
     queries_QD, x_ND = queries_QD.astype(np.float64), x_ND.astype(np.float64)
     squares_Q1, squares_N = np.square(queries_QD).sum(1, keepdims=True), np.square(x_ND).sum(1)
     values_QN = np.maximum(squares_Q1 + squares_N - 2 * (queries_QD @ x_ND.T), 0)
+    values_QN = values_QN if added_N is None else values_QN + added_N
     numbers_QR = np.argpartition(values_QN, count - 1, 1)[:, :count]
     return np.take_along_axis(values_QN, numbers_QR, 1), numbers_QR

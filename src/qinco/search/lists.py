@@ -8,11 +8,13 @@ left, so that nothing is padded: a vector takes M + 1 bytes and its id.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from qinco.errors import DataError
 from qinco.native.bits import packed, unpacked
+from qinco.native.scanner import Segment
 from qinco.vectors.mapped import release_pages
 
 WIDTH = 64  # vectors of a block
@@ -90,6 +92,11 @@ class InvertedLists:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def native(self) -> Segment:
+        """The arrays for the compiled scan."""
+        return Segment.of(self.starts, self.codes, self.ids)
 
     num_lists = property(lambda self: len(self.starts) - 1)
     nbytes = property(lambda self: self.starts.nbytes + self.codes.nbytes + self.ids.nbytes)

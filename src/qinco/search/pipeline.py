@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -125,7 +125,7 @@ class Pipeline:
         values_QR = best.values
         if score is not None:
             values_QR = estimated(self.metric, score, values_QR, self._is_zero(queries_QD, best))
-        return replace(best, values=values_QR if factors_Q1 is None else scaled(values_QR, factors_Q1)), shortlist
+        return best.valued(values_QR if factors_Q1 is None else scaled(values_QR, factors_Q1)), shortlist
 
     @property
     def _ranking(self) -> Ranking | None:

@@ -37,12 +37,9 @@ class Score:
     def adjusted(self, values_N: np.ndarray, decoded_ND, origin_D: np.ndarray, corrections_N: np.ndarray) -> np.ndarray:
         """Values of pairs, float32 (N,), from their decoded ones; `origin_D` is that of lengths, μ or 0."""
         values_N = values_N + np.float32(self.correction) * corrections_N
-        values_N = self.lengthened(values_N, decoded_ND, origin_D) if self.length else values_N
+        if self.length:
+            values_N = values_N + np.float32(self.length) * squared_lengths(decoded_ND, origin_D)
         return values_N.astype(np.float32, copy=False)
-
-    def lengthened(self, values_N: np.ndarray, decoded_ND, origin_D: np.ndarray) -> np.ndarray:
-        """Values with what the lengths of vectors add to them."""
-        return values_N + np.float32(self.length) * squared_lengths(decoded_ND, origin_D)
 
     def estimates(self, values: np.ndarray) -> np.ndarray:
         return (values + np.float32(self.offset)).astype(np.float32, copy=False)

@@ -51,6 +51,10 @@ class Shortlist:
             columns = [np.pad(a, widths[: a.ndim], constant_values=f) for a, f in zip(columns, filling, strict=True)]
         return Shortlist(*columns, scanned=self.scanned)
 
+    def valued(self, values_QS: np.ndarray) -> "Shortlist":
+        """The same vectors with other values (Q, S)."""
+        return Shortlist(values_QS, self.ids, self.lists, self.codes, self.norm_codes, self.scanned)
+
     def ranked(self, values_QS: np.ndarray, keep: int) -> "Shortlist":
         """The `keep` vectors of least value by other values (Q, S); of equal ones the first stays first."""
         num_queries, width = values_QS.shape
@@ -69,12 +73,12 @@ class Shortlist:
 class Scanner:
     """Look-up tables, K ≤ 256, centroids and norm levels, float32 (256,), ready to scan inverted lists made with them.
 
-    `native=False` avoids the native kernels; None uses them where they are available.
+    `mean_D` is μ of `compare`. `native=False` avoids the native kernels; None uses them where they are available.
     """
 
     def __init__(
         self, centroids_VD: np.ndarray, tables_MKD: np.ndarray, levels: np.ndarray, *, inner_product: bool = False,
-        native: bool | None = None,
+        mean_D: np.ndarray | None = None, native: bool | None = None,
     ):  # fmt: skip
         assert tables_MKD.shape[1] <= ENTRIES
         # Distances do not change with the origin, and a near one keeps what is summed small and exact.
@@ -86,7 +90,10 @@ class Scanner:
         self.num_lists, self.inner_product = len(centroids_VD), inner_product
         self.is_native = is_available() if native is None else native
         kind = NativeScanner if self.is_native else _PlainScanner
-        self._scanner = kind(centroids_VD, tables_MKD, np.asarray(levels, np.float32), inner_product)
+        no_D = np.zeros_like(self._shift_D)
+        given_D = no_D if mean_D is None else mean_D
+        compared = self._shift_D, given_D, no_D if inner_product else given_D
+        self._scanner = kind(centroids_VD, tables_MKD, np.asarray(levels, np.float32), inner_product, compared)
 
     def probe(self, queries_QD: np.ndarray, nprobe: int, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """The nearest centroids of float32 queries (Q, D), all compared: lists int32 and bases float32, (Q, nprobe)."""
@@ -112,6 +119,16 @@ class Scanner:
             return np.zeros(len(codes_NM), np.float32)
         return self._scanner.norms(codes_NM, lists_N, threads)
 
+    def compare(
+        self, codes_NM: np.ndarray, lists_N: np.ndarray, decoded_ND: np.ndarray, threads: int = 1
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What codes decode to by the tables, x̂', beside what they decode to otherwise, x̂, float32 (N, D).
+
+        Returns s, ‖x̂' − μ‖² (‖x̂'‖² for inner products) and ⟨x̂ − x̂', x̂ − μ⟩, float32 (N,).
+        """
+        norms_N, squares_N, shared_N = self._scanner.compare(codes_NM, lists_N, decoded_ND, threads)
+        return np.zeros_like(norms_N) if self.inner_product else norms_N, squares_N, shared_N
+
     def _shifted(self, queries_QD: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(queries_QD - self._shift_D, np.float32)
 
@@ -119,9 +136,9 @@ class Scanner:
 class _PlainScanner:
     """What `NativeScanner` computes, in numpy: slow, and what it is tested against."""
 
-    def __init__(self, centroids_VD, tables_MKD, levels, inner_product):
+    def __init__(self, centroids_VD, tables_MKD, levels, inner_product, compared):
         self.centroids_VD, self.tables_MKD, self.levels = centroids_VD, tables_MKD, levels
-        self.inner_product = inner_product
+        self.inner_product, self._compared = inner_product, compared
 
     @np.errstate(over="ignore", invalid="ignore")
     def probe(self, queries_QD, nprobe, threads):
@@ -175,7 +192,19 @@ class _PlainScanner:
 
     @np.errstate(over="ignore", invalid="ignore")
     def norms(self, codes_NM, lists_N, threads):
+        r_ND = self._sums_of_rows(codes_NM)
+        return np.einsum("nd,nd->n", 2 * self.centroids_VD[lists_N] + r_ND, r_ND)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def compare(self, codes_NM, lists_N, decoded_ND, threads):
+        origin_D, mean_D, centre_D = self._compared
+        r_ND = self.centroids_VD[lists_N] + self._sums_of_rows(codes_NM)
+        squares_N = np.square(origin_D - centre_D + r_ND).sum(1)
+        shared_N = np.einsum("nd,nd->n", decoded_ND - origin_D - r_ND, decoded_ND - mean_D)
+        return self.norms(codes_NM, lists_N, threads), squares_N, shared_N
+
+    def _sums_of_rows(self, codes_NM) -> np.ndarray:
         r_ND = np.zeros((len(codes_NM), self.centroids_VD.shape[1]), np.float32)
         for table_KD, codes_N in zip(self.tables_MKD, codes_NM.T, strict=True):
             r_ND += table_KD[codes_N]
-        return np.einsum("nd,nd->n", 2 * self.centroids_VD[lists_N] + r_ND, r_ND)
+        return r_ND

@@ -119,7 +119,8 @@ class SearchTables:
         if origins_VD is None:
             tables_MKD = tables_MKD - self._origin_D / np.float32(len(tables_MKD))
             origins_VD = np.broadcast_to(self._origin_D, self.centroids_VD.shape)
-        return Scanner(origins_VD, tables_MKD, self.levels, inner_product=self.metric.scans_inner_products)
+        mean_D, is_product = None if self.ranking is None else self.ranking.mean_D, self.metric.scans_inner_products
+        return Scanner(origins_VD, tables_MKD, self.levels, inner_product=is_product, mean_D=mean_D)
 
     @cached_property
     def _prober(self) -> Scanner:
@@ -154,24 +155,30 @@ class SearchTables:
         """
         if self.ranking is None or not self.ranking.lookup.correction:
             return np.zeros(len(codes_NM), np.float32)
-        score, lookup_ND = self.ranking.lookup, None
-        if score.length or decoded_ND is not None:
-            lookup_ND = self.lookup.decode(codes_NM, lists_N)
-        known_N = self.scanner.norms(codes_NM, lists_N, num_threads())
-        if score.length:
-            known_N = score.lengthened(known_N, lookup_ND, origin_of(self.metric, self.ranking.mean_D))
-        found_N = (self.levels[norm_codes_N] - known_N) / np.float32(score.correction)
-        is_unlikely_N = ~((found_N >= self.ranking.low) & (found_N <= self.ranking.high))
-        if is_unlikely_N.any():
-            is_known_n = self._are_beyond_limits(norm_codes_N[is_unlikely_N], known_N[is_unlikely_N])
-            found_N[is_unlikely_N] = np.where(is_known_n, found_N[is_unlikely_N], np.float32(self.ranking.typical))
+        ranking, threads = self.ranking, num_threads()
+        if isinstance(decoded_ND, np.ndarray):
+            known_N, squares_N, shared_N = self.scanner.compare(codes_NM, lists_N, decoded_ND, threads)
+            if ranking.lookup.length:
+                known_N = known_N + np.float32(ranking.lookup.length) * squares_N
+            return self._read(ranking, norm_codes_N, known_N) - shared_N
+        known_N = self._added(codes_NM, lists_N, threads, np.zeros(len(codes_NM), np.float32))
+        found_N = self._read(ranking, norm_codes_N, known_N)
         if decoded_ND is None:
             return found_N
-        return found_N - shared_part(decoded_ND, lookup_ND, self.ranking.mean_D)
+        return found_N - shared_part(decoded_ND, self.lookup.decode(codes_NM, lists_N), ranking.mean_D)
 
-    def _are_beyond_limits(self, norm_codes_N: np.ndarray, known_N: np.ndarray) -> np.ndarray:
+    def _read(self, ranking: Ranking, norm_codes_N: np.ndarray, known_N: np.ndarray) -> np.ndarray:
+        """What norm codes hold besides what is known of them, the corrections of the tables: float32 (N,)."""
+        found_N = (self.levels[norm_codes_N] - known_N) / np.float32(ranking.lookup.correction)
+        is_unlikely_N = ~((found_N >= ranking.low) & (found_N <= ranking.high))
+        if is_unlikely_N.any():
+            is_known_n = self._are_beyond_limits(ranking, norm_codes_N[is_unlikely_N], known_N[is_unlikely_N])
+            found_N[is_unlikely_N] = np.where(is_known_n, found_N[is_unlikely_N], np.float32(ranking.typical))
+        return found_N
+
+    def _are_beyond_limits(self, ranking: Ranking, norm_codes_N: np.ndarray, known_N: np.ndarray) -> np.ndarray:
         """Whether norm codes leave only corrections beyond the likely ones open, bool (N,)."""
-        correction, low, high = self.ranking.lookup.correction, self.ranking.low, self.ranking.high
+        correction, low, high = ranking.lookup.correction, ranking.low, ranking.high
         edges = np.concatenate([[-np.inf], self.levels[1:] / 2 + self.levels[:-1] / 2, [np.inf]])
         rounding_N = _ROUNDING * (np.abs(known_N) + np.abs(self.levels[norm_codes_N]))
         least_N = (edges[norm_codes_N] - known_N - rounding_N) / correction

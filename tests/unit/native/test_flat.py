@@ -1,5 +1,6 @@
 """Exact nearest neighbours by the compiled engine, against a few lines of numpy."""
 
+import pickle
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from threading import Timer, main_thread
@@ -61,6 +62,22 @@ def test_the_nearest_in_order_of_value_and_number(num_vectors, dim, num_queries,
         assert np.array_equal(values_NR, np.take_along_axis(wanted_NV, order_NR, 1))
         numbers_N, values_N = flat.nearest(x_ND, threads)
         assert np.array_equal(numbers_N, order_NR[:, 0]) and np.array_equal(values_N, values_NR[:, 0])
+
+
+@pytest.mark.parametrize("inner_product", [False, True])
+@pytest.mark.parametrize("num_queries", [1, 2, 50])  # compared with vectors as they are, and packed
+@pytest.mark.parametrize("count", [1, 30])
+def test_what_is_added_to_the_values_of_vectors(count, num_queries, inner_product):
+    x_ND, vectors_VD, added_V = whole(num_queries, 19, 1), whole(333, 19, 2), whole(333, 1, 3)[:, 0] * 20
+    wanted_NV = values_of(x_ND, vectors_VD, inner_product) + added_V
+    order_NR = np.argsort(wanted_NV, axis=1, kind="stable")[:, :count]
+    flat = Flat(vectors_VD, inner_product, added_V)
+    for each in (flat, pickle.loads(pickle.dumps(flat))):
+        values_NR, numbers_NR = each.search(x_ND, count, 1)
+        assert np.array_equal(numbers_NR, order_NR)
+        assert np.array_equal(values_NR, np.take_along_axis(wanted_NV, order_NR, 1))
+    with pytest.raises(AssertionError):
+        Flat(vectors_VD, inner_product, added_V[1:])
 
 
 @pytest.mark.parametrize("inner_product", [False, True])

@@ -14,7 +14,7 @@ from small_lists import lists_of
 from qinco.errors import ResourceError
 from qinco.native import scanner as module
 from qinco.native.bits import packed
-from qinco.native.scanner import NativeScanner
+from qinco.native.scanner import NativeScanner, Segment
 from qinco.search.lists import InvertedLists
 
 pytestmark = [needs_native, pytest.mark.usefixtures("level")]
@@ -28,7 +28,11 @@ def make_lists(count, steps, num_lists, seed=0) -> InvertedLists:
 
 
 def make_scanner(steps=3, dim=5, num_lists=4, levels=NO_LEVELS, inner_product=False) -> NativeScanner:
-    return NativeScanner(normal(num_lists, dim), normal(steps, 256, dim, seed=1), levels, inner_product)
+    return NativeScanner(*arrays_of(steps, dim, num_lists), levels, inner_product)
+
+
+def arrays_of(steps, dim, num_lists) -> tuple[np.ndarray, np.ndarray]:
+    return normal(num_lists, dim), normal(steps, 256, dim, seed=1)
 
 
 def one_list(codes_NM, norms_N=None) -> InvertedLists:
@@ -266,10 +270,15 @@ def test_arrays_that_do_not_fit_are_refused():
     scanner, lists, queries_QD = make_scanner(), make_lists(300, 3, 4), normal(2, 5)
     wrong_starts = SimpleNamespace(starts=lists.starts[:-1], codes=lists.codes, ids=lists.ids)
     short_codes = SimpleNamespace(starts=lists.starts, codes=lists.codes[:-1], ids=lists.ids)
-    narrow_ids = SimpleNamespace(starts=lists.starts, codes=lists.codes, ids=lists.ids.astype(np.int32))
-    for segment in (wrong_starts, short_codes, narrow_ids, make_lists(300, 2, 4), make_lists(300, 3, 5)):
+    for segment in (wrong_starts, short_codes, make_lists(300, 2, 4), make_lists(300, 3, 5)):
         with pytest.raises(AssertionError):
             search(scanner, queries_QD, [segment])
+    for name, array in (
+        ("starts", lists.starts[:-1]), ("starts", lists.starts.astype(np.int32)), ("codes", lists.codes[::2]),
+        ("codes", lists.codes.view(np.int8)), ("ids", lists.ids.astype(np.int32)), ("ids", lists.ids[:-1]),
+    ):  # fmt: skip
+        with pytest.raises(AssertionError):
+            Segment.of(**{"starts": lists.starts, "codes": lists.codes, "ids": lists.ids, name: array})
     rules = {"nprobe": 1, "admitted": None, "threads": 1}
     zeros_QP = np.zeros((2, 1))
     for given in (
@@ -283,6 +292,12 @@ def test_arrays_that_do_not_fit_are_refused():
     for codes_NM, lists_N in (((2, 2), [0, 0]), ((2, 3), [0, 4]), ((2, 3), [-1, 0]), ((3, 3), [0, 0])):
         with pytest.raises(AssertionError):
             scanner.norms(np.zeros(codes_NM, np.uint8), np.array(lists_N), 1)
+    compares = NativeScanner(*arrays_of(3, 5, 4), NO_LEVELS, False, [np.zeros(5)] * 3)
+    for scanned, decoded_ND in ((scanner, normal(2, 5)), (compares, normal(3, 5)), (compares, normal(2, 4))):
+        with pytest.raises(AssertionError):
+            scanned.compare(np.zeros((2, 3), np.uint8), np.zeros(2, int), decoded_ND, 1)
+    with pytest.raises(AssertionError):
+        NativeScanner(*arrays_of(3, 5, 4), NO_LEVELS, False, [np.zeros(4)] * 3)
     for words in (np.zeros(4, np.uint64), np.zeros(5, np.int64), np.zeros(10, np.uint64)[::2]):
         with pytest.raises(AssertionError):
             search(scanner, queries_QD, [lists], admitted=[words])
@@ -295,7 +310,7 @@ def test_arrays_that_do_not_fit_are_refused():
 
 def test_exhausted_memory_is_a_resource_error(monkeypatch):
     scanner, lists, queries_QD = make_scanner(), make_lists(300, 3, 4), normal(2, 5)
-    failing = dict.fromkeys(("qinco_probe", "qinco_scan_lists", "qinco_scalars"), lambda *_: 1)
+    failing = dict.fromkeys(("qinco_probe", "qinco_scan_lists", "qinco_sum_codes"), lambda *_: 1)
     exhausted = SimpleNamespace(qinco_create_scanner=lambda *_: None, **failing)
     probed = scanner.probe(queries_QD, 2, 1)
     with monkeypatch.context() as patch:

@@ -280,3 +280,33 @@ def test_exhaustive_search_of_an_index_is_that_of_all_its_lists(kind, metric):
     few = Index.build(trained(kind), vectors()[:3], metric=metric)
     few_QR, few_ids_QR = qinco.exhaustive_search(QUERIES_QD[:1], few, 5)
     assert (few_ids_QR[:, 3:] == -1).all() and np.isinf(few_QR[:, 3:]).all() and np.isfinite(few_QR[:, :3]).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_corrections_of_another_decoder_are_those_of_the_tables_but_for_the_shared_part(kind, metric):
+    """An array is compared as it is read, which saves what the tables decode; a tensor is not."""
+    index = built(kind, metric)
+    tables, (codes_NM, norm_codes_N, lists_N, _) = index.tables, next(index.segments[0].blocks())
+    decoded_ND = index.codec.decode(codes_NM, lists_N if kind == "ivf" else None)
+    lookup_ND = tables.lookup.decode(codes_NM, lists_N)
+    wanted_N = tables.corrections(codes_NM, norm_codes_N, lists_N)
+    if wanted_N.any():
+        wanted_N = wanted_N - shared_part(decoded_ND, lookup_ND, tables.ranking.mean_D)
+    for given_ND in (decoded_ND, torch.from_numpy(decoded_ND)):
+        found_N = tables.corrections(codes_NM, norm_codes_N, lists_N, given_ND)
+        np.testing.assert_allclose(found_N, wanted_N, rtol=1e-4, atol=1e-4 * np.abs(wanted_N).max())
+
+
+@pytest.mark.parametrize("ranking", ["calibrated", "decoded"])
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_query_a_call_finds_what_many_find(kind, metric, ranking):
+    """To the bit: all vectors of these shortlists are decoded, whatever the number of queries."""
+    index = built(kind, metric)
+    for num_short in (0, 20):
+        options = {"k": 10, "nprobe": 5, "num_short": num_short, "ranking": ranking}
+        values_QR, ids_QR = index.search(QUERIES_QD[:20], **options)
+        for query_D, values_R, ids_R in zip(QUERIES_QD, values_QR, ids_QR, strict=False):
+            found = index.search(query_D, **options)
+            assert np.array_equal(found[0], values_R) and np.array_equal(found[1], ids_R)
