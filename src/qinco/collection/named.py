@@ -17,7 +17,7 @@ from qinco.collection.moments import Moments, View
 from qinco.collection.named_creation import make_folder_of_names
 from qinco.collection.records import Id, Record, payload_texts, record_ids, require_one_of, vector_rows
 from qinco.collection.schema import Database, value_of
-from qinco.collection.spaces import NAMES, Space, in_space
+from qinco.collection.spaces import Space, in_space, numbers_of
 from qinco.config import EXACT_BELOW, require_bool, require_int, suggest
 from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption
@@ -74,7 +74,7 @@ class NamedCollection:
         try:
             database.check()
             with database.reading() as connection:
-                names = value_of(connection, NAMES)
+                names = numbers_of(connection)
             if names is None:
                 raise ConfigError(f"{database.folder} holds vectors without names: use Collection.open")
             return cls(database, device)
