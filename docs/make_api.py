@@ -118,7 +118,8 @@ def page() -> str:
         "## Integrations\n"
         "### `qinco.integrations.sklearn.QincoTransformer`\n"
         "A scikit-learn transformer that fits a codec and gives codes; it must be imported: "
-        "`from qinco.integrations.sklearn import QincoTransformer`.\n"
+        "`from qinco.integrations.sklearn import QincoTransformer`.\n\n"
+        "Stores of frameworks, late interaction and figures for model cards: [integrations](../integrations.md).\n"
     )
     return "\n".join(parts)
 

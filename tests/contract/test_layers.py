@@ -16,7 +16,7 @@ LEVELS = [
     ["config", "atomic", "interrupts", "machine", "progress"],
     ["packing"],
     ["vectors", "native"],
-    ["maths", "datasets"],
+    ["maths", "datasets", "hub"],
     ["model"],
     ["engines"],
     ["decoders"],

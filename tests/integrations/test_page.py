@@ -4,6 +4,7 @@ import shutil
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -36,14 +37,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def url(folder):
+@contextmanager
+def serving(folder, **settings):
+    """The address of a server of a folder's collections."""
     from qinco.server.app import create_app
     from qinco.server.catalog import Catalog
+    from qinco.server.settings import ServerSettings
 
-    with Catalog.open(folder) as catalog, socket.socket() as listener:
+    with Catalog.open(folder, read_only=True) as catalog, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(create_app(catalog), log_level="error"))
+        app = create_app(catalog, ServerSettings(read_only=True, **settings))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started:
@@ -51,6 +55,12 @@ def url(folder):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def url(folder):
+    with serving(folder) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +153,14 @@ def test_an_id_is_found_as_it_is_typed(opened, url):
         page.get_by_label("Id of a record").fill(typed)
         page.get_by_role("button", name="Search").click()
         page.wait_for_selector(f"caption:has-text('nearest to {found}')")
+
+
+def test_a_key_for_reading_is_enough(browser, folder):
+    with serving(folder, api_key="k" * 20, read_only_api_key="r" * 20) as url:
+        for password, status in (("wrong", 401), ("r" * 20, 200)):
+            with browser.new_context(http_credentials={"username": "reader", "password": password}) as context:
+                page = context.new_page()
+                assert page.goto(url).status == status
+                if status == 200:
+                    page.get_by_role("button", name="Random record").click()
+                    page.wait_for_selector("td.payload")

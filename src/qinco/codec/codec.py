@@ -13,6 +13,7 @@ import numpy as np
 from qinco.atomic import check_output, readable, write_content
 from qinco.codec.columns import cut, first_steps, join
 from qinco.codec.plan import check_values
+from qinco.codec.shared import SharedCodec
 from qinco.config import EncodeOptions, ModelConfig, accepts_keys, by_field, require_int
 from qinco.engines.engine import Packed, candidate_precision, choose_engine
 from qinco.errors import ConfigError, DataError, needs_extra
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _LEAST_ROWS, _LEAST_SECONDS = 64, 0.1  # of a block, after which progress is shown, and which an interrupt keeps
 
 
-class Codec:
+class Codec(SharedCodec):
     """Compresses float vectors to codes of M small integers and back (QINCo, QINCo2).
 
     Make one with `Codec.fit` or `Codec.load`. It consists of one model, or of several of one architecture, each for a
@@ -82,10 +83,9 @@ class Codec:
         return self.__dict__ | {"_assigner": None, "_packings": {}}
 
     def __repr__(self) -> str:
-        config = self.config
-        text = f"dim={self.dim}, num_steps={config.num_steps}, codebook_size={config.codebook_size}"
+        text = f"dim={self.dim}, num_steps={self.config.num_steps}, codebook_size={self.config.codebook_size}"
         text += f", num_parts={len(self.weights)}" if len(self.weights) > 1 else ""
-        text += f", num_lists={config.num_lists}" if self.is_ivf else ""
+        text += f", num_lists={self.config.num_lists}" if self.is_ivf else ""
         return f"Codec({text}, {self.bytes_per_vector:g} bytes a vector, device={self.device})"
 
     @property

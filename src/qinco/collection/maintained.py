@@ -14,6 +14,7 @@ from qinco.collection.child import Child
 from qinco.collection.moments import Moments, View
 from qinco.collection.optimize import Optimizer, check_training
 from qinco.collection.schema import Database, value_of
+from qinco.collection.shared import SharedCollection
 from qinco.config import require_bool
 from qinco.errors import ConfigError
 from qinco.forking import new_lock
@@ -22,7 +23,7 @@ from qinco.progress import Progress, ProgressOption, reporting
 log = logging.getLogger(__name__)
 
 
-class MaintainedCollection:
+class MaintainedCollection(SharedCollection):
     """An open collection, and how it is kept small, fast and sound."""
 
     def __init__(self, database: Database, device: str):

@@ -81,8 +81,12 @@ class Database:
             raise DataError(f"{self.folder} is not a collection: it has no {FILE}")
         with self.reading() as connection:
             found = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+            strange = connection.execute("SELECT name FROM sqlite_schema WHERE type IN ('view', 'trigger') OR "
+                                         "sql LIKE 'CREATE VIRTUAL%'").fetchone()  # fmt: skip
         if found[0] != APPLICATION_ID:
             raise DataError(f"{self.path} is not that of a collection, or it was not completed: create it again")
+        if strange is not None:  # SQL that would run when records are read
+            raise DataError(f"{self.path} holds {strange[0]!r:.60}, which no collection has: do not open it")
         if found[1] > FORMAT_VERSION:
             raise DataError(f"{self.path} has format version {found[1]}, newer than {FORMAT_VERSION}: update qinco")
 

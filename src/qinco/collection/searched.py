@@ -92,6 +92,9 @@ class SearchedCollection(MaintainedCollection):
         """
         is_single, given = isinstance(ids, str | Integral), record_ids(ids)
         require_int("k", k, 1, MAX_SHORTLIST - 1)
+        if options.get("candidates") is not None:
+            require_int("candidates", options["candidates"], k, MAX_SHORTLIST - 1)
+            options["candidates"] += 1  # the record itself
         with self._viewing() as view:
             keys = finding.keys_by_id(view, given)
             vectors = finding.vectors_of(view, list(dict.fromkeys(keys.values())))

@@ -157,7 +157,7 @@ def _link(source: Path, target: Path) -> None:
                 _link(file, target / file.name)
         return
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)  # files in the cache of the Hugging Face hub are symbolic links
     except OSError:
         shutil.copyfile(source, target)
         write_to_disk(target)

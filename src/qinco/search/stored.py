@@ -4,13 +4,14 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from zipfile import is_zipfile
 
 from qinco.atomic import user_path, write_content
 from qinco.codec.codec import Codec
 from qinco.codec.given import CodecLike, as_codec
 from qinco.errors import ConfigError
+from qinco.hub.pretrained import Pretrained
 from qinco.search.edit import EditableIndex
 from qinco.search.index_file import from_bytes, holds_newer, load_parts, save_parts, to_bytes
 from qinco.search.parts import IndexParts
@@ -20,8 +21,10 @@ from qinco.vectors.rows import VectorSource, as_source
 log = logging.getLogger(__name__)
 
 
-class StoredIndex(EditableIndex):
+class StoredIndex(EditableIndex, Pretrained):
     """An index, the folder that it was loaded from or saved to, and where the vectors lie that it was built of."""
+
+    _hub_kind, _hub_content = "index", "index"
 
     def __init__(self, codec: Codec | None, parts: IndexParts):
         super().__init__(codec, parts)
@@ -121,3 +124,15 @@ class StoredIndex(EditableIndex):
     def from_bytes(cls, content, *, codec: CodecLike | None = None, device: str = "cpu") -> Self:
         """Read what `to_bytes` returned: bytes, an array of them or a file object; arguments as of `load`."""
         return cls(*from_bytes(content, None if codec is None else as_codec(codec), device))
+
+    def _hub_config(self: Any) -> tuple[dict, dict]:
+        names = ("dim", "metric", "num_lists", "bytes_per_vector")
+        return {"num_vectors": len(self), **{name: getattr(self, name) for name in names},
+                "codec": self.codec_fingerprint}, {}  # fmt: skip
+
+    def _hub_write(self, place: Path) -> None:
+        save_parts(self.codec, self.parts, place, True)  # this is still the index of its own folder
+
+    @classmethod
+    def _hub_read(cls, place: Path, device: str) -> Self:
+        return cls.load(place, device=device)

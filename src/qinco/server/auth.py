@@ -11,7 +11,7 @@ from qinco.server.envelope import refusal
 from qinco.server.settings import ServerSettings
 
 OPEN = frozenset({"/healthz", "/livez", "/readyz"})  # for whoever watches whether the server lives
-_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="qinco", Basic realm="qinco"'}
+_CHALLENGE = {"WWW-Authenticate": 'Basic realm="qinco"'}  # alone, as Chromium takes a line for one challenge
 # What reads though it is sent by POST. Everything else that is not GET changes something.
 _READING = re.compile(
     r"/collections/[^/]+/(points|points/(query|query/batch|query/groups|scroll|count)|facet)"

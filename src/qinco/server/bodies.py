@@ -4,10 +4,11 @@ import asyncio
 from typing import Any
 
 from fastapi import FastAPI, Request
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from qinco.server.envelope import MalformedError, TimedRoute, faults
 from qinco.server.refusals import refuse_unsupported
+from qinco.server.schemas import supported_schema
 
 _IN_THREAD_BYTES = 64 << 10  # larger bodies take milliseconds
 _definitions: dict[str, Any] = {}  # schemas of models by name
@@ -27,7 +28,7 @@ class Parser:
 
     def description(self) -> dict[str, Any]:
         """The body as OpenAPI has it; models that it refers to become components."""
-        schema = self.adapter.json_schema(ref_template="#/components/schemas/{model}")
+        schema = supported_schema(self.adapter.json_schema(ref_template="#/components/schemas/{model}"))
         _definitions.update(schema.pop("$defs", {}))
         return {"required": True, "content": {"application/json": {"schema": schema}}}
 
@@ -41,9 +42,9 @@ class Parser:
         return found
 
 
-def plain(model: Any) -> dict | None:
-    """A model as JSON values, such as a filter for `where=`; None stays None."""
-    return None if model is None else model.model_dump(mode="json", by_alias=True, exclude_none=True)
+def plain(model: BaseModel) -> dict[str, Any]:
+    """A model as JSON values."""
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 class DescribedRoute(TimedRoute):

@@ -75,15 +75,11 @@ def update_vectors(collection: Any, body: m.UpdateVectors, _: int) -> None:
         chosen = {record.id for record in collection.get(where=among, with_payload=False)}
     else:
         chosen = there
-    rows = [row for row, id in enumerate(ids) if id in chosen]
-    given = [ids[row] for row in rows]
-    if isinstance(vectors, dict):
-        for name, column in vectors.items():  # a vector that is not named stays
-            having = [row for row in rows if column[row] is not None]
-            if having:
-                collection.update_vectors([ids[row] for row in having], {name: [column[row] for row in having]})
-    elif given:
-        collection.update_vectors(given, [vectors[row] for row in rows])
+    for name, column in (vectors if isinstance(vectors, dict) else {UNNAMED: vectors}).items():
+        rows = [row for row, id in enumerate(ids) if id in chosen and column[row] is not None]  # the others stay
+        new = [column[row] for row in rows]
+        if rows:
+            collection.update_vectors([ids[row] for row in rows], {name: new} if isinstance(vectors, dict) else new)
     _check_found(ids, there)
 
 
@@ -131,7 +127,7 @@ def selected(body: Any) -> dict[str, Any]:
             raise ConfigError("Bad request: Empty update request: give the id of a point at least")
         return {"ids": ids_of(body.points)}
     if getattr(body, "filter", None) is not None:
-        return {"where": where_of(body.filter)}
+        return {"where": where_of(body.filter) or {"must": []}}
     raise ConfigError("Bad request: No filter or points provided: give one of both")
 
 

@@ -79,6 +79,7 @@ async def drop(request: Request, name: str):
     dropped = await state.work.write(CATALOG, state.catalog.drop, name)
     if dropped:
         state.work.forget(name)
+        state.jobs.forget(name)
     return answer(request, dropped)
 
 
@@ -87,7 +88,8 @@ async def information(request: Request, name: str):
     state = request.app.state
     name = state.catalog.resolve(name)
     collection = state.catalog.get(name)
-    return answer(request, await state.work.read(describe, collection, state.catalog.details(name)))
+    found = await state.work.read(describe, collection, state.catalog.details(name))
+    return answer(request, found | {"status": "yellow" if state.jobs.is_running(name) else "green"})
 
 
 @router.put("/collections/{name}/index")
@@ -138,9 +140,12 @@ def maker(body: m.CreateCollection, bytes: Any, exact_below: Any):
     if not body.vectors:
         raise ConfigError('Wrong input: vectors say the size of vectors and their distance: give {"size": 384, '
                           '"distance": "Cosine"}')  # fmt: skip
-    if isinstance(body.vectors, dict):
+    vectors = body.vectors
+    if isinstance(vectors, dict) and vectors.keys() == {UNNAMED}:
+        vectors = vectors[UNNAMED]
+    if isinstance(vectors, dict):
         raise UnsupportedError("named vectors", "their names")
-    settings = _vector_settings(body.vectors, body.quantization_config, bytes, UNNAMED)
+    settings = _vector_settings(vectors, body.quantization_config, bytes, UNNAMED)
     return partial(_make, settings=settings | {"exact_below": exact_below})
 
 
@@ -189,7 +194,6 @@ def describe(collection: Collection, details: dict[str, Any]) -> dict[str, Any]:
     params = {"size": collection.dim or 0, "distance": _DISTANCES[collection.metric]}
     warnings = [*details.get("warnings", ()), *stats["warnings"]]
     return {
-        "status": "green",
         "optimizer_status": "ok",
         "warnings": [{"message": message} for message in warnings],
         "indexed_vectors_count": stats["compressed"],

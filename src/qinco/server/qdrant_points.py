@@ -150,14 +150,14 @@ async def batch(request: Request, name: str, body: Annotated[m.UpdateOperations,
     return answer(request, [{"operation_id": 0, "status": "completed"} for _ in body.operations])
 
 
-@router.post("/points/search")
-@router.post("/points/search/batch")
-@router.post("/points/search/groups")
-@router.post("/points/recommend")
-@router.post("/points/recommend/batch")
-@router.post("/points/recommend/groups")
-@router.post("/points/discover")
-@router.post("/points/discover/batch")
+@router.post("/points/search", include_in_schema=False)
+@router.post("/points/search/batch", include_in_schema=False)
+@router.post("/points/search/groups", include_in_schema=False)
+@router.post("/points/recommend", include_in_schema=False)
+@router.post("/points/recommend/batch", include_in_schema=False)
+@router.post("/points/recommend/groups", include_in_schema=False)
+@router.post("/points/discover", include_in_schema=False)
+@router.post("/points/discover/batch", include_in_schema=False)
 async def replaced(request: Request, name: str):
     """Routes of older clients."""
     raise NotFoundError(f"qinco does not have {request.url.path.rsplit('/points/')[-1]}, which Qdrant replaced: use "

@@ -34,16 +34,28 @@ def ids_of(given: Iterable[int | str | UUID]) -> list[Id]:
 
 
 def where_of(filter: m.Filter | None) -> dict | None:
-    """A filter for `where=`."""
-    return _with_ids(plain(filter))
+    """A filter for `where=`; None if it admits everything."""
+    return None if filter is None or not _clauses(filter) else _condition(filter)
 
 
-def _with_ids(condition: Any) -> Any:
-    if isinstance(condition, list):
-        return [_with_ids(one) for one in condition]
-    if not isinstance(condition, dict):
-        return condition
-    return {name: ids_of(wanted) if name == "has_id" else _with_ids(wanted) for name, wanted in condition.items()}
+def _condition(one: Any) -> dict:
+    if isinstance(one, m.Filter):
+        return _clauses(one) or {"must": []}  # without clauses it is true
+    if isinstance(one, m.NestedCondition):
+        return {"nested": {"key": one.nested.key, "filter": _condition(one.nested.filter)}}
+    return {"has_id": ids_of(one.has_id)} if isinstance(one, m.HasIdCondition) else plain(one)
+
+
+def _clauses(filter: m.Filter) -> dict:
+    found: dict[str, Any] = {}
+    for name in ("must", "should", "must_not"):
+        given = getattr(filter, name)
+        if given is not None:
+            found[name] = [_condition(one) for one in (given if isinstance(given, list) else [given])]
+    if (at_least := filter.min_should) is not None:
+        conditions = [_condition(one) for one in at_least.conditions]
+        found["min_should"] = {"conditions": conditions, "min_count": at_least.min_count}
+    return found
 
 
 def metrics_of(collection: Any) -> dict[str, str]:

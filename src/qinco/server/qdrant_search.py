@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 from qdrant_client.http import models as m
@@ -185,7 +186,7 @@ async def _target(state: Any, name: str, body: Request, k: int) -> Target:
 
 async def _examples(state: Any, name: str, body: Request, given: Sequence[Any]) -> tuple[list[Any], frozenset[Id]]:
     """Vectors as they are given or of points, and those ids that are of the collection that is searched."""
-    ids = [id_of(one) for one in given if isinstance(one, int | str)]
+    ids = [id_of(one) for one in given if isinstance(one, int | str | UUID)]
     if not ids:
         return [dense(one) for one in given], frozenset()
     place, using = name, body.using
@@ -201,6 +202,6 @@ async def _examples(state: Any, name: str, body: Request, given: Sequence[Any]) 
             raise NotFoundError(f"Not found: No point with id {id!r:.60} found")
         if known[id] is None:
             raise NotFoundError(f"Not found: Point {id!r:.60} has no vector {using or ''} to search with")
-    vectors = [known[id_of(one)] if isinstance(one, int | str) else dense(one) for one in given]
+    vectors = [known[id_of(one)] if isinstance(one, int | str | UUID) else dense(one) for one in given]
     is_same = state.catalog.resolve(place) == state.catalog.resolve(name)
     return vectors, frozenset(ids if is_same else ())

@@ -156,6 +156,20 @@ def test_other_databases_and_newer_versions_are_refused(docs, tmp_path):
         Collection.open(docs.folder)
 
 
+@pytest.mark.parametrize(
+    "statement",
+    ["CREATE VIEW spy AS SELECT 1", "CREATE TRIGGER spy AFTER DELETE ON points BEGIN SELECT 1; END",
+     "CREATE VIRTUAL TABLE spy USING rtree(id, low, high)"],
+)  # fmt: skip
+def test_files_whose_sql_would_run_by_itself_are_refused(docs, statement):
+    docs.close()
+    connection = sqlite3.connect(docs.folder / FILE)
+    connection.execute(statement)
+    connection.close()
+    with pytest.raises(DataError, match=r"'spy'.*do not open it"):
+        Collection.open(docs.folder, read_only=True)
+
+
 def test_what_is_there_is_replaced_only_if_asked(docs, tmp_path):
     docs.close()
     with pytest.raises(ConfigError, match="overwrite=true"):

@@ -2,7 +2,7 @@
 // Shows collections. Values of records become text nodes only: a payload may hold markup.
 
 const frozen = document.getElementById("data");
-const state = { collections: [], name: null, key: "", charts: [] };
+const state = { collections: [], name: null, charts: [] };
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -29,13 +29,12 @@ function size(bytes) {
 function say(text) { document.getElementById("message").textContent = text; }
 
 async function ask(path, body) {
-  const headers = state.key ? { "api-key": state.key } : {};
-  if (body) headers["content-type"] = "application/json";
+  const headers = body ? { "content-type": "application/json" } : {};
   const answer = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body) });
   const found = await answer.json().catch(() => ({}));
   if (answer.ok) return found;
   const reason = found.status && found.status.error ? found.status.error : `the server answers ${answer.status}`;
-  throw Object.assign(new Error(reason), { code: answer.status });
+  throw new Error(reason);
 }
 
 function table(caption, headers, rows) {
@@ -208,21 +207,13 @@ function choose() {
   show();
 }
 
-function askForKey() {
-  const key = element("input", { type: "password", autocomplete: "off" });
-  const form = element("form", { onsubmit: (event) => { event.preventDefault(); state.key = key.value; load(); } },
-    element("label", {}, "API key", key), element("button", { type: "submit" }, "Show"));
-  document.getElementById("content").replaceChildren(element("section", {}, form));
-}
-
 async function load() {
   try {
     const found = frozen ? JSON.parse(frozen.textContent) : await ask("/page/data");
     state.collections = found.collections;
     choose();
   } catch (error) {
-    say(error.code === 401 || error.code === 403 ? "The server asks for a key." : error.message);
-    if (error.code === 401 || error.code === 403) askForKey();
+    say(error.message);
   }
 }
 
