@@ -4,7 +4,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 
-from qinco.server import bodies, envelope, operations, pages, qdrant_collections, qdrant_points, qdrant_queries
+from qinco.server import arrays, bodies, envelope, operations, pages, qdrant_collections, qdrant_points, qdrant_queries
 from qinco.server.catalog import Catalog
 from qinco.server.settings import ServerSettings
 from qinco.server.work import Work
@@ -43,7 +43,7 @@ def create_app(catalog: Catalog, settings: ServerSettings | None = None) -> Fast
             return pages.page()
         return {"title": "qinco", "version": settings.qdrant_version}
 
-    for routes in (qdrant_collections, qdrant_points, qdrant_queries, pages):
+    for routes in (qdrant_queries, arrays, qdrant_points, qdrant_collections, pages):  # what is called most comes first
         app.include_router(routes.router)
     operations.install(app)
     return app

@@ -24,6 +24,7 @@ from qinco.vectors.arrow import column_arrays
 
 router = APIRouter(prefix="/v1/{name}", route_class=TimedRoute, responses=RESPONSES, tags=["arrays"])
 MAX_RESULTS = 1 << 18  # of all queries of a request
+_FEW_BYTES = 1 << 16  # of queries that the event loop itself looks at
 _JSON = "application/json"
 _ACKNOWLEDGED = "application/x-ndjson"
 _INTEGERS = ("k", "nprobe", "num_short")
@@ -42,16 +43,24 @@ async def search(request: Request, name: str) -> Response:
     if options["k"] > most.max_k:
         raise TooLargeError(f"a query may ask for {most.max_k:,} results, not {options['k']:,}")
 
-    def run() -> bytes:
+    def answered(hits: list[list[Hit]]) -> Response:
+        return Response(_FORMATS[accepted](hits, options["k"], options["with_payload"]), media_type=accepted)
+
+    if kind == npy.TYPE and len(body) < _FEW_BYTES:
+        queries_QD = _rows(body, kind, most.max_body_bytes, "queries")
+        if len(queries_QD) == 1:  # it may be answered together with those of other requests
+            one = state.work.search(state.catalog.resolve(name), collection, queries_QD[0], **options)
+            return answered([await one])
+
+    def run() -> Response:
         queries_QD = _rows(body, kind, most.max_body_bytes, "queries")
         number = len(queries_QD)
         if number > most.max_queries or number * options["k"] > MAX_RESULTS:
             raise TooLargeError(f"a request may have {most.max_queries:,} queries and ask for {MAX_RESULTS:,} results, "
                                 f"not {number:,} and {number * options['k']:,}: send several")  # fmt: skip
-        hits = collection.search(queries_QD, **options)
-        return _FORMATS[accepted](hits, options["k"], options["with_payload"])
+        return answered(collection.search(queries_QD, **options))
 
-    return Response(await state.work.read(run), media_type=accepted)
+    return await state.work.read(run)
 
 
 @router.post("/encode", include_in_schema=False)

@@ -5,7 +5,6 @@ import asyncio
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from qinco.server import arrays
 from qinco.server.auth import KeyCheck
 from qinco.server.jobs import Jobs
 from qinco.server.limits import RequestLimits
@@ -27,7 +26,6 @@ def install(app: FastAPI) -> None:
         Observer, traffic=state.traffic, metrics=state.metrics, logs_requests=state.settings.log_requests
     )
     app.include_router(router)
-    app.include_router(arrays.router)
 
 
 @router.get("/healthz", response_class=PlainTextResponse)

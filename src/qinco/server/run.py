@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import sys
 import time
 from contextlib import suppress
 from typing import Any
@@ -26,22 +27,25 @@ except ImportError:  # on Windows
 log = logging.getLogger(__name__)
 _OTHER_FILES = 256  # that a server opens besides its connections
 _LAST_SECONDS = 2  # for requests that did not end in time
+_SWITCH_SECONDS = 0.0005  # that the event loop waits for a thread that runs Python
 _WATCH_SECONDS = 5.0  # between looks at how many vectors are fresh
 
 
 def serve(catalog: Catalog, settings: ServerSettings) -> None:
     """Answer requests until SIGTERM or Ctrl-C; then let those in progress end, and close the catalog."""
-    listener, app = _listen(settings), create_app(catalog, settings)
+    listener, app, interval = _listen(settings), create_app(catalog, settings), sys.getswitchinterval()
     try:
+        sys.setswitchinterval(_SWITCH_SECONDS)
         guarded: Any = app if settings.has_keys or not settings.is_local else LocalCheck(app)
         config = uvicorn.Config(
             guarded, http=protocol_class(settings, _num_connections(settings)), ws="none", lifespan="on",
-            log_config=None, access_log=False, server_header=False, date_header=False,
+            log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False,
             timeout_graceful_shutdown=_LAST_SECONDS, timeout_keep_alive=int(max(1, settings.receive_timeout)),
         )  # fmt: skip
         with _Logs():
             _Server(config, app, settings).run([listener])
     finally:
+        sys.setswitchinterval(interval)
         listener.close()
         app.state.jobs.close()
         catalog.close()
@@ -61,8 +65,7 @@ class _Server(uvicorn.Server):
         names = self._app.state.catalog.names()
         shown = f"[{host}]" if ":" in host else host
         log.info("serving %s at http://%s:%d", counted(len(names), "collection"), shown, port)
-        if self._settings.optimize and not self._settings.read_only:
-            self._watching = asyncio.create_task(_optimize_when_due(self._app.state))
+        self._watching = asyncio.create_task(_watch(self._app.state, self._settings))
 
     def handle_exit(self, sig: int, frame) -> None:
         """Take no new requests; at a second signal wait for none."""
@@ -85,21 +88,24 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-async def _optimize_when_due(state: Any) -> None:
-    """Compress fresh vectors where there are many."""
+async def _watch(state: Any, settings: ServerSettings) -> None:
+    """Load what collections search with, before it is asked for; then compress fresh vectors where there are many."""
     versions: dict[str, int] = {}
     while True:
-        await asyncio.sleep(_WATCH_SECONDS)
         for name in state.catalog.names():
             try:
                 collection = state.catalog.get(name)
                 stats = await state.work.read(collection.stats)
-                state.jobs.start_if_due(name, collection, stats, versions.get(name))
+                if settings.optimize and not settings.read_only:
+                    state.jobs.start_if_due(name, collection, stats, versions.get(name))
                 versions[name] = stats["version"]
             except QincoError as error:  # it was dropped just now, or is damaged
                 log.debug("%s: %s", name, error)
             except Exception:
                 log.exception("the collection %s was not looked at", name)
+        if not settings.optimize or settings.read_only:
+            return
+        await asyncio.sleep(_WATCH_SECONDS)
 
 
 def _listen(settings: ServerSettings) -> socket.socket:
