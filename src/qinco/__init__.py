@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from qinco.codec.evaluate import benchmark, evaluate, measure_time
     from qinco.codec.files import encode_file
     from qinco.collection.collection import Collection
+    from qinco.collection.named import NamedCollection
     from qinco.collection.records import Hit, Record
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
     from qinco.datasets.fetch import download
@@ -58,12 +59,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRESETS", "Codec", "Codes", "Collection", "ConfigError", "DataError", "EncodeOptions", "Hit", "Index",
-    "LookupDecoder", "ModelConfig", "PairwiseDecoder", "ProductCodec", "QincoError", "Record", "ResourceError",
-    "SearchOptions", "Selection", "TrainOptions", "VectorSource", "__version__", "benchmark", "build_index",
-    "check_installation", "convert_codec", "decode_file", "describe", "download", "encode_file", "evaluate",
-    "evaluate_decoder", "exhaustive_recall", "exhaustive_search",
-    "find_neighbors", "fit_lookup_decoder", "fit_pairwise_decoder", "kmeans", "load_codec", "measure_time",
-    "open_vectors", "set_num_threads", "sweep", "write_vectors",
+    "LookupDecoder", "ModelConfig", "NamedCollection", "PairwiseDecoder", "ProductCodec", "QincoError", "Record",
+    "ResourceError", "SearchOptions", "Selection", "TrainOptions", "VectorSource", "__version__", "benchmark",
+    "build_index", "check_installation", "convert_codec", "decode_file", "describe", "download", "encode_file",
+    "evaluate", "evaluate_decoder", "exhaustive_recall", "exhaustive_search", "find_neighbors", "fit_lookup_decoder",
+    "fit_pairwise_decoder", "kmeans", "load_codec", "measure_time", "open_vectors", "set_num_threads", "sweep",
+    "write_vectors",
 ]  # fmt: skip
 
 # Where a name lives: nothing slow is imported before it is used.
@@ -75,6 +76,7 @@ _PUBLIC = {
     "qinco.codec.evaluate": "benchmark evaluate measure_time",
     "qinco.codec.files": "encode_file",
     "qinco.collection.collection": "Collection",
+    "qinco.collection.named": "NamedCollection",
     "qinco.collection.records": "Hit Record",
     "qinco.config": "EncodeOptions ModelConfig PRESETS",
     "qinco.datasets.fetch": "download",

@@ -18,7 +18,7 @@ from qinco.vectors.mapped import missing_file
 # By kind or suffix. Modules are imported when they are needed: a file of vectors needs no torch.
 _DESCRIBERS = {
     "codec": ("qinco.store.codec", "describe_codec"),
-    "collection": ("qinco.collection.collection", "describe_collection"),
+    "collection": ("qinco.collection.opened", "describe_collection"),
     "index": ("qinco.search.index_file", "describe_index"),
     "pairwise": ("qinco.store.decoder", "describe_decoder"),
     ".faissindex": ("qinco.compat.faiss_files", "describe_faiss_file"),

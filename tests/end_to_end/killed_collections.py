@@ -10,8 +10,10 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +23,11 @@ from small_indexes import trained, vectors
 from qinco.codec import Codec
 from qinco.collection import optimize, segments
 from qinco.collection.collection import Collection
+from qinco.collection.named import NamedCollection
 from qinco.collection.schema import FILE, LOCK, OPTIMIZE_LOCK
 
 X = vectors(1500, 4)
-GROUP, GROUPS = 10, 40
+GROUP, GROUPS, TEXT_DIM = 10, 40, 4
 TRAINING = {"epochs": 2, "num_blocks": 1, "hidden_dim": 8, "batch_size": 128, "device": "cpu"}
 
 
@@ -57,7 +60,10 @@ def groups_of(step: int, count: int = 6) -> list[int]:
 class Upsert:
     """New records and such that replace fresh and compressed ones."""
 
-    readers, payload = 4, True
+    readers, payload, names = 4, True, (None,)
+
+    def open(self, folder: Path, **options) -> Any:
+        return Collection.open(folder, **options)
 
     def create(self, folder: Path) -> dict:
         with Collection.create(folder, metric="l2", codec=trained("plain"), payload=self.payload) as docs:
@@ -197,8 +203,57 @@ class Retrain(Optimize):
         return False
 
 
-KINDS = {"upsert": Upsert, "delete": Delete, "optimize": Optimize, "merge": Merge, "retrain": Retrain, "child": InChild,
-         "vectors": Vectors, "upsert-ids": UpsertIds, "merge-ids": MergeIds}  # fmt: skip
+class Named(Upsert):
+    """Vectors of two names, which change together; those of one are compressed."""
+
+    names = "image", "text"
+
+    def open(self, folder, **options):
+        return NamedCollection.open(folder, **options)
+
+    def create(self, folder):
+        codec = trained("plain")
+        with NamedCollection.create(
+            folder, {"image": {"metric": "l2", "codec": codec}, "text": {"metric": "l2"}}
+        ) as docs:
+            self.write(docs, range(GROUPS // 2), 0)
+            docs.optimize(progress=False)
+        return dict.fromkeys(range(GROUPS // 2), 0)
+
+    def write(self, docs, groups, step):
+        ids = ids_of(groups)
+        docs.upsert(ids, self.vectors(ids, [step] * len(ids)), [payload_of(id, step) for id in ids])
+
+    def vectors(self, ids, steps) -> dict:
+        rows = [vector_of(*pair) for pair in zip(ids, steps, strict=True)]
+        return {"image": X[rows], "text": X[rows, :TEXT_DIM]}
+
+    def run(self, docs, step, state, tell):
+        if step % 4 == 3:  # vectors that are those there were
+            ids = ids_of(state)
+            docs.update_vectors(ids, self.vectors(ids, [state[id // GROUP] for id in ids]))
+        elif step % 4 == 2:
+            docs.delete(where={"group": groups_of(step, 2)})
+        else:
+            self.write(docs, groups_of(step), step)
+        if step % 4 == 1:
+            docs.optimize(progress=tell)
+
+    def after(self, state, step):
+        if step % 4 == 3:
+            return state
+        if step % 4 == 2:
+            return {group: wrote for group, wrote in state.items() if group not in groups_of(step, 2)}
+        return state | dict.fromkeys(groups_of(step), step)
+
+    def refill(self, docs, state, step):
+        return state
+
+
+KINDS = {
+    "named": Named, "upsert": Upsert, "delete": Delete, "optimize": Optimize, "merge": Merge,
+    "retrain": Retrain, "child": InChild, "vectors": Vectors, "upsert-ids": UpsertIds, "merge-ids": MergeIds,
+}  # fmt: skip
 
 
 @cache
@@ -208,10 +263,18 @@ def decoded(path: Path) -> np.ndarray:
     return codec.decode(codec.encode(X, progress=False), progress=False)
 
 
-def check(docs: Collection, possible: list[dict], *, payload: bool = True) -> dict:
+def check(docs: Any, possible: list[dict], *, payload: bool = True) -> dict:
     """The one of some states, steps that wrote the groups, in which the collection is, whole and sound."""
     assert docs.verify() == []
-    records, stats = docs.get(with_vectors=True), docs.stats()
+    records, stats, folder, options = docs.get(with_vectors=True), docs.stats(), docs.folder, {}
+    if isinstance(docs, NamedCollection):
+        texts = np.reshape([record.vector["text"] for record in records], (-1, TEXT_DIM))
+        rows = [vector_of(record.id, record.payload["step"]) for record in records]
+        np.testing.assert_array_equal(texts, X[rows, :TEXT_DIM])
+        hits = docs.search(X[1, :TEXT_DIM], 5000, using="text")
+        assert sorted(hit.id for hit in hits) == [record.id for record in records]
+        records = [replace(record, vector=record.vector["image"]) for record in records]
+        stats, folder, options = stats["vectors"]["image"], folder / "vectors" / "1", {"using": "image"}
     ids = [record.id for record in records]
     found_ND = np.reshape([record.vector for record in records], (-1, X.shape[1]))
     for state in possible:
@@ -221,29 +284,33 @@ def check(docs: Collection, possible: list[dict], *, payload: bool = True) -> di
         rows = [vector_of(*pair) for pair in zip(ids, steps, strict=True)]
         are_right = are_exact = (found_ND == X[rows]).all(1)
         if stats["codec"] is not None:
-            codes_ND = decoded(segments.codec_path(docs.folder, stats["codec"]))[rows]
+            codes_ND = decoded(segments.codec_path(folder, stats["codec"]))[rows]
             are_right = are_exact | np.isclose(found_ND, codes_ND, atol=1e-3).all(1)
         payloads = [payload_of(*pair) if payload else None for pair in zip(ids, steps, strict=True)]
         if are_right.all() and payloads == [record.payload for record in records]:
             assert np.count_nonzero(are_exact) >= stats["fresh"]
-            hits = docs.search(X[1], 5000, nprobe=100, num_short=5000)
+            hits = docs.search(X[1], 5000, nprobe=100, num_short=5000, **options)
             assert sorted(hit.id for hit in hits) == ids
             return state
     found = {record.id // GROUP: record.payload and record.payload["step"] for record in records}
     raise AssertionError(f"{found} is not the right one of {possible}")
 
 
-def check_files(docs: Collection) -> None:
+def check_files(docs: Any) -> None:
     """No file is left of what was interrupted, if nobody reads any more."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segments, "GRACE_SECONDS", 0.0)
         docs.optimize(progress=False)
-    stats = docs.stats()
-    named = {segments.codec_path(docs.folder, stats["codec"]).name, segments.SEGMENTS, FILE, LOCK, OPTIMIZE_LOCK}
-    there = {path.name for path in docs.folder.iterdir()} - {f"{FILE}-wal", f"{FILE}-shm"}
+    stats, folder, kept = docs.stats(), docs.folder, {FILE, LOCK, OPTIMIZE_LOCK}
+    if isinstance(docs, NamedCollection):
+        there = {path.name for path in folder.iterdir()} - {f"{FILE}-wal", f"{FILE}-shm"}
+        assert there == kept | {"vectors"}, there
+        stats, folder, kept = stats["vectors"]["image"], folder / "vectors" / "1", set()
+    named = {segments.codec_path(folder, stats["codec"]).name, segments.SEGMENTS, *kept}
+    there = {path.name for path in folder.iterdir()} - {f"{FILE}-wal", f"{FILE}-shm"}
     tables = {name for name in there if name.startswith("tables-")}
     assert len(tables) == 1 and there - tables == named, there
-    tokens = {path.name for path in (docs.folder / segments.SEGMENTS).iterdir()}
+    tokens = {path.name for path in (folder / segments.SEGMENTS).iterdir()}
     assert tokens == {one["token"] for one in stats["segments"]}
 
 
@@ -257,7 +324,7 @@ def write_on(kind: Upsert, folder: Path, step: int, state: dict, output: int) ->
             os.write(output, f"at {stage}\n".encode())
 
     optimize.MAX_SEGMENTS = 3
-    with Collection.open(folder) as docs:
+    with kind.open(folder) as docs:
         while True:
             stages.append("")
             os.write(output, f"begun {step}\n".encode())
@@ -266,14 +333,17 @@ def write_on(kind: Upsert, folder: Path, step: int, state: dict, output: int) ->
             state, step = kind.after(state, step), step + 1
 
 
-def read_throughout(folder: Path, parent: int) -> None:
+def read_throughout(kind: Upsert, folder: Path, parent: int) -> None:
     """See whole groups of one step until the parent ends this process or is gone."""
-    with Collection.open(folder, read_only=True) as reader:
+    with kind.open(folder, read_only=True) as reader:
         while os.getppid() == parent:
             steps = Counter((one.id // GROUP, one.payload and one.payload["step"]) for one in reader.get())
             assert set(steps.values()) <= {GROUP} and len({group for group, _ in steps}) == len(steps), steps
-            hits = reader.search(X[0], 5000, nprobe=100, num_short=5000)
-            assert len({hit.id for hit in hits}) == len(hits) and len(hits) % GROUP == 0
+            for name in kind.names:
+                query = X[0, :TEXT_DIM] if name == "text" else X[0]
+                options = {} if name is None else {"using": name}
+                hits = reader.search(query, 5000, nprobe=100, num_short=5000, **options)
+                assert len({hit.id for hit in hits}) == len(hits) and len(hits) % GROUP == 0
             assert reader.verify() == []
             time.sleep(0.1)
 
@@ -293,7 +363,7 @@ class Killer:
             self.number += 1
             state, parent = self.kind.create(folder), os.getpid()
             self.longest = self.longest or self._seconds_of_a_call(folder, state)
-            readers = [forked(lambda: read_throughout(folder, parent)) for _ in range(self.kind.readers)]  # noqa: B023
+            readers = [forked(lambda: read_throughout(self.kind, folder, parent)) for _ in range(self.kind.readers)]  # noqa: B023
             try:
                 possible = self._kill_in(folder, state, times)
             finally:
@@ -303,7 +373,7 @@ class Killer:
                     if not ended[0]:
                         os.waitpid(reader, 0)
                     assert ended == (0, 0), f"a reader ended: {ended}"
-            with Collection.open(folder) as docs:
+            with self.kind.open(folder) as docs:
                 self.kind.run(docs, self.step, possible[0], lambda *_, **__: None)
                 check(docs, [self.kind.after(one, self.step) for one in possible], payload=self.kind.payload)
                 check_files(docs)
@@ -314,7 +384,7 @@ class Killer:
         copy = shutil.copytree(folder, self.folder / "copy")
 
         def work() -> None:
-            with Collection.open(copy) as docs:
+            with self.kind.open(copy) as docs:
                 self.kind.run(docs, 1, state, lambda *_, **__: None)
 
         begun_at = time.monotonic()
@@ -335,7 +405,7 @@ class Killer:
                 state, hidden = self.kind.after(state, step), []
             if pending is not None:
                 hidden = [*hidden, self.kind.after(state, pending)]
-            with Collection.open(folder) as docs:
+            with self.kind.open(folder) as docs:
                 found = check(docs, [state, *hidden], payload=self.kind.payload)
                 hidden = hidden if found is state else []
                 state = self.kind.refill(docs, found, self.step)

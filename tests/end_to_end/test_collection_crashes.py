@@ -20,8 +20,10 @@ from qinco.collection.creation import hidden_folder
 from qinco.errors import DataError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-KILLS = {"upsert": 50, "vectors": 25, "delete": 50, "optimize": 50, "merge": 25, "retrain": 25, "child": 10,
-         "upsert-ids": 10, "merge-ids": 15}  # fmt: skip
+KILLS = {
+    "named": 40, "upsert": 50, "vectors": 25, "delete": 50, "optimize": 50, "merge": 25, "retrain": 25, "child": 10,
+    "upsert-ids": 10, "merge-ids": 15,
+}  # fmt: skip
 
 
 def kill(name: str, folder: Path, times: int, seed: int = 0) -> None:
@@ -30,7 +32,9 @@ def kill(name: str, folder: Path, times: int, seed: int = 0) -> None:
     print(f"{killer.killed.total()} kills in {name}: {dict(killer.killed)}")
 
 
-@pytest.mark.parametrize(("name", "times"), {"upsert": 3, "delete": 3, "vectors": 2, "optimize": 2, "merge": 2}.items())
+@pytest.mark.parametrize(
+    ("name", "times"), {"named": 3, "upsert": 3, "delete": 3, "vectors": 2, "optimize": 2, "merge": 2}.items()
+)
 def test_kills_lose_no_acknowledged_write(tmp_path, name, times):
     kill(name, tmp_path, times)
 

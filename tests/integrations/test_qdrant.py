@@ -24,6 +24,7 @@ SCHEMES = {
     "cosine": {"": (12, "Cosine")},
     "dot": {"": (8, "Dot")},
     "euclid": {"": (6, "Euclid")},
+    "named": {"image": (12, "Cosine"), "text": (8, "Dot"), "code": (6, "Euclid")},
 }
 COLORS, WORDS = ["red", "green", "blue", "déjà vu"], ["alpha", "beta", "gamma", "delta"]
 DRAWN = settings(max_examples=50, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
@@ -55,6 +56,8 @@ def payload_of(draw: random.Random, number: int) -> dict:
         "when": day.isoformat() + "Z",
         "of": {"name": draw.choice(WORDS), "tags": draw.sample(WORDS, draw.randrange(3))},
         "parts": [{"kind": draw.choice(WORDS), "size": draw.randrange(6)} for _ in range(draw.randrange(3))],
+        "text": " ".join(draw.sample([*WORDS, "Beta", "gamma-ray", "red,", "green!", "déjà"], draw.randrange(6))),
+        "place": {"lon": round(draw.uniform(-20, 20), 3), "lat": round(draw.uniform(-60, 60), 3)},
         "group": draw.choice([draw.randrange(9), draw.choice(WORDS)]),
         "empty": [],
     }
@@ -104,17 +107,26 @@ def some_fields(parts: dict):
 
 # Filters are drawn as JSON: the models of qdrant-client cannot be shown as a failing example
 keys = st.sampled_from(["number", "rating", "flag", "color", "when", "of.name", "of.tags", "parts[].kind", "parts",
-                        "parts[].size", "empty", "group", "missing", "of.tags[]", "parts[0].size", "of"])  # fmt: skip
+                        "parts[].size", "empty", "group", "missing", "of.tags[]", "parts[0].size", "of",
+                        "text"])  # fmt: skip
 names, schemes = st.sampled_from(["", "image", "text"]), st.sampled_from(list(SCHEMES))
 texts, integers = st.sampled_from([*COLORS, *WORDS, "none"]), st.integers(-1, 21)
+places = fields(lon=st.floats(-25, 25), lat=st.floats(-65, 65))
+SQUARE = [{"lon": lon, "lat": lat} for lon, lat in ((-10, -10), (15, -12), (12, 14), (-9, 11), (-10, -10))]
 BOUNDS = "gt", "gte", "lt", "lte"
 ranges = some_fields({name: st.integers(-1, 21) | st.floats(-1, 21) for name in BOUNDS})
 counts = some_fields({name: st.integers(0, 4) for name in BOUNDS})
 days = st.dates(datetime.date(2023, 12, 1), datetime.date(2024, 12, 31)).map(lambda day: f"{day}T10:00:00Z")
+words = st.sampled_from(["alpha", "Beta gamma", "vu", "red, green", "déjà VU", "a", ""])
 lists = st.lists(texts, max_size=3) | st.lists(integers, max_size=3)
 matches = st.one_of(
     fields(value=texts | integers | st.booleans()),
     fields(any=lists),
+    fields(text=words),
+    fields(text_any=words),
+    fields(phrase=words),
+    fields(prefix=words),
+    fields(substring=words),
     st.fixed_dictionaries({"except": lists}),
 )
 of_values = st.one_of(
@@ -122,6 +134,9 @@ of_values = st.one_of(
     fields(key=keys, range=ranges),
     fields(key=st.just("when"), range=some_fields(dict.fromkeys(BOUNDS, days))),
     fields(key=keys, values_count=counts),
+    fields(key=st.just("place"), geo_radius=fields(center=places, radius=st.floats(1e3, 5e6))),
+    fields(key=st.just("place"), geo_bounding_box=fields(top_left=places, bottom_right=places)),
+    fields(key=st.just("place"), geo_polygon=fields(exterior=fields(points=st.just(SQUARE)))),
     fields(key=keys, is_empty=st.booleans()),
     fields(key=keys, is_null=st.booleans()),
     fields(is_empty=fields(key=keys)),
@@ -129,6 +144,7 @@ of_values = st.one_of(
 )
 of_points = st.one_of(
     fields(has_id=st.lists(st.sampled_from(IDS), max_size=40)),
+    fields(has_vector=names),
 )
 of_parts = st.one_of(
     fields(key=st.just("kind"), match=fields(value=texts)),
@@ -356,7 +372,7 @@ def test_fields_get_an_index(url):
     assert {path: one.data_type.value for path, one in schema.items()} == {"n": "integer", "of.name": "keyword"}
     client.delete_payload_index("fields", "n")
     assert set(client.get_collection("fields").payload_schema) == {"of.name"}
-    with pytest.raises(UnexpectedResponse, match="geographic"):
+    with pytest.raises(UnexpectedResponse, match="places"):
         client.create_payload_index("fields", "place", m.PayloadSchemaType.GEO)
     client.close()
 

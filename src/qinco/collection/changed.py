@@ -52,7 +52,7 @@ class ChangedCollection(SearchedCollection):
                               "another without it")  # fmt: skip
         with self._database.writing() as connection:
             if len(rows_n):
-                self._check_dim(connection, vectors_nD.shape[1])
+                self.check_dim(connection, vectors_nD.shape[1])
             view = View(connection, self._moments)
             for rows in conditional.rounds(view, ids, mode, only_where):
                 chosen = [ids[row] for row in rows]
@@ -79,7 +79,7 @@ class ChangedCollection(SearchedCollection):
         rows_n, vectors_nD = vector_rows(vectors, len(ids), self.dim, multi=self._moments.is_multi)
         with self._database.writing() as connection:
             if len(rows_n):
-                self._check_dim(connection, vectors_nD.shape[1])
+                self.check_dim(connection, vectors_nD.shape[1])
             view = View(connection, self._moments)
             known = finding.keys_by_id(view, ids)
             if (unknown := next((id for id in ids if id not in known), None)) is not None:
@@ -105,7 +105,7 @@ class ChangedCollection(SearchedCollection):
         if not self._moments.has_points:
             raise ConfigError("records of a collection created with payload=false are their vectors: use delete")
         with self._database.writing() as connection:
-            keys = self._chosen(View(connection, self._moments), ids, where).tolist()
+            keys = self.keys_of(View(connection, self._moments), ids, where).tolist()
             query = "SELECT key FROM points WHERE vectors > 0 AND key IN ({})"
             having = [key for (key,) in changes.find(connection, query, keys)]
             changes.replace_vectors(connection, having, np.empty(0, np.int64), np.empty((0, 0), np.float32))
@@ -139,7 +139,7 @@ class ChangedCollection(SearchedCollection):
         elif mode != "merge" or key is not None:
             raise ConfigError("a function makes the whole payload: leave mode= and key= out")
         with self._database.writing() as connection:
-            keys = self._chosen(View(connection, self._moments), ids, where)
+            keys = self.keys_of(View(connection, self._moments), ids, where)
             changes.change_payloads(connection, keys.tolist(), change)
         return len(keys)
 
@@ -148,7 +148,7 @@ class ChangedCollection(SearchedCollection):
         require_one_of(ids, where, "delete")
         self._database.check_writable()
         with self._database.writing() as connection:
-            keys = self._chosen(View(connection, self._moments), ids, where).tolist()
+            keys = self.keys_of(View(connection, self._moments), ids, where).tolist()
             (changes.remove if self._moments.has_points else changes.remove_vectors)(connection, keys)
         return len(keys)
 
@@ -163,11 +163,11 @@ class ChangedCollection(SearchedCollection):
         are_stored = view.moment.are_stored if segments else np.zeros_like
         changes.put_vectors(view.connection, [int(id) for id in ids], vectors_nD, are_stored)
 
-    def _chosen(self, view: View, ids, where) -> np.ndarray:
-        """The keys of records, int64."""
+    def keys_of(self, view: View, ids, where) -> np.ndarray:
+        """The keys of records by their ids or a filter, int64."""
         return finding.keys_among(view, ids) if where is None else self._keys.allowed(view, where).keys
 
-    def _check_dim(self, connection, dim: int) -> None:
+    def check_dim(self, connection, dim: int) -> None:
         """Raise DataError for vectors of another dimension than those before; the first ones say it."""
         there = value_of(connection, "dim")
         if there is None:

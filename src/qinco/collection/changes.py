@@ -41,7 +41,7 @@ def put(
         return
     rows_R, counts_N = np.sort(list(last.values())), np.bincount(rows_n, minlength=len(ids))
     keys_N = np.full(len(ids), -1, np.int64)
-    keys_N[rows_R] = _new_keys(connection, counts_N[rows_R])
+    keys_N[rows_R] = new_keys(connection, counts_N[rows_R])
     new = ((int(keys_N[row]), ids[row], texts[row], int(counts_N[row])) for row in rows_R.tolist())
     connection.executemany("INSERT INTO points VALUES (?, ?, ?, ?)", new)
     _put_vectors_of(connection, keys_N, rows_n, vectors_nD)
@@ -53,13 +53,13 @@ def replace_vectors(
     """Give records, by their different keys, other vectors, or none; they get new keys. `rows_n`: as of `put`."""
     counts_N = np.bincount(rows_n, minlength=len(keys))
     _remove_vectors_of(connection, keys)
-    keys_N = _new_keys(connection, counts_N)
+    keys_N = new_keys(connection, counts_N)
     changed = zip(keys_N.tolist(), counts_N.tolist(), keys, strict=True)
     connection.executemany("UPDATE points SET key = ?, vectors = ? WHERE key = ?", changed)
     _put_vectors_of(connection, keys_N, rows_n, vectors_nD)
 
 
-def _new_keys(connection: sqlite3.Connection, counts_N: np.ndarray) -> np.ndarray:
+def new_keys(connection: sqlite3.Connection, counts_N: np.ndarray) -> np.ndarray:
     """Keys of records with so many vectors, int64 (N,), none of which was ever used."""
     found = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'points'").fetchone()
     taken_N = np.maximum(counts_N, 1)
@@ -78,7 +78,7 @@ def _put_vectors_of(
     """Insert vectors of records by their keys, which are -1 for those that are left out."""
     number_n = np.arange(len(rows_n)) - np.searchsorted(rows_n, rows_n)  # of a vector within its record
     is_kept_n = keys_N[rows_n] >= 0
-    _put_fresh(connection, (keys_N[rows_n] + number_n)[is_kept_n], vectors_nD[is_kept_n])
+    put_fresh(connection, (keys_N[rows_n] + number_n)[is_kept_n], vectors_nD[is_kept_n])
 
 
 def put_vectors(
@@ -92,10 +92,11 @@ def put_vectors(
     keys_n = np.array(list(last), np.int64)
     _bury(connection, keys_n[are_stored(keys_n)].tolist())
     connection.executemany("DELETE FROM fresh WHERE key = ?", ((id,) for id in last))
-    _put_fresh(connection, keys_n, vectors_ND[list(last.values())])
+    put_fresh(connection, keys_n, vectors_ND[list(last.values())])
 
 
-def _put_fresh(connection: sqlite3.Connection, keys_n: np.ndarray, vectors_nD: np.ndarray) -> None:
+def put_fresh(connection: sqlite3.Connection, keys_n: np.ndarray, vectors_nD: np.ndarray) -> None:
+    """Add vectors by their keys, which no fresh vector has."""
     vectors_nD = np.ascontiguousarray(vectors_nD, "<f4")
     new = ((key, x_D.tobytes()) for key, x_D in zip(keys_n.tolist(), vectors_nD, strict=True))
     connection.executemany("INSERT INTO fresh(key, vector) VALUES (?, ?)", new)

@@ -24,6 +24,7 @@ from typing import IO, cast
 from qinco.collection.moments import Moments
 from qinco.collection.optimize import Optimizer
 from qinco.collection.schema import Database
+from qinco.collection.spaces import Space
 from qinco.errors import ConfigError, DataError, QincoError, ResourceError
 from qinco.progress import Progress
 
@@ -41,9 +42,13 @@ _ERRORS = {one.__name__: one for one in (ConfigError, DataError, ResourceError, 
 class Child:
     """A process that optimizes a collection for this one."""
 
-    def __init__(self, folder: Path, device: str, settings: dict):
+    def __init__(self, database: Database | Space, device: str, settings: dict):
+        folder, number = (
+            (database.whole.folder, database.number) if isinstance(database, Space) else (database.folder, 0)
+        )
         request = {
-            "path": sys.path, "folder": str(folder.absolute()), "device": str(device), "settings": settings,
+            "path": sys.path, "folder": str(folder.absolute()), "number": number, "device": str(device),
+            "settings": settings,
             "parent": os.getpid(), "log_level": logging.getLogger("qinco").getEffectiveLevel(),
         }  # fmt: skip
         line = json.dumps(request)
@@ -102,7 +107,7 @@ class Child:
             self._output.close()
 
 
-def main(folder: str, device: str, settings: dict, parent: int, log_level: int) -> None:
+def main(folder: str, number: int, device: str, settings: dict, parent: int, log_level: int) -> None:
     """The work of the child."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     output, sending = os.dup(1), threading.Lock()
@@ -121,7 +126,7 @@ def main(folder: str, device: str, settings: dict, parent: int, log_level: int) 
     logger.addHandler(_Sender(send))
     logger.setLevel(log_level)
     logger.propagate = False
-    answer = _answer(Path(folder), device, settings, parent, report)
+    answer = _answer(Path(folder), number, device, settings, parent, report)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if answer is not None:
         send(*answer)
@@ -129,13 +134,14 @@ def main(folder: str, device: str, settings: dict, parent: int, log_level: int) 
     os._exit(1 if answer is None else 0)
 
 
-def _answer(folder: Path, device: str, settings: dict, parent: int, report: Progress) -> tuple | None:
+def _answer(folder: Path, number: int, device: str, settings: dict, parent: int, report: Progress) -> tuple | None:
     """The last message; None where it was stopped."""
     try:
         threading.Thread(target=_stop_with, args=(parent,), daemon=True).start()
         database = Database(folder, read_only=False, locked=False)
         try:
-            return "done", Optimizer(database, Moments.of(database, device), report).run(settings)
+            part = Space(database, number) if number else database
+            return "done", Optimizer(part, Moments.of(part, device), report).run(settings)
         finally:
             database.close()
     except KeyboardInterrupt:

@@ -113,7 +113,7 @@ class Collection(ChangedCollection, FilledCollection):
                 "multi": multi, "exact_below": exact_below, "codec": None, "tables": None}  # fmt: skip
         meta |= {} if rows is None else {filling.STATE: filling.new_state(rows, settings)}
         if codec is not None:
-            _check_codec(codec, dim)
+            check_codec(codec, dim)
             meta |= {"dim": codec.dim, "codec": codec.fingerprint(), "bytes": codec.num_codes}
 
         def prepare(connection) -> None:
@@ -140,14 +140,25 @@ class Collection(ChangedCollection, FilledCollection):
             read_only: neither change it nor keep others from changing it; also on media that cannot be written.
             device: where the codec computes.
         """
-        folder = Path(user_path(folder))
         require_bool("read_only", read_only)
+        collection = cls(cls.database_of(folder, read_only), device)
+        if collection._moments.names:
+            collection.close()
+            raise ConfigError(
+                f"{collection.folder} holds vectors of several names: open it in Python, by qinco.NamedCollection.open"
+            )
+        return collection
+
+    @staticmethod
+    def database_of(folder, read_only: bool) -> Database:
+        """The database of a collection that is there."""
+        folder = Path(user_path(folder))
         if not read_only or not folder.exists():
             clear_leftovers(folder)
         if not (folder / FILE).is_file():
             reason = f"it has no {FILE}" if folder.exists() else "there is no such folder"
             raise DataError(f"{folder} is not a collection: {reason}; Collection.create or qinco index makes one")
-        return cls(Database(folder, read_only=read_only), device)
+        return Database(folder, read_only=read_only)
 
     def __getstate__(self):
         raise TypeError("a Collection cannot be copied or pickled: open it where it is needed")
@@ -232,14 +243,6 @@ class Collection(ChangedCollection, FilledCollection):
     __iter__ = None  # see `get`
 
 
-def describe_collection(path: Path) -> dict:
-    """What `qinco.describe` says of a collection."""
-    with Collection.open(path, read_only=True) as collection:
-        stats = collection.stats()
-    names = ("records", "dim", "metric", "vectors", "fresh", "compressed", "bytes_per_vector", "fields", "codec")
-    return {"kind": "collection", "bytes": sum(stats["bytes"].values())} | {name: stats[name] for name in names}
-
-
 def _check_fields(fields: Mapping[str, str], rows: RowSource) -> None:
     """Refuse fields that no record of a table can have; records of other sources may differ."""
     for path in fields if isinstance(rows, TableRows) and rows.payload_columns else ():
@@ -249,7 +252,8 @@ def _check_fields(fields: Mapping[str, str], rows: RowSource) -> None:
                               f"{', '.join(map(repr, rows.payload_columns))}")  # fmt: skip
 
 
-def _check_codec(codec: Codec, dim: int | None) -> None:
+def check_codec(codec: Codec, dim: int | None) -> None:
+    """Raise ConfigError for a codec of another dimension, or of codes that a collection cannot hold."""
     if dim not in (None, codec.dim):
         raise ConfigError(f"dim must be {codec.dim}, that of the codec, not {dim}")
     if codec.config.codebook_size > ENTRIES:

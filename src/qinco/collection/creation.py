@@ -17,10 +17,11 @@ from qinco import forking
 from qinco.atomic import OLD, flush_folder, lock_file, make_folder, replace_path
 from qinco.collection.schema import FILE, LOCK, OPTIMIZE_LOCK, Database
 from qinco.collection.segments import CODEC_NAME, GRACE_SECONDS
+from qinco.collection.spaces import FOLDER
 from qinco.config import require_bool
 from qinco.errors import ConfigError, DataError
 
-_PARTS = rf"{LOCK}|{re.escape(FILE)}(-journal|-wal|-shm)?|\.?{CODEC_NAME}"
+_PARTS = rf"{LOCK}|{FOLDER}|{re.escape(FILE)}(-journal|-wal|-shm)?|\.?{CODEC_NAME}"
 
 
 @contextmanager
@@ -111,7 +112,10 @@ def _is_cleared(folder: Path, there: set[str]) -> bool:
         if FILE in there and not database.is_empty():
             return False
         for name in sorted(there - {LOCK}, key=lambda name: name != FILE):
-            (folder / name).unlink(missing_ok=True)
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
     except DataError:  # it is damaged
         return False
     finally:

@@ -4,7 +4,7 @@ Shape suffixes: n keys, D dimension.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ def condition(where, view: View) -> tuple[str, Sequence]:
     if not view.has_points:
         raise ConfigError("the collection was created with payload=false: choose records by their ids, not by where=")
     kinds = dict(view.connection.execute("SELECT path, kind FROM fields"))
-    return to_sql(parse(where, kinds))
+    return to_sql(parse(where, kinds), view.has_vector)
 
 
 class Allowed:
@@ -120,15 +120,30 @@ def sample(view: View, number: int, seed: int | None) -> list[Id]:
     return list(dict.fromkeys(ids))[:number]
 
 
-def records_of(view: View, keys: Sequence[int], *, with_payload: bool, with_vectors: bool) -> dict[int, Record]:
-    """The records of keys that there are."""
+def records_of(
+    view: View, keys: Sequence[int], *, with_payload: bool, with_vectors: bool | Collection[str]
+) -> dict[int, Record]:
+    """The records of keys that there are; of vectors with names all, or some."""
     found: dict[int, tuple[Any, dict | None]] = {key: (key, None) for key in keys}
     if view.has_points:
         columns = "key, id, payload" if with_payload else "key, id, NULL"
         rows = find(view.connection, f"SELECT {columns} FROM points WHERE key IN ({{}})", keys)
         found = {key: (id, payload_of(text)) for key, id, text in rows}
-    vectors = vectors_of(view, keys) if with_vectors else {}
+    vectors: Mapping[int, Any] = {}
+    if with_vectors:
+        named = view.named()
+        vectors = _named_vectors(named, keys, with_vectors) if named else vectors_of(view, keys)
     return {key: Record(id, payload, vectors.get(key)) for key, (id, payload) in found.items()}
+
+
+def _named_vectors(named: Mapping[str, View], keys: Sequence[int], names: bool | Collection[str]) -> dict[int, Any]:
+    """`vectors_of` by names, of all of them or of some."""
+    found: dict[int, dict[str, np.ndarray]] = {key: {} for key in keys}
+    for name, view in named.items():
+        if names is True or (names and name in names):
+            for key, x_D in vectors_of(view, keys).items():
+                found[key][name] = x_D
+    return found
 
 
 def vectors_of(view: View, keys: Sequence[int]) -> dict[int, np.ndarray]:
@@ -174,7 +189,7 @@ def _vectors(view: View, keys: Sequence[int]) -> dict[int, np.ndarray]:
 
 def get(
     view: View, ids, where, *, limit: int | None, after: Id | None,
-    order_by: str | None, with_payload: bool, with_vectors: bool,
+    order_by: str | None, with_payload: bool, with_vectors: bool | Collection[str],
 ) -> list[Record]:  # fmt: skip
     """What `Collection.get` returns."""
     if limit is not None:

@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 from qinco.atomic import check_output, user_path
 from qinco.codec.codec import Codec
@@ -15,6 +15,7 @@ from qinco.collection.moments import Moments, View
 from qinco.collection.optimize import Optimizer, check_training
 from qinco.collection.schema import Database, value_of
 from qinco.collection.shared import SharedCollection
+from qinco.collection.spaces import Space
 from qinco.config import require_bool
 from qinco.errors import ConfigError
 from qinco.forking import new_lock
@@ -26,12 +27,12 @@ log = logging.getLogger(__name__)
 class MaintainedCollection(SharedCollection):
     """An open collection, and how it is kept small, fast and sound."""
 
-    def __init__(self, database: Database, device: str):
-        self._database, self.folder = database, database.folder
+    def __init__(self, database: Database | Space, device: str, moments: Moments | None = None):
+        self._database, self.folder = cast(Database, database), database.folder  # a Space does the same
         self._close = weakref.finalize(self, database.close)
         try:
             database.check()
-            self._moments = Moments.of(database, device)
+            self._moments = moments or Moments.of(database, device)
         except BaseException:
             self._close()  # at once: who handles the exception may open or create it again
             raise
@@ -183,7 +184,7 @@ class MaintainedCollection(SharedCollection):
             return upkeep.export(view, path, with_vectors)
 
     def _optimize_in_child(self, settings: dict, report: Progress) -> dict:
-        self._child = Child(self.folder, self._moments.device, settings)
+        self._child = Child(self._database, self._moments.device, settings)
         try:
             return self._child.result(report)
         finally:

@@ -3,7 +3,9 @@
 Shape suffixes: N fresh vectors, n new ones, D dimension.
 """
 
+import json
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from qinco.codec.codec import Codec
+from qinco.collection.filter_sql import PLAIN_VECTORS
 from qinco.collection.schema import Database, value_of
 from qinco.collection.segments import Segment, codec_path, load_tables, open_segment
+from qinco.collection.spaces import Space, has_vector, in_space, numbers_of
 from qinco.collection.spans import Spans
 from qinco.forking import new_lock
 from qinco.search.index import Index
@@ -121,15 +125,25 @@ class Moment:
 
 
 class View:
-    """What one transaction sees of a collection; its vectors are read when they are asked for."""
+    """What one transaction sees of a collection; its vectors are read when they are asked for.
+
+    `has_vector` is SQL of which vectors a record has (`filter_sql.to_sql`).
+    """
 
     def __init__(self, connection: sqlite3.Connection, moments: "Moments"):
         self.connection, self._moments = connection, moments
         self.has_points, self.is_multi = moments.has_points, moments.is_multi
+        self.has_vector, self.number = moments.has_vector, moments.number
 
     @cached_property
     def version(self) -> int:
-        return value_of(self.connection, "version")
+        (text,) = self.connection.execute("SELECT value FROM main.meta WHERE name = 'version'").fetchone()
+        return json.loads(text)
+
+    def named(self) -> "dict[str, View]":
+        """What the transaction sees of the vectors of each name; empty where vectors have none."""
+        names = self._moments.names.items()
+        return {name: View(in_space(self.connection, moments.number), moments) for name, moments in names}
 
     @cached_property
     def moment(self) -> Moment:
@@ -140,23 +154,33 @@ class Moments:
     """The newest known moment of a collection in this process; threads share it.
 
     `has_points`: ids and payloads are in the table of points, or else keys are ids. `is_multi`: records may have
-    several vectors.
+    several vectors. Where vectors have names, there are `names`, moments of each, and these have a `number`.
     """
 
-    def __init__(self, folder: Path, metric: Metric, has_points: bool, is_multi: bool, device: str):
+    def __init__(
+        self, folder: Path, metric: Metric, has_points: bool, is_multi: bool, device: str, number: int = 0
+    ):  # fmt: skip
         self.metric, self.has_points, self.is_multi = metric, has_points, is_multi
+        self.number, self.names = number, {}
+        self.has_vector: Mapping[str | None, str] = PLAIN_VECTORS
         self._folder, self.device = folder, device
         self._lock = new_lock()
         self._newest: Moment | None = None
 
     @classmethod
-    def of(cls, database: Database, device: str) -> "Moments":
+    def of(cls, database: "Database | Space", device: str) -> "Moments":
         """Those of an open collection."""
         with database.reading() as connection:
             metric = Metric(value_of(connection, "metric"))
-            return cls(
-                database.folder, metric, value_of(connection, "has_points"), value_of(connection, "multi"), device
-            )
+            kinds = value_of(connection, "has_points"), value_of(connection, "multi")
+            number = database.number if isinstance(database, Space) else 0
+            moments, names = cls(database.folder, metric, *kinds, device, number), numbers_of(connection) or {}
+        whole = database.whole if isinstance(database, Space) else database
+        for name, number in names.items():
+            moments.names[name] = cls.of(Space(whole, number), device)
+        for one in (moments, *moments.names.values()) if names else ():
+            one.names, one.has_vector = moments.names, has_vector(names)
+        return moments
 
     def at(self, connection: sqlite3.Connection, version: int) -> Moment:
         """The moment that a transaction sees, whose version is given."""

@@ -19,6 +19,7 @@ from qinco.codec.codec import Codec
 from qinco.collection import histograms, segments, stages
 from qinco.collection.moments import Moment, Moments, View
 from qinco.collection.schema import Database, set_value, value_of
+from qinco.collection.spaces import Space
 from qinco.config import require_number
 from qinco.errors import ConfigError
 from qinco.native.bits import packed
@@ -55,7 +56,7 @@ class Written:
 class Optimizer:
     """One call of `Collection.optimize`."""
 
-    def __init__(self, database: Database, moments: Moments, report: Progress):
+    def __init__(self, database: Database | Space, moments: Moments, report: Progress):
         self.database, self.moments, self.report = database, moments, report
         self.folder: Path = database.folder
 

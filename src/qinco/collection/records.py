@@ -29,7 +29,8 @@ class Record:
         id: an integer or a string.
         payload: a JSON object, or None.
         vector: float32 (D,), or (n, D) of several, if it was asked for and there is one. What is compressed is decoded;
-            its error is that of `Collection.stats`, and with metric "cosine" its length is 1.
+            its error is that of `Collection.stats`, and with metric "cosine" its length is 1. Of a `NamedCollection`: a
+            dict of vectors by name.
     """
 
     id: Id
@@ -84,8 +85,10 @@ def _checked(one: Any) -> Id:
     if isinstance(one, Integral) and not isinstance(one, bool | np.bool_):
         if 0 <= int(one) <= _LAST:
             return int(one)
-        raise DataError(f"ids must be integers from 0 to 2^63 - 1, or strings, not {one}: give str(id)")
-    raise DataError(f"ids must be integers or strings, not {type(one).__name__} ({one!r:.60}): give str(id) or int(id)")
+        raise DataError(f"ids must be integers from 0 to 2^63 - 1, or strings, not {one}: write it as a string")
+    raise DataError(
+        f"ids must be integers or strings, not {type(one).__name__} ({one!r:.60}): write it as one of these"
+    )
 
 
 def payload_texts(payloads: Any, ids: Sequence[Id]) -> list[str | None]:

@@ -26,7 +26,7 @@ _CACHE_KIB, _JOURNAL_BYTES = 16 << 10, 64 << 20
 # A key is never used twice. A record has `vectors`, so many, whose keys are its own and the next ones. A row of `dead`
 # says that the vector of a key in segments up to that number is deleted or replaced: where keys are ids, a newer
 # segment may hold a newer one. Rows of `fresh` and `dead` are numbered, so that readers read what is new.
-_TABLES = """
+TABLES = """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE points(key INTEGER PRIMARY KEY AUTOINCREMENT, id NOT NULL UNIQUE, payload TEXT,
                     vectors INTEGER NOT NULL);
@@ -67,7 +67,7 @@ class Database:
             connection.execute("PRAGMA journal_mode = WAL")
             self._writer = connection
         with self.writing(is_new=True) as connection:
-            for statement in filter(str.strip, _TABLES.split(";")):
+            for statement in filter(str.strip, TABLES.split(";")):
                 connection.execute(statement)
             rows = ((name, json.dumps(value)) for name, value in {"version": 0, **meta}.items())
             connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)

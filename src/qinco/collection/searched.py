@@ -12,7 +12,7 @@ import numpy as np
 
 from qinco.collection import finding, multi, searching
 from qinco.collection.maintained import MaintainedCollection
-from qinco.collection.moments import View
+from qinco.collection.moments import Moments, View
 from qinco.collection.records import Hit, record_ids
 from qinco.collection.schema import value_of
 from qinco.config import require_int, require_number
@@ -26,8 +26,8 @@ _LEAST_CANDIDATES = 100
 class SearchedCollection(MaintainedCollection):
     """An open collection, and what finds its records by vectors."""
 
-    def __init__(self, database, device: str = "cpu"):
-        super().__init__(database, device)
+    def __init__(self, database, device: str = "cpu", moments: Moments | None = None):
+        super().__init__(database, device, moments)
         self._keys = finding.KeyCache()
 
     def search(
@@ -92,6 +92,9 @@ class SearchedCollection(MaintainedCollection):
         """
         is_single, given = isinstance(ids, str | Integral), record_ids(ids)
         require_int("k", k, 1, MAX_SHORTLIST - 1)
+        if options.get("candidates") is not None:
+            require_int("candidates", options["candidates"], k, MAX_SHORTLIST - 1)
+            options["candidates"] += 1  # the record itself
         with self._viewing() as view:
             keys = finding.keys_by_id(view, given)
             vectors = finding.vectors_of(view, list(dict.fromkeys(keys.values())))

@@ -3,6 +3,7 @@
 Shape suffixes: Q queries, R results, N vectors, D dimension.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +69,7 @@ def diverse(
 
 def hits_of(
     view: View, metric: Metric, scores_QR: np.ndarray, keys_QR: np.ndarray, *, with_payload: bool,
-    with_vectors: bool, limit: float | None,
+    with_vectors: bool | Collection[str], limit: float | None,
 ) -> list[list[Hit]]:  # fmt: skip
     """The hits of each query; with a `limit` those whose score is no worse."""
     is_hit_QR = keys_QR >= 0

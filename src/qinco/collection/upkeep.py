@@ -18,6 +18,7 @@ from qinco.collection.finding import vectors_of
 from qinco.collection.moments import Moment, View
 from qinco.collection.optimize import named_files
 from qinco.collection.schema import FILE, Database, value_of
+from qinco.collection.spaces import FOLDER, Space, in_space, numbers_of
 from qinco.collection.spans import expanded
 from qinco.errors import ConfigError, DataError, QincoError, ResourceError, needs_extra
 
@@ -25,7 +26,7 @@ MAX_DRIFT, MEASURED = 1.25, 500  # of fewer vectors the error says little
 _EXPORTED_ROWS = 1 << 12
 
 
-def statistics(view: View, database: Database) -> dict:
+def statistics(view: View, database: Database | Space) -> dict:
     """What `Collection.stats` returns."""
     moment, connection, folder = view.moment, view.connection, database.folder
     first, number = value_of(connection, "first_error"), len(moment.fresh) + moment.num_stored
@@ -71,7 +72,7 @@ def _size(path: Path) -> int:
     return 0
 
 
-def faults(view: View, database: Database) -> list[str]:
+def faults(view: View, database: Database | Space) -> list[str]:
     """What `Collection.verify` returns."""
     found = [f"{FILE}: {row[0]}" for row in view.connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
     try:
@@ -102,7 +103,8 @@ def _faults_of_keys(view: View, moment: Moment) -> Iterator[str]:
     if count:
         yield f"{count} fresh vectors have another dimension than the collection"
     if view.has_points:
-        rows = view.connection.execute("SELECT key, vectors FROM points").fetchall()
+        count = "vectors" if not view.number else f"vectors >> {view.number - 1} & 1"
+        rows = view.connection.execute(f"SELECT key, {count} FROM points").fetchall()
         known = expanded(*np.array(rows, np.int64).reshape(-1, 2).T)
         if len(lost := keys[~np.isin(keys, known)]):
             yield f"{len(lost)} vectors are of no record, such as that of key {lost[0]}"
@@ -121,10 +123,10 @@ def copy(database: Database, path: Path) -> None:
         with hidden_folder(path) as temporary:
             with database.reading() as connection:
                 _copy_database(connection, temporary / FILE)
-                for name in named_files(connection):
-                    source = database.folder / name
-                    place = Path(name) if source.exists() else Path(segments.SEGMENTS, name)
-                    _link(database.folder / place, temporary / place)
+                _link_files(connection, database.folder, temporary)
+                for number in (numbers_of(connection) or {}).values():
+                    folder = Path(FOLDER, str(number))
+                    _link_files(in_space(connection, number), database.folder / folder, temporary / folder)
             write_to_disk(temporary / FILE)
             for folder in [one for one in temporary.rglob("*") if one.is_dir()]:
                 flush_folder(folder)
@@ -147,9 +149,16 @@ def _copy_database(connection: sqlite3.Connection, path: Path) -> None:
         target.close()
 
 
+def _link_files(connection: sqlite3.Connection, folder: Path, target: Path) -> None:
+    """Links of what vectors in a folder consist of besides the database."""
+    for name in named_files(connection):
+        place = Path(name) if (folder / name).exists() else Path(segments.SEGMENTS, name)
+        _link(folder / place, target / place)
+
+
 def _link(source: Path, target: Path) -> None:
     """A hard link of a file, or of those in a folder; copies where the file system has none."""
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         target.mkdir()
         for file in source.iterdir():

@@ -12,6 +12,8 @@ from typing import Any
 
 from qinco.atomic import flush_folder, make_folder, user_path, write_atomically
 from qinco.collection.collection import Collection
+from qinco.collection.named import NamedCollection
+from qinco.collection.opened import open_collection
 from qinco.collection.schema import FILE
 from qinco.errors import ConfigError, DataError
 from qinco.server.envelope import ConflictError, NotFoundError
@@ -19,6 +21,7 @@ from qinco.server.envelope import ConflictError, NotFoundError
 STATE, SUFFIX = "catalog.json", ".qinco"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")  # a folder's name, which has 255 bytes at most
 _DROPPED = ".dropped-"
+Served = Collection | NamedCollection
 
 
 class Catalog:
@@ -32,7 +35,7 @@ class Catalog:
     def __init__(self, folder: Path | None, read_only: bool):
         self.folder, self.read_only = folder, read_only
         self._lock = threading.Lock()
-        self._open: dict[str, Collection] = {}
+        self._open: dict[str, Served] = {}
         self._aliases: dict[str, str] = {}
         self._details: dict[str, dict[str, Any]] = {}
 
@@ -54,7 +57,7 @@ class Catalog:
                 check_name(name)
                 if name in catalog._open:
                     raise ConfigError(f"{folder} is the second collection with the name {name}: rename its folder")
-                catalog._open[name] = Collection.open(folder, read_only=read_only)
+                catalog._open[name] = open_collection(folder, read_only=read_only)
         except BaseException:
             catalog.close()
             raise
@@ -72,7 +75,7 @@ class Catalog:
                 if path.name.startswith(_DROPPED) and not read_only:
                     shutil.rmtree(path, ignore_errors=True)  # what a kill left
                 elif path.suffix == SUFFIX and (path / FILE).is_file():
-                    catalog._open[path.stem] = Collection.open(path, read_only=read_only)
+                    catalog._open[path.stem] = open_collection(path, read_only=read_only)
             catalog._read_state()
         except BaseException:
             catalog.close()
@@ -94,7 +97,7 @@ class Catalog:
             raise NotFoundError(f"Not found: Collection `{name:.100}` doesn't exist!")
         return found
 
-    def get(self, name: str) -> Collection:
+    def get(self, name: str) -> Served:
         """The collection of a name or an alias; NotFoundError if there is none."""
         return self._open[self.resolve(name)]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from qinco.errors import QincoError
 from qinco.server.envelope import ConflictError
+from qinco.server.totals import parts_of
 
 log = logging.getLogger(__name__)
 _GROWTH = 0.1  # of compressed vectors: as many fresh ones are worth an optimization
@@ -52,8 +53,9 @@ class Jobs:
         """Begin if enough vectors are fresh, and none came since the version that was seen before."""
         job = self._jobs.get(name)
         is_late = job is None or job.error is None or time.monotonic() - job.ended > _RETRY_SECONDS
-        if is_late and not self.is_running(name) and is_due(stats, last_version):
-            log.info("%s: %s vectors are fresh, and are compressed now", name, f"{stats['fresh']:,}")
+        due = [part["fresh"] for part in parts_of(stats) if is_due(part, last_version)]
+        if is_late and not self.is_running(name) and due:
+            log.info("%s: %s vectors are fresh, and are compressed now", name, f"{sum(due):,}")
             self.start(name, collection, {})
 
     def forget(self, name: str) -> None:

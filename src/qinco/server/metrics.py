@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from qinco.errors import QincoError
 from qinco.server.catalog import Catalog
+from qinco.server.totals import parts_of
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -69,19 +70,21 @@ class _Collections(Collector):
             except QincoError:  # it was dropped just now, or is damaged
                 continue
             for state, number in (("fresh", "fresh"), ("compressed", "compressed"), ("dead", "deleted")):
-                points.add_metric((name, state), stats[number])
+                points.add_metric((name, state), sum(part[number] for part in parts_of(stats)))
             for kind, size in sizes_of(stats).items():
                 sizes.add_metric((name, kind), size)
-            found = [one["error"] for one in stats["segments"] if one["error"] is not None]
+            found = [
+                one["error"] for part in parts_of(stats) for one in part["segments"][-1:] if one["error"] is not None
+            ]
             if found:
-                errors.add_metric((name,), found[-1])
+                errors.add_metric((name,), max(found))
         return points, sizes, errors
 
 
 def sizes_of(stats: dict) -> dict[str, int]:
     """Bytes of a collection's codes, of its codec and tables, of exact vectors, and of payloads with all else."""
     found = stats["bytes"]
-    fresh = min(found["database"], 4 * (stats["dim"] or 0) * stats["fresh"])
+    fresh = min(found["database"], sum(4 * (part["dim"] or 0) * part["fresh"] for part in parts_of(stats)))
     return {
         "codes": found["codes"], "model": found["codec"] + found["tables"], "fresh": fresh,
         "payload": found["database"] - fresh,

@@ -41,7 +41,8 @@ def page() -> Response:
 @router.get("/data")
 async def data(request: Request) -> Response:
     catalog, work = request.app.state.catalog, request.app.state.work
-    found = [await work.read(collection_data, catalog.get(name), name) for name in catalog.names()]
+    found = [await work.read(collection_data, catalog.get(name), name) for name in catalog.names()
+             if isinstance(catalog.get(name), Collection)]  # fmt: skip
     return JSONResponse({"collections": found}, headers=_HEADERS)
 
 

@@ -1,20 +1,21 @@
 """Routes of Qdrant about collections: creation, settings, indexes of fields and aliases."""
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from qdrant_client.http import models as m
 
 from qinco.collection.collection import Collection
+from qinco.collection.named import NamedCollection
 from qinco.config import EXACT_BELOW
 from qinco.errors import ConfigError
 from qinco.server.bodies import DescribedRoute, Parser
-from qinco.server.catalog import Catalog
+from qinco.server.catalog import Catalog, Served
 from qinco.server.envelope import RESPONSES, answer, done
 from qinco.server.qdrant_records import UNNAMED
 from qinco.server.refusals import UnsupportedError, ignored_hints
+from qinco.server.totals import parts_of
 
 router = APIRouter(route_class=DescribedRoute, responses=RESPONSES, tags=["collections"])
 CATALOG = "/catalog"  # the writer of what is of no single collection; no collection has this name
@@ -143,14 +144,11 @@ def maker(body: m.CreateCollection, bytes: Any, exact_below: Any):
     vectors = body.vectors
     if isinstance(vectors, dict) and vectors.keys() == {UNNAMED}:
         vectors = vectors[UNNAMED]
-    if isinstance(vectors, dict):
-        raise UnsupportedError("named vectors", "their names")
-    settings = _vector_settings(vectors, body.quantization_config, bytes, UNNAMED)
-    return partial(_make, settings=settings | {"exact_below": exact_below})
-
-
-def _make(folder: Path, settings: dict[str, Any]) -> Collection:
-    return Collection.create(folder, **settings)
+    if not isinstance(vectors, dict):
+        settings = _vector_settings(vectors, body.quantization_config, bytes, UNNAMED)
+        return partial(Collection.create, exact_below=exact_below, **settings)
+    named = {name: _vector_settings(one, body.quantization_config, bytes, name) for name, one in vectors.items()}
+    return partial(NamedCollection.create, vectors=named, exact_below=exact_below)
 
 
 def _vector_settings(params: m.VectorParams, quantization: Any, bytes: Any, name: str) -> dict[str, Any]:
@@ -183,22 +181,24 @@ def field_kind(schema: Any) -> str:
                           "datetime")  # fmt: skip
     kind = schema.value if isinstance(schema, m.PayloadSchemaType) else schema.type.value
     if kind not in _FIELDS:
-        what = "geographic conditions" if kind == "geo" else "indexes of text"
+        what = "indexes of places" if kind == "geo" else "indexes of text"
         raise UnsupportedError(what, f"the index of kind {kind}")
     return _FIELDS[kind]
 
 
-def describe(collection: Collection, details: dict[str, Any]) -> dict[str, Any]:
+def describe(collection: Served, details: dict[str, Any]) -> dict[str, Any]:
     """What `GET /collections/{name}` says."""
     stats = collection.stats()
-    params = {"size": collection.dim or 0, "distance": _DISTANCES[collection.metric]}
+    each = parts_of(stats)
+    is_named = isinstance(collection, NamedCollection)
+    params = dict(zip(stats["vectors"], map(_params, each), strict=True)) if is_named else _params(stats)
     warnings = [*details.get("warnings", ()), *stats["warnings"]]
     return {
         "optimizer_status": "ok",
         "warnings": [{"message": message} for message in warnings],
-        "indexed_vectors_count": stats["compressed"],
+        "indexed_vectors_count": sum(one["compressed"] for one in each),
         "points_count": stats["records"],
-        "segments_count": len(stats["segments"]) + (stats["fresh"] > 0),
+        "segments_count": sum(len(one["segments"]) + (one["fresh"] > 0) for one in each),
         "config": {
             "params": {"vectors": params, "shard_number": 1,
                        "replication_factor": 1, "write_consistency_factor": 1, "on_disk_payload": True},
@@ -210,6 +210,10 @@ def describe(collection: Collection, details: dict[str, Any]) -> dict[str, Any]:
         "payload_schema": {path: {"data_type": kind, "points": stats["records"]}
                            for path, kind in stats["fields"].items()},
     }  # fmt: skip
+
+
+def _params(stats: dict[str, Any]) -> dict[str, Any]:
+    return {"size": stats["dim"] or 0, "distance": _DISTANCES[stats["metric"]]}
 
 
 def _alias_change(action: Any) -> tuple[str, str, str]:

@@ -7,16 +7,16 @@ from typing import Any
 
 from qdrant_client.http import models as m
 
-from qinco.collection.collection import Collection
 from qinco.collection.instants import instant, microseconds
 from qinco.collection.paths import nodes, path_steps
 from qinco.collection.records import Id, Record
+from qinco.server.catalog import Served
 
 _PAGE = 4096
 
 
 def ordered(
-    collection: Collection, where: dict | None, order: str | m.OrderBy, limit: int, kinds: dict[str, Any]
+    collection: Served, where: dict | None, order: str | m.OrderBy, limit: int, kinds: dict[str, Any]
 ) -> list[tuple[Record, int | float]]:
     """The first records by a field, and its values: numbers, or times as microseconds.
 
@@ -38,7 +38,7 @@ def ordered(
     return [(records[id], value) for value, _, id in first if id in records]
 
 
-def _all(collection: Collection, where: dict | None) -> Iterator[Record]:
+def _all(collection: Served, where: dict | None) -> Iterator[Record]:
     """All records that a filter admits, some at a time."""
     last: Id | None = None
     while found := collection.get(where=where, after=last, limit=_PAGE):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from qdrant_client.http import models as m
@@ -13,11 +14,13 @@ from qinco.collection.collection import Collection
 from qinco.collection.records import Id, Record
 from qinco.errors import ConfigError
 from qinco.server.bodies import plain
+from qinco.server.catalog import Served
 from qinco.server.payload_paths import excluded, included, tree_of
 from qinco.server.refusals import UnsupportedError
 
 UNNAMED = ""  # the name of a collection's only vector
 _SHORTEST = float(np.finfo(np.float32).eps)  # vectors that Qdrant leaves as they are
+_metrics: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()  # they never change
 _HYPHENATED = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _UUID = re.compile(rf"[0-9a-fA-F]{{32}}|{_HYPHENATED}|\{{{_HYPHENATED}\}}|urn:uuid:{_HYPHENATED}")
 
@@ -58,12 +61,17 @@ def _clauses(filter: m.Filter) -> dict:
     return found
 
 
-def metrics_of(collection: Any) -> dict[str, str]:
+def metrics_of(collection: Served) -> dict[str, str]:
     """The vectors that records of a collection may have, by name, and their metrics."""
-    return {UNNAMED: collection.metric}
+    if isinstance(collection, Collection):
+        return {UNNAMED: collection.metric}
+    if (known := _metrics.get(collection)) is None:
+        known = {name: settings["metric"] for name, settings in collection.vectors.items()}
+        _metrics[collection] = known
+    return known
 
 
-def metric_of(collection: Any, using: str | None) -> str:
+def metric_of(collection: Served, using: str | None) -> str:
     """The metric of the vectors that a request is about."""
     metrics, name = metrics_of(collection), using or UNNAMED
     if name not in metrics:
@@ -140,24 +148,27 @@ def _check_lengths(batch: m.Batch) -> None:
 class Shape:
     """What answers hold of records besides ids."""
 
-    def __init__(self, collection: Any, with_payload: Any, with_vector: Any, *, payload_by_default: bool):
+    def __init__(self, collection: Served, with_payload: Any, with_vector: Any, *, payload_by_default: bool):
         given = payload_by_default if with_payload is None else with_payload
         self.with_payload = given is not False
         self._part, self._metrics = _part_of(given), metrics_of(collection)
-        self.with_vectors = bool(with_vector) or with_vector == []
+        self._has_vectors = bool(with_vector) or with_vector == []
         self._names = None if with_vector is True else set(with_vector or ())
 
     @property
     def kinds(self) -> dict[str, Any]:
         """As options of searches."""
-        return {"with_payload": self.with_payload, "with_vectors": self.with_vectors}
+        vectors: bool | tuple[str, ...] = self._has_vectors
+        if self._names is not None and UNNAMED not in self._metrics:
+            vectors = tuple(name for name in self._metrics if name in self._names)
+        return {"with_payload": self.with_payload, "with_vectors": vectors}
 
     def of(self, record: Any) -> dict[str, Any]:
         """A record or hit as JSON, without a score."""
         found: dict[str, Any] = {"id": record.id}
         if self.with_payload:
             found["payload"] = self._part(record.payload or {})
-        if self.with_vectors:
+        if self._has_vectors:
             found["vector"] = self._vectors(record)
         return found
 
@@ -177,7 +188,7 @@ def _part_of(with_payload: Any):
 
 
 def page(
-    collection: Collection, where: dict | None, limit: int, offset: Id | None, kinds: dict[str, Any]
+    collection: Served, where: dict | None, limit: int, offset: Id | None, kinds: dict[str, Any]
 ) -> tuple[list[Record], Id | None]:
     """Records in the order of their ids from that of `offset` on, and the id of the next page."""
     found: list[Record] = []

@@ -133,7 +133,7 @@ class Training:
         self.valid_source = self.all_valid.take(stratified_rows(count, rows)) if rows < count else self.all_valid
         is_adam = self.options.optimizer == "adam"
         kind, decay = (torch.optim.Adam, 0.0) if is_adam else (torch.optim.AdamW, self.options.weight_decay)
-        self.optimizer = kind(self.parameters, plan.lr, weight_decay=decay, fused=True)
+        self.optimizer, self.weight_decay = kind(self.parameters, plan.lr, weight_decay=decay, fused=True), decay
         self.use, self.position = CodewordUse(self.model), RunPosition()
         # When an epoch was last reported, and how long the last ones took; None where they were not seen as a whole.
         self.reported_at: float | None = None
@@ -260,8 +260,10 @@ class Training:
             )
         if self.options.grad_clip is not None:
             torch.nn.utils.clip_grad_value_(self.parameters, self.options.grad_clip)
+        number = position.epoch * self.plan.steps_per_epoch + position.step
+        decay = self.weight_decay * self.schedule.decay_factor(number)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"], group["weight_decay"] = lr, decay
         with held_back():
             self.optimizer.step()
             self.use.flat += counts

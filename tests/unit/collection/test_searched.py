@@ -66,6 +66,11 @@ def test_hits_that_differ(docs):
         hits = docs.search(query, k, diversity=diversity, candidates=40)
         assert [hit.id for hit in hits] == [found[row].id for row in chosen]
     assert docs.search(X[:2], 3, diversity=0.0) == docs.search(X[:2], 3)
+    id = docs.search(X[0], 1)[0].id
+    near = docs.search_by_id(id, 5, diversity=0.5, candidates=5)  # which are all that can be chosen
+    assert {hit.id for hit in near} == {hit.id for hit in docs.search_by_id(id, 5)}
+    with pytest.raises(ConfigError, match="candidates must be between 5"):
+        docs.search_by_id(id, 5, candidates=4)
     assert len(docs.search(X[:2], 3, diversity=0.5, where={"n": {"lt": 2}})[1]) == 2
     with pytest.raises(ConfigError, match="candidates"):
         docs.search(query, 8, diversity=0.5, candidates=5)

@@ -24,9 +24,6 @@ REFUSED = {
     "original vectors": m.QueryRequest(
         query=[1.0], params=m.SearchParams(quantization=m.QuantizationSearchParams(ignore=True))
     ),
-    "geographic": m.CountRequest(filter=m.Filter(must=[m.Filter(should=[m.FieldCondition(
-        key="a", geo_radius=m.GeoRadius(center=m.GeoPoint(lon=1, lat=2), radius=3))])])),
-    "phrases": m.CountRequest(filter=m.Filter(must=m.FieldCondition(key="a", match=m.MatchPhrase(phrase="b")))),
     "slices": m.CountRequest(filter=m.Filter(must=[m.SliceCondition(slice=m.Slice(total=2, index=1))])),
     "indexes of text": m.CreateFieldIndex(field_name="a", field_schema=m.TextIndexParams(type="text")),
 }  # fmt: skip

@@ -164,8 +164,17 @@ LOSSES = [7.0 * 0.98**epoch for epoch in range(16)]
 )
 def test_a_run_that_gains_keeps_its_schedule(errors, losses):
     schedule, said = heard(errors, losses)
-    assert said == [None] * 17 and schedule.epochs == 16 and schedule.state().keys() == {"errors", "losses"}
+    assert said == [None] * 17 and schedule.epochs == 16 and schedule.state().keys() == {"errors", "losses", "overfits"}
     assert rates_of(schedule) == rates_of(scheduled(epochs=16, schedule="cooldown"))
+
+
+@pytest.mark.parametrize(("gain", "decay"), [(0.98, 1.0), (0.995, 10.0)])
+def test_few_vectors_cool_down_with_more_weight_decay(gain, decay):
+    schedule, _ = heard([9.0 * gain**epoch for epoch in range(13)], LOSSES, least_gain=0.0)
+    assert schedule.epochs == 16 and [schedule.decay_factor(step) for step in (0, 119)] == [1.0, 1.0]
+    assert {schedule.decay_factor(step) for step in range(120, 160)} == {decay}
+    schedule.observe(13, 1.0, 6.0)  # while it falls nothing changes that
+    assert schedule.decay_factor(159) == decay
 
 
 @pytest.mark.parametrize(("gains_until", "judged_at", "ends_after"), [(1, 4, 6), (3, 6, 8), (4, 8, 11), (5, 10, 14)])
@@ -176,6 +185,7 @@ def test_a_run_that_learns_its_vectors_by_heart_cools_down(gains_until, judged_a
     assert schedule.epochs == ends_after and schedule.is_over(ends_after) and not schedule.is_over(ends_after - 1)
     rates = rates_of(schedule)
     assert rates[10 * judged_at] == 2.0 and rates[10 * judged_at :] == sorted(rates[10 * judged_at :], reverse=True)
+    assert [schedule.decay_factor(10 * judged_at + step) > 1 for step in (-1, 6)] == [False, True]
     assert rates[10 * judged_at + 6] < 2.0 and rates[-1] < 0.3
     for epoch in range(judged_at + 1, ends_after + 1):  # nothing that follows changes it
         assert schedule.observe(epoch, 100.0, 1.0) is None
