@@ -45,15 +45,18 @@ test-sanitized: venv
 demo: venv
 	.venv/bin/python examples/demo/demo.py
 
-# An environment of its own: the frameworks bring plugins of pytest that other tests need not have.
-.venv-integrations/installed: pyproject.toml constraints.txt setup.py $(wildcard src/qinco/native/*.cpp src/qinco/native/*.h)
-	$(PYTHON) -m venv .venv-integrations
-	.venv-integrations/bin/python -m pip install -c constraints.txt -e '.[integrations]'
+# An environment of its own, in INTEGRATIONS: the frameworks bring plugins of pytest that other tests need not have.
+# QINCO is what is tested there: this folder, or a wheel.
+INTEGRATIONS ?= .venv-integrations
+QINCO ?= -e .
+$(INTEGRATIONS)/installed: pyproject.toml constraints.txt setup.py $(wildcard src/qinco/native/*.cpp src/qinco/native/*.h)
+	$(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/python -m pip install -c constraints.txt $(QINCO)[integrations]
 	touch $@
 
-test-integrations: .venv-integrations/installed
-	QINCO_NO_SKIPS=1 .venv-integrations/bin/python -m pytest tests/integrations -m 'not gpu' -p no:codspeed \
-	    -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
+test-integrations: $(INTEGRATIONS)/installed
+	QINCO_NO_SKIPS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations -m 'not gpu' -p no:codspeed \
+	    -p no:cacheprovider -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 
 lint: venv
 	$(RUN) ruff check .

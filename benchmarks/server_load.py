@@ -1,9 +1,10 @@
 """Queries a second and latencies of `qinco serve`, beside the library called directly, and beside LanceDB.
 
-python benchmarks/server_load.py BASE QUERIES CODEC --count 200000 --folder /tmp/load [--peer PYTHON] [--seconds 5]
+python benchmarks/server_load.py BASE QUERIES CODEC --count 200000 --folder /tmp/load [--peer PYTHON] [--rounds 3]
 
-Client and server are processes of this machine and talk over loopback. LanceDB (IVF_PQ, 8 bytes a vector) runs behind a
-route of FastAPI in the environment of PYTHON, which has lancedb, fastapi and uvicorn.
+Client and server are processes of this machine and talk over loopback; the settings take turns. LanceDB
+(IVF_PQ, 8 bytes a vector) runs behind a route of FastAPI in the environment of PYTHON, which has lancedb, fastapi and
+uvicorn. There must be 1,000 queries at least.
 """
 
 import argparse
@@ -167,11 +168,11 @@ def library(folder: Path, queries: np.ndarray, seconds: float) -> dict:
                   "cpu": 1000 * (time.process_time() - used) / number}  # fmt: skip
         batches, begun, used = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() < begun + seconds:
-            docs.search(queries[1000 * (batches % 10) :][:1000], 10, with_payload=False)
+            docs.search(queries[1000 * (batches % (len(queries) // 1000)) :][:1000], 10, with_payload=False)
             batches += 1
         batch = {"queries": 1000 * batches / (time.perf_counter() - begun),
                  "cpu": (time.process_time() - used) / batches}  # fmt: skip
-        return {"single": single, "batch": batch}
+        return {"library, one at a time": single, "library, 1,000 at a time": batch}
 
 
 def main() -> None:
@@ -186,21 +187,40 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200_000)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--peer", help="python with lancedb, fastapi and uvicorn")
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="of which the medians are printed")
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     folder, base = made(options)
     import qinco
 
     queries = np.concatenate([block for _, block in qinco.open_vectors(options.queries).blocks(1 << 14)])
-    found = library(folder, queries, options.seconds)
-    report("library, one at a time", found["single"])
-    report("library, 1,000 at a time", found["batch"])
-    served(folder, queries, options.seconds)
+    servers = [(started([sys.executable, "-m", "qinco", "serve", str(folder), "port=0", "auto_optimize=false"]),
+                settings(folder.stem, queries))]  # fmt: skip
     if options.peer:
-        command = [options.peer, "-c", PEER, str(options.folder / "lance"), str(base), "6398"]
-        for probes in (5, 20):
-            beside_lancedb([*command, str(probes)], queries, probes, options.seconds)
+        ones = [request("POST", "/query", JSON, json.dumps({"vector": x.tolist()}).encode()) for x in queries]
+        for port, probes in ((6398, 5), (6399, 20)):
+            command = [options.peer, "-c", PEER, str(options.folder / "lance"), str(base), str(port), str(probes)]
+            servers.append((started(command), {f"LanceDB, {probes} probes, JSON, {n} connections": (ones, n, 1)
+                                               for n in CONNECTIONS}))  # fmt: skip
+    found: dict[str, list[dict]] = {}
+    try:
+        for number in range(options.rounds + 1):
+            for name, one in library(folder, queries, options.seconds).items():
+                found.setdefault(name, []).append(one)
+            for server, sets in servers:
+                for name, (requests, connections, count) in sets.items():
+                    one = measured(server, requests, connections, options.seconds, count)
+                    found.setdefault(name, []).append(one)
+            if not number:
+                found.clear()  # all have warmed up
+    finally:
+        for server, _ in servers:
+            server[0].send_signal(signal.SIGTERM)
+            server[0].wait()
+    print("| | queries a second | p50, ms | p95, ms | p99, ms | processor, ms a query |\n|---|---|---|---|---|---|")
+    for name, several in found.items():
+        report(name, {key: float(np.median([one[key] for one in several])) for key in several[0]})
 
 
 def made(options) -> tuple[Path, Path]:
@@ -216,38 +236,19 @@ def made(options) -> tuple[Path, Path]:
     return folder, base
 
 
-def served(folder: Path, queries: np.ndarray, seconds: float) -> None:
-    server = started([sys.executable, "-m", "qinco", "serve", str(folder), "port=0", "auto_optimize=false"])
-    path = f"/collections/{folder.stem}/points/query"
+def settings(name: str, queries: np.ndarray) -> dict[str, tuple[list[bytes], int, int]]:
+    """Requests, connections, and queries of each request, by what they are called."""
+    path = f"/collections/{name}/points/query"
     ones = [request("POST", path, JSON, json.dumps({"query": x.tolist(), "limit": 10}).encode()) for x in queries]
-    path = f"/v1/{folder.stem}/search?k=10"
+    path = f"/v1/{name}/search?k=10"
     arrays = [request("POST", path, NPY, saved(x)) for x in queries]
-    batches = [request("POST", path, NPY, saved(queries[first : first + 1000])) for first in range(0, 10_000, 1000)]
-    try:
-        measured(server, ones, 8, 1.0)
-        for connections in CONNECTIONS:
-            report(f"JSON, {connections} connections", measured(server, ones, connections, seconds))
-        for connections in CONNECTIONS:
-            report(f"npy, 1 query, {connections} connections", measured(server, arrays, connections, seconds))
-        for connections in (1, 2):
-            found = measured(server, batches, connections, seconds, 1000)
-            report(f"npy, 1,000 queries, {connections} connections", found)
-    finally:
-        server[0].send_signal(signal.SIGTERM)
-        server[0].wait()
-
-
-def beside_lancedb(command: list[str], queries: np.ndarray, probes: int, seconds: float) -> None:
-    server = started(command)
-    ones = [request("POST", "/query", JSON, json.dumps({"vector": x.tolist()}).encode()) for x in queries]
-    try:
-        measured(server, ones, 8, 1.0)
-        for connections in CONNECTIONS:
-            found = measured(server, ones, connections, seconds)
-            report(f"LanceDB, {probes} probes, JSON, {connections} connections", found)
-    finally:
-        server[0].terminate()
-        server[0].wait()
+    starts = range(0, len(queries) - 999, 1000)
+    batches = [request("POST", path, NPY, saved(queries[first : first + 1000])) for first in starts]
+    return {
+        **{f"JSON, {n} connections": (ones, n, 1) for n in CONNECTIONS},
+        **{f"npy of 1 query, {n} connections": (arrays, n, 1) for n in CONNECTIONS},
+        **{f"npy of 1,000 queries, {n} connections": (batches, n, 1000) for n in (1, 2)},
+    }
 
 
 def report(name: str, found: dict) -> None:

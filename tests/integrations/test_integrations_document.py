@@ -43,6 +43,7 @@ def names_of(section: str) -> dict:
     return {}
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # txtai leaves temporary folders of archives
 @pytest.mark.parametrize(
     "section", [section for section, blocks in SECTIONS.items() if blocks and section in LIBRARIES]
 )

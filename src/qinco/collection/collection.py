@@ -144,7 +144,9 @@ class Collection(ChangedCollection, FilledCollection):
         collection = cls(cls.database_of(folder, read_only), device)
         if collection._moments.names:
             collection.close()
-            raise ConfigError(f"{collection.folder} holds vectors of several names: use NamedCollection.open")
+            raise ConfigError(
+                f"{collection.folder} holds vectors of several names: open it in Python, by qinco.NamedCollection.open"
+            )
         return collection
 
     @staticmethod

@@ -66,7 +66,7 @@ def kept_recall(connection: sqlite3.Connection) -> dict | None:
 
 def _state(connection: sqlite3.Connection) -> list:
     """What changes whenever vectors do."""
-    ends = "SELECT name, seq FROM sqlite_sequence WHERE name IN ('fresh', 'dead', 'segments') ORDER BY name"
+    ends = "SELECT name, seq FROM sqlite_sequence WHERE name <> 'points' ORDER BY name"
     return [*map(list, connection.execute(ends)), *connection.execute("SELECT count(*) FROM fresh").fetchone()]
 
 

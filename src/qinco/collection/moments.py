@@ -16,7 +16,7 @@ from qinco.codec.codec import Codec
 from qinco.collection.filter_sql import PLAIN_VECTORS
 from qinco.collection.schema import Database, value_of
 from qinco.collection.segments import Segment, codec_path, load_tables, open_segment
-from qinco.collection.spaces import NAMES, Space, has_vector, in_space
+from qinco.collection.spaces import Space, has_vector, in_space, numbers_of
 from qinco.collection.spans import Spans
 from qinco.forking import new_lock
 from qinco.search.index import Index
@@ -174,7 +174,7 @@ class Moments:
             metric = Metric(value_of(connection, "metric"))
             kinds = value_of(connection, "has_points"), value_of(connection, "multi")
             number = database.number if isinstance(database, Space) else 0
-            moments, names = cls(database.folder, metric, *kinds, device, number), value_of(connection, NAMES, {})
+            moments, names = cls(database.folder, metric, *kinds, device, number), numbers_of(connection) or {}
         whole = database.whole if isinstance(database, Space) else database
         for name, number in names.items():
             moments.names[name] = cls.of(Space(whole, number), device)

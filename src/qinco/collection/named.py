@@ -6,7 +6,7 @@ Shape suffixes: N records, n vectors of a name, D dimension.
 from collections.abc import Collection as Names
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from qinco.collection.moments import Moments, View
 from qinco.collection.named_creation import make_folder_of_names
 from qinco.collection.records import Id, Record, payload_texts, record_ids, require_one_of, vector_rows
 from qinco.collection.schema import Database, value_of
-from qinco.collection.searched import SearchedCollection
-from qinco.collection.spaces import NAMES, Space, in_space
+from qinco.collection.spaces import Space, in_space, numbers_of
 from qinco.config import EXACT_BELOW, require_bool, require_int, suggest
 from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption
@@ -44,9 +43,7 @@ class NamedCollection:
         moments = Moments.of(database, device)
         self._database, self._main = database, Collection(database, device, moments)
         self._moments, self.folder = moments, database.folder
-        self._parts = {
-            name: SearchedCollection(Space(database, own.number), device, own) for name, own in moments.names.items()
-        }
+        self._parts = {name: self._opened(own) for name, own in moments.names.items()}
 
     @classmethod
     def create(
@@ -77,7 +74,7 @@ class NamedCollection:
         try:
             database.check()
             with database.reading() as connection:
-                names = value_of(connection, NAMES)
+                names = numbers_of(connection)
             if names is None:
                 raise ConfigError(f"{database.folder} holds vectors without names: use Collection.open")
             return cls(database, device)
@@ -248,6 +245,14 @@ class NamedCollection:
         options = training | {"minutes": minutes, "in_child": in_child, "progress": progress}
         return {name: part.optimize(**options) for name, part in self._parts.items()}
 
+    def retrain(self, ids, vectors, *, using: str | None = None, **options) -> dict:
+        """Train another codec on the original vectors of a name; arguments are as of `Collection.retrain`.
+
+        Args:
+            using: the name; None if there is only one.
+        """
+        return self._part(using).retrain(ids, vectors, **options)
+
     def stats(self) -> dict:
         """Numbers of records and bytes of the database, and as "vectors" `Collection.stats` of each name."""
         main, each = self._main.stats(), {name: part.stats() for name, part in self._parts.items()}
@@ -271,6 +276,10 @@ class NamedCollection:
             part.close()
         self._main.close()
 
+    def _opened(self, own: Moments) -> Collection:
+        """The records and the vectors of one name, which is not written to."""
+        return Collection(cast(Database, Space(self._database, own.number)), own.device, own)
+
     @property
     def _numbers(self) -> dict[str, int]:
         return {name: own.number for name, own in self._moments.names.items()}
@@ -281,7 +290,7 @@ class NamedCollection:
             raise ConfigError(f"there is no vector {name!r:.60}. {known}")
         return self._numbers[name]
 
-    def _part(self, using: str | None) -> SearchedCollection:
+    def _part(self, using: str | None) -> Collection:
         if using is None and len(self._parts) > 1:
             raise ConfigError(f"using= must name the vectors to search, one of {', '.join(map(repr, self._parts))}")
         name = next(iter(self._parts)) if using is None else using

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from qinco.collection.collection import Collection
 from qinco.collection.named import NamedCollection
-from qinco.collection.schema import value_of
-from qinco.collection.spaces import NAMES
+from qinco.collection.spaces import numbers_of
 
 
 def open_collection(folder, *, read_only: bool = False, device: str = "cpu") -> Collection | NamedCollection:
@@ -14,7 +13,7 @@ def open_collection(folder, *, read_only: bool = False, device: str = "cpu") -> 
     try:
         database.check()
         with database.reading() as connection:
-            has_names = value_of(connection, NAMES) is not None
+            has_names = numbers_of(connection) is not None
     finally:
         database.close()
     return (NamedCollection if has_names else Collection).open(folder, read_only=read_only, device=device)

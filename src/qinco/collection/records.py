@@ -29,7 +29,8 @@ class Record:
         id: an integer or a string.
         payload: a JSON object, or None.
         vector: float32 (D,), or (n, D) of several, if it was asked for and there is one. What is compressed is decoded;
-            its error is that of `Collection.stats`, and with metric "cosine" its length is 1.
+            its error is that of `Collection.stats`, and with metric "cosine" its length is 1. Of a `NamedCollection`: a
+            dict of vectors by name.
     """
 
     id: Id

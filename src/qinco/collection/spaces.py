@@ -13,7 +13,8 @@ from functools import lru_cache
 from typing import cast
 
 from qinco.atomic import make_folder
-from qinco.collection.schema import TABLES, Database, set_value
+from qinco.collection.schema import TABLES, Database, set_value, value_of
+from qinco.errors import DataError
 
 FOLDER, NAMES = "vectors", "names"  # NAMES: the numbers by names, in `meta`
 MAX_NAMES = 62  # bits of an integer of SQLite that is not negative
@@ -66,6 +67,14 @@ def in_space(connection: sqlite3.Connection, number: int) -> sqlite3.Connection:
     """A connection whose statements are about the tables of one name, given one of the database or of another name."""
     whole = connection.whole if isinstance(connection, _SpaceConnection) else connection
     return cast(sqlite3.Connection, _SpaceConnection(whole, number))
+
+
+def numbers_of(connection: sqlite3.Connection) -> dict[str, int] | None:
+    """The numbers of names; None where vectors have no names."""
+    names = value_of(connection, NAMES)
+    if names is not None and not all(type(number) is int and 1 <= number <= MAX_NAMES for number in names.values()):
+        raise DataError(f"the numbers of names of vectors are not from 1 to {MAX_NAMES}: restore it from a snapshot")
+    return names
 
 
 def create_space(connection: sqlite3.Connection, number: int, meta: Mapping) -> None:

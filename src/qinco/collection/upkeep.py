@@ -18,7 +18,7 @@ from qinco.collection.finding import vectors_of
 from qinco.collection.moments import Moment, View
 from qinco.collection.optimize import named_files
 from qinco.collection.schema import FILE, Database, value_of
-from qinco.collection.spaces import FOLDER, NAMES, Space, in_space
+from qinco.collection.spaces import FOLDER, Space, in_space, numbers_of
 from qinco.collection.spans import expanded
 from qinco.errors import ConfigError, DataError, QincoError, ResourceError, needs_extra
 
@@ -124,7 +124,7 @@ def copy(database: Database, path: Path) -> None:
             with database.reading() as connection:
                 _copy_database(connection, temporary / FILE)
                 _link_files(connection, database.folder, temporary)
-                for number in value_of(connection, NAMES, {}).values():
+                for number in (numbers_of(connection) or {}).values():
                     folder = Path(FOLDER, str(number))
                     _link_files(in_space(connection, number), database.folder / folder, temporary / folder)
             write_to_disk(temporary / FILE)

@@ -53,7 +53,7 @@ def _about(kind: str, config: Mapping, metadata: Mapping) -> str:
     whose = f"embeddings of {_words(base)}" if base else "vectors"
     does = "which compresses" if kind == "codec" else f"with {config['num_vectors']:,}"
     about = f"{_TITLES[kind]} of [qinco](https://pypi.org/project/qinco/), {does} {whose}"
-    about += f" of dimension {config.get('dim')}" + ("" if size is None else f", {size:.4g} bytes each")
+    about += f" of dimension {config.get('dim')}" + ("" if size is None else f", {_size(size)} each")
     about += f", metric {config['metric']}." if config.get("metric") else "."
     return about + (f" Data: {_words(metadata['datasets'])}." if metadata.get("datasets") else "")
 
@@ -67,7 +67,7 @@ def _figures(measured: Mapping) -> list[str]:
         found.append(_table(table))
     if isinstance(measured.get("recall"), Mapping):
         ranks = list(measured["recall"])
-        table = [["of", *(f"recall@{rank}" for rank in ranks)]]
+        table = [["searched", *(f"recall@{rank}" for rank in ranks)]]
         for key, title in _INDEX_ROWS.items():
             if key in measured:
                 table.append([title, *(_number(measured[key].get(rank)) for rank in ranks)])
@@ -104,7 +104,7 @@ def _results(name: str, measured: Mapping) -> list[dict]:
     for row in measured.get("prefixes") or []:
         for key, title in (("mse", "MSE"), ("recall_at_1", "Recall@1"), ("recall_at_10", "Recall@10")):
             if row.get(key) is not None:
-                metrics.append({"type": key, "value": row[key], "name": f"{title} at {row['bytes']:g} bytes"})
+                metrics.append({"type": key, "value": row[key], "name": f"{title} at {_size(row['bytes'])}"})
     recall = measured.get("recall")
     if isinstance(recall, Mapping):
         metrics += [{"type": f"recall_at_{rank}", "value": value, "name": f"Recall@{rank}"}
@@ -119,6 +119,10 @@ def _results(name: str, measured: Mapping) -> list[dict]:
     task = {"type": "vector-compression", "name": "Vector compression"}
     result = {"task": task, "dataset": {"type": re.sub(r"\W+", "-", data.lower()), "name": data}, "metrics": metrics}
     return [{"name": name.rpartition("/")[2], "results": [result]}]
+
+
+def _size(count: float) -> str:
+    return "1 byte" if count == 1 else f"{count:.4g} bytes"
 
 
 def _words(value: Any) -> str:

@@ -113,7 +113,9 @@ class QincoDocumentStore:
             if policy != DuplicatePolicy.SKIP and (there or len(written) < len(documents)):
                 ids = [one.id for one in documents]
                 twice = next(id for id in ids if id in there or ids.count(id) > 1)
-                raise DuplicateDocumentError(f"there is a document with id {twice!r}: give policy=SKIP or OVERWRITE")
+                raise DuplicateDocumentError(
+                    f"there is a document with id {twice!r}: write it with the policy SKIP or OVERWRITE"
+                )
             first = {one.id: one for one in reversed(documents)}
             written = {id: first[id] for id in written if id not in there}
         chosen = list(written.values())

@@ -155,7 +155,7 @@ class QincoVectorStore(BasePydanticVectorStore):
         elif query.mode != VectorStoreQueryMode.DEFAULT:
             raise ConfigError(f"query mode {query.mode.value!r} is not supported: use default or mmr")
         if query.query_embedding is None:
-            raise ConfigError("the query has no embedding: give query_embedding")
+            raise ConfigError("the query has no embedding: embed its text first")
         hits = []
         if query.similarity_top_k:
             part, chosen = _restricted(query.node_ids, query.doc_ids, query.filters), None
@@ -326,5 +326,7 @@ def _node(record) -> BaseNode:
 def _local(path: str, fs: Any) -> Path:
     protocol = getattr(fs, "protocol", "file")
     if "file" not in ([protocol] if isinstance(protocol, str) else protocol):
-        raise ConfigError(f"a collection is kept on a local disk, not by fs={protocol!r}: leave fs= out")
+        raise ConfigError(
+            f"a collection is kept on a local disk, not in a file system of {protocol!r}: give a local path"
+        )
     return Path(user_path(path))

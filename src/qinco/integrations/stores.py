@@ -15,7 +15,7 @@ from typing import Any
 
 from qinco.atomic import user_path
 from qinco.collection.collection import Collection
-from qinco.collection.filters import And, AtLeast, Exists, Filter, Has, In, Not, Or, Range, check_size
+from qinco.collection.filters import And, AtLeast, Exists, Filter, Has, HasVector, In, Not, Or, Range, check_size
 from qinco.collection.paths import quoted
 from qinco.collection.records import Record
 from qinco.collection.schema import FILE
@@ -96,7 +96,7 @@ def below(where, name: str, fields: dict[str, str]) -> Filter:
             return replace(filter, parts=tuple(map(moved, filter.parts)))
         if isinstance(filter, Not):
             return Not(moved(filter.part))
-        return filter if isinstance(filter, Has) else replace(filter, path=f"{name}.{filter.path}")
+        return filter if isinstance(filter, Has | HasVector) else replace(filter, path=f"{name}.{filter.path}")
 
     return moved(parse(where, inside))
 

@@ -129,6 +129,27 @@ def test_readers_and_copies_see_the_same(docs, tmp_path):
         assert len(again) == 61 and again.fields == {"n": "integer"}
 
 
+def test_a_codec_is_trained_on_the_originals_of_a_name(docs):
+    originals = vectors(400, 4)
+    docs.upsert(range(400), {"image": originals})
+    docs.optimize(progress=False)
+    quick = {"epochs": 1, "num_blocks": 1, "hidden_dim": 8, "batch_size": 128, "device": "cpu", "progress": False}
+    assert docs.retrain(range(400), originals, using="image", **quick)["trained"]
+    stats = docs.stats()["vectors"]["image"]
+    assert docs.verify() == [] and stats["compressed"] == 400 and stats["recall"]["is_current"]
+    docs.update_vectors([1], {"image": X[2:3]})
+    assert not docs.stats()["vectors"]["image"]["recall"]["is_current"]
+
+
+def test_what_a_killed_creation_left_is_removed(tmp_path):
+    folder = tmp_path / "c"
+    (folder / "vectors" / "1").mkdir(parents=True)
+    (folder / "vectors" / "1" / "codec-0123456789ab.safetensors").write_bytes(b"half")
+    (folder / "lock").touch()
+    with NamedCollection.create(folder, {"a": {}}) as docs:
+        assert docs.verify() == [] and not (folder / "vectors" / "1" / "codec-0123456789ab.safetensors").exists()
+
+
 def test_a_child_encodes(docs):
     fill(docs)
     assert docs.optimize(in_child=True, progress=False)["image"]["encoded"] == 60 and docs.verify() == []
