@@ -21,10 +21,11 @@ PUBLIC = [getattr(qinco, name) for name in qinco.__all__ if name != "__version__
 CALLS = [call for call in PUBLIC if callable(call)]
 CALLS += [method for kind in PUBLIC if inspect.isclass(kind) for base in kind.__mro__ for method in vars(base).values()]
 CALLS = [call for call in (getattr(call, "__func__", call) for call in CALLS) if callable(call)]
-# Of other programs, or of the environment; and what is looked at, not given.
+# Of other programs, the environment, or frameworks and their adapters; and what is looked at, not given.
 OTHERS = {"QINCO_NATIVE_LEVEL", "QINCO_NUM_THREADS", "RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "small", "add_id",
           "n_pairwise_codebooks", "key", "starts_from_coarse", "num_lists", "asarray", "flatnonzero", "range", "ravel",
-          "toarray", "unique", "view"}  # fmt: skip
+          "toarray", "unique", "view", "corpus_embeddings", "corpus_index", "quantize",
+          "average_vector"}  # fmt: skip
 
 
 def messages():

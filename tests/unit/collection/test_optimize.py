@@ -164,7 +164,7 @@ def test_an_interrupt_keeps_what_is_encoded(tmp_path, monkeypatch):
             if stage == "encoding" and done >= 700:
                 raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt, match="again"):
+        with pytest.raises(KeyboardInterrupt, match="codes so far are kept"):
             docs.optimize(progress=stop)
         assert docs.stats()["fresh"] == N
         docs.delete([3])
