@@ -55,8 +55,8 @@ $(INTEGRATIONS)/installed: pyproject.toml constraints.txt setup.py $(wildcard sr
 	touch $@
 
 test-integrations: $(INTEGRATIONS)/installed
-	QINCO_NO_SKIPS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations -m 'not gpu' -p no:codspeed \
-	    -p no:cacheprovider -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
+	QINCO_NO_SKIPS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations -p no:codspeed \
+	    -o addopts='-ra --strict-markers --durations=20 -m "not gpu"' -p no:cacheprovider -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 
 lint: venv
 	$(RUN) ruff check .

@@ -111,7 +111,7 @@ def test_a_kill_of_it_is_told_and_loses_nothing(docs):
         for child in children(os.getpid()):
             os.kill(child, signal.SIGKILL)
 
-    with pytest.raises(ResourceError, match="signal 9.*goes on"):
+    with pytest.raises(ResourceError, match=r"signal 9.*goes on"):
         docs.optimize(in_child=True, progress=kill)
     assert docs.verify() == [] and found(docs) == set(range(N))
     assert docs.optimize(in_child=True)["encoded"] == N and found(docs) == set(range(N))
