@@ -92,7 +92,9 @@ def change(folder: Path, make_room: Callable, growth: float, *, in_child: bool) 
         docs.upsert(range(N), X[:N], [{"n": n} for n in range(N)])
         until_it_works("encode", lambda: docs.optimize(progress=False), False)
         for name in ("snapshot", "export"):
-            until_it_works(name, lambda: copies(docs, name, folder.with_name(f"{name}.parquet")))  # noqa: B023
+            output = folder.with_name(f"{name}.parquet")
+            until_it_works(name, lambda: copies(docs, name, output))  # noqa: B023
+            check_copy(docs, name, output)
         until_it_works("upsert", lambda: docs.upsert(ids, X[:300], payloads))
         assert docs.count({"n": {"lt": 300}}) == 600
         until_it_works("update", lambda: docs.update_payload({"more": "x" * 50}, where={}))
@@ -117,6 +119,9 @@ def copies(docs: Collection, name: str, output: Path) -> None:
     except ResourceError:
         assert {*output.parent.iterdir()} == before
         raise
+
+
+def check_copy(docs: Collection, name: str, output: Path) -> None:
     if name == "snapshot":
         with Collection.open(output, read_only=True) as copy:
             assert content(copy, False) == content(docs, False)
