@@ -34,6 +34,9 @@ def folder(tmp_path_factory):
         docs.optimize()
         docs.upsert([HOSTILE, "42"], x_ND[1200:1202], [{"year": 2000}, {"year": 2001}])
     qinco.Collection.create(folder / "new.qinco").close()
+    names = {"a/b": {"dim": 16, "metric": "l2"}, "<i>c": {"dim": 16}}
+    with qinco.NamedCollection.create(folder / "things.qinco", names) as things:
+        things.upsert(range(20), dict.fromkeys(names, x_ND[:20]), [{"n": n} for n in range(20)])
     return folder
 
 
@@ -145,6 +148,16 @@ def test_search_with_the_keyboard(opened, url):
     page.get_by_label("Filter").fill("{")
     page.get_by_role("button", name="Search").press("Enter")
     assert page.get_by_role("alert").inner_text() == "The filter is no JSON object."
+
+
+def test_vectors_of_each_name_are_shown(opened, url):
+    page = opened(f"{url}/#docs")
+    page.locator("nav a", has_text="things.a/b").click()
+    page.wait_for_selector("h1:has-text('things.a/b')")
+    assert page.locator("dd").first.inner_text() == "20" and "l2" in page.locator("dl").first.inner_text()
+    page.get_by_role("button", name="Random record").click()
+    page.wait_for_selector("td.payload")
+    assert page.locator("nav a", has_text="things.<i>c").count() == 1
 
 
 def test_an_id_is_found_as_it_is_typed(opened, url):

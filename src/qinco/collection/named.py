@@ -261,6 +261,11 @@ class NamedCollection:
         kept = {name: main[name] for name in ("records", "version", "fields")}
         return kept | {"vectors": each, "bytes": size, "warnings": warnings}
 
+    @property
+    def parts(self) -> dict[str, Collection]:
+        """The records with the vectors of one name, by name, to be read: for `Collection.histograms` and the like."""
+        return dict(self._parts)
+
     def verify(self) -> list[str]:
         """Read everything, and compare checksums and counts; returns what is wrong, a sentence each."""
         found = {name: part.verify() for name, part in self._parts.items()}

@@ -16,7 +16,7 @@ _CHALLENGE = {"WWW-Authenticate": 'Basic realm="qinco"'}  # alone, as Chromium t
 _READING = re.compile(
     r"/collections/[^/]+/(points|points/(query|query/batch|query/groups|scroll|count)|facet)"
     r"|/v1/[^/]+/(search|encode|decode)"
-    r"|/page/collections/[^/]+/neighbours"
+    r"|/page/neighbours"
 )
 
 

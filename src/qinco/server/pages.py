@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from qinco.collection.collection import Collection
 from qinco.errors import DataError
 from qinco.page import ASSETS, collection_data, neighbours, render_page
+from qinco.server.catalog import Catalog
 from qinco.server.envelope import NotFoundError
 
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
@@ -24,6 +25,7 @@ router = APIRouter(prefix="/page", include_in_schema=False)
 class NeighboursRequest(BaseModel):
     """A record's id as it was typed, or None for a random record; a filter, and how many."""
 
+    collection: str
     id: str | None = None
     where: dict[str, Any] | None = None
     k: int = Field(10, ge=1, le=100)
@@ -40,15 +42,16 @@ def page() -> Response:
 
 @router.get("/data")
 async def data(request: Request) -> Response:
-    catalog, work = request.app.state.catalog, request.app.state.work
-    found = [await work.read(collection_data, catalog.get(name), name) for name in catalog.names()
-             if isinstance(catalog.get(name), Collection)]  # fmt: skip
+    shown = _shown(request.app.state.catalog)
+    found = [await request.app.state.work.read(collection_data, part, name) for name, part in shown.items()]
     return JSONResponse({"collections": found}, headers=_HEADERS)
 
 
-@router.post("/collections/{name}/neighbours")
-async def neighbours_of(request: Request, name: str, body: NeighboursRequest) -> Response:
-    collection = request.app.state.catalog.get(name)
+@router.post("/neighbours")
+async def neighbours_of(request: Request, body: NeighboursRequest) -> Response:
+    collection = _shown(request.app.state.catalog).get(body.collection)
+    if collection is None:
+        raise NotFoundError(f"Not found: Collection `{body.collection:.100}` doesn't exist!")
     found = await request.app.state.work.read(_neighbours, collection, body)
     return JSONResponse(found, headers=_HEADERS)
 
@@ -58,6 +61,16 @@ async def asset(asset: str) -> Response:
     if asset not in {path.name for path in ASSETS.iterdir() if path.suffix in _TYPES}:
         raise NotFoundError(f"the page has no {asset:.60}")
     return FileResponse(ASSETS / asset, media_type=_TYPES[f".{asset.rpartition('.')[2]}"], headers=_HEADERS)
+
+
+def _shown(catalog: Catalog) -> dict[str, Collection]:
+    """Collections by name; of one with named vectors, those of each name by both names."""
+    found: dict[str, Collection] = {}
+    for name in catalog.names():
+        collection = catalog.get(name)
+        parts = {"": collection} if isinstance(collection, Collection) else collection.parts
+        found |= {f"{name}.{part}" if part else name: one for part, one in parts.items()}
+    return found
 
 
 def _neighbours(collection: Collection, body: NeighboursRequest) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_a_server_that_only_reads_refuses_changes(tmp_path):
 def test_what_is_not_known_to_read_is_a_change():
     assert reads("GET", "/collections/a/points/delete") and reads("HEAD", "/")
     assert reads("POST", "/v1/a/search") and reads("POST", "/collections/a/facet")
-    assert reads("POST", "/page/collections/a/neighbours")
+    assert reads("POST", "/page/neighbours")
     for path in ("/collections/a/points/query/", "/collections/a/points/queryx", "/collections/a/b/points/query",
                  "/v1/a/optimize", "/collections/a/points/vectors", "/x/collections/a/points/query"):  # fmt: skip
         assert not reads("POST", path)

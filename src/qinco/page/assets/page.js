@@ -160,15 +160,14 @@ function searchPart(one) {
   const id = element("input", { name: "id", autocomplete: "off", spellcheck: "false" });
   const where = element("input", { name: "where", placeholder: '{"year": {"gte": 2010}}', autocomplete: "off", spellcheck: "false" });
   const k = element("input", { name: "k", type: "number", min: 1, max: 100, value: 10 });
-  const at = `/page/collections/${encodeURIComponent(one.name)}`;
   let newest = 0; // an answer to an older question is not shown
   const run = async (event, wanted) => {
     event.preventDefault();
     const own = ++newest;
     try {
       const filter = where.value.trim() ? JSON.parse(where.value) : null;
-      const body = { id: wanted === undefined ? id.value : wanted, where: filter, k: Number(k.value) || 10 };
-      const found = await ask(`${at}/neighbours`, body);
+      const body = { collection: one.name, id: wanted === undefined ? id.value : wanted, where: filter, k: Number(k.value) || 10 };
+      const found = await ask("/page/neighbours", body);
       if (own !== newest) return;
       id.value = JSON.stringify(found.id);
       place.replaceChildren(element("p", { class: "hint" }, payloadText(found.payload)),
