@@ -1,7 +1,9 @@
 """`qinco serve` as a command: a source is indexed first, and the log can be JSON."""
 
 import json
+import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -46,3 +48,21 @@ def test_keys_come_from_a_file_and_log_lines_are_json(tmp_path):
     assert logged == [("PUT", "/collections/a", status) for status in (401, 403, 200)]
     assert all(one["level"] == "info" and one["seconds"] >= 0 for one in lines if "status" in one)
     assert "all" not in {word for one in lines for word in one["message"].split()}
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.8])  # one signal that comes twice, and one from somebody who does not wait
+def test_a_second_signal_ends_it_without_a_traceback(tmp_path, pause):
+    with serve(tmp_path, "data") as server:
+        slow = server.connect()
+        slow.putrequest("PUT", "/collections/a")
+        slow.putheader("Content-Length", "100")
+        slow.endheaders(b"{")  # a request in progress, for which the first signal waits
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(pause)
+        begun = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        assert pause == 0 or time.monotonic() - begun < 10
+        slow.close()
+    assert "Traceback" not in server.log, server.log

@@ -26,6 +26,7 @@ except ImportError:  # on Windows
 
 log = logging.getLogger(__name__)
 _OTHER_FILES = 256  # that a server opens besides its connections
+_REPEATED_SECONDS = 0.5  # in which a signal is one with that before: `timeout` sends it to the process and to its group
 _LAST_SECONDS = 2  # for requests that did not end in time
 _SWITCH_SECONDS = 0.0005  # that the event loop waits for a thread that runs Python
 _WATCH_SECONDS = 5.0  # between looks at how many vectors are fresh
@@ -70,7 +71,9 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame) -> None:
         """Take no new requests; at a second signal wait for none."""
         if self._ending_since is not None:
-            self.should_exit = self.force_exit = True
+            if time.monotonic() - self._ending_since > _REPEATED_SECONDS:
+                logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what is cut off is no fault
+                self.should_exit = self.force_exit = True
             return
         self._ending_since = time.monotonic()
         self._app.state.traffic.is_ending = True
