@@ -72,7 +72,9 @@ def test_statistics_are_those_of_all_names(client):
         (1, stats["version"])
     ]
     assert 'qinco_points{collection="c",state="fresh"} 3.0' in client.get("/metrics").text
-    assert client.get("/page/data").json() == {"collections": []}  # the page has no place for names yet
+    assert [(one["name"], one["vectors"]) for one in client.get("/page/data").json()["collections"]] == [
+        ("c.image", 2), ("c.text", 1)
+    ]  # fmt: skip
 
 
 def test_they_are_there_when_the_server_starts_again(tmp_path):
