@@ -1,6 +1,6 @@
 """Queries a second and latencies of `qinco serve`, beside the library called directly, and beside LanceDB.
 
-python benchmarks/server_load.py BASE QUERIES CODEC --count 200000 --folder /tmp/load [--peer PYTHON] [--rounds 3]
+python benchmarks/server_load.py BASE QUERIES CODEC --count 200000 --folder load [--peer PYTHON] [--rounds 3]
 
 Client and server are processes of this machine and talk over loopback; the settings take turns. LanceDB
 (IVF_PQ, 8 bytes a vector) runs behind a route of FastAPI in the environment of PYTHON, which has lancedb, fastapi and
@@ -17,6 +17,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -134,14 +135,12 @@ async def connect(port: int) -> None:
 def measured(server: tuple, requests: list[bytes], connections: int, seconds: float, queries: int = 1) -> dict:
     """Driven from a process of its own, as clients do; "cpu" is the server's milliseconds of processor a query."""
     process, port = server
-    packed = Path(f"/tmp/server-load-{os.getpid()}.npy")
-    np.save(packed, np.array(requests, object), allow_pickle=True)  # our own file
-    command = [sys.executable, __file__, "client", str(port), str(packed), str(connections), str(seconds)]
-    before = processor_seconds(process.pid)
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        packed = Path(folder, "requests.npy")
+        np.save(packed, np.array(requests, object), allow_pickle=True)  # our own file
+        command = [sys.executable, __file__, "client", str(port), str(packed), str(connections), str(seconds)]
+        before = processor_seconds(process.pid)
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    finally:
-        packed.unlink()
     used = processor_seconds(process.pid) - before
     return {"queries": found["rate"] * queries, **found, "cpu": 1000 * used / (found["number"] * queries)}
 
@@ -227,6 +226,7 @@ def made(options) -> tuple[Path, Path]:
     """The collection, and the vectors as .npy for the peer."""
     import qinco
 
+    options.folder.mkdir(parents=True, exist_ok=True)
     folder, base = options.folder / "sift.qinco", options.folder / "base.npy"
     source = qinco.open_vectors(options.base).limit(options.count)
     if not base.exists():

@@ -5,6 +5,7 @@ A repository, or a folder like one, holds the content, config.json, which says w
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ CONFIG, README, FORMAT_VERSION = "config.json", "README.md", 1
 _CLASSES = {"codec": "Codec", "index": "Index", "collection": "Collection"}
 
 
-class Pretrained:
+class Pretrained(ABC):
     """What can be shared. A subclass says what kind it is, how that is written to a place and read from it."""
 
     _hub_kind: ClassVar[str]
@@ -145,16 +146,18 @@ class Pretrained:
             raise DataError(f"{repo} holds no {cls._hub_content}: see that it is a {kind} that save_pretrained wrote")
         return folder / cls._hub_content
 
+    @abstractmethod
     def _hub_config(self) -> tuple[dict, dict]:
         """What config.json says of this, and what was measured when it was made."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _hub_write(self, place: Path) -> None:
-        raise NotImplementedError
+        """Write the content to a place where there is none, or replace what is there."""
 
     @classmethod
+    @abstractmethod
     def _hub_read(cls, place: Path, device: str) -> Self:
-        raise NotImplementedError
+        """The content that lies at a place."""
 
 
 def _download(repo: str, patterns: list[str], options: dict) -> Path:
