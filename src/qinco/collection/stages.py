@@ -6,7 +6,7 @@ Shape suffixes: N vectors, n vectors of a piece, D dimension, M codes of a vecto
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,13 +15,14 @@ import numpy as np
 from qinco.atomic import flush_folder, make_folder, write_atomically
 from qinco.codec.codec import Codec
 from qinco.errors import DataError
+from qinco.interrupts import held_back
 from qinco.progress import Progress
 from qinco.store.codes import Codes
 from qinco.store.manifest import write_json
 from qinco.store.run_state import state_path
 from qinco.store.tensors import read_tensors, write_tensors
 from qinco.vectors.binary import npy_header
-from qinco.vectors.rows import VectorSource, stratified_rows
+from qinco.vectors.rows import VectorSource, as_source, stratified_rows
 
 log = logging.getLogger(__name__)
 WORK = "work"
@@ -157,19 +158,19 @@ class EncodedPieces:
         report("encoding", known, len(rows_N))
         for start in range(0, len(left_n), PIECE_ROWS):
             some_n, x_nD = read(left_n[start : start + PIECE_ROWS])
-            begun = known + start
-
-            def tell(stage: str, done: int, total: int, unit: str = "vector", **fields) -> None:
-                report("encoding", begun + done, len(rows_N))  # noqa: B023 (called here)
-
             if not len(some_n):
                 continue
+            blocks, done = [], 0
             try:
-                self._keep(some_n, self._codec.encode(x_nD, progress=tell))
+                try:
+                    for _, block in self._codec.encode_blocks(as_source(x_nD)):
+                        blocks.append(block)
+                        done += len(block)
+                        report("encoding", known + start + done, len(rows_N))
+                finally:
+                    with held_back():
+                        self._keep(some_n, blocks)
             except KeyboardInterrupt as stop:
-                found = vars(stop).get("codes")
-                if found is not None and len(found):
-                    self._keep(some_n[: len(found)], found)
                 stop.args = ("the codes so far are kept: optimize goes on with them",)
                 raise
 
@@ -181,10 +182,14 @@ class EncodedPieces:
         lists = np.concatenate([piece[2] for piece in self._pieces]) if self._codec.is_ivf else None
         return Codes(codes[places], None if lists is None else lists[places])
 
-    def _keep(self, rows_n: np.ndarray, codes: Codes) -> None:
-        arrays = {"rows": rows_n, "codes": np.asarray(codes.codes)}
-        if codes.lists is not None:
+    def _keep(self, rows_n: np.ndarray, blocks: Sequence[Codes]) -> None:
+        """Write the codes of the first of some rows."""
+        if not blocks:
+            return
+        codes = Codes.concatenate(blocks)
+        arrays = {"rows": rows_n[: len(codes)], "codes": codes.codes}
+        if codes.has_lists:
             arrays["lists"] = np.asarray(codes.lists)
-        name = f"codes-{self._header['purpose']}-{rows_n[0]}-{rows_n[-1]}.safetensors"
+        name = f"codes-{self._header['purpose']}-{rows_n[0]}-{arrays['rows'][-1]}.safetensors"
         write_tensors(self._folder / name, _CODES, self._header, arrays)
         self._pieces.append((arrays["rows"], arrays["codes"], arrays.get("lists")))

@@ -1,8 +1,11 @@
 """Encoding and merging: what is found stays, whatever happens meanwhile."""
 
 import json
+import os
 import shutil
+import signal
 import threading
+from contextlib import suppress
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -171,6 +174,24 @@ def test_an_interrupt_keeps_what_is_encoded(tmp_path, monkeypatch):
         begun = []
         docs.optimize(progress=lambda stage, done, *_, **__: begun.append(done) if stage == "encoding" else None)
         assert begun[0] >= 599 and docs.stats()["compressed"] == N - 1 and not (docs.folder / "work").exists()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.0005, 0.001, 0.002, 0.004])
+def test_an_interrupt_while_codes_are_written_keeps_them(tmp_path, seconds):
+    with create(tmp_path) as docs:
+        docs.upsert(range(N), X)
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+
+        def stop_soon(stage, done, *_, **__):
+            if stage == "encoding" and done == N and not timer.ident:
+                timer.start()
+
+        with suppress(KeyboardInterrupt):
+            docs.optimize(progress=stop_soon)
+            timer.join()
+        begun = []
+        docs.optimize(progress=lambda stage, done, *_, **__: begun.append(done) if stage == "encoding" else None)
+        assert set(begun) <= {N} and docs.stats()["compressed"] == N and docs.verify() == []
 
 
 def test_a_codec_is_trained_when_there_are_enough_vectors(tmp_path):
