@@ -25,6 +25,7 @@ LEVELS = [
     ["codec"],
     ["search"],
     ["collection"],
+    ["compare"],
     ["description", "installation", "integrations", "page"],
     ["server"],
     ["cli"],
@@ -32,7 +33,7 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HOMES = {
-    "faiss": {"compat/faiss_files.py", "installation.py"},
+    "faiss": {"compat/faiss_files.py", "installation.py", "compare/installed.py"},
     "accelerate": {"training/processes.py"},
     "matplotlib": {"search/measure/plot.py"},
 }

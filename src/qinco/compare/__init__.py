@@ -1,0 +1,1 @@
+"""Comparing codecs: what each method makes of a user's own vectors, and what it costs."""

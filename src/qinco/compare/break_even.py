@@ -1,0 +1,191 @@
+"""When not to use it: where our index breaks even with an exact scan and with HNSW over floats.
+
+All of it follows from times and sizes that were measured; what lies beyond the measured numbers of vectors is on the
+straight line through them, and the sentences say so.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from qinco.config import require_int, require_number
+from qinco.machine import total_memory
+
+GIGABYTES_PER_CORE = 8.0
+_MODES = {"query_us": "one query at a time", "batch_us": "in large batches"}
+_NAMES = {"exact": "an exact scan of floats", "hnsw": "HNSW over floats"}
+_GB, _DIGITS = 1e9, 2
+Row = Mapping[str, Any]
+
+
+class _Line(NamedTuple):
+    """Microseconds of a query as a line over the number of vectors, and the numbers that were measured."""
+
+    fixed: float
+    each: float
+    least: int
+    most: int
+
+    def at(self, count: float) -> float:
+        return self.fixed + self.each * count
+
+
+def break_even(
+    index: Mapping[str, Sequence[Row]], exact: Row | None, hnsw: Sequence[Row] = (), *,
+    memory_bytes: int | None = None, gigabytes_per_core: float = GIGABYTES_PER_CORE,
+) -> dict:  # fmt: skip
+    """Where indexes break even with an exact scan and with HNSW, as data and one plain sentence each.
+
+    Args:
+        index: by the name of a codec what `time_index` gave, for one or two numbers of vectors.
+        exact: what `time_exact` gave, or None.
+        hnsw: what `time_hnsw` gave, of all libraries.
+        memory_bytes: of a machine; that of this one if None.
+        gigabytes_per_core: a core costs as much as so many gigabytes of memory.
+
+    Returns:
+        JSON values: "assumptions", and lists "vectors" (the number from which the index is faster than an exact scan),
+        "memory" (the number from which it takes less, and how many fit into memory) and "queries_per_second" (at which
+        both cost the same; "index_is_cheaper" is "below", "above", "always" or "never"), of dicts of "codec", "target",
+        "against", "value" (None: there is none), "extrapolated" and "sentence", among others.
+
+    Raises:
+        ConfigError: numbers that are not above 0.
+
+    Example:
+        >>> found = break_even({"qinco2-S-8": time_index(codec, problem)}, time_exact(problem), time_hnsw(problem))
+        >>> for one in found["vectors"]:
+        ...     print(one["sentence"])
+    """
+    require_number("gigabytes_per_core", gigabytes_per_core, above=0)
+    memory_bytes = memory_bytes or total_memory() or 1 << 34
+    require_int("memory_bytes", memory_bytes)
+    found: dict[str, Any] = {
+        "assumptions": {"gigabytes_per_core": gigabytes_per_core, "memory_bytes": memory_bytes, "threads": 1,
+                        "extrapolation": "straight lines through the measured numbers of vectors"},
+        "vectors": [], "memory": [], "queries_per_second": [],
+    }  # fmt: skip
+    for codec, rows in index.items():
+        if not rows:
+            continue
+        largest = max(rows, key=lambda row: row["rows"])
+        found["memory"] += _memory(codec, largest, exact, hnsw, memory_bytes)
+        for target in sorted({row["target"] for row in rows}):
+            own = [row for row in rows if row["target"] == target and row["query_us"] is not None]
+            if not own:
+                continue
+            if exact is not None:
+                found["vectors"] += [_vectors(codec, target, own, exact, mode) for mode in _MODES]
+                found["queries_per_second"].append(_queries(codec, target, own, exact, "exact", gigabytes_per_core))
+            graphs = [row for row in hnsw if row["target"] == target and row["query_us"] is not None]
+            if graphs:
+                graph = min(graphs, key=lambda row: row["query_us"])
+                found["queries_per_second"].append(_queries(codec, target, own, graph, "hnsw", gigabytes_per_core))
+    return found
+
+
+def _line(points: Sequence[tuple[int, float]]) -> _Line:
+    """Through the smallest and the largest of (vectors, microseconds); level where there is one, or it would fall."""
+    (few, few_us), (many, many_us) = min(points), max(points)
+    each = max(0.0, (many_us - few_us) / (many - few)) if many > few else 0.0
+    return _Line(many_us - each * many, each, few, many)
+
+
+def _exact_points(exact: Row, mode: str) -> list[tuple[int, float]]:
+    smaller = exact.get("smaller")
+    points = [(exact["rows"], exact[mode])]
+    return points + ([(smaller["rows"], smaller[mode])] if smaller else [(0, 0.0)])
+
+
+def _vectors(codec: str, target: float, own: Sequence[Row], exact: Row, mode: str) -> dict:
+    line, scan = _line([(row["rows"], row[mode]) for row in own]), _line(_exact_points(exact, mode))
+    value: float | None = None
+    if line.fixed <= scan.fixed and line.each <= scan.each:
+        value = 0.0
+    elif scan.each > line.each:
+        value = max(0.0, (line.fixed - scan.fixed) / (scan.each - line.each))
+    extrapolated = value is not None and not line.least <= value <= line.most
+    us, scan_us = line.at(line.most), scan.at(line.most)
+    times = f"{_time(us)} against {_time(scan_us)} with {_number(line.most)} vectors"
+    what = f"a search of {codec} with R@10 of {target:g}, {_MODES[mode]},"
+    if value:
+        how = "on a straight line through the times of" if extrapolated else "between measurements of"
+        span = f"{_number(line.least)} and {_number(line.most)}" if line.least < line.most else _number(line.most)
+        text = (f"With fewer than about {_number(value)} vectors use an exact scan: {what} is faster only from there "
+                f"on ({how} {span} vectors: {times}).")  # fmt: skip
+    else:
+        than = "slower" if value is None else "faster"
+        text = (f"On straight lines through the measured times {what} is {than} than an exact scan with any number of "
+                f"vectors ({times}).")  # fmt: skip
+    return {
+        "codec": codec, "target": target, "against": "exact", "mode": _MODES[mode], "value": value,
+        "extrapolated": extrapolated, "measured": [line.least, line.most], "index_us": us, "exact_us": scan_us,
+        "sentence": text,
+    }  # fmt: skip
+
+
+def _memory(codec: str, row: Row, exact: Row | None, hnsw: Sequence[Row], memory_bytes: int) -> list[dict]:
+    rivals = [] if exact is None else [("exact", exact["bytes"])]
+    rivals += [("hnsw", min(graph["bytes"] for graph in hnsw))] if hnsw else []
+    found = []
+    for against, num_bytes in rivals:
+        saved, name = num_bytes - row["bytes"], _NAMES[against]
+        value = row["fixed_bytes"] / saved if saved > 0 else None
+        fits, own_fits = memory_bytes / num_bytes, max(0.0, memory_bytes - row["fixed_bytes"]) / row["bytes"]
+        sizes = f"{row['bytes']:.3g} against {num_bytes:.4g} bytes a vector"
+        if value is None:
+            text = f"{codec} takes no less memory than {name} ({sizes})."
+        else:
+            text = (f"With fewer than about {_number(value)} vectors {codec} and its tables weigh more than they save "
+                    f"over {name}; {memory_bytes / _GB:.3g} GB of memory hold {_number(fits)} vectors of {name} and "
+                    f"{_number(own_fits)} compressed ones ({sizes}).")  # fmt: skip
+        found.append({
+            "codec": codec, "target": None, "against": against, "value": value, "extrapolated": True,
+            "bytes": num_bytes, "index_bytes": row["bytes"], "fixed_bytes": row["fixed_bytes"],
+            "memory_bytes": memory_bytes, "fits": fits, "index_fits": own_fits, "sentence": text,
+        })  # fmt: skip
+    return found
+
+
+def _queries(codec: str, target: float, own: Sequence[Row], rival: Row, against: str, per_core: float) -> dict:
+    """Queries a second at which both cost the same, with the largest number of vectors that was measured."""
+    row, name = max(own, key=lambda one: one["rows"]), _NAMES[against]
+    count, own_us = row["rows"], row["query_us"]
+    rival_us = _line(_exact_points(rival, "query_us")).at(count) if against == "exact" else rival["query_us"]
+    saved = (rival["bytes"] - row["bytes"]) * count - row["fixed_bytes"]
+    slower = own_us - rival_us
+    where = f"with {_number(count)} vectors and R@10 of {target:g}"
+    times = f"{_time(own_us)} against {_time(rival_us)} a query"
+    value, cheaper = None, "always"
+    if saved >= 0 >= slower or saved <= 0 <= slower:
+        cheaper = "always" if saved >= 0 >= slower else "never"
+        first, other = (codec, name) if cheaper == "always" else (name, codec)
+        text = f"{first} costs less than {other} at any load {where}: it is no slower and no larger ({times})."
+        text = text[0].upper() + text[1:]
+    else:
+        value, cheaper = abs(saved) / _GB / (per_core * abs(slower) / 1e6), "below" if saved > 0 else "above"
+        first, other = (name, codec) if saved > 0 else (codec, name)
+        sizes = f"{codec} takes {abs(saved) / _GB:.3g} GB {'less' if saved > 0 else 'more'}"
+        text = (f"Above about {_number(value)} queries a second {first} costs less than {other} {where} ({times}; "
+                f"{sizes}; a core at the price of {per_core:g} GB of memory).")  # fmt: skip
+    return {
+        "codec": codec, "target": target, "against": against, "value": value, "index_is_cheaper": cheaper,
+        "extrapolated": False, "rows": count, "index_us": own_us, "rival_us": rival_us, "saved_bytes": saved,
+        "sentence": text,
+    }  # fmt: skip
+
+
+def _number(value: float) -> str:
+    """A number of two significant digits, with a word for millions and billions."""
+    if value < 1:
+        return "1"
+    digits = _DIGITS - 1 - math.floor(math.log10(value))
+    rounded = round(value, digits)
+    for size, word in ((1e9, "billion"), (1e6, "million")):
+        if rounded >= size:
+            return f"{rounded / size:.3g} {word}"
+    return f"{rounded:,.0f}"
+
+
+def _time(us: float) -> str:
+    return f"{us / 1000:.2g} ms" if us >= 1000 else f"{us:.3g} µs"

@@ -1,0 +1,104 @@
+"""Where an index breaks even, of times and sizes with known answers."""
+
+import json
+
+import pytest
+
+from qinco.compare.break_even import break_even
+from qinco.errors import ConfigError
+
+EXACT = {"rows": 100_000, "query_us": 1010.0, "batch_us": 100.0, "bytes": 512,
+         "smaller": {"rows": 10_000, "query_us": 110.0, "batch_us": 10.0}}  # fmt: skip
+
+
+def row(rows=100_000, query_us=410.0, **others):
+    return {"rows": rows, "target": 0.9, "query_us": query_us, "batch_us": query_us, "bytes": 12.0,
+            "fixed_bytes": 1_000_000, **others}  # fmt: skip
+
+
+def graph(query_us=210.0, num_bytes=656.0, target=0.9):
+    return {"rows": 100_000, "target": target, "query_us": query_us, "bytes": num_bytes}
+
+
+def one_at_a_time(found):
+    return next(one for one in found["vectors"] if one["mode"] == "one query at a time")
+
+
+def test_a_scan_of_ten_nanoseconds_a_vector_overtakes_400_microseconds_at_40_000_vectors():
+    found = one_at_a_time(break_even({"S": [row()]}, EXACT))
+    assert found["value"] == pytest.approx(40_000)
+    assert found["extrapolated"] and found["measured"] == [100_000, 100_000]
+    assert "40,000" in found["sentence"]
+
+
+def test_between_two_measured_numbers_nothing_is_extrapolated():
+    rows = [row(), row(10_000, 230.0)]  # 210 + 0.002 N against 10 + 0.01 N
+    found = one_at_a_time(break_even({"S": rows}, EXACT))
+    assert found["value"] == pytest.approx(25_000)
+    assert not found["extrapolated"]
+
+
+def test_an_index_that_grows_as_fast_as_a_scan_never_overtakes_it():
+    rows = [row(query_us=2000.0), row(10_000, 200.0)]
+    found = one_at_a_time(break_even({"S": rows}, EXACT))
+    assert found["value"] is None and "slower" in found["sentence"]
+
+
+def test_a_faster_index_is_faster_with_any_number():
+    found = one_at_a_time(break_even({"S": [row(query_us=5.0)]}, EXACT))
+    assert found["value"] == 0 and "faster" in found["sentence"]
+
+
+def test_batches_are_judged_by_their_own_times():
+    found = break_even({"S": [row()]}, EXACT)["vectors"]
+    assert {one["mode"]: one["value"] for one in found}["in large batches"] == pytest.approx(410_000)
+
+
+def test_memory_breaks_even_where_what_is_saved_pays_for_the_codec():
+    found = {one["against"]: one for one in break_even(
+        {"S": [row()]}, EXACT, [graph(), graph(num_bytes=700.0)], memory_bytes=512_000_000)["memory"]}  # fmt: skip
+    assert found["exact"]["value"] == pytest.approx(1_000_000 / 500)
+    assert found["exact"]["fits"] == pytest.approx(1e6)
+    assert found["exact"]["index_fits"] == pytest.approx(511e6 / 12)
+    assert found["hnsw"]["bytes"] == 656.0
+
+
+def test_codes_longer_than_floats_save_nothing():
+    found = break_even({"S": [row(bytes=600.0)]}, EXACT)["memory"]
+    assert found[0]["value"] is None
+
+
+def test_a_slower_smaller_index_is_cheaper_below_some_load():
+    found = [one for one in break_even({"S": [row()]}, None, [graph(), graph(300.0)], gigabytes_per_core=8)[
+        "queries_per_second"] if one["against"] == "hnsw"]  # fmt: skip
+    assert len(found) == 1 and found[0]["index_is_cheaper"] == "below"
+    gigabytes = (644 * 100_000 - 1_000_000) / 1e9
+    assert found[0]["value"] == pytest.approx(gigabytes / (8 * 200e-6))  # 200 µs of a core each
+    assert found[0]["sentence"].startswith("Above about")
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [(row(query_us=100.0), "always"), (row(bytes=800.0), "never"), (row(query_us=100.0, bytes=800.0), "above")],
+)
+def test_who_is_cheaper(own, expected):
+    found = break_even({"S": [own]}, None, [graph()])["queries_per_second"]
+    assert [one["index_is_cheaper"] for one in found] == [expected]
+
+
+def test_targets_that_are_not_reached_and_missing_parts_give_nothing():
+    rows = [row() | {"query_us": None}]
+    found = break_even({"S": rows, "empty": []}, EXACT, [graph(target=0.99)])
+    assert found["vectors"] == [] == found["queries_per_second"]
+    assert break_even({}, None)["memory"] == []
+
+
+def test_all_of_it_is_json():
+    found = break_even({"S": [row(query_us=100.0)]}, EXACT, [graph()])
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+@pytest.mark.parametrize("given", [{"gigabytes_per_core": 0}, {"gigabytes_per_core": "8"}, {"memory_bytes": -1}])
+def test_wrong_numbers_are_refused(given):
+    with pytest.raises(ConfigError):
+        break_even({"S": [row()]}, EXACT, **given)
