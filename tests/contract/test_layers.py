@@ -35,7 +35,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HOMES = {
     "faiss": {"compat/faiss_files.py", "installation.py", "compare/installed.py"},
     "accelerate": {"training/processes.py"},
-    "matplotlib": {"search/measure/plot.py"},
+    "matplotlib": {"compare/page.py", "compare/svg.py", "search/measure/plot.py"},
 }
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
