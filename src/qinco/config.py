@@ -222,7 +222,7 @@ class ModelConfig:
             widths = f"{self.embed_dim} and {self.dim}"
             raise ConfigError(f"a model without a codeword skip (QINCo1) needs embed_dim = dim, not {widths}")
         if self.has_ranker and not (self.has_preselector and self.num_blocks):
-            raise ConfigError("has_ranker=True needs a pre-selector and a residual block: leave it out")
+            raise ConfigError("has_ranker=true needs a pre-selector and a residual block: leave it out")
 
     @property
     def projects(self) -> bool:

@@ -113,7 +113,7 @@ class Pretrained(ABC):
 
     def _hub_save(self, folder: Path, name: str, metadata, measured, readme, overwrite: bool) -> None:
         if not isinstance(readme, str | bool):
-            raise ConfigError(f"readme must be the text of a card, True or False, not {readme!r:.60}")
+            raise ConfigError(f"readme must be the text of a card, true or false, not {readme!r:.60}")
         for key, given in (("metadata", metadata), ("measured", measured)):
             if not isinstance(given, Mapping | None):
                 raise ConfigError(f"{key} must be a mapping of names to values, not {given!r:.60}")
@@ -124,7 +124,7 @@ class Pretrained(ABC):
         text = render(name, self._hub_kind, config, _plain(metadata or {}), measured) if readme is True else readme
         names = [self._hub_content, CONFIG, *([README] if text else [])]
         if (there := [one for one in names if (folder / one).exists()]) and not overwrite:
-            raise ConfigError(f"{folder} holds {there[0]}: give overwrite=True to replace it")
+            raise ConfigError(f"{folder} holds {there[0]}: give overwrite=true to replace it")
         make_folder(folder)
         self._hub_write(folder / self._hub_content)
         _write(folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")

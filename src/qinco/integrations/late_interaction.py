@@ -59,7 +59,7 @@ class LateInteractionIndex:
             else:
                 collection = open_store(folder, False, create)
         if not collection.is_multi:
-            raise ConfigError("records of the collection hold one vector each: create one with multi=True")
+            raise ConfigError("records of the collection hold one vector each: create one with multi=true")
         self.collection, self.minutes = collection, minutes
 
     def __len__(self) -> int:

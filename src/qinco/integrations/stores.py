@@ -36,7 +36,7 @@ def open_store(folder: Any, read_only: bool, create: dict[str, Any]) -> Collecti
     """
     if folder is None:
         if read_only:
-            raise ConfigError("read_only=True is for a collection that is there: give its folder")
+            raise ConfigError("read_only=true is for a collection that is there: give its folder")
         parent = tempfile.mkdtemp(prefix="qinco-")
         collection = Collection.create(Path(parent) / "store.qinco", **create)
         weakref.finalize(collection, shutil.rmtree, parent, ignore_errors=True)

@@ -99,16 +99,19 @@ def status_of(error: Exception) -> int:
     return next((code for kind, code in codes.items() if isinstance(error, kind)), 400)
 
 
+def explained(error: QincoError | Unavailable) -> JSONResponse:
+    """The answer to a request that was not done."""
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Unavailable) else None
+    return refusal(status_of(error), str(error), headers)
+
+
 def install(app: FastAPI) -> None:
     """Answer exceptions by the envelope."""
 
-    @app.exception_handler(QincoError)
-    async def refused(request: Request, error: QincoError):
-        return refusal(status_of(error), str(error))
-
     @app.exception_handler(Unavailable)
-    async def unavailable(request: Request, error: Unavailable):
-        return refusal(503, str(error), {"Retry-After": str(error.retry_after)})
+    @app.exception_handler(QincoError)
+    async def refused(request: Request, error: QincoError | Unavailable):
+        return explained(error)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError):

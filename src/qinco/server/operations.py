@@ -6,6 +6,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from qinco.server.auth import KeyCheck
+from qinco.server.direct import Direct
 from qinco.server.jobs import Jobs
 from qinco.server.limits import RequestLimits
 from qinco.server.metrics import CONTENT_TYPE, Metrics
@@ -20,7 +21,8 @@ def install(app: FastAPI) -> None:
     state.jobs, state.metrics, state.traffic = Jobs(), Metrics(state.catalog), Traffic()
     state.work.on_batch = state.metrics.batch_size.observe
     state.jobs.on_end = state.metrics.optimize_seconds.observe
-    app.add_middleware(RequestLimits, settings=state.settings)  # the last that is added is the first that is called
+    app.add_middleware(Direct)  # the last that is added is the first that is called
+    app.add_middleware(RequestLimits, settings=state.settings)
     app.add_middleware(KeyCheck, settings=state.settings)
     app.add_middleware(
         Observer, traffic=state.traffic, metrics=state.metrics, logs_requests=state.settings.log_requests

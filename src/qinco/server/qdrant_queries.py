@@ -14,10 +14,11 @@ from qinco.server.qdrant_records import Shape
 from qinco.server.qdrant_search import find, groups
 
 router = APIRouter(prefix="/collections/{name}", route_class=DescribedRoute, responses=RESPONSES, tags=["search"])
+QUERY = Parser(m.QueryRequest)
 
 
 @router.post("/points/query")
-async def query(request: Request, name: str, body: Annotated[m.QueryRequest, Depends(Parser(m.QueryRequest))]):
+async def query(request: Request, name: str, body: Annotated[m.QueryRequest, Depends(QUERY)]):
     return answer(request, {"points": await _points(request.app.state, name, body)})
 
 

@@ -148,7 +148,7 @@ def write_folder(
 def _check_replaced(path: Path, kind: str, replaces: str | None) -> None:
     if replaces is not None and token_in(path / MANIFEST, kind) not in (replaces, None):
         raise ConfigError(f"{path} has changed since it was loaded: reload() and repeat your changes, save to another "
-                          "folder, or give overwrite=True to replace it nevertheless")  # fmt: skip
+                          "folder, or give overwrite=true to replace it nevertheless")  # fmt: skip
 
 
 def begin(folder: Path, kind: str, settings: dict) -> Manifest:

@@ -73,7 +73,7 @@ def test_a_codec_is_the_file_that_save_writes(tmp_path):
 def test_what_is_there_is_replaced_only_if_asked(saved, tmp_path):
     folder = saved.save_pretrained(tmp_path / "shared")
     (folder / "README.md").write_text("mine")
-    with pytest.raises(ConfigError, match="overwrite=True"):
+    with pytest.raises(ConfigError, match="overwrite=true"):
         saved.save_pretrained(folder)
     assert (folder / "README.md").read_text() == "mine"
     saved.save_pretrained(folder, readme=False, overwrite=True)
