@@ -14,7 +14,7 @@ from qinco.machine import total_memory
 GIGABYTES_PER_CORE = 8.0
 _MODES = {"query_us": "one query at a time", "batch_us": "in large batches"}
 _NAMES = {"exact": "an exact scan of floats", "hnsw": "HNSW over floats"}
-_GB, _DIGITS = 1e9, 2
+_GB, _DIGITS, _ENOUGH = 1e9, 2, 0.95
 Row = Mapping[str, Any]
 
 
@@ -47,7 +47,9 @@ def break_even(
         JSON values: "assumptions", and lists "vectors" (the number from which the index is faster than an exact scan),
         "memory" (the number from which it takes less, and how many fit into memory) and "queries_per_second" (at which
         both cost the same; "index_is_cheaper" is "below", "above", "always" or "never"), of dicts of "codec", "target",
-        "against", "value" (None: there is none), "extrapolated" and "sentence", among others.
+        "against", "value" (None: there is none), "extrapolated" and "sentence", among others. "exact" and "hnsw" have
+        the main sentence ("text") of the smallest codec that reaches .95, or else the highest target, and "sentences"
+        what else is said of it.
 
     Raises:
         ConfigError: numbers that are not above 0.
@@ -81,7 +83,38 @@ def break_even(
             if graphs:
                 graph = min(graphs, key=lambda row: row["query_us"])
                 found["queries_per_second"].append(_queries(codec, target, own, graph, "hnsw", gigabytes_per_core))
-    return found
+    return found | _headline(found, index, exact)
+
+
+def _headline(found: Mapping[str, list[dict]], index: Mapping[str, Sequence[Row]], exact: Row | None) -> dict:
+    """What is said of one codec and target: of those up to R@10 of .95 the highest that is reached, in fewest bytes."""
+    reached = [(min(row["target"], _ENOUGH), -row["bytes"], row["target"] <= _ENOUGH, codec, row["target"])
+               for codec, rows in index.items() for row in rows if row["query_us"] is not None]  # fmt: skip
+    if not reached:
+        return {"exact": None, "hnsw": None, "sentences": []}
+    *_, codec, target = max(reached)
+
+    def said(name: str, against: str) -> list[dict]:
+        return [one for one in found[name] if one["codec"] == codec and one["against"] == against
+                and one["target"] in (target, None)]  # fmt: skip
+
+    parts: dict[str, Any] = {}
+    for against, first in (("exact", "vectors"), ("hnsw", "memory")):
+        others = [one for name in ("vectors", "memory", "queries_per_second") for one in said(name, against)]
+        load = said("queries_per_second", against)
+        main = next(iter(said(first, against)), None)
+        parts[against] = None if main is None else {
+            "codec": codec, "target": target, "vectors": main["value"], "memory_bytes": _bytes_of(main, exact),
+            "queries_a_second": load[0]["value"] if load else None, "text": main["sentence"],
+        }  # fmt: skip
+        parts.setdefault("sentences", []).extend(one["sentence"] for one in others if one is not main)
+    return parts
+
+
+def _bytes_of(one: Row, exact: Row | None) -> float | None:
+    """Of floats where both break even."""
+    size = one.get("bytes") or (None if exact is None else exact["bytes"])
+    return None if size is None or one["value"] is None else one["value"] * size
 
 
 def _line(points: Sequence[tuple[int, float]]) -> _Line:

@@ -93,6 +93,18 @@ def test_targets_that_are_not_reached_and_missing_parts_give_nothing():
     assert break_even({}, None)["memory"] == []
 
 
+def test_the_smallest_codec_that_reaches_enough_is_spoken_of():
+    sizes = {"small": (8.0, 0.9), "large": (16.0, 0.95), "larger": (20.0, 0.99), "largest": (30.0, 0.95)}
+    rows = {name: [row(bytes=size) | {"target": target}] for name, (size, target) in sizes.items()}
+    found = break_even(rows, EXACT, [graph(target=0.95)])
+    assert found["exact"]["codec"] == found["hnsw"]["codec"] == "large"
+    assert found["exact"]["vectors"] == pytest.approx(40_000)
+    assert found["exact"]["memory_bytes"] == pytest.approx(40_000 * 512)
+    assert found["exact"]["text"] not in found["sentences"] and found["sentences"]
+    assert all("large" in said and "largest" not in said for said in found["sentences"])
+    assert break_even({}, EXACT)["exact"] is None
+
+
 def test_all_of_it_is_json():
     found = break_even({"S": [row(query_us=100.0)]}, EXACT, [graph()])
     assert json.loads(json.dumps(found, allow_nan=False)) == found
