@@ -1,12 +1,13 @@
-"""Ends an encoding or a decoding at every single operation on files, as `kill -9` does, and resumes it.
+"""Ends an encoding or a decoding at operations on files, as `kill -9` does, and resumes it.
 
-A process is forked for each operation; an audit hook ends it without a word when it reaches its number, within writing
-a block of vectors too. What is found then must be nothing, the old output or the new one, and resuming must give the
-files of an uninterrupted run. A folder that is overwritten must be one of the two sets at every instant, and whatever
-else is in it must stay. Of a decoding at most one block may be lost.
+A process is forked for each EVERY-th operation; an audit hook ends it without a word when it reaches its number,
+within writing a block of vectors too. What is found then must be nothing, the old output or the new one, and resuming
+must give the files of an uninterrupted run. A folder that is overwritten must be one of the two sets at every instant,
+and whatever else is in it must stay. Of a decoding at most one block may be lost.
 
-Usage: crash_points.py FOLDER OUTPUT encode|decode fresh|overwrite|both; prints the number of points, or a traceback.
+Usage: crash_points.py FOLDER OUTPUT encode|decode fresh|overwrite|both EVERY
   both: overwrite and resume at each try
+Prints the number of points, or a traceback.
 """
 
 import mmap
@@ -165,7 +166,7 @@ def resume(work, output, **settings):
         work.run(output, 0, overwrite=True)
 
 
-def main(folder: Path, name: str, kind: str, scenario: str) -> int:
+def main(folder: Path, name: str, kind: str, scenario: str, every: int) -> int:
     work = {"encode": Encoding, "decode": Decoding}[kind](Path(name))
     reference, place = folder / "reference", folder / "work"
     output, is_fresh = place / name, scenario == "fresh"
@@ -177,7 +178,7 @@ def main(folder: Path, name: str, kind: str, scenario: str) -> int:
     first = {"overwrite": not is_fresh, "resume": scenario == "both"}
     again = {"overwrite": True} if scenario == "both" else {}
     states = set()
-    for point in range(10_000):
+    for number, point in enumerate(range(0, 10_000, every)):
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         if not is_fresh:
@@ -187,7 +188,7 @@ def main(folder: Path, name: str, kind: str, scenario: str) -> int:
         if not end(work, point, place, output, **first):
             break
         states.add(seed_of(work, output))
-        if point % RESUMED_TWICE == 0:
+        if number % RESUMED_TWICE == 0:
             end(work, max(3, point // 2), place, output, resume=True, **again)
             seed_of(work, output)
         resume(work, output, **again)
@@ -201,4 +202,4 @@ def main(folder: Path, name: str, kind: str, scenario: str) -> int:
 
 
 if __name__ == "__main__":
-    print(main(Path(sys.argv[1]), *sys.argv[2:]))
+    print(main(Path(sys.argv[1]), *sys.argv[2:-1], int(sys.argv[-1])))

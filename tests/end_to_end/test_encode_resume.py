@@ -55,27 +55,26 @@ def count_shards(shards: Path) -> int:
         return 0
 
 
-@pytest.mark.parametrize(
-    ("output", "work", "scenario"),
-    [
-        ("codes", "encode", "overwrite"),
-        ("codes.npz", "encode", "overwrite"),
-        ("x.npy", "decode", "fresh"),
-        ("x.fvecs", "decode", "overwrite"),
-        *(
-            pytest.param(*words.split(), marks=pytest.mark.slow)
-            for words in (
-                "codes encode fresh", "codes encode both", "codes.npy encode both", "codes.npz encode fresh",
-                "codes.npy encode fresh", "codes.npy encode overwrite", "codes.raw encode overwrite",
-                "codes.ivecs encode overwrite", "x.fbin decode fresh", "x.fvecs decode fresh", "x.npy decode overwrite",
-                "x.fbin decode overwrite",
-            )
-        ),
-    ],
+ENDS = ("codes encode overwrite", "codes.npz encode overwrite", "x.npy decode fresh", "x.fvecs decode overwrite")
+MORE_ENDS = (
+    "codes encode fresh", "codes encode both", "codes.npy encode both", "codes.npz encode fresh",
+    "codes.npy encode fresh", "codes.npy encode overwrite", "codes.raw encode overwrite",
+    "codes.ivecs encode overwrite", "x.fbin decode fresh", "x.fvecs decode fresh", "x.npy decode overwrite",
+    "x.fbin decode overwrite",
 )  # fmt: skip
-def test_an_end_at_any_operation_on_files_loses_nothing(tmp_path, output, work, scenario):
+
+
+@pytest.mark.parametrize(
+    ("words", "every"),
+    [
+        *((words, 5) for words in ENDS),
+        *(pytest.param(words, 1, marks=pytest.mark.slow) for words in (*ENDS, *MORE_ENDS)),
+    ],
+)
+def test_an_end_before_operations_on_files_loses_nothing(tmp_path, words, every):
+    """At each fifth of them, or at any."""
     script = Path(__file__).with_name("crash_points.py")
-    assert count_points(script, tmp_path, output, work, scenario, environment=ENVIRONMENT) > 50
+    assert count_points(script, tmp_path, *words.split(), str(every), environment=ENVIRONMENT) > 50
 
 
 @pytest.mark.slow
