@@ -3,6 +3,7 @@
 Shape suffixes: n keys, D dimension.
 """
 
+import json
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,11 @@ from qinco.search.selection import Selection, select
 
 _CACHE_BYTES = 64 << 20
 _MAX_KEY = (1 << 63) - 1
+_FEW = 1024
+# In one row: before each the interpreter lets another thread run, which a search that is short would wait for. Older
+# SQLite (3.40) ends a string of JSON at a NUL.
+_IDS = """SELECT json_group_array(key), json_group_array(id), max(instr(id, char(0))) FROM points
+          WHERE key IN (SELECT value FROM json_each(?))"""
 
 
 def condition(where, view: View) -> tuple[str, Sequence]:
@@ -118,6 +124,17 @@ def sample(view: View, number: int, seed: int | None) -> list[Id]:
     query = "SELECT id FROM points WHERE key <= ? ORDER BY key DESC LIMIT 1"  # the record that a vector is of
     ids = (view.connection.execute(query, (key,)).fetchone()[0] for key in keys[chosen].tolist())
     return list(dict.fromkeys(ids))[:number]
+
+
+def ids_of(view: View, keys: Sequence[int]) -> dict[int, Id]:
+    """The ids of the records of keys, by the keys that there are."""
+    if not view.has_points:
+        return {key: key for key in keys}
+    if len(keys) <= _FEW:
+        found, ids, nul = view.connection.execute(_IDS, (json.dumps(keys),)).fetchone()
+        if not nul:
+            return dict(zip(json.loads(found), json.loads(ids), strict=True))
+    return dict(find(view.connection, "SELECT key, id FROM points WHERE key IN ({})", keys))
 
 
 def records_of(

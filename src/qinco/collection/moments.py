@@ -90,6 +90,13 @@ class Moment:
         return Index(self.codec, replace(self.tables, segments=self.lists, zeros=zeros, next_id=_NEXT_ID))
 
     @cached_property
+    def dim(self) -> int | None:
+        """D of the vectors; None without any."""
+        if self.tables is not None:
+            return self.tables.tables.lookup.dim
+        return self.fresh.vectors_ND.shape[1] if len(self.fresh) else None
+
+    @cached_property
     def lists(self) -> tuple[InvertedLists, ...]:
         return tuple(segment.lists for segment in self.segments)
 

@@ -177,7 +177,9 @@ class SearchedCollection(MaintainedCollection):
 
 
 def _check_queries(view: View, source: VectorSource) -> None:
-    dim = value_of(view.connection, "dim")
+    dim = view.moment.dim
+    if dim is None:
+        dim = value_of(view.connection, "dim")
     if dim is not None:
         check_dim(source, dim, "the collection")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qinco.collection.finding import Allowed, records_of, vectors_at
+from qinco.collection.finding import Allowed, ids_of, records_of, vectors_at
 from qinco.collection.moments import Moment, View
 from qinco.collection.records import Hit
 from qinco.search.exhaustive import nearest_in_blocks
@@ -16,6 +16,7 @@ from qinco.search.metric import Metric
 from qinco.vectors.rows import VectorSource
 
 _QUERY_ROWS = 1 << 14
+_ARRAY = "queries"  # what `as_queries` calls an array
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ def nearest(
     `allowed` are those that may be found, or None for all.
     """
     found = [_in_segments(moment, queries, search, allowed), _among_fresh(moment, queries, search, allowed)]
+    if not found[1][1].shape[1]:  # those in segments are in order already
+        return found[0]
     scores_QR, keys_QR = (np.concatenate(parts, 1) for parts in zip(*found, strict=True))
     order_QR = scores_QR if moment.metric.name == "l2" else -scores_QR
     first_QR = np.argsort(order_QR, 1, kind="stable")[:, : search.k]
@@ -76,11 +79,19 @@ def hits_of(
     if limit is not None:
         is_hit_QR &= scores_QR <= limit if metric.name == "l2" else scores_QR >= limit
     keys = np.unique(keys_QR[is_hit_QR]).tolist()
-    records = records_of(view, keys, with_payload=with_payload, with_vectors=with_vectors)
+    if with_payload or with_vectors:
+        records = records_of(view, keys, with_payload=with_payload, with_vectors=with_vectors)
+        kept = {key: (one.payload, one.vector) for key, one in records.items()}
+        ids = {key: one.id for key, one in records.items()}
+    else:
+        ids, kept = ids_of(view, keys), None
     found = []
     for scores, keys, is_hit in zip(scores_QR.tolist(), keys_QR.tolist(), is_hit_QR.tolist(), strict=True):
-        rows = [(records[key], score) for score, key, ok in zip(scores, keys, is_hit, strict=True) if ok]
-        found.append([Hit(record.id, score, record.payload, record.vector) for record, score in rows])
+        rows = [(key, score) for score, key, ok in zip(scores, keys, is_hit, strict=True) if ok]
+        if kept is None:
+            found.append([Hit(ids[key], score) for key, score in rows])
+        else:
+            found.append([Hit(ids[key], score, *kept[key]) for key, score in rows])
     return found
 
 
@@ -118,13 +129,15 @@ def _in_segments(
     index = moment.index
     if index is None:
         return _nothing(len(queries))
+    # Of an array nobody asks which file it is of
+    given = queries[:] if queries.name == _ARRAY and len(queries) <= _QUERY_ROWS else queries
     options = {"nprobe": search.nprobe, "num_short": search.num_short, "precision": search.precision}
     if allowed is None and not search.exact:
-        return index.search(queries, min(search.k, moment.num_stored), exclude=moment.dead, **options)
+        return index.search(given, min(search.k, moment.num_stored), exclude=moment.dead, **options)
     selection = index.select(exclude=moment.dead) if allowed is None else allowed.selection(moment)
     if not selection.count:
         return _nothing(len(queries))
     k = min(search.k, selection.count)
     if selection.is_small or search.exact:
-        return index.search_among(queries, selection, k, precision=search.precision)
-    return index.search(queries, k, filter=selection, **options)
+        return index.search_among(given, selection, k, precision=search.precision)
+    return index.search(given, k, filter=selection, **options)

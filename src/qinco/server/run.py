@@ -1,6 +1,7 @@
 """Serving a catalog until a signal comes."""
 
 import asyncio
+import gc
 import logging
 import socket
 import sys
@@ -46,6 +47,7 @@ def serve(catalog: Catalog, settings: ServerSettings) -> None:
         with _Logs():
             _Server(config, app, settings).run([listener])
     finally:
+        gc.unfreeze()
         sys.setswitchinterval(interval)
         listener.close()
         app.state.jobs.close()
@@ -62,6 +64,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # or each full collection would look through all modules, while requests wait
         host, port = (sockets or [])[0].getsockname()[:2]
         names = self._app.state.catalog.names()
         shown = f"[{host}]" if ":" in host else host

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_indexes import trained, vectors
+from small_indexes import DIM, trained, vectors
 
 from qinco.collection.collection import Collection
 from qinco.errors import ConfigError, DataError
@@ -176,3 +176,36 @@ def test_collections_of_single_vectors_say_so(docs, tmp_path):
         docs.search_multi(X[:2])
     with pytest.raises(ConfigError, match="payload"):
         Collection.create(tmp_path / "d.qinco", multi=True, payload=False)
+
+
+@pytest.mark.parametrize("strange", [[], ["a\0b", "a\0c"]])
+def test_ids_are_the_same_with_payloads_and_without(tmp_path, strange):
+    """Without payloads they are read in one row, unless one holds NUL or there are many."""
+    ids = [0, (1 << 63) - 1, "0", "", "ü\n\"'\\\x01\u2028", "🙂", "x" * 512, *strange, *range(5, 1500)]
+    x_ND = np.random.default_rng(0).standard_normal((len(ids), 4)).astype(np.float32)
+    with Collection.create(tmp_path / "ids.qinco", metric="l2") as docs:
+        docs.upsert(ids, x_ND, [{"n": 1}] * len(ids))
+        for k, queries in ((1, x_ND[: 8 + len(strange)]), (5, x_ND[3]), (len(ids), x_ND[:2])):
+            plain, hits = docs.search(queries, k), docs.search(queries, k, with_payload=False)
+            plain, hits = ([found] if queries.ndim == 1 else found for found in (plain, hits))
+            assert [[(one.id, one.score) for one in own] for own in hits] == [
+                [(one.id, one.score) for one in own] for own in plain
+            ]
+            assert all(type(one.id) is type(other.id) for own, others in zip(hits, plain, strict=True)
+                       for one, other in zip(own, others, strict=True))  # fmt: skip
+        assert [own[0].id for own in docs.search(x_ND, 1, with_payload=False)] == ids
+
+
+def test_arrays_and_files_of_queries_find_the_same(tmp_path):
+    x_ND = np.random.default_rng(0).standard_normal((300, DIM)).astype(np.float32)
+    np.save(tmp_path / "queries.npy", x_ND[:9])
+    with Collection.create(tmp_path / "c.qinco", metric="l2", codec=trained("plain")) as docs:
+        docs.upsert(range(300), x_ND)
+        for fresh in (True, False):  # and then compressed
+            found = docs.search(tmp_path / "queries.npy", 4)
+            assert docs.search(x_ND[:9], 4) == docs.search(x_ND[:9].tolist(), 4) == found
+            assert docs.search(x_ND[0], 4, exact=True) == docs.search(x_ND[:1], 4, exact=True)[0]
+            with pytest.raises(DataError, match="dimension"):
+                docs.search(x_ND[:9, 1:], 4)
+            if fresh:
+                docs.optimize()

@@ -184,6 +184,6 @@ def test_what_does_not_fit_is_refused(filled, tmp_path):
         filled([np.empty((0, DIM))])
     with (
         Collection.create(tmp_path / "single.qinco") as collection,
-        pytest.raises(ConfigError, match="multi=True"),
+        pytest.raises(ConfigError, match="multi=true"),
     ):
         LateInteractionIndex(collection=collection)
