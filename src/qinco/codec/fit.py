@@ -29,6 +29,7 @@ from qinco.training.budget import MEASURED_BATCHES, MEASURED_SECONDS, MEASURED_S
 from qinco.training.codebooks import initialize_model, set_scales, set_steps
 from qinco.training.loop import Training
 from qinco.training.monitor import Report, estimate, monitor, summary_writer
+from qinco.training.options import EARLIER
 from qinco.training.processes import Processes
 from qinco.training.ranked import ranked_rows
 from qinco.training.rankers import clear_rankers
@@ -310,7 +311,8 @@ def begun_with(output, is_new_model: bool = False) -> dict:
     states = filter(None, map(load_state, (output, f"{output}.part_0")))
     for header, _ in states:
         ranks = {"has_ranker": header["model"].get("has_ranker", False)} if is_new_model else {}
-        return {"rows_shuffled": rows_shuffled(header)} | ranks
+        earlier = {name: value for name, value in EARLIER.items() if name not in header["train"]}
+        return {"rows_shuffled": rows_shuffled(header)} | earlier | ranks
     return {}
 
 

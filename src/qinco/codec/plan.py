@@ -25,7 +25,7 @@ from qinco.errors import ConfigError, DataError, differences
 from qinco.progress import Progress, silent
 from qinco.store.codec import CHECKPOINT_SUFFIX
 from qinco.store.run_state import state_path
-from qinco.training.options import TrainOptions
+from qinco.training.options import EARLIER, TrainOptions
 from qinco.vectors.rows import VectorSource, as_source, check_dim, fingerprint, stratified_rows
 
 MODEL_FIELDS = tuple(
@@ -183,7 +183,7 @@ def check_values(source: VectorSource, report: Progress = silent) -> None:
 
 def check_same_run(output, saved: dict, header: dict) -> None:
     """Raise ConfigError where the saved state of `output` belongs to another run."""
-    found, saved = [], saved | {"train": saved["train"] | {"rows_shuffled": rows_shuffled(saved)}}
+    found, saved = [], saved | {"train": EARLIER | saved["train"] | {"rows_shuffled": rows_shuffled(saved)}}
     for part in ("model", "encode", "train"):
         there, here = ({named(name): of[part].get(name) for name in header[part]} for of in (saved, header))
         found += differences(there, here)

@@ -22,6 +22,11 @@ KMEANS_ROWS = 200_000
 COARSE_ITERATIONS = 20
 _PART_BYTES = 1 << 28
 _PIECE_VALUES = 1 << 22  # of numpy's calls, which are not interrupted
+_LEAST_TRUE = 1e-3  # of the variance of points, that codewords are taken to have
+# Four hypotheses of a vector tell as much as two vectors: the error of text (5,000 vectors, M=4) is .963 of what it is
+# unshrunk if they count as one, .955 as two, and .961 as four.
+_ALIKE = 0.5
+_MOST_AXES, _AXES_ROWS = 2048, 20_000
 _NUDGE = 1 / 1024  # moves apart the two centroids that a split gives, as in faiss
 
 
@@ -152,23 +157,60 @@ def nearest(
 
 def residual_kmeans(
     x_ND: "np.ndarray | Tensor", num_steps: int, num_centroids: int, *, max_rows: int = KMEANS_ROWS, seed: int = 0,
-    threads: int = 1, progress: Progress = silent,
+    threads: int = 1, shrinks: bool = False, progress: Progress = silent,
 ) -> np.ndarray:  # fmt: skip
     """Fit the codebooks of a residual quantizer, float32 (M, K, D), to float32 vectors, on the device of a tensor.
 
     Each codebook is fitted to the residuals of all hypotheses of a beam, at most `max_rows` of them, and not of the
-    greedy one alone, because these are what it quantizes later.
+    greedy one alone, because these are what it quantizes later. With `shrinks` codewords are shortened as far as few
+    vectors overstate them along the principal axes (`shrunk`), so that the error of other vectors is lower.
     """
+    axes_DD = _principal_axes(x_ND) if shrinks else np.eye(0)
+    if shrinks:
+        x_ND = x_ND @ (axes_DD if isinstance(x_ND, np.ndarray) else to_device(axes_DD, x_ND.device))
     residual_NBD = _beam_of(x_ND)
     beam, codebooks = 1, []
     for step in range(num_steps):
         points_ND = _some_residuals(residual_NBD[:, :beam], max_rows, seed + step)
         codebook_KD = kmeans(points_ND, num_centroids, seed=seed + step, threads=threads)
+        if shrinks:
+            codebook_KD = shrunk(codebook_KD, points_ND, max(1, _ALIKE * len(points_ND) / len(x_ND)), threads)
         codebooks.append(codebook_KD)
         progress("fitting the first codebooks", step + 1, num_steps, "codebook")
         if step + 1 < num_steps:
             beam = _extend_beam(residual_NBD, beam, codebook_KD, threads)
-    return np.stack(codebooks)
+    return np.stack(codebooks) @ axes_DD.T if shrinks else np.stack(codebooks)
+
+
+def shrunk(
+    codebook_KD: np.ndarray, points_ND: "np.ndarray | Tensor", repeats: float = 1, threads: int = 1
+) -> np.ndarray:  # fmt: skip
+    """Codewords, (K, D), without what is due to chance, as far as it is known; float32 points are around zero.
+
+    A mean of n vectors that vary by W around it is known to within W / n. Where true codewords vary by B around zero,
+    their most likely values are the means times n / (n + W / B) (empirical Bayes), in each dimension by itself.
+    `repeats` is how often the points show each vector.
+    """
+    book_KD = to_device(codebook_KD, points_ND.device) if _is_on_device(points_ND) else codebook_KD
+    numbers_N = _array(nearest(points_ND, book_KD, threads))
+    counts_K = np.bincount(numbers_N, minlength=len(codebook_KD))
+    total_D = _array((points_ND * points_ND).sum(0)) / len(points_ND)
+    seen_D = counts_K @ np.square(codebook_KD, dtype=np.float64) / len(points_ND)
+    within_D = np.maximum(total_D - seen_D, 0)
+    chance_D = within_D * (np.count_nonzero(counts_K) * repeats / len(points_ND))
+    between_D = np.maximum(seen_D - chance_D, _LEAST_TRUE * total_D)
+    each_K1 = np.maximum(counts_K / repeats, 1)[:, None]
+    shares_KD = each_K1 * between_D / np.maximum(each_K1 * between_D + within_D, np.finfo(np.float32).tiny)
+    return codebook_KD * shares_KD.astype(np.float32)
+
+
+def _principal_axes(x_ND) -> np.ndarray:
+    """The axes, columns of (D, D), along which some of the vectors vary independently; the usual ones if D is large."""
+    dim = x_ND.shape[1]
+    if dim > _MOST_AXES:
+        return np.eye(dim, dtype=np.float32)
+    some_ND = _array(x_ND[:: max(1, len(x_ND) // _AXES_ROWS)])
+    return np.linalg.eigh((some_ND.T @ some_ND).astype(np.float64))[1].astype(np.float32)
 
 
 def quantize_residually(x_ND: np.ndarray, books_MKD: np.ndarray, threads: int = 1) -> np.ndarray:

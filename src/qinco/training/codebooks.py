@@ -79,8 +79,9 @@ def initialize_model(
     if coarse_VD is not None:
         x_ND -= model.coarse_centroids[nearest(x_ND, model.coarse_centroids, threads)]
     books_MKD = residual_kmeans(
-        x_ND, config.num_steps, config.codebook_size, seed=options.seed, threads=threads, progress=progress
-    )
+        x_ND, config.num_steps, config.codebook_size, seed=options.seed, threads=threads, shrinks=options.shrinks,
+        progress=progress,
+    )  # fmt: skip
     set_steps(model, torch.from_numpy(books_MKD), options)
 
 

@@ -27,6 +27,7 @@ from qinco.model.qinco import Qinco
 from qinco.training.batches import batches
 from qinco.training.codebooks import CodewordUse, redraw_unused
 from qinco.training.gradients import gradients_of
+from qinco.training.mixing import fitted_mixing, mixed
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
 from qinco.training.schedule import SCHEDULES, StepPlan
@@ -122,6 +123,7 @@ class Training:
             parameter.register_hook(lambda gradient: None)
         import_whole("torch._dynamo")  # which optimizers do
         self.assigner = None
+        self.mixing = fitted_mixing(len(train), model.config) if options.mixing is None else options.mixing
         self.begin(StepPlan.from_options(options, len(train)))
 
     def begin(self, plan: StepPlan) -> None:
@@ -233,7 +235,9 @@ class Training:
                 number = position.epoch * plan.steps_per_epoch + position.step
                 lr = self.schedule.rate(number)
                 self.batch_encode_options = self._batch_options(self.schedule.is_late(number))
-                parts = [next(stream) for _ in range(options.grad_accumulate)]
+                parts = [
+                    mixed(next(stream), self.mixing, (options.seed, number, i)) for i in range(options.grad_accumulate)
+                ]
                 loss = self.optimizer_step(parts, lr)
                 position.seconds = time.monotonic() - begun
                 epochs = self.schedule.epochs

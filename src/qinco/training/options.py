@@ -8,6 +8,7 @@ from qinco.errors import ConfigError
 OPTIMIZERS = ("adamw", "adam")
 SCHEDULES = ("cosine", "plateau", "cooldown")
 RECIPES = ("default", "paper")
+EARLIER = {"shrinks": False, "mixing": 0.0}  # what runs did before they had these options
 
 
 @documented
@@ -41,6 +42,7 @@ class TrainOptions:
     patience: int = option(10, key="scheduler.patience", help="plateau: epochs without gain before a reduction")
     threshold: float = option(1e-4, key="scheduler.threshold_frac", help="plateau: least relative gain", minimum=0)
     exact_start: bool = option(True, help="start exactly at the residual quantizer; else as the paper's code does")
+    shrinks: bool = option(True, help="shorten codewords of the start as far as few vectors overstate them")
     codebook_noise: float = option(0.0, key="codebook_noise_init", help="noise on the first codebooks, in standard "
                                    "deviations", minimum=0)  # fmt: skip
     redraw: str = option("split", help="put unused codewords beside a frequent one, or around the step's targets",
@@ -49,6 +51,8 @@ class TrainOptions:
     narrow_beam: bool = option(
         True, help="encode training batches with at most C=4 B=2, and C=16 B=4 once the rate has halved"
     )
+    mixing: float | None = option(None, key="mixing", help="move training vectors by up to this share of the way to "
+                                  "near ones; null: 1 for few vectors, 0 for many", minimum=0, maximum=1)  # fmt: skip
     precision: str = option("auto", key="precision", help=f"arithmetic: {', '.join(PRECISIONS)}", choices=PRECISIONS)
     seed: int = option(0, key="seed", help="seed of all random choices", minimum=0, maximum=MAX_INTEGER)
 
@@ -68,7 +72,7 @@ class TrainOptions:
         fields = {}
         if recipe == "paper":
             fields = {"exact_start": False, "codebook_noise": 0.1, "redraw": "targets", "narrow_beam": False}
-            fields |= {"rows_shuffled": True, "lr": 8e-4 if model.codeword_skip else 1e-4}
+            fields |= EARLIER | {"rows_shuffled": True, "lr": 8e-4 if model.codeword_skip else 1e-4}
         if recipe == "paper" and not model.codeword_skip:
             fields |= {"optimizer": "adam", "weight_decay": 0.0, "grad_clip": None, "schedule": "plateau",
                        "range_scaling": True, "stop_patience": 20}  # fmt: skip

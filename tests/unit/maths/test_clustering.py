@@ -9,6 +9,7 @@ from qinco.maths.clustering import (
     nearest,
     quantize_residually,
     residual_kmeans,
+    shrunk,
 )  # fmt: skip
 from qinco.maths.device_clustering import lloyd
 from qinco.maths.devices import CPU, to_device
@@ -84,6 +85,40 @@ def test_residual_kmeans_lowers_the_error_with_every_step(device):
         residual_ND -= book_KD[nearest(residual_ND, book_KD)]
         errors.append(float(np.square(residual_ND).sum()))
     assert errors == sorted(errors, reverse=True) and len(set(errors)) == 5
+
+
+def test_shrunk_codewords_leave_less_error_of_other_vectors():
+    """Of vectors that lie near 8 of 40 dimensions, 19 for a codeword."""
+    generator = np.random.default_rng(0)
+    x_ND = generator.standard_normal((1600, 8)) @ generator.standard_normal((8, 40))
+    x_ND, unseen_ND = np.split((x_ND + generator.standard_normal((1600, 40))).astype(np.float32), [600])
+    errors = []
+    for shrinks in (False, True):
+        books_MKD = residual_kmeans(x_ND, 4, 32, shrinks=shrinks)
+        errors.append(float(np.square(quantize_residually(unseen_ND, books_MKD) - unseen_ND).sum()))
+    assert errors[1] < 0.98 * errors[0]
+
+
+def test_codewords_without_doubt_are_not_shrunk(device):
+    codebook_KD = random_vectors(8, 5)
+    codebook_KD -= codebook_KD.mean(0)
+    points_ND = np.repeat(codebook_KD, 4, 0)
+    np.testing.assert_allclose(shrunk(codebook_KD, to_device(points_ND, device)), codebook_KD, rtol=1e-5)
+    assert not shrunk(0 * codebook_KD, to_device(0 * points_ND, device)).any()
+
+
+def test_codewords_of_few_vectors_are_shrunk_most(device):
+    """By n / (n + W / B), where vectors vary by W around codewords, and these by B around zero."""
+    codebook_KD = np.array([[3, 0.5], [-3, -0.5]], np.float32)
+    offsets = np.array([[1, 2], [-1, -2]], np.float32)
+    points_ND = np.concatenate([np.tile(codebook_KD[0] + offsets, (10, 1)), np.tile(codebook_KD[1] + offsets, (40, 1))])
+    ratio_D = np.array([1, 4]) / (np.array([9, 0.25]) - np.array([1, 4]) / 50)
+    wanted_KD = codebook_KD * (np.array([[20], [80]]) / (np.array([[20], [80]]) + ratio_D))
+    book_KD = shrunk(codebook_KD, to_device(points_ND, device))
+    np.testing.assert_allclose(book_KD, wanted_KD, rtol=1e-5)
+    np.testing.assert_allclose(
+        shrunk(codebook_KD, to_device(np.tile(points_ND, (3, 1)), device), 3), book_KD, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("scale", [2.0**-90, 2.0**66])

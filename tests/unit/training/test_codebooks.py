@@ -91,7 +91,7 @@ def test_the_start_is_a_residual_quantizer(name, device):
         centroids_VD = model.coarse_centroids.numpy()
         torch.testing.assert_close(model.denormalize(model.coarse_centroids), torch.from_numpy(coarse_VD))
         y_ND = y_ND - centroids_VD[np.square(y_ND[:, None] - centroids_VD).sum(2).argmin(1)]
-    for book_KD in residual_kmeans(y_ND, config.num_steps, config.codebook_size):
+    for book_KD in residual_kmeans(y_ND, config.num_steps, config.codebook_size, shrinks=True):
         y_ND = y_ND - book_KD[np.square(y_ND[:, None] - book_KD).sum(2).argmin(1)]
     assert greedy == pytest.approx(float(np.square(y_ND).sum(1).mean()), rel=1e-3)
     assert beam <= greedy * 1.0001
