@@ -3,16 +3,15 @@
 Shape suffixes: N vectors, D dimension.
 """
 
-import math
-
 import numpy as np
 
 from qinco.config import ModelConfig
 
 _NEAR = 3  # neighbours of which one is drawn
 _USUAL_DIMS = 48  # that vectors of many dimensions fill about as well
-# The share is the square root of so many times the doubt, and the least that is worth its time.
-_SHARE_PER_DOUBT, _LEAST_SHARE = 6.0, 0.3
+# Shares per doubt, and the least one. With 4,500 vectors of text (M=4) 1 lowers the error by 2 % in 18 epochs, where it
+# rises without after 7; with 18,000 of them .6 raises it by 2 % in 6 epochs (docs/log.md).
+_SHARE_PER_DOUBT, _LEAST_SHARE = 5.0, 0.5
 
 
 def fitted_mixing(num_train: int, config: ModelConfig) -> float:
@@ -23,8 +22,7 @@ def fitted_mixing(num_train: int, config: ModelConfig) -> float:
     """
     size = config.codebook_size
     within = 1 / (size ** (2 / min(config.dim, _USUAL_DIMS)) - 1)
-    doubt = within * size / num_train
-    share = min(1.0, math.sqrt(_SHARE_PER_DOUBT * doubt))
+    share = min(1.0, _SHARE_PER_DOUBT * within * size / num_train)
     return share if share >= _LEAST_SHARE else 0.0
 
 

@@ -10,11 +10,11 @@ from qinco.training.options import TrainOptions
 
 
 def test_few_vectors_of_many_dimensions_are_mixed_and_many_are_not():
-    shares = [fitted_mixing(count, ModelConfig(dim=384)) for count in (5_000, 10_000, 20_000, 40_000, 300_000)]
-    assert shares[0] == 1 and shares == sorted(shares, reverse=True) and shares[-1] == 0
+    shares = [fitted_mixing(count, ModelConfig(dim=384)) for count in (4_500, 7_000, 18_000, 300_000)]
+    assert shares[0] == 1 and shares == sorted(shares, reverse=True) and shares[2:] == [0, 0]
     assert fitted_mixing(300_000, ModelConfig(dim=128)) == 0
     assert fitted_mixing(5_000, ModelConfig(dim=4)) == 0  # where codewords differ by much more than chance
-    assert fitted_mixing(5_000, ModelConfig(dim=384, codebook_size=16)) < shares[0]
+    assert fitted_mixing(4_500, ModelConfig(dim=384, codebook_size=16)) == 0
 
 
 def test_a_vector_moves_towards_one_of_the_three_nearest():
