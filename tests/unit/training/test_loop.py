@@ -224,7 +224,7 @@ class Clock:
 
 def within(monkeypatch, step_seconds, schedule="cooldown"):
     """The reports of a run whose plan is 10 epochs of 5 steps of a second, for 52 seconds."""
-    run = training(epochs=None, minutes=1.0, schedule=schedule, batch_size=50, least_gain=0.0)
+    run = training(epochs=None, minutes=1.0, schedule=schedule, batch_size=50, shrinks=False)
     run.begin(StepPlan(250, 50, 5, 10, 0, 1e-3, seconds=52.0, num_valid=20))
     monkeypatch.setattr("qinco.training.loop.time", Clock(run, step_seconds))
     return epochs_of(run)
