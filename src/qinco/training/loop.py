@@ -24,10 +24,10 @@ from qinco.interrupts import held_back, import_whole
 from qinco.maths.assignment import assigner
 from qinco.maths.devices import CPU, to_device
 from qinco.model.qinco import Qinco
+from qinco.training.augmentation import fitted_mixing, mixed
 from qinco.training.batches import batches
 from qinco.training.codebooks import CodewordUse, redraw_unused
 from qinco.training.gradients import gradients_of
-from qinco.training.mixing import fitted_mixing, mixed
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
 from qinco.training.schedule import SCHEDULES, StepPlan

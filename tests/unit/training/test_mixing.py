@@ -5,7 +5,7 @@ from small_models import random_vectors
 from qinco import Codec
 from qinco.config import ModelConfig
 from qinco.maths.clustering import quantize_residually, residual_kmeans
-from qinco.training.mixing import fitted_mixing, mixed
+from qinco.training.augmentation import fitted_mixing, mixed
 from qinco.training.options import TrainOptions
 
 
