@@ -9,17 +9,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qinco.codec.codec import Codec
 from qinco.codec.given import CodecLike, as_codec
 from qinco.compare.problem import RANK, TARGETS, Problem, time_search
 from qinco.config import require_number
 from qinco.errors import ConfigError
-from qinco.machine import using_threads
+from qinco.machine import num_threads, using_threads
 from qinco.progress import ProgressOption, reporting
 from qinco.search.index import Index
 from qinco.search.measure.explore import combinations, explore, pareto_front
 from qinco.search.measure.timing import measure
 
 _SHORT = (0, 10, 20, 50, 100, 200, 500)  # vectors that the network decodes
+_TIMED_ROWS, _LEAST_ROWS = 128, 1000  # vectors that tell how long encoding takes, and that are encoded in any case
 
 
 class _TimeLimit(Exception):
@@ -46,7 +48,8 @@ def time_index(
         targets: shares of R@10 that are to be reached.
         codes: those of the first vectors, which are not encoded again.
         num_lists: as for `Index.build`.
-        limit_seconds: for choosing settings; the best of those that are measured by then are taken.
+        limit_seconds: for choosing settings, of which the best that are measured by then are taken, and for encoding:
+            of fewer vectors, from all parts, where all take longer.
         seconds: about so long each measurement takes.
         progress: see `qinco.progress`.
 
@@ -64,17 +67,30 @@ def time_index(
     require_number("limit_seconds", limit_seconds, above=0)
     codec = as_codec(codec)
     with reporting(progress) as report:
-        begun = time.monotonic()
+        problem, reason = (problem, None) if codes is not None else _encoded_in(codec, problem, limit_seconds)
+        begun, threads = time.monotonic(), num_threads()
         index = Index.build(codec, problem.vectors_ND, num_lists, metric=problem.metric, codes=codes, progress=report)
-        built = time.monotonic() - begun
+        common = {
+            "method": "qinco", "metric": problem.metric, "rows": len(problem), "lists": index.num_lists,
+            "bytes": index.bytes_per_vector, "code_bytes": codec.bytes_per_vector, "fixed_bytes": _fixed_bytes(index),
+            "build_seconds": time.monotonic() - begun, "build_threads": threads, "threads": 1, "reason": reason,
+        }  # fmt: skip
         with using_threads(1):
             measured, is_cut = _settings(index, problem, limit_seconds, report)
-            common = {
-                "method": "qinco", "metric": problem.metric, "rows": len(problem), "lists": index.num_lists,
-                "bytes": index.bytes_per_vector, "code_bytes": codec.bytes_per_vector,
-                "fixed_bytes": _fixed_bytes(index), "build_seconds": built, "threads": 1,
-            }  # fmt: skip
             return [_at_target(index, problem, common, target, measured, is_cut, seconds) for target in targets]
+
+
+def _encoded_in(codec: Codec, problem: Problem, seconds: float) -> tuple[Problem, str | None]:
+    """A problem of as many vectors as can be encoded in the time, and why these are not all."""
+    some_ND = problem.vectors_ND[:_TIMED_ROWS]
+    codec.encode(some_ND[:1])
+    begun = time.monotonic()
+    codec.encode(some_ND)
+    each = (time.monotonic() - begun) / len(some_ND)
+    count = max(_LEAST_ROWS, int(seconds / max(each, 1e-9)))
+    if count >= len(problem):
+        return problem, None
+    return problem.limited(count), f"encoding all {len(problem):,} vectors takes about {each * len(problem):,.0f} s"
 
 
 def _settings(index: Index, problem: Problem, limit_seconds: float, report) -> tuple[list, bool]:
@@ -111,7 +127,7 @@ def _settings(index: Index, problem: Problem, limit_seconds: float, report) -> t
 def _at_target(
     index: Index, problem: Problem, common: dict, target: float, measured: list, is_cut: bool, seconds: float
 ) -> dict:
-    row = {**common, "target": target, "status": "done", "reason": None, "nprobe": None, "num_short": None,
+    row = {**common, "target": target, "status": "done", "nprobe": None, "num_short": None,
            "recall_10": None, "query_us": None, "batch_us": None}  # fmt: skip
     options = next((options for options, found in measured if found >= target), None)
     if options is None:
@@ -124,7 +140,7 @@ def _at_target(
         return index.search(queries_QD, RANK, **given)[1]
 
     row |= given | time_search(search, problem, seconds=seconds).record()
-    return row | ({"reason": "not all settings were tried in the time"} if is_cut else {})
+    return row | ({"reason": row["reason"] or "not all settings were tried in the time"} if is_cut else {})
 
 
 def _fixed_bytes(index: Index) -> int:

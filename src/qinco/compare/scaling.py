@@ -96,9 +96,13 @@ def scaling(
             elif reason := _too_large(config, sizes["rows"]):
                 point |= {"status": "memory", "reason": reason}
             else:
-                is_first = part != "size" or value == values[0]
-                point |= _measured(config, sizes["rows"], options, is_first, is_first and trains)
-                limit.last = value, point["seconds"]
+                codec, begun = Codec(random_weights(config), options), time.monotonic()
+                if part != "size" or value == values[0]:
+                    point |= _codec_costs(codec, trains)
+                started = time.monotonic() if part == "size" else begun
+                point |= _index_costs(codec, sizes["rows"])
+                point["seconds"] = time.monotonic() - begun
+                limit.last = value, time.monotonic() - started
             points.append(point)
             report(f"cost by {part}", len(points), len(values), "value")
             if on_point is not None:
@@ -133,25 +137,26 @@ def _too_large(config: ModelConfig, rows: int) -> str | None:
     return f"about {needed / 1e9:.2g} GB of memory, and {free / 1e9:.2g} GB are free"
 
 
-def _measured(config: ModelConfig, rows: int, options: EncodeOptions, codes_too: bool, trains: bool) -> dict:
-    begun, codec, found = time.monotonic(), Codec(random_weights(config), options), {}
-    if codes_too:
-        given = {"threads": [1], "precisions": ["auto"], "options": [options], "pass_us": _PASS_US}
-        speed = benchmark(codec, **given, max_vectors=4096, progress=False)[0]
-        found |= {"encode_us": speed.encode_us, "decode_us": speed.decode_us}
+def _codec_costs(codec: Codec, trains: bool) -> dict:
+    given = {"threads": [1], "precisions": ["auto"], "options": [codec.encode_options], "pass_us": _PASS_US}
+    speed = benchmark(codec, **given, max_vectors=4096, progress=False)[0]
+    found = {"encode_us": speed.encode_us, "decode_us": speed.decode_us}
     if trains:
         from qinco.compare.step_time import time_training
 
-        found["train_us"] = time_training(config, options=options)
+        found["train_us"] = time_training(codec.config, options=codec.encode_options)
+    return found
+
+
+def _index_costs(codec: Codec, rows: int) -> dict:
     index = random_index(codec, rows)
     size, model_bytes = sum(segment.nbytes for segment in index.segments), len(codec.to_bytes())
     tables = index.tables.centroids_VD.nbytes + index.tables.lookup.tables_MKD.nbytes
-    found |= {
+    return {
         "nprobe": min(NPROBE, index.num_lists), "num_short": min(NUM_SHORT, rows), "lists": index.num_lists,
         "search_us": _search_us(index), "code_bytes": codec.bytes_per_vector, "bytes": size / rows,
         "model_bytes": model_bytes, "memory_bytes": size + tables + model_bytes,
     }  # fmt: skip
-    return found | {"seconds": time.monotonic() - begun}
 
 
 def _search_us(index: Index) -> float:

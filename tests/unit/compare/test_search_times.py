@@ -135,6 +135,12 @@ def test_settings_that_there_is_no_time_for_are_told(problem):
     assert "time" in rows[0]["reason"]
 
 
+def test_vectors_that_there_is_no_time_to_encode_are_left_out():
+    problem = Problem.of(vectors(300, 1), vectors(2500, 2), vectors(20, 3), max_tuning=20)
+    rows = time_index(trained("plain"), problem, targets=(0.01,), num_lists=2, limit_seconds=1e-6, **FAST)
+    assert rows[0]["rows"] == 1000 and "encoding all 2,500" in rows[0]["reason"]
+
+
 @pytest.mark.parametrize("given", [{"targets": ()}, {"targets": (0.0,)}, {"limit_seconds": -1}])
 def test_wrong_targets_are_refused(problem, given):
     with pytest.raises(ConfigError):
