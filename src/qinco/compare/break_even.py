@@ -74,7 +74,9 @@ def break_even(
         found["memory"] += _memory(codec, largest, exact, hnsw, memory_bytes)
         for target in sorted({row["target"] for row in rows}):
             own = [row for row in rows if row["target"] == target and row["query_us"] is not None]
-            if not own:
+            top = max((row for row in rows if row["target"] == target), key=lambda row: row["rows"])
+            if top["query_us"] is None:  # what fewer vectors take says nothing about more of them
+                found["vectors"].append(_out_of_reach(codec, target, top))
                 continue
             if exact is not None:
                 found["vectors"] += [_vectors(codec, target, own, exact, mode) for mode in _MODES]
@@ -88,8 +90,10 @@ def break_even(
 
 def _headline(found: Mapping[str, list[dict]], index: Mapping[str, Sequence[Row]], exact: Row | None) -> dict:
     """What is said of one codec and target: of those up to R@10 of .95 the highest that is reached, in fewest bytes."""
+    largest = {codec: max((row["rows"] for row in rows), default=0) for codec, rows in index.items()}
     reached = [(min(row["target"], _ENOUGH), -row["bytes"], row["target"] <= _ENOUGH, codec, row["target"])
-               for codec, rows in index.items() for row in rows if row["query_us"] is not None]  # fmt: skip
+               for codec, rows in index.items() for row in rows
+               if row["query_us"] is not None and row["rows"] == largest[codec]]  # fmt: skip
     if not reached:
         return {"exact": None, "hnsw": None, "sentences": []}
     *_, codec, target = max(reached)
@@ -141,20 +145,27 @@ def _vectors(codec: str, target: float, own: Sequence[Row], exact: Row, mode: st
     us, scan_us = line.at(line.most), scan.at(line.most)
     times = f"{_time(us)} against {_time(scan_us)} with {_number(line.most)} vectors"
     what = f"a search of {codec} with R@10 of {target:g}, {_MODES[mode]},"
+    span = f"{_number(line.least)} and {_number(line.most)}" if line.least < line.most else _number(line.most)
     if value:
-        how = "on a straight line through the times of" if extrapolated else "between measurements of"
-        span = f"{_number(line.least)} and {_number(line.most)}" if line.least < line.most else _number(line.most)
+        how = "on straight lines through the times of" if extrapolated else "between measurements of"
         text = (f"With fewer than about {_number(value)} vectors use an exact scan: {what} is faster only from there "
                 f"on ({how} {span} vectors: {times}).")  # fmt: skip
+    elif value is None:
+        text = (f"With up to {_number(line.most)} vectors, as many as were measured, use an exact scan: {what} is "
+                f"slower ({times}), and its time grows as fast with their number.")  # fmt: skip
     else:
-        than = "slower" if value is None else "faster"
-        text = (f"On straight lines through the measured times {what} is {than} than an exact scan with any number of "
-                f"vectors ({times}).")  # fmt: skip
+        text = f"{what[0].upper()}{what[1:]} is faster than an exact scan of {span} vectors ({times})."
     return {
         "codec": codec, "target": target, "against": "exact", "mode": _MODES[mode], "value": value,
         "extrapolated": extrapolated, "measured": [line.least, line.most], "index_us": us, "exact_us": scan_us,
         "sentence": text,
     }  # fmt: skip
+
+
+def _out_of_reach(codec: str, target: float, row: Row) -> dict:
+    text = f"{codec} does not reach R@10 of {target:g} among {_number(row['rows'])} vectors ({row['reason']})."
+    return {"codec": codec, "target": target, "against": "exact", "mode": None, "value": None, "extrapolated": False,
+            "measured": [row["rows"], row["rows"]], "index_us": None, "exact_us": None, "sentence": text}  # fmt: skip
 
 
 def _memory(codec: str, row: Row, exact: Row | None, hnsw: Sequence[Row], memory_bytes: int) -> list[dict]:
@@ -170,8 +181,8 @@ def _memory(codec: str, row: Row, exact: Row | None, hnsw: Sequence[Row], memory
             text = f"{codec} takes no less memory than {name} ({sizes})."
         else:
             text = (f"With fewer than about {_number(value)} vectors {codec} and its tables weigh more than they save "
-                    f"over {name}; {memory_bytes / _GB:.3g} GB of memory hold {_number(fits)} vectors of {name} and "
-                    f"{_number(own_fits)} compressed ones ({sizes}).")  # fmt: skip
+                    f"over {name}; {memory_bytes / _GB:.3g} GB of memory hold {_number(fits)} vectors for {name} and "
+                    f"{_number(own_fits)} for {codec} ({sizes}).")  # fmt: skip
         found.append({
             "codec": codec, "target": None, "against": against, "value": value, "extrapolated": True,
             "bytes": num_bytes, "index_bytes": row["bytes"], "fixed_bytes": row["fixed_bytes"],
@@ -199,8 +210,9 @@ def _queries(codec: str, target: float, own: Sequence[Row], rival: Row, against:
         value, cheaper = abs(saved) / _GB / (per_core * abs(slower) / 1e6), "below" if saved > 0 else "above"
         first, other = (name, codec) if saved > 0 else (codec, name)
         sizes = f"{codec} takes {abs(saved) / _GB:.3g} GB {'less' if saved > 0 else 'more'}"
+        each = f"{_number(value * 1e6 / count)} for each million vectors if times stayed the same"
         text = (f"Above about {_number(value)} queries a second {first} costs less than {other} {where} ({times}; "
-                f"{sizes}; a core at the price of {per_core:g} GB of memory).")  # fmt: skip
+                f"{sizes}; a core at the price of {per_core:g} GB of memory; {each}).")  # fmt: skip
     return {
         "codec": codec, "target": target, "against": against, "value": value, "index_is_cheaper": cheaper,
         "extrapolated": False, "rows": count, "index_us": own_us, "rival_us": rival_us, "saved_bytes": saved,
@@ -210,8 +222,8 @@ def _queries(codec: str, target: float, own: Sequence[Row], rival: Row, against:
 
 def _number(value: float) -> str:
     """A number of two significant digits, with a word for millions and billions."""
-    if value < 1:
-        return "1"
+    if value < 10:
+        return f"{value:.2g}"
     digits = _DIGITS - 1 - math.floor(math.log10(value))
     rounded = round(value, digits)
     for size, word in ((1e9, "billion"), (1e6, "million")):

@@ -86,10 +86,15 @@ def test_who_is_cheaper(own, expected):
     assert [one["index_is_cheaper"] for one in found] == [expected]
 
 
-def test_targets_that_are_not_reached_and_missing_parts_give_nothing():
-    rows = [row() | {"query_us": None}]
-    found = break_even({"S": rows, "empty": []}, EXACT, [graph(target=0.99)])
-    assert found["vectors"] == [] == found["queries_per_second"]
+def test_a_target_that_is_out_of_reach_among_all_vectors_breaks_even_nowhere():
+    rows = [row(10_000), row(query_us=None, reason="R@10 is 0.850 at most")]
+    found = break_even({"S": rows, "empty": []}, EXACT, [graph()])
+    assert [one["value"] for one in found["vectors"]] == [None] and not found["queries_per_second"]
+    assert "0.850" in found["vectors"][0]["sentence"] and found["exact"] is None
+
+
+def test_missing_parts_give_nothing():
+    assert break_even({"S": [row()]}, None, [graph(target=0.99)])["queries_per_second"] == []
     assert break_even({}, None)["memory"] == []
 
 
