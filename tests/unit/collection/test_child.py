@@ -126,35 +126,32 @@ def test_a_kill_of_it_is_told_and_loses_nothing(docs):
 def test_closing_the_collection_ends_it(docs):
     told, going = [], threading.Event()
 
-    def hold(*_, **__):
-        going.set()
-        time.sleep(0.01)
-
     def work():
         with pytest.raises(ConfigError, match="closed"):
-            docs.optimize(in_child=True, progress=hold)
+            docs.optimize(in_child=True, progress=lambda *_, **__: going.set())
         told.append(True)
 
     docs.upsert(range(N, 20 * N), np.tile(X, (19, 1)))
     thread = threading.Thread(target=work)
-    thread.start()
-    assert going.wait(60)
-    docs.close()
-    thread.join()
+    with closing(sqlite3.connect(docs.folder / FILE, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # or the child may be done before the collection is closed
+        thread.start()
+        assert going.wait(60)
+        docs.close()
+        thread.join()
     assert told and not children(os.getpid())
     with Collection.open(docs.folder) as again:
         assert again.verify() == [] and len(again) == 20 * N
 
 
 PARENT = """
-import sys, time
+import sys
 from qinco.collection.collection import Collection
-from qinco.collection.schema import FILE
 docs = Collection.open(sys.argv[1])
 
 def told(*report, **_):
     print(*report, flush=True)
-    time.sleep(0.01)
+    sys.stdin.read()  # so that it is there when the signal comes
 
 docs.optimize(in_child=True, progress=told)
 """
@@ -167,8 +164,8 @@ def test_it_ends_with_its_parent(docs, number):
     docs.upsert(range(N, 20 * N), np.tile(X, (19, 1)))
     docs.close()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, "-c", PARENT, docs.folder], stdout=subprocess.PIPE, env=environment,
-                          stderr=subprocess.DEVNULL) as parent:  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", PARENT, docs.folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          env=environment, stderr=subprocess.DEVNULL) as parent:  # fmt: skip
         assert parent.stdout.readline()
         (child,) = children(parent.pid)
         parent.send_signal(getattr(signal, number))

@@ -7,7 +7,7 @@ pytest.importorskip("qdrant_client")
 
 @pytest.fixture
 def client(tmp_path):
-    with served(tmp_path, timeout=0.5) as client:
+    with served(tmp_path) as client:
         client.put("/collections/a", json={"vectors": {"size": 2, "distance": "Dot"}})
         client.put("/collections/a/points", json={"points": [{"id": 1, "vector": [1, 2]}, {"id": 2, "vector": [3, 4]}]})
         yield client
