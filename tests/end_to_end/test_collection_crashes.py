@@ -33,7 +33,7 @@ def kill(name: str, folder: Path, times: int, seed: int = 0) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "times"), {"named": 3, "upsert": 3, "delete": 3, "vectors": 2, "optimize": 2, "merge": 2}.items()
+    ("name", "times"), {"named": 2, "upsert": 3, "delete": 3, "vectors": 2, "optimize": 2, "merge": 2}.items()
 )
 def test_kills_lose_no_acknowledged_write(tmp_path, name, times):
     kill(name, tmp_path, times)

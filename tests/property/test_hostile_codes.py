@@ -138,23 +138,33 @@ SETS = ["x.npz", "y.npz"]
 FILES = [(name, part) for name in SETS for part in ("index", "part")]
 FILES += [("w", part) for part in ("codes-00001.npy", "lists-00000.npy", MANIFEST)]
 FILES += [("z", part) for part in ("codes_00001.npy", "lists_00000.npy", MANIFEST)]
+several = pytest.mark.usefixtures("turn")
+
+
+@pytest.fixture(scope="module", params=[0, *(pytest.param(turn, marks=pytest.mark.slow) for turn in range(1, 5))])
+def turn(request) -> int:
+    """Slow tests draw more examples, each turn others."""
+    return request.param
 
 
 @pytest.mark.parametrize(("name", "part"), FILES)
-@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(1, 8))])
-def test_truncated_at_each_offset(originals, name, part, first):
+@pytest.mark.parametrize(
+    ("first", "step"), [(0, 40), *(pytest.param(first, 8, marks=pytest.mark.slow) for first in range(8))]
+)
+def test_truncated_at_each_offset(originals, name, part, first, step):
     with copies(originals, name) as path:
         file = file_of(path, part)
         data = file.read_bytes()
-        for size in range(first, len(data), 8):
+        for size in range(first, len(data), step):
             file.write_bytes(data[:size])
             message = check(path)
             assert message is not None or data[size:].isspace(), f"{size} of {len(data)} bytes are as good as all"
 
 
+@several
 @pytest.mark.parametrize(("name", "part"), FILES)
 @given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), min_size=1, max_size=3))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 def test_flipped_bits(originals, name, part, flips):
     with copies(originals, name) as path:
         file = file_of(path, part)
@@ -174,9 +184,10 @@ def accept_other_codes(path):
     assert isinstance(found, str) or found[0].shape == CODES.shape
 
 
+@several
 @pytest.mark.parametrize(("name", "part"), [*FILES[:4], ("w", "codes-00000.npy")])
 @given(place=st.floats(0, 1, exclude_max=True), value=st.sampled_from(EXTREMES), size=st.sampled_from([1, 2, 4, 8]))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=30)
 def test_extreme_numbers_anywhere(originals, name, part, place, value, size):
     with copies(originals, name) as path:
         file = file_of(path, part)
@@ -192,9 +203,10 @@ def test_extreme_numbers_anywhere(originals, name, part, place, value, size):
 STARTS = [b"", b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY\x01\x00", b"\x93NUMPY\x02\x00\xff\xff\xff\x7f", b"{"]
 
 
+@several
 @pytest.mark.parametrize(("name", "part"), FILES)
 @given(start=st.sampled_from(STARTS), rest=st.binary(max_size=200))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 def test_random_bytes(originals, name, part, start, rest):
     with copies(originals, name) as path:
         file_of(path, part).write_bytes(start + rest)

@@ -229,7 +229,7 @@ def test_minutes_that_the_start_takes_leave_a_residual_quantizer(caplog):
 def test_a_codec_is_trained_on_for_minutes():
     first = fit()
     reports = []
-    codec = Codec.fit(random_vectors(400, 4), minutes=0.05, initial=first, device="cpu", on_report=reports.append)
+    codec = Codec.fit(random_vectors(400, 4), minutes=0.01, initial=first, device="cpu", on_report=reports.append)
     assert reports[1].epoch == 0 and reports[1].mse == pytest.approx(first.provenance["valid_mse"], rel=0.2)
     assert codec.provenance["valid_mse"] <= reports[1].mse
 
