@@ -86,32 +86,31 @@ def _highest(report: Mapping, group: Group) -> str:
     return f"the highest was {share(value)}, with {number(-size)} bytes of {name}."
 
 
-def break_even(report: Mapping) -> list[tuple[str, str]]:
-    """When not to use it: against an exact scan, against HNSW over floats, and anything else that was found."""
-    found = part(report, "break_even")
-    said = []
-    for name, label in (("exact", "An exact scan"), ("hnsw", "HNSW over floats")):
-        row = part(found, name)
-        if row.get("text"):
-            said.append((label, words(row["text"])))
-            continue
-        facts = [
-            f"{text} {form(row.get(key))}"
-            for key, text, form in (("vectors", "vectors:", count), ("memory_bytes", "memory:", memory),
-                                    ("queries_a_second", "queries a second:", number))
-            if measured(row.get(key)) is not None
-        ]  # fmt: skip
-        said.append((label, f"Break-even at {', '.join(facts)}." if facts else "Not measured."))
-    sentences = found.get("sentences")
-    said += [("", words(one)) for one in (sentences if isinstance(sentences, list) else [])]
+def break_even(report: Mapping) -> list[tuple[str, list[str], list[str]]]:
+    """When not to use it: for each subject the sentences of one target, and all others."""
+    found, said = part(report, "break_even"), []
+    for key, subject in (
+        ("vectors", "How many vectors"),
+        ("memory", "Memory"),
+        ("queries_per_second", "Queries a second"),
+    ):
+        rows = [row for row in rows_of(found, key) if row.get("sentence")]
+        targets = {measured(row.get("target")) for row in rows} - {None}
+        main = next((target for target in (0.95, 0.9, 0.99) if target in targets), None)
+        first = [words(row["sentence"]) for row in rows if measured(row.get("target")) in (main, None)]
+        rest = [words(row["sentence"]) for row in rows if measured(row.get("target")) not in (main, None)]
+        said.append((subject, first, rest))
+    per_core = measured(part(found, "assumptions").get("gigabytes_per_core"))
+    if per_core is not None:
+        text = f"A core costs as much as {number(per_core)} GB of memory; times are of one thread."
+        said.append(("Assumed", [text], []))
     return said
 
 
 def provenance(report: Mapping) -> list[tuple[str, str]]:
     """What was run, on which machine, on which data: names and values."""
     machine, data = part(report, "machine"), part(report, "data")
-    minutes, commit, price = number(report.get("minutes")), report.get("commit"), measured(report.get("price"))
-    cores = number(machine.get("cores"))
+    commit, price, cores = report.get("commit"), measured(report.get("price")), number(machine.get("cores"))
     other = part(data, "other_queries")
     return [
         ("Date", words(report.get("date"))),
@@ -120,13 +119,26 @@ def provenance(report: Mapping) -> list[tuple[str, str]]:
         ("Memory", memory(machine.get("memory_bytes"))),
         ("Threads that were timed", number(machine.get("threads_timed"))),
         ("Software", f"Python {words(machine.get('python'))}, faiss {words(machine.get('faiss'))}"),
-        ("Time limit of a cell", f"{minutes} minutes" if minutes != NOT_MEASURED else minutes),
+        ("Time for each of our trainings", _budget(report)),
+        ("Time limit of a cell", _limit(report)),
         ("Training vectors", _data(part(data, "train"))),
         ("Database", _data(part(data, "db"))),
         ("Queries", _queries(part(data, "queries"))),
         ("Queries of another distribution", _data(other) if other else "not given"),
         ("Price of a GB and month", "not given" if price is None else number(price)),
     ]
+
+
+def _budget(report: Mapping) -> str:
+    for name in ("minutes", "epochs"):
+        if measured(report.get(name)) is not None:
+            return f"{number(report[name])} {name}"
+    return NOT_MEASURED
+
+
+def _limit(report: Mapping) -> str:
+    limits = {found for cell in rows_of(report, "cells") if (found := measured(cell.get("limit_seconds"))) is not None}
+    return ", ".join(f"{number(limit)} s" for limit in sorted(limits)) or NOT_MEASURED
 
 
 def _data(data: Mapping) -> str:

@@ -19,7 +19,7 @@ _FACTS = ("id", "family", "ours", "method", "bytes", "code_bytes", "scalar_bytes
           "peak_memory_bytes")  # fmt: skip
 _MEASURES = ("metric", "queries", "num_queries", "mse", "mse_se")
 _SHARES = ("recall_1", "recall_10", "recall_100", "overlap_10")
-_INDEX = ("lists", "nprobe", "num_short", "query_us")
+_INDEX = ("target", "lists", "nprobe", "num_short", "query_us", "batch_us")
 CSV_COLUMNS = ("kind", *_FACTS, *_MEASURES, *(n for name in _SHARES for n in (name, f"{name}_se")), *_INDEX)
 NOTES = (
     "± is one standard error, over the queries or the vectors. R@k: the share of queries whose nearest vector is among "
@@ -41,9 +41,15 @@ def markdown(report: Mapping[str, Any]) -> str:
     shown += tables.scaling_tables(report)
     for table in [*shown, tables.stopped_table(report)]:
         if table.rows:
-            lines += [f"## {escape(table.title)}", "", markdown_table(table)]
+            lines += [
+                f"## {escape(table.title)}",
+                "",
+                markdown_table(table),
+                *([escape(table.note), ""] if table.note else []),
+            ]
     lines += ["## When not to use it", ""]
-    lines += [f"- {escape(f'{name}: {text}' if name else text)}" for name, text in break_even(report)]
+    for subject, first, rest in break_even(report):
+        lines += [f"- {escape(f'{subject}: {text}')}" for text in [*first, *rest] or ["not measured"]]
     lines += ["", "## How it was measured", ""]
     lines += [f"- {escape(name)}: {escape(value)}" for name, value in provenance(report)]
     lines += [f"- Command: {escape(words(report.get('command')))}"]
@@ -87,7 +93,7 @@ def csv_text(report: Mapping) -> str:
             )
             writer.writerow({"kind": "index", **facts, **values})
     for row in rows_of(report, "hnsw"):
-        facts = {name: _field(row.get(name)) for name in ("settings", "bytes", "query_us")}
+        facts = {name: _field(row.get(name)) for name in ("settings", "bytes", "target", "query_us", "batch_us")}
         writer.writerow(
             {
                 "kind": "hnsw",
@@ -97,7 +103,9 @@ def csv_text(report: Mapping) -> str:
             }
         )
     if exact := part(report, "exact"):
-        writer.writerow({"kind": "exact", **{name: _field(exact.get(name)) for name in ("bytes", "query_us")}})
+        writer.writerow(
+            {"kind": "exact", **{name: _field(exact.get(name)) for name in ("bytes", "query_us", "batch_us")}}
+        )
     return out.getvalue()
 
 

@@ -58,12 +58,24 @@ def html(report: Mapping[str, Any]) -> str:
 
     loader = jinja2.FileSystemLoader(_ASSETS)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["unbroken"] = _unbroken
     template, parts = environment.get_template("report.html"), _parts(report)
     for count in range(len(_LEFT_OUT) + 1):
         text = template.render(**parts, left_out=_LEFT_OUT[:count])
         if len(text.encode()) < MAX_BYTES:
             break
     return text
+
+
+def _unbroken(text: str) -> str:
+    """HTML of a text whose lines are not broken behind a hyphen in a short name."""
+    from markupsafe import Markup
+
+    shown = (
+        Markup('<span class="whole">{}</span>').format(word) if "-" in word and len(word) <= 20 else Markup.escape(word)
+        for word in text.split(" ")
+    )
+    return Markup(" ").join(shown)
 
 
 def _parts(report: Mapping[str, Any]) -> dict[str, Any]:

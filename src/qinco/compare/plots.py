@@ -5,12 +5,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qinco.compare.formatting import column, measured, number, share, words
-from qinco.compare.reading import TARGETS, Group, best, crossings, family, ours, points, recall, result_of, rows_of
+from qinco.compare.reading import (
+    TARGETS,
+    Group,
+    best,
+    crossings,
+    family,
+    ours,
+    points,
+    ranked,
+    recall,
+    result_of,
+    rows_of,
+)
 from qinco.compare.svg import COLOURS, draw
 from qinco.compare.tables import timed
 
 _SIZE = (5.0, 4.3)
-_LABEL = 19  # characters of a name beside a line
+_LABEL = 19  # characters of a name at the left
+_NAMES = 14  # of lines that fit beside them
 _TICKS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 _TOP = 0.9995
 Line = tuple[str, str, list[tuple[float, float]]]  # a name, the name of its colour, and its points
@@ -38,20 +51,21 @@ def recall_by_bytes(name: str, report: Mapping, group: Group) -> str | None:
         axes = _axes(figure, "bytes a vector", [x for of in found.values() for x, _, _ in of])
         _recall_axis(axes, [y for of in found.values() for _, y, _ in of])
         for label, of in found.items():
-            axes.scatter(
-                [x for x, _, _ in of],
-                [stretched(y) for _, y, _ in of],
-                s=7,
-                color=_colour(roles, label),
-                alpha=0.35,
-                linewidths=0,
-            )
+            axes.plot([x for x, _, _ in of], [stretched(y) for _, y, _ in of], linestyle="", marker=".", markersize=4,
+                      markeredgewidth=0, color=_colour(roles, label), alpha=0.4)  # fmt: skip
         for _, role, of in prefixes:
             axes.plot([x for x, _ in of], [stretched(y) for _, y in of], color=COLOURS[role], linewidth=1,
                       linestyle=(0, (2, 2)), marker="o", markersize=3.5, markerfacecolor=COLOURS["card"])  # fmt: skip
-        _lines(axes, lines)
+        named = _named(report, group)
+        _lines(axes, [(label if label in named else "", role, of) for label, role, of in lines])
 
     return draw(name, alt, _SIZE, paint)
+
+
+def _named(report: Mapping, group: Group) -> set[str]:
+    """Ours and the best rivals, as many as have room."""
+    names, mine = ranked(crossings(report, group)), ours(report)
+    return {*mine, *[name for name in names if name not in mine][: max(_NAMES - len(mine), 1)]}
 
 
 def prefix_lines(report: Mapping, group: Group) -> list[Line]:
@@ -122,10 +136,10 @@ def _needed(found: Sequence, name: str, target: float) -> float:
 def recall_by_time(name: str, report: Mapping, metric: str) -> str | None:
     """R@10 against µs a query: indexes, HNSW and an exact scan; None if nothing was timed."""
     roles, lines = _roles(report, None), []
-    for label, is_ours, size, of in timed(report, metric):
-        role = roles.get(label, "ours") if is_ours else "rival" if label.startswith("HNSW") else "other"
-        name_of = label if label.startswith(("HNSW", "exact")) else f"{label}, {number(size)} B"
-        lines.append((name_of, "text" if label == "exact scan" else role, front(of)))
+    for one in timed(report, metric):
+        role = roles.get(one.name, "ours") if one.ours else "rival" if one.name.startswith("HNSW") else "other"
+        lines.append((one.label, "text" if one.name == "exact scan" else role, front(one.points)))
+    lines = [line for line in lines if line[2]]
     if not lines:
         return None
     alt = "R@10 against time a query. " + " ".join(_told(label, of, "µs") for label, _, of in lines)
@@ -164,8 +178,9 @@ def growth(name: str, rows: Sequence[Mapping], x_key: str, x_label: str) -> str 
         axes = _axes(figure, x_label, [x for _, _, of in lines for x, _ in of])
         low, high = min(y for _, _, of in lines for _, y in of), max(y for _, _, of in lines for _, y in of)
         axes.set(yscale="log", ylim=(low / 1.3, high * 1.3))
-        axes.yaxis.set_major_formatter(_short)
-        axes.yaxis.set_minor_formatter("")
+        ticks = _ticks(low / 1.3, high * 1.3, False)
+        axes.set_yticks(ticks, [_short(tick) for tick in ticks])
+        axes.set_yticks([], minor=True)
         axes.grid(True, axis="y", color=COLOURS["line"], linewidth=0.7)
         _lines(axes, lines, float)
 
@@ -222,7 +237,7 @@ def _ticks(low: float, high: float, is_binary: bool) -> list[float]:
     return [low]
 
 
-def _short(value: float, _place: int | None = None) -> str:
+def _short(value: float) -> str:
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit * (10 if unit == "k" else 1):
             return number(value / limit) + unit
@@ -258,25 +273,33 @@ def _lines(axes, lines: Sequence[Line], of_y=stretched) -> None:
         ends.append(
             (axes.transAxes.inverted().transform(axes.transData.transform((of[-1][0], of_y(of[-1][1])))), label, role)
         )
+    room = int((1 - axes.get_position().x1) * axes.figure.get_size_inches()[0] * 72 / 5.6)  # in characters
     step = 13.5 / (axes.get_position().height * axes.figure.get_size_inches()[1] * 72)
     places = spread([float(end[1]) for end, _, _ in ends], step)
     for (end, label, role), place in zip(ends, places, strict=True):
         axes.plot([end[0] + 0.012, 1.045], [end[1], place], transform=axes.transAxes, clip_on=False, linewidth=0.5,
                   color=COLOURS["quiet"], alpha=0.6)  # fmt: skip
         weight, colour = "bold" if role.startswith("ours") else "normal", "quiet" if role == "other" else role
-        axes.text(1.055, place, words(label, _LABEL), transform=axes.transAxes, va="center", fontsize=9.5,
+        axes.text(1.055, place, words(label, room), transform=axes.transAxes, va="center", fontsize=9.5,
                   color=COLOURS[colour], fontweight=weight)  # fmt: skip
 
 
-def spread(wanted: Sequence[float], step: float, high: float = 1.0) -> list[float]:
-    """Heights near those wanted, in their order, `step` apart, and below `high` while there is room."""
-    order = sorted(range(len(wanted)), key=lambda i: -wanted[i])
-    places, above, below = [0.0] * len(wanted), high + step, -step / 2
-    for i in order:
-        places[i] = above = min(wanted[i], above - step)
-    for i in reversed(order):  # pushed up again from the lower edge
-        places[i] = max(places[i], below)
-        below = places[i] + step
+def spread(wanted: Sequence[float], step: float, low: float = 0.0, high: float = 1.0) -> list[float]:
+    """The heights nearest to those wanted, in their order, that are `step` apart and within the limits."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    groups: list[list[float]] = []  # of neighbours that touch: the height of their lowest, and how many they are
+    for place, i in enumerate(order):
+        groups.append([wanted[i] - place * step, 1])
+        while len(groups) > 1 and groups[-2][0] > groups[-1][0]:
+            height, count = groups.pop()
+            groups[-1] = [
+                (groups[-1][0] * groups[-1][1] + height * count) / (groups[-1][1] + count),
+                groups[-1][1] + count,
+            ]
+    lowest = [height for height, count in groups for _ in range(int(count))]
+    top, places = max(high - (len(wanted) - 1) * step, low), [0.0] * len(wanted)
+    for place, (i, height) in enumerate(zip(order, lowest, strict=True)):
+        places[i] = min(max(height, low), top) + place * step
     return places
 
 

@@ -136,10 +136,18 @@ def _crossing(name: str, is_ours: bool, target: float, row: Mapping, of: Sequenc
     if sizes and min(sizes) == of[0][0]:
         return Crossing(name, is_ours, target, "at most", of[0][0])
     if (found := measured(row.get("bytes"))) is not None:
-        return Crossing(name, is_ours, target, "reached", found)
+        return Crossing(name, is_ours, target, "reached" if row.get("between") else "at most", found)
     if sizes:
         return Crossing(name, is_ours, target, "at most", min(sizes))
     return Crossing(name, is_ours, target, "over", of[-1][0]) if of else Crossing(name, is_ours, target, "unknown")
+
+
+def ranked(found: Sequence[Crossing]) -> list[str]:
+    """The families, those first that need the fewest bytes; those that reach nothing last."""
+    places: dict[str, list] = {}
+    for one in found:
+        places.setdefault(one.family, []).append((not one.is_reached, one.bytes if one.is_reached else -one.bytes))
+    return sorted(places, key=lambda name: places[name])
 
 
 def best(found: Sequence[Crossing], target: float, is_ours: bool) -> Crossing | None:

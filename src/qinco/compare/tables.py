@@ -1,7 +1,8 @@
 """The tables of a report: of cells, of bytes for a target, of time, cost and scaling."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from qinco.compare.formatting import (
@@ -24,6 +25,7 @@ from qinco.compare.reading import (
     crossings,
     family,
     part,
+    ranked,
     recall,
     result_of,
     rows_of,
@@ -31,6 +33,7 @@ from qinco.compare.reading import (
 
 # Parts of report["scaling"], the key that grows, and what it counts.
 SCALING = (("dimension", "dim", "dimensions"), ("size", "rows", "vectors"), ("steps", "steps", "steps M"))
+_USED = ("target", "lists", "nprobe", "num_short", "ef_search", "threads")
 PRICES = (1.0, 3.0, 10.0)  # shown where no price is given
 _COSTED = 4  # rivals in the table of costs
 
@@ -45,13 +48,15 @@ class Table:
         rows: a text for each column; the first names the row.
         strong: numbers of rows that stand out.
         texts: names of columns that hold words; the others, but for the first, hold numbers.
+        note: what holds for all rows.
     """
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     strong: frozenset[int] = frozenset()
-    texts: frozenset[str] = field(default_factory=frozenset)
+    texts: frozenset[str] = frozenset()
+    note: str = ""
 
     def is_number(self, index: int) -> bool:
         return index > 0 and self.head[index] not in self.texts
@@ -84,10 +89,8 @@ def _size(cell: Mapping) -> str:
 
 
 def method(cell: Mapping) -> str:
-    """The name of a cell: its method, its family where that says more, and what it is a prefix of."""
-    name, kind = words(cell.get("method") or cell.get("family") or cell.get("id")), words(cell.get("family"))
-    name = name if cell.get("family") is None or kind.split("+")[-1] in name else f"{kind}: {name}"
-    name += f", prefix of {words(of)}" if (of := cell.get("prefix_of")) is not None else ""
+    """The name of a cell, and what became of it if it was not done."""
+    name = words(cell.get("method") or cell.get("family") or cell.get("id"))
     return name + (f" ({words(status)})" if (status := cell.get("status")) not in (None, "done") else "")
 
 
@@ -97,16 +100,12 @@ def crossing_table(report: Mapping, group: Group) -> Table:
     by_family: dict[str, list[Crossing]] = {}
     for one in found:
         by_family.setdefault(one.family, []).append(one)
-    names = sorted(by_family, key=lambda name: [_place(one) for one in by_family[name]])
+    names = ranked(found)
     rows = [[name, *map(str, by_family[name])] for name in names]
     strong = frozenset(i for i, name in enumerate(names) if by_family[name][0].ours)
     return Table(
         f"Bytes a vector for a recall: {group}", ["family", *(f"R@10 of {_target(t)}" for t in TARGETS)], rows, strong
     )
-
-
-def _place(one: Crossing) -> tuple:
-    return (not one.is_reached, one.bytes if one.is_reached else -one.bytes)
 
 
 def headline_table(report: Mapping, group: Group) -> Table:
@@ -128,59 +127,81 @@ def _needs(one: Crossing | None, found: Sequence[Crossing], target: float, is_ou
     return f"over {number(max(tried))}" if tried else "not measured"
 
 
-def speed_table(report: Mapping, metric: str) -> Table:
-    """The least time a query of the settings that were measured, for each target."""
-    rows = []
-    for name, is_ours, size, of in timed(report, metric):
-        least = [min((us for us, value in of if value >= target), default=None) for target in TARGETS]
-        rows.append((is_ours, [name, number(size), *("not reached" if us is None else number(us) for us in least)]))
-    head = ["index", "bytes", *(f"µs for {_target(target)}" for target in TARGETS)]
-    strong = frozenset(i for i, (is_ours, _) in enumerate(rows) if is_ours)
-    return Table("Time a query for a recall (R@10)", head, [row for _, row in rows], strong)
+@dataclass(frozen=True)
+class Timed:
+    """What was timed of an index, of HNSW or of an exact scan: a row for each target or setting."""
+
+    name: str
+    ours: bool
+    code_bytes: float | None
+    rows: Sequence[Mapping]
+
+    @property
+    def label(self) -> str:
+        return self.name if self.code_bytes is None else f"{self.name} {number(self.code_bytes)} B"
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """(µs a query, R@10) of the rows that have both."""
+        found = [(measured(row.get("query_us")), measured(row.get("recall_10"))) for row in self.rows]
+        return [(us, value) for us, value in found if us is not None and us > 0 and value is not None]
 
 
-def timed(report: Mapping, metric: str) -> list[tuple[str, bool, Any, list[tuple[float, float]]]]:
-    """Name, whether it is ours, bytes a vector, and (µs a query, R@10) of everything that was timed."""
+def timed(report: Mapping, metric: str) -> list[Timed]:
+    """Everything that was timed, ours first."""
     found = []
     for cell in rows_of(report, "cells"):
-        rows = [row for row in rows_of(cell, "index") if words(row.get("metric")) == metric]
-        found.append((family(cell), cell.get("ours") is True, cell.get("bytes"), rows))
-    for library in dict.fromkeys(row.get("library") for row in rows_of(report, "hnsw")):
-        rows = [row for row in rows_of(report, "hnsw") if row.get("library") == library]
+        rows = [row for row in rows_of(cell, "index") if words(row.get("metric") or metric) == metric]
+        found.append(Timed(family(cell), cell.get("ours") is True, measured(cell.get("bytes")), rows))
+    found.sort(key=lambda one: not one.ours)
+    for library in dict.fromkeys(str(row.get("library") or "") for row in rows_of(report, "hnsw")):
+        rows = [row for row in rows_of(report, "hnsw") if str(row.get("library") or "") == library]
         name = "HNSW over floats" + (f" ({words(library)})" if library else "")
-        found.append((name, False, rows[0].get("bytes"), rows))
-    exact = part(report, "exact")
-    found.append(("exact scan", False, exact.get("bytes"), [exact | {"recall_10": 1.0}]))
-    kept = [
-        (name, is_ours, size, [(us, value) for row in rows if (us := measured(row.get("query_us"))) is not None
-                               and us > 0 and (value := measured(row.get("recall_10"))) is not None])
-        for name, is_ours, size, rows in found
-    ]  # fmt: skip
-    return [one for one in kept if one[3]]
+        found.append(Timed(name, False, None, rows))
+    if exact := part(report, "exact"):
+        found.append(Timed("exact scan", False, None, [{"recall_10": 1.0, **exact}]))
+    return [one for one in found if one.rows]
+
+
+def speed_table(report: Mapping, metric: str) -> Table:
+    """Time a query of what was chosen for each target, else the least of the settings that reach it."""
+    found = timed(report, metric)
+    rows = [[of.label, _least_bytes(of), *map(partial(_speed, of), TARGETS)] for of in found]
+    head = ["index", "bytes in memory", *(f"µs for {_target(target)}" for target in TARGETS)]
+    strong = frozenset(i for i, of in enumerate(found) if of.ours)
+    return Table("Time a query for a recall (R@10)", head, rows, strong)
+
+
+def _least_bytes(of: Timed) -> str:
+    """Bytes a vector in memory: they hardly differ from row to row."""
+    return number(min((size for row in of.rows if (size := measured(row.get("bytes"))) is not None), default=None))
+
+
+def _speed(of: Timed, target: float) -> str:
+    chosen = [row for row in of.rows if measured(row.get("target")) == target]
+    if chosen:
+        us, value = measured(chosen[0].get("query_us")), chosen[0].get("recall_10")
+        if us is None:
+            return words(chosen[0].get("status"))
+        return number(us) + (f" ({_target(found, 3)})" if (found := measured(value)) is not None else "")
+    least = min((us for us, value in of.points if value >= target), default=None)
+    return "not reached" if least is None else number(least)
 
 
 def time_table(report: Mapping, metric: str) -> Table:
-    """R@10 and time a query of every setting: of indexes, of HNSW over floats, and of an exact scan."""
-    rows = []
-    for cell in rows_of(report, "cells"):
-        for row in rows_of(cell, "index"):
-            if words(row.get("metric")) == metric:
-                used = {key: row[key] for key in ("lists", "nprobe", "num_short") if row.get(key) is not None}
-                rows.append((cell.get("ours") is True, family(cell), used, cell.get("bytes"), row))
-    for row in rows_of(report, "hnsw"):
-        used = part(row, "settings") | ({"ef_search": row["ef_search"]} if row.get("ef_search") is not None else {})
-        name = "HNSW over floats" + (f" ({words(row['library'])})" if row.get("library") else "")
-        rows.append((False, name, used, row.get("bytes"), row))
-    if exact := part(report, "exact"):
-        rows.append((False, "exact scan", {"threads": exact.get("threads")}, exact.get("bytes"), exact))
-    texts = [
-        [name, settings(used), number(size), share(1.0 if name == "exact scan" else row.get("recall_10")),
-         number(row.get("query_us"))]
-        for _, name, used, size, row in rows
-    ]  # fmt: skip
-    head = ["method", "settings", "bytes a vector", "R@10", "µs a query"]
-    strong = frozenset(i for i, row in enumerate(rows) if row[0])
-    return Table("Every setting that was timed, one thread", head, texts, strong, frozenset({"settings"}))
+    """R@10 and time a query of every row: of indexes, of HNSW over floats, and of an exact scan."""
+    rows, strong = [], set()
+    for of in timed(report, metric):
+        for row in of.rows:
+            strong |= {len(rows)} if of.ours else set()
+            used = part(row, "settings") | {key: row[key] for key in _USED if row.get(key) is not None}
+            is_done = row.get("status") in (None, "done")
+            state = "done" if is_done and not row.get("reason") else words(row.get("reason") or row.get("status"))
+            figures = [number(row.get(key)) for key in ("query_us", "batch_us", "bytes")]
+            rows.append([of.label, settings(used) if used else "", share(row.get("recall_10")), *figures, state])
+    head = ["method", "settings", "R@10", "µs a query", "µs in a batch", "bytes in memory", "state"]
+    title = "Everything that was timed, on one thread"
+    return Table(title, head, rows, frozenset(strong), frozenset({"settings", "state"}))
 
 
 def settings(value: Any) -> str:
@@ -233,13 +254,23 @@ def stopped_table(report: Mapping) -> Table:
 
 
 def plain_table(title: str, rows: Sequence[Mapping]) -> Table:
-    """Rows of flat dictionaries, with the first one's keys and then any others as columns."""
+    """Rows of flat dictionaries; what is the same in all of them is in the note."""
     keys = list(dict.fromkeys(str(key) for row in rows for key in row))
-    heads = [" ".join(filter(None, column(key))) if column(key)[1] != "bytes" else column(key)[0] for key in keys]
-    texts = {
-        head for key, head in zip(keys, heads, strict=True) if any(isinstance(row.get(key), str | bool) for row in rows)
-    }
-    return Table(title, heads, [[_plain(key, row.get(key)) for key in keys] for row in rows], texts=frozenset(texts))
+    shown = [key for key in keys if any(row.get(key) != rows[0].get(key) for row in rows)] or keys
+    fixed = [(key, rows[0].get(key)) for key in keys if key not in shown and rows[0].get(key) is not None]
+    said = "; ".join(f"{_heading(key)} {_plain(key, value)}" for key, value in fixed if key != "status")
+    texts = {_heading(key) for key in shown if any(isinstance(row.get(key), str | bool) for row in rows)}
+    cells = [
+        ["" if key == "reason" and not row.get(key) else _plain(key, row.get(key)) for key in shown] for row in rows
+    ]
+    return Table(
+        f"{title} ({said})" if said else title, [_heading(key) for key in shown], cells, texts=frozenset(texts)
+    )
+
+
+def _heading(key: str) -> str:
+    name, unit = column(key)
+    return f"{name} {unit}" if unit in ("s", "µs") else name
 
 
 def _plain(key: str, value: Any) -> str:
@@ -255,8 +286,8 @@ def _plain(key: str, value: Any) -> str:
     return words(value) if isinstance(value, str) else count(value) if is_whole else number(value)
 
 
-def _target(target: float) -> str:
-    return f"{target:.2f}".removeprefix("0")
+def _target(target: float, places: int = 2) -> str:
+    return f"{target:.{places}f}".removeprefix("0")
 
 
 def scaling_tables(report: Mapping) -> list[Table]:

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -12,6 +13,7 @@ import pytest
 
 from qinco.compare import page
 from qinco.compare.export import CSV_COLUMNS, csv_text, markdown
+from qinco.compare.plots import spread
 from qinco.compare.reading import crossings, groups
 
 pytest.importorskip("jinja2")
@@ -98,6 +100,17 @@ def test_pictures_tell_their_figures_to_who_does_not_see_them(folder, report):
     assert f"{value:.3f}".lstrip("0") + " at 48 bytes" in told[0]
 
 
+def test_names_beside_lines_keep_their_distance_and_order():
+    wanted = [0.5, 0.51, 0.0, 0.52, 1.2, 0.9]
+    places = spread(wanted, 0.1)
+    assert sorted(range(6), key=places.__getitem__) == sorted(range(6), key=wanted.__getitem__)
+    heights = sorted(places)
+    assert all(upper - lower > 0.1 - 1e-9 for lower, upper in itertools.pairwise(heights))
+    assert heights[0] == 0 and heights[-1] <= 1 + 1e-9
+    assert places[1] == pytest.approx(0.51)  # in the middle of its neighbours
+    assert spread([], 0.1) == [] and len(spread([0.5] * 30, 0.1)) == 30
+
+
 def test_every_table_has_headers(folder):
     outline = Outline((folder / "report.html").read_text())
     assert outline.tags.count("caption") == outline.tags.count("table") > 8
@@ -111,7 +124,7 @@ def test_the_answer_has_the_bytes_of_ours_and_of_the_best_rival(folder, report):
     rows = [row for row in rows if (row["metric"], row["queries"]) == ("l2", "given")]
     best = [min((row for row in rows if row["ours"] is ours), key=lambda row: row["bytes"]) for ours in (True, False)]
     for name in ("report.html", "report.md"):
-        text = (folder / name).read_text().replace("\\", "")
+        text = "".join(Outline((folder / name).read_text()).texts).replace("\\", "")
         sentence = next(line for line in text.splitlines() if "An R@10 of .95 needs" in line)
         for row in best:
             assert row["family"] in sentence and f"{row['bytes']:g}" in sentence
