@@ -87,19 +87,19 @@ def _highest(report: Mapping, group: Group) -> str:
 
 
 def break_even(report: Mapping) -> list[tuple[str, list[str], list[str]]]:
-    """When not to use it: for each subject the sentences of one target, and all others."""
-    found, said = part(report, "break_even"), []
-    for key, subject in (
-        ("vectors", "How many vectors"),
-        ("memory", "Memory"),
-        ("queries_per_second", "Queries a second"),
-    ):
-        rows = [row for row in rows_of(found, key) if row.get("sentence")]
-        targets = {measured(row.get("target")) for row in rows} - {None}
-        main = next((target for target in (0.95, 0.9, 0.99) if target in targets), None)
-        first = [words(row["sentence"]) for row in rows if measured(row.get("target")) in (main, None)]
-        rest = [words(row["sentence"]) for row in rows if measured(row.get("target")) not in (main, None)]
-        said.append((subject, first, rest))
+    """When not to use it: for each rival of an index the main sentences, and those about other codecs and recalls."""
+    found, said, told = part(report, "break_even"), [], set()
+    for name, subject in (("exact", "Against an exact scan"), ("hnsw", "Against HNSW over floats")):
+        text = part(found, name).get("text")
+        said.append((subject, [words(text)] if text else [], []))
+        told.add(text)
+    also = found.get("sentences")
+    main = [words(text) for text in (also if isinstance(also, list) else []) if text not in told]
+    told |= set(main)
+    rows = [row for name in ("vectors", "memory", "queries_per_second") for row in rows_of(found, name)]
+    rest = [words(row["sentence"]) for row in rows if row.get("sentence") and row["sentence"] not in told]
+    if main or rest:
+        said.append(("Also", main, list(dict.fromkeys(rest))))
     per_core = measured(part(found, "assumptions").get("gigabytes_per_core"))
     if per_core is not None:
         text = f"A core costs as much as {number(per_core)} GB of memory; times are of one thread."
@@ -131,8 +131,8 @@ def provenance(report: Mapping) -> list[tuple[str, str]]:
 
 def _budget(report: Mapping) -> str:
     for name in ("minutes", "epochs"):
-        if measured(report.get(name)) is not None:
-            return f"{number(report[name])} {name}"
+        if (found := measured(report.get(name))) is not None:
+            return f"{number(found)} {name.removesuffix('s') if found == 1 else name}"
     return NOT_MEASURED
 
 

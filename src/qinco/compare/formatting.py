@@ -35,6 +35,12 @@ def count(value: Any) -> str:
     return NOT_MEASURED if found is None else f"{found:,.0f}"
 
 
+def seconds(value: Any) -> str:
+    """Seconds, and no digits that no clock tells."""
+    found = measured(value)
+    return "under 0.01" if found is not None and 0 <= found < 0.01 else number(found)
+
+
 def share(value: Any) -> str:
     """A share of 1 with three decimals, and its standard error if it comes with one: .953 ± .005."""
     found = measured(value)

@@ -115,16 +115,14 @@ def bytes_for_targets(name: str, report: Mapping, group: Group) -> str | None:
                 colour, marker = _colour(roles, of), {0.9: "o", 0.95: "s", 0.99: "D"}[one.target]
                 axes.plot([one.bytes], [row], marker=marker, markersize=6.5, color=colour,
                           markerfacecolor=COLOURS["card"] if one.kind == "at most" else colour)  # fmt: skip
-        for one in (one for one in found if one.family == names[0]):
-            axes.annotate(
-                share(one.target)[:3],
-                (one.bytes, 0),
-                (0, 9),
-                textcoords="offset points",
-                ha="center",
-                color=COLOURS["quiet"],
-                fontsize=9,
-            )
+        first = sorted((one for one in found if one.family == names[0]), key=lambda one: one.bytes)
+        near = 0.08 * math.log(axes.get_xlim()[1] / axes.get_xlim()[0])
+        while first:
+            at = [one for one in first if math.log(one.bytes / first[0].bytes) < near]
+            text = " ".join(share(one.target)[:3] for one in at)
+            axes.annotate(text, (at[0].bytes, 0), (0, 9), textcoords="offset points", ha="center",
+                          color=COLOURS["quiet"], fontsize=9)  # fmt: skip
+            first = first[len(at) :]
 
     return draw(name, alt, (5.0, max(1.3 + 0.27 * len(names), 2.2)), paint)
 
@@ -140,7 +138,7 @@ def recall_by_time(name: str, report: Mapping, metric: str) -> str | None:
         role = roles.get(one.name, "ours") if one.ours else "rival" if one.name.startswith("HNSW") else "other"
         lines.append((one.label, "text" if one.name == "exact scan" else role, front(one.points)))
     lines = [line for line in lines if line[2]]
-    if not lines:
+    if all(role == "text" for _, role, _ in lines):
         return None
     alt = "R@10 against time a query. " + " ".join(_told(label, of, "µs") for label, _, of in lines)
 

@@ -13,6 +13,7 @@ from qinco.compare.formatting import (
     memory,
     money,
     number,
+    seconds,
     share,
     with_error,
     words,
@@ -72,7 +73,7 @@ def cell_table(report: Mapping, group: Group) -> Table:
             "decode µs", "model", "peak memory"]  # fmt: skip
     rows = [
         [method(cell), _size(cell), *(share(recall(result, k)) for k in (1, 10, 100)), share(result.get("overlap_10")),
-         with_error(result.get("mse"), result.get("mse_se")), number(cell.get("train_seconds")),
+         with_error(result.get("mse"), result.get("mse_se")), seconds(cell.get("train_seconds")),
          count(cell.get("trained_on")), number(cell.get("encode_us")), number(cell.get("decode_us")),
          memory(cell.get("model_bytes")), memory(cell.get("peak_memory_bytes"))]
         for cell, result in found
@@ -117,7 +118,7 @@ def headline_table(report: Mapping, group: Group) -> Table:
         if mine and rival and mine.kind == rival.kind == "reached":
             row.append(number(mine.bytes / rival.bytes, 2))
         rows.append([*row, NOT_MEASURED][:4])
-    return Table(f"Bytes a vector: {group}", ["", "ours", "best rival", "ours / rival"], rows)
+    return Table(f"Bytes a vector: {group}", ["target", "ours", "best rival", "ours / rival"], rows)
 
 
 def _needs(one: Crossing | None, found: Sequence[Crossing], target: float, is_ours: bool) -> str:
