@@ -155,9 +155,10 @@ def timed(report: Mapping, metric: str) -> list[Timed]:
         rows = [row for row in rows_of(cell, "index") if words(row.get("metric") or metric) == metric]
         found.append(Timed(family(cell), cell.get("ours") is True, measured(cell.get("bytes")), rows))
     found.sort(key=lambda one: not one.ours)
-    for library in dict.fromkeys(str(row.get("library") or "") for row in rows_of(report, "hnsw")):
-        rows = [row for row in rows_of(report, "hnsw") if str(row.get("library") or "") == library]
-        name = "HNSW over floats" + (f" ({words(library)})" if library else "")
+    graphs = [(words(row.get("library")), row) for row in rows_of(report, "hnsw")]
+    for library in dict.fromkeys(name for name, _ in graphs):
+        rows = [row for name, row in graphs if name == library]
+        name = "HNSW over floats" + (f" ({library})" if library != NOT_MEASURED else "")
         found.append(Timed(name, False, None, rows))
     if exact := part(report, "exact"):
         found.append(Timed("exact scan", False, None, [{"recall_10": 1.0, **exact}]))
