@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from qinco.collection.collection import Collection
     from qinco.collection.named import NamedCollection
     from qinco.collection.records import Hit, Record
+    from qinco.compare.compare import compare
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
     from qinco.datasets.fetch import download
     from qinco.decoders.lookup import LookupDecoder
@@ -61,10 +62,10 @@ __all__ = [
     "PRESETS", "Codec", "Codes", "Collection", "ConfigError", "DataError", "EncodeOptions", "Hit", "Index",
     "LookupDecoder", "ModelConfig", "NamedCollection", "PairwiseDecoder", "ProductCodec", "QincoError", "Record",
     "ResourceError", "SearchOptions", "Selection", "TrainOptions", "VectorSource", "__version__", "benchmark",
-    "build_index", "check_installation", "convert_codec", "decode_file", "describe", "download", "encode_file",
-    "evaluate", "evaluate_decoder", "exhaustive_recall", "exhaustive_search", "find_neighbors", "fit_lookup_decoder",
-    "fit_pairwise_decoder", "kmeans", "load_codec", "measure_time", "open_vectors", "set_num_threads", "sweep",
-    "write_vectors",
+    "build_index", "check_installation", "compare", "convert_codec", "decode_file", "describe", "download",
+    "encode_file", "evaluate", "evaluate_decoder", "exhaustive_recall", "exhaustive_search", "find_neighbors",
+    "fit_lookup_decoder", "fit_pairwise_decoder", "kmeans", "load_codec", "measure_time", "open_vectors",
+    "set_num_threads", "sweep", "write_vectors",
 ]  # fmt: skip
 
 # Where a name lives: nothing slow is imported before it is used.
@@ -78,6 +79,7 @@ _PUBLIC = {
     "qinco.collection.collection": "Collection",
     "qinco.collection.named": "NamedCollection",
     "qinco.collection.records": "Hit Record",
+    "qinco.compare.compare": "compare",
     "qinco.config": "EncodeOptions ModelConfig PRESETS",
     "qinco.datasets.fetch": "download",
     "qinco.decoders.lookup": "LookupDecoder",

@@ -33,7 +33,7 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HOMES = {
-    "faiss": {"compat/faiss_files.py", "installation.py", "compare/installed.py"},
+    "faiss": {"compat/faiss_files.py", "installation.py", "compare/coders.py", "compare/installed.py"},
     "accelerate": {"training/processes.py"},
     "matplotlib": {"compare/page.py", "compare/svg.py", "search/measure/plot.py"},
 }

@@ -139,7 +139,11 @@ def _print_configuration(task: Task, settings: Settings) -> None:
         Console().print_result({name: found._asdict() for name, found in resolved.items()}, json=True)
         return
     rows = [
-        (f"{name}=" + ("" if found.source.startswith("missing") else to_text(KEYS[name], found.value)), found.source)
+        (
+            f"{name}="
+            + ("" if found.source.startswith("missing") else to_text(task.key(name) or KEYS[name], found.value)),
+            found.source,
+        )
         for name, found in resolved.items()
     ]
     write_line("\n".join(_columns(rows)), sys.stdout)

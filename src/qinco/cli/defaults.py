@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from qinco import config
 from qinco.cli.keys import Task, chosen_preset
-from qinco.cli.tasks import KEYS
+from qinco.cli.tasks import KEYS, own_key
 from qinco.config import PRESETS, EncodeOptions, ModelConfig, field_keys
 from qinco.datasets.catalogue import DATASETS
 from qinco.search.options import SearchOptions
@@ -17,7 +17,7 @@ _TRAINING = {key: field for field, key in field_keys(TrainOptions).items()}
 _SEARCHED = {f"search.{key}": field for field, key in field_keys(SearchOptions).items()}
 _DEFAULT_IF_NULL = {"model_args", "C", *_SIZES} - {"de"}
 _MODEL = "the codec's own"
-_READ_DATABASE = ("eval", "eval_time", "search", "encode")
+_READ_DATABASE = ("eval", "eval_time", "search", "encode", "compare")
 _NOTES = {
     "lr": ", fitted to the run",
     "batch": ", fitted to the run",
@@ -48,7 +48,7 @@ def resolve(task: Task, given: Mapping[str, Any]) -> dict[str, Resolved]:
 def effective(name: str, task: Task, given: Mapping[str, Any]) -> Resolved:
     """The value of a key that is not given; only the keys that it depends on are looked up in `given`."""
     if name in ("trainset", "queries", "queries_gt", "mse_scale", "ds.db"):
-        return _of_dataset(name, task, given) or Resolved(KEYS[name].default, "default")
+        return _of_dataset(name, task, given) or Resolved(_default(name, task), "default")
     if name == "model_args" and task.reads("L") and "model" not in given:
         return Resolved(chosen_preset(given), "default")
     if name in _SIZES:
@@ -61,7 +61,11 @@ def effective(name: str, task: Task, given: Mapping[str, Any]) -> Resolved:
         return Resolved((getattr(SearchOptions(), _SEARCHED[name]),), "default")
     if name == "device" and given.get("cpu"):
         return Resolved("cpu", "cpu=true")
-    return Resolved(KEYS[name].default, "default" + _NOTES.get(name, ""))
+    return Resolved(_default(name, task), "default" + _NOTES.get(name, ""))
+
+
+def _default(name: str, task: Task) -> object:
+    return (own_key(name, task) or KEYS[name]).default
 
 
 def _resolve(name: str, task: Task, given: Mapping[str, Any]) -> Resolved:

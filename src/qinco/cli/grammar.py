@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from qinco.cli.defaults import effective
 from qinco.cli.keys import Key, Settings, Task
-from qinco.cli.tasks import KEYS, SPELLINGS, TASKS, find_key
+from qinco.cli.tasks import KEYS, SPELLINGS, TASKS, find_key, own_key
 from qinco.config import MAX_INTEGER, find_preset, suggest
 from qinco.errors import ConfigError
 
@@ -38,7 +38,8 @@ def parse_arguments(arguments: Sequence[str], complete: bool = True) -> Settings
         raise ConfigError(f"no task given: use qinco TASK key=value ..., with one of {', '.join(TASKS)}")
     task = find_task(task_name)
     given = _GivenValues(task, _sort_words(task, words))
-    values = {name: key.default for name, key in KEYS.items()} | dict(given)
+    defaults = {key.name: key.default for key in (*KEYS.values(), *task.keys)}
+    values = defaults | dict(given)
     if values["A"] is not None and values["C"] is not None:
         raise ConfigError(f"A={values['A']} and C={values['C']} exclude each other: give one of them")
     if complete:
@@ -165,7 +166,7 @@ class _GivenValues(Mapping):
         return name in self._texts
 
     def __getitem__(self, name: str):
-        texts, key = self._texts[name], KEYS[name]
+        texts, key = self._texts[name], self._own(name)
         if name not in self._values:
             if name in self._pending:
                 circle = [*self._pending[self._pending.index(name) :], name]
@@ -177,7 +178,10 @@ class _GivenValues(Mapping):
         return self._values[name]
 
     def _interpolated(self, name: str, text: str) -> str:
-        return interpolate(text, self._look_up, name, null=None if KEYS[name].is_verbatim else "null")
+        return interpolate(text, self._look_up, name, null=None if self._own(name).is_verbatim else "null")
+
+    def _own(self, name: str) -> Key:
+        return own_key(name, self._task) or KEYS[name]
 
     def _look_up(self, name: str) -> str | None:
         """The text that `${name}` stands for."""
@@ -188,7 +192,7 @@ class _GivenValues(Mapping):
             raise ConfigError(f"{referrer}: ${{{name}}} is no key. {suggest(name, SPELLINGS)}A plain ${{ is \\${{")
         if key.name in self:
             value = self[key.name]
-        elif key.name in KEYS[referrer].open_references:
+        elif key.name in self._own(referrer).open_references:
             return f"${{{name}}}"
         else:
             # Defaults depend on the suffix of output, which may itself be named after them.
@@ -276,7 +280,9 @@ def to_text(key: Key, value) -> str:
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and value < 1e15 else repr(value)
     if isinstance(value, tuple):
-        start, between, end = {"share": ("", "/", ""), "integers": ("[", ",", "]")}.get(key.kind, ("", " ", ""))
+        start, between, end = {"share": ("", "/", ""), "integers": ("[", ",", "]"), "names": ("[", ",", "]")}.get(
+            key.kind, ("", " ", "")
+        )
         return f"{start}{between.join(map(str, value))}{end}"
     return next((text for text, meaning in key.spellings.items() if meaning == value), str(value))
 
@@ -296,6 +302,9 @@ def _parse(key: Key, text: str):
             is_list = text.startswith("[") and text.endswith("]")
             elements = text[1:-1].split(",") if is_list else [text]
             return tuple(_integer(key, element.strip()) for element in elements)
+        case "names":
+            is_list = text.startswith("[") and text.endswith("]")
+            return tuple(_name(key, word.strip()) for word in (text[1:-1] if is_list else text).split(",") if word)
         case "number" | "positive" | "signed":
             return _number(key, text)
         case "switch":
@@ -310,6 +319,12 @@ def _parse(key: Key, text: str):
         case "device" if _DEVICE.fullmatch(text):
             return text
     raise ValueError
+
+
+def _name(key: Key, text: str) -> str:
+    """One of the choices, however it is capitalised; any name without choices."""
+    values = {name.lower(): name for name in key.choices} | dict(key.spellings)
+    return values[text.lower()] if values else text
 
 
 def _integer(key: Key, text: str) -> int:
@@ -334,6 +349,7 @@ def _expectation(key: Key) -> str:
         "path": "a path", "paths": "a path", "text": "a text", "texts": "a text",
         "integer": f"an integer of at least {key.minimum}",
         "integers": f"a list, such as [4,10], of integers of at least {key.minimum}",
+        "names": f"a list, such as [{','.join(key.choices[:2]) or 'a,b'}], of {', '.join(key.choices) or 'names'}",
         "number": "a number of at least 0", "positive": "a number above 0", "signed": "a number",
         "switch": "true or false",
         "choice": f"one of {', '.join(key.choices)}", "preset": f"one of {', '.join(key.choices)}",

@@ -24,11 +24,11 @@ class Key:
     Attributes:
         name: As typed, with a dot if it is nested.
         kind: "path", "paths", "text", "texts" (taken verbatim, except for a leading ~/ of a path), "integer",
-            "integers" (a list), "number" (at least 0), "positive" (above 0), "signed" (any number), "switch", "choice",
-            "device", "preset" or "share" (i/n).
+            "integers" (a list), "names" (a list), "number" (at least 0), "positive" (above 0), "signed" (any number),
+            "switch", "choice", "device", "preset" or "share" (i/n).
         default: Value if the key is not given.
         help: One line.
-        choices: Values of a "choice".
+        choices: Values of a "choice", and of the elements of "names".
         spellings: Other names of choices: what is typed -> value.
         minimum: Of an "integer" and of the elements of "integers".
         nullable: Whether `null` is a value.
@@ -115,8 +115,12 @@ class Task:
     imports: tuple[str, ...] = ()
     is_distributed: bool = False
 
+    def key(self, name: str) -> Key | None:
+        """Its key of exactly this name."""
+        return next((key for key in self.keys if key.name == name), None)
+
     def reads(self, key: str) -> bool:
-        return any(known.name == key for known in self.keys)
+        return self.key(key) is not None
 
     def accepts(self, key: str) -> bool:
         """Whether the key may be given, with or without effect."""

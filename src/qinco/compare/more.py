@@ -17,6 +17,7 @@ from qinco.compare.exact import time_exact
 from qinco.compare.hnsw import installed, time_hnsw
 from qinco.compare.index_time import check_targets, time_index
 from qinco.compare.kept import Kept
+from qinco.compare.options import PARTS
 from qinco.compare.problem import TARGETS, Problem
 from qinco.compare.rival_index import FAMILIES, time_rival
 from qinco.compare.scaling import PARTS as SCALING
@@ -27,7 +28,6 @@ from qinco.progress import ProgressOption, reporting
 from qinco.vectors.rows import as_source, fingerprint
 
 FOLDER = "parts"
-PARTS = ("exact", "index", "hnsw", "scaling")
 _SMALLER, _LEAST_ROWS = 8, 1000  # an eighth of the vectors, but no fewer than these
 
 

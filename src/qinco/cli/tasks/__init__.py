@@ -8,7 +8,7 @@ from qinco.config import KEYS_OF_ARGUMENTS, MULTIPLE, field_keys
 # In the order of the help.
 _MODULES = (
     "collection_write", "collection_read", "serve", "train", "eval", "search", "encode", "decode", "info", "centroids",
-    "index", "pairwise", "convert", "download", "doctor", "bench", "completion",
+    "index", "pairwise", "convert", "download", "doctor", "bench", "compare", "completion",
 )  # fmt: skip
 
 TASKS: dict[str, Task] = {
@@ -17,7 +17,10 @@ TASKS: dict[str, Task] = {
     for value in vars(import_module(f"{__name__}.{module}")).values()
     if isinstance(value, Task)
 }
-KEYS: dict[str, Key] = {key.name: key for task in TASKS.values() for key in task.keys}
+# Where tasks have keys of one name that differ, that of the first; a task reads its own.
+KEYS: dict[str, Key] = {}
+for _task in TASKS.values():
+    KEYS |= {key.name: key for key in _task.keys if key.name not in KEYS}
 ALIASES = {name.removeprefix("search."): name for name in KEYS if name.startswith("search.")}
 # Keys may be called as in Python, by the field or the argument that they stand for.
 _SAME = {name: key for name, key in (KEYS_OF_ARGUMENTS | field_keys(*OPTIONS)).items() if key != MULTIPLE}
@@ -29,5 +32,11 @@ SPELLINGS |= {name.lower(): name for name in KEYS}
 
 def find_key(name: str, task: Task | None = None) -> Key | None:
     """The key called `name`, with or without the prefix `search.` (first if a task reads that), or as in Python."""
-    own = f"search.{name}"
-    return KEYS[own] if task is not None and task.reads(own) else KEYS.get(ALIASES.get(name, name))
+    if task is None:
+        return KEYS.get(ALIASES.get(name, name))
+    return task.key(f"search.{name}") or task.key(name) or own_key(ALIASES.get(name, name), task)
+
+
+def own_key(name: str, task: Task) -> Key | None:
+    """The key of exactly this name: the task's own, or that of others."""
+    return task.key(name) or KEYS.get(name)
