@@ -12,9 +12,13 @@ from typing import Any
 import faiss
 import numpy as np
 
-from qinco.compare.rivals import LENGTH_BYTES
+from qinco.compare.rivals import LENGTH_BYTES, SPLITS
+from qinco.vectors.rows import stratified_rows
 
 _SEARCHED_BY = {"l2": faiss.METRIC_L2, "cosine": faiss.METRIC_L2, "inner_product": faiss.METRIC_INNER_PRODUCT}
+_BEAM, _CODEWORDS = 5, 256
+_REFINED_ROWS = 16  # of a codeword, with which least squares does not learn them by heart
+_LSQ_ROWS = 20_000
 _EQUAL_LENGTHS = 1e-3  # relative spread of lengths that need not be stored
 _VALID_SHARE, _MAX_VALID = 10, 10_000
 
@@ -56,6 +60,10 @@ class Coder:
     def nbytes(self) -> int:
         """Of what was fitted."""
         return 0
+
+    def prefix(self, number: int) -> "Coder":
+        """The coder of its first codebooks, for one whose codebooks refine each other."""
+        raise NotImplementedError
 
 
 class FaissCoder(Coder):
@@ -115,6 +123,52 @@ class RotatedProduct(FaissCoder):
                 self._parts = rotation, product  # which the index does not keep alive
         self.settings["errors_of_starts"] = errors
         self.code_bytes = self.index.sa_code_size()
+
+
+class ResidualCoder(FaissCoder):
+    """Residual quantization with a beam of 5. Its first codebooks are a quantizer, in which vectors are encoded anew.
+
+    Where vectors are many, all codebooks are refined by least squares in the end, which faiss does not do by default:
+    with 4 codebooks for 20,000 of SIFT's vectors the error of others falls from 39,690 to 38,480.
+    """
+
+    def __init__(self, count: int):
+        super().__init__(self._new, beam=_BEAM)
+        self._count, self._refines = count, False
+
+    def fit(self, x_NE: np.ndarray) -> None:
+        self._refines = len(x_NE) >= _REFINED_ROWS * self._count * _CODEWORDS
+        self.settings["refined"] = self._refines
+        super().fit(x_NE)
+
+    def prefix(self, number: int) -> "ResidualCoder":
+        shorter, quantizer = ResidualCoder(number), self.index.rq
+        shorter._dim, shorter.code_bytes = self._dim, number
+        shorter.index = shorter._new(self._dim)
+        books = faiss.vector_to_array(quantizer.codebooks)[: number * _CODEWORDS * self._dim]
+        faiss.copy_array_to_vector(books, shorter.index.rq.codebooks)
+        shorter.index.rq.is_trained = shorter.index.is_trained = True
+        shorter.index.rq.compute_codebook_tables()
+        return shorter
+
+    def _new(self, dim: int):
+        index = faiss.IndexResidualQuantizer(dim, self._count, 8)
+        if self._refines:
+            index.rq.train_type |= faiss.ResidualQuantizer.Train_refine_codebook
+        index.rq.max_beam_size = _BEAM
+        return index
+
+
+class LocalSearchCoder(FaissCoder):
+    """LSQ, trained on some of the vectors only: its time is that of an iterated local search in each iteration."""
+
+    def __init__(self, count: int):
+        super().__init__(lambda dim: faiss.IndexLocalSearchQuantizer(dim, count, 8), trained_on=_LSQ_ROWS)
+
+    def fit(self, x_NE: np.ndarray) -> None:
+        rows_S = stratified_rows(len(x_NE), _LSQ_ROWS)
+        self.settings = {"trained_on": len(rows_S)}
+        super().fit(x_NE[rows_S])
 
 
 class TurboCoder(FaissCoder):
@@ -231,8 +285,12 @@ def _scalars(bits: int) -> Coder:
     return FaissCoder(lambda dim: faiss.IndexScalarQuantizer(dim, kind))
 
 
+def _residual_product(codebooks: int) -> Coder:
+    return FaissCoder(lambda dim: faiss.IndexProductResidualQuantizer(dim, SPLITS, codebooks // SPLITS, 8), SPLITS)
+
+
 # Of each kind that a rival may have, by the number of its parts or bits.
 CODERS: dict[str, Callable[[int], Coder]] = {
-    "PQ": _product, "OPQ": RotatedProduct, "SQ": _scalars, "TurboQuant": TurboCoder, "RaBitQ": RabitCoder,
-    "signs": lambda bits: SignCoder(),
+    "PQ": _product, "OPQ": RotatedProduct, "SQ": _scalars, "RQ": ResidualCoder, "LSQ": LocalSearchCoder,
+    "PRQ": _residual_product, "TurboQuant": TurboCoder, "RaBitQ": RabitCoder, "signs": lambda bits: SignCoder(),
 }  # fmt: skip

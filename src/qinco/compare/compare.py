@@ -56,8 +56,7 @@ def compare(
             of length 1, among which all three find the same.
         presets: our architectures; if None all of PRESETS. Those that cannot see each training vector once in the time
             are skipped.
-        rivals: families of rivals ("PQ", "OPQ", "RQ", "LSQ", "PRQ", "SQ", "signs", "RaBitQ", "TurboQuant", "turbovec");
-            if None all, turbovec where it is installed.
+        rivals: families ("PQ", "OPQ", "RQ", "LSQ", "PRQ", "SQ", "signs", "RaBitQ", "TurboQuant"); if None all.
         parts: what is measured besides codecs: "exact" and "hnsw", searches of floats, and when these are the better
             choice; "index", time a query at equal recall; "scaling", costs by dimension, size and steps. All if None.
         limit_minutes: after which a job is ended.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 LENGTH_BYTES = 2  # of a vector's length as float16
+SPLITS = 2  # of a vector, for product residual quantizers
 _NEAR = 2  # times the largest size that is asked for: sizes of rivals with so many bits a dimension
 _LEAST_DIMS = 8  # that components are cut down to
 _RABIT_SCALARS = {1: 8, 2: 20, 4: 20}  # bytes, for so many bits a dimension
@@ -89,6 +90,23 @@ def _rotated_product(dim: int, sizes: tuple[int, ...]) -> Iterator[Rival]:
         yield from _and_components(Rival(f"OPQ-{size}", "OPQ", f"OPQ{size}+PQ{size}x8", size, "OPQ", size), dim)
 
 
+def _residual(dim: int, sizes: tuple[int, ...]) -> Iterator[Rival]:
+    for size in sizes:
+        shorter = tuple(one for one in sizes if one < size) if size == max(sizes) else ()
+        yield from _and_components(Rival(f"RQ-{size}", "RQ", f"RQ{size}x8", size, "RQ", size, prefixes=shorter), dim)
+
+
+def _local_search(dim: int, sizes: tuple[int, ...]) -> Iterator[Rival]:
+    for size in sizes:
+        yield from _and_components(Rival(f"LSQ-{size}", "LSQ", f"LSQ{size}x8", size, "LSQ", size), dim)
+
+
+def _residual_product(dim: int, sizes: tuple[int, ...]) -> Iterator[Rival]:
+    for size in (size for size in sizes if size % SPLITS == 0 and size > SPLITS):
+        name = f"PRQ{SPLITS}x{size // SPLITS}x8"
+        yield from _and_components(Rival(f"PRQ-{size}", "PRQ", name, size, "PRQ", size), dim)
+
+
 def _and_components(rival: Rival, dim: int) -> Iterator[Rival]:
     """A rival, and the same on the leading half of the components where these are enough for its parts."""
     yield rival
@@ -101,4 +119,5 @@ def _and_components(rival: Rival, dim: int) -> Iterator[Rival]:
 
 _MAKERS = {
     "signs": _signs, "TurboQuant": _turbo, "RaBitQ": _rabit, "SQ": _scalars, "PQ": _product, "OPQ": _rotated_product,
+    "PRQ": _residual_product, "RQ": _residual, "LSQ": _local_search,
 }  # fmt: skip

@@ -44,9 +44,29 @@ def _run_rival(job: Rival, sources: Sources, truths: list[Truth], report: Progre
     space, coder = make_space(job.space, job.dims, x_ND), CODERS[job.kind](job.number)
     coder.fit(np.ascontiguousarray(space.apply(x_ND)))
     seconds, length = time.monotonic() - begun, usual_length(x_ND)
+    base = {
+        "family": job.family, "ours": False, "trained_on": coder.settings.get("trained_on", len(x_ND)),
+        "train_seconds": seconds,
+    }  # fmt: skip
     some_ND = x_ND[:_TIMED_ROWS].copy()
-    trained_on = len(x_ND)
     del x_ND
+    for size in (*job.prefixes, job.size):
+        own = coder if size == job.size else coder.prefix(size)
+        is_whole = own is coder
+        named = {"id": job.id, "method": job.method, "prefix_of": None}
+        if not is_whole:
+            named = {"id": f"{job.id}-first-{size}", "method": f"first {size} codebooks of {job.method}"}
+            named["prefix_of"] = job.id
+        yield (
+            base
+            | named
+            | _measured(space, own, some_ND)
+            | {"results": _results(space, own, sources.db, truths, length, report)}
+        )
+
+
+def _measured(space: Space, coder: Coder, some_ND: np.ndarray) -> dict:
+    """Sizes and times."""
     codes = coder.encode(space.apply(some_ND))
 
     def encode(count: int) -> None:
@@ -56,17 +76,12 @@ def _run_rival(job: Rival, sources: Sources, truths: list[Truth], report: Progre
         space.reverse(coder.decode(codes[:count]))
 
     with one_thread():
-        times = {
-            "encode_us": median_us(encode, len(some_ND), _PASS_US),
-            "decode_us": median_us(decode, len(some_ND), _PASS_US) if coder.decodes else None,
-        }
-    peak = peak_memory()
-    yield {
-        "id": job.id, "family": job.family, "ours": False, "method": job.method,
+        encode_us = median_us(encode, len(some_ND), _PASS_US)
+        decode_us = median_us(decode, len(some_ND), _PASS_US) if coder.decodes else None
+    return {
         "bytes": coder.code_bytes + coder.scalar_bytes, "code_bytes": coder.code_bytes,
-        "scalar_bytes": coder.scalar_bytes, "prefix_of": None, "trained_on": trained_on, "settings": coder.settings,
-        "train_seconds": seconds, **times, "model_bytes": space.nbytes + coder.nbytes(), "peak_memory_bytes": peak,
-        "results": _results(space, coder, sources.db, truths, length, report),
+        "scalar_bytes": coder.scalar_bytes, "settings": coder.settings, "encode_us": encode_us,
+        "decode_us": decode_us, "model_bytes": space.nbytes + coder.nbytes(), "peak_memory_bytes": peak_memory(),
     }  # fmt: skip
 
 
