@@ -18,6 +18,7 @@ from qinco.compare.page import check_page, write
 from qinco.compare.request import Request, listed
 from qinco.config import METRICS, require_bool, require_choice
 from qinco.errors import ConfigError, DataError, differences
+from qinco.interrupts import held_back
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.metric import choose_metric
 from qinco.vectors.formats import input_files
@@ -142,7 +143,8 @@ class _Jobs:
             kept = _read_json(path) if path.exists() else None
             if kept is None or not self._is_kept(kept, job):
                 kept = self._do(job)
-                _write_json(path, kept)
+                with held_back():
+                    _write_json(path, kept)
             cells += kept["cells"]
         self._report("comparing", len(self.jobs), len(self.jobs), "job")
         return cells

@@ -42,7 +42,7 @@ def compare(settings, console) -> None:
     dataset = DATASETS.get(settings["db"])
     queries = settings["queries"] or (dataset and dataset.queries)
     report = qinco.compare(
-        open_trainset(settings), open_database(settings), queries, output=settings["output"],
+        open_trainset(settings, is_shuffled=False), open_database(settings), queries, output=settings["output"],
         other_queries=settings["other_queries"], inputs=files_read(settings), progress=console.progress,
         command=shlex.join(["qinco", "compare", *words]),
         epochs=settings["epochs"] if settings.given("epochs") else None,
