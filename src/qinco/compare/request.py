@@ -10,7 +10,7 @@ from qinco.config import METRICS, PRESETS, find_preset, require_int, require_num
 from qinco.errors import ConfigError, needs_extra
 from qinco.search.metric import Metric
 
-_PACKAGES = (("faiss", "faiss"), ("torch", "train"))  # and the extras that bring them
+_PACKAGES = (("faiss", "compare"), ("torch", "train"))  # and the extras that bring them
 
 
 @dataclass(frozen=True)
