@@ -12,7 +12,7 @@ from qinco.compare.child import run_in_child
 from qinco.compare.inputs import Sources, find_truths
 from qinco.compare.machine import describe_machine, find_commit
 from qinco.compare.measures import crossings
-from qinco.compare.more import PARTS, add
+from qinco.compare.more import FOLDER, PARTS, add
 from qinco.compare.options import LIMIT_MINUTES, SIZES
 from qinco.compare.page import check_page, write
 from qinco.compare.request import Request, listed
@@ -199,9 +199,9 @@ def _open_folder(output, resume: bool, overwrite: bool, inputs: list) -> Path:
         if not (resume or overwrite):
             raise ConfigError(f"{path} exists: give overwrite=true to replace it or resume=true to continue it")
         if overwrite and not resume:
-            for name in (_CELLS, _CODECS):
+            for name in (_CELLS, _CODECS, FOLDER):
                 shutil.rmtree(path / name, ignore_errors=True)
-            for name in (_MANIFEST, _REPORT):
+            for name in (_MANIFEST, _REPORT, "report.html", "report.md", "report.csv"):
                 (path / name).unlink(missing_ok=True)
     make_folder(path)
     for name in (_CELLS, _CODECS):
