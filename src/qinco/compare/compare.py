@@ -77,9 +77,10 @@ def compare(
         KeyboardInterrupt: finished jobs are kept, and `resume=True` goes on.
 
     Example:
-        >>> report = qinco.compare("train.npy", "base.npy", bytes=[8, 16], minutes=5, output="report")  # doctest: +SKIP
-        >>> report["targets"][0]  # doctest: +SKIP
-        {'metric': 'cosine', 'queries': 'held out', 'family': 'PQ', 'ours': False, 'target': 0.9, 'bytes': 28.1, ...}
+        >>> settings = {"rivals": ["signs"], "presets": [], "parts": []}
+        >>> report = qinco.compare("train.fvecs", "base.fvecs", bytes=8, output="report", **settings)
+        >>> report["cells"][0]["results"][0]["recall"]["10"]
+        [0.9375, 0.0612]
     """
     request = Request.of(bytes, minutes, epochs, metrics, presets, rivals, limit_minutes, seed)
     chosen_parts = PARTS if parts is None else listed("parts", parts, str, may_be_empty=True)
