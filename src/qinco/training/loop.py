@@ -28,6 +28,7 @@ from qinco.training.augmentation import fitted_mixing, mixed
 from qinco.training.batches import batches
 from qinco.training.codebooks import CodewordUse, redraw_unused
 from qinco.training.gradients import gradients_of
+from qinco.training.optimizers import Optimizers
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
 from qinco.training.schedule import SCHEDULES, StepPlan
@@ -133,9 +134,7 @@ class Training:
         count = len(self.all_valid)
         rows = plan.num_valid or count
         self.valid_source = self.all_valid.take(stratified_rows(count, rows)) if rows < count else self.all_valid
-        is_adam = self.options.optimizer == "adam"
-        kind, decay = (torch.optim.Adam, 0.0) if is_adam else (torch.optim.AdamW, self.options.weight_decay)
-        self.optimizer, self.weight_decay = kind(self.parameters, plan.lr, weight_decay=decay, fused=True), decay
+        self.optimizers = Optimizers(self.model, self.options, plan.lr, self.precision)
         self.use, self.position = CodewordUse(self.model), RunPosition()
         # When an epoch was last reported, and how long the last ones took; None where they were not seen as a whole.
         self.reported_at: float | None = None
@@ -161,13 +160,12 @@ class Training:
             yield
         finally:
             vars(self).update(kept)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizers.clear()
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a resumed run needs besides `progress`: weights, the optimizer's moments, codeword counts."""
         named = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for i, moments in self.optimizer.state_dict()["state"].items():
-            named |= {f"optimizer.{i}.{name}": tensor for name, tensor in moments.items()}
+        named |= {f"optimizer.{name}": tensor for name, tensor in self.optimizers.tensors().items()}
         return {name: tensor.cpu().numpy() for name, tensor in (named | {"use": self.use.flat}).items()}
 
     def progress(self) -> dict:
@@ -185,12 +183,8 @@ class Training:
         self.schedule.restore(progress)
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
         self.assigner = None
-        state = self.optimizer.state_dict()
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, i, field = name.split(".", 2)
-                state["state"].setdefault(int(i), {})[field] = tensor
-        self.optimizer.load_state_dict(state)
+        moments = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
+        self.optimizers.restore(moments)
         self.use.flat.copy_(tensors["use"])
 
     def run(self) -> Generator[StepReport | EpochReport, None, None]:
@@ -248,7 +242,7 @@ class Training:
         total = torch.zeros((), device=self.model.device)
         packed = pack(self.model, self.batch_encode_options.engine, self.precision, is_for_one_batch=True)
         use, num_vectors, position = CodewordUse(self.model), sum(map(len, parts)), self.position
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizers.clear()
         for part in parts:
             x_ND = self.model.normalize(to_device(part[self.processes.share(len(part))], self.model.device))
             start_ND = self.initial_reconstructions(x_ND)
@@ -265,11 +259,9 @@ class Training:
         if self.options.grad_clip is not None:
             torch.nn.utils.clip_grad_value_(self.parameters, self.options.grad_clip)
         number = position.epoch * self.plan.steps_per_epoch + position.step
-        decay = self.weight_decay * self.schedule.decay_factor(number)
-        for group in self.optimizer.param_groups:
-            group["lr"], group["weight_decay"] = lr, decay
+        decay = self.optimizers.weight_decay * self.schedule.decay_factor(number)
         with held_back():
-            self.optimizer.step()
+            self.optimizers.step(lr, decay)
             self.use.flat += counts
             position.step, position.loss_sum = position.step + 1, position.loss_sum + loss * num_vectors
         return loss

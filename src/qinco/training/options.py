@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from qinco.config import MAX_INTEGER, PRECISIONS, ModelConfig, check_fields, documented, option, require_choice
 from qinco.errors import ConfigError
 
-OPTIMIZERS = ("adamw", "adam")
+OPTIMIZERS = ("adamw", "adam", "muon")
 SCHEDULES = ("cosine", "plateau", "cooldown")
 RECIPES = ("default", "paper")
 EARLIER = {"shrinks": False, "mixing": 0.0}  # what runs did before they had these options
@@ -25,7 +25,9 @@ class TrainOptions:
     num_valid: int | None = option(None, key="ds.valset", help="vectors for validation; at most a tenth if null")
     rows_shuffled: bool = option(False, help="the rows are in random order, so the last are for validation, as in the "
                                  "papers; else some of all parts")  # fmt: skip
-    optimizer: str = option("adamw", key="optimizer", help="optimizer", choices=OPTIMIZERS)
+    optimizer: str = option(
+        "adamw", key="optimizer", help="optimizer; muon: AdamW, and Muon for matrices", choices=OPTIMIZERS
+    )
     lr: float | None = option(None, key="lr", help="learning rate; null: fitted to the number of steps", above=0)
     weight_decay: float = option(0.1, key="wd", help="weight decay", minimum=0)
     grad_clip: float | None = option(0.1, key="grad_clip", help="clip gradients to this value; null: never", above=0)

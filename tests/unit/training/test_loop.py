@@ -62,6 +62,7 @@ def test_training_lowers_the_error_of_every_architecture(name):
 
 
 OPTIONS = [
+    {"optimizer": "muon"},
     {"optimizer": "adam", "lr": 1e-3},
     {"schedule": "plateau"},
     {"grad_accumulate": 3},

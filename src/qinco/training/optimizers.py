@@ -1,0 +1,117 @@
+"""The optimizers of a run: AdamW or Adam for all parameters, or Muon for the matrices of the network.
+
+Muon moves a matrix along its momentum with all singular values made equal (Jordan et al., 2024,
+https://kellerjordan.github.io/posts/muon). Codebooks are tables, whose rows are looked up and rarely move together:
+they and the biases stay with AdamW (Liu et al., arXiv 2502.16982).
+
+Shape suffixes: P matrices, R rows, C columns, R ≤ C.
+"""
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from qinco.model.qinco import Qinco
+from qinco.training.options import TrainOptions
+
+_QUINTIC = (3.4445, -4.7750, 2.0315)  # brings singular values between .001 and 1 near to 1 in five iterations
+_ITERATIONS, _MOMENTUM = 5, 0.95
+_ADAMW_LENGTH = 0.2  # about the root mean square of AdamW's updates, so that one learning rate serves both
+
+
+class Optimizers:
+    """What moves the parameters of a model; the order of `parameters` numbers them in files of a run."""
+
+    def __init__(self, model: Qinco, options: TrainOptions, lr: float, precision: str):
+        self.parameters = list(model.parameters())
+        self.weight_decay = 0.0 if options.optimizer == "adam" else options.weight_decay
+        matrices = []
+        if options.optimizer == "muon":
+            matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+        kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
+        chosen = set(map(id, matrices))
+        others = [parameter for parameter in self.parameters if id(parameter) not in chosen]
+        self._all: list[Optimizer] = [kind(others, lr, weight_decay=self.weight_decay, fused=True)]
+        if matrices:
+            self._all.append(Muon(matrices, lr, self.weight_decay, torch.bfloat16 if precision == "bf16" else None))
+
+    def clear(self) -> None:
+        """Drop all gradients."""
+        for optimizer in self._all:
+            optimizer.zero_grad(set_to_none=True)
+
+    def step(self, lr: float, weight_decay: float) -> None:
+        """Move all parameters by their gradients."""
+        for optimizer in self._all:
+            for group in optimizer.param_groups:
+                group["lr"], group["weight_decay"] = lr, weight_decay
+            optimizer.step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The moments, by the number of a parameter and their name."""
+        return {
+            f"{i}.{name}": tensor
+            for i, parameter in enumerate(self.parameters)
+            for optimizer in self._all if parameter in optimizer.state
+            for name, tensor in optimizer.state[parameter].items()
+        }  # fmt: skip
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on with the moments of `tensors`."""
+        for optimizer in self._all:
+            saved, numbers = optimizer.state_dict(), {id(parameter): i for i, parameter in enumerate(self.parameters)}
+            own = [numbers[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+            for place, number in enumerate(own):
+                found = {name.split(".")[1]: value for name, value in tensors.items() if name.startswith(f"{number}.")}
+                if found:
+                    saved["state"][place] = found
+            optimizer.load_state_dict(saved)
+
+
+class Muon(Optimizer):
+    """Muon with Nesterov's momentum, whose updates are as long as those of AdamW."""
+
+    def __init__(self, matrices: list[Tensor], lr: float, weight_decay: float, dtype: torch.dtype | None = None):
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
+        self.dtype = dtype  # to compute in, the matrices' own if None
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:  # type: ignore[override]
+        """Move all matrices by their gradients."""
+        for group in self.param_groups:
+            by_shape = defaultdict(list)
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    by_shape[tuple(sorted(matrix.shape))].append(matrix)
+            for matrices in by_shape.values():
+                moved_PRC = orthogonalized(torch.stack([self._direction(one) for one in matrices]), self.dtype)
+                length = _ADAMW_LENGTH * max(matrices[0].shape) ** 0.5
+                for matrix, moved in zip(matrices, moved_PRC, strict=True):
+                    matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                    matrix.add_(_lying(matrix, moved), alpha=-group["lr"] * length)
+
+    def _direction(self, matrix: Tensor) -> Tensor:
+        """The gradient's running mean, a step ahead, with no more rows than columns."""
+        state, gradient = self.state[matrix], matrix.grad
+        assert gradient is not None
+        if not state:
+            state["momentum"] = torch.zeros_like(matrix)
+        mean = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
+        return _lying(matrix, gradient.lerp(mean, _MOMENTUM))
+
+
+def _lying(matrix: Tensor, other: Tensor) -> Tensor:
+    """`other`, transposed where `matrix` has more rows than columns."""
+    return other.T if matrix.shape[0] > matrix.shape[1] else other
+
+
+def orthogonalized(m_PRC: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Matrices of the same singular vectors, with singular values between .7 and 1.2 (by Newton and Schulz)."""
+    x_PRC = (m_PRC / (m_PRC.norm(dim=(1, 2), keepdim=True) + 1e-20)).to(dtype or m_PRC.dtype)
+    a, b, c = _QUINTIC
+    for _ in range(_ITERATIONS):
+        a_PRR = x_PRC @ x_PRC.mT
+        x_PRC = torch.baddbmm(x_PRC, torch.baddbmm(a_PRR, a_PRR, a_PRR, beta=b, alpha=c), x_PRC, beta=a)
+    return x_PRC.to(m_PRC.dtype)
