@@ -16,7 +16,7 @@ from qinco.compare.more import FOLDER, PARTS, add
 from qinco.compare.options import LIMIT_MINUTES, SIZES
 from qinco.compare.page import check_page, write
 from qinco.compare.request import Request, listed
-from qinco.config import METRICS, require_bool, require_choice
+from qinco.config import METRICS, require_bool, require_choice, require_number
 from qinco.errors import ConfigError, DataError, differences
 from qinco.interrupts import held_back
 from qinco.progress import Progress, ProgressOption, reporting
@@ -35,7 +35,8 @@ def compare(
     minutes: float | None = None, epochs: int | None = None, other_queries=None,
     metrics: str | Iterable[str] | None = None, presets: str | Iterable[str] | None = None,
     rivals: str | Iterable[str] | None = None, parts: str | Iterable[str] | None = None,
-    limit_minutes: float = LIMIT_MINUTES, seed: int = 0, resume: bool = False, overwrite: bool = False,
+    limit_minutes: float = LIMIT_MINUTES, price: float | None = None, seed: int = 0,
+    resume: bool = False, overwrite: bool = False,
     command: str | None = None, inputs: Iterable = (), progress: ProgressOption = None,
 ) -> dict:  # fmt: skip
     """Compare codecs of this package and their rivals on your vectors at equal bytes; docs/compare.md explains it.
@@ -61,6 +62,8 @@ def compare(
         parts: what is measured besides codecs: "exact" and "hnsw", searches of floats, and when these are the better
             choice; "index", time a query at equal recall; "scaling", costs by dimension, size and steps. All if None.
         limit_minutes: after which a job is ended.
+        price: of a GB of memory and month, in which the report says what vectors cost; if None at some prices. With
+            `resume` it may be another one.
         seed: of our trainings.
         resume: go on with `output`: what is done stays, what failed is tried again. More bytes, presets and rivals may
             be asked for.
@@ -87,6 +90,8 @@ def compare(
     for part in chosen_parts:
         require_choice("parts", part, PARTS)
     check_page()
+    if price is not None:
+        require_number("price", price, minimum=0)
     require_bool("resume", resume)
     require_bool("overwrite", overwrite)
     sources = Sources.open(trainset, db, queries, other_queries)
@@ -99,7 +104,7 @@ def compare(
         _check_manifest(folder, _manifest(request, sources, chosen), resume)
         try:
             cells = _Jobs(request, sources, chosen, folder, report).run()
-            result = _assemble(request, sources, chosen, cells, command)
+            result = _assemble(request, sources, chosen, cells, command) | {"price": price}
             _write_json(folder / _REPORT, result)
             add(result, sources, folder, parts=chosen_parts, progress=report)
         except KeyboardInterrupt as stop:

@@ -90,7 +90,6 @@ def _parts(report: Mapping[str, Any]) -> dict[str, Any]:
         "groups": [_group(report, group, i) for i, group in enumerate(found)],
         "costs": tables.cost_tables(report, found[0]) if found else [],
         "price": number(prices[0]) if len(prices) == 1 else None,
-        "has_price_key": "price" in report,
         "time": _time(report, found),
         "break_even": break_even(report),
         "scaling": _scaling(report),

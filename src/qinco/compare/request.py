@@ -1,7 +1,7 @@
 """What a comparison is asked for, checked before any work."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -31,7 +31,6 @@ class Request:
     presets: tuple[str, ...] = tuple(PRESETS)
     families: tuple[str, ...] = FAMILIES
     limit_minutes: float = LIMIT_MINUTES
-    words: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, bytes, minutes, epochs, metrics, presets, rivals, limit_minutes, seed) -> "Request":

@@ -73,13 +73,16 @@ def test_what_is_there_is_refused_and_resumed(compared):
         qinco.compare(TRAIN, BASE, QUERIES, **settings)
     removed = sorted(before)[0]
     (folder / "cells" / removed).unlink()
-    again = qinco.compare(TRAIN, BASE, QUERIES, resume=True, **settings)
+    again = qinco.compare(TRAIN, BASE, QUERIES, resume=True, price=2.5, **settings)
+    assert again["price"] == 2.5 and "at 2.5" in (folder / "report.html").read_text()
     after = done_at(folder)
     assert {name for name in after if after[name] != before[name]} == {removed}
     for old, new in zip(report["cells"], again["cells"], strict=True):
         assert old["results"] == new["results"]
     with pytest.raises(ConfigError, match=r"other vectors \(train\)"):
         qinco.compare(TRAIN + 1, BASE, QUERIES, resume=True, **settings)
+    with pytest.raises(ConfigError, match="price must be"):
+        qinco.compare(TRAIN, BASE, QUERIES, resume=True, price=-1, **settings)
     with pytest.raises(ConfigError, match="seed=0 there, 1 here"):
         qinco.compare(TRAIN, BASE, QUERIES, resume=True, seed=1, **settings)
 

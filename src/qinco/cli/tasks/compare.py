@@ -29,6 +29,7 @@ _TARGETS = ("metric", "queries", "family", "target", "bytes", "between")
         Key("rivals", "names", None, "families of rivals; null: all", choices=FAMILIES),
         Key("parts", "names", None, "what is measured besides codecs; null: all", choices=PARTS),
         Key("limit_minutes", "positive", LIMIT_MINUTES, "after which a training and its measurements are ended"),
+        Key("price", "number", None, "of a GB of memory and month, for what vectors cost; null: at some prices"),
         "resume overwrite seed threads",
     ],
     required=("trainset|db", "db", "output"),
@@ -47,7 +48,7 @@ def compare(settings, console) -> None:
         command=shlex.join(["qinco", "compare", *words]),
         epochs=settings["epochs"] if settings.given("epochs") else None,
         **{name: settings[name] for name in ("bytes", "minutes", "metrics", "presets", "rivals", "parts",
-                                             "limit_minutes", "seed", "resume", "overwrite")},
+                                             "limit_minutes", "price", "seed", "resume", "overwrite")},
     )  # fmt: skip
     console.info(f"the report is in {settings['output']}")
     found = {"output": settings["output"], "cells": len(report["cells"]), "targets": report["targets"]}
