@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from qinco.collection.collection import Collection
     from qinco.collection.named import NamedCollection
     from qinco.collection.records import Hit, Record
-    from qinco.compare.compare import compare
+    from qinco.comparison.compare import compare
     from qinco.config import PRESETS, EncodeOptions, ModelConfig
     from qinco.datasets.fetch import download
     from qinco.decoders.lookup import LookupDecoder
@@ -79,7 +79,7 @@ _PUBLIC = {
     "qinco.collection.collection": "Collection",
     "qinco.collection.named": "NamedCollection",
     "qinco.collection.records": "Hit Record",
-    "qinco.compare.compare": "compare",
+    "qinco.comparison.compare": "compare",
     "qinco.config": "EncodeOptions ModelConfig PRESETS",
     "qinco.datasets.fetch": "download",
     "qinco.decoders.lookup": "LookupDecoder",

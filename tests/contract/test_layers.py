@@ -25,7 +25,7 @@ LEVELS = [
     ["codec"],
     ["search"],
     ["collection"],
-    ["compare"],
+    ["comparison"],
     ["description", "installation", "integrations", "page"],
     ["server"],
     ["cli"],
@@ -33,9 +33,9 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HOMES = {
-    "faiss": {"compat/faiss_files.py", "installation.py", "compare/coders.py", "compare/installed.py"},
+    "faiss": {"compat/faiss_files.py", "installation.py", "comparison/coders.py", "comparison/installed.py"},
     "accelerate": {"training/processes.py"},
-    "matplotlib": {"compare/page.py", "compare/svg.py", "search/measure/plot.py"},
+    "matplotlib": {"comparison/page.py", "comparison/svg.py", "search/measure/plot.py"},
 }
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 

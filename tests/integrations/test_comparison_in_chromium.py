@@ -6,7 +6,7 @@ import shutil
 import compared
 import pytest
 
-from qinco.compare import page as report_page
+from qinco.comparison import page as report_page
 
 sync_api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import qinco
 from qinco.cli.keys import SHARED, Key, task
 from qinco.cli.open import files_read, open_database, open_trainset
-from qinco.compare.options import FAMILIES, LEAST_BYTES, LIMIT_MINUTES, MINUTES, PARTS, SIZES
+from qinco.comparison.options import FAMILIES, LEAST_BYTES, LIMIT_MINUTES, MINUTES, PARTS, SIZES
 from qinco.config import METRICS, PRESETS
 from qinco.datasets.catalogue import DATASETS
 
@@ -33,7 +33,7 @@ _TARGETS = ("metric", "queries", "family", "target", "bytes", "between")
         "resume overwrite seed threads",
     ],
     required=("trainset|db", "db", "output"),
-    imports=("qinco.compare.compare",),
+    imports=("qinco.comparison.compare",),
 )  # fmt: skip
 def compare(settings, console) -> None:
     from qinco.cli.grammar import to_text  # which reads the tasks

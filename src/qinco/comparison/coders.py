@@ -12,7 +12,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from qinco.compare.rivals import LENGTH_BYTES, SPLITS
+from qinco.comparison.rivals import LENGTH_BYTES, SPLITS
 from qinco.vectors.rows import stratified_rows
 
 _SEARCHED_BY = {"l2": faiss.METRIC_L2, "cosine": faiss.METRIC_L2, "inner_product": faiss.METRIC_INNER_PRODUCT}

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from qinco.atomic import write_atomically
-from qinco.compare import plots, tables
-from qinco.compare.answer import answer, break_even, provenance
-from qinco.compare.export import csv_text, markdown
-from qinco.compare.formatting import number, words
-from qinco.compare.reading import Group, groups, part, rows_of
+from qinco.comparison import plots, tables
+from qinco.comparison.answer import answer, break_even, provenance
+from qinco.comparison.export import csv_text, markdown
+from qinco.comparison.formatting import number, words
+from qinco.comparison.reading import Group, groups, part, rows_of
 from qinco.errors import needs_extra
 
 MAX_BYTES = 1_000_000  # of the page
@@ -35,7 +35,7 @@ def write(report: Mapping[str, Any], folder) -> None:
         ResourceError: a file cannot be written.
 
     Example:
-        >>> qinco.compare.page.write(json.loads(Path("report/report.json").read_text()), "report")
+        >>> qinco.comparison.page.write(json.loads(Path("report/report.json").read_text()), "report")
     """
     texts = {"report.csv": csv_text(report), "report.md": markdown(report), "report.html": html(report)}
     for name, text in texts.items():

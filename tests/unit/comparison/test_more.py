@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from small_indexes import DIM, trained, vectors
 
-from qinco.compare.installed import is_installed
-from qinco.compare.kept import Kept
-from qinco.compare.more import add, best_codecs
+from qinco.comparison.installed import is_installed
+from qinco.comparison.kept import Kept
+from qinco.comparison.more import add, best_codecs
 from qinco.errors import ConfigError
 
 SOURCES = SimpleNamespace(train=vectors(300, 1), db=vectors(600, 2), queries={"given": vectors(30, 3)})

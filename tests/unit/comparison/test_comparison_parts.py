@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from qinco.compare.inputs import HELD_OUT, Sources
-from qinco.compare.linear import Components, Rotation, make_space
-from qinco.compare.measures import Errors, crossings, judge, share
-from qinco.compare.ours import first_steps, our_jobs
-from qinco.compare.request import Request
-from qinco.compare.rivals import rivals
+from qinco.comparison.inputs import HELD_OUT, Sources
+from qinco.comparison.linear import Components, Rotation, make_space
+from qinco.comparison.measures import Errors, crossings, judge, share
+from qinco.comparison.ours import first_steps, our_jobs
+from qinco.comparison.request import Request
+from qinco.comparison.rivals import rivals
 from qinco.errors import ConfigError, DataError
 
 FAMILIES = ("PQ", "OPQ", "RQ", "LSQ", "PRQ", "SQ", "signs", "RaBitQ", "TurboQuant")
@@ -80,7 +80,7 @@ def test_rivals_have_the_sizes_that_are_asked_for_or_lie_near(dim, sizes):
 
 def test_rivals_take_the_bytes_that_they_say():
     pytest.importorskip("faiss")
-    from qinco.compare.coders import CODERS
+    from qinco.comparison.coders import CODERS
 
     x_ND = vectors(600, 24)
     for one in rivals(24, (4, 16, 24), ("SQ", "signs", "RaBitQ", "TurboQuant")):
@@ -94,7 +94,7 @@ def test_rivals_take_the_bytes_that_they_say():
 @pytest.mark.parametrize("metric", ["l2", "inner_product"])
 def test_rabitq_is_ranked_as_its_own_search_does(bits, metric):
     faiss = pytest.importorskip("faiss")
-    from qinco.compare.coders import CODERS
+    from qinco.comparison.coders import CODERS
 
     x_ND, queries_QD = vectors(800, 64), vectors(40, 64, seed=1)
     coder = CODERS["RaBitQ"](bits)
@@ -113,7 +113,7 @@ def test_rabitq_is_ranked_as_its_own_search_does(bits, metric):
 @pytest.mark.parametrize("kind, number", [("PQ", 3), ("SQ", 4), ("SQ", 6), ("SQ", 8), ("TurboQuant", 4), ("RaBitQ", 4)])
 def test_coders_decode_to_vectors_near_their_own(kind, number):
     pytest.importorskip("faiss")
-    from qinco.compare.coders import CODERS
+    from qinco.comparison.coders import CODERS
 
     x_ND = vectors(1000)
     coder = CODERS[kind](number)
@@ -124,7 +124,7 @@ def test_coders_decode_to_vectors_near_their_own(kind, number):
 
 def test_a_prefix_of_a_residual_quantizer_is_one():
     pytest.importorskip("faiss")
-    from qinco.compare.coders import CODERS
+    from qinco.comparison.coders import CODERS
 
     x_ND = vectors(600, 4)
     coder = CODERS["RQ"](3)

@@ -12,16 +12,16 @@ from typing import Any
 
 from qinco.atomic import user_path
 from qinco.codec.given import as_codec
-from qinco.compare.break_even import GIGABYTES_PER_CORE, break_even
-from qinco.compare.exact import time_exact
-from qinco.compare.hnsw import installed, time_hnsw
-from qinco.compare.index_time import check_targets, time_index
-from qinco.compare.kept import Kept
-from qinco.compare.options import PARTS
-from qinco.compare.problem import TARGETS, Problem
-from qinco.compare.rival_index import FAMILIES, time_rival
-from qinco.compare.scaling import PARTS as SCALING
-from qinco.compare.scaling import scaling
+from qinco.comparison.break_even import GIGABYTES_PER_CORE, break_even
+from qinco.comparison.exact import time_exact
+from qinco.comparison.hnsw import installed, time_hnsw
+from qinco.comparison.index_time import check_targets, time_index
+from qinco.comparison.kept import Kept
+from qinco.comparison.options import PARTS
+from qinco.comparison.problem import TARGETS, Problem
+from qinco.comparison.rival_index import FAMILIES, time_rival
+from qinco.comparison.scaling import PARTS as SCALING
+from qinco.comparison.scaling import scaling
 from qinco.config import require_choice, require_number
 from qinco.errors import ConfigError
 from qinco.progress import ProgressOption, reporting

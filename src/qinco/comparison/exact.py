@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qinco.compare.installed import is_installed, using_faiss
-from qinco.compare.problem import RANK, Problem, time_search
+from qinco.comparison.installed import is_installed, using_faiss
+from qinco.comparison.problem import RANK, Problem, time_search
 from qinco.machine import using_threads
 from qinco.progress import ProgressOption, reporting
 from qinco.search.exhaustive import exhaustive_search

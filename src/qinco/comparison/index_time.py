@@ -1,4 +1,4 @@
-"""What a query of our index takes at equal recall; `qinco.compare.rival_index` times those of others.
+"""What a query of our index takes at equal recall; `qinco.comparison.rival_index` times those of others.
 
 Settings are chosen with the tuning queries of a problem; recall and times are those of its other queries, on one
 thread. Shape suffixes: N vectors, Q queries, D dimension, R results.
@@ -11,7 +11,7 @@ import numpy as np
 
 from qinco.codec.codec import Codec
 from qinco.codec.given import CodecLike, as_codec
-from qinco.compare.problem import RANK, TARGETS, Problem, time_search
+from qinco.comparison.problem import RANK, TARGETS, Problem, time_search
 from qinco.config import require_number
 from qinco.errors import ConfigError
 from qinco.machine import num_threads, using_threads

@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from qinco.atomic import check_output, exclusive, make_folder, user_path, write_atomically
-from qinco.compare.child import run_in_child
-from qinco.compare.inputs import Sources, find_truths
-from qinco.compare.machine import describe_machine, find_commit
-from qinco.compare.measures import crossings
-from qinco.compare.more import FOLDER, PARTS, add
-from qinco.compare.options import LIMIT_MINUTES, SIZES
-from qinco.compare.page import check_page, write
-from qinco.compare.request import Request, listed
+from qinco.comparison.child import run_in_child
+from qinco.comparison.inputs import Sources, find_truths
+from qinco.comparison.machine import describe_machine, find_commit
+from qinco.comparison.measures import crossings
+from qinco.comparison.more import FOLDER, PARTS, add
+from qinco.comparison.options import LIMIT_MINUTES, SIZES
+from qinco.comparison.page import check_page, write
+from qinco.comparison.request import Request, listed
 from qinco.config import METRICS, require_bool, require_choice, require_number
 from qinco.errors import ConfigError, DataError, differences
 from qinco.interrupts import held_back
@@ -130,8 +130,8 @@ class _Jobs:
     """All jobs, in order, each done or read from its file."""
 
     def __init__(self, request: Request, sources: Sources, metrics: tuple[str, ...], folder: Path, report: Progress):
-        from qinco.compare.ours import our_jobs
-        from qinco.compare.rivals import rivals
+        from qinco.comparison.ours import our_jobs
+        from qinco.comparison.rivals import rivals
 
         self._request, self._sources, self._metrics, self._folder = request, sources, metrics, folder
         self._report, self._truths = report, None

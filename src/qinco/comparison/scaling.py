@@ -142,7 +142,7 @@ def _codec_costs(codec: Codec, trains: bool) -> dict:
     speed = benchmark(codec, **given, max_vectors=4096, progress=False)[0]
     found = {"encode_us": speed.encode_us, "decode_us": speed.decode_us}
     if trains:
-        from qinco.compare.step_time import time_training
+        from qinco.comparison.step_time import time_training
 
         found["train_us"] = time_training(codec.config, options=codec.encode_options)
     return found

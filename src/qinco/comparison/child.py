@@ -23,7 +23,7 @@ from qinco.progress import Progress
 
 _START = """import json, sys
 sys.path[:] = json.loads(sys.stdin.buffer.readline())
-from qinco.compare.child import main
+from qinco.comparison.child import main
 main()
 """
 _LAST_CHARACTERS = 300  # of what a process that broke has said
@@ -105,8 +105,8 @@ def main() -> None:
 
 
 def _answer(job, sources, truths, folder: Path, threads: int, send: Callable, report: Progress) -> tuple[str, str]:
-    from qinco.compare.ours import TooSlow
-    from qinco.compare.work import run
+    from qinco.comparison.ours import TooSlow
+    from qinco.comparison.work import run
 
     set_num_threads(threads)
     try:

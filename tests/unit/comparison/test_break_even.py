@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qinco.compare.break_even import break_even
+from qinco.comparison.break_even import break_even
 from qinco.errors import ConfigError
 
 EXACT = {"rows": 100_000, "query_us": 1010.0, "batch_us": 100.0, "bytes": 512,

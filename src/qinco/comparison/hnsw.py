@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from qinco.compare.installed import is_installed, using_faiss
-from qinco.compare.problem import RANK, TARGETS, Problem, time_search
+from qinco.comparison.installed import is_installed, using_faiss
+from qinco.comparison.problem import RANK, TARGETS, Problem, time_search
 from qinco.config import require_int, require_number
 from qinco.errors import ConfigError
 from qinco.machine import num_threads

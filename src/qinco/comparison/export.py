@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qinco.compare import tables
-from qinco.compare.answer import answer, break_even, provenance
-from qinco.compare.formatting import words
-from qinco.compare.reading import groups, part, recall, rows_of
-from qinco.compare.tables import Table
+from qinco.comparison import tables
+from qinco.comparison.answer import answer, break_even, provenance
+from qinco.comparison.formatting import words
+from qinco.comparison.reading import groups, part, recall, rows_of
+from qinco.comparison.tables import Table
 
 _FACTS = ("id", "family", "ours", "method", "bytes", "code_bytes", "scalar_bytes", "prefix_of", "status", "reason",
           "limit_seconds", "trained_on", "settings", "train_seconds", "encode_us", "decode_us", "model_bytes",

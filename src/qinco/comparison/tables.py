@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from qinco.compare.formatting import (
+from qinco.comparison.formatting import (
     NOT_MEASURED,
     column,
     count,
@@ -18,7 +18,7 @@ from qinco.compare.formatting import (
     with_error,
     words,
 )
-from qinco.compare.reading import (
+from qinco.comparison.reading import (
     TARGETS,
     Crossing,
     Group,

@@ -11,10 +11,10 @@ from html.parser import HTMLParser
 import compared
 import pytest
 
-from qinco.compare import page
-from qinco.compare.export import CSV_COLUMNS, csv_text, markdown
-from qinco.compare.plots import spread
-from qinco.compare.reading import crossings, groups
+from qinco.comparison import page
+from qinco.comparison.export import CSV_COLUMNS, csv_text, markdown
+from qinco.comparison.plots import spread
+from qinco.comparison.reading import crossings, groups
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")

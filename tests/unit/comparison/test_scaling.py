@@ -2,8 +2,8 @@
 
 import pytest
 
-from qinco.compare.scaling import random_index, scaling
-from qinco.compare.step_time import time_training
+from qinco.comparison.scaling import random_index, scaling
+from qinco.comparison.step_time import time_training
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.errors import ConfigError
 

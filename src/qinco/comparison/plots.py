@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qinco.compare.formatting import column, measured, number, share, words
-from qinco.compare.reading import (
+from qinco.comparison.formatting import column, measured, number, share, words
+from qinco.comparison.reading import (
     TARGETS,
     Group,
     best,
@@ -18,8 +18,8 @@ from qinco.compare.reading import (
     result_of,
     rows_of,
 )
-from qinco.compare.svg import COLOURS, draw
-from qinco.compare.tables import timed
+from qinco.comparison.svg import COLOURS, draw
+from qinco.comparison.tables import timed
 
 _SIZE = (5.0, 4.3)
 _LABEL = 19  # characters of a name at the left

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from small_indexes import DIM, trained, vectors
 
-from qinco.compare.exact import time_exact
-from qinco.compare.hnsw import time_hnsw
-from qinco.compare.index_time import time_index
-from qinco.compare.installed import TimeOver, ended_after, is_installed
-from qinco.compare.problem import Problem, standard_error, time_search
-from qinco.compare.rival_index import rival_of, time_rival
+from qinco.comparison.exact import time_exact
+from qinco.comparison.hnsw import time_hnsw
+from qinco.comparison.index_time import time_index
+from qinco.comparison.installed import TimeOver, ended_after, is_installed
+from qinco.comparison.problem import Problem, standard_error, time_search
+from qinco.comparison.rival_index import rival_of, time_rival
 from qinco.errors import ConfigError, DataError
 
 FAST = {"seconds": 0.01, "progress": False}

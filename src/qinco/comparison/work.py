@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from qinco.codec.evaluate import median_us
-from qinco.compare.coders import CODERS, Coder
-from qinco.compare.inputs import Sources, Truth, scaled_like, usual_length
-from qinco.compare.installed import using_faiss
-from qinco.compare.linear import Space, make_space
-from qinco.compare.measures import Errors, judge
-from qinco.compare.ours import RESULTS, Ours, run_ours
-from qinco.compare.resources import one_thread, peak_memory
-from qinco.compare.rivals import Rival
+from qinco.comparison.coders import CODERS, Coder
+from qinco.comparison.inputs import Sources, Truth, scaled_like, usual_length
+from qinco.comparison.installed import using_faiss
+from qinco.comparison.linear import Space, make_space
+from qinco.comparison.measures import Errors, judge
+from qinco.comparison.ours import RESULTS, Ours, run_ours
+from qinco.comparison.resources import one_thread, peak_memory
+from qinco.comparison.rivals import Rival
 from qinco.machine import num_openmp_threads
 from qinco.progress import Progress
 from qinco.search.exhaustive import nearest_in_blocks

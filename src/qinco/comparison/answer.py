@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from qinco.compare.formatting import NOT_MEASURED, count, measured, memory, number, share, words
-from qinco.compare.reading import (
+from qinco.comparison.formatting import NOT_MEASURED, count, measured, memory, number, share, words
+from qinco.comparison.reading import (
     Crossing,
     Group,
     best,

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import qinco
-from qinco.compare.child import run_in_child
-from qinco.compare.inputs import GIVEN, HELD_OUT, OTHER, Sources, find_truths
-from qinco.compare.rivals import Rival
+from qinco.comparison.child import run_in_child
+from qinco.comparison.inputs import GIVEN, HELD_OUT, OTHER, Sources, find_truths
+from qinco.comparison.rivals import Rival
 from qinco.errors import ConfigError
 from qinco.progress import silent
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from qinco.compare.index_time import check_targets
-from qinco.compare.installed import TimeOver, ended_after, is_installed, using_faiss
-from qinco.compare.problem import RANK, TARGETS, Problem, time_search
+from qinco.comparison.index_time import check_targets
+from qinco.comparison.installed import TimeOver, ended_after, is_installed, using_faiss
+from qinco.comparison.problem import RANK, TARGETS, Problem, time_search
 from qinco.config import require_choice, require_int, require_number
 from qinco.machine import num_threads
 from qinco.maths.metrics import recall

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from qinco.codec.codec import Codec
 from qinco.codec.evaluate import median_us
-from qinco.compare.inputs import Sources, Truth
-from qinco.compare.measures import Errors, judge
-from qinco.compare.resources import one_thread, peak_memory
+from qinco.comparison.inputs import Sources, Truth
+from qinco.comparison.measures import Errors, judge
+from qinco.comparison.resources import one_thread, peak_memory
 from qinco.model.weights import Weights
 from qinco.progress import Progress
 from qinco.search.build import metric_of_codec, prepared

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from qinco.compare.options import FAMILIES, LEAST_BYTES, LIMIT_MINUTES, MINUTES, MOST_BYTES
+from qinco.comparison.options import FAMILIES, LEAST_BYTES, LIMIT_MINUTES, MINUTES, MOST_BYTES
 from qinco.config import METRICS, PRESETS, find_preset, require_int, require_number, suggest
 from qinco.errors import ConfigError, needs_extra
 from qinco.search.metric import Metric

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qinco.compare.formatting import measured, number, words
+from qinco.comparison.formatting import measured, number, words
 
 TARGETS = (0.9, 0.95, 0.99)
 METRICS = {"l2": "L2", "inner_product": "inner product", "cosine": "cosine"}
