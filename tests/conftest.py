@@ -4,6 +4,7 @@ What a processor computes is compared exactly where it can be. A GPU adds in ano
 as torch comes) is compared within rounding, and of searched codes a few may be others that are as good.
 """
 
+import signal
 import threading
 
 import pytest
@@ -13,6 +14,12 @@ import twin_device
 from qinco.maths import devices
 
 ELSEWHERE = [twin_device.NAME, pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def pytest_configure(config):
+    """Hear Ctrl-C, which a shell lets its background jobs ignore: tests of it would wait for ever."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish(session):
