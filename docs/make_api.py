@@ -17,7 +17,7 @@ SECTIONS = {
     "Codecs": ("codec", "store", "training"),
     "Collections": ("collection",),
     "Search": ("search", "decoders", "maths"),
-    "Comparisons": ("compare",),
+    "Comparisons": ("comparison",),
     "Options": ("config",),
     "Files and machine": ("description", "installation", "machine", "progress", "engines"),
     "Errors": ("errors",),
