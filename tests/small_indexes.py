@@ -14,7 +14,7 @@ DIM, NUM_VECTORS, NUM_LISTS = 6, 1500, 12
 _SETTINGS = {
     "num_steps": 4, "codebook_size": 16, "num_blocks": 1, "hidden_dim": 16, "num_pairs": 16, "beam_width": 4,
     "epochs": 2, "batch_size": 128, "narrow_beam": False, "precision": "float32", "device": "cpu", "seed": 1,
-    "rows_shuffled": True,
+    "rows_shuffled": True, "shrinks": False,  # codewords as long as the means that rankings correct
 }  # fmt: skip
 KINDS = ("plain", "ivf", "product")
 

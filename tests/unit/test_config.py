@@ -60,8 +60,8 @@ def test_steps_that_follow_a_network_are_ranked():
         ({"starts_from_coarse": True}, "contradicts num_lists=0"),
         ({"num_lists": 3}, "contradicts num_lists=3"),
         ({"codeword_skip": False, "embed_dim": 3}, "needs embed_dim = dim, not 3 and 7"),
-        ({"has_ranker": True, "has_preselector": False}, "has_ranker=True needs a pre-selector"),
-        ({"has_ranker": True, "num_blocks": 0}, "has_ranker=True needs a pre-selector"),
+        ({"has_ranker": True, "has_preselector": False}, "has_ranker=true needs a pre-selector"),
+        ({"has_ranker": True, "num_blocks": 0}, "has_ranker=true needs a pre-selector"),
     ],
 )
 def test_wrong_architectures_are_refused(fields, message):
