@@ -45,7 +45,8 @@ def draw(name: str, alt: str, size: tuple[float, float], paint: Callable[[Any], 
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_SETTINGS}), warnings.catch_warnings():
+    defaults = {name: matplotlib.rcParamsDefault[name] for name in matplotlib.rcParamsDefault if name != "backend"}
+    with matplotlib.rc_context(defaults | _SETTINGS), warnings.catch_warnings():  # (a backend would import pyplot)
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has other fonts
         figure = Figure(figsize=size)
         canvas = FigureCanvasSVG(figure)

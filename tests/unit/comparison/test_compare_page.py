@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import compared
@@ -233,3 +234,12 @@ def test_a_codec_that_loses_is_said_to_lose(report):
         key: [row | {"ours": row["family"] == "PQ"} for row in report[key]] for key in ("cells", "targets")
     }
     assert "more than the" in markdown(swapped) and "not worth it" in markdown(swapped)
+
+
+def test_figures_of_who_calls_it_are_left_alone(small, monkeypatch):
+    import matplotlib
+
+    monkeypatch.setitem(matplotlib.rcParams, "font.family", ["serif"])
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
+    page.html(small)
+    assert matplotlib.rcParams["font.family"] == ["serif"] and "matplotlib.pyplot" not in sys.modules
