@@ -45,8 +45,9 @@ def draw(name: str, alt: str, size: tuple[float, float], paint: Callable[[Any], 
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    defaults = {name: matplotlib.rcParamsDefault[name] for name in matplotlib.rcParamsDefault if name != "backend"}
-    with matplotlib.rc_context(defaults | _SETTINGS), warnings.catch_warnings():  # (a backend would import pyplot)
+    settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **_SETTINGS}
+    settings.pop("backend", None)  # which would import pyplot
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has other fonts
         figure = Figure(figsize=size)
         canvas = FigureCanvasSVG(figure)
