@@ -1,19 +1,14 @@
 """The page of a comparison in Debian's Chromium: light and dark, small, large and printed, with hostile names."""
 
 import copy
-import shutil
 
 import compared
 import pytest
 
 from qinco.comparison import page as report_page
 
-sync_api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 pytest.importorskip("matplotlib")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None:
-    pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
 
 HOSTILE = "</style></svg></pre><script>document.title='broken'</script><img src='http://x.invalid/a.png'>" + "W" * 120
 VIEWS = [(scheme, width) for scheme in ("light", "dark") for width in (1280, 390)]
@@ -34,34 +29,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def opened(browser):
+def opened(pages):
     """A function that opens a file; in the end nothing was reported, and nothing but these files was asked for."""
-    problems, asked, given, contexts = [], [], [], []
+    given = []
 
     def open_page(path, scheme="light", width=1280):
-        context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("request", lambda request: asked.append(request.url))
         given.append(path.as_uri())
-        page.goto(path.as_uri())
-        return page
+        return pages.open(given[-1], scheme, width)
 
     yield open_page
-    assert problems == [] and asked == given
-    for context in contexts:
-        context.close()
+    assert pages.messages == [] and [url for _, url in pages.asked] == given
 
 
 @pytest.mark.parametrize(("scheme", "width"), VIEWS)

@@ -1,6 +1,5 @@
 """The page in Debian's Chromium: light and dark, small and large, with a keyboard, and with hostile payloads."""
 
-import shutil
 import socket
 import threading
 import time
@@ -12,12 +11,8 @@ import pytest
 
 import qinco
 
-sync_api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 uvicorn = pytest.importorskip("uvicorn")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None:
-    pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><b>bold</b>"
 VIEWS = [(scheme, width) for scheme in ("light", "dark") for width in (1280, 390)]
@@ -72,35 +67,17 @@ def frozen(folder, tmp_path_factory) -> str:
         return qinco.page.write_page(docs, tmp_path_factory.mktemp("page") / "docs.html").as_uri()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def opened(browser):
+def opened(pages):
     """A function that opens an address; in the end no script has failed and nothing was asked of another origin."""
-    problems, asked, contexts = [], [], []
 
     def open_page(address, scheme="light", width=1280):
-        context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        page.on("request", lambda request: asked.append((address, request.url)))
-        page.goto(address)
+        page = pages.open(address, scheme, width)
         page.wait_for_selector("h2")
         return page
 
     yield open_page
-    assert problems == []
-    assert all(urlsplit(one)[:2] == urlsplit(of)[:2] for of, one in asked)
-    for context in contexts:
-        context.close()
+    assert all(urlsplit(one)[:2] == urlsplit(of)[:2] for of, one in pages.asked)
 
 
 @pytest.mark.parametrize(("scheme", "width"), VIEWS)

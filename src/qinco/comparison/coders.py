@@ -6,6 +6,7 @@ A coder works on float32 vectors (N, E). Its codes are ranked by `score`: the ne
 Shape suffixes: N vectors, E dimensions of what is coded, M codes of a vector.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ _EQUAL_LENGTHS = 1e-3  # relative spread of lengths that need not be stored
 _VALID_SHARE, _MAX_VALID = 10, 10_000
 
 
-class Coder:
+class Coder(ABC):
     """A quantizer whose codes are ranked by what they decode to.
 
     Attributes:
@@ -38,17 +39,17 @@ class Coder:
     def __init__(self, **settings):
         self.settings: dict[str, Any] = settings
 
+    @abstractmethod
     def fit(self, x_NE: np.ndarray) -> None:
         """Train on vectors."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, x_NE: np.ndarray, metric: str = "l2") -> np.ndarray:
         """Codes, uint8 (N, bytes), scalars included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Vectors, float32 (N, E)."""
-        raise NotImplementedError
 
     def score(self, codes: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """What ranks codes by a metric: v (N, E) and a (N,)."""
@@ -60,10 +61,6 @@ class Coder:
     def nbytes(self) -> int:
         """Of what was fitted."""
         return 0
-
-    def prefix(self, number: int) -> "Coder":
-        """The coder of its first codebooks, for one whose codebooks refine each other."""
-        raise NotImplementedError
 
 
 class FaissCoder(Coder):
@@ -142,6 +139,7 @@ class ResidualCoder(FaissCoder):
         super().fit(x_NE)
 
     def prefix(self, number: int) -> "ResidualCoder":
+        """The coder of its first codebooks."""
         shorter, quantizer = ResidualCoder(number), self.index.rq
         shorter._dim, shorter.code_bytes = self._dim, number
         shorter.index = shorter._new(self._dim)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from qinco.codec.evaluate import median_us
-from qinco.comparison.coders import CODERS, Coder
+from qinco.comparison.coders import CODERS, Coder, ResidualCoder
 from qinco.comparison.inputs import Sources, Truth, scaled_like, usual_length
 from qinco.comparison.installed import using_faiss
 from qinco.comparison.linear import Space, make_space
@@ -51,8 +51,10 @@ def _run_rival(job: Rival, sources: Sources, truths: list[Truth], report: Progre
     some_ND = x_ND[:_TIMED_ROWS].copy()
     del x_ND
     for size in (*job.prefixes, job.size):
-        own = coder if size == job.size else coder.prefix(size)
-        is_whole = own is coder
+        own, is_whole = coder, size == job.size
+        if not is_whole:
+            assert isinstance(coder, ResidualCoder)  # jobs of no other kind have prefixes
+            own = coder.prefix(size)
         named = {"id": job.id, "method": job.method, "prefix_of": None}
         if not is_whole:
             named = {"id": f"{job.id}-first-{size}", "method": f"first {size} codebooks of {job.method}"}
