@@ -64,6 +64,7 @@ class NumpyDecoder:
             x_ND = x_ND + self._codewords(step, embed_KE, codes_N, x_ND)
             yield self.weights.denormalize(x_ND)
 
+    @np.errstate(over="ignore", invalid="ignore")  # OpenBLAS sets these flags by lanes that it drops
     def _codewords(self, step: StepWeights, embed_KE: np.ndarray | None, codes_N, x_ND: np.ndarray) -> np.ndarray:
         """The implicit codewords f(c, x̂), float32 (N, D); as `qinco.model.step.Step` computes them."""
         c_ND = step.codebook_KD[codes_N]
