@@ -1,15 +1,19 @@
 """The page in Debian's Chromium: light and dark, small and large, with a keyboard, and with hostile payloads."""
 
+import json
+import shutil
 import socket
+import sqlite3
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 
 import qinco
+from qinco.collection.schema import FILE
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 uvicorn = pytest.importorskip("uvicorn")
@@ -28,6 +32,12 @@ def folder(tmp_path_factory):
         docs.upsert(range(1200), x_ND[:1200], [{"text": HOSTILE, "year": 1990 + n % 30} for n in range(1200)])
         docs.optimize()
         docs.upsert([HOSTILE, "42"], x_ND[1200:1202], [{"year": 2000}, {"year": 2001}])
+        docs.evaluate(x_ND[:1200], keep=True)
+    shutil.copytree(folder / "docs.qinco", folder / "old.qinco")
+    with closing(sqlite3.connect(folder / "old.qinco" / FILE)) as connection, connection:  # before times were measured
+        (kept,) = connection.execute("SELECT value FROM meta WHERE name = 'recall'").fetchone()
+        kept = json.dumps({name: value for name, value in json.loads(kept).items() if name != "latency"})
+        connection.execute("UPDATE meta SET value = ? WHERE name = 'recall'", (kept,))
     qinco.Collection.create(folder / "new.qinco").close()
     names = {"a/b": {"dim": 16, "metric": "l2"}, "<i>c": {"dim": 16}}
     with qinco.NamedCollection.create(folder / "things.qinco", names) as things:
@@ -90,13 +100,37 @@ def test_every_view_is_accessible_and_fits(opened, url, frozen, kind, scheme, wi
     assert page.locator("canvas").count() == 2  # errors and sizes of lists
 
 
+def facts_of(page) -> dict:
+    return dict(zip(page.locator("dt").all_inner_texts(), page.locator("dd").all_inner_texts(), strict=True))
+
+
 def test_numbers_are_shown(opened, url):
     page = opened(f"{url}/#docs")
-    facts = dict(zip(page.locator("dt").all_inner_texts(), page.locator("dd").all_inner_texts(), strict=True))
+    facts = facts_of(page)
     assert facts["Records"] == "1,202" and facts["Compressed"] == "1,200" and facts["Kept exactly"] == "2"
     page.locator("nav a", has_text="new").click()
     page.wait_for_selector("h1:has-text('new')")
     assert page.locator("dd").first.inner_text() == "0"
+
+
+@pytest.mark.parametrize("kind", ["served", "frozen"])
+def test_recall_and_times_are_shown(opened, url, frozen, folder, kind):
+    with qinco.Collection.open(folder / "docs.qinco", read_only=True) as docs:
+        found = docs.stats()["recall"]
+    page = opened(f"{url}/#docs" if kind == "served" else frozen)
+    facts, latency = facts_of(page), found["latency"]
+    assert float(facts["Recall@10"]) == pytest.approx(found["recall"], rel=0.01) and facts["Queries"] == "100"
+    for name, time_ in (("A query alone takes", "microseconds"),
+                        ("A query in a batch of 100 takes", "batch_microseconds")):  # fmt: skip
+        number, unit = facts[name].split()
+        assert unit == "µs" and float(number) == pytest.approx(latency[time_], rel=0.01)
+    assert (facts["Threads"], facts["Machine"]) == (str(latency["threads"]), latency["machine"])
+
+
+def test_times_of_an_older_collection_are_not_measured(opened, url):
+    facts = facts_of(opened(f"{url}/#old"))
+    assert facts["A query alone takes"] == facts["A query in a batch takes"] == "not measured"
+    assert "Recall@10" in facts and "Machine" not in facts
 
 
 @pytest.mark.parametrize("kind", ["served", "frozen"])

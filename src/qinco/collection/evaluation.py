@@ -1,9 +1,11 @@
-"""How many of the nearest records a collection finds, beside an exact search over their original vectors.
+"""How many of the nearest records a collection finds, beside an exact search over their original vectors, and how fast.
 
 Shape suffixes: Q queries, R results, N records, n vectors of a block, D dimension.
 """
 
 import sqlite3
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +16,7 @@ from qinco.collection.row_source import RowSource, Vectors
 from qinco.collection.schema import set_value, value_of
 from qinco.config import require_int
 from qinco.errors import DataError
+from qinco.machine import num_threads, processor_name
 from qinco.progress import Progress
 from qinco.search.exhaustive import nearest_in_blocks
 from qinco.search.metric import Metric
@@ -22,6 +25,7 @@ from qinco.vectors.rows import as_source, check_dim
 
 _PLACES = 20  # of a source where sampled queries begin: each is read by itself
 _BLOCK_ROWS = 1 << 14
+_TIMED_QUERIES, _TIMED_BATCHES, _TIMED_SECONDS = 100, 3, 2.0  # at most; of what was timed the median is reported
 _KEPT = "recall"  # in the table `meta`
 
 
@@ -49,22 +53,47 @@ def evaluate(
         wanted, met, num_queries = wanted + len(near), met + len(near & hits), num_queries + bool(near)
     if not wanted:
         raise DataError(f"{rows.name} must hold more than one vector, and there must be a query, to measure recall")
-    return {"recall": met / wanted, "k": k, "num_queries": num_queries, "num_vectors": number}
+    latency = _latency(lambda x_QD: collection.search(x_QD, k, with_payload=False, **options), queries_QD)
+    return {"recall": met / wanted, "k": k, "num_queries": num_queries, "num_vectors": number, "latency": latency}
 
 
-def keep_recall(connection: sqlite3.Connection, found: dict) -> None:
-    """Write down what `evaluate` has measured just now."""
+def _latency(search: Callable, queries_QD: np.ndarray) -> dict:
+    """Times of a search that has just run, with what they depend on."""
+    batch_QD = queries_QD[:_BLOCK_ROWS]
+    ones = _times(search, [query_D[None] for query_D in queries_QD[:_TIMED_QUERIES]])
+    batches = _times(search, [batch_QD] * _TIMED_BATCHES)
+    return {
+        "microseconds": 1e6 * float(np.median(ones)), "batch": len(batch_QD),
+        "batch_microseconds": 1e6 * float(np.median(batches)) / len(batch_QD),
+        "threads": num_threads(), "machine": processor_name(),
+    }  # fmt: skip
+
+
+def _times(search: Callable, inputs: list[np.ndarray]) -> list[float]:
+    """Seconds of a search of each input, or of the first ones."""
+    seconds: list[float] = []
+    for x_QD in inputs:
+        begun = time.perf_counter()
+        search(x_QD)
+        seconds.append(time.perf_counter() - begun)
+        if sum(seconds) >= _TIMED_SECONDS:
+            break
+    return seconds
+
+
+def keep_recall(connection: sqlite3.Connection, found: dict, state: list) -> None:
+    """Write down what `evaluate` has measured just now, when `state_of` was `state`."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    set_value(connection, _KEPT, found | {"measured_at": now, "state": _state(connection)})
+    set_value(connection, _KEPT, found | {"measured_at": now, "state": state})
 
 
 def kept_recall(connection: sqlite3.Connection) -> dict | None:
     """What was written down last, and whether vectors are still those that were searched."""
     found = value_of(connection, _KEPT)
-    return None if found is None else found | {"is_current": found.pop("state", None) == _state(connection)}
+    return None if found is None else found | {"is_current": found.pop("state", None) == state_of(connection)}
 
 
-def _state(connection: sqlite3.Connection) -> list:
+def state_of(connection: sqlite3.Connection) -> list:
     """What changes whenever vectors do."""
     ends = "SELECT name, seq FROM sqlite_sequence WHERE name <> 'points' ORDER BY name"
     return [*map(list, connection.execute(ends)), *connection.execute("SELECT count(*) FROM fresh").fetchone()]

@@ -18,6 +18,7 @@ from qinco.collection.schema import value_of
 from qinco.collection.sources import open_rows
 from qinco.collection.stages import usual_minutes
 from qinco.collection.whole_job import WholeJob
+from qinco.config import require_bool
 from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.progress import Progress, ProgressOption, counted, reporting
 from qinco.vectors.rows import as_source
@@ -66,9 +67,9 @@ class FilledCollection(MaintainedCollection):
 
     def evaluate(
         self, source, *, ids=None, vector: str | None = None, queries=None, num_queries: int = 100, k: int = 10,
-        nprobe: int | None = None, num_short: int | None = None, progress: ProgressOption = None,
+        nprobe: int | None = None, num_short: int | None = None, keep: bool = False, progress: ProgressOption = None,
     ) -> dict:  # fmt: skip
-        """Measure the recall of `search` beside an exact search over the original vectors.
+        """Measure the recall of `search` beside an exact search over the original vectors, and its time.
 
         Args:
             source, ids, vector: what the records were made of, as of `upsert_from`.
@@ -77,10 +78,13 @@ class FilledCollection(MaintainedCollection):
             num_queries: records to take.
             k: hits of each query.
             nprobe, num_short: as of `search`.
+            keep: write what was measured into the collection, for `stats` and the page about it.
             progress: see `qinco.progress`.
 
         Returns:
-            "recall", the share of the k nearest records that `search` finds; "k", "num_queries" and "num_vectors".
+            "recall", the share of the k nearest records that `search` finds; "k", "num_queries" and "num_vectors";
+            "latency", the median time of a query without payloads: "microseconds" where queries come one by one,
+            "batch_microseconds" in batches of "batch" queries, and the number of "threads" and the "machine" it was on.
 
         Example:
             >>> docs.evaluate({"id": ["a", "b"], "vector": vectors[:2]}, k=1)["recall"]
@@ -92,9 +96,18 @@ class FilledCollection(MaintainedCollection):
         rows = open_rows(source, ids=ids, payload=False, vector=vector, dim=self.dim, missing=True)
         if rows.is_read_once and queries is None:
             raise ConfigError(f"{rows.name} is read once, and the queries would be taken of it: give queries=")
+        require_bool("keep", keep)
+        if keep:
+            self._database.check_writable()
         options = {"nprobe": nprobe, "num_short": num_short}
+        with self._viewing() as view:
+            state = evaluation.state_of(view.connection)  # others may write meanwhile
         with reporting(progress) as report:
-            return evaluation.evaluate(self, rows, queries, num_queries, k, options, report)
+            found = evaluation.evaluate(self, rows, queries, num_queries, k, options, report)
+        if keep:
+            with self._database.writing() as connection:
+                evaluation.keep_recall(connection, found, state)
+        return found
 
     def retrain(
         self, ids, vectors, *, minutes: float | None = None, progress: ProgressOption = None, **training
@@ -182,11 +195,9 @@ class FilledCollection(MaintainedCollection):
 
     def _measure(self, originals: dict, report: Progress) -> None:
         """Measure recall, say it, and write it down; `originals` are arguments of `evaluate`."""
-        found = self.evaluate(**originals, progress=report)
+        found = self.evaluate(**originals, keep=True, progress=report)
         log.info("recall@%d is %.3f: the share of the %d nearest records of an exact search that search finds (%s)",
                  found["k"], found["recall"], found["k"], counted(found["num_queries"], "query"))  # fmt: skip
-        with self._database.writing() as connection:
-            evaluation.keep_recall(connection, found)
 
     def _filled(self, rows: RowSource, originals: dict, minutes: float | None, progress: ProgressOption) -> Self:
         """Do what `create` does with a source, and return the collection; `originals` are arguments of `evaluate`."""

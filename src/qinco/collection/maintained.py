@@ -133,8 +133,8 @@ class MaintainedCollection(SharedCollection):
         """Numbers of records, vectors and bytes, the error of segments, and warnings.
 
         "error" is the mean of ‖x − x̂‖² / ‖x‖² of vectors that the codec was not trained on, or that it encoded first;
-        "drift" is how many times larger it is in the newest segment. "recall" is what `create` or `retrain` measured
-        last, when, and whether vectors are the same since.
+        "drift" is how many times larger it is in the newest segment. "recall" is what `create`, `retrain` or
+        `evaluate(keep=True)` measured last, when, and whether vectors are the same since.
 
         Example:
             >>> docs.stats()["records"]

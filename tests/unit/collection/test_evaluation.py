@@ -11,6 +11,7 @@ from small_indexes import trained, vectors
 
 from qinco.collection.collection import Collection
 from qinco.errors import ConfigError, DataError
+from qinco.machine import processor_name, using_threads
 
 X_ND = vectors(3000, 3)
 IDS = [f"doc-{row}" for row in range(len(X_ND))]
@@ -27,6 +28,11 @@ def plain_recall(docs, queries_QD, own_Q, k, ids=IDS, x_ND=X_ND):
     return np.mean(shares)
 
 
+def without_times(found):
+    """A measurement without what differs from one to the next."""
+    return {name: value for name, value in found.items() if name != "latency"}
+
+
 @pytest.fixture(scope="module")
 def docs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation") / "c.qinco"
@@ -38,8 +44,8 @@ def docs(tmp_path_factory):
 def test_creation_measures_recall_of_sampled_records(docs):
     kept = docs.stats()["recall"]
     assert kept.pop("is_current") and datetime.fromisoformat(kept.pop("measured_at")).tzinfo is not None
-    found = kept
-    assert found == docs.evaluate({"id": IDS, "vector": X_ND}) and 0 < found["recall"] < 1
+    found, again = kept, docs.evaluate({"id": IDS, "vector": X_ND})
+    assert without_times(found) == without_times(again) and 0 < found["recall"] < 1
     assert (found["k"], found["num_queries"], found["num_vectors"]) == (10, 100, len(X_ND))
     starts = np.unique(np.linspace(0, len(X_ND) - 5, 20).astype(int))
     rows = (starts[:, None] + np.arange(5)).ravel()
@@ -69,7 +75,7 @@ def test_queries_are_sampled_across_row_groups(docs, tmp_path):
     columns = {"id": IDS, "vector": pa.FixedSizeListArray.from_arrays(pa.array(X_ND.ravel()), X_ND.shape[1])}
     pq.write_table(pa.table(columns), tmp_path / "x.parquet", row_group_size=7)
     found = docs.evaluate(tmp_path / "x.parquet")
-    assert found == {name: docs.stats()["recall"][name] for name in found}
+    assert without_times(found) == {name: docs.stats()["recall"][name] for name in without_times(found)}
 
 
 @pytest.mark.parametrize("payload", [True, False])
@@ -91,10 +97,44 @@ def test_recall_is_dated_and_measured_again_where_the_originals_are_there(tmp_pa
         assert kept() == first | {"is_current": False}  # by some others than the records
         docs.upsert([1, 2], X_ND[1:3])
         docs.retrain(range(1200), x_ND, **training)
-        found, again = kept(), docs.evaluate(x_ND)
+        found, again = kept(), without_times(docs.evaluate(x_ND))
         assert found["is_current"] and again == {name: found[name] for name in again} and found["num_vectors"] == 1200
         docs.add_field("year", "integer") if payload else None
         assert kept()["is_current"]
+
+
+def test_times_are_kept_with_what_they_depend_on(docs):
+    before = docs.stats()["recall"]
+    with using_threads(1):
+        found = docs.evaluate({"id": IDS, "vector": X_ND}, num_queries=40)
+    assert found["latency"].keys() == before["latency"].keys() and docs.stats()["recall"] == before
+    assert (found["latency"]["threads"], found["latency"]["batch"]) == (1, 40)
+    assert found["latency"]["machine"] == processor_name()
+    assert found["latency"]["batch_microseconds"] > 0 and found["latency"]["microseconds"] > 0
+
+
+def test_a_measurement_is_kept_on_request(tmp_path):
+    with Collection.create(tmp_path / "c.qinco", metric="l2") as docs:
+        docs.upsert(range(50), X_ND[:50])
+        assert docs.stats()["recall"] is None
+        found = docs.evaluate(X_ND[:50], k=3, keep=True)
+    with Collection.open(tmp_path / "c.qinco", read_only=True) as docs:
+        kept = docs.stats()["recall"]
+        assert kept.pop("is_current") and kept.pop("measured_at") and kept == found
+        with pytest.raises(ConfigError, match="read_only"):
+            docs.evaluate(X_ND[:50], keep=True)
+
+
+def test_what_is_written_while_it_is_measured_makes_it_old(tmp_path):
+    with Collection.create(tmp_path / "c.qinco", metric="l2") as docs:
+        docs.upsert(range(50), X_ND[:50])
+
+        def batches():
+            yield {"id": [*range(50)], "vector": X_ND[:50]}
+            docs.upsert([50], X_ND[50:51])
+
+        docs.evaluate(batches(), queries=X_ND[60:70], keep=True)
+        assert not docs.stats()["recall"]["is_current"]
 
 
 def test_what_cannot_be_measured_is_said(docs, tmp_path):

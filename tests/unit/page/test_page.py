@@ -41,6 +41,13 @@ def test_numbers_are_those_of_the_collection(docs):
     json.dumps(data, allow_nan=False)
 
 
+def test_recall_and_times_are_those_measured_last(docs, tmp_path):
+    assert collection_data(docs, "docs")["recall"] is None
+    found = docs.evaluate({"id": range(800), "vector": X[:800]}, keep=True)
+    data = embedded(write_page(docs, tmp_path / "x.html").read_text())["collections"][0]
+    assert data["recall"] == docs.stats()["recall"] and data["recall"]["latency"] == found["latency"]
+
+
 def test_neighbours_have_their_rank_among_all_vectors(docs):
     hits, exact = neighbours(docs, 7), docs.search_by_id(7, 10, exact=True)
     assert [hit["id"] for hit in hits] == [hit.id for hit in docs.search_by_id(7, 10)]

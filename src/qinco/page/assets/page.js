@@ -126,11 +126,16 @@ function listsPart(one) {
 
 function recallPart(one) {
   const found = one.recall;
-  if (!found) return part("Recall", element("p", {}, "It was not measured: Collection.evaluate(source) does."));
+  if (!found) return part("Recall and time", element("p", {}, "Not measured: Collection.evaluate(source, keep=True) does."));
+  const time = (value) => (typeof value === "number" ? `${digits(value, 3)} µs` : "not measured");
+  const latency = found.latency || {}, of = found.latency ? ` of ${count(latency.batch)}` : "";
+  const since = found.is_current ? "" : " Vectors have changed since.";
+  const hint = `Beside an exact search over the original vectors, measured last${found.measured_at ? ` at ${found.measured_at}` : ""}.${since}`;
   const shown = [[`Recall@${found.k}`, digits(found.recall, 3)], ["Queries", count(found.num_queries)],
-    ["Vectors then", count(found.num_vectors)]];
-  if (found.microseconds) shown.push(["A query takes", `${digits(found.microseconds, 3)} µs`]);
-  return part("Recall", element("p", { class: "hint" }, "Beside an exact search over the original vectors, when it was last measured."), facts(shown));
+    ["Vectors then", count(found.num_vectors)], ["A query alone takes", time(latency.microseconds)],
+    [`A query in a batch${of} takes`, time(latency.batch_microseconds)]];
+  if (found.latency) shown.push(["Threads", count(latency.threads)], ["Machine", latency.machine]);
+  return part("Recall and time", element("p", { class: "hint" }, hint), facts(shown));
 }
 
 const payloadText = (payload) => (typeof payload === "string" ? payload : payload ? JSON.stringify(payload) : "");
