@@ -189,15 +189,22 @@ class Collection(ChangedCollection, FilledCollection):
             page = {"limit": limit, "after": after, "order_by": order_by}
             return finding.get(view, ids, where, **page, with_payload=with_payload, with_vectors=with_vectors)
 
-    def sample(self, number: int = 1, *, seed: int | None = None) -> list[Id]:
-        """Ids of random records that have a vector, all of them if there are fewer than `number`.
+    def sample(self, number: int = 1, where=None, *, has_vector: bool = True, seed: int | None = None) -> list[Id]:
+        """Ids of random records, each once, in random order: all of them if there are fewer than `number`.
+
+        Args:
+            number: of ids at most.
+            where: a filter that the records fulfil; None for all.
+            has_vector: only records that have a vector.
+            seed: of the choice; None: another one each time.
 
         Example:
             >>> docs.search_by_id(docs.sample()[0])  # what is near a record
         """
         require_int("number", number)
+        require_bool("has_vector", has_vector)
         with self._viewing() as view:
-            return finding.sample(view, number, seed)
+            return finding.sample(view, number, seed, where, has_vector)
 
     def count(self, where=None) -> int:
         """The number of records, or of those for which a filter is true."""

@@ -115,15 +115,22 @@ def count(view: View, where) -> int:
     return view.connection.execute(f"SELECT count(*) FROM points WHERE {expression}", parameters).fetchone()[0]
 
 
-def sample(view: View, number: int, seed: int | None) -> list[Id]:
-    """Ids of some records that have a vector, each once, in random order."""
-    keys = view.moment.keys
-    chosen = np.random.default_rng(seed).permutation(len(keys))[: number if not view.is_multi else 4 * number]
-    if not view.has_points:
-        return keys[chosen].tolist()
-    query = "SELECT id FROM points WHERE key <= ? ORDER BY key DESC LIMIT 1"  # the record that a vector is of
-    ids = (view.connection.execute(query, (key,)).fetchone()[0] for key in keys[chosen].tolist())
-    return list(dict.fromkeys(ids))[:number]
+def sample(view: View, number: int, seed: int | None, where, has_vector: bool) -> list[Id]:
+    """What `Collection.sample` returns."""
+    random = np.random.default_rng(seed)
+    if where is None and not view.has_points:
+        return random.permutation(view.moment.keys)[:number].tolist()
+    if where is None and has_vector and view.has_own_vectors:
+        keys = random.permutation(view.moment.keys)[: number if not view.is_multi else 4 * number].tolist()
+        query = "SELECT id FROM points WHERE key <= ? ORDER BY key DESC LIMIT 1"  # the record that a vector is of
+        ids = (view.connection.execute(query, (key,)).fetchone()[0] for key in keys)
+        return list(dict.fromkeys(ids))[:number]
+    expression, parameters = condition(where, view)
+    if has_vector:
+        expression = f"({expression}) AND {view.has_vector[view.name]}"
+    keys = random.permutation(find_keys(view.connection, expression, parameters))[:number].tolist()
+    known = ids_of(view, keys)
+    return [known[key] for key in keys]
 
 
 def ids_of(view: View, keys: Sequence[int]) -> dict[int, Id]:

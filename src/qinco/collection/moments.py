@@ -156,6 +156,16 @@ class View:
     def moment(self) -> Moment:
         return self._moments.at(self.connection, self.version)
 
+    @property
+    def name(self) -> str | None:
+        """Of its vectors; None if they have none, or those of all names are in view."""
+        return next((name for name, one in self._moments.names.items() if one.number == self.number), None)
+
+    @property
+    def has_own_vectors(self) -> bool:
+        """Whether its moment has all vectors in view."""
+        return self.name is not None or not self._moments.names
+
 
 class Moments:
     """The newest known moment of a collection in this process; threads share it.

@@ -207,6 +207,15 @@ class NamedCollection:
         """
         return self._main.get(ids, where, with_vectors=self._checked(with_vectors), **options)
 
+    def sample(self, number: int = 1, where=None, *, has_vector: bool = True, seed: int | None = None) -> list[Id]:
+        """Ids of random records, in random order; see `Collection.sample`.
+
+        Args:
+            where: a filter, such as {"$vector": "text"}.
+            has_vector: only records that have a vector, of any name.
+        """
+        return self._main.sample(number, where, has_vector=has_vector, seed=seed)
+
     def update_payload(self, payload, *, ids=None, where=None, mode: str = "merge", key: str | None = None) -> int:
         """Change the payload of records, whose vectors stay; see `Collection.update_payload`."""
         return self._main.update_payload(payload, ids=ids, where=where, mode=mode, key=key)

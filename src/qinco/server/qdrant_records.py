@@ -197,3 +197,9 @@ def page(
         found = collection.get(where=among, **kinds)
     found += collection.get(where=where, after=offset, limit=limit + 1 - len(found), **kinds)
     return found[:limit], found[limit].id if len(found) > limit else None
+
+
+def sampled(collection: Served, where: dict | None, limit: int, kinds: dict[str, Any]) -> list[Record]:
+    """Random records in random order, also those without vectors."""
+    ids = collection.sample(limit, where, has_vector=False)
+    return collection.get(ids, **kinds) if ids else []

@@ -23,6 +23,7 @@ from qinco.server.qdrant_records import (
     metrics_of,
     named,
     page,
+    sampled,
     vectors_by_name,
     where_of,
 )
@@ -58,11 +59,14 @@ class Found:
 async def find(state: Any, name: str, body: Request, k: int, kinds: dict[str, Any]) -> list[Found]:
     """The first k results of a query, whatever kind it is."""
     collection, where, query = state.catalog.get(name), where_of(body.filter), body.query
-    if query is None or isinstance(query, m.OrderByQuery):
+    if query is None or isinstance(query, m.OrderByQuery | m.SampleQuery):
         if body.score_threshold is not None:
             raise ConfigError("Wrong input: a score_threshold needs a query that gives scores: leave it out")
         if query is None:
             records, _ = await state.work.read(page, collection, where, k, None, kinds)
+            return [Found(record, 1.0) for record in records]
+        if isinstance(query, m.SampleQuery):
+            records = await state.work.read(sampled, collection, where, k, kinds)
             return [Found(record, 1.0) for record in records]
         pairs = await state.work.read(ordered, collection, where, query.order_by, k, kinds)
         return [Found(record, 1.0, value) for record, value in pairs]

@@ -131,6 +131,18 @@ def test_filters_and_ids_restrict_searches(docs):
     assert docs.search(QUERIES[0], where={"group": 7}) == []
 
 
+def test_samples_are_random_records(docs):
+    docs.upsert([500, "bare"], [None, None], [{"group": 1}, None])
+    assert docs.sample(5, seed=1) == docs.sample(5, seed=1) != docs.sample(5, seed=2)
+    for where in None, {"group": 1}, {"n": {"lt": 4}}, {"n": -1}:
+        for has_vector in True, False:
+            known = {one.id for one in docs.get(where=where, with_vectors=True)
+                     if one.vector is not None or not has_vector}  # fmt: skip
+            found = docs.sample(1000, where, has_vector=has_vector)
+            assert len(found) == len(known) and {*found} == known and len(docs.sample(3, where)) == min(3, len(known))
+    assert np.ptp([id for id in docs.sample(100, {"$not": {"n": -1}}, seed=0) if not isinstance(id, str)]) > N / 2
+
+
 def test_payloads_change_and_vectors_stay(docs):
     assert docs.update_payload({"seen": True, "group": 9}, ids=[1, "s2", "unknown"]) == 2
     assert docs.get(1)[0].payload == PAYLOADS[1] | {"seen": True, "group": 9}

@@ -64,6 +64,15 @@ def test_filters_know_which_vectors_a_record_has(docs):
     assert {hit.id for hit in docs.search(X[0], 100, {"$vector": "text"}, using="image")} == {*range(1, 60, 2)}
 
 
+def test_samples_know_which_vectors_a_record_has(docs):
+    fill(docs)
+    docs.upsert(["none"], {}, [{"n": 7}])
+    assert {*docs.sample(100)} == {*range(60)} and {*docs.sample(100, has_vector=False)} == {*range(60), "none"}
+    assert {*docs.sample(100, {"$vector": "text"})} == {*range(1, 60, 2)} == {*docs.parts["text"].sample(100)}
+    assert {*docs.parts["text"].sample(100, {"n": 1})} == {*range(1, 60, 6)} and docs.sample(3, {"n": 7}) == []
+    assert len(docs.sample(7, seed=1)) == 7 and docs.sample(7, seed=1) == docs.sample(7, seed=1)
+
+
 def test_vectors_change_alone(docs):
     fill(docs)
     docs.optimize(progress=False)

@@ -100,6 +100,22 @@ def test_queries_without_examples_are_pages(client):
     assert ids(find(client, query={"order_by": {"key": "n", "direction": "desc"}}, limit=2, offset=1)) == [38, 37]
 
 
+def test_samples_are_random_points(client):
+    result(client.put("/collections/c/points", json={"points": [{"id": 50, "vector": {}, "payload": {"of": 3}}]}))
+    random = {"sample": "random"}
+    everyone = find(client, query=random, limit=100, with_payload=True)
+    assert sorted(ids(everyone)) == [*range(40), 50] and ids(everyone) != ids(find(client, query=random, limit=100))
+    assert all(one["score"] == 1.0 and one["payload"]["of"] in (one["id"] % 7, 3) for one in everyone)
+    third = {"must": [{"key": "of", "match": {"value": 3}}]}
+    assert {*ids(find(client, query=random, limit=100, filter=third))} == {3, 10, 17, 24, 31, 38, 50}
+    assert len(find(client, query=random, filter=third, limit=2, offset=1)) == 2
+    body = {"query": random, "group_by": "of", "limit": 9, "group_size": 9}
+    groups = result(client.post("/collections/c/points/query/groups", json=body))["groups"]
+    assert sorted(id for group in groups for id in ids(group["hits"])) == [*range(40), 50]
+    assert "score_threshold" in error(client.post("/collections/c/points/query",
+                                                  json={"query": random, "score_threshold": 0.5}), 400)  # fmt: skip
+
+
 def test_hits_may_be_diverse(client, distance):
     nearest_only = {"nearest": QUERY.tolist(), "mmr": {"diversity": 0.0, "candidates_limit": 20}}
     alone = find(client, query=nearest_only, limit=5)

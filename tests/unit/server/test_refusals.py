@@ -19,7 +19,6 @@ REFUSED = {
     ),
     "fusion": m.QueryRequest(query=m.FusionQuery(fusion=m.Fusion.RRF)),
     "discovery": m.QueryRequest(query=m.DiscoverQuery(discover=m.DiscoverInput(target=1, context=[]))),
-    "random samples": m.QueryRequest(query=m.SampleQuery(sample=m.Sample.RANDOM)),
     "documents": m.QueryRequest(query=m.Document(text="a", model="b")),
     "original vectors": m.QueryRequest(
         query=[1.0], params=m.SearchParams(quantization=m.QuantizationSearchParams(ignore=True))
