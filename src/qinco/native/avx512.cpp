@@ -5,6 +5,7 @@
 #define BF16 0
 #include "gradient.h"
 #include "kernels.h"
+#include "orthogonal.h"
 #include "graph.h"
 #include "scan.h"
 #include "tables.h"

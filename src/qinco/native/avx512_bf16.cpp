@@ -5,3 +5,4 @@
 #define BF16 1
 #include "gradient.h"
 #include "kernels.h"
+#include "orthogonal.h"

@@ -134,6 +134,24 @@ int qinco_add_gradient(void* gradient, const qinco_batch* batch, const qinco_lay
   }
 }
 
+// Brings the singular values of matrices near to one; `polynomials` (iterations, 3) are those of orthogonal.h. Returns 0, or
+// 1 where memory is exhausted.
+int qinco_orthogonalize(const qinco_matrix* matrices, int count, const float* polynomials, int iterations, int threads,
+                        int bf16, int level) {
+  try {
+#if defined(__x86_64__)
+    switch (level) {
+      case 3: return avx512_bf16::orthogonalize(matrices, count, polynomials, iterations, threads, bf16), 0;
+      case 2: return avx512::orthogonalize(matrices, count, polynomials, iterations, threads, bf16), 0;
+      case 1: return avx2::orthogonalize(matrices, count, polynomials, iterations, threads, bf16), 0;
+    }
+#endif
+    return portable::orthogonalize(matrices, count, polynomials, iterations, threads, bf16), 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
 // Tables and centroids for searching inverted lists, or null where memory is exhausted.
 void* qinco_create_scanner(const qinco_scanner_sizes* sizes, const float* centroids, const float* tables,
                            const float* levels, int level) {

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define QINCO_INTERFACE 8  // one more with each change of what is exported; as in library.py
+#define QINCO_INTERFACE 9  // one more with each change of what is exported; as in library.py
 
 extern "C" {
 
@@ -71,6 +71,12 @@ struct qinco_batch {
   double *losses, *counts, *sums, *squares;
 };
 
+// A matrix of finite values, row-major, which is replaced.
+struct qinco_matrix {
+  float* values;
+  int32_t rows, columns;
+};
+
 // Python's PyGILState_Ensure, PyErr_CheckSignals, PyErr_Fetch and PyGILState_Release.
 struct qinco_python {
   int (*ensure)();
@@ -106,16 +112,20 @@ struct AnyGradient {
 namespace avx512_bf16 {
 AnyEngine* make(const qinco_sizes&, const qinco_step*);
 AnyGradient* make_gradient(const qinco_sizes&);
+void orthogonalize(const qinco_matrix*, int count, const float* polynomials, int iterations, int threads, bool bf16);
 }
 namespace avx512 {
 AnyEngine* make(const qinco_sizes&, const qinco_step*);
 AnyGradient* make_gradient(const qinco_sizes&);
+void orthogonalize(const qinco_matrix*, int count, const float* polynomials, int iterations, int threads, bool bf16);
 }
 namespace avx2 {
 AnyEngine* make(const qinco_sizes&, const qinco_step*);
 AnyGradient* make_gradient(const qinco_sizes&);
+void orthogonalize(const qinco_matrix*, int count, const float* polynomials, int iterations, int threads, bool bf16);
 }
 namespace portable {
 AnyEngine* make(const qinco_sizes&, const qinco_step*);
 AnyGradient* make_gradient(const qinco_sizes&);
+void orthogonalize(const qinco_matrix*, int count, const float* polynomials, int iterations, int threads, bool bf16);
 }

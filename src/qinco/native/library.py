@@ -21,7 +21,7 @@ from qinco.interrupts import is_main_thread
 
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 _LOG = logging.getLogger(__name__)
-_INTERFACE = 8  # of the library, as in engine.h
+_INTERFACE = 9  # of the library, as in engine.h
 _FLOATS = POINTER(c_float)
 _MAX_COUNT = (1 << 31) - 1  # larger counts of candidates mean all
 _SHORT_CALL = 1e9  # operations: a fraction of a second on one slow core
@@ -264,6 +264,7 @@ def compiled() -> Any:
         "qinco_create_gradient": (c_void_p, POINTER(Sizes), c_int),
         "qinco_destroy_gradient": (None, c_void_p),
         "qinco_add_gradient": (c_int, *[c_void_p] * 4, c_int),
+        "qinco_orthogonalize": (c_int, c_void_p, c_int, c_void_p, *[c_int] * 4),
         "qinco_create_scanner": (c_void_p, *[c_void_p] * 4, c_int),
         "qinco_destroy_scanner": (None, c_void_p),
         "qinco_probe": (c_int, c_void_p, c_void_p, c_int64, c_int, c_int, c_void_p, c_void_p),
