@@ -1,7 +1,7 @@
 """Which column of a table holds ids, which one vectors, and which ones the payload: as named, or guessed."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,7 @@ class Column:
         what: what its values are, for messages.
         left_out: why it is not part of the payload unless it is named, or None.
         never: whether it cannot be payload even if it is named.
+        is_null: whether it has no values, as far as is known.
     """
 
     name: str
@@ -37,28 +38,35 @@ class Column:
     what: str = "other values"
     left_out: str | None = None
     never: bool = False
+    is_null: bool = False
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The columns of ids (None: ids are row numbers), of vectors and of the payload; and what was guessed."""
+    """The columns of ids (None: ids are row numbers), of vectors by name and of the payload; and what was guessed."""
 
     id: str | None
-    vector: str
+    vectors: dict[str | None, str]
     payload: list[str]
     guesses: list[str] = field(default_factory=list)
 
 
 def choose_columns(
-    columns: Sequence[Column], name: str, ids: str | bool | None, vector: str | None, payload,
+    columns: Sequence[Column], name: str, ids: str | bool | None, vectors: Mapping[str | None, str | None], payload,
     fault: Callable[[str], str | None],
 ) -> Choice:  # fmt: skip
     """Choose columns; `fault` says why the ids of a column are none, as a clause, or gives None. `ids` False: none.
 
+    `vectors` are columns by name, and of None the column of those without; None where it is to be guessed.
+
     Raises DataError for columns that are missing or hold something else, or where several could hold the vectors.
     """
     known, guesses = {column.name: column for column in columns}, []
-    vector_column = _choose_vectors(known, name, vector, guesses)
+    found: dict[str | None, str]
+    if None in vectors:
+        found = {None: _choose_vectors(known, name, vectors[None], guesses)}
+    else:
+        found = _choose_named(known, name, {str(one): column for one, column in vectors.items()}, guesses)
     if ids is False:
         id_column = None
     elif ids is not None:
@@ -72,20 +80,52 @@ def choose_columns(
                             "numbers, by ids=false (id=false in the shell)")  # fmt: skip
         id_column = ids
     else:
-        id_column = _choose_ids(known, vector_column, fault, guesses)
-    chosen = _choose_payload(known, name, payload, {id_column, vector_column}, guesses)
-    return Choice(id_column, vector_column, chosen, guesses)
+        id_column = _choose_ids(known, found.values(), fault, guesses)
+    chosen = _choose_payload(known, name, payload, {id_column, *found.values()}, guesses)
+    return Choice(id_column, found, chosen, guesses)
+
+
+def _named_lists(known: Mapping[str, Column], name: str, vector: str, may_be_null: bool) -> str:
+    """The column of vectors that is named."""
+    column = _find(known, vector, name, "vector")
+    if column.vectors is None and not (may_be_null and column.is_null):
+        lists = [column.name for column in known.values() if column.vectors]
+        others = f"{list_names(lists)} {'holds' if len(lists) == 1 else 'hold'}" if lists else "no column holds"
+        raise DataError(f"column {vector!r} of {name} holds {column.what}, not lists of numbers, which {others}")
+    return vector
+
+
+def _choose_named(
+    known: Mapping[str, Column], name: str, vectors: Mapping[str, str | None], guesses: list[str]
+) -> dict[str | None, str]:
+    """The columns of vectors by name: those that are given, and else those of the names, or such as NAME_embedding."""
+    found: dict[str | None, str] = {}
+    for one, column in vectors.items():
+        if column is not None:
+            found[one] = _named_lists(known, name, column, True)
+        elif (column := _named_like(known, one)) is not None:
+            found[one] = column
+            guesses.append(f"vectors {one!r} are in the column {column!r}")
+    if missing := [one for one in vectors if one not in found]:
+        lists = [column.name for column in known.values() if column.vectors]
+        shown = found or {missing[0]: lists[0] if lists else f"{missing[0]}_embedding"}
+        words = ",".join(f"{one}:{column}" for one, column in shown.items())
+        raise DataError(f"{name} has no column of vectors {missing[0]!r}, and lists of numbers in "
+                        f"{list_names(lists) or 'none'}: name the columns of those that it has, as in vector={shown} "
+                        f"(vector={words} in the shell)")  # fmt: skip
+    return found
+
+
+def _named_like(known: Mapping[str, Column], name: str) -> str | None:
+    """The column that the vectors of a name seem to be in."""
+    wanted = [name, *(f"{name}_{one}" for one in VECTOR_NAMES), *(f"{one}_{name}" for one in VECTOR_NAMES)]
+    fits = [one.name for one in known.values() if one.vectors or (one.is_null and one.name == name)]
+    return next((one for each in wanted for one in fits if one.lower() == each.lower()), None)
 
 
 def _choose_vectors(known: Mapping[str, Column], name: str, vector: str | None, guesses: list[str]) -> str:
     if vector is not None:
-        _find(known, vector, name, "vector")
-        if known[vector].vectors is None:
-            lists = [column.name for column in known.values() if column.vectors]
-            others = f"{list_names(lists)} {'holds' if len(lists) == 1 else 'hold'}" if lists else "no column holds"
-            raise DataError(f"column {vector!r} of {name} holds {known[vector].what}, not lists of numbers, "
-                            f"which {others}")  # fmt: skip
-        return vector
+        return _named_lists(known, name, vector, False)
     found: list[str] = []
     for kind in ("floats", "integers"):
         found = found or [column.name for column in known.values() if column.vectors == kind]
@@ -103,9 +143,11 @@ def _choose_vectors(known: Mapping[str, Column], name: str, vector: str | None, 
     return named[0]
 
 
-def _choose_ids(known: Mapping[str, Column], vector: str, fault: Callable, guesses: list[str]) -> str | None:
+def _choose_ids(
+    known: Mapping[str, Column], vectors: Collection[str], fault: Callable, guesses: list[str]
+) -> str | None:
     candidates = [column for wanted in ID_NAMES for column in known.values()
-                  if column.name.lower() == wanted and column.name != vector and column.is_id]  # fmt: skip
+                  if column.name.lower() == wanted and column.name not in vectors and column.is_id]  # fmt: skip
     refused = []
     for column in candidates:
         if (reason := fault(column.name)) is None:

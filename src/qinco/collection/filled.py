@@ -52,18 +52,17 @@ class FilledCollection(MaintainedCollection):
             1
         """
         self._database.check_writable()
+        rows = self.rows_of(source, ids=ids, payload=payload, vector=vector)
+        return filling.upsert_from(self, self._database, rows, progress)
+
+    def rows_of(self, source, *, ids=None, payload=None, vector: str | None = None) -> RowSource:
+        """The records of a source, as `upsert_from` reads them."""
         if self._moments.is_multi:
             raise ConfigError("a source has one vector a row, and records of multi=true hold several: use "
                               "Collection.upsert")  # fmt: skip
         has_points = self._moments.has_points
         payload = False if payload is None and not has_points else payload
-        rows = open_rows(source, ids=ids, payload=payload, vector=vector, dim=self.dim, missing=has_points)
-        with reporting(progress) as report:
-            for guess in rows.guesses:
-                log.info("%s", guess)
-            number = filling.store(self, self._database, rows, report)
-            filling.finish(self._database)
-        return number
+        return open_rows(source, ids=ids, payload=payload, vector=vector, dim=self.dim, missing=has_points)
 
     def evaluate(
         self, source, *, ids=None, vector: str | None = None, queries=None, num_queries: int = 100, k: int = 10,

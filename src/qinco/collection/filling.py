@@ -10,7 +10,7 @@ from pathlib import Path
 from qinco.collection.row_source import RowSource
 from qinco.collection.schema import FILE, Database, set_value, value_of
 from qinco.errors import ConfigError, DataError, differences
-from qinco.progress import Progress, counted
+from qinco.progress import Progress, ProgressOption, counted, reporting
 
 log = logging.getLogger(__name__)
 STATE = "filling"
@@ -79,9 +79,21 @@ def store(
         if encode is not None and waiting >= MAX_FRESH_BYTES:
             encode()
             waiting = 0
-    if rows.missing_vectors:
-        log.warning("%s have no vector, and no search finds them", counted(rows.missing_vectors, "record"))
+    for name, part in rows.parts.items():
+        if part.missing:
+            what = "a vector, which no search finds" if name is None else f"a vector {name!r}"
+            log.warning("%s without %s", counted(part.missing, "record"), what)
     return state["row"]
+
+
+def upsert_from(collection, database: Database, rows: RowSource, progress: ProgressOption) -> int:
+    """What `Collection.upsert_from` does."""
+    with reporting(progress) as report:
+        for guess in rows.guesses:
+            log.info("%s", guess)
+        number = store(collection, database, rows, report)
+        finish(database)
+    return number
 
 
 def finish(database: Database) -> None:

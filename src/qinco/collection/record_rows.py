@@ -17,7 +17,16 @@ import numpy as np
 from qinco.collection.columns import MAX_NUMBERS, SAMPLED_ROWS, Column, choose_columns
 from qinco.collection.payloads import json_object
 from qinco.collection.records import record_ids
-from qinco.collection.row_source import Asked, Block, RowSource, given_ids, id_fault, require_dim
+from qinco.collection.row_source import (
+    Asked,
+    NamedBlock,
+    Part,
+    RowSource,
+    Vectors,
+    given_ids,
+    id_fault,
+    require_dim,
+)
 from qinco.errors import DataError
 from qinco.vectors.mapped import MAX_DIM, file_stamp
 from qinco.vectors.rows import check_finite
@@ -79,30 +88,48 @@ class RecordRows(RowSource):
         head = list(islice(records.read(0), SAMPLED_ROWS))
         if not head:
             raise DataError(f"{records.name} holds no rows")
-        super().__init__(records.name, 0, records.num_rows)
+        super().__init__(records.name, records.num_rows)
         for row, record in enumerate(head):
             self._check(record, row)
         columns = [_column(name, [record[name] for record in head if record.get(name) is not None])
                    for name in dict.fromkeys(name for record in head for name in record)]  # fmt: skip
+        if asked.has_begun and asked.has_names:
+            there = {column.name for column in columns}
+            columns += [Column(str(one), is_null=True) for one in asked.columns.values() if one not in there]
         named = asked.ids if asked.ids is None or asked.ids is False or isinstance(asked.ids, str) else False
         self._head = head
-        choice = choose_columns(columns, self.name, named, asked.vector, asked.payload, self._id_fault)
-        self.id_column, self.vector_column = choice.id, choice.vector
+        choice = choose_columns(columns, self.name, named, asked.columns, asked.payload, self._id_fault)
+        self.id_column, self.parts = choice.id, {one: Part(column) for one, column in choice.vectors.items()}
         self.payload_columns, self.guesses = choice.payload, choice.guesses
         self._ids = None if named is not False else given_ids(asked.ids, self.num_rows or 0, self.name)
         self._left_out = {column.name for column in columns} - set(choice.payload)
         self._takes_others = asked.payload is None or asked.payload is True  # names that the first rows have not
         self.has_integer_ids = isinstance(self._ids, np.ndarray) if self._ids is not None else (
             choice.id is None or all(isinstance(record[choice.id], Integral) for record in head))  # fmt: skip
-        vectors = [record[choice.vector] for record in head if record.get(choice.vector) is not None]
-        self.dim = len(vectors[0])
-        if not 1 <= self.dim <= MAX_DIM:
-            raise DataError(f"the vectors of {self.name} must have 1 to {MAX_DIM} values, not {self.dim}")
-        require_dim(asked.dim, self.dim, self.name)
-        found, _ = self._vectors(head, 0, keep=True)
-        is_integer = all(column.vectors == "integers" for column in columns if column.name == choice.vector)
-        self.guess_metric(found.astype(np.int64) if is_integer else found)
+        for one, part in self.parts.items():
+            self._look_at_vectors(part, asked.dim_of(one))
+        if not asked.has_names:
+            found = self._found(self.parts[None], head, 0, keep=True)[0]
+            kinds = [column.vectors for column in columns if column.name == self.vector_column]
+            self.guess_metric(found.astype(np.int64) if kinds == ["integers"] else found)
         del self._head
+
+    def _look_at_vectors(self, part: Part, dim: int | None) -> None:
+        """Find the dimension, and see that the first vectors have it."""
+        first = next((record[part.column] for record in self._head if record.get(part.column) is not None), None)
+        part.dim = dim or 0
+        if first is not None:
+            self._check_first(part, first)
+            require_dim(dim, part.dim, self._name_of(part))
+            self._found(part, self._head, 0, keep=True)
+
+    def _name_of(self, part: Part) -> str:
+        return self.name if None in self.parts else f"{self.name}:{part.column}"
+
+    def _check_first(self, part: Part, vector) -> None:
+        part.dim = len(vector)
+        if not 1 <= part.dim <= MAX_DIM:
+            raise DataError(f"the vectors of {self.name} must have 1 to {MAX_DIM} values, not {part.dim}")
 
     def _check(self, record: Mapping, row: int) -> None:
         if not isinstance(record, Mapping):
@@ -125,15 +152,17 @@ class RecordRows(RowSource):
 
     def _mark(self) -> bytes:
         head = list(islice(self._records.read(0), SAMPLED_ROWS))
-        return self._records.mark.encode() + self._vectors(head, 0, keep=True)[0].tobytes()
+        return self._records.mark.encode() + b"".join(
+            self._found(part, head, 0, keep=True)[0].tobytes() for part in self.parts.values()
+        )
 
-    def _blocks(self, start: int, rows: int) -> Iterator[Block]:
+    def _blocks(self, start: int, rows: int) -> Iterator[NamedBlock]:
         records = self._records.read(start)
         while block := list(islice(records, min(rows, _BLOCK_ROWS))):
             yield self._block(block, start)
             start += len(block)
 
-    def _block(self, records: list[Mapping], start: int) -> Block:
+    def _block(self, records: list[Mapping], start: int) -> NamedBlock:
         for row, record in enumerate(records, start):
             self._check(record, row)
         if self.id_column is not None:
@@ -146,40 +175,42 @@ class RecordRows(RowSource):
             ids = self._ids[start : start + len(records)]
         else:
             ids = np.arange(start, start + len(records)) + self._first_row
-        found, missing = self._vectors(records, start, self._missing)
-        vectors: np.ndarray | list = found
-        if missing:
-            left = iter(found)
-            vectors = [None if record.get(self.vector_column) is None else next(left) for record in records]
-            self.missing_vectors += missing
+        vectors = {one: self._vectors(part, records, start) for one, part in self.parts.items()}
         return ids, vectors, self._payloads(records, start) if self.payload_columns or self._takes_others else None
 
-    def _vectors(self, records: list[Mapping], start: int, keep: bool) -> tuple[np.ndarray, int]:
+    def _vectors(self, part: Part, records: list[Mapping], start: int) -> Vectors:
+        found, missing = self._found(part, records, start, self._missing)
+        if not missing:
+            return found
+        left = iter(found)
+        part.missing += missing
+        return [None if record.get(part.column) is None else next(left) for record in records]
+
+    def _found(self, part: Part, records: list[Mapping], start: int, keep: bool) -> tuple[np.ndarray, int]:
         """Vectors float32 (n, D), and the number of records that have none, which is an error unless they are kept."""
         found, rows = [], []
         for row, record in enumerate(records, start):
-            vector = record.get(self.vector_column)
+            vector = record.get(part.column)
             if vector is None:
                 if not keep:
-                    raise DataError(
-                        f"row {row} of {self.name} has no {self.vector_column!r}: remove it, or give it a vector"
-                    )
+                    raise DataError(f"row {row} of {self.name} has no {part.column!r}: remove it, or give it a vector")
                 continue
-            if not hasattr(vector, "__len__") or isinstance(vector, str) or len(vector) != self.dim:
-                what = (
-                    f"{len(vector)} values" if hasattr(vector, "__len__") and not isinstance(vector, str) else "no list"
-                )
-                raise DataError(f"{self.vector_column!r} of row {row} of {self.name} is {what}, and that of others has "
-                                f"{self.dim}: remove or repair it")  # fmt: skip
+            is_list = hasattr(vector, "__len__") and not isinstance(vector, str)
+            if is_list and not part.dim:
+                self._check_first(part, vector)
+            if not is_list or len(vector) != part.dim:
+                what = f"{len(vector)} values" if is_list else "no list"
+                raise DataError(f"{part.column!r} of row {row} of {self.name} is {what}, and that of others has "
+                                f"{part.dim}: remove or repair it")  # fmt: skip
             found.append(vector)
             rows.append(row)
         try:
             with np.errstate(over="ignore"):
-                vectors_nD = np.asarray(found, np.float32).reshape(len(found), self.dim)
+                vectors_nD = np.asarray(found, np.float32).reshape(len(found), part.dim)
         except (ValueError, TypeError) as error:
-            raise DataError(f"{self.vector_column!r} of one of the rows {start} to {start + len(records) - 1} of "
+            raise DataError(f"{part.column!r} of one of the rows {start} to {start + len(records) - 1} of "
                             f"{self.name} holds something else than numbers: {error}") from None  # fmt: skip
-        check_finite(vectors_nD, rows.__getitem__, self.name)
+        check_finite(vectors_nD, rows.__getitem__, self._name_of(part))
         return vectors_nD, len(records) - len(found)
 
     def _payloads(self, records: list[Mapping], start: int) -> list[dict[str, Any] | None]:
@@ -206,7 +237,7 @@ def _column(name: str, values: list) -> Column:
                               or all(isinstance(one, str | UUID) for one in values))  # fmt: skip
     numbers = _numbers(first)
     if numbers is None:
-        return Column(name, None, is_id, f"values such as {first!r:.40}")
+        return Column(name, None, is_id, f"values such as {first!r:.40}", is_null=not values)
     is_integer = all(isinstance(one, Integral) for value in values[:10] for one in (_numbers(value) or [0.5])[:100])
     large = f"lists of {len(numbers)} numbers" if len(numbers) > MAX_NUMBERS else None
     return Column(name, "integers" if is_integer else "floats", False, "lists of numbers", large)

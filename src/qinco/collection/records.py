@@ -149,10 +149,12 @@ def payload_of(text: str | None) -> dict | None:
     return None if text is None else json.loads(text)
 
 
-def vector_rows(vectors: Any, count: int, dim: int | None, *, multi: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def vector_rows(
+    vectors: Any, count: int, dim: int | None, *, multi: bool = False, name: str = "vectors"
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Of which of `count` records each vector is, int64 (n,), ascending, and the vectors, float32 (n, D), all finite.
 
-    Records have one vector or None each, or with `multi` several.
+    Records have one vector or None each, or with `multi` several. Messages call them `name`.
     """
     if multi:
         return _rows_of_several(vectors, count, dim)
@@ -161,15 +163,15 @@ def vector_rows(vectors: Any, count: int, dim: int | None, *, multi: bool = Fals
         return rows_n[:0], np.empty((0, dim or 0), np.float32)
     if isinstance(vectors, list | tuple):
         if len(vectors) != count:
-            raise DataError(f"there must be as many vectors as ids, {count}, not {len(vectors)}")
+            raise DataError(f"there must be as many {name} as ids, {count}, not {len(vectors)}")
         rows_n = np.array([row for row, one in enumerate(vectors) if one is not None], np.int64)
         vectors = [vectors[row] for row in rows_n]
         count = len(vectors)
     if not count:
         return rows_n[:0], np.empty((0, dim or 0), np.float32)
-    source = as_source(vectors)
+    source = as_source(vectors, name)
     if len(source) != count:
-        raise DataError(f"there must be as many vectors as ids, {count}, not {len(source)}")
+        raise DataError(f"there must be as many {name} as ids, {count}, not {len(source)}")
     if dim is not None:
         check_dim(source, dim, "the collection")
     return rows_n, np.concatenate([block for _, block in source.blocks(_BLOCK_ROWS)])

@@ -1,4 +1,4 @@
-"""Collections on the Hugging Face hub: `SharedCollection` says how they are written there and read."""
+"""Collections on the Hugging Face hub: `SharedCollection` says how they are written there and read, also named ones."""
 
 import secrets
 from pathlib import Path

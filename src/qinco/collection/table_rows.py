@@ -9,7 +9,17 @@ import numpy as np
 
 from qinco.collection.columns import MAX_BYTES, MAX_NUMBERS, SAMPLED_ROWS, Column, choose_columns, is_index
 from qinco.collection.payloads import column_values, is_uuid, payloads_of, why_no_json
-from qinco.collection.row_source import Asked, Block, Ids, RowSource, given_ids, id_fault, require_dim
+from qinco.collection.row_source import (
+    Asked,
+    Ids,
+    NamedBlock,
+    Part,
+    RowSource,
+    Vectors,
+    given_ids,
+    id_fault,
+    require_dim,
+)
 from qinco.collection.tables import Table
 from qinco.errors import DataError
 from qinco.vectors.arrow import list_type, lists_to_array
@@ -28,11 +38,11 @@ class TableRows(RowSource):
         self._table, self._missing, self._first_row = table, asked.missing, first_row
         if table.num_rows == 0 or not (head := table.head(table.schema.names[:1], 1)) or not len(head[0]):
             raise DataError(f"{table.name} holds no rows")
-        super().__init__(table.name, 0, table.num_rows, is_read_once=table.is_read_once)
+        super().__init__(table.name, table.num_rows, is_read_once=table.is_read_once)
         named = asked.ids if asked.ids is None or asked.ids is False or isinstance(asked.ids, str) else False
         columns = [self._column(field) for field in table.schema]
-        choice = choose_columns(columns, self.name, named, asked.vector, asked.payload, self._id_fault)
-        self.id_column, self.vector_column = choice.id, choice.vector
+        choice = choose_columns(columns, self.name, named, asked.columns, asked.payload, self._id_fault)
+        self.id_column, self.parts = choice.id, {one: Part(column) for one, column in choice.vectors.items()}
         self.payload_columns, self.guesses = choice.payload, choice.guesses
         self._ids = None
         if named is False:
@@ -41,7 +51,8 @@ class TableRows(RowSource):
             self._ids = given_ids(asked.ids, self.num_rows or 0, self.name)
         self.has_integer_ids = isinstance(self._ids, np.ndarray) if self._ids is not None else (
             choice.id is None or self._is_integer(choice.id))  # fmt: skip
-        self._look_at_vectors(asked)
+        for one, part in self.parts.items():
+            self._look_at_vectors(part, asked.dim_of(one), asked)
 
     def _is_integer(self, column: str) -> bool:
         from pyarrow import types
@@ -62,7 +73,7 @@ class TableRows(RowSource):
         found = list_type(type)
         kind = None if found is None else "integers" if found[0].kind in "iu" else "floats"
         left_out = "the index of a frame, which has no name" if is_index(field.name) else self._size_fault(field, kind)
-        return Column(field.name, kind, is_id, what, left_out)
+        return Column(field.name, kind, is_id, what, left_out, is_null=types.is_null(type))
 
     def _size_fault(self, field, kind: str | None) -> str | None:
         """Why a column's values are too large for payloads that nobody asked for, in words for what they are."""
@@ -96,34 +107,42 @@ class TableRows(RowSource):
             nulls += len(batch)
         return id_fault(lambda: (_ids(batch.column(column)) for batch in self._table.batches([column], 0, _ID_ROWS)))
 
-    def _look_at_vectors(self, asked: Asked) -> None:
-        """Find the dimension and the metric."""
-        name, column = f"{self.name}:{self.vector_column}", str(self.vector_column)
-        found = list_type(self._table.schema.field(column).type)
-        assert found is not None
+    def _look_at_vectors(self, part: Part, dim: int | None, asked: Asked) -> None:
+        """Find the dimension, and of vectors without names the metric."""
+        column = str(part.column)
+        name, found = f"{self.name}:{column}", list_type(self._table.schema.field(column).type)
+        if found is None:  # all are null
+            part.dim = dim or 0
+            return
         lists = [_lists(batch.column(column)).drop_null() for batch in self._table.head([column], SAMPLED_ROWS)]
-        self.dim = next((found[1] or len(first[0]) for first in lists if len(first)), found[1] or asked.dim or 0)
-        if not any(map(len, lists)) and not self.dim:
+        part.dim = next((found[1] or len(first[0]) for first in lists if len(first)), found[1] or dim or 0)
+        if not part.dim and not any(map(len, lists)):
+            if asked.has_names:
+                return
             raise DataError(f"the first {SAMPLED_ROWS} rows of {name} have no vectors: choose another column")
-        if not 1 <= self.dim <= MAX_DIM:
-            raise DataError(f"vectors of {name} must have 1 to {MAX_DIM} values, not {self.dim}")
-        require_dim(asked.dim, self.dim, name)
-        self._table.check_lists(column, self.dim, asked.missing)
-        self.guess_metric(np.concatenate([lists_to_array(one, self.dim, found[0], 0, name) for one in lists if len(one)]
-                                         or [np.empty((0, self.dim), found[0])])[:SAMPLED_ROWS])  # fmt: skip
+        _check_dim(part.dim, name)
+        require_dim(dim, part.dim, name)
+        self._table.check_lists(column, part.dim, asked.missing)
+        if not asked.has_names:
+            empty = np.empty((0, part.dim), found[0])
+            first = [lists_to_array(one, part.dim, found[0], 0, name) for one in lists if len(one)]
+            self.guess_metric(np.concatenate([empty, *first])[:SAMPLED_ROWS])
 
     def _mark(self) -> bytes:
-        head = self._table.head([str(self.vector_column)], SAMPLED_ROWS)
-        pieces = [_lists(batch.column(str(self.vector_column))).drop_null().flatten() for batch in head]
-        return self._table.mark.encode() + b"".join(piece.to_numpy(zero_copy_only=False).tobytes() for piece in pieces)
+        columns = [str(part.column) for part in self.parts.values()]
+        arrays = [_lists(batch.column(column)).drop_null() for column in columns
+                  for batch in self._table.head([column], SAMPLED_ROWS)]  # fmt: skip
+        pieces = [array.flatten().to_numpy(zero_copy_only=False).tobytes() for array in arrays if len(array)]
+        return self._table.mark.encode() + b"".join(pieces)
 
-    def _blocks(self, start: int, rows: int) -> Iterator[Block]:
-        chosen = [self.vector_column, *self.payload_columns, *([] if self.id_column is None else [self.id_column])]
+    def _blocks(self, start: int, rows: int) -> Iterator[NamedBlock]:
+        chosen = [*(part.column for part in self.parts.values()), *self.payload_columns]
+        chosen += [] if self.id_column is None else [self.id_column]
         for batch in self._table.batches(list(dict.fromkeys(map(str, chosen))), start, rows):
             yield self._block(batch, start)
             start += len(batch)
 
-    def _block(self, batch, start: int) -> Block:
+    def _block(self, batch, start: int) -> NamedBlock:
         count, payloads = len(batch), None
         with library("pyarrow", "parquet", f"{self.name} (rows {start} to {start + count - 1})"):
             if self.id_column is not None:
@@ -140,10 +159,12 @@ class TableRows(RowSource):
             if self.payload_columns:
                 columns = [batch.column(name) for name in self.payload_columns]
                 payloads = payloads_of(columns, self.payload_columns)
-            return ids, self._vectors(_lists(batch.column(self.vector_column)), start), payloads
+            vectors = {one: self._vectors(part, _lists(batch.column(part.column)), start)
+                       for one, part in self.parts.items()}  # fmt: skip
+            return ids, vectors, payloads
 
-    def _vectors(self, lists, start: int):
-        name = f"{self.name}:{self.vector_column}"
+    def _vectors(self, part: Part, lists, start: int) -> Vectors:
+        name = f"{self.name}:{part.column}"
         rows_n = None
         if lists.null_count:
             has_vector_n = lists.is_valid().to_numpy(zero_copy_only=False)
@@ -151,16 +172,26 @@ class TableRows(RowSource):
                 row = start + int(np.argmin(has_vector_n))
                 raise DataError(f"row {row} of {name} is null: remove it, or fill it with a vector")
             rows_n, lists = start + np.flatnonzero(has_vector_n), lists.drop_null()
+            found: list[np.ndarray | None] = [None] * len(has_vector_n)
+            part.missing += len(found) - len(rows_n)
+            if not len(rows_n):
+                return found
+        if not part.dim:
+            part.dim = len(lists[0])
+            _check_dim(part.dim, name)
         with np.errstate(over="ignore"):
-            vectors_nD = lists_to_array(lists, self.dim, np.float32, start if rows_n is None else rows_n, name)
+            vectors_nD = lists_to_array(lists, part.dim, np.float32, start if rows_n is None else rows_n, name)
         check_finite(vectors_nD, start.__add__ if rows_n is None else lambda row: int(rows_n[row]), name)
         if rows_n is None:
             return vectors_nD
-        found: list[np.ndarray | None] = [None] * len(has_vector_n)
         for row, vector_D in zip((rows_n - start).tolist(), vectors_nD, strict=True):
             found[row] = vector_D
-        self.missing_vectors += len(found) - len(rows_n)
         return found
+
+
+def _check_dim(dim: int, name: str) -> None:
+    if not 1 <= dim <= MAX_DIM:
+        raise DataError(f"vectors of {name} must have 1 to {MAX_DIM} values, not {dim}")
 
 
 def _lists(array):

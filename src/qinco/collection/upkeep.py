@@ -3,7 +3,7 @@
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -178,7 +178,7 @@ def export(view: View, output: Path, with_vectors: bool) -> int:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-    moment, connection = view.moment, view.connection
+    connection = view.connection
     kinds = {"integer"} if not view.has_points else {
         kind for (kind,) in connection.execute("SELECT DISTINCT typeof(id) FROM points")
     }  # fmt: skip
@@ -187,23 +187,27 @@ def export(view: View, output: Path, with_vectors: bool) -> int:
             "a column of Parquet has ids of one kind, and the collection has integers and strings: write what "
             "Collection.get returns, such as in two files"
         )
-    code = None if moment.codec is None or view.is_multi else pa.binary(moment.codec.num_codes)
-    fields = [("id", pa.string() if "text" in kinds else pa.int64()), ("payload", pa.string())]
-    fields += [] if code is None else [("code", code)]
-    vector = pa.list_(pa.float32(), value_of(connection, "dim") or 1)
-    fields += [("vector", pa.list_(vector) if view.is_multi else vector)] if with_vectors else []
+    views = {f"_{name}": own for name, own in view.named().items()} or {"": view}
+    fields, coded = [("id", pa.string() if "text" in kinds else pa.int64()), ("payload", pa.string())], {}
+    for name, own in views.items():
+        if own.moment.codec is not None and not view.is_multi:
+            fields.append((f"code{name}", pa.binary(own.moment.codec.num_codes)))
+            coded[name] = own
+    for name, own in views.items() if with_vectors else ():
+        vector = pa.list_(pa.float32(), value_of(own.connection, "dim") or 1)
+        fields.append((f"vector{name}", pa.list_(vector) if view.is_multi else vector))
     schema, count = pa.schema(fields), 0
+    pieces = _pieces(view, view.moment) if "" in views else _named_pieces(view, coded)
     with write_atomically(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for keys, codes in _pieces(view, moment):
+        for keys, codes in pieces:
             rows = {key: (key, None) for key in keys}
             if view.has_points:
                 found = find(connection, "SELECT key, id, payload FROM points WHERE key IN ({})", keys)
                 rows = {key: (id, text) for key, id, text in found}
             columns = [[rows[key][0] for key in keys], [rows[key][1] for key in keys]]
-            columns += [] if code is None else [[codes.get(key) for key in keys]]
-            if with_vectors:
-                vectors = vectors_of(view, keys)
-                several = list if view.is_multi else np.asarray
+            columns += [[codes[name].get(key) for key in keys] for name in coded]
+            for own in views.values() if with_vectors else ():
+                vectors, several = vectors_of(own, keys), list if view.is_multi else np.asarray
                 columns.append([None if key not in vectors else several(vectors[key]) for key in keys])
             writer.write_table(pa.Table.from_arrays([pa.array(column, field.type) for column, field in
                                                      zip(columns, schema, strict=True)], schema=schema))  # fmt: skip
@@ -211,17 +215,50 @@ def export(view: View, output: Path, with_vectors: bool) -> int:
     return count
 
 
-def _pieces(view: View, moment: Moment) -> Iterator[tuple[list[int], dict[int, bytes]]]:
-    """The keys of all records, some at a time, and codes by key of those that are compressed."""
+def _pieces(view: View, moment: Moment) -> Iterator[tuple[list[int], dict[str, dict[int, bytes]]]]:
+    """The keys of all records, some at a time, and under "" codes by key of those that are compressed."""
     for segment, mask in zip(moment.segments, moment.live, strict=True) if not view.is_multi else ():
         places = None if mask is None else np.flatnonzero(mask)
         for codes_nM, _, _, keys_n in segment.lists.blocks(_EXPORTED_ROWS, places):
             keys = keys_n.astype(np.int64).tolist()
-            yield keys, dict(zip(keys, (row.tobytes() for row in codes_nM), strict=True))
+            yield keys, {"": dict(zip(keys, (row.tobytes() for row in codes_nM), strict=True))}
     keys = moment.fresh.keys
     if view.has_points:
         rows = view.connection.execute("SELECT key FROM points ORDER BY key")
         known = np.fromiter((key for (key,) in rows), np.int64)
         keys = known if view.is_multi else known[~moment.are_stored(known)]
     for start in range(0, len(keys), _EXPORTED_ROWS):
-        yield keys[start : start + _EXPORTED_ROWS].tolist(), {}
+        yield keys[start : start + _EXPORTED_ROWS].tolist(), {"": {}}
+
+
+def _named_pieces(
+    view: View, coded: Mapping[str, View]
+) -> Iterator[tuple[list[int], dict[str, dict[int, bytes]]]]:  # fmt: skip
+    """`_pieces` with codes by the names of those that have a codec."""
+    keys = np.fromiter((key for (key,) in view.connection.execute("SELECT key FROM points ORDER BY key")), np.int64)
+    codes = {name: _Codes(own.moment) for name, own in coded.items()}
+    for start in range(0, len(keys), _EXPORTED_ROWS):
+        some = keys[start : start + _EXPORTED_ROWS]
+        yield some.tolist(), {name: own.of(some) for name, own in codes.items()}
+
+
+class _Codes:
+    """The codes of a moment by their keys; eight bytes a vector are held."""
+
+    def __init__(self, moment: Moment):
+        self._segments = []
+        for segment, mask in zip(moment.segments, moment.live, strict=True):
+            places = np.arange(len(segment)) if mask is None else np.flatnonzero(mask)
+            self._segments.append((segment.lists, places[np.argsort(segment.lists.ids[places])]))
+
+    def of(self, keys_n: np.ndarray) -> dict[int, bytes]:
+        """Those of keys, where they are compressed."""
+        found = {}
+        for lists, order in self._segments:
+            first = np.searchsorted(lists.ids, keys_n, sorter=order)
+            is_here_n = first < len(order)
+            is_here_n[is_here_n] = lists.ids[order[first[is_here_n]]] == keys_n[is_here_n]
+            if is_here_n.any():
+                codes_nM = lists.rows(order[first[is_here_n]])[0]
+                found |= dict(zip(keys_n[is_here_n].tolist(), map(np.ndarray.tobytes, codes_nM), strict=True))
+        return found

@@ -10,7 +10,7 @@ from qinco.errors import ConfigError
 TAGS = ("vector-compression", "embeddings", "quantization", "similarity-search")
 _PLAIN = re.compile(r"[A-Za-z][\w./-]*( [\w./-]+)*")
 _WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}  # no text in YAML
-_TITLES = {"codec": "Codec", "index": "Index", "collection": "Collection"}
+_TITLES = {"codec": "Codec", "index": "Index", "collection": "Collection", "named_collection": "Collection"}
 _USE = {
     "codec": """codec = qinco.Codec.from_pretrained("{name}")
 codes = codec.encode(x)  # (N, {num_codes}) codes of float vectors (N, {dim})
@@ -19,6 +19,8 @@ x_hat = codec.decode(codes)""",
 distances, ids = index.search(queries, k=10)  # queries (Q, {dim})""",
     "collection": """docs = qinco.Collection.from_pretrained("{name}")  # folder="docs.qinco" makes a copy to write to
 hits = docs.search(query, k=10)  # a query ({dim},)""",
+    "named_collection": """docs = qinco.NamedCollection.from_pretrained("{name}")  # folder="docs.qinco" makes a copy to write to
+hits = docs.search(query, k=10, using={using})  # a query ({dim},)""",
 }
 _INDEX_ROWS = {"recall": "search", "recall_exhaustive": "all decoded vectors",
                "recall_rq": "a residual quantizer of as many bytes"}  # fmt: skip
@@ -29,7 +31,7 @@ def render(name: str, kind: str, config: Mapping, metadata: Mapping, measured: M
 
     Args:
         name: of the repository.
-        kind: "codec", "index" or "collection".
+        kind: "codec", "index", "collection" or "named_collection".
         config: what config.json says.
         metadata: values for the head, such as license, base_model and datasets, which replace ours; tags are added.
         measured: figures, or None.
@@ -39,7 +41,8 @@ def render(name: str, kind: str, config: Mapping, metadata: Mapping, measured: M
     head["tags"] = list(dict.fromkeys([*TAGS, *([tags] if isinstance(tags, str) else tags)]))
     if measured and (results := _results(name, measured)):
         head.setdefault("model-index", results)
-    use = _USE[kind].format(name=name, dim=config.get("dim"), num_codes=config.get("num_codes"))
+    using, named = next(iter(_named(config).items()), (None, config))
+    use = _USE[kind].format(name=name, dim=named.get("dim"), num_codes=config.get("num_codes"), using=json.dumps(using))
     parts = [f"---\n{_yaml(head)}---", f"# {name.rpartition('/')[2]}", _about(kind, config, metadata)]
     parts.append(f"## Use\n```python\nimport qinco  # pip install 'qinco[hub]'\n\n{use}\n```")
     trained = _trained(config)
@@ -49,13 +52,38 @@ def render(name: str, kind: str, config: Mapping, metadata: Mapping, measured: M
 
 
 def _about(kind: str, config: Mapping, metadata: Mapping) -> str:
-    base, size = metadata.get("base_model"), config.get("bytes_per_vector")
+    base = metadata.get("base_model")
     whose = f"embeddings of {_words(base)}" if base else "vectors"
-    does = "which compresses" if kind == "codec" else f"with {config['num_vectors']:,}"
-    about = f"{_TITLES[kind]} of [qinco](https://pypi.org/project/qinco/), {does} {whose}"
-    about += f" of dimension {config.get('dim')}" + ("" if size is None else f", {_size(size)} each")
-    about += f", metric {config['metric']}." if config.get("metric") else "."
-    return about + (f" Data: {_words(metadata['datasets'])}." if metadata.get("datasets") else "")
+    about = f"{_TITLES[kind]} of [qinco](https://pypi.org/project/qinco/), "
+    if named := _named(config):
+        about += f"with {config['records']:,} records and {whose} by name."
+    else:
+        size = config.get("bytes_per_vector")
+        does = "which compresses" if kind == "codec" else f"with {config['num_vectors']:,}"
+        about += f"{does} {whose} of dimension {config.get('dim')}" + ("" if size is None else f", {_size(size)} each")
+        about += f", metric {config['metric']}." if config.get("metric") else "."
+    about += f" Data: {_words(metadata['datasets'])}." if metadata.get("datasets") else ""
+    return about + (f"\n\n{_table(_rows_of_names(named))}" if named else "")
+
+
+def _rows_of_names(named: Mapping[str, Mapping]) -> list[list[str]]:
+    rows = [["name", "vectors", "dimension", "bytes each", "metric"]]
+    for name, own in named.items():
+        size = _number(own["bytes_per_vector"] or 4 * (own["dim"] or 0))
+        rows.append([name.replace("|", "\\|"), f"{own['num_vectors']:,}", str(own["dim"] or ""), size, own["metric"]])
+    return rows
+
+
+def _named(config: Mapping) -> Mapping[str, Mapping]:
+    """What is said of the vectors of each name; empty where they have none."""
+    return config.get("vectors") or {}
+
+
+def _recalls(measured: Mapping) -> dict[str, Mapping]:
+    """What was measured of the vectors of each name."""
+    named = measured.get("vectors")
+    each = named.items() if isinstance(named, Mapping) else ()
+    return {name: own for name, own in each if isinstance(own, Mapping) and own.get("recall") is not None}
 
 
 def _figures(measured: Mapping) -> list[str]:
@@ -74,6 +102,8 @@ def _figures(measured: Mapping) -> list[str]:
         found.append(_table(table))
     elif measured.get("recall") is not None:
         found.append(f"Search finds {_number(measured['recall'])} of the {measured.get('k')} nearest records.")
+    for name, own in _recalls(measured).items():
+        found.append(f"Search by {name} finds {_number(own['recall'])} of the {own.get('k')} nearest records.")
     if measured.get("mse") is not None:
         found.append(f"Mean squared error of a vector: {_number(measured['mse'])}.")
     if measured.get("num_vectors") is not None:
@@ -113,6 +143,9 @@ def _results(name: str, measured: Mapping) -> list[dict]:
         metrics.append(
             {"type": f"recall_at_{measured.get('k')}", "value": recall, "name": f"Recall@{measured.get('k')}"}
         )
+    for name, own in _recalls(measured).items():
+        metrics.append({"type": f"recall_at_{own.get('k')}", "value": own["recall"],
+                        "name": f"Recall@{own.get('k')} by {name}"})  # fmt: skip
     if not metrics:
         return []
     data = str(measured.get("dataset") or "held-out vectors")

@@ -18,7 +18,7 @@ from qinco.hub.card import render
 from qinco.version import __version__
 
 CONFIG, README, FORMAT_VERSION = "config.json", "README.md", 1
-_CLASSES = {"codec": "Codec", "index": "Index", "collection": "Collection"}
+_CLASSES = {"codec": "Codec", "index": "Index", "collection": "Collection", "named_collection": "NamedCollection"}
 
 
 class Pretrained(ABC):
@@ -62,8 +62,8 @@ class Pretrained(ABC):
             metadata: of the card: {"license": "mit", "base_model": "owner/name", "datasets": ["owner/name"]}, and
                 whatever else the hub knows.
             measured: figures for the card and config.json: of a codec those of
-                `qinco.integrations.hub.measure_codec`, else those of `evaluate`. No others are shown but what the
-                training or creation measured.
+                `qinco.integrations.hub.measure_codec`, else those of `evaluate`, of named vectors as
+                {"vectors": {name: figures}}. No others are shown but what the training or creation measured.
             readme: the text of the card instead; False: none is written.
             overwrite: replace what is there.
 
@@ -106,7 +106,7 @@ class Pretrained(ABC):
                     api.create_branch(repo_id, branch=revision, exist_ok=True)
                 done = api.upload_folder(
                     repo_id=repo_id, folder_path=name, revision=revision, create_pr=create_pr,
-                    commit_message=commit_message or f"Upload {kind} with qinco",
+                    commit_message=commit_message or f"Upload {kind.replace('_', ' ')} with qinco",
                     delete_patterns=None if "." in content else [f"{content}/*"],  # parts that have other names now
                 )  # fmt: skip
         return str((done.pr_url if create_pr else None) or done.commit_url)
@@ -141,9 +141,12 @@ class Pretrained(ABC):
             folder = _download(str(repo), [CONFIG, cls._hub_content, f"{cls._hub_content}/*"], options)
         held = _kind_of(folder / CONFIG) if (folder / CONFIG).is_file() else kind
         if held in _CLASSES and held != kind:
-            raise DataError(f"{repo} holds a qinco {held}, not a {kind}: use {_CLASSES[held]}.from_pretrained")
+            raise DataError(f"{repo} holds a qinco {_CLASSES[held]}, not a {_CLASSES[kind]}: use "
+                            f"{_CLASSES[held]}.from_pretrained")  # fmt: skip
         if not (folder / cls._hub_content).exists():
-            raise DataError(f"{repo} holds no {cls._hub_content}: see that it is a {kind} that save_pretrained wrote")
+            raise DataError(
+                f"{repo} holds no {cls._hub_content}: see that it is a {_CLASSES[kind]} that save_pretrained wrote"
+            )
         return folder / cls._hub_content
 
     @abstractmethod
