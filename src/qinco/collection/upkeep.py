@@ -243,22 +243,21 @@ def _named_pieces(
 
 
 class _Codes:
-    """The codes of a moment by their keys; eight bytes a vector are held."""
+    """The codes of a moment by their keys; up to 16 bytes a vector are held."""
 
     def __init__(self, moment: Moment):
         self._segments = []
         for segment, mask in zip(moment.segments, moment.live, strict=True):
             places = np.arange(len(segment)) if mask is None else np.flatnonzero(mask)
-            self._segments.append((segment.lists, places[np.argsort(segment.lists.ids[places])]))
+            places = places[np.argsort(segment.lists.ids[places])]
+            self._segments.append((segment.lists, places, segment.lists.ids[places]))
 
     def of(self, keys_n: np.ndarray) -> dict[int, bytes]:
-        """Those of keys, where they are compressed."""
+        """Those of ascending keys, where they are compressed."""
         found = {}
-        for lists, order in self._segments:
-            first = np.searchsorted(lists.ids, keys_n, sorter=order)
-            is_here_n = first < len(order)
-            is_here_n[is_here_n] = lists.ids[order[first[is_here_n]]] == keys_n[is_here_n]
-            if is_here_n.any():
-                codes_nM = lists.rows(order[first[is_here_n]])[0]
-                found |= dict(zip(keys_n[is_here_n].tolist(), map(np.ndarray.tobytes, codes_nM), strict=True))
+        for lists, places, ids in self._segments:
+            first, stop = np.searchsorted(ids, [keys_n[0], keys_n[-1] + 1])
+            some = np.arange(first, stop)[np.isin(ids[first:stop], keys_n)]
+            codes_nM = lists.rows(places[some])[0]
+            found |= dict(zip(ids[some].tolist(), (row.tobytes() for row in codes_nM), strict=True))
         return found

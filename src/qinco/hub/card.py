@@ -19,7 +19,7 @@ x_hat = codec.decode(codes)""",
 distances, ids = index.search(queries, k=10)  # queries (Q, {dim})""",
     "collection": """docs = qinco.Collection.from_pretrained("{name}")  # folder="docs.qinco" makes a copy to write to
 hits = docs.search(query, k=10)  # a query ({dim},)""",
-    "named_collection": """docs = qinco.NamedCollection.from_pretrained("{name}")  # folder="docs.qinco" makes a copy to write to
+    "named_collection": """docs = qinco.NamedCollection.from_pretrained("{name}")  # folder=...: a copy to write to
 hits = docs.search(query, k=10, using={using})  # a query ({dim},)""",
 }
 _INDEX_ROWS = {"recall": "search", "recall_exhaustive": "all decoded vectors",

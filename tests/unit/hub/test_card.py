@@ -93,6 +93,7 @@ def test_examples_in_cards_are_python():
         ("codec", CONFIG),
         ("index", CONFIG | {"num_vectors": 3}),
         ("collection", CONFIG | {"num_vectors": 3}),
+        ("named_collection", {"records": 3, "vectors": {'a "b"': CONFIG | {"num_vectors": 3, "metric": "l2"}}}),
     ):
         text = render("owner/name", kind, config, {}, None)
         compile(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], kind, "exec")

@@ -11,7 +11,8 @@ from small_indexes import built, copied, trained, vectors
 import qinco
 from qinco.errors import ConfigError, DataError
 
-KINDS = {"codec": qinco.Codec, "index": qinco.Index, "collection": qinco.Collection}
+KINDS = {"codec": qinco.Codec, "index": qinco.Index, "collection": qinco.Collection,
+         "named_collection": qinco.NamedCollection}  # fmt: skip
 
 
 @pytest.fixture
@@ -23,9 +24,20 @@ def docs(tmp_path):
         yield docs
 
 
+@pytest.fixture
+def named(tmp_path):
+    kinds = {"image": {"codec": trained("plain"), "metric": "l2"}, "te|xt": {}}
+    with qinco.NamedCollection.create(tmp_path / "named.qinco", kinds) as docs:
+        docs.upsert(range(100), {"image": vectors(100), "te|xt": [None, *vectors(99, 7)[:, :4]]})
+        docs.optimize()
+        docs.upsert(["fresh"], {"image": vectors(1, 9)})
+        yield docs
+
+
 @pytest.fixture(params=KINDS)
-def saved(request, docs):
-    return {"codec": trained("product"), "index": copied(built()), "collection": docs}[request.param]
+def saved(request, docs, named):
+    return {"codec": trained("product"), "index": copied(built()), "collection": docs,
+            "named_collection": named}[request.param]  # fmt: skip
 
 
 def names_in(folder) -> list[str]:
@@ -42,18 +54,24 @@ def answers(thing) -> list:
         return thing.encode(vectors(50)).codes.tolist()
     if isinstance(thing, qinco.Index):
         return [column.tolist() for column in thing.search(vectors(5, 3), 10)]
-    return [(hit.id, hit.score, hit.payload) for hits in thing.search(vectors(5, 3), 10) for hit in hits]
+    using = {"using": "image"} if isinstance(thing, qinco.NamedCollection) else {}
+    return [(hit.id, hit.score, hit.payload) for hits in thing.search(vectors(5, 3), 10, **using) for hit in hits]
 
 
 def test_what_is_saved_comes_back(saved, tmp_path):
     kind, expected = kind_of(saved), answers(saved)
     folder = saved.save_pretrained(tmp_path / "shared")
     assert folder == tmp_path / "shared" and answers(saved) == expected
-    content = "model.safetensors" if kind == "codec" else kind
+    content = {"codec": "model.safetensors", "named_collection": "collection"}.get(kind, kind)
     assert names_in(folder) == sorted(["README.md", "config.json", content])
     config = json.loads((folder / "config.json").read_text())
     assert (config["library_name"], config["kind"], config["format_version"]) == ("qinco", kind, 1)
-    assert config["dim"] == saved.dim and "provenance" not in config and "measured" not in config
+    dims = [one["dim"] for one in config["vectors"].values()] if kind == "named_collection" else config["dim"]
+    assert (
+        dims == ([6, 4] if kind == "named_collection" else saved.dim)
+        and "provenance" not in config
+        and "measured" not in config
+    )
     for given in (folder, str(folder)):
         loaded = type(saved).from_pretrained(given)
         assert type(loaded) is type(saved) and answers(loaded) == expected
@@ -106,6 +124,16 @@ def test_a_collection_is_read_where_it_lies_or_copied_to_be_written(docs, tmp_pa
         assert "more" in there
 
 
+def test_the_card_of_named_vectors_has_a_row_and_figures_for_each_name(named, tmp_path):
+    found = named.evaluate(vectors(100), using="image", k=5)
+    named.save_pretrained(tmp_path / "shared", measured={"vectors": {"image": found}})
+    text = (tmp_path / "shared/README.md").read_text()
+    assert "| te\\|xt | 99 | 4 | 16 | cosine |" in text and "101 records" in text and "recall_at_5" in text
+    with qinco.NamedCollection.from_pretrained(tmp_path / "shared", tmp_path / "copy.qinco") as copy:
+        copy.delete([1])
+        assert (len(copy), len(named)) == (100, 101) and copy.verify() == []
+
+
 def test_files_that_are_links_are_copied_whole(docs, tmp_path):
     """As the hub's cache has them."""
     docs.save_pretrained(tmp_path / "shared")
@@ -120,14 +148,15 @@ def test_files_that_are_links_are_copied_whole(docs, tmp_path):
         assert copy.verify() == [] and answers(copy) == answers(docs)
 
 
-def test_another_kind_is_told_where_to_load_it(docs, tmp_path):
+def test_another_kind_is_told_where_to_load_it(docs, named, tmp_path):
     folders = {"codec": trained("plain").save_pretrained(tmp_path / "codec"),
                "index": built().save_pretrained(tmp_path / "index"),
-               "collection": docs.save_pretrained(tmp_path / "collection")}  # fmt: skip
+               "collection": docs.save_pretrained(tmp_path / "collection"),
+               "named_collection": named.save_pretrained(tmp_path / "named")}  # fmt: skip
     for kind, folder in folders.items():
         for other, wanted in KINDS.items():
             if other != kind:
-                with pytest.raises(DataError, match=f"{KINDS[kind].__name__}.from_pretrained"):
+                with pytest.raises(DataError, match=f" {KINDS[kind].__name__}.from_pretrained"):
                     wanted.from_pretrained(folder)
 
 
