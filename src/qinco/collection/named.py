@@ -145,5 +145,5 @@ class NamedCollection(NamedChanged):
             return bool(with_vectors)
         names = [with_vectors] if isinstance(with_vectors, str) else list(with_vectors)
         for name in names:
-            self.number_of(name)
+            self._number(name)
         return names

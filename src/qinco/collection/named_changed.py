@@ -110,7 +110,7 @@ class NamedChanged(NamedParts):
             where: a filter, as of `search`.
         """
         require_one_of(ids, where, "delete_vectors")
-        numbers = [self.number_of(name) for name in ([names] if isinstance(names, str) else names)]
+        numbers = [self._number(name) for name in ([names] if isinstance(names, str) else names)]
         self._database.check_writable()
         with self._database.writing() as connection:
             keys = self._main.keys_of(View(connection, self._moments), ids, where).tolist()
@@ -153,7 +153,7 @@ class NamedChanged(NamedParts):
             raise ConfigError(f"vector must be columns by name, such as {{{name!r}: '{name}_embedding'}} "
                               f"(vector={name}:{name}_embedding in the shell), not {vector!r:.80}")  # fmt: skip
         for name in vector:
-            self.number_of(name)
+            self._number(name)
         return vector
 
     def _columns(self, vectors: Any, count: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -162,7 +162,7 @@ class NamedChanged(NamedParts):
         dims = {name: one["dim"] for name, one in self.vectors.items()}
         found = {}
         for name, given in vectors.items():
-            number = self.number_of(name)
+            number = self._number(name)
             rows_n, vectors_nD = vector_rows(given, count, dims[name], name=f"vectors {name!r}")
             if len(rows_n):
                 found[number] = rows_n, vectors_nD

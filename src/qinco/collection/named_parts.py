@@ -54,10 +54,10 @@ class NamedParts(SharedCollection):
         if using is None and len(self._parts) > 1:
             raise ConfigError(f"using= must name the vectors, one of {', '.join(map(repr, self._parts))}")
         name = next(iter(self._parts)) if using is None else using
-        self.number_of(name)
+        self._number(name)
         return self._parts[name]
 
-    def number_of(self, name: str) -> int:
+    def _number(self, name: str) -> int:
         """The number of a name, by which its tables are called; ConfigError for others."""
         if name not in self._parts:
             known = f"{suggest(str(name), list(self._parts), 0.6)}There are {', '.join(map(repr, self._parts))}"
