@@ -249,16 +249,14 @@ def test_an_export_is_a_source(docs, tmp_path):
         np.testing.assert_array_equal(again.get("p8", with_vectors=True)[0].vector["image"], X[8])
 
 
-def test_recall_and_samples_are_those_of_a_name(docs):
+def test_recall_is_that_of_a_name(docs):
     docs.upsert_from(table(), progress=False)
     source = table()
     found = docs.evaluate(source, using="image", vector="image_embedding", num_queries=20, progress=False)
     assert found["recall"] == 1 and found["num_vectors"] == N
     found = docs.evaluate(source, using="text", vector="text_vector", num_queries=20, progress=False)
     assert found["recall"] == 1 and found["num_vectors"] == WITH_TEXT
-    ids = docs.sample(2 * N, using="text", seed=1)
-    assert len(ids) == WITH_TEXT and "p0" not in ids
     with pytest.raises(ConfigError, match="using="):
-        docs.sample()
+        docs.evaluate(source, vector="text_vector")
     with pytest.raises(DataError, match="no vectors are compressed"):
         docs.retrain_from(source, using="image", vector="image_embedding", progress=False)
