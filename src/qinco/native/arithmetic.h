@@ -156,9 +156,12 @@ static inline __attribute__((always_inline)) void in_tiles(int count, Body body)
 template <class A>
 static void narrow_row(const float* from, int width, typename A::element* to) {
   for (int p = 0; p < width; p += PANEL) {
-    alignas(64) float values[PANEL] = {};
-    if (from) memcpy(values, from + p, std::min(PANEL, width - p) * 4);
-    A::store_panel(to + p, (const vector*)values);
+    vector values[PANELS] = {};
+    if (from && p + PANEL <= width)
+      for (int j = 0; j < PANELS; j++) values[j] = load(from + p + VECTOR * j);
+    else if (from)
+      memcpy(values, from + p, (width - p) * 4);
+    A::store_panel(to + p, values);
   }
 }
 

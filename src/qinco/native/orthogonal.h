@@ -42,17 +42,18 @@ class Orthogonalizer {
       if (i == 0) bound = largest_eigenvalue();
       evaluate(polynomials + 3 * i, i == 0 ? bound : 1);
       pack(polynomial, product.get());
+      if (i + 1 < iterations) {
+        multiply(polynomial, squared, R, product.get());
+        pack(half, product.get());
+        multiply(half, polynomial, R, gram.get());
+      }
       if (i > 0) {
         multiply(polynomial, all, R, product.get());
         pack(all, product.get());
+        continue;
       }
-      if (i == 0) pack(all, product.get());
-      if (i + 1 == iterations) break;
-      multiply(polynomial, squared, R, product.get());
-      pack(half, product.get());
-      multiply(half, polynomial, R, gram.get());
-      if (i == 0)
-        for (int k = 0; k < R * stride; k++) gram[k] /= bound;
+      std::swap(polynomial, all);
+      for (int k = 0; k < R * stride; k++) gram[k] /= bound;
     }
     const float scale = 1 / std::sqrt(bound);
     is_wide ? put(all, along, scale, of) : put(along, all, scale, of);
@@ -66,11 +67,20 @@ class Orthogonalizer {
     gram = allocate<float>(capacity), product = allocate<float>(capacity);
   }
 
-  // Divides by the root of the sum of squares, which nothing overflows.
+  // In double precision, which no squares overflow.
+  static double sum_of_squares(const float* from, size_t count) {
+    double totals[VECTOR] = {}, total = 0;
+    size_t i = 0;
+    for (; i + VECTOR <= count; i += VECTOR)
+      for (int j = 0; j < VECTOR; j++) totals[j] += double(from[i + j]) * from[i + j];
+    for (; i < count; i++) total += double(from[i]) * from[i];
+    for (int j = 0; j < VECTOR; j++) total += totals[j];
+    return total;
+  }
+
   static void normalize(const qinco_matrix& of) {
     const size_t count = size_t(of.rows) * of.columns;
-    double total = 0;
-    for (size_t i = 0; i < count; i++) total += double(of.values[i]) * of.values[i];
+    const double total = sum_of_squares(of.values, count);
     const float factor = total > 0 ? 1 / std::sqrt(total) : 0;
     for (size_t i = 0; i < count; i++) of.values[i] *= factor;
   }
@@ -104,8 +114,7 @@ class Orthogonalizer {
   // A bound of A's eigenvalues, from those of A² in `product`: the fourth root of the sum of their fourth powers.
   float largest_eigenvalue() const {
     double total = 0;
-    for (int i = 0; i < R; i++)
-      for (int j = 0; j < R; j++) total += double(product[size_t(i) * stride + j]) * product[size_t(i) * stride + j];
+    for (int i = 0; i < R; i++) total += sum_of_squares(&product[size_t(i) * stride], R);
     return std::max<float>(std::sqrt(std::sqrt(total)), LEAST_BOUND);
   }
 

@@ -85,7 +85,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:  # type: ignore[override]
-        """Move all matrices by their gradients."""
+        """Move all matrices by their gradients, which are overwritten."""
         for group in self.param_groups:
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
             moved = all_orthogonalized([self._direction(matrix) for matrix in matrices], self.dtype)
@@ -94,12 +94,12 @@ class Muon(Optimizer):
                 matrix.add_(update, alpha=-group["lr"] * _ADAMW_LENGTH * max(matrix.shape) ** 0.5)
 
     def _direction(self, matrix: Tensor) -> Tensor:
-        """The gradient's running mean, a step ahead."""
+        """The gradient's running mean, a step ahead, in place of the gradient."""
         state, gradient = self.state[matrix], matrix.grad
         assert gradient is not None
         if not state:
             state["momentum"] = torch.zeros_like(matrix)
-        return gradient.lerp(state["momentum"].lerp_(gradient, 1 - _MOMENTUM), _MOMENTUM)
+        return gradient.lerp_(state["momentum"].lerp_(gradient, 1 - _MOMENTUM), _MOMENTUM)
 
 
 def all_orthogonalized(matrices: list[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
