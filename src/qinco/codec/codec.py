@@ -277,7 +277,7 @@ class Codec(SharedCodec):
         self.check_steps(num_steps)
         if ranges is None and len(source) > self.block_rows:
             check_values(source)  # before there is work to lose
-        packings, width = self._pack(options.precision, options.engine), self.config.dim
+        packings, width = self.packings(options.precision, options.engine), self.config.dim
         # The next block is read, checked and sent while this one is encoded.
         blocks = (
             (rows.start + first, [p.send(cut(block_ND, i, width, self.rotation_DD)) for i, p in enumerate(packings)])
@@ -322,7 +322,7 @@ class Codec(SharedCodec):
             float32 (N, D).
         """
         codes = self.check_codes(codes, lists)
-        packings, decoded_ND = self._pack(precision), np.empty((len(codes), self.dim), np.float32)
+        packings, decoded_ND = self.packings(precision), np.empty((len(codes), self.dim), np.float32)
         with reporting(progress) as report:
             for first, block in codes.blocks(self.block_rows):
                 self._decode(packings, block, decoded_ND[first : first + len(block)])
@@ -331,7 +331,7 @@ class Codec(SharedCodec):
 
     def decode_blocks(self, codes, precision: str = "float32") -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, float32 reconstructions) for consecutive blocks of codes that `check_codes` has passed."""
-        packings = self._pack(precision)
+        packings = self.packings(precision)
         for first, block in Codes.of(codes).blocks(self.block_rows):
             yield first, self._decode(packings, block)
 
@@ -342,7 +342,7 @@ class Codec(SharedCodec):
         if self.device == CPU:
             yield from ((first, torch.from_numpy(x_ND)) for first, x_ND in self.decode_blocks(codes, precision))
             return
-        packings: list[Any] = self._pack(precision)  # each a TensorModel, see Engine
+        packings: list[Any] = self.packings(precision)  # each a TensorModel, see Engine
         for first, block in Codes.of(codes).blocks(self.block_rows):
             parts = zip(packings, np.split(block.codes, len(packings), 1), strict=True)
             x_ND = torch.cat([packed.reconstruct(codes_NM, block.lists) for packed, codes_NM in parts], 1)
@@ -350,7 +350,7 @@ class Codec(SharedCodec):
 
     def decode_prefixes(self, codes) -> Iterator[np.ndarray]:
         """Yield what the first 1, 2, ... steps of codes (N, M) decode to, float32 (N, D)."""
-        codes, packings = Codes.of(codes), self._pack("float32")
+        codes, packings = Codes.of(codes), self.packings("float32")
         parts = zip(packings, np.split(codes.codes, len(packings), 1), strict=True)
         for reached in zip(*(packed.prefixes(part_NM, codes.lists) for packed, part_NM in parts), strict=True):
             yield join(reached, self.rotation_DD)
@@ -385,7 +385,7 @@ class Codec(SharedCodec):
         """Raise DataError unless the source's vectors have the codec's dimension."""
         check_dim(source, self.dim, "the codec")
 
-    def _pack(self, precision: str, engine: str | None = None) -> list[Packed]:
+    def packings(self, precision: str, engine: str | None = None) -> list[Packed]:
         """The models packed by an engine, once for each precision."""
         chosen = choose_engine(engine or self.encode_options.engine, self.config, self.device)
         key = chosen.name, candidate_precision(precision, self.device, self.config)

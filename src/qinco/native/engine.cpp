@@ -11,6 +11,7 @@
 #include "lists.h"
 #include "nearest.h"
 #include "tables.h"
+#include "walk.h"
 
 using Clock = std::chrono::steady_clock;
 static constexpr std::chrono::milliseconds BETWEEN_CHECKS{50};
@@ -191,6 +192,15 @@ int qinco_scan_lists(const void* scanner, const qinco_scan* request, int threads
 int qinco_sum_codes(const void* scanner, const qinco_sums* request, int threads) {
   try {
     ((const AnyScanner*)scanner)->sum(*request, threads);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+int qinco_walk_shortlists(const void* engine, const void* scanner, const qinco_walk* request, int threads) {
+  try {
+    Walk(*(const AnyEngine*)engine, *(const AnyScanner*)scanner, *request, threads).run();
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;

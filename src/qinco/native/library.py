@@ -100,7 +100,7 @@ class NativeModel:
 
     def __init__(self, sizes: Sizes, steps: list[StepArrays]):
         self.sizes = sizes
-        self._engine = None
+        self.engine = None
         kept, given = [], (_Step * len(steps))()
         for target, arrays in zip(given, steps, strict=True):
             for name, shape in _shapes(sizes).items():
@@ -113,16 +113,16 @@ class NativeModel:
                     pointers = [(_FLOATS * len(pointers))(*pointers)]
                     kept.append(pointers[0])
                 setattr(target, name, pointers[0])
-        self._engine = compiled().qinco_create(byref(sizes), given, LEVELS.index(level()))
-        if not self._engine:
+        self.engine = compiled().qinco_create(byref(sizes), given, LEVELS.index(level()))
+        if not self.engine:
             raise ResourceError("out of memory: the model cannot be packed for the native engine")
 
     def __reduce__(self):
         raise TypeError("a packed model cannot be copied: pack the model again")  # it would be freed twice
 
     def __del__(self):
-        if self._engine:
-            compiled().qinco_destroy(self._engine)
+        if self.engine:
+            compiled().qinco_destroy(self.engine)
 
     def encode(
         self, x_ND: np.ndarray, start_ND: np.ndarray | None, *, num_candidates: int | None, num_pairs: int | None,
@@ -145,10 +145,10 @@ class NativeModel:
         each = beam_width * min(num_candidates or size, size) if not num_pairs else min(num_pairs, beam_width * size)
         failed = run(
             lambda: compiled().qinco_encode(
-                self._engine, byref(search), x_ND.ctypes.data, address(start_ND), len(x_ND), threads,
+                self.engine, byref(search), x_ND.ctypes.data, address(start_ND), len(x_ND), threads,
                 codes_NM.ctypes.data, reached_ND.ctypes.data,
             ),
-            self._operations(len(x_ND) * num_steps) * each,
+            self.operations(len(x_ND) * num_steps) * each,
         )  # fmt: skip
         check_memory(failed, "a smaller beam_width (B), fewer candidates or fewer threads")
         return codes_NM, reached_ND
@@ -168,15 +168,15 @@ class NativeModel:
         decoded_ND = np.empty((*each, len(codes_NM), self.sizes.dim), np.float32)
         failed = run(
             lambda: compiled().qinco_decode(
-                self._engine, codes_NM.ctypes.data, address(start_ND), codes_NM.shape[1], len(codes_NM), threads,
+                self.engine, codes_NM.ctypes.data, address(start_ND), codes_NM.shape[1], len(codes_NM), threads,
                 bool(each), decoded_ND.ctypes.data,
             ),
-            self._operations(codes_NM.size),
+            self.operations(codes_NM.size),
         )  # fmt: skip
         check_memory(failed, "a smaller beam_width (B), fewer candidates or fewer threads")
         return decoded_ND
 
-    def _operations(self, evaluations: int) -> float:
+    def operations(self, evaluations: int) -> float:
         """Of so many evaluations of the network."""
         sizes = self.sizes
         return evaluations * 2.0 * (2 * sizes.blocks * sizes.stream * sizes.hidden + 2 * sizes.stream * sizes.dim)
@@ -270,6 +270,7 @@ def compiled() -> Any:
         "qinco_probe": (c_int, c_void_p, c_void_p, c_int64, c_int, c_int, c_void_p, c_void_p),
         "qinco_scan_lists": (c_int, c_void_p, c_void_p, c_int),
         "qinco_sum_codes": (c_int, c_void_p, c_void_p, c_int),
+        "qinco_walk_shortlists": (c_int, *[c_void_p] * 3, c_int),
         "qinco_mark_ids": (c_int, c_void_p, c_int64, c_void_p, c_int),
         "qinco_decode_rows": (c_int, c_void_p, c_void_p, c_int, c_float, *[c_int] * 3, c_void_p),
         "qinco_multiply": (c_int, *[c_void_p] * 2, c_int64, c_int, c_int, c_int64, c_int, c_int, c_void_p),

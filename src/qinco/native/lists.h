@@ -49,6 +49,33 @@ struct qinco_sums {
   const float *origin, *mean, *centre;  // (D)
   float* sums;                          // (N): norms; where x are given (3, N): norms, squares, shared
 };
+
+// Shortlists of which a model decodes those vectors that may come among the `wanted` of least value. A vector's value is
+// that of its reconstruction x + correction * T + length * |x - centre|^2, T being the correction that its scalar tells
+// (search/ranking.py).
+struct qinco_walk {
+  const float* queries;      // (Q, D)
+  const float* values;       // (Q, S): by the tables, ascending
+  const int32_t* lists;      // (Q, S); -1: no vector from here on
+  const uint8_t* codes;      // (Q, S, M)
+  const uint8_t* norm_codes; // (Q, S)
+  int64_t count;             // Q
+  int32_t dim, steps, width; // D, M, S
+  int32_t wanted;
+  int32_t chunk, least;      // vectors of a round: of each query, and of all; at least
+  float margin;              // by how much values may be smaller than those by the tables; +inf: all are decoded, at once
+  // The model's reconstructions begin at `starts` (V, D), or zeros where that is null, and are scaled and shifted.
+  const float* starts;
+  const float* shift;        // (D)
+  float scale;
+  float correction, length;
+  float table_correction, table_length;  // those by which the tables' scalars are made
+  float typical, low, high;  // corrections: the usual one, and limits of likely ones
+  double rounding;           // of scalars, relative
+  const float *origin, *mean, *centre;  // (D), as in qinco_sums
+  float* found;              // (Q, S): +inf, and the values of those that are decoded
+  double* seconds;           // (2): are added to, by decoding and by valuing
+};
 }
 
 // Tables and centroids packed for one instruction set.
@@ -58,6 +85,8 @@ struct AnyScanner {
   virtual void probe(const float* queries, int64_t count, int nprobe, int threads, int32_t* probes, float* bases) const = 0;
   virtual void scan(const qinco_scan& request, int threads) const = 0;
   virtual void sum(const qinco_sums& request, int threads) const = 0;
+  // The values of vectors of a walk by their reconstructions, in `found`; `places` are theirs in the flattened shortlists.
+  virtual void value(const qinco_walk& request, const int64_t* places, const qinco_sums& sums, int threads) const = 0;
 };
 
 // centroids (V, D), tables (M, 256, D), levels (256): what a scalar byte stands for.

@@ -133,6 +133,32 @@ class ListWorker {
   }
 
   void sum_all(const qinco_sums& request, int64_t from, int count) {
+    sum_each(request, from, count, [](int64_t) {});
+  }
+
+  void value_all(const qinco_walk& request, const int64_t* places, const qinco_sums& sums, int64_t from, int count) {
+    sum_each(sums, from, count, [&](int64_t i) {
+      const int64_t place = places[i];
+      take(request.queries + place / request.width * D, 1, QUERY);
+      const float *query = rows.get() + QUERY * Dp, *x = rows.get() + DECODED * Dp, *centre = rows.get() + CENTRE * Dp;
+      vector near = {}, square = {};
+      for (int d = 0; d < Dp; d += VECTOR) {
+        const vector own = load(x + d), off = scanner.size.inner_product ? load(query + d) : own - load(query + d);
+        const vector from_centre = own - load(centre + d);
+        near += scanner.size.inner_product ? own * off : off * off;
+        square += from_centre * from_centre;
+      }
+      float value = scanner.size.inner_product ? -sum(near) : sum(near);
+      value += request.correction * correction_of(request, sums, i, request.norm_codes[place]);
+      request.found[place] = request.length ? value + request.length * sum(square) : value;
+    });
+  }
+
+ private:
+  enum { DECODED, ORIGIN, MEAN, CENTRE, QUERY };  // rows of sums and values
+
+  template <class Then>
+  void sum_each(const qinco_sums& request, int64_t from, int count, Then then) {
     if (request.decoded) {
       take(request.origin, 1, ORIGIN);
       take(request.mean, 1, MEAN);
@@ -145,11 +171,29 @@ class ListWorker {
         sum_compared(request, i);
       else
         sum_alone(request, i);
+      then(i);
     }
   }
 
- private:
-  enum { DECODED, ORIGIN, MEAN, CENTRE };  // rows of `sum_compared`
+  // What a scalar holds besides what is known of it, the correction of the tables, as that of another decoder. What it
+  // tells beyond the likely corrections counts if it leaves no other open.
+  float correction_of(const qinco_walk& request, const qinco_sums& sums, int64_t i, int norm_code) const {
+    if (!request.table_correction) return 0;
+    const std::vector<float>& levels = scanner.levels;
+    float known = scanner.size.inner_product ? 0 : sums.sums[i];
+    if (request.table_length) known += request.table_length * sums.sums[sums.count + i];
+    float found = (levels[norm_code] - known) / request.table_correction;
+    if (!(found >= request.low && found <= request.high)) {
+      const double below = norm_code ? levels[norm_code] / 2 + levels[norm_code - 1] / 2 : -INFINITY;
+      const double above = norm_code + 1 < ENTRIES ? levels[norm_code + 1] / 2 + levels[norm_code] / 2 : INFINITY;
+      const double rounding = request.rounding * (std::abs(known) + std::abs(levels[norm_code]));
+      double least = (below - known - rounding) / request.table_correction;
+      double most = (above - known + rounding) / request.table_correction;
+      if (request.table_correction < 0) std::swap(least, most);
+      if (!(least > request.high || most < request.low)) found = request.typical;
+    }
+    return found - sums.sums[2 * sums.count + i];
+  }
 
   void take(const float* vectors, int count, int first = 0) {
     for (int i = 0; i < count; i++) memcpy(rows.get() + size_t(first + i) * Dp, vectors + size_t(i) * D, D * 4);
@@ -412,7 +456,7 @@ struct Scanner : AnyScanner {
 
   template <class Run>
   void over(int64_t count, int threads, bool probes, bool scans, Run run) const {
-    const size_t least = 4, rows = std::max<size_t>(least, std::min<int64_t>(count, MOST_QUERIES));
+    const size_t least = 5, rows = std::max<size_t>(least, std::min<int64_t>(count, MOST_QUERIES));
     over_threads(
         count, MOST_QUERIES, threads,
         [&] { return std::make_unique<ListWorker>(tables, rows, probes ? rows : 0, scans ? rows : 0); }, run);
@@ -432,6 +476,12 @@ struct Scanner : AnyScanner {
   void sum(const qinco_sums& request, int threads) const override {
     over(request.count, threads, false, false,
          [&](ListWorker& worker, int64_t from, int now) { worker.sum_all(request, from, now); });
+  }
+
+  void value(const qinco_walk& request, const int64_t* places, const qinco_sums& sums, int threads) const override {
+    over(sums.count, threads, false, false, [&](ListWorker& worker, int64_t from, int now) {
+      worker.value_all(request, places, sums, from, now);
+    });
   }
 };
 

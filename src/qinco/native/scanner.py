@@ -62,25 +62,25 @@ class NativeScanner:
         self, centroids_VD: np.ndarray, tables_MKD: np.ndarray, levels: np.ndarray, inner_product: bool,
         compared: Sequence[np.ndarray] = (),
     ):  # fmt: skip
-        self._scanner = None
+        self.scanner = None
         (self.num_lists, self.dim), self.steps = centroids_VD.shape, len(tables_MKD)
         assert tables_MKD.shape == (self.steps, ENTRIES, self.dim) and levels.shape == (ENTRIES,)
         given = [np.ascontiguousarray(array, np.float32) for array in (centroids_VD, tables_MKD, levels)]
-        self._compared = [np.array(of_D, np.float32) for of_D in compared]
-        assert all(of_D.shape == (self.dim,) for of_D in self._compared)
+        self.compared = [np.array(of_D, np.float32) for of_D in compared]
+        assert all(of_D.shape == (self.dim,) for of_D in self.compared)
         sizes = _Sizes(self.dim, self.num_lists, self.steps, inner_product)
-        self._scanner = compiled().qinco_create_scanner(
+        self.scanner = compiled().qinco_create_scanner(
             byref(sizes), *(array.ctypes.data for array in given), LEVELS.index(level())
         )
-        if not self._scanner:
+        if not self.scanner:
             raise ResourceError("out of memory: the look-up tables cannot be packed for the native engine")
 
     def __reduce__(self):
         raise TypeError("a packed scanner cannot be copied: make another")  # it would be freed twice
 
     def __del__(self):
-        if self._scanner:
-            compiled().qinco_destroy_scanner(self._scanner)
+        if self.scanner:
+            compiled().qinco_destroy_scanner(self.scanner)
 
     def probe(self, queries_QD: np.ndarray, nprobe: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
         """The nearest centroids in order, int32 (Q, nprobe), and the values of their lists, float32 (Q, nprobe)."""
@@ -90,7 +90,7 @@ class NativeScanner:
         probes_QP, bases_QP = np.empty(shape, np.int32), np.empty(shape, np.float32)
         failed = run(
             lambda: compiled().qinco_probe(
-                self._scanner, address(queries_QD), len(queries_QD), nprobe, threads, address(probes_QP),
+                self.scanner, address(queries_QD), len(queries_QD), nprobe, threads, address(probes_QP),
                 address(bases_QP),
             ),
             2.0 * len(queries_QD) * self.num_lists * self.dim,
@@ -136,7 +136,7 @@ class NativeScanner:
         looked_up = sum(len(segment.ids) for segment in segments) * probes_QP.shape[1] / self.num_lists * self.steps
         operations = len(queries_QD) * (looked_up + 2.0 * self.steps * ENTRIES * self.dim)
         kept = request, given, segments, admitted, queries_QD, probes_QP, bases_QP, results
-        failed = run(lambda: compiled().qinco_scan_lists(self._scanner, byref(kept[0]), threads), operations)
+        failed = run(lambda: compiled().qinco_scan_lists(self.scanner, byref(kept[0]), threads), operations)
         check_memory(failed, _REMEDY)
         return results
 
@@ -149,8 +149,8 @@ class NativeScanner:
 
         Float32 (3, N).
         """
-        assert len(decoded_ND) == len(codes_NM) and len(self._compared) == 3
-        return self._sums(codes_NM, lists_N, threads, 3, (self._rows(decoded_ND), *self._compared))
+        assert len(decoded_ND) == len(codes_NM) and len(self.compared) == 3
+        return self._sums(codes_NM, lists_N, threads, 3, (self._rows(decoded_ND), *self.compared))
 
     def _sums(self, codes_NM, lists_N, threads: int, count: int, compared: Sequence[np.ndarray | None] = (None,) * 4):
         codes_NM, lists_N = np.ascontiguousarray(codes_NM, np.uint8), np.ascontiguousarray(lists_N, np.int32)
@@ -160,7 +160,7 @@ class NativeScanner:
         addresses = address(codes_NM), address(lists_N), len(lists_N), *map(address, compared), address(sums_CN)
         request = _Sums(*addresses)
         failed = run(
-            lambda: compiled().qinco_sum_codes(self._scanner, byref(request), threads),
+            lambda: compiled().qinco_sum_codes(self.scanner, byref(request), threads),
             4.0 * codes_NM.size * self.dim,
         )
         check_memory(failed, _REMEDY)

@@ -10,6 +10,7 @@ import numpy as np
 
 from qinco.codec.codec import Codec
 from qinco.config import PRECISIONS, RANKINGS, require_choice
+from qinco.engines.native_engine import NativeCoder
 from qinco.errors import DataError, ResourceError
 from qinco.machine import free_memory
 from qinco.maths.devices import CPU, to_device
@@ -19,7 +20,7 @@ from qinco.search.ranking import Ranking, Score
 from qinco.search.refine import Originals
 from qinco.search.scan import Shortlist
 from qinco.search.tables import SearchTables
-from qinco.search.walk import walk
+from qinco.search.walk import walk, walked_values
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource
 
@@ -152,16 +153,40 @@ class Pipeline:
         return np.logical_or(is_zero_QS, np.isin(shortlist.ids, self.zeros)) if len(self.zeros) else is_zero_QS
 
     def _rerank(self, stage: Stage, queries_QD: np.ndarray, shortlist: Shortlist) -> Shortlist:
+        values_QS = self._walked(stage, queries_QD, shortlist)
+        if values_QS is None:
+            values_QS = self._valued(stage, queries_QD, shortlist)
+        before = time.perf_counter()
+        ranked = shortlist.ranked(values_QS, stage.keep)
+        self.seconds[stage.timings[1]] += time.perf_counter() - before
+        return ranked
+
+    def _walked(self, stage: Stage, queries_QD: np.ndarray, shortlist: Shortlist) -> np.ndarray | None:
+        """`_valued` by the compiled engine alone; None where it cannot."""
+        decoder = stage.decoder
+        if not isinstance(decoder, NeuralDecoder) or self.tables is None or stage.score is None:
+            return None
+        if self.metric.name == "cosine" and (len(self.zeros) or not queries_QD.any(1).all()):
+            return None
+        if (coder := decoder.native()) is None:
+            return None
+        decoder.check(shortlist.codes)
+        found = walked_values(coder, self.tables, stage.score, queries_QD, shortlist, stage.keep, stage.margin)
+        if found is None:
+            return None
+        for timing, seconds in zip(stage.timings, found[1].tolist(), strict=True):
+            self.seconds[timing] += seconds
+        return found[0]
+
+    def _valued(self, stage: Stage, queries_QD: np.ndarray, shortlist: Shortlist) -> np.ndarray:
+        """The values of shortlists' vectors by a stage, float32 (Q, S); +inf of those that are not decoded."""
         values_QS = np.full(shortlist.values.shape, np.inf, np.float32)
         for rows_N in walk(shortlist, values_QS, stage.keep, stage.margin):
             self._value(stage, queries_QD, shortlist, rows_N, values_QS.reshape(-1))
             before = time.perf_counter()
             values_QS[:] = self._defined(queries_QD, shortlist, values_QS, stage.score)
             self.seconds[stage.timings[1]] += time.perf_counter() - before
-        before = time.perf_counter()
-        ranked = shortlist.ranked(values_QS, stage.keep)
-        self.seconds[stage.timings[1]] += time.perf_counter() - before
-        return ranked
+        return values_QS
 
     def _value(self, stage: Stage, queries_QD, shortlist: Shortlist, rows_N: np.ndarray, values_N: np.ndarray) -> None:
         """Put the values of some vectors of the flattened shortlists in their places."""
@@ -194,11 +219,19 @@ class NeuralDecoder:
         self.codec, self.precision = codec, precision
         self.on_device = keeps and codec.device != CPU
 
-    def decode(self, codes: np.ndarray, lists: np.ndarray) -> "np.ndarray | Tensor":
+    def check(self, codes: np.ndarray) -> None:
+        """Raise DataError for codes that the codec lacks: mapped ones are not checked when an index is opened."""
         size = self.codec.config.codebook_size
-        # Mapped codes are not checked when an index is opened.
         if size < 1 << 8 * codes.itemsize and codes.max(initial=0) >= size:
             raise DataError(f"the index is damaged: it holds the code {codes.max()}, the codec's are below {size}")
+
+    def native(self) -> NativeCoder | None:
+        """The codec as the compiled engine has packed it, if that decodes its codes by itself."""
+        packings = [] if self.on_device else self.codec.packings(self.precision)
+        return packings[0] if len(packings) == 1 and isinstance(packings[0], NativeCoder) else None
+
+    def decode(self, codes: np.ndarray, lists: np.ndarray) -> "np.ndarray | Tensor":
+        self.check(codes)
         found = Codes(codes, lists if self.codec.is_ivf else None)
         blocks = self.codec.decode_tensors if self.on_device else self.codec.decode_blocks
         decoded: list = [block for _, block in blocks(found, self.precision)]

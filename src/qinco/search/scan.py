@@ -88,12 +88,16 @@ class Scanner:
         missing = ENTRIES - tables_MKD.shape[1]
         tables_MKD = np.pad(np.asarray(tables_MKD, np.float32), ((0, 0), (0, missing), (0, 0)), "edge")
         self.num_lists, self.inner_product = len(centroids_VD), inner_product
-        self.is_native = is_available() if native is None else native
-        kind = NativeScanner if self.is_native else _PlainScanner
+        kind = NativeScanner if (is_available() if native is None else native) else _PlainScanner
         no_D = np.zeros_like(self._shift_D)
         given_D = no_D if mean_D is None else mean_D
         compared = self._shift_D, given_D, no_D if inner_product else given_D
         self._scanner = kind(centroids_VD, tables_MKD, np.asarray(levels, np.float32), inner_product, compared)
+
+    @property
+    def native(self) -> NativeScanner | None:
+        """What the compiled engine has packed, if it is used."""
+        return self._scanner if isinstance(self._scanner, NativeScanner) else None
 
     def probe(self, queries_QD: np.ndarray, nprobe: int, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """The nearest centroids of float32 queries (Q, D), all compared: lists int32 and bases float32, (Q, nprobe)."""

@@ -29,7 +29,7 @@ LEVEL_ROWS = 200_000
 MIN_GRAPH_LISTS = 4096  # so many centroids are searched through a graph
 GRAPH_KIND, FAISS_SUFFIX = "graph", ".faissindex"
 _LINKS = "levels", "offsets", "neighbors"
-_ROUNDING = 8 * float(np.finfo(np.float32).eps)
+ROUNDING = 8 * float(np.finfo(np.float32).eps)
 _SPARE_LISTS = 1.5  # times as many as hold the wanted vectors on average
 _GATHERED_QUERIES = 16  # for fewer, copying what is selected does not pay
 MAX_PROBES = 1 << 22  # of the queries that are searched again at a time
@@ -180,7 +180,7 @@ class SearchTables:
         """Whether norm codes leave only corrections beyond the likely ones open, bool (N,)."""
         correction, low, high = ranking.lookup.correction, ranking.low, ranking.high
         edges = np.concatenate([[-np.inf], self.levels[1:] / 2 + self.levels[:-1] / 2, [np.inf]])
-        rounding_N = _ROUNDING * (np.abs(known_N) + np.abs(self.levels[norm_codes_N]))
+        rounding_N = ROUNDING * (np.abs(known_N) + np.abs(self.levels[norm_codes_N]))
         least_N = (edges[norm_codes_N] - known_N - rounding_N) / correction
         most_N = (edges[norm_codes_N + np.intp(1)] - known_N + rounding_N) / correction
         if correction < 0:

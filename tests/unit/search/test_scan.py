@@ -153,12 +153,13 @@ def test_what_no_float_holds_is_not_found(native, inner_product):
 
 def test_without_the_native_engine_the_scan_is_plain(monkeypatch):
     monkeypatch.setattr(module, "is_available", lambda: False)
-    assert not World(None).scanner.is_native
+    assert World(None).scanner.native is None
 
 
 @needs_native
 def test_the_native_engine_is_used_where_it_is():
-    assert World(None).scanner.is_native and not World(False).scanner.is_native
+    assert World(None).scanner.native is not None
+    assert World(False).scanner.native is None
 
 
 @ENGINES

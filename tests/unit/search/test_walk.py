@@ -6,15 +6,19 @@ from itertools import chain
 
 import numpy as np
 import pytest
+from native_levels import needs_native
 from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, built, copied, vectors
 
 import qinco
+from qinco.errors import DataError
+from qinco.search import pipeline
 from qinco.search.index import Index
 from qinco.search.metric import METRICS
 from qinco.search.options import SearchOptions
-from qinco.search.pipeline import NeuralDecoder
+from qinco.search.pipeline import NeuralDecoder, Pipeline
+from qinco.search.ranking import Score
 from qinco.search.scan import Shortlist
-from qinco.search.walk import walk
+from qinco.search.walk import walk, walked_values
 
 QUERIES_QD = vectors(200, 21)
 OPTIONS = {"nprobe": NUM_LISTS, "num_short": 200}
@@ -29,9 +33,16 @@ def with_margin(index: Index, margin: float | None) -> Index:
 
 def num_decoded(monkeypatch, search) -> int:
     """How many vectors the network decodes for a search."""
-    decode, counts = NeuralDecoder.decode, []
+    decode, walked_values, counts = NeuralDecoder.decode, pipeline.walked_values, []
+
+    def compiled(*given):
+        found = walked_values(*given)
+        counts.append(np.count_nonzero(np.isfinite(found[0])))
+        return found
+
     with monkeypatch.context() as patch:
         patch.setattr(NeuralDecoder, "decode", lambda *given: [counts.append(len(given[1])), decode(*given)][1])
+        patch.setattr(pipeline, "walked_values", compiled)
         search()
     return sum(counts)
 
@@ -115,6 +126,74 @@ def test_the_fitted_margins_find_the_same_and_decode_less(metric, pairwise, monk
         assert abs((found_QR == nearest_Q1).any(1).mean() - (all_QR == nearest_Q1).any(1).mean()) <= 0.01
         assert (found_QR >= 0).all() and all(len(set(row)) == k for row in found_QR.tolist())
         assert num_decoded(monkeypatch, lambda k=k: index.search(QUERIES_QD, k, **OPTIONS)) < 200 * 200 // 2
+
+
+def by_arrays(index: Index, queries_QD, k: int, monkeypatch):
+    """What a search finds whose vectors are decoded and valued by arrays, not by the compiled walk."""
+    with monkeypatch.context() as patch:
+        patch.setattr(NeuralDecoder, "native", lambda decoder: None)
+        return index.search(queries_QD, k, **OPTIONS)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("kind", "metric", "pairwise"),
+    [*(("plain", metric, False) for metric in METRICS), ("ivf", "l2", False), ("plain", "l2", True)],
+)
+def test_the_compiled_walk_finds_what_arrays_do(kind, metric, pairwise, monkeypatch):
+    fitted = built(kind, metric, pairwise)
+    table = fitted.tables.ranking.lookup
+    changes = (
+        {}, {"margin": None, "pairwise_margin": None}, {"margin": 0.0, "pairwise_margin": 0.0},
+        {"low": -0.01, "high": 0.01, "typical": 3.0}, {"neural": Score(-0.7, 0.3, 1.0)},
+        {"lookup": replace(table, correction=-0.8, length=0.25)}, {"lookup": Score()},
+    )  # fmt: skip
+    for change in changes:
+        index = copied(fitted)
+        index.tables = replace(index.tables, ranking=replace(index.tables.ranking, **change))
+        for k in (1, 20):
+            distances_QR, ids_QR = index.search(QUERIES_QD, k, **OPTIONS)
+            plain_QR, plain_ids_QR = by_arrays(index, QUERIES_QD, k, monkeypatch)
+            np.testing.assert_allclose(distances_QR, plain_QR, rtol=1e-4, atol=1e-4)
+            assert np.mean(ids_QR == plain_ids_QR) > 0.999  # equal ones may change places
+
+
+@needs_native
+def test_only_what_the_compiled_engine_decodes_is_walked_by_it(monkeypatch):
+    calls = []
+    monkeypatch.setattr(pipeline, "walked_values", lambda *given: [calls.append(1), walked_values(*given)][1])
+    zeros_ND = vectors().copy()
+    zeros_ND[::10] = 0
+    with_zeros = Index.build(built().codec, zeros_ND, NUM_LISTS, metric="cosine")
+    for index, queries_QD, ranking in (
+        (built("plain"), QUERIES_QD, "decoded"), (built("product"), QUERIES_QD, "calibrated"),
+        (with_zeros, QUERIES_QD, "calibrated"),
+        (built("plain", "cosine"), np.zeros((1, DIM), np.float32), "calibrated"),
+    ):  # fmt: skip
+        index.search(queries_QD, 5, ranking=ranking, **OPTIONS)
+    assert not calls
+    built("plain", "cosine").search(QUERIES_QD, 5, **OPTIONS)
+    assert calls == [1]
+
+
+@needs_native
+def test_queries_beyond_float32_are_walked():
+    index = built()
+    for value in (1e30, -3e38):
+        distances, ids = index.search(np.full((2, DIM), value, np.float32), 5, **OPTIONS)
+        assert np.isposinf(distances).all() or (ids >= 0).all()
+
+
+def test_a_code_that_the_codec_does_not_have_is_refused():
+    index = built()
+    stage = index.pipeline(SearchOptions(num_short=50, num_mid=0), 10).stages[-1]
+    shortlist = Shortlist(
+        np.zeros((1, 20), np.float32), np.zeros((1, 20), np.int64), np.zeros((1, 20), np.int32),
+        np.full((1, 20, index.codec.num_codes), 255, np.uint8), np.zeros((1, 20), np.uint8), np.zeros(1, np.int64),
+    )  # fmt: skip
+    searched = Pipeline(lambda queries_QD, length: shortlist, 20, [stage], tables=index.tables)
+    with pytest.raises(DataError, match="holds the code 255"):
+        searched.run(QUERIES_QD[:1], 5)
 
 
 def test_single_queries_and_batches_find_the_same():
