@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from qinco.atomic import write_atomically
+from qinco.compat.faiss_graphs import graph_fault
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError, DataError, ResourceError, needs_extra
 from qinco.forking import new_lock
@@ -32,6 +33,7 @@ MAX_STEPS, MAX_BITS = 256, 16
 _KINDS = {b"IwRQ": "rq", b"IwLS": "lsq"}  # residual quantizer, local search quantizer
 _KEY = re.compile(r"IVF(\d{1,9})(?:_HNSW(\d{0,4}))?,(?:RQ|LSQ)(\d{1,4})x(\d{1,3})(?:_N(?:float|qint8|qint4))?")
 _NORM_BITS = {0: 0, 1: 0, 3: 32, 4: 8, 5: 4}  # bits of a stored norm by faiss's Search_type_t
+_FLAT = faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexFlatIP
 _HEADER = struct.Struct("<4siqqqBi")
 _READING = new_lock()  # faiss's limits of reading are those of the process
 
@@ -58,15 +60,20 @@ def read_links(path: str | os.PathLike, count: int, dim: int, inner_product: boo
     """The links of an HNSW graph in a file without its vectors; None for another index or graph."""
     graph = read_faiss_file(path)
     metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
-    is_graph = isinstance(graph, faiss.IndexHNSWFlat) and graph.storage is None
+    is_graph = type(graph) is faiss.IndexHNSWFlat and graph.storage is None
     if not is_graph or (graph.ntotal, graph.d, graph.metric_type) != (count, dim, metric):
         return None
-    hnsw, names = graph.hnsw, ("levels", "offsets", "neighbors", "cum_nneighbor_per_level")
-    levels, offsets, neighbors, most = (faiss.vector_to_array(getattr(hnsw, name)) for name in names)
+    levels, offsets, neighbors, most = _graph_arrays(graph.hnsw)
     links = int(most[1]) // 2 if len(most) > 1 else 0
     if not np.array_equal(most[1:], links * np.arange(2, len(most) + 1)):
         return None
-    return Links(levels, offsets.astype(np.int64), neighbors, hnsw.entry_point, links)
+    return Links(levels, offsets, neighbors, graph.hnsw.entry_point, links)
+
+
+def _graph_arrays(hnsw: faiss.HNSW) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    names = ("levels", "offsets", "neighbors", "cum_nneighbor_per_level")
+    levels, offsets, neighbors, most = (faiss.vector_to_array(getattr(hnsw, name)) for name in names)
+    return levels, offsets.astype(np.int64), neighbors, most.astype(np.int64)
 
 
 @contextmanager
@@ -106,10 +113,10 @@ class FaissIndex:
         self._check(start in _KINDS, f"its type is {found}, those with RQ or LSQ are IwRQ and IwLS")
         index = read_faiss_file(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
         quantizer, coarse = getattr(index, _KINDS[start]), faiss.downcast_index(index.quantizer)
-        self.has_graph = isinstance(coarse, faiss.IndexHNSW)
+        self.has_graph = type(coarse) is faiss.IndexHNSWFlat
         flat = faiss.downcast_index(coarse.storage) if self.has_graph else coarse
         lists = faiss.downcast_InvertedLists(index.invlists)
-        self._check(isinstance(flat, faiss.IndexFlat), "its coarse quantizer is neither flat nor HNSW")
+        self._check(type(flat) in _FLAT, "its coarse quantizer is neither flat nor HNSW")
         self._check(isinstance(lists, faiss.OnDiskInvertedLists), "its inverted lists are not in the file")
         is_trained = index.is_trained and quantizer.is_trained
         self._check(is_trained and index.by_residual, "it is not trained, or not on residuals (by_residual)")
@@ -119,6 +126,10 @@ class FaissIndex:
         counts = {index.nlist, lists.nlist, coarse.ntotal, flat.ntotal}
         is_sound = metrics in ({0}, {1}) and len(dims) == len(counts) == 1
         self._check(is_sound, f"metrics {metrics}, dimensions {dims} or numbers of lists {counts} differ")
+        if self.has_graph:
+            hnsw = coarse.hnsw
+            fault = graph_fault(*_graph_arrays(hnsw), hnsw.entry_point, hnsw.max_level, coarse.ntotal)
+            self._check(fault is None, str(fault))
         bits = faiss.vector_to_array(quantizer.nbits).tolist()
         is_sound = len(bits) == self.num_codes <= MAX_STEPS and len(set(bits)) == 1 and 1 <= bits[0] <= MAX_BITS
         self._check(is_sound, f"it has codes of {bits[:9]} bits")
@@ -204,6 +215,8 @@ class FaissIndex:
         """The index in memory and its coarse quantizer."""
         # The tables left out are for encoding, and quadratic in the codebooks' sizes.
         index = read_faiss_file(self._path, faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
+        is_here = isinstance(faiss.downcast_InvertedLists(index.invlists), faiss.ArrayInvertedLists)
+        self._check(is_here, "its inverted lists are not in the file")
         return index, faiss.downcast_index(index.quantizer)
 
 

@@ -261,6 +261,77 @@ def test_other_indexes_are_refused(tmp_path, index, value):
         FaissIndex(path)
 
 
+def of_level(hnsw, level):
+    """Places in `neighbors` of the links on a level of a vector that has most levels."""
+    vector, most = hnsw.entry_point, faiss.vector_to_array(hnsw.cum_nneighbor_per_level)
+    begin = faiss.vector_to_array(hnsw.offsets).astype(int)[vector]
+    return slice(begin + most[level], begin + most[level + 1])
+
+
+def replaced(name, change):
+    """What changes an array of a graph."""
+
+    def damage(hnsw):
+        array = faiss.vector_to_array(getattr(hnsw, name)).copy()
+        change(hnsw, array)
+        vector = type(getattr(hnsw, name))()
+        vector.resize(len(array))
+        setattr(hnsw, name, vector)
+        faiss.copy_array_to_vector(array, getattr(hnsw, name))
+
+    return damage
+
+
+def lowest(hnsw):
+    """The last vector that is on no level but the first."""
+    return int(np.flatnonzero(faiss.vector_to_array(hnsw.levels) == 1)[-1])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        replaced("neighbors", lambda hnsw, array: array.__setitem__(of_level(hnsw, 1), lowest(hnsw))),
+        replaced("neighbors", lambda hnsw, array: array.__setitem__(of_level(hnsw, hnsw.max_level), lowest(hnsw))),
+        replaced("neighbors", lambda hnsw, array: array.__setitem__(of_level(hnsw, 0), 200)),
+        replaced("neighbors", lambda hnsw, array: array.__setitem__(of_level(hnsw, 0), -2)),
+        replaced("levels", lambda hnsw, array: array.__setitem__(lowest(hnsw), 2)),
+        replaced("levels", lambda hnsw, array: array.__setitem__(hnsw.entry_point, 1)),
+        replaced("levels", lambda hnsw, array: array.__setitem__(lowest(hnsw), 0)),
+        replaced("offsets", lambda hnsw, array: array.__setitem__(slice(20, 22), array[[21, 20]])),
+        replaced("offsets", lambda hnsw, array: array.__setitem__(-1, array[-1] + 4)),
+        replaced("cum_nneighbor_per_level", lambda hnsw, array: array.__setitem__(1, array[1] + 1)),
+        replaced("cum_nneighbor_per_level", lambda hnsw, array: array.__setitem__(0, -4)),
+        lambda hnsw: setattr(hnsw, "entry_point", 200),
+        lambda hnsw: setattr(hnsw, "entry_point", -1),
+        lambda hnsw: setattr(hnsw, "entry_point", lowest(hnsw)),
+        lambda hnsw: setattr(hnsw, "max_level", hnsw.max_level + 1),
+        lambda hnsw: setattr(hnsw, "max_level", 30),
+    ],
+)
+def test_graphs_that_lead_out_of_their_arrays_are_refused(tmp_path, damage):
+    path = Made(200, 2, 4, 30).write(tmp_path / "x.faissindex", "IVF200_HNSW4,RQ2x2_Nqint8")
+    assert FaissIndex(path).has_graph
+    index = faiss.read_index(str(path))
+    hnsw = faiss.downcast_index(index.quantizer).hnsw
+    assert hnsw.max_level > 1
+    damage(hnsw)
+    faiss.write_index(index, str(path))
+    with pytest.raises(DataError, match=r"x\.faissindex"):
+        FaissIndex(path)
+
+
+@pytest.mark.parametrize(
+    "coarse", [faiss.IndexHNSWSQ(DIM, faiss.ScalarQuantizer.QT_8bit, 4), faiss.IndexHNSWFlatPanorama(DIM, 4, 2)]
+)
+def test_graphs_over_other_vectors_are_refused(tmp_path, coarse):
+    index = faiss.IndexIVFResidualQuantizer(coarse, DIM, 9, 2, 3)
+    index.train(X)
+    index.add(X)
+    faiss.write_index(index, str(tmp_path / "x.faissindex"))
+    with pytest.raises(DataError, match="coarse"):
+        FaissIndex(tmp_path / "x.faissindex")
+
+
 @pytest.mark.parametrize("every", [19, pytest.param(7, marks=pytest.mark.slow)])
 def test_other_and_truncated_files_are_refused_by_name(tmp_path, every):
     path = Made(5, 2, 4, 30).write(tmp_path / "x.faissindex", "IVF5_HNSW4,RQ2x2_Nqint8")
