@@ -9,15 +9,26 @@ from typing import Any
 import qinco
 from qinco.cli.keys import Settings
 from qinco.cli.open import find_device
+from qinco.collection.columns import named_columns
 from qinco.errors import ConfigError
 
 _INTEGER = re.compile(r"-?[0-9]+")
 _LONGEST_CELL = 80  # characters of a payload or vector in a table
 
 
-def open_collection(settings: Settings, *, read_only: bool = False) -> "qinco.Collection":
-    """The collection of `collection=`."""
-    return qinco.Collection.open(settings["collection"], read_only=read_only, device=str(find_device(settings)))
+def open_collection(settings: Settings, *, read_only: bool = False) -> Any:
+    """The collection of `collection=`, a Collection or a NamedCollection."""
+    from qinco.collection.opened import open_collection
+
+    return open_collection(settings["collection"], read_only=read_only, device=str(find_device(settings)))
+
+
+def using_of(settings: Settings, docs: Any) -> dict[str, str]:
+    """The argument that `using=` stands for; none where it is not given."""
+    using = settings["using"]
+    if using is not None and isinstance(docs, qinco.Collection):
+        raise ConfigError(f"the vectors of {settings['collection']} have no names: leave using={using:.60} out")
+    return {} if using is None else {"using": using}
 
 
 def source_of(settings: Settings) -> str | list[str]:
@@ -30,6 +41,8 @@ def columns_of(settings: Settings) -> dict[str, Any]:
     """The arguments of `Collection.upsert_from` that `id=`, `payload=` and `vector=` stand for."""
     columns: dict[str, Any] = {"ids": settings["id"], "payload": settings["payload"], "vector": settings["vector"]}
     columns = {name: {"false": False, "true": True}.get(text, text) for name, text in columns.items()}
+    if isinstance(columns["vector"], str):
+        columns["vector"] = named_columns(columns["vector"])
     if isinstance(columns["payload"], str):
         columns["payload"] = columns["payload"].split(",")
     return columns
@@ -96,6 +109,8 @@ def print_rows(settings: Settings, console, rows: Sequence[Mapping], headers: Se
 def _cell(value: Any, header: str):
     if header in ("id", "query"):
         return str(value)  # numbers of records have no commas
+    if header == "vector" and isinstance(value, Mapping):
+        return "; ".join(f"{name} {_cell(x_D, name)}" for name, x_D in value.items())
     if isinstance(value, Mapping):
         value = json.dumps(value, ensure_ascii=False)
     if hasattr(value, "ravel"):

@@ -192,7 +192,9 @@ SHARED = {
         Key("source", "paths", None, "files of records: vectors, Parquet (text.parquet:embedding), folders, .jsonl"),
         Key("id", "text", None, "column of ids, or false: row numbers; by default guessed"),
         Key("payload", "text", None, "columns of payloads, such as title,year, or false: none; by default all others"),
-        Key("vector", "text", None, "column of vectors; by default guessed"),
+        Key("vector", "text", None, "column of vectors, or by name, such as image:image_embedding,text:text_embedding; "
+            "by default guessed"),
+        Key("using", "text", None, "name of the vectors, of a collection that has several"),
         Key("ids", "text", None, "ids, such as 7 or a,b; as JSON to tell numbers from strings: [7,\"7\"]"),
         Key("where", "text", None, 'filter of payloads, as JSON: {"year": {"gte": 2010}}'),
         Key("with_vectors", "switch", False, "vectors, too: those that are compressed are decoded"),

@@ -16,7 +16,7 @@ from qinco.collection.records import Id, Record, record_ids
 from qinco.collection.row_source import RowSource
 from qinco.collection.schema import FILE, Database
 from qinco.collection.segments import codec_path
-from qinco.collection.sources import open_rows
+from qinco.collection.sources import check_column, open_rows
 from qinco.collection.table_rows import TableRows
 from qinco.config import EXACT_BELOW, require_bool, require_int, suggest
 from qinco.errors import ConfigError, DataError
@@ -95,6 +95,7 @@ class Collection(ChangedCollection, FilledCollection):
             if multi:
                 raise ConfigError("a source has one vector a row: create a collection with multi=true empty, and upsert"
                                   " records")  # fmt: skip
+            check_column(vector)
             rows = open_rows(source, ids=ids, payload=payload, vector=vector, dim=dim, missing=has_points)
             has_points = bool(rows.payload_columns) or not rows.has_integer_ids or payload is True
             _check_fields(fields, rows)
@@ -145,7 +146,7 @@ class Collection(ChangedCollection, FilledCollection):
         if collection._moments.names:
             collection.close()
             raise ConfigError(
-                f"{collection.folder} holds vectors of several names: open it in Python, by qinco.NamedCollection.open"
+                f"{collection.folder} holds vectors of several names: open it by qinco.NamedCollection.open"
             )
         return collection
 

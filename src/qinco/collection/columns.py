@@ -1,5 +1,6 @@
 """Which column of a table holds ids, which one vectors, and which ones the payload: as named, or guessed."""
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ def _choose_named(
         words = ",".join(f"{one}:{column}" for one, column in shown.items())
         raise DataError(f"{name} has no column of vectors {missing[0]!r}, and lists of numbers in "
                         f"{list_names(lists) or 'none'}: name the columns of those that it has, as in vector={shown} "
-                        f"(vector={words} in the shell)")  # fmt: skip
+                        f"(vector={words} in the shell and over HTTP)")  # fmt: skip
     return found
 
 
@@ -189,6 +190,30 @@ def _find(known: Mapping[str, Column], column, name: str, argument: str) -> Colu
         raise DataError(f"{name} has no column {column!r}. {suggest(column, list(known), 0.6)}There are "
                         f"{list_names(known) or 'none'}")  # fmt: skip
     return known[column]
+
+
+def named_columns(text: str) -> str | dict[str, str]:
+    """Columns of vectors by name, as words such as image:image_embedding,text:text_embedding, or as a JSON object.
+
+    A text without a colon is one column.
+
+    Example:
+        >>> named_columns("image:image_embedding,text:text_embedding")
+        {'image': 'image_embedding', 'text': 'text_embedding'}
+    """
+    if ":" not in text:
+        return text
+    try:
+        pairs = list(json.loads(text).items()) if text[:1] == "{" else [word.split(":") for word in text.split(",")]
+    except ValueError:
+        pairs = []
+    if not pairs or not all(len(pair) == 2 and all(isinstance(one, str) and one for one in pair) for pair in pairs):
+        raise ConfigError("vector= names columns by name, as in vector=image:image_embedding,text:text_embedding or "
+                          f'vector=\'{{"image": "image_embedding"}}\', and not {text!r:.80}')  # fmt: skip
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ConfigError(f"vector={text:.80} has a name twice: give each one column")
+    return found
 
 
 def check_names(names: Iterable, name: str) -> None:

@@ -15,7 +15,7 @@ from qinco.collection.records import record_ids
 from qinco.collection.retrain import Retrainer
 from qinco.collection.row_source import RowSource
 from qinco.collection.schema import value_of
-from qinco.collection.sources import open_rows
+from qinco.collection.sources import check_column, open_rows
 from qinco.collection.stages import usual_minutes
 from qinco.collection.whole_job import WholeJob
 from qinco.config import require_bool
@@ -60,6 +60,7 @@ class FilledCollection(MaintainedCollection):
         if self._moments.is_multi:
             raise ConfigError("a source has one vector a row, and records of multi=true hold several: use "
                               "Collection.upsert")  # fmt: skip
+        check_column(vector)
         has_points = self._moments.has_points
         payload = False if payload is None and not has_points else payload
         return open_rows(source, ids=ids, payload=payload, vector=vector, dim=self.dim, missing=has_points)
@@ -92,7 +93,7 @@ class FilledCollection(MaintainedCollection):
         if self._moments.is_multi:
             raise ConfigError("a source has one vector a row, and records of multi=true hold several: compare search "
                               "with exact=true")  # fmt: skip
-        rows = open_rows(source, ids=ids, payload=False, vector=vector, dim=self.dim, missing=True)
+        rows = self._originals(source, ids, vector)
         if rows.is_read_once and queries is None:
             raise ConfigError(f"{rows.name} is read once, and the queries would be taken of it: give queries=")
         require_bool("keep", keep)
@@ -155,7 +156,7 @@ class FilledCollection(MaintainedCollection):
         """
         check_training(training, minutes)
         self._database.check_writable()
-        rows = open_rows(source, ids=ids, payload=False, vector=vector, dim=self.dim, missing=True)
+        rows = self._originals(source, ids, vector)
         given, done = [], 0
         with reporting(progress) as report, ExitStack() as files:
             for guess in rows.guesses:
@@ -176,6 +177,10 @@ class FilledCollection(MaintainedCollection):
                 raise DataError(f"{rows.name} holds no vectors: give the originals of all that are compressed")
             originals = np.memmap(file, np.float32, "r", shape=(len(given), rows.dim))
             return self.retrain(given, originals, minutes=minutes, progress=report, **training)
+
+    def _originals(self, source, ids, vector: str | None) -> RowSource:
+        check_column(vector)
+        return open_rows(source, ids=ids, payload=False, vector=vector, dim=self.dim, missing=True)
 
     def _job(self, rows: RowSource, minutes: float | None, report: Progress) -> Progress:
         """What also tells how long all of `create` takes, where the number of records is known."""

@@ -150,8 +150,8 @@ class NamedChanged(NamedParts):
             return dict.fromkeys(self._parts, vector)
         if not isinstance(vector, Mapping) or not vector or not all(isinstance(one, str) for one in vector.values()):
             name = next(iter(self._parts))
-            raise ConfigError(f"vector must be columns by name, such as {{{name!r}: '{name}_embedding'}} "
-                              f"(vector={name}:{name}_embedding in the shell), not {vector!r:.80}")  # fmt: skip
+            raise ConfigError(f"vector must be columns by name, such as {{{name!r}: '{name}_embedding'}} (in the shell "
+                              f"and over HTTP vector={name}:{name}_embedding), not {vector!r:.80}")  # fmt: skip
         for name in vector:
             self._number(name)
         return vector

@@ -67,6 +67,14 @@ def open_rows(
     return _open(source, Asked(ids, payload, vector, dim, missing), "source", 0)
 
 
+def check_column(vector: Any) -> None:
+    """Raise ConfigError unless `vector` names one column, or is None."""
+    if not isinstance(vector, str | None):
+        raise ConfigError(
+            f"vector must be one column, as the vectors of this collection have no names, not {vector!r:.60}"
+        )
+
+
 def _open(source: Any, asked: Asked, name: str, first_row: int) -> RowSource:
     if _is_path(source) or (isinstance(source, list | tuple) and source and all(map(_is_path, source))):
         return _open_files(source, asked, first_row)

@@ -4,9 +4,17 @@ import json
 from typing import Any
 
 from qinco.collection.collection import Collection
+from qinco.collection.named import NamedCollection
 from qinco.collection.records import Hit, Id
 
 _EXAMPLES, _NEIGHBOURS, _PAYLOAD_CHARACTERS = 12, 10, 600
+
+
+def shown(collection: Collection | NamedCollection, name: str) -> dict[str, Collection]:
+    """What is shown of a collection, by name; of one with named vectors, those of each name by both names."""
+    if isinstance(collection, Collection):
+        return {name: collection}
+    return {f"{name}.{part}": one for part, one in collection.parts.items()}
 
 
 def collection_data(collection: Collection, name: str) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from qinco.atomic import check_output, write_atomically
 from qinco.collection.collection import Collection
+from qinco.collection.named import NamedCollection
 from qinco.errors import needs_extra
-from qinco.page.data import collection_data, examples
+from qinco.page.data import collection_data, examples, shown
 from qinco.version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
@@ -46,7 +47,7 @@ def render_page(data: dict | None = None) -> str:
     return template.render(version=__version__, scripts=(), styles=(), frozen=frozen)
 
 
-def write_page(collection: Collection, output, *, overwrite: bool = False) -> Path:
+def write_page(collection: Collection | NamedCollection, output, *, overwrite: bool = False) -> Path:
     """Write a page about a collection as one HTML file, which needs no server and no network.
 
     Args:
@@ -61,8 +62,10 @@ def write_page(collection: Collection, output, *, overwrite: bool = False) -> Pa
         >>> qinco.page.write_page(docs, "docs.html")
     """
     path = check_output(output, suffixes=(".html", ".htm"), overwrite=overwrite)
-    data = collection_data(collection, collection.folder.stem) | {"examples": examples(collection)}
-    text = render_page({"collections": [data]})
+    parts = shown(collection, collection.folder.stem).items()
+    text = render_page(
+        {"collections": [collection_data(one, name) | {"examples": examples(one)} for name, one in parts]}
+    )
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

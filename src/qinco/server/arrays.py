@@ -1,32 +1,29 @@
 """Routes of arrays, `/v1`: searches, codes and streams of records as .npy and Arrow, and optimizations as jobs."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
 
+from qinco.codec.codec import Codec
+from qinco.collection.collection import Collection
 from qinco.collection.optimize import check_training
 from qinco.collection.records import Hit
-from qinco.collection.sources import open_rows
 from qinco.config import require_int, require_number
-from qinco.errors import ConfigError, DataError, QincoError
+from qinco.errors import ConfigError, DataError
 from qinco.search.metric import Metric
 from qinco.server import arrow_stream, npy
-from qinco.server.envelope import RESPONSES, MediaTypeError, TimedRoute, TooLargeError, answer, refusal, status_of
-from qinco.server.limits import Refused, linger
-from qinco.server.qdrant_changes import check_payloads
-from qinco.server.work import Unavailable
+from qinco.server.catalog import part_of
+from qinco.server.envelope import RESPONSES, MediaTypeError, TimedRoute, TooLargeError, answer
+from qinco.server.upserts import Upserts
 from qinco.vectors.arrow import column_arrays
 
 router = APIRouter(prefix="/v1/{name}", route_class=TimedRoute, responses=RESPONSES, tags=["arrays"])
 MAX_RESULTS = 1 << 18  # of all queries of a request
 _FEW_BYTES = 1 << 16  # of queries that the event loop itself looks at
 _JSON = "application/json"
-_ACKNOWLEDGED = "application/x-ndjson"
 _INTEGERS = ("k", "nprobe", "num_short")
 _SWITCHES = ("exact", "with_payload")
 _SEARCH = (*_INTEGERS, *_SWITCHES, "where", "using")
@@ -38,6 +35,7 @@ async def search(request: Request, name: str) -> Response:
     state = request.app.state
     collection, options, body = state.catalog.get(name), _search_options(request), await request.body()
     kind = _body_type(request, npy.TYPE, arrow_stream.TYPE)
+    part_of(collection, options.get("using"))  # there is such a name
     accepted = _accepted(request, kind)
     most = state.settings
     if options["k"] > most.max_k:
@@ -65,9 +63,9 @@ async def search(request: Request, name: str) -> Response:
 
 @router.post("/encode", include_in_schema=False)
 async def encode(request: Request, name: str) -> Response:
-    """The codes, unsigned integers (N, M), of vectors (N, D)."""
+    """The codes, unsigned integers (N, M), of vectors (N, D); `using` is the name of named ones."""
     state = request.app.state
-    collection, body = state.catalog.get(name), await request.body()
+    collection, body = _part(request, name), await request.body()
     kind = _body_type(request, npy.TYPE)
 
     def run() -> bytes:
@@ -82,9 +80,9 @@ async def encode(request: Request, name: str) -> Response:
 
 @router.post("/decode", include_in_schema=False)
 async def decode(request: Request, name: str) -> Response:
-    """The vectors, float32 (N, D), that codes (N, M) stand for."""
+    """The vectors, float32 (N, D), that codes (N, M) stand for; `using` is the name of named ones."""
     state = request.app.state
-    collection, body = state.catalog.get(name), await request.body()
+    collection, body = _part(request, name), await request.body()
     _body_type(request, npy.TYPE)
 
     def run() -> bytes:
@@ -101,7 +99,7 @@ async def upsert(request: Request, name: str) -> Response:
     _body_type(request, arrow_stream.TYPE)
     columns = {"id": None, "vector": None, "payload": None} | dict(request.query_params)
     _check_names(columns, ("id", "vector", "payload"))
-    return _Upserts(request.app.state, name, request.app.state.catalog.get(name), columns)
+    return Upserts(request.app.state, name, request.app.state.catalog.get(name), columns)
 
 
 @router.get("/stats")
@@ -133,87 +131,6 @@ async def optimization(request: Request, name: str) -> Response:
     return answer(request, state.jobs.state(state.catalog.resolve(name)))
 
 
-class _Upserts(Response):
-    """Reads batches, and sends a line for each that is on disk: `{"committed": rows up to here}`."""
-
-    def __init__(self, state: Any, name: str, collection: Any, columns: dict[str, str | None]):
-        super().__init__(media_type=_ACKNOWLEDGED)
-        self._state, self._name, self._collection, self._columns = state, name, collection, columns
-        self._parser = arrow_stream.BatchParser(state.settings.max_body_bytes)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        committed, is_begun = 0, False
-        headers = [*self.raw_headers, (b"connection", b"close")]
-        headers = [(name, value) for name, value in headers if name != b"content-length"]
-
-        async def say(**fields) -> None:
-            nonlocal is_begun
-            if not is_begun:
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-            is_begun = True
-            line = f"{json.dumps(fields)}\n".encode()
-            await send({"type": "http.response.body", "body": line, "more_body": True})
-
-        body = _Body(receive)
-        try:
-            async for piece in body.pieces():
-                for table in self._parser.feed(piece):
-                    if self._state.traffic.is_ending:
-                        raise Unavailable("the server is ending: send the rest when it is back")
-                    rows = await self._state.work.read(self._rows, table)
-                    await self._state.work.write(self._name, self._collection.upsert, *rows)
-                    committed += len(rows[0])
-                    await say(committed=committed)
-            self._parser.end()
-        except ClientDisconnect:
-            return
-        except (QincoError, Unavailable, Refused) as error:
-            status = error.status if isinstance(error, Refused) else status_of(error)
-            if not is_begun:
-                answered = refusal(status, str(error), {"Connection": "close"})
-                await send({"type": "http.response.start", "status": status, "headers": answered.raw_headers})
-                await send({"type": "http.response.body", "body": answered.body, "more_body": True})
-            else:
-                await say(error=str(error), status=status, committed=committed)
-            if not body.is_whole:
-                await linger(receive)
-        else:
-            if not committed:
-                await say(committed=0)
-        await send({"type": "http.response.body", "body": b""})
-
-    def _rows(self, table: Any) -> tuple[Any, Any, Any]:
-        """Ids, vectors and payloads of a batch."""
-        if not len(table):
-            return [], None, None
-        payload = self._columns["payload"]
-        chosen = False if payload == "false" else payload.split(",") if payload else None
-        columns = {"ids": self._columns["id"], "vector": self._columns["vector"], "payload": chosen}
-        rows = open_rows(table, dim=self._collection.dim, missing=True, **columns)
-        if rows.id_column is None:
-            raise DataError("a batch must have a column of ids, different integers from 0 on or strings: call it id, "
-                            "or give id=NAME")  # fmt: skip
-        ids, vectors, payloads = next(iter(rows.blocks(rows=len(table))))
-        if payloads is not None:
-            check_payloads(list(ids), payloads, self._state.settings.max_payload_bytes)
-        return ids, vectors, payloads
-
-
-class _Body:
-    """A body as it comes, and whether all of it has."""
-
-    def __init__(self, receive: Receive):
-        self._receive, self.is_whole = receive, False
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        while (message := await self._receive())["type"] == "http.request":
-            self.is_whole = not message.get("more_body", False)
-            yield message.get("body", b"")
-            if self.is_whole:
-                return
-        raise ClientDisconnect
-
-
 def _search_options(request: Request) -> dict[str, Any]:
     """Arguments of `Collection.search` in the query string."""
     given = dict(request.query_params)
@@ -242,7 +159,7 @@ def _search_options(request: Request) -> dict[str, Any]:
 
 def _check_names(given, known: tuple[str, ...]) -> None:
     if unknown := sorted(set(given) - {*known, "timeout"}):
-        raise ConfigError(f"there is no parameter {unknown[0]!r:.40} here: there are {', '.join(known)}")
+        raise ConfigError(f"there is no parameter {unknown[0]!r:.40} here: known are {', '.join(known)}")
 
 
 def _body_type(request: Request, *known: str) -> str:
@@ -283,7 +200,13 @@ def _vector_arrays(table: Any, what: str) -> Iterator[np.ndarray]:
     yield from column_arrays(columns[0], what) or ()
 
 
-def _codec(collection: Any) -> Any:
+def _part(request: Request, name: str) -> Collection:
+    """The collection whose codec is asked for: of named vectors that with those of the name `using`."""
+    _check_names(request.query_params, ("using",))
+    return part_of(request.app.state.catalog.get(name), request.query_params.get("using"))
+
+
+def _codec(collection: Collection) -> Codec:
     codec = collection.codec
     if codec is None:
         raise ConfigError("the collection has no codec yet: POST /v1/{name}/optimize trains one on enough vectors")

@@ -202,6 +202,15 @@ class Catalog:
         self._aliases, self._details = aliases, details
 
 
+def part_of(collection: Served, using: str | None) -> Collection:
+    """The collection with the vectors of a name; of one whose vectors have none, itself."""
+    if isinstance(collection, NamedCollection):
+        return collection.part(using)
+    if using is not None:
+        raise ConfigError(f"the vectors of this collection have no names: leave using={using:.60} out")
+    return collection
+
+
 def check_name(name: str) -> None:
     """Raise ConfigError unless a name can be a collection's."""
     if not _NAME.fullmatch(name):

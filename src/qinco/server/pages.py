@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from qinco.collection.collection import Collection
 from qinco.errors import DataError
-from qinco.page import ASSETS, collection_data, neighbours, render_page
+from qinco.page import ASSETS, collection_data, neighbours, render_page, shown
 from qinco.server.catalog import Catalog
 from qinco.server.envelope import NotFoundError
 
@@ -67,9 +67,7 @@ def _shown(catalog: Catalog) -> dict[str, Collection]:
     """Collections by name; of one with named vectors, those of each name by both names."""
     found: dict[str, Collection] = {}
     for name in catalog.names():
-        collection = catalog.get(name)
-        parts = {"": collection} if isinstance(collection, Collection) else collection.parts
-        found |= {f"{name}.{part}" if part else name: one for part, one in parts.items()}
+        found |= shown(catalog.get(name), name)
     return found
 
 

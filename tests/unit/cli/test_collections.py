@@ -144,3 +144,60 @@ def test_wrong_data_is_one_sentence(here, capsys, monkeypatch):
     assert main(["verify", "c.qinco"]) == 3
     out, err = capsys.readouterr()
     assert json.loads(out)["is_sound"] is False and "c.qinco is damaged" in err
+
+
+@pytest.fixture
+def named(here):
+    write("photos.parquet", X_ND, id=[f"d{row}" for row in range(len(X_ND))], text=X_ND[:, :4].tolist())
+    kinds = {"image": {"codec": trained("plain"), "metric": "l2"}, "text": {"metric": "l2"}}
+    qinco.NamedCollection.create("n.qinco", kinds).close()
+    return "vector=image:embedding,text:text"
+
+
+def test_named_vectors_are_written_searched_and_exported(named, here, capsys):
+    assert lines(capsys, "upsert", "n.qinco", "source=photos.parquet", named)[0]["upserted"] == 600
+    assert lines(capsys, "query", "n.qinco", "queries=q.npy", "k=1", "using=image")[1]["id"] == "d1"
+    (hit,) = lines(capsys, "query", "n.qinco", "ids=d7", "k=1", "using=text", "with_vectors=true")
+    assert hit["id"] != "d7" and set(hit["vector"]) == {"image", "text"}
+    done = lines(capsys, "optimize", "n.qinco")[0]
+    assert done["image"]["encoded"] == 600 and done["text"]["encoded"] == 0
+    assert lines(capsys, "stats", "n.qinco")[0]["vectors"]["image"]["compressed"] == 600
+    assert lines(capsys, "verify", "n.qinco") == [{"is_sound": True, "faults": []}]
+    assert lines(capsys, "delete", "n.qinco", "ids=d1,d2")[0] == {"deleted": 2, "records": 598}
+    assert lines(capsys, "export", "n.qinco", "output=x.parquet", "with_vectors=true")[0]["records"] == 598
+    wanted = ["id", "payload", "code_image", "vector_image", "vector_text"]
+    assert pq.read_table("x.parquet").column_names == wanted
+    assert lines(capsys, "upsert", "n.qinco", "source=x.parquet")[0]["records"] == 598
+    assert lines(capsys, "page", "n.qinco", "output=x.html")[0]["bytes"] > 0
+    page = (here / "x.html").read_text()
+    assert '"name":"n.image"' in page and '"name":"n.text"' in page
+    for words in (["stats", "n.qinco"], ["query", "n.qinco", "ids=d7", "k=1", "using=text", "with_vectors=true"]):
+        assert main([*words, "format=table"]) == 0
+        out = capsys.readouterr().out
+        assert "image" in out and "text" in out
+
+
+def test_one_name_of_a_collection_is_trained_anew(named, capsys):
+    lines(capsys, "upsert", "n.qinco", "source=photos.parquet", named)
+    said = refused(capsys, "retrain", "n.qinco", "source=photos.parquet", "vector=text", "using=text",
+                   "verbose=false", code=3)  # fmt: skip
+    assert "no vectors are compressed" in said
+    assert "using=" in refused(capsys, "retrain", "n.qinco", "source=photos.parquet", "vector=text")
+
+
+def test_wrong_names_of_vectors_are_refused(named, capsys):
+    upsert, query = ["upsert", "n.qinco", "source=photos.parquet"], ["query", "n.qinco", "queries=q.npy"]
+    for words, said in [
+        ([*upsert, "vector=image:none"], "'none'"), ([*upsert, "vector=imge:embedding"], "Did you mean image"),
+        ([*upsert, "vector=embedding"], "image:image_embedding"), ([*upsert, "vector=image:a,image:b"], "twice"),
+        ([*upsert, "vector=image:text"], "dimension 6"),
+        (["upsert", "n.qinco", "source=photos.parquet:text"], "2 names"),
+        (query, "using="), ([*query, "using=imge"], "image"), ([*query, "using=text"], "dimension"),
+    ]:  # fmt: skip
+        capsys.readouterr()
+        if words == [*query, "using=text"]:
+            lines(capsys, *upsert, named)
+        assert main(words) in (2, 3) and said in capsys.readouterr().err
+    lines(capsys, "index", "more.parquet", "output=c.qinco")
+    assert "no names" in refused(capsys, "query", "c.qinco", "ids=d0", "using=image")
+    assert "one column" in refused(capsys, "upsert", "c.qinco", "source=more.parquet", "vector=image:embedding")

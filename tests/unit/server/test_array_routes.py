@@ -13,6 +13,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("qdrant_client")
 
 from qinco.collection.collection import Collection  # noqa: E402
+from qinco.collection.named import NamedCollection  # noqa: E402
 from qinco.server import arrow_stream, npy  # noqa: E402
 
 NPY, ARROW = {"Content-Type": npy.TYPE}, {"Content-Type": arrow_stream.TYPE}
@@ -179,3 +180,107 @@ def test_statistics_and_jobs(client):
     client.app.state.jobs.wait()
     done = result(client.get("/v1/words/optimize"))
     assert done["state"] == "done" and done["result"] == {"trained": False, "encoded": 0, "merged_segments": 0}
+
+
+IMAGES, TEXTS = vectors(60, 4), np.ascontiguousarray(vectors(60, 9)[:, :4])
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """A client of `photos`, of named vectors, of `one` with a single name, and of `several` vectors a record."""
+    folder = tmp_path_factory.mktemp("named")
+    kinds = {"image": {"codec": trained("plain")}, "text": {"dim": 4}, "coarse": {"codec": trained("ivf")}}
+    with NamedCollection.create(folder / "photos.qinco", kinds) as docs:
+        docs.upsert(range(60), {"image": IMAGES, "coarse": IMAGES})
+        docs.optimize(progress=False)
+    NamedCollection.create(folder / "one.qinco", {"only": {}}).close()
+    Collection.create(folder / "several.qinco", multi=True).close()
+    Collection.create(folder / "plain.qinco").close()
+    with served(folder) as client:
+        yield client
+
+
+def test_codes_are_those_of_the_codec_of_a_name(named):
+    codes = found(named, "/v1/photos/encode?using=image", npy.array_bytes(IMAGES))
+    unit = IMAGES / np.linalg.norm(IMAGES, axis=1, keepdims=True)  # metric cosine
+    np.testing.assert_array_equal(codes, trained("plain").encode(unit).codes)
+    decoded = found(named, "/v1/photos/decode?using=image", npy.array_bytes(codes))
+    np.testing.assert_array_equal(decoded, trained("plain").decode(codes))
+    hits = found(named, "/v1/photos/search?using=image&k=3", npy.array_bytes(IMAGES[:2]))
+    assert hits["id"].tolist() == [[hit.id for hit in some] for some in
+                                   docs_of(named, "photos").search(IMAGES[:2], 3, using="image")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("photos/encode", "using="), ("photos/encode?using=imge", "Did you mean image"), ("photos/encode?using=", "''"),
+        ("photos/encode?using=text", "optimize"), ("photos/encode?using=coarse", "coarse"),
+        ("photos/encode?usng=x", "usng"), ("plain/encode?using=image", "no names"), ("plain/search?using=image", "no names"),
+        ("photos/search?using=imge", "image"), ("one/encode", "optimize"),
+    ],
+)  # fmt: skip
+def test_codes_of_other_names_are_refused(named, path, said):
+    assert said in error(named.post(f"/v1/{path}", content=npy.array_bytes(IMAGES[:2]), headers=NPY), 400)
+
+
+@pytest.mark.parametrize("x", [TEXTS[:2], np.full((2, DIM), np.nan, np.float32)])
+def test_other_vectors_of_a_name_are_not_encoded(named, x):
+    error(named.post("/v1/photos/encode?using=image", content=npy.array_bytes(x), headers=NPY), 400)
+
+
+def arrow(rows=10, **columns):
+    lists = {name: pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1])
+             for name, x in columns.items() if isinstance(x, np.ndarray)}  # fmt: skip
+    table, sink = pa.table(columns | lists), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, rows)
+    return sink.getvalue().to_pybytes()
+
+
+def photos(count=25, **more):
+    texts = pa.array([TEXTS[row].tolist() if row % 2 else None for row in range(count)], pa.list_(pa.float32()))
+    return arrow(id=list(range(1000, 1000 + count)), image_embedding=IMAGES[:count], text=texts, **more)
+
+
+def test_streams_have_columns_of_named_vectors(named):
+    docs, texts = docs_of(named, "photos"), {"$vector": "text"}
+    for columns in "image:image_embedding,text:text", '{"image": "image_embedding", "text": "text"}':
+        response = named.post("/v1/photos/points", params={"vector": columns}, content=photos(), headers=ARROW)
+        assert lines(response) == [{"committed": 10}, {"committed": 20}, {"committed": 25}]
+        assert docs.count(texts) == 12 and docs.count({"$vector": "image"}) == 85
+    np.testing.assert_array_equal(docs.get([1001], with_vectors=["text"])[0].vector["text"], TEXTS[1])
+    more = photos(coarse_vector=IMAGES[:25], year=list(range(25)))
+    assert lines(named.post("/v1/photos/points", content=more, headers=ARROW))[-1] == {
+        "committed": 25
+    }  # by their names
+    assert docs.get([1003])[0].payload == {"year": 3} and docs.count({"$vector": "coarse"}) == 85
+    assert lines(named.post("/v1/photos/points?vector=image:image_embedding", content=photos(), headers=ARROW))
+    assert docs.count(texts) == 0 and docs.count({"$vector": "image"}) == 85 and docs.verify() == []  # whole records
+    empty = named.post("/v1/photos/points", content=arrow(id=[], image=IMAGES[:0]), headers=ARROW)
+    assert lines(empty) == [{"committed": 0}]
+    for path in "one/points", "one/points?vector=only", "one/points?vector=only:only":
+        assert lines(named.post(f"/v1/{path}", content=arrow(id=["a"], only=IMAGES[:1]), headers=ARROW))
+
+
+@pytest.mark.parametrize(
+    ("columns", "body", "said"),
+    [
+        ("image:none", photos(), "none"), ("imge:image_embedding", photos(), "image"),
+        ("image:text", photos(), "dimension 6"), ("image_embedding", photos(), "by name"),
+        ("image:a,image:b", photos(), "twice"), ("image:", photos(), "image:"), ('{"image": 3}', photos(), "image"),
+        ("", photos(), "by name"), ("image:image", arrow(id=[1, 1], image=IMAGES[:2]), "ids"),
+        ("image:image", arrow(image=IMAGES[:2]), "ids"), (None, photos(), "'coarse'"),
+        ("image:image", arrow(id=[1, 2], image=np.full((2, DIM), np.nan, np.float32)), "NaN"),
+    ],
+)  # fmt: skip
+def test_wrong_streams_of_named_vectors_are_refused(named, columns, body, said):
+    docs = docs_of(named, "photos")
+    count, params = docs.count(), {} if columns is None else {"vector": columns}
+    assert said in error(named.post("/v1/photos/points", params=params, content=body, headers=ARROW), 400)
+    assert docs.count() == count
+
+
+def test_streams_of_vectors_without_names_have_one_column(named):
+    for path in "plain/points?vector=image:image", "several/points?vector=image":
+        error(named.post(f"/v1/{path}", content=arrow(id=[1], image=IMAGES[:1]), headers=ARROW), 400)

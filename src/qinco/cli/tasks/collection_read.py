@@ -7,8 +7,9 @@ from qinco.cli import collections
 from qinco.cli.keys import Key, Settings, task
 from qinco.errors import ConfigError, DataError
 
-_IMPORTS = ("qinco.collection.collection",)
+_IMPORTS = ("qinco.collection.opened",)
 _MACHINE = "device cpu threads format"
+_OF_NAMES = "vectors", "fresh", "compressed", "dim", "metric", "bytes_per_vector", "error", "drift", "segments"
 _OPTIONS = "exact", "with_payload", "with_vectors", "score_limit", "candidates", "precision"
 
 
@@ -16,7 +17,7 @@ _OPTIONS = "exact", "with_payload", "with_vectors", "score_limit", "candidates",
     "query",
     "the records of a collection nearest to queries, or to records: qinco query docs.qinco queries=q.fvecs",
     keys=[
-        "collection queries ids",
+        "collection queries ids using",
         Key("k", "integer", 10, "records for each query"),
         "where",
         Key("filter", "text", None, "ids of records that may be found, besides where="),
@@ -44,6 +45,7 @@ def query(settings, console) -> None:
         options["diversity"] = settings["diversity"]
     with collections.open_collection(settings, read_only=True) as docs:
         search, wanted = (docs.search, queries) if ids is None else (docs.search_by_id, ids)
+        options |= collections.using_of(settings, docs)
         found = search(wanted, settings["k"], where, **options)
     asked = [name for name, key in (("payload", "with_payload"), ("vector", "with_vectors")) if settings[key]]
     rows = [
@@ -78,10 +80,18 @@ def stats(settings, console) -> None:
         found = docs.stats()
     if as_lines:
         return console.print_result(found, True)
-    segments, warnings = found.pop("segments"), found.pop("warnings")
-    console.print_result(found | {"segments": len(segments)}, False)
-    if segments:
-        console.print_table([list(one.values()) for one in segments], list(segments[0]))
+    warnings, named = found.pop("warnings"), found["vectors"] if isinstance(found["vectors"], dict) else {}
+    for one in named.values():
+        one["segments"] = len(one["segments"])
+    if named:
+        rows = [[name, *(one[header] for header in _OF_NAMES)] for name, one in found.pop("vectors").items()]
+        console.print_result(found, False)
+        console.print_table(rows, ["name", *_OF_NAMES])
+    else:
+        segments = found.pop("segments")
+        console.print_result(found | {"segments": len(segments)}, False)
+        if segments:
+            console.print_table([list(one.values()) for one in segments], list(segments[0]))
     for warning in warnings:
         console.warn(warning)
 

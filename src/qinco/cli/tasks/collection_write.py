@@ -9,7 +9,7 @@ from qinco.cli.keys import SHARED, Key, task
 from qinco.cli.open import find_device
 from qinco.config import EXACT_BELOW
 
-_IMPORTS = ("qinco.collection.collection",)
+_IMPORTS = ("qinco.collection.opened",)
 _MACHINE = "device cpu threads format"
 MINUTES = replace(SHARED["minutes"], help="of training, if it is due; null: one for 10,000 vectors, ten at most")
 
@@ -108,7 +108,7 @@ def optimize(settings, console) -> None:
 @task(
     "retrain",
     "make another codec of a collection's original vectors: qinco retrain docs.qinco source=text.parquet:embedding",
-    keys=["collection source id vector", MINUTES, f"model_args {_MACHINE}"],
+    keys=["collection source id vector using", MINUTES, f"model_args {_MACHINE}"],
     required=("collection", "source"),
     positional="collection",
     imports=_IMPORTS,
@@ -118,8 +118,10 @@ def retrain(settings, console) -> None:
     training = {} if settings["model_args"] is None else {"preset": settings["model_args"]}
     columns = {name: value for name, value in collections.columns_of(settings).items() if name != "payload"}
     with collections.open_collection(settings) as docs:
+        columns |= collections.using_of(settings, docs)
         done = docs.retrain_from(collections.source_of(settings), **columns, minutes=settings["minutes"],
                                  progress=console.progress, **training)  # fmt: skip
-        if (found := docs.stats()["recall"]) is not None and found["is_current"]:
+        part = docs if isinstance(docs, qinco.Collection) else docs.part(settings["using"])
+        if (found := part.stats()["recall"]) is not None and found["is_current"]:
             done["recall"] = {found["k"]: found["recall"]}
     console.print_result(done | {"seconds": time.monotonic() - begun}, as_lines)
