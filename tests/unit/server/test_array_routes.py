@@ -216,7 +216,8 @@ def test_codes_are_those_of_the_codec_of_a_name(named):
     [
         ("photos/encode", "using="), ("photos/encode?using=imge", "Did you mean image"), ("photos/encode?using=", "''"),
         ("photos/encode?using=text", "optimize"), ("photos/encode?using=coarse", "coarse"),
-        ("photos/encode?usng=x", "usng"), ("plain/encode?using=image", "no names"), ("plain/search?using=image", "no names"),
+        ("photos/encode?usng=x", "usng"),
+        ("plain/encode?using=image", "no names"), ("plain/search?using=image", "no names"),
         ("photos/search?using=imge", "image"), ("one/encode", "optimize"),
     ],
 )  # fmt: skip
