@@ -188,8 +188,11 @@ def vectors_of(view: View, keys: Sequence[int]) -> dict[int, np.ndarray]:
 def vectors_at(moment: Moment, keys_n: np.ndarray) -> np.ndarray:
     """Vectors of ascending keys, all of which there are, as they are compared, float32 (n, D)."""
     fresh = moment.fresh
-    places = np.searchsorted(fresh.keys, keys_n)
-    is_fresh = fresh.keys[np.minimum(places, len(fresh) - 1)] == keys_n if len(fresh) else np.zeros(len(keys_n), bool)
+    places, is_fresh = np.zeros(len(keys_n), np.int64), np.zeros(len(keys_n), bool)
+    if len(fresh):
+        order = np.argsort(fresh.keys, kind="stable")  # an older record may get its vector later
+        places = order[np.minimum(np.searchsorted(fresh.keys, keys_n, sorter=order), len(fresh) - 1)]
+        is_fresh = fresh.keys[places] == keys_n
     if is_fresh.all():
         return fresh.vectors_ND[places]
     assert moment.index is not None

@@ -33,7 +33,6 @@ def create_app(catalog: Catalog, settings: ServerSettings | None = None) -> Fast
 
     app = FastAPI(title="qinco", version=__version__, lifespan=lifespan)
     app.state.catalog, app.state.settings, app.state.work = catalog, settings, Work(settings)
-    envelope.install(app)
     bodies.install(app)
 
     @app.get("/")
@@ -43,7 +42,9 @@ def create_app(catalog: Catalog, settings: ServerSettings | None = None) -> Fast
             return pages.page()
         return {"title": "qinco", "version": settings.qdrant_version}
 
-    for routes in (qdrant_queries, arrays, qdrant_points, qdrant_collections, pages):  # what is called most comes first
-        app.include_router(routes.router)
+    modules = qdrant_queries, arrays, qdrant_points, qdrant_collections, pages  # what is called most comes first
+    for module in modules:
+        app.include_router(module.router)
     operations.install(app)
+    envelope.install(app, [module.router for module in (*modules, operations)])
     return app

@@ -2,15 +2,16 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from qinco.errors import ConfigError, QincoError, ResourceError
 from qinco.server.work import Unavailable
@@ -105,8 +106,9 @@ def explained(error: QincoError | Unavailable) -> JSONResponse:
     return refusal(status_of(error), str(error), headers)
 
 
-def install(app: FastAPI) -> None:
-    """Answer exceptions by the envelope."""
+def install(app: FastAPI, routers: Iterable[APIRouter]) -> None:
+    """Answer exceptions by the envelope; the app has the routes of the routers besides its own."""
+    routes = [route for router in (app.router, *routers) for route in router.routes if isinstance(route, Route)]
 
     @app.exception_handler(Unavailable)
     @app.exception_handler(QincoError)
@@ -119,7 +121,13 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException):
-        return refusal(error.status_code, str(error.detail), dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the error knows one of the routes of a path
+            there = [route for route in routes if route.path_regex.fullmatch(request.url.path)]
+            path = min((route.path for route in there), key=lambda path: path.count("{"))
+            found = (route.methods or () for route in there if route.path == path)
+            headers["Allow"] = ", ".join(sorted(set().union(*found)))
+        return refusal(error.status_code, str(error.detail), headers)
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception):

@@ -70,8 +70,8 @@ def update_vectors(collection: Any, body: m.UpdateVectors, _: int) -> None:
     names = metrics_of(collection)
     ids, vectors = ids_of(one.id for one in body.points), vectors_of([one.vector for one in body.points], names)
     there = {record.id for record in collection.get(ids, with_payload=False)}
-    if body.update_filter is not None:
-        among = {"must": [{"has_id": sorted(there, key=str)}, where_of(body.update_filter)]}
+    if body.update_filter is not None and (where := where_of(body.update_filter)) is not None:
+        among = {"must": [{"has_id": sorted(there, key=str)}, where]}
         chosen = {record.id for record in collection.get(where=among, with_payload=False)}
     else:
         chosen = there

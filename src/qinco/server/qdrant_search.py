@@ -59,6 +59,7 @@ class Found:
 async def find(state: Any, name: str, body: Request, k: int, kinds: dict[str, Any]) -> list[Found]:
     """The first k results of a query, whatever kind it is."""
     collection, where, query = state.catalog.get(name), where_of(body.filter), body.query
+    _options(body.params, k)  # refuses wrong ones also where they have no effect
     if query is None or isinstance(query, m.OrderByQuery | m.SampleQuery):
         if body.score_threshold is not None:
             raise ConfigError("Wrong input: a score_threshold needs a query that gives scores: leave it out")

@@ -2,7 +2,33 @@
 
 from typing import Any
 
+from pydantic import BaseModel
+from qdrant_client.http import models as m
+
 from qinco.server.refusals import SUPPORTED
+
+_ONE, _ANY, _SOME = {"minimum": 1}, {"minimum": 0}, {"minItems": 1}
+_ONLY_ONE = {"minimum": 1, "maximum": 1}
+# What values must fulfil besides their types, as the routes check it; most of them also have a largest, by settings.
+BOUNDS: dict[type[BaseModel], dict[str, dict[str, Any]]] = {
+    m.QueryRequest: {"limit": _ONE, "offset": _ANY},
+    m.QueryGroupsRequest: {"limit": _ONE, "group_size": _ONE},
+    m.ScrollRequest: {"limit": _ONE},
+    m.FacetRequest: {"limit": _ONE},
+    m.SearchParams: {"hnsw_ef": _ONE},
+    m.QuantizationSearchParams: {"oversampling": {"minimum": 1, "maximum": 1000}},
+    m.Mmr: {"diversity": {"minimum": 0, "maximum": 1}},
+    m.VectorParams: {"size": {"minimum": 1, "maximum": 65_536}},
+    m.CreateCollection: {"shard_number": _ONLY_ONE, "replication_factor": _ONLY_ONE,
+                         "write_consistency_factor": _ONLY_ONE},
+    m.PointsList: {"points": _SOME},
+    m.Batch: {"ids": _SOME},
+    m.PointIdsList: {"points": _SOME},
+    m.UpdateVectors: {"points": _SOME},
+    m.SetPayload: {"points": _SOME},
+    m.DeletePayload: {"points": _SOME},
+    m.DeleteVectors: {"points": _SOME, "vector": _SOME},
+}  # fmt: skip
 
 
 def supported_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -14,6 +40,8 @@ def supported_schema(schema: dict[str, Any]) -> dict[str, Any]:
         if (model := models.get(name or "")) is not None and "*" not in SUPPORTED[model]:
             aliases = {model.model_fields[field].alias or field for field in SUPPORTED[model]}
             one["properties"] = {field: part for field, part in one["properties"].items() if field in aliases}
+            for field, bounds in BOUNDS.get(model, {}).items():
+                _bound(one["properties"][field], bounds)
     refused = {f"/{name}" for name in definitions.keys() - kept.keys()}
     schema, kept = (_without(one, refused) for one in (schema, kept))
     used: dict[str, Any] = {}
@@ -23,6 +51,13 @@ def supported_schema(schema: dict[str, Any]) -> dict[str, Any]:
             used[name] = kept[name]
             waiting.append(kept[name])
     return schema | ({"$defs": used} if used else {})
+
+
+def _bound(schema: dict[str, Any], bounds: dict[str, Any]) -> None:
+    """Put bounds into the schema of a value, or into those of its alternatives."""
+    for one in schema.get("anyOf", [schema]):
+        if one.get("type") != "null":
+            one.update(bounds)
 
 
 def _without(schema: Any, refused: set[str]) -> Any:

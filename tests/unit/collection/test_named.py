@@ -93,6 +93,14 @@ def test_vectors_change_alone(docs):
         docs.update_vectors([3, 99], {"text": T[:2]})
 
 
+def test_vectors_that_older_records_get_later_are_diverse_hits(docs):
+    fill(docs)
+    docs.update_vectors([8, 2], {"text": [T[8], T[2]]})
+    for diversity in 1e-6, 0.5:
+        found = docs.search(T[2], 100, using="text", diversity=diversity)
+        assert {hit.id for hit in found} == {2, 8, *range(1, 60, 2)} and found[0].id == 2
+
+
 def test_upserts_replace_whole_records(docs):
     fill(docs, 6)
     docs.optimize(progress=False)

@@ -33,6 +33,12 @@ def test_what_is_no_route_is_an_error_in_the_envelope(client):
     response = client.delete("/collections")
     error(response, 405)
     assert response.headers["allow"] == "GET"
+    for path, methods in {
+        "/collections/a": "DELETE, GET, PATCH, PUT", "/collections/aliases": "POST", "/v1/a/optimize": "GET, POST",
+        "/collections/a/points/payload": "POST, PUT", "/": "GET",
+    }.items():  # fmt: skip
+        response = client.request("OPTIONS", path)
+        assert "Method" in error(response, 405) and response.headers["allow"] == methods
 
 
 def test_bodies_are_parsed_strictly(client):
@@ -44,4 +50,7 @@ def test_the_openapi_document_has_the_schemas_of_bodies(client):
     document = client.get("/openapi.json").json()
     schema = document["paths"]["/collections/{name}/points/count"]["post"]["requestBody"]["content"]
     assert "filter" in schema["application/json"]["schema"]["properties"]
+    schema = document["paths"]["/collections/{name}/points/query"]["post"]["requestBody"]["content"]
+    limit = schema["application/json"]["schema"]["properties"]["limit"]
+    assert limit["anyOf"] == [{"type": "integer", "minimum": 1}, {"type": "null"}]
     assert "FieldCondition" in document["components"]["schemas"]

@@ -147,6 +147,14 @@ def test_vectors_change_alone(client):
     assert get(client, 2, with_vector=True)[0]["vector"] == [0, 0, 1, 0]
 
 
+def test_vectors_change_of_points_that_a_filter_admits(client):
+    for filter, vector in (({"must": [{"key": "n", "match": {"value": 2}}]}, [1, 0, 0, 0]), ({}, [0, 1, 0, 0])):
+        points = [{"id": 2, "vector": vector}, {"id": 3, "vector": vector}]
+        result(client.put("/collections/c/points/vectors", json={"points": points, "update_filter": filter}))
+        assert get(client, 2, with_vector=True)[0]["vector"] == vector
+        assert (get(client, 3, with_vector=True)[0]["vector"] == vector) is (not filter)
+
+
 def test_several_changes_are_made_one_after_the_other(client):
     operations = [
         {"upsert": {"points": [{"id": 70, "vector": [1, 0, 0, 0], "payload": {"a": 1}}]}},

@@ -93,6 +93,9 @@ def test_wrong_examples_are_said(client):
     assert "multivectors" in refused(400, query=[[1.0] * 6])
     assert "score_threshold" in refused(400, score_threshold=0.5)
     assert "offset" in refused(400, query=5, limit=100, offset=101)
+    assert "hnsw_ef" in refused(400, params={"hnsw_ef": 0}) and "hnsw_ef" in refused(
+        400, query=5, params={"hnsw_ef": 0}
+    )
 
 
 def test_queries_without_examples_are_pages(client):
