@@ -23,6 +23,20 @@ def open_collection(settings: Settings, *, read_only: bool = False) -> Any:
     return open_collection(settings["collection"], read_only=read_only, device=str(find_device(settings)))
 
 
+def create_collection(settings: Settings, console, folder, source, **options) -> Any:
+    """The collection of a source, made as the settings say; of named vectors if `vector=` has names."""
+    columns, model = columns_of(settings), settings["model"]
+    options |= {"fields": fields_of(settings), "minutes": settings["minutes"], "progress": console.progress,
+                "device": str(find_device(settings))}  # fmt: skip
+    kind = {"metric": settings["metric"], "bytes": settings["bytes"]}
+    if not isinstance(columns["vector"], dict):
+        return qinco.Collection.create(folder, source, **columns, **kind, codec=model, **options)
+    if model is not None:
+        raise ConfigError(f"model={model} is one codec, and vectors of each name have one of their own: leave it out")
+    kinds = dict.fromkeys(columns["vector"], kind)
+    return qinco.NamedCollection.create(folder, kinds, source, **columns, **options)
+
+
 def using_of(settings: Settings, docs: Any) -> dict[str, str]:
     """The argument that `using=` stands for; none where it is not given."""
     using = settings["using"]

@@ -98,7 +98,7 @@ class Collection(ChangedCollection, FilledCollection):
             check_column(vector)
             rows = open_rows(source, ids=ids, payload=payload, vector=vector, dim=dim, missing=has_points)
             has_points = bool(rows.payload_columns) or not rows.has_integer_ids or payload is True
-            _check_fields(fields, rows)
+            check_fields(fields, rows)
             rows.guesses += [rows.metric_guess] if metric is None else []
             metric, dim = metric or rows.metric, rows.dim
             originals = {"source": source, "ids": ids, "vector": vector}
@@ -251,7 +251,7 @@ class Collection(ChangedCollection, FilledCollection):
     __iter__ = None  # see `get`
 
 
-def _check_fields(fields: Mapping[str, str], rows: RowSource) -> None:
+def check_fields(fields: Mapping[str, str], rows: RowSource) -> None:
     """Refuse fields that no record of a table can have; records of other sources may differ."""
     for path in fields if isinstance(rows, TableRows) and rows.payload_columns else ():
         if (column := path_steps(path)[0]) not in rows.payload_columns:

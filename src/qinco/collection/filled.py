@@ -20,7 +20,7 @@ from qinco.collection.stages import usual_minutes
 from qinco.collection.whole_job import WholeJob
 from qinco.config import require_bool
 from qinco.errors import ConfigError, DataError, ResourceError
-from qinco.progress import Progress, ProgressOption, counted, reporting
+from qinco.progress import Progress, ProgressOption, reporting
 from qinco.vectors.rows import as_source
 
 log = logging.getLogger(__name__)
@@ -200,30 +200,21 @@ class FilledCollection(MaintainedCollection):
     def _measure(self, originals: dict, report: Progress) -> None:
         """Measure recall, say it, and write it down; `originals` are arguments of `evaluate`."""
         found = self.evaluate(**originals, keep=True, progress=report)
-        log.info("recall@%d is %.3f: the share of the %d nearest records of an exact search that search finds (%s)",
-                 found["k"], found["recall"], found["k"], counted(found["num_queries"], "query"))  # fmt: skip
+        filling.tell_recall(found)
+
+    def _measured(self, rows: RowSource, originals: dict, number: int, report: Progress) -> None:
+        """Say what a source has become, and measure recall if that can be."""
+        stats = self.stats()
+        if stats["compressed"]:
+            log.info("codes take %.1f bytes a vector, ids and payloads %.1f bytes a record",
+                     stats["bytes_per_vector"], stats["database_bytes_per_record"])  # fmt: skip
+            if number > 1 and not rows.is_read_once:
+                self._measure(originals, report)
 
     def _filled(self, rows: RowSource, originals: dict, minutes: float | None, progress: ProgressOption) -> Self:
         """Do what `create` does with a source, and return the collection; `originals` are arguments of `evaluate`."""
-        try:
-            with reporting(progress) as report:
-                report = self._job(rows, minutes, report)
-                encode = partial(self.optimize, minutes=minutes, progress=report)
-                for guess in rows.guesses:
-                    log.info("%s", guess)
-                number = filling.store(self, self._database, rows, report, encode)
-                encode()
-                stats = self.stats()
-                if stats["compressed"]:
-                    log.info("codes take %.1f bytes a vector, ids and payloads %.1f bytes a record",
-                             stats["bytes_per_vector"], stats["database_bytes_per_record"])  # fmt: skip
-                if number > 1 and not rows.is_read_once and stats["compressed"]:
-                    self._measure(originals, report)
-                filling.finish(self._database)
-        except BaseException as stop:
-            if isinstance(stop, KeyboardInterrupt):
-                again = "optimize goes on with these" if rows.is_read_once else "the same call goes on"
-                stop.args = (f"what is in {self.folder} is kept: {again}",)
-            self.close()
-            raise
+        filling.fill(
+            self, self._database, rows, progress, lambda report: self.optimize(minutes=minutes, progress=report),
+            partial(self._measured, rows, originals), lambda report: self._job(rows, minutes, report),
+        )  # fmt: skip
         return self

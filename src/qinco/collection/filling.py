@@ -5,6 +5,7 @@ How far it has come is written in the same transactions as the records.
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from qinco.collection.row_source import RowSource
@@ -94,6 +95,41 @@ def upsert_from(collection, database: Database, rows: RowSource, progress: Progr
         number = store(collection, database, rows, report)
         finish(database)
     return number
+
+
+def fill(
+    collection, database: Database, rows: RowSource, progress: ProgressOption, encode: Callable[[Progress], object],
+    measure: Callable[[int, Progress], object], job: Callable[[Progress], Progress],
+) -> None:  # fmt: skip
+    """What `Collection.create` does with a source; the collection is closed if it fails.
+
+    Args:
+        encode: what is fresh.
+        measure: recall, given the number of records.
+        job: makes what is told of all that is done.
+    """
+    try:
+        with reporting(progress) as report:
+            report = job(report)
+            for guess in rows.guesses:
+                log.info("%s", guess)
+            number = store(collection, database, rows, report, partial(encode, report))
+            encode(report)
+            measure(number, report)
+            finish(database)
+    except BaseException as stop:
+        if isinstance(stop, KeyboardInterrupt):
+            again = "optimize goes on with these" if rows.is_read_once else "the same call goes on"
+            stop.args = (f"what is in {collection.folder} is kept: {again}",)
+        collection.close()
+        raise
+
+
+def tell_recall(found: dict, name: str | None = None) -> None:
+    """Log what `evaluate` has measured, of the vectors of a name or of those without."""
+    by = "" if name is None else f" by {name!r}"
+    log.info("recall@%d is %.3f: the share of the %d nearest records of an exact search that search finds%s (%s)",
+             found["k"], found["recall"], found["k"], by, counted(found["num_queries"], "query"))  # fmt: skip
 
 
 def finish(database: Database) -> None:

@@ -3,7 +3,7 @@
 Shape suffixes: N records, n vectors of a name, D dimension.
 """
 
-from collections.abc import Collection as Names
+from collections.abc import Collection as Several
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 
 from qinco.atomic import user_path
-from qinco.collection.collection import Collection
-from qinco.collection.named_changed import NamedChanged
-from qinco.collection.named_creation import make_folder_of_names
+from qinco.collection import filling
+from qinco.collection.collection import Collection, check_fields
+from qinco.collection.named_changed import Columns, NamedChanged, columns_by_name
+from qinco.collection.named_creation import Names, make_folder_of_names
+from qinco.collection.optimize import check_training
 from qinco.collection.records import Id, Record
 from qinco.collection.schema import Database
+from qinco.collection.sources import open_rows
 from qinco.collection.spaces import numbers_of
-from qinco.config import EXACT_BELOW, require_bool, require_int
+from qinco.config import EXACT_BELOW, require_bool
 from qinco.errors import ConfigError
+from qinco.progress import ProgressOption
 
 
 class NamedCollection(NamedChanged):
@@ -39,24 +43,43 @@ class NamedCollection(NamedChanged):
 
     @classmethod
     def create(
-        cls, folder, vectors: Mapping[str, Mapping[str, Any]], *, fields: Mapping[str, str] | None = None,
-        exact_below: int = EXACT_BELOW, overwrite: bool = False, device: str = "cpu",
+        cls, folder, vectors: Mapping[str, Mapping[str, Any]], source=None, *, ids=None, payload=None,
+        vector: Columns = None, fields: Mapping[str, str] | None = None, minutes: float | None = None,
+        progress: ProgressOption = None, exact_below: int = EXACT_BELOW, overwrite: bool = False, device: str = "cpu",
     ) -> "NamedCollection":  # fmt: skip
-        """Create an empty collection, and open it.
+        """Create a collection, empty or of all records of a source, and open it.
+
+        With a source its records are stored and encoded, and recall is measured by each name, as `Collection.create`
+        does; after a kill the same call goes on where it was.
 
         Args:
             folder: to be made; by custom its name ends in .qinco.
             vectors: settings by name, each with some of "dim", "metric" ("cosine"), "bytes" (8) and "codec", as of
                 `Collection.create`: {"image": {"dim": 512, "metric": "l2", "bytes": 16}, "text": {}}.
+            source, ids, payload, vector: as of `upsert_from`.
             fields: of payloads that get an index, with their kinds, as of `add_field`.
+            minutes: of training each codec, with a source.
+            progress: see `qinco.progress`.
             exact_below: with fewer vectors of a name none is encoded, unless a codec is given.
             overwrite: replace a collection that is there.
             device: where codecs compute.
         """
-        folder, fields = Path(user_path(folder)), dict(fields or {})
-        require_int("exact_below", exact_below, 0)
-        make_folder_of_names(folder, vectors, fields, exact_below, overwrite, device)
-        return cls(Database(folder, read_only=False), device)
+        folder, rows, more = Path(user_path(folder)), None, {}
+        check_training({}, minutes)
+        names = Names.of(vectors, fields, exact_below, device)
+        if source is not None:
+            columns = columns_by_name(vector, names.metas)
+            dims = {name: meta["dim"] for name, meta in names.metas.items()}
+            rows = open_rows(source, ids=ids, payload=payload, vector=columns, dim=dims, missing=True)
+            check_fields(names.fields, rows)
+            if not overwrite and filling.is_begun(folder, rows, names.settings()):
+                return cls.open(folder, device=device)._filled(rows, minutes, progress)
+            more = {filling.STATE: filling.new_state(rows, names.settings())}
+        elif ids is not None or payload is not None or vector is not None:
+            raise ConfigError("ids, payload and vector are columns of a source: give one, or leave them out")
+        make_folder_of_names(folder, names, overwrite, more)
+        collection = cls(Database(folder, read_only=False), device)
+        return collection if rows is None else collection._filled(rows, minutes, progress)
 
     @classmethod
     def open(cls, folder, *, read_only: bool = False, device: str = "cpu") -> "NamedCollection":
@@ -104,7 +127,7 @@ class NamedCollection(NamedChanged):
         part = self.part(using)
         return part.search_by_id(ids, k, where, with_vectors=self._checked(with_vectors), **options)
 
-    def get(self, ids=None, where=None, *, with_vectors: bool | Names[str] = False, **options) -> list[Record]:
+    def get(self, ids=None, where=None, *, with_vectors: bool | Several[str] = False, **options) -> list[Record]:
         """Records by their ids, or page by page; arguments are as of `Collection.get`.
 
         Args:
@@ -140,7 +163,7 @@ class NamedCollection(NamedChanged):
         """The most frequent values of a field, with the numbers of their records; see `Collection.facet`."""
         return self._main.facet(path, where, limit)
 
-    def _checked(self, with_vectors: bool | Names[str]) -> Any:
+    def _checked(self, with_vectors: bool | Several[str]) -> Any:
         if isinstance(with_vectors, bool | np.bool_):
             return bool(with_vectors)
         names = [with_vectors] if isinstance(with_vectors, str) else list(with_vectors)

@@ -3,21 +3,21 @@
 Shape suffixes: N records, n vectors of a name, D dimension.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Self
 
 import numpy as np
 
 from qinco.collection import conditional, filling, finding, named_changes
 from qinco.collection.moments import View
-from qinco.collection.named_parts import NamedParts
+from qinco.collection.named_parts import NamedParts, check_name
 from qinco.collection.records import payload_texts, record_ids, require_one_of, vector_rows
-from qinco.collection.row_source import RowSource
+from qinco.collection.row_source import OneName, RowSource
 from qinco.collection.schema import set_value
 from qinco.collection.sources import open_rows
 from qinco.collection.spaces import in_space
 from qinco.errors import ConfigError, DataError
-from qinco.progress import ProgressOption
+from qinco.progress import Progress, ProgressOption
 
 Columns = str | Mapping[str, str] | None
 
@@ -76,10 +76,54 @@ class NamedChanged(NamedParts):
         rows = self.rows_of(source, ids=ids, payload=payload, vector=vector)
         return filling.upsert_from(self, self._database, rows, progress)
 
+    def retrain_from(self, source, *, ids=None, using: str | None = None, vector: Columns = None, **options) -> dict:
+        """`retrain` on the original vectors of a source; arguments are as of `Collection.retrain_from`.
+
+        Args:
+            using: the name; None if there is only one.
+            vector: the column of its vectors, or columns by name; None: as of `upsert_from`.
+        """
+        return self.part(using).retrain_from(self._originals(source, ids, using, vector), **options)
+
+    def evaluate(self, source, *, ids=None, using: str | None = None, vector: Columns = None, **options) -> dict:
+        """Measure the recall of `search` by a name; arguments are as of `Collection.evaluate`.
+
+        Args:
+            using: the name; None if there is only one.
+            vector: the column of its vectors, or columns by name; None: as of `upsert_from`.
+        """
+        return self.part(using).evaluate(self._originals(source, ids, using, vector), **options)
+
+    def _originals(self, source, ids, using: str | None, vector: Columns) -> RowSource:
+        """The vectors of one name in a source."""
+        self.part(using)
+        name = next(iter(self._parts)) if using is None else using
+        chosen = {name: vector if isinstance(vector, str | None) else columns_by_name(vector, self._parts).get(name)}
+        dims = {name: self.vectors[name]["dim"]}
+        return OneName(open_rows(source, ids=ids, payload=False, vector=chosen, dim=dims, missing=True), name)
+
+    def _filled(self, rows: RowSource, minutes: float | None, progress: ProgressOption) -> Self:
+        """Do what `create` does with a source, and return the collection."""
+        filling.fill(
+            self, self._database, rows, progress, lambda report: self.optimize(minutes=minutes, progress=report),
+            lambda _, report: self._measured(rows, report), lambda report: report,
+        )  # fmt: skip
+        return self
+
+    def _measured(self, rows: RowSource, report: Progress) -> None:
+        """Measure recall by the names of which there are enough vectors, and say it."""
+        for name in rows.parts if not rows.is_read_once else ():
+            part = self.part(name)
+            if (stats := part.stats())["compressed"] and stats["vectors"] > 1:
+                found = part.evaluate(OneName(rows, str(name)), keep=True, progress=report)
+                filling.tell_recall(found, name)
+
     def rows_of(self, source, *, ids=None, payload=None, vector: Columns = None) -> RowSource:
         """The records of a source, as `upsert_from` reads them."""
         dims = {name: one["dim"] for name, one in self.vectors.items()}
-        return open_rows(source, ids=ids, payload=payload, vector=self._chosen(vector), dim=dims, missing=True)
+        return open_rows(
+            source, ids=ids, payload=payload, vector=columns_by_name(vector, self._parts), dim=dims, missing=True
+        )
 
     def update_vectors(self, ids, vectors) -> None:
         """Give records other vectors of some names, all of them or none after an exception; the rest stays.
@@ -142,20 +186,6 @@ class NamedChanged(NamedParts):
         """Remove the index of a field; returns whether there was one."""
         return self._main.drop_field(path)
 
-    def _chosen(self, vector: Columns) -> Mapping[str, str | None]:
-        """Columns by name; None where they are to be found."""
-        if vector is None:
-            return dict.fromkeys(self._parts)
-        if isinstance(vector, str) and len(self._parts) == 1:
-            return dict.fromkeys(self._parts, vector)
-        if not isinstance(vector, Mapping) or not vector or not all(isinstance(one, str) for one in vector.values()):
-            name = next(iter(self._parts))
-            raise ConfigError(f"vector must be columns by name, such as {{{name!r}: '{name}_embedding'}} (in the shell "
-                              f"and over HTTP vector={name}:{name}_embedding), not {vector!r:.80}")  # fmt: skip
-        for name in vector:
-            self._number(name)
-        return vector
-
     def _columns(self, vectors: Any, count: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         if not isinstance(vectors, Mapping):
             raise DataError(f"vectors must be a dict by name, {', '.join(map(repr, self._parts))}, not {vectors!r:.60}")
@@ -171,6 +201,21 @@ class NamedChanged(NamedParts):
     def _check_dims(self, connection, columns) -> None:
         for number, (_, vectors_nD) in columns.items():
             self._main.check_dim(in_space(connection, number), vectors_nD.shape[1])
+
+
+def columns_by_name(vector: Columns, names: Collection[str]) -> Mapping[str, str | None]:
+    """Columns by name as they were given; None where they are to be found."""
+    if vector is None:
+        return dict.fromkeys(names)
+    if isinstance(vector, str) and len(names) == 1:
+        return dict.fromkeys(names, vector)
+    if not isinstance(vector, Mapping) or not vector or not all(isinstance(one, str) for one in vector.values()):
+        name = next(iter(names))
+        raise ConfigError(f"vector must be columns by name, such as {{{name!r}: '{name}_embedding'}} (in the shell "
+                          f"and over HTTP vector={name}:{name}_embedding), not {vector!r:.80}")  # fmt: skip
+    for name in vector:
+        check_name(name, names)
+    return vector
 
 
 def _of_rows(columns: Mapping[int, tuple[np.ndarray, np.ndarray]], rows: list[int], count: int):

@@ -1,6 +1,7 @@
 """The folder of a new `NamedCollection`."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +20,57 @@ from qinco.search.metric import Metric
 _SETTINGS = "dim", "metric", "bytes", "codec"
 
 
-def make_folder_of_names(
-    folder: Path, vectors: Mapping[str, Mapping[str, Any]], fields: Mapping[str, str], exact_below: int,
-    overwrite: bool, device: str,
-) -> None:  # fmt: skip
-    """What `NamedCollection.create` does before it opens the folder."""
-    for path, kind in fields.items():
-        index_sql(path, kind)
-    if not vectors or len(vectors) > MAX_NAMES or not all(isinstance(name, str) and name for name in vectors):
-        raise ConfigError(f"vectors must have from 1 to {MAX_NAMES} names, not {list(vectors)!r:.100}")
-    chosen = {name: _settings(name, given, device) for name, given in vectors.items()}
-    numbers = {name: number for number, name in enumerate(chosen, 1)}
+@dataclass(frozen=True)
+class Names:
+    """What a new collection is to have: settings and codecs by name, fields, and `exact_below`."""
+
+    metas: dict[str, dict[str, Any]]
+    codecs: dict[str, Codec]
+    fields: dict[str, str]
+    exact_below: int
+
+    @classmethod
+    def of(cls, vectors: Mapping[str, Mapping[str, Any]], fields, exact_below: int, device: str) -> "Names":
+        """The arguments of `NamedCollection.create`, checked."""
+        require_int("exact_below", exact_below, 0)
+        fields = dict(fields or {})
+        for path, kind in fields.items():
+            index_sql(path, kind)
+        if not vectors or len(vectors) > MAX_NAMES or not all(isinstance(name, str) and name for name in vectors):
+            raise ConfigError(f"vectors must have from 1 to {MAX_NAMES} names, not {list(vectors)!r:.100}")
+        chosen = {name: _settings(name, given, device) for name, given in vectors.items()}
+        codecs = {name: codec for name, (_, codec) in chosen.items() if codec is not None}
+        metas = {name: meta | {"codec": codecs[name].fingerprint() if name in codecs else None}
+                 for name, (meta, _) in chosen.items()}  # fmt: skip
+        return cls(metas, codecs, fields, exact_below)
+
+    def settings(self) -> dict:
+        """What must be the same where a source is gone on with."""
+        each = {f"{name}.{setting}": meta[setting] for name, meta in self.metas.items() for setting in _SETTINGS}
+        return each | {"fields": self.fields, "exact_below": self.exact_below}
+
+
+def make_folder_of_names(folder: Path, names: Names, overwrite: bool, more: Mapping[str, Any]) -> None:
+    """What `NamedCollection.create` does before it opens the folder; `more` are values of the table `meta`."""
+    numbers = {name: number for number, name in enumerate(names.metas, 1)}
 
     def prepare(connection) -> None:
-        for path, kind in fields.items():
+        for path, kind in names.fields.items():
             changes.add_field(connection, path, kind)
-        for name, (meta, codec) in chosen.items():
-            fingerprint = None if codec is None else codec.fingerprint()
-            create_space(connection, numbers[name], meta | {"exact_below": exact_below, "codec": fingerprint})
+        for name, meta in names.metas.items():
+            create_space(connection, numbers[name], meta | {"exact_below": names.exact_below})
 
-    meta = _meta(None, "cosine", 8) | {"exact_below": exact_below, "codec": None, NAMES: numbers}
+    meta = _meta(None, "cosine", 8) | {"exact_below": names.exact_below, "codec": None, NAMES: numbers}
     with new_folder(folder, overwrite) as place:
         database = Database(place, read_only=False)
         try:
-            for name, (_, codec) in chosen.items():
-                part = place / FOLDER / str(numbers[name])
+            for name, number in numbers.items():
+                part = place / FOLDER / str(number)
                 part.mkdir(parents=True)
-                if codec is not None:
+                if name in names.codecs:
+                    codec = names.codecs[name]
                     codec.save(codec_path(part, codec.fingerprint()))
-            database.create(meta, prepare)
+            database.create(meta | dict(more), prepare)
         finally:
             database.close()
 

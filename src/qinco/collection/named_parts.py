@@ -1,5 +1,6 @@
 """The vectors of each name of a `NamedCollection`, and its upkeep."""
 
+from collections.abc import Iterable
 from typing import Any, Self, cast
 
 from qinco.atomic import check_output
@@ -59,9 +60,7 @@ class NamedParts(SharedCollection):
 
     def _number(self, name: str) -> int:
         """The number of a name, by which its tables are called; ConfigError for others."""
-        if name not in self._parts:
-            known = f"{suggest(str(name), list(self._parts), 0.6)}There are {', '.join(map(repr, self._parts))}"
-            raise ConfigError(f"there is no vector {name!r:.60}. {known}")
+        check_name(name, self._parts)
         return self._numbers[name]
 
     def optimize(
@@ -78,24 +77,6 @@ class NamedParts(SharedCollection):
             using: the name; None if there is only one.
         """
         return self.part(using).retrain(ids, vectors, **options)
-
-    def retrain_from(self, source, *, using: str | None = None, vector: str | None = None, **options) -> dict:
-        """`retrain` on the original vectors of a source; arguments are as of `Collection.retrain_from`.
-
-        Args:
-            using: the name; None if there is only one.
-            vector: the column of its vectors; None: guessed, as of `upsert_from` if that can be.
-        """
-        return self.part(using).retrain_from(source, vector=vector, **options)
-
-    def evaluate(self, source, *, using: str | None = None, vector: str | None = None, **options) -> dict:
-        """Measure the recall of `search` by a name; arguments are as of `Collection.evaluate`.
-
-        Args:
-            using: the name; None if there is only one.
-            vector: the column of its vectors.
-        """
-        return self.part(using).evaluate(source, vector=vector, **options)
 
     def stats(self) -> dict:
         """Numbers of records and bytes of the database, and as "vectors" `Collection.stats` of each name."""
@@ -148,3 +129,10 @@ class NamedParts(SharedCollection):
                 for name, own in stats["vectors"].items()}  # fmt: skip
         recall = {name: own["recall"] for name, own in stats["vectors"].items() if own["recall"]}
         return {"records": stats["records"], "vectors": each}, {"vectors": recall} if recall else {}
+
+
+def check_name(name: Any, names: Iterable[str]) -> None:
+    """Raise ConfigError unless vectors have such a name."""
+    if name not in (names := list(names)):
+        known = f"{suggest(str(name), names, 0.6)}There are {', '.join(map(repr, names))}"
+        raise ConfigError(f"there is no vector {name!r:.60}. {known}")

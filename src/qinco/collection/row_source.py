@@ -6,7 +6,7 @@ Shape suffixes: N rows, n rows of a block, D dimension.
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
@@ -162,6 +162,23 @@ class RowSource(ABC):
     def guess_metric(self, x_ND: np.ndarray) -> None:
         """Choose the metric by some vectors of the stored type."""
         self.metric, self.metric_guess = default_metric(VectorSource(x_ND, self.name), share=0.99, error=0.01)
+
+
+class OneName(RowSource):
+    """The ids and the vectors of one name of a source, as if they had none."""
+
+    def __init__(self, rows: RowSource, one: str):
+        part, has_integers = replace(rows.parts[one]), rows.has_integer_ids
+        super().__init__(f"{rows.name}[{one!r}]", rows.num_rows, {None: part}, rows.id_column,
+                         has_integer_ids=has_integers, is_read_once=rows.is_read_once)  # fmt: skip
+        self._rows, self._one, self.guesses = rows, one, rows.guesses
+
+    def _blocks(self, start: int, rows: int) -> Iterator[NamedBlock]:
+        for ids, vectors, _ in self._rows.named_blocks(start, rows):
+            yield ids, {None: vectors[self._one]}, None
+
+    def _mark(self) -> bytes:
+        return str(self._rows.fingerprint()).encode()
 
 
 def require_rows(rows: int) -> int:

@@ -177,6 +177,15 @@ def test_named_vectors_are_written_searched_and_exported(named, here, capsys):
         assert "image" in out and "text" in out
 
 
+def test_a_collection_of_named_vectors_is_made(named, here, capsys):
+    (made,) = lines(capsys, "index", "photos.parquet", "output=m.qinco", named, "metric=l2", "bytes=4")
+    assert made["records"] == made["image"]["fresh"] == 600 and made["text"]["dim"] == 4
+    with qinco.NamedCollection.open("m.qinco", read_only=True) as docs:
+        assert docs.vectors["text"] == {"dim": 4, "metric": "l2", "bytes": 4}
+    said = refused(capsys, "index", "photos.parquet", "output=o.qinco", named, "model=x.safetensors")
+    assert "one codec" in said and not (here / "o.qinco").exists()
+
+
 def test_one_name_of_a_collection_is_trained_anew(named, capsys):
     lines(capsys, "upsert", "n.qinco", "source=photos.parquet", named)
     said = refused(capsys, "retrain", "n.qinco", "source=photos.parquet", "vector=text", "using=text",

@@ -158,6 +158,44 @@ def test_what_is_stored_is_not_read_again_after_a_kill(docs, tmp_path):
     assert docs.count() == 3000 and docs.verify() == []
 
 
+def test_a_collection_is_made_of_a_source(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "qinco")
+    kinds = {"image": {"codec": trained("plain"), "metric": "l2"}, "text": {"metric": "l2"}}
+    options = {"vector": GIVEN, "fields": {"year": "integer"}, "payload": ["year"]}
+
+    def stop(stage, done, total, unit="vector", **fields):
+        if stage == "searching exactly":
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        NamedCollection.create(tmp_path / "m.qinco", kinds, table(), **options, progress=stop)
+    with pytest.raises(ConfigError, match=r"text\.bytes=8 there, 4 here"):
+        NamedCollection.create(tmp_path / "m.qinco", kinds | {"text": {"metric": "l2", "bytes": 4}}, table(), **options)
+    with NamedCollection.create(tmp_path / "m.qinco", kinds, table(), **options, progress=False) as docs:
+        stats = docs.stats()["vectors"]
+        assert len(docs) == stats["image"]["compressed"] == N and stats["text"]["fresh"] == WITH_TEXT
+        assert stats["image"]["recall"]["is_current"] and stats["text"]["recall"] is None
+        assert docs.get("p3")[0].payload == {"year": 3} and docs.fields == {"year": "integer"} and docs.verify() == []
+    assert len([one for one in caplog.messages if "recall@10" in one and "'image'" in one]) == 1
+    with pytest.raises(ConfigError, match="overwrite=true"):  # it is complete
+        NamedCollection.create(tmp_path / "m.qinco", kinds, table(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"ids": "id"}, "columns of a source"), ({"source": table(), "vector": {"image": "none"}}, "'none'"),
+        ({"source": table(), "vector": "image_embedding"}, "by name"),
+        ({"source": table(), "fields": {"yaer": "integer"}}, "Did you mean year"),
+        ({"source": table(), "minutes": 0}, "minutes"), ({"source": table(0, 0)}, "no rows"),
+    ],
+)  # fmt: skip
+def test_no_collection_is_made_of_what_is_wrong(tmp_path, options, said):
+    with pytest.raises((ConfigError, DataError), match=said):
+        NamedCollection.create(tmp_path / "m.qinco", {"image": {}, "text": {}}, **options)
+    assert not (tmp_path / "m.qinco").exists()
+
+
 def nan(x_ND):
     x_ND = x_ND[:3].copy()
     x_ND[1, 2] = np.nan
@@ -254,7 +292,7 @@ def test_recall_is_that_of_a_name(docs):
     source = table()
     found = docs.evaluate(source, using="image", vector="image_embedding", num_queries=20, progress=False)
     assert found["recall"] == 1 and found["num_vectors"] == N
-    found = docs.evaluate(source, using="text", vector="text_vector", num_queries=20, progress=False)
+    found = docs.evaluate(source, using="text", num_queries=20, progress=False)  # the column is found
     assert found["recall"] == 1 and found["num_vectors"] == WITH_TEXT
     with pytest.raises(ConfigError, match="using="):
         docs.evaluate(source, vector="text_vector")

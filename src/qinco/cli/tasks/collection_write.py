@@ -6,7 +6,6 @@ from dataclasses import replace
 import qinco
 from qinco.cli import collections
 from qinco.cli.keys import SHARED, Key, task
-from qinco.cli.open import find_device
 from qinco.config import EXACT_BELOW
 
 _IMPORTS = ("qinco.collection.opened",)
@@ -38,21 +37,23 @@ FIELDS = Key("fields", "text", None, "fields of payloads that get an index, with
 )  # fmt: skip
 def index(settings, console) -> None:
     as_lines, begun = collections.prints_lines(settings), time.monotonic()
-    names = ("bytes", "minutes", "metric", "exact_below", "overwrite")
-    with qinco.Collection.create(
-        settings["output"], collections.source_of(settings), **collections.columns_of(settings),
-        fields=collections.fields_of(settings), codec=settings["model"], device=str(find_device(settings)),
-        progress=console.progress, **{name: settings[name] for name in names},
-    ) as docs:  # fmt: skip
+    options = {name: settings[name] for name in ("exact_below", "overwrite")}
+    source = collections.source_of(settings)
+    with collections.create_collection(settings, console, settings["output"], source, **options) as docs:
         stats = docs.stats()
-    if not stats["compressed"]:
+    named = stats["vectors"] if isinstance(stats["vectors"], dict) else {}
+    if not any(one["compressed"] for one in named.values() or [stats]):
         console.info(f"fewer than exact_below={settings['exact_below']:,} vectors are kept and searched exactly")
-    result = {"output": settings["output"]}
-    result |= {name: stats[name] for name in ("records", "dim", "metric", "compressed", "fresh", "bytes_per_vector")}
-    if (found := stats["recall"]) is not None:
-        result["recall"] = {found["k"]: found["recall"]}
+    result = {"output": settings["output"], "records": stats["records"]}
+    result |= {name: _made(one) for name, one in named.items()} if named else _made(stats)
     result |= {"bytes": sum(stats["bytes"].values()), "seconds": time.monotonic() - begun}
     console.print_result(result, as_lines)
+
+
+def _made(stats: dict) -> dict:
+    """What is told of new vectors."""
+    found = {name: stats[name] for name in ("dim", "metric", "compressed", "fresh", "bytes_per_vector")}
+    return found | ({} if stats["recall"] is None else {"recall": {stats["recall"]["k"]: stats["recall"]["recall"]}})
 
 
 @task(

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import qinco
 from qinco.cli import collections
 from qinco.cli.keys import Key, task
-from qinco.cli.open import find_device
 from qinco.cli.tasks.collection_write import BYTES, FIELDS, MINUTES
 from qinco.errors import ConfigError, needs_extra
 
@@ -86,9 +84,5 @@ def _indexed(settings, console) -> Path:
     if settings["read_only"]:
         raise ConfigError(f"read_only=true makes no collection of {first}: make it with qinco index, or leave that out")
     source = settings["path"][0] if len(settings["path"]) == 1 else list(settings["path"])
-    qinco.Collection.create(
-        folder, source, **collections.columns_of(settings), metric=settings["metric"],
-        fields=collections.fields_of(settings), bytes=settings["bytes"], minutes=settings["minutes"],
-        codec=settings["model"], device=str(find_device(settings)), progress=console.progress,
-    ).close()  # fmt: skip
+    collections.create_collection(settings, console, folder, source).close()
     return folder
