@@ -41,6 +41,7 @@ def serve(catalog: Catalog, settings: ServerSettings) -> None:
         guarded: Any = app if settings.has_keys or not settings.is_local else LocalCheck(app)
         config = uvicorn.Config(
             guarded, http=protocol_class(settings, _num_connections(settings)), ws="none", lifespan="on",
+            loop="asyncio",  # with uvloop, where it is installed, queries were answered a fifth slower
             log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False,
             timeout_graceful_shutdown=_LAST_SECONDS, timeout_keep_alive=int(max(1, settings.receive_timeout)),
         )  # fmt: skip

@@ -45,6 +45,20 @@ def test_searches_that_wait_are_answered_together_as_alone(docs, work):
                                [[hit.score for hit in hits] for hits in alone], rtol=1e-5, atol=1e-5)  # fmt: skip
 
 
+def test_searches_that_come_a_moment_later_join_the_batch(docs, work):
+    queries, sizes = vectors(3, seed=2), []
+    work.on_batch = sizes.append
+
+    async def ask():
+        first = asyncio.create_task(work.search("docs", docs, queries[0], 5))
+        await asyncio.sleep(0)
+        return await asyncio.gather(first, *(work.search("docs", docs, query, 5) for query in queries[1:]))
+
+    found = asyncio.run(ask())
+    assert sizes == [3]
+    assert [[hit.id for hit in hits] for hits in found] == [[hit.id for hit in docs.search(x, 5)] for x in queries]
+
+
 def test_searches_with_other_options_or_filters_keep_them(docs, work):
     query = vectors(1, seed=2)[0]
 
