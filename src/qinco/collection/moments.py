@@ -19,6 +19,7 @@ from qinco.collection.segments import Segment, codec_path, load_tables, open_seg
 from qinco.collection.spaces import Space, has_vector, in_space, numbers_of
 from qinco.collection.spans import Spans
 from qinco.forking import new_lock
+from qinco.search.exhaustive import Piece
 from qinco.search.index import Index
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import Metric
@@ -26,6 +27,7 @@ from qinco.search.parts import IndexParts
 from qinco.search.selection import Selection
 
 _NO_KEYS = np.empty(0, np.int64)
+_PIECE_BYTES = 1 << 26  # of vectors whose packed copy is kept
 _NEXT_ID = (1 << 63) - 1  # above all keys
 
 
@@ -88,6 +90,12 @@ class Moment:
             return None
         zeros = np.concatenate([_NO_KEYS, *(segment.zeros for segment in self.segments)])
         return Index(self.codec, replace(self.tables, segments=self.lists, zeros=zeros, next_id=_NEXT_ID))
+
+    @cached_property
+    def compared(self) -> Piece | np.ndarray:
+        """Fresh vectors for searches: as they are, or if they are few with what is computed of them once."""
+        vectors_ND = self.fresh.vectors_ND
+        return Piece(vectors_ND, self.metric.name != "l2") if vectors_ND.nbytes <= _PIECE_BYTES else vectors_ND
 
     @cached_property
     def dim(self) -> int | None:

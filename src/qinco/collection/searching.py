@@ -102,21 +102,17 @@ def _nothing(count: int) -> tuple[np.ndarray, np.ndarray]:
 def _among_fresh(
     moment: Moment, queries: VectorSource, search: Search, allowed: Allowed | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    fresh = moment.fresh
-    keys_N, vectors_ND = fresh.keys, fresh.vectors_ND
+    keys_N, compared = moment.fresh.keys, moment.compared
     if allowed is not None:
         places = np.flatnonzero(np.isin(keys_N, allowed.vector_keys(moment)))
-        keys_N, vectors_ND = keys_N[places], vectors_ND[places]
+        keys_N, compared = keys_N[places], moment.fresh.vectors_ND[places]
     if not len(keys_N):
         return _nothing(len(queries))
-    is_cosine = moment.metric.name == "cosine"  # vectors and queries have length 1 already, or are zero
-    measure = Metric("inner_product") if is_cosine else moment.metric
+    measure = Metric("inner_product") if moment.metric.name == "cosine" else moment.metric  # of what is prepared
     scores, keys = [], []
     for _, queries_QD in queries.blocks(_QUERY_ROWS):
         queries_QD = moment.metric.prepare(queries_QD)
-        scores_QR, rows_QR = nearest_in_blocks(
-            queries_QD, [(0, vectors_ND)], min(search.k, len(keys_N)), metric=measure
-        )
+        scores_QR, rows_QR = nearest_in_blocks(queries_QD, [(0, compared)], min(search.k, len(keys_N)), metric=measure)
         scores.append(scores_QR)
         keys.append(keys_N[rows_QR])
     return (np.concatenate(scores), np.concatenate(keys)) if scores else _nothing(0)

@@ -1,6 +1,8 @@
 """Exhaustive search: the exact nearest neighbours among vectors, or among what codes decode to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +84,7 @@ def nearest_in_blocks(
     queries_QD: np.ndarray, blocks: Iterable[tuple], k: int, device: str = CPU, metric: Metric = L2, *,
     adds: bool = False, piece_rows: int = _PIECE_ROWS, max_distances: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """`exhaustive_search` of float32 queries among (number of the first vector, float32 (n, D)) blocks.
+    """`exhaustive_search` of float32 queries among (number of the first vector, float32 (n, D) or Piece) blocks.
 
     If it `adds`, blocks have a third part, float32 (n,), that is added to their vectors' distances, or subtracted from
     their inner products, and queries are no longer than vectors. It compares `piece_rows` vectors at a time, and
@@ -94,19 +96,18 @@ def nearest_in_blocks(
     if metric.name == "inner_product" and not adds:  # powers of two change no digits, and products stay within float32
         scale_Q1 = np.exp2(-_SPARE_BITS - np.frexp(lengths_Q1)[1].astype(np.float64))
         queries_QD = (queries_QD * scale_Q1).astype(np.float32)
+    best: Any
     if device == CPU:
-        best = _Best(queries_QD, k, metric.name != "l2", max_distances or _DISTANCES)
+        best = _Best(queries_QD, k, max_distances or _DISTANCES)
     else:
         from qinco.maths.distances import BestOnDevice
 
         best = BestOnDevice(queries_QD, k, metric.name != "l2", max_distances or _DEVICE_DISTANCES, device)
     longest, is_double = float(lengths_Q1.max(initial=0)), False
     for first, block, *added in blocks:
-        for start in range(0, len(block), piece_rows):
-            part = slice(start, start + piece_rows)
-            piece_ND = unit.prepare(np.asarray(block[part], np.float32))
-            is_double = is_double or (metric.name == "l2" and _leaves_float32(longest, piece_ND))
-            best.merge(piece_ND, first + start, is_double, *(added_N[part] for added_N in added))
+        for start, piece in _pieces(block, unit, piece_rows, *added):
+            is_double = is_double or (metric.name == "l2" and piece.leaves_float32(longest))
+            best.merge(piece if device == CPU else piece.x_ND, first + start, is_double)
     values_QR, ids_QR = best.found()
     if metric.name != "l2":
         values_QR = 0 - (values_QR if scale_Q1 is None else values_QR / scale_Q1)
@@ -114,39 +115,74 @@ def nearest_in_blocks(
         return values_QR.astype(np.float32), ids_QR
 
 
-def _leaves_float32(longest: float, x_ND: np.ndarray) -> bool:
-    """Whether squared distances from queries, the longest of this length, may be infinite or zero in float32."""
-    with np.errstate(over="ignore", under="ignore"):
-        length = float(np.sqrt(np.einsum("nd,nd->n", x_ND, x_ND).max(initial=0)))
-    if not _SHORT < length < _LONG:
-        length = float(np.linalg.norm(x_ND.astype(np.float64), axis=1).max(initial=0))
-    longest = max(longest, length)
-    return longest > 0 and not _SHORT < longest < _LONG
+class Piece:
+    """Vectors as they are compared, float32 (N, D): for some queries at once, or for others again and again.
+
+    What is computed of them once is kept. `added_N`, float32 (N,), is added to their values.
+
+    Example:
+        >>> piece = Piece(Metric("cosine").prepare(x_ND), inner_product=True)
+        >>> nearest_in_blocks(queries_QD, [(0, piece)], 10, metric=Metric("cosine"))
+    """
+
+    def __init__(self, x_ND: np.ndarray, inner_product: bool, added_N: np.ndarray | None = None):
+        self.x_ND, self.inner_product, self.added_N = x_ND, inner_product, added_N
+
+    def __len__(self) -> int:
+        return len(self.x_ND)
+
+    @cached_property
+    def flat(self) -> Flat:
+        return Flat(self.x_ND, self.inner_product, self.added_N)
+
+    @cached_property
+    def longest(self) -> float:
+        """The length of the longest one."""
+        with np.errstate(over="ignore", under="ignore"):
+            length = float(np.sqrt(np.einsum("nd,nd->n", self.x_ND, self.x_ND).max(initial=0)))
+        if not _SHORT < length < _LONG:
+            length = float(np.linalg.norm(self.x_ND.astype(np.float64), axis=1).max(initial=0))
+        return length
+
+    def leaves_float32(self, longest: float) -> bool:
+        """Whether squared distances from queries, the longest of this length, may be infinite or zero in float32."""
+        longest = max(longest, self.longest)
+        return longest > 0 and not _SHORT < longest < _LONG
+
+
+def _pieces(block, unit: Metric, rows: int, added_N: np.ndarray | None = None) -> Iterator[tuple[int, Piece]]:
+    """A block in pieces, with the numbers of their first vectors in it."""
+    if isinstance(block, Piece):
+        yield 0, block
+        return
+    for start in range(0, len(block), rows):
+        part = slice(start, start + rows)
+        x_ND = unit.prepare(np.asarray(block[part], np.float32))
+        yield start, Piece(x_ND, unit.name != "l2", None if added_N is None else added_N[part])
 
 
 class _Best:
     """The best values of each query so far, and the numbers of their vectors."""
 
-    def __init__(self, queries_QD: np.ndarray, count: int, inner_product: bool, max_distances: int):
-        self.queries_QD, self.inner_product, self.max_distances = queries_QD, inner_product, max_distances
+    def __init__(self, queries_QD: np.ndarray, count: int, max_distances: int):
+        self.queries_QD, self.max_distances = queries_QD, max_distances
         self.values_QR = np.full((len(queries_QD), count), np.inf, np.float32)
         self.ids_QR = np.full((len(queries_QD), count), -1, np.int64)
 
-    def merge(self, x_ND: np.ndarray, first: int, is_double: bool, added_N: np.ndarray | None = None) -> None:
-        """Merge vectors, of which the first has this number, and what is added to their values."""
-        count = min(self.values_QR.shape[1], len(x_ND))
-        near = None if is_double else Flat(x_ND, self.inner_product, added_N)
+    def merge(self, piece: Piece, first: int, is_double: bool) -> None:
+        """Merge vectors, of which the first has this number."""
+        count = min(self.values_QR.shape[1], len(piece))
         if is_double and self.values_QR.dtype == np.float32:
             self.values_QR = self.values_QR.astype(np.float64)
-        each = max(len(x_ND) if is_double else 0, 4 * (count + self.values_QR.shape[1]))
+        each = max(len(piece) if is_double else 0, 4 * (count + self.values_QR.shape[1]))
         rows = max(1, self.max_distances // each)  # Ctrl-C is heard in between
         for begin in range(0, len(self.queries_QD), rows):
             part = slice(begin, begin + rows)
             queries_QD = self.queries_QD[part]
-            if near:
-                values, numbers = near.search(queries_QD, count, num_threads())
+            if is_double:
+                values, numbers = _nearest_in_double(queries_QD, piece.x_ND, count, piece.added_N)
             else:
-                values, numbers = _nearest_in_double(queries_QD, x_ND, count, added_N)
+                values, numbers = piece.flat.search(queries_QD, count, num_threads())
             values = np.concatenate([self.values_QR[part], values], 1)
             ids = np.concatenate([self.ids_QR[part], numbers + first], 1)
             order = np.argsort(values, 1, kind="stable")[:, : self.values_QR.shape[1]]

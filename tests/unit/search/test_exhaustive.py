@@ -5,7 +5,8 @@ from small_models import random_vectors
 
 import qinco
 from qinco.errors import ConfigError, DataError
-from qinco.search.exhaustive import exhaustive_search, nearest_in_blocks
+from qinco.search.exhaustive import Piece, exhaustive_search, nearest_in_blocks
+from qinco.search.metric import METRICS, Metric
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (32, 5)])
@@ -85,3 +86,17 @@ def test_many_results_are_selected_in_parts(most, device):
     values_QN = exact("l2", queries_QD, x_ND)
     np.testing.assert_allclose(found_QR, np.sort(values_QN, 1)[:, :2000], rtol=1e-4, atol=1e-2)
     np.testing.assert_allclose(found_QR, np.take_along_axis(values_QN, ids_QR, 1), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e25])
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_piece_is_compared_again_and_again(metric, factor):
+    x_ND, queries_QD = (np.random.default_rng(seed).normal(size=(50, 7)).astype(np.float32) for seed in (0, 1))
+    measure = Metric(metric)
+    x_ND = measure.prepare(x_ND * np.float32(factor))
+    piece = Piece(x_ND, metric != "l2")
+    for number in (1, 3, 40, 2):
+        wanted = nearest_in_blocks(queries_QD[:number], [(5, x_ND)], 6, metric=measure)
+        found = nearest_in_blocks(queries_QD[:number], [(5, piece)], 6, metric=measure)
+        np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
+        assert np.array_equal(found[1], wanted[1])
