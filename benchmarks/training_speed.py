@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,12 +26,14 @@ from qinco.native import library
 from qinco.training.codebooks import CodewordUse, initialize_model
 from qinco.training.gradients import NativeGradients, TorchGradients
 from qinco.training.loop import Training
+from qinco.training.optimizers import Optimizers
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
 from qinco.vectors.rows import as_source
 
 BATCH, DIMS, PRECISIONS = 1024, (128, 384), {"avx2": "float32", "avx512_bf16": "bf16"}
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+OPTIMIZERS = "adamw", "muon"
 OPERATIONS = "forward+backward, native"
 
 
@@ -51,15 +54,17 @@ def cases(dim: int, precision: str) -> dict[str, Callable]:
     kinds = {"native": NativeGradients(model, precision), "torch": TorchGradients(model, precision)}
 
     def gradients(kind: str) -> None:
-        training.optimizer.zero_grad()
+        training.optimizers.clear()
         kinds[kind].add(x_ND, start_ND, codes_NM, CodewordUse(model), 1 / BATCH)
 
-    def update() -> None:
-        torch.nn.utils.clip_grad_value_(training.parameters, 0.1)
-        training.optimizer.step()
+    optimizers = {name: Optimizers(model, replace(options, optimizer=name), 1e-6, precision) for name in OPTIMIZERS}
 
-    def step(options: EncodeOptions) -> None:
-        training.batch_encode_options = options
+    def update(name: str) -> None:
+        torch.nn.utils.clip_grad_value_(training.parameters, 0.1)
+        optimizers[name].step(1e-6, 0.1)
+
+    def step(options: EncodeOptions, name: str) -> None:
+        training.batch_encode_options, training.optimizers = options, optimizers[name]
         training.optimizer_step([vectors_ND[:BATCH]], 1e-6)
 
     return {
@@ -69,9 +74,12 @@ def cases(dim: int, precision: str) -> dict[str, Callable]:
         "encoding, C=16 B=4": lambda: engine.encode_tensors(x_ND, start_ND, late),
         "forward+backward, torch": lambda: gradients("torch"),
         OPERATIONS: lambda: gradients("native"),
-        "AdamW": update,
-        "a whole step, C=4 B=2": lambda: step(early),
-        "a whole step, C=16 B=4": lambda: step(late),
+        "AdamW": lambda: update("adamw"),
+        "Muon and AdamW": lambda: update("muon"),
+        "a whole step, C=4 B=2, AdamW": lambda: step(early, "adamw"),
+        "a whole step, C=4 B=2": lambda: step(early, "muon"),
+        "a whole step, C=16 B=4, AdamW": lambda: step(late, "adamw"),
+        "a whole step, C=16 B=4": lambda: step(late, "muon"),
     }
 
 
