@@ -5,7 +5,7 @@ After each failure, which must be one sentence with a remedy, the collection is 
 Usage: full_disk.py FOLDER limit|disk all|few; prints how often calls failed.
   limit: files may not grow beyond a size (EFBIG)
   disk:  the folder is a small file system of its own, which another file fills (ENOSPC)
-  few:   without training and child processes, and with larger steps
+  few:   without training and child processes, with fewer records, and with larger steps
 """
 
 import os
@@ -22,7 +22,7 @@ from qinco.collection import optimize
 from qinco.collection.collection import Collection
 from qinco.errors import ResourceError
 
-X, N = vectors(1500), 1200
+X, N = vectors(1500), 400 if sys.argv[-1] == "few" else 1200
 TRAINING = {"epochs": 1, "num_blocks": 1, "hidden_dim": 8, "batch_size": 256, "device": "cpu"}
 MOST = 1 << 30
 
@@ -102,8 +102,8 @@ def change(folder: Path, make_room: Callable, growth: float, *, in_child: bool) 
         until_it_works("delete", lambda: docs.delete(range(0, N, 2)))
         assert len(docs) == N // 2 + 300
         until_it_works("extend", lambda: docs.optimize(in_child=in_child, progress=False), False)
-        for first in range(0, N, 300):
-            docs.upsert(range(first, first + 300), X[first : first + 300])
+        for first in range(0, N, N // 4):
+            docs.upsert(range(first, first + N // 4), X[first : first + N // 4])
             docs.optimize(progress=False)
         docs.delete(range(0, N, 3))
         until_it_works("merge", lambda: docs.optimize(progress=False))

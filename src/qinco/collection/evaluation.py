@@ -25,7 +25,7 @@ from qinco.vectors.rows import as_source, check_dim
 
 _PLACES = 20  # of a source where sampled queries begin: each is read by itself
 _BLOCK_ROWS = 1 << 14
-_TIMED_QUERIES, _TIMED_BATCHES, _TIMED_SECONDS = 100, 3, 2.0  # at most; of what was timed the median is reported
+_TIMED_QUERIES, _TIMED_BATCHES, _TIMED_SECONDS = 50, 3, 2.0  # at most; of what was timed the median is reported
 _KEPT = "recall"  # in the table `meta`
 
 

@@ -38,8 +38,8 @@ def test_the_same_seed_gives_the_same_codec():
 
 
 def test_a_run_on_a_device_is_saved_resumed_and_loaded_anywhere(tmp_path, named_device, device):
-    x, centroids = random_vectors(400, 4), random_vectors(6, 4, 5)
-    settings = {"device": named_device, "coarse_centroids": centroids, "epochs": 4}
+    x, centroids = random_vectors(200, 4), random_vectors(6, 4, 5)
+    settings = {"device": named_device, "coarse_centroids": centroids, "epochs": 3}
     codec = fit(x, output=tmp_path / "x.safetensors", **settings)
     assert codec.models[0].device.type == device.type
     assert mse(codec, x) < mse(fit(x, coarse_centroids=centroids, epochs=0), x)
@@ -236,7 +236,7 @@ def test_a_codec_is_trained_on_for_minutes():
 
 
 def test_with_neither_minutes_nor_epochs_training_ends_when_it_pays_no_more():
-    codec, reports, _ = timed_fit(least_gain=0.5)
+    codec, reports, _ = timed_fit(least_gain=0.5, batch_size=64)
     epochs = [report for report in reports if isinstance(report, EpochReport)]
     assert reports[0].seconds is None and reports[0].epoch_seconds > 0
     assert [report.epochs for report in epochs] == [None] * 8 + [

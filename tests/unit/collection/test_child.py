@@ -19,7 +19,8 @@ from qinco.collection.schema import FILE
 from qinco.errors import ConfigError, ResourceError
 
 X, QUERIES, N = vectors(1200), vectors(8, 8), 1200
-TRAINING = {"epochs": 2, "num_blocks": 1, "hidden_dim": 8, "batch_size": 128, "device": "cpu"}
+TRAINING = {"epochs": 2, "num_blocks": 1, "hidden_dim": 8, "batch_size": 128, "num_pairs": 16, "beam_width": 4,
+            "device": "cpu"}  # fmt: skip
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 
 
@@ -131,7 +132,7 @@ def test_closing_the_collection_ends_it(docs):
             docs.optimize(in_child=True, progress=lambda *_, **__: going.set())
         told.append(True)
 
-    docs.upsert(range(N, 20 * N), np.tile(X, (19, 1)))
+    docs.upsert(range(N, 6 * N), np.tile(X, (5, 1)))
     thread = threading.Thread(target=work)
     with closing(sqlite3.connect(docs.folder / FILE, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")  # or the child may be done before the collection is closed
@@ -141,7 +142,7 @@ def test_closing_the_collection_ends_it(docs):
         thread.join()
     assert told and not children(os.getpid())
     with Collection.open(docs.folder) as again:
-        assert again.verify() == [] and len(again) == 20 * N
+        assert again.verify() == [] and len(again) == 6 * N
 
 
 PARENT = """
@@ -161,7 +162,7 @@ docs.optimize(in_child=True, progress=told)
     "number", ["SIGKILL", *(pytest.param(one, marks=pytest.mark.slow) for one in ("SIGINT", "SIGTERM"))]
 )
 def test_it_ends_with_its_parent(docs, number):
-    docs.upsert(range(N, 20 * N), np.tile(X, (19, 1)))
+    docs.upsert(range(N, 6 * N), np.tile(X, (5, 1)))
     docs.close()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", PARENT, docs.folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -171,14 +172,14 @@ def test_it_ends_with_its_parent(docs, number):
         parent.send_signal(getattr(signal, number))
         parent.stdout.read()
     with Collection.open(docs.folder) as again:  # the child may still be on its way out
-        assert found_all(again) and again.optimize()["encoded"] in (0, 20 * N)
+        assert found_all(again) and again.optimize()["encoded"] in (0, 6 * N)
         assert found_all(again) and again.verify() == []
     while is_running(child):
         time.sleep(0.01)
 
 
 def found_all(docs) -> bool:
-    return {record.id for record in docs.get()} == set(range(20 * N))
+    return {record.id for record in docs.get()} == set(range(6 * N))
 
 
 def children(process: int) -> list[int]:

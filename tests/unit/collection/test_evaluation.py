@@ -84,7 +84,10 @@ def test_recall_is_dated_and_measured_again_where_the_originals_are_there(tmp_pa
         with Collection.open(tmp_path / "c.qinco", read_only=True) as reader:
             return reader.stats()["recall"]
 
-    x_ND, training = X_ND[:1200], {"epochs": 1, "num_blocks": 1, "hidden_dim": 8, "batch_size": 256}
+    x_ND, training = (
+        X_ND[:1200],
+        {"epochs": 1, "num_blocks": 1, "hidden_dim": 8, "batch_size": 256, "num_pairs": 16, "beam_width": 4},
+    )
     changes = [lambda: docs.upsert([0], X_ND[-1:]), lambda: docs.delete([0]), lambda: docs.upsert([0], X_ND[:1]),
                lambda: docs.optimize(progress=False)]  # fmt: skip
     with Collection.create(tmp_path / "c.qinco", x_ND, codec=trained("plain"), metric="l2", payload=payload) as docs:

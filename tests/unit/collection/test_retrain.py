@@ -9,7 +9,8 @@ from qinco.errors import ConfigError, DataError
 
 X, N = vectors(1200, 4), 1200
 CHANGED = X * np.float32([3, -2, 1, 1, -3, 1])
-SETTINGS = {"epochs": 2, "num_blocks": 1, "hidden_dim": 8, "batch_size": 128, "device": "cpu"}
+SETTINGS = {"epochs": 2, "num_blocks": 1, "hidden_dim": 8, "batch_size": 128, "num_pairs": 16, "beam_width": 4,
+            "device": "cpu"}  # fmt: skip
 
 
 @pytest.fixture(params=[True, False])
