@@ -9,7 +9,6 @@ from typing import Any
 import qinco
 from qinco.cli.keys import Settings
 from qinco.cli.open import find_device
-from qinco.collection.columns import named_columns
 from qinco.errors import ConfigError
 
 _INTEGER = re.compile(r"-?[0-9]+")
@@ -53,6 +52,8 @@ def source_of(settings: Settings) -> str | list[str]:
 
 def columns_of(settings: Settings) -> dict[str, Any]:
     """The arguments of `Collection.upsert_from` that `id=`, `payload=` and `vector=` stand for."""
+    from qinco.collection.columns import named_columns
+
     columns: dict[str, Any] = {"ids": settings["id"], "payload": settings["payload"], "vector": settings["vector"]}
     columns = {name: {"false": False, "true": True}.get(text, text) for name, text in columns.items()}
     if isinstance(columns["vector"], str):

@@ -275,12 +275,12 @@ def test_unused_codewords_are_redrawn_but_after_the_last_epoch(device):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_restored_run_is_the_same_run(device, schedule):
-    run = training(epochs=3, schedule=schedule, patience=1, device=device)
+    run = training(count=220, epochs=3, schedule=schedule, patience=1, device=device)
     stream = run.run()
     for _ in range(12):
         next(stream)
     arrays = {name: array.copy() for name, array in run.arrays().items()}  # as they lie in a file
-    other = training(epochs=3, schedule=schedule, patience=1, device=device)
+    other = training(count=220, epochs=3, schedule=schedule, patience=1, device=device)
     other.restore(arrays, run.progress())
     assert other.position == run.position and other.progress() == run.progress()
     rest = [list(stream), list(other.run())]
