@@ -96,10 +96,11 @@ def _open(source: Any, asked: Asked, name: str, first_row: int) -> RowSource:
 
 def _array(source: Any, asked: Asked, name: str, first_row: int, path: str | None = None) -> ArrayRows:
     """Vectors without columns: those without a name, or of the only one."""
+    source = as_source(source, name)
     if len(asked.columns) > 1:
         each = ", ".join(f"{one!r}: ..." for one in asked.columns)
         raise DataError(f"{name} is vectors of one kind, and there are {len(asked.columns)} names: give {{{each}}}")
-    (one, column), source = next(iter(asked.columns.items())), as_source(source, name)
+    one, column = next(iter(asked.columns.items()))
     if one is not None and column is not None:
         raise DataError(f"{source.name} is vectors without columns, and vector={column!r} would be one: leave it out")
     return ArrayRows({one: Vectored(source)}, source.name, asked, first_row, path)
@@ -194,8 +195,8 @@ class StreamedRows(RowSource):
             ids, vectors, payloads = (*item, None)[:3]
             given = replace(asked, ids=ids, payload=payloads if asked.payload is not False else None)
             if not asked.has_names:
-                return _array(vectors, replace(given, vector=None), name, 0)
-            return ArrayRows(_by_name(ids, vectors, given, name), name, given)
+                return _array(vectors, replace(given, vector=None), name, first_row)
+            return ArrayRows(_by_name(ids, vectors, given, name), name, given, first_row)
         return _open(item, asked, name, first_row)
 
     def _blocks(self, start: int, rows: int) -> Iterator[NamedBlock]:
@@ -228,7 +229,9 @@ def _by_name(ids: Any, vectors: Any, asked: Asked, name: str) -> dict[str | None
     if unknown := [one for one in vectors if one not in asked.columns]:
         raise DataError(f"{name} has vectors {unknown[0]!r:.40}, and asked for are those of "
                         f"{', '.join(map(repr, asked.columns))}")  # fmt: skip
-    given = dict.fromkeys(asked.columns, [None] * len(ids)) | dict(vectors)
+    there = {one: some for one, some in vectors.items() if some is not None}
+    count = next(map(len, there.values()), 0 if ids is None else len(ids))
+    given = dict.fromkeys(asked.columns, [None] * count) | there
     return {one: Vectored.of(some, f"{name}[{one!r}]") for one, some in given.items()}
 
 

@@ -136,6 +136,13 @@ def test_a_name_may_have_its_first_vectors_late(docs, tmp_path):
         assert docs.count({"$vector": "text"}) == found and docs.count({"$vector": "image"}) == docs.count() > 3
 
 
+def test_batches_may_leave_names_and_ids_out(docs):
+    docs.upsert_from(iter([(None, {"image": X[:2], "text": None}), (None, {"text": T[:1]})]), progress=False)
+    assert [record.vector.keys() for record in docs.get(with_vectors=True)] == [{"image"}, {"image"}, {"text"}]
+    docs.upsert_from(iter([(["a"], {}, [{"n": 1}])]), progress=False)
+    assert docs.get("a", with_vectors=True)[0].vector in (None, {}) and docs.get("a")[0].payload == {"n": 1}
+
+
 def test_what_is_stored_is_not_read_again_after_a_kill(docs, tmp_path):
     wide = {"id": list(range(3000)), "image": np.tile(X, (5, 400)), "text": np.tile(T, (5, 1))}
     begun = []
@@ -227,6 +234,8 @@ def nan(x_ND):
         (iter([([1], X[:1])]), {}, "dict by name"),
         (iter([([1], {"imge": X[:1]})]), {}, "imge"),
         (iter([([1], {"image": T[:1]})]), {}, "dimension 6"),
+        (iter([([1, 2], {"image": X[:1]})]), {}, "as many ids"),
+        (None, {}, "integers or floats"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_stored(docs, source, options, said):

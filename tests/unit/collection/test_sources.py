@@ -160,6 +160,7 @@ def test_vectors_have_row_numbers_and_what_is_given(tmp_path):
     check(open_rows(table(), ids=range(5, N + 5)), 3, list(range(5, N + 5)), others)
     batches = (X_ND[first : first + 50] for first in range(0, N, 50))
     check(open_rows(batches), 0, numbers, none)
+    check(open_rows((None, X_ND[first : first + 100]) for first in range(0, N, 100)), 0, numbers, none)
     integers = open_rows((X_ND * 10).astype(np.int8))
     assert np.asarray(next(integers.blocks())[1]).dtype == np.float32
 
