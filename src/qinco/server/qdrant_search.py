@@ -180,12 +180,14 @@ async def _target(state: Any, name: str, body: Request, k: int) -> Target:
     if not positive:
         raise ConfigError("Bad request: positive must name a point or a vector at least, from which the others differ")
     vectors, ids = await _examples(state, name, body, [*positive, *negative])
-    rows = [np.asarray(one, np.float32) for one in vectors]
+    with np.errstate(over="ignore"):  # what is infinite then is refused
+        rows = [np.asarray(one, np.float32) for one in vectors]
     if len({len(row) for row in rows}) > 1:
         raise ConfigError("Wrong input: the vectors of examples must have the dimension of the collection, all of them")
-    mean_D = np.mean(rows[: len(positive)], 0)
-    if negative:
-        mean_D = mean_D + mean_D - np.mean(rows[len(positive) :], 0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean_D = np.mean(rows[: len(positive)], 0)
+        if negative:
+            mean_D = mean_D + mean_D - np.mean(rows[len(positive) :], 0)
     return Target(mean_D, ids)
 
 

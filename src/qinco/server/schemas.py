@@ -7,20 +7,11 @@ from qdrant_client.http import models as m
 
 from qinco.server.refusals import SUPPORTED
 
-_ONE, _ANY, _SOME = {"minimum": 1}, {"minimum": 0}, {"minItems": 1}
-_ONLY_ONE = {"minimum": 1, "maximum": 1}
-# What values must fulfil besides their types, as the routes check it; most of them also have a largest, by settings.
+_SOME = {"minItems": 1}
+# What values must fulfil besides their types, as the routes check it.
 BOUNDS: dict[type[BaseModel], dict[str, dict[str, Any]]] = {
-    m.QueryRequest: {"limit": _ONE, "offset": _ANY},
-    m.QueryGroupsRequest: {"limit": _ONE, "group_size": _ONE},
-    m.ScrollRequest: {"limit": _ONE},
-    m.FacetRequest: {"limit": _ONE},
-    m.SearchParams: {"hnsw_ef": _ONE},
     m.QuantizationSearchParams: {"oversampling": {"minimum": 1, "maximum": 1000}},
     m.Mmr: {"diversity": {"minimum": 0, "maximum": 1}},
-    m.VectorParams: {"size": {"minimum": 1, "maximum": 65_536}},
-    m.CreateCollection: {"shard_number": _ONLY_ONE, "replication_factor": _ONLY_ONE,
-                         "write_consistency_factor": _ONLY_ONE},
     m.PointsList: {"points": _SOME},
     m.Batch: {"ids": _SOME},
     m.PointIdsList: {"points": _SOME},
@@ -28,7 +19,7 @@ BOUNDS: dict[type[BaseModel], dict[str, dict[str, Any]]] = {
     m.SetPayload: {"points": _SOME},
     m.DeletePayload: {"points": _SOME},
     m.DeleteVectors: {"points": _SOME, "vector": _SOME},
-}  # fmt: skip
+}
 
 
 def supported_schema(schema: dict[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,8 @@ async def _run(executor: Executor, call: Callable) -> Any:
 def _plain_query(query: Any) -> np.ndarray | None:
     """A query as float32 (D,), all finite; None of anything else, which `Collection.search` refuses or understands."""
     try:
-        query_D = np.asarray(query, np.float32)
+        with np.errstate(over="ignore"):  # what is infinite then is refused
+            query_D = np.asarray(query, np.float32)
     except (TypeError, ValueError, OverflowError):
         return None
     return query_D if query_D.ndim == 1 and len(query_D) and np.isfinite(query_D).all() else None

@@ -50,7 +50,6 @@ def test_the_openapi_document_has_the_schemas_of_bodies(client):
     document = client.get("/openapi.json").json()
     schema = document["paths"]["/collections/{name}/points/count"]["post"]["requestBody"]["content"]
     assert "filter" in schema["application/json"]["schema"]["properties"]
-    schema = document["paths"]["/collections/{name}/points/query"]["post"]["requestBody"]["content"]
-    limit = schema["application/json"]["schema"]["properties"]["limit"]
-    assert limit["anyOf"] == [{"type": "integer", "minimum": 1}, {"type": "null"}]
+    diversity = document["components"]["schemas"]["Mmr"]["properties"]["diversity"]
+    assert diversity["anyOf"] == [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "null"}]
     assert "FieldCondition" in document["components"]["schemas"]

@@ -91,6 +91,8 @@ def test_wrong_examples_are_said(client):
     assert "other" in refused(400, query=[1] * 6, using="other")
     assert "missing" in refused(404, query=5, lookup_from={"collection": "missing"})
     assert "multivectors" in refused(400, query=[[1.0] * 6])
+    for query in [1e39] * 6, {"recommend": {"positive": [[1e39] * 6], "negative": [[1e39] * 6]}}:
+        assert "column 0" in refused(400, query=query)
     assert "score_threshold" in refused(400, score_threshold=0.5)
     assert "offset" in refused(400, query=5, limit=100, offset=101)
     assert "hnsw_ef" in refused(400, params={"hnsw_ef": 0}) and "hnsw_ef" in refused(
