@@ -61,7 +61,7 @@ def cases(dim: int, precision: str) -> dict[str, Callable]:
 
     def update(name: str) -> None:
         torch.nn.utils.clip_grad_value_(training.parameters, 0.1)
-        optimizers[name].step(1e-6, 0.1)
+        optimizers[name].step(1e-6, 0.1, 0)
 
     def step(options: EncodeOptions, name: str) -> None:
         training.batch_encode_options, training.optimizers = options, optimizers[name]

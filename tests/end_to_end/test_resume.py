@@ -22,7 +22,7 @@ SMALL = {
     "beam_width": 4, "epochs": 4, "batch_size": 32, "precision": "float32", "device": "cpu",
 }  # fmt: skip
 RUNS = {
-    "muon, cooldown": {"schedule": "cooldown"},
+    "muon, cooldown": {"optimizer": "muon", "schedule": "cooldown"},
     "adamw, cosine": {"optimizer": "adamw", "schedule": "cosine"},
     "plateau": {"schedule": "plateau", "patience": 1, "stop_patience": 3, "threshold": 0.01},
     "short epochs": {"epoch_size": 140},

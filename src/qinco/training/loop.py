@@ -134,7 +134,8 @@ class Training:
         count = len(self.all_valid)
         rows = plan.num_valid or count
         self.valid_source = self.all_valid.take(stratified_rows(count, rows)) if rows < count else self.all_valid
-        self.optimizers = Optimizers(self.model, self.options, plan.lr, self.precision)
+        size = plan.batch_size * self.options.grad_accumulate
+        self.optimizers = Optimizers(self.model, self.options, plan.lr, self.precision, size)
         self.use, self.position = CodewordUse(self.model), RunPosition()
         # When an epoch was last reported, and how long the last ones took; None where they were not seen as a whole.
         self.reported_at: float | None = None
@@ -261,7 +262,7 @@ class Training:
         number = position.epoch * self.plan.steps_per_epoch + position.step
         decay = self.optimizers.weight_decay * self.schedule.decay_factor(number)
         with held_back():
-            self.optimizers.step(lr, decay)
+            self.optimizers.step(lr, decay, number)
             self.use.flat += counts
             position.step, position.loss_sum = position.step + 1, position.loss_sum + loss * num_vectors
         return loss

@@ -24,13 +24,15 @@ from qinco.training.options import TrainOptions
 # The first has room for values up to 1.08: the sum is steep there, and products in bf16 are rounded.
 _POLYNOMIALS = (6.2522, -14.5677, 9.0268), (2.5379, -1.8747, 0.4413)
 _MOMENTUM = 0.95
+_FULL_BATCH, _MOST_STEPS = 1024, 2  # the iterations take as long for a small batch: matrices move for several at once
 _ADAMW_LENGTH = 0.2  # about the root mean square of AdamW's updates, so that one learning rate serves both
 
 
 class Optimizers:
     """What moves the parameters of a model; the order of `parameters` numbers them in files of a run."""
 
-    def __init__(self, model: Qinco, options: TrainOptions, lr: float, precision: str):
+    def __init__(self, model: Qinco, options: TrainOptions, lr: float, precision: str, batch_size: int = _FULL_BATCH):
+        self.steps_per_move = min(max(1, _FULL_BATCH // batch_size), _MOST_STEPS)  # of Muon
         self.parameters = list(model.parameters())
         self.weight_decay = 0.0 if options.optimizer == "adam" else options.weight_decay
         matrices = []
@@ -48,12 +50,14 @@ class Optimizers:
         for optimizer in self._all:
             optimizer.zero_grad(set_to_none=True)
 
-    def step(self, lr: float, weight_decay: float) -> None:
-        """Move all parameters by their gradients."""
+    def step(self, lr: float, weight_decay: float, number: int) -> None:
+        """Move parameters by their gradients, in step `number` of the run: matrices in some for those before, too."""
+        moves, waits = self.steps_per_move, (number + 1) % self.steps_per_move > 0
         for optimizer in self._all:
+            is_muon = isinstance(optimizer, Muon)
             for group in optimizer.param_groups:
-                group["lr"], group["weight_decay"] = lr, weight_decay
-            optimizer.step()
+                group["lr"], group["weight_decay"] = lr * moves if is_muon else lr, weight_decay
+            optimizer.gather() if is_muon and waits else optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
         """The moments, by the number of a parameter and their name."""
@@ -93,13 +97,24 @@ class Muon(Optimizer):
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 matrix.add_(update, alpha=-group["lr"] * _ADAMW_LENGTH * max(matrix.shape) ** 0.5)
 
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Add gradients to their running means, and move nothing."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    self._mean(matrix, matrix.grad)
+
     def _direction(self, matrix: Tensor) -> Tensor:
         """The gradient's running mean, a step ahead, in place of the gradient."""
-        state, gradient = self.state[matrix], matrix.grad
-        assert gradient is not None
+        assert matrix.grad is not None
+        return matrix.grad.lerp_(self._mean(matrix, matrix.grad), _MOMENTUM)
+
+    def _mean(self, matrix: Tensor, gradient: Tensor) -> Tensor:
+        state = self.state[matrix]
         if not state:
             state["momentum"] = torch.zeros_like(matrix)
-        return gradient.lerp_(state["momentum"].lerp_(gradient, 1 - _MOMENTUM), _MOMENTUM)
+        return state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
 
 
 def all_orthogonalized(matrices: list[Tensor], dtype: torch.dtype | None) -> list[Tensor]:

@@ -1,5 +1,7 @@
 """Muon, beside AdamW and the decomposition that it approximates."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_models import ARCHITECTURES, random_model
@@ -62,13 +64,30 @@ def test_matrices_of_the_network_have_momentum_and_all_others_the_moments_of_ada
     optimizers = Optimizers(model, TrainOptions(optimizer="muon"), 1e-3, "float32")
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    optimizers.step(1e-3, 0.1)
+    optimizers.step(1e-3, 0.1, 0)
     found = optimizers.tensors()
     for i, (path, parameter) in enumerate(model.named_parameters()):
         is_matrix = path.endswith("weight") and not path.endswith(("codebook.weight", "preselector.weight"))
         names = {n.split(".")[1] for n in found if n.startswith(f"{i}.")}
         assert names == ({"momentum"} if is_matrix else {"step", "exp_avg", "exp_avg_sq"}), path
         assert is_matrix <= (parameter.ndim == 2)
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(4096, 1), (1024, 1), (512, 2), (8, 2)])
+def test_matrices_move_once_for_several_small_batches(batch_size, steps):
+    """By as much as for one large batch of the same gradients, whose running mean is that of all batches."""
+    model, options = random_model(ModelConfig(dim=3, num_steps=2, codebook_size=4, num_blocks=1)), TrainOptions()
+    optimizers = Optimizers(model, replace(options, optimizer="muon"), 1e-2, "float32", batch_size)
+    matrix, codebook = model.steps[1].blocks[0].up.weight, model.steps[1].codebook.weight
+    begun, table = matrix.detach().clone(), codebook.detach().clone()
+    for number in range(steps):
+        assert torch.equal(matrix.detach(), begun)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizers.step(1e-2, 0.0, number)
+        assert not torch.equal(codebook.detach(), table)
+    length = float((matrix.detach() - begun).norm()) / max(matrix.shape) ** 0.5
+    assert length == pytest.approx(0.2 * 1e-2 * steps, rel=0.25)
 
 
 def test_moments_are_restored():
@@ -81,7 +100,7 @@ def test_moments_are_restored():
         generator = torch.Generator().manual_seed(seed)
         for parameter in one.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
-        optimizers.step(1e-2, 0.1)
+        optimizers.step(1e-2, 0.1, 0)
 
     move(model, first, 1)
     move(again, second, 1)
