@@ -41,7 +41,7 @@ from qdrant_drawn import (
 from serving import serving
 
 BOUNDED = settings(
-    max_examples=10,
+    max_examples=25,
     stateful_step_count=25,
     deadline=None,
     phases=[Phase.generate],
