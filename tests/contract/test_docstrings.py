@@ -61,10 +61,11 @@ def folder(tmp_path_factory) -> tuple[Path, dict]:
         qinco.Index.build(codec, sets["base"]).save("index")
         docs = qinco.Collection.create("shown.qinco")
         docs.upsert(["a", "b"], sets["base"][:2], [{"year": 2009}, {"year": 2012}])
+        places = qinco.NamedCollection.create("shown-places.qinco", {"image": {"dim": 8}, "text": {"dim": 4}})
     finally:
         os.chdir(before)
     variables = {"qinco": qinco, "np": np, "numpy": np, "codec": codec, "codes": codes, "x": sets["train"]}
-    variables |= {"docs": docs, "X": sets["train"], "vectors": sets["base"], "queries": sets["query"]}
+    variables |= {"docs": docs, "places": places, "X": sets["train"], "vectors": sets["base"], "queries": sets["query"]}
     return folder, variables
 
 

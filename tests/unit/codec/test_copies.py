@@ -28,7 +28,7 @@ def test_a_copy_gives_the_same_and_outlives_the_original(kind, copied):
 @pytest.mark.parametrize("packed", [NativeModel, NativeScanner])
 def test_what_a_process_owns_is_not_copied(packed):
     owner = packed.__new__(packed)
-    owner._engine = owner._scanner = None
+    owner.engine = owner.scanner = None
     for copied in (copy.deepcopy, copy.copy, pickle.dumps):
         with pytest.raises(TypeError, match="cannot be copied"):
             copied(owner)

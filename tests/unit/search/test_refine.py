@@ -82,7 +82,7 @@ def test_the_network_decodes_only_to_choose(monkeypatch):
     assert [
         s.keep for s in index.pipeline(index.options, 10, refined=(stage.Originals(vectors(), DIM), 99)).stages
     ] == [99]
-    monkeypatch.setattr(qinco.Codec, "decode_blocks", None)
+    monkeypatch.setattr(qinco.Codec, "packings", None)
     index.search(QUERIES_QD, num_short=50, refine=vectors())
     with pytest.raises(TypeError):
         index.search(QUERIES_QD, num_short=150, refine=vectors())
