@@ -63,11 +63,11 @@ def test_the_configuration_names_every_key_of_the_task(task, words):
         assert str(error)
         return
     assert list(resolved) == [key.name for key in TASKS[task].keys]
-    for name, found in resolved.items():
+    for key, found in zip(TASKS[task].keys, resolved.values(), strict=True):
         assert found.source
-        assert found.source != "command line" or name in settings.given_keys
-        if found.value is not None and not KEYS[name].is_plural:
-            assert parse_value(KEYS[name], to_text(KEYS[name], found.value)) == found.value
+        assert found.source != "command line" or key.name in settings.given_keys
+        if found.value is not None and not key.is_plural:
+            assert parse_value(key, to_text(key, found.value)) == found.value
 
 
 @given(arguments, anything)
