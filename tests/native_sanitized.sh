@@ -20,6 +20,6 @@ export OMP_NUM_THREADS=1  # of torch; the engine makes its own
 "$python" -c 'from qinco.native.library import is_available; assert is_available(), "the sanitized build is not there"'
 # Searches with trained models are left out: they take longest, and what they look at is how good the codes are. The
 # sanitizers need more memory than a process may have that is given no threads.
-"$python" -m pytest -q -k 'not trained and not without_threads' tests/unit/native tests/unit/engines/test_native_engine.py tests/unit/search/test_scan.py \
+"$python" -m pytest -q -k 'not trained and not without_threads' tests/unit/native tests/unit/engines/test_native_engine.py tests/unit/search/test_scan.py tests/unit/search/test_walk.py::test_the_compiled_walk_finds_what_arrays_do \
     tests/unit/training/test_gradients.py \
     tests/property/test_native.py tests/property/test_native_scan.py "$@"

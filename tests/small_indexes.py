@@ -1,6 +1,7 @@
 """Small trained codecs and indexes of their vectors, for tests; each is made once."""
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -58,6 +59,13 @@ def built(kind: str = "plain", metric: str = "l2", pairwise: bool = False) -> In
 def copied(index: Index) -> Index:
     """Another index of the same vectors, which may be changed."""
     return Index(index.codec, index.parts)
+
+
+def with_margin(index: Index, margin: float | None) -> Index:
+    """Another index of the same vectors, which decodes all of its shortlists with None."""
+    other = copied(index)
+    other.tables = replace(other.tables, ranking=replace(other.tables.ranking, margin=margin, pairwise_margin=margin))
+    return other
 
 
 def exact(metric, queries_QD, x_ND):

@@ -74,6 +74,20 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, name):
     assert resumed.provenance | {"seconds": 0} == whole.provenance | {"seconds": 0}
 
 
+def test_a_run_goes_on_with_its_own_optimizer(tmp_path):
+    """Where none is given; another one is refused."""
+    x, path = random_vectors(300, 4), tmp_path / "x.safetensors"
+    begun = SMALL | {"optimizer": "adamw"}
+    whole = Codec.fit(x, output=tmp_path / "whole.safetensors", **begun)
+    with pytest.raises(KeyboardInterrupt):
+        Codec.fit(x, output=path, on_report=interrupter(EpochReport, 2), **begun)
+    with pytest.raises(ConfigError, match="optimizer"):
+        Codec.fit(x, output=path, resume=True, **SMALL, optimizer="muon")
+    resumed = Codec.fit(x, output=path, resume=True, **SMALL)
+    assert resumed.provenance["train"]["optimizer"] == "adamw"
+    assert resumed.fingerprint() == whole.fingerprint() != Codec.fit(x, **SMALL).fingerprint()
+
+
 def test_a_run_of_minutes_keeps_the_plan_that_was_settled_first(tmp_path, monkeypatch):
     """However fast or busy the machine is when the run goes on."""
     plans = [
@@ -105,7 +119,7 @@ def test_a_run_of_minutes_that_overfits_ends_alike_when_it_is_resumed(tmp_path, 
     monkeypatch.setattr("qinco.codec.fit.settle", lambda *arguments: plan)
     monkeypatch.setattr("qinco.codec.fit.start_rows", lambda *arguments: 100)
     x, settings = random_vectors(100, 4), SMALL | {"epochs": None, "batch_size": None, "minutes": 0.01}
-    settings |= {"has_ranker": False, "hidden_dim": 64}
+    settings |= {"has_ranker": False, "hidden_dim": 64, "optimizer": "adamw"}
     whole, path = Codec.fit(x, output=tmp_path / "whole.safetensors", **settings), tmp_path / "cut.safetensors"
     log = losses(tmp_path / "whole.safetensors.jsonl")
     decided = next(line["epoch"] for line in log if line["ending"])

@@ -100,7 +100,7 @@ def fit(
         check_output(output, suffixes=SUFFIXES, overwrite=True, inputs=read)
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
     if resume and output is not None:
-        settings |= begun_with(output, initial is None)
+        settings |= begun_with(output, initial is None, settings)
     first = source if num_parts == 1 else _part(source, 0, num_parts, None)
     plan = plan_training(
         first, preset, settings, coarse_centroids=coarse_centroids, initial=initial, recipe=recipe, output=output,
@@ -306,13 +306,17 @@ def _joint(provenances: list[dict], num_parts: int) -> dict:
     return joint if len(provenances) == num_parts else {n: v for n, v in joint.items() if n != "valid_mse"}
 
 
-def begun_with(output, is_new_model: bool = False) -> dict:
-    """The settings of the run of an output, if one is begun, that older versions did not have."""
+def begun_with(output, is_new_model: bool = False, given=()) -> dict:
+    """The settings of the run of an output, if one is begun, that older versions did not have or chose otherwise.
+
+    The optimizer is left out where it is `given`.
+    """
     states = filter(None, map(load_state, (output, f"{output}.part_0")))
     for header, _ in states:
         ranks = {"has_ranker": header["model"].get("has_ranker", False)} if is_new_model else {}
         earlier = {name: value for name, value in EARLIER.items() if name not in header["train"]}
-        return {"rows_shuffled": rows_shuffled(header)} | earlier | ranks
+        chosen = {name: header["train"][name] for name in {"optimizer"} & header["train"].keys() - set(given)}
+        return {"rows_shuffled": rows_shuffled(header)} | earlier | ranks | chosen
     return {}
 
 

@@ -22,7 +22,7 @@ from qinco.vectors.rows import VectorSource, as_source, check_dim
 
 log = logging.getLogger(__name__)
 DEFAULT_RESULTS = 100
-_LEAST_ROWS, _JUDGED_ROWS, _LEAST_SHARE = 8, 32, 0.75  # that are looked at, and of these that must be near
+_LEAST_ROWS, _JUDGED_ROWS, _LEAST_SHARE = 8, 100, 0.75  # that are looked at, and of these that must be near
 _READ_VALUES, _COMPARED_VALUES = 1 << 22, 1 << 17  # the latter stay in the cache
 
 

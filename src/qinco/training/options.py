@@ -26,7 +26,7 @@ class TrainOptions:
     rows_shuffled: bool = option(False, help="the rows are in random order, so the last are for validation, as in the "
                                  "papers; else some of all parts")  # fmt: skip
     optimizer: str = option(
-        "adamw", key="optimizer", help="optimizer; muon: AdamW, and Muon for matrices", choices=OPTIMIZERS
+        "muon", key="optimizer", help="optimizer; muon: Muon for matrices, AdamW for codebooks", choices=OPTIMIZERS
     )
     lr: float | None = option(None, key="lr", help="learning rate; null: fitted to the number of steps", above=0)
     weight_decay: float = option(0.1, key="wd", help="weight decay", minimum=0)
@@ -74,7 +74,8 @@ class TrainOptions:
         fields = {}
         if recipe == "paper":
             fields = {"exact_start": False, "codebook_noise": 0.1, "redraw": "targets", "narrow_beam": False}
-            fields |= EARLIER | {"rows_shuffled": True, "lr": 8e-4 if model.codeword_skip else 1e-4}
+            fields |= {"optimizer": "adamw", "lr": 8e-4 if model.codeword_skip else 1e-4}
+            fields |= EARLIER | {"rows_shuffled": True}
         if recipe == "paper" and not model.codeword_skip:
             fields |= {"optimizer": "adam", "weight_decay": 0.0, "grad_clip": None, "schedule": "plateau",
                        "range_scaling": True, "stop_patience": 20}  # fmt: skip

@@ -39,7 +39,8 @@ def test_searches_find_the_vectors_of_a_name(docs, is_encoded):
     assert docs.vectors == {"image": {"dim": 6, "metric": "l2", "bytes": 4},
                             "text": {"dim": 4, "metric": "cosine", "bytes": 2}}  # fmt: skip
     for using, given, known in ("image", X, range(60)), ("text", T, range(1, 60, 2)):
-        assert [hits[0].id for hits in docs.search(given[[7, 9]], k=3, using=using)] == [7, 9]
+        for number, hits in zip([7, 9], docs.search(given[[7, 9]], k=3, using=using), strict=True):
+            assert number in [hit.id for hit in hits[: 3 if is_encoded else 1]]  # codes of few bytes tell few apart
         assert {hit.id for hit in docs.search(given[0], 100, using=using, nprobe=100, num_short=100)} == {*known}
         among = docs.search(given[0], 100, {"n": 1}, using=using, filter=range(30))
         assert {hit.id for hit in among} == {number for number in known if number % 3 == 1 and number < 30}

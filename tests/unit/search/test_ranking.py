@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_indexes import KINDS, NUM_LISTS, NUM_VECTORS, built, copied, exact, trained, vectors
+from small_indexes import KINDS, NUM_LISTS, NUM_VECTORS, built, copied, exact, trained, vectors, with_margin
 
 import qinco
 from qinco.errors import ConfigError, DataError
@@ -77,7 +77,7 @@ def test_values_are_by_definition(kind, metric):
         expected_QN = np.maximum(values_QN + score.length * lengths_N + score.offset, 0)
         if metric == "cosine":
             expected_QN = 1 - expected_QN / (2 * index.tables.metric.unit_length**2)
-    distances_QR, ids_QR = index.search(QUERIES_QD, 50, **ALL, precision="float32")
+    distances_QR, ids_QR = with_margin(index, None).search(QUERIES_QD, 50, **ALL, precision="float32")
     np.testing.assert_allclose(distances_QR, np.take_along_axis(expected_QN, ids_QR, 1), rtol=1e-4, atol=1e-3)
     best_QR = np.sort(expected_QN if metric == "l2" else -expected_QN)[:, :50]
     np.testing.assert_allclose(distances_QR, best_QR if metric == "l2" else -best_QR, rtol=1e-4, atol=1e-3)
@@ -166,9 +166,11 @@ def test_a_few_vectors_of_broken_length_do_not_hide_the_others(factor, metric):
     x_ND[::100] *= np.float32(factor)
     index = Index.build(trained("plain"), x_ND, NUM_LISTS, metric=metric)
     distances_QR, ids_QR = index.search(x_ND[1:100], 10, **MANY)
-    assert np.isfinite(distances_QR).all() and np.abs(distances_QR).max() < 1e4
+    is_broken_QR = ids_QR % 100 == 0  # whose inner products are truly the largest
+    assert np.isfinite(distances_QR).all() and np.abs(distances_QR[~is_broken_QR]).max(initial=0) < 1e4
     if metric == "l2":
         expected_QR = built().search(x_ND[1:100], 10, **MANY)[1]
+        assert not is_broken_QR.any()
         is_own_Q2 = [(ids[:, 0] == np.arange(1, 100)).mean() for ids in (ids_QR, expected_QR)]
         assert is_own_Q2[0] > is_own_Q2[1] - 0.15
 
@@ -265,7 +267,7 @@ def test_cosines_of_calibrated_values_are_cosines():
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_exhaustive_search_of_an_index_is_that_of_all_its_lists(kind, metric):
-    index = copied(built(kind, metric))
+    index = with_margin(built(kind, metric), None)
     index.add(vectors(200, 33), ids=np.arange(200) + 2**40)
     for ranking in ("calibrated", "decoded"):
         options = {"nprobe": NUM_LISTS, "num_short": 2 * NUM_VECTORS, "ranking": ranking}

@@ -7,7 +7,7 @@ from itertools import chain
 import numpy as np
 import pytest
 from native_levels import needs_native
-from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, built, copied, vectors
+from small_indexes import DIM, KINDS, NUM_LISTS, NUM_VECTORS, built, copied, vectors, with_margin
 
 import qinco
 from qinco.errors import DataError
@@ -23,12 +23,6 @@ from qinco.search.walk import walk, walked_values
 QUERIES_QD = vectors(200, 21)
 OPTIONS = {"nprobe": NUM_LISTS, "num_short": 200}
 MANY = 48
-
-
-def with_margin(index: Index, margin: float | None) -> Index:
-    other = copied(index)
-    other.tables = replace(other.tables, ranking=replace(other.tables.ranking, margin=margin, pairwise_margin=margin))
-    return other
 
 
 def num_decoded(monkeypatch, search) -> int:
