@@ -137,7 +137,7 @@ def test_changes_leave_the_same_points(clients, scheme, given):
 
 
 def test_compressed_vectors_are_found_as_well_as_by_an_index(tmp_path):
-    x_ND, queries_QD = vectors(), vectors(50, seed=3)
+    x_ND, queries_QD = vectors(), vectors(300, seed=3)
     truth_QR = np.square(x_ND[None] - queries_QD[:, None]).sum(2).argsort(1)[:, :10]
     index_QR = Index.build(trained("plain"), x_ND, num_lists=16).search(queries_QD, 10)[1]
     with serving(tmp_path / "data") as server:
@@ -152,11 +152,13 @@ def test_compressed_vectors_are_found_as_well_as_by_an_index(tmp_path):
         requests = [m.QueryRequest(query=query_D.tolist(), limit=10) for query_D in queries_QD]
         found_QR = [[one.id for one in response.points] for response in client.query_batch_points("codes", requests)]
         client.close()
-    recall, least = (
-        np.mean([len(set(ours) & set(true)) / 10 for ours, true in zip(some, truth_QR, strict=True)])
+    ours_Q, others_Q = (
+        np.array([len(set(ours) & set(true)) / 10 for ours, true in zip(some, truth_QR, strict=True)])
         for some in (found_QR, index_QR)
     )
-    assert recall >= least > 0.3
+    assert others_Q.mean() > 0.3
+    differences_Q = ours_Q - others_Q  # of lists and levels that are others
+    assert differences_Q.mean() >= -2 * differences_Q.std() / np.sqrt(len(differences_Q))
 
 
 def test_any_string_is_an_id(url):
