@@ -176,7 +176,8 @@ class ListWorker {
   }
 
   // What a scalar holds besides what is known of it, the correction of the tables, as that of another decoder. What it
-  // tells beyond the likely corrections counts if it leaves no other open.
+  // tells beyond the likely corrections counts if it leaves no other open; else it is the typical one if that is open,
+  // and the nearest likely one if not.
   float correction_of(const qinco_walk& request, const qinco_sums& sums, int64_t i, int norm_code) const {
     if (!request.table_correction) return 0;
     const std::vector<float>& levels = scanner.levels;
@@ -190,7 +191,9 @@ class ListWorker {
       double least = (below - known - rounding) / request.table_correction;
       double most = (above - known + rounding) / request.table_correction;
       if (request.table_correction < 0) std::swap(least, most);
-      if (!(least > request.high || most < request.low)) found = request.typical;
+      const bool tells_typical = !(least > request.typical || request.typical > most);  // also if they are no numbers
+      if (!(least > request.high || most < request.low))
+        found = tells_typical ? request.typical : std::min(std::max(found, request.low), request.high);
     }
     return found - sums.sums[2 * sums.count + i];
   }

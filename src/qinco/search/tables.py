@@ -172,12 +172,18 @@ class SearchTables:
         found_N = (self.levels[norm_codes_N] - known_N) / np.float32(ranking.lookup.correction)
         is_unlikely_N = ~((found_N >= ranking.low) & (found_N <= ranking.high))
         if is_unlikely_N.any():
-            is_known_n = self._are_beyond_limits(ranking, norm_codes_N[is_unlikely_N], known_N[is_unlikely_N])
-            found_N[is_unlikely_N] = np.where(is_known_n, found_N[is_unlikely_N], np.float32(ranking.typical))
+            codes_n, known_n = norm_codes_N[is_unlikely_N], known_N[is_unlikely_N]
+            found_N[is_unlikely_N] = self._likely(ranking, codes_n, known_n, found_N[is_unlikely_N])
         return found_N
 
-    def _are_beyond_limits(self, ranking: Ranking, norm_codes_N: np.ndarray, known_N: np.ndarray) -> np.ndarray:
-        """Whether norm codes leave only corrections beyond the likely ones open, bool (N,)."""
+    def _likely(
+        self, ranking: Ranking, norm_codes_N: np.ndarray, known_N: np.ndarray, found_N: np.ndarray
+    ) -> np.ndarray:
+        """What to take for corrections beyond the likely ones, of `found_N`: float32 (N,).
+
+        Where the norm code rules out all likely corrections it is the one found, else the typical one if that is left
+        open, and the nearest likely one if not.
+        """
         correction, low, high = ranking.lookup.correction, ranking.low, ranking.high
         edges = np.concatenate([[-np.inf], self.levels[1:] / 2 + self.levels[:-1] / 2, [np.inf]])
         rounding_N = ROUNDING * (np.abs(known_N) + np.abs(self.levels[norm_codes_N]))
@@ -185,7 +191,9 @@ class SearchTables:
         most_N = (edges[norm_codes_N + np.intp(1)] - known_N + rounding_N) / correction
         if correction < 0:
             least_N, most_N = most_N, least_N
-        return (least_N > high) | (most_N < low)
+        tells_other_N = (least_N > ranking.typical) | (ranking.typical > most_N)  # not if they are NaN
+        likely_N = np.where(tells_other_N, np.clip(found_N, low, high), np.float32(ranking.typical))
+        return np.where((least_N > high) | (most_N < low), found_N, likely_N)
 
     def values(self, score: Score | None, queries_ND, decoded_ND, corrections_N: np.ndarray | None) -> np.ndarray:
         """The values of pairs of a prepared query and a reconstruction, by a score or by their distance: (N,)."""

@@ -56,6 +56,24 @@ def test_norm_codes_tell_the_corrections_to_half_a_level(kind, metric):
     assert np.corrcoef(known_N, true_N)[0, 1] > 0.5
 
 
+@pytest.mark.parametrize("kind", ["plain", "ivf"])
+def test_what_is_told_just_beyond_the_likely_corrections_is_the_nearest_of_these(kind):
+    """And not the typical one, unless the level is as near to that."""
+    index, levels = with_margin(built(kind), None), built(kind).tables.levels
+    known_N, _, _ = known_of(index)
+    low, high = np.quantile(known_N, [0.03, 0.97]).astype(float)
+    index.tables = replace(index.tables, ranking=replace(index.tables.ranking, low=low, high=high))
+    found_N, ranking = known_of(index)[0], index.tables.ranking
+    is_likely_N = (known_N >= low) & (known_N <= high)
+    np.testing.assert_array_equal(found_N[is_likely_N], known_N[is_likely_N])
+    _, norm_codes_N, _, order_N = next(index.segments[0].blocks())
+    steps_N = norm_codes_N[np.argsort(order_N)].astype(int)
+    gaps_N = np.maximum(levels[np.minimum(steps_N + 1, 255)] - levels[steps_N], levels[steps_N] - levels[steps_N - 1])
+    leaves_typical_N = np.abs(known_N - ranking.typical) * ranking.lookup.correction <= gaps_N / 2 * 1.001
+    is_limit_N = (found_N == np.float32(low)) | (found_N == np.float32(high))
+    assert (is_likely_N | is_limit_N | (found_N == known_N) | leaves_typical_N).all() and is_limit_N.any()
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_are_by_definition(kind, metric):

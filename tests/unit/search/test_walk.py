@@ -139,7 +139,8 @@ def test_the_compiled_walk_finds_what_arrays_do(kind, metric, pairwise, monkeypa
     table = fitted.tables.ranking.lookup
     changes = (
         {}, {"margin": None, "pairwise_margin": None}, {"margin": 0.0, "pairwise_margin": 0.0},
-        {"low": -0.01, "high": 0.01, "typical": 3.0}, {"neural": Score(-0.7, 0.3, 1.0)},
+        {"low": -0.01, "high": 0.01, "typical": 3.0}, {"low": -9.0, "high": 9.0, "typical": 0.0},
+        {"neural": Score(-0.7, 0.3, 1.0)},
         {"lookup": replace(table, correction=-0.8, length=0.25)}, {"lookup": Score()},
     )  # fmt: skip
     for change in changes:
