@@ -197,7 +197,7 @@ def _key(job) -> dict:
 
 def _open_folder(output, resume: bool, overwrite: bool, inputs: list) -> Path:
     path = Path(user_path(output))
-    check_output(path / _MANIFEST, overwrite=True, inputs=inputs)
+    check_output(path / _MANIFEST if path.is_dir() else path, overwrite=True, inputs=inputs)
     if path.exists() and any(path.iterdir()):
         is_ours = (path / _MANIFEST).exists()
         if not is_ours:

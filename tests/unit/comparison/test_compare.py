@@ -43,7 +43,6 @@ def job(size: int, kind: str = "PQ") -> Rival:
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison") / "report"
-    folder.mkdir()
     return folder, qinco.compare(TRAIN, BASE, QUERIES, other_queries=QUERIES + 1, output=folder, **QUICK)
 
 
