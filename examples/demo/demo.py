@@ -60,7 +60,7 @@ def main() -> None:
 
     # QINCo2: 8 steps of one byte. A network adapts the codebook of each step to what the steps before have left.
     codec = qinco.Codec.fit(
-        train, preset="qinco2-S", num_steps=NUM_BYTES, minutes=MINUTES, num_valid=1000,
+        train, num_steps=NUM_BYTES, minutes=MINUTES, num_valid=1000,
         device="cpu", on_report=say_epoch,
     )  # fmt: skip
     say(f"QINCo2: encoding {len(base):,} vectors")

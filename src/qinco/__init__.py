@@ -3,7 +3,7 @@
     import qinco
 
     x = qinco.open_vectors("train.fvecs")
-    codec = qinco.Codec.fit(x, preset="qinco2-S", num_steps=8, minutes=10)
+    codec = qinco.Codec.fit(x, num_steps=8, minutes=10)
     codes = codec.encode(x[:1000])  # uint8 (1000, 8)
     x_hat = codec.decode(codes)  # float32 (1000, D)
     codec.save("codec.safetensors")

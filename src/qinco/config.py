@@ -319,6 +319,7 @@ PRESETS = {
     "qinco2-M": {"num_blocks": 4, "embed_dim": 384, "hidden_dim": 384},
     "qinco2-L": {"num_blocks": 16, "embed_dim": 384, "hidden_dim": 384},
 }
+AUTO_PRESET = "auto"  # qinco2-XS for runs of few minutes, else qinco2-S
 # For models with a pre-selector unless other options are given. Pre-selecting over the whole beam does a sixth of the
 # paper's network evaluations. After 15 minutes of training its error is within .1 % of that of the paper's rule,
 # on SIFT with rankers and on sentence embeddings without.
@@ -336,10 +337,14 @@ def checkpoint_encode_options(codebook_size: int, has_preselector=True, starts_f
 
 
 def find_preset(name: str) -> dict:
-    """The ModelConfig fields of the preset called `name`; raises ConfigError with the nearest name."""
-    if name in PRESETS:
-        return PRESETS[name]
-    raise ConfigError(f"unknown preset {name!r}. {suggest(name, list(PRESETS), 0.4)}There are {', '.join(PRESETS)}")
+    """The ModelConfig fields of the preset called `name`; raises ConfigError with the nearest name.
+
+    Those of "auto" are qinco2-S's: what else it may be depends on the run.
+    """
+    known = [AUTO_PRESET, *PRESETS]
+    if name not in known:
+        raise ConfigError(f"unknown preset {name!r}. {suggest(name, known, 0.4)}There are {', '.join(known)}")
+    return PRESETS["qinco2-S" if name == AUTO_PRESET else name]
 
 
 def suggest(name: str, known: Iterable[str] | Mapping[str, str], likeness: float = 0.8) -> str:

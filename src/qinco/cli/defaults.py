@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from qinco import config
 from qinco.cli.keys import Task, chosen_preset
 from qinco.cli.tasks import KEYS, own_key
-from qinco.config import PRESETS, EncodeOptions, ModelConfig, field_keys
+from qinco.config import AUTO_PRESET, EncodeOptions, ModelConfig, field_keys, find_preset
 from qinco.datasets.catalogue import DATASETS
 from qinco.search.options import SearchOptions
 from qinco.training.options import TrainOptions
@@ -104,12 +104,17 @@ def _size(name: str, task: Task, given: Mapping[str, Any]) -> Resolved:
         return Resolved(None, _MODEL)
     if name == "de" and given.get("qinco1_mode"):
         return Resolved(None, "qinco1_mode" + _NOTES["de"])
-    field, sizes = _SIZES[name], PRESETS.get(preset or "", {})
+    field, sizes = _SIZES[name], _sizes_of(preset)
     if field in sizes:
-        return Resolved(sizes[field], f"preset {preset}")
+        is_open = preset == AUTO_PRESET and given.get("minutes") is not None
+        return Resolved(sizes[field], f"preset {preset}{', or less, as the minutes allow' if is_open else ''}")
     if preset is None and not makes_model:
         return Resolved(None, "default")
     return Resolved(getattr(ModelConfig, field), "default" + _NOTES.get(name, ""))
+
+
+def _sizes_of(preset: str | None) -> dict:
+    return {} if preset is None else find_preset(preset)
 
 
 def _encoding(name: str, task: Task, given: Mapping[str, Any]) -> Resolved:
@@ -138,7 +143,7 @@ def _default_encoding(given: Mapping[str, Any]) -> tuple[EncodeOptions, str]:
         return EncodeOptions(), "A=0"
     if given.get("qinco1_mode") and given.get("A") is None and given.get("C") is None:
         return EncodeOptions(), "qinco1_mode"
-    if not PRESETS.get(preset or "", {}).get("has_preselector", True):
+    if not _sizes_of(preset).get("has_preselector", True):
         return EncodeOptions(), f"preset {preset}"
     if _is_checkpoint(given):
         size = given.get("K") or ModelConfig.codebook_size
@@ -164,7 +169,7 @@ def _training(name: str, given: Mapping[str, Any]) -> Resolved:
         return getattr(options, _TRAINING[name])
 
     recipe = given.get("recipe", "default")
-    preset = PRESETS.get(chosen_preset(given) or "", {})
+    preset = _sizes_of(chosen_preset(given))
     if "model" in given and value_of(recipe, True) != value_of(recipe, False):
         return Resolved(None, f"recipe {recipe} of this kind of model")
     value = value_of(recipe, preset.get("codeword_skip", True) and not given.get("qinco1_mode"))

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, get_args
 
-from qinco.config import DECODERS, METRIC_SPELLINGS, METRICS, PRESETS, EncodeOptions, ModelConfig, field_keys
+from qinco.config import (
+    AUTO_PRESET,
+    DECODERS,
+    METRIC_SPELLINGS,
+    METRICS,
+    PRESETS,
+    EncodeOptions,
+    ModelConfig,
+    field_keys,
+)  # fmt: skip
 from qinco.search.options import SearchOptions
 from qinco.training.options import RECIPES, TrainOptions
 
@@ -162,8 +171,8 @@ def values_of_field(field: str, *default: int) -> Key:
 
 
 def chosen_preset(given: Mapping[str, Any]) -> str | None:
-    """The preset of a new model, some sizes of which may be given: that of `model_args`, or qinco2-S."""
-    default = None if "model" in given or given.get("qinco1_mode") else "qinco2-S"
+    """The preset of a new model, some sizes of which may be given: that of `model_args`, or "auto"."""
+    default = None if "model" in given or given.get("qinco1_mode") else AUTO_PRESET
     return given.get("model_args", default)
 
 
@@ -201,7 +210,8 @@ SHARED = {
         Key("format", "choice", None, "of results: table, the default on a terminal, or jsonl, elsewhere",
             choices=("table", "jsonl")),
         # Models, codes and training
-        Key("model_args", "preset", None, f"preset: {', '.join(PRESETS)}", choices=tuple(PRESETS)),
+        Key("model_args", "preset", None, f"preset: {', '.join((AUTO_PRESET, *PRESETS))}",
+            choices=(AUTO_PRESET, *PRESETS)),
         Key("qinco1_mode", "switch", None, "a QINCo1 model"),
         Key("ivf_K", "integer", None, "number of coarse centroids"),
         Key("recipe", "choice", "default", "paper: the published recipe", choices=RECIPES),

@@ -12,6 +12,6 @@ class ProductCodec:
     load = Codec.load
 
     @staticmethod
-    def fit(x, preset: str | None = "qinco2-S", *, num_parts: int = 2, **settings) -> Codec:
+    def fit(x, preset: str | None = "auto", *, num_parts: int = 2, **settings) -> Codec:
         """`Codec.fit(x, preset, num_parts=num_parts, ...)`."""
         return Codec.fit(x, preset, num_parts=num_parts, **settings)

@@ -127,12 +127,13 @@ class Codec(SharedCodec):
         return self.weights[0].denormalize(self.weights[0].coarse_centroids_VD) if self.is_ivf else None
 
     @classmethod
-    def fit(cls, x, preset: str | None = "qinco2-S", **settings) -> "Codec":
+    def fit(cls, x, preset: str | None = "auto", **settings) -> "Codec":
         """Train a codec on vectors.
 
         Args:
             x: (N, D) array, memory map, torch tensor, path or VectorSource of any float or integer type.
-            preset: "qinco1", "qinco2-XS", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
+            preset: "auto", "qinco1", "qinco2-XS", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own
+                defaults. "auto" is qinco2-S, or qinco2-XS where `minutes` on this CPU are too few for more.
             **settings: all arguments of `qinco.codec.fit.fit`: `num_parts` and `rotate` (PQ-QINCo, OPQ), `output`,
                 `resume` and `overwrite`, `device`, `coarse_centroids` (IVF), `initial`, `recipe`, `progress`,
                 `on_report`, and the fields of ModelConfig, EncodeOptions and TrainOptions (`num_steps`, ...). Give

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from qinco.atomic import check_output, exclusive, user_path
 from qinco.codec.columns import cut
 from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_training, rows_shuffled, split_validation
 from qinco.codec.recorder import Recorder, log_path
-from qinco.config import EncodeOptions, require_bool, require_int, require_number
+from qinco.codec.suited import is_short
+from qinco.config import AUTO_PRESET, EncodeOptions, ModelConfig, by_field, require_bool, require_int, require_number
 from qinco.errors import ConfigError, DataError
 from qinco.interrupts import StoppedTwice, handling
 from qinco.maths.devices import choose_device, within_cores
@@ -29,7 +31,7 @@ from qinco.training.budget import MEASURED_BATCHES, MEASURED_SECONDS, MEASURED_S
 from qinco.training.codebooks import initialize_model, set_scales, set_steps
 from qinco.training.loop import Training
 from qinco.training.monitor import Report, estimate, monitor, summary_writer
-from qinco.training.options import EARLIER
+from qinco.training.options import EARLIER, TrainOptions
 from qinco.training.processes import Processes
 from qinco.training.ranked import ranked_rows
 from qinco.training.rankers import clear_rankers
@@ -38,11 +40,12 @@ from qinco.vectors.rows import VectorSource, as_source, sample
 
 _LOG = logging.getLogger(__name__)
 _ROTATION_ROWS, _UNTRAINED_ROWS = 65_536, 1024
+_SIZES = {"num_blocks", "embed_dim", "hidden_dim"}  # what a preset decides
 Fitted = tuple[list[Qinco], np.ndarray | None, EncodeOptions, dict]
 
 
 def fit(
-    x, preset: str | None = "qinco2-S", *, output: str | Path | None = None, resume: bool = False,
+    x, preset: str | None = "auto", *, output: str | Path | None = None, resume: bool = False,
     overwrite: bool = False, device: "str | torch.device" = "auto", coarse_centroids=None, initial=None,
     recipe: str = "default", num_parts: int = 1, rotate: bool = False, tensorboard: str | Path | None = None,
     mse_scale: float = 1.0, inputs: Iterable = (), progress: ProgressOption = None,
@@ -57,7 +60,8 @@ def fit(
         x: (N, D) vectors: array, memory map, torch tensor, path or VectorSource of any integer or float type. A source
             is streamed. `num_valid` vectors are for validation: some of all parts, so that the order of the rows does
             not matter, or the last ones with `rows_shuffled` and the paper's recipe.
-        preset: "qinco1", "qinco2-XS", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own defaults.
+        preset: "auto", "qinco1", "qinco2-XS", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own
+            defaults. "auto" is qinco2-S, or qinco2-XS where `minutes` on this CPU are too few for more.
         output: codec file to write (.pt: a checkpoint of the authors' code). The run's state and log lie beside it
             (`.last`, `.jsonl`); a codec of several parts has these for each part (`.part_i`) until it is complete.
         resume: continue the run of `output` where it stopped; start it where there is none.
@@ -99,13 +103,15 @@ def fit(
         read = [*inputs, *input_files(x, coarse_centroids)]
         check_output(output, suffixes=SUFFIXES, overwrite=True, inputs=read)
     _check_parts(source, num_parts, rotate, coarse_centroids, initial, output)
+    settings = by_field(settings, ModelConfig, EncodeOptions, TrainOptions)
     if resume and output is not None:
-        settings |= begun_with(output, initial is None, settings)
+        settings |= begun_with(output, initial is None, settings, preset)
     first = source if num_parts == 1 else _part(source, 0, num_parts, None)
-    plan = plan_training(
-        first, preset, settings, coarse_centroids=coarse_centroids, initial=initial, recipe=recipe, output=output,
-        arguments=signature(fit).parameters,
+    planned = partial(
+        plan_training, first, settings=settings, coarse_centroids=coarse_centroids, initial=initial, recipe=recipe,
+        output=output, arguments=signature(fit).parameters,
     )  # fmt: skip
+    plan = planned(preset)
     split_validation(source, plan.train_options.num_valid, plan.model_config.codebook_size)
     processes = Processes(torch.device(choose_device(device)))
     if tensorboard is not None:
@@ -115,6 +121,9 @@ def fit(
         lock = Path(output).with_name(f".{Path(output).name}.lock")
         alone = exclusive(lock, f"another process is training {output}: wait for it, or give another output")
     with within_cores(), reporting(progress if processes.is_main else False) as report, terminable, alone:
+        is_open = preset == AUTO_PRESET and recipe == "default" and initial is None and not _SIZES & settings.keys()
+        if is_open and is_short(plan, first, processes, num_parts):
+            plan = planned("qinco2-XS")
         runs = _Runs(plan, processes, resume, overwrite, mse_scale, report, on_report, num_parts)
         if num_parts > 1:
             return runs.train_parts(source, rotate, output, tensorboard, begun)
@@ -306,16 +315,18 @@ def _joint(provenances: list[dict], num_parts: int) -> dict:
     return joint if len(provenances) == num_parts else {n: v for n, v in joint.items() if n != "valid_mse"}
 
 
-def begun_with(output, is_new_model: bool = False, given=()) -> dict:
+def begun_with(output, is_new_model: bool = False, given=(), preset: str | None = None) -> dict:
     """The settings of the run of an output, if one is begun, that older versions did not have or chose otherwise.
 
-    The optimizer is left out where it is `given`.
+    The optimizer is left out where it is `given`. With the preset "auto" they hold the sizes that were chosen.
     """
     states = filter(None, map(load_state, (output, f"{output}.part_0")))
     for header, _ in states:
         ranks = {"has_ranker": header["model"].get("has_ranker", False)} if is_new_model else {}
         earlier = {name: value for name, value in EARLIER.items() if name not in header["train"]}
         chosen = {name: header["train"][name] for name in {"optimizer"} & header["train"].keys() - set(given)}
+        if is_new_model and preset == AUTO_PRESET and not _SIZES & set(given):
+            chosen |= {name: header["model"][name] for name in _SIZES}
         return {"rows_shuffled": rows_shuffled(header)} | earlier | ranks | chosen
     return {}
 

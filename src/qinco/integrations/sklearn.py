@@ -19,7 +19,7 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     """Compresses vectors to codes of `num_steps` small integers, and back with `inverse_transform`.
 
     Args:
-        preset: "qinco1", "qinco2-XS", "qinco2-S", "qinco2-M" or "qinco2-L".
+        preset: "auto", "qinco1", "qinco2-XS", "qinco2-S", "qinco2-M" or "qinco2-L".
         num_steps: M, codes per vector.
         codebook_size: K, codewords per step, a power of two; at most the training vectors, with a UserWarning.
         epochs: passes over the training vectors; 10 where minutes are not given either.
@@ -40,7 +40,7 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     """
 
     def __init__(
-        self, preset="qinco2-S", *, num_steps=8, codebook_size=256, epochs=None, minutes=None, num_pairs=None,
+        self, preset="auto", *, num_steps=8, codebook_size=256, epochs=None, minutes=None, num_pairs=None,
         num_candidates=None, beam_width=None, random_state=0, device="auto",
     ):  # fmt: skip
         self.preset, self.num_steps, self.codebook_size = preset, num_steps, codebook_size

@@ -126,7 +126,7 @@ def settle(options: TrainOptions, pace: Pace, seconds: float, num_train: int, nu
         return left / (accumulate * pace.step(size))
 
     largest = max(1, num_train // _ROWS_PER_BATCH)
-    batch = options.batch_size or fitted_batch(lambda size: num_steps(size) if size <= largest else 0)
+    batch = options.batch_size or fitted_batch(lambda size: num_steps(size) if size <= largest else 0, is_timed=True)
     total = int(num_steps(batch))
     epochs = min(epochs, total)
     per_epoch = max(1, round(total / max(epochs, 1)))

@@ -11,8 +11,11 @@ from qinco.training.options import TrainOptions
 # end level, with 512 2.8e-3 and 4e-3, with 256 2e-3 is better than those: hence the square root of the batch. The long
 # end is published: 60 epochs of 10 million vectors.
 _SHORT_RUN, _LONG_RUN, _THEIR_BATCH = (2_000, 4e-3), (586_000, 8e-4), 1024
-_ENOUGH_STEPS = 900  # below, smaller batches end lower: MSE 16,550, 16,095 and 15,811 with 1,024, 512 and 256 there
-_BATCH_SIZES = (1024, 512, 256, 128)
+# Below so many steps, smaller batches of the same vectors end lower: MSE 16,550, 16,095 and 15,811 with 1,024, 512 and
+# 256 at 900 steps of 1,024 (AdamW). In the same time they do not, for each step also costs as much as some 150 vectors:
+# docs/log.md, "Batches of short runs".
+_ENOUGH_STEPS, _ENOUGH_IN_TIME = 900, {1024: 300, 512: 100, 256: 100, 128: 0}
+_BATCH_SIZES = tuple(_ENOUGH_IN_TIME)
 # Of runs whose length nobody gave: the batch is that of so many epochs, and an epoch has so many steps, so that
 # validation is neither rare nor dear.
 _USUAL_EPOCHS, _STEPS_PER_EPOCH = 60, (100, 1000)
@@ -75,9 +78,13 @@ class StepPlan:
         return cls(vectors, batch_size, per_epoch, epochs, ramp, lr)
 
 
-def fitted_batch(num_steps: Callable[[int], float]) -> int:
-    """The largest batch of which a run has enough steps; `num_steps` says how many it has for a batch size."""
-    return next((size for size in _BATCH_SIZES if num_steps(size) >= _ENOUGH_STEPS), _BATCH_SIZES[-1])
+def fitted_batch(num_steps: Callable[[int], float], is_timed: bool = False) -> int:
+    """The largest batch of which a run has enough steps; `num_steps` says how many it has for a batch size.
+
+    `is_timed`: what the run may take is a time, and not a number of vectors.
+    """
+    enough = _ENOUGH_IN_TIME if is_timed else dict.fromkeys(_BATCH_SIZES, _ENOUGH_STEPS)
+    return next((size for size in _BATCH_SIZES if num_steps(size) >= enough[size]), _BATCH_SIZES[-1])
 
 
 class Schedule(ABC):

@@ -4,7 +4,7 @@ import qinco
 from qinco.cli.keys import ENCODING, MACHINE, Settings, task
 from qinco.cli.open import encode_options, find_device, open_codec
 from qinco.cli.tasks.train import fit_arguments
-from qinco.config import EncodeOptions, field_keys
+from qinco.config import AUTO_PRESET, EncodeOptions, field_keys
 from qinco.errors import ConfigError
 
 _DIM = 128
@@ -68,6 +68,7 @@ def _codec(settings: Settings) -> "tuple[str, qinco.Codec]":
 
     arguments = fit_arguments(settings, _DIM)
     preset, recipe = arguments.pop("preset"), arguments.pop("recipe")
+    preset = "qinco2-S" if preset == AUTO_PRESET else preset
     plan = plan_training(as_source(np.empty((1, _DIM), np.float32)), preset, arguments, recipe=recipe)
     sizes = [f"{key}={settings[key]}" for key in given if key != "model_args"]
     codec = qinco.Codec(random_weights(plan.model_config), plan.encode_options).to(find_device(settings))
