@@ -18,13 +18,14 @@ from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
 from qinco.training.schedule import StepPlan, fitted_batch, fitted_lr
 
-MEASURED_SECONDS, MEASURED_SHARE = 1.0, 0.01  # of steps of each size, and of validation
+MEASURED_SECONDS, MEASURED_SHARE = 4.0, 0.01  # of steps of each size, and of validation
 MEASURED_BATCHES = (128, 1024)
 _MEASURED_VALID, _MEASURED_CALLS = (64, 1024), 5
 _START_SHARE, _START_ROWS = 0.15, 4096  # of the time, at most, for the first codebooks; rows to measure them with
 _FILLED = 0.96  # of the time that is left, for the rest varies
 _VALID_SHARE, _EPOCHS = 0.06, (6, 16)
 _LEAST_VALID, _FEWEST_VALID = 500, 100  # vectors for validation, if possible and in any case
+_STEP_ROWS = 150  # a step on a CPU takes about as long as so many of its vectors, besides these
 _ROWS_PER_BATCH = 16  # vectors for each one of a batch, at least: few vectors are trained on in small batches
 
 
@@ -36,7 +37,10 @@ class Pace:
     valid: dict[int, float]
 
     def step(self, batch_size: int) -> float:
-        """Of one step: on the line through the smallest and the largest batch that were measured."""
+        """Of one step: on the line through the smallest and the largest batch that were measured.
+
+        Where only small ones were, as larger ones would have taken too long, each step costs some vectors more.
+        """
         return _on_line(self.steps, batch_size)
 
     def validation(self, num_valid: int) -> float:
@@ -46,7 +50,7 @@ class Pace:
 def _on_line(seconds: dict[int, float], size: int) -> float:
     low, high = min(seconds), max(seconds)
     if low == high:
-        return seconds[low] * size / low
+        return seconds[low] * (size + _STEP_ROWS) / (low + _STEP_ROWS)
     slope = max(0.0, seconds[high] - seconds[low]) / (high - low)
     return max(seconds[high] + slope * (size - high), seconds[high] * min(1.0, size / high))
 

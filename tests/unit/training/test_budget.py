@@ -71,7 +71,7 @@ def test_without_time_there_are_no_epochs(seconds):
 def test_a_pace_lies_on_a_line():
     assert PACE.step(576) == pytest.approx(0.065)
     assert PACE.step(2048) > 0.17 and 0 < PACE.step(1) < PACE.step(128)
-    assert Pace({100: 1.0}, {}).step(250) == 2.5
+    assert Pace({100: 1.0}, {}).step(250) == 1.6  # every step costs as much as 150 vectors more
     assert Pace({128: 1.0, 1024: 0.9}, {}).step(512) == pytest.approx(0.9)  # noise
 
 
