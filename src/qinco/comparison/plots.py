@@ -268,9 +268,9 @@ def _lines(axes, lines: Sequence[Line], of_y=stretched) -> None:
         is_main = role in ("ours", "ours2", "rival")
         axes.plot([x for x, _ in of], [of_y(y) for _, y in of], color=COLOURS[role], linewidth=2.4 if is_main else 1.1,
                   marker="o", markersize=4.5 if is_main else 3, zorder=2 + order[role] / 10)  # fmt: skip
-        ends.append(
-            (axes.transAxes.inverted().transform(axes.transData.transform((of[-1][0], of_y(of[-1][1])))), label, role)
-        )
+        end = axes.transAxes.inverted().transform(axes.transData.transform((of[-1][0], of_y(of[-1][1]))))
+        if label:  # the table names the others
+            ends.append((end, label, role))
     room = int((1 - axes.get_position().x1) * axes.figure.get_size_inches()[0] * 72 / 5.6)  # in characters
     step = 13.5 / (axes.get_position().height * axes.figure.get_size_inches()[1] * 72)
     places = spread([float(end[1]) for end, _, _ in ends], step)

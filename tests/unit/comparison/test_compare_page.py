@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import sys
+from copy import deepcopy
 from html.parser import HTMLParser
 
 import compared
@@ -14,7 +15,7 @@ import pytest
 
 from qinco.comparison import page
 from qinco.comparison.export import CSV_COLUMNS, csv_text, markdown
-from qinco.comparison.plots import spread
+from qinco.comparison.plots import recall_by_bytes, spread
 from qinco.comparison.reading import crossings, groups
 
 pytest.importorskip("jinja2")
@@ -110,6 +111,18 @@ def test_names_beside_lines_keep_their_distance_and_order():
     assert heights[0] == 0 and heights[-1] <= 1 + 1e-9
     assert places[1] == pytest.approx(0.51)  # in the middle of its neighbours
     assert spread([], 0.1) == [] and len(spread([0.5] * 30, 0.1)) == 30
+
+
+def test_more_lines_than_have_room_are_drawn_without_names(report):
+    many, pq = deepcopy(report), [cell for cell in report["cells"] if cell["family"] == "PQ"]
+    for number in range(20):
+        changed = {"family": f"PQ{number}", "method": f"PQ{number}"}
+        many["cells"] += [cell | changed | {"id": f"PQ{number}-{cell['bytes']}"} for cell in pq]
+    few, drawn = (recall_by_bytes("r", of, groups(of)[0]) for of in (report, many))
+    assert few is not None and drawn is not None
+    shown = [re.findall(r"<text[^>]*>([^<]+)</text>", svg) for svg in (few, drawn)]
+    assert "not measured" not in "".join(shown[0] + shown[1])
+    assert sum(bool(re.fullmatch(r"PQ\d+", text)) for text in shown[1]) < 20
 
 
 def test_every_table_has_headers(folder):
