@@ -125,7 +125,7 @@ def test_presets_are_the_published_sizes_and_a_smaller_one():
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean qinco2-S"):
         find_preset("qinco2-s")
-    with pytest.raises(ConfigError, match="There are qinco1, qinco2-XS, qinco2-S"):
+    with pytest.raises(ConfigError, match="There are auto, qinco1, qinco2-XS, qinco2-S"):
         find_preset("zzz")
 
 

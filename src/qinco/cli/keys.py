@@ -171,9 +171,9 @@ def values_of_field(field: str, *default: int) -> Key:
 
 
 def chosen_preset(given: Mapping[str, Any]) -> str | None:
-    """The preset of a new model, some sizes of which may be given: that of `model_args`, or "auto"."""
-    default = None if "model" in given or given.get("qinco1_mode") else AUTO_PRESET
-    return given.get("model_args", default)
+    """The preset of a new model, some sizes of which may be given: that of `model_args`, or one by the run's length."""
+    default = "qinco2-S" if given.get("minutes") is None else AUTO_PRESET
+    return given.get("model_args", None if "model" in given or given.get("qinco1_mode") else default)
 
 
 # Keys that several tasks read.

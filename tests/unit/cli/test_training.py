@@ -92,7 +92,8 @@ def test_the_command_line_and_python_refuse_the_same_values_and_make_the_same_of
     def from_words(name, text):
         settings = parse_arguments(["train", "trainset=x", "output=y.safetensors", f"{name}={text}"])
         given = fit_arguments(settings, 12)
-        assert (given.pop("preset"), given.pop("recipe")) == ("qinco2-S", "default")
+        preset = "auto" if settings["minutes"] is not None else "qinco2-S"
+        assert (given.pop("preset"), given.pop("recipe")) == (preset, "default")
         return given
 
     for text, value in EVERY_VALUE.items():
