@@ -122,7 +122,7 @@ def fit(
         alone = exclusive(lock, f"another process is training {output}: wait for it, or give another output")
     with within_cores(), reporting(progress if processes.is_main else False) as report, terminable, alone:
         is_open = preset == AUTO_PRESET and recipe == "default" and initial is None and not _SIZES & settings.keys()
-        if is_open and is_short(plan, first, processes, num_parts):
+        if is_open and is_short(plan, processes, num_parts):
             plan = planned("qinco2-XS")
         runs = _Runs(plan, processes, resume, overwrite, mse_scale, report, on_report, num_parts)
         if num_parts > 1:

@@ -2,12 +2,14 @@
 
 import logging
 
-from qinco.codec.plan import TrainingPlan, split_validation
+import numpy as np
+
+from qinco.codec.plan import TrainingPlan
 from qinco.model.qinco import random_model
 from qinco.training.budget import MEASURED_BATCHES, MEASURED_SECONDS, MEASURED_SHARE, measure
 from qinco.training.loop import Training
 from qinco.training.processes import Processes
-from qinco.vectors.rows import VectorSource
+from qinco.vectors.rows import as_source
 
 _LOG = logging.getLogger(__name__)
 _BATCH = MEASURED_BATCHES[-1]
@@ -16,16 +18,18 @@ _BATCH = MEASURED_BATCHES[-1]
 _FEWEST = 200
 
 
-def is_short(plan: TrainingPlan, source: VectorSource, processes: Processes, num_parts: int) -> bool:
+def is_short(plan: TrainingPlan, processes: Processes, num_parts: int) -> bool:
     """Whether the minutes of a run are too few for the network of its plan: steps are timed on this processor.
 
-    A GPU takes as long for the smaller network, so that the time is always enough there.
+    They are of random vectors, as those of the run have not been checked yet. A GPU takes as long for the smaller
+    network, so that the time is always enough there.
     """
     options = plan.train_options
     if options.minutes is None or processes.device.type != "cpu":
         return False
     seconds = 60 * options.minutes / num_parts
-    train, valid = split_validation(source, options.num_valid, plan.model_config.codebook_size, options.rows_shuffled)
+    drawn = np.random.default_rng(0).standard_normal((2 * _BATCH, plan.model_config.dim), np.float32)
+    train, valid = map(as_source, np.split(drawn, 2))
     model = random_model(plan.model_config).train().requires_grad_(True)
     training = Training(model, train, valid, options, plan.encode_options, processes)
     pace = measure(training, (_BATCH,), min(MEASURED_SECONDS, MEASURED_SHARE * seconds))

@@ -6,6 +6,7 @@ from qinco.codec import Codec
 from qinco.codec.plan import plan_training
 from qinco.codec.suited import is_short
 from qinco.config import PRESETS
+from qinco.errors import DataError
 from qinco.training.loop import StepReport
 from qinco.training.processes import Processes
 from qinco.vectors.rows import as_source
@@ -25,7 +26,7 @@ def sizes(codec):
 @pytest.mark.parametrize("minutes, parts, expected", [(0.02, 1, True), (10_000, 1, False), (10_000, 10**7, True)])
 def test_the_smaller_network_is_for_few_steps(x, minutes, parts, expected):
     plan = plan_training(as_source(x), "auto", {"num_steps": 4, "codebook_size": 16, "minutes": minutes})
-    assert is_short(plan, as_source(x), Processes(torch.device("cpu")), parts) == expected
+    assert is_short(plan, Processes(torch.device("cpu")), parts) == expected
 
 
 def test_few_minutes_train_the_smaller_network_unless_a_size_is_given(x):
@@ -49,3 +50,10 @@ def test_a_resumed_run_keeps_its_network(tmp_path, x):
         with pytest.raises(KeyboardInterrupt) as stopped:
             Codec.fit(x, **FEW, minutes=minutes, output=output, on_report=stop, resume=True)
         assert sizes(stopped.value.codec) == PRESETS[preset]
+
+
+def test_vectors_that_are_not_finite_are_named_before_anything_is_chosen(x):
+    broken = x.copy()
+    broken[5, 2] = float("nan")
+    with pytest.raises(DataError, match="row 5"):
+        Codec.fit(broken, **FEW, minutes=0.02)
