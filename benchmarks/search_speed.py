@@ -25,9 +25,10 @@ from report import commit, microseconds, without_folders
 from qinco.codec import Codec
 from qinco.machine import processor_name, set_num_threads
 from qinco.maths.metrics import recall
-from qinco.search.build import fill_lists, fit_tables
+from qinco.search.build import fit_tables
 from qinco.search.code_file import open_codes
 from qinco.search.exhaustive import nearest_in_blocks
+from qinco.search.fill import fill_lists
 from qinco.search.index import Index
 from qinco.search.measure.plot import plot_fronts
 from qinco.search.measure.sweep import SweepResult, record_sweep

@@ -6,15 +6,15 @@ from typing import Any
 
 
 @contextmanager
-def served(folder, **settings) -> Iterator[Any]:
-    """A client of the collections in a folder."""
+def served(folder, cluster: str | None = None, **settings) -> Iterator[Any]:
+    """A client of the collections in a folder, or of one collection or index."""
     from starlette.testclient import TestClient
 
     from qinco.server.app import create_app
     from qinco.server.catalog import Catalog
     from qinco.server.settings import ServerSettings
 
-    with Catalog.open(folder) as catalog:
+    with Catalog.open(folder, cluster=cluster) as catalog:
         app = create_app(catalog, ServerSettings(**settings))
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from qinco.description import describe
     from qinco.installation import check_installation
     from qinco.machine import set_num_threads
-    from qinco.search.build import build_index
+    from qinco.search.build_index import build_index
     from qinco.search.exhaustive import exhaustive_search
     from qinco.search.fit import fit_lookup_decoder, fit_pairwise_decoder
     from qinco.search.index import Index
@@ -87,7 +87,7 @@ _PUBLIC = {
     "qinco.description": "describe",
     "qinco.installation": "check_installation",
     "qinco.machine": "set_num_threads",
-    "qinco.search.build": "build_index",
+    "qinco.search.build_index": "build_index",
     "qinco.search.exhaustive": "exhaustive_search",
     "qinco.search.fit": "fit_lookup_decoder fit_pairwise_decoder",
     "qinco.search.index": "Index",

@@ -14,7 +14,7 @@ ROOT = Path(qinco.__file__).parent
 LEVELS = [
     ["errors", "forking", "version"],
     ["config", "atomic", "interrupts", "machine", "progress"],
-    ["packing"],
+    ["executors", "packing"],
     ["vectors", "native"],
     ["maths", "datasets", "hub"],
     ["model"],
@@ -24,9 +24,9 @@ LEVELS = [
     ["training", "store"],
     ["codec"],
     ["search"],
-    ["collection"],
+    ["collection", "distributed"],
     ["comparison"],
-    ["description", "installation", "integrations", "page"],
+    ["description", "installation", "integrations", "page", "planning"],
     ["server"],
     ["cli"],
     ["__main__"],
@@ -35,6 +35,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HOMES = {
     "faiss": {"compat/faiss_files.py", "installation.py", "comparison/coders.py", "comparison/installed.py"},
     "accelerate": {"training/processes.py"},
+    "ray": {"distributed/cluster.py", "distributed/pool.py"},
     "matplotlib": {"comparison/page.py", "comparison/svg.py", "search/measure/plot.py"},
 }
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))

@@ -233,6 +233,8 @@ SHARED = {
         Key("device", "device", "auto", "auto, cpu, cuda or cuda:N"),
         Key("cpu", "switch", False, "the same as device=cpu"),
         Key("threads", "integer", None, "processor threads; null: all"),
+        Key("cluster", "text", None, "work on a cluster of Ray: its address, or auto, which starts one if none runs"),
+        Key("workers", "integer", None, "processes of the cluster; null: as many as it has cores for"),
         Key("enc_max_bs", "integer", 65536, "vectors encoded or decoded at a time, at most"),
         Key("verbose", "switch", True, "say what is being done"),
         Key("json", "switch", False, "print the result as one line of JSON"),
@@ -241,6 +243,7 @@ SHARED = {
 
 ENCODING = "A C B"
 MACHINE = "device cpu threads precision engine"
+CLUSTER = "cluster workers"
 TRAINSET = "trainset db ds.trainset"
 TRAINING = " ".join(field_keys(TrainOptions).values())
 

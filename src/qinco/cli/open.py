@@ -145,6 +145,17 @@ def open_decoder(settings: Settings, codec: "qinco.Codec", progress: Progress):
     return qinco.fit_lookup_decoder(open_trainset(settings), **how).decoder
 
 
+def executor_of(settings: Settings):
+    """Where `cluster=` has work done, or None for this process."""
+    if settings["cluster"] is None:
+        if settings["workers"] is not None:
+            raise ConfigError(f"workers={settings['workers']} are those of a cluster: give cluster=auto or its address")
+        return None
+    from qinco.distributed import WorkerPool
+
+    return WorkerPool(settings["cluster"], settings["workers"], settings["threads"])
+
+
 def mse_scale(settings: Settings) -> float:
     """`mse_scale=`, or that of the data set that `db=` names."""
     dataset = None if settings.given("mse_scale") else DATASETS.get(settings["db"] or "")

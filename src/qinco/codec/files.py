@@ -12,8 +12,10 @@ from pathlib import Path
 from qinco.atomic import check_output, exclusive, make_folder, remove_temporaries, user_path
 from qinco.codec.codec import Codec
 from qinco.codec.given import CodecLike, as_codec
+from qinco.codec.to_bucket import encode_to_bucket
 from qinco.config import EncodeOptions, accepts_keys, require_int
 from qinco.errors import ConfigError, QincoError
+from qinco.executors import Executor, run_parts
 from qinco.progress import ProgressOption, reporting
 from qinco.store.code_files import FILE_SUFFIXES, files_of, is_folder, lists_beside, write_codes_file
 from qinco.store.code_folder import KIND, CodeFolder, CodePlan, default_shard_rows, remove_codes
@@ -21,6 +23,7 @@ from qinco.store.codes import Codes
 from qinco.store.folder import LOCK, check_folder_output, remove_stale
 from qinco.store.manifest import PENDING
 from qinco.vectors.formats import input_files
+from qinco.vectors.remote import RemotePath, is_remote
 from qinco.vectors.rows import VectorSource, as_source, fingerprint
 
 _LOG = logging.getLogger(__name__)
@@ -31,7 +34,7 @@ _ENCODED_AGAIN = 64  # vectors by which a finished file is recognised
 class FileResult:
     """What `encode_file` or `decode_file` has done."""
 
-    output: Path
+    output: Path | RemotePath
     num_vectors: int  # in the whole output
     num_done: int  # encoded or decoded by this call; earlier ones were kept
     complete: bool  # False while other shares are at work
@@ -49,7 +52,8 @@ def encode_file(
     codec: CodecLike, source, output: str | os.PathLike, options: EncodeOptions | None = None, *,
     num_candidates: int | None = None, num_pairs: int | None = None, beam_width: int | None = None,
     precision: str | None = None, engine: str | None = None, resume: bool = False, overwrite: bool = False,
-    shard: tuple[int, int] | None = None, shard_rows: int | None = None, inputs=(), progress: ProgressOption = None,
+    shard: tuple[int, int] | None = None, shard_rows: int | None = None, inputs=(),
+    executor: Executor | None = None, progress: ProgressOption = None,
 ) -> FileResult:  # fmt: skip
     """Encode vectors to a file or folder, in bounded memory, by one process or several.
 
@@ -60,7 +64,8 @@ def encode_file(
         codec: a Codec, or the path of one.
         source: (N, D) vectors: path, array, tensor or VectorSource.
         output: a folder (a name without suffix), .npy, .ivecs, .raw (packed bits) or .npz (the authors' form). List
-            numbers are within a folder or .npz, and beside other files as NAME.lists.npy.
+            numbers are within a folder or .npz, and beside other files as NAME.lists.npy. Or a folder in a bucket, such
+            as s3://bucket/codes.
         options: encoding options; the codec's own by default.
         num_candidates: A, replaces that of `options`; so do the following four.
         num_pairs: C.
@@ -72,12 +77,15 @@ def encode_file(
         shard: (i, n) encodes share i of n of the shards, i from 0; each is divided among torchrun's processes.
         shard_rows: vectors of a shard; chosen by N by default.
         inputs: further files that are read and must not be replaced.
+        executor: maps a function over the shards in other processes, see `qinco.distributed.WorkerPool`; in this one if
+            None.
         progress: see `qinco.progress`.
 
     Example:
         >>> encode_file(codec, "base.fvecs", "wide_codes", num_pairs=64, beam_width=32)
     """
-    started, x, path = time.monotonic(), as_source(source), Path(user_path(output))
+    started, x = time.monotonic(), as_source(source)
+    path = RemotePath(str(output)) if is_remote(output) else Path(user_path(output))
     own, codec = codec, as_codec(codec)
     codec.check_dim(x)
     options = options or codec.encode_options
@@ -91,20 +99,26 @@ def encode_file(
         num_lists=codec.config.num_lists, dim=codec.dim, shard_rows=shard_rows or default_shard_rows(len(x)),
         codec=codec.fingerprint(), source=fingerprint(x), encode=asdict(options),
     )  # fmt: skip
+    shards = range(index, plan.num_shards, count)
+    if shard is not None and not shards:
+        _LOG.warning("share %d/%d holds no shard (%d in all): it has nothing to do", index, count, plan.num_shards)
+    if isinstance(path, RemotePath):
+        with reporting(progress) as report, interruption("the finished shards are kept"):
+            num_done, complete = encode_to_bucket(
+                codec, x, options, plan, path.url, shards, executor, report, resume=resume, overwrite=overwrite
+            )
+        return FileResult(path, len(x), num_done, complete, time.monotonic() - started)
     is_file = not is_folder(output)
     if path.name in ("", "..") or (is_file and path.suffix.lower() not in FILE_SUFFIXES):
         forms = f"{', '.join(FILE_SUFFIXES)} files, or to a folder of shards (a name without suffix)"
         raise ConfigError(f"output={output}: codes are written to {forms}")
     folder = path.with_name(f"{path.name}.shards") if is_file else path
-    shards = range(index, plan.num_shards, count)
-    if shard is not None and not shards:
-        _LOG.warning("share %d/%d holds no shard (%d in all): it has nothing to do", index, count, plan.num_shards)
     num_done, complete = 0, False
     if shards or index == 0 or resume:  # else nothing is left for this share, and others may be at work
         job = _Encoding(codec, x, options, plan, shards, count == 1, path, folder, is_file)
         read = [*input_files(source, own), *inputs]
         with reporting(progress) as report, interruption("the finished shards are kept"):
-            num_done, complete = job.run(report, resume, overwrite, read)
+            num_done, complete = job.run(report, resume, overwrite, read, executor)
     lists = lists_beside(path)
     lists = lists if is_file and complete and lists in files_of(path, codec.is_ivf) else None
     return FileResult(path, len(x), num_done, complete, time.monotonic() - started, lists)
@@ -140,7 +154,7 @@ class _Encoding:
     def lock(self) -> Path:
         return self.folder.with_name(f".{self.folder.name}{LOCK}") if self.is_file else self.folder / LOCK
 
-    def run(self, report, resume: bool, overwrite: bool, inputs) -> tuple[int, bool]:
+    def run(self, report, resume: bool, overwrite: bool, inputs, executor: Executor | None) -> tuple[int, bool]:
         """Encode what is missing; how many vectors that were, and whether the output is complete."""
         is_new = self._prepare(inputs)
         with exclusive(self.lock):
@@ -157,7 +171,7 @@ class _Encoding:
                 is_new = make_folder(self.folder)
             folder = self._join(resume, overwrite)
         try:
-            num_done = self._encode(folder, report)
+            num_done = self._encode(folder, report, executor)
         except BaseException:
             self._withdraw(folder, is_new)
             raise
@@ -250,10 +264,20 @@ class _Encoding:
             self.plan.check_same(folder.path, there.plan)
         return False
 
-    def _encode(self, folder: CodeFolder, report) -> int:
-        """Encode the shards that are missing; a thread writes each, also on Ctrl-C, while the next one is encoded."""
-        plan, writing = self.plan, None
+    def _encode(self, folder: CodeFolder, report, executor: Executor | None) -> int:
+        """Encode the shards that are missing; how many vectors they hold."""
+        plan = self.plan
         missing = [shard for shard in self.shards if not folder.has(shard)]
+        if executor is None:
+            self._encode_here(folder, missing, report)
+        else:
+            parts = [plan.rows(shard) for shard in range(plan.num_shards)]
+            run_parts(executor, ShardEncoder(self, folder), missing, parts, "encoding", report)
+        return sum(len(plan.rows(shard)) for shard in missing)
+
+    def _encode_here(self, folder: CodeFolder, missing: list[int], report) -> None:
+        """A thread writes each shard, also on Ctrl-C, while the next one is encoded."""
+        plan, writing = self.plan, None
         total, left = (sum(len(plan.rows(shard)) for shard in shards) for shards in (self.shards, missing))
         done = total - left
         report("encoding", done, total, "vector")
@@ -267,18 +291,32 @@ class _Encoding:
                     report("encoding", done, total, "vector")
                     if writing is not None and writing.done():
                         writing.result()
-                last, writing = writing, writer.submit(self._write, folder, shard, Codes.concatenate(parts))
+                last, writing = writing, writer.submit(self.write, folder, shard, Codes.concatenate(parts))
                 if last is not None:  # one shard may wait while another is written, and no more
                     last.result()
             if writing is not None:
                 writing.result()
-        return left
 
-    def _write(self, folder: CodeFolder, shard: int, codes: Codes) -> None:
+    def write(self, folder: CodeFolder, shard: int, codes: Codes) -> None:
         """Write a shard, unless another process that was given the same share has."""
         with exclusive(self.lock):
             if self._is_current(folder) and not folder.has(shard):
                 folder.write(shard, codes.codes, codes.lists)
+
+
+@dataclass(frozen=True)
+class ShardEncoder:
+    """Encodes shards of a folder, in any process and order; what an `executor` maps over them."""
+
+    encoding: _Encoding
+    folder: CodeFolder
+
+    def __call__(self, shard: int) -> None:
+        if self.folder.has(shard):
+            return
+        job, rows = self.encoding, self.encoding.plan.rows(shard)
+        blocks = [block for _, block in job.codec.encode_blocks(job.source, job.options, ranges=[rows])]
+        job.write(self.folder, shard, Codes.concatenate(blocks))
 
 
 @contextmanager

@@ -24,8 +24,9 @@ from qinco.config import require_number
 from qinco.errors import ConfigError
 from qinco.native.bits import packed
 from qinco.progress import Progress, counted
-from qinco.search.build import fill_lists, metric_of_codec, prepared, zero_rows
+from qinco.search.build import metric_of_codec, prepared, zero_rows
 from qinco.search.calibrate import corrections_of
+from qinco.search.fill import fill_lists
 from qinco.search.grow import build_parts, extended
 from qinco.search.index_file import put_lists
 from qinco.search.lists import InvertedLists

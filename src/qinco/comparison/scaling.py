@@ -25,7 +25,8 @@ from qinco.decoders.lookup import LookupDecoder
 from qinco.machine import free_memory, using_threads
 from qinco.model.weights import random_weights
 from qinco.progress import ProgressOption, reporting
-from qinco.search.build import choose_num_lists, fill_lists
+from qinco.search.build import choose_num_lists
+from qinco.search.fill import fill_lists
 from qinco.search.index import Index
 from qinco.search.metric import L2
 from qinco.search.parts import IndexParts

@@ -13,10 +13,10 @@ from qinco.codec.plan import read_centroids
 from qinco.compat.encoded_sets import read_npz_sizes
 from qinco.errors import ConfigError, DataError
 from qinco.packing import check_codes, check_lists
-from qinco.store.code_files import is_directory
-from qinco.store.code_folder import CodeFolder
+from qinco.store.code_files import plan_of_codes
 from qinco.store.codes import Codes
 from qinco.vectors.mapped import release_pages
+from qinco.vectors.remote import is_remote
 from qinco.vectors.rows import VectorSource, as_source, check_not_empty, fingerprint
 
 BLOCK_ROWS = 1 << 17
@@ -73,7 +73,7 @@ def open_codes(
     if isinstance(codes, CodeFile):
         return codes
     codes, is_file = user_path(codes), isinstance(codes, str | os.PathLike)
-    sizes, facts = _facts(Path(codes)) if is_file else ((None, None), {})
+    sizes, facts = _facts(codes) if is_file else ((None, None), {})
     if codec is not None:
         sizes = codec.num_codes, codec.config.codebook_size
     for name, given, known in zip("MK", (num_codes, codebook_size), sizes, strict=True):
@@ -93,14 +93,15 @@ def open_codes(
     return CodeFile(found, codebook_size, **facts)
 
 
-def _facts(path: Path) -> tuple[tuple[int | None, int | None], dict]:
+def _facts(path) -> tuple[tuple[int | None, int | None], dict]:
     """M and K, and the other fields of CodeFile, as far as a file or folder says them."""
-    if is_directory(path):
-        plan = CodeFolder.read(path).plan
+    if (plan := plan_of_codes(path)) is not None:
         facts = {"dim": plan.dim, "num_lists": plan.num_lists, "fingerprint": plan.codec, "source": plan.source or None}
         return (plan.num_codes, plan.codebook_size), facts
-    if path.suffix.lower() == ".npz":
-        header, *_ = read_npz_sizes(path)
+    if is_remote(path):
+        return (None, None), {}
+    if Path(path).suffix.lower() == ".npz":
+        header, *_ = read_npz_sizes(Path(path))
         return (header["M"], header["K"]), {"dim": header["D"]}
     if not os.access(path, os.F_OK):
         raise DataError(f"No such file: {path}")

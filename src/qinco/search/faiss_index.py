@@ -11,8 +11,8 @@ from qinco.codec.codec import Codec
 from qinco.compat.faiss_files import FaissIndex, faiss_threads
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import DataError
-from qinco.search.build import fill_lists
 from qinco.search.code_file import same_centroids
+from qinco.search.fill import fill_lists
 from qinco.search.index_file import check_codec_of
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import Metric

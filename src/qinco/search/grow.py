@@ -17,7 +17,6 @@ from qinco.search.build import (
     FIT_ROWS,
     MIN_ROWS_EACH,
     choose_num_lists,
-    fill_lists,
     fit_tables,
     metric_of_codec,
     partition,
@@ -25,6 +24,7 @@ from qinco.search.build import (
     zero_rows,
 )  # fmt: skip
 from qinco.search.calibrate import calibrated, corrections_of, mean_of, with_other_tables, with_spread
+from qinco.search.fill import fill_lists
 from qinco.search.ids import as_ids
 from qinco.search.metric import Metric, choose_metric
 from qinco.search.options import SearchOptions

@@ -1,8 +1,10 @@
 """`Index`: vectors in inverted lists as codes, searched compressed (QINCo2 paper, section 4)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from numbers import Real
 from operator import index
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,9 +26,32 @@ from qinco.search.parts import IndexParts
 from qinco.search.pipeline import BATCH_BYTES, Decoder, NeuralDecoder, Pipeline, plan_stages, search_queries
 from qinco.search.range_search import search_ranges
 from qinco.search.refine import Originals, choose_originals, choosing_stages
+from qinco.search.scan import Shortlist
 from qinco.search.selection import Selection, select, selection_of
 from qinco.search.stored import StoredIndex
 from qinco.vectors.rows import VectorSource, as_queries, check_dim
+
+
+class ListsElsewhere(Protocol):
+    """Inverted lists in other processes, by the tables of an index here."""
+
+    def __len__(self) -> int: ...
+
+    def scan(
+        self, queries_QD, probes_QL, bases_QL, segments, num_short: int, *, nprobe: int, admitted, threads: int
+    ) -> Shortlist:
+        """What `Scanner.scan` finds in these lists; `segments` and `admitted` stand for them."""
+        ...
+
+    def ranker(
+        self, options: SearchOptions, k: int, ranking: str, precision: str, is_refined: bool
+    ) -> Callable[[Pipeline, np.ndarray, Shortlist], Shortlist] | None:
+        """What ranks shortlists there, as the pipeline of such a search would; None: they are ranked here."""
+        ...
+
+    def select(self, parts: IndexParts, ids, exclude) -> "tuple[ListsElsewhere | None, IndexParts, Selection | None]":
+        """Where to search for what is chosen, and the selection: of few vectors, copies are searched here."""
+        ...
 
 
 def _part(name: str, doc: str) -> property:
@@ -171,17 +196,28 @@ class Index(StoredIndex):
             those to what codes decode to. Where fewer than k vectors are found, the rest is +inf (−inf for
             similarities) with the id −1.
         """
+        given = {"nprobe": nprobe, "num_short": num_short, "num_mid": num_mid, "ef_search": ef_search}
+        stages = {"ranking": ranking, "precision": precision}
+        return self.search_lists(None, queries, k, given, (filter, exclude), (refine, num_refine), stages)
+
+    def search_lists(
+        self, elsewhere: "ListsElsewhere | None", queries, k: int, given: dict, chosen: tuple[Any, Any],
+        refine: tuple[Any, int | None], stages: dict,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """`search` of lists that may lie elsewhere, by the arguments of `search` in groups."""
         require_int("k", k, 1, MAX_SHORTLIST)
-        given: dict = {"nprobe": nprobe, "num_short": num_short, "num_mid": num_mid, "ef_search": ef_search}
-        given = {name: value for name, value in given.items() if value is not None}
-        if num_short is not None and num_mid is None:
-            given["num_mid"] = None  # it was fitted to another length
-        options = replace(self.options, **given)
+        changed = {name: value for name, value in given.items() if value is not None}
+        if given["num_short"] is not None and given["num_mid"] is None:
+            changed["num_mid"] = None  # it was fitted to another length
+        options = replace(self.options, **changed)
         source, is_single = self._queries(queries)
         parts = self.parts
-        refined = choose_originals(refine, num_refine, k, self._originals, parts)
-        selection = select(parts.segments, filter, exclude, parts.next_id)
-        stages = {"selection": selection, "ranking": ranking, "precision": precision, "refined": refined}
+        refined = choose_originals(*refine, k, self._originals, parts)
+        if elsewhere is None:
+            selection = select(parts.segments, *chosen, parts.next_id)
+        else:
+            elsewhere, parts, selection = elsewhere.select(parts, *chosen)
+        stages = stages | {"selection": selection, "refined": refined, "elsewhere": elsewhere}
         pipeline = self.pipeline(options, k, parts=parts, **stages)
         scanned = min(options.nprobe, self.num_lists)
         found = search_queries(pipeline, source, k, scanned, self.tables.lookup.num_codes, self.batch_bytes)
@@ -275,26 +311,32 @@ class Index(StoredIndex):
         self, options: SearchOptions, k: int, *, parts: IndexParts | None = None,
         selection: Selection | None = None, ranking: str = "calibrated", precision: str = "auto",
         decoder: str = "neural", fills: bool = True, refined: tuple[Originals | None, int] = (None, 0),
+        elsewhere: "ListsElsewhere | None" = None,
     ) -> Pipeline:  # fmt: skip
         """The scan and stages of one search, down to a last decoder.
 
         If it `fills`, more than `nprobe` lists are scanned where these hold fewer than k vectors. `refined` is what
-        ranks the first results in the end, and how many.
+        ranks the first results in the end, and how many. Lists that lie `elsewhere` are scanned there.
         """
         parts = self.parts if parts is None else parts
-        count = len(parts) if selection is None else selection.count
+        whole = len(parts) if elsewhere is None else len(elsewhere)
+        count = whole if selection is None else selection.count
+        scanned: dict[str, Any] = {} if elsewhere is None else {"scan_lists": elsewhere.scan}
         k = max(k, refined[1])
 
         def scan(queries_QD: np.ndarray, length: int):
             threads = num_threads()
             least = min(k, count) if fills else 0
-            return parts.tables.shortlist(queries_QD, length, options, parts.segments, selection, threads, least)
+            given = options, parts.segments, selection, threads, least
+            return parts.tables.shortlist(queries_QD, length, *given, **scanned)
 
         neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
         pairwise, tables = None if decoder == "lookup" else parts.pairwise, parts.tables
         length, stages = plan_stages(options, k, pairwise, neural, tables, ranking)
         stages = stages if refined[0] is None else choosing_stages(length, stages)
-        return Pipeline(scan, min(length, max(1, count)), stages, tables.metric, tables, parts.zeros, *refined)
+        length = min(length, max(1, count))
+        rank = None if elsewhere is None else elsewhere.ranker(options, k, ranking, precision, refined[0] is not None)
+        return Pipeline(scan, length, stages, tables.metric, tables, parts.zeros, *refined, rank)
 
     def tune(
         self, queries, ground_truth, target_recall: float = 0.9, k: int = 10, *, metric: str | None = None,

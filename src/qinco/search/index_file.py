@@ -179,12 +179,12 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged: its manifest does not describe an index ({error})") from None
     shapes = {"centroids": (num_lists, dim), "tables": (num_codes, codebook_size, dim), "levels": (ENTRIES,)}
-    if missing := {*shapes, *_LISTS} - set(arrays):
+    if missing := shapes.keys() - arrays.keys():
         raise DataError(f"{path} is damaged: its {', '.join(sorted(missing))} are missing")
     for name, shape in shapes.items():
         if arrays[name].shape != shape or arrays[name].dtype != np.float32 or not np.isfinite(arrays[name]).all():
             raise DataError(f"{path} is damaged: its {name} are not finite float32 {shape}")
-    lists = InvertedLists.from_stored(arrays["starts"], arrays["codes"], arrays["ids"], num_lists, num_codes, str(path))
+    segments = _segments_of(arrays, num_lists, num_codes, path)
     centroids_VD = np.array(arrays["centroids"])
     lookup = LookupDecoder(np.array(arrays["tables"]), centroids_VD if adds_centroids else None)
     graph, file = None, opened.files.get(GRAPH)
@@ -201,8 +201,20 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     zeros = np.array(arrays.get(_ZEROS, np.empty(0, np.int64)))
     if zeros.ndim != 1 or zeros.dtype != np.int64:
         raise DataError(f"{path} is damaged: its {_ZEROS} are not int64 (n,)")
-    parts = IndexParts(tables, [lists], pairwise, options, next_id, fingerprint, fitted, zeros=zeros)
+    parts = IndexParts(tables, segments, pairwise, options, next_id, fingerprint, fitted, zeros=zeros)
     return codec, parts.stored(os.path.realpath(path), opened.token)
+
+
+def _segments_of(arrays: dict[str, np.ndarray], num_lists: int, num_codes: int, path: Path) -> list[InvertedLists]:
+    """The lists of an index, or those of each of its shards."""
+    shards = [name.removeprefix("starts") for name in sorted(arrays) if name.startswith("starts_")]
+    expected, segments = [f"_{number:05}" for number in range(len(shards))] or [""], []
+    for shard in expected:
+        if missing := {f"{name}{shard}" for name in _LISTS} - arrays.keys():
+            raise DataError(f"{path} is damaged: its {', '.join(sorted(missing))} are missing")
+        starts, codes, ids = (arrays[f"{name}{shard}"] for name in _LISTS)
+        segments.append(InvertedLists.from_stored(starts, codes, ids, num_lists, num_codes, str(path)))
+    return segments
 
 
 def _ranking_of(opened: OpenFolder, dim: int) -> Ranking | None:
@@ -248,14 +260,17 @@ def describe_index(folder: Path) -> dict:
     opened = read_folder(folder, "index")
     settings, arrays = opened.settings, opened.arrays
     try:
-        num_vectors, bytes_of = len(arrays["ids"]), {name: array.nbytes for name, array in arrays.items()}
+        bytes_of = {name: array.nbytes for name, array in arrays.items()}
+        lists = {name: [array for key, array in arrays.items() if key.partition("_")[0] == name] for name in _LISTS}
+        num_vectors = sum(map(len, lists["ids"]))
         fields = {"kind": "index", "num_vectors": num_vectors, "num_codes": settings["code_size"]}
         fields |= {name: settings[name] for name in ("num_lists", "dim", "metric", "codebook_size")}
-        fields["bytes_per_vector"] = sum(bytes_of[name] for name in _LISTS) / max(1, num_vectors)
-        fields["id_bytes"] = arrays["ids"].dtype.itemsize
+        of_lists = sum(array.nbytes for some in lists.values() for array in some)
+        fields["bytes_per_vector"] = of_lists / max(1, num_vectors)
+        fields["id_bytes"] = max(array.dtype.itemsize for array in lists["ids"])
         fields["table_bytes"] = sum(bytes_of[name] for name in ("centroids", "tables", "levels"))
         fields |= {name: settings[name] for name in ("codec", "options")}
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise DataError(f"{folder} is damaged: its manifest does not describe an index") from None
     pairwise = describe_decoder(opened.files[PAIRWISE]) if PAIRWISE in opened.files else None
     if pairwise:

@@ -91,6 +91,7 @@ class Pipeline:
         tables: of an index whose ranking is calibrated.
         zeros: ids of vectors that are zero, int64; for "cosine".
         originals, num_refine: what ranks the first results in the end, and how many, if any.
+        rank: does elsewhere what `ranked` does, given the pipeline and the same arguments.
         seconds: spent so far, by the stages' timings.
     """
 
@@ -102,6 +103,7 @@ class Pipeline:
     zeros: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     originals: Originals | None = None
     num_refine: int = 0
+    rank: "Callable[[Pipeline, np.ndarray, Shortlist], Shortlist] | None" = None
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float, dict.fromkeys(STAGE_TIMINGS, 0.0)))
 
     @np.errstate(over="ignore", invalid="ignore")  # nothing is near a query of very large values
@@ -114,9 +116,8 @@ class Pipeline:
         if values_QS is not shortlist.values:
             shortlist = shortlist.ranked(values_QS, values_QS.shape[1])
         self.seconds["search"] += time.perf_counter() - begun
-        best = shortlist
-        for stage in self.stages:
-            best, score = self._rerank(stage, queries_QD, best), stage.score
+        best = self.ranked(queries_QD, shortlist) if self.rank is None else self.rank(self, queries_QD, shortlist)
+        score = self.stages[-1].score if self.stages else score
         if self.originals is not None:
             begun = time.perf_counter()
             best = self.originals.ranked(self.metric, given_QD, best.first(min(self.num_refine, best.ids.shape[1])), k)
@@ -127,6 +128,12 @@ class Pipeline:
         if score is not None:
             values_QR = estimated(self.metric, score, values_QR, self._is_zero(queries_QD, best))
         return best.valued(values_QR if factors_Q1 is None else scaled(values_QR, factors_Q1)), shortlist
+
+    def ranked(self, queries_QD: np.ndarray, shortlist: Shortlist) -> Shortlist:
+        """What the stages make of the shortlist of scaled queries."""
+        for stage in self.stages:
+            shortlist = self._rerank(stage, queries_QD, shortlist)
+        return shortlist
 
     @property
     def _ranking(self) -> Ranking | None:

@@ -4,7 +4,7 @@ Shape suffixes: N vectors, V lists, D dimension, M codes of a vector, K codeword
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -217,19 +217,20 @@ class SearchTables:
     def shortlist(
         self, queries_QD: np.ndarray, num_short: int, options: SearchOptions, segments: Sequence[InvertedLists],
         selection: Selection | None, threads: int, least: int = 0, max_probes: int = MAX_PROBES,
+        scan_lists: Callable[..., Shortlist] | None = None,
     ) -> Shortlist:  # fmt: skip
         """The `num_short` nearest of prepared queries by the tables, among the vectors of `nprobe` lists.
 
         More lists are scanned while a query has fewer than `least` vectors, of a selection than `num_short`. Where few
-        are selected, their lists are scanned and no others.
+        are selected, their lists are scanned and no others. `scan_lists` does what `Scanner.scan` does, elsewhere.
         """
         admitted = None if selection is None else selection.words
         if selection is not None:
             rows = max(1, max_probes // self._num_scanned(num_short, options, selection))
             if len(queries_QD) > rows:
-                given = num_short, options, segments, selection, threads
+                given = num_short, options, segments, selection, threads, least
                 pieces = np.split(queries_QD, range(rows, len(queries_QD), rows))
-                found = (vars(self.shortlist(piece, *given, max_probes=max_probes)).values() for piece in pieces)
+                found = (vars(self.shortlist(piece, *given, max_probes, scan_lists)).values() for piece in pieces)
                 return Shortlist(*map(np.concatenate, zip(*found, strict=True)))
             if selection.is_small:
                 return self._shortlist_among(queries_QD, num_short, segments, selection, threads)
@@ -237,7 +238,7 @@ class SearchTables:
         def scan(queries_QD, scanned: int) -> Shortlist:
             probes = self.probe(queries_QD, scanned, options.ef_search, threads)
             limits = {"nprobe": min(options.nprobe, scanned), "admitted": admitted, "threads": threads}
-            return self.scanner.scan(queries_QD, *probes, segments, num_short, **limits)
+            return (scan_lists or self.scanner.scan)(queries_QD, *probes, segments, num_short, **limits)
 
         scanned = self._num_scanned(num_short, options, selection)
         least = num_short if selection is not None else least

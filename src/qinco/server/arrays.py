@@ -17,10 +17,12 @@ from qinco.search.metric import Metric
 from qinco.server import arrow_stream, npy
 from qinco.server.catalog import part_of
 from qinco.server.envelope import RESPONSES, MediaTypeError, TimedRoute, TooLargeError, answer
+from qinco.server.indexes import ServedIndex
 from qinco.server.upserts import Upserts
 from qinco.vectors.arrow import column_arrays
 
 router = APIRouter(prefix="/v1/{name}", route_class=TimedRoute, responses=RESPONSES, tags=["arrays"])
+MISSING = "X-Missing-Rows"  # header of an answer that is partial
 MAX_RESULTS = 1 << 18  # of all queries of a request
 _FEW_BYTES = 1 << 16  # of queries that the event loop itself looks at
 _JSON = "application/json"
@@ -33,21 +35,24 @@ _SEARCH = (*_INTEGERS, *_SWITCHES, "where", "using")
 async def search(request: Request, name: str) -> Response:
     """The nearest records of many queries: .npy or Arrow, and the same or JSON as `Accept` says."""
     state = request.app.state
-    collection, options, body = state.catalog.get(name), _search_options(request), await request.body()
+    name, searched = state.catalog.searched(name)
+    options, body = _search_options(request), await request.body()
     kind = _body_type(request, npy.TYPE, arrow_stream.TYPE)
-    part_of(collection, options.get("using"))  # there is such a name
+    if not isinstance(searched, ServedIndex):
+        part_of(searched, options.get("using"))  # there is such a name
     accepted = _accepted(request, kind)
     most = state.settings
     if options["k"] > most.max_k:
         raise TooLargeError(f"a query may ask for {most.max_k:,} results, not {options['k']:,}")
 
-    def answered(hits: list[list[Hit]]) -> Response:
-        return Response(_FORMATS[accepted](hits, options["k"], options["with_payload"]), media_type=accepted)
+    def answered(hits: Any) -> Response:
+        content = _FORMATS[accepted](hits, options["k"], options["with_payload"])
+        return Response(content, headers=_missing_rows(hits), media_type=accepted)
 
     if kind == npy.TYPE and len(body) < _FEW_BYTES:
         queries_QD = _rows(body, kind, most.max_body_bytes, "queries")
         if len(queries_QD) == 1:  # it may be answered together with those of other requests
-            one = state.work.search(state.catalog.resolve(name), collection, queries_QD[0], **options)
+            one = state.work.search(name, searched, queries_QD[0], **options)
             return answered([await one])
 
     def run() -> Response:
@@ -56,7 +61,7 @@ async def search(request: Request, name: str) -> Response:
         if number > most.max_queries or number * options["k"] > MAX_RESULTS:
             raise TooLargeError(f"a request may have {most.max_queries:,} queries and ask for {MAX_RESULTS:,} results, "
                                 f"not {number:,} and {number * options['k']:,}: send several")  # fmt: skip
-        return answered(collection.search(queries_QD, **options))
+        return answered(searched.search(queries_QD, **options))
 
     return await state.work.read(run)
 
@@ -104,9 +109,16 @@ async def upsert(request: Request, name: str) -> Response:
 
 @router.get("/stats")
 async def stats(request: Request, name: str) -> Response:
-    """Numbers of records, vectors and bytes, the error of segments, and warnings."""
+    """Numbers of records, vectors and bytes, the error of segments, and warnings; or what an index holds."""
     state = request.app.state
-    return answer(request, await state.work.read(state.catalog.get(name).stats))
+    return answer(request, await state.work.read(state.catalog.searched(name)[1].stats))
+
+
+@router.post("/reload")
+async def reload(request: Request, name: str) -> Response:
+    """Search what the folder of an index holds now; searches that have begun end with what it held before."""
+    state = request.app.state
+    return answer(request, await state.work.read(state.catalog.index(name).reload))
 
 
 @router.post("/optimize", status_code=202)
@@ -155,6 +167,12 @@ def _search_options(request: Request) -> dict[str, Any]:
     if "using" in given:
         options["using"] = given["using"]
     return options
+
+
+def _missing_rows(found: list[list[Hit]]) -> dict[str, str]:
+    """A header that names the rows of an index which did not answer in time, if any."""
+    missing = getattr(found[0], "missing", []) if found else []
+    return {MISSING: ", ".join(f"{rows.start}-{rows.stop - 1}" for rows in missing)} if missing else {}
 
 
 def _check_names(given, known: tuple[str, ...]) -> None:

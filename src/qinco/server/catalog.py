@@ -1,4 +1,4 @@
-"""`Catalog`: the collections that a server serves, by name, and other names for them."""
+"""`Catalog`: the collections and indexes that a server serves, by name, and other names for collections."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from qinco.collection.opened import open_collection
 from qinco.collection.schema import FILE
 from qinco.errors import ConfigError, DataError
 from qinco.server.envelope import ConflictError, NotFoundError
+from qinco.server.indexes import ServedIndex, is_index
 
 STATE, SUFFIX = "catalog.json", ".qinco"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")  # a folder's name, which has 255 bytes at most
@@ -36,28 +37,42 @@ class Catalog:
         self.folder, self.read_only = folder, read_only
         self._lock = threading.Lock()
         self._open: dict[str, Served] = {}
+        self._indexes: dict[str, ServedIndex] = {}
         self._aliases: dict[str, str] = {}
         self._details: dict[str, dict[str, Any]] = {}
 
     @classmethod
-    def open(cls, *paths, read_only: bool = False) -> "Catalog":
-        """Open collections, or the collections of one folder, which is made if it is not there.
+    def open(
+        cls, *paths, read_only: bool = False, cluster: str | None = None, timeout: float | None = None
+    ) -> "Catalog":
+        """Open collections and indexes, or the collections of one folder, which is made if it is not there.
 
         Args:
-            paths: folders of collections, whose names are those of the folders without .qinco; or one folder of them.
+            paths: folders of collections and indexes, whose names are those of the folders without their suffix; or one
+                folder of collections.
             read_only: do not change anything, so that another process may.
+            cluster: search the shards of indexes on a cluster of Ray; see `qinco.distributed.ShardedIndex`.
+            timeout: seconds of a search there, after which it answers with what it has.
         """
         folders = [Path(user_path(path)).absolute() for path in paths]
-        if len(folders) == 1 and not (folders[0] / FILE).is_file() and folders[0].suffix != SUFFIX:
+        are_indexes = [is_index(folder) for folder in folders]
+        if cluster is not None and not any(are_indexes):
+            raise ConfigError(f"cluster={cluster} is for indexes, and none of these is one: make one with build_index, "
+                              "or leave cluster out")  # fmt: skip
+        is_one = len(folders) == 1 and not are_indexes[0]
+        if is_one and not (folders[0] / FILE).is_file() and folders[0].suffix != SUFFIX:
             return cls._of_folder(folders[0], read_only)
         catalog = cls(None, read_only)
         try:
-            for folder in folders:
-                name = folder.name.removesuffix(SUFFIX)
+            for folder, has_index in zip(folders, are_indexes, strict=True):
+                name = folder.stem if has_index else folder.name.removesuffix(SUFFIX)
                 check_name(name)
-                if name in catalog._open:
-                    raise ConfigError(f"{folder} is the second collection with the name {name}: rename its folder")
-                catalog._open[name] = open_collection(folder, read_only=read_only)
+                if name in catalog._open or name in catalog._indexes:
+                    raise ConfigError(f"{folder} is the second one with the name {name}: rename its folder")
+                if has_index:
+                    catalog._indexes[name] = ServedIndex(folder, cluster, timeout)
+                else:
+                    catalog._open[name] = open_collection(folder, read_only=read_only)
         except BaseException:
             catalog.close()
             raise
@@ -93,6 +108,8 @@ class Catalog:
     def resolve(self, name: str) -> str:
         """The name of the collection that a name or an alias is of."""
         found = self._aliases.get(name, name)
+        if found in self._indexes:
+            raise ConfigError(f"{found} is an index, which only POST /v1/{found}/search answers from")
         if found not in self._open:
             raise NotFoundError(f"Not found: Collection `{name:.100}` doesn't exist!")
         return found
@@ -100,6 +117,19 @@ class Catalog:
     def get(self, name: str) -> Served:
         """The collection of a name or an alias; NotFoundError if there is none."""
         return self._open[self.resolve(name)]
+
+    def searched(self, name: str) -> tuple[str, Served | ServedIndex]:
+        """The index of a name, or the collection of a name or an alias, and that name."""
+        if name in self._indexes:
+            return name, self._indexes[name]
+        found = self.resolve(name)
+        return found, self._open[found]
+
+    def index(self, name: str) -> ServedIndex:
+        """The index of a name; NotFoundError if there is none."""
+        if name not in self._indexes:
+            raise NotFoundError(f"Not found: there is no index `{name:.100}`")
+        return self._indexes[name]
 
     def details(self, name: str) -> dict[str, Any]:
         """What is kept of a collection besides its records: "metadata" of its users, and "warnings"."""
@@ -160,9 +190,10 @@ class Catalog:
             self._write_state(aliases, self._details)
 
     def close(self) -> None:
-        """Close all collections, so that other processes may write to them."""
-        while self._open:
-            self._open.popitem()[1].close()
+        """Close all collections, so that other processes may write to them, and indexes."""
+        for served in (self._open, self._indexes):
+            while served:
+                served.popitem()[1].close()
 
     def __enter__(self) -> "Catalog":
         return self

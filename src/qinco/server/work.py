@@ -11,6 +11,7 @@ import numpy as np
 
 from qinco.collection.collection import Collection
 from qinco.collection.records import Hit
+from qinco.server.indexes import ServedIndex
 from qinco.server.settings import ServerSettings
 
 MAX_BATCH = 64
@@ -59,7 +60,9 @@ class Work:
         if (writer := self._writers.pop(name, None)) is not None:
             writer.shutdown(wait=False)
 
-    async def search(self, name: str, collection: Collection, query: Any, k: int = 10, **options) -> list[Hit]:
+    async def search(
+        self, name: str, collection: Collection | ServedIndex, query: Any, k: int = 10, **options
+    ) -> list[Hit]:
         """The hits of one query, as `Collection.search` finds them.
 
         Queries with the same options that wait while another is answered are answered together, up to 64 at a time.

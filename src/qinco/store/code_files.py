@@ -2,7 +2,7 @@
 
 import os
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -10,9 +10,11 @@ from qinco.atomic import user_path, write_atomically
 from qinco.compat.encoded_sets import npz_part, open_npz, read_npz_sizes, write_npz
 from qinco.errors import ConfigError, DataError
 from qinco.packing import code_dtype, pack_codes, packed_size, unpack_codes
-from qinco.store.code_folder import CodeFolder
+from qinco.store.code_bucket import CodeBucket
+from qinco.store.code_folder import CodeFolder, CodePlan
 from qinco.vectors.formats import VectorWriter, open_array
 from qinco.vectors.mapped import file_size, map_file
+from qinco.vectors.remote import is_remote
 
 FILE_SUFFIXES = (".npy", ".ivecs", ".npz", ".raw")
 
@@ -39,6 +41,24 @@ def files_of(path: Path, has_lists: bool) -> list[Path]:
     return [path, lists_beside(path)] if has_lists else [path]
 
 
+def plan_of_codes(path) -> CodePlan | None:
+    """What a folder of codes says of them, on this machine or in a bucket; None for the path of a file."""
+    if _is_bucket(path):
+        return CodeBucket.open(str(path)).plan
+    return CodeFolder.read(user_path(path)).plan if is_directory(user_path(path)) else None
+
+
+def _folder_of_codes(path) -> CodeFolder | CodeBucket | None:
+    """The complete codes in a folder."""
+    if _is_bucket(path):
+        return CodeBucket.open(str(path))
+    return CodeFolder.open(user_path(path)) if is_directory(user_path(path)) else None
+
+
+def _is_bucket(path) -> bool:
+    return is_remote(path) and not PurePosixPath(str(path).partition("?")[0]).suffix
+
+
 def open_codes_file(
     path: str | os.PathLike, num_codes: int | None, codebook_size: int | None, has_lists: bool | None, lists=None
 ):
@@ -46,10 +66,10 @@ def open_codes_file(
 
     What is None of the codec's is taken from the file; `lists` is the path of list numbers that lie elsewhere.
     """
-    path, within, may_lie_beside = Path(user_path(path)), None, True
+    given, folder = path, _folder_of_codes(path)
+    path, within, may_lie_beside = Path(user_path(path)), None, folder is None
     suffix = path.suffix.lower()
-    if is_directory(path):
-        folder, may_lie_beside = CodeFolder.open(path), False
+    if folder is not None:
         codes, within = folder.codes, folder.lists
         for name, wanted in (("codebook_size", codebook_size), ("num_codes", num_codes)):
             found = getattr(folder.plan, name)
@@ -64,7 +84,7 @@ def open_codes_file(
             raise ConfigError(f"{path} does not say how long its codes are: give codec, or num_codes and codebook_size")
         codes = _RawRows(path, num_codes, codebook_size.bit_length() - 1)
     else:
-        codes = open_array(path)
+        codes = open_array(given)
     if within is not None:
         if lists is not None:
             raise ConfigError(f"{path} holds its list numbers: leave out lists={lists}")

@@ -4,10 +4,12 @@ Folders of format version 1, whose files carry no token, are read, and continued
 """
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +61,26 @@ class CodePlan:
         """The vectors of a shard."""
         return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.num_vectors))
 
+    def layout(self, name: str) -> tuple[int, np.dtype]:
+        """Columns and dtype of "codes" or "lists"."""
+        if name == "lists":
+            return 1, np.dtype(np.int32)
+        return self.num_codes, np.dtype(code_dtype(self.codebook_size))
+
+    def joined(self, name: str, file: Callable[[str, int], Any], where: str) -> ConcatRows:
+        """All "codes" or "lists" at a place, of the files of their shards, which are opened when they are read."""
+        starts = [self.rows(shard).start for shard in range(self.num_shards)]
+        columns, dtype = self.layout(name)
+        return ConcatRows(partial(self._load, name, file), [*starts, self.num_vectors], columns, dtype, where)
+
+    def _load(self, name: str, file: Callable[[str, int], Any], shard: int):
+        columns, dtype = self.layout(name)
+        path, shape = file(name, shard), (len(self.rows(shard)), columns)
+        rows = open_array(path)
+        if tuple(rows.shape) != shape or rows.dtype != dtype:
+            raise DataError(f"{path} is damaged: it is {rows.dtype} {tuple(rows.shape)}, not {dtype} {shape}")
+        return rows
+
     def check_same(self, path, there: "CodePlan") -> None:
         """Raise ConfigError if a folder holds, or is to hold, other codes than these."""
         labels = {"codec": "another codec", "source": "other vectors"}
@@ -100,12 +122,12 @@ class CodeFolder:
         content = read_content(file, KIND)
         if is_pending or content["format_version"] > 1:
             manifest = read_manifest(path, KIND, file.name)
-            return cls(path, _plan(file, manifest.settings), manifest, is_pending)
+            return cls(path, plan_in(file, manifest.settings), manifest, is_pending)
         is_complete = content.pop("complete", None)
         if type(is_complete) is not bool:
             raise DataError(f"{file} is damaged: complete is {is_complete!r:.50}")
         values = {_V1_NAMES.get(name, name): value for name, value in content.items() if name not in HEADER}
-        return cls(path, _plan(file, values), None, not is_complete)
+        return cls(path, plan_in(file, values), None, not is_complete)
 
     @classmethod
     def find(cls, path: Path) -> tuple["CodeFolder | None", "CodeFolder | None"]:
@@ -131,7 +153,7 @@ class CodeFolder:
                 remove_codes(old.path)
         if pending is None:
             return complete, None
-        return complete, cls(path, _plan(path / PENDING, pending.settings), pending, True)
+        return complete, cls(path, plan_in(path / PENDING, pending.settings), pending, True)
 
     @classmethod
     def create(cls, path: Path, plan: CodePlan) -> "CodeFolder":
@@ -161,10 +183,9 @@ class CodeFolder:
         """Replace the folder's complete codes by these, all of whose shards are there; with the lock held."""
         plan, writer = self.plan, self._writer()
         for shard in range(plan.num_shards):
-            rows = len(plan.rows(shard))
-            writer.expect(f"codes_{shard:05}", code_dtype(plan.codebook_size), (rows, plan.num_codes))
-            if plan.num_lists:
-                writer.expect(f"lists_{shard:05}", np.int32, (rows, 1))
+            for name in ("codes", "lists") if plan.num_lists else ("codes",):
+                columns, dtype = plan.layout(name)
+                writer.expect(f"{name}_{shard:05}", dtype, (len(plan.rows(shard)), columns))
         writer.commit()
         self.tidy()
 
@@ -179,12 +200,12 @@ class CodeFolder:
     @property
     def codes(self) -> ConcatRows:
         """All codes, uint8 or uint16 (N, M), mapped from their shards."""
-        return self._rows("codes", self.plan.num_codes, code_dtype(self.plan.codebook_size))
+        return self.plan.joined("codes", self._path, str(self.path))
 
     @property
     def lists(self) -> ConcatRows | None:
         """All list numbers, int32 (N, 1); None if the codec has no lists."""
-        return self._rows("lists", 1, np.dtype(np.int32)) if self.plan.num_lists else None
+        return self.plan.joined("lists", self._path, str(self.path)) if self.plan.num_lists else None
 
     def _writer(self) -> FolderWriter:
         assert self.manifest is not None
@@ -206,18 +227,6 @@ class CodeFolder:
         if self.manifest is not None:
             check_files(self.path, self.manifest)
         return self
-
-    def _rows(self, name: str, columns: int, dtype: np.dtype) -> ConcatRows:
-        plan, load = self.plan, partial(self._load, name, columns, dtype)
-        starts = [plan.rows(shard).start for shard in range(plan.num_shards)]
-        return ConcatRows(load, [*starts, plan.num_vectors], columns, dtype, str(self.path))
-
-    def _load(self, name: str, columns: int, dtype: np.dtype, shard: int) -> np.ndarray:
-        path, shape = self._path(name, shard), (len(self.plan.rows(shard)), columns)
-        array = open_array(path)
-        if array.shape != shape or array.dtype != dtype or not isinstance(array, np.ndarray):
-            raise DataError(f"{path} is damaged: it is {array.dtype} {array.shape}, not {dtype} {shape}")
-        return array
 
 
 def remove_codes(path: Path) -> None:
@@ -255,7 +264,7 @@ def describe_codes(folder: Path) -> dict:
     }  # fmt: skip
 
 
-def _plan(file: Path, values: dict) -> CodePlan:
+def plan_in(file: Path | str, values: dict) -> CodePlan:
     """The plan in a manifest; raises DataError where a value is missing, unknown or not possible."""
     types = {field.name: field.type for field in fields(CodePlan)}
     wrong = sorted(types.keys() ^ values.keys()) or [name for name in types if type(values[name]) is not types[name]]

@@ -12,8 +12,8 @@ from qinco.atomic import check_output, user_path
 from qinco.config import MAX_LISTS, require_int
 from qinco.errors import ConfigError, DataError
 from qinco.packing import check_codes, check_lists, pack_codes, packed_size, unpack_codes
-from qinco.store.code_files import FILE_SUFFIXES, files_of, is_directory, is_folder, open_codes_file, write_codes_file
-from qinco.store.code_folder import CodeFolder, CodePlan, default_shard_rows, save_codes
+from qinco.store.code_files import FILE_SUFFIXES, files_of, is_folder, open_codes_file, plan_of_codes, write_codes_file
+from qinco.store.code_folder import CodePlan, default_shard_rows, save_codes
 from qinco.vectors.arrays import as_rows
 from qinco.vectors.block_rows import ConcatRows, Parts
 from qinco.vectors.mapped import Rows, StoredRows, by_name
@@ -211,7 +211,8 @@ class Codes(NDArrayOperatorsMixin):
         if codec is not None:
             _check_kind(codec)
             num_codes, codebook_size, has_lists = codec.num_codes, codec.config.codebook_size, codec.is_ivf
-            if is_directory(path) and CodeFolder.read(path).plan.codec != codec.fingerprint():
+            plan = plan_of_codes(path)
+            if plan is not None and plan.codec != codec.fingerprint():
                 raise DataError(f"{path} holds codes of another codec: give the model that they were encoded with")
         return cls(*open_codes_file(path, num_codes, codebook_size, has_lists, lists), name=str(path))
 

@@ -156,11 +156,16 @@ def begin(folder: Path, kind: str, settings: dict) -> Manifest:
     current = token_in(folder / MANIFEST, kind)
     (folder / PENDING).unlink(missing_ok=True)
     remove_stale(folder, kind)
-    text = json.dumps(settings, sort_keys=True)
-    tokens = (f"s{sha256(f'{text}{number}'.encode()).hexdigest()[:12]}" for number in range(2))
-    token = next(token for token in tokens if token != current)
+    token = token_of(settings, current)
     write_manifest(folder / PENDING, kind, token, settings, {})
     return Manifest(token, settings, {})
+
+
+def token_of(settings: dict, current: str | None) -> str:
+    """The token of a pending generation, which is not that of the current one."""
+    text = json.dumps(settings, sort_keys=True)
+    tokens = (f"s{sha256(f'{text}{number}'.encode()).hexdigest()[:12]}" for number in range(2))
+    return next(token for token in tokens if token != current)
 
 
 def read_pending(folder: Path, kind: str) -> Manifest | None:

@@ -55,6 +55,11 @@ def read_manifest(path: str | os.PathLike, kind: str, name: str = MANIFEST) -> M
     if not os.path.lexists(file):
         damage = DataError(f"{path} is not {NOUNS[kind]}: it has no {name}")
         raise damage if os.path.lexists(path) else missing_file(path)
+    return manifest_in(file, kind)
+
+
+def manifest_in(file, kind: str) -> Manifest:
+    """What a file says that a generation consists of: a Path, or a RemotePath; raises DataError for any other file."""
     content = read_content(file, kind)
     try:
         return _parse(content, _READ.get(kind, {VERSIONS[kind]}))
@@ -111,18 +116,28 @@ def token_in(file: Path, kind: str) -> str | None:
 
 def write_manifest(file: Path, kind: str, token: str, settings: dict, parts: dict) -> None:
     """Write a manifest, whole or not at all."""
+    write_json(file, manifest_content(kind, token, settings, parts))
+
+
+def manifest_content(kind: str, token: str, settings: dict, parts: dict) -> dict:
+    """The JSON object of a manifest."""
     content = {"kind": kind, "format_version": VERSIONS[kind], "token": token, "settings": settings, "files": parts}
     content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: keys are strings
     content["crc32"] = _checksum_of_content(content)
-    write_json(file, content)
+    return content
+
+
+def json_text(content: dict) -> str:
+    """A JSON object as files hold it."""
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    assert len(text) <= MAX_BYTES, "settings are not the place for data"
+    return text
 
 
 def write_json(file: Path, content: dict) -> None:
     """Write a JSON object, whole or not at all."""
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    assert len(text) <= MAX_BYTES, "settings are not the place for data"
     with write_atomically(file) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(json_text(content))
 
 
 def _parse(content: dict, versions: set[int]) -> Manifest:

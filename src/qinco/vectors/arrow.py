@@ -3,7 +3,8 @@
 import numpy as np
 
 from qinco.errors import DataError
-from qinco.vectors.block_rows import library
+from qinco.vectors.block_rows import choose_part, library, list_names
+from qinco.vectors.mapped import MAX_DIM
 
 
 def list_type(type) -> tuple[np.dtype, int | None] | None:
@@ -18,6 +19,26 @@ def list_type(type) -> tuple[np.dtype, int | None] | None:
     value, dim = type.value_type, getattr(type, "list_size", None)
     is_number = types.is_integer(value) or types.is_floating(value)
     return (np.dtype(value.to_pandas_dtype()), dim) if is_number else None
+
+
+def choose_column(path, schema, name: str | None, part: str) -> tuple[str, np.dtype, int | None]:
+    """The column of lists of numbers of a schema: `name`, or else `part`, or the only one; its type, and D or None."""
+    columns = {field.name: found for field in schema if (found := list_type(field.type)) is not None}
+    if name is None:
+        name = choose_part(path, columns, part, "column of lists of numbers")
+    elif name not in columns:
+        raise DataError(f"{path} holds no column {name!r} of lists of numbers, but {list_names(columns) or 'none'}")
+    return name, *columns[name]
+
+
+def first_length(lists) -> int:
+    """The length of the first list of an Arrow array; 0 for a null."""
+    return getattr(lists, "storage", lists).value_lengths()[0].as_py() or 0
+
+
+def check_length(dim: int, name: str) -> None:
+    if not 1 <= dim <= MAX_DIM:
+        raise DataError(f"row 0 of {name} must have 1 to {MAX_DIM} values, not {dim}")
 
 
 def lists_to_array(lists, dim: int, dtype, start: int | np.ndarray, name: str) -> np.ndarray:

@@ -1,19 +1,19 @@
 """Files of vectors: opened without reading them, and written at once or block by block.
 
-fvecs, bvecs, ivecs, npy, fbin, u8bin, i8bin, bin and ibin are memory-mapped; HDF5, npz and Parquet are read when rows
-are asked for. Opening a file reads no rows. Several files are joined. A new format is a module with `FORMATS` beside
-those below, added to `FORMATS` here.
+fvecs, bvecs, ivecs, npy, fbin, u8bin, i8bin, bin and ibin are memory-mapped; HDF5, npz, Parquet and Arrow are read when
+rows are asked for, and so are files in buckets. Opening a file reads no rows. Several files are joined. A new format is
+a module with `FORMATS` beside those below, added to `FORMATS` here.
 """
 
 import glob
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -21,14 +21,14 @@ from numpy.typing import DTypeLike
 from qinco.atomic import user_path, write_atomically
 from qinco.config import require_int
 from qinco.errors import ConfigError, DataError
-from qinco.vectors import binary, hdf5, npz, parquet
+from qinco.vectors import arrow_files, binary, hdf5, npz, parquet
 from qinco.vectors.arrays import as_rows
 from qinco.vectors.block_rows import concat_rows
 from qinco.vectors.mapped import MAX_DIM, Format, Rows, StoredRows, check_matrix, file_size, file_stamp
+from qinco.vectors.remote import RemotePath, is_remote, listed
 
-FORMATS = {
-    suffix: format for module in (binary, npz, hdf5, parquet) for format in module.FORMATS for suffix in format.suffixes
-}
+_MODULES = (binary, npz, hdf5, parquet, arrow_files)
+FORMATS = {suffix: format for module in _MODULES for format in module.FORMATS for suffix in format.suffixes}
 SUFFIXES = tuple(FORMATS)
 WRITTEN_SUFFIXES = tuple(suffix for suffix, format in FORMATS.items() if format.header is not None)
 FLOAT_SUFFIXES = tuple(suffix for suffix in WRITTEN_SUFFIXES if FORMATS[suffix].dtype in (None, np.float32))
@@ -68,14 +68,15 @@ def find_files(path) -> list[tuple[Path, str | None]]:
         return [file for one in path for file in find_files(one)]
     file, name = split_part(path)
     text, found = str(file), [file]
-    if os.path.isdir(text):  # noqa: PTH112 (the name may be too long)
+    if isinstance(file, RemotePath):
+        if (several := listed(text)) is not None:
+            found = _one_set(several, text) if text.endswith("/") or "*" not in text else _in_order(several, text)
+    elif os.path.isdir(text):  # noqa: PTH112 (the name may be too long)
         found = _files_in(file)
     elif not os.path.lexists(text) and text.startswith("[") and text.endswith("]"):  # as command lines write lists
         return find_files([one.strip() for one in text[1:-1].split(",")])
     elif not os.path.lexists(text) and glob.has_magic(text):
-        found = sorted(map(Path, glob.iglob(text, recursive=True)), key=_natural)  # noqa: PTH207 (absolute, too)
-        if not found:
-            raise DataError(f"{path}: no file has such a name")
+        found = _in_order(map(Path, glob.iglob(text, recursive=True)), path)  # noqa: PTH207 (absolute, too)
     return [(one, name) for one in found]
 
 
@@ -85,7 +86,7 @@ def input_files(*given) -> list[Path]:
     for path in given:
         if isinstance(path, list | tuple):
             found += input_files(*(one for one in path if isinstance(one, str | os.PathLike)))
-        elif isinstance(path, str | os.PathLike):
+        elif isinstance(path, str | os.PathLike) and not is_remote(path):
             file, _ = split_part(path)
             found += [file] if os.path.lexists(file) else [file for file, _ in find_files(path)]
     return found
@@ -95,19 +96,39 @@ def _files_in(folder: Path) -> list[Path]:
     """The files of vectors in a folder and below it, in natural order."""
     if (folder / "manifest.json").exists() or (folder / "pending.json").exists():
         raise DataError(f"{folder} is a folder of codes or an index: give files of vectors")
-    names = [file.relative_to(folder) for file in folder.rglob("*") if _bare_suffix(file) in SUFFIXES]
-    names = sorted((name for name in names if not any(part[0] in "._" for part in name.parts)), key=_natural)
+    names = [file.relative_to(folder) for file in folder.rglob("*")]
+    return [folder / name for name in _one_set(names, folder)]
+
+
+def _in_order(files: Iterable, path) -> list:
+    """Files that a pattern names, in natural order."""
+    found = sorted(files, key=_natural)
+    if not found:
+        raise DataError(f"{path}: no file has such a name")
+    return found
+
+
+def _one_set(names: Iterable, folder) -> list:
+    """Those of the names in a folder that are files of vectors, in natural order; DataError unless they are one set."""
+    names = [name for name in names if _bare_suffix(name) in SUFFIXES]
+    hidden = re.compile(r"(^|/)[._]")
+    names = sorted((name for name in names if not hidden.search(_below(name, folder))), key=_natural)
     if not names:
         raise DataError(f"{folder} is a folder without files of vectors ({', '.join(SUFFIXES)})")
-    sets = {(_bare_suffix(name), *map(str.lower, _ROLES.findall(str(name.with_suffix(""))))): name for name in names}
+    roles = {name: _ROLES.findall(_below(name.with_suffix(""), folder)) for name in names}
+    sets = {(_bare_suffix(name), *map(str.lower, found)): name for name, found in roles.items()}
     if len(sets) > 1:
         first, second, *_ = sets.values()
         remedy = f"give one of them, or a pattern such as {folder}/*{first.suffix}"
         raise DataError(f"{folder} is a folder of several sets, such as {first} and {second}: {remedy}")
-    return [folder / name for name in names]
+    return names
 
 
-def _natural(path: Path) -> list:
+def _below(name, folder) -> str:
+    return str(name).removeprefix(str(folder)).lstrip("/")
+
+
+def _natural(path) -> list:
     """Numbers in names count as numbers: part-2 is before part-10."""
     return [int(piece) if piece.isdecimal() else piece for piece in _NUMBERS.split(str(path))]
 
@@ -152,8 +173,14 @@ def stated_metric(path: str | os.PathLike) -> str | None:
     return format.read_metric(file, part) if format and format.read_metric and file.is_file() else None
 
 
-def split_part(path: str | os.PathLike) -> tuple[Path, str | None]:
-    """The file of a path, and the name after the colon or None; the name of an existing file is never split."""
+def split_part(path: str | os.PathLike) -> tuple[Any, str | None]:
+    """The file of a path, and the name after the colon or None; the name of an existing file is never split.
+
+    It is a Path, or a RemotePath.
+    """
+    if is_remote(path):
+        named = _NAMED_PART.fullmatch(address := str(path))
+        return (RemotePath(address), None) if named is None else (RemotePath(named[1]), named[2])
     text = os.fspath(user_path(path))
     named = None if os.path.lexists(text) else _NAMED_PART.fullmatch(text)
     folder, _, name = text.rpartition(":")

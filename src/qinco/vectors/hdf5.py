@@ -63,7 +63,7 @@ def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: i
         expected = math.prod(data.shape) * dtype.itemsize
         if data.id.get_storage_size() < expected or (offset or 0) + expected > size:
             raise DataError(f"{name} is truncated: its shape {data.shape} needs {expected} bytes")
-        if offset is not None and data.id.get_type().equal(h5py.h5t.py_create(dtype)):
+        if offset is not None and isinstance(path, Path) and data.id.get_type().equal(h5py.h5t.py_create(dtype)):
             return map_file(path, dtype, data.shape, offset)
         return Hdf5Rows(name, data, block_bytes)
 
@@ -71,6 +71,8 @@ def open_hdf5(path: Path, size: int, name: str | None, part: str, block_bytes: i
 def _open_file(path: Path, **options):
     import h5py
 
+    if not isinstance(path, Path):
+        return h5py.File(path.open(), "r", **options)
     try:
         return h5py.File(path, "r", locking=False, **options)
     except OSError:  # HDF5 opens no file twice in a process with different locking

@@ -87,7 +87,7 @@ def check_size(path: Path, size: int, expected: int, promise: str) -> None:
 
 def missing_file(path: str | os.PathLike) -> DataError:
     """The error for a file that does not exist; suggests a file of a similar name in the same folder."""
-    wanted, found = Path(path), []
+    wanted, found = Path(str(path)), []
     with suppress(OSError, ValueError), os.scandir(wanted.parent) as entries:
         found = [wanted.parent / entry.name for entry in islice(entries, _MAX_NAMES) if entry.name != wanted.name]
     # Equal suffixes say nothing about the names; but of files that have the same name otherwise, the last is suggested.
@@ -120,9 +120,14 @@ def read_start(path: Path, size: int) -> bytes:
 
 
 def map_file(path: Path, dtype: np.dtype, shape: tuple, offset: int = 0, order: Literal["C", "F"] = "C") -> np.ndarray:
-    """A read-only memory map of an array in a file; without rows, which cannot be mapped, an empty array."""
+    """A read-only memory map of an array in a file; without rows, which cannot be mapped, an empty array.
+
+    Of a remote file what reads rows when they are asked for.
+    """
     if shape[0] == 0:
         return np.empty(shape, dtype)
+    if not isinstance(path, Path):
+        return path.map(dtype, shape, offset, order)
     return np.asarray(np.memmap(path, dtype, "r", offset, shape, order))
 
 

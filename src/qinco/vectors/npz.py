@@ -36,7 +36,7 @@ class NpzRows(BlockRows):
 def open_npz(path: Path, size: int, name: str | None, part: str) -> NpzRows:
     """An array of an npz file: `name`, or else `part`, or else the only matrix of numbers."""
     with library("zipfile", "", path):
-        archive, matrices = zipfile.ZipFile(path), []
+        archive, matrices = zipfile.ZipFile(path if isinstance(path, Path) else path.open()), []
 
         def header(member: str) -> tuple:
             with archive.open(f"{member}.npy") as file:

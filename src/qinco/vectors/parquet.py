@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from qinco.errors import DataError
-from qinco.vectors.arrow import list_type, lists_to_array
-from qinco.vectors.block_rows import BlockRows, choose_part, library, list_names
-from qinco.vectors.mapped import MAX_DIM, Format
+from qinco.vectors.arrow import check_length, choose_column, first_length, lists_to_array
+from qinco.vectors.block_rows import BlockRows, library
+from qinco.vectors.mapped import Format
 
 _BATCH_BYTES = 1 << 24  # decoding takes several times as much
 
@@ -54,13 +54,12 @@ def open_parquet(path: Path, size: int, name: str | None, part: str, batch_bytes
     with library("pyarrow", "parquet", path):
         import pyarrow.parquet
 
-        file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
-        columns = {field.name: found for field in file.schema_arrow if (found := list_type(field.type)) is not None}
-        if name is None:
-            name = choose_part(path, columns, part, "column of lists of numbers")
-        elif name not in columns:
-            raise DataError(f"{path} holds no column {name!r} of lists of numbers, but {list_names(columns) or 'none'}")
-        (dtype, dim), where = columns[name], f"{path}:{name}"
+        opened = path if isinstance(path, Path) else path.open()
+        file = pyarrow.parquet.ParquetFile(
+            opened, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+        )
+        name, dtype, dim = choose_column(path, file.schema_arrow, name, part)
+        where = f"{path}:{name}"
         leaves = [leaf for leaf in range(len(file.schema)) if file.schema.column(leaf).path.startswith(f"{name}.")]
         groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
         chunks, sizes = [group.column(leaves[0]) for group in groups], [group.num_rows for group in groups]
@@ -69,10 +68,8 @@ def open_parquet(path: Path, size: int, name: str | None, part: str, batch_bytes
         if not sum(sizes):
             raise DataError(f"{where} holds no rows")
         if dim is None:  # the length of the first list
-            first = next(file.iter_batches(1, columns=[name], use_threads=False)).column(0)
-            dim = getattr(first, "storage", first).value_lengths()[0].as_py() or 0
-        if not 1 <= dim <= MAX_DIM:
-            raise DataError(f"row 0 of {where} must have 1 to {MAX_DIM} values, not {dim}")
+            dim = first_length(next(file.iter_batches(1, columns=[name], use_threads=False)).column(0))
+        check_length(dim, where)
         for group, (chunk, count) in enumerate(zip(chunks, sizes, strict=True)):
             if chunk.num_values != count * dim:
                 row = sum(sizes[:group])

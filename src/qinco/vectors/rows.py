@@ -141,10 +141,12 @@ def open_vectors(path, part: str = "train") -> VectorSource:
     """Open files of vectors without reading them, in the format of their suffix.
 
     Args:
-        path: .fvecs, .bvecs, .ivecs, .npy, .npz, .fbin, .u8bin, .i8bin, .bin, .ibin, .hdf5, .h5 or .parquet; HDF5, npz
-            and Parquet may name a data set or column, as in `glove.hdf5:test`. A folder, a pattern such as
-            `emb/*.parquet` (also with `:NAME`) or a list of paths is several files joined: in natural order (part-2
-            before part-10), or that of the list.
+        path: .fvecs, .bvecs, .ivecs, .npy, .npz, .fbin, .u8bin, .i8bin, .bin, .ibin, .hdf5, .h5, .parquet, .arrow or
+            .feather; HDF5, npz, Parquet and Arrow may name a data set or column, as in `glove.hdf5:test`. A folder, a
+            pattern such as `emb/*.parquet` (also with `:NAME`) or a list of paths is several files joined: in natural
+            order (part-2 before part-10), or that of the list. They may lie in a bucket,
+            `s3://bucket/emb/part-*.parquet:embedding`, `gs://…`, or what else pyarrow or fsspec reads, with the
+            credentials that these find.
         part: the data set or column where the path names none; where the file has none of that name, its only matrix.
 
     Raises:

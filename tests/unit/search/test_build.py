@@ -8,7 +8,8 @@ from small_lists import lists_of
 import qinco
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError, DataError
-from qinco.search.build import choose_num_lists, fill_lists, fit_tables, metric_of_codec, partition, prepared
+from qinco.search.build import choose_num_lists, fit_tables, metric_of_codec, partition, prepared
+from qinco.search.fill import fill_lists
 from qinco.search.fit import fit_lookup, fit_lookup_decoder
 from qinco.search.index import Index
 from qinco.search.metric import L2, Metric

@@ -8,7 +8,7 @@ from qinco.config import KEYS_OF_ARGUMENTS, MULTIPLE, field_keys
 # In the order of the help.
 _MODULES = (
     "collection_write", "collection_read", "serve", "train", "eval", "search", "encode", "decode", "info", "centroids",
-    "index", "pairwise", "convert", "download", "doctor", "bench", "compare", "completion",
+    "index", "pairwise", "convert", "download", "doctor", "bench", "compare", "plan", "completion",
 )  # fmt: skip
 
 TASKS: dict[str, Task] = {

@@ -1,8 +1,8 @@
 """`qinco encode`: vectors to codes."""
 
 import qinco
-from qinco.cli.keys import ENCODING, MACHINE, TRAINSET, Key, task
-from qinco.cli.open import conditions, encode_options, files_read, open_codec, open_database, open_trainset
+from qinco.cli.keys import CLUSTER, ENCODING, MACHINE, TRAINSET, Key, task
+from qinco.cli.open import conditions, encode_options, executor_of, files_read, open_codec, open_database, open_trainset
 
 
 @task(
@@ -13,7 +13,7 @@ from qinco.cli.open import conditions, encode_options, files_read, open_codec, o
         Key("encode_trainset", "switch", False, "encode the training set instead of db"),
         "overwrite resume",
         Key("shard", "share", None, "encode only share i of n, written i/n"),
-        f"{ENCODING} {MACHINE} enc_max_bs",
+        f"{CLUSTER} {ENCODING} {MACHINE} enc_max_bs",
     ],
     required=("model", "db|encode_trainset", "output"),
     imports=("qinco.codec",),
@@ -27,7 +27,7 @@ def encode(settings, console) -> None:
     done = qinco.encode_file(
         codec, source, settings["output"], encode_options(settings, codec), resume=settings["resume"],
         overwrite=settings["overwrite"], shard=settings["shard"], inputs=files_read(settings),
-        progress=console.progress,
+        executor=executor_of(settings), progress=console.progress,
     )  # fmt: skip
     if not done.complete:
         console.info("the output is complete when all shares are done")

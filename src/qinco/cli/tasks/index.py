@@ -4,8 +4,16 @@ import time
 from dataclasses import asdict
 
 import qinco
-from qinco.cli.keys import MACHINE, TRAINSET, Key, task
-from qinco.cli.open import check_num_centroids, conditions, mse_scale, open_codec, open_codes, open_trainset
+from qinco.cli.keys import CLUSTER, MACHINE, TRAINSET, Key, task
+from qinco.cli.open import (
+    check_num_centroids,
+    conditions,
+    executor_of,
+    mse_scale,
+    open_codec,
+    open_codes,
+    open_trainset,
+)
 
 
 @task(
@@ -16,9 +24,11 @@ from qinco.cli.open import check_num_centroids, conditions, mse_scale, open_code
         Key("encoded_db", "path", None, "codes of the database"),
         f"{TRAINSET} output overwrite model ivf_centroids ivf_K M K ds.db pairwise_decoder metric",
         Key("vectors", "path", None, "the database's vectors: distances are calibrated for them, in the same bytes"),
+        Key("ids", "path", None, "ids: a column of Parquet or Arrow files (emb/*.parquet:id), or of those of vectors="),
         Key("search.index_key", "text", "IVF${ivf_K}_HNSW32,RQ${M}x8_Nqint8", "kind of a .faissindex file",
             open_references=("ivf_K", "M", "K")),
-        f"search.aq_training_samples mse_scale seed {MACHINE} enc_max_bs",
+        Key("num_shards", "integer", None, "write the lists in so many shards, for qinco.distributed.ShardedIndex"),
+        f"search.aq_training_samples mse_scale seed resume {CLUSTER} {MACHINE} enc_max_bs",
     ],
     required=("encoded_trainset", "encoded_db", "trainset|db", "output"),
     imports=("qinco.codec", "qinco.search.index"),
@@ -31,12 +41,14 @@ def build_index(settings, console) -> None:
     done = qinco.build_index(
         open_codes(settings, "encoded_db", codec).limit(settings["ds.db"]), settings["output"], codec=codec,
         train_codes=open_codes(settings, "encoded_trainset", codec).limit(settings["ds.trainset"]),
-        train_vectors=open_trainset(settings), vectors=settings["vectors"],
+        train_vectors=open_trainset(settings), vectors=settings["vectors"], ids=settings["ids"],
         centroids=settings["ivf_centroids"], num_lists=num_lists,
         metric=settings["metric"], pairwise=settings["pairwise_decoder"],
         num_training=settings["search.aq_training_samples"],
         index_key=settings["search.index_key"] if settings.given("search.index_key") else None,
+        num_shards=settings["num_shards"], executor=executor_of(settings), resume=settings["resume"],
         overwrite=settings["overwrite"], seed=settings["seed"], progress=console.progress,
     )  # fmt: skip
-    result = asdict(done) | {"mse_lookup": done.mse_lookup * mse_scale(settings), "seconds": time.monotonic() - begun}
+    mse = None if done.mse_lookup is None else done.mse_lookup * mse_scale(settings)
+    result = asdict(done) | {"mse_lookup": mse, "seconds": time.monotonic() - begun}
     console.print_result(result | conditions(settings), settings["json"])

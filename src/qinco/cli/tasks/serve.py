@@ -20,6 +20,7 @@ _PORT = 6333
         Key("api_key_file", "path", None, "file with a key, and perhaps one for reading in its second line; by default "
             "QINCO_API_KEY and QINCO_READ_ONLY_API_KEY"),
         Key("read_only", "switch", False, "change nothing, so that another process may"),
+        "cluster",
         Key("insecure", "switch", False, "listen on other addresses without a key"),
         Key("auto_optimize", "switch", True, "compress new vectors in the background when there are many"),
         Key("log_requests", "switch", False, "log every request"),
@@ -50,7 +51,9 @@ def serve(settings, console) -> None:
     paths = settings["path"]
     if _is_source(paths):
         paths = [_indexed(settings, console)]
-    with Catalog.open(*paths, read_only=chosen.read_only) as catalog:
+    with Catalog.open(
+        *paths, read_only=chosen.read_only, cluster=settings["cluster"], timeout=chosen.timeout / 2
+    ) as catalog:
         run(catalog, chosen)
 
 

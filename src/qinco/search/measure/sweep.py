@@ -19,7 +19,6 @@ from qinco.errors import ConfigError, DataError, differences
 from qinco.machine import num_threads, processor_name, using_threads
 from qinco.maths.devices import device_type
 from qinco.progress import Progress, ProgressOption, reporting, silent
-from qinco.search.code_file import is_directory
 from qinco.search.fit import open_pairwise
 from qinco.search.index import Index
 from qinco.search.measure.explore import Measurement, Setting, combinations, explore, pareto_front
@@ -28,6 +27,7 @@ from qinco.search.measure.timing import TIMING, measure, measure_recall
 from qinco.search.measure.truth import open_queries_of
 from qinco.search.metric import choose_metric
 from qinco.search.options import SearchOptions
+from qinco.store.code_files import is_directory
 from qinco.store.manifest import read_manifest
 from qinco.store.tensors import find_content
 from qinco.vectors.formats import input_files

@@ -1,0 +1,84 @@
+"""`ServedIndex`: an index as the routes of `/v1` search it, in this process or on a cluster."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qinco.collection.records import Hit
+from qinco.errors import ConfigError
+from qinco.search.index import Index
+from qinco.store.manifest import is_kind
+
+_KIND = "index"
+
+
+class Hits(list[Hit]):
+    """Hits of a query; `missing` are the rows of the index that did not answer in time."""
+
+    def __init__(self, hits, missing: list[range]):
+        super().__init__(hits)
+        self.missing = missing
+
+
+class ServedIndex:
+    """A read-only index.
+
+    Args:
+        folder: that `Index.save`, `build_index` or `qinco build_index` wrote.
+        cluster: None to search it in this process; else see `qinco.distributed.ShardedIndex`.
+        timeout: seconds after which a search on a cluster answers with what it has.
+    """
+
+    def __init__(self, folder: Path, cluster: str | None, timeout: float | None):
+        self._folder, self._cluster = folder, cluster
+        if cluster is None:
+            self._index: Any = Index.load(folder)
+        else:
+            from qinco.distributed import ShardedIndex
+
+            self._index = ShardedIndex(folder, cluster=cluster, timeout=timeout)
+
+    def search(
+        self, queries, k: int = 10, *, nprobe: int | None = None, num_short: int | None = None, **others
+    ) -> Hits | list[Hits]:
+        """The hits of one query (D,), or of each of several (Q, D), as `Index.search` finds them.
+
+        What only collections have is refused.
+        """
+        if given := sorted(name for name, value in others.items() if value):
+            raise ConfigError(f"{self._folder.name} is an index, without payloads, names and originals: leave out "
+                              f"{', '.join(given)}")  # fmt: skip
+        queries = np.asarray(queries, np.float32)
+        found = self._index.search(np.atleast_2d(queries), k, nprobe, num_short)
+        missing = getattr(found, "missing", [])
+        hits = [
+            Hits((Hit(int(id), float(score)) for score, id in zip(*row, strict=True) if id >= 0), missing)
+            for row in zip(*found, strict=True)
+        ]
+        return hits[0] if queries.ndim == 1 else hits
+
+    def stats(self) -> Mapping[str, Any]:
+        """What the index holds."""
+        index = self._index
+        return {"kind": _KIND, "vectors": len(index), "dim": index.dim, "metric": index.metric,
+                "lists": index.num_lists, "cluster": self._cluster}  # fmt: skip
+
+    def reload(self) -> Mapping[str, Any]:
+        """Search what the folder holds now; searches that have begun end with what it held before."""
+        if self._cluster is None:
+            self._index = Index.load(self._folder)
+        else:
+            self._index.reload()
+        return self.stats()
+
+    def close(self) -> None:
+        """End the actors of a cluster."""
+        if self._cluster is not None:
+            self._index.close()
+
+
+def is_index(folder: Path) -> bool:
+    """Whether a folder holds an index."""
+    return is_kind(folder, _KIND)

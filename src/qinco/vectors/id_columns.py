@@ -1,0 +1,163 @@
+"""Ids of vectors, a column of Parquet or Arrow files or an array, read a part at a time."""
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qinco.errors import ConfigError, DataError
+from qinco.vectors.block_rows import library, list_names
+from qinco.vectors.formats import find_files
+
+_ARROW_SUFFIXES = (".arrow", ".feather")
+
+
+class IdColumn:
+    """The ids of N vectors, integers or strings; those of a range are read when they are asked for.
+
+    A column of files is pickled as its name.
+
+    Example:
+        >>> ids = open_ids("emb/part-*.parquet:id", len(source))
+        >>> ids[1000:1010]
+        array([71, 72, 73, 74, 75, 76, 77, 78, 79, 80])
+    """
+
+    def __init__(self, name: str, starts: list[int], read: Callable[[int], np.ndarray]):
+        self.name, self._starts, self._read = name, starts, read
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """int64 (n,), or an array of str objects; DataError for nulls and for -1, which stands for no vector."""
+        start, stop, _ = rows.indices(len(self))
+        found = []
+        while start < stop:
+            block = bisect_right(self._starts, start) - 1
+            first, end = self._starts[block], min(self._starts[block + 1], stop)
+            ids = self._checked(self._read(block)[start - first : end - first], start)
+            found.append(ids)
+            start = end
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def _checked(self, ids: np.ndarray, start: int) -> np.ndarray:
+        if ids.dtype.kind not in "iu":
+            return ids.astype(object)
+        is_wrong = (ids == -1) if ids.dtype.kind == "i" else (ids > np.iinfo(np.int64).max)
+        if is_wrong.any():
+            row = int(np.argmax(is_wrong))
+            raise DataError(
+                f"row {start + row} of {self.name} holds {ids[row]}: ids are other integers of 64 bits than -1"
+            )
+        return ids.astype(np.int64)
+
+
+class _Files:
+    """A column of several files: `read(i)` gives block i. The last file and block are kept."""
+
+    def __init__(self, files: list[tuple[Any, str]]):
+        self._files, self._kept = files, (-1, None)
+        counts = (len(_sizes(path, name)) for path, name in files)
+        self._blocks = [(number, block) for number, count in enumerate(counts) for block in range(count)]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_kept": (-1, None)}
+
+    def __call__(self, block: int) -> np.ndarray:
+        last, values = self._kept
+        if values is None or last != block:
+            number, of_file = self._blocks[block]
+            values = _block(*self._files[number], of_file)
+            self._kept = block, values
+        return values
+
+
+def open_ids(ids, count: int, vectors=None) -> IdColumn:
+    """The ids of `count` vectors.
+
+    Args:
+        ids: an array or list (N,); the path of an .npy file; a column of Parquet or Arrow files, as in
+            `emb/*.parquet:id`; or the name of a column of the files that `vectors` are in.
+        count: how many there must be; DataError for others.
+        vectors: the path, pattern or list of paths of the vectors.
+    """
+    if isinstance(ids, IdColumn):
+        found = ids
+    elif not isinstance(ids, str | os.PathLike):
+        array = np.asarray(ids)
+        if array.ndim != 1 or array.dtype.kind not in "iuUO":
+            raise ConfigError(f"ids must be integers or strings (N,), not {array.dtype} {array.shape}")
+        found = IdColumn("ids", [0, len(array)], lambda block: array)
+    else:
+        found = _open_column(ids, vectors)
+    if len(found) != count:
+        raise DataError(f"{found.name} holds {len(found):,} ids, and there are {count:,} vectors")
+    return found
+
+
+def _open_column(ids, vectors) -> IdColumn:
+    if Path(ids).suffix == ".npy" and Path(ids).is_file():
+        array = np.load(ids, mmap_mode="r", allow_pickle=False)
+        return open_ids(array, len(array))
+    files = find_files(ids) if ":" in str(ids) or os.sep in str(ids) or vectors is None else None
+    if files is None:
+        if not isinstance(vectors, str | os.PathLike | list | tuple):
+            raise ConfigError(f"ids={ids} is a column of files: give vectors= as their paths, or ids= as FILE:{ids}")
+        files = [(file, str(ids)) for file, _ in find_files(vectors)]
+    given = [(file, name or "id") for file, name in files]
+    sizes = [size for file, name in given for size in _sizes(file, name)]
+    return IdColumn(f"{ids}", [0, *accumulate(sizes)], _Files(given))
+
+
+def _sizes(path, name: str) -> list[int]:
+    """Rows of each block of a file."""
+    with library("pyarrow", "parquet", path):
+        if path.suffix.lower() in _ARROW_SUFFIXES:
+            return [batch.num_rows for batch in _batches(path)]
+        file = _parquet(path)
+        if name not in file.schema_arrow.names:
+            raise DataError(f"{path} holds no column {name!r}, but {list_names(file.schema_arrow.names) or 'none'}")
+        return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+
+
+def _block(path, name: str, number: int) -> np.ndarray:
+    with library("pyarrow", "parquet", f"{path}:{name}"):
+        if path.suffix.lower() in _ARROW_SUFFIXES:
+            batch = _batches(path)[number]
+            if name not in batch.schema.names:
+                raise DataError(f"{path} holds no column {name!r}, but {list_names(batch.schema.names) or 'none'}")
+            column = batch.column(name)
+        else:
+            column = _parquet(path).read_row_group(number, columns=[name]).column(name).combine_chunks()
+        if column.null_count:
+            raise DataError(f"{path}:{name} holds a null in block {number}: each vector needs an id")
+        found = column.to_numpy(zero_copy_only=False)
+        if found.dtype.kind not in "iuO":
+            raise DataError(f"{path}:{name} holds {column.type}: ids are integers or strings")
+        return found
+
+
+@lru_cache(4)
+def _parquet(path):
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(path if isinstance(path, Path) else path.open())
+
+
+@lru_cache(4)
+def _batches(path) -> list:
+    from pyarrow import ArrowInvalid, ipc, memory_map
+
+    source = memory_map(str(path)) if isinstance(path, Path) else path.open()
+    try:
+        reader = ipc.open_file(source)
+        return [reader.get_batch(number) for number in range(reader.num_record_batches)]
+    except ArrowInvalid:
+        source.seek(0)
+        return list(ipc.open_stream(source))
