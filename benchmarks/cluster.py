@@ -149,7 +149,7 @@ def _encode_and_kill(settings, source, output, kill, most: int, pause) -> int:
             if kill():
                 killed.append(1)
 
-    thread = threading.Thread(target=kill_all)
+    thread = threading.Thread(target=kill_all, daemon=True)
     thread.start()
     try:
         encode(settings["model"], source, output, workers=3, threads=1, shard_rows=500, progress=False)
@@ -195,14 +195,13 @@ def memory(settings: dict) -> None:
                 if kind and size:
                     most[kind] = max(most[kind], size.rss)
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     with scratch() as folder:
         x = qinco.open_vectors(settings["db"])
         options = {"num_pairs": 4, "beam_width": 1}  # what is measured does not depend on it
         encode(settings["model"], x, folder / "codes", workers=2, threads=1, progress=False, **options)
     ended.set()
-    thread.join()
     print(f"{len(x):,} vectors: driver {most['driver'] >> 20} MiB, worker {most['worker'] >> 20} MiB")
 
 
@@ -220,7 +219,8 @@ def planned(settings: dict) -> None:
             qinco.encode_file(codec, source, folder / "codes", progress=False)
             encoded = time.perf_counter()
             lists = {"num_lists": job.settings["num_lists"]}
-            qinco.build_index(folder / "codes", folder / "index", codec=codec, vectors=source, progress=False, **lists)
+            given = {"codec": codec, "vectors": source, "progress": False}
+            size = qinco.build_index(folder / "codes", folder / "index", **given, **lists).bytes_per_vector
             built = time.perf_counter()
             index = qinco.Index.load(folder / "index")
             options = {name: job.settings[name] for name in ("nprobe", "num_short")}
@@ -228,11 +228,10 @@ def planned(settings: dict) -> None:
             searched = time.perf_counter()
             index.search(queries_QD, 10, **options)
             rate = len(queries_QD) / (time.perf_counter() - searched)
-            size = sum(file.stat().st_size for file in (folder / "index").rglob("*")) / rows
         facts = [
             ("encoding, s", hours["encode"] * 3600, encoded - begun),
             ("centroids and index, s", (hours["centroids"] + hours["build"]) * 3600, built - encoded),
-            ("queries a second", job.queries_per_second, rate), ("bytes a vector on disk", job.bytes_per_vector, size),
+            ("queries a second", job.queries_per_second, rate), ("bytes a vector", job.bytes_per_vector, size),
         ]  # fmt: skip
         for name, said, taken in facts:
             print(f"| {rows:,} | {name} | {said:,.1f} | {taken:,.1f} | {said / taken:.2f} |", flush=True)

@@ -114,6 +114,13 @@ def remove_temporaries(path: str | os.PathLike) -> None:
             file.unlink(missing_ok=True)
 
 
+def require_local(path: str | os.PathLike) -> None:
+    """Raise ConfigError for an address such as s3://bucket/x, which as a path would be in a folder named s3:."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)):  # a drive of Windows is one letter
+        raise ConfigError(f"{path} is an address, and only codes are written to buckets, as in "
+                          "output='s3://bucket/codes': give a path")  # fmt: skip
+
+
 def check_output(
     path: str | os.PathLike, *, suffixes: Collection[str] = (), overwrite: bool = False, resume: bool | None = None,
     inputs: Iterable = (),
@@ -127,7 +134,8 @@ def check_output(
     if not isinstance(overwrite, bool):
         raise ConfigError(f"overwrite must be true or false, not {overwrite!r}")
     try:
-        target = Path(os.path.realpath(path := user_path(path)))
+        require_local(path := user_path(path))
+        target = Path(os.path.realpath(path))
         if suffixes and Path(path).suffix.lower() not in suffixes:
             raise ConfigError(f"{path} has the suffix {Path(path).suffix!r}: use one of {', '.join(suffixes)}")
         if os.fspath(path).endswith(os.sep):

@@ -153,7 +153,7 @@ def test_shards_are_searched_as_one_index(cluster, index):
             assert_same(found, index, **options)
         one = sharded.search(QUERIES_QD[0], 5)
         assert one[0].shape == one[1].shape == (5,)
-        assert len(sharded) == len(vectors()) and "4 actors" in repr(sharded)
+        assert len(sharded) == len(vectors()) and "2 actors" in repr(sharded)  # of half of the cores
 
 
 def test_replicas_stand_in_for_those_that_are_lost(cluster, index):
@@ -212,6 +212,38 @@ def test_a_new_version_is_searched_without_a_failed_query(cluster, index):
         assert_same(sharded.search(QUERIES_QD, 10), index)
 
 
+def build(index: Path, num_vectors: int) -> None:
+    """Write another version of an index to its folder."""
+    new = vectors(num_vectors, 9)
+    codes = trained("plain").encode(new)
+    qinco.build_index(codes, index, codec=trained("plain"), vectors=new, num_lists=12, num_shards=4, overwrite=True)
+
+
+def test_an_actor_that_is_started_again_serves_no_other_version(cluster, index):
+    with ShardedIndex(index, num_actors=2) as sharded:
+        sharded.search(QUERIES_QD, 10)
+        build(index, 2000)
+        actors("ShardServer")[0].kill()
+        found = sharded.search(QUERIES_QD, 10, timeout=20.0)
+        while not found.is_partial:  # it was not dead yet
+            found = sharded.search(QUERIES_QD, 10, timeout=20.0)
+        assert len(found.missing) == 1 and not np.isin(found[1], found.missing[0]).any()
+        with pytest.raises(ResourceError, match="reload"):
+            sharded.search(QUERIES_QD, 10)
+        sharded.reload()
+        assert len(sharded) == 2000
+        assert_same(sharded.search(QUERIES_QD, 10), index)
+
+
+def test_what_a_single_actor_finds_may_be_widened(cluster, index):
+    """Its arrays are read-only here: more lists are scanned where these hold fewer than k."""
+    with ShardedIndex(index, num_actors=1) as sharded:
+        for options in ({"nprobe": 1}, {"nprobe": 1, "filter": range(2, 5)}):
+            found = sharded.search(QUERIES_QD, 800, **options)
+            expected = Index.load(index).search(QUERIES_QD, 800, **options)
+            np.testing.assert_array_equal(found[1], expected[1])
+
+
 def test_a_server_searches_the_shards_of_an_index(cluster, index):
     pytest.importorskip("fastapi")
     from served import served
@@ -237,6 +269,11 @@ def test_what_cannot_be_is_refused(cluster, index, tmp_path):
         ShardedIndex(tmp_path / "none")
     with pytest.raises(ConfigError, match="num_replicas"):
         ShardedIndex(index, num_replicas=0)
+    for refused in (lambda: ShardedIndex(index, threads=16), lambda: list(WorkerPool(threads=16)(int, [1]))):
+        with pytest.raises(ConfigError, match="threads=16"):
+            refused()
+    with pytest.raises(ConfigError, match="num_gpus=1"):
+        list(WorkerPool(num_gpus=1)(int, [1]))
 
 
 def test_an_address_where_nothing_answers_is_named():

@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from qinco.atomic import check_output, exclusive, make_folder, remove_temporaries, user_path
+from qinco.atomic import check_output, exclusive, make_folder, remove_temporaries, require_local, user_path
 from qinco.codec.codec import Codec
 from qinco.codec.given import CodecLike, as_codec
+from qinco.codec.joining import Share
 from qinco.codec.to_bucket import encode_to_bucket
 from qinco.config import EncodeOptions, accepts_keys, require_int
 from qinco.errors import ConfigError, QincoError
@@ -102,19 +103,23 @@ def encode_file(
     shards = range(index, plan.num_shards, count)
     if shard is not None and not shards:
         _LOG.warning("share %d/%d holds no shard (%d in all): it has nothing to do", index, count, plan.num_shards)
+    num_done, complete = 0, False
+    if isinstance(path, RemotePath) and path.suffix.lower() in FILE_SUFFIXES:
+        raise ConfigError(f"output={output}: in a bucket codes are a folder, so give a name without {path.suffix}")
+    has_work = shards or index == 0 or resume  # else nothing is left for this share, and others may be at work
     if isinstance(path, RemotePath):
-        with reporting(progress) as report, interruption("the finished shards are kept"):
-            num_done, complete = encode_to_bucket(
-                codec, x, options, plan, path.url, shards, executor, report, resume=resume, overwrite=overwrite
-            )
+        share = Share(plan, shards, count == 1, resume, overwrite)
+        if has_work:
+            with reporting(progress) as report, interruption("the finished shards are kept"):
+                num_done, complete = encode_to_bucket(codec, x, options, share, path.url, executor, report)
         return FileResult(path, len(x), num_done, complete, time.monotonic() - started)
+    require_local(output)
     is_file = not is_folder(output)
     if path.name in ("", "..") or (is_file and path.suffix.lower() not in FILE_SUFFIXES):
         forms = f"{', '.join(FILE_SUFFIXES)} files, or to a folder of shards (a name without suffix)"
         raise ConfigError(f"output={output}: codes are written to {forms}")
     folder = path.with_name(f"{path.name}.shards") if is_file else path
-    num_done, complete = 0, False
-    if shards or index == 0 or resume:  # else nothing is left for this share, and others may be at work
+    if has_work:
         job = _Encoding(codec, x, options, plan, shards, count == 1, path, folder, is_file)
         read = [*input_files(source, own), *inputs]
         with reporting(progress) as report, interruption("the finished shards are kept"):
@@ -193,11 +198,8 @@ class _Encoding:
 
     def _prepare(self, inputs) -> bool:
         """Make an output folder, or raise ConfigError; whether there was none."""
-        path, real = self.output, os.path.realpath(self.folder)
-        for name in inputs:
-            if name is not None and Path(os.path.realpath(name)).is_relative_to(real):
-                where = f"in {self.folder}, which would be replaced"
-                raise ConfigError(f"{name} is read and lies {where}: give another output")
+        path = self.output
+        check_apart(self.folder, inputs)
         if self.is_file:
             check_output(path, overwrite=True)
             return False
@@ -216,26 +218,9 @@ class _Encoding:
                 folder.path.rmdir()
 
     def _join(self, resume: bool, overwrite: bool) -> CodeFolder:
-        complete, pending = CodeFolder.find(self.folder)
-        there, plan = pending or complete, self.plan
-        if there is None:
-            return CodeFolder.create(self.folder, plan)
-        if there is pending:
-            is_empty = len(there.missing()) == there.plan.num_shards
-            is_anew = self.is_alone and (is_empty or (overwrite and not resume))
-        else:
-            is_anew = overwrite and not (resume and there.plan == plan)
-        if is_anew:
-            return CodeFolder.create(self.folder, plan)
-        if there is complete and not resume and there.plan != plan:
-            what = "codes of another codec" if there.plan.codec != plan.codec else "codes of other vectors or options"
-            raise ConfigError(f"{self.folder} exists ({what}): give another output, or overwrite=true")
-        plan.check_same(self.folder, there.plan)
-        if not resume and (there is complete or self.is_alone or any(map(there.has, self.shards))):
-            count = plan.num_shards - len(there.missing())
-            remedy = "give resume=true to continue, or overwrite=true in one process to begin anew"
-            raise ConfigError(f"{self.folder} holds {count} of {plan.num_shards} shards: {remedy}")
-        return there
+        share = Share(self.plan, self.shards, self.is_alone, resume, overwrite)
+        there = share.joined(self.folder, *CodeFolder.find(self.folder))
+        return CodeFolder.create(self.folder, self.plan) if there is None else there
 
     def _is_made(self, overwrite: bool) -> bool:
         """Whether a finished output file holds what some vectors are encoded to; ConfigError if it must stay."""
@@ -272,7 +257,10 @@ class _Encoding:
             self._encode_here(folder, missing, report)
         else:
             parts = [plan.rows(shard) for shard in range(plan.num_shards)]
-            run_parts(executor, ShardEncoder(self, folder), missing, parts, "encoding", report)
+            # Workers may have other working directories.
+            job = replace(self, output=self.output.absolute(), folder=self.folder.absolute())
+            encoder = ShardEncoder(job, replace(folder, path=job.folder))
+            run_parts(executor, encoder, missing, parts, "encoding", report)
         return sum(len(plan.rows(shard)) for shard in missing)
 
     def _encode_here(self, folder: CodeFolder, missing: list[int], report) -> None:
@@ -317,6 +305,14 @@ class ShardEncoder:
         job, rows = self.encoding, self.encoding.plan.rows(shard)
         blocks = [block for _, block in job.codec.encode_blocks(job.source, job.options, ranges=[rows])]
         job.write(self.folder, shard, Codes.concatenate(blocks))
+
+
+def check_apart(folder: Path, inputs) -> None:
+    """Raise ConfigError if a path that is read is a folder which is written to, or lies in it."""
+    real = os.path.realpath(folder)
+    for name in inputs:
+        if name is not None and Path(os.path.realpath(name)).is_relative_to(real):
+            raise ConfigError(f"{name} is read and lies in {folder}, which would be replaced: give another output")
 
 
 @contextmanager

@@ -1,14 +1,13 @@
 """Encoding vectors to codes in a bucket."""
 
-from collections.abc import Container
 from dataclasses import dataclass
 
 from qinco.codec.codec import Codec
+from qinco.codec.joining import Share
 from qinco.config import EncodeOptions
 from qinco.executors import Executor, in_this_process, run_parts
 from qinco.progress import Progress
-from qinco.store.code_bucket import CodeBucket, begun
-from qinco.store.code_folder import CodePlan
+from qinco.store.code_bucket import CodeBucket
 from qinco.store.codes import Codes
 from qinco.vectors.rows import VectorSource
 
@@ -30,16 +29,19 @@ class BucketEncoder:
 
 
 def encode_to_bucket(
-    codec: Codec, source: VectorSource, options: EncodeOptions, plan: CodePlan, url: str, shards: Container[int],
-    executor: Executor | None, report: Progress, *, resume: bool, overwrite: bool,
+    codec: Codec, source: VectorSource, options: EncodeOptions, share: Share, url: str, executor: Executor | None,
+    report: Progress,
 ) -> tuple[int, bool]:  # fmt: skip
     """Encode the shards that are missing; how many vectors these hold, and whether the codes are complete."""
-    bucket = begun(url, plan, resume, overwrite)
-    missing = [shard for shard in bucket.missing() if shard in shards]
+    plan, (complete, pending) = share.plan, CodeBucket.find(url)
+    bucket = share.joined(url, complete, pending) or CodeBucket.create(url, plan, complete and complete.token)
+    missing = [shard for shard in bucket.missing() if shard in share.shards]
     parts = [plan.rows(shard) for shard in range(plan.num_shards)]
     encoder = BucketEncoder(codec, source, options, bucket)
     run_parts(executor or in_this_process, encoder, missing, parts, "encoding", report)
-    is_complete = not bucket.missing()
-    if bucket.is_pending and is_complete:
+    num_done = sum(len(parts[shard]) for shard in missing)
+    if bucket.is_pending and bucket.is_current():
+        if bucket.missing():
+            return num_done, False
         bucket.commit()
-    return sum(len(parts[shard]) for shard in missing), is_complete
+    return num_done, True

@@ -7,15 +7,17 @@ holds all vectors, or compares them with all centroids.
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from qinco.atomic import check_output, make_folder, user_path, write_atomically
+from qinco.atomic import check_output, make_folder, remove_temporaries, require_local, user_path, write_atomically
+from qinco.codec.files import check_apart
 from qinco.config import require_int
 from qinco.distributed.pool import WorkerPool
-from qinco.errors import DataError
+from qinco.errors import ConfigError, DataError
 from qinco.executors import Executor, run_parts
 from qinco.maths.assignment import assigner
 from qinco.maths.clustering import coarse_kmeans
@@ -32,14 +34,15 @@ from qinco.vectors.rows import (
 )
 
 MAX_POINTS_PER_CENTROID = 64
-_FACTS = "facts.json"
+_FACTS, _FACT_NAMES = "facts.json", {"vectors", "num_vectors", "num_centroids", "seed"}
+_AGAIN = "repeat the call to go on"
 _PART_BYTES, _GROUP_ROWS = 1 << 28, 256  # of vectors that are split at once; vectors of a group, to fit the groups to
 
 
 def kmeans(
     x, num_centroids: int, output: str | os.PathLike, *, cluster: str = "auto", workers: int | None = None,
     threads: int | None = None, max_points_per_centroid: int = MAX_POINTS_PER_CENTROID, seed: int = 0,
-    part_rows: int | None = None, overwrite: bool = False, executor: Executor | None = None,
+    part_rows: int | None = None, overwrite: bool = False, inputs: Iterable = (), executor: Executor | None = None,
     progress: ProgressOption = None,
 ) -> np.ndarray:  # fmt: skip
     """Fit so many centroids that one machine would take days: as many as 2^20 and more.
@@ -53,7 +56,7 @@ def kmeans(
         max_points_per_centroid: size of the sample, in vectors for each centroid.
         seed: of the sample and of the first centroids.
         part_rows: vectors that a worker sorts at once; 256 MB of them if None.
-        overwrite: replace `output`.
+        overwrite, inputs: replace `output`; files that are read, which it must not replace.
         executor: instead of a cluster, see `qinco.encode_file`.
         progress: see `qinco.progress`.
 
@@ -63,28 +66,26 @@ def kmeans(
     Example:
         >>> qinco.distributed.kmeans("emb/*.parquet", 1 << 20, "centroids.npy", cluster="auto")
     """
+    require_local(output)
     source, path = as_source(x, "training vectors"), Path(user_path(output)).absolute()
     require_int("num_centroids", num_centroids)
     require_int("max_points_per_centroid", max_points_per_centroid)
     require_int("seed", seed, 0)
     if part_rows is not None:
         require_int("part_rows", part_rows)
-    check_output(path, suffixes=(".npy",), overwrite=overwrite, inputs=input_files(x))
+    read, folder = [*inputs, *input_files(x)], path.with_name(f"{path.name}.parts")
+    check_output(path, suffixes=(".npy",), overwrite=overwrite, inputs=read)
+    check_apart(folder, read)
     if len(source) < num_centroids:
         raise DataError(f"{source.name} must hold at least {num_centroids} vectors, one a centroid, not {len(source)}")
     execute = executor or WorkerPool(cluster, workers, threads)
     num_groups = max(1, round(num_centroids**0.5))
     rows_S = stratified_rows(len(source), max_points_per_centroid * num_centroids, seed)
-    folder = path.with_name(f"{path.name}.parts")
     facts = {
         "vectors": fingerprint(source), "num_vectors": len(source), "num_centroids": num_centroids, "seed": seed,
         "max_points_per_centroid": max_points_per_centroid, "part_rows": part_rows,
     }  # fmt: skip
-    if folder.is_dir() and _facts_of(folder) != facts:  # of another call
-        shutil.rmtree(folder)
-    make_folder(folder)
-    with write_atomically(folder / _FACTS) as temporary:
-        temporary.write_text(json.dumps(facts))
+    _begin(folder, facts)
     with reporting(progress) as report:
         report("fitting groups", 0, num_groups, "group")
         some_ND = sample(source, min(len(source), _GROUP_ROWS * num_groups), seed)
@@ -93,14 +94,14 @@ def kmeans(
         parts = [range(start, min(start + size, len(rows_S))) for start in range(0, len(rows_S), size)]
         split = _Split(folder, source, rows_S, groups_GD, tuple(parts))
         run_parts(execute, split, [number for number in range(len(parts)) if not split.has(number)], parts,
-                  "splitting into groups", report)  # fmt: skip
+                  "splitting into groups", report, _AGAIN)  # fmt: skip
         counts_PG = np.stack([np.load(split.counts_file(number)) for number in range(len(parts))])
         lists_G = shared_out(counts_PG.sum(0), num_centroids)
         ends = np.cumsum([0, *counts_PG.sum(0)]).tolist()
         fit = _Fit(folder, counts_PG, lists_G, seed)
         run_parts(
             execute, fit, [number for number in range(num_groups) if lists_G[number] and not fit.file(number).exists()],
-            [range(*ends[number : number + 2]) for number in range(num_groups)], "fitting lists", report,
+            [range(*ends[number : number + 2]) for number in range(num_groups)], "fitting lists", report, _AGAIN,
         )  # fmt: skip
     found_VD = np.concatenate([np.load(fit.file(number)) for number in range(num_groups) if lists_G[number]])
     write_vectors(path, found_VD)
@@ -108,11 +109,29 @@ def kmeans(
     return found_VD
 
 
+def _begin(folder: Path, facts: dict) -> None:
+    """Make the folder of parts, without those of another call; ConfigError if it is none of ours."""
+    if folder.is_dir():
+        remove_temporaries(folder / _FACTS)  # of a call that was killed as it began
+        there = _facts_of(folder)
+        if there is None and any(folder.iterdir()):
+            raise ConfigError(
+                f"{folder} is for parts of the work, and holds other files: move it, or give another output"
+            )
+        if there != facts:
+            shutil.rmtree(folder)
+    make_folder(folder)
+    with write_atomically(folder / _FACTS) as temporary:
+        temporary.write_text(json.dumps(facts))
+
+
 def _facts_of(folder: Path) -> dict | None:
+    """What a call that has begun in a folder was given, or None."""
     try:
-        return json.loads((folder / _FACTS).read_text())
+        found = json.loads((folder / _FACTS).read_text())
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) and found.keys() >= _FACT_NAMES else None
 
 
 def shared_out(counts_G: np.ndarray, total: int) -> np.ndarray:

@@ -3,15 +3,18 @@
 Ray places the actors, starts them again when their process or machine is lost, and repeats what they were at.
 """
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from qinco.config import require_int
-from qinco.distributed.cluster import connected, cores_of, import_ray
+from qinco.distributed.cluster import connected, cores_of, import_ray, places_of
 from qinco.errors import ResourceError
 
+log = logging.getLogger(__name__)
+WARNED_S = 30.0  # without any actor that has been placed
 _MOST_THREADS = 8  # of an actor; more of them share a function's serial part
 _IN_FLIGHT = 2  # calls of an actor: one runs, one waits
 _RETRIES = 3  # of a call whose actor was lost, by Ray and then by another actor
@@ -54,7 +57,8 @@ class WorkerPool:
         with connected(self._cluster) as ray:
             cores = cores_of(ray)
             threads = self._threads or min(_MOST_THREADS, *cores, max(1, sum(cores) // (self._workers or 1)))
-            count = self._workers or max(1, sum(each // threads for each in cores))
+            places = places_of(ray, threads, self._num_gpus)
+            count = self._workers or sum(places)
             make = ray.remote(_Worker).options(
                 num_cpus=threads, num_gpus=self._num_gpus, max_restarts=-1, max_task_retries=_RETRIES
             )
@@ -97,12 +101,14 @@ class _Calls:
         self._free: dict[Any, int] = {}  # how many calls each could take
         self._lost: Counter[int] = Counter()  # how often the actor was lost that had a number
         self._seconds, self._ended = 0.0, 0
+        self._placed, self._is_warned = time.monotonic(), False
 
     def results(self) -> Iterator[tuple[int, Any, Exception | None]]:
         """What `WorkerPool` yields."""
         while self._left:
             self._submit()
             found, _ = self._ray.wait([*self._running, *self._starting], num_returns=1, timeout=_HEARD_S)
+            self._warn_of_wait()
             for reference in found:
                 result, error, is_lost = self._outcome(reference)
                 if reference in self._starting:
@@ -123,6 +129,15 @@ class _Calls:
                 if error is None:
                     self._seconds, self._ended = self._seconds + time.monotonic() - begun, self._ended + 1
                 yield number, result, error
+
+    def _warn_of_wait(self) -> None:
+        """Say once what no work is done for: others hold the cores or GPUs."""
+        if self._free:
+            self._placed = time.monotonic()
+        elif not self._is_warned and time.monotonic() - self._placed > WARNED_S:
+            self._is_warned = True
+            log.warning("no worker has had a place on the cluster for %.0f s, since others use its cores or GPUs: it "
+                        "waits until these are free", WARNED_S)  # fmt: skip
 
     def _begin(self, actor, error: Exception | None) -> None:
         if error is None:

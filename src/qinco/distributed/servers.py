@@ -1,5 +1,6 @@
 """Actors that hold the shards of an index, in groups of replicas, and calls that reach one of each group."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -8,11 +9,12 @@ from threading import Lock
 from typing import Any
 
 from qinco.distributed.shard import ShardServer
-from qinco.errors import ResourceError
+from qinco.errors import DataError, ResourceError
 
 _HEARD_S = 0.2  # Ctrl-C
 _INLINE_BYTES = 1 << 16  # larger arguments are stored once for all actors
 _START_S = 120.0
+_PAUSE_S = 0.1  # before an actor that was lost is called again: Ray takes a while to start it
 
 
 @dataclass(eq=False)
@@ -30,29 +32,43 @@ class Servers:
     rows: list[range]
     _busy: Counter = field(default_factory=Counter)  # calls of each actor
     _lost: dict = field(default_factory=dict)  # actors that were lost, and when: Ray starts them again
+    _dead: dict = field(default_factory=dict)  # actors that Ray does not start again, and why
     _lock: Lock = field(default_factory=Lock)
 
     @classmethod
     def start(
-        cls, ray, folder: str, shards: list[list[int]], rows: list[range], num_replicas: int, threads: int
-    ) -> "Servers":
+        cls, ray, folder: str, generation: str, shards: list[list[int]], rows: list[range], num_replicas: int,
+        threads: int,
+    ) -> "Servers":  # fmt: skip
         """Start the actors of a folder's shards, and wait until they have opened them."""
         make = ray.remote(ShardServer).options(num_cpus=threads, max_restarts=-1, scheduling_strategy="SPREAD")
-        groups = [[make.remote(folder, numbers, threads) for _ in range(num_replicas)] for numbers in shards]
+        groups = [
+            [make.remote(folder, numbers, threads, generation) for _ in range(num_replicas)] for numbers in shards
+        ]
         servers = cls(ray, groups, rows)
-        references = [actor.sizes.remote() for group in groups for actor in group]
-        done, waiting = ray.wait(references, num_returns=len(references), timeout=_START_S)
-        if waiting:
-            servers.stop()
-            cores = int(ray.cluster_resources().get("CPU", 0))
-            raise ResourceError(f"{len(done)} of {len(references)} actors have started in {_START_S:.0f} s, each takes "
-                                f"{threads} of the cluster's {cores} cores: give fewer actors or replicas")  # fmt: skip
         try:
-            ray.get(done)
+            servers._await(folder, threads)
         except BaseException:
             servers.stop()
             raise
         return servers
+
+    def _await(self, folder: str, threads: int) -> None:
+        """Return once all actors have opened their shards; ResourceError where one cannot, or they have no room."""
+        waiting, end = [actor.sizes.remote() for group in self.groups for actor in group], time.monotonic() + _START_S
+        count = len(waiting)
+        while waiting and (left := end - time.monotonic()) > 0:
+            done, waiting = self.ray.wait(waiting, num_returns=1, timeout=min(_HEARD_S, left))
+            try:
+                self.ray.get(done)
+            except self.ray.exceptions.RayError as error:
+                raise ResourceError(f"an actor could not open {folder}, which all machines must see at the same path: "
+                                    f"{_reason(error)}") from error  # fmt: skip
+        if waiting:
+            cores = int(self.ray.cluster_resources().get("CPU", 0))
+            raise ResourceError(f"{count - len(waiting)} of {count} actors have started in {_START_S:.0f} s, each "
+                                f"takes {threads} of the cluster's {cores} cores: give fewer actors or replicas, of "
+                                "which a reload needs twice as many for a while")  # fmt: skip
 
     def stop(self) -> None:
         """End the actors."""
@@ -70,43 +86,89 @@ class Servers:
     def ask_each(self, method: str, arguments: Sequence[Sequence], timeout: float | None = None) -> list:
         """What one actor of each group answers to a call of its own; None where none does within `timeout` seconds."""
         end = None if timeout is None else time.monotonic() + timeout
-        calls = [self._call(number, method, given) for number, given in enumerate(arguments)]
-        answers: list = [None] * len(calls)
-        waiting = dict(zip((reference for _, reference in calls), range(len(calls)), strict=True))
-        actors = {reference: actor for actor, reference in calls}
-        while waiting:
-            left = _HEARD_S if end is None else min(_HEARD_S, end - time.monotonic())
-            if left <= 0:
-                break
-            done, _ = self.ray.wait(list(waiting), num_returns=len(waiting), timeout=left)
-            if not done:
-                continue
-            for reference in done:
-                number, actor = waiting.pop(reference), actors.pop(reference)
+        answers: list = [None] * len(arguments)
+        due = dict.fromkeys(range(len(arguments)), 0.0)  # when a group is called
+        waiting: dict[Any, tuple[int, Any]] = {}  # by reference: the number of a group, and the actor
+        try:
+            while waiting or due:
+                self._call_due(due, waiting, method, arguments, must_answer=end is None)
+                now = time.monotonic()
+                left = min(now + _HEARD_S, end or math.inf, *due.values()) - now
+                if end is not None and now >= end:
+                    break
+                if not waiting:
+                    time.sleep(max(0.0, left))
+                    continue
+                for reference in self.ray.wait(list(waiting), num_returns=len(waiting), timeout=max(0.0, left))[0]:
+                    number, actor = waiting.pop(reference)
+                    self._end(actor)
+                    if self._is_lost(reference, actor, number, answers):
+                        due[number] = self._next_call(number)
+        finally:
+            for reference, (_, actor) in waiting.items():
                 self._end(actor)
-                try:
-                    answers[number] = self.ray.get(reference)
-                    self._lost.pop(actor, None)
-                except self.ray.exceptions.RayTaskError as error:
-                    raise error.cause if isinstance(error.cause, Exception) else error from None
-                except self.ray.exceptions.RayError:
-                    self._lost[actor] = time.monotonic()
-                    actor, again = self._call(number, method, arguments[number])
-                    waiting[again], actors[again] = number, actor
-        for reference, actor in actors.items():
-            self._end(actor)
-            self.ray.cancel(reference)
+                self.ray.cancel(reference)
         return answers
+
+    def _call_due(self, due: dict, waiting: dict, method: str, arguments: Sequence[Sequence], must_answer: bool):
+        """Call an actor of each group that is due; of one without any there is no answer, which is an error if it must.
+
+        An actor whose class cannot be made again, as where the folder holds another index, is not started any more.
+        """
+        for number in [number for number, at in due.items() if at <= time.monotonic()]:
+            del due[number]
+            if (actor := self._free_actor(number)) is not None:
+                waiting[getattr(actor, method).remote(*arguments[number])] = number, actor
+            elif must_answer:
+                raise ResourceError(f"{self.lost_for_good(number)}: reload() starts new actors")
+
+    def lost_for_good(self, number: int) -> str | None:
+        """Why no actor of a group can answer any more; None where one may."""
+        reasons = [self._dead.get(actor) for actor in self.groups[number]]
+        if None in reasons:
+            return None
+        rows = self.rows[number]
+        return f"no actor holds rows {rows.start} to {rows.stop - 1} of the index any more ({reasons[-1]})"
+
+    def _is_lost(self, reference, actor, number: int, answers: list) -> bool:
+        """Put the answer of a call in its place; whether there is none, since the actor was lost."""
+        try:
+            answers[number] = self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        except self.ray.exceptions.ActorDiedError as error:
+            self._dead[actor] = _reason(error)
+            return True
+        except self.ray.exceptions.RayError:
+            self._lost[actor] = time.monotonic()
+            return True
+        self._lost.pop(actor, None)
+        return False
+
+    def _next_call(self, number: int) -> float:
+        """When a group is called again: after a pause where all its actors that may come back were just lost."""
+        living = [actor for actor in self.groups[number] if actor not in self._dead]
+        return time.monotonic() + _PAUSE_S if living and all(actor in self._lost for actor in living) else 0.0
 
     def _shared(self, argument):
         return self.ray.put(argument) if getattr(argument, "nbytes", 0) > _INLINE_BYTES else argument
 
-    def _call(self, number: int, method: str, arguments: Sequence) -> tuple[Any, Any]:
+    def _free_actor(self, number: int) -> Any:
+        """The actor of a group with the least to do, for one more call; None where all are dead."""
         with self._lock:
-            actor = min(self.groups[number], key=lambda one: (self._lost.get(one, 0.0), self._busy[one]))
+            living = [actor for actor in self.groups[number] if actor not in self._dead]
+            if not living:
+                return None
+            actor = min(living, key=lambda one: (self._lost.get(one, 0.0), self._busy[one]))
             self._busy[actor] += 1
-        return actor, getattr(actor, method).remote(*arguments)
+        return actor
 
     def _end(self, actor) -> None:
         with self._lock:
             self._busy[actor] -= 1
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what Ray says of an error: before it is a traceback."""
+    last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return last.strip().rstrip(".").removeprefix(f"{DataError.__module__}.{DataError.__name__}: ")

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from qinco.errors import DataError
 from qinco.search.index import Index
 from qinco.search.index_file import load_parts
+from qinco.search.parts import IndexParts
 from qinco.search.refine import choosing_stages
 from qinco.search.scan import Shortlist
 from qinco.search.selection import FEW, Selection, select
@@ -22,13 +24,17 @@ class ShardServer:
         folder: of the index.
         numbers: of the shards.
         threads: of a scan.
+        generation: see `generation_of`. The folder must hold no other: an actor that is started again must not answer
+            from another index than the rest.
     """
 
-    def __init__(self, folder: str, numbers: list[int], threads: int):
+    def __init__(self, folder: str, numbers: list[int], threads: int, generation: str):
         from qinco.machine import set_num_threads
 
         set_num_threads(threads)
         codec, parts = load_parts(Path(folder), True, None, "cpu")
+        if generation_of(parts) != generation:
+            raise DataError(f"{folder} has been replaced since the index was opened: reload() it")
         self._tables, self._threads, self._next_id = parts.tables, threads, parts.next_id
         self._index = Index(codec, replace(parts, segments=()))
         self._segments = tuple(parts.segments[number] for number in numbers)
@@ -71,3 +77,8 @@ class ShardServer:
         found = select(self._segments, *chosen, self._next_id)
         assert found is not None
         return found
+
+
+def generation_of(parts: IndexParts) -> str:
+    """The token of what the folder held that an index was loaded from."""
+    return next(reversed(parts.generations.values()))

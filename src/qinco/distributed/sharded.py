@@ -17,14 +17,15 @@ import numpy as np
 from qinco.atomic import user_path
 from qinco.codec.codec import Codec
 from qinco.config import accepts_keys, require_int, require_number
-from qinco.distributed.cluster import connected
+from qinco.distributed.cluster import connected, places_of
 from qinco.distributed.servers import Servers
-from qinco.distributed.shard import Columns
+from qinco.distributed.shard import Columns, generation_of
 from qinco.errors import ConfigError, ResourceError
 from qinco.progress import counted
 from qinco.search.index import Index
 from qinco.search.index_file import load_parts
 from qinco.search.lists import InvertedLists, ListsBuilder, id_dtype
+from qinco.search.names import Names
 from qinco.search.options import SearchOptions
 from qinco.search.parts import IndexParts
 from qinco.search.pipeline import Pipeline
@@ -37,6 +38,8 @@ _FEW_RANKED = 2000  # vectors that are not worth sending
 class Found(tuple):
     """Distances and ids, as `Index.search` returns them; `missing` are the rows of shards that did not answer in time.
 
+    `names` are those of the index that was searched, as `Index.names`.
+
     Example:
         >>> distances, ids = found = index.search(queries, k=10, timeout=0.5)
         >>> found.is_partial, found.missing
@@ -44,10 +47,11 @@ class Found(tuple):
     """
 
     missing: list[range]
+    names: Names | None  # of the version that was searched: a reload may give the index others at any time
 
-    def __new__(cls, values, missing: list[range] = ()):  # type: ignore[assignment]
+    def __new__(cls, values, missing: Sequence[range] = (), names: Names | None = None):
         found = super().__new__(cls, values)
-        found.missing = list(missing)
+        found.missing, found.names = list(missing), names
         return found
 
     @property
@@ -65,7 +69,8 @@ class ShardedIndex:
     Args:
         folder: an index that `build_index` wrote with `num_shards`. All machines must see it at the same path.
         cluster: see `qinco.distributed.encode`.
-        num_actors: groups of shards; one for each shard if None.
+        num_actors: groups of shards; if None one for each shard, but no more than take half of the cluster's cores with
+            their replicas, for `reload` starts new actors before the old ones end.
         num_replicas: actors of each group.
         threads: cores of each actor.
         timeout: seconds after which a search returns what it has, marked as partial; None: it waits.
@@ -114,6 +119,7 @@ class ShardedIndex:
     ntotal = property(__len__, doc="Number of vectors.")
     num_lists = property(lambda self: self._version.index.num_lists, doc="Number of inverted lists.")
     metric = property(lambda self: self._version.index.metric, doc='"l2", "inner_product" or "cosine".')
+    names = property(lambda self: self._version.index.names, doc="As of `Index`.")
     options = property(lambda self: self._version.index.options, doc="SearchOptions of a search that is given none.")
 
     @accepts_keys(SearchOptions)
@@ -134,24 +140,26 @@ class ShardedIndex:
         version, stages = self._version, {"ranking": ranking, "precision": precision}
         asked = Asked(version, self.timeout if timeout is None else timeout)
         found = version.index.search_lists(asked, queries, k, given, (filter, exclude), (refine, num_refine), stages)
-        return Found(found, [version.servers.rows[number] for number in sorted(asked.missing)])
+        return Found(found, [version.servers.rows[number] for number in sorted(asked.missing)], version.index.names)
 
     def reload(self) -> None:
         """Search what the folder holds now. Searches that have begun end with what it held before."""
         self._version = self._open(*load_parts(self.folder, True, None, "cpu"))
 
     def close(self) -> None:
-        """Stop the actors, and the cluster if it was started here."""
+        """Stop the actors, and the cluster if it was started here and nothing else of this process uses it."""
         self._stop()
         self._closing.close()
 
     def _open(self, codec: Codec | None, parts: IndexParts) -> "Version":
         num_actors, num_replicas, threads = self._settings
-        count = min(num_actors or len(parts.segments), len(parts.segments))
+        places = sum(places_of(self._ray, threads))
+        count = min(num_actors or max(1, places // (2 * num_replicas)), len(parts.segments))
         shards = [list(map(int, some)) for some in np.array_split(np.arange(len(parts.segments)), count)]
         ends = np.cumsum([0, *map(len, parts.segments)]).tolist()
         rows = [range(ends[some[0]], ends[some[-1] + 1]) for some in shards]
-        servers = Servers.start(self._ray, str(self.folder), shards, rows, num_replicas, threads)
+        given = str(self.folder), generation_of(parts), shards, rows, num_replicas, threads
+        servers = Servers.start(self._ray, *given)
         sizes_V = np.sum([np.diff(segment.starts) for segment in parts.segments], axis=0)
         version = Version(Index(codec, replace(parts, segments=())), servers, sizes_V)
         self._stop = finalize(version, servers.stop)  # once no search holds it any more
@@ -186,6 +194,7 @@ class Asked:
         self._version, self._sizes_V = version, version.sizes_V
         self._end = None if timeout is None else time.monotonic() + timeout
         self.missing: set[int] = set()
+        self._has_scanned, self._width = False, 0  # lists of each query in the first scan of a batch
 
     def __len__(self) -> int:
         return len(self._version)
@@ -196,6 +205,8 @@ class Asked:
         if isinstance(ids, Selection) or isinstance(exclude, Selection):
             raise ConfigError("a Selection is of an index in one process: give filter= and exclude= as ids")
         answers = self._ask("count", (ids, exclude))
+        if not answers:
+            raise self._unanswered()
         self._sizes_V = np.sum([counts_V for counts_V, _ in answers], axis=0, initial=0) + np.zeros_like(self._sizes_V)
         chosen = _Chosen((ids, exclude), self._sizes_V)
         if chosen.count > FEW:
@@ -206,17 +217,25 @@ class Asked:
 
     def scan(
         self, queries_QD, probes_QL, bases_QL, segments, num_short: int, *, nprobe: int, admitted, threads: int
-    ) -> Shortlist:
-        """As `Scanner.scan`; it is known beforehand which lists that visits, by how many vectors each holds."""
+    ) -> Shortlist | None:
+        """As `Scanner.scan`; it is known beforehand which lists that visits, by how many vectors each holds.
+
+        None where no shard answers, but some have answered a scan of this search before.
+        """
+        self._width = self._width or probes_QL.shape[1]
+        is_wider = probes_QL.shape[1] > self._width  # of queries that have been scanned for
         sizes_QL = self._sizes_V[probes_QL] * (probes_QL >= 0)
         before_QL = np.cumsum(sizes_QL, axis=1) - sizes_QL
         is_visited_QL = (np.arange(probes_QL.shape[1]) < nprobe) | (before_QL < num_short)
         width = int(is_visited_QL.any(0).sum())
         probes_QL = np.where(is_visited_QL, probes_QL, -1)[:, :width]
         given = queries_QD, np.ascontiguousarray(probes_QL, np.int32), np.ascontiguousarray(bases_QL[:, :width])
-        answers = self._ask("scan", *given, num_short, admitted)
+        answers = self._ask("scan", *given, num_short, admitted, is_wider=is_wider)
+        if not answers and not self._has_scanned:
+            raise self._unanswered()
         if not answers:
-            raise ResourceError("no shard of the index has answered in time: give a longer timeout")
+            return None
+        self._has_scanned = True
         return merged([Shortlist(*columns) for columns in answers], probes_QL, num_short)
 
     def ranker(
@@ -243,11 +262,23 @@ class Asked:
         """Seconds until the search must have an answer."""
         return None if self._end is None else max(1e-3, self._end - time.monotonic())
 
-    def _ask(self, method: str, *arguments) -> list:
-        """The answers of those that answer in time, in the order of their shards."""
+    def _ask(self, method: str, *arguments, is_wider: bool = False) -> list:
+        """The answers of those that answer in time, in the order of their shards.
+
+        Where none does in a scan of more lists, what was found before stays, and so does what was missing, if any.
+        """
         answers = self._version.servers.ask(method, *arguments, timeout=self._left())
-        self.missing |= {number for number, answer in enumerate(answers) if answer is None}
+        missing = {number for number, answer in enumerate(answers) if answer is None}
+        if not (is_wider and self.missing and len(missing) == len(answers)):
+            self.missing |= missing
         return [answer for answer in answers if answer is not None]
+
+    def _unanswered(self) -> ResourceError:
+        servers = self._version.servers
+        for number in range(len(servers.groups)):
+            if (reason := servers.lost_for_good(number)) is not None:
+                return ResourceError(f"no shard of the index has answered: {reason}: reload() starts new actors")
+        return ResourceError("no shard of the index has answered in time: give a longer timeout")
 
 
 def merged(several: Sequence[Shortlist], probes_QL: np.ndarray, num_short: int) -> Shortlist:
@@ -255,8 +286,8 @@ def merged(several: Sequence[Shortlist], probes_QL: np.ndarray, num_short: int) 
 
     Of equal values the first one scanned is first: that of the first list, and in it of the first part.
     """
-    if len(several) == 1:
-        return several[0]
+    if len(several) == 1:  # as of others it is a copy, which may be written to: what Ray gives may not
+        return Shortlist(*map(np.array, vars(several[0]).values()))
     values_QS, ids_QS, lists_QS, codes_QSM, norm_codes_QS = (
         np.concatenate([getattr(one, name) for one in several], axis=1)
         for name in ("values", "ids", "lists", "codes", "norm_codes")

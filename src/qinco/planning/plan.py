@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 from qinco.comparison.scaling import NPROBE, NUM_SHORT
 from qinco.config import DEFAULT_ENCODE_OPTIONS, EncodeOptions, ModelConfig, find_preset, require_int, require_number
 from qinco.machine import usable_cores
+from qinco.maths.clustering import COARSE_ITERATIONS
 from qinco.planning.rates import Rates, measure_rates
 from qinco.progress import ProgressOption
 from qinco.search.build import CLUSTER_ROWS_EACH, FIT_ROWS, choose_num_lists
 
 _EXACT_LISTS, _GRAPH_COMPARED = 65_536, 4000  # `assigner` compares all centroids up to so many, and in a graph so many
-_ITERATIONS, _SHARDS_EACH = 10, 4
+_SHARDS_EACH = 4
 _GB = 1e9
 
 
@@ -100,8 +101,8 @@ def plan(
     cores = usable_cores() if cores is None else cores
     require_int("cores", cores)
     lists = choose_num_lists(num_lists, count)
+    config = ModelConfig(dim=dim, num_steps=bytes, **find_preset(preset))
     if rates is None:
-        config = ModelConfig(dim=dim, num_steps=bytes, **find_preset(preset))
         rates = measure_rates(config, options, progress=progress)
     settings = {
         "vectors": count, "dim": dim, "bytes": bytes, "machines": machines, "cores": cores, "preset": preset,
@@ -157,27 +158,33 @@ class _Job:
         )  # fmt: skip
 
     def centroids(self) -> Stage:
-        rows = min(FIT_ROWS, CLUSTER_ROWS_EACH * self.num_lists, self.vectors)
-        compared = rows * self.num_lists * (_ITERATIONS + 1) * self.dim
-        hours = compared * self.rates.compare_ns / 1e9 / self.cores / 3600
+        fitted = min(FIT_ROWS, self.vectors)  # what tables are fitted to; it is put into lists twice
+        rows = min(fitted, CLUSTER_ROWS_EACH * self.num_lists)
+        iteration_us = rows * self.num_lists * self.dim * self.rates.compare_ns / 1000
+        us = COARSE_ITERATIONS * iteration_us + rows * self.rates.decode_us + 2 * fitted * self._assign_us
+        hours = us / 1e6 / self.cores / 3600
         memory = rows * self.dim * 8 / _GB + self.tables_gb
         return Stage("centroids", hours, memory, 0.0, 0.0, "cores", f"one machine, {self.num_lists:,} lists")
 
     def build(self) -> Stage:
-        compared = self.num_lists if self.num_lists <= _EXACT_LISTS else _GRAPH_COMPARED
-        assign_us = compared * self.dim * self.rates.compare_ns / 1000
-        hours, limit = self._hours(self.rates.decode_us + assign_us + self.rates.fill_us)
+        hours, limit = self._hours(self._assign_us + self.rates.fill_us)
         shards = _SHARDS_EACH * self.machines
         disk = self.vectors * (self.bytes + 1 + self.id_bytes) / self.machines + 8 * self.num_lists * shards
         return Stage(
             "build", hours, self.tables_gb + 1.0, disk / _GB, self.read_gb, limit,
-            f"{assign_us:.0f} us to find a vector's list, {self.rates.fill_us:.1f} to fill it",
+            f"{self._assign_us:.0f} us to find a vector's list, {self.rates.fill_us:.1f} to fill it",
         )  # fmt: skip
 
     def search(self) -> Stage:
         memory = self.vectors * (self.bytes + 1 + self.id_bytes) * self.replicas / self.machines / _GB + self.tables_gb
         detail = f"{self.queries_per_second:,.0f} queries/s, {self.query_ms:.1f} ms for one alone"
         return Stage("search", None, memory, memory, 0.0, "cores", detail)
+
+    @property
+    def _assign_us(self) -> float:
+        """Of decoding a vector and finding its list."""
+        compared = self.num_lists if self.num_lists <= _EXACT_LISTS else _GRAPH_COMPARED
+        return self.rates.decode_us + compared * self.dim * self.rates.compare_ns / 1000
 
     @property
     def _scan_us(self) -> float:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -21,6 +20,7 @@ from qinco.decoders.lookup import LookupDecoder
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.errors import ConfigError
 from qinco.executors import Executor
+from qinco.maths.assignment import assigner
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.build import FAISS_SUFFIX, FIT_ROWS, choose_num_lists, fit_tables, partition
 from qinco.search.calibrate import calibrated, corrections_of, mean_of, with_spread
@@ -30,11 +30,12 @@ from qinco.search.fit import fit_lookup, open_pairwise
 from qinco.search.ids import as_ids
 from qinco.search.index_file import load_parts, put_parts
 from qinco.search.metric import L2, Metric, choose_metric
+from qinco.search.names import put_names
 from qinco.search.options import SearchOptions
 from qinco.search.parts import Fitted, IndexParts
 from qinco.search.sample import FitSample, assign_decoded, draw_sample, sample_rows
 from qinco.search.scan import ENTRIES
-from qinco.search.shards import ShardedBuild, ShardFiller, shard_edges
+from qinco.search.shards import ShardedBuild, ShardFiller, digest_of_codes, digest_of_pairwise, shard_edges
 from qinco.search.tables import SearchTables
 from qinco.store.code_files import is_directory, is_folder
 from qinco.store.decoder import load_pairwise
@@ -44,10 +45,10 @@ from qinco.vectors.id_columns import IdColumn, open_ids
 from qinco.vectors.rows import VectorSource, as_source, fingerprint
 
 log = logging.getLogger(__name__)
+_SUFFIX = ".index"  # that the name of a folder may have
 _CALIBRATION_ROWS = 1 << 17
 _MEASURED_ROWS, _UNRELATED = 10_000, 0.9  # the share of what vectors are that their codes lose
 _MAX_LENGTH_SPREAD = 0.01  # of vectors that count as of one length
-_COMPARED_CODES = 1000  # by which codes are told from others
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,15 @@ def build_index(
 
     Args:
         codes: of the database: path, Codes, array or CodeFile.
-        output: a folder (a name without suffix), or a .faissindex file for faiss, which is made in memory.
+        output: a folder (NAME or NAME.index), or a .faissindex file for faiss, which is made in memory.
         codec: the Codec of the codes, or its path, stored in the folder; if None tables alone search the index.
         train_codes: codes that look-up tables are fitted to; `codes` if None.
         train_vectors: (N, D) vectors of the train_codes: array, path or VectorSource; their reconstructions if None.
         vectors: (N, D) vectors of the database: array, path or VectorSource. Distances are then calibrated for them
             (docs/ranking.md), in the same bytes; else they are those of what codes decode to.
-        ids: (N,) integers: an array, an .npy file, a column of Parquet or Arrow files as in `emb/*.parquet:id`, or the
-            name of a column of the files that `vectors` are in. They are read in parts; each must be another one.
+        ids: (N,) integers, or strings (see `Index.names`): an array, an .npy file, a column of Parquet or Arrow files
+            as in `emb/*.parquet:id`, or the name of a column of the files that `vectors` are in. They are read in
+            parts; each must be another one.
         centroids: (V, D) of the lists, or a path; those of an IVF codec if None.
         num_lists: V: partition the reconstructions by k-means instead. For codes without lists.
         num_codes, codebook_size: M and K, for files that do not say them.
@@ -110,11 +112,15 @@ def build_index(
         >>> qinco.build_index("base_codes", "ix", codec=codec, train_codes="train_codes", train_vectors="train.fvecs")
         >>> index = qinco.Index.load("ix")
     """
+    in_shards = num_shards is not None or executor is not None
+    if resume and not in_shards:
+        raise ConfigError("resume=true goes on with the shards of an index: give num_shards= or cluster=, or build it "
+                          "again with overwrite=true")  # fmt: skip
     codec, output = None if codec is None else as_codec(codec), Path(user_path(output))
     train_vectors = None if train_vectors is None else as_source(train_vectors)
     files, vectors = vectors, None if vectors is None else as_source(vectors)
     metric, is_default = _choose_metric(metric, train_vectors if vectors is None else vectors, output)
-    is_faiss = _check_output(output, metric, pairwise, index_key, overwrite or resume)
+    is_faiss = _check_output(output, metric, pairwise, index_key, overwrite or (resume and in_shards))
     database = open_codes(codes, codec, num_codes, codebook_size)
     train = database if train_codes is None else open_codes(train_codes, codec, num_codes, codebook_size)
     check_same_codec(database, train)
@@ -127,13 +133,12 @@ def build_index(
     if not is_faiss and database.codebook_size > ENTRIES:
         raise ConfigError(f"{database.name} holds codes of K={database.codebook_size}, and an index folder those of "
                           f"one byte: write a faiss file, NAME{FAISS_SUFFIX}")  # fmt: skip
+    names = None
     if ids is not None:
         if is_faiss:
-            raise ConfigError(
-                f"{output} is a file for faiss, whose ids are row numbers: write a folder, or leave out ids="
-            )
+            raise ConfigError(f"{output} is a faiss file, whose ids are row numbers: write a folder, or leave out ids=")
         ids = open_ids(ids, len(database), files)
-        as_ids(ids[:1], 1)
+        ids, names = (None, ids) if ids.are_strings else (ids, None)
     num_clustered = None
     if num_lists is not None and codec is not None and codec.is_ivf:
         if num_lists != codec.config.num_lists:
@@ -146,14 +151,18 @@ def build_index(
         choose_num_lists(num_lists, num_clustered)
     key_of = partial(_index_key, index_key, file=database) if is_faiss else None
     job = _Build(codec, output, database, base, ids, train, train_vectors, pairwise, num_training, seed, key_of)
-    job = replace(job, metric=metric, is_default=is_default, num_lists=num_lists, num_clustered=num_clustered)
+    lists = {"num_lists": num_lists, "num_clustered": num_clustered}
+    job = replace(job, metric=metric, is_default=is_default, names=names, **lists)
     with reporting(progress) as report:
-        if num_shards is None and executor is None:
+        if (given := ids or names) is not None:  # before anything is fitted
+            job = replace(job, ids_digest=given.check_different(report))
+        if not in_shards:
             with TemporaryFile(dir=output.absolute().parent) as scratch:
                 return job.run(centroids, scratch, report)
         if is_faiss:
             raise ConfigError(f"{output} is a file for faiss, which has no shards: write a folder")
-        return job.run_in_shards(centroids, shard_edges(len(database), num_shards), executor, resume, report)
+        edges = shard_edges(len(database), num_shards)
+        return job.run_in_shards(centroids, edges, executor, resume, overwrite, report)
 
 
 @dataclass(frozen=True)
@@ -175,6 +184,8 @@ class _Build:
     is_default: bool = False
     num_lists: int | None = None
     num_clustered: int | None = None  # training vectors that lists are made of, if any
+    names: IdColumn | None = None  # strings of the rows
+    ids_digest: str | None = None
 
     def run(self, centroids, scratch, report: Progress) -> BuiltIndex:
         """Fit, and fill the lists of one index, whose numbers of lists may be put in a scratch file."""
@@ -200,6 +211,8 @@ class _Build:
             )
             with write_folder(self.output, "index", {}) as writer:
                 put_parts(writer, self.codec, parts)
+                if self.names is not None:
+                    put_names(writer, self.names, report)
                 own = corrections_by(fitted.tables, self.codec, self.vectors)
                 lists = fill_lists(fitted.tables, database, ids, report, writer.array, corrections=own)
                 writer.put("starts", lists.starts)
@@ -208,11 +221,12 @@ class _Build:
         return self._built(len(centroids_VD), bytes_each, mse, seconds, fitted.metric)
 
     def run_in_shards(
-        self, centroids, edges: tuple[int, ...], executor: Executor | None, resume: bool, report: Progress
-    ) -> BuiltIndex:
+        self, centroids, edges: tuple[int, ...], executor: Executor | None, resume: bool, overwrite: bool,
+        report: Progress,
+    ) -> BuiltIndex:  # fmt: skip
         """Fit, and let an executor fill the shards of an index."""
         begun, mse = time.monotonic(), []
-        middle, build = begun, ShardedBuild(self.output, self._facts(edges), len(edges) - 1)
+        middle, build = begun, ShardedBuild(self.output, self._facts(edges, centroids), len(edges) - 1)
 
         def fit() -> tuple[Codec | None, IndexParts]:
             fitted = self._fit(centroids, report)
@@ -220,14 +234,14 @@ class _Build:
             return self.codec, self._parts(fitted)
 
         if not (resume and build.is_done()):
-            token = build.begin(resume)
-            build.fitted(fit, resume)
+            token = build.begin(resume, overwrite)
+            tables, folder = build.fitted(fit, token).absolute(), self.output.absolute()
             middle = time.monotonic()
-            tables, folder = build.tables.absolute(), self.output.absolute()
             build.fill(
                 ShardFiller(folder, token, tables, self.database, self.vectors, self.ids, edges), executor, report
             )
-            build.commit(token, edges)
+            build.commit(token, edges, self.names, report)
+        build.remove_tables()
         _, parts = load_parts(self.output, True, None, "cpu")
         seconds = {"tables": middle - begun, "vectors": time.monotonic() - middle}
         bytes_each = sum(segment.nbytes for segment in parts.segments) / edges[-1]
@@ -275,15 +289,16 @@ class _Build:
         facts = SearchOptions(), len(self.database), self.database.fingerprint, counts
         return IndexParts(fitted.tables, (), fitted.pairs, *facts)
 
-    def _facts(self, edges: tuple[int, ...]) -> dict:
+    def _facts(self, edges: tuple[int, ...], centroids) -> dict:
         """What tells a build in shards from others."""
-        whole, vectors = self.database.codes, self.vectors
-        some = whole[np.unique(np.linspace(0, len(whole) - 1, _COMPARED_CODES).astype(np.int64))]
+        sources = {"vectors": self.vectors, "train_vectors": self.train_vectors, "centroids": centroids}
         return {
-            "codes": sha256(np.ascontiguousarray(some.codes).tobytes()).hexdigest(), "num_vectors": len(whole),
-            "num_shards": len(edges) - 1, "codec": None if self.codec is None else self.codec.fingerprint(),
-            "vectors": None if vectors is None else fingerprint(vectors), "metric": self.metric,
-            "ids": None if self.ids is None else self.ids.name, "num_lists": self.num_lists, "seed": self.seed,
+            "codes": digest_of_codes(self.database), "train_codes": digest_of_codes(self.train),
+            "num_vectors": len(self.database), "num_shards": len(edges) - 1, "ids": self.ids_digest,
+            "codec": None if self.codec is None else self.codec.fingerprint(), "metric": self.metric,
+            "num_lists": self.num_lists, "num_training": self.num_training, "seed": self.seed,
+            "pairwise": digest_of_pairwise(self.pairwise),
+            **{name: None if source is None else fingerprint(as_source(source)) for name, source in sources.items()},
         }  # fmt: skip
 
     def _built(self, num_lists: int, bytes_each: float, mse: float | None, seconds: dict, metric: Metric) -> BuiltIndex:
@@ -306,9 +321,10 @@ class _Fitted:
 def _assigned(database: CodeFile, codec: Codec | None, centroids_VD: np.ndarray, scratch, report: Progress) -> CodeFile:
     """The codes in the lists of the centroids nearest to their reconstructions; the list numbers lie in a file."""
     lists = np.broadcast_to(np.int32(0), len(database))  # takes no memory
-    if len(centroids_VD) > 1:
+    if len(centroids_VD) > 1 and codec is not None:
+        find = assigner(centroids_VD, codec.device)
         for first, block in database.blocks():
-            scratch.write(assign_decoded(codec, block, centroids_VD).tobytes())
+            scratch.write(assign_decoded(codec, block, centroids_VD, find=find).tobytes())
             report("assigning vectors to lists", first + len(block), len(database))
         scratch.flush()
         lists = np.memmap(scratch, np.int32, "r", shape=(len(database),))
@@ -370,8 +386,9 @@ def _check_output(output: Path, metric: str, pairwise, index_key: str | None, ov
             raise ConfigError("faiss files store no metric=cosine or pairwise_decoder=: write a folder, output=NAME")
         check_output(output, overwrite=overwrite)
         return True
-    if not is_folder(output) and not is_kind(output, "index"):
-        raise ConfigError(f"output={output}: an index is written to a folder, NAME, or a file NAME{FAISS_SUFFIX}")
+    if not (is_folder(output) or output.suffix.lower() == _SUFFIX or is_kind(output, "index")):
+        raise ConfigError(f"output={output}: an index is written to a folder, NAME or NAME{_SUFFIX}, or a file "
+                          f"NAME{FAISS_SUFFIX}")  # fmt: skip
     if index_key is not None:
         raise ConfigError(f"index_key= is the kind of a {FAISS_SUFFIX} file, and output={output} is a folder")
     check_output(output / MANIFEST if is_directory(output) else output, overwrite=True)

@@ -66,6 +66,7 @@ class EditableIndex:
     def _insert(self, vectors, ids, replaces: bool, codes, progress: ProgressOption) -> np.ndarray:
         if self.codec is None:
             raise ConfigError("the index has no codec to encode with: load it with codec=")
+        _check_unnamed(self.parts)
         source, metric = as_source(vectors), self.parts.tables.metric
         self.codec.check_dim(source)
         choose_metric(None, vectors, own=metric.name)
@@ -99,6 +100,8 @@ class EditableIndex:
         if not isinstance(other, EditableIndex):
             raise ConfigError(f"an Index is merged from another Index, not from a {type(other).__name__}")
         require_int("add_id", add_id, -(1 << 62), 1 << 62)
+        _check_unnamed(self.parts)
+        _check_unnamed(other.parts)
         parts, added = self.parts, other.parts
         _keeps_lists(self.codec, parts, added)
         ids, codes, corrections_N = _vectors_of(added, add_id)
@@ -174,6 +177,12 @@ def decode_ids(codec: Codec | None, parts: IndexParts, ids: np.ndarray, *, skips
         decoded_ND[here] = decoder.decode(segment.rows(rows)[0], segment.lists_of(rows))
     decoded_ND[np.isin(wanted, parts.zeros)] = 0
     return decoded_ND.reshape(*ids.shape, -1) if ids.size else np.empty((*ids.shape, decoded_ND.shape[1]), np.float32)
+
+
+def _check_unnamed(parts: IndexParts) -> None:
+    if parts.names is not None:
+        raise ConfigError("the index has a string for each row: build it again of all vectors (build_index), or keep "
+                          "vectors that come and go in a Collection")  # fmt: skip
 
 
 def _free_ids(parts: IndexParts, ids: np.ndarray | None, count: int, replaces: bool) -> np.ndarray:

@@ -12,7 +12,7 @@ from qinco.codec.codec import Codec
 from qinco.codec.given import CodecLike, as_codec
 from qinco.config import accepts_keys, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.errors import ConfigError
+from qinco.errors import ConfigError, DataError
 from qinco.machine import num_threads
 from qinco.progress import Progress, ProgressOption, counted, reporting
 from qinco.search.decoded_search import search_among, search_decoded
@@ -39,8 +39,8 @@ class ListsElsewhere(Protocol):
 
     def scan(
         self, queries_QD, probes_QL, bases_QL, segments, num_short: int, *, nprobe: int, admitted, threads: int
-    ) -> Shortlist:
-        """What `Scanner.scan` finds in these lists; `segments` and `admitted` stand for them."""
+    ) -> Shortlist | None:
+        """What `Scanner.scan` finds in these lists; `segments` and `admitted` stand for them. None: time is over."""
         ...
 
     def ranker(
@@ -124,6 +124,7 @@ class Index(StoredIndex):
     pairwise = _part("pairwise", "The PairwiseDecoder of the pairwise stage, or None.")
     options = _part("options", "SearchOptions that a search uses unless it is given others.")
     next_id = _part("next_id", "The id of the next vector added without one.")
+    names = _part("names", "`Names`, the strings of the ids, which are row numbers then: see `build_index`. Else None.")
     codec_fingerprint = _part("codec_fingerprint", "Of the codec that made the codes, or None if unknown.")
 
     @classmethod
@@ -216,6 +217,7 @@ class Index(StoredIndex):
         if elsewhere is None:
             selection = select(parts.segments, *chosen, parts.next_id)
         else:
+            check_rows(refined[0], parts.next_id)
             elsewhere, parts, selection = elsewhere.select(parts, *chosen)
         stages = stages | {"selection": selection, "refined": refined, "elsewhere": elsewhere}
         pipeline = self.pipeline(options, k, parts=parts, **stages)
@@ -373,3 +375,10 @@ class Index(StoredIndex):
         other = Index(self.codec, self.parts.given("pairwise", pairwise))
         other._originals = self._originals
         return other
+
+
+def check_rows(originals: Originals | None, next_id: int) -> None:
+    """Raise DataError where the ids of lists that lie elsewhere, all below `next_id`, may be no rows of originals."""
+    if originals is not None and len(originals.source) < next_id:
+        raise DataError(f"{originals.source.name} has {counted(len(originals.source), 'row')}, and the index ids up to "
+                        f"{next_id - 1}: give refine= the vectors that were indexed, or refine=False")  # fmt: skip

@@ -18,6 +18,7 @@ from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError, DataError
 from qinco.search.lists import InvertedLists, Merge
 from qinco.search.metric import Metric
+from qinco.search.names import put_names, read_names
 from qinco.search.options import SearchOptions
 from qinco.search.parts import Fitted, IndexParts
 from qinco.search.ranking import SCORES, Ranking, Score
@@ -132,6 +133,8 @@ def put_parts(writer: FolderWriter, codec: Codec | None, parts: IndexParts) -> N
         writer.put(_MEAN, scores.pop("mean_D"))
     if len(parts.zeros):
         writer.put(_ZEROS, parts.zeros)
+    if parts.names is not None:
+        put_names(writer, parts.names)
     if tables.coarse is not None and tables.coarse.links is not None:
         tables.coarse.save(writer.file(GRAPH))
     if codec is not None:
@@ -201,7 +204,8 @@ def _load(opened: OpenFolder, codec: Codec | None, device: str) -> tuple[Codec |
     zeros = np.array(arrays.get(_ZEROS, np.empty(0, np.int64)))
     if zeros.ndim != 1 or zeros.dtype != np.int64:
         raise DataError(f"{path} is damaged: its {_ZEROS} are not int64 (n,)")
-    parts = IndexParts(tables, segments, pairwise, options, next_id, fingerprint, fitted, zeros=zeros)
+    names = read_names(arrays, next_id, path)
+    parts = IndexParts(tables, segments, pairwise, options, next_id, fingerprint, fitted, zeros=zeros, names=names)
     return codec, parts.stored(os.path.realpath(path), opened.token)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from qinco.decoders.pairwise import PairwiseDecoder
 from qinco.search.ids import are_among
 from qinco.search.lists import InvertedLists
+from qinco.search.names import Names
 from qinco.search.options import SearchOptions
 from qinco.search.tables import SearchTables
 from qinco.vectors.rows import VectorSource
@@ -60,6 +61,7 @@ class IndexParts:
     `generations` are the tokens of what it comes from, by folders, the last one loaded or saved at the end.
     `recent` are ids and vectors, as they are encoded, that the ranking is fitted to next; they are not saved.
     `zeros` are the ids of zero vectors under "cosine": they have no direction, though their codes have one.
+    `names` are strings of the ids, which are row numbers then.
     """
 
     tables: SearchTables
@@ -72,6 +74,7 @@ class IndexParts:
     generations: dict[str, str] = field(default_factory=dict)
     zeros: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     recent: tuple[np.ndarray, np.ndarray] | None = None
+    names: Names | None = None
 
     def __post_init__(self):
         empty = InvertedLists.empty(self.tables.num_lists, self.tables.lookup.num_codes)
@@ -114,7 +117,7 @@ class IndexParts:
 
     def emptied(self) -> "IndexParts":
         return replace(self, segments=(), next_id=0, fitted=self.fitted.without(len(self)), zeros=self.zeros[:0],
-                       recent=None)  # fmt: skip
+                       recent=None, names=None)  # fmt: skip
 
     def without(self, removed: np.ndarray | range) -> "IndexParts":
         masks = [are_among(ids, removed) for ids in self.ids]

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -16,8 +15,7 @@ from qinco.codec.plan import check_values
 from qinco.config import require_int
 from qinco.decoders.lookup import LookupDecoder
 from qinco.errors import ConfigError
-from qinco.machine import num_threads
-from qinco.maths.clustering import nearest
+from qinco.maths.assignment import assigner
 from qinco.maths.devices import CPU, to_device
 from qinco.progress import Progress, silent
 from qinco.search.code_file import BLOCK_ROWS, CodeFile, list_centroids, training_vectors
@@ -159,17 +157,20 @@ def codes_of_codec(codec: Codec, codes: Codes) -> Codes:
     return codes if codec.is_ivf else codes.with_lists(None)
 
 
-def assign_decoded(codec: Codec | None, codes: Codes, centroids_VD, report: Progress = silent) -> np.ndarray:
-    """The nearest centroid of each code's reconstruction, int32 (N,); a single one needs no codec."""
+def assign_decoded(
+    codec: Codec | None, codes: Codes, centroids_VD, report: Progress = silent, find: Callable | None = None
+) -> np.ndarray:
+    """The nearest centroid of each code's reconstruction, int32 (N,); a single one needs no codec.
+
+    `find` is the `assigner` of these centroids, where several calls share one.
+    """
     lists_N = np.zeros(len(codes), np.int32)
     if len(centroids_VD) == 1:
         return lists_N
     assert codec is not None
-    is_cpu = codec.device == CPU
-    near_VD = centroids_VD if is_cpu else to_device(centroids_VD, codec.device)
+    find = assigner(centroids_VD, codec.device) if find is None else find
     for first, block in codec.decode_blocks(codes, "auto"):
-        found_N: Any = nearest(block if is_cpu else to_device(block, codec.device), near_VD, num_threads())
-        lists_N[first : first + len(block)] = found_N if is_cpu else found_N.cpu()
+        lists_N[first : first + len(block)] = find(to_device(block, codec.device) if codec.device != CPU else block)
         report("assigning vectors to lists", first + len(block), len(codes))
     return lists_N
 

@@ -217,12 +217,13 @@ class SearchTables:
     def shortlist(
         self, queries_QD: np.ndarray, num_short: int, options: SearchOptions, segments: Sequence[InvertedLists],
         selection: Selection | None, threads: int, least: int = 0, max_probes: int = MAX_PROBES,
-        scan_lists: Callable[..., Shortlist] | None = None,
+        scan_lists: Callable[..., Shortlist | None] | None = None,
     ) -> Shortlist:  # fmt: skip
         """The `num_short` nearest of prepared queries by the tables, among the vectors of `nprobe` lists.
 
         More lists are scanned while a query has fewer than `least` vectors, of a selection than `num_short`. Where few
-        are selected, their lists are scanned and no others. `scan_lists` does what `Scanner.scan` does, elsewhere.
+        are selected, their lists are scanned and no others. `scan_lists` does what `Scanner.scan` does, elsewhere; it
+        gives None where its time is over, and then what was found before is all.
         """
         admitted = None if selection is None else selection.words
         if selection is not None:
@@ -235,7 +236,7 @@ class SearchTables:
             if selection.is_small:
                 return self._shortlist_among(queries_QD, num_short, segments, selection, threads)
 
-        def scan(queries_QD, scanned: int) -> Shortlist:
+        def scan(queries_QD, scanned: int) -> Shortlist | None:
             probes = self.probe(queries_QD, scanned, options.ef_search, threads)
             limits = {"nprobe": min(options.nprobe, scanned), "admitted": admitted, "threads": threads}
             return (scan_lists or self.scanner.scan)(queries_QD, *probes, segments, num_short, **limits)
@@ -243,6 +244,8 @@ class SearchTables:
         scanned = self._num_scanned(num_short, options, selection)
         least = num_short if selection is not None else least
         result = scan(queries_QD, scanned)
+        if result is None:
+            return self._nothing_found(len(queries_QD), num_short)
         while least and scanned < self.num_lists:
             if result.lists[:, least - 1].min(initial=0) >= 0:
                 break
@@ -250,9 +253,19 @@ class SearchTables:
             scanned = min(4 * scanned, self.num_lists)
             rows = max(1, max_probes // scanned)
             for part in np.split(unfilled_U, range(rows, len(unfilled_U), rows)):
-                for name, array in vars(scan(queries_QD[part], scanned)).items():
-                    getattr(result, name)[part] = array
+                if (wider := scan(queries_QD[part], scanned)) is None:
+                    return result
+                # Of lists elsewhere those that did not answer this time may be more than before.
+                is_fuller_Q = (wider.lists >= 0).sum(1) >= (result.lists[part] >= 0).sum(1)
+                for name, array in vars(wider).items():
+                    getattr(result, name)[part[is_fuller_Q]] = array[is_fuller_Q]
         return result
+
+    def _nothing_found(self, num_queries: int, num_short: int) -> Shortlist:
+        empty_QS, none_QS = np.full((2, num_queries, num_short), -1, np.int32)
+        codes_QSM = np.zeros((num_queries, num_short, self.lookup.num_codes), np.uint8)
+        values_QS, scanned_Q = np.full_like(empty_QS, np.inf, np.float32), np.zeros(num_queries, np.int64)
+        return Shortlist(values_QS, empty_QS.astype(np.int64), none_QS, codes_QSM, codes_QSM[..., 0].copy(), scanned_Q)
 
     def _num_scanned(self, num_short: int, options: SearchOptions, selection: Selection | None) -> int:
         """How many lists are chosen for each query, before any is scanned; of a selection so many as may be needed."""

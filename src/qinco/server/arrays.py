@@ -38,10 +38,11 @@ async def search(request: Request, name: str) -> Response:
     name, searched = state.catalog.searched(name)
     options, body = _search_options(request), await request.body()
     kind = _body_type(request, npy.TYPE, arrow_stream.TYPE)
+    accepted, most = _accepted(request, kind), state.settings
     if not isinstance(searched, ServedIndex):
         part_of(searched, options.get("using"))  # there is such a name
-    accepted = _accepted(request, kind)
-    most = state.settings
+    elif asked := request.query_params.getlist("timeout"):  # the first, a number, as RequestLimits takes it
+        options["timeout"] = min(float(asked[0]), most.timeout)
     if options["k"] > most.max_k:
         raise TooLargeError(f"a query may ask for {most.max_k:,} results, not {options['k']:,}")
 

@@ -52,7 +52,7 @@ class Catalog:
                 folder of collections.
             read_only: do not change anything, so that another process may.
             cluster: search the shards of indexes on a cluster of Ray; see `qinco.distributed.ShardedIndex`.
-            timeout: seconds of a search there, after which it answers with what it has.
+            timeout: seconds of a request; after half of them a search there answers with what it has.
         """
         folders = [Path(user_path(path)).absolute() for path in paths]
         are_indexes = [is_index(folder) for folder in folders]

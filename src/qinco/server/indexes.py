@@ -12,6 +12,7 @@ from qinco.search.index import Index
 from qinco.store.manifest import is_kind
 
 _KIND = "index"
+_SHARE = 0.5  # of a request's time is a search's on a cluster: the rest is for waiting, and for the answer
 
 
 class Hits(list[Hit]):
@@ -28,7 +29,7 @@ class ServedIndex:
     Args:
         folder: that `Index.save`, `build_index` or `qinco build_index` wrote.
         cluster: None to search it in this process; else see `qinco.distributed.ShardedIndex`.
-        timeout: seconds after which a search on a cluster answers with what it has.
+        timeout: seconds of a request; after half of them a search on a cluster answers with what it has.
     """
 
     def __init__(self, folder: Path, cluster: str | None, timeout: float | None):
@@ -38,25 +39,30 @@ class ServedIndex:
         else:
             from qinco.distributed import ShardedIndex
 
-            self._index = ShardedIndex(folder, cluster=cluster, timeout=timeout)
+            self._index = ShardedIndex(folder, cluster=cluster, timeout=None if timeout is None else timeout * _SHARE)
 
     def search(
-        self, queries, k: int = 10, *, nprobe: int | None = None, num_short: int | None = None, **others
-    ) -> Hits | list[Hits]:
+        self, queries, k: int = 10, *, nprobe: int | None = None, num_short: int | None = None,
+        timeout: float | None = None, **others,
+    ) -> Hits | list[Hits]:  # fmt: skip
         """The hits of one query (D,), or of each of several (Q, D), as `Index.search` finds them.
 
-        What only collections have is refused.
+        `timeout` are the seconds of this request. What only collections have is refused.
         """
         if given := sorted(name for name, value in others.items() if value):
             raise ConfigError(f"{self._folder.name} is an index, without payloads, names and originals: leave out "
                               f"{', '.join(given)}")  # fmt: skip
         queries = np.asarray(queries, np.float32)
-        found = self._index.search(np.atleast_2d(queries), k, nprobe, num_short)
+        index = self._index  # a reload changes it at any time, and the names with it
+        own = {} if timeout is None or self._cluster is None else {"timeout": timeout * _SHARE}
+        found = index.search(np.atleast_2d(queries), k, nprobe, num_short, **own)
         missing = getattr(found, "missing", [])
+        names = index.names if self._cluster is None else found.names
         hits = [
-            Hits((Hit(int(id), float(score)) for score, id in zip(*row, strict=True) if id >= 0), missing)
+            Hits((Hit(int(id) if names is None else names[id], float(score)) for score, id in zip(*row, strict=True)
+                  if id != -1), missing)
             for row in zip(*found, strict=True)
-        ]
+        ]  # fmt: skip
         return hits[0] if queries.ndim == 1 else hits
 
     def stats(self) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ A bucket has no locks and no names that change. The name of a shard follows from
 so that whoever writes it again writes the same bytes.
 """
 
+import re
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,11 +16,12 @@ from qinco.errors import ConfigError, DataError, ResourceError
 from qinco.packing import code_dtype
 from qinco.store.code_folder import KIND, CodePlan, plan_in
 from qinco.store.folder import token_of
-from qinco.store.manifest import MANIFEST, PENDING, Manifest, json_text, manifest_content, manifest_in
+from qinco.store.manifest import MANIFEST, PENDING, TOKEN, Manifest, json_text, manifest_content, manifest_in
 from qinco.vectors.binary import npy_header
 from qinco.vectors.block_rows import ConcatRows
-from qinco.vectors.remote import RemotePath, listed
+from qinco.vectors.remote import RemotePath, files_in
 
+_SHARD = re.compile(rf"(?:codes|lists)_\d{{5,}}-({TOKEN})\.npy")
 _READERS = 8  # files whose checksums are computed at the same time
 
 
@@ -66,7 +68,7 @@ class CodeBucket:
 
     def missing(self) -> list[int]:
         """The shards that are not there."""
-        there = {path.name for path in listed(_folder(self.url)) or ()}
+        there = {path.name for path in files_in(self.url)}
         return [shard for shard in range(self.plan.num_shards) if self._name("codes", shard) not in there]
 
     def write(self, shard: int, codes_NM: np.ndarray, lists_N: np.ndarray | None) -> None:
@@ -75,19 +77,41 @@ class CodeBucket:
             self._put("lists", shard, lists_N.astype(np.int32)[:, None])
         self._put("codes", shard, codes_NM.astype(code_dtype(self.plan.codebook_size), copy=False))
 
+    def is_current(self) -> bool:
+        """Whether these codes are pending still, not complete; ConfigError if another run has taken their place."""
+        complete, pending = (_manifest(self.url, name) for name in (MANIFEST, PENDING))
+        if complete is not None and complete.token == self.token:
+            return False
+        if pending is None or pending.token != self.token:
+            remedy = "give another output, or repeat it with overwrite=true when no other run writes there"
+            raise ConfigError(f"another run has begun or ended in {self.url}, and its codes are kept: {remedy}")
+        return True
+
     def commit(self) -> None:
-        """Replace the complete codes by these, all of whose shards are there; files of others are removed."""
+        """Replace the complete codes by these, all of whose shards are there, unless it has been done.
+
+        Shards of older runs are removed. ConfigError if another run has begun meanwhile, whose codes are then kept.
+        """
         plan, token = self.plan, self.token
         kinds = ("codes", "lists") if plan.num_lists else ("codes",)
         wanted = [(kind, shard) for kind in kinds for shard in range(plan.num_shards)]
         with ThreadPoolExecutor(_READERS, "checksums") as pool:
             entries = dict(pool.map(self._entry, wanted))
+        if not self.is_current():  # asked as late as can be, for there is no lock
+            return
         text = json_text(manifest_content(KIND, token, asdict(plan), entries))
         _file(self.url, MANIFEST).write_bytes(text.encode())
-        _file(self.url, PENDING).unlink()
-        own = {self._name(kind, shard) for kind, shard in wanted}
-        for path in listed(_folder(self.url)) or ():
-            if path.name.partition("_")[0] in ("codes", "lists") and path.name not in own:
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove the shards of older runs, and what says that these codes are pending."""
+        pending, kept = _manifest(self.url, PENDING), {self.token}
+        if pending is not None and pending.token == self.token:
+            _file(self.url, PENDING).unlink()
+        elif pending is not None:  # a run that has begun since
+            kept.add(pending.token)
+        for path in files_in(self.url):
+            if (match := _SHARD.fullmatch(path.name)) and match[1] not in kept:
                 path.unlink()
 
     @property
@@ -128,27 +152,9 @@ class CodeBucket:
         return f"{kind}_{shard:05}.npy", entry
 
 
-def begun(url: str, plan: CodePlan, resume: bool, overwrite: bool) -> CodeBucket:
-    """The codes of a plan at an address, new or begun; ConfigError where others are there."""
-    complete, pending = CodeBucket.find(url)
-    there = pending or complete
-    if there is not None and there.plan == plan and resume:
-        return there
-    if there is None or overwrite:
-        return CodeBucket.create(url, plan, complete and complete.token)
-    if resume:
-        plan.check_same(url, there.plan)
-    raise ConfigError(f"{url} holds codes: give resume=true to continue them, overwrite=true, or another output")
-
-
 def _manifest(url: str, name: str) -> Manifest | None:
     file = _file(url, name)
     return manifest_in(file, KIND) if file.is_file() else None
-
-
-def _folder(url: str) -> str:
-    address, mark, query = url.partition("?")
-    return f"{address.rstrip('/')}/{mark}{query}"
 
 
 def _file(url: str, name: str) -> RemotePath:

@@ -6,7 +6,7 @@ Folders of format version 1, whose files carry no token, are read, and continued
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -200,12 +200,16 @@ class CodeFolder:
     @property
     def codes(self) -> ConcatRows:
         """All codes, uint8 or uint16 (N, M), mapped from their shards."""
-        return self.plan.joined("codes", self._path, str(self.path))
+        return self._joined("codes")
 
     @property
     def lists(self) -> ConcatRows | None:
         """All list numbers, int32 (N, 1); None if the codec has no lists."""
-        return self.plan.joined("lists", self._path, str(self.path)) if self.plan.num_lists else None
+        return self._joined("lists") if self.plan.num_lists else None
+
+    def _joined(self, name: str) -> ConcatRows:
+        there = replace(self, path=self.path.absolute())  # for processes that work elsewhere
+        return self.plan.joined(name, there._path, str(self.path))
 
     def _writer(self) -> FolderWriter:
         assert self.manifest is not None

@@ -27,6 +27,7 @@ from qinco.atomic import (
     flush_folder,
     make_folder,
     remove_temporaries,
+    require_local,
     write_atomically,
     write_to_disk,
 )
@@ -228,6 +229,7 @@ def read_current(read: Callable[[], Any], load: Callable[[Any], Any]):
 
 def check_folder_output(path: str | os.PathLike, kind: str) -> None:
     """Raise ConfigError unless a folder can be written: a new or empty one, or one that holds the same kind."""
+    require_local(path)
     path = Path(path)
     try:
         there = [file.name for file in path.iterdir()]

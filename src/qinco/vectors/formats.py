@@ -54,7 +54,8 @@ def open_array(path, part: str = "train") -> Rows:
         return _open_file(*files[0], part)
     first, last = (str(file) for file, _ in (files[0], files[-1]))
     what = f"{path if isinstance(path, str | os.PathLike) else first} ({len(files)} files, {first} to {last})"
-    load = partial(_open_one, [(*file, part, file_stamp(file[0])) for file in files])
+    # Absolute, for processes that work elsewhere.
+    load = partial(_open_one, [(file.absolute(), name, part, file_stamp(file)) for file, name in files])
     rows = concat_rows(map(load, range(len(files))), [str(file) for file, _ in files], load, what)
     _LOG.info(f"{what}: {rows.shape[0]:,} vectors of dimension {rows.shape[1]}")
     return rows

@@ -2,8 +2,11 @@
 
 import os
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from qinco.errors import ConfigError, DataError
+from qinco.progress import Progress, silent
 from qinco.vectors.block_rows import library, list_names
 from qinco.vectors.formats import find_files
 
+_READ_ROWS = 1 << 16
 _ARROW_SUFFIXES = (".arrow", ".feather")
 
 
@@ -46,9 +51,35 @@ class IdColumn:
             start = end
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
+    @property
+    def are_strings(self) -> bool:
+        return self[:1].dtype == object
+
+    def check_different(self, report: Progress = silent) -> str:
+        """A digest of all ids; raises DataError where one is there twice. Takes 16 bytes of memory for each."""
+        digest, values_N = sha256(), np.empty(len(self), np.int64)
+        for first in range(0, len(self), _READ_ROWS):
+            ids = self[first : first + _READ_ROWS]
+            is_text = ids.dtype == object
+            digest.update("\0".join(ids).encode() if is_text else ids.tobytes())
+            values_N[first : first + len(ids)] = list(map(hash, ids)) if is_text else ids
+            report("reading ids", first + len(ids), len(self), "id")
+        sorted_N = np.sort(values_N)
+        for value in np.unique(sorted_N[1:][sorted_N[1:] == sorted_N[:-1]]):
+            rows = np.flatnonzero(values_N == value).tolist()
+            same = Counter(self[row : row + 1][0] for row in rows)  # strings of one hash may differ
+            id, count = same.most_common(1)[0]
+            if count > 1:
+                where = f"row {rows[0]} and row {rows[-1]} of {self.name}"
+                raise DataError(f"id {id} is given twice, in {where}: each vector needs its own")
+        return digest.hexdigest()
+
     def _checked(self, ids: np.ndarray, start: int) -> np.ndarray:
         if ids.dtype.kind not in "iu":
-            return ids.astype(object)
+            ids = ids.astype(object)
+            for row, id in enumerate(ids, start):
+                _check_text(id, row, self.name)
+            return ids
         is_wrong = (ids == -1) if ids.dtype.kind == "i" else (ids > np.iinfo(np.int64).max)
         if is_wrong.any():
             row = int(np.argmax(is_wrong))
@@ -56,6 +87,31 @@ class IdColumn:
                 f"row {start + row} of {self.name} holds {ids[row]}: ids are other integers of 64 bits than -1"
             )
         return ids.astype(np.int64)
+
+
+def _check_text(id, row: int, name: str) -> None:
+    try:
+        id.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise DataError(f"row {row} of {name} holds {id!r:.80}: ids are all integers, or all strings of Unicode"
+                        ) from None  # fmt: skip
+
+
+@dataclass
+class _Mapped:
+    """The ids in an .npy file, which is mapped by each process that reads them."""
+
+    path: Path
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path}
+
+    @cached_property
+    def _ids(self) -> np.ndarray:
+        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+
+    def __call__(self, block: int) -> np.ndarray:
+        return self._ids
 
 
 class _Files:
@@ -91,8 +147,7 @@ def open_ids(ids, count: int, vectors=None) -> IdColumn:
         found = ids
     elif not isinstance(ids, str | os.PathLike):
         array = np.asarray(ids)
-        if array.ndim != 1 or array.dtype.kind not in "iuUO":
-            raise ConfigError(f"ids must be integers or strings (N,), not {array.dtype} {array.shape}")
+        _check_array(array)
         found = IdColumn("ids", [0, len(array)], lambda block: array)
     else:
         found = _open_column(ids, vectors)
@@ -101,16 +156,22 @@ def open_ids(ids, count: int, vectors=None) -> IdColumn:
     return found
 
 
+def _check_array(ids: np.ndarray) -> None:
+    if ids.ndim != 1 or ids.dtype.kind not in "iuUO":
+        raise ConfigError(f"ids must be integers or strings (N,), not {ids.dtype} {ids.shape}")
+
+
 def _open_column(ids, vectors) -> IdColumn:
     if Path(ids).suffix == ".npy" and Path(ids).is_file():
         array = np.load(ids, mmap_mode="r", allow_pickle=False)
-        return open_ids(array, len(array))
+        _check_array(array)
+        return IdColumn(f"{ids}", [0, len(array)], _Mapped(Path(ids).absolute()))
     files = find_files(ids) if ":" in str(ids) or os.sep in str(ids) or vectors is None else None
     if files is None:
         if not isinstance(vectors, str | os.PathLike | list | tuple):
             raise ConfigError(f"ids={ids} is a column of files: give vectors= as their paths, or ids= as FILE:{ids}")
         files = [(file, str(ids)) for file, _ in find_files(vectors)]
-    given = [(file, name or "id") for file, name in files]
+    given = [(file.absolute(), name or "id") for file, name in files]  # for processes that work elsewhere
     sizes = [size for file, name in given for size in _sizes(file, name)]
     return IdColumn(f"{ids}", [0, *accumulate(sizes)], _Files(given))
 

@@ -155,7 +155,7 @@ def listed(url: str) -> list[RemotePath] | None:
     """The files of an address with a pattern (`s3://bucket/part-*.parquet`) or of a folder; None for that of a file."""
     address, _, query = url.partition("?")
     if (magic := _MAGIC.search(address)) is None:
-        system, found = _information(url)
+        _, found = _information(url)
         if found.is_file:
             return None
         if not address.endswith("/") and not _is_folder(found):
@@ -164,17 +164,36 @@ def listed(url: str) -> list[RemotePath] | None:
     else:
         base = address[: address.rindex("/", 0, magic.start())]
         pattern = re.compile(_as_expression(address[len(base) + 1 :]))
-    system, folder = _system(f"{base}{f'?{query}' if query else ''}")
+    names = _names(base, query)
+    return [_at(base, name, query) for name in names if pattern is None or pattern.fullmatch(name)]
+
+
+def files_in(url: str) -> list[RemotePath]:
+    """The files of a folder, not of those below it; its address is no pattern. Of no folder there are none."""
+    address, _, query = url.partition("?")
+    base = address.rstrip("/")
+    return [_at(base, name, query) for name in _names(base, query, is_deep=False)]
+
+
+def _names(base: str, query: str, is_deep: bool = True) -> list[str]:
+    """The names of the files of a folder within it, and of those below it; none if it is not there."""
+    system, folder = _system(url := _with(base, query))
     import pyarrow.fs
 
     try:
-        entries = system.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True))
+        entries = system.get_file_info(pyarrow.fs.FileSelector(folder, recursive=is_deep, allow_not_found=True))
     except OSError as error:
         raise DataError(f"cannot list {url}: {_reason(error)}") from error
     above = len(folder.strip("/"))  # fsspec's paths may begin with a slash
-    names = [entry.path.lstrip("/")[above:].lstrip("/") for entry in entries if entry.is_file]
-    names = [name for name in names if pattern is None or pattern.fullmatch(name)]
-    return [RemotePath(f"{base}/{name}{f'?{query}' if query else ''}") for name in names]
+    return [entry.path.lstrip("/")[above:].lstrip("/") for entry in entries if entry.is_file]
+
+
+def _at(base: str, name: str, query: str) -> RemotePath:
+    return RemotePath(_with(f"{base}/{name}", query))
+
+
+def _with(address: str, query: str) -> str:
+    return f"{address}?{query}" if query else address
 
 
 def _as_expression(pattern: str) -> str:

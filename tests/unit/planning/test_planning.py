@@ -42,7 +42,7 @@ def test_what_grows_with_what():
 
 @pytest.mark.parametrize(
     "changes", [{"vectors": 0}, {"dim": 0}, {"machines": 0}, {"cores": 0}, {"minutes": 0}, {"nprobe": 0},
-                {"num_lists": 10**12}]
+                {"num_lists": 10**12}, {"preset": "qinco2-Z"}]
 )  # fmt: skip
 def test_what_cannot_be_is_refused(changes):
     with pytest.raises(ConfigError):

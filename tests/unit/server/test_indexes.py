@@ -1,6 +1,7 @@
 """Indexes behind `/v1`: what is found, and what is refused."""
 
 import io
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,11 +12,17 @@ pytest.importorskip("fastapi")
 pytest.importorskip("qdrant_client")
 pytest.importorskip("pyarrow")
 
+from starlette.testclient import TestClient
+
 from qinco.collection.collection import Collection
+from qinco.distributed import Found
 from qinco.errors import ConfigError
+from qinco.search.build_index import build_index
 from qinco.search.index import Index
 from qinco.server import npy
+from qinco.server.app import create_app
 from qinco.server.catalog import Catalog
+from qinco.server.settings import ServerSettings
 
 NPY, JSON = {"Content-Type": npy.TYPE}, {"Accept": "application/json"}
 
@@ -75,3 +82,82 @@ def test_what_an_index_cannot_do_is_refused(folder, tmp_path):
         pass
     with pytest.raises(ConfigError, match="cluster=auto"):
         Catalog.open(tmp_path / "docs.qinco", cluster="auto")
+
+
+def test_strings_of_an_index_are_ids_of_hits(tmp_path):
+    names = np.array([f"doc-{number}" for number in range(600)])
+    build_index(trained("plain").encode(vectors(600)), tmp_path / "base.index", codec=trained("plain"), num_lists=6,
+                ids=names)  # fmt: skip
+    expected = names[Index.load(tmp_path / "base.index").search(vectors(5, seed=2), 3)[1]]
+    with served(tmp_path / "base.index") as client:
+        asked = {"content": npy.array_bytes(vectors(5, seed=2))}
+        found = np.load(io.BytesIO(client.post("/v1/base/search?k=3", headers=NPY, **asked).content))
+        np.testing.assert_array_equal(found["id"], expected)
+        hits = result(client.post("/v1/base/search?k=3", headers=NPY | JSON, **asked))
+        assert [[hit["id"] for hit in row] for row in hits] == expected.tolist()
+
+
+class OnCluster:
+    """What `ServedIndex` asks of a `ShardedIndex`, whose folder gets a new version while it is searched."""
+
+    asked: ClassVar[list] = []
+
+    def __init__(self, folder, *, cluster, timeout):
+        self._timeout, self.names = timeout, {0: "old"}
+
+    def search(self, queries, k, nprobe, num_short, timeout=None):
+        self.asked.append(self._timeout if timeout is None else timeout)
+        names, self.names = self.names, {0: "new"}
+        return Found((np.zeros((len(queries), 1), np.float32), np.zeros((len(queries), 1), np.int64)), [], names)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def clustered(folder, monkeypatch):
+    monkeypatch.setattr("qinco.distributed.ShardedIndex", OnCluster)
+    OnCluster.asked.clear()
+    with Catalog.open(folder, cluster="auto", timeout=60.0) as catalog:
+        yield catalog
+
+
+def test_names_are_those_of_the_version_that_was_searched(clustered):
+    assert clustered.index("base").search(vectors(1)[0], 1)[0].id == "old"
+
+
+def test_names_are_those_of_the_index_that_was_searched(tmp_path, monkeypatch):
+    def build(prefix):
+        build_index(trained("plain").encode(vectors(600)), tmp_path / "base.index", codec=trained("plain"), num_lists=6,
+                    ids=np.array([f"{prefix}-{number}" for number in range(600)]), overwrite=True)  # fmt: skip
+
+    build("old")
+    with Catalog.open(tmp_path / "base.index") as catalog:
+        served, search = catalog.index("base"), Index.search
+
+        def reloaded(index, *given, **named):
+            found = search(index, *given, **named)
+            build("new")
+            served.reload()
+            return found
+
+        monkeypatch.setattr(Index, "search", reloaded)
+        assert all(hit.id.startswith("old-") for hit in served.search(vectors(1)[0], 3))
+        monkeypatch.setattr(Index, "search", search)
+        assert all(hit.id.startswith("new-") for hit in served.search(vectors(1)[0], 3))
+
+
+def test_a_search_on_a_cluster_has_half_of_the_time_of_its_request(clustered):
+    with TestClient(create_app(clustered, ServerSettings(timeout=60.0))) as client:
+        for rows in (1, 2):
+            for asked in ("", "&timeout=2", "&timeout=500"):
+                body = npy.array_bytes(vectors(rows))
+                answer = client.post(f"/v1/base/search?k=1{asked}", content=body, headers=NPY)
+                assert answer.status_code == 200
+    assert OnCluster.asked == [30.0, 1.0, 30.0] * 2
+
+
+def test_a_request_may_have_a_time_of_its_own_in_this_process_too(folder):
+    with served(folder) as client:
+        body = npy.array_bytes(vectors(1))
+        assert client.post("/v1/base/search?timeout=5", content=body, headers=NPY).status_code == 200

@@ -18,11 +18,13 @@ def ivf_centroids(settings, console) -> None:
     from qinco.codec.centroids import MAX_POINTS_PER_CENTROID
 
     source, count, begun = open_trainset(settings, False), settings["ivf_K"], time.monotonic()
-    given = {"seed": settings["seed"], "overwrite": settings["overwrite"], "progress": console.progress}
+    given = {
+        "seed": settings["seed"], "overwrite": settings["overwrite"], "inputs": files_read(settings),
+        "progress": console.progress,
+    }  # fmt: skip
     most = MAX_POINTS_PER_CENTROID
     if (executor := executor_of(settings)) is None:
-        given |= {"device": find_device(settings), "inputs": files_read(settings)}
-        qinco.kmeans(source, count, output=settings["output"], **given)
+        qinco.kmeans(source, count, output=settings["output"], device=find_device(settings), **given)
     else:
         from qinco.distributed.clustering import MAX_POINTS_PER_CENTROID as most
         from qinco.distributed.clustering import kmeans

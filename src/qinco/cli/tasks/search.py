@@ -104,7 +104,8 @@ def _answer(settings: Settings, console, queries, truth, is_exhaustive: bool) ->
             if found.recall:
                 console.info(result_line("recall", found.recall))
             return console.print_records(found.records())
-        result |= {"ids": found.ids, "distances": found.distances}
+        ids = found.ids if found.names is None else found.names[found.ids].tolist()
+        result |= {"ids": ids, "distances": found.distances}
     console.print_result(result | inputs.conditions(settings), settings["json"])
 
 

@@ -52,7 +52,7 @@ def serve(settings, console) -> None:
     if _is_source(paths):
         paths = [_indexed(settings, console)]
     with Catalog.open(
-        *paths, read_only=chosen.read_only, cluster=settings["cluster"], timeout=chosen.timeout / 2
+        *paths, read_only=chosen.read_only, cluster=settings["cluster"], timeout=chosen.timeout
     ) as catalog:
         run(catalog, chosen)
 

@@ -22,6 +22,7 @@ from qinco.search.exhaustive import exhaustive_search
 from qinco.search.measure.sweep import open_searcher
 from qinco.search.measure.truth import open_queries_among, open_queries_of
 from qinco.search.metric import choose_metric
+from qinco.search.names import Names
 from qinco.search.options import MAX_SHORTLIST
 from qinco.search.refine import opened_originals
 from qinco.vectors.block_rows import library
@@ -36,19 +37,24 @@ NEIGHBOR_SUFFIXES = (*_ID_SUFFIXES, ".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class Neighbors:
-    """What `find_neighbors` found: float32 (Q, R), int64 (Q, R), and recall by rank if there is a ground truth."""
+    """What `find_neighbors` found: float32 (Q, R), int64 (Q, R), and recall by rank if there is a ground truth.
+
+    `names` are the strings of the ids, if the index has some.
+    """
 
     distances: np.ndarray
     ids: np.ndarray
     recall: dict[int, float] | None
     seconds: float
     metric: str
+    names: Names | None = None
 
     def records(self) -> Iterable[dict]:
         """For each query its number, ids and distances, as JSON values; empty places are left out."""
         for query, (ids_R, distances_R) in enumerate(zip(self.ids, self.distances, strict=True)):
             found_R = ids_R != -1
-            yield {"query": query, "ids": ids_R[found_R].tolist(), "distances": distances_R[found_R].tolist()}
+            ids = ids_R[found_R] if self.names is None else self.names[ids_R[found_R]]
+            yield {"query": query, "ids": ids.tolist(), "distances": distances_R[found_R].tolist()}
 
 
 def find_neighbors(
@@ -65,7 +71,7 @@ def find_neighbors(
         k: R, results for each query.
         ground_truth: as for `sweep`; adds recall.
         output: .npy, .ivecs or .ibin file of the ids (Q, k), with -1 in empty places; or .jsonl or .parquet, with a
-            record of "query", "ids" and "distances" for each query.
+            record of "query", "ids" (strings, if the index has them) and "distances" for each query.
         distances_output: .npy, .fvecs or .fbin file of the distances (Q, k).
         overwrite, inputs: replace the outputs; files that are read, which they must not replace.
         num_steps: for a pair: use so many codes only.
@@ -114,7 +120,8 @@ def find_neighbors(
             distances_QR, ids_QR = map(np.concatenate, zip(*found, strict=True))
     ranks = tuple(rank for rank in RANKS if rank <= k)
     shares = None if nearest_Q is None else recall(ids_QR, nearest_Q, ranks)
-    result = Neighbors(distances_QR, ids_QR, shares, time.monotonic() - begun, metric)
+    names = None if isinstance(index, tuple) else searcher.names
+    result = Neighbors(distances_QR, ids_QR, shares, time.monotonic() - begun, metric, names)
     if output is not None:
         _write(Path(output), result)
     if distances_output is not None:
@@ -155,6 +162,7 @@ def _write(path: Path, result: Neighbors) -> None:
         import pyarrow
         from pyarrow import parquet
 
-        types = {"query": pyarrow.int64(), "ids": pyarrow.list_(pyarrow.int64()),
+        ids = pyarrow.int64() if result.names is None else pyarrow.string()
+        types = {"query": pyarrow.int64(), "ids": pyarrow.list_(ids),
                  "distances": pyarrow.list_(pyarrow.float32())}  # fmt: skip
         parquet.write_table(pyarrow.Table.from_pylist(list(result.records()), pyarrow.schema(types)), temporary)
