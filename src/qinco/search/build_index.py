@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qinco.atomic import check_output, user_path
+from qinco.atomic import check_output, require_local, user_path
 from qinco.codec.codec import Codec
 from qinco.codec.given import CodecLike, as_codec
 from qinco.config import accepts_keys
@@ -116,6 +116,7 @@ def build_index(
     if resume and not in_shards:
         raise ConfigError("resume=true goes on with the shards of an index: give num_shards= or cluster=, or build it "
                           "again with overwrite=true")  # fmt: skip
+    require_local(output)
     codec, output = None if codec is None else as_codec(codec), Path(user_path(output))
     train_vectors = None if train_vectors is None else as_source(train_vectors)
     files, vectors = vectors, None if vectors is None else as_source(vectors)

@@ -101,6 +101,10 @@ class Catalog:
         """The names of collections, without aliases, sorted."""
         return sorted(self._open)
 
+    def index_names(self) -> list[str]:
+        """The names of indexes, sorted."""
+        return sorted(self._indexes)
+
     def aliases(self) -> dict[str, str]:
         """Other names, and the collections that they are of."""
         return dict(self._aliases)

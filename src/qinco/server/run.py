@@ -68,9 +68,11 @@ class _Server(uvicorn.Server):
         gc.collect()
         gc.freeze()  # or each full collection would look through all modules, while requests wait
         host, port = (sockets or [])[0].getsockname()[:2]
-        names = self._app.state.catalog.names()
+        catalog = self._app.state.catalog
+        names, indexes = catalog.names(), [f"index {name}" for name in catalog.index_names()]
+        what = ", ".join([counted(len(names), "collection")] * bool(names or not indexes) + indexes)
         shown = f"[{host}]" if ":" in host else host
-        log.info("serving %s at http://%s:%d", counted(len(names), "collection"), shown, port)
+        log.info("serving %s at http://%s:%d", what, shown, port)
         self._watching = asyncio.create_task(_watch(self._app.state, self._settings))
 
     def handle_exit(self, sig: int, frame) -> None:

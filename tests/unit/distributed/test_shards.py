@@ -215,7 +215,7 @@ def test_shards_that_cannot_be_are_refused(tmp_path):
     for count in (0, NUM_VECTORS + 1, 2.5):
         with pytest.raises(ConfigError, match="num_shards"):
             built(tmp_path, "plain", num_shards=count)
-    with pytest.raises(ConfigError, match=r"s3:/.*address"):
+    with pytest.raises(ConfigError, match="s3://bucket/ix is an address"):
         qinco.build_index(trained("plain").encode(vectors()), "s3://bucket/ix", codec=trained("plain"))
     pytest.importorskip("faiss")
     with pytest.raises(ConfigError, match="no shards"):

@@ -60,7 +60,8 @@ def test_an_index_stands_beside_a_collection(folder, tmp_path):
     with Collection.create(tmp_path / "docs.qinco", metric="l2", dim=DIM) as docs:
         docs.upsert(range(5), vectors(5))
     with Catalog.open(folder, tmp_path / "docs.qinco") as catalog:
-        assert catalog.names() == ["docs"] and catalog.searched("base")[0] == "base"
+        assert catalog.names() == ["docs"] and catalog.index_names() == ["base"]
+        assert catalog.searched("base")[0] == "base"
         assert catalog.searched("docs")[0] == "docs"
 
 
