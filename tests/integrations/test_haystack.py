@@ -163,6 +163,21 @@ def test_filters_are_those_of_the_store_in_memory(shared_store, metas, filters):
     assert shared_store.count_documents_by_filter(filters) == len(wanted)
 
 
+@pytest.mark.parametrize("meta, value", [
+    ([1], [1]), (["a"], ["a"]), ([1, False], [True, False]), ([True], [1.0]), ([None], [None]), ([], []), ([1], [2]),
+    ({"c": 1}, {"c": True}), ([[1]], [[1]]), ([1], 1),
+])  # fmt: skip
+def test_lists_are_compared_as_a_whole(shared_store, meta, value):
+    some, reference = [Document(id="0", content="a", meta={"a": meta})], InMemoryDocumentStore()
+    reference.write_documents(some)
+    shared_store.delete_all_documents()
+    shared_store.write_documents(some)
+    for operator in ("==", "!=", "in", "not in"):
+        filters = {"field": "meta.a", "operator": operator, "value": [value] if "in" in operator else value}
+        expected = [one.id for one in reference.filter_documents(filters)]
+        assert [one.id for one in shared_store.filter_documents(filters)] == expected
+
+
 def test_times_as_datetimes(store):
     store.write_documents([Document(id="t", meta={"at": "2024-05-01T12:00:00+02:00"})])
     for time, expected in (

@@ -85,6 +85,8 @@ def _path(field: str) -> str | None:
 def _equal(path: str, value: Any) -> Part:
     if value is None:
         return said(Null, path)
+    if isinstance(value, list | dict):
+        return UNKNOWN
     equal = all_of([one_of(path, [value]), not_array(path)])
     if isinstance(value, datetime.datetime) or (isinstance(value, str) and value[:4].isdigit() and len(value) >= 10):
         near = _near(path, value, "gte", "lte")
