@@ -283,3 +283,17 @@ def test_an_index_of_documents(store, tmp_path):
         vector_store_query_mode="mmr", similarity_top_k=3, vector_store_kwargs={"mmr_threshold": 0.3}
     )
     assert len(mmr.retrieve("text")) == 3
+
+
+@pytest.mark.parametrize("meta, value", [
+    ([1], [1]), (["a"], ["a"]), ([1.0], [1]), ([], []), ([2], [1]), ("a", ["a"]), ([1, 2], [1]),
+])  # fmt: skip
+@pytest.mark.parametrize("operator", ["==", "!="])
+def test_lists_are_compared_as_a_whole(meta, value, operator):
+    given = MetadataFilters(filters=[MetadataFilter(key="a", operator=operator, value=value)])
+    query = VectorStoreQuery(query_embedding=[1.0, 0.0], similarity_top_k=2, filters=given)
+    stores = SimpleVectorStore(), QincoVectorStore()
+    for one in stores:
+        one.add([TextNode(id_="0", text="a", metadata={"a": meta}, embedding=[1.0, 0.0])])
+    expected, found = (one.query(query).ids for one in stores)
+    assert found == expected

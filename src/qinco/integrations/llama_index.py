@@ -275,7 +275,9 @@ def _condition(filter: MetadataFilter) -> Part:
     operator, value, path = filter.operator, filter.value, quoted(filter.key)
     if operator == FilterOperator.IS_EMPTY:
         return any_of([said(Empty, path), all_of([said(Eq, path, ""), not_array(path)])])
-    if operator in (FilterOperator.EQ, FilterOperator.NE):
+    if operator in (FilterOperator.EQ, FilterOperator.NE) and isinstance(value, list):
+        found = UNKNOWN
+    elif operator in (FilterOperator.EQ, FilterOperator.NE):
         found = any_of([]) if value is None else all_of([one_of(path, [value]), not_array(path)])
     elif operator in (FilterOperator.IN, FilterOperator.NIN):
         found = all_of([one_of(path, value), not_array(path)]) if isinstance(value, list) else UNKNOWN
