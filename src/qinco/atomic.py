@@ -121,6 +121,14 @@ def require_local(path: str | os.PathLike) -> None:
                           "output='s3://bucket/codes': give a path")  # fmt: skip
 
 
+def check_apart(folder: Path, inputs: Iterable) -> None:
+    """Raise ConfigError if a path that is read is a folder which is written to, or lies in it."""
+    real = os.path.realpath(folder)
+    for name in inputs:
+        if name is not None and Path(os.path.realpath(name)).is_relative_to(real):
+            raise ConfigError(f"{name} is read and lies in {folder}, which would be replaced: give another output")
+
+
 def check_output(
     path: str | os.PathLike, *, suffixes: Collection[str] = (), overwrite: bool = False, resume: bool | None = None,
     inputs: Iterable = (),

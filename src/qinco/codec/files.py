@@ -7,12 +7,24 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from qinco.atomic import check_output, exclusive, make_folder, remove_temporaries, require_local, user_path
+import numpy as np
+
+from qinco.atomic import (
+    check_apart,
+    check_output,
+    exclusive,
+    make_folder,
+    remove_temporaries,
+    require_local,
+    user_path,
+)
 from qinco.codec.codec import Codec
 from qinco.codec.given import CodecLike, as_codec
 from qinco.codec.joining import Share
+from qinco.codec.shard_encoder import ShardEncoder
 from qinco.codec.to_bucket import encode_to_bucket
 from qinco.config import EncodeOptions, accepts_keys, require_int
 from qinco.errors import ConfigError, QincoError
@@ -259,7 +271,9 @@ class _Encoding:
             parts = [plan.rows(shard) for shard in range(plan.num_shards)]
             # Workers may have other working directories.
             job = replace(self, output=self.output.absolute(), folder=self.folder.absolute())
-            encoder = ShardEncoder(job, replace(folder, path=job.folder))
+            there = replace(folder, path=job.folder)
+            write = partial(job.write, there)
+            encoder = ShardEncoder(self.codec, self.source, self.options, plan, there.has, write)
             run_parts(executor, encoder, missing, parts, "encoding", report)
         return sum(len(plan.rows(shard)) for shard in missing)
 
@@ -279,40 +293,18 @@ class _Encoding:
                     report("encoding", done, total, "vector")
                     if writing is not None and writing.done():
                         writing.result()
-                last, writing = writing, writer.submit(self.write, folder, shard, Codes.concatenate(parts))
+                codes = Codes.concatenate(parts)
+                last, writing = writing, writer.submit(self.write, folder, shard, codes.codes, codes.lists)
                 if last is not None:  # one shard may wait while another is written, and no more
                     last.result()
             if writing is not None:
                 writing.result()
 
-    def write(self, folder: CodeFolder, shard: int, codes: Codes) -> None:
+    def write(self, folder: CodeFolder, shard: int, codes_NM: np.ndarray, lists_N: np.ndarray | None) -> None:
         """Write a shard, unless another process that was given the same share has."""
         with exclusive(self.lock):
             if self._is_current(folder) and not folder.has(shard):
-                folder.write(shard, codes.codes, codes.lists)
-
-
-@dataclass(frozen=True)
-class ShardEncoder:
-    """Encodes shards of a folder, in any process and order; what an `executor` maps over them."""
-
-    encoding: _Encoding
-    folder: CodeFolder
-
-    def __call__(self, shard: int) -> None:
-        if self.folder.has(shard):
-            return
-        job, rows = self.encoding, self.encoding.plan.rows(shard)
-        blocks = [block for _, block in job.codec.encode_blocks(job.source, job.options, ranges=[rows])]
-        job.write(self.folder, shard, Codes.concatenate(blocks))
-
-
-def check_apart(folder: Path, inputs) -> None:
-    """Raise ConfigError if a path that is read is a folder which is written to, or lies in it."""
-    real = os.path.realpath(folder)
-    for name in inputs:
-        if name is not None and Path(os.path.realpath(name)).is_relative_to(real):
-            raise ConfigError(f"{name} is read and lies in {folder}, which would be replaced: give another output")
+                folder.write(shard, codes_NM, lists_N)
 
 
 @contextmanager

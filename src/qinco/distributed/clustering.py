@@ -13,8 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from qinco.atomic import check_output, make_folder, remove_temporaries, require_local, user_path, write_atomically
-from qinco.codec.files import check_apart
+from qinco.atomic import (
+    check_apart,
+    check_output,
+    make_folder,
+    remove_temporaries,
+    require_local,
+    user_path,
+    write_atomically,
+)
 from qinco.config import require_int
 from qinco.distributed.pool import WorkerPool
 from qinco.errors import ConfigError, DataError

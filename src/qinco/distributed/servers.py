@@ -14,6 +14,7 @@ from qinco.errors import DataError, ResourceError
 _HEARD_S = 0.2  # Ctrl-C
 _INLINE_BYTES = 1 << 16  # larger arguments are stored once for all actors
 _START_S = 120.0
+LOST_S = 30.0  # so long after it was lost an actor is called only where no other is left
 _PAUSE_S = 0.1  # before an actor that was lost is called again: Ray takes a while to start it
 
 
@@ -159,7 +160,8 @@ class Servers:
             living = [actor for actor in self.groups[number] if actor not in self._dead]
             if not living:
                 return None
-            actor = min(living, key=lambda one: (self._lost.get(one, 0.0), self._busy[one]))
+            recently = {one: at for one, at in self._lost.items() if time.monotonic() - at < LOST_S}
+            actor = min(living, key=lambda one: (recently.get(one, 0.0), self._busy[one]))
             self._busy[actor] += 1
         return actor
 

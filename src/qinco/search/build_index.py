@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qinco.atomic import check_output, require_local, user_path
+from qinco.atomic import require_local, user_path
 from qinco.codec.codec import Codec
 from qinco.codec.given import CodecLike, as_codec
 from qinco.config import accepts_keys
@@ -23,13 +23,14 @@ from qinco.executors import Executor
 from qinco.maths.assignment import assigner
 from qinco.progress import Progress, ProgressOption, reporting
 from qinco.search.build import FAISS_SUFFIX, FIT_ROWS, choose_num_lists, fit_tables, partition
+from qinco.search.build_checks import check_index_output, faiss_key, measured_metric, stated_metric
 from qinco.search.calibrate import calibrated, corrections_of, mean_of, with_spread
 from qinco.search.code_file import CodeFile, check_same_codec, open_codes, training_vectors
 from qinco.search.fill import corrections_by, fill_lists
 from qinco.search.fit import fit_lookup, open_pairwise
 from qinco.search.ids import as_ids
 from qinco.search.index_file import load_parts, put_parts
-from qinco.search.metric import L2, Metric, choose_metric
+from qinco.search.metric import Metric
 from qinco.search.names import put_names
 from qinco.search.options import SearchOptions
 from qinco.search.parts import Fitted, IndexParts
@@ -37,18 +38,14 @@ from qinco.search.sample import FitSample, assign_decoded, draw_sample, sample_r
 from qinco.search.scan import ENTRIES
 from qinco.search.shards import ShardedBuild, ShardFiller, digest_of_codes, digest_of_pairwise, shard_edges
 from qinco.search.tables import SearchTables
-from qinco.store.code_files import is_directory, is_folder
 from qinco.store.decoder import load_pairwise
-from qinco.store.folder import check_folder_output, write_folder
-from qinco.store.manifest import MANIFEST, is_kind
+from qinco.store.folder import write_folder
 from qinco.vectors.id_columns import IdColumn, open_ids
 from qinco.vectors.rows import VectorSource, as_source, fingerprint
 
 log = logging.getLogger(__name__)
-_SUFFIX = ".index"  # that the name of a folder may have
 _CALIBRATION_ROWS = 1 << 17
 _MEASURED_ROWS, _UNRELATED = 10_000, 0.9  # the share of what vectors are that their codes lose
-_MAX_LENGTH_SPREAD = 0.01  # of vectors that count as of one length
 
 
 @dataclass(frozen=True)
@@ -120,8 +117,8 @@ def build_index(
     codec, output = None if codec is None else as_codec(codec), Path(user_path(output))
     train_vectors = None if train_vectors is None else as_source(train_vectors)
     files, vectors = vectors, None if vectors is None else as_source(vectors)
-    metric, is_default = _choose_metric(metric, train_vectors if vectors is None else vectors, output)
-    is_faiss = _check_output(output, metric, pairwise, index_key, overwrite or (resume and in_shards))
+    metric, is_default = stated_metric(metric, train_vectors if vectors is None else vectors, output)
+    is_faiss = check_index_output(output, metric, pairwise, index_key, overwrite or (resume and in_shards))
     database = open_codes(codes, codec, num_codes, codebook_size)
     train = database if train_codes is None else open_codes(train_codes, codec, num_codes, codebook_size)
     check_same_codec(database, train)
@@ -150,7 +147,7 @@ def build_index(
                               "centroids (ivf_centroids=)")  # fmt: skip
         num_clustered = min(len(train), FIT_ROWS)
         choose_num_lists(num_lists, num_clustered)
-    key_of = partial(_index_key, index_key, file=database) if is_faiss else None
+    key_of = partial(faiss_key, index_key, file=database) if is_faiss else None
     job = _Build(codec, output, database, base, ids, train, train_vectors, pairwise, num_training, seed, key_of)
     lists = {"num_lists": num_lists, "num_clustered": num_clustered}
     job = replace(job, metric=metric, is_default=is_default, names=names, **lists)
@@ -264,7 +261,7 @@ class _Build:
         sample, centroids_VD = draw_sample(train, *given)
         pairs = open_pairwise(self.pairwise, database.num_codes, database.codebook_size, sample.dim, centroids_VD)
         key = "" if self.key_of is None else self.key_of(1 if centroids_VD is None else len(centroids_VD))
-        measure = _metric_of(sample, self.metric, self.is_default)
+        measure = measured_metric(sample, self.metric, self.is_default)
         # Codes without lists describe whole vectors, and centroids only where to find them; faiss adds them to all.
         adds_centroids = train.codes.has_lists or self.key_of is not None
         if centroids_VD is None:
@@ -346,54 +343,3 @@ def _calibrated(
                     database.name, base.name)  # fmt: skip
     leveled = codes, with_spread(corrections_n, 0, seed)
     return calibrated(tables, codec, codes, corrections_n, source, mean_D, leveled, seed, pairwise, report)
-
-
-def _choose_metric(given: str | None, vectors: VectorSource | None, output: Path) -> tuple[str, bool]:
-    """The metric of an index, and whether it is "cosine" only because vectors have length 1; faiss's files lack it."""
-    is_faiss = output.suffix.lower() == FAISS_SUFFIX
-    metric = choose_metric(given, vectors, compared=None if is_faiss else vectors)
-    return metric, given is None and metric != choose_metric(None, vectors)
-
-
-def _metric_of(sample: FitSample, name: str, is_default: bool) -> Metric:
-    """The metric of vectors. Where their lengths differ, "cosine" is "l2" if it is only a default, else an error."""
-    if name != "cosine":
-        return Metric(name)
-    lengths = np.concatenate([np.linalg.norm(x_nD, axis=1) for *_, x_nD in sample.blocks(held=None)])
-    low, high = float(lengths.min()), float(lengths.max())
-    if not 0 < high * (1 - _MAX_LENGTH_SPREAD) <= low and is_default:
-        log.info("others of %s have other lengths, and metric=l2 is used", sample.name)
-        return L2
-    if not 0 < high * (1 - _MAX_LENGTH_SPREAD) <= low:
-        raise ConfigError(f"metric=cosine is for codes of vectors of one length, not of {low:.4g} to {high:.4g} "
-                          f"as in {sample.name}: encode vectors of one length, or give metric=l2")  # fmt: skip
-    return Metric(name, float(lengths.mean()))
-
-
-def _index_key(index_key: str | None, num_lists: int, file: CodeFile) -> str:
-    from qinco.compat.faiss_files import check_index_key
-
-    key = index_key or f"IVF{num_lists}_HNSW32,RQ{file.num_codes}x{file.codebook_size.bit_length() - 1}_Nqint8"
-    for name, value in (("ivf_K", num_lists), ("M", file.num_codes), ("K", file.codebook_size)):
-        key = key.replace(f"${{{name}}}", str(value))
-    check_index_key(key, num_lists, file.num_codes, file.codebook_size)
-    return key
-
-
-def _check_output(output: Path, metric: str, pairwise, index_key: str | None, overwrite: bool) -> bool:
-    """Whether the index is to be a faiss file; raises ConfigError unless `output` can be that or a folder."""
-    if output.suffix.lower() == FAISS_SUFFIX and not is_directory(output):
-        if metric == "cosine" or pairwise is not None:
-            raise ConfigError("faiss files store no metric=cosine or pairwise_decoder=: write a folder, output=NAME")
-        check_output(output, overwrite=overwrite)
-        return True
-    if not (is_folder(output) or output.suffix.lower() == _SUFFIX or is_kind(output, "index")):
-        raise ConfigError(f"output={output}: an index is written to a folder, NAME or NAME{_SUFFIX}, or a file "
-                          f"NAME{FAISS_SUFFIX}")  # fmt: skip
-    if index_key is not None:
-        raise ConfigError(f"index_key= is the kind of a {FAISS_SUFFIX} file, and output={output} is a folder")
-    check_output(output / MANIFEST if is_directory(output) else output, overwrite=True)
-    check_folder_output(output, "index")
-    if is_kind(output, "index") and not overwrite:
-        raise ConfigError(f"{output} holds an index: give overwrite=true to replace it")
-    return False

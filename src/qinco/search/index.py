@@ -1,10 +1,9 @@
 """`Index`: vectors in inverted lists as codes, searched compressed (QINCo2 paper, section 4)."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from numbers import Real
 from operator import index
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +11,12 @@ from qinco.codec.codec import Codec
 from qinco.codec.given import CodecLike, as_codec
 from qinco.config import accepts_keys, require_int
 from qinco.decoders.pairwise import PairwiseDecoder
-from qinco.errors import ConfigError, DataError
+from qinco.errors import ConfigError
 from qinco.machine import num_threads
 from qinco.progress import Progress, ProgressOption, counted, reporting
 from qinco.search.decoded_search import search_among, search_decoded
 from qinco.search.edit import decode_ids
+from qinco.search.elsewhere import ListsElsewhere, check_rows
 from qinco.search.grow import build_parts
 from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.timing import tune
@@ -26,32 +26,9 @@ from qinco.search.parts import IndexParts
 from qinco.search.pipeline import BATCH_BYTES, Decoder, NeuralDecoder, Pipeline, plan_stages, search_queries
 from qinco.search.range_search import search_ranges
 from qinco.search.refine import Originals, choose_originals, choosing_stages
-from qinco.search.scan import Shortlist
 from qinco.search.selection import Selection, select, selection_of
 from qinco.search.stored import StoredIndex
 from qinco.vectors.rows import VectorSource, as_queries, check_dim
-
-
-class ListsElsewhere(Protocol):
-    """Inverted lists in other processes, by the tables of an index here."""
-
-    def __len__(self) -> int: ...
-
-    def scan(
-        self, queries_QD, probes_QL, bases_QL, segments, num_short: int, *, nprobe: int, admitted, threads: int
-    ) -> Shortlist | None:
-        """What `Scanner.scan` finds in these lists; `segments` and `admitted` stand for them. None: time is over."""
-        ...
-
-    def ranker(
-        self, options: SearchOptions, k: int, ranking: str, precision: str, is_refined: bool
-    ) -> Callable[[Pipeline, np.ndarray, Shortlist], Shortlist] | None:
-        """What ranks shortlists there, as the pipeline of such a search would; None: they are ranked here."""
-        ...
-
-    def select(self, parts: IndexParts, ids, exclude) -> "tuple[ListsElsewhere | None, IndexParts, Selection | None]":
-        """Where to search for what is chosen, and the selection: of few vectors, copies are searched here."""
-        ...
 
 
 def _part(name: str, doc: str) -> property:
@@ -202,7 +179,7 @@ class Index(StoredIndex):
         return self.search_lists(None, queries, k, given, (filter, exclude), (refine, num_refine), stages)
 
     def search_lists(
-        self, elsewhere: "ListsElsewhere | None", queries, k: int, given: dict, chosen: tuple[Any, Any],
+        self, elsewhere: ListsElsewhere | None, queries, k: int, given: dict, chosen: tuple[Any, Any],
         refine: tuple[Any, int | None], stages: dict,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """`search` of lists that may lie elsewhere, by the arguments of `search` in groups."""
@@ -313,7 +290,7 @@ class Index(StoredIndex):
         self, options: SearchOptions, k: int, *, parts: IndexParts | None = None,
         selection: Selection | None = None, ranking: str = "calibrated", precision: str = "auto",
         decoder: str = "neural", fills: bool = True, refined: tuple[Originals | None, int] = (None, 0),
-        elsewhere: "ListsElsewhere | None" = None,
+        elsewhere: ListsElsewhere | None = None,
     ) -> Pipeline:  # fmt: skip
         """The scan and stages of one search, down to a last decoder.
 
@@ -375,10 +352,3 @@ class Index(StoredIndex):
         other = Index(self.codec, self.parts.given("pairwise", pairwise))
         other._originals = self._originals
         return other
-
-
-def check_rows(originals: Originals | None, next_id: int) -> None:
-    """Raise DataError where the ids of lists that lie elsewhere, all below `next_id`, may be no rows of originals."""
-    if originals is not None and len(originals.source) < next_id:
-        raise DataError(f"{originals.source.name} has {counted(len(originals.source), 'row')}, and the index ids up to "
-                        f"{next_id - 1}: give refine= the vectors that were indexed, or refine=False")  # fmt: skip

@@ -66,6 +66,10 @@ class CodeBucket:
         _file(url, PENDING).write_bytes(json_text(manifest_content(KIND, token, asdict(plan), {})).encode())
         return cls(url, plan, token, True)
 
+    def has(self, shard: int) -> bool:
+        """Whether a shard is there. Its codes are written last, so its lists are there, too."""
+        return self._shard_file("codes", shard).is_file()
+
     def missing(self) -> list[int]:
         """The shards that are not there."""
         there = {path.name for path in files_in(self.url)}

@@ -53,6 +53,15 @@ def test_an_actor_that_ray_starts_again_is_called_again_after_pauses():
     assert len(away.calls) < 20
 
 
+def test_a_replica_that_was_lost_is_called_again_after_a_while(monkeypatch):
+    monkeypatch.setattr("qinco.distributed.servers.LOST_S", 0.2)
+    back, other = Actor(AWAY, "back"), Actor("answer")
+    asked = servers([back, other])
+    assert asked.ask("scan") == ["answer"] and asked.ask("scan") == ["answer"]
+    time.sleep(0.25)
+    assert asked.ask("scan") == ["back"] and len(back.calls) == 2
+
+
 def test_calls_of_late_actors_are_cancelled_and_do_not_count_as_theirs():
     ray, late, other = FakeRay(), Actor("late", seconds=60.0), Actor("answer")
     asked = servers([late, other], ray=ray)
