@@ -208,9 +208,10 @@ def _vectors(view: View, keys: Sequence[int]) -> dict[int, np.ndarray]:
     rows = find(view.connection, "SELECT key, vector FROM fresh WHERE key IN ({})", keys)
     vectors = {key: np.frombuffer(blob, "<f4").astype(np.float32) for key, blob in rows}
     others = np.array([key for key in keys if key not in vectors], np.int64)
+    others = others[view.moment.are_stored(others)]  # a record stays that has lost its vector of a name
     if len(others) and (index := view.moment.index) is not None:
-        decoded_nD = view.moment.metric.prepare(decode_ids(index.codec, index.parts, others, skips_unknown=True))
-        vectors |= {key: x_D for key, x_D in zip(others.tolist(), decoded_nD, strict=True) if not np.isnan(x_D).any()}
+        decoded_nD = view.moment.metric.prepare(decode_ids(index.codec, index.parts, others))
+        vectors |= dict(zip(others.tolist(), decoded_nD, strict=True))
     return vectors
 
 

@@ -94,6 +94,23 @@ def test_vectors_change_alone(docs):
         docs.update_vectors([3, 99], {"text": T[:2]})
 
 
+def test_a_deleted_vector_is_not_read_any_more(docs):
+    """Where other records of its name are still compressed."""
+    fill(docs, 4)
+    docs.optimize(progress=False)
+    assert docs.delete_vectors("image", [1, 2]) == 2
+    for _ in range(2):
+        found = {one.id: set(one.vector) for one in docs.get(with_vectors=True)}
+        assert found == {0: {"image"}, 1: {"text"}, 2: set(), 3: {"image", "text"}}
+        with pytest.raises(DataError, match="no vector"):
+            docs.search_by_id(2, using="image")
+        docs.optimize(progress=False)
+    docs.update_vectors([2], {"image": X[50:51]})
+    np.testing.assert_array_equal(docs.get([2], with_vectors=True)[0].vector["image"], X[50])
+    docs.optimize(progress=False)
+    assert set(docs.get([2], with_vectors=True)[0].vector) == {"image"} and docs.verify() == []
+
+
 def test_vectors_that_older_records_get_later_are_diverse_hits(docs):
     fill(docs)
     docs.update_vectors([8, 2], {"text": [T[8], T[2]]})
