@@ -52,6 +52,20 @@ def here(folder, monkeypatch):
     monkeypatch.setattr("qinco.search.measure.timing.MIN_SECONDS", 0)
 
 
+def test_an_index_needs_no_training_vectors(capsys, tmp_path):
+    given = ["model=plain.safetensors", "encoded_db=plain_base", f"ivf_K={LISTS}"]
+    for output, more in (("from_codes", []), ("from_vectors", ["trainset=base.npy"])):
+        run("build_index", *given, *more, f"output={tmp_path}/{output}")
+    qinco.build_index("plain_base", tmp_path / "ix", codec="plain.safetensors", num_lists=LISTS)
+    for index in (qinco.Index.load(tmp_path / name) for name in ("ix", "from_vectors")):
+        expected = qinco.Index.load(tmp_path / "from_codes").search(np.load("query.npy"), 5, nprobe=LISTS)
+        np.testing.assert_array_equal(index.search(np.load("query.npy"), 5, nprobe=LISTS)[1], expected[1])
+    capsys.readouterr()
+    assert main(["build_index", "encoded_db=plain_base", "output=none"]) != 0
+    assert "model=" in capsys.readouterr().err
+    assert not Path("none").exists()
+
+
 def run(*arguments: str) -> None:
     assert main(list(arguments)) == 0
 

@@ -86,14 +86,14 @@ def _reach(cluster: str) -> None:
         socket.create_connection((address.hostname, address.port), _REACHED_S).close()
 
 
-def cores_of(ray) -> list[int]:
-    """The cores of each node that is alive; ConfigError where a cluster has none."""
-    return [int(resources["CPU"]) for resources in _nodes(ray)]
+def cores_of(ray) -> dict[str, int]:
+    """The cores of each node that is alive, by its id; ConfigError where a cluster has none."""
+    return {node: int(resources["CPU"]) for node, resources in _nodes(ray).items()}
 
 
 def places_of(ray, threads: int, num_gpus: float = 0) -> list[int]:
     """How many actors of so many cores and GPUs each node has room for; ConfigError where none has, nor ever will."""
-    nodes = _nodes(ray)
+    nodes = list(_nodes(ray).values())
     places = [
         int(min(node["CPU"] // threads, node.get("GPU", 0) // num_gpus if num_gpus else math.inf)) for node in nodes
     ]
@@ -106,10 +106,10 @@ def places_of(ray, threads: int, num_gpus: float = 0) -> list[int]:
     return places
 
 
-def _nodes(ray) -> list[dict]:
-    """What each node has that is alive and has cores; ConfigError where none has."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = [resources for resources in nodes if resources.get("CPU", 0) >= 1]
+def _nodes(ray) -> dict[str, dict]:
+    """What each node has that is alive and has cores, by its id; ConfigError where none has."""
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    nodes = {node: resources for node, resources in nodes.items() if resources.get("CPU", 0) >= 1}
     if not nodes:
         raise ConfigError("the cluster has no cores: start its nodes with --num-cpus")
     return nodes

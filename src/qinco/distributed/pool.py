@@ -55,7 +55,7 @@ class WorkerPool:
         if not numbers:
             return
         with connected(self._cluster) as ray:
-            cores = cores_of(ray)
+            cores = list(cores_of(ray).values())
             threads = self._threads or min(_MOST_THREADS, *cores, max(1, sum(cores) // (self._workers or 1)))
             places = places_of(ray, threads, self._num_gpus)
             count = self._workers or sum(places)

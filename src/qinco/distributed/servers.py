@@ -5,9 +5,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from threading import Lock
 from typing import Any
 
+from qinco.distributed.cluster import cores_of
 from qinco.distributed.shard import ShardServer
 from qinco.errors import DataError, ResourceError
 
@@ -39,23 +41,33 @@ class Servers:
     @classmethod
     def start(
         cls, ray, folder: str, generation: str, shards: list[list[int]], rows: list[range], num_replicas: int,
-        threads: int,
+        threads: int | None = None,
     ) -> "Servers":  # fmt: skip
-        """Start the actors of a folder's shards, and wait until they have opened them."""
-        make = ray.remote(ShardServer).options(num_cpus=threads, max_restarts=-1, scheduling_strategy="SPREAD")
-        groups = [
-            [make.remote(folder, numbers, threads, generation) for _ in range(num_replicas)] for numbers in shards
-        ]
-        servers = cls(ray, groups, rows)
+        """Start the actors of a folder's shards, on each machine in turn, and wait until they have opened them.
+
+        They reserve no cores: those of a new version start before the old ones end.
+
+        Args:
+            threads: of an actor; None: the cores of its machine.
+        """
+        make, nodes = ray.remote(ShardServer), cycle(cores_of(ray).items())
+        on = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+
+        def start(numbers: list[int]):
+            node, cores = next(nodes)
+            placed = make.options(num_cpus=0, max_restarts=-1, scheduling_strategy=on(node, soft=True))
+            return placed.remote(folder, numbers, threads or cores, generation)
+
+        servers = cls(ray, [[start(numbers) for _ in range(num_replicas)] for numbers in shards], rows)
         try:
-            servers._await(folder, threads)
+            servers._await(folder)
         except BaseException:
             servers.stop()
             raise
         return servers
 
-    def _await(self, folder: str, threads: int) -> None:
-        """Return once all actors have opened their shards; ResourceError where one cannot, or they have no room."""
+    def _await(self, folder: str) -> None:
+        """Return once all actors have opened their shards; ResourceError where one cannot."""
         waiting, end = [actor.sizes.remote() for group in self.groups for actor in group], time.monotonic() + _START_S
         count = len(waiting)
         while waiting and (left := end - time.monotonic()) > 0:
@@ -66,10 +78,8 @@ class Servers:
                 raise ResourceError(f"an actor could not open {folder}, which all machines must see at the same path: "
                                     f"{_reason(error)}") from error  # fmt: skip
         if waiting:
-            cores = int(self.ray.cluster_resources().get("CPU", 0))
-            raise ResourceError(f"{count - len(waiting)} of {count} actors have started in {_START_S:.0f} s, each "
-                                f"takes {threads} of the cluster's {cores} cores: give fewer actors or replicas, of "
-                                "which a reload needs twice as many for a while")  # fmt: skip
+            raise ResourceError(f"{count - len(waiting)} of {count} actors have started in {_START_S:.0f} s: see what "
+                                "`ray status` and the log of the cluster say")  # fmt: skip
 
     def stop(self) -> None:
         """End the actors."""

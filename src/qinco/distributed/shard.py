@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from qinco.errors import DataError
+from qinco.machine import set_num_threads, usable_cores
 from qinco.search.index import Index
 from qinco.search.index_file import load_parts
 from qinco.search.parts import IndexParts
@@ -23,14 +24,13 @@ class ShardServer:
     Args:
         folder: of the index.
         numbers: of the shards.
-        threads: of a scan.
+        threads: of a scan, no more than this process may use.
         generation: see `generation_of`. The folder must hold no other: an actor that is started again must not answer
             from another index than the rest.
     """
 
     def __init__(self, folder: str, numbers: list[int], threads: int, generation: str):
-        from qinco.machine import set_num_threads
-
+        threads = min(threads, usable_cores())
         set_num_threads(threads)
         codec, parts = load_parts(Path(folder), True, None, "cpu")
         if generation_of(parts) != generation:

@@ -17,7 +17,7 @@ import numpy as np
 from qinco.atomic import user_path
 from qinco.codec.codec import Codec
 from qinco.config import accepts_keys, require_int, require_number
-from qinco.distributed.cluster import connected, places_of
+from qinco.distributed.cluster import connected, cores_of, places_of
 from qinco.distributed.servers import Servers
 from qinco.distributed.shard import Columns, generation_of
 from qinco.errors import ConfigError, ResourceError
@@ -63,16 +63,16 @@ class ShardedIndex:
     """An index whose shards lie in several processes or machines, searched as one: it finds what `Index` finds.
 
     Lists are chosen once, and scanned by the actors that hold the shards. The vectors that are nearest by the tables
-    are decoded and ranked by the same actors, some queries each, and here where there are few. Replicas take turns, and
-    stand in for one another.
+    are decoded and ranked by the same actors, some queries each, and here where there are few or one actor. Replicas
+    take turns, and stand in for one another.
 
     Args:
         folder: an index that `build_index` wrote with `num_shards`. All machines must see it at the same path.
         cluster: see `qinco.distributed.encode`.
-        num_actors: groups of shards; if None one for each shard, but no more than take half of the cluster's cores with
-            their replicas, for `reload` starts new actors before the old ones end.
-        num_replicas: actors of each group.
-        threads: cores of each actor.
+        num_actors: groups of shards; None: as many as the cluster has machines for, each of which holds one actor.
+        num_replicas: actors of each group, on different machines if there are several.
+        threads: of each actor; None: the cores of its machine. Actors reserve none: `reload` starts new ones before the
+            old ones end.
         timeout: seconds after which a search returns what it has, marked as partial; None: it waits.
 
     Example:
@@ -82,12 +82,12 @@ class ShardedIndex:
 
     def __init__(
         self, folder: str | os.PathLike, *, cluster: str = "auto", num_actors: int | None = None, num_replicas: int = 1,
-        threads: int = 1, timeout: float | None = None,
+        threads: int | None = None, timeout: float | None = None,
     ):  # fmt: skip
         require_int("num_replicas", num_replicas)
-        require_int("threads", threads)
-        if num_actors is not None:
-            require_int("num_actors", num_actors)
+        for name, given in (("num_actors", num_actors), ("threads", threads)):
+            if given is not None:
+                require_int(name, given)
         if timeout is not None:
             require_number("timeout", timeout, above=0)
         self.folder, self.timeout = Path(user_path(folder)).absolute(), timeout
@@ -112,7 +112,7 @@ class ShardedIndex:
 
     def __repr__(self) -> str:
         groups = self._version.servers.groups
-        actors = f"{len(groups)} actors" + (f" of {len(groups[0])} replicas" if len(groups[0]) > 1 else "")
+        actors = counted(len(groups), "actor") + (f" of {len(groups[0])} replicas" if len(groups[0]) > 1 else "")
         return f"ShardedIndex({counted(len(self), 'vector')}, dim={self.dim}, metric={self.metric!r}, {actors})"
 
     dim = d = property(lambda self: self._version.index.dim, doc="Dimension of the vectors.")
@@ -153,8 +153,9 @@ class ShardedIndex:
 
     def _open(self, codec: Codec | None, parts: IndexParts) -> "Version":
         num_actors, num_replicas, threads = self._settings
-        places = sum(places_of(self._ray, threads))
-        count = min(num_actors or max(1, places // (2 * num_replicas)), len(parts.segments))
+        if threads is not None:
+            places_of(self._ray, threads)  # a machine has as many
+        count = min(num_actors or max(1, len(cores_of(self._ray)) // num_replicas), len(parts.segments))
         shards = [list(map(int, some)) for some in np.array_split(np.arange(len(parts.segments)), count)]
         ends = np.cumsum([0, *map(len, parts.segments)]).tolist()
         rows = [range(ends[some[0]], ends[some[-1] + 1]) for some in shards]
@@ -246,7 +247,8 @@ class Asked:
 
         def rank(pipeline: Pipeline, queries_QD: np.ndarray, shortlist: Shortlist) -> Shortlist:
             servers, columns = self._version.servers, tuple(vars(shortlist).values())
-            if shortlist.ids.size < _FEW_RANKED or not pipeline.stages:
+            is_few = shortlist.ids.size < _FEW_RANKED or len(servers.groups) == 1
+            if is_few or not pipeline.stages:
                 return pipeline.ranked(queries_QD, shortlist)
             parts = np.array_split(np.arange(len(queries_QD)), len(servers.groups))
             given = [(queries_QD[part], tuple(column[part] for column in columns), asked) for part in parts]

@@ -142,7 +142,8 @@ def draw_sample(
     rows_T = sample_rows(len(file), 1_000_000 if num_training is None else num_training, seed)
     target = codec if vectors is None else training_vectors(file, vectors)
     if target is None:
-        raise ConfigError("without training vectors a codec is needed, to whose reconstructions tables are fitted")
+        raise ConfigError("look-up tables are fitted to what a codec decodes, or to training vectors: give the codec "
+                          "(model=), or codes and vectors to train on (encoded_trainset= and trainset=)")  # fmt: skip
     centroids_VD = list_centroids(file, codec, centroids, target.dim)
     codes = file.rows(rows_T, 0 if centroids_VD is None else len(centroids_VD))
     if not codes.has_lists and centroids_VD is not None:

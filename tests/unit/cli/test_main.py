@@ -99,7 +99,7 @@ def test_help_shows_defaults(capsys):
 @pytest.mark.parametrize("arguments, fact", [
     (["trian"], "Did you mean train?"), (["trian", "--help"], "Did you mean train?"),
     ([*TRAIN, "epoch=3"], "Did you mean epochs?"), ([*TRAIN, "epochs=x"], "'x'"),
-    (["build_index", "output=y"], "encoded_trainset= ("), ([*TRAIN, "--cgf"], "'--cgf'"),
+    (["build_index", "output=y"], "encoded_db= ("), ([*TRAIN, "--cgf"], "'--cgf'"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(arguments, fact, capsys):
     assert main(arguments) == 2

@@ -1,6 +1,7 @@
 """A stand-in for Ray of a cluster that exists in the memory of a test alone."""
 
 import time
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 
@@ -38,14 +39,23 @@ class Actor:
         return Reference(answer, time.monotonic() + self._seconds)
 
 
+@dataclass
+class Placed:
+    """The strategy of Ray that has the same arguments."""
+
+    node_id: str
+    soft: bool
+
+
 class FakeRay:
     """The functions of the module that are used; `nodes` are the resources of each."""
 
     exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError, ActorDiedError=ActorDiedError)
+    util = SimpleNamespace(scheduling_strategies=SimpleNamespace(NodeAffinitySchedulingStrategy=Placed))
 
     def __init__(self, *nodes: dict, made=()):
         self._nodes, self._is_initialized, self.ended = nodes, False, 0
-        self._made, self.killed, self.cancelled = list(made), [], []
+        self._made, self.started, self.killed, self.cancelled = list(made), [], [], []
 
     def init(self, **settings):
         assert not self._is_initialized
@@ -58,10 +68,9 @@ class FakeRay:
         self._is_initialized, self.ended = False, self.ended + 1
 
     def nodes(self):
-        return [{"Alive": True, "Resources": resources} for resources in self._nodes]
-
-    def cluster_resources(self):
-        return {"CPU": sum(node["CPU"] for node in self._nodes)}
+        return [
+            {"NodeID": f"{n:056x}", "Alive": True, "Resources": resources} for n, resources in enumerate(self._nodes)
+        ]
 
     def put(self, value):
         return value
@@ -89,5 +98,11 @@ class FakeRay:
         self.killed.append(actor)
 
     def remote(self, kind):
-        make = SimpleNamespace(remote=lambda *given: self._made.pop(0))
-        return SimpleNamespace(options=lambda **settings: make)
+        def options(**settings):
+            def make(*given):
+                self.started.append((settings, given))
+                return self._made.pop(0)
+
+            return SimpleNamespace(remote=make)
+
+        return SimpleNamespace(options=options)

@@ -81,8 +81,22 @@ def test_an_actor_that_cannot_open_the_folder_is_named_at_the_start():
     ray.init()
     begun = time.monotonic()
     with pytest.raises(ResourceError, match="/index has been replaced"):
-        Servers.start(ray, "/index", "token", [[0], [1]], [range(5), range(5, 9)], 1, 1)
+        Servers.start(ray, "/index", "token", [[0], [1]], [range(5), range(5, 9)], 1)
     assert len(ray.killed) == 2 and time.monotonic() - begun < 30
+
+
+def test_replicas_are_on_machines_in_turn_with_all_their_cores_and_reserve_none():
+    ray = FakeRay({"CPU": 4.0}, {"memory": 1.0}, {"CPU": 8.0}, made=[Actor("sizes") for _ in range(8)])
+    ray.init()
+    for threads in (None, 3):
+        Servers.start(ray, "/index", "token", [[0], [1]], [range(5), range(5, 9)], 2, threads)
+    nodes = [settings["scheduling_strategy"].node_id for settings, _ in ray.started]
+    assert len(set(nodes)) == 2 and nodes == nodes[:2] * 4
+    assert [given[:3] for _, given in ray.started] == [
+        ("/index", numbers, threads or cores)
+        for threads in (None, 3) for numbers in ([0], [1]) for cores in (4, 8)
+    ]  # fmt: skip
+    assert {settings["num_cpus"] for settings, _ in ray.started} == {0}
 
 
 def test_places_are_what_nodes_have_room_for():

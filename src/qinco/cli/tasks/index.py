@@ -30,21 +30,24 @@ from qinco.cli.open import (
         Key("num_shards", "integer", None, "write the lists in so many shards, for qinco.distributed.ShardedIndex"),
         f"search.aq_training_samples mse_scale seed resume {CLUSTER} {MACHINE} enc_max_bs",
     ],
-    required=("encoded_trainset", "encoded_db", "trainset|db", "output"),
+    required=("encoded_db", "output"),
     imports=("qinco.codec", "qinco.search.index"),
 )  # fmt: skip
 def build_index(settings, console) -> None:
     codec = None if settings["model"] is None else open_codec(settings)
     check_num_centroids(settings)
     num_lists = settings["ivf_K"] if settings["ivf_centroids"] is None else None
+    train_codes = train_vectors = None
+    if settings["encoded_trainset"] is not None:  # else tables are fitted to some of the database
+        train_codes = open_codes(settings, "encoded_trainset", codec).limit(settings["ds.trainset"])
+    if settings["trainset"] is not None or (train_codes is not None and settings["db"] is not None):
+        train_vectors = open_trainset(settings)
     begun = time.monotonic()
     done = qinco.build_index(
         open_codes(settings, "encoded_db", codec).limit(settings["ds.db"]), settings["output"], codec=codec,
-        train_codes=open_codes(settings, "encoded_trainset", codec).limit(settings["ds.trainset"]),
-        train_vectors=open_trainset(settings), vectors=settings["vectors"], ids=settings["ids"],
-        centroids=settings["ivf_centroids"], num_lists=num_lists,
-        metric=settings["metric"], pairwise=settings["pairwise_decoder"],
-        num_training=settings["search.aq_training_samples"],
+        train_codes=train_codes, train_vectors=train_vectors, vectors=settings["vectors"], ids=settings["ids"],
+        centroids=settings["ivf_centroids"], num_lists=num_lists, metric=settings["metric"],
+        pairwise=settings["pairwise_decoder"], num_training=settings["search.aq_training_samples"],
         index_key=settings["search.index_key"] if settings.given("search.index_key") else None,
         num_shards=settings["num_shards"], executor=executor_of(settings), resume=settings["resume"],
         overwrite=settings["overwrite"], seed=settings["seed"], progress=console.progress,
