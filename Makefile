@@ -3,7 +3,7 @@
 #   make test            the quick tests, and the 20 slowest of them (about three minutes of one core)
 #   make lint            style and types; `make format` fixes the style
 #   make test-all        the slow tests too
-#   make test-levels     engines, codecs and search forced to each instruction set of this processor
+#   make test-levels     engines, codecs and search forced to each lower instruction set of this processor
 #   make test-sanitized  the native engine under the address and undefined-behaviour sanitizers
 #   make test-integrations  the server and the stores beside the suites of their clients and frameworks; none may skip
 #   make wheel           a wheel in DIST, for every Python 3 and every Linux with glibc 2.24 or newer

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Runs the tests of engines, codecs and search once for each instruction set that the processor has, forced to it.
+# Runs the tests of engines, codecs and search once for each lower instruction set that the processor has, forced to it.
+# The best one is what all other tests use.
 # Arguments go to pytest. PYTHON names another program than .venv/bin/python.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
-levels=$("$python" -c 'from qinco.native.library import LEVELS, level; print(*LEVELS[: LEVELS.index(level()) + 1])')
+levels=$("$python" -c 'from qinco.native.library import LEVELS, level; print(*LEVELS[: LEVELS.index(level())])')
 
 for level in $levels; do
     echo "QINCO_NATIVE_LEVEL=$level"
