@@ -73,10 +73,15 @@ class Ranker(nn.Module):
         shapes = (size, dim), (size,), (width, dim), (dim,), (width, hidden), (hidden,), (hidden,)
         for name, shape in zip(RANKER, shapes, strict=True):
             self.register_buffer(name, torch.zeros(shape))
+        self._fitted: tuple[tuple[int, int], bool] | None = None
 
     @property
     def is_fitted(self) -> bool:
-        return bool(self.offset.any())
+        # A GPU is asked again only after a change: to wait for it in every training step would take long.
+        state = self.offset.data_ptr(), self.offset._version
+        if self._fitted is None or self._fitted[0] != state:
+            self._fitted = state, bool(self.offset.any())
+        return self._fitted[1]
 
     @torch.no_grad()
     def clear(self) -> None:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from statistics import fmean
 
 import numpy as np
@@ -31,6 +32,7 @@ from qinco.training.gradients import gradients_of
 from qinco.training.optimizers import Optimizers
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
+from qinco.training.recording import BatchWork, gpu_recording
 from qinco.training.schedule import SCHEDULES, StepPlan
 from qinco.vectors.rows import VectorSource, stratified_rows
 
@@ -118,7 +120,9 @@ class Training:
         self.model, self.options, self.encode_options, self.processes = model, options, encode_options, processes
         self.train_source, self.all_valid = train, valid
         self.precision = candidate_precision(options.precision, str(model.device), model.config)
-        self.gradients = gradients_of(model, encode_options.engine, self.precision)
+        gradients = gradients_of(model, encode_options.engine, self.precision)
+        record = partial(gpu_recording, device=model.device) if model.device.type == "cuda" else None
+        self.work = BatchWork(model, gradients, self.precision, record)
         self.parameters = list(model.parameters())
         for parameter in self.parameters:  # in backward, which is a single call, Python hears of Ctrl-C in hooks only
             parameter.register_hook(lambda gradient: None)
@@ -241,14 +245,13 @@ class Training:
     def optimizer_step(self, parts: list[np.ndarray], lr: float) -> float:
         """One step on accumulated batches, float32 (n, D) of all processes together; returns the loss per vector."""
         total = torch.zeros((), device=self.model.device)
-        packed = pack(self.model, self.batch_encode_options.engine, self.precision, is_for_one_batch=True)
+        compute = self.work.compute if len(parts) == 1 else self.work.add
         use, num_vectors, position = CodewordUse(self.model), sum(map(len, parts)), self.position
         self.optimizers.clear()
         for part in parts:
             x_ND = self.model.normalize(to_device(part[self.processes.share(len(part))], self.model.device))
             start_ND = self.initial_reconstructions(x_ND)
-            codes_NM, _ = packed.encode_tensors(x_ND, start_ND, self.batch_encode_options)
-            total += self.gradients.add(x_ND, start_ND, codes_NM, use, 1 / num_vectors)
+            total += compute(x_ND, start_ND, self.batch_encode_options, use, 1 / num_vectors)
         self.processes.sum_gradients(self.parameters)
         counts, loss = self.processes.sum(use.flat), float(self.processes.sum(total))
         if not math.isfinite(loss):
