@@ -94,10 +94,10 @@ assert all(hit.payload["lang"] == "fr" or hit.payload["year"] < 1995 for hit in 
 
 # %%
 filters = [None, {"lang": "de"}, {"year": {"gte": 2020}}, {"lang": "de", "year": {"gte": 2020}}]
-exact = [[{hit.id for hit in docs.search(query, k=10, where=where)} for query in vectors[:40]] for where in filters]
-docs.optimize(epochs=3)
+exact = [[{hit.id for hit in docs.search(query, k=10, where=where)} for query in vectors[:30]] for where in filters]
+docs.optimize(epochs=2)
 for where, wanted in zip(filters, exact, strict=True):
-    found = [{hit.id for hit in docs.search(query, k=10, where=where)} for query in vectors[:40]]
+    found = [{hit.id for hit in docs.search(query, k=10, where=where)} for query in vectors[:30]]
     shares = [len(a & b) / max(1, len(b)) for a, b in zip(found, wanted, strict=True)]
     print(f"{np.mean(shares):.0%} of the ten nearest, where={where} ({docs.count(where):,} records)")
 
