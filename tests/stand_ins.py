@@ -94,6 +94,36 @@ class Filter:
     int_value: int = 0
     label_value: str = ""
 """
+COMMANDS = """
+from typing import TypedDict, get_type_hints
+
+import click
+
+RUNS = []
+
+
+class CommonTypedDict(TypedDict):
+    db_label: str
+
+
+def click_parameter_decorators_from_typed_dict(kind):
+    def decorate(function):
+        for hint in get_type_hints(kind, include_extras=True).values():
+            for option in getattr(hint, "__metadata__", ()):
+                function = option(function)
+        return click.option("--db-label", default="")(function)
+
+    return decorate
+
+
+@click.group()
+def cli():
+    pass
+
+
+def run(**given):
+    RUNS.append(given)
+"""
 OF_TRACK = "from benchmark.algorithms.base import BaseANN\n\n\nclass {name}(BaseANN):\n    pass\n"
 FILES = {
     "ann_benchmarks/algorithms/base/module.py": BASE_ANN,
@@ -102,7 +132,9 @@ FILES = {
     "neurips23/filter/base.py": OF_TRACK.format(name="BaseFilterANN"),
     "neurips23/ood/base.py": OF_TRACK.format(name="BaseOODANN"),
     "neurips23/streaming/base.py": OF_TRACK.format(name="BaseStreamingANN"),
+    "vectordb_bench/backend/clients/__init__.py": "from enum import Enum\n\n\nclass DB(Enum):\n    Qinco = 'Qinco'\n",
     "vectordb_bench/backend/clients/api.py": VECTOR_DB,
+    "vectordb_bench/cli/cli.py": COMMANDS,
     "vectordb_bench/backend/filter.py": FILTER,
 }
 TRACKS = ("filter", "streaming", "ood")

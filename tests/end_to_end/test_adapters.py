@@ -223,6 +223,17 @@ def test_vectordbbench_inserts_optimizes_and_searches_in_processes_of_its_own(me
     assert found_by(client, queries[:1]) == [[]]
 
 
+def test_vectordbbench_has_a_command(tmp_path):
+    commands = importlib.import_module("vectordb_bench.cli.cli")
+    importlib.import_module("vectordb_bench.backend.clients.qinco.cli")
+    words = ["qinco", "--folder", str(tmp_path), "--bytes", "8", "--nprobe", "4", "--db-label", "small"]
+    commands.cli(words, standalone_mode=False)
+    (run,) = commands.RUNS
+    assert run["db"].value == "Qinco" and run["db_config"].to_dict() == {"folder": str(tmp_path)}
+    assert run["db_config"].db_label == "small" and run["db_case_config"].search_param() == {"nprobe": 4}
+    assert run["db_case_config"].index_param() == {"metric": "cosine", "bytes": 8, "minutes": 10.0}
+
+
 def test_vectordbbench_hears_of_an_unknown_metric():
     api = importlib.import_module("vectordb_bench.backend.clients.api")
     config = importlib.import_module("vectordb_bench.backend.clients.qinco.config")

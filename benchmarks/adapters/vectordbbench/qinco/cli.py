@@ -3,9 +3,8 @@
 from typing import Annotated, Unpack
 
 import click
-
-from ....cli.cli import CommonTypedDict, cli, click_parameter_decorators_from_typed_dict, run
-from .. import DB
+from vectordb_bench.backend.clients import DB
+from vectordb_bench.cli.cli import CommonTypedDict, cli, click_parameter_decorators_from_typed_dict, run
 
 
 class QincoTypedDict(CommonTypedDict):
