@@ -125,22 +125,26 @@ class TritonTensors(TensorModel):
         return self.launches.stacked_steps(self.steps)
 
     def verdict(self, options: EncodeOptions | None) -> "Verdict":
-        """The way that is taken to encode with these options, or to decode (None), judged on first use."""
+        """The way that is taken to encode with these options, or to decode (None), judged on first use.
+
+        Kernels that have failed one check are not used for anything else on that device and architecture.
+        """
         search = options and (options.num_candidates, options.num_pairs, options.beam_width)
         key = str(self.model.device), self.model.config, self.dtype, search, tuple(self.ways)
         with _judging:
+            if (fault := _faults.get(key[:2])) is not None:
+                return self.check.Verdict(None, fault)
             if key not in _verdicts:
                 _verdicts[key] = self._judge(options)
-        return _verdicts[key]
+            return _verdicts[key]
 
     def _judge(self, options: EncodeOptions | None) -> "Verdict":
         config, device = self.model.config, self.model.device
         with self._on_device():
             found = self.check.judge(config, self.dtype, device, options, self.ways)
-        key = str(device), config
-        if found.fault and key not in _faults:
+        if found.fault:
             _LOG.warning("the Triton engine is not used on %s, the torch engine is: %s", device, found.fault)
-            _faults[key] = f"its kernels have failed their check: {found.fault}"
+            _faults[str(device), config] = f"its kernels have failed their check: {found.fault}"
         elif found.seconds:
             _LOG.info("seconds of a tile on %s: %s", device, found.seconds)
         return found

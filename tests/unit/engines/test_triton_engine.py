@@ -23,7 +23,6 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is
 
 QUICK = [["searched", "projected", "pairs"], ["selections"], ["in_bf16"]]
 SLOW = [
-    ["searched", "same width", "candidates"],
     ["searched", "same width", "more than there are"],
     ["searched", "qinco1", "everything"],
     ["searched", "projected, low rank", "fewer pairs than hypotheses"],
@@ -38,7 +37,6 @@ SLOW = [
     ["searched", "projected", "pairs", "bf16", "streamed"],
     ["several_pieces", "float32", "streamed"],
     ["several_pieces", "float32", "layers"],
-    ["several_pieces", "bf16", "layers"],
     ["defects"],
 ]
 
