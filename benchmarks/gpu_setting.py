@@ -1,5 +1,6 @@
-"""Shared by the parts of the GPU benchmark: data, codec, time limit, and report."""
+"""Shared by the parts of the GPU benchmark: data, codec, time limit, and what they say."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -11,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from gpu_device import brief, card, kernels, seconds_of
+from gpu_device import brief, card, copy_rate, kernels, matrix_rate, seconds_of
 
 from qinco.codec import Codec
 from qinco.config import PRESETS, ModelConfig
@@ -21,9 +22,9 @@ from qinco.vectors.rows import VectorSource, open_vectors
 
 ROOT = Path(__file__).parent.parent
 TRAINED = ("s8", "trained")  # codecs written by earlier parts, the best first
-_TINY = {"codebook_size": 64, "num_blocks": 1, "embed_dim": 32, "hidden_dim": 32}
-_TINY_STEPS = {8: 3, 16: 4}
-_TINY_ROWS = {"train": 1500, "base": 500, "query": 50}
+_TINY = {"codebook_size": 16, "num_blocks": 1, "embed_dim": 32, "hidden_dim": 32}
+_TINY_STEPS = {8: 2, 16: 3}
+_TINY_ROWS = {"train": 1500, "base": 300, "query": 50}
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Setting:
     quick: bool
     model: str | None
     epochs: int | None
+    mse: float | None = None  # that the processor reached in its quarter of an hour
 
     @property
     def left(self) -> float:
@@ -67,51 +69,46 @@ class Setting:
         return None if path is None else Codec.load(path, device or self.device)
 
 
-def table(columns: str, rows: list[tuple]) -> None:
-    """Print a Markdown table; `columns` are separated by `|`."""
-    lines = [columns, "|".join(["---"] * (columns.count("|") + 1)), *("|".join(map(shown, row)) for row in rows)]
-    print("\n" + "\n".join(f"| {line.replace('|', ' | ')} |" for line in lines) + "\n")
+def say(**values) -> None:
+    """Print a line of JSON: the script adds it to its results."""
+    print(json.dumps(values, default=str), flush=True)
 
 
-def shown(cell) -> str:
-    """A cell of a table: large numbers without decimals."""
-    if not isinstance(cell, float):
-        return "–" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell)
-    return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.4g}"
+def table(columns: str, rows: list[tuple], what: str = "") -> None:
+    """Say rows, each as an object; `columns` are separated by `|`."""
+    for row in rows:
+        named = {"table": what} | dict(zip(columns.split("|"), row, strict=True))
+        say(**{name or "note": cell for name, cell in named.items() if cell is not None and cell != ""})
 
 
 def report_kernels(what: str, work: Callable[[], object], device: torch.device) -> None:
-    """Print the slowest kernels of `work` and their share of its time without the profiler."""
+    """Say the slowest kernels of `work` and their share of its time without the profiler."""
     try:
         work()
         seconds, found = seconds_of(work, device), kernels(work, device)
     except Exception as error:  # continue without a profiler
-        print(f"The profiler failed for {what}: {brief(error)}")
+        say(profile=what, failed=brief(error))
         return
     busy, rest = sum(row[2] for row in found), found[12:]
-    print(f"Kernels: {what} take {seconds * 1e3:.4g} ms, of which kernels run for {busy * 1e3:.4g} ms ", end="")
-    print(f"({busy / seconds:.0%}).")
-    rows = [(name[:90].replace("|", "/"), calls, took * 1e3, f"{took / busy:.1%}") for name, calls, took in found[:12]]
-    rows.append((f"{len(rest)} others", sum(row[1] for row in rest), sum(row[2] for row in rest) * 1e3, ""))
-    table("kernel|calls|ms|share of all kernels", rows)
+    say(profile=what, milliseconds=seconds * 1e3, in_kernels=busy * 1e3)
+    rows = [(name[:90], calls, took * 1e3, took / max(busy, 1e-12)) for name, calls, took in found[:12]]
+    rows.append((f"{len(rest)} others", sum(row[1] for row in rest), sum(row[2] for row in rest) * 1e3, None))
+    table("kernel|calls|ms|share of all kernels", rows, what)
 
 
 def report_machine(setting: Setting, words: list[str], commit: str | None) -> None:
-    """Print the head of the report: device, versions, commit and command."""
-    versions = [f"{name} {version(name)}" for name in ("torch", "numpy", "triton", "faiss")]
+    """Say what it is run on and how."""
     settings = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS",) if name in os.environ]
     shown_words = [f"{key}{equals}{Path(value).name}" for key, equals, value in (word.partition("=") for word in words)]
-    native = library.level() if library.is_available() else "not built"
-    print(f"""# Training, encoding and decoding on one GPU
-
-- {card(setting.device)}
-- {usable_cores()} cores of {processor_name()}, native level: {native}
-- {", ".join(versions)}; CUDA {torch.version.cuda}
-- commit {commit or _commit()}; {time.strftime("%Y-%m-%d %H:%M")}
-- `{shlex.join([*settings, "python", "benchmarks/gpu_speed.py", *shown_words])}`
-""")
-    if setting.quick:
-        print("**`quick`: tiny models on few vectors. The figures below mean nothing.**\n")
+    say(
+        card=card(setting.device), cores=usable_cores(), processor=processor_name(),
+        native=library.level() if library.is_available() else "not built", cuda=torch.version.cuda,
+        **{name: version(name) for name in ("torch", "numpy", "triton", "faiss")}, commit=commit or _commit(),
+        time=time.strftime("%Y-%m-%d %H:%M"),
+        command=shlex.join([*settings, "python", "benchmarks/gpu.py", *shown_words]), quick=setting.quick,
+    )  # fmt: skip
+    size, num_bytes = (256, 1 << 20) if setting.device.type != "cuda" else (8192, 1 << 32)
+    say(matrix_rate=matrix_rate(setting.device, size), copy_rate=copy_rate(setting.device, num_bytes), size=size)
 
 
 def version(module: str) -> str:

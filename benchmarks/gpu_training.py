@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from gpu_device import BusyShare, seconds_of
 from gpu_plain import train_plainly
-from gpu_setting import Setting, report_kernels, table
+from gpu_setting import Setting, report_kernels, say, table
 
 from qinco.codec import Codec
 from qinco.codec.plan import TrainingPlan, plan_training, split_validation
@@ -30,6 +30,7 @@ from qinco.vectors.rows import VectorSource
 PAPER = {"recipe": "paper", "epochs": 10, "batch_size": 1024}
 TRIALS = (2, 4, 10)  # epochs of the default recipe; the fewest that reach the paper's error count
 WANTED_TIMES = 4
+PROCESSOR_SECONDS = 900
 PLAIN_SHARE, PAPER_SHARE = 0.5, 0.6
 WARM_STEPS, TIMED_STEPS = 5, 20
 MOST_EPOCHS = 100
@@ -88,10 +89,7 @@ def train(setting: Setting) -> None:
         settings |= {"epochs": 2, "batch_size": 256}
     run = plan_training(source, "qinco2-S", settings, recipe=settings.pop("recipe"))
     parts = split_validation(source, None, run.model_config.codebook_size)
-    print(
-        f"{len(parts[0]):,} training and {len(parts[1]):,} validation vectors, "
-        f"batches of {run.train_options.batch_size:,}.\n"
-    )
+    say(training_vectors=len(parts[0]), validation_vectors=len(parts[1]), batch=run.train_options.batch_size)
     rows = [plain := _train_plainly(setting, run, *parts)]
     if plain[3] is None:
         output = setting.output / "paper.safetensors"
@@ -104,12 +102,12 @@ def train(setting: Setting) -> None:
     target = rows[-1][3]
     for epochs in (1, 2) if setting.quick else TRIALS:
         rows.append(_train_ours(setting, source, epochs, target))
+        _say_time_to(setting.mse, rows[-1])
         if rows[-1][4] is not None or setting.left < 0:
             break
-    table("version|epochs|s|validation MSE|s to the paper's error", rows)
+    table("version|epochs|s|validation MSE|s to the paper's error", [row[:5] for row in rows])
     reached = rows[-1][4]
-    ratio = "not reached" if reached is None else f"{plain[2] / reached:.1f} x faster"
-    print(f"**Figure 3: {ratio}** (wanted: at least {WANTED_TIMES} x). Seconds include validation, not the start.\n")
+    say(figure=3, times_plain=None if reached is None else plain[2] / reached, wanted=WANTED_TIMES)
     if setting.left > 0:
         _profile(setting, source, *parts)
 
@@ -123,7 +121,7 @@ def _train_plainly(setting: Setting, run: TrainingPlan, train: VectorSource, val
     for report in train_plainly(model, train, valid, run.train_options):
         if report.mse is not None:
             epochs, mse = epochs + 1, report.mse
-            print(f"- plain torch: epoch {epochs}, {report.seconds:,.1f} s, MSE {mse:,.0f}", flush=True)
+            say(plain_torch_epoch=epochs, seconds=report.seconds, mse=mse)
             continue
         if report.step in (1, WARM_STEPS):
             warm = report
@@ -142,10 +140,18 @@ def _train_ours(setting: Setting, source: VectorSource, epochs: int, target: flo
         _, reports, ended = fit_until(
             setting.until, source, "qinco2-S", output, setting.device, overwrite=True, epochs=epochs, **setting.sizes(8)
         )
-    print(f"\nThe card ran kernels {busy}, during {epochs} epochs from the memory-mapped file, the start included.\n")
+    say(card_ran_kernels=str(busy), epochs=epochs)
     reached = next((report.seconds for report in reports if report.epoch and report.mse <= target), None)
     name = "ours" if ended else "ours (not to its end)"
-    return name, reports[-1].epoch, reports[-1].seconds, min(report.mse for report in reports), reached
+    return name, reports[-1].epoch, reports[-1].seconds, min(report.mse for report in reports), reached, reports
+
+
+def _say_time_to(mse: float | None, row: tuple) -> None:
+    """Seconds to the error that the processor reached in PROCESSOR_SECONDS, if that was given."""
+    if mse is not None:
+        seconds = next((report.seconds for report in row[5] if report.epoch and report.mse <= mse), None)
+        times = None if seconds is None else PROCESSOR_SECONDS / seconds
+        say(figure=3, epochs=row[1], seconds_to_processors_error=seconds, times_processor=times, wanted=10)
 
 
 def _profile(setting: Setting, source: VectorSource, train: VectorSource, valid: VectorSource) -> None:
@@ -169,16 +175,16 @@ def table_of_codecs(setting: Setting) -> None:
         nearest_Q = exhaustive_search(queries_QD, base_ND, 1)[1][:, 0]
     for number, (name, (preset, num_steps)) in enumerate(TABLE.items()):
         if setting.left < 10 and not setting.quick:
-            print(f"Not reached in time: {name}.")
+            say(table=name, failed="not reached in time")
             continue
         until = setting.at(0.9 / (len(TABLE) - number))
         codec, epochs, seconds, ended = _train_further(setting, name, preset, num_steps, until)
         rows.append((f"{preset}, {num_steps} bytes", epochs, seconds, *_judge(codec, base_ND, queries_QD, nearest_Q)))
         if not ended:
-            print(f"{name}: not finished in time; a call with the same output continues it.")
+            say(table=name, note="not finished in time: a call with the same output continues it")
     rows += _faiss_rows(setting, base_ND, queries_QD, nearest_Q)
-    print(f"\nMSE and recall on {len(base_ND):,} base vectors, exhaustive search of {len(queries_QD):,} queries.")
-    table("codec|epochs|training s|MSE|R@1|R@10", rows)
+    what = f"{len(base_ND):,} base vectors, exhaustive search of {len(queries_QD):,} queries"
+    table("codec|epochs|training s|MSE|R@1|R@10", rows, what)
 
 
 def _train_further(setting: Setting, name: str, preset: str, num_steps: int, until: float):

@@ -35,6 +35,9 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HOMES = {
     "faiss": {"compat/faiss_files.py", "installation.py", "comparison/coders.py", "comparison/installed.py"},
     "accelerate": {"training/processes.py"},
+    "triton": {
+        f"engines/triton/{name}.py" for name in ("decode", "launches", "layers", "network", "ranking", "selection")
+    },
     "ray": {"distributed/cluster.py", "distributed/pool.py"},
     "matplotlib": {"comparison/page.py", "comparison/svg.py", "search/measure/plot.py"},
 }

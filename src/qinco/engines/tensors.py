@@ -89,8 +89,10 @@ class _ArrayModel(TensorModel):
 def pack(model: Qinco, engine: str, precision: str, is_for_one_batch: bool = False) -> TensorModel:
     """A model with its current weights, packed for training by the engine that is chosen for it."""
     chosen = choose_engine(engine, model.config, str(model.device))
-    if of_tensors := getattr(chosen, "pack_tensors", None):
-        return of_tensors(model, precision)
+    names = ("pack_tensors_quickly", "pack_tensors") if is_for_one_batch else ("pack_tensors",)
+    for of_tensors in (getattr(chosen, name, None) for name in names):
+        if of_tensors is not None:
+            return of_tensors(model, precision)
     if is_for_one_batch and (quickly := getattr(chosen, "pack_quickly", None)):
         return _ArrayModel(model, quickly(model.weights(), precision))
     return _ArrayModel(model, chosen.pack(model.weights(), precision, str(model.device)))

@@ -29,6 +29,7 @@ from small_models import ARCHITECTURES, Encoder, random_model, torch_encoder
 from qinco.codec import Codec
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import native_engine
+from qinco.engines.arrays import orthogonal_outputs
 from qinco.engines.tensors import pack
 from qinco.machine import using_threads
 
@@ -175,12 +176,12 @@ def test_equal_models_are_packed_equally_whatever_number_of_threads_numpy_has():
 from hashlib import sha256
 import numpy as np
 from qinco.config import ModelConfig
-from qinco.engines import native_engine
+from qinco.engines.arrays import step_arrays
 from qinco.model.weights import random_weights
 digest = sha256()
 for dim, width in ((96, 96), (200, 128), (128, 384)):
     weights = random_weights(ModelConfig(dim, 2, 256, 2, width, 250))
-    for field in vars(native_engine._arrays(weights.step(1))).values():
+    for field in vars(step_arrays(weights.step(1))).values():
         for array in field if isinstance(field, tuple) else [field]:
             digest.update(b"" if array is None else array.tobytes())
 print(digest.hexdigest())
@@ -196,7 +197,7 @@ print(digest.hexdigest())
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
 def test_outputs_become_orthogonal_and_stay_the_same(shape):
     for out_DE in (np.random.default_rng(0).standard_normal(shape), np.zeros(shape), np.ones(shape)):
-        rotated_DE, basis_EE = native_engine._orthogonal_outputs(out_DE)
+        rotated_DE, basis_EE = orthogonal_outputs(out_DE)
         products_EE = rotated_DE.T @ rotated_DE
         np.testing.assert_allclose(products_EE, np.diag(np.diag(products_EE)), atol=1e-6)
         np.testing.assert_allclose(basis_EE.T @ basis_EE, np.eye(shape[1]), atol=1e-12)

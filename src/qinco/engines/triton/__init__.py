@@ -1,0 +1,1 @@
+"""Kernels of the Triton engine and what launches them; see `qinco.engines.triton_engine`."""

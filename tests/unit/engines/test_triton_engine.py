@@ -1,0 +1,120 @@
+"""The Triton engine: its kernels in Triton's interpreter, on a card where there is one, and where it is not chosen."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from search_problems import RULES, applies, random_problem
+from small_models import ARCHITECTURES, Encoder, random_model
+
+from qinco.config import ModelConfig
+from qinco.engines import triton_engine
+from qinco.engines.engine import choose_engine
+from qinco.engines.tensors import pack
+from qinco.errors import ConfigError
+
+SMALL = ARCHITECTURES["projected"]
+RUN = Path(__file__).parents[2] / "triton_run.py"
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: it is for Linux only")
+
+QUICK = [["searched", "projected", "pairs"], ["selections"], ["in_bf16"]]
+SLOW = [
+    ["searched", "same width", "more than there are"],
+    ["searched", "qinco1", "everything"],
+    ["searched", "projected, low rank", "fewer pairs than hypotheses"],
+    ["searched", "projected, no blocks", "pairs"],
+    ["searched", "coarse, projected", "pairs"],
+    ["searched", "coarse, projected", "pairs", "float32", "layers"],
+    ["searched", "coarse, qinco1", "everything", "float32", None, 2],
+    ["searched", "ranked, projected", "pairs"],
+    ["searched", "ranked, coarse", "candidates"],
+    ["searched", "ranked", "pairs", "float32", None, 1],
+    ["searched", "projected", "pairs", "bf16", "resident"],
+    ["searched", "projected", "pairs", "bf16", "streamed"],
+    ["several_pieces", "float32", "streamed"],
+    ["several_pieces", "float32", "layers"],
+    ["defects"],
+]
+
+
+def interpreted(calls: list[list]) -> dict[str, str | None]:
+    """What goes wrong in each call of a function of `triton_run`, in a process whose kernels are interpreted."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, RUN, json.dumps(calls)], env=environment, capture_output=True, text=True, timeout=900
+    )
+    found = list(map(json.loads, done.stdout.splitlines()))
+    assert len(found) == len(calls), done.stderr
+    return {json.dumps(call): wrong for call, wrong in zip(calls, found, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def all_interpreted() -> dict[str, str | None]:
+    return interpreted(SLOW)
+
+
+@needs_triton
+def test_kernels_give_what_torch_gives():
+    assert interpreted(QUICK) == dict.fromkeys(map(json.dumps, QUICK))
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("call", list(map(json.dumps, SLOW)))
+def test_kernels_give_what_torch_gives_and_defects_are_found(all_interpreted, call):
+    assert all_interpreted[call] is None
+
+
+def test_without_triton_torch_serves(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert triton_engine.supports(SMALL, "cuda") == "triton is not installed"
+    assert choose_engine("auto", SMALL, "cuda").name == "torch"
+    with pytest.raises(ConfigError, match="triton is not installed; engine=auto"):
+        choose_engine("triton", SMALL, "cuda")
+
+
+@needs_triton
+def test_it_is_for_gpus():
+    assert "not on cpu" in triton_engine.supports(SMALL, "cpu")
+    assert "not on twin" in triton_engine.supports(SMALL, "twin:0")
+
+
+@needs_triton
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_on_a_card(name, precision, device):
+    if device.type != "cuda":
+        pytest.skip("needs a CUDA device")
+    problem = random_problem(name)
+    model = random_model(problem.model.config, 1).to(device)
+    if reason := triton_engine.supports(model.config, str(device)):
+        pytest.skip(reason)
+    packed = pack(model, "triton", precision)
+    compare = problem.check_float32 if precision == "float32" else problem.check_bf16
+    for rule in filter(lambda rule: applies(rule, model.config), RULES.values()):
+
+        def encode(x_ND, start_ND, rule=rule):
+            found = Encoder(packed, rule).encode(x_ND.to(device), start_ND.to(device))
+            return tuple(tensor.cpu() for tensor in found)
+
+        def decode(codes_NM, start_ND):
+            return packed.decode_tensors(codes_NM.to(device), start_ND.to(device)).cpu()
+
+        assert packed.verdict(rule).fault is None
+        compare(rule, encode, decode)
+
+
+@needs_triton
+@pytest.mark.gpu
+def test_a_model_of_real_size_on_a_card(device):
+    if device.type != "cuda":
+        pytest.skip("needs a CUDA device")
+    config = ModelConfig(dim=128, num_steps=4, num_blocks=2, embed_dim=128, hidden_dim=256)
+    packed = pack(random_model(config).to(device), "triton", "bf16")
+    for rule in (RULES["pairs"], None):
+        assert packed.verdict(rule).fault is None
