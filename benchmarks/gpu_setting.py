@@ -22,7 +22,7 @@ from qinco.vectors.rows import VectorSource, open_vectors
 
 ROOT = Path(__file__).parent.parent
 TRAINED = ("s8", "trained")  # codecs written by earlier parts, the best first
-_TINY = {"codebook_size": 16, "num_blocks": 1, "embed_dim": 32, "hidden_dim": 32}
+_TINY = {"codebook_size": 64, "num_blocks": 1, "embed_dim": 32, "hidden_dim": 32}
 _TINY_STEPS = {8: 2, 16: 3}
 _TINY_ROWS = {"train": 1500, "base": 300, "query": 50}
 

@@ -165,14 +165,14 @@ class TritonTensors(TensorModel):
 
         with self._on_device():
             parts = zip(x_ND.contiguous().split(tile), start_ND.contiguous().split(tile), strict=True)
-            done = [self._run((options, len(steps)), work, *part) for part in parts]
+            done = [self._run((options, len(steps)), work, *part, tile) for part in parts]
         codes, reconstructions = zip(*done, strict=True)
         return torch.cat(codes), torch.cat(reconstructions)
 
-    def _run(self, key, work: Callable, x_ND: Tensor, start_ND: Tensor) -> tuple[Tensor, Tensor]:
+    def _run(self, key, work: Callable, x_ND: Tensor, start_ND: Tensor, most: int) -> tuple[Tensor, Tensor]:
         if self.graphs is None:
             return work(x_ND, start_ND)
-        return self.graphs.run(key, work, x_ND, start_ND)
+        return self.graphs.run(key, work, x_ND, start_ND, most)
 
     @torch.no_grad()
     def decode_tensors(self, codes_NM, start_ND):

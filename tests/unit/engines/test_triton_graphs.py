@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qinco.engines.triton.graphs import SIZES, Graphs
+from qinco.engines.triton.graphs import MOST_GRAPHS, SIZES, Graphs
 
 
 def work(x_ND, start_ND):
@@ -41,6 +41,21 @@ def test_what_is_computed_has_a_graph_of_its_own():
     for factor in (1, 2, 1, 2):
         _, found_ND = graphs.run(factor, lambda x, s, factor=factor: (x.long(), factor * x + s), x_ND, start_ND)
         assert torch.equal(found_ND, factor * x_ND + start_ND)
+
+
+def test_graphs_are_no_larger_than_a_tile_and_few():
+    captures, sizes = [], []
+
+    def noted(x_ND, start_ND):
+        sizes.append(len(x_ND))
+        return work(x_ND, start_ND)
+
+    graphs = Graphs(lambda work: captures.append(1) or rerun(work))
+    graphs.run("key", noted, *batch(20, 0), most=31)
+    assert sizes == [20] and not captures
+    for key in range(100):
+        assert torch.equal(graphs.run(key, noted, *batch(3, key))[1], sum(batch(3, key)))
+    assert len(captures) == MOST_GRAPHS
 
 
 def wrong(work):

@@ -23,8 +23,8 @@ from qinco.model.weights import Weights, random_weights
 
 LEAST_SAME_CODES = 0.999  # of float32
 MOST_ERROR = 0.01  # relative to the torch engine's, of bf16
-MOST_APART = {torch.float32: 1e-4, torch.bfloat16: 0.03}  # decoded vectors, relative to their length
-VECTORS, VECTORS_ON_PROCESSOR = 256, 5
+MOST_APART = {torch.float32: 1e-4, torch.bfloat16: 0.02}  # decoded vectors, relative to their length
+VECTORS, VECTORS_ON_PROCESSOR = 1024, 5  # of bf16, the error of 256 vectors differs by up to 0.3 % by chance
 MOST_TIMED = 1 << 14  # vectors of a tile that is timed
 NOISE = 0.3  # of the tried vectors, so that wrong codes have several times the error of right ones
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 SIZES = (32, 256, 2048)  # vectors that graphs are captured for; others are padded to the next size
 
+MOST_GRAPHS = 16  # each keeps the memory of its batch
+
 Work = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (vectors, starts) -> (codes, reconstructions)
 
 
@@ -31,14 +33,18 @@ class Graphs:
         self._refused: set[Hashable] = set()
         self._one_at_a_time = threading.Lock()  # threads share the tensors of a graph
 
-    def run(self, key: Hashable, work: Work, x_ND: Tensor, start_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """What `work` gives, by a graph unless there are too many vectors or its first replay has differed from it."""
+    def run(
+        self, key: Hashable, work: Work, x_ND: Tensor, start_ND: Tensor, most: int = SIZES[-1]
+    ) -> tuple[Tensor, Tensor]:
+        """What `work` gives for at most `most` vectors, by a graph unless its first replay has differed from it."""
         count = len(x_ND)
-        size = next((size for size in SIZES if count <= size), None)
+        size = next((size for size in SIZES if count <= size <= most), None)
         if size is None or (key, size) in self._refused:
             return work(x_ND, start_ND)
         with self._one_at_a_time:
             if (key, size) not in self._made:
+                if len(self._made) == MOST_GRAPHS:
+                    return work(x_ND, start_ND)
                 return self._first(key, size, work, x_ND, start_ND)
             replay, given, filled = self._made[key, size]
             for target, values in zip(given, (x_ND, start_ND), strict=True):
