@@ -65,10 +65,10 @@ def assigner(
     above.
     """
     if device != CPU:
-        from qinco.maths.distances import closest
+        from qinco.maths.split_products import prepared
 
-        on_device = to_device(centroids_VD, device)
-        return lambda x_ND: closest(x_ND, on_device)[0].cpu().numpy()
+        closest = prepared(to_device(centroids_VD, device))
+        return lambda x_ND: closest(x_ND)[0].cpu().numpy()
     centroids = NearestCentroids(centroids_VD)
     graph_effort = None if centroids.num_lists <= max_exact else effort
     return lambda x_ND: centroids.search(x_ND, 1, graph_effort)[1][:, 0]

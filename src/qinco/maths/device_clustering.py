@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from qinco.maths.devices import to_device
-from qinco.maths.distances import closest, smallest, squared_distances
+from qinco.maths.distances import smallest, squared_distances
+from qinco.maths.split_products import prepared
 from qinco.progress import Progress, silent
 
 _TILE_DISTANCES = 1 << 21
@@ -28,9 +29,10 @@ def lloyd(
         sums_KD = torch.zeros(centroids_KD.shape, dtype=torch.float64, device=device)
         counts_K = torch.zeros(size, dtype=torch.int64, device=device)
         total = torch.zeros((), dtype=torch.float64, device=device)
+        closest = prepared(centroids_KD)
         for part in parts:
             x_ND = part if isinstance(part, Tensor) else to_device(part, device)
-            numbers_N, distances_N = closest(x_ND, centroids_KD)
+            numbers_N, distances_N = closest(x_ND)
             sums_KD.index_add_(0, numbers_N, x_ND.double())
             counts_K += torch.bincount(numbers_N, minlength=size)
             total += distances_N.sum(dtype=torch.float64)

@@ -1,11 +1,13 @@
-"""Inverted lists that lie in other processes: what the search of an index asks of them."""
+"""Inverted lists that lie in other processes or on a GPU: what the search of an index asks of them."""
 
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
+from qinco.codec.codec import Codec
 from qinco.errors import DataError
+from qinco.maths.devices import CPU
 from qinco.progress import counted
 from qinco.search.options import SearchOptions
 from qinco.search.parts import IndexParts
@@ -35,6 +37,19 @@ class ListsElsewhere(Protocol):
     def select(self, parts: IndexParts, ids, exclude) -> "tuple[ListsElsewhere | None, IndexParts, Selection | None]":
         """Where to search for what is chosen, and the selection: of few vectors, copies are searched here."""
         ...
+
+
+def scan_of(
+    parts: IndexParts, codec: Codec | None, elsewhere: ListsElsewhere | None
+) -> Callable[..., Shortlist | None] | None:
+    """What scans the lists of a search: elsewhere, on the GPU that the codec is on, or (None) on the processor."""
+    if elsewhere is not None:
+        return elsewhere.scan
+    if codec is None or codec.device == CPU:
+        return None
+    from qinco.search.device_scan import device_scan
+
+    return device_scan(parts, codec.device)
 
 
 def check_rows(originals: Originals | None, next_id: int) -> None:

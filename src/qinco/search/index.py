@@ -16,7 +16,7 @@ from qinco.machine import num_threads
 from qinco.progress import Progress, ProgressOption, counted, reporting
 from qinco.search.decoded_search import search_among, search_decoded
 from qinco.search.edit import decode_ids
-from qinco.search.elsewhere import ListsElsewhere, check_rows
+from qinco.search.elsewhere import ListsElsewhere, check_rows, scan_of
 from qinco.search.grow import build_parts
 from qinco.search.measure.evaluate import evaluate_index
 from qinco.search.measure.timing import tune
@@ -300,14 +300,14 @@ class Index(StoredIndex):
         parts = self.parts if parts is None else parts
         whole = len(parts) if elsewhere is None else len(elsewhere)
         count = whole if selection is None else selection.count
-        scanned: dict[str, Any] = {} if elsewhere is None else {"scan_lists": elsewhere.scan}
+        scan_lists = scan_of(parts, self.codec, elsewhere)
         k = max(k, refined[1])
 
         def scan(queries_QD: np.ndarray, length: int):
             threads = num_threads()
             least = min(k, count) if fills else 0
             given = options, parts.segments, selection, threads, least
-            return parts.tables.shortlist(queries_QD, length, *given, **scanned)
+            return parts.tables.shortlist(queries_QD, length, *given, scan_lists=scan_lists)
 
         neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
         pairwise, tables = None if decoder == "lookup" else parts.pairwise, parts.tables

@@ -73,7 +73,8 @@ class Shortlist:
 class Scanner:
     """Look-up tables, K ≤ 256, centroids and norm levels, float32 (256,), ready to scan inverted lists made with them.
 
-    `mean_D` is μ of `compare`. `native=False` avoids the native kernels; None uses them where they are available.
+    `mean_D` is μ of `compare`. `native=False` avoids the native kernels; None uses them where they are available. The
+    attributes `tables_MKD`, of 256 entries each, and `levels` are what is looked up.
     """
 
     def __init__(
@@ -87,12 +88,13 @@ class Scanner:
         centroids_VD = np.asarray(centroids_VD, np.float32) - self._shift_D
         missing = ENTRIES - tables_MKD.shape[1]
         tables_MKD = np.pad(np.asarray(tables_MKD, np.float32), ((0, 0), (0, missing), (0, 0)), "edge")
-        self.num_lists, self.inner_product = len(centroids_VD), inner_product
+        self.num_lists, self.inner_product, self.tables_MKD = len(centroids_VD), inner_product, tables_MKD
+        self.levels = np.asarray(levels, np.float32)
         kind = NativeScanner if (is_available() if native is None else native) else _PlainScanner
         no_D = np.zeros_like(self._shift_D)
         given_D = no_D if mean_D is None else mean_D
         compared = self._shift_D, given_D, no_D if inner_product else given_D
-        self._scanner = kind(centroids_VD, tables_MKD, np.asarray(levels, np.float32), inner_product, compared)
+        self._scanner = kind(centroids_VD, tables_MKD, self.levels, inner_product, compared)
 
     @property
     def native(self) -> NativeScanner | None:
@@ -101,7 +103,7 @@ class Scanner:
 
     def probe(self, queries_QD: np.ndarray, nprobe: int, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """The nearest centroids of float32 queries (Q, D), all compared: lists int32 and bases float32, (Q, nprobe)."""
-        return self._scanner.probe(self._shifted(queries_QD), min(nprobe, self.num_lists), threads)
+        return self._scanner.probe(self.shifted(queries_QD), min(nprobe, self.num_lists), threads)
 
     def scan(
         self, queries_QD: np.ndarray, probes_QL: np.ndarray, bases_QL: np.ndarray, segments: Sequence[InvertedLists],
@@ -114,7 +116,7 @@ class Scanner:
         the bits of each segment's positions that may be found, or None for all of them: see `Selection`.
         """
         limits = {"nprobe": probes_QL.shape[1] if nprobe is None else nprobe, "admitted": admitted, "threads": threads}
-        queries_QD = self._shifted(queries_QD)
+        queries_QD = self.shifted(queries_QD)
         return Shortlist(*self._scanner.scan(queries_QD, probes_QL, bases_QL, segments, num_short, **limits))
 
     def norms(self, codes_NM: np.ndarray, lists_N: np.ndarray, threads: int = 1) -> np.ndarray:
@@ -133,7 +135,8 @@ class Scanner:
         norms_N, squares_N, shared_N = self._scanner.compare(codes_NM, lists_N, decoded_ND, threads)
         return np.zeros_like(norms_N) if self.inner_product else norms_N, squares_N, shared_N
 
-    def _shifted(self, queries_QD: np.ndarray) -> np.ndarray:
+    def shifted(self, queries_QD: np.ndarray) -> np.ndarray:
+        """Queries from the origin that the scan measures from."""
         return np.ascontiguousarray(queries_QD - self._shift_D, np.float32)
 
 
