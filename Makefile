@@ -6,6 +6,7 @@
 #   make test-levels     engines, codecs and search forced to each lower instruction set of this processor
 #   make test-sanitized  the native engine under the address and undefined-behaviour sanitizers
 #   make test-integrations  the server and the stores beside the suites of their clients and frameworks; none may skip
+#   make docs            the site of the documentation, in build/site; warnings are errors
 #   make wheel           a wheel in DIST, for every Python 3 and every Linux with glibc 2.24 or newer
 #   make demo            train a small codec and compare it with PQ and RQ
 PYTHON ?= python3
@@ -16,7 +17,7 @@ RUN = .venv/bin/python -m
 # Threads that spin while they wait slow tests down many times where other programs use the same cores.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: venv test test-slow test-all test-levels test-sanitized test-integrations demo lint format types wheel clean
+.PHONY: venv test test-slow test-all test-levels test-sanitized test-integrations demo docs lint format types wheel clean
 
 venv: .venv/installed
 
@@ -44,6 +45,11 @@ test-sanitized: venv
 
 demo: venv
 	.venv/bin/python examples/demo/demo.py
+
+docs: venv
+	.venv/bin/python docs/make_site.py
+	.venv/bin/zensical build --strict --clean
+	.venv/bin/python docs/make_site.py check
 
 # An environment of its own, in INTEGRATIONS: the frameworks bring plugins of pytest that other tests need not have.
 # QINCO is what is tested there: this folder, or a wheel.

@@ -3,34 +3,29 @@ listed."""
 
 import importlib.util
 import re
-import shlex
-import tomllib
+import shutil
 from itertools import product
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from document_blocks import (
+    DOCUMENTS,
+    FENCED,
+    IN_A_TEST_OF_ITS_OWN,
+    IN_INTEGRATIONS,
+    Page,
+    blocks,
+    name_of,
+    write_files,
+)
 
 import qinco
-from qinco.cli import main
 from qinco.datasets import catalogue
-from qinco.vectors.formats import write_vectors
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# The decoder printed in formats.md has a test of its own, and so have the examples of integrations.md.
-BLOCKS = {
-    path: re.findall(r"^```(sh|python)\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
-    for path in DOCUMENTS
-    if path.name not in ("formats.md", "integrations.md")
-}
-PAGES = [path for path, blocks in BLOCKS.items() if blocks]
-SMALLER_COMMAND = ["epochs=1", "K=4", "L=1", "dh=8"]
-SMALLER_CALL = "epochs=1, codebook_size=4, num_blocks=1, hidden_dim=8"
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+SLOW = {"cli.md", "compare.md", "concepts/drift.md", "guides/from-qdrant.md", "guides/papers.md", "quickstart.md",
+        "guides/parquet-to-served.md", "how-to-choose.md", "server.md", "start.md"}  # fmt: skip
+HERE = [path for path in DOCUMENTS if blocks(path) and name_of(path) not in IN_INTEGRATIONS | IN_A_TEST_OF_ITS_OWN]
 
 
 def script(path: Path):
@@ -42,57 +37,52 @@ def script(path: Path):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """One folder for all pages: they are read, and pasted, one after another."""
-    folder, generator = tmp_path_factory.mktemp("pages"), np.random.default_rng(0)
-    for name, count in (("train", 200), ("base", 50), ("query", 5)):
-        write_vectors(folder / f"{name}.fvecs", generator.standard_normal((count, 8)).astype(np.float32))
-    x_ND = generator.standard_normal((50, 8)).astype(np.float32)
-    columns = {"id": [f"text-{row}" for row in range(50)], "year": list(range(1980, 2030))}
-    columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(x_ND.ravel()), 8)
-    pq.write_table(pa.table(columns), folder / "text.parquet")
-    write_vectors(folder / "gt.ivecs", generator.integers(0, 50, (5, 10)).astype(np.int32))
+def files(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    write_files(folder)
     return folder
 
 
-def check_command(line: str, capsys) -> None:
-    """Run a line of a shell block with a tiny model, or check what it asks of `make` and `pip`."""
-    words = shlex.split(line, comments=True)
-    if words[:1] == ["make"]:
-        assert set(words[1:]) <= TARGETS, line
-    elif words[:2] == ["pip", "install"]:
-        assert all(extra in EXTRAS for extra in re.findall(r"\[(.*?)\]", line)), line
-    elif "qinco" in words:  # behind torchrun, too, which is left out
-        words = words[words.index("qinco") + 1 :]
-        if words[0] == "train":
-            replaced = tuple(f"{word.split('=')[0]}=" for word in [*SMALLER_COMMAND, "minutes"])
-            words = [word for word in words if not word.startswith(replaced)] + SMALLER_COMMAND
-        assert main(words) == 0, (line, capsys.readouterr().err)
-    else:
-        assert not words, f"what does this line do? {line}"
+@pytest.fixture
+def folder(files, tmp_path, monkeypatch) -> Path:
+    """A folder of files that the examples name, in which the test is."""
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_commands_and_examples_run(page, folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    names: dict = {}
-    for language, block in BLOCKS[page]:
-        if language == "python":
-            exec(compile(block.replace("minutes=10", SMALLER_CALL), page.name, "exec"), names)
-        else:
-            for line in block.splitlines():
-                check_command(line, capsys)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(path, marks=pytest.mark.slow if name_of(path) in SLOW else ()) for path in HERE],
+    ids=name_of,
+)
+def test_commands_and_examples_run(page, folder):
+    names = Page(page, folder).run()
     if page.name == "quickstart.md":
         assert names["codes"].shape == (50, 8)
         assert names["y_4"].shape == names["y_hat"].shape == (50, 8)
         assert len(names["index"]) == 60 and names["ids"].shape == (5,) and names["vector"].shape == (8,)
 
 
+def test_every_block_of_code_is_run_or_said_not_to_be():
+    languages = {language for path in DOCUMENTS for language, _ in FENCED.findall(path.read_text())}
+    assert languages <= {"sh", "python", "text"}
+    assert {name_of(path) for path in DOCUMENTS} >= IN_INTEGRATIONS | IN_A_TEST_OF_ITS_OWN
+    code = re.compile(r"^ *(qinco [a-z_]+ |pip install|docker |import |from \w+ import|>>> )", re.MULTILINE)
+    for path in DOCUMENTS:
+        text = path.read_text()
+        others = [block for language, block in FENCED.findall(text) if language == "text"]
+        indented = re.findall(r"(?:^\n(?: {4}.*\n)+)", FENCED.sub("", text), re.MULTILINE)
+        assert not [block for block in others + indented if code.search(block)], path
+
+
 def test_the_first_pages_have_examples():
-    languages = {path.name: [language for language, _ in BLOCKS[path]] for path in PAGES}
+    languages = {name_of(path): [language for language, _ in blocks(path)] for path in HERE}
     assert "python" in languages["README.md"] and languages["README.md"].count("sh") >= 3
     assert languages["quickstart.md"].count("python") == 2 and languages["quickstart.md"].count("sh") == 2
-    assert "cli.md" in languages and "from-the-authors-code.md" in languages
+    assert {"python", "sh"} <= set(languages["start.md"])
+    for path in [*(ROOT / "docs" / "guides").glob("*.md"), *(ROOT / "docs" / "concepts").glob("*.md")]:
+        assert blocks(path) or path == ROOT / "docs" / "guides" / "index.md", f"{path} has nothing to copy"
 
 
 def test_the_test_command_of_the_readme_is_that_of_continuous_integration():
@@ -132,8 +122,9 @@ def test_names_of_the_package_exist(page):
 
 def test_every_document_is_linked_from_the_index():
     index = (ROOT / "docs" / "index.md").read_text()
-    for path in (ROOT / "docs").glob("*.md"):
-        assert path.name == "index.md" or f"]({path.name})" in index, path.name
+    for path in (ROOT / "docs").rglob("*.md"):
+        name = name_of(path)
+        assert name == "index.md" or f"]({name})" in index or name.startswith("api/"), name
 
 
 def test_the_manual_lists_what_is_published():
@@ -164,18 +155,11 @@ def test_places_to_extend_exist():
         assert (Path(qinco.__file__).parent / path).exists() or (ROOT / path).exists(), path
 
 
-def test_public_names_are_listed_and_import():
-    page = (ROOT / "docs" / "api" / "index.md").read_text()
-    listed = set(re.findall(r"^(?:### |- \*\*)`(\w+)", page, re.MULTILINE)) - {"qinco"}
-    public = {name for name in qinco.__all__ if not name.startswith("__")}
-    assert listed == public, "run python docs/make_api.py"
-    for name in re.findall(r"^### `qinco\.([\w.]+)`", page, re.MULTILINE):
-        module, _, attribute = name.rpartition(".")
-        assert hasattr(importlib.import_module(f"qinco.{module}"), attribute), name
-    assert (
-        set(re.findall(r"^### `(\w+)", script(ROOT / "docs" / "make_api.py").page(), re.MULTILINE)) - {"qinco"}
-        <= public
-    )
+def test_the_reference_has_every_public_name_once():
+    pages = (ROOT / "docs" / "api").glob("*.md")
+    shown = [name for path in pages for name in re.findall(r"^::: (\S+)$", path.read_text(), re.MULTILINE)]
+    public = {f"qinco.{name}" for name in qinco.__all__ if not name.startswith("__")}
+    assert len(shown) == len(set(shown)) and {name for name in shown if name.count(".") == 1} == public
 
 
 def test_the_picture_shows_what_was_measured():
