@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from search_problems import RULES, applies, random_problem
 from small_models import ARCHITECTURES, Encoder, random_model
 
@@ -23,7 +24,6 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is
 
 QUICK = [["searched", "projected", "pairs"], ["selections"], ["in_bf16"]]
 SLOW = [
-    ["searched", "same width", "more than there are"],
     ["searched", "qinco1", "everything"],
     ["searched", "projected, low rank", "fewer pairs than hypotheses"],
     ["searched", "projected, no blocks", "pairs"],
@@ -37,6 +37,7 @@ SLOW = [
     ["searched", "projected", "pairs", "bf16", "streamed"],
     ["several_pieces", "float32", "streamed"],
     ["several_pieces", "float32", "layers"],
+    ["codecs"],
     ["defects"],
 ]
 
@@ -81,6 +82,19 @@ def test_without_triton_torch_serves(monkeypatch):
 def test_it_is_for_gpus():
     assert "not on cpu" in triton_engine.supports(SMALL, "cpu")
     assert "not on twin" in triton_engine.supports(SMALL, "twin:0")
+
+
+@needs_triton
+def test_where_it_is_taken(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert triton_engine.supports(SMALL, "cuda:0") == "cuda:0 has compute capability 7.5, and 8.0 is needed"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert choose_engine("auto", SMALL, "cuda:0") is triton_engine
+    assert choose_engine("torch", SMALL, "cuda:0").name == "torch"
+    assert triton_engine.supports(ARCHITECTURES["one step"], "cuda:0") == "the model has no network"
+    large = ModelConfig(dim=128, num_steps=16, codebook_size=65536, embed_dim=384, hidden_dim=384)
+    assert "tables take" in triton_engine.supports(large, "cuda:0")
 
 
 @needs_triton

@@ -6,7 +6,7 @@ Shape suffixes: N vectors, D dimension, M steps.
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -25,6 +25,7 @@ LEAST_SAME_CODES = 0.999  # of float32
 MOST_ERROR = 0.01  # relative to the torch engine's, of bf16
 MOST_APART = {torch.float32: 1e-4, torch.bfloat16: 0.02}  # decoded vectors, relative to their length
 VECTORS, VECTORS_ON_PROCESSOR = 1024, 5  # of bf16, the error of 256 vectors differs by up to 0.3 % by chance
+LISTS = 16  # of an IVF model: they are only where a search starts
 MOST_TIMED = 1 << 14  # vectors of a tile that is timed
 NOISE = 0.3  # of the tried vectors, so that wrong codes have several times the error of right ones
 
@@ -42,6 +43,8 @@ class Trial:
     """A model of an architecture and vectors to encode, and what the torch engine makes of them."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device):
+        if config.num_lists > LISTS:
+            config = replace(config, num_lists=LISTS)
         self.config, self.dtype, self.device = config, dtype, device
         weights = _sample_weights(config)
         self.model = Qinco.of(weights, device)
