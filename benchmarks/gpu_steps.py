@@ -43,13 +43,9 @@ def _check(setting: Setting, preset: str, model: Qinco, precision: str) -> None:
         verdict = packed.verdict(rule)  # pyright: ignore[reportAttributeAccessIssue]
         way = verdict.way.name if verdict.way else "torch"
         say(
-            check=preset,
-            precision=precision,
-            what=what,
-            way=way,
-            fault=verdict.fault,
+            check=preset, precision=precision, what=what, way=way, fault=verdict.fault, refused=verdict.refused,
             seconds_of_a_tile=verdict.seconds,
-        )
+        )  # fmt: skip
     x_ND = torch.randn(_rows(setting), model.config.dim, generator=torch.Generator().manual_seed(2)).to(setting.device)
     start_ND = torch.zeros_like(x_ND)
     runs = [packed.encode_tensors(x_ND, start_ND, options)[0] for _ in range(2 if setting.quick else REPEATS)]

@@ -9,14 +9,18 @@ import sys
 import traceback
 from dataclasses import replace
 
+import numpy as np
 import torch
 import triton_interpreter
 from search_problems import RULES, Problem, applies, random_problem
-from small_models import random_model, random_vectors
+from small_models import ARCHITECTURES, random_model, random_vectors
 
+from qinco.codec import Codec
 from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import triton_engine
 from qinco.engines.engine import choose_engine
+from qinco.engines.tensors import pack
+from qinco.engines.torch_engine import TorchTensors
 from qinco.engines.triton import selection
 from qinco.engines.triton.launches import SPILLED, evaluate_streamed, launch
 from qinco.engines.triton.packed import power_above
@@ -83,6 +87,27 @@ def several_pieces(precision: str, way: str) -> None:
     assert packed.verdict(None).way is ways[0], packed.verdict(None).fault
     if precision == "float32":
         assert torch.equal(codes_NM, packed.torch.encode_tensors(x_ND, start_ND, options)[0])
+
+
+def codecs() -> None:
+    """What a codec asks of an engine: arrays, several models behind a rotation, lists, prefixes, and training."""
+    options = EncodeOptions(num_pairs=6, beam_width=3, engine="triton", precision="float32")
+    rotation_DD = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0].astype(np.float32)
+    parts = [random_model(ARCHITECTURES["projected"], seed) for seed in (0, 1)]
+    for codec in (
+        Codec(parts, options, rotation_DD=rotation_DD),
+        Codec(random_model(ARCHITECTURES["coarse"]), options),
+    ):
+        x_ND, plain = random_vectors(COUNT, codec.dim), codec.with_options(engine="torch")
+        codes = codec.encode(x_ND, progress=False)
+        assert np.array_equal(codes.codes, plain.encode(x_ND, progress=False).codes)
+        shorter = [each.encode(x_ND, num_steps=2, progress=False).codes for each in (codec, plain)]
+        assert np.array_equal(*shorter)
+        np.testing.assert_allclose(codec.decode(codes), plain.decode(codes), rtol=1e-4, atol=1e-4)
+        for found, wanted in zip(codec.decode_prefixes(codes), plain.decode_prefixes(codes), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    of_engine = triton_engine.TritonTensors, TorchTensors  # weights that change after a batch are not rearranged
+    assert [type(pack(parts[0], "triton", "float32", is_for_one_batch=once)) for once in (False, True)] == [*of_engine]
 
 
 def selections() -> None:

@@ -21,7 +21,7 @@ def run(*words: str, code: int = 0) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_the_rehearsal_runs_every_part(tmp_path):
-    run("rehearse", f"output={tmp_path}", f"parts={','.join(PARTS)}", "minutes=9")
+    run("rehearse", f"output={tmp_path}", f"parts={','.join(PARTS)}", "minutes=30")
     lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
     assert {line["part"] for line in lines if line.get("done")} == set(PARTS)
     assert not [line for line in lines if "failed" in line or line.get("fault")]

@@ -146,7 +146,7 @@ class TritonTensors(TensorModel):
             _LOG.warning("the Triton engine is not used on %s, the torch engine is: %s", device, found.fault)
             _faults[str(device), config] = f"its kernels have failed their check: {found.fault}"
         elif found.seconds:
-            _LOG.info("seconds of a tile on %s: %s", device, found.seconds)
+            _LOG.info("seconds of a tile on %s: %s; refused: %s", device, found.seconds, found.refused or "none")
         return found
 
     def _on_device(self) -> AbstractContextManager:

@@ -57,9 +57,12 @@ FIRST, ADDING = {"GATHERS": True, "ADDS": 2, "RELU": False}, {"ADDS": 1, "RELU":
 SIZES = {"K": 256, "E": 128, "SKIP": True}
 QUICK = {
     "propose C=64 of B=32": (propose_kernel, 8, {"BEAM": 32, "K": 256, "WANTED": 64, "ROWS": 32, "PART": 8}),
+    "propose 320 of B=40": (propose_kernel, 16, {"BEAM": 40, "K": 256, "WANTED": 320, "ROWS": 64, "PART": 8}),
     "propose A=16": (propose_kernel, 1, {"BEAM": 1, "K": 256, "WANTED": 16, "ROWS": 1, "PART": 1}),
     "choose 32 of 64": (
         choose_kernel, 4, SIZES | {"C": 64, "WANTED": 32, "PROJECTS": False, "PADDED": 64, "COLUMNS": 32}),
+    "choose 40 of 80": (
+        choose_kernel, 4, SIZES | {"C": 80, "WANTED": 40, "PROJECTS": False, "PADDED": 128, "COLUMNS": 32}),
     "choose 32 of 1024": (
         choose_kernel, 16, SIZES | {"C": 1024, "WANTED": 32, "PROJECTS": True, "PADDED": 1024, "COLUMNS": 16}),
     "estimate": (estimate_kernel, 4, {"K": 256, "TILE": 64, "CHUNK": 32}),

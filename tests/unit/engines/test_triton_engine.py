@@ -8,22 +8,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from search_problems import RULES, applies, random_problem
 from small_models import ARCHITECTURES, Encoder, random_model
 
-from qinco.config import ModelConfig
+from qinco.config import EncodeOptions, ModelConfig
 from qinco.engines import triton_engine
 from qinco.engines.engine import choose_engine
-from qinco.engines.tensors import pack
 from qinco.errors import ConfigError
 
 SMALL = ARCHITECTURES["projected"]
 RUN = Path(__file__).parents[2] / "triton_run.py"
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: it is for Linux only")
 
-QUICK = [["searched", "projected", "pairs"], ["selections"], ["in_bf16"]]
+QUICK = [["searched", "projected", "pairs"], ["selections"]]
 SLOW = [
-    ["searched", "same width", "more than there are"],
     ["searched", "qinco1", "everything"],
     ["searched", "projected, low rank", "fewer pairs than hypotheses"],
     ["searched", "projected, no blocks", "pairs"],
@@ -37,6 +36,8 @@ SLOW = [
     ["searched", "projected", "pairs", "bf16", "streamed"],
     ["several_pieces", "float32", "streamed"],
     ["several_pieces", "float32", "layers"],
+    ["codecs"],
+    ["in_bf16"],
     ["defects"],
 ]
 
@@ -84,19 +85,29 @@ def test_it_is_for_gpus():
 
 
 @needs_triton
+def test_where_it_is_taken(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert triton_engine.supports(SMALL, "cuda:0") == "cuda:0 has compute capability 7.5, and 8.0 is needed"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert choose_engine("auto", SMALL, "cuda:0") is triton_engine
+    assert choose_engine("torch", SMALL, "cuda:0").name == "torch"
+    assert triton_engine.supports(ARCHITECTURES["one step"], "cuda:0") == "the model has no network"
+    large = ModelConfig(dim=128, num_steps=16, codebook_size=65536, embed_dim=384, hidden_dim=384)
+    assert "tables take" in triton_engine.supports(large, "cuda:0")
+
+
+@needs_triton
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_on_a_card(name, precision, device):
+@pytest.mark.parametrize("name", ["projected", "coarse, qinco1", "ranked, coarse", "low rank"])
+def test_on_a_card(name, device):
     if device.type != "cuda":
         pytest.skip("needs a CUDA device")
     problem = random_problem(name)
-    model = random_model(problem.model.config, 1).to(device)
-    if reason := triton_engine.supports(model.config, str(device)):
-        pytest.skip(reason)
-    packed = pack(model, "triton", precision)
-    compare = problem.check_float32 if precision == "float32" else problem.check_bf16
-    for rule in filter(lambda rule: applies(rule, model.config), RULES.values()):
+    packed = triton_engine.TritonTensors(random_model(problem.model.config, 1).to(device), "float32")
+    for rule in (RULES[name] for name in ("pairs", "candidates", "everything")):
+        if not applies(rule, problem.model.config):
+            continue
 
         def encode(x_ND, start_ND, rule=rule):
             found = Encoder(packed, rule).encode(x_ND.to(device), start_ND.to(device))
@@ -106,7 +117,7 @@ def test_on_a_card(name, precision, device):
             return packed.decode_tensors(codes_NM.to(device), start_ND.to(device)).cpu()
 
         assert packed.verdict(rule).fault is None
-        compare(rule, encode, decode)
+        problem.check_float32(rule, encode, decode)
 
 
 @needs_triton
@@ -115,6 +126,6 @@ def test_a_model_of_real_size_on_a_card(device):
     if device.type != "cuda":
         pytest.skip("needs a CUDA device")
     config = ModelConfig(dim=128, num_steps=4, num_blocks=2, embed_dim=128, hidden_dim=256)
-    packed = pack(random_model(config).to(device), "triton", "bf16")
-    for rule in (RULES["pairs"], None):
+    packed = triton_engine.TritonTensors(random_model(config).to(device), "bf16")
+    for rule in (EncodeOptions(num_pairs=64, beam_width=32), None):
         assert packed.verdict(rule).fault is None

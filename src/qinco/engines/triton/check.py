@@ -6,7 +6,7 @@ Shape suffixes: N vectors, D dimension, M steps.
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -25,6 +25,7 @@ LEAST_SAME_CODES = 0.999  # of float32
 MOST_ERROR = 0.01  # relative to the torch engine's, of bf16
 MOST_APART = {torch.float32: 1e-4, torch.bfloat16: 0.02}  # decoded vectors, relative to their length
 VECTORS, VECTORS_ON_PROCESSOR = 1024, 5  # of bf16, the error of 256 vectors differs by up to 0.3 % by chance
+LISTS = 16  # of an IVF model: they are only where a search starts
 MOST_TIMED = 1 << 14  # vectors of a tile that is timed
 NOISE = 0.3  # of the tried vectors, so that wrong codes have several times the error of right ones
 
@@ -35,13 +36,16 @@ class Verdict:
 
     way: Way | None
     fault: str | None = None
-    seconds: dict[str, float] | None = None  # a tile by each way, and by "torch"
+    seconds: dict[str, float] = field(default_factory=dict)  # a tile by each way, and by "torch"
+    refused: dict[str, str] = field(default_factory=dict)  # ways and their faults, of which others had none
 
 
 class Trial:
     """A model of an architecture and vectors to encode, and what the torch engine makes of them."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device):
+        if config.num_lists > LISTS:
+            config = replace(config, num_lists=LISTS)
         self.config, self.dtype, self.device = config, dtype, device
         weights = _sample_weights(config)
         self.model = Qinco.of(weights, device)
@@ -64,8 +68,7 @@ class Trial:
         try:
             return (self._decoding_fault(way) if options is None else self._encoding_fault(way, options)) or _spills()
         except Exception as error:  # whatever a compiler or a driver may raise
-            lines = str(error).strip().splitlines() or [""]
-            return f"{type(error).__name__}: {lines[0][:200]}"
+            return _brief(error)
 
     def _decoding_fault(self, way: Way) -> str | None:
         found_ND = self._decode(way, self.codes_NM, self.start_ND)
@@ -125,16 +128,25 @@ def judge(
     config: ModelConfig, dtype: torch.dtype, device: torch.device, options: EncodeOptions | None, ways: list[Way]
 ) -> Verdict:
     """The fastest right way of encoding, or of decoding without options; none if all are wrong or torch is faster."""
-    trial = Trial(config, dtype, device)
-    faults = {way: trial.fault(way, options) for way in ways}
-    right = [way for way, fault in faults.items() if fault is None]
-    if not right:
-        return Verdict(None, "; ".join(f"{way.name}: {fault}" for way, fault in faults.items()))
-    if device.type != "cuda":  # an interpreter's times mean nothing
-        return Verdict(right[0])
-    seconds = trial.seconds(options, right)
+    try:
+        trial = Trial(config, dtype, device)
+        faults = {way: trial.fault(way, options) for way in ways}
+        right = [way for way, fault in faults.items() if fault is None]
+        refused = {way.name: fault for way, fault in faults.items() if fault is not None}
+        if not right:
+            return Verdict(None, "; ".join(f"{name}: {fault}" for name, fault in refused.items()))
+        if device.type != "cuda":  # an interpreter's times mean nothing
+            return Verdict(right[0], refused=refused)
+        seconds = trial.seconds(options, right)
+    except Exception as error:  # such as too little memory for a trial: encoding goes on with torch
+        return Verdict(None, _brief(error))
     fastest = min(seconds, key=lambda name: seconds[name])
-    return Verdict(next((way for way in right if way.name == fastest), None), None, seconds)
+    return Verdict(next((way for way in right if way.name == fastest), None), None, seconds, refused)
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def _sample_weights(config: ModelConfig) -> Weights:
