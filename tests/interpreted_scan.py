@@ -50,7 +50,7 @@ class World:
             ids_N = first + random.permutation(count)
             self.segments.append(lists_of(kinds_NM[:, :-1], kinds_NM[:, -1], lists_N, ids_N, num_lists))
             first += count
-        self.queries_QD = random.normal(0, 1, (9, dim)).astype(np.float32)
+        self.queries_QD = random.normal(0, 1, (6, dim)).astype(np.float32)
 
     def found(self, kernels=None, num_short=10, probes=3, nprobe=None):
         """Results of the processor and of the kernels, and the failure that these report."""
@@ -115,7 +115,7 @@ def defect(name: str) -> dict:
     lines, handler = [], logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
     logging.getLogger("qinco").addHandler(handler)
-    wanted, found, _ = World([300]).found(_Broken(name))
+    wanted, found, _ = World([150]).found(_Broken(name))
     logging.getLogger("qinco").removeHandler(handler)
     return {"right": all(np.array_equal(getattr(wanted, c), getattr(found, c)) for c in COLUMNS), "lines": lines}
 
@@ -126,12 +126,11 @@ if __name__ == "__main__":
     logging.getLogger("qinco").propagate = False
     defects = sys.argv[1:]
     cases = {
-        "one segment": same(World([900])),
-        "all lists, several segments": same(World([600, 70, 1, 0]), probes=5, num_short=60),
-        "inner products": same(World([700], inner_product=True)),
-        "long lists": same(World([2200], num_lists=2), probes=2, num_short=150),
+        "all lists, several segments": same(World([450, 70, 1, 0]), probes=5, num_short=60),
+        "inner products": same(World([300], inner_product=True)),
+        "long lists": same(World([1800], num_lists=2), probes=2, num_short=150),
         "more than there are": same(World([40]), num_short=99),
-        "further lists": same(World([200], num_lists=9), probes=9, nprobe=1, num_short=80),
+        "further lists": same(World([150], num_lists=7), probes=7, nprobe=1, num_short=80),
         "no vectors": same(World([0])),
         "one": same(World([64 * 3]), num_short=1, probes=1),
     }

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "size"])  # else the last part of a file is compiled again
 def closest_kernel(
     x_high, x_low, c_high, c_low, norms, values, numbers, count, size, D, per_slice,
     TILE: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qinco.forking import new_lock
-from qinco.maths.devices import multiplies_bf16_fast
+from qinco.maths.devices import holds, multiplies_bf16_fast
 from qinco.maths.distances import closest
 
 LEAST_CENTROIDS = 4096  # fewer are compared by float32 products
@@ -204,5 +204,5 @@ def prepared(c_KD: Tensor) -> Centroids:
     """
     device, size = c_KD.device, len(c_KD)
     is_split = size >= LEAST_CENTROIDS and device.type == "cuda" and find_spec("triton") is not None
-    is_split = is_split and multiplies_bf16_fast(str(device)) and _PRODUCTS.work_on(device)
-    return Centroids(c_KD, _PRODUCTS if is_split else None)
+    is_split = is_split and multiplies_bf16_fast(str(device)) and holds(device, 4 * c_KD.nbytes)
+    return Centroids(c_KD, _PRODUCTS if is_split and _PRODUCTS.work_on(device) else None)

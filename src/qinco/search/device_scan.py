@@ -148,7 +148,8 @@ class DeviceScan:
         tables_QE = self._kernels.tables(queries_QD, self._rows_DE, -1.0 if self._scanner.inner_product else -2.0)
         values_QPC = torch.empty((count, parts, shape["CAPACITY"]), device=device)
         rows_QPC = torch.empty((count, parts, shape["CAPACITY"]), dtype=torch.int32, device=device)
-        counts_QP, scanned_QP = torch.empty((2, count, parts), dtype=torch.int32, device=device)
+        counts_QP = torch.empty((count, parts), dtype=torch.int32, device=device)
+        scanned_QP = torch.empty_like(counts_QP)
         tensors = tables_QE, self._levels, probes_QL, bases_QL, self._starts, self._codes
         numbers = num_probes, per_part, nprobe, len(self._segments), self._num_starts, num_short
         self._kernels.scan(

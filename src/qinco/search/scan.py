@@ -73,8 +73,8 @@ class Shortlist:
 class Scanner:
     """Look-up tables, K ≤ 256, centroids and norm levels, float32 (256,), ready to scan inverted lists made with them.
 
-    `mean_D` is μ of `compare`. `native=False` avoids the native kernels; None uses them where they are available. The
-    attributes `tables_MKD`, of 256 entries each, and `levels` are what is looked up.
+    `mean_D` is μ of `compare`. `native=False` avoids the native kernels; None uses them where they are available.
+    Attributes: `tables_MKD`, of 256 entries each, and `levels` are what is looked up; `shift_D` is their origin.
     """
 
     def __init__(
@@ -84,16 +84,18 @@ class Scanner:
         assert tables_MKD.shape[1] <= ENTRIES
         # Distances do not change with the origin, and a near one keeps what is summed small and exact.
         shift_D = np.zeros(centroids_VD.shape[1]) if inner_product else centroids_VD.mean(0, np.float64)
-        self._shift_D = shift_D.astype(np.float32)
-        centroids_VD = np.asarray(centroids_VD, np.float32) - self._shift_D
+        self.shift_D = shift_D.astype(np.float32)
+        centroids_VD = np.asarray(centroids_VD, np.float32) - self.shift_D
         missing = ENTRIES - tables_MKD.shape[1]
-        tables_MKD = np.pad(np.asarray(tables_MKD, np.float32), ((0, 0), (0, missing), (0, 0)), "edge")
+        tables_MKD = np.asarray(tables_MKD, np.float32)
+        if missing:
+            tables_MKD = np.pad(tables_MKD, ((0, 0), (0, missing), (0, 0)), "edge")
         self.num_lists, self.inner_product, self.tables_MKD = len(centroids_VD), inner_product, tables_MKD
         self.levels = np.asarray(levels, np.float32)
         kind = NativeScanner if (is_available() if native is None else native) else _PlainScanner
-        no_D = np.zeros_like(self._shift_D)
+        no_D = np.zeros_like(self.shift_D)
         given_D = no_D if mean_D is None else mean_D
-        compared = self._shift_D, given_D, no_D if inner_product else given_D
+        compared = self.shift_D, given_D, no_D if inner_product else given_D
         self._scanner = kind(centroids_VD, tables_MKD, self.levels, inner_product, compared)
 
     @property
@@ -137,7 +139,7 @@ class Scanner:
 
     def shifted(self, queries_QD: np.ndarray) -> np.ndarray:
         """Queries from the origin that the scan measures from."""
-        return np.ascontiguousarray(queries_QD - self._shift_D, np.float32)
+        return np.ascontiguousarray(queries_QD - self.shift_D, np.float32)
 
 
 class _PlainScanner:

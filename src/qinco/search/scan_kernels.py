@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def tables_kernel(
     queries, rows, tables, count, D, entries, factor, QUERIES: tl.constexpr, ENTRIES: tl.constexpr
 ):  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,10 +21,15 @@ from qinco.native.graph import Links
 from qinco.search.lists import InvertedLists
 from qinco.search.metric import L2, Metric
 from qinco.search.options import SearchOptions
-from qinco.search.ranking import Ranking, Score, origin_of, shared_part
+from qinco.search.ranking import Ranking, Score, origin_of
 from qinco.search.scan import Scanner, Shortlist
 from qinco.search.selection import Selection
 from qinco.store.tensors import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+    from qinco.search.device_tables import DeviceTables
 
 LEVEL_ROWS = 200_000
 MIN_GRAPH_LISTS = 4096  # so many centroids are searched through a graph
@@ -156,16 +162,30 @@ class SearchTables:
         if self.ranking is None or not self.ranking.lookup.correction:
             return np.zeros(len(codes_NM), np.float32)
         ranking, threads = self.ranking, num_threads()
+        if decoded_ND is None:
+            known_N = self._added(codes_NM, lists_N, threads, np.zeros(len(codes_NM), np.float32))
+            return self._read(ranking, norm_codes_N, known_N)
         if isinstance(decoded_ND, np.ndarray):
             known_N, squares_N, shared_N = self.scanner.compare(codes_NM, lists_N, decoded_ND, threads)
-            if ranking.lookup.length:
-                known_N = known_N + np.float32(ranking.lookup.length) * squares_N
-            return self._read(ranking, norm_codes_N, known_N) - shared_N
-        known_N = self._added(codes_NM, lists_N, threads, np.zeros(len(codes_NM), np.float32))
-        found_N = self._read(ranking, norm_codes_N, known_N)
-        if decoded_ND is None:
-            return found_N
-        return found_N - shared_part(decoded_ND, self.lookup.decode(codes_NM, lists_N), ranking.mean_D)
+        else:
+            known_N, squares_N, shared_N = self._on(decoded_ND.device).compare(codes_NM, lists_N, decoded_ND)
+        if ranking.lookup.length:
+            known_N = known_N + np.float32(ranking.lookup.length) * squares_N
+        return self._read(ranking, norm_codes_N, known_N) - shared_N
+
+    def _on(self, device: "torch.device") -> "DeviceTables":
+        """These tables on a device, where they stay."""
+        if device not in self._on_devices:
+            from qinco.search.device_tables import DeviceTables
+
+            assert self.ranking is not None
+            given = self.scanner, self.lookup.centroids_VD, self.ranking.mean_D
+            self._on_devices[device] = DeviceTables(*given, device)
+        return self._on_devices[device]
+
+    @cached_property
+    def _on_devices(self) -> "dict[torch.device, DeviceTables]":
+        return {}
 
     def _read(self, ranking: Ranking, norm_codes_N: np.ndarray, known_N: np.ndarray) -> np.ndarray:
         """What norm codes hold besides what is known of them, the corrections of the tables: float32 (N,)."""

@@ -67,3 +67,15 @@ def test_other_devices_compare_in_float32(device):
     x_ND, c_KD = x_ND.to(device), c_KD.to(device)
     for found, wanted in zip(prepared(c_KD)(x_ND), closest(x_ND, c_KD), strict=True):
         torch.testing.assert_close(found.cpu(), wanted.cpu(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_nearest_centroids(caplog):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and torch sees none")
+    generator = torch.Generator().manual_seed(0)
+    x_ND, c_KD = torch.randn(3000, 96, generator=generator), torch.randn(2 * LEAST_CENTROIDS, 96, generator=generator)
+    found_N, distances_N = prepared(c_KD.cuda())(x_ND.cuda())
+    least_N, wanted_N = torch.cdist(x_ND.double(), c_KD.double()).square().min(1)
+    assert not caplog.records and torch.equal(found_N.cpu(), wanted_N)
+    torch.testing.assert_close(distances_N.cpu().double(), least_N, rtol=1e-5, atol=1e-5)
