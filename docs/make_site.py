@@ -21,7 +21,7 @@ from qinco.cli.tasks import TASKS
 ROOT = Path(__file__).resolve().parents[1]
 PAGES, SITE = ROOT / "build" / "pages", ROOT / "build" / "site"
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 # What is not in docs/, and the page that shows it. `README.md` stands for its section about installation.
 OTHERS = {
     "README.md": "install.md",
@@ -57,7 +57,7 @@ def sources() -> dict[str, str]:
 def relinked(text: str, source: str, page: str, places: dict[str, str]) -> str:
     """A page's text with its links between files of the repository made into links between pages.
 
-    What the site does not have is not linked.
+    What the site does not have, such as a script, is not linked.
     """
 
     def link(match: re.Match) -> str:
@@ -65,12 +65,29 @@ def relinked(text: str, source: str, page: str, places: dict[str, str]) -> str:
         if re.match(r"[a-z]+:", match[2]) or not name:
             return match[0]
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), name))
+        if target not in places and not (ROOT / target).exists():
+            raise SystemExit(f"{source} links to {name}, which is not there")
         if target not in places:
-            raise SystemExit(f"{source} links to {name}, which the site does not have")
-        return f"]({posixpath.relpath(places[target], posixpath.dirname(page) or '.')}{mark}{anchor})"
+            return match[1]
+        return f"[{match[1]}]({posixpath.relpath(places[target], posixpath.dirname(page) or '.')}{mark}{anchor})"
 
     pieces = re.split(f"({FENCE.pattern})", text, flags=FENCE.flags)
-    return "".join(piece if piece.startswith("```") else LINK.sub(link, piece) for piece in pieces)
+    return "".join(f"{piece}\n" if piece.startswith("```") else spaced(LINK.sub(link, piece)) for piece in pieces)
+
+
+def spaced(text: str) -> str:
+    """A text with an empty line before each list and table, which GitHub does without, and Python-Markdown not."""
+    lines: list[str] = []
+    within = ""  # "list" or "table"
+    for line in text.split("\n"):
+        kind = "table" if line.startswith("|") else "list" if re.match(r"([-*]|\d+\.) ", line) else ""
+        if not line.strip():
+            within = ""
+        elif kind and kind != within:
+            lines += [""] if lines and lines[-1].strip() else []
+            within = kind
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def installation() -> str:

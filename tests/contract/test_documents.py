@@ -23,7 +23,7 @@ import qinco
 from qinco.datasets import catalogue
 
 ROOT = Path(__file__).parents[2]
-SLOW = {"cli.md", "compare.md", "concepts/drift.md", "guides/from-qdrant.md", "guides/papers.md", "quickstart.md",
+SLOW = {"cli.md", "compare.md", "concepts/drift.md", "guides/from-qdrant.md", "guides/checkpoints.md", "quickstart.md",
         "guides/parquet-to-served.md", "how-to-choose.md", "server.md", "start.md"}  # fmt: skip
 HERE = [path for path in DOCUMENTS if blocks(path) and name_of(path) not in IN_INTEGRATIONS | IN_A_TEST_OF_ITS_OWN]
 
