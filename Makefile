@@ -49,7 +49,7 @@ demo: venv
 docs: venv
 	.venv/bin/python docs/make_site.py
 	.venv/bin/zensical build --strict --clean
-	.venv/bin/python docs/make_site.py check
+	.venv/bin/python docs/make_site.py finish
 
 # An environment of its own, in INTEGRATIONS: the frameworks bring plugins of pytest that other tests need not have.
 # QINCO is what is tested there: this folder, or a wheel.

@@ -2,8 +2,8 @@
 
     python docs/make_screenshots.py [FOLDER]
 
-of the vectors of examples/demo, in Debian's Chromium by playwright (the extra integrations). It takes a few minutes; what
-it measures stays in FOLDER, by default build/screenshots, and is not measured again.
+of the vectors of examples/demo, in Debian's Chromium by playwright (the extra integrations). It takes some minutes;
+what it measures stays in FOLDER, by default build/screenshots, and is not measured again.
 """
 
 import shutil
