@@ -88,5 +88,5 @@ wheel: venv
 	rm -rf build
 
 clean:
-	rm -rf .venv .venv-integrations build dist src/*.egg-info src/qinco/native/*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-integrations build dist src/*.egg-info src/qinco/native/*.so .pytest_cache .ruff_cache .hypothesis .cache
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
