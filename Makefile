@@ -49,7 +49,7 @@ demo: venv
 docs: venv
 	.venv/bin/python docs/make_site.py
 	.venv/bin/zensical build --strict --clean
-	.venv/bin/python docs/make_site.py check
+	.venv/bin/python docs/make_site.py finish
 
 # An environment of its own, in INTEGRATIONS: the frameworks bring plugins of pytest that other tests need not have.
 # QINCO is what is tested there: this folder, or a wheel.
@@ -88,5 +88,5 @@ wheel: venv
 	rm -rf build
 
 clean:
-	rm -rf .venv .venv-integrations build dist src/*.egg-info src/qinco/native/*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-integrations build dist src/*.egg-info src/qinco/native/*.so .pytest_cache .ruff_cache .hypothesis .cache
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

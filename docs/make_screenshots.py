@@ -2,8 +2,8 @@
 
     python docs/make_screenshots.py [FOLDER]
 
-of the vectors of examples/demo, in Debian's Chromium by playwright (the extra integrations). It takes a few minutes; what
-it measures stays in FOLDER, by default build/screenshots, and is not measured again.
+of the vectors of examples/demo, in Debian's Chromium by playwright (the extra integrations). It takes some minutes;
+what it measures stays in FOLDER, by default build/screenshots, and is not measured again.
 """
 
 import shutil
@@ -69,8 +69,8 @@ def serving(folder: Path) -> Iterator[str]:
         thread.join()
 
 
-def take(browser: Browser, address: str, name: str, height: int, searched: str | None = None) -> None:
-    """Write what a browser shows, or what it shows after a search for the neighbours of a record."""
+def take(browser: Browser, address: str, name: str, height: int, shown: str, searched: str | None = None) -> None:
+    """Write what a browser shows below a heading, or below it after a search for the neighbours of a record."""
     context = browser.new_context(color_scheme="light", viewport={"width": 1000, "height": height})
     page = context.new_page()
     page.goto(address)
@@ -79,8 +79,9 @@ def take(browser: Browser, address: str, name: str, height: int, searched: str |
         page.get_by_label("Id of a record").fill(searched)
         page.get_by_role("button", name="Search").click()
         page.wait_for_selector("td.payload")
-        page.locator("td.payload").first.scroll_into_view_if_needed()
-        page.get_by_label("Id of a record").evaluate("field => field.closest('section, main > *').scrollIntoView()")
+    page.get_by_role("heading", name=shown, exact=True).first.evaluate(
+        "of => window.scrollTo(0, of.getBoundingClientRect().top + scrollY - 30)"
+    )
     page.wait_for_timeout(500)  # until pictures are drawn
     path = PICTURES / f"{name}.png"
     page.screenshot(path=path)
@@ -100,9 +101,9 @@ def main(folder: Path) -> None:
         raise SystemExit("needs Chromium: apt-get install chromium")
     with sync_playwright() as playwright, serving(collection.parent) as address:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        take(browser, report.as_uri(), "report", 720)
-        take(browser, f"{address}/#{collection.stem}", "page", 720)
-        take(browser, f"{address}/#{collection.stem}", "search", 560, searched="42")
+        take(browser, report.as_uri(), "report", 640, "Recall and bytes")
+        take(browser, f"{address}/#{collection.stem}", "page", 600, "Error")
+        take(browser, f"{address}/#{collection.stem}", "search", 560, "Search", searched="42")
         browser.close()
 
 

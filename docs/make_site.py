@@ -1,11 +1,12 @@
-"""Write build/pages, of which Zensical builds the site, or check the site that it built: `make docs` does all.
+"""Write build/pages, of which Zensical builds the site, or finish the site that it built: `make docs` does all.
 
     python docs/make_site.py         pages of docs/, of the root and of benchmarks/results, and those that are made here
-    python docs/make_site.py check   that pages of build/site load nothing from elsewhere
+    python docs/make_site.py finish  adds sources to build/site, and checks that it loads nothing from elsewhere
 
 Made here: the reference of the command line, the page about installation, and llms.txt and llms-full.txt.
 """
 
+import inspect
 import posixpath
 import re
 import shutil
@@ -13,6 +14,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import qinco
 from qinco.cli.defaults import resolve
 from qinco.cli.grammar import list_needed
 from qinco.cli.keys import Key, Task
@@ -21,7 +23,7 @@ from qinco.cli.tasks import TASKS
 ROOT = Path(__file__).resolve().parents[1]
 PAGES, SITE = ROOT / "build" / "pages", ROOT / "build" / "site"
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 # What is not in docs/, and the page that shows it. `README.md` stands for its section about installation.
 OTHERS = {
     "README.md": "install.md",
@@ -57,7 +59,7 @@ def sources() -> dict[str, str]:
 def relinked(text: str, source: str, page: str, places: dict[str, str]) -> str:
     """A page's text with its links between files of the repository made into links between pages.
 
-    What the site does not have is not linked.
+    What the site does not have, such as a script, is not linked.
     """
 
     def link(match: re.Match) -> str:
@@ -65,19 +67,36 @@ def relinked(text: str, source: str, page: str, places: dict[str, str]) -> str:
         if re.match(r"[a-z]+:", match[2]) or not name:
             return match[0]
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), name))
+        if target not in places and not (ROOT / target).exists():
+            raise SystemExit(f"{source} links to {name}, which is not there")
         if target not in places:
-            raise SystemExit(f"{source} links to {name}, which the site does not have")
-        return f"]({posixpath.relpath(places[target], posixpath.dirname(page) or '.')}{mark}{anchor})"
+            return match[1]
+        return f"[{match[1]}]({posixpath.relpath(places[target], posixpath.dirname(page) or '.')}{mark}{anchor})"
 
     pieces = re.split(f"({FENCE.pattern})", text, flags=FENCE.flags)
-    return "".join(piece if piece.startswith("```") else LINK.sub(link, piece) for piece in pieces)
+    return "".join(f"{piece}\n" if piece.startswith("```") else spaced(LINK.sub(link, piece)) for piece in pieces)
+
+
+def spaced(text: str) -> str:
+    """A text with an empty line before each list and table, which GitHub does without, and Python-Markdown not."""
+    lines: list[str] = []
+    within = ""  # "list" or "table"
+    for line in text.split("\n"):
+        kind = "table" if line.startswith("|") else "list" if re.match(r"([-*]|\d+\.) ", line) else ""
+        if not line.strip():
+            within = ""
+        elif kind and kind != within:
+            lines += [""] if lines and lines[-1].strip() else []
+            within = kind
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def installation() -> str:
     """The section of the README."""
     section = re.search(r"^## Install\n(.*?)(?=^## )", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     assert section, "README.md has no section Install"
-    return f"# Install\n{section[1]}"
+    return f"# Install\n\n{section[1]}"
 
 
 def results() -> str:
@@ -137,11 +156,35 @@ def title_of(text: str) -> str:
 
 
 def summary_of(text: str) -> str:
-    """The first sentence of a page below its title, without links."""
-    body = re.sub(r"^(```.*?^```|!\[.*?$|:::.*?$)", "", text, flags=re.DOTALL | re.MULTILINE)
-    paragraph = next((one for one in body.split("\n\n")[1:] if one.strip() and one[0] not in "#|-<"), "")
-    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraph.split()))
+    """The first sentence of a page, if it begins with a paragraph, without links."""
+    first = next((one for one in text.split("\n\n")[1:] if not one.startswith("![")), "#")
+    if first[0] in "#|-`:*":
+        return ""
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(first.split("\n```")[0].split()))
     return re.split(r"(?<=[.:]) (?=[A-Z`])", plain)[0].rstrip(":")
+
+
+def documented(match: re.Match) -> str:
+    """In the place of `::: qinco.NAME`, its signature and docstring, and those of its public methods."""
+    value = getattr(qinco, match[1], None) if "." not in match[1] else None
+    if value is None or isinstance(value, dict):
+        return f"## qinco.{match[1]}"
+    parts = {f"qinco.{match[1]}": value}
+    if inspect.isclass(value):
+        parts |= {f"{match[1]}.{name}": getattr(value, name) for name in dir(value) if name[0] != "_"}
+    shown = [f"## {name}{signature(of)}\n{inspect.getdoc(of)}" for name, of in parts.items() if inspect.getdoc(of)]
+    return "\n\n".join(shown)
+
+
+def signature(value: object) -> str:
+    """With names and defaults of arguments, as far as it is known."""
+    try:
+        found = inspect.signature(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return ""
+    empty = inspect.Parameter.empty
+    return str(found.replace(parameters=[one.replace(annotation=empty) for one in found.parameters.values()],
+                             return_annotation=empty))  # fmt: skip
 
 
 def navigation() -> list[tuple[str, list[str]]]:
@@ -165,7 +208,8 @@ def list_for_models(texts: dict[str, str]) -> tuple[str, str]:
         for page in pages:
             told = summary_of(texts[page])
             lines.append(f"- [{title_of(texts[page])}]({page}){f': {told}' if told else ''}")
-            full.append(f"<!-- {page} -->\n{texts[page].strip()}\n")
+            whole = re.sub(r"^::: qinco\.(\S+)$", documented, texts[page].strip(), flags=re.MULTILINE)
+            full.append(f"<!-- {page} -->\n{whole}\n")
     return "\n".join(lines) + "\n", "\n".join(full)
 
 
@@ -196,16 +240,20 @@ def loaded_from_elsewhere(html: str) -> list[str]:
     return LOADED.findall(html)
 
 
-def check_site() -> None:
+def finish() -> None:
+    """Add the pages' sources to the site, which llms.txt names, and check that none of its pages needs a network."""
     pages = sorted(SITE.rglob("*.html"))
+    if not pages:
+        raise SystemExit(f"{SITE} has no pages: build it first")
+    for path in PAGES.rglob("*.md"):
+        shutil.copyfile(path, SITE / path.relative_to(PAGES))
     wrong = {path: found for path in pages if (found := loaded_from_elsewhere(path.read_text()))}
     for path, found in wrong.items():
         print(f"{path.relative_to(ROOT)} loads {found[0]}", file=sys.stderr)
-    missing = [name for name in ("llms.txt", "llms-full.txt") if not (SITE / name).exists()]
-    if wrong or missing or not pages:
-        raise SystemExit(f"the site is not complete, or needs a network: {', '.join(missing) or len(wrong)}")
+    if wrong:
+        raise SystemExit(f"{len(wrong)} pages need a network")
     print(f"{len(pages)} pages in {SITE}, none of which needs a network")
 
 
 if __name__ == "__main__":
-    check_site() if sys.argv[1:] == ["check"] else write_pages()
+    finish() if sys.argv[1:] == ["finish"] else write_pages()

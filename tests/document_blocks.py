@@ -9,6 +9,7 @@ import sys
 import tomllib
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +37,9 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 SMALLER = {"epochs": "1", "K": "4", "L": "1", "de": "8", "dh": "8"}  # of models that are trained
 SMALLER_CALL = "epochs=1, codebook_size=4, num_blocks=1, embed_dim=8, hidden_dim=8"
+TINY: dict[str, Any] = {
+    "codebook_size": 4, "num_blocks": 1, "embed_dim": 8, "hidden_dim": 8, "epochs": 0, "seed": 0,
+}  # fmt: skip
 FEWER = {"ivf_K": "5", "num_shards": "2", "host": "127.0.0.1"}  # where a command gives them
 SMALL_COMPARISON = {"bytes": "[2]", "presets": "[qinco2-XS]", "rivals": "[PQ]", "parts": "[]", "minutes": "0.02"}
 
@@ -73,8 +77,7 @@ def write_files(folder: Path) -> None:
 
 
 def tiny_codec(folder: Path) -> qinco.Codec:
-    settings = {"num_steps": 8, "codebook_size": 4, "num_blocks": 1, "embed_dim": 8, "hidden_dim": 8}
-    return qinco.Codec.fit(folder / "train.fvecs", epochs=0, seed=0, **settings)
+    return qinco.Codec.fit(folder / "train.fvecs", num_steps=8, **TINY)
 
 
 def write_codes(folder: Path) -> None:
@@ -91,9 +94,8 @@ def compress(folder: Path) -> None:
     """Compress a collection of a few vectors, as it is once there are many."""
     with qinco.Collection.open(folder) as docs:
         records = docs.get(with_vectors=True)
-    x_ND = np.stack([record.vector for record in records])
-    settings = {"num_steps": 2, "codebook_size": 4, "num_blocks": 1, "embed_dim": 8, "hidden_dim": 8}
-    codec = qinco.Codec.fit(x_ND, epochs=0, seed=0, **settings)
+    x_ND = np.array([record.vector for record in records], np.float32)
+    codec = qinco.Codec.fit(x_ND, num_steps=2, **TINY)
     with qinco.Collection.create(folder, codec=codec, overwrite=True) as docs:
         docs.upsert([record.id for record in records], x_ND)
         docs.optimize()

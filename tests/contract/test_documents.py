@@ -23,7 +23,7 @@ import qinco
 from qinco.datasets import catalogue
 
 ROOT = Path(__file__).parents[2]
-SLOW = {"cli.md", "compare.md", "concepts/drift.md", "guides/from-qdrant.md", "guides/papers.md", "quickstart.md",
+SLOW = {"cli.md", "compare.md", "concepts/drift.md", "guides/from-qdrant.md", "guides/checkpoints.md", "quickstart.md",
         "guides/parquet-to-served.md", "how-to-choose.md", "server.md", "start.md"}  # fmt: skip
 HERE = [path for path in DOCUMENTS if blocks(path) and name_of(path) not in IN_INTEGRATIONS | IN_A_TEST_OF_ITS_OWN]
 
@@ -56,6 +56,7 @@ def folder(files, tmp_path, monkeypatch) -> Path:
     [pytest.param(path, marks=pytest.mark.slow if name_of(path) in SLOW else ()) for path in HERE],
     ids=name_of,
 )
+@pytest.mark.filterwarnings("ignore:Failed to obtain server version")  # the client asks beside, and may not wait
 def test_commands_and_examples_run(page, folder):
     names = Page(page, folder).run()
     if page.name == "quickstart.md":
@@ -160,6 +161,17 @@ def test_the_reference_has_every_public_name_once():
     shown = [name for path in pages for name in re.findall(r"^::: (\S+)$", path.read_text(), re.MULTILINE)]
     public = {f"qinco.{name}" for name in qinco.__all__ if not name.startswith("__")}
     assert len(shown) == len(set(shown)) and {name for name in shown if name.count(".") == 1} == public
+
+
+def test_screenshots_are_small_and_told_in_words():
+    shown = {}
+    for path in DOCUMENTS:
+        for words, name in re.findall(r"!\[([^\]]*)\]\(([^)]+\.(?:png|svg))\)", path.read_text()):
+            assert len(words) > 20, f"{path}: {name} needs words for those who do not see it"
+            shown[(path.parent / name).resolve()] = words
+    pictures = sorted((ROOT / "docs" / "screenshots").glob("*.png"))
+    assert len(pictures) >= 3 and set(pictures) <= set(shown)
+    assert all(path.stat().st_size < 150_000 for path in pictures)
 
 
 def test_the_picture_shows_what_was_measured():

@@ -30,9 +30,14 @@ def pages(site, tmp_path_factory) -> Path:
 
 def test_links_between_pages_lead_somewhere(site, pages):
     for path in pages.rglob("*.md"):
-        for _, link, _ in site.LINK.findall(site.FENCE.sub("", path.read_text())):
+        for _, link in site.LINK.findall(site.FENCE.sub("", path.read_text())):
             if not re.match(r"[a-z]+:", link) and link.partition("#")[0]:
                 assert (path.parent / link.partition("#")[0]).is_file(), (path, link)
+
+
+def test_lists_and_tables_begin_after_an_empty_line(site):
+    text = "Text:\n- one\n  more\n- two\n\nText\n| a | b |\n|---|---|\n| 1 | 2 |\n1. one\n"
+    assert site.spaced(text) == ("Text:\n\n- one\n  more\n- two\n\nText\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n1. one\n")
 
 
 def test_every_page_is_in_the_navigation_or_in_the_list_of_results(site, pages):
@@ -58,12 +63,13 @@ def test_a_page_that_is_forgotten_is_told(site, tmp_path, monkeypatch):
         site.write_pages(tmp_path / "pages")
 
 
-def test_a_link_out_of_the_site_is_told(site):
-    with pytest.raises(SystemExit, match=r"docs/x\.md links to \.\./setup\.py"):
-        site.relinked("[a](../setup.py)", "docs/x.md", "x.md", site.sources())
+def test_links_are_moved_with_their_pages(site):
+    with pytest.raises(SystemExit, match=r"docs/x\.md links to \.\./none\.py"):
+        site.relinked("[a](../none.py)", "docs/x.md", "x.md", site.sources())
+    assert site.relinked("[`a`](../setup.py)", "docs/x.md", "x.md", site.sources()) == "`a`"
     text = "[a](../SECURITY.md#x) [b](https://x.invalid/y) [c](#d)\n```python\nf[x](../y.md)\n```\n"
     moved = site.relinked(text, "docs/guides/x.md", "guides/x.md", {"docs/SECURITY.md": "security.md"})
-    assert moved == text.replace("../SECURITY.md", "../security.md")
+    assert moved == text.replace("../SECURITY.md", "../security.md").replace("```\n", "```\n\n")
 
 
 def test_lists_for_language_models_have_all_pages(site, pages):
@@ -72,7 +78,9 @@ def test_lists_for_language_models_have_all_pages(site, pages):
     links = re.findall(r"^- \[[^\]]+\]\(([^)]+)\)", listed, re.MULTILINE)
     assert links == [page for _, names in site.navigation() for page in names]
     for page in links:
-        assert (pages / page).read_text().strip() in full
+        text = (pages / page).read_text()
+        assert text.splitlines()[0] in full and (":::" in text or text.strip() in full)
+    assert ":::" not in full and "## Codec.encode(self, x" in full and "## qinco.open_vectors(path" in full
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_examples_of_clusters_run(folder):
     ray = pytest.importorskip("ray")
     write_codes(folder)
     ray.init(
-        num_cpus=4, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False,
+        num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False,
         configure_logging=False,
     )  # fmt: skip
     try:
