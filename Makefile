@@ -7,6 +7,7 @@
 #   make test-sanitized  the native engine under the address and undefined-behaviour sanitizers
 #   make test-integrations  the server and the stores beside the suites of their clients and frameworks; none may skip
 #   make docs            the site of the documentation, in build/site; warnings are errors
+#   make release-check   workflows, metadata and distributions by their own linters
 #   make wheel           a wheel in DIST, for every Python 3 and every Linux with glibc 2.24 or newer
 #   make demo            train a small codec and compare it with PQ and RQ
 PYTHON ?= python3
@@ -17,7 +18,7 @@ RUN = .venv/bin/python -m
 # Threads that spin while they wait slow tests down many times where other programs use the same cores.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: venv test test-slow test-all test-levels test-sanitized test-integrations demo docs lint format types wheel clean
+.PHONY: venv test test-slow test-all test-levels test-sanitized test-integrations demo docs lint format types wheel release-check clean
 
 venv: .venv/installed
 
@@ -87,6 +88,29 @@ wheel: venv
 	    *) PATH=.venv/bin:$$PATH $(RUN) auditwheel repair --plat $(PLATFORM) --wheel-dir '$(DIST)' $$wheel ;; esac; done
 	rm -rf build
 
+# The files of a public project and the distributions, by their own linters, in RELEASE, an environment of its own.
+# Without a compiler the wheel is quickly built, and for any platform.
+RELEASE ?= .venv-release
+$(RELEASE)/installed: pyproject.toml
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["release"], sep="\n")' >$(RELEASE)/packages
+	$(RELEASE)/bin/python -m pip install --quiet -r $(RELEASE)/packages
+	touch $@
+
+SCHEMA = $(RELEASE)/bin/check-jsonschema --builtin-schema
+release-check: $(RELEASE)/installed
+	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	$(SCHEMA) vendor.dependabot .github/dependabot.yml
+	$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/wish.yml
+	$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(SCHEMA) vendor.citation-file-format CITATION.cff
+	$(SCHEMA) vendor.compose-spec compose.yaml
+	$(RELEASE)/bin/zizmor --offline --quiet --min-severity medium .github
+	$(RELEASE)/bin/validate-pyproject pyproject.toml
+	set -e; dist=$$(mktemp -d); trap 'rm -rf "$$dist" build' EXIT; rm -rf build; \
+	    CXX=false $(RELEASE)/bin/python -m build --outdir "$$dist" >"$$dist.log" 2>&1 || { cat "$$dist.log"; exit 1; }; rm "$$dist.log"; \
+	    $(RELEASE)/bin/twine check --strict "$$dist"/*; $(RELEASE)/bin/check-wheel-contents "$$dist"/*.whl
+
 clean:
-	rm -rf .venv .venv-integrations build dist src/*.egg-info src/qinco/native/*.so .pytest_cache .ruff_cache .hypothesis .cache
+	rm -rf .venv .venv-integrations .venv-release build dist src/*.egg-info src/qinco/native/*.so .pytest_cache .ruff_cache .hypothesis .cache
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
