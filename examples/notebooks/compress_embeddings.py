@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Compress a corpus of sentence embeddings
 #
-# 16,000 embeddings of 48 dimensions take 192 bytes each as float32. This notebook trains a codec on most of them, stores
-# all of them in 4 bytes each, decodes them, and searches them compressed. It takes less than a minute on one core.
+# 16,000 embeddings of 48 dimensions take 192 bytes each as float32. This notebook trains a codec on them, stores them in
+# 4 bytes each, decodes them, and searches them compressed. It takes less than a minute on one core.
 #
 # `pip install 'qinco[train]'` brings what it needs. To use embeddings of your own, set `VECTORS` to their path (`.npy`,
 # `.fvecs`, `.hdf5`, or a column of a table: `texts.parquet:embedding`), in the environment or below.
@@ -52,8 +52,8 @@ print(f"{len(corpus):,} embeddings of {corpus.shape[1]} dimensions, {corpus[0].n
 # %% [markdown]
 # ## Train
 #
-# `num_steps` is the length of a code in bytes. Four passes over few vectors are enough to see it work; `MINUTES=10` in the
-# environment trains for longer, fitted to the machine, which is what lowers the error.
+# `num_steps` is the length of a code in bytes. Four passes over few vectors are enough to see it work; `MINUTES=10` in
+# the environment trains for longer, fitted to the machine, which is what lowers the error.
 
 # %%
 codec = qinco.Codec.fit(corpus, "qinco2-XS", num_steps=4, seed=0, device="cpu", **TRAINING)
