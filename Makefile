@@ -6,7 +6,6 @@
 #   make test-levels     engines, codecs and search forced to each instruction set of this processor
 #   make test-sanitized  the native engine under the address and undefined-behaviour sanitizers
 #   make test-integrations  the server and the stores beside the suites of their clients and frameworks; none may skip
-#   make release-check   workflows, metadata and distributions by their own linters
 #   make wheel           a wheel in DIST, for every Python 3 and every Linux with glibc 2.24 or newer
 #   make demo            train a small codec and compare it with PQ and RQ
 PYTHON ?= python3
@@ -17,7 +16,7 @@ RUN = .venv/bin/python -m
 # Threads that spin while they wait slow tests down many times where other programs use the same cores.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: venv test test-slow test-all test-levels test-sanitized test-integrations demo lint format types wheel release-check clean
+.PHONY: venv test test-slow test-all test-levels test-sanitized test-integrations demo lint format types wheel clean
 
 venv: .venv/installed
 
@@ -82,6 +81,10 @@ wheel: venv
 	    *) PATH=.venv/bin:$$PATH $(RUN) auditwheel repair --plat $(PLATFORM) --wheel-dir '$(DIST)' $$wheel ;; esac; done
 	rm -rf build
 
+clean:
+	rm -rf .venv .venv-integrations .venv-release build dist src/*.egg-info src/qinco/native/*.so .pytest_cache .ruff_cache .hypothesis
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
 # The files of a public project and the distributions, by their own linters, in RELEASE, an environment of its own.
 # Without a compiler the wheel is quickly built, and for any platform.
 RELEASE ?= .venv-release
@@ -92,6 +95,7 @@ $(RELEASE)/installed: pyproject.toml
 	touch $@
 
 SCHEMA = $(RELEASE)/bin/check-jsonschema --builtin-schema
+.PHONY: release-check
 release-check: $(RELEASE)/installed
 	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
 	$(SCHEMA) vendor.dependabot .github/dependabot.yml
@@ -104,7 +108,3 @@ release-check: $(RELEASE)/installed
 	set -e; dist=$$(mktemp -d); trap 'rm -rf "$$dist" build' EXIT; rm -rf build; \
 	    CXX=false $(RELEASE)/bin/python -m build --outdir "$$dist" >"$$dist.log" 2>&1 || { cat "$$dist.log"; exit 1; }; rm "$$dist.log"; \
 	    $(RELEASE)/bin/twine check --strict "$$dist"/*; $(RELEASE)/bin/check-wheel-contents "$$dist"/*.whl
-
-clean:
-	rm -rf .venv .venv-integrations .venv-release build dist src/*.egg-info src/qinco/native/*.so .pytest_cache .ruff_cache .hypothesis
-	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Compress a corpus of sentence embeddings
 #
-# 16,000 embeddings of 48 dimensions take 192 bytes each as float32. This notebook trains a codec on them, stores them in
-# 4 bytes each, decodes them, and searches them compressed. It takes less than a minute on one core.
+# 16,000 embeddings of 48 dimensions take 192 bytes each as float32. This notebook trains a codec on them, stores them
+# in 4 bytes each, decodes them, and searches them compressed. It takes less than a minute on one core.
 #
 # `pip install 'qinco[train]'` brings what it needs. To use embeddings of your own, set `VECTORS` to their path (`.npy`,
 # `.fvecs`, `.hdf5`, or a column of a table: `texts.parquet:embedding`), in the environment or below.
