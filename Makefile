@@ -82,7 +82,7 @@ wheel: venv
 	rm -rf build
 
 clean:
-	rm -rf .venv .venv-integrations .venv-release build dist src/*.egg-info src/qinco/native/*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-integrations build dist src/*.egg-info src/qinco/native/*.so .pytest_cache .ruff_cache .hypothesis
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The files of a public project and the distributions, by their own linters, in RELEASE, an environment of its own.
@@ -95,7 +95,7 @@ $(RELEASE)/installed: pyproject.toml
 	touch $@
 
 SCHEMA = $(RELEASE)/bin/check-jsonschema --builtin-schema
-.PHONY: release-check
+.PHONY: release-check clean-release
 release-check: $(RELEASE)/installed
 	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
 	$(SCHEMA) vendor.dependabot .github/dependabot.yml
@@ -105,6 +105,10 @@ release-check: $(RELEASE)/installed
 	$(SCHEMA) vendor.compose-spec compose.yaml
 	$(RELEASE)/bin/zizmor --offline --quiet --min-severity medium .github
 	$(RELEASE)/bin/validate-pyproject pyproject.toml
-	set -e; dist=$$(mktemp -d); trap 'rm -rf "$$dist" build' EXIT; rm -rf build; \
+	set -e; dist=$$(mktemp -d); trap 'rm -rf "$$dist"' EXIT; \
 	    CXX=false $(RELEASE)/bin/python -m build --outdir "$$dist" >"$$dist.log" 2>&1 || { cat "$$dist.log"; exit 1; }; rm "$$dist.log"; \
 	    $(RELEASE)/bin/twine check --strict "$$dist"/*; $(RELEASE)/bin/check-wheel-contents "$$dist"/*.whl
+
+clean: clean-release
+clean-release:
+	rm -rf $(RELEASE)
