@@ -107,7 +107,7 @@ release-check: $(RELEASE)/installed
 	$(SCHEMA) vendor.compose-spec compose.yaml
 	$(RELEASE)/bin/zizmor --offline --quiet --min-severity medium .github
 	$(RELEASE)/bin/validate-pyproject pyproject.toml
-	set -e; dist=$$(mktemp -d); trap 'rm -rf "$$dist" build' EXIT; rm -rf build; \
+	set -e; dist=$$(mktemp -d); trap 'rm -rf "$$dist"' EXIT; \
 	    CXX=false $(RELEASE)/bin/python -m build --outdir "$$dist" >"$$dist.log" 2>&1 || { cat "$$dist.log"; exit 1; }; rm "$$dist.log"; \
 	    $(RELEASE)/bin/twine check --strict "$$dist"/*; $(RELEASE)/bin/check-wheel-contents "$$dist"/*.whl
 

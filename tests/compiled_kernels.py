@@ -11,7 +11,7 @@ SHARED_LIMIT = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10}  # bytes a program m
 
 
 def compiled(kernel, arguments: dict[str, str], constants: dict, version: int, **options) -> dict:
-    """Registers, spilled bytes, shared memory, matrix instructions and warnings of a kernel.
+    """Registers, spilled bytes, shared memory, matrix instructions and ptxas's warnings of a kernel.
 
     `arguments` are the types of those that are no constants; pointers and "i32:16" are multiples of 16, as a launch
     finds them.
@@ -38,6 +38,7 @@ def compiled(kernel, arguments: dict[str, str], constants: dict, version: int, *
         "registers": int(re.findall(r"Used (\d+) registers", log)[0]),
         "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
         "shared": result.metadata.shared,
-        "products": len(re.findall(r"wgmma\.mma_async|mma\.sync", ptx)),
+        "wgmma": len(re.findall(r"wgmma\.mma_async", ptx)),
+        "mma": len(re.findall(r"mma\.sync", ptx)),
         "warnings": re.findall(r"warning.*|.*serialized due to.*", log),
     }

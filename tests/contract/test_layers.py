@@ -36,8 +36,9 @@ HOMES = {
     "faiss": {"compat/faiss_files.py", "installation.py", "comparison/coders.py", "comparison/installed.py"},
     "accelerate": {"training/processes.py"},
     "triton": {
-        f"engines/triton/{name}.py" for name in ("decode", "launches", "layers", "network", "ranking", "selection")
-    },
+        *(f"engines/triton/{name}.py" for name in ("decode", "launches", "layers", "network", "ranking", "selection")),
+        "maths/closest_kernel.py", "search/scan_kernels.py",
+    },  # fmt: skip
     "ray": {"distributed/cluster.py", "distributed/pool.py"},
     "matplotlib": {"comparison/page.py", "comparison/svg.py", "search/measure/plot.py"},
 }

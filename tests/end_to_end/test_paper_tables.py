@@ -1,7 +1,7 @@
 """`benchmarks/paper.py` on small files that lie where the papers' data sets do."""
 
 import gzip
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -24,13 +24,10 @@ DIM = 16
 @pytest.fixture(scope="module")
 def paper():
     sys.path.insert(0, str(BENCHMARKS))  # as when it is run
-    try:
-        spec = importlib.util.spec_from_file_location("paper", BENCHMARKS / "paper.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    yield importlib.import_module("paper")
+    sys.path.remove(str(BENCHMARKS))
+    for name in ("paper", "paper_tables"):
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ pytest.importorskip("triton", reason="triton is not installed: it has wheels for
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: nothing is compiled", allow_module_level=True)
 
-from triton_compiler import SHARED_BYTES, compiled
+from compiled_kernels import SHARED_LIMIT
+from triton_compiler import compiled
 
 from qinco.engines.triton.decode import decode_kernel
 from qinco.engines.triton.launches import arithmetic, decode_fused, evaluate_by_layers, evaluate_resident
@@ -94,7 +95,7 @@ CASES = [*CHOSEN, *(case for case in REST if EVERYTHING and case not in CHOSEN)]
 def check(kernel, constants, dtype, sm, warps, stages) -> None:
     found = compiled(kernel, constants, dtype, sm, warps, stages)
     assert found["spilled"] == 0, found
-    assert found["shared"] <= SHARED_BYTES[sm]  # Triton itself asks only when it loads the kernel
+    assert found["shared"] <= SHARED_LIMIT[sm]  # Triton itself asks only when it loads the kernel
     assert not found["warnings"]  # such as that matrix instructions are serialised
     has_products = "DOT" in constants
     assert (found["wgmma"] > 0) == (has_products and sm == 90)
