@@ -30,6 +30,9 @@ OTHERS = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
+    "examples/notebooks/README.md": "notebooks.md",
+    "benchmarks/papers.md": "papers.md",
+    "benchmarks/README.md": "making.md",
     "benchmarks/results": "results/index.md",
 }
 ABOUT = "Compress embeddings to a few bytes per vector with neural residual quantization, and search them compressed."
