@@ -15,6 +15,7 @@ from qinco.search.pipeline import Pipeline
 from qinco.search.refine import Originals
 from qinco.search.scan import Shortlist
 from qinco.search.selection import Selection
+from qinco.search.tables import SearchTables
 
 
 class ListsElsewhere(Protocol):
@@ -45,7 +46,7 @@ def scan_of(
     """What scans the lists of a search: elsewhere, on the GPU that the codec is on, or (None) on the processor."""
     if elsewhere is not None:
         return elsewhere.scan
-    if codec is None or codec.device == CPU:
+    if codec is None or codec.device == CPU or not isinstance(parts.tables, SearchTables):  # of a file of faiss
         return None
     from qinco.search.device_scan import device_scan
 

@@ -301,13 +301,14 @@ class Index(StoredIndex):
         whole = len(parts) if elsewhere is None else len(elsewhere)
         count = whole if selection is None else selection.count
         scan_lists = scan_of(parts, self.codec, elsewhere)
+        scanned: dict[str, Any] = {} if scan_lists is None else {"scan_lists": scan_lists}
         k = max(k, refined[1])
 
         def scan(queries_QD: np.ndarray, length: int):
             threads = num_threads()
             least = min(k, count) if fills else 0
             given = options, parts.segments, selection, threads, least
-            return parts.tables.shortlist(queries_QD, length, *given, scan_lists=scan_lists)
+            return parts.tables.shortlist(queries_QD, length, *given, **scanned)
 
         neural = NeuralDecoder(self.codec, precision) if decoder == "neural" and self.codec is not None else None
         pairwise, tables = None if decoder == "lookup" else parts.pairwise, parts.tables
