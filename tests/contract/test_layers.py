@@ -37,7 +37,8 @@ HOMES = {
     "accelerate": {"training/processes.py"},
     "triton": {
         *(f"engines/triton/{name}.py" for name in ("decode", "launches", "layers", "network", "ranking", "selection")),
-        "maths/closest_kernel.py", "search/scan_kernels.py",
+        "maths/closest_kernel.py",
+        "search/scan_kernels.py",
     },  # fmt: skip
     "ray": {"distributed/cluster.py", "distributed/pool.py"},
     "matplotlib": {"comparison/page.py", "comparison/svg.py", "search/measure/plot.py"},

@@ -21,7 +21,7 @@ from qinco.maths.devices import holds, multiplies_bf16_fast
 from qinco.maths.distances import closest
 
 LEAST_CENTROIDS = 4096  # fewer are compared by float32 products
-TILE, BLOCK, CHUNK = 128, 128, 32
+TILE, BLOCK, CHUNK = 128, 64, 32
 CUTS = {"TILE": TILE, "BLOCK": BLOCK, "CHUNK": CHUNK, "num_warps": 8, "num_stages": 3}  # of the kernel
 _PROGRAMS = 1024  # that keep a GPU busy
 _ROWS = 1 << 17  # vectors whose candidates are kept at a time
