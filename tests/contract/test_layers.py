@@ -39,7 +39,7 @@ HOMES = {
         *(f"engines/triton/{name}.py" for name in ("decode", "launches", "layers", "network", "ranking", "selection")),
         "maths/closest_kernel.py",
         "search/scan_kernels.py",
-    },  # fmt: skip
+    },
     "ray": {"distributed/cluster.py", "distributed/pool.py"},
     "matplotlib": {"comparison/page.py", "comparison/svg.py", "search/measure/plot.py"},
 }
