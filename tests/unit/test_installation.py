@@ -120,7 +120,7 @@ def test_problems_of_torch(is_fine, tmp_path, monkeypatch):
 
 def test_gpus_are_listed(monkeypatch):
     monkeypatch.setattr(devices, "_DRIVERS", [str(Path.cwd())])
-    properties = SimpleNamespace(name="Graphics 7", total_memory=3 << 30)
+    properties = SimpleNamespace(name="Graphics 7", total_memory=3 << 30, major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
