@@ -8,12 +8,12 @@
 `pack` makes a folder of at most 64 MiB to carry to the machine: 150,000 training and 50,000 base vectors, all queries,
 their exact neighbours, and the wheels that a machine with torch alone lacks.
 
-The parts are, in this order, machine, check, encode, step, decode, train, error, build, tests and table. Each has a
-process of its own, which is stopped when its share of the minutes is over: what fails is recorded, and the next part
-runs. Results are in OUTPUT/gpu.jsonl. Codecs stay in the output folder: `encode`, `decode` and `error` use the trained
-QINCo2-S from there (or `model`, or random weights), and `table` continues its runs for `epochs` epochs, or as many as
-time allows. `mse` is the validation error that the processor reached on the same vectors in 15 minutes, which `train`
-says the card's seconds to.
+The parts are, in this order, machine, check, encode, step, decode, train, error, assign, search, build, tests and
+table. Each has a process of its own, which is stopped when its share of the minutes is over: what fails is recorded,
+and the next part runs. Results are in OUTPUT/gpu.jsonl. Codecs stay in the output folder: `encode`, `decode` and `error`
+use the trained QINCo2-S from there (or `model`, or random weights), `search` needs one, and `table` continues its runs
+for `epochs` epochs, or as many as time allows. `mse` is the validation error that the processor reached on the same
+vectors in 15 minutes, which `train` says the card's seconds to.
 
 `rehearse` runs the same lines on the processor, on tiny models and drawn vectors, with the kernels in Triton's
 interpreter; its figures mean nothing. Needs no installation: it runs the code of this checkout.
@@ -38,6 +38,8 @@ PARTS = {
     "decode": (1, "gpu_coding", "decode"),
     "train": (7, "gpu_training", "train"),
     "error": (1, "gpu_coding", "error"),
+    "assign": (1, "gpu_search", "assign"),
+    "search": (3, "gpu_search", "search"),
     "build": (2, "gpu_checkout", "build"),
     "tests": (3, "gpu_checkout", "run_tests"),
     "table": (6, "gpu_training", "table_of_codecs"),

@@ -1,57 +1,90 @@
-"""Measure search and the assignment of vectors to very many centroids on one GPU: a line of JSON for each result.
+"""Parts of gpu.py: the assignment of vectors to very many centroids, and searches of an index on the device.
 
-    python benchmarks/gpu_search.py [device=cuda] [model=PATH] [data=PATH] [parts=assign,search]
-    python benchmarks/gpu_search.py rehearse
-
-`assign` compares 2^18 vectors with 2^20 centroids by split products and, a part of them, by float32 products. `search`
-indexes a million vectors (of `data`, or drawn) by a codec (`model`, or one that is trained for a minute), and searches
-for 10,000 at a time in 64 lists, by the tables alone and with the network, on the device and then on the processor.
-Each line names the warnings of the package, such as that a kernel is not used. `rehearse` does the same with little on
-the processor: its figures mean nothing.
-
-Shape suffixes: N vectors, V centroids, D dimension, Q queries.
+Shape suffixes: N vectors, V centroids, D dimension, Q queries, R results.
 """
 
-import json
 import logging
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from gpu_setting import Setting, say
 
-from qinco.codec import Codec
-from qinco.machine import num_threads, processor_name
-from qinco.maths.devices import device_name, device_type
+from qinco.machine import num_threads
+from qinco.maths.devices import device_type
 from qinco.maths.distances import closest
 from qinco.maths.split_products import prepared
 from qinco.search.index import Index
-from qinco.vectors.rows import as_source
 
-SIZES = {
-    "centroids": 1 << 20, "assigned": 1 << 18, "by_float32": 1 << 14, "dim": 128, "vectors": 1_000_000,
-    "queries": 10_000, "nprobe": 64, "training": 100_000,
-}  # fmt: skip
-TINY = {
-    "centroids": 5000, "assigned": 300, "by_float32": 100, "dim": 8, "vectors": 1200, "queries": 20, "nprobe": 4,
-    "training": 600,
-}  # fmt: skip
-PARTS, KEYS = ("assign", "search"), {"device", "model", "data", "parts"}
-TRAINING = {"minutes": 1.0}
-TINY_TRAINING = {"num_steps": 4, "codebook_size": 16, "hidden_dim": 16, "epochs": 1, "batch_size": 128}
+CENTROIDS, ASSIGNED, BY_FLOAT32 = 1 << 20, 1 << 18, 1 << 14
+INDEXED, QUERIES, NPROBE = 1_000_000, 10_000, 64
+TINY = {CENTROIDS: 5000, ASSIGNED: 300, BY_FLOAT32: 100, INDEXED: 1200, QUERIES: 20, NPROBE: 4}
+NOISE = 0.1  # of a copy of a vector, relative to the spread of all
 ROUNDS = 3
-WARNINGS: list[str] = []
 
 
-def report(what: str, **facts) -> None:
-    """Print one result, with the warnings since the one before."""
-    print(json.dumps({"what": what, **facts, "warnings": WARNINGS}), flush=True)
-    WARNINGS.clear()
+def assign(setting: Setting) -> None:
+    """Compare 2^18 vectors with 2^20 centroids by split products, and a part of them by float32 products."""
+    _say_warnings()
+    device, (assigned, centroids, few) = setting.device, _sizes(setting, ASSIGNED, CENTROIDS, BY_FLOAT32)
+    x_ND, c_VD = (torch.from_numpy(_copies(setting, "train", of, seed)).to(device)
+                  for seed, of in enumerate((assigned, centroids)))  # fmt: skip
+    few_ND, ready = x_ND[:few], prepared(c_VD)
+    seconds, found = _seconds_of(lambda: ready(x_ND), str(device))
+    plain_seconds, wanted = _seconds_of(lambda: closest(few_ND, c_VD), str(device))
+    say(
+        assigned=len(x_ND), centroids=len(c_VD), assigned_per_second=len(x_ND) / seconds,
+        by_float32_per_second=len(few_ND) / plain_seconds,
+        same_centroid=(found[0][:few] == wanted[0]).double().mean().item(),
+        further_away=(found[1][:few] > wanted[1] * (1 + 1e-5)).double().mean().item(),
+    )  # fmt: skip
 
 
-def seconds_of(work: Callable[[], Any], device: str) -> tuple[float, Any]:
+def search(setting: Setting) -> None:
+    """Index a million vectors by the trained codec, and search for 10,000 at a time in 64 lists.
+
+    By the tables alone and with the network, on the device and then on the processor.
+    """
+    _say_warnings()
+    codec, device = setting.codec(), str(setting.device)
+    if codec is None:
+        raise SystemExit("no trained codec: give model=, or run the part train before")
+    count, num_queries, nprobe = _sizes(setting, INDEXED, QUERIES, NPROBE)
+    begun = time.perf_counter()
+    index = Index.build(codec, _copies(setting, "base", count, 2))
+    say(indexed=len(index), lists=index.num_lists, seconds=time.perf_counter() - begun)
+    queries_QD, found = _copies(setting, "query", num_queries, 3), {}
+    for where in dict.fromkeys((device, "cpu")):  # a codec is at one place
+        index.codec = codec.to(where)
+        for by, options in (("tables", {"num_short": 0}), ("network", {})):
+            if setting.left < 0:
+                return
+            given: dict[str, Any] = {"k": 10, "nprobe": nprobe, "precision": "float32", **options}
+            seconds, (_, ids_QR) = _seconds_of(lambda given=given: index.search(queries_QD, **given), where)
+            same = (ids_QR == found.setdefault(by, ids_QR)).mean().item()
+            say(
+                searched_on=where, by=by, nprobe=nprobe, queries=len(queries_QD), threads=num_threads(),
+                queries_per_second=len(queries_QD) / seconds, same_ids_as_on_device=same,
+            )  # fmt: skip
+
+
+def _sizes(setting: Setting, *sizes: int) -> tuple[int, ...]:
+    return tuple(TINY[size] if setting.quick else size for size in sizes)
+
+
+def _copies(setting: Setting, name: str, count: int, seed: int) -> np.ndarray:
+    """So many vectors of a file, float32 (count, D): where it has fewer, moved copies of them, too."""
+    source = setting.vectors(name)
+    x_ND = np.asarray(source[: min(count, len(source))], np.float32)
+    copies_ND = np.resize(x_ND, (count, source.dim))
+    random = np.random.default_rng(seed)
+    copies_ND[len(x_ND) :] += NOISE * x_ND.std() * random.standard_normal((count - len(x_ND), source.dim), np.float32)
+    return copies_ND
+
+
+def _seconds_of(work: Callable[[], Any], device: str) -> tuple[float, Any]:
     """The least seconds of some rounds after a first one, and what it gives."""
     found, times = work(), []
     for _ in range(ROUNDS):
@@ -65,75 +98,8 @@ def seconds_of(work: Callable[[], Any], device: str) -> tuple[float, Any]:
     return min(times), found
 
 
-def drawn(count: int, dim: int, seed: int) -> np.ndarray:
-    """Vectors around a thousand centres, float32 (count, dim)."""
-    centres_VD = np.random.default_rng(0).standard_normal((1000, dim), np.float32)
-    random = np.random.default_rng(seed)
-    x_ND = random.standard_normal((count, dim), np.float32)
-    x_ND *= 0.5
-    x_ND += centres_VD[random.integers(0, 1000, count)]
-    return x_ND
-
-
-def assign(device: str, sizes: dict[str, int]) -> None:
-    x_ND, c_VD = (torch.from_numpy(drawn(sizes[of], sizes["dim"], 1)).to(device) for of in ("assigned", "centroids"))
-    x_ND += 0.1 * torch.randn(x_ND.shape, generator=torch.Generator(device).manual_seed(0), device=device)
-    few_ND, ready = x_ND[: sizes["by_float32"]], prepared(c_VD)
-    seconds, found = seconds_of(lambda: ready(x_ND), device)
-    plain_seconds, wanted = seconds_of(lambda: closest(few_ND, c_VD), device)
-    same = (found[0][: len(few_ND)] == wanted[0]).double().mean().item()
-    further = (found[1][: len(few_ND)] > wanted[1] * (1 + 1e-5)).double().mean().item()
-    report(
-        "assign", vectors=len(x_ND), centroids=len(c_VD), dim=sizes["dim"], vectors_a_second=len(x_ND) / seconds,
-        by_float32_a_second=len(few_ND) / plain_seconds, same_centroid=same, further_away=further,
-    )  # fmt: skip
-
-
-def search(device: str, sizes: dict[str, int], model: str | None, data: str | None, training: dict[str, Any]) -> None:
-    count = sizes["vectors"]
-    x_ND = drawn(count + sizes["queries"], sizes["dim"], 2) if data is None else as_source(data)
-    x_ND = np.asarray(x_ND[: count + sizes["queries"]], np.float32)
-    queries_QD, x_ND = x_ND[-sizes["queries"] :], x_ND[: -sizes["queries"]]
-    if model is None:
-        codec = Codec.fit(x_ND[: sizes["training"]], None, device=device, **training)
-    else:
-        codec = Codec.load(model, device)
-    begun = time.perf_counter()
-    index = Index.build(codec, x_ND)
-    report("build", vectors=len(x_ND), lists=index.num_lists, seconds=time.perf_counter() - begun)
-    found: dict[str, np.ndarray] = {}
-    for where in dict.fromkeys((device, "cpu")):  # a codec is at one place
-        index.codec = codec.to(where)
-        for name, options in (("tables", {"num_short": 0}), ("network", {})):
-            given = {"k": 10, "nprobe": sizes["nprobe"], "precision": "float32", **options}
-            seconds, (_, ids_QR) = seconds_of(lambda given=given: index.search(queries_QD, **given), where)
-            same = (ids_QR == found.setdefault(name, ids_QR)).mean().item()
-            report(
-                "search", where=where, by=name, nprobe=sizes["nprobe"], queries=len(queries_QD), threads=num_threads(),
-                queries_a_second=len(queries_QD) / seconds, same_ids_as_on_device=same,
-            )  # fmt: skip
-
-
-def main(words: list[str]) -> None:
-    is_rehearsed = "rehearse" in words
-    given = dict(word.split("=", 1) for word in words if word != "rehearse" and "=" in word)
-    if unknown := {*given} - KEYS or {word for word in words if word != "rehearse" and "=" not in word}:
-        sys.exit(f"{', '.join(sorted(unknown))}: give KEY=VALUE, of {', '.join(sorted(KEYS))}, or rehearse")
-    parts = given.get("parts", ",".join(PARTS)).split(",")
-    if unknown := {*parts} - {*PARTS}:
-        sys.exit(f"parts={','.join(sorted(unknown))}: give some of {', '.join(PARTS)}")
+def _say_warnings() -> None:
+    """Say the package's warnings, such as that a kernel is not used."""
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: WARNINGS.append(record.getMessage())
+    handler.emit = lambda record: say(warning=record.getMessage())
     logging.getLogger("qinco").addHandler(handler)
-    device = "cpu" if is_rehearsed else given.get("device", "cuda")
-    sizes = TINY if is_rehearsed else SIZES
-    report("machine", device=device_name(device), processor=processor_name(), torch=torch.__version__)
-    if "assign" in parts:
-        assign(device, sizes)
-    if "search" in parts:
-        training = TINY_TRAINING if is_rehearsed else TRAINING
-        search(device, sizes, given.get("model"), given.get("data"), training)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

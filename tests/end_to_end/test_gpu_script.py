@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
-FIRST = ["machine", "encode", "decode", "train", "error", "table"]
+FIRST = ["machine", "encode", "decode", "train", "error", "assign", "search", "table"]
 PARTS = [*FIRST, *(["check", "step"] if find_spec("triton") else [])]
 
 
@@ -26,6 +26,9 @@ def test_the_rehearsal_runs_every_part(tmp_path):
     assert {line["part"] for line in lines if line.get("done")} == set(PARTS)
     assert not [line for line in lines if "failed" in line or line.get("fault")]
     said = {key for line in lines for key in line}
+    (assigned,) = [line for line in lines if "same_centroid" in line]
+    assert assigned["same_centroid"] > 0.99 and assigned["further_away"] == 0
+    assert [line["by"] for line in lines if "queries_per_second" in line] == ["tables", "network"]
     assert {"card", "matrix_rate", "vectors_per_second", "vectors/s", "difference", "card_ran_kernels"} <= said
     if "step" in PARTS:
         engines = {line["engine"] for line in lines if "vectors_per_second" in line}
