@@ -10,10 +10,10 @@ their exact neighbours, and the wheels that a machine with torch alone lacks.
 
 The parts are, in this order, machine, check, encode, step, decode, train, error, assign, search, build, tests and
 table. Each has a process of its own, which is stopped when its share of the minutes is over: what fails is recorded,
-and the next part runs. Results are in OUTPUT/gpu.jsonl. Codecs stay in the output folder: `encode`, `decode` and `error`
-use the trained QINCo2-S from there (or `model`, or random weights), `search` needs one, and `table` continues its runs
-for `epochs` epochs, or as many as time allows. `mse` is the validation error that the processor reached on the same
-vectors in 15 minutes, which `train` says the card's seconds to.
+and the next part runs. Results are in OUTPUT/gpu.jsonl. Codecs stay in the output folder: `encode`, `decode` and
+`error` use the trained QINCo2-S from there (or `model`, or random weights), `search` needs one, and `table` continues
+its runs for `epochs` epochs, or as many as time allows. `mse` is the validation error that the processor reached on
+the same vectors in 15 minutes, which `train` says the card's seconds to.
 
 `rehearse` runs the same lines on the processor, on tiny models and drawn vectors, with the kernels in Triton's
 interpreter; its figures mean nothing. Needs no installation: it runs the code of this checkout.
