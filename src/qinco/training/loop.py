@@ -32,7 +32,7 @@ from qinco.training.gradients import gradients_of
 from qinco.training.optimizers import Optimizers
 from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
-from qinco.training.recording import BatchWork, gpu_recording
+from qinco.training.recording import BatchWork, on_gpu
 from qinco.training.schedule import SCHEDULES, StepPlan
 from qinco.vectors.rows import VectorSource, stratified_rows
 
@@ -121,7 +121,7 @@ class Training:
         self.train_source, self.all_valid = train, valid
         self.precision = candidate_precision(options.precision, str(model.device), model.config)
         gradients = gradients_of(model, encode_options.engine, self.precision)
-        record = partial(gpu_recording, device=model.device) if model.device.type == "cuda" else None
+        record = partial(on_gpu, device=model.device) if model.device.type == "cuda" else None
         self.work = BatchWork(model, gradients, self.precision, record)
         self.parameters = list(model.parameters())
         for parameter in self.parameters:  # in backward, which is a single call, Python hears of Ctrl-C in hooks only

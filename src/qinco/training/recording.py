@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qinco.config import EncodeOptions
 from qinco.engines.tensors import pack
+from qinco.maths.recording import record
 from qinco.model.qinco import Qinco
 from qinco.training.codebooks import CodewordUse
 from qinco.training.gradients import NativeGradients, TorchGradients
@@ -41,7 +42,7 @@ class BatchWork:
         model: being trained.
         gradients: what computes them.
         precision: see `qinco.engines.tensors.pack`.
-        record: makes a recording of a function, as `gpu_recording` does; None: nothing is recorded.
+        record: makes a recording of a function, as `on_gpu` does; None: nothing is recorded.
     """
 
     def __init__(
@@ -138,18 +139,7 @@ def _is_near(found: Tensor | None, wanted: Tensor | None) -> bool:
     return bool((found - wanted).norm() <= _TOLERANCE * wanted.norm())
 
 
-def gpu_recording(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Record what a function launches on a GPU, by a CUDA graph; the function that is returned replays it.
-
-    What the function was given must stay where it is, and what it makes is at the same place after each replay.
-    """
+def on_gpu(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """A recording of a function on a GPU."""
     with torch.cuda.device(device):
-        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            work()  # libraries allocate their memory in a first call on a stream
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph, stream=stream):
-            work()
-    return graph.replay
+        return record(work)[0]

@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from qinco.maths.recording import record
+
 SIZES = (32, 256, 2048)  # vectors that graphs are captured for; others are padded to the next size
 
 MOST_GRAPHS = 16  # each keeps the memory of its batch
@@ -16,18 +18,10 @@ MOST_GRAPHS = 16  # each keeps the memory of its batch
 Work = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (vectors, starts) -> (codes, reconstructions)
 
 
-def capture(work: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
-    """A CUDA graph of work that has been done before: what replays it, and the tensors that it then fills."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        filled = work()
-    return graph.replay, filled
-
-
 class Graphs:
     """Graphs of one model, by what they compute and their size; `capture` is replaced where there is no card."""
 
-    def __init__(self, capture: Callable = capture):
+    def __init__(self, capture: Callable = record):
         self.capture = capture
         self._made: dict[Hashable, tuple] = {}
         self._refused: set[Hashable] = set()
