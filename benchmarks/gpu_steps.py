@@ -14,7 +14,7 @@ from gpu_setting import Setting, say
 
 from qinco.config import EncodeOptions
 from qinco.engines.tensors import pack
-from qinco.engines.triton.graphs import capture
+from qinco.maths.recording import record
 from qinco.engines.triton.packed import products
 from qinco.model.qinco import Qinco, random_model
 
@@ -130,7 +130,7 @@ def _time_step(setting: Setting, preset: str, packed, way, best: float) -> None:
 def _time_graph(preset: str, way, encode: Callable, rows: int, device: torch.device) -> None:
     """What a graph saves is what launching costs."""
     wanted, _ = encode()
-    replay, (codes, _) = capture(encode)
+    replay, (codes, _) = record(encode)
     replay()
     taken = statistics.median(seconds_of(replay, device) for _ in range(ROUNDS))
     say(step=preset, way=way.name, by_a_graph=1e6 * taken / rows, graph_is_the_same=torch.equal(codes, wanted))
