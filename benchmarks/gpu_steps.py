@@ -14,8 +14,8 @@ from gpu_setting import Setting, say
 
 from qinco.config import EncodeOptions
 from qinco.engines.tensors import pack
-from qinco.maths.recording import record
 from qinco.engines.triton.packed import products
+from qinco.maths.recording import record
 from qinco.model.qinco import Qinco, random_model
 
 PRESETS_HERE = ("qinco2-S", "qinco2-M", "qinco2-L")
