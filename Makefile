@@ -33,7 +33,7 @@ test: venv
 	$(RUN) pytest
 
 test-slow: venv
-	$(RUN) pytest -m 'slow and not gpu'
+	$(RUN) pytest -m 'slow and not gpu' $(PATHS)
 
 test-all: venv
 	$(RUN) pytest -m 'not gpu'
