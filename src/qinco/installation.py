@@ -121,7 +121,7 @@ def _packages() -> tuple[dict[str, str], dict[str, str], list[str]]:
 
 def _physical_cores(root: Path) -> int | None:
     folders = root.glob("sys/devices/system/cpu/cpu[0-9]*/topology")
-    cores = {tuple((path / name).read_text() for name in ("physical_package_id", "core_id")) for path in folders}
+    cores = {tuple((path / name).read_text("utf-8") for name in ("physical_package_id", "core_id")) for path in folders}
     return len(cores) or None
 
 

@@ -131,7 +131,7 @@ def processor_name(root: Path = _ROOT) -> str:
 def cpuinfo(root: Path = _ROOT) -> dict[str, str]:
     """Fields of the first processor in /proc/cpuinfo; empty where there is no such file."""
     with suppress(OSError):
-        first, _, _ = (root / "proc/cpuinfo").read_text().partition("\n\n")
+        first, _, _ = (root / "proc/cpuinfo").read_text("utf-8").partition("\n\n")
         pairs = (line.partition(":") for line in first.splitlines())
         return {name.strip(): value.strip() for name, _, value in pairs}
     return {}
@@ -163,7 +163,7 @@ def group_limits(root: Path = _ROOT) -> GroupLimits:
 
 def _statistics(folder: Path) -> dict[str, int]:
     with suppress(OSError, ValueError):
-        lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        lines = (line.split() for line in (folder / "memory.stat").read_text("utf-8").splitlines())
         return {name: int(value) for name, value in lines}
     return {}
 
@@ -172,7 +172,7 @@ def _set_sizes(folder: Path) -> list[int]:
     """How many cores a group may use, if it says so: the size of a list such as `0-3,8`."""
     for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
         with suppress(OSError, ValueError):
-            ranges = [part.split("-") for part in (folder / name).read_text().strip().split(",")]
+            ranges = [part.split("-") for part in (folder / name).read_text("utf-8").strip().split(",")]
             return [sum(int(ends[-1]) - int(ends[0]) + 1 for ends in ranges)]
     return []
 
@@ -181,7 +181,7 @@ def _group_folders(root: Path) -> Iterator[Path]:
     """The folder of each controller's group, and those around it; a container may not see all of them."""
     mounts = _group_mounts(root)
     with suppress(OSError, ValueError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
+        for line in (root / "proc/self/cgroup").read_text("utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             for top, mount in [found for names, *found in mounts if names & {*controllers.split(",")}]:
                 # a container may have mounted its own group alone, or see only the path that the host knows
@@ -198,7 +198,7 @@ def _group_mounts(root: Path) -> list[tuple]:
     with suppress(OSError):
         found += [({*folder.name.split(",")}, "/", folder) for folder in usual.iterdir() if folder.is_dir()]
     with suppress(OSError, ValueError):
-        for line in (root / "proc/self/mountinfo").read_text().splitlines():
+        for line in (root / "proc/self/mountinfo").read_text("utf-8").splitlines():
             before, _, after = line.partition(" - ")
             if (kind := after.split(" ")[0]) in ("cgroup", "cgroup2"):
                 top, folder = before.split(" ")[3:5]
@@ -209,7 +209,7 @@ def _group_mounts(root: Path) -> list[tuple]:
 
 def _integers(path: Path) -> list[int]:
     try:
-        return [int(word) for word in path.read_text().split() if word != "max"]
+        return [int(word) for word in path.read_text("utf-8").split() if word != "max"]
     except (OSError, ValueError):
         return []
 

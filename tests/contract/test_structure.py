@@ -57,6 +57,15 @@ def test_files_import_each_other_in_no_circle():
     assert not circles(graph)
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_text_is_read_and_written_as_utf8_whatever_the_locale(name):
+    calls = [node for node in ast.walk(MODULES[name]) if isinstance(node, ast.Call)]
+    for call in calls:
+        if isinstance(call.func, ast.Attribute) and call.func.attr in ("read_text", "write_text"):
+            given = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "encoding")]
+            assert any(isinstance(value, ast.Constant) and value.value == "utf-8" for value in given), call.lineno
+
+
 def test_circles_are_found():
     modules = {
         "qinco.a": ast.parse("from qinco.b import f"),

@@ -120,7 +120,7 @@ class Recorder:
                 save_models(self.output, [weights], None, self.plan.encode_options, provenance)
         if self.writes:  # JSON has no numbers that are not finite
             values = {n: None if isinstance(v, float) and not isfinite(v) else v for n, v in vars(report).items()}
-            with log_path(self.output).open("a") as log:
+            with log_path(self.output).open("a", encoding="utf-8") as log:
                 log.write(json.dumps(values) + "\n")
         self._save_state()
 
@@ -133,10 +133,10 @@ class Recorder:
         """Begin the log, or drop what it holds beyond the state that the run continues from."""
         lines, path = [], log_path(self.output)
         if self.best is not None and path.exists():
-            whole = [line for line in path.read_text().splitlines() if line.endswith("}")]  # the last may be cut
+            whole = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]  # the last may be cut
             lines = [line for line in whole if json.loads(line)["epoch"] <= self.training.position.epoch]
         with write_atomically(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines))
+            temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
 def log_path(output) -> Path:

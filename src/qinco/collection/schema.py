@@ -274,7 +274,7 @@ def _lock(folder: Path) -> int:
     except BlockingIOError:
         process = ""
         with suppress(OSError):
-            process = path.read_text().strip()
+            process = path.read_text("utf-8").strip()
         where = f"in process {process}" if process else "elsewhere"
         raise ConfigError(f"{folder} is open for writing {where}: wait until it is closed there, or only read it "
                           "meanwhile (query, stats, read_only=true)") from None  # fmt: skip

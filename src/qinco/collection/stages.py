@@ -47,7 +47,7 @@ def is_begun(folder: Path, settings: dict) -> bool:
 def _settings(folder: Path) -> dict:
     """Of the training whose files there are, if there are any."""
     path = folder / WORK / _SETTINGS
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
 def begin(folder: Path, source: VectorSource, settings: dict, report: Progress) -> None:

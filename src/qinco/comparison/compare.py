@@ -250,11 +250,11 @@ def _assemble(request: Request, sources: Sources, metrics: tuple[str, ...], cell
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}; give overwrite=true to begin again") from None
 
 
 def _write_json(path: Path, value: dict) -> None:
     with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", "utf-8")

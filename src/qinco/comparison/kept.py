@@ -51,7 +51,7 @@ class Kept:
 
     def _read(self, name: str, conditions: dict) -> dict | None:
         with suppress(OSError, ValueError, KeyError, TypeError):
-            held = json.loads(self._path(name).read_text())
+            held = json.loads(self._path(name).read_text("utf-8"))
             if held["conditions"] == json.loads(json.dumps(self._conditions | conditions)):
                 return {"result": held["result"], "is_complete": held["is_complete"]}
         return None
@@ -60,7 +60,7 @@ class Kept:
         self._folder.mkdir(parents=True, exist_ok=True)
         content = {"conditions": self._conditions | conditions, "is_complete": is_complete, "result": result}
         with write_atomically(self._path(name)) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"

@@ -35,7 +35,7 @@ def write(report: Mapping[str, Any], folder) -> None:
         ResourceError: a file cannot be written.
 
     Example:
-        >>> qinco.comparison.page.write(json.loads(Path("report/report.json").read_text()), "report")
+        >>> qinco.comparison.page.write(json.loads(Path("report/report.json").read_text("utf-8")), "report")
     """
     texts = {"report.csv": csv_text(report), "report.md": markdown(report), "report.html": html(report)}
     for name, text in texts.items():

@@ -20,7 +20,7 @@ def one_thread() -> Iterator[None]:
 def peak_memory() -> int | None:
     """Bytes of memory that this process has held at most; None where the system does not tell."""
     with suppress(OSError, ValueError, IndexError):  # getrusage also counts what the parent held before this began
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
     with suppress(ImportError):
         import resource

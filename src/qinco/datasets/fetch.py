@@ -154,13 +154,13 @@ def _receive(part: BinaryIO, record: Path, file: PublishedFile, target: Path, re
 
 
 def _receive_once(part: BinaryIO, record: Path, file: PublishedFile, target: Path, report) -> None:
-    known = record.read_text(errors="replace").split("\n") if record.exists() else []
+    known = record.read_text("utf-8", "replace").split("\n") if record.exists() else []
     version = known[1] if len(known) == 2 and known[0] == file.address else None
     with open_remote(file.address, part.tell(), version) as reply:
         if reply.start == 0:
             # Emptied first: a kill in between must not leave old bytes under a new version.
             part.truncate(part.seek(0))
-            record.write_text(f"{file.address}\n{reply.version or ''}")
+            record.write_text(f"{file.address}\n{reply.version or ''}", "utf-8")
         if reply.length is not None:
             check_space(target, reply.length - reply.start)
         for block in reply.blocks:

@@ -129,13 +129,13 @@ def _begin(folder: Path, facts: dict) -> None:
             shutil.rmtree(folder)
     make_folder(folder)
     with write_atomically(folder / _FACTS) as temporary:
-        temporary.write_text(json.dumps(facts))
+        temporary.write_text(json.dumps(facts), "utf-8")
 
 
 def _facts_of(folder: Path) -> dict | None:
     """What a call that has begun in a folder was given, or None."""
     try:
-        found = json.loads((folder / _FACTS).read_text())
+        found = json.loads((folder / _FACTS).read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and found.keys() >= _FACT_NAMES else None

@@ -189,7 +189,7 @@ def _said(what: str, remedy: str) -> Iterator[None]:
 
 def _kind_of(path: Path) -> str | None:
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text("utf-8"))
         version = config.get("format_version", FORMAT_VERSION)
         if config.get("kind") not in _CLASSES:  # that of another library
             return None

@@ -36,7 +36,7 @@ def render_page(data: dict | None = None) -> str:
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("page.html")
     if data is None:
         return template.render(version=__version__, scripts=_SCRIPTS, styles=_STYLES, frozen=None)
-    scripts, styles = ([(ASSETS / name).read_text() for name in names] for names in (_SCRIPTS, _STYLES))
+    scripts, styles = ([(ASSETS / name).read_text("utf-8") for name in names] for names in (_SCRIPTS, _STYLES))
     # No text may end the element that holds it
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
     policy = (

@@ -223,7 +223,7 @@ class Catalog:
         if not path.is_file():
             return
         try:
-            state = json.loads(path.read_text())
+            state = json.loads(path.read_text("utf-8"))
             aliases, details = dict(state["aliases"]), dict(state["collections"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged ({error!s:.60}): restore or delete it") from None
@@ -233,7 +233,7 @@ class Catalog:
     def _write_state(self, aliases: dict[str, str], details: dict[str, dict[str, Any]]) -> None:
         assert self.folder is not None
         with write_atomically(self.folder / STATE) as temporary:
-            temporary.write_text(json.dumps({"aliases": aliases, "collections": details}, indent=1))
+            temporary.write_text(json.dumps({"aliases": aliases, "collections": details}, indent=1), "utf-8")
         self._aliases, self._details = aliases, details
 
 

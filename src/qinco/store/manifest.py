@@ -137,7 +137,7 @@ def json_text(content: dict) -> str:
 def write_json(file: Path, content: dict) -> None:
     """Write a JSON object, whole or not at all."""
     with write_atomically(file) as temporary:
-        temporary.write_text(json_text(content))
+        temporary.write_text(json_text(content), "utf-8")
 
 
 def _parse(content: dict, versions: set[int]) -> Manifest:

@@ -43,7 +43,7 @@ def load_state(output: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]] 
 def describe_log(path: str | os.PathLike) -> dict:
     """What a training log, `X.jsonl` beside the codec `X`, says of its run, as JSON values; raises DataError."""
     epochs = []
-    with Path(path).open(errors="replace") as file:
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
         for line in file:
             with suppress(ValueError, RecursionError):  # the last line of a killed run may be cut
                 epochs.append(json.loads(line))

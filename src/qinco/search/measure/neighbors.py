@@ -156,7 +156,7 @@ def _write(path: Path, result: Neighbors) -> None:
         return write_vectors(path, result.ids)
     with write_atomically(path) as temporary:
         if suffix == ".jsonl":
-            with temporary.open("w") as file:
+            with temporary.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in result.records())
             return
         import pyarrow

@@ -96,7 +96,7 @@ class SweepResult:
         content["skipped"] = [setting._asdict() for setting in self.skipped]
         content["num_queries"] = next((found.num_queries for found in self.measured.values()), 0)
         with write_atomically(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
 def record_sweep(
@@ -133,7 +133,7 @@ def read_measurements(path: Path, conditions: dict) -> dict[Setting, Measurement
     """The measurements of a results file; raises ConfigError if they were made under other conditions."""
     remedy = "give another output, or overwrite=true without resume"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         there = {**content["fingerprint"], "threads": content["threads"], "machine": content["machine"]}
         measured = dict(_read_setting(entry, content["num_queries"]) for entry in content["settings"])
     except _DAMAGE as error:
@@ -163,7 +163,7 @@ def describe_results(path: str | os.PathLike) -> dict:
     if (size := Path(path).stat().st_size) > MAX_RESULT_BYTES:
         raise DataError(f"{path} has {size} bytes, too many for the results of a search")
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text("utf-8"))
         recalls = [float(result["recalls"]["1"]) for result in content["ivf_real_res"]]
         best = max(recalls, default=None)
         fields = {"kind": "search results", "num_settings": len(recalls), "best_recall_at_1": best}
