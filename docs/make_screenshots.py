@@ -7,21 +7,15 @@ what it measures stays in FOLDER, by default build/screenshots, and is not measu
 """
 
 import shutil
-import socket
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import uvicorn
 from playwright.sync_api import Browser, sync_playwright
 
 import qinco
-from qinco.server.app import create_app
-from qinco.server.catalog import Catalog
-from qinco.server.settings import ServerSettings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from serving import serving
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO, PICTURES = ROOT / "examples" / "demo", ROOT / "docs" / "screenshots"
@@ -51,22 +45,6 @@ def make_collection(folder: Path) -> Path:
             docs.optimize()
             docs.evaluate(x_ND, queries=DEMO / "query.bvecs", keep=True)
     return place
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """The address of a server of a folder of collections."""
-    with Catalog.open(folder, read_only=True) as catalog, socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        app = create_app(catalog, ServerSettings(read_only=True))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
 
 
 def take(browser: Browser, address: str, name: str, height: int, shown: str, searched: str | None = None) -> None:
@@ -99,11 +77,11 @@ def main(folder: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         raise SystemExit("needs Chromium: apt-get install chromium")
-    with sync_playwright() as playwright, serving(collection.parent) as address:
+    with sync_playwright() as playwright, serving(collection.parent, read_only=True) as server:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         take(browser, report.as_uri(), "report", 640, "Recall and bytes")
-        take(browser, f"{address}/#{collection.stem}", "page", 600, "Error")
-        take(browser, f"{address}/#{collection.stem}", "search", 560, "Search", searched="42")
+        take(browser, f"{server.url}/#{collection.stem}", "page", 600, "Error")
+        take(browser, f"{server.url}/#{collection.stem}", "search", 560, "Search", searched="42")
         browser.close()
 
 

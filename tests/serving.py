@@ -14,14 +14,16 @@ class Serving(NamedTuple):
 
 
 @contextmanager
-def serving(folder) -> Iterator[Serving]:
+def serving(folder, read_only: bool = False, **settings) -> Iterator[Serving]:
     import uvicorn
 
     from qinco.server.app import create_app
     from qinco.server.catalog import Catalog
+    from qinco.server.settings import ServerSettings
 
-    with Catalog.open(folder) as catalog, socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(create_app(catalog), log_level="warning", ws="none"))
+    with Catalog.open(folder, read_only=read_only) as catalog, socket.create_server(("127.0.0.1", 0)) as listener:
+        app = create_app(catalog, ServerSettings(read_only=read_only, **settings))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         while not server.started:

@@ -2,21 +2,19 @@
 
 import json
 import shutil
-import socket
 import sqlite3
-import threading
-import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from serving import serving
 
 import qinco
 from qinco.collection.schema import FILE
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><b>bold</b>"
 VIEWS = [(scheme, width) for scheme in ("light", "dark") for width in (1280, 390)]
@@ -45,30 +43,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-@contextmanager
-def serving(folder, **settings):
-    """The address of a server of a folder's collections."""
-    from qinco.server.app import create_app
-    from qinco.server.catalog import Catalog
-    from qinco.server.settings import ServerSettings
-
-    with Catalog.open(folder, read_only=True) as catalog, socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        app = create_app(catalog, ServerSettings(read_only=True, **settings))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def url(folder):
-    with serving(folder) as url:
-        yield url
+    with serving(folder, read_only=True) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -180,11 +158,11 @@ def test_an_id_is_found_as_it_is_typed(opened, url):
 
 
 def test_a_key_for_reading_is_enough(browser, folder):
-    with serving(folder, api_key="k" * 20, read_only_api_key="r" * 20) as url:
+    with serving(folder, read_only=True, api_key="k" * 20, read_only_api_key="r" * 20) as server:
         for password, status in (("wrong", 401), ("r" * 20, 200)):
             with browser.new_context(http_credentials={"username": "reader", "password": password}) as context:
                 page = context.new_page()
-                assert page.goto(url).status == status
+                assert page.goto(server.url).status == status
                 if status == 200:
                     page.get_by_role("button", name="Random record").click()
                     page.wait_for_selector("td.payload")

@@ -41,6 +41,18 @@ def pack_tensors(model: Qinco, precision: str) -> "TorchTensors":
     return TorchTensors(model, torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
+def num_candidates(options: EncodeOptions, beam: int, is_cut: bool) -> int:
+    """How many candidates a step evaluates: of the whole beam with C, else of each hypothesis.
+
+    `is_cut` is the last step of a ranked model, which keeps one and evaluates fewer.
+    """
+    if options.num_pairs is not None:
+        count = options.num_pairs
+        return max(min(count, LEAST_LAST), -(-count // LAST_SHARE)) if is_cut else count
+    # With one hypothesis, propose enough codewords to fill the beam.
+    return max(options.num_candidates or 0, options.beam_width if beam == 1 else 0)
+
+
 class TorchTensors(TensorModel):
     """A model, and its tables from the first encoding on. Distances, selection and reconstructions are float32.
 
@@ -121,7 +133,7 @@ class _Search:
         """A step with a network: propose, evaluate, select. Returns hypotheses, codes and reconstructions."""
         num_vectors, beam, dim = reached_NBD.shape
         residual_NBD = x_ND[:, None] - reached_NBD
-        count, is_ranked = self._num_candidates(table, beam, is_last), self._ranks(table)
+        count, is_ranked = num_candidates(self.options, beam, is_last and self._ranks(table)), self._ranks(table)
         hypotheses_NC, codes_NC = self._propose(table, residual_NBD, count * SHORTLISTED if is_ranked else count)
         offsets_N1 = torch.arange(num_vectors, device=x_ND.device)[:, None] * beam
         parts = table.reconstruction_parts(reached_NBD.flatten(0, 1))
@@ -143,15 +155,6 @@ class _Search:
 
     def _ranks(self, table: StepTables) -> bool:
         return table.ranker is not None and self.options.preselects
-
-    def _num_candidates(self, table: StepTables, beam: int, is_last: bool) -> int:
-        """How many candidates a step evaluates: of the whole beam with C, else of each hypothesis."""
-        options = self.options
-        if options.num_pairs is not None:
-            count = options.num_pairs
-            return max(min(count, LEAST_LAST), -(-count // LAST_SHARE)) if is_last and self._ranks(table) else count
-        # With one hypothesis, propose enough codewords to fill the beam.
-        return max(options.num_candidates or 0, options.beam_width if beam == 1 else 0)
 
     def _ranked(self, estimates_NC: Tensor, beam: int, count: int) -> Tensor:
         """The places of the smallest estimates: `count` of each vector with C, else of each hypothesis."""

@@ -10,7 +10,7 @@ METRICS = {"L2": "l2", "COSINE": "cosine", "IP": "inner_product", "DP": "inner_p
 class QincoConfig(DBConfig):
     """Where collections lie: a folder on this machine."""
 
-    folder: str = "/tmp/vectordbbench"
+    folder: str = "qinco_collections"
 
     def to_dict(self) -> dict:
         return {"folder": self.folder}

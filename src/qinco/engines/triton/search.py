@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qinco.config import EncodeOptions, ModelConfig
-from qinco.engines.torch_engine import LAST_SHARE, LEAST_LAST, SHORTLISTED
+from qinco.engines.torch_engine import SHORTLISTED, num_candidates
 from qinco.engines.triton.launches import choose, parts_of, propose, residuals, shorten
 from qinco.engines.triton.packed import LARGEST_CHUNK, LARGEST_PIECE, PackedStep, padded
 from qinco.engines.triton.ways import Way
@@ -70,10 +70,7 @@ def _candidates(
     if not options.preselects:
         return torch.arange(rows * K, dtype=torch.int32, device=own_R.device).view(rows // beam, -1)
     is_whole = options.num_pairs is not None
-    # With one hypothesis, propose enough codewords to fill the beam.
-    count = options.num_pairs or max(options.num_candidates or 0, options.beam_width if beam == 1 else 0)
-    if is_whole and is_last and step.ranks:
-        count = max(min(count, LEAST_LAST), -(-count // LAST_SHARE))
+    count = num_candidates(options, beam, is_last and step.ranks)
     proposed = min(count * (SHORTLISTED if step.ranks else 1), beam * K if is_whole else K)
     pairs_NC = propose(step, residual_RD, own_R, beam if is_whole else 1, proposed).view(rows // beam, -1)
     if not step.ranks:
