@@ -374,8 +374,9 @@ class Killer:
                         os.waitpid(reader, 0)
                     assert ended == (0, 0), f"a reader ended: {ended}"
             with self.kind.open(folder) as docs:
-                self.kind.run(docs, self.step, possible[0], lambda *_, **__: None)
-                check(docs, [self.kind.after(one, self.step) for one in possible], payload=self.kind.payload)
+                state = check(docs, possible, payload=self.kind.payload)  # a step is of the state that there is
+                self.kind.run(docs, self.step, state, lambda *_, **__: None)
+                check(docs, [self.kind.after(state, self.step)], payload=self.kind.payload)
                 check_files(docs)
             shutil.rmtree(folder)
 
