@@ -22,7 +22,9 @@ from qinco.native import library
 from qinco.version import __version__
 
 REQUIRES = ["torch<3,>=2.10", "numpy>=1.26", 'nosuchpackage>=3.1; extra == "hdf5"', "othermissing>=2.0",
-            'pytest>=1; extra == "dev"', 'qinco[hdf5]; extra == "dev"']  # fmt: skip
+            'pytest>=1; extra == "dev"', 'qinco[hdf5]; extra == "dev"',
+            'nosuchsuite>=5; extra == "integrations"',
+            'nosuchtool; extra == "release"', 'nosuchsite; extra == "docs"']  # fmt: skip
 
 
 def write(path: Path, text: str = "") -> None:
@@ -57,7 +59,8 @@ def test_packages(monkeypatch, capsys):
     monkeypatch.setattr(metadata, "requires", lambda package: REQUIRES)
     monkeypatch.setattr(metadata, "version", version)
     facts, problems = inspect()
-    assert facts["not_installed"]["nosuchpackage"] == "pip install 'qinco[hdf5]'"
+    assert facts["not_installed"] == {
+        "nosuchpackage": "pip install 'qinco[hdf5]'", "othermissing": "pip install --upgrade qinco"}  # fmt: skip
     assert facts["versions"] == {"qinco": __version__, "python": platform.python_version()} | versions
     assert "2.9.1+cpu" in problems[0] and "torch>=2.10" in problems[0] and "othermissing" in problems[1]
     assert not any(word in " ".join(problems) for word in ("nosuchpackage", "pytest", "numpy"))

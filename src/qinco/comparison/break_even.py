@@ -32,7 +32,8 @@ class _Line(NamedTuple):
 
 def break_even(
     index: Mapping[str, Sequence[Row]], exact: Row | None, hnsw: Sequence[Row] = (), *,
-    memory_bytes: int | None = None, gigabytes_per_core: float = GIGABYTES_PER_CORE,
+    names: Mapping[str, str] | None = None, memory_bytes: int | None = None,
+    gigabytes_per_core: float = GIGABYTES_PER_CORE,
 ) -> dict:  # fmt: skip
     """Where indexes break even with an exact scan and with HNSW, as data and one plain sentence each.
 
@@ -40,6 +41,7 @@ def break_even(
         index: by the name of a codec what `time_index` gave, for one or two numbers of vectors.
         exact: what `time_exact` gave, or None.
         hnsw: what `time_hnsw` gave, of all libraries.
+        names: of codecs in the sentences, where they have others there.
         memory_bytes: of a machine; that of this one if None.
         gigabytes_per_core: a core costs as much as so many gigabytes of memory.
 
@@ -68,24 +70,33 @@ def break_even(
         "vectors": [], "memory": [], "queries_per_second": [],
     }  # fmt: skip
     for codec, rows in index.items():
-        if not rows:
-            continue
-        largest = max(rows, key=lambda row: row["rows"])
-        found["memory"] += _memory(codec, largest, exact, hnsw, memory_bytes)
-        for target in sorted({row["target"] for row in rows}):
-            own = [row for row in rows if row["target"] == target and row["query_us"] is not None]
-            top = max((row for row in rows if row["target"] == target), key=lambda row: row["rows"])
-            if top["query_us"] is None:  # what fewer vectors take says nothing about more of them
-                found["vectors"].append(_out_of_reach(codec, target, top))
-                continue
-            if exact is not None:
-                found["vectors"] += [_vectors(codec, target, own, exact, mode) for mode in _MODES]
-                found["queries_per_second"].append(_queries(codec, target, own, exact, "exact", gigabytes_per_core))
-            graphs = [row for row in hnsw if row["target"] == target and row["query_us"] is not None]
-            if graphs:
-                graph = min(graphs, key=lambda row: row["query_us"])
-                found["queries_per_second"].append(_queries(codec, target, own, graph, "hnsw", gigabytes_per_core))
+        if rows:
+            name = (names or {}).get(codec, codec)
+            for kind, ones in _of_codec(name, rows, exact, hnsw, memory_bytes, gigabytes_per_core).items():
+                found[kind] += [one | {"codec": codec} for one in ones]
     return found | _headline(found, index, exact)
+
+
+def _of_codec(
+    codec: str, rows: Sequence[Row], exact: Row | None, hnsw: Sequence[Row], memory_bytes: int, per_core: float
+) -> dict[str, list[dict]]:
+    """What is said of one codec, in sentences that call it `codec`."""
+    largest = max(rows, key=lambda row: row["rows"])
+    found = {"vectors": [], "memory": _memory(codec, largest, exact, hnsw, memory_bytes), "queries_per_second": []}
+    for target in sorted({row["target"] for row in rows}):
+        own = [row for row in rows if row["target"] == target and row["query_us"] is not None]
+        top = max((row for row in rows if row["target"] == target), key=lambda row: row["rows"])
+        if top["query_us"] is None:  # what fewer vectors take says nothing about more of them
+            found["vectors"].append(_out_of_reach(codec, target, top))
+            continue
+        if exact is not None:
+            found["vectors"] += [_vectors(codec, target, own, exact, mode) for mode in _MODES]
+            found["queries_per_second"].append(_queries(codec, target, own, exact, "exact", per_core))
+        graphs = [row for row in hnsw if row["target"] == target and row["query_us"] is not None]
+        if graphs:
+            graph = min(graphs, key=lambda row: row["query_us"])
+            found["queries_per_second"].append(_queries(codec, target, own, graph, "hnsw", per_core))
+    return found
 
 
 def _headline(found: Mapping[str, list[dict]], index: Mapping[str, Sequence[Row]], exact: Row | None) -> dict:
@@ -205,7 +216,7 @@ def _queries(codec: str, target: float, own: Sequence[Row], rival: Row, against:
         cheaper = "always" if saved >= 0 >= slower else "never"
         first, other = (codec, name) if cheaper == "always" else (name, codec)
         text = f"{first} costs less than {other} at any load {where}: it is no slower and no larger ({times})."
-        text = text[0].upper() + text[1:]
+        text = text if first == codec else text[0].upper() + text[1:]  # a codec's name stays as it is
     else:
         value, cheaper = abs(saved) / _GB / (per_core * abs(slower) / 1e6), "below" if saved > 0 else "above"
         first, other = (name, codec) if saved > 0 else (codec, name)

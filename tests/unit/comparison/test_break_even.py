@@ -86,6 +86,13 @@ def test_who_is_cheaper(own, expected):
     assert [one["index_is_cheaper"] for one in found] == [expected]
 
 
+@pytest.mark.parametrize("own_us", [100.0, 1000.0])
+def test_sentences_call_codecs_by_the_names_given(own_us):
+    found = break_even({"S-8": [row(query_us=own_us)]}, EXACT, [graph()], names={"S-8": "qinco2-S with 8 bytes"})
+    for one in found["vectors"] + found["memory"] + found["queries_per_second"]:
+        assert one["codec"] == "S-8" and "qinco2-S with 8 bytes" in one["sentence"] and "S-8" not in one["sentence"]
+
+
 def test_a_target_that_is_out_of_reach_among_all_vectors_breaks_even_nowhere():
     rows = [row(10_000), row(query_us=None, reason="R@10 is 0.850 at most")]
     found = break_even({"S": rows, "empty": []}, EXACT, [graph()])
