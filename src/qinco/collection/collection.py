@@ -23,6 +23,7 @@ from qinco.errors import ConfigError, DataError
 from qinco.progress import ProgressOption
 from qinco.search.metric import Metric
 from qinco.search.scan import ENTRIES
+from qinco.vectors.mapped import suggest_file
 
 
 class Collection(ChangedCollection, FilledCollection):
@@ -157,8 +158,10 @@ class Collection(ChangedCollection, FilledCollection):
         if not read_only or not folder.exists():
             clear_leftovers(folder)
         if not (folder / FILE).is_file():
-            reason = f"it has no {FILE}" if folder.exists() else "there is no such folder"
-            raise DataError(f"{folder} is not a collection: {reason}; Collection.create or qinco index makes one")
+            reason, remedy = f"it has no {FILE}", "Collection.create or qinco index makes one"
+            if not folder.exists():
+                reason, remedy = "there is no such folder", suggest_file(folder) or remedy
+            raise DataError(f"{folder} is not a collection: {reason}. {remedy}")
         return Database(folder, read_only=read_only)
 
     def __getstate__(self):

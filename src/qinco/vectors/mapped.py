@@ -87,13 +87,18 @@ def check_size(path: Path, size: int, expected: int, promise: str) -> None:
 
 def missing_file(path: str | os.PathLike) -> DataError:
     """The error for a file that does not exist; suggests a file of a similar name in the same folder."""
+    hint = suggest_file(path)
+    return DataError(f"No such file: {path}" + (f". {hint}" if hint else ""))
+
+
+def suggest_file(path: str | os.PathLike) -> str:
+    """ "Did you mean X?" for a file or folder of a similar name in the same folder, or nothing."""
     wanted, found = Path(str(path)), []
     with suppress(OSError, ValueError), os.scandir(wanted.parent) as entries:
         found = [wanted.parent / entry.name for entry in islice(entries, _MAX_NAMES) if entry.name != wanted.name]
     # Equal suffixes say nothing about the names; but of files that have the same name otherwise, the last is suggested.
     found.sort(key=lambda file: file.suffix == wanted.suffix)
-    hint = suggest(wanted.stem, {file.stem: str(file) for file in found}, 0.75)
-    return DataError(f"No such file: {path}" + (f". {hint.strip()}" if hint else ""))
+    return suggest(wanted.stem, {file.stem: str(file) for file in found}, 0.75).strip()
 
 
 def file_size(path: Path, wanted: str = "a file") -> int:

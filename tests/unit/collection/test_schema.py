@@ -142,6 +142,9 @@ def test_other_databases_and_newer_versions_are_refused(docs, tmp_path):
     docs.close()
     with pytest.raises(DataError, match="no such folder"):
         Collection.open(tmp_path / "missing")
+    (tmp_path / "pages.qinco").mkdir()
+    with pytest.raises(DataError, match=r"pages\.qinco\?"):
+        Collection.open(tmp_path / "page.qinco")
     with pytest.raises(DataError, match="has no"):
         Collection.open(tmp_path)
     connection = sqlite3.connect(docs.folder / FILE)
