@@ -113,7 +113,7 @@ def report() -> dict:
     }  # fmt: skip
     return {
         "format": 1, "command": "qinco compare trainset=train.npy db=base.npy queries=query.npy bytes=[8,16,24,32,48] "
-        "minutes=10 output=report/", "date": "2026-11-29", "qinco": "0.1.0", "commit": "0123abcd",
+        "minutes=10 output=report/", "date": "2026-11-29", "qinco": "1.0.0", "commit": "0123abcd",
         "machine": {"processor": "AMD EPYC", "cores": 2, "memory_bytes": 24 * 2**30, "level": "avx512_bf16",
                     "threads_timed": 1, "python": "3.11.7", "faiss": "1.15.1"},
         "data": {"train": {"path": "train.npy", "rows": 80000, "dim": 384, "dtype": "float32"},
