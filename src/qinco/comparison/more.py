@@ -100,9 +100,11 @@ def add(
 def best_codecs(cells: Sequence[dict], folder: Path) -> dict[str, Path]:
     """Paths of our codecs by their cells: of each size that with the least error on vectors held out in training.
 
+    An index calibrates its ranking, so of a codec's cells that with the calibration's byte stands for it.
+
     Example:
         >>> best_codecs(report["cells"], Path("report"))
-        {'qinco2-S-8': PosixPath('report/codecs/qinco2-S-8.safetensors')}
+        {'qinco2-S-8-calibrated-9': PosixPath('report/codecs/qinco2-S-8.safetensors')}
     """
     best: dict[float, dict] = {}
     for cell in cells:
@@ -110,7 +112,8 @@ def best_codecs(cells: Sequence[dict], folder: Path) -> dict[str, Path]:
             error = cell["settings"]["valid_mse"]
             if cell["bytes"] not in best or error < best[cell["bytes"]]["settings"]["valid_mse"]:
                 best[cell["bytes"]] = cell
-    return {cell["id"]: folder / cell["codec"] for cell in best.values()}
+    once = {best[size]["codec"]: best[size]["id"] for size in sorted(best)}
+    return {id: folder / codec for codec, id in once.items()}
 
 
 def _fingerprint(problem: Problem) -> str:

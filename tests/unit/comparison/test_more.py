@@ -75,6 +75,12 @@ def test_the_best_codec_of_each_size_is_taken(tmp_path):
     assert best_codecs(cells, tmp_path) == {"b": tmp_path / "codecs/b", "c": tmp_path / "codecs/c"}
 
 
+def test_a_codec_is_indexed_once_whatever_its_cells(tmp_path):
+    settings = {"valid_mse": 1.0}
+    cells = [OURS | {"id": f"S-{size}", "bytes": size, "codec": "codecs/S", "settings": settings} for size in (17, 16)]
+    assert best_codecs(cells, tmp_path) == {"S-17": tmp_path / "codecs/S"}
+
+
 @pytest.mark.parametrize(
     "given",
     [{"parts": ("exact", "graphs")}, {"codecs": {"T": "t"}}, {"targets": ()}, {"limit_seconds": 0},
