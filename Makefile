@@ -1,6 +1,6 @@
 # One virtual environment for everything; `make test` on a fresh clone needs nothing but Python 3.11 and make.
 #
-#   make test            the quick tests, and the 20 slowest of them (about three minutes of one core)
+#   make test            the quick tests, and the 20 slowest of them (about ten minutes of one core)
 #   make lint            style and types; `make format` fixes the style
 #   make test-all        the slow tests too
 #   make test-levels     engines, codecs and search forced to each lower instruction set of this processor

@@ -123,6 +123,7 @@ def test_errors_and_limits_are_cells_and_end_nothing(tmp_path):
     assert {result["queries"] for cell in report["cells"] for result in cell["results"]} == {HELD_OUT}
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on(tmp_path):
     for name, x_ND in (("train", TRAIN), ("base", BASE)):
         np.save(tmp_path / f"{name}.npy", x_ND)

@@ -257,7 +257,7 @@ def test_an_index_whose_distances_float32_cannot_hold_is_refused(scale):
 # Stages
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", [METRICS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in METRICS[1:])])
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_stage_orders_better_than_the_one_before(kind, metric):
     index = built(kind, metric, pairwise=True)

@@ -272,6 +272,7 @@ def test_writers_and_readers_at_the_same_time(tmp_path):
     assert listing(tmp_path) == expected_listing(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_end_at_any_operation_on_files_leaves_the_old_index_or_the_new_one(tmp_path):
     assert count_points(Path(__file__), tmp_path) > 100
 

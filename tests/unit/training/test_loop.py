@@ -97,7 +97,8 @@ def check_elsewhere(elsewhere, config=ARCHITECTURES["projected"], rel=1e-3, **op
 
 
 @pytest.mark.parametrize(("name", "options"), [(name, {}) for name in ARCHITECTURES] +
-                         [("projected", options) for options in OPTIONS], ids=str)  # fmt: skip
+                         [pytest.param("projected", options, marks=pytest.mark.slow) for options in OPTIONS],
+                         ids=str)  # fmt: skip
 def test_runs_elsewhere_are_those_of_the_processor(name, options, elsewhere):
     check_elsewhere(elsewhere, ARCHITECTURES[name], **options)
 
