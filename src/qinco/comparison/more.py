@@ -91,7 +91,7 @@ def add(
             kept, scales = Kept(folder / FOLDER, {}, tell), scales or {}
             report["scaling"] = {name: _scaling(name, scales.get(name), kept, limit_seconds) for name in SCALING}
     ours = {id: cell.get("index", []) + cell.get("index_of_fewer", []) for id, cell in cells.items() if cell["ours"]}
-    names = {id: f"{cell['family']} with {cell['bytes']:g} bytes" for id, cell in cells.items() if cell["ours"]}
+    names = {id: f"{cell['family']} of {cell['bytes']:g} bytes" for id, cell in cells.items() if cell["ours"]}
     given = {"memory_bytes": report.get("machine", {}).get("memory_bytes"), "gigabytes_per_core": gigabytes_per_core}
     report["break_even"] = break_even(ours, report.get("exact"), report.get("hnsw", ()), names=names, **given)
     return report
