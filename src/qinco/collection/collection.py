@@ -158,10 +158,11 @@ class Collection(ChangedCollection, FilledCollection):
         if not read_only or not folder.exists():
             clear_leftovers(folder)
         if not (folder / FILE).is_file():
-            reason, remedy = f"it has no {FILE}", "Collection.create or qinco index makes one"
-            if not folder.exists():
-                reason, remedy = "there is no such folder", suggest_file(folder) or remedy
-            raise DataError(f"{folder} is not a collection: {reason}. {remedy}")
+            is_there = folder.exists()
+            reason = f"it has no {FILE}" if is_there else "there is no such folder"
+            remedy = "Collection.create or qinco index makes one"
+            hint = "" if is_there else suggest_file(folder)
+            raise DataError(f"{folder} is not a collection: {reason}; {remedy}" + (f". {hint}" if hint else ""))
         return Database(folder, read_only=read_only)
 
     def __getstate__(self):
