@@ -41,7 +41,7 @@ def break_even(
         index: by the name of a codec what `time_index` gave, for one or two numbers of vectors.
         exact: what `time_exact` gave, or None.
         hnsw: what `time_hnsw` gave, of all libraries.
-        names: of codecs in the sentences, where they have others there.
+        names: what sentences call the codecs, by their names in `index`, which they are called by if it is None.
         memory_bytes: of a machine; that of this one if None.
         gigabytes_per_core: a core costs as much as so many gigabytes of memory.
 
