@@ -21,7 +21,7 @@ _READ_DATABASE = ("eval", "eval_time", "search", "encode", "compare")
 _NOTES = {
     "lr": ", fitted to the run",
     "batch": ", fitted to the run",
-    "ds.valset": ", at most a tenth of the training vectors",
+    "ds.valset": ", at most a fortieth of the training vectors, or 1,000",
     "de": ", the dimension of the vectors",
 }
 
@@ -177,4 +177,7 @@ def _training(name: str, given: Mapping[str, Any]) -> Resolved:
         return Resolved(value, "fitted to minutes")
     if value != value_of("default", True):
         return Resolved(value, f"recipe {recipe}")
-    return Resolved(KEYS[name].default if name == "ds.valset" else value, "default" + _NOTES.get(name, ""))
+    if name == "ds.valset":
+        share = ", at most a tenth of the training vectors" if recipe == "paper" else _NOTES[name]
+        return Resolved(KEYS[name].default, f"default{share}")
+    return Resolved(value, "default" + _NOTES.get(name, ""))

@@ -15,7 +15,14 @@ import torch
 
 from qinco.atomic import check_output, exclusive, user_path
 from qinco.codec.columns import cut
-from qinco.codec.plan import TrainingPlan, check_same_run, check_values, plan_training, rows_shuffled, split_validation
+from qinco.codec.plan import (
+    TrainingPlan,
+    check_same_run,
+    check_values,
+    held_out_before,
+    plan_training,
+    split_validation,
+)
 from qinco.codec.recorder import Recorder, log_path
 from qinco.codec.suited import is_short
 from qinco.config import AUTO_PRESET, EncodeOptions, ModelConfig, by_field, require_bool, require_int, require_number
@@ -327,7 +334,7 @@ def begun_with(output, is_new_model: bool = False, given=(), preset: str | None 
         chosen = {name: header["train"][name] for name in {"optimizer"} & header["train"].keys() - set(given)}
         if is_new_model and preset == AUTO_PRESET and not _SIZES & set(given):
             chosen |= {name: header["model"][name] for name in _SIZES}
-        return {"rows_shuffled": rows_shuffled(header)} | earlier | ranks | chosen
+        return held_out_before(header, header["num_vectors"]) | earlier | ranks | chosen
     return {}
 
 

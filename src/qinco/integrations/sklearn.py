@@ -51,8 +51,8 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def fit(self, X, y=None):
         """Train a codec on vectors and return the transformer.
 
-        X is (N, D) integers or floats, finite, of any kind that `Codec.fit` takes, at least 3 rows; a tenth (10,000 at
-        most) is for validation.
+        X is (N, D) integers or floats, finite, of any kind that `Codec.fit` takes, at least 3 rows; a
+        fortieth (1,000, but a tenth at most; 10,000 at most) is for validation.
         """
         X = np.asarray(validate_data(self, cast(Any, _plain_matrix(X)), dtype="numeric", ensure_min_samples=3))
         names = ("num_steps", "codebook_size", "epochs", "minutes", "num_pairs", "num_candidates", "beam_width")

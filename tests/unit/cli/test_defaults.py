@@ -123,7 +123,8 @@ def test_sources():
     assert resolved(*TRAIN, "model_args=qinco1")["de"] == (None, "default, the dimension of the vectors")
     assert resolved(*TRAIN, "qinco1_mode=true", "de=24")["de"] == (None, "qinco1_mode, the dimension of the vectors")
     assert resolved(*TRAIN, "cpu=true")["device"] == ("cpu", "cpu=true")
-    assert resolved(*TRAIN)["ds.valset"] == (10_000, "default, at most a tenth of the training vectors")
+    assert resolved(*TRAIN)["ds.valset"] == (10_000, "default, at most a fortieth of the training vectors, or 1,000")
+    assert resolved(*TRAIN, "recipe=paper")["ds.valset"] == (10_000, "default, at most a tenth of the training vectors")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_it_is_what_training_does(words):
     assert shown["de"] in (done["de"], None)
     assert shown["de"] or run.model_config.embed_dim == DIM
     shown["de"] = done["de"]
-    if run.train_options.num_valid is None:
+    if "ds.valset" not in settings.given_values:  # chosen by the number of vectors, which nobody knows before
         assert shown.pop("ds.valset") == 10_000 and found["ds.valset"].source.startswith("default, ")
         del done["ds.valset"]
     done["A"] = 0 if not run.encode_options.preselects else done["A"]

@@ -50,6 +50,15 @@ def test_validation_has_some_of_every_part_of_the_file(period):
     assert shares(valid[:]).min() > 60 and shares(valid[:]).sum() == 2000
 
 
+@pytest.mark.parametrize(
+    ("count", "wanted"), [(300, 30), (9_000, 900), (20_000, 1_000), (80_000, 2_000), (1_000_000, 10_000)]
+)
+def test_few_vectors_are_held_out(count, wanted):
+    source = as_source(np.zeros((count, 1), np.float32))
+    assert plan_training(source, None, {}).train_options.num_valid == wanted
+    assert plan_training(source, None, {"num_valid": 7}).train_options.num_valid == 7
+
+
 def test_the_papers_recipe_validates_on_the_last_vectors():
     options = TrainOptions.from_recipe("paper", ModelConfig(4))
     train, valid = split_validation(numbered(), options.num_valid, 16, options.rows_shuffled)
@@ -67,6 +76,22 @@ def test_a_run_of_an_older_version_keeps_its_validation_vectors(tmp_path):
     resumed = Codec.fit(x_ND, **settings, resume=True)
     assert resumed.provenance["valid_mse"] == older.provenance["valid_mse"]
     assert Codec.fit(x_ND, **settings | {"output": None}).provenance["valid_mse"] != older.provenance["valid_mse"]
+
+
+def test_a_run_that_held_out_a_tenth_goes_on_with_the_same_vectors(tmp_path):
+    x_ND, output = np.random.default_rng(0).standard_normal((12_000, 4), np.float32), tmp_path / "x.safetensors"
+    settings = {"num_steps": 1, "codebook_size": 4, "num_blocks": 0, "device": "cpu", "epochs": 1, "output": output}
+    older = Codec.fit(x_ND, **settings, num_valid=1200)
+    header, tensors = load_state(output)
+    header["train"]["num_valid"] = header["best"]["train"]["num_valid"] = None  # what older versions wrote
+    parts = ("model", "encode", "train", "progress", "best", "num_vectors", "fingerprint")
+    save_state(output, {name: header[name] for name in parts}, tensors)
+    resumed = Codec.fit(x_ND, **settings, resume=True)
+    assert resumed.provenance["valid_mse"] == older.provenance["valid_mse"]
+    resumed.provenance["train"]["num_valid"] = None
+    longer = plan_training(as_source(x_ND), None, {}, initial=resumed).train_options
+    assert longer.num_valid == 1200 and not longer.rows_shuffled
+    assert plan_training(as_source(x_ND[1:]), None, {}, initial=resumed).train_options.num_valid == 1000
 
 
 def test_samples_have_some_of_every_part_of_the_file():
