@@ -38,7 +38,7 @@ from qinco.vectors.rows import VectorSource, stratified_rows
 
 _VECTORS_PER_CODEWORD = 16
 _VALID_ROWS = 4096
-_LATE_SHARE, _PACE_EPOCHS = 0.05, 3  # of the time that a run has; the last epochs, whose time says how fast it goes
+_OFF_SHARE, _PACE_EPOCHS = 0.05, 3  # of the time that a run has; the last epochs, whose time says how fast it goes
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class StepReport:
 class EpochReport:
     """After an epoch (number 0 is the start): mean squared errors in data space, summed over dimensions.
 
-    `epochs` is None until it is known how many there will be. `ending` says why it has become less, where it has.
+    `epochs` is None until it is known how many there will be. `ending` says why it has changed, where it has.
     """
 
     epoch: int
@@ -195,7 +195,8 @@ class Training:
     def run(self) -> Generator[StepReport | EpochReport, None, None]:
         """Train to the end; yields a report of the start, and one after every step and every epoch.
 
-        A run that has so many seconds ends earlier than planned where epochs take much longer than they were to.
+        A run that has so many seconds ends earlier or later than planned where epochs take another time than they were
+        to.
 
         An interrupt (KeyboardInterrupt) leaves the state as it was after the last step, or before the validation that
         it ended. It is held back while a report of an epoch is worked on.
@@ -301,20 +302,25 @@ class Training:
             )  # fmt: skip
 
     def _keep_time(self) -> str | None:
-        """Bring the end forward where epochs take longer than planned, so that the run takes the time that it has."""
+        """Move the end where epochs do not take as long as planned, so that the run takes the time that it has.
+
+        It is not put off when the rate already falls to its end, which the last steps would have to climb back from.
+        """
         position, limit, epochs = self.position, self.plan.seconds, self.schedule.epochs
         since, self.reported_at = self.reported_at, position.seconds
         if limit is None or epochs is None or since is None:
             return None
         self.epoch_seconds.append(position.seconds - since)
         pace, left = fmean(self.epoch_seconds), limit - position.seconds
-        is_late = (epochs - position.epoch) * pace > left + _LATE_SHARE * limit
-        wanted = max(position.epoch + 1, position.epoch + int(left / pace)) if is_late else epochs
+        spare = left - (epochs - position.epoch) * pace
+        is_movable = spare < 0 or not self.schedule.is_late(position.epoch * self.plan.steps_per_epoch)
+        is_off = abs(spare) > _OFF_SHARE * limit and is_movable and position.epoch < epochs
+        wanted = position.epoch + max(1, int(left / pace)) if is_off else epochs
         wanted = self.processes.from_main(wanted)
-        if wanted >= epochs:
+        if wanted == epochs:
             return None
         self.schedule.finish(position.epoch, wanted)
-        return "epochs take longer than planned"
+        return f"epochs take {'longer' if wanted < epochs else 'less time'} than planned"
 
     @torch.no_grad()
     def validate(self, source: VectorSource | None = None) -> list[float]:

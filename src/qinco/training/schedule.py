@@ -94,11 +94,11 @@ class Schedule(ABC):
     """
 
     STATE: tuple[str, ...] = ()  # attributes that a resumed run needs
-    ENDING: tuple[str, ...] = ("epochs",)  # and those that it needs when its end has been brought forward
+    ENDING: tuple[str, ...] = ("epochs",)  # and those that it needs when its end has been moved
     may_end_early = False
 
     def __init__(self, options: TrainOptions, plan: StepPlan):
-        self.options, self.plan, self.ends_early = options, plan, False
+        self.options, self.plan, self.end_moved = options, plan, False
         self.epochs: int | None = plan.epochs
 
     def rate(self, step: int) -> float:
@@ -131,18 +131,18 @@ class Schedule(ABC):
 
     def finish(self, epoch: int, epochs: int) -> None:
         """After `epoch` epochs, decide to end after `epochs`."""
-        self.epochs, self.ends_early = epochs, True
+        self.epochs, self.end_moved = epochs, True
 
     def is_over(self, epoch: int) -> bool:
         """Whether training ends after this epoch."""
         return self.epochs is not None and epoch >= self.epochs
 
     def state(self) -> dict:
-        return {name: getattr(self, name) for name in self.STATE + (self.ENDING if self.ends_early else ())}
+        return {name: getattr(self, name) for name in self.STATE + (self.ENDING if self.end_moved else ())}
 
     def restore(self, state: dict) -> None:
-        self.ends_early = "epochs" in state
-        for name in self.STATE + (self.ENDING if self.ends_early else ()):
+        self.end_moved = "epochs" in state
+        for name in self.STATE + (self.ENDING if self.end_moved else ()):
             setattr(self, name, state[name])
 
     def _last_step(self) -> int:
@@ -240,7 +240,7 @@ class CooldownSchedule(Schedule):
         done = len(self.errors) - 1
         tail = max(1, math.ceil(done * _COOLDOWN / (1 - _COOLDOWN)))
         if self._pays_no_more():
-            self.finish(epoch, min(self.plan.epochs, epoch + tail))
+            self.finish(epoch, min(self.epochs or self.plan.epochs, epoch + tail))
             return "more epochs would gain little, so the learning rate falls now"
         if self.cooldown_from is None and epoch + tail >= self.plan.epochs:
             self.finish(epoch, self.plan.epochs)
@@ -272,8 +272,9 @@ class CooldownSchedule(Schedule):
 
     def finish(self, epoch: int, epochs: int) -> None:
         super().finish(epoch, epochs)
-        begin = max(epoch * self.plan.steps_per_epoch, self._usual_begin(epochs))
-        self.cooldown_from = begin if self.cooldown_from is None else min(begin, self.cooldown_from)
+        now = epoch * self.plan.steps_per_epoch
+        if not self._is_cooling(now):
+            self.cooldown_from = max(now, self._usual_begin(epochs))
 
     def _usual_begin(self, epochs: int) -> int:
         return round(epochs * self.plan.steps_per_epoch * (1 - _COOLDOWN))

@@ -236,10 +236,23 @@ def within(monkeypatch, step_seconds, schedule="cooldown"):
 def test_a_run_that_is_slower_than_planned_ends_earlier(monkeypatch, schedule):
     as_planned = within(monkeypatch, [1.0] * 50, schedule)
     assert as_planned[-1].epoch == as_planned[-1].epochs == 10 and as_planned[-1].seconds == 50
-    faster = within(monkeypatch, [0.1] * 50, schedule)
-    assert faster[-1].epoch == 10  # the plan is settled
     slow = within(monkeypatch, [3.0] * 50, schedule)
     assert [report.epochs for report in slow] == [10, 3, 3, 3] and slow[-1].seconds == 45
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "cooldown"])
+def test_a_run_that_is_faster_than_planned_uses_its_time(monkeypatch, schedule):
+    fast = within(monkeypatch, [0.5] * 200, schedule)
+    assert [report.epochs for report in fast[:3]] == [10, 20, 20] and fast[1].ending and not fast[2].ending
+    assert fast[-1].epoch == fast[-1].epochs == 20 and fast[-1].seconds == 50
+    assert fast[-1].lr < 0.1 * fast[5].lr
+
+
+def test_a_rate_that_falls_to_its_end_does_not_rise_again(monkeypatch):
+    reports = within(monkeypatch, [1.0] * 40 + [0.1] * 10)  # the last ten steps, of the last quarter
+    assert reports[-1].epoch == 10
+    rates = [report.lr for report in reports[7:]]
+    assert rates == sorted(rates, reverse=True)
 
 
 def test_an_end_follows_what_lasts(monkeypatch):

@@ -92,6 +92,27 @@ def test_a_cooldown_that_is_to_end_earlier_keeps_its_shape():
     assert schedule.is_over(7)
 
 
+@pytest.mark.parametrize("name", ["cosine", "cooldown"])
+def test_an_end_may_be_put_off(name):
+    schedule = scheduled(epochs=8, schedule=name)
+    before = rates_of(schedule)
+    schedule.finish(4, 20)
+    rates = rates_of(schedule)
+    assert rates[40] == pytest.approx(before[40])
+    assert rates[40:] == sorted(rates[40:], reverse=True) and len(rates) == 200
+    assert name == "cosine" or rates[40:] == rates_of(scheduled(epochs=20, schedule=name))[40:]
+
+
+def test_a_run_whose_end_was_put_off_may_still_learn_by_heart():
+    schedule = scheduled(epochs=8, schedule="cooldown")
+    schedule.finish(4, 40)
+    for epoch in range(21):
+        if schedule.observe(epoch, 0.85 ** min(epoch, 6), 0.8**epoch if epoch else None):
+            break
+    assert 8 < epoch < schedule.epochs < 20
+    assert schedule.is_late(10 * epoch) and schedule.rate(10 * schedule.epochs - 1) < 0.1
+
+
 def test_training_without_an_end_goes_on_while_a_doubling_pays():
     schedule = scheduled(epochs=None, schedule="cooldown", ramp_epochs=0, least_gain=0.1)
     assert schedule.epochs is None and not schedule.is_over(10**6)
