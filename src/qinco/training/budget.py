@@ -31,10 +31,15 @@ _ROWS_PER_BATCH = 16  # vectors for each one of a batch, at least: few vectors a
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an optimizer step by its batch size, and of validation by its vectors, on all processes together."""
+    """Seconds of an optimizer step by its batch size, and of validation by its vectors, on all processes together.
+
+    Steps are those of the whole run on average; a late one, encoded with more candidates, takes `late_cost` times as
+    long as an early one.
+    """
 
     steps: dict[int, float]
     valid: dict[int, float]
+    late_cost: float = 1.0
 
     def step(self, batch_size: int) -> float:
         """Of one step: on the line through the smallest and the largest batch that were measured.
@@ -76,8 +81,9 @@ def measure(training: Training, batches: tuple[int, ...] = MEASURED_BATCHES, lim
         size: sum(share * of[size] for share, of in zip(shares.values(), times, strict=True))
         for size in batches if all(size in of for of in times)
     }  # fmt: skip
+    late_cost = times[-1][max(steps)] / times[0][max(steps)]
     sizes = tuple(sorted({min(size, len(valid)) for size in _MEASURED_VALID}))
-    return Pace(steps, _times(validate, sizes, limit, training.processes))
+    return Pace(steps, _times(validate, sizes, limit, training.processes), late_cost)
 
 
 def _times(work: Callable[[int], object], sizes: tuple[int, ...], limit: float, processes: Processes) -> dict:
@@ -137,7 +143,7 @@ def settle(options: TrainOptions, pace: Pace, seconds: float, num_train: int, nu
     total = per_epoch * epochs
     return StepPlan(
         per_epoch * batch * accumulate, batch, per_epoch, epochs, total // 10 if options.ramp_epochs else 0,
-        options.lr or fitted_lr(total, batch * accumulate), seconds, rows,
+        options.lr or fitted_lr(total, batch * accumulate), seconds, rows, late_cost=pace.late_cost,
     )  # fmt: skip
 
 

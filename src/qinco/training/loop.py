@@ -39,6 +39,7 @@ from qinco.vectors.rows import VectorSource, stratified_rows
 _VECTORS_PER_CODEWORD = 16
 _VALID_ROWS = 4096
 _OFF_SHARE, _PACE_EPOCHS = 0.05, 3  # of the time that a run has; the last epochs, whose time says how fast it goes
+_SAMPLED_STEPS = 8  # of an epoch, that say how many of its steps are late
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,10 @@ class Training:
         size = plan.batch_size * self.options.grad_accumulate
         self.optimizers = Optimizers(self.model, self.options, plan.lr, self.precision, size)
         self.use, self.position = CodewordUse(self.model), RunPosition()
-        # When an epoch was last reported, and how long the last ones took; None where they were not seen as a whole.
+        # When an epoch was last reported, None where it was not seen as a whole, and how long the last ones took for
+        # what they cost.
         self.reported_at: float | None = None
-        self.epoch_seconds: deque[float] = deque(maxlen=_PACE_EPOCHS)
+        self.paces: deque[float] = deque(maxlen=_PACE_EPOCHS)
 
     def _batch_options(self, is_late: bool) -> EncodeOptions:
         return narrow_options(self.encode_options, is_late) if self.options.narrow_beam else self.encode_options
@@ -308,19 +310,31 @@ class Training:
         """
         position, limit, epochs = self.position, self.plan.seconds, self.schedule.epochs
         since, self.reported_at = self.reported_at, position.seconds
-        if limit is None or epochs is None or since is None:
+        if limit is None or epochs is None or since is None or position.epoch == epochs:
             return None
-        self.epoch_seconds.append(position.seconds - since)
-        pace, left = fmean(self.epoch_seconds), limit - position.seconds
-        spare = left - (epochs - position.epoch) * pace
-        is_movable = spare < 0 or not self.schedule.is_late(position.epoch * self.plan.steps_per_epoch)
-        is_off = abs(spare) > _OFF_SHARE * limit and is_movable and position.epoch < epochs
-        wanted = position.epoch + max(1, int(left / pace)) if is_off else epochs
+        done, rest = self._cost(position.epoch - 1, position.epoch), self._cost(position.epoch, epochs)
+        self.paces.append((position.seconds - since) / done)
+        left, allowed = limit - position.seconds, _OFF_SHARE * limit
+        late_by = rest * fmean(self.paces) - left
+        is_late = self.schedule.is_late(position.epoch * self.plan.steps_per_epoch)
+        may_go_on = self.plan.late_cost is not None and not is_late
+        is_off = late_by > allowed or (may_go_on and -late_by > allowed)
+        fitting = int((epochs - position.epoch) * left / (late_by + left))
+        wanted = position.epoch + max(1, fitting) if is_off else epochs
         wanted = self.processes.from_main(wanted)
         if wanted == epochs:
             return None
         self.schedule.finish(position.epoch, wanted)
         return f"epochs take {'longer' if wanted < epochs else 'less time'} than planned"
+
+    def _cost(self, first: int, last: int) -> float:
+        """What epochs from `first` up to `last` cost, in epochs of early steps."""
+        number = _SAMPLED_STEPS * max(0, last - first)
+        late = sum(
+            self.schedule.is_late(int((first + (i + 0.5) / _SAMPLED_STEPS) * self.plan.steps_per_epoch))
+            for i in range(number)
+        )
+        return (number + late * ((self.plan.late_cost or 1.0) - 1)) / _SAMPLED_STEPS
 
     @torch.no_grad()
     def validate(self, source: VectorSource | None = None) -> list[float]:

@@ -54,6 +54,7 @@ class StepPlan:
     seconds: float | None = None  # the training should not take longer, start not included
     num_valid: int | None = None  # vectors to validate on; None: all that there are for it
     num_ranked: int | None = None  # vectors that rankers are fitted to in the end; None: the usual number
+    late_cost: float | None = None  # of a late step, in early ones; None in states of older versions
 
     @property
     def total_steps(self) -> int:

@@ -106,6 +106,18 @@ def test_large_batches_are_not_measured_where_that_takes_long():
     assert set(sizes) == {10}
 
 
+def test_late_steps_are_measured_beside_early_ones():
+    run = run_of()
+
+    def optimizer_step(parts, lr):
+        time.sleep(0.002 if run.batch_encode_options.beam_width == 2 else 0.006)
+
+    run.optimizer_step = optimizer_step
+    pace = measure(run, (32,), 0.1)
+    assert 2 < pace.late_cost < 4
+    assert settle(run.options, pace, 60.0, 250, 50).late_cost == pace.late_cost
+
+
 def test_few_vectors_and_large_batches_are_measured(device):
     pace = measure(run_of(80), (128, 1024), 0.01)  # more than there are vectors
     assert pace.step(1024) > 0 and pace.validation(50) > 0

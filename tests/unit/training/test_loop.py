@@ -224,10 +224,10 @@ class Clock:
         return self.now
 
 
-def within(monkeypatch, step_seconds, schedule="cooldown"):
+def within(monkeypatch, step_seconds, schedule="cooldown", late_cost=1.0):
     """The reports of a run whose plan is 10 epochs of 5 steps of a second, for 52 seconds."""
     run = training(epochs=None, minutes=1.0, schedule=schedule, batch_size=50, shrinks=False)
-    run.begin(StepPlan(250, 50, 5, 10, 0, 1e-3, seconds=52.0, num_valid=20))
+    run.begin(StepPlan(250, 50, 5, 10, 0, 1e-3, seconds=52.0, num_valid=20, late_cost=late_cost))
     monkeypatch.setattr("qinco.training.loop.time", Clock(run, step_seconds))
     return epochs_of(run)
 
@@ -246,6 +246,13 @@ def test_a_run_that_is_faster_than_planned_uses_its_time(monkeypatch, schedule):
     assert [report.epochs for report in fast[:3]] == [10, 20, 20] and fast[1].ending and not fast[2].ending
     assert fast[-1].epoch == fast[-1].epochs == 20 and fast[-1].seconds == 50
     assert fast[-1].lr < 0.1 * fast[5].lr
+
+
+def test_late_steps_are_known_to_take_longer(monkeypatch):
+    seconds = [0.8] * 38 + [1.6] * 12  # 49.6 in all: as planned
+    for late_cost in (2.0, None):  # of a state that does not say
+        assert within(monkeypatch, seconds, late_cost=late_cost)[-1].epoch == 10
+    assert within(monkeypatch, [*seconds, *[0.8] * 50])[1].epochs > 10  # taken to be early ones
 
 
 def test_a_rate_that_falls_to_its_end_does_not_rise_again(monkeypatch):
