@@ -111,12 +111,12 @@ def test_what_is_stored_is_the_rule_not_the_machine():
     assert EncodeOptions(num_pairs=4, beam_width=2, precision="bf16").to_dict() == stored
 
 
-def test_presets_are_the_published_sizes_and_a_smaller_one():
+def test_presets_are_the_published_sizes_and_two_smaller_ones():
     names = ("num_blocks", "embed_dim", "hidden_dim")
     sizes = {name: tuple(preset.get(field) for field in names) for name, preset in PRESETS.items()}
     assert sizes == {
-        "qinco1": (16, None, 256), "qinco2-XS": (2, 64, 128), "qinco2-S": (2, 128, 256), "qinco2-M": (4, 384, 384),
-        "qinco2-L": (16, 384, 384),
+        "qinco1": (16, None, 256), "qinco2-XXS": (1, 64, 128), "qinco2-XS": (2, 64, 128), "qinco2-S": (2, 128, 256),
+        "qinco2-M": (4, 384, 384), "qinco2-L": (16, 384, 384),
     }  # fmt: skip
     assert EncodeOptions(num_candidates=16, beam_width=32) == PAPER_ENCODE_OPTIONS
     assert EncodeOptions(num_pairs=80, beam_width=40) == DEFAULT_ENCODE_OPTIONS
@@ -125,7 +125,7 @@ def test_presets_are_the_published_sizes_and_a_smaller_one():
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean qinco2-S"):
         find_preset("qinco2-s")
-    with pytest.raises(ConfigError, match="There are auto, qinco1, qinco2-XS, qinco2-S"):
+    with pytest.raises(ConfigError, match="There are auto, qinco1, qinco2-XXS, qinco2-XS, qinco2-S"):
         find_preset("zzz")
 
 

@@ -132,7 +132,7 @@ class Codec(SharedCodec):
 
         Args:
             x: (N, D) array, memory map, torch tensor, path or VectorSource of any float or integer type.
-            preset: "auto", "qinco1", "qinco2-XS", "-S", "-M" or "-L" (see `qinco.codec.fit.fit`); None: ModelConfig's.
+            preset: "auto", or the name of one of `qinco.PRESETS` (see `qinco.codec.fit.fit`); None: ModelConfig's.
             **settings: all arguments of `qinco.codec.fit.fit`: `num_parts` and `rotate` (PQ-QINCo, OPQ), `output`,
                 `resume` and `overwrite`, `device`, `coarse_centroids` (IVF), `initial`, `recipe`, `progress`,
                 `on_report`, and the fields of ModelConfig, EncodeOptions and TrainOptions (`num_steps`, ...). Give

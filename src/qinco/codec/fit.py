@@ -67,7 +67,7 @@ def fit(
         x: (N, D) vectors: array, memory map, torch tensor, path or VectorSource of any integer or float type. A source
             is streamed. `num_valid` vectors are for validation: some of all parts, so that the order of the rows does
             not matter, or the last ones with `rows_shuffled` and the paper's recipe.
-        preset: "auto", "qinco1", "qinco2-XS", "qinco2-S", "qinco2-M" or "qinco2-L"; None for ModelConfig's own
+        preset: "auto", "qinco1", "qinco2-XXS", "-XS", "-S", "-M" or "-L"; None for ModelConfig's own
             defaults. "auto" is qinco2-S, or qinco2-XS where `minutes` on this CPU are too few for more.
         output: codec file to write (.pt: a checkpoint of the authors' code). The run's state and log lie beside it
             (`.last`, `.jsonl`); a codec of several parts has these for each part (`.part_i`) until it is complete.

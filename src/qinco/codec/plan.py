@@ -98,7 +98,7 @@ def plan_training(
     if initial is not None:
         train_given = held_out_before(initial.provenance, len(source)) | train_given
     train = TrainOptions.from_recipe(recipe, config, **train_given)
-    if train.num_valid is None and not train.rows_shuffled:
+    if train.num_valid is None and not train.rows_shuffled and len(source) > 1:
         train = replace(train, num_valid=usual_num_valid(len(source)))
     return TrainingPlan(config, options, train, coarse_VD, initial)
 

@@ -19,7 +19,7 @@ class QincoTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     """Compresses vectors to codes of `num_steps` small integers, and back with `inverse_transform`.
 
     Args:
-        preset: "auto", "qinco1", "qinco2-XS", "qinco2-S", "qinco2-M" or "qinco2-L".
+        preset: "auto", "qinco1", "qinco2-XXS", "qinco2-XS", "qinco2-S", "qinco2-M" or "qinco2-L".
         num_steps: M, codes per vector.
         codebook_size: K, codewords per step, a power of two; at most the training vectors, with a UserWarning.
         epochs: passes over the training vectors; 10 where minutes are not given either.

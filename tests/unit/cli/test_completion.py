@@ -25,8 +25,8 @@ from qinco.datasets.catalogue import DATASETS
     (["build_index", "metric=i"], ["metric=inner_product"]),
     (["train_pairwise_decoder", "tables="], ["tables=float32", "tables=float16"]),
     (["search", "index="], [FILES]), (["eval", "epo"], []),
-    (["train", "model_args=qinco2"], ["model_args=qinco2-XS", "model_args=qinco2-S", "model_args=qinco2-M",
-     "model_args=qinco2-L"]),
+    (["train", "model_args=qinco2"], ["model_args=qinco2-XXS", "model_args=qinco2-XS", "model_args=qinco2-S",
+     "model_args=qinco2-M", "model_args=qinco2-L"]),
     (["eval", "model_args=n"], ["model_args=null"]), (["train", "opq="], ["opq=true", "opq=false"]),
     (["train", "scheduler.name="], ["scheduler.name=cosine", "scheduler.name=reduce_lr_plateau",
      "scheduler.name=cooldown"]),
@@ -104,7 +104,7 @@ def test_bash_completes_tasks_keys_and_values(tmp_path):
 
 @bash_only
 def test_bash_gets_only_what_follows_the_equals_sign(tmp_path):
-    values = ["qinco2-XS", "qinco2-S", "qinco2-M", "qinco2-L"]
+    values = ["qinco2-XXS", "qinco2-XS", "qinco2-S", "qinco2-M", "qinco2-L"]
     assert complete(tmp_path, ["train", "model_args", "=", "qinco2"], "train model_args=qinco2") == values
     assert complete(tmp_path, ["train", "cpu", "="], "train cpu=") == ["true", "false"]
     # task=train, as bash cuts it

@@ -79,7 +79,7 @@ def test_more_steps_have_a_lower_error_and_training_a_lower_one_than_its_start()
     assert errors == sorted(errors, reverse=True)
 
 
-@pytest.mark.parametrize("preset", ["qinco1", "qinco2-XS", "qinco2-S", "qinco2-M", None])
+@pytest.mark.parametrize("preset", ["qinco1", "qinco2-XXS", "qinco2-XS", "qinco2-S", "qinco2-M", None])
 @pytest.mark.parametrize("recipe", ["default", "paper"])
 def test_every_preset_and_recipe_trains(preset, recipe):
     rule = {"num_pairs": None, "beam_width": 2}
