@@ -16,10 +16,11 @@ import torch
 from qinco.atomic import check_output, exclusive, user_path
 from qinco.codec.columns import cut
 from qinco.codec.plan import (
+    SIZES,
     TrainingPlan,
+    begun_with,
     check_same_run,
     check_values,
-    held_out_before,
     plan_training,
     split_validation,
 )
@@ -38,7 +39,7 @@ from qinco.training.budget import MEASURED_BATCHES, MEASURED_SECONDS, MEASURED_S
 from qinco.training.codebooks import initialize_model, set_scales, set_steps
 from qinco.training.loop import Training
 from qinco.training.monitor import Report, estimate, monitor, summary_writer
-from qinco.training.options import EARLIER, TrainOptions
+from qinco.training.options import TrainOptions
 from qinco.training.processes import Processes
 from qinco.training.ranked import ranked_rows
 from qinco.training.rankers import clear_rankers
@@ -47,7 +48,6 @@ from qinco.vectors.rows import VectorSource, as_source, sample
 
 _LOG = logging.getLogger(__name__)
 _ROTATION_ROWS, _UNTRAINED_ROWS = 65_536, 1024
-_SIZES = {"num_blocks", "embed_dim", "hidden_dim"}  # what a preset decides
 Fitted = tuple[list[Qinco], np.ndarray | None, EncodeOptions, dict]
 
 
@@ -128,7 +128,7 @@ def fit(
         lock = Path(output).with_name(f".{Path(output).name}.lock")
         alone = exclusive(lock, f"another process is training {output}: wait for it, or give another output")
     with within_cores(), reporting(progress if processes.is_main else False) as report, terminable, alone:
-        is_open = preset == AUTO_PRESET and recipe == "default" and initial is None and not _SIZES & settings.keys()
+        is_open = preset == AUTO_PRESET and recipe == "default" and initial is None and not SIZES & settings.keys()
         if is_open and is_short(plan, processes, num_parts):
             plan = planned("qinco2-XS")
         runs = _Runs(plan, processes, resume, overwrite, mse_scale, report, on_report, num_parts)
@@ -320,22 +320,6 @@ def _joint(provenances: list[dict], num_parts: int) -> dict:
     """That of the first part, with the error of all; without it where some were not trained."""
     joint = provenances[0] | {"valid_mse": sum(found["valid_mse"] for found in provenances)}
     return joint if len(provenances) == num_parts else {n: v for n, v in joint.items() if n != "valid_mse"}
-
-
-def begun_with(output, is_new_model: bool = False, given=(), preset: str | None = None) -> dict:
-    """The settings of the run of an output, if one is begun, that older versions did not have or chose otherwise.
-
-    The optimizer is left out where it is `given`. With the preset "auto" they hold the sizes that were chosen.
-    """
-    states = filter(None, map(load_state, (output, f"{output}.part_0")))
-    for header, _ in states:
-        ranks = {"has_ranker": header["model"].get("has_ranker", False)} if is_new_model else {}
-        earlier = {name: value for name, value in EARLIER.items() if name not in header["train"]}
-        chosen = {name: header["train"][name] for name in {"optimizer"} & header["train"].keys() - set(given)}
-        if is_new_model and preset == AUTO_PRESET and not _SIZES & set(given):
-            chosen |= {name: header["model"][name] for name in _SIZES}
-        return held_out_before(header, header["num_vectors"]) | earlier | ranks | chosen
-    return {}
 
 
 def _check_parts(source: VectorSource, num_parts: int, rotate: bool, coarse_centroids, initial, output) -> None:

@@ -1,14 +1,16 @@
 """What a training run consists of, put together and checked before any work."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from qinco.compat.checkpoints import check_expressible
 from qinco.config import (
+    AUTO_PRESET,
     DEFAULT_ENCODE_OPTIONS,
     PAPER_ENCODE_OPTIONS,
     EncodeOptions,
@@ -24,7 +26,7 @@ from qinco.config import (
 from qinco.errors import ConfigError, DataError, differences
 from qinco.progress import Progress, silent
 from qinco.store.codec import CHECKPOINT_SUFFIX
-from qinco.store.run_state import state_path
+from qinco.store.run_state import load_state, state_path
 from qinco.training.options import EARLIER, TrainOptions
 from qinco.vectors.rows import VectorSource, as_source, check_dim, fingerprint, stratified_rows
 
@@ -33,6 +35,7 @@ MODEL_FIELDS = tuple(
 )
 ENCODE_FIELDS = ("num_candidates", "num_pairs", "beam_width")
 TRAIN_FIELDS = tuple(field.name for field in fields(TrainOptions))
+SIZES = {"num_blocks", "embed_dim", "hidden_dim"}  # what a preset decides
 _BLOCK_ROWS = 65_536
 
 
@@ -95,6 +98,8 @@ def plan_training(
     if is_checkpoint:
         check_expressible(config, options)
     train_given = {name: value for name, value in settings.items() if name in TRAIN_FIELDS}
+    if train_given.get("num_valid", 0) is None:
+        del train_given["num_valid"]
     if initial is not None:
         train_given = held_out_before(initial.provenance, len(source)) | train_given
     train = TrainOptions.from_recipe(recipe, config, **train_given)
@@ -208,6 +213,29 @@ def check_values(source: VectorSource, report: Progress = silent) -> None:
     if "int" not in str(source.dtype):
         for start, block in source.blocks(_BLOCK_ROWS):
             report("checking vectors", start + len(block), len(source), "vector")
+
+
+def begun_with(
+    output, is_new_model: bool = False, given: Mapping = MappingProxyType({}), preset: str | None = None
+) -> dict:
+    """The settings of the run of an output, if one is begun, that older versions did not have or chose otherwise.
+
+    Those of the optimizer and of validation are left out where they are `given`, as they must be the same. With the
+    preset "auto" they hold the sizes that were chosen.
+    """
+    states = filter(None, map(load_state, (output, f"{output}.part_0")))
+    for header, _ in states:
+        ranks = {"has_ranker": header["model"].get("has_ranker", False)} if is_new_model else {}
+        earlier = {name: value for name, value in EARLIER.items() if name not in header["train"]}
+        chosen = held_out_before(header, header["num_vectors"])
+        if given.get("num_valid") is not None:
+            chosen.pop("num_valid", None)
+        if "optimizer" not in given and "optimizer" in header["train"]:
+            chosen["optimizer"] = header["train"]["optimizer"]
+        if is_new_model and preset == AUTO_PRESET and not SIZES & given.keys():
+            chosen |= {name: header["model"][name] for name in SIZES}
+        return earlier | ranks | chosen
+    return {}
 
 
 def check_same_run(output, saved: dict, header: dict) -> None:

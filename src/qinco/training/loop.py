@@ -39,7 +39,6 @@ from qinco.vectors.rows import VectorSource, stratified_rows
 _VECTORS_PER_CODEWORD = 16
 _VALID_ROWS = 4096
 _OFF_SHARE, _PACE_EPOCHS = 0.05, 3  # of the time that a run has; the last epochs, whose time says how fast it goes
-_SAMPLED_STEPS = 8  # of an epoch, that say how many of its steps are late
 
 
 @dataclass(frozen=True)
@@ -312,7 +311,8 @@ class Training:
         since, self.reported_at = self.reported_at, position.seconds
         if limit is None or epochs is None or since is None or position.epoch == epochs:
             return None
-        done, rest = self._cost(position.epoch - 1, position.epoch), self._cost(position.epoch, epochs)
+        cost = self.schedule.cost
+        done, rest = cost(position.epoch - 1, position.epoch), cost(position.epoch, epochs)
         self.paces.append((position.seconds - since) / done)
         left, allowed = limit - position.seconds, _OFF_SHARE * limit
         late_by = rest * fmean(self.paces) - left
@@ -326,15 +326,6 @@ class Training:
             return None
         self.schedule.finish(position.epoch, wanted)
         return f"epochs take {'longer' if wanted < epochs else 'less time'} than planned"
-
-    def _cost(self, first: int, last: int) -> float:
-        """What epochs from `first` up to `last` cost, in epochs of early steps."""
-        number = _SAMPLED_STEPS * max(0, last - first)
-        late = sum(
-            self.schedule.is_late(int((first + (i + 0.5) / _SAMPLED_STEPS) * self.plan.steps_per_epoch))
-            for i in range(number)
-        )
-        return (number + late * ((self.plan.late_cost or 1.0) - 1)) / _SAMPLED_STEPS
 
     @torch.no_grad()
     def validate(self, source: VectorSource | None = None) -> list[float]:

@@ -38,7 +38,7 @@ def fitted_lr(num_steps: int, batch_size: int) -> float:
     return rate * min(1.0, batch_size / _THEIR_BATCH) ** 0.5
 
 
-_LATE_FACTOR, _SAMPLED_STEPS = 0.5, 200
+_LATE_FACTOR, _SAMPLED_STEPS, _SAMPLED_EACH = 0.5, 200, 8  # of a run, and of each epoch
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,13 @@ class Schedule(ABC):
         """The share of such steps in a whole run, as far as that is known."""
         total = self._last_step() + 1
         return sum(self.is_late(total * i // _SAMPLED_STEPS) for i in range(_SAMPLED_STEPS)) / _SAMPLED_STEPS
+
+    def cost(self, first: int, last: int) -> float:
+        """What epochs from `first` up to `last` take, in epochs of early steps."""
+        steps, late_cost = self.plan.steps_per_epoch, self.plan.late_cost or 1.0
+        number = _SAMPLED_EACH * (last - first)
+        late = sum(self.is_late(int((first + (i + 0.5) / _SAMPLED_EACH) * steps)) for i in range(number))
+        return (number + late * (late_cost - 1)) / _SAMPLED_EACH
 
     def observe(self, epoch: int, mse: float, loss: float | None) -> str | None:  # noqa: B027 (need not listen)
         """Hear the validation error after an epoch and its training loss, first those of the start, which has no loss.

@@ -8,6 +8,7 @@ from qinco.codec.centroids import kmeans
 from qinco.codec.codec import Codec
 from qinco.codec.plan import plan_training, split_validation
 from qinco.config import ModelConfig
+from qinco.errors import ConfigError
 from qinco.store.run_state import load_state, save_state
 from qinco.training.batches import batches
 from qinco.training.codebooks import set_scales
@@ -88,9 +89,12 @@ def test_a_run_that_held_out_a_tenth_goes_on_with_the_same_vectors(tmp_path):
     save_state(output, {name: header[name] for name in parts}, tensors)
     resumed = Codec.fit(x_ND, **settings, resume=True)
     assert resumed.provenance["valid_mse"] == older.provenance["valid_mse"]
+    with pytest.raises(ConfigError, match="num_valid=1200 there, 300 here"):
+        Codec.fit(x_ND, **settings, num_valid=300, resume=True)
     resumed.provenance["train"]["num_valid"] = None
     longer = plan_training(as_source(x_ND), None, {}, initial=resumed).train_options
     assert longer.num_valid == 1200 and not longer.rows_shuffled
+    assert plan_training(as_source(x_ND), None, {"num_valid": None}, initial=resumed).train_options == longer
     assert plan_training(as_source(x_ND[1:]), None, {}, initial=resumed).train_options.num_valid == 1000
 
 

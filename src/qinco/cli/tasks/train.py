@@ -31,7 +31,7 @@ def train(settings, console) -> None:
     from qinco.training.processes import Processes
 
     with needs_extra("training", "torch", "train"):
-        from qinco.codec.fit import begun_with
+        from qinco.codec.plan import begun_with
 
     begun = begun_with(settings["output"]) if settings["resume"] else {}
     source = open_trainset(settings, begun.get("rows_shuffled", settings["recipe"] == "paper"))
