@@ -318,9 +318,11 @@ class Training:
         late_by = rest * fmean(self.paces) - left
         is_late = self.schedule.is_late(position.epoch * self.plan.steps_per_epoch)
         may_go_on = self.plan.late_cost is not None and not is_late
-        is_off = late_by > allowed or (may_go_on and -late_by > allowed)
-        fitting = int((epochs - position.epoch) * left / (late_by + left))
-        wanted = position.epoch + max(1, fitting) if is_off else epochs
+        per_second, wanted = (epochs - position.epoch) / (late_by + left), epochs
+        if late_by > allowed:
+            wanted = position.epoch + max(1, int(left * per_second))
+        elif may_go_on:  # with as much in reserve, for the rest varies
+            wanted = max(epochs, position.epoch + int((left - allowed) * per_second))
         wanted = self.processes.from_main(wanted)
         if wanted == epochs:
             return None
