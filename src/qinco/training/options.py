@@ -23,7 +23,9 @@ class TrainOptions:
     batch_size: int | None = option(None, key="batch", help="vectors per step; null: fitted to the run, 1024 or less")
     grad_accumulate: int = option(1, key="grad_accumulate", help="batches per optimizer step")
     num_valid: int | None = option(
-        None, key="ds.valset", help="vectors for validation; null: a fortieth, or 1,000 if these are at most a tenth"
+        None,
+        key="ds.valset",
+        help="vectors for validation; if not given a fortieth, or 1,000 where these are at most a tenth",
     )
     rows_shuffled: bool = option(False, help="the rows are in random order, so the last are for validation, as in the "
                                  "papers; else some of all parts")  # fmt: skip
