@@ -19,6 +19,8 @@ from qinco.search.build import metric_of_codec, prepared
 from qinco.search.exhaustive import exhaustive_search
 from qinco.search.index import Index
 from qinco.store.codes import Codes
+from qinco.training.loop import EpochReport
+from qinco.training.monitor import Estimate
 from qinco.vectors.rows import VectorSource
 
 RESULTS = 100
@@ -71,8 +73,10 @@ def run_ours(job: Ours, sources: Sources, truths: list[Truth], folder: Path, rep
     begun, seen = time.monotonic(), {}
 
     def check(found) -> None:
-        if getattr(found, "total_epochs", None) is not None and "epochs" not in seen:
-            seen.update(epochs=found.total_epochs, passes=found.passes, lr=found.lr, batch=found.batch_size)
+        if isinstance(found, EpochReport):
+            seen["epochs"] = found.epoch  # not those planned: the end moves with the time that they take
+        elif isinstance(found, Estimate) and found.total_epochs is not None:
+            seen.update(passes=found.passes, lr=found.lr, batch=found.batch_size)
             if "minutes" in job.budget and found.total_epochs * found.passes < 1:
                 raise TooSlow(f"{job.budget['minutes']:g} minutes are too few to see each training vector once")
 

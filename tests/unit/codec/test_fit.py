@@ -200,7 +200,8 @@ def test_minutes_settle_the_plan():
     assert 0.1 < seconds < 60  # 3 on an idle machine
     estimate, start, last = reports[0], reports[1], reports[-1]
     assert isinstance(estimate, Estimate) and estimate.seconds < 3 and estimate.total_epochs > 1
-    assert start.epoch == 0 and last.epoch == last.epochs <= estimate.total_epochs
+    assert start.epoch == 0 and start.epochs == estimate.total_epochs
+    assert last.epoch == last.epochs  # which moves with the time that epochs take
     assert codec.provenance["train"]["minutes"] == 0.05 and codec.provenance["train"]["epochs"] is None
     assert codec.provenance["valid_mse"] <= start.mse
 

@@ -158,6 +158,7 @@ def test_our_codecs_and_their_prefixes(tmp_path):
     for cell in ours.values():
         assert cell["status"] == "done" and len(cell["results"]) == 3
         assert qinco.Codec.load(tmp_path / "report" / cell["codec"]).num_codes in (4, 6)
+    assert ours["qinco2-XS-6"]["settings"]["epochs"] == 1
     errors = ours["qinco2-XS-6"]["settings"]["mse_per_step"]
     assert sorted(errors, reverse=True) == errors and ours["qinco2-XS-6"]["results"][0]["mse"] == errors[-1]
 
